@@ -1,0 +1,93 @@
+"""softprompt: learn a few virtual tokens for a task on a frozen language model, see what they gain, use them.
+
+import softprompt as sp
+
+base   = sp.load("embedded:gemma-3-270m")                 # frozen, fingerprinted
+task   = sp.Task.classification("reviews/", template="{{ text }}\\nSentiment:")
+prompt = sp.fit(base, task, length=20, steps=300)         # learns, keeps the best, evaluates
+prompt.save("prompts/sentiment")
+
+predictor = sp.Predictor.of_prompt(base, sp.load_prompt("prompts/sentiment"))
+print(sp.evaluate(predictor, task.test).metric)           # value, 95% interval, n
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from softprompt.base import FrozenLM, load
+    from softprompt.baselines.written import choose_shots, written_prompt
+    from softprompt.config import TrainConfig
+    from softprompt.data import Example, Splits, read_splits
+    from softprompt.errors import SoftpromptError
+    from softprompt.evaluate import Evaluation, evaluate
+    from softprompt.fit import fit
+    from softprompt.generate import Sampling
+    from softprompt.metrics import Metric
+    from softprompt.predict import Prediction, Predictor
+    from softprompt.prefix import PromptState
+    from softprompt.store import Prompt, load_prompt
+    from softprompt.task import Task, TaskSpec
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "Evaluation": "evaluate",
+    "Example": "data",
+    "FrozenLM": "base",
+    "Metric": "metrics",
+    "Prediction": "predict",
+    "Predictor": "predict",
+    "Prompt": "store",
+    "PromptState": "prefix",
+    "Sampling": "generate",
+    "SoftpromptError": "errors",
+    "Splits": "data",
+    "Task": "task",
+    "TaskSpec": "task",
+    "TrainConfig": "config",
+    "choose_shots": "baselines.written",
+    "evaluate": "evaluate",
+    "fit": "fit",
+    "load": "base",
+    "load_prompt": "store",
+    "read_splits": "data",
+    "written_prompt": "baselines.written",
+}
+
+__all__ = [
+    "Evaluation",
+    "Example",
+    "FrozenLM",
+    "Metric",
+    "Prediction",
+    "Predictor",
+    "Prompt",
+    "PromptState",
+    "Sampling",
+    "SoftpromptError",
+    "Splits",
+    "Task",
+    "TaskSpec",
+    "TrainConfig",
+    "choose_shots",
+    "evaluate",
+    "fit",
+    "load",
+    "load_prompt",
+    "read_splits",
+    "written_prompt",
+]
+
+
+def __getattr__(name: str) -> Any:
+    # torch and transformers take seconds to import: only when a name that needs them is used
+    if name not in _HOME:
+        raise AttributeError(f"module 'softprompt' has no attribute '{name}'")
+    value = getattr(import_module(f"softprompt.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,6 @@
+"""``python -m softprompt``."""
+
+from softprompt.cli import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,307 @@
+"""The frozen language model: found, loaded, checked, fingerprinted.
+
+Shapes: ``B`` batch, ``T`` text length, ``P`` prompt length, ``H`` embedding size, ``V`` vocabulary, ``N`` positions.
+"""
+
+import hashlib
+import inspect
+import json
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from softprompt.embedded import MODEL_NAME as EMBEDDED_NAME
+from softprompt.embedded import embedded_model_folder
+from softprompt.errors import BaseModelError
+
+
+class FrozenLM:
+    """A causal language model whose weights never change, with its tokenizer.
+
+    Attributes:
+        model: the ``transformers`` model, in evaluation mode, no parameter requiring gradient.
+        backbone: the part of it that maps embeddings to hidden states, without the output layer.
+        tokenizer: the ``transformers`` tokenizer.
+        name: what the user called it.
+        bos_ids: token ids that the tokenizer puts in front of every text (often one, BOS; sometimes none).
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, name: str) -> None:
+        """Freeze ``model`` and check what it can do.
+
+        Raises:
+            BaseModelError: not a decoder-only model, or its logits are not a known function of its hidden states.
+        """
+        config: Any = model.config
+        if getattr(config, "is_encoder_decoder", False):
+            raise BaseModelError(f"'{name}' is an encoder-decoder model: expected a decoder-only (causal) model")
+        self.model: Any = model.eval().requires_grad_(False)
+        self.backbone: Any = self.model.base_model
+        if self.backbone is self.model:
+            raise BaseModelError(f"'{name}' ({type(model).__name__}) has no separate backbone: expected a causal model")
+        self.tokenizer = tokenizer
+        self.name = name
+        self.config: Any = config.get_text_config()
+        self.bos_ids = _bos_ids(tokenizer)
+        self._accepts = frozenset(inspect.signature(self.backbone.forward).parameters)
+        self._after_head = self._find_after_head()
+
+    @property
+    def device(self) -> torch.device:
+        """Where token embeddings live, hence where inputs go."""
+        return self.embedding_weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.embedding_weight.dtype
+
+    @property
+    def embedding_weight(self) -> Tensor:
+        """Token embeddings as stored, before any embedding scale: ``[V, H]``."""
+        weight: Tensor = self.model.get_input_embeddings().weight
+        return weight
+
+    @property
+    def embedding_size(self) -> int:
+        return self.embedding_weight.shape[1]
+
+    @property
+    def vocabulary_size(self) -> int:
+        return self.embedding_weight.shape[0]
+
+    @cached_property
+    def parameter_count(self) -> int:
+        """Parameters of the frozen model, tied weights counted once."""
+        return sum(parameter.numel() for parameter in self.model.parameters())
+
+    @property
+    def context_length(self) -> int | None:
+        """Longest sequence in tokens, if the model states one."""
+        for attribute in ("max_position_embeddings", "n_positions", "max_sequence_length"):
+            if isinstance(length := getattr(self.config, attribute, None), int):
+                return length
+        return None
+
+    @property
+    def sliding_window(self) -> int | None:
+        """Tokens that the narrowest attention layer sees, if any layer slides."""
+        window = getattr(self.config, "sliding_window", None)
+        if not isinstance(window, int) or getattr(self.config, "use_sliding_window", True) is False:
+            return None
+        return window
+
+    @cached_property
+    def embedding_std(self) -> float:
+        """Standard deviation of the token embeddings as the first layer sees them: the unit of the learning rate."""
+        # every k-th row: the whole table of a large model costs seconds and changes the third digit
+        step = max(1, self.vocabulary_size // 16384)
+        ids = torch.arange(0, self.vocabulary_size, step, device=self.device)
+        return float(self.embed(ids).float().std())
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Token ids of any shape to embeddings ``[..., H]``, with the model's own embedding scale."""
+        embedded: Tensor = self.model.get_input_embeddings()(ids)
+        return embedded
+
+    def run_backbone(self, **inputs: Any) -> Any:
+        """The backbone's forward pass; arguments that this family does not know are left out."""
+        return self.backbone(**{name: value for name, value in inputs.items() if name in self._accepts})
+
+    def logits(self, hidden: Tensor, rows: Tensor | None = None) -> Tensor:
+        """Hidden states ``[N, H]`` to logits in float32: ``[N, V]``, or ``[N, R]`` for the ``R`` token ids ``rows``."""
+        head = self.model.get_output_embeddings()
+        bias = getattr(head, "bias", None)
+        if rows is None:
+            logits: Tensor = head(hidden)
+        else:
+            logits = nn.functional.linear(hidden, head.weight[rows], None if bias is None else bias[rows])
+        return self._after_head(logits.float())
+
+    @cached_property
+    def fingerprint(self) -> dict[str, str]:
+        """SHA-256 of configuration, tokenizer and weights; the same on every device and in every dtype.
+
+        Weights are sampled (up to 4,096 evenly spaced values of every parameter, rounded to bfloat16): this takes
+        a second where hashing all takes a minute, and tells a merged LoRA apart, which leaves the embeddings alone.
+        """
+        config = self.config.to_dict()
+        for key in (
+            "_name_or_path",
+            "transformers_version",
+            "dtype",
+            "torch_dtype",
+            "use_cache",
+            "quantization_config",
+        ):
+            config.pop(key, None)
+        vocabulary = {
+            "vocab": self.tokenizer.get_vocab(),
+            "bos": self.bos_ids,
+            "example": self.tokenizer("A test: 123,\n\tnaïve.", add_special_tokens=False).input_ids,
+        }
+        weights = hashlib.sha256()
+        for parameter_name, parameter in sorted(self.model.named_parameters()):
+            weights.update(f"{parameter_name}{tuple(parameter.shape)}".encode())
+            flat = parameter.detach().reshape(-1)
+            sample = flat[:: max(1, flat.numel() // 4096)].to("cpu", torch.bfloat16)
+            weights.update(sample.view(torch.int16).numpy().tobytes())
+        return {
+            "config": _sha256_of_json(config),
+            "tokenizer": _sha256_of_json(vocabulary),
+            "weights": weights.hexdigest(),
+        }
+
+    @torch.no_grad()
+    def _find_after_head(self) -> Callable[[Tensor], Tensor]:
+        """Find what this family does to ``head(hidden)``, by comparing with its own full forward pass."""
+        ids = torch.arange(1, 5, device=self.device)[None]
+        expected = self.model(input_ids=ids).logits[0].float()
+        raw = self.model.get_output_embeddings()(self.run_backbone(input_ids=ids).last_hidden_state[0]).float()
+        tolerance = (1e-4 if self.dtype == torch.float32 else 2e-2) * float(expected.abs().max() + 1)
+        for candidate in _after_head_candidates(self.config):
+            if torch.allclose(candidate(raw), expected, atol=tolerance):
+                return candidate
+        raise BaseModelError(
+            f"'{self.name}' ({type(self.model).__name__}): its logits are not a known function of its hidden states; "
+            "softprompt cannot use this family yet"
+        )
+
+
+def load(
+    name: str | Path,
+    *,
+    device: str | None = None,
+    dtype: str | torch.dtype | None = None,
+    trust_remote_code: bool = False,
+    progress: Callable[[str], None] | None = None,
+) -> FrozenLM:
+    """Load and freeze a causal language model.
+
+    Args:
+        name: a Hugging Face hub name, a local folder, a ``.gguf`` file, or ``embedded:gemma-3-270m``.
+        device: ``cpu``, ``cuda``, ``cuda:1``, ``mps``; chosen if not given.
+        dtype: ``float32``, ``bfloat16`` or ``float16``; chosen if not given (see ``default_dtype``).
+        trust_remote_code: let the model's repository run its own code. Off unless you trust it.
+        progress: receives a line of text when something takes long.
+
+    Raises:
+        BaseModelError: nothing usable is there under this name.
+    """
+    chosen_device = _device(device)
+    chosen_dtype = default_dtype(chosen_device) if dtype is None else _dtype(dtype)
+    text_name = str(name)
+    if text_name.startswith("embedded:"):
+        if text_name != EMBEDDED_NAME:
+            raise BaseModelError(f"unknown embedded model '{text_name}': expected '{EMBEDDED_NAME}'")
+        source, gguf_file = str(embedded_model_folder(progress=progress)), None
+    else:
+        source, gguf_file = _locate(text_name)
+
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
+
+    had_progress_bar = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+        if gguf_file is not None:
+            options["gguf_file"] = gguf_file
+        tokenizer = AutoTokenizer.from_pretrained(source, **options)
+        model: Any = AutoModelForCausalLM.from_pretrained(source, dtype=chosen_dtype, use_safetensors=True, **options)
+    except (OSError, ValueError, ImportError, KeyError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise BaseModelError(
+            f"cannot load the base model '{text_name}': {reason} (expected a hub name, a folder with config.json and "
+            f"safetensors weights, a .gguf file, or '{EMBEDDED_NAME}')"
+        ) from error
+    finally:
+        if had_progress_bar:
+            logging.enable_progress_bar()
+    return FrozenLM(model.to(chosen_device), tokenizer, text_name)
+
+
+def default_dtype(device: torch.device) -> torch.dtype:
+    """bfloat16 where the processor multiplies it faster than float32 (measured: 4x on AVX512-BF16), else float32."""
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
+    if device.type == "cpu" and _cpu_flags() & {"avx512_bf16", "amx_bf16", "bf16"}:
+        return torch.bfloat16
+    return torch.float32
+
+
+def _cpu_flags() -> set[str]:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return set()
+    return {flag for line in lines if line.startswith(("flags", "Features")) for flag in line.split(":", 1)[1].split()}
+
+
+def _device(name: str | None) -> torch.device:
+    if name is None:
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise BaseModelError(
+            f"device '{name}' cannot be used here: {str(error).splitlines()[0]}; 'cpu' works everywhere"
+        ) from error
+    return device
+
+
+def _dtype(name: str | torch.dtype) -> torch.dtype:
+    dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if isinstance(name, torch.dtype):
+        return name
+    if name not in dtypes:
+        raise BaseModelError(f"unknown dtype '{name}': expected one of {', '.join(dtypes)}")
+    return dtypes[name]
+
+
+def _locate(name: str) -> tuple[str, str | None]:
+    """A name to what ``from_pretrained`` takes: a source, and the GGUF file in it if it is one."""
+    path = Path(name).expanduser()
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise BaseModelError(f"base model file '{name}' does not exist")
+        return str(path.parent), path.name
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise BaseModelError(f"'{name}' is no model folder: expected config.json in it, which is missing")
+        return str(path), None
+    looks_local = name.startswith((".", "/", "~")) or name.count("/") != 1
+    if looks_local and "/" in name:
+        raise BaseModelError(f"base model folder '{name}' does not exist")
+    return name, None
+
+
+def _bos_ids(tokenizer: Any) -> tuple[int, ...]:
+    whole = list(tokenizer("a").input_ids)
+    plain = list(tokenizer("a", add_special_tokens=False).input_ids)
+    for start in range(len(whole) - len(plain) + 1):
+        if whole[start : start + len(plain)] == plain:
+            return tuple(whole[:start])
+    return ()
+
+
+def _after_head_candidates(config: Any) -> list[Callable[[Tensor], Tensor]]:
+    candidates: list[Callable[[Tensor], Tensor]] = [lambda logits: logits]
+    if cap := getattr(config, "final_logit_softcapping", None):
+        candidates.append(lambda logits: torch.tanh(logits / cap) * cap)
+    for attribute in ("logit_scale", "lm_head_multiplier"):
+        if factor := getattr(config, attribute, None):
+            candidates.append(lambda logits, factor=factor: logits * factor)  # type: ignore[misc]
+    if divisor := getattr(config, "logits_scaling", None):
+        candidates.append(lambda logits: logits / divisor)
+    return candidates
+
+
+def _sha256_of_json(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()

@@ -1,0 +1,1 @@
+"""What a team would do instead of learning a prompt."""

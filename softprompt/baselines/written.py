@@ -1,0 +1,65 @@
+"""The written prompt: an instruction and perhaps examples in front of the template, as text.
+
+The words in front are the same for every input, so they too are a prefix: their embeddings make a PromptState, and a
+written prompt is evaluated by the same code, at the same speed, as a learned one.
+"""
+
+import random
+from collections.abc import Sequence
+
+import torch
+
+from softprompt.base import FrozenLM
+from softprompt.batch import Encoder
+from softprompt.data import Example
+from softprompt.errors import DataError
+from softprompt.prefix import PromptState
+from softprompt.task import TaskSpec
+from softprompt.verbalizer import answer_ids, plain_ids
+
+
+def written_prompt(
+    base: FrozenLM, spec: TaskSpec, instruction: str = "", shots: Sequence[Example] = ()
+) -> PromptState | None:
+    """An instruction and solved examples as a prefix of ``[P, H]``; ``None`` if there is neither.
+
+    Each example is the filled-in template with its answer; a blank line stands between the parts.
+    """
+    encoder = Encoder(base, spec, 0)
+    gap = plain_ids(base.tokenizer, "\n\n")
+    ids: list[int] = []
+    if instruction:
+        ids += plain_ids(base.tokenizer, instruction) + gap
+    for shot, text in zip(shots, encoder.text_ids(shots), strict=True):
+        ids += [*text, *answer_ids(base.tokenizer, spec, _answer(spec, shot)), *gap]
+    if not ids:
+        return None
+    with torch.no_grad():
+        return PromptState("embeddings", base.embed(torch.tensor(ids, device=base.device)).float())
+
+
+def choose_shots(examples: Sequence[Example], count: int, seed: int) -> list[Example]:
+    """``count`` examples, as many of each label as can be, in random order.
+
+    Raises:
+        DataError: there are fewer than ``count``.
+    """
+    if count > len(examples):
+        raise DataError(f"{count} examples wanted for the written prompt, but the training split has {len(examples)}")
+    shuffled = list(examples)
+    generator = random.Random(seed)
+    generator.shuffle(shuffled)
+    rank: dict[str | None, int] = {}
+    order = []
+    for example in shuffled:
+        rank[example.label] = rank.get(example.label, 0) + 1
+        order.append(rank[example.label])
+    chosen = sorted(range(len(shuffled)), key=lambda i: order[i])[:count]
+    generator.shuffle(chosen)
+    return [shuffled[i] for i in chosen]
+
+
+def _answer(spec: TaskSpec, example: Example) -> str:
+    if spec.kind == "generation":
+        return example.references[0]
+    return spec.verbalizers[spec.label_index[str(example.label)]]

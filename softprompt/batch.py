@@ -1,0 +1,261 @@
+"""Examples to token ids, and token ids to padded batches.
+
+Shapes: ``B`` batch, ``T`` text length, ``N`` scored positions, ``R`` label rows of the output layer.
+"""
+
+import random
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from softprompt.base import FrozenLM
+from softprompt.data import Example
+from softprompt.errors import DataError, TemplateError
+from softprompt.task import FIELD_END, FIELD_START, TaskSpec
+from softprompt.verbalizer import Verbalizer, answer_ids, end_of_answer, plain_ids
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One sequence of a forward pass, without BOS and prompt.
+
+    Attributes:
+        example: index of its example.
+        ids: token ids of the text, and of the part of the answer that the model is given.
+        positions: where the next token is asked for, as indices into ``ids``.
+        targets: the token that should follow at each position (empty when predicting).
+        decisions: which decision of the verbalizer each position asks (empty for generation).
+    """
+
+    example: int
+    ids: tuple[int, ...]
+    positions: tuple[int, ...]
+    targets: tuple[int, ...] = ()
+    decisions: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Right-padded items as tensors.
+
+    Attributes:
+        input_ids: ``[B, T]``.
+        mask: ``[B, T]``, 1 on text and 0 on padding.
+        row, column: ``[N]``, the scored positions.
+        targets: ``[N]`` token ids (empty when predicting).
+        decisions: ``[N]`` (empty for generation).
+        examples: number of examples in it.
+    """
+
+    input_ids: Tensor
+    mask: Tensor
+    row: Tensor
+    column: Tensor
+    targets: Tensor
+    decisions: Tensor
+    examples: int
+
+
+class Encoder:
+    """Turns examples of one task into items for one base model.
+
+    Attributes:
+        verbalizer: the labels as tokens; ``None`` for generation.
+        truncated: texts cut so far, because template and text were longer than ``limit``.
+        limit: tokens of template and text, at most.
+    """
+
+    def __init__(self, base: FrozenLM, spec: TaskSpec, prompt_length: int, answer_room: int = 0) -> None:
+        """Work out the limit: the task's own, or less where the base model's context is shorter.
+
+        Args:
+            prompt_length: virtual tokens ``P``.
+            answer_room: tokens kept free behind the text, for generation.
+
+        Raises:
+            TemplateError: prompt and answer leave no room for text in the context.
+            DataError: the labels cannot be told apart.
+        """
+        self.base, self.spec, self._tokenizer = base, spec, base.tokenizer
+        self.verbalizer = Verbalizer.of_task(spec, base.tokenizer) if spec.kind == "classification" else None
+        self.truncated = 0
+        self.limit = spec.max_length
+        if base.context_length is not None:
+            answer = max((len(path) for path in self.verbalizer.paths), default=0) if self.verbalizer else answer_room
+            room = base.context_length - len(base.bos_ids) - prompt_length - answer
+            if room < 8:
+                raise TemplateError(
+                    f"a prompt of {prompt_length} virtual tokens and an answer of {answer} leave {max(room, 0)} tokens "
+                    f"for the text in this model's context of {base.context_length}: use a shorter prompt"
+                )
+            self.limit = min(self.limit, room)
+
+    def text_ids(self, examples: Sequence[Example]) -> list[tuple[int, ...]]:
+        """Token ids of template and text, cut to ``limit`` within the text."""
+        marked = [self.spec.compiled.render_marked(example) for example in examples]
+        encoded = [self._ids(text) for text in marked] if self._template_specials else self._plain_batch(marked)
+        return [
+            tuple(ids) if len(ids) <= self.limit else self._cut(example, len(ids))
+            for example, ids in zip(examples, encoded, strict=True)
+        ]
+
+    def training_items(self, examples: Sequence[Example]) -> list[Item]:
+        """One item an example, with the answer to learn."""
+        texts = self.text_ids(examples)
+        if self.verbalizer is None:
+            return [self._generation_item(i, text, examples[i].references[0]) for i, text in enumerate(texts)]
+        return [self._label_item(i, text, self._label(examples[i])) for i, text in enumerate(texts)]
+
+    def scoring_items(self, examples: Sequence[Example]) -> list[Item]:
+        """For classification: the items, one for each example and path, that together ask every decision once."""
+        if self.verbalizer is None:
+            raise TypeError("scoring_items is for classification")
+        asked: list[list[int]] = [[] for _ in self.verbalizer.paths]
+        for index, decision in enumerate(self.verbalizer.decisions):
+            first = next(
+                p for p, path in enumerate(self.verbalizer.paths) if path[: len(decision.path)] == decision.path
+            )
+            asked[first].append(index)
+        items = []
+        for i, text in enumerate(self.text_ids(examples)):
+            for path, indices in zip(self.verbalizer.paths, asked, strict=True):
+                positions = tuple(len(text) - 1 + len(self.verbalizer.decisions[d].path) for d in indices)
+                items.append(Item(i, (*text, *path), positions, decisions=tuple(indices)))
+        return items
+
+    def _label(self, example: Example) -> int:
+        if example.label not in self.spec.label_index:
+            raise DataError(f"label '{example.label}' is not among {', '.join(self.spec.labels)}")
+        return self.spec.label_index[example.label]
+
+    def _label_item(self, index: int, text: tuple[int, ...], label: int) -> Item:
+        assert self.verbalizer is not None
+        decisions = self.verbalizer.decisions_of(label)
+        return Item(
+            index,
+            (*text, *decisions[-1].path),
+            tuple(len(text) - 1 + len(decision.path) for decision in decisions),
+            tuple(decision.choices[decision.choice_of_label[label]] for decision in decisions),
+            tuple(self.verbalizer.decisions.index(decision) for decision in decisions),
+        )
+
+    def _generation_item(self, index: int, text: tuple[int, ...], reference: str) -> Item:
+        answer = (*answer_ids(self._tokenizer, self.spec, reference), end_of_answer(self._tokenizer))
+        positions = tuple(range(len(text) - 1, len(text) - 1 + len(answer)))
+        return Item(index, (*text, *answer[:-1]), positions, answer)
+
+    @cached_property
+    def _template_specials(self) -> tuple[str, ...]:
+        """Special tokens that the template itself spells out, such as the turn marks of a chat format."""
+        added = self._tokenizer.added_tokens_decoder.values()
+        return tuple(str(token) for token in added if token.special and str(token) in self.spec.template)
+
+    def _plain_batch(self, marked: list[str]) -> list[list[int]]:
+        texts = [text.replace(FIELD_START, "").replace(FIELD_END, "") for text in marked]
+        if not texts:
+            return []
+        ids: list[list[int]] = self._tokenizer(texts, add_special_tokens=False, split_special_tokens=True).input_ids
+        return ids
+
+    def _ids(self, marked: str) -> list[int]:
+        if not self._template_specials:
+            return self._plain_batch([marked])[0]
+        # split at the template's special tokens, never at those that a field contains
+        pieces = re.split(f"({FIELD_START}.*?{FIELD_END})", marked, flags=re.DOTALL)
+        special = re.compile("|".join(map(re.escape, self._template_specials)))
+        ids: list[int] = []
+        plain = ""
+        for piece in pieces:
+            start = 0
+            for match in () if piece.startswith(FIELD_START) else special.finditer(piece):
+                ids += self._plain(plain + piece[start : match.start()])
+                ids.append(self._tokenizer.convert_tokens_to_ids(match.group()))
+                plain, start = "", match.end()
+            plain += piece[start:]
+        return ids + self._plain(plain)
+
+    def _plain(self, text: str) -> list[int]:
+        text = text.replace(FIELD_START, "").replace(FIELD_END, "")
+        return plain_ids(self._tokenizer, text) if text else []
+
+    def _cut(self, example: Example, length: int) -> tuple[int, ...]:
+        """Shorten the example's text, token by token from its end, until template and text fit."""
+        encoding = self._tokenizer(
+            example.text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True
+        )
+        offsets = encoding["offset_mapping"]
+        keep = len(offsets)
+        while length > self.limit:
+            keep -= max(1, length - self.limit)
+            if keep < 1:
+                raise TemplateError(
+                    f"the template alone fills the limit of {self.limit} tokens and leaves no room for the text: "
+                    "shorten the template or raise --max-length"
+                )
+            text = example.text[: offsets[keep - 1][1]]
+            ids = self._ids(self.spec.compiled.render_marked(example, text))
+            length = len(ids)
+        self.truncated += 1
+        return tuple(ids)
+
+
+def collate(items: Sequence[Item], device: torch.device, pad_id: int = 0) -> Batch:
+    """Pad items on the right to the longest."""
+    longest = max(len(item.ids) for item in items)
+    input_ids = torch.full((len(items), longest), pad_id, dtype=torch.long)
+    mask = torch.zeros(len(items), longest, dtype=torch.long)
+    for i, item in enumerate(items):
+        input_ids[i, : len(item.ids)] = torch.tensor(item.ids)
+        mask[i, : len(item.ids)] = 1
+
+    def flat(values: Iterator[int]) -> Tensor:
+        return torch.tensor(list(values), dtype=torch.long, device=device)
+
+    return Batch(
+        input_ids.to(device),
+        mask.to(device),
+        flat(i for i, item in enumerate(items) for _ in item.positions),
+        flat(position for item in items for position in item.positions),
+        flat(target for item in items for target in item.targets),
+        flat(decision for item in items for decision in item.decisions),
+        len({item.example for item in items}),
+    )
+
+
+def epoch_batches(lengths: Sequence[int], batch_size: int, seed: int, epoch: int) -> list[list[int]]:
+    """Indices of one epoch's batches: shuffled, similar lengths together, a pure function of its arguments.
+
+    The epoch's order is random; within pools of 32 batches it is sorted by length, so that batches hold little
+    padding, and the batches are shuffled again. The rest that fills no batch comes in other epochs.
+    """
+    shuffle = random.Random(f"{seed}/{epoch}")
+    order = list(range(len(lengths)))
+    shuffle.shuffle(order)
+    if len(order) <= batch_size:
+        return [order]
+    order = order[: len(order) // batch_size * batch_size]
+    batches = []
+    for start in range(0, len(order), 32 * batch_size):
+        pool = sorted(order[start : start + 32 * batch_size], key=lambda index: lengths[index])
+        batches += [pool[i : i + batch_size] for i in range(0, len(pool), batch_size)]
+    shuffle.shuffle(batches)
+    return batches
+
+
+def budgeted(items: Sequence[Item], token_budget: int, most: int | None = None) -> Iterator[list[Item]]:
+    """Cut ``items``, longest first, into lists of at most ``most`` items and ``token_budget`` padded tokens.
+
+    A single item longer than the budget forms a list of its own.
+    """
+    chunk: list[Item] = []
+    for item in sorted(items, key=lambda item: len(item.ids), reverse=True):
+        if chunk and ((len(chunk) + 1) * len(chunk[0].ids) > token_budget or len(chunk) == most):
+            yield chunk
+            chunk = []
+        chunk.append(item)
+    if chunk:
+        yield chunk

@@ -1,0 +1,381 @@
+"""The command line: one command a verb. Results go to stdout, everything else to stderr.
+
+Exit code 0 is success, 2 a mistake in what the user gave (one line says which), 1 a failure of ours.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from softprompt import __version__
+from softprompt.errors import ConfigError, SoftpromptError
+
+if TYPE_CHECKING:
+    from softprompt.base import FrozenLM
+    from softprompt.data import Example
+    from softprompt.evaluate import Evaluation
+    from softprompt.train import Observer
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+PREDICT_AT_ONCE = 32  # rows of standard input that are read before they are answered
+
+
+def main() -> None:
+    """Entry point of ``softprompt``."""
+    try:
+        cli.main(prog_name="softprompt", standalone_mode=False)
+    except click.ClickException as error:
+        _fail(f"{error.format_message()} (softprompt {_verb()}--help explains)", 2)
+    except SoftpromptError as error:
+        _fail(str(error), 2)
+    except (click.Abort, KeyboardInterrupt):
+        _fail("interrupted; an unfinished training run goes on with --resume", 130)
+    except BrokenPipeError:
+        # whoever read our output has closed it; keep the interpreter from complaining about it at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except Exception as error:
+        if os.environ.get("SOFTPROMPT_TRACEBACK"):
+            raise
+        _fail(
+            f"a failure of softprompt itself: {type(error).__name__}: {error} (SOFTPROMPT_TRACEBACK=1 shows where)", 1
+        )
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="softprompt")
+def cli() -> None:
+    """Learn a few virtual tokens for a task on a frozen language model, see what they gain, use them."""
+
+
+def _model_options(command: Command) -> Command:
+    for option in (
+        click.option("--trust-remote-code", is_flag=True, help="Let the model's repository run its own code."),
+        click.option("--dtype", help="float32, bfloat16 or float16. Default: what is fast here."),
+        click.option("--device", help="cpu, cuda, cuda:1, mps. Default: a GPU if there is one."),
+    ):
+        command = option(command)
+    return command
+
+
+def _column_options(command: Command) -> Command:
+    for option in (
+        click.option("--target-column", help="Column of the text to generate.  [default: target]"),
+        click.option("--label-column", help="Column of the label.  [default: label]"),
+        click.option("--text-column", help="Column of the text.  [default: text]"),
+    ):
+        command = option(command)
+    return command
+
+
+_json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object, and nothing else.")
+
+
+@cli.command()
+@click.option("--out", type=click.Path(path_type=Path), default=Path("prompts"), help="Where the prompt is saved.")
+@click.option("--steps", type=click.IntRange(min=1), help="Optimiser steps.  [default: 300]")
+@_model_options
+@_json_option
+def demo(out: Path, steps: int | None, as_json: bool, **model: Any) -> None:
+    """Learn on the embedded model and data, in minutes.
+
+    A frozen Gemma 3 270M reads movie reviews: first with a written prompt, then with a prompt that it learns.
+    """
+    from softprompt.demo import STEPS, TEMPLATE, free_folder, run_demo
+    from softprompt.embedded import MODEL_NAME, rotten_tomatoes
+    from softprompt.report_text import demo_lines
+    from softprompt.task import Task
+
+    task = Task.classification(rotten_tomatoes(), template=TEMPLATE)
+    base = _load(MODEL_NAME, model)
+    result = run_demo(base, task, free_folder(out, "demo"), _observer(as_json), _say, steps or STEPS)
+    _print(result.to_dict(), demo_lines(result), as_json)
+
+
+@cli.command()
+@click.option("--model", "model_name", required=True, help="Hub name, folder, .gguf file or embedded:gemma-3-270m.")
+@click.option("--data", required=True, help="Folder with train.jsonl, ...; a .jsonl/.csv/.parquet file; hf:NAME.")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder for the learned prompt.")
+@click.option("--template", help="Jinja2, with {{ text }}.  [default: '{{ text }}\\nLabel:' or '...Output:']")
+@click.option("--labels", help="Label names, comma-separated.  [default: those of the training data]")
+@click.option("--verbalizer", multiple=True, metavar="LABEL=WORDS", help="Words for a label. Repeatable.")
+@_column_options
+@click.option("--config", type=click.Path(path_type=Path), help="Settings from a .toml or .yaml file.")
+@click.option("--recipe", help="default, or lester (Adafactor, 0.3, constant, batch 32).")
+@click.option("--method", help="How the prompt is parametrised while learning.  [default: prompt-tuning]")
+@click.option("--length", type=int, help="Virtual tokens.  [default: 20]")
+@click.option("--init", help="text, text:WORDS, labels, vocab, random, prompt:FOLDER.  [default: text]")
+@click.option("--steps", type=int, help="Optimiser steps.  [default: 600]")
+@click.option("--batch-size", type=int, help="Examples per step.  [default: 16]")
+@click.option("--micro-batch-size", type=int, help="Examples per forward pass, to save memory.")
+@click.option("--learning-rate", type=float, help="In standard deviations of the embeddings.  [default: 0.3]")
+@click.option("--max-length", type=int, help="Tokens of template and text; the text is cut.  [default: 512]")
+@click.option("--eval-every", type=int, help="Steps between validations.  [default: 100]")
+@click.option("--patience", type=int, help="Validations without gain before stopping, 0: never.  [default: 4]")
+@click.option("--seed", type=int, help="Of initialisation and data order.  [default: 0]")
+@click.option("--resume", is_flag=True, help="Go on with the unfinished run of --out.")
+@click.option("--restart", is_flag=True, help="Drop the unfinished run of --out and begin anew.")
+@click.option("--tensorboard", type=click.Path(path_type=Path), help="Folder for TensorBoard.")
+@click.option("--no-test", is_flag=True, help="Do not score the test split at the end.")
+@_model_options
+@_json_option
+def train(
+    model_name: str,
+    data: str,
+    out: Path,
+    template: str | None,
+    labels: str | None,
+    verbalizer: tuple[str, ...],
+    text_column: str | None,
+    label_column: str | None,
+    target_column: str | None,
+    config: Path | None,
+    resume: bool,
+    restart: bool,
+    tensorboard: Path | None,
+    no_test: bool,
+    device: str | None,
+    dtype: str | None,
+    trust_remote_code: bool,
+    as_json: bool,
+    **settings: Any,
+) -> None:
+    """Learn a prompt from data and save it."""
+    from softprompt.config import TrainConfig
+    from softprompt.report_text import training_lines
+
+    if resume and restart:
+        raise ConfigError("--resume and --restart exclude each other: give one of them")
+    chosen = TrainConfig.load(config, **settings) if config else TrainConfig.build(**settings)
+
+    from softprompt.fit import fit
+    from softprompt.methods import check_method
+    from softprompt.store import check_free
+    from softprompt.task import Task
+
+    # what is quickly checked comes before what takes long
+    check_method(chosen.method)
+    check_free(out)
+    columns = _given(text_column=text_column, label_column=label_column, target_column=target_column)
+    options = _given(
+        template=template,
+        labels=[name.strip() for name in labels.split(",")] if labels else None,
+        verbalizers=_pairs(verbalizer) or None,
+    )
+    task = Task.of(data, max_length=chosen.max_length, **options, **columns)
+    base = _load(model_name, {"device": device, "dtype": dtype, "trust_remote_code": trust_remote_code})
+    prompt = fit(
+        base,
+        task,
+        out=out,
+        config=chosen,
+        observer=_observer(as_json, tensorboard),
+        resume=resume,
+        restart=restart,
+        evaluate_test=not no_test,
+    )
+    result = {
+        "prompt": str(out),
+        **{key: prompt.manifest()[key] for key in ("method", "length", "metrics", "training")},
+    }
+    _print(result, training_lines(prompt, out), as_json)
+
+
+@cli.command(name="eval")
+@click.argument("prompt_folder", required=False, metavar="[PROMPT]")
+@click.option("--data", required=True, help="As for train.")
+@click.option("--split", default="test", show_default=True, help="train, validation, test or all.")
+@click.option("--limit", type=click.IntRange(min=1), help="Only this many examples, the first ones.")
+@click.option("--model", "model_name", help="The base model.  [default: the one the prompt was learned on]")
+@click.option("--template", help="Without a saved prompt: the template.")
+@click.option("--instruction", default="", help="Without a saved prompt: words in front.")
+@click.option("--shots", type=click.IntRange(min=0), default=0, help="Without a saved prompt: examples in front.")
+@click.option("--seed", default=0, help="Without a saved prompt: of the choice of examples.")
+@click.option("--max-new-tokens", default=128, show_default=True, help="Of a completion.")
+@_column_options
+@_model_options
+@_json_option
+def evaluate_command(
+    prompt_folder: str | None,
+    data: str,
+    split: str,
+    limit: int | None,
+    model_name: str | None,
+    template: str | None,
+    instruction: str,
+    shots: int,
+    seed: int,
+    max_new_tokens: int,
+    text_column: str | None,
+    label_column: str | None,
+    target_column: str | None,
+    as_json: bool,
+    **model: Any,
+) -> None:
+    """Score a prompt, saved or written, on data."""
+    from softprompt.data import read_splits
+    from softprompt.report_text import evaluation_lines
+    from softprompt.task import Task
+
+    columns = _given(text_column=text_column, label_column=label_column, target_column=target_column)
+    if prompt_folder is None and model_name is None:
+        raise ConfigError("expected a saved prompt, or --model for the written prompt; got neither")
+    if prompt_folder is not None and (template or instruction or shots):
+        raise ConfigError("--template, --instruction and --shots are for the written prompt: leave them or PROMPT out")
+    if prompt_folder is not None:
+        from softprompt.store import load_prompt
+
+        prompt = load_prompt(prompt_folder)
+        task = Task.matching(prompt.spec, read_splits(data, **columns))
+    else:
+        task = Task.of(read_splits(data, **columns), **_given(template=template))
+    examples = task.splits[split][:limit]
+
+    from softprompt.baselines.written import choose_shots, written_prompt
+    from softprompt.evaluate import evaluate
+    from softprompt.generate import Sampling
+
+    sampling = Sampling(max_new_tokens=max_new_tokens)
+    base = _load(model_name or prompt.base_name, model)
+    for note in task.splits.notes:
+        _say(note)
+    result: Evaluation
+    if prompt_folder is not None:
+        result = evaluate(base, examples, prompt, sampling=sampling)
+    else:
+        state = written_prompt(base, task.spec, instruction, choose_shots(task.train, shots, seed))
+        result = evaluate(base, examples, state, spec=task.spec, sampling=sampling)
+    facts = {"prompt": prompt_folder, "model": base.name, "data": data, "split": split}
+    _print({**result.to_dict(), **facts}, evaluation_lines(result, facts), as_json)
+
+
+@cli.command()
+@click.argument("prompt_folder", metavar="PROMPT")
+@click.argument("texts", nargs=-1)
+@click.option("--model", "model_name", help="The base model.  [default: the one the prompt was learned on]")
+@click.option("--max-new-tokens", default=128, show_default=True, help="Of a completion.")
+@click.option("--temperature", default=0.0, show_default=True, help="0 is greedy.")
+@click.option("--top-p", default=1.0, show_default=True, help="Sample among the likeliest with this probability.")
+@click.option("--top-k", default=0, show_default=True, help="Sample among this many likeliest, 0: all.")
+@click.option("--stop", multiple=True, help="A string that ends a completion. Repeatable.")
+@click.option("--seed", default=0, show_default=True, help="Of sampling.")
+@_model_options
+@_json_option
+def predict(
+    prompt_folder: str,
+    texts: tuple[str, ...],
+    model_name: str | None,
+    as_json: bool,
+    device: str | None,
+    dtype: str | None,
+    trust_remote_code: bool,
+    **sampling: Any,
+) -> None:
+    """Answer texts, or JSONL on standard input.
+
+    A row of JSONL has "text", and whatever other columns the template uses.
+
+    From standard input, answers stream out as JSONL in the same order. Otherwise a line for each text.
+    """
+    from softprompt.generate import Sampling
+    from softprompt.predict import Predictor
+    from softprompt.report_text import prediction_line
+    from softprompt.store import load_prompt
+
+    if not texts and sys.stdin.isatty():
+        raise ConfigError("expected texts as arguments, or JSONL on standard input; got neither")
+    chosen = Sampling(**sampling)
+    prompt = load_prompt(prompt_folder)
+    model = {"device": device, "dtype": dtype, "trust_remote_code": trust_remote_code}
+    predictor = Predictor.of_prompt(_load(model_name or prompt.base_name, model), prompt, chosen)
+
+    from softprompt.data import Example
+
+    rows: Iterator[Example] = iter([Example(text) for text in texts]) if texts else _rows_of_stdin()
+    answered: list[dict[str, Any]] = []
+    while chunk := list(islice(rows, PREDICT_AT_ONCE)):
+        for prediction in sorted(predictor.predict(chunk), key=lambda prediction: prediction.index):
+            answer = {**prediction.to_dict(), "index": len(answered)}
+            answered.append(answer)
+            if not texts:
+                click.echo(json.dumps(answer, ensure_ascii=False))
+            elif not as_json:
+                click.echo(prediction_line(prediction))
+        sys.stdout.flush()
+    if texts and as_json:
+        click.echo(json.dumps({"predictions": answered}, ensure_ascii=False))
+
+
+@cli.command()
+@click.argument("prompt_folder", metavar="PROMPT")
+@_json_option
+def show(prompt_folder: str, as_json: bool) -> None:
+    """Tell what is known of a saved prompt."""
+    from softprompt.report_text import prompt_lines
+    from softprompt.store import load_prompt
+
+    prompt = load_prompt(prompt_folder)
+    _print(prompt.manifest(), prompt_lines(prompt), as_json)
+
+
+def _load(name: str, options: dict[str, Any]) -> "FrozenLM":
+    from transformers.utils import logging
+
+    from softprompt.base import load
+
+    logging.set_verbosity_error()
+    _say(f"loading {name}")
+    return load(name, progress=_say, **options)
+
+
+def _observer(as_json: bool, tensorboard: Path | None = None) -> "Observer":
+    from softprompt.progress import LiveLine, PlainLines, Several, TensorBoard
+
+    shown: Observer = LiveLine() if sys.stderr.isatty() and not as_json else PlainLines()
+    return shown if tensorboard is None else Several([shown, TensorBoard(tensorboard)])
+
+
+def _rows_of_stdin() -> "Iterator[Example]":
+    from softprompt.data import Example, read_records
+    from softprompt.errors import DataError
+
+    for line, row in read_records(sys.stdin.buffer, "standard input"):
+        text = row.pop("text", None)
+        if not isinstance(text, str) or not text.strip():
+            raise DataError(f"standard input, line {line}: expected a non-blank string under 'text', got {text!r}")
+        yield Example(text, columns={name: str(value) for name, value in row.items()})
+
+
+def _pairs(options: tuple[str, ...]) -> dict[str, str]:
+    pairs = dict(option.partition("=")[::2] for option in options)
+    if wrong := [option for option in options if "=" not in option]:
+        raise ConfigError(f"--verbalizer '{wrong[0]}': expected LABEL=WORDS, as in 1=good")
+    return pairs
+
+
+def _given(**options: Any) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _print(result: dict[str, Any], lines: list[str], as_json: bool) -> None:
+    click.echo(json.dumps(result, ensure_ascii=False) if as_json else "\n".join(lines))
+
+
+def _say(text: str) -> None:
+    click.echo(text, err=True)
+
+
+def _verb() -> str:
+    return f"{sys.argv[1]} " if len(sys.argv) > 1 and sys.argv[1] in cli.commands else ""
+
+
+def _fail(message: str, code: int) -> None:
+    click.echo(f"error: {message}", err=True)
+    sys.exit(code)

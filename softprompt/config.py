@@ -1,0 +1,145 @@
+"""Settings of a training run: one frozen model, each default written once, each number with its unit."""
+
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from softprompt.errors import ConfigError
+
+
+class TrainConfig(BaseModel):
+    """How one soft prompt is learned. Immutable; unknown names are refused.
+
+    The defaults are the recipe of docs/recipe.md: they are meant to be right for every model family and task,
+    because the learning rate is counted in standard deviations of the base model's token embeddings.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    method: str = Field("prompt-tuning", description="how the prompt is parametrised while learning")
+    length: int = Field(20, ge=1, le=4096, description="virtual tokens")
+    init: str = Field("text", description="text, text:YOUR WORDS, labels, vocab, random, or prompt:FOLDER")
+    steps: int = Field(600, ge=1, description="optimiser steps")
+    batch_size: int = Field(16, ge=1, description="examples per optimiser step")
+    micro_batch_size: int | None = Field(
+        None, ge=1, description="examples per forward pass; gradients accumulate up to batch_size (default: batch_size)"
+    )
+    token_budget: int = Field(8192, ge=1, description="padded tokens per forward pass, at most; longer batches are cut")
+    max_length: int = Field(512, ge=8, description="tokens of template and text, at most; the text is cut to fit")
+    optimizer: Literal["adam", "adafactor"] = Field("adam", description="adam, or adafactor as in Lester et al. 2021")
+    learning_rate: float = Field(0.3, gt=0, description="peak rate, in the units that rate_unit names")
+    rate_unit: Literal["embedding-std", "raw"] = Field(
+        "embedding-std", description="learn in standard deviations of the token embeddings, or in raw values"
+    )
+    schedule: Literal["cosine", "constant"] = Field("cosine", description="of the rate after warm-up")
+    warmup: float = Field(0.05, ge=0, lt=1, description="linear warm-up, fraction of steps")
+    weight_decay: float = Field(0.0, ge=0, description="decoupled decay of the learned values per unit of rate")
+    clip: float = Field(1.0, gt=0, description="largest gradient norm")
+    averaging: float = Field(0.0, ge=0, lt=1, description="decay per step of the averaged prompt (0: no averaging)")
+    eval_every: int = Field(100, ge=1, description="steps between evaluations on validation")
+    patience: int = Field(4, ge=0, description="evaluations without improvement before stopping (0: never stop)")
+    validation_limit: int = Field(500, ge=1, description="validation examples used while training, at most")
+    alarm_after: int = Field(150, ge=1, description="steps without beating the label prior before the alarm")
+    checkpoint_every: int = Field(25, ge=1, description="steps between checkpoints")
+    seed: int = Field(0, ge=0, lt=2**63, description="of initialisation and data order")
+
+    @model_validator(mode="after")
+    def _micro_batch_fits(self) -> Self:
+        if self.micro_batch_size is not None and self.micro_batch_size > self.batch_size:
+            raise ValueError(
+                f"micro_batch_size ({self.micro_batch_size}) must be at most batch_size ({self.batch_size})"
+            )
+        return self
+
+    @classmethod
+    def build(cls, recipe: str | None = None, **settings: Any) -> Self:
+        """Settings over a named recipe over the defaults; ``None`` values count as not given.
+
+        Raises:
+            ConfigError: an unknown recipe or setting, a wrong type, a value out of range.
+        """
+        if recipe is not None and recipe not in RECIPES:
+            raise ConfigError(f"unknown recipe '{recipe}': expected one of {', '.join(sorted(RECIPES))}")
+        given = {name: value for name, value in settings.items() if value is not None}
+        try:
+            return cls(**{**(RECIPES[recipe] if recipe else {}), **given})
+        except ValidationError as error:
+            raise ConfigError(_first_problem(error, cls)) from error
+
+    @classmethod
+    def load(cls, path: str | Path, **overrides: Any) -> Self:
+        """Read a ``.toml``, ``.yaml`` or ``.json`` file; a top-level ``recipe`` names the recipe it builds on.
+
+        Raises:
+            ConfigError: the file is missing, does not parse, or holds a wrong setting.
+        """
+        path = Path(path)
+        settings = _read_mapping(path)
+        settings.update({name: value for name, value in overrides.items() if value is not None})
+        return cls.build(**settings)
+
+    def save(self, path: str | Path) -> None:
+        """Write every setting to a YAML file that ``load`` reads back to an equal object."""
+        import yaml
+
+        Path(path).write_text(yaml.safe_dump(self.model_dump(), sort_keys=False), encoding="utf-8")
+
+
+# Lester et al. 2021, section 3.1 and appendix A: Adafactor, constant 0.3, batch 32, weight decay 1e-5.
+RECIPES: dict[str, dict[str, Any]] = {
+    "default": {},
+    "lester": {
+        "optimizer": "adafactor",
+        "learning_rate": 0.3,
+        "rate_unit": "raw",
+        "schedule": "constant",
+        "warmup": 0.0,
+        "batch_size": 32,
+        "weight_decay": 1e-5,
+        "averaging": 0.0,
+    },
+}
+
+
+def _first_problem(error: ValidationError, model: type[BaseModel]) -> str:
+    problem = error.errors()[0]
+    name = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        import difflib
+
+        near = difflib.get_close_matches(name, model.model_fields, n=1)
+        hint = f"did you mean '{near[0]}'?" if near else f"known settings: {', '.join(model.model_fields)}"
+        return f"unknown setting '{name}': {hint}"
+    what = problem["msg"].removeprefix("Value error, ")
+    if not name:
+        return what
+    field = model.model_fields[name.split(".")[0]]
+    return f"setting '{name}' ({field.description}): {what[0].lower() + what[1:]}, got {problem['input']!r}"
+
+
+def _read_mapping(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise ConfigError(f"configuration file '{path}' does not exist") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"configuration file '{path}' cannot be read: {error}") from error
+    try:
+        if path.suffix == ".toml":
+            import tomllib
+
+            loaded: Any = tomllib.loads(text)
+        elif path.suffix in {".yaml", ".yml", ".json"}:
+            import yaml
+
+            loaded = yaml.safe_load(text)
+        else:
+            raise ConfigError(f"configuration file '{path}': expected .toml, .yaml or .json, got '{path.suffix}'")
+    except ConfigError:
+        raise
+    except Exception as error:
+        raise ConfigError(f"configuration file '{path}' does not parse: {error}") from error
+    if not isinstance(loaded, dict):
+        raise ConfigError(f"configuration file '{path}': expected settings by name, got {type(loaded).__name__}")
+    return loaded

@@ -1,0 +1,385 @@
+"""Readers: a folder, a file or a Hugging Face data set in, examples in three splits out.
+
+    FOLDER                                train, validation (or valid, val, dev) and test, one file each
+    FILE.jsonl .json .csv .tsv .parquet   split 80/10/10 by a fixed seed, stratified by label
+    hf:NAME[:CONFIG]                      as published; NAME may be a local folder
+
+A row with ``text`` and ``label`` is classification, one with ``text`` and ``target`` or ``references`` generation.
+What was decided for the user (sizes, seed, duplicates, overlap) is told in ``Splits.notes``.
+"""
+
+import difflib
+import hashlib
+import json
+import random
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from softprompt.errors import DataError
+from softprompt.rows import ENDINGS, Row, listed, optional_module, read_records, read_rows, reading, type_name
+
+__all__ = ["Example", "Kind", "Splits", "read_examples", "read_records", "read_splits", "split_examples"]
+
+Kind = Literal["classification", "generation"]
+Parts = dict[str, list["Example"]]  # by split, none of them empty
+
+SPLITS = ("train", "validation", "test")
+HELD_OUT_SHARE = 0.1  # of the examples, for each split that is cut for the user
+MOST_CUT_FROM_TRAIN = 1000  # examples; more make each validation slower and hardly more precise
+_ALIASES = {**{split: split for split in SPLITS}, **dict.fromkeys(("valid", "val", "dev"), "validation")}
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One row; ``label`` is set in classification, ``references`` in generation."""
+
+    text: str
+    label: str | None = None
+    references: tuple[str, ...] = ()  # accepted outputs; the first is the one that is learned
+    columns: Mapping[str, str] = field(default_factory=dict, hash=False)  # the others, for templates and slices
+
+
+@dataclass(frozen=True, slots=True)
+class Splits:
+    """Examples in splits that may be empty: ``splits["test"]`` refuses an empty one, ``splits.test`` returns it."""
+
+    train: tuple[Example, ...]
+    validation: tuple[Example, ...]
+    test: tuple[Example, ...]
+    source: str  # as the user gave it
+    notes: tuple[str, ...]  # what was decided for the user, one sentence each
+
+    def __getitem__(self, name: str) -> tuple[Example, ...]:
+        """The examples of a split, or of ``all`` three in order; DataError when it is unknown or empty."""
+        if name not in (*SPLITS, "all"):
+            raise DataError(f"expected a split named train, validation, test or all, got '{name}': choose one of these")
+        everything = {split: getattr(self, split) for split in SPLITS}
+        examples: tuple[Example, ...] = sum(everything.values(), ()) if name == "all" else everything[name]
+        if not examples:
+            there = ", ".join(f"{split} ({len(some):,})" for split, some in everything.items() if some) or "no examples"
+            raise DataError(f"expected examples in split '{name}' of '{self.source}', got none: it has {there}")
+        return examples
+
+    @property
+    def kind(self) -> Kind:
+        """Whether the examples carry labels or outputs; DataError without examples."""
+        return _kind_of(self["all"])
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256, hexadecimal, over everything in all examples in order; the same on every machine."""
+        digest = hashlib.sha256()
+        for split in SPLITS:
+            for one in getattr(self, split):
+                row = [split, one.text, one.label, one.references, sorted(one.columns.items())]
+                digest.update(json.dumps(row).encode() + b"\n")
+        return digest.hexdigest()
+
+
+class _Columns(NamedTuple):
+    text: str
+    label: str
+    target: str
+
+    def kind(self, row: Mapping[str, Any], place: str) -> Kind:
+        """What the row's columns make of it; a column whose name the caller chose must be there."""
+        label_chosen, target_chosen = self.label != "label", self.target != "target"
+        wanted = [self.label] if label_chosen else [self.target, "references"] if target_chosen else ["label", "target"]
+        if self.text in row:
+            if self.label in row and (label_chosen or not target_chosen):
+                return "classification"
+            if not label_chosen and (self.target in row or "references" in row):
+                return "generation"
+        missing = f"a column {listed(wanted, ' or ')}" if self.text in row else f"a column '{self.text}'"
+        raise DataError(f"{place}: expected {missing}, got {listed(row)}: name it with --text-column or --label-column")
+
+
+def read_splits(
+    source: str | Path,
+    *,
+    text_column: str = "text",
+    label_column: str = "label",
+    target_column: str = "target",
+    seed: int = 0,
+) -> Splits:
+    """Read a folder, a file or ``hf:NAME[:CONFIG]`` and fill in the splits that are missing.
+
+    A folder or data set without validation gives up 10% of train for it, at most 1,000 examples; without test, test is
+    empty, and so is train without train. A file is freed of exact duplicates (text and label or outputs) and split
+    80/10/10. Where this function cuts, examples of equal text stay on one side.
+
+    Raises:
+        DataError: anything missing, malformed or ambiguous, with file and line where there is one.
+        MissingExtraError: Parquet or ``hf:`` without the extra ``data``.
+    """
+    columns = _Columns(text_column, label_column, target_column)
+    if str(source).startswith("hf:"):
+        return _complete(*_read_hub(str(source), columns), str(source), seed)
+    path = Path(source).expanduser()
+    with reading(path):
+        if path.is_dir():
+            return _complete(_read_folder(path, columns), [], str(source), seed)
+    return _split_file(_read_file(path, columns), str(source), seed)
+
+
+def read_examples(
+    path: Path, *, text_column: str = "text", label_column: str = "label", target_column: str = "target"
+) -> list[Example]:
+    """Read one ``.jsonl``, ``.json``, ``.csv``, ``.tsv`` or ``.parquet`` file whose rows are all of one kind.
+
+    ``label`` wins over ``target`` where a row has both, unless ``target_column`` is given another name. Numbers and
+    booleans in ``label`` become strings: ``"1"``, ``"1.0"``, ``"true"``. All else is left as it is, blanks too.
+
+    Raises:
+        DataError: the file is missing, empty, of another ending or malformed, with the line where there is one.
+        MissingExtraError: Parquet without the extra ``data``.
+    """
+    return _read_file(path, _Columns(text_column, label_column, target_column))
+
+
+def split_examples(
+    examples: Sequence[Example], *, validation: int | float, test: int | float, seed: int
+) -> tuple[tuple[Example, ...], tuple[Example, ...], tuple[Example, ...]]:
+    """Cut ``examples`` into train, validation and test, each in the order given; same arguments, same splits.
+
+    Sizes are numbers of examples (int) or shares of them (float; rounded, at least one example when above 0). Labels
+    keep their proportions, every label keeps an example in train, and examples of equal text stay together; where this
+    leaves no room, a held-out split is smaller than asked for.
+
+    Raises:
+        DataError: a size below 0, or sizes that leave nothing for train.
+    """
+    total, asked = len(examples), (validation, test)
+    sizes = [max(1, round(size * total)) if isinstance(size, float) and size > 0 else int(size) for size in asked]
+    counts = [size for size in asked if isinstance(size, int)]
+    shares = sum(size for size in asked if isinstance(size, float))
+    if min(asked) < 0 or shares >= 1 or (any(counts) and sum(sizes) >= total):
+        raise DataError(
+            f"expected sizes of validation and test that leave examples for train, got {validation} and {test} "
+            f"of {total:,}: ask for less"
+        )
+    by_text: defaultdict[str, list[int]] = defaultdict(list)
+    for index, example in enumerate(examples):
+        by_text[example.text].append(index)
+    strata: defaultdict[str, list[list[int]]] = defaultdict(list)
+    for group in by_text.values():
+        strata[examples[group[0]].label or ""].append(group)
+    labels = sorted(strata)
+    held_out = _apportion(sum(sizes), [sum(map(len, strata[label])) - 1 for label in labels])
+    tested = _apportion(round(sum(held_out) * sizes[1] / max(1, sum(sizes))), held_out)
+
+    generator = random.Random(seed)
+    sides = [0] * total
+    for label, held, to_test in zip(labels, held_out, tested, strict=True):
+        generator.shuffle(strata[label])
+        room = {2: to_test, 1: held - to_test, 0: total}
+        for group in strata[label]:
+            side = next(side for side in room if len(group) <= room[side])
+            room[side] -= len(group)
+            for index in group:
+                sides[index] = side
+    parts = [tuple(one for one, side in zip(examples, sides, strict=True) if side == here) for here in range(3)]
+    return parts[0], parts[1], parts[2]
+
+
+def _apportion(total: int, capacities: Sequence[int]) -> list[int]:
+    """Share ``total`` out in proportion to ``capacities`` by largest remainders, none above its own."""
+    whole = sum(capacities)
+    total = min(total, whole)
+    parts = [total * capacity // max(1, whole) for capacity in capacities]
+    by_remainder = sorted(range(len(parts)), key=lambda index: -(total * capacities[index] % max(1, whole)))
+    for index in by_remainder[: total - sum(parts)]:
+        parts[index] += 1
+    return parts
+
+
+def _split_file(examples: list[Example], source: str, seed: int) -> Splits:
+    distinct: dict[object, Example] = {}
+    for one in examples:
+        distinct.setdefault((one.text, one.label, one.references), one)
+    splits = split_examples(list(distinct.values()), validation=HELD_OUT_SHARE, test=HELD_OUT_SHARE, seed=seed)
+    sizes = ", ".join(f"{len(some):,} {split}" for split, some in zip(SPLITS, splits, strict=True))
+    notes = [f"One file was given: split into {sizes} examples (80/10/10, seed {seed}), equal texts on one side."]
+    if removed := len(examples) - len(distinct):
+        notes.append(
+            f"Exact duplicates (same text, same label or outputs) were removed: {removed:,} of {len(examples):,}."
+        )
+    return Splits(*splits, source, tuple(notes))
+
+
+def _complete(parts: Parts, notes: list[str], source: str, seed: int) -> Splits:
+    kinds = [f"{_kind_of(examples)} in {split}" for split, examples in parts.items()]
+    if len({kind.split()[0] for kind in kinds}) > 1:
+        raise DataError(
+            f"expected one kind of rows in '{source}', got {', '.join(kinds)}: give 'label' or 'target' in all"
+        )
+    train, validation, test = (tuple(parts.get(split, ())) for split in SPLITS)
+    if not validation and len(train) > 1:
+        size, given = min(MOST_CUT_FROM_TRAIN, max(1, round(HELD_OUT_SHARE * len(train)))), len(train)
+        train, validation, _ = split_examples(train, validation=size, test=0, seed=seed)
+        notes.append(
+            f"No validation split was given: {len(validation):,} of {given:,} train examples were set aside for it "
+            f"({HELD_OUT_SHARE:.0%}, at most {MOST_CUT_FROM_TRAIN:,}; seed {seed})."
+        )
+    notes += [f"No {split} split was given: it is empty." for split in ("train", "test") if split not in parts]
+    texts = {example.text for example in train}
+    for split, examples in (("validation", validation), ("test", test)):
+        if shared := sum(example.text in texts for example in examples):
+            notes.append(f"The text of {shared:,} of {len(examples):,} {split} examples also stands in train.")
+    return Splits(train, validation, test, source, tuple(notes))
+
+
+def _read_folder(folder: Path, columns: _Columns) -> Parts:
+    files: dict[str, Path] = {}
+    paths = sorted(folder.iterdir())
+    for path in paths:
+        split = _ALIASES.get(path.stem.lower())
+        if split and path.suffix.lower() in ENDINGS:
+            if split in files:
+                got = listed([files[split].name, path.name], " and ")
+                raise DataError(f"expected one {split} file in '{folder}', got {got}: move or rename one of them")
+            files[split] = path
+    if not files:
+        raise DataError(
+            f"expected train, validation or test ({', '.join(ENDINGS)}) in the folder '{folder}', "
+            f"got {listed(path.name for path in paths)}: rename the files, or give one file to have it split for you"
+        )
+    return {split: _read_file(files[split], columns) for split in SPLITS if split in files}
+
+
+def _read_hub(source: str, columns: _Columns) -> tuple[Parts, list[str]]:
+    name, _, config = source.removeprefix("hf:").partition(":")
+    datasets = optional_module("datasets")
+    try:
+        published = datasets.load_dataset(name, config or None)
+    except Exception as error:  # what builders raise is not of one family
+        raise DataError(
+            f"expected a data set within reach at '{source}', got {type(error).__name__} ({str(error)[:300]}): "
+            "give hf:NAME or hf:NAME:CONFIG"
+        ) from error
+    parts: Parts = {}
+    notes: list[str] = []
+    for given, data in published.items():
+        split = _ALIASES.get(given)
+        if split is None or split in parts or not len(data):
+            notes.append(f"The split '{given}' of '{source}' was not used.")
+            continue
+        classes = {key: kind.names for key, kind in data.features.items() if isinstance(kind, datasets.ClassLabel)}
+        rows = [row | {key: _class_name(row[key], names) for key, names in classes.items()} for row in data]
+        if columns.label in classes and all(row[columns.label] is None for row in rows):
+            notes.append(f"The split '{given}' of '{source}' was not used: its labels are not published.")
+            continue
+        parts[split] = _examples(((f"'{source}' {given} row {at}", row) for at, row in enumerate(rows, 1)), columns)
+    if not parts:
+        raise DataError(
+            f"expected a train, validation or test split with labels in '{source}', got {listed(published)}"
+        )
+    return parts, notes
+
+
+def _class_name(index: int | None, names: Sequence[str]) -> str | None:
+    # a negative class stands for a label that is not published
+    return None if index is None or index < 0 else names[index]
+
+
+def _read_file(path: Path, columns: _Columns) -> list[Example]:
+    ending = path.suffix.lower()
+    with reading(path):
+        if not path.exists():
+            near = difflib.get_close_matches(path.name, [one.name for one in _entries(path.parent)])
+            hint = f"did you mean {listed(near, ' or ')}? " if near else ""
+            raise DataError(
+                f"expected a file or folder at '{path}', found none: {hint}Hugging Face data sets are hf:NAME"
+            )
+        if path.is_dir() or ending not in ENDINGS:
+            got = "a folder" if path.is_dir() else f"'{ending}'" if ending else "no ending"
+            raise DataError(f"expected a file ending in {', '.join(ENDINGS)}, got {got} in '{path}': convert the data")
+        examples = _examples(read_rows(path), columns) if path.stat().st_size else []
+    if not examples:
+        raise DataError(
+            f"expected examples in '{path}', got an empty file: give rows with a text and a label or target"
+        )
+    return examples
+
+
+def _examples(rows: Iterable[Row], columns: _Columns) -> list[Example]:
+    examples: list[Example] = []
+    for place, row in rows:
+        kind = columns.kind(row, place)
+        if examples and kind != _kind_of(examples):
+            raise DataError(
+                f"{place}: expected {_kind_of(examples)} as in the rows before, got {kind}: "
+                "give every row a label, or every row a target or references"
+            )
+        examples.append(_example(row, kind, columns, place))
+    return examples
+
+
+def _example(row: Mapping[str, Any], kind: Kind, columns: _Columns, place: str) -> Example:
+    label: str | None = None
+    references: tuple[str, ...] = ()
+    if kind == "classification":
+        used = {columns.text, columns.label}
+        label = _string(_scalar(row[columns.label]), columns.label, place)
+    else:
+        used = {columns.text, columns.target, "references"}
+        references = _references(row, columns.target, place)
+    others = {name: _column(value, name, place) for name, value in row.items() if name not in used}
+    return Example(_string(row[columns.text], columns.text, place), label, references, others)
+
+
+def _references(row: Mapping[str, Any], target: str, place: str) -> tuple[str, ...]:
+    several = row.get("references")
+    if not isinstance(several, list | None):
+        raise DataError(
+            f"{place}: expected a list of strings in 'references', got {type_name(several)}: use '{target}' for one"
+        )
+    outputs = [("references", output) for output in several or ()]
+    if target in row and not (row[target] is None and outputs):
+        outputs.insert(0, (target, row[target]))
+    if not outputs:
+        raise DataError(f"{place}: expected at least one output in 'references', got none: add one, or remove the row")
+    return tuple(dict.fromkeys(_string(output, name, place) for name, output in outputs))
+
+
+def _scalar(value: Any) -> Any:
+    """Numbers and booleans as strings; all else as it is."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return str(value) if isinstance(value, int | float) and value == value else value  # NaN stands for null
+
+
+def _column(value: Any, name: str, place: str) -> str:
+    value = "" if value is None or value != value else _scalar(value)
+    return _unicode(
+        value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str), name, place
+    )
+
+
+def _string(value: Any, name: str, place: str) -> str:
+    if not isinstance(value, str) or not value.strip():
+        got = "a blank string" if isinstance(value, str) else type_name(value)
+        raise DataError(f"{place}: expected a string in column '{name}', got {got}: mend or remove this row")
+    return _unicode(value, name, place)
+
+
+def _unicode(value: str, name: str, place: str) -> str:
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        code = f"\\u{ord(value[error.start]):x}"
+        raise DataError(
+            f"{place}: expected Unicode text in column '{name}', got half a character ({code}): mend it"
+        ) from error
+    return value
+
+
+def _kind_of(examples: Sequence[Example]) -> Kind:
+    return "classification" if examples[0].label is not None else "generation"
+
+
+def _entries(folder: Path) -> list[Path]:
+    return list(folder.iterdir()) if folder.is_dir() else []

@@ -1,0 +1,101 @@
+"""What can go wrong, as one tree.
+
+    SoftpromptError              a mistake that the caller can mend: one line, exit code 2
+    |- ConfigError               a setting that is unknown, of the wrong type, or out of range
+    |- DataError                 a file, column, line, label or split of the user's data
+    |- TemplateError             a template that does not parse, lacks {{ text }}, or leaves no room for text
+    |- BaseModelError            a base model that is not there, does not load, or does not fit
+    |- PromptFileError           a saved prompt that is damaged, or made for another base model
+    |- OutputError               a place that cannot be written: exists already, no space, no permission
+    |- TrainingError             a run that cannot go on: the loss is not a number, a checkpoint of another run
+    `- MissingExtraError         an optional dependency that is not installed; names the extra
+
+Every message says what was expected, what was got, and what to do.
+"""
+
+import errno
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+class SoftpromptError(Exception):
+    """Base of every error that the user can mend. ``str(error)`` is one line."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(" ".join(message.split()))
+
+
+class ConfigError(SoftpromptError):
+    """A setting is unknown, of the wrong type, or out of range."""
+
+
+class DataError(SoftpromptError):
+    """The user's data cannot be used as it is."""
+
+
+class TemplateError(SoftpromptError):
+    """The template does not parse, lacks ``{{ text }}``, or leaves no room for the text."""
+
+
+class BaseModelError(SoftpromptError):
+    """The base model is not there, does not load, or does not fit the request."""
+
+
+class PromptFileError(SoftpromptError):
+    """A saved prompt is damaged, of another schema, or made for another base model."""
+
+
+class OutputError(SoftpromptError):
+    """Something cannot be written where the user asked for it."""
+
+
+class TrainingError(SoftpromptError):
+    """Training cannot go on."""
+
+
+class MissingExtraError(SoftpromptError):
+    """An optional dependency is not installed."""
+
+    def __init__(self, package: str, extra: str) -> None:
+        super().__init__(
+            f"this needs the package '{package}', which is not installed: pip install 'softprompt[{extra}]'"
+        )
+
+
+@contextmanager
+def writing(path: Path, instead: str = "give another --out") -> Iterator[None]:
+    """Turn the operating system's write errors, safetensors' among them, into one ``OutputError`` that names ``path``.
+
+    ``instead`` is the advice where this place cannot be written at all.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not isinstance(error, OSError) and not _is_safetensors_error(error):
+            raise
+        code, reason = _system_error(error)
+        if code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise OutputError(
+                f"no space left to write '{path}': free some space, or {instead}; nothing half-written was kept"
+            ) from error
+        if code in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise OutputError(f"no permission to write '{path}': {instead}") from error
+        raise OutputError(f"cannot write '{path}': {reason}; {instead}") from error
+
+
+def _is_safetensors_error(error: Exception) -> bool:
+    # an OSError in some releases of safetensors, not in others; told by its name, to not import the library here
+    return type(error).__name__ == "SafetensorError"
+
+
+def _system_error(error: Exception) -> tuple[int | None, str]:
+    """The operating system's error number, if the error tells one, and the reason in words."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno, error.strerror or str(error)
+    # Rust ends its message with the number
+    if found := re.search(r"\(os error (\d+)\)", str(error)):
+        return int(found[1]), os.strerror(int(found[1]))
+    return None, str(error)

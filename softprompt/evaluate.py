@@ -1,0 +1,103 @@
+"""Score a predictor on examples: every figure with its n and a 95% bootstrap interval."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from softprompt import metrics
+from softprompt.base import FrozenLM
+from softprompt.data import Example
+from softprompt.errors import ConfigError, DataError
+from softprompt.generate import Sampling
+from softprompt.metrics import Metric
+from softprompt.predict import Prediction, Predictor
+from softprompt.prefix import PromptState
+from softprompt.store import Prompt
+from softprompt.task import TaskSpec
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Results on one set of examples.
+
+    Attributes:
+        metric: the task's main metric: accuracy, or BLEU.
+        others: further metrics.
+        predictions: in the order of the examples.
+        gold: labels, or references.
+        truncated: texts that had to be cut.
+    """
+
+    metric: Metric
+    others: tuple[Metric, ...]
+    predictions: tuple[Prediction, ...]
+    gold: tuple[Any, ...]
+    truncated: int
+
+    def __str__(self) -> str:
+        return ", ".join(map(str, (self.metric, *self.others)))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The main metric's fields on top, the others by name below ``others``."""
+        return {
+            **self.metric.to_dict(),
+            "others": {metric.name: metric.to_dict() for metric in self.others},
+            "truncated": self.truncated,
+        }
+
+
+def evaluate(
+    base: FrozenLM,
+    examples: Sequence[Example],
+    prompt: Prompt | PromptState | None = None,
+    *,
+    spec: TaskSpec | None = None,
+    sampling: Sampling | None = None,
+) -> Evaluation:
+    """Predict and score.
+
+    Args:
+        prompt: a learned prompt, a written one as a state (see ``written_prompt``), or none: the bare template.
+        spec: the task, where ``prompt`` does not bring it.
+        sampling: how completions are made (generation).
+
+    Raises:
+        ConfigError: no ``spec``, and no prompt that has one.
+        DataError: no examples, or examples without label or references.
+        PromptFileError: the prompt was learned on another base model.
+    """
+    if isinstance(prompt, Prompt):
+        return score(Predictor.of_prompt(base, prompt, sampling), examples)
+    if spec is None:
+        raise ConfigError("expected the task's spec beside a prompt that was not learned: give spec=task.spec")
+    return score(Predictor(base, spec, prompt, sampling), examples)
+
+
+def score(predictor: Predictor, examples: Sequence[Example]) -> Evaluation:
+    """``evaluate`` for a predictor that is there already."""
+    if not examples:
+        raise DataError("no examples to evaluate on: the split is empty")
+    before = predictor.encoder.truncated
+    predictions = tuple(sorted(predictor.predict(examples), key=lambda prediction: prediction.index))
+    truncated = predictor.encoder.truncated - before
+    if predictor.spec.kind == "classification":
+        labels = [_label(example) for example in examples]
+        predicted = [str(prediction.label) for prediction in predictions]
+        main = metrics.accuracy(labels, predicted)
+        others = (metrics.macro_f1(labels, predicted, predictor.spec.labels),)
+        return Evaluation(main, others, predictions, tuple(labels), truncated)
+    references = [example.references for example in examples]
+    completions = [str(prediction.completion) for prediction in predictions]
+    return Evaluation(
+        metrics.bleu(references, completions),
+        (metrics.rouge_l(references, completions), metrics.exact_match(references, completions)),
+        predictions,
+        tuple(references),
+        truncated,
+    )
+
+
+def _label(example: Example) -> str:
+    if example.label is None:
+        raise DataError("an example has no label: evaluation needs labelled rows")
+    return example.label

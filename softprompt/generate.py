@@ -1,0 +1,185 @@
+"""Completions: greedy or sampled, in batches, behind a prefix that is cached once.
+
+Texts are padded on the right, so generated tokens stand behind a gap that the mask hides; positions are counted
+without it. Only a sliding window counts the gap as distance: where a sequence could outgrow the window, texts of
+one length go together, and no gap arises.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from softprompt.base import FrozenLM
+from softprompt.batch import Item, budgeted, collate
+from softprompt.errors import ConfigError
+from softprompt.prefix import CachedPrefix, Prefix
+from softprompt.verbalizer import end_of_answer
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is chosen.
+
+    Attributes:
+        max_new_tokens: tokens to generate, at most.
+        temperature: 0 is greedy; otherwise logits are divided by it and the token is sampled.
+        top_p: sample among the likeliest tokens that together have this probability.
+        top_k: sample among this many likeliest tokens (0: all).
+        stop: strings that end a completion; they are not part of it.
+        seed: of sampling.
+    """
+
+    max_new_tokens: int = 128
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    stop: tuple[str, ...] = ()
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise ConfigError(f"max_new_tokens must be at least 1, got {self.max_new_tokens}")
+        if self.temperature < 0:
+            raise ConfigError(f"temperature must be 0 (greedy) or more, got {self.temperature}")
+        if not 0 < self.top_p <= 1:
+            raise ConfigError(f"top_p must be above 0 and at most 1, got {self.top_p}")
+        if self.top_k < 0:
+            raise ConfigError(f"top_k must be 0 (all) or more, got {self.top_k}")
+        if "" in self.stop:
+            raise ConfigError("a stop string must not be empty")
+
+
+@torch.no_grad()
+def complete(
+    base: FrozenLM, prefix: Prefix, texts: Sequence[Sequence[int]], sampling: Sampling, token_budget: int
+) -> Iterator[tuple[int, str]]:
+    """Complete token sequences; yields ``(index, completion)`` batch by batch, in the order they finish.
+
+    Args:
+        texts: token ids without BOS.
+        token_budget: padded tokens of a batch, its completions counted.
+    """
+    items = [Item(i, tuple(ids), ()) for i, ids in enumerate(texts)]
+    window = base.sliding_window
+    longest = max((len(item.ids) for item in items), default=0) + len(base.bos_ids) + sampling.max_new_tokens
+    prefix_length = prefix.length if isinstance(prefix, CachedPrefix) else 0
+    if window is not None and prefix_length + longest > window:
+        items.sort(key=lambda item: len(item.ids))
+        groups = [list(group) for _, group in groupby(items, key=lambda item: len(item.ids))]
+    else:
+        groups = [items]
+    for group in groups:
+        room = max((len(item.ids) for item in group), default=0) + sampling.max_new_tokens
+        for chunk in budgeted(group, token_budget, most=max(1, token_budget // max(room, 1))):
+            answers = _Answers(base, chunk, sampling)
+            if isinstance(prefix, CachedPrefix):
+                _decode_cached(base, prefix, chunk, answers)
+            else:
+                _decode_plainly(base, prefix, chunk, answers)
+            yield from answers.finished()
+
+
+class _Answers:
+    """The completions of one batch while they grow."""
+
+    def __init__(self, base: FrozenLM, chunk: list[Item], sampling: Sampling) -> None:
+        from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+
+        self._tokenizer = base.tokenizer
+        self._examples = [item.example for item in chunk]
+        self._sampling = sampling
+        generation = getattr(base.model, "generation_config", None)
+        ends = getattr(generation, "eos_token_id", None) or []
+        self._ends = {end_of_answer(base.tokenizer), *([ends] if isinstance(ends, int) else ends)}
+        self._warpers: list[Any] = []
+        if sampling.temperature > 0:
+            self._warpers.append(TemperatureLogitsWarper(sampling.temperature))
+            if sampling.top_k:
+                self._warpers.append(TopKLogitsWarper(sampling.top_k))
+            if sampling.top_p < 1:
+                self._warpers.append(TopPLogitsWarper(sampling.top_p))
+        # one generator for each text: what it samples does not depend on its neighbours
+        self._generators = [torch.Generator().manual_seed(sampling.seed * 1_000_003 + i) for i in self._examples]
+        self._tokens: list[list[int]] = [[] for _ in chunk]
+        self._texts: list[str | None] = [None] * len(chunk)
+        self.open = list(range(len(chunk)))
+
+    def take(self, logits: Tensor) -> tuple[list[int], list[int]]:
+        """Choose the next token of every open completion from ``logits [open, V]``.
+
+        Returns the places, within the open ones, of those that go on, and their tokens.
+        """
+        for warper in self._warpers:
+            logits = warper(None, logits)
+        places, tokens = [], []
+        for place, row in enumerate(self.open):
+            if self._warpers:
+                probabilities = logits[place].softmax(-1).cpu()
+                token = int(torch.multinomial(probabilities, 1, generator=self._generators[row]))
+            else:
+                token = int(logits[place].argmax())
+            if not self._ended(row, token):
+                places.append(place)
+                tokens.append(token)
+        self.open = [self.open[place] for place in places]
+        return places, tokens
+
+    def _ended(self, row: int, token: int) -> bool:
+        if token not in self._ends:
+            self._tokens[row].append(token)
+        text = self._decode(row)
+        cut = min((at for stop in self._sampling.stop if (at := text.find(stop)) >= 0), default=None)
+        if token in self._ends or cut is not None or len(self._tokens[row]) >= self._sampling.max_new_tokens:
+            self._texts[row] = text[:cut]
+            return True
+        return False
+
+    def _decode(self, row: int) -> str:
+        return str(self._tokenizer.decode(self._tokens[row], skip_special_tokens=True))
+
+    def finished(self) -> Iterator[tuple[int, str]]:
+        """Index of example and completion, without the white space around it."""
+        for example, text in zip(self._examples, self._texts, strict=True):
+            yield example, (text or "").strip()
+
+
+def _decode_cached(base: FrozenLM, prefix: CachedPrefix, chunk: list[Item], answers: _Answers) -> None:
+    batch = collate(chunk, base.device)
+    lengths = batch.mask.sum(dim=1)
+    cache = prefix.expand(len(chunk))
+    hidden = prefix.hidden(batch.input_ids, batch.mask, cache)
+    last = hidden[torch.arange(len(chunk), device=base.device), lengths - 1]
+    mask = torch.cat([batch.mask.new_ones(len(chunk), prefix.length), batch.mask], dim=1)
+    positions = prefix.length + lengths
+    while True:
+        places, tokens = answers.take(base.logits(last))
+        if not places:
+            return
+        if len(places) < len(mask):
+            kept = torch.tensor(places, device=base.device)
+            cache.batch_select_indices(kept)
+            mask, positions = mask[kept], positions[kept]
+        mask = torch.cat([mask, mask.new_ones(len(places), 1)], dim=1)
+        last = base.run_backbone(
+            inputs_embeds=base.embed(torch.tensor(tokens, device=base.device)[:, None]),
+            attention_mask=mask,
+            position_ids=positions[:, None],
+            past_key_values=cache,
+            use_cache=True,
+        ).last_hidden_state[:, -1]
+        positions = positions + 1
+
+
+def _decode_plainly(base: FrozenLM, prefix: Prefix, chunk: list[Item], answers: _Answers) -> None:
+    """For models without a key-value cache: the whole sequence again for every token."""
+    sequences = [list(item.ids) for item in chunk]
+    while sequences:
+        batch = collate([Item(i, tuple(ids), ()) for i, ids in enumerate(sequences)], base.device)
+        hidden = prefix.hidden(batch.input_ids, batch.mask)
+        last = hidden[torch.arange(len(sequences), device=base.device), batch.mask.sum(dim=1) - 1]
+        places, tokens = answers.take(base.logits(last))
+        sequences = [[*sequences[place], token] for place, token in zip(places, tokens, strict=True)]

@@ -1,0 +1,102 @@
+"""Where a prompt starts: initialisers, each giving ``[P, H]`` in the scale in which the model sees embedded text.
+
+Lester et al. 2021 (section 3.2) compare random, sampled vocabulary and class labels; text is PEFT's term for words.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from softprompt.base import FrozenLM
+from softprompt.errors import ConfigError, PromptFileError
+from softprompt.task import TaskSpec
+from softprompt.verbalizer import plain_ids
+
+
+def initialise(how: str, base: FrozenLM, spec: TaskSpec, length: int, seed: int) -> Tensor:
+    """The start of a prompt.
+
+    Args:
+        how: ``text`` (an instruction made of the task's labels), ``text:WORDS``, ``labels``, ``vocab``, ``random``,
+            or ``prompt:FOLDER`` (a saved prompt for the same base).
+        length: virtual tokens ``P``.
+        seed: of ``vocab`` and ``random``.
+
+    Raises:
+        ConfigError: an unknown initialiser, or one without the argument it needs.
+        PromptFileError: the prompt of ``prompt:FOLDER`` cannot be used.
+    """
+    name, _, argument = how.partition(":")
+    if name in _WITH_ARGUMENT and ":" in how:
+        if not argument.strip():
+            raise ConfigError(f"init '{how}': expected something behind the colon, as in {_WITH_ARGUMENT[name]}")
+        return _from_text(argument, base, length) if name == "text" else _from_prompt(argument, base, length)
+    if how not in _PLAIN:
+        raise ConfigError(f"unknown init '{how}': expected text, text:WORDS, labels, vocab, random or prompt:FOLDER")
+    return _PLAIN[how](base, spec, length, seed)
+
+
+def default_instruction(spec: TaskSpec) -> str:
+    """A plain instruction for the task, made of what is known of it: the start of ``init='text'``."""
+    if spec.kind == "generation":
+        return "Read the input and write the output that belongs to it."
+    return f"Classify the text as {', '.join(spec.verbalizers[:-1])} or {spec.verbalizers[-1]}."
+
+
+def _from_text(text: str, base: FrozenLM, length: int) -> Tensor:
+    return _tiled(plain_ids(base.tokenizer, text), base, length)
+
+
+def _from_prompt(folder: str, base: FrozenLM, length: int) -> Tensor:
+    from softprompt.store import load_prompt
+
+    prompt = load_prompt(folder)
+    prompt.check_base(base)
+    if prompt.state.length != length:
+        raise PromptFileError(
+            f"init 'prompt:{folder}' has {prompt.state.length} virtual tokens, expected {length}: "
+            f"use --length {prompt.state.length}"
+        )
+    return prompt.state.tensor.float()
+
+
+def _instruction(base: FrozenLM, spec: TaskSpec, length: int, seed: int) -> Tensor:
+    return _from_text(default_instruction(spec), base, length)
+
+
+def _labels(base: FrozenLM, spec: TaskSpec, length: int, seed: int) -> Tensor:
+    if not spec.verbalizers:
+        raise ConfigError("init 'labels' needs a classification task: use text, vocab or random")
+    return _tiled(
+        [token for words in spec.verbalizers for token in plain_ids(base.tokenizer, f" {words}")], base, length
+    )
+
+
+def _vocabulary(base: FrozenLM, spec: TaskSpec, length: int, seed: int) -> Tensor:
+    # the 5,000 most common tokens as in the paper; vocabularies list common tokens first, behind the special ones
+    special = set(base.tokenizer.all_special_ids)
+    common = [token for token in range(min(base.vocabulary_size, 5000)) if token not in special]
+    chosen = torch.randperm(len(common), generator=torch.Generator().manual_seed(seed))[:length].tolist()
+    return _tiled([common[index] for index in chosen], base, length)
+
+
+def _random(base: FrozenLM, spec: TaskSpec, length: int, seed: int) -> Tensor:
+    # uniform as in the paper, with the spread of the model's own embeddings in place of the fixed 0.5
+    uniform = torch.rand(length, base.embedding_size, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+    return uniform * base.embedding_std * 3**0.5
+
+
+def _tiled(ids: list[int], base: FrozenLM, length: int) -> Tensor:
+    """Embeddings of ``ids``, repeated or cut to ``length``."""
+    repeated = (ids * (length // len(ids) + 1))[:length]
+    return base.embed(torch.tensor(repeated, device=base.device)).float().cpu()
+
+
+_PLAIN: dict[str, Callable[[FrozenLM, TaskSpec, int, int], Tensor]] = {
+    "text": _instruction,
+    "labels": _labels,
+    "vocab": _vocabulary,
+    "random": _random,
+}
+_WITH_ARGUMENT = {"text": "text:Classify the review.", "prompt": "prompt:prompts/sentiment"}

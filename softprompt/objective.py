@@ -1,0 +1,112 @@
+"""What is learned and what is scored: hidden states at the scored positions to losses and label probabilities.
+
+The output layer of a small model holds most of its parameters, so it is used at the scored positions only, and for
+classification only in the rows of label tokens. Shapes: ``N`` positions, ``H`` hidden, ``V`` vocabulary, ``R`` rows,
+``D`` decisions, ``C`` labels.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from softprompt.base import FrozenLM
+from softprompt.batch import Batch, Item, budgeted, collate
+from softprompt.prefix import Prefix
+from softprompt.verbalizer import Verbalizer
+
+# padded tokens of a forward pass without gradient: more of them fall out of the processor's cache
+EVALUATION_TOKENS = 2048
+
+
+class Objective:
+    """Losses and scores of one task on one base model."""
+
+    def __init__(self, base: FrozenLM, verbalizer: Verbalizer | None) -> None:
+        """``verbalizer`` is ``None`` for generation."""
+        self.base, self.verbalizer = base, verbalizer
+        if verbalizer is not None:
+            self._rows = torch.tensor(verbalizer.rows, device=base.device)
+            self._column = {token: index for index, token in enumerate(verbalizer.rows)}
+            allowed = torch.zeros(len(verbalizer.decisions), len(verbalizer.rows), dtype=torch.bool)
+            for d, decision in enumerate(verbalizer.decisions):
+                allowed[d, [self._column[token] for token in decision.choices]] = True
+            self._allowed = allowed.to(base.device)
+            self._steps_of_label = [
+                [
+                    (d, decision, decision.choice_of_label[label])
+                    for d, decision in enumerate(verbalizer.decisions)
+                    if decision.choice_of_label[label] >= 0
+                ]
+                for label in range(len(verbalizer.sequences))
+            ]
+
+    def loss_sum(self, prefix: Prefix, batch: Batch) -> Tensor:
+        """Summed negative log-likelihood (nats) of the batch's targets behind ``prefix``."""
+        hidden = prefix.hidden(batch.input_ids, batch.mask)[batch.row, batch.column]
+        if self.verbalizer is None:
+            loss: Tensor = _VocabularyCrossEntropy.apply(hidden, batch.targets, self.base)  # type: ignore[no-untyped-call]
+            return loss
+        log_probabilities = self._decision_log_probabilities(hidden, batch.decisions)
+        targets = torch.searchsorted(self._rows, batch.targets)
+        return -log_probabilities.gather(1, targets[:, None]).sum()
+
+    @torch.no_grad()
+    def label_log_probabilities(self, prefix: Prefix, items: Sequence[Item]) -> Tensor:
+        """Log-probabilities of the labels ``[examples, C]`` (float32, CPU) from ``Encoder.scoring_items``."""
+        assert self.verbalizer is not None
+        examples = max(item.example for item in items) + 1
+        scores = torch.zeros(examples, len(self.verbalizer.decisions), len(self.verbalizer.rows))
+        for chunk in budgeted(items, EVALUATION_TOKENS):
+            batch = collate(chunk, self.base.device)
+            hidden = prefix.hidden(batch.input_ids, batch.mask)[batch.row, batch.column]
+            example = torch.tensor([item.example for item in chunk])[batch.row.cpu()]
+            scores[example, batch.decisions.cpu()] = self._decision_log_probabilities(hidden, batch.decisions).cpu()
+        return torch.stack(
+            [
+                sum(
+                    (scores[:, d, self._column[decision.choices[choice]]] for d, decision, choice in steps),
+                    start=torch.zeros(examples),
+                )
+                for steps in self._steps_of_label
+            ],
+            dim=1,
+        )
+
+    def _decision_log_probabilities(self, hidden: Tensor, decisions: Tensor) -> Tensor:
+        """Hidden states ``[N, H]`` that ask ``decisions [N]`` to log-probabilities ``[N, R]`` (-inf: not a choice)."""
+        logits = self.base.logits(hidden, self._rows)
+        return logits.masked_fill(~self._allowed[decisions], float("-inf")).log_softmax(-1)
+
+
+class _VocabularyCrossEntropy(torch.autograd.Function):
+    """Summed cross-entropy over the whole vocabulary, position by position in chunks.
+
+    The gradient with respect to the hidden states is taken chunk by chunk in the forward pass (the output layer is
+    frozen, so nothing else needs one): memory holds ``chunk x V`` logits instead of ``N x V``.
+    """
+
+    CHUNK = 64  # positions
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, targets: Tensor, base: FrozenLM) -> Tensor:
+        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        gradients = []
+        for chunk, target in zip(
+            hidden.split(_VocabularyCrossEntropy.CHUNK), targets.split(_VocabularyCrossEntropy.CHUNK), strict=True
+        ):
+            with torch.set_grad_enabled(ctx.needs_input_grad[0]):
+                leaf = chunk.detach().requires_grad_(ctx.needs_input_grad[0])
+                loss = torch.nn.functional.cross_entropy(base.logits(leaf), target, reduction="sum")
+            total += loss.detach()
+            if ctx.needs_input_grad[0]:
+                gradients.append(torch.autograd.grad(loss, leaf)[0])
+        if gradients:
+            ctx.save_for_backward(torch.cat(gradients))
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None]:
+        (gradient,) = ctx.saved_tensors
+        return gradient * grad_outputs[0].to(gradient.dtype), None, None

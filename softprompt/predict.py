@@ -1,0 +1,91 @@
+"""Predictor: a frozen model, a task and a prompt (or none), ready to answer; the prefix is computed once."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from softprompt.base import FrozenLM
+from softprompt.batch import Encoder
+from softprompt.data import Example
+from softprompt.generate import Sampling, complete
+from softprompt.objective import EVALUATION_TOKENS, Objective
+from softprompt.prefix import Prefix, PromptState, make_prefix
+from softprompt.store import Prompt
+from softprompt.task import TaskSpec
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One answer.
+
+    Attributes:
+        index: of the example.
+        label: the likeliest label (classification).
+        probabilities: of every label, summing to 1 (classification).
+        completion: the text generated (generation).
+    """
+
+    index: int
+    label: str | None = None
+    probabilities: dict[str, float] | None = None
+    completion: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields that this kind of task has."""
+        fields = {"label": self.label, "probabilities": self.probabilities, "completion": self.completion}
+        return {"index": self.index, **{name: value for name, value in fields.items() if value is not None}}
+
+
+class Predictor:
+    """Answers for examples of one task."""
+
+    def __init__(
+        self, base: FrozenLM, spec: TaskSpec, state: PromptState | None = None, sampling: Sampling | None = None
+    ) -> None:
+        """``state`` is ``None`` for the bare template; ``sampling`` matters for generation.
+
+        Raises:
+            TemplateError: the prompt leaves no room for text in the model's context.
+        """
+        self.base, self.spec, self.state = base, spec, state
+        self.sampling = sampling or Sampling()
+        self.encoder = Encoder(base, spec, state.length if state else 0, self.sampling.max_new_tokens)
+        self._objective = Objective(base, self.encoder.verbalizer)
+
+    @classmethod
+    def of_prompt(cls, base: FrozenLM, prompt: Prompt, sampling: Sampling | None = None) -> "Predictor":
+        """A predictor for a saved prompt.
+
+        Raises:
+            PromptFileError: it was learned on another base model.
+        """
+        prompt.check_base(base)
+        return cls(base, prompt.spec, prompt.state, sampling)
+
+    @cached_property
+    def prefix(self) -> Prefix:
+        """BOS and prompt, computed once."""
+        with torch.no_grad():
+            return make_prefix(self.base, self.state.tensor if self.state else None)
+
+    def label_log_probabilities(self, examples: Sequence[Example]) -> Tensor:
+        """Log-probabilities ``[examples, C]`` of the labels, float32 on the CPU, normalised over the labels."""
+        if not examples:
+            return torch.zeros(0, len(self.spec.labels))
+        items = self.encoder.scoring_items(examples)
+        return self._objective.label_log_probabilities(self.prefix, items)
+
+    def predict(self, examples: Sequence[Example]) -> Iterator[Prediction]:
+        """Predictions in the order of the examples for classification, as they finish for generation."""
+        if self.spec.kind == "generation":
+            texts = self.encoder.text_ids(examples)
+            for index, text in complete(self.base, self.prefix, texts, self.sampling, EVALUATION_TOKENS):
+                yield Prediction(index, completion=text)
+            return
+        for index, row in enumerate(self.label_log_probabilities(examples).exp()):
+            probabilities = dict(zip(self.spec.labels, row.tolist(), strict=True))
+            yield Prediction(index, max(probabilities, key=probabilities.__getitem__), probabilities)

@@ -1,0 +1,178 @@
+"""Observers: what a run shows while it goes: a live line, plain lines, TensorBoard, or nothing."""
+
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+from softprompt.errors import MissingExtraError
+from softprompt.train import Observer
+
+
+class Silent:
+    """Shows nothing."""
+
+    def started(self, first_step: int, steps: int, learned: int, frozen: int) -> None:
+        """The run begins, or goes on, behind ``first_step``."""
+
+    def stepped(self, step: int, loss: float, learning_rate: float, examples_per_second: float) -> None:
+        """One optimiser step was made."""
+
+    def evaluated(self, step: int, metric: str, value: float, loss: float, best: bool) -> None:
+        """The prompt was scored on validation."""
+
+    def noted(self, text: str) -> None:
+        """Something the user should know."""
+
+
+class _Pace:
+    """Smoothed loss and speed, and the time left."""
+
+    def __init__(self) -> None:
+        self.loss = self.speed = 0.0
+        self._seconds = 0.0
+        self._last = time.monotonic()
+
+    def update(self, loss: float, examples_per_second: float) -> None:
+        now = time.monotonic()
+        fresh = self._seconds == 0.0
+        keep = 0.0 if fresh else 0.95
+        self.loss = keep * self.loss + (1 - keep) * loss
+        self.speed = keep * self.speed + (1 - keep) * examples_per_second
+        self._seconds = keep * self._seconds + (1 - keep) * (now - self._last)
+        self._last = now
+
+    def left(self, steps: int) -> str:
+        seconds = round(self._seconds * steps)
+        return f"{seconds // 60}:{seconds % 60:02d}"
+
+
+class PlainLines:
+    """One line every ``every`` steps, for logs and pipes."""
+
+    def __init__(self, stream: TextIO | None = None, every: int = 20) -> None:
+        self._stream, self._every = stream or sys.stderr, every
+        self._pace, self._steps = _Pace(), 0
+
+    def started(self, first_step: int, steps: int, learned: int, frozen: int) -> None:
+        self._steps = steps
+        self.noted(f"learning {learned:,} parameters; {frozen:,} stay frozen")
+
+    def stepped(self, step: int, loss: float, learning_rate: float, examples_per_second: float) -> None:
+        self._pace.update(loss, examples_per_second)
+        if step % self._every == 0 or step == self._steps:
+            self.noted(
+                f"step {step}/{self._steps}  loss {self._pace.loss:.4f}  {self._pace.speed:.1f} examples/s  "
+                f"{self._pace.left(self._steps - step)} left"
+            )
+
+    def evaluated(self, step: int, metric: str, value: float, loss: float, best: bool) -> None:
+        mark = "  (best so far)" if best else ""
+        self.noted(f"step {step}  validation {metric} {value:.4f}  loss {loss:.4f}{mark}")
+
+    def noted(self, text: str) -> None:
+        print(text, file=self._stream, flush=True)
+
+
+class LiveLine:
+    """A rich progress bar: step, loss, last validation metric, examples a second, time left."""
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+        self._console = Console(file=stream or sys.stderr)
+        self._progress = Progress(
+            TextColumn("step"),
+            MofNCompleteColumn(),
+            BarColumn(bar_width=20),
+            TextColumn("loss {task.fields[loss]}  {task.fields[metric]}{task.fields[speed]}  {task.fields[left]} left"),
+            console=self._console,
+            transient=True,
+        )
+        self._pace, self._steps = _Pace(), 0
+        self._row: Any = None
+
+    def started(self, first_step: int, steps: int, learned: int, frozen: int) -> None:
+        self._steps = steps
+        self.noted(f"learning {learned:,} parameters; {frozen:,} stay frozen")
+        self._row = self._progress.add_task(
+            "", total=steps, completed=first_step, loss="-", metric="", speed="", left="-"
+        )
+        self._progress.start()
+
+    def stepped(self, step: int, loss: float, learning_rate: float, examples_per_second: float) -> None:
+        self._pace.update(loss, examples_per_second)
+        self._progress.update(
+            self._row,
+            completed=step,
+            loss=f"{self._pace.loss:.4f}",
+            speed=f"{self._pace.speed:.1f} examples/s",
+            left=self._pace.left(self._steps - step),
+        )
+
+    def evaluated(self, step: int, metric: str, value: float, loss: float, best: bool) -> None:
+        mark = " (best so far)" if best else ""
+        self._progress.update(self._row, metric=f"{metric} {value:.4f}  ")
+        self.noted(f"step {step}  validation {metric} {value:.4f}  loss {loss:.4f}{mark}")
+        if step == self._steps:
+            self.close()
+
+    def noted(self, text: str) -> None:
+        self._console.print(text, markup=False, highlight=False)
+
+    def close(self) -> None:
+        """Take the bar away; the terminal is as it was."""
+        self._progress.stop()
+
+
+class TensorBoard:
+    """Scalars for TensorBoard in a folder."""
+
+    def __init__(self, folder: str | Path) -> None:
+        """Raises MissingExtraError if TensorBoard is not installed."""
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise MissingExtraError("tensorboard", "tensorboard") from error
+        self._writer: Any = SummaryWriter(str(folder))
+
+    def started(self, first_step: int, steps: int, learned: int, frozen: int) -> None:
+        self._writer.add_text("run", f"{learned} learned, {frozen} frozen parameters", first_step)
+
+    def stepped(self, step: int, loss: float, learning_rate: float, examples_per_second: float) -> None:
+        self._writer.add_scalar("train/loss", loss, step)
+        self._writer.add_scalar("train/learning_rate", learning_rate, step)
+        self._writer.add_scalar("train/examples_per_second", examples_per_second, step)
+
+    def evaluated(self, step: int, metric: str, value: float, loss: float, best: bool) -> None:
+        self._writer.add_scalar(f"validation/{metric.replace(' ', '_')}", value, step)
+        self._writer.add_scalar("validation/loss", loss, step)
+        self._writer.flush()
+
+    def noted(self, text: str) -> None:
+        self._writer.add_text("notes", text)
+
+
+class Several:
+    """Passes everything on to several observers."""
+
+    def __init__(self, observers: Sequence[Observer]) -> None:
+        self._observers = tuple(observers)
+
+    def started(self, first_step: int, steps: int, learned: int, frozen: int) -> None:
+        for observer in self._observers:
+            observer.started(first_step, steps, learned, frozen)
+
+    def stepped(self, step: int, loss: float, learning_rate: float, examples_per_second: float) -> None:
+        for observer in self._observers:
+            observer.stepped(step, loss, learning_rate, examples_per_second)
+
+    def evaluated(self, step: int, metric: str, value: float, loss: float, best: bool) -> None:
+        for observer in self._observers:
+            observer.evaluated(step, metric, value, loss, best)
+
+    def noted(self, text: str) -> None:
+        for observer in self._observers:
+            observer.noted(text)

@@ -1,0 +1,99 @@
+"""Results as lines of plain text, for a terminal or a log."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from softprompt.demo import DemoResult
+from softprompt.evaluate import Evaluation
+from softprompt.predict import Prediction
+from softprompt.store import Prompt
+
+
+def table(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Columns padded to their widest cell; the first row is the heading."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return [lines[0], "  ".join("-" * width for width in widths), *lines[1:]]
+
+
+def figure(metric: Mapping[str, Any]) -> str:
+    """A metric's value with its interval, in the digits that its scale deserves."""
+    digits = 1 if metric["metric"] in ("bleu", "rouge_l") else 3
+    value, low, high = (f"{metric[key]:.{digits}f}" for key in ("value", "low", "high"))
+    return f"{value} [{low}, {high}]"
+
+
+def demo_lines(result: DemoResult) -> list[str]:
+    """The story of the demo."""
+    training = result.prompt.training
+    learned, frozen = training["learned_parameters"], training["base_parameters"]
+    n = result.results["learned prompt"].metric.n
+    rows = [("on the test split", f"accuracy [95% interval], n={n:,}")]
+    rows += [(name, figure(evaluation.metric.to_dict())) for name, evaluation in result.results.items()]
+    return [
+        "",
+        *table(rows),
+        "",
+        f"learned: {learned:,} parameters ({result.prompt.state.length} virtual tokens), "
+        f"{learned / frozen:.4%} of the model's {frozen:,}, which stayed as they were",
+        f"against zero-shot it corrected {result.fixed} sentences and broke {result.broken}; corrected, for example:",
+        *(f"  {label}: {text}" for text, label in result.corrected),
+        "",
+        f"saved in {result.folder}; try next (in this virtual environment):",
+        *(f"  {command}" for command in result.next_commands),
+    ]
+
+
+def training_lines(prompt: Prompt, folder: Path) -> list[str]:
+    """What a training run gave."""
+    rows = [("split", "metric", "value [95% interval]", "n")]
+    for split, result in prompt.metrics.items():
+        for metric in (result, *result["others"].values()):
+            rows.append((split, metric["metric"], figure(metric), f"{metric['n']:,}"))
+    return [
+        "",
+        *table(rows),
+        "",
+        f"best at step {prompt.training['best_step']} of {prompt.training['steps_made']}, chosen on validation",
+        f"saved in {folder}",
+    ]
+
+
+def evaluation_lines(result: Evaluation, facts: Mapping[str, Any]) -> list[str]:
+    """Every metric of an evaluation."""
+    rows = [("metric", "value [95% interval]", "n")]
+    rows += [(m.name, figure(m.to_dict()), f"{m.n:,}") for m in (result.metric, *result.others)]
+    cut = [f"{result.truncated} texts were cut to the length limit"] if result.truncated else []
+    return [f"{facts['prompt'] or 'written prompt'} on {facts['data']}, {facts['split']} split", "", *table(rows), *cut]
+
+
+def prediction_line(prediction: Prediction) -> str:
+    """One answer: the completion, or the label with its probability."""
+    if prediction.probabilities is None or prediction.label is None:
+        return prediction.completion or ""
+    return f"{prediction.label}\t{prediction.probabilities[prediction.label]:.4f}"
+
+
+def prompt_lines(prompt: Prompt) -> list[str]:
+    """A saved prompt at a glance."""
+    spec, training = prompt.spec, prompt.training
+    facts = [
+        ("task", f"{spec.kind}, template {spec.template!r}"),
+        ("labels", ", ".join(f"{a} ({b!r})" for a, b in zip(spec.labels, spec.verbalizers, strict=True)) or "-"),
+        ("prompt", f"{prompt.state.length} virtual tokens of {prompt.state.tensor.shape[1]}, {prompt.method}"),
+        ("base model", f"{prompt.base_name}, weights {prompt.base_fingerprint.get('weights', '')[:12]}"),
+        ("data", f"{prompt.data.get('source', '-')}, {prompt.data.get('examples', {})}"),
+        (
+            "learned with",
+            ", ".join(f"{k} {training[k]}" for k in ("steps", "batch_size", "learning_rate") if k in training),
+        ),
+        ("seed", str(prompt.seed)),
+        ("parent", prompt.parent or "-"),
+    ]
+    facts += [
+        (split, ", ".join(f"{m['metric']} {figure(m)} n={m['n']:,}" for m in (result, *result["others"].values())))
+        for split, result in prompt.metrics.items()
+    ]
+    width = max(len(name) for name, _ in facts)
+    return [f"{name.ljust(width)}  {value}" for name, value in facts]

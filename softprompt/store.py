@@ -1,0 +1,215 @@
+"""A saved prompt: a folder with ``prompt.safetensors`` (folded state) and ``prompt.json`` (all that is known).
+
+A prompt is written to a temporary folder beside its place and renamed, so it is there whole or not at all. Nothing is
+ever unpickled.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from softprompt.base import FrozenLM
+from softprompt.errors import OutputError, PromptFileError, writing
+from softprompt.prefix import PromptState
+from softprompt.task import TaskSpec
+
+SCHEMA_VERSION = 1
+TENSOR_FILE, MANIFEST_FILE = "prompt.safetensors", "prompt.json"
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A learned prompt with what it was learned for, on and from.
+
+    Attributes:
+        state: what reaches the frozen model.
+        spec: the task: kind, template, labels.
+        base_name: what the base model was called when it was learned.
+        base_fingerprint: of configuration, tokenizer and weights.
+        method: how it was parametrised while learning.
+        metrics: results with intervals, by split and name.
+        training: the settings of the run.
+        data: source, fingerprint and sizes of the data.
+        seed: of the run.
+        versions: of the libraries that learned it.
+        parent: the prompt it started from, if any.
+        extra_files: further files of the folder, by name, as text.
+    """
+
+    state: PromptState
+    spec: TaskSpec
+    base_name: str
+    base_fingerprint: Mapping[str, str]
+    method: str
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+    training: Mapping[str, Any] = field(default_factory=dict)
+    data: Mapping[str, Any] = field(default_factory=dict)
+    seed: int = 0
+    versions: Mapping[str, str] = field(default_factory=dict)
+    parent: str | None = None
+    extra_files: Mapping[str, str] = field(default_factory=dict)
+
+    def check_base(self, base: FrozenLM) -> None:
+        """Raise PromptFileError unless ``base`` is the model that this prompt was learned on."""
+        differing = [part for part, digest in self.base_fingerprint.items() if base.fingerprint.get(part) != digest]
+        if differing or not self.base_fingerprint:
+            raise PromptFileError(
+                f"this prompt was learned on '{self.base_name}', but the base model given is '{base.name}' "
+                f"(differing: {', '.join(differing) or 'no fingerprint saved'}): load it on the model it was learned on"
+            )
+
+    def manifest(self) -> dict[str, Any]:
+        """What ``prompt.json`` holds, without the digest of the tensor file."""
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "kind": self.state.kind,
+            "method": self.method,
+            "length": self.state.length,
+            "base": {"name": self.base_name, "fingerprint": dict(self.base_fingerprint)},
+            "task": self.spec.to_dict(),
+            "metrics": dict(self.metrics),
+            "training": dict(self.training),
+            "data": dict(self.data),
+            "seed": self.seed,
+            "versions": dict(self.versions),
+            "parent": self.parent,
+        }
+
+    def save(self, folder: str | Path) -> Path:
+        """Write the prompt; the folder must not exist yet.
+
+        Raises:
+            OutputError: it exists, there is no space, or it may not be written.
+        """
+        from safetensors.torch import save
+
+        folder = Path(folder)
+        check_free(folder)
+        tensor_bytes = save({"prompt": self.state.tensor.detach().float().contiguous().cpu()})
+        manifest = {**self.manifest(), "sha256": hashlib.sha256(tensor_bytes).hexdigest()}
+        files = {
+            TENSOR_FILE: tensor_bytes,
+            MANIFEST_FILE: (json.dumps(manifest, indent=2, ensure_ascii=False) + "\n").encode(),
+            **{name: text.encode() for name, text in self.extra_files.items()},
+        }
+        write_folder(folder, files)
+        return folder
+
+
+def check_free(folder: Path) -> None:
+    """Raise OutputError if ``folder`` is taken, or lies under a file."""
+    if folder.exists() or folder.is_symlink():
+        raise OutputError(f"'{folder}' exists already: give another --out, or remove it first")
+    for parent in folder.absolute().parents:
+        if parent.exists():
+            if not parent.is_dir():
+                raise OutputError(f"'{folder}' cannot be made: '{parent}' is a file")
+            if not os.access(parent, os.W_OK):
+                raise OutputError(f"no permission to write '{folder}': give another --out")
+            return
+
+
+def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Write ``files`` into a new ``folder``, all of them or none."""
+    with writing(folder):
+        folder.absolute().parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.absolute().parent))
+        try:
+            for name, content in files.items():
+                write_durably(temporary / name, content)
+            temporary.chmod(0o755)
+            if folder.exists():
+                raise OutputError(f"'{folder}' appeared while it was being written: nothing was overwritten")
+            temporary.rename(folder)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_durably(path: Path, content: bytes) -> None:
+    """Write and flush to the disk."""
+    with path.open("wb") as stream:
+        stream.write(content)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Put ``content`` in place of a file: a reader, or a crash, sees the old one or the new one, whole."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        write_durably(temporary, content)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_manifest(folder: str | Path) -> dict[str, Any]:
+    """``prompt.json`` of a saved prompt, its schema checked.
+
+    Raises:
+        PromptFileError: not there, not JSON, or of another schema.
+    """
+    path = Path(folder) / MANIFEST_FILE
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        what = "does not exist" if not Path(folder).exists() else f"holds no {MANIFEST_FILE}"
+        raise PromptFileError(f"'{folder}' is no saved prompt: it {what}") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise PromptFileError(f"'{path}' is damaged: {error}") from error
+    version = manifest.get("schema_version") if isinstance(manifest, dict) else None
+    if version != SCHEMA_VERSION:
+        raise PromptFileError(f"'{path}' has schema version {version!r}, expected {SCHEMA_VERSION}")
+    return dict(manifest)
+
+
+def load_prompt(folder: str | Path) -> Prompt:
+    """Read a saved prompt and check it: schema, digest, shape, numbers.
+
+    Raises:
+        PromptFileError: it is not there, or anything about it is wrong.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    manifest = read_manifest(folder)
+    path = Path(folder) / TENSOR_FILE
+    try:
+        content = path.read_bytes()
+        if hashlib.sha256(content).hexdigest() != manifest["sha256"]:
+            raise PromptFileError(f"'{path}' is damaged: its SHA-256 is not the one in {MANIFEST_FILE}")
+        tensor = load(content)["prompt"]
+        base = manifest["base"]
+        prompt = Prompt(
+            state=PromptState(manifest["kind"], tensor),
+            spec=TaskSpec.from_dict(manifest["task"]),
+            base_name=str(base["name"]),
+            base_fingerprint={str(part): str(digest) for part, digest in base["fingerprint"].items()},
+            method=str(manifest["method"]),
+            metrics=dict(manifest["metrics"]),
+            training=dict(manifest["training"]),
+            data=dict(manifest["data"]),
+            seed=int(manifest["seed"]),
+            versions=dict(manifest["versions"]),
+            parent=manifest["parent"],
+        )
+    except FileNotFoundError as error:
+        raise PromptFileError(f"'{folder}' is no saved prompt: it holds no {TENSOR_FILE}") from error
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError, AttributeError) as error:
+        raise PromptFileError(f"the saved prompt '{folder}' is damaged: {error}") from error
+    if manifest["kind"] != "embeddings" or tensor.ndim != 2 or tensor.shape[0] != manifest["length"]:
+        raise PromptFileError(
+            f"the saved prompt '{folder}' is damaged: kind {manifest['kind']!r} with shape {tuple(tensor.shape)} "
+            f"and length {manifest['length']!r}"
+        )
+    if not torch.isfinite(tensor).all():
+        raise PromptFileError(f"the saved prompt '{folder}' is damaged: it has values that are not numbers")
+    return prompt

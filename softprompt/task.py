@@ -1,0 +1,268 @@
+"""Task: examples, template, labels and metric; TaskSpec is the part that a saved prompt keeps.
+
+A template is Jinja2, sandboxed: ``{{ text }}`` is the example's text, other names are columns of its row. What the
+user's data puts into it is marked while rendering, so that later steps can tell the template's own words from text
+that must never become a special token.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from softprompt.data import Example, Splits, read_splits
+from softprompt.errors import DataError, PromptFileError, TemplateError
+
+CLASSIFICATION_TEMPLATE = "{{ text }}\nLabel:"
+GENERATION_TEMPLATE = "{{ text }}\nOutput:"
+
+# private-use characters around what the data put into a template
+FIELD_START, FIELD_END = "\ue000", "\ue001"
+
+
+class Template:
+    """A compiled template.
+
+    Raises:
+        TemplateError: it does not parse, or never uses ``{{ text }}``.
+    """
+
+    def __init__(self, source: str) -> None:
+        import jinja2
+        import jinja2.meta
+        from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+        self.source = source
+        environment = ImmutableSandboxedEnvironment(
+            undefined=jinja2.StrictUndefined,
+            keep_trailing_newline=True,
+            finalize=lambda value: f"{FIELD_START}{_unmarked(str(value))}{FIELD_END}",
+        )
+        try:
+            names = jinja2.meta.find_undeclared_variables(environment.parse(source))
+            self._compiled = environment.from_string(source)
+        except jinja2.TemplateError as error:
+            raise TemplateError(f"the template does not parse: {error}; got {source!r}") from error
+        if "text" not in names:
+            raise TemplateError(
+                f"the template must contain {{{{ text }}}}, the place of the example's text; got {source!r}"
+            )
+
+    def render_marked(self, example: Example, text: str | None = None) -> str:
+        """Fill in the example (with ``text`` in place of its own, if given); fields stay between their marks.
+
+        Raises:
+            TemplateError: a name in the template is no column of the data, or an expression fails.
+        """
+        import jinja2
+
+        values = {**example.columns, "text": example.text if text is None else text}
+        try:
+            return self._compiled.render(values)
+        except jinja2.UndefinedError as error:
+            columns = ", ".join(sorted(values))
+            raise TemplateError(f"the template uses a name that the data lacks: {error}; columns: {columns}") from error
+        except Exception as error:
+            raise TemplateError(f"the template fails on an example: {error}; got {self.source!r}") from error
+
+    def render(self, example: Example) -> str:
+        """The filled-in template as plain text."""
+        return _unmarked(self.render_marked(example))
+
+
+def _unmarked(text: str) -> str:
+    return text.replace(FIELD_START, "").replace(FIELD_END, "")
+
+
+@dataclass(frozen=True)
+class TaskSpec:
+    """What a prompt was learned for, without the examples.
+
+    Attributes:
+        kind: classification or generation.
+        template: the Jinja2 source.
+        labels: names of the classes as they stand in the data; empty for generation.
+        verbalizers: the words the model sees for each label, in the same order.
+        max_length: tokens of template and text, at most.
+    """
+
+    kind: Literal["classification", "generation"]
+    template: str
+    labels: tuple[str, ...] = ()
+    verbalizers: tuple[str, ...] = ()
+    max_length: int = 512
+
+    def __post_init__(self) -> None:
+        if self.kind == "generation":
+            return
+        if len(self.labels) < 2:
+            only = f"only '{self.labels[0]}'" if self.labels else "none"
+            raise DataError(f"classification needs at least two labels, got {only}: add examples of another class")
+        if len(set(self.labels)) < len(self.labels):
+            raise DataError(f"labels must differ, got {', '.join(self.labels)}")
+        if len(self.verbalizers) != len(self.labels):
+            raise DataError(
+                f"expected one verbalizer for each of {len(self.labels)} labels, got {len(self.verbalizers)}"
+            )
+        if blank := [label for label, words in zip(self.labels, self.verbalizers, strict=True) if not words.strip()]:
+            raise DataError(f"label '{blank[0]}' has a blank verbalizer: give the words that the model should answer")
+
+    @cached_property
+    def compiled(self) -> Template:
+        return Template(self.template)
+
+    @property
+    def answer_separator(self) -> str:
+        """A space before the answer, unless the template ends in white space already."""
+        return "" if self.template[-1:].isspace() else " "
+
+    @cached_property
+    def label_index(self) -> dict[str, int]:
+        return {label: index for index, label in enumerate(self.labels)}
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "kind": self.kind,
+            "template": self.template,
+            "labels": list(self.labels),
+            "verbalizers": list(self.verbalizers),
+            "max_length": self.max_length,
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Read back ``to_dict``'s result.
+
+        Raises:
+            PromptFileError: keys or types are not those of a task.
+        """
+        try:
+            kind, template, max_length = values["kind"], values["template"], values["max_length"]
+            labels, verbalizers = tuple(values["labels"]), tuple(values["verbalizers"])
+        except (KeyError, TypeError) as error:
+            raise PromptFileError(f"the saved task lacks or misuses {error}") from error
+        strings = all(isinstance(value, str) for value in (template, *labels, *verbalizers))
+        if kind not in ("classification", "generation") or not strings or not isinstance(max_length, int):
+            raise PromptFileError("the saved task has values of the wrong type")
+        return cls(kind, template, labels, verbalizers, max_length)
+
+
+@dataclass(frozen=True)
+class Task:
+    """A TaskSpec with its examples. Build one with ``Task.classification``, ``Task.generation`` or ``Task.of``."""
+
+    spec: TaskSpec
+    splits: Splits
+    name: str = field(default="task")
+
+    @property
+    def train(self) -> tuple[Example, ...]:
+        return self.splits.train
+
+    @property
+    def validation(self) -> tuple[Example, ...]:
+        return self.splits.validation
+
+    @property
+    def test(self) -> tuple[Example, ...]:
+        return self.splits.test
+
+    @classmethod
+    def classification(
+        cls,
+        source: str | Path | Splits,
+        *,
+        template: str | None = None,
+        labels: Sequence[str] | None = None,
+        verbalizers: Mapping[str, str] | None = None,
+        max_length: int = 512,
+        **columns: str,
+    ) -> Self:
+        """A classification task.
+
+        Args:
+            source: what ``data.read_splits`` reads, or splits already read.
+            labels: class names in the order wanted; those of the training examples, sorted, if not given.
+            verbalizers: words for some or all labels; a label's own name for the others.
+            max_length: tokens of template and text, at most.
+            columns: ``text_column=``, ``label_column=`` of the reader.
+
+        Raises:
+            DataError: no examples, one class only, a label that is not among ``labels``.
+            TemplateError: a template that cannot be used.
+        """
+        splits = _splits(source, columns)
+        if splits.kind != "classification":
+            raise DataError(f"{splits.source}: expected rows with a label, got generation rows (target or references)")
+        found = sorted({example.label for example in splits.train or splits["all"] if example.label is not None})
+        names = tuple(labels) if labels is not None else tuple(found)
+        words = dict(verbalizers or {})
+        if unknown := sorted(set(words) - set(names)):
+            raise DataError(f"verbalizer for unknown label '{unknown[0]}': labels are {', '.join(names)}")
+        spec = TaskSpec(
+            "classification",
+            CLASSIFICATION_TEMPLATE if template is None else template,
+            names,
+            tuple(words.get(name, name) for name in names),
+            max_length,
+        )
+        return cls._checked(spec, splits)
+
+    @classmethod
+    def generation(
+        cls, source: str | Path | Splits, *, template: str | None = None, max_length: int = 512, **columns: str
+    ) -> Self:
+        """A text-to-text task; arguments and errors as for ``classification``, ``target_column=`` among ``columns``."""
+        splits = _splits(source, columns)
+        if splits.kind != "generation":
+            raise DataError(f"{splits.source}: expected rows with target or references, got classification rows")
+        spec = TaskSpec("generation", GENERATION_TEMPLATE if template is None else template, max_length=max_length)
+        return cls._checked(spec, splits)
+
+    @classmethod
+    def of(cls, source: str | Path | Splits, *, labels: Sequence[str] | None = None, **options: Any) -> Self:
+        """The kind of task that the columns of ``source`` show."""
+        columns = {name: options.pop(name) for name in tuple(options) if name.endswith("_column")}
+        splits = _splits(source, columns)
+        if splits.kind == "classification":
+            return cls.classification(splits, labels=labels, **options)
+        if labels is not None or options.pop("verbalizers", None):
+            raise DataError(f"{splits.source}: labels were given, but its rows are for generation")
+        return cls.generation(splits, **options)
+
+    @classmethod
+    def matching(cls, spec: TaskSpec, source: str | Path | Splits, **columns: str) -> Self:
+        """Other data for a task that is known already, as ``eval`` needs it.
+
+        Raises:
+            DataError: the data is of the other kind, or holds labels that the task does not know.
+        """
+        splits = _splits(source, columns)
+        if splits.kind != spec.kind:
+            raise DataError(
+                f"{splits.source}: the prompt was learned for {spec.kind}, these rows are for {splits.kind}"
+            )
+        return cls._checked(spec, splits)
+
+    @classmethod
+    def _checked(cls, spec: TaskSpec, splits: Splits) -> Self:
+        known = spec.label_index
+        for split_name in ("train", "validation", "test") if spec.labels else ():
+            examples: tuple[Example, ...] = getattr(splits, split_name)
+            unknown = Counter(str(example.label) for example in examples if example.label not in known)
+            if unknown:
+                label, count = unknown.most_common(1)[0]
+                raise DataError(
+                    f"{splits.source}: the {split_name} split has label '{label}' ({count} rows), "
+                    f"which is not among the labels {', '.join(spec.labels)}: correct the rows, or name all labels"
+                )
+        first = next(iter(splits.train or splits.validation or splits.test), None)
+        if first is not None:
+            spec.compiled.render(first)
+        return cls(spec, splits, Path(splits.source).stem or "task")
+
+
+def _splits(source: str | Path | Splits, columns: Mapping[str, str]) -> Splits:
+    return source if isinstance(source, Splits) else read_splits(source, **columns)  # type: ignore[arg-type]

