@@ -1,14 +1,12 @@
 """softprompt: learn a few virtual tokens for a task on a frozen language model, see what they gain, use them.
 
-import softprompt as sp
+The flow, each name being public here::
 
-base   = sp.load("embedded:gemma-3-270m")                 # frozen, fingerprinted
-task   = sp.Task.classification("reviews/", template="{{ text }}\\nSentiment:")
-prompt = sp.fit(base, task, length=20, steps=300)         # learns, keeps the best, evaluates
-prompt.save("prompts/sentiment")
-
-predictor = sp.Predictor.of_prompt(base, sp.load_prompt("prompts/sentiment"))
-print(sp.evaluate(predictor, task.test).metric)           # value, 95% interval, n
+    base   = sp.load("embedded:gemma-3-270m")            # frozen, fingerprinted
+    task   = sp.Task.classification("reviews/", template="{{ text }}; sentiment:")
+    prompt = sp.fit(base, task, length=20, steps=300)    # learns, keeps the best, evaluates
+    print(sp.evaluate(base, task.test, prompt))          # value, 95% interval, n
+    prompt.save("prompts/sentiment")
 """
 
 from importlib import import_module

@@ -37,8 +37,7 @@ class FrozenLM:
             BaseModelError: not a decoder-only model, or its logits are not a known function of its hidden states.
         """
         config: Any = model.config
-        if getattr(config, "is_encoder_decoder", False):
-            raise BaseModelError(f"'{name}' is an encoder-decoder model: expected a decoder-only (causal) model")
+        _check_decoder_only(config, name)
         self.model: Any = model.eval().requires_grad_(False)
         self.backbone: Any = self.model.base_model
         if self.backbone is self.model:
@@ -81,18 +80,19 @@ class FrozenLM:
     @property
     def context_length(self) -> int | None:
         """Longest sequence in tokens, if the model states one."""
-        for attribute in ("max_position_embeddings", "n_positions", "max_sequence_length"):
+        for attribute in ("max_position_embeddings", "n_positions", "max_sequence_length", "max_seq_len"):
             if isinstance(length := getattr(self.config, attribute, None), int):
                 return length
         return None
 
     @property
     def sliding_window(self) -> int | None:
-        """Tokens that the narrowest attention layer sees, if any layer slides."""
-        window = getattr(self.config, "sliding_window", None)
-        if not isinstance(window, int) or getattr(self.config, "use_sliding_window", True) is False:
-            return None
-        return window
+        """Tokens that the narrowest attention layer sees, if any layer sees fewer than all."""
+        names = ["window_size", "attention_window_size", "attention_chunk_size"]
+        if getattr(self.config, "use_sliding_window", True) is not False:
+            names.append("sliding_window")
+        windows = [window for name in names if isinstance(window := getattr(self.config, name, None), int)]
+        return min(windows, default=None)
 
     @cached_property
     def embedding_std(self) -> float:
@@ -115,6 +115,8 @@ class FrozenLM:
         """Hidden states ``[N, H]`` to logits in float32: ``[N, V]``, or ``[N, R]`` for the ``R`` token ids ``rows``."""
         head = self.model.get_output_embeddings()
         bias = getattr(head, "bias", None)
+        # some families keep their residual stream in float32
+        hidden = hidden.to(head.weight.dtype)
         if rows is None:
             logits: Tensor = head(hidden)
         else:
@@ -123,24 +125,18 @@ class FrozenLM:
 
     @cached_property
     def fingerprint(self) -> dict[str, str]:
-        """SHA-256 of configuration, tokenizer and weights; the same on every device and in every dtype.
+        """SHA-256 of configuration, tokenizer and weights; the same on every device, in float32 and in bfloat16.
 
-        Weights are sampled (up to 4,096 evenly spaced values of every parameter, rounded to bfloat16): this takes
-        a second where hashing all takes a minute, and tells a merged LoRA apart, which leaves the embeddings alone.
+        Weights are sampled (4,096 to 8,191 evenly spaced values of every parameter, or all if it has fewer, rounded to
+        bfloat16): this takes a second where hashing all takes a minute, and tells a merged LoRA apart, which leaves
+        the embeddings alone. float16 rounds small weights in its own way and may give another hash.
         """
-        config = self.config.to_dict()
-        for key in (
-            "_name_or_path",
-            "transformers_version",
-            "dtype",
-            "torch_dtype",
-            "use_cache",
-            "quantization_config",
-        ):
-            config.pop(key, None)
+        # what differs from the family's defaults: another release of transformers adds defaults of its own
+        config = _identifying(self.config.to_diff_dict())
         vocabulary = {
             "vocab": self.tokenizer.get_vocab(),
             "bos": self.bos_ids,
+            "eos": self.tokenizer.eos_token_id,
             "example": self.tokenizer("A test: 123,\n\tnaïve.", add_special_tokens=False).input_ids,
         }
         weights = hashlib.sha256()
@@ -157,17 +153,23 @@ class FrozenLM:
 
     @torch.no_grad()
     def _find_after_head(self) -> Callable[[Tensor], Tensor]:
-        """Find what this family does to ``head(hidden)``, by comparing with its own full forward pass."""
+        """Find what this family does to ``head(hidden)``, by comparing with its own full forward pass on token ids."""
         ids = torch.arange(1, 5, device=self.device)[None]
         expected = self.model(input_ids=ids).logits[0].float()
-        raw = self.model.get_output_embeddings()(self.run_backbone(input_ids=ids).last_hidden_state[0]).float()
-        tolerance = (1e-4 if self.dtype == torch.float32 else 2e-2) * float(expected.abs().max() + 1)
-        for candidate in _after_head_candidates(self.config):
-            if torch.allclose(candidate(raw), expected, atol=tolerance):
-                return candidate
+        # from embeddings, as prompts are fed: some families read more than these from the ids
+        hidden = self.run_backbone(inputs_embeds=self.embed(ids)).last_hidden_state[0]
+        head = self.model.get_output_embeddings()
+        if head is not None:
+            raw = head(hidden.to(head.weight.dtype)).float()
+            # the nearest, not the first within tolerance: a soft cap hardly shows on small logits
+            candidates = _after_head_candidates(self.config)
+            errors = [float((candidate(raw) - expected).abs().max()) for candidate in candidates]
+            tolerance = (1e-4 if self.dtype == torch.float32 else 2e-2) * float(expected.abs().max() + 1)
+            if min(errors) <= tolerance:
+                return candidates[errors.index(min(errors))]
         raise BaseModelError(
-            f"'{self.name}' ({type(self.model).__name__}): its logits are not a known function of its hidden states; "
-            "softprompt cannot use this family yet"
+            f"'{self.name}' ({type(self.model).__name__}): its logits are not a known function of its embeddings and "
+            "hidden states; softprompt cannot use this family yet"
         )
 
 
@@ -201,7 +203,7 @@ def load(
     else:
         source, gguf_file = _locate(text_name)
 
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
     had_progress_bar = logging.is_progress_bar_enabled()
@@ -210,9 +212,15 @@ def load(
         options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
         if gguf_file is not None:
             options["gguf_file"] = gguf_file
+        else:
+            _check_decoder_only(AutoConfig.from_pretrained(source, **options), text_name)
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
-        model: Any = AutoModelForCausalLM.from_pretrained(source, dtype=chosen_dtype, use_safetensors=True, **options)
-    except (OSError, ValueError, ImportError, KeyError, RuntimeError) as error:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            source, dtype=chosen_dtype, use_safetensors=True, output_loading_info=True, **options
+        )
+    except BaseModelError:
+        raise
+    except Exception as error:  # what damaged files raise is not of one family
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise BaseModelError(
             f"cannot load the base model '{text_name}': {reason} (expected a hub name, a folder with config.json and "
@@ -221,6 +229,12 @@ def load(
     finally:
         if had_progress_bar:
             logging.enable_progress_bar()
+    model, info = loaded
+    if missing := sorted(info["missing_keys"]):
+        raise BaseModelError(
+            f"the base model '{text_name}' lacks weights: expected all of them, {len(missing)} are missing, such as "
+            f"'{missing[0]}': get the complete model"
+        )
     return FrozenLM(model.to(chosen_device), tokenizer, text_name)
 
 
@@ -282,6 +296,11 @@ def _locate(name: str) -> tuple[str, str | None]:
     return name, None
 
 
+def _check_decoder_only(config: Any, name: str) -> None:
+    if getattr(config, "is_encoder_decoder", False):
+        raise BaseModelError(f"'{name}' is an encoder-decoder model: expected a decoder-only (causal) model")
+
+
 def _bos_ids(tokenizer: Any) -> tuple[int, ...]:
     whole = list(tokenizer("a").input_ids)
     plain = list(tokenizer("a", add_special_tokens=False).input_ids)
@@ -293,14 +312,26 @@ def _bos_ids(tokenizer: Any) -> tuple[int, ...]:
 
 def _after_head_candidates(config: Any) -> list[Callable[[Tensor], Tensor]]:
     candidates: list[Callable[[Tensor], Tensor]] = [lambda logits: logits]
-    if cap := getattr(config, "final_logit_softcapping", None):
-        candidates.append(lambda logits: torch.tanh(logits / cap) * cap)
+    for attribute in ("final_logit_softcapping", "logits_soft_cap"):
+        if cap := getattr(config, attribute, None):
+            candidates.append(lambda logits, cap=cap: torch.tanh(logits / cap) * cap)  # type: ignore[misc]
     for attribute in ("logit_scale", "lm_head_multiplier"):
         if factor := getattr(config, attribute, None):
             candidates.append(lambda logits, factor=factor: logits * factor)  # type: ignore[misc]
     if divisor := getattr(config, "logits_scaling", None):
         candidates.append(lambda logits: logits / divisor)
     return candidates
+
+
+def _identifying(config: dict[str, Any]) -> dict[str, Any]:
+    """A configuration, and those nested in it, without what changes with how the model was loaded or saved."""
+    passing = {"_name_or_path", "architectures", "transformers_version", "dtype", "torch_dtype"}
+    passing |= {"use_cache", "quantization_config"}
+    return {
+        key: _identifying(value) if isinstance(value, dict) else value
+        for key, value in config.items()
+        if key not in passing
+    }
 
 
 def _sha256_of_json(value: Any) -> str:

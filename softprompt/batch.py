@@ -18,6 +18,8 @@ from softprompt.errors import DataError, TemplateError
 from softprompt.task import FIELD_END, FIELD_START, TaskSpec
 from softprompt.verbalizer import Verbalizer, answer_ids, end_of_answer, plain_ids
 
+_LEAST_ROOM = 8  # tokens of template and text that prompt and answer must leave in the context
+
 
 @dataclass(frozen=True, slots=True)
 class Item:
@@ -84,31 +86,49 @@ class Encoder:
         self.verbalizer = Verbalizer.of_task(spec, base.tokenizer) if spec.kind == "classification" else None
         self.truncated = 0
         self.limit = spec.max_length
+        self._room: int | None = None
         if base.context_length is not None:
+            self._room = base.context_length - len(base.bos_ids) - prompt_length
             answer = max((len(path) for path in self.verbalizer.paths), default=0) if self.verbalizer else answer_room
-            room = base.context_length - len(base.bos_ids) - prompt_length - answer
-            if room < 8:
+            if self._room - answer < _LEAST_ROOM:
                 raise TemplateError(
-                    f"a prompt of {prompt_length} virtual tokens and an answer of {answer} leave {max(room, 0)} tokens "
-                    f"for the text in this model's context of {base.context_length}: use a shorter prompt"
+                    f"a prompt of {prompt_length} virtual tokens and an answer of {answer} leave "
+                    f"{max(self._room - answer, 0)} tokens for the text in this model's context of "
+                    f"{base.context_length}: use a shorter prompt"
                 )
-            self.limit = min(self.limit, room)
+            self.limit = min(self.limit, self._room - answer)
 
-    def text_ids(self, examples: Sequence[Example]) -> list[tuple[int, ...]]:
-        """Token ids of template and text, cut to ``limit`` within the text."""
+    def text_ids(self, examples: Sequence[Example], answers: Sequence[int] | None = None) -> list[tuple[int, ...]]:
+        """Token ids of template and text, cut to ``limit`` within the text.
+
+        Args:
+            answers: tokens that will follow each text, where that may be more than was kept free for them.
+
+        Raises:
+            TemplateError: the template is empty, or leaves no room for the text.
+            DataError: an answer leaves no room for the text.
+        """
         marked = [self.spec.compiled.render_marked(example) for example in examples]
         encoded = [self._ids(text) for text in marked] if self._template_specials else self._plain_batch(marked)
+        limits = [self.limit] * len(marked) if answers is None else [self._limit_before(length) for length in answers]
+        if not all(encoded):
+            raise TemplateError(f"the template gives an empty text for an example; got {self.spec.template!r}")
         return [
-            tuple(ids) if len(ids) <= self.limit else self._cut(example, len(ids))
-            for example, ids in zip(examples, encoded, strict=True)
+            tuple(ids) if len(ids) <= limit else self._cut(example, len(ids), limit)
+            for example, ids, limit in zip(examples, encoded, limits, strict=True)
         ]
 
     def training_items(self, examples: Sequence[Example]) -> list[Item]:
         """One item an example, with the answer to learn."""
-        texts = self.text_ids(examples)
-        if self.verbalizer is None:
-            return [self._generation_item(i, text, examples[i].references[0]) for i, text in enumerate(texts)]
-        return [self._label_item(i, text, self._label(examples[i])) for i, text in enumerate(texts)]
+        if self.verbalizer is not None:
+            texts = self.text_ids(examples)
+            return [self._label_item(i, text, self._label(examples[i])) for i, text in enumerate(texts)]
+        answers = [self._answer(example) for example in examples]
+        texts = self.text_ids(examples, [len(answer) - 1 for answer in answers])
+        return [
+            Item(i, (*text, *answer[:-1]), tuple(range(len(text) - 1, len(text) - 1 + len(answer))), answer)
+            for i, (text, answer) in enumerate(zip(texts, answers, strict=True))
+        ]
 
     def scoring_items(self, examples: Sequence[Example]) -> list[Item]:
         """For classification: the items, one for each example and path, that together ask every decision once."""
@@ -143,16 +163,26 @@ class Encoder:
             tuple(self.verbalizer.decisions.index(decision) for decision in decisions),
         )
 
-    def _generation_item(self, index: int, text: tuple[int, ...], reference: str) -> Item:
-        answer = (*answer_ids(self._tokenizer, self.spec, reference), end_of_answer(self._tokenizer))
-        positions = tuple(range(len(text) - 1, len(text) - 1 + len(answer)))
-        return Item(index, (*text, *answer[:-1]), positions, answer)
+    def _answer(self, example: Example) -> tuple[int, ...]:
+        return (*answer_ids(self._tokenizer, self.spec, example.references[0]), end_of_answer(self._tokenizer))
+
+    def _limit_before(self, answer: int) -> int:
+        if self._room is None:
+            return self.limit
+        if self._room - answer < _LEAST_ROOM:
+            raise DataError(
+                f"an output of {answer} tokens leaves {max(self._room - answer, 0)} tokens for its text in the model's "
+                f"context of {self.base.context_length}: shorten the output, or remove its row"
+            )
+        return min(self.limit, self._room - answer)
 
     @cached_property
     def _template_specials(self) -> tuple[str, ...]:
         """Special tokens that the template itself spells out, such as the turn marks of a chat format."""
         added = self._tokenizer.added_tokens_decoder.values()
-        return tuple(str(token) for token in added if token.special and str(token) in self.spec.template)
+        found = {str(token) for token in added if token.special and str(token) in self.spec.template}
+        # the longest first, for one may begin another
+        return tuple(sorted(found, key=len, reverse=True))
 
     def _plain_batch(self, marked: list[str]) -> list[list[int]]:
         texts = [text.replace(FIELD_START, "").replace(FIELD_END, "") for text in marked]
@@ -165,7 +195,7 @@ class Encoder:
         if not self._template_specials:
             return self._plain_batch([marked])[0]
         # split at the template's special tokens, never at those that a field contains
-        pieces = re.split(f"({FIELD_START}.*?{FIELD_END})", marked, flags=re.DOTALL)
+        pieces = re.split(rf"({FIELD_START}.*?(?:{FIELD_END}|\Z))", marked, flags=re.DOTALL)
         special = re.compile("|".join(map(re.escape, self._template_specials)))
         ids: list[int] = []
         plain = ""
@@ -182,25 +212,32 @@ class Encoder:
         text = text.replace(FIELD_START, "").replace(FIELD_END, "")
         return plain_ids(self._tokenizer, text) if text else []
 
-    def _cut(self, example: Example, length: int) -> tuple[int, ...]:
-        """Shorten the example's text, token by token from its end, until template and text fit."""
-        encoding = self._tokenizer(
-            example.text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True
-        )
-        offsets = encoding["offset_mapping"]
-        keep = len(offsets)
-        while length > self.limit:
-            keep -= max(1, length - self.limit)
-            if keep < 1:
+    def _cut(self, example: Example, length: int, limit: int) -> tuple[int, ...]:
+        """Shorten the example's text, by whole tokens from its end, until template and text fit."""
+        ends = self._token_ends(example.text)
+        keep = len(ends)
+        while length > limit:
+            if keep <= 1:
                 raise TemplateError(
-                    f"the template alone fills the limit of {self.limit} tokens and leaves no room for the text: "
-                    "shorten the template or raise --max-length"
+                    f"the template and the other columns in it fill the limit of {limit} tokens and leave no room for "
+                    "the text: shorten them or raise --max-length"
                 )
-            text = example.text[: offsets[keep - 1][1]]
+            # where the template repeats the text, the excess may be more than there is of it
+            keep = keep - (length - limit) if length - limit < keep else keep // 2
+            text = example.text[: ends[keep - 1]]
             ids = self._ids(self.spec.compiled.render_marked(example, text))
             length = len(ids)
         self.truncated += 1
         return tuple(ids)
+
+    def _token_ends(self, text: str) -> list[int]:
+        """Where each token of ``text`` ends, in characters; every character where the tokenizer cannot tell."""
+        if not self._tokenizer.is_fast:
+            return list(range(1, len(text) + 1))
+        encoding = self._tokenizer(
+            text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True
+        )
+        return [end for _, end in encoding["offset_mapping"]]
 
 
 def collate(items: Sequence[Item], device: torch.device, pad_id: int = 0) -> Batch:

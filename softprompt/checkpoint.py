@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -51,8 +52,10 @@ class Checkpoint:
         identity: what the run is: settings and fingerprints of base, data and task.
     """
 
-    def __init__(self, folder: Path, identity: Mapping[str, Any]) -> None:
+    def __init__(self, folder: Path, identity: Mapping[str, Any], *, restart: bool = False) -> None:
+        """``restart``: do not read what an earlier run left; it stays until there is something to put in its place."""
         self.folder, self.identity = folder, dict(identity)
+        self._ignored = restart
         self._path = folder / CHECKPOINT_FILE
 
     def save(
@@ -90,13 +93,20 @@ class Checkpoint:
             {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()},
             metadata={"run": json.dumps(described)},
         )
-        with writing(self.folder):
-            self.folder.mkdir(parents=True, exist_ok=True)
-            replace_file(self._path, content)
+        try:
+            with writing(self.folder):
+                self.folder.mkdir(parents=True, exist_ok=True)
+                replace_file(self._path, content)
+            self._ignored = False
+        except OutputError:
+            # a folder that holds an earlier checkpoint stays
+            with suppress(OSError):
+                self.folder.rmdir()
+            raise
 
     def exists(self) -> bool:
         """Whether a run was left unfinished here."""
-        return self._path.exists()
+        return not self._ignored and self._path.exists()
 
     def load(self) -> Saved | None:
         """Read the checkpoint, or ``None`` if there is none.
@@ -106,13 +116,13 @@ class Checkpoint:
         """
         from safetensors import SafetensorError, safe_open
 
-        if not self._path.exists():
+        if not self.exists():
             return None
         try:
             with safe_open(self._path, framework="pt") as stream:
                 described = json.loads(stream.metadata()["run"])
                 tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118 (no mapping)
-            identity = described["identity"]
+            identity = dict(described["identity"])
             saved = Saved(described["progress"], tensors, described["optimizer"])
         except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
             raise TrainingError(
@@ -120,12 +130,10 @@ class Checkpoint:
             ) from error
         # JSON turns tuples into lists, so both sides are compared as JSON
         expected = json.loads(json.dumps(self.identity))
-        differing = sorted(key for key in expected.keys() | identity.keys() if expected.get(key) != identity.get(key))
-        if differing:
-            details = ", ".join(f"{key} was {identity.get(key)!r}, is {expected.get(key)!r}" for key in differing)
+        if differing := _differences(identity, expected):
             raise TrainingError(
-                f"the unfinished run in '{self.folder}' is another one ({details}): give the same settings, "
-                "or start again with --restart"
+                f"the unfinished run in '{self.folder}' is another one ({', '.join(differing)}): give the same "
+                "settings, or start again with --restart"
             )
         return saved
 
@@ -143,3 +151,17 @@ class Checkpoint:
             pass
         except OSError as error:
             raise OutputError(f"cannot remove '{self.folder}': {error}") from error
+
+
+def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """What differs, by name; within mappings only the entries that do."""
+    found = []
+    for key in sorted(old.keys() | new.keys()):
+        was, now = old.get(key), new.get(key)
+        if was == now:
+            continue
+        if isinstance(was, dict) and isinstance(now, dict):
+            found += _differences(was, now)
+        else:
+            found.append(f"{key} was {was!r}, is {now!r}")
+    return found

@@ -6,37 +6,38 @@ Exit code 0 is success, 2 a mistake in what the user gave (one line says which),
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
-from itertools import islice
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from softprompt import __version__
-from softprompt.errors import ConfigError, SoftpromptError
+from softprompt.errors import ConfigError, DataError, SoftpromptError
 
 if TYPE_CHECKING:
     from softprompt.base import FrozenLM
-    from softprompt.data import Example
     from softprompt.evaluate import Evaluation
     from softprompt.train import Observer
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
-PREDICT_AT_ONCE = 32  # rows of standard input that are read before they are answered
+PREDICT_AT_ONCE = 32  # rows of standard input that are answered together, at most
 
 
 def main() -> None:
     """Entry point of ``softprompt``."""
     try:
         cli.main(prog_name="softprompt", standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError:
+        _fail(f"expected a verb, one of {', '.join(sorted(cli.commands))}; got none (softprompt --help explains)", 2)
     except click.ClickException as error:
         _fail(f"{error.format_message()} (softprompt {_verb()}--help explains)", 2)
     except SoftpromptError as error:
         _fail(str(error), 2)
     except (click.Abort, KeyboardInterrupt):
-        _fail("interrupted; an unfinished training run goes on with --resume", 130)
+        resumable = "; --resume goes on from the last checkpoint" if _verb() == "train " else ""
+        _fail(f"interrupted{resumable}", 130)
     except BrokenPipeError:
         # whoever read our output has closed it; keep the interpreter from complaining about it at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -80,7 +81,7 @@ _json_option = click.option("--json", "as_json", is_flag=True, help="Print one J
 
 @cli.command()
 @click.option("--out", type=click.Path(path_type=Path), default=Path("prompts"), help="Where the prompt is saved.")
-@click.option("--steps", type=click.IntRange(min=1), help="Optimiser steps.  [default: 300]")
+@click.option("--steps", type=click.IntRange(min=1), help="Optimiser steps.  [default: 200]")
 @_model_options
 @_json_option
 def demo(out: Path, steps: int | None, as_json: bool, **model: Any) -> None:
@@ -91,11 +92,14 @@ def demo(out: Path, steps: int | None, as_json: bool, **model: Any) -> None:
     from softprompt.demo import STEPS, TEMPLATE, free_folder, run_demo
     from softprompt.embedded import MODEL_NAME, rotten_tomatoes
     from softprompt.report_text import demo_lines
+    from softprompt.store import check_free
     from softprompt.task import Task
 
+    folder = free_folder(out, "demo")
+    check_free(folder)
     task = Task.classification(rotten_tomatoes(), template=TEMPLATE)
     base = _load(MODEL_NAME, model)
-    result = run_demo(base, task, free_folder(out, "demo"), _observer(as_json), _say, steps or STEPS)
+    result = run_demo(base, task, folder, _observer(as_json), _say, steps or STEPS)
     _print(result.to_dict(), demo_lines(result), as_json)
 
 
@@ -115,7 +119,7 @@ def demo(out: Path, steps: int | None, as_json: bool, **model: Any) -> None:
 @click.option("--steps", type=int, help="Optimiser steps.  [default: 600]")
 @click.option("--batch-size", type=int, help="Examples per step.  [default: 16]")
 @click.option("--micro-batch-size", type=int, help="Examples per forward pass, to save memory.")
-@click.option("--learning-rate", type=float, help="In standard deviations of the embeddings.  [default: 0.3]")
+@click.option("--learning-rate", type=float, help="In standard deviations of the embeddings.  [default: 0.1]")
 @click.option("--max-length", type=int, help="Tokens of template and text; the text is cut.  [default: 512]")
 @click.option("--eval-every", type=int, help="Steps between validations.  [default: 100]")
 @click.option("--patience", type=int, help="Validations without gain before stopping, 0: never.  [default: 4]")
@@ -155,14 +159,17 @@ def train(
         raise ConfigError("--resume and --restart exclude each other: give one of them")
     chosen = TrainConfig.load(config, **settings) if config else TrainConfig.build(**settings)
 
-    from softprompt.fit import fit
+    from softprompt.fit import check_out, fit
     from softprompt.methods import check_method
-    from softprompt.store import check_free
+    from softprompt.methods.initialisers import check_init
     from softprompt.task import Task
+    from softprompt.train import check_trainable
 
     # what is quickly checked comes before what takes long
     check_method(chosen.method)
-    check_free(out)
+    check_init(chosen.init)
+    check_out(out, resume=resume, restart=restart)
+    observer = _observer(as_json, tensorboard)
     columns = _given(text_column=text_column, label_column=label_column, target_column=target_column)
     options = _given(
         template=template,
@@ -170,13 +177,14 @@ def train(
         verbalizers=_pairs(verbalizer) or None,
     )
     task = Task.of(data, max_length=chosen.max_length, **options, **columns)
+    check_trainable(task)
     base = _load(model_name, {"device": device, "dtype": dtype, "trust_remote_code": trust_remote_code})
     prompt = fit(
         base,
         task,
         out=out,
         config=chosen,
-        observer=_observer(as_json, tensorboard),
+        observer=observer,
         resume=resume,
         restart=restart,
         evaluate_test=not no_test,
@@ -282,15 +290,18 @@ def predict(
 
     A row of JSONL has "text", and whatever other columns the template uses.
 
-    From standard input, answers stream out as JSONL in the same order. Otherwise a line for each text.
+    From standard input, answers stream out as JSONL, in the same order, as soon as rows arrive. Otherwise a line for
+    each text. With --json all answers come at the end, in one object.
     """
     from softprompt.generate import Sampling
-    from softprompt.predict import Predictor
+    from softprompt.predict import Predictor, arriving_examples
     from softprompt.report_text import prediction_line
     from softprompt.store import load_prompt
 
     if not texts and sys.stdin.isatty():
         raise ConfigError("expected texts as arguments, or JSONL on standard input; got neither")
+    if blank := [number for number, text in enumerate(texts, start=1) if not text.strip()]:
+        raise DataError(f"text {blank[0]} is blank: expected words to answer")
     chosen = Sampling(**sampling)
     prompt = load_prompt(prompt_folder)
     model = {"device": device, "dtype": dtype, "trust_remote_code": trust_remote_code}
@@ -298,19 +309,18 @@ def predict(
 
     from softprompt.data import Example
 
-    rows: Iterator[Example] = iter([Example(text) for text in texts]) if texts else _rows_of_stdin()
-    answered: list[dict[str, Any]] = []
-    while chunk := list(islice(rows, PREDICT_AT_ONCE)):
+    collected: list[dict[str, Any]] = []
+    count = 0
+    for chunk in [[Example(text) for text in texts]] if texts else arriving_examples(sys.stdin.buffer, PREDICT_AT_ONCE):
         for prediction in sorted(predictor.predict(chunk), key=lambda prediction: prediction.index):
-            answer = {**prediction.to_dict(), "index": len(answered)}
-            answered.append(answer)
-            if not texts:
-                click.echo(json.dumps(answer, ensure_ascii=False))
-            elif not as_json:
-                click.echo(prediction_line(prediction))
-        sys.stdout.flush()
-    if texts and as_json:
-        click.echo(json.dumps({"predictions": answered}, ensure_ascii=False))
+            answer = {**prediction.to_dict(), "index": count}
+            count += 1
+            if as_json:
+                collected.append(answer)
+            else:
+                click.echo(prediction_line(prediction) if texts else json.dumps(answer, ensure_ascii=False))
+    if as_json:
+        click.echo(json.dumps({"predictions": collected}, ensure_ascii=False))
 
 
 @cli.command()
@@ -342,17 +352,6 @@ def _observer(as_json: bool, tensorboard: Path | None = None) -> "Observer":
     return shown if tensorboard is None else Several([shown, TensorBoard(tensorboard)])
 
 
-def _rows_of_stdin() -> "Iterator[Example]":
-    from softprompt.data import Example, read_records
-    from softprompt.errors import DataError
-
-    for line, row in read_records(sys.stdin.buffer, "standard input"):
-        text = row.pop("text", None)
-        if not isinstance(text, str) or not text.strip():
-            raise DataError(f"standard input, line {line}: expected a non-blank string under 'text', got {text!r}")
-        yield Example(text, columns={name: str(value) for name, value in row.items()})
-
-
 def _pairs(options: tuple[str, ...]) -> dict[str, str]:
     pairs = dict(option.partition("=")[::2] for option in options)
     if wrong := [option for option in options if "=" not in option]:
@@ -377,5 +376,5 @@ def _verb() -> str:
 
 
 def _fail(message: str, code: int) -> None:
-    click.echo(f"error: {message}", err=True)
+    click.echo(f"error: {' '.join(message.split())}", err=True)
     sys.exit(code)

@@ -5,7 +5,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from softprompt.errors import ConfigError
+from softprompt.errors import ConfigError, writing
 
 
 class TrainConfig(BaseModel):
@@ -15,7 +15,7 @@ class TrainConfig(BaseModel):
     because the learning rate is counted in standard deviations of the base model's token embeddings.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     method: str = Field("prompt-tuning", description="how the prompt is parametrised while learning")
     length: int = Field(20, ge=1, le=4096, description="virtual tokens")
@@ -28,7 +28,7 @@ class TrainConfig(BaseModel):
     token_budget: int = Field(8192, ge=1, description="padded tokens per forward pass, at most; longer batches are cut")
     max_length: int = Field(512, ge=8, description="tokens of template and text, at most; the text is cut to fit")
     optimizer: Literal["adam", "adafactor"] = Field("adam", description="adam, or adafactor as in Lester et al. 2021")
-    learning_rate: float = Field(0.3, gt=0, description="peak rate, in the units that rate_unit names")
+    learning_rate: float = Field(0.1, gt=0, le=1e30, description="peak rate, in the units that rate_unit names")
     rate_unit: Literal["embedding-std", "raw"] = Field(
         "embedding-std", description="learn in standard deviations of the token embeddings, or in raw values"
     )
@@ -59,8 +59,8 @@ class TrainConfig(BaseModel):
         Raises:
             ConfigError: an unknown recipe or setting, a wrong type, a value out of range.
         """
-        if recipe is not None and recipe not in RECIPES:
-            raise ConfigError(f"unknown recipe '{recipe}': expected one of {', '.join(sorted(RECIPES))}")
+        if recipe is not None and (not isinstance(recipe, str) or recipe not in RECIPES):
+            raise ConfigError(f"unknown recipe {recipe!r}: expected one of {', '.join(sorted(RECIPES))}")
         given = {name: value for name, value in settings.items() if value is not None}
         try:
             return cls(**{**(RECIPES[recipe] if recipe else {}), **given})
@@ -80,10 +80,15 @@ class TrainConfig(BaseModel):
         return cls.build(**settings)
 
     def save(self, path: str | Path) -> None:
-        """Write every setting to a YAML file that ``load`` reads back to an equal object."""
+        """Write every setting to a YAML file that ``load`` reads back to an equal object.
+
+        Raises:
+            OutputError: the file cannot be written.
+        """
         import yaml
 
-        Path(path).write_text(yaml.safe_dump(self.model_dump(), sort_keys=False), encoding="utf-8")
+        with writing(Path(path), "give another path"):
+            Path(path).write_text(yaml.safe_dump(self.model_dump(), sort_keys=False), encoding="utf-8")
 
 
 # Lester et al. 2021, section 3.1 and appendix A: Adafactor, constant 0.3, batch 32, weight decay 1e-5.
@@ -126,11 +131,12 @@ def _read_mapping(path: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"configuration file '{path}' cannot be read: {error}") from error
     try:
-        if path.suffix == ".toml":
+        ending = path.suffix.lower()
+        if ending == ".toml":
             import tomllib
 
             loaded: Any = tomllib.loads(text)
-        elif path.suffix in {".yaml", ".yml", ".json"}:
+        elif ending in {".yaml", ".yml", ".json"}:
             import yaml
 
             loaded = yaml.safe_load(text)
@@ -141,5 +147,8 @@ def _read_mapping(path: Path) -> dict[str, Any]:
     except Exception as error:
         raise ConfigError(f"configuration file '{path}' does not parse: {error}") from error
     if not isinstance(loaded, dict):
-        raise ConfigError(f"configuration file '{path}': expected settings by name, got {type(loaded).__name__}")
+        got = "an empty file" if loaded is None else type(loaded).__name__
+        raise ConfigError(f"configuration file '{path}': expected settings by name, got {got}")
+    if wrong := [name for name in loaded if not isinstance(name, str)]:
+        raise ConfigError(f"configuration file '{path}': expected names of settings, got {wrong[0]!r}")
     return loaded

@@ -21,7 +21,16 @@ from typing import Any, Literal, NamedTuple
 from softprompt.errors import DataError
 from softprompt.rows import ENDINGS, Row, listed, optional_module, read_records, read_rows, reading, type_name
 
-__all__ = ["Example", "Kind", "Splits", "read_examples", "read_records", "read_splits", "split_examples"]
+__all__ = [
+    "Example",
+    "Kind",
+    "Splits",
+    "read_examples",
+    "read_records",
+    "read_splits",
+    "split_examples",
+    "unlabelled_example",
+]
 
 Kind = Literal["classification", "generation"]
 Parts = dict[str, list["Example"]]  # by split, none of them empty
@@ -138,6 +147,12 @@ def read_examples(
         MissingExtraError: Parquet without the extra ``data``.
     """
     return _read_file(path, _Columns(text_column, label_column, target_column))
+
+
+def unlabelled_example(row: Mapping[str, Any], place: str) -> Example:
+    """A row to be answered, its values read as those of training rows are; DataError names ``place``."""
+    others = {name: _column(value, name, place) for name, value in row.items() if name != "text"}
+    return Example(_string(row.get("text"), "text", place), columns=others)
 
 
 def split_examples(

@@ -1,5 +1,6 @@
 """The demo: a written prompt against a learned one, on the embedded model and data, in minutes on a laptop."""
 
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,14 +11,14 @@ from softprompt.baselines.written import choose_shots, written_prompt
 from softprompt.config import TrainConfig
 from softprompt.evaluate import Evaluation, evaluate
 from softprompt.fit import fit
-from softprompt.store import Prompt
+from softprompt.store import Prompt, check_free
 from softprompt.task import Task
 from softprompt.train import Observer
 
 TEMPLATE = "Review: {{ text }}\nSentiment:"
 INSTRUCTION = "Decide whether each movie review is negative or positive."
 SHOTS = 8
-STEPS = 300
+STEPS = 200
 CORRECTED = 5  # sentences shown
 
 
@@ -44,8 +45,8 @@ class DemoResult:
     def next_commands(self) -> list[str]:
         """Three commands to try on the saved prompt."""
         return [
-            f'softprompt predict {self.folder} "a quiet film that stays with you for days"',
-            f"softprompt show {self.folder}",
+            f'softprompt predict {shlex.quote(str(self.folder))} "a quiet film that stays with you for days"',
+            f"softprompt show {shlex.quote(str(self.folder))}",
             f"softprompt train --model {self.prompt.base_name} --data YOUR_DATA.csv --out prompts/yours",
         ]
 
@@ -72,6 +73,7 @@ def run_demo(
         task: with examples in all three splits.
         say: receives a line before each part.
     """
+    check_free(folder)
     results: dict[str, Evaluation] = {}
     for name, count in (("written prompt, zero-shot", 0), (f"written prompt, {SHOTS} examples", SHOTS)):
         say(f"{name}: reading {len(task.test):,} test sentences")

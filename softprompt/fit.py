@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from softprompt.base import FrozenLM
+from softprompt.batch import Encoder
 from softprompt.checkpoint import Checkpoint
 from softprompt.config import TrainConfig
 from softprompt.data import Example
@@ -56,17 +57,24 @@ def fit(
     Raises:
         ConfigError, DataError, TemplateError, OutputError, TrainingError: one line that says what to do.
     """
-    chosen = config.model_copy() if config is not None else TrainConfig()
+    chosen = config if config is not None else TrainConfig()
     if settings:
-        chosen = TrainConfig.build(**{**chosen.model_dump(), **settings})
+        chosen = TrainConfig.build(**{**chosen.model_dump(exclude_unset=True), **settings})
+    if "max_length" in chosen.model_fields_set:
+        task = replace(task, spec=replace(task.spec, max_length=chosen.max_length))
+    else:
+        chosen = chosen.model_copy(update={"max_length": task.spec.max_length})
     observer = observer or Silent()
     checkpoint = None if out is None else _open_run(Path(out), base, task, chosen, resume=resume, restart=restart)
     for note in task.splits.notes:
         observer.noted(note)
+    if task.spec.kind == "generation":
+        # what the evaluation at the end needs room for; better refused now than after the training
+        Encoder(base, task.spec, chosen.length, Sampling().max_new_tokens)
     outcome = train(base, task, chosen, observer, checkpoint)
     prompt = _with_metrics(_prompt(base, task, chosen, outcome), base, task, evaluate_test=evaluate_test)
     if out is not None and checkpoint is not None:
-        _finish(prompt, Path(out), outcome)
+        _finish(prompt, Path(out), outcome, checkpoint.folder)
         checkpoint.remove()
     return prompt
 
@@ -74,6 +82,16 @@ def fit(
 def run_folder(out: Path) -> Path:
     """Where the unfinished run of ``out`` is kept."""
     return out.with_name(f"{out.name}.run")
+
+
+def check_out(out: Path, *, resume: bool = False, restart: bool = False) -> None:
+    """Raise OutputError if ``out`` cannot be written, or has an unfinished run that nobody said what to do with."""
+    check_free(out)
+    run = run_folder(out)
+    if run.exists() and not run.is_dir():
+        raise OutputError(f"'{run}' is where the unfinished run is kept, but it is a file: give another --out")
+    if Checkpoint(run, {}).exists() and not (resume or restart):
+        raise OutputError(f"'{run}' holds an unfinished run for '{out}': --resume goes on with it, --restart drops it")
 
 
 def data_facts(task: Task) -> dict[str, Any]:
@@ -94,7 +112,7 @@ def library_versions() -> dict[str, str]:
 
 
 def _open_run(out: Path, base: FrozenLM, task: Task, config: TrainConfig, *, resume: bool, restart: bool) -> Checkpoint:
-    check_free(out)
+    check_out(out, resume=resume, restart=restart)
     identity = {
         "settings": config.model_dump(),
         "base": base.fingerprint,
@@ -104,14 +122,7 @@ def _open_run(out: Path, base: FrozenLM, task: Task, config: TrainConfig, *, res
         "data": task.splits.fingerprint,
         "versions": library_versions(),
     }
-    checkpoint = Checkpoint(run_folder(out), identity)
-    if restart:
-        checkpoint.remove()
-    elif checkpoint.exists() and not resume:
-        raise OutputError(
-            f"'{checkpoint.folder}' holds an unfinished run for '{out}': --resume goes on with it, --restart drops it"
-        )
-    return checkpoint
+    return Checkpoint(run_folder(out), identity, restart=restart)
 
 
 def _prompt(base: FrozenLM, task: Task, config: TrainConfig, outcome: TrainingResult) -> Prompt:
@@ -163,7 +174,7 @@ class RunRecord:
     threads: int
 
 
-def _finish(prompt: Prompt, out: Path, outcome: TrainingResult) -> None:
+def _finish(prompt: Prompt, out: Path, outcome: TrainingResult, run: Path) -> None:
     record = RunRecord(
         "finished",
         round(outcome.seconds, 3),
@@ -172,5 +183,9 @@ def _finish(prompt: Prompt, out: Path, outcome: TrainingResult) -> None:
         f"{platform.machine()} {platform.system()}",
         torch.get_num_threads(),
     )
-    run = json.dumps({**record.__dict__, **prompt.manifest()}, indent=2, ensure_ascii=False) + "\n"
-    replace(prompt, extra_files={**prompt.extra_files, "run.json": run}).save(out)
+    facts = json.dumps({**record.__dict__, **prompt.manifest()}, indent=2, ensure_ascii=False) + "\n"
+    try:
+        # written within the run's folder: should the process be killed now, nothing strange stays beside the prompt
+        replace(prompt, extra_files={**prompt.extra_files, "run.json": facts}).save(out, workspace=run)
+    except OutputError as error:
+        raise OutputError(f"{error}; what was learned is kept in '{run}', --resume saves it") from error

@@ -93,8 +93,8 @@ class _Answers:
         self._examples = [item.example for item in chunk]
         self._sampling = sampling
         generation = getattr(base.model, "generation_config", None)
-        ends = getattr(generation, "eos_token_id", None) or []
-        self._ends = {end_of_answer(base.tokenizer), *([ends] if isinstance(ends, int) else ends)}
+        ends = getattr(generation, "eos_token_id", None)
+        self._ends = {end_of_answer(base.tokenizer), *([ends] if isinstance(ends, int) else ends or ())}
         self._warpers: list[Any] = []
         if sampling.temperature > 0:
             self._warpers.append(TemperatureLogitsWarper(sampling.temperature))
@@ -103,7 +103,8 @@ class _Answers:
             if sampling.top_p < 1:
                 self._warpers.append(TopPLogitsWarper(sampling.top_p))
         # one generator for each text: what it samples does not depend on its neighbours
-        self._generators = [torch.Generator().manual_seed(sampling.seed * 1_000_003 + i) for i in self._examples]
+        seeds = [(sampling.seed * 1_000_003 + i) % 2**63 for i in self._examples]
+        self._generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         self._tokens: list[list[int]] = [[] for _ in chunk]
         self._texts: list[str | None] = [None] * len(chunk)
         self.open = list(range(len(chunk)))
@@ -131,12 +132,14 @@ class _Answers:
     def _ended(self, row: int, token: int) -> bool:
         if token not in self._ends:
             self._tokens[row].append(token)
+        ended = token in self._ends or len(self._tokens[row]) >= self._sampling.max_new_tokens
+        if not ended and not self._sampling.stop:
+            return False
         text = self._decode(row)
         cut = min((at for stop in self._sampling.stop if (at := text.find(stop)) >= 0), default=None)
-        if token in self._ends or cut is not None or len(self._tokens[row]) >= self._sampling.max_new_tokens:
+        if ended or cut is not None:
             self._texts[row] = text[:cut]
-            return True
-        return False
+        return ended or cut is not None
 
     def _decode(self, row: int) -> str:
         return str(self._tokenizer.decode(self._tokens[row], skip_special_tokens=True))
@@ -164,13 +167,7 @@ def _decode_cached(base: FrozenLM, prefix: CachedPrefix, chunk: list[Item], answ
             cache.batch_select_indices(kept)
             mask, positions = mask[kept], positions[kept]
         mask = torch.cat([mask, mask.new_ones(len(places), 1)], dim=1)
-        last = base.run_backbone(
-            inputs_embeds=base.embed(torch.tensor(tokens, device=base.device)[:, None]),
-            attention_mask=mask,
-            position_ids=positions[:, None],
-            past_key_values=cache,
-            use_cache=True,
-        ).last_hidden_state[:, -1]
+        last = prefix.extend(torch.tensor(tokens, device=base.device), mask, positions, cache)
         positions = positions + 1
 
 

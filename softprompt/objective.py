@@ -28,19 +28,16 @@ class Objective:
         self.base, self.verbalizer = base, verbalizer
         if verbalizer is not None:
             self._rows = torch.tensor(verbalizer.rows, device=base.device)
-            self._column = {token: index for index, token in enumerate(verbalizer.rows)}
+            column = {token: index for index, token in enumerate(verbalizer.rows)}
+            # [D, R]: which rows a decision chooses among; [D, C]: the one that each label takes, or -1
             allowed = torch.zeros(len(verbalizer.decisions), len(verbalizer.rows), dtype=torch.bool)
+            taken = torch.full((len(verbalizer.decisions), len(verbalizer.sequences)), -1)
             for d, decision in enumerate(verbalizer.decisions):
-                allowed[d, [self._column[token] for token in decision.choices]] = True
-            self._allowed = allowed.to(base.device)
-            self._steps_of_label = [
-                [
-                    (d, decision, decision.choice_of_label[label])
-                    for d, decision in enumerate(verbalizer.decisions)
-                    if decision.choice_of_label[label] >= 0
-                ]
-                for label in range(len(verbalizer.sequences))
-            ]
+                allowed[d, [column[token] for token in decision.choices]] = True
+                for label, choice in enumerate(decision.choice_of_label):
+                    if choice >= 0:
+                        taken[d, label] = column[decision.choices[choice]]
+            self._allowed, self._taken = allowed.to(base.device), taken.to(base.device)
 
     def loss_sum(self, prefix: Prefix, batch: Batch) -> Tensor:
         """Summed negative log-likelihood (nats) of the batch's targets behind ``prefix``."""
@@ -57,22 +54,15 @@ class Objective:
         """Log-probabilities of the labels ``[examples, C]`` (float32, CPU) from ``Encoder.scoring_items``."""
         assert self.verbalizer is not None
         examples = max(item.example for item in items) + 1
-        scores = torch.zeros(examples, len(self.verbalizer.decisions), len(self.verbalizer.rows))
+        scores = torch.zeros(examples, len(self.verbalizer.sequences))
         for chunk in budgeted(items, EVALUATION_TOKENS):
             batch = collate(chunk, self.base.device)
             hidden = prefix.hidden(batch.input_ids, batch.mask)[batch.row, batch.column]
             example = torch.tensor([item.example for item in chunk])[batch.row.cpu()]
-            scores[example, batch.decisions.cpu()] = self._decision_log_probabilities(hidden, batch.decisions).cpu()
-        return torch.stack(
-            [
-                sum(
-                    (scores[:, d, self._column[decision.choices[choice]]] for d, decision, choice in steps),
-                    start=torch.zeros(examples),
-                )
-                for steps in self._steps_of_label
-            ],
-            dim=1,
-        )
+            taken = self._taken[batch.decisions]
+            passed = self._decision_log_probabilities(hidden, batch.decisions).gather(1, taken.clamp(min=0))
+            scores.index_add_(0, example, passed.masked_fill(taken < 0, 0.0).cpu())
+        return scores
 
     def _decision_log_probabilities(self, hidden: Tensor, decisions: Tensor) -> Tensor:
         """Hidden states ``[N, H]`` that ask ``decisions [N]`` to log-probabilities ``[N, R]`` (-inf: not a choice)."""

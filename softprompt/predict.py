@@ -3,14 +3,15 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
 
 from softprompt.base import FrozenLM
 from softprompt.batch import Encoder
-from softprompt.data import Example
+from softprompt.data import Example, read_records, unlabelled_example
+from softprompt.errors import SoftpromptError
 from softprompt.generate import Sampling, complete
 from softprompt.objective import EVALUATION_TOKENS, Objective
 from softprompt.prefix import Prefix, PromptState, make_prefix
@@ -89,3 +90,47 @@ class Predictor:
         for index, row in enumerate(self.label_log_probabilities(examples).exp()):
             probabilities = dict(zip(self.spec.labels, row.tolist(), strict=True))
             yield Prediction(index, max(probabilities, key=probabilities.__getitem__), probabilities)
+
+
+class _Lines:
+    """Lines of a stream as they arrive; ``waiting`` counts those that are here already, blank ones left out."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream: Any = stream
+        self.waiting = 0
+
+    def __iter__(self) -> Iterator[bytes]:
+        rest = b""
+        # read1 waits for some bytes, then gives what is there, where iterating over the stream may wait for more
+        while chunk := self._stream.read1(1 << 16):
+            *whole, rest = (rest + chunk).split(b"\n")
+            yield from self._given(whole)
+        yield from self._given([rest] if rest else [])
+
+    def _given(self, lines: list[bytes]) -> Iterator[bytes]:
+        self.waiting = sum(bool(line.strip()) for line in lines)
+        for line in lines:
+            self.waiting -= bool(line.strip())
+            yield line
+
+
+def arriving_examples(stream: BinaryIO, most: int) -> Iterator[list[Example]]:
+    """Rows of JSONL as examples, in lists of at most ``most``; none waits for rows that are not there yet.
+
+    Raises:
+        DataError: a row that cannot be used, with its number; the rows before it are yielded first.
+    """
+    lines = _Lines(stream)
+    ready: list[Example] = []
+    try:
+        for number, row in read_records(lines, "standard input"):
+            ready.append(unlabelled_example(row, f"'standard input' line {number}"))
+            if len(ready) == most or not lines.waiting:
+                yield ready
+                ready = []
+    except SoftpromptError:
+        if ready:
+            yield ready
+        raise
+    if ready:
+        yield ready

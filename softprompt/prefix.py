@@ -88,6 +88,20 @@ class CachedPrefix:
         ).last_hidden_state
         return hidden
 
+    def extend(self, token_ids: Tensor, mask: Tensor, positions: Tensor, cache: Any) -> Tensor:
+        """Hidden states ``[B, H]`` of one more token each, ``[B]``, behind what ``cache`` holds.
+
+        ``mask [B, P' + T + 1]`` counts prefix, text and the new token; ``positions [B]`` are counted without padding.
+        """
+        hidden: Tensor = self.base.run_backbone(
+            inputs_embeds=self.base.embed(token_ids[:, None]),
+            attention_mask=mask,
+            position_ids=positions[:, None],
+            past_key_values=cache,
+            use_cache=True,
+        ).last_hidden_state
+        return hidden[:, -1]
+
 
 @dataclass(frozen=True)
 class ConcatenatedPrefix:
@@ -159,20 +173,27 @@ def shares_prefix(base: FrozenLM) -> bool:
 
 @torch.no_grad()
 def _sharing_is_exact(base: FrozenLM) -> bool:
-    from transformers.cache_utils import DynamicLayer
+    from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-    ids = torch.arange(1, 7, device=base.device)
-    virtual_tokens = base.embed(ids[:3])
-    texts, mask = ids[:6].reshape(2, 3), torch.tensor([[1, 1, 1], [1, 1, 0]], device=base.device)
-    expected = concatenated_prefix(base, virtual_tokens).hidden(texts, mask)
+    virtual_tokens = base.embed(torch.arange(1, 4, device=base.device))
+    # the same texts, once whole and once with their last token generated behind the padding
+    whole = torch.tensor([[1, 2, 3, 6], [4, 5, 6, 0]], device=base.device)
+    texts, mask = whole[:, :3], torch.tensor([[1, 1, 1], [1, 1, 0]], device=base.device)
+    one = mask.new_ones(2, 1)
+    full = concatenated_prefix(base, virtual_tokens).hidden(whole, torch.cat([one, mask], dim=1))
+    last = mask.sum(dim=1)
+    expected = torch.cat([full[:, :3][mask.bool()], full[torch.arange(2, device=base.device), last]])
     try:
         prefix = cached_prefix(base, virtual_tokens)
-        if not all(isinstance(layer, DynamicLayer) for layer in prefix.cache.layers):
+        # hybrid layers hold more than keys and values, which expand() would leave at batch 1
+        if not all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in prefix.cache.layers):
             return False
-        actual = prefix.hidden(texts, mask)
+        cache = prefix.expand(2)
+        of_texts = prefix.hidden(texts, mask, cache)[mask.bool()]
+        seen = torch.cat([mask.new_ones(2, prefix.length), mask, one], dim=1)
+        actual = torch.cat([of_texts, prefix.extend(texts.new_full((2,), 6), seen, prefix.length + last, cache)])
     except (TypeError, ValueError, AttributeError, NotImplementedError, RuntimeError, IndexError):
         return False
     tolerance = 1e-3 if base.dtype == torch.float32 else 1e-1
-    real = mask.bool()
-    error = (actual[real] - expected[real]).float().norm() / expected[real].float().norm()
+    error = (actual - expected).float().norm() / expected.float().norm()
     return bool(error < tolerance)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
-from softprompt.errors import MissingExtraError
+from softprompt.errors import MissingExtraError, writing
 from softprompt.train import Observer
 
 
@@ -25,26 +25,28 @@ class Silent:
     def noted(self, text: str) -> None:
         """Something the user should know."""
 
+    def finished(self) -> None:
+        """No more steps will come: all are made, or the run ended early, or it failed."""
+
 
 class _Pace:
-    """Smoothed loss and speed, and the time left."""
+    """Smoothed loss and speed, and the time left; the clock starts when it is made."""
 
-    def __init__(self) -> None:
+    def __init__(self, first_step: int = 0, steps: int = 0) -> None:
         self.loss = self.speed = 0.0
-        self._seconds = 0.0
-        self._last = time.monotonic()
+        self._first, self.steps, self._made = first_step, steps, first_step
+        self._began = time.monotonic()
 
-    def update(self, loss: float, examples_per_second: float) -> None:
-        now = time.monotonic()
-        fresh = self._seconds == 0.0
-        keep = 0.0 if fresh else 0.95
+    def update(self, step: int, loss: float, examples_per_second: float) -> None:
+        keep = 0.0 if self._made == self._first else 0.95
         self.loss = keep * self.loss + (1 - keep) * loss
         self.speed = keep * self.speed + (1 - keep) * examples_per_second
-        self._seconds = keep * self._seconds + (1 - keep) * (now - self._last)
-        self._last = now
+        self._made = step
 
-    def left(self, steps: int) -> str:
-        seconds = round(self._seconds * steps)
+    def left(self) -> str:
+        """The mean time of a step so far, evaluations included, times the steps that are left."""
+        a_step = (time.monotonic() - self._began) / max(1, self._made - self._first)
+        seconds = round(a_step * (self.steps - self._made))
         return f"{seconds // 60}:{seconds % 60:02d}"
 
 
@@ -53,18 +55,18 @@ class PlainLines:
 
     def __init__(self, stream: TextIO | None = None, every: int = 20) -> None:
         self._stream, self._every = stream or sys.stderr, every
-        self._pace, self._steps = _Pace(), 0
+        self._pace = _Pace()
 
     def started(self, first_step: int, steps: int, learned: int, frozen: int) -> None:
-        self._steps = steps
+        self._pace = _Pace(first_step, steps)
         self.noted(f"learning {learned:,} parameters; {frozen:,} stay frozen")
 
     def stepped(self, step: int, loss: float, learning_rate: float, examples_per_second: float) -> None:
-        self._pace.update(loss, examples_per_second)
-        if step % self._every == 0 or step == self._steps:
+        pace = self._pace
+        pace.update(step, loss, examples_per_second)
+        if step % self._every == 0 or step == pace.steps:
             self.noted(
-                f"step {step}/{self._steps}  loss {self._pace.loss:.4f}  {self._pace.speed:.1f} examples/s  "
-                f"{self._pace.left(self._steps - step)} left"
+                f"step {step}/{pace.steps}  loss {pace.loss:.4f}  {pace.speed:.1f} examples/s  {pace.left()} left"
             )
 
     def evaluated(self, step: int, metric: str, value: float, loss: float, best: bool) -> None:
@@ -73,6 +75,9 @@ class PlainLines:
 
     def noted(self, text: str) -> None:
         print(text, file=self._stream, flush=True)
+
+    def finished(self) -> None:
+        """Nothing to take away."""
 
 
 class LiveLine:
@@ -91,11 +96,11 @@ class LiveLine:
             console=self._console,
             transient=True,
         )
-        self._pace, self._steps = _Pace(), 0
+        self._pace = _Pace()
         self._row: Any = None
 
     def started(self, first_step: int, steps: int, learned: int, frozen: int) -> None:
-        self._steps = steps
+        self._pace = _Pace(first_step, steps)
         self.noted(f"learning {learned:,} parameters; {frozen:,} stay frozen")
         self._row = self._progress.add_task(
             "", total=steps, completed=first_step, loss="-", metric="", speed="", left="-"
@@ -103,32 +108,30 @@ class LiveLine:
         self._progress.start()
 
     def stepped(self, step: int, loss: float, learning_rate: float, examples_per_second: float) -> None:
-        self._pace.update(loss, examples_per_second)
+        self._pace.update(step, loss, examples_per_second)
         self._progress.update(
             self._row,
             completed=step,
             loss=f"{self._pace.loss:.4f}",
             speed=f"{self._pace.speed:.1f} examples/s",
-            left=self._pace.left(self._steps - step),
+            left=self._pace.left(),
         )
 
     def evaluated(self, step: int, metric: str, value: float, loss: float, best: bool) -> None:
         mark = " (best so far)" if best else ""
         self._progress.update(self._row, metric=f"{metric} {value:.4f}  ")
         self.noted(f"step {step}  validation {metric} {value:.4f}  loss {loss:.4f}{mark}")
-        if step == self._steps:
-            self.close()
 
     def noted(self, text: str) -> None:
         self._console.print(text, markup=False, highlight=False)
 
-    def close(self) -> None:
+    def finished(self) -> None:
         """Take the bar away; the terminal is as it was."""
         self._progress.stop()
 
 
 class TensorBoard:
-    """Scalars for TensorBoard in a folder."""
+    """Scalars for TensorBoard in a folder, which is made when the run starts."""
 
     def __init__(self, folder: str | Path) -> None:
         """Raises MissingExtraError if TensorBoard is not installed."""
@@ -136,10 +139,18 @@ class TensorBoard:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
             raise MissingExtraError("tensorboard", "tensorboard") from error
-        self._writer: Any = SummaryWriter(str(folder))
+        self._make, self._folder = SummaryWriter, Path(folder)
+        self._writer: Any = None
+        self._early: list[str] = []
 
     def started(self, first_step: int, steps: int, learned: int, frozen: int) -> None:
+        """Raises OutputError if the folder cannot be made or written."""
+        with writing(self._folder, "give another --tensorboard"):
+            # a resumed run writes anew what came behind its checkpoint
+            self._writer = self._make(str(self._folder), purge_step=first_step + 1 if first_step else None)
         self._writer.add_text("run", f"{learned} learned, {frozen} frozen parameters", first_step)
+        for text in self._early:
+            self._writer.add_text("notes", text)
 
     def stepped(self, step: int, loss: float, learning_rate: float, examples_per_second: float) -> None:
         self._writer.add_scalar("train/loss", loss, step)
@@ -152,7 +163,15 @@ class TensorBoard:
         self._writer.flush()
 
     def noted(self, text: str) -> None:
-        self._writer.add_text("notes", text)
+        if self._writer is None:
+            self._early.append(text)
+        else:
+            self._writer.add_text("notes", text)
+
+    def finished(self) -> None:
+        """Close the event file."""
+        if self._writer is not None:
+            self._writer.close()
 
 
 class Several:
@@ -176,3 +195,7 @@ class Several:
     def noted(self, text: str) -> None:
         for observer in self._observers:
             observer.noted(text)
+
+    def finished(self) -> None:
+        for observer in self._observers:
+            observer.finished()

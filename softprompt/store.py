@@ -83,8 +83,11 @@ class Prompt:
             "parent": self.parent,
         }
 
-    def save(self, folder: str | Path) -> Path:
+    def save(self, folder: str | Path, *, workspace: Path | None = None) -> Path:
         """Write the prompt; the folder must not exist yet.
+
+        Args:
+            workspace: folder on the same disk where it is written before it is put in place; beside it by default.
 
         Raises:
             OutputError: it exists, there is no space, or it may not be written.
@@ -100,28 +103,28 @@ class Prompt:
             MANIFEST_FILE: (json.dumps(manifest, indent=2, ensure_ascii=False) + "\n").encode(),
             **{name: text.encode() for name, text in self.extra_files.items()},
         }
-        write_folder(folder, files)
+        write_folder(folder, files, workspace)
         return folder
 
 
 def check_free(folder: Path) -> None:
-    """Raise OutputError if ``folder`` is taken, or lies under a file."""
-    if folder.exists() or folder.is_symlink():
-        raise OutputError(f"'{folder}' exists already: give another --out, or remove it first")
-    for parent in folder.absolute().parents:
-        if parent.exists():
-            if not parent.is_dir():
-                raise OutputError(f"'{folder}' cannot be made: '{parent}' is a file")
-            if not os.access(parent, os.W_OK):
-                raise OutputError(f"no permission to write '{folder}': give another --out")
-            return
+    """Raise OutputError if ``folder`` is taken, lies under a file, or may not be written."""
+    with writing(folder):
+        if folder.exists() or folder.is_symlink():
+            raise OutputError(f"'{folder}' exists already: give another --out, or remove it first")
+        parent = next(parent for parent in folder.absolute().parents if parent.exists())
+        if not parent.is_dir():
+            raise OutputError(f"'{folder}' cannot be made, '{parent}' is a file: give another --out")
+        if not os.access(parent, os.W_OK):
+            raise OutputError(f"no permission to write '{folder}': give another --out")
 
 
-def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
-    """Write ``files`` into a new ``folder``, all of them or none."""
+def write_folder(folder: Path, files: Mapping[str, bytes], workspace: Path | None = None) -> None:
+    """Write ``files`` into a new ``folder``, all of them or none; until then they are in ``workspace``."""
     with writing(folder):
         folder.absolute().parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.absolute().parent))
+        within = workspace or folder.absolute().parent
+        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=within))
         try:
             for name, content in files.items():
                 write_durably(temporary / name, content)
@@ -161,13 +164,20 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        what = "does not exist" if not Path(folder).exists() else f"holds no {MANIFEST_FILE}"
-        raise PromptFileError(f"'{folder}' is no saved prompt: it {what}") from error
+        what = f"holds no {MANIFEST_FILE}" if Path(folder).exists() else "does not exist"
+        raise PromptFileError(f"'{folder}' is no saved prompt, it {what}: give the folder that train wrote") from error
+    except NotADirectoryError as error:
+        raise PromptFileError(
+            f"'{folder}' is no saved prompt, it is a file: give the folder that train wrote"
+        ) from error
     except (OSError, ValueError, RecursionError) as error:
         raise PromptFileError(f"'{path}' is damaged: {error}") from error
     version = manifest.get("schema_version") if isinstance(manifest, dict) else None
     if version != SCHEMA_VERSION:
-        raise PromptFileError(f"'{path}' has schema version {version!r}, expected {SCHEMA_VERSION}")
+        raise PromptFileError(
+            f"'{path}' has schema version {version!r}, expected {SCHEMA_VERSION}: "
+            "use the release of softprompt that wrote it, or learn the prompt again"
+        )
     return dict(manifest)
 
 
@@ -202,8 +212,10 @@ def load_prompt(folder: str | Path) -> Prompt:
             parent=manifest["parent"],
         )
     except FileNotFoundError as error:
-        raise PromptFileError(f"'{folder}' is no saved prompt: it holds no {TENSOR_FILE}") from error
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError, AttributeError) as error:
+        raise PromptFileError(f"the saved prompt '{folder}' is damaged: it holds no {TENSOR_FILE}") from error
+    except KeyError as error:
+        raise PromptFileError(f"the saved prompt '{folder}' is damaged: it lacks {error}") from error
+    except (OSError, SafetensorError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise PromptFileError(f"the saved prompt '{folder}' is damaged: {error}") from error
     if manifest["kind"] != "embeddings" or tensor.ndim != 2 or tensor.shape[0] != manifest["length"]:
         raise PromptFileError(

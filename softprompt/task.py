@@ -146,7 +146,12 @@ class TaskSpec:
         strings = all(isinstance(value, str) for value in (template, *labels, *verbalizers))
         if kind not in ("classification", "generation") or not strings or not isinstance(max_length, int):
             raise PromptFileError("the saved task has values of the wrong type")
-        return cls(kind, template, labels, verbalizers, max_length)
+        try:
+            spec = cls(kind, template, labels, verbalizers, max_length)
+            spec.compiled  # noqa: B018 (a template that does not compile is found here, not at the first example)
+        except (DataError, TemplateError) as error:
+            raise PromptFileError(f"the saved task cannot be used: {error}") from error
+        return spec
 
 
 @dataclass(frozen=True)

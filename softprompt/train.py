@@ -17,7 +17,7 @@ from softprompt.checkpoint import Checkpoint
 from softprompt.config import TrainConfig
 from softprompt.errors import DataError, TrainingError
 from softprompt.methods import METHODS, check_method
-from softprompt.methods.initialisers import initialise
+from softprompt.methods.initialisers import check_init, initialise
 from softprompt.objective import EVALUATION_TOKENS, Objective
 from softprompt.prefix import PromptState, make_prefix
 from softprompt.task import Task
@@ -30,6 +30,7 @@ class Observer(Protocol):
     def stepped(self, step: int, loss: float, learning_rate: float, examples_per_second: float) -> None: ...
     def evaluated(self, step: int, metric: str, value: float, loss: float, best: bool) -> None: ...
     def noted(self, text: str) -> None: ...
+    def finished(self) -> None: ...  # always called, after errors too
 
 
 @dataclass
@@ -87,14 +88,15 @@ def train(
     Raises:
         ConfigError, DataError, TemplateError: the settings or the data cannot be used.
         TrainingError: the loss is no longer a number, or the checkpoint is of another run.
+        OutputError: the checkpoint cannot be written.
     """
     check_method(config.method)
-    if not task.train:
-        raise DataError(f"{task.splits.source}: no training examples: expected a train split")
-    if not task.validation:
-        raise DataError(f"{task.splits.source}: no validation examples: expected a validation split")
+    check_init(config.init)
+    check_trainable(task)
+    saved = checkpoint.load() if checkpoint is not None else None
     torch.manual_seed(config.seed)
     encoder = Encoder(base, task.spec, config.length)
+    start = initialise(config.init, base, task.spec, config.length, config.seed)
     items = encoder.training_items(task.train)
     objective = Objective(base, encoder.verbalizer)
     validation = _Validation(task, encoder, objective, config)
@@ -102,7 +104,6 @@ def train(
         observer.noted(f"{encoder.truncated} texts were cut to {encoder.limit} tokens (--max-length)")
 
     unit = base.embedding_std if config.rate_unit == "embedding-std" else 1.0
-    start = initialise(config.init, base, task.spec, config.length, config.seed)
     method: Any = METHODS[config.method](start, unit).to(base.device)
     parameters = [parameter for parameter in method.parameters() if parameter.requires_grad]
     optimizer = _optimizer(parameters, config)
@@ -110,55 +111,64 @@ def train(
     best = method.fold().tensor.clone()
     progress = Progress()
     alarm = _Alarm(task, config)
-    if checkpoint is not None and (saved := checkpoint.load()) is not None:
+    if saved is not None:
         method.load_state_dict(saved.tensors("method"))
         optimizer.load_state_dict(saved.optimizer())
-        averaged = saved.tensors("averaged")
+        averaged = {name: tensor.to(base.device) for name, tensor in saved.tensors("averaged").items()}
         best, progress = saved.tensors("best")["prompt"].to(base.device), Progress(**saved.progress)
         observer.noted(f"resumed at step {progress.step}")
 
     learned = sum(parameter.numel() for parameter in parameters)
-    observer.started(progress.step, config.steps, learned, base.parameter_count)
-    first_step, began = progress.step, time.perf_counter()
+    first_step, seen, began = progress.step, 0, time.perf_counter()
     order = _Order([len(item.ids) for item in items], config)
-    while progress.step < config.steps and not progress.stopped_early:
-        rate = config.learning_rate * rate_factor(progress.step, config)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        step_began = time.perf_counter()
-        batch = [items[index] for index in order.batch(progress.step)]
-        loss = _accumulate_gradient(base, method, objective, batch, config)
-        norm = float(nn.utils.clip_grad_norm_(parameters, config.clip))
-        if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise _not_a_number(progress, rate, config, checkpoint)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        for name, parameter in method.named_parameters():
-            averaged[name].lerp_(parameter.detach(), 1 - config.averaging)
-        progress.step += 1
-        observer.stepped(progress.step, loss, rate, len(batch) / (time.perf_counter() - step_began))
+    try:
+        observer.started(progress.step, config.steps, learned, base.parameter_count)
+        while progress.step < config.steps and not progress.stopped_early:
+            rate = config.learning_rate * rate_factor(progress.step, config)
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            step_began = time.perf_counter()
+            batch = [items[index] for index in order.batch(progress.step)]
+            loss = _accumulate_gradient(base, method, objective, batch, config)
+            norm = float(nn.utils.clip_grad_norm_(parameters, config.clip))
+            if not (math.isfinite(loss) and math.isfinite(norm)):
+                raise _not_a_number("training loss", progress.step + 1, rate, config, checkpoint)
+            # only now is it known that the prompt of the step before is a good one
+            if checkpoint is not None and progress.step > first_step and progress.step % config.checkpoint_every == 0:
+                checkpoint.save(method, optimizer, averaged, best, progress)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            for name, parameter in method.named_parameters():
+                averaged[name].lerp_(parameter.detach(), 1 - config.averaging)
+            progress.step += 1
+            seen += len(batch)
+            observer.stepped(progress.step, loss, rate, len(batch) / (time.perf_counter() - step_began))
 
-        if (text := alarm.check(progress, loss)) is not None:
-            observer.noted(text)
-        last = progress.step == config.steps
-        if progress.step % config.eval_every == 0 or last:
-            candidate = _averaged_prompt(method, averaged) if config.averaging else method.fold()
-            value, validation_loss = validation.score(candidate)
-            improved = (value, -validation_loss) > (progress.best_value, -progress.best_loss)
-            if improved:
-                best, progress.best_step = candidate.tensor.clone(), progress.step
-                progress.best_value, progress.best_loss = value, validation_loss
-            progress.stale = 0 if improved else progress.stale + 1
-            progress.stopped_early = bool(config.patience) and progress.stale >= config.patience
-            recent = sum(progress.recent) / len(progress.recent)
-            progress.history.append(
-                {"step": progress.step, "train_loss": recent, "value": value, "validation_loss": validation_loss}
-            )
-            observer.evaluated(progress.step, validation.metric, value, validation_loss, improved)
-            if progress.stopped_early and not last:
-                observer.noted(f"stopped at step {progress.step}: no better since step {progress.best_step}")
-        if checkpoint is not None and (progress.step % config.checkpoint_every == 0 or last or progress.stopped_early):
-            checkpoint.save(method, optimizer, averaged, best, progress)
+            if (text := alarm.check(progress, loss)) is not None:
+                observer.noted(text)
+            last = progress.step == config.steps
+            if progress.step % config.eval_every == 0 or last:
+                candidate = _averaged_prompt(method, averaged) if config.averaging else method.fold()
+                value, validation_loss = validation.score(candidate)
+                if not math.isfinite(validation_loss):
+                    raise _not_a_number("validation loss", progress.step, rate, config, checkpoint)
+                improved = (value, -validation_loss) > (progress.best_value, -progress.best_loss)
+                if improved:
+                    best, progress.best_step = candidate.tensor.clone(), progress.step
+                    progress.best_value, progress.best_loss = value, validation_loss
+                progress.stale = 0 if improved else progress.stale + 1
+                progress.stopped_early = bool(config.patience) and progress.stale >= config.patience
+                recent = sum(progress.recent) / len(progress.recent)
+                progress.history.append(
+                    {"step": progress.step, "train_loss": recent, "value": value, "validation_loss": validation_loss}
+                )
+                observer.evaluated(progress.step, validation.metric, value, validation_loss, improved)
+                if progress.stopped_early and not last:
+                    observer.noted(f"stopped at step {progress.step}: no better since step {progress.best_step}")
+                if checkpoint is not None and (last or progress.stopped_early):
+                    checkpoint.save(method, optimizer, averaged, best, progress)
+    finally:
+        observer.finished()
 
     seconds = time.perf_counter() - began
     return TrainingResult(
@@ -172,9 +182,23 @@ def train(
         learned,
         encoder.truncated,
         seconds,
-        (progress.step - first_step) * config.batch_size / seconds if seconds else 0.0,
+        seen / seconds if seconds else 0.0,
         progress.alarmed,
     )
+
+
+def check_trainable(task: Task) -> None:
+    """Raise DataError unless there are training examples, of more than one label, and validation examples."""
+    source = task.splits.source
+    if not task.train:
+        raise DataError(f"{source}: no training examples: expected a train split")
+    if not task.validation:
+        raise DataError(f"{source}: no validation examples: expected a validation split")
+    if task.spec.kind == "classification" and len({example.label for example in task.train}) == 1:
+        raise DataError(
+            f"{source}: expected training examples of at least two labels, got only '{task.train[0].label}': "
+            "add examples of another class"
+        )
 
 
 def rate_factor(step: int, config: TrainConfig) -> float:
@@ -250,8 +274,8 @@ class _Validation:
         prefix = make_prefix(self._objective.base, state.tensor)
         if self._objective.verbalizer is not None:
             scores = self._objective.label_log_probabilities(prefix, self._items)
-            accuracy = (scores.argmax(1) == self._gold).float().mean()
-            return float(accuracy), float(-scores.gather(1, self._gold[:, None]).mean())
+            correct = int((scores.argmax(1) == self._gold).sum())
+            return correct / len(self._gold), float(-scores.gather(1, self._gold[:, None]).mean())
         total, count = 0.0, 0
         for chunk in budgeted(self._items, EVALUATION_TOKENS):
             batch = collate(chunk, self._objective.base.device)
@@ -312,14 +336,16 @@ def _optimizer(parameters: list[nn.Parameter], config: TrainConfig) -> torch.opt
     )
 
 
-def _not_a_number(progress: Progress, rate: float, config: TrainConfig, checkpoint: Checkpoint | None) -> TrainingError:
+def _not_a_number(
+    what: str, step: int, rate: float, config: TrainConfig, checkpoint: Checkpoint | None
+) -> TrainingError:
     kept = ""
     if checkpoint is not None and (saved := checkpoint.load()) is not None:
         kept = f"; the last good checkpoint (step {saved.progress['step']}) is kept in '{checkpoint.folder}'"
     return TrainingError(
-        f"the loss is not a number at step {progress.step + 1} (rate {rate:.2g}){kept}: start again with --restart "
+        f"the {what} is not a number at step {step} (rate {rate:.2g}){kept}: start again with --restart "
         f"and a lower rate (--learning-rate {config.learning_rate / 10:.2g}), or with --dtype float32"
     )
 
 
-__all__ = ["Observer", "Progress", "TrainingResult", "rate_factor", "train"]
+__all__ = ["Observer", "Progress", "TrainingResult", "check_trainable", "rate_factor", "train"]

@@ -192,7 +192,10 @@ class TestReadyFolder:
 
     def test_cache_that_cannot_be_a_folder_is_told(self, tmp_path: Path) -> None:
         (tmp_path / "file").touch()
-        with pytest.raises(OutputError, match=r"^cannot write '.*/file/cache/tiny': Not a directory$"):
+        with pytest.raises(
+            OutputError,
+            match=r"^cannot write '.*/file/cache/tiny': Not a directory; set SOFTPROMPT_CACHE",
+        ):
             ready(tmp_path / "file" / "cache")
 
 
@@ -240,7 +243,8 @@ class TestModel:
             "model = GPT2LMHeadModel(GPT2Config(vocab_size=64, n_positions=64, n_embd=64, n_layer=1, n_head=1)); "
             f"embedded._save(model, None, embedded.Path({str(tmp_path)!r}))"
         )
-        assert with_file_size_limit(code, limit=1 << 14).startswith(f"cannot write '{tmp_path}'")
+        message = with_file_size_limit(code, limit=1 << 14)
+        assert message.startswith(f"no space left to write '{tmp_path}': free some space, or set SOFTPROMPT_CACHE")
 
     @pytest.mark.parametrize("shown", [True, False])
     def test_progress_bars_are_off_and_restored(self, shown: bool) -> None:

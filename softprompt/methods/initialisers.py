@@ -10,6 +10,7 @@ from torch import Tensor
 
 from softprompt.base import FrozenLM
 from softprompt.errors import ConfigError, PromptFileError
+from softprompt.store import load_prompt, read_manifest
 from softprompt.task import TaskSpec
 from softprompt.verbalizer import plain_ids
 
@@ -27,14 +28,25 @@ def initialise(how: str, base: FrozenLM, spec: TaskSpec, length: int, seed: int)
         ConfigError: an unknown initialiser, or one without the argument it needs.
         PromptFileError: the prompt of ``prompt:FOLDER`` cannot be used.
     """
+    check_init(how)
+    if how in _PLAIN:
+        return _PLAIN[how](base, spec, length, seed)
     name, _, argument = how.partition(":")
-    if name in _WITH_ARGUMENT and ":" in how:
-        if not argument.strip():
-            raise ConfigError(f"init '{how}': expected something behind the colon, as in {_WITH_ARGUMENT[name]}")
-        return _from_text(argument, base, length) if name == "text" else _from_prompt(argument, base, length)
-    if how not in _PLAIN:
+    return _from_text(argument, base, length) if name == "text" else _from_prompt(argument, base, length)
+
+
+def check_init(how: str) -> None:
+    """What can be said of an initialiser without a base model; raises as ``initialise`` does."""
+    if how in _PLAIN:
+        return
+    name, colon, argument = how.partition(":")
+    if name not in _WITH_ARGUMENT:
         raise ConfigError(f"unknown init '{how}': expected text, text:WORDS, labels, vocab, random or prompt:FOLDER")
-    return _PLAIN[how](base, spec, length, seed)
+    if not argument.strip():
+        behind = "something behind the colon" if colon else "a colon and more"
+        raise ConfigError(f"init '{how}': expected {behind}, as in {_WITH_ARGUMENT[name]}")
+    if name == "prompt":
+        read_manifest(argument)
 
 
 def default_instruction(spec: TaskSpec) -> str:
@@ -49,8 +61,6 @@ def _from_text(text: str, base: FrozenLM, length: int) -> Tensor:
 
 
 def _from_prompt(folder: str, base: FrozenLM, length: int) -> Tensor:
-    from softprompt.store import load_prompt
-
     prompt = load_prompt(folder)
     prompt.check_base(base)
     if prompt.state.length != length:
@@ -89,6 +99,8 @@ def _random(base: FrozenLM, spec: TaskSpec, length: int, seed: int) -> Tensor:
 
 def _tiled(ids: list[int], base: FrozenLM, length: int) -> Tensor:
     """Embeddings of ``ids``, repeated or cut to ``length``."""
+    if not ids:
+        raise ConfigError("init: expected words that the base model's tokenizer knows, got none: use other words")
     repeated = (ids * (length // len(ids) + 1))[:length]
     return base.embed(torch.tensor(repeated, device=base.device)).float().cpu()
 

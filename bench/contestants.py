@@ -1,0 +1,310 @@
+"""The contestants of ``train_vs_peft.py``: softprompt's training loop, and PEFT under ``transformers.Trainer``.
+
+Each runs in a process of its own that halts behind every turn of steps until it is told to go on.
+
+PEFT is used as its documentation shows for causal language models (``examples/causal_language_modeling`` and the quick
+tour of PEFT 0.21): text initialisation, labels masked on the text, rate 3e-2. The example pads every text to 64 tokens;
+here a batch is padded to its longest text only, which is to PEFT's advantage.
+"""
+
+import os
+import statistics
+import sys
+import tempfile
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from softprompt.data import Splits
+from softprompt.errors import SoftpromptError
+
+WARMUP = 1  # steps
+PEFT_RATE = 3e-2
+
+Batches: TypeAlias = list[list[int]]
+Pipe: TypeAlias = "Connection[Any, Any]"
+
+
+class BenchmarkFailure(Exception):
+    """A contestant did not come to its end; ``str(error)`` is one line."""
+
+
+class _Stop(Exception):
+    """Leaves a training loop that has been measured."""
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What all contestants share.
+
+    Attributes:
+        model: what ``softprompt.base.load`` takes.
+        folder: where that model lies, for ``from_pretrained``.
+        splits: the training sentences, and one for validation, which is never reached.
+        batch_size: examples a step.
+        length: virtual tokens.
+        threads: of PyTorch; its own choice if ``None``.
+        seed: of the data order.
+    """
+
+    model: str
+    folder: str
+    splits: Splits
+    batch_size: int
+    length: int
+    threads: int | None
+    seed: int = 0
+
+
+@dataclass
+class Measured:
+    """What one contestant has shown; the warm-up is not in it.
+
+    Attributes:
+        seconds: of each step, end to end.
+        tokens: that the model processed in each step: virtual tokens, text and padding.
+        peak_memory_mb: largest resident memory of the process so far, loading included (MiB).
+        facts: what it says of itself, such as its dtype.
+    """
+
+    seconds: list[float] = field(default_factory=list)
+    tokens: list[int] = field(default_factory=list)
+    peak_memory_mb: float = 0.0
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+class Gate:
+    """Times the steps of a training loop and halts it behind each turn until the next one."""
+
+    def __init__(self, connection: Pipe, facts: Mapping[str, Any], tokens: Callable[[int], int]) -> None:
+        """``tokens`` tells how many tokens the model processed in a step, counted from 0."""
+        self._connection, self._facts, self._tokens = connection, dict(facts), tokens
+        self._step, self._turn = 0, WARMUP
+        self._seconds: list[float] = []
+        self._mark = time.perf_counter()
+
+    def step_done(self) -> None:
+        """To be called at the end of each step; raises ``_Stop`` when no turn follows."""
+        self._seconds.append(time.perf_counter() - self._mark)
+        self._step += 1
+        if len(self._seconds) == self._turn:
+            steps = range(self._step - self._turn, self._step)
+            tokens = [self._tokens(step) for step in steps]
+            self._connection.send(Measured(self._seconds, tokens, peak_memory_mb(), self._facts))
+            self._seconds, self._turn = [], self._connection.recv()
+            if not self._turn:
+                raise _Stop
+        self._mark = time.perf_counter()
+
+
+def batch_order(lengths: Sequence[int], batch_size: int, seed: int, steps: int) -> Batches:
+    """The batches that softprompt's training loop takes in its first ``steps`` steps, as indices of examples."""
+    from softprompt.batch import epoch_batches
+
+    batches: Batches = []
+    while len(batches) < steps:
+        batches += epoch_batches(lengths, batch_size, seed, epoch=len(batches) // max(1, len(lengths) // batch_size))
+    return batches[:steps]
+
+
+def peak_memory_mb() -> float:
+    """Largest resident memory of this process so far (MiB)."""
+    try:
+        for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
+            # unlike ru_maxrss, this does not count what the parent held when it started this process
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) / 1024
+    except OSError:
+        pass
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 1024**2 if sys.platform == "darwin" else peak / 1024
+
+
+def run_softprompt(connection: Pipe, setup: Setup, steps: int) -> None:
+    """softprompt's own loop with its default settings."""
+    import torch
+
+    from softprompt.base import load
+    from softprompt.batch import Encoder, budgeted
+    from softprompt.config import TrainConfig
+    from softprompt.progress import Silent
+    from softprompt.task import Task
+    from softprompt.train import train
+
+    base = load(setup.model, device="cpu")
+    task = Task.classification(setup.splits)
+    # the loop evaluates at its last step, which it is stopped behind: nothing but steps is measured
+    config = TrainConfig.build(
+        length=setup.length, batch_size=setup.batch_size, steps=steps, eval_every=steps, seed=setup.seed
+    )
+    items = Encoder(base, task.spec, setup.length).training_items(task.train)
+    order = batch_order([len(item.ids) for item in items], setup.batch_size, setup.seed, steps)
+
+    def tokens(step: int) -> int:
+        chunks = budgeted([items[i] for i in order[step]], config.token_budget, config.micro_batch_size)
+        prefix = len(base.bos_ids) + setup.length
+        return sum(prefix + len(chunk) * max(len(item.ids) for item in chunk) for chunk in chunks)
+
+    facts = {"dtype": str(base.dtype).removeprefix("torch."), "threads": torch.get_num_threads(), "order": order}
+
+    class Timer(Silent):
+        def started(self, first_step: int, steps: int, learned: int, frozen: int) -> None:
+            self.gate = Gate(connection, facts, tokens)
+
+        def stepped(self, step: int, loss: float, learning_rate: float, examples_per_second: float) -> None:
+            self.gate.step_done()
+
+    train(base, task, config, Timer())
+
+
+def run_peft(connection: Pipe, setup: Setup, steps: int, bf16: bool, order: Batches | None) -> None:
+    """PEFT's prompt tuning under ``Trainer``; ``order`` replaces the batches that ``Trainer`` draws."""
+    import torch
+    import transformers
+    from peft import PromptTuningConfig, PromptTuningInit, TaskType, get_peft_model
+
+    from softprompt.methods.initialisers import default_instruction
+    from softprompt.task import Task
+
+    transformers.utils.logging.disable_progress_bar()
+    task = Task.classification(setup.splits)
+    tokenizer: Any = transformers.AutoTokenizer.from_pretrained(setup.folder)
+    model: Any = transformers.AutoModelForCausalLM.from_pretrained(setup.folder, dtype=torch.float32)
+    model = get_peft_model(
+        model,
+        PromptTuningConfig(
+            task_type=TaskType.CAUSAL_LM,
+            prompt_tuning_init=PromptTuningInit.TEXT,
+            prompt_tuning_init_text=default_instruction(task.spec),
+            num_virtual_tokens=setup.length,
+            tokenizer_name_or_path=setup.folder,
+        ),
+    )
+    words = dict(zip(task.spec.labels, task.spec.verbalizers, strict=True))
+    rows: Any = []
+    for example in task.train:
+        text = tokenizer(task.spec.compiled.render(example)).input_ids
+        answer = tokenizer(task.spec.answer_separator + words[str(example.label)], add_special_tokens=False).input_ids
+        answer = [*answer, tokenizer.eos_token_id]
+        ids = [*text, *answer]
+        rows.append({"input_ids": ids, "attention_mask": [1] * len(ids), "labels": [-100] * len(text) + answer})
+    if order is not None:
+        rows = [rows[index] for batch in order for index in batch]
+
+    pad = transformers.DataCollatorForSeq2Seq(tokenizer)
+    sizes: list[int] = []
+
+    def collate(features: Any) -> Any:
+        batch = pad(features)
+        examples, width = batch["input_ids"].shape
+        sizes.append(examples * (setup.length + width))
+        return batch
+
+    facts = {"dtype": "float32 under bf16 autocast" if bf16 else "float32", "threads": torch.get_num_threads()}
+
+    class Timer(transformers.TrainerCallback):
+        def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            self.gate = Gate(connection, facts, sizes.__getitem__)
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            self.gate.step_done()
+
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = transformers.TrainingArguments(
+            output_dir=folder,
+            per_device_train_batch_size=setup.batch_size,
+            learning_rate=PEFT_RATE,
+            max_steps=steps,
+            bf16=bf16,
+            use_cpu=True,
+            train_sampling_strategy="random" if order is None else "sequential",
+            seed=setup.seed,
+            save_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+        )
+        transformers.Trainer(
+            model=model, args=arguments, train_dataset=rows, data_collator=collate, callbacks=[Timer()]
+        ).train()
+
+
+def work(connection: Pipe, name: str, setup: Setup, steps: int, order: Batches | None) -> None:
+    """A contestant's process."""
+    # what the libraries print must not stand between the lines of --json
+    os.dup2(2, 1)
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    warnings.simplefilter("ignore")
+    try:
+        import torch
+        import transformers
+
+        transformers.utils.logging.set_verbosity_error()
+        if setup.threads is not None:
+            torch.set_num_threads(setup.threads)
+        if name == "softprompt":
+            run_softprompt(connection, setup, steps)
+        else:
+            run_peft(connection, setup, steps, name == "peft-bf16", order)
+    except (_Stop, EOFError, BrokenPipeError):
+        return
+    except SoftpromptError as error:
+        # subclasses need not survive pickling
+        connection.send(SoftpromptError(str(error)))
+    except Exception as error:
+        traceback.print_exc()
+        connection.send(BenchmarkFailure(f"{name}: {type(error).__name__}: {' '.join(str(error).split())}"))
+
+
+class Contestant:
+    """The parent's end of a contestant's process, loaded and warmed up."""
+
+    def __init__(self, name: str, setup: Setup, steps: int, order: Batches | None) -> None:
+        """Raises what `turn` raises."""
+        self.name, self.measured = name, Measured()
+        # a fresh interpreter each: nothing that another one has loaded counts as this one's memory
+        context = get_context("spawn")
+        self._connection, other = context.Pipe()
+        arguments = (other, name, setup, WARMUP + steps, order)
+        self._process = context.Process(target=work, args=arguments, daemon=True)
+        self._process.start()
+        other.close()
+        self.facts = self._receive().facts
+
+    def turn(self, steps: int) -> float:
+        """Make ``steps`` more steps; returns their median (seconds).
+
+        Raises:
+            SoftpromptError: a mistake that the user can mend.
+            BenchmarkFailure: anything else that ended the process.
+        """
+        self._connection.send(steps)
+        made = self._receive()
+        self.measured.seconds += made.seconds
+        self.measured.tokens += made.tokens
+        self.measured.peak_memory_mb, self.measured.facts = made.peak_memory_mb, made.facts
+        return statistics.median(made.seconds)
+
+    def stop(self) -> None:
+        self._connection.send(0)
+        self._process.join()
+
+    def _receive(self) -> Measured:
+        try:
+            received = self._connection.recv()
+        except (EOFError, ConnectionResetError) as error:
+            self._process.join()
+            raise BenchmarkFailure(
+                f"{self.name}: its process ended with code {self._process.exitcode} (-9: out of memory?)"
+            ) from error
+        if isinstance(received, Exception):
+            raise received
+        assert isinstance(received, Measured)
+        return received
