@@ -4,6 +4,7 @@ Shapes: ``B`` batch, ``T`` text length, ``P`` prompt length, ``H`` embedding siz
 """
 
 import hashlib
+import importlib.util
 import inspect
 import json
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from softprompt.embedded import MODEL_NAME as EMBEDDED_NAME
 from softprompt.embedded import embedded_model_folder
-from softprompt.errors import BaseModelError
+from softprompt.errors import BaseModelError, MissingExtraError
 
 
 class FrozenLM:
@@ -285,6 +286,8 @@ def _locate(name: str) -> tuple[str, str | None]:
     if path.suffix == ".gguf":
         if not path.is_file():
             raise BaseModelError(f"base model file '{name}' does not exist")
+        if importlib.util.find_spec("gguf") is None:
+            raise MissingExtraError("gguf", "gguf")
         return str(path.parent), path.name
     if path.is_dir():
         if not (path / "config.json").is_file():
