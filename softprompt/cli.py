@@ -251,6 +251,7 @@ def evaluate_command(
     from softprompt.generate import Sampling
 
     sampling = Sampling(max_new_tokens=max_new_tokens)
+    examples_in_front = choose_shots(task.train, shots, seed)
     base = _load(model_name or prompt.base_name, model)
     for note in task.splits.notes:
         _say(note)
@@ -258,7 +259,7 @@ def evaluate_command(
     if prompt_folder is not None:
         result = evaluate(base, examples, prompt, sampling=sampling)
     else:
-        state = written_prompt(base, task.spec, instruction, choose_shots(task.train, shots, seed))
+        state = written_prompt(base, task.spec, instruction, examples_in_front)
         result = evaluate(base, examples, state, spec=task.spec, sampling=sampling)
     facts = {"prompt": prompt_folder, "model": base.name, "data": data, "split": split}
     _print({**result.to_dict(), **facts}, evaluation_lines(result, facts), as_json)

@@ -64,14 +64,12 @@ def complete(
         token_budget: padded tokens of a batch, its completions counted.
     """
     items = [Item(i, tuple(ids), ()) for i, ids in enumerate(texts)]
-    window = base.sliding_window
-    longest = max((len(item.ids) for item in items), default=0) + len(base.bos_ids) + sampling.max_new_tokens
-    prefix_length = prefix.length if isinstance(prefix, CachedPrefix) else 0
-    if window is not None and prefix_length + longest > window:
-        items.sort(key=lambda item: len(item.ids))
-        groups = [list(group) for _, group in groupby(items, key=lambda item: len(item.ids))]
-    else:
-        groups = [items]
+    long: list[Item] = []
+    if isinstance(prefix, CachedPrefix) and (window := base.sliding_window) is not None:
+        most = window - prefix.length - sampling.max_new_tokens
+        long = sorted((item for item in items if len(item.ids) > most), key=lambda item: len(item.ids))
+        items = [item for item in items if len(item.ids) <= most]
+    groups = [items, *(list(group) for _, group in groupby(long, key=lambda item: len(item.ids)))]
     for group in groups:
         room = max((len(item.ids) for item in group), default=0) + sampling.max_new_tokens
         for chunk in budgeted(group, token_budget, most=max(1, token_budget // max(room, 1))):

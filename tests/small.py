@@ -1,11 +1,16 @@
-"""Small tasks that a tiny model can learn in seconds, and an observer that remembers what it saw."""
+"""Small tasks that a tiny model can learn in seconds, an observer that remembers, and the command line in-process."""
 
+import contextlib
+import io
 import json
 import random
+import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+from unittest.mock import patch
 
+from softprompt.cli import main
 from softprompt.data import Example, Splits
 from softprompt.task import Task
 
@@ -92,5 +97,47 @@ class Recorder:
         self.ended += 1
 
 
-FAST: dict[str, Any] = {"length": 4, "steps": 12, "batch_size": 8, "eval_every": 6, "init": "labels"}
+FAST: dict[str, Any] = {
+    "length": 4,
+    "steps": 12,
+    "batch_size": 8,
+    "eval_every": 6,
+    "init": "labels",
+    "learning_rate": 0.3,
+}
 """Settings of a run that takes a fraction of a second."""
+
+
+class Ended(NamedTuple):
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def error(self) -> str:
+        """The one line that says what was wrong; nothing on standard output, and no traceback."""
+        assert self.out == ""
+        assert "Traceback" not in self.err
+        (line,) = [line for line in self.err.splitlines() if line.startswith("error:")]
+        assert self.err.splitlines()[-1] == line
+        return line.removeprefix("error: ")
+
+
+def command(*arguments: object, stdin: bytes = b"") -> Ended:
+    """``softprompt ARGUMENTS`` in this process."""
+    out, err = io.StringIO(), io.StringIO()
+    code: object = 0
+    with (
+        patch.object(sys, "argv", ["softprompt", *map(str, arguments)]),
+        patch.object(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin))),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+    ):
+        try:
+            main()
+        except SystemExit as end:
+            code = end.code
+    assert isinstance(code, int)
+    return Ended(code, out.getvalue(), err.getvalue())

@@ -43,6 +43,7 @@ ROOMS = (
     "export",
     "server",
     "demo",
+    "report_text",
     "__init__",
     "cli",
     "__main__",

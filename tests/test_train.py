@@ -286,8 +286,9 @@ class TestNotANumber:
 
     def test_rate_beyond_all_measure(self, tmp_path: Path) -> None:
         base, seen = tiny_base("gpt2"), Recorder()
+        settings = {**FAST, "learning_rate": 1e30, "checkpoint_every": 1}
         with pytest.raises(TrainingError, match=r"the training loss is not a number at step 2 \(rate 1e\+30\): start"):
-            fit(base, reviews_task(), out=tmp_path / "p", learning_rate=1e30, checkpoint_every=1, observer=seen, **FAST)
+            fit(base, reviews_task(), out=tmp_path / "p", observer=seen, **settings)
         # the prompt of step 1 is made of numbers, but not of good ones: no checkpoint of it is kept
         assert len(seen.losses) == 1
         assert list(tmp_path.iterdir()) == []
