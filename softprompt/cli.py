@@ -81,7 +81,7 @@ _json_option = click.option("--json", "as_json", is_flag=True, help="Print one J
 
 @cli.command()
 @click.option("--out", type=click.Path(path_type=Path), default=Path("prompts"), help="Where the prompt is saved.")
-@click.option("--steps", type=click.IntRange(min=1), help="Optimiser steps.  [default: 200]")
+@click.option("--steps", type=click.IntRange(min=1), help="Optimiser steps.  [default: 300]")
 @_model_options
 @_json_option
 def demo(out: Path, steps: int | None, as_json: bool, **model: Any) -> None:

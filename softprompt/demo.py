@@ -1,6 +1,8 @@
 """The demo: a written prompt against a learned one, on the embedded model and data, in minutes on a laptop."""
 
 import shlex
+import shutil
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +20,7 @@ from softprompt.train import Observer
 TEMPLATE = "Review: {{ text }}\nSentiment:"
 INSTRUCTION = "Decide whether each movie review is negative or positive."
 SHOTS = 8
-STEPS = 200
+STEPS = 300
 CORRECTED = 5  # sentences shown
 
 
@@ -43,11 +45,12 @@ class DemoResult:
 
     @property
     def next_commands(self) -> list[str]:
-        """Three commands to try on the saved prompt."""
+        """Three commands to try on the saved prompt, as they can be typed where this one was."""
+        program = "softprompt" if shutil.which("softprompt") else shlex.quote(sys.argv[0])
         return [
-            f'softprompt predict {shlex.quote(str(self.folder))} "a quiet film that stays with you for days"',
-            f"softprompt show {shlex.quote(str(self.folder))}",
-            f"softprompt train --model {self.prompt.base_name} --data YOUR_DATA.csv --out prompts/yours",
+            f'{program} predict {shlex.quote(str(self.folder))} "a quiet film that stays with you for days"',
+            f"{program} show {shlex.quote(str(self.folder))}",
+            f"{program} train --model {self.prompt.base_name} --data YOUR_DATA.csv --out prompts/yours",
         ]
 
     def to_dict(self) -> dict[str, Any]:

@@ -40,7 +40,7 @@ def demo_lines(result: DemoResult) -> list[str]:
         f"against zero-shot it corrected {result.fixed} sentences and broke {result.broken}; corrected, for example:",
         *(f"  {label}: {text}" for text, label in result.corrected),
         "",
-        f"saved in {result.folder}; try next (in this virtual environment):",
+        f"saved in {result.folder}; try next:",
         *(f"  {command}" for command in result.next_commands),
     ]
 

