@@ -3,6 +3,7 @@
 Exit code 0 is success, 2 a mistake in what the user gave (one line says which), 1 a failure of ours.
 """
 
+import errno
 import json
 import os
 import sys
@@ -39,10 +40,13 @@ def main() -> None:
         resumable = "; --resume goes on from the last checkpoint" if _verb() == "train " else ""
         _fail(f"interrupted{resumable}", 130)
     except BrokenPipeError:
-        # whoever read our output has closed it; keep the interpreter from complaining about it at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # whoever read our output has closed it
+        _drop_output()
         sys.exit(1)
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            _drop_output()
+            _fail("no space left to write the output: free some space", 2)
         if os.environ.get("SOFTPROMPT_TRACEBACK"):
             raise
         _fail(
@@ -374,6 +378,11 @@ def _say(text: str) -> None:
 
 def _verb() -> str:
     return f"{sys.argv[1]} " if len(sys.argv) > 1 and sys.argv[1] in cli.commands else ""
+
+
+def _drop_output() -> None:
+    # what could not be written is still in the buffer; keep the interpreter from trying again at exit
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _fail(message: str, code: int) -> None:

@@ -5,6 +5,7 @@ without it. Only a sliding window counts the gap as distance: where a sequence c
 one length go together, and no gap arises.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -43,7 +44,7 @@ class Sampling:
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
             raise ConfigError(f"max_new_tokens must be at least 1, got {self.max_new_tokens}")
-        if self.temperature < 0:
+        if not 0 <= self.temperature < math.inf:
             raise ConfigError(f"temperature must be 0 (greedy) or more, got {self.temperature}")
         if not 0 < self.top_p <= 1:
             raise ConfigError(f"top_p must be above 0 and at most 1, got {self.top_p}")
@@ -94,7 +95,8 @@ class _Answers:
         ends = getattr(generation, "eos_token_id", None)
         self._ends = {end_of_answer(base.tokenizer), *([ends] if isinstance(ends, int) else ends or ())}
         self._warpers: list[Any] = []
-        if sampling.temperature > 0:
+        # divided by less than this, logits overflow; greedy is the limit
+        if sampling.temperature > 1e-6:
             self._warpers.append(TemperatureLogitsWarper(sampling.temperature))
             if sampling.top_k:
                 self._warpers.append(TopKLogitsWarper(sampling.top_k))

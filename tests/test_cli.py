@@ -214,6 +214,7 @@ class TestOtherMistakes:
             (["predict", "/none", "a"], "'/none' is no saved prompt"),
             (["predict", "/none", "a", " "], "text 2 is blank"),
             (["predict", "/none", "a", "--temperature", "-1"], "temperature must be 0 (greedy) or more, got -1.0"),
+            (["predict", "/none", "a", "--temperature", "nan"], "temperature must be 0 (greedy) or more, got nan"),
             (["predict", "/none", "a", "--stop", ""], "a stop string must not be empty"),
             (["eval", "--data", "/none"], "expected a saved prompt, or --model for the written prompt; got neither"),
             (["eval", "/none", "--data", "d", "--shots", "2"], "--shots are for the written prompt"),
@@ -267,6 +268,14 @@ class TestOtherMistakes:
         monkeypatch.setenv("SOFTPROMPT_TRACEBACK", "1")
         with pytest.raises(RuntimeError, match="two"):
             command("show", place / "prompt")
+
+    @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+    def test_no_space_for_the_output(self, place: Path) -> None:
+        process = [sys.executable, "-m", "softprompt", "show", str(place / "prompt")]
+        with Path("/dev/full").open("wb") as full:
+            done = subprocess.run(process, stdout=full, stderr=subprocess.PIPE, text=True)
+        assert done.returncode == 2
+        assert done.stderr == "error: no space left to write the output: free some space\n"
 
     @pytest.mark.parametrize(("verb", "hint"), [("train", "; --resume goes on from the last checkpoint"), ("show", "")])
     def test_interrupt(
@@ -375,6 +384,8 @@ class TestLines:
         assert len(short) < len(greedy)
         assert sampled == again
         assert len({greedy, sampled, other}) == 3
+        nearly = command("predict", place / "writer", "fine film", "--max-new-tokens", 12, "--temperature", "1e-320")
+        assert nearly.out == greedy
         stop = greedy.strip()[2:4]
         stopped = command("predict", place / "writer", "fine film", "--max-new-tokens", "12", "--stop", stop).out
         assert stopped.strip() == greedy[: greedy.index(stop)].strip()
