@@ -15,7 +15,7 @@ from torch import Tensor
 from softprompt.base import FrozenLM
 from softprompt.data import Example
 from softprompt.errors import DataError, TemplateError
-from softprompt.task import FIELD_END, FIELD_START, TaskSpec
+from softprompt.task import FIELD_END, FIELD_START, TaskSpec, unmarked
 from softprompt.verbalizer import Verbalizer, answer_ids, end_of_answer, plain_ids
 
 _LEAST_ROOM = 8  # tokens of template and text that prompt and answer must leave in the context
@@ -185,7 +185,7 @@ class Encoder:
         return tuple(sorted(found, key=len, reverse=True))
 
     def _plain_batch(self, marked: list[str]) -> list[list[int]]:
-        texts = [text.replace(FIELD_START, "").replace(FIELD_END, "") for text in marked]
+        texts = [unmarked(text) for text in marked]
         if not texts:
             return []
         ids: list[list[int]] = self._tokenizer(texts, add_special_tokens=False, split_special_tokens=True).input_ids
@@ -209,7 +209,7 @@ class Encoder:
         return ids + self._plain(plain)
 
     def _plain(self, text: str) -> list[int]:
-        text = text.replace(FIELD_START, "").replace(FIELD_END, "")
+        text = unmarked(text)
         return plain_ids(self._tokenizer, text) if text else []
 
     def _cut(self, example: Example, length: int, limit: int) -> tuple[int, ...]:

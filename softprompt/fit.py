@@ -4,7 +4,7 @@ import json
 import platform
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -162,28 +162,17 @@ def _with_metrics(prompt: Prompt, base: FrozenLM, task: Task, *, evaluate_test: 
     return replace(prompt, metrics=scored)
 
 
-@dataclass(frozen=True)
-class RunRecord:
-    """What a run took; kept apart from the prompt, whose bytes do not depend on the clock."""
-
-    status: str
-    seconds: float
-    examples_per_second: float
-    command: list[str]
-    machine: str
-    threads: int
-
-
 def _finish(prompt: Prompt, out: Path, outcome: TrainingResult, run: Path) -> None:
-    record = RunRecord(
-        "finished",
-        round(outcome.seconds, 3),
-        round(outcome.examples_per_second, 3),
-        sys.argv,
-        f"{platform.machine()} {platform.system()}",
-        torch.get_num_threads(),
-    )
-    facts = json.dumps({**record.__dict__, **prompt.manifest()}, indent=2, ensure_ascii=False) + "\n"
+    # kept apart from the manifest, whose bytes do not depend on the clock
+    record = {
+        "status": "finished",
+        "seconds": round(outcome.seconds, 3),
+        "examples_per_second": round(outcome.examples_per_second, 3),
+        "command": sys.argv,
+        "machine": f"{platform.machine()} {platform.system()}",
+        "threads": torch.get_num_threads(),
+    }
+    facts = json.dumps({**record, **prompt.manifest()}, indent=2, ensure_ascii=False) + "\n"
     try:
         # written within the run's folder: should the process be killed now, nothing strange stays beside the prompt
         replace(prompt, extra_files={**prompt.extra_files, "run.json": facts}).save(out, workspace=run)

@@ -38,7 +38,7 @@ class Template:
         environment = ImmutableSandboxedEnvironment(
             undefined=jinja2.StrictUndefined,
             keep_trailing_newline=True,
-            finalize=lambda value: f"{FIELD_START}{_unmarked(str(value))}{FIELD_END}",
+            finalize=lambda value: f"{FIELD_START}{unmarked(str(value))}{FIELD_END}",
         )
         try:
             names = jinja2.meta.find_undeclared_variables(environment.parse(source))
@@ -69,10 +69,11 @@ class Template:
 
     def render(self, example: Example) -> str:
         """The filled-in template as plain text."""
-        return _unmarked(self.render_marked(example))
+        return unmarked(self.render_marked(example))
 
 
-def _unmarked(text: str) -> str:
+def unmarked(text: str) -> str:
+    """A rendered template without the marks around its fields."""
     return text.replace(FIELD_START, "").replace(FIELD_END, "")
 
 
