@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from softprompt.embedded import MODEL_NAME as EMBEDDED_NAME
 from softprompt.embedded import embedded_model_folder
 from softprompt.errors import BaseModelError, MissingExtraError
+from softprompt.faster import make_faster
 
 
 class FrozenLM:
@@ -48,6 +49,7 @@ class FrozenLM:
         self.config: Any = config.get_text_config()
         self.bos_ids = _bos_ids(tokenizer)
         self._accepts = frozenset(inspect.signature(self.backbone.forward).parameters)
+        make_faster(self.model, self._probe)
         self._after_head = self._find_after_head()
 
     @property
@@ -151,6 +153,13 @@ class FrozenLM:
             "tokenizer": _sha256_of_json(vocabulary),
             "weights": weights.hexdigest(),
         }
+
+    def _probe(self) -> Tensor:
+        """Hidden states of two short texts, the second one padded."""
+        ids = torch.arange(1, 13, device=self.device).view(2, 6)
+        mask = torch.tensor([[1, 1, 1, 1, 1, 1], [1, 1, 1, 0, 0, 0]], device=self.device)
+        hidden: Tensor = self.run_backbone(inputs_embeds=self.embed(ids), attention_mask=mask).last_hidden_state
+        return hidden[mask.bool()]
 
     @torch.no_grad()
     def _find_after_head(self) -> Callable[[Tensor], Tensor]:

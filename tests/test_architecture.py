@@ -22,6 +22,7 @@ ROOMS = (
     "embedded",
     "task",
     "verbalizer",
+    "faster",
     "base",
     "batch",
     "prefix",
