@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from softprompt.base import FrozenLM, load
     from softprompt.baselines.written import choose_shots, written_prompt
-    from softprompt.config import TrainConfig
+    from softprompt.config import TrainConfig, population
     from softprompt.data import Example, Splits, read_splits
     from softprompt.errors import SoftpromptError
     from softprompt.evaluate import Evaluation, evaluate
-    from softprompt.fit import fit
+    from softprompt.fit import fit, fit_together
+    from softprompt.fit_multitask import fit_multitask
     from softprompt.generate import Sampling
     from softprompt.metrics import Metric
     from softprompt.predict import Prediction, Predictor
@@ -47,8 +48,11 @@ _HOME = {
     "choose_shots": "baselines.written",
     "evaluate": "evaluate",
     "fit": "fit",
+    "fit_multitask": "fit_multitask",
+    "fit_together": "fit",
     "load": "base",
     "load_prompt": "store",
+    "population": "config",
     "read_splits": "data",
     "written_prompt": "baselines.written",
 }
@@ -71,8 +75,11 @@ __all__ = [
     "choose_shots",
     "evaluate",
     "fit",
+    "fit_multitask",
+    "fit_together",
     "load",
     "load_prompt",
+    "population",
     "read_splits",
     "written_prompt",
 ]

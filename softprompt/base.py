@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from softprompt.embedded import MODEL_NAME as EMBEDDED_NAME
-from softprompt.embedded import embedded_model_folder
+from softprompt.embedded import embedded_model_folder, no_progress_bars
 from softprompt.errors import BaseModelError, MissingExtraError
 from softprompt.faster import make_faster
 
@@ -166,6 +166,14 @@ class FrozenLM:
         """Find what this family does to ``head(hidden)``, by comparing with its own full forward pass on token ids."""
         ids = torch.arange(1, 5, device=self.device)[None]
         expected = self.model(input_ids=ids).logits[0].float()
+        try:
+            # a learned vector is no token's: some families look for the token that an embedding belongs to
+            self.run_backbone(inputs_embeds=self.embed(ids) * 1.01)
+        except (RuntimeError, ValueError, TypeError, IndexError, KeyError) as error:
+            raise BaseModelError(
+                f"'{self.name}' ({type(self.model).__name__}) takes only its own tokens' embeddings, and learned "
+                "ones are none: softprompt cannot use this family yet"
+            ) from error
         # from embeddings, as prompts are fed: some families read more than these from the ids
         hidden = self.run_backbone(inputs_embeds=self.embed(ids)).last_hidden_state[0]
         head = self.model.get_output_embeddings()
@@ -214,20 +222,20 @@ def load(
         source, gguf_file = _locate(text_name)
 
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils import logging
 
-    had_progress_bar = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
     try:
-        options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
-        if gguf_file is not None:
-            options["gguf_file"] = gguf_file
-        else:
-            _check_decoder_only(AutoConfig.from_pretrained(source, **options), text_name)
-        tokenizer = AutoTokenizer.from_pretrained(source, **options)
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            source, dtype=chosen_dtype, use_safetensors=True, output_loading_info=True, **options
-        )
+        with no_progress_bars():
+            options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+            if gguf_file is not None:
+                options["gguf_file"] = gguf_file
+            else:
+                if not Path(source).is_dir():
+                    options["local_files_only"] = not _reachable(source)
+                _check_decoder_only(AutoConfig.from_pretrained(source, **options), text_name)
+            tokenizer = AutoTokenizer.from_pretrained(source, **options)
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                source, dtype=chosen_dtype, use_safetensors=True, output_loading_info=True, **options
+            )
     except BaseModelError:
         raise
     except Exception as error:  # what damaged files raise is not of one family
@@ -236,9 +244,6 @@ def load(
             f"cannot load the base model '{text_name}': {reason} (expected a hub name, a folder with config.json and "
             f"safetensors weights, a .gguf file, or '{EMBEDDED_NAME}')"
         ) from error
-    finally:
-        if had_progress_bar:
-            logging.enable_progress_bar()
     model, info = loaded
     if missing := sorted(info["missing_keys"]):
         raise BaseModelError(
@@ -306,6 +311,28 @@ def _locate(name: str) -> tuple[str, str | None]:
     if looks_local and "/" in name:
         raise BaseModelError(f"base model folder '{name}' does not exist")
     return name, None
+
+
+def _reachable(name: str) -> bool:
+    """Whether the hub can be reached, asked once for ``name``; transformers tries for half a minute, file by file.
+
+    Raises:
+        BaseModelError: it cannot, and the model is not in its cache; a connection that is only slow is left alone.
+    """
+    from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
+
+    try:
+        get_hf_file_metadata(hf_hub_url(name, "config.json"), timeout=constants.HF_HUB_ETAG_TIMEOUT)
+    except Exception as error:  # of httpx or of httpx2, as the release of huggingface_hub has it
+        if type(error).__name__ not in ("ConnectError", "ConnectTimeout"):
+            return True
+        if isinstance(try_to_load_from_cache(name, "config.json"), str):
+            return False
+        raise BaseModelError(
+            f"cannot load the base model '{name}': it is no folder here, it is not in the hub's cache, and "
+            f"{constants.ENDPOINT} cannot be reached ({error}): correct the name, or connect to the network"
+        ) from error
+    return True
 
 
 def _check_decoder_only(config: Any, name: str) -> None:

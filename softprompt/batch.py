@@ -31,6 +31,7 @@ class Item:
         positions: where the next token is asked for, as indices into ``ids``.
         targets: the token that should follow at each position (empty when predicting).
         decisions: which decision of the verbalizer each position asks (empty for generation).
+        prompt: which of the prompts in the batch it stands behind.
     """
 
     example: int
@@ -38,6 +39,7 @@ class Item:
     positions: tuple[int, ...]
     targets: tuple[int, ...] = ()
     decisions: tuple[int, ...] = ()
+    prompt: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +52,7 @@ class Batch:
         row, column: ``[N]``, the scored positions.
         targets: ``[N]`` token ids (empty when predicting).
         decisions: ``[N]`` (empty for generation).
-        examples: number of examples in it.
+        which: ``[B]``, the prompt of each row.
     """
 
     input_ids: Tensor
@@ -59,7 +61,7 @@ class Batch:
     column: Tensor
     targets: Tensor
     decisions: Tensor
-    examples: int
+    which: Tensor
 
 
 class Encoder:
@@ -259,7 +261,7 @@ def collate(items: Sequence[Item], device: torch.device, pad_id: int = 0) -> Bat
         flat(position for item in items for position in item.positions),
         flat(target for item in items for target in item.targets),
         flat(decision for item in items for decision in item.decisions),
-        len({item.example for item in items}),
+        flat(item.prompt for item in items),
     )
 
 

@@ -1,19 +1,20 @@
 """Checkpoints: everything a run needs to go on to the same bytes, in one file that is replaced atomically."""
 
 import json
-from collections.abc import Mapping
+import shutil
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-import torch
-from torch import Tensor, nn
+from filelock import FileLock, Timeout
+from torch import Tensor
 
 from softprompt.errors import OutputError, TrainingError, writing
-from softprompt.store import replace_file
+from softprompt.store import check_free, replace_file
 
-CHECKPOINT_FILE = "checkpoint.safetensors"
+CHECKPOINT_FILE, LOCK_FILE = "checkpoint.safetensors", ".lock"
 
 
 @dataclass(frozen=True)
@@ -21,31 +22,37 @@ class Saved:
     """A checkpoint that was read.
 
     Attributes:
-        progress: fields of ``train.Progress``.
+        learners: of each learner, its optimiser's settings and its progress.
     """
 
-    progress: dict[str, Any]
+    learners: list[dict[str, Any]]
     _tensors: Mapping[str, Tensor]
-    _optimizer: dict[str, Any]
 
-    def tensors(self, group: str) -> dict[str, Tensor]:
-        """The tensors saved under ``group``, by name."""
-        start = f"{group}/"
-        return {name.removeprefix(start): tensor for name, tensor in self._tensors.items() if name.startswith(start)}
+    @property
+    def step(self) -> int:
+        """Steps made."""
+        return max(int(learner["progress"]["step"]) for learner in self.learners)
 
-    def optimizer(self) -> dict[str, Any]:
-        """The optimiser's state, as its ``load_state_dict`` takes it."""
-        state: dict[int, dict[str, Any]] = {}
-        for index, values in self._optimizer["state"].items():
-            state[int(index)] = dict(values)
-        for name, tensor in self.tensors("optimizer").items():
-            index, key = name.split("/", 1)
-            state.setdefault(int(index), {})[key] = tensor
-        return {"state": state, "param_groups": self._optimizer["param_groups"]}
+    def learner(self, index: int) -> tuple[dict[str, Tensor], dict[str, Any], dict[str, Any]]:
+        """Tensors, optimiser's state and progress of one learner, as its ``restore`` takes them."""
+        described = self.learners[index]
+        start, own = f"{index}/", {}
+        state = {int(number): dict(values) for number, values in described["optimizer"]["state"].items()}
+        for name, tensor in self._tensors.items():
+            if not name.startswith(start):
+                continue
+            name = name.removeprefix(start)
+            if name.startswith("optimizer/"):
+                _, number, key = name.split("/", 2)
+                state.setdefault(int(number), {})[key] = tensor
+            else:
+                own[name] = tensor
+        optimizer = {"state": state, "param_groups": described["optimizer"]["param_groups"]}
+        return own, optimizer, described["progress"]
 
 
 class Checkpoint:
-    """The checkpoint of one run, in a folder of its own beside the prompt's place.
+    """The checkpoint of one run, in a folder of its own beside the prompt's place; ``with`` keeps other processes out.
 
     Attributes:
         folder: of the unfinished run.
@@ -56,53 +63,61 @@ class Checkpoint:
         """``restart``: do not read what an earlier run left; it stays until there is something to put in its place."""
         self.folder, self.identity = folder, dict(identity)
         self._ignored = restart
-        self._path = folder / CHECKPOINT_FILE
+        self._path, self._lock = folder / CHECKPOINT_FILE, FileLock(folder / LOCK_FILE)
 
-    def save(
-        self,
-        method: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        averaged: Mapping[str, Tensor],
-        best: Tensor,
-        progress: Any,
-    ) -> None:
-        """Write the run as it stands; a crash leaves the checkpoint before or this one, whole.
+    def __enter__(self) -> Self:
+        """Have the run's folder for this process alone.
+
+        Raises:
+            OutputError: another process has it, or it cannot be written.
+        """
+        with writing(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            try:
+                self._lock.acquire(timeout=0)
+            except Timeout as error:
+                raise OutputError(
+                    f"another process is training in '{self.folder}' now: wait until it ends, or give another --out"
+                ) from error
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        # nothing to remove after ``place``; a folder that holds a checkpoint stays
+        with suppress(OSError):
+            (self.folder / LOCK_FILE).unlink()
+            self.folder.rmdir()
+        self._lock.release()
+
+    def save(self, learners: Sequence[Any]) -> None:
+        """Write the run as its ``learners`` stand; a crash leaves the checkpoint before or this one, whole.
 
         Raises:
             OutputError: no space, or no permission.
         """
         from safetensors.torch import save
 
-        state = optimizer.state_dict()
-        tensors = {f"method/{name}": tensor for name, tensor in method.state_dict().items()}
-        tensors |= {f"averaged/{name}": tensor for name, tensor in averaged.items()}
-        tensors["best/prompt"] = best
-        numbers: dict[str, dict[str, Any]] = {}
-        for index, values in state["state"].items():
-            for key, value in values.items():
-                if isinstance(value, Tensor):
-                    tensors[f"optimizer/{index}/{key}"] = value
-                else:
-                    numbers.setdefault(str(index), {})[key] = value
-        described = {
-            "identity": self.identity,
-            "progress": asdict(progress),
-            "optimizer": {"state": numbers, "param_groups": state["param_groups"]},
-        }
+        tensors: dict[str, Tensor] = {}
+        described: dict[str, Any] = {"identity": self.identity, "learners": []}
+        for place, learner in enumerate(learners):
+            tensors |= {f"{place}/{name}": tensor for name, tensor in learner.tensors().items()}
+            state = learner.optimizer.state_dict()
+            numbers: dict[str, dict[str, Any]] = {}
+            for index, values in state["state"].items():
+                for key, value in values.items():
+                    if isinstance(value, Tensor):
+                        tensors[f"{place}/optimizer/{index}/{key}"] = value
+                    else:
+                        numbers.setdefault(str(index), {})[key] = value
+            optimizer = {"state": numbers, "param_groups": state["param_groups"]}
+            described["learners"].append({"progress": asdict(learner.progress), "optimizer": optimizer})
         content = save(
             {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()},
             metadata={"run": json.dumps(described)},
         )
-        try:
-            with writing(self.folder):
-                self.folder.mkdir(parents=True, exist_ok=True)
-                replace_file(self._path, content)
-            self._ignored = False
-        except OutputError:
-            # a folder that holds an earlier checkpoint stays
-            with suppress(OSError):
-                self.folder.rmdir()
-            raise
+        with writing(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            replace_file(self._path, content)
+        self._ignored = False
 
     def exists(self) -> bool:
         """Whether a run was left unfinished here."""
@@ -123,7 +138,7 @@ class Checkpoint:
                 described = json.loads(stream.metadata()["run"])
                 tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118 (no mapping)
             identity = dict(described["identity"])
-            saved = Saved(described["progress"], tensors, described["optimizer"])
+            saved = Saved(list(described["learners"]), tensors)
         except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
             raise TrainingError(
                 f"the checkpoint '{self._path}' is damaged: {error}; start again with --restart"
@@ -137,20 +152,38 @@ class Checkpoint:
             )
         return saved
 
-    def remove(self) -> None:
-        """Delete the unfinished run.
+    def stage(self) -> Path:
+        """A new folder within the run's, to write in what ``place`` shall put in place."""
+        staged = self.folder / "finished"
+        with writing(self.folder):
+            shutil.rmtree(staged, ignore_errors=True)
+            staged.mkdir()
+        return staged
+
+    def place(self, finished: Path, out: Path) -> None:
+        """Turn the run's folder into ``out``, with the content of ``finished``, which lies in it.
+
+        One rename does it: wherever the process is killed, there is the unfinished run or its result, never both. At
+        worst the result has the checkpoint in it, as a file that nobody reads.
 
         Raises:
-            OutputError: it cannot be deleted.
+            OutputError: ``out`` exists by now, or cannot be written; the run is kept.
         """
-        import shutil
-
         try:
-            shutil.rmtree(self.folder)
-        except FileNotFoundError:
-            pass
-        except OSError as error:
-            raise OutputError(f"cannot remove '{self.folder}': {error}") from error
+            with writing(out):
+                check_free(out)
+                for path in sorted(finished.iterdir()):
+                    target = self.folder / path.name
+                    # what an earlier try left
+                    if target.is_dir():
+                        shutil.rmtree(target)
+                    path.rename(target)
+                shutil.rmtree(self.folder / "finished")
+                self.folder.rename(out)
+        except OutputError as error:
+            raise OutputError(f"{error}; what was learned is kept in '{self.folder}', --resume saves it") from error
+        for name in (CHECKPOINT_FILE, LOCK_FILE):
+            (out / name).unlink(missing_ok=True)
 
 
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

@@ -7,21 +7,31 @@ import errno
 import json
 import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from softprompt import __version__
+from softprompt.cli_common import (
+    column_options,
+    given,
+    json_option,
+    load_base,
+    model_options,
+    observer_for,
+    pairs,
+    print_result,
+    say,
+    vote_option,
+)
+from softprompt.cli_doctor import doctor
+from softprompt.cli_multitask import multitask
+from softprompt.cli_similar import similar
 from softprompt.errors import ConfigError, DataError, SoftpromptError
 
 if TYPE_CHECKING:
-    from softprompt.base import FrozenLM
     from softprompt.evaluate import Evaluation
-    from softprompt.train import Observer
-
-Command = TypeVar("Command", bound=Callable[..., Any])
 
 PREDICT_AT_ONCE = 32  # rows of standard input that are answered together, at most
 
@@ -37,7 +47,7 @@ def main() -> None:
     except SoftpromptError as error:
         _fail(str(error), 2)
     except (click.Abort, KeyboardInterrupt):
-        resumable = "; --resume goes on from the last checkpoint" if _verb() == "train " else ""
+        resumable = "; --resume goes on from the last checkpoint" if _verb() in ("train ", "multitask ") else ""
         _fail(f"interrupted{resumable}", 130)
     except BrokenPipeError:
         # whoever read our output has closed it
@@ -60,34 +70,11 @@ def cli() -> None:
     """Learn a few virtual tokens for a task on a frozen language model, see what they gain, use them."""
 
 
-def _model_options(command: Command) -> Command:
-    for option in (
-        click.option("--trust-remote-code", is_flag=True, help="Let the model's repository run its own code."),
-        click.option("--dtype", help="float32, bfloat16 or float16. Default: what is fast here."),
-        click.option("--device", help="cpu, cuda, cuda:1, mps. Default: a GPU if there is one."),
-    ):
-        command = option(command)
-    return command
-
-
-def _column_options(command: Command) -> Command:
-    for option in (
-        click.option("--target-column", help="Column of the text to generate.  [default: target]"),
-        click.option("--label-column", help="Column of the label.  [default: label]"),
-        click.option("--text-column", help="Column of the text.  [default: text]"),
-    ):
-        command = option(command)
-    return command
-
-
-_json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object, and nothing else.")
-
-
 @cli.command()
 @click.option("--out", type=click.Path(path_type=Path), default=Path("prompts"), help="Where the prompt is saved.")
 @click.option("--steps", type=click.IntRange(min=1), help="Optimiser steps.  [default: 300]")
-@_model_options
-@_json_option
+@model_options
+@json_option
 def demo(out: Path, steps: int | None, as_json: bool, **model: Any) -> None:
     """Learn on the embedded model and data, in minutes.
 
@@ -102,9 +89,9 @@ def demo(out: Path, steps: int | None, as_json: bool, **model: Any) -> None:
     folder = free_folder(out, "demo")
     check_free(folder)
     task = Task.classification(rotten_tomatoes(), template=TEMPLATE)
-    base = _load(MODEL_NAME, model)
-    result = run_demo(base, task, folder, _observer(as_json), _say, steps or STEPS)
-    _print(result.to_dict(), demo_lines(result), as_json)
+    base = load_base(MODEL_NAME, model)
+    result = run_demo(base, task, folder, observer_for(as_json), say, steps or STEPS)
+    print_result(result.to_dict(), demo_lines(result), as_json)
 
 
 @cli.command()
@@ -114,10 +101,11 @@ def demo(out: Path, steps: int | None, as_json: bool, **model: Any) -> None:
 @click.option("--template", help="Jinja2, with {{ text }}.  [default: '{{ text }}\\nLabel:' or '...Output:']")
 @click.option("--labels", help="Label names, comma-separated.  [default: those of the training data]")
 @click.option("--verbalizer", multiple=True, metavar="LABEL=WORDS", help="Words for a label. Repeatable.")
-@_column_options
+@column_options
 @click.option("--config", type=click.Path(path_type=Path), help="Settings from a .toml or .yaml file.")
 @click.option("--recipe", help="default, or lester (Adafactor, 0.3, constant, batch 32).")
 @click.option("--method", help="How the prompt is parametrised while learning.  [default: prompt-tuning]")
+@click.option("--method-option", multiple=True, metavar="NAME=VALUE", help="What only this method has. Repeatable.")
 @click.option("--length", type=int, help="Virtual tokens.  [default: 20]")
 @click.option("--init", help="text, text:WORDS, labels, vocab, random, prompt:FOLDER.  [default: text]")
 @click.option("--steps", type=int, help="Optimiser steps.  [default: 600]")
@@ -128,12 +116,16 @@ def demo(out: Path, steps: int | None, as_json: bool, **model: Any) -> None:
 @click.option("--eval-every", type=int, help="Steps between validations.  [default: 100]")
 @click.option("--patience", type=int, help="Validations without gain before stopping, 0: never.  [default: 4]")
 @click.option("--seed", type=int, help="Of initialisation and data order.  [default: 0]")
+@click.option("--seeds", type=click.IntRange(min=1), default=1, help="Learn so many prompts together, keep the best.")
+@click.option("--grid", default="", metavar="NAME=A,B;...", help="One prompt for each combination, all together.")
+@click.option("--ensemble", is_flag=True, help="With --seeds or --grid: keep all, they answer by vote.")
+@click.option("--gradient-checkpointing", is_flag=True, default=None, help="Save memory by computing layers twice.")
 @click.option("--resume", is_flag=True, help="Go on with the unfinished run of --out.")
 @click.option("--restart", is_flag=True, help="Drop the unfinished run of --out and begin anew.")
 @click.option("--tensorboard", type=click.Path(path_type=Path), help="Folder for TensorBoard.")
 @click.option("--no-test", is_flag=True, help="Do not score the test split at the end.")
-@_model_options
-@_json_option
+@model_options
+@json_option
 def train(
     model_name: str,
     data: str,
@@ -145,6 +137,10 @@ def train(
     label_column: str | None,
     target_column: str | None,
     config: Path | None,
+    method_option: tuple[str, ...],
+    seeds: int,
+    grid: str,
+    ensemble: bool,
     resume: bool,
     restart: bool,
     tensorboard: Path | None,
@@ -156,38 +152,40 @@ def train(
     **settings: Any,
 ) -> None:
     """Learn a prompt from data and save it."""
-    from softprompt.config import TrainConfig
+    from softprompt.config import TrainConfig, population
     from softprompt.report_text import training_lines
 
     if resume and restart:
         raise ConfigError("--resume and --restart exclude each other: give one of them")
+    settings["method_options"] = pairs("--method-option", method_option, "NAME=VALUE", "encoder=lstm") or None
     chosen = TrainConfig.load(config, **settings) if config else TrainConfig.build(**settings)
+    members = population(chosen, seeds, grid)
+    if ensemble and len(members) == 1:
+        raise ConfigError("--ensemble keeps several prompts, expected --seeds or --grid beside it")
 
-    from softprompt.fit import check_out, fit
+    from softprompt.fit import check_out, fit_together
     from softprompt.methods import check_method
     from softprompt.methods.initialisers import check_init
     from softprompt.task import Task
-    from softprompt.train import check_trainable
+    from softprompt.train import check_together, check_trainable
 
     # what is quickly checked comes before what takes long
-    check_method(chosen.method)
-    check_init(chosen.init)
+    for member in members.values():
+        check_method(member.method, member.method_options)
+        check_init(member.init)
+    check_together(members)
     check_out(out, resume=resume, restart=restart)
-    observer = _observer(as_json, tensorboard)
-    columns = _given(text_column=text_column, label_column=label_column, target_column=target_column)
-    options = _given(
-        template=template,
-        labels=[name.strip() for name in labels.split(",")] if labels else None,
-        verbalizers=_pairs(verbalizer) or None,
-    )
-    task = Task.of(data, max_length=chosen.max_length, **options, **columns)
+    observer = observer_for(as_json, tensorboard)
+    columns = given(text_column=text_column, label_column=label_column, target_column=target_column)
+    task = Task.of(data, max_length=chosen.max_length, **_task_options(template, labels, verbalizer), **columns)
     check_trainable(task)
-    base = _load(model_name, {"device": device, "dtype": dtype, "trust_remote_code": trust_remote_code})
-    prompt = fit(
+    base = load_base(model_name, {"device": device, "dtype": dtype, "trust_remote_code": trust_remote_code})
+    prompt = fit_together(
         base,
         task,
+        members,
+        ensemble=ensemble,
         out=out,
-        config=chosen,
         observer=observer,
         resume=resume,
         restart=restart,
@@ -197,7 +195,7 @@ def train(
         "prompt": str(out),
         **{key: prompt.manifest()[key] for key in ("method", "length", "metrics", "training")},
     }
-    _print(result, training_lines(prompt, out), as_json)
+    print_result(result, training_lines(prompt, out), as_json)
 
 
 @cli.command(name="eval")
@@ -207,13 +205,16 @@ def train(
 @click.option("--limit", type=click.IntRange(min=1), help="Only this many examples, the first ones.")
 @click.option("--model", "model_name", help="The base model.  [default: the one the prompt was learned on]")
 @click.option("--template", help="Without a saved prompt: the template.")
+@click.option("--labels", help="Without a saved prompt: as for train.")
+@click.option("--verbalizer", multiple=True, metavar="LABEL=WORDS", help="Without a saved prompt: as for train.")
 @click.option("--instruction", default="", help="Without a saved prompt: words in front.")
 @click.option("--shots", type=click.IntRange(min=0), default=0, help="Without a saved prompt: examples in front.")
 @click.option("--seed", default=0, help="Without a saved prompt: of the choice of examples.")
 @click.option("--max-new-tokens", default=128, show_default=True, help="Of a completion.")
-@_column_options
-@_model_options
-@_json_option
+@vote_option
+@column_options
+@model_options
+@json_option
 def evaluate_command(
     prompt_folder: str | None,
     data: str,
@@ -221,10 +222,13 @@ def evaluate_command(
     limit: int | None,
     model_name: str | None,
     template: str | None,
+    labels: str | None,
+    verbalizer: tuple[str, ...],
     instruction: str,
     shots: int,
     seed: int,
     max_new_tokens: int,
+    vote: Any,
     text_column: str | None,
     label_column: str | None,
     target_column: str | None,
@@ -236,18 +240,21 @@ def evaluate_command(
     from softprompt.report_text import evaluation_lines
     from softprompt.task import Task
 
-    columns = _given(text_column=text_column, label_column=label_column, target_column=target_column)
+    columns = given(text_column=text_column, label_column=label_column, target_column=target_column)
     if prompt_folder is None and model_name is None:
         raise ConfigError("expected a saved prompt, or --model for the written prompt; got neither")
-    if prompt_folder is not None and (template or instruction or shots):
-        raise ConfigError("--template, --instruction and --shots are for the written prompt: leave them or PROMPT out")
+    if prompt_folder is not None and (template or labels or verbalizer or instruction or shots):
+        raise ConfigError(
+            "--template, --labels, --verbalizer, --instruction and --shots are for the written prompt: "
+            "leave them or PROMPT out"
+        )
     if prompt_folder is not None:
         from softprompt.store import load_prompt
 
         prompt = load_prompt(prompt_folder)
         task = Task.matching(prompt.spec, read_splits(data, **columns))
     else:
-        task = Task.of(read_splits(data, **columns), **_given(template=template))
+        task = Task.of(read_splits(data, **columns), **_task_options(template, labels, verbalizer))
     examples = task.splits[split][:limit]
 
     from softprompt.baselines.written import choose_shots, written_prompt
@@ -256,17 +263,17 @@ def evaluate_command(
 
     sampling = Sampling(max_new_tokens=max_new_tokens)
     examples_in_front = choose_shots(task.train, shots, seed)
-    base = _load(model_name or prompt.base_name, model)
+    base = load_base(model_name or prompt.base_name, model)
     for note in task.splits.notes:
-        _say(note)
+        say(note)
     result: Evaluation
     if prompt_folder is not None:
-        result = evaluate(base, examples, prompt, sampling=sampling)
+        result = evaluate(base, examples, prompt, sampling=sampling, vote=vote)
     else:
         state = written_prompt(base, task.spec, instruction, examples_in_front)
         result = evaluate(base, examples, state, spec=task.spec, sampling=sampling)
     facts = {"prompt": prompt_folder, "model": base.name, "data": data, "split": split}
-    _print({**result.to_dict(), **facts}, evaluation_lines(result, facts), as_json)
+    print_result({**result.to_dict(), **facts}, evaluation_lines(result, facts), as_json)
 
 
 @cli.command()
@@ -279,12 +286,14 @@ def evaluate_command(
 @click.option("--top-k", default=0, show_default=True, help="Sample among this many likeliest, 0: all.")
 @click.option("--stop", multiple=True, help="A string that ends a completion. Repeatable.")
 @click.option("--seed", default=0, show_default=True, help="Of sampling.")
-@_model_options
-@_json_option
+@vote_option
+@model_options
+@json_option
 def predict(
     prompt_folder: str,
     texts: tuple[str, ...],
     model_name: str | None,
+    vote: Any,
     as_json: bool,
     device: str | None,
     dtype: str | None,
@@ -310,7 +319,7 @@ def predict(
     chosen = Sampling(**sampling)
     prompt = load_prompt(prompt_folder)
     model = {"device": device, "dtype": dtype, "trust_remote_code": trust_remote_code}
-    predictor = Predictor.of_prompt(_load(model_name or prompt.base_name, model), prompt, chosen)
+    predictor = Predictor.of_prompt(load_base(model_name or prompt.base_name, model), prompt, chosen, vote)
 
     from softprompt.data import Example
 
@@ -330,50 +339,27 @@ def predict(
 
 @cli.command()
 @click.argument("prompt_folder", metavar="PROMPT")
-@_json_option
+@json_option
 def show(prompt_folder: str, as_json: bool) -> None:
     """Tell what is known of a saved prompt."""
     from softprompt.report_text import prompt_lines
     from softprompt.store import load_prompt
 
     prompt = load_prompt(prompt_folder)
-    _print(prompt.manifest(), prompt_lines(prompt), as_json)
+    print_result(prompt.manifest(), prompt_lines(prompt), as_json)
 
 
-def _load(name: str, options: dict[str, Any]) -> "FrozenLM":
-    from transformers.utils import logging
-
-    from softprompt.base import load
-
-    logging.set_verbosity_error()
-    _say(f"loading {name}")
-    return load(name, progress=_say, **options)
+for verb in (doctor, multitask, similar):
+    cli.add_command(verb)
 
 
-def _observer(as_json: bool, tensorboard: Path | None = None) -> "Observer":
-    from softprompt.progress import LiveLine, PlainLines, Several, TensorBoard
-
-    shown: Observer = LiveLine() if sys.stderr.isatty() and not as_json else PlainLines()
-    return shown if tensorboard is None else Several([shown, TensorBoard(tensorboard)])
-
-
-def _pairs(options: tuple[str, ...]) -> dict[str, str]:
-    pairs = dict(option.partition("=")[::2] for option in options)
-    if wrong := [option for option in options if "=" not in option]:
-        raise ConfigError(f"--verbalizer '{wrong[0]}': expected LABEL=WORDS, as in 1=good")
-    return pairs
-
-
-def _given(**options: Any) -> dict[str, Any]:
-    return {name: value for name, value in options.items() if value is not None}
-
-
-def _print(result: dict[str, Any], lines: list[str], as_json: bool) -> None:
-    click.echo(json.dumps(result, ensure_ascii=False) if as_json else "\n".join(lines))
-
-
-def _say(text: str) -> None:
-    click.echo(text, err=True)
+def _task_options(template: str | None, labels: str | None, verbalizer: tuple[str, ...]) -> dict[str, Any]:
+    """What ``Task.of`` takes of them: those that were given."""
+    return given(
+        template=template,
+        labels=[name.strip() for name in labels.split(",")] if labels else None,
+        verbalizers=pairs("--verbalizer", verbalizer, "LABEL=WORDS", "1=good") or None,
+    )
 
 
 def _verb() -> str:

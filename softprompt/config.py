@@ -18,6 +18,9 @@ class TrainConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     method: str = Field("prompt-tuning", description="how the prompt is parametrised while learning")
+    method_options: dict[str, str | int | float | bool] = Field(
+        default_factory=dict, description="what only this method has, by name (softprompt methods)"
+    )
     length: int = Field(20, ge=1, le=4096, description="virtual tokens")
     init: str = Field("text", description="text, text:YOUR WORDS, labels, vocab, random, or prompt:FOLDER")
     steps: int = Field(600, ge=1, description="optimiser steps")
@@ -25,6 +28,7 @@ class TrainConfig(BaseModel):
     micro_batch_size: int | None = Field(
         None, ge=1, description="examples per forward pass; gradients accumulate up to batch_size (default: batch_size)"
     )
+    gradient_checkpointing: bool = Field(False, description="compute layers twice to save the memory between")
     token_budget: int = Field(8192, ge=1, description="padded tokens per forward pass, at most; longer batches are cut")
     max_length: int = Field(512, ge=8, description="tokens of template and text, at most; the text is cut to fit")
     optimizer: Literal["adam", "adafactor"] = Field("adam", description="adam, or adafactor as in Lester et al. 2021")
@@ -105,6 +109,41 @@ RECIPES: dict[str, dict[str, Any]] = {
         "averaging": 0.0,
     },
 }
+
+
+def population(config: TrainConfig, seeds: int = 1, grid: str = "") -> dict[str, TrainConfig]:
+    """The settings of several prompts that learn together, by what tells them apart.
+
+    Args:
+        config: what they have in common; the first seed is its.
+        seeds: how many seeds, counted up.
+        grid: values to combine, ``NAME=VALUE,VALUE;NAME=VALUE,...``; ``lr`` stands for ``learning_rate``.
+
+    Raises:
+        ConfigError: the grid cannot be read, or a setting or value is wrong.
+    """
+    import itertools
+
+    import yaml
+
+    axes: dict[str, list[Any]] = {}
+    for part in filter(None, map(str.strip, grid.split(";"))):
+        name, equals, values = (piece.strip() for piece in part.partition("="))
+        if not equals or not all(value.strip() for value in values.split(",")):
+            raise ConfigError(f"grid '{part}': expected NAME=VALUE,VALUE, as in lr=0.03,0.1;length=10,20")
+        axes["learning_rate" if name == "lr" else name] = [yaml.safe_load(value) for value in values.split(",")]
+    if "seed" in axes and seeds > 1:
+        raise ConfigError("seeds are given twice: leave --seeds out, or seed out of --grid")
+    if seeds > 1:
+        axes["seed"] = [config.seed + index for index in range(seeds)]
+    given = config.model_dump(exclude_unset=True)
+    members = {}
+    for values_of_one in itertools.product(*axes.values()):
+        chosen = dict(zip(axes, values_of_one, strict=True))
+        members[" ".join(f"{name}={value}" for name, value in chosen.items())] = TrainConfig.build(
+            **{**given, **chosen}
+        )
+    return members
 
 
 def _first_problem(error: ValidationError, model: type[BaseModel]) -> str:

@@ -10,7 +10,7 @@ from softprompt.data import Example
 from softprompt.errors import ConfigError, DataError
 from softprompt.generate import Sampling
 from softprompt.metrics import Metric
-from softprompt.predict import Prediction, Predictor
+from softprompt.predict import Prediction, Predictor, Vote
 from softprompt.prefix import PromptState
 from softprompt.store import Prompt
 from softprompt.task import TaskSpec
@@ -53,6 +53,7 @@ def evaluate(
     *,
     spec: TaskSpec | None = None,
     sampling: Sampling | None = None,
+    vote: Vote = "mean",
 ) -> Evaluation:
     """Predict and score.
 
@@ -60,6 +61,7 @@ def evaluate(
         prompt: a learned prompt, a written one as a state (see ``written_prompt``), or none: the bare template.
         spec: the task, where ``prompt`` does not bring it.
         sampling: how completions are made (generation).
+        vote: how an ensemble comes to one answer (see ``Predictor``).
 
     Raises:
         ConfigError: no ``spec``, and no prompt that has one.
@@ -67,7 +69,7 @@ def evaluate(
         PromptFileError: the prompt was learned on another base model.
     """
     if isinstance(prompt, Prompt):
-        return score(Predictor.of_prompt(base, prompt, sampling), examples)
+        return score(Predictor.of_prompt(base, prompt, sampling, vote), examples)
     if spec is None:
         raise ConfigError("expected the task's spec beside a prompt that was not learned: give spec=task.spec")
     return score(Predictor(base, spec, prompt, sampling), examples)

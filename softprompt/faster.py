@@ -6,6 +6,7 @@ replaced only where it gives the model's own numbers, which is measured when the
 Shapes: ``B`` batch, ``T`` text length, ``S`` keys (prefix and text), ``D`` size of a head or of the normed axis.
 """
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -59,6 +60,9 @@ def _norm_scale(module: nn.Module) -> tuple[Tensor, float, bool] | None:
     weight = getattr(module, "weight", None)
     epsilon = getattr(module, "variance_epsilon", getattr(module, "eps", None))
     if "RMSNorm" not in type(module).__name__ or not isinstance(weight, Tensor) or not isinstance(epsilon, float):
+        return None
+    # some norms are gated: their forward takes more than what is normed
+    if len(inspect.signature(module.forward).parameters) != 1:
         return None
     probe = torch.linspace(-3, 2, 2 * weight.shape[-1], dtype=weight.dtype).view(2, -1)
     try:

@@ -3,7 +3,8 @@
 import json
 import platform
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -16,14 +17,15 @@ from softprompt.batch import Encoder
 from softprompt.checkpoint import Checkpoint
 from softprompt.config import TrainConfig
 from softprompt.data import Example
-from softprompt.errors import OutputError
+from softprompt.errors import ConfigError, OutputError
 from softprompt.evaluate import score
 from softprompt.generate import Sampling
+from softprompt.methods import METHODS
 from softprompt.predict import Predictor
 from softprompt.progress import Silent
 from softprompt.store import Prompt, check_free
 from softprompt.task import Task
-from softprompt.train import Observer, TrainingResult, train
+from softprompt.train import Observer, TrainingResult, train_together
 
 # test examples scored at the end of a run: generation takes seconds where classification takes milliseconds
 TEST_LIMIT = {"classification": 5000, "generation": 100}
@@ -60,22 +62,71 @@ def fit(
     chosen = config if config is not None else TrainConfig()
     if settings:
         chosen = TrainConfig.build(**{**chosen.model_dump(exclude_unset=True), **settings})
-    if "max_length" in chosen.model_fields_set:
-        task = replace(task, spec=replace(task.spec, max_length=chosen.max_length))
+    return fit_together(
+        base,
+        task,
+        {"": chosen},
+        out=out,
+        observer=observer,
+        resume=resume,
+        restart=restart,
+        evaluate_test=evaluate_test,
+    )
+
+
+def fit_together(
+    base: FrozenLM,
+    task: Task,
+    configs: Mapping[str, TrainConfig],
+    *,
+    ensemble: bool = False,
+    out: str | Path | None = None,
+    observer: Observer | None = None,
+    resume: bool = False,
+    restart: bool = False,
+    evaluate_test: bool = True,
+) -> Prompt:
+    """Learn several prompts for one task in the same forward passes (see ``train_together``); give the best of them.
+
+    Args:
+        configs: the settings of each, by the name it is reported under (see ``population``).
+        ensemble: give all of them as one prompt that answers by vote, instead of the best on validation.
+        out, observer, resume, restart, evaluate_test: as for ``fit``.
+
+    Returns:
+        The prompt; what each of them reached on validation is under ``training["population"]``.
+
+    Raises:
+        as ``fit``.
+    """
+    if ensemble and len({METHODS[config.method].kind for config in configs.values() if config.method in METHODS}) > 1:
+        raise ConfigError("the prompts of an ensemble are of one kind: give methods that learn the same kind")
+    if ensemble and task.spec.kind == "generation":
+        raise ConfigError("an ensemble answers by vote, expected a classification task, got generation")
+    first = next(iter(configs.values()))
+    if "max_length" in first.model_fields_set:
+        task = replace(task, spec=replace(task.spec, max_length=first.max_length))
     else:
-        chosen = chosen.model_copy(update={"max_length": task.spec.max_length})
+        configs = {
+            name: config.model_copy(update={"max_length": task.spec.max_length}) for name, config in configs.items()
+        }
     observer = observer or Silent()
-    checkpoint = None if out is None else _open_run(Path(out), base, task, chosen, resume=resume, restart=restart)
-    for note in task.splits.notes:
-        observer.noted(note)
-    if task.spec.kind == "generation":
-        # what the evaluation at the end needs room for; better refused now than after the training
-        Encoder(base, task.spec, chosen.length, Sampling().max_new_tokens)
-    outcome = train(base, task, chosen, observer, checkpoint)
-    prompt = _with_metrics(_prompt(base, task, chosen, outcome), base, task, evaluate_test=evaluate_test)
-    if out is not None and checkpoint is not None:
-        _finish(prompt, Path(out), outcome, checkpoint.folder)
-        checkpoint.remove()
+    run: AbstractContextManager[Checkpoint | None] = nullcontext()
+    if out is not None:
+        run = open_run(Path(out), base, {"": task}, configs, resume=resume, restart=restart)
+    with run as checkpoint:
+        for note in task.splits.notes:
+            observer.noted(note)
+        if task.spec.kind == "generation":
+            # what the evaluation at the end needs room for; better refused now than after the training
+            Encoder(base, task.spec, max(config.length for config in configs.values()), Sampling().max_new_tokens)
+        outcomes = train_together(base, task, configs, observer, checkpoint)
+        prompt = best_prompt(base, task, configs, outcomes, ensemble=ensemble)
+        prompt = with_metrics(prompt, base, task, evaluate_test=evaluate_test)
+        if out is not None and checkpoint is not None:
+            finished = checkpoint.stage() / Path(out).name
+            finish(prompt, finished, outcomes[0], checkpoint.folder)
+            checkpoint.place(finished, Path(out))
     return prompt
 
 
@@ -85,13 +136,18 @@ def run_folder(out: Path) -> Path:
 
 
 def check_out(out: Path, *, resume: bool = False, restart: bool = False) -> None:
-    """Raise OutputError if ``out`` cannot be written, or has an unfinished run that nobody said what to do with."""
+    """Raise OutputError if ``out`` cannot be written, is being trained to, or has an unfinished run left in doubt."""
     check_free(out)
     run = run_folder(out)
     if run.exists() and not run.is_dir():
         raise OutputError(f"'{run}' is where the unfinished run is kept, but it is a file: give another --out")
-    if Checkpoint(run, {}).exists() and not (resume or restart):
-        raise OutputError(f"'{run}' holds an unfinished run for '{out}': --resume goes on with it, --restart drops it")
+    if not run.exists():
+        return
+    with Checkpoint(run, {}) as unfinished:
+        if unfinished.exists() and not (resume or restart):
+            raise OutputError(
+                f"'{run}' holds an unfinished run for '{out}': --resume goes on with it, --restart drops it"
+            )
 
 
 def data_facts(task: Task) -> dict[str, Any]:
@@ -111,24 +167,68 @@ def library_versions() -> dict[str, str]:
     return versions
 
 
-def _open_run(out: Path, base: FrozenLM, task: Task, config: TrainConfig, *, resume: bool, restart: bool) -> Checkpoint:
+def open_run(
+    out: Path,
+    base: FrozenLM,
+    tasks: Mapping[str, Task],
+    configs: Mapping[str, TrainConfig],
+    *,
+    resume: bool,
+    restart: bool,
+    **more: Any,
+) -> Checkpoint:
+    """The checkpoint of the run for ``out``, which knows what the run is; raises as ``check_out``."""
     check_out(out, resume=resume, restart=restart)
     identity = {
-        "settings": config.model_dump(),
+        "settings": _plain({name: config.model_dump() for name, config in configs.items()}),
         "base": base.fingerprint,
         "device and dtype": [str(base.device), str(base.dtype)],
         "threads": torch.get_num_threads(),
-        "task": task.spec.to_dict(),
-        "data": task.splits.fingerprint,
+        "task": _plain({name: task.spec.to_dict() for name, task in tasks.items()}),
+        "data": _plain({name: task.splits.fingerprint for name, task in tasks.items()}),
         "versions": library_versions(),
+        **more,
     }
     return Checkpoint(run_folder(out), identity, restart=restart)
 
 
-def _prompt(base: FrozenLM, task: Task, config: TrainConfig, outcome: TrainingResult) -> Prompt:
-    history = "".join(json.dumps(dict(record)) + "\n" for record in outcome.history)
+def _plain(by_name: dict[str, Any]) -> Any:
+    """What is there only once needs no name."""
+    return by_name[""] if set(by_name) == {""} else by_name
+
+
+def best_prompt(
+    base: FrozenLM,
+    task: Task,
+    configs: Mapping[str, TrainConfig],
+    outcomes: Sequence[TrainingResult],
+    *,
+    ensemble: bool,
+) -> Prompt:
+    """The best on validation, or all that did not fail."""
+    ran = list(zip(configs, configs.values(), outcomes, strict=True))
+    name, config, outcome = max(ran, key=lambda one: (not one[2].failed, one[2].value, -one[2].loss))
+    history = "".join(
+        json.dumps({**({"name": name} if name else {}), **record}) + "\n"
+        for name, _, one in ran
+        for record in one.history
+    )
+    population = [
+        {
+            "name": name,
+            "settings": own.model_dump(exclude_unset=True),
+            "learned_parameters": one.learned,
+            "best_step": one.best_step,
+            "steps_made": one.steps,
+            "failed": one.failed,
+            # nothing that JSON has no word for
+            one.metric: one.value if one.history else None,
+            "loss": one.loss if one.history else None,
+        }
+        for name, own, one in ran
+    ]
     return Prompt(
-        state=outcome.state,
+        states=tuple(one.state for one in outcomes if not one.failed) if ensemble else (outcome.state,),
         spec=task.spec,
         base_name=base.name,
         base_fingerprint=base.fingerprint,
@@ -141,6 +241,7 @@ def _prompt(base: FrozenLM, task: Task, config: TrainConfig, outcome: TrainingRe
             "base_parameters": base.parameter_count,
             "truncated_texts": outcome.truncated,
             "alarmed": outcome.alarmed,
+            **({"chosen": name, "population": population} if len(ran) > 1 else {}),
         },
         data=data_facts(task),
         seed=config.seed,
@@ -150,8 +251,9 @@ def _prompt(base: FrozenLM, task: Task, config: TrainConfig, outcome: TrainingRe
     )
 
 
-def _with_metrics(prompt: Prompt, base: FrozenLM, task: Task, *, evaluate_test: bool) -> Prompt:
-    predictor = Predictor(base, prompt.spec, prompt.state, Sampling())
+def with_metrics(prompt: Prompt, base: FrozenLM, task: Task, *, evaluate_test: bool) -> Prompt:
+    """The prompt with what it reaches on validation, and on test if wanted."""
+    predictor = Predictor(base, prompt.spec, prompt.states, Sampling())
     limit = TEST_LIMIT[prompt.spec.kind]
     splits: Mapping[str, tuple[Example, ...]] = {"validation": task.validation, "test": task.test}
     scored = {
@@ -162,7 +264,8 @@ def _with_metrics(prompt: Prompt, base: FrozenLM, task: Task, *, evaluate_test: 
     return replace(prompt, metrics=scored)
 
 
-def _finish(prompt: Prompt, out: Path, outcome: TrainingResult, run: Path) -> None:
+def finish(prompt: Prompt, out: Path, outcome: TrainingResult, run: Path) -> None:
+    """Save the prompt of a run, with a record of it; raises OutputError, the unfinished run being kept."""
     # kept apart from the manifest, whose bytes do not depend on the clock
     record = {
         "status": "finished",
@@ -174,7 +277,6 @@ def _finish(prompt: Prompt, out: Path, outcome: TrainingResult, run: Path) -> No
     }
     facts = json.dumps({**record, **prompt.manifest()}, indent=2, ensure_ascii=False) + "\n"
     try:
-        # written within the run's folder: should the process be killed now, nothing strange stays beside the prompt
-        replace(prompt, extra_files={**prompt.extra_files, "run.json": facts}).save(out, workspace=run)
+        replace(prompt, extra_files={**prompt.extra_files, "run.json": facts}).save(out)
     except OutputError as error:
         raise OutputError(f"{error}; what was learned is kept in '{run}', --resume saves it") from error

@@ -67,7 +67,7 @@ def complete(
     items = [Item(i, tuple(ids), ()) for i, ids in enumerate(texts)]
     long: list[Item] = []
     if isinstance(prefix, CachedPrefix) and (window := base.sliding_window) is not None:
-        most = window - prefix.length - sampling.max_new_tokens
+        most = window - prefix.width - sampling.max_new_tokens
         long = sorted((item for item in items if len(item.ids) > most), key=lambda item: len(item.ids))
         items = [item for item in items if len(item.ids) <= most]
     groups = [items, *(list(group) for _, group in groupby(long, key=lambda item: len(item.ids)))]
@@ -153,11 +153,11 @@ class _Answers:
 def _decode_cached(base: FrozenLM, prefix: CachedPrefix, chunk: list[Item], answers: _Answers) -> None:
     batch = collate(chunk, base.device)
     lengths = batch.mask.sum(dim=1)
-    cache = prefix.expand(len(chunk))
-    hidden = prefix.hidden(batch.input_ids, batch.mask, cache)
+    cache = prefix.expand(batch.which)
+    hidden = prefix.hidden(batch.input_ids, batch.mask, batch.which, cache)
     last = hidden[torch.arange(len(chunk), device=base.device), lengths - 1]
-    mask = torch.cat([batch.mask.new_ones(len(chunk), prefix.length), batch.mask], dim=1)
-    positions = prefix.length + lengths
+    mask = torch.cat([prefix.mask(batch.which), batch.mask], dim=1)
+    positions = prefix.starts(batch.which) + lengths
     while True:
         places, tokens = answers.take(base.logits(last))
         if not places:

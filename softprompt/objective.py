@@ -39,15 +39,18 @@ class Objective:
                         taken[d, label] = column[decision.choices[choice]]
             self._allowed, self._taken = allowed.to(base.device), taken.to(base.device)
 
-    def loss_sum(self, prefix: Prefix, batch: Batch) -> Tensor:
-        """Summed negative log-likelihood (nats) of the batch's targets behind ``prefix``."""
-        hidden = prefix.hidden(batch.input_ids, batch.mask)[batch.row, batch.column]
+    def losses(self, prefix: Prefix, batch: Batch) -> Tensor:
+        """Negative log-likelihood (nats) of each of the batch's targets ``[N]`` behind ``prefix``."""
+        hidden = prefix.hidden(batch.input_ids, batch.mask, batch.which)[batch.row, batch.column]
+        return self.losses_of(hidden, batch.targets, batch.decisions)
+
+    def losses_of(self, hidden: Tensor, targets: Tensor, decisions: Tensor) -> Tensor:
+        """Negative log-likelihood (nats) of ``targets [N]`` at hidden states ``[N, H]`` that ask ``decisions [N]``."""
         if self.verbalizer is None:
-            loss: Tensor = _VocabularyCrossEntropy.apply(hidden, batch.targets, self.base)  # type: ignore[no-untyped-call]
-            return loss
-        log_probabilities = self._decision_log_probabilities(hidden, batch.decisions)
-        targets = torch.searchsorted(self._rows, batch.targets)
-        return -log_probabilities.gather(1, targets[:, None]).sum()
+            losses: Tensor = _VocabularyCrossEntropy.apply(hidden, targets, self.base)  # type: ignore[no-untyped-call]
+            return losses
+        columns = torch.searchsorted(self._rows, targets)
+        return -self.decision_log_probabilities(hidden, decisions).gather(1, columns[:, None])[:, 0]
 
     @torch.no_grad()
     def label_log_probabilities(self, prefix: Prefix, items: Sequence[Item]) -> Tensor:
@@ -57,21 +60,21 @@ class Objective:
         scores = torch.zeros(examples, len(self.verbalizer.sequences))
         for chunk in budgeted(items, EVALUATION_TOKENS):
             batch = collate(chunk, self.base.device)
-            hidden = prefix.hidden(batch.input_ids, batch.mask)[batch.row, batch.column]
+            hidden = prefix.hidden(batch.input_ids, batch.mask, batch.which)[batch.row, batch.column]
             example = torch.tensor([item.example for item in chunk])[batch.row.cpu()]
             taken = self._taken[batch.decisions]
-            passed = self._decision_log_probabilities(hidden, batch.decisions).gather(1, taken.clamp(min=0))
+            passed = self.decision_log_probabilities(hidden, batch.decisions).gather(1, taken.clamp(min=0))
             scores.index_add_(0, example, passed.masked_fill(taken < 0, 0.0).cpu())
         return scores
 
-    def _decision_log_probabilities(self, hidden: Tensor, decisions: Tensor) -> Tensor:
+    def decision_log_probabilities(self, hidden: Tensor, decisions: Tensor) -> Tensor:
         """Hidden states ``[N, H]`` that ask ``decisions [N]`` to log-probabilities ``[N, R]`` (-inf: not a choice)."""
         logits = self.base.logits(hidden, self._rows)
         return logits.masked_fill(~self._allowed[decisions], float("-inf")).log_softmax(-1)
 
 
 class _VocabularyCrossEntropy(torch.autograd.Function):
-    """Summed cross-entropy over the whole vocabulary, position by position in chunks.
+    """Cross-entropy over the whole vocabulary of each position, in chunks of positions.
 
     The gradient with respect to the hidden states is taken chunk by chunk in the forward pass (the output layer is
     frozen, so nothing else needs one): memory holds ``chunk x V`` logits instead of ``N x V``.
@@ -81,22 +84,22 @@ class _VocabularyCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, targets: Tensor, base: FrozenLM) -> Tensor:
-        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
-        gradients = []
+        losses, gradients = [], []
         for chunk, target in zip(
             hidden.split(_VocabularyCrossEntropy.CHUNK), targets.split(_VocabularyCrossEntropy.CHUNK), strict=True
         ):
             with torch.set_grad_enabled(ctx.needs_input_grad[0]):
                 leaf = chunk.detach().requires_grad_(ctx.needs_input_grad[0])
-                loss = torch.nn.functional.cross_entropy(base.logits(leaf), target, reduction="sum")
-            total += loss.detach()
+                loss = torch.nn.functional.cross_entropy(base.logits(leaf), target, reduction="none")
+                total = loss.sum()
+            losses.append(loss.detach())
             if ctx.needs_input_grad[0]:
-                gradients.append(torch.autograd.grad(loss, leaf)[0])
+                gradients.append(torch.autograd.grad(total, leaf)[0])
         if gradients:
             ctx.save_for_backward(torch.cat(gradients))
-        return total
+        return torch.cat(losses)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None]:
         (gradient,) = ctx.saved_tensors
-        return gradient * grad_outputs[0].to(gradient.dtype), None, None
+        return gradient * grad_outputs[0][:, None].to(gradient.dtype), None, None

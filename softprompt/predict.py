@@ -1,9 +1,10 @@
 """Predictor: a frozen model, a task and a prompt (or none), ready to answer; the prefix is computed once."""
 
+import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -11,12 +12,14 @@ from torch import Tensor
 from softprompt.base import FrozenLM
 from softprompt.batch import Encoder
 from softprompt.data import Example, read_records, unlabelled_example
-from softprompt.errors import SoftpromptError
+from softprompt.errors import ConfigError, SoftpromptError
 from softprompt.generate import Sampling, complete
 from softprompt.objective import EVALUATION_TOKENS, Objective
 from softprompt.prefix import Prefix, PromptState, make_prefix
 from softprompt.store import Prompt
 from softprompt.task import TaskSpec
+
+Vote: TypeAlias = Literal["mean", "majority"]
 
 
 @dataclass(frozen=True)
@@ -45,40 +48,79 @@ class Predictor:
     """Answers for examples of one task."""
 
     def __init__(
-        self, base: FrozenLM, spec: TaskSpec, state: PromptState | None = None, sampling: Sampling | None = None
+        self,
+        base: FrozenLM,
+        spec: TaskSpec,
+        states: PromptState | Sequence[PromptState] | None = None,
+        sampling: Sampling | None = None,
+        vote: Vote = "mean",
     ) -> None:
-        """``state`` is ``None`` for the bare template; ``sampling`` matters for generation.
+        """Make ready.
+
+        Args:
+            states: the prompt, or several that answer together, or ``None`` for the bare template.
+            sampling: how completions are made (generation).
+            vote: how several prompts come to one answer: ``mean`` of their probabilities, or ``majority`` of their
+                likeliest labels, the mean probability deciding between labels with as many votes.
 
         Raises:
             TemplateError: the prompt leaves no room for text in the model's context.
+            ConfigError: several prompts for generation.
         """
-        self.base, self.spec, self.state = base, spec, state
+        self.base, self.spec, self.vote = base, spec, vote
+        self.states = (states,) if isinstance(states, PromptState) else tuple(states or ())
+        if len(self.states) > 1 and spec.kind == "generation":
+            raise ConfigError("an ensemble answers by vote, expected a classification task, got generation")
         self.sampling = sampling or Sampling()
-        self.encoder = Encoder(base, spec, state.length if state else 0, self.sampling.max_new_tokens)
+        length = max((state.length for state in self.states), default=0)
+        self.encoder = Encoder(base, spec, length, self.sampling.max_new_tokens)
         self._objective = Objective(base, self.encoder.verbalizer)
 
     @classmethod
-    def of_prompt(cls, base: FrozenLM, prompt: Prompt, sampling: Sampling | None = None) -> "Predictor":
+    def of_prompt(
+        cls, base: FrozenLM, prompt: Prompt, sampling: Sampling | None = None, vote: Vote = "mean"
+    ) -> "Predictor":
         """A predictor for a saved prompt.
 
         Raises:
             PromptFileError: it was learned on another base model.
         """
         prompt.check_base(base)
-        return cls(base, prompt.spec, prompt.state, sampling)
+        return cls(base, prompt.spec, prompt.states, sampling, vote)
 
     @cached_property
     def prefix(self) -> Prefix:
-        """BOS and prompt, computed once."""
+        """BOS and prompt, or each of several prompts, computed once."""
         with torch.no_grad():
-            return make_prefix(self.base, self.state.tensor if self.state else None)
+            return make_prefix(self.base, *(self.states or (None,)))
+
+    def member_log_probabilities(self, examples: Sequence[Example]) -> Tensor:
+        """Log-probabilities ``[M, examples, C]`` of the labels by each of ``M`` prompts, all in the same batches."""
+        members = max(1, len(self.states))
+        if not examples:
+            return torch.zeros(members, 0, len(self.spec.labels))
+        items = self.encoder.scoring_items(examples)
+        asked = [
+            replace(item, example=member * len(examples) + item.example, prompt=member)
+            for item in items
+            for member in range(members)
+        ]
+        scores = self._objective.label_log_probabilities(self.prefix, asked)
+        return scores.view(members, len(examples), -1)
 
     def label_log_probabilities(self, examples: Sequence[Example]) -> Tensor:
-        """Log-probabilities ``[examples, C]`` of the labels, float32 on the CPU, normalised over the labels."""
-        if not examples:
-            return torch.zeros(0, len(self.spec.labels))
-        items = self.encoder.scoring_items(examples)
-        return self._objective.label_log_probabilities(self.prefix, items)
+        """Log-probabilities ``[examples, C]`` of the labels, float32 on the CPU, normalised over the labels.
+
+        Of several prompts: of the mean probability, or of the shares of votes.
+        """
+        scores = self.member_log_probabilities(examples)
+        mean = scores.logsumexp(dim=0) - math.log(len(scores))
+        if self.vote == "mean" or len(scores) == 1:
+            return mean
+        votes = torch.nn.functional.one_hot(scores.argmax(dim=2), scores.shape[2]).sum(dim=0) / len(scores)
+        # less than any difference of votes, it decides only between equals
+        shares = votes + mean.exp() / (2 * len(scores))
+        return (shares / shares.sum(dim=1, keepdim=True)).log()
 
     def predict(self, examples: Sequence[Example]) -> Iterator[Prediction]:
         """Predictions in the order of the examples for classification, as they finish for generation."""

@@ -1,4 +1,4 @@
-"""PromptState, and the exact shared-prefix forward pass.
+"""PromptState, its two kinds, and the exact shared-prefix forward pass.
 
 In a causal model the prefix (BOS and prompt) never sees the text behind it, so its keys and values are the same for
 every example. They are computed once, with gradient, and expanded over the batch:
@@ -6,12 +6,15 @@ every example. They are computed once, with gradient, and expanded over the batc
     prefix  [1, P', H]  --backbone-->  keys, values of every layer  [1, heads, P', head_dim]
     text    [B, T, H]   --backbone, with those expanded to B-->     hidden states  [B, T, H]
 
-``P'`` counts BOS too. Positions of the text start at ``P'``. The text is padded on the right, so padding stands
-behind everything that looks at it and neither positions nor sliding windows shift.
+``P'`` counts BOS too; positions of the text start there. The text is padded on the right, so padding stands behind
+everything that looks at it and neither positions nor sliding windows shift. Several prompts can stand in one batch,
+each row behind its own: shorter prefixes are padded on the left, where only the mask and the positions know of it.
 """
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
@@ -19,8 +22,10 @@ import torch
 from torch import Tensor
 
 from softprompt.base import FrozenLM
+from softprompt.errors import BaseModelError
 
 _shares: WeakKeyDictionary[FrozenLM, bool] = WeakKeyDictionary()
+_bos_caches: WeakKeyDictionary[FrozenLM, Any] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -28,62 +33,96 @@ class PromptState:
     """What a method leaves behind after learning, and all that evaluation, store and export see of it.
 
     Attributes:
-        kind: ``embeddings``, virtual tokens at the model's input, after BOS and before the text.
-        tensor: ``[P, H]`` float32, in the scale in which the first layer sees token embeddings.
+        kind: ``embeddings``, virtual tokens at the model's input, after BOS and before the text; or ``key_values``,
+            what each layer's attention sees in their place.
+        tensors: float32. ``embeddings``: one, ``[P, H]``, in the scale in which the first layer sees token embeddings.
+            ``key_values``: one a layer, ``[2, kv_heads, P, head_dim]``, keys (rotated already) and values.
     """
 
-    kind: Literal["embeddings"]
-    tensor: Tensor
+    kind: Literal["embeddings", "key_values"]
+    tensors: tuple[Tensor, ...]
+
+    @classmethod
+    def of_embeddings(cls, virtual_tokens: Tensor) -> "PromptState":
+        """``virtual_tokens``: ``[P, H]``."""
+        return cls("embeddings", (virtual_tokens,))
 
     @property
     def length(self) -> int:
         """Virtual tokens ``P``."""
-        return self.tensor.shape[0]
+        return self.tensors[0].shape[-2]
+
+    @property
+    def tensor(self) -> Tensor:
+        """The virtual tokens ``[P, H]`` of the kind ``embeddings``."""
+        if self.kind != "embeddings":
+            raise TypeError(f"expected a prompt of the kind embeddings, got {self.kind}")
+        return self.tensors[0]
+
+    def detached(self) -> "PromptState":
+        """A copy without gradient."""
+        return PromptState(self.kind, tuple(tensor.detach().clone() for tensor in self.tensors))
 
 
 @dataclass(frozen=True)
 class CachedPrefix:
-    """Keys and values of BOS and prompt in every layer, batch 1, in a ``transformers`` cache.
+    """Keys and values of BOS and prompt in every layer, in a ``transformers`` cache with a row for each prompt.
 
     Attributes:
-        cache: the cache, or ``None`` where the prefix is empty.
-        length: tokens in it, BOS counted.
+        cache: the cache, or ``None`` where every prefix is empty.
+        lengths: tokens of each prefix, BOS counted; rows are padded on the left to the longest.
     """
 
     base: FrozenLM
     cache: Any
-    length: int
+    lengths: tuple[int, ...]
 
-    def expand(self, batch: int) -> Any:
-        """A cache for ``batch`` examples that reads the same memory; using it leaves this prefix as it is."""
+    @property
+    def width(self) -> int:
+        """Tokens of the longest prefix."""
+        return max(self.lengths)
+
+    @cached_property
+    def _lengths(self) -> Tensor:
+        return torch.tensor(self.lengths, device=self.base.device)
+
+    def starts(self, which: Tensor) -> Tensor:
+        """Position of the first text token ``[B]`` behind prompts ``which [B]``."""
+        return self._lengths[which]
+
+    def mask(self, which: Tensor) -> Tensor:
+        """``[B, width]``: 1 on the prefix of prompt ``which [B]``, 0 on the padding before it."""
+        column = torch.arange(self.width, device=self.base.device)
+        return (column >= self.width - self.starts(which)[:, None]).long()
+
+    def expand(self, which: Tensor) -> Any:
+        """A cache for rows behind prompts ``which [B]``; one prompt is not copied. This one stays as it is."""
         from transformers import DynamicCache
 
         if self.cache is None:
             return DynamicCache(config=self.base.model.config)
-        expanded = copy.copy(self.cache)
-        expanded.layers = []
-        for layer in self.cache.layers:
-            view = copy.copy(layer)
-            if view.keys is not None:
-                view.keys = view.keys.expand(batch, -1, -1, -1)
-                view.values = view.values.expand(batch, -1, -1, -1)
-            expanded.layers.append(view)
-        return expanded
+        single = len(self.lengths) == 1
+        return _mapped(
+            self.cache,
+            lambda tensor: tensor.expand(len(which), -1, -1, -1) if single else tensor.index_select(0, which),
+        )
 
-    def hidden(self, input_ids: Tensor, mask: Tensor, cache: Any = None) -> Tensor:
-        """Hidden states ``[B, T, H]`` of texts ``[B, T]`` behind this prefix.
+    def hidden(self, input_ids: Tensor, mask: Tensor, which: Tensor | None = None, cache: Any = None) -> Tensor:
+        """Hidden states ``[B, T, H]`` of texts ``[B, T]``, each behind its prompt.
 
-        ``mask [B, T]`` is 1 on text and 0 on padding, which must stand on the right. A ``cache`` from ``expand``
-        is filled with the texts' keys and values, for generation to go on from.
+        Args:
+            mask: ``[B, T]``, 1 on text and 0 on padding, which must stand on the right.
+            which: ``[B]``, the prompt of each row; the first one if not given.
+            cache: from ``expand``; it is filled with the texts' keys and values, for generation to go on from.
         """
-        batch, length = input_ids.shape
-        positions = torch.arange(self.length, self.length + length, device=input_ids.device)
-        full_mask = torch.cat([mask.new_ones(batch, self.length), mask], dim=1)
+        which = input_ids.new_zeros(len(input_ids)) if which is None else which
+        # padding keeps its text's last position: beside longer texts it could leave the model's context
+        offsets = mask.cumsum(dim=1) - 1
         hidden: Tensor = self.base.run_backbone(
             inputs_embeds=self.base.embed(input_ids),
-            attention_mask=full_mask,
-            position_ids=positions.expand(batch, -1),
-            past_key_values=self.expand(batch) if cache is None else cache,
+            attention_mask=torch.cat([self.mask(which), mask], dim=1),
+            position_ids=self.starts(which)[:, None] + offsets,
+            past_key_values=_read_only(self.expand(which)) if cache is None else cache,
             use_cache=True,
         ).last_hidden_state
         return hidden
@@ -91,7 +130,7 @@ class CachedPrefix:
     def extend(self, token_ids: Tensor, mask: Tensor, positions: Tensor, cache: Any) -> Tensor:
         """Hidden states ``[B, H]`` of one more token each, ``[B]``, behind what ``cache`` holds.
 
-        ``mask [B, P' + T + 1]`` counts prefix, text and the new token; ``positions [B]`` are counted without padding.
+        ``mask [B, width + T + 1]`` counts prefix, text and the new token; ``positions [B]`` leave padding out.
         """
         hidden: Tensor = self.base.run_backbone(
             inputs_embeds=self.base.embed(token_ids[:, None]),
@@ -105,63 +144,132 @@ class CachedPrefix:
 
 @dataclass(frozen=True)
 class ConcatenatedPrefix:
-    """BOS and prompt put in front of every text anew: the reference, and the way for models without such a cache."""
+    """BOS and prompt put in front of every text anew: the reference, and the way for models without such a cache.
+
+    Attributes:
+        embeddings: of each prefix, ``[P', H]``, BOS first.
+    """
 
     base: FrozenLM
-    embeddings: Tensor
+    embeddings: tuple[Tensor, ...]
 
-    def hidden(self, input_ids: Tensor, mask: Tensor) -> Tensor:
+    def hidden(self, input_ids: Tensor, mask: Tensor, which: Tensor | None = None) -> Tensor:
         """Hidden states ``[B, T, H]`` of texts ``[B, T]``; ``mask [B, T]`` may pad on either side."""
-        prefix_length, (batch, length) = self.embeddings.shape[0], input_ids.shape
-        embeddings = torch.cat([self.embeddings.expand(batch, -1, -1), self.base.embed(input_ids)], dim=1)
-        # padding on the left has to stand in front of the prefix, not between prefix and text
-        left = (mask.cumsum(dim=1) == 0).sum(dim=1, keepdim=True)
-        column = torch.arange(prefix_length + length, device=mask.device).expand(batch, -1)
-        source = torch.where(column < left, prefix_length + column, column)
-        source = torch.where((column >= left) & (column < left + prefix_length), column - left, source)
-        embeddings = embeddings.gather(1, source[..., None].expand(-1, -1, embeddings.shape[-1]))
-        full_mask = torch.cat([mask.new_ones(batch, prefix_length), mask], dim=1).gather(1, source)
+        (batch, length), device = input_ids.shape, mask.device
+        which = input_ids.new_zeros(batch) if which is None else which
+        sizes = torch.tensor([len(prefix) for prefix in self.embeddings], device=device)[which, None]
+        ends = sizes + mask.sum(dim=1, keepdim=True)
+        width = max(len(prefix) for prefix in self.embeddings)
+        prefixes = [torch.nn.functional.pad(prefix, (0, 0, 0, width - len(prefix))) for prefix in self.embeddings]
+        # rows become prefix, text, padding: behind the text no family sees it, however it counts and remembers
+        text_first = mask.argsort(dim=1, descending=True, stable=True)
+        texts = self.base.embed(input_ids.gather(1, text_first))
+        column = torch.arange(int(ends.max()), device=device).expand(batch, -1)
+        source = torch.where(column < sizes, column, (column - sizes + width).clamp(max=width + length - 1))
+        embeddings = torch.cat([torch.stack(prefixes)[which], texts], dim=1)
         hidden: Tensor = self.base.run_backbone(
-            inputs_embeds=embeddings,
-            attention_mask=full_mask,
-            position_ids=(column - left).clamp(min=0),
+            inputs_embeds=embeddings.gather(1, source[..., None].expand(-1, -1, embeddings.shape[-1])),
+            attention_mask=(column < ends).long(),
+            position_ids=torch.minimum(column, ends - 1),
             use_cache=False,
         ).last_hidden_state
-        return hidden[:, prefix_length:]
-
-
-def concatenated_prefix(base: FrozenLM, virtual_tokens: Tensor | None) -> ConcatenatedPrefix:
-    """BOS followed by the virtual tokens ``[P, H]``, in the model's dtype."""
-    bos = base.embed(torch.tensor(base.bos_ids, dtype=torch.long, device=base.device))
-    if virtual_tokens is None:
-        return ConcatenatedPrefix(base, bos)
-    return ConcatenatedPrefix(base, torch.cat([bos, virtual_tokens.to(base.device, base.dtype)]))
-
-
-def cached_prefix(base: FrozenLM, virtual_tokens: Tensor | None) -> CachedPrefix:
-    """Run BOS and virtual tokens ``[P, H]`` through the model once; gradient flows to ``virtual_tokens``."""
-    embeddings = concatenated_prefix(base, virtual_tokens).embeddings
-    length = embeddings.shape[0]
-    if length == 0:
-        return CachedPrefix(base, None, 0)
-    from transformers import DynamicCache
-
-    cache = DynamicCache(config=base.model.config)
-    base.run_backbone(
-        inputs_embeds=embeddings[None],
-        position_ids=torch.arange(length, device=base.device)[None],
-        past_key_values=cache,
-        use_cache=True,
-    )
-    return CachedPrefix(base, cache, length)
+        back = sizes + (mask.cumsum(dim=1) - 1).clamp(min=0)
+        return hidden.gather(1, back.clamp(max=hidden.shape[1] - 1)[..., None].expand(-1, -1, hidden.shape[-1]))
 
 
 Prefix = CachedPrefix | ConcatenatedPrefix
 
 
-def make_prefix(base: FrozenLM, virtual_tokens: Tensor | None) -> Prefix:
-    """BOS and ``virtual_tokens [P, H]`` as a prefix for right-padded texts, the fastest exact way for this model."""
-    return (cached_prefix if shares_prefix(base) else concatenated_prefix)(base, virtual_tokens)
+def make_prefix(base: FrozenLM, *states: PromptState | None) -> Prefix:
+    """BOS and each prompt as a prefix for right-padded texts, the fastest exact way for this model.
+
+    Gradient flows to the states. ``None`` is BOS alone.
+
+    Raises:
+        BaseModelError: a prompt of keys and values on a model that keeps none.
+    """
+    if shares_prefix(base):
+        return stacked([cached_prefix(base, state) for state in states])
+    return concatenated_prefix(base, *states)
+
+
+def concatenated_prefix(base: FrozenLM, *states: PromptState | None) -> ConcatenatedPrefix:
+    """BOS followed by virtual tokens, in the model's dtype; raises as ``make_prefix`` does."""
+    for state in states:
+        if state is not None and state.kind != "embeddings":
+            check_keys_and_values(base)
+    bos = base.embed(torch.tensor(base.bos_ids, dtype=torch.long, device=base.device))
+    whole = [bos if state is None else torch.cat([bos, state.tensor.to(base.device, base.dtype)]) for state in states]
+    return ConcatenatedPrefix(base, tuple(whole))
+
+
+def check_keys_and_values(base: FrozenLM) -> None:
+    """Raise BaseModelError unless the model can take a prompt as keys and values."""
+    if not shares_prefix(base):
+        raise BaseModelError(
+            f"'{base.name}' keeps no cache of keys and values that a prompt could stand in: use a method that learns "
+            "virtual tokens, such as prompt-tuning"
+        )
+    from transformers import DynamicCache
+
+    with torch.no_grad():
+        cache = _run(base, base.embed(torch.ones(1, dtype=torch.long, device=base.device)), DynamicCache())
+    if any(layer.keys.shape != layer.values.shape for layer in cache.layers):
+        raise BaseModelError(
+            f"'{base.name}' keeps keys and values of different sizes, as no prompt of keys and values has them: use "
+            "a method that learns virtual tokens, such as prompt-tuning"
+        )
+
+
+def cached_prefix(base: FrozenLM, state: PromptState | None) -> CachedPrefix:
+    """Keys and values of BOS and one prompt: computed once, or taken as they are."""
+    if state is not None and state.kind == "key_values":
+        return _given_prefix(base, state)
+    embeddings = concatenated_prefix(base, state).embeddings[0]
+    return CachedPrefix(base, _run(base, embeddings), (len(embeddings),))
+
+
+def keys_and_values(base: FrozenLM, virtual_tokens: Tensor) -> PromptState:
+    """What every layer's attention sees of virtual tokens ``[P, H]``, BOS in front of them; without gradient.
+
+    Raises:
+        BaseModelError: the model keeps no such cache.
+    """
+    from transformers import DynamicCache
+
+    check_keys_and_values(base)
+    # a cache that was not told of sliding windows keeps all of the tokens
+    with torch.no_grad():
+        embeddings = concatenated_prefix(base, PromptState.of_embeddings(virtual_tokens)).embeddings[0]
+        cache = _run(base, embeddings, DynamicCache())
+    pairs = [torch.cat([layer.keys, layer.values])[:, :, len(base.bos_ids) :] for layer in cache.layers]
+    return PromptState("key_values", tuple(pair.float() for pair in pairs))
+
+
+def stacked(prefixes: Sequence[CachedPrefix]) -> CachedPrefix:
+    """Several prompts as one prefix, for batches that mix them."""
+    if len(prefixes) == 1:
+        return prefixes[0]
+    lengths = tuple(length for prefix in prefixes for length in prefix.lengths)
+    base, longest = prefixes[0].base, max(prefixes, key=lambda prefix: prefix.width)
+    if longest.cache is None:
+        return CachedPrefix(base, None, lengths)
+
+    def join(index: int, name: str) -> Tensor:
+        model: Tensor = getattr(longest.cache.layers[index], name)
+        rows = []
+        for prefix in prefixes:
+            empty = model[:, :, :0]
+            tensor = empty[:1] if prefix.cache is None else getattr(prefix.cache.layers[index], name)
+            rows.append(torch.nn.functional.pad(tensor, (0, 0, model.shape[2] - tensor.shape[2], 0)))
+        return torch.cat(rows)
+
+    cache = copy.copy(longest.cache)
+    cache.layers = [copy.copy(layer) for layer in longest.cache.layers]
+    for index, layer in enumerate(cache.layers):
+        if layer.keys is not None:
+            layer.keys, layer.values = join(index, "keys"), join(index, "values")
+    return CachedPrefix(base, cache, lengths)
 
 
 def shares_prefix(base: FrozenLM) -> bool:
@@ -171,27 +279,91 @@ def shares_prefix(base: FrozenLM) -> bool:
     return _shares[base]
 
 
+def _run(base: FrozenLM, embeddings: Tensor, cache: Any = None) -> Any:
+    """The cache after a pass over ``embeddings [P', H]``; ``None`` if there are none."""
+    from transformers import DynamicCache
+
+    if len(embeddings) == 0:
+        return None
+    cache = DynamicCache(config=base.model.config) if cache is None else cache
+    base.run_backbone(
+        inputs_embeds=embeddings[None],
+        position_ids=torch.arange(len(embeddings), device=base.device)[None],
+        past_key_values=cache,
+        use_cache=True,
+    )
+    return cache
+
+
+def _given_prefix(base: FrozenLM, state: PromptState) -> CachedPrefix:
+    from transformers import DynamicCache
+
+    if base not in _bos_caches:
+        with torch.no_grad():
+            _bos_caches[base] = _run(base, concatenated_prefix(base, None).embeddings[0], DynamicCache())
+    bos = _bos_caches[base]
+    cache: Any = DynamicCache(config=base.model.config)
+    for index, pair in enumerate(state.tensors):
+        keys, values = pair.to(base.device, base.dtype)[:, None]
+        if bos is not None:
+            keys = torch.cat([bos.layers[index].keys, keys], dim=2)
+            values = torch.cat([bos.layers[index].values, values], dim=2)
+        cache.update(keys, values, index)
+    return CachedPrefix(base, cache, (len(base.bos_ids) + state.length,))
+
+
+def _mapped(cache: Any, change: Any) -> Any:
+    """A copy of ``cache`` whose keys and values went through ``change``."""
+    mapped = copy.copy(cache)
+    mapped.layers = []
+    for layer in cache.layers:
+        view = copy.copy(layer)
+        if view.keys is not None:
+            view.keys, view.values = change(view.keys), change(view.values)
+        mapped.layers.append(view)
+    return mapped
+
+
+def _read_only(cache: Any) -> Any:
+    """``cache``, from now on giving what it holds and taking nothing, so that a layer can be run twice with it."""
+
+    def joined(layer: Any) -> Any:
+        def update(keys: Tensor, values: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+            if layer.keys is None or not layer.keys.numel():
+                return keys, values
+            return torch.cat([layer.keys, keys], dim=-2), torch.cat([layer.values, values], dim=-2)
+
+        return update
+
+    for layer in cache.layers:
+        layer.update = joined(layer)
+    cache.read_only = True
+    return cache
+
+
 @torch.no_grad()
 def _sharing_is_exact(base: FrozenLM) -> bool:
     from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-    virtual_tokens = base.embed(torch.arange(1, 4, device=base.device))
+    state = PromptState.of_embeddings(base.embed(torch.arange(1, 4, device=base.device)))
     # the same texts, once whole and once with their last token generated behind the padding
     whole = torch.tensor([[1, 2, 3, 6], [4, 5, 6, 0]], device=base.device)
     texts, mask = whole[:, :3], torch.tensor([[1, 1, 1], [1, 1, 0]], device=base.device)
     one = mask.new_ones(2, 1)
-    full = concatenated_prefix(base, virtual_tokens).hidden(whole, torch.cat([one, mask], dim=1))
+    full = concatenated_prefix(base, state).hidden(whole, torch.cat([one, mask], dim=1))
     last = mask.sum(dim=1)
     expected = torch.cat([full[:, :3][mask.bool()], full[torch.arange(2, device=base.device), last]])
     try:
-        prefix = cached_prefix(base, virtual_tokens)
+        prefix = cached_prefix(base, state)
         # hybrid layers hold more than keys and values, which expand() would leave at batch 1
         if not all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in prefix.cache.layers):
             return False
-        cache = prefix.expand(2)
-        of_texts = prefix.hidden(texts, mask, cache)[mask.bool()]
-        seen = torch.cat([mask.new_ones(2, prefix.length), mask, one], dim=1)
-        actual = torch.cat([of_texts, prefix.extend(texts.new_full((2,), 6), seen, prefix.length + last, cache)])
+        which = whole.new_zeros(2)
+        cache = prefix.expand(which)
+        of_texts = prefix.hidden(texts, mask, which, cache)[mask.bool()]
+        seen = torch.cat([prefix.mask(which), mask, one], dim=1)
+        new = prefix.extend(texts.new_full((2,), 6), seen, prefix.starts(which) + last, cache)
+        actual = torch.cat([of_texts, new])
     except (TypeError, ValueError, AttributeError, NotImplementedError, RuntimeError, IndexError):
         return False
     tolerance = 1e-3 if base.dtype == torch.float32 else 1e-1

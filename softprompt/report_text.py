@@ -35,7 +35,7 @@ def demo_lines(result: DemoResult) -> list[str]:
         "",
         *table(rows),
         "",
-        f"learned: {learned:,} parameters ({result.prompt.state.length} virtual tokens), "
+        f"learned: {learned:,} parameters ({result.prompt.length} virtual tokens), "
         f"{learned / frozen:.4%} of the model's {frozen:,}, which stayed as they were",
         f"against zero-shot it corrected {result.fixed} sentences and broke {result.broken}; corrected, for example:",
         *(f"  {label}: {text}" for text, label in result.corrected),
@@ -54,10 +54,39 @@ def training_lines(prompt: Prompt, folder: Path) -> list[str]:
     return [
         "",
         *table(rows),
+        *_population_lines(prompt),
         "",
         f"best at step {prompt.training['best_step']} of {prompt.training['steps_made']}, chosen on validation",
         f"saved in {folder}",
     ]
+
+
+def _population_lines(prompt: Prompt) -> list[str]:
+    """What each of several prompts that learned together reached on validation."""
+    population = prompt.training.get("population", [])
+    if not population:
+        return []
+    metric = prompt.metrics["validation"]["metric"]
+    metric = metric if metric in population[0] else "negative loss"
+    rows = [("prompt", f"validation {metric}", "loss", "best step")]
+    for one in population:
+        figures = [f"{one[key]:.4f}" if one[key] is not None else "-" for key in (metric, "loss")]
+        mark = " (failed)" if one["failed"] else " (chosen)" if one["name"] == prompt.training["chosen"] else ""
+        rows.append((one["name"] + mark, *figures, str(one["best_step"])))
+    kept = [f"all {len(prompt.states)} are kept, they answer by vote"] if len(prompt.states) > 1 else []
+    return ["", *table(rows), *kept]
+
+
+def _what(prompt: Prompt) -> str:
+    """Kind and size of a prompt, or of each of an ensemble's."""
+    sizes = []
+    for state in prompt.states:
+        if state.kind == "embeddings":
+            sizes.append(f"{state.length} virtual tokens of {state.tensor.shape[1]}")
+        else:
+            sizes.append(f"{state.length} virtual tokens as keys and values of {len(state.tensors)} layers")
+    counted = [f"{sizes.count(size)} times {size}" if len(sizes) > 1 else size for size in dict.fromkeys(sizes)]
+    return f"{'; '.join(counted)}, {prompt.method}"
 
 
 def evaluation_lines(result: Evaluation, facts: Mapping[str, Any]) -> list[str]:
@@ -81,7 +110,7 @@ def prompt_lines(prompt: Prompt) -> list[str]:
     facts = [
         ("task", f"{spec.kind}, template {spec.template!r}"),
         ("labels", ", ".join(f"{a} ({b!r})" for a, b in zip(spec.labels, spec.verbalizers, strict=True)) or "-"),
-        ("prompt", f"{prompt.state.length} virtual tokens of {prompt.state.tensor.shape[1]}, {prompt.method}"),
+        ("prompt", _what(prompt)),
         ("base model", f"{prompt.base_name}, weights {prompt.base_fingerprint.get('weights', '')[:12]}"),
         ("data", f"{prompt.data.get('source', '-')}, {prompt.data.get('examples', {})}"),
         (

@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ class Prompt:
     """A learned prompt with what it was learned for, on and from.
 
     Attributes:
-        state: what reaches the frozen model.
+        states: what reaches the frozen model: one, or several prompts of one task that answer together (an ensemble).
         spec: the task: kind, template, labels.
         base_name: what the base model was called when it was learned.
         base_fingerprint: of configuration, tokenizer and weights.
@@ -44,7 +44,7 @@ class Prompt:
         extra_files: further files of the folder, by name, as text.
     """
 
-    state: PromptState
+    states: tuple[PromptState, ...]
     spec: TaskSpec
     base_name: str
     base_fingerprint: Mapping[str, str]
@@ -56,6 +56,22 @@ class Prompt:
     versions: Mapping[str, str] = field(default_factory=dict)
     parent: str | None = None
     extra_files: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def state(self) -> PromptState:
+        """The prompt, where there is one.
+
+        Raises:
+            PromptFileError: it is an ensemble.
+        """
+        if len(self.states) != 1:
+            raise PromptFileError(f"expected a single prompt, got an ensemble of {len(self.states)}: give one of them")
+        return self.states[0]
+
+    @property
+    def length(self) -> int:
+        """Virtual tokens, of the longest where there are several."""
+        return max(state.length for state in self.states)
 
     def check_base(self, base: FrozenLM) -> None:
         """Raise PromptFileError unless ``base`` is the model that this prompt was learned on."""
@@ -70,9 +86,10 @@ class Prompt:
         """What ``prompt.json`` holds, without the digest of the tensor file."""
         return {
             "schema_version": SCHEMA_VERSION,
-            "kind": self.state.kind,
+            "kind": self.states[0].kind,
             "method": self.method,
-            "length": self.state.length,
+            "length": self.length,
+            **({"members": len(self.states)} if len(self.states) > 1 else {}),
             "base": {"name": self.base_name, "fingerprint": dict(self.base_fingerprint)},
             "task": self.spec.to_dict(),
             "metrics": dict(self.metrics),
@@ -96,7 +113,7 @@ class Prompt:
 
         folder = Path(folder)
         check_free(folder)
-        tensor_bytes = save({"prompt": self.state.tensor.detach().float().contiguous().cpu()})
+        tensor_bytes = save(_tensors(self.states))
         manifest = {**self.manifest(), "sha256": hashlib.sha256(tensor_bytes).hexdigest()}
         files = {
             TENSOR_FILE: tensor_bytes,
@@ -196,10 +213,9 @@ def load_prompt(folder: str | Path) -> Prompt:
         content = path.read_bytes()
         if hashlib.sha256(content).hexdigest() != manifest["sha256"]:
             raise PromptFileError(f"'{path}' is damaged: its SHA-256 is not the one in {MANIFEST_FILE}")
-        tensor = load(content)["prompt"]
         base = manifest["base"]
         prompt = Prompt(
-            state=PromptState(manifest["kind"], tensor),
+            states=_states(load(content), manifest["kind"], manifest.get("members", 1)),
             spec=TaskSpec.from_dict(manifest["task"]),
             base_name=str(base["name"]),
             base_fingerprint={str(part): str(digest) for part, digest in base["fingerprint"].items()},
@@ -217,11 +233,49 @@ def load_prompt(folder: str | Path) -> Prompt:
         raise PromptFileError(f"the saved prompt '{folder}' is damaged: it lacks {error}") from error
     except (OSError, SafetensorError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise PromptFileError(f"the saved prompt '{folder}' is damaged: {error}") from error
-    if manifest["kind"] != "embeddings" or tensor.ndim != 2 or tensor.shape[0] != manifest["length"]:
+    if prompt.length != manifest.get("length"):
         raise PromptFileError(
-            f"the saved prompt '{folder}' is damaged: kind {manifest['kind']!r} with shape {tuple(tensor.shape)} "
-            f"and length {manifest['length']!r}"
+            f"the saved prompt '{folder}' is damaged: {prompt.length} virtual tokens, its length says "
+            f"{manifest.get('length')!r}"
         )
-    if not torch.isfinite(tensor).all():
+    if not all(torch.isfinite(tensor).all() for state in prompt.states for tensor in state.tensors):
         raise PromptFileError(f"the saved prompt '{folder}' is damaged: it has values that are not numbers")
     return prompt
+
+
+def _tensors(states: Sequence[PromptState]) -> dict[str, torch.Tensor]:
+    """By name: ``prompt``, or ``layer.0``, ... for keys and values; behind ``member.0.`` and so on in an ensemble."""
+    named = {}
+    for member, state in enumerate(states):
+        start = f"member.{member}." if len(states) > 1 else ""
+        for index, tensor in enumerate(state.tensors):
+            name = "prompt" if state.kind == "embeddings" else f"layer.{index}"
+            named[start + name] = tensor.detach().float().contiguous().cpu().clone()
+    return named
+
+
+def _states(named: Mapping[str, torch.Tensor], kind: Any, members: int) -> tuple[PromptState, ...]:
+    """``_tensors`` undone.
+
+    Raises:
+        KeyError, ValueError: the tensors are not those of such a prompt.
+    """
+    if kind not in ("embeddings", "key_values") or not isinstance(members, int) or not 1 <= members <= len(named):
+        raise ValueError(f"kind {kind!r} with {members!r} members in {len(named)} tensors")
+    states = []
+    for member in range(members):
+        start = f"member.{member}." if members > 1 else ""
+        if kind == "embeddings":
+            tensors = [named[f"{start}prompt"]]
+        else:
+            count = sum(name.startswith(f"{start}layer.") for name in named)
+            tensors = [named[f"{start}layer.{index}"] for index in range(max(count, 1))]
+        dimensions = 2 if kind == "embeddings" else 4
+        for tensor in tensors:
+            pair = kind == "embeddings" or tensor.shape[:1] == (2,)
+            if tensor.ndim != dimensions or not pair or tensor.shape[-2] != tensors[0].shape[-2] or not tensor.numel():
+                raise ValueError(f"kind {kind!r} with shape {tuple(tensor.shape)}")
+        states.append(PromptState(kind, tuple(tensors)))
+    if sum(len(state.tensors) for state in states) != len(named):
+        raise ValueError(f"{len(named)} tensors, expected {sum(len(state.tensors) for state in states)}")
+    return tuple(states)

@@ -1,26 +1,42 @@
 """The training loop, and what makes it exact: order, checkpoints and choice of the best are pure functions of the data,
 the settings and the seed, so a run that was killed goes on to the same bytes.
+
+Several prompts of one task can learn in the same forward passes; a single one is the same loop with one learner.
 """
 
 import math
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
-from torch import Tensor, nn
 
 from softprompt.base import FrozenLM
 from softprompt.batch import Encoder, Item, budgeted, collate, epoch_batches
 from softprompt.checkpoint import Checkpoint
 from softprompt.config import TrainConfig
-from softprompt.errors import DataError, TrainingError
-from softprompt.methods import METHODS, check_method
-from softprompt.methods.initialisers import check_init, initialise
+from softprompt.errors import ConfigError, DataError, TrainingError
+from softprompt.learner import Learner
+from softprompt.methods import check_method
+from softprompt.methods.initialisers import check_init
 from softprompt.objective import EVALUATION_TOKENS, Objective
 from softprompt.prefix import PromptState, make_prefix
+from softprompt.recompute import recomputing
 from softprompt.task import Task
+
+# what prompts that learn together have in common: these decide when something happens, or for how many at once
+SHARED = (
+    "steps",
+    "batch_size",
+    "micro_batch_size",
+    "token_budget",
+    "gradient_checkpointing",
+    "max_length",
+    "eval_every",
+    "validation_limit",
+    "checkpoint_every",
+)
 
 
 class Observer(Protocol):
@@ -33,22 +49,6 @@ class Observer(Protocol):
     def finished(self) -> None: ...  # always called, after errors too
 
 
-@dataclass
-class Progress:
-    """Where a run stands: everything beside tensors that a checkpoint has to keep."""
-
-    step: int = 0
-    history: list[dict[str, float]] = field(default_factory=list)
-    best_step: int = 0
-    best_value: float = -math.inf
-    best_loss: float = math.inf
-    stale: int = 0
-    recent: list[float] = field(default_factory=list)
-    first_losses: list[float] = field(default_factory=list)
-    alarmed: bool = False
-    stopped_early: bool = False
-
-
 @dataclass(frozen=True)
 class TrainingResult:
     """What a run gives.
@@ -59,8 +59,9 @@ class TrainingResult:
         best_step, steps: where it was reached, and how many steps were made.
         history: one record an evaluation.
         learned, truncated: parameters learned; texts cut to the limit.
-        seconds, examples_per_second: of this process's part of the run.
+        seconds, examples_per_second: of this process's part of the run, all learners together.
         alarmed: whether the run was found not to be learning.
+        failed: whether its loss became something that is not a number; only beside others, alone it is an error.
     """
 
     state: PromptState
@@ -75,6 +76,7 @@ class TrainingResult:
     seconds: float
     examples_per_second: float
     alarmed: bool
+    failed: bool
 
 
 def train(
@@ -90,101 +92,122 @@ def train(
         TrainingError: the loss is no longer a number, or the checkpoint is of another run.
         OutputError: the checkpoint cannot be written.
     """
-    check_method(config.method)
-    check_init(config.init)
+    return train_together(base, task, {"": config}, observer, checkpoint)[0]
+
+
+def train_together(
+    base: FrozenLM,
+    task: Task,
+    configs: Mapping[str, TrainConfig],
+    observer: Observer,
+    checkpoint: Checkpoint | None = None,
+) -> list[TrainingResult]:
+    """Learn several prompts of one task in the same forward passes of the frozen model.
+
+    Each ends, to rounding, where it would have ended alone: its examples, its order, its gradient norm, its schedule
+    and its early stop are its own.
+
+    Args:
+        configs: by the name each is reported under; the settings of ``SHARED`` must be the same in all.
+        checkpoint: as for ``train``.
+
+    Raises:
+        as ``train``; a loss that is no number ends only the prompt whose it is, unless it was the last.
+    """
+    check_together(configs)
+    for config in configs.values():
+        check_method(config.method, config.method_options)
+        check_init(config.init)
     check_trainable(task)
     saved = checkpoint.load() if checkpoint is not None else None
-    torch.manual_seed(config.seed)
-    encoder = Encoder(base, task.spec, config.length)
-    start = initialise(config.init, base, task.spec, config.length, config.seed)
-    items = encoder.training_items(task.train)
-    objective = Objective(base, encoder.verbalizer)
-    validation = _Validation(task, encoder, objective, config)
-    if encoder.truncated:
-        observer.noted(f"{encoder.truncated} texts were cut to {encoder.limit} tokens (--max-length)")
-
-    unit = base.embedding_std if config.rate_unit == "embedding-std" else 1.0
-    method: Any = METHODS[config.method](start, unit).to(base.device)
-    parameters = [parameter for parameter in method.parameters() if parameter.requires_grad]
-    optimizer = _optimizer(parameters, config)
-    averaged = {name: parameter.detach().clone() for name, parameter in method.named_parameters()}
-    best = method.fold().tensor.clone()
-    progress = Progress()
-    alarm = _Alarm(task, config)
+    encoders = _encoders(base, task, configs.values())
+    objective = Objective(base, next(iter(encoders.values()))[0].verbalizer)
+    learners = [Learner(base, task, config, name) for name, config in configs.items()]
+    shared = learners[0].config
+    # lengths that share an encoder share its validation examples: tokenised, and counted where cut, once
+    unique = {id(encoder): encoder for encoder, _ in encoders.values()}
+    by_encoder = {key: Validation(task, encoder, objective, shared) for key, encoder in unique.items()}
+    validations = {length: by_encoder[id(encoder)] for length, (encoder, _) in encoders.items()}
+    truncated = max(encoder.truncated for encoder, _ in encoders.values())
+    if truncated:
+        limit = min(encoder.limit for encoder, _ in encoders.values())
+        observer.noted(f"{truncated} texts were cut to {limit} tokens (--max-length)")
     if saved is not None:
-        method.load_state_dict(saved.tensors("method"))
-        optimizer.load_state_dict(saved.optimizer())
-        averaged = {name: tensor.to(base.device) for name, tensor in saved.tensors("averaged").items()}
-        best, progress = saved.tensors("best")["prompt"].to(base.device), Progress(**saved.progress)
-        observer.noted(f"resumed at step {progress.step}")
+        for index, learner in enumerate(learners):
+            learner.restore(*saved.learner(index))
+        observer.noted(f"resumed at step {max(learner.progress.step for learner in learners)}")
 
-    learned = sum(parameter.numel() for parameter in parameters)
-    first_step, seen, began = progress.step, 0, time.perf_counter()
-    order = _Order([len(item.ids) for item in items], config)
+    orders = [Order([len(item.ids) for item in encoders[one.config.length][1]], one.config) for one in learners]
+    first_step = step = max(learner.progress.step for learner in learners)
+    seen, began = 0, time.perf_counter()
     try:
-        observer.started(progress.step, config.steps, learned, base.parameter_count)
-        while progress.step < config.steps and not progress.stopped_early:
-            rate = config.learning_rate * rate_factor(progress.step, config)
-            for group in optimizer.param_groups:
-                group["lr"] = rate
+        observer.started(step, shared.steps, sum(one.learned for one in learners), base.parameter_count)
+        while active := [index for index, learner in enumerate(learners) if not learner.done]:
             step_began = time.perf_counter()
-            batch = [items[index] for index in order.batch(progress.step)]
-            loss = _accumulate_gradient(base, method, objective, batch, config)
-            norm = float(nn.utils.clip_grad_norm_(parameters, config.clip))
-            if not (math.isfinite(loss) and math.isfinite(norm)):
-                raise _not_a_number("training loss", progress.step + 1, rate, config, checkpoint)
-            # only now is it known that the prompt of the step before is a good one
-            if checkpoint is not None and progress.step > first_step and progress.step % config.checkpoint_every == 0:
-                checkpoint.save(method, optimizer, averaged, best, progress)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            for name, parameter in method.named_parameters():
-                averaged[name].lerp_(parameter.detach(), 1 - config.averaging)
-            progress.step += 1
-            seen += len(batch)
-            observer.stepped(progress.step, loss, rate, len(batch) / (time.perf_counter() - step_began))
-
-            if (text := alarm.check(progress, loss)) is not None:
-                observer.noted(text)
-            last = progress.step == config.steps
-            if progress.step % config.eval_every == 0 or last:
-                candidate = _averaged_prompt(method, averaged) if config.averaging else method.fold()
-                value, validation_loss = validation.score(candidate)
-                if not math.isfinite(validation_loss):
-                    raise _not_a_number("validation loss", progress.step, rate, config, checkpoint)
-                improved = (value, -validation_loss) > (progress.best_value, -progress.best_loss)
-                if improved:
-                    best, progress.best_step = candidate.tensor.clone(), progress.step
-                    progress.best_value, progress.best_loss = value, validation_loss
-                progress.stale = 0 if improved else progress.stale + 1
-                progress.stopped_early = bool(config.patience) and progress.stale >= config.patience
-                recent = sum(progress.recent) / len(progress.recent)
-                progress.history.append(
-                    {"step": progress.step, "train_loss": recent, "value": value, "validation_loss": validation_loss}
-                )
-                observer.evaluated(progress.step, validation.metric, value, validation_loss, improved)
-                if progress.stopped_early and not last:
-                    observer.noted(f"stopped at step {progress.step}: no better since step {progress.best_step}")
-                if checkpoint is not None and (last or progress.stopped_early):
-                    checkpoint.save(method, optimizer, averaged, best, progress)
+            batches = [[encoders[learners[i].config.length][1][n] for n in orders[i].batch(step)] for i in active]
+            with recomputing(base, shared.gradient_checkpointing):
+                losses = _accumulate_gradients(base, [learners[i] for i in active], objective, batches)
+            good = []
+            for index, loss in zip(active, losses, strict=True):
+                if math.isfinite(loss) and math.isfinite(learners[index].clip()):
+                    good.append((index, loss))
+                else:
+                    _give_up(learners, index, "training loss", observer, checkpoint)
+            # only now is it known that the prompts of the step before are good ones
+            if checkpoint is not None and step > first_step and step % shared.checkpoint_every == 0:
+                checkpoint.save(learners)
+            rate = learners[active[0]].rate
+            for index, _ in good:
+                learners[index].update()
+            step += 1
+            seen += sum(map(len, batches))
+            speed = sum(map(len, batches)) / (time.perf_counter() - step_began)
+            observer.stepped(step, sum(loss for _, loss in good) / max(len(good), 1), rate, speed)
+            last = step == shared.steps
+            for index, loss in good:
+                learner = learners[index]
+                if (text := learner.alarm(loss)) is not None:
+                    observer.noted(_named(text, learner))
+                if step % shared.eval_every == 0 or last:
+                    validation = validations[learner.config.length]
+                    if not _evaluate(learner, validation, observer, last):
+                        _give_up(learners, index, "validation loss", observer, checkpoint)
+            if checkpoint is not None and all(learner.done for learner in learners):
+                checkpoint.save(learners)
     finally:
         observer.finished()
 
     seconds = time.perf_counter() - began
-    return TrainingResult(
-        PromptState("embeddings", best),
-        validation.metric,
-        progress.best_value,
-        progress.best_loss,
-        progress.best_step,
-        progress.step,
-        tuple(progress.history),
-        learned,
-        encoder.truncated,
-        seconds,
-        seen / seconds if seconds else 0.0,
-        progress.alarmed,
-    )
+    return [
+        TrainingResult(
+            learner.best,
+            validations[learner.config.length].metric,
+            learner.progress.best_value,
+            learner.progress.best_loss,
+            learner.progress.best_step,
+            learner.progress.step,
+            tuple(learner.progress.history),
+            learner.learned,
+            encoders[learner.config.length][0].truncated,
+            seconds,
+            seen / seconds if seconds else 0.0,
+            learner.progress.alarmed,
+            learner.progress.failed,
+        )
+        for learner in learners
+    ]
+
+
+def check_together(configs: Mapping[str, TrainConfig]) -> None:
+    """Raise ConfigError unless prompts with these settings can learn in the same passes."""
+    first = next(iter(configs.values()))
+    for config in configs.values():
+        for name in SHARED:
+            if getattr(config, name) != getattr(first, name):
+                raise ConfigError(
+                    f"prompts that learn together share '{name}', got {getattr(first, name)!r} and "
+                    f"{getattr(config, name)!r}: train them one by one"
+                )
 
 
 def check_trainable(task: Task) -> None:
@@ -201,42 +224,88 @@ def check_trainable(task: Task) -> None:
         )
 
 
-def rate_factor(step: int, config: TrainConfig) -> float:
-    """The schedule: fraction of the peak rate at ``step`` (counted from 0); linear warm-up, then cosine or constant."""
-    warmup = max(1, round(config.warmup * config.steps)) if config.warmup else 0
-    if step < warmup:
-        return (step + 1) / warmup
-    if config.schedule == "constant":
-        return 1.0
-    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, config.steps - warmup)))
-
-
-def _accumulate_gradient(
-    base: FrozenLM, method: Any, objective: Objective, items: list[Item], config: TrainConfig
-) -> float:
-    """Gradient of the mean loss of ``items``, however many forward passes they need; returns that mean (nats)."""
+def _accumulate_gradients(
+    base: FrozenLM, learners: Sequence[Learner], objective: Objective, batches: Sequence[Sequence[Item]]
+) -> list[float]:
+    """Gradient of each learner's mean loss over its batch, however many passes that takes; returns the means (nats)."""
+    config = learners[0].config
     # the mean is over examples for classification and over target tokens for generation
-    count = sum(len(item.targets) for item in items) if objective.verbalizer is None else len(items)
-    total = 0.0
-    for chunk in budgeted(items, config.token_budget, config.micro_batch_size):
-        prefix = make_prefix(base, method.virtual_tokens())
-        loss = objective.loss_sum(prefix, collate(chunk, base.device)) / count
-        loss.backward()
-        total += loss.item()
-    return total
+    per_token = objective.verbalizer is None
+    counts = [sum(len(item.targets) for item in batch) if per_token else len(batch) for batch in batches]
+    items = [replace(item, prompt=owner) for owner, batch in enumerate(batches) for item in batch]
+    budget = config.token_budget
+    if len(learners) > 1 and base.device.type == "cpu":
+        # examples of one learner have similar lengths, those of several do not: more passes, less padding
+        budget = min(budget, EVALUATION_TOKENS)
+    totals = [0.0] * len(learners)
+    for chunk in budgeted(items, budget, config.micro_batch_size):
+        owners = sorted({item.prompt for item in chunk})
+        prefix = make_prefix(base, *(learners[owner].method.state() for owner in owners))
+        batch = collate([replace(item, prompt=owners.index(item.prompt)) for item in chunk], base.device)
+        owner_of_target = batch.which[batch.row]
+        losses = objective.losses(prefix, batch)
+        sums = losses.new_zeros(len(owners)).index_add(0, owner_of_target, losses)
+        means = sums / sums.new_tensor([counts[owner] for owner in owners])
+        means.sum().backward()
+        for owner, mean in zip(owners, means.tolist(), strict=True):
+            totals[owner] += mean
+    return totals
 
 
-def _averaged_prompt(method: Any, averaged: dict[str, Tensor]) -> PromptState:
-    current = {name: parameter.detach().clone() for name, parameter in method.named_parameters()}
-    method.load_state_dict(averaged, strict=False)
-    try:
-        state: PromptState = method.fold()
-        return state
-    finally:
-        method.load_state_dict(current, strict=False)
+def _evaluate(learner: Learner, validation: "Validation", observer: Observer, last: bool) -> bool:
+    """Score a learner on validation; whether its loss there is a number."""
+    candidate = learner.candidate()
+    value, loss = validation.score(candidate)
+    if not math.isfinite(loss):
+        return False
+    improved = learner.evaluated(candidate, value, loss)
+    metric = f"{validation.metric} of {learner.name}" if learner.name else validation.metric
+    observer.evaluated(learner.progress.step, metric, value, loss, improved)
+    if learner.progress.stopped_early and not last:
+        text = f"stopped at step {learner.progress.step}: no better since step {learner.progress.best_step}"
+        observer.noted(_named(text, learner))
+    return True
 
 
-class _Order:
+def _give_up(
+    learners: Sequence[Learner], index: int, what: str, observer: Observer, checkpoint: Checkpoint | None
+) -> None:
+    """End a learner whose loss is no number; an error if none is left that may still give a prompt."""
+    learner = learners[index]
+    step = learner.progress.step + (what == "training loss")
+    learner.progress.stopped_early = learner.progress.failed = True
+    text = f"the {what} is not a number at step {step} (rate {learner.rate:.2g})"
+    if not all(other.progress.failed for other in learners):
+        observer.noted(_named(f"{text}: it ends here", learner))
+        return
+    kept = ""
+    if checkpoint is not None and (saved := checkpoint.load()) is not None:
+        kept = f"; the last good checkpoint (step {saved.step}) is kept in '{checkpoint.folder}'"
+    raise TrainingError(
+        f"{text}{kept}: start again with --restart and a lower rate "
+        f"(--learning-rate {learner.config.learning_rate / 10:.2g}), or with --dtype float32"
+    )
+
+
+def _named(text: str, learner: Learner) -> str:
+    return f"{learner.name}: {text}" if learner.name else text
+
+
+def _encoders(base: FrozenLM, task: Task, configs: Iterable[TrainConfig]) -> dict[int, tuple[Encoder, list[Item]]]:
+    """For each prompt length an encoder and the training items; lengths with the same limit share them."""
+    by_limit: dict[int, tuple[Encoder, list[Item]]] = {}
+    by_length: dict[int, tuple[Encoder, list[Item]]] = {}
+    for length in sorted({config.length for config in configs}):
+        encoder = Encoder(base, task.spec, length)
+        # generation cuts each text to what its answer leaves, which depends on the length
+        key = encoder.limit if task.spec.kind == "classification" else -length
+        if key not in by_limit:
+            by_limit[key] = (encoder, encoder.training_items(task.train))
+        by_length[length] = by_limit[key]
+    return by_length
+
+
+class Order:
     """Which examples each step takes."""
 
     def __init__(self, lengths: list[int], config: TrainConfig) -> None:
@@ -252,7 +321,7 @@ class _Order:
         return self._batches[index]
 
 
-class _Validation:
+class Validation:
     """The validation examples, tokenised once, and how a prompt does on them."""
 
     def __init__(self, task: Task, encoder: Encoder, objective: Objective, config: TrainConfig) -> None:
@@ -271,7 +340,7 @@ class _Validation:
     @torch.no_grad()
     def score(self, state: PromptState) -> tuple[float, float]:
         """The metric, more being better, and the loss (nats an example, or a target token)."""
-        prefix = make_prefix(self._objective.base, state.tensor)
+        prefix = make_prefix(self._objective.base, state)
         if self._objective.verbalizer is not None:
             scores = self._objective.label_log_probabilities(prefix, self._items)
             correct = int((scores.argmax(1) == self._gold).sum())
@@ -279,73 +348,18 @@ class _Validation:
         total, count = 0.0, 0
         for chunk in budgeted(self._items, EVALUATION_TOKENS):
             batch = collate(chunk, self._objective.base.device)
-            total += self._objective.loss_sum(prefix, batch).item()
+            total += self._objective.losses(prefix, batch).sum().item()
             count += len(batch.targets)
         return -total / count, total / count
 
 
-class _Alarm:
-    """Notices a run that does not learn: its loss stays at what knowing only the label frequencies gives."""
-
-    WINDOW = 50  # steps that the loss is averaged over
-
-    def __init__(self, task: Task, config: TrainConfig) -> None:
-        self._after = config.alarm_after
-        self._rate = config.learning_rate
-        self._prior: float | None = None
-        if task.spec.kind == "classification":
-            counts = [sum(example.label == label for example in task.train) for label in task.spec.labels]
-            shares = [count / len(task.train) for count in counts if count]
-            self._prior = -sum(share * math.log(share) for share in shares)
-
-    def check(self, progress: Progress, loss: float) -> str | None:
-        """Take note of a step's loss; the text of the alarm, once, if there is cause for it."""
-        progress.recent = [*progress.recent, loss][-self.WINDOW :]
-        if len(progress.first_losses) < 10:
-            progress.first_losses.append(loss)
-        if progress.alarmed or progress.step < self._after:
-            return None
-        recent = sum(progress.recent) / len(progress.recent)
-        bar, what = self._prior, "the label prior"
-        if bar is None:
-            bar, what = sum(progress.first_losses) / len(progress.first_losses), "the loss at the start"
-        if recent < 0.98 * bar:
-            return None
-        progress.alarmed = True
-        return (
-            f"not learning: after {progress.step} steps the training loss is {recent:.3f}, {what} is {bar:.3f}. "
-            "Look at a few rows first (are the labels right, does the template show the text?); "
-            "then try a rate three times lower or higher "
-            f"(--learning-rate {self._rate / 3:.2g} or {self._rate * 3:.2g}), another --init or more --steps"
-        )
-
-
-def _optimizer(parameters: list[nn.Parameter], config: TrainConfig) -> torch.optim.Optimizer:
-    if config.optimizer == "adam":
-        return torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
-    from transformers.optimization import Adafactor
-
-    # T5X's form: no relative step, no scaling by the parameter's size
-    return Adafactor(
-        parameters,
-        lr=config.learning_rate,
-        weight_decay=config.weight_decay,
-        scale_parameter=False,
-        relative_step=False,
-        warmup_init=False,
-    )
-
-
-def _not_a_number(
-    what: str, step: int, rate: float, config: TrainConfig, checkpoint: Checkpoint | None
-) -> TrainingError:
-    kept = ""
-    if checkpoint is not None and (saved := checkpoint.load()) is not None:
-        kept = f"; the last good checkpoint (step {saved.progress['step']}) is kept in '{checkpoint.folder}'"
-    return TrainingError(
-        f"the {what} is not a number at step {step} (rate {rate:.2g}){kept}: start again with --restart "
-        f"and a lower rate (--learning-rate {config.learning_rate / 10:.2g}), or with --dtype float32"
-    )
-
-
-__all__ = ["Observer", "Progress", "TrainingResult", "check_trainable", "rate_factor", "train"]
+__all__ = [
+    "Observer",
+    "Order",
+    "TrainingResult",
+    "Validation",
+    "check_together",
+    "check_trainable",
+    "train",
+    "train_together",
+]

@@ -219,7 +219,7 @@ def test_collate_pads_on_the_right() -> None:
     items = [
         Item(4, (5, 6, 7), (1, 2), (8, 9), (0, 1)),
         Item(4, (5,), (0,), (3,), (2,)),
-        Item(6, (5, 6), (1,), (2,), (0,)),
+        Item(6, (5, 6), (1,), (2,), (0,), prompt=2),
     ]
     batch = collate(items, torch.device("cpu"), pad_id=1)
     assert batch.input_ids.tolist() == [[5, 6, 7], [5, 1, 1], [5, 6, 1]]
@@ -228,7 +228,7 @@ def test_collate_pads_on_the_right() -> None:
     assert batch.column.tolist() == [1, 2, 0, 1]
     assert batch.targets.tolist() == [8, 9, 3, 2]
     assert batch.decisions.tolist() == [0, 1, 2, 0]
-    assert batch.examples == 2
+    assert batch.which.tolist() == [0, 0, 2]
 
 
 LENGTHS = st.lists(st.integers(1, 60), min_size=1, max_size=200)

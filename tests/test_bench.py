@@ -112,9 +112,9 @@ class TestBatchOrder:
     LENGTHS = tuple(random.Random(1).choices(range(3, 60), k=70))
 
     def test_is_the_order_of_the_training_loop(self) -> None:
-        from softprompt.train import _Order
+        from softprompt.train import Order
 
-        own = _Order(list(self.LENGTHS), TrainConfig(batch_size=16, seed=3))
+        own = Order(list(self.LENGTHS), TrainConfig(batch_size=16, seed=3))
         assert batch_order(self.LENGTHS, 16, seed=3, steps=9) == [own.batch(step) for step in range(9)]
 
     def test_has_as_many_batches_as_steps(self) -> None:

@@ -13,7 +13,10 @@ import pytest
 from small import TEMPLATE, Ended, answers, command, reviews, write_data
 from tiny import save_tiny
 
+from softprompt.base import load
+from softprompt.evaluate import evaluate
 from softprompt.store import load_prompt
+from softprompt.task import Task
 
 FAST = ["--length", "4", "--steps", "12", "--batch-size", "8", "--eval-every", "6", "--init", "labels"]
 CPU = ["--device", "cpu", "--dtype", "float32"]
@@ -205,7 +208,7 @@ class TestOtherMistakes:
     @pytest.mark.parametrize(
         ("arguments", "words"),
         [
-            ([], "expected a verb, one of demo, eval, predict, show, train; got none"),
+            ([], "expected a verb, one of demo, doctor, eval, multitask, predict, show, similar, train; got none"),
             (["learn"], "No such command 'learn'"),
             (["--fast"], "No such option '--fast'"),
             (["train"], "Missing option '--model'"),
@@ -218,6 +221,8 @@ class TestOtherMistakes:
             (["predict", "/none", "a", "--stop", ""], "a stop string must not be empty"),
             (["eval", "--data", "/none"], "expected a saved prompt, or --model for the written prompt; got neither"),
             (["eval", "/none", "--data", "d", "--shots", "2"], "--shots are for the written prompt"),
+            (["eval", "/none", "--data", "d", "--labels", "a,b"], "--labels, --verbalizer, --instruction and --shots"),
+            (["eval", "/none", "--data", "d", "--verbalizer", "a=b"], "for the written prompt: leave them or PROMPT"),
             (["eval", "--model", "m", "--data", "/none"], "expected a file or folder at '/none'"),
             (["demo", "--out", "/dev/null/x"], "'/dev/null' is a file"),
             (["demo", "--steps", "0"], "Invalid value for '--steps'"),
@@ -246,6 +251,23 @@ class TestOtherMistakes:
     def test_in_evaluation_before_loading(self, place: Path, more: list[str], words: str) -> None:
         more = [str(place / "answers") if word == "answers" else word for word in more]
         done = command("eval", place / "prompt", "--data", place / "reviews", *more)
+        assert done.code == 2
+        assert words in done.error
+        assert "loading" not in done.err
+
+    @pytest.mark.parametrize(
+        ("more", "words"),
+        [
+            (
+                ["--labels", "good,neutral"],
+                "which is not among the labels good, neutral: correct the rows, or name all",
+            ),
+            (["--verbalizer", "god=fine"], "verbalizer for unknown label 'god': labels are bad, good"),
+            (["--verbalizer", "good"], "--verbalizer 'good': expected LABEL=WORDS, as in 1=good"),
+        ],
+    )
+    def test_in_evaluation_of_the_written_prompt(self, place: Path, more: list[str], words: str) -> None:
+        done = command("eval", "--model", place / "llama", "--data", place / "reviews", *more)
         assert done.code == 2
         assert words in done.error
         assert "loading" not in done.err
@@ -284,7 +306,9 @@ class TestOtherMistakes:
         def interrupted(*arguments: Any, **options: Any) -> None:
             raise KeyboardInterrupt
 
-        monkeypatch.setattr("softprompt.store.load_prompt" if verb == "show" else "softprompt.fit.fit", interrupted)
+        monkeypatch.setattr(
+            "softprompt.store.load_prompt" if verb == "show" else "softprompt.fit.fit_together", interrupted
+        )
         done = command("show", place / "prompt") if verb == "show" else train(place, tmp_path / "p")
         assert done.code == 130
         assert done.error == f"interrupted{hint}"
@@ -318,6 +342,22 @@ class TestJson:
         more = ["--template", TEMPLATE, "--instruction", "Judge.", "--shots", "2", "--split", "all", "--limit", "30"]
         result = self.only(command("eval", "--model", place / "llama", "--data", place / "reviews", "--json", *more))
         assert (result["prompt"], result["metric"], result["n"]) == (None, "accuracy", 30)
+
+    def test_eval_of_the_written_prompt_in_other_words(self, place: Path) -> None:
+        """It comes to what the library gives for this task, and the words matter."""
+        arguments = ["eval", "--model", place / "llama", "--data", place / "reviews", "--template", TEMPLATE, "--json"]
+        words = ["--labels", "good, bad", "--verbalizer", "good=a story", "--verbalizer", "bad=the mat"]
+        result = self.only(command(*arguments, *words, *CPU))
+        task = Task.of(
+            place / "reviews",
+            template=TEMPLATE,
+            labels=["good", "bad"],
+            verbalizers={"good": "a story", "bad": "the mat"},
+        )
+        expected = evaluate(load(place / "llama", dtype="float32"), task.test, None, spec=task.spec).to_dict()
+        assert {key: result[key] for key in expected} == expected
+        plain = self.only(command(*arguments, *CPU))
+        assert {key: plain[key] for key in expected} != expected
 
     def test_eval_of_generation(self, place: Path) -> None:
         more = ["--data", place / "answers", "--json", "--max-new-tokens", "4", *CPU]

@@ -47,7 +47,9 @@ class TestMistakes:
             TrainConfig.build(learning_rat=0.1)
 
     def test_unknown_setting_like_no_other_lists_all(self) -> None:
-        with pytest.raises(ConfigError, match=r"unknown setting 'zzz': known settings: method, length, .*seed"):
+        with pytest.raises(
+            ConfigError, match=r"unknown setting 'zzz': known settings: method, method_options, length, .*seed"
+        ):
             TrainConfig.build(zzz=1)
 
     @pytest.mark.parametrize(

@@ -255,7 +255,7 @@ class TestModel:
         switch = {True: logging.enable_progress_bar, False: logging.disable_progress_bar}
         switch[shown]()
         try:
-            with embedded._no_progress_bars():
+            with embedded.no_progress_bars():
                 assert not logging.is_progress_bar_enabled()
                 assert vars(reader)["tqdm"] is logging.tqdm
             assert logging.is_progress_bar_enabled() == shown

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import pytest
 import torch
-from tiny import FAMILIES, NOT_SHARING, plain_logits, random_prompt, tiny_base
+from tiny import FAMILIES, NOT_SHARING, as_state, plain_logits, random_prompt, tiny_base
 from torch import Tensor
 
 from softprompt.base import FrozenLM
@@ -29,7 +29,7 @@ def completions(
     budget: int = BUDGET,
 ) -> list[str]:
     with torch.no_grad():
-        prefix = make_prefix(base, prompt)
+        prefix = make_prefix(base, as_state(prompt))
     found = dict(complete(base, prefix, texts, sampling, budget))
     return [found[index] for index in range(len(texts))]
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import pytest
 import torch
 from tiny import FAMILIES as EVERY_FAMILY
-from tiny import NOT_SHARING, plain_logits, random_prompt, tiny_base
+from tiny import NOT_SHARING, as_state, plain_logits, random_prompt, tiny_base
 from torch import Tensor
 
 from softprompt import objective as objective_module
@@ -13,7 +13,7 @@ from softprompt.base import FrozenLM
 from softprompt.batch import Encoder, budgeted, collate
 from softprompt.data import Example
 from softprompt.objective import Objective
-from softprompt.prefix import Prefix, cached_prefix, concatenated_prefix, make_prefix
+from softprompt.prefix import Prefix, PromptState, cached_prefix, concatenated_prefix, make_prefix
 from softprompt.task import TaskSpec
 
 FAMILIES = [family for family in EVERY_FAMILY if family != "falcon_h1"]  # slow, and no other than Mamba here
@@ -62,7 +62,7 @@ def test_label_probabilities_equal_decoding_held_to_the_labels(family: str, labe
     with torch.no_grad():
         prompt = random_prompt(base, PROMPT)
         items = encoder.scoring_items([Example(text) for text in TEXTS])
-        found = objective.label_log_probabilities(make_prefix(base, prompt), items).exp()
+        found = objective.label_log_probabilities(make_prefix(base, as_state(prompt)), items).exp()
         expected = torch.stack([brute_force(base, prompt, text, labels) for text in TEXTS])
     assert found.shape == (len(TEXTS), len(labels))
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
@@ -74,13 +74,13 @@ def test_label_probabilities_equal_decoding_held_to_the_labels(family: str, labe
 @pytest.mark.parametrize("make", [cached_prefix, concatenated_prefix], ids=["shared", "concatenated"])
 @pytest.mark.parametrize("family", [family for family in FAMILIES if family not in NOT_SHARING])
 def test_the_training_loss_is_that_of_the_label(
-    family: str, make: Callable[[FrozenLM, Tensor], Prefix], labels: Sequence[str]
+    family: str, make: Callable[[FrozenLM, PromptState | None], Prefix], labels: Sequence[str]
 ) -> None:
     base = tiny_base(family)
     encoder, objective = encoded(base, spec_of(labels))
     examples = [Example(text, label) for text, label in zip(TEXTS, labels[::-1], strict=False)]
     prompt = random_prompt(base, PROMPT)
-    loss = objective.loss_sum(make(base, prompt), collate(encoder.training_items(examples), base.device))
+    loss = objective.losses(make(base, as_state(prompt)), collate(encoder.training_items(examples), base.device)).sum()
     expected = torch.stack(
         [-brute_force(base, prompt, one.text, labels)[labels.index(str(one.label))].log() for one in examples]
     ).sum()
@@ -94,7 +94,7 @@ def test_scores_do_not_depend_on_how_the_items_are_batched(monkeypatch: pytest.M
     encoder, objective = encoded(base, spec_of(LABELS["common beginnings"]))
     items = encoder.scoring_items([Example(text) for text in TEXTS])
     with torch.no_grad():
-        prefix = make_prefix(base, random_prompt(base, PROMPT))
+        prefix = make_prefix(base, as_state(random_prompt(base, PROMPT)))
         together = objective.label_log_probabilities(prefix, items)
         monkeypatch.setattr(objective_module, "EVALUATION_TOKENS", 1)
         assert len(list(budgeted(items, 1))) == len(items)
@@ -106,9 +106,8 @@ def test_a_wild_prompt_has_a_finite_loss_and_gradient() -> None:
     base = tiny_base("llama")
     encoder, objective = encoded(base, spec_of(LABELS["one begins another"]))
     prompt = (1e4 * random_prompt(base, PROMPT).detach()).requires_grad_()
-    loss = objective.loss_sum(
-        make_prefix(base, prompt), collate(encoder.training_items([Example("so", "good")]), base.device)
-    )
+    batch = collate(encoder.training_items([Example("so", "good")]), base.device)
+    loss = objective.losses(make_prefix(base, as_state(prompt)), batch).sum()
     loss.backward()
     assert prompt.grad is not None
     assert torch.isfinite(loss)
@@ -125,7 +124,9 @@ def test_the_generation_loss_equals_that_of_transformers(
     encoder, objective = encoded(base, TaskSpec("generation", "{{ text }}\nOutput:"))
     examples = [Example(text, None, (output,)) for text, output in zip(TEXTS, ("the mat", "so", "a", "x"), strict=True)]
     prompt = random_prompt(base, PROMPT)
-    loss = objective.loss_sum(make_prefix(base, prompt), collate(encoder.training_items(examples), base.device))
+    loss = objective.losses(
+        make_prefix(base, as_state(prompt)), collate(encoder.training_items(examples), base.device)
+    ).sum()
 
     expected = torch.zeros(())
     embed = base.model.get_input_embeddings()
@@ -149,9 +150,9 @@ def test_the_generation_loss_is_the_same_without_gradient() -> None:
     encoder, objective = encoded(base, TaskSpec("generation", "{{ text }}\nOutput:"))
     batch = collate(encoder.training_items([Example("a cat", None, ("the mat",))]), base.device)
     prompt = random_prompt(base, PROMPT)
-    with_gradient = objective.loss_sum(make_prefix(base, prompt), batch)
+    with_gradient = objective.losses(make_prefix(base, as_state(prompt)), batch).sum()
     with torch.no_grad():
-        without = objective.loss_sum(make_prefix(base, prompt), batch)
+        without = objective.losses(make_prefix(base, as_state(prompt)), batch).sum()
     assert with_gradient.requires_grad
     assert not without.requires_grad
     assert torch.equal(with_gradient.detach(), without)

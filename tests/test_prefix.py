@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 
 import pytest
 import torch
-from tiny import FAMILIES, NOT_SHARING, SLIDING, WINDOW, WITHOUT_BOS, plain_logits, random_prompt, tiny_base
+from tiny import FAMILIES, NOT_SHARING, SLIDING, WINDOW, WITHOUT_BOS, as_state, plain_logits, random_prompt, tiny_base
 from torch import Tensor
 
 from softprompt.base import FrozenLM
@@ -13,6 +13,7 @@ from softprompt.prefix import (
     CachedPrefix,
     ConcatenatedPrefix,
     Prefix,
+    PromptState,
     cached_prefix,
     concatenated_prefix,
     make_prefix,
@@ -22,7 +23,7 @@ from softprompt.prefix import (
 ATOL = 1e-4  # of logits
 RTOL = 1e-4  # of the gradient's norm
 
-Maker = Callable[[FrozenLM, Tensor], Prefix]
+Maker = Callable[[FrozenLM, PromptState | None], Prefix]
 WAYS: dict[str, tuple[Maker, str]] = {
     "right-padded": (concatenated_prefix, "right"),
     "left-padded": (concatenated_prefix, "left"),
@@ -81,7 +82,7 @@ def test_every_way_equals_plain_concatenation(family: str, way: str, size: str) 
     prompt, texts = random_prompt(base, length), texts_of(lengths)
     before = bytes_of(base)
     expected = one_by_one(base, prompt, texts)
-    actual = batched(base, make(base, prompt), texts, side)
+    actual = batched(base, make(base, as_state(prompt)), texts, side)
     for one, other in zip(actual, expected, strict=True):
         torch.testing.assert_close(one, other, atol=ATOL, rtol=0)
     right, found = gradient_of(prompt, expected, texts), gradient_of(prompt, actual, texts)
@@ -105,7 +106,7 @@ def test_the_window_of_the_tiny_models_is_felt(family: str) -> None:
 def test_which_families_share(family: str) -> None:
     base = tiny_base(family)
     assert shares_prefix(base) == (family not in NOT_SHARING)
-    prefix = make_prefix(base, random_prompt(base, 3))
+    prefix = make_prefix(base, as_state(random_prompt(base, 3)))
     assert isinstance(prefix, ConcatenatedPrefix if family in NOT_SHARING else CachedPrefix)
 
 
@@ -123,7 +124,7 @@ def test_a_prefix_without_prompt_is_the_plain_model(family: str) -> None:
 def test_a_prefix_can_be_used_again(family: str) -> None:
     base, texts = tiny_base(family), texts_of((12, 5, 3))
     with torch.no_grad():
-        prefix = make_prefix(base, random_prompt(base, 4))
+        prefix = make_prefix(base, as_state(random_prompt(base, 4)))
         first = batched(base, prefix, texts, "right")
         batched(base, prefix, texts_of((2, 40)), "right")
         again = batched(base, prefix, texts, "right")
@@ -134,16 +135,17 @@ def test_a_prefix_can_be_used_again(family: str) -> None:
 @pytest.mark.parametrize("family", [family for family in FAMILIES if family not in NOT_SHARING])
 def test_expanding_takes_no_memory_and_leaves_the_prefix_as_it_is(family: str) -> None:
     base, prompt = tiny_base(family), random_prompt(tiny_base(family), 4)
-    prefix = cached_prefix(base, prompt)
-    assert prefix.length == len(base.bos_ids) + 4
+    prefix = cached_prefix(base, as_state(prompt))
+    assert prefix.width == len(base.bos_ids) + 4
     kept = [(layer.keys.clone(), layer.values.clone(), layer.get_seq_length()) for layer in prefix.cache.layers]
-    expanded = prefix.expand(5)
+    which = torch.zeros(5, dtype=torch.long)
+    expanded = prefix.expand(which)
     for own, other in zip(prefix.cache.layers, expanded.layers, strict=True):
         assert other.keys.shape == (5, *own.keys.shape[1:])
         assert other.keys.data_ptr() == own.keys.data_ptr()
-    prefix.hidden(torch.full((5, 20), 9), torch.ones(5, 20, dtype=torch.long), expanded)
-    assert expanded.get_seq_length() == prefix.length + 20
-    assert prefix.cache.get_seq_length() == prefix.length
+    prefix.hidden(torch.full((5, 20), 9), torch.ones(5, 20, dtype=torch.long), which, expanded)
+    assert expanded.get_seq_length() == prefix.width + 20
+    assert prefix.cache.get_seq_length() == prefix.width
     for layer, (keys, values, length) in zip(prefix.cache.layers, kept, strict=True):
         assert torch.equal(layer.keys, keys)
         assert torch.equal(layer.values, values)
@@ -156,11 +158,11 @@ def test_the_prompt_still_receives_gradient_after_an_evaluation(family: str) -> 
 
     def gradient() -> Tensor:
         prompt = random_prompt(base, 3)
-        return gradient_of(prompt, batched(base, make_prefix(base, prompt), texts, "right"), texts)
+        return gradient_of(prompt, batched(base, make_prefix(base, as_state(prompt)), texts, "right"), texts)
 
     before = gradient()
     with torch.no_grad():
-        batched(base, make_prefix(base, random_prompt(base, 3)), texts, "right")
+        batched(base, make_prefix(base, as_state(random_prompt(base, 3))), texts, "right")
     assert torch.equal(gradient(), before)
 
 
@@ -170,13 +172,14 @@ def test_extending_a_padded_batch_equals_the_whole_text(family: str) -> None:
     lengths = (3, 1) if family in SLIDING else (9, 4)
     whole = texts_of([length + 1 for length in lengths])
     with torch.no_grad():
-        prefix = cached_prefix(base, random_prompt(base, 3))
+        prefix = cached_prefix(base, as_state(random_prompt(base, 3)))
         expected = one_by_one(base, random_prompt(base, 3), whole)
         ids = torch.nn.utils.rnn.pad_sequence([text[:-1] for text in whole], batch_first=True)
         mask = (torch.arange(ids.shape[1]) < torch.tensor(lengths)[:, None]).long()
-        cache = prefix.expand(2)
-        prefix.hidden(ids, mask, cache)
-        seen = torch.cat([mask.new_ones(2, prefix.length), mask, mask.new_ones(2, 1)], dim=1)
+        which = torch.zeros(2, dtype=torch.long)
+        cache = prefix.expand(which)
+        prefix.hidden(ids, mask, which, cache)
+        seen = torch.cat([mask.new_ones(2, prefix.width), mask, mask.new_ones(2, 1)], dim=1)
         last = torch.stack([text[-1] for text in whole])
-        hidden = prefix.extend(last, seen, prefix.length + torch.tensor(lengths), cache)
+        hidden = prefix.extend(last, seen, prefix.width + torch.tensor(lengths), cache)
     torch.testing.assert_close(base.logits(hidden), torch.stack([row[-1] for row in expected]), atol=ATOL, rtol=0)

@@ -162,7 +162,7 @@ class TestLiveLine:
 
     def test_is_gone_after_an_early_stop(self, terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
         line = LiveLine(terminal)
-        monkeypatch.setattr(training._Validation, "score", lambda *arguments: (0.5, 1.0))
+        monkeypatch.setattr(training.Validation, "score", lambda *arguments: (0.5, 1.0))
         prompt = fit(tiny_base("llama"), reviews_task(), observer=line, patience=1, **{**FAST, "steps": 100})
         assert prompt.training["steps_made"] == 12
         assert not line._progress.live.is_started
@@ -176,7 +176,7 @@ class TestLiveLine:
             raise error("no")
 
         line = LiveLine(terminal)
-        monkeypatch.setattr(training, "_accumulate_gradient", fail)
+        monkeypatch.setattr(training, "_accumulate_gradients", fail)
         with pytest.raises((KeyboardInterrupt, RuntimeError, TrainingError), match="no"):
             fit(tiny_base("llama"), reviews_task(), observer=line, **FAST)
         assert not line._progress.live.is_started

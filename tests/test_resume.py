@@ -17,6 +17,7 @@ from tiny import save_tiny, tiny_base
 import softprompt.train as training
 from softprompt.errors import OutputError, TrainingError
 from softprompt.fit import fit
+from softprompt.store import load_prompt
 from softprompt.task import Task
 
 RESULTS = ("prompt.safetensors", "prompt.json", "history.jsonl")
@@ -31,11 +32,12 @@ averaging = 0.5
 patience = 0
 init = "random"
 """
-# dies right before the operation on the disk that DIE_AT counts to; a file that is written makes one or two of them
+# dies right before the operation on the disk that DIE_AT counts to; a file that is written makes one or two of them;
+# or right after something was renamed to DIE_ONCE_THERE
 DYING = """
 import os, signal
 
-left = int(os.environ["DIE_AT"])
+left = int(os.environ.get("DIE_AT", 0))
 
 def dying(operation):
     def counted(*arguments, **options):
@@ -43,7 +45,10 @@ def dying(operation):
         left -= 1
         if left == 0:
             os.kill(os.getpid(), signal.SIGKILL)
-        return operation(*arguments, **options)
+        result = operation(*arguments, **options)
+        if str(arguments[-1]) == os.environ.get("DIE_ONCE_THERE"):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return result
     return counted
 
 for name in ("fsync", "replace", "rename"):
@@ -78,10 +83,11 @@ def arguments(place: Path, out: Path, *more: str) -> list[str]:
     ]
 
 
-def started(place: Path, out: Path, *more: str, die_at: int | None = None) -> "subprocess.Popen[str]":
+def started(place: Path, out: Path, *more: str, **dying: object) -> "subprocess.Popen[str]":
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    if die_at is not None:
-        environment |= {"DIE_AT": str(die_at), "PYTHONPATH": str(place / "dying")}
+    if dying:
+        environment |= {name.upper(): str(value) for name, value in dying.items()}
+        environment["PYTHONPATH"] = str(place / "dying")
     process = [sys.executable, "-m", "softprompt", *arguments(place, out, *more)]
     root = Path(__file__).parent.parent
     return subprocess.Popen(
@@ -121,7 +127,7 @@ class TestKilled:
         # when the first checkpoint is written, but not yet in its place
         assert ended(started(place, out, die_at=2))[0] == -signal.SIGKILL
         assert step_of(run) == 0
-        assert [path.name for path in run.iterdir()] == [".checkpoint.safetensors.tmp"]
+        assert sorted(path.name for path in run.iterdir()) == [".checkpoint.safetensors.tmp", ".lock"]
 
         # from outside, at whatever it is doing
         process = started(place, out)
@@ -147,6 +153,46 @@ class TestKilled:
         assert "resumed at step 60" in err
         assert [path.name for path in tmp_path.iterdir()] == ["p"]
         assert sorted(path.name for path in out.iterdir()) == sorted([*RESULTS, "run.json"])
+        assert_same(out, unbroken)
+
+    def test_once_the_prompt_is_in_its_place_no_run_is_left(self, place: Path, unbroken: Path, tmp_path: Path) -> None:
+        out = tmp_path / "p"
+        assert ended(started(place, out, die_once_there=out))[0] == -signal.SIGKILL
+        assert [path.name for path in tmp_path.iterdir()] == ["p"]
+        assert load_prompt(out).length == 4
+        done = command(*arguments(place, out))
+        assert (done.code, done.error) == (2, f"'{out}' exists already: give another --out, or remove it first")
+
+        # nothing stands in the way of training anew, and nothing is resumed
+        shutil.rmtree(out)
+        code, err = ended(started(place, out))
+        assert code == 0
+        assert "resumed" not in err
+        assert_same(out, unbroken)
+
+
+class TestTwoProcesses:
+    def test_the_second_ends_at_once_and_the_first_goes_on(self, place: Path, unbroken: Path, tmp_path: Path) -> None:
+        out, run = tmp_path / "p", tmp_path / "p.run"
+        first = started(place, out)
+        deadline = time.monotonic() + 100
+        while not (run / ".lock").exists():
+            assert first.poll() is None, first.communicate()
+            assert time.monotonic() < deadline
+            time.sleep(0.002)
+        first.send_signal(signal.SIGSTOP)
+        words = f"another process is training in '{run}' now: wait until it ends, or give another --out"
+        try:
+            for flags in ([], ["--resume"], ["--restart"]):
+                done = command(*arguments(place, out, *flags))
+                assert (done.code, done.error) == (2, words)
+                assert "loading" not in done.err
+            with pytest.raises(OutputError, match="another process is training in"):
+                fit(tiny_base("llama"), reviews_task(), out=out, **FAST)
+        finally:
+            first.send_signal(signal.SIGCONT)
+        assert ended(first)[0] == 0
+        assert [path.name for path in tmp_path.iterdir()] == ["p"]
         assert_same(out, unbroken)
 
 
@@ -272,9 +318,9 @@ def test_every_kind_of_run_goes_on_exactly(
     )
     settings = {**FAST, "init": "random", "checkpoint_every": 2, "alarm_after": 5, **VARIANTS[variant]}
     calls = []
-    whole = training._accumulate_gradient
+    whole = training._accumulate_gradients
 
-    def interrupted(*arguments: Any) -> float:
+    def interrupted(*arguments: Any) -> list[float]:
         calls.append(1)
         if len(calls) == at:
             raise KeyboardInterrupt
@@ -282,7 +328,7 @@ def test_every_kind_of_run_goes_on_exactly(
 
     first, rest, seen = Recorder(), Recorder(), Recorder()
     fit(base, task, out=tmp_path / "unbroken", observer=seen, **settings)
-    monkeypatch.setattr(training, "_accumulate_gradient", interrupted)
+    monkeypatch.setattr(training, "_accumulate_gradients", interrupted)
     with pytest.raises(KeyboardInterrupt):
         fit(base, task, out=tmp_path / "p", observer=first, **settings)
     fit(base, task, out=tmp_path / "p", observer=rest, resume=True, **settings)

@@ -34,7 +34,7 @@ def a_prompt(family: str = "llama") -> Prompt:
     base = tiny_base(family)
     generator = torch.Generator().manual_seed(1)
     return Prompt(
-        state=PromptState("embeddings", torch.randn(5, base.embedding_size, generator=generator)),
+        states=(PromptState.of_embeddings(torch.randn(5, base.embedding_size, generator=generator)),),
         spec=TaskSpec("classification", "{{ text }} é:", ("a", "b"), ("gut", "schlecht"), 64),
         base_name=base.name,
         base_fingerprint=base.fingerprint,
@@ -58,8 +58,7 @@ class TestRoundTrip:
     def test_everything_comes_back(self, saved: Path) -> None:
         before, after = a_prompt(), load_prompt(saved)
         assert torch.equal(before.state.tensor, after.state.tensor)
-        state = PromptState("embeddings", torch.zeros(0))
-        assert replace(after, state=state) == replace(before, state=state, extra_files={})
+        assert replace(after, states=()) == replace(before, states=(), extra_files={})
 
     def test_the_files(self, saved: Path) -> None:
         assert sorted(path.name for path in saved.iterdir()) == ["history.jsonl", MANIFEST_FILE, TENSOR_FILE]
@@ -91,8 +90,8 @@ class TestRoundTrip:
         assert list(workspace.iterdir()) == []
 
     def test_a_state_in_half_precision_is_saved_in_float32(self, tmp_path: Path) -> None:
-        state = PromptState("embeddings", torch.randn(5, 32, dtype=torch.bfloat16))
-        folder = replace(a_prompt(), state=state).save(tmp_path / "p")
+        state = PromptState.of_embeddings(torch.randn(5, 32, dtype=torch.bfloat16))
+        folder = replace(a_prompt(), states=(state,)).save(tmp_path / "p")
         assert torch.equal(load_prompt(folder).state.tensor, state.tensor.float())
 
 
@@ -146,6 +145,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "tensor flipped": (lambda folder: flip_a_bit(folder / TENSOR_FILE), "is damaged: its SHA-256 is not the one in"),
     "other digest": (lambda folder: edit_manifest(folder, sha256="0" * 64), "its SHA-256 is not the one in"),
     "no digest": (lambda folder: edit_manifest(folder, sha256=...), "is damaged: it lacks 'sha256'"),
+    "no length": (lambda folder: edit_manifest(folder, length=...), "its length says None"),
     "no task": (lambda folder: edit_manifest(folder, task=...), "is damaged: it lacks 'task'"),
     "wrong task": (lambda folder: edit_manifest(folder, task={"kind": 1}), "the saved task lacks or misuses"),
     "bad template": (
@@ -154,7 +154,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "base is a string": (lambda folder: edit_manifest(folder, base="gpt2"), "is damaged: "),
     "seed is infinite": (lambda folder: edit_manifest(folder, seed=float("inf")), "is damaged: "),
-    "wrong length": (lambda folder: edit_manifest(folder, length=4), r"shape \(5, 32\) and length 4"),
+    "wrong length": (lambda folder: edit_manifest(folder, length=4), "5 virtual tokens, its length says 4"),
     "unknown kind": (lambda folder: edit_manifest(folder, kind="magic"), "kind 'magic'"),
     "NaN": (
         lambda folder: replace_tensors(folder, {"prompt": torch.full((5, 32), float("nan"))}),

@@ -1,7 +1,8 @@
 """Tasks: templates that are sandboxed and checked at once, labels, verbalizers, and data that does not fit them."""
 
 import json
-from collections.abc import Sequence
+import signal
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -84,6 +85,100 @@ class TestTemplate:
         with pytest.raises(TemplateError) as caught:
             print(Template("{{ text }} " + escape).render(Example("a")))
         assert "\n" not in str(caught.value)
+
+
+class TestHostileTemplates:
+    """They end at once, whatever they try; the alarm is for the day when one does not."""
+
+    @pytest.fixture(autouse=True)
+    def _alarm(self) -> Iterator[None]:
+        def late(*_: object) -> None:
+            raise TimeoutError("still at it")
+
+        before = signal.signal(signal.SIGALRM, late)
+        signal.alarm(10)
+        yield
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+    def refused(self, source: str, text: str = "a") -> str:
+        with pytest.raises(TemplateError) as caught:
+            Template("{{ text }}" + source).render(Example(text))
+        assert "\n" not in str(caught.value)
+        return str(caught.value)
+
+    @pytest.mark.parametrize("text", ["a", "long " * 1000], ids=["short", "long"])
+    @pytest.mark.parametrize(
+        "source",
+        [
+            "{{ 'a' * 10**9 }}",
+            "{{ [0] * 10**8 }}",
+            "{% for i in range(10**9) %}x{% endfor %}",
+            "{% for a in range(9999) %}{% for b in range(9999) %}{% for c in range(99) %}" + "{% endfor %}" * 3,
+            "{% set x = range(1000) | list %}{% for a in x %}{% for b in x %}{% for c in x %}" + "{% endfor %}" * 3,
+            "{% set a = 'a' %}" + "{% set a = a ~ a %}" * 30,
+            "{% set a = 'a' %}" + "{% set a = a + a %}" * 30,
+            "{% set a = 'a' %}" + "{% set a = a | replace('a', 'aaaaaaaa') %}" * 10,
+            "{% set a = 'a' %}" + "{% set a = a.replace('a', 'aaaaaaaa') %}" * 10,
+            "{% set a = 'a' %}" + "{% set a %}{{ a }}{{ a }}{% endset %}" * 30,
+            "{% set a = [1] %}" + "{% set a = [a, a] %}" * 30 + "{{ a }}",
+            "{% set a = 1 %}" + "{% set a = namespace(a=a, b=a) %}" * 30 + "{{ a }}",
+            "{% set n = namespace(a='a') %}{% for i in range(30) %}{% set n.a = n.a + n.a %}{% endfor %}",
+            "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(40) }}",
+            "{{ 'a' | center(10**9) }}",
+            "{{ 'a'.zfill(10**9) }}",
+            "{{ range(9000) | map('string') | map('center', 90000) | join }}",
+            "{% set x = 'a' * 90000 %}{{ range(9000) | join(x) }}",
+            "{% set x = 'a' * 90000 %}{{ {}.fromkeys(range(9000), x).values() | join }}",
+            "{{ 1.5 | round(10**9, 'ceil') }}",
+        ],
+        ids=lambda source: source[:50],
+    )
+    def test_that_makes_too_much(self, source: str, text: str) -> None:
+        most = 1_000_000 + 1_000 * len(text)
+        message = self.refused(source, text)
+        assert f": it makes too much, more than {most:,} characters and items: simplify it; got " in message
+
+    @pytest.mark.parametrize(
+        ("source", "words"),
+        [
+            ("{{ 10 ** 10 ** 10 }}", "a number of more than 64 bits"),
+            ("{% set n = namespace(a=7) %}{% for i in range(40) %}{% set n.a = n.a * n.a %}{% endfor %}", "64 bits"),
+            ("{{ '%999999999d' % 1 }}", "% does not format text here"),
+            ("{{ '%999999999d' | format(1) }}", "No filter named 'format'"),
+            ("{{ '{:999999999}'.format(1) }}", "format is not available here"),
+            ("{{ lipsum(10**6) }}", "'lipsum' is undefined"),
+            ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "recursion"),
+            ("{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}", "does not parse: maximum recursion"),
+            ("{{ " + "9" * 5000 + " }}", "does not parse: Exceeds the limit"),
+        ],
+        ids=lambda source: source[:40],
+    )
+    def test_that_tries_something_else(self, source: str, words: str) -> None:
+        assert words in self.refused(source)
+
+    @pytest.mark.parametrize(
+        ("source", "expected"),
+        [
+            ("{{ '-' * 20 }}", "-" * 20),
+            ("{{ 2 ** 10 }} {{ 7 % 3 }} {{ 3000 * 4000 }}", "1024 1 12000000"),
+            ("{{ (text ~ 1 ~ '!')[-2:] }}", "1!"),
+            (
+                "{% for w in text.split()[:3] %}{{ loop.index }}/{{ loop.length }}{{ w | upper }} {% endfor %}",
+                "1/3AB 2/3CD 3/3AB ",
+            ),
+            ("{% set n = namespace(a=0) %}{% for c in text %}{% set n.a = n.a + 1 %}{% endfor %}{{ n.a }}", "60000"),
+            ("{% macro m(x) %}<{{ x }}>{% endmacro %}{{ m('a') }}{{ m(m('a')) }}", "<a><<a>>"),
+            ("{{ text | trim | truncate(2000, true, '...') | length }}", "2000"),
+            ("{{ text | replace('ab', 'longer') | wordcount }}", "20000"),
+            ("{{ [] | first | default('none') }}", "none"),
+            ("{{ range(3) | map('string') | join('-') }}", "0-1-2"),
+            ("{% for k, v in {'a': 1}.items() if v %}{{ k }}{{ v }}{% else %}none{% endfor %}", "a1"),
+        ],
+    )
+    def test_what_a_long_text_needs_is_let_through(self, source: str, expected: str) -> None:
+        text = "ab cd " * 10000
+        assert Template("{{ text }}" + source).render(Example(text)) == text + expected
 
 
 class TestClassification:

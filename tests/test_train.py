@@ -18,11 +18,13 @@ from softprompt.config import TrainConfig
 from softprompt.data import Example
 from softprompt.errors import DataError, OutputError, TemplateError, TrainingError
 from softprompt.fit import fit
+from softprompt.learner import Learner, rate_factor
+from softprompt.methods.initialisers import initialise
 from softprompt.metrics import accuracy
 from softprompt.predict import Predictor
 from softprompt.store import load_prompt
 from softprompt.task import Task
-from softprompt.train import TrainingResult, rate_factor, train
+from softprompt.train import TrainingResult, train
 
 
 @pytest.fixture(scope="module")
@@ -92,12 +94,12 @@ class TestLearning:
         assert one != other
 
     def test_every_epoch_takes_all_examples_in_an_order_of_its_own(self) -> None:
-        order = training._Order([7] * 20, TrainConfig(batch_size=5))
+        order = training.Order([7] * 20, TrainConfig(batch_size=5))
         steps = [order.batch(step) for step in range(8)]
         for epoch in (steps[:4], steps[4:]):
             assert sorted(index for batch in epoch for index in batch) == list(range(20))
         assert steps[:4] != steps[4:]
-        assert training._Order([7] * 20, TrainConfig(batch_size=5)).batch(6) == steps[6]
+        assert training.Order([7] * 20, TrainConfig(batch_size=5)).batch(6) == steps[6]
 
 
 class TestAccumulation:
@@ -150,7 +152,7 @@ class TestChoiceOfTheBest:
         self, base: FrozenLM, monkeypatch: pytest.MonkeyPatch, scores: list[tuple[float, float]], **settings: Any
     ) -> tuple[TrainingResult, Recorder, Scripted]:
         validation = Scripted(scores)
-        monkeypatch.setattr(training, "_Validation", validation)
+        monkeypatch.setattr(training, "Validation", validation)
         result, seen = run(base, reviews_task(), **{"eval_every": 2, "steps": 2 * len(scores), **settings})
         return result, seen, validation
 
@@ -190,7 +192,7 @@ class TestVariants:
         averaged, seen = run(base, reviews_task(), averaging=0.9, patience=0)
         same, same_seen = run(base, reviews_task(), averaging=1e-9, patience=0)
         assert seen.losses == same_seen.losses  # what is averaged does not feed back into learning
-        start = training.initialise("labels", base, reviews_task().spec, 4, 0)
+        start = initialise("labels", base, reviews_task().spec, 4, 0).tensor
         assert (averaged.state.tensor - start).norm() < 0.9 * (plain.state.tensor - start).norm()
         torch.testing.assert_close(same.state.tensor, plain.state.tensor)
 
@@ -260,14 +262,14 @@ class TestNotANumber:
 
     def break_at(self, monkeypatch: pytest.MonkeyPatch, step: int) -> None:
         """The loss of this step, counted from 1, is not a number."""
-        whole, calls = training._accumulate_gradient, []
+        whole, calls = training._accumulate_gradients, []
 
-        def broken(*arguments: Any) -> float:
+        def broken(*arguments: Any) -> list[float]:
             calls.append(1)
-            loss = whole(*arguments)
-            return math.nan if len(calls) == step else loss
+            losses = whole(*arguments)
+            return [math.nan] if len(calls) == step else losses
 
-        monkeypatch.setattr(training, "_accumulate_gradient", broken)
+        monkeypatch.setattr(training, "_accumulate_gradients", broken)
 
     def test_keeps_the_last_good_checkpoint(
         self, base: FrozenLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -387,15 +389,16 @@ class TestCheckpoint:
         fit(base, reviews_task(), out=tmp_path / "p", restart=True, **FAST)
         assert [path.name for path in tmp_path.iterdir()] == ["p"]
 
-    def test_restart_keeps_the_old_run_until_there_is_something_better(self, tmp_path: Path) -> None:
-        module = torch.nn.Linear(2, 2)
-        adam = torch.optim.AdamW(module.parameters())
+    def test_restart_keeps_the_old_run_until_there_is_something_better(self, base: FrozenLM, tmp_path: Path) -> None:
+        learner = Learner(base, reviews_task(), TrainConfig.build(**FAST))
         old = Checkpoint(tmp_path / "p.run", {"a": 1})
-        old.save(module, adam, {}, torch.zeros(2), training.Progress(step=3))
+        learner.progress.step = 3
+        old.save([learner])
         new = Checkpoint(tmp_path / "p.run", {"a": 2}, restart=True)
         assert new.load() is None
         assert old.load() is not None
-        new.save(module, adam, {}, torch.zeros(2), training.Progress(step=1))
-        assert new.load().progress["step"] == 1  # type: ignore[union-attr]
+        learner.progress.step = 1
+        new.save([learner])
+        assert new.load().step == 1  # type: ignore[union-attr]
         with pytest.raises(TrainingError, match=r"is another one \(a was 2, is 1\): give the same settings, or start"):
             old.load()

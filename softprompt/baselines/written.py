@@ -35,7 +35,7 @@ def written_prompt(
     if not ids:
         return None
     with torch.no_grad():
-        return PromptState("embeddings", base.embed(torch.tensor(ids, device=base.device)).float())
+        return PromptState.of_embeddings(base.embed(torch.tensor(ids, device=base.device)).float())
 
 
 def choose_shots(examples: Sequence[Example], count: int, seed: int) -> list[Example]:

@@ -1,32 +1,107 @@
 """Methods: how a prompt is parametrised while learning. One file a method; each folds into a PromptState."""
 
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
 
-from torch import Tensor, nn
+import torch
+from pydantic import BaseModel, ValidationError
+from torch import nn
 
+from softprompt.base import FrozenLM
 from softprompt.errors import ConfigError
-from softprompt.methods.prompt_tuning import PromptTuning
+from softprompt.methods import p_tuning, prefix_tuning, prompt_tuning, residual
 from softprompt.prefix import PromptState
 
 
 class Method(Protocol):
-    """What the training loop asks of a method: an ``nn.Module`` with these two."""
+    """What the training loop asks of a method, beside being an ``nn.Module``."""
 
-    def virtual_tokens(self) -> Tensor:
-        """``[P, H]`` float32, with gradient to the method's parameters."""
+    def state(self) -> PromptState:
+        """The prompt as it stands, float32, with gradient to the method's parameters."""
 
-    def fold(self) -> PromptState:
-        """What remains after learning."""
-
-
-METHODS: dict[str, Callable[[Tensor, float], nn.Module]] = {"prompt-tuning": PromptTuning}
+    def rate_factors(self) -> Mapping[str, float]:
+        """What the learning rate is multiplied by, for parameters whose names begin so; 1 for all others."""
 
 
-def check_method(name: str) -> None:
-    """Raises ConfigError if there is no method ``name``; suggests the nearest."""
+@dataclass(frozen=True)
+class Registered:
+    """A method by its name.
+
+    Attributes:
+        build: base model, start (``[P, H]`` or keys and values), seed and options to the module.
+        options: what can be set beside the settings that all methods share.
+        kind: of the state it folds into.
+        summary: one line for people.
+    """
+
+    build: Callable[[FrozenLM, PromptState, float, int, Any], nn.Module]
+    options: type[BaseModel]
+    kind: str
+    summary: str
+
+
+METHODS: dict[str, Registered] = {
+    "prompt-tuning": Registered(
+        prompt_tuning.build, prompt_tuning.Options, "embeddings", "virtual tokens learned directly"
+    ),
+    "p-tuning": Registered(
+        p_tuning.build, p_tuning.Options, "embeddings", "virtual tokens out of a small network (MLP or LSTM)"
+    ),
+    "residual": Registered(
+        residual.build, residual.Options, "embeddings", "virtual tokens plus a small network's output"
+    ),
+    "prefix-tuning": Registered(
+        prefix_tuning.build, prefix_tuning.Options, "key_values", "keys and values in every layer (P-tuning v2)"
+    ),
+}
+
+
+def check_method(name: str, options: Mapping[str, Any] | None = None) -> BaseModel:
+    """The options of method ``name``, defaults filled in.
+
+    Raises:
+        ConfigError: there is no such method, or it has no such option.
+    """
     if name not in METHODS:
         raise ConfigError(f"unknown method '{name}': expected one of {', '.join(sorted(METHODS))}")
+    model = METHODS[name].options
+    if unknown := sorted(set(options or {}) - set(model.model_fields)):
+        known = ", ".join(model.model_fields) or "none"
+        raise ConfigError(f"method '{name}' has no option '{unknown[0]}': expected one of {known}")
+    try:
+        return model.model_validate(dict(options or {}))
+    except ValidationError as error:
+        problem = error.errors()[0]
+        option = ".".join(map(str, problem["loc"]))
+        raise ConfigError(
+            f"option '{option}' of method '{name}': {problem['msg']}, got {problem['input']!r}"
+        ) from error
 
 
-__all__ = ["METHODS", "Method", "check_method"]
+def make_method(
+    name: str, options: Mapping[str, Any], base: FrozenLM, start: PromptState, unit: float, seed: int
+) -> Any:
+    """The module that learns, on the base model's device; at first it gives ``start``.
+
+    Args:
+        unit: what a learned value of 1 is worth in virtual tokens.
+
+    Raises:
+        ConfigError: no such method or option, or a start that it cannot use.
+        BaseModelError: the base model cannot take this kind of prompt.
+    """
+    chosen = check_method(name, options)
+    if start.kind == "key_values" and METHODS[name].kind != "key_values":
+        able = ", ".join(sorted(other for other, entry in METHODS.items() if entry.kind == "key_values"))
+        raise ConfigError(f"the prompt to start from holds keys and values, which only {able} can learn on, not {name}")
+    return METHODS[name].build(base, start, unit, seed, chosen).to(base.device)
+
+
+def fold(method: Method) -> PromptState:
+    """What remains after learning: the state, free of the parametrisation."""
+    with torch.no_grad():
+        return method.state().detached()
+
+
+__all__ = ["METHODS", "Method", "Registered", "check_method", "fold", "make_method"]

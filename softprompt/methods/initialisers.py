@@ -1,4 +1,4 @@
-"""Where a prompt starts: initialisers, each giving ``[P, H]`` in the scale in which the model sees embedded text.
+"""Where a prompt starts: initialisers, in the scale in which the model sees embedded text.
 
 Lester et al. 2021 (section 3.2) compare random, sampled vocabulary and class labels; text is PEFT's term for words.
 """
@@ -10,13 +10,14 @@ from torch import Tensor
 
 from softprompt.base import FrozenLM
 from softprompt.errors import ConfigError, PromptFileError
+from softprompt.prefix import PromptState
 from softprompt.store import load_prompt, read_manifest
 from softprompt.task import TaskSpec
 from softprompt.verbalizer import plain_ids
 
 
-def initialise(how: str, base: FrozenLM, spec: TaskSpec, length: int, seed: int) -> Tensor:
-    """The start of a prompt.
+def initialise(how: str, base: FrozenLM, spec: TaskSpec, length: int, seed: int) -> PromptState:
+    """The start of a prompt: virtual tokens, or the keys and values of a saved prompt of that kind.
 
     Args:
         how: ``text`` (an instruction made of the task's labels), ``text:WORDS``, ``labels``, ``vocab``, ``random``,
@@ -30,9 +31,11 @@ def initialise(how: str, base: FrozenLM, spec: TaskSpec, length: int, seed: int)
     """
     check_init(how)
     if how in _PLAIN:
-        return _PLAIN[how](base, spec, length, seed)
+        return PromptState.of_embeddings(_PLAIN[how](base, spec, length, seed))
     name, _, argument = how.partition(":")
-    return _from_text(argument, base, length) if name == "text" else _from_prompt(argument, base, length)
+    if name == "prompt":
+        return _from_prompt(argument, base, length)
+    return PromptState.of_embeddings(_from_text(argument, base, length))
 
 
 def check_init(how: str) -> None:
@@ -60,7 +63,7 @@ def _from_text(text: str, base: FrozenLM, length: int) -> Tensor:
     return _tiled(plain_ids(base.tokenizer, text), base, length)
 
 
-def _from_prompt(folder: str, base: FrozenLM, length: int) -> Tensor:
+def _from_prompt(folder: str, base: FrozenLM, length: int) -> PromptState:
     prompt = load_prompt(folder)
     prompt.check_base(base)
     if prompt.state.length != length:
@@ -68,7 +71,7 @@ def _from_prompt(folder: str, base: FrozenLM, length: int) -> Tensor:
             f"init 'prompt:{folder}' has {prompt.state.length} virtual tokens, expected {length}: "
             f"use --length {prompt.state.length}"
         )
-    return prompt.state.tensor.float()
+    return prompt.state
 
 
 def _instruction(base: FrozenLM, spec: TaskSpec, length: int, seed: int) -> Tensor:

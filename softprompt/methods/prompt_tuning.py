@@ -7,10 +7,18 @@ of the base model's token embeddings, so that one learning rate serves every mod
 ``init`` as start is the paper's own form). P * H parameters.
 """
 
+from collections.abc import Mapping
+
 import torch
+from pydantic import BaseModel
 from torch import Tensor, nn
 
+from softprompt.base import FrozenLM
 from softprompt.prefix import PromptState
+
+
+class Options(BaseModel):
+    """None beside the settings of every method."""
 
 
 class PromptTuning(nn.Module):
@@ -25,10 +33,15 @@ class PromptTuning(nn.Module):
         self.register_buffer("init", init.detach().float().clone(), persistent=True)
         self.theta = nn.Parameter(torch.zeros_like(self.init))
 
-    def virtual_tokens(self) -> Tensor:
+    def state(self) -> PromptState:
         """``[P, H]`` float32, with gradient to ``theta``."""
-        return self.init + self.unit * self.theta
+        return PromptState.of_embeddings(self.init + self.unit * self.theta)
 
-    def fold(self) -> PromptState:
-        """The learned virtual tokens, free of the parametrisation."""
-        return PromptState("embeddings", self.virtual_tokens().detach().clone())
+    def rate_factors(self) -> Mapping[str, float]:
+        """The learning rate is made for ``theta``."""
+        return {}
+
+
+def build(base: FrozenLM, start: PromptState, unit: float, seed: int, options: Options) -> PromptTuning:
+    """From virtual tokens to learn on."""
+    return PromptTuning(start.tensor, unit)

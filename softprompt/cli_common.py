@@ -1,0 +1,90 @@
+"""What the verbs of the command line share: options, loading, printing."""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from softprompt.errors import ConfigError
+
+if TYPE_CHECKING:
+    from softprompt.base import FrozenLM
+    from softprompt.train import Observer
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def model_options(command: Command) -> Command:
+    for option in (
+        click.option("--trust-remote-code", is_flag=True, help="Let the model's repository run its own code."),
+        click.option("--dtype", help="float32, bfloat16 or float16. Default: what is fast here."),
+        click.option("--device", help="cpu, cuda, cuda:1, mps. Default: a GPU if there is one."),
+    ):
+        command = option(command)
+    return command
+
+
+def column_options(command: Command) -> Command:
+    for option in (
+        click.option("--target-column", help="Column of the text to generate.  [default: target]"),
+        click.option("--label-column", help="Column of the label.  [default: label]"),
+        click.option("--text-column", help="Column of the text.  [default: text]"),
+    ):
+        command = option(command)
+    return command
+
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object, and nothing else.")
+
+
+vote_option = click.option(
+    "--vote",
+    type=click.Choice(["mean", "majority"]),
+    default="mean",
+    show_default=True,
+    help="How an ensemble answers: mean probability, or most votes.",
+)
+
+
+def load_base(name: str, options: dict[str, Any]) -> "FrozenLM":
+    from transformers.utils import logging
+
+    from softprompt.base import load
+
+    logging.set_verbosity_error()
+    say(f"loading {name}")
+    return load(name, progress=say, **options)
+
+
+def observer_for(as_json: bool, tensorboard: Path | None = None) -> "Observer":
+    from softprompt.progress import LiveLine, PlainLines, Several, TensorBoard
+
+    shown: Observer = LiveLine() if sys.stderr.isatty() and not as_json else PlainLines()
+    return shown if tensorboard is None else Several([shown, TensorBoard(tensorboard)])
+
+
+def pairs(flag: str, options: tuple[str, ...], form: str, example: str) -> dict[str, str]:
+    """``NAME=VALUE`` options by name; raises ConfigError for one that is not of this ``form``, or given twice."""
+    found: dict[str, str] = {}
+    for option in options:
+        name, equals, value = option.partition("=")
+        if not equals or name in found:
+            what = "another name" if equals else form
+            raise ConfigError(f"{flag} '{option}': expected {what}, as in {example}")
+        found[name] = value
+    return found
+
+
+def given(**options: Any) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def print_result(result: dict[str, Any], lines: list[str], as_json: bool) -> None:
+    click.echo(json.dumps(result, ensure_ascii=False) if as_json else "\n".join(lines))
+
+
+def say(text: str) -> None:
+    click.echo(text, err=True)

@@ -1,0 +1,89 @@
+"""``softprompt multitask``: several tasks learn together, each ends with a prompt of its own."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from softprompt.cli_common import json_option, load_base, model_options, observer_for, pairs, print_result, say
+
+
+@click.command()
+@click.option("--model", "model_name", required=True, help="As for train.")
+@click.option("--task", "tasks", multiple=True, required=True, metavar="NAME=DATA", help="Repeat for each task.")
+@click.option("--teacher", "teachers", multiple=True, metavar="NAME=PROMPT", help="A prompt learned for it alone.")
+@click.option(
+    "--distillation", type=click.FloatRange(min=0), default=0.9, show_default=True, help="Weight of teachers."
+)
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder; each task's prompt in its own.")
+@click.option("--config", type=click.Path(path_type=Path), help="Settings from a .toml or .yaml file.")
+@click.option("--length", type=int, help="Virtual tokens.")
+@click.option("--init", help="As for train; labels are the first task's.")
+@click.option("--steps", type=int, help="Optimiser steps.")
+@click.option("--batch-size", type=int, help="Examples of each task per step.")
+@click.option("--learning-rate", type=float, help="In standard deviations of the embeddings.")
+@click.option("--eval-every", type=int, help="Steps between validations.")
+@click.option("--seed", type=int, help="Of initialisation and data order.")
+@click.option("--resume", is_flag=True, help="Go on with the unfinished run of --out.")
+@click.option("--restart", is_flag=True, help="Drop the unfinished run of --out and begin anew.")
+@click.option("--no-test", is_flag=True, help="Do not score the test splits at the end.")
+@model_options
+@json_option
+def multitask(
+    model_name: str,
+    tasks: tuple[str, ...],
+    teachers: tuple[str, ...],
+    distillation: float,
+    out: Path,
+    config: Path | None,
+    resume: bool,
+    restart: bool,
+    no_test: bool,
+    device: str | None,
+    dtype: str | None,
+    trust_remote_code: bool,
+    as_json: bool,
+    **settings: Any,
+) -> None:
+    """Learn several tasks together.
+
+    One shared prompt and a rank-one matrix for each task; batches mix the tasks; each task folds to a plain prompt,
+    which eval, predict and train --init prompt:OUT/NAME take like any other (Wang et al. 2023).
+    """
+    from softprompt.config import TrainConfig
+
+    chosen = TrainConfig.load(config, **settings) if config else TrainConfig.build(**settings)
+    sources = pairs("--task", tasks, "NAME=DATA", "reviews=data/reviews")
+    taught = pairs("--teacher", teachers, "NAME=PROMPT", "reviews=prompts/reviews")
+
+    from softprompt.fit import check_out
+    from softprompt.fit_multitask import check_names, fit_multitask
+    from softprompt.methods.initialisers import check_init
+    from softprompt.report_text import training_lines
+    from softprompt.store import load_prompt
+    from softprompt.task import Task
+
+    # what is quickly checked comes before what takes long
+    check_names(sources)
+    check_init(chosen.init)
+    check_out(out, resume=resume, restart=restart)
+    loaded = {name: load_prompt(folder) for name, folder in taught.items()}
+    read = {name: Task.of(data, max_length=chosen.max_length) for name, data in sources.items()}
+    base = load_base(model_name, {"device": device, "dtype": dtype, "trust_remote_code": trust_remote_code})
+    prompts = fit_multitask(
+        base,
+        read,
+        out=out,
+        config=chosen,
+        teachers=loaded,
+        distillation=distillation,
+        observer=observer_for(as_json),
+        resume=resume,
+        restart=restart,
+        evaluate_test=not no_test,
+    )
+    if not as_json:
+        say("")
+    lines = [line for name, prompt in prompts.items() for line in (name, *training_lines(prompt, out / name), "")]
+    result = {name: {"prompt": str(out / name), "metrics": prompt.metrics} for name, prompt in prompts.items()}
+    print_result({"prompts": result}, lines, as_json)

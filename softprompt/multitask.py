@@ -1,0 +1,272 @@
+"""Multitask prompt tuning (Wang et al. 2023): several tasks learn together, each ends with a plain prompt of its own.
+
+    loss = sum over tasks k of  task loss_k + distillation * (KL_k + MSE_k)
+
+Every step holds a batch of each task, and all of them go through the frozen model in the same passes. Where a task has
+a teacher, a prompt learned for it alone, ``KL_k`` is the divergence of the label distribution from the teacher's and
+``MSE_k`` the squared distance of the hidden states at the scored positions, in units of the teacher's variance.
+
+Deviations from the paper: a batch of every task in every step, where the paper draws tasks by size; hidden states are
+compared at the scored positions of the last layer. Generation tasks are distilled by hidden states only.
+"""
+
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from softprompt.base import FrozenLM
+from softprompt.batch import Batch, Encoder, Item, budgeted, collate
+from softprompt.checkpoint import Checkpoint
+from softprompt.config import TrainConfig
+from softprompt.errors import ConfigError, TrainingError
+from softprompt.learner import Progress, make_optimizer, rate_factor
+from softprompt.methods.initialisers import initialise
+from softprompt.methods.multitask import MultitaskPrompt
+from softprompt.objective import EVALUATION_TOKENS, Objective
+from softprompt.prefix import Prefix, PromptState, make_prefix
+from softprompt.recompute import recomputing
+from softprompt.task import Task
+from softprompt.train import Observer, Order, TrainingResult, Validation, check_trainable
+
+
+@dataclass
+class _Joint:
+    """Where a run stands."""
+
+    step: int = 0
+    tasks: list[Progress] = field(default_factory=list)
+
+
+class _Student:
+    """One of the tasks: its data, its teacher, how it does."""
+
+    def __init__(
+        self, base: FrozenLM, index: int, task: Task, config: TrainConfig, teacher: PromptState | None
+    ) -> None:
+        check_trainable(task)
+        encoder = Encoder(base, task.spec, config.length)
+        self.index = index
+        self.items = encoder.training_items(task.train)
+        self.objective = Objective(base, encoder.verbalizer)
+        self.validation = Validation(task, encoder, self.objective, config)
+        self.truncated = encoder.truncated
+        self.order = Order([len(item.ids) for item in self.items], config)
+        self.teacher: Prefix | None = None
+        if teacher is not None:
+            with torch.no_grad():
+                self.teacher = make_prefix(base, teacher)
+
+    def batch(self, step: int) -> list[Item]:
+        """The examples of a step, marked as this task's."""
+        items = [self.items[index] for index in self.order.batch(step)]
+        # generation asks no decision; beside tasks that do, every position needs an entry
+        return [
+            replace(item, prompt=self.index, decisions=item.decisions or (0,) * len(item.positions)) for item in items
+        ]
+
+    def count(self, items: list[Item]) -> int:
+        """What a mean loss is over: examples for classification, target tokens for generation."""
+        return sum(len(item.targets) for item in items) if self.objective.verbalizer is None else len(items)
+
+    def distilled(self, hidden: Tensor, own: Batch) -> Tensor:
+        """Summed distance from the teacher at hidden states ``[N, H]`` of ``own``, this task's rows of a batch."""
+        assert self.teacher is not None
+        with torch.no_grad():
+            taught = self.teacher.hidden(own.input_ids, own.mask)[own.row, own.column]
+        distance = (hidden.float() - taught.float()).square().mean(dim=1) / taught.float().var().clamp(min=1e-6)
+        if self.objective.verbalizer is None:
+            return distance.sum()
+        student = self.objective.decision_log_probabilities(hidden, own.decisions)
+        with torch.no_grad():
+            target = self.objective.decision_log_probabilities(taught, own.decisions)
+        # rows that are no choice of a decision have probability zero in both
+        choices = target > -math.inf
+        change = torch.where(choices, target - student.masked_fill(~choices, 0.0), 0.0)
+        divergence = (target.exp() * change).sum(dim=1)
+        return (distance + divergence).sum()
+
+
+class _Run:
+    """The parameters of all tasks, as a checkpoint sees them."""
+
+    def __init__(self, base: FrozenLM, start: Tensor, config: TrainConfig, tasks: int) -> None:
+        unit = base.embedding_std if config.rate_unit == "embedding-std" else 1.0
+        self.method = MultitaskPrompt(start, unit, tasks).to(base.device)
+        self.optimizer = make_optimizer(self.method, config)
+        self.progress = _Joint(0, [Progress() for _ in range(tasks)])
+        self.best = [self.method.state_of(task).detached() for task in range(tasks)]
+
+    def tensors(self) -> dict[str, Tensor]:
+        kept = {f"method/{name}": tensor for name, tensor in self.method.state_dict().items()}
+        return kept | {f"best/{index}": state.tensor for index, state in enumerate(self.best)}
+
+    def restore(self, tensors: Mapping[str, Tensor], optimizer: dict[str, Any], progress: Mapping[str, Any]) -> None:
+        device = self.method.theta.device
+        method = {
+            name.removeprefix("method/"): t.to(device) for name, t in tensors.items() if name.startswith("method/")
+        }
+        self.method.load_state_dict(method)
+        self.best = [PromptState.of_embeddings(tensors[f"best/{index}"].to(device)) for index in range(len(self.best))]
+        self.optimizer.load_state_dict(optimizer)
+        self.progress = _Joint(progress["step"], [Progress(**task) for task in progress["tasks"]])
+
+
+def train_multitask(
+    base: FrozenLM,
+    tasks: Mapping[str, Task],
+    config: TrainConfig,
+    observer: Observer,
+    *,
+    teachers: Mapping[str, PromptState] | None = None,
+    distillation: float = 0.9,
+    checkpoint: Checkpoint | None = None,
+) -> dict[str, TrainingResult]:
+    """Learn one prompt for each task, all of them together.
+
+    Args:
+        tasks: by name; ``config.batch_size`` examples of each make a step.
+        config: the settings; the start (``init``) is that of the first task.
+        teachers: prompts learned for single tasks, by the task's name; a task without one is not distilled.
+        distillation: weight of the distance from the teachers.
+        checkpoint: where the run is kept while it lasts; it goes on from there if there is one.
+
+    Returns:
+        For each task the prompt of its own best evaluation, and how it did.
+
+    Raises:
+        ConfigError: fewer than two tasks, a teacher for a task that is not there, a start that cannot be used.
+        DataError, TemplateError: the data cannot be used.
+        TrainingError: the loss is no longer a number, or the checkpoint is of another run.
+    """
+    _check(tasks, config, teachers or {})
+    torch.manual_seed(config.seed)
+    start = initialise(config.init, base, next(iter(tasks.values())).spec, config.length, config.seed)
+    students = [
+        _Student(base, index, task, config, (teachers or {}).get(name))
+        for index, (name, task) in enumerate(tasks.items())
+    ]
+    run = _Run(base, start.tensor, config, len(students))
+    saved = checkpoint.load() if checkpoint is not None else None
+    if saved is not None:
+        run.restore(*saved.learner(0))
+        observer.noted(f"resumed at step {run.progress.step}")
+    progress, first_step, seen, began = run.progress, run.progress.step, 0, time.perf_counter()
+    learned = sum(parameter.numel() for parameter in run.method.parameters())
+    try:
+        observer.started(progress.step, config.steps, learned, base.parameter_count)
+        while progress.step < config.steps:
+            step_began, rate = time.perf_counter(), config.learning_rate * rate_factor(progress.step, config)
+            batches = [student.batch(progress.step) for student in students]
+            with recomputing(base, config.gradient_checkpointing):
+                losses = _accumulate_gradients(base, run.method, students, batches, config, distillation)
+            norm = float(nn.utils.clip_grad_norm_(run.method.parameters(), config.clip))
+            if not (math.isfinite(norm) and all(map(math.isfinite, losses))):
+                raise TrainingError(
+                    f"the training loss is not a number at step {progress.step + 1} (rate {rate:.2g}): start again "
+                    f"with --restart and a lower rate (--learning-rate {config.learning_rate / 10:.2g})"
+                )
+            if checkpoint is not None and progress.step > first_step and progress.step % config.checkpoint_every == 0:
+                checkpoint.save([run])
+            for group in run.optimizer.param_groups:
+                group["lr"] = rate * group["factor"]
+            run.optimizer.step()
+            run.optimizer.zero_grad(set_to_none=True)
+            progress.step += 1
+            seen += sum(map(len, batches))
+            speed = sum(map(len, batches)) / (time.perf_counter() - step_began)
+            observer.stepped(progress.step, sum(losses) / len(losses), rate, speed)
+            for own, loss in zip(progress.tasks, losses, strict=True):
+                own.recent = [*own.recent, loss][-50:]
+            if progress.step % config.eval_every == 0 or progress.step == config.steps:
+                for name, student in zip(tasks, students, strict=True):
+                    _evaluate(run, name, student, observer)
+                if checkpoint is not None and progress.step == config.steps:
+                    checkpoint.save([run])
+    finally:
+        observer.finished()
+    seconds = time.perf_counter() - began
+    return {
+        name: TrainingResult(
+            run.best[student.index],
+            student.validation.metric,
+            own.best_value,
+            own.best_loss,
+            own.best_step,
+            progress.step,
+            tuple(own.history),
+            learned,
+            student.truncated,
+            seconds,
+            seen / seconds if seconds else 0.0,
+            own.alarmed,
+            own.failed,
+        )
+        for name, student, own in zip(tasks, students, progress.tasks, strict=True)
+    }
+
+
+def _check(tasks: Mapping[str, Task], config: TrainConfig, teachers: Mapping[str, PromptState]) -> None:
+    if len(tasks) < 2:
+        raise ConfigError(
+            f"multitask prompt tuning needs at least two tasks, got {len(tasks)}: learn a single one by train"
+        )
+    if unknown := sorted(set(teachers) - set(tasks)):
+        raise ConfigError(f"a teacher for '{unknown[0]}': expected one of the tasks {', '.join(tasks)}")
+    if config.averaging:
+        raise ConfigError("averaging is not available for multitask prompt tuning: leave it at 0")
+
+
+def _accumulate_gradients(
+    base: FrozenLM,
+    method: MultitaskPrompt,
+    students: list[_Student],
+    batches: list[list[Item]],
+    config: TrainConfig,
+    distillation: float,
+) -> list[float]:
+    """Gradient of the sum of all tasks' losses; returns each task's mean task loss (nats), without distillation."""
+    counts = [student.count(batch) for student, batch in zip(students, batches, strict=True)]
+    budget = min(config.token_budget, EVALUATION_TOKENS) if base.device.type == "cpu" else config.token_budget
+    totals = [0.0] * len(students)
+    for chunk in budgeted([item for batch in batches for item in batch], budget, config.micro_batch_size):
+        owners = sorted({item.prompt for item in chunk})
+        prefix = make_prefix(base, *(method.state_of(owner) for owner in owners))
+        batch = collate([replace(item, prompt=owners.index(item.prompt)) for item in chunk], base.device)
+        hidden = prefix.hidden(batch.input_ids, batch.mask, batch.which)[batch.row, batch.column]
+        whole: list[Tensor] = []
+        for place, owner in enumerate(owners):
+            student, mine = students[owner], batch.which[batch.row] == place
+            losses = student.objective.losses_of(hidden[mine], batch.targets[mine], batch.decisions[mine])
+            totals[owner] += losses.sum().item() / counts[owner]
+            whole.append(losses.sum() / counts[owner])
+            if student.teacher is not None and distillation:
+                own = collate([item for item in chunk if item.prompt == owner], base.device)
+                whole.append(distillation * student.distilled(hidden[mine], own) / counts[owner])
+        torch.stack(whole).sum().backward()
+    return totals
+
+
+def _evaluate(run: _Run, name: str, student: _Student, observer: Observer) -> None:
+    """Score one task on validation and keep its prompt if it is the best so far."""
+    own, step = run.progress.tasks[student.index], run.progress.step
+    with torch.no_grad():
+        candidate = run.method.state_of(student.index).detached()
+    value, loss = student.validation.score(candidate)
+    if not math.isfinite(loss):
+        raise TrainingError(
+            f"the validation loss of '{name}' is not a number at step {step}: start again with a lower rate"
+        )
+    best = (value, -loss) > (own.best_value, -own.best_loss)
+    if best:
+        run.best[student.index], own.best_step, own.best_value, own.best_loss = candidate, step, value, loss
+    recent = sum(own.recent) / len(own.recent)
+    own.history.append({"step": step, "train_loss": recent, "value": value, "validation_loss": loss})
+    observer.evaluated(step, f"{student.validation.metric} of {name}", value, loss, best)
+
+
+__all__ = ["train_multitask"]
