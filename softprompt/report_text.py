@@ -71,7 +71,7 @@ def _population_lines(prompt: Prompt) -> list[str]:
     rows = [("prompt", f"validation {metric}", "loss", "best step")]
     for one in population:
         figures = [f"{one[key]:.4f}" if one[key] is not None else "-" for key in (metric, "loss")]
-        mark = " (failed)" if one["failed"] else " (chosen)" if one["name"] == prompt.training["chosen"] else ""
+        mark = " (failed)" if one["failed"] else " (best)" if one["name"] == prompt.training["chosen"] else ""
         rows.append((one["name"] + mark, *figures, str(one["best_step"])))
     kept = [f"all {len(prompt.states)} are kept, they answer by vote"] if len(prompt.states) > 1 else []
     return ["", *table(rows), *kept]

@@ -107,10 +107,13 @@ class Prompt:
             workspace: folder on the same disk where it is written before it is put in place; beside it by default.
 
         Raises:
+            PromptFileError: prompts of two kinds, or none.
             OutputError: it exists, there is no space, or it may not be written.
         """
         from safetensors.torch import save
 
+        if len({state.kind for state in self.states}) != 1:
+            raise PromptFileError("the prompts of an ensemble are of one kind: save them one by one")
         folder = Path(folder)
         check_free(folder)
         tensor_bytes = save(_tensors(self.states))
@@ -260,7 +263,7 @@ def _states(named: Mapping[str, torch.Tensor], kind: Any, members: int) -> tuple
     Raises:
         KeyError, ValueError: the tensors are not those of such a prompt.
     """
-    if kind not in ("embeddings", "key_values") or not isinstance(members, int) or not 1 <= members <= len(named):
+    if kind not in ("embeddings", "key_values") or type(members) is not int or not 1 <= members <= len(named):
         raise ValueError(f"kind {kind!r} with {members!r} members in {len(named)} tensors")
     states = []
     for member in range(members):
@@ -273,7 +276,13 @@ def _states(named: Mapping[str, torch.Tensor], kind: Any, members: int) -> tuple
         dimensions = 2 if kind == "embeddings" else 4
         for tensor in tensors:
             pair = kind == "embeddings" or tensor.shape[:1] == (2,)
-            if tensor.ndim != dimensions or not pair or tensor.shape[-2] != tensors[0].shape[-2] or not tensor.numel():
+            if (
+                not tensor.is_floating_point()
+                or tensor.ndim != dimensions
+                or not pair
+                or tensor.shape[-2] != tensors[0].shape[-2]
+                or not tensor.numel()
+            ):
                 raise ValueError(f"kind {kind!r} with shape {tuple(tensor.shape)}")
         states.append(PromptState(kind, tuple(tensors)))
     if sum(len(state.tensors) for state in states) != len(named):

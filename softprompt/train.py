@@ -200,6 +200,8 @@ def train_together(
 
 def check_together(configs: Mapping[str, TrainConfig]) -> None:
     """Raise ConfigError unless prompts with these settings can learn in the same passes."""
+    if not configs:
+        raise ConfigError("expected the settings of at least one prompt, got none")
     first = next(iter(configs.values()))
     for config in configs.values():
         for name in SHARED:

@@ -377,3 +377,12 @@ class TestDamage:
 
 def test_families_of_these_tests_share_or_do_not() -> None:
     assert [family in NOT_SHARING for family, _ in WAYS] == [False, False, False, True]
+
+
+def test_prompts_of_two_kinds_are_not_saved(tmp_path: Path) -> None:
+    base = tiny_base("gpt2")
+    both = (members(base)[0], members(base, "key_values")[0])
+    for states in (both, ()):
+        with pytest.raises(PromptFileError, match="the prompts of an ensemble are of one kind: save them one by one"):
+            ensemble(base, states).save(tmp_path / "p")
+    assert list(tmp_path.iterdir()) == []

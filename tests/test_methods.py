@@ -288,24 +288,24 @@ class TestMistakes:
             (
                 "p-tuning",
                 {"encoder": "gru"},
-                "option 'encoder' of method 'p-tuning': Input should be 'mlp' or 'lstm', got 'gru'",
+                "option 'encoder' of method 'p-tuning': input should be 'mlp' or 'lstm', got 'gru'",
             ),
             (
                 "prefix-tuning",
                 {"reparametrisation": "lstm"},
-                "option 'reparametrisation' of method 'prefix-tuning': Input should be 'none' or 'mlp', got 'lstm'",
+                "option 'reparametrisation' of method 'prefix-tuning': input should be 'none' or 'mlp', got 'lstm'",
             ),
             (
                 "p-tuning",
                 {"width": 0},
-                "option 'width' of method 'p-tuning': Input should be greater than or equal to 1, got 0",
+                "option 'width' of method 'p-tuning': input should be greater than or equal to 1, got 0",
             ),
             (
                 "residual",
                 {"bottleneck": 1_000_000},
-                "option 'bottleneck' of method 'residual': Input should be less than or equal to 65536, got 1000000",
+                "option 'bottleneck' of method 'residual': input should be less than or equal to 65536, got 1000000",
             ),
-            ("residual", {"bottleneck": "many"}, "option 'bottleneck' of method 'residual': Input should be a valid"),
+            ("residual", {"bottleneck": "many"}, "option 'bottleneck' of method 'residual': input should be a valid"),
         ],
     )
     def test_wrong_option(self, method: str, options: dict[str, Any], words: str) -> None:

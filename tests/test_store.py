@@ -154,6 +154,11 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "base is a string": (lambda folder: edit_manifest(folder, base="gpt2"), "is damaged: "),
     "seed is infinite": (lambda folder: edit_manifest(folder, seed=float("inf")), "is damaged: "),
+    "members is no number": (lambda folder: edit_manifest(folder, members=True), "with True members in 1 tensors"),
+    "whole numbers": (
+        lambda folder: replace_tensors(folder, {"prompt": torch.ones(5, 32, dtype=torch.int64)}),
+        r"kind 'embeddings' with shape \(5, 32\)",
+    ),
     "wrong length": (lambda folder: edit_manifest(folder, length=4), "5 virtual tokens, its length says 4"),
     "unknown kind": (lambda folder: edit_manifest(folder, kind="magic"), "kind 'magic'"),
     "NaN": (

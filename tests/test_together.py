@@ -305,3 +305,8 @@ class TestMistakes:
         with pytest.raises(SoftpromptError, match="unknown method 'magic'"):
             train_together(tiny_base("gpt2"), task_of("classification"), configs, seen)
         assert seen.first_step == -1
+
+
+def test_nothing_to_learn_is_a_mistake() -> None:
+    with pytest.raises(ConfigError, match="expected the settings of at least one prompt, got none"):
+        check_together({})

@@ -73,10 +73,9 @@ def check_method(name: str, options: Mapping[str, Any] | None = None) -> BaseMod
         return model.model_validate(dict(options or {}))
     except ValidationError as error:
         problem = error.errors()[0]
-        option = ".".join(map(str, problem["loc"]))
-        raise ConfigError(
-            f"option '{option}' of method '{name}': {problem['msg']}, got {problem['input']!r}"
-        ) from error
+        option, what = ".".join(map(str, problem["loc"])), problem["msg"]
+        what = what[0].lower() + what[1:]
+        raise ConfigError(f"option '{option}' of method '{name}': {what}, got {problem['input']!r}") from error
 
 
 def make_method(
