@@ -15,7 +15,8 @@ from torch import Tensor
 from softprompt.base import FrozenLM
 from softprompt.data import Example
 from softprompt.errors import DataError, TemplateError
-from softprompt.task import FIELD_END, FIELD_START, TaskSpec, unmarked
+from softprompt.task import TaskSpec
+from softprompt.template import FIELD_END, FIELD_START, unmarked
 from softprompt.verbalizer import Verbalizer, answer_ids, end_of_answer, plain_ids
 
 _LEAST_ROOM = 8  # tokens of template and text that prompt and answer must leave in the context

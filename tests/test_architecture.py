@@ -20,6 +20,7 @@ ROOMS = (
     "rows",
     "data",
     "embedded",
+    "template",
     "task",
     "verbalizer",
     "faster",
