@@ -22,6 +22,7 @@ from softprompt.cli_common import (
     observer_for,
     pairs,
     print_result,
+    run_options,
     say,
     vote_option,
 )
@@ -102,28 +103,19 @@ def demo(out: Path, steps: int | None, as_json: bool, **model: Any) -> None:
 @click.option("--labels", help="Label names, comma-separated.  [default: those of the training data]")
 @click.option("--verbalizer", multiple=True, metavar="LABEL=WORDS", help="Words for a label. Repeatable.")
 @column_options
-@click.option("--config", type=click.Path(path_type=Path), help="Settings from a .toml or .yaml file.")
 @click.option("--recipe", help="default, or lester (Adafactor, 0.3, constant, batch 32).")
 @click.option("--method", help="How the prompt is parametrised while learning.  [default: prompt-tuning]")
 @click.option("--method-option", multiple=True, metavar="NAME=VALUE", help="What only this method has. Repeatable.")
-@click.option("--length", type=int, help="Virtual tokens.  [default: 20]")
-@click.option("--init", help="text, text:WORDS, labels, vocab, random, prompt:FOLDER.  [default: text]")
-@click.option("--steps", type=int, help="Optimiser steps.  [default: 600]")
 @click.option("--batch-size", type=int, help="Examples per step.  [default: 16]")
 @click.option("--micro-batch-size", type=int, help="Examples per forward pass, to save memory.")
-@click.option("--learning-rate", type=float, help="In standard deviations of the embeddings.  [default: 0.1]")
 @click.option("--max-length", type=int, help="Tokens of template and text; the text is cut.  [default: 512]")
-@click.option("--eval-every", type=int, help="Steps between validations.  [default: 100]")
 @click.option("--patience", type=int, help="Validations without gain before stopping, 0: never.  [default: 4]")
-@click.option("--seed", type=int, help="Of initialisation and data order.  [default: 0]")
 @click.option("--seeds", type=click.IntRange(min=1), default=1, help="Learn so many prompts together, keep the best.")
 @click.option("--grid", default="", metavar="NAME=A,B;...", help="One prompt for each combination, all together.")
 @click.option("--ensemble", is_flag=True, help="With --seeds or --grid: keep all, they answer by vote.")
 @click.option("--gradient-checkpointing", is_flag=True, default=None, help="Save memory by computing layers twice.")
-@click.option("--resume", is_flag=True, help="Go on with the unfinished run of --out.")
-@click.option("--restart", is_flag=True, help="Drop the unfinished run of --out and begin anew.")
 @click.option("--tensorboard", type=click.Path(path_type=Path), help="Folder for TensorBoard.")
-@click.option("--no-test", is_flag=True, help="Do not score the test split at the end.")
+@run_options
 @model_options
 @json_option
 def train(

@@ -37,6 +37,24 @@ def column_options(command: Command) -> Command:
     return command
 
 
+def run_options(command: Command) -> Command:
+    """What every verb that learns has; tests/test_help.py holds the defaults told here to those of TrainConfig."""
+    for option in (
+        click.option("--no-test", is_flag=True, help="Do not score the test split at the end."),
+        click.option("--restart", is_flag=True, help="Drop the unfinished run of --out and begin anew."),
+        click.option("--resume", is_flag=True, help="Go on with the unfinished run of --out."),
+        click.option("--seed", type=int, help="Of initialisation and data order.  [default: 0]"),
+        click.option("--eval-every", type=int, help="Steps between validations.  [default: 100]"),
+        click.option("--learning-rate", type=float, help="In standard deviations of the embeddings.  [default: 0.1]"),
+        click.option("--steps", type=int, help="Optimiser steps.  [default: 600]"),
+        click.option("--init", help="text, text:WORDS, labels, vocab, random, prompt:FOLDER.  [default: text]"),
+        click.option("--length", type=int, help="Virtual tokens.  [default: 20]"),
+        click.option("--config", type=click.Path(path_type=Path), help="Settings from a .toml or .yaml file."),
+    ):
+        command = option(command)
+    return command
+
+
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object, and nothing else.")
 
 

@@ -5,7 +5,16 @@ from typing import Any
 
 import click
 
-from softprompt.cli_common import json_option, load_base, model_options, observer_for, pairs, print_result, say
+from softprompt.cli_common import (
+    json_option,
+    load_base,
+    model_options,
+    observer_for,
+    pairs,
+    print_result,
+    run_options,
+    say,
+)
 
 
 @click.command()
@@ -16,17 +25,8 @@ from softprompt.cli_common import json_option, load_base, model_options, observe
     "--distillation", type=click.FloatRange(min=0), default=0.9, show_default=True, help="Weight of teachers."
 )
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder; each task's prompt in its own.")
-@click.option("--config", type=click.Path(path_type=Path), help="Settings from a .toml or .yaml file.")
-@click.option("--length", type=int, help="Virtual tokens.")
-@click.option("--init", help="As for train; labels are the first task's.")
-@click.option("--steps", type=int, help="Optimiser steps.")
 @click.option("--batch-size", type=int, help="Examples of each task per step.")
-@click.option("--learning-rate", type=float, help="In standard deviations of the embeddings.")
-@click.option("--eval-every", type=int, help="Steps between validations.")
-@click.option("--seed", type=int, help="Of initialisation and data order.")
-@click.option("--resume", is_flag=True, help="Go on with the unfinished run of --out.")
-@click.option("--restart", is_flag=True, help="Drop the unfinished run of --out and begin anew.")
-@click.option("--no-test", is_flag=True, help="Do not score the test splits at the end.")
+@run_options
 @model_options
 @json_option
 def multitask(
@@ -45,7 +45,7 @@ def multitask(
     as_json: bool,
     **settings: Any,
 ) -> None:
-    """Learn several tasks together.
+    """Learn several tasks together; where --init needs labels, they are the first task's.
 
     One shared prompt and a rank-one matrix for each task; batches mix the tasks; each task folds to a plain prompt,
     which eval, predict and train --init prompt:OUT/NAME take like any other (Wang et al. 2023).

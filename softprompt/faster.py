@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-# scores of one layer, B * heads * T * S: beyond it, a kernel that never holds them all is the faster one
+# scores of one layer held at once, B * heads * T * S; more are left to the kernel, which never holds them all
 SHORT_ATTENTION = 2**22
 
 _ATTENTION = "softprompt"
@@ -115,7 +115,7 @@ def _attention(
     attention_mask: Tensor | None,
     scaling: float | None = None,
     **options: Any,
-) -> tuple[Tensor, None]:
+) -> tuple[Tensor, Any]:
     """Attention of ``query [B, heads, T, D]`` over ``key, value [B, kv_heads, S, D]``, as transformers calls it.
 
     Query heads that share a key head are laid side by side, so nothing is repeated.
@@ -129,15 +129,12 @@ def _attention(
     ):
         from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-        output: Tensor = sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **options)[
-            0
-        ]
-        return output, None
+        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **options)
     if options.get("softcap") is not None or options.get("s_aux") is not None:
         raise ValueError("softcap and sinks are for the model's own attention")
     scaling = size**-0.5 if scaling is None else scaling
     group = heads // kv_heads
-    # in float32: rounded scores would cost a tenth of the gradient, and there is little to multiply
+    # in float32, as the kernel it stands in for adds up; there is little to multiply
     grouped = query.float().mul(scaling).reshape(batch, kv_heads, group * length, size)
     scores = (grouped @ key.float().transpose(2, 3)).view(batch, kv_heads, group, length, keys)
     if attention_mask.dtype == torch.bool:

@@ -104,9 +104,8 @@ def fit_together(
     if ensemble and task.spec.kind == "generation":
         raise ConfigError("an ensemble answers by vote, expected a classification task, got generation")
     first = next(iter(configs.values()))
-    if "max_length" in first.model_fields_set:
-        task = replace(task, spec=replace(task.spec, max_length=first.max_length))
-    else:
+    task = limited(task, first)
+    if "max_length" not in first.model_fields_set:
         configs = {
             name: config.model_copy(update={"max_length": task.spec.max_length}) for name, config in configs.items()
         }
@@ -115,11 +114,7 @@ def fit_together(
     if out is not None:
         run = open_run(Path(out), base, {"": task}, configs, resume=resume, restart=restart)
     with run as checkpoint:
-        for note in task.splits.notes:
-            observer.noted(note)
-        if task.spec.kind == "generation":
-            # what the evaluation at the end needs room for; better refused now than after the training
-            Encoder(base, task.spec, max(config.length for config in configs.values()), Sampling().max_new_tokens)
+        announce(base, task, max(config.length for config in configs.values()), observer)
         outcomes = train_together(base, task, configs, observer, checkpoint)
         prompt = best_prompt(base, task, configs, outcomes, ensemble=ensemble)
         prompt = with_metrics(prompt, base, task, evaluate_test=evaluate_test)
@@ -128,6 +123,22 @@ def fit_together(
             finish(prompt, finished, outcomes[0], checkpoint.folder)
             checkpoint.place(finished, Path(out))
     return prompt
+
+
+def limited(task: Task, config: TrainConfig) -> Task:
+    """The task with the length limit that ``config`` sets, if it sets one."""
+    if "max_length" not in config.model_fields_set:
+        return task
+    return replace(task, spec=replace(task.spec, max_length=config.max_length))
+
+
+def announce(base: FrozenLM, task: Task, length: int, observer: Observer) -> None:
+    """Pass on what there is to know of the data; raise TemplateError if ``length`` virtual tokens leave no room."""
+    for note in task.splits.notes:
+        observer.noted(note)
+    if task.spec.kind == "generation":
+        # what the evaluation at the end needs room for; better refused now than after the training
+        Encoder(base, task.spec, length, Sampling().max_new_tokens)
 
 
 def run_folder(out: Path) -> Path:

@@ -8,12 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from softprompt.base import FrozenLM
-from softprompt.batch import Encoder
 from softprompt.checkpoint import Checkpoint
 from softprompt.config import TrainConfig
 from softprompt.errors import ConfigError
-from softprompt.fit import best_prompt, finish, open_run, with_metrics
-from softprompt.generate import Sampling
+from softprompt.fit import announce, best_prompt, finish, limited, open_run, with_metrics
 from softprompt.multitask import train_multitask
 from softprompt.progress import Silent
 from softprompt.store import Prompt
@@ -52,10 +50,7 @@ def fit_multitask(
     """
     chosen, observer = config or TrainConfig(), observer or Silent()
     check_names(tasks)
-    if "max_length" in chosen.model_fields_set:
-        tasks = {
-            name: replace(task, spec=replace(task.spec, max_length=chosen.max_length)) for name, task in tasks.items()
-        }
+    tasks = {name: limited(task, chosen) for name, task in tasks.items()}
     for teacher in (teachers or {}).values():
         teacher.check_base(base)
     states = {name: teacher.state for name, teacher in (teachers or {}).items()}
@@ -66,11 +61,7 @@ def fit_multitask(
         run = open_run(Path(out), base, tasks, {"": chosen}, resume=resume, restart=restart, **more)
     with run as checkpoint:
         for task in tasks.values():
-            for note in task.splits.notes:
-                observer.noted(note)
-            if task.spec.kind == "generation":
-                # what the evaluation at the end needs room for; better refused now than after the training
-                Encoder(base, task.spec, chosen.length, Sampling().max_new_tokens)
+            announce(base, task, chosen.length, observer)
         outcomes = train_multitask(
             base, tasks, chosen, observer, teachers=states, distillation=distillation, checkpoint=checkpoint
         )

@@ -18,6 +18,8 @@ from softprompt.methods.initialisers import initialise
 from softprompt.prefix import PromptState
 from softprompt.task import Task
 
+WINDOW = 50  # steps that the training loss is averaged over
+
 
 @dataclass
 class Progress:
@@ -34,6 +36,23 @@ class Progress:
     alarmed: bool = False
     stopped_early: bool = False
     failed: bool = False
+
+    @property
+    def recent_loss(self) -> float:
+        """Mean training loss of the last steps."""
+        return sum(self.recent) / len(self.recent)
+
+    def trained(self, loss: float) -> None:
+        """Take note of a step's loss."""
+        self.recent = [*self.recent, loss][-WINDOW:]
+
+    def evaluated(self, step: int, value: float, loss: float) -> bool:
+        """Take note of an evaluation; whether it was the best so far."""
+        best = (value, -loss) > (self.best_value, -self.best_loss)
+        if best:
+            self.best_step, self.best_value, self.best_loss = step, value, loss
+        self.history.append({"step": step, "train_loss": self.recent_loss, "value": value, "validation_loss": loss})
+        return best
 
 
 class Learner:
@@ -105,17 +124,12 @@ class Learner:
     def evaluated(self, candidate: PromptState, value: float, loss: float) -> bool:
         """Take note of an evaluation; whether it was the best so far."""
         progress = self.progress
-        improved = (value, -loss) > (progress.best_value, -progress.best_loss)
+        improved = progress.evaluated(progress.step, value, loss)
         if improved:
-            self.best, progress.best_step = candidate, progress.step
-            progress.best_value, progress.best_loss = value, loss
+            self.best = candidate
         progress.stale = 0 if improved else progress.stale + 1
         progress.stopped_early = bool(self.config.patience) and progress.stale >= self.config.patience
-        recent = sum(progress.recent) / len(progress.recent)
-        progress.history.append({"step": progress.step, "train_loss": recent, "value": value, "validation_loss": loss})
         return improved
-
-    WINDOW = 50  # steps that the training loss is averaged over
 
     def alarm(self, loss: float) -> str | None:
         """Take note of a step's loss; once, what to say if the run is not learning.
@@ -123,15 +137,15 @@ class Learner:
         Learning is being better than what knowing only the label frequencies gives, or than the first steps.
         """
         progress = self.progress
-        progress.recent = [*progress.recent, loss][-self.WINDOW :]
+        progress.trained(loss)
         if len(progress.first_losses) < 10:
             progress.first_losses.append(loss)
         if progress.alarmed or progress.step < self.config.alarm_after:
             return None
-        recent = sum(progress.recent) / len(progress.recent)
         bar, what = self._prior, "the label prior"
         if bar is None:
             bar, what = sum(progress.first_losses) / len(progress.first_losses), "the loss at the start"
+        recent = progress.recent_loss
         if recent < 0.98 * bar:
             return None
         progress.alarmed = True

@@ -20,18 +20,18 @@ import torch
 from torch import Tensor, nn
 
 from softprompt.base import FrozenLM
-from softprompt.batch import Batch, Encoder, Item, budgeted, collate
+from softprompt.batch import Batch, Encoder, Item, collate
 from softprompt.checkpoint import Checkpoint
 from softprompt.config import TrainConfig
 from softprompt.errors import ConfigError, TrainingError
 from softprompt.learner import Progress, make_optimizer, rate_factor
 from softprompt.methods.initialisers import initialise
 from softprompt.methods.multitask import MultitaskPrompt
-from softprompt.objective import EVALUATION_TOKENS, Objective
+from softprompt.objective import Objective
 from softprompt.prefix import Prefix, PromptState, make_prefix
 from softprompt.recompute import recomputing
 from softprompt.task import Task
-from softprompt.train import Observer, Order, TrainingResult, Validation, check_trainable
+from softprompt.train import Observer, Order, TrainingResult, Validation, check_trainable, forward_passes
 
 
 @dataclass
@@ -68,10 +68,6 @@ class _Student:
         return [
             replace(item, prompt=self.index, decisions=item.decisions or (0,) * len(item.positions)) for item in items
         ]
-
-    def count(self, items: list[Item]) -> int:
-        """What a mean loss is over: examples for classification, target tokens for generation."""
-        return sum(len(item.targets) for item in items) if self.objective.verbalizer is None else len(items)
 
     def distilled(self, hidden: Tensor, own: Batch) -> Tensor:
         """Summed distance from the teacher at hidden states ``[N, H]`` of ``own``, this task's rows of a batch."""
@@ -181,7 +177,7 @@ def train_multitask(
             speed = sum(map(len, batches)) / (time.perf_counter() - step_began)
             observer.stepped(progress.step, sum(losses) / len(losses), rate, speed)
             for own, loss in zip(progress.tasks, losses, strict=True):
-                own.recent = [*own.recent, loss][-50:]
+                own.trained(loss)
             if progress.step % config.eval_every == 0 or progress.step == config.steps:
                 for name, student in zip(tasks, students, strict=True):
                     _evaluate(run, name, student, observer)
@@ -230,13 +226,10 @@ def _accumulate_gradients(
     distillation: float,
 ) -> list[float]:
     """Gradient of the sum of all tasks' losses; returns each task's mean task loss (nats), without distillation."""
-    counts = [student.count(batch) for student, batch in zip(students, batches, strict=True)]
-    budget = min(config.token_budget, EVALUATION_TOKENS) if base.device.type == "cpu" else config.token_budget
+    counts = [student.objective.count(batch) for student, batch in zip(students, batches, strict=True)]
     totals = [0.0] * len(students)
-    for chunk in budgeted([item for batch in batches for item in batch], budget, config.micro_batch_size):
-        owners = sorted({item.prompt for item in chunk})
-        prefix = make_prefix(base, *(method.state_of(owner) for owner in owners))
-        batch = collate([replace(item, prompt=owners.index(item.prompt)) for item in chunk], base.device)
+    items = [item for batch in batches for item in batch]
+    for chunk, owners, prefix, batch in forward_passes(base, items, method.state_of, config, mixed=True):
         hidden = prefix.hidden(batch.input_ids, batch.mask, batch.which)[batch.row, batch.column]
         whole: list[Tensor] = []
         for place, owner in enumerate(owners):
@@ -261,11 +254,9 @@ def _evaluate(run: _Run, name: str, student: _Student, observer: Observer) -> No
         raise TrainingError(
             f"the validation loss of '{name}' is not a number at step {step}: start again with a lower rate"
         )
-    best = (value, -loss) > (own.best_value, -own.best_loss)
+    best = own.evaluated(step, value, loss)
     if best:
-        run.best[student.index], own.best_step, own.best_value, own.best_loss = candidate, step, value, loss
-    recent = sum(own.recent) / len(own.recent)
-    own.history.append({"step": step, "train_loss": recent, "value": value, "validation_loss": loss})
+        run.best[student.index] = candidate
     observer.evaluated(step, f"{student.validation.metric} of {name}", value, loss, best)
 
 

@@ -39,6 +39,10 @@ class Objective:
                         taken[d, label] = column[decision.choices[choice]]
             self._allowed, self._taken = allowed.to(base.device), taken.to(base.device)
 
+    def count(self, items: Sequence[Item]) -> int:
+        """What a mean loss of ``items`` is over: examples for classification, target tokens for generation."""
+        return sum(len(item.targets) for item in items) if self.verbalizer is None else len(items)
+
     def losses(self, prefix: Prefix, batch: Batch) -> Tensor:
         """Negative log-likelihood (nats) of each of the batch's targets ``[N]`` behind ``prefix``."""
         hidden = prefix.hidden(batch.input_ids, batch.mask, batch.which)[batch.row, batch.column]

@@ -157,10 +157,6 @@ def given(base: FrozenLM, case: Case) -> Errors:
     own: Any = DynamicCache()
     with _own_parts(base.model):
         base.run_backbone(inputs_embeds=_embedded(base, prompt, ()), past_key_values=own, use_cache=True)
-    for layer in own.layers:
-        if layer.keys.shape != layer.values.shape:
-            sizes = f"{layer.keys.shape[-1]} and {layer.values.shape[-1]} numbers a token"
-            raise BaseModelError(f"its cache holds pairs of {sizes}, where keys and values of one size are expected")
     pairs = [torch.cat([layer.keys, layer.values])[:, :, len(base.bos_ids) :].float() for layer in own.layers]
     tensors = tuple(tensor.requires_grad_() for tensor in keys_and_values(base, prompt.detach()).tensors)
     batch = collate(case.items, base.device)

@@ -6,14 +6,14 @@ Several prompts of one task can learn in the same forward passes; a single one i
 
 import math
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
 
 from softprompt.base import FrozenLM
-from softprompt.batch import Encoder, Item, budgeted, collate, epoch_batches
+from softprompt.batch import Batch, Encoder, Item, budgeted, collate, epoch_batches
 from softprompt.checkpoint import Checkpoint
 from softprompt.config import TrainConfig
 from softprompt.errors import ConfigError, DataError, TrainingError
@@ -21,7 +21,7 @@ from softprompt.learner import Learner
 from softprompt.methods import check_method
 from softprompt.methods.initialisers import check_init
 from softprompt.objective import EVALUATION_TOKENS, Objective
-from softprompt.prefix import PromptState, make_prefix
+from softprompt.prefix import Prefix, PromptState, make_prefix
 from softprompt.recompute import recomputing
 from softprompt.task import Task
 
@@ -231,19 +231,15 @@ def _accumulate_gradients(
 ) -> list[float]:
     """Gradient of each learner's mean loss over its batch, however many passes that takes; returns the means (nats)."""
     config = learners[0].config
-    # the mean is over examples for classification and over target tokens for generation
-    per_token = objective.verbalizer is None
-    counts = [sum(len(item.targets) for item in batch) if per_token else len(batch) for batch in batches]
+    counts = [objective.count(batch) for batch in batches]
     items = [replace(item, prompt=owner) for owner, batch in enumerate(batches) for item in batch]
-    budget = config.token_budget
-    if len(learners) > 1 and base.device.type == "cpu":
-        # examples of one learner have similar lengths, those of several do not: more passes, less padding
-        budget = min(budget, EVALUATION_TOKENS)
+
+    def state_of(owner: int) -> PromptState:
+        state: PromptState = learners[owner].method.state()
+        return state
+
     totals = [0.0] * len(learners)
-    for chunk in budgeted(items, budget, config.micro_batch_size):
-        owners = sorted({item.prompt for item in chunk})
-        prefix = make_prefix(base, *(learners[owner].method.state() for owner in owners))
-        batch = collate([replace(item, prompt=owners.index(item.prompt)) for item in chunk], base.device)
+    for _, owners, prefix, batch in forward_passes(base, items, state_of, config, mixed=len(learners) > 1):
         owner_of_target = batch.which[batch.row]
         losses = objective.losses(prefix, batch)
         sums = losses.new_zeros(len(owners)).index_add(0, owner_of_target, losses)
@@ -252,6 +248,31 @@ def _accumulate_gradients(
         for owner, mean in zip(owners, means.tolist(), strict=True):
             totals[owner] += mean
     return totals
+
+
+def forward_passes(
+    base: FrozenLM,
+    items: Sequence[Item],
+    state_of: Callable[[int], PromptState],
+    config: TrainConfig,
+    *,
+    mixed: bool,
+) -> Iterator[tuple[list[Item], list[int], Prefix, Batch]]:
+    """The forward passes that a step needs: items, the prompts they stand behind, these as a prefix, and the batch.
+
+    Args:
+        state_of: the prompt of an item's ``prompt``, with gradient; in the batch, prompts are counted anew.
+        mixed: whether items of several prompts meet.
+    """
+    budget = config.token_budget
+    if mixed and base.device.type == "cpu":
+        # examples of one learner have similar lengths, those of several do not: more passes, less padding
+        budget = min(budget, EVALUATION_TOKENS)
+    for chunk in budgeted(items, budget, config.micro_batch_size):
+        owners = sorted({item.prompt for item in chunk})
+        prefix = make_prefix(base, *map(state_of, owners))
+        batch = collate([replace(item, prompt=owners.index(item.prompt)) for item in chunk], base.device)
+        yield chunk, owners, prefix, batch
 
 
 def _evaluate(learner: Learner, validation: "Validation", observer: Observer, last: bool) -> bool:
@@ -362,6 +383,7 @@ __all__ = [
     "Validation",
     "check_together",
     "check_trainable",
+    "forward_passes",
     "train",
     "train_together",
 ]

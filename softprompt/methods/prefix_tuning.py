@@ -84,7 +84,8 @@ def build(base: FrozenLM, start: PromptState, unit: float, seed: int, options: O
     Raises:
         BaseModelError: the model keeps no cache of keys and values.
     """
-    check_keys_and_values(base)
     if start.kind == "embeddings":
         start = keys_and_values(base, start.tensor)
+    else:
+        check_keys_and_values(base)
     return PrefixTuning(start.tensors, seed, options.width if options.reparametrisation == "mlp" else None)
