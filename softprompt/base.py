@@ -10,11 +10,20 @@ import json
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from softprompt.architecture import (
+    Frame,
+    after_head_candidates,
+    decode,
+    embedding_scale,
+    encode,
+    is_encoder_decoder,
+    logits_bias,
+)
 from softprompt.embedded import MODEL_NAME as EMBEDDED_NAME
 from softprompt.embedded import embedded_model_folder, no_progress_bars
 from softprompt.errors import BaseModelError, MissingExtraError
@@ -22,32 +31,38 @@ from softprompt.faster import make_faster
 
 
 class FrozenLM:
-    """A causal language model whose weights never change, with its tokenizer.
+    """A language model whose weights never change, with its tokenizer.
 
     Attributes:
         model: the ``transformers`` model, in evaluation mode, no parameter requiring gradient.
+        architecture: what it is made of; the two read prompt, text and answer in places of their own.
         backbone: the part of it that maps embeddings to hidden states, without the output layer.
         tokenizer: the ``transformers`` tokenizer.
         name: what the user called it.
-        bos_ids: token ids that the tokenizer puts in front of every text (often one, BOS; sometimes none).
+        frame: the tokens around prompt, text and answer.
+        bos_ids: those in front of the prompt (often one, BOS; sometimes none).
+        embedding_scale: what ``embed`` multiplies the model's token embeddings by.
     """
+
+    architecture: Literal["decoder-only", "encoder-decoder"]
 
     def __init__(self, model: Any, tokenizer: Any, name: str) -> None:
         """Freeze ``model`` and check what it can do.
 
         Raises:
-            BaseModelError: not a decoder-only model, or its logits are not a known function of its hidden states.
+            BaseModelError: its logits are not a known function of its hidden states.
         """
-        config: Any = model.config
-        _check_decoder_only(config, name)
         self.model: Any = model.eval().requires_grad_(False)
+        self.architecture = "encoder-decoder" if is_encoder_decoder(model.config) else "decoder-only"
         self.backbone: Any = self.model.base_model
-        if self.backbone is self.model:
+        if self.backbone is self.model and self.architecture == "decoder-only":
             raise BaseModelError(f"'{name}' ({type(model).__name__}) has no separate backbone: expected a causal model")
         self.tokenizer = tokenizer
         self.name = name
-        self.config: Any = config.get_text_config()
-        self.bos_ids = _bos_ids(tokenizer)
+        self.config: Any = model.config.get_text_config()
+        self.frame = Frame.of(model, tokenizer, name)
+        self.bos_ids = self.frame.bos
+        self.embedding_scale = embedding_scale(model)
         self._accepts = frozenset(inspect.signature(self.backbone.forward).parameters)
         make_faster(self.model, self._probe)
         self._after_head = self._find_after_head()
@@ -108,7 +123,7 @@ class FrozenLM:
     def embed(self, ids: Tensor) -> Tensor:
         """Token ids of any shape to embeddings ``[..., H]``, with the model's own embedding scale."""
         embedded: Tensor = self.model.get_input_embeddings()(ids)
-        return embedded
+        return embedded if self.embedding_scale == 1 else embedded * self.embedding_scale
 
     def run_backbone(self, **inputs: Any) -> Any:
         """The backbone's forward pass; arguments that this family does not know are left out."""
@@ -124,7 +139,9 @@ class FrozenLM:
             logits: Tensor = head(hidden)
         else:
             logits = nn.functional.linear(hidden, head.weight[rows], None if bias is None else bias[rows])
-        return self._after_head(logits.float())
+        logits = self._after_head(logits.float())
+        added = logits_bias(self.model)
+        return logits if added is None else logits + (added if rows is None else added[rows]).float()
 
     @cached_property
     def fingerprint(self) -> dict[str, str]:
@@ -139,6 +156,7 @@ class FrozenLM:
         vocabulary = {
             "vocab": self.tokenizer.get_vocab(),
             "bos": self.bos_ids,
+            **({"around": (self.frame.front, self.frame.back, self.frame.start)} if self.frame.start else {}),
             "eos": self.tokenizer.eos_token_id,
             "example": self.tokenizer("A test: 123,\n\tnaïve.", add_special_tokens=False).input_ids,
         }
@@ -158,29 +176,38 @@ class FrozenLM:
         """Hidden states of two short texts, the second one padded."""
         ids = torch.arange(1, 13, device=self.device).view(2, 6)
         mask = torch.tensor([[1, 1, 1, 1, 1, 1], [1, 1, 1, 0, 0, 0]], device=self.device)
-        hidden: Tensor = self.run_backbone(inputs_embeds=self.embed(ids), attention_mask=mask).last_hidden_state
-        return hidden[mask.bool()]
+        return self._plain_hidden(self.embed(ids), ids, mask)[mask.bool()]
+
+    def _plain_hidden(self, embeddings: Tensor, ids: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Hidden states ``[B, T, H]`` of texts from their embeddings; a decoder is given ``ids`` as answers."""
+        if self.architecture == "encoder-decoder":
+            return decode(self.model, encode(self.model, embeddings, mask), mask, input_ids=ids)
+        hidden: Tensor = self.run_backbone(inputs_embeds=embeddings, attention_mask=mask).last_hidden_state
+        return hidden
 
     @torch.no_grad()
     def _find_after_head(self) -> Callable[[Tensor], Tensor]:
         """Find what this family does to ``head(hidden)``, by comparing with its own full forward pass on token ids."""
         ids = torch.arange(1, 5, device=self.device)[None]
-        expected = self.model(input_ids=ids).logits[0].float()
+        answers = {"decoder_input_ids": ids} if self.architecture == "encoder-decoder" else {}
+        expected = self.model(input_ids=ids, **answers).logits[0].float()
+        if (added := logits_bias(self.model)) is not None:
+            expected = expected - added.float()
         try:
             # a learned vector is no token's: some families look for the token that an embedding belongs to
-            self.run_backbone(inputs_embeds=self.embed(ids) * 1.01)
+            self._plain_hidden(self.embed(ids) * 1.01, ids)
         except (RuntimeError, ValueError, TypeError, IndexError, KeyError) as error:
             raise BaseModelError(
                 f"'{self.name}' ({type(self.model).__name__}) takes only its own tokens' embeddings, and learned "
                 "ones are none: softprompt cannot use this family yet"
             ) from error
         # from embeddings, as prompts are fed: some families read more than these from the ids
-        hidden = self.run_backbone(inputs_embeds=self.embed(ids)).last_hidden_state[0]
+        hidden = self._plain_hidden(self.embed(ids), ids)[0]
         head = self.model.get_output_embeddings()
         if head is not None:
             raw = head(hidden.to(head.weight.dtype)).float()
             # the nearest, not the first within tolerance: a soft cap hardly shows on small logits
-            candidates = _after_head_candidates(self.config)
+            candidates = after_head_candidates(self.config)
             errors = [float((candidate(raw) - expected).abs().max()) for candidate in candidates]
             tolerance = (1e-4 if self.dtype == torch.float32 else 2e-2) * float(expected.abs().max() + 1)
             if min(errors) <= tolerance:
@@ -199,7 +226,7 @@ def load(
     trust_remote_code: bool = False,
     progress: Callable[[str], None] | None = None,
 ) -> FrozenLM:
-    """Load and freeze a causal language model.
+    """Load and freeze a language model, decoder-only or encoder-decoder.
 
     Args:
         name: a Hugging Face hub name, a local folder, a ``.gguf`` file, or ``embedded:gemma-3-270m``.
@@ -221,19 +248,21 @@ def load(
     else:
         source, gguf_file = _locate(text_name)
 
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
     try:
         with no_progress_bars():
             options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+            family: Any = AutoModelForCausalLM
             if gguf_file is not None:
                 options["gguf_file"] = gguf_file
             else:
                 if not Path(source).is_dir():
                     options["local_files_only"] = not _reachable(source)
-                _check_decoder_only(AutoConfig.from_pretrained(source, **options), text_name)
+                if is_encoder_decoder(AutoConfig.from_pretrained(source, **options)):
+                    family = AutoModelForSeq2SeqLM
             tokenizer = AutoTokenizer.from_pretrained(source, **options)
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
+            loaded: Any = family.from_pretrained(
                 source, dtype=chosen_dtype, use_safetensors=True, output_loading_info=True, **options
             )
     except BaseModelError:
@@ -333,33 +362,6 @@ def _reachable(name: str) -> bool:
             f"{constants.ENDPOINT} cannot be reached ({error}): correct the name, or connect to the network"
         ) from error
     return True
-
-
-def _check_decoder_only(config: Any, name: str) -> None:
-    if getattr(config, "is_encoder_decoder", False):
-        raise BaseModelError(f"'{name}' is an encoder-decoder model: expected a decoder-only (causal) model")
-
-
-def _bos_ids(tokenizer: Any) -> tuple[int, ...]:
-    whole = list(tokenizer("a").input_ids)
-    plain = list(tokenizer("a", add_special_tokens=False).input_ids)
-    for start in range(len(whole) - len(plain) + 1):
-        if whole[start : start + len(plain)] == plain:
-            return tuple(whole[:start])
-    return ()
-
-
-def _after_head_candidates(config: Any) -> list[Callable[[Tensor], Tensor]]:
-    candidates: list[Callable[[Tensor], Tensor]] = [lambda logits: logits]
-    for attribute in ("final_logit_softcapping", "logits_soft_cap"):
-        if cap := getattr(config, attribute, None):
-            candidates.append(lambda logits, cap=cap: torch.tanh(logits / cap) * cap)  # type: ignore[misc]
-    for attribute in ("logit_scale", "lm_head_multiplier"):
-        if factor := getattr(config, attribute, None):
-            candidates.append(lambda logits, factor=factor: logits * factor)  # type: ignore[misc]
-    if divisor := getattr(config, "logits_scaling", None):
-        candidates.append(lambda logits: logits / divisor)
-    return candidates
 
 
 def _identifying(config: dict[str, Any]) -> dict[str, Any]:

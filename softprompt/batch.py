@@ -1,11 +1,11 @@
 """Examples to token ids, and token ids to padded batches.
 
-Shapes: ``B`` batch, ``T`` text length, ``N`` scored positions, ``R`` label rows of the output layer.
+Shapes: ``B`` batch, ``T`` text length, ``S`` different texts of a batch, ``U`` answer length, ``N`` scored positions.
 """
 
 import random
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -29,10 +29,11 @@ class Item:
     Attributes:
         example: index of its example.
         ids: token ids of the text, and of the part of the answer that the model is given.
-        positions: where the next token is asked for, as indices into ``ids``.
+        positions: where the next token is asked for, as indices into ``ids``, or into ``decoder_ids`` if there are any.
         targets: the token that should follow at each position (empty when predicting).
         decisions: which decision of the verbalizer each position asks (empty for generation).
         prompt: which of the prompts in the batch it stands behind.
+        decoder_ids: of an encoder-decoder model, what the decoder is given of the answer, in place of ``ids``.
     """
 
     example: int
@@ -41,6 +42,7 @@ class Item:
     targets: tuple[int, ...] = ()
     decisions: tuple[int, ...] = ()
     prompt: int = 0
+    decoder_ids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,12 +50,14 @@ class Batch:
     """Right-padded items as tensors.
 
     Attributes:
-        input_ids: ``[B, T]``.
-        mask: ``[B, T]``, 1 on text and 0 on padding.
-        row, column: ``[N]``, the scored positions.
+        input_ids: ``[B, T]``; of an encoder-decoder model each text behind each prompt once, ``[S, T]``.
+        mask: the same shape, 1 on text and 0 on padding.
+        row, column: ``[N]``, the scored positions: item, and place in ``input_ids``, or in ``decoder_ids``.
         targets: ``[N]`` token ids (empty when predicting).
         decisions: ``[N]`` (empty for generation).
-        which: ``[B]``, the prompt of each row.
+        which: ``[B]``, the prompt of each item.
+        decoder_ids: ``[B, U]``, what the decoder is given of the answers; ``U`` is 0 for decoder-only models.
+        reads: ``[B]``, the row of ``input_ids`` that each item is about.
     """
 
     input_ids: Tensor
@@ -63,6 +67,8 @@ class Batch:
     targets: Tensor
     decisions: Tensor
     which: Tensor
+    decoder_ids: Tensor
+    reads: Tensor
 
 
 class Encoder:
@@ -86,20 +92,25 @@ class Encoder:
             DataError: the labels cannot be told apart.
         """
         self.base, self.spec, self._tokenizer = base, spec, base.tokenizer
-        self.verbalizer = Verbalizer.of_task(spec, base.tokenizer) if spec.kind == "classification" else None
+        self._apart = base.architecture == "encoder-decoder"  # the answer from the text, in a context of its own
+        self.verbalizer = None
+        if spec.kind == "classification":
+            self.verbalizer = Verbalizer.of_task(spec, base.tokenizer, alone=self._apart)
         self.truncated = 0
         self.limit = spec.max_length
         self._room: int | None = None
         if base.context_length is not None:
-            self._room = base.context_length - len(base.bos_ids) - prompt_length
+            frame = base.frame
+            self._room = base.context_length - len((*frame.bos, *frame.front, *frame.back)) - prompt_length
             answer = max((len(path) for path in self.verbalizer.paths), default=0) if self.verbalizer else answer_room
-            if self._room - answer < _LEAST_ROOM:
+            left = self._room_before(answer)
+            if left < _LEAST_ROOM:
                 raise TemplateError(
                     f"a prompt of {prompt_length} virtual tokens and an answer of {answer} leave "
-                    f"{max(self._room - answer, 0)} tokens for the text in this model's context of "
+                    f"{max(left, 0)} tokens for the text in this model's context of "
                     f"{base.context_length}: use a shorter prompt"
                 )
-            self.limit = min(self.limit, self._room - answer)
+            self.limit = min(self.limit, left)
 
     def text_ids(self, examples: Sequence[Example], answers: Sequence[int] | None = None) -> list[tuple[int, ...]]:
         """Token ids of template and text, cut to ``limit`` within the text.
@@ -121,15 +132,19 @@ class Encoder:
             for example, ids, limit in zip(examples, encoded, limits, strict=True)
         ]
 
+    def inputs(self, examples: Sequence[Example], answers: Sequence[int] | None = None) -> list[tuple[int, ...]]:
+        """``text_ids`` between the tokens that an encoder has around every text."""
+        frame = self.base.frame
+        return [(*frame.front, *ids, *frame.back) for ids in self.text_ids(examples, answers)]
+
     def training_items(self, examples: Sequence[Example]) -> list[Item]:
         """One item an example, with the answer to learn."""
         if self.verbalizer is not None:
-            texts = self.text_ids(examples)
-            return [self._label_item(i, text, self._label(examples[i])) for i, text in enumerate(texts)]
+            return [self._label_item(i, text, self._label(examples[i])) for i, text in enumerate(self.inputs(examples))]
         answers = [self._answer(example) for example in examples]
-        texts = self.text_ids(examples, [len(answer) - 1 for answer in answers])
+        texts = self.inputs(examples, [len(answer) - 1 for answer in answers])
         return [
-            Item(i, (*text, *answer[:-1]), tuple(range(len(text) - 1, len(text) - 1 + len(answer))), answer)
+            self._item(i, text, answer[:-1], range(len(answer)), targets=answer)
             for i, (text, answer) in enumerate(zip(texts, answers, strict=True))
         ]
 
@@ -144,11 +159,27 @@ class Encoder:
             )
             asked[first].append(index)
         items = []
-        for i, text in enumerate(self.text_ids(examples)):
+        for i, text in enumerate(self.inputs(examples)):
             for path, indices in zip(self.verbalizer.paths, asked, strict=True):
-                positions = tuple(len(text) - 1 + len(self.verbalizer.decisions[d].path) for d in indices)
-                items.append(Item(i, (*text, *path), positions, decisions=tuple(indices)))
+                steps = [len(self.verbalizer.decisions[d].path) for d in indices]
+                items.append(self._item(i, text, path, steps, decisions=tuple(indices)))
         return items
+
+    def _item(
+        self,
+        index: int,
+        text: tuple[int, ...],
+        given: tuple[int, ...],
+        steps: Iterable[int],
+        targets: tuple[int, ...] = (),
+        decisions: tuple[int, ...] = (),
+    ) -> Item:
+        """What the model is ``given`` of an answer, and after how many of its tokens the next one is asked for."""
+        if self._apart:
+            start = self.base.frame.start
+            positions = tuple(len(start) - 1 + step for step in steps)
+            return Item(index, text, positions, targets, decisions, decoder_ids=(*start, *given))
+        return Item(index, (*text, *given), tuple(len(text) - 1 + step for step in steps), targets, decisions)
 
     def _label(self, example: Example) -> int:
         if example.label not in self.spec.label_index:
@@ -158,26 +189,36 @@ class Encoder:
     def _label_item(self, index: int, text: tuple[int, ...], label: int) -> Item:
         assert self.verbalizer is not None
         decisions = self.verbalizer.decisions_of(label)
-        return Item(
+        return self._item(
             index,
-            (*text, *decisions[-1].path),
-            tuple(len(text) - 1 + len(decision.path) for decision in decisions),
+            text,
+            decisions[-1].path,
+            [len(decision.path) for decision in decisions],
             tuple(decision.choices[decision.choice_of_label[label]] for decision in decisions),
             tuple(self.verbalizer.decisions.index(decision) for decision in decisions),
         )
 
     def _answer(self, example: Example) -> tuple[int, ...]:
-        return (*answer_ids(self._tokenizer, self.spec, example.references[0]), end_of_answer(self._tokenizer))
+        words = answer_ids(self._tokenizer, self.spec, example.references[0], alone=self._apart)
+        return (*words, end_of_answer(self._tokenizer))
+
+    def _room_before(self, answer: int) -> int:
+        """Tokens that the context has for a text with such an answer; none if the answer does not fit where it goes."""
+        assert self._room is not None
+        if not self._apart:
+            return self._room - answer
+        return self._room if len(self.base.frame.start) + answer <= (self.base.context_length or 0) else 0
 
     def _limit_before(self, answer: int) -> int:
         if self._room is None:
             return self.limit
-        if self._room - answer < _LEAST_ROOM:
+        left = self._room_before(answer)
+        if left < _LEAST_ROOM:
             raise DataError(
-                f"an output of {answer} tokens leaves {max(self._room - answer, 0)} tokens for its text in the model's "
+                f"an output of {answer} tokens leaves {max(left, 0)} tokens for its text in the model's "
                 f"context of {self.base.context_length}: shorten the output, or remove its row"
             )
-        return min(self.limit, self._room - answer)
+        return min(self.limit, left)
 
     @cached_property
     def _template_specials(self) -> tuple[str, ...]:
@@ -244,25 +285,35 @@ class Encoder:
 
 
 def collate(items: Sequence[Item], device: torch.device, pad_id: int = 0) -> Batch:
-    """Pad items on the right to the longest."""
-    longest = max(len(item.ids) for item in items)
-    input_ids = torch.full((len(items), longest), pad_id, dtype=torch.long)
-    mask = torch.zeros(len(items), longest, dtype=torch.long)
-    for i, item in enumerate(items):
-        input_ids[i, : len(item.ids)] = torch.tensor(item.ids)
-        mask[i, : len(item.ids)] = 1
+    """Pad items on the right to the longest; texts that an encoder reads for several items stand there once."""
+    reads: list[int] = list(range(len(items)))
+    texts = [item.ids for item in items]
+    if items[0].decoder_ids:
+        rows: dict[tuple[tuple[int, ...], int], int] = {}
+        reads = [rows.setdefault((item.ids, item.prompt), len(rows)) for item in items]
+        texts = [ids for ids, _ in rows]
 
-    def flat(values: Iterator[int]) -> Tensor:
+    def padded(sequences: Sequence[tuple[int, ...]]) -> Tensor:
+        whole = torch.full((len(sequences), max(map(len, sequences))), pad_id, dtype=torch.long)
+        for i, ids in enumerate(sequences):
+            whole[i, : len(ids)] = torch.tensor(ids)
+        return whole
+
+    def flat(values: Iterable[int]) -> Tensor:
         return torch.tensor(list(values), dtype=torch.long, device=device)
 
+    input_ids = padded(texts)
+    lengths = torch.tensor([len(ids) for ids in texts])
     return Batch(
         input_ids.to(device),
-        mask.to(device),
+        (torch.arange(input_ids.shape[1]) < lengths[:, None]).long().to(device),
         flat(i for i, item in enumerate(items) for _ in item.positions),
         flat(position for item in items for position in item.positions),
         flat(target for item in items for target in item.targets),
         flat(decision for item in items for decision in item.decisions),
         flat(item.prompt for item in items),
+        padded([item.decoder_ids for item in items]).to(device),
+        flat(reads),
     )
 
 
@@ -292,10 +343,12 @@ def budgeted(items: Sequence[Item], token_budget: int, most: int | None = None) 
     A single item longer than the budget forms a list of its own.
     """
     chunk: list[Item] = []
+    answer = 0
     for item in sorted(items, key=lambda item: len(item.ids), reverse=True):
-        if chunk and ((len(chunk) + 1) * len(chunk[0].ids) > token_budget or len(chunk) == most):
+        answer = max(answer, len(item.decoder_ids))
+        if chunk and ((len(chunk) + 1) * (len(chunk[0].ids) + answer) > token_budget or len(chunk) == most):
             yield chunk
-            chunk = []
+            chunk, answer = [], len(item.decoder_ids)
         chunk.append(item)
     if chunk:
         yield chunk

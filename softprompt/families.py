@@ -218,11 +218,74 @@ _SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {
         {"hidden_size": 32, "attention_hidden_size": 32, "num_hidden_layers": 2, "context_length": CONTEXT},
     ),
 }
-FAMILIES = tuple(_SETTINGS)
+_T5: dict[str, Any] = {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4}
+_BART: dict[str, Any] = {
+    "d_model": 32,
+    "encoder_layers": 2,
+    "decoder_layers": 2,
+    "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4,
+    "encoder_ffn_dim": 48,
+    "decoder_ffn_dim": 48,
+    "max_position_embeddings": CONTEXT,
+}
+_GATED: dict[str, Any] = {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
+# what a decoder starts with, and whether BOS stands in front of texts; EOS stands behind all
+_ENCODER_DECODERS: dict[str, tuple[str, dict[str, Any], str, bool]] = {
+    "t5": ("t5", _T5, PAD, False),
+    "t5_v1_1": ("t5", {**_T5, **_GATED, "num_decoder_layers": 3}, PAD, False),
+    "mt5": ("mt5", {**_T5, **_GATED}, PAD, False),
+    "umt5": ("umt5", {**_T5, **_GATED}, PAD, False),
+    "switch_transformers": (
+        "switch_transformers",
+        {**_T5, "num_experts": 2, "num_sparse_encoder_layers": 1, "num_sparse_decoder_layers": 1},
+        PAD,
+        False,
+    ),
+    "longt5": ("longt5", {**_T5, "local_radius": 3}, PAD, False),
+    "bart": ("bart", _BART, EOS, True),
+    "mbart": ("mbart", {**_BART, "scale_embedding": True}, EOS, True),
+    "plbart": ("plbart", _BART, EOS, True),
+    "mvp": ("mvp", _BART, EOS, True),
+    "pegasus": ("pegasus", {**_BART, "scale_embedding": True, "encoder_layers": 3}, PAD, False),
+    "bigbird_pegasus": ("bigbird_pegasus", {**_BART, "attention_type": "original_full"}, PAD, False),
+    "marian": ("marian", {**_BART, "scale_embedding": True}, PAD, False),
+    "m2m_100": ("m2m_100", {**_BART, "scale_embedding": True}, EOS, True),
+    "blenderbot": ("blenderbot", _BART, BOS, False),
+    "led": (
+        "led",
+        {
+            **_BART,
+            "attention_window": 8,
+            "max_encoder_position_embeddings": CONTEXT,
+            "max_decoder_position_embeddings": CONTEXT,
+        },
+        EOS,
+        True,
+    ),
+    "prophetnet": (
+        "prophetnet",
+        {
+            "hidden_size": 32,
+            "num_encoder_layers": 2,
+            "num_decoder_layers": 2,
+            "num_encoder_attention_heads": 4,
+            "num_decoder_attention_heads": 4,
+            "encoder_ffn_dim": 48,
+            "decoder_ffn_dim": 48,
+            "max_position_embeddings": CONTEXT,
+        },
+        BOS,
+        False,
+    ),
+}
+DECODERS, ENCODER_DECODERS = tuple(_SETTINGS), tuple(_ENCODER_DECODERS)
+FAMILIES = DECODERS + ENCODER_DECODERS
 # what the tokenizers of these models do: they put nothing in front of a text
 WITHOUT_BOS = (
     *("qwen2", "qwen3", "qwen3_moe", "qwen3_next", "gpt2", "gpt_neox", "gpt_neo", "gptj", "gpt_bigcode", "gpt_oss"),
     *("bloom", "falcon", "falcon_alibi", "olmo2", "olmo3", "olmoe", "phi3", "smollm3", "stablelm", "starcoder2"),
+    *(family for family, (_, _, _, bos) in _ENCODER_DECODERS.items() if not bos),
 )
 
 _WORDS = (
@@ -238,15 +301,21 @@ def tiny_family_model(family: str) -> tuple[Any, Any]:
         KeyError: ``family`` is not one of ``FAMILIES``.
     """
     import torch
-    from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+    from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
-    model_type, settings = _SETTINGS[family]
     tokenizer = tiny_family_tokenizer(family)
     ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    maker: Any = AutoModelForCausalLM
+    if family in _ENCODER_DECODERS:
+        model_type, settings, start, _ = _ENCODER_DECODERS[family]
+        ids["decoder_start_token_id"] = tokenizer.convert_tokens_to_ids(start)
+        maker = AutoModelForSeq2SeqLM
+    else:
+        model_type, settings = _SETTINGS[family]
     config = CONFIG_MAPPING[model_type](**{**settings, **ids, "vocab_size": VOCABULARY})
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model: Any = AutoModelForCausalLM.from_config(config).eval()
+        model: Any = maker.from_config(config).eval()
     generator = torch.Generator().manual_seed(sum(map(ord, family)))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -259,18 +328,28 @@ def tiny_family_model(family: str) -> tuple[Any, Any]:
                     parameter.add_(4.0)
             else:
                 parameter.copy_(1.5 * noise / parameter.shape[-1] ** 0.5)
+        if (bias := getattr(model, "final_logits_bias", None)) is not None:
+            bias.copy_(0.5 * torch.randn(bias.shape, generator=generator))
     return model, tokenizer
 
 
 def tiny_family_tokenizer(family: str) -> Any:
-    """A byte-level BPE with a few merges; it puts BOS in front unless the family is one of ``WITHOUT_BOS``."""
+    """A byte-level BPE with a few merges.
+
+    It puts BOS in front unless the family is one of ``WITHOUT_BOS``, and EOS behind if it has an encoder.
+    """
     from tokenizers import Tokenizer, processors
     from transformers import PreTrainedTokenizerFast
 
     tokenizer = Tokenizer.from_str(_byte_pairs())
-    if family not in WITHOUT_BOS:
+    front = [BOS] if family not in WITHOUT_BOS else []
+    back = [EOS] if family in _ENCODER_DECODERS else []
+    if front or back:
+        single, pair = ([*front, text, *back] for text in ("$A", "$B"))
         tokenizer.post_processor = processors.TemplateProcessing(
-            single=f"{BOS} $A", pair=f"{BOS} $A {BOS} $B", special_tokens=[(BOS, tokenizer.token_to_id(BOS))]
+            single=" ".join(single),
+            pair=" ".join([*single, *pair]),
+            special_tokens=[(token, tokenizer.token_to_id(token)) for token in {*front, *back}],
         )
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=BOS, eos_token=EOS, pad_token=PAD)
 

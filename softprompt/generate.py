@@ -17,7 +17,8 @@ from torch import Tensor
 from softprompt.base import FrozenLM
 from softprompt.batch import Item, budgeted, collate
 from softprompt.errors import ConfigError
-from softprompt.prefix import CachedPrefix, Prefix
+from softprompt.prefix import CachedPrefix, ConcatenatedPrefix, EncodedPrefix, Prefix
+from softprompt.seq2seq import GrowingAnswers
 from softprompt.verbalizer import end_of_answer
 
 
@@ -61,7 +62,7 @@ def complete(
     """Complete token sequences; yields ``(index, completion)`` batch by batch, in the order they finish.
 
     Args:
-        texts: token ids without BOS.
+        texts: token ids without BOS; those of an encoder between what the tokenizer has around every text.
         token_budget: padded tokens of a batch, its completions counted.
     """
     items = [Item(i, tuple(ids), ()) for i, ids in enumerate(texts)]
@@ -75,7 +76,9 @@ def complete(
         room = max((len(item.ids) for item in group), default=0) + sampling.max_new_tokens
         for chunk in budgeted(group, token_budget, most=max(1, token_budget // max(room, 1))):
             answers = _Answers(base, chunk, sampling)
-            if isinstance(prefix, CachedPrefix):
+            if isinstance(prefix, EncodedPrefix):
+                _decode_apart(base, prefix, chunk, answers)
+            elif isinstance(prefix, CachedPrefix):
                 _decode_cached(base, prefix, chunk, answers)
             else:
                 _decode_plainly(base, prefix, chunk, answers)
@@ -171,7 +174,20 @@ def _decode_cached(base: FrozenLM, prefix: CachedPrefix, chunk: list[Item], answ
         positions = positions + 1
 
 
-def _decode_plainly(base: FrozenLM, prefix: Prefix, chunk: list[Item], answers: _Answers) -> None:
+def _decode_apart(base: FrozenLM, prefix: EncodedPrefix, chunk: list[Item], answers: _Answers) -> None:
+    """With a decoder of its own: it has no text in front, so its answers have one length and no gap."""
+    growing = GrowingAnswers(prefix, collate(chunk, base.device))
+    while True:
+        waiting = len(answers.open)
+        places, tokens = answers.take(base.logits(growing.last))
+        if not places:
+            return
+        if len(places) < waiting:
+            growing.keep(torch.tensor(places, device=base.device))
+        growing.extend(torch.tensor(tokens, device=base.device))
+
+
+def _decode_plainly(base: FrozenLM, prefix: ConcatenatedPrefix, chunk: list[Item], answers: _Answers) -> None:
     """For models without a key-value cache: the whole sequence again for every token."""
     sequences = [list(item.ids) for item in chunk]
     while sequences:

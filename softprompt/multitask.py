@@ -70,10 +70,10 @@ class _Student:
         ]
 
     def distilled(self, hidden: Tensor, own: Batch) -> Tensor:
-        """Summed distance from the teacher at hidden states ``[N, H]`` of ``own``, this task's rows of a batch."""
+        """Summed distance from the teacher at hidden states ``[N, H]`` of ``own``, this task's items of a batch."""
         assert self.teacher is not None
         with torch.no_grad():
-            taught = self.teacher.hidden(own.input_ids, own.mask)[own.row, own.column]
+            taught = self.teacher.scored(own)
         distance = (hidden.float() - taught.float()).square().mean(dim=1) / taught.float().var().clamp(min=1e-6)
         if self.objective.verbalizer is None:
             return distance.sum()
@@ -230,7 +230,7 @@ def _accumulate_gradients(
     totals = [0.0] * len(students)
     items = [item for batch in batches for item in batch]
     for chunk, owners, prefix, batch in forward_passes(base, items, method.state_of, config, mixed=True):
-        hidden = prefix.hidden(batch.input_ids, batch.mask, batch.which)[batch.row, batch.column]
+        hidden = prefix.scored(batch)
         whole: list[Tensor] = []
         for place, owner in enumerate(owners):
             student, mine = students[owner], batch.which[batch.row] == place
@@ -238,7 +238,7 @@ def _accumulate_gradients(
             totals[owner] += losses.sum().item() / counts[owner]
             whole.append(losses.sum() / counts[owner])
             if student.teacher is not None and distillation:
-                own = collate([item for item in chunk if item.prompt == owner], base.device)
+                own = collate([replace(item, prompt=0) for item in chunk if item.prompt == owner], base.device)
                 whole.append(distillation * student.distilled(hidden[mine], own) / counts[owner])
         torch.stack(whole).sum().backward()
     return totals

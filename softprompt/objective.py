@@ -45,8 +45,7 @@ class Objective:
 
     def losses(self, prefix: Prefix, batch: Batch) -> Tensor:
         """Negative log-likelihood (nats) of each of the batch's targets ``[N]`` behind ``prefix``."""
-        hidden = prefix.hidden(batch.input_ids, batch.mask, batch.which)[batch.row, batch.column]
-        return self.losses_of(hidden, batch.targets, batch.decisions)
+        return self.losses_of(prefix.scored(batch), batch.targets, batch.decisions)
 
     def losses_of(self, hidden: Tensor, targets: Tensor, decisions: Tensor) -> Tensor:
         """Negative log-likelihood (nats) of ``targets [N]`` at hidden states ``[N, H]`` that ask ``decisions [N]``."""
@@ -64,7 +63,7 @@ class Objective:
         scores = torch.zeros(examples, len(self.verbalizer.sequences))
         for chunk in budgeted(items, EVALUATION_TOKENS):
             batch = collate(chunk, self.base.device)
-            hidden = prefix.hidden(batch.input_ids, batch.mask, batch.which)[batch.row, batch.column]
+            hidden = prefix.scored(batch)
             example = torch.tensor([item.example for item in chunk])[batch.row.cpu()]
             taken = self._taken[batch.decisions]
             passed = self.decision_log_probabilities(hidden, batch.decisions).gather(1, taken.clamp(min=0))

@@ -125,7 +125,7 @@ class Predictor:
     def predict(self, examples: Sequence[Example]) -> Iterator[Prediction]:
         """Predictions in the order of the examples for classification, as they finish for generation."""
         if self.spec.kind == "generation":
-            texts = self.encoder.text_ids(examples)
+            texts = self.encoder.inputs(examples)
             for index, text in complete(self.base, self.prefix, texts, self.sampling, EVALUATION_TOKENS):
                 yield Prediction(index, completion=text)
             return

@@ -1,4 +1,4 @@
-"""PromptState, its two kinds, and the exact shared-prefix forward pass.
+"""Prompts in front of texts: one entrance for both architectures, and the exact shared-prefix forward pass.
 
 In a causal model the prefix (BOS and prompt) never sees the text behind it, so its keys and values are the same for
 every example. They are computed once, with gradient, and expanded over the batch:
@@ -15,53 +15,21 @@ import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
+from softprompt.attention import layers_of
 from softprompt.base import FrozenLM
+from softprompt.batch import Batch
 from softprompt.errors import BaseModelError
+from softprompt.seq2seq import EncodedPrefix, encoded_prefix, keys_and_values_of_words
+from softprompt.state import PromptState, concatenated
 
 _shares: WeakKeyDictionary[FrozenLM, bool] = WeakKeyDictionary()
 _bos_caches: WeakKeyDictionary[FrozenLM, Any] = WeakKeyDictionary()
-
-
-@dataclass(frozen=True)
-class PromptState:
-    """What a method leaves behind after learning, and all that evaluation, store and export see of it.
-
-    Attributes:
-        kind: ``embeddings``, virtual tokens at the model's input, after BOS and before the text; or ``key_values``,
-            what each layer's attention sees in their place.
-        tensors: float32. ``embeddings``: one, ``[P, H]``, in the scale in which the first layer sees token embeddings.
-            ``key_values``: one a layer, ``[2, kv_heads, P, head_dim]``, keys (rotated already) and values.
-    """
-
-    kind: Literal["embeddings", "key_values"]
-    tensors: tuple[Tensor, ...]
-
-    @classmethod
-    def of_embeddings(cls, virtual_tokens: Tensor) -> "PromptState":
-        """``virtual_tokens``: ``[P, H]``."""
-        return cls("embeddings", (virtual_tokens,))
-
-    @property
-    def length(self) -> int:
-        """Virtual tokens ``P``."""
-        return self.tensors[0].shape[-2]
-
-    @property
-    def tensor(self) -> Tensor:
-        """The virtual tokens ``[P, H]`` of the kind ``embeddings``."""
-        if self.kind != "embeddings":
-            raise TypeError(f"expected a prompt of the kind embeddings, got {self.kind}")
-        return self.tensors[0]
-
-    def detached(self) -> "PromptState":
-        """A copy without gradient."""
-        return PromptState(self.kind, tuple(tensor.detach().clone() for tensor in self.tensors))
 
 
 @dataclass(frozen=True)
@@ -127,6 +95,10 @@ class CachedPrefix:
         ).last_hidden_state
         return hidden
 
+    def scored(self, batch: Batch) -> Tensor:
+        """Hidden states ``[N, H]`` at the batch's scored positions."""
+        return self.hidden(batch.input_ids, batch.mask, batch.which)[batch.row, batch.column]
+
     def extend(self, token_ids: Tensor, mask: Tensor, positions: Tensor, cache: Any) -> Tensor:
         """Hidden states ``[B, H]`` of one more token each, ``[B]``, behind what ``cache`` holds.
 
@@ -155,29 +127,26 @@ class ConcatenatedPrefix:
 
     def hidden(self, input_ids: Tensor, mask: Tensor, which: Tensor | None = None) -> Tensor:
         """Hidden states ``[B, T, H]`` of texts ``[B, T]``; ``mask [B, T]`` may pad on either side."""
-        (batch, length), device = input_ids.shape, mask.device
-        which = input_ids.new_zeros(batch) if which is None else which
-        sizes = torch.tensor([len(prefix) for prefix in self.embeddings], device=device)[which, None]
-        ends = sizes + mask.sum(dim=1, keepdim=True)
-        width = max(len(prefix) for prefix in self.embeddings)
-        prefixes = [torch.nn.functional.pad(prefix, (0, 0, 0, width - len(prefix))) for prefix in self.embeddings]
-        # rows become prefix, text, padding: behind the text no family sees it, however it counts and remembers
-        text_first = mask.argsort(dim=1, descending=True, stable=True)
-        texts = self.base.embed(input_ids.gather(1, text_first))
-        column = torch.arange(int(ends.max()), device=device).expand(batch, -1)
-        source = torch.where(column < sizes, column, (column - sizes + width).clamp(max=width + length - 1))
-        embeddings = torch.cat([torch.stack(prefixes)[which], texts], dim=1)
+        which = input_ids.new_zeros(len(input_ids)) if which is None else which
+        # behind the text no family sees padding, however it counts and remembers
+        rows, ends = concatenated(self.embeddings, self.base.embed(input_ids), mask, which)
+        column = torch.arange(rows.shape[1], device=mask.device).expand(len(rows), -1)
         hidden: Tensor = self.base.run_backbone(
-            inputs_embeds=embeddings.gather(1, source[..., None].expand(-1, -1, embeddings.shape[-1])),
+            inputs_embeds=rows,
             attention_mask=(column < ends).long(),
             position_ids=torch.minimum(column, ends - 1),
             use_cache=False,
         ).last_hidden_state
+        sizes = ends - mask.sum(dim=1, keepdim=True)
         back = sizes + (mask.cumsum(dim=1) - 1).clamp(min=0)
         return hidden.gather(1, back.clamp(max=hidden.shape[1] - 1)[..., None].expand(-1, -1, hidden.shape[-1]))
 
+    def scored(self, batch: Batch) -> Tensor:
+        """Hidden states ``[N, H]`` at the batch's scored positions."""
+        return self.hidden(batch.input_ids, batch.mask, batch.which)[batch.row, batch.column]
 
-Prefix = CachedPrefix | ConcatenatedPrefix
+
+Prefix = CachedPrefix | ConcatenatedPrefix | EncodedPrefix
 
 
 def make_prefix(base: FrozenLM, *states: PromptState | None) -> Prefix:
@@ -188,6 +157,8 @@ def make_prefix(base: FrozenLM, *states: PromptState | None) -> Prefix:
     Raises:
         BaseModelError: a prompt of keys and values on a model that keeps none.
     """
+    if base.architecture == "encoder-decoder":
+        return encoded_prefix(base, *states)
     if shares_prefix(base):
         return stacked([cached_prefix(base, state) for state in states])
     return concatenated_prefix(base, *states)
@@ -205,6 +176,9 @@ def concatenated_prefix(base: FrozenLM, *states: PromptState | None) -> Concaten
 
 def check_keys_and_values(base: FrozenLM) -> None:
     """Raise BaseModelError unless the model can take a prompt as keys and values."""
+    if base.architecture == "encoder-decoder":
+        layers_of(base)
+        return
     if not shares_prefix(base):
         raise BaseModelError(
             f"'{base.name}' keeps no cache of keys and values that a prompt could stand in: use a method that learns "
@@ -235,6 +209,8 @@ def keys_and_values(base: FrozenLM, virtual_tokens: Tensor) -> PromptState:
     Raises:
         BaseModelError: the model keeps no such cache.
     """
+    if base.architecture == "encoder-decoder":
+        return keys_and_values_of_words(base, virtual_tokens)
     from transformers import DynamicCache
 
     check_keys_and_values(base)
@@ -369,3 +345,19 @@ def _sharing_is_exact(base: FrozenLM) -> bool:
     tolerance = 1e-3 if base.dtype == torch.float32 else 1e-1
     error = (actual - expected).float().norm() / expected.float().norm()
     return bool(error < tolerance)
+
+
+__all__ = [
+    "CachedPrefix",
+    "ConcatenatedPrefix",
+    "EncodedPrefix",
+    "Prefix",
+    "PromptState",
+    "cached_prefix",
+    "check_keys_and_values",
+    "concatenated_prefix",
+    "keys_and_values",
+    "make_prefix",
+    "shares_prefix",
+    "stacked",
+]

@@ -75,15 +75,15 @@ class Verbalizer:
         return cls(tuple(closed), tuple(decisions), tuple(rows), tuple(paths))
 
     @classmethod
-    def of_task(cls, spec: TaskSpec, tokenizer: Any) -> Self:
-        """Tokenise the task's verbalizers as they stand behind its template.
+    def of_task(cls, spec: TaskSpec, tokenizer: Any, *, alone: bool = False) -> Self:
+        """Tokenise the task's verbalizers as they stand behind its template, or ``alone`` (see ``answer_ids``).
 
         Raises:
             DataError: two labels are the same tokens.
         """
         sequences: list[tuple[int, ...]] = []
         for label, words in zip(spec.labels, spec.verbalizers, strict=True):
-            ids = tuple(answer_ids(tokenizer, spec, words))
+            ids = tuple(answer_ids(tokenizer, spec, words, alone=alone))
             if ids in sequences:
                 other = spec.labels[sequences.index(ids)]
                 raise DataError(f"labels '{other}' and '{label}' are the same tokens: give them different verbalizers")
@@ -106,8 +106,13 @@ def end_of_answer(tokenizer: Any) -> int:
     return int(tokenizer.eos_token_id)
 
 
-def answer_ids(tokenizer: Any, spec: TaskSpec, answer: str) -> list[int]:
-    """Token ids of an answer as it stands behind the template; special tokens in it are read as plain text."""
+def answer_ids(tokenizer: Any, spec: TaskSpec, answer: str, *, alone: bool = False) -> list[int]:
+    """Token ids of an answer; special tokens in it are read as plain text.
+
+    It stands behind the template, or ``alone``, in a decoder that sees the template only through the encoder.
+    """
+    if alone:
+        return plain_ids(tokenizer, answer)
     # behind some words of the template: tokenizers treat the start of a text differently from its middle
     before = spec.template.rpartition("}")[2] or "a"
     head = plain_ids(tokenizer, before)

@@ -21,7 +21,7 @@ from tiny import (
     tiny_model,
     tiny_tokenizer,
 )
-from transformers import BartConfig, BartForConditionalGeneration, BertConfig, BertForMaskedLM
+from transformers import BertConfig, BertForMaskedLM
 
 from softprompt.base import FrozenLM, default_dtype, load
 from softprompt.errors import BaseModelError
@@ -277,17 +277,15 @@ class TestErrors:
         ):
             load(folder)
 
-    def test_an_encoder_decoder_model(self, tmp_path: Path) -> None:
-        sizes = {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16}
-        heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2}
-        model = BartForConditionalGeneration(BartConfig(vocab_size=VOCABULARY, **sizes, **heads))
-        model.save_pretrained(tmp_path)
-        tiny_tokenizer("llama").save_pretrained(tmp_path)
-        words = r"is an encoder-decoder model: expected a decoder-only \(causal\) model"
-        with pytest.raises(BaseModelError, match=words):
-            load(tmp_path)
-        with pytest.raises(BaseModelError, match=words):
-            FrozenLM(model, tiny_tokenizer("llama"), "x")
+    def test_an_encoder_decoder_model_that_does_not_say_what_answers_start_with(self) -> None:
+        model = tiny_model("t5")
+        model.config.decoder_start_token_id = model.generation_config.decoder_start_token_id = None
+        with pytest.raises(BaseModelError) as caught:
+            FrozenLM(model, tiny_tokenizer("t5"), "tiny t5")
+        assert str(caught.value) == (
+            "'tiny t5' is an encoder-decoder model whose config.json has no decoder_start_token_id: expected the token "
+            "that answers start with, add it"
+        )
 
     def test_a_model_that_reads_both_ways(self, tmp_path: Path) -> None:
         sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}

@@ -1,0 +1,126 @@
+"""Decoder-only or encoder-decoder: which tokens stand around prompt and text, and how hidden states come about.
+
+    decoder-only      one stack reads      BOS, prompt, text, answer
+    encoder-decoder   the encoder reads    prompt, text between the tokenizer's own tokens (T5: text, EOS)
+                      the decoder reads    start, answer, and looks at what the encoder made
+
+In a decoder BOS comes before the prompt, for attention rests there. In an encoder every token sees every other one and
+none has such a place, so there the prompt comes first of all, as in Lester et al.'s code and in PEFT.
+
+Shapes: ``B`` batch, ``T`` text length, ``U`` answer length, ``H`` hidden size, ``N`` positions, ``V`` vocabulary.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from softprompt.errors import BaseModelError
+
+
+@dataclass(frozen=True)
+class Frame:
+    """The tokens that are neither prompt nor text nor answer.
+
+    Attributes:
+        bos: in front of the prompt (decoder-only).
+        front, back: around each text, behind the prompt (encoder-decoder).
+        start: what the decoder is given before an answer; empty for decoder-only models.
+    """
+
+    bos: tuple[int, ...] = ()
+    front: tuple[int, ...] = ()
+    back: tuple[int, ...] = ()
+    start: tuple[int, ...] = ()
+
+    @classmethod
+    def of(cls, model: Any, tokenizer: Any, name: str) -> "Frame":
+        """What the tokenizer adds to a text, and what the model's configuration starts answers with.
+
+        Raises:
+            BaseModelError: an encoder-decoder model that does not say what an answer starts with.
+        """
+        front, back = _around(tokenizer)
+        if not is_encoder_decoder(model.config):
+            return cls(bos=front)
+        start = getattr(model.config, "decoder_start_token_id", None)
+        if start is None:
+            start = getattr(getattr(model, "generation_config", None), "decoder_start_token_id", None)
+        if not isinstance(start, int):
+            raise BaseModelError(
+                f"'{name}' is an encoder-decoder model whose config.json has no decoder_start_token_id: expected the "
+                "token that answers start with, add it"
+            )
+        # what stands in front of a text stands in front of an answer too: BART's are start, <s>, answer
+        return cls(front=front, back=back, start=(start, *front))
+
+
+def is_encoder_decoder(config: Any) -> bool:
+    """Whether a ``transformers`` configuration is that of a model with an encoder and a decoder."""
+    return bool(getattr(config, "is_encoder_decoder", False))
+
+
+def encode(model: Any, embeddings: Tensor, mask: Tensor | None = None, **options: Any) -> Tensor:
+    """What the encoder makes of input embeddings ``[B, T, H]`` with padding where ``mask [B, T]`` is 0."""
+    output: Tensor = model.get_encoder()(inputs_embeds=embeddings, attention_mask=mask, **options).last_hidden_state
+    return output
+
+
+def decode(model: Any, encoded: Tensor, mask: Tensor | None, cache: Any = None, **inputs: Any) -> Tensor:
+    """Hidden states ``[B, U, H]`` of the decoder, which looks at ``encoded [B, T, H]`` where ``mask [B, T]`` is 1.
+
+    Args:
+        cache: what it has read so far, an ``EncoderDecoderCache`` that is added to.
+        inputs: ``input_ids [B, U]`` or ``inputs_embeds``, and other options of the decoder. Padding may stand behind
+            answers without a mask: none of their tokens looks there.
+    """
+    hidden: Tensor = model.get_decoder()(
+        encoder_hidden_states=encoded,
+        encoder_attention_mask=mask,
+        past_key_values=cache,
+        use_cache=cache is not None,
+        **inputs,
+    ).last_hidden_state
+    return hidden
+
+
+def embedding_scale(model: Any) -> float:
+    """What some encoders multiply token embeddings by, where the embedding does not do it itself."""
+    if not is_encoder_decoder(model.config):
+        return 1.0
+    return float(getattr(model.get_encoder(), "embed_scale", None) or 1.0)
+
+
+def logits_bias(model: Any) -> Tensor | None:
+    """What BART's family adds to its logits beside the output layer: ``[V]``."""
+    bias = getattr(model, "final_logits_bias", None)
+    return None if bias is None else bias[0]
+
+
+def after_head_candidates(config: Any) -> list[Callable[[Tensor], Tensor]]:
+    """What families are known to do to ``head(hidden)``, where their configuration says that they may."""
+    candidates: list[Callable[[Tensor], Tensor]] = [lambda logits: logits]
+    for attribute in ("final_logit_softcapping", "logits_soft_cap"):
+        if cap := getattr(config, attribute, None):
+            candidates.append(lambda logits, cap=cap: torch.tanh(logits / cap) * cap)  # type: ignore[misc]
+    for attribute in ("logit_scale", "lm_head_multiplier"):
+        if factor := getattr(config, attribute, None):
+            candidates.append(lambda logits, factor=factor: logits * factor)  # type: ignore[misc]
+    if divisor := getattr(config, "logits_scaling", None):
+        candidates.append(lambda logits: logits / divisor)
+    if is_encoder_decoder(config) and (width := getattr(config, "d_model", None)):
+        # T5 with tied embeddings
+        candidates.append(lambda logits: logits * width**-0.5)
+    return candidates
+
+
+def _around(tokenizer: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Token ids that the tokenizer puts before and behind every text."""
+    whole = list(tokenizer("a").input_ids)
+    plain = list(tokenizer("a", add_special_tokens=False).input_ids)
+    for start in range(len(whole) - len(plain) + 1):
+        if whole[start : start + len(plain)] == plain:
+            return tuple(whole[:start]), tuple(whole[start + len(plain) :])
+    return (), ()
