@@ -42,7 +42,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "method_options": {"reparametrisation": "mlp", "width": 128},
     },
 }
-FAMILIES = ("gemma3", "gpt2")
+FAMILIES = ("gemma3", "gpt2", "mt5", "bart")
 # the last layer of the tiny Gemma looks back no more than 8 tokens: behind longer texts it never sees the prompt
 SHORT = [Example(word, label) for label, words in WORDS.items() for word in words]
 EMBEDDING_METHODS = sorted(name for name, entry in METHODS.items() if entry.kind == "embeddings")
@@ -113,14 +113,16 @@ def test_every_method_is_among_the_variants() -> None:
 class TestContract:
     def test_starts_exactly_at_its_start(self, variant: str, family: str) -> None:
         base = tiny_base(family)
-        start, module = start_of(base), made(variant, base)
-        found = fold(module)
+        start, found = start_of(base), fold(made(variant, base))
         assert found.kind == METHODS[VARIANTS[variant]["method"]].kind
         expected = start if found.kind == "embeddings" else keys_and_values(base, start.tensor)
         assert len(found.tensors) == len(expected.tensors)
         for one, other in zip(found.tensors, expected.tensors, strict=True):
             torch.testing.assert_close(one, other, atol=1e-6 * float(other.std()), rtol=1e-6)
-        given, words = log_probabilities(base, make_prefix, found), log_probabilities(base, concatenated_prefix, start)
+        plain = concatenated_prefix if base.architecture == "decoder-only" else make_prefix
+        if found.kind == "key_values" and plain is make_prefix:
+            return  # in an encoder words see the text too, which keys and values cannot
+        given, words = log_probabilities(base, make_prefix, found), log_probabilities(base, plain, start)
         torch.testing.assert_close(given, words, atol=1e-4, rtol=0)
 
     def test_every_parameter_learns_by_the_second_step(self, variant: str, family: str) -> None:
@@ -190,8 +192,7 @@ class TestContract:
         assert torch.equal(before, after)
 
     def test_a_fixed_seed_gives_the_same_bytes(self, variant: str, family: str, tmp_path: Path) -> None:
-        settings = {**FAST, **VARIANTS[variant], "init": "random", "steps": 3}
-        task = reviews_task(validation=6, test=6)
+        settings, task = {**FAST, **VARIANTS[variant], "init": "random", "steps": 3}, reviews_task(validation=6, test=6)
         for name, seed in (("one", 5), ("same", 5), ("other", 6)):
             torch.manual_seed(len(name))
             fit(tiny_base(family), task, out=tmp_path / name, seed=seed, **settings)
@@ -230,7 +231,7 @@ class TestContract:
         assert not same(fold(module), kept)
 
 
-@every_family
+@pytest.mark.parametrize("family", FAMILIES[:2])
 @pytest.mark.parametrize("variant", [one for one, chosen in VARIANTS.items() if chosen["method"] in EMBEDDING_METHODS])
 def test_cached_prefix_equals_concatenation(variant: str, family: str) -> None:
     state = learned(variant, family).prompt.state
