@@ -1,11 +1,12 @@
 """Decoder-only or encoder-decoder: which tokens stand around prompt and text, and how hidden states come about.
 
     decoder-only      one stack reads      BOS, prompt, text, answer
-    encoder-decoder   the encoder reads    prompt, text between the tokenizer's own tokens (T5: text, EOS)
+    encoder-decoder   the encoder reads    BOS, prompt, text, and what the tokenizer puts behind it
                       the decoder reads    start, answer, and looks at what the encoder made
 
-In a decoder BOS comes before the prompt, for attention rests there. In an encoder every token sees every other one and
-none has such a place, so there the prompt comes first of all, as in Lester et al.'s code and in PEFT.
+One rule for both: what the tokenizer puts in front of a text stands in front of the prompt too, so a prompt of words is
+what the tokenizer makes of these words and the text. T5 has no BOS (prompt, text, EOS: as Lester et al. and PEFT have
+it); BART reads <s>, prompt, text, </s>.
 
 Shapes: ``B`` batch, ``T`` text length, ``U`` answer length, ``H`` hidden size, ``N`` positions, ``V`` vocabulary.
 """
@@ -25,13 +26,12 @@ class Frame:
     """The tokens that are neither prompt nor text nor answer.
 
     Attributes:
-        bos: in front of the prompt (decoder-only).
-        front, back: around each text, behind the prompt (encoder-decoder).
+        bos: in front of the prompt.
+        back: behind each text; empty for decoder-only models, where the answer stands there.
         start: what the decoder is given before an answer; empty for decoder-only models.
     """
 
-    bos: tuple[int, ...] = ()
-    front: tuple[int, ...] = ()
+    bos: tuple[int, ...]
     back: tuple[int, ...] = ()
     start: tuple[int, ...] = ()
 
@@ -42,9 +42,9 @@ class Frame:
         Raises:
             BaseModelError: an encoder-decoder model that does not say what an answer starts with.
         """
-        front, back = _around(tokenizer)
+        bos, back = _around(tokenizer)
         if not is_encoder_decoder(model.config):
-            return cls(bos=front)
+            return cls(bos)
         start = getattr(model.config, "decoder_start_token_id", None)
         if start is None:
             start = getattr(getattr(model, "generation_config", None), "decoder_start_token_id", None)
@@ -54,7 +54,7 @@ class Frame:
                 "token that answers start with, add it"
             )
         # what stands in front of a text stands in front of an answer too: BART's are start, <s>, answer
-        return cls(front=front, back=back, start=(start, *front))
+        return cls(bos, back, (start, *bos))
 
 
 def is_encoder_decoder(config: Any) -> bool:

@@ -156,7 +156,7 @@ class FrozenLM:
         vocabulary = {
             "vocab": self.tokenizer.get_vocab(),
             "bos": self.bos_ids,
-            **({"around": (self.frame.front, self.frame.back, self.frame.start)} if self.frame.start else {}),
+            **({"back": self.frame.back, "start": self.frame.start} if self.frame.start else {}),
             "eos": self.tokenizer.eos_token_id,
             "example": self.tokenizer("A test: 123,\n\tnaïve.", add_special_tokens=False).input_ids,
         }

@@ -100,8 +100,7 @@ class Encoder:
         self.limit = spec.max_length
         self._room: int | None = None
         if base.context_length is not None:
-            frame = base.frame
-            self._room = base.context_length - len((*frame.bos, *frame.front, *frame.back)) - prompt_length
+            self._room = base.context_length - len((*base.bos_ids, *base.frame.back)) - prompt_length
             answer = max((len(path) for path in self.verbalizer.paths), default=0) if self.verbalizer else answer_room
             left = self._room_before(answer)
             if left < _LEAST_ROOM:
@@ -133,9 +132,8 @@ class Encoder:
         ]
 
     def inputs(self, examples: Sequence[Example], answers: Sequence[int] | None = None) -> list[tuple[int, ...]]:
-        """``text_ids`` between the tokens that an encoder has around every text."""
-        frame = self.base.frame
-        return [(*frame.front, *ids, *frame.back) for ids in self.text_ids(examples, answers)]
+        """``text_ids``, and what an encoder reads behind every text."""
+        return [(*ids, *self.base.frame.back) for ids in self.text_ids(examples, answers)]
 
     def training_items(self, examples: Sequence[Example]) -> list[Item]:
         """One item an example, with the answer to learn."""

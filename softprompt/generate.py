@@ -62,7 +62,7 @@ def complete(
     """Complete token sequences; yields ``(index, completion)`` batch by batch, in the order they finish.
 
     Args:
-        texts: token ids without BOS; those of an encoder between what the tokenizer has around every text.
+        texts: token ids without BOS (``Encoder.inputs``).
         token_budget: padded tokens of a batch, its completions counted.
     """
     items = [Item(i, tuple(ids), ()) for i, ids in enumerate(texts)]

@@ -1,7 +1,7 @@
 """Prompts in an encoder-decoder model (T5, BART and their kin).
 
-    encoder   [P, H] virtual tokens and [T, H] text, padding behind  -->  [P+T, H]
-    decoder   start and answer, looking at all of that               -->  hidden states
+    encoder   [P', H] BOS and virtual tokens, [T, H] text, padding behind  -->  [P'+T, H]
+    decoder   start and answer, looking at all of that                     -->  hidden states
 
 An encoder sees both ways, so its prompt is not the same for every text and there is nothing to share: virtual tokens
 are put in front of each text anew. Rows are padded behind, where neither T5's distances nor BART's positions shift.
@@ -35,12 +35,12 @@ class EncodedPrefix:
     """Prompts in front of what an encoder reads, or in the layers of encoder and decoder.
 
     Attributes:
-        virtual_tokens: of each prompt, ``[P, H]`` in the model's dtype; none where it is keys and values.
+        embeddings: of each prompt, ``[P', H]`` in the model's dtype: BOS, and the virtual tokens if it has any.
         encoder, decoder: keys and values of each prompt, if there are any.
     """
 
     base: FrozenLM
-    virtual_tokens: tuple[Tensor, ...]
+    embeddings: tuple[Tensor, ...]
     encoder: KeysAndValues | None = None
     decoder: KeysAndValues | None = None
 
@@ -54,7 +54,7 @@ class EncodedPrefix:
     def encoded(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """What the decoder looks at for each item, ``[B, P+T, H]``, and where that is padding, ``[B, P+T]``."""
         which = batch.which.new_zeros(len(batch.input_ids)).index_copy(0, batch.reads, batch.which)
-        rows, ends = concatenated(self.virtual_tokens, self.base.embed(batch.input_ids), batch.mask, which)
+        rows, ends = concatenated(self.embeddings, self.base.embed(batch.input_ids), batch.mask, which)
         mask = (torch.arange(rows.shape[1], device=rows.device) < ends).long()
         states = encode(self.base.model, rows, mask, **_prompted(self.encoder, which))
         return states[batch.reads], mask[batch.reads]
@@ -94,26 +94,26 @@ class GrowingAnswers:
 
 
 def encoded_prefix(base: FrozenLM, *states: PromptState | None) -> EncodedPrefix:
-    """Prompts for the texts of an encoder-decoder model; gradient flows to them. ``None`` is no prompt.
+    """Prompts for the texts of an encoder-decoder model; gradient flows to them. ``None`` is BOS alone.
 
     Raises:
         BaseModelError: keys and values for a model whose layers take none.
     """
-    none = base.embed(torch.zeros(0, dtype=torch.long, device=base.device))
-    tokens: list[Tensor] = []
+    bos = base.embed(torch.tensor(base.bos_ids, dtype=torch.long, device=base.device))
+    embeddings: list[Tensor] = []
     layers: list[tuple[Tensor, ...]] = []
     for state in states:
-        given = () if state is None else tuple(tensor.to(base.device, base.dtype) for tensor in state.tensors)
+        tensors = () if state is None else tuple(tensor.to(base.device, base.dtype) for tensor in state.tensors)
         in_layers = state is not None and state.kind == "key_values"
-        tokens.append(none if in_layers or not given else given[0])
-        layers.append(given if in_layers else ())
+        embeddings.append(bos if in_layers else torch.cat([bos, *tensors]))
+        layers.append(tensors if in_layers else ())
     if not any(layers):
-        return EncodedPrefix(base, tuple(tokens))
+        return EncodedPrefix(base, tuple(embeddings))
     modules, nowhere = layers_of(base), torch.zeros(0, dtype=torch.long, device=base.device)
     split = len(modules.encoder)
     return EncodedPrefix(
         base,
-        tuple(tokens),
+        tuple(embeddings),
         KeysAndValues.of(modules.encoder, [tensors[:split] for tensors in layers], nowhere),
         KeysAndValues.of(modules.decoder, [tensors[split:] for tensors in layers], nowhere),
     )
@@ -136,7 +136,8 @@ def keys_and_values_of_words(base: FrozenLM, virtual_tokens: Tensor) -> PromptSt
         return base.embed(torch.tensor(ids, dtype=torch.long, device=base.device))
 
     in_encoder, in_decoder = Watch(), Watch()
-    encoded = encode(base.model, torch.cat([tokens, embedded(*frame.front, *frame.back)])[None], prompt=in_encoder)
+    empty = torch.cat([embedded(*frame.bos), tokens, embedded(*frame.back)])
+    encoded = encode(base.model, empty[None], prompt=in_encoder)
     answer = torch.cat([embedded(*frame.start), tokens])[None]
     # some decoders scale the embeddings that they are given
     as_ids, as_given = (
@@ -149,9 +150,9 @@ def keys_and_values_of_words(base: FrozenLM, virtual_tokens: Tensor) -> PromptSt
     if not torch.allclose(as_ids, as_given, rtol=1e-2, atol=1e-2):
         answer = answer / base.embedding_scale
     decode(base.model, encoded, None, inputs_embeds=answer, prompt=in_decoder)
-    first = len(frame.start)
-    pairs = [torch.cat([seen.key, seen.value])[:, :, : len(tokens)] for seen in in_encoder.seen_by(modules.encoder)]
-    pairs += [torch.cat([seen.key, seen.value])[:, :, first:] for seen in in_decoder.seen_by(modules.decoder)]
+    seen = [(one, len(frame.bos)) for one in in_encoder.seen_by(modules.encoder)]
+    seen += [(one, len(frame.start)) for one in in_decoder.seen_by(modules.decoder)]
+    pairs = [torch.cat([one.key, one.value])[:, :, first : first + len(tokens)] for one, first in seen]
     return PromptState("key_values", tuple(pair.float().clone() for pair in pairs))
 
 

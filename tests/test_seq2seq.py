@@ -44,15 +44,16 @@ def items_of(base: FrozenLM, prompts: Sequence[int] = ROWS) -> list[Item]:
     for index, (prompt, text, answer) in enumerate(zip(prompts, TEXTS, ANSWERS, strict=False)):
         given = (*frame.start, *ids(answer - 1))
         positions = tuple(range(len(given)))
-        whole = (*frame.front, *ids(text), *frame.back)
-        items.append(Item(index, whole, positions, ids(len(given)), prompt=prompt, decoder_ids=given))
+        items.append(
+            Item(index, (*ids(text), *frame.back), positions, ids(len(given)), prompt=prompt, decoder_ids=given)
+        )
     return items
 
 
 def embedded(base: FrozenLM, ids: Sequence[int]) -> Tensor:
     """``[T, H]`` as the model's own encoder makes them of token ids."""
     encoder = base.model.get_encoder()
-    rows: Tensor = base.model.get_input_embeddings()(torch.tensor(ids))
+    rows: Tensor = base.model.get_input_embeddings()(torch.tensor(ids, dtype=torch.long))
     # only some of the embeddings are scaled by themselves
     return rows * encoder.embed_scale if hasattr(encoder, "embed_scale") else rows
 
@@ -64,9 +65,9 @@ def for_decoder(base: FrozenLM, rows: Tensor) -> Tensor:
 
 
 def plain_logits(base: FrozenLM, prompt: Tensor | None, item: Item) -> Tensor:
-    """The reference: prompt and one text concatenated, through the transformers model: ``[U, V]``."""
-    rows = embedded(base, item.ids)
-    embeddings = rows if prompt is None else torch.cat([prompt, rows])
+    """The reference: BOS, prompt and one text concatenated, through the transformers model: ``[U, V]``."""
+    parts = [embedded(base, base.frame.bos), embedded(base, item.ids)]
+    embeddings = torch.cat(parts if prompt is None else [parts[0], prompt, parts[1]])
     answer = torch.tensor([item.decoder_ids])
     logits: Tensor = base.model(inputs_embeds=embeddings[None], decoder_input_ids=answer, use_cache=False).logits[0]
     return logits
@@ -123,7 +124,7 @@ def layer_logits(base: FrozenLM, state: PromptState, item: Item) -> Tensor:
     split = len(self_attention(encoder))
     nothing = torch.zeros(length, base.embedding_size)
     with overwritten(encoder, state.tensors[:split]), overwritten(decoder, state.tensors[split:]):
-        rows = torch.cat([nothing, unmoved(encoder, embedded(base, item.ids), length)])
+        rows = torch.cat([nothing, unmoved(encoder, embedded(base, (*base.frame.bos, *item.ids)), length)])
         states = encoder(inputs_embeds=rows[None]).last_hidden_state[:, length:]
         answer = torch.cat([nothing, unmoved(decoder, embedded(base, item.decoder_ids), length)])
         options = {"decoder_inputs_embeds": for_decoder(base, answer)[None], "use_cache": False}
@@ -236,11 +237,12 @@ def test_the_start_is_what_the_layers_see_of_the_words(family: str) -> None:
                 hooks.enter_context(
                     module.register_forward_hook(lambda module, _, output: outputs.__setitem__(module, output[0]))
                 )
-        around = embedded(base, (*frame.front, *frame.back))
-        states = encoder(inputs_embeds=torch.cat([prompt, around])[None]).last_hidden_state
+        empty = torch.cat([embedded(base, frame.bos), prompt, embedded(base, frame.back)])
+        states = encoder(inputs_embeds=empty[None]).last_hidden_state
         answer = torch.cat([embedded(base, frame.start), prompt])
         base.model(encoder_outputs=(states,), decoder_inputs_embeds=for_decoder(base, answer)[None])
-    expected = [[outputs[module][:3] for module in pair] for pair in self_attention(encoder)]
+    first = len(frame.bos)
+    expected = [[outputs[module][first : first + 3] for module in pair] for pair in self_attention(encoder)]
     expected += [[outputs[module][len(frame.start) :] for module in pair] for pair in self_attention(decoder)]
     assert len(expected) == len(state.tensors)
     for own, pair in zip(state.tensors, expected, strict=True):
@@ -370,7 +372,7 @@ def test_completions_are_those_of_generate(family: str) -> None:
     found = dict(complete(base, make_prefix(base, as_state(prompt)), texts, GREEDY, 2048))
     for index, ids in enumerate(texts):
         tokens = base.model.generate(
-            inputs_embeds=torch.cat([prompt, embedded(base, ids)])[None],
+            inputs_embeds=torch.cat([embedded(base, base.frame.bos), prompt, embedded(base, ids)])[None],
             decoder_input_ids=torch.tensor([base.frame.start]),
             max_new_tokens=GREEDY.max_new_tokens,
             do_sample=False,
@@ -379,10 +381,10 @@ def test_completions_are_those_of_generate(family: str) -> None:
         assert found[index] == base.tokenizer.decode(tokens, skip_special_tokens=True).strip()
 
 
-def peft_model(base: FrozenLM, config: Any) -> Any:
+def peft_model(family: str, config: Any) -> Any:
     from peft import get_peft_model
 
-    return get_peft_model(tiny_model("t5" if base.frame.front == () else "bart"), config).eval()
+    return get_peft_model(tiny_model(family), config).eval()
 
 
 peft_warns = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
@@ -394,10 +396,12 @@ def test_prompt_tuning_is_that_of_peft(family: str) -> None:
     from peft import PromptTuningConfig, TaskType
 
     base, prompt = tiny_base(family), random_prompt(tiny_base(family), 4)
-    peft = peft_model(base, PromptTuningConfig(task_type=TaskType.SEQ_2_SEQ_LM, num_virtual_tokens=4))
+    # PEFT has its prompt before BOS: there BOS is one more virtual token
+    whole = torch.cat([embedded(base, base.frame.bos), prompt])
+    peft = peft_model(family, PromptTuningConfig(task_type=TaskType.SEQ_2_SEQ_LM, num_virtual_tokens=len(whole)))
     with torch.no_grad():
-        # PEFT keeps a copy for the decoder, which it does not use
-        peft.prompt_encoder.default.embedding.weight[:4] = prompt
+        # a second half, for the decoder, is not used
+        peft.prompt_encoder.default.embedding.weight[: len(whole)] = whole
     items = items_of(base, [0] * len(ROWS))
     found = batched(base, make_prefix(base, as_state(prompt)), items)
     for logits, item in zip(found, items, strict=True):
@@ -416,7 +420,7 @@ def test_prefix_tuning_of_the_decoder_is_that_of_peft() -> None:
     from peft import PrefixTuningConfig, TaskType
 
     base = tiny_base("t5")
-    peft = peft_model(base, PrefixTuningConfig(task_type=TaskType.SEQ_2_SEQ_LM, num_virtual_tokens=4))
+    peft = peft_model("t5", PrefixTuningConfig(task_type=TaskType.SEQ_2_SEQ_LM, num_virtual_tokens=4))
     pair = random_layers(base, 4).tensors[-1].detach()
     modules = layers_of(base).decoder
     assert len(modules) == 2
@@ -438,5 +442,5 @@ def test_frames_of_the_two_families() -> None:
     tokenizer = tiny_tokenizer("t5")
     pad = tokenizer.convert_tokens_to_ids(PAD)
     bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
-    assert (t5.bos, t5.front, t5.back, t5.start) == ((), (), (eos,), (pad,))
-    assert (bart.bos, bart.front, bart.back, bart.start) == ((), (bos,), (eos,), (eos, bos))
+    assert (t5.bos, t5.back, t5.start) == ((), (eos,), (pad,))
+    assert (bart.bos, bart.back, bart.start) == ((bos,), (eos,), (eos, bos))
