@@ -156,13 +156,12 @@ def own_attention(name: str) -> str:
 def _found(base: FrozenLM) -> Layers:
     model = base.model
     refused = BaseModelError(
-        f"'{base.name}' ({type(model).__name__}) has layers that take no keys and values of a prompt: use a method that "
-        "learns virtual tokens, such as prompt-tuning"
+        f"'{base.name}' ({type(model).__name__}) has layers that take no keys and values of a prompt: use a method "
+        "that learns virtual tokens, such as prompt-tuning"
     )
     name = str(getattr(model.config, "_attn_implementation", None))
-    if not name.endswith(_SUFFIX):
-        if not _admit_prompts(model, name):
-            raise refused
+    if not name.endswith(_SUFFIX) and not _admit_prompts(model, name):
+        raise refused
     ids = torch.ones(1, 3, dtype=torch.long, device=base.device)
     in_encoder, in_decoder = Watch(), Watch()
     encoded = encode(model, base.embed(ids.new_ones(1, 5)), prompt=in_encoder)

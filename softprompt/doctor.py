@@ -7,27 +7,16 @@ from typing import Any, Literal
 
 import torch
 
+from softprompt import parity, parity_seq2seq
 from softprompt.base import FrozenLM
 from softprompt.errors import BaseModelError
 from softprompt.families import FAMILIES, tiny_family_model
 from softprompt.methods import METHODS
-from softprompt.parity import (
-    Case,
-    Errors,
-    cases,
-    generated,
-    given,
-    largest,
-    left_padded,
-    mixed,
-    right_padded,
-    rounding,
-    shared,
-)
+from softprompt.parity import Case, Errors, cases, rounding
 from softprompt.prefix import shares_prefix
 
 Verdict = Literal["exact", "fallback", "refused"]
-Way = Literal["shared prefix", "concatenation (fallback)", "refused"]
+Way = Literal["shared prefix", "concatenation (fallback)", "encoder input", "refused"]
 
 EXACT = 1e-4  # relative error, in float32
 ROUNDINGS = 4  # in other dtypes: times what rounding the input embeddings once more does
@@ -35,13 +24,31 @@ ROUNDINGS = 4  # in other dtypes: times what rounding the input embeddings once 
 RIGHT, LEFT, SHARED = "right-padded batch", "left-padded batch", "shared prefix"
 MIXED, KEYS_AND_VALUES, STEP = "mixed prompts", "keys and values", "generation step"
 
-_WAYS: dict[str, tuple[str, Callable[[FrozenLM, Case], Errors]]] = {
-    RIGHT: ("texts of different lengths, padding behind them: each gets the numbers it gets alone", right_padded),
-    LEFT: ("the same with padding in front", left_padded),
-    SHARED: ("keys and values of the prompt, computed once, stand for it in front of every text", shared),
-    MIXED: ("prompts of different lengths side by side in one batch", mixed),
-    KEYS_AND_VALUES: ("keys and values given as they are, in place of the embeddings they came from", given),
-    STEP: ("new tokens one by one behind the cache, padded texts side by side", generated),
+_MEANINGS = {
+    RIGHT: "texts of different lengths, padding behind them: each gets the numbers it gets alone",
+    LEFT: "the same with padding in front",
+    SHARED: "keys and values of the prompt, computed once, stand for it in front of every text",
+    MIXED: "prompts of different lengths side by side in one batch",
+    KEYS_AND_VALUES: "keys and values given as they are, in place of the embeddings they came from",
+    STEP: "new tokens one by one behind the cache, padded texts side by side",
+}
+# an encoder sees both ways: what it makes of a prompt is not the same for every text, and cannot be shared
+_MEASURES: dict[str, dict[str, Callable[[FrozenLM, Case], Errors]]] = {
+    "decoder-only": {
+        RIGHT: parity.right_padded,
+        LEFT: parity.left_padded,
+        SHARED: parity.shared,
+        MIXED: parity.mixed,
+        KEYS_AND_VALUES: parity.given,
+        STEP: parity.generated,
+    },
+    "encoder-decoder": {
+        RIGHT: parity_seq2seq.right_padded,
+        LEFT: parity_seq2seq.left_padded,
+        MIXED: parity_seq2seq.right_padded,
+        KEYS_AND_VALUES: parity_seq2seq.given,
+        STEP: parity_seq2seq.generated,
+    },
 }
 
 
@@ -143,8 +150,13 @@ def diagnose(base: FrozenLM, seed: int = 0) -> Diagnosis:
         reason = f"its forward pass takes no virtual tokens: {_one_line(error)}"
         facts |= {"tolerance": EXACT, "gradient_tolerance": EXACT, "longest_text": 0, "checks": ()}
         return Diagnosis(**facts, way="refused", reason=reason, methods=dict.fromkeys(METHODS, reason))
-    checks = {name: _check(name, base, together if name == MIXED else alone, tolerances, shares) for name in _WAYS}
-    way, why = _way(checks, shares)
+    # what there is no other way for
+    relied_on = (SHARED, STEP) if shares else (RIGHT, STEP) if base.architecture == "encoder-decoder" else (RIGHT,)
+    checks = {
+        name: _check(name, base, together if name == MIXED else alone, tolerances, relied_on)
+        for name in _MEASURES[base.architecture]
+    }
+    way, why = _way(base, checks, relied_on)
     methods = {
         name: why if way == "refused" else checks[KEYS_AND_VALUES].reason if method.kind == "key_values" else ""
         for name, method in METHODS.items()
@@ -193,12 +205,12 @@ def diagnosis_lines(diagnosis: Diagnosis) -> list[str]:
 
 def families_markdown(rows: Sequence[FamilyRow]) -> list[str]:
     """The families as a Markdown table, and below it the reasons for what is not exact."""
-    cells = [("family", "runs with", *_WAYS, "largest error")]
+    cells = [("family", "runs with", *_MEANINGS, "largest error")]
     cells.append(tuple("-" * len(cell) for cell in cells[0]))
     for row in rows:
         verdicts = {check.name: check.verdict for check in row.diagnosis.checks} if row.diagnosis else {}
         error = _figure(row.diagnosis.largest_error if row.diagnosis else None)
-        cells.append((row.family, row.way, *(verdicts.get(name, "-") for name in _WAYS), error))
+        cells.append((row.family, row.way, *(verdicts.get(name, "-") for name in _MEANINGS), error))
     reasons = [f"- `{row.family}`: {'; '.join(why)}" for row in rows if (why := _reasons(row))]
     return [*(f"| {' | '.join(line)} |" for line in _aligned(cells)), *(["", *reasons] if reasons else [])]
 
@@ -217,19 +229,21 @@ def _reasons(row: FamilyRow) -> list[str]:
     checks = row.diagnosis.checks if row.diagnosis else ()
     refused = {check.name: f"{check.name}: {check.reason}" for check in checks if check.verdict == "refused"}
     # without a cache, there are no keys and values to give
-    if row.way != "shared prefix":
+    if row.way == "concatenation (fallback)":
         refused.pop(KEYS_AND_VALUES, None)
     return [*([row.reason] if row.reason else []), *(why for why in refused.values() if why != row.reason)]
 
 
-def _check(name: str, base: FrozenLM, among: Sequence[Case], tolerances: tuple[float, float], shares: bool) -> Check:
-    meaning, measure = _WAYS[name]
+def _check(
+    name: str, base: FrozenLM, among: Sequence[Case], tolerances: tuple[float, float], relied_on: Sequence[str]
+) -> Check:
+    meaning, measure = _MEANINGS[name], _MEASURES[base.architecture][name]
     logits = gradient = None
     try:
         found = [measure(base, case) for case in among]
-        logits = largest([errors.logits for errors in found])
+        logits = parity.largest([errors.logits for errors in found])
         gradients = [errors.gradient for errors in found if errors.gradient is not None]
-        gradient = largest(gradients) if gradients else None
+        gradient = parity.largest(gradients) if gradients else None
         reason = _reason(logits, gradient, tolerances)
     except BaseModelError as refusal:
         reason = str(refusal)
@@ -237,7 +251,6 @@ def _check(name: str, base: FrozenLM, among: Sequence[Case], tolerances: tuple[f
         reason = f"the model does not take it: {_one_line(failure)}"
     if not reason:
         return Check(name, meaning, logits, gradient, "exact")
-    relied_on = (SHARED, STEP) if shares else (RIGHT,)
     verdict: Verdict = "refused" if name in (*relied_on, MIXED, KEYS_AND_VALUES) else "fallback"
     known = [error if error is not None and math.isfinite(error) else None for error in (logits, gradient)]
     return Check(name, meaning, known[0], known[1], verdict, reason)
@@ -253,12 +266,14 @@ def _reason(logits: float, gradient: float | None, tolerances: tuple[float, floa
     return f"differs from plain concatenation, {', '.join(wrong)}" if wrong else ""
 
 
-def _way(checks: Mapping[str, Check], shares: bool) -> tuple[Way, str]:
-    """How softprompt runs the model, and why not with a shared prefix."""
-    for name in (SHARED, STEP) if shares else (RIGHT,):
+def _way(base: FrozenLM, checks: Mapping[str, Check], relied_on: Sequence[str]) -> tuple[Way, str]:
+    """How softprompt runs the model, and why not with a shared prefix where a prefix could be shared."""
+    for name in relied_on:
         if checks[name].verdict == "refused":
             return "refused", f"{name}: {checks[name].reason}"
-    if shares:
+    if base.architecture == "encoder-decoder":
+        return "encoder input", ""
+    if SHARED in relied_on:
         return "shared prefix", ""
     causes = [f"{name}: {checks[name].reason}" for name in (SHARED, STEP) if checks[name].reason]
     return "concatenation (fallback)", causes[0] if causes else "its layers keep more than keys and values"

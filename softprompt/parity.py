@@ -1,8 +1,8 @@
 """Every way to put a prompt in front of texts, measured against plain concatenation.
 
 The reference is BOS, virtual tokens and one text, as input embeddings, without mask, through the model's own forward
-pass and its own attention. Texts are seeded random tokens, some longer than a sliding window; prompts are seeded
-random vectors as large as the token embeddings.
+pass and its own attention; a decoder beside an encoder is given a random answer. Texts are seeded random tokens, some
+longer than a sliding window; prompts are seeded random vectors as large as the token embeddings.
 
     error     the largest, over the texts, of  ||logits - reference|| / ||reference||
     gradient  ||g - reference|| / ||reference||,  g the gradient of a cross-entropy over all texts to the prompts
@@ -22,11 +22,13 @@ import torch
 from torch import Tensor
 
 from softprompt import faster
+from softprompt.attention import own_attention
 from softprompt.base import FrozenLM
 from softprompt.batch import Batch, Item, collate
 from softprompt.errors import BaseModelError
 from softprompt.prefix import (
     CachedPrefix,
+    Prefix,
     PromptState,
     cached_prefix,
     check_keys_and_values,
@@ -101,8 +103,8 @@ def rounding(base: FrozenLM, among: Sequence[Case], seed: int) -> Errors:
     noise = torch.Generator().manual_seed(seed)
     moved = [_case(base, case.prompts, case.items, noise) for case in among]
     return Errors(
-        largest([_worst(other.logits, case.logits) for other, case in zip(moved, among, strict=True)]),
-        largest([_relative(other.gradient, case.gradient) for other, case in zip(moved, among, strict=True)]),
+        largest([worst(other.logits, case.logits) for other, case in zip(moved, among, strict=True)]),
+        largest([relative(other.gradient, case.gradient) for other, case in zip(moved, among, strict=True)]),
     )
 
 
@@ -110,7 +112,7 @@ def right_padded(base: FrozenLM, case: Case) -> Errors:
     """Texts of different lengths, padding behind them."""
     batch = collate(case.items, base.device)
     hidden = concatenated_prefix(base, *case.states).hidden(batch.input_ids, batch.mask, batch.which)
-    return _compared(_logits(base, hidden, batch), case)
+    return compared(_logits(base, hidden, batch), case)
 
 
 def left_padded(base: FrozenLM, case: Case) -> Errors:
@@ -121,7 +123,7 @@ def left_padded(base: FrozenLM, case: Case) -> Errors:
     source = (torch.arange(length, device=base.device) - shift[:, None]) % length
     ids, mask = batch.input_ids.gather(1, source), batch.mask.gather(1, source)
     hidden = concatenated_prefix(base, *case.states).hidden(ids, mask, batch.which)
-    return _compared(_logits(base, hidden, batch, shift), case)
+    return compared(_logits(base, hidden, batch, shift), case)
 
 
 def shared(base: FrozenLM, case: Case) -> Errors:
@@ -132,14 +134,13 @@ def shared(base: FrozenLM, case: Case) -> Errors:
     """
     batch = collate(case.items, base.device)
     hidden = _cached(base, case).hidden(batch.input_ids, batch.mask, batch.which)
-    return _compared(_logits(base, hidden, batch), case)
+    return compared(_logits(base, hidden, batch), case)
 
 
 def mixed(base: FrozenLM, case: Case) -> Errors:
     """Several prompts in one batch, in the way that softprompt chooses for this model."""
     batch = collate(case.items, base.device)
-    hidden = make_prefix(base, *case.states).hidden(batch.input_ids, batch.mask, batch.which)
-    return _compared(_logits(base, hidden, batch), case)
+    return compared(scored_logits(make_prefix(base, *case.states), batch), case)
 
 
 def given(base: FrozenLM, case: Case) -> Errors:
@@ -162,9 +163,9 @@ def given(base: FrozenLM, case: Case) -> Errors:
     batch = collate(case.items, base.device)
     prefix = cached_prefix(base, PromptState("key_values", tensors))
     logits = _logits(base, prefix.hidden(batch.input_ids, batch.mask, batch.which), batch)
-    to_tensors = torch.autograd.grad(_loss(logits, case.items), tensors)
+    to_tensors = torch.autograd.grad(loss_of(logits, case.items), tensors)
     (gradient,) = torch.autograd.grad(pairs, prompt, to_tensors)
-    return Errors(_worst(logits, case.logits), _relative(gradient.flatten(), case.gradient))
+    return Errors(worst(logits, case.logits), relative(gradient.flatten(), case.gradient))
 
 
 @torch.no_grad()
@@ -182,7 +183,7 @@ def generated(base: FrozenLM, case: Case) -> Errors:
     errors = []
     for group in groups:
         logits = _extended(base, prefix, [case.items[index] for index in group])
-        errors.append(_worst(logits.unbind(1), [case.logits[index][-STEPS:] for index in group]))
+        errors.append(worst(logits.unbind(1), [case.logits[index][-STEPS:] for index in group]))
     return Errors(largest(errors), None)
 
 
@@ -230,6 +231,13 @@ def _items(base: FrozenLM, lengths: Sequence[int], prompts: int, generator: torc
         ids, following = known[torch.randint(len(known), (2, length), generator=generator)].tolist()
         spread = {round(step * (length - 1) / (SPREAD - 1)) for step in range(SPREAD)}
         positions = tuple(sorted(spread | {length - step for step in range(1, STEPS + 1)}))
+        if base.architecture == "encoder-decoder":
+            start = base.frame.start
+            answer = [*start, *following[: min(length, STEPS + index)]]
+            targets = tuple(known[torch.randint(len(known), (len(answer),), generator=generator)].tolist())
+            prompt, whole = index % prompts, (*ids, *base.frame.back)
+            items.append(Item(index, whole, tuple(range(len(answer))), targets, (), prompt, tuple(answer)))
+            continue
         targets = tuple(following[position] for position in positions)
         items.append(Item(index, tuple(ids), positions, targets, prompt=index % prompts))
     return tuple(items)
@@ -251,13 +259,17 @@ def _case(
             rows = _plain_logits(base, embeddings, item)
             logits.append(rows.detach())
             if prompt is not None and gradient is not None:
-                gradient += torch.autograd.grad(_loss([rows], [item]), prompt)[0]
+                gradient += torch.autograd.grad(loss_of([rows], [item]), prompt)[0]
     flat = torch.cat([gradient.flatten() for gradient in gradients if gradient is not None])
     return Case(tuple(prompts), items, tuple(logits), flat)
 
 
 def _plain_logits(base: FrozenLM, embeddings: Tensor, item: Item) -> Tensor:
     """``[N, V]`` in float32, at the positions of the item, whose text ends ``embeddings [1, T', H]``."""
+    if item.decoder_ids:
+        answer = torch.tensor([item.decoder_ids], device=base.device)
+        given: Tensor = base.model(inputs_embeds=embeddings, decoder_input_ids=answer, use_cache=False).logits[0]
+        return given[list(item.positions)].float()
     first = embeddings.shape[1] - len(item.ids)
     columns = torch.tensor([first + position for position in item.positions], device=base.device)
     if "logits_to_keep" in inspect.signature(base.model.forward).parameters:
@@ -276,20 +288,22 @@ def _embedded(base: FrozenLM, prompt: Tensor | None, ids: Sequence[int]) -> Tens
 
 @contextmanager
 def _own_parts(model: Any) -> Iterator[None]:
-    """Put the norms and the attention back that ``faster`` replaced, for a while."""
+    """Put the norms and the attention back that softprompt replaced, for a while."""
     forwards = [(module, vars(module).get("forward")) for module in model.modules()]
     replaced = [pair for pair in forwards if getattr(pair[1], "__module__", None) == faster.__name__]
     attention = getattr(model.config, "_attn_implementation", None)
+    plain = own_attention(attention) if attention else attention
+    plain = "sdpa" if plain == faster._ATTENTION else plain
     try:
         for module, _ in replaced:
             del module.forward
-        if attention == faster._ATTENTION:
-            model.set_attn_implementation("sdpa")
+        if plain != attention:
+            model.set_attn_implementation(plain)
         yield
     finally:
         for module, forward in replaced:
             module.forward = forward
-        if attention == faster._ATTENTION:
+        if plain != attention:
             model.set_attn_implementation(attention)
 
 
@@ -316,22 +330,33 @@ def _logits(base: FrozenLM, hidden: Tensor, batch: Batch, shift: Tensor | None =
     return rows
 
 
-def _loss(logits: Sequence[Tensor], items: Sequence[Item]) -> Tensor:
+def scored_logits(prefix: Prefix, batch: Batch) -> tuple[Tensor, ...]:
+    """Of each item, ``[N, V]`` at its scored positions."""
+    counts = torch.bincount(batch.row, minlength=len(batch.which)).tolist()
+    rows: tuple[Tensor, ...] = prefix.base.logits(prefix.scored(batch)).split(counts)
+    return rows
+
+
+def loss_of(logits: Sequence[Tensor], items: Sequence[Item]) -> Tensor:
+    """Cross-entropy over all positions of all texts, summed."""
     targets = torch.tensor([target for item in items for target in item.targets], device=logits[0].device)
     return torch.nn.functional.cross_entropy(torch.cat(list(logits)), targets, reduction="sum")
 
 
-def _compared(logits: Sequence[Tensor], case: Case) -> Errors:
-    loss, gradient = _loss(logits, case.items), torch.zeros_like(case.gradient)
+def compared(logits: Sequence[Tensor], case: Case) -> Errors:
+    """Logits of each text, and their gradient to the prompts, against the references."""
+    loss, gradient = loss_of(logits, case.items), torch.zeros_like(case.gradient)
     # logits that do not depend on the prompt have a gradient too: zero
     if loss.requires_grad:
         gradient = torch.cat([part.flatten() for part in torch.autograd.grad(loss, case.leaves)])
-    return Errors(_worst(logits, case.logits), _relative(gradient, case.gradient))
+    return Errors(worst(logits, case.logits), relative(gradient, case.gradient))
 
 
-def _worst(logits: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
-    return largest([_relative(*pair) for pair in zip(logits, expected, strict=True)])
+def worst(logits: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
+    """The largest relative error of a pair."""
+    return largest([relative(*pair) for pair in zip(logits, expected, strict=True)])
 
 
-def _relative(actual: Tensor, expected: Tensor) -> float:
+def relative(actual: Tensor, expected: Tensor) -> float:
+    """``||actual - expected|| / ||expected||``."""
     return float((actual.detach() - expected).norm() / expected.norm())

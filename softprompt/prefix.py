@@ -251,7 +251,7 @@ def stacked(prefixes: Sequence[CachedPrefix]) -> CachedPrefix:
 def shares_prefix(base: FrozenLM) -> bool:
     """Whether a prefix computed once may stand in for it in every example: measured once a model, not assumed."""
     if base not in _shares:
-        _shares[base] = _sharing_is_exact(base)
+        _shares[base] = base.architecture == "decoder-only" and _sharing_is_exact(base)
     return _shares[base]
 
 

@@ -37,6 +37,7 @@ ROOMS = (
     "methods",
     "families",
     "parity",
+    "parity_seq2seq",
     "doctor",
     "similar",
     "recompute",

@@ -10,7 +10,7 @@ import torch
 from click.testing import CliRunner, Result
 from tiny import CONTEXT, WINDOW, save_tiny, tiny_base
 from torch import Tensor
-from transformers import AttentionInterface, GPT2Config, GPT2LMHeadModel, T5Config, T5ForConditionalGeneration
+from transformers import AttentionInterface, GPT2Config, GPT2LMHeadModel
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from softprompt import doctor as doctor_module
@@ -39,6 +39,7 @@ CHECKS = [
     "keys and values",
     "generation step",
 ]
+OF_AN_ENCODER = [name for name in CHECKS if name != "shared prefix"]
 SHARING = ("llama", "gemma3", "gpt2", "gpt_oss", "mixtral", "phi3", "falcon_alibi")
 OF_KEYS_AND_VALUES = {name for name, method in METHODS.items() if method.kind == "key_values"}
 
@@ -159,15 +160,34 @@ class TestVerdicts:
         assert (row.way, row.diagnosis) == ("refused", None)
         assert words in row.reason
 
-    def test_an_encoder_decoder_model(self) -> None:
-        sizes = {"d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2}
-        model = T5ForConditionalGeneration(T5Config(vocab_size=VOCABULARY, decoder_start_token_id=0, **sizes))
-        row = family_row("t5", model, tiny_family_tokenizer("t5"))
-        assert row.way == "refused"
-        assert row.reason == ("'tiny t5' is an encoder-decoder model: expected a decoder-only (causal) model")
-        table = families_markdown([row])
-        assert [cell.strip() for cell in table[2].split("|")[1:-1]] == ["t5", "refused", *["-"] * 7]
-        assert table[3:] == ["", f"- `t5`: {row.reason}"]
+    @pytest.mark.parametrize("family", ["t5", "bart", "pegasus"])
+    def test_an_encoder_decoder_model(self, family: str) -> None:
+        diagnosis = diagnose(family_base(family))
+        assert verdicts(diagnosis) == dict.fromkeys(OF_AN_ENCODER, "exact")
+        assert (diagnosis.way, diagnosis.reason, blocked(diagnosis)) == ("encoder input", "", set())
+        assert diagnosis.largest_error is not None
+        assert 0 < diagnosis.largest_error < 1e-4
+        assert [check.gradient_error is None for check in diagnosis.checks] == [False] * 4 + [True]
+
+    def test_an_encoder_decoder_model_whose_layers_take_nothing(self) -> None:
+        diagnosis = diagnose(family_base("mvp"))
+        assert verdicts(diagnosis) == {**dict.fromkeys(OF_AN_ENCODER, "exact"), "keys and values": "refused"}
+        assert (diagnosis.way, blocked(diagnosis)) == ("encoder input", OF_KEYS_AND_VALUES)
+        assert "has layers that take no keys and values" in diagnosis.methods["prefix-tuning"]
+
+    def test_an_encoder_that_counts_padding(self) -> None:
+        base = family_base("t5")
+        encoder = base.model.get_encoder()
+        whole = encoder.forward
+
+        def blind(*inputs: Any, attention_mask: Tensor | None = None, **options: Any) -> Any:
+            return whole(*inputs, **options)
+
+        encoder.forward = blind
+        diagnosis = diagnose(base)
+        assert diagnosis.way == "refused"
+        assert diagnosis.reason.startswith("right-padded batch: differs from plain concatenation, logits by ")
+        assert blocked(diagnosis) == set(METHODS)
 
 
 class TestFaults:
@@ -335,7 +355,7 @@ class TestFamilies:
         assert len(FAMILIES) >= 16
         assert "`softprompt doctor --families`" in DOCUMENT.read_text(encoding="utf-8")
 
-    @pytest.mark.parametrize("family", ["olmo2", "falcon_h1", "rwkv", "llama4"])
+    @pytest.mark.parametrize("family", ["olmo2", "falcon_h1", "rwkv", "llama4", "t5", "led"])
     def test_the_document_says_what_is_measured(self, family: str) -> None:
         self.check(family_row(family, *tiny_family_model(family)))
 

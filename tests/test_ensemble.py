@@ -56,7 +56,10 @@ def probabilities(predictor: Predictor) -> Tensor:
     return torch.tensor([list((one.probabilities or {}).values()) for one in found])
 
 
-WAYS = [("gemma3", "embeddings"), ("gemma3", "key_values"), ("gpt2", "key_values"), ("mamba", "embeddings")]
+WAYS = [
+    *((family, kind) for family in ("gemma3", "bart") for kind in ("embeddings", "key_values")),
+    *(("gpt2", "key_values"), ("mamba", "embeddings"), ("mt5", "embeddings")),
+]
 
 
 class TestVotes:

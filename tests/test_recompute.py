@@ -24,9 +24,9 @@ def learned(family: str, method: str, *, recompute: bool) -> tuple[Tensor, ...]:
     return train(tiny_base(family), reviews_task(), config, Recorder()).state.tensors
 
 
-# windows of 8 tokens, rotary and learned positions, and a family that does not share its prefix
+# windows of 8 tokens, rotary and learned positions, a family that does not share its prefix, and encoder-decoders
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("family", ["llama", "gemma3", "gpt2", "mpt"])
+@pytest.mark.parametrize("family", ["llama", "gemma3", "gpt2", "mpt", "t5", "bart"])
 def test_learns_the_same(family: str, method: str) -> None:
     if family in NOT_SHARING and method == "prefix-tuning":
         pytest.skip("keeps no keys and values")
@@ -69,6 +69,26 @@ def test_every_layer_runs_twice_and_keeps_little(monkeypatch: pytest.MonkeyPatch
         assert calls.count(1) == 1
         assert calls.count(6) == (2 if enabled else 1)
     assert kept[True] < kept[False] / 3
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_layer_of_encoder_and_decoder_runs_twice(monkeypatch: pytest.MonkeyPatch, method: str) -> None:
+    base = tiny_base("bart")
+    calls: list[tuple[bool, str]] = []
+    recompute = False
+    for name, stack in (("encoder", base.model.get_encoder()), ("decoder", base.model.get_decoder())):
+        original = stack.layers[1].fc1.forward
+
+        def counted(inputs: Tensor, original: Any = original, name: str = name) -> Any:
+            calls.append((recompute, name))
+            return original(inputs)
+
+        monkeypatch.setattr(stack.layers[1].fc1, "forward", counted)
+    for recompute in (False, True):
+        config = TrainConfig(steps=1, batch_size=4, length=3, method=method, gradient_checkpointing=recompute)
+        train(base, reviews_task(train=8, validation=1), config, Recorder())
+    for name in ("encoder", "decoder"):
+        assert calls.count((True, name)) == calls.count((False, name)) + 1
 
 
 def test_layers_are_as_before_afterwards() -> None:

@@ -80,8 +80,10 @@ class TestEachIsAsAlone:
             ("gemma3", "classification", [name for name in MEMBERS if not name.startswith("wild")]),
             ("mamba", "classification", ["plain", "longer", "another seed"]),
             ("llama", "generation", ["plain", "longer", "another seed", "prefix-tuning"]),
+            ("mt5", "classification", ["plain", "longer", "another seed", "prefix-tuning"]),
+            ("bart", "generation", ["plain", "longer", "another seed", "prefix-tuning"]),
         ],
-        ids=["gemma3", "no cache", "generation"],
+        ids=["gemma3", "no cache", "generation", "encoder", "encoder, generation"],
     )
     def test_whatever_they_differ_in(self, family: str, kind: str, names: list[str]) -> None:
         init = {"init": "text:a good film"} if kind == "generation" else {}
