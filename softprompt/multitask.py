@@ -28,7 +28,7 @@ from softprompt.learner import Progress, make_optimizer, rate_factor
 from softprompt.methods.initialisers import initialise
 from softprompt.methods.multitask import MultitaskPrompt
 from softprompt.objective import Objective
-from softprompt.prefix import Prefix, PromptState, make_prefix
+from softprompt.prefix import Prefix, PromptState, hidden_at, make_prefix
 from softprompt.recompute import recomputing
 from softprompt.task import Task
 from softprompt.train import Observer, Order, TrainingResult, Validation, check_trainable, forward_passes
@@ -73,7 +73,7 @@ class _Student:
         """Summed distance from the teacher at hidden states ``[N, H]`` of ``own``, this task's rows of a batch."""
         assert self.teacher is not None
         with torch.no_grad():
-            taught = self.teacher.hidden(own.input_ids, own.mask)[own.row, own.column]
+            taught = hidden_at(self.teacher, own.input_ids, own.mask, None, own.row, own.column)
         distance = (hidden.float() - taught.float()).square().mean(dim=1) / taught.float().var().clamp(min=1e-6)
         if self.objective.verbalizer is None:
             return distance.sum()
@@ -230,7 +230,7 @@ def _accumulate_gradients(
     totals = [0.0] * len(students)
     items = [item for batch in batches for item in batch]
     for chunk, owners, prefix, batch in forward_passes(base, items, method.state_of, config, mixed=True):
-        hidden = prefix.hidden(batch.input_ids, batch.mask, batch.which)[batch.row, batch.column]
+        hidden = hidden_at(prefix, batch.input_ids, batch.mask, batch.which, batch.row, batch.column)
         whole: list[Tensor] = []
         for place, owner in enumerate(owners):
             student, mine = students[owner], batch.which[batch.row] == place

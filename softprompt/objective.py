@@ -13,7 +13,7 @@ from torch import Tensor
 
 from softprompt.base import FrozenLM
 from softprompt.batch import Batch, Item, budgeted, collate
-from softprompt.prefix import Prefix
+from softprompt.prefix import Prefix, hidden_at
 from softprompt.verbalizer import Verbalizer
 
 # padded tokens of a forward pass without gradient: more of them fall out of the processor's cache
@@ -45,7 +45,7 @@ class Objective:
 
     def losses(self, prefix: Prefix, batch: Batch) -> Tensor:
         """Negative log-likelihood (nats) of each of the batch's targets ``[N]`` behind ``prefix``."""
-        hidden = prefix.hidden(batch.input_ids, batch.mask, batch.which)[batch.row, batch.column]
+        hidden = hidden_at(prefix, batch.input_ids, batch.mask, batch.which, batch.row, batch.column)
         return self.losses_of(hidden, batch.targets, batch.decisions)
 
     def losses_of(self, hidden: Tensor, targets: Tensor, decisions: Tensor) -> Tensor:
@@ -64,7 +64,7 @@ class Objective:
         scores = torch.zeros(examples, len(self.verbalizer.sequences))
         for chunk in budgeted(items, EVALUATION_TOKENS):
             batch = collate(chunk, self.base.device)
-            hidden = prefix.hidden(batch.input_ids, batch.mask, batch.which)[batch.row, batch.column]
+            hidden = hidden_at(prefix, batch.input_ids, batch.mask, batch.which, batch.row, batch.column)
             example = torch.tensor([item.example for item in chunk])[batch.row.cpu()]
             taken = self._taken[batch.decisions]
             passed = self.decision_log_probabilities(hidden, batch.decisions).gather(1, taken.clamp(min=0))

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from softprompt.base import FrozenLM
 from softprompt.errors import BaseModelError
+from softprompt.last_layer import only_at
 
 _shares: WeakKeyDictionary[FrozenLM, bool] = WeakKeyDictionary()
 _bos_caches: WeakKeyDictionary[FrozenLM, Any] = WeakKeyDictionary()
@@ -201,6 +202,16 @@ def concatenated_prefix(base: FrozenLM, *states: PromptState | None) -> Concaten
     bos = base.embed(torch.tensor(base.bos_ids, dtype=torch.long, device=base.device))
     whole = [bos if state is None else torch.cat([bos, state.tensor.to(base.device, base.dtype)]) for state in states]
     return ConcatenatedPrefix(base, tuple(whole))
+
+
+def hidden_at(
+    prefix: Prefix, input_ids: Tensor, mask: Tensor, which: Tensor | None, row: Tensor, column: Tensor
+) -> Tensor:
+    """Hidden states ``[N, H]`` at ``row [N]`` and ``column [N]`` of texts ``[B, T]``, and the work for these only."""
+    # a prefix put in front shifts the places
+    places = row * input_ids.shape[1] + column if isinstance(prefix, CachedPrefix) else None
+    with only_at(places):
+        return prefix.hidden(input_ids, mask, which)[row, column]
 
 
 def check_keys_and_values(base: FrozenLM) -> None:

@@ -24,6 +24,7 @@ ROOMS = (
     "task",
     "verbalizer",
     "faster",
+    "last_layer",
     "base",
     "batch",
     "prefix",
