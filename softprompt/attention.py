@@ -136,7 +136,7 @@ class Watch:
         return [by_module[module] for module in modules]
 
 
-def layers_of(base: FrozenLM) -> Layers:
+def prompted_layers(base: FrozenLM) -> Layers:
     """The self-attention of an encoder-decoder model, found by watching it; from then on it takes a ``prompt``.
 
     Raises:

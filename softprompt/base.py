@@ -28,6 +28,7 @@ from softprompt.embedded import MODEL_NAME as EMBEDDED_NAME
 from softprompt.embedded import embedded_model_folder, no_progress_bars
 from softprompt.errors import BaseModelError, MissingExtraError
 from softprompt.faster import make_faster
+from softprompt.last_layer import shorten_last_layer
 
 
 class FrozenLM:
@@ -65,6 +66,7 @@ class FrozenLM:
         self.embedding_scale = embedding_scale(model)
         self._accepts = frozenset(inspect.signature(self.backbone.forward).parameters)
         make_faster(self.model, self._probe)
+        shorten_last_layer(self.backbone, self._probe)
         self._after_head = self._find_after_head()
 
     @property

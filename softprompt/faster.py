@@ -49,10 +49,11 @@ class _RootMeanSquareNorm(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None, None]:
         x, inverse, weight = ctx.saved_tensors
-        normed = x.float() * inverse
-        gradient = grad_outputs[0].float() * weight
-        along = torch.linalg.vecdot(gradient, normed)[..., None].div_(x.shape[-1])
-        return gradient.sub_(normed.mul_(along)).mul_(inverse).to(x.dtype), None, None, None
+        wide = x.float()
+        # in place: what is allocated anew costs more than what is computed
+        gradient = grad_outputs[0].to(torch.float32, copy=True).mul_(weight)
+        along = torch.linalg.vecdot(gradient, wide)[..., None] * (inverse.square() / -x.shape[-1])
+        return gradient.addcmul_(wide, along).mul_(inverse).to(x.dtype), None, None, None
 
 
 def _norm_scale(module: nn.Module) -> tuple[Tensor, float, bool] | None:

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from softprompt import faster
+from softprompt import faster, last_layer
 from softprompt.attention import own_attention
 from softprompt.base import FrozenLM
 from softprompt.batch import Batch, Item, collate
@@ -290,7 +290,8 @@ def _embedded(base: FrozenLM, prompt: Tensor | None, ids: Sequence[int]) -> Tens
 def _own_parts(model: Any) -> Iterator[None]:
     """Put the norms and the attention back that softprompt replaced, for a while."""
     forwards = [(module, vars(module).get("forward")) for module in model.modules()]
-    replaced = [pair for pair in forwards if getattr(pair[1], "__module__", None) == faster.__name__]
+    ours = (faster.__name__, last_layer.__name__)
+    replaced = [pair for pair in forwards if getattr(pair[1], "__module__", None) in ours]
     attention = getattr(model.config, "_attn_implementation", None)
     plain = own_attention(attention) if attention else attention
     plain = "sdpa" if plain == faster._ATTENTION else plain

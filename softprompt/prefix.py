@@ -21,10 +21,11 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from softprompt.attention import layers_of
+from softprompt.attention import prompted_layers
 from softprompt.base import FrozenLM
 from softprompt.batch import Batch
 from softprompt.errors import BaseModelError
+from softprompt.last_layer import only_at
 from softprompt.seq2seq import EncodedPrefix, encoded_prefix, keys_and_values_of_words
 from softprompt.state import PromptState, concatenated
 
@@ -96,8 +97,9 @@ class CachedPrefix:
         return hidden
 
     def scored(self, batch: Batch) -> Tensor:
-        """Hidden states ``[N, H]`` at the batch's scored positions."""
-        return self.hidden(batch.input_ids, batch.mask, batch.which)[batch.row, batch.column]
+        """Hidden states ``[N, H]`` at the batch's scored positions, and the last layer's work for these only."""
+        with only_at(batch.row * batch.input_ids.shape[1] + batch.column):
+            return self.hidden(batch.input_ids, batch.mask, batch.which)[batch.row, batch.column]
 
     def extend(self, token_ids: Tensor, mask: Tensor, positions: Tensor, cache: Any) -> Tensor:
         """Hidden states ``[B, H]`` of one more token each, ``[B]``, behind what ``cache`` holds.
@@ -177,7 +179,7 @@ def concatenated_prefix(base: FrozenLM, *states: PromptState | None) -> Concaten
 def check_keys_and_values(base: FrozenLM) -> None:
     """Raise BaseModelError unless the model can take a prompt as keys and values."""
     if base.architecture == "encoder-decoder":
-        layers_of(base)
+        prompted_layers(base)
         return
     if not shares_prefix(base):
         raise BaseModelError(

@@ -7,12 +7,14 @@ cache ``read_only``): a second run then sees what the first one saw. Chen, Xu, Z
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import copy_context
 from typing import Any
 
 import torch
 
 from softprompt.base import FrozenLM
 from softprompt.errors import ConfigError
+from softprompt.last_layer import layers_of
 
 
 @contextmanager
@@ -39,10 +41,7 @@ def recomputing(base: FrozenLM, enabled: bool = True) -> Iterator[None]:
 
 
 def _layers(base: FrozenLM) -> list[Any]:
-    from transformers.modeling_layers import GradientCheckpointingLayer
-
-    layers = [module for module in base.backbone.modules() if isinstance(module, GradientCheckpointingLayer)]
-    if not layers:
+    if not (layers := layers_of(base.backbone)):
         raise ConfigError(
             f"gradient checkpointing: the layers of '{base.name}' ({type(base.model).__name__}) are not known; "
             "save memory by a smaller --micro-batch-size instead"
@@ -59,6 +58,8 @@ def _recomputed(forward: Callable[..., Any]) -> Callable[..., Any]:
         caches = [value for value in (*inputs, *options.values()) if isinstance(value, Cache)]
         if not torch.is_grad_enabled() or not all(getattr(cache, "read_only", False) for cache in caches):
             return forward(*inputs, **options)
-        return checkpoint(forward, *inputs, use_reentrant=False, **options)
+        # the second run is to see the scored positions that the first one saw
+        context = copy_context()
+        return checkpoint(lambda *i, **o: context.run(forward, *i, **o), *inputs, use_reentrant=False, **options)
 
     return run

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from softprompt.architecture import decode, encode
-from softprompt.attention import KeysAndValues, Watch, layers_of
+from softprompt.attention import KeysAndValues, Watch, prompted_layers
 from softprompt.base import FrozenLM
 from softprompt.batch import Batch
 from softprompt.state import PromptState, concatenated
@@ -109,7 +109,7 @@ def encoded_prefix(base: FrozenLM, *states: PromptState | None) -> EncodedPrefix
         layers.append(tensors if in_layers else ())
     if not any(layers):
         return EncodedPrefix(base, tuple(embeddings))
-    modules, nowhere = layers_of(base), torch.zeros(0, dtype=torch.long, device=base.device)
+    modules, nowhere = prompted_layers(base), torch.zeros(0, dtype=torch.long, device=base.device)
     split = len(modules.encoder)
     return EncodedPrefix(
         base,
@@ -129,7 +129,7 @@ def keys_and_values_of_words(base: FrozenLM, virtual_tokens: Tensor) -> PromptSt
     Raises:
         BaseModelError: the model's layers take no keys and values.
     """
-    modules, frame = layers_of(base), base.frame
+    modules, frame = prompted_layers(base), base.frame
     tokens = virtual_tokens.to(base.device, base.dtype)
 
     def embedded(*ids: int) -> Tensor:

@@ -25,6 +25,7 @@ ROOMS = (
     "verbalizer",
     "faster",
     "architecture",
+    "last_layer",
     "base",
     "batch",
     "state",

@@ -10,7 +10,7 @@ import torch
 from tiny import PAD, as_state, random_prompt, tiny_base, tiny_model, tiny_tokenizer
 from torch import Tensor, nn
 
-from softprompt.attention import KeysAndValues, layers_of
+from softprompt.attention import KeysAndValues, prompted_layers
 from softprompt.base import FrozenLM
 from softprompt.batch import Item, collate
 from softprompt.errors import BaseModelError
@@ -268,7 +268,7 @@ def test_a_model_that_takes_prompts_in_its_layers_is_the_same_without(family: st
     items = items_of(base, [0] * len(ROWS))
     with torch.no_grad():
         before = batched(base, make_prefix(base, None), items)
-        layers_of(base)
+        prompted_layers(base)
         after = batched(base, make_prefix(base, None), items)
         expected = [plain_logits(base, None, item) for item in items]
     for one, other, plain in zip(before, after, expected, strict=True):
@@ -422,7 +422,7 @@ def test_prefix_tuning_of_the_decoder_is_that_of_peft() -> None:
     base = tiny_base("t5")
     peft = peft_model("t5", PrefixTuningConfig(task_type=TaskType.SEQ_2_SEQ_LM, num_virtual_tokens=4))
     pair = random_layers(base, 4).tensors[-1].detach()
-    modules = layers_of(base).decoder
+    modules = prompted_layers(base).decoder
     assert len(modules) == 2
     decoder = KeysAndValues.of(modules, [(pair, pair)], torch.zeros(0, dtype=torch.long))
     prefix = EncodedPrefix(base, (torch.zeros(0, base.embedding_size),), None, decoder)

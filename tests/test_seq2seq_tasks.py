@@ -257,9 +257,12 @@ class TestCommandLine:
         assert (done.code, json.loads(done.out)["n"]) == (0, 24)
 
     def test_similar_prompts(self, place: Path, tmp_path: Path) -> None:
-        for name in ("one", "two"):
+        for seed, name in enumerate(("one", "two")):
             where = ["--model", place / "model", "--data", place / "reviews", "--out", tmp_path / name]
-            assert command("train", *where, *SHORT, "--method", "prefix-tuning", "--seed", len(name)).code == 0
+            assert (
+                command("train", *where, *SHORT, "--method", "prefix-tuning", "--seed", seed, "--init", "vocab").code
+                == 0
+            )
         done = command("similar", tmp_path / "one", "--store", tmp_path, "--json")
         assert done.code == 0
         assert "average_tokens" in done.out
@@ -270,7 +273,7 @@ class TestCommandLine:
 
     def test_a_loaded_model_is_the_one_that_was_saved(self, place: Path) -> None:
         base = load(place / "model", device="cpu", dtype="float32")
-        assert base.fingerprint == tiny_base(place.name.rstrip("0123456789")).fingerprint
+        assert base.fingerprint == tiny_base(place.name.removesuffix("0")).fingerprint
         assert base.architecture == "encoder-decoder"
 
     def test_a_prompt_too_long_is_one_line_and_exit_code_2(self, place: Path, tmp_path: Path) -> None:

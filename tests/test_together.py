@@ -80,8 +80,8 @@ class TestEachIsAsAlone:
             ("gemma3", "classification", [name for name in MEMBERS if not name.startswith("wild")]),
             ("mamba", "classification", ["plain", "longer", "another seed"]),
             ("llama", "generation", ["plain", "longer", "another seed", "prefix-tuning"]),
-            ("mt5", "classification", ["plain", "longer", "another seed", "prefix-tuning"]),
-            ("bart", "generation", ["plain", "longer", "another seed", "prefix-tuning"]),
+            ("bart", "classification", ["plain", "longer", "another seed", "prefix-tuning"]),
+            ("t5", "generation", ["plain", "longer", "another seed", "prefix-tuning"]),
         ],
         ids=["gemma3", "no cache", "generation", "encoder", "encoder, generation"],
     )
