@@ -17,6 +17,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from softprompt import faster
 from softprompt.architecture import decode, encode
 from softprompt.base import FrozenLM
 from softprompt.errors import BaseModelError
@@ -66,7 +67,7 @@ class KeysAndValues:
 
     @classmethod
     def of(cls, modules: tuple[nn.Module, ...], prompts: Sequence[Sequence[Tensor]], which: Tensor) -> "KeysAndValues":
-        """``prompts``: of each, a tensor ``[2, heads, P, D]`` a layer, or none at all."""
+        """``prompts``: of each, a tensor ``[2, heads, P, D]`` a layer, or none at all; ``which`` may be empty."""
         lengths = [tensors[0].shape[2] if tensors else 0 for tensors in prompts]
         width = max(lengths)
         full = prompts[lengths.index(width)]
@@ -124,15 +125,15 @@ class Watch:
     """Takes note of what attention sees, and changes nothing."""
 
     def __init__(self) -> None:
-        self.calls: list[tuple[nn.Module, int, Seen]] = []
+        self.calls: list[tuple[nn.Module, Seen]] = []
 
     def before(self, module: nn.Module, query: Tensor, seen: Seen) -> Seen:
-        self.calls.append((module, query.shape[2], seen))
+        self.calls.append((module, seen))
         return seen
 
     def seen_by(self, modules: Sequence[nn.Module]) -> list[Seen]:
         """What each of ``modules`` saw."""
-        by_module = {module: seen for module, _, seen in self.calls}
+        by_module = dict(self.calls)
         return [by_module[module] for module in modules]
 
 
@@ -166,9 +167,9 @@ def _found(base: FrozenLM) -> Layers:
     in_encoder, in_decoder = Watch(), Watch()
     encoded = encode(model, base.embed(ids.new_ones(1, 5)), prompt=in_encoder)
     decode(model, encoded, None, input_ids=ids, prompt=in_decoder)
-    own = tuple(module for module, _, _ in in_encoder.calls)
+    own = tuple(module for module, _ in in_encoder.calls)
     # where the decoder looks at the encoder, there are as many keys as the encoder has tokens
-    answering = tuple(module for module, _, seen in in_decoder.calls if seen.key.shape[2] == 3)
+    answering = tuple(module for module, seen in in_decoder.calls if seen.key.shape[2] == 3)
     if not own or not answering:
         raise refused
     return Layers(own, answering)
@@ -180,7 +181,8 @@ def _admit_prompts(model: Any, name: str) -> bool:
     from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-    if name not in ALL_ATTENTION_FUNCTIONS or name not in ALL_MASK_ATTENTION_FUNCTIONS:
+    # others have masks of other forms, or are not called through the interface
+    if name not in ("sdpa", faster._ATTENTION):
         return False
     AttentionInterface.register(name + _SUFFIX, partial(_attention, ALL_ATTENTION_FUNCTIONS[name]))
     AttentionMaskInterface.register(name + _SUFFIX, ALL_MASK_ATTENTION_FUNCTIONS[name])

@@ -52,7 +52,7 @@ class EncodedPrefix:
         return hidden[batch.row, batch.column]
 
     def encoded(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """What the decoder looks at for each item, ``[B, P+T, H]``, and where that is padding, ``[B, P+T]``."""
+        """What the decoder looks at for each item, ``[B, P'+T, H]``, and where that is no padding, ``[B, P'+T]``."""
         which = batch.which.new_zeros(len(batch.input_ids)).index_copy(0, batch.reads, batch.which)
         rows, ends = concatenated(self.embeddings, self.base.embed(batch.input_ids), batch.mask, which)
         mask = (torch.arange(rows.shape[1], device=rows.device) < ends).long()
@@ -109,13 +109,13 @@ def encoded_prefix(base: FrozenLM, *states: PromptState | None) -> EncodedPrefix
         layers.append(tensors if in_layers else ())
     if not any(layers):
         return EncodedPrefix(base, tuple(embeddings))
-    modules, nowhere = prompted_layers(base), torch.zeros(0, dtype=torch.long, device=base.device)
-    split = len(modules.encoder)
+    modules, split = prompted_layers(base), len(prompted_layers(base).encoder)
+    no_rows = torch.zeros(0, dtype=torch.long, device=base.device)
     return EncodedPrefix(
         base,
         tuple(embeddings),
-        KeysAndValues.of(modules.encoder, [tensors[:split] for tensors in layers], nowhere),
-        KeysAndValues.of(modules.decoder, [tensors[split:] for tensors in layers], nowhere),
+        KeysAndValues.of(modules.encoder, [tensors[:split] for tensors in layers], no_rows),
+        KeysAndValues.of(modules.decoder, [tensors[split:] for tensors in layers], no_rows),
     )
 
 

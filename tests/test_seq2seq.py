@@ -207,6 +207,17 @@ def test_keys_and_values_equal_tokens_that_have_them(family: str) -> None:
     assert_same(leaves, batched(base, make_prefix(base, *states), items), expected, items)
 
 
+@pytest.mark.parametrize("family", ["t5", "bart"])
+def test_keys_and_values_with_the_attention_of_a_gpu(family: str) -> None:
+    base = FrozenLM(tiny_model(family), tiny_tokenizer(family), "x")
+    base.model.set_attn_implementation("sdpa")
+    state, items = random_layers(base, 3), items_of(base, [0] * len(ROWS))
+    expected = [layer_logits(base, state, item) for item in items]
+    assert_same(state.tensors, batched(base, make_prefix(base, state), items), expected, items)
+    # alone, without padding, there is no mask
+    assert_same(state.tensors, batched(base, make_prefix(base, state), items[3:4]), expected[3:4], items[3:4])
+
+
 @pytest.mark.parametrize("family", IN_LAYERS)
 def test_both_kinds_in_one_batch(family: str) -> None:
     base = tiny_base(family)
