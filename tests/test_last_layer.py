@@ -21,10 +21,8 @@ def hidden_and_gradient(base: FrozenLM, *, shortened: bool, recompute: bool = Fa
     prompt = random_prompt(base, 4)
     with recomputing(base, recompute):
         prefix = make_prefix(base, as_state(prompt))
-        if shortened:
-            hidden = hidden_at(prefix, IDS, MASK, None, ROW, COLUMN)
-        else:
-            hidden = prefix.hidden(IDS, MASK)[ROW, COLUMN]
+        scored = hidden_at(prefix, IDS, MASK, None, ROW, COLUMN)
+        hidden = scored if shortened else prefix.hidden(IDS, MASK)[ROW, COLUMN]
         weights = torch.randn(hidden.shape, generator=torch.Generator().manual_seed(3))
         (gradient,) = torch.autograd.grad((hidden * weights).sum(), prompt)
     return hidden.detach(), gradient
