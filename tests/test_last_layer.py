@@ -8,20 +8,24 @@ from tiny import FAMILIES, as_state, random_prompt, tiny_base, tiny_model, tiny_
 from torch import Tensor, nn
 
 from softprompt.base import FrozenLM
+from softprompt.batch import Batch
 from softprompt.last_layer import layers_of, only_at, shorten_last_layer
-from softprompt.prefix import concatenated_prefix, hidden_at, make_prefix
+from softprompt.prefix import CachedPrefix, ConcatenatedPrefix, concatenated_prefix, make_prefix
 from softprompt.recompute import recomputing
 
 IDS = torch.randint(5, 320, (3, 9), generator=torch.Generator().manual_seed(2))
 MASK = torch.tensor([[1] * 9, [1] * 5 + [0] * 4, [1] * 2 + [0] * 7])
 ROW, COLUMN = torch.tensor([0, 0, 1, 2]), torch.tensor([3, 8, 4, 1])
+NONE, EVERY = torch.zeros(0, dtype=torch.long), torch.arange(3)
+BATCH = Batch(IDS, MASK, ROW, COLUMN, NONE, NONE, torch.zeros_like(EVERY), IDS[:, :0], EVERY)
 
 
 def hidden_and_gradient(base: FrozenLM, *, shortened: bool, recompute: bool = False) -> tuple[Tensor, Tensor]:
     prompt = random_prompt(base, 4)
     with recomputing(base, recompute):
         prefix = make_prefix(base, as_state(prompt))
-        scored = hidden_at(prefix, IDS, MASK, None, ROW, COLUMN)
+        assert isinstance(prefix, CachedPrefix | ConcatenatedPrefix)
+        scored = prefix.scored(BATCH)
         hidden = scored if shortened else prefix.hidden(IDS, MASK)[ROW, COLUMN]
         weights = torch.randn(hidden.shape, generator=torch.Generator().manual_seed(3))
         (gradient,) = torch.autograd.grad((hidden * weights).sum(), prompt)
@@ -36,7 +40,7 @@ def rows_seen(module: nn.Module, base: FrozenLM) -> int:
     with torch.no_grad():
         prefix = make_prefix(base, None)
         seen.clear()
-        hidden_at(prefix, IDS, MASK, None, ROW, COLUMN)
+        prefix.scored(BATCH)
     handle.remove()
     return seen[0]
 
@@ -74,7 +78,7 @@ def test_layers_that_run_twice_see_the_same_positions() -> None:
 def test_a_concatenated_prefix_is_right_everywhere() -> None:
     base = tiny_base("llama")
     prefix = concatenated_prefix(base, as_state(random_prompt(base, 4)))
-    found = hidden_at(prefix, IDS, MASK, None, ROW, COLUMN)
+    found = prefix.scored(BATCH)
     torch.testing.assert_close(found, prefix.hidden(IDS, MASK)[ROW, COLUMN])
 
 
