@@ -19,6 +19,7 @@ from softprompt.embedded import MODEL_NAME as EMBEDDED_NAME
 from softprompt.embedded import embedded_model_folder, no_progress_bars
 from softprompt.errors import BaseModelError, MissingExtraError
 from softprompt.faster import make_faster
+from softprompt.paths import expanded
 
 
 class FrozenLM:
@@ -296,7 +297,7 @@ def _dtype(name: str | torch.dtype) -> torch.dtype:
 
 def _locate(name: str) -> tuple[str, str | None]:
     """A name to what ``from_pretrained`` takes: a source, and the GGUF file in it if it is one."""
-    path = Path(name).expanduser()
+    path = expanded(name)
     if path.suffix == ".gguf":
         if not path.is_file():
             raise BaseModelError(f"base model file '{name}' does not exist")

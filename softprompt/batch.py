@@ -97,7 +97,7 @@ class Encoder:
                 raise TemplateError(
                     f"a prompt of {prompt_length} virtual tokens and an answer of {answer} leave "
                     f"{max(self._room - answer, 0)} tokens for the text in this model's context of "
-                    f"{base.context_length}: use a shorter prompt"
+                    f"{base.context_length}: use a shorter prompt" + (", or fewer new tokens" if answer_room else "")
                 )
             self.limit = min(self.limit, self._room - answer)
 
