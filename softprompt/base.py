@@ -167,6 +167,11 @@ class FrozenLM:
         """Find what this family does to ``head(hidden)``, by comparing with its own full forward pass on token ids."""
         ids = torch.arange(1, 5, device=self.device)[None]
         expected = self.model(input_ids=ids).logits[0].float()
+        if not expected.isfinite().all():
+            raise BaseModelError(
+                f"'{self.name}' gives numbers that are not finite in {str(self.dtype).removeprefix('torch.')}: give a "
+                "precision that holds them (--dtype float32 or bfloat16), or sound weights"
+            )
         try:
             # a learned vector is no token's: some families look for the token that an embedding belongs to
             self.run_backbone(inputs_embeds=self.embed(ids) * 1.01)
