@@ -121,6 +121,11 @@ class Encoder:
             for example, ids, limit in zip(examples, encoded, limits, strict=True)
         ]
 
+    def cut_notes(self) -> list[str]:
+        """What there is to say of texts that were cut so far."""
+        why = "--max-length" if self.limit == self.spec.max_length else "the model's context holds no more"
+        return [f"{self.truncated:,} texts were cut to {self.limit:,} tokens ({why})"] if self.truncated else []
+
     def training_items(self, examples: Sequence[Example]) -> list[Item]:
         """One item an example, with the answer to learn."""
         if self.verbalizer is not None:

@@ -54,7 +54,7 @@ class _Student:
         self.items = encoder.training_items(task.train)
         self.objective = Objective(base, encoder.verbalizer)
         self.validation = Validation(task, encoder, self.objective, config)
-        self.truncated = encoder.truncated
+        self.truncated, self.cut_notes = encoder.truncated, encoder.cut_notes()
         self.order = Order([len(item.ids) for item in self.items], config)
         self.teacher: Prefix | None = None
         if teacher is not None:
@@ -146,6 +146,9 @@ def train_multitask(
         _Student(base, index, task, config, (teachers or {}).get(name))
         for index, (name, task) in enumerate(tasks.items())
     ]
+    for name, student in zip(tasks, students, strict=True):
+        for note in student.cut_notes:
+            observer.noted(f"{name}: {note}")
     run = _Run(base, start.tensor, config, len(students))
     saved = checkpoint.load() if checkpoint is not None else None
     if saved is not None:

@@ -128,10 +128,8 @@ def train_together(
     unique = {id(encoder): encoder for encoder, _ in encoders.values()}
     by_encoder = {key: Validation(task, encoder, objective, shared) for key, encoder in unique.items()}
     validations = {length: by_encoder[id(encoder)] for length, (encoder, _) in encoders.items()}
-    truncated = max(encoder.truncated for encoder, _ in encoders.values())
-    if truncated:
-        limit = min(encoder.limit for encoder, _ in encoders.values())
-        observer.noted(f"{truncated} texts were cut to {limit} tokens (--max-length)")
+    for note in dict.fromkeys(note for encoder in unique.values() for note in encoder.cut_notes()):
+        observer.noted(note)
     if saved is not None:
         for index, learner in enumerate(learners):
             learner.restore(*saved.learner(index))
