@@ -17,6 +17,7 @@ from softprompt import __version__
 from softprompt.cli_common import (
     GIVEN,
     PLACE,
+    WORDS,
     column_options,
     given,
     json_option,
@@ -77,7 +78,7 @@ def cli() -> None:
 
 
 @cli.command()
-@click.option("--out", type=PLACE, default=Path("prompts"), help="Where the prompt is saved.")
+@click.option("--out", type=PLACE, default="prompts", show_default=True, help="Folder, the prompt in one of its own.")
 @click.option("--steps", type=click.IntRange(min=1), help="Optimiser steps.  [default: 300]")
 @model_options
 @json_option
@@ -105,16 +106,25 @@ def demo(out: Path, steps: int | None, as_json: bool, **model: Any) -> None:
     "--model", "model_name", type=GIVEN, required=True, help="Hub name, folder, .gguf file or embedded:gemma-3-270m."
 )
 @click.option(
-    "--data", type=GIVEN, required=True, help="Folder with train.jsonl, ...; a .jsonl/.csv/.parquet file; hf:NAME."
+    "--data", type=GIVEN, required=True, help="Folder with train.jsonl, ...; a .jsonl/.csv/.tsv/.parquet file; hf:NAME."
 )
 @click.option("--out", required=True, type=PLACE, help="Folder for the learned prompt.")
-@click.option("--template", help="Jinja2, with {{ text }}.  [default: '{{ text }}\\nLabel:' or '...Output:']")
+@click.option(
+    "--template",
+    type=WORDS,
+    help="Jinja2, with {{ text }}; \\n is a new line.  [default: '{{ text }}\\nLabel:' or '...Output:']",
+)
 @click.option("--labels", type=GIVEN, help="Label names, comma-separated.  [default: those of the training data]")
 @click.option("--verbalizer", multiple=True, metavar="LABEL=WORDS", help="Words for a label. Repeatable.")
 @column_options
 @click.option("--recipe", help="default, or lester (Adafactor, 0.3, constant, batch 32).")
-@click.option("--method", help="How the prompt is parametrised while learning.  [default: prompt-tuning]")
-@click.option("--method-option", multiple=True, metavar="NAME=VALUE", help="What only this method has. Repeatable.")
+@click.option("--method", help="prompt-tuning, p-tuning, residual or prefix-tuning.  [default: prompt-tuning]")
+@click.option(
+    "--method-option",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="What only this method has, as encoder=lstm. Repeatable.",
+)
 @click.option("--batch-size", type=int, help="Examples per step.  [default: 16]")
 @click.option("--micro-batch-size", type=int, help="Examples per forward pass, to save memory.")
 @click.option("--max-length", type=int, help="Tokens of template and text; the text is cut.  [default: 512]")
@@ -203,10 +213,10 @@ def train(
 @click.option("--split", default="test", show_default=True, help="train, validation, test or all.")
 @click.option("--limit", type=click.IntRange(min=1), help="Only this many examples, the first ones.")
 @click.option("--model", "model_name", type=GIVEN, help="The base model.  [default: the one the prompt was learned on]")
-@click.option("--template", help="Without a saved prompt: the template.")
+@click.option("--template", type=WORDS, help="Without a saved prompt: the template.")
 @click.option("--labels", type=GIVEN, help="Without a saved prompt: as for train.")
 @click.option("--verbalizer", multiple=True, metavar="LABEL=WORDS", help="Without a saved prompt: as for train.")
-@click.option("--instruction", default="", help="Without a saved prompt: words in front.")
+@click.option("--instruction", type=WORDS, default="", help="Without a saved prompt: words in front.")
 @click.option("--shots", type=click.IntRange(min=0), default=0, help="Without a saved prompt: examples in front.")
 @click.option("--seed", default=0, help="Without a saved prompt: of the choice of examples.")
 @click.option("--max-new-tokens", default=128, show_default=True, help="Of a completion.")
@@ -283,7 +293,7 @@ def evaluate_command(
 @click.option("--temperature", default=0.0, show_default=True, help="0 is greedy.")
 @click.option("--top-p", default=1.0, show_default=True, help="Sample among the likeliest with this probability.")
 @click.option("--top-k", default=0, show_default=True, help="Sample among this many likeliest, 0: all.")
-@click.option("--stop", multiple=True, help="A string that ends a completion. Repeatable.")
+@click.option("--stop", type=WORDS, multiple=True, help="A string that ends a completion. Repeatable.")
 @click.option("--seed", default=0, show_default=True, help="Of sampling.")
 @vote_option
 @model_options
@@ -334,8 +344,8 @@ def predict(
                 click.echo(prediction_line(prediction) if texts else json.dumps(answer, ensure_ascii=False))
     if as_json:
         click.echo(json.dumps({"predictions": collected}, ensure_ascii=False))
-    if cut := predictor.encoder.truncated:
-        say(f"texts cut to the length limit: {cut}")
+    for note in predictor.encoder.cut_notes():
+        say(note)
 
 
 @cli.command()

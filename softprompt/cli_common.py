@@ -38,7 +38,16 @@ class _Place(_Given):
         return expanded(super().convert(value, param, context))
 
 
-GIVEN, PLACE = _Given(), _Place()
+class _Words(click.ParamType[str]):
+    r"""Text for the model; ``\n`` and ``\t`` are a new line and a tab, which are hard to type in a shell."""
+
+    name = "text"
+
+    def convert(self, value: Any, param: click.Parameter | None, context: click.Context | None) -> str:
+        return str(value).replace("\\n", "\n").replace("\\t", "\t")
+
+
+GIVEN, PLACE, WORDS = _Given(), _Place(), _Words()
 
 
 def model_options(command: Command) -> Command:
@@ -113,8 +122,9 @@ def pairs(flag: str, options: tuple[str, ...], form: str, example: str) -> dict[
     found: dict[str, str] = {}
     for option in options:
         name, _, value = option.partition("=")
-        if name in found or not (name.strip() and value.strip()):
-            what = "another name" if name in found else form
+        complete = name.strip() and value.strip()
+        if not complete or name in found:
+            what = "another name" if complete else form
             raise ConfigError(f"{flag} '{option}': expected {what}, as in {example}")
         found[name] = value
     return found

@@ -295,9 +295,7 @@ def _read_hub(source: str, columns: _Columns) -> tuple[Parts, list[str]]:
             continue
         parts[split] = _examples(((f"'{source}' {given} row {at}", row) for at, row in enumerate(rows, 1)), columns)
     if not parts:
-        raise DataError(
-            f"expected a train, validation or test split with labels in '{source}', got {listed(published)}"
-        )
+        raise DataError(f"expected a labelled train, validation or test split in '{source}', got {listed(published)}")
     return parts, notes
 
 
@@ -312,7 +310,9 @@ def _read_file(path: Path, columns: _Columns) -> list[Example]:
         if not path.exists():
             near = difflib.get_close_matches(path.name, [one.name for one in path.parent.glob("*")])
             hint = f"did you mean {listed(near, ' or ')}? " if near else ""
-            raise DataError(f"expected a file or folder at '{path}', found none: {hint}hub data sets are hf:NAME")
+            raise DataError(
+                f"expected a file or folder at '{path}', found none: {hint}Hugging Face data sets are hf:NAME"
+            )
         if path.is_dir() or ending not in ENDINGS:
             got = "a folder" if path.is_dir() else f"'{ending}'" if ending else "no ending"
             raise DataError(f"expected a file ending in {', '.join(ENDINGS)}, got {got} in '{path}': convert the data")

@@ -167,12 +167,26 @@ class TestPrediction:
     def test_of_texts_that_were_cut_says_so(self, place: Path) -> None:
         done = command("predict", place / "prompt", "word " * 500, "fine", *CPU)
         assert done.code == 0
-        assert "texts cut to the length limit: 1" in done.err
-        assert "texts cut" not in command("predict", place / "prompt", "fine", *CPU).err
+        assert "1 texts were cut to 155 tokens (the model's context holds no more)" in done.err
+        assert "texts were cut" not in command("predict", place / "prompt", "fine", *CPU).err
 
     def test_more_new_tokens_than_the_context_holds(self, place: Path) -> None:
         arguments = ["--model", place / "llama", "--data", place / "answers", "--max-new-tokens", "900", *CPU]
         refused(command("eval", *arguments), "use a shorter prompt, or fewer new tokens", before_loading=False)
+
+
+class TestWords:
+    def test_a_new_line_can_be_written(self, place: Path, tmp_path: Path) -> None:
+        assert train(place, tmp_path / "p", "--no-test", "--template", r"{{ text }}\nLabel:\t").code == 0
+        assert load_prompt(tmp_path / "p").spec.template == "{{ text }}\nLabel:\t"
+
+    def test_prompts_of_other_lengths_tell_their_own_limits(self, place: Path, tmp_path: Path) -> None:
+        data = rows(tmp_path / "d.jsonl", *((f"{i} " + "word " * 90, ("good", "bad")[i % 2]) for i in range(20)))
+        done = train(place, tmp_path / "p", "--no-test", "--grid", "length=4,30", data=data)
+        for limit in (155, 129):
+            assert f" texts were cut to {limit} tokens (the model's context holds no more)" in done.err
+        done = train(place, tmp_path / "q", "--no-test", "--max-length", "40", data=data)
+        assert " texts were cut to 40 tokens (--max-length)" in done.err
 
 
 class TestMultitask:
@@ -202,7 +216,7 @@ class TestMultitask:
         assert train(place, tmp_path / "other", "--seed", "1").code == 0
         out, before = tmp_path / "m", f"a={place}/prompt"
         with monkeypatch.context() as patch:
-            patch.setattr("softprompt.fit_multitask.finish", full)
+            patch.setattr("softprompt.checkpoint.Checkpoint.place", full)
             assert self.tasks(place, out, "--teacher", before).code == 2
         done = self.tasks(place, out, "--resume", "--teacher", f"a={tmp_path}/other")
         refused(done, "m.run' is another one (a was '", before_loading=False)
