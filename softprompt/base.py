@@ -29,6 +29,7 @@ from softprompt.embedded import embedded_model_folder, no_progress_bars
 from softprompt.errors import BaseModelError, MissingExtraError
 from softprompt.faster import make_faster
 from softprompt.last_layer import shorten_last_layer
+from softprompt.paths import expanded
 
 
 class FrozenLM:
@@ -193,6 +194,11 @@ class FrozenLM:
         ids = torch.arange(1, 5, device=self.device)[None]
         answers = {"decoder_input_ids": ids} if self.architecture == "encoder-decoder" else {}
         expected = self.model(input_ids=ids, **answers).logits[0].float()
+        if not expected.isfinite().all():
+            raise BaseModelError(
+                f"'{self.name}' gives numbers that are not finite in {str(self.dtype).removeprefix('torch.')}: give a "
+                "precision that holds them (--dtype float32 or bfloat16), or sound weights"
+            )
         if (added := logits_bias(self.model)) is not None:
             expected = expected - added.float()
         try:
@@ -327,7 +333,7 @@ def _dtype(name: str | torch.dtype) -> torch.dtype:
 
 def _locate(name: str) -> tuple[str, str | None]:
     """A name to what ``from_pretrained`` takes: a source, and the GGUF file in it if it is one."""
-    path = Path(name).expanduser()
+    path = expanded(name)
     if path.suffix == ".gguf":
         if not path.is_file():
             raise BaseModelError(f"base model file '{name}' does not exist")

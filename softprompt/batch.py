@@ -107,7 +107,7 @@ class Encoder:
                 raise TemplateError(
                     f"a prompt of {prompt_length} virtual tokens and an answer of {answer} leave "
                     f"{max(left, 0)} tokens for the text in this model's context of "
-                    f"{base.context_length}: use a shorter prompt"
+                    f"{base.context_length}: use a shorter prompt" + (", or fewer new tokens" if answer_room else "")
                 )
             self.limit = min(self.limit, left)
 
@@ -134,6 +134,11 @@ class Encoder:
     def inputs(self, examples: Sequence[Example], answers: Sequence[int] | None = None) -> list[tuple[int, ...]]:
         """``text_ids``, and what an encoder reads behind every text."""
         return [(*ids, *self.base.frame.back) for ids in self.text_ids(examples, answers)]
+
+    def cut_notes(self) -> list[str]:
+        """What there is to say of texts that were cut so far."""
+        why = "--max-length" if self.limit == self.spec.max_length else "the model's context holds no more"
+        return [f"{self.truncated:,} texts were cut to {self.limit:,} tokens ({why})"] if self.truncated else []
 
     def training_items(self, examples: Sequence[Example]) -> list[Item]:
         """One item an example, with the answer to learn."""

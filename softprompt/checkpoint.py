@@ -114,9 +114,13 @@ class Checkpoint:
             {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()},
             metadata={"run": json.dumps(described)},
         )
-        with writing(self.folder):
-            self.folder.mkdir(parents=True, exist_ok=True)
-            replace_file(self._path, content)
+        try:
+            with writing(self.folder):
+                self.folder.mkdir(parents=True, exist_ok=True)
+                replace_file(self._path, content)
+        except OutputError as error:
+            kept = f"; --resume goes on from the checkpoint before, in '{self.folder}'" if self.exists() else ""
+            raise OutputError(f"{error}{kept}") from error
         self._ignored = False
 
     def exists(self) -> bool:

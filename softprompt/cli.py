@@ -4,6 +4,7 @@ Exit code 0 is success, 2 a mistake in what the user gave (one line says which),
 """
 
 import errno
+import io
 import json
 import os
 import sys
@@ -14,6 +15,9 @@ import click
 
 from softprompt import __version__
 from softprompt.cli_common import (
+    GIVEN,
+    PLACE,
+    WORDS,
     column_options,
     given,
     json_option,
@@ -39,6 +43,8 @@ PREDICT_AT_ONCE = 32  # rows of standard input that are answered together, at mo
 
 def main() -> None:
     """Entry point of ``softprompt``."""
+    # closed by whoever started us; what is said is then said to nobody, not to the other stream
+    sys.stdout, sys.stderr = sys.stdout or io.StringIO(), sys.stderr or io.StringIO()
     try:
         cli.main(prog_name="softprompt", standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError:
@@ -72,7 +78,7 @@ def cli() -> None:
 
 
 @cli.command()
-@click.option("--out", type=click.Path(path_type=Path), default=Path("prompts"), help="Where the prompt is saved.")
+@click.option("--out", type=PLACE, default="prompts", show_default=True, help="Folder, the prompt in one of its own.")
 @click.option("--steps", type=click.IntRange(min=1), help="Optimiser steps.  [default: 300]")
 @model_options
 @json_option
@@ -96,25 +102,38 @@ def demo(out: Path, steps: int | None, as_json: bool, **model: Any) -> None:
 
 
 @cli.command()
-@click.option("--model", "model_name", required=True, help="Hub name, folder, .gguf file or embedded:gemma-3-270m.")
-@click.option("--data", required=True, help="Folder with train.jsonl, ...; a .jsonl/.csv/.parquet file; hf:NAME.")
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder for the learned prompt.")
-@click.option("--template", help="Jinja2, with {{ text }}.  [default: '{{ text }}\\nLabel:' or '...Output:']")
-@click.option("--labels", help="Label names, comma-separated.  [default: those of the training data]")
+@click.option(
+    "--model", "model_name", type=GIVEN, required=True, help="Hub name, folder, .gguf file or embedded:gemma-3-270m."
+)
+@click.option(
+    "--data", type=GIVEN, required=True, help="Folder with train.jsonl, ...; a .jsonl/.csv/.tsv/.parquet file; hf:NAME."
+)
+@click.option("--out", required=True, type=PLACE, help="Folder for the learned prompt.")
+@click.option(
+    "--template",
+    type=WORDS,
+    help="Jinja2, with {{ text }}; \\n is a new line.  [default: '{{ text }}\\nLabel:' or '...Output:']",
+)
+@click.option("--labels", type=GIVEN, help="Label names, comma-separated.  [default: those of the training data]")
 @click.option("--verbalizer", multiple=True, metavar="LABEL=WORDS", help="Words for a label. Repeatable.")
 @column_options
 @click.option("--recipe", help="default, or lester (Adafactor, 0.3, constant, batch 32).")
-@click.option("--method", help="How the prompt is parametrised while learning.  [default: prompt-tuning]")
-@click.option("--method-option", multiple=True, metavar="NAME=VALUE", help="What only this method has. Repeatable.")
+@click.option("--method", help="prompt-tuning, p-tuning, residual or prefix-tuning.  [default: prompt-tuning]")
+@click.option(
+    "--method-option",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="What only this method has, as encoder=lstm. Repeatable.",
+)
 @click.option("--batch-size", type=int, help="Examples per step.  [default: 16]")
 @click.option("--micro-batch-size", type=int, help="Examples per forward pass, to save memory.")
 @click.option("--max-length", type=int, help="Tokens of template and text; the text is cut.  [default: 512]")
 @click.option("--patience", type=int, help="Validations without gain before stopping, 0: never.  [default: 4]")
 @click.option("--seeds", type=click.IntRange(min=1), default=1, help="Learn so many prompts together, keep the best.")
-@click.option("--grid", default="", metavar="NAME=A,B;...", help="One prompt for each combination, all together.")
+@click.option("--grid", type=GIVEN, metavar="NAME=A,B;...", help="One prompt for each combination, all together.")
 @click.option("--ensemble", is_flag=True, help="With --seeds or --grid: keep all, they answer by vote.")
 @click.option("--gradient-checkpointing", is_flag=True, default=None, help="Save memory by computing layers twice.")
-@click.option("--tensorboard", type=click.Path(path_type=Path), help="Folder for TensorBoard.")
+@click.option("--tensorboard", type=PLACE, help="Folder for TensorBoard.")
 @run_options
 @model_options
 @json_option
@@ -131,7 +150,7 @@ def train(
     config: Path | None,
     method_option: tuple[str, ...],
     seeds: int,
-    grid: str,
+    grid: str | None,
     ensemble: bool,
     resume: bool,
     restart: bool,
@@ -147,11 +166,9 @@ def train(
     from softprompt.config import TrainConfig, population
     from softprompt.report_text import training_lines
 
-    if resume and restart:
-        raise ConfigError("--resume and --restart exclude each other: give one of them")
     settings["method_options"] = pairs("--method-option", method_option, "NAME=VALUE", "encoder=lstm") or None
     chosen = TrainConfig.load(config, **settings) if config else TrainConfig.build(**settings)
-    members = population(chosen, seeds, grid)
+    members = population(chosen, seeds, grid or "")
     if ensemble and len(members) == 1:
         raise ConfigError("--ensemble keeps several prompts, expected --seeds or --grid beside it")
 
@@ -191,15 +208,15 @@ def train(
 
 
 @cli.command(name="eval")
-@click.argument("prompt_folder", required=False, metavar="[PROMPT]")
-@click.option("--data", required=True, help="As for train.")
+@click.argument("prompt_folder", type=GIVEN, required=False, metavar="[PROMPT]")
+@click.option("--data", type=GIVEN, required=True, help="As for train.")
 @click.option("--split", default="test", show_default=True, help="train, validation, test or all.")
 @click.option("--limit", type=click.IntRange(min=1), help="Only this many examples, the first ones.")
-@click.option("--model", "model_name", help="The base model.  [default: the one the prompt was learned on]")
-@click.option("--template", help="Without a saved prompt: the template.")
-@click.option("--labels", help="Without a saved prompt: as for train.")
+@click.option("--model", "model_name", type=GIVEN, help="The base model.  [default: the one the prompt was learned on]")
+@click.option("--template", type=WORDS, help="Without a saved prompt: the template.")
+@click.option("--labels", type=GIVEN, help="Without a saved prompt: as for train.")
 @click.option("--verbalizer", multiple=True, metavar="LABEL=WORDS", help="Without a saved prompt: as for train.")
-@click.option("--instruction", default="", help="Without a saved prompt: words in front.")
+@click.option("--instruction", type=WORDS, default="", help="Without a saved prompt: words in front.")
 @click.option("--shots", type=click.IntRange(min=0), default=0, help="Without a saved prompt: examples in front.")
 @click.option("--seed", default=0, help="Without a saved prompt: of the choice of examples.")
 @click.option("--max-new-tokens", default=128, show_default=True, help="Of a completion.")
@@ -269,14 +286,14 @@ def evaluate_command(
 
 
 @cli.command()
-@click.argument("prompt_folder", metavar="PROMPT")
+@click.argument("prompt_folder", type=GIVEN, metavar="PROMPT")
 @click.argument("texts", nargs=-1)
-@click.option("--model", "model_name", help="The base model.  [default: the one the prompt was learned on]")
+@click.option("--model", "model_name", type=GIVEN, help="The base model.  [default: the one the prompt was learned on]")
 @click.option("--max-new-tokens", default=128, show_default=True, help="Of a completion.")
 @click.option("--temperature", default=0.0, show_default=True, help="0 is greedy.")
 @click.option("--top-p", default=1.0, show_default=True, help="Sample among the likeliest with this probability.")
 @click.option("--top-k", default=0, show_default=True, help="Sample among this many likeliest, 0: all.")
-@click.option("--stop", multiple=True, help="A string that ends a completion. Repeatable.")
+@click.option("--stop", type=WORDS, multiple=True, help="A string that ends a completion. Repeatable.")
 @click.option("--seed", default=0, show_default=True, help="Of sampling.")
 @vote_option
 @model_options
@@ -304,7 +321,7 @@ def predict(
     from softprompt.report_text import prediction_line
     from softprompt.store import load_prompt
 
-    if not texts and sys.stdin.isatty():
+    if not texts and (sys.stdin is None or sys.stdin.isatty()):
         raise ConfigError("expected texts as arguments, or JSONL on standard input; got neither")
     if blank := [number for number, text in enumerate(texts, start=1) if not text.strip()]:
         raise DataError(f"text {blank[0]} is blank: expected words to answer")
@@ -327,10 +344,12 @@ def predict(
                 click.echo(prediction_line(prediction) if texts else json.dumps(answer, ensure_ascii=False))
     if as_json:
         click.echo(json.dumps({"predictions": collected}, ensure_ascii=False))
+    for note in predictor.encoder.cut_notes():
+        say(note)
 
 
 @cli.command()
-@click.argument("prompt_folder", metavar="PROMPT")
+@click.argument("prompt_folder", type=GIVEN, metavar="PROMPT")
 @json_option
 def show(prompt_folder: str, as_json: bool) -> None:
     """Tell what is known of a saved prompt."""
@@ -349,9 +368,16 @@ def _task_options(template: str | None, labels: str | None, verbalizer: tuple[st
     """What ``Task.of`` takes of them: those that were given."""
     return given(
         template=template,
-        labels=[name.strip() for name in labels.split(",")] if labels else None,
+        labels=None if labels is None else _label_names(labels),
         verbalizers=pairs("--verbalizer", verbalizer, "LABEL=WORDS", "1=good") or None,
     )
+
+
+def _label_names(labels: str) -> list[str]:
+    names = [name.strip() for name in labels.split(",")]
+    if not all(names):
+        raise ConfigError(f"--labels '{labels}': expected names with commas between them, as in negative,positive")
+    return names
 
 
 def _verb() -> str:

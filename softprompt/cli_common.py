@@ -9,12 +9,45 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from softprompt.errors import ConfigError
+from softprompt.paths import expanded
 
 if TYPE_CHECKING:
     from softprompt.base import FrozenLM
     from softprompt.train import Observer
 
 Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+class _Given(click.ParamType[Any]):
+    """A value with something in it: that of an unset shell variable has not, and must not mean ``.`` or a default."""
+
+    name = "text"
+
+    def convert(self, value: Any, param: click.Parameter | None, context: click.Context | None) -> Any:
+        if not str(value).strip():
+            self.fail("expected a value, got an empty one: is a shell variable not set?", param, context)
+        return value
+
+
+class _Place(_Given):
+    """A file or folder; ``~`` is the home folder behind ``--out=`` too, where shells leave it alone."""
+
+    name = "path"
+
+    def convert(self, value: Any, param: click.Parameter | None, context: click.Context | None) -> Path:
+        return expanded(super().convert(value, param, context))
+
+
+class _Words(click.ParamType[str]):
+    r"""Text for the model; ``\n`` and ``\t`` are a new line and a tab, which are hard to type in a shell."""
+
+    name = "text"
+
+    def convert(self, value: Any, param: click.Parameter | None, context: click.Context | None) -> str:
+        return str(value).replace("\\n", "\n").replace("\\t", "\t")
+
+
+GIVEN, PLACE, WORDS = _Given(), _Place(), _Words()
 
 
 def model_options(command: Command) -> Command:
@@ -29,9 +62,9 @@ def model_options(command: Command) -> Command:
 
 def column_options(command: Command) -> Command:
     for option in (
-        click.option("--target-column", help="Column of the text to generate.  [default: target]"),
-        click.option("--label-column", help="Column of the label.  [default: label]"),
-        click.option("--text-column", help="Column of the text.  [default: text]"),
+        click.option("--target-column", type=GIVEN, help="Column of the text to generate.  [default: target]"),
+        click.option("--label-column", type=GIVEN, help="Column of the label.  [default: label]"),
+        click.option("--text-column", type=GIVEN, help="Column of the text.  [default: text]"),
     ):
         command = option(command)
     return command
@@ -49,7 +82,7 @@ def run_options(command: Command) -> Command:
         click.option("--steps", type=int, help="Optimiser steps.  [default: 600]"),
         click.option("--init", help="text, text:WORDS, labels, vocab, random, prompt:FOLDER.  [default: text]"),
         click.option("--length", type=int, help="Virtual tokens.  [default: 20]"),
-        click.option("--config", type=click.Path(path_type=Path), help="Settings from a .toml or .yaml file."),
+        click.option("--config", type=PLACE, help="Settings from a .toml or .yaml file."),
     ):
         command = option(command)
     return command
@@ -88,9 +121,10 @@ def pairs(flag: str, options: tuple[str, ...], form: str, example: str) -> dict[
     """``NAME=VALUE`` options by name; raises ConfigError for one that is not of this ``form``, or given twice."""
     found: dict[str, str] = {}
     for option in options:
-        name, equals, value = option.partition("=")
-        if not equals or name in found:
-            what = "another name" if equals else form
+        name, _, value = option.partition("=")
+        complete = name.strip() and value.strip()
+        if not complete or name in found:
+            what = "another name" if complete else form
             raise ConfigError(f"{flag} '{option}': expected {what}, as in {example}")
         found[name] = value
     return found

@@ -4,12 +4,12 @@ from typing import Any
 
 import click
 
-from softprompt.cli_common import json_option, load_base, model_options, print_result, say
+from softprompt.cli_common import GIVEN, json_option, load_base, model_options, print_result, say
 from softprompt.errors import ConfigError
 
 
 @click.command()
-@click.option("--model", "model_name", help="Hub name, folder, .gguf file or embedded:gemma-3-270m.")
+@click.option("--model", "model_name", type=GIVEN, help="Hub name, folder, .gguf file or embedded:gemma-3-270m.")
 @click.option("--families", is_flag=True, help="A tiny model of every known family instead, as a Markdown table.")
 @model_options
 @json_option

@@ -6,6 +6,8 @@ from typing import Any
 import click
 
 from softprompt.cli_common import (
+    GIVEN,
+    PLACE,
     json_option,
     load_base,
     model_options,
@@ -18,13 +20,13 @@ from softprompt.cli_common import (
 
 
 @click.command()
-@click.option("--model", "model_name", required=True, help="As for train.")
+@click.option("--model", "model_name", type=GIVEN, required=True, help="As for train.")
 @click.option("--task", "tasks", multiple=True, required=True, metavar="NAME=DATA", help="Repeat for each task.")
 @click.option("--teacher", "teachers", multiple=True, metavar="NAME=PROMPT", help="A prompt learned for it alone.")
 @click.option(
     "--distillation", type=click.FloatRange(min=0), default=0.9, show_default=True, help="Weight of teachers."
 )
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder; each task's prompt in its own.")
+@click.option("--out", required=True, type=PLACE, help="Folder; each task's prompt in its own.")
 @click.option("--batch-size", type=int, help="Examples of each task per step.")
 @run_options
 @model_options
@@ -59,12 +61,14 @@ def multitask(
     from softprompt.fit import check_out
     from softprompt.fit_multitask import check_names, fit_multitask
     from softprompt.methods.initialisers import check_init
+    from softprompt.multitask import check_tasks
     from softprompt.report_text import training_lines
     from softprompt.store import load_prompt
     from softprompt.task import Task
 
     # what is quickly checked comes before what takes long
     check_names(sources)
+    check_tasks(sources, chosen, taught, distillation)
     check_init(chosen.init)
     check_out(out, resume=resume, restart=restart)
     loaded = {name: load_prompt(folder) for name, folder in taught.items()}

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from softprompt.cli_common import json_option, print_result
+from softprompt.cli_common import GIVEN, PLACE, json_option, print_result
 
 if TYPE_CHECKING:
     from softprompt.similar import Similar
@@ -17,8 +17,8 @@ WIDEST = 48  # characters of labels, template and init in a line for people
 
 
 @click.command()
-@click.argument("prompt_folder", metavar="PROMPT")
-@click.option("--store", required=True, type=click.Path(path_type=Path), help="Folder that holds saved prompts.")
+@click.argument("prompt_folder", type=GIVEN, metavar="PROMPT")
+@click.option("--store", required=True, type=PLACE, help="Folder that holds saved prompts.")
 @json_option
 def similar(prompt_folder: str, store: Path, as_json: bool) -> None:
     """Rank saved prompts by their similarity to PROMPT.

@@ -19,7 +19,7 @@ class TrainConfig(BaseModel):
 
     method: str = Field("prompt-tuning", description="how the prompt is parametrised while learning")
     method_options: dict[str, str | int | float | bool] = Field(
-        default_factory=dict, description="what only this method has, by name (softprompt methods)"
+        default_factory=dict, description="what only this method has, by name (docs/methods.md)"
     )
     length: int = Field(20, ge=1, le=4096, description="virtual tokens")
     init: str = Field("text", description="text, text:YOUR WORDS, labels, vocab, random, or prompt:FOLDER")
@@ -131,7 +131,16 @@ def population(config: TrainConfig, seeds: int = 1, grid: str = "") -> dict[str,
         name, equals, values = (piece.strip() for piece in part.partition("="))
         if not equals or not all(value.strip() for value in values.split(",")):
             raise ConfigError(f"grid '{part}': expected NAME=VALUE,VALUE, as in lr=0.03,0.1;length=10,20")
-        axes["learning_rate" if name == "lr" else name] = [yaml.safe_load(value) for value in values.split(",")]
+        name = "learning_rate" if name == "lr" else name
+        try:
+            choices = [yaml.safe_load(value) for value in values.split(",")]
+        except yaml.YAMLError as error:
+            raise ConfigError(f"grid '{part}': expected plain values with commas between them") from error
+        if name in axes or any(one in choices[:place] for place, one in enumerate(choices)):
+            raise ConfigError(f"grid '{part}': expected each setting once, and each of its values once")
+        axes[name] = choices
+    if grid.strip() and not axes:
+        raise ConfigError(f"grid '{grid}': expected NAME=VALUE,VALUE, as in lr=0.03,0.1;length=10,20")
     if "seed" in axes and seeds > 1:
         raise ConfigError("seeds are given twice: leave --seeds out, or seed out of --grid")
     if seeds > 1:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from softprompt.errors import DataError
+from softprompt.paths import expanded
 from softprompt.rows import ENDINGS, Row, listed, optional_module, read_records, read_rows, reading, type_name
 
 __all__ = [
@@ -102,8 +103,9 @@ class _Columns(NamedTuple):
                 return "classification"
             if not label_chosen and (self.target in row or "references" in row):
                 return "generation"
-        missing = f"a column {listed(wanted, ' or ')}" if self.text in row else f"a column '{self.text}'"
-        raise DataError(f"{place}: expected {missing}, got {listed(row)}: name it with --text-column or --label-column")
+        missing = listed(wanted, " or ") if self.text in row else f"'{self.text}'"
+        names = "--text-column, --label-column or --target-column"
+        raise DataError(f"{place}: expected a column {missing}, got {listed(row)}: name it with {names}")
 
 
 def read_splits(
@@ -127,7 +129,7 @@ def read_splits(
     columns = _Columns(text_column, label_column, target_column)
     if str(source).startswith("hf:"):
         return _complete(*_read_hub(str(source), columns), str(source), seed)
-    path = Path(source).expanduser()
+    path = expanded(source)
     with reading(path):
         if path.is_dir():
             return _complete(_read_folder(path, columns), [], str(source), seed)
@@ -151,8 +153,10 @@ def read_examples(
 
 def unlabelled_example(row: Mapping[str, Any], place: str) -> Example:
     """A row to be answered, its values read as those of training rows are; DataError names ``place``."""
+    if "text" not in row:
+        raise DataError(f"{place}: expected a column 'text', got {listed(row)}: rename it")
     others = {name: _column(value, name, place) for name, value in row.items() if name != "text"}
-    return Example(_string(row.get("text"), "text", place), columns=others)
+    return Example(_string(row["text"], "text", place), columns=others)
 
 
 def split_examples(
@@ -267,6 +271,8 @@ def _read_folder(folder: Path, columns: _Columns) -> Parts:
 
 def _read_hub(source: str, columns: _Columns) -> tuple[Parts, list[str]]:
     name, _, config = source.removeprefix("hf:").partition(":")
+    if not name:
+        raise DataError(f"expected the name of a data set behind 'hf:', got '{source}': give hf:NAME or hf:NAME:CONFIG")
     datasets = optional_module("datasets")
     try:
         published = datasets.load_dataset(name, config or None)
@@ -289,9 +295,7 @@ def _read_hub(source: str, columns: _Columns) -> tuple[Parts, list[str]]:
             continue
         parts[split] = _examples(((f"'{source}' {given} row {at}", row) for at, row in enumerate(rows, 1)), columns)
     if not parts:
-        raise DataError(
-            f"expected a train, validation or test split with labels in '{source}', got {listed(published)}"
-        )
+        raise DataError(f"expected a labelled train, validation or test split in '{source}', got {listed(published)}")
     return parts, notes
 
 
@@ -304,7 +308,7 @@ def _read_file(path: Path, columns: _Columns) -> list[Example]:
     ending = path.suffix.lower()
     with reading(path):
         if not path.exists():
-            near = difflib.get_close_matches(path.name, [one.name for one in _entries(path.parent)])
+            near = difflib.get_close_matches(path.name, [one.name for one in path.parent.glob("*")])
             hint = f"did you mean {listed(near, ' or ')}? " if near else ""
             raise DataError(
                 f"expected a file or folder at '{path}', found none: {hint}Hugging Face data sets are hf:NAME"
@@ -394,7 +398,3 @@ def _unicode(value: str, name: str, place: str) -> str:
 
 def _kind_of(examples: Sequence[Example]) -> Kind:
     return "classification" if examples[0].label is not None else "generation"
-
-
-def _entries(folder: Path) -> list[Path]:
-    return list(folder.iterdir()) if folder.is_dir() else []

@@ -21,6 +21,7 @@ from softprompt.errors import ConfigError, OutputError
 from softprompt.evaluate import score
 from softprompt.generate import Sampling
 from softprompt.methods import METHODS
+from softprompt.paths import expanded
 from softprompt.predict import Predictor
 from softprompt.progress import Silent
 from softprompt.store import Prompt, check_free
@@ -110,18 +111,19 @@ def fit_together(
             name: config.model_copy(update={"max_length": task.spec.max_length}) for name, config in configs.items()
         }
     observer = observer or Silent()
+    out = None if out is None else expanded(out)
     run: AbstractContextManager[Checkpoint | None] = nullcontext()
     if out is not None:
-        run = open_run(Path(out), base, {"": task}, configs, resume=resume, restart=restart)
+        run = open_run(out, base, {"": task}, configs, resume=resume, restart=restart)
     with run as checkpoint:
         announce(base, task, max(config.length for config in configs.values()), observer)
         outcomes = train_together(base, task, configs, observer, checkpoint)
         prompt = best_prompt(base, task, configs, outcomes, ensemble=ensemble)
         prompt = with_metrics(prompt, base, task, evaluate_test=evaluate_test)
         if out is not None and checkpoint is not None:
-            finished = checkpoint.stage() / Path(out).name
+            finished = checkpoint.stage() / out.name
             finish(prompt, finished, outcomes[0], checkpoint.folder)
-            checkpoint.place(finished, Path(out))
+            checkpoint.place(finished, out)
     return prompt
 
 
@@ -147,7 +149,12 @@ def run_folder(out: Path) -> Path:
 
 
 def check_out(out: Path, *, resume: bool = False, restart: bool = False) -> None:
-    """Raise OutputError if ``out`` cannot be written, is being trained to, or has an unfinished run left in doubt."""
+    """Raise OutputError if ``out`` cannot be written, is being trained to, or has an unfinished run left in doubt.
+
+    ConfigError if the run is to be kept and dropped at once.
+    """
+    if resume and restart:
+        raise ConfigError("--resume and --restart exclude each other: give one of them")
     check_free(out)
     run = run_folder(out)
     if run.exists() and not run.is_dir():

@@ -1,5 +1,6 @@
 """fit_multitask: several tasks and a base model in, a learned and evaluated prompt for each out."""
 
+import hashlib
 import json
 import re
 from collections.abc import Mapping
@@ -13,6 +14,8 @@ from softprompt.config import TrainConfig
 from softprompt.errors import ConfigError
 from softprompt.fit import announce, best_prompt, finish, limited, open_run, with_metrics
 from softprompt.multitask import train_multitask
+from softprompt.paths import expanded
+from softprompt.prefix import PromptState
 from softprompt.progress import Silent
 from softprompt.store import Prompt
 from softprompt.task import Task
@@ -54,11 +57,12 @@ def fit_multitask(
     for teacher in (teachers or {}).values():
         teacher.check_base(base)
     states = {name: teacher.state for name, teacher in (teachers or {}).items()}
+    out = None if out is None else expanded(out)
     run: AbstractContextManager[Checkpoint | None] = nullcontext()
     if out is not None:
-        taught = {name: teacher.manifest()["data"] for name, teacher in (teachers or {}).items()}
+        taught = {name: _digest(state) for name, state in states.items()}
         more = {"distillation": distillation, "teachers": taught}
-        run = open_run(Path(out), base, tasks, {"": chosen}, resume=resume, restart=restart, **more)
+        run = open_run(out, base, tasks, {"": chosen}, resume=resume, restart=restart, **more)
     with run as checkpoint:
         for task in tasks.values():
             announce(base, task, chosen.length, observer)
@@ -72,12 +76,20 @@ def fit_multitask(
             prompt = replace(prompt, method=METHOD, training={**prompt.training, **told})
             prompts[name] = with_metrics(prompt, base, task, evaluate_test=evaluate_test)
         if out is not None and checkpoint is not None:
-            finished = checkpoint.stage() / Path(out).name
+            finished = checkpoint.stage() / out.name
             for name, prompt in prompts.items():
                 finish(prompt, finished / name, outcomes[name], checkpoint.folder)
             # all of the prompts appear at once, or none
-            checkpoint.place(finished, Path(out))
+            checkpoint.place(finished, out)
     return prompts
+
+
+def _digest(state: PromptState) -> str:
+    """What tells a teacher from another one of the same data."""
+    numbers = hashlib.sha256()
+    for tensor in state.tensors:
+        numbers.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
+    return numbers.hexdigest()[:16]
 
 
 def check_names(tasks: Mapping[str, Task] | Mapping[str, str]) -> None:

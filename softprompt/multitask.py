@@ -23,7 +23,7 @@ from softprompt.base import FrozenLM
 from softprompt.batch import Batch, Encoder, Item, collate
 from softprompt.checkpoint import Checkpoint
 from softprompt.config import TrainConfig
-from softprompt.errors import ConfigError, TrainingError
+from softprompt.errors import ConfigError
 from softprompt.learner import Progress, make_optimizer, rate_factor
 from softprompt.methods.initialisers import initialise
 from softprompt.methods.multitask import MultitaskPrompt
@@ -31,7 +31,7 @@ from softprompt.objective import Objective
 from softprompt.prefix import Prefix, PromptState, make_prefix
 from softprompt.recompute import recomputing
 from softprompt.task import Task
-from softprompt.train import Observer, Order, TrainingResult, Validation, check_trainable, forward_passes
+from softprompt.train import Observer, Order, TrainingResult, Validation, check_trainable, forward_passes, no_number
 
 
 @dataclass
@@ -54,7 +54,7 @@ class _Student:
         self.items = encoder.training_items(task.train)
         self.objective = Objective(base, encoder.verbalizer)
         self.validation = Validation(task, encoder, self.objective, config)
-        self.truncated = encoder.truncated
+        self.truncated, self.cut_notes = encoder.truncated, encoder.cut_notes()
         self.order = Order([len(item.ids) for item in self.items], config)
         self.teacher: Prefix | None = None
         if teacher is not None:
@@ -139,13 +139,16 @@ def train_multitask(
         DataError, TemplateError: the data cannot be used.
         TrainingError: the loss is no longer a number, or the checkpoint is of another run.
     """
-    _check(tasks, config, teachers or {})
+    check_tasks(tasks, config, teachers or {}, distillation)
     torch.manual_seed(config.seed)
     start = initialise(config.init, base, next(iter(tasks.values())).spec, config.length, config.seed)
     students = [
         _Student(base, index, task, config, (teachers or {}).get(name))
         for index, (name, task) in enumerate(tasks.items())
     ]
+    for name, student in zip(tasks, students, strict=True):
+        for note in student.cut_notes:
+            observer.noted(f"{name}: {note}")
     run = _Run(base, start.tensor, config, len(students))
     saved = checkpoint.load() if checkpoint is not None else None
     if saved is not None:
@@ -162,10 +165,7 @@ def train_multitask(
                 losses = _accumulate_gradients(base, run.method, students, batches, config, distillation)
             norm = float(nn.utils.clip_grad_norm_(run.method.parameters(), config.clip))
             if not (math.isfinite(norm) and all(map(math.isfinite, losses))):
-                raise TrainingError(
-                    f"the training loss is not a number at step {progress.step + 1} (rate {rate:.2g}): start again "
-                    f"with --restart and a lower rate (--learning-rate {config.learning_rate / 10:.2g})"
-                )
+                raise no_number("training loss", progress.step + 1, rate, config, checkpoint)
             if checkpoint is not None and progress.step > first_step and progress.step % config.checkpoint_every == 0:
                 checkpoint.save([run])
             for group in run.optimizer.param_groups:
@@ -180,7 +180,8 @@ def train_multitask(
                 own.trained(loss)
             if progress.step % config.eval_every == 0 or progress.step == config.steps:
                 for name, student in zip(tasks, students, strict=True):
-                    _evaluate(run, name, student, observer)
+                    if not _evaluate(run, name, student, observer):
+                        raise no_number(f"validation loss of '{name}'", progress.step, rate, config, checkpoint)
                 if checkpoint is not None and progress.step == config.steps:
                     checkpoint.save([run])
     finally:
@@ -206,7 +207,10 @@ def train_multitask(
     }
 
 
-def _check(tasks: Mapping[str, Task], config: TrainConfig, teachers: Mapping[str, PromptState]) -> None:
+def check_tasks(
+    tasks: Mapping[str, Any], config: TrainConfig, teachers: Mapping[str, Any], distillation: float
+) -> None:
+    """What can be said of tasks and teachers by their names, before any is read; raises ConfigError."""
     if len(tasks) < 2:
         raise ConfigError(
             f"multitask prompt tuning needs at least two tasks, got {len(tasks)}: learn a single one by train"
@@ -215,6 +219,8 @@ def _check(tasks: Mapping[str, Task], config: TrainConfig, teachers: Mapping[str
         raise ConfigError(f"a teacher for '{unknown[0]}': expected one of the tasks {', '.join(tasks)}")
     if config.averaging:
         raise ConfigError("averaging is not available for multitask prompt tuning: leave it at 0")
+    if not 0 <= distillation < math.inf:
+        raise ConfigError(f"distillation must be 0 or more, got {distillation}")
 
 
 def _accumulate_gradients(
@@ -244,20 +250,19 @@ def _accumulate_gradients(
     return totals
 
 
-def _evaluate(run: _Run, name: str, student: _Student, observer: Observer) -> None:
-    """Score one task on validation and keep its prompt if it is the best so far."""
+def _evaluate(run: _Run, name: str, student: _Student, observer: Observer) -> bool:
+    """Score one task on validation, keep its prompt if it is the best so far; whether its loss there is a number."""
     own, step = run.progress.tasks[student.index], run.progress.step
     with torch.no_grad():
         candidate = run.method.state_of(student.index).detached()
     value, loss = student.validation.score(candidate)
     if not math.isfinite(loss):
-        raise TrainingError(
-            f"the validation loss of '{name}' is not a number at step {step}: start again with a lower rate"
-        )
+        return False
     best = own.evaluated(step, value, loss)
     if best:
         run.best[student.index] = candidate
     observer.evaluated(step, f"{student.validation.metric} of {name}", value, loss, best)
+    return True
 
 
-__all__ = ["train_multitask"]
+__all__ = ["check_tasks", "train_multitask"]

@@ -44,7 +44,8 @@ def read_records(stream: Iterable[bytes | str], name: str) -> Iterator[tuple[int
         if number == 1:
             text = text.removeprefix("\ufeff")
         if text.strip():
-            yield number, _object(_json(text, f"'{name}' line {number}"), f"'{name}' line {number}")
+            place = f"'{name}' line {number}"
+            yield number, _object(_json(text.rstrip(), place), place)
 
 
 def _json_rows(path: Path) -> Iterator[Row]:
@@ -116,6 +117,12 @@ def _decode(data: bytes, name: str, first_line: int = 1) -> str:
 def _json(text: str, place: str) -> Any:
     try:
         return json.loads(text)
+    except json.JSONDecodeError as error:
+        # within one line the error's own line number would only mislead
+        at = f"line {error.lineno} column {error.colno}" if error.lineno > 1 else f"column {error.colno}"
+        raise DataError(
+            f"{place}: expected JSON, got text that does not parse ({error.msg} at {at}): mend or remove it"
+        ) from error
     except (ValueError, RecursionError) as error:
         raise DataError(f"{place}: expected JSON, got text that does not parse ({error}): mend or remove it") from error
 

@@ -18,6 +18,7 @@ import torch
 
 from softprompt.base import FrozenLM
 from softprompt.errors import OutputError, PromptFileError, writing
+from softprompt.paths import expanded
 from softprompt.prefix import PromptState
 from softprompt.task import TaskSpec
 
@@ -100,11 +101,8 @@ class Prompt:
             "parent": self.parent,
         }
 
-    def save(self, folder: str | Path, *, workspace: Path | None = None) -> Path:
+    def save(self, folder: str | Path) -> Path:
         """Write the prompt; the folder must not exist yet.
-
-        Args:
-            workspace: folder on the same disk where it is written before it is put in place; beside it by default.
 
         Raises:
             PromptFileError: prompts of two kinds, or none.
@@ -114,7 +112,7 @@ class Prompt:
 
         if len({state.kind for state in self.states}) != 1:
             raise PromptFileError("the prompts of an ensemble are of one kind: save them one by one")
-        folder = Path(folder)
+        folder = expanded(folder)
         check_free(folder)
         tensor_bytes = save(_tensors(self.states))
         manifest = {**self.manifest(), "sha256": hashlib.sha256(tensor_bytes).hexdigest()}
@@ -123,7 +121,7 @@ class Prompt:
             MANIFEST_FILE: (json.dumps(manifest, indent=2, ensure_ascii=False) + "\n").encode(),
             **{name: text.encode() for name, text in self.extra_files.items()},
         }
-        write_folder(folder, files, workspace)
+        write_folder(folder, files)
         return folder
 
 
@@ -139,12 +137,12 @@ def check_free(folder: Path) -> None:
             raise OutputError(f"no permission to write '{folder}': give another --out")
 
 
-def write_folder(folder: Path, files: Mapping[str, bytes], workspace: Path | None = None) -> None:
-    """Write ``files`` into a new ``folder``, all of them or none; until then they are in ``workspace``."""
+def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Write ``files`` into a new ``folder``, all of them or none; until then they are in a hidden one beside it."""
     with writing(folder):
-        folder.absolute().parent.mkdir(parents=True, exist_ok=True)
-        within = workspace or folder.absolute().parent
-        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=within))
+        parent = folder.absolute().parent
+        parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=parent))
         try:
             for name, content in files.items():
                 write_durably(temporary / name, content)
@@ -180,11 +178,12 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
     Raises:
         PromptFileError: not there, not JSON, or of another schema.
     """
-    path = Path(folder) / MANIFEST_FILE
+    folder = expanded(folder)
+    path = folder / MANIFEST_FILE
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        what = f"holds no {MANIFEST_FILE}" if Path(folder).exists() else "does not exist"
+        what = f"holds no {MANIFEST_FILE}" if folder.exists() else "does not exist"
         raise PromptFileError(f"'{folder}' is no saved prompt, it {what}: give the folder that train wrote") from error
     except NotADirectoryError as error:
         raise PromptFileError(
@@ -211,7 +210,7 @@ def load_prompt(folder: str | Path) -> Prompt:
     from safetensors.torch import load
 
     manifest = read_manifest(folder)
-    path = Path(folder) / TENSOR_FILE
+    path = expanded(folder) / TENSOR_FILE
     try:
         content = path.read_bytes()
         if hashlib.sha256(content).hexdigest() != manifest["sha256"]:

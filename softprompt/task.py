@@ -141,7 +141,12 @@ class Task:
         if splits.kind != "classification":
             raise DataError(f"{splits.source}: expected rows with a label, got generation rows (target or references)")
         found = sorted({example.label for example in splits.train or splits["all"] if example.label is not None})
-        names = tuple(labels) if labels is not None else tuple(found)
+        names = tuple(found) if labels is None else tuple(labels)
+        if labels is None and (alike := _alike(found)):
+            raise DataError(
+                f"{splits.source}: labels {alike[0]!r} and {alike[1]!r} differ only in capitals or blanks: correct the "
+                "rows, or name all labels if they are meant so"
+            )
         words = dict(verbalizers or {})
         if unknown := sorted(set(words) - set(names)):
             raise DataError(f"verbalizer for unknown label '{unknown[0]}': labels are {', '.join(names)}")
@@ -152,7 +157,7 @@ class Task:
             tuple(words.get(name, name) for name in names),
             max_length,
         )
-        return cls._checked(spec, splits)
+        return cls._checked(spec, splits, "correct the rows, or name all labels")
 
     @classmethod
     def generation(
@@ -191,7 +196,7 @@ class Task:
         return cls._checked(spec, splits)
 
     @classmethod
-    def _checked(cls, spec: TaskSpec, splits: Splits) -> Self:
+    def _checked(cls, spec: TaskSpec, splits: Splits, advice: str = "correct the rows") -> Self:
         known = spec.label_index
         for split_name in ("train", "validation", "test") if spec.labels else ():
             examples: tuple[Example, ...] = getattr(splits, split_name)
@@ -200,12 +205,21 @@ class Task:
                 label, count = unknown.most_common(1)[0]
                 raise DataError(
                     f"{splits.source}: the {split_name} split has label '{label}' ({count} rows), "
-                    f"which is not among the labels {', '.join(spec.labels)}: correct the rows, or name all labels"
+                    f"which is not among the labels {', '.join(spec.labels)}: {advice}"
                 )
         first = next(iter(splits.train or splits.validation or splits.test), None)
         if first is not None:
             spec.compiled.render(first)
         return cls(spec, splits, Path(splits.source).stem or "task")
+
+
+def _alike(labels: Sequence[str]) -> tuple[str, str] | None:
+    """Two labels that one slip of the hand would turn into each other, if there are such."""
+    seen: dict[str, str] = {}
+    for label in labels:
+        if (other := seen.setdefault(" ".join(label.split()).casefold(), label)) != label:
+            return other, label
+    return None
 
 
 def _splits(source: str | Path | Splits, columns: Mapping[str, str]) -> Splits:

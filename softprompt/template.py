@@ -46,7 +46,9 @@ class Template:
             names = jinja2.meta.find_undeclared_variables(tree)
             self._compiled = self._sandbox.from_string(_Metering().visit(tree))
         except Exception as error:  # Jinja2's own, and Python's of what is nested too deep
-            raise TemplateError(f"the template does not parse: {error}; got {source!r}") from error
+            # some of Jinja2's add the lines of a file that is none
+            what = error.message if isinstance(error, jinja2.TemplateSyntaxError) else error
+            raise TemplateError(f"the template does not parse: {what}; got {source!r}") from error
         if "text" not in names:
             raise TemplateError(
                 f"the template must contain {{{{ text }}}}, the place of the example's text; got {source!r}"

@@ -128,10 +128,8 @@ def train_together(
     unique = {id(encoder): encoder for encoder, _ in encoders.values()}
     by_encoder = {key: Validation(task, encoder, objective, shared) for key, encoder in unique.items()}
     validations = {length: by_encoder[id(encoder)] for length, (encoder, _) in encoders.items()}
-    truncated = max(encoder.truncated for encoder, _ in encoders.values())
-    if truncated:
-        limit = min(encoder.limit for encoder, _ in encoders.values())
-        observer.noted(f"{truncated} texts were cut to {limit} tokens (--max-length)")
+    for note in dict.fromkeys(note for encoder in unique.values() for note in encoder.cut_notes()):
+        observer.noted(note)
     if saved is not None:
         for index, learner in enumerate(learners):
             learner.restore(*saved.learner(index))
@@ -216,9 +214,12 @@ def check_trainable(task: Task) -> None:
     """Raise DataError unless there are training examples, of more than one label, and validation examples."""
     source = task.splits.source
     if not task.train:
-        raise DataError(f"{source}: no training examples: expected a train split")
+        raise DataError(f"{source}: expected a train split, got no training examples: add train.jsonl or the like")
     if not task.validation:
-        raise DataError(f"{source}: no validation examples: expected a validation split")
+        raise DataError(
+            f"{source}: expected validation examples, got none and too few others to set some aside: add rows, or a "
+            "validation file"
+        )
     if task.spec.kind == "classification" and len({example.label for example in task.train}) == 1:
         raise DataError(
             f"{source}: expected training examples of at least two labels, got only '{task.train[0].label}': "
@@ -297,16 +298,23 @@ def _give_up(
     learner = learners[index]
     step = learner.progress.step + (what == "training loss")
     learner.progress.stopped_early = learner.progress.failed = True
-    text = f"the {what} is not a number at step {step} (rate {learner.rate:.2g})"
-    if not all(other.progress.failed for other in learners):
-        observer.noted(_named(f"{text}: it ends here", learner))
-        return
+    if all(other.progress.failed for other in learners):
+        raise no_number(what, step, learner.rate, learner.config, checkpoint)
+    observer.noted(
+        _named(f"the {what} is not a number at step {step} (rate {learner.rate:.2g}): it ends here", learner)
+    )
+
+
+def no_number(
+    what: str, step: int, rate: float, config: TrainConfig, checkpoint: Checkpoint | None = None
+) -> TrainingError:
+    """The error that ends a run whose loss is no longer a number: what is kept, and what to do."""
     kept = ""
     if checkpoint is not None and (saved := checkpoint.load()) is not None:
         kept = f"; the last good checkpoint (step {saved.step}) is kept in '{checkpoint.folder}'"
-    raise TrainingError(
-        f"{text}{kept}: start again with --restart and a lower rate "
-        f"(--learning-rate {learner.config.learning_rate / 10:.2g}), or with --dtype float32"
+    return TrainingError(
+        f"the {what} is not a number at step {step} (rate {rate:.2g}){kept}: start again with --restart and a lower "
+        f"rate (--learning-rate {config.learning_rate / 10:.2g}), or with --dtype float32"
     )
 
 
@@ -384,6 +392,7 @@ __all__ = [
     "check_together",
     "check_trainable",
     "forward_passes",
+    "no_number",
     "train",
     "train_together",
 ]

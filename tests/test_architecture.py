@@ -15,6 +15,7 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 
 ROOMS = (
     "errors",
+    "paths",
     "metrics",
     "config",
     "rows",

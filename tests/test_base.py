@@ -149,6 +149,17 @@ def test_a_model_with_something_unknown_behind_its_output_layer_is_refused() -> 
         FrozenLM(model, tiny_tokenizer("cohere"), "x")
 
 
+def test_a_precision_that_overflows_is_named() -> None:
+    model = tiny_model("llama")
+    with torch.no_grad():
+        model.get_output_embeddings().weight.mul_(1e6)
+    FrozenLM(model, tiny_tokenizer("llama"), "large")
+    with pytest.raises(
+        BaseModelError, match=r"'large' gives numbers that are not finite in float16: .*--dtype float32"
+    ):
+        FrozenLM(model.to(torch.float16), tiny_tokenizer("llama"), "large")
+
+
 @pytest.mark.parametrize(("family", "scale"), [("llama", 1.0), ("gemma3", 32**0.5)])
 def test_embedding_std_is_that_of_the_scaled_embeddings(family: str, scale: float) -> None:
     base = tiny_base(family)

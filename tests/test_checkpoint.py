@@ -1,5 +1,6 @@
 """The folder of a run: for one process at a time, and turned into the result in one step."""
 
+import errno
 import subprocess
 import sys
 from pathlib import Path
@@ -117,3 +118,19 @@ def test_a_run_that_was_interrupted_can_be_resumed_in_the_same_process(tmp_path:
     fit(tiny_base("llama"), reviews_task(), out=tmp_path / "p", checkpoint_every=4, resume=True, **FAST)
     assert [path.name for path in tmp_path.iterdir()] == ["p"]
     assert kept.value.__traceback__ is not None
+
+
+def test_no_space_for_the_next_checkpoint_names_the_one_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path, content: bytes) -> None:
+        raise OSError(errno.ENOSPC, "full")
+
+    with Checkpoint(tmp_path / "p.run", {}) as checkpoint:
+        checkpoint.save([])
+        monkeypatch.setattr("softprompt.checkpoint.replace_file", full)
+        with pytest.raises(
+            OutputError, match=r"no space left to write .*; --resume goes on from the checkpoint before"
+        ):
+            checkpoint.save([])
+    with Checkpoint(tmp_path / "q.run", {}) as checkpoint, pytest.raises(OutputError) as caught:
+        checkpoint.save([])
+    assert "--resume" not in str(caught.value)

@@ -82,7 +82,7 @@ class TestMistakesInTraining:
         data = write(tmp_path / "data.csv", "sentence,label", "fine,good")
         self.refused(train(place, tmp_path / "p", data=data), tmp_path, "expected a column 'text', got 'sentence'")
         done = train(place, tmp_path / "p", "--label-column", "stars", data=data)
-        self.refused(done, tmp_path, "--text-column or --label-column")
+        self.refused(done, tmp_path, "name it with --text-column, --label-column or --target-column")
 
     def test_unknown_label_in_validation(self, place: Path, tmp_path: Path) -> None:
         write(tmp_path / "d" / "train.jsonl", *ROWS)

@@ -12,6 +12,7 @@ from softprompt.config import TrainConfig
 from softprompt.data import read_splits
 from softprompt.demo import STEPS
 from softprompt.generate import Sampling
+from softprompt.methods import METHODS
 
 SETTINGS = {name: field.default for name, field in TrainConfig.model_fields.items() if field.default is not None}
 READER = {
@@ -49,6 +50,11 @@ def test_no_verb_states_another_default(verb: str) -> None:
     for name, text in said(verb).items():
         if name in expected:
             assert text == str(expected[name]), f"{verb} --{name}"
+
+
+def test_train_names_every_method() -> None:
+    text = options("train")["method"].help or ""
+    assert set(re.findall(r"[a-z]+(?:-[a-z]+)*", text.partition(".")[0])) - {"or"} == set(METHODS)
 
 
 @pytest.mark.parametrize(("verb", "names"), [("eval", {"max_new_tokens"}), ("predict", set(SAMPLING) - {"stop"})])

@@ -335,8 +335,8 @@ class TestMistakes:
         with pytest.raises(BaseModelError) as caught:
             fit(tiny_base(family), reviews_task(), method="prefix-tuning", observer=seen, **FAST)
         assert str(caught.value) == (
-            f"'tiny {family}' keeps no cache of keys and values that a prompt could stand in: use a method that learns "
-            "virtual tokens, such as prompt-tuning"
+            f"a prompt of keys and values needs a shared prefix, which is not exact on 'tiny {family}' (softprompt "
+            "doctor measures it): use a method that learns virtual tokens, such as prompt-tuning"
         )
         assert seen.first_step == -1
 

@@ -5,8 +5,21 @@ from collections.abc import Callable, Sequence
 
 import pytest
 import torch
-from tiny import FAMILIES, NOT_SHARING, SLIDING, WINDOW, WITHOUT_BOS, as_state, plain_logits, random_prompt, tiny_base
+from tiny import (
+    FAMILIES,
+    NOT_SHARING,
+    SLIDING,
+    WINDOW,
+    WITHOUT_BOS,
+    as_state,
+    plain_logits,
+    random_prompt,
+    tiny_base,
+    tiny_model,
+    tiny_tokenizer,
+)
 from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from softprompt.base import FrozenLM
 from softprompt.prefix import (
@@ -108,6 +121,21 @@ def test_which_families_share(family: str) -> None:
     assert shares_prefix(base) == (family not in NOT_SHARING)
     prefix = make_prefix(base, as_state(random_prompt(base, 3)))
     assert isinstance(prefix, ConcatenatedPrefix if family in NOT_SHARING else CachedPrefix)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_low_precision_hides_no_fault_and_is_none(family: str, dtype: torch.dtype) -> None:
+    base = FrozenLM(tiny_model(family).to(dtype), tiny_tokenizer(family), family)
+    assert shares_prefix(base) == (family not in NOT_SHARING)
+
+
+def test_what_rounding_does_in_a_deep_model_is_no_fault() -> None:
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2}
+    config = LlamaConfig(num_hidden_layers=96, vocab_size=320, initializer_range=0.5, **sizes)
+    base = FrozenLM(LlamaForCausalLM(config).to(torch.bfloat16), tiny_tokenizer("llama"), "deep")
+    assert shares_prefix(base)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

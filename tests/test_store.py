@@ -82,13 +82,6 @@ class TestRoundTrip:
     def test_nothing_else_is_left_beside_it(self, saved: Path) -> None:
         assert [path.name for path in saved.parent.iterdir()] == ["p"]
 
-    def test_workspace_is_used_and_left_empty(self, tmp_path: Path) -> None:
-        workspace = tmp_path / "p.run"
-        workspace.mkdir()
-        a_prompt().save(tmp_path / "p", workspace=workspace)
-        assert sorted(path.name for path in tmp_path.iterdir()) == ["p", "p.run"]
-        assert list(workspace.iterdir()) == []
-
     def test_a_state_in_half_precision_is_saved_in_float32(self, tmp_path: Path) -> None:
         state = PromptState.of_embeddings(torch.randn(5, 32, dtype=torch.bfloat16))
         folder = replace(a_prompt(), states=(state,)).save(tmp_path / "p")

@@ -67,8 +67,10 @@ def check_method(name: str, options: Mapping[str, Any] | None = None) -> BaseMod
         raise ConfigError(f"unknown method '{name}': expected one of {', '.join(sorted(METHODS))}")
     model = METHODS[name].options
     if unknown := sorted(set(options or {}) - set(model.model_fields)):
-        known = ", ".join(model.model_fields) or "none"
-        raise ConfigError(f"method '{name}' has no option '{unknown[0]}': expected one of {known}")
+        known = (
+            f"expected one of {', '.join(model.model_fields)}" if model.model_fields else "it has none, leave it out"
+        )
+        raise ConfigError(f"method '{name}' has no option '{unknown[0]}': {known}")
     try:
         return model.model_validate(dict(options or {}))
     except ValidationError as error:

@@ -82,7 +82,7 @@ def build(base: FrozenLM, start: PromptState, unit: float, seed: int, options: O
     """From virtual tokens, whose keys and values are the start, or from keys and values.
 
     Raises:
-        BaseModelError: the model keeps no cache of keys and values.
+        BaseModelError: the model cannot take a prompt of keys and values.
     """
     if start.kind == "embeddings":
         start = keys_and_values(base, start.tensor)
