@@ -24,9 +24,11 @@ from softprompt.cli_common import (
     print_result,
     run_options,
     say,
+    task_settings,
     vote_option,
 )
 from softprompt.cli_doctor import doctor
+from softprompt.cli_export import export, import_command
 from softprompt.cli_multitask import multitask
 from softprompt.cli_similar import similar
 from softprompt.errors import ConfigError, DataError, SoftpromptError
@@ -169,7 +171,7 @@ def train(
     check_out(out, resume=resume, restart=restart)
     observer = observer_for(as_json, tensorboard)
     columns = given(text_column=text_column, label_column=label_column, target_column=target_column)
-    task = Task.of(data, max_length=chosen.max_length, **_task_options(template, labels, verbalizer), **columns)
+    task = Task.of(data, max_length=chosen.max_length, **task_settings(template, labels, verbalizer), **columns)
     check_trainable(task)
     base = load_base(model_name, {"device": device, "dtype": dtype, "trust_remote_code": trust_remote_code})
     prompt = fit_together(
@@ -246,7 +248,7 @@ def evaluate_command(
         prompt = load_prompt(prompt_folder)
         task = Task.matching(prompt.spec, read_splits(data, **columns))
     else:
-        task = Task.of(read_splits(data, **columns), **_task_options(template, labels, verbalizer))
+        task = Task.of(read_splits(data, **columns), **task_settings(template, labels, verbalizer))
     examples = task.splits[split][:limit]
 
     from softprompt.baselines.written import choose_shots, written_prompt
@@ -341,17 +343,8 @@ def show(prompt_folder: str, as_json: bool) -> None:
     print_result(prompt.manifest(), prompt_lines(prompt), as_json)
 
 
-for verb in (doctor, multitask, similar):
+for verb in (doctor, export, import_command, multitask, similar):
     cli.add_command(verb)
-
-
-def _task_options(template: str | None, labels: str | None, verbalizer: tuple[str, ...]) -> dict[str, Any]:
-    """What ``Task.of`` takes of them: those that were given."""
-    return given(
-        template=template,
-        labels=[name.strip() for name in labels.split(",")] if labels else None,
-        verbalizers=pairs("--verbalizer", verbalizer, "LABEL=WORDS", "1=good") or None,
-    )
 
 
 def _verb() -> str:

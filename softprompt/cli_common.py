@@ -96,6 +96,15 @@ def pairs(flag: str, options: tuple[str, ...], form: str, example: str) -> dict[
     return found
 
 
+def task_settings(template: str | None, labels: str | None, verbalizer: tuple[str, ...]) -> dict[str, Any]:
+    """What ``Task.of`` and ``TaskSpec.of`` take of them: those that were given."""
+    return given(
+        template=template,
+        labels=[name.strip() for name in labels.split(",")] if labels else None,
+        verbalizers=pairs("--verbalizer", verbalizer, "LABEL=WORDS", "1=good") or None,
+    )
+
+
 def given(**options: Any) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
 

@@ -47,18 +47,28 @@ def demo_lines(result: DemoResult) -> list[str]:
 
 def training_lines(prompt: Prompt, folder: Path) -> list[str]:
     """What a training run gave."""
-    rows = [("split", "metric", "value [95% interval]", "n")]
-    for split, result in prompt.metrics.items():
-        for metric in (result, *result["others"].values()):
-            rows.append((split, metric["metric"], figure(metric), f"{metric['n']:,}"))
     return [
         "",
-        *table(rows),
+        *_metrics_table(prompt),
         *_population_lines(prompt),
         "",
         f"best at step {prompt.training['best_step']} of {prompt.training['steps_made']}, chosen on validation",
         f"saved in {folder}",
     ]
+
+
+def imported_lines(prompt: Prompt, folder: Path) -> list[str]:
+    """What an import gave."""
+    measured = ["", *_metrics_table(prompt), ""] if prompt.metrics else []
+    return [*measured, f"{_what(prompt)} from {prompt.training['imported_from']}, saved in {folder}"]
+
+
+def _metrics_table(prompt: Prompt) -> list[str]:
+    rows = [("split", "metric", "value [95% interval]", "n")]
+    for split, result in prompt.metrics.items():
+        for metric in (result, *result["others"].values()):
+            rows.append((split, metric["metric"], figure(metric), f"{metric['n']:,}"))
+    return table(rows)
 
 
 def _population_lines(prompt: Prompt) -> list[str]:

@@ -59,6 +59,7 @@ ROOMS = (
     "cli_multitask",
     "cli_similar",
     "cli_doctor",
+    "cli_export",
     "cli",
     "__main__",
 )
