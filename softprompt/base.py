@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from softprompt.embedded import MODEL_NAME as EMBEDDED_NAME
 from softprompt.embedded import embedded_model_folder, no_progress_bars
-from softprompt.errors import BaseModelError, MissingExtraError
+from softprompt.errors import BaseModelError, MissingExtraError, SoftpromptError
 from softprompt.faster import make_faster
+from softprompt.quantised import check_quantised, count, is_plain, loading_options, quiet, sampled_sha256, scheme_of
 
 
 class FrozenLM:
@@ -62,6 +63,11 @@ class FrozenLM:
         return self.embedding_weight.dtype
 
     @property
+    def quantisation(self) -> str | None:
+        """How the weights of linear layers are stored, if not as plain floating-point numbers."""
+        return scheme_of(self.model.config)
+
+    @property
     def embedding_weight(self) -> Tensor:
         """Token embeddings as stored, before any embedding scale: ``[V, H]``."""
         weight: Tensor = self.model.get_input_embeddings().weight
@@ -78,7 +84,7 @@ class FrozenLM:
     @cached_property
     def parameter_count(self) -> int:
         """Parameters of the frozen model, tied weights counted once."""
-        return sum(parameter.numel() for parameter in self.model.parameters())
+        return sum(count(parameter) for parameter in self.model.parameters())
 
     @property
     def context_length(self) -> int | None:
@@ -117,13 +123,14 @@ class FrozenLM:
     def logits(self, hidden: Tensor, rows: Tensor | None = None) -> Tensor:
         """Hidden states ``[N, H]`` to logits in float32: ``[N, V]``, or ``[N, R]`` for the ``R`` token ids ``rows``."""
         head = self.model.get_output_embeddings()
-        bias = getattr(head, "bias", None)
-        # some families keep their residual stream in float32
-        hidden = hidden.to(head.weight.dtype)
         if rows is None:
-            logits: Tensor = head(hidden)
+            logits = self._through_head(hidden)
+        elif is_plain(head.weight):
+            bias = getattr(head, "bias", None)
+            part = head.weight[rows]
+            logits = nn.functional.linear(hidden.to(part.dtype), part, None if bias is None else bias[rows])
         else:
-            logits = nn.functional.linear(hidden, head.weight[rows], None if bias is None else bias[rows])
+            logits = self._through_head(hidden)[:, rows]
         return self._after_head(logits.float())
 
     @cached_property
@@ -132,7 +139,8 @@ class FrozenLM:
 
         Weights are sampled (4,096 to 8,191 evenly spaced values of every parameter, or all if it has fewer, rounded to
         bfloat16): this takes a second where hashing all takes a minute, and tells a merged LoRA apart, which leaves
-        the embeddings alone. float16 rounds small weights in its own way and may give another hash.
+        the embeddings alone. float16 rounds small weights in its own way and may give another hash. Quantised weights
+        are hashed as stored, which depends on the dtype that they were quantised from, and the scheme is named.
         """
         # what differs from the family's defaults: another release of transformers adds defaults of its own
         config = _identifying(self.config.to_diff_dict())
@@ -142,17 +150,19 @@ class FrozenLM:
             "eos": self.tokenizer.eos_token_id,
             "example": self.tokenizer("A test: 123,\n\tnaïve.", add_special_tokens=False).input_ids,
         }
-        weights = hashlib.sha256()
-        for parameter_name, parameter in sorted(self.model.named_parameters()):
-            weights.update(f"{parameter_name}{tuple(parameter.shape)}".encode())
-            flat = parameter.detach().reshape(-1)
-            sample = flat[:: max(1, flat.numel() // 4096)].to("cpu", torch.bfloat16)
-            weights.update(sample.view(torch.int16).numpy().tobytes())
         return {
+            **({} if self.quantisation is None else {"quantisation": self.quantisation}),
             "config": _sha256_of_json(config),
             "tokenizer": _sha256_of_json(vocabulary),
-            "weights": weights.hexdigest(),
+            "weights": sampled_sha256(self.model.named_parameters()),
         }
+
+    def _through_head(self, hidden: Tensor) -> Tensor:
+        """Hidden states ``[N, H]`` to what the output layer makes of them ``[N, V]``."""
+        head = self.model.get_output_embeddings()
+        # some families keep their residual stream in float32
+        through: Tensor = head(hidden.to(head.weight.dtype if is_plain(head.weight) else self.dtype))
+        return through
 
     def _probe(self) -> Tensor:
         """Hidden states of two short texts, the second one padded."""
@@ -178,7 +188,7 @@ class FrozenLM:
         hidden = self.run_backbone(inputs_embeds=self.embed(ids)).last_hidden_state[0]
         head = self.model.get_output_embeddings()
         if head is not None:
-            raw = head(hidden.to(head.weight.dtype)).float()
+            raw = self._through_head(hidden).float()
             # the nearest, not the first within tolerance: a soft cap hardly shows on small logits
             candidates = _after_head_candidates(self.config)
             errors = [float((candidate(raw) - expected).abs().max()) for candidate in candidates]
@@ -196,6 +206,7 @@ def load(
     *,
     device: str | None = None,
     dtype: str | torch.dtype | None = None,
+    quantise: str | None = None,
     trust_remote_code: bool = False,
     progress: Callable[[str], None] | None = None,
 ) -> FrozenLM:
@@ -205,11 +216,14 @@ def load(
         name: a Hugging Face hub name, a local folder, a ``.gguf`` file, or ``embedded:gemma-3-270m``.
         device: ``cpu``, ``cuda``, ``cuda:1``, ``mps``; chosen if not given.
         dtype: ``float32``, ``bfloat16`` or ``float16``; chosen if not given (see ``default_dtype``).
+        quantise: ``int8`` (torchao), ``bnb-int8`` or ``bnb-nf4`` (bitsandbytes): how to store the weights of linear
+            layers. A model that is saved quantised is loaded as it is.
         trust_remote_code: let the model's repository run its own code. Off unless you trust it.
         progress: receives a line of text when something takes long.
 
     Raises:
-        BaseModelError: nothing usable is there under this name.
+        BaseModelError: nothing usable is there under this name, or it cannot be quantised so.
+        MissingExtraError: a package is not installed.
     """
     chosen_device = _device(device)
     chosen_dtype = default_dtype(chosen_device) if dtype is None else _dtype(dtype)
@@ -221,22 +235,26 @@ def load(
     else:
         source, gguf_file = _locate(text_name)
 
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    with quiet():
+        from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     try:
-        with no_progress_bars():
+        with quiet(), no_progress_bars():
+            config: Any = None
             options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
             if gguf_file is not None:
                 options["gguf_file"] = gguf_file
             else:
                 if not Path(source).is_dir():
                     options["local_files_only"] = not _reachable(source)
-                _check_decoder_only(AutoConfig.from_pretrained(source, **options), text_name)
+                config = AutoConfig.from_pretrained(source, **options)
+                _check_decoder_only(config, text_name)
+            quantised = loading_options(config, quantise, chosen_device, chosen_dtype, text_name)
             tokenizer = AutoTokenizer.from_pretrained(source, **options)
             loaded: Any = AutoModelForCausalLM.from_pretrained(
-                source, dtype=chosen_dtype, use_safetensors=True, output_loading_info=True, **options
+                source, dtype=chosen_dtype, use_safetensors=True, output_loading_info=True, **options, **quantised
             )
-    except BaseModelError:
+    except SoftpromptError:
         raise
     except Exception as error:  # what damaged files raise is not of one family
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
@@ -250,7 +268,9 @@ def load(
             f"the base model '{text_name}' lacks weights: expected all of them, {len(missing)} are missing, such as "
             f"'{missing[0]}': get the complete model"
         )
-    return FrozenLM(model.to(chosen_device), tokenizer, text_name)
+    if quantise is not None:
+        check_quantised(model, quantise, text_name)
+    return FrozenLM(model if "device_map" in quantised else model.to(chosen_device), tokenizer, text_name)
 
 
 def default_dtype(device: torch.device) -> torch.dtype:

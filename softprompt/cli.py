@@ -18,6 +18,7 @@ from softprompt.cli_common import (
     given,
     json_option,
     load_base,
+    load_base_of,
     model_options,
     observer_for,
     pairs,
@@ -141,6 +142,7 @@ def train(
     no_test: bool,
     device: str | None,
     dtype: str | None,
+    quantise: str | None,
     trust_remote_code: bool,
     as_json: bool,
     **settings: Any,
@@ -173,7 +175,8 @@ def train(
     columns = given(text_column=text_column, label_column=label_column, target_column=target_column)
     task = Task.of(data, max_length=chosen.max_length, **task_settings(template, labels, verbalizer), **columns)
     check_trainable(task)
-    base = load_base(model_name, {"device": device, "dtype": dtype, "trust_remote_code": trust_remote_code})
+    model = {"device": device, "dtype": dtype, "quantise": quantise, "trust_remote_code": trust_remote_code}
+    base = load_base(model_name, model)
     prompt = fit_together(
         base,
         task,
@@ -257,7 +260,7 @@ def evaluate_command(
 
     sampling = Sampling(max_new_tokens=max_new_tokens)
     examples_in_front = choose_shots(task.train, shots, seed)
-    base = load_base(model_name or prompt.base_name, model)
+    base = load_base(str(model_name), model) if prompt_folder is None else load_base_of(prompt, model_name, model)
     for note in task.splits.notes:
         say(note)
     result: Evaluation
@@ -291,6 +294,7 @@ def predict(
     as_json: bool,
     device: str | None,
     dtype: str | None,
+    quantise: str | None,
     trust_remote_code: bool,
     **sampling: Any,
 ) -> None:
@@ -312,8 +316,8 @@ def predict(
         raise DataError(f"text {blank[0]} is blank: expected words to answer")
     chosen = Sampling(**sampling)
     prompt = load_prompt(prompt_folder)
-    model = {"device": device, "dtype": dtype, "trust_remote_code": trust_remote_code}
-    predictor = Predictor.of_prompt(load_base(model_name or prompt.base_name, model), prompt, chosen, vote)
+    model = {"device": device, "dtype": dtype, "quantise": quantise, "trust_remote_code": trust_remote_code}
+    predictor = Predictor.of_prompt(load_base_of(prompt, model_name, model), prompt, chosen, vote)
 
     from softprompt.data import Example
 

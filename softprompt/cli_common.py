@@ -12,6 +12,7 @@ from softprompt.errors import ConfigError
 
 if TYPE_CHECKING:
     from softprompt.base import FrozenLM
+    from softprompt.store import Prompt
     from softprompt.train import Observer
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -20,6 +21,9 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 def model_options(command: Command) -> Command:
     for option in (
         click.option("--trust-remote-code", is_flag=True, help="Let the model's repository run its own code."),
+        click.option(
+            "--quantise", help="int8 (torchao), bnb-int8 or bnb-nf4 (bitsandbytes). Default: weights as saved."
+        ),
         click.option("--dtype", help="float32, bfloat16 or float16. Default: what is fast here."),
         click.option("--device", help="cpu, cuda, cuda:1, mps. Default: a GPU if there is one."),
     ):
@@ -75,6 +79,14 @@ def load_base(name: str, options: dict[str, Any]) -> "FrozenLM":
     logging.set_verbosity_error()
     say(f"loading {name}")
     return load(name, progress=say, **options)
+
+
+def load_base_of(prompt: "Prompt", name: str | None, options: dict[str, Any]) -> "FrozenLM":
+    """The model that a saved prompt was learned on, quantised as it was; or the one called ``name``, if given."""
+    from softprompt.quantised import SCHEMES
+
+    known = prompt.quantisation if prompt.quantisation in SCHEMES else None
+    return load_base(name or prompt.base_name, {**options, "quantise": options["quantise"] or known})
 
 
 def observer_for(as_json: bool, tensorboard: Path | None = None) -> "Observer":

@@ -121,7 +121,11 @@ def prompt_lines(prompt: Prompt) -> list[str]:
         ("task", f"{spec.kind}, template {spec.template!r}"),
         ("labels", ", ".join(f"{a} ({b!r})" for a, b in zip(spec.labels, spec.verbalizers, strict=True)) or "-"),
         ("prompt", _what(prompt)),
-        ("base model", f"{prompt.base_name}, weights {prompt.base_fingerprint.get('weights', '')[:12]}"),
+        (
+            "base model",
+            f"{prompt.base_name}, weights {prompt.base_fingerprint.get('weights', '')[:12]}"
+            + (f", quantised as {prompt.quantisation}" if prompt.quantisation else ""),
+        ),
         ("data", f"{prompt.data.get('source', '-')}, {prompt.data.get('examples', {})}"),
         (
             "learned with",

@@ -24,6 +24,7 @@ ROOMS = (
     "task",
     "verbalizer",
     "faster",
+    "quantised",
     "base",
     "batch",
     "prefix",

@@ -210,7 +210,7 @@ class TestOtherMistakes:
         [
             (
                 [],
-                "expected a verb, one of demo, doctor, eval, export, import, multitask, predict, show, similar, train; got none",
+                "expected a verb, one of demo, doctor, eval, export, import, multitask, predict, show, similar, train",
             ),
             (["learn"], "No such command 'learn'"),
             (["--fast"], "No such option '--fast'"),
