@@ -100,6 +100,8 @@ def loading_options(
         with quiet():
             options["quantization_config"] = SCHEMES[quantise][1](dtype)
     if package == "bitsandbytes":
+        # it tells at every layer of every pass that eight bits are multiplied in float16
+        logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
         # cannot be moved once it is there
         options["device_map"] = {"": str(device)}
     return options

@@ -6,7 +6,6 @@ import io
 import json
 import os
 import struct
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,15 +30,6 @@ from softprompt.task import TaskSpec
 
 CPU = ["--device", "cpu", "--dtype", "float32"]
 SIZE = 32  # of the tiny models' embeddings
-
-
-@pytest.fixture(scope="module", autouse=True)
-def offline() -> Iterator[None]:
-    from huggingface_hub import constants
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(constants, "HF_HUB_OFFLINE", True)
-        yield
 
 
 @pytest.fixture(scope="module")

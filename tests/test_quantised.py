@@ -31,13 +31,6 @@ FAMILIES = ("llama", "gemma3")  # Gemma 3: grouped queries, sliding windows, an 
 every_family = pytest.mark.parametrize("family", FAMILIES)
 
 
-@pytest.fixture(autouse=True)
-def _offline(monkeypatch: pytest.MonkeyPatch) -> None:
-    import huggingface_hub.constants
-
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """The folder of a family's plain model, not to be changed."""
@@ -367,10 +360,11 @@ class TestBitsandbytes:
         assert again.fingerprint["weights"] == before == quantised.sampled_sha256(base.model.named_parameters())
         assert again.quantisation == base.quantisation
 
-    def test_eight_bits(self, folder: Callable[[str], Path], tmp_path: Path) -> None:
+    def test_eight_bits(self, folder: Callable[[str], Path], tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
         base = load(folder("llama"), device="cpu", dtype="bfloat16", quantise="bnb-int8")
         assert base.parameter_count == tiny_base("llama").parameter_count
         self.check(base, tmp_path)
+        assert "float16" not in caplog.text
 
     @pytest.mark.skipif(not torch.cuda.is_available(), reason="four bits give no gradient on a CPU: needs CUDA")
     @pytest.mark.parametrize("quantise", ["bnb-nf4", "bnb-int8", "int8"])
