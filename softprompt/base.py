@@ -24,12 +24,14 @@ from softprompt.architecture import (
     is_encoder_decoder,
     logits_bias,
 )
+from softprompt.device import default_dtype, device_of, dtype_of
 from softprompt.embedded import MODEL_NAME as EMBEDDED_NAME
 from softprompt.embedded import embedded_model_folder, no_progress_bars
-from softprompt.errors import BaseModelError, MissingExtraError
+from softprompt.errors import BaseModelError, MissingExtraError, SoftpromptError
 from softprompt.faster import make_faster
 from softprompt.last_layer import shorten_last_layer
 from softprompt.paths import expanded
+from softprompt.quantised import check_quantised, count, is_plain, loading_options, quiet, sampled_sha256, scheme_of
 
 
 class FrozenLM:
@@ -80,6 +82,11 @@ class FrozenLM:
         return self.embedding_weight.dtype
 
     @property
+    def quantisation(self) -> str | None:
+        """How the weights of linear layers are stored, if not as plain floating-point numbers."""
+        return scheme_of(self.model.config)
+
+    @property
     def embedding_weight(self) -> Tensor:
         """Token embeddings as stored, before any embedding scale: ``[V, H]``."""
         weight: Tensor = self.model.get_input_embeddings().weight
@@ -96,7 +103,7 @@ class FrozenLM:
     @cached_property
     def parameter_count(self) -> int:
         """Parameters of the frozen model, tied weights counted once."""
-        return sum(parameter.numel() for parameter in self.model.parameters())
+        return sum(count(parameter) for parameter in self.model.parameters())
 
     @property
     def context_length(self) -> int | None:
@@ -135,13 +142,14 @@ class FrozenLM:
     def logits(self, hidden: Tensor, rows: Tensor | None = None) -> Tensor:
         """Hidden states ``[N, H]`` to logits in float32: ``[N, V]``, or ``[N, R]`` for the ``R`` token ids ``rows``."""
         head = self.model.get_output_embeddings()
-        bias = getattr(head, "bias", None)
-        # some families keep their residual stream in float32
-        hidden = hidden.to(head.weight.dtype)
         if rows is None:
-            logits: Tensor = head(hidden)
+            logits = self._through_head(hidden)
+        elif is_plain(head.weight):
+            bias = getattr(head, "bias", None)
+            part = head.weight[rows]
+            logits = nn.functional.linear(hidden.to(part.dtype), part, None if bias is None else bias[rows])
         else:
-            logits = nn.functional.linear(hidden, head.weight[rows], None if bias is None else bias[rows])
+            logits = self._through_head(hidden)[:, rows]
         logits = self._after_head(logits.float())
         added = logits_bias(self.model)
         return logits if added is None else logits + (added if rows is None else added[rows]).float()
@@ -152,7 +160,8 @@ class FrozenLM:
 
         Weights are sampled (4,096 to 8,191 evenly spaced values of every parameter, or all if it has fewer, rounded to
         bfloat16): this takes a second where hashing all takes a minute, and tells a merged LoRA apart, which leaves
-        the embeddings alone. float16 rounds small weights in its own way and may give another hash.
+        the embeddings alone. float16 rounds small weights in its own way and may give another hash. Quantised weights
+        are hashed as stored, which depends on the dtype that they were quantised from, and the scheme is named.
         """
         # what differs from the family's defaults: another release of transformers adds defaults of its own
         config = _identifying(self.config.to_diff_dict())
@@ -163,17 +172,19 @@ class FrozenLM:
             "eos": self.tokenizer.eos_token_id,
             "example": self.tokenizer("A test: 123,\n\tnaïve.", add_special_tokens=False).input_ids,
         }
-        weights = hashlib.sha256()
-        for parameter_name, parameter in sorted(self.model.named_parameters()):
-            weights.update(f"{parameter_name}{tuple(parameter.shape)}".encode())
-            flat = parameter.detach().reshape(-1)
-            sample = flat[:: max(1, flat.numel() // 4096)].to("cpu", torch.bfloat16)
-            weights.update(sample.view(torch.int16).numpy().tobytes())
         return {
+            **({} if self.quantisation is None else {"quantisation": self.quantisation}),
             "config": _sha256_of_json(config),
             "tokenizer": _sha256_of_json(vocabulary),
-            "weights": weights.hexdigest(),
+            "weights": sampled_sha256(self.model.named_parameters()),
         }
+
+    def _through_head(self, hidden: Tensor) -> Tensor:
+        """Hidden states ``[N, H]`` to what the output layer makes of them ``[N, V]``."""
+        head = self.model.get_output_embeddings()
+        # some families keep their residual stream in float32
+        through: Tensor = head(hidden.to(head.weight.dtype if is_plain(head.weight) else self.dtype))
+        return through
 
     def _probe(self) -> Tensor:
         """Hidden states of two short texts, the second one padded."""
@@ -213,7 +224,7 @@ class FrozenLM:
         hidden = self._plain_hidden(self.embed(ids), ids)[0]
         head = self.model.get_output_embeddings()
         if head is not None:
-            raw = head(hidden.to(head.weight.dtype)).float()
+            raw = self._through_head(hidden).float()
             # the nearest, not the first within tolerance: a soft cap hardly shows on small logits
             candidates = after_head_candidates(self.config)
             errors = [float((candidate(raw) - expected).abs().max()) for candidate in candidates]
@@ -231,6 +242,7 @@ def load(
     *,
     device: str | None = None,
     dtype: str | torch.dtype | None = None,
+    quantise: str | None = None,
     trust_remote_code: bool = False,
     progress: Callable[[str], None] | None = None,
 ) -> FrozenLM:
@@ -240,14 +252,17 @@ def load(
         name: a Hugging Face hub name, a local folder, a ``.gguf`` file, or ``embedded:gemma-3-270m``.
         device: ``cpu``, ``cuda``, ``cuda:1``, ``mps``; chosen if not given.
         dtype: ``float32``, ``bfloat16`` or ``float16``; chosen if not given (see ``default_dtype``).
+        quantise: ``int8`` (torchao), ``bnb-int8`` or ``bnb-nf4`` (bitsandbytes): how to store the weights of linear
+            layers. A model that is saved quantised is loaded as it is.
         trust_remote_code: let the model's repository run its own code. Off unless you trust it.
         progress: receives a line of text when something takes long.
 
     Raises:
-        BaseModelError: nothing usable is there under this name.
+        BaseModelError: nothing usable is there under this name, or it cannot be quantised so.
+        MissingExtraError: a package is not installed.
     """
-    chosen_device = _device(device)
-    chosen_dtype = default_dtype(chosen_device) if dtype is None else _dtype(dtype)
+    chosen_device = device_of(device)
+    chosen_dtype = default_dtype(chosen_device) if dtype is None else dtype_of(dtype)
     text_name = str(name)
     if text_name.startswith("embedded:"):
         if text_name != EMBEDDED_NAME:
@@ -256,10 +271,12 @@ def load(
     else:
         source, gguf_file = _locate(text_name)
 
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
+    with quiet():
+        from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
     try:
-        with no_progress_bars():
+        with quiet(), no_progress_bars():
+            config: Any = None
             options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
             family: Any = AutoModelForCausalLM
             if gguf_file is not None:
@@ -267,13 +284,15 @@ def load(
             else:
                 if not Path(source).is_dir():
                     options["local_files_only"] = not _reachable(source)
-                if is_encoder_decoder(AutoConfig.from_pretrained(source, **options)):
+                config = AutoConfig.from_pretrained(source, **options)
+                if is_encoder_decoder(config):
                     family = AutoModelForSeq2SeqLM
+            quantised = loading_options(config, quantise, chosen_device, chosen_dtype, text_name)
             tokenizer = AutoTokenizer.from_pretrained(source, **options)
             loaded: Any = family.from_pretrained(
-                source, dtype=chosen_dtype, use_safetensors=True, output_loading_info=True, **options
+                source, dtype=chosen_dtype, use_safetensors=True, output_loading_info=True, **options, **quantised
             )
-    except BaseModelError:
+    except SoftpromptError:
         raise
     except Exception as error:  # what damaged files raise is not of one family
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
@@ -287,48 +306,9 @@ def load(
             f"the base model '{text_name}' lacks weights: expected all of them, {len(missing)} are missing, such as "
             f"'{missing[0]}': get the complete model"
         )
-    return FrozenLM(model.to(chosen_device), tokenizer, text_name)
-
-
-def default_dtype(device: torch.device) -> torch.dtype:
-    """bfloat16 where the processor multiplies it faster than float32 (measured: 4x on AVX512-BF16), else float32."""
-    if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
-    if device.type == "cpu" and _cpu_flags() & {"avx512_bf16", "amx_bf16", "bf16"}:
-        return torch.bfloat16
-    return torch.float32
-
-
-def _cpu_flags() -> set[str]:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return set()
-    return {flag for line in lines if line.startswith(("flags", "Features")) for flag in line.split(":", 1)[1].split()}
-
-
-def _device(name: str | None) -> torch.device:
-    if name is None:
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise BaseModelError(
-            f"device '{name}' cannot be used here: {str(error).splitlines()[0]}; 'cpu' works everywhere"
-        ) from error
-    return device
-
-
-def _dtype(name: str | torch.dtype) -> torch.dtype:
-    dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-    if isinstance(name, torch.dtype):
-        return name
-    if name not in dtypes:
-        raise BaseModelError(f"unknown dtype '{name}': expected one of {', '.join(dtypes)}")
-    return dtypes[name]
+    if quantise is not None:
+        check_quantised(model, quantise, text_name)
+    return FrozenLM(model if "device_map" in quantised else model.to(chosen_device), tokenizer, text_name)
 
 
 def _locate(name: str) -> tuple[str, str | None]:

@@ -22,15 +22,18 @@ from softprompt.cli_common import (
     given,
     json_option,
     load_base,
+    load_base_of,
     model_options,
     observer_for,
     pairs,
     print_result,
     run_options,
     say,
+    task_settings,
     vote_option,
 )
 from softprompt.cli_doctor import doctor
+from softprompt.cli_export import export, import_command
 from softprompt.cli_multitask import multitask
 from softprompt.cli_similar import similar
 from softprompt.errors import ConfigError, DataError, SoftpromptError
@@ -158,6 +161,7 @@ def train(
     no_test: bool,
     device: str | None,
     dtype: str | None,
+    quantise: str | None,
     trust_remote_code: bool,
     as_json: bool,
     **settings: Any,
@@ -186,9 +190,10 @@ def train(
     check_out(out, resume=resume, restart=restart)
     observer = observer_for(as_json, tensorboard)
     columns = given(text_column=text_column, label_column=label_column, target_column=target_column)
-    task = Task.of(data, max_length=chosen.max_length, **_task_options(template, labels, verbalizer), **columns)
+    task = Task.of(data, max_length=chosen.max_length, **task_settings(template, labels, verbalizer), **columns)
     check_trainable(task)
-    base = load_base(model_name, {"device": device, "dtype": dtype, "trust_remote_code": trust_remote_code})
+    model = {"device": device, "dtype": dtype, "quantise": quantise, "trust_remote_code": trust_remote_code}
+    base = load_base(model_name, model)
     prompt = fit_together(
         base,
         task,
@@ -263,7 +268,7 @@ def evaluate_command(
         prompt = load_prompt(prompt_folder)
         task = Task.matching(prompt.spec, read_splits(data, **columns))
     else:
-        task = Task.of(read_splits(data, **columns), **_task_options(template, labels, verbalizer))
+        task = Task.of(read_splits(data, **columns), **task_settings(template, labels, verbalizer))
     examples = task.splits[split][:limit]
 
     from softprompt.baselines.written import choose_shots, written_prompt
@@ -272,7 +277,7 @@ def evaluate_command(
 
     sampling = Sampling(max_new_tokens=max_new_tokens)
     examples_in_front = choose_shots(task.train, shots, seed)
-    base = load_base(model_name or prompt.base_name, model)
+    base = load_base(str(model_name), model) if prompt_folder is None else load_base_of(prompt, model_name, model)
     for note in task.splits.notes:
         say(note)
     result: Evaluation
@@ -306,6 +311,7 @@ def predict(
     as_json: bool,
     device: str | None,
     dtype: str | None,
+    quantise: str | None,
     trust_remote_code: bool,
     **sampling: Any,
 ) -> None:
@@ -327,8 +333,8 @@ def predict(
         raise DataError(f"text {blank[0]} is blank: expected words to answer")
     chosen = Sampling(**sampling)
     prompt = load_prompt(prompt_folder)
-    model = {"device": device, "dtype": dtype, "trust_remote_code": trust_remote_code}
-    predictor = Predictor.of_prompt(load_base(model_name or prompt.base_name, model), prompt, chosen, vote)
+    model = {"device": device, "dtype": dtype, "quantise": quantise, "trust_remote_code": trust_remote_code}
+    predictor = Predictor.of_prompt(load_base_of(prompt, model_name, model), prompt, chosen, vote)
 
     from softprompt.data import Example
 
@@ -360,24 +366,8 @@ def show(prompt_folder: str, as_json: bool) -> None:
     print_result(prompt.manifest(), prompt_lines(prompt), as_json)
 
 
-for verb in (doctor, multitask, similar):
+for verb in (doctor, export, import_command, multitask, similar):
     cli.add_command(verb)
-
-
-def _task_options(template: str | None, labels: str | None, verbalizer: tuple[str, ...]) -> dict[str, Any]:
-    """What ``Task.of`` takes of them: those that were given."""
-    return given(
-        template=template,
-        labels=None if labels is None else _label_names(labels),
-        verbalizers=pairs("--verbalizer", verbalizer, "LABEL=WORDS", "1=good") or None,
-    )
-
-
-def _label_names(labels: str) -> list[str]:
-    names = [name.strip() for name in labels.split(",")]
-    if not all(names):
-        raise ConfigError(f"--labels '{labels}': expected names with commas between them, as in negative,positive")
-    return names
 
 
 def _verb() -> str:

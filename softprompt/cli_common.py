@@ -13,6 +13,7 @@ from softprompt.paths import expanded
 
 if TYPE_CHECKING:
     from softprompt.base import FrozenLM
+    from softprompt.store import Prompt
     from softprompt.train import Observer
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -53,6 +54,9 @@ GIVEN, PLACE, WORDS = _Given(), _Place(), _Words()
 def model_options(command: Command) -> Command:
     for option in (
         click.option("--trust-remote-code", is_flag=True, help="Let the model's repository run its own code."),
+        click.option(
+            "--quantise", help="int8 (torchao), bnb-int8 or bnb-nf4 (bitsandbytes). Default: weights as saved."
+        ),
         click.option("--dtype", help="float32, bfloat16 or float16. Default: what is fast here."),
         click.option("--device", help="cpu, cuda, cuda:1, mps. Default: a GPU if there is one."),
     ):
@@ -110,6 +114,14 @@ def load_base(name: str, options: dict[str, Any]) -> "FrozenLM":
     return load(name, progress=say, **options)
 
 
+def load_base_of(prompt: "Prompt", name: str | None, options: dict[str, Any]) -> "FrozenLM":
+    """The model that a saved prompt was learned on, quantised as it was; or the one called ``name``, if given."""
+    from softprompt.quantised import SCHEMES
+
+    known = prompt.quantisation if prompt.quantisation in SCHEMES else None
+    return load_base(name or prompt.base_name, {**options, "quantise": options["quantise"] or known})
+
+
 def observer_for(as_json: bool, tensorboard: Path | None = None) -> "Observer":
     from softprompt.progress import LiveLine, PlainLines, Several, TensorBoard
 
@@ -128,6 +140,22 @@ def pairs(flag: str, options: tuple[str, ...], form: str, example: str) -> dict[
             raise ConfigError(f"{flag} '{option}': expected {what}, as in {example}")
         found[name] = value
     return found
+
+
+def task_settings(template: str | None, labels: str | None, verbalizer: tuple[str, ...]) -> dict[str, Any]:
+    """What ``Task.of`` and ``TaskSpec.of`` take of them: those that were given."""
+    return given(
+        template=template,
+        labels=None if labels is None else _label_names(labels),
+        verbalizers=pairs("--verbalizer", verbalizer, "LABEL=WORDS", "1=good") or None,
+    )
+
+
+def _label_names(labels: str) -> list[str]:
+    names = [name.strip() for name in labels.split(",")]
+    if not all(names):
+        raise ConfigError(f"--labels '{labels}': expected names with commas between them, as in negative,positive")
+    return names
 
 
 def given(**options: Any) -> dict[str, Any]:

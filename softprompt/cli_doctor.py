@@ -24,7 +24,9 @@ def doctor(model_name: str | None, families: bool, as_json: bool, **model: Any) 
         got = "both" if families else "neither"
         raise ConfigError(f"expected --model NAME or --families; got {got}: give one of them")
     if families and any(model.values()):
-        raise ConfigError("--device, --dtype and --trust-remote-code are for --model: leave them out with --families")
+        raise ConfigError(
+            "--device, --dtype, --quantise and --trust-remote-code are for --model: leave them out with --families"
+        )
 
     from transformers.utils import logging
 

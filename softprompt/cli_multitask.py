@@ -43,6 +43,7 @@ def multitask(
     no_test: bool,
     device: str | None,
     dtype: str | None,
+    quantise: str | None,
     trust_remote_code: bool,
     as_json: bool,
     **settings: Any,
@@ -73,7 +74,8 @@ def multitask(
     check_out(out, resume=resume, restart=restart)
     loaded = {name: load_prompt(folder) for name, folder in taught.items()}
     read = {name: Task.of(data, max_length=chosen.max_length) for name, data in sources.items()}
-    base = load_base(model_name, {"device": device, "dtype": dtype, "trust_remote_code": trust_remote_code})
+    model = {"device": device, "dtype": dtype, "quantise": quantise, "trust_remote_code": trust_remote_code}
+    base = load_base(model_name, model)
     prompts = fit_multitask(
         base,
         read,

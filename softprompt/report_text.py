@@ -47,18 +47,28 @@ def demo_lines(result: DemoResult) -> list[str]:
 
 def training_lines(prompt: Prompt, folder: Path) -> list[str]:
     """What a training run gave."""
-    rows = [("split", "metric", "value [95% interval]", "n")]
-    for split, result in prompt.metrics.items():
-        for metric in (result, *result["others"].values()):
-            rows.append((split, metric["metric"], figure(metric), f"{metric['n']:,}"))
     return [
         "",
-        *table(rows),
+        *_metrics_table(prompt),
         *_population_lines(prompt),
         "",
         f"best at step {prompt.training['best_step']} of {prompt.training['steps_made']}, chosen on validation",
         f"saved in {folder}",
     ]
+
+
+def imported_lines(prompt: Prompt, folder: Path) -> list[str]:
+    """What an import gave."""
+    measured = ["", *_metrics_table(prompt), ""] if prompt.metrics else []
+    return [*measured, f"{_what(prompt)} from {prompt.training['imported_from']}, saved in {folder}"]
+
+
+def _metrics_table(prompt: Prompt) -> list[str]:
+    rows = [("split", "metric", "value [95% interval]", "n")]
+    for split, result in prompt.metrics.items():
+        for metric in (result, *result["others"].values()):
+            rows.append((split, metric["metric"], figure(metric), f"{metric['n']:,}"))
+    return table(rows)
 
 
 def _population_lines(prompt: Prompt) -> list[str]:
@@ -111,7 +121,11 @@ def prompt_lines(prompt: Prompt) -> list[str]:
         ("task", f"{spec.kind}, template {spec.template!r}"),
         ("labels", ", ".join(f"{a} ({b!r})" for a, b in zip(spec.labels, spec.verbalizers, strict=True)) or "-"),
         ("prompt", _what(prompt)),
-        ("base model", f"{prompt.base_name}, weights {prompt.base_fingerprint.get('weights', '')[:12]}"),
+        (
+            "base model",
+            f"{prompt.base_name}, weights {prompt.base_fingerprint.get('weights', '')[:12]}"
+            + (f", quantised as {prompt.quantisation}" if prompt.quantisation else ""),
+        ),
         ("data", f"{prompt.data.get('source', '-')}, {prompt.data.get('examples', {})}"),
         (
             "learned with",

@@ -74,8 +74,21 @@ class Prompt:
         """Virtual tokens, of the longest where there are several."""
         return max(state.length for state in self.states)
 
+    @property
+    def quantisation(self) -> str | None:
+        """How the weights of the base model were stored, if they were quantised."""
+        return self.base_fingerprint.get("quantisation")
+
     def check_base(self, base: FrozenLM) -> None:
         """Raise PromptFileError unless ``base`` is the model that this prompt was learned on."""
+        if self.quantisation != base.quantisation:
+            learned, got = (
+                f"quantised as {one}" if one else "not quantised" for one in (self.quantisation, base.quantisation)
+            )
+            raise PromptFileError(
+                f"this prompt was learned on '{self.base_name}', {learned}, but the base model given is '{base.name}', "
+                f"{got}, which has other weights: load it as it was (--quantise), or learn the prompt again"
+            )
         differing = [part for part, digest in self.base_fingerprint.items() if base.fingerprint.get(part) != digest]
         if differing or not self.base_fingerprint:
             raise PromptFileError(

@@ -48,6 +48,36 @@ class TaskSpec:
         if blank := [label for label, words in zip(self.labels, self.verbalizers, strict=True) if not words.strip()]:
             raise DataError(f"label '{blank[0]}' has a blank verbalizer: give the words that the model should answer")
 
+    @classmethod
+    def of(
+        cls,
+        *,
+        labels: Sequence[str] | None = None,
+        template: str | None = None,
+        verbalizers: Mapping[str, str] | None = None,
+        max_length: int = 512,
+    ) -> Self:
+        """Classification with these labels, generation without; what is not given is as for ``Task``.
+
+        Raises:
+            DataError: fewer than two labels, or a verbalizer for none of them.
+            TemplateError: a template that cannot be used.
+        """
+        names, words = tuple(labels or ()), dict(verbalizers or {})
+        if unknown := sorted(set(words) - set(names)):
+            known = f"labels are {', '.join(names)}" if names else "there are no labels"
+            raise DataError(f"verbalizer for unknown label '{unknown[0]}': {known}")
+        default = GENERATION_TEMPLATE if labels is None else CLASSIFICATION_TEMPLATE
+        spec = cls(
+            "generation" if labels is None else "classification",
+            default if template is None else template,
+            names,
+            tuple(words.get(name, name) for name in names),
+            max_length,
+        )
+        spec.compiled  # noqa: B018 (a template that does not compile is found here, not at the first example)
+        return spec
+
     @cached_property
     def compiled(self) -> Template:
         return Template(self.template)
@@ -147,16 +177,7 @@ class Task:
                 f"{splits.source}: labels {alike[0]!r} and {alike[1]!r} differ only in capitals or blanks: correct the "
                 "rows, or name all labels if they are meant so"
             )
-        words = dict(verbalizers or {})
-        if unknown := sorted(set(words) - set(names)):
-            raise DataError(f"verbalizer for unknown label '{unknown[0]}': labels are {', '.join(names)}")
-        spec = TaskSpec(
-            "classification",
-            CLASSIFICATION_TEMPLATE if template is None else template,
-            names,
-            tuple(words.get(name, name) for name in names),
-            max_length,
-        )
+        spec = TaskSpec.of(labels=names, template=template, verbalizers=verbalizers, max_length=max_length)
         return cls._checked(spec, splits, "correct the rows, or name all labels")
 
     @classmethod
@@ -167,8 +188,7 @@ class Task:
         splits = _splits(source, columns)
         if splits.kind != "generation":
             raise DataError(f"{splits.source}: expected rows with target or references, got classification rows")
-        spec = TaskSpec("generation", GENERATION_TEMPLATE if template is None else template, max_length=max_length)
-        return cls._checked(spec, splits)
+        return cls._checked(TaskSpec.of(template=template, max_length=max_length), splits)
 
     @classmethod
     def of(cls, source: str | Path | Splits, *, labels: Sequence[str] | None = None, **options: Any) -> Self:

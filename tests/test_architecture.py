@@ -27,6 +27,8 @@ ROOMS = (
     "faster",
     "architecture",
     "last_layer",
+    "quantised",
+    "device",
     "base",
     "batch",
     "state",
@@ -66,6 +68,7 @@ ROOMS = (
     "cli_multitask",
     "cli_similar",
     "cli_doctor",
+    "cli_export",
     "cli",
     "__main__",
 )

@@ -23,7 +23,8 @@ from tiny import (
 )
 from transformers import BertConfig, BertForMaskedLM
 
-from softprompt.base import FrozenLM, default_dtype, load
+from softprompt.base import FrozenLM, load
+from softprompt.device import default_dtype
 from softprompt.errors import BaseModelError
 
 Change = Callable[[Path], object]

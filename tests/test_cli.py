@@ -208,7 +208,10 @@ class TestOtherMistakes:
     @pytest.mark.parametrize(
         ("arguments", "words"),
         [
-            ([], "expected a verb, one of demo, doctor, eval, multitask, predict, show, similar, train; got none"),
+            (
+                [],
+                "expected a verb, one of demo, doctor, eval, export, import, multitask, predict, show, similar, train",
+            ),
             (["learn"], "No such command 'learn'"),
             (["--fast"], "No such option '--fast'"),
             (["train"], "Missing option '--model'"),

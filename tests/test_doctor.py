@@ -420,7 +420,10 @@ class TestCommand:
         [
             ([], "expected --model NAME or --families; got neither: give one of them"),
             (["--model", "x", "--families"], "expected --model NAME or --families; got both: give one of them"),
-            (["--families", "--dtype", "float32"], "--device, --dtype and --trust-remote-code are for --model: leave"),
+            (
+                ["--families", "--dtype", "float32"],
+                "--device, --dtype, --quantise and --trust-remote-code are for --model",
+            ),
         ],
     )
     def test_mistakes(self, arguments: list[str], words: str) -> None:
