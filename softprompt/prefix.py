@@ -329,7 +329,8 @@ def _sharing_is_exact(base: FrozenLM) -> bool:
     room = min(size for size in (base.context_length, base.sliding_window, 32) if size is not None)
     width = max(3, room - len(base.bos_ids) - state.length - 1)
     whole = 1 + torch.arange(2 * (width + 1), device=base.device).view(2, -1) % 31
-    texts, mask = whole[:, :-1], (torch.arange(width, device=base.device) < torch.tensor([[width], [2]])).long()
+    ends = torch.tensor([[width], [2]], device=base.device)
+    texts, mask = whole[:, :-1], (torch.arange(width, device=base.device) < ends).long()
     whole[1, 2] = whole[0, -1]
     one = mask.new_ones(2, 1)
     full = concatenated_prefix(base, state).hidden(whole, torch.cat([one, mask], dim=1))

@@ -284,7 +284,7 @@ class TestMistakes:
         ("method", "options", "words"),
         [
             ("p-tuning", {"encode": "mlp"}, "method 'p-tuning' has no option 'encode': expected one of encoder, width"),
-            ("prompt-tuning", {"width": 3}, "method 'prompt-tuning' has no option 'width': expected one of none"),
+            ("prompt-tuning", {"width": 3}, "method 'prompt-tuning' has no option 'width': it has none, leave it out"),
             ("residual", {"width": 3}, "method 'residual' has no option 'width': expected one of bottleneck"),
             (
                 "p-tuning",

@@ -100,7 +100,7 @@ class TestArrivingExamples:
         [
             (b"not json", "'standard input' line 4: expected JSON"),
             (b'"a string"', "'standard input' line 4: expected an object"),
-            (b'{"txt": "x"}', "'standard input' line 4: expected a string in column 'text', got null"),
+            (b'{"txt": "x"}', "'standard input' line 4: expected a column 'text', got 'txt': rename it"),
             (b'{"text": 5}', "'standard input' line 4: expected a string in column 'text', got a number"),
             (b'{"text": " "}', "'standard input' line 4: expected a string in column 'text', got a blank string"),
             (b'{"text": "\\ud800"}', "'standard input' line 4: expected Unicode text in column 'text'"),
