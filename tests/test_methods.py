@@ -139,11 +139,13 @@ class TestContract:
             learner.clip()
             learner.update()
             if step == 0:
-                # Adam's first step is as long as the rate: what small networks learn at is a hundredth of it
+                # Adam's first step is as long as the rate: small networks learn at a hundredth of it, keys and values
+                # of every layer at a fifth
                 for name, parameter in learner.method.named_parameters():
                     small = name.split(".")[0] in ("mlp", "lstm", "network", "norm")
                     length = float((parameter.detach() - before[name]).abs().max())
-                    assert length == pytest.approx(0.3 * (0.01 if small else 1) * (gradients[name] > 0), rel=1e-2)
+                    factor = 0.01 if small else 0.2 if name.startswith("theta.") else 1
+                    assert length == pytest.approx(0.3 * factor * (gradients[name] > 0), rel=1e-2)
         assert learner.learned == sum(one.numel() for one in before.values()) > 0
         for name, parameter in learner.method.named_parameters():
             assert gradients[name] > 0, name

@@ -161,6 +161,7 @@ class TestRoom:
 def test_generation_learns(family: str) -> None:
     task, seen = Task.generation(answers(), template=TEMPLATE), Recorder()
     settings = {"length": 8, "steps": 80, "batch_size": 8, "eval_every": 40, "method": "prefix-tuning"}
+    settings["learning_rate"] = 0.5
     prompt = fit(tiny_base(family), task, observer=seen, **settings)
     assert sum(seen.losses[-5:]) < 0.5 * sum(seen.losses[:5])
     assert prompt.metrics["test"]["others"]["exact_match"]["value"] > 0.3

@@ -81,7 +81,7 @@ class TestEachIsAsAlone:
             ("mamba", "classification", ["plain", "longer", "another seed"]),
             ("llama", "generation", ["plain", "longer", "another seed", "prefix-tuning"]),
             ("bart", "classification", ["plain", "longer", "another seed", "prefix-tuning"]),
-            ("t5", "generation", ["plain", "longer", "another seed", "prefix-tuning"]),
+            ("bart", "generation", ["plain", "longer", "another seed", "prefix-tuning"]),
         ],
         ids=["gemma3", "no cache", "generation", "encoder", "encoder, generation"],
     )
