@@ -328,7 +328,8 @@ def _sharing_is_exact(base: FrozenLM) -> bool:
     # plainer are the faults of families that count it, but padding counts in windows, which nobody lets it outgrow
     room = min(size for size in (base.context_length, base.sliding_window, 32) if size is not None)
     width = max(3, room - len(base.bos_ids) - state.length - 1)
-    whole = 1 + torch.arange(2 * (width + 1), device=base.device).view(2, -1) % 31
+    known = min(base.vocabulary_size - 1, 31)
+    whole = 1 + torch.arange(2 * (width + 1), device=base.device).view(2, -1) % known
     ends = torch.tensor([[width], [2]], device=base.device)
     texts, mask = whole[:, :-1], (torch.arange(width, device=base.device) < ends).long()
     whole[1, 2] = whole[0, -1]
