@@ -59,8 +59,8 @@ def shorten_last_layer(backbone: nn.Module, run: Callable[[], Tensor]) -> None:
     """Make the last layer of ``backbone`` heed ``only_at``.
 
     Args:
-        run: a forward pass over at least two rows of six tokens each, of which it gives those of the first row and
-            the first three of the second, ``[9, H]``, to compare before and after.
+        run: a forward pass over two rows of six tokens each, of which it gives those of the first row and the first
+            three of the second, ``[9, H]``, to compare before and after.
     """
     if not (layers := layers_of(backbone)):
         return
@@ -68,11 +68,12 @@ def shorten_last_layer(backbone: nn.Module, run: Callable[[], Tensor]) -> None:
     expected = run()
     for part in parts:
         _exchange(part)
-    read = [4, 8]  # of what run gives; the second row's third token is the eighth of the batch
+    # one token of each row; up to there, what run gives is counted as the batch is
+    scored = torch.tensor([4, 8], device=expected.device)
     try:
-        with only_at(torch.tensor([4, 8], device=expected.device)):
-            actual = run()[read]
-        error = float((actual - expected[read]).float().norm() / expected[read].float().norm())
+        with only_at(scored):
+            actual = run()[scored]
+        error = float((actual - expected[scored]).float().norm() / expected[scored].float().norm())
     except (RuntimeError, TypeError, ValueError, IndexError):
         error = float("inf")
     if not error < (1e-5 if expected.dtype == torch.float32 else 2e-2):
