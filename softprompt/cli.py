@@ -192,6 +192,8 @@ def train(
     columns = given(text_column=text_column, label_column=label_column, target_column=target_column)
     task = Task.of(data, max_length=chosen.max_length, **task_settings(template, labels, verbalizer), **columns)
     check_trainable(task)
+    for member in members.values():
+        check_init(member.init, task.spec)
     model = {"device": device, "dtype": dtype, "quantise": quantise, "trust_remote_code": trust_remote_code}
     base = load_base(model_name, model)
     prompt = fit_together(
@@ -340,7 +342,8 @@ def predict(
 
     collected: list[dict[str, Any]] = []
     count = 0
-    for chunk in [[Example(text) for text in texts]] if texts else arriving_examples(sys.stdin.buffer, PREDICT_AT_ONCE):
+    arriving = [[Example(text) for text in texts]] if texts else None
+    for chunk in arriving or arriving_examples(sys.stdin.buffer, PREDICT_AT_ONCE, prompt.spec.compiled):
         for prediction in sorted(predictor.predict(chunk), key=lambda prediction: prediction.index):
             answer = {**prediction.to_dict(), "index": count}
             count += 1

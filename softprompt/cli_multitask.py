@@ -73,7 +73,10 @@ def multitask(
     check_init(chosen.init)
     check_out(out, resume=resume, restart=restart)
     loaded = {name: load_prompt(folder) for name, folder in taught.items()}
+    for teacher in loaded.values():
+        teacher.state  # noqa: B018 (an ensemble is refused before the model is loaded)
     read = {name: Task.of(data, max_length=chosen.max_length) for name, data in sources.items()}
+    check_init(chosen.init, next(iter(read.values())).spec)
     model = {"device": device, "dtype": dtype, "quantise": quantise, "trust_remote_code": trust_remote_code}
     base = load_base(model_name, model)
     prompts = fit_multitask(

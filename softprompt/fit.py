@@ -114,7 +114,7 @@ def fit_together(
     out = None if out is None else expanded(out)
     run: AbstractContextManager[Checkpoint | None] = nullcontext()
     if out is not None:
-        run = open_run(out, base, {"": task}, configs, resume=resume, restart=restart)
+        run = open_run(out, base, {"": task}, configs, resume=resume, restart=restart, observer=observer)
     with run as checkpoint:
         announce(base, task, max(config.length for config in configs.values()), observer)
         outcomes = train_together(base, task, configs, observer, checkpoint)
@@ -193,10 +193,12 @@ def open_run(
     *,
     resume: bool,
     restart: bool,
+    observer: Observer,
     **more: Any,
 ) -> Checkpoint:
     """The checkpoint of the run for ``out``, which knows what the run is; raises as ``check_out``."""
     check_out(out, resume=resume, restart=restart)
+    run = run_folder(out)
     identity = {
         "settings": _plain({name: config.model_dump() for name, config in configs.items()}),
         "base": base.fingerprint,
@@ -207,7 +209,10 @@ def open_run(
         "versions": library_versions(),
         **more,
     }
-    return Checkpoint(run_folder(out), identity, restart=restart)
+    checkpoint = Checkpoint(run, identity, restart=restart)
+    if resume and not checkpoint.exists():
+        observer.noted(f"'{run}' holds no unfinished run: beginning at step 0")
+    return checkpoint
 
 
 def _plain(by_name: dict[str, Any]) -> Any:

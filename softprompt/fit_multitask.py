@@ -62,7 +62,7 @@ def fit_multitask(
     if out is not None:
         taught = {name: _digest(state) for name, state in states.items()}
         more = {"distillation": distillation, "teachers": taught}
-        run = open_run(out, base, tasks, {"": chosen}, resume=resume, restart=restart, **more)
+        run = open_run(out, base, tasks, {"": chosen}, resume=resume, restart=restart, observer=observer, **more)
     with run as checkpoint:
         for task in tasks.values():
             announce(base, task, chosen.length, observer)

@@ -12,12 +12,13 @@ from torch import Tensor
 from softprompt.base import FrozenLM
 from softprompt.batch import Encoder
 from softprompt.data import Example, read_records, unlabelled_example
-from softprompt.errors import ConfigError, SoftpromptError
+from softprompt.errors import ConfigError, DataError, SoftpromptError, TemplateError
 from softprompt.generate import Sampling, complete
 from softprompt.objective import EVALUATION_TOKENS, Objective
 from softprompt.prefix import Prefix, PromptState, make_prefix
 from softprompt.store import Prompt
 from softprompt.task import TaskSpec
+from softprompt.template import Template
 
 Vote: TypeAlias = Literal["mean", "majority"]
 
@@ -156,8 +157,11 @@ class _Lines:
             yield line
 
 
-def arriving_examples(stream: BinaryIO, most: int) -> Iterator[list[Example]]:
+def arriving_examples(stream: BinaryIO, most: int, template: Template | None = None) -> Iterator[list[Example]]:
     """Rows of JSONL as examples, in lists of at most ``most``; none waits for rows that are not there yet.
+
+    Args:
+        template: that each row must be able to fill in.
 
     Raises:
         DataError: a row that cannot be used, with its number; the rows before it are yielded first.
@@ -166,7 +170,11 @@ def arriving_examples(stream: BinaryIO, most: int) -> Iterator[list[Example]]:
     ready: list[Example] = []
     try:
         for number, row in read_records(lines, "standard input"):
-            ready.append(unlabelled_example(row, f"'standard input' line {number}"))
+            place = f"'standard input' line {number}"
+            example = unlabelled_example(row, place)
+            if template is not None:
+                _check_fills(template, example, place)
+            ready.append(example)
             if len(ready) == most or not lines.waiting:
                 yield ready
                 ready = []
@@ -176,3 +184,10 @@ def arriving_examples(stream: BinaryIO, most: int) -> Iterator[list[Example]]:
         raise
     if ready:
         yield ready
+
+
+def _check_fills(template: Template, example: Example, place: str) -> None:
+    try:
+        template.render_marked(example)
+    except TemplateError as error:
+        raise DataError(f"{place}: {error}") from error

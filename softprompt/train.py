@@ -117,7 +117,7 @@ def train_together(
     check_together(configs)
     for config in configs.values():
         check_method(config.method, config.method_options)
-        check_init(config.init)
+        check_init(config.init, task.spec)
     check_trainable(task)
     saved = checkpoint.load() if checkpoint is not None else None
     encoders = _encoders(base, task, configs.values())

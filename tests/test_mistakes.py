@@ -160,6 +160,10 @@ class TestData:
 
 
 class TestPrediction:
+    def test_labels_as_the_start_of_generation(self, place: Path, tmp_path: Path) -> None:
+        done = train(place, tmp_path / "p", "--init", "labels", data=place / "answers")
+        refused(done, "init 'labels' needs a classification task: use text, vocab or random")
+
     def test_a_row_without_text(self, place: Path) -> None:
         done = command("predict", place / "prompt", "--json", *CPU, stdin=b'{"text": "a"}\n{"txt": "b"}\n')
         refused(done, "line 2: expected a column 'text', got 'txt': rename it", before_loading=False)
@@ -206,6 +210,14 @@ class TestMultitask:
     )
     def test_is_one_line_before_loading(self, place: Path, tmp_path: Path, more: list[str], words: str) -> None:
         refused(self.tasks(place, tmp_path / "m", *more), words)
+
+    def test_an_ensemble_as_teacher(self, place: Path, tmp_path: Path) -> None:
+        both = tmp_path / "both"
+        assert train(place, both, "--seeds", "2", "--ensemble", "--no-test").code == 0
+        refused(
+            self.tasks(place, tmp_path / "m", "--teacher", f"a={both}"),
+            "expected a single prompt, got an ensemble of 2",
+        )
 
     def test_resumed_with_another_teacher_of_the_same_data(
         self, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

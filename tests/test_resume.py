@@ -282,6 +282,7 @@ class TestFlags:
         seen = Recorder()
         fit(tiny_base("llama"), reviews_task(), out=tmp_path / "p", resume=True, observer=seen, **FAST)
         assert seen.first_step == 0
+        assert f"'{tmp_path / 'p.run'}' holds no unfinished run: beginning at step 0" in seen.notes
 
     def test_place_of_the_run_is_a_file(self, place: Path, tmp_path: Path) -> None:
         (tmp_path / "p.run").write_text("mine")

@@ -24,6 +24,7 @@ from softprompt.data import Example
 from softprompt.errors import DataError
 from softprompt.fit import fit
 from softprompt.predict import arriving_examples
+from softprompt.template import Template
 
 CPU = ["--device", "cpu", "--dtype", "float32"]
 
@@ -111,6 +112,13 @@ class TestArrivingExamples:
         chunks = arriving_examples(io.BytesIO(rows("a", "b") + b"\n" + line + b"\n" + rows("c")), 32)
         assert [one.text for one in next(chunks)] == ["a", "b"]
         with pytest.raises(DataError, match=words):
+            next(chunks)
+
+    def test_row_that_does_not_fill_the_template_is_told_by_its_number(self) -> None:
+        stream = io.BytesIO(b'{"text": "a", "title": "t"}\n' + rows("b"))
+        chunks = arriving_examples(stream, 32, Template("{{ title }}: {{ text }}"))
+        assert [one.text for one in next(chunks)] == ["a"]
+        with pytest.raises(DataError, match="'standard input' line 2: the template uses a name that the data lacks"):
             next(chunks)
 
 

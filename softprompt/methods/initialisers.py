@@ -29,7 +29,7 @@ def initialise(how: str, base: FrozenLM, spec: TaskSpec, length: int, seed: int)
         ConfigError: an unknown initialiser, or one without the argument it needs.
         PromptFileError: the prompt of ``prompt:FOLDER`` cannot be used.
     """
-    check_init(how)
+    check_init(how, spec)
     if how in _PLAIN:
         return PromptState.of_embeddings(_PLAIN[how](base, spec, length, seed))
     name, _, argument = how.partition(":")
@@ -38,8 +38,10 @@ def initialise(how: str, base: FrozenLM, spec: TaskSpec, length: int, seed: int)
     return PromptState.of_embeddings(_from_text(argument, base, length))
 
 
-def check_init(how: str) -> None:
-    """What can be said of an initialiser without a base model; raises as ``initialise`` does."""
+def check_init(how: str, spec: TaskSpec | None = None) -> None:
+    """What can be said of an initialiser without a base model, and without a task; raises as ``initialise`` does."""
+    if how == "labels" and spec is not None and spec.kind == "generation":
+        raise ConfigError("init 'labels' needs a classification task: use text, vocab or random")
     if how in _PLAIN:
         return
     name, colon, argument = how.partition(":")
@@ -79,8 +81,6 @@ def _instruction(base: FrozenLM, spec: TaskSpec, length: int, seed: int) -> Tens
 
 
 def _labels(base: FrozenLM, spec: TaskSpec, length: int, seed: int) -> Tensor:
-    if not spec.verbalizers:
-        raise ConfigError("init 'labels' needs a classification task: use text, vocab or random")
     return _tiled(
         [token for words in spec.verbalizers for token in plain_ids(base.tokenizer, f" {words}")], base, length
     )
