@@ -53,6 +53,7 @@ ROOMS = (
     "predict",
     "baselines",
     "evaluate",
+    "results",
     "fit",
     "fit_multitask",
     "distill",
