@@ -9,7 +9,8 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -152,13 +153,24 @@ def check_free(folder: Path) -> None:
 
 def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
     """Write ``files`` into a new ``folder``, all of them or none; until then they are in a hidden one beside it."""
+    with new_folder(folder) as temporary:
+        for name, content in files.items():
+            write_durably(temporary / name, content)
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """A hidden folder to write into that becomes ``folder`` in the end, or is removed if anything goes wrong.
+
+    Raises:
+        OutputError: ``folder`` is there already, or cannot be written.
+    """
     with writing(folder):
         parent = folder.absolute().parent
         parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=parent))
         try:
-            for name, content in files.items():
-                write_durably(temporary / name, content)
+            yield temporary
             temporary.chmod(0o755)
             if folder.exists():
                 raise OutputError(f"'{folder}' appeared while it was being written: nothing was overwritten")

@@ -47,6 +47,7 @@ ROOMS = (
     "recompute",
     "checkpoint",
     "learner",
+    "validation",
     "train",
     "multitask",
     "progress",
