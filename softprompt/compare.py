@@ -155,6 +155,11 @@ class _Comparison:
         return Predictor(self.base, self.task.spec)
 
     @cached_property
+    def versions(self) -> dict[str, str]:
+        """Of the libraries at work."""
+        return library_versions()
+
+    @cached_property
     def perplexity(self) -> tuple[float, int] | None:
         """Of the base model on neutral text."""
         return measure.perplexity(self.base)
@@ -203,10 +208,13 @@ class _Comparison:
         for seed, outcome in zip(seeds, outcomes, strict=True):
             if self.folder.result(method.name, seed) is None:
                 self.folder.land(self._result(method, seed, outcome, trials, peak.bytes))
-        outcomes = []
-        gc.collect()
-        if self.base.device.type == "cuda":
-            torch.cuda.empty_cache()
+        if not all(isinstance(outcome, Fitted) and outcome.base_shared for outcome in outcomes):
+            # a model of its own, perhaps held by a traceback: its memory is the next method's
+            del outcome
+            outcomes = []
+            gc.collect()
+            if self.base.device.type == "cuda":
+                torch.cuda.empty_cache()
 
     def _plan(self, method: Contestant) -> Plan:
         """The steps of a run: those given, or as many as fit into the time."""
@@ -270,7 +278,7 @@ class _Comparison:
             "family": method.family,
             "seed": seed,
             "trials": trials,
-            "versions": library_versions(),
+            "versions": self.versions,
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
         }
         if isinstance(outcome, Fitted):
@@ -293,9 +301,7 @@ class _Comparison:
         speed, settings = None, dict(fitted.settings)
         # seeds change no computation: one's speed stands for all
         if not any(result is not None and result.speed is not None for result in before):
-            speed, settings["bare_template_p50_ms"] = measure.measure_speed(
-                answers, self.bare, self.test, fitted.added_tokens
-            )
+            speed, settings["bare_p50_ms"] = measure.measure_speed(answers, self.bare, self.test, fitted.added_tokens)
         tried = self.folder.notes(method.name).get("trials", {}).values()
         kept = [one.validation.value for one in before if one is not None and one.validation is not None]
         return {

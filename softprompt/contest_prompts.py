@@ -38,9 +38,7 @@ def learn_prompts(
     ]
 
 
-def _run(
-    out: Path, base: FrozenLM, task: Task, configs: Mapping[str, TrainConfig], observer: Observer
-) -> Checkpoint:
+def _run(out: Path, base: FrozenLM, task: Task, configs: Mapping[str, TrainConfig], observer: Observer) -> Checkpoint:
     """The checkpoint of this run; one that cannot be gone on with here (other versions, threads) is thrown away."""
     run = open_run(out, base, {"": task}, configs, resume=True, restart=False)
     try:
@@ -133,4 +131,3 @@ class Clock:
             with writing(self._path):
                 self._path.parent.mkdir(parents=True, exist_ok=True)
                 replace_file(self._path, json.dumps(self._seconds).encode())
-

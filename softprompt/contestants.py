@@ -223,7 +223,7 @@ def contestants(names: str) -> list[Contestant]:
 
 def suggestion(name: str, known: Sequence[str] | dict[str, Any]) -> str:
     """What may have been meant by ``name``."""
-    near = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
+    near = difflib.get_close_matches(name.lower(), list(known), n=3, cutoff=0.5)
     return f"did you mean {' or '.join(map(repr, near))}?" if near else f"expected one of {', '.join(known)}"
 
 

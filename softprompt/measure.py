@@ -130,9 +130,7 @@ def perplexity(base: FrozenLM, passages: Sequence[str] = PASSAGES) -> tuple[floa
         tokens = base.tokenizer(passage, add_special_tokens=False).input_ids[:room]
         ids = torch.tensor([tokens], device=base.device)
         hidden = prefix.hidden(ids, torch.ones_like(ids))[0, :-1]
-        for states, targets in zip(
-            hidden.split(POSITIONS_AT_ONCE), ids[0, 1:].split(POSITIONS_AT_ONCE), strict=True
-        ):
+        for states, targets in zip(hidden.split(POSITIONS_AT_ONCE), ids[0, 1:].split(POSITIONS_AT_ONCE), strict=True):
             total += float(nn.functional.cross_entropy(base.logits(states), targets, reduction="sum"))
         count += len(tokens) - 1
     return float(np.exp(total / count)), count

@@ -72,7 +72,7 @@ class Evidence:
         level = self.level
         in_use = [row for row in level if row.method == self.current]
         written = [row for row in level if row.family == "written" and not is_slow(row, level)]
-        without_model = [row for row in level if row.cost is not None and row.cost.base_bytes == 0]
+        without_model = [row for row in level if needs_no_model(row)]
         for group in (in_use, written, without_model):
             if group:
                 return cheapest(group)
@@ -98,6 +98,11 @@ def throughput(row: Row) -> float:
 def is_slow(row: Row, rows: Sequence[Row]) -> bool:
     """Whether others answer ``SLOW`` times as many examples a second."""
     return throughput(row) * SLOW < max(map(throughput, rows))
+
+
+def needs_no_model(row: Row) -> bool:
+    """Whether it answers without the language model; a model of its own, as after full fine-tuning, is one too."""
+    return row.cost is not None and row.cost.base_shared and row.cost.base_bytes == 0
 
 
 def recommend(evidence: Evidence) -> Recommendation:
@@ -174,7 +179,7 @@ def keep_written(e: Evidence) -> Recommendation | None:
 
 def no_model_needed(e: Evidence) -> Recommendation | None:
     row = e.preferred
-    if row.cost is None or row.cost.base_bytes:
+    if not needs_no_model(row):
         return None
     return _deploy(
         e, row, "no language model needed", f"'{row.method}' is enough: the language model adds nothing to this task."

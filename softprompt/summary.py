@@ -62,9 +62,7 @@ def rows_of(kind: str, test: Sequence[Example], results: Sequence[Result], curre
     for result in results:
         by_method.setdefault(result.method, []).append(result)
     good = {name: [one for one in some if one.status == "ok"] for name, some in by_method.items()}
-    scores = {
-        name: scores_of(kind, test, [one.predictions for one in some]) for name, some in good.items() if some
-    }
+    scores = {name: scores_of(kind, test, [one.predictions for one in some]) for name, some in good.items() if some}
     values = resampled(scores)
     best = max(scores, key=lambda name: scores[name].means.mean(), default=None)
     return tuple(_row(name, by_method[name], good[name], scores, values, best, current) for name in by_method)
@@ -147,7 +145,7 @@ def _notes(task: Task, test: Sequence[Example], results: Sequence[Result]) -> li
             f"the seeds of {', '.join(sorted(together))} learned in the same forward passes: training seconds are the "
             "share of one, peak memory is of all together"
         )
-    bare = [one.settings["bare_template_p50_ms"] for one in results if "bare_template_p50_ms" in one.settings]
+    bare = [one.settings["bare_p50_ms"] for one in results if "bare_p50_ms" in one.settings]
     if bare and max(bare) > DRIFT * min(bare):
         notes.append(
             f"the machine's speed changed: the same request with the bare template, timed beside each method, took "

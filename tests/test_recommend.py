@@ -45,9 +45,7 @@ def row(
             task_bytes=task_bytes,
             training_seconds=seconds,
         ),
-        speed=Speed(
-            p50_ms=10, p95_ms=p95, requests=50, batch_size=32, examples_per_second=per_second, added_tokens=0
-        ),
+        speed=Speed(p50_ms=10, p95_ms=p95, requests=50, batch_size=32, examples_per_second=per_second, added_tokens=0),
     )
 
 

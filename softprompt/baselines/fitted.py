@@ -20,7 +20,7 @@ from softprompt.task import TaskSpec
 
 VALIDATION_LIMIT = 500  # validation examples that the best is chosen on, as many as training does by default
 
-_PACKAGES = {"sklearn": ("scikit-learn", "compare"), "peft": ("peft", "peft")}  # and the extra of each
+PACKAGES = {"sklearn": ("scikit-learn", "compare"), "peft": ("peft", "peft")}  # and the extra of each
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def extra_module(name: str) -> Any:
     Raises:
         MissingExtraError: the package is not installed.
     """
-    package, extra = _PACKAGES[name.partition(".")[0]]
+    package, extra = PACKAGES[name.partition(".")[0]]
     try:
         return import_module(name)
     except ModuleNotFoundError as error:
