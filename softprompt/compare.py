@@ -18,13 +18,13 @@ from softprompt.baselines.fitted import Fitted
 from softprompt.budget import StepTimes, steps_within
 from softprompt.config import TrainConfig
 from softprompt.contestants import Contestant, Plan, Run
-from softprompt.data import Example
+from softprompt.data import Example, Splits
 from softprompt.errors import ConfigError, OutputError
 from softprompt.evaluate import score
 from softprompt.fit import TEST_LIMIT, library_versions
 from softprompt.predict import Predictor
 from softprompt.progress import Silent
-from softprompt.results import Cost, CurvePoint, Forgetting, Result, Study, Trial
+from softprompt.results import Cost, CurvePoint, Figure, Forgetting, Result, Study, Trial
 from softprompt.study_folder import StudyFolder, file_name
 from softprompt.summary import summarise
 from softprompt.task import Task
@@ -119,15 +119,14 @@ def check_terms(methods: Sequence[Contestant], terms: Terms) -> None:
 
 def _setup(base: FrozenLM, task: Task, terms: Terms) -> dict[str, Any]:
     """What all results of a folder have in common."""
-    splits = task.splits
-    shifted = Task.matching(task.spec, type(splits)((), (), terms.shift, "shift", ())).splits if terms.shift else None
+    shifted = Splits((), (), terms.shift, "", ()).fingerprint[:12] if terms.shift else None
     return {
         **terms.to_dict(),
         "base": {part: digest[:12] for part, digest in base.fingerprint.items()},
         "device": base.device.type,
         "dtype": str(base.dtype).removeprefix("torch."),
-        "data": splits.fingerprint[:12],
-        "shift_data": shifted and shifted.fingerprint[:12],
+        "data": task.splits.fingerprint[:12],
+        "shift_data": shifted,
         "task": task.spec.to_dict(),
     }
 
@@ -283,14 +282,20 @@ class _Comparison:
         }
         if isinstance(outcome, Fitted):
             try:
-                return Result(status="ok", **facts, **self._measured(method, outcome, peak))
+                measured = self._measured(method, outcome, peak)
             except OutputError:
                 raise
             except Exception as error:
                 outcome = error
-        told = error_line(outcome)
-        self.observer.noted(f"{method.name}, seed {seed}: failed, the others go on: {told}")
-        return Result(status="failed", error=told, **facts)
+            else:
+                test: Figure = measured["test"]
+                self.observer.noted(
+                    f"{method.name}, seed {seed}: test {test.metric} {test.value:.4g} [{test.low:.4g}, {test.high:.4g}]"
+                )
+                return Result(status="ok", **facts, **measured)
+        line = error_line(outcome)
+        self.observer.noted(f"{method.name}, seed {seed}: failed, the others go on: {line}")
+        return Result(status="failed", error=line, **facts)
 
     def _measured(self, method: Contestant, fitted: Fitted, peak: int | None) -> dict[str, Any]:
         answers = fitted.answers
@@ -319,7 +324,7 @@ class _Comparison:
                 base_shared=fitted.base_shared,
                 base_bytes=fitted.base_bytes,
                 task_bytes=fitted.task_bytes,
-                training_seconds=fitted.seconds,
+                training_seconds=fitted.seconds if fitted.trained_parameters else 0.0,
                 search_seconds=sum(one["seconds"] for one in tried if "seconds" in one),
                 peak_memory_bytes=peak,
             ),

@@ -23,9 +23,9 @@ def study_lines(study: Study, out: Path) -> list[str]:
         "",
         *table(_quality(study)),
         "",
-        *table(_beyond(study, scored)),
+        *table(_measured(_beyond(study, scored))),
         "",
-        *table(_cost(study, scored)),
+        *table(_measured(_cost(study, scored))),
         "",
         *table(_memory(scored)),
         "memory = base + tasks x task where tasks share the base model, tasks x all of it where each has a model of "
@@ -33,6 +33,12 @@ def study_lines(study: Study, out: Path) -> list[str]:
     ]
     lines += [f"{row.method} failed ({row.failed} of its seeds): {row.error}" for row in study.rows if row.failed]
     return [*lines, "", *(f"note: {note}" for note in study.notes), f"results are in {out}"]
+
+
+def _measured(rows: list[list[str]]) -> list[list[str]]:
+    """The table without columns in which no method has anything."""
+    kept = [place for place in range(len(rows[0])) if any(row[place] != "-" for row in rows[1:])]
+    return [[row[place] for place in kept] for row in rows]
 
 
 def _quality(study: Study) -> list[list[str]]:

@@ -113,8 +113,10 @@ class PeakMemory:
 
 
 @torch.no_grad()
-def perplexity(base: FrozenLM, passages: Sequence[str] = PASSAGES) -> tuple[float, int] | None:
+def perplexity(base: FrozenLM, passages: Sequence[str] | None = None) -> tuple[float, int] | None:
     """Perplexity per token of neutral text, and over how many tokens; ``None`` for an encoder-decoder model.
+
+    ``passages``: other text than the one that comes with softprompt.
 
     Each passage stands behind BOS, cut to ``PASSAGE_TOKENS`` or to the model's context; its first token is not scored,
     because some models have nothing in front of it.
@@ -126,7 +128,7 @@ def perplexity(base: FrozenLM, passages: Sequence[str] = PASSAGES) -> tuple[floa
         room = min(room, base.context_length - len(base.bos_ids))
     prefix: Any = make_prefix(base, None)
     total, count = 0.0, 0
-    for passage in passages:
+    for passage in PASSAGES if passages is None else passages:
         tokens = base.tokenizer(passage, add_special_tokens=False).input_ids[:room]
         ids = torch.tensor([tokens], device=base.device)
         hidden = prefix.hidden(ids, torch.ones_like(ids))[0, :-1]

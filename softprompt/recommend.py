@@ -181,9 +181,8 @@ def no_model_needed(e: Evidence) -> Recommendation | None:
     row = e.preferred
     if not needs_no_model(row):
         return None
-    return _deploy(
-        e, row, "no language model needed", f"'{row.method}' is enough: the language model adds nothing to this task."
-    )
+    sentence = f"'{row.method}' is enough: nothing that uses the language model is clearly better."
+    return _deploy(e, row, "no language model needed", sentence)
 
 
 def weights_clearly_better(e: Evidence) -> Recommendation | None:

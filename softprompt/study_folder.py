@@ -85,10 +85,6 @@ class StudyFolder:
         """Keep a result: whole or not at all."""
         self._write(self._result_path(result.method, result.seed), result.model_dump_json(indent=1))
 
-    def results_path(self, name: str) -> Path:
-        """Pattern of the files of a method's results, to show."""
-        return self.path / "results" / f"{file_name(name)}-*.json"
-
     def notes(self, name: str) -> dict[str, Any]:
         """What is known of a method that is being learned."""
         try:

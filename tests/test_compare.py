@@ -259,6 +259,15 @@ class TestSecondRun:
         with pytest.raises(DataError, match=r"a-1\.json' is damaged: .*remove it, and it is measured again"):
             run(tmp_path, Planted("a"), Planted("b"))
 
+    def test_beside_another_process_is_refused(self, tmp_path: Path) -> None:
+        class Second(Planted):
+            def learn(self, *arguments: Any) -> Any:
+                with pytest.raises(OutputError, match="another process is comparing in"):
+                    run(tmp_path, Planted("a"), Planted("b"))
+                return super().learn(*arguments)
+
+        assert run(tmp_path, Second("a"), Planted("b")).rows[0].failed == 0
+
     def test_folder_of_something_else_is_refused(self, tmp_path: Path) -> None:
         (tmp_path / "thesis.txt").write_text("do not lose")
         with pytest.raises(OutputError, match="holds something else than a comparison"):

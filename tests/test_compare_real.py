@@ -15,6 +15,7 @@ from test_resume import DYING
 from tiny import save_tiny
 
 from softprompt.contestants import KINDS
+from softprompt.neutral import PASSAGES
 from softprompt.results import Study
 from softprompt.store import load_prompt
 
@@ -47,6 +48,7 @@ def whole(place: Path) -> tuple[Ended, Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("softprompt.measure.REQUESTS", 5)
         patch.setattr("softprompt.measure.BATCHES", 1)
+        patch.setattr("softprompt.measure.PASSAGES", PASSAGES[:1])
         more = ["--methods", EVERY, "--seeds", 2, "--steps", 12, "--price-per-hour", 0.5, "--current", "zero-shot"]
         done = command(*arguments(place, out, *more, "--shift-data", place / "shifted", "--keep", "--json"))
     assert done.code == 0, done.err
@@ -164,7 +166,7 @@ class TestMistakes:
 class TestKilled:
     """Dead by SIGKILL within a search over rates, and between two seeds that learned together."""
 
-    more = ("--methods", "tfidf,prompt-tuning:length=4,full", "--seeds", 2, "--steps", 30, "--rates", 2)
+    more = ("--methods", "zero-shot,prompt-tuning:length=4,full", "--seeds", 2, "--steps", 30, "--rates", 2)
 
     def process(self, place: Path, out: Path, dies: Path | None = None) -> None:
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
@@ -183,7 +185,7 @@ class TestKilled:
     def test_ends_with_the_results_of_an_unbroken_run(self, place: Path, tmp_path: Path) -> None:
         out, name = tmp_path / "killed", "prompt-tuning_length=4"
         self.process(place, out, out / "learning" / name / "trials" / "prompts.run" / "checkpoint.safetensors")
-        assert [path.name for path in (out / "results").iterdir()] == ["tfidf-0.json"]
+        assert [path.name for path in (out / "results").iterdir()] == ["zero-shot-0.json"]
         self.process(place, out, out / "results" / f"{name}-0.json")
         assert not (out / "results" / f"{name}-1.json").exists()
         self.process(place, out)
