@@ -99,6 +99,30 @@ def test_the_first_loss_is_that_of_the_bare_template_on_the_batch_that_prompts_l
     assert seen.losses == [pytest.approx(float(expected), rel=1e-5)]
 
 
+@pytest.mark.parametrize("family", ["llama", "gemma3", "gpt2"])
+def test_every_weight_follows_the_gradient_of_the_transformers_model(family: str) -> None:
+    base, task = tiny_base(family), reviews_task()
+    found = fitted(fit_full, base, task, Recorder(), steps=1, learning_rate=1e-3)
+    encoder = Encoder(base, task.spec, 0)
+    items = encoder.training_items(task.train)
+    model = tiny_model(family).eval()
+    assert encoder.verbalizer is not None
+    rows = list(encoder.verbalizer.rows)
+    losses = []
+    for index in Order([len(item.ids) for item in items], TrainConfig(batch_size=8)).batch(0):
+        logits = model(torch.tensor([[*base.bos_ids, *items[index].ids]])).logits[0, -1, rows]
+        losses.append(-logits.log_softmax(0)[rows.index(items[index].targets[0])])
+    torch.stack(losses).mean().backward()
+    tuned = dict(found.answers.base.model.named_parameters())  # type: ignore[attr-defined]
+    for name, weight in model.named_parameters():
+        assert weight.grad is not None
+        # Adam's first step has the gradient's sign, and no more of it
+        clear = weight.grad.abs() > 1e-4 * weight.grad.abs().max()
+        change = (tuned[name].detach() - weight.detach())[clear]
+        assert torch.equal(change.sign(), -weight.grad[clear].sign()), name
+        torch.testing.assert_close(change.abs(), torch.full_like(change, 1e-3), atol=1e-4, rtol=0)
+
+
 @both
 def test_a_seed_gives_the_same_bytes(method: Callable[..., Fitted]) -> None:
     def weights(seed: int) -> list[torch.Tensor]:
