@@ -12,7 +12,8 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 
 from softprompt.errors import OutputError, TrainingError, writing
-from softprompt.store import check_free, replace_file
+from softprompt.paths import replace_file
+from softprompt.store import check_free
 
 CHECKPOINT_FILE, LOCK_FILE = "checkpoint.safetensors", ".lock"
 

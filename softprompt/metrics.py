@@ -19,7 +19,7 @@ from softprompt.errors import DataError
 Floats = NDArray[np.float64]
 
 _QUANTILES = (0.025, 0.975)
-_OUT_OF_100 = frozenset({"bleu", "rouge_l"})
+OUT_OF_100 = frozenset({"bleu", "rouge_l"})
 _CELLS_AT_ONCE = 2**22  # resamples times distinct rows that are drawn in one go: 32 MiB
 
 
@@ -41,7 +41,7 @@ class Metric:
         return {"metric": self.name, "value": self.value, "low": self.low, "high": self.high, "n": self.n}
 
     def __str__(self) -> str:
-        digits = 1 if self.name in _OUT_OF_100 else 3
+        digits = 1 if self.name in OUT_OF_100 else 3
         return f"{self.name} {self.value:.{digits}f} [{self.low:.{digits}f}, {self.high:.{digits}f}] n={self.n}"
 
 

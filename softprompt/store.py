@@ -19,7 +19,7 @@ import torch
 
 from softprompt.base import FrozenLM
 from softprompt.errors import OutputError, PromptFileError, writing
-from softprompt.paths import expanded
+from softprompt.paths import expanded, write_durably
 from softprompt.prefix import PromptState
 from softprompt.task import TaskSpec
 
@@ -177,24 +177,6 @@ def new_folder(folder: Path) -> Iterator[Path]:
             temporary.rename(folder)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-
-
-def write_durably(path: Path, content: bytes) -> None:
-    """Write and flush to the disk."""
-    with path.open("wb") as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
-
-
-def replace_file(path: Path, content: bytes) -> None:
-    """Put ``content`` in place of a file: a reader, or a crash, sees the old one or the new one, whole."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        write_durably(temporary, content)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def read_manifest(folder: str | Path) -> dict[str, Any]:
