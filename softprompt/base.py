@@ -50,8 +50,11 @@ class FrozenLM:
 
     architecture: Literal["decoder-only", "encoder-decoder"]
 
-    def __init__(self, model: Any, tokenizer: Any, name: str) -> None:
+    def __init__(self, model: Any, tokenizer: Any, name: str, *, lasting: bool = True) -> None:
         """Freeze ``model`` and check what it can do.
+
+        Args:
+            lasting: its weights will not be set to others later, so that they may be folded into faster parts.
 
         Raises:
             BaseModelError: its logits are not a known function of its hidden states.
@@ -68,7 +71,8 @@ class FrozenLM:
         self.bos_ids = self.frame.bos
         self.embedding_scale = embedding_scale(model)
         self._accepts = frozenset(inspect.signature(self.backbone.forward).parameters)
-        make_faster(self.model, self._probe)
+        if lasting:
+            make_faster(self.model, self._probe)
         shorten_last_layer(self.backbone, self._probe)
         self._after_head = self._find_after_head()
 

@@ -98,6 +98,8 @@ class Encoder:
             self.verbalizer = Verbalizer.of_task(spec, base.tokenizer, alone=self._apart)
         self.truncated = 0
         self.limit = spec.max_length
+        # behind the items; those for classification, or in a decoder, need none
+        self._kept_free = 0 if self._apart or self.verbalizer is not None else answer_room
         self._room: int | None = None
         if base.context_length is not None:
             self._room = base.context_length - len((*base.bos_ids, *base.frame.back)) - prompt_length
@@ -167,6 +169,16 @@ class Encoder:
                 steps = [len(self.verbalizer.decisions[d].path) for d in indices]
                 items.append(self._item(i, text, path, steps, decisions=tuple(indices)))
         return items
+
+    def question_items(self, examples: Sequence[Example]) -> list[Item]:
+        """One item an example that asks, at the end of the text, for the first token of its answer."""
+        return [self._item(i, text, (), (0,)) for i, text in enumerate(self.inputs(examples))]
+
+    def spare(self, length: int) -> int | None:
+        """Tokens that fit in front of ``length`` tokens of ``inputs``, or of an item; ``None``: any number."""
+        if self._room is None:
+            return None
+        return self._room + len(self.base.frame.back) - length - self._kept_free
 
     def _item(
         self,

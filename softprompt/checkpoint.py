@@ -12,7 +12,8 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 
 from softprompt.errors import OutputError, TrainingError, writing
-from softprompt.store import check_free, replace_file
+from softprompt.paths import replace_file
+from softprompt.store import check_free
 
 CHECKPOINT_FILE, LOCK_FILE = "checkpoint.safetensors", ".lock"
 
@@ -149,7 +150,7 @@ class Checkpoint:
             ) from error
         # JSON turns tuples into lists, so both sides are compared as JSON
         expected = json.loads(json.dumps(self.identity))
-        if differing := _differences(identity, expected):
+        if differing := differences(identity, expected):
             raise TrainingError(
                 f"the unfinished run in '{self.folder}' is another one ({', '.join(differing)}): give the same "
                 "settings, or start again with --restart"
@@ -190,7 +191,7 @@ class Checkpoint:
             (out / name).unlink(missing_ok=True)
 
 
-def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """What differs, by name; within mappings only the entries that do."""
     found = []
     for key in sorted(old.keys() | new.keys()):
@@ -198,7 +199,7 @@ def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
         if was == now:
             continue
         if isinstance(was, dict) and isinstance(now, dict):
-            found += _differences(was, now)
+            found += differences(was, now)
         else:
             found.append(f"{key} was {was!r}, is {now!r}")
     return found

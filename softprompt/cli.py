@@ -32,6 +32,7 @@ from softprompt.cli_common import (
     task_settings,
     vote_option,
 )
+from softprompt.cli_compare import compare, scale
 from softprompt.cli_doctor import doctor
 from softprompt.cli_export import export, import_command
 from softprompt.cli_multitask import multitask
@@ -41,6 +42,11 @@ from softprompt.errors import ConfigError, DataError, SoftpromptError
 if TYPE_CHECKING:
     from softprompt.evaluate import Evaluation
 
+# how to go on after an interruption
+RESUMING = {
+    **dict.fromkeys(("train", "multitask"), "; --resume goes on from the last checkpoint"),
+    **dict.fromkeys(("compare", "scale"), "; the same command again goes on"),
+}
 PREDICT_AT_ONCE = 32  # rows of standard input that are answered together, at most
 
 
@@ -57,8 +63,7 @@ def main() -> None:
     except SoftpromptError as error:
         _fail(str(error), 2)
     except (click.Abort, KeyboardInterrupt):
-        resumable = "; --resume goes on from the last checkpoint" if _verb() in ("train ", "multitask ") else ""
-        _fail(f"interrupted{resumable}", 130)
+        _fail(f"interrupted{RESUMING.get(_verb().strip(), '')}", 130)
     except BrokenPipeError:
         # whoever read our output has closed it
         _drop_output()
@@ -369,7 +374,7 @@ def show(prompt_folder: str, as_json: bool) -> None:
     print_result(prompt.manifest(), prompt_lines(prompt), as_json)
 
 
-for verb in (doctor, export, import_command, multitask, similar):
+for verb in (compare, doctor, export, import_command, multitask, scale, similar):
     cli.add_command(verb)
 
 

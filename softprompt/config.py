@@ -69,7 +69,7 @@ class TrainConfig(BaseModel):
         try:
             return cls(**{**(RECIPES[recipe] if recipe else {}), **given})
         except ValidationError as error:
-            raise ConfigError(_first_problem(error, cls)) from error
+            raise ConfigError(first_problem(error, cls)) from error
 
     @classmethod
     def load(cls, path: str | Path, **overrides: Any) -> Self:
@@ -155,7 +155,8 @@ def population(config: TrainConfig, seeds: int = 1, grid: str = "") -> dict[str,
     return members
 
 
-def _first_problem(error: ValidationError, model: type[BaseModel]) -> str:
+def first_problem(error: ValidationError, model: type[BaseModel]) -> str:
+    """The first thing that is wrong with the settings of ``model``, for a ConfigError."""
     problem = error.errors()[0]
     name = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":

@@ -1,4 +1,4 @@
-"""Score a predictor on examples: every figure with its n and a 95% bootstrap interval."""
+"""Score what answers on examples: every figure with its n and a 95% bootstrap interval."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from softprompt.data import Example
 from softprompt.errors import ConfigError, DataError
 from softprompt.generate import Sampling
 from softprompt.metrics import Metric
-from softprompt.predict import Prediction, Predictor, Vote
+from softprompt.predict import Answers, Prediction, Predictor, Vote
 from softprompt.prefix import PromptState
 from softprompt.store import Prompt
 from softprompt.task import TaskSpec
@@ -75,18 +75,18 @@ def evaluate(
     return score(Predictor(base, spec, prompt, sampling), examples)
 
 
-def score(predictor: Predictor, examples: Sequence[Example]) -> Evaluation:
-    """``evaluate`` for a predictor that is there already."""
+def score(answers: Answers, examples: Sequence[Example]) -> Evaluation:
+    """``evaluate`` for a predictor, or whatever else answers, that is there already."""
     if not examples:
         raise DataError("no examples to evaluate on: the split is empty")
-    before = predictor.encoder.truncated
-    predictions = tuple(sorted(predictor.predict(examples), key=lambda prediction: prediction.index))
-    truncated = predictor.encoder.truncated - before
-    if predictor.spec.kind == "classification":
+    before = answers.truncated
+    predictions = tuple(sorted(answers.predict(examples), key=lambda prediction: prediction.index))
+    truncated = answers.truncated - before
+    if answers.spec.kind == "classification":
         labels = [_label(example) for example in examples]
         predicted = [str(prediction.label) for prediction in predictions]
         main = metrics.accuracy(labels, predicted)
-        others = (metrics.macro_f1(labels, predicted, predictor.spec.labels),)
+        others = (metrics.macro_f1(labels, predicted, answers.spec.labels),)
         return Evaluation(main, others, predictions, tuple(labels), truncated)
     references = [example.references for example in examples]
     completions = [str(prediction.completion) for prediction in predictions]

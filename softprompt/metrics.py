@@ -19,7 +19,7 @@ from softprompt.errors import DataError
 Floats = NDArray[np.float64]
 
 _QUANTILES = (0.025, 0.975)
-_OUT_OF_100 = frozenset({"bleu", "rouge_l"})
+OUT_OF_100 = frozenset({"bleu", "rouge_l"})
 _CELLS_AT_ONCE = 2**22  # resamples times distinct rows that are drawn in one go: 32 MiB
 
 
@@ -41,7 +41,7 @@ class Metric:
         return {"metric": self.name, "value": self.value, "low": self.low, "high": self.high, "n": self.n}
 
     def __str__(self) -> str:
-        digits = 1 if self.name in _OUT_OF_100 else 3
+        digits = 1 if self.name in OUT_OF_100 else 3
         return f"{self.name} {self.value:.{digits}f} [{self.low:.{digits}f}, {self.high:.{digits}f}] n={self.n}"
 
 
@@ -141,34 +141,40 @@ def bleu(
     Raises:
         DataError: no examples, not as many predictions as rows of references, or a row without references.
     """
+    counts = bleu_counts(references, predicted)
+    distinct, repeats = np.unique(counts, axis=0, return_counts=True)
+    return _metric("bleu", lambda weights: bleu_of_counts(weights @ distinct), repeats, resamples, seed)
+
+
+def bleu_counts(references: Sequence[Sequence[str]], predicted: Sequence[str]) -> Floats:
+    """What sacrebleu counts in each of ``n`` rows, ``[n, K]``: two lengths, then matches and totals by n-gram order.
+
+    Raises:
+        DataError: as ``bleu``.
+    """
     _check_references(references, predicted)
-    # effective_order concerns the single rows' scores, which are not used, and keeps sacrebleu from warning about them
-    scorer = import_module("sacrebleu.metrics").BLEU(effective_order=True)
+    scorer = _bleu_scorer()
+    scores = [scorer.sentence_score(output, list(row)) for row, output in zip(references, predicted, strict=True)]
+    return np.array([[one.sys_len, one.ref_len, *one.counts, *one.totals] for one in scores], dtype=np.float64)
+
+
+def bleu_of_counts(sums: Floats) -> Floats:
+    """Corpus BLEU ``[R]``, 0..100, of rows whose counts add up to ``sums [R, K]``."""
+    scorer = _bleu_scorer()
     order: int = scorer.max_ngram_order
-    rows = [
-        _bleu_counts(scorer.sentence_score(output, list(row)))
-        for row, output in zip(references, predicted, strict=True)
-    ]
-    distinct, counts = np.unique(np.array(rows, dtype=np.float64), axis=0, return_counts=True)
-
-    def statistic(weights: Floats) -> Floats:
-        """``[R, rows]`` counts to ``[R]`` BLEU; a row is the two lengths, then matches and totals by n-gram order."""
-        sums = (weights @ distinct).astype(np.int64)
-        return np.array(
-            [
-                scorer.compute_bleu(
-                    correct=[int(count) for count in row[2 : 2 + order]],
-                    total=[int(count) for count in row[2 + order :]],
-                    sys_len=int(row[0]),
-                    ref_len=int(row[1]),
-                    smooth_method=scorer.smooth_method,
-                ).score
-                for row in sums
-            ],
-            dtype=np.float64,
-        )
-
-    return _metric("bleu", statistic, counts, resamples, seed)
+    return np.array(
+        [
+            scorer.compute_bleu(
+                correct=[int(count) for count in row[2 : 2 + order]],
+                total=[int(count) for count in row[2 + order :]],
+                sys_len=int(row[0]),
+                ref_len=int(row[1]),
+                smooth_method=scorer.smooth_method,
+            ).score
+            for row in sums.astype(np.int64)
+        ],
+        dtype=np.float64,
+    )
 
 
 def rouge_l(
@@ -209,13 +215,18 @@ def paired_bootstrap(
         )
     n = len(differences)
     values, counts = np.unique(differences, return_counts=True)
-    sums = np.concatenate([weights @ values for weights in _weights(counts, resamples, seed)])
+    sums = np.concatenate([weights @ values for weights in drawn(counts, resamples, seed)])
     # sums that cancel in exact arithmetic leave rounding dust, which must not count as a side
     sums[np.abs(sums) <= 1e-12 * n * np.abs(values).max()] = 0.0
-    tail = min(int((sums <= 0).sum()), int((sums >= 0).sum()))
-    low, high = np.quantile(sums / n, _QUANTILES)
-    p_value = min(1.0, 2 * (tail + 1) / (resamples + 1))
-    return PairedDifference(float(differences.mean()), float(low), float(high), p_value, n)
+    return difference_of(float(differences.mean()), sums / n, n)
+
+
+def difference_of(difference: float, resampled: Floats, n: int) -> PairedDifference:
+    """``difference`` over ``n`` examples, with the interval and p-value that its values ``[R]`` in resamples give."""
+    tail = min(int((resampled <= 0).sum()), int((resampled >= 0).sum()))
+    low, high = np.quantile(resampled, _QUANTILES)
+    p_value = min(1.0, 2 * (tail + 1) / (len(resampled) + 1))
+    return PairedDifference(difference, float(low), float(high), p_value, n)
 
 
 def expected_calibration_error(confidences: Sequence[float], correct: Sequence[bool], bins: int = 15) -> float:
@@ -226,6 +237,30 @@ def expected_calibration_error(confidences: Sequence[float], correct: Sequence[b
     Raises:
         DataError: no examples, not as many outcomes as confidences, a confidence outside 0..1, or ``bins`` below 1.
     """
+    return float(np.abs(_calibration_gaps(confidences, correct, bins).sum(axis=0)).sum() / len(confidences))
+
+
+def calibration_error(
+    confidences: Sequence[float], correct: Sequence[bool], bins: int = 15, *, resamples: int = 2000, seed: int = 0
+) -> Metric:
+    """``expected_calibration_error`` with its interval; resamples lie higher, as small samples do.
+
+    Raises:
+        DataError: as ``expected_calibration_error``.
+    """
+    gaps = _calibration_gaps(confidences, correct, bins)
+    n = len(gaps)
+    return _metric(
+        "calibration_error",
+        lambda weights: np.abs(weights @ gaps).sum(axis=1) / n,
+        np.ones(n, dtype=np.int64),
+        resamples,
+        seed,
+    )
+
+
+def _calibration_gaps(confidences: Sequence[float], correct: Sequence[bool], bins: int) -> Floats:
+    """``[n, bins]``: of each example, outcome minus confidence, in the column of its bin."""
     _check_lengths(confidences, correct, "confidences", "outcomes")
     if bins < 1:
         raise DataError(f"expected at least 1 bin, got {bins}: the usual number is 15")
@@ -235,9 +270,10 @@ def expected_calibration_error(confidences: Sequence[float], correct: Sequence[b
     if outside.size:
         raise DataError(f"expected confidences between 0 and 1, got {outside[0]}: pass probabilities, not logits")
     edges = np.linspace(0, 1, bins + 1)
+    gaps = np.zeros((len(confidence), bins))
     index = np.searchsorted(edges[1:-1], confidence, side="left")
-    gaps = np.bincount(index, weights=np.asarray(correct, dtype=np.float64) - confidence, minlength=bins)
-    return float(np.abs(gaps).sum() / len(confidence))
+    gaps[np.arange(len(confidence)), index] = np.asarray(correct, dtype=np.float64) - confidence
+    return gaps
 
 
 def _mean_metric(name: str, scores: Sequence[float], resamples: int, seed: int) -> Metric:
@@ -254,12 +290,12 @@ def _metric(
     ``counts[k]`` examples share the distinct row ``k``; ``statistic`` maps ``[R, K]`` such counts to ``[R]`` values.
     """
     value = float(statistic(counts[None].astype(np.float64))[0])
-    samples = np.concatenate([statistic(weights) for weights in _weights(counts, resamples, seed)])
+    samples = np.concatenate([statistic(weights) for weights in drawn(counts, resamples, seed)])
     low, high = np.quantile(samples, _QUANTILES)
     return Metric(name, value, float(low), float(high), int(counts.sum()))
 
 
-def _weights(counts: NDArray[np.int64], resamples: int, seed: int) -> Iterator[Floats]:
+def drawn(counts: NDArray[np.int64], resamples: int, seed: int) -> Iterator[Floats]:
     """How often each of ``K`` distinct rows occurs in each resample: chunks of ``[R, K]`` that add up to ``resamples``.
 
     Drawing ``n`` examples with replacement is one multinomial draw over the distinct rows, which are few for labels.
@@ -274,8 +310,9 @@ def _weights(counts: NDArray[np.int64], resamples: int, seed: int) -> Iterator[F
         yield drawn.astype(np.float64)
 
 
-def _bleu_counts(score: Any) -> list[int]:
-    return [score.sys_len, score.ref_len, *score.counts, *score.totals]
+def _bleu_scorer() -> Any:
+    # effective_order concerns the single rows' scores, which are not used, and keeps sacrebleu from warning about them
+    return import_module("sacrebleu.metrics").BLEU(effective_order=True)
 
 
 def _check_lengths(expected: Sequence[object], got: Sequence[object], left: str, right: str = "predictions") -> None:

@@ -19,6 +19,8 @@ from softprompt.verbalizer import Verbalizer
 # padded tokens of a forward pass without gradient: more of them fall out of the processor's cache
 EVALUATION_TOKENS = 2048
 
+LEARNED_CHUNK = 256  # positions whose logits over the whole vocabulary are held at once where the output layer learns
+
 
 class Objective:
     """Losses and scores of one task on one base model."""
@@ -50,10 +52,23 @@ class Objective:
     def losses_of(self, hidden: Tensor, targets: Tensor, decisions: Tensor) -> Tensor:
         """Negative log-likelihood (nats) of ``targets [N]`` at hidden states ``[N, H]`` that ask ``decisions [N]``."""
         if self.verbalizer is None:
+            if any(weight.requires_grad for weight in self.base.model.get_output_embeddings().parameters()):
+                return self._recomputed_losses(hidden, targets)
             losses: Tensor = _VocabularyCrossEntropy.apply(hidden, targets, self.base)  # type: ignore[no-untyped-call]
             return losses
         columns = torch.searchsorted(self._rows, targets)
         return -self.decision_log_probabilities(hidden, decisions).gather(1, columns[:, None])[:, 0]
+
+    def _recomputed_losses(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        """Cross-entropy over the whole vocabulary, for an output layer that learns: its logits are computed twice."""
+        from torch.utils.checkpoint import checkpoint
+
+        def losses_of_chunk(chunk: Tensor, target: Tensor) -> Tensor:
+            return torch.nn.functional.cross_entropy(self.base.logits(chunk), target, reduction="none")
+
+        # each chunk leaves a gradient as large as the layer: few of them
+        chunks = zip(hidden.split(LEARNED_CHUNK), targets.split(LEARNED_CHUNK), strict=True)
+        return torch.cat([checkpoint(losses_of_chunk, *chunk, use_reentrant=False) for chunk in chunks])
 
     @torch.no_grad()
     def label_log_probabilities(self, prefix: Prefix, items: Sequence[Item]) -> Tensor:

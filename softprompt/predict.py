@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, BinaryIO, Literal, TypeAlias
+from typing import Any, BinaryIO, Literal, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
@@ -43,6 +43,26 @@ class Prediction:
         """The fields that this kind of task has."""
         fields = {"label": self.label, "probabilities": self.probabilities, "completion": self.completion}
         return {"index": self.index, **{name: value for name, value in fields.items() if value is not None}}
+
+
+class Answers(Protocol):
+    """Whatever answers the examples of one task: a prompt, a baseline, another model."""
+
+    @property
+    def spec(self) -> TaskSpec: ...
+
+    @property
+    def truncated(self) -> int:
+        """Texts cut so far, because they were longer than what is read of them."""
+        ...
+
+    def label_log_probabilities(self, examples: Sequence[Example]) -> Tensor:
+        """Log-probabilities ``[examples, C]`` of the labels (classification)."""
+        ...
+
+    def predict(self, examples: Sequence[Example]) -> Iterator[Prediction]:
+        """One prediction for each example, in any order."""
+        ...
 
 
 class Predictor:
@@ -89,6 +109,11 @@ class Predictor:
         prompt.check_base(base)
         return cls(base, prompt.spec, prompt.states, sampling, vote)
 
+    @property
+    def truncated(self) -> int:
+        """Texts cut so far."""
+        return self.encoder.truncated
+
     @cached_property
     def prefix(self) -> Prefix:
         """BOS and prompt, or each of several prompts, computed once."""
@@ -130,9 +155,14 @@ class Predictor:
             for index, text in complete(self.base, self.prefix, texts, self.sampling, EVALUATION_TOKENS):
                 yield Prediction(index, completion=text)
             return
-        for index, row in enumerate(self.label_log_probabilities(examples).exp()):
-            probabilities = dict(zip(self.spec.labels, row.tolist(), strict=True))
-            yield Prediction(index, max(probabilities, key=probabilities.__getitem__), probabilities)
+        yield from likeliest(self.spec, self.label_log_probabilities(examples))
+
+
+def likeliest(spec: TaskSpec, log_probabilities: Tensor) -> Iterator[Prediction]:
+    """Predictions from log-probabilities ``[examples, C]`` of the labels."""
+    for index, row in enumerate(log_probabilities.exp()):
+        probabilities = dict(zip(spec.labels, row.tolist(), strict=True))
+        yield Prediction(index, max(probabilities, key=probabilities.__getitem__), probabilities)
 
 
 class _Lines:

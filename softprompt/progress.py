@@ -102,6 +102,8 @@ class LiveLine:
     def started(self, first_step: int, steps: int, learned: int, frozen: int) -> None:
         self._pace = _Pace(first_step, steps)
         self.noted(f"learning {learned:,} parameters; {frozen:,} stay frozen")
+        if self._row is not None:
+            self._progress.remove_task(self._row)
         self._row = self._progress.add_task(
             "", total=steps, completed=first_step, loss="-", metric="", speed="", left="-"
         )

@@ -9,7 +9,8 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ import torch
 
 from softprompt.base import FrozenLM
 from softprompt.errors import OutputError, PromptFileError, writing
-from softprompt.paths import expanded
+from softprompt.paths import expanded, write_durably
 from softprompt.prefix import PromptState
 from softprompt.task import TaskSpec
 
@@ -152,37 +153,30 @@ def check_free(folder: Path) -> None:
 
 def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
     """Write ``files`` into a new ``folder``, all of them or none; until then they are in a hidden one beside it."""
+    with new_folder(folder) as temporary:
+        for name, content in files.items():
+            write_durably(temporary / name, content)
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """A hidden folder to write into that becomes ``folder`` in the end, or is removed if anything goes wrong.
+
+    Raises:
+        OutputError: ``folder`` is there already, or cannot be written.
+    """
     with writing(folder):
         parent = folder.absolute().parent
         parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=parent))
         try:
-            for name, content in files.items():
-                write_durably(temporary / name, content)
+            yield temporary
             temporary.chmod(0o755)
             if folder.exists():
                 raise OutputError(f"'{folder}' appeared while it was being written: nothing was overwritten")
             temporary.rename(folder)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-
-
-def write_durably(path: Path, content: bytes) -> None:
-    """Write and flush to the disk."""
-    with path.open("wb") as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
-
-
-def replace_file(path: Path, content: bytes) -> None:
-    """Put ``content`` in place of a file: a reader, or a crash, sees the old one or the new one, whole."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        write_durably(temporary, content)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def read_manifest(folder: str | Path) -> dict[str, Any]:

@@ -6,6 +6,7 @@ sandbox nor eat time and memory.
 """
 
 import math
+import re
 import threading
 from collections.abc import Callable, ItemsView, Iterator, KeysView, Mapping, ValuesView
 from functools import wraps
@@ -34,6 +35,10 @@ _CONTAINERS = (list, tuple, dict, set, frozenset, KeysView, ValuesView, ItemsVie
 class Template:
     """A compiled template, in a sandbox that also limits what it makes: a hostile one ends soon, and in little memory.
 
+    Attributes:
+        source: as the user wrote it.
+        names: the columns of the data that it uses, ``text`` among them.
+
     Raises:
         TemplateError: it does not parse, or never uses ``{{ text }}``.
     """
@@ -44,6 +49,7 @@ class Template:
         try:
             tree = self._sandbox.parse(source)
             names = jinja2.meta.find_undeclared_variables(tree)
+            self.names = frozenset(names - set(self._sandbox.globals))
             self._compiled = self._sandbox.from_string(_Metering().visit(tree))
         except Exception as error:  # Jinja2's own, and Python's of what is nested too deep
             # some of Jinja2's add the lines of a file that is none
@@ -73,6 +79,10 @@ class Template:
     def render(self, example: Example) -> str:
         """The filled-in template as plain text."""
         return unmarked(self.render_marked(example))
+
+    def fields(self, example: Example) -> list[str]:
+        """What the filled-in template has from the data, without the template's own words."""
+        return re.findall(f"{FIELD_START}(.*?){FIELD_END}", self.render_marked(example), re.DOTALL)
 
 
 class _Meter(threading.local):

@@ -10,8 +10,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-import torch
-
 from softprompt.base import FrozenLM
 from softprompt.batch import Batch, Encoder, Item, budgeted, collate, epoch_batches
 from softprompt.checkpoint import Checkpoint
@@ -24,6 +22,7 @@ from softprompt.objective import EVALUATION_TOKENS, Objective
 from softprompt.prefix import Prefix, PromptState, make_prefix
 from softprompt.recompute import recomputing
 from softprompt.task import Task
+from softprompt.validation import Validation
 
 # what prompts that learn together have in common: these decide when something happens, or for how many at once
 SHARED = (
@@ -276,7 +275,7 @@ def forward_passes(
         yield chunk, owners, prefix, batch
 
 
-def _evaluate(learner: Learner, validation: "Validation", observer: Observer, last: bool) -> bool:
+def _evaluate(learner: Learner, validation: Validation, observer: Observer, last: bool) -> bool:
     """Score a learner on validation; whether its loss there is a number."""
     candidate = learner.candidate()
     value, loss = validation.score(candidate)
@@ -350,38 +349,6 @@ class Order:
             self._batches = epoch_batches(self._lengths, self._config.batch_size, self._config.seed, epoch)
             self._epoch = epoch
         return self._batches[index]
-
-
-class Validation:
-    """The validation examples, tokenised once, and how a prompt does on them."""
-
-    def __init__(self, task: Task, encoder: Encoder, objective: Objective, config: TrainConfig) -> None:
-        examples = list(task.validation)
-        if len(examples) > config.validation_limit:
-            chosen = torch.randperm(len(examples), generator=torch.Generator().manual_seed(0))
-            examples = [examples[index] for index in sorted(chosen[: config.validation_limit].tolist())]
-        self._objective = objective
-        self.metric = "accuracy" if encoder.verbalizer is not None else "negative loss"
-        if encoder.verbalizer is not None:
-            self._items = encoder.scoring_items(examples)
-            self._gold = torch.tensor([task.spec.label_index[str(example.label)] for example in examples])
-        else:
-            self._items = encoder.training_items(examples)
-
-    @torch.no_grad()
-    def score(self, state: PromptState) -> tuple[float, float]:
-        """The metric, more being better, and the loss (nats an example, or a target token)."""
-        prefix = make_prefix(self._objective.base, state)
-        if self._objective.verbalizer is not None:
-            scores = self._objective.label_log_probabilities(prefix, self._items)
-            correct = int((scores.argmax(1) == self._gold).sum())
-            return correct / len(self._gold), float(-scores.gather(1, self._gold[:, None]).mean())
-        total, count = 0.0, 0
-        for chunk in budgeted(self._items, EVALUATION_TOKENS):
-            batch = collate(chunk, self._objective.base.device)
-            total += self._objective.losses(prefix, batch).sum().item()
-            count += len(batch.targets)
-        return -total / count, total / count
 
 
 __all__ = [

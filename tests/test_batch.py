@@ -89,6 +89,24 @@ class TestItems:
         with pytest.raises(TemplateError, match="the template gives an empty text for an example"):
             encoder(classification("{{ text | trim }}")).text_ids([Example("a"), Example("  ")])
 
+    @pytest.mark.parametrize("family", ["llama", "bart"])
+    def test_question_items_ask_once_at_the_end(self, family: str) -> None:
+        made = encoder(classification(), family=family)
+        examples = [Example("the cat"), Example("a")]
+        asked = made.question_items(examples)
+        assert [item.ids for item in asked] == made.inputs(examples)
+        for item in asked:
+            read = item.decoder_ids or item.ids
+            assert (item.positions, item.targets) == ((len(read) - 1,), ())
+            assert item.decoder_ids == made.base.frame.start
+
+    @pytest.mark.parametrize(("family", "answer_room", "around"), [("llama", 20, 21), ("bart", 20, 1)])
+    def test_spare_is_what_prompt_text_and_answer_leave(self, family: str, answer_room: int, around: int) -> None:
+        made = encoder(generation(), prompt_length=4, answer_room=answer_room, family=family)
+        assert made.spare(30) == CONTEXT - around - 4 - 30
+        assert encoder(classification(), answer_room=answer_room).spare(30) == CONTEXT - 1 - 4 - 30
+        assert encoder(generation(), family="t5").spare(30) is None
+
 
 class TestTruncation:
     def test_only_the_text_is_cut_and_counted(self) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import pytest
 import torch
 from tiny import FAMILIES as EVERY_FAMILY
-from tiny import NOT_SHARING, as_state, plain_logits, random_prompt, tiny_base
+from tiny import NOT_SHARING, as_state, plain_logits, random_prompt, tiny_base, tiny_model, tiny_tokenizer
 from torch import Tensor
 
 from softprompt import objective as objective_module
@@ -156,3 +156,20 @@ def test_the_generation_loss_is_the_same_without_gradient() -> None:
     assert with_gradient.requires_grad
     assert not without.requires_grad
     assert torch.equal(with_gradient.detach(), without)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "cohere"])
+def test_an_output_layer_that_learns_gets_its_gradient(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(objective_module, "LEARNED_CHUNK", 2)
+    base = FrozenLM(tiny_model(family), tiny_tokenizer(family), "tiny")
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(5, base.embedding_size, generator=generator).requires_grad_()
+    targets = torch.tensor([3, 1, 4, 1, 5])
+    frozen = Objective(base, None).losses_of(hidden, targets, targets)
+    weight = base.model.get_output_embeddings().weight.requires_grad_()
+    learning = Objective(base, None).losses_of(hidden, targets, targets)
+    plain = torch.nn.functional.cross_entropy(base.logits(hidden), targets, reduction="none")
+    torch.testing.assert_close(learning, plain)
+    torch.testing.assert_close(learning, frozen)
+    found, expected = (torch.autograd.grad(one.square().sum(), (hidden, weight)) for one in (learning, plain))
+    torch.testing.assert_close(found, expected)

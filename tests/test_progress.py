@@ -146,6 +146,13 @@ class TestLiveLine:
         assert not line._progress.live.is_started
         assert terminal.getvalue().count(SHOW) == terminal.getvalue().count(HIDE)
 
+    def test_of_a_second_run_stands_alone(self, terminal: Terminal) -> None:
+        line = LiveLine(terminal)
+        for _ in range(2):
+            told(line)
+            line.finished()
+        assert len(line._progress.tasks) == 1
+
     def test_finished_before_it_started(self, terminal: Terminal) -> None:
         LiveLine(terminal).finished()
         assert terminal.getvalue() == ""

@@ -87,6 +87,15 @@ class TestTemplate:
             print(Template("{{ text }} " + escape).render(Example("a")))
         assert "\n" not in str(caught.value)
 
+    def test_names_are_the_columns_that_it_uses(self) -> None:
+        source = "{% for i in range(2) %}{{ title }}{% endfor %} {{ text|lower }}{% if n %}!{% endif %}"
+        assert Template(source).names == {"text", "title", "n"}
+
+    def test_fields_are_what_comes_from_the_data(self) -> None:
+        template = Template("Title: {{ title|upper }}\nText: {{ text }}\nLabel:")
+        example = Example("two\nlines", columns={"title": "x", "other": "unused"})
+        assert template.fields(example) == ["X", "two\nlines"]
+
 
 class TestHostileTemplates:
     """They end at once, whatever they try; the alarm is for the day when one does not."""

@@ -17,6 +17,8 @@ from softprompt.prefix import PromptState
 from softprompt.task import TaskSpec
 from softprompt.verbalizer import answer_ids, plain_ids
 
+GAP = "\n\n"  # between instruction, examples and text
+
 
 def written_prompt(
     base: FrozenLM, spec: TaskSpec, instruction: str = "", shots: Sequence[Example] = ()
@@ -25,17 +27,25 @@ def written_prompt(
 
     Each example is the filled-in template with its answer; a blank line stands between the parts.
     """
-    encoder = Encoder(base, spec, 0)
-    gap = plain_ids(base.tokenizer, "\n\n")
     ids: list[int] = []
     if instruction:
-        ids += plain_ids(base.tokenizer, instruction) + gap
-    for shot, text in zip(shots, encoder.text_ids(shots), strict=True):
-        ids += [*text, *answer_ids(base.tokenizer, spec, _answer(spec, shot)), *gap]
+        ids += plain_ids(base.tokenizer, instruction) + plain_ids(base.tokenizer, GAP)
+    for shot in solved(Encoder(base, spec, 0), shots):
+        ids += shot
     if not ids:
         return None
     with torch.no_grad():
         return PromptState.of_embeddings(base.embed(torch.tensor(ids, device=base.device)).float())
+
+
+def solved(encoder: Encoder, shots: Sequence[Example]) -> list[list[int]]:
+    """Token ids of each example with its answer, and the gap behind it."""
+    spec, tokenizer = encoder.spec, encoder.base.tokenizer
+    gap = plain_ids(tokenizer, GAP)
+    return [
+        [*text, *answer_ids(tokenizer, spec, _answer(spec, shot)), *gap]
+        for shot, text in zip(shots, encoder.text_ids(shots), strict=True)
+    ]
 
 
 def choose_shots(examples: Sequence[Example], count: int, seed: int) -> list[Example]:
@@ -44,8 +54,7 @@ def choose_shots(examples: Sequence[Example], count: int, seed: int) -> list[Exa
     Raises:
         DataError: there are fewer than ``count``.
     """
-    if count > len(examples):
-        raise DataError(f"{count} examples wanted for the written prompt, but the training split has {len(examples)}")
+    check_enough(examples, count)
     shuffled = list(examples)
     generator = random.Random(seed)
     generator.shuffle(shuffled)
@@ -57,6 +66,12 @@ def choose_shots(examples: Sequence[Example], count: int, seed: int) -> list[Exa
     chosen = sorted(range(len(shuffled)), key=lambda i: order[i])[:count]
     generator.shuffle(chosen)
     return [shuffled[i] for i in chosen]
+
+
+def check_enough(examples: Sequence[Example], count: int) -> None:
+    """Raise DataError if there are fewer than ``count``."""
+    if count > len(examples):
+        raise DataError(f"{count} examples wanted for the written prompt, but the training split has {len(examples)}")
 
 
 def _answer(spec: TaskSpec, example: Example) -> str:

@@ -1,0 +1,95 @@
+"""Intervals over examples and seeds, and differences between methods that were scored on the same examples.
+
+A resample draws examples with replacement, the same for all methods, and each method's seeds with replacement, for each
+method anew; a method's value is the mean over its drawn seeds of the metric on the drawn examples. The 2.5% and 97.5%
+quantiles of the values bound the interval, as in metrics.py. Shapes: ``S`` seeds, ``n`` examples, ``K`` counts, ``R``
+resamples.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from softprompt.metrics import Floats, PairedDifference, bleu_counts, bleu_of_counts, difference_of, drawn
+
+RESAMPLES = 2000
+_QUANTILES = (0.025, 0.975)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What the runs of one method scored on the same examples, in a form that resamples can add up.
+
+    Attributes:
+        counts: ``[S, n, K]``.
+        value: sums of counts over ``n`` examples, ``[R, K]``, and ``n`` itself, to values of the metric ``[R]``.
+    """
+
+    counts: Floats
+    value: Callable[[Floats, int], Floats]
+
+    @property
+    def means(self) -> Floats:
+        """The metric of each seed ``[S]``."""
+        return self.value(self.counts.sum(axis=1), self.counts.shape[1])
+
+
+@dataclass(frozen=True)
+class Interval:
+    """Mean over seeds with its 95% interval; standard deviation over seeds (``None`` with one)."""
+
+    mean: float
+    deviation: float | None
+    low: float
+    high: float
+
+
+def accuracy_scores(gold: Sequence[str], runs: Sequence[Sequence[str]]) -> Scores:
+    """``runs``: the labels that each seed predicted, in the order of ``gold``."""
+    hits = [[[float(a == b)] for a, b in zip(gold, predicted, strict=True)] for predicted in runs]
+    return Scores(np.array(hits), lambda sums, n: sums[:, 0] / n)
+
+
+def bleu_scores(references: Sequence[Sequence[str]], runs: Sequence[Sequence[str]]) -> Scores:
+    """``runs``: the completions that each seed gave, in the order of ``references``."""
+    counts = np.stack([bleu_counts(references, predicted) for predicted in runs])
+    return Scores(counts, lambda sums, _: bleu_of_counts(sums))
+
+
+def resampled(scores: Mapping[str, Scores], resamples: int = RESAMPLES, seed: int = 0) -> dict[str, Floats]:
+    """Each method's value in each resample ``[R]``."""
+    if not scores:
+        return {}
+    n = next(iter(scores.values())).counts.shape[1]
+    flat = [one.counts.transpose(1, 0, 2).reshape(n, -1) for one in scores.values()]
+    # examples on which all runs of all methods scored alike are one row, drawn as often as there are of them
+    distinct, repeats = np.unique(np.concatenate(flat, axis=1), axis=0, return_counts=True)
+    columns = np.split(distinct, np.cumsum([one.shape[1] for one in flat])[:-1], axis=1)
+    generator = np.random.default_rng([seed, 1])
+    values: dict[str, list[Floats]] = {name: [] for name in scores}
+    for weights in drawn(repeats, resamples, seed):
+        for (name, one), own in zip(scores.items(), columns, strict=True):
+            seeds, _, width = one.counts.shape
+            sums = (weights @ own).reshape(len(weights), seeds, width)
+            by_seed = np.stack([one.value(sums[:, index], n) for index in range(seeds)], axis=1)
+            shares = generator.multinomial(seeds, np.full(seeds, 1 / seeds), size=len(weights)) / seeds
+            values[name].append((by_seed * shares).sum(axis=1))
+    return {name: np.concatenate(parts) for name, parts in values.items()}
+
+
+def interval(scores: Scores, values: Floats) -> Interval:
+    """``values``: of the method in the resamples."""
+    means = scores.means
+    low, high = np.quantile(values, _QUANTILES)
+    deviation = float(means.std(ddof=1)) if len(means) > 1 else None
+    return Interval(float(means.mean()), deviation, float(low), float(high))
+
+
+def paired(one: Scores, other: Scores, values: Floats, other_values: Floats) -> PairedDifference:
+    """One method minus another, mean over seeds; ``values`` and ``other_values`` are of the same resamples."""
+    differences = values - other_values
+    # sums that cancel in exact arithmetic leave rounding dust, which must not count as a side
+    differences[np.abs(differences) <= 1e-12 * max(1.0, float(np.abs(values).max()))] = 0.0
+    difference = float(one.means.mean() - other.means.mean())
+    return difference_of(difference, differences, one.counts.shape[1])

@@ -1,0 +1,122 @@
+"""A comparison, and one over model sizes, as lines of plain text."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from softprompt.recommend import OUT_OF_100, size
+from softprompt.report_text import table
+from softprompt.results import Row, Study
+from softprompt.scale import Scale
+
+TASK_COUNTS = (1, 10, 100, 1000)
+
+
+def study_lines(study: Study, out: Path) -> list[str]:
+    """The recommendation, what was measured, and where it lies."""
+    advice = study.recommendation
+    scored = [row for row in study.rows if row.mean is not None]
+    lines = [
+        study.title,
+        "",
+        advice.sentence,
+        *(f"  {reason}" for reason in advice.reasons),
+        "",
+        *table(_quality(study)),
+        "",
+        *table(_measured(_beyond(study, scored))),
+        "",
+        *table(_measured(_cost(study, scored))),
+        "",
+        *table(_memory(scored)),
+        "memory = base + tasks x task where tasks share the base model, tasks x all of it where each has a model of "
+        "its own",
+    ]
+    lines += [f"{row.method} failed ({row.failed} of its seeds): {row.error}" for row in study.rows if row.failed]
+    return [*lines, "", *(f"note: {note}" for note in study.notes), f"results are in {out}"]
+
+
+def _measured(rows: list[list[str]]) -> list[list[str]]:
+    """The table without columns in which no method has anything."""
+    kept = [place for place in range(len(rows[0])) if any(row[place] != "-" for row in rows[1:])]
+    return [[row[place] for place in kept] for row in rows]
+
+
+def _quality(study: Study) -> list[list[str]]:
+    heading = ["method", f"{study.metric} [95% interval]", "seeds", "deviation", "minus the best", "p"]
+    found = [heading + ["minus the current"] * (study.current is not None)]
+    for row in study.rows:
+        cells = [row.method, _figure(study.metric, row), str(len(row.seeds)), _value(study.metric, row.deviation)]
+        cells.append(_gap(study.metric, row.against_best))
+        cells.append(f"{row.against_best['p_value']:.3f}" if row.against_best else "-")
+        if study.current is not None:
+            cells.append(_gap(study.metric, row.against_current))
+        found.append(cells)
+    return found
+
+
+def _beyond(study: Study, rows: Sequence[Row]) -> list[list[str]]:
+    found = [["method", "calibration error", "other domain", "perplexity of neutral text, before -> after"]]
+    for row in rows:
+        kept = row.forgetting
+        error = "-" if row.calibration_error is None else f"{row.calibration_error:.3f}"
+        perplexity = f"{kept.before:.2f} -> {kept.after:.2f}" if kept else "-"
+        found.append([row.method, error, _value(study.metric, row.shift), perplexity])
+    return found
+
+
+def _cost(study: Study, rows: Sequence[Row]) -> list[list[str]]:
+    price = study.price_per_hour
+    heading = ["method", "learned", "stored", "training s", "search s", "peak memory"]
+    heading += ["added tokens", "p50 ms", "p95 ms", "examples/s", *(["per million"] if price is not None else [])]
+    found = [heading]
+    for row in rows:
+        cost, speed, cells = row.cost, row.speed, [row.method]
+        if cost is None:
+            cells += ["-"] * 5
+        else:
+            peak = "-" if cost.peak_memory_bytes is None else size(cost.peak_memory_bytes)
+            cells += [f"{cost.trained_parameters:,}", size(cost.stored_bytes), f"{cost.training_seconds:.1f}"]
+            cells += [f"{cost.search_seconds:.1f}", peak]
+        if speed is None:
+            cells += ["-"] * 4
+        else:
+            cells += [f"{speed.added_tokens:.0f}", f"{speed.p50_ms:.1f}", f"{speed.p95_ms:.1f}"]
+            cells.append(f"{speed.examples_per_second:.0f}")
+        if price is not None:
+            cells.append("-" if speed is None else f"{speed.cost_per_million(price):.2f}")
+        found.append(cells)
+    return found
+
+
+def _memory(rows: Sequence[Row]) -> list[list[str]]:
+    counted = [f"{count:,} task{'s' if count > 1 else ''}" for count in TASK_COUNTS]
+    sizes = [[row.method, *(size(row.cost.memory_for(n)) for n in TASK_COUNTS)] for row in rows if row.cost is not None]
+    return [["memory for", *counted], *sizes]
+
+
+def scale_lines(scale: Scale, out: Path) -> list[str]:
+    """Each model's scores, and how far the first method is from the others."""
+    others = [name for name in scale.methods if name != scale.methods[0]]
+    rows = [["model", "parameters", *scale.methods, *(f"{scale.methods[0]} minus {name}" for name in others)]]
+    for point in scale.points:
+        figures = [_figure(scale.metric, point.rows[name]) for name in scale.methods]
+        gaps = [_gap(scale.metric, point.gaps.get(name)) for name in others]
+        rows.append([point.model, f"{point.parameters:,}", *figures, *gaps])
+    return [*table(rows), "", scale.sentence, f"results are in {out}, each model's in a folder of its own"]
+
+
+def _figure(metric: str, row: Row) -> str:
+    if row.mean is None:
+        return "failed"
+    return f"{_value(metric, row.mean)} [{_value(metric, row.low)}, {_value(metric, row.high)}]"
+
+
+def _gap(metric: str, gap: Mapping[str, float | int] | None) -> str:
+    if gap is None:
+        return "-"
+    value, low, high = (_value(metric, gap[key], "+") for key in ("difference", "low", "high"))
+    return f"{value} [{low}, {high}]"
+
+
+def _value(metric: str, value: float | None, sign: str = "") -> str:
+    return "-" if value is None else f"{value:{sign}.{1 if metric in OUT_OF_100 else 3}f}"

@@ -1,0 +1,49 @@
+"""A comparison as a page to read, as Markdown to commit, and as JSON to compute with.
+
+``document`` says what a page holds, ``html`` and ``markdown`` how it looks, ``charts`` draws; ``study`` is the page of
+a comparison. None of it needs PyTorch.
+"""
+
+from pathlib import Path
+
+from softprompt.errors import writing
+from softprompt.paths import expanded, replace_file
+from softprompt.report.document import Block, Document, Figure, Fold
+from softprompt.report.html import page, standalone
+from softprompt.report.markdown import markdown
+from softprompt.report.study import document
+from softprompt.results import Study
+
+
+def write_report(study: Study, out: str | Path, *, figures: bool = False) -> list[Path]:
+    """Write ``report.html``, ``report.md`` and ``report.json`` into ``out``, each in place of an older one.
+
+    With ``figures``, the charts too, as ``figures/NAME.svg``, and the Markdown shows them. Every file is put in place
+    whole, after all have been made.
+
+    Raises:
+        OutputError: a file cannot be written.
+    """
+    out = expanded(out)
+    report = document(study)
+    contents = {"report.json": study.model_dump_json(indent=2) + "\n"} | pages(report, "report", figures)
+    written = []
+    for name, content in contents.items():
+        path = out / name
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            replace_file(path, content.encode())
+        written.append(path)
+    return written
+
+
+def pages(report: Document, name: str, figures: bool = False) -> dict[str, str]:
+    """A document as files: ``NAME.html``, ``NAME.md``, and with ``figures`` its charts."""
+    found = [figure for section in report.sections for figure in _figures(section.blocks)] if figures else []
+    drawings = {f"figures/{figure.name}.svg": standalone(figure) for figure in found}
+    return {f"{name}.html": page(report), f"{name}.md": markdown(report, figures), **drawings}
+
+
+def _figures(blocks: tuple[Block, ...]) -> list[Figure]:
+    inner = [figure for block in blocks if isinstance(block, Fold) for figure in _figures(block.blocks)]
+    return [block for block in blocks if isinstance(block, Figure)] + inner

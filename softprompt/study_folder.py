@@ -1,0 +1,168 @@
+"""The folder of a comparison: results as they land, and what an unfinished one needs to go on.
+
+    setup.json             what all results have in common; another setup is refused
+    results/NAME-SEED.json one result each, immutable
+    learning/NAME.json     what is known of a method that is not finished: steps that fit the time, trials, seeds begun
+    learning/NAME/         of its unfinished run
+    artifacts/NAME/        what one task needs to be deployed, of the seed that is best on validation (--keep)
+    study.json             all of it, once every method is finished
+
+Every file is written beside its place and renamed: it is there whole or not at all.
+"""
+
+import json
+import shutil
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Self
+
+from filelock import FileLock, Timeout
+from pydantic import ValidationError
+
+from softprompt.checkpoint import differences
+from softprompt.errors import DataError, OutputError, writing
+from softprompt.results import Result, Study
+from softprompt.store import replace_file
+
+SETUP_FILE, STUDY_FILE, LOCK_FILE = "setup.json", "study.json", ".lock"
+
+
+class StudyFolder:
+    """A comparison's folder, for this process alone within ``with``."""
+
+    def __init__(self, path: Path, setup: Mapping[str, Any]) -> None:
+        """``setup``: what must be the same in all results, as JSON has it."""
+        self.path = path
+        self._setup: dict[str, Any] = json.loads(json.dumps(setup))
+        self._lock = FileLock(path / LOCK_FILE)
+
+    def __enter__(self) -> Self:
+        """Take the folder, or begin it.
+
+        Raises:
+            OutputError: it holds something else, results of another setup, or another process has it.
+        """
+        check_study_folder(self.path)
+        with writing(self.path):
+            for name in ("results", "learning"):
+                (self.path / name).mkdir(parents=True, exist_ok=True)
+            try:
+                self._lock.acquire(timeout=0)
+            except Timeout as error:
+                raise OutputError(
+                    f"another process is comparing in '{self.path}' now: wait until it ends, or give another --out"
+                ) from error
+        try:
+            self._check_setup()
+        except BaseException:
+            self._lock.release()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with suppress(OSError):
+            (self.path / LOCK_FILE).unlink()
+        self._lock.release()
+
+    def result(self, name: str, seed: int) -> Result | None:
+        """What landed of a method's seed, if anything.
+
+        Raises:
+            DataError: the file is damaged.
+        """
+        path = self._result_path(name, seed)
+        try:
+            return Result.model_validate_json(path.read_bytes())
+        except FileNotFoundError:
+            return None
+        except (OSError, ValidationError) as error:
+            raise DataError(
+                f"'{path}' is damaged: expected the result of a comparison; remove it, and it is measured again"
+            ) from error
+
+    def land(self, result: Result) -> None:
+        """Keep a result: whole or not at all."""
+        self._write(self._result_path(result.method, result.seed), result.model_dump_json(indent=1))
+
+    def notes(self, name: str) -> dict[str, Any]:
+        """What is known of a method that is being learned."""
+        try:
+            known: dict[str, Any] = json.loads(self._notes_path(name).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return known
+
+    def note(self, name: str, **changes: Any) -> None:
+        """Add to ``notes``; ``None`` takes away."""
+        notes = {key: value for key, value in (self.notes(name) | changes).items() if value is not None}
+        self._write(self._notes_path(name), json.dumps(notes, indent=1))
+
+    def unfinished(self, name: str) -> Path:
+        """The folder of a method's unfinished run."""
+        return self.path / "learning" / file_name(name)
+
+    def drop_unfinished(self, name: str) -> None:
+        """The run is finished."""
+        shutil.rmtree(self.unfinished(name), ignore_errors=True)
+
+    def scratch(self) -> Path:
+        """A place for a new folder; what an earlier process left there is gone."""
+        path = self.path / "learning" / ".saving"
+        shutil.rmtree(path, ignore_errors=True)
+        return path
+
+    def artifact(self, name: str) -> Path:
+        """Where the best of a method is kept."""
+        return self.path / "artifacts" / file_name(name)
+
+    def keep(self, name: str, saved: Path) -> None:
+        """Put the folder ``saved`` in the place of a method's artifact."""
+        place = self.artifact(name)
+        with writing(place):
+            place.parent.mkdir(exist_ok=True)
+            shutil.rmtree(place, ignore_errors=True)
+            saved.rename(place)
+
+    def finish(self, study: Study) -> None:
+        """Keep the study."""
+        self._write(self.path / STUDY_FILE, study.model_dump_json(indent=1))
+
+    def _check_setup(self) -> None:
+        path = self.path / SETUP_FILE
+        try:
+            setup = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            self._write(path, json.dumps(self._setup, indent=1))
+            return
+        except ValueError as error:
+            raise OutputError(f"'{path}' is damaged: {error}; give another --out") from error
+        if differing := differences(setup, self._setup):
+            raise OutputError(
+                f"'{self.path}' holds results of another comparison ({'; '.join(differing)}): give the same model, "
+                "data and settings to go on with it, or another --out"
+            )
+
+    def _result_path(self, name: str, seed: int) -> Path:
+        return self.path / "results" / f"{file_name(name)}-{seed}.json"
+
+    def _notes_path(self, name: str) -> Path:
+        return self.path / "learning" / f"{file_name(name)}.json"
+
+    def _write(self, path: Path, text: str) -> None:
+        with writing(path):
+            replace_file(path, text.encode() + b"\n")
+
+
+def check_study_folder(path: Path) -> None:
+    """Raise OutputError if ``path`` is taken by something else than a comparison."""
+    if path.exists() and not path.is_dir():
+        raise OutputError(f"'{path}' is a file: expected a folder for the comparison, give another --out")
+    taken = path.is_dir() and any(one.name not in ("results", "learning", LOCK_FILE) for one in path.iterdir())
+    if taken and not (path / SETUP_FILE).is_file():
+        raise OutputError(f"'{path}' holds something else than a comparison: give another --out, or remove it first")
+
+
+def file_name(method: str) -> str:
+    """A method's name as a file's: what some file systems do not take is left out."""
+    return "".join(character if character.isalnum() or character in "-_.=" else "_" for character in method)

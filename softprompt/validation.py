@@ -1,0 +1,61 @@
+"""How a prompt, or whatever answers, does on the validation examples: the figures that choose the best."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from softprompt.batch import Encoder, Item, budgeted, collate
+from softprompt.config import TrainConfig
+from softprompt.data import Example
+from softprompt.objective import EVALUATION_TOKENS, Objective
+from softprompt.prefix import Prefix, PromptState, make_prefix
+from softprompt.task import Task, TaskSpec
+
+
+class Validation:
+    """The validation examples, tokenised once, and how a prompt does on them."""
+
+    def __init__(self, task: Task, encoder: Encoder, objective: Objective, config: TrainConfig) -> None:
+        self._objective, self._spec = objective, task.spec
+        self._examples = validation_examples(task, config.validation_limit)
+        self.metric = "accuracy" if encoder.verbalizer is not None else "negative loss"
+        items = encoder.training_items if encoder.verbalizer is None else encoder.scoring_items
+        self._items = items(self._examples)
+
+    @torch.no_grad()
+    def score(self, state: PromptState | None) -> tuple[float, float]:
+        """The metric, more being better, and the loss (nats an example, or a target token)."""
+        prefix = make_prefix(self._objective.base, state)
+        if self._objective.verbalizer is None:
+            loss = mean_loss(self._objective, prefix, self._items)
+            return -loss, loss
+        scores = self._objective.label_log_probabilities(prefix, self._items)
+        return accuracy_and_loss(scores, self._examples, self._spec)
+
+
+def validation_examples(task: Task, limit: int) -> list[Example]:
+    """At most ``limit`` of the validation examples, the same ones every time."""
+    examples = list(task.validation)
+    if len(examples) <= limit:
+        return examples
+    chosen = torch.randperm(len(examples), generator=torch.Generator().manual_seed(0))
+    return [examples[index] for index in sorted(chosen[:limit].tolist())]
+
+
+def accuracy_and_loss(scores: Tensor, examples: Sequence[Example], spec: TaskSpec) -> tuple[float, float]:
+    """Of log-probabilities ``[examples, C]``: the share of right labels, and the mean loss (nats)."""
+    gold = torch.tensor([spec.label_index[str(example.label)] for example in examples])
+    correct = int((scores.argmax(1) == gold).sum())
+    return correct / len(gold), float(-scores.gather(1, gold[:, None]).mean())
+
+
+@torch.no_grad()
+def mean_loss(objective: Objective, prefix: Prefix, items: Sequence[Item]) -> float:
+    """Mean loss (nats) of the target tokens of ``items`` behind ``prefix``."""
+    total, count = 0.0, 0
+    for chunk in budgeted(items, EVALUATION_TOKENS):
+        batch = collate(chunk, objective.base.device)
+        total += objective.losses(prefix, batch).sum().item()
+        count += len(batch.targets)
+    return total / count
