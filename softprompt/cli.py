@@ -36,6 +36,7 @@ from softprompt.cli_doctor import doctor
 from softprompt.cli_export import export, import_command
 from softprompt.cli_multitask import multitask
 from softprompt.cli_similar import similar
+from softprompt.cli_store import STORE_VERBS
 from softprompt.errors import ConfigError, DataError, SoftpromptError
 
 if TYPE_CHECKING:
@@ -354,19 +355,7 @@ def predict(
         say(note)
 
 
-@cli.command()
-@click.argument("prompt_folder", type=GIVEN, metavar="PROMPT")
-@json_option
-def show(prompt_folder: str, as_json: bool) -> None:
-    """Tell what is known of a saved prompt."""
-    from softprompt.report_text import prompt_lines
-    from softprompt.store import load_prompt
-
-    prompt = load_prompt(prompt_folder)
-    print_result(prompt.manifest(), prompt_lines(prompt), as_json)
-
-
-for verb in (doctor, export, import_command, multitask, similar):
+for verb in (doctor, export, import_command, multitask, similar, *STORE_VERBS):
     cli.add_command(verb)
 
 
