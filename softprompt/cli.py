@@ -250,7 +250,10 @@ def evaluate_command(
     as_json: bool,
     **model: Any,
 ) -> None:
-    """Score a prompt, saved or written, on data."""
+    """Score a prompt, saved or written, on data.
+
+    PROMPT is its folder, or STORE#NAME@VERSION or STORE#NAME@ALIAS in a store.
+    """
     from softprompt.data import read_splits
     from softprompt.report_text import evaluation_lines
     from softprompt.task import Task
@@ -317,6 +320,8 @@ def predict(
     **sampling: Any,
 ) -> None:
     """Answer texts, or JSONL on standard input.
+
+    PROMPT is its folder, or STORE#NAME@VERSION or STORE#NAME@ALIAS in a store.
 
     A row of JSONL has "text", and whatever other columns the template uses.
 

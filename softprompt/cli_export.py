@@ -28,6 +28,8 @@ FORM = click.Choice(["npy"])
 def export(prompt_folder: str, form: str, out: Path, as_json: bool) -> None:
     """Write a saved prompt in the format of others.
 
+    PROMPT is its folder, or STORE#NAME@VERSION or STORE#NAME@ALIAS in a store.
+
     npy: float32, one row a virtual token, in the scale in which the model's first layer sees token embeddings.
     """
     from softprompt.export import FORMATS

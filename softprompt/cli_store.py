@@ -58,7 +58,7 @@ def list_command(store: str | None, name: str | None, as_json: bool) -> None:
 def show(prompt_place: str, as_json: bool) -> None:
     """Tell what is known of a saved prompt.
 
-    PROMPT is its folder, or [STORE#]NAME@VERSION or [STORE#]NAME@ALIAS; then its place in the store is told too.
+    PROMPT is its folder, or STORE#NAME@VERSION or STORE#NAME@ALIAS; then its place in the store is told too.
     """
     from softprompt.references import LATEST, Reference, is_reference
     from softprompt.report_store import place_lines

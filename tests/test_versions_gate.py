@@ -61,12 +61,10 @@ class TestVerdict:
         assert judged([True] * 10, [False] + [True] * 9).passed
 
     def test_it_is_paired(self) -> None:
-        """Of 80 and 75 in 100 right, the same ones are significantly fewer, others are not."""
+        """80 and then 73 of 100 right: of the same ones that is significantly fewer, of others it is not."""
         before = [True] * 80 + [False] * 20
         assert not judged(before, [True] * 73 + [False] * 27).passed
-        assert judged(before, [False] * 22 + [True] * 73 + [False] * 5).passed is False
-        mixed = [True] * 60 + [False] * 20 + [True] * 13 + [False] * 7
-        assert judged(before, mixed).passed
+        assert judged(before, [False] * 22 + [True] * 73 + [False] * 5).passed
 
     def test_significance(self) -> None:
         before, now = [True] * 100, [False] * 6 + [True] * 94

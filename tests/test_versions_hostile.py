@@ -7,6 +7,7 @@ import os
 import time
 import zipfile
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save
 from saved import a_prompt, with_manifest
+from tiny import tiny_base
 
 from softprompt.artifacts import Artifacts
 from softprompt.errors import PromptFileError, SoftpromptError, StoreError
+from softprompt.predict import Predictor
+from softprompt.prefix import PromptState
 from softprompt.records import Marker, Move, Version
 from softprompt.report_text import prompt_lines
 from softprompt.store import MANIFEST_FILE, TENSOR_FILE, Prompt, load_prompt, prompt_of
@@ -186,6 +190,25 @@ class TestKindsOfFiles:
         many = {f"f{index}": {**facts, "size": 1} for index in range(65)}
         with pytest.raises(ValueError, match="files: Dictionary should have at most 64 items"):
             Version.from_bytes(json.dumps({**values, "files": many}).encode())
+
+
+@pytest.mark.parametrize(
+    "shapes", [[(2, 2, 3, 8)], [(2, 2, 3, 8)] * 9, [(2, 1, 3, 8)] * 2, [(2, 2, 3, 5)] * 2], ids=str
+)
+def test_keys_and_values_of_another_shape_than_the_base_has(shapes: list[tuple[int, ...]]) -> None:
+    base = tiny_base("llama")
+    state = PromptState("key_values", tuple(torch.zeros(shape) for shape in shapes))
+    prompt = replace(a_prompt(), states=(state,), base_fingerprint=base.fingerprint)
+    loaded = prompt_of(prompt.files(), "it")
+    with pytest.raises(PromptFileError, match=r"keys and values of \d layers that are not as 'tiny llama' has them"):
+        _ = Predictor.of_prompt(base, loaded).prefix
+
+
+def test_virtual_tokens_of_another_size_than_the_base_has() -> None:
+    base = tiny_base("llama")
+    prompt = replace(a_prompt(), base_fingerprint=base.fingerprint)
+    with pytest.raises(PromptFileError, match=r"virtual tokens of 8 numbers, 'tiny llama' has 32, though"):
+        prompt.check_base(base)
 
 
 JSON_VALUES = st.recursive(
