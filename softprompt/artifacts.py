@@ -126,6 +126,8 @@ class Artifacts:
         number = max(self.numbers(name), default=0)
         while True:
             number += 1
+            if not is_number(str(number)):
+                raise StoreError(f"the store '{self.url}' has no more numbers for '{name}': use another name")
             version = Version.new(name, number, facts, parent=parent, by=by)
             try:
                 self._place.create_folder(f"{name}/{number}", {**files, RECORD: version.to_bytes()})

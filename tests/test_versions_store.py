@@ -144,6 +144,13 @@ class TestAbsent:
             store.put(a_prompt(), name)
         assert not Path(store.url).exists()
 
+    def test_the_last_number(self, store: Store) -> None:
+        store.put(a_prompt(), "p")
+        (Path(store.url) / "p" / "999999999").mkdir()
+        with pytest.raises(StoreError, match="has no more numbers for 'p': use another name"):
+            store.put(a_prompt(), "p")
+        assert str(store.version("p@latest")) == "p@1"
+
     def test_pulling_over_a_folder(self, store: Store, tmp_path: Path) -> None:
         store.put(a_prompt(), "p")
         with pytest.raises(OutputError, match="exists already"):
