@@ -15,18 +15,20 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from softprompt.base import FrozenLM, load
     from softprompt.baselines.written import choose_shots, written_prompt
-    from softprompt.config import TrainConfig, population
+    from softprompt.config import GateConfig, TrainConfig, population
     from softprompt.data import Example, Splits, read_splits
     from softprompt.errors import SoftpromptError
     from softprompt.evaluate import Evaluation, evaluate
     from softprompt.fit import fit, fit_together
     from softprompt.fit_multitask import fit_multitask
+    from softprompt.gate import Gate
     from softprompt.generate import Sampling
     from softprompt.metrics import Metric
     from softprompt.predict import Prediction, Predictor
     from softprompt.prefix import PromptState
     from softprompt.store import Prompt, load_prompt
     from softprompt.task import Task, TaskSpec
+    from softprompt.versions import Store
 
 __version__ = "0.1.0"
 
@@ -34,6 +36,8 @@ _HOME = {
     "Evaluation": "evaluate",
     "Example": "data",
     "FrozenLM": "base",
+    "Gate": "gate",
+    "GateConfig": "config",
     "Metric": "metrics",
     "Prediction": "predict",
     "Predictor": "predict",
@@ -42,6 +46,7 @@ _HOME = {
     "Sampling": "generate",
     "SoftpromptError": "errors",
     "Splits": "data",
+    "Store": "versions",
     "Task": "task",
     "TaskSpec": "task",
     "TrainConfig": "config",
@@ -61,6 +66,8 @@ __all__ = [
     "Evaluation",
     "Example",
     "FrozenLM",
+    "Gate",
+    "GateConfig",
     "Metric",
     "Prediction",
     "Predictor",
@@ -69,6 +76,7 @@ __all__ = [
     "Sampling",
     "SoftpromptError",
     "Splits",
+    "Store",
     "Task",
     "TaskSpec",
     "TrainConfig",

@@ -12,8 +12,7 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 
 from softprompt.errors import OutputError, TrainingError, writing
-from softprompt.paths import replace_file
-from softprompt.store import check_free
+from softprompt.folders import check_free, replace_file
 
 CHECKPOINT_FILE, LOCK_FILE = "checkpoint.safetensors", ".lock"
 

@@ -37,6 +37,7 @@ from softprompt.cli_doctor import doctor
 from softprompt.cli_export import export, import_command
 from softprompt.cli_multitask import multitask
 from softprompt.cli_similar import similar
+from softprompt.cli_store import STORE_VERBS
 from softprompt.errors import ConfigError, DataError, SoftpromptError
 
 if TYPE_CHECKING:
@@ -97,8 +98,8 @@ def demo(out: Path, steps: int | None, as_json: bool, **model: Any) -> None:
     """
     from softprompt.demo import STEPS, TEMPLATE, free_folder, run_demo
     from softprompt.embedded import MODEL_NAME, rotten_tomatoes
+    from softprompt.folders import check_free
     from softprompt.report_text import demo_lines
-    from softprompt.store import check_free
     from softprompt.task import Task
 
     folder = free_folder(out, "demo")
@@ -256,7 +257,10 @@ def evaluate_command(
     as_json: bool,
     **model: Any,
 ) -> None:
-    """Score a prompt, saved or written, on data."""
+    """Score a prompt, saved or written, on data.
+
+    PROMPT is its folder, or STORE#NAME@VERSION or STORE#NAME@ALIAS in a store.
+    """
     from softprompt.data import read_splits
     from softprompt.report_text import evaluation_lines
     from softprompt.task import Task
@@ -324,6 +328,8 @@ def predict(
 ) -> None:
     """Answer texts, or JSONL on standard input.
 
+    PROMPT is its folder, or STORE#NAME@VERSION or STORE#NAME@ALIAS in a store.
+
     A row of JSONL has "text", and whatever other columns the template uses.
 
     From standard input, answers stream out as JSONL, in the same order, as soon as rows arrive. Otherwise a line for
@@ -362,19 +368,7 @@ def predict(
         say(note)
 
 
-@cli.command()
-@click.argument("prompt_folder", type=GIVEN, metavar="PROMPT")
-@json_option
-def show(prompt_folder: str, as_json: bool) -> None:
-    """Tell what is known of a saved prompt."""
-    from softprompt.report_text import prompt_lines
-    from softprompt.store import load_prompt
-
-    prompt = load_prompt(prompt_folder)
-    print_result(prompt.manifest(), prompt_lines(prompt), as_json)
-
-
-for verb in (compare, doctor, export, import_command, multitask, scale, similar):
+for verb in (compare, doctor, export, import_command, multitask, scale, similar, *STORE_VERBS):
     cli.add_command(verb)
 
 

@@ -28,6 +28,8 @@ FORM = click.Choice(["npy"])
 def export(prompt_folder: str, form: str, out: Path, as_json: bool) -> None:
     """Write a saved prompt in the format of others.
 
+    PROMPT is its folder, or STORE#NAME@VERSION or STORE#NAME@ALIAS in a store.
+
     npy: float32, one row a virtual token, in the scale in which the model's first layer sees token embeddings.
     """
     from softprompt.export import FORMATS
@@ -73,7 +75,7 @@ def import_command(
     as they are, as what the model's first layer sees in place of token embeddings.
     """
     from softprompt.export import FORMATS, imported
-    from softprompt.store import check_free
+    from softprompt.folders import check_free
     from softprompt.task import Task, TaskSpec
 
     columns = given(text_column=text_column, label_column=label_column, target_column=target_column)

@@ -104,7 +104,9 @@ def _labels(labels: Sequence[str]) -> str:
 
 def _cut(text: str) -> str:
     """``text`` on one line, cut to ``WIDEST``."""
-    line = " ".join("".join(character if character.isprintable() else " " for character in text).split())
+    from softprompt.report_text import plain
+
+    line = plain(text)
     return line if len(line) <= WIDEST else f"{line[: WIDEST - 1]}…"
 
 

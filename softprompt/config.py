@@ -1,4 +1,4 @@
-"""Settings of a training run: one frozen model, each default written once, each number with its unit."""
+"""Settings of a training run, and of the gate of a store: each default written once, each number with its unit."""
 
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -93,6 +93,31 @@ class TrainConfig(BaseModel):
 
         with writing(Path(path), "give another path"):
             Path(path).write_text(yaml.safe_dump(self.model_dump(), sort_keys=False), encoding="utf-8")
+
+
+class GateConfig(BaseModel):
+    """When a version is too much worse than the one in place to be promoted. Immutable; unknown names are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    significance: float = Field(0.05, gt=0, lt=1, description="largest two-sided p-value that counts as worse")
+    tolerance: float = Field(0.0, ge=0, description="loss that is accepted, in units of the metric")
+    resamples: int = Field(10000, ge=100, le=1_000_000, description="of the paired bootstrap")
+    seed: int = Field(0, ge=0, lt=2**63, description="of the resamples")
+
+    @classmethod
+    def build(cls, **settings: Any) -> Self:
+        """Settings over the defaults; ``None`` values count as not given. Raises ConfigError."""
+        try:
+            return cls(**{name: value for name, value in settings.items() if value is not None})
+        except ValidationError as error:
+            raise ConfigError(first_problem(error, cls)) from error
+
+    @classmethod
+    def load(cls, path: str | Path, **overrides: Any) -> Self:
+        """Read a ``.toml``, ``.yaml`` or ``.json`` file; raises ConfigError."""
+        given = {name: value for name, value in overrides.items() if value is not None}
+        return cls.build(**{**_read_mapping(Path(path)), **given})
 
 
 # Lester et al. 2021, section 3.1 and appendix A: Adafactor, constant 0.3, batch 32, weight decay 1e-5.

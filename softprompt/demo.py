@@ -13,7 +13,8 @@ from softprompt.baselines.written import choose_shots, written_prompt
 from softprompt.config import TrainConfig
 from softprompt.evaluate import Evaluation, evaluate
 from softprompt.fit import fit
-from softprompt.store import Prompt, check_free
+from softprompt.folders import check_free
+from softprompt.store import Prompt
 from softprompt.task import Task
 from softprompt.train import Observer
 

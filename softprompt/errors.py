@@ -6,6 +6,8 @@
     |- TemplateError             a template that does not parse, lacks {{ text }}, or leaves no room for text
     |- BaseModelError            a base model that is not there, does not load, or does not fit
     |- PromptFileError           a saved prompt that is damaged, or made for another base model
+    |- StoreError                a store, version or alias that is not there, is damaged, or cannot be reached
+    |  `- GateError              a version that was not promoted, being worse than the one in place
     |- OutputError               a place that cannot be written: exists already, no space, no permission
     |- TrainingError             a run that cannot go on: the loss is not a number, a checkpoint of another run
     `- MissingExtraError         an optional dependency that is not installed; names the extra
@@ -19,6 +21,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 
 class SoftpromptError(Exception):
@@ -46,6 +49,18 @@ class BaseModelError(SoftpromptError):
 
 class PromptFileError(SoftpromptError):
     """A saved prompt is damaged, of another schema, or made for another base model."""
+
+
+class StoreError(SoftpromptError):
+    """A store, or a name, version or alias in it, is not there, is damaged, or cannot be reached."""
+
+
+class GateError(StoreError):
+    """A version is significantly worse than the one in place, and was not promoted; ``verdict`` is the gate's."""
+
+    def __init__(self, message: str, verdict: Any) -> None:
+        super().__init__(message)
+        self.verdict = verdict
 
 
 class OutputError(SoftpromptError):

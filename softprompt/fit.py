@@ -19,12 +19,13 @@ from softprompt.config import TrainConfig
 from softprompt.data import Example
 from softprompt.errors import ConfigError, OutputError
 from softprompt.evaluate import score
+from softprompt.folders import check_free
 from softprompt.generate import Sampling
 from softprompt.methods import METHODS
 from softprompt.paths import expanded
 from softprompt.predict import Predictor
 from softprompt.progress import Silent
-from softprompt.store import Prompt, check_free
+from softprompt.store import Prompt, pinned
 from softprompt.task import Task
 from softprompt.train import Observer, TrainingResult, train_together
 
@@ -110,6 +111,7 @@ def fit_together(
         configs = {
             name: config.model_copy(update={"max_length": task.spec.max_length}) for name, config in configs.items()
         }
+    configs = {name: _started_from_a_version(config) for name, config in configs.items()}
     observer = observer or Silent()
     out = None if out is None else expanded(out)
     run: AbstractContextManager[Checkpoint | None] = nullcontext()
@@ -125,6 +127,12 @@ def fit_together(
             finish(prompt, finished, outcomes[0], checkpoint.folder)
             checkpoint.place(finished, out)
     return prompt
+
+
+def _started_from_a_version(config: TrainConfig) -> TrainConfig:
+    """With the version that ``prompt:NAME@ALIAS`` means now: the parent of a prompt must not move with an alias."""
+    name, colon, place = config.init.partition(":")
+    return config.model_copy(update={"init": f"prompt:{pinned(place)}"}) if (name, colon) == ("prompt", ":") else config
 
 
 def limited(task: Task, config: TrainConfig) -> Task:

@@ -196,6 +196,19 @@ def rouge_l(
     return _mean_metric("rouge_l", scores, resamples, seed)
 
 
+def chrf_of_each(references: Sequence[Sequence[str]], predicted: Sequence[str]) -> list[float]:
+    """chrF of each output by sacrebleu's defaults, 0..100: character 6-grams, hence for text in any script.
+
+    Raises:
+        DataError: as ``bleu``.
+    """
+    _check_references(references, predicted)
+    scorer = import_module("sacrebleu.metrics").CHRF()
+    return [
+        float(scorer.sentence_score(output, list(row)).score) for row, output in zip(references, predicted, strict=True)
+    ]
+
+
 def paired_bootstrap(
     scores_a: Sequence[float], scores_b: Sequence[float], *, resamples: int = 10000, seed: int = 0
 ) -> PairedDifference:

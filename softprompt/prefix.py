@@ -24,7 +24,7 @@ from torch import Tensor
 from softprompt.attention import prompted_layers
 from softprompt.base import FrozenLM
 from softprompt.batch import Batch
-from softprompt.errors import BaseModelError
+from softprompt.errors import BaseModelError, PromptFileError
 from softprompt.last_layer import only_at
 from softprompt.seq2seq import EncodedPrefix, encoded_prefix, keys_and_values_of_words
 from softprompt.state import PromptState, concatenated
@@ -280,6 +280,12 @@ def _given_prefix(base: FrozenLM, state: PromptState) -> CachedPrefix:
         with torch.no_grad():
             _bos_caches[base] = _run(base, concatenated_prefix(base, None).embeddings[0], DynamicCache())
     bos = _bos_caches[base]
+    sizes = [(pair.shape[1], pair.shape[3]) for pair in state.tensors]
+    if bos is not None and sizes != [(layer.keys.shape[1], layer.keys.shape[3]) for layer in bos.layers]:
+        raise PromptFileError(
+            f"this prompt has keys and values of {len(sizes)} layers that are not as '{base.name}' has them: it is "
+            "damaged, learn it again"
+        )
     cache: Any = DynamicCache(config=base.model.config)
     for index, pair in enumerate(state.tensors):
         keys, values = pair.to(base.device, base.dtype)[:, None]

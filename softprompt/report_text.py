@@ -17,6 +17,11 @@ def table(rows: Sequence[Sequence[str]]) -> list[str]:
     return [lines[0], "  ".join("-" * width for width in widths), *lines[1:]]
 
 
+def plain(text: str) -> str:
+    """``text`` on one line, without characters that a terminal would act on."""
+    return " ".join("".join(character if character.isprintable() else " " for character in text).split())
+
+
 def figure(metric: Mapping[str, Any]) -> str:
     """A metric's value with its interval, in the digits that its scale deserves."""
     digits = 1 if metric["metric"] in ("bleu", "rouge_l") else 3
@@ -133,10 +138,20 @@ def prompt_lines(prompt: Prompt) -> list[str]:
         ),
         ("seed", str(prompt.seed)),
         ("parent", prompt.parent or "-"),
+        *((split, _metrics_of(result)) for split, result in prompt.metrics.items()),
     ]
-    facts += [
-        (split, ", ".join(f"{m['metric']} {figure(m)} n={m['n']:,}" for m in (result, *result["others"].values())))
-        for split, result in prompt.metrics.items()
-    ]
-    width = max(len(name) for name, _ in facts)
-    return [f"{name.ljust(width)}  {value}" for name, value in facts]
+    return aligned(facts)
+
+
+def aligned(facts: Sequence[tuple[str, str]]) -> list[str]:
+    """A name and its value a line, the values below each other; both may come out of somebody else's file."""
+    width = max(len(plain(name)) for name, _ in facts)
+    return [f"{plain(name).ljust(width)}  {plain(value)}" for name, value in facts]
+
+
+def _metrics_of(result: Any) -> str:
+    try:
+        metrics = (result, *result["others"].values())
+        return ", ".join(f"{one['metric']} {figure(one)} n={one['n']:,}" for one in metrics)
+    except (AttributeError, KeyError, TypeError, ValueError):
+        return "?"

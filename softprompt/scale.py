@@ -17,8 +17,8 @@ from softprompt.bootstrap import paired, resampled
 from softprompt.compare import Terms, compare
 from softprompt.contestants import Contestant
 from softprompt.errors import ConfigError, writing
+from softprompt.folders import replace_file
 from softprompt.results import Row, Study
-from softprompt.store import replace_file
 from softprompt.study_folder import file_name
 from softprompt.summary import scores_of
 from softprompt.task import Task

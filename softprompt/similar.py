@@ -128,6 +128,11 @@ def rank_similar(prompt: Prompt, folder: Path) -> list[Similar]:
     return sorted(others, key=_order)
 
 
+def similarity(prompt: Prompt, other: Prompt) -> tuple[float, float] | str:
+    """Of average tokens, and per token, each -1..1; or why the two cannot be compared."""
+    return _similarities(prompt, _members(prompt), other, _members(other))
+
+
 def _order(other: Similar) -> tuple[bool, float, float, str]:
     ranked = other.reason is None
     return not ranked, -(other.average_tokens or 0.0), -(other.per_token or 0.0), str(other.folder)
@@ -156,7 +161,7 @@ def _compared(prompt: Prompt, folder: Path) -> Similar | None:
         other = load_prompt(folder)
     except PromptFileError as error:
         return Similar(folder=folder, reason=str(error))
-    tokens, others = ([_tokens(state) for state in one.states] for one in (prompt, other))
+    tokens, others = _members(prompt), _members(other)
     if _is_same(prompt, tokens, other, others):
         return None
     init, validation = other.training.get("init"), other.metrics.get("validation")
@@ -168,17 +173,28 @@ def _compared(prompt: Prompt, folder: Path) -> Similar | None:
         "length": other.length,
         "members": len(other.states),
     }
-    if (reason := _hindrance(prompt, tokens, other, others)) is not None:
-        return Similar(reason=reason, **facts)
-    similarities = [_similarity(one, another) for one, another in product(tokens, others)]
+    alike = _similarities(prompt, tokens, other, others)
+    if isinstance(alike, str):
+        return Similar(reason=alike, **facts)
     starts = _start(prompt), _start(other)
     return Similar(
-        average_tokens=fmean(average for average, _ in similarities),
-        per_token=fmean(per_token for _, per_token in similarities),
+        average_tokens=alike[0],
+        per_token=alike[1],
         same_start=None if None in starts else starts[0] == starts[1],
         start=_start_options(other, folder) if len(others) == 1 else (),
         **facts,
     )
+
+
+def _similarities(prompt: Prompt, tokens: Members, other: Prompt, others: Members) -> tuple[float, float] | str:
+    if (reason := _hindrance(prompt, tokens, other, others)) is not None:
+        return reason
+    pairs = [_similarity(one, another) for one, another in product(tokens, others)]
+    return fmean(average for average, _ in pairs), fmean(per_token for _, per_token in pairs)
+
+
+def _members(prompt: Prompt) -> Members:
+    return [_tokens(state) for state in prompt.states]
 
 
 def _tokens(state: PromptState) -> Layers:

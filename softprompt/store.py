@@ -1,27 +1,27 @@
 """A saved prompt: a folder with ``prompt.safetensors`` (folded state) and ``prompt.json`` (all that is known).
 
 A prompt is written to a temporary folder beside its place and renamed, so it is there whole or not at all. Nothing is
-ever unpickled.
+ever unpickled. A prompt of a versioned store (see ``versions``) is read by its reference, ``STORE#NAME@WHICH``.
 """
 
 import hashlib
 import json
-import os
-import shutil
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from softprompt.artifacts import referred
 from softprompt.base import FrozenLM
-from softprompt.errors import OutputError, PromptFileError, writing
-from softprompt.paths import expanded, write_durably
+from softprompt.errors import PromptFileError
+from softprompt.folders import check_free, write_folder
+from softprompt.paths import expanded
 from softprompt.prefix import PromptState
+from softprompt.references import Reference, is_reference
 from softprompt.task import TaskSpec
+from softprompt.untrusted import FILE_LIMIT, TEXT_LIMIT, check_header, parse_json, read_file
 
 SCHEMA_VERSION = 1
 TENSOR_FILE, MANIFEST_FILE = "prompt.safetensors", "prompt.json"
@@ -96,6 +96,12 @@ class Prompt:
                 f"this prompt was learned on '{self.base_name}', but the base model given is '{base.name}' "
                 f"(differing: {', '.join(differing) or 'no fingerprint saved'}): load it on the model it was learned on"
             )
+        sizes = {state.tensor.shape[1] for state in self.states if state.kind == "embeddings"}
+        if sizes - {base.embedding_size}:
+            raise PromptFileError(
+                f"this prompt has virtual tokens of {max(sizes - {base.embedding_size})} numbers, '{base.name}' has "
+                f"{base.embedding_size}, though its fingerprint is the same: it is damaged, learn it again"
+            )
 
     def manifest(self) -> dict[str, Any]:
         """What ``prompt.json`` holds, without the digest of the tensor file."""
@@ -122,106 +128,97 @@ class Prompt:
             PromptFileError: prompts of two kinds, or none.
             OutputError: it exists, there is no space, or it may not be written.
         """
+        folder = expanded(folder)
+        check_free(folder)
+        write_folder(folder, self.files())
+        return folder
+
+    def files(self) -> dict[str, bytes]:
+        """What the folder of a saved prompt holds, by name; raises PromptFileError for prompts of two kinds, or none.
+
+        The same prompt has the same bytes.
+        """
         from safetensors.torch import save
 
         if len({state.kind for state in self.states}) != 1:
             raise PromptFileError("the prompts of an ensemble are of one kind: save them one by one")
-        folder = expanded(folder)
-        check_free(folder)
         tensor_bytes = save(_tensors(self.states))
         manifest = {**self.manifest(), "sha256": hashlib.sha256(tensor_bytes).hexdigest()}
-        files = {
+        return {
             TENSOR_FILE: tensor_bytes,
             MANIFEST_FILE: (json.dumps(manifest, indent=2, ensure_ascii=False) + "\n").encode(),
             **{name: text.encode() for name, text in self.extra_files.items()},
         }
-        write_folder(folder, files)
-        return folder
 
 
-def check_free(folder: Path) -> None:
-    """Raise OutputError if ``folder`` is taken, lies under a file, or may not be written."""
-    with writing(folder):
-        if folder.exists() or folder.is_symlink():
-            raise OutputError(f"'{folder}' exists already: give another --out, or remove it first")
-        parent = next(parent for parent in folder.absolute().parents if parent.exists())
-        if not parent.is_dir():
-            raise OutputError(f"'{folder}' cannot be made, '{parent}' is a file: give another --out")
-        if not os.access(parent, os.W_OK):
-            raise OutputError(f"no permission to write '{folder}': give another --out")
-
-
-def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
-    """Write ``files`` into a new ``folder``, all of them or none; until then they are in a hidden one beside it."""
-    with new_folder(folder) as temporary:
-        for name, content in files.items():
-            write_durably(temporary / name, content)
-
-
-@contextmanager
-def new_folder(folder: Path) -> Iterator[Path]:
-    """A hidden folder to write into that becomes ``folder`` in the end, or is removed if anything goes wrong.
-
-    Raises:
-        OutputError: ``folder`` is there already, or cannot be written.
-    """
-    with writing(folder):
-        parent = folder.absolute().parent
-        parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=parent))
-        try:
-            yield temporary
-            temporary.chmod(0o755)
-            if folder.exists():
-                raise OutputError(f"'{folder}' appeared while it was being written: nothing was overwritten")
-            temporary.rename(folder)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-
-
-def read_manifest(folder: str | Path) -> dict[str, Any]:
+def read_manifest(place: str | Path) -> dict[str, Any]:
     """``prompt.json`` of a saved prompt, its schema checked.
+
+    Args:
+        place: its folder, or a string that refers to one in a store (``STORE#NAME@WHICH``).
 
     Raises:
         PromptFileError: not there, not JSON, or of another schema.
+        StoreError: it is not in the store, or damaged there.
     """
-    folder = expanded(folder)
-    path = folder / MANIFEST_FILE
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        what = f"holds no {MANIFEST_FILE}" if folder.exists() else "does not exist"
-        raise PromptFileError(f"'{folder}' is no saved prompt, it {what}: give the folder that train wrote") from error
-    except NotADirectoryError as error:
-        raise PromptFileError(
-            f"'{folder}' is no saved prompt, it is a file: give the folder that train wrote"
-        ) from error
-    except (OSError, ValueError, RecursionError) as error:
-        raise PromptFileError(f"'{path}' is damaged: {error}") from error
-    version = manifest.get("schema_version") if isinstance(manifest, dict) else None
-    if version != SCHEMA_VERSION:
-        raise PromptFileError(
-            f"'{path}' has schema version {version!r}, expected {SCHEMA_VERSION}: "
-            "use the release of softprompt that wrote it, or learn the prompt again"
-        )
-    return dict(manifest)
+    if isinstance(place, str) and is_reference(place):
+        artifacts, version = referred(Reference.parse(place))
+        return _manifest(artifacts.read(version, [MANIFEST_FILE])[MANIFEST_FILE], f"{place}/{MANIFEST_FILE}")
+    return _manifest(_manifest_bytes(expanded(place)), str(expanded(place) / MANIFEST_FILE))
 
 
-def load_prompt(folder: str | Path) -> Prompt:
-    """Read a saved prompt and check it: schema, digest, shape, numbers.
+def load_prompt(place: str | Path) -> Prompt:
+    """Read a saved prompt and check it: schema, digests, shapes, numbers.
+
+    Args:
+        place: its folder, or a string that refers to one in a store (``STORE#NAME@WHICH``).
 
     Raises:
         PromptFileError: it is not there, or anything about it is wrong.
+        StoreError: it is not in the store, or damaged there.
+    """
+    if isinstance(place, str) and is_reference(place):
+        artifacts, version = referred(Reference.parse(place))
+        return prompt_of(artifacts.read(version), place)
+    folder = expanded(place)
+    manifest = _manifest_bytes(folder)
+    try:
+        tensors = read_file(folder / TENSOR_FILE, FILE_LIMIT)
+    except FileNotFoundError as error:
+        raise PromptFileError(f"the saved prompt '{place}' is damaged: it holds no {TENSOR_FILE}") from error
+    except (OSError, ValueError) as error:
+        raise PromptFileError(f"the saved prompt '{place}' is damaged: {TENSOR_FILE}: {error}") from error
+    return prompt_of({MANIFEST_FILE: manifest, TENSOR_FILE: tensors}, str(folder))
+
+
+def pinned(place: str) -> str:
+    """The same prompt by its version's number, where ``place`` refers to one in a store by an alias, which may move.
+
+    Raises:
+        StoreError: it is not there.
+    """
+    if not is_reference(place):
+        return place
+    artifacts, version = referred(Reference.parse(place))
+    return f"{artifacts.url}#{version}"
+
+
+def prompt_of(files: Mapping[str, bytes], where: str) -> Prompt:
+    """The prompt that ``files``, by name, make up; ``where`` is what errors call it.
+
+    Raises:
+        PromptFileError: anything about it is wrong.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load
 
-    manifest = read_manifest(folder)
-    path = expanded(folder) / TENSOR_FILE
+    if missing := [name for name in (MANIFEST_FILE, TENSOR_FILE) if name not in files]:
+        raise PromptFileError(f"'{where}' is no saved prompt, it holds no {missing[0]}")
+    manifest, content = _manifest(files[MANIFEST_FILE], f"{where}/{MANIFEST_FILE}"), files[TENSOR_FILE]
     try:
-        content = path.read_bytes()
         if hashlib.sha256(content).hexdigest() != manifest["sha256"]:
-            raise PromptFileError(f"'{path}' is damaged: its SHA-256 is not the one in {MANIFEST_FILE}")
+            raise PromptFileError(f"'{where}/{TENSOR_FILE}' is damaged: its SHA-256 is not the one in {MANIFEST_FILE}")
+        check_header(content)
         base = manifest["base"]
         prompt = Prompt(
             states=_states(load(content), manifest["kind"], manifest.get("members", 1)),
@@ -234,22 +231,49 @@ def load_prompt(folder: str | Path) -> Prompt:
             data=dict(manifest["data"]),
             seed=int(manifest["seed"]),
             versions=dict(manifest["versions"]),
-            parent=manifest["parent"],
+            parent=None if manifest["parent"] is None else str(manifest["parent"]),
         )
-    except FileNotFoundError as error:
-        raise PromptFileError(f"the saved prompt '{folder}' is damaged: it holds no {TENSOR_FILE}") from error
     except KeyError as error:
-        raise PromptFileError(f"the saved prompt '{folder}' is damaged: it lacks {error}") from error
-    except (OSError, SafetensorError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
-        raise PromptFileError(f"the saved prompt '{folder}' is damaged: {error}") from error
+        raise PromptFileError(f"the saved prompt '{where}' is damaged: it lacks {error}") from error
+    except (SafetensorError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        raise PromptFileError(f"the saved prompt '{where}' is damaged: {error}") from error
     if prompt.length != manifest.get("length"):
         raise PromptFileError(
-            f"the saved prompt '{folder}' is damaged: {prompt.length} virtual tokens, its length says "
+            f"the saved prompt '{where}' is damaged: {prompt.length} virtual tokens, its length says "
             f"{manifest.get('length')!r}"
         )
     if not all(torch.isfinite(tensor).all() for state in prompt.states for tensor in state.tensors):
-        raise PromptFileError(f"the saved prompt '{folder}' is damaged: it has values that are not numbers")
+        raise PromptFileError(f"the saved prompt '{where}' is damaged: it has values that are not numbers")
     return prompt
+
+
+def _manifest_bytes(folder: Path) -> bytes:
+    try:
+        return read_file(folder / MANIFEST_FILE, TEXT_LIMIT)
+    except FileNotFoundError as error:
+        what = f"holds no {MANIFEST_FILE}" if folder.exists() else "does not exist"
+        raise PromptFileError(f"'{folder}' is no saved prompt, it {what}: give the folder that train wrote") from error
+    except NotADirectoryError as error:
+        raise PromptFileError(
+            f"'{folder}' is no saved prompt, it is a file: give the folder that train wrote"
+        ) from error
+    except (OSError, ValueError) as error:
+        raise PromptFileError(f"'{folder / MANIFEST_FILE}' is damaged: {error}") from error
+
+
+def _manifest(content: bytes, where: str) -> dict[str, Any]:
+    """The values of a manifest; raises PromptFileError if they are none."""
+    try:
+        manifest = parse_json(content)
+    except ValueError as error:
+        raise PromptFileError(f"'{where}' is damaged: {error}") from error
+    version = manifest.get("schema_version") if isinstance(manifest, dict) else None
+    if version != SCHEMA_VERSION:
+        raise PromptFileError(
+            f"'{where}' has schema version {version!r}, expected {SCHEMA_VERSION}: "
+            "use the release of softprompt that wrote it, or learn the prompt again"
+        )
+    return dict(manifest)
 
 
 def _tensors(states: Sequence[PromptState]) -> dict[str, torch.Tensor]:
@@ -283,13 +307,13 @@ def _states(named: Mapping[str, torch.Tensor], kind: Any, members: int) -> tuple
         for tensor in tensors:
             pair = kind == "embeddings" or tensor.shape[:1] == (2,)
             if (
-                not tensor.is_floating_point()
+                tensor.dtype != torch.float32
                 or tensor.ndim != dimensions
                 or not pair
                 or tensor.shape[-2] != tensors[0].shape[-2]
                 or not tensor.numel()
             ):
-                raise ValueError(f"kind {kind!r} with shape {tuple(tensor.shape)}")
+                raise ValueError(f"kind {kind!r} with shape {tuple(tensor.shape)} of {tensor.dtype}")
         states.append(PromptState(kind, tuple(tensors)))
     if sum(len(state.tensors) for state in states) != len(named):
         raise ValueError(f"{len(named)} tensors, expected {sum(len(state.tensors) for state in states)}")

@@ -22,8 +22,8 @@ from pydantic import ValidationError
 
 from softprompt.checkpoint import differences
 from softprompt.errors import DataError, OutputError, writing
+from softprompt.folders import replace_file
 from softprompt.results import Result, Study
-from softprompt.store import replace_file
 
 SETUP_FILE, STUDY_FILE, LOCK_FILE = "setup.json", "study.json", ".lock"
 

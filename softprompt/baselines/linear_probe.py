@@ -26,10 +26,10 @@ from softprompt.baselines.fitted import (
 from softprompt.baselines.linear import LinearHead, fit_head
 from softprompt.batch import Encoder, budgeted, collate
 from softprompt.data import Example
+from softprompt.folders import check_free, write_folder
 from softprompt.objective import EVALUATION_TOKENS
 from softprompt.predict import Prediction, likeliest
 from softprompt.prefix import make_prefix
-from softprompt.store import check_free, write_folder
 from softprompt.task import Task, TaskSpec
 from softprompt.train import check_trainable
 from softprompt.validation import validation_examples

@@ -16,9 +16,9 @@ from softprompt.baselines.copies import with_shared_weights
 from softprompt.baselines.fitted import Fitted, bytes_of, described, extra_module
 from softprompt.baselines.tuned import TunedConfig, limited, tune
 from softprompt.errors import BaseModelError
+from softprompt.folders import check_free, new_folder, write_durably
 from softprompt.generate import Sampling
 from softprompt.predict import Predictor
-from softprompt.store import check_free, new_folder, write_durably
 from softprompt.task import Task
 from softprompt.train import Observer, check_trainable
 

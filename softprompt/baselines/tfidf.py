@@ -24,8 +24,8 @@ from softprompt.baselines.fitted import (
 from softprompt.baselines.linear import LinearHead, fit_head
 from softprompt.data import Example
 from softprompt.errors import DataError
+from softprompt.folders import check_free, write_folder
 from softprompt.predict import Prediction, likeliest
-from softprompt.store import check_free, write_folder
 from softprompt.task import Task, TaskSpec
 from softprompt.train import check_trainable
 from softprompt.validation import validation_examples

@@ -14,10 +14,10 @@ import numpy as np
 import torch
 
 from softprompt.errors import PromptFileError, writing
-from softprompt.paths import replace_file
+from softprompt.folders import check_free, replace_file
 from softprompt.prefix import PromptState
 from softprompt.rows import reading
-from softprompt.store import Prompt, check_free
+from softprompt.store import Prompt
 
 MOST_BYTES = 2**30  # of numbers in a file: more than any prompt has, less than fills the memory
 MOST_HEADER_BYTES = 10_000

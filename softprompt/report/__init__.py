@@ -7,7 +7,8 @@ a comparison. None of it needs PyTorch.
 from pathlib import Path
 
 from softprompt.errors import writing
-from softprompt.paths import expanded, replace_file
+from softprompt.folders import replace_file
+from softprompt.paths import expanded
 from softprompt.report.document import Block, Document, Figure, Fold
 from softprompt.report.html import page, standalone
 from softprompt.report.markdown import markdown

@@ -1,0 +1,68 @@
+"""Writing files and folders so that they are there whole or not at all."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from softprompt.errors import OutputError, writing
+
+
+def check_free(folder: Path) -> None:
+    """Raise OutputError if ``folder`` is taken, lies under a file, or may not be written."""
+    with writing(folder):
+        if folder.exists() or folder.is_symlink():
+            raise OutputError(f"'{folder}' exists already: give another --out, or remove it first")
+        parent = next(parent for parent in folder.absolute().parents if parent.exists())
+        if not parent.is_dir():
+            raise OutputError(f"'{folder}' cannot be made, '{parent}' is a file: give another --out")
+        if not os.access(parent, os.W_OK):
+            raise OutputError(f"no permission to write '{folder}': give another --out")
+
+
+def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Write ``files`` into a new ``folder``, all of them or none; until then they are in a hidden one beside it."""
+    with new_folder(folder) as temporary:
+        for name, content in files.items():
+            write_durably(temporary / name, content)
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """A hidden folder to write into that becomes ``folder`` in the end, or is removed if anything goes wrong.
+
+    Raises:
+        OutputError: ``folder`` is there already, or cannot be written.
+    """
+    with writing(folder):
+        parent = folder.absolute().parent
+        parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=parent))
+        try:
+            yield temporary
+            temporary.chmod(0o755)
+            if folder.exists():
+                raise OutputError(f"'{folder}' appeared while it was being written: nothing was overwritten")
+            temporary.rename(folder)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_durably(path: Path, content: bytes) -> None:
+    """Write and flush to the disk."""
+    with path.open("wb") as stream:
+        stream.write(content)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Put ``content`` in place of a file: a reader, or a crash, sees the old one or the new one, whole."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        write_durably(temporary, content)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
