@@ -172,7 +172,13 @@ def concatenated_prefix(base: FrozenLM, *states: PromptState | None) -> Concaten
         if state is not None and state.kind != "embeddings":
             check_keys_and_values(base)
     bos = base.embed(torch.tensor(base.bos_ids, dtype=torch.long, device=base.device))
-    whole = [bos if state is None else torch.cat([bos, state.tensor.to(base.device, base.dtype)]) for state in states]
+    empty = bos[:0]
+    whole = [
+        bos
+        if state is None
+        else torch.cat([bos if state.behind_bos else empty, state.tensor.to(bos.device, bos.dtype)])
+        for state in states
+    ]
     return ConcatenatedPrefix(base, tuple(whole))
 
 
@@ -279,7 +285,7 @@ def _given_prefix(base: FrozenLM, state: PromptState) -> CachedPrefix:
     if base not in _bos_caches:
         with torch.no_grad():
             _bos_caches[base] = _run(base, concatenated_prefix(base, None).embeddings[0], DynamicCache())
-    bos = _bos_caches[base]
+    bos = _bos_caches[base] if state.behind_bos else None
     cache: Any = DynamicCache(config=base.model.config)
     for index, pair in enumerate(state.tensors):
         keys, values = pair.to(base.device, base.dtype)[:, None]
@@ -287,7 +293,7 @@ def _given_prefix(base: FrozenLM, state: PromptState) -> CachedPrefix:
             keys = torch.cat([bos.layers[index].keys, keys], dim=2)
             values = torch.cat([bos.layers[index].values, values], dim=2)
         cache.update(keys, values, index)
-    return CachedPrefix(base, cache, (len(base.bos_ids) + state.length,))
+    return CachedPrefix(base, cache, (len(base.bos_ids) * state.behind_bos + state.length,))
 
 
 def _mapped(cache: Any, change: Any) -> Any:
