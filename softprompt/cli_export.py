@@ -35,7 +35,7 @@ IMPORTED_FORM = click.Choice(["peft", "npy"])
 @click.option("--model", "model_name", help="The base model, if it lies elsewhere now.  [default: the prompt's]")
 @click.option("--gguf", type=PLACE, help="Your GGUF file of the base model, which is copied and extended.")
 @click.option(
-    "--untie", is_flag=True, help="vocab: an output layer of its own, in which the new tokens' logits are 0. Larger."
+    "--untie", is_flag=True, help="vocab: an output layer of its own, which never prefers the new tokens. Larger."
 )
 @model_options
 @json_option

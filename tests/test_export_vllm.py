@@ -64,7 +64,7 @@ class TestEmbeddings:
     def test_a_request_for_labels_and_one_for_words(self, tmp_path: Path) -> None:
         tasks = exported(tmp_path / "out", "llama")
         held = tasks.request("one", TEXT, model="m")
-        assert (held["max_tokens"], held["prompt"], len(held["allowed_token_ids"])) == (1, "", 2)
+        assert (held["max_tokens"], held["prompt"], len(held["allowed_token_ids"])) == (1, None, 2)
         free = tasks.request("free", TEXT, model="m", max_tokens=9)
         assert free["max_tokens"] == 9
         # no token was added, so there is none to forbid

@@ -1,7 +1,8 @@
 """Baked vocabulary in a GGUF file, for llama.cpp: prompts as new tokens of the user's own, possibly quantised, file.
 
 All fields and tensors are copied; tokens are appended, ``token_embd`` grows by a row for each (quantised as the others
-are, where PyPI's ``gguf`` can; else all of its rows become Q8_0 or F16), and an ``output`` of its own grows by zeros.
+are, where PyPI's ``gguf`` can; else all of its rows become Q8_0 or F16), and an ``output`` of its own by copies of its
+row nearest the mean, so that a new token's logit is that of a token that came before it, and seldom large.
 
 Shapes: ``P`` virtual tokens, ``H`` embedding size, ``V`` tokens of the file.
 """
@@ -76,12 +77,11 @@ def bake_gguf(base: FrozenLM, prompts: Mapping[str, Prompt], source: Path, place
     added = gguf.quants.quantize(rows, kind)
     rounding = float(np.linalg.norm(gguf.quants.dequantize(added, kind) - rows) / np.linalg.norm(rows))
     changed = {EMBEDDING: _Longer(embedding, kind, added)}
-    for name, fill in ((HEAD, 0.0), (HEAD_BIAS, _FORBIDDEN)):
-        if name in tensors:
-            # zero bytes are zeros in every type
-            data = tensors[name].data
-            filled = np.full((len(rows), *data.shape[1:]), fill, dtype=data.dtype)
-            changed[name] = _Longer(tensors[name], tensors[name].tensor_type, filled)
+    if head := tensors.get(HEAD):
+        # copied as stored: no type is too coarse for it
+        changed[HEAD] = _Longer(head, head.tensor_type, np.repeat(head.data[[_middle_row(head)]], len(rows), axis=0))
+    if bias := tensors.get(HEAD_BIAS):
+        changed[HEAD_BIAS] = _Longer(bias, bias.tensor_type, np.full(len(rows), _FORBIDDEN, dtype=bias.data.dtype))
 
     fields = {
         gguf.Keys.Tokenizer.LIST: [*words, *baked.words],
@@ -158,6 +158,18 @@ class _Longer:
         yield self.added
 
 
+def _middle_row(tensor: Any) -> int:
+    """The row of a matrix that is nearest to the mean of all."""
+    from gguf.quants import dequantize
+
+    def parts() -> Iterator[np.ndarray[Any, Any]]:
+        for start in range(0, len(tensor.data), _ROWS_AT_ONCE):
+            yield dequantize(tensor.data[start : start + _ROWS_AT_ONCE], tensor.tensor_type)
+
+    mean = sum(part.sum(axis=0, dtype=np.float64) for part in parts()) / len(tensor.data)
+    return int(np.concatenate([np.square(part - mean).sum(axis=1) for part in parts()]).argmin())
+
+
 def _scale_in_gguf(base: FrozenLM) -> float:
     """What llama.cpp multiplies embeddings by: the exact root of ``H`` where the model has it rounded to its dtype."""
     factor, root = embedding_factor(base), math.sqrt(base.embedding_size)
@@ -168,14 +180,13 @@ def _own_or_near(kind: Any, rows: np.ndarray[Any, Any]) -> Any:
     """The type of the embedding if rows can be quantised to it, else the nearest larger one."""
     import gguf
 
-    own = [kind, gguf.GGMLQuantizationType.Q8_0, gguf.GGMLQuantizationType.F16]
-    for one in own:
+    for one in (kind, gguf.GGMLQuantizationType.Q8_0):
         try:
             gguf.quants.quantize(rows[:1], one)
         except (NotImplementedError, ValueError, gguf.quants.QuantError):
             continue
         return one
-    raise AssertionError("F16 takes rows of any size")
+    return gguf.GGMLQuantizationType.F16
 
 
 def _check_same_model(base: FrozenLM, source: Path, tensors: Mapping[str, Any], words: Any) -> None:

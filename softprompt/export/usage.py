@@ -139,8 +139,8 @@ def embeds_readme(name: str, prompts: Mapping[str, Prompt]) -> str:
         f"# {name}",
         "",
         f"Learned prompts of softprompt for `{base}` as input embeddings, and the model's token embeddings to put "
-        "texts behind them. Start the server on the model itself, and only where you trust who can reach it (vLLM "
-        "unpickles the embeddings that it is sent):",
+        "texts behind them. Start the server on the model itself, and only where you trust who can reach it, as "
+        "vLLM's documentation advises:",
         "",
         "```console",
         f"$ vllm serve {base} --enable-prompt-embeds",

@@ -95,7 +95,7 @@ class EmbeddedTasks(Tasks):
         """The body of a request to ``/v1/completions`` of vLLM: greedy, and held to the labels if the task has some."""
         return {
             "model": model,
-            "prompt": "",
+            "prompt": None,  # an empty one would be a second input
             "prompt_embeds": encoded(self.embeddings(task, text, **columns)),
             "temperature": 0,
             **self._held(task, max_tokens),

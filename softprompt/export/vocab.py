@@ -3,9 +3,10 @@
     embedding of <|sp:NAME:i|>  =  row ``i`` of the prompt, divided by what the model multiplies its embeddings by
 
 So BOS, these tokens and a text give the logits of the soft prompt in front of the text, and one model serves many
-tasks, mixed in one batch. What the output layer says of the new tokens means nothing: where it has weights of its own
-they are zero there (and its bias, if it has one, forbids them); where it is the embedding itself they follow from it,
-and whoever generates must forbid them (``generation_config.json`` for ``transformers``, ``Tasks.request`` for vLLM).
+tasks, mixed in one batch. What the output layer says of the new tokens means nothing: where it has weights of its own,
+those of a new token are the mean of all, whose logit is the mean logit and thus never the largest (and its bias, if it
+has one, forbids them); where it is the embedding itself they follow from it, and whoever generates must forbid them
+(``generation_config.json`` for ``transformers``, ``Tasks.request`` for vLLM).
 
 Shapes: ``P`` virtual tokens, ``H`` embedding size, ``V`` rows of the embedding.
 """
@@ -40,7 +41,7 @@ def bake(base: FrozenLM, prompts: Mapping[str, Prompt], folder: Path, *, untie: 
 
     Args:
         untie: give the output layer weights of its own, where it is the embedding: ``V*H`` more numbers, and the new
-            tokens' logits are 0, in every engine.
+            tokens' logits are never the largest, in every engine.
 
     Raises:
         PromptFileError, ConfigError: prompts that cannot be words of a vocabulary.
@@ -151,7 +152,7 @@ def _extended(base: FrozenLM, baked: Baked, scale: float, rows: int, tied: bool)
         return tensor
 
     own = {id(embedding.weight): longer(embedding.weight, new_rows(baked, scale))}
-    of_head = {id(head.weight): own[id(embedding.weight)] if tied else longer(head.weight, 0.0)}
+    of_head = {id(head.weight): own[id(embedding.weight)] if tied else longer(head.weight, _mean_row(head.weight))}
     if getattr(head, "bias", None) is not None:
         # far below any logit, and finite in half precision too
         of_head[id(head.bias)] = longer(head.bias, -1e4)
@@ -161,6 +162,10 @@ def _extended(base: FrozenLM, baked: Baked, scale: float, rows: int, tied: bool)
         name: {**own, **(of_head if name.rpartition(".")[0] == at_head else {})}.get(id(tensor), tensor.detach())
         for name, tensor in named.items()
     }
+
+
+def _mean_row(weight: Tensor) -> Tensor:
+    return weight.mean(dim=0, dtype=torch.float32)
 
 
 @torch.no_grad()
@@ -206,7 +211,7 @@ def _limits(tied: bool) -> list[str]:
     by_weights = (
         "the output layer of this model is its embedding, so their logits follow from the prompt and mean nothing"
         if tied
-        else "their rows of the output layer are zero, so their logits are 0 and hardly ever the largest"
+        else "their rows of the output layer are the mean of all, so their logits are never the largest"
     )
     return [
         f"{by_weights};",
