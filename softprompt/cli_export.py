@@ -67,6 +67,7 @@ def export(
     check_free(out)
     _check_options(form, FORMATS[form], prompts, gguf, untie)
     named = _named(prompts)
+    FORMATS[form].check(named)
     base = None
     if FORMATS[form].needs_base:
         # in the precision that it is saved in, unless another is wanted: a checkpoint is written of it

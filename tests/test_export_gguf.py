@@ -98,7 +98,7 @@ class TestBaking:
 
 
 class TestRefused:
-    @pytest.fixture(scope="class")
+    @pytest.fixture
     def source(self, tmp_path_factory: pytest.TempPathFactory) -> Path:
         return write_gguf(tmp_path_factory.mktemp("refused") / "tiny.gguf")
 

@@ -9,6 +9,7 @@ from typing import Any
 from softprompt.base import FrozenLM
 from softprompt.errors import ConfigError, PromptFileError
 from softprompt.export import gguf, npy, peft, vllm, vocab
+from softprompt.export.names import check_kinds
 from softprompt.fit import library_versions
 from softprompt.prefix import PromptState
 from softprompt.rows import reading
@@ -68,6 +69,7 @@ class Format:
     Attributes:
         summary: one line for people.
         write: an export; gives what there is to tell of it.
+        check: raises for prompts that it cannot hold, before anything that takes long.
         read: what is at such a place, for formats that can be imported.
         several: whether it holds several prompts.
         needs_base: whether writing takes the base model.
@@ -75,9 +77,15 @@ class Format:
 
     summary: str
     write: Callable[[Export], dict[str, Any]]
+    check: Callable[[Mapping[str, Prompt]], None]
     read: Callable[[Path], Found] | None = None
     several: bool = False
     needs_base: bool = True
+
+
+def _check_single(prompts: Mapping[str, Prompt]) -> None:
+    for prompt in prompts.values():
+        prompt.state  # noqa: B018 (raises for an ensemble)
 
 
 def _write_npy(export: Export) -> dict[str, Any]:
@@ -92,7 +100,9 @@ def _read_npy(path: Path) -> Found:
 
 def _write_peft(export: Export) -> dict[str, Any]:
     peft.write_peft(export.model, export.prompt, export.out)
-    return {"add_special_tokens": not export.model.frame.bos}
+    return {
+        "texts": "without BOS, as README.md there says" if export.model.frame.bos else "as the tokenizer gives them"
+    }
 
 
 def _read_peft(path: Path) -> Found:
@@ -120,12 +130,16 @@ def _write_gguf(export: Export) -> dict[str, Any]:
 
 FORMATS: Mapping[str, Format] = {
     "npy": Format(
-        "virtual tokens as one NumPy array (google-research/prompt-tuning)", _write_npy, _read_npy, needs_base=False
+        "virtual tokens as one NumPy array (google-research/prompt-tuning)",
+        _write_npy,
+        _check_single,
+        _read_npy,
+        needs_base=False,
     ),
-    "peft": Format("an adapter folder of Hugging Face PEFT", _write_peft, _read_peft),
-    "vocab": Format("a plain checkpoint with the prompts as new tokens", _write_vocab, several=True),
-    "vllm-embeds": Format("input embeddings for vllm serve --enable-prompt-embeds", _write_embeds, several=True),
-    "gguf": Format("a GGUF file for llama.cpp with the prompts as new tokens", _write_gguf, several=True),
+    "peft": Format("an adapter folder of Hugging Face PEFT", _write_peft, _check_single, _read_peft),
+    "vocab": Format("a checkpoint with the prompts as new tokens", _write_vocab, check_kinds, several=True),
+    "vllm-embeds": Format("input embeddings for vLLM", _write_embeds, check_kinds, several=True),
+    "gguf": Format("a GGUF file with the prompts as new tokens", _write_gguf, check_kinds, several=True),
 }
 
 

@@ -56,11 +56,18 @@ class Baked:
 
 
 def check_expressible(base: FrozenLM, prompts: Mapping[str, Prompt]) -> None:
-    """Raise unless every prompt is what stands at the input of ``base``, under a name that can be part of a token.
+    """``check_kinds``, and that the prompts are of ``base``; raises PromptFileError if not."""
+    check_kinds(prompts)
+    for prompt in prompts.values():
+        prompt.check_base(base)
+
+
+def check_kinds(prompts: Mapping[str, Prompt]) -> None:
+    """Raise unless every prompt is what stands at a model's input, under a name that can be part of a token.
 
     Raises:
-        ConfigError: a name that cannot be part of a token.
-        PromptFileError: an ensemble, keys and values, or a prompt of another base model.
+        ConfigError: a name that cannot.
+        PromptFileError: an ensemble, or keys and values.
     """
     for name, prompt in prompts.items():
         if not _NAME.fullmatch(name):
@@ -78,7 +85,6 @@ def check_expressible(base: FrozenLM, prompts: Mapping[str, Prompt]) -> None:
                 f"'{name}' is keys and values of every layer, and this format holds what stands at the model's input "
                 "only, as words do: use --format peft, serve it with softprompt, or learn it with prompt-tuning"
             )
-        prompt.check_base(base)
 
 
 def virtual_words(name: str, length: int) -> list[str]:
