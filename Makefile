@@ -5,16 +5,19 @@ BIN := $(VENV)/bin
 PIP := PIP_REQUIRE_VIRTUALENV=1 $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format clean
+.PHONY: help demo test test-engines check format clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(VENV)/demo.stamp ## learn a prompt on the embedded model and data, and compare it with a written one
 	$(BIN)/softprompt demo
 
 test: check ## run the checks and all tests, those with the real model too
 	$(BIN)/python -m pytest
+
+test-engines: $(VENV)/test.stamp ## compare exports in real vLLM and llama.cpp with softprompt; installs both, takes long
+	$(BIN)/python tests_engines/run.py
 
 check: $(VENV)/test.stamp ## lint, formatting and types
 	$(BIN)/ruff check .

@@ -255,7 +255,8 @@ def load(
     Args:
         name: a Hugging Face hub name, a local folder, a ``.gguf`` file, or ``embedded:gemma-3-270m``.
         device: ``cpu``, ``cuda``, ``cuda:1``, ``mps``; chosen if not given.
-        dtype: ``float32``, ``bfloat16`` or ``float16``; chosen if not given (see ``default_dtype``).
+        dtype: ``float32``, ``bfloat16``, ``float16``, or ``saved`` for that of the weights as they are saved; chosen
+            if not given (see ``default_dtype``).
         quantise: ``int8`` (torchao), ``bnb-int8`` or ``bnb-nf4`` (bitsandbytes): how to store the weights of linear
             layers. A model that is saved quantised is loaded as it is.
         trust_remote_code: let the model's repository run its own code. Off unless you trust it.
@@ -266,7 +267,8 @@ def load(
         MissingExtraError: a package is not installed.
     """
     chosen_device = device_of(device)
-    chosen_dtype = default_dtype(chosen_device) if dtype is None else dtype_of(dtype)
+    as_saved = dtype == "saved"
+    chosen_dtype = default_dtype(chosen_device) if dtype is None or as_saved else dtype_of(dtype)
     text_name = str(name)
     if text_name.startswith("embedded:"):
         if text_name != EMBEDDED_NAME:
@@ -291,6 +293,8 @@ def load(
                 config = AutoConfig.from_pretrained(source, **options)
                 if is_encoder_decoder(config):
                     family = AutoModelForSeq2SeqLM
+                if as_saved:
+                    chosen_dtype = config.dtype or torch.float32
             quantised = loading_options(config, quantise, chosen_device, chosen_dtype, text_name)
             tokenizer = AutoTokenizer.from_pretrained(source, **options)
             loaded: Any = family.from_pretrained(

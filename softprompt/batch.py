@@ -8,11 +8,12 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from softprompt.base import FrozenLM
+from softprompt.architecture import Frame
 from softprompt.data import Example
 from softprompt.errors import DataError, TemplateError
 from softprompt.task import TaskSpec
@@ -71,6 +72,19 @@ class Batch:
     reads: Tensor
 
 
+class Reader(Protocol):
+    """What is asked of a base model to give it texts as tokens: a ``FrozenLM``, or what a client knows of one."""
+
+    @property
+    def tokenizer(self) -> Any: ...
+    @property
+    def architecture(self) -> str: ...
+    @property
+    def frame(self) -> Frame: ...
+    @property
+    def context_length(self) -> int | None: ...
+
+
 class Encoder:
     """Turns examples of one task into items for one base model.
 
@@ -80,7 +94,7 @@ class Encoder:
         limit: tokens of template and text, at most.
     """
 
-    def __init__(self, base: FrozenLM, spec: TaskSpec, prompt_length: int, answer_room: int = 0) -> None:
+    def __init__(self, base: Reader, spec: TaskSpec, prompt_length: int, answer_room: int = 0) -> None:
         """Work out the limit: the task's own, or less where the base model's context is shorter.
 
         Args:
@@ -102,7 +116,7 @@ class Encoder:
         self._kept_free = 0 if self._apart or self.verbalizer is not None else answer_room
         self._room: int | None = None
         if base.context_length is not None:
-            self._room = base.context_length - len((*base.bos_ids, *base.frame.back)) - prompt_length
+            self._room = base.context_length - len((*base.frame.bos, *base.frame.back)) - prompt_length
             answer = max((len(path) for path in self.verbalizer.paths), default=0) if self.verbalizer else answer_room
             left = self._room_before(answer)
             if left < _LEAST_ROOM:

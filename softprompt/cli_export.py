@@ -1,15 +1,18 @@
 """``softprompt export`` and ``softprompt import``: prompts in the formats of others."""
 
+import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from softprompt.cli_common import (
+    PLACE,
     column_options,
     given,
     json_option,
     load_base,
+    load_base_of,
     model_options,
     print_result,
     say,
@@ -17,36 +20,115 @@ from softprompt.cli_common import (
 )
 from softprompt.errors import ConfigError
 
-FORM = click.Choice(["npy"])
+if TYPE_CHECKING:
+    from softprompt.export import Format
+    from softprompt.store import Prompt
+
+FORM = click.Choice(["peft", "vocab", "vllm-embeds", "gguf", "npy"])
+IMPORTED_FORM = click.Choice(["peft", "npy"])
 
 
 @click.command()
-@click.argument("prompt_folder", metavar="PROMPT")
-@click.option("--format", "form", required=True, type=FORM, help="npy: one NumPy array of the virtual tokens.")
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="Where it is written.")
+@click.argument("prompts", metavar="PROMPT...", nargs=-1, required=True)
+@click.option("--format", "form", required=True, type=FORM, help="See above.")
+@click.option("--out", required=True, type=PLACE, help="Where it is written; nothing may be there yet.")
+@click.option("--model", "model_name", help="The base model, if it lies elsewhere now.  [default: the prompt's]")
+@click.option("--gguf", type=PLACE, help="Your GGUF file of the base model, which is copied and extended.")
+@click.option(
+    "--untie", is_flag=True, help="vocab: an output layer of its own, which never prefers the new tokens. Larger."
+)
+@model_options
 @json_option
-def export(prompt_folder: str, form: str, out: Path, as_json: bool) -> None:
-    """Write a saved prompt in the format of others.
+def export(
+    prompts: tuple[str, ...],
+    form: str,
+    out: Path,
+    model_name: str | None,
+    gguf: Path | None,
+    untie: bool,
+    as_json: bool,
+    **model: Any,
+) -> None:
+    """Write saved prompts in the format of others.
 
     PROMPT is its folder, or STORE#NAME@VERSION or STORE#NAME@ALIAS in a store.
 
-    npy: float32, one row a virtual token, in the scale in which the model's first layer sees token embeddings.
+    \b
+    peft         an adapter folder of Hugging Face PEFT; of keys and values too
+    vocab        a plain checkpoint with the prompts as new tokens, for transformers, vLLM and others
+    vllm-embeds  input embeddings, for vLLM with --enable-prompt-embeds on the model itself
+    gguf         your GGUF file with the prompts as new tokens, for llama.cpp
+    npy          one NumPy array, float32, as google-research/prompt-tuning has it
+
+    vocab, vllm-embeds and gguf take several prompts; each has the name of its folder, or give NAME=FOLDER.
     """
-    from softprompt.export import FORMATS
+    from softprompt.export import FORMATS, Export
+    from softprompt.folders import check_free
+
+    # what is quickly checked comes before what takes long
+    check_free(out)
+    _check_options(form, FORMATS[form], prompts, gguf, untie)
+    named = _named(prompts)
+    FORMATS[form].check(named)
+    base = None
+    if FORMATS[form].needs_base:
+        # in the precision that it is saved in, unless another is wanted: a checkpoint is written of it
+        settings = {**model, "dtype": model["dtype"] or "saved"}
+        base = load_base_of(next(iter(named.values())), model_name, settings)
+    facts = FORMATS[form].write(Export(named, out, base, gguf, untie))
+
+    states = {name: prompt.state for name, prompt in named.items()}
+    which: dict[str, Any] = {"prompts": dict(zip(named, prompts, strict=True))}
+    if not FORMATS[form].several:
+        which = {"prompt": prompts[0]}
+    sizes = {
+        "length": sum(state.length for state in states.values()),
+        "size": states[next(iter(states))].tensors[0].shape[-1],
+    }
+    lines = [f"{sizes['length']} virtual tokens of {sizes['size']} written to {out}"]
+    lines += [f"{key.replace('_', ' ')}: {_told(value)}" for key, value in facts.items()]
+    print_result({**which, "format": form, "out": str(out), **sizes, **facts}, lines, as_json)
+
+
+def _check_options(form: str, format_: "Format", prompts: tuple[str, ...], gguf: Path | None, untie: bool) -> None:
+    """Raise ConfigError for options that do not go together."""
+    if len(prompts) > 1 and not format_.several:
+        raise ConfigError(f"--format {form} holds one prompt, got {len(prompts)}: export them one by one")
+    if (gguf is None) == (form == "gguf"):
+        raise ConfigError(
+            "--format gguf extends a GGUF file of the base model: give yours with --gguf FILE"
+            if gguf is None
+            else f"--gguf is for --format gguf, got --format {form}: leave it out"
+        )
+    if untie and form != "vocab":
+        raise ConfigError(f"--untie is for --format vocab, got --format {form}: leave it out")
+
+
+def _named(references: tuple[str, ...]) -> dict[str, "Prompt"]:
+    """Prompts by name: that of the folder without its version, or the one in front of ``=``."""
     from softprompt.store import load_prompt
 
-    prompt = load_prompt(prompt_folder)
-    FORMATS[form].write(prompt, out)
-    size = prompt.state.tensor.shape[1]
-    result = {"prompt": prompt_folder, "format": form, "out": str(out), "length": prompt.length, "size": size}
-    print_result(result, [f"{prompt.length} virtual tokens of {size} written to {out}"], as_json)
+    named: dict[str, Prompt] = {}
+    for reference in references:
+        name, equals, folder = reference.partition("=")
+        # a folder's own name may have an equals sign in it
+        if not equals or not re.fullmatch(r"[\w.-]+", name) or Path(reference).exists():
+            name, folder = Path(reference).name.rpartition("#")[2].partition("@")[0], reference
+        if name in named:
+            raise ConfigError(f"two prompts are called '{name}': name one of them, as in other={folder}")
+        named[name] = load_prompt(folder)
+    return named
+
+
+def _told(value: Any) -> str:
+    return ", ".join(f"{key} {one}" for key, one in value.items()) if isinstance(value, dict) else str(value)
 
 
 @click.command(name="import")
-@click.argument("source", metavar="FILE", type=click.Path(path_type=Path))
-@click.option("--format", "form", default="npy", show_default=True, type=FORM, help="Of FILE.")
+@click.argument("source", metavar="SOURCE", type=click.Path(path_type=Path))
+@click.option("--format", "form", default="npy", show_default=True, type=IMPORTED_FORM, help="Of SOURCE.")
 @click.option("--model", "model_name", required=True, help="The model that it was learned on, named as for train.")
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder for the saved prompt.")
+@click.option("--out", required=True, type=PLACE, help="Folder for the saved prompt.")
 @click.option("--data", help="As for train: labels come from it, and its validation and test splits are scored.")
 @click.option("--template", help="As for train; write it as it was when the prompt was learned.")
 @click.option("--labels", help="As for train. With neither --labels nor --data it is a generation task.")
@@ -73,6 +155,9 @@ def import_command(
 
     npy: a NumPy array, one row a virtual token, as google-research/prompt-tuning publishes prompts. The rows are taken
     as they are, as what the model's first layer sees in place of token embeddings.
+
+    peft: an adapter folder of prompt tuning, P-tuning or prefix tuning. It stands in front of BOS, where PEFT puts it;
+    one that softprompt exported comes back as it was, with its task.
     """
     from softprompt.export import FORMATS, imported
     from softprompt.folders import check_free
@@ -83,16 +168,18 @@ def import_command(
         raise ConfigError("--text-column, --label-column and --target-column are for --data: give it too")
     # what is quickly checked comes before what takes long
     check_free(out)
-    state = FORMATS[form].read(source)
+    read = FORMATS[form].read
+    assert read is not None
+    found = read(source)
     settings = task_settings(template, labels, verbalizer)
     task = None if data is None else Task.of(data, **settings, **columns)
-    spec = TaskSpec.of(**settings) if task is None else task.spec
+    spec = task.spec if task is not None else found.spec if found.spec and not settings else TaskSpec.of(**settings)
     base = load_base(model_name, model)
 
     from softprompt.fit import with_metrics
     from softprompt.report_text import imported_lines
 
-    prompt = imported(base, spec, state, source, form)
+    prompt = imported(base, spec, found.on(base), source, form, found.file)
     if task is not None:
         for note in task.splits.notes:
             say(note)

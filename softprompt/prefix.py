@@ -172,7 +172,13 @@ def concatenated_prefix(base: FrozenLM, *states: PromptState | None) -> Concaten
         if state is not None and state.kind != "embeddings":
             check_keys_and_values(base)
     bos = base.embed(torch.tensor(base.bos_ids, dtype=torch.long, device=base.device))
-    whole = [bos if state is None else torch.cat([bos, state.tensor.to(base.device, base.dtype)]) for state in states]
+    empty = bos[:0]
+    whole = [
+        bos
+        if state is None
+        else torch.cat([bos if state.behind_bos else empty, state.tensor.to(bos.device, bos.dtype)])
+        for state in states
+    ]
     return ConcatenatedPrefix(base, tuple(whole))
 
 
@@ -279,13 +285,14 @@ def _given_prefix(base: FrozenLM, state: PromptState) -> CachedPrefix:
     if base not in _bos_caches:
         with torch.no_grad():
             _bos_caches[base] = _run(base, concatenated_prefix(base, None).embeddings[0], DynamicCache())
-    bos = _bos_caches[base]
+    known = _bos_caches[base]
     sizes = [(pair.shape[1], pair.shape[3]) for pair in state.tensors]
-    if bos is not None and sizes != [(layer.keys.shape[1], layer.keys.shape[3]) for layer in bos.layers]:
+    if known is not None and sizes != [(layer.keys.shape[1], layer.keys.shape[3]) for layer in known.layers]:
         raise PromptFileError(
             f"this prompt has keys and values of {len(sizes)} layers that are not as '{base.name}' has them: it is "
             "damaged, learn it again"
         )
+    bos = known if state.behind_bos else None
     cache: Any = DynamicCache(config=base.model.config)
     for index, pair in enumerate(state.tensors):
         keys, values = pair.to(base.device, base.dtype)[:, None]
@@ -293,7 +300,7 @@ def _given_prefix(base: FrozenLM, state: PromptState) -> CachedPrefix:
             keys = torch.cat([bos.layers[index].keys, keys], dim=2)
             values = torch.cat([bos.layers[index].values, values], dim=2)
         cache.update(keys, values, index)
-    return CachedPrefix(base, cache, (len(base.bos_ids) + state.length,))
+    return CachedPrefix(base, cache, (len(base.bos_ids) * state.behind_bos + state.length,))
 
 
 def _mapped(cache: Any, change: Any) -> Any:

@@ -105,7 +105,8 @@ def encoded_prefix(base: FrozenLM, *states: PromptState | None) -> EncodedPrefix
     for state in states:
         tensors = () if state is None else tuple(tensor.to(base.device, base.dtype) for tensor in state.tensors)
         in_layers = state is not None and state.kind == "key_values"
-        embeddings.append(bos if in_layers else torch.cat([bos, *tensors]))
+        front = bos if state is None or state.behind_bos else bos[:0]
+        embeddings.append(front if in_layers else torch.cat([front, *tensors]))
         layers.append(tensors if in_layers else ())
     if not any(layers):
         return EncodedPrefix(base, tuple(embeddings))

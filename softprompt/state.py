@@ -4,7 +4,7 @@ Shapes: ``B`` batch, ``T`` text length, ``P`` prompt length, ``H`` embedding siz
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -21,10 +21,13 @@ class PromptState:
         tensors: float32. ``embeddings``: one, ``[P, H]``, in the scale in which the first layer sees token embeddings.
             ``key_values``: one a layer, ``[2, kv_heads, P, head_dim]``, keys (rotated already) and values; of an
             encoder-decoder model the encoder's layers first.
+        behind_bos: whether BOS stands in front of it. A prompt that was learned elsewhere may be the first thing that
+            the model sees, and hold what BOS is in its own rows.
     """
 
     kind: Literal["embeddings", "key_values"]
     tensors: tuple[Tensor, ...]
+    behind_bos: bool = True
 
     @classmethod
     def of_embeddings(cls, virtual_tokens: Tensor) -> "PromptState":
@@ -45,7 +48,7 @@ class PromptState:
 
     def detached(self) -> "PromptState":
         """A copy without gradient."""
-        return PromptState(self.kind, tuple(tensor.detach().clone() for tensor in self.tensors))
+        return replace(self, tensors=tuple(tensor.detach().clone() for tensor in self.tensors))
 
 
 def concatenated(prefixes: Sequence[Tensor], texts: Tensor, mask: Tensor, which: Tensor) -> tuple[Tensor, Tensor]:

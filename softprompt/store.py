@@ -111,6 +111,7 @@ class Prompt:
             "method": self.method,
             "length": self.length,
             **({"members": len(self.states)} if len(self.states) > 1 else {}),
+            **({} if self.states[0].behind_bos else {"behind_bos": False}),
             "base": {"name": self.base_name, "fingerprint": dict(self.base_fingerprint)},
             "task": self.spec.to_dict(),
             "metrics": dict(self.metrics),
@@ -140,7 +141,7 @@ class Prompt:
         """
         from safetensors.torch import save
 
-        if len({state.kind for state in self.states}) != 1:
+        if len({(state.kind, state.behind_bos) for state in self.states}) != 1:
             raise PromptFileError("the prompts of an ensemble are of one kind: save them one by one")
         tensor_bytes = save(_tensors(self.states))
         manifest = {**self.manifest(), "sha256": hashlib.sha256(tensor_bytes).hexdigest()}
@@ -221,7 +222,9 @@ def prompt_of(files: Mapping[str, bytes], where: str) -> Prompt:
         check_header(content)
         base = manifest["base"]
         prompt = Prompt(
-            states=_states(load(content), manifest["kind"], manifest.get("members", 1)),
+            states=_states(
+                load(content), manifest["kind"], manifest.get("members", 1), manifest.get("behind_bos", True)
+            ),
             spec=TaskSpec.from_dict(manifest["task"]),
             base_name=str(base["name"]),
             base_fingerprint={str(part): str(digest) for part, digest in base["fingerprint"].items()},
@@ -287,7 +290,7 @@ def _tensors(states: Sequence[PromptState]) -> dict[str, torch.Tensor]:
     return named
 
 
-def _states(named: Mapping[str, torch.Tensor], kind: Any, members: int) -> tuple[PromptState, ...]:
+def _states(named: Mapping[str, torch.Tensor], kind: Any, members: int, behind_bos: Any) -> tuple[PromptState, ...]:
     """``_tensors`` undone.
 
     Raises:
@@ -295,6 +298,8 @@ def _states(named: Mapping[str, torch.Tensor], kind: Any, members: int) -> tuple
     """
     if kind not in ("embeddings", "key_values") or type(members) is not int or not 1 <= members <= len(named):
         raise ValueError(f"kind {kind!r} with {members!r} members in {len(named)} tensors")
+    if type(behind_bos) is not bool:
+        raise ValueError(f"behind_bos is {behind_bos!r}")
     states = []
     for member in range(members):
         start = f"member.{member}." if members > 1 else ""
@@ -314,7 +319,7 @@ def _states(named: Mapping[str, torch.Tensor], kind: Any, members: int) -> tuple
                 or not tensor.numel()
             ):
                 raise ValueError(f"kind {kind!r} with shape {tuple(tensor.shape)} of {tensor.dtype}")
-        states.append(PromptState(kind, tuple(tensors)))
+        states.append(PromptState(kind, tuple(tensors), behind_bos))
     if sum(len(state.tensors) for state in states) != len(named):
         raise ValueError(f"{len(named)} tensors, expected {sum(len(state.tensors) for state in states)}")
     return tuple(states)

@@ -20,7 +20,7 @@ from test_store import a_prompt
 from tiny import as_state, plain_logits, save_tiny, tiny_base
 
 from softprompt.base import load
-from softprompt.cli_export import FORM
+from softprompt.cli_export import FORM, IMPORTED_FORM
 from softprompt.errors import DataError, OutputError, PromptFileError
 from softprompt.export import FORMATS, imported
 from softprompt.export.npy import MOST_BYTES, read_npy, write_npy
@@ -318,4 +318,5 @@ class TestExport:
 
     def test_the_command_line_knows_the_formats_that_there_are(self) -> None:
         assert sorted(FORM.choices) == sorted(FORMATS)
+        assert sorted(IMPORTED_FORM.choices) == sorted(name for name, entry in FORMATS.items() if entry.read)
         assert all(entry.summary for entry in FORMATS.values())

@@ -34,13 +34,17 @@ def write_npy(prompt: Prompt, path: Path) -> None:
     """Write the virtual tokens ``[P, H]`` in float32.
 
     Raises:
-        PromptFileError: an ensemble, or keys and values.
+        PromptFileError: an ensemble, keys and values, or a prompt that holds BOS itself.
         OutputError: the place is taken, or cannot be written.
     """
     if prompt.state.kind != "embeddings":
         raise PromptFileError(
             "this prompt holds keys and values of every layer, and a .npy file has room for virtual tokens only: "
             "learn one with prompt-tuning, p-tuning or residual instead"
+        )
+    if not prompt.state.behind_bos:
+        raise PromptFileError(
+            "this prompt does not stand behind BOS, which a .npy file cannot tell: use --format peft instead"
         )
     check_free(path)
     content = io.BytesIO()

@@ -1,0 +1,251 @@
+"""Baked vocabulary in a GGUF file, for llama.cpp: prompts as new tokens of the user's own, possibly quantised, file.
+
+All fields and tensors are copied; tokens are appended, ``token_embd`` grows by a row for each (quantised as the others
+are, where PyPI's ``gguf`` can; else all of its rows become Q8_0 or F16), and an ``output`` of its own by copies of its
+row nearest the mean, so that a new token's logit is that of a token that came before it, and seldom large.
+
+Shapes: ``P`` virtual tokens, ``H`` embedding size, ``V`` tokens of the file.
+"""
+
+import importlib.util
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from softprompt.base import FrozenLM
+from softprompt.errors import BaseModelError, MissingExtraError
+from softprompt.export.names import Baked, chat_template, check_expressible
+from softprompt.export.place import appearing
+from softprompt.export.vocab import describe, embedding_factor, new_rows
+from softprompt.paths import expanded
+from softprompt.rows import reading
+from softprompt.store import Prompt
+
+USAGE_KEY = "softprompt.tasks"
+EMBEDDING, HEAD, HEAD_BIAS = "token_embd.weight", "output.weight", "output.bias"
+
+_CONTROL = 3  # the type of tokens that are no text
+_FORBIDDEN = -1e4  # a bias far below any logit, and finite in half precision too
+_ROWS_AT_ONCE = 8192
+_LEAST_LIKENESS = 0.9  # cosine of embeddings in the file and in the base model: coarse quantisation keeps 0.99
+
+
+@dataclass(frozen=True)
+class GgufExport:
+    """What was written.
+
+    Attributes:
+        baked: the prompts' tokens.
+        stored_as: how the embedding is quantised now.
+        rounding: how far the stored prompts are from the learned ones, relative to their size.
+    """
+
+    baked: Baked
+    stored_as: str
+    rounding: float
+
+
+def bake_gguf(base: FrozenLM, prompts: Mapping[str, Prompt], source: Path, place: Path) -> GgufExport:
+    """Write ``source``, a GGUF file of ``base``, with ``prompts``, by their names, as words of its vocabulary.
+
+    Raises:
+        PromptFileError, ConfigError: prompts that cannot be words of a vocabulary.
+        BaseModelError: ``source`` is no GGUF file of this model, or of a kind that cannot be extended.
+        MissingExtraError: ``gguf`` is not installed.
+        OutputError: the file exists, or cannot be written.
+    """
+    check_expressible(base, prompts)
+    scale = _scale_in_gguf(base)
+    import_gguf()
+    import gguf
+
+    reader = open_gguf(source)
+    tensors = {tensor.name: tensor for tensor in reader.tensors}
+    words = _contents(reader, gguf.Keys.Tokenizer.LIST)
+    _check_same_model(base, source, tensors, words)
+    baked = Baked.behind(prompts, len(words))
+
+    rows = new_rows(baked, scale).numpy()
+    embedding = tensors[EMBEDDING]
+    kind = _own_or_near(embedding.tensor_type, rows)
+    added = gguf.quants.quantize(rows, kind)
+    rounding = float(np.linalg.norm(gguf.quants.dequantize(added, kind) - rows) / np.linalg.norm(rows))
+    changed = {EMBEDDING: _Longer(embedding, kind, added)}
+    if head := tensors.get(HEAD):
+        # copied as stored: no type is too coarse for it
+        changed[HEAD] = _Longer(head, head.tensor_type, np.repeat(head.data[[_middle_row(head)]], len(rows), axis=0))
+    if bias := tensors.get(HEAD_BIAS):
+        changed[HEAD_BIAS] = _Longer(bias, bias.tensor_type, np.full(len(rows), _FORBIDDEN, dtype=bias.data.dtype))
+
+    fields = {
+        gguf.Keys.Tokenizer.LIST: [*words, *baked.words],
+        gguf.Keys.Tokenizer.TOKEN_TYPE: [*_contents(reader, gguf.Keys.Tokenizer.TOKEN_TYPE), *[_CONTROL] * len(rows)],
+        gguf.Keys.Tokenizer.SCORES: [*_contents(reader, gguf.Keys.Tokenizer.SCORES), *[0.0] * len(rows)],
+        f"{_contents(reader, gguf.Keys.General.ARCHITECTURE)}.vocab_size": baked.size,
+        gguf.Keys.Tokenizer.CHAT_TEMPLATE: chat_template(base, prompts),
+        USAGE_KEY: json.dumps(describe(base, baked), ensure_ascii=False),
+    }
+    with appearing(place) as path:
+        _copy(reader, path, fields, changed)
+    return GgufExport(baked, kind.name, rounding)
+
+
+def gguf_usage(path: Path) -> dict[str, Any]:
+    """What clients must know of the prompts in a file (see ``client.Tasks``).
+
+    Raises:
+        BaseModelError: it is no GGUF file, or has no prompts of ours.
+    """
+    text = _contents(open_gguf(path), USAGE_KEY)
+    if not text:
+        raise BaseModelError(f"'{path}' has no prompts in its vocabulary: expected a file that softprompt wrote")
+    return dict(json.loads(text))
+
+
+def import_gguf() -> None:
+    """Raise MissingExtraError unless ``gguf`` can be imported."""
+    if importlib.util.find_spec("gguf") is None:
+        raise MissingExtraError("gguf", "gguf")
+
+
+def open_gguf(path: Path) -> Any:
+    """A reader of the file; raises BaseModelError if it is no GGUF file."""
+    import_gguf()
+    from gguf import GGUFReader
+
+    path = expanded(path)
+    if not path.is_file():
+        raise BaseModelError(f"GGUF file '{path}' does not exist")
+    try:
+        with reading(path):
+            return GGUFReader(path)
+    except (ValueError, IndexError, KeyError, OverflowError, UnicodeDecodeError) as error:
+        raise BaseModelError(f"'{path}' is no GGUF file, or damaged: {error}") from error
+
+
+@dataclass(frozen=True)
+class _Longer:
+    """A tensor of the source with more rows behind its own.
+
+    Attributes:
+        tensor: the reader's.
+        kind: how all rows are stored in the end.
+        added: the new rows, stored so.
+    """
+
+    tensor: Any
+    kind: Any
+    added: np.ndarray[Any, Any]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the stored bytes or numbers."""
+        return (len(self.tensor.data) + len(self.added), *self.added.shape[1:])
+
+    def parts(self) -> Iterator[np.ndarray[Any, Any]]:
+        from gguf.quants import dequantize, quantize
+
+        data, old = self.tensor.data, self.tensor.tensor_type
+        for start in range(0, len(data), _ROWS_AT_ONCE):
+            part = data[start : start + _ROWS_AT_ONCE]
+            yield part if self.kind == old else quantize(dequantize(part, old), self.kind)
+        yield self.added
+
+
+def _middle_row(tensor: Any) -> int:
+    """The row of a matrix that is nearest to the mean of all."""
+    from gguf.quants import dequantize
+
+    def parts() -> Iterator[np.ndarray[Any, Any]]:
+        for start in range(0, len(tensor.data), _ROWS_AT_ONCE):
+            yield dequantize(tensor.data[start : start + _ROWS_AT_ONCE], tensor.tensor_type)
+
+    mean = sum(part.sum(axis=0, dtype=np.float64) for part in parts()) / len(tensor.data)
+    return int(np.concatenate([np.square(part - mean).sum(axis=1) for part in parts()]).argmin())
+
+
+def _scale_in_gguf(base: FrozenLM) -> float:
+    """What llama.cpp multiplies embeddings by: the exact root of ``H`` where the model has it rounded to its dtype."""
+    factor, root = embedding_factor(base), math.sqrt(base.embedding_size)
+    return root if abs(factor / root - 1) < 1e-2 else factor
+
+
+def _own_or_near(kind: Any, rows: np.ndarray[Any, Any]) -> Any:
+    """The type of the embedding if rows can be quantised to it, else the nearest larger one."""
+    import gguf
+
+    for one in (kind, gguf.GGMLQuantizationType.Q8_0):
+        try:
+            gguf.quants.quantize(rows[:1], one)
+        except (NotImplementedError, ValueError, gguf.quants.QuantError):
+            continue
+        return one
+    return gguf.GGMLQuantizationType.F16
+
+
+def _check_same_model(base: FrozenLM, source: Path, tensors: Mapping[str, Any], words: Any) -> None:
+    import gguf
+
+    embedding = tensors.get(EMBEDDING)
+    if embedding is None or not isinstance(words, list) or "per_layer_token_embd.weight" in tensors:
+        raise BaseModelError(
+            f"'{source}' has no vocabulary that can be extended: expected a language model's GGUF file"
+        )
+    size, rows = (int(one) for one in embedding.shape[:2])
+    ids = np.arange(0, min(rows, base.vocabulary_size), max(1, rows // 64))
+    like = 0.0
+    if size == base.embedding_size:
+        stored = gguf.quants.dequantize(np.ascontiguousarray(embedding.data[ids]), embedding.tensor_type)
+        own = base.embedding_weight[torch.from_numpy(ids).to(base.device)].float().cpu().numpy()
+        like = float((stored * own).sum() / (np.linalg.norm(stored) * np.linalg.norm(own)))
+    if like < _LEAST_LIKENESS:
+        raise BaseModelError(
+            f"'{source}' is no GGUF file of '{base.name}': its embeddings ({rows:,} x {size}) are not those of the "
+            f"model ({base.vocabulary_size:,} x {base.embedding_size}) that the prompts were learned on"
+        )
+    if len(words) != rows:
+        raise BaseModelError(f"'{source}' is damaged: {rows:,} embeddings for {len(words):,} tokens")
+
+
+def _contents(reader: Any, key: str) -> Any:
+    field = reader.get_field(key)
+    return [] if field is None else field.contents()
+
+
+def _copy(reader: Any, path: Path, fields: Mapping[str, Any], changed: Mapping[str, _Longer]) -> None:
+    """Write all of ``reader`` to ``path`` with other values for some fields and other rows for some tensors."""
+    import gguf
+
+    architecture = gguf.Keys.General.ARCHITECTURE
+    writer = gguf.GGUFWriter(path, _contents(reader, architecture), endianess=reader.endianess)
+    writer.data_alignment = reader.alignment
+    new = {key: (gguf.GGUFValueType.STRING, fields[key]) for key in (gguf.Keys.Tokenizer.CHAT_TEMPLATE, USAGE_KEY)}
+    for field in reader.fields.values():
+        if field.name == architecture or field.name.startswith("GGUF.") or field.name in new:
+            continue
+        kind, inner = field.types[0], field.types[-1]
+        value = fields.get(field.name, field.contents())
+        writer.add_key_value(field.name, value, kind, sub_type=inner if kind == gguf.GGUFValueType.ARRAY else None)
+    for key, (kind, value) in new.items():
+        writer.add_key_value(key, value, kind)
+    for tensor in reader.tensors:
+        longer = changed.get(tensor.name)
+        shape = tensor.data.shape if longer is None else longer.shape
+        dtype = tensor.data.dtype if longer is None else longer.added.dtype
+        kind = tensor.tensor_type if longer is None else longer.kind
+        size = math.prod(shape) * dtype.itemsize
+        writer.add_tensor_info(tensor.name, shape, dtype, size, kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    for tensor in reader.tensors:
+        longer = changed.get(tensor.name)
+        data = tensor.data if longer is None else np.concatenate(list(longer.parts()))
+        writer.write_tensor_data(data, tensor_endianess=reader.endianess)
+    writer.close()

@@ -1,0 +1,127 @@
+"""Virtual tokens as words of a vocabulary: what they are called, and a chat template that uses them.
+
+<|sp:NAME:0|> ... <|sp:NAME:P-1|>     the ``P`` virtual tokens of the task NAME
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from softprompt.base import FrozenLM
+from softprompt.data import Example
+from softprompt.errors import ConfigError, PromptFileError, TemplateError
+from softprompt.store import Prompt
+from softprompt.task import TaskSpec
+
+MARKER = "<|sp:"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+@dataclass(frozen=True)
+class Baked:
+    """Prompts as words of a vocabulary.
+
+    Attributes:
+        prompts: by the task's name.
+        first: token id of each task's first virtual token; the others follow it.
+        size: tokens of the vocabulary with them.
+    """
+
+    prompts: Mapping[str, Prompt]
+    first: Mapping[str, int]
+    size: int
+
+    @classmethod
+    def behind(cls, prompts: Mapping[str, Prompt], tokens: int) -> "Baked":
+        """Behind a vocabulary of so many tokens, one task after the other."""
+        first: dict[str, int] = {}
+        for name, prompt in prompts.items():
+            first[name] = tokens
+            tokens += prompt.state.length
+        return cls(prompts, first, tokens)
+
+    @property
+    def words(self) -> list[str]:
+        """All of the new tokens, in the order of their ids."""
+        return [word for name, prompt in self.prompts.items() for word in virtual_words(name, prompt.state.length)]
+
+    def ids(self, name: str) -> list[int]:
+        return list(range(self.first[name], self.first[name] + self.prompts[name].state.length))
+
+    @property
+    def all_ids(self) -> list[int]:
+        return [one for name in self.prompts for one in self.ids(name)]
+
+
+def check_expressible(base: FrozenLM, prompts: Mapping[str, Prompt]) -> None:
+    """``check_kinds``, and that the prompts are of ``base``; raises PromptFileError if not."""
+    check_kinds(prompts)
+    for prompt in prompts.values():
+        prompt.check_base(base)
+
+
+def check_kinds(prompts: Mapping[str, Prompt]) -> None:
+    """Raise unless every prompt is what stands at a model's input, under a name that can be part of a token.
+
+    Raises:
+        ConfigError: a name that cannot.
+        PromptFileError: an ensemble, or keys and values.
+    """
+    for name, prompt in prompts.items():
+        if not _NAME.fullmatch(name):
+            raise ConfigError(
+                f"'{name}' cannot be part of a token: expected letters, digits, '.', '_' and '-'; name the prompt as "
+                "in sentiment=FOLDER"
+            )
+        if len(prompt.states) > 1:
+            raise PromptFileError(
+                f"'{name}' is an ensemble of {len(prompt.states)} prompts that answer by vote, and a model reads one: "
+                "export one of its members"
+            )
+        if prompt.state.kind != "embeddings":
+            raise PromptFileError(
+                f"'{name}' is keys and values of every layer, and this format holds what stands at the model's input "
+                "only, as words do: use --format peft, serve it with softprompt, or learn it with prompt-tuning"
+            )
+
+
+def virtual_words(name: str, length: int) -> list[str]:
+    return [f"{MARKER}{name}:{index}|>" for index in range(length)]
+
+
+def around(spec: TaskSpec) -> list[str] | None:
+    """What the template writes before, between and behind its texts; ``None`` if it does more than put them there."""
+    # two texts of other letters and another length: a template that looks at them shows in the difference
+    first, second = "\u2402text\u2403", "\u2404" * 40
+    try:
+        pieces = spec.compiled.render(Example(first)).split(first)
+        same = spec.compiled.render(Example(second)) == second.join(pieces)
+    except TemplateError:
+        return None
+    return pieces if same and len(pieces) > 1 else None
+
+
+def chat_template(base: FrozenLM, prompts: Mapping[str, Prompt]) -> str:
+    """Jinja2 that writes BOS, a task's virtual tokens and its template around the last message.
+
+    Where the template needs more than a text, the message must be the whole of it. ``MARKER`` in a message is taken
+    apart, so that no message can spell a virtual token.
+    """
+    bos = "".join(base.tokenizer.convert_ids_to_tokens(list(base.bos_ids)))
+    tasks: dict[str, Any] = {}
+    for name, prompt in prompts.items():
+        start = (bos if prompt.state.behind_bos else "") + "".join(virtual_words(name, prompt.state.length))
+        tasks[name] = [start, around(prompt.spec) or ["", ""]]
+    expected = f"expected a task, one of {', '.join(prompts)}: as chat_template_kwargs, or as the system message"
+    only = next(iter(tasks)) if len(tasks) == 1 else ""
+    return (
+        # escapes of JSON and of Jinja2's strings agree on these
+        "{%- set tasks = " + json.dumps(tasks, ensure_ascii=False) + " -%}"
+        "{%- set named = messages[0].content if messages[0].role == 'system' else " + json.dumps(only) + " -%}"
+        "{%- set chosen = task if task is defined else named -%}"
+        "{%- if chosen not in tasks -%}{{ raise_exception(" + json.dumps(expected) + ") }}{%- endif -%}"
+        "{{- tasks[chosen][0] -}}"
+        f"{{{{- tasks[chosen][1] | join(messages[-1].content | replace('{MARKER}', '<| sp:')) -}}}}"
+    )

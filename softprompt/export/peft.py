@@ -1,0 +1,241 @@
+"""Adapter folders of Hugging Face PEFT: prompt tuning (Lester et al. 2021) and prefix tuning (Li and Liang 2021).
+
+PEFT puts virtual tokens in front of all that the tokenizer gives, BOS included; here they stand behind BOS. So what is
+exported has BOS's own embedding (or keys and values) as its first virtual token, and texts are fed without BOS: the
+same computation. What is imported from others keeps its place in front of BOS, whose row is appended to the prompt.
+
+Shapes: ``P`` virtual tokens, ``H`` embedding size, ``L`` layers; keys and values are flattened to ``[P, L*2*heads*D]``.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from softprompt.base import FrozenLM
+from softprompt.errors import BaseModelError, PromptFileError
+from softprompt.export.usage import USAGE_FILE, peft_readme, read_object
+from softprompt.export.whole import with_bos_behind, with_bos_in_front
+from softprompt.folders import check_free, write_folder
+from softprompt.prefix import keys_and_values
+from softprompt.rows import reading
+from softprompt.state import PromptState
+from softprompt.store import Prompt
+
+CONFIG_FILE, TENSOR_FILE, PICKLE_FILE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
+MOST_BYTES = 2**31  # of a tensor file: more than any prompt has, less than fills the memory
+SCHEMA_VERSION = 1
+
+_FLAT_KINDS: Mapping[str, str] = {
+    "PROMPT_TUNING": "embeddings",
+    "P_TUNING": "embeddings",  # saved as the virtual tokens that its encoder made
+    "PREFIX_TUNING": "key_values",
+}
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """What an adapter folder holds.
+
+    Attributes:
+        state: its virtual tokens, or keys and values of every layer.
+        bos_rows: how many of its first rows are BOS's own; ``None`` if PEFT made it, which feeds BOS behind the prompt.
+        usage: what softprompt wrote beside it, if softprompt did.
+    """
+
+    state: PromptState
+    bos_rows: int | None
+    usage: Mapping[str, Any]
+
+    def on(self, base: FrozenLM) -> PromptState:
+        """The prompt for ``base``: ours back to the bit, or another's with BOS where PEFT puts it.
+
+        Raises:
+            PromptFileError: it is of another size than ``base``.
+        """
+        self._check(base)
+        if self.bos_rows is None:
+            return with_bos_behind(base, self.state)
+        tensors = tuple(tensor[..., self.bos_rows :, :].contiguous() for tensor in self.state.tensors)
+        return replace(self.state, tensors=tensors, behind_bos=self.bos_rows > 0 or not base.bos_ids)
+
+    def _check(self, base: FrozenLM) -> None:
+        one: PromptState | None = None
+        if self.state.kind == "key_values":
+            one = keys_and_values(base, base.embed(torch.zeros(1, dtype=torch.long, device=base.device)))
+        expected = f"{base.embedding_size} values" if one is None else _sizes(one)
+        if (found := _sizes(self.state)) != expected:
+            raise PromptFileError(
+                f"the adapter holds {'virtual tokens' if one is None else 'keys and values'} of {found}, expected "
+                f"{expected} as '{base.name}' has: give --model the model that it was learned on"
+            )
+
+
+def write_peft(base: FrozenLM, prompt: Prompt, folder: Path) -> None:
+    """Write a folder that ``PeftModel.from_pretrained`` reads, with a README that tells how to feed it.
+
+    Raises:
+        PromptFileError: an ensemble, or a prompt of another base model.
+        BaseModelError: PEFT would compute something else on this family.
+        OutputError: the folder exists, or cannot be written.
+    """
+    from safetensors.torch import save
+
+    check_free(folder)
+    prompt.check_base(base)
+    apart = base.architecture == "encoder-decoder"
+    if apart and prompt.state.kind == "key_values":
+        raise BaseModelError(
+            "PEFT gives the keys and values of prefix tuning to the decoder only, and this prompt has some for the "
+            "encoder too: serve it with softprompt, or learn one with prompt-tuning"
+        )
+    if base.embedding_scale != 1:
+        raise BaseModelError(
+            f"'{base.name}' scales its token embeddings where PEFT does not see it, so its texts would not be read "
+            "as they were learned: serve it with softprompt"
+        )
+    state = with_bos_in_front(base, prompt.state)
+    rows, sizes = _flattened(state)
+    config = {
+        "peft_type": "PROMPT_TUNING" if state.kind == "embeddings" else "PREFIX_TUNING",
+        "task_type": "SEQ_2_SEQ_LM" if apart else "CAUSAL_LM",
+        "base_model_name_or_path": base.name,
+        "inference_mode": True,
+        "num_virtual_tokens": state.length,
+        "num_transformer_submodules": 1,
+        **sizes,
+    }
+    bos_rows = state.length - prompt.state.length
+    usage = {
+        "schema_version": SCHEMA_VERSION,
+        "format": "peft",
+        "bos_rows": bos_rows,
+        "add_special_tokens": not base.frame.bos,
+        "base": {"name": base.name, "fingerprint": dict(prompt.base_fingerprint)},
+        "task": prompt.spec.to_dict(),
+    }
+    write_folder(
+        folder,
+        {
+            CONFIG_FILE: _json(config),
+            TENSOR_FILE: save({"prompt_embeddings": rows}),
+            USAGE_FILE: _json(usage),
+            "README.md": peft_readme(base, prompt, folder.name).encode(),
+        },
+    )
+
+
+def read_peft(folder: Path) -> Adapter:
+    """What an adapter folder holds; nothing in it is believed unchecked, and nothing is unpickled.
+
+    Raises:
+        PromptFileError: no such folder, a method that is no single prompt, a damaged file, or pickled weights only.
+        DataError: it cannot be read.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    if not (folder / CONFIG_FILE).is_file():
+        what = f"holds no {CONFIG_FILE}" if folder.is_dir() else "is no folder"
+        raise PromptFileError(f"'{folder}' is no PEFT adapter, it {what}: give the folder that save_pretrained wrote")
+    config = read_object(folder / CONFIG_FILE)
+    kind = _FLAT_KINDS.get(str(config.get("peft_type")))
+    if kind is None:
+        raise PromptFileError(
+            f"'{folder}' is an adapter of the type {config.get('peft_type')!r}: expected one that is a prompt, "
+            f"{', '.join(_FLAT_KINDS)}"
+        )
+    path = folder / TENSOR_FILE
+    if not path.is_file():
+        if (folder / PICKLE_FILE).exists():
+            raise PromptFileError(
+                f"'{folder}' holds its weights as a pickle ({PICKLE_FILE}), which can run code and is never loaded: "
+                f"save it again with PEFT as {TENSOR_FILE} (save_pretrained does so by default)"
+            )
+        raise PromptFileError(f"'{folder}' is no whole PEFT adapter: it holds no {TENSOR_FILE}")
+    with reading(path):
+        if path.stat().st_size > MOST_BYTES:
+            raise PromptFileError(f"'{path}' is no prompt: expected at most {MOST_BYTES:,} bytes")
+        content = path.read_bytes()
+    try:
+        rows = load(content).get("prompt_embeddings")
+    except (SafetensorError, ValueError) as error:
+        raise PromptFileError(f"'{path}' is damaged: {error}") from error
+    count = config.get("num_virtual_tokens")
+    if rows is None or rows.ndim != 2 or not rows.is_floating_point() or not rows.numel():
+        raise PromptFileError(f"'{path}' holds no prompt: expected a matrix 'prompt_embeddings'")
+    if type(count) is not int or not 1 <= count <= len(rows):
+        raise PromptFileError(f"'{folder}' is damaged: {len(rows)} virtual tokens, its configuration says {count!r}")
+    if not torch.isfinite(rows).all():
+        raise PromptFileError(f"'{path}' is damaged: it has values that are not numbers")
+    # an encoder-decoder's adapter may hold as many again, which PEFT's prompt tuning does not use
+    rows = rows[:count].float()
+    state = PromptState.of_embeddings(rows) if kind == "embeddings" else _unflattened(folder, rows, config)
+    usage = read_object(folder / USAGE_FILE) if (folder / USAGE_FILE).is_file() else {}
+    bos_rows = usage.get("bos_rows") if usage.get("format") == "peft" else None
+    if bos_rows is not None and (type(bos_rows) is not int or not 0 <= bos_rows < count):
+        raise PromptFileError(f"'{folder / USAGE_FILE}' is damaged: {bos_rows!r} of {count} rows cannot be BOS")
+    return Adapter(state, bos_rows, usage)
+
+
+def _flattened(state: PromptState) -> tuple[torch.Tensor, dict[str, Any]]:
+    """The matrix that PEFT saves, and the sizes in its configuration.
+
+    Raises:
+        BaseModelError: layers differ in size, for which PEFT has no words.
+    """
+    if state.kind == "embeddings":
+        # heads and layers mean nothing here, but PEFT looks for them in the model where they are not given
+        sizes = {"token_dim": state.tensor.shape[1], "num_attention_heads": 1, "num_layers": 1}
+        return state.tensor.contiguous(), {**sizes, "prompt_tuning_init": "RANDOM"}
+    if len({tensor.shape for tensor in state.tensors}) > 1:
+        raise BaseModelError(
+            "the layers of this model keep keys and values of different sizes, and PEFT knows one: serve the prompt "
+            "with softprompt, or learn one with prompt-tuning"
+        )
+    heads, head_size = state.tensors[0].shape[1], state.tensors[0].shape[3]
+    # [L, 2, heads, P, D] -> [P, L, 2, heads, D]
+    rows = torch.stack(state.tensors).permute(3, 0, 1, 2, 4).flatten(1).contiguous()
+    return rows, {
+        "token_dim": heads * head_size,
+        "num_attention_heads": heads,
+        "num_layers": len(state.tensors),
+        "prefix_projection": False,
+    }
+
+
+def _unflattened(folder: Path, rows: torch.Tensor, config: Mapping[str, Any]) -> PromptState:
+    """``_flattened`` undone for keys and values.
+
+    Raises:
+        PromptFileError: the matrix is not of the configuration's sizes, or of an encoder-decoder model.
+    """
+    if config.get("num_transformer_submodules") == 2 or config.get("task_type") == "SEQ_2_SEQ_LM":
+        raise PromptFileError(
+            f"'{folder}' is prefix tuning of an encoder-decoder model, which PEFT places otherwise than softprompt "
+            "does: import one of prompt tuning"
+        )
+    sizes = [config.get(key) for key in ("num_layers", "num_attention_heads", "token_dim")]
+    layers, heads, size = (value if type(value) is int and value > 0 else 0 for value in sizes)
+    if not layers * heads * size or size % heads or rows.shape[1] != layers * 2 * size:
+        raise PromptFileError(
+            f"'{folder}' is damaged: keys and values of {rows.shape[1]:,} numbers a token, its configuration says "
+            f"{sizes[0]!r} layers of 2 x {sizes[2]!r} in {sizes[1]!r} heads"
+        )
+    # [P, L, 2, heads, D] -> [L, 2, heads, P, D]
+    whole = rows.view(len(rows), layers, 2, heads, -1).permute(1, 2, 3, 0, 4)
+    return PromptState("key_values", tuple(tensor.contiguous() for tensor in whole))
+
+
+def _sizes(state: PromptState) -> str:
+    if state.kind == "embeddings":
+        return f"{state.tensor.shape[1]} values"
+    kinds = dict.fromkeys((tensor.shape[1], tensor.shape[3]) for tensor in state.tensors)
+    return f"{len(state.tensors)} layers with " + " and ".join(f"{heads} heads of {size}" for heads, size in kinds)
+
+
+def _json(values: Mapping[str, Any]) -> bytes:
+    return (json.dumps(values, indent=2, ensure_ascii=False) + "\n").encode()

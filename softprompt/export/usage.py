@@ -1,0 +1,159 @@
+"""What stands beside an export for whoever uses it: how texts must be fed."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from softprompt.base import FrozenLM
+from softprompt.errors import PromptFileError
+from softprompt.rows import reading
+from softprompt.store import Prompt
+
+USAGE_FILE = "softprompt.json"
+
+_FEEDING = {
+    "whole": "BOS is its first virtual token. Tokenise texts **without** BOS, or the model sees it twice:",
+    "as it is": "The prompt is the first thing that the model sees. Tokenise texts **without** BOS:",
+    "no bos": "This model's tokenizer has no BOS, so nothing can go wrong with it:",
+}
+
+
+def peft_readme(base: FrozenLM, prompt: Prompt, name: str) -> str:
+    """How to load an adapter folder called ``name`` and what to feed it."""
+    feeding = "no bos" if not base.frame.bos else "whole" if prompt.state.behind_bos else "as it is"
+    apart = base.architecture == "encoder-decoder"
+    family = "AutoModelForSeq2SeqLM" if apart else "AutoModelForCausalLM"
+    skipped = len(base.frame.bos)
+    ids = "tokenizer(text, return_tensors='pt').input_ids" + (f"[:, {skipped}:]  # without BOS" if skipped else "")
+    call = "input_ids=ids, decoder_input_ids=..." if apart else "input_ids=ids"
+    lines = [
+        f"# {name}",
+        "",
+        f"A prompt learned with softprompt ({prompt.method}) for `{base.name}`, as a PEFT adapter. {_FEEDING[feeding]}",
+        "",
+        "```python",
+        "from peft import PeftModel",
+        f"from transformers import {family}, AutoTokenizer",
+        "",
+        f"tokenizer = AutoTokenizer.from_pretrained({base.name!r})",
+        f"model = PeftModel.from_pretrained({family}.from_pretrained({base.name!r}), {name!r})",
+        "text = ...  # the template below, filled in",
+        f"ids = {ids}",
+        f"logits = model({call}).logits",
+        "```",
+        "",
+        "Pad batches on the right, or not at all. `softprompt import` reads this folder back to the bit.",
+        "",
+        *task_lines(prompt),
+    ]
+    return "\n".join(lines)
+
+
+def task_lines(prompt: Prompt) -> list[str]:
+    """Template and labels, as Markdown."""
+    spec = prompt.spec
+    lines = ["The template (Jinja2; `{{ text }}` is your text):", "", _fenced(spec.template), ""]
+    if spec.labels:
+        answers = [
+            f"`{spec.answer_separator}{words}` for {label}"
+            for label, words in zip(spec.labels, spec.verbalizers, strict=True)
+        ]
+        lines += [f"The answer that follows it: {', '.join(answers)}.", ""]
+    return lines
+
+
+def vocabulary_readme(name: str, prompts: Mapping[str, Prompt], marker: str, limits: Sequence[str]) -> str:
+    """What a checkpoint with baked prompts is, and how clients feed it."""
+    lines = [
+        f"# {name}",
+        "",
+        f"`{next(iter(prompts.values())).base_name}` with learned prompts of softprompt as tokens of its vocabulary. "
+        "A request for a task is BOS, the tokens of the task, and the text. The task's own string of tokens, template "
+        f"and labels are in `{USAGE_FILE}`.",
+        "",
+        "Users' text must never be read as these tokens. Feed token ids:",
+        "",
+        "```python",
+        "from softprompt.export.client import Tasks",
+        "",
+        f"tasks = Tasks.load({name!r})",
+        f'ids = tasks.ids({next(iter(prompts))!r}, "the user\'s text")  # the `prompt` of a completions request',
+        "```",
+        "",
+        f'The chat template chooses a task by `chat_template_kwargs={{"task": ...}}` or by a system message that is '
+        f"the task's name, and takes `{marker}` apart wherever a message contains it.",
+        "",
+        "The tokens must never be generated:",
+        "",
+        *(f"- {line}" for line in limits),
+        "",
+    ]
+    for task, prompt in prompts.items():
+        lines += [f"## {task}", "", *task_lines(prompt)]
+    return "\n".join(lines)
+
+
+def _fenced(text: str) -> str:
+    return f"```jinja\n{text}\n```"
+
+
+def usage_of(prompt: Prompt) -> dict[str, Any]:
+    """What a client must know of a task: how its texts are written, and what answers mean."""
+    return {
+        "task": prompt.spec.to_dict(),
+        "length": prompt.state.length,
+        # whether the tokenizer's BOS stands in front of the prompt
+        "add_special_tokens": prompt.state.behind_bos,
+    }
+
+
+def read_usage(folder: Path) -> dict[str, Any]:
+    """What stands beside an export.
+
+    Raises:
+        PromptFileError: it is not there, or damaged.
+        DataError: it cannot be read.
+    """
+    if not (folder / USAGE_FILE).is_file():
+        raise PromptFileError(f"'{folder}' is no export of softprompt: it holds no {USAGE_FILE}")
+    return read_object(folder / USAGE_FILE)
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """A JSON object out of a file; raises as ``read_usage``."""
+    with reading(path):
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+        except (ValueError, RecursionError) as error:
+            raise PromptFileError(f"'{path}' is damaged: {error}") from error
+    if not isinstance(values, dict):
+        raise PromptFileError(f"'{path}' is damaged: expected a JSON object")
+    return values
+
+
+def embeds_readme(name: str, prompts: Mapping[str, Prompt]) -> str:
+    """How to ask a vLLM server by embeddings."""
+    base = next(iter(prompts.values())).base_name
+    lines = [
+        f"# {name}",
+        "",
+        f"Learned prompts of softprompt for `{base}` as input embeddings, and the model's token embeddings to put "
+        "texts behind them. Start the server on the model itself, and only where you trust who can reach it, as "
+        "vLLM's documentation advises:",
+        "",
+        "```console",
+        f"$ vllm serve {base} --enable-prompt-embeds",
+        "```",
+        "",
+        "```python",
+        "from softprompt.export.vllm import EmbeddedTasks",
+        "",
+        f"tasks = EmbeddedTasks.load({name!r})",
+        f"answer = tasks.ask('http://localhost:8000/v1', {next(iter(prompts))!r}, \"the user's text\", model={base!r})",
+        "```",
+        "",
+    ]
+    for task, prompt in prompts.items():
+        lines += [f"## {task}", "", *task_lines(prompt)]
+    return "\n".join(lines)

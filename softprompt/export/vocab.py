@@ -1,0 +1,221 @@
+"""Baked vocabulary: prompts as new tokens of a plain ``transformers`` checkpoint, which any engine serves.
+
+    embedding of <|sp:NAME:i|>  =  row ``i`` of the prompt, divided by what the model multiplies its embeddings by
+
+So BOS, these tokens and a text give the logits of the soft prompt in front of the text, and one model serves many
+tasks, mixed in one batch. What the output layer says of the new tokens means nothing: where it has weights of its own,
+those of a new token are the mean of all, whose logit is the mean logit and thus never the largest (and its bias, if it
+has one, forbids them); where it is the embedding itself they follow from it, and whoever generates must forbid them
+(``generation_config.json`` for ``transformers``, ``Tasks.request`` for vLLM).
+
+Shapes: ``P`` virtual tokens, ``H`` embedding size, ``V`` rows of the embedding.
+"""
+
+import copy
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from softprompt.base import FrozenLM
+from softprompt.embedded import no_progress_bars
+from softprompt.errors import BaseModelError
+from softprompt.export.names import MARKER, Baked, around, chat_template, check_expressible, virtual_words
+from softprompt.export.place import appearing
+from softprompt.export.usage import USAGE_FILE, usage_of, vocabulary_readme
+from softprompt.prefix import concatenated_prefix
+from softprompt.quantised import quiet
+from softprompt.store import Prompt
+
+SCHEMA_VERSION = 1
+_PROBE = "a text of some words"
+
+
+def bake(base: FrozenLM, prompts: Mapping[str, Prompt], folder: Path, *, untie: bool = False) -> Baked:
+    """Write a checkpoint of ``base`` with ``prompts``, by their names, as words of its vocabulary.
+
+    ``base`` stays as it is. The checkpoint is loaded back and its logits compared before it gets its name.
+
+    Args:
+        untie: give the output layer weights of its own, where it is the embedding: ``V*H`` more numbers, and the new
+            tokens' logits are never the largest, in every engine.
+
+    Raises:
+        PromptFileError, ConfigError: prompts that cannot be words of a vocabulary.
+        BaseModelError: a family that is more than an embedding at its input.
+        OutputError: the folder exists, or cannot be written.
+    """
+    check_expressible(base, prompts)
+    scale = embedding_factor(base)
+    tokenizer = copy.deepcopy(base.tokenizer)
+    baked = Baked.behind(prompts, len(tokenizer))
+    _add_words(tokenizer, baked)
+    tokenizer.chat_template = chat_template(base, prompts)
+    rows = max(base.vocabulary_size, baked.size)
+
+    config = copy.deepcopy(base.model.config)
+    config.get_text_config().vocab_size = rows
+    tied = _is_tied(base)
+    if untie and tied:
+        config.tie_word_embeddings, tied = False, False
+    generation: Any = copy.deepcopy(base.model.generation_config)
+    generation.suppress_tokens = sorted({*(generation.suppress_tokens or ()), *baked.all_ids})
+    with appearing(folder) as place, quiet(), no_progress_bars():
+        base.model.save_pretrained(place, state_dict=_extended(base, baked, scale, rows, tied))
+        config.dtype, config.architectures = base.model.config.dtype, base.model.config.architectures
+        for part in (config, generation, tokenizer):
+            part.save_pretrained(place)
+        usage = {**describe(base, baked), **_checked(base, baked, place)}
+        (place / USAGE_FILE).write_text(json.dumps(usage, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        readme = vocabulary_readme(folder.name, prompts, MARKER, _limits(tied))
+        (place / "README.md").write_text(readme, encoding="utf-8")
+    return baked
+
+
+def describe(base: FrozenLM, baked: Baked) -> dict[str, Any]:
+    """What clients must know of baked prompts, as ``softprompt.json`` has it."""
+    tasks = {
+        name: {
+            **usage_of(prompt),
+            "prompt": "".join(virtual_words(name, prompt.state.length)),
+            "ids": baked.ids(name),
+            "around": around(prompt.spec),
+            "method": prompt.method,
+        }
+        for name, prompt in baked.prompts.items()
+    }
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "base": {"name": base.name, "fingerprint": base.fingerprint},
+        "bos_ids": list(base.bos_ids),
+        "context_length": base.context_length,
+        "never_generate": baked.all_ids,
+        "tasks": tasks,
+    }
+
+
+def embedding_factor(base: FrozenLM) -> float:
+    """What stands between the rows of the embedding and what the first layer sees (Gemma: the root of ``H``).
+
+    Raises:
+        BaseModelError: it is no factor, or the model is none that has one embedding at its input.
+    """
+    if base.architecture != "decoder-only":
+        raise BaseModelError(
+            f"'{base.name}' is an encoder-decoder model, for which engines take no tokens of one's own: use --format "
+            "peft, or serve the prompt with softprompt"
+        )
+    if base.quantisation is not None:
+        raise BaseModelError(
+            f"'{base.name}' is quantised ({base.quantisation}), and a checkpoint of it cannot be written with other "
+            "tokens: learn the prompt on the model that is not quantised"
+        )
+    ids = torch.arange(0, base.vocabulary_size, max(1, base.vocabulary_size // 256), device=base.device)
+    with torch.no_grad():
+        stored, seen = base.embedding_weight[ids].double(), base.embed(ids).double()
+    factor = float((stored * seen).sum() / (stored * stored).sum())
+    if (seen - factor * stored).norm() > 1e-2 * seen.norm():
+        raise BaseModelError(f"'{base.name}' changes its embeddings by more than a factor: use --format peft")
+    return 1.0 if abs(factor - 1) < 1e-4 else factor
+
+
+def new_rows(baked: Baked, scale: float) -> Tensor:
+    """The rows ``[P of all, H]`` of the new tokens, as an embedding stores them, in float32."""
+    return torch.cat([prompt.state.tensor.float().cpu() for prompt in baked.prompts.values()]) / scale
+
+
+def _add_words(tokenizer: Any, baked: Baked) -> None:
+    from tokenizers import AddedToken
+
+    if clash := [word for word in baked.words if word in tokenizer.get_vocab()]:
+        raise BaseModelError(f"the vocabulary has '{clash[0]}' already: bake into the model that has no prompts yet")
+    tokenizer.add_tokens(
+        [AddedToken(word, special=True, normalized=False) for word in baked.words], special_tokens=True
+    )
+    if tokenizer.convert_tokens_to_ids(baked.words) != baked.all_ids:
+        raise BaseModelError("this tokenizer numbers new tokens in a way of its own, which softprompt does not know")
+
+
+def _extended(base: FrozenLM, baked: Baked, scale: float, rows: int, tied: bool) -> dict[str, Tensor]:
+    """The model's tensors by name, those with a row a token having ``rows`` of them."""
+    model = base.model
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    ids = torch.tensor(baked.all_ids)
+
+    def longer(old: Tensor, new: Tensor | float) -> Tensor:
+        tensor = old.new_zeros(rows, *old.shape[1:])
+        tensor[: len(old)] = old
+        tensor[ids] = new.to(old.device, old.dtype) if isinstance(new, Tensor) else new
+        return tensor
+
+    own = {id(embedding.weight): longer(embedding.weight, new_rows(baked, scale))}
+    of_head = {id(head.weight): own[id(embedding.weight)] if tied else longer(head.weight, _mean_row(head.weight))}
+    if getattr(head, "bias", None) is not None:
+        # far below any logit, and finite in half precision too
+        of_head[id(head.bias)] = longer(head.bias, -1e4)
+    at_head = {id(module): name for name, module in model.named_modules()}[id(head)]
+    named: dict[str, Tensor] = model.state_dict(keep_vars=True)
+    return {
+        name: {**own, **(of_head if name.rpartition(".")[0] == at_head else {})}.get(id(tensor), tensor.detach())
+        for name, tensor in named.items()
+    }
+
+
+def _mean_row(weight: Tensor) -> Tensor:
+    return weight.mean(dim=0, dtype=torch.float32)
+
+
+@torch.no_grad()
+def _checked(base: FrozenLM, baked: Baked, place: Path) -> dict[str, Any]:
+    """Load what was written and compare it with the soft prompt.
+
+    Raises:
+        BaseModelError: the checkpoint's logits are not the prompt's.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(place)
+    model: Any = AutoModelForCausalLM.from_pretrained(place, dtype=base.dtype)
+    model.to(base.device).eval()
+    text = list(base.tokenizer(_PROBE, add_special_tokens=False).input_ids)
+    as_text, worst = True, 0.0
+    for name, prompt in baked.prompts.items():
+        front = list(base.bos_ids) if prompt.state.behind_bos else []
+        ids = [*front, *baked.ids(name), *text]
+        words = "".join(virtual_words(name, prompt.state.length))
+        read = tokenizer(words + _PROBE, add_special_tokens=prompt.state.behind_bos).input_ids
+        as_text = as_text and list(read) == ids
+        given = torch.tensor([text], device=base.device)
+        expected = base.logits(concatenated_prefix(base, prompt.state).hidden(given, torch.ones_like(given))[0, -1:])
+        found = model(input_ids=torch.tensor([ids], device=base.device)).logits[0, -1:, : base.vocabulary_size].float()
+        known = torch.ones(base.vocabulary_size, dtype=torch.bool)
+        known[[one for one in baked.all_ids if one < base.vocabulary_size]] = False
+        worst = max(worst, float((found - expected)[:, known].norm() / expected[:, known].norm()))
+    if worst > (1e-3 if base.dtype == torch.float32 else 5e-2):
+        raise BaseModelError(
+            f"'{base.name}' reads more than embeddings from its tokens: the checkpoint's logits are {worst:.1%} off "
+            "those of the prompt; use --format peft, or serve it with softprompt"
+        )
+    return {"exact_as_text": as_text, "logits_moved": worst}
+
+
+def _is_tied(base: FrozenLM) -> bool:
+    weight: Tensor = base.model.get_output_embeddings().weight
+    return weight is base.embedding_weight
+
+
+def _limits(tied: bool) -> list[str]:
+    by_weights = (
+        "the output layer of this model is its embedding, so their logits follow from the prompt and mean nothing"
+        if tied
+        else "their rows of the output layer are the mean of all, so their logits are never the largest"
+    )
+    return [
+        f"{by_weights};",
+        "`transformers`' `generate` never gives them: `generation_config.json` names them in `suppress_tokens`;",
+        "vLLM does not read that: send `logit_bias`, or hold answers to the labels with `allowed_token_ids` or "
+        "`structured_outputs`. `Tasks.request` does both.",
+    ]

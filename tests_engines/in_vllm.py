@@ -1,0 +1,50 @@
+"""Runs in vLLM's environment: ``python in_vllm.py JOB.json RESULT.json``."""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")  # GiB
+os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+
+
+def main(job_file: str, result_file: str) -> None:
+    import torch
+    import vllm
+
+    job: dict[str, Any] = json.loads(Path(job_file).read_text())
+    model = vllm.LLM(
+        model=job["model"],
+        dtype=job["dtype"],
+        enforce_eager=True,
+        max_model_len=job["context"],
+        enable_prompt_embeds="embeddings" in job,
+    )
+    if "embeddings" in job:
+        from safetensors.torch import load_file
+
+        tensors = load_file(job["embeddings"])
+        prompts: list[Any] = [{"prompt_embeds": tensors[str(at)]} for at in range(len(job["requests"]))]
+    else:
+        prompts = [{"prompt_token_ids": request["ids"]} for request in job["requests"]]
+    bias = dict.fromkeys(job["never"], -100.0) or None
+    greedy = vllm.SamplingParams(temperature=0, max_tokens=job["tokens"], logit_bias=bias)
+    labels = [
+        vllm.SamplingParams(temperature=0, max_tokens=1, allowed_token_ids=request["allowed"])
+        for request in job["requests"]
+    ]
+    result = {
+        "completions": [list(one.outputs[0].token_ids) for one in model.generate(prompts, greedy)],
+        "labels": [one.outputs[0].token_ids[0] for one in model.generate(prompts, labels)],
+        "versions": {"vllm": vllm.__version__, "torch": torch.__version__},
+    }
+    if job["never"]:
+        free = model.generate(prompts, vllm.SamplingParams(temperature=0, max_tokens=job["tokens"]))
+        result["unforbidden"] = [list(one.outputs[0].token_ids) for one in free]
+    Path(result_file).write_text(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
