@@ -12,8 +12,8 @@ from softprompt.checkpoint import Checkpoint
 from softprompt.config import TrainConfig
 from softprompt.errors import SoftpromptError, TrainingError, writing
 from softprompt.fit import best_prompt, open_run
+from softprompt.paths import replace_file
 from softprompt.predict import Predictor
-from softprompt.store import replace_file
 from softprompt.task import Task
 from softprompt.train import Observer, TrainingResult, train_together
 

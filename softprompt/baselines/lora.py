@@ -17,8 +17,9 @@ from softprompt.baselines.fitted import Fitted, bytes_of, described, extra_modul
 from softprompt.baselines.tuned import TunedConfig, limited, tune
 from softprompt.errors import BaseModelError
 from softprompt.generate import Sampling
+from softprompt.paths import write_durably
 from softprompt.predict import Predictor
-from softprompt.store import check_free, new_folder, write_durably
+from softprompt.store import check_free, new_folder
 from softprompt.task import Task
 from softprompt.train import Observer, check_trainable
 
