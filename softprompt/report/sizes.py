@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from functools import partial
 
 from softprompt.report import charts, tables
-from softprompt.report.document import Cell, Column, Document, Figure, Section, Statement, Table, Text
+from softprompt.report.document import Cell, Column, Document, Figure, Section, Statement, Table
 from softprompt.report.numbers import (
     MISSING,
     count_text,
@@ -37,7 +37,7 @@ def document(scale: SizeStudy) -> Document:
             Section(
                 "models",
                 "The models",
-                (Text("Each model has a report of its own:"), _folders(scale.points)),
+                (_folders(scale.points),),
             ),
         ),
         created=scale.created,
