@@ -52,9 +52,6 @@ def test_holds_the_curves_and_their_numbers(tmp_path: Path) -> None:
     write_scale(given, tmp_path)
     page, text = (tmp_path / "scale.html").read_text(), (tmp_path / "scale.md").read_text()
     text = text.replace("\\[", "[").replace("\\]", "]")
-        (tmp_path / "scale.html").read_text(),
-        (tmp_path / "scale.md").read_text().replace("\\[", "[").replace("\\]", "]"),
-    )
     for told in (given.sentence, "model-1", "0.850", "[0.830, 0.870]", "\N{MINUS SIGN}0.200", "folder-2", "10,000,000"):
         assert told in text
         assert told in page
