@@ -1,5 +1,7 @@
 """``softprompt compare`` and ``softprompt scale``: which method to deploy, and how that changes with model size."""
 
+import shlex
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -159,7 +161,7 @@ def _prepared(
 
     methods = contestants(options["methods"])
     common = {name: options[name] for name in ("seeds", "steps", "rates", "batch_size")}
-    terms = Terms(**given(**common, budget=budget, **more))
+    terms = Terms(**given(**common, budget=budget, **more), command=shlex.join(["softprompt", *sys.argv[1:]]))
     check_terms(methods, terms)
     if not folder_of_folders:
         check_study_folder(out)

@@ -24,6 +24,7 @@ from softprompt.evaluate import score
 from softprompt.fit import TEST_LIMIT, library_versions
 from softprompt.predict import Predictor
 from softprompt.progress import Silent
+from softprompt.report import write_report
 from softprompt.results import Cost, CurvePoint, Figure, Forgetting, Result, Study, Trial
 from softprompt.study_folder import StudyFolder, file_name
 from softprompt.summary import summarise
@@ -48,6 +49,7 @@ class Terms:
         shift: examples of another domain.
         current: the method in use now.
         price_per_hour: of the machine.
+        command: what was typed, to be told.
     """
 
     seeds: int = 3
@@ -59,6 +61,7 @@ class Terms:
     shift: tuple[Example, ...] = ()
     current: str | None = None
     price_per_hour: float | None = None
+    command: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """What results depend on."""
@@ -100,8 +103,9 @@ def compare(
         ]
         if terms.keep:
             comparison.note_what_was_not_kept(results)
-        study = summarise(base, task, comparison.test, results, terms.current, terms.price_per_hour, terms.to_dict())
-        folder.finish(study)
+        told = {**terms.to_dict(), "seeds": terms.seeds, **({"command": terms.command} if terms.command else {})}
+        study = summarise(base, task, comparison.test, results, terms.current, terms.price_per_hour, told)
+        write_report(study, folder.path, figures=True)
     return study
 
 

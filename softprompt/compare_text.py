@@ -3,10 +3,10 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from softprompt.recommend import OUT_OF_100, size
+from softprompt.metrics import OUT_OF_100
+from softprompt.report.numbers import bytes_text
 from softprompt.report_text import table
-from softprompt.results import Row, Study
-from softprompt.scale import Scale
+from softprompt.results import Row, SizeStudy, Study
 
 TASK_COUNTS = (1, 10, 100, 1000)
 
@@ -32,7 +32,12 @@ def study_lines(study: Study, out: Path) -> list[str]:
         "its own",
     ]
     lines += [f"{row.method} failed ({row.failed} of its seeds): {row.error}" for row in study.rows if row.failed]
-    return [*lines, "", *(f"note: {note}" for note in study.notes), f"results are in {out}"]
+    return [
+        *lines,
+        "",
+        *(f"note: {note}" for note in study.notes),
+        f"the report is in {out}: report.html, report.md, report.json",
+    ]
 
 
 def _measured(rows: list[list[str]]) -> list[list[str]]:
@@ -74,8 +79,8 @@ def _cost(study: Study, rows: Sequence[Row]) -> list[list[str]]:
         if cost is None:
             cells += ["-"] * 5
         else:
-            peak = "-" if cost.peak_memory_bytes is None else size(cost.peak_memory_bytes)
-            cells += [f"{cost.trained_parameters:,}", size(cost.stored_bytes), f"{cost.training_seconds:.1f}"]
+            peak = "-" if cost.peak_memory_bytes is None else bytes_text(cost.peak_memory_bytes)
+            cells += [f"{cost.trained_parameters:,}", bytes_text(cost.stored_bytes), f"{cost.training_seconds:.1f}"]
             cells += [f"{cost.search_seconds:.1f}", peak]
         if speed is None:
             cells += ["-"] * 4
@@ -90,11 +95,13 @@ def _cost(study: Study, rows: Sequence[Row]) -> list[list[str]]:
 
 def _memory(rows: Sequence[Row]) -> list[list[str]]:
     counted = [f"{count:,} task{'s' if count > 1 else ''}" for count in TASK_COUNTS]
-    sizes = [[row.method, *(size(row.cost.memory_for(n)) for n in TASK_COUNTS)] for row in rows if row.cost is not None]
+    sizes = [
+        [row.method, *(bytes_text(row.cost.memory_for(n)) for n in TASK_COUNTS)] for row in rows if row.cost is not None
+    ]
     return [["memory for", *counted], *sizes]
 
 
-def scale_lines(scale: Scale, out: Path) -> list[str]:
+def scale_lines(scale: SizeStudy, out: Path) -> list[str]:
     """Each model's scores, and how far the first method is from the others."""
     others = [name for name in scale.methods if name != scale.methods[0]]
     rows = [["model", "parameters", *scale.methods, *(f"{scale.methods[0]} minus {name}" for name in others)]]
@@ -102,7 +109,12 @@ def scale_lines(scale: Scale, out: Path) -> list[str]:
         figures = [_figure(scale.metric, point.rows[name]) for name in scale.methods]
         gaps = [_gap(scale.metric, point.gaps.get(name)) for name in others]
         rows.append([point.model, f"{point.parameters:,}", *figures, *gaps])
-    return [*table(rows), "", scale.sentence, f"results are in {out}, each model's in a folder of its own"]
+    return [
+        *table(rows),
+        "",
+        scale.sentence,
+        f"the report is in {out}: scale.html, scale.md, scale.json; each model has a folder of its own there",
+    ]
 
 
 def _figure(metric: str, row: Row) -> str:

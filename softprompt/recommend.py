@@ -9,6 +9,8 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from softprompt.metrics import OUT_OF_100
+from softprompt.report.numbers import bytes_text
 from softprompt.results import Cost, Recommendation, Row, Speed
 
 MARGIN = 0.01  # of the metric's scale: a loss that is too small to matter
@@ -18,7 +20,6 @@ SAME_SPEED = 1.25  # throughputs that differ by less than this factor count as e
 SLOW = 2.0  # a written prompt is not kept, and a latency is pointed out, from this factor on
 TASKS = 100  # tasks on one machine whose memory is compared
 MANY_TASKS = 1000  # whose memory is pointed out
-OUT_OF_100 = frozenset({"bleu", "rouge_l"})
 
 
 @dataclass(frozen=True)
@@ -251,7 +252,7 @@ def _costs(e: Evidence, row: Row) -> list[str]:
             told[-1] += f"; '{largest.method}' needs {_memory_told(largest.cost)}"
     if row.speed is not None:
         told.append(f"speed: {_speed_told(row.speed)}" + _price(e, row.speed))
-        quickest = min((one for one in rivals if one.speed is not None), key=lambda one: _latency(one), default=None)
+        quickest = min((one for one in rivals if one.speed is not None), key=_latency, default=None)
         if quickest is not None and _latency(row) > SLOW * _latency(quickest):
             told.append(
                 f"if latency matters, look at '{quickest.method}' too: 95 of 100 single requests within "
@@ -265,7 +266,9 @@ def _memory(cost: Cost | None) -> int:
 
 
 def _memory_told(cost: Cost) -> str:
-    return f"{size(cost.memory_for(1))} for one task, {size(cost.memory_for(MANY_TASKS))} for {MANY_TASKS:,}"
+    return (
+        f"{bytes_text(cost.memory_for(1))} for one task, {bytes_text(cost.memory_for(MANY_TASKS))} for {MANY_TASKS:,}"
+    )
 
 
 def _latency(row: Row) -> float:
@@ -315,12 +318,3 @@ def _round(number: int) -> int:
     """To two digits, upwards."""
     unit = int(10 ** max(0, len(str(number)) - 2))
     return -(-number // unit) * unit
-
-
-def size(count: float) -> str:
-    """Bytes for people."""
-    if count < 1000:
-        return f"{count:.0f} bytes"
-    power = min(3, int(math.log10(count) / 3))
-    value = count / 1000**power
-    return f"{value:.{0 if value >= 100 else 1}f} {('kB', 'MB', 'GB')[power - 1]}"

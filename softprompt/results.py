@@ -216,3 +216,37 @@ class Study(_Record):
     results: tuple[Result, ...]
     recommendation: Recommendation
     created: str
+
+
+class SizePoint(_Record):
+    """A comparison on one of several base models.
+
+    Attributes:
+        parameters: of the base model.
+        folder: of the comparison.
+        rows: by method.
+        gaps: the first method minus each other one, on the same test examples, as ``Row.against_best``.
+    """
+
+    model: str
+    parameters: int
+    folder: str
+    rows: dict[str, Row]
+    gaps: dict[str, dict[str, float | int]]
+
+
+class SizeStudy(_Record):
+    """The same comparison on base models of several sizes, smallest first.
+
+    Attributes:
+        methods: the first is the one whose gap to the others is followed.
+        sentence: what the gaps say.
+    """
+
+    schema_version: int = SCHEMA_VERSION
+    methods: tuple[str, ...]
+    metric: str
+    data: str
+    points: tuple[SizePoint, ...]
+    sentence: str
+    created: str

@@ -10,58 +10,17 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
-
 from softprompt.base import FrozenLM
 from softprompt.bootstrap import paired, resampled
 from softprompt.compare import Terms, compare
 from softprompt.contestants import Contestant
-from softprompt.errors import ConfigError, writing
-from softprompt.folders import replace_file
-from softprompt.results import Row, Study
+from softprompt.errors import ConfigError
+from softprompt.report import write_scale
+from softprompt.results import SizePoint, SizeStudy, Study
 from softprompt.study_folder import file_name
 from softprompt.summary import scores_of
 from softprompt.task import Task
 from softprompt.train import Observer
-
-SCALE_FILE = "scale.json"
-
-
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Point(_Record):
-    """One base model.
-
-    Attributes:
-        parameters: of the base model.
-        folder: of its comparison.
-        rows: by method.
-        gaps: the first method minus each other one, on the same test examples.
-    """
-
-    model: str
-    parameters: int
-    folder: str
-    rows: dict[str, Row]
-    gaps: dict[str, dict[str, float | int]]
-
-
-class Scale(_Record):
-    """All models, smallest first.
-
-    Attributes:
-        methods: the first is the one whose gap to the others is followed.
-        sentence: what the gaps say.
-    """
-
-    methods: tuple[str, ...]
-    metric: str
-    data: str
-    points: tuple[Point, ...]
-    sentence: str
-    created: str
 
 
 def scale(
@@ -72,20 +31,20 @@ def scale(
     out: Path,
     terms: Terms,
     observer: Observer,
-) -> Scale:
+) -> SizeStudy:
     """Compare on each model in turn, one in memory at a time; a second run goes on.
 
     Raises:
         as ``compare``.
     """
-    points: list[Point] = []
+    points: list[SizePoint] = []
     studies: list[Study] = []
     for model in models:
         base = load(model)
         folder = out / folder_name(model)
         study = compare(base, task, methods, folder, terms, observer)
         points.append(
-            Point(
+            SizePoint(
                 model=model,
                 parameters=base.parameter_count,
                 folder=folder.name,
@@ -98,7 +57,7 @@ def scale(
         gc.collect()
     points.sort(key=lambda point: point.parameters)
     names = tuple(method.name for method in methods)
-    found = Scale(
+    found = SizeStudy(
         methods=names,
         metric=studies[0].metric,
         data=studies[0].data,
@@ -106,9 +65,7 @@ def scale(
         sentence=what_gaps_say(names, points),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
-    path = out / SCALE_FILE
-    with writing(path):
-        replace_file(path, found.model_dump_json(indent=1).encode() + b"\n")
+    write_scale(found, out)
     return found
 
 
@@ -145,7 +102,7 @@ def gaps_of(study: Study, task: Task, first: str) -> dict[str, dict[str, float |
     }
 
 
-def what_gaps_say(methods: Sequence[str], points: Sequence[Point]) -> str:
+def what_gaps_say(methods: Sequence[str], points: Sequence[SizePoint]) -> str:
     """Whether the gap to the best of the other methods closes from the smallest to the largest model."""
     worst = [min(point.gaps.values(), key=lambda gap: gap["difference"], default=None) for point in points]
     known = [(point, gap) for point, gap in zip(points, worst, strict=True) if gap is not None]
@@ -161,6 +118,3 @@ def what_gaps_say(methods: Sequence[str], points: Sequence[Point]) -> str:
     if last["high"] < first["low"]:
         return f"The gap widens as models grow. {told}."
     return f"No clear change of the gap with size (the intervals overlap). {told}."
-
-
-__all__ = ["Point", "Scale", "check_models", "gaps_of", "scale", "what_gaps_say"]

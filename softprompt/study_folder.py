@@ -5,7 +5,7 @@
     learning/NAME.json     what is known of a method that is not finished: steps that fit the time, trials, seeds begun
     learning/NAME/         of its unfinished run
     artifacts/NAME/        what one task needs to be deployed, of the seed that is best on validation (--keep)
-    study.json             all of it, once every method is finished
+    report.json, ...       all of it, once every method is finished (see report/)
 
 Every file is written beside its place and renamed: it is there whole or not at all.
 """
@@ -23,9 +23,9 @@ from pydantic import ValidationError
 from softprompt.checkpoint import differences
 from softprompt.errors import DataError, OutputError, writing
 from softprompt.folders import replace_file
-from softprompt.results import Result, Study
+from softprompt.results import Result
 
-SETUP_FILE, STUDY_FILE, LOCK_FILE = "setup.json", "study.json", ".lock"
+SETUP_FILE, LOCK_FILE = "setup.json", ".lock"
 
 
 class StudyFolder:
@@ -123,10 +123,6 @@ class StudyFolder:
             place.parent.mkdir(exist_ok=True)
             shutil.rmtree(place, ignore_errors=True)
             saved.rename(place)
-
-    def finish(self, study: Study) -> None:
-        """Keep the study."""
-        self._write(self.path / STUDY_FILE, study.model_dump_json(indent=1))
 
     def _check_setup(self) -> None:
         path = self.path / SETUP_FILE

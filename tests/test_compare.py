@@ -49,12 +49,20 @@ class TestResults:
         assert landed.forgetting.before == landed.forgetting.after
         assert landed.curve[0].step == 5
         assert landed.versions["softprompt"]
-        assert names(tmp_path) == ["learning", "results", "setup.json", "study.json"]
+        assert names(tmp_path) == [
+            "figures",
+            "learning",
+            "report.html",
+            "report.json",
+            "report.md",
+            "results",
+            "setup.json",
+        ]
         assert [path for path in (tmp_path / "learning").iterdir() if path.is_dir()] == []
 
     def test_sum_up_to_the_study(self, tmp_path: Path) -> None:
         study = run(tmp_path, Planted("good", 0.9), Planted("bad", 0.4), terms=Terms(seeds=2, steps=1, current="bad"))
-        assert Study.model_validate_json((tmp_path / "study.json").read_bytes()) == study
+        assert Study.model_validate_json((tmp_path / "report.json").read_bytes()) == study
         good, bad = study.rows
         assert good.seeds == (0, 1)
         values = [one.test.value for one in study.results if one.test is not None]
@@ -213,7 +221,7 @@ class TestSecondRun:
         for stops in points:
             with pytest.raises(KeyboardInterrupt):
                 run(tmp_path / str(stops), *methods(stops), terms=terms)
-            assert not (tmp_path / str(stops) / "study.json").exists()
+            assert not (tmp_path / str(stops) / "report.json").exists()
             study = run(tmp_path / str(stops), *methods(99), terms=terms)
             assert without_times(study) == without_times(unbroken)
 

@@ -57,7 +57,7 @@ def whole(place: Path) -> tuple[Ended, Path]:
 
 @pytest.fixture(scope="module")
 def study(whole: tuple[Ended, Path]) -> Study:
-    return Study.model_validate_json((whole[1] / "study.json").read_bytes())
+    return Study.model_validate_json((whole[1] / "report.json").read_bytes())
 
 
 class TestEveryMethod:
@@ -163,6 +163,7 @@ class TestMistakes:
         assert "steps was 12, is 13" in done.error
 
 
+@pytest.mark.slow
 class TestKilled:
     """Dead by SIGKILL within a search over rates, and between two seeds that learned together."""
 
@@ -191,7 +192,7 @@ class TestKilled:
         self.process(place, out)
         self.process(place, tmp_path / "unbroken")
         killed, unbroken = (
-            Study.model_validate_json((folder / "study.json").read_bytes()) for folder in (out, tmp_path / "unbroken")
+            Study.model_validate_json((folder / "report.json").read_bytes()) for folder in (out, tmp_path / "unbroken")
         )
         assert len(unbroken.results) == 5
         assert without_times(killed) == without_times(unbroken)
@@ -209,10 +210,10 @@ class TestScale:
         sizes = [point["parameters"] for point in printed["points"]]
         assert sizes == sorted(sizes)
         for point in printed["points"]:
-            study = Study.model_validate_json((tmp_path / "out" / point["folder"] / "study.json").read_bytes())
+            study = Study.model_validate_json((tmp_path / "out" / point["folder"] / "report.json").read_bytes())
             prompt, full = (row.mean for row in study.rows)
             assert point["gaps"]["full"]["difference"] == pytest.approx((prompt or 0) - (full or 0))
-        assert (tmp_path / "out" / "scale.json").is_file()
+        assert {"scale.html", "scale.json", "scale.md"} <= {path.name for path in (tmp_path / "out").iterdir()}
 
         again = command("scale", *given, *OPTIONS, *more)
         assert "learning" not in again.err

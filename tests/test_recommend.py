@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from softprompt.recommend import RULES, Evidence, cheapest, recommend, size
+from softprompt.recommend import RULES, Evidence, cheapest, recommend
 from softprompt.results import Cost, Row, Speed
 
 BASE = 500_000_000
@@ -183,11 +183,3 @@ class TestLimits:
 
     def test_failed_methods_are_left_out(self) -> None:
         assert recommend(evidence(PROMPT, ZERO_SHOT, row("full", "full", None))).deploy == "prompt-tuning"
-
-
-@pytest.mark.parametrize(
-    ("count", "told"),
-    [(0, "0 bytes"), (999, "999 bytes"), (1500, "1.5 kB"), (123_456, "123 kB"), (2.5e6, "2.5 MB"), (7e12, "7000 GB")],
-)
-def test_sizes_for_people(count: float, told: str) -> None:
-    assert size(count) == told

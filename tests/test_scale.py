@@ -2,15 +2,16 @@
 
 import pytest
 
-from softprompt.scale import Point, what_gaps_say
+from softprompt.results import SizePoint
+from softprompt.scale import what_gaps_say
 
 
-def point(parameters: int, **gaps: tuple[float, float, float]) -> Point:
+def point(parameters: int, **gaps: tuple[float, float, float]) -> SizePoint:
     told = {
         name: {"difference": gap, "low": low, "high": high, "p_value": 0.1, "n": 100}
         for name, (gap, low, high) in gaps.items()
     }
-    return Point(model=f"{parameters}M", parameters=parameters, folder="f", rows={}, gaps=told)
+    return SizePoint(model=f"{parameters}M", parameters=parameters, folder="f", rows={}, gaps=told)
 
 
 @pytest.mark.parametrize(

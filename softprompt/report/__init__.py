@@ -9,11 +9,12 @@ from pathlib import Path
 from softprompt.errors import writing
 from softprompt.folders import replace_file
 from softprompt.paths import expanded
+from softprompt.report import sizes
 from softprompt.report.document import Block, Document, Figure, Fold
 from softprompt.report.html import page, standalone
 from softprompt.report.markdown import markdown
 from softprompt.report.study import document
-from softprompt.results import Study
+from softprompt.results import SizeStudy, Study
 
 
 def write_report(study: Study, out: str | Path, *, figures: bool = False) -> list[Path]:
@@ -28,6 +29,20 @@ def write_report(study: Study, out: str | Path, *, figures: bool = False) -> lis
     out = expanded(out)
     report = document(study)
     contents = {"report.json": study.model_dump_json(indent=2) + "\n"} | pages(report, "report", figures)
+    return _written(out, contents)
+
+
+def write_scale(scale: SizeStudy, out: str | Path) -> list[Path]:
+    """Write ``scale.html``, ``scale.md`` with its figures, and ``scale.json`` into ``out``.
+
+    Raises:
+        OutputError: a file cannot be written.
+    """
+    report = pages(sizes.document(scale), "scale", figures=True)
+    return _written(expanded(out), {"scale.json": scale.model_dump_json(indent=2) + "\n"} | report)
+
+
+def _written(out: Path, contents: dict[str, str]) -> list[Path]:
     written = []
     for name, content in contents.items():
         path = out / name
