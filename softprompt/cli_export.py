@@ -22,7 +22,6 @@ from softprompt.errors import ConfigError
 
 if TYPE_CHECKING:
     from softprompt.export import Format
-    from softprompt.store import Prompt
 
 FORM = click.Choice(["peft", "vocab", "vllm-embeds", "gguf", "npy"])
 IMPORTED_FORM = click.Choice(["peft", "npy"])
@@ -64,11 +63,13 @@ def export(
     """
     from softprompt.export import FORMATS, Export
     from softprompt.folders import check_free
+    from softprompt.store import load_prompt
 
     # what is quickly checked comes before what takes long
     check_free(out)
     _check_options(form, FORMATS[form], prompts, gguf, untie)
-    named = _named(prompts)
+    folders = _named(prompts)
+    named = {name: load_prompt(folder) for name, folder in folders.items()}
     FORMATS[form].check(named)
     base = None
     if FORMATS[form].needs_base:
@@ -77,14 +78,9 @@ def export(
         base = load_base_of(next(iter(named.values())), model_name, settings)
     facts = FORMATS[form].write(Export(named, out, base, gguf, untie))
 
-    states = {name: prompt.state for name, prompt in named.items()}
-    which: dict[str, Any] = {"prompts": dict(zip(named, prompts, strict=True))}
-    if not FORMATS[form].several:
-        which = {"prompt": prompts[0]}
-    sizes = {
-        "length": sum(state.length for state in states.values()),
-        "size": states[next(iter(states))].tensors[0].shape[-1],
-    }
+    states = [prompt.state for prompt in named.values()]
+    which: dict[str, Any] = {"prompts": folders} if FORMATS[form].several else {"prompt": prompts[0]}
+    sizes = {"length": sum(state.length for state in states), "size": states[0].tensors[0].shape[-1]}
     lines = [f"{sizes['length']} virtual tokens of {sizes['size']} written to {out}"]
     lines += [f"{key.replace('_', ' ')}: {_told(value)}" for key, value in facts.items()]
     print_result({**which, "format": form, "out": str(out), **sizes, **facts}, lines, as_json)
@@ -104,11 +100,9 @@ def _check_options(form: str, format_: "Format", prompts: tuple[str, ...], gguf:
         raise ConfigError(f"--untie is for --format vocab, got --format {form}: leave it out")
 
 
-def _named(references: tuple[str, ...]) -> dict[str, "Prompt"]:
-    """Prompts by name: that of the folder without its version, or the one in front of ``=``."""
-    from softprompt.store import load_prompt
-
-    named: dict[str, Prompt] = {}
+def _named(references: tuple[str, ...]) -> dict[str, str]:
+    """Folders by name: that of the folder without its version, or the one in front of ``=``."""
+    named: dict[str, str] = {}
     for reference in references:
         name, equals, folder = reference.partition("=")
         # a folder's own name may have an equals sign in it
@@ -116,7 +110,7 @@ def _named(references: tuple[str, ...]) -> dict[str, "Prompt"]:
             name, folder = Path(reference).name.rpartition("#")[2].partition("@")[0], reference
         if name in named:
             raise ConfigError(f"two prompts are called '{name}': name one of them, as in other={folder}")
-        named[name] = load_prompt(folder)
+        named[name] = folder
     return named
 
 

@@ -14,6 +14,7 @@ from softprompt.errors import SoftpromptError, TrainingError, writing
 from softprompt.fit import best_prompt, open_run
 from softprompt.folders import replace_file
 from softprompt.predict import Predictor
+from softprompt.progress import Silent
 from softprompt.task import Task
 from softprompt.train import Observer, TrainingResult, train_together
 
@@ -40,7 +41,7 @@ def learn_prompts(
 
 def _run(out: Path, base: FrozenLM, task: Task, configs: Mapping[str, TrainConfig], observer: Observer) -> Checkpoint:
     """The checkpoint of this run; one that cannot be gone on with here (other versions, threads) is thrown away."""
-    run = open_run(out, base, {"": task}, configs, resume=True, restart=False)
+    run = open_run(out, base, {"": task}, configs, resume=True, restart=False, observer=Silent())
     try:
         run.load()
     except TrainingError as error:

@@ -15,17 +15,15 @@ from safetensors.torch import load, save
 from tiny import tiny_base
 
 from softprompt.errors import OutputError, PromptFileError
+from softprompt.folders import check_free, replace_file, write_folder
 from softprompt.prefix import PromptState
 from softprompt.store import (
     MANIFEST_FILE,
     SCHEMA_VERSION,
     TENSOR_FILE,
     Prompt,
-    check_free,
     load_prompt,
     read_manifest,
-    replace_file,
-    write_folder,
 )
 from softprompt.task import TaskSpec
 

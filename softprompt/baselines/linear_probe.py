@@ -43,22 +43,22 @@ class Features:
     """The frozen model's hidden state ``[H]`` at the end of each text.
 
     Attributes:
+        base: the frozen model.
         encoder: what makes tokens of examples.
     """
 
     def __init__(self, base: FrozenLM, spec: TaskSpec) -> None:
-        self.encoder = Encoder(base, spec, 0)
+        self.base, self.encoder = base, Encoder(base, spec, 0)
         with torch.no_grad():
             self._prefix = make_prefix(base, None)
 
     @torch.no_grad()
     def of(self, examples: Sequence[Example]) -> Tensor:
         """``[examples, H]``, float32 on the CPU."""
-        base = self.encoder.base
         items = self.encoder.question_items(examples)
         found: list[Tensor] = [torch.empty(0)] * len(items)
         for chunk in budgeted(items, EVALUATION_TOKENS):
-            hidden = self._prefix.scored(collate(chunk, base.device)).float().cpu()
+            hidden = self._prefix.scored(collate(chunk, self.base.device)).float().cpu()
             for item, row in zip(chunk, hidden, strict=True):
                 found[item.example] = row
         return torch.stack(found)
@@ -93,7 +93,7 @@ class ProbeAnswers:
 
         check_free(folder)
         tensors = {"weight": self.head.weight, "bias": self.head.bias}
-        facts = described(self.features.encoder.base, self.spec)
+        facts = described(self.features.base, self.spec)
         write_folder(folder, {_TENSORS: save(tensors), _FACTS: facts})
 
 
