@@ -30,6 +30,7 @@ class Progress:
     best_step: int = 0
     best_value: float = -math.inf
     best_loss: float = math.inf
+    highest_value: float = -math.inf
     stale: int = 0
     recent: list[float] = field(default_factory=list)
     first_losses: list[float] = field(default_factory=list)
@@ -46,9 +47,15 @@ class Progress:
         """Take note of a step's loss."""
         self.recent = [*self.recent, loss][-WINDOW:]
 
-    def evaluated(self, step: int, value: float, loss: float) -> bool:
-        """Take note of an evaluation; whether it was the best so far."""
-        best = (value, -loss) > (self.best_value, -self.best_loss)
+    def evaluated(self, step: int, value: float, loss: float, error: float) -> bool:
+        """Take note of an evaluation; whether it was the best so far.
+
+        Values within one standard ``error`` of the highest cannot be told apart: of those the lowest loss is best. An
+        accuracy over some hundred examples moves by more than a point by chance, the loss by much less.
+        """
+        self.highest_value = max(self.highest_value, value)
+        level = value >= self.highest_value - error
+        best = value > self.best_value + error or (level and loss < self.best_loss)
         if best:
             self.best_step, self.best_value, self.best_loss = step, value, loss
         self.history.append({"step": step, "train_loss": self.recent_loss, "value": value, "validation_loss": loss})
@@ -121,10 +128,10 @@ class Learner:
         finally:
             self.method.load_state_dict(current, strict=False)
 
-    def evaluated(self, candidate: PromptState, value: float, loss: float) -> bool:
-        """Take note of an evaluation; whether it was the best so far."""
+    def evaluated(self, candidate: PromptState, value: float, loss: float, error: float) -> bool:
+        """Take note of an evaluation (see ``Progress.evaluated``); whether it was the best so far."""
         progress = self.progress
-        improved = progress.evaluated(progress.step, value, loss)
+        improved = progress.evaluated(progress.step, value, loss, error)
         if improved:
             self.best = candidate
         progress.stale = 0 if improved else progress.stale + 1

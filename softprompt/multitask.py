@@ -258,7 +258,7 @@ def _evaluate(run: _Run, name: str, student: _Student, observer: Observer) -> bo
     value, loss = student.validation.score(candidate)
     if not math.isfinite(loss):
         return False
-    best = own.evaluated(step, value, loss)
+    best = own.evaluated(step, value, loss, student.validation.error(value))
     if best:
         run.best[student.index] = candidate
     observer.evaluated(step, f"{student.validation.metric} of {name}", value, loss, best)

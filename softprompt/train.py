@@ -281,7 +281,7 @@ def _evaluate(learner: Learner, validation: Validation, observer: Observer, last
     value, loss = validation.score(candidate)
     if not math.isfinite(loss):
         return False
-    improved = learner.evaluated(candidate, value, loss)
+    improved = learner.evaluated(candidate, value, loss, validation.error(value))
     metric = f"{validation.metric} of {learner.name}" if learner.name else validation.metric
     observer.evaluated(learner.progress.step, metric, value, loss, improved)
     if learner.progress.stopped_early and not last:

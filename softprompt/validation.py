@@ -1,5 +1,6 @@
 """How a prompt, or whatever answers, does on the validation examples: the figures that choose the best."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -32,6 +33,10 @@ class Validation:
             return -loss, loss
         scores = self._objective.label_log_probabilities(prefix, self._items)
         return accuracy_and_loss(scores, self._examples, self._spec)
+
+    def error(self, value: float) -> float:
+        """The standard error of an accuracy over these examples; none where the metric is the loss itself."""
+        return 0.0 if self._objective.verbalizer is None else math.sqrt(value * (1 - value) / len(self._examples))
 
 
 def validation_examples(task: Task, limit: int) -> list[Example]:

@@ -135,8 +135,8 @@ class Scripted:
 
     metric = "accuracy"
 
-    def __init__(self, scores: list[tuple[float, float]]) -> None:
-        self.scores = list(scores)
+    def __init__(self, scores: list[tuple[float, float]], standard_error: float) -> None:
+        self.scores, self.standard_error = list(scores), standard_error
         self.states: list[torch.Tensor] = []
 
     def __call__(self, *arguments: Any) -> "Scripted":
@@ -146,12 +146,20 @@ class Scripted:
         self.states.append(state.tensor.clone())
         return self.scores[len(self.states) - 1]
 
+    def error(self, value: float) -> float:
+        return self.standard_error
+
 
 class TestChoiceOfTheBest:
     def scripted(
-        self, base: FrozenLM, monkeypatch: pytest.MonkeyPatch, scores: list[tuple[float, float]], **settings: Any
+        self,
+        base: FrozenLM,
+        monkeypatch: pytest.MonkeyPatch,
+        scores: list[tuple[float, float]],
+        error: float = 0.01,
+        **settings: Any,
     ) -> tuple[TrainingResult, Recorder, Scripted]:
-        validation = Scripted(scores)
+        validation = Scripted(scores, error)
         monkeypatch.setattr(training, "Validation", validation)
         result, seen = run(base, reviews_task(), **{"eval_every": 2, "steps": 2 * len(scores), **settings})
         return result, seen, validation
@@ -167,6 +175,23 @@ class TestChoiceOfTheBest:
     def test_lower_loss_decides_between_equals(self, base: FrozenLM, monkeypatch: pytest.MonkeyPatch) -> None:
         result, _, _ = self.scripted(base, monkeypatch, [(0.9, 1.0), (0.9, 0.5), (0.9, 0.5), (0.9, 0.7)])
         assert (result.best_step, result.loss) == (4, 0.5)
+
+    @pytest.mark.parametrize(
+        ("scores", "best"),
+        [
+            ([(0.90, 0.50), (0.89, 0.40)], 4),
+            ([(0.90, 0.50), (0.87, 0.10)], 2),
+            ([(0.90, 0.40), (0.91, 0.50)], 2),
+            ([(0.90, 0.40), (0.93, 0.50)], 4),
+            # each is within the error of the one before, not of the highest
+            ([(0.900, 0.50), (0.885, 0.45), (0.870, 0.40)], 4),
+        ],
+    )
+    def test_loss_decides_among_what_is_within_the_error(
+        self, base: FrozenLM, monkeypatch: pytest.MonkeyPatch, scores: list[tuple[float, float]], best: int
+    ) -> None:
+        result, _, _ = self.scripted(base, monkeypatch, scores, error=0.02)
+        assert (result.best_step, (result.value, result.loss)) == (best, scores[best // 2 - 1])
 
     def test_patience_counts_evaluations_since_the_best(self, base: FrozenLM, monkeypatch: pytest.MonkeyPatch) -> None:
         scores = [(0.5, 1.0), (0.4, 1.0), (0.6, 1.0), (0.6, 1.0), (0.5, 0.1), (0.9, 0.1)]

@@ -203,7 +203,7 @@ def tune(
                 value, validation_loss = validation.score(None)
                 if not math.isfinite(validation_loss):
                     raise _no_number("validation loss", progress.step, now, rate)
-                improved = progress.evaluated(progress.step, value, validation_loss)
+                improved = progress.evaluated(progress.step, value, validation_loss, validation.error(value))
                 seconds = time.perf_counter() - began
                 curve.append({"step": progress.step, "seconds": seconds, "value": value, "loss": validation_loss})
                 observer.evaluated(progress.step, validation.metric, value, validation_loss, improved)
