@@ -15,6 +15,7 @@ from safetensors.torch import load, save
 from tiny import tiny_base
 
 from softprompt.errors import OutputError, PromptFileError
+from softprompt.paths import replace_file
 from softprompt.prefix import PromptState
 from softprompt.store import (
     MANIFEST_FILE,
@@ -24,7 +25,6 @@ from softprompt.store import (
     check_free,
     load_prompt,
     read_manifest,
-    replace_file,
     write_folder,
 )
 from softprompt.task import TaskSpec
