@@ -61,7 +61,7 @@ def place(
     """A place for the label of each point, near it, within ``bounds``, off the points and the other labels.
 
     ``avoid`` are further boxes (error bars) that a label goes over only where it must. Each label in turn takes its
-    best place given the others, a few times round.
+    best place given the others, a few times round: a search, which may leave an overlap where labels are many.
     """
     marks = [Box(x - 6, y - 6, x + 6, y + 6) for x, y in points]
     crowded = sorted(range(len(points)), key=lambda i: sum(math.dist(points[i], other) for other in points))

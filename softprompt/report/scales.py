@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from softprompt.report.numbers import short_text
 
+_LEAST_SPAN = 1e-12  # of a linear axis: values closer than this are drawn as one
+
 
 @dataclass(frozen=True)
 class Axis:
@@ -68,8 +70,9 @@ def scale_of(axis: Axis, values: Iterable[float], start: float, end: float) -> S
     least, most = min(finite, default=0.0), max(finite, default=1.0)
     room = 0.06 * (most - least) or 0.05 * (abs(most) or 1.0)
     low, high = max(least - room, axis.limits[0]), min(most + room, axis.limits[1])
-    if high - low < 1e-9 * max(abs(low), abs(high), 1e-9):
-        low, high = low - 1e-3 * (abs(low) or 1.0), high + 1e-3 * (abs(high) or 1.0)
+    if high - low < max(1e-9 * max(abs(low), abs(high)), _LEAST_SPAN):
+        room = max(1e-3 * max(abs(low), abs(high)), _LEAST_SPAN)
+        low, high = low - room, high + room
     return Scale(low, high, start, end)
 
 
