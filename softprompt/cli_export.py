@@ -34,7 +34,7 @@ IMPORTED_FORM = click.Choice(["peft", "npy"])
 @click.option("--model", "model_name", help="The base model, if it lies elsewhere now.  [default: the prompt's]")
 @click.option("--gguf", type=PLACE, help="Your GGUF file of the base model, which is copied and extended.")
 @click.option(
-    "--untie", is_flag=True, help="vocab: an output layer of its own, which never prefers the new tokens. Larger."
+    "--tied", is_flag=True, help="vocab: keep the output layer tied. Smaller; clients must forbid the new tokens."
 )
 @model_options
 @json_option
@@ -44,7 +44,7 @@ def export(
     out: Path,
     model_name: str | None,
     gguf: Path | None,
-    untie: bool,
+    tied: bool,
     as_json: bool,
     **model: Any,
 ) -> None:
@@ -67,7 +67,7 @@ def export(
 
     # what is quickly checked comes before what takes long
     check_free(out)
-    _check_options(form, FORMATS[form], prompts, gguf, untie)
+    _check_options(form, FORMATS[form], prompts, gguf, tied)
     folders = _named(prompts)
     named = {name: load_prompt(folder) for name, folder in folders.items()}
     FORMATS[form].check(named)
@@ -76,7 +76,7 @@ def export(
         # in the precision that it is saved in, unless another is wanted: a checkpoint is written of it
         settings = {**model, "dtype": model["dtype"] or "saved"}
         base = load_base_of(next(iter(named.values())), model_name, settings)
-    facts = FORMATS[form].write(Export(named, out, base, gguf, untie))
+    facts = FORMATS[form].write(Export(named, out, base, gguf, tied))
 
     states = [prompt.state for prompt in named.values()]
     which: dict[str, Any] = {"prompts": folders} if FORMATS[form].several else {"prompt": prompts[0]}
@@ -86,7 +86,7 @@ def export(
     print_result({**which, "format": form, "out": str(out), **sizes, **facts}, lines, as_json)
 
 
-def _check_options(form: str, format_: "Format", prompts: tuple[str, ...], gguf: Path | None, untie: bool) -> None:
+def _check_options(form: str, format_: "Format", prompts: tuple[str, ...], gguf: Path | None, tied: bool) -> None:
     """Raise ConfigError for options that do not go together."""
     if len(prompts) > 1 and not format_.several:
         raise ConfigError(f"--format {form} holds one prompt, got {len(prompts)}: export them one by one")
@@ -96,8 +96,8 @@ def _check_options(form: str, format_: "Format", prompts: tuple[str, ...], gguf:
             if gguf is None
             else f"--gguf is for --format gguf, got --format {form}: leave it out"
         )
-    if untie and form != "vocab":
-        raise ConfigError(f"--untie is for --format vocab, got --format {form}: leave it out")
+    if tied and form != "vocab":
+        raise ConfigError(f"--tied is for --format vocab, got --format {form}: leave it out")
 
 
 def _named(references: tuple[str, ...]) -> dict[str, str]:

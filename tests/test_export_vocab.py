@@ -57,7 +57,7 @@ def baked(tmp_path_factory: pytest.TempPathFactory) -> Path:
         name: replace(prompt, states=(PromptState.of_embeddings(prompt.state.tensor * 40),))
         for name, prompt in prompts.items()
     }
-    bake(base, loud, folder)
+    bake(base, loud, folder, tied=True)
     return folder
 
 
@@ -75,7 +75,7 @@ class TestLogits:
 
     def test_an_untied_output_layer_never_prefers_the_new_tokens(self, tmp_path: Path) -> None:
         base, prompts = tiny_base("gemma3"), two("gemma3")
-        bake(base, prompts, tmp_path / "out", untie=True)
+        bake(base, prompts, tmp_path / "out")
         compare(base, tmp_path / "out", prompts)
         model, _ = loaded(tmp_path / "out")
         assert model.config.tie_word_embeddings is False
@@ -278,7 +278,7 @@ class TestCommandLine:
             ([topic, place / "sentiment@2", "--format", "peft"], "--format peft holds one prompt, got 2"),
             ([topic, "--format", "gguf"], "give yours with --gguf FILE"),
             ([topic, "--format", "vocab", "--gguf", "x.gguf"], "--gguf is for --format gguf"),
-            ([topic, "--format", "peft", "--untie"], "--untie is for --format vocab"),
+            ([topic, "--format", "peft", "--tied"], "--tied is for --format vocab"),
             ([place / "keys", "--format", "vocab"], "is keys and values of every layer"),
             ([place / "several", "--format", "vocab"], "'several' is an ensemble of 2 prompts"),
             ([place / "several", "--format", "peft"], "an ensemble of 2"),

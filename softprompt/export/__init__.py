@@ -26,14 +26,14 @@ class Export:
         out: a place that does not exist yet.
         base: the model that they were learned on, for formats that need it.
         gguf: the user's GGUF file, for the format that extends it.
-        untie: see ``vocab.bake``.
+        tied: see ``vocab.bake``.
     """
 
     prompts: Mapping[str, Prompt]
     out: Path
     base: FrozenLM | None = None
     gguf: Path | None = None
-    untie: bool = False
+    tied: bool = False
 
     @property
     def prompt(self) -> Prompt:
@@ -112,7 +112,7 @@ def _read_peft(path: Path) -> Found:
 
 
 def _write_vocab(export: Export) -> dict[str, Any]:
-    baked = vocab.bake(export.model, export.prompts, export.out, untie=export.untie)
+    baked = vocab.bake(export.model, export.prompts, export.out, tied=export.tied)
     return {"first_ids": dict(baked.first)}
 
 

@@ -109,7 +109,9 @@ class Tasks:
             with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
                 completion = json.load(response)["choices"][0]["text"]
         except urllib.error.HTTPError as error:
-            raise ConfigError(f"the engine at {url} refuses: {error.read(2000).decode(errors='replace')}") from error
+            with error:
+                reason = error.read(2000).decode(errors="replace")
+            raise ConfigError(f"the engine at {url} refuses: {reason}") from error
         except (OSError, ValueError, KeyError, IndexError) as error:
             raise ConfigError(f"no answer from {url}: {error}; expected an OpenAI-compatible server there") from error
         return self.answer(task, completion)

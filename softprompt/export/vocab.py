@@ -5,8 +5,8 @@
 So BOS, these tokens and a text give the logits of the soft prompt in front of the text, and one model serves many
 tasks, mixed in one batch. What the output layer says of the new tokens means nothing: where it has weights of its own,
 those of a new token are the mean of all, whose logit is the mean logit and thus never the largest (and its bias, if it
-has one, forbids them); where it is the embedding itself they follow from it, and whoever generates must forbid them
-(``generation_config.json`` for ``transformers``, ``Tasks.request`` for vLLM).
+has one, forbids them). Where it is the embedding itself, it gets weights of its own: else the new tokens' logits follow
+from the prompts, are the largest nearly everywhere, and whoever generates must forbid them.
 
 Shapes: ``P`` virtual tokens, ``H`` embedding size, ``V`` rows of the embedding.
 """
@@ -34,14 +34,14 @@ SCHEMA_VERSION = 1
 _PROBE = "a text of some words"
 
 
-def bake(base: FrozenLM, prompts: Mapping[str, Prompt], folder: Path, *, untie: bool = False) -> Baked:
+def bake(base: FrozenLM, prompts: Mapping[str, Prompt], folder: Path, *, tied: bool = False) -> Baked:
     """Write a checkpoint of ``base`` with ``prompts``, by their names, as words of its vocabulary.
 
     ``base`` stays as it is. The checkpoint is loaded back and its logits compared before it gets its name.
 
     Args:
-        untie: give the output layer weights of its own, where it is the embedding: ``V*H`` more numbers, and the new
-            tokens' logits are never the largest, in every engine.
+        tied: leave an output layer that is the embedding as it is: ``V*H`` fewer numbers, for clients that forbid the
+            new tokens in every request.
 
     Raises:
         PromptFileError, ConfigError: prompts that cannot be words of a vocabulary.
@@ -58,9 +58,8 @@ def bake(base: FrozenLM, prompts: Mapping[str, Prompt], folder: Path, *, untie: 
 
     config = copy.deepcopy(base.model.config)
     config.get_text_config().vocab_size = rows
-    tied = _is_tied(base)
-    if untie and tied:
-        config.tie_word_embeddings, tied = False, False
+    tied = tied and _is_tied(base)
+    config.tie_word_embeddings = tied
     generation: Any = copy.deepcopy(base.model.generation_config)
     generation.suppress_tokens = sorted({*(generation.suppress_tokens or ()), *baked.all_ids})
     with appearing(folder) as place, quiet(), no_progress_bars():
@@ -68,7 +67,7 @@ def bake(base: FrozenLM, prompts: Mapping[str, Prompt], folder: Path, *, untie: 
         config.dtype, config.architectures = base.model.config.dtype, base.model.config.architectures
         for part in (config, generation, tokenizer):
             part.save_pretrained(place)
-        usage = {**describe(base, baked), **_checked(base, baked, place)}
+        usage = {**describe(base, baked), **_checked(base, baked, place, tied)}
         (place / USAGE_FILE).write_text(json.dumps(usage, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         readme = vocabulary_readme(folder.name, prompts, MARKER, _limits(tied))
         (place / "README.md").write_text(readme, encoding="utf-8")
@@ -169,11 +168,11 @@ def _mean_row(weight: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _checked(base: FrozenLM, baked: Baked, place: Path) -> dict[str, Any]:
+def _checked(base: FrozenLM, baked: Baked, place: Path, tied: bool) -> dict[str, Any]:
     """Load what was written and compare it with the soft prompt.
 
     Raises:
-        BaseModelError: the checkpoint's logits are not the prompt's.
+        BaseModelError: the checkpoint's logits are not the prompt's, or prefer a new token where they must not.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -181,7 +180,7 @@ def _checked(base: FrozenLM, baked: Baked, place: Path) -> dict[str, Any]:
     model: Any = AutoModelForCausalLM.from_pretrained(place, dtype=base.dtype)
     model.to(base.device).eval()
     text = list(base.tokenizer(_PROBE, add_special_tokens=False).input_ids)
-    as_text, worst = True, 0.0
+    as_text, worst, new = True, 0.0, set(baked.all_ids)
     for name, prompt in baked.prompts.items():
         front = list(base.bos_ids) if prompt.state.behind_bos else []
         ids = [*front, *baked.ids(name), *text]
@@ -190,10 +189,15 @@ def _checked(base: FrozenLM, baked: Baked, place: Path) -> dict[str, Any]:
         as_text = as_text and list(read) == ids
         given = torch.tensor([text], device=base.device)
         expected = base.logits(concatenated_prefix(base, prompt.state).hidden(given, torch.ones_like(given))[0, -1:])
-        found = model(input_ids=torch.tensor([ids], device=base.device)).logits[0, -1:, : base.vocabulary_size].float()
-        known = torch.ones(base.vocabulary_size, dtype=torch.bool)
-        known[[one for one in baked.all_ids if one < base.vocabulary_size]] = False
-        worst = max(worst, float((found - expected)[:, known].norm() / expected[:, known].norm()))
+        logits = model(input_ids=torch.tensor([ids], device=base.device)).logits[0, -1:].float()
+        known = torch.tensor([one for one in range(base.vocabulary_size) if one not in new], device=base.device)
+        found, expected = logits[:, known], expected[:, known]
+        worst = max(worst, float((found - expected).norm() / expected.norm()))
+        if not tied and logits[:, baked.all_ids].max() > found.max():
+            raise BaseModelError(
+                f"'{base.name}' keeps its output layer tied to its embedding, whatever its configuration says, so the "
+                "new tokens would be generated: give --tied, and let clients forbid them"
+            )
     if worst > (1e-3 if base.dtype == torch.float32 else 5e-2):
         raise BaseModelError(
             f"'{base.name}' reads more than embeddings from its tokens: the checkpoint's logits are {worst:.1%} off "
@@ -216,6 +220,6 @@ def _limits(tied: bool) -> list[str]:
     return [
         f"{by_weights};",
         "`transformers`' `generate` never gives them: `generation_config.json` names them in `suppress_tokens`;",
-        "vLLM does not read that: send `logit_bias`, or hold answers to the labels with `allowed_token_ids` or "
-        "`structured_outputs`. `Tasks.request` does both.",
+        "vLLM does not read that: where it matters send `logit_bias`, or hold answers to the labels with "
+        "`allowed_token_ids` or `structured_outputs`. `Tasks.request` does both.",
     ]
