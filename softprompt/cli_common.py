@@ -84,7 +84,9 @@ def run_options(command: Command) -> Command:
         click.option("--eval-every", type=int, help="Steps between validations.  [default: 100]"),
         click.option("--learning-rate", type=float, help="In standard deviations of the embeddings.  [default: 0.1]"),
         click.option("--steps", type=int, help="Optimiser steps.  [default: 600]"),
-        click.option("--init", help="text, text:WORDS, labels, vocab, random, prompt:FOLDER.  [default: text]"),
+        click.option(
+            "--init", help="text, examples, text:WORDS, labels, vocab, random, prompt:FOLDER.  [default: text]"
+        ),
         click.option("--length", type=int, help="Virtual tokens.  [default: 20]"),
         click.option("--config", type=PLACE, help="Settings from a .toml or .yaml file."),
     ):

@@ -22,7 +22,7 @@ class TrainConfig(BaseModel):
         default_factory=dict, description="what only this method has, by name (docs/methods.md)"
     )
     length: int = Field(20, ge=1, le=4096, description="virtual tokens")
-    init: str = Field("text", description="text, text:YOUR WORDS, labels, vocab, random, or prompt:FOLDER")
+    init: str = Field("text", description="text, examples, text:YOUR WORDS, labels, vocab, random, or prompt:FOLDER")
     steps: int = Field(600, ge=1, description="optimiser steps")
     batch_size: int = Field(16, ge=1, description="examples per optimiser step")
     micro_batch_size: int | None = Field(

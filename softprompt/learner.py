@@ -77,7 +77,7 @@ class Learner:
         """Raises ConfigError, PromptFileError or BaseModelError if the settings cannot be used."""
         self.name, self.config = name, config
         torch.manual_seed(config.seed)
-        start = initialise(config.init, base, task.spec, config.length, config.seed)
+        start = initialise(config.init, base, task.spec, config.length, config.seed, task.train)
         unit = base.embedding_std if config.rate_unit == "embedding-std" else 1.0
         self.method: Any = make_method(config.method, config.method_options, base, start, unit, config.seed)
         self.parameters = [parameter for parameter in self.method.parameters() if parameter.requires_grad]

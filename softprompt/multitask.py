@@ -141,7 +141,8 @@ def train_multitask(
     """
     check_tasks(tasks, config, teachers or {}, distillation)
     torch.manual_seed(config.seed)
-    start = initialise(config.init, base, next(iter(tasks.values())).spec, config.length, config.seed)
+    first = next(iter(tasks.values()))
+    start = initialise(config.init, base, first.spec, config.length, config.seed, first.train)
     students = [
         _Student(base, index, task, config, (teachers or {}).get(name))
         for index, (name, task) in enumerate(tasks.items())

@@ -43,6 +43,7 @@ ROOMS = (
     "prefix",
     "objective",
     "generate",
+    "shots",
     "store",
     "methods",
     "families",

@@ -181,7 +181,7 @@ class TestMistakesInTraining:
             (["--recipe", "best"], "unknown recipe 'best': expected one of default, lester"),
             (["--config", "/none.toml"], "configuration file '/none.toml' does not exist"),
             (["--method", "magic"], "unknown method 'magic': expected one of"),
-            (["--init", "magic"], "unknown init 'magic': expected text, text:WORDS, labels"),
+            (["--init", "magic"], "unknown init 'magic': expected text, examples, text:WORDS, labels"),
             (["--init", "prompt:/none"], "'/none' is no saved prompt, it does not exist"),
             (["--verbalizer", "good"], "--verbalizer 'good': expected LABEL=WORDS"),
             (["--verbalizer", "god=fine"], "verbalizer for unknown label 'god': labels are bad, good"),

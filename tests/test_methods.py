@@ -428,7 +428,7 @@ class TestInitialisers:
     @pytest.mark.parametrize(
         ("how", "words"),
         [
-            ("magic", "unknown init 'magic': expected text, text:WORDS, labels, vocab, random or prompt:FOLDER"),
+            ("magic", "unknown init 'magic': expected text, examples, text:WORDS, labels, vocab, random or prompt"),
             ("labels:x", "unknown init 'labels:x'"),
             ("text:", "init 'text:': expected something behind the colon, as in text:Classify the review"),
             ("text:  ", "expected something behind the colon"),

@@ -18,13 +18,14 @@ from softprompt.baselines.fitted import (
     read_description,
 )
 from softprompt.baselines.nearest import NearestShots
-from softprompt.baselines.written import GAP, choose_shots, written_prompt
+from softprompt.baselines.written import choose_shots, written_prompt
 from softprompt.data import Example, Splits
 from softprompt.errors import PromptFileError
 from softprompt.folders import check_free, write_folder
 from softprompt.generate import Sampling
 from softprompt.objective import Objective
 from softprompt.predict import Predictor
+from softprompt.shots import GAP
 from softprompt.task import Task
 from softprompt.train import check_trainable
 from softprompt.validation import accuracy_and_loss, mean_loss, validation_examples

@@ -14,13 +14,14 @@ from torch import Tensor
 from softprompt.base import FrozenLM
 from softprompt.baselines.fitted import extra_module
 from softprompt.baselines.tfidf import fit_words, make_vectorizer, words_of
-from softprompt.baselines.written import check_enough, solved, written_prompt
+from softprompt.baselines.written import check_enough, written_prompt
 from softprompt.batch import Encoder, Item
 from softprompt.data import Example
 from softprompt.generate import Sampling, complete
 from softprompt.objective import EVALUATION_TOKENS, Objective
 from softprompt.predict import Prediction, likeliest
 from softprompt.prefix import make_prefix
+from softprompt.shots import solved
 from softprompt.task import Task
 
 

@@ -14,10 +14,9 @@ from softprompt.batch import Encoder
 from softprompt.data import Example
 from softprompt.errors import DataError
 from softprompt.prefix import PromptState
+from softprompt.shots import GAP, solved
 from softprompt.task import TaskSpec
-from softprompt.verbalizer import answer_ids, plain_ids
-
-GAP = "\n\n"  # between instruction, examples and text
+from softprompt.verbalizer import plain_ids
 
 
 def written_prompt(
@@ -36,16 +35,6 @@ def written_prompt(
         return None
     with torch.no_grad():
         return PromptState.of_embeddings(base.embed(torch.tensor(ids, device=base.device)).float())
-
-
-def solved(encoder: Encoder, shots: Sequence[Example]) -> list[list[int]]:
-    """Token ids of each example with its answer, and the gap behind it."""
-    spec, tokenizer = encoder.spec, encoder.base.tokenizer
-    gap = plain_ids(tokenizer, GAP)
-    return [
-        [*text, *answer_ids(tokenizer, spec, _answer(spec, shot)), *gap]
-        for shot, text in zip(shots, encoder.text_ids(shots), strict=True)
-    ]
 
 
 def choose_shots(examples: Sequence[Example], count: int, seed: int) -> list[Example]:
@@ -72,9 +61,3 @@ def check_enough(examples: Sequence[Example], count: int) -> None:
     """Raise DataError if there are fewer than ``count``."""
     if count > len(examples):
         raise DataError(f"{count} examples wanted for the written prompt, but the training split has {len(examples)}")
-
-
-def _answer(spec: TaskSpec, example: Example) -> str:
-    if spec.kind == "generation":
-        return example.references[0]
-    return spec.verbalizers[spec.label_index[str(example.label)]]

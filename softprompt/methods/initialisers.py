@@ -1,29 +1,47 @@
 """Where a prompt starts: initialisers, in the scale in which the model sees embedded text.
 
 Lester et al. 2021 (section 3.2) compare random, sampled vocabulary and class labels; text is PEFT's term for words.
+Solved examples are ours: what a few-shot prompt says is where learning begins.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from softprompt.base import FrozenLM
+from softprompt.batch import Encoder
+from softprompt.data import Example
 from softprompt.errors import ConfigError, PromptFileError
 from softprompt.prefix import PromptState
+from softprompt.shots import GAP, solved_within
 from softprompt.store import load_prompt, read_manifest
 from softprompt.task import TaskSpec
 from softprompt.verbalizer import plain_ids
 
 
-def initialise(how: str, base: FrozenLM, spec: TaskSpec, length: int, seed: int) -> PromptState:
+@dataclass(frozen=True)
+class _Wanted:
+    base: FrozenLM
+    spec: TaskSpec
+    length: int
+    seed: int
+    examples: Sequence[Example]
+
+
+def initialise(
+    how: str, base: FrozenLM, spec: TaskSpec, length: int, seed: int, examples: Sequence[Example] = ()
+) -> PromptState:
     """The start of a prompt: virtual tokens, or the keys and values of a saved prompt of that kind.
 
     Args:
-        how: ``text`` (an instruction made of the task's labels), ``text:WORDS``, ``labels``, ``vocab``, ``random``,
-            or ``prompt:FOLDER`` (a saved prompt for the same base).
+        how: ``text`` (an instruction made of the task's labels), ``examples`` (the same, with solved training examples
+            behind it), ``text:WORDS``, ``labels``, ``vocab``, ``random``, or ``prompt:FOLDER`` (a saved prompt for the
+            same base).
         length: virtual tokens ``P``.
-        seed: of ``vocab`` and ``random``.
+        seed: of ``examples``, ``vocab`` and ``random``.
+        examples: of the training data; where too few fit into ``length``, ``examples`` is ``text``.
 
     Raises:
         ConfigError: an unknown initialiser, or one without the argument it needs.
@@ -31,7 +49,7 @@ def initialise(how: str, base: FrozenLM, spec: TaskSpec, length: int, seed: int)
     """
     check_init(how, spec)
     if how in _PLAIN:
-        return PromptState.of_embeddings(_PLAIN[how](base, spec, length, seed))
+        return PromptState.of_embeddings(_PLAIN[how](_Wanted(base, spec, length, seed, examples)))
     name, _, argument = how.partition(":")
     if name == "prompt":
         return _from_prompt(argument, base, length)
@@ -46,7 +64,9 @@ def check_init(how: str, spec: TaskSpec | None = None) -> None:
         return
     name, colon, argument = how.partition(":")
     if name not in _WITH_ARGUMENT:
-        raise ConfigError(f"unknown init '{how}': expected text, text:WORDS, labels, vocab, random or prompt:FOLDER")
+        raise ConfigError(
+            f"unknown init '{how}': expected text, examples, text:WORDS, labels, vocab, random or prompt:FOLDER"
+        )
     if not argument.strip():
         behind = "something behind the colon" if colon else "a colon and more"
         raise ConfigError(f"init '{how}': expected {behind}, as in {_WITH_ARGUMENT[name]}")
@@ -76,28 +96,42 @@ def _from_prompt(folder: str, base: FrozenLM, length: int) -> PromptState:
     return prompt.state
 
 
-def _instruction(base: FrozenLM, spec: TaskSpec, length: int, seed: int) -> Tensor:
-    return _from_text(default_instruction(spec), base, length)
+def _instruction(wanted: _Wanted) -> Tensor:
+    return _from_text(default_instruction(wanted.spec), wanted.base, wanted.length)
 
 
-def _labels(base: FrozenLM, spec: TaskSpec, length: int, seed: int) -> Tensor:
-    return _tiled(
-        [token for words in spec.verbalizers for token in plain_ids(base.tokenizer, f" {words}")], base, length
-    )
+def _examples(wanted: _Wanted) -> Tensor:
+    base, spec, length = wanted.base, wanted.spec, wanted.length
+    shots = solved_within(Encoder(base, spec, 0), wanted.examples, length, wanted.seed)
+    if not shots:
+        return _instruction(wanted)
+    words = plain_ids(base.tokenizer, default_instruction(spec) + GAP)
+    room = length - len(shots)
+    # whole where it meets the examples: what does not fit is cut off in front
+    front = (words * (room // len(words) + 1))[-room:] if room else []
+    return _tiled(front + shots, base, length)
 
 
-def _vocabulary(base: FrozenLM, spec: TaskSpec, length: int, seed: int) -> Tensor:
+def _labels(wanted: _Wanted) -> Tensor:
+    tokenizer = wanted.base.tokenizer
+    ids = [token for words in wanted.spec.verbalizers for token in plain_ids(tokenizer, f" {words}")]
+    return _tiled(ids, wanted.base, wanted.length)
+
+
+def _vocabulary(wanted: _Wanted) -> Tensor:
+    base, length = wanted.base, wanted.length
     # the 5,000 most common tokens as in the paper; vocabularies list common tokens first, behind the special ones
     special = set(base.tokenizer.all_special_ids)
     common = [token for token in range(min(base.vocabulary_size, 5000)) if token not in special]
-    chosen = torch.randperm(len(common), generator=torch.Generator().manual_seed(seed))[:length].tolist()
+    chosen = torch.randperm(len(common), generator=torch.Generator().manual_seed(wanted.seed))[:length].tolist()
     return _tiled([common[index] for index in chosen], base, length)
 
 
-def _random(base: FrozenLM, spec: TaskSpec, length: int, seed: int) -> Tensor:
+def _random(wanted: _Wanted) -> Tensor:
     # uniform as in the paper, with the spread of the model's own embeddings in place of the fixed 0.5
-    uniform = torch.rand(length, base.embedding_size, generator=torch.Generator().manual_seed(seed)) * 2 - 1
-    return uniform * base.embedding_std * 3**0.5
+    generator = torch.Generator().manual_seed(wanted.seed)
+    uniform = torch.rand(wanted.length, wanted.base.embedding_size, generator=generator) * 2 - 1
+    return uniform * wanted.base.embedding_std * 3**0.5
 
 
 def _tiled(ids: list[int], base: FrozenLM, length: int) -> Tensor:
@@ -108,8 +142,9 @@ def _tiled(ids: list[int], base: FrozenLM, length: int) -> Tensor:
     return base.embed(torch.tensor(repeated, device=base.device)).float().cpu()
 
 
-_PLAIN: dict[str, Callable[[FrozenLM, TaskSpec, int, int], Tensor]] = {
+_PLAIN: dict[str, Callable[[_Wanted], Tensor]] = {
     "text": _instruction,
+    "examples": _examples,
     "labels": _labels,
     "vocab": _vocabulary,
     "random": _random,
