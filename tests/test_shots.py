@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from small import FAST, Recorder, answers, reviews_task
+from small import FAST, answers, reviews_task
 from tiny import tiny_base
 
 from softprompt.base import FrozenLM
@@ -100,8 +100,7 @@ class TestAsAStart:
 
     @pytest.mark.parametrize("family", ["gemma3", "t5"])
     def test_learning_begins_there(self, family: str) -> None:
-        seen = Recorder()
-        prompt = fit(tiny_base(family), reviews_task(), init="examples", observer=seen, **{**FAST, "length": 40})
+        prompt = fit(tiny_base(family), reviews_task(), **{**FAST, "length": 40, "init": "examples"})
         assert prompt.length == 40
         assert prompt.training["init"] == "examples"
 
