@@ -208,7 +208,7 @@ class TestOtherMistakes:
     @pytest.mark.parametrize(
         ("arguments", "words"),
         [
-            ([], "expected a verb, one of demo, "),
+            ([], "expected a verb, one of compare, demo, "),
             (["learn"], "No such command 'learn'"),
             (["--fast"], "No such option '--fast'"),
             (["train"], "Missing option '--model'"),
