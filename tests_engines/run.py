@@ -1,6 +1,6 @@
 """Real engines on real exports: label choices and greedy completions, compared with softprompt's own.
 
-``python tests_engines/run.py [--engines vllm,vllm-tied,vllm-embeds,llama] [--prompts A B --data DATA]``
+``python tests_engines/run.py [--engines vllm,vllm-tied,vllm-embeds,llama] [--prompts A B --data DATA DATA]``
 """
 
 import argparse
@@ -60,9 +60,8 @@ def main() -> int:
     torch.manual_seed(0)
     base = sp.load(MODEL_NAME, device="cpu", dtype="float32")
     prompts = _given(options.prompts) if options.prompts else _learned(base)
-    sentences = _sentences(options.data, options.sentences)
-    asked = _expected(base, prompts, sentences)
-    print(f"{len(sentences)} sentences, tasks {', '.join(prompts)} in turn, on {platform.processor() or 'this CPU'}\n")
+    asked = _expected(base, prompts, _requests(list(prompts), options.data, options.sentences))
+    print(f"{len(asked.requests)} sentences, tasks {', '.join(prompts)} in turn, float32, {platform.machine()} CPU\n")
     print("| engine | versions | same label | largest margin of another | same completion | virtual tokens |")
     print("|---|---|---|---|---|---|")
     failed = []
@@ -83,14 +82,14 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--prompts", nargs=2, help="two saved prompts of the embedded model; an ensemble's first is taken"
     )
-    parser.add_argument("--data", help="texts for them; the test split is taken  [default: Rotten Tomatoes]")
+    parser.add_argument("--data", nargs=2, help="texts for each; the test split is taken  [default: Rotten Tomatoes]")
     parser.add_argument("--sentences", type=int, default=200)
     return parser.parse_args()
 
 
 def _given(folders: Sequence[str]) -> dict[str, sp.Prompt]:
-    loaded = [sp.load_prompt(folder) for folder in folders]
-    return {f"task{at}": replace(one, states=one.states[:1]) for at, one in enumerate(loaded, start=1)}
+    loaded = {Path(folder).name.partition("@")[0]: sp.load_prompt(folder) for folder in folders}
+    return {name: replace(one, states=one.states[:1]) for name, one in loaded.items()}
 
 
 def _learned(base: sp.FrozenLM) -> dict[str, sp.Prompt]:
@@ -106,14 +105,13 @@ def _learned(base: sp.FrozenLM) -> dict[str, sp.Prompt]:
     return {name: sp.fit(base, task, steps=STEPS, evaluate_test=False) for name, task in tasks.items()}
 
 
-def _sentences(data: str | None, count: int) -> list[str]:
-    splits = sp.read_splits(data) if data else rotten_tomatoes()
-    return [one.text for one in splits["test"][:count]]
+def _requests(names: list[str], data: list[str] | None, count: int) -> list[tuple[str, str]]:
+    """Task and text, the tasks in turn."""
+    tests = [sp.read_splits(one)["test"] for one in data] if data else [rotten_tomatoes().test] * len(names)
+    return [(names[at % len(names)], tests[at % len(names)][at].text) for at in range(count)]
 
 
-def _expected(base: sp.FrozenLM, prompts: dict[str, sp.Prompt], sentences: list[str]) -> Asked:
-    names = list(prompts)
-    requests = [(names[at % len(names)], text) for at, text in enumerate(sentences)]
+def _expected(base: sp.FrozenLM, prompts: dict[str, sp.Prompt], requests: list[tuple[str, str]]) -> Asked:
     labels, margins, completions = [""] * len(requests), [0.0] * len(requests), [""] * len(requests)
     for name, prompt in prompts.items():
         places = [at for at, (task, _) in enumerate(requests) if task == name]
