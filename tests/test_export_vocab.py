@@ -200,6 +200,9 @@ class TestUsersText:
         held = tasks.request("s", "a film", model="m")
         assert held["structured_outputs"] == {"choice": [" good", " good film"]}
         assert (tasks.answer("s", " good film"), tasks.answer("s", "good")) == ("b", "a")
+        for task in ("s", "g"):
+            with pytest.raises(ConfigError, match=f"task '{task}' has no labels that their first token tells apart"):
+                tasks.labels(task)
         free = tasks.request("g", "a film", model="m", max_tokens=7)
         assert free["logit_bias"] == {str(one): -100 for one in range(320, 330)}
         assert free["max_tokens"] == 7

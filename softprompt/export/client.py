@@ -90,6 +90,17 @@ class Tasks:
             **self._held(task, max_tokens),
         }
 
+    def labels(self, task: str) -> list[int]:
+        """The tokens that the task's labels begin with, if the first one tells them apart.
+
+        Raises:
+            ConfigError: the task has no labels, or they part later: hold answers to their words instead.
+        """
+        verbalizer = self._encoders[self._known(task)].verbalizer
+        if verbalizer is None or not _at_once(verbalizer):
+            raise ConfigError(f"task '{task}' has no labels that their first token tells apart: see Tasks.request")
+        return list(verbalizer.rows)
+
     def answer(self, task: str, completion: str) -> str:
         """The label that a completion stands for; of a task without labels the completion, without blanks around it."""
         words = completion.strip()
@@ -133,7 +144,7 @@ class Tasks:
             return {"max_tokens": max_tokens, **bias}
         if _at_once(verbalizer):
             # the labels part at their first token, which is then all that is asked
-            return {"max_tokens": 1, "allowed_token_ids": list(verbalizer.rows)}
+            return {"max_tokens": 1, "allowed_token_ids": self.labels(task)}
         longest = max(len(sequence) for sequence in verbalizer.sequences)
         words = [spec.answer_separator + words for words in spec.verbalizers]
         return {"max_tokens": longest + 1, "structured_outputs": {"choice": words}}

@@ -17,7 +17,7 @@ import torch
 
 from softprompt.base import FrozenLM
 from softprompt.errors import BaseModelError, PromptFileError
-from softprompt.export.usage import USAGE_FILE, peft_readme, read_object
+from softprompt.export.usage import USAGE_FILE, checkpoint_of, peft_readme, read_object
 from softprompt.export.whole import with_bos_behind, with_bos_in_front
 from softprompt.folders import check_free, write_folder
 from softprompt.prefix import keys_and_values
@@ -102,7 +102,7 @@ def write_peft(base: FrozenLM, prompt: Prompt, folder: Path) -> None:
     config = {
         "peft_type": "PROMPT_TUNING" if state.kind == "embeddings" else "PREFIX_TUNING",
         "task_type": "SEQ_2_SEQ_LM" if apart else "CAUSAL_LM",
-        "base_model_name_or_path": base.name,
+        "base_model_name_or_path": checkpoint_of(base),
         "inference_mode": True,
         "num_virtual_tokens": state.length,
         "num_transformer_submodules": 1,

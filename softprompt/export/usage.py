@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from softprompt.base import FrozenLM
+from softprompt.embedded import MODEL_NAME as EMBEDDED_NAME
 from softprompt.errors import PromptFileError
 from softprompt.rows import reading
 from softprompt.store import Prompt
@@ -19,12 +20,17 @@ _FEEDING = {
 }
 
 
+def checkpoint_of(base: FrozenLM) -> str:
+    """What ``from_pretrained`` knows the base model by."""
+    return str(base.model.config.name_or_path) if base.name == EMBEDDED_NAME else base.name
+
+
 def peft_readme(base: FrozenLM, prompt: Prompt, name: str) -> str:
     """How to load an adapter folder called ``name`` and what to feed it."""
     feeding = "no bos" if not base.frame.bos else "whole" if prompt.state.behind_bos else "as it is"
     apart = base.architecture == "encoder-decoder"
     family = "AutoModelForSeq2SeqLM" if apart else "AutoModelForCausalLM"
-    skipped = len(base.frame.bos)
+    skipped, source = len(base.frame.bos), checkpoint_of(base)
     ids = "tokenizer(text, return_tensors='pt').input_ids" + (f"[:, {skipped}:]  # without BOS" if skipped else "")
     call = "input_ids=ids, decoder_input_ids=..." if apart else "input_ids=ids"
     lines = [
@@ -36,8 +42,8 @@ def peft_readme(base: FrozenLM, prompt: Prompt, name: str) -> str:
         "from peft import PeftModel",
         f"from transformers import {family}, AutoTokenizer",
         "",
-        f"tokenizer = AutoTokenizer.from_pretrained({base.name!r})",
-        f"model = PeftModel.from_pretrained({family}.from_pretrained({base.name!r}), {name!r})",
+        f"tokenizer = AutoTokenizer.from_pretrained({source!r})",
+        f"model = PeftModel.from_pretrained({family}.from_pretrained({source!r}), {name!r})",
         "text = ...  # the template below, filled in",
         f"ids = {ids}",
         f"logits = model({call}).logits",
@@ -132,25 +138,25 @@ def read_object(path: Path) -> dict[str, Any]:
     return values
 
 
-def embeds_readme(name: str, prompts: Mapping[str, Prompt]) -> str:
+def embeds_readme(base: FrozenLM, prompts: Mapping[str, Prompt], name: str) -> str:
     """How to ask a vLLM server by embeddings."""
-    base = next(iter(prompts.values())).base_name
+    source = checkpoint_of(base)
     lines = [
         f"# {name}",
         "",
-        f"Learned prompts of softprompt for `{base}` as input embeddings, and the model's token embeddings to put "
+        f"Learned prompts of softprompt for `{base.name}` as input embeddings, and the model's token embeddings to put "
         "texts behind them. Start the server on the model itself, and only where you trust who can reach it, as "
         "vLLM's documentation advises:",
         "",
         "```console",
-        f"$ vllm serve {base} --enable-prompt-embeds",
+        f"$ vllm serve {source} --enable-prompt-embeds",
         "```",
         "",
         "```python",
         "from softprompt.export.vllm import EmbeddedTasks",
         "",
-        f"tasks = EmbeddedTasks.load({name!r})",
-        f"answer = tasks.ask('http://localhost:8000/v1', {next(iter(prompts))!r}, \"the user's text\", model={base!r})",
+        f"tasks, url = EmbeddedTasks.load({name!r}), 'http://localhost:8000/v1'",
+        f'answer = tasks.ask(url, {next(iter(prompts))!r}, "the user\'s text", model={source!r})',
         "```",
         "",
     ]
