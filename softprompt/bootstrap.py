@@ -11,10 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from softprompt.metrics import Floats, PairedDifference, bleu_counts, bleu_of_counts, difference_of, drawn
+from softprompt.metrics import QUANTILES, Floats, PairedDifference, bleu_counts, bleu_of_counts, difference_of, drawn
 
 RESAMPLES = 2000
-_QUANTILES = (0.025, 0.975)
 
 
 @dataclass(frozen=True)
@@ -81,7 +80,7 @@ def resampled(scores: Mapping[str, Scores], resamples: int = RESAMPLES, seed: in
 def interval(scores: Scores, values: Floats) -> Interval:
     """``values``: of the method in the resamples."""
     means = scores.means
-    low, high = np.quantile(values, _QUANTILES)
+    low, high = np.quantile(values, QUANTILES)
     deviation = float(means.std(ddof=1)) if len(means) > 1 else None
     return Interval(float(means.mean()), deviation, float(low), float(high))
 

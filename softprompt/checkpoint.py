@@ -8,11 +8,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from filelock import FileLock, Timeout
+from filelock import FileLock
 from torch import Tensor
 
 from softprompt.errors import OutputError, TrainingError, writing
-from softprompt.folders import check_free, replace_file
+from softprompt.folders import check_free, replace_file, take_lock
 
 CHECKPOINT_FILE, LOCK_FILE = "checkpoint.safetensors", ".lock"
 
@@ -73,12 +73,7 @@ class Checkpoint:
         """
         with writing(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
-            try:
-                self._lock.acquire(timeout=0)
-            except Timeout as error:
-                raise OutputError(
-                    f"another process is training in '{self.folder}' now: wait until it ends, or give another --out"
-                ) from error
+            take_lock(self._lock, self.folder, "training")
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -19,10 +19,11 @@ from softprompt.cli_common import (
     PLACE,
     WORDS,
     column_options,
-    given,
+    columns_of,
     json_option,
     load_base,
     load_base_of,
+    model_of,
     model_options,
     observer_for,
     pairs,
@@ -153,9 +154,6 @@ def train(
     template: str | None,
     labels: str | None,
     verbalizer: tuple[str, ...],
-    text_column: str | None,
-    label_column: str | None,
-    target_column: str | None,
     config: Path | None,
     method_option: tuple[str, ...],
     seeds: int,
@@ -165,10 +163,6 @@ def train(
     restart: bool,
     tensorboard: Path | None,
     no_test: bool,
-    device: str | None,
-    dtype: str | None,
-    quantise: str | None,
-    trust_remote_code: bool,
     as_json: bool,
     **settings: Any,
 ) -> None:
@@ -176,6 +170,7 @@ def train(
     from softprompt.config import TrainConfig, population
     from softprompt.report_text import training_lines
 
+    model, columns = model_of(settings), columns_of(settings)
     settings["method_options"] = pairs("--method-option", method_option, "NAME=VALUE", "encoder=lstm") or None
     chosen = TrainConfig.load(config, **settings) if config else TrainConfig.build(**settings)
     members = population(chosen, seeds, grid or "")
@@ -184,7 +179,7 @@ def train(
 
     from softprompt.fit import check_out, fit_together
     from softprompt.methods import check_method
-    from softprompt.methods.initialisers import check_init
+    from softprompt.methods.initialisers import check_init, check_init_fits
     from softprompt.task import Task
     from softprompt.train import check_together, check_trainable
 
@@ -195,12 +190,10 @@ def train(
     check_together(members)
     check_out(out, resume=resume, restart=restart)
     observer = observer_for(as_json, tensorboard)
-    columns = given(text_column=text_column, label_column=label_column, target_column=target_column)
     task = Task.of(data, max_length=chosen.max_length, **task_settings(template, labels, verbalizer), **columns)
     check_trainable(task)
     for member in members.values():
-        check_init(member.init, task.spec)
-    model = {"device": device, "dtype": dtype, "quantise": quantise, "trust_remote_code": trust_remote_code}
+        check_init_fits(member.init, task.spec)
     base = load_base(model_name, model)
     prompt = fit_together(
         base,
@@ -251,11 +244,8 @@ def evaluate_command(
     seed: int,
     max_new_tokens: int,
     vote: Any,
-    text_column: str | None,
-    label_column: str | None,
-    target_column: str | None,
     as_json: bool,
-    **model: Any,
+    **options: Any,
 ) -> None:
     """Score a prompt, saved or written, on data.
 
@@ -265,7 +255,7 @@ def evaluate_command(
     from softprompt.report_text import evaluation_lines
     from softprompt.task import Task
 
-    columns = given(text_column=text_column, label_column=label_column, target_column=target_column)
+    model, columns = model_of(options), columns_of(options)
     if prompt_folder is None and model_name is None:
         raise ConfigError("expected a saved prompt, or --model for the written prompt; got neither")
     if prompt_folder is not None and (template or labels or verbalizer or instruction or shots):
@@ -320,10 +310,6 @@ def predict(
     model_name: str | None,
     vote: Any,
     as_json: bool,
-    device: str | None,
-    dtype: str | None,
-    quantise: str | None,
-    trust_remote_code: bool,
     **sampling: Any,
 ) -> None:
     """Answer texts, or JSONL on standard input.
@@ -344,9 +330,9 @@ def predict(
         raise ConfigError("expected texts as arguments, or JSONL on standard input; got neither")
     if blank := [number for number, text in enumerate(texts, start=1) if not text.strip()]:
         raise DataError(f"text {blank[0]} is blank: expected words to answer")
+    model = model_of(sampling)
     chosen = Sampling(**sampling)
     prompt = load_prompt(prompt_folder)
-    model = {"device": device, "dtype": dtype, "quantise": quantise, "trust_remote_code": trust_remote_code}
     predictor = Predictor.of_prompt(load_base_of(prompt, model_name, model), prompt, chosen, vote)
 
     from softprompt.data import Example

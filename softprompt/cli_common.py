@@ -106,6 +106,16 @@ vote_option = click.option(
 )
 
 
+def model_of(options: dict[str, Any]) -> dict[str, Any]:
+    """What ``model_options`` gave, taken out of ``options``."""
+    return {name: options.pop(name) for name in ("device", "dtype", "quantise", "trust_remote_code")}
+
+
+def columns_of(options: dict[str, Any]) -> dict[str, Any]:
+    """What ``column_options`` gave, where it was given, taken out of ``options``."""
+    return given(**{name: options.pop(name) for name in ("text_column", "label_column", "target_column")})
+
+
 def load_base(name: str, options: dict[str, Any]) -> "FrozenLM":
     from transformers.utils import logging
 

@@ -14,9 +14,11 @@ from softprompt.cli_common import (
     WORDS,
     Command,
     column_options,
+    columns_of,
     given,
     json_option,
     load_base,
+    model_of,
     model_options,
     observer_for,
     print_result,
@@ -88,25 +90,21 @@ def compare(
     keep: bool,
     out: Path,
     as_json: bool,
-    device: str | None,
-    dtype: str | None,
-    quantise: str | None,
-    trust_remote_code: bool,
     **options: Any,
 ) -> None:
     """Which method to deploy for a task: measure them all, recommend one.
 
     Same splits, same steps or time, several seeds; results land one by one, and a second run goes on.
     """
-    methods, terms, task = _prepared(options, out, keep=keep, current=current, price_per_hour=price_per_hour)
+    columns = columns_of(options)
+    methods, terms, task = _prepared(options, columns, out, keep=keep, current=current, price_per_hour=price_per_hour)
     if shift_data is not None:
-        terms = _shifted(terms, task, shift_data, options)
+        terms = _shifted(terms, task, shift_data, columns)
 
     from softprompt.compare import compare as run
     from softprompt.compare_text import study_lines
 
-    model = {"device": device, "dtype": dtype, "quantise": quantise, "trust_remote_code": trust_remote_code}
-    base = load_base(model_name, model)
+    base = load_base(model_name, model_of(options))
     study = run(base, task, methods, out, terms, observer_for(as_json))
     summary = study.model_dump(mode="json", exclude={"results", "gold", "texts"})
     print_result({**summary, "out": str(out)}, study_lines(study, out), as_json)
@@ -122,10 +120,6 @@ def scale(
     models: str,
     out: Path,
     as_json: bool,
-    device: str | None,
-    dtype: str | None,
-    quantise: str | None,
-    trust_remote_code: bool,
     **options: Any,
 ) -> None:
     """How the gap between the first method and the others changes with the size of the model.
@@ -137,14 +131,14 @@ def scale(
     from softprompt.scale import scale as run
 
     names = check_models(models)
-    methods, terms, task = _prepared(options, out, folder_of_folders=True)
-    model = {"device": device, "dtype": dtype, "quantise": quantise, "trust_remote_code": trust_remote_code}
+    methods, terms, task = _prepared(options, columns_of(options), out, folder_of_folders=True)
+    model = model_of(options)
     found = run(names, lambda name: load_base(name, model), task, methods, out, terms, observer_for(as_json))
     print_result({**found.model_dump(mode="json"), "out": str(out)}, scale_lines(found, out), as_json)
 
 
 def _prepared(
-    options: dict[str, Any], out: Path, *, folder_of_folders: bool = False, **more: Any
+    options: dict[str, Any], columns: dict[str, Any], out: Path, *, folder_of_folders: bool = False, **more: Any
 ) -> tuple[list["Contestant"], "Terms", "Task"]:
     """Methods, terms and task of the options; what is quickly checked comes before what takes long."""
     from softprompt.budget import seconds_of
@@ -166,22 +160,18 @@ def _prepared(
     if not folder_of_folders:
         check_study_folder(out)
     settings = task_settings(options["template"], options["labels"], options["verbalizer"])
-    task = Task.of(options["data"], **settings, **given(max_length=options["max_length"]), **_columns(options))
+    task = Task.of(options["data"], **settings, **given(max_length=options["max_length"]), **columns)
     check_trainable(task)
     for note in task.splits.notes:
         say(note)
     return methods, terms, task
 
 
-def _shifted(terms: "Terms", task: "Task", source: str, options: dict[str, Any]) -> "Terms":
+def _shifted(terms: "Terms", task: "Task", source: str, columns: dict[str, Any]) -> "Terms":
     """The terms with the examples of another domain: its test split, or all of it where there is none."""
     from dataclasses import replace
 
     from softprompt.task import Task
 
-    other = Task.matching(task.spec, source, **_columns(options))
+    other = Task.matching(task.spec, source, **columns)
     return replace(terms, shift=other.test or other.splits["all"])
-
-
-def _columns(options: dict[str, Any]) -> dict[str, str]:
-    return given(**{name: options[name] for name in ("text_column", "label_column", "target_column")})

@@ -9,10 +9,11 @@ import click
 from softprompt.cli_common import (
     PLACE,
     column_options,
-    given,
+    columns_of,
     json_option,
     load_base,
     load_base_of,
+    model_of,
     model_options,
     print_result,
     say,
@@ -139,11 +140,8 @@ def import_command(
     template: str | None,
     labels: str | None,
     verbalizer: tuple[str, ...],
-    text_column: str | None,
-    label_column: str | None,
-    target_column: str | None,
     as_json: bool,
-    **model: Any,
+    **options: Any,
 ) -> None:
     """Save a prompt that was learned elsewhere as one of ours.
 
@@ -157,7 +155,7 @@ def import_command(
     from softprompt.folders import check_free
     from softprompt.task import Task, TaskSpec
 
-    columns = given(text_column=text_column, label_column=label_column, target_column=target_column)
+    model, columns = model_of(options), columns_of(options)
     if columns and data is None:
         raise ConfigError("--text-column, --label-column and --target-column are for --data: give it too")
     # what is quickly checked comes before what takes long

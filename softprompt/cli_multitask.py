@@ -10,6 +10,7 @@ from softprompt.cli_common import (
     PLACE,
     json_option,
     load_base,
+    model_of,
     model_options,
     observer_for,
     pairs,
@@ -41,10 +42,6 @@ def multitask(
     resume: bool,
     restart: bool,
     no_test: bool,
-    device: str | None,
-    dtype: str | None,
-    quantise: str | None,
-    trust_remote_code: bool,
     as_json: bool,
     **settings: Any,
 ) -> None:
@@ -55,13 +52,14 @@ def multitask(
     """
     from softprompt.config import TrainConfig
 
+    model = model_of(settings)
     chosen = TrainConfig.load(config, **settings) if config else TrainConfig.build(**settings)
     sources = pairs("--task", tasks, "NAME=DATA", "reviews=data/reviews")
     taught = pairs("--teacher", teachers, "NAME=PROMPT", "reviews=prompts/reviews")
 
     from softprompt.fit import check_out
     from softprompt.fit_multitask import check_names, fit_multitask
-    from softprompt.methods.initialisers import check_init
+    from softprompt.methods.initialisers import check_init, check_init_fits
     from softprompt.multitask import check_tasks
     from softprompt.report_text import training_lines
     from softprompt.store import load_prompt
@@ -76,8 +74,7 @@ def multitask(
     for teacher in loaded.values():
         teacher.state  # noqa: B018 (an ensemble is refused before the model is loaded)
     read = {name: Task.of(data, max_length=chosen.max_length) for name, data in sources.items()}
-    check_init(chosen.init, next(iter(read.values())).spec)
-    model = {"device": device, "dtype": dtype, "quantise": quantise, "trust_remote_code": trust_remote_code}
+    check_init_fits(chosen.init, next(iter(read.values())).spec)
     base = load_base(model_name, model)
     prompts = fit_multitask(
         base,

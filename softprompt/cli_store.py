@@ -9,9 +9,11 @@ from softprompt.cli_common import (
     GIVEN,
     PLACE,
     column_options,
+    columns_of,
     given,
     json_option,
     load_base_of,
+    model_of,
     model_options,
     print_result,
     say,
@@ -171,11 +173,8 @@ def promote(
     force: bool,
     model_name: str | None,
     max_new_tokens: int,
-    text_column: str | None,
-    label_column: str | None,
-    target_column: str | None,
     as_json: bool,
-    **model: Any,
+    **options: Any,
 ) -> None:
     """Move an alias to a version.
 
@@ -188,7 +187,7 @@ def promote(
 
     thresholds = {"significance": significance, "tolerance": tolerance}
     config = GateConfig.load(gate_file, **thresholds) if gate_file else GateConfig.build(**thresholds)
-    columns = given(text_column=text_column, label_column=label_column, target_column=target_column)
+    model, columns = model_of(options), columns_of(options)
     if data is None and (columns or limit or gate_file or given(**thresholds)):
         raise ConfigError("--limit, thresholds and columns are for --data: give it too, or leave them out")
     check_alias(alias)

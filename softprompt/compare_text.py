@@ -3,12 +3,11 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from softprompt.metrics import OUT_OF_100
+from softprompt.metrics import digits_of
 from softprompt.report.numbers import bytes_text
+from softprompt.report.tables import TASKS
 from softprompt.report_text import table
 from softprompt.results import Row, SizeStudy, Study
-
-TASK_COUNTS = (1, 10, 100, 1000)
 
 
 def study_lines(study: Study, out: Path) -> list[str]:
@@ -94,10 +93,8 @@ def _cost(study: Study, rows: Sequence[Row]) -> list[list[str]]:
 
 
 def _memory(rows: Sequence[Row]) -> list[list[str]]:
-    counted = [f"{count:,} task{'s' if count > 1 else ''}" for count in TASK_COUNTS]
-    sizes = [
-        [row.method, *(bytes_text(row.cost.memory_for(n)) for n in TASK_COUNTS)] for row in rows if row.cost is not None
-    ]
+    counted = [f"{count:,} task{'s' if count > 1 else ''}" for count in TASKS]
+    sizes = [[row.method, *(bytes_text(row.cost.memory_for(n)) for n in TASKS)] for row in rows if row.cost is not None]
     return [["memory for", *counted], *sizes]
 
 
@@ -131,4 +128,4 @@ def _gap(metric: str, gap: Mapping[str, float | int] | None) -> str:
 
 
 def _value(metric: str, value: float | None, sign: str = "") -> str:
-    return "-" if value is None else f"{value:{sign}.{1 if metric in OUT_OF_100 else 3}f}"
+    return "-" if value is None else f"{value:{sign}.{digits_of(metric)}f}"

@@ -8,14 +8,30 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from softprompt.errors import ConfigError, writing
 
 
-class TrainConfig(BaseModel):
-    """How one soft prompt is learned. Immutable; unknown names are refused.
+class Settings(BaseModel):
+    """Settings that a user gives. Immutable; unknown names are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @classmethod
+    def build(cls, **settings: Any) -> Self:
+        """Settings over the defaults; ``None`` values count as not given.
+
+        Raises:
+            ConfigError: an unknown setting, a wrong type, a value out of range.
+        """
+        try:
+            return cls(**{name: value for name, value in settings.items() if value is not None})
+        except ValidationError as error:
+            raise ConfigError(_first_problem(error, cls)) from error
+
+
+class TrainConfig(Settings):
+    """How one soft prompt is learned.
 
     The defaults are the recipe of docs/recipe.md: they are meant to be right for every model family and task,
     because the learning rate is counted in standard deviations of the base model's token embeddings.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     method: str = Field("prompt-tuning", description="how the prompt is parametrised while learning")
     method_options: dict[str, str | int | float | bool] = Field(
@@ -66,10 +82,7 @@ class TrainConfig(BaseModel):
         if recipe is not None and (not isinstance(recipe, str) or recipe not in RECIPES):
             raise ConfigError(f"unknown recipe {recipe!r}: expected one of {', '.join(sorted(RECIPES))}")
         given = {name: value for name, value in settings.items() if value is not None}
-        try:
-            return cls(**{**(RECIPES[recipe] if recipe else {}), **given})
-        except ValidationError as error:
-            raise ConfigError(first_problem(error, cls)) from error
+        return super().build(**{**(RECIPES[recipe] if recipe else {}), **given})
 
     @classmethod
     def load(cls, path: str | Path, **overrides: Any) -> Self:
@@ -95,23 +108,13 @@ class TrainConfig(BaseModel):
             Path(path).write_text(yaml.safe_dump(self.model_dump(), sort_keys=False), encoding="utf-8")
 
 
-class GateConfig(BaseModel):
-    """When a version is too much worse than the one in place to be promoted. Immutable; unknown names are refused."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+class GateConfig(Settings):
+    """When a version is too much worse than the one in place to be promoted."""
 
     significance: float = Field(0.05, gt=0, lt=1, description="largest two-sided p-value that counts as worse")
     tolerance: float = Field(0.0, ge=0, description="loss that is accepted, in units of the metric")
     resamples: int = Field(10000, ge=100, le=1_000_000, description="of the paired bootstrap")
     seed: int = Field(0, ge=0, lt=2**63, description="of the resamples")
-
-    @classmethod
-    def build(cls, **settings: Any) -> Self:
-        """Settings over the defaults; ``None`` values count as not given. Raises ConfigError."""
-        try:
-            return cls(**{name: value for name, value in settings.items() if value is not None})
-        except ValidationError as error:
-            raise ConfigError(first_problem(error, cls)) from error
 
     @classmethod
     def load(cls, path: str | Path, **overrides: Any) -> Self:
@@ -180,8 +183,7 @@ def population(config: TrainConfig, seeds: int = 1, grid: str = "") -> dict[str,
     return members
 
 
-def first_problem(error: ValidationError, model: type[BaseModel]) -> str:
-    """The first thing that is wrong with the settings of ``model``, for a ConfigError."""
+def _first_problem(error: ValidationError, model: type[BaseModel]) -> str:
     problem = error.errors()[0]
     name = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":

@@ -52,6 +52,16 @@ class Run:
     seed: int
     learning_rate: float | None = None
 
+    def settings(self, plan: Plan, default_rate: float) -> dict[str, Any]:
+        """What a method's own settings are completed with."""
+        return {
+            "seed": self.seed,
+            "learning_rate": self.learning_rate or default_rate,
+            "steps": plan.steps,
+            "batch_size": plan.batch_size,
+            "eval_every": plan.eval_every,
+        }
+
 
 class Contestant(Protocol):
     """A method that a comparison can run.
@@ -130,14 +140,7 @@ class SoftPrompt:
 
         configs = {
             f"seed {run.seed} rate {run.learning_rate or self.learning_rate:.3g}": self.config.model_copy(
-                update={
-                    "seed": run.seed,
-                    "learning_rate": run.learning_rate or self.learning_rate,
-                    "steps": plan.steps,
-                    "batch_size": plan.batch_size,
-                    "eval_every": plan.eval_every,
-                    "max_length": task.spec.max_length,
-                }
+                update={**run.settings(plan, self.learning_rate), "max_length": task.spec.max_length}
             )
             for run in runs
         }
@@ -164,20 +167,7 @@ class Tuned:
         self, base: FrozenLM, task: Task, runs: Sequence[Run], plan: Plan, observer: Observer, folder: Path
     ) -> list[Fitted | SoftpromptError]:
         return [
-            self.fit(
-                base,
-                task,
-                self.config.model_copy(
-                    update={
-                        "seed": run.seed,
-                        "learning_rate": run.learning_rate or self.learning_rate,
-                        "steps": plan.steps,
-                        "batch_size": plan.batch_size,
-                        "eval_every": plan.eval_every,
-                    }
-                ),
-                observer,
-            )
+            self.fit(base, task, self.config.model_copy(update=run.settings(plan, self.learning_rate)), observer)
             for run in runs
         ]
 

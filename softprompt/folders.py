@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from softprompt.errors import OutputError, writing
 
 
@@ -36,18 +38,40 @@ def new_folder(folder: Path) -> Iterator[Path]:
     Raises:
         OutputError: ``folder`` is there already, or cannot be written.
     """
-    with writing(folder):
-        parent = folder.absolute().parent
+    with appearing(folder) as temporary:
+        temporary.mkdir()
+        yield temporary
+        temporary.chmod(0o755)
+
+
+@contextmanager
+def appearing(place: Path) -> Iterator[Path]:
+    """A path to write a file or folder at, renamed to ``place`` if all goes well; else nothing of it stays.
+
+    Raises:
+        OutputError: ``place`` is there already, or cannot be written.
+    """
+    with writing(place):
+        parent = place.absolute().parent
         parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=parent))
+        hidden = Path(tempfile.mkdtemp(prefix=f".{place.name}.", dir=parent))
         try:
-            yield temporary
-            temporary.chmod(0o755)
-            if folder.exists():
-                raise OutputError(f"'{folder}' appeared while it was being written: nothing was overwritten")
-            temporary.rename(folder)
+            yield hidden / place.name
+            if place.exists():
+                raise OutputError(f"'{place}' appeared while it was being written: nothing was overwritten")
+            (hidden / place.name).rename(place)
         finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+            shutil.rmtree(hidden, ignore_errors=True)
+
+
+def take_lock(lock: FileLock, folder: Path, doing: str) -> None:
+    """Have ``folder`` for this process alone; raises OutputError if another one is ``doing`` something there."""
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise OutputError(
+            f"another process is {doing} in '{folder}' now: wait until it ends, or give another --out"
+        ) from error
 
 
 def write_durably(path: Path, content: bytes) -> None:

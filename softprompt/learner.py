@@ -47,8 +47,8 @@ class Progress:
         """Take note of a step's loss."""
         self.recent = [*self.recent, loss][-WINDOW:]
 
-    def evaluated(self, step: int, value: float, loss: float, error: float) -> bool:
-        """Take note of an evaluation; whether it was the best so far.
+    def evaluated(self, step: int, value: float, loss: float, error: float, patience: int = 0) -> bool:
+        """Take note of an evaluation; whether it was the best so far. ``patience`` of them without gain end the run.
 
         Values within one standard ``error`` of the highest cannot be told apart: of those the lowest loss is best. An
         accuracy over some hundred examples moves by more than a point by chance, the loss by much less.
@@ -59,6 +59,8 @@ class Progress:
         if best:
             self.best_step, self.best_value, self.best_loss = step, value, loss
         self.history.append({"step": step, "train_loss": self.recent_loss, "value": value, "validation_loss": loss})
+        self.stale = 0 if best else self.stale + 1
+        self.stopped_early = bool(patience) and self.stale >= patience
         return best
 
 
@@ -130,12 +132,9 @@ class Learner:
 
     def evaluated(self, candidate: PromptState, value: float, loss: float, error: float) -> bool:
         """Take note of an evaluation (see ``Progress.evaluated``); whether it was the best so far."""
-        progress = self.progress
-        improved = progress.evaluated(progress.step, value, loss, error)
+        improved = self.progress.evaluated(self.progress.step, value, loss, error, self.config.patience)
         if improved:
             self.best = candidate
-        progress.stale = 0 if improved else progress.stale + 1
-        progress.stopped_early = bool(self.config.patience) and progress.stale >= self.config.patience
         return improved
 
     def alarm(self, loss: float) -> str | None:

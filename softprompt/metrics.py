@@ -18,9 +18,14 @@ from softprompt.errors import DataError
 
 Floats = NDArray[np.float64]
 
-_QUANTILES = (0.025, 0.975)
+QUANTILES = (0.025, 0.975)
 OUT_OF_100 = frozenset({"bleu", "rouge_l"})
 _CELLS_AT_ONCE = 2**22  # resamples times distinct rows that are drawn in one go: 32 MiB
+
+
+def digits_of(name: str) -> int:
+    """How many digits behind the point the scale of a metric deserves."""
+    return 1 if name in OUT_OF_100 else 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +46,7 @@ class Metric:
         return {"metric": self.name, "value": self.value, "low": self.low, "high": self.high, "n": self.n}
 
     def __str__(self) -> str:
-        digits = 1 if self.name in OUT_OF_100 else 3
+        digits = digits_of(self.name)
         return f"{self.name} {self.value:.{digits}f} [{self.low:.{digits}f}, {self.high:.{digits}f}] n={self.n}"
 
 
@@ -237,7 +242,7 @@ def paired_bootstrap(
 def difference_of(difference: float, resampled: Floats, n: int) -> PairedDifference:
     """``difference`` over ``n`` examples, with the interval and p-value that its values ``[R]`` in resamples give."""
     tail = min(int((resampled <= 0).sum()), int((resampled >= 0).sum()))
-    low, high = np.quantile(resampled, _QUANTILES)
+    low, high = np.quantile(resampled, QUANTILES)
     p_value = min(1.0, 2 * (tail + 1) / (len(resampled) + 1))
     return PairedDifference(difference, float(low), float(high), p_value, n)
 
@@ -304,7 +309,7 @@ def _metric(
     """
     value = float(statistic(counts[None].astype(np.float64))[0])
     samples = np.concatenate([statistic(weights) for weights in drawn(counts, resamples, seed)])
-    low, high = np.quantile(samples, _QUANTILES)
+    low, high = np.quantile(samples, QUANTILES)
     return Metric(name, value, float(low), float(high), int(counts.sum()))
 
 

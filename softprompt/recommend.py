@@ -9,8 +9,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from softprompt.metrics import OUT_OF_100
-from softprompt.report.numbers import bytes_text
+from softprompt.report.numbers import bytes_text, metric_limits
 from softprompt.results import Cost, Recommendation, Row, Speed
 
 MARGIN = 0.01  # of the metric's scale: a loss that is too small to matter
@@ -43,7 +42,7 @@ class Evidence:
     @property
     def scale(self) -> float:
         """The metric's largest value."""
-        return 100.0 if self.metric in OUT_OF_100 else 1.0
+        return metric_limits(self.metric)[1]
 
     @property
     def scored(self) -> list[Row]:

@@ -6,6 +6,7 @@ from typing import Any
 
 from softprompt.demo import DemoResult
 from softprompt.evaluate import Evaluation
+from softprompt.metrics import digits_of
 from softprompt.predict import Prediction
 from softprompt.store import Prompt
 
@@ -24,7 +25,7 @@ def plain(text: str) -> str:
 
 def figure(metric: Mapping[str, Any]) -> str:
     """A metric's value with its interval, in the digits that its scale deserves."""
-    digits = 1 if metric["metric"] in ("bleu", "rouge_l") else 3
+    digits = digits_of(str(metric["metric"]))
     value, low, high = (f"{metric[key]:.{digits}f}" for key in ("value", "low", "high"))
     return f"{value} [{low}, {high}]"
 

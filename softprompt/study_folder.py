@@ -17,12 +17,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
-from filelock import FileLock, Timeout
+from filelock import FileLock
 from pydantic import ValidationError
 
 from softprompt.checkpoint import differences
 from softprompt.errors import DataError, OutputError, writing
-from softprompt.folders import replace_file
+from softprompt.folders import replace_file, take_lock
 from softprompt.results import Result
 
 SETUP_FILE, LOCK_FILE = "setup.json", ".lock"
@@ -47,12 +47,7 @@ class StudyFolder:
         with writing(self.path):
             for name in ("results", "learning"):
                 (self.path / name).mkdir(parents=True, exist_ok=True)
-            try:
-                self._lock.acquire(timeout=0)
-            except Timeout as error:
-                raise OutputError(
-                    f"another process is comparing in '{self.path}' now: wait until it ends, or give another --out"
-                ) from error
+            take_lock(self._lock, self.path, "comparing")
         try:
             self._check_setup()
         except BaseException:

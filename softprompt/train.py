@@ -17,7 +17,7 @@ from softprompt.config import TrainConfig
 from softprompt.errors import ConfigError, DataError, TrainingError
 from softprompt.learner import Learner
 from softprompt.methods import check_method
-from softprompt.methods.initialisers import check_init
+from softprompt.methods.initialisers import check_init, check_init_fits
 from softprompt.objective import EVALUATION_TOKENS, Objective
 from softprompt.prefix import Prefix, PromptState, make_prefix
 from softprompt.recompute import recomputing
@@ -116,7 +116,8 @@ def train_together(
     check_together(configs)
     for config in configs.values():
         check_method(config.method, config.method_options)
-        check_init(config.init, task.spec)
+        check_init(config.init)
+        check_init_fits(config.init, task.spec)
     check_trainable(task)
     saved = checkpoint.load() if checkpoint is not None else None
     encoders = _encoders(base, task, configs.values())

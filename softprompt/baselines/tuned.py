@@ -12,17 +12,17 @@ from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 from torch import Tensor, nn
 
 from softprompt.base import FrozenLM
 from softprompt.baselines.fitted import Fitted
 from softprompt.batch import Encoder, Item, budgeted, collate
-from softprompt.config import TrainConfig, first_problem
-from softprompt.errors import ConfigError, TrainingError
+from softprompt.config import Settings, TrainConfig
+from softprompt.errors import TrainingError
 from softprompt.learner import Progress, rate_factor
 from softprompt.objective import Objective
 from softprompt.predict import Answers
@@ -37,10 +37,8 @@ def _as_for_prompts(name: str) -> Any:
     return copy(TrainConfig.model_fields[name])
 
 
-class TunedConfig(BaseModel):
-    """How weights are tuned. Immutable; unknown names are refused. What prompts have too has their defaults."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+class TunedConfig(Settings):
+    """How weights are tuned. What prompts have too has their defaults."""
 
     learning_rate: float | None = Field(None, gt=0, le=1e30, description="peak rate (default: the method's own)")
     seconds: float | None = Field(
@@ -58,18 +56,6 @@ class TunedConfig(BaseModel):
     validation_limit: int = _as_for_prompts("validation_limit")
     max_length: int | None = Field(None, ge=8, description="tokens of template and text, at most (default: the task's)")
     seed: int = _as_for_prompts("seed")
-
-    @classmethod
-    def build(cls, **settings: Any) -> Self:
-        """Settings over the defaults; ``None`` values count as not given.
-
-        Raises:
-            ConfigError: an unknown setting, a wrong type, a value out of range.
-        """
-        try:
-            return cls(**{name: value for name, value in settings.items() if value is not None})
-        except ValidationError as error:
-            raise ConfigError(first_problem(error, cls)) from error
 
     def for_prompts(self) -> TrainConfig:
         """The settings that prompts have too."""
@@ -203,19 +189,18 @@ def tune(
                 value, validation_loss = validation.score(None)
                 if not math.isfinite(validation_loss):
                     raise _no_number("validation loss", progress.step, now, rate)
-                improved = progress.evaluated(progress.step, value, validation_loss, validation.error(value))
+                error = validation.error(value)
+                improved = progress.evaluated(progress.step, value, validation_loss, error, config.patience)
                 seconds = time.perf_counter() - began
                 curve.append({"step": progress.step, "seconds": seconds, "value": value, "loss": validation_loss})
                 observer.evaluated(progress.step, validation.metric, value, validation_loss, improved)
                 if improved:
                     best = [weight.detach().to("cpu", copy=True) for weight in weights]
-                progress.stale = 0 if improved else progress.stale + 1
-                impatient = bool(config.patience) and progress.stale >= config.patience
-                progress.stopped_early = last or impatient
                 if spent and progress.step < config.steps:
                     observer.noted(f"the time budget of {config.seconds:g} s ended the run at step {progress.step}")
-                elif impatient and not last:
+                elif progress.stopped_early and not last:
                     observer.noted(f"stopped at step {progress.step}: no better since step {progress.best_step}")
+                progress.stopped_early |= last
     finally:
         observer.finished()
     for weight, kept in zip(weights, best, strict=True):

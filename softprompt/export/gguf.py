@@ -21,8 +21,8 @@ import torch
 from softprompt.base import FrozenLM
 from softprompt.errors import BaseModelError, MissingExtraError
 from softprompt.export.names import Baked, chat_template, check_expressible
-from softprompt.export.place import appearing
 from softprompt.export.vocab import describe, embedding_factor, new_rows
+from softprompt.folders import appearing, check_free
 from softprompt.paths import expanded
 from softprompt.rows import reading
 from softprompt.store import Prompt
@@ -60,6 +60,7 @@ def bake_gguf(base: FrozenLM, prompts: Mapping[str, Prompt], source: Path, place
         MissingExtraError: ``gguf`` is not installed.
         OutputError: the file exists, or cannot be written.
     """
+    check_free(place)
     check_expressible(base, prompts)
     scale = _scale_in_gguf(base)
     import_gguf()

@@ -20,9 +20,9 @@ from softprompt.base import FrozenLM
 from softprompt.errors import BaseModelError, PromptFileError
 from softprompt.export.client import Tasks
 from softprompt.export.names import check_expressible
-from softprompt.export.place import appearing
 from softprompt.export.usage import USAGE_FILE, embeds_readme, read_usage, usage_of
 from softprompt.export.whole import with_bos_in_front
+from softprompt.folders import appearing, check_free
 from softprompt.store import Prompt
 
 TENSOR_FILE = "embeddings.safetensors"
@@ -41,6 +41,7 @@ def write_embeds(base: FrozenLM, prompts: Mapping[str, Prompt], folder: Path) ->
     """
     from safetensors.torch import save_file
 
+    check_free(folder)
     check_expressible(base, prompts)
     if base.architecture != "decoder-only":
         raise BaseModelError(f"'{base.name}' is an encoder-decoder model, for which vLLM takes no embeddings")

@@ -24,8 +24,8 @@ from softprompt.base import FrozenLM
 from softprompt.embedded import no_progress_bars
 from softprompt.errors import BaseModelError
 from softprompt.export.names import MARKER, Baked, around, chat_template, check_expressible, virtual_words
-from softprompt.export.place import appearing
 from softprompt.export.usage import USAGE_FILE, usage_of, vocabulary_readme
+from softprompt.folders import appearing, check_free
 from softprompt.prefix import concatenated_prefix
 from softprompt.quantised import quiet
 from softprompt.store import Prompt
@@ -48,6 +48,7 @@ def bake(base: FrozenLM, prompts: Mapping[str, Prompt], folder: Path, *, tied: b
         BaseModelError: a family that is more than an embedding at its input.
         OutputError: the folder exists, or cannot be written.
     """
+    check_free(folder)
     check_expressible(base, prompts)
     scale = embedding_factor(base)
     tokenizer = copy.deepcopy(base.tokenizer)

@@ -47,7 +47,8 @@ def initialise(
         ConfigError: an unknown initialiser, or one without the argument it needs.
         PromptFileError: the prompt of ``prompt:FOLDER`` cannot be used.
     """
-    check_init(how, spec)
+    check_init(how)
+    check_init_fits(how, spec)
     if how in _PLAIN:
         return PromptState.of_embeddings(_PLAIN[how](_Wanted(base, spec, length, seed, examples)))
     name, _, argument = how.partition(":")
@@ -56,10 +57,14 @@ def initialise(
     return PromptState.of_embeddings(_from_text(argument, base, length))
 
 
-def check_init(how: str, spec: TaskSpec | None = None) -> None:
-    """What can be said of an initialiser without a base model, and without a task; raises as ``initialise`` does."""
-    if how == "labels" and spec is not None and spec.kind == "generation":
+def check_init_fits(how: str, spec: TaskSpec) -> None:
+    """Raise ConfigError for an initialiser that needs another kind of task."""
+    if how == "labels" and spec.kind == "generation":
         raise ConfigError("init 'labels' needs a classification task: use text, vocab or random")
+
+
+def check_init(how: str) -> None:
+    """What can be said of an initialiser without a base model; raises as ``initialise`` does."""
     if how in _PLAIN:
         return
     name, colon, argument = how.partition(":")

@@ -1,5 +1,6 @@
 """A document as GitHub-flavoured Markdown: the same words and numbers as the page."""
 
+import html
 import re
 from collections.abc import Iterable, Iterator
 
@@ -36,7 +37,7 @@ def markdown(document: Document, figures: bool = False) -> str:
 def escaped(text: str) -> str:
     """Text that means itself: no Markdown, no HTML, on one line."""
     one_line = " ".join(clean(text).split())
-    safe = one_line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    safe = html.escape(one_line, quote=False)
     # an underscore within a word, and a sign within a sentence, is text already
     safe = re.sub(r"([\\`*\[\]|~$#])|(?<!\w)_|_(?!\w)", lambda found: "\\" + found[0], safe)
     safe = re.sub(r"^(?:[-+=]|\d+[.)](?=\s|$))", lambda found: f"{found[0][:-1]}\\{found[0][-1]}", safe)
@@ -119,4 +120,4 @@ def _answer(text: str) -> str:
 
 
 def _in_html(text: str) -> str:
-    return clean(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return html.escape(clean(text), quote=False)

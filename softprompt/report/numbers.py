@@ -2,7 +2,7 @@
 
 import math
 
-from softprompt.metrics import OUT_OF_100
+from softprompt.metrics import OUT_OF_100, digits_of
 
 MISSING = "\N{EN DASH}"
 _BYTES = ("B", "kB", "MB", "GB", "TB", "PB")
@@ -21,7 +21,7 @@ def metric_limits(name: str) -> tuple[float, float]:
 
 def metric_text(name: str, value: float | None, signed: bool = False) -> str:
     """A metric, or with ``signed`` a difference of two, in the digits that its scale deserves."""
-    return fixed(value, 1 if name in OUT_OF_100 else 3, signed)
+    return fixed(value, digits_of(name), signed)
 
 
 def interval_text(name: str, low: float | None, high: float | None, signed: bool = False) -> str:
