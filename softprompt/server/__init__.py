@@ -1,0 +1,1 @@
+"""Many prompts on one frozen model, behind HTTP."""

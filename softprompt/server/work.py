@@ -1,0 +1,82 @@
+"""What the rooms of the server hand each other: a prompt that is served, pieces of an answer, reasons to refuse."""
+
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from softprompt.data import Example
+from softprompt.generate import Sampling
+from softprompt.predict import Prediction
+from softprompt.state import PromptState
+from softprompt.task import TaskSpec
+
+
+@dataclass(frozen=True)
+class Served:
+    """A prompt as the engine sees it.
+
+    Attributes:
+        key: what tells it from every other one ever served, ``name@version`` for a version of a store: versions
+            never change, so whatever is computed from it can be kept under it.
+        spec: its task.
+        states: the prompt; several that answer together; none for the bare template.
+    """
+
+    key: str
+    spec: TaskSpec
+    states: tuple[PromptState, ...]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A piece of a completion.
+
+    Attributes:
+        text: what is new of the text; pieces joined are the completion.
+        tokens: how many tokens it took.
+        prompt_tokens: of virtual tokens, template and text, the same in every piece.
+        finish: in the last piece, why it is the last: a stop string or end of text, or the limit of tokens.
+    """
+
+    text: str
+    tokens: int
+    prompt_tokens: int
+    finish: Literal["stop", "length"] | None = None
+
+
+class Busy(Exception):
+    """The queue is full: to be tried again after ``retry_after`` seconds."""
+
+    def __init__(self, retry_after: float) -> None:
+        super().__init__(f"the queue is full, try again after {retry_after:.0f} s")
+        self.retry_after = retry_after
+
+
+class Expired(Exception):
+    """The answer was not there at its deadline."""
+
+
+class Answering(Protocol):
+    """An engine: answers requests for any mix of prompts.
+
+    Cancelling the task that waits (or closing the iterator) takes a request out of the queue or the running batch.
+    """
+
+    async def classify(
+        self, served: Served, examples: Sequence[Example], *, deadline: float | None = None
+    ) -> list[Prediction]:
+        """One prediction for each example, in their order.
+
+        Args:
+            deadline: seconds from now after which the answer is no longer wanted.
+
+        Raises:
+            Busy, Expired, TemplateError, DataError: what concerns this request alone.
+        """
+        ...
+
+    def generate(
+        self, served: Served, example: Example, sampling: Sampling, *, deadline: float | None = None
+    ) -> AsyncIterator[Piece]:
+        """The completion of one example, piece by piece as it grows; raises as ``classify``."""
+        ...
