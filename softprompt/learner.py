@@ -5,7 +5,7 @@ Several learners can share the forward passes of one frozen model (train.py); ea
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -179,7 +179,7 @@ class Learner:
         self.method.load_state_dict(group("method/"))
         self.averaged = group("averaged/")
         best = group("best/")
-        self.best = PromptState(self.best.kind, tuple(best[str(index)] for index in range(len(best))))
+        self.best = replace(self.best, tensors=tuple(best[str(index)] for index in range(len(best))))
         self.optimizer.load_state_dict(optimizer)
         self.progress = Progress(**progress)
 

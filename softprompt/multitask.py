@@ -143,6 +143,11 @@ def train_multitask(
     torch.manual_seed(config.seed)
     first = next(iter(tasks.values()))
     start = initialise(config.init, base, first.spec, config.length, config.seed, first.train)
+    if not start.behind_bos:
+        raise ConfigError(
+            f"init '{config.init}' stands in front of BOS, as prompts learned elsewhere do, expected one behind it: "
+            "learn on from it by train"
+        )
     students = [
         _Student(base, index, task, config, (teachers or {}).get(name))
         for index, (name, task) in enumerate(tasks.items())

@@ -211,8 +211,8 @@ def cached_prefix(base: FrozenLM, state: PromptState | None) -> CachedPrefix:
     return CachedPrefix(base, _run(base, embeddings), (len(embeddings),))
 
 
-def keys_and_values(base: FrozenLM, virtual_tokens: Tensor) -> PromptState:
-    """What every layer's attention sees of virtual tokens ``[P, H]``, BOS in front of them; without gradient.
+def keys_and_values(base: FrozenLM, virtual_tokens: Tensor, *, behind_bos: bool = True) -> PromptState:
+    """What every layer's attention sees of virtual tokens ``[P, H]``, with BOS in front of them; without gradient.
 
     Raises:
         BaseModelError: the model keeps no such cache.
@@ -222,12 +222,13 @@ def keys_and_values(base: FrozenLM, virtual_tokens: Tensor) -> PromptState:
     from transformers import DynamicCache
 
     check_keys_and_values(base)
+    words = PromptState("embeddings", (virtual_tokens,), behind_bos)
     # a cache that was not told of sliding windows keeps all of the tokens
     with torch.no_grad():
-        embeddings = concatenated_prefix(base, PromptState.of_embeddings(virtual_tokens)).embeddings[0]
+        embeddings = concatenated_prefix(base, words).embeddings[0]
         cache = _run(base, embeddings, DynamicCache())
-    pairs = [torch.cat([layer.keys, layer.values])[:, :, len(base.bos_ids) :] for layer in cache.layers]
-    return PromptState("key_values", tuple(pair.float() for pair in pairs))
+    pairs = [torch.cat([layer.keys, layer.values])[:, :, -words.length :] for layer in cache.layers]
+    return PromptState("key_values", tuple(pair.float() for pair in pairs), behind_bos)
 
 
 def stacked(prefixes: Sequence[CachedPrefix]) -> CachedPrefix:

@@ -16,7 +16,7 @@ from softprompt.checkpoint import Checkpoint
 from softprompt.config import TrainConfig
 from softprompt.errors import ConfigError, DataError, TrainingError
 from softprompt.learner import Learner
-from softprompt.methods import check_method
+from softprompt.methods import check_method, state_of
 from softprompt.methods.initialisers import check_init, check_init_fits
 from softprompt.objective import EVALUATION_TOKENS, Objective
 from softprompt.prefix import Prefix, PromptState, make_prefix
@@ -235,12 +235,11 @@ def _accumulate_gradients(
     counts = [objective.count(batch) for batch in batches]
     items = [replace(item, prompt=owner) for owner, batch in enumerate(batches) for item in batch]
 
-    def state_of(owner: int) -> PromptState:
-        state: PromptState = learners[owner].method.state()
-        return state
+    def state(owner: int) -> PromptState:
+        return state_of(learners[owner].method)
 
     totals = [0.0] * len(learners)
-    for _, owners, prefix, batch in forward_passes(base, items, state_of, config, mixed=len(learners) > 1):
+    for _, owners, prefix, batch in forward_passes(base, items, state, config, mixed=len(learners) > 1):
         owner_of_target = batch.which[batch.row]
         losses = objective.losses(prefix, batch)
         sums = losses.new_zeros(len(owners)).index_add(0, owner_of_target, losses)

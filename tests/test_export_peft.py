@@ -1,7 +1,7 @@
 """PEFT adapters: PEFT's own forward pass on what is exported, what PEFT saved read back, and hostile folders."""
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +9,19 @@ import pytest
 import torch
 from exported import SPEC, learned, our_logits, text_ids
 from safetensors.torch import load_file, save_file
-from small import command
+from small import command, reviews_task
 from tiny import save_tiny, tiny_base, tiny_model
 
 from softprompt.base import FrozenLM
+from softprompt.config import TrainConfig
 from softprompt.data import Example
-from softprompt.errors import BaseModelError, OutputError, PromptFileError
+from softprompt.errors import BaseModelError, ConfigError, OutputError, PromptFileError
 from softprompt.export import FORMATS
 from softprompt.export.peft import read_peft, write_peft
+from softprompt.fit import fit
+from softprompt.fit_multitask import fit_multitask
+from softprompt.learner import Learner
+from softprompt.methods import METHODS
 from softprompt.predict import Predictor
 from softprompt.prefix import PromptState, make_prefix
 from softprompt.store import Prompt, load_prompt
@@ -213,6 +218,29 @@ class TestImport:
         for state, found in zip((behind, before), both, strict=True):
             torch.testing.assert_close(Predictor(base, SPEC, state).label_log_probabilities(examples), found, **CLOSE)
         assert make_prefix(base, before).lengths == (5,)  # type: ignore[union-attr]
+
+    @pytest.mark.parametrize(
+        ("method", "kind"), [*((method, "embeddings") for method in METHODS), ("prefix-tuning", "key_values")]
+    )
+    def test_learning_goes_on_where_it_stood(self, tmp_path: Path, method: str, kind: str) -> None:
+        base, task = tiny_base("llama"), reviews_task()
+        before = replace(learned("llama", kind), states=(replace(learned("llama", kind).state, behind_bos=False),))
+        before.save(tmp_path / "before")
+        config = TrainConfig.build(method=method, length=5, init=f"prompt:{tmp_path / 'before'}", steps=2)
+        learner = Learner(base, task, config)
+        ids = text_ids(base)
+        torch.testing.assert_close(our_logits(base, learner.best, ids), our_logits(base, before.state, ids), **CLOSE)
+        learner.restore(learner.tensors(), learner.optimizer.state_dict(), asdict(learner.progress))
+        assert learner.best.behind_bos is False
+        assert fit(base, task, config=config, evaluate_test=False).state.behind_bos is False
+
+    def test_several_tasks_do_not_start_in_front_of_bos(self, tmp_path: Path) -> None:
+        before = replace(learned("llama"), states=(replace(learned("llama").state, behind_bos=False),))
+        before.save(tmp_path / "before")
+        tasks = {"a": reviews_task(), "b": reviews_task(seed=1)}
+        config = TrainConfig.build(length=5, init=f"prompt:{tmp_path / 'before'}", steps=2)
+        with pytest.raises(ConfigError, match=r"stands in front of BOS.*learn on from it by train"):
+            fit_multitask(tiny_base("llama"), tasks, config=config)
 
     def test_from_the_command_line(self, tmp_path: Path) -> None:
         save_tiny(tmp_path / "model", "llama")

@@ -1,7 +1,7 @@
 """Methods: how a prompt is parametrised while learning. One file a method; each folds into a PromptState."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -17,8 +17,11 @@ from softprompt.prefix import PromptState
 class Method(Protocol):
     """What the training loop asks of a method, beside being an ``nn.Module``."""
 
+    behind_bos: bool
+    """Whether BOS stands in front of the prompt, as it did of the one it started from."""
+
     def state(self) -> PromptState:
-        """The prompt as it stands, float32, with gradient to the method's parameters."""
+        """The prompt as it stands, float32, with gradient to the method's parameters (see ``state_of``)."""
 
     def rate_factors(self) -> Mapping[str, float]:
         """What the learning rate is multiplied by, for parameters whose names begin so; 1 for all others."""
@@ -96,13 +99,20 @@ def make_method(
     if start.kind == "key_values" and METHODS[name].kind != "key_values":
         able = ", ".join(sorted(other for other, entry in METHODS.items() if entry.kind == "key_values"))
         raise ConfigError(f"the prompt to start from holds keys and values, which only {able} can learn on, not {name}")
-    return METHODS[name].build(base, start, unit, seed, chosen).to(base.device)
+    method: Any = METHODS[name].build(base, start, unit, seed, chosen).to(base.device)
+    method.behind_bos = start.behind_bos
+    return method
+
+
+def state_of(method: Method) -> PromptState:
+    """The prompt as it stands, where it stands, with gradient to the method's parameters."""
+    return replace(method.state(), behind_bos=method.behind_bos)
 
 
 def fold(method: Method) -> PromptState:
     """What remains after learning: the state, free of the parametrisation."""
     with torch.no_grad():
-        return method.state().detached()
+        return state_of(method).detached()
 
 
-__all__ = ["METHODS", "Method", "Registered", "check_method", "fold", "make_method"]
+__all__ = ["METHODS", "Method", "Registered", "check_method", "fold", "make_method", "state_of"]

@@ -88,7 +88,7 @@ def build(base: FrozenLM, start: PromptState, unit: float, seed: int, options: O
         BaseModelError: the model cannot take a prompt of keys and values.
     """
     if start.kind == "embeddings":
-        start = keys_and_values(base, start.tensor)
+        start = keys_and_values(base, start.tensor, behind_bos=start.behind_bos)
     else:
         check_keys_and_values(base)
     return PrefixTuning(start.tensors, seed, options.width if options.reparametrisation == "mlp" else None)
