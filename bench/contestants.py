@@ -143,7 +143,12 @@ def run_softprompt(connection: Pipe, setup: Setup, steps: int) -> None:
     task = Task.classification(setup.splits)
     # the loop evaluates at its last step, which it is stopped behind: nothing but steps is measured
     config = TrainConfig.build(
-        length=setup.length, batch_size=setup.batch_size, steps=steps, eval_every=steps, seed=setup.seed
+        init="text",
+        length=setup.length,
+        batch_size=setup.batch_size,
+        steps=steps,
+        eval_every=steps,
+        seed=setup.seed,
     )
     items = Encoder(base, task.spec, setup.length).training_items(task.train)
     order = batch_order([len(item.ids) for item in items], setup.batch_size, setup.seed, steps)

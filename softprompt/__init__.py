@@ -4,7 +4,7 @@ The flow, each name being public here::
 
     base   = sp.load("embedded:gemma-3-270m")            # frozen, fingerprinted
     task   = sp.Task.classification("reviews/", template="{{ text }}; sentiment:")
-    prompt = sp.fit(base, task, length=20, steps=300)    # learns, keeps the best, evaluates
+    prompt = sp.fit(base, task)                          # learns, keeps the best, evaluates
     print(sp.evaluate(base, task.test, prompt))          # value, 95% interval, n
     prompt.save("prompts/sentiment")
 """

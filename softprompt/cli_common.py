@@ -83,11 +83,11 @@ def run_options(command: Command) -> Command:
         click.option("--seed", type=int, help="Of initialisation and data order.  [default: 0]"),
         click.option("--eval-every", type=int, help="Steps between validations.  [default: 100]"),
         click.option("--learning-rate", type=float, help="In standard deviations of the embeddings.  [default: 0.1]"),
-        click.option("--steps", type=int, help="Optimiser steps.  [default: 600]"),
+        click.option("--steps", type=int, help="Optimiser steps.  [default: 300]"),
         click.option(
-            "--init", help="text, examples, text:WORDS, labels, vocab, random, prompt:FOLDER.  [default: text]"
+            "--init", help="examples, text, text:WORDS, labels, vocab, random, prompt:FOLDER.  [default: examples]"
         ),
-        click.option("--length", type=int, help="Virtual tokens.  [default: 20]"),
+        click.option("--length", type=int, help="Virtual tokens.  [default: 100]"),
         click.option("--config", type=PLACE, help="Settings from a .toml or .yaml file."),
     ):
         command = option(command)

@@ -48,7 +48,7 @@ def study_options(methods: str) -> Callable[[Command], Command]:
                 ),
                 click.option("--seeds", type=click.IntRange(min=1), default=3, show_default=True, help="Runs of each."),
                 click.option(
-                    "--steps", type=click.IntRange(min=1), help="Optimiser steps of each learning run.  [default: 600]"
+                    "--steps", type=click.IntRange(min=1), help="Optimiser steps of each learning run.  [default: 300]"
                 ),
                 click.option("--budget", type=GIVEN, metavar="TIME", help="Instead of --steps: 90s, 10m, 1h a run."),
                 click.option(

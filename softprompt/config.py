@@ -37,9 +37,9 @@ class TrainConfig(Settings):
     method_options: dict[str, str | int | float | bool] = Field(
         default_factory=dict, description="what only this method has, by name (docs/methods.md)"
     )
-    length: int = Field(20, ge=1, le=4096, description="virtual tokens")
-    init: str = Field("text", description="text, examples, text:YOUR WORDS, labels, vocab, random, or prompt:FOLDER")
-    steps: int = Field(600, ge=1, description="optimiser steps")
+    length: int = Field(100, ge=1, le=4096, description="virtual tokens")
+    init: str = Field("examples", description="examples, text, text:WORDS, labels, vocab, random, or prompt:FOLDER")
+    steps: int = Field(300, ge=1, description="optimiser steps")
     batch_size: int = Field(16, ge=1, description="examples per optimiser step")
     micro_batch_size: int | None = Field(
         None, ge=1, description="examples per forward pass; gradients accumulate up to batch_size (default: batch_size)"

@@ -11,6 +11,7 @@ from small import Recorder, command, reviews
 from tiny import tiny_base
 
 from softprompt import demo
+from softprompt.config import TrainConfig
 from softprompt.demo import CORRECTED, INSTRUCTION, TEMPLATE, DemoResult, free_folder, run_demo
 from softprompt.errors import OutputError
 from softprompt.fit import run_folder
@@ -19,6 +20,7 @@ from softprompt.store import load_prompt
 from softprompt.task import Task
 
 FAMILY = "llama"
+LENGTH = TrainConfig().length
 
 
 def task() -> Task:
@@ -58,7 +60,7 @@ class TestStory:
     def test_learned_prompt_is_saved(self, told: Told) -> None:
         result, _, _ = told
         loaded = load_prompt(result.folder)
-        assert loaded.state.length == 20
+        assert loaded.state.length == LENGTH
         assert "test" not in loaded.metrics
         assert not run_folder(result.folder).exists()
 
@@ -80,7 +82,7 @@ class TestStory:
     def test_as_json(self, told: Told) -> None:
         result, _, _ = told
         found = json.loads(json.dumps(result.to_dict()))
-        assert found["learned_parameters"] == 20 * 32
+        assert found["learned_parameters"] == LENGTH * 32
         assert found["base_parameters"] == tiny_base(FAMILY).parameter_count
         assert found["prompt"] == str(result.folder)
         assert {name: one["value"] for name, one in found["results"].items()} == {
@@ -93,7 +95,7 @@ class TestStory:
         for part in (
             *result.results,
             "n=24",
-            "learned: 640 parameters (20 virtual tokens)",
+            f"learned: {LENGTH * 32:,} parameters ({LENGTH} virtual tokens)",
             f"corrected {result.fixed} sentences and broke {result.broken}",
             f"saved in {result.folder}",
             *result.next_commands,
@@ -166,7 +168,7 @@ def test_real_model_learns(tmp_path: Path) -> None:
         batch_size=4,
         init=f"text:{INSTRUCTION}",
     )
-    assert prompt.training["learned_parameters"] == 20 * 640
+    assert prompt.training["learned_parameters"] == LENGTH * 640
     assert sum(seen.losses[-5:]) < 0.8 * sum(seen.losses[:5])
     assert prompt.metrics["validation"]["n"] == 20
     done = command("predict", tmp_path / "p", "one of the best films of the year", "a tedious, lifeless mess")

@@ -50,7 +50,7 @@ class TestLearning:
 
     def test_generation(self, base: FrozenLM) -> None:
         task = Task.generation(answers(), template=TEMPLATE)
-        settings = {"length": 16, "steps": 80, "batch_size": 8, "eval_every": 40, "learning_rate": 1.0}
+        settings = {"length": 16, "init": "text", "steps": 80, "batch_size": 8, "eval_every": 40, "learning_rate": 1.0}
         seen = Recorder()
         prompt = fit(base, task, observer=seen, **settings)
         history = [json.loads(line) for line in prompt.extra_files["history.jsonl"].splitlines()]

@@ -35,7 +35,7 @@ from softprompt.train import check_trainable
 from softprompt.validation import validation_examples
 
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
-MOST_EXAMPLES = 10_000  # of the training split: about what other methods see in their 600 steps of 16
+MOST_EXAMPLES = 10_000  # of the training split: read once; the other methods see 4,800 in 300 steps of 16
 _TENSORS, _FACTS = "probe.safetensors", "probe.json"
 
 
