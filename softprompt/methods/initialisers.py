@@ -31,24 +31,33 @@ class _Wanted:
 
 
 def initialise(
-    how: str, base: FrozenLM, spec: TaskSpec, length: int, seed: int, examples: Sequence[Example] = ()
+    how: str,
+    base: FrozenLM,
+    spec: TaskSpec,
+    length: int,
+    seed: int,
+    examples: Sequence[Example] = (),
+    teacher: PromptState | None = None,
 ) -> PromptState:
     """The start of a prompt: virtual tokens, or the keys and values of a saved prompt of that kind.
 
     Args:
         how: ``text`` (an instruction made of the task's labels), ``examples`` (the same, with solved training examples
-            behind it), ``text:WORDS``, ``labels``, ``vocab``, ``random``, or ``prompt:FOLDER`` (a saved prompt for the
-            same base).
+            behind it), ``text:WORDS``, ``labels``, ``vocab``, ``random``, ``prompt:FOLDER`` (a saved prompt for the
+            same base), or ``teacher``.
         length: virtual tokens ``P``.
         seed: of ``examples``, ``vocab`` and ``random``.
         examples: of the training data; where too few fit into ``length``, ``examples`` is ``text``.
+        teacher: what ``teacher`` starts as: its end, which stands next to the text, or all of it, repeated.
 
     Raises:
         ConfigError: an unknown initialiser, or one without the argument it needs.
         PromptFileError: the prompt of ``prompt:FOLDER`` cannot be used.
     """
-    check_init(how)
+    check_init(how, taught=teacher is not None)
     check_init_fits(how, spec)
+    if how == "teacher" and teacher is not None:
+        return _from_teacher(teacher, length)
     if how in _PLAIN:
         return PromptState.of_embeddings(_PLAIN[how](_Wanted(base, spec, length, seed, examples)))
     name, _, argument = how.partition(":")
@@ -63,9 +72,12 @@ def check_init_fits(how: str, spec: TaskSpec) -> None:
         raise ConfigError("init 'labels' needs a classification task: use text, vocab or random")
 
 
-def check_init(how: str) -> None:
-    """What can be said of an initialiser without a base model; raises as ``initialise`` does."""
-    if how in _PLAIN:
+def check_init(how: str, *, taught: bool = False) -> None:
+    """What can be said of an initialiser without a base model; raises as ``initialise`` does.
+
+    ``taught``: there is a teacher to start from.
+    """
+    if how in _PLAIN or (taught and how == "teacher"):
         return
     name, colon, argument = how.partition(":")
     if name not in _WITH_ARGUMENT:
@@ -99,6 +111,18 @@ def _from_prompt(folder: str, base: FrozenLM, length: int) -> PromptState:
             f"use --length {prompt.state.length}"
         )
     return prompt.state
+
+
+def _from_teacher(teacher: PromptState, length: int) -> PromptState:
+    if teacher.kind == "embeddings":
+        rows = teacher.tensor.repeat(length // teacher.length + 1, 1)
+        return PromptState.of_embeddings(rows[-length:].float().cpu())
+    if teacher.length != length:
+        raise ConfigError(
+            f"init 'teacher': it holds keys and values of {teacher.length} virtual tokens, which cannot begin a prompt "
+            f"of {length}: use --length {teacher.length}, or another init"
+        )
+    return teacher
 
 
 def _instruction(wanted: _Wanted) -> Tensor:
