@@ -89,6 +89,33 @@ class Objective:
             scores.index_add_(0, example, passed.masked_fill(taken < 0, 0.0).cpu())
         return scores
 
+    def choices_of(self, labels: Tensor, decisions: Tensor) -> tuple[Tensor, Tensor]:
+        """What log-probabilities of labels ``[N, C]`` say of ``decisions [N]``.
+
+        Returns:
+            Log-probabilities ``[N, R]`` of the choices (-inf: not a choice), and the probability ``[N]`` of coming by.
+        """
+        taken = self._taken[decisions].to(labels.device)
+        coming = labels.masked_fill(taken < 0, float("-inf"))
+        # relative to the likeliest label that comes by: where all are unlikely, their ratios still count
+        most = coming.amax(dim=1, keepdim=True)
+        mass = labels.new_zeros(len(labels), len(self._rows))
+        mass = mass.scatter_add(1, taken.clamp(min=0), (coming - most).exp())
+        return (mass / mass.sum(dim=1, keepdim=True)).log(), mass.sum(dim=1) * most[:, 0].exp()
+
+    def tempered(self, labels: Tensor, temperature: float) -> Tensor:
+        """Log-probabilities of labels ``[n, C]`` with the logits of every decision divided by ``temperature``."""
+        if temperature == 1:
+            return labels
+        assert self.verbalizer is not None
+        changed = torch.zeros_like(labels)
+        for index in range(len(self.verbalizer.decisions)):
+            decision = torch.full((len(labels),), index, device=self._taken.device)
+            choices = (self.choices_of(labels, decision)[0] / temperature).log_softmax(-1)
+            taken = self._taken[index].to(labels.device).expand_as(labels)
+            changed += choices.gather(1, taken.clamp(min=0)).masked_fill(taken < 0, 0.0)
+        return changed
+
     def decision_log_probabilities(self, hidden: Tensor, decisions: Tensor) -> Tensor:
         """Hidden states ``[N, H]`` that ask ``decisions [N]`` to log-probabilities ``[N, R]`` (-inf: not a choice)."""
         logits = self.base.logits(hidden, self._rows)
