@@ -102,7 +102,7 @@ def distill(
         raise ConfigError("expected a teacher: --prompt FILE, --shots N or --teacher PROMPT; got none")
 
     from softprompt.baselines.written import choose_shots
-    from softprompt.distill import check_init, check_inputs, distill_together, of_lengths
+    from softprompt.distill import check_init, distill_together, of_lengths
     from softprompt.distill_text import distill_lines
     from softprompt.examples import answered
     from softprompt.fit import check_out
@@ -112,6 +112,7 @@ def distill(
     from softprompt.store import load_prompt
     from softprompt.task import Task
     from softprompt.teacher import Teacher, read_text
+    from softprompt.train import check_there
 
     # what is quickly checked comes before what takes long
     members = {"": chosen} if lengths is None else of_lengths(chosen, _numbers(lengths))
@@ -128,7 +129,7 @@ def distill(
         **task_settings(template, labels, verbalizer),
         **columns,
     )
-    check_inputs(task)
+    check_there(task)
     check_init_fits(chosen.init, task.spec)
     solved = choose_shots(answered(task.train), shots, shots_seed) if shots else []
     base = load_base(model_name, model)

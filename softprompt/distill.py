@@ -20,10 +20,10 @@ from softprompt.config import DistillConfig, TrainConfig
 from softprompt.contest_prompts import CLOCK_FILE, Clock
 from softprompt.data import Example, Splits
 from softprompt.distill_report import fidelity, measured, request_tokens, with_speeds, without_clock
-from softprompt.errors import ConfigError, DataError
+from softprompt.errors import ConfigError
 from softprompt.fit import TEST_LIMIT, announce, best_prompt, finish, limited, open_run
 from softprompt.generate import Sampling
-from softprompt.imitation import Imitation
+from softprompt.imitation import imitation
 from softprompt.paths import expanded
 from softprompt.progress import Silent
 from softprompt.results import Distilled
@@ -31,7 +31,7 @@ from softprompt.store import Prompt
 from softprompt.task import Task
 from softprompt.teacher import Answers, Teacher, ask
 from softprompt.teacher_file import ANSWERS_FILE, load_answers, save_answers
-from softprompt.train import Observer, TrainingResult, train_together
+from softprompt.train import Observer, TrainingResult, check_there, train_together
 from softprompt.validation import some_of
 
 REPORT_FILE = "distillation.json"
@@ -138,7 +138,7 @@ def distill_together(
     settings, observer = settings or DistillConfig(), observer or Silent()
     configs = {name: _started(config, teacher) for name, config in configs.items()}
     first = next(iter(configs.values()))
-    check_inputs(task)
+    check_there(task)
     task, notes = _used(limited(task, first), first, settings, evaluate_test)
     configs = {name: config.model_copy(update={"max_length": task.spec.max_length}) for name, config in configs.items()}
     out = None if out is None else expanded(out)
@@ -155,7 +155,7 @@ def distill_together(
             checkpoint.load()  # one of another run is refused before the teacher is asked
         splits = {"train": task.train, "validation": task.validation, **({"test": task.test} if task.test else {})}
         answers, seconds = _answers(base, task, teacher, settings, splits, checkpoint, restart, observer)
-        lesson = Imitation(base, task, list(configs.values()), answers, teacher.start, settings.temperature)
+        lesson = imitation(base, task, list(configs.values()), answers, teacher.start, settings.temperature)
         clock = Clock(observer, None if checkpoint is None else checkpoint.folder / CLOCK_FILE)
         outcomes = train_together(base, task, configs, clock, checkpoint, lesson)
         by_name = {name: one for name, one in zip(configs, outcomes, strict=True) if not one.failed}
@@ -173,18 +173,6 @@ def distill_together(
                 finish(replace(one.prompt, extra_files=files), finished / name, by_name[name], checkpoint.folder)
             checkpoint.place(finished, out, ANSWERS_FILE, CLOCK_FILE)
     return done
-
-
-def check_inputs(task: Task) -> None:
-    """Raise DataError unless there are inputs to learn on and to choose by."""
-    source = task.splits.source
-    if not task.train:
-        raise DataError(f"{source}: expected inputs to learn on, got none in train: add train.jsonl or the like")
-    if not task.validation:
-        raise DataError(
-            f"{source}: expected inputs to choose the best step by, got none in validation and too few others to set "
-            "some aside: add rows, or a validation file"
-        )
 
 
 def check_init(config: TrainConfig) -> None:
@@ -299,7 +287,6 @@ def _measured(
 __all__ = [
     "Distillation",
     "check_init",
-    "check_inputs",
     "distill",
     "distill_together",
     "of_lengths",

@@ -132,7 +132,7 @@ def fidelity(
         further.append(mean_metric("token_agreement", alike.tolist()))
 
     facts: dict[str, Any] = {}
-    manifest = {**agreement.to_dict(), "others": {}, "truncated": predictor.truncated}
+    manifest: dict[str, Any] = {**agreement.to_dict(), "others": {}, "truncated": predictor.truncated}
     told = set(map(id, answered(examples)))
     if indices := [index for index, one in enumerate(examples) if id(one) in told]:
         labelled = [examples[index] for index in indices]

@@ -14,7 +14,6 @@ Shapes: ``n`` examples, ``C`` labels, ``D`` decisions, ``R`` rows of label token
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -24,31 +23,13 @@ from softprompt.batch import Batch, Encoder, Item, budgeted, collate
 from softprompt.config import TrainConfig
 from softprompt.data import Example
 from softprompt.learner import Bar
-from softprompt.lesson import Held, encoders, shared
+from softprompt.lesson import Lesson, encoders, shared
 from softprompt.objective import EVALUATION_TOKENS, Objective, divergence, vocabulary_losses
 from softprompt.prefix import Prefix, PromptState, make_prefix
 from softprompt.task import Task
 from softprompt.teacher import Answers, Completions, LabelAnswers
 
 ENOUGH = 0.01  # nats of divergence, below which no run is said not to learn
-
-
-class Targets(Protocol):
-    """The teacher's distributions for the examples of one split."""
-
-    def items(self, encoder: Encoder, examples: Sequence[Example]) -> list[tuple[Item, ...]]:
-        """What a student is asked, in portions that a step takes whole."""
-        ...
-
-    def count(self, items: Sequence[Item]) -> int: ...
-
-    def losses(self, prefix: Prefix, batch: Batch) -> Tensor:
-        """Divergence ``[N]`` (nats) at each scored position, at the temperature of learning."""
-        ...
-
-    def fidelity(self, prefix: Prefix, items: Sequence[Item]) -> tuple[Tensor, Tensor, Tensor]:
-        """At temperature 1, of each portion: divergence, share of agreement, places; float32 on the CPU."""
-        ...
 
 
 class LabelTargets:
@@ -67,9 +48,11 @@ class LabelTargets:
         return [tuple(portion) for portion in portions]
 
     def count(self, items: Sequence[Item]) -> int:
+        """Examples."""
         return len({item.example for item in items})
 
     def losses(self, prefix: Prefix, batch: Batch) -> Tensor:
+        """Divergence ``[N]`` (nats) at each scored position, weighted by the probability of coming by."""
         student = self._objective.decision_log_probabilities(prefix.scored(batch), batch.decisions)
         student = (student / self._temperature).log_softmax(-1)
         labels = self.tempered[batch.targets.cpu()].to(student.device)
@@ -77,6 +60,7 @@ class LabelTargets:
         return self._temperature**2 * reached * divergence(chosen, student)
 
     def fidelity(self, prefix: Prefix, items: Sequence[Item]) -> tuple[Tensor, Tensor, Tensor]:
+        """At temperature 1, of each example: divergence, 1 where both choose the same label, 1; on the CPU."""
         student = self._objective.label_log_probabilities(prefix, items)
         alike = (student.argmax(1) == self.plain.argmax(1)).float()
         return divergence(self.plain, student), alike, torch.ones_like(alike)
@@ -106,13 +90,16 @@ class TokenTargets:
         ]
 
     def count(self, items: Sequence[Item]) -> int:
+        """Places."""
         return sum(len(item.targets) for item in items)
 
     def losses(self, prefix: Prefix, batch: Batch) -> Tensor:
+        """Divergence ``[N]`` (nats) at each scored position."""
         return self._divergence(prefix, batch, self._temperature)[0]
 
     @torch.no_grad()
     def fidelity(self, prefix: Prefix, items: Sequence[Item]) -> tuple[Tensor, Tensor, Tensor]:
+        """At temperature 1, of each completion: mean divergence, share of tokens chosen alike, places; on the CPU."""
         counts = self._completions.counts.float()
         sums = torch.zeros(2, len(counts))
         for chunk in budgeted(items, EVALUATION_TOKENS):
@@ -153,47 +140,36 @@ class TokenTargets:
 LOOK = "is the teacher good at them, does the template show the text?"
 
 
-class Imitation:
-    """The lesson that a teacher's answers are; see lesson.py."""
+def imitation(
+    base: FrozenLM,
+    task: Task,
+    configs: Sequence[TrainConfig],
+    answers: Mapping[str, Answers],
+    start: PromptState,
+    temperature: float = 1.0,
+) -> Lesson:
+    """The lesson that a teacher's answers are.
 
-    scores_start = True
+    Args:
+        answers: to the examples of ``train`` and ``validation``.
+        start: what students may begin as.
 
-    def __init__(
-        self,
-        base: FrozenLM,
-        task: Task,
-        configs: Sequence[TrainConfig],
-        answers: Mapping[str, Answers],
-        start: PromptState,
-        temperature: float = 1.0,
-    ) -> None:
-        """``answers`` to the examples of ``train`` and ``validation``; ``start``: what students may begin as.
-
-        Raises:
-            TemplateError, DataError: prompt and answer leave no room for text in the model's context.
-        """
-        self._encoders = encoders(base, task.spec, [config.length for config in configs])
-        objective = Objective(base, next(iter(self._encoders.values())).verbalizer)
-        self._learned, held = (targets_of(objective, answers[split], temperature) for split in ("train", "validation"))
-        self._examples = shared(self._encoders, lambda one: self._learned.items(one, task.train))
-        self._validations = shared(self._encoders, lambda one: Fidelity(base, held, held.items(one, task.validation)))
-        self.bar: Bar | None = self._learned.bar
-        self.teacher: PromptState | None = start
-
-    def encoder(self, length: int) -> Encoder:
-        return self._encoders[length]
-
-    def examples(self, length: int) -> Sequence[Sequence[Item]]:
-        return self._examples[length]
-
-    def validation(self, length: int) -> Held:
-        return self._validations[length]
-
-    def count(self, items: Sequence[Item]) -> int:
-        return self._learned.count(items)
-
-    def losses(self, prefix: Prefix, batch: Batch) -> Tensor:
-        return self._learned.losses(prefix, batch)
+    Raises:
+        TemplateError, DataError: prompt and answer leave no room for text in the model's context.
+    """
+    by_length = encoders(base, task.spec, [config.length for config in configs])
+    objective = Objective(base, next(iter(by_length.values())).verbalizer)
+    learned, held = (targets_of(objective, answers[split], temperature) for split in ("train", "validation"))
+    return Lesson(
+        by_length,
+        shared(by_length, lambda one: learned.items(one, task.train)),
+        shared(by_length, lambda one: Fidelity(base, held, held.items(one, task.validation))),
+        learned.count,
+        learned.losses,
+        learned.bar,
+        start,
+        scores_start=True,
+    )
 
 
 def targets_of(objective: Objective, answers: Answers, temperature: float = 1.0) -> LabelTargets | TokenTargets:
@@ -230,4 +206,4 @@ class Fidelity:
         return math.inf
 
 
-__all__ = ["Fidelity", "Imitation", "LabelTargets", "TokenTargets", "targets_of"]
+__all__ = ["Fidelity", "LabelTargets", "TokenTargets", "imitation", "targets_of"]

@@ -1,10 +1,11 @@
 """What a run learns from: the items of each example, their losses, the validation that chooses the best step.
 
-The training loop knows no more of it than this. ``Labels`` learns a task's own labels or outputs; distillation has
-another lesson, the distributions of a teacher (imitation.py).
+The training loop knows no more of it than this. ``labels`` is the lesson of a task's own labels or outputs;
+distillation has another, the distributions of a teacher (imitation.py).
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 from torch import Tensor
@@ -36,72 +37,44 @@ class Held(Protocol):
         ...
 
 
-class Lesson(Protocol):
-    """What a run learns from; prompts of different lengths may cut texts differently."""
+@dataclass(frozen=True)
+class Lesson:
+    """What a run learns from; prompts of different lengths may cut texts differently.
 
-    @property
-    def bar(self) -> Bar | None:
-        """The loss of having learned nothing; ``None``: that of the task's label frequencies."""
-        ...
+    Attributes:
+        encoders: what turned the texts into items, for each prompt length.
+        examples: for each length the items of each training example.
+        validations: for each length.
+        count: what the mean loss of the items of whole examples is over.
+        losses: the loss ``[N]`` (nats) at each scored position of a batch behind a prefix.
+        bar: the loss of having learned nothing; ``None``: that of the task's label frequencies.
+        teacher: whose words a prompt may begin as (``init='teacher'``).
+        scores_start: whether the start is scored as steps are: it may be the best there is.
+    """
 
-    @property
-    def scores_start(self) -> bool:
-        """Whether the start is scored as steps are: it may be the best there is."""
-        ...
-
-    @property
-    def teacher(self) -> PromptState | None:
-        """Whose words a prompt may begin as (``init='teacher'``)."""
-        ...
-
-    def encoder(self, length: int) -> Encoder:
-        """What turned the texts into the items for prompts of this length."""
-        ...
-
-    def examples(self, length: int) -> Sequence[Sequence[Item]]:
-        """The items of each training example."""
-        ...
-
-    def validation(self, length: int) -> Held: ...
-
-    def count(self, items: Sequence[Item]) -> int:
-        """What the mean loss of whole examples is over."""
-        ...
-
-    def losses(self, prefix: Prefix, batch: Batch) -> Tensor:
-        """The loss ``[N]`` (nats) at each scored position behind ``prefix``."""
-        ...
-
-
-class Labels:
-    """A task's own labels or outputs."""
-
+    encoders: Mapping[int, Encoder]
+    examples: Mapping[int, Sequence[Sequence[Item]]]
+    validations: Mapping[int, Held]
+    count: Callable[[Sequence[Item]], int]
+    losses: Callable[[Prefix, Batch], Tensor]
     bar: Bar | None = None
-    scores_start = False
     teacher: PromptState | None = None
+    scores_start: bool = False
 
-    def __init__(self, base: FrozenLM, task: Task, configs: Iterable[TrainConfig]) -> None:
-        configs = list(configs)
-        self._encoders = encoders(base, task.spec, [config.length for config in configs])
-        self._objective = Objective(base, next(iter(self._encoders.values())).verbalizer)
-        self._examples = shared(self._encoders, lambda one: [(item,) for item in one.training_items(task.train)])
+
+def labels(base: FrozenLM, task: Task, configs: Iterable[TrainConfig]) -> Lesson:
+    """A task's own labels or outputs; raises TemplateError or DataError."""
+    configs = list(configs)
+    by_length = encoders(base, task.spec, [config.length for config in configs])
+    objective = Objective(base, next(iter(by_length.values())).verbalizer)
+    return Lesson(
+        by_length,
+        shared(by_length, lambda one: [(item,) for item in one.training_items(task.train)]),
         # tokenised, and counted where cut, once
-        self._validations = shared(self._encoders, lambda one: Validation(task, one, self._objective, configs[0]))
-
-    def encoder(self, length: int) -> Encoder:
-        return self._encoders[length]
-
-    def examples(self, length: int) -> Sequence[Sequence[Item]]:
-        return self._examples[length]
-
-    def validation(self, length: int) -> Held:
-        return self._validations[length]
-
-    def count(self, items: Sequence[Item]) -> int:
-        return self._objective.count(items)
-
-    def losses(self, prefix: Prefix, batch: Batch) -> Tensor:
-        return self._objective.losses(prefix, batch)
+        shared(by_length, lambda one: Validation(task, one, objective, configs[0])),
+        objective.count,
+        objective.losses,
+    )
 
 
 def encoders(base: FrozenLM, spec: TaskSpec, lengths: Iterable[int]) -> dict[int, Encoder]:

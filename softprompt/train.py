@@ -16,7 +16,7 @@ from softprompt.checkpoint import Checkpoint
 from softprompt.config import TrainConfig
 from softprompt.errors import ConfigError, DataError, TrainingError
 from softprompt.learner import Learner
-from softprompt.lesson import Held, Labels, Lesson
+from softprompt.lesson import Held, Lesson, labels
 from softprompt.methods import check_method
 from softprompt.methods.initialisers import check_init, check_init_fits
 from softprompt.objective import EVALUATION_TOKENS
@@ -123,18 +123,18 @@ def train_together(
     if lesson is None:
         check_trainable(task)
     saved = checkpoint.load() if checkpoint is not None else None
-    lesson = Labels(base, task, configs.values()) if lesson is None else lesson
+    lesson = labels(base, task, configs.values()) if lesson is None else lesson
     learners = [Learner(base, task, config, name, lesson.bar, lesson.teacher) for name, config in configs.items()]
     shared = learners[0].config
-    for note in dict.fromkeys(note for one in learners for note in lesson.encoder(one.config.length).cut_notes()):
+    for note in dict.fromkeys(note for one in learners for note in lesson.encoders[one.config.length].cut_notes()):
         observer.noted(note)
     if saved is not None:
         for index, learner in enumerate(learners):
             learner.restore(*saved.learner(index))
         observer.noted(f"resumed at step {max(learner.progress.step for learner in learners)}")
 
-    examples = [lesson.examples(learner.config.length) for learner in learners]
-    validations = [lesson.validation(learner.config.length) for learner in learners]
+    examples = [lesson.examples[learner.config.length] for learner in learners]
+    validations = [lesson.validations[learner.config.length] for learner in learners]
     orders = [
         Order([len(items[0].ids) for items in some], learner.config)
         for some, learner in zip(examples, learners, strict=True)
@@ -192,7 +192,7 @@ def train_together(
             learner.progress.step,
             tuple(learner.progress.history),
             learner.learned,
-            lesson.encoder(learner.config.length).truncated,
+            lesson.encoders[learner.config.length].truncated,
             seconds,
             seen / seconds if seconds else 0.0,
             learner.progress.alarmed,
@@ -216,8 +216,8 @@ def check_together(configs: Mapping[str, TrainConfig]) -> None:
                 )
 
 
-def check_trainable(task: Task) -> None:
-    """Raise DataError unless there are training examples, of more than one label, and validation examples."""
+def check_there(task: Task) -> None:
+    """Raise DataError unless there are training and validation examples."""
     source = task.splits.source
     if not task.train:
         raise DataError(f"{source}: expected a train split, got no training examples: add train.jsonl or the like")
@@ -226,6 +226,12 @@ def check_trainable(task: Task) -> None:
             f"{source}: expected validation examples, got none and too few others to set some aside: add rows, or a "
             "validation file"
         )
+
+
+def check_trainable(task: Task) -> None:
+    """Raise DataError unless there are training examples, of more than one label, and validation examples."""
+    check_there(task)
+    source = task.splits.source
     if task.spec.kind == "classification" and len({example.label for example in task.train}) == 1:
         raise DataError(
             f"{source}: expected training examples of at least two labels, got only '{task.train[0].label}': "
@@ -348,6 +354,7 @@ __all__ = [
     "Observer",
     "Order",
     "TrainingResult",
+    "check_there",
     "check_together",
     "check_trainable",
     "forward_passes",
