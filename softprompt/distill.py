@@ -148,7 +148,7 @@ def distill_together(
         taught = {"teacher": teacher.digest, "distillation": how}
         run = open_run(out, base, {"": task}, configs, resume=resume, restart=restart, observer=observer, **taught)
     with run as checkpoint:
-        announce(base, task, max(config.length for config in configs.values()), observer)
+        announce(base, task, max(config.length for config in configs.values()), observer, settings.max_new_tokens)
         for note in notes:
             observer.noted(note)
         if checkpoint is not None:

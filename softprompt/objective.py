@@ -96,12 +96,14 @@ class Objective:
             Log-probabilities ``[N, R]`` of the choices (-inf: not a choice), and the probability ``[N]`` of coming by.
         """
         taken = self._taken[decisions].to(labels.device)
-        coming = labels.masked_fill(taken < 0, float("-inf"))
-        # relative to the likeliest label that comes by: where all are unlikely, their ratios still count
-        most = coming.amax(dim=1, keepdim=True)
-        mass = labels.new_zeros(len(labels), len(self._rows))
-        mass = mass.scatter_add(1, taken.clamp(min=0), (coming - most).exp())
-        return (mass / mass.sum(dim=1, keepdim=True)).log(), mass.sum(dim=1) * most[:, 0].exp()
+        columns, coming = taken.clamp(min=0), labels.masked_fill(taken < 0, -math.inf)
+        # sums relative to the likeliest label of each choice: where all are unlikely, their ratios still count
+        none = labels.new_full((len(labels), len(self._rows)), -math.inf)
+        most = none.scatter_reduce(1, columns, coming, "amax")
+        parts = (coming - most.gather(1, columns)).exp().masked_fill(taken < 0, 0.0)
+        choices = most + torch.zeros_like(none).scatter_add(1, columns, parts).log()
+        reached = choices.logsumexp(dim=1)
+        return choices - reached[:, None], reached.exp()
 
     def tempered(self, labels: Tensor, temperature: float) -> Tensor:
         """Log-probabilities of labels ``[n, C]`` with the logits of every decision divided by ``temperature``."""

@@ -29,7 +29,7 @@ def save_answers(path: Path, answers: Mapping[str, Answers], identity: str, seco
     from safetensors.torch import save
 
     tensors = {
-        f"{split}/{field.name}": getattr(answer, field.name).contiguous()
+        f"{split}/{field.name}": getattr(answer, field.name).contiguous().clone()
         for split, answer in answers.items()
         for field in fields(answer)
     }
