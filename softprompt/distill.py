@@ -27,6 +27,7 @@ from softprompt.imitation import imitation
 from softprompt.paths import expanded
 from softprompt.progress import Silent
 from softprompt.results import Distilled
+from softprompt.starts import check_can_begin, chosen_starts
 from softprompt.store import Prompt
 from softprompt.task import Task
 from softprompt.teacher import Answers, Teacher, ask
@@ -155,14 +156,18 @@ def distill_together(
             checkpoint.load()  # one of another run is refused before the teacher is asked
         splits = {"train": task.train, "validation": task.validation, **({"test": task.test} if task.test else {})}
         answers, seconds = _answers(base, task, teacher, settings, splits, checkpoint, restart, observer)
-        lesson = imitation(base, task, list(configs.values()), answers, teacher.start, settings.temperature)
+        lengths = {name: config.length for name, config in configs.items() if config.init == "teacher"}
+        starts = chosen_starts(base, task, teacher.start, lengths, answers["validation"])
+        given = {length: state for length, (_, state) in starts.items()}
+        lesson = imitation(base, task, list(configs.values()), answers, given, settings.temperature)
         clock = Clock(observer, None if checkpoint is None else checkpoint.folder / CLOCK_FILE)
         outcomes = train_together(base, task, configs, clock, checkpoint, lesson)
         by_name = {name: one for name, one in zip(configs, outcomes, strict=True) if not one.failed}
         done = {}
         for name, outcome in by_name.items():
             spent = seconds, clock.at(outcome.steps) / len(configs)
-            done[name] = _reported(base, task, configs[name], outcome, teacher, settings, answers, spent)
+            told = {**settings.model_dump(), "start": starts[lengths[name]][0] if name in lengths else None}
+            done[name] = _reported(base, task, configs[name], outcome, teacher, told, answers, spent)
         if measure:
             done = _measured(base, task, done, teacher, settings)
         if out is not None and checkpoint is not None:
@@ -187,6 +192,8 @@ def check_init(config: TrainConfig) -> None:
 def _started(config: TrainConfig, teacher: Teacher) -> TrainConfig:
     """With the start that is chosen where none is given: the teacher's own text."""
     check_init(config)
+    if config.init == "teacher":
+        check_can_begin(teacher.start, config.length)
     if "init" in config.model_fields_set or teacher.start.kind == "key_values":
         return config
     return config.model_copy(update={"init": "teacher"})
@@ -243,13 +250,16 @@ def _reported(
     config: TrainConfig,
     outcome: TrainingResult,
     teacher: Teacher,
-    settings: DistillConfig,
+    told: Mapping[str, Any],
     answers: Mapping[str, Answers],
     spent: tuple[float, float],
 ) -> Distillation:
-    """The prompt, and how it does on what was held out; ``spent``: seconds of teacher and training."""
+    """The prompt, and how it does on what was held out.
+
+    ``told``: what its manifest says of how it was distilled; ``spent``: seconds of teacher and training.
+    """
     prompt = best_prompt(base, task, {"": config}, [outcome], ensemble=False)
-    sampling = Sampling(max_new_tokens=settings.max_new_tokens)
+    sampling = Sampling(max_new_tokens=told["max_new_tokens"])
     held_out, metrics = {}, {}
     limit = TEST_LIMIT[task.spec.kind]
     for split, examples in (("validation", task.validation), ("test", task.test)):
@@ -267,7 +277,7 @@ def _reported(
         teacher_seconds=spent[0],
         training_seconds=spent[1],
     )
-    training = {**prompt.training, "distillation": {**settings.model_dump(), **without_clock(report)}}
+    training = {**prompt.training, "distillation": {**told, **without_clock(report)}}
     return Distillation(replace(prompt, metrics=metrics, training=training), report)
 
 

@@ -145,14 +145,14 @@ def imitation(
     task: Task,
     configs: Sequence[TrainConfig],
     answers: Mapping[str, Answers],
-    start: PromptState,
+    starts: Mapping[int, PromptState],
     temperature: float = 1.0,
 ) -> Lesson:
     """The lesson that a teacher's answers are.
 
     Args:
         answers: to the examples of ``train`` and ``validation``.
-        start: what students may begin as.
+        starts: what students of each length begin as with ``init='teacher'``.
 
     Raises:
         TemplateError, DataError: prompt and answer leave no room for text in the model's context.
@@ -167,7 +167,7 @@ def imitation(
         learned.count,
         learned.losses,
         learned.bar,
-        start,
+        starts,
         scores_start=True,
     )
 

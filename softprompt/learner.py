@@ -100,20 +100,20 @@ class Learner:
         config: TrainConfig,
         name: str = "",
         bar: Bar | None = None,
-        teacher: PromptState | None = None,
+        start: PromptState | None = None,
     ) -> None:
         """Begin at the start that ``config`` names.
 
         Args:
             bar: what to get below; by default the loss of knowing the label frequencies.
-            teacher: whose words are the start ``teacher``.
+            start: what ``init='teacher'`` begins as.
 
         Raises:
             ConfigError, PromptFileError, BaseModelError: the settings cannot be used.
         """
         self.name, self.config = name, config
         torch.manual_seed(config.seed)
-        start = initialise(config.init, base, task.spec, config.length, config.seed, task.train, teacher)
+        start = initialise(config.init, base, task.spec, config.length, config.seed, task.train, start)
         unit = base.embedding_std if config.rate_unit == "embedding-std" else 1.0
         self.method: Any = make_method(config.method, config.method_options, base, start, unit, config.seed)
         self.parameters = [parameter for parameter in self.method.parameters() if parameter.requires_grad]

@@ -5,7 +5,7 @@ distillation has another, the distributions of a teacher (imitation.py).
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
 from torch import Tensor
@@ -48,7 +48,7 @@ class Lesson:
         count: what the mean loss of the items of whole examples is over.
         losses: the loss ``[N]`` (nats) at each scored position of a batch behind a prefix.
         bar: the loss of having learned nothing; ``None``: that of the task's label frequencies.
-        teacher: whose words a prompt may begin as (``init='teacher'``).
+        starts: what a prompt of each length begins as with ``init='teacher'``.
         scores_start: whether the start is scored as steps are: it may be the best there is.
     """
 
@@ -58,7 +58,7 @@ class Lesson:
     count: Callable[[Sequence[Item]], int]
     losses: Callable[[Prefix, Batch], Tensor]
     bar: Bar | None = None
-    teacher: PromptState | None = None
+    starts: Mapping[int, PromptState] = field(default_factory=dict)
     scores_start: bool = False
 
 

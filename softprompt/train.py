@@ -118,13 +118,16 @@ def train_together(
     check_together(configs)
     for config in configs.values():
         check_method(config.method, config.method_options)
-        check_init(config.init, taught=lesson is not None)
+        check_init(config.init, taught=lesson is not None and config.length in lesson.starts)
         check_init_fits(config.init, task.spec)
     if lesson is None:
         check_trainable(task)
     saved = checkpoint.load() if checkpoint is not None else None
     lesson = labels(base, task, configs.values()) if lesson is None else lesson
-    learners = [Learner(base, task, config, name, lesson.bar, lesson.teacher) for name, config in configs.items()]
+    learners = [
+        Learner(base, task, config, name, lesson.bar, lesson.starts.get(config.length))
+        for name, config in configs.items()
+    ]
     shared = learners[0].config
     for note in dict.fromkeys(note for one in learners for note in lesson.encoders[one.config.length].cut_notes()):
         observer.noted(note)

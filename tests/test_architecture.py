@@ -66,6 +66,7 @@ ROOMS = (
     "teacher",
     "teacher_file",
     "imitation",
+    "starts",
     "results",
     "report",
     "diff",

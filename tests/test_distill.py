@@ -20,6 +20,7 @@ from softprompt.errors import ConfigError, DataError, TrainingError
 from softprompt.evaluate import evaluate
 from softprompt.methods import METHODS
 from softprompt.prefix import PromptState, keys_and_values
+from softprompt.starts import candidates
 from softprompt.store import Prompt, load_prompt
 from softprompt.task import Task
 from softprompt.teacher import Teacher
@@ -92,14 +93,31 @@ class TestTheSameWords:
 
 
 class TestStart:
-    def test_is_the_end_of_the_text_or_all_of_it_repeated(self) -> None:
-        base = tiny_base("llama")
-        rows = Teacher.written(base, inputs().spec, TEXT).start.tensor
-        for length, expected in ((4, rows[-4:]), (len(rows) + 3, torch.cat([rows[-3:], rows]))):
-            settings = {**FAST, "length": length, "learning_rate": 1e-12, "steps": 1}
-            done = distill(base, inputs(), TEXT, measure=False, evaluate_test=False, **settings)
-            assert torch.allclose(done.prompt.state.tensor, expected, atol=1e-6)
-            assert done.prompt.training["init"] == "teacher"
+    def test_is_the_nearest_part_of_the_text_or_all_of_it_repeated(self, tmp_path: Path) -> None:
+        base, task = tiny_base("llama"), inputs()
+        teacher = Teacher.written(base, task.spec, TEXT)
+        rows = teacher.start.tensor
+        tried = candidates(base, task, teacher.start, 4)
+        assert torch.equal(tried["end"].tensor, rows[-4:])
+        assert torch.equal(tried["beginning"].tensor, rows[:4])
+        assert torch.equal(tried["spread"].tensor[[0, -1]], rows[[0, -1]])
+        fast = {name: value for name, value in FAST.items() if name != "length"}
+        settings = {**fast, "learning_rate": 1e-12, "steps": 1, "measure": False, "evaluate_test": False}
+
+        def reached(name: str) -> float:
+            first = distill(base, task, TEXT, **settings, length=4).prompt
+            place = Prompt(**{**vars(first), "states": (tried[name],), "extra_files": {}}).save(tmp_path / name)
+            return losses(distill(base, task, TEXT, **settings, length=4, init=f"prompt:{place}").prompt)[0]
+
+        done = distill(base, task, TEXT, **settings, length=4)
+        by_name = {name: reached(name) for name in tried}
+        assert done.prompt.training["init"] == "teacher"
+        assert done.prompt.training["distillation"]["start"] == min(by_name, key=by_name.__getitem__)
+        assert losses(done.prompt)[0] == pytest.approx(min(by_name.values()))
+
+        done = distill(base, task, TEXT, **settings, length=len(rows) + 3)
+        assert torch.allclose(done.prompt.state.tensor, torch.cat([rows[-3:], rows]), atol=1e-6)
+        assert done.prompt.training["distillation"]["start"] == "whole"
 
     def test_another_one_is_left_alone(self) -> None:
         done = distill(tiny_base("llama"), inputs(), TEXT, measure=False, init="labels", **FAST)

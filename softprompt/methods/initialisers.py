@@ -37,27 +37,27 @@ def initialise(
     length: int,
     seed: int,
     examples: Sequence[Example] = (),
-    teacher: PromptState | None = None,
+    given: PromptState | None = None,
 ) -> PromptState:
     """The start of a prompt: virtual tokens, or the keys and values of a saved prompt of that kind.
 
     Args:
         how: ``text`` (an instruction made of the task's labels), ``examples`` (the same, with solved training examples
             behind it), ``text:WORDS``, ``labels``, ``vocab``, ``random``, ``prompt:FOLDER`` (a saved prompt for the
-            same base), or ``teacher``.
+            same base), or ``teacher``, which is ``given``.
         length: virtual tokens ``P``.
         seed: of ``examples``, ``vocab`` and ``random``.
         examples: of the training data; where too few fit into ``length``, ``examples`` is ``text``.
-        teacher: what ``teacher`` starts as: its end, which stands next to the text, or all of it, repeated.
+        given: of ``length`` virtual tokens; distillation makes it of its teacher.
 
     Raises:
         ConfigError: an unknown initialiser, or one without the argument it needs.
         PromptFileError: the prompt of ``prompt:FOLDER`` cannot be used.
     """
-    check_init(how, taught=teacher is not None)
+    check_init(how, taught=given is not None)
     check_init_fits(how, spec)
-    if how == "teacher" and teacher is not None:
-        return _from_teacher(teacher, length)
+    if how == "teacher" and given is not None:
+        return given
     if how in _PLAIN:
         return PromptState.of_embeddings(_PLAIN[how](_Wanted(base, spec, length, seed, examples)))
     name, _, argument = how.partition(":")
@@ -111,18 +111,6 @@ def _from_prompt(folder: str, base: FrozenLM, length: int) -> PromptState:
             f"use --length {prompt.state.length}"
         )
     return prompt.state
-
-
-def _from_teacher(teacher: PromptState, length: int) -> PromptState:
-    if teacher.kind == "embeddings":
-        rows = teacher.tensor.repeat(length // teacher.length + 1, 1)
-        return PromptState.of_embeddings(rows[-length:].float().cpu())
-    if teacher.length != length:
-        raise ConfigError(
-            f"init 'teacher': it holds keys and values of {teacher.length} virtual tokens, which cannot begin a prompt "
-            f"of {length}: use --length {teacher.length}, or another init"
-        )
-    return teacher
 
 
 def _instruction(wanted: _Wanted) -> Tensor:
