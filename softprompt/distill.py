@@ -181,8 +181,8 @@ def distill_together(
 
 
 def check_init(config: TrainConfig) -> None:
-    """Raise ConfigError for a start that would need labels."""
-    if config.init == "examples":
+    """Raise ConfigError if a start is asked for that would need labels."""
+    if "init" in config.model_fields_set and config.init == "examples":
         raise ConfigError(
             "init 'examples' needs labels, of which distill uses none: leave --init out to start from the teacher's "
             "own text, or give --shots N"
@@ -190,13 +190,13 @@ def check_init(config: TrainConfig) -> None:
 
 
 def _started(config: TrainConfig, teacher: Teacher) -> TrainConfig:
-    """With the start that is chosen where none is given: the teacher's own text."""
+    """With the start that is chosen where none is given: the teacher's own text, or, where it is none, ``text``."""
     check_init(config)
     if config.init == "teacher":
         check_can_begin(teacher.start, config.length)
-    if "init" in config.model_fields_set or teacher.start.kind == "key_values":
+    if "init" in config.model_fields_set:
         return config
-    return config.model_copy(update={"init": "teacher"})
+    return config.model_copy(update={"init": "text" if teacher.start.kind == "key_values" else "teacher"})
 
 
 def _used(task: Task, config: TrainConfig, settings: DistillConfig, evaluate_test: bool) -> tuple[Task, list[str]]:

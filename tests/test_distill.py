@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import Field
 from small import TEMPLATE, Recorder, answers, reviews, write_data
 from tiny import random_prompt, tiny_base
 
@@ -138,6 +139,18 @@ class TestStart:
 
         with pytest.raises(ConfigError, match="unknown init 'teacher': expected text"):
             fit(tiny_base("llama"), inputs(), init="teacher", **FAST)
+
+    @pytest.mark.parametrize("init", ["examples", "text", "random"])
+    def test_does_not_depend_on_the_start_of_train(self, init: str) -> None:
+        class Other(TrainConfig):
+            init: str = Field("")
+
+        Other.model_fields["init"].default = init
+        Other.model_rebuild(force=True)
+        config = Other.build(**FAST)
+        assert config.init == init
+        done = distill(tiny_base("llama"), inputs(), TEXT, config=config, measure=False)
+        assert done.prompt.training["init"] == "teacher"
 
     def test_of_solved_examples_would_need_labels(self) -> None:
         with pytest.raises(ConfigError, match="init 'examples' needs labels, of which distill uses none"):
