@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from softprompt.base import FrozenLM, load
     from softprompt.baselines.written import choose_shots, written_prompt
-    from softprompt.config import GateConfig, TrainConfig, population
+    from softprompt.config import DistillConfig, GateConfig, TrainConfig, population
     from softprompt.data import Example, Splits, read_splits
+    from softprompt.distill import Distillation, distill, distill_together
     from softprompt.errors import SoftpromptError
     from softprompt.evaluate import Evaluation, evaluate
     from softprompt.fit import fit, fit_together
@@ -28,11 +29,14 @@ if TYPE_CHECKING:
     from softprompt.prefix import PromptState
     from softprompt.store import Prompt, load_prompt
     from softprompt.task import Task, TaskSpec
+    from softprompt.teacher import Teacher
     from softprompt.versions import Store
 
 __version__ = "0.1.0"
 
 _HOME = {
+    "DistillConfig": "config",
+    "Distillation": "distill",
     "Evaluation": "evaluate",
     "Example": "data",
     "FrozenLM": "base",
@@ -49,8 +53,11 @@ _HOME = {
     "Store": "versions",
     "Task": "task",
     "TaskSpec": "task",
+    "Teacher": "teacher",
     "TrainConfig": "config",
     "choose_shots": "baselines.written",
+    "distill": "distill",
+    "distill_together": "distill",
     "evaluate": "evaluate",
     "fit": "fit",
     "fit_multitask": "fit_multitask",
@@ -63,6 +70,8 @@ _HOME = {
 }
 
 __all__ = [
+    "DistillConfig",
+    "Distillation",
     "Evaluation",
     "Example",
     "FrozenLM",
@@ -79,8 +88,11 @@ __all__ = [
     "Store",
     "Task",
     "TaskSpec",
+    "Teacher",
     "TrainConfig",
     "choose_shots",
+    "distill",
+    "distill_together",
     "evaluate",
     "fit",
     "fit_multitask",

@@ -160,7 +160,14 @@ class Encoder:
         """One item an example, with the answer to learn."""
         if self.verbalizer is not None:
             return [self._label_item(i, text, self._label(examples[i])) for i, text in enumerate(self.inputs(examples))]
-        answers = [self._answer(example) for example in examples]
+        return self.answer_items(examples, [self._answer(example) for example in examples])
+
+    def answer_items(self, examples: Sequence[Example], answers: Sequence[tuple[int, ...]]) -> list[Item]:
+        """For generation: one item an example, that asks for each token of an answer, of which there is one at least.
+
+        Raises:
+            DataError: an answer leaves no room for its text.
+        """
         texts = self.inputs(examples, [len(answer) - 1 for answer in answers])
         return [
             self._item(i, text, answer[:-1], range(len(answer)), targets=answer)

@@ -159,8 +159,10 @@ class Checkpoint:
             staged.mkdir()
         return staged
 
-    def place(self, finished: Path, out: Path) -> None:
+    def place(self, finished: Path, out: Path, *working: str) -> None:
         """Turn the run's folder into ``out``, with the content of ``finished``, which lies in it.
+
+        ``working``: files of the run that go with the checkpoint.
 
         One rename does it: wherever the process is killed, there is the unfinished run or its result, never both. At
         worst the result has the checkpoint in it, as a file that nobody reads.
@@ -181,7 +183,7 @@ class Checkpoint:
                 self.folder.rename(out)
         except OutputError as error:
             raise OutputError(f"{error}; what was learned is kept in '{self.folder}', --resume saves it") from error
-        for name in (CHECKPOINT_FILE, LOCK_FILE):
+        for name in (CHECKPOINT_FILE, LOCK_FILE, *working):
             (out / name).unlink(missing_ok=True)
 
 

@@ -34,6 +34,7 @@ from softprompt.cli_common import (
     vote_option,
 )
 from softprompt.cli_compare import compare, scale
+from softprompt.cli_distill import distill
 from softprompt.cli_doctor import doctor
 from softprompt.cli_export import export, import_command
 from softprompt.cli_multitask import multitask
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
 
 # how to go on after an interruption
 RESUMING = {
-    **dict.fromkeys(("train", "multitask"), "; --resume goes on from the last checkpoint"),
+    **dict.fromkeys(("train", "multitask", "distill"), "; --resume goes on from the last checkpoint"),
     **dict.fromkeys(("compare", "scale"), "; the same command again goes on"),
 }
 PREDICT_AT_ONCE = 32  # rows of standard input that are answered together, at most
@@ -354,7 +355,7 @@ def predict(
         say(note)
 
 
-for verb in (compare, doctor, export, import_command, multitask, scale, similar, *STORE_VERBS):
+for verb in (compare, distill, doctor, export, import_command, multitask, scale, similar, *STORE_VERBS):
     cli.add_command(verb)
 
 

@@ -76,7 +76,23 @@ def column_options(command: Command) -> Command:
 
 def run_options(command: Command) -> Command:
     """What every verb that learns has; tests/test_help.py holds the defaults told here to those of TrainConfig."""
-    for option in (
+    starts = "examples, text, text:WORDS, labels, vocab, random, prompt:FOLDER.  [default: examples]"
+    return run_options_from(starts)(command)
+
+
+def run_options_from(init: str) -> Callable[[Command], Command]:
+    """``run_options`` for a verb whose prompts start as ``init`` says."""
+
+    def added(command: Command) -> Command:
+        for option in _run_options(init):
+            command = option(command)
+        return command
+
+    return added
+
+
+def _run_options(init: str) -> tuple[Callable[[Command], Command], ...]:
+    return (
         click.option("--no-test", is_flag=True, help="Do not score the test split at the end."),
         click.option("--restart", is_flag=True, help="Drop the unfinished run of --out and begin anew."),
         click.option("--resume", is_flag=True, help="Go on with the unfinished run of --out."),
@@ -84,14 +100,10 @@ def run_options(command: Command) -> Command:
         click.option("--eval-every", type=int, help="Steps between validations.  [default: 100]"),
         click.option("--learning-rate", type=float, help="In standard deviations of the embeddings.  [default: 0.1]"),
         click.option("--steps", type=int, help="Optimiser steps.  [default: 300]"),
-        click.option(
-            "--init", help="examples, text, text:WORDS, labels, vocab, random, prompt:FOLDER.  [default: examples]"
-        ),
+        click.option("--init", help=init),
         click.option("--length", type=int, help="Virtual tokens.  [default: 100]"),
         click.option("--config", type=PLACE, help="Settings from a .toml or .yaml file."),
-    ):
-        command = option(command)
-    return command
+    )
 
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object, and nothing else.")

@@ -108,6 +108,29 @@ class TrainConfig(Settings):
             Path(path).write_text(yaml.safe_dump(self.model_dump(), sort_keys=False), encoding="utf-8")
 
 
+class DistillConfig(Settings):
+    """What a student learns of its teacher; how it learns is said by ``TrainConfig``."""
+
+    temperature: float = Field(
+        1.0, ge=0.1, le=100, description="what both distributions' logits are divided by (Hinton et al. 2015)"
+    )
+    top_k: int = Field(64, ge=1, le=4096, description="likeliest tokens kept of the teacher at each place (generation)")
+    greedy: bool = Field(True, description="learn the teacher's greedy completion of each input (generation)")
+    samples: int = Field(0, ge=0, le=1000, description="sampled completions of each input beside it (generation)")
+    sample_temperature: float = Field(1.0, gt=0, le=100, description="of sampling")
+    sample_seed: int = Field(0, ge=0, lt=2**63, description="of sampling")
+    max_new_tokens: int = Field(128, ge=1, description="tokens of a completion, at most")
+    stop: tuple[str, ...] = Field((), description="strings that end the teacher's completions")
+
+    @model_validator(mode="after")
+    def _something_to_learn(self) -> Self:
+        if not self.greedy and not self.samples:
+            raise ValueError("expected completions to learn, greedy or samples, got neither")
+        if "" in self.stop:
+            raise ValueError("a stop string must not be empty")
+        return self
+
+
 class GateConfig(Settings):
     """When a version is too much worse than the one in place to be promoted."""
 

@@ -95,10 +95,11 @@ class Clock:
     They are kept in a file, so that a run that went on in another process has the time before too.
     """
 
-    def __init__(self, observer: Observer, path: Path) -> None:
+    def __init__(self, observer: Observer, path: Path | None) -> None:
+        """``path`` of the file; ``None``: the run has none, and stays in this process."""
         self._observer, self._path = observer, path
         self._seconds: dict[int, float] = {0: 0.0}
-        if path.exists():
+        if path is not None and path.exists():
             kept: dict[str, float] = json.loads(path.read_text(encoding="utf-8"))
             self._seconds |= {int(step): seconds for step, seconds in kept.items()}
         self._zero = time.perf_counter()
@@ -128,7 +129,7 @@ class Clock:
 
     def _reached(self, step: int, *, keep: bool) -> None:
         self._seconds[step] = time.perf_counter() - self._zero
-        if keep:
+        if keep and self._path is not None:
             with writing(self._path):
                 self._path.parent.mkdir(parents=True, exist_ok=True)
                 replace_file(self._path, json.dumps(self._seconds).encode())

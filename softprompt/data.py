@@ -13,14 +13,14 @@ import hashlib
 import json
 import random
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
 
 from softprompt.errors import DataError
+from softprompt.examples import Columns, Example, Kind, answered, example_of, kind_of, unlabelled_example
 from softprompt.paths import expanded
-from softprompt.rows import ENDINGS, Row, listed, optional_module, read_records, read_rows, reading, type_name
+from softprompt.rows import ENDINGS, Row, listed, optional_module, read_records, read_rows, reading
 
 __all__ = [
     "Example",
@@ -33,23 +33,12 @@ __all__ = [
     "unlabelled_example",
 ]
 
-Kind = Literal["classification", "generation"]
 Parts = dict[str, list["Example"]]  # by split, none of them empty
 
 SPLITS = ("train", "validation", "test")
 HELD_OUT_SHARE = 0.1  # of the examples, for each split that is cut for the user
 MOST_CUT_FROM_TRAIN = 1000  # examples; more make each validation slower and hardly more precise
 _ALIASES = {**{split: split for split in SPLITS}, **dict.fromkeys(("valid", "val", "dev"), "validation")}
-
-
-@dataclass(frozen=True, slots=True)
-class Example:
-    """One row; ``label`` is set in classification, ``references`` in generation."""
-
-    text: str
-    label: str | None = None
-    references: tuple[str, ...] = ()  # accepted outputs; the first is the one that is learned
-    columns: Mapping[str, str] = field(default_factory=dict, hash=False)  # the others, for templates and slices
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +65,7 @@ class Splits:
     @property
     def kind(self) -> Kind:
         """Whether the examples carry labels or outputs; DataError without examples."""
-        return _kind_of(self["all"])
+        return kind_of(self["all"])
 
     @property
     def fingerprint(self) -> str:
@@ -89,25 +78,6 @@ class Splits:
         return digest.hexdigest()
 
 
-class _Columns(NamedTuple):
-    text: str
-    label: str
-    target: str
-
-    def kind(self, row: Mapping[str, Any], place: str) -> Kind:
-        """What the row's columns make of it; a column whose name the caller chose must be there."""
-        label_chosen, target_chosen = self.label != "label", self.target != "target"
-        wanted = [self.label] if label_chosen else [self.target, "references"] if target_chosen else ["label", "target"]
-        if self.text in row:
-            if self.label in row and (label_chosen or not target_chosen):
-                return "classification"
-            if not label_chosen and (self.target in row or "references" in row):
-                return "generation"
-        missing = listed(wanted, " or ") if self.text in row else f"'{self.text}'"
-        names = "--text-column, --label-column or --target-column"
-        raise DataError(f"{place}: expected a column {missing}, got {listed(row)}: name it with {names}")
-
-
 def read_splits(
     source: str | Path,
     *,
@@ -115,6 +85,7 @@ def read_splits(
     label_column: str = "label",
     target_column: str = "target",
     seed: int = 0,
+    unlabelled: bool = False,
 ) -> Splits:
     """Read a folder, a file or ``hf:NAME[:CONFIG]`` and fill in the splits that are missing.
 
@@ -122,18 +93,21 @@ def read_splits(
     empty, and so is train without train. A file is freed of exact duplicates (text and label or outputs) and split
     80/10/10. Where this function cuts, examples of equal text stay on one side.
 
+    Args:
+        unlabelled: rows may come without label and output; which side an example goes to then never depends on them.
+
     Raises:
         DataError: anything missing, malformed or ambiguous, with file and line where there is one.
         MissingExtraError: Parquet or ``hf:`` without the extra ``data``.
     """
-    columns = _Columns(text_column, label_column, target_column)
+    columns = Columns(text_column, label_column, target_column, unlabelled)
     if str(source).startswith("hf:"):
-        return _complete(*_read_hub(str(source), columns), str(source), seed)
+        return _complete(*_read_hub(str(source), columns), str(source), seed, unlabelled)
     path = expanded(source)
     with reading(path):
         if path.is_dir():
-            return _complete(_read_folder(path, columns), [], str(source), seed)
-    return _split_file(_read_file(path, columns), str(source), seed)
+            return _complete(_read_folder(path, columns), [], str(source), seed, unlabelled)
+    return _split_file(_read_file(path, columns), str(source), seed, unlabelled)
 
 
 def read_examples(
@@ -148,25 +122,17 @@ def read_examples(
         DataError: the file is missing, empty, of another ending or malformed, with the line where there is one.
         MissingExtraError: Parquet without the extra ``data``.
     """
-    return _read_file(path, _Columns(text_column, label_column, target_column))
-
-
-def unlabelled_example(row: Mapping[str, Any], place: str) -> Example:
-    """A row to be answered, its values read as those of training rows are; DataError names ``place``."""
-    if "text" not in row:
-        raise DataError(f"{place}: expected a column 'text', got {listed(row)}: rename it")
-    others = {name: _column(value, name, place) for name, value in row.items() if name != "text"}
-    return Example(_string(row["text"], "text", place), columns=others)
+    return _read_file(path, Columns(text_column, label_column, target_column))
 
 
 def split_examples(
-    examples: Sequence[Example], *, validation: int | float, test: int | float, seed: int
+    examples: Sequence[Example], *, validation: int | float, test: int | float, seed: int, stratified: bool = True
 ) -> tuple[tuple[Example, ...], tuple[Example, ...], tuple[Example, ...]]:
     """Cut ``examples`` into train, validation and test, each in the order given; same arguments, same splits.
 
-    Sizes are numbers of examples (int) or shares of them (float; rounded, at least one example when above 0). Labels
-    keep their proportions, every label keeps an example in train, and examples of equal text stay together; where this
-    leaves no room, a held-out split is smaller than asked for.
+    Sizes are numbers of examples (int) or shares of them (float; rounded, at least one example when above 0). Labels,
+    unless ``stratified`` is false, keep their proportions, and every label keeps an example in train. Examples of equal
+    text stay together; where this leaves no room, a held-out split is smaller than asked for.
 
     Raises:
         DataError: a size below 0, or sizes that leave nothing for train.
@@ -185,7 +151,7 @@ def split_examples(
         by_text[example.text].append(index)
     strata: defaultdict[str, list[list[int]]] = defaultdict(list)
     for group in by_text.values():
-        strata[examples[group[0]].label or ""].append(group)
+        strata[(examples[group[0]].label or "") if stratified else ""].append(group)
     labels = sorted(strata)
     held_out = _apportion(sum(sizes), [sum(map(len, strata[label])) - 1 for label in labels])
     tested = _apportion(round(sum(held_out) * sizes[1] / max(1, sum(sizes))), held_out)
@@ -215,22 +181,24 @@ def _apportion(total: int, capacities: Sequence[int]) -> list[int]:
     return parts
 
 
-def _split_file(examples: list[Example], source: str, seed: int) -> Splits:
+def _split_file(examples: list[Example], source: str, seed: int, unlabelled: bool) -> Splits:
     distinct: dict[object, Example] = {}
     for one in examples:
-        distinct.setdefault((one.text, one.label, one.references), one)
-    splits = split_examples(list(distinct.values()), validation=HELD_OUT_SHARE, test=HELD_OUT_SHARE, seed=seed)
+        others = tuple(sorted(one.columns.items())) if unlabelled else (one.label, one.references)
+        distinct.setdefault((one.text, others), one)
+    share = HELD_OUT_SHARE
+    splits = split_examples(list(distinct.values()), validation=share, test=share, seed=seed, stratified=not unlabelled)
     sizes = ", ".join(f"{len(some):,} {split}" for split, some in zip(SPLITS, splits, strict=True))
     notes = [f"One file was given: split into {sizes} examples (80/10/10, seed {seed}), equal texts on one side."]
     if removed := len(examples) - len(distinct):
-        notes.append(
-            f"Exact duplicates (same text, same label or outputs) were removed: {removed:,} of {len(examples):,}."
-        )
+        same = "same text, same columns" if unlabelled else "same text, same label or outputs"
+        notes.append(f"Exact duplicates ({same}) were removed: {removed:,} of {len(examples):,}.")
     return Splits(*splits, source, tuple(notes))
 
 
-def _complete(parts: Parts, notes: list[str], source: str, seed: int) -> Splits:
-    kinds = [f"{_kind_of(examples)} in {split}" for split, examples in parts.items()]
+def _complete(parts: Parts, notes: list[str], source: str, seed: int, unlabelled: bool) -> Splits:
+    told = {split: answered(examples) if unlabelled else examples for split, examples in parts.items()}
+    kinds = [f"{kind_of(examples)} in {split}" for split, examples in told.items() if examples]
     if len({kind.split()[0] for kind in kinds}) > 1:
         raise DataError(
             f"expected one kind of rows in '{source}', got {', '.join(kinds)}: give 'label' or 'target' in all"
@@ -238,7 +206,7 @@ def _complete(parts: Parts, notes: list[str], source: str, seed: int) -> Splits:
     train, validation, test = (tuple(parts.get(split, ())) for split in SPLITS)
     if not validation and len(train) > 1:
         size, given = min(MOST_CUT_FROM_TRAIN, max(1, round(HELD_OUT_SHARE * len(train)))), len(train)
-        train, validation, _ = split_examples(train, validation=size, test=0, seed=seed)
+        train, validation, _ = split_examples(train, validation=size, test=0, seed=seed, stratified=not unlabelled)
         notes.append(
             f"No validation split was given: {len(validation):,} of {given:,} train examples were set aside for it "
             f"({HELD_OUT_SHARE:.0%}, at most {MOST_CUT_FROM_TRAIN:,}; seed {seed})."
@@ -251,7 +219,7 @@ def _complete(parts: Parts, notes: list[str], source: str, seed: int) -> Splits:
     return Splits(train, validation, test, source, tuple(notes))
 
 
-def _read_folder(folder: Path, columns: _Columns) -> Parts:
+def _read_folder(folder: Path, columns: Columns) -> Parts:
     files: dict[str, Path] = {}
     paths = sorted(folder.iterdir())
     for path in paths:
@@ -269,7 +237,7 @@ def _read_folder(folder: Path, columns: _Columns) -> Parts:
     return {split: _read_file(files[split], columns) for split in SPLITS if split in files}
 
 
-def _read_hub(source: str, columns: _Columns) -> tuple[Parts, list[str]]:
+def _read_hub(source: str, columns: Columns) -> tuple[Parts, list[str]]:
     name, _, config = source.removeprefix("hf:").partition(":")
     if not name:
         raise DataError(f"expected the name of a data set behind 'hf:', got '{source}': give hf:NAME or hf:NAME:CONFIG")
@@ -304,7 +272,7 @@ def _class_name(index: int | None, names: Sequence[str]) -> str | None:
     return None if index is None or index < 0 else names[index]
 
 
-def _read_file(path: Path, columns: _Columns) -> list[Example]:
+def _read_file(path: Path, columns: Columns) -> list[Example]:
     ending = path.suffix.lower()
     with reading(path):
         if not path.exists():
@@ -324,77 +292,16 @@ def _read_file(path: Path, columns: _Columns) -> list[Example]:
     return examples
 
 
-def _examples(rows: Iterable[Row], columns: _Columns) -> list[Example]:
+def _examples(rows: Iterable[Row], columns: Columns) -> list[Example]:
     examples: list[Example] = []
+    before: Kind | None = None
     for place, row in rows:
         kind = columns.kind(row, place)
-        if examples and kind != _kind_of(examples):
+        if None not in (before, kind) and kind != before:
             raise DataError(
-                f"{place}: expected {_kind_of(examples)} as in the rows before, got {kind}: "
+                f"{place}: expected {before} as in the rows before, got {kind}: "
                 "give every row a label, or every row a target or references"
             )
-        examples.append(_example(row, kind, columns, place))
+        before = before or kind
+        examples.append(example_of(row, kind, columns, place))
     return examples
-
-
-def _example(row: Mapping[str, Any], kind: Kind, columns: _Columns, place: str) -> Example:
-    label: str | None = None
-    references: tuple[str, ...] = ()
-    if kind == "classification":
-        used = {columns.text, columns.label}
-        label = _string(_scalar(row[columns.label]), columns.label, place)
-    else:
-        used = {columns.text, columns.target, "references"}
-        references = _references(row, columns.target, place)
-    others = {name: _column(value, name, place) for name, value in row.items() if name not in used}
-    return Example(_string(row[columns.text], columns.text, place), label, references, others)
-
-
-def _references(row: Mapping[str, Any], target: str, place: str) -> tuple[str, ...]:
-    several = row.get("references")
-    if not isinstance(several, list | None):
-        raise DataError(
-            f"{place}: expected a list of strings in 'references', got {type_name(several)}: use '{target}' for one"
-        )
-    outputs = [("references", output) for output in several or ()]
-    if target in row and not (row[target] is None and outputs):
-        outputs.insert(0, (target, row[target]))
-    if not outputs:
-        raise DataError(f"{place}: expected at least one output in 'references', got none: add one, or remove the row")
-    return tuple(dict.fromkeys(_string(output, name, place) for name, output in outputs))
-
-
-def _scalar(value: Any) -> Any:
-    """Numbers and booleans as strings; all else as it is."""
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    return str(value) if isinstance(value, int | float) and value == value else value  # NaN stands for null
-
-
-def _column(value: Any, name: str, place: str) -> str:
-    value = "" if value is None or value != value else _scalar(value)
-    return _unicode(
-        value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str), name, place
-    )
-
-
-def _string(value: Any, name: str, place: str) -> str:
-    if not isinstance(value, str) or not value.strip():
-        got = "a blank string" if isinstance(value, str) else type_name(value)
-        raise DataError(f"{place}: expected a string in column '{name}', got {got}: mend or remove this row")
-    return _unicode(value, name, place)
-
-
-def _unicode(value: str, name: str, place: str) -> str:
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        code = f"\\u{ord(value[error.start]):x}"
-        raise DataError(
-            f"{place}: expected Unicode text in column '{name}', got half a character ({code}): mend it"
-        ) from error
-    return value
-
-
-def _kind_of(examples: Sequence[Example]) -> Kind:
-    return "classification" if examples[0].label is not None else "generation"

@@ -142,13 +142,15 @@ def limited(task: Task, config: TrainConfig) -> Task:
     return replace(task, spec=replace(task.spec, max_length=config.max_length))
 
 
-def announce(base: FrozenLM, task: Task, length: int, observer: Observer) -> None:
+def announce(
+    base: FrozenLM, task: Task, length: int, observer: Observer, max_new_tokens: int = Sampling().max_new_tokens
+) -> None:
     """Pass on what there is to know of the data; raise TemplateError if ``length`` virtual tokens leave no room."""
     for note in task.splits.notes:
         observer.noted(note)
     if task.spec.kind == "generation":
         # what the evaluation at the end needs room for; better refused now than after the training
-        Encoder(base, task.spec, length, Sampling().max_new_tokens)
+        Encoder(base, task.spec, length, max_new_tokens)
 
 
 def run_folder(out: Path) -> Path:

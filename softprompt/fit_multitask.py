@@ -1,6 +1,5 @@
 """fit_multitask: several tasks and a base model in, a learned and evaluated prompt for each out."""
 
-import hashlib
 import json
 import re
 from collections.abc import Mapping
@@ -15,7 +14,6 @@ from softprompt.errors import ConfigError
 from softprompt.fit import announce, best_prompt, finish, limited, open_run, with_metrics
 from softprompt.multitask import train_multitask
 from softprompt.paths import expanded
-from softprompt.prefix import PromptState
 from softprompt.progress import Silent
 from softprompt.store import Prompt
 from softprompt.task import Task
@@ -60,7 +58,7 @@ def fit_multitask(
     out = None if out is None else expanded(out)
     run: AbstractContextManager[Checkpoint | None] = nullcontext()
     if out is not None:
-        taught = {name: _digest(state) for name, state in states.items()}
+        taught = {name: state.digest for name, state in states.items()}
         more = {"distillation": distillation, "teachers": taught}
         run = open_run(out, base, tasks, {"": chosen}, resume=resume, restart=restart, observer=observer, **more)
     with run as checkpoint:
@@ -82,14 +80,6 @@ def fit_multitask(
             # all of the prompts appear at once, or none
             checkpoint.place(finished, out)
     return prompts
-
-
-def _digest(state: PromptState) -> str:
-    """What tells a teacher from another one of the same data."""
-    numbers = hashlib.sha256()
-    for tensor in state.tensors:
-        numbers.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
-    return numbers.hexdigest()[:16]
 
 
 def check_names(tasks: Mapping[str, Task] | Mapping[str, str]) -> None:

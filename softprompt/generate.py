@@ -6,10 +6,10 @@ one length go together, and no gap arises.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -20,6 +20,9 @@ from softprompt.errors import ConfigError
 from softprompt.prefix import CachedPrefix, ConcatenatedPrefix, EncodedPrefix, Prefix
 from softprompt.seq2seq import GrowingAnswers
 from softprompt.verbalizer import end_of_answer
+
+# of every token: the texts that get one, as indices; logits [texts, V] as the model gives them; the tokens chosen
+Watch: TypeAlias = Callable[[list[int], Tensor, list[int]], None]
 
 
 @dataclass(frozen=True)
@@ -57,13 +60,19 @@ class Sampling:
 
 @torch.no_grad()
 def complete(
-    base: FrozenLM, prefix: Prefix, texts: Sequence[Sequence[int]], sampling: Sampling, token_budget: int
+    base: FrozenLM,
+    prefix: Prefix,
+    texts: Sequence[Sequence[int]],
+    sampling: Sampling,
+    token_budget: int,
+    watch: Watch | None = None,
 ) -> Iterator[tuple[int, str]]:
     """Complete token sequences; yields ``(index, completion)`` batch by batch, in the order they finish.
 
     Args:
         texts: token ids without BOS (``Encoder.inputs``).
         token_budget: padded tokens of a batch, its completions counted.
+        watch: is shown every choice of a token, that which ends a completion too.
     """
     items = [Item(i, tuple(ids), ()) for i, ids in enumerate(texts)]
     long: list[Item] = []
@@ -75,7 +84,7 @@ def complete(
     for group in groups:
         room = max((len(item.ids) for item in group), default=0) + sampling.max_new_tokens
         for chunk in budgeted(group, token_budget, most=max(1, token_budget // max(room, 1))):
-            answers = _Answers(base, chunk, sampling)
+            answers = _Answers(base, chunk, sampling, watch)
             if isinstance(prefix, EncodedPrefix):
                 _decode_apart(base, prefix, chunk, answers)
             elif isinstance(prefix, CachedPrefix):
@@ -85,18 +94,23 @@ def complete(
             yield from answers.finished()
 
 
+def end_ids(base: FrozenLM) -> set[int]:
+    """The tokens that end a completion."""
+    generation = getattr(base.model, "generation_config", None)
+    ends = getattr(generation, "eos_token_id", None)
+    return {end_of_answer(base.tokenizer), *([ends] if isinstance(ends, int) else ends or ())}
+
+
 class _Answers:
     """The completions of one batch while they grow."""
 
-    def __init__(self, base: FrozenLM, chunk: list[Item], sampling: Sampling) -> None:
+    def __init__(self, base: FrozenLM, chunk: list[Item], sampling: Sampling, watch: Watch | None) -> None:
         from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
         self._tokenizer = base.tokenizer
         self._examples = [item.example for item in chunk]
-        self._sampling = sampling
-        generation = getattr(base.model, "generation_config", None)
-        ends = getattr(generation, "eos_token_id", None)
-        self._ends = {end_of_answer(base.tokenizer), *([ends] if isinstance(ends, int) else ends or ())}
+        self._sampling, self._watch = sampling, watch
+        self._ends = end_ids(base)
         self._warpers: list[Any] = []
         # divided by less than this, logits overflow; greedy is the limit
         if sampling.temperature > 1e-6:
@@ -117,18 +131,22 @@ class _Answers:
 
         Returns the places, within the open ones, of those that go on, and their tokens.
         """
+        seen = logits
         for warper in self._warpers:
             logits = warper(None, logits)
-        places, tokens = [], []
+        places, tokens, chosen = [], [], []
         for place, row in enumerate(self.open):
             if self._warpers:
                 probabilities = logits[place].softmax(-1).cpu()
                 token = int(torch.multinomial(probabilities, 1, generator=self._generators[row]))
             else:
                 token = int(logits[place].argmax())
+            chosen.append(token)
             if not self._ended(row, token):
                 places.append(place)
                 tokens.append(token)
+        if self._watch is not None:
+            self._watch([self._examples[row] for row in self.open], seen, chosen)
         self.open = [self.open[place] for place in places]
         return places, tokens
 

@@ -21,6 +21,23 @@ from softprompt.task import Task
 WINDOW = 50  # steps that the training loss is averaged over
 
 
+@dataclass(frozen=True)
+class Bar:
+    """The loss (nats) of having learned nothing, which a run that learns gets below.
+
+    Attributes:
+        loss: ``None`` is the loss of the first steps.
+        what: what it is called.
+        enough: a loss that leaves nothing to learn, wherever the bar is.
+        look: what to look at first where a run does not learn.
+    """
+
+    loss: float | None
+    what: str = "the loss at the start"
+    enough: float = 0.0
+    look: str = "are the labels right, does the template show the text?"
+
+
 @dataclass
 class Progress:
     """Where a learner stands: everything beside tensors that a checkpoint has to keep."""
@@ -58,7 +75,8 @@ class Progress:
         best = value > self.best_value + error or (level and loss < self.best_loss)
         if best:
             self.best_step, self.best_value, self.best_loss = step, value, loss
-        self.history.append({"step": step, "train_loss": self.recent_loss, "value": value, "validation_loss": loss})
+        trained = {"train_loss": self.recent_loss} if self.recent else {}
+        self.history.append({"step": step, **trained, "value": value, "validation_loss": loss})
         self.stale = 0 if best else self.stale + 1
         self.stopped_early = bool(patience) and self.stale >= patience
         return best
@@ -75,11 +93,27 @@ class Learner:
         progress: where it stands.
     """
 
-    def __init__(self, base: FrozenLM, task: Task, config: TrainConfig, name: str = "") -> None:
-        """Raises ConfigError, PromptFileError or BaseModelError if the settings cannot be used."""
+    def __init__(
+        self,
+        base: FrozenLM,
+        task: Task,
+        config: TrainConfig,
+        name: str = "",
+        bar: Bar | None = None,
+        start: PromptState | None = None,
+    ) -> None:
+        """Begin at the start that ``config`` names.
+
+        Args:
+            bar: what to get below; by default the loss of knowing the label frequencies.
+            start: what ``init='teacher'`` begins as.
+
+        Raises:
+            ConfigError, PromptFileError, BaseModelError: the settings cannot be used.
+        """
         self.name, self.config = name, config
         torch.manual_seed(config.seed)
-        start = initialise(config.init, base, task.spec, config.length, config.seed, task.train)
+        start = initialise(config.init, base, task.spec, config.length, config.seed, task.train, start)
         unit = base.embedding_std if config.rate_unit == "embedding-std" else 1.0
         self.method: Any = make_method(config.method, config.method_options, base, start, unit, config.seed)
         self.parameters = [parameter for parameter in self.method.parameters() if parameter.requires_grad]
@@ -87,7 +121,7 @@ class Learner:
         self.averaged = {name: parameter.detach().clone() for name, parameter in self.method.named_parameters()}
         self.best = fold(self.method)
         self.progress = Progress()
-        self._prior = _label_prior(task)
+        self._bar = bar or _label_bar(task)
 
     @property
     def learned(self) -> int:
@@ -148,17 +182,17 @@ class Learner:
             progress.first_losses.append(loss)
         if progress.alarmed or progress.step < self.config.alarm_after:
             return None
-        bar, what = self._prior, "the label prior"
+        bar = self._bar.loss
         if bar is None:
-            bar, what = sum(progress.first_losses) / len(progress.first_losses), "the loss at the start"
+            bar = sum(progress.first_losses) / len(progress.first_losses)
         recent = progress.recent_loss
-        if recent < 0.98 * bar:
+        if recent < max(0.98 * bar, self._bar.enough):
             return None
         progress.alarmed = True
         rate = self.config.learning_rate
         return (
-            f"not learning: after {progress.step} steps the training loss is {recent:.3f}, {what} is {bar:.3f}. "
-            "Look at a few rows first (are the labels right, does the template show the text?); "
+            f"not learning: after {progress.step} steps the training loss is {recent:.3f}, {self._bar.what} is "
+            f"{bar:.3f}. Look at a few rows first ({self._bar.look}); "
             "then try a rate three times lower or higher "
             f"(--learning-rate {rate / 3:.2g} or {rate * 3:.2g}), another --init or more --steps"
         )
@@ -194,13 +228,13 @@ def rate_factor(step: int, config: TrainConfig) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, config.steps - warmup)))
 
 
-def _label_prior(task: Task) -> float | None:
-    """The loss (nats an example) of knowing nothing but how frequent each label is; None for generation."""
+def _label_bar(task: Task) -> Bar:
+    """The loss (nats an example) of knowing nothing but how frequent each label is; in generation that at the start."""
     if task.spec.kind != "classification":
-        return None
+        return Bar(None)
     counts = [sum(example.label == label for example in task.train) for label in task.spec.labels]
     shares = [count / len(task.train) for count in counts if count]
-    return -sum(share * math.log(share) for share in shares)
+    return Bar(-sum(share * math.log(share) for share in shares), "the label prior")
 
 
 def make_optimizer(method: Any, config: TrainConfig) -> torch.optim.Optimizer:

@@ -65,6 +65,14 @@ class PairedDifference:
         return asdict(self)
 
 
+def mean_metric(name: str, scores: Sequence[float], resamples: int = 2000, seed: int = 0) -> Metric:
+    """The mean over examples of any score, with its interval; DataError without examples."""
+    _check_lengths(scores, scores, "scores")
+    values, counts = np.unique(np.asarray(scores, dtype=np.float64), return_counts=True)
+    n = len(scores)
+    return _metric(name, lambda weights: weights @ values / n, counts, resamples, seed)
+
+
 def accuracy(gold: Sequence[str], predicted: Sequence[str], *, resamples: int = 2000, seed: int = 0) -> Metric:
     """Share of examples whose predicted label is the gold one, 0..1.
 
@@ -72,7 +80,7 @@ def accuracy(gold: Sequence[str], predicted: Sequence[str], *, resamples: int = 
         DataError: no examples, or not as many predictions as gold labels.
     """
     _check_lengths(gold, predicted, "gold labels")
-    return _mean_metric("accuracy", [float(a == b) for a, b in zip(gold, predicted, strict=True)], resamples, seed)
+    return mean_metric("accuracy", [float(a == b) for a, b in zip(gold, predicted, strict=True)], resamples, seed)
 
 
 def macro_f1(
@@ -131,7 +139,7 @@ def exact_match(
         float(output.strip() in {reference.strip() for reference in row})
         for row, output in zip(references, predicted, strict=True)
     ]
-    return _mean_metric("exact_match", hits, resamples, seed)
+    return mean_metric("exact_match", hits, resamples, seed)
 
 
 def bleu(
@@ -198,7 +206,7 @@ def rouge_l(
         100.0 * float(scorer.score_multi(list(row), output)["rougeL"].fmeasure)
         for row, output in zip(references, predicted, strict=True)
     ]
-    return _mean_metric("rouge_l", scores, resamples, seed)
+    return mean_metric("rouge_l", scores, resamples, seed)
 
 
 def chrf_of_each(references: Sequence[Sequence[str]], predicted: Sequence[str]) -> list[float]:
@@ -292,12 +300,6 @@ def _calibration_gaps(confidences: Sequence[float], correct: Sequence[bool], bin
     index = np.searchsorted(edges[1:-1], confidence, side="left")
     gaps[np.arange(len(confidence)), index] = np.asarray(correct, dtype=np.float64) - confidence
     return gaps
-
-
-def _mean_metric(name: str, scores: Sequence[float], resamples: int, seed: int) -> Metric:
-    values, counts = np.unique(np.asarray(scores, dtype=np.float64), return_counts=True)
-    n = len(scores)
-    return _metric(name, lambda weights: weights @ values / n, counts, resamples, seed)
 
 
 def _metric(

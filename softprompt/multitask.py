@@ -27,11 +27,12 @@ from softprompt.errors import ConfigError
 from softprompt.learner import Progress, make_optimizer, rate_factor
 from softprompt.methods.initialisers import initialise
 from softprompt.methods.multitask import MultitaskPrompt
-from softprompt.objective import Objective
+from softprompt.objective import Objective, divergence
 from softprompt.prefix import Prefix, PromptState, make_prefix
 from softprompt.recompute import recomputing
 from softprompt.task import Task
-from softprompt.train import Observer, Order, TrainingResult, Validation, check_trainable, forward_passes, no_number
+from softprompt.train import Observer, Order, TrainingResult, check_trainable, forward_passes, no_number
+from softprompt.validation import Validation
 
 
 @dataclass
@@ -80,11 +81,7 @@ class _Student:
         student = self.objective.decision_log_probabilities(hidden, own.decisions)
         with torch.no_grad():
             target = self.objective.decision_log_probabilities(taught, own.decisions)
-        # rows that are no choice of a decision have probability zero in both
-        choices = target > -math.inf
-        change = torch.where(choices, target - student.masked_fill(~choices, 0.0), 0.0)
-        divergence = (target.exp() * change).sum(dim=1)
-        return (distance + divergence).sum()
+        return (distance + divergence(target, student)).sum()
 
 
 class _Run:

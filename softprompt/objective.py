@@ -5,7 +5,8 @@ classification only in the rows of label tokens. Shapes: ``N`` positions, ``H`` 
 ``D`` decisions, ``C`` labels.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -54,8 +55,11 @@ class Objective:
         if self.verbalizer is None:
             if any(weight.requires_grad for weight in self.base.model.get_output_embeddings().parameters()):
                 return self._recomputed_losses(hidden, targets)
-            losses: Tensor = _VocabularyCrossEntropy.apply(hidden, targets, self.base)  # type: ignore[no-untyped-call]
-            return losses
+
+            def cross_entropy(logits: Tensor, positions: slice) -> Tensor:
+                return torch.nn.functional.cross_entropy(logits, targets[positions], reduction="none")
+
+            return vocabulary_losses(hidden, self.base, cross_entropy)
         columns = torch.searchsorted(self._rows, targets)
         return -self.decision_log_probabilities(hidden, decisions).gather(1, columns[:, None])[:, 0]
 
@@ -85,14 +89,63 @@ class Objective:
             scores.index_add_(0, example, passed.masked_fill(taken < 0, 0.0).cpu())
         return scores
 
+    def choices_of(self, labels: Tensor, decisions: Tensor) -> tuple[Tensor, Tensor]:
+        """What log-probabilities of labels ``[N, C]`` say of ``decisions [N]``.
+
+        Returns:
+            Log-probabilities ``[N, R]`` of the choices (-inf: not a choice), and the probability ``[N]`` of coming by.
+        """
+        taken = self._taken[decisions].to(labels.device)
+        columns, coming = taken.clamp(min=0), labels.masked_fill(taken < 0, -math.inf)
+        # sums relative to the likeliest label of each choice: where all are unlikely, their ratios still count
+        none = labels.new_full((len(labels), len(self._rows)), -math.inf)
+        most = none.scatter_reduce(1, columns, coming, "amax")
+        parts = (coming - most.gather(1, columns)).exp().masked_fill(taken < 0, 0.0)
+        choices = most + torch.zeros_like(none).scatter_add(1, columns, parts).log()
+        reached = choices.logsumexp(dim=1)
+        return choices - reached[:, None], reached.exp()
+
+    def tempered(self, labels: Tensor, temperature: float) -> Tensor:
+        """Log-probabilities of labels ``[n, C]`` with the logits of every decision divided by ``temperature``."""
+        if temperature == 1:
+            return labels
+        assert self.verbalizer is not None
+        changed = torch.zeros_like(labels)
+        for index in range(len(self.verbalizer.decisions)):
+            decision = torch.full((len(labels),), index, device=self._taken.device)
+            choices = (self.choices_of(labels, decision)[0] / temperature).log_softmax(-1)
+            taken = self._taken[index].to(labels.device).expand_as(labels)
+            changed += choices.gather(1, taken.clamp(min=0)).masked_fill(taken < 0, 0.0)
+        return changed
+
     def decision_log_probabilities(self, hidden: Tensor, decisions: Tensor) -> Tensor:
         """Hidden states ``[N, H]`` that ask ``decisions [N]`` to log-probabilities ``[N, R]`` (-inf: not a choice)."""
         logits = self.base.logits(hidden, self._rows)
         return logits.masked_fill(~self._allowed[decisions], float("-inf")).log_softmax(-1)
 
 
-class _VocabularyCrossEntropy(torch.autograd.Function):
-    """Cross-entropy over the whole vocabulary of each position, in chunks of positions.
+def divergence(target: Tensor, student: Tensor) -> Tensor:
+    """Kullback-Leibler divergence (nats) ``[N]`` of distributions ``student`` from ``target``.
+
+    Both are log-probabilities ``[N, R]``. What has no probability in ``target`` (-inf) adds nothing.
+    """
+    choices = target > -math.inf
+    change = torch.where(choices, target - student.masked_fill(~choices, 0.0), 0.0)
+    return (target.exp() * change).sum(dim=1)
+
+
+def vocabulary_losses(hidden: Tensor, base: FrozenLM, losses_of: Callable[[Tensor, slice], Tensor]) -> Tensor:
+    """Losses ``[N]`` over the whole vocabulary at hidden states ``[N, H]``, in little memory.
+
+    Args:
+        losses_of: from logits ``[n, V]`` and the slice of positions that they are of to losses ``[n]``.
+    """
+    losses: Tensor = _VocabularyLosses.apply(hidden, base, losses_of)  # type: ignore[no-untyped-call]
+    return losses
+
+
+class _VocabularyLosses(torch.autograd.Function):
+    """Losses over the whole vocabulary of each position, in chunks of positions.
 
     The gradient with respect to the hidden states is taken chunk by chunk in the forward pass (the output layer is
     frozen, so nothing else needs one): memory holds ``chunk x V`` logits instead of ``N x V``.
@@ -101,14 +154,13 @@ class _VocabularyCrossEntropy(torch.autograd.Function):
     CHUNK = 64  # positions
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, targets: Tensor, base: FrozenLM) -> Tensor:
+    def forward(ctx: Any, hidden: Tensor, base: FrozenLM, losses_of: Callable[[Tensor, slice], Tensor]) -> Tensor:
         losses, gradients = [], []
-        for chunk, target in zip(
-            hidden.split(_VocabularyCrossEntropy.CHUNK), targets.split(_VocabularyCrossEntropy.CHUNK), strict=True
-        ):
+        for start in range(0, len(hidden), _VocabularyLosses.CHUNK):
+            positions = slice(start, min(start + _VocabularyLosses.CHUNK, len(hidden)))
             with torch.set_grad_enabled(ctx.needs_input_grad[0]):
-                leaf = chunk.detach().requires_grad_(ctx.needs_input_grad[0])
-                loss = torch.nn.functional.cross_entropy(base.logits(leaf), target, reduction="none")
+                leaf = hidden[positions].detach().requires_grad_(ctx.needs_input_grad[0])
+                loss = losses_of(base.logits(leaf), positions)
                 total = loss.sum()
             losses.append(loss.detach())
             if ctx.needs_input_grad[0]:

@@ -2,8 +2,9 @@
 
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 
-from softprompt.batch import Encoder
+from softprompt.batch import Encoder, Item
 from softprompt.data import Example
 from softprompt.task import TaskSpec
 from softprompt.verbalizer import answer_ids, plain_ids
@@ -19,6 +20,20 @@ def solved(encoder: Encoder, shots: Sequence[Example]) -> list[list[int]]:
     return [
         [*text, *answer_ids(tokenizer, spec, _answer(spec, shot)), *gap]
         for shot, text in zip(shots, encoder.text_ids(shots), strict=True)
+    ]
+
+
+def behind(items: Sequence[Item], fronts: Sequence[Sequence[int]]) -> list[Item]:
+    """``items``, the text of each behind the tokens that ``fronts`` has for its example."""
+    # what an encoder-decoder model is asked is counted in the answer
+    shifts = [0 if items[0].decoder_ids else len(front) for front in fronts]
+    return [
+        replace(
+            item,
+            ids=(*fronts[item.example], *item.ids),
+            positions=tuple(position + shifts[item.example] for position in item.positions),
+        )
+        for item in items
     ]
 
 

@@ -3,6 +3,7 @@
 Shapes: ``B`` batch, ``T`` text length, ``P`` prompt length, ``H`` embedding size.
 """
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -45,6 +46,14 @@ class PromptState:
         if self.kind != "embeddings":
             raise TypeError(f"expected a prompt of the kind embeddings, got {self.kind}")
         return self.tensors[0]
+
+    @property
+    def digest(self) -> str:
+        """What tells it from another prompt."""
+        numbers = hashlib.sha256()
+        for tensor in self.tensors:
+            numbers.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
+        return numbers.hexdigest()[:16]
 
     def detached(self) -> "PromptState":
         """A copy without gradient."""

@@ -9,6 +9,7 @@ from typing import Any, Literal, Self
 
 from softprompt.data import Example, Splits, read_splits
 from softprompt.errors import DataError, PromptFileError, TemplateError
+from softprompt.examples import answered, kind_of
 from softprompt.template import Template
 
 CLASSIFICATION_TEMPLATE = "{{ text }}\nLabel:"
@@ -216,11 +217,51 @@ class Task:
         return cls._checked(spec, splits)
 
     @classmethod
+    def of_inputs(
+        cls,
+        source: str | Path | Splits,
+        *,
+        spec: TaskSpec | None = None,
+        labels: Sequence[str] | None = None,
+        template: str | None = None,
+        verbalizers: Mapping[str, str] | None = None,
+        max_length: int = 512,
+        **columns: str,
+    ) -> Self:
+        """A task whose rows may come without label and output: inputs, to learn from a teacher.
+
+        Args:
+            spec: of the task, where it is known already; the other arguments then play no role.
+            labels: class names; without them, and without any labelled row, it is generation.
+
+        Raises:
+            DataError: rows of the other kind, labels that differ, fewer than two, or one that is not among ``labels``.
+            TemplateError: a template that cannot be used.
+        """
+        splits = source if isinstance(source, Splits) else read_splits(source, unlabelled=True, **columns)  # type: ignore[arg-type]
+        told = answered(splits["all"])
+        kind = kind_of(told) if told else "classification" if labels is not None else "generation"
+        if spec is None:
+            if kind == "generation" and labels is not None:
+                raise DataError(f"{splits.source}: labels were given, but its rows are for generation")
+            found = sorted({str(example.label) for example in told}) if kind == "classification" else None
+            spec = TaskSpec.of(
+                labels=found if labels is None else labels,
+                template=template,
+                verbalizers=verbalizers,
+                max_length=max_length,
+            )
+        elif told and kind != spec.kind:
+            raise DataError(f"{splits.source}: the teacher was learned for {spec.kind}, these rows are for {kind}")
+        return cls._checked(spec, splits, "correct the rows, or name all labels")
+
+    @classmethod
     def _checked(cls, spec: TaskSpec, splits: Splits, advice: str = "correct the rows") -> Self:
         known = spec.label_index
         for split_name in ("train", "validation", "test") if spec.labels else ():
             examples: tuple[Example, ...] = getattr(splits, split_name)
-            unknown = Counter(str(example.label) for example in examples if example.label not in known)
+            labels = (example.label for example in examples if example.label is not None)
+            unknown = Counter(label for label in labels if label not in known)
             if unknown:
                 label, count = unknown.most_common(1)[0]
                 raise DataError(

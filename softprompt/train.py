@@ -6,23 +6,23 @@ Several prompts of one task can learn in the same forward passes; a single one i
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
 from softprompt.base import FrozenLM
-from softprompt.batch import Batch, Encoder, Item, budgeted, collate, epoch_batches
+from softprompt.batch import Batch, Item, budgeted, collate, epoch_batches
 from softprompt.checkpoint import Checkpoint
 from softprompt.config import TrainConfig
 from softprompt.errors import ConfigError, DataError, TrainingError
 from softprompt.learner import Learner
+from softprompt.lesson import Held, Lesson, labels
 from softprompt.methods import check_method, state_of
 from softprompt.methods.initialisers import check_init, check_init_fits
-from softprompt.objective import EVALUATION_TOKENS, Objective
+from softprompt.objective import EVALUATION_TOKENS
 from softprompt.prefix import Prefix, PromptState, make_prefix
 from softprompt.recompute import recomputing
 from softprompt.task import Task
-from softprompt.validation import Validation
 
 # what prompts that learn together have in common: these decide when something happens, or for how many at once
 SHARED = (
@@ -100,6 +100,7 @@ def train_together(
     configs: Mapping[str, TrainConfig],
     observer: Observer,
     checkpoint: Checkpoint | None = None,
+    lesson: Lesson | None = None,
 ) -> list[TrainingResult]:
     """Learn several prompts of one task in the same forward passes of the frozen model.
 
@@ -109,6 +110,7 @@ def train_together(
     Args:
         configs: by the name each is reported under; the settings of ``SHARED`` must be the same in all.
         checkpoint: as for ``train``.
+        lesson: what is learned from; the task's labels or outputs, if not given.
 
     Raises:
         as ``train``; a loss that is no number ends only the prompt whose it is, unless it was the last.
@@ -116,35 +118,43 @@ def train_together(
     check_together(configs)
     for config in configs.values():
         check_method(config.method, config.method_options)
-        check_init(config.init)
+        check_init(config.init, taught=lesson is not None and config.length in lesson.starts)
         check_init_fits(config.init, task.spec)
-    check_trainable(task)
+    if lesson is None:
+        check_trainable(task)
     saved = checkpoint.load() if checkpoint is not None else None
-    encoders = _encoders(base, task, configs.values())
-    objective = Objective(base, next(iter(encoders.values()))[0].verbalizer)
-    learners = [Learner(base, task, config, name) for name, config in configs.items()]
+    lesson = labels(base, task, configs.values()) if lesson is None else lesson
+    learners = [
+        Learner(base, task, config, name, lesson.bar, lesson.starts.get(config.length))
+        for name, config in configs.items()
+    ]
     shared = learners[0].config
-    # lengths that share an encoder share its validation examples: tokenised, and counted where cut, once
-    unique = {id(encoder): encoder for encoder, _ in encoders.values()}
-    by_encoder = {key: Validation(task, encoder, objective, shared) for key, encoder in unique.items()}
-    validations = {length: by_encoder[id(encoder)] for length, (encoder, _) in encoders.items()}
-    for note in dict.fromkeys(note for encoder in unique.values() for note in encoder.cut_notes()):
+    for note in dict.fromkeys(note for one in learners for note in lesson.encoders[one.config.length].cut_notes()):
         observer.noted(note)
     if saved is not None:
         for index, learner in enumerate(learners):
             learner.restore(*saved.learner(index))
         observer.noted(f"resumed at step {max(learner.progress.step for learner in learners)}")
 
-    orders = [Order([len(item.ids) for item in encoders[one.config.length][1]], one.config) for one in learners]
+    examples = [lesson.examples[learner.config.length] for learner in learners]
+    validations = [lesson.validations[learner.config.length] for learner in learners]
+    orders = [
+        Order([len(items[0].ids) for items in some], learner.config)
+        for some, learner in zip(examples, learners, strict=True)
+    ]
     first_step = step = max(learner.progress.step for learner in learners)
     seen, began = 0, time.perf_counter()
     try:
         observer.started(step, shared.steps, sum(one.learned for one in learners), base.parameter_count)
+        for index, learner in enumerate(learners if lesson.scores_start and not step else ()):
+            if not _evaluate(learner, validations[index], observer, last=False):
+                _give_up(learners, index, "validation loss", observer, checkpoint)
         while active := [index for index, learner in enumerate(learners) if not learner.done]:
             step_began = time.perf_counter()
-            batches = [[encoders[learners[i].config.length][1][n] for n in orders[i].batch(step)] for i in active]
+            chosen = {i: orders[i].batch(step) for i in active}
+            batches = [[item for n in indices for item in examples[i][n]] for i, indices in chosen.items()]
             with recomputing(base, shared.gradient_checkpointing):
-                losses = _accumulate_gradients(base, [learners[i] for i in active], objective, batches)
+                losses = _accumulate_gradients(base, [learners[i] for i in active], lesson, batches)
             good = []
             for index, loss in zip(active, losses, strict=True):
                 if math.isfinite(loss) and math.isfinite(learners[index].clip()):
@@ -158,18 +168,17 @@ def train_together(
             for index, _ in good:
                 learners[index].update()
             step += 1
-            seen += sum(map(len, batches))
-            speed = sum(map(len, batches)) / (time.perf_counter() - step_began)
+            seen += sum(map(len, chosen.values()))
+            speed = sum(map(len, chosen.values())) / (time.perf_counter() - step_began)
             observer.stepped(step, sum(loss for _, loss in good) / max(len(good), 1), rate, speed)
             last = step == shared.steps
             for index, loss in good:
                 learner = learners[index]
                 if (text := learner.alarm(loss)) is not None:
                     observer.noted(_named(text, learner))
-                if step % shared.eval_every == 0 or last:
-                    validation = validations[learner.config.length]
-                    if not _evaluate(learner, validation, observer, last):
-                        _give_up(learners, index, "validation loss", observer, checkpoint)
+                due = step % shared.eval_every == 0 or last
+                if due and not _evaluate(learner, validations[index], observer, last):
+                    _give_up(learners, index, "validation loss", observer, checkpoint)
             if checkpoint is not None and all(learner.done for learner in learners):
                 checkpoint.save(learners)
     finally:
@@ -179,20 +188,20 @@ def train_together(
     return [
         TrainingResult(
             learner.best,
-            validations[learner.config.length].metric,
+            validation.metric,
             learner.progress.best_value,
             learner.progress.best_loss,
             learner.progress.best_step,
             learner.progress.step,
             tuple(learner.progress.history),
             learner.learned,
-            encoders[learner.config.length][0].truncated,
+            lesson.encoders[learner.config.length].truncated,
             seconds,
             seen / seconds if seconds else 0.0,
             learner.progress.alarmed,
             learner.progress.failed,
         )
-        for learner in learners
+        for learner, validation in zip(learners, validations, strict=True)
     ]
 
 
@@ -210,8 +219,8 @@ def check_together(configs: Mapping[str, TrainConfig]) -> None:
                 )
 
 
-def check_trainable(task: Task) -> None:
-    """Raise DataError unless there are training examples, of more than one label, and validation examples."""
+def check_there(task: Task) -> None:
+    """Raise DataError unless there are training and validation examples."""
     source = task.splits.source
     if not task.train:
         raise DataError(f"{source}: expected a train split, got no training examples: add train.jsonl or the like")
@@ -220,6 +229,12 @@ def check_trainable(task: Task) -> None:
             f"{source}: expected validation examples, got none and too few others to set some aside: add rows, or a "
             "validation file"
         )
+
+
+def check_trainable(task: Task) -> None:
+    """Raise DataError unless there are training examples, of more than one label, and validation examples."""
+    check_there(task)
+    source = task.splits.source
     if task.spec.kind == "classification" and len({example.label for example in task.train}) == 1:
         raise DataError(
             f"{source}: expected training examples of at least two labels, got only '{task.train[0].label}': "
@@ -228,11 +243,11 @@ def check_trainable(task: Task) -> None:
 
 
 def _accumulate_gradients(
-    base: FrozenLM, learners: Sequence[Learner], objective: Objective, batches: Sequence[Sequence[Item]]
+    base: FrozenLM, learners: Sequence[Learner], lesson: Lesson, batches: Sequence[Sequence[Item]]
 ) -> list[float]:
     """Gradient of each learner's mean loss over its batch, however many passes that takes; returns the means (nats)."""
     config = learners[0].config
-    counts = [objective.count(batch) for batch in batches]
+    counts = [lesson.count(batch) for batch in batches]
     items = [replace(item, prompt=owner) for owner, batch in enumerate(batches) for item in batch]
 
     def state(owner: int) -> PromptState:
@@ -241,7 +256,7 @@ def _accumulate_gradients(
     totals = [0.0] * len(learners)
     for _, owners, prefix, batch in forward_passes(base, items, state, config, mixed=len(learners) > 1):
         owner_of_target = batch.which[batch.row]
-        losses = objective.losses(prefix, batch)
+        losses = lesson.losses(prefix, batch)
         sums = losses.new_zeros(len(owners)).index_add(0, owner_of_target, losses)
         means = sums / sums.new_tensor([counts[owner] for owner in owners])
         means.sum().backward()
@@ -275,7 +290,7 @@ def forward_passes(
         yield chunk, owners, prefix, batch
 
 
-def _evaluate(learner: Learner, validation: Validation, observer: Observer, last: bool) -> bool:
+def _evaluate(learner: Learner, validation: Held, observer: Observer, last: bool) -> bool:
     """Score a learner on validation; whether its loss there is a number."""
     candidate = learner.candidate()
     value, loss = validation.score(candidate)
@@ -321,20 +336,6 @@ def _named(text: str, learner: Learner) -> str:
     return f"{learner.name}: {text}" if learner.name else text
 
 
-def _encoders(base: FrozenLM, task: Task, configs: Iterable[TrainConfig]) -> dict[int, tuple[Encoder, list[Item]]]:
-    """For each prompt length an encoder and the training items; lengths with the same limit share them."""
-    by_limit: dict[int, tuple[Encoder, list[Item]]] = {}
-    by_length: dict[int, tuple[Encoder, list[Item]]] = {}
-    for length in sorted({config.length for config in configs}):
-        encoder = Encoder(base, task.spec, length)
-        # generation cuts each text to what its answer leaves, which depends on the length
-        key = encoder.limit if task.spec.kind == "classification" else -length
-        if key not in by_limit:
-            by_limit[key] = (encoder, encoder.training_items(task.train))
-        by_length[length] = by_limit[key]
-    return by_length
-
-
 class Order:
     """Which examples each step takes."""
 
@@ -355,7 +356,7 @@ __all__ = [
     "Observer",
     "Order",
     "TrainingResult",
-    "Validation",
+    "check_there",
     "check_together",
     "check_trainable",
     "forward_passes",

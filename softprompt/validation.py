@@ -41,9 +41,13 @@ class Validation:
 
 def validation_examples(task: Task, limit: int) -> list[Example]:
     """At most ``limit`` of the validation examples, the same ones every time."""
-    examples = list(task.validation)
+    return some_of(task.validation, limit)
+
+
+def some_of(examples: Sequence[Example], limit: int) -> list[Example]:
+    """At most ``limit`` of them, the same ones every time, in their order."""
     if len(examples) <= limit:
-        return examples
+        return list(examples)
     chosen = torch.randperm(len(examples), generator=torch.Generator().manual_seed(0))
     return [examples[index] for index in sorted(chosen[:limit].tolist())]
 

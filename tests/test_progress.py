@@ -17,6 +17,7 @@ from softprompt.errors import MissingExtraError, OutputError, TrainingError
 from softprompt.fit import fit
 from softprompt.progress import LiveLine, PlainLines, Several, Silent, TensorBoard
 from softprompt.train import Observer
+from softprompt.validation import Validation
 
 
 class Terminal(io.StringIO):
@@ -169,7 +170,7 @@ class TestLiveLine:
 
     def test_is_gone_after_an_early_stop(self, terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
         line = LiveLine(terminal)
-        monkeypatch.setattr(training.Validation, "score", lambda *arguments: (0.5, 1.0))
+        monkeypatch.setattr(Validation, "score", lambda *arguments: (0.5, 1.0))
         prompt = fit(tiny_base("llama"), reviews_task(), observer=line, patience=1, **{**FAST, "steps": 100})
         assert prompt.training["steps_made"] == 12
         assert not line._progress.live.is_started

@@ -11,6 +11,7 @@ import torch
 from small import FAST, TEMPLATE, Recorder, answers, noise, reviews, reviews_task
 from tiny import tiny_base
 
+import softprompt.lesson as lesson
 import softprompt.train as training
 from softprompt.base import FrozenLM
 from softprompt.checkpoint import Checkpoint
@@ -160,7 +161,7 @@ class TestChoiceOfTheBest:
         **settings: Any,
     ) -> tuple[TrainingResult, Recorder, Scripted]:
         validation = Scripted(scores, error)
-        monkeypatch.setattr(training, "Validation", validation)
+        monkeypatch.setattr(lesson, "Validation", validation)
         result, seen = run(base, reviews_task(), **{"eval_every": 2, "steps": 2 * len(scores), **settings})
         return result, seen, validation
 

@@ -6,7 +6,6 @@ context, the least similar are left out.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -21,7 +20,7 @@ from softprompt.generate import Sampling, complete
 from softprompt.objective import EVALUATION_TOKENS, Objective
 from softprompt.predict import Prediction, likeliest
 from softprompt.prefix import make_prefix
-from softprompt.shots import solved
+from softprompt.shots import behind, solved
 from softprompt.task import Task
 
 
@@ -102,17 +101,7 @@ class NearestShots:
         longest = [0] * len(examples)
         for item in items:
             longest[item.example] = max(longest[item.example], len(item.ids))
-        fronts = self.in_front(examples, longest)
-        # what an encoder-decoder model is asked is counted in the answer
-        shifts = [0 if items[0].decoder_ids else len(front) for front in fronts]
-        return [
-            replace(
-                item,
-                ids=(*fronts[item.example], *item.ids),
-                positions=tuple(position + shifts[item.example] for position in item.positions),
-            )
-            for item in items
-        ]
+        return behind(items, self.in_front(examples, longest))
 
     def label_log_probabilities(self, examples: Sequence[Example]) -> Tensor:
         """Log-probabilities ``[examples, C]`` of the labels."""

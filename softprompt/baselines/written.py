@@ -22,19 +22,25 @@ from softprompt.verbalizer import plain_ids
 def written_prompt(
     base: FrozenLM, spec: TaskSpec, instruction: str = "", shots: Sequence[Example] = ()
 ) -> PromptState | None:
-    """An instruction and solved examples as a prefix of ``[P, H]``; ``None`` if there is neither.
+    """An instruction and solved examples as a prefix of ``[P, H]``; ``None`` if there is neither."""
+    ids = written_ids(base, spec, instruction, shots)
+    if not ids:
+        return None
+    with torch.no_grad():
+        return PromptState.of_embeddings(base.embed(torch.tensor(ids, device=base.device)).float())
 
-    Each example is the filled-in template with its answer; a blank line stands between the parts.
+
+def written_ids(base: FrozenLM, spec: TaskSpec, instruction: str = "", shots: Sequence[Example] = ()) -> list[int]:
+    """Token ids of an instruction and solved examples.
+
+    Each example is the filled-in template with its answer; a blank line stands between the parts, and behind them.
     """
     ids: list[int] = []
     if instruction:
         ids += plain_ids(base.tokenizer, instruction) + plain_ids(base.tokenizer, GAP)
     for shot in solved(Encoder(base, spec, 0), shots):
         ids += shot
-    if not ids:
-        return None
-    with torch.no_grad():
-        return PromptState.of_embeddings(base.embed(torch.tensor(ids, device=base.device)).float())
+    return ids
 
 
 def choose_shots(examples: Sequence[Example], count: int, seed: int) -> list[Example]:

@@ -31,24 +31,33 @@ class _Wanted:
 
 
 def initialise(
-    how: str, base: FrozenLM, spec: TaskSpec, length: int, seed: int, examples: Sequence[Example] = ()
+    how: str,
+    base: FrozenLM,
+    spec: TaskSpec,
+    length: int,
+    seed: int,
+    examples: Sequence[Example] = (),
+    given: PromptState | None = None,
 ) -> PromptState:
     """The start of a prompt: virtual tokens, or the keys and values of a saved prompt of that kind.
 
     Args:
         how: ``text`` (an instruction made of the task's labels), ``examples`` (the same, with solved training examples
-            behind it), ``text:WORDS``, ``labels``, ``vocab``, ``random``, or ``prompt:FOLDER`` (a saved prompt for the
-            same base).
+            behind it), ``text:WORDS``, ``labels``, ``vocab``, ``random``, ``prompt:FOLDER`` (a saved prompt for the
+            same base), or ``teacher``, which is ``given``.
         length: virtual tokens ``P``.
         seed: of ``examples``, ``vocab`` and ``random``.
         examples: of the training data; where too few fit into ``length``, ``examples`` is ``text``.
+        given: of ``length`` virtual tokens; distillation makes it of its teacher.
 
     Raises:
         ConfigError: an unknown initialiser, or one without the argument it needs.
         PromptFileError: the prompt of ``prompt:FOLDER`` cannot be used.
     """
-    check_init(how)
+    check_init(how, taught=given is not None)
     check_init_fits(how, spec)
+    if how == "teacher" and given is not None:
+        return given
     if how in _PLAIN:
         return PromptState.of_embeddings(_PLAIN[how](_Wanted(base, spec, length, seed, examples)))
     name, _, argument = how.partition(":")
@@ -63,9 +72,12 @@ def check_init_fits(how: str, spec: TaskSpec) -> None:
         raise ConfigError("init 'labels' needs a classification task: use text, vocab or random")
 
 
-def check_init(how: str) -> None:
-    """What can be said of an initialiser without a base model; raises as ``initialise`` does."""
-    if how in _PLAIN:
+def check_init(how: str, *, taught: bool = False) -> None:
+    """What can be said of an initialiser without a base model; raises as ``initialise`` does.
+
+    ``taught``: there is a teacher to start from.
+    """
+    if how in _PLAIN or (taught and how == "teacher"):
         return
     name, colon, argument = how.partition(":")
     if name not in _WITH_ARGUMENT:

@@ -1,0 +1,134 @@
+"""Rows to examples: text, label or outputs, and the other columns as strings."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+from softprompt.errors import DataError
+from softprompt.rows import listed, type_name
+
+Kind = Literal["classification", "generation"]
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One row; ``label`` is set in classification, ``references`` in generation."""
+
+    text: str
+    label: str | None = None
+    references: tuple[str, ...] = ()  # accepted outputs; the first is the one that is learned
+    columns: Mapping[str, str] = field(default_factory=dict, hash=False)  # the others, for templates and slices
+
+
+class Columns(NamedTuple):
+    """What the columns of text, label and output are called, and whether a row may come without label and output."""
+
+    text: str
+    label: str
+    target: str
+    optional: bool = False
+
+    def kind(self, row: Mapping[str, Any], place: str) -> Kind | None:
+        """What the row's columns make of it; a column whose name the caller chose must be there.
+
+        ``None`` where label and output may be left out, and are: no such column, or nothing in it.
+        """
+        if self.optional and self.text in row:
+            row = {name: value for name, value in row.items() if name == self.text or not _blank(value)}
+            if not {self.label, self.target, "references"} & row.keys():
+                return None
+        label_chosen, target_chosen = self.label != "label", self.target != "target"
+        wanted = [self.label] if label_chosen else [self.target, "references"] if target_chosen else ["label", "target"]
+        if self.text in row:
+            if self.label in row and (label_chosen or not target_chosen):
+                return "classification"
+            if not label_chosen and (self.target in row or "references" in row):
+                return "generation"
+        missing = listed(wanted, " or ") if self.text in row else f"'{self.text}'"
+        names = "--text-column, --label-column or --target-column"
+        raise DataError(f"{place}: expected a column {missing}, got {listed(row)}: name it with {names}")
+
+
+def example_of(row: Mapping[str, Any], kind: Kind | None, columns: Columns, place: str) -> Example:
+    """The example that a row of this ``kind`` is (see ``Columns.kind``); DataError names ``place``."""
+    label: str | None = None
+    references: tuple[str, ...] = ()
+    if kind == "classification":
+        used = {columns.text, columns.label}
+        label = _string(_scalar(row[columns.label]), columns.label, place)
+    elif kind == "generation":
+        used = {columns.text, columns.target, "references"}
+        references = _references(row, columns.target, place)
+    else:
+        used = {columns.text, columns.label, columns.target, "references"}
+    others = {name: _column(value, name, place) for name, value in row.items() if name not in used}
+    return Example(_string(row[columns.text], columns.text, place), label, references, others)
+
+
+def _references(row: Mapping[str, Any], target: str, place: str) -> tuple[str, ...]:
+    several = row.get("references")
+    if not isinstance(several, list | None):
+        raise DataError(
+            f"{place}: expected a list of strings in 'references', got {type_name(several)}: use '{target}' for one"
+        )
+    outputs = [("references", output) for output in several or ()]
+    if target in row and not (row[target] is None and outputs):
+        outputs.insert(0, (target, row[target]))
+    if not outputs:
+        raise DataError(f"{place}: expected at least one output in 'references', got none: add one, or remove the row")
+    return tuple(dict.fromkeys(_string(output, name, place) for name, output in outputs))
+
+
+def _blank(value: Any) -> bool:
+    return value is None or value != value or (isinstance(value, str) and not value.strip())
+
+
+def _scalar(value: Any) -> Any:
+    """Numbers and booleans as strings; all else as it is."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return str(value) if isinstance(value, int | float) and value == value else value  # NaN stands for null
+
+
+def _column(value: Any, name: str, place: str) -> str:
+    value = "" if value is None or value != value else _scalar(value)
+    return _unicode(
+        value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str), name, place
+    )
+
+
+def _string(value: Any, name: str, place: str) -> str:
+    if not isinstance(value, str) or not value.strip():
+        got = "a blank string" if isinstance(value, str) else type_name(value)
+        raise DataError(f"{place}: expected a string in column '{name}', got {got}: mend or remove this row")
+    return _unicode(value, name, place)
+
+
+def _unicode(value: str, name: str, place: str) -> str:
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        code = f"\\u{ord(value[error.start]):x}"
+        raise DataError(
+            f"{place}: expected Unicode text in column '{name}', got half a character ({code}): mend it"
+        ) from error
+    return value
+
+
+def unlabelled_example(row: Mapping[str, Any], place: str) -> Example:
+    """A row to be answered, its values read as those of training rows are; DataError names ``place``."""
+    if "text" not in row:
+        raise DataError(f"{place}: expected a column 'text', got {listed(row)}: rename it")
+    others = {name: _column(value, name, place) for name, value in row.items() if name != "text"}
+    return Example(_string(row["text"], "text", place), columns=others)
+
+
+def kind_of(examples: Sequence[Example]) -> Kind:
+    """What the examples carry; outputs where the first has no label."""
+    return "classification" if examples[0].label is not None else "generation"
+
+
+def answered(examples: Sequence[Example]) -> list[Example]:
+    """Those with a label or outputs."""
+    return [one for one in examples if one.label is not None or one.references]
