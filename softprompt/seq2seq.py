@@ -80,6 +80,7 @@ class GrowingAnswers:
     def keep(self, rows: Tensor) -> None:
         """Go on with these answers only."""
         self._cache.batch_select_indices(rows)
+        self.last = self.last[rows]
         self._encoded, self._mask, self._which = self._encoded[rows], self._mask[rows], self._which[rows]
 
     def extend(self, tokens: Tensor) -> None:
