@@ -40,7 +40,7 @@ def resized(cache: Any, width: int, change: Callable[[Tensor, int], Tensor]) -> 
 
 
 def right_aligned(cache: Any, padding: Tensor, width: int) -> Any:
-    """A copy of ``width`` columns with all rows at their right end, from one with ``padding [B]`` columns behind them."""
+    """A copy of ``width`` columns with all rows at their right end, where they have ``padding [B]`` behind them."""
 
     def shifted(tensor: Tensor, kept: int) -> Tensor:
         source = tensor.shape[2] - padding[:, None] + torch.arange(-kept, 0, device=padding.device)

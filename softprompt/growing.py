@@ -17,7 +17,6 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from softprompt.base import FrozenLM
 from softprompt.batch import Batch, Item, collate
 from softprompt.cache import keeping_all, padded, resized, right_aligned
 from softprompt.prefix import CachedPrefix, ConcatenatedPrefix, Prefix, read_one_more
@@ -48,6 +47,15 @@ def start_growing(prefix: Prefix, items: Sequence[Item]) -> Growing:
     if isinstance(prefix, EncodedPrefix):
         return GrowingAnswers(prefix, batch)
     return GrowingTexts(prefix, batch) if isinstance(prefix, CachedPrefix) else RereadTexts(prefix, items)
+
+
+def joined(rows: Growing, others: Growing) -> bool:
+    """Take the rows of ``others`` in, behind those of ``rows``; whether they can grow together."""
+    match rows, others:
+        case (GrowingTexts(), GrowingTexts()) | (RereadTexts(), RereadTexts()):
+            rows.join(others)
+            return True
+    return False
 
 
 class GrowingTexts:

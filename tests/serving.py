@@ -1,0 +1,115 @@
+"""Prompts for engines of tiny models, and what each of their requests is answered alone."""
+
+import random
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from tiny import random_prompt
+
+from softprompt.base import FrozenLM
+from softprompt.data import Example
+from softprompt.generate import Sampling
+from softprompt.predict import Prediction, Predictor
+from softprompt.prefix import PromptState, keys_and_values
+from softprompt.server.work import Piece, Served
+from softprompt.task import TaskSpec
+
+ATOL = 1e-4  # of probabilities
+
+TWO = TaskSpec.of(labels=["good", "bad"], template="{{ text }}:")
+# labels of several tokens, one of them the beginning of another, and a text in the middle
+MANY = TaskSpec.of(labels=["a", "a film", "the cat sat", "the mat"], template="what is {{ text }}? Output:")
+WORDS = TaskSpec.of(template="{{ text }}\nOutput:", max_length=64)
+
+
+def tokens(base: FrozenLM, length: int, seed: int = 7) -> PromptState:
+    """Virtual tokens."""
+    return PromptState.of_embeddings(random_prompt(base, length, seed).detach())
+
+
+def attention(base: FrozenLM, length: int, seed: int = 7) -> PromptState:
+    """The same, as keys and values in every layer."""
+    return keys_and_values(base, random_prompt(base, length, seed).detach())
+
+
+def prompts(base: FrozenLM, *, in_layers: bool = True) -> list[Served]:
+    """Of every kind: lengths, tasks, in the layers or before them, several that vote, and none."""
+    kinds = attention if in_layers else tokens
+    return [
+        Served("short@1", TWO, (tokens(base, 2),)),
+        Served("long@1", MANY, (tokens(base, 14, 3),)),
+        Served("layers@1", TWO, (kinds(base, 5, 4),)),
+        Served("voting@2", MANY, (tokens(base, 3, 5), kinds(base, 1, 6), tokens(base, 9, 8))),
+        Served("plain@1", MANY, ()),
+        Served("bare@1", TWO, ()),
+        Served("words@1", WORDS, (tokens(base, 6, 9),)),
+        Served("other words@3", replace(WORDS, template="{{ text }}"), (kinds(base, 11, 10),)),
+        Served("no words@1", WORDS, ()),
+    ]
+
+
+def examples(generator: random.Random, count: int) -> list[Example]:
+    """Texts of one to many words."""
+    words = [
+        "a",
+        "good",
+        "bad",
+        "film",
+        "story",
+        "cat",
+        "mat",
+        "the",
+        "is",
+        "what?",
+        "great!",
+        "dull:",
+        "sat",
+        "on",
+        "é€",
+        "<bos>",
+        "<eos>",
+    ]
+    return [
+        Example(" ".join(generator.choice(words) for _ in range(generator.choice((1, 2, 3, 5, 9, 14)))))
+        for _ in range(count)
+    ]
+
+
+def alone(
+    base: FrozenLM, served: Served, texts: Sequence[Example], sampling: Sampling | None = None
+) -> list[Prediction]:
+    """What a Predictor answers."""
+    spec = served.spec if sampling is None else replace(served.spec, kind="generation")
+    predictor = Predictor(base, spec, served.states, sampling)
+    return sorted(predictor.predict(texts), key=lambda prediction: prediction.index)
+
+
+def completed(base: FrozenLM, served: Served, text: Example, sampling: Sampling) -> str:
+    """One completion, by a Predictor."""
+    (prediction,) = alone(base, served, [text], sampling)
+    assert prediction.completion is not None
+    return prediction.completion
+
+
+def joined(pieces: Sequence[Piece]) -> str:
+    """The completion, if its pieces are as they must be."""
+    assert [piece.finish is not None for piece in pieces] == [False] * (len(pieces) - 1) + [True]
+    assert all(piece.text for piece in pieces[:-1])
+    assert len({piece.prompt_tokens for piece in pieces}) == 1
+    return "".join(piece.text for piece in pieces)
+
+
+def assert_same(found: Sequence[Prediction], expected: Sequence[Prediction]) -> None:
+    """As likely labels, but for rounding."""
+    assert [one.index for one in found] == [one.index for one in expected]
+    for one, other in zip(found, expected, strict=True):
+        assert one.probabilities is not None
+        assert other.probabilities is not None
+        assert list(one.probabilities) == list(other.probabilities)
+        torch.testing.assert_close(
+            torch.tensor(list(one.probabilities.values())),
+            torch.tensor(list(other.probabilities.values())),
+            atol=ATOL,
+            rtol=0,
+        )
