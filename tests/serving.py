@@ -1,7 +1,9 @@
 """Prompts for engines of tiny models, and what each of their requests is answered alone."""
 
+import asyncio
 import random
-from collections.abc import Sequence
+import threading
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
 
 import torch
@@ -9,9 +11,13 @@ from tiny import random_prompt
 
 from softprompt.base import FrozenLM
 from softprompt.data import Example
-from softprompt.generate import Sampling
+from softprompt.generate import Completion, Sampling, next_tokens
+from softprompt.growing import start_growing
 from softprompt.predict import Prediction, Predictor
-from softprompt.prefix import PromptState, keys_and_values
+from softprompt.prefix import PromptState, keys_and_values, make_prefix
+from softprompt.server.engine import Engine
+from softprompt.server.facts import Ran
+from softprompt.server.preparing import Preparing
 from softprompt.server.work import Piece, Served
 from softprompt.task import TaskSpec
 
@@ -51,25 +57,7 @@ def prompts(base: FrozenLM, *, in_layers: bool = True) -> list[Served]:
 
 def examples(generator: random.Random, count: int) -> list[Example]:
     """Texts of one to many words."""
-    words = [
-        "a",
-        "good",
-        "bad",
-        "film",
-        "story",
-        "cat",
-        "mat",
-        "the",
-        "is",
-        "what?",
-        "great!",
-        "dull:",
-        "sat",
-        "on",
-        "é€",
-        "<bos>",
-        "<eos>",
-    ]
+    words = ("a", "good", "bad film", "story", "cat", "the", "is", "what?", "great!", "dull:", "é€", "<bos>", "<eos>")
     return [
         Example(" ".join(generator.choice(words) for _ in range(generator.choice((1, 2, 3, 5, 9, 14)))))
         for _ in range(count)
@@ -113,3 +101,60 @@ def assert_same(found: Sequence[Prediction], expected: Sequence[Prediction]) -> 
             atol=ATOL,
             rtol=0,
         )
+
+
+async def collected(pieces: AsyncIterator[Piece]) -> list[Piece]:
+    return [piece async for piece in pieces]
+
+
+def examples_of(*texts: str) -> list[Example]:
+    return [Example(text) for text in texts]
+
+
+@torch.no_grad()
+def grown(base: FrozenLM, served: Served, text: Example, count: int) -> Completion:
+    """The likeliest tokens, at most ``count``."""
+    completion = Completion(base, Sampling(count))
+    growing = start_growing(
+        make_prefix(base, *(served.states or (None,))), [Preparing(base, 1000).text(served, text, count)]
+    )
+    while completion.add(*next_tokens(base.logits(growing.last), [completion])):
+        growing.extend(torch.tensor(completion.tokens[-1:]))
+    return completion
+
+
+def lasting(base: FrozenLM, served: Served, count: int) -> Example:
+    """A text whose likeliest completion goes on for so many tokens."""
+    for text in examples_of("a good film", "the cat", "dull", "what is the mat?", "great", "story story"):
+        if grown(base, served, text, count).finish == "length":
+            return text
+    raise AssertionError("all of them end")
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait for something that is to happen soon."""
+    for _ in range(4000):
+        if condition():
+            return
+        await asyncio.sleep(0.005)
+    raise AssertionError("it did not happen")
+
+
+class Held:
+    """An observer that can hold the model's thread after a batch, and remembers the batches."""
+
+    def __init__(self) -> None:
+        self.batches: list[Ran] = []
+        self.go = threading.Event()
+        self.go.set()
+
+    def ran(self, batch: Ran) -> None:
+        self.batches.append(batch)
+        assert self.go.wait(30)
+
+    async def busy(self, engine: Engine, served: Served) -> "asyncio.Task[list[Prediction]]":
+        """Hold the thread, with a request of its own."""
+        self.go.clear()
+        first = asyncio.create_task(engine.classify(served, [Example("first")]))
+        await until(lambda: bool(self.batches))
+        return first

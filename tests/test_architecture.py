@@ -42,6 +42,7 @@ ROOMS = (
     "seq2seq",
     "cache",
     "prefix",
+    "apart",
     "objective",
     "growing",
     "generate",

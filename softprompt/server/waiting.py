@@ -75,9 +75,9 @@ class Waiting:
         The first is the one whose turn it is; those nearest to it in length go with it.
         """
         with self._changed:
-            first, *others = self._in_turn(rows * LOOKED_AT) or [None]
-            if first is None:
+            if not (candidates := self._in_turn(rows * LOOKED_AT)):
                 return []
+            first, *others = candidates
             others.sort(key=lambda one: abs(one.length - first.length))
             chosen, filled, longest = [first], len(first.items), first.length
             for one in others:
