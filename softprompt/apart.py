@@ -106,9 +106,10 @@ class PrefixesApart:
             return fronts.hidden(batch.input_ids, batch.mask)[batch.row, batch.column]
 
 
-def in_window(base: FrozenLM, length: int) -> bool:
-    """Whether in sequences of ``length`` tokens all layers see all that stands before."""
-    return base.sliding_window is None or length <= base.sliding_window
+def in_window(base: FrozenLM, length: int | None) -> bool:
+    """Whether in sequences of ``length`` tokens (``None``: of any length) all layers see all that stands before."""
+    window = base.sliding_window
+    return window is None or (length is not None and length <= window)
 
 
 def stays_apart(base: FrozenLM) -> bool:

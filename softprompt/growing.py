@@ -17,9 +17,11 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from softprompt import faster
+from softprompt.apart import Fronts, PrefixesApart, in_window
 from softprompt.batch import Batch, Item, collate
 from softprompt.cache import keeping_all, padded, resized, right_aligned
-from softprompt.prefix import CachedPrefix, ConcatenatedPrefix, Prefix, read_one_more
+from softprompt.prefix import CachedPrefix, ConcatenatedPrefix, Prefix, read_one_more, stacked
 from softprompt.seq2seq import EncodedPrefix, GrowingAnswers
 
 
@@ -41,32 +43,50 @@ class Growing(Protocol):
         ...
 
 
-def start_growing(prefix: Prefix, items: Sequence[Item]) -> Growing:
-    """Read texts behind their prompts, to go on from."""
+def start_growing(prefix: Prefix | PrefixesApart, items: Sequence[Item], longest: int | None = None) -> Growing:
+    """Read texts behind their prompts, to go on from.
+
+    Args:
+        longest: tokens that a sequence may come to, its prompt counted; whatever the model can hold, if not given.
+    """
     batch = collate(items, prefix.base.device)
     if isinstance(prefix, EncodedPrefix):
         return GrowingAnswers(prefix, batch)
-    return GrowingTexts(prefix, batch) if isinstance(prefix, CachedPrefix) else RereadTexts(prefix, items)
+    if isinstance(prefix, ConcatenatedPrefix):
+        return RereadTexts(prefix, items)
+    if isinstance(prefix, PrefixesApart) and not in_window(prefix.base, longest):
+        prefix = stacked(prefix.prefixes)
+    return GrowingTexts(prefix, batch)
 
 
 def joined(rows: Growing, others: Growing) -> bool:
     """Take the rows of ``others`` in, behind those of ``rows``; whether they can grow together."""
     match rows, others:
-        case (GrowingTexts(), GrowingTexts()) | (RereadTexts(), RereadTexts()):
-            rows.join(others)
-            return True
+        case GrowingTexts(), GrowingTexts():
+            return rows.join(others)
+        case RereadTexts(), RereadTexts():
+            return rows.join(others)
     return False
 
 
 class GrowingTexts:
-    """With cached keys and values, in a ``transformers`` cache."""
+    """With cached keys and values, in a ``transformers`` cache; prompts stand in it too, or apart from it."""
 
-    def __init__(self, prefix: CachedPrefix, batch: Batch) -> None:
+    def __init__(self, prefix: CachedPrefix | PrefixesApart, batch: Batch) -> None:
+        from transformers import DynamicCache
+
         lengths = batch.mask.sum(dim=1)
-        cache = keeping_all(prefix.expand(batch.which))
-        hidden = prefix.hidden(batch.input_ids, batch.mask, batch.which, cache)
         self._base = prefix.base
-        self._sizes = prefix.starts(batch.which) + lengths
+        self._fronts: Fronts | None = None
+        if isinstance(prefix, CachedPrefix):
+            cache = keeping_all(prefix.expand(batch.which))
+            hidden = prefix.hidden(batch.input_ids, batch.mask, batch.which, cache)
+            self._sizes = prefix.starts(batch.which) + lengths
+        else:
+            self._fronts = prefix.fronts(batch.which.tolist())
+            cache = keeping_all(DynamicCache(config=self._base.model.config))
+            hidden = self._fronts.hidden(batch.input_ids, batch.mask, cache)
+            self._sizes = lengths
         self._width = int(self._sizes.max())
         self._cache = right_aligned(cache, batch.mask.shape[1] - lengths, self._width)
         self.last = hidden[torch.arange(len(lengths), device=lengths.device), lengths - 1]
@@ -76,17 +96,28 @@ class GrowingTexts:
         self._sizes, self.last = self._sizes[rows], self.last[rows]
         self._width = int(self._sizes.max())
         self._cache = resized(self._cache, self._width, lambda tensor, width: tensor[rows, :, -width:])
+        if self._fronts is not None:
+            self._fronts = Fronts([self._fronts.of_rows[row] for row in rows.tolist()])
 
     def extend(self, tokens: Tensor) -> None:
         """One more token ``[B]`` each."""
         self._width += 1
         column = torch.arange(self._width, device=tokens.device)
         mask = (column >= self._width - 1 - self._sizes[:, None]).long()
-        self.last = read_one_more(self._base, tokens, mask, self._sizes, self._cache)
+        if self._fronts is None:
+            self.last = read_one_more(self._base, tokens, mask, self._sizes, self._cache)
+        else:
+            with faster.behind(self._fronts):
+                positions = self._fronts.lengths + self._sizes
+                self.last = read_one_more(self._base, tokens, mask, positions, self._cache)
         self._sizes = self._sizes + 1
 
-    def join(self, other: "GrowingTexts") -> None:
-        """Take the rows of ``other`` in, behind those that are here."""
+    def join(self, other: "GrowingTexts") -> bool:
+        """Take the rows of ``other`` in, behind those that are here; not if prompts stand apart in one of them only."""
+        if (self._fronts is None) != (other._fronts is None):
+            return False
+        if self._fronts is not None and other._fronts is not None:
+            self._fronts = Fronts([*self._fronts.of_rows, *other._fronts.of_rows])
         self._width = max(self._width, other._width)
         mine, others = (padded(one._cache, self._width) for one in (self, other))
         for layer, added in zip(mine.layers, others.layers, strict=True):
@@ -96,6 +127,7 @@ class GrowingTexts:
         self._cache = mine
         self._sizes = torch.cat([self._sizes, other._sizes])
         self.last = torch.cat([self.last, other.last])
+        return True
 
 
 class RereadTexts:
@@ -118,10 +150,11 @@ class RereadTexts:
         self._ids = [(*ids, token) for ids, token in zip(self._ids, tokens.tolist(), strict=True)]
         self.last = self._read()
 
-    def join(self, other: "RereadTexts") -> None:
+    def join(self, other: "RereadTexts") -> bool:
         """Take the rows of ``other`` in, behind those that are here."""
         self._fronts, self._ids = self._fronts + other._fronts, self._ids + other._ids
         self.last = torch.cat([self.last, other.last])
+        return True
 
     def _read(self) -> Tensor:
         places: dict[int, int] = {}

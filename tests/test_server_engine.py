@@ -5,7 +5,7 @@ import random
 from collections.abc import Sequence
 
 import pytest
-from serving import alone, assert_same, collected, completed, examples, joined, prompts
+from serving import Held, alone, assert_same, collected, completed, examples, joined, prompts
 from tiny import tiny_base
 
 from softprompt.base import FrozenLM

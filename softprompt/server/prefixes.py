@@ -9,6 +9,7 @@ from typing import TypeAlias
 
 from torch import Tensor
 
+from softprompt.apart import PrefixesApart, stays_apart
 from softprompt.base import FrozenLM
 from softprompt.prefix import CachedPrefix, ConcatenatedPrefix, EncodedPrefix, Prefix, make_prefix, stacked
 from softprompt.seq2seq import stacked_encoded
@@ -31,7 +32,7 @@ class Prefixes:
         self._base, self._most_bytes = base, most_bytes
         self._single: OrderedDict[Key, tuple[tuple[Prefix, ...], int]] = OrderedDict()
         # several of them as one, which batches that mix the same prompts use again
-        self._joined: OrderedDict[tuple[Key, ...], tuple[Prefix, int]] = OrderedDict()
+        self._joined: OrderedDict[tuple[Key, ...], tuple[Prefix | PrefixesApart, int]] = OrderedDict()
         self.hits = self.misses = self.bytes = 0
 
     def __len__(self) -> int:
@@ -47,7 +48,7 @@ class Prefixes:
                 found[one.key] = error
         return found
 
-    def together(self, served: Iterable[Served]) -> tuple[Prefix, dict[str, int]]:
+    def together(self, served: Iterable[Served]) -> tuple[Prefix | PrefixesApart, dict[str, int]]:
         """One prefix for a batch that mixes prompts, and the place of each one's first state in it, by its key.
 
         Raises what ``make_prefix`` does.
@@ -62,7 +63,8 @@ class Prefixes:
         singles = [prefix for key in keys for prefix in self._single[key][0]]
         if keys not in self._joined:
             joined = _joined(self._base, singles)
-            size = 0 if len(singles) == 1 or isinstance(joined, ConcatenatedPrefix) else _size(joined)
+            copied = len(singles) > 1 and isinstance(joined, CachedPrefix | EncodedPrefix)
+            size = _size(joined) if copied else 0
             self._joined[keys] = joined, size
             self.bytes += size
         self._joined.move_to_end(keys)
@@ -89,13 +91,18 @@ class Prefixes:
             self.bytes -= self._joined.popitem(last=False)[1][1]
         while self.bytes > self._most_bytes and (oldest := next(iter(self._single))) not in needed:
             self.bytes -= self._single.pop(oldest)[1]
+            # what was joined of it would keep it alive
+            for joined in [joined for joined in self._joined if oldest in joined]:
+                self.bytes -= self._joined.pop(joined)[1]
 
 
 def _key(served: Served) -> Key:
     return served.key if served.states else None
 
 
-def _joined(base: FrozenLM, singles: Sequence[Prefix]) -> Prefix:
+def _joined(base: FrozenLM, singles: Sequence[Prefix]) -> Prefix | PrefixesApart:
+    if isinstance(singles[0], CachedPrefix) and stays_apart(base):
+        return PrefixesApart(base, tuple(one for one in singles if isinstance(one, CachedPrefix)))
     if len(singles) == 1:
         return singles[0]
     if base.architecture == "encoder-decoder":

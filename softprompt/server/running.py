@@ -100,7 +100,7 @@ class Running:
     def _begun(self, texts: Sequence[Text]) -> Growing:
         prefix, first = self._prefixes.together(text.served for text in texts)
         items = [replace(text.item, example=row, prompt=first[text.served.key]) for row, text in enumerate(texts)]
-        return start_growing(prefix, items)
+        return start_growing(prefix, items, max(text.final_length for text in texts))
 
     def _let_in(self, new: _Group) -> None:
         for group in self._groups:
