@@ -182,7 +182,7 @@ def _admit_prompts(model: Any, name: str) -> bool:
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
     # others have masks of other forms, or are not called through the interface
-    if name not in ("sdpa", faster._ATTENTION):
+    if name not in ("sdpa", faster.NAME):
         return False
     AttentionInterface.register(name + _SUFFIX, partial(_attention, ALL_ATTENTION_FUNCTIONS[name]))
     AttentionMaskInterface.register(name + _SUFFIX, ALL_MASK_ATTENTION_FUNCTIONS[name])

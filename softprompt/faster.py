@@ -7,8 +7,10 @@ Shapes: ``B`` batch, ``T`` text length, ``S`` keys (prefix and text), ``D`` size
 """
 
 import inspect
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +18,28 @@ from torch import Tensor, nn
 # scores of one layer held at once, B * heads * T * S; more are left to the kernel, which never holds them all
 SHORT_ATTENTION = 2**22
 
-_ATTENTION = "softprompt"
+NAME = "softprompt"  # of our attention
+
+
+class Front(Protocol):
+    """What attention looks at before its keys and values."""
+
+    def seen(self, module: nn.Module, query: Tensor, scaling: float) -> tuple[Tensor, Tensor]:
+        """What queries ``[B, heads, T, D]`` find there, float32, and the logarithm of its weight ``[B, heads, T]``."""
+        ...
+
+
+_front: ContextVar[Front | None] = ContextVar("front", default=None)
+
+
+@contextmanager
+def behind(front: Front) -> Iterator[None]:
+    """Within it, our attention looks at ``front`` too, without gradient."""
+    token = _front.set(front)
+    try:
+        yield
+    finally:
+        _front.reset(token)
 
 
 def make_faster(model: Any, run: Callable[[], Tensor]) -> None:
@@ -93,13 +116,11 @@ def _replace_attention(model: Any, run: Callable[[], Tensor]) -> None:
     before = getattr(model.config, "_attn_implementation", None)
     if before != "sdpa":
         return
-    AttentionInterface.register(_ATTENTION, _attention)
-    AttentionMaskInterface.register(
-        _ATTENTION, lambda **options: sdpa_mask(**{**options, "allow_is_causal_skip": False})
-    )
+    AttentionInterface.register(NAME, _attention)
+    AttentionMaskInterface.register(NAME, lambda **options: sdpa_mask(**{**options, "allow_is_causal_skip": False}))
     expected = run()
     try:
-        model.set_attn_implementation(_ATTENTION)
+        model.set_attn_implementation(NAME)
         actual = run()
         error = float((actual - expected).float().norm() / expected.float().norm())
     except (RuntimeError, TypeError, ValueError, KeyError, AttributeError):
@@ -123,7 +144,8 @@ def _attention(
     """
     batch, heads, length, size = query.shape
     kv_heads, keys = key.shape[1:3]
-    if (
+    front = _front.get()
+    if front is None and (
         attention_mask is None
         or options.get("position_bias") is not None
         or batch * heads * length * keys > SHORT_ATTENTION
@@ -138,10 +160,16 @@ def _attention(
     # in float32, as the kernel it stands in for adds up; there is little to multiply
     grouped = query.float().mul(scaling).reshape(batch, kv_heads, group * length, size)
     scores = (grouped @ key.float().transpose(2, 3)).view(batch, kv_heads, group, length, keys)
+    if attention_mask is None or options.get("position_bias") is not None:
+        raise ValueError("a front is for attention with a mask, and without distances")
     if attention_mask.dtype == torch.bool:
         scores = scores.masked_fill(~attention_mask[:, :, None], torch.finfo(torch.float32).min)
     else:
         scores = scores + attention_mask[:, :, None]
     weights = scores.softmax(-1).view(batch, kv_heads, group * length, keys)
     mixed = (weights @ value.float()).view(batch, heads, length, value.shape[-1])
+    if front is not None:
+        before, weight = front.seen(module, query, scaling)
+        share = (weight - scores.logsumexp(-1).view(batch, heads, length)).sigmoid()
+        mixed = torch.lerp(mixed, before, share[..., None])
     return mixed.transpose(1, 2).to(value.dtype).contiguous(), None

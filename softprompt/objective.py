@@ -84,9 +84,7 @@ class Objective:
             batch = collate(chunk, self.base.device)
             hidden = prefix.scored(batch)
             example = torch.tensor([item.example for item in chunk])[batch.row.cpu()]
-            taken = self._taken[batch.decisions]
-            passed = self.decision_log_probabilities(hidden, batch.decisions).gather(1, taken.clamp(min=0))
-            scores.index_add_(0, example, passed.masked_fill(taken < 0, 0.0).cpu())
+            scores.index_add_(0, example, self.label_scores(hidden, batch.decisions).cpu())
         return scores
 
     def choices_of(self, labels: Tensor, decisions: Tensor) -> tuple[Tensor, Tensor]:
@@ -117,6 +115,12 @@ class Objective:
             taken = self._taken[index].to(labels.device).expand_as(labels)
             changed += choices.gather(1, taken.clamp(min=0)).masked_fill(taken < 0, 0.0)
         return changed
+
+    def label_scores(self, hidden: Tensor, decisions: Tensor) -> Tensor:
+        """What hidden states ``[N, H]`` that ask ``decisions [N]`` add to each label's log-probability: ``[N, C]``."""
+        taken = self._taken[decisions]
+        passed = self.decision_log_probabilities(hidden, decisions).gather(1, taken.clamp(min=0))
+        return passed.masked_fill(taken < 0, 0.0)
 
     def decision_log_probabilities(self, hidden: Tensor, decisions: Tensor) -> Tensor:
         """Hidden states ``[N, H]`` that ask ``decisions [N]`` to log-probabilities ``[N, R]`` (-inf: not a choice)."""

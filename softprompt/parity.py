@@ -294,7 +294,7 @@ def _own_parts(model: Any) -> Iterator[None]:
     replaced = [pair for pair in forwards if getattr(pair[1], "__module__", None) in ours]
     attention = getattr(model.config, "_attn_implementation", None)
     plain = own_attention(attention) if attention else attention
-    plain = "sdpa" if plain == faster._ATTENTION else plain
+    plain = "sdpa" if plain == faster.NAME else plain
     try:
         for module, _ in replaced:
             del module.forward

@@ -24,6 +24,7 @@ from torch import Tensor
 from softprompt.attention import prompted_layers
 from softprompt.base import FrozenLM
 from softprompt.batch import Batch
+from softprompt.cache import mapped, read_only
 from softprompt.errors import BaseModelError, PromptFileError
 from softprompt.last_layer import only_at
 from softprompt.seq2seq import EncodedPrefix, encoded_prefix, keys_and_values_of_words
@@ -71,7 +72,7 @@ class CachedPrefix:
         if self.cache is None:
             return DynamicCache(config=self.base.model.config)
         single = len(self.lengths) == 1
-        return _mapped(
+        return mapped(
             self.cache,
             lambda tensor: tensor.expand(len(which), -1, -1, -1) if single else tensor.index_select(0, which),
         )
@@ -91,7 +92,7 @@ class CachedPrefix:
             inputs_embeds=self.base.embed(input_ids),
             attention_mask=torch.cat([self.mask(which), mask], dim=1),
             position_ids=self.starts(which)[:, None] + offsets,
-            past_key_values=_read_only(self.expand(which)) if cache is None else cache,
+            past_key_values=read_only(self.expand(which)) if cache is None else cache,
             use_cache=True,
         ).last_hidden_state
         return hidden
@@ -106,14 +107,7 @@ class CachedPrefix:
 
         ``mask [B, width + T + 1]`` counts prefix, text and the new token; ``positions [B]`` leave padding out.
         """
-        hidden: Tensor = self.base.run_backbone(
-            inputs_embeds=self.base.embed(token_ids[:, None]),
-            attention_mask=mask,
-            position_ids=positions[:, None],
-            past_key_values=cache,
-            use_cache=True,
-        ).last_hidden_state
-        return hidden[:, -1]
+        return read_one_more(self.base, token_ids, mask, positions, cache)
 
 
 @dataclass(frozen=True)
@@ -264,6 +258,21 @@ def shares_prefix(base: FrozenLM) -> bool:
     return _shares[base]
 
 
+def read_one_more(base: FrozenLM, token_ids: Tensor, mask: Tensor, positions: Tensor, cache: Any) -> Tensor:
+    """Hidden states ``[B, H]`` of one token each, ``[B]``, at ``positions [B]`` behind what ``cache`` holds.
+
+    ``mask [B, S + 1]``: 1 where the cache's ``S`` columns are no padding, and on the token.
+    """
+    hidden: Tensor = base.run_backbone(
+        inputs_embeds=base.embed(token_ids[:, None]),
+        attention_mask=mask,
+        position_ids=positions[:, None],
+        past_key_values=cache,
+        use_cache=True,
+    ).last_hidden_state
+    return hidden[:, -1]
+
+
 def _run(base: FrozenLM, embeddings: Tensor, cache: Any = None) -> Any:
     """The cache after a pass over ``embeddings [P', H]``; ``None`` if there are none."""
     from transformers import DynamicCache
@@ -302,35 +311,6 @@ def _given_prefix(base: FrozenLM, state: PromptState) -> CachedPrefix:
             values = torch.cat([bos.layers[index].values, values], dim=2)
         cache.update(keys, values, index)
     return CachedPrefix(base, cache, (len(base.bos_ids) * state.behind_bos + state.length,))
-
-
-def _mapped(cache: Any, change: Any) -> Any:
-    """A copy of ``cache`` whose keys and values went through ``change``."""
-    mapped = copy.copy(cache)
-    mapped.layers = []
-    for layer in cache.layers:
-        view = copy.copy(layer)
-        if view.keys is not None:
-            view.keys, view.values = change(view.keys), change(view.values)
-        mapped.layers.append(view)
-    return mapped
-
-
-def _read_only(cache: Any) -> Any:
-    """``cache``, from now on giving what it holds and taking nothing, so that a layer can be run twice with it."""
-
-    def joined(layer: Any) -> Any:
-        def update(keys: Tensor, values: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-            if layer.keys is None or not layer.keys.numel():
-                return keys, values
-            return torch.cat([layer.keys, keys], dim=-2), torch.cat([layer.values, values], dim=-2)
-
-        return update
-
-    for layer in cache.layers:
-        layer.update = joined(layer)
-    cache.read_only = True
-    return cache
 
 
 @torch.no_grad()
@@ -395,6 +375,7 @@ __all__ = [
     "concatenated_prefix",
     "keys_and_values",
     "make_prefix",
+    "read_one_more",
     "shares_prefix",
     "stacked",
 ]

@@ -17,6 +17,7 @@ Shapes: ``B`` items, ``S`` different texts, ``T`` text length, ``U`` answer leng
 size, ``N`` scored positions.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,6 +81,7 @@ class GrowingAnswers:
     def keep(self, rows: Tensor) -> None:
         """Go on with these answers only."""
         self._cache.batch_select_indices(rows)
+        self.last = self.last[rows]
         self._encoded, self._mask, self._which = self._encoded[rows], self._mask[rows], self._which[rows]
 
     def extend(self, tokens: Tensor) -> None:
@@ -117,6 +119,29 @@ def encoded_prefix(base: FrozenLM, *states: PromptState | None) -> EncodedPrefix
         tuple(embeddings),
         KeysAndValues.of(modules.encoder, [tensors[:split] for tensors in layers], no_rows),
         KeysAndValues.of(modules.decoder, [tensors[split:] for tensors in layers], no_rows),
+    )
+
+
+def stacked_encoded(prefixes: Sequence[EncodedPrefix]) -> EncodedPrefix:
+    """Several prompts as one prefix, for batches that mix them."""
+
+    def stacked(parts: Sequence[KeysAndValues | None]) -> KeysAndValues | None:
+        full = next((part for part in parts if part is not None), None)
+        if full is None:
+            return None
+        prompts: list[list[Tensor]] = []
+        for prefix, part in zip(prefixes, parts, strict=True):
+            for row in range(len(prefix.embeddings)):
+                width = 0 if part is None else int(part.mask[row].sum())
+                own = [] if part is None else [tensor[row] for tensor in part.tensors]
+                prompts.append([tensor[:, :, tensor.shape[2] - width :] for tensor in own] if width else [])
+        return KeysAndValues.of(full.modules, prompts, full.which)
+
+    return EncodedPrefix(
+        prefixes[0].base,
+        tuple(rows for prefix in prefixes for rows in prefix.embeddings),
+        stacked([prefix.encoder for prefix in prefixes]),
+        stacked([prefix.decoder for prefix in prefixes]),
     )
 
 

@@ -22,7 +22,7 @@ from softprompt.baselines.written import written_ids, written_prompt
 from softprompt.config import DistillConfig
 from softprompt.data import Example
 from softprompt.errors import ConfigError
-from softprompt.generate import Sampling, complete, end_ids
+from softprompt.generate import Sampling, complete, ends_of
 from softprompt.objective import EVALUATION_TOKENS
 from softprompt.paths import expanded
 from softprompt.predict import Predictor
@@ -252,7 +252,7 @@ class _Record:
         tokens, *others = (one[texts.argsort(stable=True)] for one in rest)
         counts = texts.bincount(minlength=count)
         last = tokens[counts.cumsum(0) - 1]
-        ended = torch.isin(last, torch.tensor(sorted(end_ids(base)))).long()
+        ended = torch.isin(last, torch.tensor(sorted(ends_of(base)))).long()
         return Completions(torch.arange(count), counts, ended, tokens, *others)
 
 

@@ -1,0 +1,103 @@
+"""Examples to tokens, in a thread of its own: templates and tokenizer, and what is worked out once for a task."""
+
+import copy
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Generic, TypeVar
+
+from softprompt.architecture import Frame
+from softprompt.base import FrozenLM
+from softprompt.batch import Encoder, Item
+from softprompt.data import Example
+from softprompt.errors import DataError
+from softprompt.objective import Objective
+from softprompt.server.work import Served
+
+_Value = TypeVar("_Value")
+
+KEPT = 512  # tasks whose encoders are kept: a few kilobytes each
+
+
+class Recent(Generic[_Value]):
+    """The values of the last ``most`` keys that were asked for."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._values: OrderedDict[Hashable, _Value] = OrderedDict()
+
+    def get(self, key: Hashable, make: Callable[[], _Value]) -> _Value:
+        if key not in self._values:
+            self._values[key] = make()
+        self._values.move_to_end(key)
+        if len(self._values) > self._most:
+            self._values.popitem(last=False)
+        return self._values[key]
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """What an Encoder asks of a base model."""
+
+    tokenizer: Any
+    architecture: str
+    frame: Frame
+    context_length: int | None
+
+
+class Preparing:
+    """Makes items of examples; to be called in one thread only."""
+
+    def __init__(self, base: FrozenLM, longest_text: int) -> None:
+        """``longest_text``: characters of an example that are read at all."""
+        self._base, self._longest_text = base, longest_text
+        # whether special tokens are read is a setting of the tokenizer, which other threads could change meanwhile
+        tokenizer = copy.deepcopy(base.tokenizer)
+        self._reader = _Reader(tokenizer, base.architecture, base.frame, base.context_length)
+        self._classifying: Recent[tuple[Encoder, Objective]] = Recent(KEPT)
+        self._generating: Recent[Encoder] = Recent(KEPT)
+
+    def objective(self, served: Served) -> Objective:
+        """What scores the labels; raises as ``questions``."""
+        return self._classifier(served)[1]
+
+    def questions(self, served: Served, examples: Sequence[Example]) -> list[tuple[Item, ...]]:
+        """The items of each example, behind each of the prompts.
+
+        Raises:
+            TemplateError, DataError: an example that cannot be read.
+        """
+        self._check_lengths(examples)
+        encoder, _ = self._classifier(served)
+        found: list[list[Item]] = [[] for _ in examples]
+        for item in encoder.scoring_items(examples):
+            found[item.example] += [replace(item, prompt=prompt) for prompt in range(max(1, len(served.states)))]
+        return [tuple(items) for items in found]
+
+    def text(self, served: Served, example: Example, new_tokens: int) -> Item:
+        """The item of a text that at most ``new_tokens`` are to follow; raises as ``questions``."""
+        self._check_lengths([example])
+        # whatever its task is, words can follow
+        encoder = self._generating.get(
+            (served.key, new_tokens),
+            lambda: Encoder(self._reader, replace(served.spec, kind="generation"), _length(served), new_tokens),
+        )
+        return Item(0, encoder.inputs([example])[0], ())
+
+    def _classifier(self, served: Served) -> tuple[Encoder, Objective]:
+        def make() -> tuple[Encoder, Objective]:
+            encoder = Encoder(self._reader, served.spec, _length(served))
+            return encoder, Objective(self._base, encoder.verbalizer)
+
+        return self._classifying.get(served.key, make)
+
+    def _check_lengths(self, examples: Sequence[Example]) -> None:
+        for example in examples:
+            length = len(example.text) + sum(map(len, example.columns.values()))
+            if length > self._longest_text:
+                raise DataError(f"a text of {length:,} characters: expected at most {self._longest_text:,}, shorten it")
+
+
+def _length(served: Served) -> int:
+    """Virtual tokens of the longest of its prompts."""
+    return max((state.length for state in served.states), default=0)

@@ -1,0 +1,150 @@
+"""The queue between the event loop and the thread that runs the model: bounded, and fair.
+
+Requests for labels take turns: one with many examples does not keep those behind it waiting. Texts go in their order.
+"""
+
+import threading
+from collections import deque
+from collections.abc import Callable
+
+from softprompt.server.requests import Kind, Question, Questions, Request, Text
+
+LOOKED_AT = 4  # questions that a batch is chosen from, times as many as it can hold
+
+
+class Waiting:
+    """Requests that wait; safe to use from several threads.
+
+    Attributes:
+        most: examples that may wait.
+        count: examples that wait or are being prepared, by the kind of their requests.
+        preparing: those that are being prepared.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self.count: dict[Kind, int] = {"questions": 0, "text": 0}
+        self.preparing = 0
+        self._questions: deque[Questions] = deque()
+        self._texts: deque[Text] = deque()
+        self._changed = threading.Condition()
+        self._closed = False
+
+    def reserve(self, kind: Kind, examples: int) -> bool:
+        """Keep room for examples while they are prepared; whether there was any."""
+        with self._changed:
+            if sum(self.count.values()) + examples > self.most:
+                return False
+            self.count[kind] += examples
+            self.preparing += examples
+            return True
+
+    def release(self, kind: Kind, examples: int) -> None:
+        """Examples for which room was kept will not come."""
+        with self._changed:
+            self.count[kind] -= examples
+            self.preparing -= examples
+            self._changed.notify_all()
+
+    def put(self, request: Request) -> bool:
+        """A request whose room was kept; whether it will be taken."""
+        with self._changed:
+            if self._closed:
+                return False
+            if isinstance(request, Questions):
+                self._questions.append(request)
+            else:
+                self._texts.append(request)
+            self.preparing -= _examples(request)
+            self._changed.notify_all()
+            return True
+
+    def drop(self, request: Request) -> None:
+        """Take a request out, if it is still there."""
+        with self._changed:
+            if isinstance(request, Questions) and request in self._questions:
+                self._questions.remove(request)
+                self.count["questions"] -= len(request.waiting)
+            elif isinstance(request, Text) and request in self._texts:
+                self._texts.remove(request)
+                self.count["text"] -= 1
+
+    def take_questions(self, rows: int, tokens: int) -> list[Question]:
+        """Examples for one forward pass of at most so many rows and padded tokens, if it is not just one example.
+
+        The first is the one whose turn it is; those nearest to it in length go with it.
+        """
+        with self._changed:
+            if not (candidates := self._in_turn(rows * LOOKED_AT)):
+                return []
+            first, *others = candidates
+            others.sort(key=lambda one: abs(one.length - first.length))
+            chosen, filled, longest = [first], len(first.items), first.length
+            for one in others:
+                longest = max(longest, one.length)
+                filled += len(one.items)
+                if filled > rows or filled * longest > tokens:
+                    break
+                chosen.append(one)
+            for one in chosen:
+                one.request.waiting.remove(one.index)
+            self.count["questions"] -= len(chosen)
+            # whose turn it was goes behind the others
+            self._questions.rotate(-1)
+            self._questions = deque(request for request in self._questions if request.waiting)
+            return chosen
+
+    def take_texts(self, fits: Callable[[list[Text], Text], bool]) -> list[Text]:
+        """Texts from the front, as many as fit."""
+        with self._changed:
+            taken: list[Text] = []
+            while self._texts and fits(taken, self._texts[0]):
+                taken.append(self._texts.popleft())
+            self.count["text"] -= len(taken)
+            return taken
+
+    def take_all(self, *, close: bool = False) -> list[Request]:
+        """Everything that waits; ``close`` if nothing will be taken any more."""
+        with self._changed:
+            self._closed |= close
+            everything: list[Request] = [*self._questions, *self._texts]
+            for request in everything:
+                self.count[request.kind] -= _examples(request)
+            self._questions.clear()
+            self._texts.clear()
+            return everything
+
+    def wait(self, until: Callable[[], bool], seconds: float | None = None) -> None:
+        """Until something changed so that ``until()``, asked while nothing changes, or for so many seconds."""
+        with self._changed:
+            self._changed.wait_for(until, seconds)
+
+    def wake(self) -> None:
+        """Let who waits look again."""
+        with self._changed:
+            self._changed.notify_all()
+
+    @property
+    def ready(self) -> int:
+        """Examples that wait, prepared."""
+        return sum(self.count.values()) - self.preparing
+
+    def _in_turn(self, most: int) -> list[Question]:
+        """The next examples, one of each request after the other."""
+        found: list[Question] = []
+        places = [(request, iter(request.waiting)) for request in self._questions]
+        while places and len(found) < most:
+            going = []
+            for request, rest in places:
+                if (index := next(rest, None)) is None:
+                    continue
+                found.append(Question(request, index))
+                going.append((request, rest))
+                if len(found) == most:
+                    break
+            places = going
+        return found
+
+
+def _examples(request: Request) -> int:
+    return len(request.waiting) if isinstance(request, Questions) else 1

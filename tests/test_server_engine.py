@@ -1,0 +1,81 @@
+"""The engine: whatever is mixed in its batches, every request gets what it gets alone."""
+
+import asyncio
+import random
+from collections.abc import Sequence
+
+import pytest
+from serving import Held, alone, assert_same, collected, completed, examples, joined, prompts
+from tiny import tiny_base
+
+from softprompt.base import FrozenLM
+from softprompt.data import Example
+from softprompt.generate import Sampling
+from softprompt.predict import Prediction
+from softprompt.server.engine import Engine, Limits
+from softprompt.server.work import Served
+
+FAMILIES = {"llama": True, "gemma3": True, "gpt2": True, "mamba": False, "t5": True, "bart": True}
+SMALL = Limits(rows=7, batch_tokens=90, running_tokens=600)
+
+
+Asked = tuple[Served, list[Example], Sampling | None]
+
+
+def mix(base: FrozenLM, seed: int, in_layers: bool, count: int = 14) -> list[Asked]:
+    """Random requests for labels and completions."""
+    generator = random.Random(seed)
+    asked: list[Asked] = []
+    for _ in range(count):
+        served = generator.choice(prompts(base, in_layers=in_layers))
+        if served.spec.kind == "classification":
+            asked.append((served, examples(generator, generator.choice((1, 1, 2, 9))), None))
+        else:
+            sampling = Sampling(
+                generator.choice((1, 3, 8, 12)),
+                temperature=generator.choice((0.0, 0.0, 0.8)),
+                top_p=generator.choice((1.0, 0.9)),
+                top_k=generator.choice((0, 20)),
+                stop=generator.choice(((), ("e",), ("the", "a f"))),
+                seed=generator.randrange(100),
+            )
+            asked.append((served, examples(generator, 1), sampling))
+    return asked
+
+
+async def answered(engine: Engine, asked: Sequence[Asked], generator: random.Random) -> list[list[Prediction] | str]:
+    """All requests, each starting some moment after the one before."""
+
+    async def one(served: Served, texts: list[Example], sampling: Sampling | None) -> list[Prediction] | str:
+        if sampling is None:
+            return await engine.classify(served, texts)
+        return joined(await collected(engine.generate(served, texts[0], sampling)))
+
+    waiting = []
+    for request in asked:
+        waiting.append(asyncio.create_task(one(*request)))
+        await asyncio.sleep(generator.choice((0, 0, 0.002, 0.02)))
+    return await asyncio.gather(*waiting)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_request_gets_what_it_gets_alone(family: str) -> None:
+    base, held = tiny_base(family), Held()
+
+    async def main() -> None:
+        async with Engine(base, SMALL, held) as engine:
+            for seed in range(12):
+                asked = mix(base, seed, FAMILIES[family])
+                found = await answered(engine, asked, random.Random(seed))
+                for (served, texts, sampling), answer in zip(asked, found, strict=True):
+                    if sampling is None:
+                        assert isinstance(answer, list)
+                        assert_same(answer, alone(base, served, texts))
+                    else:
+                        assert answer == completed(base, served, texts[0], sampling), (served.key, sampling)
+            facts = engine.snapshot()
+            assert any(batch.what == "label" and len(batch.tokens) > 3 for batch in held.batches)
+            assert family in ("t5", "bart") or any(batch.what == "grow" and batch.rows > 3 for batch in held.batches)
+            assert (facts.waiting, facts.running, facts.failed) == (0, 0, 0)
+
+    asyncio.run(main())
