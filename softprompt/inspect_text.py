@@ -41,7 +41,7 @@ def pruning_lines(report: Pruning, before: int, out: Path) -> list[str]:
         "",
         *table(rows),
         "",
-        f"chosen on validation with a tolerance of {report.tolerance:g}, so its figure flatters; test had no part in it",
+        f"chosen on validation with a tolerance of {report.tolerance:g}, so its figure flatters; test took no part",
         f"saved in {out}",
     ]
 
@@ -68,7 +68,8 @@ def _answers(answers: Answers | None) -> Iterator[str]:
     if answers is None:
         return
     metric = answers.metric
-    yield f"{metric.metric} on {answers.split}: {figure(metric.model_dump())} n={metric.n:,}, loss {_mean(answers.loss)}"
+    value = figure(metric.model_dump())
+    yield f"{metric.metric} on {answers.split}: {value} n={metric.n:,}, loss {_mean(answers.loss)}"
     if (one := answers.comparison) is not None:
         yield f"against {plain(one.reference)}: {one.before.value:.3f}; difference {_mean(one.difference, signed=True)}"
         yield f"fixed {one.fixed:,}, broke {one.broken:,}; for example:"
@@ -164,8 +165,9 @@ def _rows(found: Inspection) -> Iterator[str]:
         yield f"loss {_mean(fit.train_loss)} on training rows, {_mean(fit.validation_loss)} on validation"
     if (twins := found.duplicates) is not None:
         yield (
-            f"near duplicates: {twins.groups:,} groups; {twins.redundant:,} training rows are redundant, {twins.leaked:,} "
-            f"of {twins.held_out:,} held-out rows stand in train too, {twins.conflicting:,} groups disagree on the label"
+            f"near duplicates: {twins.groups:,} groups; {twins.redundant:,} training rows are redundant, "
+            f"{twins.leaked:,} of {twins.held_out:,} held-out rows stand in train too, {twins.conflicting:,} groups "
+            "disagree on the label"
         )
     if (one := found.suspects) is not None:
         yield f"{one.found:,} of {one.looked_at:,} training rows look mislabelled" + (":" if one.listed else "")

@@ -37,12 +37,7 @@ class Spread(_Record):
 
 
 class Vocabulary(_Record):
-    """How ordinary tokens lie among each other: the scale on which a virtual token is near or far.
-
-    Attributes:
-        cosine, distance: of each of ``sampled`` tokens to the nearest other token of the vocabulary.
-        norm: of all tokens.
-    """
+    """How near each of ``sampled`` ordinary tokens is to the nearest other one; and the norms of all of them."""
 
     sampled: int
     cosine: Spread
@@ -92,11 +87,7 @@ class VirtualToken(_Record):
 
 
 class Attention(_Record):
-    """What the position that answers looks at, in each layer: shares that add up to at most 1.
-
-    Attributes:
-        even: what the prompt would get if attention were spread evenly.
-    """
+    """What the position that answers looks at, in each layer; ``even``: the prompt's share, were it spread evenly."""
 
     examples: int
     bos: tuple[float, ...]
@@ -131,12 +122,10 @@ class Change(_Record):
 
 
 class Comparison(_Record):
-    """The prompt against a reference on the same examples.
+    """The prompt minus a reference on the same examples, paired.
 
-    Attributes:
-        difference: of the metric, prompt minus reference, paired.
-        fixed, broken: examples (classification: right now and wrong before, and the other way round; generation:
-            whose loss fell, or rose, by more than a tenth of a nat a token).
+    ``fixed`` are right now and were wrong before, ``broken`` the other way round; in generation, examples whose loss
+    fell, or rose, by more than a tenth of a nat a token.
     """
 
     reference: str
@@ -322,12 +311,7 @@ class Reproduction(_Record):
 
 
 class Start(_Record):
-    """Another saved prompt as a start for this task.
-
-    Attributes:
-        loss: on this task's examples under that prompt, as it is.
-        options: of ``softprompt train``.
-    """
+    """Another saved prompt as a start: the loss on this task under it as it is, and the options of ``train``."""
 
     place: str
     average_tokens: float

@@ -7,9 +7,11 @@ says where they come from.
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from statistics import median
 
-from softprompt.inspection import Finding, Inspection, VirtualToken
+from softprompt.inspection import Finding, Inspection, Mean, VirtualToken
+from softprompt.results import Figure
 
 _ORDER = {"problem": 0, "warning": 1, "note": 2}
 
@@ -101,7 +103,7 @@ def _overfitting(found: Inspection) -> Iterator[Finding]:
         severity="warning",
         title="It knows its training rows better than others",
         evidence=f"loss {fit.train_loss.value:.3f} on training rows, {fit.validation_loss.value:.3f} on validation "
-        f"(difference {_range(fit.gap.value, fit.gap.low, fit.gap.high)})",
+        f"(difference {_range(fit.gap)})",
         meaning="Part of what it learned holds for these rows only. What counts is the validation figure.",
         advice=("more training rows", "fewer virtual tokens (--length) or steps", "--weight-decay 0.01"),
     )
@@ -152,7 +154,7 @@ def _nothing_learned(found: Inspection) -> Iterator[Finding]:
         name="nothing-learned",
         severity="problem",
         title="It knows no more than how frequent each label is",
-        evidence=f"validation loss {_range(loss.value, loss.low, loss.high)}; knowing only the label frequencies gives "
+        evidence=f"validation loss {_range(loss)}; knowing only the label frequencies gives "
         f"{found.prior_loss:.3f}{alarmed}",
         meaning="There was nothing to learn from these rows, or it was not learned. Labels that do not belong to their "
         "texts (a shuffled column, a wrong join) look exactly like this.",
@@ -172,8 +174,8 @@ def _worse_than_reference(found: Inspection) -> Iterator[Finding]:
         name="worse-than-reference",
         severity="problem",
         title="The reference does better",
-        evidence=f"{comparison.reference}: {comparison.before.value:.3f}; this prompt is {_range(one.value, one.low, one.high)} "
-        f"from it, on the same {one.n:,} rows",
+        evidence=f"{comparison.reference}: {comparison.before.value:.3f}; this prompt differs by {_range(one)} on "
+        f"the same {one.n:,} rows",
         meaning="On these data there is nothing to gain from this prompt.",
         advice=("use the reference", "see the other findings for why, and the examples that it broke"),
     )
@@ -203,11 +205,7 @@ def _template(found: Inspection) -> Iterator[Finding]:
     if serving.differences:
         cost = serving.cost
         hurts = cost is not None and cost.low > 0
-        measured = (
-            ""
-            if cost is None
-            else f"; the loss changes by {_range(cost.value, cost.low, cost.high)} nats when it is served so"
-        )
+        measured = "" if cost is None else f"; the loss changes by {_range(cost)} nats when it is served so"
         yield Finding(
             name="template-mismatch",
             severity="problem" if hurts or cost is None else "warning",
@@ -239,8 +237,8 @@ def _not_reproduced(found: Inspection) -> Iterator[Finding]:
             name="not-reproduced",
             severity="problem",
             title="It does not do what its manifest says",
-            evidence=f"{one.split} {saved.metric}: saved {_range(saved.value, saved.low, saved.high)}, n={saved.n:,}; now "
-            f"{_range(now.value, now.low, now.high)}, n={now.n:,}, on the same data",
+            evidence=f"{one.split} {saved.metric}: saved {_range(saved)}, n={saved.n:,}; now "
+            f"{_range(now)}, n={now.n:,}, on the same data",
             meaning="Prompt, template, labels or precision are not those that it was saved with. A template changed "
             "after training looks like this, and so do virtual tokens that were written over.",
             advice=("compare with an earlier version (softprompt diff)", "learn it again with the template in use"),
@@ -257,7 +255,7 @@ def _rate(found: Inspection) -> Iterator[Finding]:
     rise, least = max((later - min(trained[: i + 1]), i) for i, later in enumerate(trained[1:]))
     if rise > max(0.1, 0.2 * min(trained[: least + 1])):
         signs.append(f"the training loss rose by {rise:.2f} from {min(trained[: least + 1]):.2f}")
-    jump = max(later - earlier for earlier, later in zip(validated, validated[1:], strict=False))
+    jump = max(later - earlier for earlier, later in pairwise(validated))
     best = min(validated)
     # rising while the training loss falls is overfitting, not a rate
     falling = trained[-1] < 0.8 * trained[0] and trained[-1] <= min(trained) * 1.05
@@ -265,7 +263,8 @@ def _rate(found: Inspection) -> Iterator[Finding]:
         signs.append(f"the validation loss jumped up by {jump:.2f} from one evaluation to the next (best {best:.2f})")
     if found.prior_loss is not None and max(trained) > 1.3 * found.prior_loss:
         signs.append(
-            f"the mean training loss was {max(trained):.2f}, more than knowing only label frequencies ({found.prior_loss:.2f})"
+            f"the mean training loss was {max(trained):.2f}, more than that of knowing only label frequencies "
+            f"({found.prior_loss:.2f})"
         )
     if not all(map(math.isfinite, [*trained, *validated])):
         signs.append("a loss was no number")
@@ -293,7 +292,7 @@ def _overconfident(found: Inspection) -> Iterator[Finding]:
         name="overconfident" if over else "underconfident",
         severity="note",
         title=f"It is {'more' if over else 'less'} sure than it is right",
-        evidence=f"calibration error {_range(calibration.error.value, calibration.error.low, calibration.error.high)}; mean "
+        evidence=f"calibration error {_range(calibration.error)}; mean "
         f"confidence minus accuracy {calibration.excess:+.3f}",
         meaning="Its probabilities are no rates: do not set thresholds on them as they are.",
         advice=("choose thresholds on validation, not by their names", "an ensemble (--seeds 5 --ensemble) is calmer"),
@@ -343,9 +342,9 @@ def _memorised(found: Inspection) -> Iterator[Finding]:
         name="memorised",
         severity="warning",
         title=f"Training {probe.what} are completed better than others",
-        evidence=f"they gain {_range(probe.difference.value, probe.difference.low, probe.difference.high)} nats a token more "
+        evidence=f"they gain {_range(probe.difference)} nats a token more "
         f"than held-out ones; a training row is told from another {probe.auc:.0%} of the time (50% is a guess)",
-        meaning="The prompt carries something of its training rows. Whoever has the prompt may find out who is in them.",
+        meaning="The prompt carries something of its training rows. Whoever has the prompt may learn about them.",
         advice=(
             "do not share this prompt if the rows are private",
             "fewer virtual tokens, fewer steps, more rows; no --init examples",
@@ -363,8 +362,8 @@ def _unit(found: Inspection) -> str:
     return "standard deviations of the embeddings" if found.state_kind == "embeddings" else "times the start's norm"
 
 
-def _range(value: float, low: float, high: float) -> str:
-    return f"{value:.3f} [{low:.3f}, {high:.3f}]"
+def _range(one: Mean | Figure) -> str:
+    return f"{one.value:.3f} [{one.low:.3f}, {one.high:.3f}]"
 
 
 _JUDGES: tuple[Callable[[Inspection], Iterator[Finding]], ...] = (

@@ -1,9 +1,9 @@
-"""A shorter prompt that does as well: virtual tokens are taken out one by one while validation stays within a tolerance.
+"""A shorter prompt that does as well: virtual tokens go one by one while validation stays within a tolerance.
 
-Each round takes out the token whose loss without it is the least, measured anew after every step, for tokens that do the
-same work look dispensable until one of them is gone. To spare passes, a round first looks at the few that the last
-full measurement ranked lowest, on a part of the validation examples; the metric that the tolerance is about is taken on
-all of them. Where the best of the few breaks the tolerance, all are measured once more before the search ends.
+Each round takes out the token without which the loss is the least, measured anew after every step, for tokens that do
+the same work look dispensable until one of them is gone. To spare passes, a round first looks at the few that the last
+full measurement ranked lowest, on a part of the validation examples; the metric that the tolerance is about is taken
+on all of them. Where the best of the few breaks the tolerance, all are measured once more before the search ends.
 """
 
 from collections.abc import Callable, Sequence

@@ -42,7 +42,7 @@ def _completed(base: FrozenLM, state: PromptState | None, text: tuple[int, ...] 
 
 
 def _alone(base: FrozenLM, state: PromptState | None) -> tuple[str, tuple[NextToken, ...]]:
-    """Token by token behind the virtual tokens themselves; nothing where the model has no BOS and there is no prompt."""
+    """Token by token behind the virtual tokens themselves; nothing if there are none and the model has no BOS."""
     embeddings = concatenated_prefix(base, state).embeddings[0]
     if not len(embeddings):
         return "", ()
