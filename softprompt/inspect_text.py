@@ -8,6 +8,7 @@ from softprompt.report_text import figure, plain, table
 
 WIDEST = 72  # characters of a text of the user's
 SHOWN = 5  # rows of a list
+SHOWN_TOKENS = 24
 
 
 def inspection_lines(found: Inspection) -> list[str]:
@@ -118,7 +119,8 @@ def _tokens(found: Inspection) -> Iterator[str]:
     rows: list[tuple[str, ...]] = [
         ("token", "nearest by cosine", "nearer words", "nearest by distance", "norm", "of words", "moved", "without it")
     ]
-    for one in found.tokens:
+    shown = sorted(found.tokens, key=lambda one: -abs(one.removal.value if one.removal else 0.0))[:SHOWN_TOKENS]
+    for one in sorted(shown, key=lambda one: (one.member, one.index)):
         near, close = one.by_cosine[:1], one.by_distance[:1]
         rows.append(
             (
@@ -133,6 +135,8 @@ def _tokens(found: Inspection) -> Iterator[str]:
             )
         )
     yield from table(rows)
+    if len(found.tokens) > SHOWN_TOKENS:
+        yield f"the {SHOWN_TOKENS} of {len(found.tokens)} with the largest effect"
     if (scale := found.vocabulary) is not None:
         yield (
             f"scale: an ordinary word has its nearest other word at cosine {scale.cosine.median:.2f} "

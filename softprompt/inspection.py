@@ -102,7 +102,7 @@ class NextToken(_Record):
 
 
 class Continuation(_Record):
-    """What the model says behind the prompt alone, and behind nothing, greedily; and its likeliest next tokens."""
+    """What the model says behind the prompt alone, and behind nothing, and its likeliest next tokens."""
 
     text: str
     next: tuple[NextToken, ...]
@@ -151,7 +151,7 @@ class Bin(_Record):
 
 
 class Calibration(_Record):
-    """``error`` is the expected calibration error; ``excess`` is mean confidence minus accuracy."""
+    """``excess`` is mean confidence minus accuracy."""
 
     error: Figure
     excess: float
@@ -211,7 +211,7 @@ class Suspect(_Record):
 
 
 class Suspects(_Record):
-    """``found`` of ``looked_at`` training rows; ``listed`` are the first of them. ``share`` is ``found`` of all."""
+    """``found`` of ``looked_at`` training rows; ``listed`` are the first of them."""
 
     looked_at: int
     found: int
@@ -223,8 +223,6 @@ class Suspects(_Record):
 
 
 class Twin(_Record):
-    """A row of a group of near duplicates."""
-
     split: str
     index: int
     answer: str
@@ -261,8 +259,7 @@ class Memorisation(_Record):
 
     Attributes:
         what: whose tokens are scored.
-        trained, held_out: gain of the log-likelihood a token, prompt minus no prompt, over texts.
-        difference: ``trained`` minus ``held_out``.
+        trained, held_out: gain of the log-likelihood a token, prompt minus no prompt, over texts; and its difference.
         auc: probability that a training text gains more than a held-out one; 0.5: nothing tells them apart.
         same_data: whether the data given are those that the prompt was learned on.
     """
@@ -289,8 +286,7 @@ class Serving(_Record):
     """What is served beside what was learned.
 
     Attributes:
-        template: the one that was given as served, if one was.
-        differences: in words, between it and the prompt's.
+        differences: in words, between the template that is served, if it was given, and the prompt's.
         cost: loss with it minus loss with the prompt's own template.
         texts: what is odd about the texts, in words.
     """

@@ -39,6 +39,9 @@ from softprompt.task import Task, TaskSpec
 
 __all__ = ["Limits", "Reference", "inspect", "prune", "read_history", "reference_of", "written_reference"]
 
+REMOVAL_PASSES = 4000  # examples times virtual tokens: what 20 tokens on 200 examples take
+FEWEST_EXAMPLES = 20
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -235,7 +238,13 @@ class _Asked:
         if prompt.states[0].kind == "key_values":
             self.notes.append("neighbours and norms: keys and values do not lie among the token embeddings")
         vocabulary, found = probe_tokens(base, prompt.states, None if isinstance(starts, str) else starts)
-        rows = list(examples[: self.limits.removal])
+        count = min(self.limits.removal, len(examples))
+        most = max(FEWEST_EXAMPLES, REMOVAL_PASSES // max(1, len(found)))
+        if most < count:
+            self.notes.append(
+                f"removal: measured on {most} examples, for each of {len(found)} virtual tokens reads all"
+            )
+        rows = list(examples[: min(most, count)])
         return vocabulary, with_removals(found, base, prompt.spec, prompt.states, rows)
 
     def attention(self, tokens: list[VirtualToken], examples: Sequence[Example]) -> tuple[Any, list[VirtualToken]]:

@@ -268,17 +268,25 @@ def _rate(found: Inspection) -> Iterator[Finding]:
         )
     if not all(map(math.isfinite, [*trained, *validated])):
         signs.append("a loss was no number")
+    severe = bool(signs)
+    moves = [token.moved for token in found.tokens if token.moved is not None]
+    if moves and found.state_kind == "embeddings" and median(moves) > 4:
+        signs.append(
+            f"the virtual tokens moved {median(moves):.1f} standard deviations of the embeddings; 1 or 2 is usual"
+        )
     if not signs:
         return
     rate = found.training.get("learning_rate")
     lower = f" (--learning-rate {rate / 3:.2g} or {rate / 10:.2g})" if isinstance(rate, int | float) else ""
     yield Finding(
         name="rate-too-high",
-        severity="warning",
+        severity="warning" if severe else "note",
         title="The learning rate looks too high",
         evidence="; ".join(signs) + (f"; the rate was {rate:g}" if lower else ""),
         meaning="Steps went past what they aimed at. The best evaluation was kept, but it was met by luck, and a lower "
-        "rate usually ends better.",
+        "rate usually ends better."
+        if severe
+        else "The losses do not suffer, but the prompt was thrown far from where words lie, further than it had to be.",
         advice=(f"a rate three to ten times lower{lower}", "a larger --batch-size"),
     )
 
@@ -301,7 +309,9 @@ def _overconfident(found: Inspection) -> Iterator[Finding]:
 
 def _rows(found: Inspection) -> Iterator[Finding]:
     suspects, twins = found.suspects, found.duplicates
-    if suspects is not None and suspects.found >= 3 and suspects.share >= 0.01:
+    # what has learned nothing cannot tell a wrong label from a right one
+    blind = any(True for _ in _nothing_learned(found))
+    if suspects is not None and suspects.found >= 3 and suspects.share >= 0.01 and not blind:
         yield Finding(
             name="mislabelled-rows",
             severity="warning" if suspects.share >= 0.03 else "note",

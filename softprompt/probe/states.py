@@ -43,7 +43,7 @@ def starts_of(prompt: Prompt, base: FrozenLM, train: Sequence[Example] | None) -
     population = [one for one in prompt.training.get("population") or () if not one.get("failed")]
     settings: Sequence[Mapping[str, Any]] = [prompt.training]
     if len(prompt.states) > 1:
-        settings = [one.get("settings") or {} for one in population]
+        settings = [{**prompt.training, **(one.get("settings") or {})} for one in population]
     if len(settings) != len(prompt.states):
         return "its manifest does not tell how each of its prompts was learned"
     starts = []
@@ -59,7 +59,7 @@ def _start(
     prompt: Prompt, state: PromptState, settings: Mapping[str, Any], base: FrozenLM, train: Sequence[Example] | None
 ) -> PromptState | str:
     known = {name: value for name, value in settings.items() if name in TrainConfig.model_fields}
-    if "init" not in settings and len(prompt.states) == 1:
+    if "init" not in settings:
         return "its manifest does not say how it was initialised"
     try:
         config = TrainConfig.build(**known)

@@ -3,8 +3,9 @@
 Classification: confident learning (Northcutt, Jiang and Chuang 2021, "Confident Learning: Estimating Uncertainty in
 Dataset Labels"). A row with gold label g is suspected to be of label j when p(j) is the highest and at least t_j, the
 mean of p(j) over the rows labelled j: the model is as sure of j here as it is where j is the label. Rows are ranked by
-p(j) - p(g). Deviation from the paper: the probabilities are not out of sample. A prompt has few numbers and one step
-sees few rows, so it seldom learns a single wrong label by heart (docs/inspect.md tells how to see whether it did).
+p(j) - p(g). Deviations from the paper: three to one is sure enough, however high t_j is (with t_j alone, half of the
+planted flips were found at the same precision); and the probabilities are not out of sample. A prompt has few numbers
+and sees a row few times, so it seldom learns a single wrong label by heart (docs/inspect.md tells how to see that).
 
 Generation: rows whose loss lies far above the others', by the median absolute deviation.
 """
@@ -19,6 +20,7 @@ from softprompt.probe.scores import Scored, gold_labels
 from softprompt.task import TaskSpec
 
 LISTED = 50
+_SURE = 0.75  # three to one
 _FAR = 6.0  # median absolute deviations above the median: 1 in 20,000 of normal numbers
 
 
@@ -60,11 +62,14 @@ def _confidently_other(
     """Row, label that it may be, score and reason; ``probabilities [n, C]``."""
     gold = gold_labels(spec, examples)
     rows = np.arange(len(gold))
-    # a label without rows has no bar to reach
-    bars = np.array([probabilities[gold == j, j].mean() if (gold == j).any() else 1.0 for j in range(len(spec.labels))])
+    # a label without rows has no mean
+    bars = [
+        min(_SURE, float(probabilities[gold == j, j].mean())) if (gold == j).any() else _SURE
+        for j in range(len(spec.labels))
+    ]
     likeliest = probabilities.argmax(axis=1)
     sure, given = probabilities[rows, likeliest], probabilities[rows, gold]
-    suspected = (likeliest != gold) & (sure >= bars[likeliest])
+    suspected = (likeliest != gold) & (sure >= np.array(bars)[likeliest])
     order = sorted(rows[suspected].tolist(), key=lambda row: -(sure[row] - given[row]))
     return [
         (

@@ -158,7 +158,7 @@ def _tokens(found: Inspection) -> list[Block]:
         return []
     explained = (
         "A soft prompt is a few vectors in the place where words enter the model. They were learned, and need not be "
-        "any word's. So they are looked at in three ways: what happens without one, how near words are, how far it came."
+        "any word's. So they are looked at in three ways: what happens without one, how near words are, how far it is."
     )
     return [
         Text(explained),
@@ -195,8 +195,8 @@ def _rows(found: Inspection) -> list[Block]:
         blocks.append(
             Text(
                 f"Near duplicates: {twins.groups:,} groups among {twins.rows:,} rows. {twins.redundant:,} training "
-                f"rows add nothing to another one, {twins.leaked:,} of {twins.held_out:,} held-out rows stand in train too, "
-                f"and {twins.conflicting:,} groups disagree on the label."
+                f"rows add nothing to another one, {twins.leaked:,} of {twins.held_out:,} held-out rows stand in train "
+                f"too, and {twins.conflicting:,} groups disagree on the label."
             )
         )
         if twins.listed:

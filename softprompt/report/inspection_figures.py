@@ -128,7 +128,7 @@ def slices(found: Inspection, most: int = 12) -> Figure | None:
     small = f" {answers.small_slices} more have fewer than {answers.least_slice} rows." if answers.small_slices else ""
     return Figure(
         "slices",
-        "Where it is worst",
+        "Parts of the data, the worst first",
         f"Of {len(answers.slices)} slices looked at, some look bad by chance: names in bold are worse than the rest "
         f"even when that is counted in (Holm, 5%).{small}",
         _list("Metric by slice, the worst first", [f"{row.name} {row.text}" for row in rows]),
@@ -184,8 +184,8 @@ def nearness(found: Inspection) -> Figure | None:
         "How near is the nearest word?",
         "The cosine between each virtual token and the word nearest to it. The first line is the same for ordinary "
         f"words and their own nearest other word (median, and 5% to 95% of {scale.sampled} words): only a virtual "
-        "token at or right of it is as near to a word as words are to each other. Left of it, the name is a label to tell "
-        "tokens apart, no translation.",
+        "token at or right of it is as near to a word as words are to each other. Left of it, the name is a label to "
+        "tell tokens apart, no translation.",
         _list("Cosine to the nearest word", [f"{row.name} {row.text}" for row in rows]),
         partial(charts.intervals, rows, Axis("Cosine to the nearest word", partial(fixed, digits=2))),
         _numbers("Cosine", [(row.name, row.value, row.low, row.high) for row in rows]),

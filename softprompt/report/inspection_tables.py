@@ -73,7 +73,7 @@ def virtual_tokens(found: Inspection) -> Table:
         else f"Ordinary words: nearest other word at cosine {fixed(scale.cosine.median, 2)}, distance "
         f"{short_text(scale.distance.median)}; norm {short_text(scale.norm.median)} "
         f"({short_text(scale.norm.p5)} to {short_text(scale.norm.p95)} for 90% of them). Nearer words: share of "
-        "ordinary words whose nearest other word is nearer than this one is to the virtual token; near 100%, it is no word. "
+        "ordinary words whose nearest other word is nearer than this one is to the virtual token; at 100% it is none. "
     )
     note += f"Moved: from its start, in {unit}, and the cosine to it. Without it: change of the loss, in nats."
     return Table("The virtual tokens, in the order in which the model reads them", columns, rows, note, sortable=True)
