@@ -1,6 +1,6 @@
 """An inspection as lines of plain text: findings first, then what they rest on, the rest being on the page."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 from softprompt.inspection import Answers, Change, Inspection, Mean, Pruning
@@ -27,7 +27,8 @@ def inspection_lines(found: Inspection) -> list[str]:
     ):
         if shown := list(part):
             lines += ["", f"== {title}", *shown]
-    return lines
+    # names and texts may be somebody else's: nothing that a terminal would act on
+    return ["".join(letter if letter.isprintable() else " " for letter in line) for line in lines]
 
 
 def pruning_lines(report: Pruning, before: int, out: Path) -> list[str]:
@@ -219,6 +220,3 @@ def _share(share: float | None) -> str:
 def _cut(text: str) -> str:
     line = plain(text)
     return line if len(line) <= WIDEST else f"{line[: WIDEST - 1]}…"
-
-
-__all__: Sequence[str] = ["inspection_lines", "pruning_lines"]
