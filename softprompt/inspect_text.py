@@ -151,7 +151,7 @@ def _tokens(found: Inspection) -> Iterator[str]:
 def _attention(found: Inspection) -> Iterator[str]:
     if (one := found.attention) is None:
         return
-    rows = [("layer", "BOS", "prompt", "text")]
+    rows: list[tuple[str, ...]] = [("layer", "BOS", "prompt", "text")]
     shares = zip(one.bos, one.prompt, one.text, strict=True)
     rows += [(str(layer), *(f"{share:.2f}" for share in layer_shares)) for layer, layer_shares in enumerate(shares)]
     yield from table(rows)

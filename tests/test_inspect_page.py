@@ -3,7 +3,7 @@
 import shutil
 from pathlib import Path
 from typing import Any
-from xml.etree.ElementTree import fromstring
+from xml.etree.ElementTree import fromstring, tostring
 
 import pytest
 from test_inspect_health import about, answers, calibration, comparison, inspection, losses, token, twins
@@ -67,18 +67,19 @@ def full(word: str = "word", layers: int = 18, tokens: int = 20) -> Inspection:
     shares = tuple(0.3 for _ in range(layers))
     says = (NextToken(token=word, probability=0.2),)
     row = Twin(split="train", index=1, answer=word, text=word)
+    suspect = Suspect(index=2, text=word, gold=word, instead="b", score=0.9, reason=word)
     fields: dict[str, Any] = {
         "place": word,
         "data": word,
         "tokens": tuple(
-            token(i, by_cosine=near, by_distance=near, nearer_by_cosine=0.5, start_token=word, start_cosine=0.4, attention=shares)
+            token(i, by_cosine=near, by_distance=near, start_token=word, start_cosine=0.4, attention=shares)
             for i in range(tokens)
         ),
         "attention": Attention(examples=9, bos=shares, prompt=shares, text=shares, even=0.3),
         "continuation": Continuation(text=word, next=says, without=word, without_next=says),
         "answers": parts,
         "history": losses((0.7, 0.6), (0.5, 0.4), (0.8, 0.9)),
-        "suspects": Suspects(looked_at=100, found=60, listed=(Suspect(index=2, text=word, gold=word, instead="b", score=0.9, reason=word),)),
+        "suspects": Suspects(looked_at=100, found=60, listed=(suspect,)),
         "duplicates": twins(leaked=9, groups=1, conflicting=1).model_copy(
             update={"listed": (TwinGroup(rows=(row, row), size=2, conflicting=True),)}
         ),
@@ -116,8 +117,6 @@ def test_what_is_not_there_leaves_no_hole() -> None:
 
 
 def test_drawings_are_sound_at_both_widths() -> None:
-    from xml.etree.ElementTree import tostring
-
     figures = [
         block for section in inspection_document(full()).sections for block in section.blocks if block.kind == "figure"
     ]

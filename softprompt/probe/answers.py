@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from softprompt import metrics
 from softprompt.base import FrozenLM
@@ -64,7 +65,7 @@ def probe_answers(
 def example_values(spec: TaskSpec, scored: Scored, examples: Sequence[Example]) -> Floats:
     """What the metric is the mean of: 1 where right, or the negative loss."""
     if spec.kind == "generation":
-        return -scored.losses[0]
+        return np.negative(scored.losses[0])
     return np.array([float(a == b) for a, b in zip(labels_of(spec, scored), gold_of(examples), strict=True)])
 
 
@@ -105,7 +106,7 @@ def _against(
         better, worse = gains > _MOVED, gains < -_MOVED
         answers, earlier = ([f"{loss:.2f} nats a token" for loss in one.losses[0]] for one in (scored, other))
 
-    def changes(which: Floats, sign: int) -> tuple[Change, ...]:
+    def changes(which: NDArray[np.bool_], sign: int) -> tuple[Change, ...]:
         found = [int(i) for i in np.argsort(-sign * gains, kind="stable") if which[i]][:SHOWN]
         return tuple(
             Change(

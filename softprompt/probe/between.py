@@ -6,7 +6,7 @@ from pathlib import Path
 
 from softprompt.base import FrozenLM
 from softprompt.data import Example
-from softprompt.inspection import Neighbourhood, Start
+from softprompt.inspection import Mean, Neighbourhood, Start
 from softprompt.probe import statistics
 from softprompt.probe.scores import score_states
 from softprompt.similar import rank_similar, similarity
@@ -32,7 +32,7 @@ def probe_store(base: FrozenLM, prompt: Prompt, place: str, store: Path, example
         found = similarity(prompts[i], prompts[j])
         assert not isinstance(found, str), "all are of one base and kind"
         matrix[i][j] = matrix[j][i] = found[0]
-    losses: dict[Path, object] = {}
+    losses: dict[Path, Mean] = {}
     own = None
     tried = [one for one in shown if one.start][:TRIED]
     if examples and len(prompt.states) == 1:
@@ -45,7 +45,7 @@ def probe_store(base: FrozenLM, prompt: Prompt, place: str, store: Path, example
             place=str(one.folder),
             average_tokens=one.average_tokens or 0.0,
             same_start=one.same_start,
-            loss=losses.get(one.folder),  # type: ignore[arg-type]
+            loss=losses.get(one.folder),
             options=one.start,
         )
         for one in shown
