@@ -34,6 +34,7 @@ SHARED = Path(__file__).resolve().parents[2] / "shared" / "data" / "sst2"
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=MODEL_NAME)
+    parser.add_argument("--data", help="as for train, with the labels negative and positive")
     parser.add_argument("--rows", type=int, default=2000, help="training rows")
     parser.add_argument("--held-out", type=int, default=400, help="validation rows, and test rows")
     parser.add_argument("--steps", type=int, default=300)
@@ -43,7 +44,8 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     base = sp.load(options.model, progress=say)
-    splits = cut(sp.read_splits(SHARED) if SHARED.is_dir() else rotten_tomatoes(), options.rows, options.held_out)
+    place = options.data or (SHARED if SHARED.is_dir() else None)
+    splits = cut(rotten_tomatoes() if place is None else sp.read_splits(place), options.rows, options.held_out)
     wanted = options.only.split(",") if options.only else None
     results = [run(base, splits, options, name) for name in EXPECTED if wanted is None or name in wanted]
     if options.json:
@@ -81,13 +83,8 @@ EXPECTED: dict[str, set[str]] = {
 def run(base: sp.FrozenLM, splits: Splits, options: Any, name: str) -> dict[str, Any]:
     """Plant one fault, learn, inspect."""
     say(f"== {name}")
-    settings: dict[str, Any] = {
-        "length": options.length,
-        "steps": options.steps,
-        "learning_rate": RATE,
-        "eval_every": 25,
-    }
-    settings["patience"] = 0
+    settings: dict[str, Any] = {"length": options.length, "steps": options.steps, "learning_rate": RATE}
+    settings |= {"eval_every": max(1, options.steps // 10), "patience": 0}
     flipped: set[int] = set()
     if name == "shuffled labels":
         splits = replace(splits, train=shuffled(splits.train), validation=shuffled(splits.validation))
@@ -129,7 +126,7 @@ def row(name: str, found: Inspection, flipped: set[int]) -> dict[str, Any]:
         "moved": [one.moved for one in found.tokens],
     }
     if flipped and found.suspects is not None:
-        # the list is cut to its first rows; its length as it is meant is what precision is of
+        # only the first rows are listed: the recall that a list of this length can have is told too
         listed = [one.index for one in found.suspects.listed]
         hits = sum(index in flipped for index in listed)
         told["flips"] = {

@@ -65,7 +65,8 @@ def probe_answers(
 def example_values(spec: TaskSpec, scored: Scored, examples: Sequence[Example]) -> Floats:
     """What the metric is the mean of: 1 where right, or the negative loss."""
     if spec.kind == "generation":
-        return np.negative(scored.losses[0])
+        negative: Floats = -scored.losses[0]
+        return negative
     return np.array([float(a == b) for a, b in zip(labels_of(spec, scored), gold_of(examples), strict=True)])
 
 
