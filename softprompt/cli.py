@@ -37,6 +37,7 @@ from softprompt.cli_compare import compare, scale
 from softprompt.cli_distill import distill
 from softprompt.cli_doctor import doctor
 from softprompt.cli_export import export, import_command
+from softprompt.cli_inspect import inspect_command, prune
 from softprompt.cli_multitask import multitask
 from softprompt.cli_similar import similar
 from softprompt.cli_store import STORE_VERBS
@@ -355,7 +356,19 @@ def predict(
         say(note)
 
 
-for verb in (compare, distill, doctor, export, import_command, multitask, scale, similar, *STORE_VERBS):
+for verb in (
+    compare,
+    distill,
+    doctor,
+    export,
+    import_command,
+    inspect_command,
+    multitask,
+    prune,
+    scale,
+    similar,
+    *STORE_VERBS,
+):
     cli.add_command(verb)
 
 

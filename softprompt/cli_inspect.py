@@ -1,0 +1,171 @@
+"""``softprompt inspect`` and ``softprompt prune``: what a prompt has learned, and a shorter one that does as well."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from softprompt.cli_common import (
+    GIVEN,
+    PLACE,
+    WORDS,
+    column_options,
+    columns_of,
+    json_option,
+    load_base_of,
+    model_of,
+    model_options,
+    print_result,
+    say,
+)
+from softprompt.errors import ConfigError, OutputError
+
+if TYPE_CHECKING:
+    from softprompt.store import Prompt
+
+
+@click.command(name="inspect")
+@click.argument("prompt_place", type=GIVEN, metavar="PROMPT")
+@click.option("--data", type=GIVEN, required=True, help="As for train; best the data that it was learned on.")
+@click.option("--split", type=GIVEN, help="Whose answers are judged.  [default: test, else validation]")
+@click.option("--against", type=GIVEN, metavar="PROMPT", help="Another saved prompt, instead of the written one.")
+@click.option("--instruction", type=WORDS, help="Words of the written prompt.  [default: made of the labels]")
+@click.option("--template", type=WORDS, help="The template that is served, to be compared with the learned one.")
+@click.option("--store", type=PLACE, help="Folder of saved prompts: similarities, and which would be a start.")
+@click.option("--limit", type=click.IntRange(min=1), help="Examples of each question, at most: a quicker look.")
+@click.option("--html", type=PLACE, metavar="FILE", help="Write a page, complete in one file.")
+@click.option("--model", "model_name", type=GIVEN, help="The base model.  [default: the one the prompt was learned on]")
+@column_options
+@model_options
+@json_option
+def inspect_command(
+    prompt_place: str,
+    data: str,
+    split: str | None,
+    against: str | None,
+    instruction: str | None,
+    template: str | None,
+    store: Path | None,
+    limit: int | None,
+    html: Path | None,
+    model_name: str | None,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """What a prompt has learned, what it changed, and what is wrong with it.
+
+    PROMPT is its folder, or STORE#NAME@VERSION or STORE#NAME@ALIAS in a store. docs/inspect.md tells how to read the
+    answers.
+    """
+    from softprompt.data import read_splits
+    from softprompt.inspect_text import inspection_lines
+    from softprompt.store import load_prompt
+    from softprompt.task import Task
+    from softprompt.template import Template
+
+    model, columns = model_of(options), columns_of(options)
+    if against is not None and instruction is not None:
+        raise ConfigError("--against and --instruction exclude each other: give the one to compare with")
+    if html is not None and html.is_dir():
+        raise OutputError(f"'{html}' is a folder: give --html the name of a file")
+    # what is quickly checked comes before what takes long
+    prompt = load_prompt(prompt_place)
+    other = None if against is None else load_prompt(against)
+    if template is not None:
+        Template(template)
+    task = Task.matching(prompt.spec, read_splits(data, **columns))
+    if split is not None:
+        _ = task.splits[split]
+
+    from softprompt.probe import Limits, inspect, reference_of, written_reference
+
+    for note in task.splits.notes:
+        say(note)
+    base = load_base_of(prompt, model_name, model)
+    reference = None
+    if other is not None and against is not None:
+        reference = reference_of(base, prompt.spec, against, other)
+    elif instruction is not None:
+        reference = written_reference(base, prompt.spec, instruction)
+    found = inspect(
+        base,
+        prompt,
+        task,
+        place=prompt_place,
+        split=split,
+        reference=reference,
+        template=template,
+        store=store,
+        history=_history(prompt_place, prompt),
+        limits=Limits.of(limit),
+        progress=say,
+    )
+    if html is not None:
+        from softprompt.report.inspection import write_inspection
+
+        write_inspection(found, html)
+        say(f"page written to {html}")
+    print_result(found.model_dump(mode="json"), inspection_lines(found), as_json)
+
+
+@click.command()
+@click.argument("prompt_place", type=GIVEN, metavar="PROMPT")
+@click.option("--data", type=GIVEN, required=True, help="As for train; its validation split decides.")
+@click.option(
+    "--tolerance",
+    type=click.FloatRange(min=0),
+    default=0.01,
+    show_default=True,
+    help="How much the metric on validation may fall: accuracy (0..1), or nats a token for generation.",
+)
+@click.option("--out", required=True, type=PLACE, help="Folder for the shorter prompt.")
+@click.option("--model", "model_name", type=GIVEN, help="The base model.  [default: the one the prompt was learned on]")
+@column_options
+@model_options
+@json_option
+def prune(
+    prompt_place: str,
+    data: str,
+    tolerance: float,
+    out: Path,
+    model_name: str | None,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Take virtual tokens out of a prompt while validation stays within a tolerance; save the shorter one.
+
+    PROMPT is its folder, or STORE#NAME@VERSION or STORE#NAME@ALIAS in a store; the new prompt names it as its parent.
+    """
+    from softprompt.data import read_splits
+    from softprompt.folders import check_free
+    from softprompt.inspect_text import pruning_lines
+    from softprompt.store import load_prompt, pinned
+    from softprompt.task import Task
+
+    model, columns = model_of(options), columns_of(options)
+    check_free(out)
+    prompt = load_prompt(prompt_place)
+
+    from softprompt.probe import prune as run
+    from softprompt.probe.prune import check_prunable
+
+    check_prunable(prompt)
+    task = Task.matching(prompt.spec, read_splits(data, **columns))
+
+    from softprompt.fit import with_metrics
+
+    base = load_base_of(prompt, model_name, model)
+    for note in task.splits.notes:
+        say(note)
+    shorter, report = run(base, prompt, task, tolerance=tolerance, parent=pinned(prompt_place), progress=say)
+    with_metrics(shorter, base, task, evaluate_test=True).save(out)
+    result = {"prompt": str(out), "parent": shorter.parent, "length_before": prompt.length, **report.model_dump()}
+    print_result(result, pruning_lines(report, prompt.length, out), as_json)
+
+
+def _history(place: str, prompt: "Prompt") -> list[dict[str, float]]:
+    """How it learned, where that is kept beside it."""
+    from softprompt.probe import read_history
+    from softprompt.versions import saved_files
+
+    return read_history(saved_files(place).get("history.jsonl", b""), prompt)

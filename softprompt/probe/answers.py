@@ -1,0 +1,171 @@
+"""How the prompt does on data: against a reference, by label, by confidence, and in the parts where it is worst."""
+
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from softprompt import metrics
+from softprompt.base import FrozenLM
+from softprompt.data import Example
+from softprompt.inspection import Answers, Bin, Calibration, Change, Comparison
+from softprompt.measure import figure
+from softprompt.metrics import Floats, Metric, calibration_error
+from softprompt.prefix import PromptState
+from softprompt.probe import statistics
+from softprompt.probe.scores import Scored, score_ensemble, score_states
+from softprompt.probe.slices import LEAST, slices
+from softprompt.results import Figure
+from softprompt.task import TaskSpec
+
+SHOWN = 8  # fixed and broken examples
+BINS = 10
+_MOVED = 0.1  # nats a token: what counts as fixed or broken in generation
+
+
+class Reference:
+    """What the prompt is compared with: a task's wording and the states that answer it."""
+
+    def __init__(self, name: str, spec: TaskSpec, states: Sequence[PromptState | None]) -> None:
+        self.name, self.spec, self.states = name, spec, tuple(states)
+
+    def scored(self, base: FrozenLM, examples: Sequence[Example]) -> Scored:
+        if len(self.states) == 1:
+            return score_states(base, self.spec, self.states, examples)
+        return score_ensemble(base, self.spec, [state for state in self.states if state is not None], examples)
+
+
+def probe_answers(
+    base: FrozenLM,
+    spec: TaskSpec,
+    scored: Scored,
+    examples: Sequence[Example],
+    split: str,
+    reference: Reference | None = None,
+) -> Answers:
+    """Everything about the answers to ``examples``, which ``scored`` has the scores of (one prompt, or an ensemble)."""
+    values = example_values(spec, scored, examples)
+    lengths = [len(example.text.split()) for example in examples]
+    found, small = slices(examples, values, lengths, exact=spec.kind == "classification")
+    return Answers(
+        split=split,
+        metric=value_figure(spec, scored, examples),
+        loss=statistics.mean(scored.losses[0]),
+        comparison=None if reference is None else _against(base, spec, scored, examples, reference),
+        confusion=_confusion(spec, scored, examples),
+        calibration=_calibration(spec, scored, examples),
+        slices=tuple(found),
+        small_slices=small,
+        least_slice=LEAST,
+        truncated=scored.truncated,
+    )
+
+
+def example_values(spec: TaskSpec, scored: Scored, examples: Sequence[Example]) -> Floats:
+    """What the metric is the mean of: 1 where right, or the negative loss."""
+    if spec.kind == "generation":
+        negative: Floats = -scored.losses[0]
+        return negative
+    return np.array([float(a == b) for a, b in zip(labels_of(spec, scored), gold_of(examples), strict=True)])
+
+
+def value_figure(spec: TaskSpec, scored: Scored, examples: Sequence[Example]) -> Figure:
+    """Accuracy, or the mean negative loss, with its interval."""
+    if spec.kind == "classification":
+        return figure(metrics.accuracy(gold_of(examples), labels_of(spec, scored)))
+    found = statistics.mean(-scored.losses[0])
+    return figure(Metric("negative_loss", found.value, found.low, found.high, found.n))
+
+
+def labels_of(spec: TaskSpec, scored: Scored) -> list[str]:
+    """The answers."""
+    assert scored.answers is not None
+    return [spec.labels[int(index)] for index in scored.answers[0]]
+
+
+def gold_of(examples: Sequence[Example]) -> list[str]:
+    return [str(example.label) for example in examples]
+
+
+def answer_of(example: Example) -> str:
+    """The label, or the output that is learned."""
+    return example.label if example.label is not None else example.references[0]
+
+
+def _against(
+    base: FrozenLM, spec: TaskSpec, scored: Scored, examples: Sequence[Example], reference: Reference
+) -> Comparison:
+    other = reference.scored(base, examples)
+    now, before = example_values(spec, scored, examples), example_values(reference.spec, other, examples)
+    difference, p_value = statistics.paired(now, before)
+    gains = other.losses[0] - scored.losses[0]
+    if spec.kind == "classification":
+        better, worse = now > before, now < before
+        answers, earlier = labels_of(spec, scored), labels_of(reference.spec, other)
+    else:
+        better, worse = gains > _MOVED, gains < -_MOVED
+        answers, earlier = ([f"{loss:.2f} nats a token" for loss in one.losses[0]] for one in (scored, other))
+
+    def changes(which: NDArray[np.bool_], sign: int) -> tuple[Change, ...]:
+        found = [int(i) for i in np.argsort(-sign * gains, kind="stable") if which[i]][:SHOWN]
+        return tuple(
+            Change(
+                index=i,
+                text=examples[i].text,
+                gold=answer_of(examples[i]),
+                now=answers[i],
+                before=earlier[i],
+                gain=float(gains[i]),
+            )
+            for i in found
+        )
+
+    return Comparison(
+        reference=reference.name,
+        before=value_figure(reference.spec, other, examples),
+        difference=difference,
+        p_value=p_value,
+        fixed=int(better.sum()),
+        broken=int(worse.sum()),
+        fixed_examples=changes(better, 1),
+        broken_examples=changes(worse, -1),
+    )
+
+
+def _confusion(spec: TaskSpec, scored: Scored, examples: Sequence[Example]) -> tuple[tuple[str, str, int], ...]:
+    if spec.kind == "generation":
+        return ()
+    counts = Counter(zip(gold_of(examples), labels_of(spec, scored), strict=True))
+    return tuple((gold, answer, n) for (gold, answer), n in sorted(counts.items()))
+
+
+def _calibration(spec: TaskSpec, scored: Scored, examples: Sequence[Example]) -> Calibration | None:
+    if scored.log_probabilities is None:
+        return None
+    confidence = np.minimum(np.exp(scored.log_probabilities[0].max(axis=1)), 1.0)
+    right = example_values(spec, scored, examples)
+    edges = np.linspace(0, 1, BINS + 1)
+    places = np.searchsorted(edges[1:-1], confidence, side="left")
+    bins = []
+    for place in range(BINS):
+        inside = places == place
+        if n := int(inside.sum()):
+            share = float(right[inside].mean())
+            low, high = statistics.wilson(right[inside].sum(), n)
+            bins.append(
+                Bin(
+                    low=edges[place],
+                    high=edges[place + 1],
+                    n=n,
+                    confidence=float(confidence[inside].mean()),
+                    right=share,
+                    right_low=low,
+                    right_high=high,
+                )
+            )
+    return Calibration(
+        error=figure(calibration_error(confidence.tolist(), (right > 0).tolist(), BINS)),
+        excess=float(confidence.mean() - right.mean()),
+        bins=tuple(bins),
+    )

@@ -1,0 +1,113 @@
+"""Losses and answers of several prompts on the same examples, in the same batches.
+
+Shapes: ``M`` prompts, ``n`` examples, ``C`` labels.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from softprompt.base import FrozenLM
+from softprompt.batch import Encoder, Item, budgeted, collate
+from softprompt.data import Example
+from softprompt.metrics import Floats
+from softprompt.objective import EVALUATION_TOKENS, Objective
+from softprompt.predict import Predictor
+from softprompt.prefix import Prefix, PromptState, make_prefix
+from softprompt.task import TaskSpec
+
+MEMBERS = 16  # prompts that stand in one prefix, at most: each holds its keys and values of every layer
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What prompts do on examples.
+
+    Attributes:
+        losses: ``[M, n]``, nats an example, or a target token in generation.
+        log_probabilities: ``[M, n, C]`` of the labels; ``None`` for generation.
+        truncated: texts that were cut.
+    """
+
+    losses: Floats
+    log_probabilities: Floats | None
+    truncated: int
+
+    @property
+    def answers(self) -> Floats | None:
+        """The likeliest label of each, ``[M, n]``."""
+        return None if self.log_probabilities is None else self.log_probabilities.argmax(axis=2)
+
+
+def score_states(
+    base: FrozenLM, spec: TaskSpec, states: Sequence[PromptState | None], examples: Sequence[Example]
+) -> Scored:
+    """Score each of ``states`` on its own; ``None`` is the bare template. All are given the same room for texts."""
+    length = max((state.length for state in states if state is not None), default=0)
+    encoder = Encoder(base, spec, length)
+    objective = Objective(base, encoder.verbalizer)
+    items = encoder.training_items(examples) if spec.kind == "generation" else encoder.scoring_items(examples)
+    losses, answers = [], []
+    for start in range(0, len(states), MEMBERS):
+        chunk = states[start : start + MEMBERS]
+        with torch.no_grad():
+            prefix = make_prefix(base, *chunk)
+        if spec.kind == "generation":
+            losses.append(item_losses(objective, prefix, items, len(chunk), len(examples)))
+            continue
+        scores = objective.label_log_probabilities(prefix, repeated(items, len(chunk), len(examples)))
+        shaped = scores.double().numpy().reshape(len(chunk), len(examples), -1)
+        answers.append(shaped)
+        losses.append(-np.take_along_axis(shaped, gold_labels(spec, examples)[None, :, None], axis=2)[:, :, 0])
+    return Scored(np.concatenate(losses), np.concatenate(answers) if answers else None, encoder.truncated)
+
+
+def score_ensemble(
+    base: FrozenLM, spec: TaskSpec, states: Sequence[PromptState], examples: Sequence[Example]
+) -> Scored:
+    """``score_states`` for prompts that answer together: ``M`` is 1."""
+    if len(states) == 1:
+        return score_states(base, spec, states, examples)
+    predictor = Predictor(base, spec, states)
+    scores = predictor.label_log_probabilities(examples).double().numpy()
+    gold = gold_labels(spec, examples)
+    return Scored(-scores[np.arange(len(gold)), gold][None], scores[None], predictor.truncated)
+
+
+@torch.no_grad()
+def item_losses(objective: Objective, prefix: Prefix, items: Sequence[Item], members: int, examples: int) -> Floats:
+    """Mean loss of the targets of each example behind each prompt, ``[M, n]``."""
+    sums = torch.zeros(members * examples, dtype=torch.float64)
+    counts = torch.zeros(members * examples, dtype=torch.float64)
+    for chunk in budgeted(repeated(items, members, examples), EVALUATION_TOKENS):
+        batch = collate(chunk, objective.base.device)
+        found = objective.losses(prefix, batch).double().cpu()
+        owner = torch.tensor([item.example for item in chunk])[batch.row.cpu()]
+        sums.index_add_(0, owner, found)
+        counts.index_add_(0, owner, torch.ones_like(found))
+    shaped: Floats = (sums / counts).view(members, examples).numpy()
+    return shaped
+
+
+def repeated(items: Sequence[Item], members: int, examples: int) -> list[Item]:
+    """Each item behind each of ``members`` prompts, next to each other so that batches hold one length."""
+    return [
+        replace(item, example=member * examples + item.example, prompt=member)
+        for item in items
+        for member in range(members)
+    ]
+
+
+def gold_labels(spec: TaskSpec, examples: Sequence[Example]) -> np.ndarray:
+    """Index of each example's label."""
+    return np.array([spec.label_index[str(example.label)] for example in examples])
+
+
+def sample(examples: Sequence[Example], most: int, seed: int = 0) -> list[int]:
+    """Indices of at most ``most`` examples, drawn by ``seed``, in order."""
+    if len(examples) <= most:
+        return list(range(len(examples)))
+    chosen = np.random.default_rng(seed).choice(len(examples), size=most, replace=False)
+    return sorted(int(index) for index in chosen)

@@ -1,0 +1,91 @@
+"""A prompt with some of its virtual tokens only, and the prompt as it was before it learned."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from softprompt.base import FrozenLM
+from softprompt.config import TrainConfig
+from softprompt.data import Example
+from softprompt.errors import SoftpromptError
+from softprompt.methods import METHODS, fold, make_method
+from softprompt.methods.initialisers import initialise
+from softprompt.prefix import PromptState
+from softprompt.references import is_reference
+from softprompt.store import Prompt
+
+_ELSEWHERE = "://"  # of a URL: a manifest of somebody else must not make this machine call another
+
+
+def keep(state: PromptState, indices: Sequence[int]) -> PromptState | None:
+    """The virtual tokens at ``indices``, in that order; ``None``, which is no prompt, if there are none."""
+    if not indices:
+        return None
+    chosen = torch.tensor(list(indices), device=state.tensors[0].device)
+    return replace(state, tensors=tuple(tensor.index_select(-2, chosen) for tensor in state.tensors))
+
+
+def without(state: PromptState, index: int) -> PromptState | None:
+    """All virtual tokens but one."""
+    return keep(state, [other for other in range(state.length) if other != index])
+
+
+def starts_of(prompt: Prompt, base: FrozenLM, train: Sequence[Example] | None) -> list[PromptState] | str:
+    """What each of the prompt's states was before it learned, made again from its settings; or why that cannot be.
+
+    Args:
+        train: the training examples; ``None`` if those at hand are not the ones it learned from.
+    """
+    if prompt.method not in METHODS:
+        return f"its method, '{prompt.method}', is none that softprompt can begin again"
+    population = [one for one in prompt.training.get("population") or () if not one.get("failed")]
+    settings: Sequence[Mapping[str, Any]] = [prompt.training]
+    if len(prompt.states) > 1:
+        settings = [{**prompt.training, **(one.get("settings") or {})} for one in population]
+    if len(settings) != len(prompt.states):
+        return "its manifest does not tell how each of its prompts was learned"
+    starts = []
+    for state, own in zip(prompt.states, settings, strict=True):
+        start = _start(prompt, state, own, base, train)
+        if isinstance(start, str):
+            return start
+        starts.append(start)
+    return starts
+
+
+def _start(
+    prompt: Prompt, state: PromptState, settings: Mapping[str, Any], base: FrozenLM, train: Sequence[Example] | None
+) -> PromptState | str:
+    known = {name: value for name, value in settings.items() if name in TrainConfig.model_fields}
+    if "init" not in settings:
+        return "its manifest does not say how it was initialised"
+    try:
+        config = TrainConfig.build(**known)
+        name, _, place = config.init.partition(":")
+        if name == "examples" and train is None:
+            return "it began at solved training examples: give the data that it was learned on (--data)"
+        if name == "prompt" and (_ELSEWHERE in place or (is_reference(place) and "#" not in place)):
+            return f"it began at another prompt, '{place}', which is not looked for: pull it and compare the two"
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            first = initialise(config.init, base, prompt.spec, config.length, config.seed, train or ())
+            unit = base.embedding_std if config.rate_unit == "embedding-std" else 1.0
+            start = fold(make_method(config.method, config.method_options, base, first, unit, config.seed))
+    except SoftpromptError as error:
+        return f"its start cannot be made again: {error}"
+    kept = _kept(prompt, start.length)
+    whole = start if kept is None else keep(start, kept)
+    if whole is None or [t.shape for t in whole.tensors] != [t.shape for t in state.tensors]:
+        return "the start that its settings give has another size"
+    return replace(whole, tensors=tuple(tensor.cpu() for tensor in whole.tensors))
+
+
+def _kept(prompt: Prompt, length: int) -> list[int] | None:
+    """Which virtual tokens of its start a pruned prompt still has."""
+    pruned = prompt.training.get("pruned")
+    kept = pruned.get("kept") if isinstance(pruned, Mapping) else None
+    if not isinstance(kept, list) or not all(type(index) is int and 0 <= index < length for index in kept):
+        return None
+    return kept
