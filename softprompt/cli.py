@@ -37,6 +37,7 @@ from softprompt.cli_compare import compare, scale
 from softprompt.cli_doctor import doctor
 from softprompt.cli_export import export, import_command
 from softprompt.cli_multitask import multitask
+from softprompt.cli_serve import keys, serve
 from softprompt.cli_similar import similar
 from softprompt.cli_store import STORE_VERBS
 from softprompt.errors import ConfigError, DataError, SoftpromptError
@@ -354,7 +355,7 @@ def predict(
         say(note)
 
 
-for verb in (compare, doctor, export, import_command, multitask, scale, similar, *STORE_VERBS):
+for verb in (compare, doctor, export, import_command, keys, multitask, scale, serve, similar, *STORE_VERBS):
     cli.add_command(verb)
 
 

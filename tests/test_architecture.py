@@ -93,6 +93,7 @@ ROOMS = (
     "cli_compare",
     "cli_multitask",
     "cli_similar",
+    "cli_serve",
     "cli_doctor",
     "cli_export",
     "cli_store",
@@ -102,6 +103,7 @@ ROOMS = (
 """In the order data flows: each room imports from those before it. Not every one need be there yet."""
 
 HEAVY = {"torch", "transformers", "pandas", "pyarrow", "datasets", "sacrebleu", "rouge_score", "sklearn", "peft"}
+HEAVY |= {"fastapi", "uvicorn", "prometheus_client"}
 RUNS_CODE_ON_LOADING = {"pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
 
 
