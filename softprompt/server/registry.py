@@ -264,5 +264,6 @@ def _changes(before: Mapping[str, Listing], after: Mapping[str, Listing], troubl
 
 
 def shown(text: str) -> str:
-    """What somebody sent, short enough for a message."""
-    return text if len(text) <= 80 else f"{text[:79]}…"
+    """What somebody sent, short enough for a message, and on one line."""
+    plain = "".join(one if one.isprintable() else "\ufffd" for one in text[:80])
+    return plain if len(text) <= 80 else f"{plain[:79]}…"
