@@ -69,15 +69,17 @@ class DirectEngine:
     """Implements ``Answering``, one request after the other.
 
     Attributes:
-        hold: where set to an event, nothing is answered before it is set.
-        failure: what is raised instead of an answer.
+        hold: while it is set, nothing is answered.
+        hold_pieces: while it is set, no completion grows beyond its first piece.
+        failure: what is raised instead of an answer, or of the rest of one.
+        numbers: what stands for every probability.
         cancelled: requests that were given up while they waited.
         asked: keys of the prompts that were asked, in order.
     """
 
     def __init__(self, base: FrozenLM) -> None:
         self._base = base
-        self.hold: asyncio.Event | None = None
+        self.hold, self.hold_pieces = threading.Event(), threading.Event()
         self.failure: Exception | None = None
         self.numbers: float | None = None
         self.cancelled = 0
@@ -86,7 +88,8 @@ class DirectEngine:
     async def classify(
         self, served: Served, examples: Sequence[Example], *, deadline: float | None = None
     ) -> list[Prediction]:
-        await self._turn(served)
+        self.asked.append(served.key)
+        await self._turn(self.hold)
         predictor = Predictor(self._base, served.spec, served.states)
         read = [self._read(predictor, one) for one in examples]
         found = [
@@ -99,26 +102,28 @@ class DirectEngine:
     async def generate(
         self, served: Served, example: Example, sampling: Sampling, *, deadline: float | None = None
     ) -> AsyncIterator[Piece]:
-        await self._turn(served)
+        self.asked.append(served.key)
+        await self._turn(self.hold)
         predictor = Predictor(self._base, served.spec, served.states, sampling)
         (answer,) = predictor.predict([example])
         text, read = answer.completion or "", self._read(predictor, example)
         for start in range(0, len(text), 3):
-            await self._turn()
+            if start:
+                await self._turn(self.hold_pieces)
             yield Piece(text[start : start + 3], 1, read)
-        await self._turn()
+        await self._turn(self.hold_pieces)
         yield Piece("", 0, read, "stop")
 
-    async def _turn(self, served: Served | None = None) -> None:
-        if served is not None:
-            self.asked.append(served.key)
-        if self.failure is not None:
-            raise self.failure
+    async def _turn(self, hold: threading.Event) -> None:
         try:
-            await (asyncio.sleep(0) if self.hold is None else self.hold.wait())
+            await asyncio.sleep(0)
+            while hold.is_set():
+                await asyncio.sleep(0.01)
         except asyncio.CancelledError:
             self.cancelled += 1
             raise
+        if self.failure is not None:
+            raise self.failure
 
     def _read(self, predictor: Predictor, example: Example) -> int:
         (ids,) = predictor.encoder.inputs([example])
@@ -136,12 +141,13 @@ class Place:
         self.registry.refresh()
         self.access = Access(self.config.keys_path, open_admin=self.config.is_local)
         self.server = Server(shutdown_timeout=self.config.shutdown_timeout)
+        self.metrics = Metrics()
         self.app: FastAPI = create_app(
             self.engine,
             self.registry,
             self.config,
             self.access,
-            Metrics(),
+            self.metrics,
             stopping=lambda: self.server.stopping,
         )
 

@@ -1,11 +1,12 @@
 """What is sent to break the server: it hurts nobody else's request, and is answered in OpenAI's format of errors."""
 
-import asyncio
 import json
 import logging
 import math
 import socket
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -90,12 +91,8 @@ class TestSizes:
         assert error_of(response, 413)["code"] == "body_too_large"
 
     def test_a_large_body_is_refused_while_it_comes_in(self, place: Place) -> None:
-        taken = 0
-
         def endless() -> Iterator[bytes]:
-            nonlocal taken
             for _ in range(10_000):
-                taken += 1
                 yield b"x" * 1_000
 
         with place.running() as address, httpx.Client(base_url=address) as client:
@@ -162,14 +159,14 @@ class TestEngine:
 
     def test_a_deadline_of_the_server(self, tmp_path: Path) -> None:
         place = Place.of_store(a_store(tmp_path), timeout=0.2)
-        place.engine.hold = asyncio.Event()
+        place.engine.hold.set()
         with place.client() as client:
             for path, body in (("/v1/classify", GOOD), ("/v1/completions", {"model": "words", "prompt": TEXT})):
                 assert error_of(client.post(path, json=body), 504)["code"] == "timeout"
         assert place.engine.cancelled == 2
 
     def test_a_deadline_of_the_client(self, place: Place) -> None:
-        place.engine.hold = asyncio.Event()
+        place.engine.hold.set()
         with place.client() as client:
             response = client.post("/v1/classify", json=GOOD, headers={"X-Request-Timeout": "1"})
             assert error_of(response, 504)["code"] == "timeout"
@@ -180,7 +177,7 @@ class TestEngine:
 
 class TestLeaving:
     def test_a_client_that_leaves_ends_its_work(self, place: Place) -> None:
-        place.engine.hold = asyncio.Event()
+        place.engine.hold.set()
         bodies = (
             ("/v1/classify", GOOD),
             ("/v1/completions", {"model": "words", "prompt": [TEXT, TEXT]}),
@@ -193,50 +190,65 @@ class TestLeaving:
             wait_for(lambda: place.engine.cancelled == 4)
 
     def test_a_client_that_leaves_a_stream(self, place: Place) -> None:
-        body = {"model": "words", "prompt": TEXT, "stream": True, "max_tokens": 32}
-        with place.running() as address, httpx.Client(base_url=address, timeout=60) as client:
-            with client.stream("POST", "/v1/completions", json=body) as response:
-                line = next(response.iter_lines())
-                assert line.startswith("data: ")
-                place.engine.hold = asyncio.Event()
-            wait_for(lambda: place.engine.cancelled == 1)
-            place.engine.hold = None
-            assert client.post("/v1/classify", json=GOOD).status_code == 200
+        with self.begun(place, held=True):
+            assert place.engine.cancelled == 0
+        assert place.engine.cancelled == 1
 
     def test_an_error_within_a_stream(self, place: Place) -> None:
-        body = {"model": "words", "prompt": TEXT, "stream": True, "max_tokens": 32}
-        with place.running() as address, httpx.Client(base_url=address, timeout=60) as client:
-            with client.stream("POST", "/v1/completions", json=body) as response:
-                lines = response.iter_lines()
-                next(lines)
-                place.engine.failure = Expired()
-                last = [line for line in lines if line][-1]
+        with self.begun(place) as (client, lines):
+            place.engine.failure = Expired()
+            place.engine.hold_pieces.clear()
+            last = [line for line in lines if line][-1]
             assert json.loads(last.removeprefix("data: "))["error"]["code"] == "timeout"
             place.engine.failure = None
             assert client.post("/v1/classify", json=GOOD).status_code == 200
 
     def test_a_stop_finishes_what_runs(self, place: Place) -> None:
+        with self.begun(place) as (client, lines):
+            place.server.stop()
+            wait_for(lambda: not reaches(client.base_url))
+            place.engine.hold_pieces.clear()
+            assert [line for line in lines if line][-1] == "data: [DONE]"
+
+    def test_a_stop_does_not_wait_for_ever(self, tmp_path: Path) -> None:
+        place = Place.of_store(a_store(tmp_path), shutdown_timeout=1)
+        place.engine.hold.set()
+        answers: list[httpx.Response] = []
+        with place.running() as address:
+            asking = threading.Thread(
+                target=lambda: answers.append(httpx.post(f"{address}/v1/classify", json=GOOD, timeout=60))
+            )
+            asking.start()
+            wait_for(lambda: place.engine.asked)
+            place.server.stop()
+            asking.join(60)
+        assert error_of(answers[0], 503)["code"] == "stopping"
+
+    @contextmanager
+    def begun(self, place: Place, held: bool = False) -> Iterator[tuple[httpx.Client, Iterator[str]]]:
+        """A stream of which one event was read, and that goes on when the engine's pieces are let go.
+
+        ``held``: they are not, before the engine was told that the client has left.
+        """
+        place.engine.hold_pieces.set()
         body = {"model": "words", "prompt": TEXT, "stream": True, "max_tokens": 32}
         with place.running() as address, httpx.Client(base_url=address, timeout=60) as client:
             with client.stream("POST", "/v1/completions", json=body) as response:
                 lines = response.iter_lines()
-                next(lines)
-                place.server.stop()
-                rest = [line for line in lines if line]
-            assert rest[-1] == "data: [DONE]"
-            with pytest.raises(httpx.ConnectError):
-                wait_for(lambda: httpx.get(f"{address}/readyz").status_code == 0)
+                assert next(lines).startswith("data: ")
+                yield client, lines
+            if held:
+                wait_for(lambda: place.engine.cancelled)
+            place.engine.hold_pieces.clear()
 
-    def test_a_stop_does_not_wait_for_ever(self, tmp_path: Path) -> None:
-        place = Place.of_store(a_store(tmp_path), shutdown_timeout=1)
-        place.engine.hold = asyncio.Event()
-        with place.running() as address, httpx.Client(base_url=address, timeout=60) as client:
-            sent = client.build_request("POST", "/v1/classify", json=GOOD)
-            with pytest.raises(httpx.ReadTimeout):
-                httpx.post(f"{address}/v1/classify", json=GOOD, timeout=0.5)
-            place.server.stop()
-            with pytest.raises(httpx.TransportError):
-                client.send(sent)
+
+def reaches(address: httpx.URL) -> bool:
+    """Whether somebody listens there."""
+    try:
+        httpx.get(address)
+    except httpx.ConnectError:
+        return False
+    return True
 
 
 class TestNames:

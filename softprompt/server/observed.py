@@ -79,8 +79,11 @@ class Observed:
             else:
                 await self._app(scope, receive, sending)
         except asyncio.CancelledError:
-            facts.status = facts.status or CLIENT_GONE
-            raise
+            # uvicorn does so when the time to finish is over; nothing waits outside for the cancellation
+            stopped = ApiError(503, "stopping", "the server was stopped before the answer was there")
+            facts.status, facts.code = 503, stopped.code
+            if not status:
+                await stopped.response()(scope, receive, sending)
         except Exception as error:
             log.error("failure", exc_info=error, extra={"facts": {"request_id": facts.id}})
             problem = problem_of(error)
