@@ -54,7 +54,7 @@ class TestFile:
         add_key(keys, "two")
         remove_key(keys, "one")
         assert read_keys(keys).find(token) is None
-        with pytest.raises(ConfigError, match="no key named 'one' in .*, its keys are: two"):
+        with pytest.raises(ConfigError, match=r"no key named 'one' in .*, its keys are: two"):
             remove_key(keys, "one")
 
     def test_mistakes(self, keys: Path) -> None:

@@ -38,7 +38,8 @@ def answers(model: type[BaseModel] | None, *, streams: bool = False, text: str |
     """
     content: dict[str, Any] = {}
     if streams:
-        content["text/event-stream"] = {"schema": {"type": "string"}}
+        event = {"type": "object", "required": ["data"], "properties": {"data": {"type": "string"}}}
+        content["text/event-stream"] = {"itemSchema": event}
     if text is not None:
         content["text/plain"] = {"schema": {"type": "string", "description": text}}
     good: dict[str, Any] = {"description": "The answer.", "content": content}
@@ -64,6 +65,12 @@ def described(app: FastAPI, config: ServeConfig) -> dict[str, Any]:
         for one in _alternatives(schemas[body]["properties"][name]):
             if one.get("type") == "array":
                 one["maxItems"] = config.batch_limit
+    # a header is there or not, it is never null
+    for path in page["paths"].values():
+        for operation in path.values():
+            for parameter in operation.get("parameters", ()):
+                (kind,) = [one for one in _alternatives(parameter["schema"]) if one.get("type") not in (None, "null")]
+                parameter["schema"] = kind
     # FastAPI's own form of invalid requests, which this server does not send
     for name in ("HTTPValidationError", "ValidationError"):
         schemas.pop(name, None)

@@ -18,7 +18,11 @@ def _whole(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
+# the bounds come first: behind the validator they would be checked, but would not be on the OpenAPI page
 Whole = Annotated[int, BeforeValidator(_whole)]
+Natural = Annotated[int, Field(ge=0), BeforeValidator(_whole)]
+Positive = Annotated[int, Field(ge=1), BeforeValidator(_whole)]
+Seed = Annotated[int, Field(ge=-_INT64, le=_INT64 - 1), BeforeValidator(_whole)]
 Text = Annotated[str, StringConstraints(min_length=1, pattern=r"\S")]
 Stop = Annotated[str, StringConstraints(min_length=1)]
 Scalar = str | Whole | float | bool | None
@@ -29,7 +33,8 @@ Columns = Annotated[
     ),
 ]
 
-One = Annotated[Whole, Field(ge=1, le=1)]
+One = Annotated[int, Field(ge=1, le=1), BeforeValidator(_whole)]
+Zero = Annotated[int, Field(ge=0, le=0), BeforeValidator(_whole)]
 Nought = Annotated[float, Field(ge=0, le=0)]
 NoItems = Annotated[list[Any], Field(max_length=0)]
 NoEntries = Annotated[dict[str, Any], Field(max_length=0)]
@@ -56,8 +61,8 @@ class Asking(Body):
     )
     temperature: Annotated[float, Field(ge=0, le=2)] | None = Field(None, description="0, the default, is greedy")
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    top_k: Annotated[Whole, Field(ge=0)] | None = Field(None, description="an extension: of so many likeliest tokens")
-    seed: Annotated[Whole, Field(ge=-_INT64, lt=_INT64)] | None = Field(None, description="of sampling")
+    top_k: Natural | None = Field(None, description="an extension: of so many likeliest tokens")
+    seed: Seed | None = Field(None, description="of sampling")
     stop: Stop | Annotated[list[Stop], Field(max_length=MOST_STOPS)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
@@ -80,7 +85,7 @@ class CompletionRequest(Asking):
     """``POST /v1/completions``"""
 
     prompt: Text | Annotated[list[Text], Field(min_length=1)] = Field(description="one text, or several")
-    max_tokens: Annotated[Whole, Field(ge=1)] | None = None
+    max_tokens: Positive | None = None
 
     best_of: One | None = None
     echo: Literal[False] | None = None
@@ -115,11 +120,11 @@ class TextFormat(Body):
 
 
 class _Chat(Asking):
-    max_tokens: Annotated[Whole, Field(ge=1)] | None = None
-    max_completion_tokens: Annotated[Whole, Field(ge=1)] | None = None
+    max_tokens: Positive | None = None
+    max_completion_tokens: Positive | None = None
 
     logprobs: Literal[False] | None = None
-    top_logprobs: Annotated[Whole, Field(ge=0, le=0)] | None = None
+    top_logprobs: Zero | None = None
     tools: NoItems | None = None
     functions: NoItems | None = None
     tool_choice: Literal["none", "auto"] | None = None
