@@ -44,5 +44,5 @@ $(VENV)/demo.stamp: pyproject.toml constraints.txt | $(VENV)/venv.stamp
 
 $(VENV)/test.stamp: pyproject.toml constraints.txt | $(VENV)/venv.stamp
 	@echo "installing into $(VENV): a few minutes"
-	$(PIP) -e '.[demo,data,tensorboard,peft,quantised,dev]'
+	$(PIP) -e '.[demo,data,tensorboard,peft,quantised,serve,dev]'
 	touch $@ $(VENV)/demo.stamp

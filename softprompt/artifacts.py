@@ -48,8 +48,12 @@ class Artifacts:
 
     def names(self) -> list[str]:
         """Names that have versions, sorted; raises StoreError if this is no store."""
+        return [name for name in self.possible_names() if self.numbers(name)]
+
+    def possible_names(self) -> list[str]:
+        """Names that may have versions, without a look at any of them; raises as ``names``."""
         self._check_store()
-        return [name for name in self._place.names("") if is_name(name) and self.numbers(name)]
+        return [name for name in self._place.names("") if is_name(name)]
 
     def numbers(self, name: str) -> list[int]:
         """The versions of a name, ascending; those that are still being written may be among them."""

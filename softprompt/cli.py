@@ -39,6 +39,7 @@ from softprompt.cli_doctor import doctor
 from softprompt.cli_export import export, import_command
 from softprompt.cli_inspect import inspect_command, prune
 from softprompt.cli_multitask import multitask
+from softprompt.cli_serve import keys, serve
 from softprompt.cli_similar import similar
 from softprompt.cli_store import STORE_VERBS
 from softprompt.errors import ConfigError, DataError, SoftpromptError
@@ -363,9 +364,11 @@ for verb in (
     export,
     import_command,
     inspect_command,
+    keys,
     multitask,
     prune,
     scale,
+    serve,
     similar,
     *STORE_VERBS,
 ):

@@ -25,6 +25,12 @@ class Settings(BaseModel):
         except ValidationError as error:
             raise ConfigError(_first_problem(error, cls)) from error
 
+    @classmethod
+    def load(cls, path: str | Path, **overrides: Any) -> Self:
+        """Read a ``.toml``, ``.yaml`` or ``.json`` file, settings given here over those in it; raises ConfigError."""
+        given = {name: value for name, value in overrides.items() if value is not None}
+        return cls.build(**{**_read_mapping(Path(path)), **given})
+
 
 class TrainConfig(Settings):
     """How one soft prompt is learned.
@@ -74,7 +80,7 @@ class TrainConfig(Settings):
 
     @classmethod
     def build(cls, recipe: str | None = None, **settings: Any) -> Self:
-        """Settings over a named recipe over the defaults; ``None`` values count as not given.
+        """Settings over a named recipe (in a file too) over the defaults; ``None`` values count as not given.
 
         Raises:
             ConfigError: an unknown recipe or setting, a wrong type, a value out of range.
@@ -83,18 +89,6 @@ class TrainConfig(Settings):
             raise ConfigError(f"unknown recipe {recipe!r}: expected one of {', '.join(sorted(RECIPES))}")
         given = {name: value for name, value in settings.items() if value is not None}
         return super().build(**{**(RECIPES[recipe] if recipe else {}), **given})
-
-    @classmethod
-    def load(cls, path: str | Path, **overrides: Any) -> Self:
-        """Read a ``.toml``, ``.yaml`` or ``.json`` file; a top-level ``recipe`` names the recipe it builds on.
-
-        Raises:
-            ConfigError: the file is missing, does not parse, or holds a wrong setting.
-        """
-        path = Path(path)
-        settings = _read_mapping(path)
-        settings.update({name: value for name, value in overrides.items() if value is not None})
-        return cls.build(**settings)
 
     def save(self, path: str | Path) -> None:
         """Write every setting to a YAML file that ``load`` reads back to an equal object.
@@ -138,12 +132,6 @@ class GateConfig(Settings):
     tolerance: float = Field(0.0, ge=0, description="loss that is accepted, in units of the metric")
     resamples: int = Field(10000, ge=100, le=1_000_000, description="of the paired bootstrap")
     seed: int = Field(0, ge=0, lt=2**63, description="of the resamples")
-
-    @classmethod
-    def load(cls, path: str | Path, **overrides: Any) -> Self:
-        """Read a ``.toml``, ``.yaml`` or ``.json`` file; raises ConfigError."""
-        given = {name: value for name, value in overrides.items() if value is not None}
-        return cls.build(**{**_read_mapping(Path(path)), **given})
 
 
 # Lester et al. 2021, section 3.1 and appendix A: Adafactor, constant 0.3, batch 32, weight decay 1e-5.

@@ -32,12 +32,14 @@ class Prediction:
         label: the likeliest label (classification).
         probabilities: of every label, summing to 1 (classification).
         completion: the text generated (generation).
+        prompt_tokens: virtual tokens, template and text that were read for it, where whoever answered counts them.
     """
 
     index: int
     label: str | None = None
     probabilities: dict[str, float] | None = None
     completion: str | None = None
+    prompt_tokens: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The fields that this kind of task has."""

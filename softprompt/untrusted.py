@@ -1,6 +1,7 @@
 """Reading what somebody else may have written: files of bounded size, JSON and safetensors headers without tricks."""
 
 import json
+import math
 import os
 import re
 import stat
@@ -38,17 +39,22 @@ def read_open_file(descriptor: int, limit: int) -> bytes:
         os.close(descriptor)
 
 
-def parse_json(content: bytes) -> Any:
+def parse_json(content: bytes, *, limit: int = TEXT_LIMIT, finite: bool = False) -> Any:
     """A JSON value.
+
+    Args:
+        limit: of bytes.
+        finite: refuse NaN and infinities, which Python writes and JSON does not have.
 
     Raises:
         ValueError: it is too large, not JSON in UTF-8, nested too deep, names a key twice, has a number of more than 64
             bits, or text that is no Unicode.
     """
-    if len(content) > TEXT_LIMIT:
-        raise ValueError(f"expected at most {TEXT_LIMIT:,} bytes of JSON, got {len(content):,}")
+    if len(content) > limit:
+        raise ValueError(f"expected at most {limit:,} bytes of JSON, got {len(content):,}")
+    numbers: dict[str, Any] = {"parse_constant": _no_number, "parse_float": _finite} if finite else {}
     try:
-        value = json.loads(content.decode(), object_pairs_hook=_each_once, parse_int=_integer)
+        value = json.loads(content.decode(), object_pairs_hook=_each_once, parse_int=_integer, **numbers)
         # half of a surrogate pair passes for text until it is printed
         json.dumps(value, ensure_ascii=False).encode()
     except RecursionError as error:
@@ -76,6 +82,17 @@ def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
             raise ValueError(f"it has the key {name[:80]!r} twice")
         values[name] = value
     return values
+
+
+def _no_number(name: str) -> float:
+    raise ValueError(f"{name} is no number in JSON")
+
+
+def _finite(digits: str) -> float:
+    value = float(digits)
+    if value in (math.inf, -math.inf):
+        raise ValueError(f"the number {digits[:40]} is too large")
+    return value
 
 
 def _integer(digits: str) -> int:

@@ -107,6 +107,7 @@ ROOMS = (
     "cli_multitask",
     "cli_distill",
     "cli_similar",
+    "cli_serve",
     "cli_doctor",
     "cli_export",
     "cli_inspect",
@@ -117,6 +118,7 @@ ROOMS = (
 """In the order data flows: each room imports from those before it. Not every one need be there yet."""
 
 HEAVY = {"torch", "transformers", "pandas", "pyarrow", "datasets", "sacrebleu", "rouge_score", "sklearn", "peft"}
+HEAVY |= {"fastapi", "uvicorn", "prometheus_client"}
 RUNS_CODE_ON_LOADING = {"pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
 
 

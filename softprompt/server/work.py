@@ -65,7 +65,7 @@ class Answering(Protocol):
     async def classify(
         self, served: Served, examples: Sequence[Example], *, deadline: float | None = None
     ) -> list[Prediction]:
-        """One prediction for each example, in their order.
+        """One prediction for each example, in their order, with the ``prompt_tokens`` that were read for it.
 
         Args:
             deadline: seconds from now after which the answer is no longer wanted.

@@ -1,0 +1,169 @@
+"""``softprompt serve`` and ``softprompt keys``."""
+
+from dataclasses import fields
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from softprompt.cli_common import GIVEN, PLACE, json_option, load_base, print_result, say
+from softprompt.errors import ConfigError, MissingExtraError
+
+if TYPE_CHECKING:
+    from softprompt.server.engine import Limits
+    from softprompt.server.settings import ServeConfig
+    from softprompt.server.sources import FolderSource, StoreSource
+
+PACKAGES = ("fastapi", "uvicorn", "prometheus_client")  # of the extra ``serve``
+
+
+@click.command()
+@click.option("--config", type=PLACE, help="Settings from a .toml or .yaml file (docs/serve.md has them all).")
+@click.option("--model", type=GIVEN, help="Hub name, folder, .gguf file or embedded:gemma-3-270m.")
+@click.option("--store", type=GIVEN, help="Folder or URL of a store; its prompts come and go while the server runs.")
+@click.option(
+    "--prompt", "prompts", type=GIVEN, multiple=True, metavar="[NAME=]FOLDER", help="A saved prompt, or more."
+)
+@click.option("--host", type=GIVEN, help="Address to listen on.  [default: 127.0.0.1]")
+@click.option("--port", type=int, help="Port to listen on, 0: a free one.  [default: 8000]")
+@click.option("--keys", type=GIVEN, help="File of API keys, as softprompt keys makes it.")
+@click.option("--no-auth", is_flag=True, default=None, help="Answer everybody, on any address.")
+@click.option("--base-name", type=GIVEN, help="What requests call the base model.  [default: its own name]")
+@click.option("--refresh", type=float, help="Seconds between looks at the store.  [default: 10]")
+@click.option("--timeout", type=float, help="Seconds for a request.  [default: 60]")
+@click.option("--shutdown-timeout", type=int, help="Seconds to finish what runs when stopped.  [default: 30]")
+@click.option("--log-text", is_flag=True, default=None, help="Write texts and answers to the log.")
+@click.option("--device", help="cpu, cuda, cuda:1, mps. Default: a GPU if there is one.")
+@click.option("--dtype", help="float32, bfloat16 or float16. Default: what is fast here.")
+@click.option("--quantise", help="int8 (torchao), bnb-int8 or bnb-nf4 (bitsandbytes). Default: weights as saved.")
+@click.option("--trust-remote-code", is_flag=True, help="Let the model's repository run its own code.")
+def serve(config: Path | None, trust_remote_code: bool, **options: Any) -> None:
+    """Serve prompts over HTTP: many tasks on one frozen model.
+
+    An OpenAI-compatible API (docs/serve.md). Settings also come from --config and from the environment, as
+    SOFTPROMPT_PORT; options win over the environment, the environment over the file.
+    """
+    settings = _settings(config, {**options, "prompts": options["prompts"] or None})
+
+    from softprompt.server.access import Access
+    from softprompt.server.app import create_app
+    from softprompt.server.engine import Engine, Limits
+    from softprompt.server.logs import start_logging
+    from softprompt.server.metrics import Metrics
+    from softprompt.server.registry import Registry
+    from softprompt.server.run import Server, listen
+
+    # what is quickly checked comes before what takes long
+    limits = _limits(Limits, settings.engine)
+    access = Access(settings.keys_path, open_admin=settings.is_local)
+    source = _source(settings)
+    source.stock({})
+    listening = listen(settings.host, settings.port)
+    model = {"device": settings.device, "dtype": settings.dtype, "quantise": settings.quantise}
+    base = load_base(str(settings.model), {**model, "trust_remote_code": trust_remote_code})
+    source.check_base(base)
+
+    start_logging(text=settings.log_text)
+    registry = Registry(
+        base,
+        source,
+        base_name=settings.base_name or _short(base.name),
+        default_alias=settings.default_alias,
+        most=settings.max_loaded,
+    )
+    registry.refresh()
+    metrics, server = Metrics(), Server(shutdown_timeout=settings.shutdown_timeout)
+    engine = Engine(base, limits, observer=metrics)
+    app = create_app(
+        engine, registry, settings, access, metrics, stopping=lambda: server.stopping, closing=engine.close
+    )
+    host, port = listening.getsockname()[:2]
+    say(f"listening on http://{f'[{host}]' if ':' in host else host}:{port}, docs at /docs")
+    server.serve(app, listening)
+
+
+@click.group()
+def keys() -> None:
+    """API keys for softprompt serve."""
+
+
+FILE = click.option("--file", "path", type=PLACE, required=True, help="The file of keys.")
+
+
+@keys.command()
+@click.argument("name", type=GIVEN)
+@FILE
+@click.option("--prompts", type=GIVEN, multiple=True, metavar="PATTERN", help="Names it may ask, as 'spam-*'; or more.")
+@click.option("--admin", is_flag=True, help="It may reload and read the metrics too.")
+@json_option
+def add(name: str, path: Path, prompts: tuple[str, ...], admin: bool, as_json: bool) -> None:
+    """Make a key and print it; only its hash is kept."""
+    from softprompt.server.keys import add_key
+
+    token = add_key(path, name, prompts, admin=admin)
+    print_result({"name": name, "key": token, "prompts": list(prompts) or ["*"], "admin": admin}, [token], as_json)
+
+
+@keys.command(name="list")
+@FILE
+@json_option
+def list_keys(path: Path, as_json: bool) -> None:
+    """Tell which keys there are."""
+    from softprompt.server.keys import read_keys
+
+    found = [key.model_dump(mode="json", exclude={"sha256"}) for key in read_keys(path).keys]
+    lines = [
+        f"{key['name']}\t{','.join(key['prompts'])}\t{'admin' if key['admin'] else '-'}\t{key['created']}"
+        for key in found
+    ]
+    print_result({"keys": found}, lines or ["no keys"], as_json)
+
+
+@keys.command()
+@click.argument("name", type=GIVEN)
+@FILE
+@json_option
+def remove(name: str, path: Path, as_json: bool) -> None:
+    """Take a key out; a running server sees it at its next look at the store."""
+    from softprompt.server.keys import remove_key
+
+    remove_key(path, name)
+    print_result({"removed": name}, [f"removed {name}"], as_json)
+
+
+def _settings(config: Path | None, options: dict[str, Any]) -> "ServeConfig":
+    for package in PACKAGES:
+        if find_spec(package) is None:
+            raise MissingExtraError(package.replace("_", "-"), "serve")
+    from softprompt.server.settings import ServeConfig
+
+    return ServeConfig.gathered(config, options)
+
+
+def _source(settings: "ServeConfig") -> "StoreSource | FolderSource":
+    from softprompt.server.sources import FolderSource, StoreSource
+
+    return FolderSource(settings.prompts) if settings.store is None else StoreSource(settings.store)
+
+
+def _limits(kind: "type[Limits]", given: dict[str, Any]) -> "Limits":
+    """The engine's limits; raises ConfigError for a name it does not have, or a value of another type."""
+    from pydantic import TypeAdapter, ValidationError
+
+    known = {field.name for field in fields(kind)}
+    if unknown := sorted(given.keys() - known):
+        raise ConfigError(f"unknown setting 'engine.{unknown[0]}': expected one of {', '.join(sorted(known))}")
+    try:
+        return TypeAdapter(kind).validate_python(given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ConfigError(f"setting 'engine.{first['loc'][0]}': {first['msg']}, got {first['input']!r}") from error
+
+
+def _short(name: str) -> str:
+    """A model's name for requests, which need not know folders of this machine."""
+    from softprompt.paths import expanded
+
+    path = expanded(name)
+    return path.resolve().name if path.exists() else name

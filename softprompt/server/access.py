@@ -1,0 +1,74 @@
+"""Who asks, and what they may: API keys as bearer tokens."""
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+from starlette.requests import Request
+
+from softprompt.errors import ConfigError
+from softprompt.server.keys import Key, KeyFile, read_keys
+from softprompt.server.problems import ApiError
+
+
+class Access:
+    """The keys in use, or everybody's access where there are none."""
+
+    def __init__(self, path: Path | None, *, open_admin: bool = False) -> None:
+        """Read the keys.
+
+        Args:
+            path: of the file of keys; ``None`` lets everybody ask.
+            open_admin: without keys, everybody may reload and read the metrics too.
+
+        Raises:
+            ConfigError: the file cannot be read, or holds no key.
+        """
+        self._path = path
+        self._keys = KeyFile()
+        self._everybody = Key(
+            name="everybody", sha256="0" * 64, admin=open_admin, created=datetime.fromtimestamp(0, UTC)
+        )
+        self.reload()
+
+    @property
+    def needs_key(self) -> bool:
+        return self._path is not None
+
+    def reload(self) -> None:
+        """Read the file again; raises ConfigError, the keys staying as they were, if it cannot be read."""
+        if self._path is None:
+            return
+        keys = read_keys(self._path)
+        if not keys.keys:
+            raise ConfigError(f"there is no API key in '{self._path}', nobody could ask: softprompt keys add makes one")
+        self._keys = keys
+
+    def identify(self, request: Request) -> None:
+        """Put the key of whoever asks into the request's state.
+
+        Raises:
+            ApiError: 401, there is no key, or a wrong one.
+        """
+        request.state.key = self._everybody if self._path is None else self._key_of(request)
+        request.state.facts.key = request.state.key.name if self.needs_key else ""
+
+    def _key_of(self, request: Request) -> Key:
+        scheme, _, token = request.headers.get("authorization", "").partition(" ")
+        key = self._keys.find(token.strip()) if scheme.lower() == "bearer" else None
+        if key is None:
+            got = "a wrong one" if token else "none"
+            message = f"expected an API key, got {got}: send it as 'Authorization: Bearer sp-...'"
+            raise ApiError(401, "invalid_api_key", message, headers={"WWW-Authenticate": "Bearer"})
+        return key
+
+
+def check_model(request: Request, name: str) -> None:
+    """Raise ApiError (403) unless whoever asks may ask the prompt, or base model, ``name``."""
+    if not request.state.key.allows(name):
+        raise ApiError(403, "model_not_allowed", "this API key may not ask this model", param="model")
+
+
+def check_admin(request: Request) -> None:
+    """Raise ApiError (403) unless whoever asks is an admin."""
+    if not request.state.key.admin:
+        raise ApiError(403, "not_an_admin", "this needs an admin's API key")

@@ -1,0 +1,148 @@
+"""The server as an ASGI application: routes, errors, keys, limits, and a store that is looked at again and again."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import asdict, replace
+
+from fastapi import FastAPI, Security
+from fastapi.exceptions import RequestValidationError
+from fastapi.security import HTTPBearer
+from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, Response
+
+from softprompt import __version__
+from softprompt.errors import ConfigError, SoftpromptError
+from softprompt.server.access import Access
+from softprompt.server.body import guarded_route
+from softprompt.server.chat import chat
+from softprompt.server.classify import classify
+from softprompt.server.completions import completions
+from softprompt.server.desk import Desk
+from softprompt.server.metrics import Metrics
+from softprompt.server.models import models
+from softprompt.server.observed import HEADER, Observed
+from softprompt.server.openapi import described, docs_page
+from softprompt.server.operations import health, operations
+from softprompt.server.problems import problem_of
+from softprompt.server.registry import Changes, Registry, Unavailable, Unknown
+from softprompt.server.settings import ServeConfig
+from softprompt.server.work import Answering, Busy, Expired
+
+log = logging.getLogger("softprompt.server")
+
+
+def create_app(
+    engine: Answering,
+    registry: Registry,
+    config: ServeConfig,
+    access: Access,
+    metrics: Metrics,
+    *,
+    stopping: Callable[[], bool] = lambda: False,
+    closing: Callable[[], Awaitable[None]] | None = None,
+) -> FastAPI:
+    """Put the server together.
+
+    Args:
+        engine: answers.
+        registry: what may be asked; to be refreshed once before, so that there is something.
+        stopping: whether no more requests are taken.
+        closing: what is to be done when the last request has ended.
+    """
+    metrics.watch(engine, registry)
+    desk = Desk(engine, registry, config, metrics)
+
+    async def reload() -> Changes:
+        troubles = []
+        try:
+            access.reload()
+        except ConfigError as error:
+            log.warning("API keys not read, they stay as they were", extra={"facts": {"reason": str(error)}})
+            troubles.append(str(error))
+        try:
+            changes = await registry.reload()
+        except SoftpromptError:
+            metrics.refreshed(None)
+            raise
+        changes = replace(changes, troubles=(*changes.troubles, *troubles))
+        metrics.refreshed(changes)
+        if any(asdict(changes).values()):
+            log.info("store changed", extra={"facts": asdict(changes)})
+        return changes
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        task = asyncio.create_task(_look_again(reload, config.refresh)) if config.refresh else None
+        yield
+        if task is not None:
+            task.cancel()
+        if closing is not None:
+            await closing()
+
+    app = FastAPI(
+        title="softprompt",
+        version=__version__,
+        description="Many prompts on one frozen model, by OpenAI's API.",
+        docs_url=None,
+        redoc_url=None,
+        openapi_url=None,
+        redirect_slashes=False,
+        root_path=config.root_path,
+        lifespan=lifespan,
+    )
+    for kind in (HTTPException, RequestValidationError, SoftpromptError, Unknown, Unavailable, Busy, Expired):
+        app.add_exception_handler(kind, _answer_problem)
+
+    route = guarded_route(
+        access.identify, bytes_limit=config.body_limit, depth_limit=config.depth_limit, seconds=config.timeout
+    )
+    # the keys are checked by the route; this says so on the OpenAPI page
+    keyed = [Security(HTTPBearer(auto_error=False))] if access.needs_key else []
+    for router in (completions(desk, route), chat(desk, route), classify(desk, route), models(desk, route)):
+        app.include_router(router, dependencies=keyed)
+    app.include_router(operations(desk, route, reload), dependencies=keyed)
+    app.include_router(health(desk, stopping))
+
+    page = described(app, config)
+    app.openapi = lambda: page  # type: ignore[method-assign]
+
+    @app.get("/openapi.json", include_in_schema=False)
+    async def openapi() -> dict[str, object]:
+        return page
+
+    @app.get("/docs", include_in_schema=False, response_class=HTMLResponse)
+    async def docs() -> str:
+        return docs_page(page)
+
+    if config.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=list(config.cors_origins),
+            allow_methods=["GET", "POST"],
+            allow_headers=["Authorization", "Content-Type", HEADER, "X-Request-Timeout"],
+            expose_headers=[HEADER, "Retry-After"],
+        )
+    app.add_middleware(Observed, metrics=metrics, hosts=config.hosts)
+    return app
+
+
+async def _look_again(reload: Callable[[], Awaitable[Changes]], seconds: float) -> None:
+    """Reload for ever; what fails is logged, and tried again later."""
+    while True:
+        await asyncio.sleep(seconds)
+        try:
+            await reload()
+        except SoftpromptError as error:
+            log.warning("store not read, all stays as it was", extra={"facts": {"reason": str(error)}})
+        except Exception as error:
+            log.error("store not read, all stays as it was", exc_info=error)
+
+
+async def _answer_problem(request: Request, error: Exception) -> Response:
+    problem = problem_of(error)
+    request.state.facts.code = problem.code
+    return problem.response()

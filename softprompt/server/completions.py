@@ -1,0 +1,51 @@
+"""``POST /v1/completions``: texts in, completions out."""
+
+from typing import Any
+
+from fastapi import APIRouter
+from fastapi.routing import APIRoute
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from softprompt.server.answering import Completing, sampling_of
+from softprompt.server.desk import Desk, Timeout
+from softprompt.server.openapi import answers
+from softprompt.server.schema import Completion, CompletionRequest
+from softprompt.server.work import Piece
+
+
+def completions(desk: Desk, route: type[APIRoute]) -> APIRouter:
+    """The route."""
+    router = APIRouter(route_class=route)
+
+    @router.post("/v1/completions", responses=answers(Completion, streams=True), summary="Complete texts")
+    async def complete(request: Request, body: CompletionRequest, timeout: Timeout = None) -> Response:
+        """Each text becomes the ``text`` of the prompt's template. A prompt for classification answers with the words
+        of the likeliest label. Greedy unless ``temperature`` is above 0."""
+        asked = await desk.ask(request, body.model, timeout)
+        texts = [body.prompt] if isinstance(body.prompt, str) else body.prompt
+        examples = desk.examples([desk.row(text, body.columns) for text in texts])
+        sampling = sampling_of(desk, body, body.max_tokens)
+        completing = Completing(desk, asked, examples, sampling, "cmpl")
+        head = {
+            "id": completing.id,
+            "object": "text_completion",
+            "created": completing.created,
+            "model": completing.model,
+        }
+        if body.stream:
+            usage = body.stream_options is not None and bool(body.stream_options.include_usage)
+            return await completing.stream(_choices, head, usage=usage)
+        grown = await completing.whole()
+        choices = [_choice(index, "".join(one.text), one.finish) for index, one in enumerate(grown)]
+        return JSONResponse({**head, "choices": choices, "usage": completing.usage()})
+
+    return router
+
+
+def _choices(index: int, piece: Piece, first: bool) -> list[dict[str, Any]]:
+    return [_choice(index, piece.text, piece.finish)] if piece.text or piece.finish else []
+
+
+def _choice(index: int, text: str, finish: str | None) -> dict[str, Any]:
+    return {"index": index, "text": text, "finish_reason": finish, "logprobs": None}

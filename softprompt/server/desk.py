@@ -1,0 +1,148 @@
+"""What every request for an answer goes through: permission, prompt, limits, a deadline, a client that may leave."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Coroutine, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, TypeVar
+
+from fastapi import Header
+from starlette.requests import Request
+
+from softprompt.data import Example, unlabelled_example
+from softprompt.errors import DataError
+from softprompt.server.access import check_model
+from softprompt.server.metrics import Metrics
+from softprompt.server.observed import Facts
+from softprompt.server.problems import ApiError, ClientGone
+from softprompt.server.registry import Found, Registry
+from softprompt.server.settings import ServeConfig
+from softprompt.server.work import Answering, Expired, Served
+
+T = TypeVar("T")
+
+Timeout = Annotated[
+    int | None,
+    Header(alias="X-Request-Timeout", ge=1, le=86400, description="seconds, at most those of the server's settings"),
+]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A request whose model is found.
+
+    Attributes:
+        request: for the client's leaving.
+        found: what answers.
+        served: the same for the engine.
+        ends: when the answer is no longer wanted, on the event loop's clock.
+        facts: for log and metrics.
+    """
+
+    request: Request
+    found: Found
+    served: Served
+    ends: float
+    facts: Facts
+
+    @property
+    def left(self) -> float:
+        """Seconds until the deadline; raises Expired behind it."""
+        seconds = self.ends - asyncio.get_running_loop().time()
+        if seconds <= 0:
+            raise Expired
+        return seconds
+
+    async def attended(self, work: Coroutine[Any, Any, T]) -> T:
+        """What ``work`` comes to, which is cancelled when its deadline passes or the client goes away.
+
+        Raises:
+            Expired, ClientGone: that happened.
+        """
+        task, watch = asyncio.create_task(work), asyncio.create_task(_gone(self.request))
+        try:
+            done, _ = await asyncio.wait({task, watch}, timeout=self.left, return_when=asyncio.FIRST_COMPLETED)
+            if task in done:
+                return task.result()
+            raise ClientGone if watch in done else Expired
+        finally:
+            task.cancel()
+            watch.cancel()
+            await asyncio.gather(task, watch, return_exceptions=True)
+
+    async def in_time(self, events: AsyncGenerator[T, None]) -> T | None:
+        """The next one of a stream whose response has begun, ``None`` at its end; raises Expired."""
+        try:
+            async with asyncio.timeout(self.left):
+                return await anext(events, None)
+        except TimeoutError as error:
+            raise Expired from error
+
+
+class Desk:
+    """What the routes share."""
+
+    def __init__(self, engine: Answering, registry: Registry, config: ServeConfig, metrics: Metrics) -> None:
+        self.engine, self.registry, self.config, self.metrics = engine, registry, config, metrics
+
+    async def ask(self, request: Request, model: str, seconds: int | None = None) -> Asked:
+        """Find what a request means, once.
+
+        Args:
+            seconds: that the client allows.
+
+        Raises:
+            ApiError, Unknown, Unavailable: it may not be asked, is not there, or cannot be used.
+        """
+        ends = asyncio.get_running_loop().time() + min(self.config.timeout, seconds or self.config.timeout)
+        # before it is looked up, so that a key learns nothing of what it may not ask
+        check_model(request, model if model == self.registry.base_name else model.partition("@")[0])
+        found = self.registry.find(model)
+        facts: Facts = request.state.facts
+        facts.task, facts.model = found.name, found.id
+        asked = Asked(request, found, self.registry.bare, ends, facts)
+        if found.number is None:
+            return asked
+        loaded = self.registry.in_memory(found.id)
+        if loaded is None:
+            loaded = await asked.attended(self.registry.loaded(found))
+        return Asked(request, found, loaded.served, ends, facts)
+
+    def examples(self, rows: Sequence[Mapping[str, Any]]) -> list[Example]:
+        """Rows for the engine.
+
+        Raises:
+            ApiError: too many, or one too long.
+            DataError: one cannot be used.
+        """
+        if len(rows) > self.config.batch_limit:
+            raise ApiError(422, "too_many_texts", f"a request has at most {self.config.batch_limit:,} texts")
+        examples = [unlabelled_example(row, f"text {index}") for index, row in enumerate(rows)]
+        for index, one in enumerate(examples):
+            length = len(one.text) + sum(len(name) + len(value) for name, value in one.columns.items())
+            if length > self.config.text_limit:
+                limit = f"at most {self.config.text_limit:,} characters, got {length:,}"
+                raise ApiError(422, "text_too_long", f"text {index}: expected {limit}")
+        return examples
+
+    def row(self, text: str, columns: Mapping[str, Any] | None) -> dict[str, Any]:
+        """The row of a text with its columns; raises DataError for a second text."""
+        if columns and "text" in columns:
+            raise DataError("columns: expected columns beside 'text', which the request has already: leave it out")
+        return {**(columns or {}), "text": text}
+
+    def account(self, facts: Facts, prompt_tokens: int, completion_tokens: int) -> None:
+        """Count what was read and generated for a request."""
+        facts.prompt_tokens += prompt_tokens
+        facts.completion_tokens += completion_tokens
+        self.metrics.read(facts.task, prompt_tokens, completion_tokens)
+
+    def note(self, facts: Facts, examples: Sequence[Example], answers: Sequence[Any]) -> None:
+        """Put texts and answers into the log, where that is asked for."""
+        if self.config.log_text:
+            facts.said = {"texts": [one.text for one in examples], "answers": list(answers)}
+
+
+async def _gone(request: Request) -> None:
+    """Wait until the client has closed the connection; the body has been read before."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

@@ -1,0 +1,51 @@
+"""Logs: one JSON object a line on standard error, without what users wrote.
+
+Messages of errors can have a user's text in them, and so can a traceback's last line: neither is written unless asked
+for. Where it happened is.
+"""
+
+import json
+import logging
+import sys
+import traceback
+from datetime import UTC, datetime
+from typing import Any
+
+SERVER = "softprompt.server"
+
+
+class JsonLines(logging.Formatter):
+    """A record as a line of JSON; ``extra={"facts": {...}}`` becomes its fields."""
+
+    def __init__(self, *, text: bool = False) -> None:
+        """``text``: write messages of exceptions too."""
+        super().__init__()
+        self._text = text
+
+    def format(self, record: logging.LogRecord) -> str:
+        line: dict[str, Any] = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "event": record.getMessage(),
+            **getattr(record, "facts", {}),
+        }
+        if record.exc_info is not None and record.exc_info[1] is not None:
+            line |= self._failure(record.exc_info[1])
+        return json.dumps(line, ensure_ascii=False, default=str)
+
+    def _failure(self, error: BaseException) -> dict[str, Any]:
+        frames = traceback.extract_tb(error.__traceback__)
+        where = [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in frames]
+        said = {"message": str(error)} if self._text else {}
+        return {"error": type(error).__name__, **said, "where": where}
+
+
+def start_logging(*, text: bool = False) -> None:
+    """Write what this server and uvicorn have to say to standard error."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonLines(text=text))
+    for name in (SERVER, "uvicorn", "uvicorn.error"):
+        logger = logging.getLogger(name)
+        logger.handlers = [handler] if name != "uvicorn.error" else []
+        logger.setLevel(logging.INFO)
+        logger.propagate = name == "uvicorn.error"

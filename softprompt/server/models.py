@@ -1,0 +1,63 @@
+"""``GET /v1/models``: what may be asked."""
+
+from typing import Any
+
+from fastapi import APIRouter
+from fastapi.routing import APIRoute
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from softprompt.records import now
+from softprompt.references import LATEST
+from softprompt.server.desk import Desk
+from softprompt.server.openapi import answers
+from softprompt.server.registry import Found, Loaded, Registry
+from softprompt.server.schema import Model, Models
+
+
+def models(desk: Desk, route: type[APIRoute]) -> APIRouter:
+    """The routes."""
+    router, registry, started = APIRouter(route_class=route), desk.registry, int(now().timestamp())
+
+    @router.get("/v1/models", responses=answers(Models), summary="List what may be asked")
+    async def list_models(request: Request) -> Response:
+        """The base model, and of each prompt its name, aliases and versions, as far as the API key may ask them."""
+        allows = request.state.key.allows
+        names = [registry.base_name] if allows(registry.base_name) else []
+        for name, listing in registry.names.items():
+            if allows(name):
+                which = [*sorted(listing.aliases), LATEST, *map(str, listing.numbers)]
+                names += [name, *(f"{name}@{one}" for one in which)]
+        found = [(one, known) for one in names if (known := registry.found(one)) is not None]
+        data = [_model(registry, one, known, registry.in_memory(known.id), started) for one, known in found]
+        return JSONResponse({"object": "list", "data": data})
+
+    @router.get("/v1/models/{model:path}", responses=answers(Model), summary="Tell about one of them")
+    async def get_model(request: Request, model: str) -> Response:
+        """The prompt is loaded, so that its labels and columns are told."""
+        asked = await desk.ask(request, model)
+        return JSONResponse(_model(registry, model, asked.found, registry.in_memory(asked.found.id), started))
+
+    return router
+
+
+def _model(registry: Registry, id: str, found: Found, loaded: Loaded | None, started: int) -> dict[str, Any]:
+    """``started``: seconds; when the server did, for what has no date yet."""
+    created = int(loaded.created.timestamp()) if loaded else started
+    facts = None if found.number is None else _facts(registry, found, loaded)
+    return {"id": id, "object": "model", "created": created, "owned_by": "softprompt", "softprompt": facts}
+
+
+def _facts(registry: Registry, found: Found, loaded: Loaded | None) -> dict[str, Any]:
+    facts: dict[str, Any] = {"version": found.id, "loaded": loaded is not None}
+    if loaded is not None:
+        spec = loaded.served.spec
+        facts |= {
+            "kind": spec.kind,
+            "labels": list(spec.labels),
+            "columns": sorted(spec.compiled.names),
+            "virtual_tokens": loaded.length,
+        }
+    elif (reason := registry.failed(found.id)) is not None:
+        facts["error"] = reason
+    return facts

@@ -1,0 +1,120 @@
+"""Around every request: an id, one line in the log, its metrics, and no exception that gets out."""
+
+import asyncio
+import logging
+import re
+import secrets
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from softprompt.server.metrics import Metrics
+from softprompt.server.problems import CLIENT_GONE, ApiError, problem_of
+
+HEADER = "X-Request-Id"
+_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
+log = logging.getLogger("softprompt.server")
+
+
+@dataclass
+class Facts:
+    """What is known of a request by its end.
+
+    Attributes:
+        id: of the request; the client's own, if it sent one.
+        key: name of the API key.
+        task: name of the prompt, if it is one that there is.
+        model: what answered, with its version.
+        prompt_tokens, completion_tokens: read and generated.
+        status: what it came to, where that is not the response's status: it had begun already.
+        code: of the error, if it ended in one.
+        said: texts and answers, where they are to be logged.
+    """
+
+    id: str
+    key: str = ""
+    task: str = ""
+    model: str = ""
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    status: int | None = None
+    code: str = ""
+    said: dict[str, Any] = field(default_factory=dict)
+
+
+class Observed:
+    """ASGI middleware, the outermost one of ours."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics, hosts: tuple[str, ...]) -> None:
+        """``hosts``: names that a request may have as Host; none for any."""
+        self._app, self._metrics, self._hosts = app, metrics, hosts
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        given = headers.get(HEADER, "")
+        facts = Facts(given if _ID.fullmatch(given) else secrets.token_hex(16))
+        scope.setdefault("state", {})["facts"] = facts
+        started, status = time.perf_counter(), 0
+
+        async def sending(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                MutableHeaders(scope=message)[HEADER] = facts.id
+            await send(message)
+
+        self._metrics.in_progress.inc()
+        try:
+            if self._hosts and host_name(headers.get("host", "")) not in self._hosts:
+                refused = ApiError(400, "unknown_host", "this server is not known under the name in Host")
+                facts.code = refused.code
+                await refused.response()(scope, receive, sending)
+            else:
+                await self._app(scope, receive, sending)
+        except asyncio.CancelledError:
+            # uvicorn does so when the time to finish is over; nothing waits outside for the cancellation
+            stopped = ApiError(503, "stopping", "the server was stopped before the answer was there")
+            facts.status, facts.code = 503, stopped.code
+            if not status:
+                await stopped.response()(scope, receive, sending)
+        except Exception as error:
+            log.error("failure", exc_info=error, extra={"facts": {"request_id": facts.id}})
+            problem = problem_of(error)
+            facts.status, facts.code = 500, problem.code
+            if not status:
+                await ApiError(500, problem.code, problem.detail).response()(scope, receive, sending)
+        finally:
+            self._metrics.in_progress.dec()
+            self._ended(scope, facts, facts.status or status or CLIENT_GONE, time.perf_counter() - started)
+
+    def _ended(self, scope: Scope, facts: Facts, status: int, seconds: float) -> None:
+        # the path that was declared, not the one that was sent: that can be anything
+        route = getattr(scope.get("route"), "path", "other")
+        self._metrics.answered(route, status, facts.task, seconds)
+        line = {
+            "request_id": facts.id,
+            "method": scope["method"] if scope["method"] in ("GET", "POST", "HEAD", "OPTIONS") else "other",
+            "route": route,
+            "status": status,
+            "milliseconds": round(1000 * seconds, 1),
+            "key": facts.key,
+            "model": facts.model,
+            "prompt_tokens": facts.prompt_tokens,
+            "completion_tokens": facts.completion_tokens,
+            "code": facts.code,
+            **facts.said,
+        }
+        log.info("request", extra={"facts": {name: value for name, value in line.items() if value not in ("", 0)}})
+
+
+def host_name(host: str) -> str:
+    """``Host`` without the port and the brackets of IPv6, lower-case."""
+    name = host.rpartition("]")[0].removeprefix("[") if host.startswith("[") else host.partition(":")[0]
+    return name.lower()

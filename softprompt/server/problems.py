@@ -1,0 +1,106 @@
+"""What goes wrong with a request, as HTTP: OpenAI's format of errors, and which error has which status.
+
+400  the body is no JSON, or not the kind of JSON that is meant; the Host is not ours
+401  no API key, or a wrong one           403  the key is not for this
+404  no such model, or no such path       413  the body is too large
+422  a field has a wrong value, or the template cannot take the text
+429  the queue is full (Retry-After)      503  the prompt is damaged or out of reach
+504  the answer took too long             500  a failure of ours
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse
+
+from softprompt.errors import DataError, SoftpromptError, TemplateError
+from softprompt.server.registry import Unavailable, Unknown
+from softprompt.server.work import Busy, Expired
+
+CLIENT_GONE = 499  # nobody sees it but the log and the metrics
+TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    429: "rate_limit_error",
+    500: "server_error",
+    503: "server_error",
+    504: "timeout_error",
+}
+
+
+class ApiError(HTTPException):
+    """An error with a status, in OpenAI's format.
+
+    Attributes:
+        code: what a program tells it by.
+        param: the field of the request that is wrong, if it is one.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        code: str,
+        message: str,
+        *,
+        param: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(status, message, headers=headers)
+        self.code, self.param = code, param
+
+    def to_dict(self) -> dict[str, Any]:
+        """What the body of the response is."""
+        kind = TYPES.get(self.status_code, "invalid_request_error")
+        return {"error": {"message": self.detail, "type": kind, "param": self.param, "code": self.code}}
+
+    def response(self) -> JSONResponse:
+        return JSONResponse(self.to_dict(), self.status_code, headers=self.headers)
+
+
+class ClientGone(ApiError):
+    """Whoever asked does not wait for the answer any more."""
+
+    def __init__(self) -> None:
+        super().__init__(CLIENT_GONE, "client_gone", "the client closed the connection")
+
+
+def problem_of(error: Exception) -> ApiError:
+    """What to answer for an error; 500, which says nothing of the inside, for one that is not the request's fault."""
+    if isinstance(error, ApiError):
+        return error
+    if isinstance(error, RequestValidationError):
+        return _invalid(error.errors())
+    if isinstance(error, Unknown):
+        return ApiError(404, "model_not_found", str(error), param="model")
+    if isinstance(error, Unavailable):
+        return ApiError(503, "model_unavailable", str(error), param="model")
+    if isinstance(error, Busy):
+        seconds = str(max(1, math.ceil(error.retry_after)))
+        return ApiError(429, "queue_full", str(error), headers={"Retry-After": seconds})
+    if isinstance(error, Expired | TimeoutError):
+        return ApiError(504, "timeout", "the answer was not there in time: ask for less, or allow more time")
+    if isinstance(error, TemplateError | DataError):
+        return ApiError(422, "unusable_text", str(error))
+    if isinstance(error, SoftpromptError):
+        return ApiError(422, "unusable_request", str(error))
+    if isinstance(error, HTTPException):
+        code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "invalid_request")
+        message = {404: "there is nothing at this path: /docs tells what there is"}.get(error.status_code, error.detail)
+        return ApiError(error.status_code, code, message, headers=error.headers)
+    return ApiError(500, "internal_error", "a failure of the server: its log has it under this request's id")
+
+
+def _invalid(errors: Sequence[Mapping[str, Any]]) -> ApiError:
+    """The first problem of a field, the one that went deepest where a field may be of several types."""
+    first = max(errors, key=lambda error: (error["loc"][:2] == errors[0]["loc"][:2], len(error["loc"])))
+    path = [str(part) for part in first["loc"][1:]]
+    message = str(first["msg"])
+    if first["type"] == "extra_forbidden":
+        message = "this field is not known here, and might change the answer: leave it out"
+    elif first["type"] == "missing" and not path:
+        message = "expected a body of JSON, got none"
+    where = ".".join(path)
+    return ApiError(422, "invalid_value", f"{where}: {message}" if where else message, param=where or None)

@@ -1,0 +1,277 @@
+"""Requests and answers, in OpenAI's schema where it has one.
+
+Of OpenAI's fields, those that cannot change an answer are taken and left alone; those that would are taken only with
+the value that changes nothing; all others are refused by name. Numbers are numbers and strings are strings: nothing is
+converted.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
+
+MOST_STOPS = 16
+_INT64 = 2**63
+
+
+def _whole(value: Any) -> Any:
+    # 1.0 is a whole number in JSON
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+# the bounds come first: behind the validator they would be checked, but would not be on the OpenAPI page
+Whole = Annotated[int, BeforeValidator(_whole)]
+Natural = Annotated[int, Field(ge=0), BeforeValidator(_whole)]
+Positive = Annotated[int, Field(ge=1), BeforeValidator(_whole)]
+Seed = Annotated[int, Field(ge=-_INT64, le=_INT64 - 1), BeforeValidator(_whole)]
+Text = Annotated[str, StringConstraints(min_length=1, pattern=r"\S")]
+Stop = Annotated[str, StringConstraints(min_length=1)]
+Scalar = str | Whole | float | bool | None
+Columns = Annotated[
+    dict[str, Scalar],
+    Field(
+        description="further columns of the template", json_schema_extra={"propertyNames": {"not": {"const": "text"}}}
+    ),
+]
+
+One = Annotated[int, Field(ge=1, le=1), BeforeValidator(_whole)]
+Zero = Annotated[int, Field(ge=0, le=0), BeforeValidator(_whole)]
+Nought = Annotated[float, Field(ge=0, le=0)]
+NoItems = Annotated[list[Any], Field(max_length=0)]
+NoEntries = Annotated[dict[str, Any], Field(max_length=0)]
+
+
+class Body(BaseModel):
+    """The body of a request."""
+
+    model_config = ConfigDict(
+        extra="forbid", strict=True, regex_engine="python-re", allow_inf_nan=False, hide_input_in_errors=True
+    )
+
+
+class StreamOptions(Body):
+    include_usage: bool | None = Field(None, description="one more event at the end, with the usage")
+    include_obfuscation: bool | None = Field(None, description="has no effect")
+
+
+class Asking(Body):
+    """What requests for completions of both kinds have."""
+
+    model: str = Field(
+        min_length=1, description="name, name@version or name@alias of a prompt, or the base model's name"
+    )
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = Field(None, description="0, the default, is greedy")
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    top_k: Natural | None = Field(None, description="an extension: of so many likeliest tokens")
+    seed: Seed | None = Field(None, description="of sampling")
+    stop: Stop | Annotated[list[Stop], Field(max_length=MOST_STOPS)] | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    columns: Columns | None = None
+
+    n: One | None = None
+    frequency_penalty: Nought | None = None
+    presence_penalty: Nought | None = None
+    logit_bias: NoEntries | None = None
+
+    user: str | None = Field(None, description="has no effect")
+    metadata: dict[str, Any] | None = Field(None, description="has no effect")
+    store: bool | None = Field(None, description="has no effect: nothing is stored")
+    service_tier: str | None = Field(None, description="has no effect")
+    safety_identifier: str | None = Field(None, description="has no effect")
+    prompt_cache_key: str | None = Field(None, description="has no effect")
+
+
+class CompletionRequest(Asking):
+    """``POST /v1/completions``"""
+
+    prompt: Text | Annotated[list[Text], Field(min_length=1)] = Field(description="one text, or several")
+    max_tokens: Positive | None = None
+
+    best_of: One | None = None
+    echo: Literal[False] | None = None
+    suffix: Literal[""] | None = None
+    logprobs: None = None
+
+
+class TextPart(Body):
+    type: Literal["text"]
+    text: Text
+
+
+Content = Text | Annotated[list[TextPart], Field(min_length=1)]
+
+
+class UserMessage(Body):
+    role: Literal["user"]
+    content: Content
+    name: str | None = Field(None, description="has no effect")
+
+
+class OtherMessage(BaseModel):
+    """A message that is left out, whatever it has."""
+
+    model_config = ConfigDict(strict=True)
+
+    role: Literal["system", "developer", "assistant", "tool", "function"]
+
+
+class TextFormat(Body):
+    type: Literal["text"]
+
+
+class _Chat(Asking):
+    max_tokens: Positive | None = None
+    max_completion_tokens: Positive | None = None
+
+    logprobs: Literal[False] | None = None
+    top_logprobs: Zero | None = None
+    tools: NoItems | None = None
+    functions: NoItems | None = None
+    tool_choice: Literal["none", "auto"] | None = None
+    function_call: Literal["none", "auto"] | None = None
+    parallel_tool_calls: bool | None = Field(None, description="has no effect: there are no tools")
+    response_format: TextFormat | None = None
+    modalities: Annotated[list[Literal["text"]], Field(min_length=1, max_length=1)] | None = None
+    audio: None = None
+    prediction: None = None
+    reasoning_effort: None = None
+    verbosity: None = None
+    web_search_options: None = None
+
+
+class ChatRequest(_Chat):
+    """``POST /v1/chat/completions``, of one message: a learned prompt takes the place of a system message, and has
+    learned from single texts, not from turns."""
+
+    messages: Annotated[list[UserMessage], Field(min_length=1, max_length=1)]
+
+
+class LastMessageRequest(_Chat):
+    """``POST /v1/chat/completions``, of which the last message is answered and the others are left out."""
+
+    messages: Annotated[list[UserMessage | OtherMessage], Field(min_length=1)]
+
+
+class TextRow(BaseModel):
+    """One row, as in a file of data: its text, and whatever other columns the template uses."""
+
+    model_config = ConfigDict(
+        extra="allow", strict=True, regex_engine="python-re", allow_inf_nan=False, hide_input_in_errors=True
+    )
+    __pydantic_extra__: dict[str, Scalar]
+
+    text: Text
+
+
+Row = Text | TextRow
+
+
+class ClassifyRequest(Body):
+    """``POST /v1/classify``"""
+
+    model: str = Field(min_length=1, description="name, name@version or name@alias of a prompt for classification")
+    input: Row | Annotated[list[Row], Field(min_length=1)] = Field(description="a text, a row, or a list of them")
+
+
+class Usage(BaseModel):
+    prompt_tokens: int = Field(description="virtual tokens, template and text")
+    completion_tokens: int = Field(description="tokens generated; a label is chosen, not generated")
+    total_tokens: int
+
+
+class Choice(BaseModel):
+    index: int
+    text: str
+    finish_reason: Literal["stop", "length"] | None
+    logprobs: None = None
+
+
+class Completion(BaseModel):
+    id: str
+    object: Literal["text_completion"]
+    created: int
+    model: str = Field(description="what answered, with its version")
+    choices: list[Choice]
+    usage: Usage | None = None
+
+
+class Message(BaseModel):
+    role: Literal["assistant"]
+    content: str
+    refusal: None = None
+
+
+class ChatChoice(BaseModel):
+    index: int
+    message: Message
+    finish_reason: Literal["stop", "length"]
+    logprobs: None = None
+
+
+class ChatCompletion(BaseModel):
+    id: str
+    object: Literal["chat.completion"]
+    created: int
+    model: str = Field(description="what answered, with its version")
+    choices: list[ChatChoice]
+    usage: Usage | None = None
+
+
+class Classified(BaseModel):
+    index: int
+    label: str
+    probabilities: dict[str, float]
+
+
+class Classification(BaseModel):
+    object: Literal["classification"]
+    model: str = Field(description="what answered, with its version")
+    results: list[Classified] = Field(description="in the order of the input")
+    usage: Usage | None = None
+
+
+class PromptFacts(BaseModel):
+    """What is known of a prompt; of a version that was not asked yet, only where it is."""
+
+    version: str = Field(description="name@version")
+    loaded: bool
+    kind: Literal["classification", "generation"] | None = None
+    labels: list[str] | None = None
+    columns: list[str] | None = Field(None, description="that the template uses")
+    virtual_tokens: int | None = None
+    error: str | None = Field(None, description="why it cannot be used")
+
+
+class Model(BaseModel):
+    id: str
+    object: Literal["model"]
+    created: int
+    owned_by: str
+    softprompt: PromptFacts | None = Field(None, description="an extension; the base model has none")
+
+
+class Models(BaseModel):
+    object: Literal["list"]
+    data: list[Model]
+
+
+class ErrorFacts(BaseModel):
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class Error(BaseModel):
+    error: ErrorFacts
+
+
+class Reloaded(BaseModel):
+    added: list[str] = Field(description="versions that came")
+    removed: list[str] = Field(description="versions that went")
+    moved: list[str] = Field(description="aliases that moved")
+    troubles: list[str] = Field(description="what could not be read, and stays as it was")
+
+
+class Health(BaseModel):
+    status: Literal["ok", "starting", "stopping"]
