@@ -5,6 +5,7 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import asdict, replace
+from importlib.metadata import version
 
 from fastapi import FastAPI, Security
 from fastapi.exceptions import RequestValidationError
@@ -14,7 +15,6 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
-from softprompt import __version__
 from softprompt.errors import ConfigError, SoftpromptError
 from softprompt.server.access import Access
 from softprompt.server.body import guarded_route
@@ -85,7 +85,7 @@ def create_app(
 
     app = FastAPI(
         title="softprompt",
-        version=__version__,
+        version=version("softprompt"),
         description="Many prompts on one frozen model, by OpenAI's API.",
         docs_url=None,
         redoc_url=None,
