@@ -155,6 +155,7 @@ class Held:
     async def busy(self, engine: Engine, served: Served) -> "asyncio.Task[list[Prediction]]":
         """Hold the thread, with a request of its own."""
         self.go.clear()
+        before = len(self.batches)
         first = asyncio.create_task(engine.classify(served, [Example("first")]))
-        await until(lambda: bool(self.batches))
+        await until(lambda: len(self.batches) > before)
         return first

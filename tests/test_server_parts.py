@@ -75,7 +75,6 @@ class TestPieces:
         for tokenizer in (BASE.tokenizer, byte_tokenizer()):
             whole = text if tokenizer is BASE.tokenizer else "a é€😀 b a😀 "
             ids = tokenizer(whole, add_special_tokens=False).input_ids
-            assert len(ids) > len(whole)  # some characters are several tokens
             found, pieces = pieces_of(ids, tokenizer)
             assert found == whole.strip() == joined(pieces)
             assert not any("\ufffd" in piece.text for piece in pieces)
@@ -96,7 +95,9 @@ class TestPieces:
             ids = [generator.randrange(3, BASE.vocabulary_size) for _ in range(generator.randrange(1, 30))]
             whole = BASE.tokenizer.decode(ids, skip_special_tokens=True)
             start = generator.randrange(len(whole) + 1)
-            stop = tuple(one for one in (whole[start : start + generator.randrange(1, 5)], "the", "a a") if one)
+            some = (whole[start : start + generator.randrange(1, 5)], "the", "a a")
+            # half a character looks like this one until its other half is there
+            stop = tuple(one for one in some if one and "\ufffd" not in one)
             text, pieces = pieces_of(ids, BASE.tokenizer, stop)
             assert joined(pieces) == text == min((whole.partition(one)[0] for one in stop), key=len).strip()
             assert pieces[-1].finish == ("stop" if any(one in whole for one in stop) else "length")
@@ -278,7 +279,7 @@ def test_memory_stays_as_it_is() -> None:
 
     def tensors() -> int:
         gc.collect()
-        return sum(isinstance(one, torch.Tensor | PromptState | Completion) for one in gc.get_objects())
+        return sum(issubclass(type(one), torch.Tensor | PromptState | Completion) for one in gc.get_objects())
 
     async def many(engine: Engine, start: int) -> None:
         generator = random.Random(start)

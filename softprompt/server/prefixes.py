@@ -63,8 +63,7 @@ class Prefixes:
         singles = [prefix for key in keys for prefix in self._single[key][0]]
         if keys not in self._joined:
             joined = _joined(self._base, singles)
-            copied = len(singles) > 1 and isinstance(joined, CachedPrefix | EncodedPrefix)
-            size = _size(joined) if copied else 0
+            size = _size(joined) if len(singles) > 1 and isinstance(joined, CachedPrefix | EncodedPrefix) else 0
             self._joined[keys] = joined, size
             self.bytes += size
         self._joined.move_to_end(keys)
