@@ -189,7 +189,7 @@ class TestSpecialTokens:
         # what another thread may do meanwhile
         BASE.tokenizer("<bos>", split_special_tokens=False)
         assert BASE.tokenizer("<bos>").input_ids.count(BASE.tokenizer.bos_token_id) == 2
-        (items,) = preparing.questions(LABELS, [text])
+        _, (items,) = preparing.questions(LABELS, [text])
         for item in (*items, preparing.text(TEXTS, text, 5)):
             assert len(item.ids) > 12
             assert not special & set(item.ids)
@@ -217,7 +217,7 @@ class TestBatches:
                 await until(lambda: engine.snapshot().waiting == 5)
                 held.go.set()
                 await asyncio.gather(first, *waits)
-            read = Preparing(BASE, 1000).questions(served(0), film)[0]
+            _, (read,) = Preparing(BASE, 1000).questions(served(0), film)
             count = sum(len(item.ids) for item in read)
             assert held.batches[1].what == "label"
             assert held.batches[1].tokens == {f"prompt@{number}": count for number in range(5)}
@@ -230,7 +230,7 @@ class TestBatches:
             async with Engine(BASE, observer=held) as engine:
                 long = asyncio.create_task(collected(engine.generate(TEXTS, text, Sampling(100))))
                 await until(lambda: engine.snapshot().tokens_made > 5)
-                held.go.clear()
+                await held.hold()
                 labels = asyncio.create_task(engine.classify(LABELS, examples_of("a film")))
                 short = asyncio.create_task(collected(engine.generate(TEXTS, examples_of("the")[0], Sampling(3))))
                 await until(lambda: engine.snapshot().waiting == 2)
