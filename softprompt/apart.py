@@ -97,19 +97,23 @@ class PrefixesApart:
         """For rows behind the prompts ``which [B]``."""
         return Fronts([self.prefixes[one] for one in which])
 
+    def can_read(self, batch: Batch, longest: int | None) -> bool:
+        """Whether texts can be read so that are to come to ``longest`` tokens (``None``: any number), prompts counted.
+
+        Not where a window is outgrown, nor where texts are so long that our attention leaves them to the kernel.
+        """
+        rows, length = batch.input_ids.shape
+        window = self.base.sliding_window
+        short = rows * self.base.config.num_attention_heads * length**2 <= faster.SHORT_ATTENTION
+        return short and (window is None or (longest is not None and longest <= window))
+
     def scored(self, batch: Batch) -> Tensor:
         """Hidden states ``[N, H]`` at the batch's scored positions."""
         fronts = self.fronts(batch.which.tolist())
-        if not in_window(self.base, int(fronts.lengths.max()) + batch.input_ids.shape[1]):
+        if not self.can_read(batch, int(fronts.lengths.max()) + batch.input_ids.shape[1]):
             return stacked(self.prefixes).scored(batch)
         with only_at(batch.row * batch.input_ids.shape[1] + batch.column):
             return fronts.hidden(batch.input_ids, batch.mask)[batch.row, batch.column]
-
-
-def in_window(base: FrozenLM, length: int | None) -> bool:
-    """Whether in sequences of ``length`` tokens (``None``: of any length) all layers see all that stands before."""
-    window = base.sliding_window
-    return window is None or (length is not None and length <= window)
 
 
 def stays_apart(base: FrozenLM) -> bool:
@@ -122,7 +126,7 @@ def stays_apart(base: FrozenLM) -> bool:
 @torch.no_grad()
 def _is_exact(base: FrozenLM) -> bool:
     ours = own_attention(str(getattr(base.model.config, "_attn_implementation", None))) == faster.NAME
-    if not ours or not shares_prefix(base):
+    if not ours or not shares_prefix(base) or not hasattr(base.config, "num_attention_heads"):
         return False
     known = min(base.vocabulary_size - 1, 31)
     states = [PromptState.of_embeddings(base.embed(torch.arange(1, 1 + length) % known)) for length in (3, 2)]
@@ -131,7 +135,7 @@ def _is_exact(base: FrozenLM) -> bool:
     asked = (((1, 2, 3), 0), ((3,), 0), ((2, 5), 1), ((4, 1), 2), ((5, 1), 0))
     items = [Item(row, text, (len(text) - 1,), prompt=prompt) for row, (text, prompt) in enumerate(asked)]
     batch = collate(items, base.device)
-    if not in_window(base, apart.prefixes[0].width + batch.input_ids.shape[1]):
+    if not apart.can_read(batch, apart.prefixes[0].width + batch.input_ids.shape[1]):
         return False
     expected = stacked(apart.prefixes).scored(batch)
     try:

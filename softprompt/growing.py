@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from softprompt import faster
-from softprompt.apart import Fronts, PrefixesApart, in_window
+from softprompt.apart import Fronts, PrefixesApart
 from softprompt.batch import Batch, Item, collate
 from softprompt.cache import keeping_all, padded, resized, right_aligned
 from softprompt.prefix import CachedPrefix, ConcatenatedPrefix, Prefix, read_one_more, stacked
@@ -54,7 +54,7 @@ def start_growing(prefix: Prefix | PrefixesApart, items: Sequence[Item], longest
         return GrowingAnswers(prefix, batch)
     if isinstance(prefix, ConcatenatedPrefix):
         return RereadTexts(prefix, items)
-    if isinstance(prefix, PrefixesApart) and not in_window(prefix.base, longest):
+    if isinstance(prefix, PrefixesApart) and not prefix.can_read(batch, longest):
         prefix = stacked(prefix.prefixes)
     return GrowingTexts(prefix, batch)
 

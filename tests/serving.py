@@ -147,14 +147,21 @@ class Held:
         self.batches: list[Ran] = []
         self.go = threading.Event()
         self.go.set()
+        self._holding = False
 
     def ran(self, batch: Ran) -> None:
         self.batches.append(batch)
+        self._holding = not self.go.is_set()
         assert self.go.wait(30)
+        self._holding = False
+
+    async def hold(self) -> None:
+        """Hold the thread, which is at work."""
+        self.go.clear()
+        await until(lambda: self._holding)
 
     async def busy(self, engine: Engine, served: Served) -> "asyncio.Task[list[Prediction]]":
         """Hold the thread, with a request of its own."""
-        self.go.clear()
         first = asyncio.create_task(engine.classify(served, [Example("first")]))
-        await until(lambda: bool(self.batches))
+        await self.hold()
         return first

@@ -5,7 +5,7 @@ import random
 from collections.abc import Sequence
 
 import pytest
-from serving import Held, alone, assert_same, collected, completed, examples, joined, prompts
+from serving import Held, alone, assert_same, collected, completed, examples, joined, prompts, until
 from tiny import tiny_base
 
 from softprompt.base import FrozenLM
@@ -16,7 +16,6 @@ from softprompt.server.engine import Engine, Limits
 from softprompt.server.work import Served
 
 FAMILIES = {"llama": True, "gemma3": True, "gpt2": True, "mamba": False, "t5": True, "bart": True}
-SMALL = Limits(rows=7, batch_tokens=90, running_tokens=600)
 
 
 Asked = tuple[Served, list[Example], Sampling | None]
@@ -27,7 +26,8 @@ def mix(base: FrozenLM, seed: int, in_layers: bool, count: int = 14) -> list[Ask
     generator = random.Random(seed)
     asked: list[Asked] = []
     for _ in range(count):
-        served = generator.choice(prompts(base, in_layers=in_layers))
+        # one for labels first, which an engine can be held with
+        served = generator.choice(prompts(base, in_layers=in_layers)[: None if asked else 6])
         if served.spec.kind == "classification":
             asked.append((served, examples(generator, generator.choice((1, 1, 2, 9))), None))
         else:
@@ -43,30 +43,39 @@ def mix(base: FrozenLM, seed: int, in_layers: bool, count: int = 14) -> list[Ask
     return asked
 
 
-async def answered(engine: Engine, asked: Sequence[Asked], generator: random.Random) -> list[list[Prediction] | str]:
-    """All requests, each starting some moment after the one before."""
+async def answered(
+    engine: Engine, asked: Sequence[Asked], generator: random.Random, held: Held | None
+) -> list[list[Prediction] | str]:
+    """All requests, each starting some moment after the one before, or all at once, the engine being ``held``."""
 
     async def one(served: Served, texts: list[Example], sampling: Sampling | None) -> list[Prediction] | str:
         if sampling is None:
             return await engine.classify(served, texts)
         return joined(await collected(engine.generate(served, texts[0], sampling)))
 
+    first = None if held is None else await held.busy(engine, asked[0][0])
     waiting = []
     for request in asked:
         waiting.append(asyncio.create_task(one(*request)))
-        await asyncio.sleep(generator.choice((0, 0, 0.002, 0.02)))
+        await asyncio.sleep(generator.choice((0, 0, 0.002, 0.02)) if held is None else 0)
+    if held is not None and first is not None:
+        await until(lambda: engine.snapshot().waiting == sum(len(texts) for _, texts, _ in asked))
+        held.go.set()
+        await first
     return await asyncio.gather(*waiting)
 
 
+@pytest.mark.parametrize("at_once", [True, False])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_request_gets_what_it_gets_alone(family: str) -> None:
+def test_every_request_gets_what_it_gets_alone(family: str, at_once: bool) -> None:
     base, held = tiny_base(family), Held()
+    limits = Limits(rows=24, batch_tokens=900) if at_once else Limits(rows=7, batch_tokens=90, running_tokens=600)
 
     async def main() -> None:
-        async with Engine(base, SMALL, held) as engine:
-            for seed in range(12):
-                asked = mix(base, seed, FAMILIES[family])
-                found = await answered(engine, asked, random.Random(seed))
+        async with Engine(base, limits, held) as engine:
+            for seed in range(8):
+                asked = mix(base, seed + 100 * at_once, FAMILIES[family])
+                found = await answered(engine, asked, random.Random(seed), held if at_once else None)
                 for (served, texts, sampling), answer in zip(asked, found, strict=True):
                     if sampling is None:
                         assert isinstance(answer, list)
@@ -74,8 +83,9 @@ def test_every_request_gets_what_it_gets_alone(family: str) -> None:
                     else:
                         assert answer == completed(base, served, texts[0], sampling), (served.key, sampling)
             facts = engine.snapshot()
-            assert any(batch.what == "label" and len(batch.tokens) > 3 for batch in held.batches)
-            assert family in ("t5", "bart") or any(batch.what == "grow" and batch.rows > 3 for batch in held.batches)
             assert (facts.waiting, facts.running, facts.failed) == (0, 0, 0)
+        if at_once:
+            assert any(batch.what == "label" and len(batch.tokens) > 3 for batch in held.batches)
+            assert any(batch.what == "grow" and len(batch.tokens) > 2 for batch in held.batches)
 
     asyncio.run(main())

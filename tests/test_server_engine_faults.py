@@ -1,6 +1,7 @@
 """What goes wrong with one request, or with all at once, and what the others get: their answers."""
 
 import asyncio
+import threading
 from collections.abc import Coroutine
 from typing import Any
 
@@ -25,7 +26,7 @@ from serving import (
 from tiny import tiny_base
 
 from softprompt.data import Example
-from softprompt.errors import BaseModelError, DataError, PromptFileError, TemplateError
+from softprompt.errors import BaseModelError, ConfigError, DataError, PromptFileError, TemplateError
 from softprompt.generate import Sampling
 from softprompt.prefix import PromptState
 from softprompt.server.engine import Closed, Engine, Limits
@@ -60,6 +61,20 @@ class TestGivenUp:
                 await first
                 assert waits[0].cancelled()
                 assert [batch.rows for batch in held.batches] == [1, 6]
+
+        run(main())
+
+    def test_a_request_that_is_cancelled_before_it_waits_keeps_no_room(self) -> None:
+        async def main() -> None:
+            async with Engine(BASE, Limits(waiting=3)) as engine:
+                free = threading.Event()
+                engine._preparer.submit(free.wait)
+                task = asyncio.create_task(engine.classify(LABELS, GOOD))
+                await until(lambda: engine.snapshot().waiting == 3)
+                task.cancel()
+                await until(lambda: engine.snapshot().waiting == 0)
+                free.set()
+                assert_same(await engine.classify(LABELS, GOOD), alone(BASE, LABELS, GOOD))
 
         run(main())
 
@@ -105,13 +120,26 @@ class TestGivenUp:
             async with Engine(BASE, observer=held) as engine:
                 pieces = engine.generate(TEXTS, lasting(BASE, TEXTS, 100), Sampling(100), deadline=0.5)
                 assert (await anext(pieces)).text
-                held.go.clear()
+                await held.hold()
                 with pytest.raises(Expired):
                     await collected(pieces)
                 held.go.set()
                 await until(lambda: engine.snapshot().running == 0)
 
         run(main())
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"rows": 0}, "rows must be at least 1, got 0"),
+        ({"gather": -1.0}, "gather must be at least 0, got -1.0"),
+        ({"batch_tokens": 0}, "batch_tokens must be at least 1, got 0"),
+    ],
+)
+def test_limits_out_of_range_are_an_error(settings: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        Limits(**settings)
 
 
 class TestFull:
@@ -312,7 +340,7 @@ class TestClosing:
             engine = Engine(BASE, observer=held)
             pieces = engine.generate(TEXTS, lasting(BASE, TEXTS, 100), Sampling(100))
             await anext(pieces)
-            held.go.clear()
+            await held.hold()
             labels = asyncio.create_task(engine.classify(OTHERS, GOOD))
             await until(lambda: engine.snapshot().waiting == 3)
             closing = asyncio.create_task(engine.close(graceful=False))
@@ -323,6 +351,22 @@ class TestClosing:
                 await labels
             with pytest.raises(Closed):
                 await collected(pieces)
+
+        run(main())
+
+    def test_what_is_being_prepared_is_dropped_too(self) -> None:
+        async def main() -> None:
+            engine = Engine(BASE)
+            free = threading.Event()
+            engine._preparer.submit(free.wait)
+            few = asyncio.create_task(engine.classify(LABELS, GOOD))
+            many = asyncio.create_task(engine.classify(LABELS, GOOD * 40))
+            await until(lambda: engine.snapshot().waiting == 123)
+            await engine.close(graceful=False)
+            free.set()
+            for task in (few, many):
+                with pytest.raises(Closed):
+                    await task
 
         run(main())
 

@@ -75,7 +75,6 @@ class TestPieces:
         for tokenizer in (BASE.tokenizer, byte_tokenizer()):
             whole = text if tokenizer is BASE.tokenizer else "a é€😀 b a😀 "
             ids = tokenizer(whole, add_special_tokens=False).input_ids
-            assert len(ids) > len(whole)  # some characters are several tokens
             found, pieces = pieces_of(ids, tokenizer)
             assert found == whole.strip() == joined(pieces)
             assert not any("\ufffd" in piece.text for piece in pieces)
@@ -96,7 +95,9 @@ class TestPieces:
             ids = [generator.randrange(3, BASE.vocabulary_size) for _ in range(generator.randrange(1, 30))]
             whole = BASE.tokenizer.decode(ids, skip_special_tokens=True)
             start = generator.randrange(len(whole) + 1)
-            stop = tuple(one for one in (whole[start : start + generator.randrange(1, 5)], "the", "a a") if one)
+            some = (whole[start : start + generator.randrange(1, 5)], "the", "a a")
+            # half a character looks like this one until its other half is there
+            stop = tuple(one for one in some if one and "\ufffd" not in one)
             text, pieces = pieces_of(ids, BASE.tokenizer, stop)
             assert joined(pieces) == text == min((whole.partition(one)[0] for one in stop), key=len).strip()
             assert pieces[-1].finish == ("stop" if any(one in whole for one in stop) else "length")
@@ -188,7 +189,7 @@ class TestSpecialTokens:
         # what another thread may do meanwhile
         BASE.tokenizer("<bos>", split_special_tokens=False)
         assert BASE.tokenizer("<bos>").input_ids.count(BASE.tokenizer.bos_token_id) == 2
-        (items,) = preparing.questions(LABELS, [text])
+        _, (items,) = preparing.questions(LABELS, [text])
         for item in (*items, preparing.text(TEXTS, text, 5)):
             assert len(item.ids) > 12
             assert not special & set(item.ids)
@@ -216,7 +217,7 @@ class TestBatches:
                 await until(lambda: engine.snapshot().waiting == 5)
                 held.go.set()
                 await asyncio.gather(first, *waits)
-            read = Preparing(BASE, 1000).questions(served(0), film)[0]
+            _, (read,) = Preparing(BASE, 1000).questions(served(0), film)
             count = sum(len(item.ids) for item in read)
             assert held.batches[1].what == "label"
             assert held.batches[1].tokens == {f"prompt@{number}": count for number in range(5)}
@@ -229,7 +230,7 @@ class TestBatches:
             async with Engine(BASE, observer=held) as engine:
                 long = asyncio.create_task(collected(engine.generate(TEXTS, text, Sampling(100))))
                 await until(lambda: engine.snapshot().tokens_made > 5)
-                held.go.clear()
+                await held.hold()
                 labels = asyncio.create_task(engine.classify(LABELS, examples_of("a film")))
                 short = asyncio.create_task(collected(engine.generate(TEXTS, examples_of("the")[0], Sampling(3))))
                 await until(lambda: engine.snapshot().waiting == 2)
@@ -278,7 +279,7 @@ def test_memory_stays_as_it_is() -> None:
 
     def tensors() -> int:
         gc.collect()
-        return sum(isinstance(one, torch.Tensor | PromptState | Completion) for one in gc.get_objects())
+        return sum(issubclass(type(one), torch.Tensor | PromptState | Completion) for one in gc.get_objects())
 
     async def many(engine: Engine, start: int) -> None:
         generator = random.Random(start)

@@ -11,12 +11,15 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from functools import partial
+from math import inf
 from typing import Self, TypeVar
 
 from softprompt.base import FrozenLM
+from softprompt.batch import Item
 from softprompt.data import Example
-from softprompt.errors import DataError
+from softprompt.errors import ConfigError, DataError
 from softprompt.generate import Sampling
 from softprompt.objective import EVALUATION_TOKENS
 from softprompt.predict import Prediction
@@ -65,6 +68,12 @@ class Limits:
     gather: float = 0.002
     prefix_bytes: int = 512 * 2**20
     text_characters: int = 200_000
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value, least = getattr(self, field.name), 0 if field.name == "gather" else 1
+            if value is not None and not least <= value < inf:
+                raise ConfigError(f"{field.name} must be at least {least}, got {value}")
 
 
 class Engine:
@@ -129,11 +138,11 @@ class Engine:
         answer: asyncio.Future[list[Prediction]] = self._loop().create_future()
 
         async def ready() -> Questions:
-            items = []
+            items: list[tuple[Item, ...]] = []
             for start in range(0, len(examples), _PREPARED_AT_ONCE):
                 part = examples[start : start + _PREPARED_AT_ONCE]
-                items += await self._prepared(lambda part=part: self._preparing.questions(served, part))  # type: ignore[misc]
-            objective = await self._prepared(lambda: self._preparing.objective(served))
+                objective, some = await self._prepared(partial(self._preparing.questions, served, part))
+                items += some
             unshared = 0 if self._shares else max((state.length for state in served.states), default=0)
             return Questions(served, objective, items, unshared, answer)
 
@@ -155,7 +164,7 @@ class Engine:
         out: asyncio.Queue[Piece | Exception] = asyncio.Queue()
 
         async def ready() -> Text:
-            item = await self._prepared(lambda: self._preparing.text(served, example, sampling.max_new_tokens))
+            item = await self._prepared(partial(self._preparing.text, served, example, sampling.max_new_tokens))
             return Text(self.base, served, item, sampling, out)
 
         until = _moment(deadline)
@@ -209,7 +218,11 @@ class Engine:
         return loop
 
     async def _prepared(self, work: Callable[[], _Value]) -> _Value:
-        return await asyncio.get_running_loop().run_in_executor(self._preparer, work)
+        try:
+            working = asyncio.get_running_loop().run_in_executor(self._preparer, work)
+        except RuntimeError as error:  # it was shut down meanwhile
+            raise Closed from error
+        return await working
 
     async def _queued(self, kind: Kind, examples: int, ready: Callable[[], Awaitable[_Request]]) -> _Request:
         """Keep room for a request, make it ready, and let it wait its turn."""

@@ -57,22 +57,18 @@ class Preparing:
         self._classifying: Recent[tuple[Encoder, Objective]] = Recent(KEPT)
         self._generating: Recent[Encoder] = Recent(KEPT)
 
-    def objective(self, served: Served) -> Objective:
-        """What scores the labels; raises as ``questions``."""
-        return self._classifier(served)[1]
-
-    def questions(self, served: Served, examples: Sequence[Example]) -> list[tuple[Item, ...]]:
-        """The items of each example, behind each of the prompts.
+    def questions(self, served: Served, examples: Sequence[Example]) -> tuple[Objective, list[tuple[Item, ...]]]:
+        """What scores the labels, and the items of each example, behind each of the prompts.
 
         Raises:
             TemplateError, DataError: an example that cannot be read.
         """
         self._check_lengths(examples)
-        encoder, _ = self._classifier(served)
+        encoder, objective = self._classifier(served)
         found: list[list[Item]] = [[] for _ in examples]
         for item in encoder.scoring_items(examples):
             found[item.example] += [replace(item, prompt=prompt) for prompt in range(max(1, len(served.states)))]
-        return [tuple(items) for items in found]
+        return objective, [tuple(items) for items in found]
 
     def text(self, served: Served, example: Example, new_tokens: int) -> Item:
         """The item of a text that at most ``new_tokens`` are to follow; raises as ``questions``."""

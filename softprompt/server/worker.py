@@ -92,7 +92,12 @@ class Worker(threading.Thread):
                 waiting.wait(something)
             # where requests come several at a time, the first is worth more with the others
             if self._gather and (self._several or waiting.preparing):
-                waiting.wait(lambda: bool(waiting.ready >= self._rows or self._ending), self._gather)
+                waiting.wait(
+                    lambda: bool(
+                        waiting.ready >= self._rows or self._ending or not (self._several or waiting.preparing)
+                    ),
+                    self._gather,
+                )
         if self._ending == "drop":
             return False
         return self._ending is None or bool(self.running.texts or waiting.ready or waiting.preparing)
