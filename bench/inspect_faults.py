@@ -15,9 +15,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import softprompt as sp
-from softprompt.data import Example, Splits
+from softprompt.base import FrozenLM, load
+from softprompt.data import Example, Splits, read_splits
 from softprompt.embedded import MODEL_NAME, rotten_tomatoes
+from softprompt.fit import fit
 from softprompt.inspection import Inspection
 from softprompt.prefix import PromptState
 from softprompt.probe import Limits, inspect, read_history
@@ -43,9 +44,9 @@ def main() -> None:
     parser.add_argument("--only", help="comma-separated names of faults")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    base = sp.load(options.model, progress=say)
+    base = load(options.model, progress=say)
     place = options.data or (SHARED if SHARED.is_dir() else None)
-    splits = cut(rotten_tomatoes() if place is None else sp.read_splits(place), options.rows, options.held_out)
+    splits = cut(rotten_tomatoes() if place is None else read_splits(place), options.rows, options.held_out)
     wanted = options.only.split(",") if options.only else None
     results = [run(base, splits, options, name) for name in EXPECTED if wanted is None or name in wanted]
     if options.json:
@@ -80,7 +81,7 @@ EXPECTED: dict[str, set[str]] = {
 """What each fault should be found by; any of them counts."""
 
 
-def run(base: sp.FrozenLM, splits: Splits, options: Any, name: str) -> dict[str, Any]:
+def run(base: FrozenLM, splits: Splits, options: Any, name: str) -> dict[str, Any]:
     """Plant one fault, learn, inspect."""
     say(f"== {name}")
     settings: dict[str, Any] = {"length": options.length, "steps": options.steps, "learning_rate": RATE}
@@ -95,7 +96,7 @@ def run(base: sp.FrozenLM, splits: Splits, options: Any, name: str) -> dict[str,
         flipped = set(random.Random(3).sample(range(len(splits.train)), count))
         splits = replace(splits, train=tuple(flip(one) if i in flipped else one for i, one in enumerate(splits.train)))
     task = Task.classification(splits, template=TEMPLATE)
-    prompt = sp.fit(base, task, **settings)
+    prompt = fit(base, task, **settings)
     history = read_history(prompt.extra_files["history.jsonl"].encode(), prompt)
     if name == "template changed afterwards":
         prompt = replace(prompt, spec=replace(prompt.spec, template=SERVED))

@@ -314,7 +314,7 @@ def _rows(found: Inspection) -> Iterator[Finding]:
     if suspects is not None and suspects.found >= 3 and suspects.share >= 0.01 and not blind:
         yield Finding(
             name="mislabelled-rows",
-            severity="warning" if suspects.share >= 0.03 else "note",
+            severity="warning" if suspects.share >= 0.05 else "note",
             title="Training rows look mislabelled",
             evidence=f"in {suspects.found:,} of {suspects.looked_at:,} rows ({suspects.share:.1%}) it is as sure of "
             "another answer as where that answer is right",

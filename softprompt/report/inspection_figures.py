@@ -53,7 +53,7 @@ def calibration(found: Inspection) -> Figure | None:
         tuple(a.right_low for a in one.bins),
         tuple(a.right_high for a in one.bins),
     )
-    ideal = charts.Series("as it should be", _OTHER, (xs[0], xs[-1]), (xs[0], xs[-1]))
+    ideal = charts.Series("as it should be", _GROUP, (xs[0], xs[-1]), (xs[0], xs[-1]))
     table = Table(
         "Calibration",
         (Column("Confidence", False), Column("Examples"), Column("Mean confidence"), Column("Right")),
@@ -71,7 +71,7 @@ def calibration(found: Inspection) -> Figure | None:
     return Figure(
         "calibration",
         "Is it as sure as it is right?",
-        "Each mark is the answers of one range of confidence. Below the other line it is too sure, above it not sure "
+        "Each mark is the answers of one range of confidence. Below the dashed line it is too sure, above it not sure "
         f"enough; the band is the 95% interval. Calibration error {fixed(one.error.value, 3)} "
         f"[{fixed(one.error.low, 3)}, {fixed(one.error.high, 3)}], 0 is best.",
         _list("Share right by mean confidence", [f"{a.confidence:.2f}: {a.right:.2f}" for a in one.bins]),
