@@ -8,7 +8,7 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 
-from softprompt.server.schema import Error
+from softprompt.server.schema import SEEDS, Error
 from softprompt.server.settings import ServeConfig
 
 REASONS = {
@@ -56,11 +56,14 @@ def described(app: FastAPI, config: ServeConfig) -> dict[str, Any]:
     page = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
     page["servers"] = [{"url": config.root_path or "/"}]
     schemas = page["components"]["schemas"]
-    for name in ("max_tokens", "max_completion_tokens"):
-        for body in schemas.values():
+    # of a seed again: FastAPI makes floats of bounds, which rounds these
+    bounds = {name: {"maximum": config.max_tokens} for name in ("max_tokens", "max_completion_tokens")}
+    bounds["seed"] = {"minimum": -SEEDS - 1, "maximum": SEEDS}
+    for body in schemas.values():
+        for name, limits in bounds.items():
             for one in _alternatives(body.get("properties", {}).get(name, {})):
                 if one.get("type") == "integer":
-                    one["maximum"] = config.max_tokens
+                    one.update(limits)
     for body, name in (("CompletionRequest", "prompt"), ("ClassifyRequest", "input")):
         for one in _alternatives(schemas[body]["properties"][name]):
             if one.get("type") == "array":

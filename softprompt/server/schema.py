@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 
 MOST_STOPS = 16
-_INT64 = 2**63
+SEEDS = 2**63 - 1  # the largest one
 
 
 def _whole(value: Any) -> Any:
@@ -22,7 +22,7 @@ def _whole(value: Any) -> Any:
 Whole = Annotated[int, BeforeValidator(_whole)]
 Natural = Annotated[int, Field(ge=0), BeforeValidator(_whole)]
 Positive = Annotated[int, Field(ge=1), BeforeValidator(_whole)]
-Seed = Annotated[int, Field(ge=-_INT64, le=_INT64 - 1), BeforeValidator(_whole)]
+Seed = Annotated[int, Field(ge=-SEEDS - 1, le=SEEDS), BeforeValidator(_whole)]
 Text = Annotated[str, StringConstraints(min_length=1, pattern=r"\S")]
 Stop = Annotated[str, StringConstraints(min_length=1)]
 Scalar = str | Whole | float | bool | None
