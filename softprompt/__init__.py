@@ -9,7 +9,9 @@ The flow, each name being public here::
     prompt.save("prompts/sentiment")
 """
 
+import sys
 from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -116,3 +118,15 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted([*globals(), *__all__])
+
+
+class _Package(ModuleType):
+    """This package, where a function keeps its name beside the module of the same name: fit, evaluate, distill."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        # what importing a submodule does, whoever imports it; the function would be hidden
+        if not (isinstance(value, ModuleType) and _HOME.get(name) == name):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

@@ -257,6 +257,12 @@ class TestImports:
             assert getattr(softprompt, name) is not None
             assert name in dir(softprompt)
 
+    @pytest.mark.parametrize("first", ["import softprompt.demo, softprompt.cli_distill", "sp.fit", "sp.fit_together"])
+    def test_a_function_is_not_hidden_by_the_module_it_is_in(self, first: str) -> None:
+        code = f"import softprompt as sp; {first}; print(*(callable(getattr(sp, n)) for n in sp.__all__))"
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        assert "False" not in done.stdout
+
     def test_unknown_public_name_is_an_attribute_error(self) -> None:
         import softprompt
 

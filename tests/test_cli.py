@@ -6,6 +6,7 @@ import resource
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -306,9 +307,8 @@ class TestOtherMistakes:
         def interrupted(*arguments: Any, **options: Any) -> None:
             raise KeyboardInterrupt
 
-        monkeypatch.setattr(
-            "softprompt.store.load_prompt" if verb == "show" else "softprompt.fit.fit_together", interrupted
-        )
+        room, name = ("store", "load_prompt") if verb == "show" else ("fit", "fit_together")
+        monkeypatch.setattr(import_module(f"softprompt.{room}"), name, interrupted)
         done = command("show", place / "prompt") if verb == "show" else train(place, tmp_path / "p")
         assert done.code == 130
         assert done.error == f"interrupted{hint}"

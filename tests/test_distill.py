@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,6 @@ from pydantic import Field
 from small import TEMPLATE, Recorder, answers, reviews, write_data
 from tiny import random_prompt, tiny_base
 
-import softprompt.distill as distilling
 import softprompt.train as training
 from softprompt.baselines.written import choose_shots, written_prompt
 from softprompt.config import DistillConfig, TrainConfig
@@ -26,6 +26,7 @@ from softprompt.store import Prompt, load_prompt
 from softprompt.task import Task
 from softprompt.teacher import Teacher
 
+distilling = sys.modules["softprompt.distill"]  # `softprompt.distill` is the function
 TEXT = "great fine good\ndull poor bad\nSay whether the film is good or bad."
 FAST: dict[str, Any] = {"length": 6, "steps": 12, "batch_size": 8, "eval_every": 4, "learning_rate": 0.3}
 LABELS = ("bad", "good")

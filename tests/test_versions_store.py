@@ -3,6 +3,7 @@
 import json
 import os
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -396,8 +397,9 @@ def test_training_starts_from_a_version_not_from_an_alias(store: Store, monkeypa
         seen.extend(config.init for config in configs.values())
         raise StopIteration
 
-    monkeypatch.setattr("softprompt.fit.announce", lambda *_: None)
-    monkeypatch.setattr("softprompt.fit.train_together", stop)
+    fitting = import_module("softprompt.fit")  # `softprompt.fit` is the function
+    monkeypatch.setattr(fitting, "announce", lambda *_: None)
+    monkeypatch.setattr(fitting, "train_together", stop)
     from small import reviews_task
 
     configs = {
