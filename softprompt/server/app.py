@@ -14,7 +14,6 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
-from softprompt import __version__
 from softprompt.errors import ConfigError, SoftpromptError
 from softprompt.server.access import Access
 from softprompt.server.body import guarded_route
@@ -44,6 +43,7 @@ def create_app(
     *,
     stopping: Callable[[], bool] = lambda: False,
     closing: Callable[[], Awaitable[None]] | None = None,
+    version: str = "unknown",
 ) -> FastAPI:
     """Put the server together.
 
@@ -52,6 +52,7 @@ def create_app(
         registry: what may be asked; to be refreshed once before, so that there is something.
         stopping: whether no more requests are taken.
         closing: what is to be done when the last request has ended.
+        version: of softprompt, for the OpenAPI page.
     """
     metrics.watch(engine, registry)
     desk = Desk(engine, registry, config, metrics)
@@ -85,7 +86,7 @@ def create_app(
 
     app = FastAPI(
         title="softprompt",
-        version=__version__,
+        version=version,
         description="Many prompts on one frozen model, by OpenAI's API.",
         docs_url=None,
         redoc_url=None,
