@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from softprompt import __version__
 from softprompt.cli_common import GIVEN, PLACE, json_option, load_base, print_result, say
 from softprompt.errors import ConfigError, MissingExtraError
 
@@ -76,7 +77,14 @@ def serve(config: Path | None, trust_remote_code: bool, **options: Any) -> None:
     metrics, server = Metrics(), Server(shutdown_timeout=settings.shutdown_timeout)
     engine = Engine(base, limits, observer=metrics)
     app = create_app(
-        engine, registry, settings, access, metrics, stopping=lambda: server.stopping, closing=engine.close
+        engine,
+        registry,
+        settings,
+        access,
+        metrics,
+        stopping=lambda: server.stopping,
+        closing=engine.close,
+        version=__version__,
     )
     host, port = listening.getsockname()[:2]
     say(f"listening on http://{f'[{host}]' if ':' in host else host}:{port}, docs at /docs")

@@ -73,6 +73,7 @@ class DirectEngine:
         hold_pieces: while it is set, no completion grows beyond its first piece.
         failure: what is raised instead of an answer, or of the rest of one.
         numbers: what stands for every probability.
+        counts: whether it tells how much it read.
         cancelled: requests that were given up while they waited.
         asked: keys of the prompts that were asked, in order.
     """
@@ -82,6 +83,7 @@ class DirectEngine:
         self.hold, self.hold_pieces = threading.Event(), threading.Event()
         self.failure: Exception | None = None
         self.numbers: float | None = None
+        self.counts = True
         self.cancelled = 0
         self.asked: list[str] = []
 
@@ -93,7 +95,8 @@ class DirectEngine:
         predictor = Predictor(self._base, served.spec, served.states)
         read = [self._read(predictor, one) for one in examples]
         found = [
-            replace(one, prompt_tokens=count) for one, count in zip(predictor.predict(examples), read, strict=True)
+            replace(one, prompt_tokens=count if self.counts else None)
+            for one, count in zip(predictor.predict(examples), read, strict=True)
         ]
         if self.numbers is not None:
             found = [replace(one, probabilities=dict.fromkeys(served.spec.labels, self.numbers)) for one in found]

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,21 @@ class TestSettings:
         assert gathered(host="0.0.0.0", keys="keys.json").hosts == ()
         assert gathered(host="0.0.0.0", no_auth=True).hosts == ()
         assert gathered(host="0.0.0.0", no_auth=True, allowed_hosts=("a",)).hosts == ("a",)
+
+
+def test_the_docs_have_every_setting_and_default() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "serve.md").read_text(encoding="utf-8")
+    table = page.partition("| setting | default | |")[2].partition("\n\n")[0]
+    rows = [[cell.strip() for cell in line.split("|")[1:3]] for line in table.splitlines()[2:]]
+    told = {
+        name.strip(" `"): default.strip(" `")
+        for names, defaults in rows
+        for name, default in zip_longest(names.split(","), defaults.split(","), fillvalue=defaults)
+    }
+    assert set(told) == set(ServeConfig.model_fields)
+    for name, field in ServeConfig.model_fields.items():
+        if isinstance(field.default, int | float | str):
+            assert told[name].lower() == str(field.default).lower().removesuffix(".0") or field.default == ""
 
 
 class TestCommand:

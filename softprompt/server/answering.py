@@ -72,6 +72,7 @@ class Completing:
         self._desk, self._asked, self._examples, self._sampling = desk, asked, examples, sampling
         self.id, self.created, self.model = f"{prefix}-{secrets.token_hex(12)}", int(time.time()), asked.found.id
         self.grown = [Grown() for _ in examples]
+        self._counted = True
 
     async def whole(self) -> list[Grown]:
         """All of them, when they are finished."""
@@ -112,8 +113,9 @@ class Completing:
         return EventStream(self._guarded(first, coming))
 
     def usage(self) -> dict[str, int] | None:
-        """Tokens of all of them; ``None`` if the engine does not count what it reads."""
-        return usage_of([one.prompt_tokens for one in self.grown], sum(one.tokens for one in self.grown))
+        """Tokens of all of them; ``None`` if the engine did not count what it read."""
+        read = [one.prompt_tokens if self._counted else None for one in self.grown]
+        return usage_of(read, sum(one.tokens for one in self.grown))
 
     async def _guarded(self, first: bytes | None, coming: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
         facts, ended = self._asked.facts, False
@@ -159,6 +161,7 @@ class Completing:
         """A prompt for classification says the words of the likeliest label."""
         spec = self._asked.served.spec
         for index, one in enumerate(await classified(self._desk, self._asked, self._examples)):
+            self._counted &= one.prompt_tokens is not None
             words = spec.verbalizers[spec.label_index[str(one.label)]]
             yield index, Piece(words, 0, one.prompt_tokens or 0, "stop")
 

@@ -5,7 +5,6 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import asdict, replace
-from importlib.metadata import version
 
 from fastapi import FastAPI, Security
 from fastapi.exceptions import RequestValidationError
@@ -44,6 +43,7 @@ def create_app(
     *,
     stopping: Callable[[], bool] = lambda: False,
     closing: Callable[[], Awaitable[None]] | None = None,
+    version: str = "unknown",
 ) -> FastAPI:
     """Put the server together.
 
@@ -52,6 +52,7 @@ def create_app(
         registry: what may be asked; to be refreshed once before, so that there is something.
         stopping: whether no more requests are taken.
         closing: what is to be done when the last request has ended.
+        version: of softprompt, for the OpenAPI page.
     """
     metrics.watch(engine, registry)
     desk = Desk(engine, registry, config, metrics)
@@ -85,7 +86,7 @@ def create_app(
 
     app = FastAPI(
         title="softprompt",
-        version=version("softprompt"),
+        version=version,
         description="Many prompts on one frozen model, by OpenAI's API.",
         docs_url=None,
         redoc_url=None,
