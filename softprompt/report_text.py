@@ -19,8 +19,8 @@ def table(rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def plain(text: str) -> str:
-    """``text`` on one line, without characters that a terminal would act on."""
-    return " ".join("".join(character if character.isprintable() else " " for character in text).split())
+    """``text``, or whatever a file has in its place, on one line, without characters that a terminal would act on."""
+    return " ".join("".join(character if character.isprintable() else " " for character in str(text)).split())
 
 
 def figure(metric: Mapping[str, Any]) -> str:
