@@ -42,6 +42,11 @@ def behind(front: Front) -> Iterator[None]:
         _front.reset(token)
 
 
+def moved(before: Tensor, after: Tensor) -> float:
+    """The norm of the difference between two results, as a share of the first one's norm."""
+    return float((after - before).float().norm() / before.float().norm())
+
+
 def make_faster(model: Any, run: Callable[[], Tensor]) -> None:
     """Replace what can be replaced in ``model``.
 
@@ -122,7 +127,7 @@ def _replace_attention(model: Any, run: Callable[[], Tensor]) -> None:
     try:
         model.set_attn_implementation(NAME)
         actual = run()
-        error = float((actual - expected).float().norm() / expected.float().norm())
+        error = moved(expected, actual)
     except (RuntimeError, TypeError, ValueError, KeyError, AttributeError):
         error = float("inf")
     if not error < (1e-5 if expected.dtype == torch.float32 else 2e-2):

@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from softprompt.faster import moved
+
 # what families call the parts of a layer that look at one position at a time; all but keys and values
 _POSITIONWISE = frozenset(
     {
@@ -73,7 +75,7 @@ def shorten_last_layer(backbone: nn.Module, run: Callable[[], Tensor]) -> None:
     try:
         with only_at(scored):
             actual = run()[scored]
-        error = float((actual - expected[scored]).float().norm() / expected[scored].float().norm())
+        error = moved(expected[scored], actual)
     except (RuntimeError, TypeError, ValueError, IndexError):
         error = float("inf")
     if not error < (1e-5 if expected.dtype == torch.float32 else 2e-2):

@@ -26,6 +26,7 @@ from softprompt.base import FrozenLM
 from softprompt.batch import Batch
 from softprompt.cache import mapped, read_only
 from softprompt.errors import BaseModelError, PromptFileError
+from softprompt.faster import moved
 from softprompt.last_layer import only_at
 from softprompt.seq2seq import EncodedPrefix, encoded_prefix, keys_and_values_of_words
 from softprompt.state import PromptState, concatenated
@@ -345,7 +346,7 @@ def _sharing_is_exact(base: FrozenLM) -> bool:
     except (TypeError, ValueError, AttributeError, NotImplementedError, RuntimeError, IndexError):
         return False
     tolerance = 1e-3 if base.dtype == torch.float32 else min(5e-1, 4 * _rounding(base, state, whole[0]))
-    return _moved(expected, actual) < tolerance
+    return moved(expected, actual) < tolerance
 
 
 def _rounding(base: FrozenLM, state: PromptState, ids: Tensor) -> float:
@@ -357,11 +358,7 @@ def _rounding(base: FrozenLM, state: PromptState, ids: Tensor) -> float:
     share = torch.rand(embeddings.shape, generator=torch.Generator().manual_seed(0)).to(base.device) - 0.5
     noisy = (embeddings * (1 + torch.finfo(base.dtype).eps * share)).to(base.dtype)
     before, after = (base.run_backbone(inputs_embeds=each, use_cache=False) for each in (embeddings, noisy))
-    return _moved(before.last_hidden_state, after.last_hidden_state)
-
-
-def _moved(before: Tensor, after: Tensor) -> float:
-    return float((after - before).float().norm() / before.float().norm())
+    return moved(before.last_hidden_state, after.last_hidden_state)
 
 
 __all__ = [
