@@ -46,6 +46,7 @@ class FrozenLM:
         frame: the tokens around prompt, text and answer.
         bos_ids: those in front of the prompt (often one, BOS; sometimes none).
         embedding_scale: what ``embed`` multiplies the model's token embeddings by.
+        lasting: whether its weights stay as they are.
     """
 
     architecture: Literal["decoder-only", "encoder-decoder"]
@@ -70,6 +71,7 @@ class FrozenLM:
         self.frame = Frame.of(model, tokenizer, name)
         self.bos_ids = self.frame.bos
         self.embedding_scale = embedding_scale(model)
+        self.lasting = lasting
         self._accepts = frozenset(inspect.signature(self.backbone.forward).parameters)
         if lasting:
             make_faster(self.model, self._probe)

@@ -58,7 +58,7 @@ def make_faster(model: Any, run: Callable[[], Tensor]) -> None:
         return
     with torch.no_grad():
         for module in model.modules():
-            if (scale := _norm_scale(module)) is not None:
+            if (scale := norm_scale(module)) is not None:
                 _fuse_norm(module, *scale)
         _replace_attention(model, run)
 
@@ -84,7 +84,7 @@ class _RootMeanSquareNorm(torch.autograd.Function):
         return gradient.addcmul_(wide, along).mul_(inverse).to(x.dtype), None, None, None
 
 
-def _norm_scale(module: nn.Module) -> tuple[Tensor, float, bool] | None:
+def norm_scale(module: nn.Module) -> tuple[Tensor, float, bool] | None:
     """What a root-mean-square norm multiplies by, its epsilon, and whether it rounds before; None for other modules."""
     weight = getattr(module, "weight", None)
     epsilon = getattr(module, "variance_epsilon", getattr(module, "eps", None))

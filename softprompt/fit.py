@@ -15,6 +15,7 @@ import torch
 from softprompt.base import FrozenLM
 from softprompt.batch import Encoder
 from softprompt.checkpoint import Checkpoint
+from softprompt.compiled import compiles
 from softprompt.config import TrainConfig
 from softprompt.data import Example
 from softprompt.errors import ConfigError, OutputError
@@ -214,6 +215,7 @@ def open_run(
         "base": base.fingerprint,
         "device and dtype": [str(base.device), str(base.dtype)],
         "threads": torch.get_num_threads(),
+        "compiled": any(compiles(base, config.compile, config.steps) for config in configs.values()),
         "task": _plain({name: task.spec.to_dict() for name, task in tasks.items()}),
         "data": _plain({name: task.splits.fingerprint for name, task in tasks.items()}),
         "versions": library_versions(),

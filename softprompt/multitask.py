@@ -13,6 +13,7 @@ compared at the scored positions of the last layer. Generation tasks are distill
 import math
 import time
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 from softprompt.base import FrozenLM
 from softprompt.batch import Batch, Encoder, Item, collate
 from softprompt.checkpoint import Checkpoint
+from softprompt.compiled import compiled, compiles
 from softprompt.config import TrainConfig
 from softprompt.errors import ConfigError
 from softprompt.learner import Progress, make_optimizer, rate_factor
@@ -159,8 +161,10 @@ def train_multitask(
         observer.noted(f"resumed at step {run.progress.step}")
     progress, first_step, seen, began = run.progress, run.progress.step, 0, time.perf_counter()
     learned = sum(parameter.numel() for parameter in run.method.parameters())
-    try:
+    with ExitStack() as stack:
+        stack.callback(observer.finished)
         observer.started(progress.step, config.steps, learned, base.parameter_count)
+        stack.enter_context(compiled(base, compiles(base, config.compile, config.steps), observer.noted))
         while progress.step < config.steps:
             step_began, rate = time.perf_counter(), config.learning_rate * rate_factor(progress.step, config)
             batches = [student.batch(progress.step) for student in students]
@@ -187,8 +191,6 @@ def train_multitask(
                         raise no_number(f"validation loss of '{name}'", progress.step, rate, config, checkpoint)
                 if checkpoint is not None and progress.step == config.steps:
                     checkpoint.save([run])
-    finally:
-        observer.finished()
     seconds = time.perf_counter() - began
     return {
         name: TrainingResult(

@@ -27,6 +27,7 @@ from softprompt.batch import Batch
 from softprompt.cache import mapped, read_only
 from softprompt.errors import BaseModelError, PromptFileError
 from softprompt.faster import moved
+from softprompt.fused import FusedDecoder, fused
 from softprompt.last_layer import only_at
 from softprompt.seq2seq import EncodedPrefix, encoded_prefix, keys_and_values_of_words
 from softprompt.state import PromptState, concatenated
@@ -87,6 +88,10 @@ class CachedPrefix:
             cache: from ``expand``; it is filled with the texts' keys and values, for generation to go on from.
         """
         which = input_ids.new_zeros(len(input_ids)) if which is None else which
+        if cache is None and (decoder := self._fused(input_ids)) is not None:
+            places = mask.nonzero(as_tuple=True)
+            read = self._read(decoder, input_ids, mask, *places, which)
+            return read.new_zeros(*input_ids.shape, read.shape[-1]).index_put(places, read)
         # padding keeps its text's last position: beside longer texts it could leave the model's context
         offsets = mask.cumsum(dim=1) - 1
         hidden: Tensor = self.base.run_backbone(
@@ -100,8 +105,20 @@ class CachedPrefix:
 
     def scored(self, batch: Batch) -> Tensor:
         """Hidden states ``[N, H]`` at the batch's scored positions, and the last layer's work for these only."""
+        if (decoder := self._fused(batch.input_ids)) is not None:
+            return self._read(decoder, batch.input_ids, batch.mask, batch.row, batch.column, batch.which)
         with only_at(batch.row * batch.input_ids.shape[1] + batch.column):
             return self.hidden(batch.input_ids, batch.mask, batch.which)[batch.row, batch.column]
+
+    def _fused(self, input_ids: Tensor) -> FusedDecoder | None:
+        """Our own layers, where they can read texts ``[B, T]``."""
+        decoder = fused(self.base)
+        return decoder if decoder is not None and decoder.fits(self.width + input_ids.shape[1]) else None
+
+    def _read(self, decoder: FusedDecoder, input_ids: Tensor, mask: Tensor, *places: Tensor) -> Tensor:
+        """Hidden states ``[N, H]`` at ``row [N], column [N]`` of texts behind prompts ``which [B]``."""
+        pairs = None if self.cache is None else [(layer.keys, layer.values) for layer in self.cache.layers]
+        return decoder.read(self.base.embed(input_ids), mask, *places, prefix=pairs, lengths=self.lengths)
 
     def extend(self, token_ids: Tensor, mask: Tensor, positions: Tensor, cache: Any) -> Tensor:
         """Hidden states ``[B, H]`` of one more token each, ``[B]``, behind what ``cache`` holds.
@@ -281,6 +298,10 @@ def _run(base: FrozenLM, embeddings: Tensor, cache: Any = None) -> Any:
     if len(embeddings) == 0:
         return None
     cache = DynamicCache(config=base.model.config) if cache is None else cache
+    if (decoder := fused(base)) is not None and decoder.fits(len(embeddings)):
+        for index, pair in enumerate(decoder.keys_and_values(embeddings[None])):
+            cache.update(*pair, index)
+        return cache
     base.run_backbone(
         inputs_embeds=embeddings[None],
         position_ids=torch.arange(len(embeddings), device=base.device)[None],

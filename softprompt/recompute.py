@@ -14,6 +14,7 @@ import torch
 
 from softprompt.base import FrozenLM
 from softprompt.errors import ConfigError
+from softprompt.fused_layer import forgetful
 from softprompt.last_layer import layers_of
 
 
@@ -32,7 +33,8 @@ def recomputing(base: FrozenLM, enabled: bool = True) -> Iterator[None]:
     for layer in layers:
         layer.forward = _recomputed(layer.forward)
     try:
-        yield
+        with forgetful():
+            yield
     finally:
         for layer, original in zip(layers, originals, strict=True):
             del layer.forward

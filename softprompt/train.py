@@ -7,12 +7,14 @@ Several prompts of one task can learn in the same forward passes; a single one i
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Protocol
 
 from softprompt.base import FrozenLM
 from softprompt.batch import Batch, Item, budgeted, collate, epoch_batches
 from softprompt.checkpoint import Checkpoint
+from softprompt.compiled import compiled, compiles
 from softprompt.config import TrainConfig
 from softprompt.errors import ConfigError, DataError, TrainingError
 from softprompt.learner import Learner
@@ -31,6 +33,7 @@ SHARED = (
     "micro_batch_size",
     "token_budget",
     "gradient_checkpointing",
+    "compile",
     "max_length",
     "eval_every",
     "validation_limit",
@@ -144,8 +147,10 @@ def train_together(
     ]
     first_step = step = max(learner.progress.step for learner in learners)
     seen, began = 0, time.perf_counter()
-    try:
+    with ExitStack() as stack:
+        stack.callback(observer.finished)
         observer.started(step, shared.steps, sum(one.learned for one in learners), base.parameter_count)
+        stack.enter_context(compiled(base, compiles(base, shared.compile, shared.steps), observer.noted))
         for index, learner in enumerate(learners if lesson.scores_start and not step else ()):
             if not _evaluate(learner, validations[index], observer, last=False):
                 _give_up(learners, index, "validation loss", observer, checkpoint)
@@ -181,8 +186,6 @@ def train_together(
                     _give_up(learners, index, "validation loss", observer, checkpoint)
             if checkpoint is not None and all(learner.done for learner in learners):
                 checkpoint.save(learners)
-    finally:
-        observer.finished()
 
     seconds = time.perf_counter() - began
     return [

@@ -63,7 +63,7 @@ def test_every_family_is_shortened(family: str) -> None:
 
 
 def test_the_feed_forward_part_sees_scored_tokens_only() -> None:
-    base = tiny_base("llama")
+    base = tiny_base("gemma2")
     assert rows_seen(base.backbone.layers[0].mlp, base) == IDS.numel()
     assert rows_seen(base.backbone.layers[-1].mlp, base) == len(ROW)
 

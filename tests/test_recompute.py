@@ -37,7 +37,7 @@ def test_learns_the_same(family: str, method: str) -> None:
 
 
 def test_every_layer_runs_twice_and_keeps_little(monkeypatch: pytest.MonkeyPatch) -> None:
-    base = tiny_base("llama")
+    base = tiny_base("gemma2")
     calls: list[int] = []
     attention = base.backbone.layers[0].self_attn
     original = attention.forward

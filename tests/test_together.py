@@ -288,7 +288,7 @@ class TestMistakes:
     def test_what_must_be_the_same(self, name: str) -> None:
         seen, one = Recorder(), config_of("plain")
         value = getattr(one, name)
-        another = not value if isinstance(value, bool) else (value or 1) + 1
+        another = "never" if isinstance(value, str) else not value if isinstance(value, bool) else (value or 1) + 1
         other = config_of("plain", **{name: another})
         with pytest.raises(ConfigError) as caught:
             train_together(tiny_base("gpt2"), task_of("classification"), {"a": one, "b": one, "c": other}, seen)

@@ -1,0 +1,72 @@
+"""Where a C++ compiler is installed, what stands between the matrix products of a long run becomes one loop each.
+
+Compiling costs half a minute, once a machine and release of PyTorch; then it is read from the user's cache. All shapes
+that decide how a loop is made are fixed here, and what does not fit it runs as it stands: a run that goes on after a
+crash must compute the same bytes.
+"""
+
+import logging
+import os
+import shutil
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+import torch
+
+from softprompt import passes
+from softprompt.base import FrozenLM
+from softprompt.embedded import cache_folder
+from softprompt.fused import FusedDecoder, fused
+
+# parameters times steps from which on it pays: 200 steps of a model of 270 million
+ENOUGH = 5e10
+_TEXTS, _LENGTH, _PREFIX = 13, 23, 101  # all different: equal ones would be taken for one and the same
+
+
+def compiles(base: FrozenLM, wish: Literal["auto", "always", "never"], steps: int) -> bool:
+    """Whether a run of ``steps`` on this model and machine is compiled."""
+    if wish == "never" or (wish == "auto" and base.parameter_count * steps < ENOUGH):
+        return False
+    return shutil.which(os.environ.get("CXX", "g++")) is not None and fused(base) is not None
+
+
+@contextmanager
+def compiled(base: FrozenLM, enabled: bool, note: Callable[[str], None]) -> Iterator[None]:
+    """Within it our layers are compiled; if the compiler fails, ``note`` says so and they run as they stand."""
+    decoder = fused(base) if enabled else None
+    if decoder is None or not _warmed_up(decoder, note):
+        yield
+        return
+    with passes.compiled(), torch.compiler.set_stance("eager_on_recompile"):
+        yield
+
+
+def _warmed_up(decoder: FusedDecoder, note: Callable[[str], None]) -> bool:
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "compiled"))
+    # it tells of its own tuning
+    logging.getLogger("torch._inductor").setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), passes.compiled():
+            warnings.simplefilter("ignore")
+            _one_step(decoder)
+    except Exception as error:  # whatever a compiler can fail by: without it the run is only slower
+        note(f"not compiled, which makes the run slower: {str(error).strip().splitlines()[-1][:200]}")
+        return False
+    return True
+
+
+def _one_step(decoder: FusedDecoder) -> None:
+    """A forward and a backward pass that come by everything."""
+    base = decoder.base
+    ids = torch.arange(_TEXTS * _LENGTH, device=base.device).view(_TEXTS, _LENGTH) % base.vocabulary_size
+    mask = torch.ones_like(ids)
+    # one text with padding
+    mask[-1, -1] = 0
+    start = base.embed(torch.arange(_PREFIX, device=base.device) % base.vocabulary_size).detach()
+    with torch.enable_grad():
+        prefix = decoder.keys_and_values(start[None].requires_grad_())
+        row = torch.arange(_TEXTS, device=base.device)
+        column = mask.sum(dim=1) - 1
+        decoder.read(base.embed(ids), mask, row, column, prefix=prefix, lengths=(_PREFIX,)).float().sum().backward()

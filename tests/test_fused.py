@@ -1,0 +1,244 @@
+"""Our layers give the model's own hidden states and gradient, or are not used."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from softprompt import compiled as compiling
+from softprompt import fused_layer, passes
+from softprompt.base import FrozenLM
+from softprompt.fused import fused
+from softprompt.prefix import PromptState, cached_prefix, concatenated_prefix, keys_and_values, make_prefix
+from softprompt.recompute import recomputing
+from tests.tiny import WINDOW, tiny_base, tiny_model, tiny_tokenizer
+
+FUSED = ("llama", "gemma3", "qwen3", "mistral", "qwen2")
+OTHERS = ("gpt2", "gemma2", "cohere", "phi", "bloom", "mamba", "opt")
+
+
+@pytest.fixture(params=FUSED)
+def base(request: pytest.FixtureRequest) -> FrozenLM:
+    return tiny_base(request.param)
+
+
+def ids_of(rows: int, length: int, seed: int = 0) -> Tensor:
+    return torch.randint(5, 300, (rows, length), generator=torch.Generator().manual_seed(seed))
+
+
+def ragged(lengths: list[int]) -> Tensor:
+    return (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]).long()
+
+
+def learned(base: FrozenLM, length: int, seed: int) -> Tensor:
+    noise = torch.randn(length, base.embedding_size, generator=torch.Generator().manual_seed(seed))
+    return (noise * base.embedding_std).requires_grad_()
+
+
+def test_families_built_like_llama(base: FrozenLM) -> None:
+    assert fused(base) is not None
+
+
+@pytest.mark.parametrize("family", OTHERS)
+def test_other_families_keep_their_own_layers(family: str) -> None:
+    assert fused(tiny_base(family)) is None
+
+
+def test_weights_that_may_change_keep_their_own_layers() -> None:
+    assert fused(FrozenLM(tiny_model("llama"), tiny_tokenizer("llama"), "tiny", lasting=False)) is None
+
+
+def test_a_layer_of_other_numbers_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(passes.CURVES, "silu", (1.1, 0.0))
+    assert fused(FrozenLM(tiny_model("llama"), tiny_tokenizer("llama"), "tiny")) is None
+
+
+@pytest.mark.parametrize("lengths", [(3,), (3, 3), (2, 5, 1)])
+def test_mixed_prompts_and_ragged_texts(base: FrozenLM, lengths: tuple[int, ...]) -> None:
+    """Hidden states and gradient, against BOS, prompt and text concatenated."""
+    sizes = [4, 1, 6, 3, 6, 2]
+    ids, mask = ids_of(len(sizes), max(sizes)), ragged(sizes)
+    which = torch.tensor([2, 0, 1, 0, 2, 1]) % len(lengths)
+    results = []
+    for make in (make_prefix, concatenated_prefix):
+        prompts = [learned(base, length, seed) for seed, length in enumerate(lengths)]
+        prefix = make(base, *map(PromptState.of_embeddings, prompts))
+        hidden = prefix.hidden(ids, mask, which)[mask.bool()]
+        weight = torch.linspace(-1, 1, hidden.numel()).view_as(hidden)
+        results.append([hidden.detach(), *torch.autograd.grad((hidden * weight).sum(), prompts)])
+    for found, right in zip(*results, strict=True):
+        torch.testing.assert_close(found, right, rtol=1e-4, atol=1e-4)
+
+
+def test_keys_and_values_learn(base: FrozenLM) -> None:
+    """The gradient of a prompt of keys and values, against ``transformers``' cache."""
+    ids, mask = ids_of(3, 5), ragged([5, 2, 4])
+    state = keys_and_values(base, learned(base, 4, 0).detach())
+    results = []
+    for own in (True, False):
+        tensors = [tensor.clone().requires_grad_() for tensor in state.tensors]
+        prefix = cached_prefix(base, PromptState("key_values", tuple(tensors)))
+        # with a cache of its own to fill, the model's layers run
+        cache = None if own else prefix.expand(torch.zeros(3, dtype=torch.long))
+        hidden = prefix.hidden(ids, mask, cache=cache)[mask.bool()]
+        results.append([hidden.detach(), *torch.autograd.grad(hidden.square().sum(), tensors)])
+    for found, right in zip(*results, strict=True):
+        torch.testing.assert_close(found, right, rtol=1e-4, atol=1e-4)
+
+
+def test_the_same_place_may_be_read_twice(base: FrozenLM) -> None:
+    decoder = fused(base)
+    assert decoder is not None
+    ids, mask = ids_of(2, 4), ragged([4, 3])
+    row, column = torch.tensor([1, 0, 1, 0]), torch.tensor([2, 3, 2, 0])
+    texts = base.embed(ids).requires_grad_()
+    twice = decoder.read(texts, mask, row, column)
+    torch.testing.assert_close(twice[0], twice[2])
+    (gradient,) = torch.autograd.grad(twice.sum(), texts)
+    once = decoder.read(texts, mask, row[:2], column[:2])
+    (single,) = torch.autograd.grad(once.sum(), texts)
+    torch.testing.assert_close(gradient[1], 2 * single[1])
+
+
+@pytest.mark.parametrize("family", ["gemma3", "mistral"])
+def test_an_outgrown_window_is_left_to_the_model(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = tiny_base(family)
+    prefix = make_prefix(base, PromptState.of_embeddings(learned(base, 3, 0)))
+    assert fused(base) is not None
+    calls: list[int] = []
+    original = fused_layer.LayerPass.apply
+    monkeypatch.setattr(fused_layer.LayerPass, "apply", lambda *given: calls.append(1) or original(*given))
+    for length, own in ((WINDOW - 4, True), (WINDOW, False)):
+        calls.clear()
+        prefix.hidden(ids_of(1, length), torch.ones(1, length, dtype=torch.long))
+        assert bool(calls) == own
+
+
+def test_recomputing_runs_each_layer_twice_with_the_same_gradient(
+    base: FrozenLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs: list[int] = []
+
+    class Counted(fused_layer.Run):
+        def __init__(self, *given: Any) -> None:
+            runs.append(1)
+            super().__init__(*given)
+
+    monkeypatch.setattr(fused_layer, "Run", Counted)
+    counts, gradients = [], []
+    for enabled in (False, True):
+        runs.clear()
+        prompt = learned(base, 3, 0)
+        with recomputing(base, enabled):
+            prefix = make_prefix(base, PromptState.of_embeddings(prompt))
+            loss = prefix.hidden(ids_of(2, 4), ragged([4, 2])).square().sum()
+        gradients.append(torch.autograd.grad(loss, prompt)[0])
+        counts.append(len(runs))
+    assert counts[1] == 2 * counts[0]
+    assert torch.equal(*gradients)
+
+
+class TestPasses:
+    """The gradients that are written out, against those that PyTorch derives."""
+
+    def check(self, forward: Any, backward: Any, inputs: list[Tensor]) -> None:
+        inputs = [each.requires_grad_() for each in inputs]
+        output = forward(*inputs)
+        coming = torch.randn(output.shape, generator=torch.Generator().manual_seed(9))
+        expected = torch.autograd.grad(output, inputs, coming)
+        with torch.no_grad():
+            found = backward(coming, *inputs)
+        for mine, theirs in zip(found if isinstance(found, tuple) else (found,), expected, strict=True):
+            torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
+
+    def drawn(self, *shape: int, seed: int = 0) -> Tensor:
+        return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+    def test_norm(self) -> None:
+        scale = self.drawn(8, seed=1)
+        self.check(
+            lambda x: passes.norm(x, scale, 1e-6, False)[0],
+            lambda g, x: passes.norm_backward(g, x, passes.norm(x, scale, 1e-6, False)[1], scale),
+            [self.drawn(5, 8)],
+        )
+
+    @pytest.mark.parametrize("normed", [True, False])
+    def test_heads(self, normed: bool) -> None:
+        scale = self.drawn(8, seed=1) if normed else None
+        angle = self.drawn(5, 1, 4, seed=2)
+        turns = (torch.cat([angle.cos()] * 2, -1), torch.cat([angle.sin()] * 2, -1))
+        self.check(
+            lambda x: passes.heads(x, scale, 1e-6, False, *turns)[0],
+            lambda g, x: passes.heads_backward(g, x, passes.heads(x, scale, 1e-6, False, *turns)[1], scale, *turns),
+            [self.drawn(5, 3, 8)],
+        )
+
+    @pytest.mark.parametrize("curve", sorted(passes.CURVES))
+    def test_gated(self, curve: str) -> None:
+        from transformers.activations import ACT2FN
+
+        numbers, own = passes.CURVES[curve], ACT2FN[curve]
+        gate, up = self.drawn(5, 8), self.drawn(5, 8, seed=1)
+        torch.testing.assert_close(passes.gated(gate, up, *numbers), own(gate) * up)
+        self.check(
+            lambda gate, up: passes.gated(gate, up, *numbers),
+            lambda g, gate, up: passes.gated_backward(g, gate, up, *numbers),
+            [gate, up],
+        )
+
+    def test_weights(self) -> None:
+        hidden = torch.zeros(2, 3, 4).masked_fill(torch.ones(3, 4).triu(1).bool(), -torch.inf)
+
+        def forward(prefix: Tensor, text: Tensor) -> Tensor:
+            return torch.cat(passes.weights(prefix, text, hidden, 0.5, torch.float32), dim=-1)
+
+        prefix, text = self.drawn(2, 3, 6), self.drawn(2, 3, 4, seed=1)
+        whole = torch.cat([prefix * 0.5, text * 0.5 + hidden], dim=-1).softmax(-1)
+        torch.testing.assert_close(forward(prefix, text), whole)
+        self.check(
+            forward,
+            lambda g, *given: passes.weights_backward(
+                *passes.weights(*given, hidden, 0.5, torch.float32), g[..., :6], g[..., 6:], 0.5
+            ),
+            [prefix, text],
+        )
+
+
+class TestCompiled:
+    def test_long_runs_of_large_models_are(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        base = tiny_base("llama")
+        monkeypatch.setattr(compiling.shutil, "which", lambda name: "/usr/bin/g++")
+        assert not compiling.compiles(base, "auto", 300)
+        monkeypatch.setattr(compiling, "ENOUGH", 300 * base.parameter_count)
+        assert compiling.compiles(base, "auto", 300)
+        assert not compiling.compiles(base, "auto", 299)
+        assert not compiling.compiles(base, "never", 300)
+        assert not compiling.compiles(tiny_base("gpt2"), "always", 300)
+        monkeypatch.setattr(compiling.shutil, "which", lambda name: None)
+        assert not compiling.compiles(base, "always", 300)
+
+    def test_a_compiler_that_fails_only_costs_time(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def failing(*given: Any, **options: Any) -> Any:
+            raise RuntimeError("first line\nno space left on device")
+
+        monkeypatch.setattr(compiling, "_one_step", failing)
+        notes: list[str] = []
+        with compiling.compiled(tiny_base("llama"), True, notes.append):
+            assert not passes.is_compiled()
+        assert notes == ["not compiled, which makes the run slower: no space left on device"]
+
+    @pytest.mark.slow
+    @pytest.mark.skipif(compiling.shutil.which("g++") is None, reason="no C++ compiler is installed")
+    def test_gives_the_same(self) -> None:
+        base = tiny_base("gemma3")
+        ids, mask = ids_of(5, 7), ragged([7, 3, 7, 1, 5])
+        results = []
+        for enabled in (False, True):
+            prompt = learned(base, 6, 0)
+            with compiling.compiled(base, enabled, pytest.fail):
+                assert passes.is_compiled() == enabled
+                hidden = make_prefix(base, PromptState.of_embeddings(prompt)).hidden(ids, mask)[mask.bool()]
+                results.append([hidden.detach(), torch.autograd.grad(hidden.square().sum(), prompt)[0]])
+        for found, right in zip(*results, strict=True):
+            torch.testing.assert_close(found, right, rtol=1e-4, atol=1e-4)
