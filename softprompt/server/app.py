@@ -108,7 +108,7 @@ def create_app(
         app.include_router(router, dependencies=keyed)
     app.include_router(operations(desk, route, reload), dependencies=keyed)
     app.include_router(health(desk, stopping))
-    app.include_router(page())
+    app.include_router(page(needs_key=access.needs_key))
 
     description = described(app, config)
     app.openapi = lambda: description  # type: ignore[method-assign]

@@ -22,7 +22,8 @@ TYPES = {
     "page.js": "text/javascript",
     "icon.svg": "image/svg+xml",
 }
-DIGEST = "DIGEST"  # stands in the page for the digest of all files, which changes their addresses when they change
+DIGEST = b"DIGEST"  # stands in the page for the digest of all files: their addresses change when they do
+KEYS = b"KEYS"  # stands there for whether an API key is needed
 
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; base-uri 'none'; "
@@ -64,12 +65,13 @@ class File:
         return Response(self.content, headers=self.headers)
 
 
-def page() -> APIRouter:
-    """The routes of the page; they need no API key."""
+def page(*, needs_key: bool) -> APIRouter:
+    """The routes of the page; they need no API key, though what it asks may: ``needs_key``."""
     folder = files("softprompt.server") / "assets"
     contents = {name: (folder / name).read_bytes() for name in TYPES}
     digest = _digest(b"".join(contents.values()))
-    first = File.of(FIRST, contents.pop(FIRST).replace(DIGEST.encode(), digest.encode()), "no-cache")
+    filled = contents.pop(FIRST).replace(DIGEST, digest.encode()).replace(KEYS, b"yes" if needs_key else b"no")
+    first = File.of(FIRST, filled, "no-cache")
     others = {name: File.of(name, content, FOR_EVER) for name, content in contents.items()}
     router = APIRouter(include_in_schema=False)
 

@@ -101,7 +101,7 @@ export function curl(path, body, keyed) {
     `curl ${body.stream ? "-N " : ""}${quoted(address(path))}`,
     "-H 'Content-Type: application/json'",
     ...(keyed ? ['-H "Authorization: Bearer $SOFTPROMPT_KEY"'] : []),
-    `-d ${quoted(JSON.stringify(body))}`,
+    `-d ${quoted(JSON.stringify(body, null, 1))}`,
   ];
   return parts.join(" \\\n  ");
 }

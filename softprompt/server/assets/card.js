@@ -15,9 +15,8 @@ export function make(tag, attributes = {}, ...children) {
   return element;
 }
 
-const percent = (value) => `${(100 * value).toFixed(1)} %`;
+const percent = (value) => `${(100 * value).toFixed(1)}%`;
 const duration = (ms) => (ms < 999.5 ? `${Math.round(ms)} ms` : `${(ms / 1000).toFixed(2)} s`);
-const count = (number, one, many) => `${number.toLocaleString("en")} ${number === 1 ? one : many}`;
 
 export class Card {
   // path, body: the request; texts: what it asks; labels: of the task, none for completions
@@ -31,7 +30,6 @@ export class Card {
       { class: `card ${kind}`, "aria-label": title },
       make("h4", {}, title),
       make("p", { class: "hint" }, note),
-      make("p", { class: "waiting" }, "Waiting for the answer…"),
       this.content,
       make("footer", {}, this.facts, this.request()),
     );
@@ -40,9 +38,10 @@ export class Card {
   // resolves when it is over, however it ends
   async ask(signal) {
     this.element.setAttribute("aria-busy", "true");
-    this.content.replaceChildren();
+    this.content.replaceChildren(make("p", { class: "soft" }, "Waiting for the answer…"));
     this.facts.replaceChildren();
     this.failed = false;
+    this.status = 0;
     this.said = "";
     this.began = performance.now();
     try {
@@ -58,28 +57,27 @@ export class Card {
     const answer = await post(this.path, this.body, this.key, signal);
     const took = performance.now() - this.began;
     const results = answer.results;
-    if (results.length === 1) this.content.append(headline(results[0]), ...bars(results[0].probabilities, this.labels));
-    else {
-      const rows = results.map((one) =>
-        make("li", {}, make("blockquote", {}, this.texts[one.index]), headline(one), bar(one.probabilities[one.label])),
-      );
-      this.content.append(make("ol", { class: "many" }, ...rows));
+    if (results.length === 1) {
+      const { label, probabilities } = results[0];
+      this.said = `${label}, ${percent(probabilities[label])}`;
+      this.content.replaceChildren(headline(results[0]), ...bars(probabilities, this.labels));
+    } else {
+      this.said = "answered";
+      this.content.replaceChildren(this.list(results.map((one) => [headline(one), bar(one.probabilities[one.label])])));
     }
-    const first = results[0];
-    this.said = results.length === 1 ? `${first.label}, ${percent(first.probabilities[first.label])}` : count(results.length, "label", "labels");
-    this.measured([[duration(took)]], answer);
+    this.measured([duration(took), ""], [], answer);
   }
 
   async complete(signal) {
     const grown = this.texts.map(() => make("p", { class: "completion", dir: "auto" }));
     const ends = [];
-    if (grown.length > 1) {
-      const rows = grown.map((one, index) => make("li", {}, make("blockquote", {}, this.texts[index]), one));
-      this.content.append(make("ol", { class: "many" }, ...rows));
-    } else this.content.append(...grown);
-    let first, last;
+    let first = null;
+    let last = {};
     for await (const event of events(this.path, this.body, this.key, signal)) {
-      first ??= performance.now();
+      if (first === null) {
+        first = performance.now();
+        this.content.replaceChildren(grown.length > 1 ? this.list(grown.map((one) => [one])) : grown[0]);
+      }
       last = event;
       for (const { index, text, finish_reason } of event.choices) {
         grown[index].append(text);
@@ -88,24 +86,29 @@ export class Card {
     }
     const took = performance.now() - this.began;
     for (const one of grown) if (!one.textContent.trim()) one.append(make("span", { class: "soft" }, "(no words)"));
-    this.said = grown.length === 1 ? grown[0].textContent : count(grown.length, "completion", "completions");
-    const times = [[duration(took)]];
-    if (first !== undefined) times.push([duration(first - this.began), " to the first words"]);
-    this.measured(times, last ?? {}, ends.includes("length") ? "Cut at the most tokens." : "");
+    this.said = "answered";
+    const notes = ends.includes("length") ? ["It ends at the limit of tokens."] : [];
+    this.measured([duration(took), first === null ? "" : `, first words after ${duration(first - this.began)}`], notes, last);
   }
 
-  measured(times, { model, usage }, more = "") {
-    const line = make("p");
-    times.forEach(([time, what = ""], index) => line.append(index ? " · " : "", index ? time : make("b", {}, time), what));
-    this.facts.append(line);
-    const tokens = usage ? [count(usage.prompt_tokens, "token", "tokens") + " read"] : [];
-    if (usage?.completion_tokens) tokens.push(`${usage.completion_tokens.toLocaleString("en")} written`);
-    const told = [tokens.join(", "), model && `by ${model}`].filter(Boolean).join(" · ");
-    if (told) this.facts.append(make("p", {}, told));
-    if (more) this.facts.append(make("p", {}, more));
+  // an answer for each text, under it
+  list(answers) {
+    const rows = answers.map((parts, index) => make("li", {}, make("blockquote", { dir: "auto" }, this.texts[index]), ...parts));
+    return make("ol", { class: "many" }, ...rows);
   }
 
+  measured([time, more], notes, { model, usage }) {
+    const told = [...notes, `Answered by ${model}`];
+    if (usage) {
+      const wrote = usage.completion_tokens ? `, ${usage.completion_tokens.toLocaleString("en")} written` : "";
+      told.push(`${usage.prompt_tokens.toLocaleString("en")} tokens read${wrote}`);
+    }
+    this.facts.append(make("p", {}, make("b", {}, time), more), ...told.map((one) => make("p", {}, one)));
+  }
+
+  // what came before it stays
   tell(error, signal) {
+    if (!this.content.querySelector(".completion")) this.content.replaceChildren();
     if (error.name === "AbortError") {
       this.said = "stopped";
       this.content.append(make("p", { class: "soft" }, "Stopped."));
@@ -116,8 +119,8 @@ export class Card {
     this.status = problem.status;
     const again = make("button", { type: "button", class: "quiet small" }, "Try again", make("span", { class: "unseen" }, `: ${this.title}`));
     again.addEventListener("click", () => this.ask(signal));
-    const detail = problem.detail && make("p", {}, problem.detail);
-    this.content.append(make("div", { class: "problem" }, make("p", { class: "what" }, problem.what), ...(detail ? [detail] : []), again));
+    const detail = problem.detail ? make("p", {}, problem.detail) : null;
+    this.content.append(make("div", { class: "problem" }, make("p", { class: "what" }, problem.what), detail ?? "", again));
   }
 
   request() {

@@ -3,13 +3,14 @@
 import { Problem, model, models } from "./api.js";
 import { Card, make } from "./card.js";
 
+const AT_ONCE = 6; // requests: a browser would hold back more, and that is no time of the server
 const MANY = 8; // prompts from which on they can be filtered
 const at = (id) => document.getElementById(id);
 const [access, form, list, filter, text, lines] = ["access", "ask", "prompts", "filter", "text", "lines"].map(at);
 const [written, bare, results, status, stop] = ["written", "bare", "results", "status", "stop"].map(at);
 
 let key = ""; // of the API: here, and nowhere else
-let keyed = false; // whether the server wants one
+let keyed = document.documentElement.dataset.keys === "yes"; // whether the server wants one
 let running = null; // the AbortController of what is being asked
 const known = new Map(); // id -> facts of a prompt, or the Problem with it
 
@@ -18,21 +19,18 @@ const known = new Map(); // id -> facts of a prompt, or the Problem with it
 async function look() {
   known.clear();
   list.replaceChildren();
+  access.hidden = !keyed;
+  if (keyed && !key) {
+    at("about").textContent = status.textContent = "This server wants an API key.";
+    return;
+  }
   let data;
   try {
     data = await models(key);
   } catch (error) {
     at("about").textContent = "";
     if (!(error instanceof Problem)) throw error;
-    if (error.status === 401) {
-      const tried = keyed && key;
-      keyed = true;
-      access.hidden = false;
-      at("key-alert").textContent = tried ? "The server does not know this key." : "";
-      status.textContent = "This server wants an API key.";
-      return;
-    }
-    at("prompts-alert").textContent = [error.what, error.detail].join(" ");
+    at(error.status === 401 ? "key-alert" : "prompts-alert").textContent = `${error.what} ${error.detail}`;
     return;
   }
   at("key-alert").textContent = at("prompts-alert").textContent = "";
@@ -58,7 +56,7 @@ async function look() {
 // a prompt of the list: its name, and its versions where there are several
 function offered([bareName, ...others]) {
   const facts = bareName.softprompt;
-  const item = make("li", { "data-name": bareName.id }, choice(bareName.id, make("span", { class: "name" }, bareName.id), summary(facts)));
+  const item = make("li", { "data-name": bareName.id }, choice(bareName.id, make("b", {}, bareName.id), summary(facts)));
   const several = others.some((one) => one.softprompt.version !== facts.version);
   if (several) {
     const versions = others.map((one) => {
@@ -76,10 +74,9 @@ function choice(id, ...told) {
 }
 
 function summary(facts) {
-  const version = `version ${facts.version.split("@")[1]}`;
-  if (facts.error) return make("span", { class: "hint bad" }, `${version} cannot be used now`);
-  const kind = facts.loaded && (facts.kind === "generation" ? "completes" : `${facts.labels.length} labels`);
-  return make("span", { class: "hint" }, [version, kind, facts.loaded && `${facts.virtual_tokens} virtual tokens`].filter(Boolean).join(" · "));
+  if (facts.error) return make("span", { class: "hint bad" }, "cannot be used now");
+  const kind = facts.loaded && (facts.kind === "generation" ? "completions" : `${facts.labels.length} labels`);
+  return make("span", { class: "hint" }, [kind, `version ${facts.version.split("@")[1]}`].filter(Boolean).join(" · "));
 }
 
 const chosen = () => [...list.querySelectorAll("input:checked")].map((input) => input.value);
@@ -158,14 +155,23 @@ async function ask() {
   results.replaceChildren(...groups.map((one) => shown(one, groups.length > 1)));
   const cards = groups.flatMap((one) => one.cards);
   busy(true);
-  status.textContent = `Asking ${cards.length} times…`;
+  status.textContent = cards.length === 1 ? "Asking…" : `Asking for ${cards.length} answers…`;
   if (matchMedia("(max-width: 52rem)").matches) at("answers").scrollIntoView();
-  await Promise.all(cards.map((card) => card.ask(signal)));
-  if (running.signal !== signal) return; // asked again meanwhile
+  // labels first, they are there soonest
+  const waiting = [...cards].sort((one, other) => (other.labels.length > 0) - (one.labels.length > 0));
+  const inTurn = async () => {
+    while (waiting.length) await waiting.shift().ask(signal);
+  };
+  await Promise.all(Array.from({ length: AT_ONCE }, inTurn));
+  if (running?.signal !== signal) return; // asked again meanwhile
   running = null;
   busy(false);
-  status.textContent = cards.map((card) => `${card.title}: ${card.said}`.replace(/[^.…]$/, "$&.")).join(" ");
-  if (cards.some((card) => card.status === 401)) access.hidden = !(keyed = true);
+  const failed = cards.filter((card) => card.failed).length;
+  const told = cards.map((card) => `${card.title}: ${card.said}`.replace(/[^.]$/, "$&."));
+  status.replaceChildren(
+    `${cards.length - failed} of ${cards.length} answered. `,
+    make("span", { class: "unseen" }, told.join(" ")),
+  );
 }
 
 function complain(place, what, field, invalid = false) {
@@ -181,11 +187,11 @@ function busy(so) {
 
 function shown({ prompts, cards }, named) {
   const names = [...new Set(prompts.map((one) => one.id.split("@")[0]))].join(", ");
-  return make("section", { "aria-label": names }, named ? make("h3", {}, names) : null, make("div", { class: "cards" }, ...cards.map((one) => one.element)));
+  return make("section", { "aria-label": names }, make("h3", { class: named ? null : "unseen" }, names), make("div", { class: "cards" }, ...cards.map((one) => one.element)));
 }
 
 // the prompts of a task, and beside them what they are compared with
-function cardsOf({ task, kind, template, labels, columns, prompts }, texts) {
+function cardsOf({ task, kind, labels, columns, prompts }, texts) {
   const card = (more, title, note, model, extra = {}) => {
     const classifies = kind !== "generation";
     const named = Object.fromEntries(columns.filter((name) => name !== "text").map((name) => [name, typed(at("columns"), name)]));
@@ -197,14 +203,14 @@ function cardsOf({ task, kind, template, labels, columns, prompts }, texts) {
     const path = classifies ? "v1/classify" : "v1/completions";
     return new Card({ kind: more, title, note, path, body, texts, labels: classifies ? labels : [], key, keyed });
   };
-  const cards = prompts.map(({ id, facts }) => card("learned", id, facts.what ?? `${facts.virtual_tokens} virtual tokens learned for this`, id));
+  const cards = prompts.map(({ id, facts }) => card("learned", id, facts.what ?? `${facts.virtual_tokens} virtual tokens, learned`, id));
   const first = prompts[0].id;
   if (kind && written.checked) {
     const instruction = typed(at("instructions"), task).trim();
-    const note = instruction ? `“${instruction}” and the template` : `only the template ${template}`;
+    const note = instruction ? `“${instruction}”, and the template` : "Only the template";
     cards.push(card("written", "Written prompt", note, first, { baseline: instruction ? { instruction } : {} }));
   }
-  if (kind && bare.checked) cards.push(card("bare", "No prompt", "only the text", first, { baseline: { template: false } }));
+  if (kind && bare.checked) cards.push(card("bare", "No prompt", "Only the text", first, { baseline: { template: false } }));
   return cards;
 }
 
