@@ -1,4 +1,4 @@
-"""The base model in a prompt's place, on the same task: by the bare template, a written instruction, or the bare text."""
+"""The base model in a prompt's place, on the same task: by its template, a written instruction, or the bare text."""
 
 import copy
 import hashlib

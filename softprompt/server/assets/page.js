@@ -10,7 +10,7 @@ const [access, form, list, filter, text, lines] = ["access", "ask", "prompts", "
 const [written, bare, results, status, stop] = ["written", "bare", "results", "status", "stop"].map(at);
 
 let key = ""; // of the API: here, and nowhere else
-let keyed = document.documentElement.dataset.keys === "yes"; // whether the server wants one
+const keyed = document.documentElement.dataset.keys === "yes"; // whether the server wants one
 let running = null; // the AbortController of what is being asked
 const known = new Map(); // id -> facts of a prompt, or the Problem with it
 
