@@ -2,10 +2,12 @@
 
 import gzip
 import re
+import tomllib
 from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
 from urllib.parse import urljoin
+from zipfile import ZipFile
 
 import pytest
 from asking import BASE_NAME, Place, a_store, error_of
@@ -154,9 +156,9 @@ def test_colours_can_be_told_from_their_ground(scheme: str) -> None:
 
 
 def test_the_files_come_with_the_package(tmp_path: Path) -> None:
-    wheel = pytest.importorskip("hatchling.builders.wheel", reason="no hatchling: pip install hatchling")
-    from zipfile import ZipFile
-
-    (built,) = wheel.WheelBuilder(str(Path(__file__).parent.parent)).build(directory=str(tmp_path))
-    names = ZipFile(built).namelist()
-    assert {f"softprompt/server/assets/{name}" for name in TYPES} <= set(names)
+    root = Path(__file__).parent.parent
+    settings = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
+    assert settings == {"packages": ["softprompt"]}  # with all that is in the folder
+    builder = pytest.importorskip("hatchling.builders.wheel", reason="no hatchling to build a wheel with")
+    (built,) = builder.WheelBuilder(str(root)).build(directory=str(tmp_path))
+    assert {f"softprompt/server/assets/{name}" for name in TYPES} <= set(ZipFile(built).namelist())

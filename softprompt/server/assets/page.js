@@ -11,8 +11,9 @@ const [written, bare, results, status, stop] = ["written", "bare", "results", "s
 
 let key = ""; // of the API: here, and nowhere else
 const keyed = document.documentElement.dataset.keys === "yes"; // whether the server wants one
+let arranged = 0; // times that the fields were
 let running = null; // the AbortController of what is being asked
-const known = new Map(); // id -> facts of a prompt, or the Problem with it
+const known = new Map(); // id -> facts of a prompt, as far as the server has them
 
 // ---- which prompts there are
 
@@ -36,6 +37,7 @@ async function look() {
   at("key-alert").textContent = at("prompts-alert").textContent = "";
   const names = new Map();
   for (const one of data.filter((one) => one.softprompt)) {
+    known.set(one.id, one.softprompt);
     const name = one.id.split("@")[0];
     names.set(name, [...(names.get(name) ?? []), one]);
   }
@@ -48,7 +50,7 @@ async function look() {
   written.disabled = bare.disabled = !base;
   at("baseline-hint").hidden = Boolean(base);
   if (!base) written.checked = bare.checked = false;
-  const first = list.querySelector("input");
+  const first = [...list.querySelectorAll("input")].find((one) => !known.get(one.value).error);
   if (first) first.checked = true;
   await arrange();
 }
@@ -81,15 +83,14 @@ function summary(facts) {
 
 const chosen = () => [...list.querySelectorAll("input:checked")].map((input) => input.value);
 
-// what is to be known of a prompt before it is asked
+// what is to be known of a prompt before it is asked; of one that cannot be asked there is not all
 async function factsOf(id) {
-  if (!known.has(id)) {
-    try {
-      known.set(id, (await model(id, key)).softprompt);
-    } catch (error) {
-      if (!(error instanceof Problem)) throw error;
-      return error;
-    }
+  const facts = known.get(id);
+  if (facts.loaded || facts.error) return facts;
+  try {
+    known.set(id, (await model(id, key)).softprompt);
+  } catch (error) {
+    if (!(error instanceof Problem)) throw error;
   }
   return known.get(id);
 }
@@ -99,7 +100,7 @@ async function tasks() {
   const found = new Map();
   for (const id of chosen()) {
     const facts = await factsOf(id);
-    const { kind = "", template = id, labels = [] } = facts;
+    const { kind = "", template = id, labels = [] } = facts; // what is not known is a task of its own
     const task = JSON.stringify([kind, template, labels]);
     if (!found.has(task)) found.set(task, { task, kind, template, labels, columns: facts.columns ?? ["text"], prompts: [] });
     found.get(task).prompts.push({ id, facts });
@@ -110,7 +111,9 @@ async function tasks() {
 // ---- fields that depend on what is chosen
 
 async function arrange() {
+  const turn = ++arranged;
   const all = await tasks();
+  if (turn !== arranged) return; // more was chosen meanwhile
   keep(at("columns"), [...new Set(all.flatMap((one) => one.columns))].filter((name) => name !== "text"), (name) => {
     const input = make("input", { id: `column-${name}`, "data-key": name });
     return make("div", { class: "field" }, make("label", { for: input.id }, name), input);
@@ -151,7 +154,9 @@ async function ask() {
   running?.abort();
   running = new AbortController();
   const { signal } = running;
-  const groups = (await tasks()).map((task) => ({ ...task, cards: cardsOf(task, texts) }));
+  const all = await tasks();
+  if (signal.aborted) return; // asked again meanwhile
+  const groups = all.map((task) => ({ ...task, cards: cardsOf(task, texts) }));
   results.replaceChildren(...groups.map((one) => shown(one, groups.length > 1)));
   const cards = groups.flatMap((one) => one.cards);
   busy(true);
@@ -203,7 +208,7 @@ function cardsOf({ task, kind, labels, columns, prompts }, texts) {
     const path = classifies ? "v1/classify" : "v1/completions";
     return new Card({ kind: more, title, note, path, body, texts, labels: classifies ? labels : [], key, keyed });
   };
-  const cards = prompts.map(({ id, facts }) => card("learned", id, facts.what ?? `${facts.virtual_tokens} virtual tokens, learned`, id));
+  const cards = prompts.map(({ id, facts }) => card("learned", id, kind ? `${facts.virtual_tokens} virtual tokens, learned` : "Cannot be used now", id));
   const first = prompts[0].id;
   if (kind && written.checked) {
     const instruction = typed(at("instructions"), task).trim();
