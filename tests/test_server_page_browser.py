@@ -285,7 +285,7 @@ class TestErrors:
         visit.answered()
         shown = visit.card("words").inner_text()
         assert "The answer broke off." in shown
-        assert "the answer was not there in time: ask for less" in shown
+        assert "The answer was not there in time: ask for less, or allow more time." in shown
         assert grown.text_content() == whole[:3]
         visit.close()
 

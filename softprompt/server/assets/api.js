@@ -44,12 +44,15 @@ function broken(error, what, detail) {
 async function problemOf(response) {
   const { status, headers } = response;
   const said = await response.json().catch(() => null);
-  const details = [said?.error?.message];
+  const details = [sentence(said?.error?.message)];
   const seconds = Number(headers.get("Retry-After"));
   if (seconds > 0) details.unshift(`Try again in ${seconds} ${seconds === 1 ? "second" : "seconds"}.`);
   if (status >= 500 && headers.get("X-Request-Id")) details.push(`Request id: ${headers.get("X-Request-Id")}`);
   return new Problem(SAID[status] ?? `The server answers with status ${status}.`, details.filter(Boolean).join(" "), status);
 }
+
+// the server's messages are parts of a line of its log, too
+const sentence = (text) => (text ? `${text[0].toUpperCase()}${text.slice(1)}`.replace(/[^.]$/, "$&.") : "");
 
 async function json(path, key, options) {
   const response = await asked(path, key, options);
@@ -88,7 +91,7 @@ export async function* events(path, body, key, signal) {
       const data = line.slice(5).trim();
       if (data === "[DONE]") return;
       const event = JSON.parse(data);
-      if (event.error) throw new Problem("The answer broke off.", event.error.message);
+      if (event.error) throw new Problem("The answer broke off.", sentence(event.error.message));
       yield event;
     }
   }

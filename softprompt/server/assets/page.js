@@ -128,7 +128,7 @@ async function arrange() {
       "div",
       {},
       make("label", { for: id }, `Instruction for ${prompts[0].id.split("@")[0]}`),
-      make("textarea", { id, rows: "2", maxlength: "4000", "data-key": task, "aria-describedby": `${id}-hint`, placeholder: "none: only the template" }),
+      make("textarea", { id, maxlength: "4000", "data-key": task, "aria-describedby": `${id}-hint`, placeholder: "none: only the template" }),
       make("p", { class: "hint", id: `${id}-hint` }, "Stands in front of the template ", make("code", {}, template)),
     );
   });
@@ -161,7 +161,8 @@ async function ask() {
   const cards = groups.flatMap((one) => one.cards);
   busy(true);
   status.textContent = cards.length === 1 ? "Asking…" : `Asking for ${cards.length} answers…`;
-  if (matchMedia("(max-width: 52rem)").matches) at("answers").scrollIntoView();
+  const { top } = at("answers").getBoundingClientRect();
+  if (top < 0 || top > innerHeight / 2) at("answers").scrollIntoView();
   // labels first, they are there soonest
   const waiting = [...cards].sort((one, other) => (other.labels.length > 0) - (one.labels.length > 0));
   const inTurn = async () => {
