@@ -247,6 +247,8 @@ class TestErrors:
         visit.card("words").get_by_role("button", name="Try again").click()
         visit.card("words").get_by_text("Answered by words@1").wait_for()
         assert "The server is busy." in visit.card("tone").inner_text()
+        assert visit.page.evaluate("document.activeElement.getAttribute('aria-label')") == "words"
+        visit.page.get_by_text("1 of 2 answered.").wait_for()
         visit.close(quiet=False)
 
     def test_a_text_that_is_too_large(self, browser: "playwright.Browser", address: str) -> None:
@@ -412,3 +414,25 @@ def test_many_prompts_can_be_filtered(browser: "playwright.Browser", tmp_path: P
         # what is chosen stays in sight
         assert visit.page.locator("#prompts > li:visible b").all_inner_texts() == ["p0", "p7"]
         visit.close()
+
+
+def test_a_prompt_that_is_there_again(browser: "playwright.Browser", tmp_path: Path) -> None:
+    store = a_store(tmp_path)
+    (file,) = (Path(store.url) / "words").rglob("*.safetensors")
+    content = file.read_bytes()
+    file.write_bytes(b"damaged")
+    place = Place.of_store(store)
+    with place.running() as address:
+        visit = Visit(browser, address)
+        visit.pick("words")
+        visit.ask()
+        assert "This cannot be asked now." in visit.card("words").inner_text()
+        file.write_bytes(content)
+        place.registry.refresh()
+        visit.page.get_by_role("button", name="Ask").click()
+        visit.card("words").get_by_text("Answered by words@1").wait_for()
+        assert (
+            visit.card("words").locator(".completion").text_content()
+            == expected(WORDS, 3, Example(TEXT))[0]["completion"]
+        )
+        visit.close(quiet=False)

@@ -19,15 +19,15 @@ const percent = (value) => `${(100 * value).toFixed(1)}%`;
 const duration = (ms) => (ms < 999.5 ? `${Math.round(ms)} ms` : `${(ms / 1000).toFixed(2)} s`);
 
 export class Card {
-  // path, body: the request; texts: what it asks; labels: of the task, none for completions
-  constructor({ kind, title, note, path, body, texts, labels, key, keyed }) {
-    Object.assign(this, { title, path, body, texts, labels, key });
+  // classifies: whether labels are asked for, or completions; path, body: the request; texts: what it asks
+  constructor({ kind, title, note, classifies, path, body, texts, labels, key, keyed }) {
+    Object.assign(this, { title, classifies, path, body, texts, labels, key });
     this.content = make("div");
     this.facts = make("div");
     this.command = curl(path, body, keyed);
     this.element = make(
       "article",
-      { class: `card ${kind}`, "aria-label": title },
+      { class: `card ${kind}`, "aria-label": title, tabindex: "-1" },
       make("h4", {}, title),
       make("p", { class: "hint" }, note),
       this.content,
@@ -45,10 +45,10 @@ export class Card {
     this.said = "";
     this.began = performance.now();
     try {
-      await (this.labels.length ? this.classify(signal) : this.complete(signal));
+      await (this.classifies ? this.classify(signal) : this.complete(signal));
     } catch (error) {
       this.failed = true;
-      this.tell(error, signal);
+      this.tell(error);
     }
     this.element.removeAttribute("aria-busy");
   }
@@ -60,7 +60,7 @@ export class Card {
     if (results.length === 1) {
       const { label, probabilities } = results[0];
       this.said = `${label}, ${percent(probabilities[label])}`;
-      this.content.replaceChildren(headline(results[0]), ...bars(probabilities, this.labels));
+      this.content.replaceChildren(headline(results[0]), ...bars(probabilities, this.labels.length ? this.labels : Object.keys(probabilities)));
     } else {
       this.said = "answered";
       this.content.replaceChildren(this.list(results.map((one) => [headline(one), bar(one.probabilities[one.label])])));
@@ -107,7 +107,7 @@ export class Card {
   }
 
   // what came before it stays
-  tell(error, signal) {
+  tell(error) {
     if (!this.content.querySelector(".completion")) this.content.replaceChildren();
     if (error.name === "AbortError") {
       this.said = "stopped";
@@ -118,7 +118,11 @@ export class Card {
     this.said = problem.what;
     this.status = problem.status;
     const again = make("button", { type: "button", class: "quiet small" }, "Try again", make("span", { class: "unseen" }, `: ${this.title}`));
-    again.addEventListener("click", () => this.ask(signal));
+    again.addEventListener("click", async () => {
+      this.element.focus(); // the button goes away
+      await this.ask();
+      this.element.dispatchEvent(new CustomEvent("over", { bubbles: true }));
+    });
     const detail = problem.detail ? make("p", {}, problem.detail) : null;
     this.content.append(make("div", { class: "problem" }, make("p", { class: "what" }, problem.what), detail ?? "", again));
   }

@@ -12,6 +12,7 @@ const [written, bare, results, status, stop] = ["written", "bare", "results", "s
 let key = ""; // of the API: here, and nowhere else
 const keyed = document.documentElement.dataset.keys === "yes"; // whether the server wants one
 let arranged = 0; // times that the fields were
+let cards = []; // answers that are shown
 let running = null; // the AbortController of what is being asked
 const known = new Map(); // id -> facts of a prompt, as far as the server has them
 
@@ -85,8 +86,7 @@ const chosen = () => [...list.querySelectorAll("input:checked")].map((input) => 
 
 // what is to be known of a prompt before it is asked; of one that cannot be asked there is not all
 async function factsOf(id) {
-  const facts = known.get(id);
-  if (facts.loaded || facts.error) return facts;
+  if (known.get(id).loaded) return known.get(id);
   try {
     known.set(id, (await model(id, key)).softprompt);
   } catch (error) {
@@ -158,13 +158,13 @@ async function ask() {
   if (signal.aborted) return; // asked again meanwhile
   const groups = all.map((task) => ({ ...task, cards: cardsOf(task, texts) }));
   results.replaceChildren(...groups.map((one) => shown(one, groups.length > 1)));
-  const cards = groups.flatMap((one) => one.cards);
+  cards = groups.flatMap((one) => one.cards);
   busy(true);
   status.textContent = cards.length === 1 ? "Asking…" : `Asking for ${cards.length} answers…`;
   const { top } = at("answers").getBoundingClientRect();
   if (top < 0 || top > innerHeight / 2) at("answers").scrollIntoView();
   // labels first, they are there soonest
-  const waiting = [...cards].sort((one, other) => (other.labels.length > 0) - (one.labels.length > 0));
+  const waiting = [...cards].sort((one, other) => other.classifies - one.classifies);
   const inTurn = async () => {
     while (waiting.length) await waiting.shift().ask(signal);
   };
@@ -172,6 +172,10 @@ async function ask() {
   if (running?.signal !== signal) return; // asked again meanwhile
   running = null;
   busy(false);
+  tell();
+}
+
+function tell() {
   const failed = cards.filter((card) => card.failed).length;
   const told = cards.map((card) => `${card.title}: ${card.said}`.replace(/[^.]$/, "$&."));
   status.replaceChildren(
@@ -207,7 +211,7 @@ function cardsOf({ task, kind, labels, columns, prompts }, texts) {
       ? { model, input: one(own ? texts.map((text) => ({ text, ...named })) : texts), ...extra }
       : { model, prompt: one(texts), ...(own && { columns: named }), ...limit(), ...extra, stream: true, stream_options: { include_usage: true } };
     const path = classifies ? "v1/classify" : "v1/completions";
-    return new Card({ kind: more, title, note, path, body, texts, labels: classifies ? labels : [], key, keyed });
+    return new Card({ kind: more, title, note, classifies, path, body, texts, labels, key, keyed });
   };
   const cards = prompts.map(({ id, facts }) => card("learned", id, kind ? `${facts.virtual_tokens} virtual tokens, learned` : "Cannot be used now", id));
   const first = prompts[0].id;
@@ -245,6 +249,7 @@ access.addEventListener("submit", (event) => {
   key = at("key").value.trim();
   look();
 });
+results.addEventListener("over", tell); // of a card that was asked again
 stop.addEventListener("click", () => {
   running?.abort();
   at("go").focus();
