@@ -1,18 +1,16 @@
 """The page in a browser: light, dark, on a phone, in print, without JavaScript; quiet, alone and within its width."""
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from browsing import SMALL, Opened, chromium, needs_chromium, playwright
 from planted import METHODS, planted_study
 
 from softprompt.report import write_report
 from softprompt.results import Study
 
-playwright = pytest.importorskip("playwright.sync_api", reason="no Playwright: pip install 'softprompt[dev]'")
-CHROMIUM = shutil.which("chromium")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: apt-get install chromium")
+pytestmark = needs_chromium
 
 
 @pytest.fixture(scope="module")
@@ -31,35 +29,8 @@ def address(study: Study, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator["playwright.Browser"]:
-    with playwright.sync_playwright() as running:
-        started = running.chromium.launch(executable_path=CHROMIUM)
+    with chromium() as started:
         yield started
-        started.close()
-
-
-class Opened:
-    """A page with what it complained of and asked for."""
-
-    def __init__(self, browser: "playwright.Browser", address: str, **options: object) -> None:
-        self.complaints: list[str] = []
-        self.requests: list[str] = []
-        self.page = browser.new_page(**options)
-        self.page.on("console", lambda message: self.complaints.append(message.text))
-        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
-        self.page.on("request", lambda request: self.requests.append(request.url))
-        self.page.goto(address)
-
-    def width(self) -> int:
-        return int(self.page.evaluate("document.documentElement.scrollWidth"))
-
-    def texts(self, selector: str) -> list[str]:
-        return list(self.page.locator(selector).all_inner_texts())
-
-    def colour(self, selector: str, which: str) -> str:
-        return str(self.page.locator(selector).first.evaluate(f"element => getComputedStyle(element).{which}"))
-
-
-SMALL = {"viewport": {"width": 375, "height": 700}}
 
 
 @pytest.mark.parametrize(

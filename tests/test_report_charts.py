@@ -2,12 +2,12 @@
 
 import itertools
 import math
-import re
 from collections.abc import Iterator
 from importlib.resources import files
 from xml.etree.ElementTree import Element
 
 import pytest
+from colours import contrast, palette_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from planted import planted_study
@@ -170,26 +170,9 @@ class TestCharts:
         assert "nan" not in "".join(value for element in svg.iter() for value in element.attrib.values())
 
 
-def colours(css: str) -> dict[str, str]:
-    return dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6});", css))
-
-
-def luminance(colour: str) -> float:
-    parts = [int(colour[start : start + 2], 16) / 255 for start in (1, 3, 5)]
-    red, green, blue = (part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts)
-    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
-
-
-def contrast(one: str, other: str) -> float:
-    """As WCAG 2.2 defines it."""
-    light, dark = sorted((luminance(one), luminance(other)), reverse=True)
-    return (light + 0.05) / (dark + 0.05)
-
-
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_colours_can_be_told_from_their_ground(scheme: str) -> None:
-    light, _, dark = (files("softprompt.report") / "templates/chart.css").read_text().partition("@media")
-    palette = colours(light if scheme == "light" else dark)
+    palette = palette_of((files("softprompt.report") / "templates/chart.css").read_text(), scheme)
     for text in ("ink", "soft", "accent", "better", "worse"):
         assert contrast(palette[text], palette["paper"]) >= 4.5
         assert contrast(palette[text], palette["wash"]) >= 4.5

@@ -63,6 +63,7 @@ class TestModels:
             "loaded": True,
             "kind": "classification",
             "labels": ["no", "yes"],
+            "template": MORE.template,
             "columns": ["text", "title"],
             "virtual_tokens": 4,
         }

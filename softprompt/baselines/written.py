@@ -6,6 +6,7 @@ written prompt is evaluated by the same code, at the same speed, as a learned on
 
 import random
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -23,7 +24,11 @@ def written_prompt(
     base: FrozenLM, spec: TaskSpec, instruction: str = "", shots: Sequence[Example] = ()
 ) -> PromptState | None:
     """An instruction and solved examples as a prefix of ``[P, H]``; ``None`` if there is neither."""
-    ids = written_ids(base, spec, instruction, shots)
+    return words_in_front(base, written_ids(base, spec, instruction, shots))
+
+
+def words_in_front(base: FrozenLM, ids: Sequence[int]) -> PromptState | None:
+    """Token ids as a prefix of ``[P, H]``; ``None`` if there are none."""
     if not ids:
         return None
     with torch.no_grad():
@@ -35,12 +40,15 @@ def written_ids(base: FrozenLM, spec: TaskSpec, instruction: str = "", shots: Se
 
     Each example is the filled-in template with its answer; a blank line stands between the parts, and behind them.
     """
-    ids: list[int] = []
-    if instruction:
-        ids += plain_ids(base.tokenizer, instruction) + plain_ids(base.tokenizer, GAP)
+    ids = instruction_ids(base.tokenizer, instruction)
     for shot in solved(Encoder(base, spec, 0), shots):
         ids += shot
     return ids
+
+
+def instruction_ids(tokenizer: Any, instruction: str) -> list[int]:
+    """Token ids of an instruction and the blank line behind it; none for none."""
+    return [*plain_ids(tokenizer, instruction), *plain_ids(tokenizer, GAP)] if instruction else []
 
 
 def choose_shots(examples: Sequence[Example], count: int, seed: int) -> list[Example]:

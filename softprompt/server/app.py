@@ -26,6 +26,7 @@ from softprompt.server.models import models
 from softprompt.server.observed import HEADER, Observed
 from softprompt.server.openapi import described, docs_page
 from softprompt.server.operations import health, operations
+from softprompt.server.page import page
 from softprompt.server.problems import problem_of
 from softprompt.server.registry import Changes, Registry, Unavailable, Unknown
 from softprompt.server.settings import ServeConfig
@@ -107,17 +108,18 @@ def create_app(
         app.include_router(router, dependencies=keyed)
     app.include_router(operations(desk, route, reload), dependencies=keyed)
     app.include_router(health(desk, stopping))
+    app.include_router(page(needs_key=access.needs_key))
 
-    page = described(app, config)
-    app.openapi = lambda: page  # type: ignore[method-assign]
+    description = described(app, config)
+    app.openapi = lambda: description  # type: ignore[method-assign]
 
     @app.get("/openapi.json", include_in_schema=False)
     async def openapi() -> dict[str, object]:
-        return page
+        return description
 
     @app.get("/docs", include_in_schema=False, response_class=HTMLResponse)
     async def docs() -> str:
-        return docs_page(page)
+        return docs_page(description)
 
     if config.cors_origins:
         app.add_middleware(

@@ -29,7 +29,7 @@ def chat(desk: Desk, route: type[APIRoute]) -> APIRouter:
     async def complete(request: Request, body: ChatRequest | LastMessageRequest, timeout: Timeout = None) -> Response:
         """The message's text becomes the ``text`` of the prompt's template. A prompt for classification answers with
         the words of the likeliest label. Greedy unless ``temperature`` is above 0."""
-        asked = await desk.ask(request, body.model, timeout)
+        asked = await desk.ask(request, body.model, timeout, body.baseline)
         last = body.messages[-1]
         if not isinstance(last, UserMessage):
             raise ApiError(422, "invalid_value", "messages: expected a last one of the user", param="messages")

@@ -20,7 +20,7 @@ def classify(desk: Desk, route: type[APIRoute]) -> APIRouter:
     async def label(request: Request, body: ClassifyRequest, timeout: Timeout = None) -> Response:
         """One forward pass; the probabilities of all labels sum to 1. ``input`` is a text, a row with the columns of
         the template, or a list of them; ``results`` is a list in the same order."""
-        asked = await desk.ask(request, body.model, timeout)
+        asked = await desk.ask(request, body.model, timeout, body.baseline)
         if asked.served.spec.kind != "classification":
             message = f"'{asked.found.id}' generates text and has no labels: ask /v1/completions"
             raise ApiError(422, "no_labels", message, param="model")

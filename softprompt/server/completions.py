@@ -22,7 +22,7 @@ def completions(desk: Desk, route: type[APIRoute]) -> APIRouter:
     async def complete(request: Request, body: CompletionRequest, timeout: Timeout = None) -> Response:
         """Each text becomes the ``text`` of the prompt's template. A prompt for classification answers with the words
         of the likeliest label. Greedy unless ``temperature`` is above 0."""
-        asked = await desk.ask(request, body.model, timeout)
+        asked = await desk.ask(request, body.model, timeout, body.baseline)
         texts = [body.prompt] if isinstance(body.prompt, str) else body.prompt
         examples = desk.examples([desk.row(text, body.columns) for text in texts])
         sampling = sampling_of(desk, body, body.max_tokens)

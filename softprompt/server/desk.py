@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, Coroutine, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, TypeVar
 
 from fastapi import Header
@@ -11,10 +11,12 @@ from starlette.requests import Request
 from softprompt.data import Example, unlabelled_example
 from softprompt.errors import DataError
 from softprompt.server.access import check_model
+from softprompt.server.baseline import Baselines
 from softprompt.server.metrics import Metrics
 from softprompt.server.observed import Facts
 from softprompt.server.problems import ApiError, ClientGone
 from softprompt.server.registry import Found, Registry
+from softprompt.server.schema import Baseline
 from softprompt.server.settings import ServeConfig
 from softprompt.server.work import Answering, Expired, Served
 
@@ -83,12 +85,16 @@ class Desk:
 
     def __init__(self, engine: Answering, registry: Registry, config: ServeConfig, metrics: Metrics) -> None:
         self.engine, self.registry, self.config, self.metrics = engine, registry, config, metrics
+        self._baselines = Baselines(registry.base)
 
-    async def ask(self, request: Request, model: str, seconds: int | None = None) -> Asked:
+    async def ask(
+        self, request: Request, model: str, seconds: int | None = None, baseline: Baseline | None = None
+    ) -> Asked:
         """Find what a request means, once.
 
         Args:
             seconds: that the client allows.
+            baseline: the base model answers in place of the prompt.
 
         Raises:
             ApiError, Unknown, Unavailable: it may not be asked, is not there, or cannot be used.
@@ -96,16 +102,23 @@ class Desk:
         ends = asyncio.get_running_loop().time() + min(self.config.timeout, seconds or self.config.timeout)
         # before it is looked up, so that a key learns nothing of what it may not ask
         check_model(request, model if model == self.registry.base_name else model.partition("@")[0])
+        if baseline is not None:
+            check_model(request, self.registry.base_name)
         found = self.registry.find(model)
         facts: Facts = request.state.facts
         facts.task, facts.model = found.name, found.id
         asked = Asked(request, found, self.registry.bare, ends, facts)
-        if found.number is None:
-            return asked
-        loaded = self.registry.in_memory(found.id)
-        if loaded is None:
-            loaded = await asked.attended(self.registry.loaded(found))
-        return Asked(request, found, loaded.served, ends, facts)
+        if found.number is not None:
+            loaded = self.registry.in_memory(found.id)
+            if loaded is None:
+                loaded = await asked.attended(self.registry.loaded(found))
+            asked = replace(asked, served=loaded.served)
+        if baseline is not None:
+            served = await asked.attended(asyncio.to_thread(self._baselines.of, asked.served, baseline))
+            found = self.registry.find(self.registry.base_name)
+            facts.task, facts.model = found.name, found.id
+            asked = replace(asked, found=found, served=served)
+        return asked
 
     def examples(self, rows: Sequence[Mapping[str, Any]]) -> list[Example]:
         """Rows for the engine.

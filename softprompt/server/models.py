@@ -34,7 +34,7 @@ def models(desk: Desk, route: type[APIRoute]) -> APIRouter:
 
     @router.get("/v1/models/{model:path}", responses=answers(Model), summary="Tell about one of them")
     async def get_model(request: Request, model: str) -> Response:
-        """The prompt is loaded, so that its labels and columns are told."""
+        """The prompt is loaded, so that its labels, template and columns are told."""
         asked = await desk.ask(request, model)
         return JSONResponse(_model(registry, model, asked.found, registry.in_memory(asked.found.id), started))
 
@@ -55,6 +55,7 @@ def _facts(registry: Registry, found: Found, loaded: Loaded | None) -> dict[str,
         facts |= {
             "kind": spec.kind,
             "labels": list(spec.labels),
+            "template": spec.template,
             "columns": sorted(spec.compiled.names),
             "virtual_tokens": loaded.length,
         }

@@ -25,6 +25,7 @@ from softprompt.store import Prompt
 from softprompt.task import TaskSpec
 from softprompt.versions import Listing
 
+BARE_TEMPLATE = "{{ text }}"
 BARE_LENGTH = 8192  # tokens of a bare text, where the base model does not say how many it takes
 
 log = logging.getLogger("softprompt.server")
@@ -76,7 +77,8 @@ class Registry:
     """Prompts of one source, on one base model.
 
     Attributes:
-        base_name: what requests call the base model.
+        base: the base model.
+        base_name: what requests call it.
         bare: the base model as the engine serves it: with the bare text.
         refreshed: whether the source was read at least once.
     """
@@ -91,11 +93,11 @@ class Registry:
             default_alias: where a bare name leads, if it has this alias; else to its newest version.
             most: prompts held in memory.
         """
-        self.base_name = base_name
+        self.base, self.base_name = base, base_name
         self.refreshed = False
-        spec = TaskSpec("generation", "{{ text }}", max_length=base.context_length or BARE_LENGTH)
+        spec = TaskSpec("generation", BARE_TEMPLATE, max_length=base.context_length or BARE_LENGTH)
         self.bare = Served(base_name, spec, ())
-        self._base, self._source = base, source
+        self._source = source
         self._default_alias, self._most = default_alias, most
         self._names: Mapping[str, Listing] = {}
         self._kept: OrderedDict[str, Loaded] = OrderedDict()
@@ -221,7 +223,7 @@ class Registry:
         try:
             prompt, created = self._source.load(found.name, found.number)
             why = "was learned on another base model than this server's"
-            prompt.check_base(self._base)
+            prompt.check_base(self.base)
         except Gone as error:
             raise Unknown(f"there is no model '{found.id}' any more, it was removed") from error
         except SoftpromptError as error:

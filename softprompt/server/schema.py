@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 
 MOST_STOPS = 16
+LONGEST_INSTRUCTION = 4000  # characters
 SEEDS = 2**63 - 1  # the largest one
 
 
@@ -48,6 +49,22 @@ class Body(BaseModel):
     )
 
 
+class Baseline(Body):
+    """The base model answers in place of the learned prompt, which shows what that gains."""
+
+    instruction: Annotated[str, StringConstraints(max_length=LONGEST_INSTRUCTION)] | None = Field(
+        None, description="words in front, and a blank line behind them"
+    )
+    template: bool = Field(True, description="whether the text stands in the task's template, or bare")
+
+
+BASELINE = Field(
+    None,
+    description="an extension: the base model, which the API key must allow too, answers without the learned prompt; "
+    "{} by the task's template, with an instruction by a written prompt, with template false by the bare text",
+)
+
+
 class StreamOptions(Body):
     include_usage: bool | None = Field(None, description="one more event at the end, with the usage")
     include_obfuscation: bool | None = Field(None, description="has no effect")
@@ -67,6 +84,7 @@ class Asking(Body):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     columns: Columns | None = None
+    baseline: Baseline | None = BASELINE
 
     n: One | None = None
     frequency_penalty: Nought | None = None
@@ -171,6 +189,7 @@ class ClassifyRequest(Body):
 
     model: str = Field(min_length=1, description="name, name@version or name@alias of a prompt for classification")
     input: Row | Annotated[list[Row], Field(min_length=1)] = Field(description="a text, a row, or a list of them")
+    baseline: Baseline | None = BASELINE
 
 
 class Usage(BaseModel):
@@ -237,6 +256,7 @@ class PromptFacts(BaseModel):
     loaded: bool
     kind: Literal["classification", "generation"] | None = None
     labels: list[str] | None = None
+    template: str | None = Field(None, description="Jinja2; text is the text that is asked")
     columns: list[str] | None = Field(None, description="that the template uses")
     virtual_tokens: int | None = None
     error: str | None = Field(None, description="why it cannot be used")

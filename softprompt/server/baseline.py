@@ -1,0 +1,48 @@
+"""The base model in a prompt's place, on the same task: by its template, a written instruction, or the bare text."""
+
+import copy
+import hashlib
+from dataclasses import replace
+from functools import lru_cache
+from threading import Lock
+from typing import Any
+
+from softprompt.base import FrozenLM
+from softprompt.baselines.written import instruction_ids, words_in_front
+from softprompt.server.registry import BARE_TEMPLATE
+from softprompt.server.schema import Baseline
+from softprompt.server.work import Served
+from softprompt.task import TaskSpec
+
+KEPT = 256  # tasks whose form with the bare text is kept
+
+
+class Baselines:
+    """What prompts are compared with, on one base model."""
+
+    def __init__(self, base: FrozenLM) -> None:
+        self._base = base
+        self._tokenizer: Any = None
+        self._lock = Lock()
+
+    def of(self, served: Served, asked: Baseline) -> Served:
+        """The task of ``served`` without its learned prompt. From any thread; takes as long as an instruction does."""
+        spec = served.spec if asked.template else _bare(served.spec)
+        words = asked.instruction or ""
+        state = words_in_front(self._base, self._ids(words))
+        form = hashlib.sha256(f"{asked.template} {words}".encode()).hexdigest()[:16]
+        return Served(f"{served.key} as {form}", spec, () if state is None else (state,))
+
+    def _ids(self, words: str) -> list[int]:
+        if not words:
+            return []
+        with self._lock:
+            if self._tokenizer is None:
+                # whether special tokens are read is a setting of the tokenizer, which other threads use too
+                self._tokenizer = copy.deepcopy(self._base.tokenizer)
+            return instruction_ids(self._tokenizer, words)
+
+
+@lru_cache(KEPT)
+def _bare(spec: TaskSpec) -> TaskSpec:
+    return replace(spec, template=BARE_TEMPLATE)

@@ -1,0 +1,43 @@
+"""Pages in headless Chromium; a test module that imports this is skipped where there is no Playwright."""
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+playwright = pytest.importorskip("playwright.sync_api", reason="no Playwright: pip install 'softprompt[dev]'")
+CHROMIUM = shutil.which("chromium")
+needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: apt-get install chromium")
+
+SMALL = {"viewport": {"width": 375, "height": 700}}
+
+
+@contextmanager
+def chromium() -> Iterator["playwright.Browser"]:
+    with playwright.sync_playwright() as running:
+        started = running.chromium.launch(executable_path=CHROMIUM)
+        yield started
+        started.close()
+
+
+class Opened:
+    """A page with what it complained of and asked for."""
+
+    def __init__(self, browser: "playwright.Browser", address: str, **options: object) -> None:
+        self.complaints: list[str] = []
+        self.requests: list[str] = []
+        self.page = browser.new_page(**options)
+        self.page.on("console", lambda message: self.complaints.append(message.text))
+        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        self.page.on("request", lambda request: self.requests.append(request.url))
+        self.page.goto(address)
+
+    def width(self) -> int:
+        return int(self.page.evaluate("document.documentElement.scrollWidth"))
+
+    def texts(self, selector: str) -> list[str]:
+        return list(self.page.locator(selector).all_inner_texts())
+
+    def colour(self, selector: str, which: str) -> str:
+        return str(self.page.locator(selector).first.evaluate(f"element => getComputedStyle(element).{which}"))
