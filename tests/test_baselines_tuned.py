@@ -15,6 +15,7 @@ from small import TEMPLATE, Recorder, answers, noise, reviews, reviews_task
 from tiny import tiny_base, tiny_model, tiny_tokenizer
 
 from softprompt.base import FrozenLM, load
+from softprompt.baselines import tuned
 from softprompt.baselines.fitted import Fitted
 from softprompt.baselines.full import fit_full
 from softprompt.baselines.lora import fit_lora
@@ -53,6 +54,26 @@ def digest(base: FrozenLM) -> str:
     learning = [name for name, weight in base.model.named_parameters() if weight.requires_grad]
     found.update(repr((kinds, learning, base.model.config.to_dict())).encode())
     return found.hexdigest()
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3", "gpt2", "gpt_neox"])
+def test_rows_that_get_no_gradient_may_be_left_out(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Full fine-tuning with all rows of the tables in the optimiser, and with those that occur, is the same."""
+    weights, sizes, original = [], [], torch.optim.AdamW
+
+    def noted(values: Any, *given: Any, **options: Any) -> Any:
+        sizes.append(sum(value.numel() for value in values))
+        return original(values, *given, **options)
+
+    monkeypatch.setattr(torch.optim, "AdamW", noted)
+    for touched in (tuned._touched, lambda *_: {}):
+        monkeypatch.setattr(tuned, "_touched", touched)
+        found = fitted(fit_full, tiny_base(family), reviews_task(), Recorder(), steps=6)
+        assert isinstance(found.answers, Predictor)
+        weights.append(dict(found.answers.base.model.named_parameters()))
+    assert sizes[0] < sizes[1]
+    for name, weight in weights[0].items():
+        torch.testing.assert_close(weight, weights[1][name], rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3", "gpt2", "opt", "bart", "t5"])

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from tiny import WINDOW, tiny_base, tiny_model, tiny_tokenizer
 from torch import Tensor
 
 from softprompt import compiled as compiling
@@ -12,7 +13,6 @@ from softprompt.base import FrozenLM
 from softprompt.fused import fused
 from softprompt.prefix import PromptState, cached_prefix, concatenated_prefix, keys_and_values, make_prefix
 from softprompt.recompute import recomputing
-from tests.tiny import WINDOW, tiny_base, tiny_model, tiny_tokenizer
 
 FUSED = ("llama", "gemma3", "qwen3", "mistral", "qwen2")
 OTHERS = ("gpt2", "gemma2", "cohere", "phi", "bloom", "mamba", "opt")

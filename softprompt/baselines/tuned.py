@@ -102,26 +102,36 @@ class Tuning:
 
 
 class _Masters:
-    """The weights in float32, which the optimiser changes; the model's own where they are float32 already."""
+    """The weights in float32, which the optimiser changes; the model's own where they are float32 already.
 
-    def __init__(self, weights: Sequence[nn.Parameter]) -> None:
-        self.weights = weights
+    Of a table of which only some rows can get a gradient, only these are here: Adam without weight decay leaves the
+    others as they are, and a table of embeddings is most of a small model.
+    """
+
+    def __init__(self, weights: Sequence[nn.Parameter], touched: Mapping[nn.Parameter, Tensor]) -> None:
+        """``touched``: of some weights, the rows that can get a gradient."""
+        self.weights, self.rows = weights, [touched.get(weight) for weight in weights]
         self.values = [
-            weight if weight.dtype == torch.float32 else nn.Parameter(weight.detach().float()) for weight in weights
+            weight
+            if rows is None and weight.dtype == torch.float32
+            else nn.Parameter((weight if rows is None else weight[rows]).detach().float())
+            for weight, rows in zip(weights, self.rows, strict=True)
         ]
 
     def take_gradients(self) -> None:
         """Add the model's gradients to those here."""
-        for weight, value in zip(self.weights, self.values, strict=True):
+        for weight, rows, value in zip(self.weights, self.rows, self.values, strict=True):
             if value is not weight and weight.grad is not None:
-                gradient, weight.grad = weight.grad.float(), None
+                gradient, weight.grad = (weight.grad if rows is None else weight.grad[rows]).float(), None
                 value.grad = gradient if value.grad is None else value.grad.add_(gradient)
 
     @torch.no_grad()
     def give_values(self) -> None:
         """Set the model's weights to those here, rounded."""
-        for weight, value in zip(self.weights, self.values, strict=True):
-            if value is not weight:
+        for weight, rows, value in zip(self.weights, self.rows, self.values, strict=True):
+            if rows is not None:
+                weight.index_copy_(0, rows, value.to(weight.dtype))
+            elif value is not weight:
                 weight.copy_(value)
 
 
@@ -155,7 +165,7 @@ def tune(
     order = Order([len(item.ids) for item in items], shared)
     for weight in weights:
         weight.requires_grad_(True)
-    masters = _Masters(weights)
+    masters = _Masters(weights, {} if config.weight_decay else _touched(model, objective, items))
     optimizer = torch.optim.AdamW(
         masters.values, lr=rate, weight_decay=config.weight_decay, fused=model.device.type in ("cpu", "cuda")
     )
@@ -218,6 +228,18 @@ def tune(
 def limited(task: Task, config: TunedConfig) -> Task:
     """The task with the length limit that ``config`` sets, if it sets one."""
     return task if config.max_length is None else replace(task, spec=replace(task.spec, max_length=config.max_length))
+
+
+def _touched(model: FrozenLM, objective: Objective, items: Sequence[Item]) -> dict[nn.Parameter, Tensor]:
+    """Rows of the tables of a decoder that classification can give a gradient: its texts' tokens, and its labels'."""
+    if objective.verbalizer is None or model.architecture != "decoder-only":
+        return {}
+    read = {*model.bos_ids, *(token for item in items for token in item.ids)}
+    scored = set(objective.verbalizer.rows)
+    incoming = model.model.get_input_embeddings().weight
+    outgoing = model.model.get_output_embeddings().weight
+    used = {incoming: read | scored} if incoming is outgoing else {incoming: read, outgoing: scored}
+    return {weight: torch.tensor(sorted(rows), device=weight.device) for weight, rows in used.items()}
 
 
 def _accumulate_gradients(
