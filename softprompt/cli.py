@@ -146,6 +146,11 @@ def demo(out: Path, steps: int | None, as_json: bool, **model: Any) -> None:
 @click.option("--grid", type=GIVEN, metavar="NAME=A,B;...", help="One prompt for each combination, all together.")
 @click.option("--ensemble", is_flag=True, help="With --seeds or --grid: keep all, they answer by vote.")
 @click.option("--gradient-checkpointing", is_flag=True, default=None, help="Save memory by computing layers twice.")
+@click.option(
+    "--compile",
+    type=click.Choice(["auto", "always", "never"]),
+    help="Compile what makes a long run faster, on a CPU.  [default: auto]",
+)
 @click.option("--tensorboard", type=PLACE, help="Folder for TensorBoard.")
 @run_options
 @model_options

@@ -54,6 +54,11 @@ HOW = ("temperature", "top_k", "greedy", "samples", "sample_temperature", "sampl
 @click.option("--max-length", type=int, help="Tokens of template and text; the text is cut.  [default: 512]")
 @click.option("--patience", type=int, help="Validations without gain before stopping, 0: never.  [default: 4]")
 @click.option("--gradient-checkpointing", is_flag=True, default=None, help="Save memory by computing layers twice.")
+@click.option(
+    "--compile",
+    type=click.Choice(["auto", "always", "never"]),
+    help="Compile what makes a long run faster, on a CPU.  [default: auto]",
+)
 @click.option("--no-measure", is_flag=True, help="Do not time teacher and student at the end.")
 @run_options_from("teacher (its own text, if not given), text, text:WORDS, labels, vocab, random, prompt:FOLDER.")
 @model_options
