@@ -135,6 +135,7 @@ def run_softprompt(connection: Pipe, setup: Setup, steps: int) -> None:
     from softprompt.base import load
     from softprompt.batch import Encoder, budgeted
     from softprompt.config import TrainConfig
+    from softprompt.embedded import MODEL_NAME
     from softprompt.progress import Silent
     from softprompt.task import Task
     from softprompt.train import train
@@ -144,6 +145,8 @@ def run_softprompt(connection: Pipe, setup: Setup, steps: int) -> None:
     # the loop evaluates at its last step, which it is stopped behind: nothing but steps is measured
     config = TrainConfig.build(
         init="text",
+        # as a run of the default 300 steps would be; a tiny model of a test is not worth a compiler's time
+        compile="always" if setup.model == MODEL_NAME else "auto",
         length=setup.length,
         batch_size=setup.batch_size,
         steps=steps,

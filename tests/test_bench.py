@@ -1,4 +1,4 @@
-"""bench/train_vs_peft.py: its arithmetic, its batches, its data, and one run with a tiny model."""
+"""bench/: its arithmetic, its batches, its data, and one run with a tiny model."""
 
 import json
 import random
@@ -11,14 +11,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from small import reviews_task
+from tiny import tiny_base
 
 from softprompt.config import TrainConfig
 from softprompt.errors import ConfigError, DataError
+from softprompt.fused import fused
 
 BENCH = Path(__file__).resolve().parents[1] / "bench"
 sys.path.insert(0, str(BENCH))
 
 import contestants  # noqa: E402
+import floor  # noqa: E402
 import train_vs_peft  # noqa: E402
 from contestants import Gate, Measured, batch_order  # noqa: E402
 
@@ -290,3 +295,32 @@ def tiny_model(folder: Path) -> Path:
     )
     LlamaForCausalLM(config).save_pretrained(folder)
     return folder
+
+
+class TestFloor:
+    """bench/floor.py counts products; PyTorch counts those that are made."""
+
+    @pytest.mark.parametrize("family", ["llama", "gemma3"])
+    def test_a_step_makes_the_products_and_few_more(self, family: str) -> None:
+        from torch.utils.flop_counter import FlopCounterMode
+
+        base = tiny_base(family)
+        decoder = fused(base)
+        assert decoder is not None
+        steps = floor.Steps(base, reviews_task(), 4, 4)
+        steps.step(steps.batches[0])  # what is measured once a model
+        for batch in steps.batches[:2]:
+            lengths = [len(item.ids) for item in batch]
+            needed = list(floor.products(decoder.layers, 4 + len(base.bos_ids), lengths))
+            with FlopCounterMode(display=False) as counter:
+                steps.step(batch)
+            made = counter.get_total_flops()
+            # beyond them: padding in attention, the last layer's queries, and the labels' logits
+            assert floor.floating_operations(needed) <= made <= 1.7 * floor.floating_operations(needed)
+
+    def test_a_product_has_a_time(self) -> None:
+        clock = floor.Clock(torch.float32)
+        needed = [(1, 4, 8, 2), (3, 4, 8, 2), (1, 4, 8, 2)]
+        clock.measure(needed, 3)
+        assert clock.total(needed) > clock.total(needed[:2]) > 0
+        assert floor.floating_operations(needed) == 2 * 5 * 4 * 8 * 2
