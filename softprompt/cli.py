@@ -41,6 +41,7 @@ from softprompt.cli_inspect import inspect_command, prune
 from softprompt.cli_multitask import multitask
 from softprompt.cli_serve import keys, serve
 from softprompt.cli_similar import similar
+from softprompt.cli_spread import check_spreads, hush, is_main, over_processes
 from softprompt.cli_store import STORE_VERBS
 from softprompt.errors import ConfigError, DataError, SoftpromptError
 
@@ -59,6 +60,7 @@ def main() -> None:
     """Entry point of ``softprompt``."""
     # closed by whoever started us; what is said is then said to nobody, not to the other stream
     sys.stdout, sys.stderr = sys.stdout or io.StringIO(), sys.stderr or io.StringIO()
+    hush()
     try:
         cli.main(prog_name="softprompt", standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError:
@@ -86,8 +88,10 @@ def main() -> None:
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="softprompt")
-def cli() -> None:
+@click.pass_context
+def cli(context: click.Context) -> None:
     """Learn a few virtual tokens for a task on a frozen language model, see what they gain, use them."""
+    check_spreads(context.invoked_subcommand)
 
 
 @cli.command()
@@ -147,9 +151,11 @@ def demo(out: Path, steps: int | None, as_json: bool, **model: Any) -> None:
 @click.option("--ensemble", is_flag=True, help="With --seeds or --grid: keep all, they answer by vote.")
 @click.option("--gradient-checkpointing", is_flag=True, default=None, help="Save memory by computing layers twice.")
 @click.option("--tensorboard", type=PLACE, help="Folder for TensorBoard.")
+@click.option("--sharding", help="fsdp: each of several processes holds a part of the model's layers.")
 @run_options
 @model_options
 @json_option
+@over_processes
 def train(
     model_name: str,
     data: str,
@@ -165,6 +171,7 @@ def train(
     resume: bool,
     restart: bool,
     tensorboard: Path | None,
+    sharding: str | None,
     no_test: bool,
     as_json: bool,
     **settings: Any,
@@ -173,7 +180,7 @@ def train(
     from softprompt.config import TrainConfig, population
     from softprompt.report_text import training_lines
 
-    model, columns = model_of(settings), columns_of(settings)
+    model, columns = {**model_of(settings), "sharding": sharding}, columns_of(settings)
     settings["method_options"] = pairs("--method-option", method_option, "NAME=VALUE", "encoder=lstm") or None
     chosen = TrainConfig.load(config, **settings) if config else TrainConfig.build(**settings)
     members = population(chosen, seeds, grid or "")
@@ -190,8 +197,9 @@ def train(
     for member in members.values():
         check_method(member.method, member.method_options)
         check_init(member.init)
-    check_together(members)
-    check_out(out, resume=resume, restart=restart)
+    check_together(members, sharded=sharding is not None)
+    if is_main():
+        check_out(out, resume=resume, restart=restart)
     observer = observer_for(as_json, tensorboard)
     task = Task.of(data, max_length=chosen.max_length, **task_settings(template, labels, verbalizer), **columns)
     check_trainable(task)

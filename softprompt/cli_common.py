@@ -57,6 +57,7 @@ def model_options(command: Command) -> Command:
         click.option(
             "--quantise", help="int8 (torchao), bnb-int8 or bnb-nf4 (bitsandbytes). Default: weights as saved."
         ),
+        click.option("--device-map", help="auto: the model over all devices, and memory and disk if it must be."),
         click.option("--dtype", help="float32, bfloat16 or float16. Default: what is fast here."),
         click.option("--device", help="cpu, cuda, cuda:1, mps. Default: a GPU if there is one."),
     ):
@@ -120,7 +121,7 @@ vote_option = click.option(
 
 def model_of(options: dict[str, Any]) -> dict[str, Any]:
     """What ``model_options`` gave, taken out of ``options``."""
-    return {name: options.pop(name) for name in ("device", "dtype", "quantise", "trust_remote_code")}
+    return {name: options.pop(name) for name in ("device", "device_map", "dtype", "quantise", "trust_remote_code")}
 
 
 def columns_of(options: dict[str, Any]) -> dict[str, Any]:
@@ -132,10 +133,13 @@ def load_base(name: str, options: dict[str, Any]) -> "FrozenLM":
     from transformers.utils import logging
 
     from softprompt.base import load
+    from softprompt.spread import ALONE, Processes
 
     logging.set_verbosity_error()
     say(f"loading {name}")
-    return load(name, progress=say, **options)
+    context = click.get_current_context(silent=True)
+    processes = context.find_object(Processes) if context else None
+    return load(name, progress=say, processes=processes or ALONE, **options)
 
 
 def load_base_of(prompt: "Prompt", name: str | None, options: dict[str, Any]) -> "FrozenLM":

@@ -28,6 +28,7 @@ from softprompt.cache import mapped, read_only
 from softprompt.errors import BaseModelError, PromptFileError
 from softprompt.faster import moved
 from softprompt.last_layer import only_at
+from softprompt.placement import devices_of_layers, gather_before_backward
 from softprompt.seq2seq import EncodedPrefix, encoded_prefix, keys_and_values_of_words
 from softprompt.state import PromptState, concatenated
 
@@ -75,7 +76,9 @@ class CachedPrefix:
         single = len(self.lengths) == 1
         return mapped(
             self.cache,
-            lambda tensor: tensor.expand(len(which), -1, -1, -1) if single else tensor.index_select(0, which),
+            lambda tensor: (
+                tensor.expand(len(which), -1, -1, -1) if single else tensor.index_select(0, which.to(tensor.device))
+            ),
         )
 
     def hidden(self, input_ids: Tensor, mask: Tensor, which: Tensor | None = None, cache: Any = None) -> Tensor:
@@ -287,6 +290,8 @@ def _run(base: FrozenLM, embeddings: Tensor, cache: Any = None) -> Any:
         past_key_values=cache,
         use_cache=True,
     )
+    if base.processes.in_step:
+        gather_before_backward(base.backbone, cache)
     return cache
 
 
@@ -305,8 +310,10 @@ def _given_prefix(base: FrozenLM, state: PromptState) -> CachedPrefix:
         )
     bos = known if state.behind_bos else None
     cache: Any = DynamicCache(config=base.model.config)
+    devices = devices_of_layers(base.backbone, base.device)
     for index, pair in enumerate(state.tensors):
-        keys, values = pair.to(base.device, base.dtype)[:, None]
+        # layers that are not known are not moved
+        keys, values = pair.to(devices[index] if devices else base.device, base.dtype)[:, None]
         if bos is not None:
             keys = torch.cat([bos.layers[index].keys, keys], dim=2)
             values = torch.cat([bos.layers[index].values, values], dim=2)
