@@ -221,30 +221,32 @@ class TestTwoAreAsOne:
             assert 0.7 < first / second < 1.5
 
 
+@pytest.fixture(scope="module")
+def unbroken(place: Path) -> Path:
+    code, out, err = trained(place, place / "unbroken" / "p", "--json")
+    assert code == 0, err
+    # said once, by the main process
+    assert json.loads(out)["prompt"] == str(place / "unbroken" / "p")
+    assert err.count("loading ") == err.count("step 60/60") == 1
+    return place / "unbroken" / "p"
+
+
+@pytest.fixture(scope="module")
+def killed(place: Path) -> Path:
+    """What is left of a run whose main process died within a checkpoint's writing."""
+    out = place / "killed" / "p"
+    code, _, err = trained(place, out, sitecustomize=place / "dying", die_at=2 * 6)
+    assert code != 0
+    assert error_of(err) in (
+        "another process of this run has ended: --resume goes on from the last checkpoint",
+        "ended from outside, or because another process ended: --resume goes on from the last checkpoint",
+    )
+    assert [path.name for path in out.parent.iterdir()] == ["p.run"]
+    return out
+
+
 class TestCommand:
     """The command line under a launcher."""
-
-    @pytest.fixture(scope="class")
-    def unbroken(self, place: Path) -> Path:
-        code, out, err = trained(place, place / "unbroken" / "p", "--json")
-        assert code == 0, err
-        # said once, by the main process
-        assert json.loads(out)["prompt"] == str(place / "unbroken" / "p")
-        assert err.count("loading ") == err.count("step 60/60") == 1
-        return place / "unbroken" / "p"
-
-    @pytest.fixture(scope="class")
-    def killed(self, place: Path) -> Path:
-        """What is left of a run whose main process died within a checkpoint's writing."""
-        out = place / "killed" / "p"
-        code, _, err = trained(place, out, sitecustomize=place / "dying", die_at=2 * 6)
-        assert code != 0
-        assert error_of(err) in (
-            "another process of this run has ended: --resume goes on from the last checkpoint",
-            "ended from outside, or because another process ended: --resume goes on from the last checkpoint",
-        )
-        assert [path.name for path in out.parent.iterdir()] == ["p.run"]
-        return out
 
     @pytest.mark.slow
     def test_two_go_on_to_the_same_bytes(self, place: Path, unbroken: Path, killed: Path, tmp_path: Path) -> None:
