@@ -20,6 +20,7 @@ from softprompt.cli_common import (
     WORDS,
     column_options,
     columns_of,
+    device_map_option,
     json_option,
     load_base,
     load_base_of,
@@ -151,9 +152,9 @@ def demo(out: Path, steps: int | None, as_json: bool, **model: Any) -> None:
 @click.option("--ensemble", is_flag=True, help="With --seeds or --grid: keep all, they answer by vote.")
 @click.option("--gradient-checkpointing", is_flag=True, default=None, help="Save memory by computing layers twice.")
 @click.option("--tensorboard", type=PLACE, help="Folder for TensorBoard.")
-@click.option("--sharding", help="fsdp: each of several processes holds a part of the model's layers.")
 @run_options
 @model_options
+@device_map_option
 @json_option
 @over_processes
 def train(
@@ -240,6 +241,7 @@ def train(
 @vote_option
 @column_options
 @model_options
+@device_map_option
 @json_option
 def evaluate_command(
     prompt_folder: str | None,
@@ -314,6 +316,7 @@ def evaluate_command(
 @click.option("--seed", default=0, show_default=True, help="Of sampling.")
 @vote_option
 @model_options
+@device_map_option
 @json_option
 def predict(
     prompt_folder: str,

@@ -57,12 +57,16 @@ def model_options(command: Command) -> Command:
         click.option(
             "--quantise", help="int8 (torchao), bnb-int8 or bnb-nf4 (bitsandbytes). Default: weights as saved."
         ),
-        click.option("--device-map", help="auto: the model over all devices, and memory and disk if it must be."),
         click.option("--dtype", help="float32, bfloat16 or float16. Default: what is fast here."),
         click.option("--device", help="cpu, cuda, cuda:1, mps. Default: a GPU if there is one."),
     ):
         command = option(command)
     return command
+
+
+device_map_option = click.option(
+    "--device-map", help="auto: the model over all devices, and over memory and disk if it must be."
+)
 
 
 def column_options(command: Command) -> Command:
@@ -120,8 +124,9 @@ vote_option = click.option(
 
 
 def model_of(options: dict[str, Any]) -> dict[str, Any]:
-    """What ``model_options`` gave, taken out of ``options``."""
-    return {name: options.pop(name) for name in ("device", "device_map", "dtype", "quantise", "trust_remote_code")}
+    """What ``model_options`` gave, and ``device_map_option`` where a verb has it, taken out of ``options``."""
+    model = {name: options.pop(name) for name in ("device", "dtype", "quantise", "trust_remote_code")}
+    return {**model, "device_map": options.pop("device_map", None)}
 
 
 def columns_of(options: dict[str, Any]) -> dict[str, Any]:

@@ -42,8 +42,12 @@ def check_spreads(verb: str | None) -> None:
 
 
 def over_processes(command: Command) -> Command:
-    """Run a verb, which has ``device`` among its options, as one of the processes that a launcher has started."""
+    """Run a verb, which has ``device`` among its options, as one of the processes that a launcher has started.
 
+    The verb gets the option ``sharding`` too.
+    """
+
+    @click.option("--sharding", help="fsdp: each of several processes holds a part of the model's layers.")
     @functools.wraps(command)
     def run(*arguments: Any, **options: Any) -> Any:
         if not launched():

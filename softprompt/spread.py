@@ -52,6 +52,11 @@ class Processes:
     def is_main(self) -> bool:
         return self.index == 0
 
+    def check_alone(self, what: str) -> None:
+        """Raise ConfigError for ``what`` each process would do whole."""
+        if self.size > 1:
+            raise ConfigError(f"{what} is for one process, got {self}: load the base model without processes")
+
     def device(self, name: str | None) -> str | None:
         """The name of the device that this process uses, where the run is to use ``name``.
 

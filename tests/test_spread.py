@@ -10,15 +10,16 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from small import TEMPLATE, command, reviews, write_data
-from spreading import CASES, ROOT, SHARED, launched, made
+from small import TEMPLATE, command, reviews, reviews_task, write_data
+from spreading import CASES, FAMILIES, ROOT, SHARED, assert_close, launched, learn_all
 from test_resume import DYING, RESULTS, SETTINGS
 from tiny import save_tiny, tiny_base
 
 import softprompt.objective as objective
 import softprompt.validation as validation
-from softprompt.base import load
 from softprompt.batch import Item
+from softprompt.compare import compare
+from softprompt.distill import distill
 from softprompt.errors import ConfigError
 from softprompt.fit_multitask import fit_multitask
 from softprompt.spread import ALONE, Processes, joined
@@ -49,7 +50,8 @@ if os.environ.get("RANK") == os.environ.get("FAIL_RANK", "none"):
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a model, data and settings."""
     folder = tmp_path_factory.mktemp("spread")
-    save_tiny(folder / "model", "llama")
+    for family in FAMILIES:
+        save_tiny(folder / family, family)
     write_data(folder / "data", reviews())
     (folder / "run.toml").write_text(SETTINGS)
     for name, code in (("dying", DYING), ("failing", FAILING)):
@@ -60,7 +62,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def arguments(place: Path, out: Path, *more: object) -> list[object]:
     given = ["--config", place / "run.toml", "--template", TEMPLATE, "--dtype", "float32", "--device", "cpu"]
-    return ["train", "--model", place / "model", "--data", place / "data", "--out", out, *given, *more]
+    return ["train", "--model", place / "llama", "--data", place / "data", "--out", out, *given, *more]
 
 
 def trained(place: Path, out: Path, *more: object, **options: Any) -> tuple[int, str, str]:
@@ -74,22 +76,6 @@ def error_of(err: str) -> str:
     ours = err[: err.index(line)]
     assert "Traceback" not in ours
     return line.removeprefix("error: ")
-
-
-def assert_close(one: Path, other: Path, *, processes: int | None = 2) -> None:
-    """Two saved prompts are equal to rounding, and all that was measured of them is equal."""
-    expected, actual = (load_file(folder / "prompt.safetensors") for folder in (one, other))
-    assert expected.keys() == actual.keys()
-    for name in expected:
-        torch.testing.assert_close(actual[name], expected[name], atol=1e-4, rtol=1e-4)
-    manifests = [json.loads((folder / "prompt.json").read_text()) for folder in (one, other)]
-    assert manifests[0]["metrics"] == manifests[1]["metrics"]
-    assert manifests[0]["base"] == manifests[1]["base"]
-    histories = [[json.loads(line) for line in (f / "history.jsonl").read_text().splitlines()] for f in (one, other)]
-    for ours, theirs in zip(*histories, strict=True):
-        assert theirs.pop("processes", None) == processes
-        assert theirs.pop("name", "") == ours.pop("name", "")
-        assert theirs == pytest.approx(ours, abs=1e-4)
 
 
 class TestDealing:
@@ -151,47 +137,32 @@ class TestAlone:
                 assert processes == ALONE
         assert not torch.distributed.is_initialized()
 
-    @pytest.mark.parametrize(
-        ("given", "words"),
-        [
-            ({"sharding": "zero"}, "unknown sharding 'zero': expected fsdp, or none"),
-            ({"sharding": "fsdp"}, "sharding fsdp is for several processes: start them as in torchrun"),
-            ({"device_map": "balanced"}, "unknown device map 'balanced': expected auto"),
-            ({"device_map": "auto", "device": "cpu"}, "a device map says where everything goes: leave the device cpu"),
-            ({"device_map": "auto", "processes": Processes(0, 2)}, "a device map is for one process: give --sharding"),
-            (
-                {"sharding": "fsdp", "quantise": "int8", "processes": Processes(0, 2)},
-                "sharding fsdp shares plain weights: leave the quantisation int8 out",
-            ),
-        ],
-    )
-    def test_what_cannot_be_placed_so(self, place: Path, given: dict[str, Any], words: str) -> None:
-        with pytest.raises(ConfigError, match=words):
-            load(place / "model", **given)
-
-    def test_several_tasks_learn_in_one_process(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_what_writes_several_results_is_for_one_process(self, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         base = tiny_base("llama")
         monkeypatch.setattr(base, "processes", Processes(0, 2))
-        with pytest.raises(ConfigError, match="several tasks learn in one process"):
+        wanted = "is for one process, got 2 processes: load the base model without processes"
+        with pytest.raises(ConfigError, match=f"learning several tasks {wanted}"):
             fit_multitask(base, {})
+        with pytest.raises(ConfigError, match=f"distillation {wanted}"):
+            distill(base, reviews_task(), "Say what it is.")
+        with pytest.raises(ConfigError, match=f"a comparison {wanted}"):
+            compare(base, reviews_task(), [], place / "study")
 
 
 @pytest.fixture(scope="module")
 def alone(place: Path) -> Iterator[Path]:
     """Every case learned by this process."""
-    base = load(place / "model", device="cpu", dtype="float32")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(objective, "EVALUATION_TOKENS", 64)
         patch.setattr(validation, "EVALUATION_TOKENS", 64)
-        for name in CASES:
-            made(base, name, place / "alone" / name)
+        learn_all(place, place / "alone", ALONE, None)
     return place / "alone"
 
 
 @pytest.fixture(scope="module")
 def together(place: Path) -> Path:
     """Every case learned by two processes."""
-    code, out, err = launched(2, ROOT / "tests" / "spreading.py", place / "model", place / "together")
+    code, out, err = launched(2, ROOT / "tests" / "spreading.py", place, place / "together")
     assert (code, out) == (0, ""), err
     return place / "together"
 
