@@ -1,4 +1,4 @@
-"""Where weights live changes no result: on devices by a map, in memory and on disk; what cannot be placed is refused."""
+"""Where weights live changes no result, on devices by a map, in memory and on disk; some things cannot be placed."""
 
 from pathlib import Path
 from typing import Any
@@ -92,7 +92,7 @@ class TestOnDisk:
         assert_close(tmp_path / "whole", tmp_path / "mapped", processes=None)
 
     def test_embeddings_must_be_on_a_device(self, folder: Path) -> None:
-        with pytest.raises(BaseModelError, match="the token embeddings of '.*' fit on no device: free some of its"):
+        with pytest.raises(BaseModelError, match=r"the token embeddings of '.*' fit on no device: free some of its"):
             load(folder / "llama", dtype="float32", device_map=dealt(model_embed_tokens="disk"))
 
 
