@@ -58,7 +58,7 @@ def over_processes(command: Command) -> Command:
             with joined(options["device"]) as processes:
                 click.get_current_context().obj = processes
                 return command(*arguments, **options)
-        except Exception:
+        except BaseException:
             # the one process that says what went wrong may be another than the main one
             sys.stderr = sys.__stderr__
             raise
