@@ -3,11 +3,10 @@
 Shapes: ``B`` batch, ``T`` text length, ``P`` prompt length, ``H`` embedding size, ``V`` vocabulary, ``N`` positions.
 """
 
-import hashlib
 import importlib.util
 import inspect
-import json
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -29,9 +28,12 @@ from softprompt.embedded import MODEL_NAME as EMBEDDED_NAME
 from softprompt.embedded import embedded_model_folder, no_progress_bars
 from softprompt.errors import BaseModelError, MissingExtraError, SoftpromptError
 from softprompt.faster import make_faster
+from softprompt.fingerprint import identifying, sha256_of_json
 from softprompt.last_layer import shorten_last_layer
 from softprompt.paths import expanded
+from softprompt.placement import check_placement, settle, shard, weights_of
 from softprompt.quantised import check_quantised, count, is_plain, loading_options, quiet, sampled_sha256, scheme_of
+from softprompt.spread import ALONE, Processes
 
 
 class FrozenLM:
@@ -47,9 +49,11 @@ class FrozenLM:
         bos_ids: those in front of the prompt (often one, BOS; sometimes none).
         embedding_scale: what ``embed`` multiplies the model's token embeddings by.
         lasting: whether its weights stay as they are.
+        processes: those that share the work of a step or an evaluation, each with this model.
     """
 
     architecture: Literal["decoder-only", "encoder-decoder"]
+    processes: Processes = ALONE
 
     def __init__(self, model: Any, tokenizer: Any, name: str, *, lasting: bool = True) -> None:
         """Freeze ``model`` and check what it can do.
@@ -150,7 +154,7 @@ class FrozenLM:
         head = self.model.get_output_embeddings()
         if rows is None:
             logits = self._through_head(hidden)
-        elif is_plain(head.weight):
+        elif is_plain(head.weight) and head.weight.device == hidden.device:
             bias = getattr(head, "bias", None)
             # in float32: logits of 20 move by eighths in bfloat16, and a few rows cost nothing
             logits = nn.functional.linear(
@@ -160,7 +164,7 @@ class FrozenLM:
             logits = self._through_head(hidden)[:, rows]
         logits = self._after_head(logits.float())
         added = logits_bias(self.model)
-        return logits if added is None else logits + (added if rows is None else added[rows]).float()
+        return (logits if added is None else logits + (added if rows is None else added[rows]).float()).to(self.device)
 
     @cached_property
     def fingerprint(self) -> dict[str, str]:
@@ -172,7 +176,7 @@ class FrozenLM:
         are hashed as stored, which depends on the dtype that they were quantised from, and the scheme is named.
         """
         # what differs from the family's defaults: another release of transformers adds defaults of its own
-        config = _identifying(self.config.to_diff_dict())
+        config = identifying(self.config.to_diff_dict())
         vocabulary = {
             "vocab": self.tokenizer.get_vocab(),
             "bos": self.bos_ids,
@@ -182,9 +186,9 @@ class FrozenLM:
         }
         return {
             **({} if self.quantisation is None else {"quantisation": self.quantisation}),
-            "config": _sha256_of_json(config),
-            "tokenizer": _sha256_of_json(vocabulary),
-            "weights": sampled_sha256(self.model.named_parameters()),
+            "config": sha256_of_json(config),
+            "tokenizer": sha256_of_json(vocabulary),
+            "weights": sampled_sha256(weights_of(self.model)),
         }
 
     def _through_head(self, hidden: Tensor) -> Tensor:
@@ -251,6 +255,9 @@ def load(
     device: str | None = None,
     dtype: str | torch.dtype | None = None,
     quantise: str | None = None,
+    device_map: str | dict[str, Any] | None = None,
+    sharding: str | None = None,
+    processes: Processes = ALONE,
     trust_remote_code: bool = False,
     progress: Callable[[str], None] | None = None,
 ) -> FrozenLM:
@@ -263,14 +270,19 @@ def load(
             if not given (see ``default_dtype``).
         quantise: ``int8`` (torchao), ``bnb-int8`` or ``bnb-nf4`` (bitsandbytes): how to store the weights of linear
             layers. A model that is saved quantised is loaded as it is.
+        device_map: ``auto``: over all devices, memory and disk; or a device for each module (``from_pretrained``).
+        sharding: ``fsdp``: each of several processes holds a part of every layer.
+        processes: those of the run (``spread.joined``), which will share its work.
         trust_remote_code: let the model's repository run its own code. Off unless you trust it.
         progress: receives a line of text when something takes long.
 
     Raises:
-        BaseModelError: nothing usable is there under this name, or it cannot be quantised so.
+        BaseModelError: nothing usable is there under this name, or it cannot be quantised or shared so.
+        ConfigError: it cannot be placed so.
         MissingExtraError: a package is not installed.
     """
-    chosen_device = device_of(device)
+    check_placement(device_map, sharding, device, quantise, processes)
+    chosen_device = device_of(processes.device(device))
     as_saved = dtype == "saved"
     chosen_dtype = default_dtype(chosen_device) if dtype is None or as_saved else dtype_of(dtype)
     text_name = str(name)
@@ -300,6 +312,7 @@ def load(
                 if as_saved:
                     chosen_dtype = config.dtype or torch.float32
             quantised = loading_options(config, quantise, chosen_device, chosen_dtype, text_name)
+            quantised |= {} if device_map is None else {"device_map": device_map}
             tokenizer = AutoTokenizer.from_pretrained(source, **options)
             loaded: Any = family.from_pretrained(
                 source, dtype=chosen_dtype, use_safetensors=True, output_loading_info=True, **options, **quantised
@@ -320,7 +333,18 @@ def load(
         )
     if quantise is not None:
         check_quantised(model, quantise, text_name)
-    return FrozenLM(model if "device_map" in quantised else model.to(chosen_device), tokenizer, text_name)
+    if sharding is not None:
+        shard(model, chosen_device, processes, text_name)
+    elif device_map is not None:
+        settle(model, text_name)
+    elif "device_map" not in quantised:
+        model = model.to(chosen_device)
+    # what is moved or shared cannot be folded into faster parts
+    base = FrozenLM(model, tokenizer, text_name, lasting=device_map is None and sharding is None)
+    base.processes = replace(processes, in_step=sharding is not None)
+    if sharding is not None:
+        _ = base.fingerprint  # read by all processes together, once
+    return base
 
 
 def _locate(name: str) -> tuple[str, str | None]:
@@ -362,18 +386,3 @@ def _reachable(name: str) -> bool:
             f"{constants.ENDPOINT} cannot be reached ({error}): correct the name, or connect to the network"
         ) from error
     return True
-
-
-def _identifying(config: dict[str, Any]) -> dict[str, Any]:
-    """A configuration, and those nested in it, without what changes with how the model was loaded or saved."""
-    passing = {"_name_or_path", "architectures", "transformers_version", "dtype", "torch_dtype"}
-    passing |= {"use_cache", "quantization_config"}
-    return {
-        key: _identifying(value) if isinstance(value, dict) else value
-        for key, value in config.items()
-        if key not in passing
-    }
-
-
-def _sha256_of_json(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()

@@ -45,6 +45,7 @@ def right_aligned(cache: Any, padding: Tensor, width: int) -> Any:
     def shifted(tensor: Tensor, kept: int) -> Tensor:
         source = tensor.shape[2] - padding[:, None] + torch.arange(-kept, 0, device=padding.device)
         # what stands before a row's first column is never looked at
+        source = source.to(tensor.device)
         return tensor.gather(2, source.clamp(min=0)[:, None, :, None].expand(-1, tensor.shape[1], -1, tensor.shape[3]))
 
     return resized(cache, width, shifted)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from softprompt.errors import OutputError, TrainingError, writing
 from softprompt.folders import check_free, replace_file, take_lock
+from softprompt.spread import ALONE, Processes
 
 CHECKPOINT_FILE, LOCK_FILE = "checkpoint.safetensors", ".lock"
 
@@ -23,9 +24,11 @@ class Saved:
 
     Attributes:
         learners: of each learner, its optimiser's settings and its progress.
+        processes: how many processes it was written by, and how they shared the model.
     """
 
     learners: list[dict[str, Any]]
+    processes: str
     _tensors: Mapping[str, Tensor]
 
     @property
@@ -137,13 +140,17 @@ class Checkpoint:
                 described = json.loads(stream.metadata()["run"])
                 tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118 (no mapping)
             identity = dict(described["identity"])
-            saved = Saved(list(described["learners"]), tensors)
+            saved = Saved(list(described["learners"]), str(identity.get("processes", ALONE)), tensors)
         except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
             raise TrainingError(
                 f"the checkpoint '{self._path}' is damaged: {error}; start again with --restart"
             ) from error
         # JSON turns tuples into lists, so both sides are compared as JSON
         expected = json.loads(json.dumps(self.identity))
+        if saved.processes != expected.get("processes", str(ALONE)):
+            # another number of them adds up in another order, whatever the threads: it goes on, to rounding
+            for name in ("processes", "threads"):
+                identity.pop(name, None), expected.pop(name, None)
         if differing := differences(identity, expected):
             raise TrainingError(
                 f"the unfinished run in '{self.folder}' is another one ({', '.join(differing)}): give the same "
@@ -185,6 +192,18 @@ class Checkpoint:
             raise OutputError(f"{error}; what was learned is kept in '{self.folder}', --resume saves it") from error
         for name in (CHECKPOINT_FILE, LOCK_FILE, *working):
             (out / name).unlink(missing_ok=True)
+
+
+def load_for_all(checkpoint: Checkpoint | None, processes: Processes) -> Saved | None:
+    """The checkpoint that the main process reads, in all of them; the others are given none. Raises as ``load``."""
+    saved = checkpoint.load() if checkpoint is not None else None
+    if processes.size == 1:
+        return saved
+    facts = processes.of_main(None if saved is None else [saved.learners, saved.processes])
+    if facts is None:
+        return None
+    learners, wrote = facts
+    return Saved(learners, wrote, processes.tensors_of_main({} if saved is None else saved._tensors))
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

@@ -5,7 +5,6 @@ Exit code 0 is success, 2 a mistake in what the user gave (one line says which),
 
 import errno
 import io
-import json
 import os
 import sys
 from pathlib import Path
@@ -20,6 +19,7 @@ from softprompt.cli_common import (
     WORDS,
     column_options,
     columns_of,
+    device_map_option,
     json_option,
     load_base,
     load_base_of,
@@ -39,10 +39,12 @@ from softprompt.cli_doctor import doctor
 from softprompt.cli_export import export, import_command
 from softprompt.cli_inspect import inspect_command, prune
 from softprompt.cli_multitask import multitask
+from softprompt.cli_predict import predict
 from softprompt.cli_serve import keys, serve
 from softprompt.cli_similar import similar
+from softprompt.cli_spread import check_spreads, hush, is_main, over_processes
 from softprompt.cli_store import STORE_VERBS
-from softprompt.errors import ConfigError, DataError, SoftpromptError
+from softprompt.errors import ConfigError, SoftpromptError
 
 if TYPE_CHECKING:
     from softprompt.evaluate import Evaluation
@@ -52,13 +54,13 @@ RESUMING = {
     **dict.fromkeys(("train", "multitask", "distill"), "; --resume goes on from the last checkpoint"),
     **dict.fromkeys(("compare", "scale"), "; the same command again goes on"),
 }
-PREDICT_AT_ONCE = 32  # rows of standard input that are answered together, at most
 
 
 def main() -> None:
     """Entry point of ``softprompt``."""
     # closed by whoever started us; what is said is then said to nobody, not to the other stream
     sys.stdout, sys.stderr = sys.stdout or io.StringIO(), sys.stderr or io.StringIO()
+    hush()
     try:
         cli.main(prog_name="softprompt", standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError:
@@ -86,8 +88,10 @@ def main() -> None:
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="softprompt")
-def cli() -> None:
+@click.pass_context
+def cli(context: click.Context) -> None:
     """Learn a few virtual tokens for a task on a frozen language model, see what they gain, use them."""
+    check_spreads(context.invoked_subcommand)
 
 
 @cli.command()
@@ -154,7 +158,9 @@ def demo(out: Path, steps: int | None, as_json: bool, **model: Any) -> None:
 @click.option("--tensorboard", type=PLACE, help="Folder for TensorBoard.")
 @run_options
 @model_options
+@device_map_option
 @json_option
+@over_processes
 def train(
     model_name: str,
     data: str,
@@ -170,6 +176,7 @@ def train(
     resume: bool,
     restart: bool,
     tensorboard: Path | None,
+    sharding: str | None,
     no_test: bool,
     as_json: bool,
     **settings: Any,
@@ -178,7 +185,7 @@ def train(
     from softprompt.config import TrainConfig, population
     from softprompt.report_text import training_lines
 
-    model, columns = model_of(settings), columns_of(settings)
+    model, columns = {**model_of(settings), "sharding": sharding}, columns_of(settings)
     settings["method_options"] = pairs("--method-option", method_option, "NAME=VALUE", "encoder=lstm") or None
     chosen = TrainConfig.load(config, **settings) if config else TrainConfig.build(**settings)
     members = population(chosen, seeds, grid or "")
@@ -195,8 +202,9 @@ def train(
     for member in members.values():
         check_method(member.method, member.method_options)
         check_init(member.init)
-    check_together(members)
-    check_out(out, resume=resume, restart=restart)
+    check_together(members, sharded=sharding is not None)
+    if is_main():
+        check_out(out, resume=resume, restart=restart)
     observer = observer_for(as_json, tensorboard)
     task = Task.of(data, max_length=chosen.max_length, **task_settings(template, labels, verbalizer), **columns)
     check_trainable(task)
@@ -237,6 +245,7 @@ def train(
 @vote_option
 @column_options
 @model_options
+@device_map_option
 @json_option
 def evaluate_command(
     prompt_folder: str | None,
@@ -299,69 +308,6 @@ def evaluate_command(
     print_result({**result.to_dict(), **facts}, evaluation_lines(result, facts), as_json)
 
 
-@cli.command()
-@click.argument("prompt_folder", type=GIVEN, metavar="PROMPT")
-@click.argument("texts", nargs=-1)
-@click.option("--model", "model_name", type=GIVEN, help="The base model.  [default: the one the prompt was learned on]")
-@click.option("--max-new-tokens", default=128, show_default=True, help="Of a completion.")
-@click.option("--temperature", default=0.0, show_default=True, help="0 is greedy.")
-@click.option("--top-p", default=1.0, show_default=True, help="Sample among the likeliest with this probability.")
-@click.option("--top-k", default=0, show_default=True, help="Sample among this many likeliest, 0: all.")
-@click.option("--stop", type=WORDS, multiple=True, help="A string that ends a completion. Repeatable.")
-@click.option("--seed", default=0, show_default=True, help="Of sampling.")
-@vote_option
-@model_options
-@json_option
-def predict(
-    prompt_folder: str,
-    texts: tuple[str, ...],
-    model_name: str | None,
-    vote: Any,
-    as_json: bool,
-    **sampling: Any,
-) -> None:
-    """Answer texts, or JSONL on standard input.
-
-    PROMPT is its folder, or STORE#NAME@VERSION or STORE#NAME@ALIAS in a store.
-
-    A row of JSONL has "text", and whatever other columns the template uses.
-
-    From standard input, answers stream out as JSONL, in the same order, as soon as rows arrive. Otherwise a line for
-    each text. With --json all answers come at the end, in one object.
-    """
-    from softprompt.generate import Sampling
-    from softprompt.predict import Predictor, arriving_examples
-    from softprompt.report_text import prediction_line
-    from softprompt.store import load_prompt
-
-    if not texts and (sys.stdin is None or sys.stdin.isatty()):
-        raise ConfigError("expected texts as arguments, or JSONL on standard input; got neither")
-    if blank := [number for number, text in enumerate(texts, start=1) if not text.strip()]:
-        raise DataError(f"text {blank[0]} is blank: expected words to answer")
-    model = model_of(sampling)
-    chosen = Sampling(**sampling)
-    prompt = load_prompt(prompt_folder)
-    predictor = Predictor.of_prompt(load_base_of(prompt, model_name, model), prompt, chosen, vote)
-
-    from softprompt.data import Example
-
-    collected: list[dict[str, Any]] = []
-    count = 0
-    arriving = [[Example(text) for text in texts]] if texts else None
-    for chunk in arriving or arriving_examples(sys.stdin.buffer, PREDICT_AT_ONCE, prompt.spec.compiled):
-        for prediction in sorted(predictor.predict(chunk), key=lambda prediction: prediction.index):
-            answer = {**prediction.to_dict(), "index": count}
-            count += 1
-            if as_json:
-                collected.append(answer)
-            else:
-                click.echo(prediction_line(prediction) if texts else json.dumps(answer, ensure_ascii=False))
-    if as_json:
-        click.echo(json.dumps({"predictions": collected}, ensure_ascii=False))
-    for note in predictor.encoder.cut_notes():
-        say(note)
-
-
 for verb in (
     compare,
     distill,
@@ -371,6 +317,7 @@ for verb in (
     inspect_command,
     keys,
     multitask,
+    predict,
     prune,
     scale,
     serve,

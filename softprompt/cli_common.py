@@ -64,6 +64,11 @@ def model_options(command: Command) -> Command:
     return command
 
 
+device_map_option = click.option(
+    "--device-map", help="auto: the model over all devices, and over memory and disk if it must be."
+)
+
+
 def column_options(command: Command) -> Command:
     for option in (
         click.option("--target-column", type=GIVEN, help="Column of the text to generate.  [default: target]"),
@@ -119,8 +124,9 @@ vote_option = click.option(
 
 
 def model_of(options: dict[str, Any]) -> dict[str, Any]:
-    """What ``model_options`` gave, taken out of ``options``."""
-    return {name: options.pop(name) for name in ("device", "dtype", "quantise", "trust_remote_code")}
+    """What ``model_options`` gave, and ``device_map_option`` where a verb has it, taken out of ``options``."""
+    model = {name: options.pop(name) for name in ("device", "dtype", "quantise", "trust_remote_code")}
+    return {**model, "device_map": options.pop("device_map", None)}
 
 
 def columns_of(options: dict[str, Any]) -> dict[str, Any]:
@@ -132,10 +138,13 @@ def load_base(name: str, options: dict[str, Any]) -> "FrozenLM":
     from transformers.utils import logging
 
     from softprompt.base import load
+    from softprompt.spread import ALONE, Processes
 
     logging.set_verbosity_error()
     say(f"loading {name}")
-    return load(name, progress=say, **options)
+    context = click.get_current_context(silent=True)
+    processes = context.find_object(Processes) if context else None
+    return load(name, progress=say, processes=processes or ALONE, **options)
 
 
 def load_base_of(prompt: "Prompt", name: str | None, options: dict[str, Any]) -> "FrozenLM":

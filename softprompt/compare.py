@@ -88,6 +88,7 @@ def compare(
             memory, a loss that is not a number) is that method's result instead.
     """
     terms, observer = terms or Terms(), observer or Silent()
+    base.processes.check_alone("a comparison")
     check_terms(methods, terms)
     check_trainable(task)
     task.splits["test"]  # refuses an empty one

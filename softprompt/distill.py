@@ -136,6 +136,7 @@ def distill_together(
     Raises:
         as ``distill``.
     """
+    base.processes.check_alone("distillation")
     settings, observer = settings or DistillConfig(), observer or Silent()
     configs = {name: _started(config, teacher) for name, config in configs.items()}
     first = next(iter(configs.values()))

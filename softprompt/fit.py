@@ -26,6 +26,7 @@ from softprompt.methods import METHODS
 from softprompt.paths import expanded
 from softprompt.predict import Predictor
 from softprompt.progress import Silent
+from softprompt.spread import ALONE, Processes
 from softprompt.store import Prompt, pinned
 from softprompt.task import Task
 from softprompt.train import Observer, TrainingResult, train_together
@@ -113,8 +114,10 @@ def fit_together(
             name: config.model_copy(update={"max_length": task.spec.max_length}) for name, config in configs.items()
         }
     configs = {name: _started_from_a_version(config) for name, config in configs.items()}
-    observer = observer or Silent()
-    out = None if out is None else expanded(out)
+    processes = base.processes
+    # the others learn and score with it, and neither say nor write anything
+    observer = observer if observer is not None and processes.is_main else Silent()
+    out = None if out is None or not processes.is_main else expanded(out)
     run: AbstractContextManager[Checkpoint | None] = nullcontext()
     if out is not None:
         run = open_run(out, base, {"": task}, configs, resume=resume, restart=restart, observer=observer)
@@ -125,8 +128,9 @@ def fit_together(
         prompt = with_metrics(prompt, base, task, evaluate_test=evaluate_test)
         if out is not None and checkpoint is not None:
             finished = checkpoint.stage() / out.name
-            finish(prompt, finished, outcomes[0], checkpoint.folder)
+            finish(prompt, finished, outcomes[0], checkpoint.folder, processes)
             checkpoint.place(finished, out)
+    processes.wait()
     return prompt
 
 
@@ -216,6 +220,7 @@ def open_run(
         "device and dtype": [str(base.device), str(base.dtype)],
         "threads": torch.get_num_threads(),
         "compiled": any(compiles(base, config.compile, config.steps) for config in configs.values()),
+        **({"processes": str(base.processes)} if base.processes.size > 1 else {}),
         "task": _plain({name: task.spec.to_dict() for name, task in tasks.items()}),
         "data": _plain({name: task.splits.fingerprint for name, task in tasks.items()}),
         "versions": library_versions(),
@@ -299,7 +304,7 @@ def with_metrics(prompt: Prompt, base: FrozenLM, task: Task, *, evaluate_test: b
     return replace(prompt, metrics=scored)
 
 
-def finish(prompt: Prompt, out: Path, outcome: TrainingResult, run: Path) -> None:
+def finish(prompt: Prompt, out: Path, outcome: TrainingResult, run: Path, processes: Processes = ALONE) -> None:
     """Save the prompt of a run, with a record of it; raises OutputError, the unfinished run being kept."""
     # kept apart from the manifest, whose bytes do not depend on the clock
     record = {
@@ -309,6 +314,7 @@ def finish(prompt: Prompt, out: Path, outcome: TrainingResult, run: Path) -> Non
         "command": sys.argv,
         "machine": f"{platform.machine()} {platform.system()}",
         "threads": torch.get_num_threads(),
+        **({"processes": str(processes)} if processes.size > 1 else {}),
     }
     facts = json.dumps({**record, **prompt.manifest()}, indent=2, ensure_ascii=False) + "\n"
     try:

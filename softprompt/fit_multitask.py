@@ -51,6 +51,7 @@ def fit_multitask(
     """
     chosen, observer = config or TrainConfig(), observer or Silent()
     check_names(tasks)
+    base.processes.check_alone("learning several tasks")
     tasks = {name: limited(task, chosen) for name, task in tasks.items()}
     for teacher in (teachers or {}).values():
         teacher.check_base(base)

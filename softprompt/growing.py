@@ -95,7 +95,7 @@ class GrowingTexts:
         """Go on with these rows only."""
         self._sizes, self.last = self._sizes[rows], self.last[rows]
         self._width = int(self._sizes.max())
-        self._cache = resized(self._cache, self._width, lambda tensor, width: tensor[rows, :, -width:])
+        self._cache = resized(self._cache, self._width, lambda kept, width: kept[rows.to(kept.device), :, -width:])
         if self._fronts is not None:
             self._fronts = Fronts([self._fronts.of_rows[row] for row in rows.tolist()])
 

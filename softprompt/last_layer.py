@@ -102,6 +102,7 @@ def _exchange(part: Any) -> None:
         # with most positions scored, taking them out costs more than it saves
         if scored is None or others or options or 2 * len(scored) > places:
             return everywhere(hidden, *others, **options)
+        scored = scored.to(hidden.device)
         taken = everywhere(hidden.reshape(1, places, -1).index_select(1, scored))
         if not isinstance(taken, Tensor):
             raise TypeError("expected a part that gives one tensor")

@@ -80,12 +80,12 @@ class Objective:
         assert self.verbalizer is not None
         examples = max(item.example for item in items) + 1
         scores = torch.zeros(examples, len(self.verbalizer.sequences))
-        for chunk in budgeted(items, EVALUATION_TOKENS):
+        for chunk in self.base.processes.turns(list(budgeted(items, EVALUATION_TOKENS))):
             batch = collate(chunk, self.base.device)
             hidden = prefix.scored(batch)
             example = torch.tensor([item.example for item in chunk])[batch.row.cpu()]
             scores.index_add_(0, example, self.label_scores(hidden, batch.decisions).cpu())
-        return scores
+        return self.base.processes.sum(scores)
 
     def choices_of(self, labels: Tensor, decisions: Tensor) -> tuple[Tensor, Tensor]:
         """What log-probabilities of labels ``[N, C]`` say of ``decisions [N]``.
@@ -160,7 +160,8 @@ class _VocabularyLosses(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, base: FrozenLM, losses_of: Callable[[Tensor, slice], Tensor]) -> Tensor:
         losses, gradients = [], []
-        for start in range(0, len(hidden), _VocabularyLosses.CHUNK):
+        # one chunk at least, of a pass that asks for nothing
+        for start in range(0, max(1, len(hidden)), _VocabularyLosses.CHUNK):
             positions = slice(start, min(start + _VocabularyLosses.CHUNK, len(hidden)))
             with torch.set_grad_enabled(ctx.needs_input_grad[0]):
                 leaf = hidden[positions].detach().requires_grad_(ctx.needs_input_grad[0])

@@ -153,11 +153,21 @@ class Predictor:
     def predict(self, examples: Sequence[Example]) -> Iterator[Prediction]:
         """Predictions in the order of the examples for classification, as they finish for generation."""
         if self.spec.kind == "generation":
-            texts = self.encoder.inputs(examples)
-            for index, text in complete(self.base, self.prefix, texts, self.sampling, EVALUATION_TOKENS):
+            for index, text in self._completions(self.encoder.inputs(examples)):
                 yield Prediction(index, completion=text)
             return
         yield from likeliest(self.spec, self.label_log_probabilities(examples))
+
+    def _completions(self, texts: Sequence[tuple[int, ...]]) -> Iterator[tuple[int, str]]:
+        processes = self.base.processes
+        # in step all make every token together; a sample is drawn by the place of its text
+        if processes.size == 1 or processes.in_step or self.sampling.warpers:
+            yield from complete(self.base, self.prefix, texts, self.sampling, EVALUATION_TOKENS)
+            return
+        places = range(processes.index, len(texts), processes.size)
+        own = complete(self.base, self.prefix, [texts[i] for i in places], self.sampling, EVALUATION_TOKENS)
+        for part in processes.gathered([(places[index], text) for index, text in own]):
+            yield from ((index, text) for index, text in part)
 
 
 def likeliest(spec: TaskSpec, log_probabilities: Tensor) -> Iterator[Prediction]:

@@ -29,6 +29,7 @@ from softprompt.errors import BaseModelError, PromptFileError
 from softprompt.faster import moved
 from softprompt.fused import FusedDecoder, fused
 from softprompt.last_layer import only_at
+from softprompt.placement import devices_of_layers, gather_before_backward
 from softprompt.seq2seq import EncodedPrefix, encoded_prefix, keys_and_values_of_words
 from softprompt.state import PromptState, concatenated
 
@@ -73,11 +74,9 @@ class CachedPrefix:
 
         if self.cache is None:
             return DynamicCache(config=self.base.model.config)
-        single = len(self.lengths) == 1
-        return mapped(
-            self.cache,
-            lambda tensor: tensor.expand(len(which), -1, -1, -1) if single else tensor.index_select(0, which),
-        )
+        if len(self.lengths) == 1:
+            return mapped(self.cache, lambda tensor: tensor.expand(len(which), -1, -1, -1))
+        return mapped(self.cache, lambda tensor: tensor.index_select(0, which.to(tensor.device)))
 
     def hidden(self, input_ids: Tensor, mask: Tensor, which: Tensor | None = None, cache: Any = None) -> Tensor:
         """Hidden states ``[B, T, H]`` of texts ``[B, T]``, each behind its prompt.
@@ -117,8 +116,8 @@ class CachedPrefix:
 
     def _read(self, decoder: FusedDecoder, input_ids: Tensor, mask: Tensor, *places: Tensor) -> Tensor:
         """Hidden states ``[N, H]`` at ``row [N], column [N]`` of texts behind prompts ``which [B]``."""
-        pairs = None if self.cache is None else [(layer.keys, layer.values) for layer in self.cache.layers]
-        return decoder.read(self.base.embed(input_ids), mask, *places, prefix=pairs, lengths=self.lengths)
+        prefix = None if self.cache is None else [(layer.keys, layer.values) for layer in self.cache.layers]
+        return decoder.read(self.base.embed(input_ids), mask, *places, prefix=prefix, lengths=self.lengths)
 
     def extend(self, token_ids: Tensor, mask: Tensor, positions: Tensor, cache: Any) -> Tensor:
         """Hidden states ``[B, H]`` of one more token each, ``[B]``, behind what ``cache`` holds.
@@ -308,6 +307,8 @@ def _run(base: FrozenLM, embeddings: Tensor, cache: Any = None) -> Any:
         past_key_values=cache,
         use_cache=True,
     )
+    if base.processes.in_step:
+        gather_before_backward(base.backbone, cache)
     return cache
 
 
@@ -317,7 +318,7 @@ def _given_prefix(base: FrozenLM, state: PromptState) -> CachedPrefix:
     if base not in _bos_caches:
         with torch.no_grad():
             _bos_caches[base] = _run(base, concatenated_prefix(base, None).embeddings[0], DynamicCache())
-    known = _bos_caches[base]
+    known, devices = _bos_caches[base], devices_of_layers(base.backbone, base.device)
     sizes = [(pair.shape[1], pair.shape[3]) for pair in state.tensors]
     if known is not None and sizes != [(layer.keys.shape[1], layer.keys.shape[3]) for layer in known.layers]:
         raise PromptFileError(
@@ -327,7 +328,7 @@ def _given_prefix(base: FrozenLM, state: PromptState) -> CachedPrefix:
     bos = known if state.behind_bos else None
     cache: Any = DynamicCache(config=base.model.config)
     for index, pair in enumerate(state.tensors):
-        keys, values = pair.to(base.device, base.dtype)[:, None]
+        keys, values = pair.to(devices[index] if devices else base.device, base.dtype)[:, None]
         if bos is not None:
             keys = torch.cat([bos.layers[index].keys, keys], dim=2)
             values = torch.cat([bos.layers[index].values, values], dim=2)

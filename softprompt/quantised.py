@@ -160,6 +160,9 @@ def sampled_sha256(parameters: Iterable[tuple[str, Tensor]]) -> str:
 
 def stored(weight: Tensor) -> Iterator[Tensor]:
     """The plain tensors that a weight is made of: itself, or numbers and scales of a quantised one."""
+    if hasattr(weight, "full_tensor"):  # of which this process has a part
+        yield weight.full_tensor().detach()
+        return
     if not hasattr(weight, "__tensor_flatten__"):
         yield weight.detach()
         return

@@ -13,7 +13,7 @@ from typing import Protocol
 
 from softprompt.base import FrozenLM
 from softprompt.batch import Batch, Item, budgeted, collate, epoch_batches
-from softprompt.checkpoint import Checkpoint
+from softprompt.checkpoint import Checkpoint, Saved, load_for_all
 from softprompt.compiled import compiled, compiles
 from softprompt.config import TrainConfig
 from softprompt.errors import ConfigError, DataError, TrainingError
@@ -24,6 +24,7 @@ from softprompt.methods.initialisers import check_init, check_init_fits
 from softprompt.objective import EVALUATION_TOKENS
 from softprompt.prefix import Prefix, PromptState, make_prefix
 from softprompt.recompute import recomputing
+from softprompt.spread import Processes
 from softprompt.task import Task
 
 # what prompts that learn together have in common: these decide when something happens, or for how many at once
@@ -118,14 +119,15 @@ def train_together(
     Raises:
         as ``train``; a loss that is no number ends only the prompt whose it is, unless it was the last.
     """
-    check_together(configs)
+    processes = base.processes
+    check_together(configs, sharded=processes.in_step)
     for config in configs.values():
         check_method(config.method, config.method_options)
         check_init(config.init, taught=lesson is not None and config.length in lesson.starts)
         check_init_fits(config.init, task.spec)
     if lesson is None:
         check_trainable(task)
-    saved = checkpoint.load() if checkpoint is not None else None
+    saved = load_for_all(checkpoint, processes)
     lesson = labels(base, task, configs.values()) if lesson is None else lesson
     learners = [
         Learner(base, task, config, name, lesson.bar, lesson.starts.get(config.length))
@@ -137,7 +139,9 @@ def train_together(
     if saved is not None:
         for index, learner in enumerate(learners):
             learner.restore(*saved.learner(index))
-        observer.noted(f"resumed at step {max(learner.progress.step for learner in learners)}")
+        observer.noted(f"resumed at step {max(learner.progress.step for learner in learners)}{_elsewhere(saved, base)}")
+    for learner in learners:
+        processes.copy_main([*learner.method.state_dict().values(), *learner.averaged.values()])
 
     examples = [lesson.examples[learner.config.length] for learner in learners]
     validations = [lesson.validations[learner.config.length] for learner in learners]
@@ -152,7 +156,7 @@ def train_together(
         observer.started(step, shared.steps, sum(one.learned for one in learners), base.parameter_count)
         stack.enter_context(compiled(base, compiles(base, shared.compile, shared.steps), observer.noted))
         for index, learner in enumerate(learners if lesson.scores_start and not step else ()):
-            if not _evaluate(learner, validations[index], observer, last=False):
+            if not _evaluate(learner, validations[index], observer, processes, last=False):
                 _give_up(learners, index, "validation loss", observer, checkpoint)
         while active := [index for index, learner in enumerate(learners) if not learner.done]:
             step_began = time.perf_counter()
@@ -182,7 +186,7 @@ def train_together(
                 if (text := learner.alarm(loss)) is not None:
                     observer.noted(_named(text, learner))
                 due = step % shared.eval_every == 0 or last
-                if due and not _evaluate(learner, validations[index], observer, last):
+                if due and not _evaluate(learner, validations[index], observer, processes, last):
                     _give_up(learners, index, "validation loss", observer, checkpoint)
             if checkpoint is not None and all(learner.done for learner in learners):
                 checkpoint.save(learners)
@@ -208,10 +212,12 @@ def train_together(
     ]
 
 
-def check_together(configs: Mapping[str, TrainConfig]) -> None:
-    """Raise ConfigError unless prompts with these settings can learn in the same passes."""
+def check_together(configs: Mapping[str, TrainConfig], *, sharded: bool = False) -> None:
+    """Raise ConfigError unless prompts with these settings can learn in the same passes, of a ``sharded`` model."""
     if not configs:
         raise ConfigError("expected the settings of at least one prompt, got none")
+    if sharded and len(configs) > 1:
+        raise ConfigError("--sharding fsdp: expected one prompt to learn, got several: leave --seeds and --grid out")
     first = next(iter(configs.values()))
     for config in configs.values():
         for name in SHARED:
@@ -265,7 +271,9 @@ def _accumulate_gradients(
         means.sum().backward()
         for owner, mean in zip(owners, means.tolist(), strict=True):
             totals[owner] += mean
-    return totals
+    # losses are divided by what all processes count together
+    base.processes.sum_gradients([parameter for learner in learners for parameter in learner.parameters])
+    return base.processes.sum_numbers(*totals)
 
 
 def forward_passes(
@@ -278,6 +286,8 @@ def forward_passes(
 ) -> Iterator[tuple[list[Item], list[int], Prefix, Batch]]:
     """The forward passes that a step needs: items, the prompts they stand behind, these as a prefix, and the batch.
 
+    Of several processes each has its part of them.
+
     Args:
         state_of: the prompt of an item's ``prompt``, with gradient; in the batch, prompts are counted anew.
         mixed: whether items of several prompts meet.
@@ -286,20 +296,24 @@ def forward_passes(
     if mixed and base.device.type == "cpu":
         # examples of one learner have similar lengths, those of several do not: more passes, less padding
         budget = min(budget, EVALUATION_TOKENS)
-    for chunk in budgeted(items, budget, config.micro_batch_size):
+    parts = base.processes.parts(items)
+    for chunk in base.processes.own([list(budgeted(part, budget, config.micro_batch_size)) for part in parts]):
         owners = sorted({item.prompt for item in chunk})
         prefix = make_prefix(base, *map(state_of, owners))
         batch = collate([replace(item, prompt=owners.index(item.prompt)) for item in chunk], base.device)
         yield chunk, owners, prefix, batch
 
 
-def _evaluate(learner: Learner, validation: Held, observer: Observer, last: bool) -> bool:
+def _evaluate(learner: Learner, validation: Held, observer: Observer, processes: Processes, last: bool) -> bool:
     """Score a learner on validation; whether its loss there is a number."""
     candidate = learner.candidate()
     value, loss = validation.score(candidate)
     if not math.isfinite(loss):
         return False
     improved = learner.evaluated(candidate, value, loss, validation.error(value))
+    history = learner.progress.history
+    if processes.size > 1 or any("processes" in record for record in history):
+        history[-1]["processes"] = processes.size
     metric = f"{validation.metric} of {learner.name}" if learner.name else validation.metric
     observer.evaluated(learner.progress.step, metric, value, loss, improved)
     if learner.progress.stopped_early and not last:
@@ -333,6 +347,12 @@ def no_number(
         f"the {what} is not a number at step {step} (rate {rate:.2g}){kept}: start again with --restart and a lower "
         f"rate (--learning-rate {config.learning_rate / 10:.2g}), or with --dtype float32"
     )
+
+
+def _elsewhere(saved: Saved, base: FrozenLM) -> str:
+    """What to say where a run goes on over another number of processes."""
+    now = str(base.processes)
+    return "" if saved.processes == now else f" over {now} where it was {saved.processes}: from here equal to rounding"
 
 
 def _named(text: str, learner: Learner) -> str:

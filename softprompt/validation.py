@@ -63,8 +63,10 @@ def accuracy_and_loss(scores: Tensor, examples: Sequence[Example], spec: TaskSpe
 def mean_loss(objective: Objective, prefix: Prefix, items: Sequence[Item]) -> float:
     """Mean loss (nats) of the target tokens of ``items`` behind ``prefix``."""
     total, count = 0.0, 0
-    for chunk in budgeted(items, EVALUATION_TOKENS):
+    processes = objective.base.processes
+    for chunk in processes.turns(list(budgeted(items, EVALUATION_TOKENS))):
         batch = collate(chunk, objective.base.device)
         total += objective.losses(prefix, batch).sum().item()
         count += len(batch.targets)
-    return total / count
+    total, whole = processes.sum_numbers(total, count)
+    return total / whole

@@ -19,7 +19,7 @@ from small import FAST, command, reviews_task
 from tiny import save_tiny
 
 from softprompt.base import load
-from softprompt.cli import PREDICT_AT_ONCE
+from softprompt.cli_predict import AT_ONCE
 from softprompt.data import Example
 from softprompt.errors import DataError
 from softprompt.fit import fit
@@ -125,7 +125,7 @@ class TestArrivingExamples:
 class TestInThisProcess:
     def test_order_and_numbers(self, prompt: Path) -> None:
         some = [f"the film is {word} {i}" for i, word in enumerate(["fine", "dull", "great and great"] * 25)]
-        assert len(some) > 2 * PREDICT_AT_ONCE
+        assert len(some) > 2 * AT_ONCE
         done = command("predict", prompt, *CPU, stdin=rows(*some))
         assert done.code == 0
         found = [json.loads(line) for line in done.out.splitlines()]

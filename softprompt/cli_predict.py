@@ -1,0 +1,86 @@
+"""``softprompt predict``: answers for texts, or for rows as they arrive."""
+
+import json
+import sys
+from typing import Any
+
+import click
+
+from softprompt.cli_common import (
+    GIVEN,
+    WORDS,
+    device_map_option,
+    json_option,
+    load_base_of,
+    model_of,
+    model_options,
+    say,
+    vote_option,
+)
+from softprompt.errors import ConfigError, DataError
+
+AT_ONCE = 32  # rows of standard input that are answered together, at most
+
+
+@click.command()
+@click.argument("prompt_folder", type=GIVEN, metavar="PROMPT")
+@click.argument("texts", nargs=-1)
+@click.option("--model", "model_name", type=GIVEN, help="The base model.  [default: the one the prompt was learned on]")
+@click.option("--max-new-tokens", default=128, show_default=True, help="Of a completion.")
+@click.option("--temperature", default=0.0, show_default=True, help="0 is greedy.")
+@click.option("--top-p", default=1.0, show_default=True, help="Sample among the likeliest with this probability.")
+@click.option("--top-k", default=0, show_default=True, help="Sample among this many likeliest, 0: all.")
+@click.option("--stop", type=WORDS, multiple=True, help="A string that ends a completion. Repeatable.")
+@click.option("--seed", default=0, show_default=True, help="Of sampling.")
+@vote_option
+@model_options
+@device_map_option
+@json_option
+def predict(
+    prompt_folder: str,
+    texts: tuple[str, ...],
+    model_name: str | None,
+    vote: Any,
+    as_json: bool,
+    **sampling: Any,
+) -> None:
+    """Answer texts, or JSONL on standard input.
+
+    PROMPT is its folder, or STORE#NAME@VERSION or STORE#NAME@ALIAS in a store.
+
+    A row of JSONL has "text", and whatever other columns the template uses.
+
+    From standard input, answers stream out as JSONL, in the same order, as soon as rows arrive. Otherwise a line for
+    each text. With --json all answers come at the end, in one object.
+    """
+    from softprompt.generate import Sampling
+    from softprompt.predict import Predictor, arriving_examples
+    from softprompt.report_text import prediction_line
+    from softprompt.store import load_prompt
+
+    if not texts and (sys.stdin is None or sys.stdin.isatty()):
+        raise ConfigError("expected texts as arguments, or JSONL on standard input; got neither")
+    if blank := [number for number, text in enumerate(texts, start=1) if not text.strip()]:
+        raise DataError(f"text {blank[0]} is blank: expected words to answer")
+    model = model_of(sampling)
+    chosen = Sampling(**sampling)
+    prompt = load_prompt(prompt_folder)
+    predictor = Predictor.of_prompt(load_base_of(prompt, model_name, model), prompt, chosen, vote)
+
+    from softprompt.data import Example
+
+    collected: list[dict[str, Any]] = []
+    count = 0
+    arriving = [[Example(text) for text in texts]] if texts else None
+    for chunk in arriving or arriving_examples(sys.stdin.buffer, AT_ONCE, prompt.spec.compiled):
+        for prediction in sorted(predictor.predict(chunk), key=lambda prediction: prediction.index):
+            answer = {**prediction.to_dict(), "index": count}
+            count += 1
+            if as_json:
+                collected.append(answer)
+            else:
+                click.echo(prediction_line(prediction) if texts else json.dumps(answer, ensure_ascii=False))
+    if as_json:
+        click.echo(json.dumps({"predictions": collected}, ensure_ascii=False))
+    for note in predictor.encoder.cut_notes():
+        say(note)

@@ -1,0 +1,240 @@
+"""One run over several processes: each works on its share of every step's examples, and sums join what they find.
+
+``torchrun`` and ``accelerate launch`` start the processes and tell them of each other by environment variables. All of
+them read the same data and draw the same order; of a step's examples each takes its part, with the loss divided by what
+the whole step counts. Summed over the processes, gradients are those of one process, to rounding.
+"""
+
+import json
+import os
+import signal
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from softprompt.errors import ConfigError, TrainingError
+
+Items = TypeVar("Items", bound=Sequence[Any])
+
+TIMEOUT = timedelta(minutes=30)  # waited for a process that still lives; one that ended is known at once
+_FAILED = "softprompt/failed"  # in the store that all share: the first process that failed
+_PATIENCE = timedelta(seconds=1)  # what all get wrong is told by the main process, if it comes to it soon
+_GOES_ON = "--resume goes on from the last checkpoint"
+
+
+@dataclass(frozen=True)
+class Processes:
+    """The processes of one run.
+
+    Attributes:
+        index: of this one, from 0. That one is the main one, which alone writes and prints.
+        size: how many there are.
+        local_index: of this one among those of its machine.
+        in_step: each holds a part of the weights (placement.py), so all make every forward pass together.
+    """
+
+    index: int = 0
+    size: int = 1
+    local_index: int = 0
+    in_step: bool = False
+    _store: Any = field(default=None, repr=False, compare=False)
+
+    def __str__(self) -> str:
+        number = "1 process" if self.size == 1 else f"{self.size} processes"
+        return f"{number} that share the weights" if self.in_step else number
+
+    @property
+    def is_main(self) -> bool:
+        return self.index == 0
+
+    def check_alone(self, what: str) -> None:
+        """Raise ConfigError for ``what`` each process would do whole."""
+        if self.size > 1:
+            raise ConfigError(f"{what} is for one process, got {self}: load the base model without processes")
+
+    def device(self, name: str | None) -> str | None:
+        """The name of the device that this process uses, where the run is to use ``name``.
+
+        Raises:
+            ConfigError: several processes cannot share it.
+        """
+        if self.size == 1:
+            return name
+        chosen = name or ("cuda" if torch.cuda.is_available() else "cpu")
+        if chosen not in ("cpu", "cuda"):
+            raise ConfigError(f"--device {chosen}: several processes take cpu, or cuda, each a GPU of its own")
+        if chosen == "cpu":
+            return chosen
+        if self.local_index >= (found := torch.cuda.device_count()):
+            raise ConfigError(f"expected a GPU for each process of a machine, found {found}: start no more than that")
+        return f"cuda:{self.local_index}"
+
+    def parts(self, items: Sequence[Any]) -> list[list[Any]]:
+        """Items with ``ids`` dealt to the processes, so that each has as many and as long ones."""
+        if self.size == 1:
+            return [list(items)]
+        dealt = sorted(items, key=lambda item: len(item.ids), reverse=True)
+        return [dealt[index :: self.size] for index in range(self.size)]
+
+    def own(self, passes: Sequence[Sequence[list[Any]]]) -> list[list[Any]]:
+        """The forward passes of this process among those of each.
+
+        In step, all make as many: a pass too many reads an item and asks nothing of it.
+        """
+        own = list(passes[self.index])
+        if self.in_step:
+            first = next(chunk[0] for chunks in passes for chunk in chunks)
+            idle = replace(first, positions=(), targets=(), decisions=())
+            own += [[idle]] * (max(map(len, passes)) - len(own))
+        return own
+
+    def turns(self, chunks: Sequence[list[Any]]) -> list[list[Any]]:
+        """The forward passes of this process where they are taken in turn."""
+        return self.own([chunks[index :: self.size] for index in range(self.size)])
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """The sum over all processes, the same in each; ``tensor`` becomes it."""
+        if self.size > 1:
+            torch.distributed.all_reduce(tensor)
+        return tensor
+
+    def sum_numbers(self, *numbers: float) -> list[float]:
+        """The sum of each number over all processes."""
+        if self.size == 1:
+            return list(numbers)
+        summed: list[float] = self.sum(torch.tensor(numbers, dtype=torch.float64)).tolist()
+        return summed
+
+    def sum_gradients(self, parameters: Sequence[Tensor]) -> None:
+        """Put in place of each gradient its sum over all processes; a process without examples has none to add."""
+        if self.size == 1:
+            return
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+        # one message: there are few numbers, and much to wait for with every message
+        flat = self.sum(torch.cat([gradient.reshape(-1) for gradient in gradients]))
+        for parameter, summed in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
+            parameter.grad = summed.view_as(parameter)
+
+    def copy_main(self, tensors: Sequence[Tensor]) -> None:
+        """Give ``tensors`` the values that they have in the main process."""
+        if self.size > 1:
+            for tensor in tensors:
+                torch.distributed.broadcast(tensor, src=0)
+
+    def of_main(self, value: Any) -> Any:
+        """What the main process has for ``value``, which JSON must have words for."""
+        return value if self.size == 1 else json.loads(self._bytes_of_main(json.dumps(value).encode()))
+
+    def tensors_of_main(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What the main process has for ``tensors``, by name."""
+        from safetensors.torch import load, save
+
+        return load(self._bytes_of_main(save(dict(tensors)) if self.is_main else b""))
+
+    def gathered(self, value: Any) -> list[Any]:
+        """What each process has for ``value``, which JSON must have words for."""
+        if self.size == 1:
+            return [value]
+        content = json.dumps(value).encode()
+        sizes = [0] * self.size
+        sizes[self.index] = len(content)
+        sizes = [int(size) for size in self.sum_numbers(*sizes)]
+        own = torch.zeros(max(sizes), dtype=torch.uint8)
+        own[: len(content)] = torch.frombuffer(bytearray(content), dtype=torch.uint8)
+        received = [torch.zeros_like(own) for _ in sizes]
+        torch.distributed.all_gather(received, own)
+        return [json.loads(bytes(one[:size].tolist())) for one, size in zip(received, sizes, strict=True)]
+
+    def wait(self) -> None:
+        """Until all processes have come here."""
+        if self.size > 1:
+            self.sum_numbers(0.0)
+
+    def is_first_to_fail(self) -> bool:
+        """Whether this process is the one to say what went wrong, one alone being to say it."""
+        if self._store is None:
+            return True
+        try:
+            if not self.is_main:
+                with suppress(torch.distributed.DistStoreError):
+                    self._store.wait([_FAILED], _PATIENCE)
+            return int(self._store.compare_set(_FAILED, "", str(self.index))) == self.index
+        except RuntimeError:  # where the store was, there is nobody to say it any more
+            return True
+
+    def _bytes_of_main(self, content: bytes) -> bytes:
+        (size,) = self.sum_numbers(len(content) if self.is_main else 0)
+        sent = torch.zeros(int(size), dtype=torch.uint8)
+        if self.is_main:
+            sent = torch.frombuffer(bytearray(content), dtype=torch.uint8)
+        torch.distributed.broadcast(sent, src=0)
+        return sent.numpy().tobytes()
+
+
+ALONE = Processes()
+
+
+@contextmanager
+def joined(device: str | None = None) -> Iterator[Processes]:
+    """Join the processes that a launcher has started beside this one; alone where none has.
+
+    Where one fails, all end: the first one with its error, the others with ``SystemExit``.
+
+    Raises:
+        ConfigError: several processes cannot share ``device``.
+        TrainingError: another process has ended, or the launcher ends this one.
+    """
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size == 1 or "RANK" not in os.environ:
+        yield ALONE
+        return
+    from torch.distributed.rendezvous import rendezvous
+
+    # not accelerate's PartialState: it takes its device from the machine, not from the user, and keeps the store,
+    # which here tells who is to speak when the run fails
+    store, index, size = next(rendezvous("env://", timeout=TIMEOUT))
+    processes = Processes(index, size, int(os.environ.get("LOCAL_RANK", index)), _store=store)
+    chosen = processes.device(device)  # as all know it, so all refuse it
+    on_gpu = chosen is not None and chosen.startswith("cuda")
+    if on_gpu:
+        torch.cuda.set_device(processes.local_index)
+    else:
+        # a process that waits on NCCL would not hear it, and is better ended at once
+        signal.signal(signal.SIGTERM, _end)
+    try:
+        torch.distributed.init_process_group(
+            "cpu:gloo,cuda:nccl" if on_gpu else "gloo", store=store, rank=index, world_size=size, timeout=TIMEOUT
+        )
+        yield processes
+    except BaseException as error:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        if not processes.is_first_to_fail():
+            raise SystemExit(2) from error
+        if isinstance(error, _Ended):
+            raise TrainingError(f"ended from outside, or because another process ended: {_GOES_ON}") from None
+        if isinstance(error, RuntimeError) and _tells_of_others(error):
+            raise TrainingError(f"another process of this run has ended: {_GOES_ON}") from error
+        if isinstance(error, Exception) and not processes.is_main:
+            error.args = (f"rank {index}: {error}",)
+        raise
+    # only now: a process that fails must not wait for the others
+    torch.distributed.destroy_process_group()
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+class _Ended(BaseException):
+    """A signal asks the process to end."""
+
+
+def _end(*_: object) -> None:
+    raise _Ended
+
+
+def _tells_of_others(error: RuntimeError) -> bool:
+    """Whether it comes of a process that is not there any more; gloo has no class for that."""
+    return isinstance(error, torch.distributed.DistError) or "gloo" in str(error)
