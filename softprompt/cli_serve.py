@@ -12,6 +12,9 @@ from softprompt.cli_common import GIVEN, PLACE, json_option, load_base, print_re
 from softprompt.errors import ConfigError, MissingExtraError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from softprompt.profile import Profile
     from softprompt.server.engine import Limits
     from softprompt.server.settings import ServeConfig
     from softprompt.server.sources import FolderSource, StoreSource
@@ -35,6 +38,12 @@ PACKAGES = ("fastapi", "uvicorn", "prometheus_client")  # of the extra ``serve``
 @click.option("--timeout", type=float, help="Seconds for a request.  [default: 60]")
 @click.option("--shutdown-timeout", type=int, help="Seconds to finish what runs when stopped.  [default: 30]")
 @click.option("--log-text", is_flag=True, default=None, help="Write texts and answers to the log.")
+@click.option("--sample-file", type=GIVEN, help="Keep samples of requests there: SQLite, or JSON lines in a .jsonl.")
+@click.option("--sample-rate", type=float, help="Share of the requests that are kept.  [default: 0.01]")
+@click.option("--sample-text", is_flag=True, default=None, help="Keep texts and completions in the samples.")
+@click.option(
+    "--sample-keep", type=GIVEN, metavar="N|Nd", help="Rows of samples that stay, or days.  [default: 100000]"
+)
 @click.option("--device", help="cpu, cuda, cuda:1, mps. Default: a GPU if there is one.")
 @click.option("--dtype", help="float32, bfloat16 or float16. Default: what is fast here.")
 @click.option("--quantise", help="int8 (torchao), bnb-int8 or bnb-nf4 (bitsandbytes). Default: weights as saved.")
@@ -47,6 +56,7 @@ def serve(config: Path | None, trust_remote_code: bool, **options: Any) -> None:
     """
     settings = _settings(config, {**options, "prompts": options["prompts"] or None})
 
+    from softprompt.samples import Keep
     from softprompt.server.access import Access
     from softprompt.server.app import create_app
     from softprompt.server.engine import Engine, Limits
@@ -54,12 +64,16 @@ def serve(config: Path | None, trust_remote_code: bool, **options: Any) -> None:
     from softprompt.server.metrics import Metrics
     from softprompt.server.registry import Registry
     from softprompt.server.run import Server, listen
+    from softprompt.server.sample_files import open_samples
+    from softprompt.server.sampling import Sampler
 
     # what is quickly checked comes before what takes long
     limits = _limits(Limits, settings.engine)
     access = Access(settings.keys_path, open_admin=settings.is_local)
     source = _source(settings)
     source.stock({})
+    keep = Keep.of(settings.sample_keep)
+    samples = None if settings.samples_path is None else open_samples(settings.samples_path, keep)
     listening = listen(settings.host, settings.port)
     model = {"device": settings.device, "dtype": settings.dtype, "quantise": settings.quantise}
     base = load_base(str(settings.model), {**model, "trust_remote_code": trust_remote_code})
@@ -76,19 +90,28 @@ def serve(config: Path | None, trust_remote_code: bool, **options: Any) -> None:
     registry.refresh()
     metrics, server = Metrics(), Server(shutdown_timeout=settings.shutdown_timeout)
     engine = Engine(base, limits, observer=metrics)
+    sampler = None
+    if samples is not None:
+        rate, text = settings.sample_rate, settings.sample_text
+        sampler = Sampler(base, samples, _profiles(source), metrics.sampled, rate=rate, text=text)
     app = create_app(
         engine,
         registry,
         settings,
         access,
         metrics,
+        sampler=sampler,
         stopping=lambda: server.stopping,
         closing=engine.close,
         version=__version__,
     )
     host, port = listening.getsockname()[:2]
     say(f"listening on http://{f'[{host}]' if ':' in host else host}:{port}, docs at /docs")
-    server.serve(app, listening)
+    try:
+        server.serve(app, listening)
+    finally:
+        if sampler is not None:  # a second signal ends the server without its last step
+            sampler.close()
 
 
 @click.group()
@@ -153,6 +176,17 @@ def _source(settings: "ServeConfig") -> "StoreSource | FolderSource":
     from softprompt.server.sources import FolderSource, StoreSource
 
     return FolderSource(settings.prompts) if settings.store is None else StoreSource(settings.store)
+
+
+def _profiles(source: "StoreSource | FolderSource") -> "Callable[[str], Profile | None]":
+    """The profile of ``name@version``."""
+    from softprompt.profile import read_profile
+
+    def profile(which: str) -> "Profile | None":
+        name, _, number = which.rpartition("@")
+        return read_profile(source.place(name, int(number)))
+
+    return profile
 
 
 def _limits(kind: "type[Limits]", given: dict[str, Any]) -> "Limits":

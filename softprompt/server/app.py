@@ -28,6 +28,7 @@ from softprompt.server.openapi import described, docs_page
 from softprompt.server.operations import health, operations
 from softprompt.server.problems import problem_of
 from softprompt.server.registry import Changes, Registry, Unavailable, Unknown
+from softprompt.server.sampling import Sampler
 from softprompt.server.settings import ServeConfig
 from softprompt.server.work import Answering, Busy, Expired
 
@@ -41,6 +42,7 @@ def create_app(
     access: Access,
     metrics: Metrics,
     *,
+    sampler: Sampler | None = None,
     stopping: Callable[[], bool] = lambda: False,
     closing: Callable[[], Awaitable[None]] | None = None,
     version: str = "unknown",
@@ -50,6 +52,7 @@ def create_app(
     Args:
         engine: answers.
         registry: what may be asked; to be refreshed once before, so that there is something.
+        sampler: keeps some of the requests.
         stopping: whether no more requests are taken.
         closing: what is to be done when the last request has ended.
         version: of softprompt, for the OpenAPI page.
@@ -83,6 +86,8 @@ def create_app(
             task.cancel()
         if closing is not None:
             await closing()
+        if sampler is not None:
+            await asyncio.to_thread(sampler.close)
 
     app = FastAPI(
         title="softprompt",
@@ -127,7 +132,7 @@ def create_app(
             allow_headers=["Authorization", "Content-Type", HEADER, "X-Request-Timeout"],
             expose_headers=[HEADER, "Retry-After"],
         )
-    app.add_middleware(Observed, metrics=metrics, hosts=config.hosts)
+    app.add_middleware(Observed, metrics=metrics, hosts=config.hosts, sampler=sampler)
     return app
 
 

@@ -10,11 +10,13 @@ from starlette.requests import Request
 
 from softprompt.data import Example, unlabelled_example
 from softprompt.errors import DataError
+from softprompt.predict import Prediction
 from softprompt.server.access import check_model
 from softprompt.server.metrics import Metrics
 from softprompt.server.observed import Facts
 from softprompt.server.problems import ApiError, ClientGone
 from softprompt.server.registry import Found, Registry
+from softprompt.server.sampling import Answered
 from softprompt.server.settings import ServeConfig
 from softprompt.server.work import Answering, Expired, Served
 
@@ -105,10 +107,11 @@ class Desk:
         loaded = self.registry.in_memory(found.id)
         if loaded is None:
             loaded = await asked.attended(self.registry.loaded(found))
+        facts.served = loaded.served
         return Asked(request, found, loaded.served, ends, facts)
 
-    def examples(self, rows: Sequence[Mapping[str, Any]]) -> list[Example]:
-        """Rows for the engine.
+    def examples(self, facts: Facts, rows: Sequence[Mapping[str, Any]]) -> list[Example]:
+        """Rows of a request for the engine.
 
         Raises:
             ApiError: too many, or one too long.
@@ -122,6 +125,7 @@ class Desk:
             if length > self.config.text_limit:
                 limit = f"at most {self.config.text_limit:,} characters, got {length:,}"
                 raise ApiError(422, "text_too_long", f"text {index}: expected {limit}")
+        facts.examples = examples
         return examples
 
     def row(self, text: str, columns: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -136,10 +140,13 @@ class Desk:
         facts.completion_tokens += completion_tokens
         self.metrics.read(facts.task, prompt_tokens, completion_tokens)
 
-    def note(self, facts: Facts, examples: Sequence[Example], answers: Sequence[Any]) -> None:
-        """Put texts and answers into the log, where that is asked for."""
+    def note(self, facts: Facts, answers: Sequence[str], predictions: Sequence[Prediction] = ()) -> None:
+        """Keep what was answered for samples, and put it into the log with its texts, where that is asked for."""
         if self.config.log_text:
-            facts.said = {"texts": [one.text for one in examples], "answers": list(answers)}
+            facts.said = {"texts": [one.text for one in facts.examples], "answers": list(answers)}
+        facts.answers = [Answered(str(one.label), one.probabilities) for one in predictions] or [
+            Answered(one) for one in answers
+        ]
 
 
 async def _gone(request: Request) -> None:
