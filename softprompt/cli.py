@@ -38,6 +38,7 @@ from softprompt.cli_distill import distill
 from softprompt.cli_doctor import doctor
 from softprompt.cli_export import export, import_command
 from softprompt.cli_inspect import inspect_command, prune
+from softprompt.cli_monitor import monitor_command
 from softprompt.cli_multitask import multitask
 from softprompt.cli_serve import keys, serve
 from softprompt.cli_similar import similar
@@ -367,6 +368,7 @@ for verb in (
     keys,
     multitask,
     prune,
+    monitor_command,
     scale,
     serve,
     similar,

@@ -1,6 +1,7 @@
 """``softprompt serve`` and ``softprompt keys``."""
 
 from dataclasses import fields
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,9 +13,6 @@ from softprompt.cli_common import GIVEN, PLACE, json_option, load_base, print_re
 from softprompt.errors import ConfigError, MissingExtraError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from softprompt.profile import Profile
     from softprompt.server.engine import Limits
     from softprompt.server.settings import ServeConfig
     from softprompt.server.sources import FolderSource, StoreSource
@@ -66,6 +64,7 @@ def serve(config: Path | None, trust_remote_code: bool, **options: Any) -> None:
     from softprompt.server.run import Server, listen
     from softprompt.server.sample_files import open_samples
     from softprompt.server.sampling import Sampler
+    from softprompt.server.sources import profile_in
 
     # what is quickly checked comes before what takes long
     limits = _limits(Limits, settings.engine)
@@ -93,7 +92,7 @@ def serve(config: Path | None, trust_remote_code: bool, **options: Any) -> None:
     sampler = None
     if samples is not None:
         rate, text = settings.sample_rate, settings.sample_text
-        sampler = Sampler(base, samples, _profiles(source), metrics.sampled, rate=rate, text=text)
+        sampler = Sampler(base, samples, partial(profile_in, source), metrics.sampled, rate=rate, text=text)
     app = create_app(
         engine,
         registry,
@@ -176,17 +175,6 @@ def _source(settings: "ServeConfig") -> "StoreSource | FolderSource":
     from softprompt.server.sources import FolderSource, StoreSource
 
     return FolderSource(settings.prompts) if settings.store is None else StoreSource(settings.store)
-
-
-def _profiles(source: "StoreSource | FolderSource") -> "Callable[[str], Profile | None]":
-    """The profile of ``name@version``."""
-    from softprompt.profile import read_profile
-
-    def profile(which: str) -> "Profile | None":
-        name, _, number = which.rpartition("@")
-        return read_profile(source.place(name, int(number)))
-
-    return profile
 
 
 def _limits(kind: "type[Limits]", given: dict[str, Any]) -> "Limits":

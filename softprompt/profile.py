@@ -49,10 +49,8 @@ class Distribution(_Part):
         points = np.unique(array)
         if len(points) > POINTS:
             points = np.unique(np.quantile(array, np.linspace(0, 1, POINTS), method="inverted_cdf"))
-        points = np.array([_short(point) for point in points])
-        points[-1] = max(points[-1], array[-1])
-        points = np.unique(points)
-        upto = np.searchsorted(array, points, side="right") / len(array)
+        points = np.unique([_short(point) for point in points])
+        upto = np.searchsorted(array, just_above(points), side="right") / len(array)
         return cls(
             n=len(array),
             mean=_short(array.mean()),
@@ -148,6 +146,13 @@ class Profile(Record):
     def to_bytes(self) -> bytes:
         # on one line, for most of it is numbers
         return self.model_dump_json(exclude_none=True).encode() + b"\n"
+
+
+def just_above(points: Sequence[float] | Floats) -> Floats:
+    """Where what is at or below a point ends: points are rounded to five digits, and a value that was rounded down is
+    still meant."""
+    found: Floats = np.asarray(points, dtype=np.float64)
+    return found + 1e-5 * np.abs(found)
 
 
 def steps_of(ids: Sequence[int]) -> tuple[int, ...]:

@@ -154,19 +154,15 @@ def read_samples(path: Path, since: float = 0.0, most: int = MOST_ROWS) -> Read:
     """
     try:
         if not stat.S_ISREG(path.stat().st_mode):
-            raise DataError(
-                f"--samples '{path}': expected a file that softprompt serve wrote, got another kind of file"
-            )
+            raise DataError(f"--samples '{path}': expected a file of samples, got no regular file")
         raw = _lines(path, most) if is_lines(path) else _rows(path, since, most)
     except FileNotFoundError as error:
-        raise DataError(
-            f"--samples '{path}': there is no such file; softprompt serve --sample-file makes it"
-        ) from error
+        raise DataError(f"--samples '{path}': expected a file that softprompt serve wrote, found none") from error
     except OSError as error:
         raise DataError(f"--samples '{path}' cannot be read: {error.strerror or error}") from error
     except sqlite3.Error as error:
         raise DataError(
-            f"--samples '{path}' is no sound SQLite file of samples: {error}; give the file that softprompt serve wrote "
+            f"--samples '{path}' is no sound SQLite file of samples: {error}; give the one that softprompt serve wrote "
             "(JSON lines have a name that ends with .jsonl)"
         ) from error
     rows, left_out = raw

@@ -88,14 +88,18 @@ def scatter(points: Sequence[Point], x: Axis, y: Axis, width: int, front: bool =
     return svg
 
 
-def lines(series: Sequence[Series], x: Axis, y: Axis, width: int) -> Element:
-    """Lines with their names at the right end, bands behind them; lines of one group differ in their dashes."""
+def lines(series: Sequence[Series], x: Axis, y: Axis, width: int, legend: bool = True) -> Element:
+    """Lines with their names at the right end, bands behind them; lines of one group differ in their dashes.
+
+    ``legend`` says what the groups are, where they are more than colours.
+    """
     groups = [one.group for one in series]
     names = [shortened(one.name, 26 if width > 500 else 18) for one in series]
-    top = 34 + _legend_height(groups, width)
+    explained = groups if legend else []
+    top = 34 + _legend_height(explained, width)
     height = top + max(260, 16 * len(series)) + 42
     svg = _svg(width, height)
-    _legend(svg, groups, width)
+    _legend(svg, explained, width)
     down = scale_of(y, [value for one in series for value in (*one.ys, *one.lows, *one.highs)], height - 42, top)
     widths = [text_width(name, SIZE) for name in names]
     left, right = _left(y, down), width - 26 - max(widths, default=0)

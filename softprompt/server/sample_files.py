@@ -24,11 +24,8 @@ from softprompt.samples import (
 )
 from softprompt.untrusted import parse_json
 
-_TYPES = {
-    "time": "REAL",
-    "milliseconds": "REAL",
-    **dict.fromkeys(("characters", "tokens", "rare", "status"), "INTEGER"),
-}
+_INTEGERS = ("characters", "tokens", "rare", "status")
+_TYPES = {"time": "REAL", "milliseconds": "REAL", **dict.fromkeys(_INTEGERS, "INTEGER")}
 _SLACK = 0.1  # share of rows beyond those to be kept after which a file of lines is written anew
 _WHOLE = 10_000  # rows for that, where a span is to be kept
 
@@ -115,10 +112,12 @@ class SqliteFile:
 
     def _begun(self, connection: sqlite3.Connection) -> None:
         columns = ", ".join(f"{name} {_TYPES.get(name, 'TEXT')}" for name in COLUMNS)
+        connection.execute("BEGIN IMMEDIATE")
         connection.execute(f"CREATE TABLE samples (id INTEGER PRIMARY KEY AUTOINCREMENT, {columns})")
         connection.execute("CREATE INDEX samples_time ON samples (time)")
         connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
         connection.execute(f"PRAGMA user_version = {SCHEMA}")
+        connection.execute("COMMIT")
 
 
 class LinesFile:

@@ -9,6 +9,7 @@ from softprompt.artifacts import Artifacts
 from softprompt.base import FrozenLM
 from softprompt.errors import ConfigError, StoreError
 from softprompt.paths import expanded
+from softprompt.profile import Profile, read_profile
 from softprompt.records import now
 from softprompt.references import check_name, is_name
 from softprompt.store import MANIFEST_FILE, TENSOR_FILE, Prompt, load_prompt, prompt_of
@@ -145,3 +146,9 @@ class FolderSource:
 
     def place(self, name: str, number: int) -> str:
         return self._folders[name]
+
+
+def profile_in(source: Source, which: str) -> Profile | None:
+    """The profile of ``name@version``, if it has one; raises StoreError, PromptFileError."""
+    name, _, number = which.rpartition("@")
+    return read_profile(source.place(name, int(number)))
