@@ -38,12 +38,13 @@ class Signal(_Record):
     """One thing that is compared.
 
     Attributes:
-        trained, live: medians, of the rare tokens means; ``None`` for labels.
+        trained, live: medians, of the rare tokens rates; ``None`` for labels.
         trained_n, live_n: rows on each side.
         test, statistic, p_value: of there being no difference; ``None`` where there are too few rows.
         adjusted: the p-value, for all signals of all prompts that were looked at (Holm).
-        measure, effect: how large the difference is; the ``bar`` is what counts as drift, ``large`` as much of it.
-        curve: of the two distributions; of labels, ``labels``.
+        measure, effect: population stability index, or Cohen's h; the ``bar`` is what counts as drift, ``large`` as
+            much of it.
+        curve: of the two distributions; of labels, ``labels``; of the rare tokens, 95% ``ranges``.
     """
 
     name: SignalName
@@ -64,6 +65,7 @@ class Signal(_Record):
     verdict: Verdict = "too few"
     curve: Curve | None = None
     labels: tuple[LabelShare, ...] = ()
+    ranges: tuple[tuple[float, float], ...] = ()
 
 
 class Witness(_Record):

@@ -58,7 +58,7 @@ def _prompt(one: PromptDrift) -> Iterator[str]:
             number_text(signal, signal.trained),
             number_text(signal, signal.live),
             f"{signal.trained_n:,} / {signal.live_n:,}",
-            "-" if signal.effect is None else f"{signal.measure.split()[0]} {signal.effect:.2f}",
+            "-" if signal.effect is None else f"{signal.measure} {signal.effect:.2f}",
             sure_text(signal.adjusted),
             VERDICTS[signal.verdict],
         )
@@ -88,6 +88,6 @@ def _witness(one: Witness) -> str:
 
 def _rule(found: Monitoring) -> str:
     return (
-        f"drift: adjusted p below {found.significance:g} (Holm), and PSI of 0.1 or a standardised difference of 0.2 at "
-        f"least; below {found.least} samples or validation rows nothing is said"
+        f"drift: adjusted p below {found.significance:g} (Holm), and a population stability index (PSI) of 0.1, or "
+        f"Cohen's h of 0.2, at least; below {found.least} samples or validation rows nothing is said"
     )

@@ -75,6 +75,22 @@ class Distribution(_Part):
         return self.points[min(place, len(self.points) - 1)]
 
 
+class Rate(_Part):
+    """A share of the tokens of ``n`` texts, with its standard error over texts: those of one text go together."""
+
+    n: int = Field(ge=1)
+    value: Share
+    error: Share
+
+    @classmethod
+    def of(cls, counts: Sequence[int], totals: Sequence[int]) -> Self:
+        """Of counted and of all tokens of each text, by the ratio estimator (Cochran, Sampling Techniques, 1977)."""
+        part, whole = np.asarray(counts, dtype=np.float64), np.asarray(totals, dtype=np.float64)
+        value, n = part.sum() / whole.sum(), len(part)
+        error = np.sqrt(((part - value * whole) ** 2).sum() * n / max(1, n - 1)) / whole.sum()
+        return cls(n=n, value=_short(value), error=_short(min(1.0, error)))
+
+
 class Hidden(_Part):
     """Hidden states where the answer begins.
 
@@ -124,7 +140,7 @@ class Profile(Record):
         examples: validation rows that were looked at.
         frequent: ids of the most frequent tokens of the training texts, each as its distance from the one before.
         lengths: tokens of template and text.
-        rare: share of each text's tokens that are not among the frequent ones.
+        rare: share of the tokens that are not among the frequent ones.
         labels: how often each label was answered (classification).
         confidence: probability of the label that was answered (classification).
         hidden: of the base model behind the prompt.
@@ -133,7 +149,7 @@ class Profile(Record):
     examples: int = Field(ge=1)
     frequent: tuple[Annotated[int, Field(ge=0, le=2**31)], ...] = Field(max_length=FREQUENT)
     lengths: Distribution
-    rare: Distribution
+    rare: Rate
     labels: dict[str, Annotated[int, Field(ge=0)]] = Field(default_factory=dict)
     confidence: Distribution | None = None
     hidden: Hidden | None = None

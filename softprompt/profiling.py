@@ -12,7 +12,7 @@ from softprompt.data import Example
 from softprompt.objective import EVALUATION_TOKENS
 from softprompt.predict import Prediction
 from softprompt.prefix import PromptState, make_prefix
-from softprompt.profile import FREQUENT, Distribution, Floats, Hidden, Profile, coordinates, steps_of
+from softprompt.profile import FREQUENT, Distribution, Floats, Hidden, Profile, Rate, coordinates, steps_of
 from softprompt.task import Task, TaskSpec
 from softprompt.validation import some_of
 
@@ -52,7 +52,7 @@ def profile_of(
         examples=len(rows),
         frequent=steps_of(frequent),
         lengths=Distribution.of([len(ids) for ids in texts]),
-        rare=Distribution.of([rare_tokens(ids, known) / len(ids) for ids in texts]),
+        rare=Rate.of([rare_tokens(ids, known) for ids in texts], [len(ids) for ids in texts]),
         labels=_label_counts(spec, answered),
         confidence=Distribution.of([max((one.probabilities or {}).values()) for one in answered]) if answered else None,
         hidden=Hidden.of(hidden, size) if len(hidden) >= 3 and np.isfinite(hidden).all() else None,

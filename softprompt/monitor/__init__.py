@@ -225,7 +225,7 @@ def _judged(looked: Sequence[_Looked]) -> list[PromptDrift]:
 def _told(each: _Looked, compared: Sequence[Compared]) -> PromptDrift:
     drifting = sorted(
         (one for one in compared if one.signal.verdict == "drift"),
-        key=lambda one: -abs(one.signal.effect or 0.0) / one.signal.bar,
+        key=lambda one: -(one.signal.effect or 0.0),
     )
     times = [one.time for one in each.samples]
     return PromptDrift(

@@ -49,7 +49,7 @@ _ADVICE: dict[SignalName, tuple[str, ...]] = {
 
 def finding(signal: Signal) -> Finding:
     """Of a signal that drifts."""
-    large = signal.effect is not None and abs(signal.effect) >= signal.large
+    large = signal.effect is not None and signal.effect >= signal.large
     return Finding(
         name=f"drift-{signal.name}",
         severity="problem" if large else "warning",
@@ -72,7 +72,7 @@ def seen(signal: Signal) -> str:
     if signal.trained is None or signal.live is None:
         return "nothing to compare"
     if signal.name == "rare":
-        return f"mean {signal.trained:.1%} on validation, {signal.live:.1%} live"
+        return f"{signal.trained:.1%} on validation, {signal.live:.1%} live"
     digits = 0 if signal.name == "length" else 2
     return f"median {signal.trained:.{digits}f} on validation, {signal.live:.{digits}f} live"
 
@@ -82,8 +82,7 @@ def sureness(signal: Signal) -> str:
     if signal.effect is None or signal.adjusted is None:
         return "too few samples to tell"
     sure = "p<0.0001" if signal.adjusted < 1e-4 else f"p={signal.adjusted:.2g}"
-    unit = "PSI" if signal.measure == "PSI" else "difference in standard deviations"
-    return f"{unit} {signal.effect:.2f}, {sure}"
+    return f"{signal.measure} {signal.effect:.2f}, {sure}"
 
 
 def witnesses(one: Compared, samples: Sequence[Sample]) -> list[Witness]:

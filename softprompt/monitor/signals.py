@@ -7,23 +7,24 @@ samples every difference becomes sure.
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from softprompt.drift import Curve, LabelShare, Signal, SignalName, Verdict
 from softprompt.monitor import statistics
 from softprompt.monitor.statistics import Tested
-from softprompt.profile import Distribution, Floats, Profile
+from softprompt.profile import Distribution, Floats, Profile, Rate
 from softprompt.samples import Sample
 
 LEAST = 100  # rows on each side below which nothing is said
 SIGNIFICANCE = 0.01  # adjusted p-value below which a difference is sure
 STABILITY, LARGE_STABILITY = 0.1, 0.25  # population stability index
-APART, LARGE_APART = 0.2, 0.5  # pooled standard deviations
+APART, LARGE_APART = 0.2, 0.5  # Cohen's h
 
 TITLES: dict[SignalName, tuple[str, str]] = {
     "length": ("input length", "tokens of template and text"),
-    "rare": ("rare tokens", "share of a text's tokens"),
+    "rare": ("rare tokens", "share of the tokens"),
     "labels": ("answers", "share of the answers"),
     "confidence": ("confidence", "probability of the answer"),
     "hidden": ("hidden states", "distance from the centre"),
@@ -53,7 +54,7 @@ def compare(profile: Profile, samples: Sequence[Sample], distances: dict[int, fl
         distances: of hidden states, by the index of the sample.
     """
     found = [_numeric("length", profile.lengths, _known([one.tokens for one in samples]))]
-    found.append(_numeric("rare", profile.rare, _known([_share(one) for one in samples])))
+    found.append(_rare(profile.rare, samples))
     if profile.labels:
         found.append(_labels(profile, samples))
     if profile.confidence is not None:
@@ -68,7 +69,7 @@ def judged(signal: Signal, adjusted: float | None) -> Signal:
     verdict: Verdict = "too few"
     if adjusted is not None and signal.effect is not None:
         sure = adjusted < SIGNIFICANCE
-        verdict = "none" if not sure else "drift" if abs(signal.effect) >= signal.bar else "small"
+        verdict = "none" if not sure else "drift" if signal.effect >= signal.bar else "small"
     return signal.model_copy(update={"adjusted": adjusted, "verdict": verdict})
 
 
@@ -76,47 +77,60 @@ def _known(values: Sequence[float | None]) -> dict[int, float]:
     return {index: float(value) for index, value in enumerate(values) if value is not None}
 
 
-def _share(sample: Sample) -> float | None:
-    return None if sample.rare is None or not sample.tokens else sample.rare / sample.tokens
+def _signal(name: SignalName, trained_n: int, live_n: int, **facts: Any) -> Signal:
+    title, unit = TITLES[name]
+    measure, bar, large = ("h", APART, LARGE_APART) if name == "rare" else ("PSI", STABILITY, LARGE_STABILITY)
+    return Signal(
+        name=name,
+        title=title,
+        unit=unit,
+        trained_n=trained_n,
+        live_n=live_n,
+        measure=measure,
+        bar=bar,
+        large=large,
+        **facts,
+    )
 
 
 def _numeric(name: SignalName, trained: Distribution, values: dict[int, float]) -> Compared:
     live = np.array(list(values.values()))
-    title, unit = TITLES[name]
-    by_means = name == "rare"
-    measure, bar, large = (
-        ("standardised difference", APART, LARGE_APART) if by_means else ("PSI", STABILITY, LARGE_STABILITY)
-    )
-    signal = Signal(
-        name=name,
-        title=title,
-        unit=unit,
-        trained=trained.mean if by_means else trained.quantile(0.5),
-        live=None if not len(live) else float(live.mean() if by_means else np.median(live)),
-        trained_n=trained.n,
-        live_n=len(live),
-        measure=measure,
-        bar=bar,
-        large=large,
-    )
+    median = float(np.median(live)) if len(live) else None
+    signal = _signal(name, trained.n, len(live), trained=trained.quantile(0.5), live=median)
+    rows, known = tuple(values), tuple(values.values())
     if min(trained.n, len(live)) < LEAST:
-        return Compared(signal, tuple(values), tuple(values.values()), np.zeros(len(live)))
+        return Compared(signal, rows, known, np.zeros(len(live)))
     before, now, place = statistics.in_bins(trained, live)
-    if by_means:
-        tested, effect = statistics.welch(trained, live), statistics.standardised(trained, live)
-    else:
-        tested, effect = statistics.kolmogorov_smirnov(trained, live), statistics.stability(before, now)
-    # the farther a text is out, the better it shows that; of length and confidence, any part can have grown
-    weights = _excess(before, now)[place]
-    if name in ("rare", "hidden"):
-        weights = (live - trained.mean) * (np.sign(effect) if by_means else 1.0)
+    tested, effect = statistics.kolmogorov_smirnov(trained, live), statistics.stability(before, now)
+    # the farther out a state is, the better it shows that; of length and confidence, any part can have grown
+    weights = live - trained.mean if name == "hidden" else _excess(before, now)[place]
     curve = Curve(
         points=trained.points,
         trained=trained.upto,
         live=tuple(np.round(statistics.shares_upto(trained, live), 5).tolist()),
     )
-    test = "Welch" if by_means else "Kolmogorov-Smirnov"
-    return Compared(_tested(signal, test, tested, effect, curve=curve), tuple(values), tuple(values.values()), weights)
+    return Compared(_tested(signal, "Kolmogorov-Smirnov", tested, effect, curve), rows, known, weights)
+
+
+def _rare(trained: Rate, samples: Sequence[Sample]) -> Compared:
+    counted = {
+        index: (one.rare, one.tokens) for index, one in enumerate(samples) if one.rare is not None and one.tokens
+    }
+    pairs = list(counted.values())
+    live = Rate.of([rare for rare, _ in pairs], [tokens for _, tokens in pairs]) if pairs else None
+    signal = _signal("rare", trained.n, len(pairs), trained=trained.value, live=None if live is None else live.value)
+    shares = np.array([rare / tokens for rare, tokens in pairs])
+    rows, known = tuple(counted), tuple(shares.tolist())
+    if live is None or min(trained.n, live.n) < LEAST:
+        return Compared(signal, rows, known, np.zeros(len(pairs)))
+    tested, effect = statistics.two_rates(trained, live), statistics.cohens_h(trained, live)
+    weights = (shares - trained.value) * (1.0 if live.value > trained.value else -1.0)
+    signal = signal.model_copy(update={"ranges": (_range(trained), _range(live))})
+    return Compared(_tested(signal, "two rates", tested, effect), rows, known, weights)
+
+
+def _range(one: Rate) -> tuple[float, float]:
+    return max(0.0, one.value - 1.96 * one.error), min(1.0, one.value + 1.96 * one.error)
 
 
 def _labels(profile: Profile, samples: Sequence[Sample]) -> Compared:
@@ -125,18 +139,7 @@ def _labels(profile: Profile, samples: Sequence[Sample]) -> Compared:
     counts = Counter(answers)
     shares = tuple(LabelShare(label=one, trained=n, live=counts[one]) for one, n in profile.labels.items())
     before, now = [one.trained for one in shares], [one.live for one in shares]
-    title, unit = TITLES["labels"]
-    signal = Signal(
-        name="labels",
-        title=title,
-        unit=unit,
-        trained_n=sum(before),
-        live_n=len(rows),
-        measure="PSI",
-        bar=STABILITY,
-        large=LARGE_STABILITY,
-        labels=shares,
-    )
+    signal = _signal("labels", sum(before), len(rows), labels=shares)
     if min(sum(before), len(rows)) < LEAST:
         return Compared(signal, rows, (), np.zeros(len(rows)))
     tested, effect = statistics.chi_square(before, now), statistics.stability(before, now)
@@ -152,14 +155,6 @@ def _excess(before: Floats, now: Floats) -> Floats:
     return grown
 
 
-def _tested(
-    signal: Signal,
-    test: str,
-    tested: Tested,
-    effect: float,
-    curve: Curve | None = None,
-) -> Signal:
-    # what JSON has no word for: a mean that moved where nothing ever varied
-    finite = {"statistic": tested.statistic, "effect": effect}
-    values = {name: float(np.clip(value, -1e9, 1e9)) for name, value in finite.items()}
-    return signal.model_copy(update={"test": test, "p_value": tested.p_value, "curve": curve, **values})
+def _tested(signal: Signal, test: str, tested: Tested, effect: float, curve: Curve | None = None) -> Signal:
+    found = {"test": test, "statistic": tested.statistic, "p_value": tested.p_value, "effect": effect, "curve": curve}
+    return signal.model_copy(update=found)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from softprompt.profile import Distribution, Floats, just_above
+from softprompt.profile import Distribution, Floats, Rate, just_above
 
 BINS = 10
 _FEWEST = 5.0  # expected in each cell of a table, for the chi-square distribution to hold (Cochran 1954)
@@ -45,13 +45,17 @@ def shares_upto(trained: Distribution, live: Floats) -> Floats:
     return found
 
 
-def welch(trained: Distribution, live: Floats) -> Tested:
-    """Two means, of samples that are large enough for the normal distribution (Welch 1947)."""
-    error = math.sqrt(trained.deviation**2 / trained.n + float(live.var(ddof=1)) / len(live))
-    difference = float(live.mean()) - trained.mean
+def two_rates(trained: Rate, live: Rate) -> Tested:
+    """Are two rates the same? Each with its standard error over texts, the difference taken for normal."""
+    difference, error = live.value - trained.value, math.hypot(trained.error, live.error)
     if error == 0:
-        return Tested(0.0 if difference == 0 else math.copysign(math.inf, difference), float(difference == 0))
+        return Tested(difference, float(difference == 0))
     return Tested(difference / error, math.erfc(abs(difference) / error / math.sqrt(2)))
+
+
+def cohens_h(trained: Rate, live: Rate) -> float:
+    """How far two rates are apart, on a scale where 0.2 is small and 0.5 medium, wherever they lie (Cohen 1988)."""
+    return 2 * abs(math.asin(math.sqrt(live.value)) - math.asin(math.sqrt(trained.value)))
 
 
 def chi_square(trained: Sequence[int], live: Sequence[int]) -> Tested:
@@ -103,10 +107,3 @@ def stability(trained: Floats | Sequence[int], live: Floats | Sequence[int]) -> 
     a, b = (np.asarray(one, dtype=np.float64) + 0.5 for one in (trained, live))
     a, b = a / a.sum(), b / b.sum()
     return float(((b - a) * np.log(b / a)).sum())
-
-
-def standardised(trained: Distribution, live: Floats) -> float:
-    """Difference of the means, live minus trained, in pooled standard deviations (Cohen 1988)."""
-    pooled = math.sqrt((trained.deviation**2 + float(live.var(ddof=1))) / 2)
-    difference = float(live.mean()) - trained.mean
-    return difference / pooled if pooled else 0.0 if difference == 0 else math.copysign(math.inf, difference)

@@ -102,9 +102,9 @@ def _overview(prompts: Sequence[PromptDrift]) -> Table:
         "What differs from validation",
         (Column("Prompt", False), Column("Samples"), *(Column(title.capitalize()) for title in names.values())),
         tuple(rows),
-        "The number is the size of the difference: the population stability index (PSI; below 0.1 little, above 0.25 "
-        "much), of rare tokens the difference of the means in standard deviations (below 0.2 little, above 0.5 much). "
-        "Drift: at least that much, and surely not by chance.",
+        "The number is the size of the difference: the population stability index (PSI; from 0.1 on it counts, above "
+        "0.25 it is large), of rare tokens Cohen's h (from 0.2 on it counts, above 0.5 it is large). Drift: it counts, "
+        "and is surely not by chance.",
         sortable=True,
     )
 
@@ -114,8 +114,8 @@ def _verdict_cell(signal: Signal | None) -> Cell:
         return DASH
     if signal.effect is None:
         return Cell("too few", f"n={signal.live_n:,}")
-    heat = min(1.0, abs(signal.effect) / (2 * signal.large)) if signal.verdict == "drift" else None
-    return Cell(_VERDICTS[signal.verdict], fixed(signal.effect, 2), abs(signal.effect), heat=heat)
+    heat = min(1.0, signal.effect / (2 * signal.large)) if signal.verdict == "drift" else None
+    return Cell(_VERDICTS[signal.verdict], fixed(signal.effect, 2), signal.effect, heat=heat)
 
 
 def _prompt(one: PromptDrift, number: int) -> list[Block]:
@@ -155,12 +155,12 @@ def _signals(signals: Sequence[Signal]) -> Table:
         )
         for one in signals
     )
-    columns = ("Validation", "Live", "Live rows", "Size of the difference", "p, adjusted")
+    columns = ("Validation", "Live", "Live rows", "Size", "p, adjusted")
     return Table(
         "Validation and live traffic",
         (Column("What", False), *map(Column, columns), Column("Verdict", False)),
         rows,
-        "Medians; of rare tokens means. p: how probable so large a difference is by chance, adjusted for everything "
+        "Medians; of rare tokens rates. p: how probable so large a difference is by chance, adjusted for everything "
         "that was looked at (Holm).",
     )
 
@@ -169,7 +169,7 @@ def _value(signal: Signal, value: float | None) -> Cell:
     if value is None:
         return DASH
     if signal.name == "rare":
-        return Cell(f"{100 * value:.1f}%", value=value)
+        return Cell(_rate(value), value=value)
     return Cell(count_text(value) if signal.name == "length" else fixed(value, 3), value=value)
 
 
@@ -178,7 +178,11 @@ def _sure(value: float) -> str:
 
 
 def _figure(signal: Signal, prompt: str, number: int) -> Figure | None:
-    return _label_figure(signal, prompt, number) if signal.labels else _curve_figure(signal, prompt, number)
+    if signal.labels:
+        return _label_figure(signal, prompt, number)
+    if signal.ranges:
+        return _rate_figure(signal, prompt, number)
+    return _curve_figure(signal, prompt, number)
 
 
 def _curve_figure(signal: Signal, prompt: str, number: int) -> Figure | None:
@@ -216,6 +220,33 @@ def _curve_figure(signal: Signal, prompt: str, number: int) -> Figure | None:
         ),
         numbers,
     )
+
+
+def _rate_figure(signal: Signal, prompt: str, number: int) -> Figure:
+    sides = (("validation", _TRAINED, signal.trained or 0.0), ("live", _LIVE, signal.live or 0.0))
+    rows = [
+        charts.Interval(name, group, value, low, high, (), _rate(value))
+        for (name, group, value), (low, high) in zip(sides, signal.ranges, strict=True)
+    ]
+    numbers = Table(
+        signal.title.capitalize(),
+        (Column("Where", False), Column("Share"), Column("Low"), Column("High")),
+        tuple(
+            (Cell(one.name), *(Cell(_rate(value or 0.0)) for value in (one.value, one.low, one.high))) for one in rows
+        ),
+    )
+    return Figure(
+        f"{signal.name}-{number}",
+        f"{prompt}: {signal.title}",
+        "Share of the tokens that are not among the 1,000 most frequent of the training texts, with 95% intervals.",
+        f"Rare tokens: {'; '.join(f'{one.name} {one.text}' for one in rows)}.",
+        partial(charts.intervals, rows, Axis("Share of the tokens", partial(fixed, digits=2), limits=(0.0, 1.0))),
+        numbers,
+    )
+
+
+def _rate(value: float) -> str:
+    return f"{100 * value:.1f}%"
 
 
 def _label_figure(signal: Signal, prompt: str, number: int) -> Figure | None:
@@ -281,9 +312,9 @@ def _measured(found: Monitoring) -> list[Block]:
     told = (
         "Each prompt is saved with a profile of its validation rows: lengths, frequent tokens, answers, confidence, "
         "and the centre of the hidden states where the answer begins. Samples of live requests are compared with it.",
-        "Lengths, confidence and distances: Kolmogorov-Smirnov test and PSI in tenths of the validation rows. Answers: "
-        "chi-square test and PSI. Rare tokens, those not among the 1,000 most frequent of the training texts: Welch's "
-        "test and the difference of the means in standard deviations.",
+        "Rare tokens are those not among the 1,000 most frequent of the training texts. Their rates are "
+        "compared with standard errors over texts, and by Cohen's h. Answers: chi-square test; all else: "
+        "Kolmogorov-Smirnov test. PSI: population stability index, in tenths of the validation rows or by label.",
         f"Below {found.least} rows on either side nothing is said. A difference is sure if its adjusted p-value is "
         f"below {found.significance:g}; it is drift if it is large, too. Drift does not say that answers are wrong: "
         "only labelled samples do.",
