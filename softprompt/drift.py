@@ -116,7 +116,7 @@ class Monitoring(_Record):
         samples: the file.
         since: the earliest time that was looked at; empty for all.
         read, damaged, left_out: rows that were used, that are none, and that are older than those read.
-        least: rows on each side below which nothing is said.
+        least, least_trained: samples, and validation rows, below which nothing is said.
         significance: adjusted p-value below which a difference is sure.
     """
 
@@ -126,6 +126,7 @@ class Monitoring(_Record):
     damaged: int
     left_out: int
     least: int
+    least_trained: int
     significance: float
     prompts: tuple[PromptDrift, ...]
     notes: tuple[str, ...] = ()

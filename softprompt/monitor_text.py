@@ -89,5 +89,5 @@ def _witness(one: Witness) -> str:
 def _rule(found: Monitoring) -> str:
     return (
         f"drift: adjusted p below {found.significance:g} (Holm), and a population stability index (PSI) of 0.1, or "
-        f"Cohen's h of 0.2, at least; below {found.least} samples or validation rows nothing is said"
+        f"Cohen's h of 0.2, at least; below {found.least} samples or {found.least_trained} validation rows: too few"
     )

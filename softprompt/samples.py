@@ -190,7 +190,8 @@ def _checked(rows: Iterable[dict[str, Any] | None]) -> tuple[list[Sample], int]:
         if held > READ_CHARACTERS:
             sample = sample.model_copy(update={"text": None, "columns": None})
         sound.append(sample)
-    return sorted(reversed(sound), key=lambda one: one.time), damaged
+    sound.reverse()
+    return sorted(sound, key=lambda one: one.time), damaged
 
 
 def _lines(path: Path, most: int) -> Raw:

@@ -10,7 +10,7 @@ from traffic import SIZE, World, profile, sample, samples
 
 from softprompt.monitor import statistics
 from softprompt.monitor.findings import finding, seen, sureness, witnesses
-from softprompt.monitor.signals import LEAST, Compared, compare, judged
+from softprompt.monitor.signals import LEAST, LEAST_TRAINED, Compared, compare, judged
 from softprompt.probe.statistics import holm
 from softprompt.profile import POINTS, Distribution, Hidden, Profile, Rate, coordinates, steps_of
 
@@ -89,7 +89,7 @@ def test_a_little_is_called_little() -> None:
     assert one.effect < one.bar
 
 
-@pytest.mark.parametrize(("n", "trained"), [(LEAST - 1, 800), (400, LEAST - 1)])
+@pytest.mark.parametrize(("n", "trained"), [(LEAST - 1, 800), (400, LEAST_TRAINED - 1)])
 def test_too_few_to_tell(n: int, trained: int) -> None:
     found = looked(0, n, trained=trained, longer=3.0, odd=0.9, good=1.0, unsure=1.0, away=9.0)
     assert verdicts(found) == dict.fromkeys(NAMES, "too few")

@@ -15,7 +15,7 @@ from softprompt.errors import ConfigError, DataError, SoftpromptError
 from softprompt.evaluate import score
 from softprompt.fit import TEST_LIMIT
 from softprompt.monitor.findings import finding, moment, witnesses
-from softprompt.monitor.signals import LEAST, SIGNIFICANCE, Compared, compare, judged
+from softprompt.monitor.signals import LEAST, LEAST_TRAINED, SIGNIFICANCE, Compared, compare, judged
 from softprompt.predict import Prediction, Predictor
 from softprompt.probe.scores import sample as drawn
 from softprompt.probe.statistics import holm
@@ -97,6 +97,7 @@ def monitor(
         damaged=read.damaged,
         left_out=read.left_out,
         least=LEAST,
+        least_trained=LEAST_TRAINED,
         significance=SIGNIFICANCE,
         prompts=tuple(_judged(looked)),
         notes=tuple(notes),

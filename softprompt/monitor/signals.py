@@ -17,7 +17,7 @@ from softprompt.monitor.statistics import Tested
 from softprompt.profile import Distribution, Floats, Profile, Rate
 from softprompt.samples import Sample
 
-LEAST = 100  # rows on each side below which nothing is said
+LEAST, LEAST_TRAINED = 100, 50  # live samples, and validation rows, below which nothing is said
 SIGNIFICANCE = 0.01  # adjusted p-value below which a difference is sure
 STABILITY, LARGE_STABILITY = 0.1, 0.25  # population stability index
 APART, LARGE_APART = 0.2, 0.5  # Cohen's h
@@ -77,6 +77,10 @@ def _known(values: Sequence[float | None]) -> dict[int, float]:
     return {index: float(value) for index, value in enumerate(values) if value is not None}
 
 
+def _too_few(signal: Signal) -> bool:
+    return signal.live_n < LEAST or signal.trained_n < LEAST_TRAINED
+
+
 def _signal(name: SignalName, trained_n: int, live_n: int, **facts: Any) -> Signal:
     title, unit = TITLES[name]
     measure, bar, large = ("h", APART, LARGE_APART) if name == "rare" else ("PSI", STABILITY, LARGE_STABILITY)
@@ -98,7 +102,7 @@ def _numeric(name: SignalName, trained: Distribution, values: dict[int, float]) 
     median = float(np.median(live)) if len(live) else None
     signal = _signal(name, trained.n, len(live), trained=trained.quantile(0.5), live=median)
     rows, known = tuple(values), tuple(values.values())
-    if min(trained.n, len(live)) < LEAST:
+    if _too_few(signal):
         return Compared(signal, rows, known, np.zeros(len(live)))
     before, now, place = statistics.in_bins(trained, live)
     tested, effect = statistics.kolmogorov_smirnov(trained, live), statistics.stability(before, now)
@@ -121,7 +125,7 @@ def _rare(trained: Rate, samples: Sequence[Sample]) -> Compared:
     signal = _signal("rare", trained.n, len(pairs), trained=trained.value, live=None if live is None else live.value)
     shares = np.array([rare / tokens for rare, tokens in pairs])
     rows, known = tuple(counted), tuple(shares.tolist())
-    if live is None or min(trained.n, live.n) < LEAST:
+    if live is None or _too_few(signal):
         return Compared(signal, rows, known, np.zeros(len(pairs)))
     tested, effect = statistics.two_rates(trained, live), statistics.cohens_h(trained, live)
     weights = (shares - trained.value) * (1.0 if live.value > trained.value else -1.0)
@@ -140,7 +144,7 @@ def _labels(profile: Profile, samples: Sequence[Sample]) -> Compared:
     shares = tuple(LabelShare(label=one, trained=n, live=counts[one]) for one, n in profile.labels.items())
     before, now = [one.trained for one in shares], [one.live for one in shares]
     signal = _signal("labels", sum(before), len(rows), labels=shares)
-    if min(sum(before), len(rows)) < LEAST:
+    if _too_few(signal):
         return Compared(signal, rows, (), np.zeros(len(rows)))
     tested, effect = statistics.chi_square(before, now), statistics.stability(before, now)
     place = {one.label: index for index, one in enumerate(shares)}

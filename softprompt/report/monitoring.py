@@ -315,8 +315,9 @@ def _measured(found: Monitoring) -> list[Block]:
         "Rare tokens are those not among the 1,000 most frequent of the training texts. Their rates are "
         "compared with standard errors over texts, and by Cohen's h. Answers: chi-square test; all else: "
         "Kolmogorov-Smirnov test. PSI: population stability index, in tenths of the validation rows or by label.",
-        f"Below {found.least} rows on either side nothing is said. A difference is sure if its adjusted p-value is "
-        f"below {found.significance:g}; it is drift if it is large, too. Drift does not say that answers are wrong: "
+        f"Below {found.least} samples or {found.least_trained} validation rows nothing is said. A difference is sure if "
+        f"its adjusted p-value is below {found.significance:g}; it is drift if it is large, too. Drift does not say that "
+        "answers are wrong: "
         "only labelled samples do.",
     )
     notes = list(found.notes)
