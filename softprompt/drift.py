@@ -67,6 +67,14 @@ class Signal(_Record):
     labels: tuple[LabelShare, ...] = ()
     ranges: tuple[tuple[float, float], ...] = ()
 
+    @property
+    def moved(self) -> tuple[str, float, float] | None:
+        """The label whose share differs most, and its shares, trained and live."""
+        if not self.trained_n or not self.live_n or not self.labels:
+            return None
+        shares = [(one.label, one.trained / self.trained_n, one.live / self.live_n) for one in self.labels]
+        return max(shares, key=lambda one: abs(one[2] - one[1]))
+
 
 class Witness(_Record):
     """A sampled text that shows a drift; ``text`` is ``None`` where texts were not kept."""

@@ -32,10 +32,16 @@ def monitoring_lines(found: Monitoring) -> list[str]:
     return ["".join(letter if letter.isprintable() else " " for letter in line) for line in lines]
 
 
-def number_text(signal: Signal, value: float | None) -> str:
-    """A median or mean, in the digits that it deserves."""
-    if value is None:
-        return "-"
+def number_texts(signal: Signal) -> tuple[str, str]:
+    """Both sides, in the digits that they deserve; of answers, the label that moved most."""
+    if signal.moved is not None:
+        label, before, now = signal.moved
+        return f"{plain(label)[:20]} {before:.1%}", f"{now:.1%}"
+    trained, live = ("-" if value is None else _number(signal, value) for value in (signal.trained, signal.live))
+    return trained, live
+
+
+def _number(signal: Signal, value: float) -> str:
     return f"{value:.1%}" if signal.name == "rare" else f"{value:.0f}" if signal.name == "length" else f"{value:.3f}"
 
 
@@ -55,8 +61,7 @@ def _prompt(one: PromptDrift) -> Iterator[str]:
     rows += [
         (
             signal.title,
-            number_text(signal, signal.trained),
-            number_text(signal, signal.live),
+            *number_texts(signal),
             f"{signal.trained_n:,} / {signal.live_n:,}",
             "-" if signal.effect is None else f"{signal.measure} {signal.effect:.2f}",
             sure_text(signal.adjusted),

@@ -62,13 +62,9 @@ def finding(signal: Signal) -> Finding:
 
 def seen(signal: Signal) -> str:
     """Both sides, in a few words."""
-    if signal.name == "labels":
-        moved = max(
-            signal.labels,
-            key=lambda one: abs(_share(one.live, signal.live_n) - _share(one.trained, signal.trained_n)),
-        )
-        before, now = _share(moved.trained, signal.trained_n), _share(moved.live, signal.live_n)
-        return f"'{moved.label}' {before:.1%} on validation, {now:.1%} live"
+    if signal.moved is not None:
+        label, before, now = signal.moved
+        return f"'{label}' {before:.1%} on validation, {now:.1%} live"
     if signal.trained is None or signal.live is None:
         return "nothing to compare"
     if signal.name == "rare":
@@ -128,7 +124,3 @@ def _why(one: Compared, sample: Sample, place: int) -> str:
     if name == "confidence":
         return f"confidence {sample.confidence:.2f}"
     return f"distance {one.values[place]:.2f}"
-
-
-def _share(count: int, total: int) -> float:
-    return count / total if total else 0.0

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from softprompt.drift import Monitoring, PromptDrift, Signal, Witness
+from softprompt.drift import Monitoring, PromptDrift, Signal
 from softprompt.errors import writing
 from softprompt.folders import replace_file
 from softprompt.inspection import Finding
@@ -49,7 +49,7 @@ def monitoring_document(found: Monitoring) -> Document:
     return Document(
         kind="Live traffic beside validation",
         title=Path(found.samples).name,
-        facts=(f"{found.read:,} samples{when}, of {len(found.prompts)} prompts",),
+        facts=(f"{found.read:,} samples{when}; prompts compared: {len(found.prompts)}",),
         sections=(
             Section("recommendation", "Does it drift?", tuple(_summary(found))),
             *(
@@ -129,7 +129,7 @@ def _prompt(one: PromptDrift, number: int) -> list[Block]:
     blocks.append(_signals(one.signals))
     blocks += [figure for signal in one.signals if (figure := _figure(signal, one.prompt, number)) is not None]
     if one.witnesses:
-        blocks.append(_witnesses(one.witnesses))
+        blocks.append(_witnesses(one))
     notes = [f"What it saw: a profile {one.profile}."]
     if one.errors:
         notes.append(f"Ended in an error: {', '.join(f'{code} {count:,}' for code, count in one.errors.items())}.")
@@ -146,8 +146,7 @@ def _signals(signals: Sequence[Signal]) -> Table:
     rows = tuple(
         (
             Cell(one.title, one.unit),
-            _value(one, one.trained),
-            _value(one, one.live),
+            *_values(one),
             Cell(count_text(one.live_n), f"of {one.trained_n:,}"),
             DASH if one.effect is None else Cell(fixed(one.effect, 2), one.measure, one.effect),
             DASH if one.adjusted is None else Cell(_sure(one.adjusted), one.test, one.adjusted),
@@ -160,9 +159,17 @@ def _signals(signals: Sequence[Signal]) -> Table:
         "Validation and live traffic",
         (Column("What", False), *map(Column, columns), Column("Verdict", False)),
         rows,
-        "Medians; of rare tokens rates. p: how probable so large a difference is by chance, adjusted for everything "
-        "that was looked at (Holm).",
+        "Medians; of rare tokens rates, of answers the label that moved most. p: how probable so large a difference is "
+        "by chance, adjusted for everything that was looked at (Holm).",
     )
+
+
+def _values(signal: Signal) -> tuple[Cell, Cell]:
+    """Both sides; of answers, the label that moved most."""
+    if signal.moved is not None:
+        label, before, now = signal.moved
+        return Cell(_rate(before), label), Cell(_rate(now))
+    return _value(signal, signal.trained), _value(signal, signal.live)
 
 
 def _value(signal: Signal, value: float | None) -> Cell:
@@ -250,15 +257,14 @@ def _rate(value: float) -> str:
 
 
 def _label_figure(signal: Signal, prompt: str, number: int) -> Figure | None:
-    if not signal.trained_n or not signal.live_n:
+    if signal.effect is None:
         return None
     shares = [(one, one.trained / signal.trained_n, one.live / signal.live_n) for one in signal.labels]
     shown = sorted(shares, key=lambda one: -abs(one[2] - one[1]))[:MOST_LABELS]
     rows = [
-        charts.Interval(f"{one.label}, {side}", group, share, text=percent_text(share))
+        charts.Interval(one.label, _LIVE, now, singles=(before,), text=f"{percent_text(before)} → {percent_text(now)}")
         for one, before, now in shares
         if any(one is each[0] for each in shown)
-        for side, group, share in (("validation", _TRAINED, before), ("live", _LIVE, now))
     ]
     numbers = Table(
         "Answers",
@@ -275,12 +281,8 @@ def _label_figure(signal: Signal, prompt: str, number: int) -> Figure | None:
     return Figure(
         f"{signal.name}-{number}",
         f"{prompt}: {signal.title}",
-        "How often each label was answered, on validation and live."
-        + (
-            f" Shown are the {MOST_LABELS} of {len(shares)} labels that moved most."
-            if len(shares) > MOST_LABELS
-            else ""
-        ),
+        "How often each label was answered: marks are live, rings validation."
+        + (f" Shown are the {MOST_LABELS} of {len(shares)} that moved most." if len(shown) < len(shares) else ""),
         "Shares of the answers: "
         + "; ".join(f"{one.label} {percent_text(a)} and {percent_text(b)}" for one, a, b in shown)
         + ".",
@@ -289,11 +291,12 @@ def _label_figure(signal: Signal, prompt: str, number: int) -> Figure | None:
     )
 
 
-def _witnesses(found: Sequence[Witness]) -> Table:
+def _witnesses(one: PromptDrift) -> Table:
+    found, titles = one.witnesses, {signal.name: signal.title for signal in one.signals}
     rows = tuple(
         (
-            Cell(one.why, one.signal),
-            Cell(MISSING if one.text is None else one.text, f"request {one.request}"),
+            Cell(one.why, titles[one.signal]),
+            Cell(f"request {one.request}" if one.text is None else one.text),
             Cell(one.answer or MISSING, "" if one.confidence is None else fixed(one.confidence, 2)),
             Cell(one.time),
         )
@@ -315,10 +318,9 @@ def _measured(found: Monitoring) -> list[Block]:
         "Rare tokens are those not among the 1,000 most frequent of the training texts. Their rates are "
         "compared with standard errors over texts, and by Cohen's h. Answers: chi-square test; all else: "
         "Kolmogorov-Smirnov test. PSI: population stability index, in tenths of the validation rows or by label.",
-        f"Below {found.least} samples or {found.least_trained} validation rows nothing is said. A difference is sure if "
-        f"its adjusted p-value is below {found.significance:g}; it is drift if it is large, too. Drift does not say that "
-        "answers are wrong: "
-        "only labelled samples do.",
+        f"Below {found.least} samples or {found.least_trained} validation rows nothing is said. A difference is sure "
+        f"if its adjusted p-value is below {found.significance:g}; it is drift if it is large, too. Drift does not say "
+        "that answers are wrong: only labelled samples do.",
     )
     notes = list(found.notes)
     if found.damaged:
