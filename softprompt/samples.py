@@ -228,7 +228,8 @@ def _rows(path: Path, since: float, most: int) -> Raw:
         found = connection.execute(
             f"SELECT {', '.join(COLUMNS)} {where} ORDER BY id DESC LIMIT ?", (since, most)
         ).fetchall()
-        (odd,) = connection.execute("SELECT count(*) FROM samples WHERE typeof(time) != 'real'").fetchone()
+        never = "SELECT count(*) FROM samples WHERE typeof(time) != 'real' OR time < 0"
+        (odd,) = connection.execute(never).fetchone()
     return [*_dictionaries(found), *[None] * min(odd, most)], max(0, count - len(found))
 
 

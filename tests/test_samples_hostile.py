@@ -94,7 +94,6 @@ def test_no_file(tmp_path: Path) -> None:
         "time = 'soon'",
         "time = -1.0",
         "time = 9e999",
-        "prompt = 5",
         "prompt = NULL",
         "tokens = 'many'",
         "tokens = -4",

@@ -367,7 +367,7 @@ class TestServed:
         parts = [json.loads(line[6:]) for line in streamed.text.splitlines() if line.startswith("data: {")]
         assert found[3].answer == "".join(part["choices"][0]["delta"].get("content", "") for part in parts)
         assert (found[4].answer in LABELS.labels, found[4].confidence is not None) == (True, True)
-        assert (found[5].status, found[5].error, found[5].answer) == (429, "busy", None)
+        assert (found[5].status, found[5].error, found[5].answer) == (429, "queue_full", None)
 
     def test_no_text_unless_asked_for(self, tmp_path: Path) -> None:
         with self.served(tmp_path, text=False) as (client, _, path):
