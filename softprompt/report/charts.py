@@ -35,7 +35,10 @@ class Point:
 
 @dataclass(frozen=True)
 class Series:
-    """One line through ``(xs, ys)``, with a band from ``lows`` to ``highs`` where given."""
+    """One line through ``(xs, ys)``, with a band from ``lows`` to ``highs`` where given.
+
+    ``dashed``: even if it is the only one of its group.
+    """
 
     name: str
     group: str
@@ -43,6 +46,7 @@ class Series:
     ys: tuple[float, ...]
     lows: tuple[float, ...] = ()
     highs: tuple[float, ...] = ()
+    dashed: bool = False
 
 
 @dataclass(frozen=True)
@@ -112,7 +116,7 @@ def lines(series: Sequence[Series], x: Axis, y: Axis, width: int, legend: bool =
     ends, curves = [], []
     for index, one in enumerate(series):
         curve = _pixels(list(zip(one.xs, one.ys, strict=True)), across, down)
-        dash = _DASHES[groups[:index].count(one.group) % len(_DASHES)]
+        dash = _DASHES[(groups[:index].count(one.group) + one.dashed) % len(_DASHES)]
         style = {"points": _path(curve), "class": f"curve {one.group}", "stroke-dasharray": dash or "none"}
         SubElement(SubElement(svg, "polyline", style), "title").text = clean(one.name)
         curves.append(curve)

@@ -147,7 +147,7 @@ def _signals(signals: Sequence[Signal]) -> Table:
         (
             Cell(one.title, one.unit),
             *_values(one),
-            Cell(count_text(one.live_n), f"of {one.trained_n:,}"),
+            Cell(count_text(one.live_n), f"{one.trained_n:,} validation"),
             DASH if one.effect is None else Cell(fixed(one.effect, 2), one.measure, one.effect),
             DASH if one.adjusted is None else Cell(_sure(one.adjusted), one.test, one.adjusted),
             Cell({"small": "differs, but little", "none": "no drift seen"}.get(one.verdict, one.verdict)),
@@ -197,7 +197,7 @@ def _curve_figure(signal: Signal, prompt: str, number: int) -> Figure | None:
     if curve is None or len(curve.points) < 2:
         return None
     series = [
-        charts.Series("validation", _TRAINED, curve.points, curve.trained),
+        charts.Series("validation", _TRAINED, curve.points, curve.trained, dashed=True),
         charts.Series("live", _LIVE, curve.points, curve.live),
     ]
     gap = max(range(len(curve.points)), key=lambda at: abs(curve.trained[at] - curve.live[at]))
@@ -216,7 +216,8 @@ def _curve_figure(signal: Signal, prompt: str, number: int) -> Figure | None:
     return Figure(
         f"{signal.name}-{number}",
         f"{prompt}: {signal.title}",
-        f"Share of rows up to each value: where the live line lies lower, live values are larger. {widest}",
+        "Share of rows up to each value, live (solid) and on validation (dashed): where the live line lies lower, live "
+        f"values are larger. {widest}",
         f"Cumulative shares of {signal.title} on validation and in live traffic.",
         partial(
             charts.lines,
