@@ -38,6 +38,7 @@ from softprompt.cli_distill import distill
 from softprompt.cli_doctor import doctor
 from softprompt.cli_export import export, import_command
 from softprompt.cli_inspect import inspect_command, prune
+from softprompt.cli_monitor import monitor_command
 from softprompt.cli_multitask import multitask
 from softprompt.cli_predict import predict
 from softprompt.cli_serve import keys, serve
@@ -319,6 +320,7 @@ for verb in (
     multitask,
     predict,
     prune,
+    monitor_command,
     scale,
     serve,
     similar,

@@ -1,6 +1,7 @@
 """``softprompt serve`` and ``softprompt keys``."""
 
 from dataclasses import fields
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,6 +36,12 @@ PACKAGES = ("fastapi", "uvicorn", "prometheus_client")  # of the extra ``serve``
 @click.option("--timeout", type=float, help="Seconds for a request.  [default: 60]")
 @click.option("--shutdown-timeout", type=int, help="Seconds to finish what runs when stopped.  [default: 30]")
 @click.option("--log-text", is_flag=True, default=None, help="Write texts and answers to the log.")
+@click.option("--sample-file", type=GIVEN, help="Keep samples of requests there: SQLite, or JSON lines in a .jsonl.")
+@click.option("--sample-rate", type=float, help="Share of the requests that are kept.  [default: 0.01]")
+@click.option("--sample-text", is_flag=True, default=None, help="Keep texts and completions in the samples.")
+@click.option(
+    "--sample-keep", type=GIVEN, metavar="N|Nd", help="Rows of samples that stay, or days.  [default: 100000]"
+)
 @click.option("--device", help="cpu, cuda, cuda:1, mps. Default: a GPU if there is one.")
 @click.option("--dtype", help="float32, bfloat16 or float16. Default: what is fast here.")
 @click.option("--quantise", help="int8 (torchao), bnb-int8 or bnb-nf4 (bitsandbytes). Default: weights as saved.")
@@ -47,6 +54,7 @@ def serve(config: Path | None, trust_remote_code: bool, **options: Any) -> None:
     """
     settings = _settings(config, {**options, "prompts": options["prompts"] or None})
 
+    from softprompt.samples import Keep
     from softprompt.server.access import Access
     from softprompt.server.app import create_app
     from softprompt.server.engine import Engine, Limits
@@ -54,12 +62,17 @@ def serve(config: Path | None, trust_remote_code: bool, **options: Any) -> None:
     from softprompt.server.metrics import Metrics
     from softprompt.server.registry import Registry
     from softprompt.server.run import Server, listen
+    from softprompt.server.sample_files import open_samples
+    from softprompt.server.sampling import Sampler
+    from softprompt.server.sources import profile_in
 
     # what is quickly checked comes before what takes long
     limits = _limits(Limits, settings.engine)
     access = Access(settings.keys_path, open_admin=settings.is_local)
     source = _source(settings)
     source.stock({})
+    keep = Keep.of(settings.sample_keep)
+    samples = None if settings.samples_path is None else open_samples(settings.samples_path, keep)
     listening = listen(settings.host, settings.port)
     model = {"device": settings.device, "dtype": settings.dtype, "quantise": settings.quantise}
     base = load_base(str(settings.model), {**model, "trust_remote_code": trust_remote_code})
@@ -76,19 +89,28 @@ def serve(config: Path | None, trust_remote_code: bool, **options: Any) -> None:
     registry.refresh()
     metrics, server = Metrics(), Server(shutdown_timeout=settings.shutdown_timeout)
     engine = Engine(base, limits, observer=metrics)
+    sampler = None
+    if samples is not None:
+        rate, text = settings.sample_rate, settings.sample_text
+        sampler = Sampler(base, samples, partial(profile_in, source), metrics.sampled, rate=rate, text=text)
     app = create_app(
         engine,
         registry,
         settings,
         access,
         metrics,
+        sampler=sampler,
         stopping=lambda: server.stopping,
         closing=engine.close,
         version=__version__,
     )
     host, port = listening.getsockname()[:2]
     say(f"listening on http://{f'[{host}]' if ':' in host else host}:{port}, docs at /docs")
-    server.serve(app, listening)
+    try:
+        server.serve(app, listening)
+    finally:
+        if sampler is not None:  # a second signal ends the server without its last step
+            sampler.close()
 
 
 @click.group()

@@ -25,6 +25,8 @@ from softprompt.generate import Sampling
 from softprompt.methods import METHODS
 from softprompt.paths import expanded
 from softprompt.predict import Predictor
+from softprompt.profile import PROFILE_FILE
+from softprompt.profiling import profile_of
 from softprompt.progress import Silent
 from softprompt.spread import ALONE, Processes
 from softprompt.store import Prompt, pinned
@@ -292,16 +294,23 @@ def best_prompt(
 
 
 def with_metrics(prompt: Prompt, base: FrozenLM, task: Task, *, evaluate_test: bool) -> Prompt:
-    """The prompt with what it reaches on validation, and on test if wanted."""
+    """The prompt with what it reaches on validation, and on test if wanted, and with a profile of validation."""
     predictor = Predictor(base, prompt.spec, prompt.states, Sampling())
     limit = TEST_LIMIT[prompt.spec.kind]
     splits: Mapping[str, tuple[Example, ...]] = {"validation": task.validation, "test": task.test}
     scored = {
-        name: score(predictor, examples[:limit]).to_dict()
+        name: score(predictor, examples[:limit])
         for name, examples in splits.items()
         if examples and (name == "validation" or evaluate_test)
     }
-    return replace(prompt, metrics=scored)
+    answered = scored["validation"].predictions if "validation" in scored else ()
+    profile = profile_of(base, prompt.spec, prompt.states, task, answered)
+    files = {name: text for name, text in prompt.extra_files.items() if name != PROFILE_FILE}
+    if profile is not None:
+        files[PROFILE_FILE] = profile.to_bytes().decode()
+    return replace(
+        prompt, metrics={name: evaluation.to_dict() for name, evaluation in scored.items()}, extra_files=files
+    )
 
 
 def finish(prompt: Prompt, out: Path, outcome: TrainingResult, run: Path, processes: Processes = ALONE) -> None:

@@ -6,6 +6,7 @@ import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,16 @@ from softprompt.base import FrozenLM
 from softprompt.data import Example
 from softprompt.generate import Sampling
 from softprompt.predict import Prediction, Predictor
+from softprompt.samples import Keep
 from softprompt.server.access import Access
 from softprompt.server.app import create_app
 from softprompt.server.metrics import Metrics
 from softprompt.server.registry import Registry
 from softprompt.server.run import Server, listen
+from softprompt.server.sample_files import open_samples
+from softprompt.server.sampling import Sampler
 from softprompt.server.settings import ServeConfig
-from softprompt.server.sources import FolderSource, Source, StoreSource
+from softprompt.server.sources import FolderSource, Source, StoreSource, profile_in
 from softprompt.server.work import Piece, Served
 from softprompt.state import PromptState
 from softprompt.store import Prompt
@@ -136,7 +140,8 @@ class DirectEngine:
 class Place:
     """A server in parts, for tests to take hold of."""
 
-    def __init__(self, source: Source, **settings: Any) -> None:
+    def __init__(self, source: Source, sampling: tuple[Path, float, bool] | None = None, **settings: Any) -> None:
+        """``sampling``: into which file, what share, and whether with texts."""
         values = {"model": "tiny", "prompts": ("x",), "refresh": 0, "default_max_tokens": 8, "max_tokens": 32}
         self.config = ServeConfig.build(**{**values, **settings})
         self.engine = DirectEngine(the_base())
@@ -145,12 +150,18 @@ class Place:
         self.access = Access(self.config.keys_path, open_admin=self.config.is_local)
         self.server = Server(shutdown_timeout=self.config.shutdown_timeout)
         self.metrics = Metrics()
+        self.sampler: Sampler | None = None
+        if sampling is not None:
+            path, rate, text = sampling
+            file, profile = open_samples(path, Keep.of("100000")), partial(profile_in, source)
+            self.sampler = Sampler(the_base(), file, profile, self.metrics.sampled, rate=rate, text=text)
         self.app: FastAPI = create_app(
             self.engine,
             self.registry,
             self.config,
             self.access,
             self.metrics,
+            sampler=self.sampler,
             stopping=lambda: self.server.stopping,
         )
 

@@ -22,6 +22,7 @@ from tiny import save_tiny
 from softprompt.base import load
 from softprompt.data import Example
 from softprompt.errors import ConfigError
+from softprompt.samples import read_samples
 from softprompt.server.keys import add_key
 from softprompt.server.run import listen
 from softprompt.server.settings import ServeConfig
@@ -52,6 +53,24 @@ class TestSettings:
         assert config.allowed_hosts == ("a.example", "b.example")
         assert config.engine == {"rows": "8", "gather": "0.01"}
         assert config.keys is None
+
+    def test_samples(self) -> None:
+        environment = {
+            "SOFTPROMPT_SAMPLE_FILE": "s.db",
+            "SOFTPROMPT_SAMPLE_RATE": "0.5",
+            "SOFTPROMPT_SAMPLE_KEEP": "7d",
+        }
+        config = gathered(environment=environment, sample_text=True)
+        assert (config.samples_path, config.sample_rate, config.sample_text) == (Path("s.db"), 0.5, True)
+        assert (gathered().samples_path, gathered().sample_rate, gathered().sample_text) == (None, 0.01, False)
+        for options, words in (
+            ({"sample_rate": 0.5}, "sample_rate is for samples of requests: give --sample-file too, or leave it out"),
+            ({"sample_file": "s", "sample_rate": 0.0}, "sample_rate"),
+            ({"sample_file": "s", "sample_rate": 1.5}, "sample_rate"),
+            ({"sample_file": "s", "sample_keep": "many"}, "sample_keep: expected a number of rows, as 100000, or a"),
+        ):
+            with pytest.raises(ConfigError, match=words):
+                gathered(**options)
 
     def test_a_yaml_file(self, tmp_path: Path) -> None:
         (tmp_path / "serve.yaml").write_text("model: tiny\nprompts: [a, b=c]\n")
@@ -197,6 +216,20 @@ class TestProcess:
         lines = [json.loads(line) for line in self.err.splitlines() if line.startswith("{")]
         assert [line["route"] for line in lines if line["event"] == "request"][-1] == "/metrics"
         assert "a fine film" not in self.err
+
+    def test_samples_that_are_queued_are_written_at_the_end(self, model: Path, tmp_path: Path) -> None:
+        path = tmp_path / "samples.db"
+        options = ("--sample-file", path, "--sample-rate", 1, "--sample-text")
+        with self.serving(model, *options) as (_, address):
+            for number in range(40):
+                httpx.post(f"{address}/v1/classify", json={"model": "tone", "input": f"film {number}"}, timeout=60)
+        assert [one.text for one in read_samples(path).samples] == [f"film {number}" for number in range(40)]
+        assert "film 1" not in self.err
+
+    def test_a_file_for_samples_that_is_none(self, model: Path, tmp_path: Path) -> None:
+        (tmp_path / "mine.txt").write_text("a letter, with a hundred words and more: " + "word " * 100)
+        options = ("--model", model, "--store", model.parent / "store", "--sample-file", tmp_path / "mine.txt")
+        assert "samples cannot be written to" in command("serve", *options).error
 
     def test_keys(self, model: Path, tmp_path: Path) -> None:
         token = add_key(tmp_path / "keys.json", "ci", ["tone"])

@@ -35,7 +35,10 @@ class Point:
 
 @dataclass(frozen=True)
 class Series:
-    """One line through ``(xs, ys)``, with a band from ``lows`` to ``highs`` where given."""
+    """One line through ``(xs, ys)``, with a band from ``lows`` to ``highs`` where given.
+
+    ``dashed``: even if it is the only one of its group.
+    """
 
     name: str
     group: str
@@ -43,6 +46,7 @@ class Series:
     ys: tuple[float, ...]
     lows: tuple[float, ...] = ()
     highs: tuple[float, ...] = ()
+    dashed: bool = False
 
 
 @dataclass(frozen=True)
@@ -88,14 +92,18 @@ def scatter(points: Sequence[Point], x: Axis, y: Axis, width: int, front: bool =
     return svg
 
 
-def lines(series: Sequence[Series], x: Axis, y: Axis, width: int) -> Element:
-    """Lines with their names at the right end, bands behind them; lines of one group differ in their dashes."""
+def lines(series: Sequence[Series], x: Axis, y: Axis, width: int, legend: bool = True) -> Element:
+    """Lines with their names at the right end, bands behind them; lines of one group differ in their dashes.
+
+    ``legend`` says what the groups are, where they are more than colours.
+    """
     groups = [one.group for one in series]
     names = [shortened(one.name, 26 if width > 500 else 18) for one in series]
-    top = 34 + _legend_height(groups, width)
+    explained = groups if legend else []
+    top = 34 + _legend_height(explained, width)
     height = top + max(260, 16 * len(series)) + 42
     svg = _svg(width, height)
-    _legend(svg, groups, width)
+    _legend(svg, explained, width)
     down = scale_of(y, [value for one in series for value in (*one.ys, *one.lows, *one.highs)], height - 42, top)
     widths = [text_width(name, SIZE) for name in names]
     left, right = _left(y, down), width - 26 - max(widths, default=0)
@@ -108,7 +116,7 @@ def lines(series: Sequence[Series], x: Axis, y: Axis, width: int) -> Element:
     ends, curves = [], []
     for index, one in enumerate(series):
         curve = _pixels(list(zip(one.xs, one.ys, strict=True)), across, down)
-        dash = _DASHES[groups[:index].count(one.group) % len(_DASHES)]
+        dash = _DASHES[(groups[:index].count(one.group) + one.dashed) % len(_DASHES)]
         style = {"points": _path(curve), "class": f"curve {one.group}", "stroke-dasharray": dash or "none"}
         SubElement(SubElement(svg, "polyline", style), "title").text = clean(one.name)
         curves.append(curve)

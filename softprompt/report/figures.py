@@ -177,7 +177,9 @@ def _learning(
             method,
             tables.group_of(row.family),
             tuple(at(point) for point in curve),
-            *(tuple(f(point.values) for point in curve) for f in (fmean, min, max)),
+            tuple(fmean(point.values) for point in curve),
+            tuple(min(point.values) for point in curve),
+            tuple(max(point.values) for point in curve),
         )
         for method, (row, curve) in learned.items()
     ]

@@ -73,6 +73,7 @@ class Completing:
         self.id, self.created, self.model = f"{prefix}-{secrets.token_hex(12)}", int(time.time()), asked.found.id
         self.grown = [Grown() for _ in examples]
         self._counted = True
+        self._predictions: list[Prediction] = []
 
     async def whole(self) -> list[Grown]:
         """All of them, when they are finished."""
@@ -150,7 +151,7 @@ class Completing:
         finally:
             read = sum(one.prompt_tokens or 0 for one in self.grown)
             self._desk.account(self._asked.facts, read, sum(one.tokens for one in self.grown))
-            self._desk.note(self._asked.facts, self._examples, ["".join(one.text) for one in self.grown])
+            self._desk.note(self._asked.facts, ["".join(one.text) for one in self.grown], self._predictions)
             await coming.aclose()
 
     def _generated(self, example: Example) -> AsyncIterator[Piece]:
@@ -160,7 +161,8 @@ class Completing:
     async def _labels(self) -> AsyncGenerator[tuple[int, Piece], None]:
         """A prompt for classification says the words of the likeliest label."""
         spec = self._asked.served.spec
-        for index, one in enumerate(await classified(self._desk, self._asked, self._examples)):
+        self._predictions = await classified(self._desk, self._asked, self._examples)
+        for index, one in enumerate(self._predictions):
             self._counted &= one.prompt_tokens is not None
             words = spec.verbalizers[spec.label_index[str(one.label)]]
             yield index, Piece(words, 0, one.prompt_tokens or 0, "stop")

@@ -29,6 +29,7 @@ from softprompt.server.operations import health, operations
 from softprompt.server.page import page
 from softprompt.server.problems import problem_of
 from softprompt.server.registry import Changes, Registry, Unavailable, Unknown
+from softprompt.server.sampling import Sampler
 from softprompt.server.settings import ServeConfig
 from softprompt.server.work import Answering, Busy, Expired
 
@@ -42,6 +43,7 @@ def create_app(
     access: Access,
     metrics: Metrics,
     *,
+    sampler: Sampler | None = None,
     stopping: Callable[[], bool] = lambda: False,
     closing: Callable[[], Awaitable[None]] | None = None,
     version: str = "unknown",
@@ -51,6 +53,7 @@ def create_app(
     Args:
         engine: answers.
         registry: what may be asked; to be refreshed once before, so that there is something.
+        sampler: keeps some of the requests.
         stopping: whether no more requests are taken.
         closing: what is to be done when the last request has ended.
         version: of softprompt, for the OpenAPI page.
@@ -84,6 +87,8 @@ def create_app(
             task.cancel()
         if closing is not None:
             await closing()
+        if sampler is not None:
+            await asyncio.to_thread(sampler.close)
 
     app = FastAPI(
         title="softprompt",
@@ -129,7 +134,7 @@ def create_app(
             allow_headers=["Authorization", "Content-Type", HEADER, "X-Request-Timeout"],
             expose_headers=[HEADER, "Retry-After"],
         )
-    app.add_middleware(Observed, metrics=metrics, hosts=config.hosts)
+    app.add_middleware(Observed, metrics=metrics, hosts=config.hosts, sampler=sampler)
     return app
 
 

@@ -36,7 +36,8 @@ def chat(desk: Desk, route: type[APIRoute]) -> APIRouter:
         content = last.content
         text = content if isinstance(content, str) else "\n".join(part.text for part in content)
         sampling = sampling_of(desk, body, body.max_completion_tokens or body.max_tokens)
-        completing = Completing(desk, asked, desk.examples([desk.row(text, body.columns)]), sampling, "chatcmpl")
+        examples = desk.examples(asked.facts, [desk.row(text, body.columns)])
+        completing = Completing(desk, asked, examples, sampling, "chatcmpl")
         head = {"id": completing.id, "created": completing.created, "model": completing.model}
         if body.stream:
             usage = body.stream_options is not None and bool(body.stream_options.include_usage)

@@ -26,11 +26,11 @@ def classify(desk: Desk, route: type[APIRoute]) -> APIRouter:
             raise ApiError(422, "no_labels", message, param="model")
         given = body.input if isinstance(body.input, list) else [body.input]
         rows = [{"text": one} if isinstance(one, str) else one.model_dump() for one in given]
-        examples = desk.examples(rows)
+        examples = desk.examples(asked.facts, rows)
         predictions = await asked.attended(classified(desk, asked, examples))
         usage = usage_of([one.prompt_tokens for one in predictions], 0)
         desk.account(asked.facts, usage["prompt_tokens"] if usage else 0, 0)
-        desk.note(asked.facts, examples, [one.label for one in predictions])
+        desk.note(asked.facts, [str(one.label) for one in predictions], predictions)
         results = [
             {"index": index, "label": one.label, "probabilities": one.probabilities}
             for index, one in enumerate(predictions)

@@ -24,7 +24,7 @@ def completions(desk: Desk, route: type[APIRoute]) -> APIRouter:
         of the likeliest label. Greedy unless ``temperature`` is above 0."""
         asked = await desk.ask(request, body.model, timeout, body.baseline)
         texts = [body.prompt] if isinstance(body.prompt, str) else body.prompt
-        examples = desk.examples([desk.row(text, body.columns) for text in texts])
+        examples = desk.examples(asked.facts, [desk.row(text, body.columns) for text in texts])
         sampling = sampling_of(desk, body, body.max_tokens)
         completing = Completing(desk, asked, examples, sampling, "cmpl")
         head = {

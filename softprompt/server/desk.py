@@ -10,12 +10,14 @@ from starlette.requests import Request
 
 from softprompt.data import Example, unlabelled_example
 from softprompt.errors import DataError
+from softprompt.predict import Prediction
 from softprompt.server.access import check_model
 from softprompt.server.baseline import Baselines
 from softprompt.server.metrics import Metrics
 from softprompt.server.observed import Facts
 from softprompt.server.problems import ApiError, ClientGone
 from softprompt.server.registry import Found, Registry
+from softprompt.server.sampling import Answered
 from softprompt.server.schema import Baseline
 from softprompt.server.settings import ServeConfig
 from softprompt.server.work import Answering, Expired, Served
@@ -113,15 +115,17 @@ class Desk:
             if loaded is None:
                 loaded = await asked.attended(self.registry.loaded(found))
             asked = replace(asked, served=loaded.served)
-        if baseline is not None:
+        if baseline is None:
+            facts.served = asked.served if found.number is not None else None
+        else:
             served = await asked.attended(asyncio.to_thread(self._baselines.of, asked.served, baseline))
             found = self.registry.find(self.registry.base_name)
             facts.task, facts.model = found.name, found.id
             asked = replace(asked, found=found, served=served)
         return asked
 
-    def examples(self, rows: Sequence[Mapping[str, Any]]) -> list[Example]:
-        """Rows for the engine.
+    def examples(self, facts: Facts, rows: Sequence[Mapping[str, Any]]) -> list[Example]:
+        """Rows of a request for the engine.
 
         Raises:
             ApiError: too many, or one too long.
@@ -135,6 +139,7 @@ class Desk:
             if length > self.config.text_limit:
                 limit = f"at most {self.config.text_limit:,} characters, got {length:,}"
                 raise ApiError(422, "text_too_long", f"text {index}: expected {limit}")
+        facts.examples = examples
         return examples
 
     def row(self, text: str, columns: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -149,10 +154,13 @@ class Desk:
         facts.completion_tokens += completion_tokens
         self.metrics.read(facts.task, prompt_tokens, completion_tokens)
 
-    def note(self, facts: Facts, examples: Sequence[Example], answers: Sequence[Any]) -> None:
-        """Put texts and answers into the log, where that is asked for."""
+    def note(self, facts: Facts, answers: Sequence[str], predictions: Sequence[Prediction] = ()) -> None:
+        """Keep what was answered for samples, and put it into the log with its texts, where that is asked for."""
         if self.config.log_text:
-            facts.said = {"texts": [one.text for one in examples], "answers": list(answers)}
+            facts.said = {"texts": [one.text for one in facts.examples], "answers": list(answers)}
+        facts.answers = [Answered(str(one.label), one.probabilities) for one in predictions] or [
+            Answered(one) for one in answers
+        ]
 
 
 async def _gone(request: Request) -> None:

@@ -76,6 +76,9 @@ class Metrics:
         self._refreshes = Counter(
             "softprompt_refreshes", "Looks at the store, by how they ended.", ("result",), registry=self._all
         )
+        self._samples = Counter(
+            "softprompt_samples", "Requests chosen as samples, by what became of them.", ("result",), registry=self._all
+        )
         self.in_progress = Gauge("softprompt_requests_in_progress", "Requests being answered.", registry=self._all)
         self._rows = Histogram(
             "softprompt_batch_rows", "Rows of a forward pass.", ("what",), buckets=ROWS, registry=self._all
@@ -102,6 +105,10 @@ class Metrics:
         """Count tokens."""
         self._tokens.labels(task, "prompt").inc(prompt_tokens)
         self._tokens.labels(task, "completion").inc(completion_tokens)
+
+    def sampled(self, result: str, requests: int) -> None:
+        """Count requests that were chosen as samples; from any thread."""
+        self._samples.labels(result).inc(requests)
 
     def refreshed(self, changes: Changes | None) -> None:
         """Count a look at the store; ``None`` for one that failed."""

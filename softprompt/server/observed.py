@@ -5,14 +5,18 @@ import logging
 import re
 import secrets
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from softprompt.data import Example
 from softprompt.server.metrics import Metrics
 from softprompt.server.problems import CLIENT_GONE, ApiError, problem_of
+from softprompt.server.sampling import Answered, Sampler, Taken
+from softprompt.server.work import Served
 
 HEADER = "X-Request-Id"
 _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -33,6 +37,7 @@ class Facts:
         status: what it came to, where that is not the response's status: it had begun already.
         code: of the error, if it ended in one.
         said: texts and answers, where they are to be logged.
+        served, examples, answers: of a request to a prompt, as far as it got, for samples.
     """
 
     id: str
@@ -44,14 +49,17 @@ class Facts:
     status: int | None = None
     code: str = ""
     said: dict[str, Any] = field(default_factory=dict)
+    served: Served | None = None
+    examples: Sequence[Example] = ()
+    answers: Sequence[Answered] = ()
 
 
 class Observed:
     """ASGI middleware, the outermost one of ours."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, hosts: tuple[str, ...]) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics, hosts: tuple[str, ...], sampler: Sampler | None = None) -> None:
         """``hosts``: names that a request may have as Host; none for any."""
-        self._app, self._metrics, self._hosts = app, metrics, hosts
+        self._app, self._metrics, self._hosts, self._sampler = app, metrics, hosts, sampler
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -98,6 +106,22 @@ class Observed:
         # the path that was declared, not the one that was sent: that can be anything
         route = getattr(scope.get("route"), "path", "other")
         self._metrics.answered(route, status, facts.task, seconds)
+        if self._sampler is not None and facts.served is not None and facts.examples and self._sampler.chosen():
+            self._sampler.offer(
+                Taken(
+                    time=time.time(),
+                    request=facts.id,
+                    prompt=facts.model,
+                    served=facts.served,
+                    key=facts.key,
+                    route=route,
+                    examples=facts.examples,
+                    answers=facts.answers,
+                    seconds=seconds,
+                    status=status,
+                    error=facts.code,
+                )
+            )
         line = {
             "request_id": facts.id,
             "method": scope["method"] if scope["method"] in ("GET", "POST", "HEAD", "OPTIONS") else "other",

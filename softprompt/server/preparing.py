@@ -8,7 +8,7 @@ from typing import Any, Generic, TypeVar
 
 from softprompt.architecture import Frame
 from softprompt.base import FrozenLM
-from softprompt.batch import Encoder, Item
+from softprompt.batch import Encoder, Item, Reader
 from softprompt.data import Example
 from softprompt.errors import DataError
 from softprompt.objective import Objective
@@ -45,15 +45,20 @@ class _Reader:
     context_length: int | None
 
 
+def reader_of(base: FrozenLM) -> Reader:
+    """What an Encoder asks of ``base``, for one thread: whether special tokens are read is a setting of the tokenizer,
+    which other threads could change meanwhile."""
+    tokenizer = copy.deepcopy(base.tokenizer)
+    return _Reader(tokenizer, base.architecture, base.frame, base.context_length)
+
+
 class Preparing:
     """Makes items of examples; to be called in one thread only."""
 
     def __init__(self, base: FrozenLM, longest_text: int) -> None:
         """``longest_text``: characters of an example that are read at all."""
         self._base, self._longest_text = base, longest_text
-        # whether special tokens are read is a setting of the tokenizer, which other threads could change meanwhile
-        tokenizer = copy.deepcopy(base.tokenizer)
-        self._reader = _Reader(tokenizer, base.architecture, base.frame, base.context_length)
+        self._reader = reader_of(base)
         self._classifying: Recent[tuple[Encoder, Objective]] = Recent(KEPT)
         self._generating: Recent[Encoder] = Recent(KEPT)
 

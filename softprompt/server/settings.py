@@ -15,8 +15,10 @@ from softprompt.config import Settings
 from softprompt.errors import ConfigError
 from softprompt.paths import expanded
 from softprompt.references import check_alias
+from softprompt.samples import Keep
 
 ENVIRONMENT = "SOFTPROMPT_"
+SAMPLING = {"sample_rate", "sample_text", "sample_keep"}
 
 
 class ServeConfig(Settings):
@@ -65,6 +67,13 @@ class ServeConfig(Settings):
     shutdown_timeout: int = Field(30, ge=0, le=3600, description="seconds for what runs when the server is stopped")
     log_text: bool = Field(False, description="write texts and answers to the log")
 
+    sample_file: str | None = Field(
+        None, min_length=1, description="file for samples of requests: SQLite, or JSON lines if it ends with .jsonl"
+    )
+    sample_rate: float = Field(0.01, gt=0, le=1, description="share of the requests that are sampled")
+    sample_text: bool = Field(False, description="keep texts and completions in the samples")
+    sample_keep: str = Field("100000", description="rows of samples that stay, or their age, as 30d; the oldest go")
+
     @model_validator(mode="after")
     def _fits(self) -> Self:
         if self.default_max_tokens > self.max_tokens:
@@ -98,6 +107,9 @@ class ServeConfig(Settings):
             got = "neither" if self.store is None else "both"
             raise ConfigError(f"expected a store or saved prompts, got {got}: give --store or --prompt")
         check_alias(self.default_alias)
+        if self.sample_file is None and (given := sorted(SAMPLING & self.model_fields_set)):
+            raise ConfigError(f"{given[0]} is for samples of requests: give --sample-file too, or leave it out")
+        Keep.of(self.sample_keep)
         if self.keys is not None and self.no_auth:
             raise ConfigError("--no-auth lets everybody in, and keys are given: leave one of them out")
         if self.keys is None and not self.no_auth and not self.is_local:
@@ -110,6 +122,11 @@ class ServeConfig(Settings):
     def keys_path(self) -> Path | None:
         """The file of keys."""
         return None if self.keys is None else expanded(self.keys)
+
+    @property
+    def samples_path(self) -> Path | None:
+        """The file of samples."""
+        return None if self.sample_file is None else expanded(self.sample_file)
 
     @property
     def is_local(self) -> bool:

@@ -9,6 +9,7 @@ from softprompt.artifacts import Artifacts
 from softprompt.base import FrozenLM
 from softprompt.errors import ConfigError, StoreError
 from softprompt.paths import expanded
+from softprompt.profile import Profile, read_profile
 from softprompt.records import now
 from softprompt.references import check_name, is_name
 from softprompt.store import MANIFEST_FILE, TENSOR_FILE, Prompt, load_prompt, prompt_of
@@ -50,6 +51,10 @@ class Source(Protocol):
         """
         ...
 
+    def place(self, name: str, number: int) -> str:
+        """Where a version is: its folder or reference."""
+        ...
+
 
 class StoreSource:
     """A store, in a folder or behind a URL."""
@@ -87,6 +92,9 @@ class StoreSource:
         files = artifacts.read(version, [MANIFEST_FILE, TENSOR_FILE])
         return prompt_of(files, f"{artifacts.url}#{version}"), version.created
 
+    def place(self, name: str, number: int) -> str:
+        return f"{self._url}#{name}@{number}"
+
     @staticmethod
     def _whole(artifacts: Artifacts, name: str, numbers: list[int]) -> list[int]:
         """Without the newest one, if that is still being written."""
@@ -112,6 +120,7 @@ class FolderSource:
         """
         self._made = now()
         self._prompts: dict[str, Prompt] = {}
+        self._folders: dict[str, str] = {}
         for place in places:
             name, equals, folder = place.partition("=")
             if not equals:
@@ -122,6 +131,7 @@ class FolderSource:
             if name in self._prompts:
                 raise ConfigError(f"two prompts would be called '{name}': give one of them as --prompt NAME=FOLDER")
             self._prompts[name] = load_prompt(expanded(folder))
+            self._folders[name] = str(expanded(folder))
 
     def check_base(self, base: FrozenLM) -> None:
         """Raise PromptFileError unless all were learned on ``base``."""
@@ -133,3 +143,12 @@ class FolderSource:
 
     def load(self, name: str, number: int) -> tuple[Prompt, datetime]:
         return self._prompts[name], self._made
+
+    def place(self, name: str, number: int) -> str:
+        return self._folders[name]
+
+
+def profile_in(source: Source, which: str) -> Profile | None:
+    """The profile of ``name@version``, if it has one; raises StoreError, PromptFileError."""
+    name, _, number = which.rpartition("@")
+    return read_profile(source.place(name, int(number)))

@@ -1,0 +1,149 @@
+"""The page of monitoring: every part, hostile text as text; in a browser light, dark and on a phone."""
+
+import shutil
+from pathlib import Path
+from xml.etree.ElementTree import fromstring, tostring
+
+import pytest
+from test_report import HOSTILE, Page
+from traffic import World, profile, sample, samples
+
+from softprompt.drift import Monitoring
+from softprompt.monitor import _judged, _Looked
+from softprompt.monitor.signals import LEAST, LEAST_TRAINED, SIGNIFICANCE, compare
+from softprompt.monitor_text import monitoring_lines
+from softprompt.profile import Profile
+from softprompt.report.document import Figure
+from softprompt.report.html import page
+from softprompt.report.markdown import markdown
+from softprompt.report.monitoring import monitoring_document, write_monitoring
+
+CHROMIUM = shutil.which("chromium")
+
+
+def full(word: str = "word", labels: int = 2) -> Monitoring:
+    """Three prompts: one that drifts in everything, one that does not, one with too few samples."""
+    world = World(0)
+    known = profile(world)
+    assert known.hidden is not None
+    names = {f"{word} {index}": 10 + index for index in range(labels)}
+    odd = samples(world.draw(300, longer=2.0, odd=0.5, unsure=0.9))
+    answers = list(names)[:1] * 300
+    odd = [
+        one.model_copy(update={"text": f"{word} {i}", "answer": answer, "error": word if i < 3 else ""})
+        for i, (one, answer) in enumerate(zip(odd, answers, strict=True))
+    ]
+    far = dict(enumerate(known.hidden.distances_of(world.states(300, 3.0)).tolist()))
+    same, few = samples(world.draw(300)), [sample(number=9, text=None)]
+    looked = [
+        _Looked(f"{word}@1", "classification", word, odd, compare(_relabelled(known, names), odd, far), (word,)),
+        _Looked("same@1", "classification", "saved with it", same, compare(known, same, {}), ()),
+        _Looked("few@2", "classification", "saved with it", few, compare(known, few, {}), ()),
+    ]
+    return Monitoring(
+        samples=f"/somewhere/{word[:40].replace('/', '')}.db",
+        since="2026-11-20 10:00:00",
+        read=601,
+        damaged=4,
+        left_out=7,
+        least=LEAST,
+        least_trained=LEAST_TRAINED,
+        significance=SIGNIFICANCE,
+        prompts=tuple(_judged(looked)),
+        notes=(word,),
+        created="2026-11-25T16:00:00Z",
+    )
+
+
+def _relabelled(known: Profile, names: dict[str, int]) -> Profile:
+    return known.model_copy(update={"labels": {name: 10 * count for name, count in names.items()}})
+
+
+def figures(found: Monitoring) -> list[Figure]:
+    blocks = [block for section in monitoring_document(found).sections for block in section.blocks]
+    return [block for block in blocks if isinstance(block, Figure)]
+
+
+def test_every_part_is_there() -> None:
+    found = full()
+    read = Page(page(monitoring_document(found)))
+    parts = ["recommendation", "prompt-1", "prompt-2", "prompt-3", "measured"]
+    assert [one["id"] for one in read.all("section")] == parts
+    assert [one.verdict for one in found.prompts] == ["drift", "none", "too few"]
+    assert len(found.prompts[0].findings) == 5
+    for finding in found.prompts[0].findings:
+        assert finding.title in read.text
+        assert all(advice in read.text for advice in finding.advice)
+    assert "word@1: live texts are not as those that the prompt was measured on." in read.text
+    assert len(read.all("figure")) == len(figures(found)) == 9
+
+
+def test_the_terminal_says_the_same() -> None:
+    lines = monitoring_lines(full())
+    assert lines[:3] == [
+        "601 samples in /somewhere/word.db since 2026-11-20 10:00:00",
+        "4 rows are no samples and were left out",
+        "7 older samples were not read",
+    ]
+    assert "note: requests that ended in an error: word 3" in lines
+    assert any(line.startswith("== few@2: too few samples to tell (1 samples") for line in lines)
+
+
+def test_nothing_to_compare() -> None:
+    none = full().model_copy(update={"prompts": ()})
+    assert "There is nothing to compare." in Page(page(monitoring_document(none))).text
+    quiet = full().model_copy(update={"prompts": full().prompts[1:2]})
+    assert "No drift was seen." in Page(page(monitoring_document(quiet))).text
+    few = full().model_copy(update={"prompts": full().prompts[2:]})
+    assert "Too few samples to tell: each prompt needs 100." in Page(page(monitoring_document(few))).text
+
+
+def test_drawings_are_sound_at_both_widths() -> None:
+    for figure in figures(full(labels=30)):
+        for width in (700, 330):
+            drawn = tostring(fromstring(tostring(figure.draw(width))), encoding="unicode")
+            assert "nan" not in drawn
+            assert "soft prompt" not in drawn
+
+
+def test_of_many_labels_those_that_moved_most() -> None:
+    text = Page(page(monitoring_document(full(labels=30)))).text
+    assert "Shown are the 20 of 30 that moved most." in text
+
+
+def test_hostile_text_is_text() -> None:
+    read = Page(page(monitoring_document(full(HOSTILE))))
+    assert len(read.all("script")) == 1
+    assert read.all("img") == []
+    assert "javascript:d" in read.text
+    assert "\x1b" not in "\n".join(monitoring_lines(full(HOSTILE)))
+    assert "<script>" not in markdown(monitoring_document(full(HOSTILE)))
+
+
+def test_is_written_whole(tmp_path: Path) -> None:
+    found = full()
+    write_monitoring(found, tmp_path / "a" / "b.html")
+    assert (tmp_path / "a" / "b.html").read_text() == page(monitoring_document(found))
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: apt-get install chromium")
+@pytest.mark.parametrize(("scheme", "width"), [("light", 1280), ("dark", 375), ("light", 320)])
+def test_in_a_browser(tmp_path: Path, scheme: str, width: int) -> None:
+    playwright = pytest.importorskip("playwright.sync_api", reason="no Playwright: pip install 'softprompt[dev]'")
+    write_monitoring(full("unbroken" * 20, labels=30), tmp_path / "page.html")
+    complaints: list[str] = []
+    requests: list[str] = []
+    with playwright.sync_playwright() as running:
+        browser = running.chromium.launch(executable_path=CHROMIUM)
+        opened = browser.new_page(color_scheme=scheme, viewport={"width": width, "height": 800})
+        opened.on("console", lambda message: complaints.append(message.text))
+        opened.on("pageerror", lambda error: complaints.append(str(error)))
+        opened.on("request", lambda request: requests.append(request.url))
+        opened.goto((tmp_path / "page.html").as_uri())
+        opened.evaluate("for (const details of document.querySelectorAll('details')) details.open = true")
+        assert opened.evaluate("document.documentElement.scrollWidth") == width
+        assert opened.locator("figure svg:visible").count() == 9
+        assert opened.locator("figure table:visible").count() == 9
+        browser.close()
+    assert complaints == []
+    assert requests == [(tmp_path / "page.html").as_uri()]
