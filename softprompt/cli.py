@@ -42,6 +42,7 @@ from softprompt.cli_multitask import multitask
 from softprompt.cli_serve import keys, serve
 from softprompt.cli_similar import similar
 from softprompt.cli_store import STORE_VERBS
+from softprompt.cli_sweep import sweep
 from softprompt.errors import ConfigError, DataError, SoftpromptError
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ if TYPE_CHECKING:
 # how to go on after an interruption
 RESUMING = {
     **dict.fromkeys(("train", "multitask", "distill"), "; --resume goes on from the last checkpoint"),
-    **dict.fromkeys(("compare", "scale"), "; the same command again goes on"),
+    **dict.fromkeys(("compare", "scale", "sweep"), "; the same command again goes on"),
 }
 PREDICT_AT_ONCE = 32  # rows of standard input that are answered together, at most
 
@@ -370,6 +371,7 @@ for verb in (
     scale,
     serve,
     similar,
+    sweep,
     *STORE_VERBS,
 ):
     cli.add_command(verb)

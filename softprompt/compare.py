@@ -21,6 +21,7 @@ from softprompt.contestants import Contestant, Plan, Run
 from softprompt.data import Example, Splits
 from softprompt.errors import ConfigError, OutputError
 from softprompt.evaluate import score
+from softprompt.failures import error_line
 from softprompt.fit import TEST_LIMIT, library_versions
 from softprompt.predict import Predictor
 from softprompt.progress import Silent
@@ -360,15 +361,6 @@ def rates_around(default: float, count: int) -> list[float]:
     """``count`` learning rates: the default, then its neighbours below and above by turns, a half decade apart."""
     powers = [(step + 1) // 2 * (-1 if step % 2 else 1) for step in range(count)]
     return [float(f"{default * RATE_STEP**power:.3g}") if power else default for power in powers]
-
-
-def error_line(error: Exception) -> str:
-    """An error in one line; of a lack of memory, what can be done."""
-    text = " ".join(str(error).split())[:300] or type(error).__name__
-    words = ("out of memory", "can't allocate memory", "cannot allocate memory")
-    if isinstance(error, MemoryError | torch.OutOfMemoryError) or any(word in text.lower() for word in words):
-        return f"out of memory ({text}): a smaller --batch-size or --max-length needs less"
-    return text
 
 
 def _tried(outcome: Fitted | Exception) -> dict[str, Any]:

@@ -84,12 +84,14 @@ ROOMS = (
     "bootstrap",
     "budget",
     "contest_prompts",
+    "study_folder",
+    "failures",
+    "sweep",
     "contestants",
     "recommend",
     "summary",
     "distill_report",
     "distill",
-    "study_folder",
     "compare",
     "scale",
     "probe",
@@ -99,6 +101,7 @@ ROOMS = (
     "report_text",
     "compare_text",
     "distill_text",
+    "sweep_text",
     "inspect_text",
     "report_store",
     "__init__",
@@ -112,13 +115,14 @@ ROOMS = (
     "cli_export",
     "cli_inspect",
     "cli_store",
+    "cli_sweep",
     "cli",
     "__main__",
 )
 """In the order data flows: each room imports from those before it. Not every one need be there yet."""
 
 HEAVY = {"torch", "transformers", "pandas", "pyarrow", "datasets", "sacrebleu", "rouge_score", "sklearn", "peft"}
-HEAVY |= {"fastapi", "uvicorn", "prometheus_client"}
+HEAVY |= {"fastapi", "uvicorn", "prometheus_client", "optuna", "ray"}
 RUNS_CODE_ON_LOADING = {"pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
 
 
