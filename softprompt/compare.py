@@ -293,6 +293,8 @@ class _Comparison:
             except Exception as error:
                 outcome = error
             else:
+                # the settings may come of a sweep, whose trials are then told
+                facts["trials"] = trials or tuple(Trial.model_validate(one) for one in outcome.searched)
                 test: Figure = measured["test"]
                 self.observer.noted(
                     f"{method.name}, seed {seed}: test {test.metric} {test.value:.4g} [{test.low:.4g}, {test.high:.4g}]"
@@ -330,7 +332,7 @@ class _Comparison:
                 base_bytes=fitted.base_bytes,
                 task_bytes=fitted.task_bytes,
                 training_seconds=fitted.seconds if fitted.trained_parameters else 0.0,
-                search_seconds=sum(one["seconds"] for one in tried if "seconds" in one),
+                search_seconds=fitted.search_seconds + sum(one["seconds"] for one in tried if "seconds" in one),
                 peak_memory_bytes=peak,
             ),
             "speed": speed,

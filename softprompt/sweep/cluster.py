@@ -23,7 +23,7 @@ from softprompt.sweep.proposals import FULL_RUNS, Pruning
 from softprompt.sweep.source import Source
 from softprompt.sweep.trial import read_points, record, run_trial
 
-QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AIR_NEW_OUTPUT": "0", "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1"}
+QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AIR_NEW_OUTPUT": "0"}
 STORE_BYTES = 100_000_000  # of Ray's object store on one machine: the task's examples are all that goes in there
 BROKEN_FILE = "learning/broken.txt"
 METRIC, STEP = "objective", "step"
