@@ -38,8 +38,8 @@ class Choice:
         """The values whose being allowed makes all allowed."""
         return self.values
 
-    def to_dict(self) -> dict[str, Any]:
-        return {"values": list(self.values)}
+    def __str__(self) -> str:
+        return ",".join(map(str, self.values))
 
 
 @dataclass(frozen=True)
@@ -67,8 +67,8 @@ class Range:
     def probes(self) -> tuple[Plain, ...]:
         return self.low, self.high
 
-    def to_dict(self) -> dict[str, Any]:
-        return {"low": self.low, "high": self.high, "log": self.log}
+    def __str__(self) -> str:
+        return f"{self.low}..{self.high}{':log' if self.log else ''}"
 
 
 Axis: TypeAlias = Choice | Range
@@ -151,8 +151,9 @@ class Space:
         usual = {name: getattr(fixed, name) for name in self.axes}
         return usual if all(usual[name] in axis for name, axis in self.axes.items()) else None
 
-    def to_dict(self) -> dict[str, Any]:
-        return {name: axis.to_dict() for name, axis in self.axes.items()}
+    def to_dict(self) -> dict[str, str]:
+        """Each setting as it is typed."""
+        return {name: str(axis) for name, axis in self.axes.items()}
 
 
 def with_settings(fixed: TrainConfig, chosen: Mapping[str, Any]) -> TrainConfig:
