@@ -148,6 +148,7 @@ def demo(out: Path, steps: int | None, as_json: bool, **model: Any) -> None:
 @click.option("--ensemble", is_flag=True, help="With --seeds or --grid: keep all, they answer by vote.")
 @click.option("--gradient-checkpointing", is_flag=True, default=None, help="Save memory by computing layers twice.")
 @click.option("--tensorboard", type=PLACE, help="Folder for TensorBoard.")
+@click.option("--streaming", is_flag=True, help="Read training rows as they are needed, never all of them.")
 @run_options
 @model_options
 @json_option
@@ -166,6 +167,7 @@ def train(
     resume: bool,
     restart: bool,
     tensorboard: Path | None,
+    streaming: bool,
     no_test: bool,
     as_json: bool,
     **settings: Any,
@@ -194,7 +196,12 @@ def train(
     check_together(members)
     check_out(out, resume=resume, restart=restart)
     observer = observer_for(as_json, tensorboard)
-    task = Task.of(data, max_length=chosen.max_length, **task_settings(template, labels, verbalizer), **columns)
+    source: Any = data
+    if streaming:
+        from softprompt.streamed import read_streamed
+
+        source, columns = read_streamed(data, **columns), {}
+    task = Task.of(source, max_length=chosen.max_length, **task_settings(template, labels, verbalizer), **columns)
     check_trainable(task)
     for member in members.values():
         check_init_fits(member.init, task.spec)

@@ -61,6 +61,7 @@ class TrainConfig(Settings):
     schedule: Literal["cosine", "constant"] = Field("cosine", description="of the rate after warm-up")
     warmup: float = Field(0.05, ge=0, lt=1, description="linear warm-up, fraction of steps")
     weight_decay: float = Field(0.0, ge=0, description="decoupled decay of the learned values per unit of rate")
+    shuffle_buffer: int = Field(4096, ge=1, description="streamed examples in memory, shuffled among each other")
     clip: float = Field(1.0, gt=0, description="largest gradient norm")
     averaging: float = Field(0.0, ge=0, lt=1, description="decay per step of the averaged prompt (0: no averaging)")
     eval_every: int = Field(100, ge=1, description="steps between evaluations on validation")
