@@ -219,7 +219,9 @@ class Encoder:
 
     def _label(self, example: Example) -> int:
         if example.label not in self.spec.label_index:
-            raise DataError(f"label '{example.label}' is not among {', '.join(self.spec.labels)}")
+            raise DataError(
+                f"label '{example.label}' is not among {', '.join(self.spec.labels)}: name all with --labels"
+            )
         return self.spec.label_index[example.label]
 
     def _label_item(self, index: int, text: tuple[int, ...], label: int) -> Item:
@@ -353,7 +355,7 @@ def collate(items: Sequence[Item], device: torch.device, pad_id: int = 0) -> Bat
     )
 
 
-def epoch_batches(lengths: Sequence[int], batch_size: int, seed: int, epoch: int) -> list[list[int]]:
+def epoch_batches(lengths: Sequence[int], batch_size: int, seed: int, epoch: int | str) -> list[list[int]]:
     """Indices of one epoch's batches: shuffled, similar lengths together, a pure function of its arguments.
 
     The epoch's order is random; within pools of 32 batches it is sorted by length, so that batches hold little

@@ -45,6 +45,7 @@ from softprompt.cli_serve import keys, serve
 from softprompt.cli_similar import similar
 from softprompt.cli_spread import check_spreads, hush, is_main, over_processes
 from softprompt.cli_store import STORE_VERBS
+from softprompt.cli_sweep import sweep
 from softprompt.errors import ConfigError, SoftpromptError
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ if TYPE_CHECKING:
 # how to go on after an interruption
 RESUMING = {
     **dict.fromkeys(("train", "multitask", "distill"), "; --resume goes on from the last checkpoint"),
-    **dict.fromkeys(("compare", "scale"), "; the same command again goes on"),
+    **dict.fromkeys(("compare", "scale", "sweep"), "; the same command again goes on"),
 }
 
 
@@ -157,6 +158,7 @@ def demo(out: Path, steps: int | None, as_json: bool, **model: Any) -> None:
     help="Compile what makes a long run faster, on a CPU.  [default: auto]",
 )
 @click.option("--tensorboard", type=PLACE, help="Folder for TensorBoard.")
+@click.option("--streaming", is_flag=True, help="Read training rows as they are needed, never all of them.")
 @run_options
 @model_options
 @device_map_option
@@ -178,6 +180,7 @@ def train(
     restart: bool,
     tensorboard: Path | None,
     sharding: str | None,
+    streaming: bool,
     no_test: bool,
     as_json: bool,
     **settings: Any,
@@ -207,7 +210,12 @@ def train(
     if is_main():
         check_out(out, resume=resume, restart=restart)
     observer = observer_for(as_json, tensorboard)
-    task = Task.of(data, max_length=chosen.max_length, **task_settings(template, labels, verbalizer), **columns)
+    source: Any = data
+    if streaming:
+        from softprompt.streamed import read_streamed
+
+        source, columns = read_streamed(data, **columns), {}
+    task = Task.of(source, max_length=chosen.max_length, **task_settings(template, labels, verbalizer), **columns)
     check_trainable(task)
     for member in members.values():
         check_init_fits(member.init, task.spec)
@@ -324,6 +332,7 @@ for verb in (
     scale,
     serve,
     similar,
+    sweep,
     *STORE_VERBS,
 ):
     cli.add_command(verb)

@@ -149,7 +149,7 @@ def _prepared(
 
     from softprompt.compare import Terms, check_terms
     from softprompt.contestants import contestants
-    from softprompt.study_folder import check_study_folder
+    from softprompt.study_folder import StudyFolder
     from softprompt.task import Task
     from softprompt.train import check_trainable
 
@@ -158,7 +158,7 @@ def _prepared(
     terms = Terms(**given(**common, budget=budget, **more), command=shlex.join(["softprompt", *sys.argv[1:]]))
     check_terms(methods, terms)
     if not folder_of_folders:
-        check_study_folder(out)
+        StudyFolder.check(out)
     settings = task_settings(options["template"], options["labels"], options["verbalizer"])
     task = Task.of(options["data"], **settings, **given(max_length=options["max_length"]), **columns)
     check_trainable(task)

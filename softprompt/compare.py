@@ -21,6 +21,7 @@ from softprompt.contestants import Contestant, Plan, Run
 from softprompt.data import Example, Splits
 from softprompt.errors import ConfigError, OutputError
 from softprompt.evaluate import score
+from softprompt.failures import error_line
 from softprompt.fit import TEST_LIMIT, library_versions
 from softprompt.predict import Predictor
 from softprompt.progress import Silent
@@ -293,6 +294,8 @@ class _Comparison:
             except Exception as error:
                 outcome = error
             else:
+                # the settings may come of a sweep, whose trials are then told
+                facts["trials"] = trials or tuple(Trial.model_validate(one) for one in outcome.searched)
                 test: Figure = measured["test"]
                 self.observer.noted(
                     f"{method.name}, seed {seed}: test {test.metric} {test.value:.4g} [{test.low:.4g}, {test.high:.4g}]"
@@ -330,7 +333,7 @@ class _Comparison:
                 base_bytes=fitted.base_bytes,
                 task_bytes=fitted.task_bytes,
                 training_seconds=fitted.seconds if fitted.trained_parameters else 0.0,
-                search_seconds=sum(one["seconds"] for one in tried if "seconds" in one),
+                search_seconds=fitted.search_seconds + sum(one["seconds"] for one in tried if "seconds" in one),
                 peak_memory_bytes=peak,
             ),
             "speed": speed,
@@ -361,15 +364,6 @@ def rates_around(default: float, count: int) -> list[float]:
     """``count`` learning rates: the default, then its neighbours below and above by turns, a half decade apart."""
     powers = [(step + 1) // 2 * (-1 if step % 2 else 1) for step in range(count)]
     return [float(f"{default * RATE_STEP**power:.3g}") if power else default for power in powers]
-
-
-def error_line(error: Exception) -> str:
-    """An error in one line; of a lack of memory, what can be done."""
-    text = " ".join(str(error).split())[:300] or type(error).__name__
-    words = ("out of memory", "can't allocate memory", "cannot allocate memory")
-    if isinstance(error, MemoryError | torch.OutOfMemoryError) or any(word in text.lower() for word in words):
-        return f"out of memory ({text}): a smaller --batch-size or --max-length needs less"
-    return text
 
 
 def _tried(outcome: Fitted | Exception) -> dict[str, Any]:

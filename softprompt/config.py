@@ -29,7 +29,7 @@ class Settings(BaseModel):
     def load(cls, path: str | Path, **overrides: Any) -> Self:
         """Read a ``.toml``, ``.yaml`` or ``.json`` file, settings given here over those in it; raises ConfigError."""
         given = {name: value for name, value in overrides.items() if value is not None}
-        return cls.build(**{**_read_mapping(Path(path)), **given})
+        return cls.build(**{**read_settings_file(Path(path)), **given})
 
 
 class TrainConfig(Settings):
@@ -64,6 +64,7 @@ class TrainConfig(Settings):
     schedule: Literal["cosine", "constant"] = Field("cosine", description="of the rate after warm-up")
     warmup: float = Field(0.05, ge=0, lt=1, description="linear warm-up, fraction of steps")
     weight_decay: float = Field(0.0, ge=0, description="decoupled decay of the learned values per unit of rate")
+    shuffle_buffer: int = Field(4096, ge=1, description="streamed examples in memory, shuffled among each other")
     clip: float = Field(1.0, gt=0, description="largest gradient norm")
     averaging: float = Field(0.0, ge=0, lt=1, description="decay per step of the averaged prompt (0: no averaging)")
     eval_every: int = Field(100, ge=1, description="steps between evaluations on validation")
@@ -166,18 +167,13 @@ def population(config: TrainConfig, seeds: int = 1, grid: str = "") -> dict[str,
     """
     import itertools
 
-    import yaml
-
     axes: dict[str, list[Any]] = {}
     for part in filter(None, map(str.strip, grid.split(";"))):
         name, equals, values = (piece.strip() for piece in part.partition("="))
         if not equals or not all(value.strip() for value in values.split(",")):
             raise ConfigError(f"grid '{part}': expected NAME=VALUE,VALUE, as in lr=0.03,0.1;length=10,20")
         name = "learning_rate" if name == "lr" else name
-        try:
-            choices = [yaml.safe_load(value) for value in values.split(",")]
-        except yaml.YAMLError as error:
-            raise ConfigError(f"grid '{part}': expected plain values with commas between them") from error
+        choices = [plain_value(value, f"grid '{part}'") for value in values.split(",")]
         if name in axes or any(one in choices[:place] for place, one in enumerate(choices)):
             raise ConfigError(f"grid '{part}': expected each setting once, and each of its values once")
         axes[name] = choices
@@ -197,15 +193,30 @@ def population(config: TrainConfig, seeds: int = 1, grid: str = "") -> dict[str,
     return members
 
 
+def plain_value(text: str, where: str) -> Any:
+    """A value as it stands on the command line, as a number, a boolean or a word; ConfigError names ``where``."""
+    import yaml
+
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{where}: expected plain values with commas between them") from error
+
+
+def unknown_setting(name: str, model: type[BaseModel]) -> str:
+    """What to say of a setting that ``model`` does not have, with what may have been meant."""
+    import difflib
+
+    near = difflib.get_close_matches(name, model.model_fields, n=1)
+    hint = f"did you mean '{near[0]}'?" if near else f"known settings: {', '.join(model.model_fields)}"
+    return f"unknown setting '{name}': {hint}"
+
+
 def _first_problem(error: ValidationError, model: type[BaseModel]) -> str:
     problem = error.errors()[0]
     name = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
-        import difflib
-
-        near = difflib.get_close_matches(name, model.model_fields, n=1)
-        hint = f"did you mean '{near[0]}'?" if near else f"known settings: {', '.join(model.model_fields)}"
-        return f"unknown setting '{name}': {hint}"
+        return unknown_setting(name, model)
     what = problem["msg"].removeprefix("Value error, ")
     if not name:
         return what
@@ -213,7 +224,8 @@ def _first_problem(error: ValidationError, model: type[BaseModel]) -> str:
     return f"setting '{name}' ({field.description}): {what[0].lower() + what[1:]}, got {problem['input']!r}"
 
 
-def _read_mapping(path: Path) -> dict[str, Any]:
+def read_settings_file(path: Path) -> dict[str, Any]:
+    """What a ``.toml``, ``.yaml`` or ``.json`` file holds, by name; ConfigError if it cannot be read."""
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError as error:

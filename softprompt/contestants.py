@@ -22,6 +22,8 @@ from softprompt.baselines.tuned import TunedConfig
 from softprompt.config import TrainConfig
 from softprompt.errors import ConfigError, MissingExtraError, SoftpromptError
 from softprompt.methods import METHODS, check_method
+from softprompt.paths import expanded
+from softprompt.sweep.folder import SweepSummary, SweepTrial, read_sweep
 from softprompt.task import Task
 from softprompt.train import Observer
 
@@ -147,6 +149,41 @@ class SoftPrompt:
         return learn_prompts(base, task, configs, observer, folder)
 
 
+@dataclass(frozen=True)
+class Swept(SoftPrompt):
+    """The winning settings of a sweep, learned anew with the comparison's seeds and steps."""
+
+    summary: SweepSummary
+    trials: tuple[SweepTrial, ...]
+
+    def learn(
+        self, base: FrozenLM, task: Task, runs: Sequence[Run], plan: Plan, observer: Observer, folder: Path
+    ) -> list[Fitted | SoftpromptError]:
+        """ConfigError if the sweep was of another model or data: it may have seen what is held out here."""
+        for what, same in (
+            ("model", self.summary.base == base.fingerprint),
+            ("data", self.summary.data == task.splits.fingerprint),
+        ):
+            if not same:
+                raise ConfigError(f"'{self.name}' was on another {what}: expected a sweep on those of the comparison")
+        default = self.learning_rate
+        searched = tuple(
+            {
+                "learning_rate": trial.settings.get("learning_rate", default),
+                "settings": {name: value for name, value in trial.settings.items() if name != "learning_rate"},
+                "value": trial.value,
+                "loss": trial.loss,
+                "chosen": trial.number == self.summary.winner,
+            }
+            for trial in self.trials
+            if trial.value is not None and trial.status != "repeated"
+        )
+        return [
+            replace(one, searched=searched, search_seconds=self.summary.seconds) if isinstance(one, Fitted) else one
+            for one in super().learn(base, task, runs, plan, observer, folder)
+        ]
+
+
 FitTuned: TypeAlias = Callable[[FrozenLM, Task, TunedConfig, Observer], Fitted]
 
 
@@ -204,6 +241,9 @@ def contestants(names: str) -> list[Contestant]:
         if any(other.name == name for other in found):
             raise ConfigError(f"--methods names '{name}' twice: expected each method once")
         kind, _, options = name.partition(":")
+        if kind == "sweep":
+            found.append(_swept(name, options))
+            continue
         if kind not in KINDS:
             raise ConfigError(f"unknown method '{kind}': {suggestion(kind, KINDS)}")
         KINDS[kind].check_installed()
@@ -249,6 +289,18 @@ def _soft_prompt(name: str, options: str) -> Contestant:
         return SoftPrompt(name, TrainConfig.build(method=method, method_options=own, **settings))
     except ConfigError as error:
         raise ConfigError(f"method '{name}': {error}") from error
+
+
+def _swept(name: str, place: str) -> Contestant:
+    if not place:
+        raise ConfigError(f"method '{name}': expected the folder of a sweep, as in sweep:runs/sweep")
+    summary, trials = read_sweep(expanded(place))
+    if shared := sorted(set(summary.settings) & set(COMMON) - {"seed", "method"}):
+        raise ConfigError(
+            f"method '{name}' searched {shared[0]}, which all methods of a comparison share: leave it out"
+        )
+    settings = {key: value for key, value in summary.config.items() if key not in set(COMMON) - {"method"}}
+    return Swept(name, TrainConfig.build(**settings), summary, tuple(trials))
 
 
 def _shots(name: str, options: str) -> int:

@@ -21,6 +21,7 @@ from softprompt.errors import DataError
 from softprompt.examples import Columns, Example, Kind, answered, example_of, kind_of, unlabelled_example
 from softprompt.paths import expanded
 from softprompt.rows import ENDINGS, Row, listed, optional_module, read_records, read_rows, reading
+from softprompt.streams import Stream, class_name
 
 __all__ = [
     "Example",
@@ -50,6 +51,7 @@ class Splits:
     test: tuple[Example, ...]
     source: str  # as the user gave it
     notes: tuple[str, ...]  # what was decided for the user, one sentence each
+    stream: Stream | None = None  # all training rows, where ``train`` is only the first of them
 
     def __getitem__(self, name: str) -> tuple[Example, ...]:
         """The examples of a split, or of ``all`` three in order; DataError when it is unknown or empty."""
@@ -75,6 +77,8 @@ class Splits:
             for one in getattr(self, split):
                 row = [split, one.text, one.label, one.references, sorted(one.columns.items())]
                 digest.update(json.dumps(row).encode() + b"\n")
+        if self.stream is not None:
+            digest.update(self.stream.identity.encode())
         return digest.hexdigest()
 
 
@@ -170,6 +174,11 @@ def split_examples(
     return parts[0], parts[1], parts[2]
 
 
+def split_of(name: str) -> str | None:
+    """The split that files and published parts of this name are, if any."""
+    return _ALIASES.get(name)
+
+
 def _apportion(total: int, capacities: Sequence[int]) -> list[int]:
     """Share ``total`` out in proportion to ``capacities`` by largest remainders, none above its own."""
     whole = sum(capacities)
@@ -223,7 +232,7 @@ def _read_folder(folder: Path, columns: Columns) -> Parts:
     files: dict[str, Path] = {}
     paths = sorted(folder.iterdir())
     for path in paths:
-        split = _ALIASES.get(path.stem.lower())
+        split = split_of(path.stem.lower())
         if split and path.suffix.lower() in ENDINGS:
             if split in files:
                 got = listed([files[split].name, path.name], " and ")
@@ -252,12 +261,12 @@ def _read_hub(source: str, columns: Columns) -> tuple[Parts, list[str]]:
     parts: Parts = {}
     notes: list[str] = []
     for given, data in published.items():
-        split = _ALIASES.get(given)
+        split = split_of(given)
         if split is None or split in parts or not len(data):
             notes.append(f"The split '{given}' of '{source}' was not used.")
             continue
         classes = {key: kind.names for key, kind in data.features.items() if isinstance(kind, datasets.ClassLabel)}
-        rows = [row | {key: _class_name(row[key], names) for key, names in classes.items()} for row in data]
+        rows = [row | {key: class_name(row[key], names) for key, names in classes.items()} for row in data]
         if columns.label in classes and all(row[columns.label] is None for row in rows):
             notes.append(f"The split '{given}' of '{source}' was not used: its labels are not published.")
             continue
@@ -265,11 +274,6 @@ def _read_hub(source: str, columns: Columns) -> tuple[Parts, list[str]]:
     if not parts:
         raise DataError(f"expected a labelled train, validation or test split in '{source}', got {listed(published)}")
     return parts, notes
-
-
-def _class_name(index: int | None, names: Sequence[str]) -> str | None:
-    # a negative class stands for a label that is not published
-    return None if index is None or index < 0 else names[index]
 
 
 def _read_file(path: Path, columns: Columns) -> list[Example]:

@@ -188,7 +188,12 @@ def check_out(out: Path, *, resume: bool = False, restart: bool = False) -> None
 def data_facts(task: Task) -> dict[str, Any]:
     """Source, fingerprint and sizes of a task's data."""
     sizes = {"train": len(task.train), "validation": len(task.validation), "test": len(task.test)}
-    return {"source": task.splits.source, "fingerprint": task.splits.fingerprint, "examples": sizes}
+    streamed = task.splits.stream is not None
+    if streamed:
+        # how many rows there are, only their end would tell
+        del sizes["train"]
+    more = {"streamed": True} if streamed else {}
+    return {"source": task.splits.source, "fingerprint": task.splits.fingerprint, "examples": sizes, **more}
 
 
 def library_versions() -> dict[str, str]:

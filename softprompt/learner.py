@@ -54,6 +54,7 @@ class Progress:
     alarmed: bool = False
     stopped_early: bool = False
     failed: bool = False
+    stream: dict[str, Any] | None = None
 
     @property
     def recent_loss(self) -> float:

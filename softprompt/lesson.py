@@ -13,6 +13,7 @@ from torch import Tensor
 from softprompt.base import FrozenLM
 from softprompt.batch import Batch, Encoder, Item
 from softprompt.config import TrainConfig
+from softprompt.feeds import Feed, FeedOf, Listed, Streamed
 from softprompt.learner import Bar
 from softprompt.objective import Objective
 from softprompt.prefix import Prefix, PromptState
@@ -50,6 +51,7 @@ class Lesson:
         bar: the loss of having learned nothing; ``None``: that of the task's label frequencies.
         starts: what a prompt of each length begins as with ``init='teacher'``.
         scores_start: whether the start is scored as steps are: it may be the best there is.
+        streamed: gives the examples where they are not all in memory; ``examples`` has none then.
     """
 
     encoders: Mapping[int, Encoder]
@@ -60,6 +62,11 @@ class Lesson:
     bar: Bar | None = None
     starts: Mapping[int, PromptState] = field(default_factory=dict)
     scores_start: bool = False
+    streamed: FeedOf | None = None
+
+    def feed(self, config: TrainConfig) -> Feed:
+        """What a prompt with these settings learns from."""
+        return Listed(self.examples[config.length], config) if self.streamed is None else self.streamed(config)
 
 
 def labels(base: FrozenLM, task: Task, configs: Iterable[TrainConfig]) -> Lesson:
@@ -67,13 +74,15 @@ def labels(base: FrozenLM, task: Task, configs: Iterable[TrainConfig]) -> Lesson
     configs = list(configs)
     by_length = encoders(base, task.spec, [config.length for config in configs])
     objective = Objective(base, next(iter(by_length.values())).verbalizer)
+    stream = task.splits.stream
     return Lesson(
         by_length,
-        shared(by_length, lambda one: [(item,) for item in one.training_items(task.train)]),
+        shared(by_length, lambda one: [(item,) for item in one.training_items(() if stream else task.train)]),
         # tokenised, and counted where cut, once
         shared(by_length, lambda one: Validation(task, one, objective, configs[0])),
         objective.count,
         objective.losses,
+        streamed=None if stream is None else lambda config: Streamed(stream, by_length[config.length], config),
     )
 
 

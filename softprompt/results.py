@@ -35,9 +35,14 @@ class CurvePoint(_Record):
 
 
 class Trial(_Record):
-    """One learning rate that was tried, and what it reached on validation."""
+    """One learning rate that was tried, and what it reached on validation.
+
+    Attributes:
+        settings: what was tried with it (a sweep).
+    """
 
     learning_rate: float
+    settings: dict[str, Any] = Field(default_factory=dict)
     value: float
     loss: float
     chosen: bool

@@ -15,10 +15,10 @@ import shutil
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self, TypeVar
 
 from filelock import FileLock
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from softprompt.checkpoint import differences
 from softprompt.errors import DataError, OutputError, writing
@@ -27,9 +27,20 @@ from softprompt.results import Result
 
 SETUP_FILE, LOCK_FILE = "setup.json", ".lock"
 
+Landed = TypeVar("Landed", bound=BaseModel)
 
-class StudyFolder:
-    """A comparison's folder, for this process alone within ``with``."""
+
+class RecordFolder:
+    """A folder of immutable records that have a setup in common, for this process alone within ``with``.
+
+    Attributes:
+        what, doing: what messages call it, and what goes on in it.
+        records: the folder in it that the records land in.
+    """
+
+    what: ClassVar[str] = "comparison"
+    doing: ClassVar[str] = "comparing"
+    records: ClassVar[str] = "results"
 
     def __init__(self, path: Path, setup: Mapping[str, Any]) -> None:
         """``setup``: what must be the same in all results, as JSON has it."""
@@ -43,11 +54,11 @@ class StudyFolder:
         Raises:
             OutputError: it holds something else, results of another setup, or another process has it.
         """
-        check_study_folder(self.path)
+        self.check(self.path)
         with writing(self.path):
-            for name in ("results", "learning"):
+            for name in (self.records, "learning"):
                 (self.path / name).mkdir(parents=True, exist_ok=True)
-            take_lock(self._lock, self.path, "comparing")
+            take_lock(self._lock, self.path, self.doing)
         try:
             self._check_setup()
         except BaseException:
@@ -60,25 +71,17 @@ class StudyFolder:
             (self.path / LOCK_FILE).unlink()
         self._lock.release()
 
-    def result(self, name: str, seed: int) -> Result | None:
-        """What landed of a method's seed, if anything.
-
-        Raises:
-            DataError: the file is damaged.
-        """
-        path = self._result_path(name, seed)
-        try:
-            return Result.model_validate_json(path.read_bytes())
-        except FileNotFoundError:
-            return None
-        except (OSError, ValidationError) as error:
-            raise DataError(
-                f"'{path}' is damaged: expected the result of a comparison; remove it, and it is measured again"
-            ) from error
-
-    def land(self, result: Result) -> None:
-        """Keep a result: whole or not at all."""
-        self._write(self._result_path(result.method, result.seed), result.model_dump_json(indent=1))
+    @classmethod
+    def check(cls, path: Path) -> None:
+        """Raise OutputError if ``path`` is taken by something else."""
+        if path.exists() and not path.is_dir():
+            raise OutputError(f"'{path}' is a file: expected a folder for the {cls.what}, give another --out")
+        own = (cls.records, "learning", LOCK_FILE)
+        taken = path.is_dir() and any(one.name not in own for one in path.iterdir())
+        if taken and not (path / SETUP_FILE).is_file():
+            raise OutputError(
+                f"'{path}' holds something else than a {cls.what}: give another --out, or remove it first"
+            )
 
     def notes(self, name: str) -> dict[str, Any]:
         """What is known of a method that is being learned."""
@@ -92,6 +95,10 @@ class StudyFolder:
         """Add to ``notes``; ``None`` takes away."""
         notes = {key: value for key, value in (self.notes(name) | changes).items() if value is not None}
         self._write(self._notes_path(name), json.dumps(notes, indent=1))
+
+    def forget(self, name: str) -> None:
+        """Drop ``notes``."""
+        self._notes_path(name).unlink(missing_ok=True)
 
     def unfinished(self, name: str) -> Path:
         """The folder of a method's unfinished run."""
@@ -113,7 +120,10 @@ class StudyFolder:
 
     def keep(self, name: str, saved: Path) -> None:
         """Put the folder ``saved`` in the place of a method's artifact."""
-        place = self.artifact(name)
+        self.put(saved, self.artifact(name))
+
+    def put(self, saved: Path, place: Path) -> None:
+        """Put the folder ``saved`` in ``place``, in the stead of what is there."""
         with writing(place):
             place.parent.mkdir(exist_ok=True)
             shutil.rmtree(place, ignore_errors=True)
@@ -130,12 +140,22 @@ class StudyFolder:
             raise OutputError(f"'{path}' is damaged: {error}; give another --out") from error
         if differing := differences(setup, self._setup):
             raise OutputError(
-                f"'{self.path}' holds results of another comparison ({'; '.join(differing)}): give the same model, "
+                f"'{self.path}' holds results of another {self.what} ({'; '.join(differing)}): give the same model, "
                 "data and settings to go on with it, or another --out"
             )
 
-    def _result_path(self, name: str, seed: int) -> Path:
-        return self.path / "results" / f"{file_name(name)}-{seed}.json"
+    def _read(self, path: Path, kind: type[Landed]) -> Landed | None:
+        try:
+            return kind.model_validate_json(path.read_bytes())
+        except FileNotFoundError:
+            return None
+        except (OSError, ValidationError) as error:
+            raise DataError(
+                f"'{path}' is damaged: expected the result of a {self.what}; remove it, and it is measured again"
+            ) from error
+
+    def _land(self, path: Path, record: BaseModel) -> None:
+        self._write(path, record.model_dump_json(indent=1))
 
     def _notes_path(self, name: str) -> Path:
         return self.path / "learning" / f"{file_name(name)}.json"
@@ -145,13 +165,23 @@ class StudyFolder:
             replace_file(path, text.encode() + b"\n")
 
 
-def check_study_folder(path: Path) -> None:
-    """Raise OutputError if ``path`` is taken by something else than a comparison."""
-    if path.exists() and not path.is_dir():
-        raise OutputError(f"'{path}' is a file: expected a folder for the comparison, give another --out")
-    taken = path.is_dir() and any(one.name not in ("results", "learning", LOCK_FILE) for one in path.iterdir())
-    if taken and not (path / SETUP_FILE).is_file():
-        raise OutputError(f"'{path}' holds something else than a comparison: give another --out, or remove it first")
+class StudyFolder(RecordFolder):
+    """A comparison's folder."""
+
+    def result(self, name: str, seed: int) -> Result | None:
+        """What landed of a method's seed, if anything.
+
+        Raises:
+            DataError: the file is damaged.
+        """
+        return self._read(self._result_path(name, seed), Result)
+
+    def land(self, result: Result) -> None:
+        """Keep a result: whole or not at all."""
+        self._land(self._result_path(result.method, result.seed), result)
+
+    def _result_path(self, name: str, seed: int) -> Path:
+        return self.path / self.records / f"{file_name(name)}-{seed}.json"
 
 
 def file_name(method: str) -> str:

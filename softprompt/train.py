@@ -12,11 +12,12 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from softprompt.base import FrozenLM
-from softprompt.batch import Batch, Item, budgeted, collate, epoch_batches
+from softprompt.batch import Batch, Item, budgeted, collate
 from softprompt.checkpoint import Checkpoint, Saved, load_for_all
 from softprompt.compiled import compiled, compiles
 from softprompt.config import TrainConfig
 from softprompt.errors import ConfigError, DataError, TrainingError
+from softprompt.feeds import Order
 from softprompt.learner import Learner
 from softprompt.lesson import Held, Lesson, labels
 from softprompt.methods import check_method, state_of
@@ -143,12 +144,10 @@ def train_together(
     for learner in learners:
         processes.copy_main([*learner.method.state_dict().values(), *learner.averaged.values()])
 
-    examples = [lesson.examples[learner.config.length] for learner in learners]
     validations = [lesson.validations[learner.config.length] for learner in learners]
-    orders = [
-        Order([len(items[0].ids) for items in some], learner.config)
-        for some, learner in zip(examples, learners, strict=True)
-    ]
+    feeds = [lesson.feed(learner.config) for learner in learners]
+    for feed, learner in zip(feeds, learners, strict=True):
+        feed.go_to(learner.progress.stream)
     first_step = step = max(learner.progress.step for learner in learners)
     seen, began = 0, time.perf_counter()
     with ExitStack() as stack:
@@ -160,8 +159,10 @@ def train_together(
                 _give_up(learners, index, "validation loss", observer, checkpoint)
         while active := [index for index, learner in enumerate(learners) if not learner.done]:
             step_began = time.perf_counter()
-            chosen = {i: orders[i].batch(step) for i in active}
-            batches = [[item for n in indices for item in examples[i][n]] for i, indices in chosen.items()]
+            chosen = {i: feeds[i].batch(step) for i in active}
+            batches = [[item for items in some for item in items] for some in chosen.values()]
+            for i in active:
+                learners[i].progress.stream = feeds[i].position
             with recomputing(base, shared.gradient_checkpointing):
                 losses = _accumulate_gradients(base, [learners[i] for i in active], lesson, batches)
             good = []
@@ -202,13 +203,13 @@ def train_together(
             learner.progress.step,
             tuple(learner.progress.history),
             learner.learned,
-            lesson.encoders[learner.config.length].truncated,
+            lesson.encoders[learner.config.length].truncated + feed.truncated,
             seconds,
             seen / seconds if seconds else 0.0,
             learner.progress.alarmed,
             learner.progress.failed,
         )
-        for learner, validation in zip(learners, validations, strict=True)
+        for learner, validation, feed in zip(learners, validations, feeds, strict=True)
     ]
 
 
@@ -357,22 +358,6 @@ def _elsewhere(saved: Saved, base: FrozenLM) -> str:
 
 def _named(text: str, learner: Learner) -> str:
     return f"{learner.name}: {text}" if learner.name else text
-
-
-class Order:
-    """Which examples each step takes."""
-
-    def __init__(self, lengths: list[int], config: TrainConfig) -> None:
-        self._lengths, self._config = lengths, config
-        self._epoch, self._batches = -1, [[0]]
-
-    def batch(self, step: int) -> list[int]:
-        per_epoch = max(1, len(self._lengths) // self._config.batch_size)
-        epoch, index = divmod(step, per_epoch)
-        if epoch != self._epoch:
-            self._batches = epoch_batches(self._lengths, self._config.batch_size, self._config.seed, epoch)
-            self._epoch = epoch
-        return self._batches[index]
 
 
 __all__ = [

@@ -28,7 +28,9 @@ ROOMS = (
     "config",
     "rows",
     "examples",
+    "streams",
     "data",
+    "streamed",
     "embedded",
     "template",
     "task",
@@ -66,6 +68,7 @@ ROOMS = (
     "similar",
     "recompute",
     "checkpoint",
+    "feeds",
     "learner",
     "validation",
     "lesson",
@@ -95,12 +98,14 @@ ROOMS = (
     "bootstrap",
     "budget",
     "contest_prompts",
+    "study_folder",
+    "failures",
+    "sweep",
     "contestants",
     "recommend",
     "summary",
     "distill_report",
     "distill",
-    "study_folder",
     "compare",
     "scale",
     "probe",
@@ -111,6 +116,7 @@ ROOMS = (
     "report_text",
     "compare_text",
     "distill_text",
+    "sweep_text",
     "inspect_text",
     "monitor_text",
     "report_store",
@@ -128,13 +134,14 @@ ROOMS = (
     "cli_inspect",
     "cli_monitor",
     "cli_store",
+    "cli_sweep",
     "cli",
     "__main__",
 )
 """In the order data flows: each room imports from those before it. Not every one need be there yet."""
 
 HEAVY = {"torch", "transformers", "pandas", "pyarrow", "datasets", "sacrebleu", "rouge_score", "sklearn", "peft"}
-HEAVY |= {"fastapi", "uvicorn", "prometheus_client"}
+HEAVY |= {"fastapi", "uvicorn", "prometheus_client", "optuna", "ray"}
 RUNS_CODE_ON_LOADING = {"pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
 
 

@@ -38,6 +38,7 @@ class Fitted:
         task_bytes: memory of one more task.
         curve: an evaluation each: ``step``, ``seconds``, ``value``, ``loss``.
         settings: what was chosen.
+        searched: what a sweep before it tried, as ``results.Trial`` has it; search_seconds: how long that took.
         save: writes what one task needs to be deployed into a new folder.
     """
 
@@ -53,6 +54,8 @@ class Fitted:
     save: Callable[[Path], None]
     curve: tuple[Mapping[str, float], ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
+    searched: tuple[Mapping[str, Any], ...] = ()
+    search_seconds: float = 0.0
 
 
 def extra_module(name: str) -> Any:

@@ -104,7 +104,7 @@ def learning_cost(study: Study) -> Table:
         rows.append((name_cell(study, row), *cells))
     note = (
         "Stored: files that one task needs beside the base model (1 kB is 1,000 bytes). Memory a task: what one more "
-        "task adds while serving. Training: the run that is reported; search: its trials of learning rates. Peak "
+        "task adds while serving. Training: the run that is reported; search: its trials, or those of its sweep. Peak "
         "memory: of the process while learning."
     )
     return _without_empty("What it takes to learn and to keep", columns, rows, note)
@@ -205,7 +205,8 @@ def failures(study: Study) -> Table:
 
 
 def search(study: Study) -> Table:
-    """Learning rates that were tried."""
+    """Learning rates that were tried, and what a sweep tried with them."""
+    swept = any(trial.settings for result in study.results for trial in result.trials)
     rows = tuple(
         (
             Cell(result.method),
@@ -213,12 +214,14 @@ def search(study: Study) -> Table:
             Cell(f"{trial.learning_rate:g}", tags=("chosen",) if trial.chosen else ()),
             Cell(metric_text(study.metric, trial.value)),
             Cell(fixed(trial.loss, 3)),
+            *([Cell(_value(trial.settings) or MISSING)] if swept else []),
         )
         for result in study.results
         for trial in result.trials
     )
     names = ("Seed", "Learning rate", f"Validation {metric_name(study.metric)}", "Validation loss")
-    return Table("Learning rates tried", (Column("Method", False), *map(Column, names)), rows)
+    more = [Column("With", False)] if swept else []
+    return Table("Learning rates tried", (Column("Method", False), *map(Column, names), *more), rows)
 
 
 def settings(caption: str, values: Mapping[str, Any]) -> Table:
