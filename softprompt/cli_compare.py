@@ -106,10 +106,9 @@ def compare(
     from softprompt.engine_speed import find_engine
 
     find_engine(engine_python, engine_gguf)  # refuses what is wrong before anything takes long
-    engine = {"engine_python": engine_python, "engine_gguf": engine_gguf}
-    methods, terms, task = _prepared(
-        options, columns, out, keep=keep, current=current, price_per_hour=price_per_hour, **engine
-    )
+    asked: dict[str, Any] = {"keep": keep, "current": current, "price_per_hour": price_per_hour}
+    asked |= {"engine_python": engine_python, "engine_gguf": engine_gguf}
+    methods, terms, task = _prepared(options, columns, out, **asked)
     if shift_data is not None:
         terms = _shifted(terms, task, shift_data, columns)
 
