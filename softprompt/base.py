@@ -124,6 +124,11 @@ class FrozenLM:
         return None
 
     @property
+    def generation_config(self) -> Any:
+        """How the model itself wants to generate, if it says so."""
+        return getattr(self.model, "generation_config", None)
+
+    @property
     def sliding_window(self) -> int | None:
         """Tokens that the narrowest attention layer sees, if any layer sees fewer than all."""
         names = ["window_size", "attention_window_size", "attention_chunk_size"]

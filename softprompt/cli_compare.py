@@ -78,6 +78,10 @@ def study_options(methods: str) -> Callable[[Command], Command]:
 @click.option("--shift-data", type=GIVEN, help="Data of another domain with the same labels, to be scored too.")
 @click.option("--current", type=GIVEN, metavar="METHOD", help="The one of the methods that is in use now.")
 @click.option("--price-per-hour", type=click.FloatRange(min=0, min_open=True), help="Of the machine, in your currency.")
+@click.option(
+    "--engine-python", type=PLACE, help="Python of an environment with vLLM or llama.cpp, to time exported prompts in."
+)
+@click.option("--engine-gguf", type=PLACE, help="GGUF file of the base model, for llama.cpp.")
 @click.option("--keep", is_flag=True, help="Keep what the best seed of each method needs to be deployed.")
 @column_options
 @model_options
@@ -87,6 +91,8 @@ def compare(
     shift_data: str | None,
     current: str | None,
     price_per_hour: float | None,
+    engine_python: Path | None,
+    engine_gguf: Path | None,
     keep: bool,
     out: Path,
     as_json: bool,
@@ -97,7 +103,12 @@ def compare(
     Same splits, same steps or time, several seeds; results land one by one, and a second run goes on.
     """
     columns = columns_of(options)
-    methods, terms, task = _prepared(options, columns, out, keep=keep, current=current, price_per_hour=price_per_hour)
+    from softprompt.engine_speed import find_engine
+
+    find_engine(engine_python, engine_gguf)  # refuses what is wrong before anything takes long
+    asked: dict[str, Any] = {"keep": keep, "current": current, "price_per_hour": price_per_hour}
+    asked |= {"engine_python": engine_python, "engine_gguf": engine_gguf}
+    methods, terms, task = _prepared(options, columns, out, **asked)
     if shift_data is not None:
         terms = _shifted(terms, task, shift_data, columns)
 

@@ -13,20 +13,30 @@ from softprompt.cli_common import GIVEN, PLACE, json_option, load_base, print_re
 from softprompt.errors import ConfigError, MissingExtraError
 
 if TYPE_CHECKING:
-    from softprompt.server.engine import Limits
+    from softprompt.server.engine import Engine, Limits
+    from softprompt.server.metrics import Metrics
+    from softprompt.server.registry import Registry
     from softprompt.server.settings import ServeConfig
     from softprompt.server.sources import FolderSource, StoreSource
+    from softprompt.server.vllm import VllmEngine
 
-PACKAGES = ("fastapi", "uvicorn", "prometheus_client")  # of the extra ``serve``
+PACKAGES = ("fastapi", "uvicorn", "prometheus_client", "httpx")  # of the extra ``serve``
 
 
 @click.command()
 @click.option("--config", type=PLACE, help="Settings from a .toml or .yaml file (docs/serve.md has them all).")
-@click.option("--model", type=GIVEN, help="Hub name, folder, .gguf file or embedded:gemma-3-270m.")
+@click.option("--model", type=GIVEN, help="Hub name, folder, .gguf file, embedded:gemma-3-270m, or a baked checkpoint.")
 @click.option("--store", type=GIVEN, help="Folder or URL of a store; its prompts come and go while the server runs.")
 @click.option(
     "--prompt", "prompts", type=GIVEN, multiple=True, metavar="[NAME=]FOLDER", help="A saved prompt, or more."
 )
+@click.option(
+    "--engine",
+    "engine_kind",
+    type=click.Choice(["own", "vllm"]),
+    help="What runs the model: this process, or a vLLM server with the baked checkpoint.  [default: own]",
+)
+@click.option("--engine-url", type=GIVEN, help="Address of the vLLM server; its API key is SOFTPROMPT_ENGINE_KEY.")
 @click.option("--host", type=GIVEN, help="Address to listen on.  [default: 127.0.0.1]")
 @click.option("--port", type=int, help="Port to listen on, 0: a free one.  [default: 8000]")
 @click.option("--keys", type=GIVEN, help="File of API keys, as softprompt keys makes it.")
@@ -57,10 +67,9 @@ def serve(config: Path | None, trust_remote_code: bool, **options: Any) -> None:
     from softprompt.samples import Keep
     from softprompt.server.access import Access
     from softprompt.server.app import create_app
-    from softprompt.server.engine import Engine, Limits
+    from softprompt.server.engine import Limits
     from softprompt.server.logs import start_logging
     from softprompt.server.metrics import Metrics
-    from softprompt.server.registry import Registry
     from softprompt.server.run import Server, listen
     from softprompt.server.sample_files import open_samples
     from softprompt.server.sampling import Sampler
@@ -74,25 +83,18 @@ def serve(config: Path | None, trust_remote_code: bool, **options: Any) -> None:
     keep = Keep.of(settings.sample_keep)
     samples = None if settings.samples_path is None else open_samples(settings.samples_path, keep)
     listening = listen(settings.host, settings.port)
-    model = {"device": settings.device, "dtype": settings.dtype, "quantise": settings.quantise}
-    base = load_base(str(settings.model), {**model, "trust_remote_code": trust_remote_code})
-    source.check_base(base)
-
-    start_logging(text=settings.log_text)
-    registry = Registry(
-        base,
-        source,
-        base_name=settings.base_name or _short(base.name),
-        default_alias=settings.default_alias,
-        most=settings.max_loaded,
-    )
-    registry.refresh()
     metrics, server = Metrics(), Server(shutdown_timeout=settings.shutdown_timeout)
-    engine = Engine(base, limits, observer=metrics)
+    engine: Engine | VllmEngine
+    if settings.engine_kind == "vllm":
+        engine, registry = _on_vllm(settings, source, limits)
+    else:
+        engine, registry = _own(settings, source, limits, metrics, trust_remote_code)
+    start_logging(text=settings.log_text)
+    registry.refresh()
     sampler = None
     if samples is not None:
         rate, text = settings.sample_rate, settings.sample_text
-        sampler = Sampler(base, samples, partial(profile_in, source), metrics.sampled, rate=rate, text=text)
+        sampler = Sampler(registry.base, samples, partial(profile_in, source), metrics.sampled, rate=rate, text=text)
     app = create_app(
         engine,
         registry,
@@ -175,6 +177,50 @@ def _source(settings: "ServeConfig") -> "StoreSource | FolderSource":
     from softprompt.server.sources import FolderSource, StoreSource
 
     return FolderSource(settings.prompts) if settings.store is None else StoreSource(settings.store)
+
+
+def _own(
+    settings: "ServeConfig",
+    source: "StoreSource | FolderSource",
+    limits: "Limits",
+    metrics: "Metrics",
+    trust_remote_code: bool,
+) -> "tuple[Engine, Registry]":
+    """The model in this process."""
+    from softprompt.server.engine import Engine
+    from softprompt.server.registry import Registry
+
+    model = {"device": settings.device, "dtype": settings.dtype, "quantise": settings.quantise}
+    base = load_base(str(settings.model), {**model, "trust_remote_code": trust_remote_code})
+    source.check_base(base)
+    return Engine(base, limits, observer=metrics), Registry(base, source, **_registered(settings, base.name))
+
+
+def _on_vllm(
+    settings: "ServeConfig", source: "StoreSource | FolderSource", limits: "Limits"
+) -> "tuple[VllmEngine, Registry]":
+    """A vLLM server; what is here of the checkpoint are its tokenizer and what it says of its tasks."""
+    from softprompt.export.checkpoint import BakedCheckpoint
+    from softprompt.paths import expanded
+    from softprompt.server.registry import Registry
+    from softprompt.server.vllm import VllmEngine
+    from softprompt.server.vllm_http import VllmServer
+
+    checkpoint = BakedCheckpoint(expanded(str(settings.model)))
+    source.check_base(checkpoint)
+    engine = VllmEngine(checkpoint, VllmServer(str(settings.engine_url), settings.engine_key), limits)
+    registry = Registry(checkpoint, source, check=checkpoint.check, **_registered(settings, checkpoint.name))
+    say(f"vLLM at {settings.engine_url} runs '{engine.model}' with {', '.join(checkpoint.names)}")
+    return engine, registry
+
+
+def _registered(settings: "ServeConfig", base_name: str) -> dict[str, Any]:
+    """What a registry is told by the settings."""
+    return {
+        "base_name": settings.base_name or _short(base_name),
+        "default_alias": settings.default_alias,
+        "most": settings.max_loaded,
+    }
 
 
 def _limits(kind: "type[Limits]", given: dict[str, Any]) -> "Limits":

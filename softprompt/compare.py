@@ -19,6 +19,7 @@ from softprompt.budget import StepTimes, steps_within
 from softprompt.config import TrainConfig
 from softprompt.contestants import Contestant, Plan, Run
 from softprompt.data import Example, Splits
+from softprompt.engine_speed import EnginePython, engine_speed, find_engine
 from softprompt.errors import ConfigError, OutputError
 from softprompt.evaluate import score
 from softprompt.failures import error_line
@@ -50,6 +51,7 @@ class Terms:
         shift: examples of another domain.
         current: the method in use now.
         price_per_hour: of the machine.
+        engine_python, engine_gguf: of an engine that exported prompts are timed in (see ``find_engine``).
         command: what was typed, to be told.
     """
 
@@ -62,6 +64,8 @@ class Terms:
     shift: tuple[Example, ...] = ()
     current: str | None = None
     price_per_hour: float | None = None
+    engine_python: Path | None = None
+    engine_gguf: Path | None = None
     command: str = ""
 
     def to_dict(self) -> dict[str, Any]:
@@ -93,7 +97,8 @@ def compare(
     check_terms(methods, terms)
     check_trainable(task)
     task.splits["test"]  # refuses an empty one
-    comparison = _Comparison(base, task, terms, StudyFolder(out, _setup(base, task, terms)), observer)
+    engine = find_engine(terms.engine_python, terms.engine_gguf)
+    comparison = _Comparison(base, task, terms, StudyFolder(out, _setup(base, task, terms)), observer, engine)
     with comparison.folder as folder:
         for number, method in enumerate(methods, start=1):
             comparison.finish(method, f"[{number}/{len(methods)}] {method.name}")
@@ -107,6 +112,8 @@ def compare(
             comparison.note_what_was_not_kept(results)
         told = {**terms.to_dict(), "seeds": terms.seeds, **({"command": terms.command} if terms.command else {})}
         study = summarise(base, task, comparison.test, results, terms.current, terms.price_per_hour, told)
+        if isinstance(engine, str) and any(row.family == "soft prompt" for row in study.rows):
+            study = study.model_copy(update={"notes": (*study.notes, engine)})
         write_report(study, folder.path, figures=True)
     return study
 
@@ -144,6 +151,7 @@ class _Comparison:
     terms: Terms
     folder: StudyFolder
     observer: Observer
+    engine: EnginePython | str
     _limit: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -311,10 +319,15 @@ class _Comparison:
         validation = measure.figure(score(answers, self.task.validation[: self._limit]).metric)
         shift = self.terms.shift[: self._limit]
         before = [self.folder.result(method.name, seed) for seed in self.seeds(method)]
-        speed, settings = None, dict(fitted.settings)
+        speed, engine, settings = None, None, dict(fitted.settings)
         # seeds change no computation: one's speed stands for all
         if not any(result is not None and result.speed is not None for result in before):
             speed, settings["bare_p50_ms"] = measure.measure_speed(answers, self.bare, self.test, fitted.added_tokens)
+            timed = engine_speed(self.engine, answers, self.test) if isinstance(self.engine, EnginePython) else ""
+            if isinstance(timed, str):
+                settings |= {"engine_note": timed} if timed else {}
+            else:
+                engine = timed
         tried = self.folder.notes(method.name).get("trials", {}).values()
         kept = [one.validation.value for one in before if one is not None and one.validation is not None]
         return {
@@ -337,6 +350,7 @@ class _Comparison:
                 peak_memory_bytes=peak,
             ),
             "speed": speed,
+            "engine": engine,
             "forgetting": self._forgetting(method, fitted),
         }
 

@@ -7,7 +7,7 @@ from softprompt.metrics import digits_of
 from softprompt.report.numbers import bytes_text
 from softprompt.report.tables import TASKS
 from softprompt.report_text import table
-from softprompt.results import Row, SizeStudy, Study
+from softprompt.results import Row, SizeStudy, Speed, Study
 
 
 def study_lines(study: Study, out: Path) -> list[str]:
@@ -74,22 +74,26 @@ def _cost(study: Study, rows: Sequence[Row]) -> list[list[str]]:
     heading += ["added tokens", "p50 ms", "p95 ms", "examples/s", *(["per million"] if price is not None else [])]
     found = [heading]
     for row in rows:
-        cost, speed, cells = row.cost, row.speed, [row.method]
+        cost, cells = row.cost, [row.method]
         if cost is None:
             cells += ["-"] * 5
         else:
             peak = "-" if cost.peak_memory_bytes is None else bytes_text(cost.peak_memory_bytes)
             cells += [f"{cost.trained_parameters:,}", bytes_text(cost.stored_bytes), f"{cost.training_seconds:.1f}"]
             cells += [f"{cost.search_seconds:.1f}", peak]
-        if speed is None:
-            cells += ["-"] * 4
-        else:
-            cells += [f"{speed.added_tokens:.0f}", f"{speed.p50_ms:.1f}", f"{speed.p95_ms:.1f}"]
-            cells.append(f"{speed.examples_per_second:.0f}")
-        if price is not None:
-            cells.append("-" if speed is None else f"{speed.cost_per_million(price):.2f}")
-        found.append(cells)
+        found.append([*cells, *_speed(row.speed, price)])
+        if row.engine is not None:
+            found.append([f"{row.method} in {row.engine.engine}", *["-"] * 5, *_speed(row.engine.speed, price)])
     return found
+
+
+def _speed(speed: Speed | None, price: float | None) -> list[str]:
+    """The columns of a speed, the price's only if there is one."""
+    if speed is None:
+        return ["-"] * (4 if price is None else 5)
+    cells = [f"{speed.added_tokens:.0f}", f"{speed.p50_ms:.1f}", f"{speed.p95_ms:.1f}"]
+    cells.append(f"{speed.examples_per_second:.0f}")
+    return cells if price is None else [*cells, f"{speed.cost_per_million(price):.2f}"]
 
 
 def _memory(rows: Sequence[Row]) -> list[list[str]]:

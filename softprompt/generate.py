@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import inf
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
@@ -18,6 +18,15 @@ from softprompt.verbalizer import end_of_answer
 
 # of every token: the texts that get one, as indices; logits [texts, V] as the model gives them; the tokens chosen
 Watch: TypeAlias = Callable[[list[int], Tensor, list[int]], None]
+
+
+class Speaking(Protocol):
+    """What turns tokens into text, and knows which ones end it: a ``FrozenLM``, or what a client knows of one."""
+
+    @property
+    def tokenizer(self) -> Any: ...
+    @property
+    def generation_config(self) -> Any: ...
 
 
 @dataclass(frozen=True)
@@ -76,7 +85,7 @@ class Completion:
         finish: why it ended: a stop string or end of text, or the limit of tokens; ``None`` while it goes on.
     """
 
-    def __init__(self, base: FrozenLM, sampling: Sampling, index: int = 0) -> None:
+    def __init__(self, base: Speaking, sampling: Sampling, index: int = 0) -> None:
         """``index``: of its text; completions of other texts by the same seed are other samples."""
         self._tokenizer = base.tokenizer
         self._ends = ends_of(base)
@@ -123,9 +132,9 @@ class Completion:
         return self.decoded[: self._cut].strip()
 
 
-def ends_of(base: FrozenLM) -> frozenset[int]:
+def ends_of(base: Speaking) -> frozenset[int]:
     """The tokens that end a completion: the tokenizer's end of sequence, and those of the model's own settings."""
-    ends = getattr(getattr(base.model, "generation_config", None), "eos_token_id", None)
+    ends = getattr(base.generation_config, "eos_token_id", None)
     return frozenset((end_of_answer(base.tokenizer), *([ends] if isinstance(ends, int) else ends or ())))
 
 

@@ -102,6 +102,17 @@ class Speed(_Record):
         return price_per_hour * 1e6 / self.examples_per_second / 3600
 
 
+class EngineSpeed(_Record):
+    """Inference of the exported prompt in another engine, in a process of its own on the same machine.
+
+    Attributes:
+        engine: its name and version.
+    """
+
+    engine: str
+    speed: Speed
+
+
 class Forgetting(_Record):
     """Perplexity (per token) of the base model on neutral text before and after learning."""
 
@@ -140,6 +151,7 @@ class Result(_Record):
     confidences: tuple[float, ...] = ()
     cost: Cost | None = None
     speed: Speed | None = None
+    engine: EngineSpeed | None = None
     forgetting: Forgetting | None = None
     versions: dict[str, str] = Field(default_factory=dict)
     created: str = ""
@@ -249,6 +261,7 @@ class Row(_Record):
     against_current: dict[str, float | int] | None = None
     cost: Cost | None = None
     speed: Speed | None = None
+    engine: EngineSpeed | None = None
     forgetting: Forgetting | None = None
     calibration_error: float | None = None
     shift: float | None = None

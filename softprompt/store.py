@@ -9,12 +9,11 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
 from softprompt.artifacts import referred
-from softprompt.base import FrozenLM
 from softprompt.errors import PromptFileError
 from softprompt.folders import check_free, write_folder
 from softprompt.paths import expanded
@@ -25,6 +24,19 @@ from softprompt.untrusted import FILE_LIMIT, TEXT_LIMIT, check_header, parse_jso
 
 SCHEMA_VERSION = 1
 TENSOR_FILE, MANIFEST_FILE = "prompt.safetensors", "prompt.json"
+
+
+class Identified(Protocol):
+    """What tells a base model from others: a ``FrozenLM``, or what an export says of the one it was made of."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def quantisation(self) -> str | None: ...
+    @property
+    def fingerprint(self) -> Mapping[str, str]: ...
+    @property
+    def embedding_size(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -80,7 +92,7 @@ class Prompt:
         """How the weights of the base model were stored, if they were quantised."""
         return self.base_fingerprint.get("quantisation")
 
-    def check_base(self, base: FrozenLM) -> None:
+    def check_base(self, base: Identified) -> None:
         """Raise PromptFileError unless ``base`` is the model that this prompt was learned on."""
         if self.quantisation != base.quantisation:
             learned, got = (
@@ -102,6 +114,11 @@ class Prompt:
                 f"this prompt has virtual tokens of {max(sizes - {base.embedding_size})} numbers, '{base.name}' has "
                 f"{base.embedding_size}, though its fingerprint is the same: it is damaged, learn it again"
             )
+
+    @property
+    def digest(self) -> str:
+        """See ``digest_of``."""
+        return digest_of(self.spec, self.states)
 
     def manifest(self) -> dict[str, Any]:
         """What ``prompt.json`` holds, without the digest of the tensor file."""
@@ -150,6 +167,16 @@ class Prompt:
             MANIFEST_FILE: (json.dumps(manifest, indent=2, ensure_ascii=False) + "\n").encode(),
             **{name: text.encode() for name, text in self.extra_files.items()},
         }
+
+
+def digest_of(spec: TaskSpec, states: Sequence[PromptState]) -> str:
+    """SHA-256 of all that an answer depends on: the task and the prompt's numbers, not its name or history."""
+    digest = hashlib.sha256(json.dumps(spec.to_dict()).encode())
+    for state in states:
+        digest.update(f"{state.kind}{state.behind_bos}".encode())
+        for tensor in state.tensors:
+            digest.update(tensor.contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def read_manifest(place: str | Path) -> dict[str, Any]:

@@ -112,6 +112,7 @@ def _row(
         against_current=against(current),
         cost=_cost([one.cost for one in good if one.cost is not None]),
         speed=next((one.speed for one in good if one.speed is not None), None),
+        engine=next((one.engine for one in good if one.engine is not None), None),
         forgetting=_forgetting([one.forgetting for one in good if one.forgetting is not None]),
         calibration_error=mean(errors) if errors else None,
         shift=mean(shifts) if shifts else None,
@@ -151,5 +152,6 @@ def _notes(task: Task, test: Sequence[Example], results: Sequence[Result]) -> li
             f"the machine's speed changed: the same request with the bare template, timed beside each method, took "
             f"{min(bare):.1f} to {max(bare):.1f} ms; smaller differences in speed between methods mean nothing"
         )
+    notes += dict.fromkeys(f"{one.method} {why}" for one in results if (why := one.settings.get("engine_note")))
     failed = [f"{one.method} seed {one.seed}: {one.error}" for one in results if one.status == "failed"]
     return notes + [f"failed, remove its file in results/ to try it again: {line}" for line in failed]

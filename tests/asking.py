@@ -144,8 +144,8 @@ class Place:
         """``sampling``: into which file, what share, and whether with texts."""
         values = {"model": "tiny", "prompts": ("x",), "refresh": 0, "default_max_tokens": 8, "max_tokens": 32}
         self.config = ServeConfig.build(**{**values, **settings})
-        self.engine = DirectEngine(the_base())
-        self.registry = Registry(the_base(), source, base_name=BASE_NAME, default_alias=self.config.default_alias)
+        self.engine = self.make_engine()
+        self.registry = self.make_registry(source)
         self.registry.refresh()
         self.access = Access(self.config.keys_path, open_admin=self.config.is_local)
         self.server = Server(shutdown_timeout=self.config.shutdown_timeout)
@@ -164,6 +164,12 @@ class Place:
             sampler=self.sampler,
             stopping=lambda: self.server.stopping,
         )
+
+    def make_engine(self) -> Any:
+        return DirectEngine(the_base())
+
+    def make_registry(self, source: Source) -> Registry:
+        return Registry(the_base(), source, base_name=BASE_NAME, default_alias=self.config.default_alias)
 
     @classmethod
     def of_store(cls, store: Store, **settings: Any) -> "Place":

@@ -298,7 +298,8 @@ def test_memory_stays_as_it_is() -> None:
 
     async def main() -> None:
         async with Engine(BASE, Limits(prefix_bytes=3 * size(14))) as engine:
-            engine._preparing._classifying._most = engine._preparing._generating._most = 8
+            texts = engine._preparing._texts
+            engine._preparing._objectives._most = texts._labelling._most = texts._generating._most = 8
             await many(engine, 0)
             before = tensors()
             for start in (100, 200, 300):

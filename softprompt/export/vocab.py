@@ -32,6 +32,7 @@ from softprompt.store import Prompt
 
 SCHEMA_VERSION = 1
 _PROBE = "a text of some words"
+PROBED = 8  # likeliest tokens behind the probe whose log-probabilities are noted, for an engine to be compared with
 
 
 def bake(base: FrozenLM, prompts: Mapping[str, Prompt], folder: Path, *, tied: bool = False) -> Baked:
@@ -84,6 +85,8 @@ def describe(base: FrozenLM, baked: Baked) -> dict[str, Any]:
             "ids": baked.ids(name),
             "around": around(prompt.spec),
             "method": prompt.method,
+            # by which a server finds the version of a store that this is
+            "digest": prompt.digest,
         }
         for name, prompt in baked.prompts.items()
     }
@@ -92,6 +95,7 @@ def describe(base: FrozenLM, baked: Baked) -> dict[str, Any]:
         "base": {"name": base.name, "fingerprint": base.fingerprint},
         "bos_ids": list(base.bos_ids),
         "context_length": base.context_length,
+        "embedding_size": base.embedding_size,
         "never_generate": baked.all_ids,
         "tasks": tasks,
     }
@@ -182,6 +186,7 @@ def _checked(base: FrozenLM, baked: Baked, place: Path, tied: bool) -> dict[str,
     model.to(base.device).eval()
     text = list(base.tokenizer(_PROBE, add_special_tokens=False).input_ids)
     as_text, worst, new = True, 0.0, set(baked.all_ids)
+    probes: dict[str, Any] = {}
     for name, prompt in baked.prompts.items():
         front = list(base.bos_ids) if prompt.state.behind_bos else []
         ids = [*front, *baked.ids(name), *text]
@@ -191,6 +196,12 @@ def _checked(base: FrozenLM, baked: Baked, place: Path, tied: bool) -> dict[str,
         given = torch.tensor([text], device=base.device)
         expected = base.logits(concatenated_prefix(base, prompt.state).hidden(given, torch.ones_like(given))[0, -1:])
         logits = model(input_ids=torch.tensor([ids], device=base.device)).logits[0, -1:].float()
+        likeliest = logits[0].log_softmax(-1).topk(min(PROBED, logits.shape[1]))
+        probes[name] = {
+            "ids": ids,
+            "tokens": likeliest.indices.tolist(),
+            "log_probabilities": [round(one, 5) for one in likeliest.values.tolist()],
+        }
         known = torch.tensor([one for one in range(base.vocabulary_size) if one not in new], device=base.device)
         found, expected = logits[:, known], expected[:, known]
         worst = max(worst, float((found - expected).norm() / expected.norm()))
@@ -204,7 +215,7 @@ def _checked(base: FrozenLM, baked: Baked, place: Path, tied: bool) -> dict[str,
             f"'{base.name}' reads more than embeddings from its tokens: the checkpoint's logits are {worst:.1%} off "
             "those of the prompt; use --format peft, or serve it with softprompt"
         )
-    return {"exact_as_text": as_text, "logits_moved": worst}
+    return {"exact_as_text": as_text, "logits_moved": worst, "probes": probes}
 
 
 def _is_tied(base: FrozenLM) -> bool:

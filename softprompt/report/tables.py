@@ -18,7 +18,7 @@ from softprompt.report.numbers import (
     seconds_text,
     short_text,
 )
-from softprompt.results import Row, Study
+from softprompt.results import Row, Speed, Study
 
 DASH = Cell(MISSING)
 TIMES = "\N{MULTIPLICATION SIGN}"
@@ -115,23 +115,10 @@ def serving_cost(study: Study) -> Table:
     columns = ("Method", "Latency p50, ms", "Latency p95, ms", "Requests a second", "Added tokens", "Cost of a million")
     rows, batches = [], {row.speed.batch_size for row in study.rows if row.speed is not None}
     for row in ranked(study):
-        speed = row.speed
-        cells = [DASH] * 5
-        if speed is not None:
-            fast = speed.examples_per_second > 0
-            price = speed.cost_per_million(study.price_per_hour) if study.price_per_hour is not None and fast else None
-            cells = [
-                _cell(speed.p50_ms, short_text(speed.p50_ms, aligned=True)),
-                _cell(speed.p95_ms, short_text(speed.p95_ms, aligned=True)),
-                Cell(
-                    short_text(speed.examples_per_second, aligned=True),
-                    f"in batches of {speed.batch_size:,}" if len(batches) > 1 else "",
-                    speed.examples_per_second,
-                ),
-                _cell(speed.added_tokens, short_text(round(speed.added_tokens, 1))),
-                _cell(price, short_text(price, aligned=True)),
-            ]
-        rows.append((name_cell(study, row), *cells))
+        rows.append((name_cell(study, row), *_speed_cells(study, row.speed, batches)))
+        if row.engine is not None:
+            name = Cell(f"{row.method} in {row.engine.engine}", "exported, in a process of its own")
+            rows.append((name, *_speed_cells(study, row.engine.speed, batches)))
     price_note = (
         f" Cost: of a million requests at full batches, {study.price_per_hour:g} an hour."
         if study.price_per_hour is not None
@@ -140,6 +127,25 @@ def serving_cost(study: Study) -> Table:
     size = f" of {max(batches):,}" if len(batches) == 1 else ""
     note = f"Latency of single requests, throughput of batches{size}, in one process on {study.machine}.{price_note}"
     return _without_empty("What a request takes", columns, rows, note)
+
+
+def _speed_cells(study: Study, speed: Speed | None, batches: set[int]) -> list[Cell]:
+    """``batches``: sizes of the lists that throughput was measured with."""
+    if speed is None:
+        return [DASH] * 5
+    fast = speed.examples_per_second > 0
+    price = speed.cost_per_million(study.price_per_hour) if study.price_per_hour is not None and fast else None
+    return [
+        _cell(speed.p50_ms, short_text(speed.p50_ms, aligned=True)),
+        _cell(speed.p95_ms, short_text(speed.p95_ms, aligned=True)),
+        Cell(
+            short_text(speed.examples_per_second, aligned=True),
+            f"in batches of {speed.batch_size:,}" if len(batches) > 1 else "",
+            speed.examples_per_second,
+        ),
+        _cell(speed.added_tokens, short_text(round(speed.added_tokens, 1))),
+        _cell(price, short_text(price, aligned=True)),
+    ]
 
 
 def memory(study: Study) -> Table:

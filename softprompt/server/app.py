@@ -31,7 +31,7 @@ from softprompt.server.problems import problem_of
 from softprompt.server.registry import Changes, Registry, Unavailable, Unknown
 from softprompt.server.sampling import Sampler
 from softprompt.server.settings import ServeConfig
-from softprompt.server.work import Answering, Busy, Expired
+from softprompt.server.work import Answering, Busy, Expired, Unreachable
 
 log = logging.getLogger("softprompt.server")
 
@@ -101,7 +101,8 @@ def create_app(
         root_path=config.root_path,
         lifespan=lifespan,
     )
-    for kind in (HTTPException, RequestValidationError, SoftpromptError, Unknown, Unavailable, Busy, Expired):
+    told = (HTTPException, RequestValidationError, SoftpromptError)
+    for kind in (*told, Unknown, Unavailable, Unreachable, Busy, Expired):
         app.add_exception_handler(kind, _answer_problem)
 
     route = guarded_route(

@@ -9,7 +9,8 @@ from typing import Any
 
 from softprompt.base import FrozenLM
 from softprompt.baselines.written import instruction_ids, words_in_front
-from softprompt.server.registry import BARE_TEMPLATE
+from softprompt.server.problems import ApiError
+from softprompt.server.registry import BARE_TEMPLATE, Ground
 from softprompt.server.schema import Baseline
 from softprompt.server.work import Served
 from softprompt.task import TaskSpec
@@ -20,22 +21,29 @@ KEPT = 256  # tasks whose form with the bare text is kept
 class Baselines:
     """What prompts are compared with, on one base model."""
 
-    def __init__(self, base: FrozenLM) -> None:
+    def __init__(self, base: Ground) -> None:
         self._base = base
         self._tokenizer: Any = None
         self._lock = Lock()
 
     def of(self, served: Served, asked: Baseline) -> Served:
-        """The task of ``served`` without its learned prompt. From any thread; takes as long as an instruction does."""
+        """The task of ``served`` without its learned prompt. From any thread; takes as long as an instruction does.
+
+        Raises:
+            ApiError: an instruction, where the model runs elsewhere.
+        """
         spec = served.spec if asked.template else _bare(served.spec)
         words = asked.instruction or ""
-        state = words_in_front(self._base, self._ids(words))
+        state = None
+        if words:
+            if not isinstance(self._base, FrozenLM):
+                why = "instructions need the model in the server's own process, which here runs in vLLM"
+                raise ApiError(422, "no_instruction", f"{why}: write it into the text", param="baseline.instruction")
+            state = words_in_front(self._base, self._ids(words))
         form = hashlib.sha256(f"{asked.template} {words}".encode()).hexdigest()[:16]
         return Served(f"{served.key} as {form}", spec, () if state is None else (state,))
 
     def _ids(self, words: str) -> list[int]:
-        if not words:
-            return []
         with self._lock:
             if self._tokenizer is None:
                 # whether special tokens are read is a setting of the tokenizer, which other threads use too

@@ -29,7 +29,7 @@ from softprompt.server.prefixes import Prefixes
 from softprompt.server.preparing import Preparing
 from softprompt.server.requests import Kind, Questions, Request, Text
 from softprompt.server.waiting import Waiting
-from softprompt.server.work import Busy, Expired, Piece, Served
+from softprompt.server.work import Busy, Expired, Piece, Served, before, moment
 from softprompt.server.worker import Worker
 
 _Value = TypeVar("_Value")
@@ -146,7 +146,7 @@ class Engine:
             unshared = 0 if self._shares else max((state.length for state in served.states), default=0)
             return Questions(served, objective, items, unshared, answer)
 
-        until = _moment(deadline)
+        until = moment(deadline)
         async with self._within(until):
             request = await self._queued("questions", len(examples), ready)
             try:
@@ -167,7 +167,7 @@ class Engine:
             item = await self._prepared(partial(self._preparing.text, served, example, sampling.max_new_tokens))
             return Text(self.base, served, item, sampling, out)
 
-        until = _moment(deadline)
+        until = moment(deadline)
         async with self._within(until):
             request = await self._queued("text", 1, ready)
         try:
@@ -250,17 +250,10 @@ class Engine:
 
     @asynccontextmanager
     async def _within(self, until: float | None) -> AsyncIterator[None]:
-        """Expired if what is in it takes until then."""
+        """Expired, and counted, if what is in it takes until then."""
         try:
-            async with asyncio.timeout_at(until) as timeout:
+            async with before(until):
                 yield
-        except TimeoutError as error:
-            if not timeout.expired():
-                raise
+        except Expired:
             self._expired += 1
-            raise Expired("the answer was not there at its deadline") from error
-
-
-def _moment(seconds: float | None) -> float | None:
-    """So many seconds from now, by the event loop's clock."""
-    return None if seconds is None else asyncio.get_running_loop().time() + seconds
+            raise

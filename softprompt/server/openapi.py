@@ -23,7 +23,7 @@ REASONS = {
     422: "A field has a wrong value, or the template cannot take the text.",
     429: "The queue is full; Retry-After says when to try again.",
     500: "A failure of the server.",
-    503: "The prompt is damaged or out of reach.",
+    503: "The prompt, or the engine, is damaged or out of reach.",
     504: "The answer was not there in time.",
 }
 

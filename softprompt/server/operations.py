@@ -16,6 +16,7 @@ from softprompt.server.openapi import answers
 from softprompt.server.problems import ApiError
 from softprompt.server.registry import Changes
 from softprompt.server.schema import Health, Reloaded
+from softprompt.server.work import Elsewhere
 
 
 def health(desk: Desk, stopping: Callable[[], bool]) -> APIRouter:
@@ -28,8 +29,11 @@ def health(desk: Desk, stopping: Callable[[], bool]) -> APIRouter:
 
     @router.get("/readyz", responses={200: {"model": Health}, 503: {"model": Health}}, summary="Can it be asked?")
     async def readyz() -> Response:
-        """503 before the store was read for the first time, and while the server stops."""
+        """503 before the store was read for the first time, while an engine that runs elsewhere cannot be asked, and
+        while the server stops."""
         status = "stopping" if stopping() else "ok" if desk.registry.refreshed else "starting"
+        if status == "ok" and isinstance(desk.engine, Elsewhere) and not await desk.engine.reachable():
+            status = "waiting for the engine"
         return JSONResponse({"status": status}, 200 if status == "ok" else 503)
 
     return router

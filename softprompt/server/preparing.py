@@ -45,38 +45,34 @@ class _Reader:
     context_length: int | None
 
 
-def reader_of(base: FrozenLM) -> Reader:
+def reader_of(base: Reader) -> Reader:
     """What an Encoder asks of ``base``, for one thread: whether special tokens are read is a setting of the tokenizer,
     which other threads could change meanwhile."""
     tokenizer = copy.deepcopy(base.tokenizer)
     return _Reader(tokenizer, base.architecture, base.frame, base.context_length)
 
 
-class Preparing:
-    """Makes items of examples; to be called in one thread only."""
+class Texts:
+    """Makes tokens of examples; to be called in one thread only."""
 
-    def __init__(self, base: FrozenLM, longest_text: int) -> None:
-        """``longest_text``: characters of an example that are read at all."""
-        self._base, self._longest_text = base, longest_text
+    def __init__(self, base: Reader, longest: int) -> None:
+        """``longest``: characters of an example that are read at all."""
+        self._longest = longest
         self._reader = reader_of(base)
-        self._classifying: Recent[tuple[Encoder, Objective]] = Recent(KEPT)
+        self._labelling: Recent[Encoder] = Recent(KEPT)
         self._generating: Recent[Encoder] = Recent(KEPT)
 
-    def questions(self, served: Served, examples: Sequence[Example]) -> tuple[Objective, list[tuple[Item, ...]]]:
-        """What scores the labels, and the items of each example, behind each of the prompts.
+    def labelling(self, served: Served, examples: Sequence[Example]) -> Encoder:
+        """What reads ``examples`` for their labels; raises DataError for one that is too long."""
+        self._check_lengths(examples)
+        return self._labelling.get(served.key, lambda: Encoder(self._reader, served.spec, _length(served)))
+
+    def text(self, served: Served, example: Example, new_tokens: int) -> Item:
+        """The item of a text that at most ``new_tokens`` are to follow.
 
         Raises:
             TemplateError, DataError: an example that cannot be read.
         """
-        self._check_lengths(examples)
-        encoder, objective = self._classifier(served)
-        found: list[list[Item]] = [[] for _ in examples]
-        for item in encoder.scoring_items(examples):
-            found[item.example] += [replace(item, prompt=prompt) for prompt in range(max(1, len(served.states)))]
-        return objective, [tuple(items) for items in found]
-
-    def text(self, served: Served, example: Example, new_tokens: int) -> Item:
-        """The item of a text that at most ``new_tokens`` are to follow; raises as ``questions``."""
         self._check_lengths([example])
         # whatever its task is, words can follow
         encoder = self._generating.get(
@@ -85,18 +81,37 @@ class Preparing:
         )
         return Item(0, encoder.inputs([example])[0], ())
 
-    def _classifier(self, served: Served) -> tuple[Encoder, Objective]:
-        def make() -> tuple[Encoder, Objective]:
-            encoder = Encoder(self._reader, served.spec, _length(served))
-            return encoder, Objective(self._base, encoder.verbalizer)
-
-        return self._classifying.get(served.key, make)
-
     def _check_lengths(self, examples: Sequence[Example]) -> None:
         for example in examples:
             length = len(example.text) + sum(map(len, example.columns.values()))
-            if length > self._longest_text:
-                raise DataError(f"a text of {length:,} characters: expected at most {self._longest_text:,}, shorten it")
+            if length > self._longest:
+                raise DataError(f"a text of {length:,} characters: expected at most {self._longest:,}, shorten it")
+
+
+class Preparing:
+    """Makes items of examples; to be called in one thread only."""
+
+    def __init__(self, base: FrozenLM, longest_text: int) -> None:
+        """``longest_text``: characters of an example that are read at all."""
+        self._base, self._texts = base, Texts(base, longest_text)
+        self._objectives: Recent[Objective] = Recent(KEPT)
+
+    def questions(self, served: Served, examples: Sequence[Example]) -> tuple[Objective, list[tuple[Item, ...]]]:
+        """What scores the labels, and the items of each example, behind each of the prompts.
+
+        Raises:
+            TemplateError, DataError: an example that cannot be read.
+        """
+        encoder = self._texts.labelling(served, examples)
+        objective = self._objectives.get(served.key, lambda: Objective(self._base, encoder.verbalizer))
+        found: list[list[Item]] = [[] for _ in examples]
+        for item in encoder.scoring_items(examples):
+            found[item.example] += [replace(item, prompt=prompt) for prompt in range(max(1, len(served.states)))]
+        return objective, [tuple(items) for items in found]
+
+    def text(self, served: Served, example: Example, new_tokens: int) -> Item:
+        """The item of a text that at most ``new_tokens`` are to follow; raises as ``questions``."""
+        return self._texts.text(served, example, new_tokens)
 
 
 def _length(served: Served) -> int:

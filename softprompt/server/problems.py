@@ -4,7 +4,7 @@
 401  no API key, or a wrong one           403  the key is not for this
 404  no such model, or no such path       413  the body is too large
 422  a field has a wrong value, or the template cannot take the text
-429  the queue is full (Retry-After)      503  the prompt is damaged or out of reach
+429  the queue is full (Retry-After)      503  the prompt, or the engine, is damaged or out of reach
 504  the answer took too long             500  a failure of ours
 """
 
@@ -18,7 +18,7 @@ from starlette.responses import JSONResponse
 
 from softprompt.errors import DataError, SoftpromptError, TemplateError
 from softprompt.server.registry import Unavailable, Unknown
-from softprompt.server.work import Busy, Expired
+from softprompt.server.work import Busy, Expired, Unreachable
 
 CLIENT_GONE = 499  # nobody sees it but the log and the metrics
 TYPES = {
@@ -80,6 +80,8 @@ def problem_of(error: Exception) -> ApiError:
     if isinstance(error, Busy):
         seconds = str(max(1, math.ceil(error.retry_after)))
         return ApiError(429, "queue_full", str(error), headers={"Retry-After": seconds})
+    if isinstance(error, Unreachable):
+        return ApiError(503, "engine_unavailable", str(error), headers={"Retry-After": "1"})
     if isinstance(error, Expired | TimeoutError):
         return ApiError(504, "timeout", "the answer was not there in time: ask for less, or allow more time")
     if isinstance(error, TemplateError | DataError):

@@ -6,22 +6,21 @@ the listing and never becomes a path.
 """
 
 import asyncio
-import hashlib
-import json
 import logging
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from threading import Lock
+from typing import Protocol
 
-from softprompt.base import FrozenLM
+from softprompt.batch import Reader
 from softprompt.errors import SoftpromptError
 from softprompt.references import LATEST, is_name, is_number
 from softprompt.server.sources import Gone, Source
 from softprompt.server.work import Served
-from softprompt.store import Prompt
+from softprompt.store import Identified, Prompt
 from softprompt.task import TaskSpec
 from softprompt.versions import Listing
 
@@ -73,6 +72,10 @@ class Changes:
     troubles: tuple[str, ...]
 
 
+class Ground(Identified, Reader, Protocol):
+    """The base model as far as it must be known here."""
+
+
 class Registry:
     """Prompts of one source, on one base model.
 
@@ -84,7 +87,14 @@ class Registry:
     """
 
     def __init__(
-        self, base: FrozenLM, source: Source, *, base_name: str, default_alias: str = "prod", most: int = 1024
+        self,
+        base: Ground,
+        source: Source,
+        *,
+        base_name: str,
+        default_alias: str = "prod",
+        most: int = 1024,
+        check: Callable[[Prompt], None] | None = None,
     ) -> None:
         """Nothing is read yet: ``refresh`` does it.
 
@@ -92,12 +102,13 @@ class Registry:
             base_name: what requests call the base model.
             default_alias: where a bare name leads, if it has this alias; else to its newest version.
             most: prompts held in memory.
+            check: raises PromptFileError for a prompt of this base model that the engine has no way to run.
         """
         self.base, self.base_name = base, base_name
         self.refreshed = False
         spec = TaskSpec("generation", BARE_TEMPLATE, max_length=base.context_length or BARE_LENGTH)
         self.bare = Served(base_name, spec, ())
-        self._source = source
+        self._source, self._check = source, check
         self._default_alias, self._most = default_alias, most
         self._names: Mapping[str, Listing] = {}
         self._kept: OrderedDict[str, Loaded] = OrderedDict()
@@ -224,6 +235,9 @@ class Registry:
             prompt, created = self._source.load(found.name, found.number)
             why = "was learned on another base model than this server's"
             prompt.check_base(self.base)
+            why = "is not in the checkpoint that the engine runs"
+            if self._check is not None:
+                self._check(prompt)
         except Gone as error:
             raise Unknown(f"there is no model '{found.id}' any more, it was removed") from error
         except SoftpromptError as error:
@@ -232,22 +246,12 @@ class Registry:
             with self._lock:
                 self._failed[found.id] = reason
             raise Unavailable(reason) from error
-        loaded = Loaded(Served(f"{found.id}:{_digest(prompt)}", prompt.spec, prompt.states), created, prompt.length)
+        loaded = Loaded(Served(f"{found.id}:{prompt.digest[:16]}", prompt.spec, prompt.states), created, prompt.length)
         with self._lock:
             self._kept[found.id] = loaded
             while len(self._kept) > self._most:
                 self._kept.popitem(last=False)
         return loaded
-
-
-def _digest(prompt: Prompt) -> str:
-    """Of all that an answer depends on: a number that was removed and given anew is not taken for the old one."""
-    digest = hashlib.sha256(json.dumps(prompt.spec.to_dict()).encode())
-    for state in prompt.states:
-        digest.update(f"{state.kind}{state.behind_bos}".encode())
-        for tensor in state.tensors:
-            digest.update(tensor.contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 def _versions(names: Mapping[str, Listing]) -> set[str]:

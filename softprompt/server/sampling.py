@@ -13,8 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from softprompt.base import FrozenLM
-from softprompt.batch import Encoder
+from softprompt.batch import Encoder, Reader
 from softprompt.data import Example
 from softprompt.errors import SoftpromptError
 from softprompt.profile import Profile
@@ -81,7 +80,7 @@ class Sampler:
 
     def __init__(
         self,
-        base: FrozenLM,
+        base: Reader,
         file: SampleFile,
         profile: Callable[[str], Profile | None],
         count: Callable[[str, int], None],
@@ -193,7 +192,7 @@ class Sampler:
 class _Measuring:
     """Tokens of texts, by a tokenizer of its own."""
 
-    def __init__(self, base: FrozenLM, profile: Callable[[str], Profile | None]) -> None:
+    def __init__(self, base: Reader, profile: Callable[[str], Profile | None]) -> None:
         self._reader, self._profile = reader_of(base), profile
         self._prompts: Recent[tuple[Encoder, frozenset[int] | None]] = Recent(KEPT)
 

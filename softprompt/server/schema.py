@@ -294,4 +294,4 @@ class Reloaded(BaseModel):
 
 
 class Health(BaseModel):
-    status: Literal["ok", "starting", "stopping"]
+    status: Literal["ok", "starting", "waiting for the engine", "stopping"]

@@ -30,6 +30,11 @@ class ServeConfig(Settings):
     device: str | None = Field(None, description="cpu, cuda, cuda:1, mps (default: a GPU if there is one)")
     dtype: str | None = Field(None, description="float32, bfloat16 or float16 (default: what is fast here)")
     quantise: str | None = Field(None, description="int8, bnb-int8 or bnb-nf4 (default: weights as saved)")
+    engine_kind: Literal["own", "vllm"] = Field(
+        "own", description="what runs the model: this process, or a vLLM server with the baked checkpoint"
+    )
+    engine_url: str | None = Field(None, description="address of the vLLM server")
+    engine_key: str | None = Field(None, repr=False, description="API key of the vLLM server, if it wants one")
     engine: dict[str, int | float | str | bool] = Field(
         default_factory=dict, description="how much the engine takes at once (docs/serve.md)"
     )
@@ -103,6 +108,7 @@ class ServeConfig(Settings):
         """Raise ConfigError for settings that contradict each other, or let anybody in without saying so."""
         if self.model is None:
             raise ConfigError("expected a base model, got none: give --model, model in the file, or SOFTPROMPT_MODEL")
+        self._check_engine()
         if (self.store is None) == (not self.prompts):
             got = "neither" if self.store is None else "both"
             raise ConfigError(f"expected a store or saved prompts, got {got}: give --store or --prompt")
@@ -117,6 +123,21 @@ class ServeConfig(Settings):
                 f"others reach the address '{self.host}', and there are no API keys: make some (softprompt keys add) "
                 "and give their file with --keys, or say --no-auth"
             )
+
+    def _check_engine(self) -> None:
+        if self.engine_kind == "own":
+            if self.engine_url is not None:
+                raise ConfigError(
+                    "--engine-url is the address of a vLLM server: give --engine vllm too, or leave it out"
+                )
+            return
+        if self.engine_url is None:
+            raise ConfigError("--engine vllm asks a vLLM server: give its address with --engine-url http://HOST:PORT")
+        if not self.engine_url.startswith(("http://", "https://")):
+            raise ConfigError(f"--engine-url: expected http://HOST:PORT or https://, got '{self.engine_url}'")
+        for name in ("device", "dtype", "quantise"):
+            if getattr(self, name) is not None:
+                raise ConfigError(f"--{name} is for a model that is loaded here, and vLLM loads it: leave it out")
 
     @property
     def keys_path(self) -> Path | None:

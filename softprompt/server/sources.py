@@ -6,13 +6,12 @@ from datetime import datetime
 from typing import Protocol
 
 from softprompt.artifacts import Artifacts
-from softprompt.base import FrozenLM
 from softprompt.errors import ConfigError, StoreError
 from softprompt.paths import expanded
 from softprompt.profile import Profile, read_profile
 from softprompt.records import now
 from softprompt.references import check_name, is_name
-from softprompt.store import MANIFEST_FILE, TENSOR_FILE, Prompt, load_prompt, prompt_of
+from softprompt.store import MANIFEST_FILE, TENSOR_FILE, Identified, Prompt, load_prompt, prompt_of
 from softprompt.versions import Listing
 
 
@@ -81,7 +80,7 @@ class StoreSource:
                 names[name] = Listing(name, tuple(numbers), aliases)
         return Stock(names, tuple(troubles))
 
-    def check_base(self, base: FrozenLM) -> None:
+    def check_base(self, base: Identified) -> None:
         """Nothing: a store may hold prompts of several base models, and each is checked when it is loaded."""
 
     def load(self, name: str, number: int) -> tuple[Prompt, datetime]:
@@ -133,7 +132,7 @@ class FolderSource:
             self._prompts[name] = load_prompt(expanded(folder))
             self._folders[name] = str(expanded(folder))
 
-    def check_base(self, base: FrozenLM) -> None:
+    def check_base(self, base: Identified) -> None:
         """Raise PromptFileError unless all were learned on ``base``."""
         for prompt in self._prompts.values():
             prompt.check_base(base)

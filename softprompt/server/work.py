@@ -1,8 +1,10 @@
 """What the rooms of the server hand each other: a prompt that is served, pieces of an answer, reasons to refuse."""
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 from softprompt.data import Example
 from softprompt.generate import Sampling
@@ -56,6 +58,36 @@ class Expired(Exception):
     """The answer was not there at its deadline."""
 
 
+@runtime_checkable
+class Elsewhere(Protocol):
+    """An engine that runs in another process."""
+
+    async def reachable(self) -> bool:
+        """Whether it can be asked now."""
+        ...
+
+
+class Unreachable(Exception):
+    """The engine runs elsewhere and cannot be asked now; the message is for whoever asked."""
+
+
+@asynccontextmanager
+async def before(until: float | None) -> AsyncIterator[None]:
+    """Expired if what is in it takes until then, by the event loop's clock."""
+    try:
+        async with asyncio.timeout_at(until) as timeout:
+            yield
+    except TimeoutError as error:
+        if not timeout.expired():
+            raise
+        raise Expired("the answer was not there at its deadline") from error
+
+
+def moment(seconds: float | None) -> float | None:
+    """So many seconds from now, by the event loop's clock."""
+    return None if seconds is None else asyncio.get_running_loop().time() + seconds
+
+
 class Answering(Protocol):
     """An engine: answers requests for any mix of prompts.
 
@@ -72,6 +104,7 @@ class Answering(Protocol):
 
         Raises:
             Busy, Expired, TemplateError, DataError: what concerns this request alone.
+            Unreachable: the engine runs elsewhere, and does not answer.
         """
         ...
 
