@@ -220,7 +220,7 @@ class TestCompiled:
 
     def test_a_compiler_that_fails_only_costs_time(self, monkeypatch: pytest.MonkeyPatch) -> None:
         def failing(*given: Any, **options: Any) -> Any:
-            raise RuntimeError("first line\nno space left on device")
+            raise RuntimeError("no space left on device\nand what to do about it")
 
         monkeypatch.setattr(compiling, "_one_step", failing)
         notes: list[str] = []
