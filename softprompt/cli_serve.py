@@ -69,28 +69,28 @@ def serve(config: Path | None, trust_remote_code: bool, **options: Any) -> None:
     access = Access(settings.keys_path, open_admin=settings.is_local)
     source = _source(settings)
     source.stock({})
-    listening = listen(settings.host, settings.port)
-    metrics, server = Metrics(), Server(shutdown_timeout=settings.shutdown_timeout)
-    engine: Engine | VllmEngine
-    if settings.engine_kind == "vllm":
-        engine, registry = _on_vllm(settings, source, limits)
-    else:
-        engine, registry = _own(settings, source, limits, metrics, trust_remote_code)
-    start_logging(text=settings.log_text)
-    registry.refresh()
-    app = create_app(
-        engine,
-        registry,
-        settings,
-        access,
-        metrics,
-        stopping=lambda: server.stopping,
-        closing=engine.close,
-        version=__version__,
-    )
-    host, port = listening.getsockname()[:2]
-    say(f"listening on http://{f'[{host}]' if ':' in host else host}:{port}, docs at /docs")
-    server.serve(app, listening)
+    with listen(settings.host, settings.port) as listening:
+        metrics, server = Metrics(), Server(shutdown_timeout=settings.shutdown_timeout)
+        engine: Engine | VllmEngine
+        if settings.engine_kind == "vllm":
+            engine, registry = _on_vllm(settings, source, limits)
+        else:
+            engine, registry = _own(settings, source, limits, metrics, trust_remote_code)
+        start_logging(text=settings.log_text)
+        registry.refresh()
+        app = create_app(
+            engine,
+            registry,
+            settings,
+            access,
+            metrics,
+            stopping=lambda: server.stopping,
+            closing=engine.close,
+            version=__version__,
+        )
+        host, port = listening.getsockname()[:2]
+        say(f"listening on http://{f'[{host}]' if ':' in host else host}:{port}, docs at /docs")
+        server.serve(app, listening)
 
 
 @click.group()
