@@ -82,37 +82,39 @@ def serve(config: Path | None, trust_remote_code: bool, **options: Any) -> None:
     source.stock({})
     keep = Keep.of(settings.sample_keep)
     samples = None if settings.samples_path is None else open_samples(settings.samples_path, keep)
-    listening = listen(settings.host, settings.port)
-    metrics, server = Metrics(), Server(shutdown_timeout=settings.shutdown_timeout)
-    engine: Engine | VllmEngine
-    if settings.engine_kind == "vllm":
-        engine, registry = _on_vllm(settings, source, limits)
-    else:
-        engine, registry = _own(settings, source, limits, metrics, trust_remote_code)
-    start_logging(text=settings.log_text)
-    registry.refresh()
-    sampler = None
-    if samples is not None:
-        rate, text = settings.sample_rate, settings.sample_text
-        sampler = Sampler(registry.base, samples, partial(profile_in, source), metrics.sampled, rate=rate, text=text)
-    app = create_app(
-        engine,
-        registry,
-        settings,
-        access,
-        metrics,
-        sampler=sampler,
-        stopping=lambda: server.stopping,
-        closing=engine.close,
-        version=__version__,
-    )
-    host, port = listening.getsockname()[:2]
-    say(f"listening on http://{f'[{host}]' if ':' in host else host}:{port}, docs at /docs")
-    try:
-        server.serve(app, listening)
-    finally:
-        if sampler is not None:  # a second signal ends the server without its last step
-            sampler.close()
+    with listen(settings.host, settings.port) as listening:
+        metrics, server = Metrics(), Server(shutdown_timeout=settings.shutdown_timeout)
+        engine: Engine | VllmEngine
+        if settings.engine_kind == "vllm":
+            engine, registry = _on_vllm(settings, source, limits)
+        else:
+            engine, registry = _own(settings, source, limits, metrics, trust_remote_code)
+        start_logging(text=settings.log_text)
+        registry.refresh()
+        sampler = None
+        if samples is not None:
+            rate, text = settings.sample_rate, settings.sample_text
+            sampler = Sampler(
+                registry.base, samples, partial(profile_in, source), metrics.sampled, rate=rate, text=text
+            )
+        app = create_app(
+            engine,
+            registry,
+            settings,
+            access,
+            metrics,
+            sampler=sampler,
+            stopping=lambda: server.stopping,
+            closing=engine.close,
+            version=__version__,
+        )
+        host, port = listening.getsockname()[:2]
+        say(f"listening on http://{f'[{host}]' if ':' in host else host}:{port}, docs at /docs")
+        try:
+            server.serve(app, listening)
+        finally:
+            if sampler is not None:  # a second signal ends the server without its last step
+                sampler.close()
 
 
 @click.group()

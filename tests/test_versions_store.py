@@ -5,6 +5,7 @@ import os
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from softprompt import artifacts, records
 from softprompt.config import TrainConfig
 from softprompt.errors import OutputError, PromptFileError, SoftpromptError, StoreError
 from softprompt.fit import fit_together
+from softprompt.spread import ALONE
 from softprompt.store import Prompt, load_prompt, pinned, read_manifest
 from softprompt.versions import Store
 
@@ -407,5 +409,5 @@ def test_training_starts_from_a_version_not_from_an_alias(store: Store, monkeypa
         "b": TrainConfig.build(init="text:prompt:x@1"),
     }
     with pytest.raises(StopIteration):
-        fit_together(None, reviews_task(), configs)  # type: ignore[arg-type]
+        fit_together(SimpleNamespace(processes=ALONE), reviews_task(), configs)  # type: ignore[arg-type]
     assert seen == [f"prompt:{store.url}#p@1", "text:prompt:x@1"]

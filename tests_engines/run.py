@@ -55,6 +55,10 @@ class Asked:
     completions: list[str]
 
 
+class EngineFailed(Exception):
+    """An engine that did not answer, or answered what it must not."""
+
+
 def main() -> int:
     options = _options()
     torch.manual_seed(0)
@@ -67,12 +71,17 @@ def main() -> int:
     failed = []
     with tempfile.TemporaryDirectory() as folder:
         for engine in options.engines.split(","):
-            row, agreement = _ENGINES[engine](base, prompts, asked, Path(folder) / engine)
+            try:
+                row, agreement = _ENGINES[engine](base, prompts, asked, Path(folder) / engine)
+            except EngineFailed as error:  # the others are still to be seen
+                print(f"{engine}: {error}", file=sys.stderr)
+                failed.append(engine)
+                continue
             print(row, flush=True)
             if agreement < LEAST_AGREEMENT[engine]:
                 failed.append(engine)
     if failed:
-        print(f"\ndisagree more than rounding explains: {', '.join(failed)}", file=sys.stderr)
+        print(f"\nfailed, or disagree more than rounding explains: {', '.join(failed)}", file=sys.stderr)
     return int(bool(failed))
 
 
@@ -138,7 +147,7 @@ def _in_vllm(
     note = f"never given; without logit_bias in {said} of {len(asked.requests)} completions"
     name = "vLLM, baked checkpoint, output layer " + ("tied" if tied else "of its own")
     if said and not tied:
-        raise SystemExit(f"vLLM gave virtual tokens in {said} completions that did not forbid them")
+        raise EngineFailed(f"vLLM gave virtual tokens in {said} completions that did not forbid them")
     return _compared(name, base, tasks, asked, result, note)
 
 
@@ -168,7 +177,7 @@ def _in_llama(base: sp.FrozenLM, prompts: dict[str, sp.Prompt], asked: Asked, fo
     job["words"] = {name: task["prompt"] for name, task in usage["tasks"].items()}
     result = _run(_llama_python(), "in_llama.py", job)
     if result["words"] != {name: done.baked.ids(name) for name in prompts}:
-        raise SystemExit("llama.cpp does not read the virtual tokens' words as these tokens")
+        raise EngineFailed("llama.cpp does not read the virtual tokens' words as these tokens")
     note = f"never given; {done.stored_as}, rounding {done.rounding:.1e}"
     return _compared("llama.cpp, baked GGUF", base, tasks, asked, result, note)
 
@@ -211,7 +220,7 @@ def _compared(
     other = [asked.margins[at] for at in range(count) if given[at] != asked.labels[at]]
     same = sum(one == two for one, two in zip(texts, asked.completions, strict=True))
     if tasks.never and any(one in tasks.never for tokens in result["completions"] for one in tokens):
-        raise SystemExit(f"{engine} gave a virtual token")
+        raise EngineFailed(f"{engine} gave a virtual token")
     versions = ", ".join(f"{name} {number}" for name, number in result["versions"].items())
     margin = f"{max(other):.1e}" if other else "-"
     row = f"| {engine} | {versions} | {count - len(other)} of {count} | {margin} | {same} of {count} | {note} |"
@@ -251,7 +260,9 @@ def _run(python: Path, script: str, job: dict[str, Any]) -> dict[str, Any]:
             command = [python, HERE / script, asked, answered]
             done = subprocess.run(command, stdout=stream, stderr=subprocess.STDOUT, check=False)
         if done.returncode:
-            raise SystemExit(f"{script} failed:\n{log.read_text(errors='replace')[-4000:]}")
+            # a negative one is the signal that ended it: -9 mostly means that memory was short
+            said = log.read_text(errors="replace")[-4000:]
+            raise EngineFailed(f"{script} ended with exit code {done.returncode}:\n{said}")
         print(f"{script}: {time.monotonic() - start:.0f} s", file=sys.stderr)
         result: dict[str, Any] = json.loads(answered.read_text())
     result["versions"]["softprompt's torch"] = version("torch")

@@ -6,17 +6,20 @@ other 4xx                                  DataError      it refuses the request
 other 5xx                                  a failure of ours, with its status in the log
 """
 
+import asyncio
 import json
 import logging
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx
 
 from softprompt.errors import ConfigError, DataError
 from softprompt.server.work import Busy, Unreachable
+
+_Value = TypeVar("_Value")
 
 log = logging.getLogger("softprompt.server")
 
@@ -41,6 +44,7 @@ class VllmServer:
     def __init__(self, url: str, key: str | None = None) -> None:
         """Nothing is asked yet; ``key``: its API key, if it wants one."""
         self.url = url.rstrip("/").removesuffix("/v1")
+        self._works: set[asyncio.Task[Any]] = set()
         self._headers = {} if key is None else {"Authorization": f"Bearer {key}"}
         # a request is bounded by its deadline and by how many may wait, not by the number of connections
         self._client = httpx.AsyncClient(
@@ -76,25 +80,62 @@ class VllmServer:
 
     async def complete(self, body: Mapping[str, Any]) -> list[dict[str, Any]]:
         """The choices of a completion, in the order of the texts; raises what stands on top."""
-        async with self._answer(body) as response:
-            content = await response.aread()
-        return _choices(_parsed(content))
+        work = self._begun(self._content(body))
+        try:
+            return _choices(_parsed(await asyncio.shield(work)))
+        finally:
+            work.cancel()
 
     async def stream(self, body: Mapping[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
         """The choice in each event of a completion as it grows; raises what stands on top."""
-        async with self._answer({**body, "stream": True}) as response:
-            async for line in response.aiter_lines():
-                kind, _, data = line.partition(":")
-                if kind != "data" or data.strip() == "[DONE]":
-                    continue
-                event = json.loads(data)
-                if "error" in event:
-                    raise RuntimeError("the engine's stream ended with an error")
-                for choice in event.get("choices", ()):
-                    yield choice
+        arrived: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
+        work = self._begun(self._events({**body, "stream": True}, arrived))
+        try:
+            while (choice := await arrived.get()) is not None:
+                yield choice
+            await work
+        finally:
+            work.cancel()
 
     async def close(self) -> None:
+        """End what runs."""
+        for work in self._works:
+            work.cancel()
+        await asyncio.gather(*self._works, return_exceptions=True)
         await self._client.aclose()
+
+    def _begun(self, work: Coroutine[Any, Any, _Value]) -> "asyncio.Task[_Value]":
+        """A task that is cancelled once at most: cancelled again while it closes its connection, that would stay open,
+        and the engine at work."""
+        task = asyncio.create_task(work)
+        self._works.add(task)
+        task.add_done_callback(self._ended)
+        return task
+
+    def _ended(self, task: "asyncio.Task[Any]") -> None:
+        self._works.discard(task)
+        if not task.cancelled():
+            task.exception()  # looked at, even if nobody waits any more
+
+    async def _content(self, body: Mapping[str, Any]) -> bytes:
+        async with self._answer(body) as response:
+            return await response.aread()
+
+    async def _events(self, body: Mapping[str, Any], arrived: "asyncio.Queue[dict[str, Any] | None]") -> None:
+        """Hand over the choices of a stream, and ``None`` when there are no more, whatever the reason."""
+        try:
+            async with self._answer(body) as response:
+                async for line in response.aiter_lines():
+                    kind, _, data = line.partition(":")
+                    if kind != "data" or data.strip() == "[DONE]":
+                        continue
+                    event = json.loads(data)
+                    if "error" in event:
+                        raise RuntimeError("the engine's stream ended with an error")
+                    for choice in event.get("choices", ()):
+                        arrived.put_nowait(choice)
+        finally:
+            arrived.put_nowait(None)
 
     def _asked_once(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
         try:
