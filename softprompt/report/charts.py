@@ -7,7 +7,7 @@ name. Coordinates are pixels from the upper left corner.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from xml.etree.ElementTree import Element, SubElement
 
@@ -46,7 +46,7 @@ class Series:
     ys: tuple[float, ...]
     lows: tuple[float, ...] = ()
     highs: tuple[float, ...] = ()
-    dashed: bool = False
+    dashed: bool = field(default=False, kw_only=True)
 
 
 @dataclass(frozen=True)
