@@ -52,9 +52,8 @@ def _warmed_up(decoder: FusedDecoder, note: Callable[[str], None]) -> bool:
             warnings.simplefilter("ignore")
             _one_step(decoder)
     except Exception as error:  # whatever a compiler can fail by: without it the run is only slower
-        note(
-            f"not compiled, which makes the run slower: {(str(error).strip().splitlines() or [type(error).__name__])[0][:200]}"
-        )
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        note(f"not compiled, which makes the run slower: {first[:200]}")
         return False
     return True
 
