@@ -29,8 +29,8 @@ def sweep_lines(summary: SweepSummary, trials: Sequence[SweepTrial], out: Path) 
     lines.append(f"best on validation: trial {summary.winner}, {settings}")
     usual = next((trial for trial in trials if trial.number == summary.usual and trial.value is not None), None)
     if usual is not None and usual.number != summary.winner:
-        figures = [f"validation {metric} {usual.value:.4f}", f"loss {usual.loss:.4f}"]
-        lines.append(f"the settings of a run without a sweep (trial {usual.number}): {', '.join(figures)}")
+        without = f"validation {metric} {usual.value:.4f}, loss {usual.loss:.4f}"
+        lines.append(f"the settings of a run without a sweep (trial {usual.number}): {without}")
     elif usual is not None:
         lines.append("these are the settings of a run without a sweep: searching gained nothing")
     rows = [["the winner on", "metric", "value [95% interval]", "n"]]

@@ -127,6 +127,10 @@ class TestSweep:
         summary, _ = run(tmp_path / "other", trials=2, evaluate_test=False)
         assert summary.test is None
         assert scored.count(test) == 1
+        # what was left out is made up for
+        summary, _ = run(tmp_path / "other", trials=2)
+        assert summary.test is not None
+        assert scored.count(test) == 2
 
     def test_goes_on_to_the_trials_of_an_unbroken_one(self, tmp_path: Path) -> None:
         _, whole = run(tmp_path / "whole", trials=14)

@@ -74,7 +74,9 @@ def sweep(
     fixed, observer = fixed or TrainConfig.build(), observer or Silent()
     check_sweep(space, fixed, engine)
     check_trainable(task)
-    check_init_fits(fixed.init, task.spec)
+    inits = space.axes["init"].probes if "init" in space.axes else (fixed.init,)
+    for init in inits:
+        check_init_fits(str(init), task.spec)
     proposals = Proposals(space, space.defaults(fixed), trials, fixed.seed)
     terms = Terms(fixed, pruning, base.name, dict(options or {}), base.fingerprint)
     with SweepFolder(out, _setup(base, task, space, terms)) as folder:
@@ -126,7 +128,8 @@ def _concluded(ledger: Ledger, base: FrozenLM, space: Space, *, evaluate_test: b
         )
     config = with_settings(terms.fixed, best.settings)
     known = folder.summary()
-    if known is not None and known.winner == best.number and folder.prompt.is_dir():
+    scored = known is not None and (known.test is not None or not (evaluate_test and task.test))
+    if known is not None and scored and known.winner == best.number and folder.prompt.is_dir():
         prompt = load_prompt(folder.prompt)
     else:
         ledger.observer.noted(f"trial {best.number} is the best on validation")
