@@ -202,8 +202,8 @@ def load_for_all(checkpoint: Checkpoint | None, processes: Processes) -> Saved |
     facts = processes.of_main(None if saved is None else [saved.learners, saved.processes])
     if facts is None:
         return None
-    learners, wrote = facts
-    return Saved(learners, wrote, processes.tensors_of_main({} if saved is None else saved._tensors))
+    learners, written_by = facts
+    return Saved(learners, written_by, processes.tensors_of_main({} if saved is None else saved._tensors))
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

@@ -189,6 +189,8 @@ def joined(device: str | None = None) -> Iterator[Processes]:
         ConfigError: several processes cannot share ``device``.
         TrainingError: another process has ended, or the launcher ends this one.
     """
+    from torch.distributed.rendezvous import rendezvous
+
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1 or "RANK" not in os.environ:
         yield ALONE

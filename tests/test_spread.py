@@ -308,4 +308,4 @@ def test_the_real_model_over_two_processes_and_over_one(tmp_path: Path) -> None:
     assert done.code == 0, done.err
     code, _, err = launched(2, "-m", "softprompt", *given, tmp_path / "two", timeout=1200)
     assert code == 0, err
-    assert_close(tmp_path / "one", tmp_path / "two")
+    assert_close(tmp_path / "one", tmp_path / "two", flips=2.5 / 200)
