@@ -195,8 +195,6 @@ def joined(device: str | None = None) -> Iterator[Processes]:
     if size == 1 or "RANK" not in os.environ:
         yield ALONE
         return
-    from torch.distributed.rendezvous import rendezvous
-
     # not accelerate's PartialState: it takes its device from the machine, not from the user, and keeps the store,
     # which here tells who is to speak when the run fails
     store, index, size = next(rendezvous("env://", timeout=TIMEOUT))
