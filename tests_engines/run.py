@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
@@ -233,10 +233,13 @@ def _vllm_python() -> Path:
 
 
 def _llama_python() -> Path:
-    return _environment("llama", ["llama-cpp-python"])
+    # compiled for this processor's AMX it crashes, on any file: ggml-org/llama.cpp issue 20824
+    return _environment("llama", ["llama-cpp-python"], variables={"CMAKE_ARGS": "-DGGML_NATIVE=OFF"})
 
 
-def _environment(name: str, packages: list[str], without: Sequence[str] = ()) -> Path:
+def _environment(
+    name: str, packages: list[str], without: Sequence[str] = (), variables: Mapping[str, str] | None = None
+) -> Path:
     """The Python of an environment with these packages, made if it is not there yet."""
     folder = ENGINES / name
     python = folder / "bin" / "python"
@@ -244,7 +247,7 @@ def _environment(name: str, packages: list[str], without: Sequence[str] = ()) ->
         print(f"installing {', '.join(packages)} into {folder}: minutes", file=sys.stderr)
         subprocess.run([sys.executable, "-m", "venv", folder], check=True)
         pip = [python, "-m", "pip", "--quiet", "--disable-pip-version-check"]
-        subprocess.run([*pip, "install", *packages], check=True)
+        subprocess.run([*pip, "install", *packages], check=True, env={**(variables or {}), **os.environ})
         if without:
             subprocess.run([*pip, "uninstall", "--yes", *without], check=True)
         (folder / "ready").touch()
