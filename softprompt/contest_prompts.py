@@ -10,9 +10,9 @@ from softprompt.base import FrozenLM
 from softprompt.baselines.fitted import Fitted, bytes_of, prefix_bytes
 from softprompt.checkpoint import Checkpoint
 from softprompt.config import TrainConfig
-from softprompt.errors import SoftpromptError, TrainingError, writing
+from softprompt.errors import SoftpromptError, TrainingError
 from softprompt.fit import best_prompt, open_run
-from softprompt.folders import replace_file
+from softprompt.folders import put_file
 from softprompt.predict import Predictor
 from softprompt.progress import Silent
 from softprompt.task import Task
@@ -130,6 +130,4 @@ class Clock:
     def _reached(self, step: int, *, keep: bool) -> None:
         self._seconds[step] = time.perf_counter() - self._zero
         if keep and self._path is not None:
-            with writing(self._path):
-                self._path.parent.mkdir(parents=True, exist_ok=True)
-                replace_file(self._path, json.dumps(self._seconds).encode())
+            put_file(self._path, json.dumps(self._seconds).encode())

@@ -82,6 +82,13 @@ def write_durably(path: Path, content: bytes) -> None:
         os.fsync(stream.fileno())
 
 
+def put_file(path: Path, content: bytes, instead: str = "give another --out") -> None:
+    """``replace_file``, in folders made where they are missing; ``instead`` is the advice in its OutputError."""
+    with writing(path, instead):
+        path.absolute().parent.mkdir(parents=True, exist_ok=True)
+        replace_file(path, content)
+
+
 def replace_file(path: Path, content: bytes) -> None:
     """Put ``content`` in place of a file: a reader, or a crash, sees the old one or the new one, whole."""
     temporary = path.with_name(f".{path.name}.tmp")

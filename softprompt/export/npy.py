@@ -13,8 +13,8 @@ from typing import Any, BinaryIO
 import numpy as np
 import torch
 
-from softprompt.errors import PromptFileError, writing
-from softprompt.folders import check_free, replace_file
+from softprompt.errors import PromptFileError
+from softprompt.folders import check_free, put_file
 from softprompt.prefix import PromptState
 from softprompt.rows import reading
 from softprompt.store import Prompt
@@ -49,9 +49,7 @@ def write_npy(prompt: Prompt, path: Path) -> None:
     check_free(path)
     content = io.BytesIO()
     np.save(content, prompt.state.tensor.detach().float().cpu().numpy(), allow_pickle=False)
-    with writing(path):
-        path.absolute().parent.mkdir(parents=True, exist_ok=True)
-        replace_file(path, content.getvalue())
+    put_file(path, content.getvalue())
 
 
 def read_npy(path: Path) -> PromptState:

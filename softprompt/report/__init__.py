@@ -6,8 +6,7 @@ a comparison. None of it needs PyTorch.
 
 from pathlib import Path
 
-from softprompt.errors import writing
-from softprompt.folders import replace_file
+from softprompt.folders import put_file
 from softprompt.paths import expanded
 from softprompt.report import sizes
 from softprompt.report.document import Block, Document, Figure, Fold
@@ -46,9 +45,7 @@ def _written(out: Path, contents: dict[str, str]) -> list[Path]:
     written = []
     for name, content in contents.items():
         path = out / name
-        with writing(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            replace_file(path, content.encode())
+        put_file(path, content.encode())
         written.append(path)
     return written
 

@@ -3,8 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from softprompt.errors import writing
-from softprompt.folders import replace_file
+from softprompt.folders import put_file
 from softprompt.inspection import Change, Comparison, Finding, Inspection
 from softprompt.paths import expanded
 from softprompt.report import inspection_figures as figures
@@ -31,11 +30,7 @@ from softprompt.report.tables import settings
 
 def write_inspection(found: Inspection, path: Path) -> None:
     """Write the page into one file, in place of an older one; raises OutputError."""
-    path = expanded(path)
-    content = page(inspection_document(found))
-    with writing(path, "give another --html"):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(path, content.encode())
+    put_file(expanded(path), page(inspection_document(found)).encode(), "give another --html")
 
 
 def inspection_document(found: Inspection) -> Document:

@@ -5,8 +5,7 @@ from functools import partial
 from pathlib import Path
 
 from softprompt.drift import Monitoring, PromptDrift, Signal
-from softprompt.errors import writing
-from softprompt.folders import replace_file
+from softprompt.folders import put_file
 from softprompt.inspection import Finding
 from softprompt.paths import expanded
 from softprompt.report import charts
@@ -36,11 +35,7 @@ MOST_LABELS = 20  # of a figure: of more, those that moved most
 
 def write_monitoring(found: Monitoring, path: Path) -> None:
     """Write the page into one file, in place of an older one; raises OutputError."""
-    path = expanded(path)
-    content = page(monitoring_document(found))
-    with writing(path, "give another --report"):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(path, content.encode())
+    put_file(expanded(path), page(monitoring_document(found)).encode(), "give another --report")
 
 
 def monitoring_document(found: Monitoring) -> Document:
