@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -41,3 +42,17 @@ class Opened:
 
     def colour(self, selector: str, which: str) -> str:
         return str(self.page.locator(selector).first.evaluate(f"element => getComputedStyle(element).{which}"))
+
+
+@contextmanager
+def quiet_page(path: Path, scheme: str, width: int) -> Iterator[Opened]:
+    """A page of ours with all its details open: it keeps to its width, complains of nothing, and asks for nothing."""
+    if CHROMIUM is None:
+        pytest.skip("no Chromium: apt-get install chromium")
+    with chromium() as browser:
+        opened = Opened(browser, path.as_uri(), color_scheme=scheme, viewport={"width": width, "height": 800})
+        opened.page.evaluate("for (const details of document.querySelectorAll('details')) details.open = true")
+        assert opened.width() == width
+        yield opened
+    assert opened.complaints == []
+    assert opened.requests == [path.as_uri()]

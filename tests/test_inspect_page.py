@@ -1,6 +1,5 @@
 """The page of an inspection: every part, hostile text as text; in a browser light, dark and on a phone."""
 
-import shutil
 from pathlib import Path
 from typing import Any
 from xml.etree.ElementTree import fromstring, tostring
@@ -32,7 +31,6 @@ from softprompt.report.html import page
 from softprompt.report.inspection import inspection_document, write_inspection
 from softprompt.report.markdown import markdown
 
-CHROMIUM = shutil.which("chromium")
 PARTS = ("recommendation", "answers", "slices", "tokens", "attention", "alone", "rows", "privacy", "others", "measured")
 
 
@@ -153,23 +151,10 @@ def test_is_written_whole(tmp_path: Path) -> None:
     assert (tmp_path / "a" / "b.html").read_text() == page(inspection_document(full()))
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: apt-get install chromium")
 @pytest.mark.parametrize(("scheme", "width"), [("light", 1280), ("dark", 375), ("light", 320)])
 def test_in_a_browser(tmp_path: Path, scheme: str, width: int) -> None:
-    playwright = pytest.importorskip("playwright.sync_api", reason="no Playwright: pip install 'softprompt[dev]'")
+    from browsing import quiet_page  # skips where there is no Playwright
+
     write_inspection(full("unbroken" * 30), tmp_path / "page.html")
-    complaints: list[str] = []
-    requests: list[str] = []
-    with playwright.sync_playwright() as running:
-        browser = running.chromium.launch(executable_path=CHROMIUM)
-        opened = browser.new_page(color_scheme=scheme, viewport={"width": width, "height": 800})
-        opened.on("console", lambda message: complaints.append(message.text))
-        opened.on("pageerror", lambda error: complaints.append(str(error)))
-        opened.on("request", lambda request: requests.append(request.url))
-        opened.goto((tmp_path / "page.html").as_uri())
-        opened.evaluate("for (const details of document.querySelectorAll('details')) details.open = true")
-        assert opened.evaluate("document.documentElement.scrollWidth") == width
-        assert opened.locator("figure svg:visible").count() == 8
-        browser.close()
-    assert complaints == []
-    assert requests == [(tmp_path / "page.html").as_uri()]
+    with quiet_page(tmp_path / "page.html", scheme, width) as opened:
+        assert opened.page.locator("figure svg:visible").count() == 8

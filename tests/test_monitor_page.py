@@ -1,6 +1,5 @@
 """The page of monitoring: every part, hostile text as text; in a browser light, dark and on a phone."""
 
-import shutil
 from pathlib import Path
 from xml.etree.ElementTree import fromstring, tostring
 
@@ -17,8 +16,6 @@ from softprompt.report.document import Figure
 from softprompt.report.html import page
 from softprompt.report.markdown import markdown
 from softprompt.report.monitoring import monitoring_document, write_monitoring
-
-CHROMIUM = shutil.which("chromium")
 
 
 def full(word: str = "word", labels: int = 2) -> Monitoring:
@@ -126,24 +123,11 @@ def test_is_written_whole(tmp_path: Path) -> None:
     assert (tmp_path / "a" / "b.html").read_text() == page(monitoring_document(found))
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: apt-get install chromium")
 @pytest.mark.parametrize(("scheme", "width"), [("light", 1280), ("dark", 375), ("light", 320)])
 def test_in_a_browser(tmp_path: Path, scheme: str, width: int) -> None:
-    playwright = pytest.importorskip("playwright.sync_api", reason="no Playwright: pip install 'softprompt[dev]'")
+    from browsing import quiet_page  # skips where there is no Playwright
+
     write_monitoring(full("unbroken" * 20, labels=30), tmp_path / "page.html")
-    complaints: list[str] = []
-    requests: list[str] = []
-    with playwright.sync_playwright() as running:
-        browser = running.chromium.launch(executable_path=CHROMIUM)
-        opened = browser.new_page(color_scheme=scheme, viewport={"width": width, "height": 800})
-        opened.on("console", lambda message: complaints.append(message.text))
-        opened.on("pageerror", lambda error: complaints.append(str(error)))
-        opened.on("request", lambda request: requests.append(request.url))
-        opened.goto((tmp_path / "page.html").as_uri())
-        opened.evaluate("for (const details of document.querySelectorAll('details')) details.open = true")
-        assert opened.evaluate("document.documentElement.scrollWidth") == width
-        assert opened.locator("figure svg:visible").count() == 9
-        assert opened.locator("figure table:visible").count() == 9
-        browser.close()
-    assert complaints == []
-    assert requests == [(tmp_path / "page.html").as_uri()]
+    with quiet_page(tmp_path / "page.html", scheme, width) as opened:
+        assert opened.page.locator("figure svg:visible").count() == 9
+        assert opened.page.locator("figure table:visible").count() == 9
