@@ -115,9 +115,9 @@ class Desk:
             if loaded is None:
                 loaded = await asked.attended(self.registry.loaded(found))
             asked = replace(asked, served=loaded.served)
-        if baseline is None:
-            facts.served = asked.served if found.number is not None else None
-        else:
+            if baseline is None:
+                facts.served = loaded.served
+        if baseline is not None:
             served = await asked.attended(asyncio.to_thread(self._baselines.of, asked.served, baseline))
             found = self.registry.find(self.registry.base_name)
             facts.task, facts.model = found.name, found.id
