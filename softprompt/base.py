@@ -48,7 +48,7 @@ class FrozenLM:
         frame: the tokens around prompt, text and answer.
         bos_ids: those in front of the prompt (often one, BOS; sometimes none).
         embedding_scale: what ``embed`` multiplies the model's token embeddings by.
-        lasting: whether its weights stay as they are.
+        lasting: whether its weights stay as they are, and where they are.
         processes: those that share the work of a step or an evaluation, each with this model.
     """
 

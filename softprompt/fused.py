@@ -1,8 +1,8 @@
 """Passes over a frozen decoder with our own layers (fused_layer.py), where they give the model's own numbers.
 
 What is measured, once a model: hidden states and their gradient, with and without a prefix, against ``transformers``'
-layers. Where they differ, where a sliding window is outgrown, where layers are shared out over processes, or on another
-device than a CPU, those run.
+layers. Where they differ, where a sliding window is outgrown, where weights may change or are not at hand as they are,
+or on another device than a CPU, those run.
 
 Shapes: as in fused_layer.py; ``N`` scored positions.
 """
@@ -154,7 +154,7 @@ def _decoder(base: FrozenLM) -> FusedDecoder | None:
 
 def _checked(base: FrozenLM) -> FusedDecoder | None:
     others = base.device.type != "cpu" or base.architecture != "decoder-only" or base.dtype == torch.float16
-    if others or not base.lasting or base.processes.in_step:
+    if others or not base.lasting:
         return None
     if (decoder := _decoder(base)) is None:
         return None

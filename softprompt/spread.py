@@ -189,12 +189,12 @@ def joined(device: str | None = None) -> Iterator[Processes]:
         ConfigError: several processes cannot share ``device``.
         TrainingError: another process has ended, or the launcher ends this one.
     """
-    from torch.distributed.rendezvous import rendezvous
-
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1 or "RANK" not in os.environ:
         yield ALONE
         return
+    from torch.distributed.rendezvous import rendezvous
+
     # not accelerate's PartialState: it takes its device from the machine, not from the user, and keeps the store,
     # which here tells who is to speak when the run fails
     store, index, size = next(rendezvous("env://", timeout=TIMEOUT))
