@@ -156,7 +156,7 @@ def test_real_model_learns(tmp_path: Path) -> None:
     from softprompt.fit import fit
 
     splits = rotten_tomatoes()
-    train, validation = tuple(choose_shots(splits.train, 60, 0)), tuple(choose_shots(splits.validation, 20, 0))
+    train, validation = tuple(choose_shots(splits.train, 200, 0)), tuple(choose_shots(splits.validation, 20, 0))
     few = replace(splits, train=train, validation=validation, test=())
     seen = Recorder()
     prompt = fit(
@@ -164,8 +164,8 @@ def test_real_model_learns(tmp_path: Path) -> None:
         Task.classification(few, template=TEMPLATE),
         out=tmp_path / "p",
         observer=seen,
-        steps=15,
-        batch_size=4,
+        steps=25,
+        batch_size=16,
         init=f"text:{INSTRUCTION}",
     )
     assert prompt.training["learned_parameters"] == LENGTH * 640
