@@ -61,6 +61,9 @@ def study_options(methods: str) -> Callable[[Command], Command]:
                 click.option("--batch-size", type=click.IntRange(min=1), help="Examples per step.  [default: 16]"),
                 click.option("--out", type=PLACE, required=True, help="Folder; a second run goes on there."),
                 click.option("--template", type=WORDS, help="As for train."),
+                click.option(
+                    "--instruction", type=WORDS, help="Words that zero-shot and few-shot have in front of everything."
+                ),
                 click.option("--labels", type=GIVEN, help="As for train."),
                 click.option("--verbalizer", multiple=True, metavar="LABEL=WORDS", help="As for train. Repeatable."),
                 click.option("--max-length", type=click.IntRange(min=8), help="As for train.  [default: 512]"),
@@ -165,7 +168,7 @@ def _prepared(
     from softprompt.train import check_trainable
 
     methods = contestants(options["methods"])
-    common = {name: options[name] for name in ("seeds", "steps", "rates", "batch_size")}
+    common = {name: options[name] for name in ("seeds", "steps", "rates", "batch_size", "instruction")}
     terms = Terms(**given(**common, budget=budget, **more), command=shlex.join(["softprompt", *sys.argv[1:]]))
     check_terms(methods, terms)
     if not folder_of_folders:

@@ -47,6 +47,7 @@ class Terms:
         budget: seconds of each learning run, in place of ``steps``.
         rates: learning rates tried for each trained method, its default among them; 1 is no search.
         batch_size: examples per step.
+        instruction: words that written prompts have in front of everything.
         keep: whether to keep what the best seed of each method needs to be deployed.
         shift: examples of another domain.
         current: the method in use now.
@@ -60,6 +61,7 @@ class Terms:
     budget: float | None = None
     rates: int = 1
     batch_size: int = TrainConfig.model_fields["batch_size"].default
+    instruction: str = ""
     keep: bool = False
     shift: tuple[Example, ...] = ()
     current: str | None = None
@@ -75,6 +77,7 @@ class Terms:
             "budget": self.budget,
             "rates": self.rates,
             "batch_size": self.batch_size,
+            **({"instruction": self.instruction} if self.instruction else {}),
         }
 
 
@@ -231,7 +234,7 @@ class _Comparison:
 
     def _plan(self, method: Contestant) -> Plan:
         """The steps of a run: those given, or as many as fit into the time."""
-        budget, plan = self.terms.budget, Plan(self.terms.steps, self.terms.batch_size)
+        budget, plan = self.terms.budget, Plan(self.terms.steps, self.terms.batch_size, self.terms.instruction)
         if method.learning_rate is None or budget is None:
             return plan
         steps = self.folder.notes(method.name).get("steps")

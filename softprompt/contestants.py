@@ -35,10 +35,16 @@ COMMON = ("steps", "seconds", "batch_size", "eval_every", "seed", "max_length", 
 
 @dataclass(frozen=True)
 class Plan:
-    """What all methods that learn by steps have in common."""
+    """What methods have in common.
+
+    Attributes:
+        steps, batch_size: of all that learn by steps.
+        instruction: words that written prompts have in front of everything.
+    """
 
     steps: int
     batch_size: int = 16
+    instruction: str = ""
 
     @property
     def eval_every(self) -> int:
@@ -99,7 +105,7 @@ class Contestant(Protocol):
         """
 
 
-Fit: TypeAlias = Callable[[FrozenLM, Task, int], Fitted]
+Fit: TypeAlias = Callable[[FrozenLM, Task, int, str], Fitted]  # of a seed and an instruction
 
 
 @dataclass(frozen=True)
@@ -117,7 +123,7 @@ class Fixed:
     def learn(
         self, base: FrozenLM, task: Task, runs: Sequence[Run], plan: Plan, observer: Observer, folder: Path
     ) -> list[Fitted | SoftpromptError]:
-        return [self.fit(base, task, run.seed) for run in runs]
+        return [self.fit(base, task, run.seed, plan.instruction) for run in runs]
 
 
 @dataclass(frozen=True)
@@ -323,14 +329,18 @@ def _without_options(make: Callable[[str], Contestant]) -> Callable[[str, str], 
 
 def _few_shot(name: str, options: str, *, nearest: bool = False) -> Contestant:
     count = _shots(name, options)
-    return Fixed(
-        name, "written", lambda base, task, seed: few_shot(base, task, count, seed, nearest), seeded=not nearest
-    )
+    return Fixed(name, "written", partial(_written, count=count, nearest=nearest), seeded=not nearest)
 
 
-def _calibrated(base: FrozenLM, task: Task, seed: int) -> Fitted:
+def _written(
+    base: FrozenLM, task: Task, seed: int, instruction: str, *, count: int = 0, nearest: bool = False
+) -> Fitted:
+    return few_shot(base, task, count, seed, nearest, instruction=instruction)
+
+
+def _calibrated(base: FrozenLM, task: Task, seed: int, instruction: str) -> Fitted:
     """The written prompt without its bias; what it reaches on validation is measured anew by whoever compares."""
-    fitted = few_shot(base, task, 0, seed)
+    fitted = _written(base, task, seed, instruction)
     return replace(fitted, answers=calibrated(fitted.answers))
 
 
@@ -356,12 +366,14 @@ def _tuned(
 
 
 KINDS: dict[str, Kind] = {
-    "zero-shot": Kind(_fixed("written", lambda base, task, seed: few_shot(base, task, 0, seed))),
+    "zero-shot": Kind(_fixed("written", _written)),
     "zero-shot-calibrated": Kind(_fixed("written", _calibrated)),
     "few-shot": Kind(_few_shot),
     "few-shot-nearest": Kind(partial(_few_shot, nearest=True), "sklearn"),
-    "tfidf": Kind(_fixed("classical", lambda base, task, seed: fit_tfidf(task, seed), uses_base=False), "sklearn"),
-    "linear-probe": Kind(_fixed("classical", fit_linear_probe), "sklearn"),
+    "tfidf": Kind(_fixed("classical", lambda base, task, seed, _: fit_tfidf(task, seed), uses_base=False), "sklearn"),
+    "linear-probe": Kind(
+        _fixed("classical", lambda base, task, seed, _: fit_linear_probe(base, task, seed)), "sklearn"
+    ),
     **{name: Kind(_soft_prompt) for name in METHODS},
     "lora": Kind(partial(_tuned, "adapter", lora.RATE, lora.fit_lora, ("rank", "alpha")), "peft"),
     "full": Kind(partial(_tuned, "full", full.RATE, full.fit_full, ())),

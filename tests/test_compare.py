@@ -1,6 +1,7 @@
 """The study, with contestants of known quality: same terms for all, results that land, failures that stay alone."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -399,3 +400,6 @@ def test_setup_says_what_the_results_have_in_common(tmp_path: Path) -> None:
     setup = json.loads((tmp_path / "setup.json").read_text())
     assert (setup["steps"], setup["rates"], setup["batch_size"], setup["budget"]) == (4, 1, 8, None)
     assert setup["task"]["template"] == "{{ text }}:"
+    assert "instruction" not in setup
+    with pytest.raises(OutputError, match="instruction was None, is 'Decide.'"):
+        run(tmp_path, Planted("a"), Planted("b"), terms=replace(TERMS, instruction="Decide."))

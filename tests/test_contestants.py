@@ -7,10 +7,12 @@ import pytest
 from small import Recorder, reviews_task
 from tiny import tiny_base
 
+from softprompt.baselines.written import choose_shots, written_prompt
 from softprompt.contest_prompts import Clock
 from softprompt.contestants import KINDS, Plan, Run, SoftPrompt, contestants
 from softprompt.errors import ConfigError, MissingExtraError
 from softprompt.methods import METHODS
+from softprompt.predict import Predictor
 
 
 def refused(names: str) -> str:
@@ -100,6 +102,18 @@ class TestOptions:
         assert (fitted.settings["seed"], fitted.settings["learning_rate"]) == (3, 1e-3)  # type: ignore[union-attr]
         (fitted,) = large.learn(tiny_base("llama"), task, [Run(0, 0.5)], plan, Recorder(), tmp_path)
         assert fitted.settings["learning_rate"] == 0.5  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(("name", "shots"), [("zero-shot", 0), ("few-shot:2", 2)])
+def test_written_prompt_has_the_instruction_in_front(tmp_path: Path, name: str, shots: int) -> None:
+    base, task, words = tiny_base("llama"), reviews_task(test=8), "Decide which."
+    plans = (Plan(3, instruction=words), Plan(3))
+    (own,), (bare,) = (contestants(name)[0].learn(base, task, [Run(1)], plan, Recorder(), tmp_path) for plan in plans)
+    state = written_prompt(base, task.spec, words, choose_shots(task.train, shots, 1))
+    expected = Predictor(base, task.spec, state).label_log_probabilities(task.test)
+    assert own.answers.label_log_probabilities(task.test).equal(expected)
+    assert own.settings["instruction"] == words
+    assert own.added_tokens > bare.added_tokens
 
 
 def test_plan_evaluates_a_short_run_three_times_at_least() -> None:
