@@ -401,5 +401,5 @@ def test_setup_says_what_the_results_have_in_common(tmp_path: Path) -> None:
     assert (setup["steps"], setup["rates"], setup["batch_size"], setup["budget"]) == (4, 1, 8, None)
     assert setup["task"]["template"] == "{{ text }}:"
     assert "instruction" not in setup
-    with pytest.raises(OutputError, match="instruction was None, is 'Decide.'"):
+    with pytest.raises(OutputError, match=r"instruction was None, is 'Decide\."):
         run(tmp_path, Planted("a"), Planted("b"), terms=replace(TERMS, instruction="Decide."))
