@@ -40,7 +40,7 @@ Product = tuple[int, int, int, int]
 def linears(layer: Layer) -> dict[str, tuple[int, int]]:
     """Inputs and outputs of the linear parts of a layer."""
     names = ("query", "key", "value", "out", "gate", "up", "down")
-    return {name: (part.in_features, part.out_features) for name in names for part in (getattr(layer, name),)}
+    return {name: part.weight.shape[::-1] for name in names for part in (getattr(layer, name),)}
 
 
 def products(layers: Sequence[Layer], prefix: int, lengths: Sequence[int]) -> Iterator[Product]:

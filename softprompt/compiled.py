@@ -15,7 +15,7 @@ from typing import Literal
 
 import torch
 
-from softprompt import passes
+from softprompt import segments
 from softprompt.base import FrozenLM
 from softprompt.embedded import cache_folder
 from softprompt.fused import FusedDecoder, fused
@@ -39,7 +39,7 @@ def compiled(base: FrozenLM, enabled: bool, note: Callable[[str], None]) -> Iter
     if decoder is None or not _warmed_up(decoder, note):
         yield
         return
-    with passes.compiled(), torch.compiler.set_stance("eager_on_recompile"):
+    with segments.compiled(), torch.compiler.set_stance("eager_on_recompile"):
         yield
 
 
@@ -48,9 +48,11 @@ def _warmed_up(decoder: FusedDecoder, note: Callable[[str], None]) -> bool:
     # it tells of its own tuning
     logging.getLogger("torch._inductor").setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings(), passes.compiled():
+        with warnings.catch_warnings(), segments.compiled():
             warnings.simplefilter("ignore")
-            _one_step(decoder)
+            with torch._dynamo.config.patch(specialize_int=True):
+                for padding in (0, 1):
+                    _one_step(decoder, padding)
     except Exception as error:  # whatever a compiler can fail by: without it the run is only slower
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         note(f"not compiled, which makes the run slower: {first[:200]}")
@@ -58,13 +60,12 @@ def _warmed_up(decoder: FusedDecoder, note: Callable[[str], None]) -> bool:
     return True
 
 
-def _one_step(decoder: FusedDecoder) -> None:
-    """A forward and a backward pass that come by everything."""
+def _one_step(decoder: FusedDecoder, padding: int) -> None:
+    """A forward and a backward pass, the last of the texts shorter by ``padding``."""
     base = decoder.base
     ids = torch.arange(_TEXTS * _LENGTH, device=base.device).view(_TEXTS, _LENGTH) % base.vocabulary_size
     mask = torch.ones_like(ids)
-    # one text with padding
-    mask[-1, -1] = 0
+    mask[-1, _LENGTH - padding :] = 0
     start = base.embed(torch.arange(_PREFIX, device=base.device) % base.vocabulary_size).detach()
     with torch.enable_grad():
         prefix = decoder.keys_and_values(start[None].requires_grad_())

@@ -19,7 +19,8 @@ from torch import Tensor
 from softprompt import passes
 from softprompt.base import FrozenLM
 from softprompt.faster import moved
-from softprompt.fused_layer import Group, KeysAndValues, Layer, LayerPass, Norm, Plan, norm_of, remembering
+from softprompt.fused_layer import Group, KeysAndValues, Layer, LayerPass, Plan, norm_of, remembering
+from softprompt.segments import Norm
 
 _known: WeakKeyDictionary[FrozenLM, "FusedDecoder | None"] = WeakKeyDictionary()
 
@@ -114,7 +115,7 @@ class _Normed(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, norm: Norm) -> Tensor:
-        result, inverse = norm(x)
+        result, inverse = passes.norm(x, *norm)
         ctx.save_for_backward(x, inverse)
         ctx.norm = norm
         return result
@@ -131,13 +132,13 @@ def _groups(mask: Tensor, which: Tensor, lengths: Sequence[int], widest: int) ->
     groups, start = [], 0
     for prompt in which.unique().tolist():
         own = counts[which == prompt]
-        texts, length, stop = len(own), int(own.max()), start + int(own.sum())
+        length, stop = int(own.max()), start + int(own.sum())
         column = torch.arange(length, device=mask.device)
         there = column < own[:, None]
         seen = (column <= column[:, None]) & there[:, None]
         hidden = torch.zeros(seen.shape, device=mask.device).masked_fill(~seen, -torch.inf)
         slots = None if bool(there.all()) else there.flatten().nonzero()[:, 0]
-        groups.append(Group(start, stop, texts, length, slots, hidden[:, :, None], prompt, widest - lengths[prompt]))
+        groups.append(Group(start, stop, slots, hidden[:, :, None], prompt, widest - lengths[prompt]))
         start = stop
     return groups
 

@@ -11,7 +11,7 @@ Shapes: ``M`` positions of all texts, ``B`` texts, ``T`` length of the longest, 
 ``H`` hidden size, ``K`` key heads, ``G`` query heads to each, ``D`` head size.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -20,9 +20,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from softprompt import passes
+from softprompt import segments
 from softprompt.faster import norm_scale
 from softprompt.quantised import is_plain
+from softprompt.segments import NO_NORM, Linear, Norm
 
 _remember: ContextVar[bool] = ContextVar("remember", default=True)
 
@@ -44,22 +45,6 @@ def remembering() -> bool:
     return _remember.get()
 
 
-@dataclass(frozen=True)
-class Norm:
-    """A root-mean-square norm: ``scale`` in float32, and whether it rounds before it scales."""
-
-    scale: Tensor
-    epsilon: float
-    round_first: bool
-
-    @property
-    def settings(self) -> tuple[Tensor, float, bool]:
-        return self.scale, self.epsilon, self.round_first
-
-    def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return passes.norm(x, *self.settings)
-
-
 def norm_of(module: Any) -> Norm:
     """Raises ValueError for other norms."""
     if (found := norm_scale(module)) is None:
@@ -71,23 +56,33 @@ def norm_of(module: Any) -> Norm:
 class Layer:
     """The parts of one layer."""
 
-    query: nn.Linear
-    key: nn.Linear
-    value: nn.Linear
-    out: nn.Linear
-    gate: nn.Linear
-    up: nn.Linear
-    down: nn.Linear
+    query: Linear
+    key: Linear
+    value: Linear
+    out: Linear
+    gate: Linear
+    up: Linear
+    down: Linear
     before_attention: Norm
-    after_attention: Norm | None
+    after_attention: Norm
     before_mlp: Norm
-    after_mlp: Norm | None
-    of_query: Norm | None
-    of_key: Norm | None
+    after_mlp: Norm
+    of_query: Norm
+    of_key: Norm
     size: int
     scaling: float
     curve: tuple[float, float]
     kind: str | None
+
+    @property
+    def entrance(self) -> tuple[Any, ...]:
+        """What ``segments.enter`` takes of it."""
+        return self.before_attention, self.query, self.key, self.value, self.of_query, self.of_key
+
+    @property
+    def exit(self) -> tuple[Any, ...]:
+        """What ``segments.leave`` takes of it."""
+        return self.out, self.after_attention, self.before_mlp, self.gate, self.up, self.down, self.after_mlp
 
     @classmethod
     def of(cls, module: Any, curve: tuple[float, float]) -> "Layer":
@@ -112,19 +107,17 @@ class Layer:
             raise ValueError("attention with a soft cap, or sinks")
         outer = names > known
         return cls(
-            attention.q_proj,
-            attention.k_proj,
-            attention.v_proj,
-            attention.o_proj,
-            mlp.gate_proj,
-            mlp.up_proj,
-            mlp.down_proj,
+            *(
+                Linear(part.weight, part.bias)
+                for part in (attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj)
+            ),
+            *(Linear(part.weight, part.bias) for part in (mlp.gate_proj, mlp.up_proj, mlp.down_proj)),
             norm_of(module.input_layernorm),
-            norm_of(module.post_attention_layernorm) if outer else None,
+            norm_of(module.post_attention_layernorm) if outer else NO_NORM,
             norm_of(module.pre_feedforward_layernorm if outer else module.post_attention_layernorm),
-            norm_of(module.post_feedforward_layernorm) if outer else None,
-            norm_of(attention.q_norm) if hasattr(attention, "q_norm") else None,
-            norm_of(attention.k_norm) if hasattr(attention, "k_norm") else None,
+            norm_of(module.post_feedforward_layernorm) if outer else NO_NORM,
+            norm_of(attention.q_norm) if hasattr(attention, "q_norm") else NO_NORM,
+            norm_of(attention.k_norm) if hasattr(attention, "k_norm") else NO_NORM,
             attention.head_dim,
             attention.scaling,
             curve,
@@ -138,8 +131,7 @@ class Group:
 
     Attributes:
         start, stop: their positions.
-        texts, length: ``B`` and ``T`` of the padded form, in which they attend.
-        slots: ``[M]``, the place of each position among ``B * T``; ``None`` where there is no padding.
+        slots: ``[M]``, the place of each position among ``B * T`` of the padded form; ``None`` where there is no padding.
         hidden: ``[B, T, 1, T]``, float32: 0 where a query may look, ``-inf`` where not.
         prompt: which of the ``R``.
         behind: columns of padding before its prefix.
@@ -147,28 +139,10 @@ class Group:
 
     start: int
     stop: int
-    texts: int
-    length: int
     slots: Tensor | None
     hidden: Tensor
     prompt: int
     behind: int
-
-    def padded(self, packed: Tensor, kv_heads: int, size: int) -> Tensor:
-        """``[M, heads * D]`` of all groups to ``[K, B, T * G, D]`` of this one."""
-        own = packed[self.start : self.stop]
-        if self.slots is not None:
-            own = own.new_zeros(self.texts * self.length, own.shape[1]).index_copy_(0, self.slots, own)
-        heads = own.view(self.texts, self.length, kv_heads, -1, size).permute(2, 0, 1, 3, 4)
-        return heads.reshape(kv_heads, self.texts, -1, size)
-
-    def packed(self, padded: Tensor) -> Tensor:
-        """The way back: ``[K, B, T * G, D]`` to ``[M, heads * D]``."""
-        kv_heads, texts, _, size = padded.shape
-        rows = (
-            padded.view(kv_heads, texts, self.length, -1, size).permute(1, 2, 0, 3, 4).reshape(texts * self.length, -1)
-        )
-        return rows if self.slots is None else rows.index_select(0, self.slots)
 
 
 @dataclass(frozen=True)
@@ -187,164 +161,98 @@ class Plan:
     remember: bool
 
 
-class Attended:
-    """Attention of one group, and its gradient."""
-
-    def __init__(self, layer: Layer, group: Group, query: Tensor, key: Tensor, value: Tensor, prefix: Any) -> None:
-        """``query, key, value [M, heads * D]``; ``prefix``: keys and values ``[K, P, D]``, or ``None``."""
-        self.layer, self.group, self.prefix = layer, group, prefix
-        self.kv_heads = key.shape[1] // layer.size
-        self.query = group.padded(query, self.kv_heads, layer.size)
-        self.key, self.value = (group.padded(each, self.kv_heads, layer.size) for each in (key, value))
-        wide = self.query.float()
-        shape = (self.kv_heads, group.texts, group.length, self.query.shape[2] // group.length)
-        text = (wide @ self.key.float().transpose(2, 3)).view(*shape, group.length)
-        if prefix is None:
-            self.before, after = None, passes.only_text_weights(text, group.hidden, layer.scaling, query.dtype)
-        else:
-            front = (wide.flatten(1, 2) @ prefix[0].float().transpose(1, 2)).view(*shape, -1)
-            self.before, after = passes.weights(front, text, group.hidden, layer.scaling, query.dtype)
-        self.after = after.flatten(2, 3)
-
-    def found(self) -> Tensor:
-        """What the queries find, packed ``[M, heads * D]``."""
-        mixed = self.after @ self.value
-        if self.before is not None:
-            mixed = torch.baddbmm(mixed.flatten(1, 2), self.before.flatten(1, 3), self.prefix[1]).view_as(mixed)
-        return self.group.packed(mixed)
-
-    def backward(self, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, KeysAndValues | None]:
-        """From the gradient of ``found`` to those of queries, keys and values (padded), and of the prefix."""
-        coming = self.group.padded(gradient, self.kv_heads, self.layer.size)
-        coming_after = coming @ self.value.transpose(2, 3)
-        values = self.after.transpose(2, 3) @ coming
-        if self.before is None:
-            scores = passes.only_text_weights_backward(self.after, coming_after, self.layer.scaling)
-            return scores @ self.key, scores.transpose(2, 3) @ self.query, values, None
-        keys, front_values = self.prefix
-        joined, before = coming.flatten(1, 2), self.before.flatten(1, 3)
-        coming_before = joined @ front_values.transpose(1, 2)
-        front, scores = passes.weights_backward(
-            before, self.after.flatten(1, 2), coming_before, coming_after.flatten(1, 2), self.layer.scaling
-        )
-        scores = scores.view_as(self.after)
-        query = torch.baddbmm((scores @ self.key).flatten(1, 2), front, keys).view_as(self.query)
-        of_prefix = (front.transpose(1, 2) @ self.query.flatten(1, 2), before.transpose(1, 2) @ joined)
-        return query, scores.transpose(2, 3) @ self.query, values, of_prefix
-
-
 class Run:
     """One layer over packed positions, with what its backward pass needs.
 
     Attributes:
         result: what comes out, ``[M, H]``, or of the last layer ``[N, H]``.
-        key, value: its keys, turned, and values: ``[M, K * D]``.
+        entered: its keys, turned, and values are ``key, value [M, K * D]``.
     """
 
     def __init__(self, layer: Layer, plan: Plan, last: bool, x: Tensor, keys: Any = None, values: Any = None) -> None:
         """``keys, values``: of the prefixes, ``[R, K, P, D]``."""
-        self.layer, self.plan, self.last, self.x, self.keys, self.values = layer, plan, last, x, keys, values
-        normed, self.x_inverse = layer.before_attention(x)
-        self.query_in, self.key_in = layer.query(normed), layer.key(normed)
-        self.value = layer.value(normed)
-        query, self.query_inverse = self._turned(self.query_in, layer.of_query)
-        self.key, self.key_inverse = self._turned(self.key_in, layer.of_key)
+        # detached: what was compiled for tensors without gradient is not compiled for others
+        self.layer, self.plan, self.last, self.x = layer, plan, last, x.detach()
+        self.prefix = None if keys is None else (keys.detach(), values.detach())
+        self.entered = segments.enter(self.x, *layer.entrance, *plan.turns[layer.kind], layer.size)
+        self.left: segments.Left | None = None
+        self.result = self.x[:0]
         if last and plan.read is None:
-            self.result = x[:0]
             return
-        self.attended = [
-            Attended(layer, group, query, self.key, self.value, self._before(group)) for group in plan.groups
-        ]
-        parts = [each.found() for each in self.attended]
-        found = parts[0] if len(parts) == 1 else torch.cat(parts)
+        self.attended = [self._attended(group) for group in plan.groups]
+        x, found = self.x, _joined([each.found for each in self.attended])
         if last and plan.read is not None:
-            found, x = found.index_select(0, plan.read), x.index_select(0, plan.read)
-        self.mixed = layer.out(found)
-        self.middle, self.mixed_inverse, normed, self.middle_inverse = passes.joined_and_normed(
-            x, self.mixed, *_settings(layer.after_attention), *layer.before_mlp.settings
-        )
-        self.gate, self.up = layer.gate(normed), layer.up(normed)
-        self.through = layer.down(passes.gated(self.gate, self.up, *layer.curve))
-        self.result, self.through_inverse = passes.joined(self.middle, self.through, *_settings(layer.after_mlp))
+            x, found = x.index_select(0, plan.read), found.index_select(0, plan.read)
+        self.left = segments.leave(x, found, *layer.exit, *layer.curve)
+        self.result = self.left.result
 
     def backward(
         self, result: Tensor | None, key: Tensor | None, value: Tensor | None, *, wanted: bool
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """From the gradients of what the attributes are called to those of ``x`` (if ``wanted``), ``keys, values``."""
-        layer, positions = self.layer, len(self.x)
+        layer, plan = self.layer, self.plan
         queries: Tensor | None = None
         coming: Tensor | None = None
-        of_keys: Tensor | None = None
-        of_values: Tensor | None = None
-        if result is not None and len(result):
-            inner = passes.joined_backward(result, self.through, self.through_inverse, _settings(layer.after_mlp)[0])
-            gate, up = passes.gated_backward(inner @ layer.down.weight, self.gate, self.up, *layer.curve)
-            coming, found = passes.joined_and_normed_backward(
-                result,
-                torch.addmm(gate @ layer.gate.weight, up, layer.up.weight),
-                self.middle,
-                self.middle_inverse,
-                layer.before_mlp.scale,
-                self.mixed,
-                self.mixed_inverse,
-                _settings(layer.after_attention)[0],
-            )
-            found = found @ layer.out.weight
-            if self.last and self.plan.read is not None:
+        of_prefix: tuple[Tensor | None, Tensor | None] = (None, None)
+        if result is not None and self.left is not None and len(result):
+            coming, found = segments.leave_backward(result, self.left, *layer.exit, *layer.curve)
+            if self.last and plan.read is not None:
                 coming, found = (
-                    each.new_zeros(positions, each.shape[1]).index_add_(0, self.plan.read, each)
+                    each.new_zeros(len(self.x), each.shape[1]).index_add_(0, plan.read, each)
                     for each in (coming, found)
                 )
-            if self.keys is not None:
-                of_keys, of_values = torch.zeros_like(self.keys), torch.zeros_like(self.values)
-            parts = []
-            for each in self.attended:
-                own = each.group
-                *texts, of_prefix = each.backward(found)
-                if of_prefix is not None and of_keys is not None and of_values is not None:
-                    of_keys[own.prompt, :, own.behind :] += of_prefix[0]
-                    of_values[own.prompt, :, own.behind :] += of_prefix[1]
-                if wanted:
-                    parts.append([own.packed(part) for part in texts])
+            parts = [
+                segments.attend_backward(
+                    found[group.start : group.stop],
+                    attended,
+                    *self._before(group),
+                    group.hidden,
+                    group.slots,
+                    layer.scaling,
+                )
+                for group, attended in zip(plan.groups, self.attended, strict=True)
+            ]
+            of_prefix = self._of_prefix([part[3] for part in parts])
             if not wanted:
-                return None, of_keys, of_values
-            queries, keys, values = parts[0] if len(parts) == 1 else map(torch.cat, zip(*parts, strict=True))
+                return None, *of_prefix
+            queries, keys, values = (_joined([part[place] for part in parts]) for place in range(3))
             key, value = keys if key is None else key + keys, values if value is None else value + values
         if not wanted or key is None or value is None:
-            return None, of_keys, of_values
-        inner = torch.addmm(
-            self._unturned(key, self.key_in, self.key_inverse, layer.of_key) @ layer.key.weight,
-            value,
-            layer.value.weight,
+            return None, *of_prefix
+        turns = plan.turns[layer.kind]
+        own = segments.enter_backward(
+            coming, queries, key, value, self.x, self.entered, *layer.entrance, *turns, layer.size
         )
-        if queries is not None:
-            through = self._unturned(queries, self.query_in, self.query_inverse, layer.of_query)
-            inner = torch.addmm(inner, through, layer.query.weight)
-        before = (self.x, self.x_inverse, layer.before_attention.scale)
-        if coming is None:
-            return passes.norm_backward(inner, *before), of_keys, of_values
-        return passes.normed_and_joined_backward(coming, inner, *before), of_keys, of_values
+        return own, *of_prefix
 
-    def _before(self, group: Group) -> KeysAndValues | None:
+    def _attended(self, group: Group) -> segments.Attended:
+        own = (each[group.start : group.stop] for each in self.entered[:3])
+        layer = self.layer
+        return segments.attend(*own, *self._before(group), group.hidden, group.slots, layer.scaling, layer.size)
+
+    def _before(self, group: Group) -> tuple[Tensor | None, Tensor | None]:
         """Keys and values ``[K, P, D]`` of a group's prefix."""
-        if self.keys is None or group.behind == self.keys.shape[2]:
-            return None
-        return self.keys[group.prompt, :, group.behind :], self.values[group.prompt, :, group.behind :]
+        if self.prefix is None or group.behind == self.prefix[0].shape[2]:
+            return None, None
+        keys, values = (each[group.prompt, :, group.behind :] for each in self.prefix)
+        # strides are part of what is compiled, those of what it is a part of too
+        return keys.clone(memory_format=torch.contiguous_format), values.clone(memory_format=torch.contiguous_format)
 
-    def _turned(self, heads: Tensor, norm: Norm | None) -> tuple[Tensor, Tensor | None]:
-        """``[M, heads * D]`` normed and turned, and the norm's inverse."""
-        apart = heads.view(len(heads), -1, self.layer.size)
-        turned, inverse = passes.heads(apart, *_settings(norm), *self.plan.turns[self.layer.kind])
-        return turned.flatten(1), inverse
+    def _of_prefix(self, parts: Sequence[KeysAndValues | None]) -> tuple[Tensor | None, Tensor | None]:
+        """Gradients of all prefixes ``[R, K, P, D]``, from those of each group's."""
+        if self.prefix is None:
+            return None, None
+        keys, values = (torch.zeros_like(each) for each in self.prefix)
+        for group, part in zip(self.plan.groups, parts, strict=True):
+            if part is not None:
+                keys[group.prompt, :, group.behind :] += part[0]
+                values[group.prompt, :, group.behind :] += part[1]
+        return keys, values
 
-    def _unturned(self, gradient: Tensor, heads: Tensor, inverse: Tensor | None, norm: Norm | None) -> Tensor:
-        shape = (len(heads), -1, self.layer.size)
-        own = (heads.view(shape), inverse, _settings(norm)[0])
-        return passes.heads_backward(gradient.view(shape), *own, *self.plan.turns[self.layer.kind]).flatten(1)
 
-
-def _settings(norm: Norm | None) -> tuple[Tensor | None, float, bool]:
-    return (None, 0.0, False) if norm is None else norm.settings
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    """``[M, ...]`` of all groups."""
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
 
 
 class LayerPass(torch.autograd.Function):
@@ -359,7 +267,7 @@ class LayerPass(torch.autograd.Function):
         ctx.arguments = (layer, plan, last)
         ctx.save_for_backward(x, keys, values)
         ctx.run = run if plan.remember and any(ctx.needs_input_grad) else None
-        return run.result, run.key, run.value
+        return run.result, run.entered.key, run.entered.value
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Any) -> tuple[Any, ...]:

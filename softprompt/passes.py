@@ -1,61 +1,22 @@
 """What a decoder layer does between its matrix products, forward and backward, each in as few passes as can be.
 
 Plain functions of tensors: no gradient is recorded through them, the backward ones are written out. On a CPU they take
-longer than the matrix products when every operation makes a pass over memory of its own; where a C++ compiler is
-installed, ``torch.compile`` makes one loop of each.
+longer than the matrix products when every operation makes a pass over memory of its own; compiled (segments.py), each
+is one loop.
 
 Shapes: ``M`` rows (positions), ``H`` hidden size, ``F`` feed-forward size, ``N`` heads, ``D`` head size, ``Q`` queries,
 ``P`` prefix length, ``T`` text length. Whatever comes in in the model's dtype goes out in it; within, float32.
 """
 
-import functools
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
-from typing import Any, TypeVar, cast
-
 import torch
 from torch import Tensor
-
-_Function = TypeVar("_Function", bound=Callable[..., Any])
-_compiled: ContextVar[bool] = ContextVar("compiled", default=False)
 
 # sigmoid(slope * (x + bend * x^3)) times x: GELU by tanh (Hendrycks and Gimpel 2016), and SiLU
 CURVES = {"gelu_pytorch_tanh": (1.5957691216057308, 0.044715), "gelu_new": (1.5957691216057308, 0.044715)}
 CURVES |= {"silu": (1.0, 0.0), "swish": (1.0, 0.0)}
 
 
-@contextmanager
-def compiled() -> Iterator[None]:
-    """Within it, each of them is one loop, made by a C++ compiler the first time that it runs."""
-    token = _compiled.set(True)
-    try:
-        yield
-    finally:
-        _compiled.reset(token)
-
-
-def is_compiled() -> bool:
-    """Whether it is within ``compiled``."""
-    return _compiled.get()
-
-
-def _one_loop(plain: _Function) -> _Function:
-    """``plain``, or within ``compiled`` its loop; functions call the plain ones of others."""
-    loop: list[Any] = []
-
-    @functools.wraps(plain)
-    def run(*given: Any) -> Any:
-        if not _compiled.get():
-            return plain(*given)
-        if not loop:
-            loop.append(torch.compile(plain, dynamic=True))
-        return loop[0](*given)
-
-    return cast(_Function, run)
-
-
-def _norm(x: Tensor, scale: Tensor, epsilon: float, round_first: bool) -> tuple[Tensor, Tensor]:
+def norm(x: Tensor, scale: Tensor, epsilon: float, round_first: bool) -> tuple[Tensor, Tensor]:
     """Root-mean-square norm of ``x [..., D]`` times ``scale [D]``, and the inverse root ``[..., 1]``."""
     wide = x.float()
     inverse = torch.rsqrt(wide.square().mean(-1, keepdim=True) + epsilon)
@@ -65,14 +26,13 @@ def _norm(x: Tensor, scale: Tensor, epsilon: float, round_first: bool) -> tuple[
     return (normed * scale).to(x.dtype), inverse
 
 
-def _norm_backward(gradient: Tensor, x: Tensor, inverse: Tensor, scale: Tensor) -> Tensor:
+def norm_backward(gradient: Tensor, x: Tensor, inverse: Tensor, scale: Tensor) -> Tensor:
     """Gradient with respect to ``x`` of ``norm``."""
     wide, coming = x.float(), gradient.float() * scale
     along = (coming * wide).mean(-1, keepdim=True) * inverse.square()
     return ((coming - wide * along) * inverse).to(x.dtype)
 
 
-@_one_loop
 def heads(
     x: Tensor, scale: Tensor | None, epsilon: float, round_first: bool, cosine: Tensor, sine: Tensor
 ) -> tuple[Tensor, Tensor | None]:
@@ -82,13 +42,12 @@ def heads(
     """
     inverse = None
     if scale is not None:
-        x, inverse = _norm(x, scale, epsilon, round_first)
+        x, inverse = norm(x, scale, epsilon, round_first)
     wide, half = x.float(), x.shape[-1] // 2
     other = torch.cat([-wide[..., half:], wide[..., :half]], dim=-1)
     return (wide * cosine + other * sine).to(x.dtype), inverse
 
 
-@_one_loop
 def heads_backward(
     gradient: Tensor, x: Tensor, inverse: Tensor | None, scale: Tensor | None, cosine: Tensor, sine: Tensor
 ) -> Tensor:
@@ -98,65 +57,24 @@ def heads_backward(
     turned = wide * cosine + torch.cat([leaning[..., half:], -leaning[..., :half]], dim=-1)
     if scale is None or inverse is None:
         return turned.to(x.dtype)
-    return _norm_backward(turned, x, inverse, scale)
+    return norm_backward(turned, x, inverse, scale)
 
 
-def _joined(
+def joined(
     x: Tensor, inner: Tensor, scale: Tensor | None, epsilon: float, round_first: bool
 ) -> tuple[Tensor, Tensor | None]:
     """The residual connection ``x + inner``, ``inner`` normed where it is; and the norm's inverse."""
     if scale is None:
         return x + inner, None
-    normed, inverse = _norm(inner, scale, epsilon, round_first)
+    normed, inverse = norm(inner, scale, epsilon, round_first)
     return x + normed, inverse
 
 
-def _joined_backward(gradient: Tensor, inner: Tensor, inverse: Tensor | None, scale: Tensor | None) -> Tensor:
+def joined_backward(gradient: Tensor, inner: Tensor, inverse: Tensor | None, scale: Tensor | None) -> Tensor:
     """Gradient with respect to ``inner`` of ``joined``; that to ``x`` is the one that comes."""
-    return gradient if scale is None or inverse is None else _norm_backward(gradient, inner, inverse, scale)
+    return gradient if scale is None or inverse is None else norm_backward(gradient, inner, inverse, scale)
 
 
-@_one_loop
-def joined_and_normed(
-    x: Tensor,
-    inner: Tensor,
-    scale: Tensor | None,
-    epsilon: float,
-    round_first: bool,
-    next_scale: Tensor,
-    next_epsilon: float,
-    next_round_first: bool,
-) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
-    """``joined``, and ``norm`` of what it gives, by the scale of the next part."""
-    middle, inverse = _joined(x, inner, scale, epsilon, round_first)
-    return middle, inverse, *_norm(middle, next_scale, next_epsilon, next_round_first)
-
-
-@_one_loop
-def joined_and_normed_backward(
-    gradient: Tensor,
-    gradient_normed: Tensor,
-    middle: Tensor,
-    next_inverse: Tensor,
-    next_scale: Tensor,
-    inner: Tensor,
-    inverse: Tensor | None,
-    scale: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    """Gradients with respect to ``x`` and ``inner`` of ``joined_and_normed``, from those of ``middle`` and its norm."""
-    coming = gradient + _norm_backward(gradient_normed, middle, next_inverse, next_scale)
-    return coming, _joined_backward(coming, inner, inverse, scale)
-
-
-@_one_loop
-def normed_and_joined_backward(
-    gradient: Tensor, gradient_normed: Tensor, x: Tensor, inverse: Tensor, scale: Tensor
-) -> Tensor:
-    """Gradient with respect to ``x``, which goes through ``norm`` and past it."""
-    return gradient + _norm_backward(gradient_normed, x, inverse, scale)
-
-
-@_one_loop
 def gated(gate: Tensor, up: Tensor, slope: float, bend: float) -> Tensor:
     """The feed-forward part's ``activation(gate) * up``, ``[M, F]``; ``slope`` and ``bend`` as in ``CURVES``."""
     wide = gate.float()
@@ -164,7 +82,6 @@ def gated(gate: Tensor, up: Tensor, slope: float, bend: float) -> Tensor:
     return (wide * share * up.float()).to(gate.dtype)
 
 
-@_one_loop
 def gated_backward(gradient: Tensor, gate: Tensor, up: Tensor, slope: float, bend: float) -> tuple[Tensor, Tensor]:
     """Gradients with respect to ``gate`` and ``up`` of ``gated``."""
     wide, coming = gate.float(), gradient.float()
@@ -174,7 +91,6 @@ def gated_backward(gradient: Tensor, gate: Tensor, up: Tensor, slope: float, ben
     return (coming * up.float() * steepness).to(gate.dtype), (coming * wide * share).to(gate.dtype)
 
 
-@_one_loop
 def weights(prefix: Tensor, text: Tensor, hidden: Tensor, scaling: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Attention weights, one softmax over both parts.
 
@@ -193,7 +109,6 @@ def weights(prefix: Tensor, text: Tensor, hidden: Tensor, scaling: float, dtype:
     return (before * whole).to(dtype), (after * whole).to(dtype)
 
 
-@_one_loop
 def weights_backward(
     before: Tensor, after: Tensor, coming_before: Tensor, coming_after: Tensor, scaling: float
 ) -> tuple[Tensor, Tensor]:
@@ -207,18 +122,12 @@ def weights_backward(
     )
 
 
-@_one_loop
 def only_text_weights(text: Tensor, hidden: Tensor, scaling: float, dtype: torch.dtype) -> Tensor:
     """``weights`` where no prefix is."""
     return (text * scaling + hidden).softmax(-1).to(dtype)
 
 
-@_one_loop
 def only_text_weights_backward(after: Tensor, coming: Tensor, scaling: float) -> Tensor:
     """Gradient with respect to the scores of ``only_text_weights``."""
     share, wide = after.float(), coming.float()
     return (share * (wide - (share * wide).sum(-1, keepdim=True)) * scaling).to(after.dtype)
-
-
-norm, norm_backward = _one_loop(_norm), _one_loop(_norm_backward)
-joined, joined_backward = _one_loop(_joined), _one_loop(_joined_backward)

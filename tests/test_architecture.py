@@ -50,6 +50,7 @@ ROOMS = (
     "seq2seq",
     "cache",
     "passes",
+    "segments",
     "fused_layer",
     "fused",
     "compiled",

@@ -8,7 +8,7 @@ from tiny import WINDOW, tiny_base, tiny_model, tiny_tokenizer
 from torch import Tensor
 
 from softprompt import compiled as compiling
-from softprompt import fused_layer, passes
+from softprompt import fused_layer, passes, segments
 from softprompt.base import FrozenLM
 from softprompt.fused import fused
 from softprompt.prefix import PromptState, cached_prefix, concatenated_prefix, keys_and_values, make_prefix
@@ -225,7 +225,7 @@ class TestCompiled:
         monkeypatch.setattr(compiling, "_one_step", failing)
         notes: list[str] = []
         with compiling.compiled(tiny_base("llama"), True, notes.append):
-            assert not passes.is_compiled()
+            assert not segments.is_compiled()
         assert notes == ["not compiled, which makes the run slower: no space left on device"]
 
     @pytest.mark.slow
@@ -237,7 +237,7 @@ class TestCompiled:
         for enabled in (False, True):
             prompt = learned(base, 6, 0)
             with compiling.compiled(base, enabled, pytest.fail):
-                assert passes.is_compiled() == enabled
+                assert segments.is_compiled() == enabled
                 hidden = make_prefix(base, PromptState.of_embeddings(prompt)).hidden(ids, mask)[mask.bool()]
                 results.append([hidden.detach(), torch.autograd.grad(hidden.square().sum(), prompt)[0]])
         for found, right in zip(*results, strict=True):
