@@ -1,0 +1,387 @@
+"""``softprompt plan``: what training a prompt and serving many of them need in memory, before any weight is loaded.
+
+Each part is a formula of the model's sizes (footprint.py) with its numbers put in.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+
+from softprompt.config import TrainConfig
+from softprompt.errors import ConfigError
+from softprompt.footprint import FLOAT, Activations, activations, weights_bytes
+from softprompt.methods import METHODS, check_method
+from softprompt.plan_commands import serving_commands, training_command
+from softprompt.prefix import PromptState
+from softprompt.quantised import SCHEMES
+from softprompt.server.engine import Limits
+from softprompt.skeleton import Skeleton, cache_bytes, cache_of, count
+
+GB = 10**9
+ROOM = 0.9  # share of a GPU's memory to plan with: CUDA itself, its libraries and gaps between tensors take the rest
+PROCESS = 500 * 10**6  # bytes of Python with PyTorch and transformers, before a model is loaded (measured, on a CPU)
+BLOCK = 16  # tokens that vLLM's cache of keys and values is divided into
+ANSWER = 128  # tokens of a completion that is planned for, as the server gives where a request does not say
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What is planned for.
+
+    Attributes:
+        gpus: of one machine; 0: its processor.
+        memory: bytes of one GPU, or of the machine.
+        length, text_length: virtual tokens, and tokens of template and text.
+        batch_size: examples of a step.
+        tasks: prompts to serve.
+        sharding: ``fsdp``, ``none``, or ``None``: what is needed.
+        generation: whether prompts complete texts, not label them.
+    """
+
+    gpus: int
+    memory: int
+    length: int = 100
+    text_length: int = 128
+    batch_size: int = 16
+    tasks: int = 1000
+    method: str = "prompt-tuning"
+    sharding: str | None = None
+    quantise: str | None = None
+    checkpointing: bool = False
+    generation: bool = False
+    dtype: str | None = None
+
+    def check(self) -> None:
+        """Raise ConfigError for what cannot be."""
+        check_method(self.method)
+        TrainConfig.build(length=self.length, batch_size=self.batch_size, max_length=self.text_length)
+        if self.sharding not in (None, "fsdp", "none"):
+            raise ConfigError(f"unknown sharding '{self.sharding}': expected fsdp, or none")
+        if self.sharding == "fsdp" and self.gpus < 2:
+            raise ConfigError(f"sharding fsdp is for several GPUs, got {self.gpus}: give --gpus, or leave it out")
+        if self.sharding == "fsdp" and self.quantise is not None:
+            raise ConfigError(f"sharding fsdp shares plain weights: leave the quantisation {self.quantise} out")
+        if self.quantise is not None and self.quantise not in SCHEMES:
+            raise ConfigError(f"unknown quantisation '{self.quantise}': expected one of {', '.join(SCHEMES)}")
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part of what is needed: bytes, and how they come about."""
+
+    name: str
+    bytes: int
+    formula: str
+
+
+@dataclass(frozen=True)
+class Bill:
+    """What one GPU, or the machine, needs for one purpose.
+
+    Attributes:
+        title: the purpose.
+        parts: what is there at the same time.
+        room: bytes that may be used.
+        at_once: how many texts a pass, or requests, fit; ``None`` where nothing fits.
+        notes: what to know of it, a line each.
+        commands: that do it.
+    """
+
+    title: str
+    parts: tuple[Part, ...]
+    room: int
+    at_once: int | None
+    notes: tuple[str, ...] = ()
+    commands: tuple[str, ...] = ()
+
+    @property
+    def bytes(self) -> int:
+        return sum(part.bytes for part in self.parts)
+
+    @property
+    def fits(self) -> bool:
+        return self.bytes <= self.room
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "bytes": self.bytes, "fits": self.fits}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What was planned for which model.
+
+    Attributes:
+        facts: of the model.
+        training: one prompt.
+        serving: the tasks, one bill for each engine that can.
+    """
+
+    wish: Wish
+    facts: dict[str, Any]
+    training: Bill
+    serving: tuple[Bill, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "wish": asdict(self.wish),
+            "model": self.facts,
+            "training": self.training.to_dict(),
+            "serving": [bill.to_dict() for bill in self.serving],
+        }
+
+
+def plan(skeleton: Skeleton, wish: Wish, bos: int = 1) -> Plan:
+    """What ``wish`` needs with this model.
+
+    Args:
+        bos: tokens in front of the prompt, which the tokenizer knows.
+
+    Raises:
+        ConfigError: what is wished cannot be.
+        BaseModelError: the model cannot be run without numbers.
+    """
+    wish.check()
+    if wish.sharding is None:
+        alone = _training(skeleton, replace(wish, sharding="none"), bos)
+        several = wish.gpus > 1 and wish.quantise is None and skeleton.architecture == "decoder-only"
+        wish = replace(wish, sharding="fsdp" if several and not alone.fits else "none")
+    if wish.sharding == "fsdp" and skeleton.architecture != "decoder-only":
+        raise ConfigError("sharding fsdp is for decoder-only models: leave it out")
+    facts = {
+        "name": skeleton.name,
+        "class": type(skeleton.model).__name__,
+        "architecture": skeleton.architecture,
+        "parameters": skeleton.parameters,
+        "layers": len(skeleton.layers),
+        "hidden_size": skeleton.embedding_size,
+        "vocabulary": skeleton.vocabulary_size,
+        "tied": skeleton.is_tied,
+        "dtype": str(skeleton.dtype).removeprefix("torch."),
+    }
+    serving = [_serving(skeleton, wish, bos)]
+    if wish.gpus and skeleton.architecture == "decoder-only" and METHODS[wish.method].kind == "embeddings":
+        serving.append(_serving_on_vllm(skeleton, wish, bos))
+    return Plan(wish, facts, _training(skeleton, wish, bos), tuple(serving))
+
+
+def learned(skeleton: Skeleton, wish: Wish) -> tuple[int, int, int]:
+    """Numbers of a method: those that learn, those that it starts from, those of the prompt it gives."""
+    length, size = wish.length, skeleton.embedding_size
+    with torch.device("meta"):
+        tensors: tuple[torch.Tensor, ...] = (torch.empty(length, size),)
+        kind = METHODS[wish.method].kind
+        if kind == "key_values":
+            if (cache := cache_of(skeleton, length)) is None:
+                raise ConfigError(
+                    f"method {wish.method}: the keys and values of '{skeleton.name}' are not known from its "
+                    "configuration: plan for prompt-tuning"
+                )
+            tensors = tuple(torch.cat([layer.keys, layer.values]).float() for layer in cache.layers)
+        module = METHODS[wish.method].build(PromptState(kind, tensors), 1.0, 0, check_method(wish.method))
+    held = sum(buffer.numel() for buffer in module.buffers())
+    return count(module), held, sum(tensor.numel() for tensor in tensors)
+
+
+def _training(skeleton: Skeleton, wish: Wish, bos: int) -> Bill:
+    size, on_cpu = skeleton.dtype.itemsize, wish.gpus == 0
+    kept = activations(
+        skeleton,
+        wish.length + bos,
+        wish.text_length,
+        on_cpu=on_cpu,
+        checkpointing=wish.checkpointing,
+        generation=wish.generation,
+        learned_cache=METHODS[wish.method].kind == "key_values",
+    )
+    processes = max(1, wish.gpus)
+    # as train.py cuts a step: over processes, then at the budget of padded tokens
+    most = max(1, TrainConfig().token_budget // wish.text_length)
+    texts = min(math.ceil(wish.batch_size / processes), most)
+    parts = [
+        *([Part("Python and its libraries", PROCESS, "measured")] if on_cpu else []),
+        *_weights(skeleton, wish),
+        *_prompt(skeleton, wish),
+        *_of_cache(kept),
+        Part("activations kept", kept.kept(texts), _told(kept, texts)),
+        Part("at work", kept.at_work(texts), _told_work(kept, texts)),
+    ]
+    if wish.quantise:
+        parts.append(Part("a matrix unpacked", size * skeleton.largest_linear, f"{skeleton.largest_linear:,} x {size}"))
+    room = wish.memory if on_cpu else int(ROOM * wish.memory)
+    fixed = sum(part.bytes for part in parts) - kept.kept(texts) - kept.at_work(texts)
+    at_once = _most(lambda n: fixed + kept.kept(n) + kept.at_work(n) <= room)
+    bill = Bill(
+        f"training one prompt ({wish.method}), {texts} of {wish.batch_size} texts a pass", tuple(parts), room, at_once
+    )
+    notes = []
+    if at_once is not None and at_once < texts:
+        notes.append(f"a pass over {at_once} fits: --micro-batch-size {at_once * processes}")
+    if not bill.fits and at_once is None and not wish.checkpointing:
+        notes.append("try --gradient-checkpointing, or a --quantise scheme")
+    if not kept.own:
+        notes.append("layers of transformers under autograd; what they keep is counted on a pass without numbers")
+    return replace(bill, notes=tuple(notes), commands=training_command(skeleton, wish, at_once))
+
+
+def _weights(skeleton: Skeleton, wish: Wish) -> list[Part]:
+    size, whole = skeleton.dtype.itemsize, weights_bytes(skeleton, wish.quantise)
+    billions = skeleton.parameters / GB
+    if wish.sharding != "fsdp":
+        if wish.quantise is None:
+            return [Part("weights", whole, f"{billions:.3g} billion x {size} bytes")]
+        packed, kind = skeleton.in_linears / GB, wish.quantise
+        return [
+            Part("weights", whole, f"{packed:.3g} billion in {kind}, {billions - packed:.3g} billion x {size} bytes")
+        ]
+    in_layers = [count(layer) for layer in skeleton.layers]
+    rest = skeleton.parameters - sum(in_layers)
+    share = math.ceil(sum(in_layers) / wish.gpus)
+    formula = f"({sum(in_layers) / GB:.3g} / {wish.gpus} + {rest / GB:.3g}) billion x {size} bytes"
+    return [
+        Part("weights", size * (share + rest), formula),
+        Part("two layers whole", 2 * size * max(in_layers), f"2 x {max(in_layers) / GB:.3g} billion x {size} bytes"),
+    ]
+
+
+def _prompt(skeleton: Skeleton, wish: Wish) -> list[Part]:
+    learns, held, given = learned(skeleton, wish)
+    return [
+        Part("prompt", FLOAT * (2 * learns + held + given), f"4 bytes x (2 x {learns:,} + {held:,} + {given:,})"),
+        Part("its gradient and Adam's two moments", 3 * FLOAT * learns, f"3 x 4 bytes x {learns:,}"),
+    ]
+
+
+def _of_cache(kept: Activations) -> list[Part]:
+    if not kept.passes.cache:
+        return []
+    each = kept.passes.cache // kept.prefix
+    return [Part("keys and values of the prefix", kept.passes.cache, f"{kept.prefix:,} positions x {each:,} bytes")]
+
+
+def _told(kept: Activations, texts: int) -> str:
+    positions, layers = texts * kept.text + kept.prefix, len(kept.passes.text.layers)
+    what = f"{texts} x {kept.text:,} + {kept.prefix:,} positions"
+    if kept.checkpointing:
+        return f"{layers} layers x {what} x {kept.passes.text.entering // kept.text:,} bytes + one layer"
+    return f"({what}) x {layers} layers x {kept.kept(texts) // positions // layers:,} bytes"
+
+
+def _told_work(kept: Activations, texts: int) -> str:
+    if kept.logits > max(texts * kept.text, kept.prefix) * kept.work:
+        return "64 logits over the vocabulary"
+    return f"{max(texts * kept.text, kept.prefix):,} positions x {kept.work:,} bytes, of one layer"
+
+
+def _serving(skeleton: Skeleton, wish: Wish, bos: int) -> Bill:
+    """By our own engine, on one GPU or the processor."""
+    size, limits, on_cpu = skeleton.dtype.itemsize, Limits(), wish.gpus == 0
+    whole = wish.length + bos
+    cache = cache_of(skeleton, whole)
+    each = size * whole * skeleton.embedding_size if cache is None else cache_bytes(cache)
+    alone = _weights(skeleton, replace(wish, sharding="none"))
+    batch = limits.batch_tokens or (2048 if on_cpu else 16_384)
+    work = 6 * size * _widest(skeleton)
+    parts = [
+        *([Part("Python and its libraries", PROCESS, "measured")] if on_cpu else []),
+        *alone,
+        Part("prefixes", wish.tasks * each, f"{wish.tasks:,} tasks x {each:,} bytes"),
+        Part("a pass at work", batch * work, f"{batch:,} tokens x {work:,} bytes (6 x the widest part)"),
+    ]
+    room = wish.memory if on_cpu else int(ROOM * wish.memory)
+    left = room - sum(part.bytes for part in parts)
+    tokens = whole + wish.text_length + (ANSWER if wish.generation else 0)
+    request = each * tokens // whole if cache is not None else size * tokens * skeleton.embedding_size
+    requests = min(limits.rows, limits.running_tokens // tokens, max(left, 0) // max(request, 1))
+    parts.append(Part("requests", requests * request, f"{requests} at once x {request:,} bytes for {tokens:,} tokens"))
+    held = (room - sum(part.bytes for part in alone)) // each
+    notes = [
+        f"{min(limits.prefix_bytes // each, wish.tasks):,} of {wish.tasks:,} prefixes stay with the default "
+        f"engine.prefix_bytes of {limits.prefix_bytes:,}; the least recently used is computed again"
+    ]
+    title = f"serving {wish.tasks:,} tasks, softprompt's engine on {'the processor' if on_cpu else 'one GPU'}"
+    bill = Bill(title, tuple(parts), room, requests if left > 0 else None)
+    if not bill.fits and held > 0:
+        notes.append(f"the weights fit, and {held:,} prefixes beside them: let the others be computed again")
+    keep = min(wish.tasks * each, max(limits.prefix_bytes, left + wish.tasks * each))
+    commands = serving_commands(skeleton, wish, prefix_bytes=keep) if held > 0 else ()
+    return replace(bill, notes=tuple(notes), commands=commands)
+
+
+def _serving_on_vllm(skeleton: Skeleton, wish: Wish, bos: int) -> Bill:
+    """By vLLM with prompts baked into the vocabulary, each layer divided over the GPUs."""
+    size, gpus, hidden = skeleton.dtype.itemsize, wish.gpus, skeleton.embedding_size
+    untying = skeleton.vocabulary_size if skeleton.is_tied else 0
+    rows = wish.tasks * wish.length
+    baked = size * hidden * (2 * rows + untying)
+    cache = cache_of(skeleton, 1)
+    each = 0 if cache is None else cache_bytes(cache)
+    heads = 1 if cache is None else min(layer.keys.shape[1] for layer in cache.layers)
+    # where there are fewer heads than GPUs, several have the same
+    token = math.ceil(each / min(gpus, heads))
+    blocks = math.ceil((wish.length + bos) / BLOCK)
+    whole, prefixes = weights_bytes(skeleton, None), wish.tasks * blocks * BLOCK * token
+    parts = [
+        Part("weights", math.ceil(whole / gpus), f"{skeleton.parameters / GB:.3g} billion x {size} bytes / {gpus}"),
+        Part(
+            "prompts in the vocabulary",
+            math.ceil(baked / gpus),
+            f"(2 x {wish.tasks:,} x {wish.length} + {untying:,}) rows x {hidden:,} x {size} bytes / {gpus}",
+        ),
+        Part("prefixes", prefixes, f"{wish.tasks:,} tasks x {blocks} blocks x {BLOCK} tokens x {token:,} bytes"),
+    ]
+    room = int(ROOM * wish.memory)
+    left = room - sum(part.bytes for part in parts)
+    tokens = math.ceil((wish.text_length + ANSWER) / BLOCK) * BLOCK
+    requests = max(left, 0) // max(tokens * token, 1)
+    notes = (
+        f"{max(left, 0) / GB:.1f} GB are left to vLLM for its own work and for requests, {tokens * token:,} bytes for "
+        f"{tokens} tokens behind a prefix that is there",
+    )
+    title = f"serving {wish.tasks:,} tasks, vLLM on {gpus} GPU{'s' if gpus > 1 else ''}"
+    commands = serving_commands(skeleton, wish, prefix_bytes=None)
+    return Bill(title, tuple(parts), room, requests if left > 0 else None, notes, commands)
+
+
+def _widest(skeleton: Skeleton) -> int:
+    """Outputs of the widest linear part of a layer."""
+    parts = (part for layer in skeleton.layers for part in layer.modules() if isinstance(part, torch.nn.Linear))
+    return max((max(part.in_features, part.out_features) for part in parts), default=4 * skeleton.embedding_size)
+
+
+def _most(fits: Any) -> int | None:
+    """The largest number that ``fits``, up to 65,536; ``None`` if not even 1 does."""
+    if not fits(1):
+        return None
+    low, high = 1, 2**16
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle - 1)
+    return low
+
+
+def lines(result: Plan) -> Sequence[str]:
+    """For people: the model, each bill as a table with its formulas, and commands."""
+    facts, wish = result.facts, result.wish
+    where = (
+        f"{wish.gpus} GPUs of {wish.memory / GB:.0f} GB" if wish.gpus else f"the processor, {wish.memory / GB:.0f} GB"
+    )
+    told = [
+        f"{facts['name']}: {facts['parameters']:,} parameters, {facts['layers']} layers, {facts['dtype']}, "
+        f"{facts['architecture']}",
+        f"{wish.length} virtual tokens, texts of {wish.text_length} tokens, on {where}",
+    ]
+    for bill in (result.training, *result.serving):
+        told += ["", bill.title, f"  {'per GPU' if wish.gpus else 'memory':>10}"]
+        told += [f"  {part.bytes / GB:>7.2f} GB  {part.name}: {part.formula}" for part in bill.parts]
+        verdict = "fits" if bill.fits and bill.at_once else "does not fit"
+        room = f"{bill.room / GB:.1f} GB" + (f" ({ROOM:.0%} of {wish.memory / GB:.0f})" if wish.gpus else "")
+        told.append(f"  {bill.bytes / GB:>7.2f} GB  of {room}: {verdict}")
+        if bill.at_once:
+            what = "texts in one pass" if bill is result.training else "requests at once"
+            told.append(f"  at most {bill.at_once:,} {what}")
+        told += [f"  {note}" for note in bill.notes]
+        told += [f"  $ {command}" for command in bill.commands]
+    return told
