@@ -11,6 +11,7 @@ import json
 import statistics
 import sys
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -54,16 +55,19 @@ def peft_labels(folder: str, task: Task, length: int, batch_size: int, dtype: to
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     model: Any = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
-    model = get_peft_model(
-        model,
-        PromptTuningConfig(
-            task_type=TaskType.CAUSAL_LM,
-            prompt_tuning_init=PromptTuningInit.TEXT,
-            prompt_tuning_init_text=default_instruction(task.spec),
-            num_virtual_tokens=length,
-            tokenizer_name_or_path=folder,
-        ),
-    ).eval()
+    with warnings.catch_warnings():
+        # of PEFT, about what transformers will call otherwise
+        warnings.simplefilter("ignore")
+        model = get_peft_model(
+            model,
+            PromptTuningConfig(
+                task_type=TaskType.CAUSAL_LM,
+                prompt_tuning_init=PromptTuningInit.TEXT,
+                prompt_tuning_init_text=default_instruction(task.spec),
+                num_virtual_tokens=length,
+                tokenizer_name_or_path=folder,
+            ),
+        ).eval()
     words = [task.spec.answer_separator + word for word in task.spec.verbalizers]
     first = [tokenizer(word, add_special_tokens=False).input_ids[0] for word in words]
 
@@ -102,7 +106,7 @@ def benchmark(options: argparse.Namespace) -> dict[str, Any]:
     share = options.examples // options.rounds
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
     answers: dict[str, list[str]] = {name: [] for name in contestants}
-    for name, (labels, _) in contestants.items():
+    for labels, _ in contestants.values():
         labels(task.train[: min(share, options.batch_size)])
     for turn in range(options.rounds):
         part = task.train[turn * share : (turn + 1) * share]

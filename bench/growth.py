@@ -48,14 +48,8 @@ class Point:
 def planted_labels(count: int) -> list[str]:
     """Names of ``count`` labels, all different, of one or a few tokens."""
     parts = [consonant + vowel for consonant in "bdfgklmnprst" for vowel in "aeiou"]
-    return (
-        [first + second for first in parts for second in parts][:: len(parts) + 1][:count]
-        if count <= 60
-        else [
-            *planted_labels(60),
-            *(parts[index] + parts[index + 1] for index in range(count - 60)),
-        ]
-    )
+    names = [first + second for first in parts for second in parts]
+    return names[:: len(names) // count][:count]
 
 
 def planted_task(point: Point) -> Task:

@@ -2,7 +2,9 @@
 
 Each measurement runs in a process of its own: the model is loaded, memory that was freed is given back, and then the
 peak of resident memory over a few steps is read (softprompt/measure.py). ``step`` is what a step takes beside the
-model: the plan's parts behind the weights. ``all`` is the whole process.
+model: the plan's parts behind the weights. ``all`` is the whole process. A plan is of memory in use, so glibc is told
+to give back at once what is freed (``MALLOC_MMAP_THRESHOLD_``). As it comes (``--as-it-comes``) it keeps pieces for
+later, which raises the peak.
 
     own             our layers, as a CPU runs them
     transformers    transformers' layers under autograd, as a GPU or --sharding fsdp runs them
@@ -12,6 +14,7 @@ import argparse
 import ctypes
 import gc
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -22,9 +25,10 @@ from typing import Any
 
 from train_vs_peft import machine, say
 
-from softprompt.embedded import MODEL_NAME
+from softprompt.embedded import MODEL_NAME, embedded_model_folder
 
-STEPS = 3
+STEPS = 2
+GIVEN_BACK = {"MALLOC_MMAP_THRESHOLD_": "1000000", "MALLOC_TRIM_THRESHOLD_": "1000000"}
 ASKED = 8  # positions of each text whose next token is learned, where a completion is
 
 # sizes of models that are made for this, with random weights
@@ -54,9 +58,9 @@ def cases() -> list[Case]:
     found = []
     for model, dtype in ((MODEL_NAME, "bfloat16"), ("llama-190m", "float32"), ("llama-330m", "bfloat16")):
         first = Case(model, dtype, 100, 64, 16)
-        found += [first, replace(first, length=20), replace(first, text=192, batch=8), replace(first, batch=32)]
-        found += [replace(first, batch=32, text=128, checkpointing=True), replace(first, generation=True)]
-        found += [replace(first, own=False), replace(first, own=False, batch=32, text=128, checkpointing=True)]
+        found += [first, replace(first, length=20), replace(first, text=192, batch=8), replace(first, generation=True)]
+        checkpointed = replace(first, batch=32, text=128, checkpointing=True)
+        found += [checkpointed, replace(first, own=False), replace(checkpointed, own=False)]
     found.append(Case(MODEL_NAME, "float32", 100, 64, 16))
     return found
 
@@ -76,6 +80,7 @@ def measure(case: Case) -> dict[str, int]:
     base = loaded(case)
     torch.manual_seed(0)
     known = min(base.vocabulary_size, 300)
+    asked = ASKED if case.generation else 1
     items = [
         Item(
             i,
@@ -84,36 +89,38 @@ def measure(case: Case) -> dict[str, int]:
             (1,) * asked,
         )
         for i in range(case.batch)
-        for asked in (ASKED if case.generation else 1,)
     ]
     method = PromptTuning(base.embed(torch.arange(2, 2 + case.length) % known).float(), base.embedding_std)
     optimizer = torch.optim.AdamW(method.parameters(), lr=0.1)
     objective, rows = Objective(base, None), torch.arange(2, 4)
-    make_prefix(base, None)  # what is measured once a model
+
+    def step(some: Sequence[Item]) -> None:
+        with recomputing(base, case.checkpointing):
+            prefix = make_prefix(base, method.state())
+            batch = collate(some, base.device)
+            if case.generation:
+                loss = objective.losses(prefix, batch).mean()
+            else:
+                loss = -base.logits(prefix.scored(batch), rows).log_softmax(-1)[:, 0].mean()
+            loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    step([replace(items[0], ids=items[0].ids[:ASKED], positions=(0,), targets=(1,))])  # what is set up once
     gc.collect()
     with suppress(OSError, AttributeError):
         ctypes.CDLL("libc.so.6").malloc_trim(0)
     before = resident()
     with PeakMemory(base.device) as peak:
         for _ in range(STEPS):
-            with recomputing(base, case.checkpointing):
-                prefix = make_prefix(base, method.state())
-                batch = collate(items, base.device)
-                if case.generation:
-                    loss = objective.losses(prefix, batch).mean()
-                else:
-                    loss = -base.logits(prefix.scored(batch), rows).log_softmax(-1)[:, 0].mean()
-                loss.backward()
-            del prefix, batch
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+            step(items)
     return {"process": process, "before": before, "peak": peak.bytes or 0}
 
 
 def loaded(case: Case) -> Any:
     """The model of a case; one that is made has random weights, and a tokenizer of a few tokens."""
     import torch
-    from transformers import LlamaForCausalLM
+    from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
     from softprompt.base import FrozenLM, load
     from softprompt.device import dtype_of
@@ -124,8 +131,11 @@ def loaded(case: Case) -> Any:
         model: Any = LlamaForCausalLM(llama(case.model))
         torch.set_default_dtype(torch.float32)
         return FrozenLM(model, tiny_family_tokenizer("llama"), case.model, lasting=case.own)
-    base = load(case.model, device="cpu", dtype=case.dtype)
-    return base if case.own else FrozenLM(base.model, base.tokenizer, base.name, lasting=False)
+    if case.own:
+        return load(case.model, device="cpu", dtype=case.dtype)
+    folder = embedded_model_folder()
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype_of(case.dtype))
+    return FrozenLM(model, AutoTokenizer.from_pretrained(folder), case.model, lasting=False)
 
 
 def llama(name: str) -> Any:
@@ -155,7 +165,8 @@ def predicted(case: Case) -> dict[str, int]:
 
     from softprompt.device import dtype_of
     from softprompt.footprint import activations
-    from softprompt.plan import Wish, plan
+    from softprompt.plan import plan
+    from softprompt.plan_parts import Wish
     from softprompt.skeleton import skeleton
 
     with tempfile.TemporaryDirectory() as folder:
@@ -183,19 +194,24 @@ def predicted(case: Case) -> dict[str, int]:
             generation=case.generation,
         )
         parts |= {"activations kept": kept.kept(case.batch), "at work": kept.at_work(case.batch)}
-    step = sum(size for name, size in parts.items() if name not in ("Python and its libraries", "weights"))
+    step = sum(size for name, size in parts.items() if name not in ("Python, libraries, tokenizer", "weights"))
     return {"step": step, "all": sum(parts.values()), **{f"part: {name}": size for name, size in parts.items()}}
 
 
-def benchmark(chosen: Sequence[Case]) -> dict[str, Any]:
+def in_process(case: Case, environment: dict[str, str]) -> dict[str, int]:
+    """``measure`` in a process of its own."""
+    command = [sys.executable, __file__, "--one", json.dumps(asdict(case))]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment}, check=False)
+    if done.returncode:
+        raise SystemExit(f"failed: {case}: {done.stderr[-2000:]}")
+    found: dict[str, int] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def benchmark(chosen: Sequence[Case], *, as_it_comes: bool) -> dict[str, Any]:
     described, rows = machine(), []
     for case in chosen:
-        done = subprocess.run(
-            [sys.executable, __file__, "--one", json.dumps(asdict(case))], capture_output=True, text=True, check=False
-        )
-        if done.returncode:
-            raise SystemExit(f"failed: {case}: {done.stderr[-2000:]}")
-        found = json.loads(done.stdout.splitlines()[-1])
+        found = in_process(case, {} if as_it_comes else GIVEN_BACK)
         plan = predicted(case)
         step = found["peak"] - found["before"]
         rows.append(
@@ -209,7 +225,7 @@ def benchmark(chosen: Sequence[Case]) -> dict[str, Any]:
 def text_report(report: dict[str, Any]) -> str:
     """A table in Markdown, sizes in MB."""
     told = [
-        "| model | dtype | layers | P | T | batch | | step, planned | measured | | all, planned | measured | |",
+        "| model | dtype | layers | P | T | batch | | step, planned | measured | | all, planned | measured ||",
         "|---|---|---|---:|---:|---:|---|---:|---:|---:|---:|---:|---:|",
     ]
     for row in report["cases"]:
@@ -229,12 +245,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     made = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     made.add_argument("--json", action="store_true", help="print one JSON object")
     made.add_argument("--only", help="model whose cases are measured (default: all)")
+    made.add_argument("--as-it-comes", action="store_true", help="let glibc keep what is freed, as it does by itself")
     made.add_argument("--one", help=argparse.SUPPRESS)
     options = made.parse_args(arguments)
     if options.one:
         print(json.dumps(measure(Case(**json.loads(options.one)))))
         return 0
-    report = benchmark([case for case in cases() if options.only in (None, case.model)])
+    chosen = [case for case in cases() if options.only in (None, case.model)]
+    report = benchmark(chosen, as_it_comes=options.as_it_comes)
     print(json.dumps(report, indent=2) if options.json else text_report(report))
     return 0
 

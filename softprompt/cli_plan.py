@@ -61,7 +61,8 @@ def plan_command(
     Each part is shown with its formula. docs/scaling.md has how near the figures come to measured ones.
     """
     from softprompt.device import dtype_of
-    from softprompt.plan import Wish, lines, plan
+    from softprompt.plan import plan
+    from softprompt.plan_parts import Wish, lines
     from softprompt.skeleton import skeleton
 
     if gpu_memory is not None:

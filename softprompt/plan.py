@@ -4,8 +4,7 @@ Each part is a formula of the model's sizes (footprint.py) with its numbers put 
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,122 +14,15 @@ from softprompt.errors import ConfigError
 from softprompt.footprint import FLOAT, Activations, activations, weights_bytes
 from softprompt.methods import METHODS, check_method
 from softprompt.plan_commands import serving_commands, training_command
+from softprompt.plan_parts import GB, ROOM, Bill, Part, Plan, Wish
 from softprompt.prefix import PromptState
-from softprompt.quantised import SCHEMES
 from softprompt.server.engine import Limits
 from softprompt.skeleton import Skeleton, cache_bytes, cache_of, count
 
-GB = 10**9
-ROOM = 0.9  # share of a GPU's memory to plan with: CUDA itself, its libraries and gaps between tensors take the rest
-PROCESS = 500 * 10**6  # bytes of Python with PyTorch and transformers, before a model is loaded (measured, on a CPU)
+PROCESS = 450 * 10**6  # bytes of Python with PyTorch and transformers (measured, on a CPU)
+TOKEN = 1040  # bytes of a tokenizer for each token of its vocabulary (measured, on that of Gemma 3)
 BLOCK = 16  # tokens that vLLM's cache of keys and values is divided into
 ANSWER = 128  # tokens of a completion that is planned for, as the server gives where a request does not say
-
-
-@dataclass(frozen=True)
-class Wish:
-    """What is planned for.
-
-    Attributes:
-        gpus: of one machine; 0: its processor.
-        memory: bytes of one GPU, or of the machine.
-        length, text_length: virtual tokens, and tokens of template and text.
-        batch_size: examples of a step.
-        tasks: prompts to serve.
-        sharding: ``fsdp``, ``none``, or ``None``: what is needed.
-        generation: whether prompts complete texts, not label them.
-    """
-
-    gpus: int
-    memory: int
-    length: int = 100
-    text_length: int = 128
-    batch_size: int = 16
-    tasks: int = 1000
-    method: str = "prompt-tuning"
-    sharding: str | None = None
-    quantise: str | None = None
-    checkpointing: bool = False
-    generation: bool = False
-    dtype: str | None = None
-
-    def check(self) -> None:
-        """Raise ConfigError for what cannot be."""
-        check_method(self.method)
-        TrainConfig.build(length=self.length, batch_size=self.batch_size, max_length=self.text_length)
-        if self.sharding not in (None, "fsdp", "none"):
-            raise ConfigError(f"unknown sharding '{self.sharding}': expected fsdp, or none")
-        if self.sharding == "fsdp" and self.gpus < 2:
-            raise ConfigError(f"sharding fsdp is for several GPUs, got {self.gpus}: give --gpus, or leave it out")
-        if self.sharding == "fsdp" and self.quantise is not None:
-            raise ConfigError(f"sharding fsdp shares plain weights: leave the quantisation {self.quantise} out")
-        if self.quantise is not None and self.quantise not in SCHEMES:
-            raise ConfigError(f"unknown quantisation '{self.quantise}': expected one of {', '.join(SCHEMES)}")
-
-
-@dataclass(frozen=True)
-class Part:
-    """One part of what is needed: bytes, and how they come about."""
-
-    name: str
-    bytes: int
-    formula: str
-
-
-@dataclass(frozen=True)
-class Bill:
-    """What one GPU, or the machine, needs for one purpose.
-
-    Attributes:
-        title: the purpose.
-        parts: what is there at the same time.
-        room: bytes that may be used.
-        at_once: how many texts a pass, or requests, fit; ``None`` where nothing fits.
-        notes: what to know of it, a line each.
-        commands: that do it.
-    """
-
-    title: str
-    parts: tuple[Part, ...]
-    room: int
-    at_once: int | None
-    notes: tuple[str, ...] = ()
-    commands: tuple[str, ...] = ()
-
-    @property
-    def bytes(self) -> int:
-        return sum(part.bytes for part in self.parts)
-
-    @property
-    def fits(self) -> bool:
-        return self.bytes <= self.room
-
-    def to_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "bytes": self.bytes, "fits": self.fits}
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What was planned for which model.
-
-    Attributes:
-        facts: of the model.
-        training: one prompt.
-        serving: the tasks, one bill for each engine that can.
-    """
-
-    wish: Wish
-    facts: dict[str, Any]
-    training: Bill
-    serving: tuple[Bill, ...]
-
-    def to_dict(self) -> dict[str, Any]:
-        return {
-            "wish": asdict(self.wish),
-            "model": self.facts,
-            "training": self.training.to_dict(),
-            "serving": [bill.to_dict() for bill in self.serving],
-        }
 
 
 def plan(skeleton: Skeleton, wish: Wish, bos: int = 1) -> Plan:
@@ -201,7 +93,7 @@ def _training(skeleton: Skeleton, wish: Wish, bos: int) -> Bill:
     most = max(1, TrainConfig().token_budget // wish.text_length)
     texts = min(math.ceil(wish.batch_size / processes), most)
     parts = [
-        *([Part("Python and its libraries", PROCESS, "measured")] if on_cpu else []),
+        *(_process(skeleton) if on_cpu else ()),
         *_weights(skeleton, wish),
         *_prompt(skeleton, wish),
         *_of_cache(kept),
@@ -224,6 +116,11 @@ def _training(skeleton: Skeleton, wish: Wish, bos: int) -> Bill:
     if not kept.own:
         notes.append("layers of transformers under autograd; what they keep is counted on a pass without numbers")
     return replace(bill, notes=tuple(notes), commands=training_command(skeleton, wish, at_once))
+
+
+def _process(skeleton: Skeleton) -> list[Part]:
+    formula = f"{PROCESS // 10**6} MB + {skeleton.vocabulary_size:,} x {TOKEN:,} bytes (measured)"
+    return [Part("Python, libraries, tokenizer", PROCESS + TOKEN * skeleton.vocabulary_size, formula)]
 
 
 def _weights(skeleton: Skeleton, wish: Wish) -> list[Part]:
@@ -285,7 +182,7 @@ def _serving(skeleton: Skeleton, wish: Wish, bos: int) -> Bill:
     batch = limits.batch_tokens or (2048 if on_cpu else 16_384)
     work = 6 * size * _widest(skeleton)
     parts = [
-        *([Part("Python and its libraries", PROCESS, "measured")] if on_cpu else []),
+        *(_process(skeleton) if on_cpu else ()),
         *alone,
         Part("prefixes", wish.tasks * each, f"{wish.tasks:,} tasks x {each:,} bytes"),
         Part("a pass at work", batch * work, f"{batch:,} tokens x {work:,} bytes (6 x the widest part)"),
@@ -360,28 +257,3 @@ def _most(fits: Any) -> int | None:
         middle = (low + high + 1) // 2
         low, high = (middle, high) if fits(middle) else (low, middle - 1)
     return low
-
-
-def lines(result: Plan) -> Sequence[str]:
-    """For people: the model, each bill as a table with its formulas, and commands."""
-    facts, wish = result.facts, result.wish
-    where = (
-        f"{wish.gpus} GPUs of {wish.memory / GB:.0f} GB" if wish.gpus else f"the processor, {wish.memory / GB:.0f} GB"
-    )
-    told = [
-        f"{facts['name']}: {facts['parameters']:,} parameters, {facts['layers']} layers, {facts['dtype']}, "
-        f"{facts['architecture']}",
-        f"{wish.length} virtual tokens, texts of {wish.text_length} tokens, on {where}",
-    ]
-    for bill in (result.training, *result.serving):
-        told += ["", bill.title, f"  {'per GPU' if wish.gpus else 'memory':>10}"]
-        told += [f"  {part.bytes / GB:>7.2f} GB  {part.name}: {part.formula}" for part in bill.parts]
-        verdict = "fits" if bill.fits and bill.at_once else "does not fit"
-        room = f"{bill.room / GB:.1f} GB" + (f" ({ROOM:.0%} of {wish.memory / GB:.0f})" if wish.gpus else "")
-        told.append(f"  {bill.bytes / GB:>7.2f} GB  of {room}: {verdict}")
-        if bill.at_once:
-            what = "texts in one pass" if bill is result.training else "requests at once"
-            told.append(f"  at most {bill.at_once:,} {what}")
-        told += [f"  {note}" for note in bill.notes]
-        told += [f"  $ {command}" for command in bill.commands]
-    return told

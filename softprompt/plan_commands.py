@@ -1,14 +1,10 @@
 """Command lines that a plan suggests: options that the verbs have, with the numbers of the plan."""
 
-from typing import TYPE_CHECKING
-
+from softprompt.plan_parts import Wish
 from softprompt.skeleton import Skeleton
 
-if TYPE_CHECKING:
-    from softprompt.plan import Wish
 
-
-def training_command(skeleton: Skeleton, wish: "Wish", at_once: int | None) -> tuple[str, ...]:
+def training_command(skeleton: Skeleton, wish: Wish, at_once: int | None) -> tuple[str, ...]:
     """What trains a prompt as planned; where no text fits, the model over all devices of one process."""
     name = skeleton.name
     options = [f"--model {name}", "--data DATA", f"--length {wish.length}", f"--batch-size {wish.batch_size}"]
@@ -31,7 +27,7 @@ def training_command(skeleton: Skeleton, wish: "Wish", at_once: int | None) -> t
     return (" ".join(["softprompt train", *options, *device, *checkpointing, out]),)
 
 
-def serving_commands(skeleton: Skeleton, wish: "Wish", *, prefix_bytes: int | None) -> tuple[str, ...]:
+def serving_commands(skeleton: Skeleton, wish: Wish, *, prefix_bytes: int | None) -> tuple[str, ...]:
     """What serves a store: our engine with ``prefix_bytes`` for prefixes, or vLLM with baked prompts where ``None``."""
     store = "prompts/store"
     if prefix_bytes is not None:

@@ -115,6 +115,7 @@ ROOMS = (
     "scale",
     "probe",
     "server",
+    "plan_parts",
     "plan_commands",
     "plan",
     "monitor",

@@ -18,7 +18,8 @@ from softprompt.cli import cli
 from softprompt.errors import BaseModelError, ConfigError
 from softprompt.footprint import activations, weights_bytes
 from softprompt.fused import fused
-from softprompt.plan import ROOM, Bill, Wish, learned, plan
+from softprompt.plan import learned, plan
+from softprompt.plan_parts import ROOM, Bill, Wish
 from softprompt.prefix import PromptState, make_prefix
 from softprompt.recompute import recomputing
 from softprompt.skeleton import Skeleton, cache_bytes, cache_of, count, skeleton
