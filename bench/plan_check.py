@@ -225,7 +225,7 @@ def benchmark(chosen: Sequence[Case], *, as_it_comes: bool) -> dict[str, Any]:
 def text_report(report: dict[str, Any]) -> str:
     """A table in Markdown, sizes in MB."""
     told = [
-        "| model | dtype | layers | P | T | batch | | step, planned | measured | | all, planned | measured ||",
+        "| model | dtype | layers | P | T | batch | | step, planned | measured | | all, planned | measured | |",
         "|---|---|---|---:|---:|---:|---|---:|---:|---:|---:|---:|---:|",
     ]
     for row in report["cases"]:

@@ -193,14 +193,16 @@ def _serving(skeleton: Skeleton, wish: Wish, bos: int) -> Bill:
     request = each * tokens // whole if cache is not None else size * tokens * skeleton.embedding_size
     requests = min(limits.rows, limits.running_tokens // tokens, max(left, 0) // max(request, 1))
     parts.append(Part("requests", requests * request, f"{requests} at once x {request:,} bytes for {tokens:,} tokens"))
-    held = (room - sum(part.bytes for part in alone)) // each
+    held = (room - sum(part.bytes for part in parts if part.name not in ("prefixes", "requests"))) // each
     notes = [
         f"{min(limits.prefix_bytes // each, wish.tasks):,} of {wish.tasks:,} prefixes stay with the default "
         f"engine.prefix_bytes of {limits.prefix_bytes:,}; the least recently used is computed again"
     ]
     title = f"serving {wish.tasks:,} tasks, softprompt's engine on {'the processor' if on_cpu else 'one GPU'}"
     bill = Bill(title, tuple(parts), room, requests if left > 0 else None)
-    if not bill.fits and held > 0:
+    if held <= 0:
+        notes = ["the model does not fit: take vLLM on several GPUs, or a --quantise scheme"]
+    elif not bill.fits:
         notes.append(f"the weights fit, and {held:,} prefixes beside them: let the others be computed again")
     keep = min(wish.tasks * each, max(limits.prefix_bytes, left + wish.tasks * each))
     commands = serving_commands(skeleton, wish, prefix_bytes=keep) if held > 0 else ()
@@ -233,10 +235,11 @@ def _serving_on_vllm(skeleton: Skeleton, wish: Wish, bos: int) -> Bill:
     left = room - sum(part.bytes for part in parts)
     tokens = math.ceil((wish.text_length + ANSWER) / BLOCK) * BLOCK
     requests = max(left, 0) // max(tokens * token, 1)
-    notes = (
+    notes: tuple[str, ...] = (
         f"{max(left, 0) / GB:.1f} GB are left to vLLM for its own work and for requests, {tokens * token:,} bytes for "
         f"{tokens} tokens behind a prefix that is there",
     )
+    notes += (f"the export loads the whole model into the machine's memory: {whole / GB:.1f} GB",)
     title = f"serving {wish.tasks:,} tasks, vLLM on {gpus} GPU{'s' if gpus > 1 else ''}"
     commands = serving_commands(skeleton, wish, prefix_bytes=None)
     return Bill(title, tuple(parts), room, requests if left > 0 else None, notes, commands)

@@ -122,9 +122,8 @@ class Plan:
 def lines(result: Plan) -> Sequence[str]:
     """For people: the model, each bill as a table with its formulas, and commands."""
     facts, wish = result.facts, result.wish
-    where = (
-        f"{wish.gpus} GPUs of {wish.memory / GB:.0f} GB" if wish.gpus else f"the processor, {wish.memory / GB:.0f} GB"
-    )
+    gpus = f"{wish.gpus} GPU{'s' if wish.gpus > 1 else ''} of" if wish.gpus else "the processor,"
+    where = f"{gpus} {wish.memory / GB:.0f} GB"
     told = [
         f"{facts['name']}: {facts['parameters']:,} parameters, {facts['layers']} layers, {facts['dtype']}, "
         f"{facts['architecture']}",

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from pydantic import BaseModel, ValidationError
@@ -41,7 +41,7 @@ class Registered:
 
     build: Callable[[PromptState, float, int, Any], nn.Module]
     options: type[BaseModel]
-    kind: str
+    kind: Literal["embeddings", "key_values"]
     summary: str
     prepare: Callable[[FrozenLM, PromptState], PromptState] = lambda base, start: start
 
