@@ -33,8 +33,8 @@ ASKED = 8  # positions of each text whose next token is learned, where a complet
 
 # sizes of models that are made for this, with random weights
 LLAMAS: dict[str, dict[str, int]] = {
-    "llama-190m": {"hidden": 768, "wide": 2048, "layers": 24, "heads": 12, "kv_heads": 4, "vocabulary": 32000},
-    "llama-330m": {"hidden": 1536, "wide": 4096, "layers": 10, "heads": 12, "kv_heads": 3, "vocabulary": 32000},
+    "llama-200m": {"hidden": 768, "wide": 2048, "layers": 24, "heads": 12, "kv_heads": 4, "vocabulary": 32000},
+    "llama-350m": {"hidden": 1536, "wide": 4096, "layers": 10, "heads": 12, "kv_heads": 3, "vocabulary": 32000},
     "llama-tiny": {"hidden": 32, "wide": 64, "layers": 2, "heads": 2, "kv_heads": 1, "vocabulary": 320},
 }
 
@@ -56,7 +56,7 @@ class Case:
 def cases() -> list[Case]:
     """Each model with one setting changed at a time."""
     found = []
-    for model, dtype in ((MODEL_NAME, "bfloat16"), ("llama-190m", "float32"), ("llama-330m", "bfloat16")):
+    for model, dtype in ((MODEL_NAME, "bfloat16"), ("llama-200m", "float32"), ("llama-350m", "bfloat16")):
         first = Case(model, dtype, 100, 64, 16)
         found += [first, replace(first, length=20), replace(first, text=192, batch=8), replace(first, generation=True)]
         checkpointed = replace(first, batch=32, text=128, checkpointing=True)

@@ -59,7 +59,7 @@ def markdown(reports: dict[str, dict[str, Any]]) -> str:
         "|---|---|---:|---:|---|",
     ]
     for name, report in reports.items():
-        for one in report["aims"]:
+        for one in report.get("aims", []):
             bound = "at most" if one["at_most"] else "at least"
             lines.append(
                 f"| {name} | {one['what']} | {one['value']:.3g} {one['unit']} | {bound} {one['aim']:g} "

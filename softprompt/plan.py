@@ -54,8 +54,9 @@ def plan(skeleton: Skeleton, wish: Wish, bos: int = 1) -> Plan:
         "dtype": str(skeleton.dtype).removeprefix("torch."),
     }
     serving = [_serving(skeleton, wish, bos)]
-    if wish.gpus and skeleton.architecture == "decoder-only" and METHODS[wish.method].kind == "embeddings":
-        serving.append(_serving_on_vllm(skeleton, wish, bos))
+    # what a vocabulary can hold, and a cache of keys and values
+    if wish.gpus and METHODS[wish.method].kind == "embeddings" and (cache := cache_of(skeleton, 1)) is not None:
+        serving.append(_serving_on_vllm(skeleton, wish, bos, cache))
     return Plan(wish, facts, _training(skeleton, wish, bos), tuple(serving))
 
 
@@ -110,7 +111,7 @@ def _training(skeleton: Skeleton, wish: Wish, bos: int) -> Bill:
     )
     notes = []
     if at_once is not None and at_once < texts:
-        notes.append(f"a pass over {at_once} fits: --micro-batch-size {at_once * processes}")
+        notes.append(f"a pass over {at_once} fits: --micro-batch-size {at_once}")
     if not bill.fits and at_once is None and not wish.checkpointing:
         notes.append("try --gradient-checkpointing, or a --quantise scheme")
     if not kept.own:
@@ -160,10 +161,10 @@ def _of_cache(kept: Activations) -> list[Part]:
 
 def _told(kept: Activations, texts: int) -> str:
     positions, layers = texts * kept.text + kept.prefix, len(kept.passes.text.layers)
-    what = f"{texts} x {kept.text:,} + {kept.prefix:,} positions"
+    what = f"({texts} x {kept.text:,} + {kept.prefix:,}) positions"
     if kept.checkpointing:
         return f"{layers} layers x {what} x {kept.passes.text.entering // kept.text:,} bytes + one layer"
-    return f"({what}) x {layers} layers x {kept.kept(texts) // positions // layers:,} bytes"
+    return f"{what} x {layers} layers x {kept.kept(texts) // positions // layers:,} bytes"
 
 
 def _told_work(kept: Activations, texts: int) -> str:
@@ -178,48 +179,43 @@ def _serving(skeleton: Skeleton, wish: Wish, bos: int) -> Bill:
     whole = wish.length + bos
     cache = cache_of(skeleton, whole)
     each = size * whole * skeleton.embedding_size if cache is None else cache_bytes(cache)
-    alone = _weights(skeleton, replace(wish, sharding="none"))
     batch = limits.batch_tokens or (2048 if on_cpu else 16_384)
     work = 6 * size * _widest(skeleton)
     parts = [
         *(_process(skeleton) if on_cpu else ()),
-        *alone,
-        Part("prefixes", wish.tasks * each, f"{wish.tasks:,} tasks x {each:,} bytes"),
+        *_weights(skeleton, replace(wish, sharding="none")),
         Part("a pass at work", batch * work, f"{batch:,} tokens x {work:,} bytes (6 x the widest part)"),
     ]
     room = wish.memory if on_cpu else int(ROOM * wish.memory)
     left = room - sum(part.bytes for part in parts)
     tokens = whole + wish.text_length + (ANSWER if wish.generation else 0)
     request = each * tokens // whole if cache is not None else size * tokens * skeleton.embedding_size
-    requests = min(limits.rows, limits.running_tokens // tokens, max(left, 0) // max(request, 1))
-    parts.append(Part("requests", requests * request, f"{requests} at once x {request:,} bytes for {tokens:,} tokens"))
-    held = (room - sum(part.bytes for part in parts if part.name not in ("prefixes", "requests"))) // each
-    notes = [
-        f"{min(limits.prefix_bytes // each, wish.tasks):,} of {wish.tasks:,} prefixes stay with the default "
-        f"engine.prefix_bytes of {limits.prefix_bytes:,}; the least recently used is computed again"
-    ]
+    # requests come first: a prefix that is not there can be computed again
+    requests = min(limits.rows, limits.running_tokens // tokens, max(left - each, 0) // max(request, 1))
+    held = max(1, min(wish.tasks, (left - requests * request) // each))
+    parts.append(Part("prefixes", held * each, f"{held:,} of {wish.tasks:,} tasks x {each:,} bytes"))
+    parts.append(Part("requests", requests * request, f"{requests} x {request:,} bytes for {tokens:,} tokens"))
     title = f"serving {wish.tasks:,} tasks, softprompt's engine on {'the processor' if on_cpu else 'one GPU'}"
-    bill = Bill(title, tuple(parts), room, requests if left > 0 else None)
-    if held <= 0:
-        notes = ["the model does not fit: take vLLM on several GPUs, or a --quantise scheme"]
-    elif not bill.fits:
-        notes.append(f"the weights fit, and {held:,} prefixes beside them: let the others be computed again")
-    keep = min(wish.tasks * each, max(limits.prefix_bytes, left + wish.tasks * each))
-    commands = serving_commands(skeleton, wish, prefix_bytes=keep) if held > 0 else ()
-    return replace(bill, notes=tuple(notes), commands=commands)
+    if not requests:
+        note = "the model does not fit: take vLLM on several GPUs, or a --quantise scheme"
+        return Bill(title, tuple(parts), room, None, (note,))
+    usual = min(limits.prefix_bytes // each, wish.tasks)
+    notes = [f"{usual:,} prefixes are kept by default (engine.prefix_bytes {limits.prefix_bytes:,})"]
+    if held < wish.tasks:
+        notes.append("what is not kept is computed again when it is asked for, the least recently used goes first")
+    commands = serving_commands(skeleton, wish, prefix_bytes=held * each)
+    return Bill(title, tuple(parts), room, requests, tuple(notes), commands)
 
 
-def _serving_on_vllm(skeleton: Skeleton, wish: Wish, bos: int) -> Bill:
-    """By vLLM with prompts baked into the vocabulary, each layer divided over the GPUs."""
+def _serving_on_vllm(skeleton: Skeleton, wish: Wish, bos: int, cache: Any) -> Bill:
+    """By vLLM with prompts baked into the vocabulary, each layer divided over the GPUs; ``cache``: of one position."""
     size, gpus, hidden = skeleton.dtype.itemsize, wish.gpus, skeleton.embedding_size
     untying = skeleton.vocabulary_size if skeleton.is_tied else 0
     rows = wish.tasks * wish.length
     baked = size * hidden * (2 * rows + untying)
-    cache = cache_of(skeleton, 1)
-    each = 0 if cache is None else cache_bytes(cache)
-    heads = 1 if cache is None else min(layer.keys.shape[1] for layer in cache.layers)
+    heads = min(layer.keys.shape[1] for layer in cache.layers if layer.keys is not None)
     # where there are fewer heads than GPUs, several have the same
-    token = math.ceil(each / min(gpus, heads))
+    token = math.ceil(cache_bytes(cache) / min(gpus, heads))
     blocks = math.ceil((wish.length + bos) / BLOCK)
     whole, prefixes = weights_bytes(skeleton, None), wish.tasks * blocks * BLOCK * token
     parts = [
@@ -234,15 +230,16 @@ def _serving_on_vllm(skeleton: Skeleton, wish: Wish, bos: int) -> Bill:
     room = int(ROOM * wish.memory)
     left = room - sum(part.bytes for part in parts)
     tokens = math.ceil((wish.text_length + ANSWER) / BLOCK) * BLOCK
-    requests = max(left, 0) // max(tokens * token, 1)
-    notes: tuple[str, ...] = (
-        f"{max(left, 0) / GB:.1f} GB are left to vLLM for its own work and for requests, {tokens * token:,} bytes for "
-        f"{tokens} tokens behind a prefix that is there",
-    )
-    notes += (f"the export loads the whole model into the machine's memory: {whole / GB:.1f} GB",)
     title = f"serving {wish.tasks:,} tasks, vLLM on {gpus} GPU{'s' if gpus > 1 else ''}"
+    if left < tokens * token:
+        return Bill(title, tuple(parts), room, None)
+    notes = (
+        f"{left / GB:.1f} GB are left to vLLM for its own work and for requests, {tokens * token:,} bytes for {tokens} "
+        "tokens behind a prefix that is there",
+        f"the export loads the whole model into the machine's memory: {whole / GB:.1f} GB",
+    )
     commands = serving_commands(skeleton, wish, prefix_bytes=None)
-    return Bill(title, tuple(parts), room, requests if left > 0 else None, notes, commands)
+    return Bill(title, tuple(parts), room, left // (tokens * token), notes, commands)
 
 
 def _widest(skeleton: Skeleton) -> int:

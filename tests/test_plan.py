@@ -256,6 +256,32 @@ class TestPlan:
         assert "--sharding fsdp" in made.training.commands[0]
         assert "--tensor-parallel-size 8" in vllm.commands[1]
 
+    def test_prefixes_that_do_not_fit_are_computed_again(self, large: Skeleton) -> None:
+        made = plan(large, Wish(gpus=1, memory=80 * GB, quantise="bnb-nf4"))
+        ours, vllm = made.serving
+        held = part(ours, "prefixes") // (101 * 327_680)
+        assert 0 < held < 1000
+        assert ours.fits
+        assert ours.bytes + 101 * 327_680 > ours.room
+        assert f"prefix_bytes={held * 101 * 327_680}" in ours.commands[0]
+        # vLLM takes the weights as they are
+        assert not vllm.fits
+        assert vllm.commands == ()
+
+    def test_a_micro_batch_that_fits(self, large: Skeleton) -> None:
+        wish = Wish(gpus=1, memory=80 * GB, quantise="bnb-nf4")
+        made = plan(large, wish).training
+        assert not made.fits
+        assert made.at_once is not None
+        assert f"--micro-batch-size {made.at_once}" in made.commands[0]
+        assert plan(large, Wish(gpus=1, memory=80 * GB, quantise="bnb-nf4", batch_size=made.at_once)).training.fits
+
+    def test_no_cache_no_vllm(self, tmp_path: Path) -> None:
+        save_tiny(tmp_path, "mamba")
+        made = plan(skeleton(str(tmp_path), torch.float32), Wish(gpus=1, memory=GB, length=4, text_length=8))
+        assert len(made.serving) == 1
+        assert made.training.fits
+
     def test_whole_in_each_of_two_gpus_does_not_fit(self, large: Skeleton) -> None:
         made = plan(large, Wish(gpus=2, memory=80 * GB, sharding="none"))
         assert part(made.training, "weights") == 2 * large.parameters
