@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := PIP_REQUIRE_VIRTUALENV=1 $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-engines check format clean
+.PHONY: help demo test test-engines bench check format clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -18,6 +18,9 @@ test: check ## run the checks and all tests, those with the real model too
 
 test-engines: $(VENV)/test.stamp ## compare exports in real vLLM and llama.cpp with softprompt; installs both, takes long
 	$(BIN)/python tests_engines/run.py
+
+bench: $(VENV)/test.stamp ## run the benchmarks one after the other, results in bench/results; takes long, on an idle machine
+	$(BIN)/python bench/run_all.py
 
 check: $(VENV)/test.stamp ## lint, formatting and types
 	$(BIN)/ruff check .

@@ -20,6 +20,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
+from aims import aim_lines, judged
 from train_vs_peft import choose_data, machine, say
 
 from softprompt.base import FrozenLM, load
@@ -32,6 +33,8 @@ from softprompt.fused_layer import Layer
 from softprompt.objective import Objective
 from softprompt.prefix import PromptState, make_prefix
 from softprompt.task import Task
+
+AIM = 0.55  # the floor as a share of a step, at least
 
 # a stack of products: how many at once, rows, inner size, columns
 Product = tuple[int, int, int, int]
@@ -175,6 +178,10 @@ def benchmark(options: argparse.Namespace) -> dict[str, Any]:
             "compiled": options.compile,
         },
         "virtual_tokens": parts,
+        "aims": [
+            judged(f"share of the floor, {length} virtual tokens", part["share_of_floor"], AIM, "of the step")
+            for length, part in parts.items()
+        ],
     }
 
 
@@ -186,7 +193,7 @@ def text_report(report: dict[str, Any]) -> str:
             f"{part['share_of_floor']:5.2f}  {part['gigaflop_per_step']:12.0f}  "
             f"{part['gigaflop_per_second_of_products']:23.0f}"
         )
-    return "\n".join(lines)
+    return "\n".join([*lines, "", *aim_lines(report)])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -131,11 +131,7 @@ class FrozenLM:
     @property
     def sliding_window(self) -> int | None:
         """Tokens that the narrowest attention layer sees, if any layer sees fewer than all."""
-        names = ["window_size", "attention_window_size", "attention_chunk_size"]
-        if getattr(self.config, "use_sliding_window", True) is not False:
-            names.append("sliding_window")
-        windows = [window for name in names if isinstance(window := getattr(self.config, name, None), int)]
-        return min(windows, default=None)
+        return window_of(self.config)
 
     @cached_property
     def embedding_std(self) -> float:
@@ -254,6 +250,15 @@ class FrozenLM:
         )
 
 
+def window_of(config: Any) -> int | None:
+    """Tokens that the narrowest attention layer of a text configuration sees, if any layer sees fewer than all."""
+    names = ["window_size", "attention_window_size", "attention_chunk_size"]
+    if getattr(config, "use_sliding_window", True) is not False:
+        names.append("sliding_window")
+    windows = [window for name in names if isinstance(window := getattr(config, name, None), int)]
+    return min(windows, default=None)
+
+
 def load(
     name: str | Path,
     *,
@@ -296,7 +301,7 @@ def load(
             raise BaseModelError(f"unknown embedded model '{text_name}': expected '{EMBEDDED_NAME}'")
         source, gguf_file = str(embedded_model_folder(progress=progress)), None
     else:
-        source, gguf_file = _locate(text_name)
+        source, gguf_file = located(text_name)
 
     with quiet():
         from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
@@ -310,7 +315,7 @@ def load(
                 options["gguf_file"] = gguf_file
             else:
                 if not Path(source).is_dir():
-                    options["local_files_only"] = not _reachable(source)
+                    options["local_files_only"] = not reachable(source)
                 config = AutoConfig.from_pretrained(source, **options)
                 if is_encoder_decoder(config):
                     family = AutoModelForSeq2SeqLM
@@ -352,7 +357,7 @@ def load(
     return base
 
 
-def _locate(name: str) -> tuple[str, str | None]:
+def located(name: str) -> tuple[str, str | None]:
     """A name to what ``from_pretrained`` takes: a source, and the GGUF file in it if it is one."""
     path = expanded(name)
     if path.suffix == ".gguf":
@@ -371,7 +376,7 @@ def _locate(name: str) -> tuple[str, str | None]:
     return name, None
 
 
-def _reachable(name: str) -> bool:
+def reachable(name: str) -> bool:
     """Whether the hub can be reached, asked once for ``name``; transformers tries for half a minute, file by file.
 
     Raises:

@@ -40,6 +40,7 @@ from softprompt.cli_export import export, import_command
 from softprompt.cli_inspect import inspect_command, prune
 from softprompt.cli_monitor import monitor_command
 from softprompt.cli_multitask import multitask
+from softprompt.cli_plan import plan_command
 from softprompt.cli_predict import predict
 from softprompt.cli_serve import keys, serve
 from softprompt.cli_similar import similar
@@ -326,6 +327,7 @@ for verb in (
     inspect_command,
     keys,
     multitask,
+    plan_command,
     predict,
     prune,
     monitor_command,

@@ -143,14 +143,18 @@ def _groups(mask: Tensor, which: Tensor, lengths: Sequence[int], widest: int) ->
     return groups
 
 
-def _decoder(base: FrozenLM) -> FusedDecoder | None:
-    backbone = base.backbone
+def layers_built_so(backbone: Any, config: Any) -> tuple[tuple[Layer, ...], Norm] | None:
+    """The layers of a decoder with this text configuration and the norm behind them, if it is built as ours are."""
     try:
-        curve = passes.CURVES[getattr(base.config, "hidden_activation", None) or base.config.hidden_act]
-        layers = tuple(Layer.of(module, curve) for module in backbone.layers)
-        return FusedDecoder(base, layers, norm_of(backbone.norm))
+        curve = passes.CURVES[getattr(config, "hidden_activation", None) or config.hidden_act]
+        return tuple(Layer.of(module, curve) for module in backbone.layers), norm_of(backbone.norm)
     except (AttributeError, KeyError, ValueError):
         return None
+
+
+def _decoder(base: FrozenLM) -> FusedDecoder | None:
+    built = layers_built_so(base.backbone, base.config)
+    return None if built is None else FusedDecoder(base, *built)
 
 
 def _checked(base: FrozenLM) -> FusedDecoder | None:

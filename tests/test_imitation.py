@@ -197,7 +197,7 @@ def test_chunks_of_positions_change_nothing(monkeypatch: pytest.MonkeyPatch) -> 
     told = taught(base, GENERATION, state(base, 5, 1), top_k=10)
     targets, found = TokenTargets(base, told, 2.0), []
     for chunk in (64, 3):
-        monkeypatch.setattr(objective_module._VocabularyLosses, "CHUNK", chunk)
+        monkeypatch.setattr(objective_module, "LOGITS_CHUNK", chunk)
         student = state(base, 3, 2)
         items: list[Item] = [item for one in targets.items(Encoder(base, GENERATION, 3), EXAMPLES) for item in one]
         losses = targets.losses(make_prefix(base, student), collate(items, base.device))

@@ -119,7 +119,7 @@ def test_a_wild_prompt_has_a_finite_loss_and_gradient() -> None:
 def test_the_generation_loss_equals_that_of_transformers(
     family: str, chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(objective_module._VocabularyLosses, "CHUNK", chunk)
+    monkeypatch.setattr(objective_module, "LOGITS_CHUNK", chunk)
     base = tiny_base(family)
     encoder, objective = encoded(base, TaskSpec("generation", "{{ text }}\nOutput:"))
     examples = [Example(text, None, (output,)) for text, output in zip(TEXTS, ("the mat", "so", "a", "x"), strict=True)]

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from pydantic import BaseModel, ValidationError
@@ -32,16 +32,18 @@ class Registered:
     """A method by its name.
 
     Attributes:
-        build: base model, start (``[P, H]`` or keys and values), seed and options to the module.
+        build: start (of its kind), unit, seed and options to the module.
         options: what can be set beside the settings that all methods share.
         kind: of the state it folds into.
         summary: one line for people.
+        prepare: base model and what it is to start from to a start of its kind.
     """
 
-    build: Callable[[FrozenLM, PromptState, float, int, Any], nn.Module]
+    build: Callable[[PromptState, float, int, Any], nn.Module]
     options: type[BaseModel]
-    kind: str
+    kind: Literal["embeddings", "key_values"]
     summary: str
+    prepare: Callable[[FrozenLM, PromptState], PromptState] = lambda base, start: start
 
 
 METHODS: dict[str, Registered] = {
@@ -55,7 +57,11 @@ METHODS: dict[str, Registered] = {
         residual.build, residual.Options, "embeddings", "virtual tokens plus a small network's output"
     ),
     "prefix-tuning": Registered(
-        prefix_tuning.build, prefix_tuning.Options, "key_values", "keys and values in every layer (P-tuning v2)"
+        prefix_tuning.build,
+        prefix_tuning.Options,
+        "key_values",
+        "keys and values in every layer (P-tuning v2)",
+        prefix_tuning.prepare,
     ),
 }
 
@@ -99,7 +105,8 @@ def make_method(
     if start.kind == "key_values" and METHODS[name].kind != "key_values":
         able = ", ".join(sorted(other for other, entry in METHODS.items() if entry.kind == "key_values"))
         raise ConfigError(f"the prompt to start from holds keys and values, which only {able} can learn on, not {name}")
-    method: Any = METHODS[name].build(base, start, unit, seed, chosen).to(base.device)
+    ready = METHODS[name].prepare(base, start)
+    method: Any = METHODS[name].build(ready, unit, seed, chosen).to(base.device)
     method.behind_bos = start.behind_bos
     return method
 

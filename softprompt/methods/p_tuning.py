@@ -16,7 +16,6 @@ from typing import Literal
 from pydantic import BaseModel, Field
 from torch import Tensor, nn
 
-from softprompt.base import FrozenLM
 from softprompt.methods.networks import NETWORK_RATE, seeded, start_at_zero
 from softprompt.prefix import PromptState
 
@@ -59,6 +58,6 @@ class PTuning(nn.Module):
         return {"mlp": NETWORK_RATE, "lstm": NETWORK_RATE}
 
 
-def build(base: FrozenLM, start: PromptState, unit: float, seed: int, options: Options) -> PTuning:
+def build(start: PromptState, unit: float, seed: int, options: Options) -> PTuning:
     """From virtual tokens to learn on."""
     return PTuning(start.tensor, unit, seed, options.encoder, options.width)

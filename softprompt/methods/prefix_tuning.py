@@ -81,14 +81,18 @@ class PrefixTuning(nn.Module):
         return {"theta": RATE, "mlp": NETWORK_RATE}
 
 
-def build(base: FrozenLM, start: PromptState, unit: float, seed: int, options: Options) -> PrefixTuning:
-    """From virtual tokens, whose keys and values are the start, or from keys and values.
+def prepare(base: FrozenLM, start: PromptState) -> PromptState:
+    """Keys and values to start from: those of virtual tokens, or as they are.
 
     Raises:
         BaseModelError: the model cannot take a prompt of keys and values.
     """
     if start.kind == "embeddings":
-        start = keys_and_values(base, start.tensor, behind_bos=start.behind_bos)
-    else:
-        check_keys_and_values(base)
+        return keys_and_values(base, start.tensor, behind_bos=start.behind_bos)
+    check_keys_and_values(base)
+    return start
+
+
+def build(start: PromptState, unit: float, seed: int, options: Options) -> PrefixTuning:
+    """From keys and values to learn on."""
     return PrefixTuning(start.tensors, seed, options.width if options.reparametrisation == "mlp" else None)

@@ -13,7 +13,6 @@ import torch
 from pydantic import BaseModel
 from torch import Tensor, nn
 
-from softprompt.base import FrozenLM
 from softprompt.prefix import PromptState
 
 
@@ -42,6 +41,6 @@ class PromptTuning(nn.Module):
         return {}
 
 
-def build(base: FrozenLM, start: PromptState, unit: float, seed: int, options: Options) -> PromptTuning:
+def build(start: PromptState, unit: float, seed: int, options: Options) -> PromptTuning:
     """From virtual tokens to learn on."""
     return PromptTuning(start.tensor, unit)

@@ -15,7 +15,6 @@ import torch
 from pydantic import BaseModel, Field
 from torch import Tensor, nn
 
-from softprompt.base import FrozenLM
 from softprompt.methods.networks import NETWORK_RATE, seeded
 from softprompt.prefix import PromptState
 
@@ -53,6 +52,6 @@ class ResidualPromptTuning(nn.Module):
         return {"network": NETWORK_RATE, "norm": NETWORK_RATE}
 
 
-def build(base: FrozenLM, start: PromptState, unit: float, seed: int, options: Options) -> ResidualPromptTuning:
+def build(start: PromptState, unit: float, seed: int, options: Options) -> ResidualPromptTuning:
     """From virtual tokens to learn on."""
     return ResidualPromptTuning(start.tensor, unit, seed, options.bottleneck)
