@@ -173,29 +173,36 @@ def run_softprompt(connection: Pipe, setup: Setup, steps: int) -> None:
     train(base, task, config, Timer())
 
 
+def with_virtual_tokens(model: Any, spec: Any, folder: str, length: int) -> Any:
+    """PEFT's prompt tuning of a ``transformers`` model, started from the words that softprompt starts from."""
+    from peft import PromptTuningConfig, PromptTuningInit, TaskType, get_peft_model
+
+    from softprompt.methods.initialisers import default_instruction
+
+    return get_peft_model(
+        model,
+        PromptTuningConfig(
+            task_type=TaskType.CAUSAL_LM,
+            prompt_tuning_init=PromptTuningInit.TEXT,
+            prompt_tuning_init_text=default_instruction(spec),
+            num_virtual_tokens=length,
+            tokenizer_name_or_path=folder,
+        ),
+    )
+
+
 def run_peft(connection: Pipe, setup: Setup, steps: int, bf16: bool, order: Batches | None) -> None:
     """PEFT's prompt tuning under ``Trainer``; ``order`` replaces the batches that ``Trainer`` draws."""
     import torch
     import transformers
-    from peft import PromptTuningConfig, PromptTuningInit, TaskType, get_peft_model
 
-    from softprompt.methods.initialisers import default_instruction
     from softprompt.task import Task
 
     transformers.utils.logging.disable_progress_bar()
     task = Task.classification(setup.splits)
     tokenizer: Any = transformers.AutoTokenizer.from_pretrained(setup.folder)
     model: Any = transformers.AutoModelForCausalLM.from_pretrained(setup.folder, dtype=torch.float32)
-    model = get_peft_model(
-        model,
-        PromptTuningConfig(
-            task_type=TaskType.CAUSAL_LM,
-            prompt_tuning_init=PromptTuningInit.TEXT,
-            prompt_tuning_init_text=default_instruction(task.spec),
-            num_virtual_tokens=setup.length,
-            tokenizer_name_or_path=setup.folder,
-        ),
-    )
+    model = with_virtual_tokens(model, task.spec, setup.folder, setup.length)
     words = dict(zip(task.spec.labels, task.spec.verbalizers, strict=True))
     rows: Any = []
     for example in task.train:
