@@ -242,7 +242,8 @@ def text_report(report: Mapping[str, Any]) -> str:
         f"{box['cpu']}, {threads} threads on {box['cores']} cores, {', '.join(box['bf16_flags']) or 'no bfloat16'}",
         ", ".join(f"{name} {number}" for name, number in box["versions"].items()),
         f"{setup['model']}, {setup['tasks']} tasks, prompts of {setup['length']} virtual tokens, batches up to "
-        f"{setup['batch']}, {setup['outstanding']} requests outstanding, texts of {setup['data']}",
+        f"{setup['batch']}, {setup['outstanding']} requests outstanding",
+        f"texts of {setup['data']}",
     ]
     for kind in KINDS:
         part = report[kind]
