@@ -13,19 +13,17 @@ model, which counts the padding between prompt and text, so answers may differ f
 
 import asyncio
 import json
-import os
 import signal
-import subprocess
 import sys
 import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 from contestants import BenchmarkFailure, Pipe, peak_memory_mb, telling
+from served import served
 
 from softprompt.data import Example
 from softprompt.task import TaskSpec
@@ -38,8 +36,6 @@ WORDS = (
     *("negative positive", "bad good", "no yes", "sad happy", "weak strong", "dark bright", "false true", "slow fast"),
     *("wrong right", "cold warm", "hate love", "poor rich", "worst best", "dull fun", "ugly beautiful", "old new"),
 )
-LISTENING = "listening on "
-LOADING_SECONDS = 600.0
 
 
 class Request(NamedTuple):
@@ -334,39 +330,14 @@ async def _json(client: Any, path: str, body: dict[str, Any]) -> dict[str, Any]:
     return answer
 
 
-@contextmanager
-def server(setup: Setup) -> Iterator[tuple[str, int]]:
-    """The address of ``softprompt serve`` with all prompts, and its process, while it runs.
-
-    Raises:
-        BenchmarkFailure: it does not begin to listen.
-    """
-    command = [sys.executable, "-m", "softprompt", "serve", "--model", setup.model, "--device", "cpu", "--port", "0"]
+def _serve_options(setup: Setup) -> tuple[list[str], dict[str, str]]:
+    """Options and environment of a server with all prompts."""
+    options = ["--model", setup.model, "--device", "cpu"]
     for kind in KINDS:
         for task in range(setup.tasks):
-            command += ["--prompt", str(setup.place / "prompts" / setup.name(kind, task))]
-    variables = dict(os.environ) | {"SOFTPROMPT_ENGINE": f"rows={setup.batch}", "SOFTPROMPT_TIMEOUT": "600"}
-    if setup.threads is not None:
-        variables["OMP_NUM_THREADS"] = str(setup.threads)
-    log = setup.place / "server.log"
-    with log.open("wb") as stream:
-        process = subprocess.Popen(command, stdout=stream, stderr=stream, env=variables)
-    try:
-        yield _address(log, process), process.pid
-    finally:
-        process.terminate()
-        process.wait(60)
-
-
-def _address(log: Path, process: "subprocess.Popen[bytes]") -> str:
-    ends = time.monotonic() + LOADING_SECONDS
-    while time.monotonic() < ends and process.poll() is None:
-        for line in log.read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith(LISTENING):
-                return line.removeprefix(LISTENING).partition(",")[0]
-        time.sleep(0.1)
-    said = " ".join(log.read_text(encoding="utf-8", errors="replace").split())
-    raise BenchmarkFailure(f"http: softprompt serve does not listen: {said[-500:]}")
+            options += ["--prompt", str(setup.place / "prompts" / setup.name(kind, task))]
+    variables = {"SOFTPROMPT_ENGINE": f"rows={setup.batch}", "SOFTPROMPT_TIMEOUT": "600"}
+    return options, variables | ({} if setup.threads is None else {"OMP_NUM_THREADS": str(setup.threads)})
 
 
 def work(connection: Pipe, name: str, setup: Setup) -> None:
@@ -375,8 +346,9 @@ def work(connection: Pipe, name: str, setup: Setup) -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     with telling(connection, name, setup.threads):
         if name == "http":
-            with server(setup) as (address, number):
-                asyncio.run(_taking_turns(connection, OverHttp(setup, address), number))
+            options, variables = _serve_options(setup)
+            with served(options, setup.place / "server.log", variables) as (address, process):
+                asyncio.run(_taking_turns(connection, OverHttp(setup, address), process.pid))
         elif name == "engine":
             asyncio.run(_engine(connection, setup))
         else:
