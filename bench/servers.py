@@ -7,7 +7,7 @@
     http     ``softprompt serve`` in a process of its own, asked by httpx over local connections
 
 PEFT is given what makes it fast: one forward pass with ``logits_to_keep=1`` for a label, where its documentation has
-``generate``. Its texts are padded on the left, as Transformers documents for generation; PEFT leaves positions to the
+``generate``, and an output layer that all rows are multiplied with at once. Its texts are padded on the left, as Transformers documents for generation; PEFT leaves positions to the
 model, which counts the padding between prompt and text, so answers may differ from those without padding.
 """
 
@@ -146,6 +146,8 @@ class Peft:
         for name, folder in zip(names[1:], folders[1:], strict=True):
             model.load_adapter(folder, adapter_name=name)
         self._model = model.eval()
+        # frozen, it is multiplied row by row, in bfloat16 with a copy for each: torch.matmul looks at this
+        model.get_output_embeddings().weight.requires_grad_(True)
         usage = json.loads((Path(folders[0]) / "softprompt.json").read_text(encoding="utf-8"))
         self._special = bool(usage["add_special_tokens"])
         self._words = [self._first_tokens(task) for task in range(setup.tasks)]
