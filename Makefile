@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := PIP_REQUIRE_VIRTUALENV=1 $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-engines check format clean
+.PHONY: help demo test test-engines test-soak check format clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -18,6 +18,9 @@ test: check ## run the checks and all tests, those with the real model too
 
 test-engines: $(VENV)/test.stamp ## compare exports in real vLLM and llama.cpp with softprompt; installs both, takes long
 	$(BIN)/python tests_engines/run.py
+
+test-soak: $(VENV)/test.stamp ## five minutes of 64 clients on a server whose store changes, every answer checked
+	$(BIN)/python tests_soak/run.py --seconds 300
 
 check: $(VENV)/test.stamp ## lint, formatting and types
 	$(BIN)/ruff check .
