@@ -7,8 +7,9 @@
     http     ``softprompt serve`` in a process of its own, asked by httpx over local connections
 
 PEFT is given what makes it fast: one forward pass with ``logits_to_keep=1`` for a label, where its documentation has
-``generate``, and an output layer that all rows are multiplied with at once. Its texts are padded on the left, as Transformers documents for generation; PEFT leaves positions to the
-model, which counts the padding between prompt and text, so answers may differ from those without padding.
+``generate``, and an output layer that all rows are multiplied with at once. Its texts are padded on the left, as
+Transformers documents for generation; PEFT leaves positions to the model, which counts the padding between prompt and
+text, so answers may differ from those without padding.
 """
 
 import asyncio

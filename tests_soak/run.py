@@ -30,7 +30,8 @@ from softprompt.families import tiny_family_model, tiny_family_tokenizer  # noqa
 SETTINGS = {
     "SOFTPROMPT_REFRESH": "0.7",  # beside the looks that are asked for
     "SOFTPROMPT_MAX_LOADED": "12",  # so that versions are let go of and loaded again
-    "SOFTPROMPT_ENGINE": "waiting=120,prefix_bytes=200000",
+    # fewer than the clients ask for now and then: some are refused
+    "SOFTPROMPT_ENGINE": "waiting=56,prefix_bytes=200000",
     "OMP_NUM_THREADS": "1",
 }
 WARMUP = 0.3  # share of the requests
