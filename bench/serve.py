@@ -134,7 +134,7 @@ class Measuring:
         first = {name: Turn(kind, count, outstanding=options.outstanding) for name in self.children}
         for own in OWN:  # as long as PEFT's turns, about, so that a disturbance weighs as much
             first[own] = Turn(kind, count * options.times, outstanding=options.outstanding)
-        closed = self._rounds(f"{kind}: throughput, requests a second", first)
+        closed = self._rounds(f"{kind}: throughput, requests a second", first, options.rounds)
         throughputs = {name: throughput(rounds) for name, rounds in closed.items()}
         own, alone = closed["engine"][0].answers[:count], min(count, options.alone)
         same = {name: agreement(own, closed[name][0].answers) for name in ("http", *PEFT)}
@@ -146,7 +146,8 @@ class Measuring:
         for peft in PEFT:
             rate = options.load * throughputs[peft]["requests_per_second"]
             offered = Turn(kind, count, arrivals=arrivals(count, rate, seed=1))
-            opened = self._rounds(f"{kind}: {rate:.1f} requests a second come", dict.fromkeys((peft, *OWN), offered))
+            title, turns = f"{kind}: {rate:.1f} requests a second come", dict.fromkeys((peft, *OWN), offered)
+            opened = self._rounds(title, turns, options.latency_rounds)
             found = {name: latency(rounds) for name, rounds in opened.items()}
             lower = {name: found[name]["p95_ms"] < found[peft]["p95_ms"] for name in OWN}
             loads[peft] = {"offered_per_second": rate, "contestants": found, "p95_lower": lower}
@@ -177,13 +178,13 @@ class Measuring:
         say(f"{kind}: cost of {options.long} virtual tokens: {found['cost']}")
         return found
 
-    def _rounds(self, title: str, turns: Mapping[str, Turn]) -> dict[str, list[Done]]:
+    def _rounds(self, title: str, turns: Mapping[str, Turn], rounds: int) -> dict[str, list[Done]]:
         done: dict[str, list[Done]] = {name: [] for name in turns}
-        for number in range(1, self._options.rounds + 1):
+        for number in range(1, rounds + 1):
             for name, turn in turns.items():
                 done[name].append(self._turn(name, turn))
             rates = (f"{name} {len(some[-1].answers) / some[-1].seconds:.1f}" for name, some in done.items())
-            say(f"{title}: round {number} of {self._options.rounds}, {', '.join(rates)}")
+            say(f"{title}: round {number} of {rounds}, {', '.join(rates)}")
         return done
 
     def _turn(self, name: str, turn: Turn) -> Done:
@@ -261,7 +262,7 @@ def text_report(report: Mapping[str, Any]) -> str:
                 figures = (f"{load['offered_per_second']:.2f}", f"{one['p50_ms']:.0f}", f"{one['p95_ms']:.0f}")
                 lines.append(columns.format(name, *figures))
         same = (f"{name} {count} of {of}" for name, (count, of) in part["same_answers"].items())
-        lines += ["", f"answers as the engine's: {', '.join(same)}", *_verdicts(part, setup)]
+        lines += ["", "answers as the engine's:", *(f"  {one}" for one in same), *_verdicts(part, setup)]
     return "\n".join(lines)
 
 
@@ -320,7 +321,8 @@ def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     made.add_argument("--json", action="store_true", help="print one JSON object")
     numbers = (
-        ("--rounds", 3, "turns of each contestant"),
+        ("--rounds", 3, "turns of each contestant when throughput is measured"),
+        ("--latency-rounds", 1, "turns of each contestant when requests come by themselves"),
         ("--cost-rounds", 8, "turns with each kind of prompt"),
         ("--tasks", 16, "tasks, each with its prompt"),
         ("--requests", 256, "requests for a label in a turn of PEFT"),

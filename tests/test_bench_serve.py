@@ -140,7 +140,22 @@ class TestMistakes:
 @pytest.mark.slow
 class TestRun:
     NUMBERS = (
-        *("--rounds", "2", "--cost-rounds", "2", "--tasks", "4", "--requests", "24", "--texts", "12", "--times", "2"),
+        *(
+            "--rounds",
+            "2",
+            "--latency-rounds",
+            "2",
+            "--cost-rounds",
+            "2",
+            "--tasks",
+            "4",
+            "--requests",
+            "24",
+            "--texts",
+            "12",
+            "--times",
+            "2",
+        ),
         *("--warmup", "4", "--alone", "6", "--outstanding", "8", "--batch", "8", "--tokens", "4", "--length", "5"),
         *("--long", "20", "--threads", "1"),
     )
