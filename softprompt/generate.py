@@ -162,7 +162,7 @@ def first_largest(logits: Tensor) -> Tensor:
     if whole < size:
         largest = torch.cat([largest, logits[:, whole:].amax(-1, keepdim=True)], dim=1)
     # the last block may be short: what is looked at of the one before it is smaller
-    start = (largest.argmax(-1) * _BLOCK).clamp(max=size - _BLOCK)
+    start: Tensor = (largest.argmax(-1) * _BLOCK).clamp(max=size - _BLOCK)
     return start + logits.gather(1, start[:, None] + torch.arange(_BLOCK)).argmax(-1)
 
 
