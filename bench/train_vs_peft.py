@@ -23,7 +23,7 @@ from typing import Any
 
 from aims import aim_lines, judged
 from command import finished, say
-from contestants import WARMUP, Batches, BenchmarkFailure, Contestant, Measured, Setup
+from contestants import WARMUP, Batches, Contestant, Measured, Setup
 
 from softprompt.data import Splits, read_splits
 from softprompt.embedded import MODEL_NAME, embedded_model_folder, rotten_tomatoes
@@ -240,11 +240,7 @@ def benchmark(options: argparse.Namespace) -> dict[str, Any]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit code: 0, 2 for a mistake in what the user gave, 1 for a failure of ours."""
-    try:
-        return finished(parser().parse_args(arguments), benchmark, text_report)
-    except BenchmarkFailure as error:
-        say(f"failed: {error}")
-        return 1
+    return finished(parser().parse_args(arguments), benchmark, text_report)
 
 
 def parser() -> argparse.ArgumentParser:
