@@ -5,7 +5,8 @@ BIN := $(VENV)/bin
 PIP := PIP_REQUIRE_VIRTUALENV=1 $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-engines bench check format clean
+.PHONY: help demo test test-engines test-soak bench check format clean
+
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -21,6 +22,9 @@ test-engines: $(VENV)/test.stamp ## compare exports in real vLLM and llama.cpp w
 
 bench: $(VENV)/test.stamp ## run the benchmarks one after the other, results in bench/results; takes long, on an idle machine
 	$(BIN)/python bench/run_all.py
+
+test-soak: $(VENV)/test.stamp ## five minutes of 64 clients on a server whose store changes, every answer checked
+	$(BIN)/python tests_soak/run.py --seconds 300
 
 check: $(VENV)/test.stamp ## lint, formatting and types
 	$(BIN)/ruff check .

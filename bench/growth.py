@@ -5,7 +5,6 @@ All points are measured in turn, round after round, so that whatever else the ma
 """
 
 import argparse
-import json
 import random
 import statistics
 import sys
@@ -15,14 +14,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from command import finished, say
 from floor import Steps
-from train_vs_peft import machine, say
+from train_vs_peft import machine
 
 from softprompt.base import FrozenLM, load
 from softprompt.compiled import compiled
 from softprompt.data import Example, Splits
 from softprompt.embedded import MODEL_NAME
-from softprompt.errors import SoftpromptError
 from softprompt.task import Task
 
 SIZES: Mapping[str, tuple[int, ...]] = {
@@ -158,14 +157,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
     made.add_argument("--no-compile", dest="compile", action="store_false", help="let nothing be compiled")
     made.add_argument("--model", default=MODEL_NAME, help="or the folder of another model (default: %(default)s)")
-    options = made.parse_args(arguments)
-    try:
-        report = benchmark(options)
-    except SoftpromptError as error:
-        say(f"error: {error}")
-        return 2
-    print(json.dumps(report, indent=2) if options.json else text_report(report))
-    return 0
+    return finished(made.parse_args(arguments), benchmark, text_report)
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ BENCHMARKS: dict[str, tuple[str, ...]] = {
     "floor": ("floor",),
     "growth": ("growth",),
     "evaluate_vs_peft": ("evaluate_vs_peft",),
+    "serve": ("serve",),
 }
 
 

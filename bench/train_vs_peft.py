@@ -10,7 +10,6 @@ it to its own end, data loading included; each contestant's first step warms up 
 
 import argparse
 import importlib.util
-import json
 import os
 import platform
 import random
@@ -23,11 +22,12 @@ from pathlib import Path
 from typing import Any
 
 from aims import aim_lines, judged
-from contestants import WARMUP, Batches, BenchmarkFailure, Contestant, Measured, Setup
+from command import finished, say
+from contestants import WARMUP, Batches, Contestant, Measured, Setup
 
 from softprompt.data import Splits, read_splits
 from softprompt.embedded import MODEL_NAME, embedded_model_folder, rotten_tomatoes
-from softprompt.errors import BaseModelError, ConfigError, MissingExtraError, SoftpromptError
+from softprompt.errors import BaseModelError, ConfigError, MissingExtraError
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data" / "sst2"
 # by virtual tokens: times softprompt's seconds a step, each side on its own batches
@@ -175,28 +175,39 @@ def verdicts(ratios: Mapping[str, Mapping[str, float]], length: int) -> list[dic
     return found
 
 
-def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+def check_peft() -> None:
+    """Raise MissingExtraError unless what runs PEFT is installed."""
+    for package in ("peft", "accelerate"):
+        if importlib.util.find_spec(package) is None:
+            raise MissingExtraError(package, "peft")
+
+
+def chosen_model(given: str) -> tuple[str, str]:
+    """``--model`` to what softprompt takes, and to the folder that ``transformers`` takes.
+
+    Raises:
+        BaseModelError: there is no such folder.
+    """
+    embedded = given == MODEL_NAME
+    folder = embedded_model_folder(progress=say) if embedded else Path(given).resolve()
+    if not folder.is_dir():
+        raise BaseModelError(f"expected {MODEL_NAME} or the folder of a model, got '{given}'")
+    return MODEL_NAME if embedded else str(folder), str(folder)
 
 
 def benchmark(options: argparse.Namespace) -> dict[str, Any]:
     """Run both parts; the whole report."""
-    for package in ("peft", "accelerate"):
-        if importlib.util.find_spec(package) is None:
-            raise MissingExtraError(package, "peft")
+    check_peft()
     if options.examples % options.batch_size:
         raise ConfigError(
             f"expected --examples to be a multiple of --batch-size {options.batch_size}, got {options.examples}"
         )
     began, described = time.perf_counter(), machine()
     splits = choose_data(options.data, options.examples)
-    embedded = options.model == MODEL_NAME
-    folder = embedded_model_folder(progress=say) if embedded else Path(options.model).resolve()
-    if not folder.is_dir():
-        raise BaseModelError(f"expected {MODEL_NAME} or the folder of a model, got '{options.model}'")
+    name, folder = chosen_model(options.model)
     setup = Setup(
-        MODEL_NAME if embedded else str(folder),
-        str(folder),
+        name,
+        folder,
         splits,
         options.batch_size,
         options.length,
@@ -229,17 +240,7 @@ def benchmark(options: argparse.Namespace) -> dict[str, Any]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit code: 0, 2 for a mistake in what the user gave, 1 for a failure of ours."""
-    options = parser().parse_args(arguments)
-    try:
-        report = benchmark(options)
-    except SoftpromptError as error:
-        say(f"error: {error}")
-        return 2
-    except BenchmarkFailure as error:
-        say(f"failed: {error}")
-        return 1
-    print(json.dumps(report, indent=2) if options.json else text_report(report))
-    return 0
+    return finished(parser().parse_args(arguments), benchmark, text_report)
 
 
 def parser() -> argparse.ArgumentParser:

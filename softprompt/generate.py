@@ -19,6 +19,8 @@ from softprompt.verbalizer import end_of_answer
 # of every token: the texts that get one, as indices; logits [texts, V] as the model gives them; the tokens chosen
 Watch: TypeAlias = Callable[[list[int], Tensor, list[int]], None]
 
+_BLOCK = 512  # logits
+
 
 class Speaking(Protocol):
     """What turns tokens into text, and knows which ones end it: a ``FrozenLM``, or what a client knows of one."""
@@ -140,11 +142,28 @@ def ends_of(base: Speaking) -> frozenset[int]:
 
 def next_tokens(logits: Tensor, completions: Sequence[Completion]) -> list[int]:
     """The next token of each completion, from ``logits [B, V]``."""
-    likeliest = logits.argmax(-1).tolist()
+    likeliest = first_largest(logits).tolist()
     return [
         completion.sampled(row) if completion.sampling.warpers else token
         for row, token, completion in zip(logits, likeliest, completions, strict=True)
     ]
+
+
+def first_largest(logits: Tensor) -> Tensor:
+    """Where each row of ``logits [B, V]`` is largest ``[B]``, for the first time.
+
+    On a CPU maxima of blocks are several times faster than ``argmax`` of rows as long as a vocabulary.
+    """
+    size = logits.shape[1]
+    whole = size // _BLOCK * _BLOCK
+    if logits.device.type != "cpu" or whole < 2 * _BLOCK:
+        return logits.argmax(-1)
+    largest = logits[:, :whole].unflatten(1, (-1, _BLOCK)).amax(-1)
+    if whole < size:
+        largest = torch.cat([largest, logits[:, whole:].amax(-1, keepdim=True)], dim=1)
+    # the last block may be short: what is looked at of the one before it is smaller
+    start: Tensor = (largest.argmax(-1) * _BLOCK).clamp(max=size - _BLOCK)
+    return start + logits.gather(1, start[:, None] + torch.arange(_BLOCK)).argmax(-1)
 
 
 @torch.no_grad()

@@ -8,12 +8,12 @@ import threading
 import time
 from multiprocessing import Pipe
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from small import reviews_task
 from tiny import tiny_base
+from worded import tiny_model, write_rows
 
 from softprompt.config import TrainConfig
 from softprompt.errors import ConfigError, DataError
@@ -27,21 +27,9 @@ import floor  # noqa: E402
 import train_vs_peft  # noqa: E402
 from contestants import Gate, Measured, batch_order  # noqa: E402
 
-WORDS = ("a", "the", "film", "good", "bad")
-
 
 def measured(seconds: list[float], memory: float = 100.0) -> Measured:
     return Measured(seconds, [10 * (i + 1) for i in range(len(seconds))], memory, {"dtype": "float32", "threads": 2})
-
-
-def write_rows(path: Path, count: int) -> Path:
-    draw = random.Random(0)
-    rows = [
-        {"text": " ".join(draw.choices(WORDS, k=1 + i % 12)) + f" {i}", "label": ("negative", "positive")[i % 2]}
-        for i in range(count)
-    ]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return path
 
 
 class TestSummarise:
@@ -266,36 +254,6 @@ class TestRun:
         assert done.stdout == ""
         assert "Traceback" not in done.stderr
         assert "is no model folder: expected config.json in it" in done.stderr.splitlines()[-1]
-
-
-def tiny_model(folder: Path) -> Path:
-    """A Llama of two layers with a vocabulary of words."""
-    import torch
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
-    vocabulary = ("<pad>", "<bos>", "<eos>", "<unk>", "Label", ":", "negative", "positive", "Classify", *WORDS)
-    tokenizer: Any = Tokenizer(models.WordLevel({word: i for i, word in enumerate(vocabulary)}, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", 1)])
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token="<bos>", eos_token="<eos>", pad_token="<pad>", unk_token="<unk>"
-    ).save_pretrained(folder)
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(vocabulary),
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        max_position_embeddings=128,
-        bos_token_id=1,
-        eos_token_id=2,
-        pad_token_id=0,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
-    return folder
 
 
 class TestFloor:

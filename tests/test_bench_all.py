@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_bench import BENCH, tiny_model, write_rows
+from test_bench import BENCH
 from tiny import save_tiny
+from worded import tiny_model, write_rows
 
 sys.path.insert(0, str(BENCH))
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from softprompt.base import FrozenLM
 from softprompt.errors import ConfigError
-from softprompt.generate import Sampling, complete
+from softprompt.generate import Sampling, complete, first_largest
 from softprompt.prefix import make_prefix
 
 BUDGET = 2048
@@ -198,3 +198,15 @@ def test_settings_out_of_range_are_an_error(settings: dict[str, object], words: 
 def test_no_texts_give_no_completions() -> None:
     base = tiny_base("llama")
     assert completions(base, [], Sampling()) == []
+
+
+@pytest.mark.parametrize("size", [3, 512, 1024, 1025, 1536, 5000])
+def test_the_largest_logit_is_found_in_blocks(size: int) -> None:
+    draw = torch.Generator().manual_seed(size)
+    rows = torch.randn(40, size, generator=draw)
+    # few values, so that most rows have their largest several times: the first counts
+    rows = torch.cat([rows, torch.randint(4, (40, size), generator=draw).float(), torch.full((2, size), -torch.inf)])
+    rows[0, -1], rows[1, 0] = 99, 99
+    expected = [row.tolist().index(max(row.tolist())) for row in rows]
+    assert first_largest(rows).tolist() == expected
+    assert first_largest(rows.bfloat16()).tolist() == [row.tolist().index(max(row.tolist())) for row in rows.bfloat16()]

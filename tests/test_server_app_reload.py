@@ -14,6 +14,7 @@ from saved import a_prompt
 from starlette.testclient import TestClient
 from tiny import tiny_base
 
+from softprompt.artifacts import Artifacts
 from softprompt.data import Example
 from softprompt.errors import ConfigError, PromptFileError, StoreError
 from softprompt.server.registry import Registry, Unavailable, Unknown
@@ -328,3 +329,21 @@ class TestFolders:
             FolderSource([str(tmp_path / "none")])
         with pytest.raises(PromptFileError, match="was learned on"):
             FolderSource([str(tmp_path / "tone")]).check_base(tiny_base("qwen3"))
+
+
+@pytest.mark.parametrize("what", ["version", "whole name"])
+def test_a_version_that_is_removed_while_it_is_read_is_gone(
+    what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = a_store(tmp_path)
+    store.put(prompt(seed=3), "tone")
+    read = Artifacts.read
+
+    def too_late(self: Artifacts, *arguments: Any) -> dict[str, bytes]:
+        shutil.rmtree(tmp_path / "store" / "tone" / ("2" if what == "version" else ""))
+        return read(self, *arguments)
+
+    with Place.of_store(store).client() as client:
+        monkeypatch.setattr(Artifacts, "read", too_late)
+        response = client.post("/v1/classify", json={"model": "tone@2", "input": TEXT})
+        assert error_of(response, 404)["code"] == "model_not_found"

@@ -87,8 +87,13 @@ class StoreSource:
         artifacts = Artifacts(self._url)
         if number not in artifacts.numbers(name):
             raise Gone
-        version = artifacts.version(name, str(number))
-        files = artifacts.read(version, [MANIFEST_FILE, TENSOR_FILE])
+        try:
+            version = artifacts.version(name, str(number))
+            files = artifacts.read(version, [MANIFEST_FILE, TENSOR_FILE])
+        except StoreError as error:
+            if number not in artifacts.numbers(name):  # removed while it was read
+                raise Gone from error
+            raise
         return prompt_of(files, f"{artifacts.url}#{version}"), version.created
 
     def place(self, name: str, number: int) -> str:
