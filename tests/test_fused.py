@@ -230,15 +230,19 @@ class TestCompiled:
 
     @pytest.mark.slow
     @pytest.mark.skipif(compiling.shutil.which("g++") is None, reason="no C++ compiler is installed")
-    def test_gives_the_same(self) -> None:
+    def test_gives_the_same_and_nothing_is_compiled_later(self) -> None:
         base = tiny_base("gemma3")
-        ids, mask = ids_of(5, 7), ragged([7, 3, 7, 1, 5])
-        results = []
+        results: list[list[Tensor]] = []
         for enabled in (False, True):
-            prompt = learned(base, 6, 0)
-            with compiling.compiled(base, enabled, pytest.fail):
+            results.append([])
+            with compiling.compiled(base, enabled, pytest.fail), torch.compiler.set_stance("fail_on_recompile"):
                 assert segments.is_compiled() == enabled
-                hidden = make_prefix(base, PromptState.of_embeddings(prompt)).hidden(ids, mask)[mask.bool()]
-                results.append([hidden.detach(), torch.autograd.grad(hidden.square().sum(), prompt)[0]])
+                for lengths, sizes in (((6,), [7, 3, 7, 1, 5]), ((4,), [9, 9]), ((5, 8, 5), [4, 4, 2, 6, 3, 3])):
+                    prompts = [learned(base, length, seed) for seed, length in enumerate(lengths)]
+                    prefix = make_prefix(base, *map(PromptState.of_embeddings, prompts))
+                    which = torch.arange(len(sizes)) % len(lengths)
+                    mask = ragged(sizes)
+                    hidden = prefix.hidden(ids_of(*mask.shape), mask, which)[mask.bool()]
+                    results[-1] += [hidden.detach(), *torch.autograd.grad(hidden.square().sum(), prompts)]
         for found, right in zip(*results, strict=True):
             torch.testing.assert_close(found, right, rtol=1e-4, atol=1e-4)
