@@ -32,6 +32,7 @@ from softprompt.fused import fused
 from softprompt.fused_layer import Layer
 from softprompt.objective import Objective
 from softprompt.prefix import PromptState, make_prefix
+from softprompt.segments import Linear
 from softprompt.task import Task
 
 AIM = 0.55  # the floor as a share of a step, at least
@@ -42,8 +43,8 @@ Product = tuple[int, int, int, int]
 
 def linears(layer: Layer) -> dict[str, tuple[int, int]]:
     """Inputs and outputs of the linear parts of a layer."""
-    names = ("query", "key", "value", "out", "gate", "up", "down")
-    return {name: part.weight.shape[::-1] for name in names for part in (getattr(layer, name),)}
+    parts = {**layer.entrance._asdict(), **layer.exit._asdict()}
+    return {name: (part.inputs, part.outputs) for name, part in parts.items() if isinstance(part, Linear)}
 
 
 def products(layers: Sequence[Layer], prefix: int, lengths: Sequence[int]) -> Iterator[Product]:
@@ -51,8 +52,8 @@ def products(layers: Sequence[Layer], prefix: int, lengths: Sequence[int]) -> It
     texts, longest = len(lengths), max(lengths)
     for index, layer in enumerate(layers):
         last, first = index == len(layers) - 1, index == 0
-        sizes = linears(layer)
-        kv_heads = sizes["key"][1] // layer.size
+        sizes, size = linears(layer), layer.entrance.size
+        kv_heads = sizes["key"][1] // size
         group = sizes["query"][1] // sizes["key"][1]
         for rows, is_prefix in ((prefix, True), (sum(lengths), False)):
             for name, (inner, outer) in sizes.items():
@@ -65,16 +66,16 @@ def products(layers: Sequence[Layer], prefix: int, lengths: Sequence[int]) -> It
                     yield 1, own, outer, inner
         if not last:
             queries = group * prefix
-            yield from [(kv_heads, queries, layer.size, prefix)] * 3 + [(kv_heads, queries, prefix, layer.size)] * 2
-            yield from [(kv_heads, prefix, queries, layer.size)] * 2
+            yield from [(kv_heads, queries, size, prefix)] * 3 + [(kv_heads, queries, prefix, size)] * 2
+            yield from [(kv_heads, prefix, queries, size)] * 2
         asked = texts if last else sum(lengths)
         queries = group * asked
-        yield from [(kv_heads, queries, layer.size, prefix)] * 2 + [(kv_heads, queries, prefix, layer.size)] * 2
-        yield from [(kv_heads, prefix, queries, layer.size)] * 2
+        yield from [(kv_heads, queries, size, prefix)] * 2 + [(kv_heads, queries, prefix, size)] * 2
+        yield from [(kv_heads, prefix, queries, size)] * 2
         own = group * (1 if last else longest)
         stack = kv_heads * texts
-        yield from [(stack, own, layer.size, longest)] * 2 + [(stack, own, longest, layer.size)] * 2
-        yield from [(stack, longest, own, layer.size)] * 2
+        yield from [(stack, own, size, longest)] * 2 + [(stack, own, longest, size)] * 2
+        yield from [(stack, longest, own, size)] * 2
 
 
 def floating_operations(needed: Sequence[Product]) -> float:

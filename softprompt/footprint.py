@@ -98,15 +98,15 @@ def activations(
 def own_layer(layer: Layer, seen: int, size: int) -> tuple[int, int]:
     """Bytes that our layer keeps of a position: in attention, and behind it.
 
-    ``e (H + 2Q + 5K + N seen)``: what enters, queries before and after they are turned, keys (before, after, and laid
-    out), values (and laid out), weights. ``e (3H + 2F)``: what attention gives, the sum, what the feed-forward part
-    gives; gate and up.
+    ``e (H + 2Q + 3K + N seen)``: what enters, queries and keys before and after they are turned, values, weights.
+    ``e (3H + 2F)``: what attention gives, the sum, what the feed-forward part gives; gate and up.
     """
-    hidden, queries, keys = layer.query.in_features, layer.query.out_features, layer.key.out_features
-    heads = queries // layer.size
-    roots = FLOAT * (1 + (heads if layer.of_query else 0) + (keys // layer.size if layer.of_key else 0))
-    attention = size * (hidden + 2 * queries + 5 * keys + heads * seen) + roots
-    return attention, size * (3 * hidden + 2 * layer.gate.out_features) + 3 * FLOAT
+    before = layer.entrance
+    hidden, queries, keys = before.query.inputs, before.query.outputs, before.key.outputs
+    heads = queries // before.size
+    roots = FLOAT * (1 + (heads if before.of_query else 0) + (keys // before.size if before.of_key else 0))
+    attention = size * (hidden + 2 * queries + 3 * keys + heads * seen) + roots
+    return attention, size * (3 * hidden + 2 * layer.exit.gate.outputs) + 3 * FLOAT
 
 
 def own_work(layer: Layer, seen: int, size: int) -> int:
@@ -115,8 +115,8 @@ def own_work(layer: Layer, seen: int, size: int) -> int:
     The activation's gradient holds seven tensors ``F`` in float32 (two of them are there anyway in a float32 model)
     beside three in the model's dtype; that of attention five of ``N seen`` beside two.
     """
-    hidden, wide = layer.query.in_features, layer.gate.out_features
-    weights = layer.query.out_features // layer.size * seen
+    hidden, wide = layer.entrance.query.inputs, layer.exit.gate.outputs
+    weights = layer.entrance.query.outputs // layer.entrance.size * seen
     own = 0 if size == FLOAT else 2
     feed_forward = (5 + own) * FLOAT * wide + 3 * size * wide + 2 * size * hidden
     return max(feed_forward, weights * (2 * size + 5 * FLOAT))
@@ -128,20 +128,21 @@ def _own_passes(layers: Sequence[Layer], prefix: int, text: int, size: int, lear
     cache = 0
     for layer in layers:
         last = layer is layers[-1]
-        keys = layer.key.out_features
+        before = layer.entrance
+        keys = before.key.outputs
         cache += 2 * size * keys * prefix
         attention, behind = own_layer(layer, prefix + text, size)
         # behind its attention, the last layer sees one position of each text, and of the prefix none
         of_text.append(text * attention + (1 if last else text) * behind)
         attention, behind = own_layer(layer, prefix, size)
         if last:
-            of_prefix.append(prefix * size * (layer.query.in_features + layer.query.out_features + keys))
+            of_prefix.append(prefix * size * (before.query.inputs + before.query.outputs + keys))
         else:
             # its keys, turned, and its values are the cache
             of_prefix.append(prefix * (attention + behind - 2 * size * keys))
-    hidden = size * layers[0].query.in_features
-    before = Kept((0,) * len(layers), 0) if learned_cache else Kept(tuple(of_prefix), prefix * hidden)
-    return Passes(before, Kept(tuple(of_text), text * hidden), cache)
+    hidden = size * layers[0].entrance.query.inputs
+    of_both = Kept((0,) * len(layers), 0) if learned_cache else Kept(tuple(of_prefix), prefix * hidden)
+    return Passes(of_both, Kept(tuple(of_text), text * hidden), cache)
 
 
 def weights_bytes(skeleton: Skeleton, quantise: str | None) -> int:

@@ -20,7 +20,7 @@ from softprompt import passes
 from softprompt.base import FrozenLM
 from softprompt.faster import moved
 from softprompt.fused_layer import Group, KeysAndValues, Layer, LayerPass, Plan, norm_of, remembering
-from softprompt.segments import Norm
+from softprompt.passes import Norm
 
 _known: WeakKeyDictionary[FrozenLM, "FusedDecoder | None"] = WeakKeyDictionary()
 
@@ -95,7 +95,7 @@ class FusedDecoder:
         x, pairs = embeddings.flatten(0, 1), []
         for layer in self.layers:
             x, *pair = LayerPass.apply(x, None, None, layer, plan, layer is self.layers[-1])  # type: ignore[no-untyped-call]
-            pairs.append([each.view(rows, length, -1, layer.size).transpose(1, 2) for each in pair])
+            pairs.append([each.view(rows, length, -1, layer.entrance.size).transpose(1, 2) for each in pair])
         return [(keys, values) for keys, values in pairs]
 
     def _turns(self, embeddings: Tensor, positions: Tensor) -> dict[str | None, tuple[Tensor, Tensor]]:
@@ -105,7 +105,7 @@ class FusedDecoder:
         turns: dict[str | None, tuple[Tensor, Tensor]] = {}
         for kind in {layer.kind for layer in self.layers}:
             given = embed(embeddings, positions[None], *([kind] if takes_kind else []))
-            cosine, sine = (each[0, :, None].float() for each in given)
+            cosine, sine = (each[0, :, None].float().detach() for each in given)
             turns[kind] = (cosine, sine)
         return turns
 
@@ -115,7 +115,7 @@ class _Normed(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, norm: Norm) -> Tensor:
-        result, inverse = passes.norm(x, *norm)
+        result, inverse = passes.norm(x, norm)
         ctx.save_for_backward(x, inverse)
         ctx.norm = norm
         return result
@@ -123,7 +123,7 @@ class _Normed(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:
         x, inverse = ctx.saved_tensors
-        return passes.norm_backward(grad_outputs[0], x, inverse, ctx.norm.scale), None
+        return passes.norm_backward(grad_outputs[0], x, inverse, ctx.norm), None
 
 
 def _groups(mask: Tensor, which: Tensor, lengths: Sequence[int], widest: int) -> list[Group]:

@@ -22,8 +22,9 @@ from torch import Tensor, nn
 
 from softprompt import segments
 from softprompt.faster import norm_scale
+from softprompt.passes import Norm
 from softprompt.quantised import is_plain
-from softprompt.segments import NO_NORM, Linear, Norm
+from softprompt.segments import Entrance, Exit, Linear
 
 _remember: ContextVar[bool] = ContextVar("remember", default=True)
 
@@ -52,37 +53,21 @@ def norm_of(module: Any) -> Norm:
     return Norm(*found)
 
 
+def linear_of(module: Any) -> Linear:
+    """Raises ValueError for quantised ones and other kinds."""
+    if type(module) is not nn.Linear or not is_plain(module.weight):
+        raise ValueError(f"a linear layer that is not plain: {type(module).__name__}")
+    return Linear(module.weight, module.bias)
+
+
 @dataclass(frozen=True)
 class Layer:
-    """The parts of one layer."""
+    """The parts of one layer, and which rotary embedding turns it, where there are several."""
 
-    query: Linear
-    key: Linear
-    value: Linear
-    out: Linear
-    gate: Linear
-    up: Linear
-    down: Linear
-    before_attention: Norm
-    after_attention: Norm
-    before_mlp: Norm
-    after_mlp: Norm
-    of_query: Norm
-    of_key: Norm
-    size: int
+    entrance: Entrance
+    exit: Exit
     scaling: float
-    curve: tuple[float, float]
     kind: str | None
-
-    @property
-    def entrance(self) -> tuple[Any, ...]:
-        """What ``segments.enter`` takes of it."""
-        return self.before_attention, self.query, self.key, self.value, self.of_query, self.of_key
-
-    @property
-    def exit(self) -> tuple[Any, ...]:
-        """What ``segments.leave`` takes of it."""
-        return self.out, self.after_attention, self.before_mlp, self.gate, self.up, self.down, self.after_mlp
 
     @classmethod
     def of(cls, module: Any, curve: tuple[float, float]) -> "Layer":
@@ -97,32 +82,32 @@ class Layer:
         parts = {f"{name}_proj" for name in ("q", "k", "v", "o", "gate", "up", "down")}
         if not parts <= others <= parts | {"q_norm", "k_norm"}:
             raise ValueError(f"attention or a feed-forward part of other parts: {sorted(others)}")
-        linears = [getattr(attention if name[0] in "qkvo" else mlp, name) for name in sorted(parts)]
-        if not all(type(part) is nn.Linear and is_plain(part.weight) for part in linears):
-            raise ValueError("linear layers that are not plain")
         if (
             getattr(attention, "attn_logit_softcapping", None) is not None
             or getattr(attention, "sinks", None) is not None
         ):
             raise ValueError("attention with a soft cap, or sinks")
         outer = names > known
-        return cls(
-            *(
-                Linear(part.weight, part.bias)
-                for part in (attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj)
-            ),
-            *(Linear(part.weight, part.bias) for part in (mlp.gate_proj, mlp.up_proj, mlp.down_proj)),
+        entrance = Entrance(
             norm_of(module.input_layernorm),
-            norm_of(module.post_attention_layernorm) if outer else NO_NORM,
-            norm_of(module.pre_feedforward_layernorm if outer else module.post_attention_layernorm),
-            norm_of(module.post_feedforward_layernorm) if outer else NO_NORM,
-            norm_of(attention.q_norm) if hasattr(attention, "q_norm") else NO_NORM,
-            norm_of(attention.k_norm) if hasattr(attention, "k_norm") else NO_NORM,
+            linear_of(attention.q_proj),
+            linear_of(attention.k_proj),
+            linear_of(attention.v_proj),
+            norm_of(attention.q_norm) if hasattr(attention, "q_norm") else None,
+            norm_of(attention.k_norm) if hasattr(attention, "k_norm") else None,
             attention.head_dim,
-            attention.scaling,
-            curve,
-            getattr(attention, "layer_type", None),
         )
+        leaving = Exit(
+            linear_of(attention.o_proj),
+            norm_of(module.post_attention_layernorm) if outer else None,
+            norm_of(module.pre_feedforward_layernorm if outer else module.post_attention_layernorm),
+            linear_of(mlp.gate_proj),
+            linear_of(mlp.up_proj),
+            linear_of(mlp.down_proj),
+            norm_of(module.post_feedforward_layernorm) if outer else None,
+            *curve,
+        )
+        return cls(entrance, leaving, attention.scaling, getattr(attention, "layer_type", None))
 
 
 @dataclass(frozen=True)
@@ -131,7 +116,7 @@ class Group:
 
     Attributes:
         start, stop: their positions.
-        slots: ``[M]``, the place of each position among ``B * T`` of the padded form; ``None`` where there is no padding.
+        slots: ``[M]``, the place of each position among ``B * T`` of the padded form; ``None`` if nothing is padded.
         hidden: ``[B, T, 1, T]``, float32: 0 where a query may look, ``-inf`` where not.
         prompt: which of the ``R``.
         behind: columns of padding before its prefix.
@@ -162,92 +147,97 @@ class Plan:
 
 
 class Run:
-    """One layer over packed positions, with what its backward pass needs.
+    """One layer over packed positions; it keeps what its backward pass needs, and nothing else."""
 
-    Attributes:
-        result: what comes out, ``[M, H]``, or of the last layer ``[N, H]``.
-        entered: its keys, turned, and values are ``key, value [M, K * D]``.
-    """
+    def __init__(self, layer: Layer, plan: Plan, last: bool) -> None:
+        self.layer, self.plan, self.last = layer, plan, last
+        self._attended: list[segments.Attended] = []
+        self._left: segments.Left | None = None
 
-    def __init__(self, layer: Layer, plan: Plan, last: bool, x: Tensor, keys: Any = None, values: Any = None) -> None:
-        """``keys, values``: of the prefixes, ``[R, K, P, D]``."""
-        # detached: what was compiled for tensors without gradient is not compiled for others
-        self.layer, self.plan, self.last, self.x = layer, plan, last, x.detach()
-        self.prefix = None if keys is None else (keys.detach(), values.detach())
-        self.entered = segments.enter(self.x, *layer.entrance, *plan.turns[layer.kind], layer.size)
-        self.left: segments.Left | None = None
-        self.result = self.x[:0]
-        if last and plan.read is None:
-            return
-        self.attended = [self._attended(group) for group in plan.groups]
-        x, found = self.x, _joined([each.found for each in self.attended])
-        if last and plan.read is not None:
+    def forward(self, x: Tensor, keys: Tensor | None, values: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """What comes out, ``[M, H]`` or of the last layer ``[N, H]``; keys, turned, and values ``[M, K * D]``.
+
+        Args:
+            x: ``[M, H]``.
+            keys, values: of the prefixes, ``[R, K, P, D]``.
+        """
+        layer, plan = self.layer, self.plan
+        self._x = x = _bare(x)
+        self._prefix = None if keys is None or values is None else (_bare(keys), _bare(values))
+        query, key, value, self._entered = segments.enter(x, layer.entrance, *plan.turns[layer.kind])
+        if self.last and plan.read is None:
+            return x[:0], key, value
+        parts = []
+        for group in plan.groups:
+            rows = slice(group.start, group.stop)
+            own = (_bare(query[rows]), _bare(key[rows]), _bare(value[rows]))
+            part, attended = segments.attend(own, self._before(group), self._texts(group))
+            parts.append(part)
+            self._attended.append(attended)
+        found = _joined(parts)
+        if self.last and plan.read is not None:
             x, found = x.index_select(0, plan.read), found.index_select(0, plan.read)
-        self.left = segments.leave(x, found, *layer.exit, *layer.curve)
-        self.result = self.left.result
+        result, self._left = segments.leave(x, found, layer.exit)
+        return result, key, value
 
     def backward(
         self, result: Tensor | None, key: Tensor | None, value: Tensor | None, *, wanted: bool
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """From the gradients of what the attributes are called to those of ``x`` (if ``wanted``), ``keys, values``."""
+        """From the gradients of what ``forward`` gives to those of ``x`` (if ``wanted``), ``keys, values``."""
         layer, plan = self.layer, self.plan
         queries: Tensor | None = None
         coming: Tensor | None = None
         of_prefix: tuple[Tensor | None, Tensor | None] = (None, None)
-        if result is not None and self.left is not None and len(result):
-            coming, found = segments.leave_backward(result, self.left, *layer.exit, *layer.curve)
+        if result is not None and self._left is not None and len(result):
+            coming, found = segments.leave_backward(result, self._left, layer.exit)
             if self.last and plan.read is not None:
                 coming, found = (
-                    each.new_zeros(len(self.x), each.shape[1]).index_add_(0, plan.read, each)
+                    each.new_zeros(len(self._x), each.shape[1]).index_add_(0, plan.read, each)
                     for each in (coming, found)
                 )
-            parts = [
-                segments.attend_backward(
-                    found[group.start : group.stop],
-                    attended,
-                    *self._before(group),
-                    group.hidden,
-                    group.slots,
-                    layer.scaling,
-                )
-                for group, attended in zip(plan.groups, self.attended, strict=True)
-            ]
-            of_prefix = self._of_prefix([part[3] for part in parts])
+            parts = []
+            for group, attended in zip(plan.groups, self._attended, strict=True):
+                own = _bare(found[group.start : group.stop])
+                parts.append(segments.attend_backward(own, attended, self._before(group), self._texts(group)))
+            of_prefix = self._of_prefix([part for _, part in parts])
             if not wanted:
                 return None, *of_prefix
-            queries, keys, values = (_joined([part[place] for part in parts]) for place in range(3))
+            queries, keys, values = (_joined(each) for each in zip(*(own for own, _ in parts), strict=True))
             key, value = keys if key is None else key + keys, values if value is None else value + values
         if not wanted or key is None or value is None:
             return None, *of_prefix
         turns = plan.turns[layer.kind]
         own = segments.enter_backward(
-            coming, queries, key, value, self.x, self.entered, *layer.entrance, *turns, layer.size
+            coming, queries, _bare(key), _bare(value), self._x, self._entered, layer.entrance, *turns
         )
         return own, *of_prefix
 
-    def _attended(self, group: Group) -> segments.Attended:
-        own = (each[group.start : group.stop] for each in self.entered[:3])
-        layer = self.layer
-        return segments.attend(*own, *self._before(group), group.hidden, group.slots, layer.scaling, layer.size)
+    def _texts(self, group: Group) -> segments.Texts:
+        return segments.Texts(group.hidden, group.slots, self.layer.scaling, self.layer.entrance.size)
 
-    def _before(self, group: Group) -> tuple[Tensor | None, Tensor | None]:
+    def _before(self, group: Group) -> KeysAndValues | None:
         """Keys and values ``[K, P, D]`` of a group's prefix."""
-        if self.prefix is None or group.behind == self.prefix[0].shape[2]:
-            return None, None
-        keys, values = (each[group.prompt, :, group.behind :] for each in self.prefix)
+        if self._prefix is None or group.behind == self._prefix[0].shape[2]:
+            return None
+        keys, values = (each[group.prompt, :, group.behind :] for each in self._prefix)
         # strides are part of what is compiled, those of what it is a part of too
         return keys.clone(memory_format=torch.contiguous_format), values.clone(memory_format=torch.contiguous_format)
 
     def _of_prefix(self, parts: Sequence[KeysAndValues | None]) -> tuple[Tensor | None, Tensor | None]:
         """Gradients of all prefixes ``[R, K, P, D]``, from those of each group's."""
-        if self.prefix is None:
+        if self._prefix is None:
             return None, None
-        keys, values = (torch.zeros_like(each) for each in self.prefix)
+        keys, values = (torch.zeros_like(each) for each in self._prefix)
         for group, part in zip(self.plan.groups, parts, strict=True):
             if part is not None:
                 keys[group.prompt, :, group.behind :] += part[0]
                 values[group.prompt, :, group.behind :] += part[1]
         return keys, values
+
+
+def _bare(tensor: Tensor) -> Tensor:
+    """The same without gradient and without being part of another: what is compiled for such is not for others."""
+    return tensor.detach()
 
 
 def _joined(parts: Sequence[Tensor]) -> Tensor:
@@ -263,14 +253,18 @@ class LayerPass(torch.autograd.Function):
         ctx: Any, x: Tensor, keys: Tensor | None, values: Tensor | None, layer: Layer, plan: Plan, last: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
         ctx.set_materialize_grads(False)
-        run = Run(layer, plan, last, x, keys, values)
+        run = Run(layer, plan, last)
+        found = run.forward(x, keys, values)
         ctx.arguments = (layer, plan, last)
         ctx.save_for_backward(x, keys, values)
         ctx.run = run if plan.remember and any(ctx.needs_input_grad) else None
-        return run.result, run.entered.key, run.entered.value
+        return found
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Any) -> tuple[Any, ...]:
-        run = ctx.run or Run(*ctx.arguments, *ctx.saved_tensors)
+        run = ctx.run
+        if run is None:
+            run = Run(*ctx.arguments)
+            run.forward(*ctx.saved_tensors)
         ctx.run = None
         return (*run.backward(*grad_outputs, wanted=ctx.needs_input_grad[0]), None, None, None)

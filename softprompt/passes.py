@@ -8,6 +8,8 @@ Shapes: ``M`` rows (positions), ``H`` hidden size, ``F`` feed-forward size, ``N`
 ``P`` prefix length, ``T`` text length. Whatever comes in in the model's dtype goes out in it; within, float32.
 """
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -16,63 +18,66 @@ CURVES = {"gelu_pytorch_tanh": (1.5957691216057308, 0.044715), "gelu_new": (1.59
 CURVES |= {"silu": (1.0, 0.0), "swish": (1.0, 0.0)}
 
 
-def norm(x: Tensor, scale: Tensor, epsilon: float, round_first: bool) -> tuple[Tensor, Tensor]:
-    """Root-mean-square norm of ``x [..., D]`` times ``scale [D]``, and the inverse root ``[..., 1]``."""
+class Norm(NamedTuple):
+    """A root-mean-square norm: ``scale [D]`` in float32; some families round before they scale."""
+
+    scale: Tensor
+    epsilon: float
+    round_first: bool
+
+
+def norm(x: Tensor, by: Norm) -> tuple[Tensor, Tensor]:
+    """``x [..., D]`` normed, and the inverse root ``[..., 1]``."""
     wide = x.float()
-    inverse = torch.rsqrt(wide.square().mean(-1, keepdim=True) + epsilon)
+    inverse = torch.rsqrt(wide.square().mean(-1, keepdim=True) + by.epsilon)
     normed = wide * inverse
-    # some families round before they scale
-    normed = normed.to(x.dtype).float() if round_first else normed
-    return (normed * scale).to(x.dtype), inverse
+    normed = normed.to(x.dtype).float() if by.round_first else normed
+    return (normed * by.scale).to(x.dtype), inverse
 
 
-def norm_backward(gradient: Tensor, x: Tensor, inverse: Tensor, scale: Tensor) -> Tensor:
+def norm_backward(gradient: Tensor, x: Tensor, inverse: Tensor, by: Norm) -> Tensor:
     """Gradient with respect to ``x`` of ``norm``."""
-    wide, coming = x.float(), gradient.float() * scale
+    wide, coming = x.float(), gradient.float() * by.scale
     along = (coming * wide).mean(-1, keepdim=True) * inverse.square()
     return ((coming - wide * along) * inverse).to(x.dtype)
 
 
-def heads(
-    x: Tensor, scale: Tensor | None, epsilon: float, round_first: bool, cosine: Tensor, sine: Tensor
-) -> tuple[Tensor, Tensor | None]:
+def heads(x: Tensor, by: Norm | None, cosine: Tensor, sine: Tensor) -> tuple[Tensor, Tensor | None]:
     """Heads ``x [M, N, D]`` normed, where they are, and turned; and the norm's inverse.
 
     Turned is rotary embedding (Su et al. 2021), halves apart, by ``cosine, sine [M, 1, D]``.
     """
     inverse = None
-    if scale is not None:
-        x, inverse = norm(x, scale, epsilon, round_first)
+    if by is not None:
+        x, inverse = norm(x, by)
     wide, half = x.float(), x.shape[-1] // 2
     other = torch.cat([-wide[..., half:], wide[..., :half]], dim=-1)
     return (wide * cosine + other * sine).to(x.dtype), inverse
 
 
 def heads_backward(
-    gradient: Tensor, x: Tensor, inverse: Tensor | None, scale: Tensor | None, cosine: Tensor, sine: Tensor
+    gradient: Tensor, x: Tensor, inverse: Tensor | None, by: Norm | None, cosine: Tensor, sine: Tensor
 ) -> Tensor:
     """Gradient with respect to ``x`` of ``heads``."""
     wide, half = gradient.float(), gradient.shape[-1] // 2
     leaning = wide * sine
     turned = wide * cosine + torch.cat([leaning[..., half:], -leaning[..., :half]], dim=-1)
-    if scale is None or inverse is None:
+    if by is None or inverse is None:
         return turned.to(x.dtype)
-    return norm_backward(turned, x, inverse, scale)
+    return norm_backward(turned, x, inverse, by)
 
 
-def joined(
-    x: Tensor, inner: Tensor, scale: Tensor | None, epsilon: float, round_first: bool
-) -> tuple[Tensor, Tensor | None]:
+def joined(x: Tensor, inner: Tensor, by: Norm | None) -> tuple[Tensor, Tensor | None]:
     """The residual connection ``x + inner``, ``inner`` normed where it is; and the norm's inverse."""
-    if scale is None:
+    if by is None:
         return x + inner, None
-    normed, inverse = norm(inner, scale, epsilon, round_first)
+    normed, inverse = norm(inner, by)
     return x + normed, inverse
 
 
-def joined_backward(gradient: Tensor, inner: Tensor, inverse: Tensor | None, scale: Tensor | None) -> Tensor:
+def joined_backward(gradient: Tensor, inner: Tensor, inverse: Tensor | None, by: Norm | None) -> Tensor:
     """Gradient with respect to ``inner`` of ``joined``; that to ``x`` is the one that comes."""
-    return gradient if scale is None or inverse is None else norm_backward(gradient, inner, inverse, scale)
+    return gradient if by is None or inverse is None else norm_backward(gradient, inner, inverse, by)
 
 
 def gated(gate: Tensor, up: Tensor, slope: float, bend: float) -> Tensor:

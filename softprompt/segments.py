@@ -17,7 +17,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from softprompt import passes
+from softprompt.passes import Norm
 
+Pair = tuple[Tensor, Tensor]
+Triple = tuple[Tensor, Tensor, Tensor]
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 _compiled: ContextVar[bool] = ContextVar("compiled", default=False)
 
@@ -51,46 +54,92 @@ def _one_call(plain: _Function) -> _Function:
 
     return cast(_Function, run)
 
+
 class Linear(NamedTuple):
     """A linear part: ``weight [out, in]``, ``bias [out]``."""
 
     weight: Tensor
     bias: Tensor | None
 
+    @property
+    def inputs(self) -> int:
+        """Numbers that go in for each position."""
+        return self.weight.shape[1]
 
-class Norm(NamedTuple):
-    """A root-mean-square norm: ``scale`` in float32, and whether it rounds before it scales. No scale: no norm."""
-
-    scale: Tensor | None
-    epsilon: float
-    round_first: bool
+    @property
+    def outputs(self) -> int:
+        """Numbers that come out."""
+        return self.weight.shape[0]
 
 
-NO_NORM = Norm(None, 0.0, False)
+class Entrance(NamedTuple):
+    """What a layer does before attention: a norm, three linear parts, queries and keys normed in some families.
+
+    Attributes:
+        size: ``D``.
+    """
+
+    before: Norm
+    query: Linear
+    key: Linear
+    value: Linear
+    of_query: Norm | None
+    of_key: Norm | None
+    size: int
+
+
+class Exit(NamedTuple):
+    """What it does behind attention: a linear part, and the feed-forward part, its sums normed in some families.
+
+    Attributes:
+        slope, bend: as in ``passes.CURVES``.
+    """
+
+    out: Linear
+    after: Norm | None
+    before_mlp: Norm
+    gate: Linear
+    up: Linear
+    down: Linear
+    after_mlp: Norm | None
+    slope: float
+    bend: float
+
+
+class Texts(NamedTuple):
+    """Packed texts behind one prefix.
+
+    Attributes:
+        hidden: ``[B, T, 1, T]``, float32: 0 where a query may look, ``-inf`` where not.
+        slots: ``[M]``, the place of each position among ``B * T`` of the padded form; ``None`` if nothing is padded.
+        scaling: what scores are multiplied by.
+        size: ``D``.
+    """
+
+    hidden: Tensor
+    slots: Tensor | None
+    scaling: float
+    size: int
 
 
 class Entered(NamedTuple):
-    """What goes into attention, ``[M, heads * D]``: queries and keys turned, values; and what its gradient needs."""
+    """What the gradient of ``enter`` needs: queries and keys before they are normed, and the norms' inverse roots."""
 
-    query: Tensor
-    key: Tensor
-    value: Tensor
     inverse: Tensor
-    query_in: Tensor
+    query: Tensor
     query_inverse: Tensor | None
-    key_in: Tensor
+    key: Tensor
     key_inverse: Tensor | None
 
 
 class Attended(NamedTuple):
-    """What the queries of a group found, ``[M, heads * D]``, and what its gradient needs.
+    """What the gradient of ``attend`` needs.
 
     Attributes:
         query: padded, ``[K, B, T * G, D]``; key and value with ``G = 1``.
         before, after: weights of the prefix ``[K, B, T, G, P]``, and of the texts ``[K, B, T * G, T]``.
     """
 
-    found: Tensor
     query: Tensor
     key: Tensor
     value: Tensor
@@ -99,9 +148,8 @@ class Attended(NamedTuple):
 
 
 class Left(NamedTuple):
-    """What comes out of the layer, ``[M, H]``, and what its gradient needs."""
+    """What the gradient of ``leave`` needs."""
 
-    result: Tensor
     mixed: Tensor
     mixed_inverse: Tensor | None
     middle: Tensor
@@ -113,33 +161,15 @@ class Left(NamedTuple):
 
 
 @_one_call
-def enter(
-    x: Tensor,
-    before: Norm,
-    query: Linear,
-    key: Linear,
-    value: Linear,
-    of_query: Norm,
-    of_key: Norm,
-    cosine: Tensor,
-    sine: Tensor,
-    size: int,
-) -> Entered:
-    """``x [M, H]`` to what attends; ``cosine, sine [M, 1, D]``, ``size`` is ``D``."""
-    normed, inverse = passes.norm(x, *before)
-    query_in, key_in = functional.linear(normed, *query), functional.linear(normed, *key)
-    turned_query, query_inverse = passes.heads(query_in.view(len(x), -1, size), *of_query, cosine, sine)
-    turned_key, key_inverse = passes.heads(key_in.view(len(x), -1, size), *of_key, cosine, sine)
-    return Entered(
-        turned_query.flatten(1),
-        turned_key.flatten(1),
-        functional.linear(normed, *value),
-        inverse,
-        query_in,
-        query_inverse,
-        key_in,
-        key_inverse,
-    )
+def enter(x: Tensor, parts: Entrance, cosine: Tensor, sine: Tensor) -> tuple[Tensor, Tensor, Tensor, Entered]:
+    """``x [M, H]`` to queries and keys, turned, and values ``[M, heads * D]``; ``cosine, sine [M, 1, D]``."""
+    shape = (len(x), -1, parts.size)
+    normed, inverse = passes.norm(x, parts.before)
+    query_in, key_in = functional.linear(normed, *parts.query), functional.linear(normed, *parts.key)
+    query, query_inverse = passes.heads(query_in.view(shape), parts.of_query, cosine, sine)
+    key, key_inverse = passes.heads(key_in.view(shape), parts.of_key, cosine, sine)
+    value = functional.linear(normed, *parts.value)
+    return query.flatten(1), key.flatten(1), value, Entered(inverse, query_in, query_inverse, key_in, key_inverse)
 
 
 @_one_call
@@ -150,155 +180,111 @@ def enter_backward(
     values: Tensor,
     x: Tensor,
     entered: Entered,
-    before: Norm,
-    query: Linear,
-    key: Linear,
-    value: Linear,
-    of_query: Norm,
-    of_key: Norm,
+    parts: Entrance,
     cosine: Tensor,
     sine: Tensor,
-    size: int,
 ) -> Tensor:
     """Gradient with respect to ``x``, from those of ``query, key, value`` and ``coming``, which goes past them."""
-    shape = (len(x), -1, size)
-    through = passes.heads_backward(
-        keys.view(shape), entered.key_in.view(shape), entered.key_inverse, of_key.scale, cosine, sine
-    )
-    inner = torch.addmm(through.flatten(1) @ key.weight, values, value.weight)
+    shape = (len(x), -1, parts.size)
+    key_in, query_in = entered.key.view(shape), entered.query.view(shape)
+    through = passes.heads_backward(keys.view(shape), key_in, entered.key_inverse, parts.of_key, cosine, sine)
+    inner = torch.addmm(through.flatten(1) @ parts.key.weight, values, parts.value.weight)
     if queries is not None:
         through = passes.heads_backward(
-            queries.view(shape), entered.query_in.view(shape), entered.query_inverse, of_query.scale, cosine, sine
+            queries.view(shape), query_in, entered.query_inverse, parts.of_query, cosine, sine
         )
-        inner = torch.addmm(inner, through.flatten(1), query.weight)
-    own = passes.norm_backward(inner, x, entered.inverse, before.scale)
+        inner = torch.addmm(inner, through.flatten(1), parts.query.weight)
+    own = passes.norm_backward(inner, x, entered.inverse, parts.before)
     return own if coming is None else coming + own
 
 
 @_one_call
-def attend(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    keys: Tensor | None,
-    values: Tensor | None,
-    hidden: Tensor,
-    slots: Tensor | None,
-    scaling: float,
-    size: int,
-) -> Attended:
-    """Attention of packed texts over a prefix's ``keys, values [K, P, D]``, where there is one, and over themselves.
+def attend(own: Triple, prefix: Pair | None, texts: Texts) -> tuple[Tensor, Attended]:
+    """What the queries of packed texts find, ``[M, K * G * D]``, in their own text and in a prefix, where there is one.
 
     Args:
-        hidden: ``[B, T, 1, T]``, float32: 0 where a query may look, ``-inf`` where not.
-        slots: ``[M]``, the place of each position among ``B * T``; ``None`` where there is no padding.
+        own: their queries, keys and values, ``[M, heads * D]``.
+        prefix: keys and values ``[K, P, D]``.
     """
-    texts, length = hidden.shape[:2]
-    heads = key.shape[1] // size
-    query, key, value = (_padded(each, texts, length, heads, size, slots) for each in (query, key, value))
-    wide, shape = query.float(), (heads, texts, length, -1, length)
+    count, length = texts.hidden.shape[:2]
+    heads = own[1].shape[1] // texts.size
+    query, key, value = _padded(own[0], heads, texts), _padded(own[1], heads, texts), _padded(own[2], heads, texts)
+    wide, shape = query.float(), (heads, count, length, -1, length)
     text = (wide @ key.float().transpose(2, 3)).view(shape)
-    if keys is None or values is None:
+    if prefix is None:
         before = None
-        after = passes.only_text_weights(text, hidden, scaling, query.dtype).flatten(2, 3)
+        after = passes.only_text_weights(text, texts.hidden, texts.scaling, query.dtype).flatten(2, 3)
         found = after @ value
     else:
+        keys, values = prefix
         front = (wide.flatten(1, 2) @ keys.float().transpose(1, 2)).view(*text.shape[:-1], keys.shape[1])
-        before, after = passes.weights(front, text, hidden, scaling, query.dtype)
+        before, after = passes.weights(front, text, texts.hidden, texts.scaling, query.dtype)
         after = after.flatten(2, 3)
         found = torch.baddbmm((after @ value).flatten(1, 2), before.flatten(1, 3), values).view_as(query)
-    return Attended(_packed(found, length, slots), query, key, value, before, after)
+    return _packed(found, texts), Attended(query, key, value, before, after)
 
 
 @_one_call
 def attend_backward(
-    gradient: Tensor,
-    attended: Attended,
-    keys: Tensor | None,
-    values: Tensor | None,
-    hidden: Tensor,
-    slots: Tensor | None,
-    scaling: float,
-) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, Tensor] | None]:
-    """From the gradient of ``found`` to those of queries, keys and values, packed, and of the prefix."""
-    texts, length = hidden.shape[:2]
-    _, query, key, value, before, after = attended
-    coming = _padded(gradient, texts, length, query.shape[0], query.shape[3], slots)
+    gradient: Tensor, attended: Attended, prefix: Pair | None, texts: Texts
+) -> tuple[Triple, Pair | None]:
+    """From the gradient of what was found to those of ``own`` and ``prefix``."""
+    query, key, value, before, after = attended
+    coming = _padded(gradient, query.shape[0], texts)
     coming_after = coming @ value.transpose(2, 3)
     of_values = after.transpose(2, 3) @ coming
     of_prefix = None
-    if before is None or keys is None or values is None:
-        scores = passes.only_text_weights_backward(after, coming_after, scaling)
+    if before is None or prefix is None:
+        scores = passes.only_text_weights_backward(after, coming_after, texts.scaling)
         of_query = scores @ key
     else:
+        keys, values = prefix
         joined, first = coming.flatten(1, 2), before.flatten(1, 3)
         front, scores = passes.weights_backward(
-            first, after.flatten(1, 2), joined @ values.transpose(1, 2), coming_after.flatten(1, 2), scaling
+            first, after.flatten(1, 2), joined @ values.transpose(1, 2), coming_after.flatten(1, 2), texts.scaling
         )
         scores = scores.view_as(after)
         of_query = torch.baddbmm((scores @ key).flatten(1, 2), front, keys).view_as(query)
         of_prefix = (front.transpose(1, 2) @ query.flatten(1, 2), first.transpose(1, 2) @ joined)
     of_keys = scores.transpose(2, 3) @ query
-    return *(_packed(each, length, slots) for each in (of_query, of_keys, of_values)), of_prefix
+    return (_packed(of_query, texts), _packed(of_keys, texts), _packed(of_values, texts)), of_prefix
 
 
 @_one_call
-def leave(
-    x: Tensor,
-    found: Tensor,
-    out: Linear,
-    after: Norm,
-    before_mlp: Norm,
-    gate: Linear,
-    up: Linear,
-    down: Linear,
-    after_mlp: Norm,
-    slope: float,
-    bend: float,
-) -> Left:
-    """``x [M, H]`` and what attention found for it to what comes out; ``slope`` and ``bend`` as in ``CURVES``."""
-    mixed = functional.linear(found, *out)
-    middle, mixed_inverse = passes.joined(x, mixed, *after)
-    normed, middle_inverse = passes.norm(middle, *before_mlp)
-    gated, raised = functional.linear(normed, *gate), functional.linear(normed, *up)
-    through = functional.linear(passes.gated(gated, raised, slope, bend), *down)
-    result, through_inverse = passes.joined(middle, through, *after_mlp)
-    return Left(result, mixed, mixed_inverse, middle, middle_inverse, gated, raised, through, through_inverse)
+def leave(x: Tensor, found: Tensor, parts: Exit) -> tuple[Tensor, Left]:
+    """``x [M, H]`` and what attention found for it to what comes out."""
+    mixed = functional.linear(found, *parts.out)
+    middle, mixed_inverse = passes.joined(x, mixed, parts.after)
+    normed, middle_inverse = passes.norm(middle, parts.before_mlp)
+    gate, up = functional.linear(normed, *parts.gate), functional.linear(normed, *parts.up)
+    through = functional.linear(passes.gated(gate, up, parts.slope, parts.bend), *parts.down)
+    result, through_inverse = passes.joined(middle, through, parts.after_mlp)
+    return result, Left(mixed, mixed_inverse, middle, middle_inverse, gate, up, through, through_inverse)
 
 
 @_one_call
-def leave_backward(
-    gradient: Tensor,
-    left: Left,
-    out: Linear,
-    after: Norm,
-    before_mlp: Norm,
-    gate: Linear,
-    up: Linear,
-    down: Linear,
-    after_mlp: Norm,
-    slope: float,
-    bend: float,
-) -> tuple[Tensor, Tensor]:
-    """From the gradient of ``result`` to those of ``x``, past attention, and of what attention found."""
-    inner = passes.joined_backward(gradient, left.through, left.through_inverse, after_mlp.scale)
-    gated, raised = passes.gated_backward(inner @ down.weight, left.gate, left.up, slope, bend)
-    inner = torch.addmm(gated @ gate.weight, raised, up.weight)
-    coming = gradient + passes.norm_backward(inner, left.middle, left.middle_inverse, before_mlp.scale)
-    mixed = passes.joined_backward(coming, left.mixed, left.mixed_inverse, after.scale)
-    return coming, mixed @ out.weight
+def leave_backward(gradient: Tensor, left: Left, parts: Exit) -> tuple[Tensor, Tensor]:
+    """From the gradient of what comes out to those of ``x``, past attention, and of what attention found."""
+    inner = passes.joined_backward(gradient, left.through, left.through_inverse, parts.after_mlp)
+    gate, up = passes.gated_backward(inner @ parts.down.weight, left.gate, left.up, parts.slope, parts.bend)
+    inner = torch.addmm(gate @ parts.gate.weight, up, parts.up.weight)
+    coming = gradient + passes.norm_backward(inner, left.middle, left.middle_inverse, parts.before_mlp)
+    mixed = passes.joined_backward(coming, left.mixed, left.mixed_inverse, parts.after)
+    return coming, mixed @ parts.out.weight
 
 
-def _padded(packed: Tensor, texts: int, length: int, heads: int, size: int, slots: Tensor | None) -> Tensor:
+def _padded(packed: Tensor, heads: int, texts: Texts) -> Tensor:
     """``[M, K * G * D]`` to ``[K, B, T * G, D]``."""
-    if slots is not None:
-        packed = packed.new_zeros(texts * length, packed.shape[1]).index_copy_(0, slots, packed)
-    rows = packed.view(texts, length, heads, -1, size).permute(2, 0, 1, 3, 4)
-    return rows.reshape(heads, texts, -1, size)
+    count, length = texts.hidden.shape[:2]
+    if texts.slots is not None:
+        packed = packed.new_zeros(count * length, packed.shape[1]).index_copy_(0, texts.slots, packed)
+    rows = packed.view(count, length, heads, -1, texts.size).permute(2, 0, 1, 3, 4)
+    return rows.reshape(heads, count, -1, texts.size)
 
 
-def _packed(padded: Tensor, length: int, slots: Tensor | None) -> Tensor:
+def _packed(padded: Tensor, texts: Texts) -> Tensor:
     """The way back."""
-    heads, texts, _, size = padded.shape
-    rows = padded.view(heads, texts, length, -1, size).permute(1, 2, 0, 3, 4).reshape(texts * length, -1)
-    return rows if slots is None else rows.index_select(0, slots)
+    heads, count, _, size = padded.shape
+    length = texts.hidden.shape[1]
+    rows = padded.view(heads, count, length, -1, size).permute(1, 2, 0, 3, 4).reshape(count * length, -1)
+    return rows if texts.slots is None else rows.index_select(0, texts.slots)

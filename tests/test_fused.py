@@ -156,21 +156,21 @@ class TestPasses:
         return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
     def test_norm(self) -> None:
-        scale = self.drawn(8, seed=1)
+        by = passes.Norm(self.drawn(8, seed=1), 1e-6, False)
         self.check(
-            lambda x: passes.norm(x, scale, 1e-6, False)[0],
-            lambda g, x: passes.norm_backward(g, x, passes.norm(x, scale, 1e-6, False)[1], scale),
+            lambda x: passes.norm(x, by)[0],
+            lambda g, x: passes.norm_backward(g, x, passes.norm(x, by)[1], by),
             [self.drawn(5, 8)],
         )
 
     @pytest.mark.parametrize("normed", [True, False])
     def test_heads(self, normed: bool) -> None:
-        scale = self.drawn(8, seed=1) if normed else None
+        by = passes.Norm(self.drawn(8, seed=1), 1e-6, False) if normed else None
         angle = self.drawn(5, 1, 4, seed=2)
         turns = (torch.cat([angle.cos()] * 2, -1), torch.cat([angle.sin()] * 2, -1))
         self.check(
-            lambda x: passes.heads(x, scale, 1e-6, False, *turns)[0],
-            lambda g, x: passes.heads_backward(g, x, passes.heads(x, scale, 1e-6, False, *turns)[1], scale, *turns),
+            lambda x: passes.heads(x, by, *turns)[0],
+            lambda g, x: passes.heads_backward(g, x, passes.heads(x, by, *turns)[1], by, *turns),
             [self.drawn(5, 3, 8)],
         )
 
