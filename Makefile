@@ -15,7 +15,7 @@ demo: $(VENV)/demo.stamp ## learn a prompt on the embedded model and data, and c
 	$(BIN)/softprompt demo
 
 test: check ## run the checks and all tests, those with the real model too
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-engines: $(VENV)/test.stamp ## compare exports in real vLLM and llama.cpp with softprompt; installs both, takes long
 	$(BIN)/python tests_engines/run.py
