@@ -325,7 +325,7 @@ class _Comparison:
         speed, engine, settings = None, None, dict(fitted.settings)
         # seeds change no computation: one's speed stands for all
         if not any(result is not None and result.speed is not None for result in before):
-            speed, settings["bare_p50_ms"] = measure.measure_speed(answers, self.bare, self.test, fitted.added_tokens)
+            speed = measure.measure_speed(answers, self.bare, self.test, fitted.added_tokens)
             timed = engine_speed(self.engine, answers, self.test) if isinstance(self.engine, EnginePython) else ""
             if isinstance(timed, str):
                 settings |= {"engine_note": timed} if timed else {}

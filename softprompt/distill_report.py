@@ -180,13 +180,13 @@ def measured(
     """
     students = [Predictor(base, spec, state, Sampling(max_new_tokens=settings.max_new_tokens)) for state in states]
     before = teacher.predictor(base, spec, settings)
-    cached = measure_speed(before, students[0], examples, teacher.tokens)[0]
+    cached = measure_speed(before, students[0], examples, teacher.tokens)
     read = None
     if teacher.ids:
         anew = ReadAnew(base, spec, teacher.ids, before.sampling)
-        read = measure_speed(anew, students[0], examples, teacher.tokens)[0]
+        read = measure_speed(anew, students[0], examples, teacher.tokens)
     after = [
-        measure_speed(student, students[0], examples, state.length)[0]
+        measure_speed(student, students[0], examples, state.length)
         for student, state in zip(students, states, strict=True)
     ]
     return after, cached, read

@@ -35,10 +35,8 @@ class Answering(Protocol):
     def predict(self, examples: Sequence[Example]) -> Any: ...
 
 
-def measure_speed(
-    answers: Answering, reference: Answering, examples: Sequence[Example], added_tokens: float
-) -> tuple[Speed, float]:
-    """Latency of single requests and throughput of batches; also the median latency of ``reference``, in ms.
+def measure_speed(answers: Answering, reference: Answering, examples: Sequence[Example], added_tokens: float) -> Speed:
+    """Latency of single requests and throughput of batches; also the median latency of ``reference``.
 
     Requests to the two alternate on the same texts: what slows the machine down for a while slows both, and the
     reference tells how far figures that were measured at different times can be compared.
@@ -62,15 +60,15 @@ def measure_speed(
         spent += _seconds(answers, batch)
         answered += len(batch)
     p50, p95 = (1000 * float(value) for value in np.quantile(own, (0.5, 0.95)))
-    speed = Speed(
+    return Speed(
         p50_ms=p50,
         p95_ms=p95,
         requests=len(own),
         batch_size=BATCH_SIZE,
         examples_per_second=answered / spent,
         added_tokens=added_tokens,
+        reference_ms=1000 * float(np.median(others)),
     )
-    return speed, 1000 * float(np.median(others))
 
 
 def _seconds(answers: Answering, examples: Sequence[Example]) -> float:

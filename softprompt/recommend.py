@@ -8,6 +8,7 @@ for being worse by more than ``TOO_WIDE``.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from statistics import mean
 
 from softprompt.report.numbers import bytes_text, metric_limits
 from softprompt.results import Cost, Recommendation, Row, Speed
@@ -80,24 +81,38 @@ class Evidence:
 
 
 def cheapest(rows: Sequence[Row]) -> Row:
-    """Among the fastest, to ``SAME_SPEED``, the least memory for ``TASKS`` tasks, then the shortest training."""
-    fastest = max((throughput(row) for row in rows), default=0.0)
-    fast = [row for row in rows if throughput(row) * SAME_SPEED >= fastest]
+    """Among the fastest, to ``SAME_SPEED``, the least memory for ``TASKS`` tasks, then the smallest files, then the
+    shortest training."""
+    speeds = throughputs(rows)
+    fast = [row for row, speed in zip(rows, speeds, strict=True) if speed * SAME_SPEED >= max(speeds)]
 
-    def price(row: Row) -> tuple[float, float]:
-        return (row.cost.memory_for(TASKS), row.cost.training_seconds) if row.cost else (math.inf, math.inf)
+    def price(row: Row) -> tuple[float, float, float]:
+        if row.cost is None:
+            return math.inf, math.inf, math.inf
+        return row.cost.memory_for(TASKS), row.cost.stored_bytes, row.cost.training_seconds
 
     return min(fast, key=price)
 
 
-def throughput(row: Row) -> float:
-    """Examples a second; 0 where it was not measured."""
-    return row.speed.examples_per_second if row.speed else 0.0
+def throughputs(rows: Sequence[Row]) -> list[float]:
+    """Examples a second, 0 where it was not measured; where every speed has its reference, at the machine's mean speed.
+
+    They are measured one after another, on machines that others use too: what slowed a method's reference is taken to
+    have slowed the method as much.
+    """
+    speeds = [row.speed for row in rows]
+    references = [speed.reference_ms for speed in speeds if speed is not None and speed.reference_ms]
+    usual = mean(references) if references and len(references) == sum(speed is not None for speed in speeds) else None
+    return [
+        0.0 if speed is None else speed.examples_per_second * ((speed.reference_ms or 0) / usual if usual else 1)
+        for speed in speeds
+    ]
 
 
 def is_slow(row: Row, rows: Sequence[Row]) -> bool:
-    """Whether others answer ``SLOW`` times as many examples a second."""
-    return throughput(row) * SLOW < max(map(throughput, rows))
+    """Whether others, ``row`` among ``rows``, answer ``SLOW`` times as many examples a second."""
+    speeds = throughputs(rows)
+    return speeds[list(rows).index(row)] * SLOW < max(speeds)
 
 
 def needs_no_model(row: Row) -> bool:

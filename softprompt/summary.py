@@ -146,11 +146,11 @@ def _notes(task: Task, test: Sequence[Example], results: Sequence[Result]) -> li
             f"the seeds of {', '.join(sorted(together))} learned in the same forward passes: training seconds are the "
             "share of one, peak memory is of all together"
         )
-    bare = [one.settings["bare_p50_ms"] for one in results if "bare_p50_ms" in one.settings]
+    bare = [one.speed.reference_ms for one in results if one.speed is not None and one.speed.reference_ms is not None]
     if bare and max(bare) > DRIFT * min(bare):
         notes.append(
             f"the machine's speed changed: the same request with the bare template, timed beside each method, took "
-            f"{min(bare):.1f} to {max(bare):.1f} ms; smaller differences in speed between methods mean nothing"
+            f"{min(bare):.1f} to {max(bare):.1f} ms; compare methods by their multiple of it"
         )
     notes += dict.fromkeys(f"{one.method} {why}" for one in results if (why := one.settings.get("engine_note")))
     failed = [f"{one.method} seed {one.seed}: {one.error}" for one in results if one.status == "failed"]

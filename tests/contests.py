@@ -26,7 +26,6 @@ TIMES = (
     "command",
     "speed",
     "seconds",
-    "bare_p50_ms",
 )
 
 

@@ -265,6 +265,7 @@ def _speed(method: Planted) -> Speed:
         batch_size=32,
         examples_per_second=method.throughput,
         added_tokens=method.added,
+        reference_ms=20.0,
     )
 
 

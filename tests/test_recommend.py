@@ -20,7 +20,9 @@ def row(
     p95: float = 12.0,
     task_bytes: int = 100_000,
     base_bytes: int = BASE,
+    stored: int = 1,
     seconds: float = 60.0,
+    reference_ms: float | None = None,
     half: float = 0.01,
     against_current: dict[str, float | int] | None = None,
 ) -> Row:
@@ -39,13 +41,21 @@ def row(
         against_current=against_current,
         cost=Cost(
             trained_parameters=1,
-            stored_bytes=1,
+            stored_bytes=stored,
             base_shared=bool(base_bytes) or not task_bytes > BASE / 2,
             base_bytes=base_bytes,
             task_bytes=task_bytes,
             training_seconds=seconds,
         ),
-        speed=Speed(p50_ms=10, p95_ms=p95, requests=50, batch_size=32, examples_per_second=per_second, added_tokens=0),
+        speed=Speed(
+            p50_ms=10,
+            p95_ms=p95,
+            requests=50,
+            batch_size=32,
+            examples_per_second=per_second,
+            added_tokens=0,
+            reference_ms=reference_ms,
+        ),
     )
 
 
@@ -180,6 +190,18 @@ class TestLimits:
         slow = row("prompt-tuning", "soft prompt", 0.95, per_second=50)
         assert cheapest([quick, slow]) is quick
         assert cheapest([quick, row("prompt-tuning", "soft prompt", 0.95, per_second=90)]).method == "prompt-tuning"
+
+    def test_smaller_files_decide_where_memory_is_the_same(self) -> None:
+        large = row("prefix-tuning", "soft prompt", 0.95, stored=3_700_000, seconds=10.0)
+        small = row("prompt-tuning", "soft prompt", 0.95, stored=260_000, seconds=60.0)
+        assert cheapest([large, small]) is small
+
+    def test_what_slowed_the_reference_is_not_held_against_a_method(self) -> None:
+        disturbed = row("prompt-tuning", "soft prompt", 0.95, per_second=50, reference_ms=200)
+        quiet = row("lora", "adapter", 0.95, task_bytes=6_000_000, reference_ms=100)
+        assert cheapest([disturbed, quiet]) is disturbed
+        alone = row("prompt-tuning", "soft prompt", 0.95, per_second=50)  # nothing known of the machine
+        assert cheapest([alone, quiet]) is quiet
 
     def test_failed_methods_are_left_out(self) -> None:
         assert recommend(evidence(PROMPT, ZERO_SHOT, row("full", "full", None))).deploy == "prompt-tuning"

@@ -112,7 +112,10 @@ def learning_cost(study: Study) -> Table:
 
 def serving_cost(study: Study) -> Table:
     """What a request takes."""
-    columns = ("Method", "Latency p50, ms", "Latency p95, ms", "Requests a second", "Added tokens", "Cost of a million")
+    columns = (
+        *("Method", "Latency p50, ms", "Latency p95, ms", "Times the bare request", "Requests a second"),
+        *("Added tokens", "Cost of a million"),
+    )
     rows, batches = [], {row.speed.batch_size for row in study.rows if row.speed is not None}
     for row in ranked(study):
         rows.append((name_cell(study, row), *_speed_cells(study, row.speed, batches)))
@@ -132,12 +135,13 @@ def serving_cost(study: Study) -> Table:
 def _speed_cells(study: Study, speed: Speed | None, batches: set[int]) -> list[Cell]:
     """``batches``: sizes of the lists that throughput was measured with."""
     if speed is None:
-        return [DASH] * 5
-    fast = speed.examples_per_second > 0
+        return [DASH] * 6
+    fast, times = speed.examples_per_second > 0, speed.times_reference
     price = speed.cost_per_million(study.price_per_hour) if study.price_per_hour is not None and fast else None
     return [
         _cell(speed.p50_ms, short_text(speed.p50_ms, aligned=True)),
         _cell(speed.p95_ms, short_text(speed.p95_ms, aligned=True)),
+        _cell(times, f"{TIMES}{times:.2f}" if times else ""),
         Cell(
             short_text(speed.examples_per_second, aligned=True),
             f"in batches of {speed.batch_size:,}" if len(batches) > 1 else "",
