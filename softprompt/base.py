@@ -136,10 +136,12 @@ class FrozenLM:
     @cached_property
     def embedding_std(self) -> float:
         """Standard deviation of the token embeddings as the first layer sees them: the unit of the learning rate."""
-        # every k-th row: the whole table of a large model costs seconds and changes the third digit
+        return float(self.sampled_embeddings().std())
+
+    def sampled_embeddings(self) -> Tensor:
+        """Embeddings of every k-th token ``[N, H]``, float32: enough for moments, in no time."""
         step = max(1, self.vocabulary_size // 16384)
-        ids = torch.arange(0, self.vocabulary_size, step, device=self.device)
-        return float(self.embed(ids).float().std())
+        return self.embed(torch.arange(0, self.vocabulary_size, step, device=self.device)).float()
 
     def embed(self, ids: Tensor) -> Tensor:
         """Token ids of any shape to embeddings ``[..., H]``, with the model's own embedding scale."""
