@@ -153,7 +153,7 @@ def _attention(found: Inspection) -> Iterator[str]:
         return
     rows: list[tuple[str, ...]] = [("layer", "BOS", "prompt", "text")]
     shares = zip(one.bos, one.prompt, one.text, strict=True)
-    rows += [(str(layer), *(f"{share:.2f}" for share in layer_shares)) for layer, layer_shares in enumerate(shares)]
+    rows += [(str(layer), *(f"{share:.2f}" for share in layer_shares)) for layer, layer_shares in enumerate(shares, 1)]
     yield from table(rows)
     yield f"spread evenly, the prompt would get {one.even:.2f}"
 
