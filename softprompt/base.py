@@ -3,7 +3,6 @@
 Shapes: ``B`` batch, ``T`` text length, ``P`` prompt length, ``H`` embedding size, ``V`` vocabulary, ``N`` positions.
 """
 
-import importlib.util
 import inspect
 from collections.abc import Callable
 from dataclasses import replace
@@ -25,14 +24,14 @@ from softprompt.architecture import (
 )
 from softprompt.device import default_dtype, device_of, dtype_of
 from softprompt.embedded import MODEL_NAME as EMBEDDED_NAME
-from softprompt.embedded import embedded_model_folder, no_progress_bars
-from softprompt.errors import BaseModelError, MissingExtraError, SoftpromptError
+from softprompt.embedded import no_progress_bars
+from softprompt.errors import BaseModelError, SoftpromptError
 from softprompt.faster import make_faster
 from softprompt.fingerprint import identifying, sha256_of_json
 from softprompt.last_layer import shorten_last_layer
-from softprompt.paths import expanded
 from softprompt.placement import check_placement, settle, shard, weights_of
 from softprompt.quantised import check_quantised, count, is_plain, loading_options, quiet, sampled_sha256, scheme_of
+from softprompt.sources import source_of
 from softprompt.spread import ALONE, Processes
 
 
@@ -298,36 +297,31 @@ def load(
     as_saved = dtype == "saved"
     chosen_dtype = default_dtype(chosen_device) if dtype is None or as_saved else dtype_of(dtype)
     text_name = str(name)
-    if text_name.startswith("embedded:"):
-        if text_name != EMBEDDED_NAME:
-            raise BaseModelError(f"unknown embedded model '{text_name}': expected '{EMBEDDED_NAME}'")
-        source, gguf_file = str(embedded_model_folder(progress=progress)), None
-    else:
-        source, gguf_file = located(text_name)
+    source = source_of(text_name, trust_remote_code=trust_remote_code, progress=progress)
 
     with quiet():
-        from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
+        from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
     try:
         with quiet(), no_progress_bars():
             config: Any = None
-            options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
             family: Any = AutoModelForCausalLM
-            if gguf_file is not None:
-                options["gguf_file"] = gguf_file
-            else:
-                if not Path(source).is_dir():
-                    options["local_files_only"] = not reachable(source)
-                config = AutoConfig.from_pretrained(source, **options)
+            if not source.is_gguf:
+                config = AutoConfig.from_pretrained(source.place, **source.options)
                 if is_encoder_decoder(config):
                     family = AutoModelForSeq2SeqLM
                 if as_saved:
                     chosen_dtype = config.dtype or torch.float32
             quantised = loading_options(config, quantise, chosen_device, chosen_dtype, text_name)
             quantised |= {} if device_map is None else {"device_map": device_map}
-            tokenizer = AutoTokenizer.from_pretrained(source, **options)
+            tokenizer = source.tokenizer()
             loaded: Any = family.from_pretrained(
-                source, dtype=chosen_dtype, use_safetensors=True, output_loading_info=True, **options, **quantised
+                source.place,
+                dtype=chosen_dtype,
+                use_safetensors=True,
+                output_loading_info=True,
+                **source.options,
+                **quantised,
             )
     except SoftpromptError:
         raise
@@ -357,44 +351,3 @@ def load(
     if sharding is not None:
         _ = base.fingerprint  # read by all processes together, once
     return base
-
-
-def located(name: str) -> tuple[str, str | None]:
-    """A name to what ``from_pretrained`` takes: a source, and the GGUF file in it if it is one."""
-    path = expanded(name)
-    if path.suffix == ".gguf":
-        if not path.is_file():
-            raise BaseModelError(f"base model file '{name}' does not exist")
-        if importlib.util.find_spec("gguf") is None:
-            raise MissingExtraError("gguf", "gguf")
-        return str(path.parent), path.name
-    if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise BaseModelError(f"'{name}' is no model folder: expected config.json in it, which is missing")
-        return str(path), None
-    looks_local = name.startswith((".", "/", "~")) or name.count("/") != 1
-    if looks_local and "/" in name:
-        raise BaseModelError(f"base model folder '{name}' does not exist")
-    return name, None
-
-
-def reachable(name: str) -> bool:
-    """Whether the hub can be reached, asked once for ``name``; transformers tries for half a minute, file by file.
-
-    Raises:
-        BaseModelError: it cannot, and the model is not in its cache; a connection that is only slow is left alone.
-    """
-    from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
-
-    try:
-        get_hf_file_metadata(hf_hub_url(name, "config.json"), timeout=constants.HF_HUB_ETAG_TIMEOUT)
-    except Exception as error:  # of httpx or of httpx2, as the release of huggingface_hub has it
-        if type(error).__name__ not in ("ConnectError", "ConnectTimeout"):
-            return True
-        if isinstance(try_to_load_from_cache(name, "config.json"), str):
-            return False
-        raise BaseModelError(
-            f"cannot load the base model '{name}': it is no folder here, it is not in the hub's cache, and "
-            f"{constants.ENDPOINT} cannot be reached ({error}): correct the name, or connect to the network"
-        ) from error
-    return True

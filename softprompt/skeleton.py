@@ -10,21 +10,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from softprompt.architecture import decode, encode, is_encoder_decoder
-from softprompt.base import located, reachable
 from softprompt.cache import mapped, read_only
-from softprompt.embedded import MODEL_NAME, embedded_model_folder
+from softprompt.embedded import MODEL_NAME
 from softprompt.errors import BaseModelError
 from softprompt.fused import layers_built_so
 from softprompt.fused_layer import Layer
 from softprompt.last_layer import layers_of
 from softprompt.quantised import quiet
+from softprompt.sources import source_of
 
 ANSWER = 8  # tokens of an answer that a decoder is given
 
@@ -110,18 +109,13 @@ def skeleton(name: str, dtype: torch.dtype, *, trust_remote_code: bool = False) 
         BaseModelError: no usable configuration is there under this name.
         MissingExtraError: a package is not installed.
     """
-    source, gguf_file = (str(embedded_model_folder()), None) if name == MODEL_NAME else located(name)
+    source = source_of(name, trust_remote_code=trust_remote_code)
     with quiet():
         from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
-    options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
-    if gguf_file is not None:
-        options["gguf_file"] = gguf_file
-    elif not Path(source).is_dir():
-        options["local_files_only"] = not reachable(source)
     try:
         with quiet(), torch.device("meta"):
-            config: Any = AutoConfig.from_pretrained(source, **options)
+            config: Any = AutoConfig.from_pretrained(source.place, **source.options)
             # a quantised model's weights are counted as what they stand for
             if hasattr(config, "quantization_config"):
                 del config.quantization_config

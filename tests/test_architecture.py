@@ -43,6 +43,7 @@ ROOMS = (
     "fingerprint",
     "spread",
     "placement",
+    "sources",
     "base",
     "batch",
     "state",
