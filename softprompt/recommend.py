@@ -204,7 +204,7 @@ def weights_clearly_better(e: Evidence) -> Recommendation | None:
     """LoRA or full fine-tuning, where every soft prompt that was tried is clearly worse."""
     row = e.preferred
     prompts = [one for one in e.scored if one.family == "soft prompt"]
-    if row.family not in ("adapter", "full") or not prompts:
+    if row.family not in ("adapter", "full") or not prompts or any(one.family == "soft prompt" for one in e.level):
         return None
     sentence = f"Use '{row.method}': it is clearly better than the best soft prompt ('{prompts[0].method}')."
     return _deploy(e, row, "changed weights are clearly better", sentence, (_difference(e, prompts[0]),))

@@ -191,6 +191,11 @@ class TestLimits:
         assert cheapest([quick, slow]) is quick
         assert cheapest([quick, row("prompt-tuning", "soft prompt", 0.95, per_second=90)]).method == "prompt-tuning"
 
+    def test_changed_weights_that_are_only_faster_are_not_called_better(self) -> None:
+        given = evidence(row("lora", "adapter", 0.95), row("prompt-tuning", "soft prompt", 0.948, EVEN, per_second=50))
+        found = recommend(given)
+        assert (found.deploy, found.rule) == ("lora", "cheapest of the best")
+
     def test_smaller_files_decide_where_memory_is_the_same(self) -> None:
         large = row("prefix-tuning", "soft prompt", 0.95, stored=3_700_000, seconds=10.0)
         small = row("prompt-tuning", "soft prompt", 0.95, stored=260_000, seconds=60.0)
