@@ -61,14 +61,15 @@ def _warmed_up(decoder: FusedDecoder, note: Callable[[str], None]) -> bool:
 
 
 def _one_step(decoder: FusedDecoder, padding: int) -> None:
-    """A forward and a backward pass, the last of the texts shorter by ``padding``."""
+    """Forward and backward, the last text shorter by ``padding``; the prompt read with the texts, and before them."""
     base = decoder.base
     ids = torch.arange(_TEXTS * _LENGTH, device=base.device).view(_TEXTS, _LENGTH) % base.vocabulary_size
     mask = torch.ones_like(ids)
     mask[-1, _LENGTH - padding :] = 0
-    start = base.embed(torch.arange(_PREFIX, device=base.device) % base.vocabulary_size).detach()
+    start = base.embed(torch.arange(_PREFIX, device=base.device) % base.vocabulary_size).detach().requires_grad_()
     with torch.enable_grad():
-        prefix = decoder.keys_and_values(start[None].requires_grad_())
         row = torch.arange(_TEXTS, device=base.device)
         column = mask.sum(dim=1) - 1
-        decoder.read(base.embed(ids), mask, row, column, prefix=prefix, lengths=(_PREFIX,)).float().sum().backward()
+        prefix = decoder.keys_and_values(start[None])
+        for before in ({"prompts": (start,)}, {"prefix": prefix, "lengths": (_PREFIX,)}):
+            decoder.read(base.embed(ids), mask, row, column, **before).float().sum().backward()

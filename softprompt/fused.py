@@ -9,7 +9,7 @@ Shapes: as in fused_layer.py; ``N`` scored positions.
 
 import inspect
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -54,6 +54,7 @@ class FusedDecoder:
         *,
         prefix: Sequence[KeysAndValues] | None = None,
         lengths: Sequence[int] = (0,),
+        prompts: Sequence[Tensor] = (),
     ) -> Tensor:
         """Hidden states ``[N, H]`` at places ``row, column`` of texts ``embeddings [B, T, H]``, padded on the right.
 
@@ -62,7 +63,9 @@ class FusedDecoder:
             which: the prefix of each text ``[B]``; the first one if not given.
             prefix: of each layer, keys and values ``[R, K, P, D]``, shorter ones padded on the left.
             lengths: tokens of each prefix ``[R]``.
+            prompts: embeddings ``[P, H]`` of each prefix, in place of the two: they are read in the same pass.
         """
+        lengths = [len(prompt) for prompt in prompts] or lengths
         which = row.new_zeros(len(mask)) if which is None else which
         order = which.argsort(stable=True)
         mask, which = mask[order].bool(), which[order]
@@ -72,14 +75,18 @@ class FusedDecoder:
         back[order] = torch.arange(len(order), device=order.device)
         starts = torch.tensor(lengths, device=mask.device)[which]
         positions = (starts[:, None] + torch.arange(mask.shape[1], device=mask.device))[mask]
-        widest = max(lengths)
+        x = embeddings[order][mask]
+        along = _along(prompts, len(x))
+        if prompts:
+            x = torch.cat([x, *prompts])
+            positions = torch.cat([positions, *(torch.arange(length, device=mask.device) for length in lengths)])
         plan = Plan(
-            tuple(_groups(mask, which, lengths, widest)),
+            tuple(_groups(mask, which, lengths, max(lengths))),
             self._turns(embeddings, positions),
             places[back[row], column],
             remembering(),
+            along,
         )
-        x = embeddings[order][mask]
         pairs: Sequence[tuple[Tensor | None, Tensor | None]] = prefix or [(None, None)] * len(self.layers)
         for layer, pair in zip(self.layers, pairs, strict=True):
             x, _, _ = LayerPass.apply(x, *pair, layer, plan, layer is self.layers[-1])  # type: ignore[no-untyped-call]
@@ -141,6 +148,17 @@ def _groups(mask: Tensor, which: Tensor, lengths: Sequence[int], widest: int) ->
         groups.append(Group(start, stop, slots, hidden[:, :, None], prompt, widest - lengths[prompt]))
         start = stop
     return groups
+
+
+def _along(prompts: Sequence[Tensor], start: int) -> tuple[Group, ...]:
+    """Prompts ``[P, H]`` each, one behind the other behind ``start`` positions."""
+    groups = []
+    for prompt in prompts:
+        whole = torch.ones(1, len(prompt), dtype=torch.bool, device=prompt.device)
+        (group,) = _groups(whole, whole.new_zeros(1, dtype=torch.long), (0,), 0)
+        groups.append(replace(group, start=start, stop=start + len(prompt)))
+        start += len(prompt)
+    return tuple(groups)
 
 
 def layers_built_so(backbone: Any, config: Any) -> tuple[tuple[Layer, ...], Norm] | None:

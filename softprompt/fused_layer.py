@@ -112,7 +112,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class Group:
-    """Texts behind one prompt, neighbours among the packed positions.
+    """Texts behind one prompt, or a prompt itself, neighbours among the packed positions.
 
     Attributes:
         start, stop: their positions.
@@ -129,21 +129,29 @@ class Group:
     prompt: int
     behind: int
 
+    @property
+    def rows(self) -> slice:
+        return slice(self.start, self.stop)
+
 
 @dataclass(frozen=True)
 class Plan:
     """What all layers of one pass need to know.
 
     Attributes:
+        groups: of texts.
         turns: cosine and sine ``[M, 1, D]``, float32, by kind of layer.
         read: positions whose output is wanted of the last layer, ``[N]``; none: its keys and values only.
         remember: whether layers keep what their backward pass needs.
+        prompts: those that the groups stand behind, where they are read in the same pass, behind all texts; none where
+            they are given as keys and values.
     """
 
     groups: tuple[Group, ...]
     turns: dict[str | None, tuple[Tensor, Tensor]]
     read: Tensor | None
     remember: bool
+    prompts: tuple[Group, ...] = ()
 
 
 class Run:
@@ -151,6 +159,13 @@ class Run:
 
     def __init__(self, layer: Layer, plan: Plan, last: bool) -> None:
         self.layer, self.plan, self.last = layer, plan, last
+        # each with the prompt of this pass that it stands behind
+        self._groups: list[tuple[Group, Group | None]] = [
+            (group, plan.prompts[group.prompt] if plan.prompts else None) for group in plan.groups
+        ]
+        if not last:  # there, keys and values are all that is wanted of prompts
+            self._groups += [(prompt, None) for prompt in plan.prompts]
+        self._fronts: list[KeysAndValues | None] = []
         self._attended: list[segments.Attended] = []
         self._left: segments.Left | None = None
 
@@ -168,11 +183,12 @@ class Run:
         if self.last and plan.read is None:
             return x[:0], key, value
         parts = []
-        for group in plan.groups:
-            rows = slice(group.start, group.stop)
-            own = (_bare(query[rows]), _bare(key[rows]), _bare(value[rows]))
-            part, attended = segments.attend(own, self._before(group), self._texts(group))
+        for group, prompt in self._groups:
+            own = (self._of(group, query), self._of(group, key), self._of(group, value))
+            front = self._given(group) if prompt is None else self._read_along(prompt, key, value)
+            part, attended = segments.attend(own, front, self._texts(group))
             parts.append(part)
+            self._fronts.append(front)
             self._attended.append(attended)
         found = _joined(parts)
         if self.last and plan.read is not None:
@@ -196,13 +212,16 @@ class Run:
                     for each in (coming, found)
                 )
             parts = []
-            for group, attended in zip(plan.groups, self._attended, strict=True):
-                own = _bare(found[group.start : group.stop])
-                parts.append(segments.attend_backward(own, attended, self._before(group), self._texts(group)))
-            of_prefix = self._of_prefix([part for _, part in parts])
+            for (group, _), front, attended in zip(self._groups, self._fronts, self._attended, strict=True):
+                own = self._of(group, found)
+                parts.append(segments.attend_backward(own, attended, front, self._texts(group)))
+            of_fronts = [part for _, part in parts]
+            of_prefix = self._of_prefix(of_fronts)
             if not wanted:
                 return None, *of_prefix
-            queries, keys, values = (_joined(each) for each in zip(*(own for own, _ in parts), strict=True))
+            gradients = zip(*(own for own, _ in parts), strict=True)
+            queries, keys, values = (_filled(each, len(self._x)) for each in gradients)
+            self._add_along(keys, values, of_fronts)
             key, value = keys if key is None else key + keys, values if value is None else value + values
         if not wanted or key is None or value is None:
             return None, *of_prefix
@@ -215,24 +234,41 @@ class Run:
     def _texts(self, group: Group) -> segments.Texts:
         return segments.Texts(group.hidden, group.slots, self.layer.scaling, self.layer.entrance.size)
 
-    def _before(self, group: Group) -> KeysAndValues | None:
-        """Keys and values ``[K, P, D]`` of a group's prefix."""
+    def _of(self, group: Group, rows: Tensor) -> Tensor:
+        """A group's part of all positions; a prompt's is copied, to be like that of a prompt that is read alone."""
+        part = rows[group.rows]
+        return _apart(part) if any(group is prompt for prompt in self.plan.prompts) else _bare(part)
+
+    def _given(self, group: Group) -> KeysAndValues | None:
+        """Keys and values ``[K, P, D]`` of a group's prefix, if it has one."""
         if self._prefix is None or group.behind == self._prefix[0].shape[2]:
             return None
         keys, values = (each[group.prompt, :, group.behind :] for each in self._prefix)
-        # strides are part of what is compiled, those of what it is a part of too
-        return keys.clone(memory_format=torch.contiguous_format), values.clone(memory_format=torch.contiguous_format)
+        return _apart(keys), _apart(values)
+
+    def _read_along(self, prompt: Group, key: Tensor, value: Tensor) -> KeysAndValues:
+        """Those of a prompt, out of the keys and values of all positions."""
+        shape = (prompt.stop - prompt.start, -1, self.layer.entrance.size)
+        keys, values = (each[prompt.rows].view(shape).transpose(0, 1) for each in (key, value))
+        return _apart(keys), _apart(values)
 
     def _of_prefix(self, parts: Sequence[KeysAndValues | None]) -> tuple[Tensor | None, Tensor | None]:
         """Gradients of all prefixes ``[R, K, P, D]``, from those of each group's."""
         if self._prefix is None:
             return None, None
         keys, values = (torch.zeros_like(each) for each in self._prefix)
-        for group, part in zip(self.plan.groups, parts, strict=True):
+        for (group, _), part in zip(self._groups, parts, strict=True):
             if part is not None:
                 keys[group.prompt, :, group.behind :] += part[0]
                 values[group.prompt, :, group.behind :] += part[1]
         return keys, values
+
+    def _add_along(self, keys: Tensor, values: Tensor, parts: Sequence[KeysAndValues | None]) -> None:
+        """To the gradients of all keys and values ``[M, K * D]``, what texts owe to those of prompts read along."""
+        for (_, prompt), part in zip(self._groups, parts, strict=True):
+            if prompt is not None and part is not None:
+                keys[prompt.rows] += part[0].transpose(0, 1).flatten(1)
+                values[prompt.rows] += part[1].transpose(0, 1).flatten(1)
 
 
 def _bare(tensor: Tensor) -> Tensor:
@@ -240,9 +276,20 @@ def _bare(tensor: Tensor) -> Tensor:
     return tensor.detach()
 
 
+def _apart(tensor: Tensor) -> Tensor:
+    """A copy of its own: strides are part of what is compiled, those of what it is a part of too."""
+    return tensor.clone(memory_format=torch.contiguous_format)
+
+
 def _joined(parts: Sequence[Tensor]) -> Tensor:
     """``[M, ...]`` of all groups."""
     return parts[0] if len(parts) == 1 else torch.cat(list(parts))
+
+
+def _filled(parts: Sequence[Tensor], rows: int) -> Tensor:
+    """``[rows, ...]`` of all groups, and zeros behind them."""
+    missing = rows - sum(map(len, parts))
+    return _joined([*parts, parts[0].new_zeros(missing, *parts[0].shape[1:])] if missing else parts)
 
 
 class LayerPass(torch.autograd.Function):

@@ -18,6 +18,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from softprompt.along import Scored
 from softprompt.base import FrozenLM
 from softprompt.batch import Batch, Encoder, Item, budgeted, collate
 from softprompt.config import TrainConfig
@@ -51,7 +52,7 @@ class LabelTargets:
         """Examples."""
         return len({item.example for item in items})
 
-    def losses(self, prefix: Prefix, batch: Batch) -> Tensor:
+    def losses(self, prefix: Scored, batch: Batch) -> Tensor:
         """Divergence ``[N]`` (nats) at each scored position, weighted by the probability of coming by."""
         student = self._objective.decision_log_probabilities(prefix.scored(batch), batch.decisions)
         student = (student / self._temperature).log_softmax(-1)
@@ -93,7 +94,7 @@ class TokenTargets:
         """Places."""
         return sum(len(item.targets) for item in items)
 
-    def losses(self, prefix: Prefix, batch: Batch) -> Tensor:
+    def losses(self, prefix: Scored, batch: Batch) -> Tensor:
         """Divergence ``[N]`` (nats) at each scored position."""
         return self._divergence(prefix, batch, self._temperature)[0]
 
@@ -115,7 +116,7 @@ class TokenTargets:
         """That of the first steps: what a constant answer would be is not known."""
         return Bar(None, enough=ENOUGH, look=LOOK)
 
-    def _divergence(self, prefix: Prefix, batch: Batch, temperature: float) -> tuple[Tensor, Tensor]:
+    def _divergence(self, prefix: Scored, batch: Batch, temperature: float) -> tuple[Tensor, Tensor]:
         """Divergence ``[N]``, and 1 where the student's likeliest token is the one that the teacher chose."""
         rows, told = batch.targets.cpu(), self._completions
         alike: list[Tensor] = []

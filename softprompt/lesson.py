@@ -10,13 +10,14 @@ from typing import Protocol, TypeVar
 
 from torch import Tensor
 
+from softprompt.along import Scored
 from softprompt.base import FrozenLM
 from softprompt.batch import Batch, Encoder, Item
 from softprompt.config import TrainConfig
 from softprompt.feeds import Feed, FeedOf, Listed, Streamed
 from softprompt.learner import Bar
 from softprompt.objective import Objective
-from softprompt.prefix import Prefix, PromptState
+from softprompt.prefix import PromptState
 from softprompt.task import Task, TaskSpec
 from softprompt.validation import Validation
 
@@ -58,7 +59,7 @@ class Lesson:
     examples: Mapping[int, Sequence[Sequence[Item]]]
     validations: Mapping[int, Held]
     count: Callable[[Sequence[Item]], int]
-    losses: Callable[[Prefix, Batch], Tensor]
+    losses: Callable[[Scored, Batch], Tensor]
     bar: Bar | None = None
     starts: Mapping[int, PromptState] = field(default_factory=dict)
     scores_start: bool = False

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from softprompt.along import Scored
 from softprompt.base import FrozenLM
 from softprompt.batch import Batch, Item, budgeted, collate
 from softprompt.prefix import Prefix
@@ -48,7 +49,7 @@ class Objective:
         """What a mean loss of ``items`` is over: examples for classification, target tokens for generation."""
         return sum(len(item.targets) for item in items) if self.verbalizer is None else len(items)
 
-    def losses(self, prefix: Prefix, batch: Batch) -> Tensor:
+    def losses(self, prefix: Scored, batch: Batch) -> Tensor:
         """Negative log-likelihood (nats) of each of the batch's targets ``[N]`` behind ``prefix``."""
         return self.losses_of(prefix.scored(batch), batch.targets, batch.decisions)
 

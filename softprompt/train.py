@@ -11,6 +11,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+from softprompt.along import Scored, learning_prefix
 from softprompt.base import FrozenLM
 from softprompt.batch import Batch, Item, budgeted, collate
 from softprompt.checkpoint import Checkpoint, Saved, load_for_all
@@ -23,7 +24,7 @@ from softprompt.lesson import Held, Lesson, labels
 from softprompt.methods import check_method, state_of
 from softprompt.methods.initialisers import check_init, check_init_fits
 from softprompt.objective import EVALUATION_TOKENS
-from softprompt.prefix import Prefix, PromptState, make_prefix
+from softprompt.prefix import PromptState
 from softprompt.recompute import recomputing
 from softprompt.spread import Processes
 from softprompt.task import Task
@@ -284,7 +285,7 @@ def forward_passes(
     config: TrainConfig,
     *,
     mixed: bool,
-) -> Iterator[tuple[list[Item], list[int], Prefix, Batch]]:
+) -> Iterator[tuple[list[Item], list[int], Scored, Batch]]:
     """The forward passes that a step needs: items, the prompts they stand behind, these as a prefix, and the batch.
 
     Of several processes each has its part of them.
@@ -300,7 +301,7 @@ def forward_passes(
     parts = base.processes.parts(items)
     for chunk in base.processes.own([list(budgeted(part, budget, config.micro_batch_size)) for part in parts]):
         owners = sorted({item.prompt for item in chunk})
-        prefix = make_prefix(base, *map(state_of, owners))
+        prefix = learning_prefix(base, *map(state_of, owners))
         batch = collate([replace(item, prompt=owners.index(item.prompt)) for item in chunk], base.device)
         yield chunk, owners, prefix, batch
 

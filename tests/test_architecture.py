@@ -56,6 +56,7 @@ ROOMS = (
     "fused",
     "compiled",
     "prefix",
+    "along",
     "apart",
     "objective",
     "growing",
