@@ -52,6 +52,7 @@ class Setup:
         length: virtual tokens.
         threads: of PyTorch; its own choice if ``None``.
         seed: of the data order.
+        device: ``cpu`` or ``cuda``.
     """
 
     model: str
@@ -61,6 +62,7 @@ class Setup:
     length: int
     threads: int | None
     seed: int = 0
+    device: str = "cpu"
 
 
 @dataclass
@@ -70,7 +72,8 @@ class Measured:
     Attributes:
         seconds: of each step, end to end.
         tokens: that the model processed in each step: virtual tokens, text and padding.
-        peak_memory_mb: largest resident memory of the process so far, loading included (MiB).
+        peak_memory_mb: largest resident memory of the process so far, loading included; on a GPU the largest memory
+            allocated there (MiB).
         facts: what it says of itself, such as its dtype.
     """
 
@@ -92,12 +95,13 @@ class Gate:
 
     def step_done(self) -> None:
         """To be called at the end of each step; raises ``_Stop`` when no turn follows."""
+        finish_gpu_work()
         self._seconds.append(time.perf_counter() - self._mark)
         self._step += 1
         if len(self._seconds) == self._turn:
             steps = range(self._step - self._turn, self._step)
             tokens = [self._tokens(step) for step in steps]
-            self._connection.send(Measured(self._seconds, tokens, peak_memory_mb(), self._facts))
+            self._connection.send(Measured(self._seconds, tokens, peak_device_memory_mb(), self._facts))
             self._seconds, self._turn = [], self._connection.recv()
             if not self._turn:
                 raise _Stop
@@ -112,6 +116,21 @@ def batch_order(lengths: Sequence[int], batch_size: int, seed: int, steps: int) 
     while len(batches) < steps:
         batches += epoch_batches(lengths, batch_size, seed, epoch=len(batches) // max(1, len(lengths) // batch_size))
     return batches[:steps]
+
+
+def finish_gpu_work() -> None:
+    """Wait for what this process has asked of a GPU, if anything: Python runs ahead of it."""
+    import torch
+
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+
+
+def peak_device_memory_mb() -> float:
+    """Largest memory so far (MiB) that this process has taken on its GPU, or, if it uses none, of the machine's."""
+    import torch
+
+    return torch.cuda.max_memory_allocated() / 1024**2 if torch.cuda.is_initialized() else peak_memory_mb()
 
 
 def peak_memory_mb(process: int | None = None) -> float:
@@ -143,7 +162,7 @@ def run_softprompt(connection: Pipe, setup: Setup, steps: int) -> None:
     from softprompt.task import Task
     from softprompt.train import train
 
-    base = load(setup.model, device="cpu")
+    base = load(setup.model, device=setup.device)
     task = Task.classification(setup.splits)
     # the loop evaluates at its last step, which it is stopped behind: nothing but steps is measured
     config = TrainConfig.build(
@@ -242,7 +261,7 @@ def run_peft(connection: Pipe, setup: Setup, steps: int, bf16: bool, order: Batc
             learning_rate=PEFT_RATE,
             max_steps=steps,
             bf16=bf16,
-            use_cpu=True,
+            use_cpu=setup.device == "cpu",
             train_sampling_strategy="random" if order is None else "sequential",
             seed=setup.seed,
             save_strategy="no",

