@@ -29,7 +29,6 @@ from softprompt.methods import METHODS
 from softprompt.multitask import train_multitask
 from softprompt.predict import Predictor
 from softprompt.server.engine import Engine, Limits
-from softprompt.store import Prompt
 from softprompt.task import Task
 
 GPU = torch.device("cuda")
@@ -52,7 +51,8 @@ def assert_close(found: Sequence[float], expected: Sequence[float]) -> None:
 def test_families_have_the_verdicts_that_they_have_on_a_cpu(family: str) -> None:
     model, tokenizer = tiny_family_model(family)
     expected = family_row(family, model, tokenizer)
-    found = family_row(family, model.to(GPU), tokenizer)
+    other, _ = tiny_family_model(family)  # not the one that was wrapped: its norms hold their scales where it was
+    found = family_row(family, other.to(GPU), tokenizer)
     assert (found.way, found.reason) == (expected.way, expected.reason)
     if found.diagnosis is not None and expected.diagnosis is not None:
         assert found.diagnosis.device == "cuda"
@@ -71,19 +71,17 @@ def test_half_precision_is_exact_but_for_rounding(family: str, dtype: torch.dtyp
 
 class TestLearning:
     @staticmethod
-    def both(family: str, task: Task, **settings: Any) -> Prompt:
-        """The prompt that is learned on the GPU, its losses like those on the CPU."""
+    def both(family: str, task: Task, **settings: Any) -> None:
+        """Losses on the GPU are like those on the CPU."""
         expected, seen = Recorder(), Recorder()
         fit(tiny_base(family), task, observer=expected, **settings)
-        prompt = fit(gpu_base(family), task, observer=seen, **settings)
+        fit(gpu_base(family), task, observer=seen, **settings)
         assert_close(seen.losses, expected.losses)
-        return prompt
 
     @pytest.mark.parametrize("method", METHODS)
     @some_families
     def test_every_method(self, family: str, method: str) -> None:
-        prompt = self.both(family, reviews_task(), **{**FAST, "method": method})
-        assert {tensor.device.type for tensor in prompt.state.tensors} == {"cpu"}
+        self.both(family, reviews_task(), **{**FAST, "method": method})
 
     @some_families
     def test_generation(self, family: str) -> None:
@@ -233,7 +231,7 @@ class TestCommandLine:
                 "distill",
                 "--model",
                 "model",
-                "--prompt",
+                "--teacher",
                 "p",
                 "--inputs",
                 "inputs.jsonl",

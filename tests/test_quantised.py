@@ -73,7 +73,7 @@ def digest(base: FrozenLM) -> str:
     whole = hashlib.sha256()
     for _, parameter in sorted(base.model.named_parameters(), key=lambda one: one[0]):
         for part in quantised.stored(parameter):
-            whole.update(part.contiguous().view(torch.uint8).numpy().tobytes())
+            whole.update(part.cpu().contiguous().view(torch.uint8).numpy().tobytes())
     return whole.hexdigest()
 
 
@@ -92,8 +92,9 @@ def hidden_and_gradient(base: FrozenLM, make: Callable[..., Any]) -> tuple[Tenso
     prompt, generator = random_prompt(base, 6), torch.Generator().manual_seed(2)
     ids = torch.randint(5, 300, (2, 9), generator=generator)
     mask = torch.tensor([[1] * 9, [1] * 4 + [0] * 5])
-    hidden = make(base, as_state(prompt)).hidden(ids, mask)[mask.bool()]
-    weights = torch.randn(hidden.shape, generator=generator)
+    ids, mask = ids.to(base.device), mask.to(base.device)
+    hidden = make(base, as_state(prompt.to(base.device))).hidden(ids, mask)[mask.bool()]
+    weights = torch.randn(hidden.shape, generator=generator).to(base.device)
     (gradient,) = torch.autograd.grad((hidden * weights).sum(), prompt)
     return hidden.detach(), gradient
 
