@@ -28,6 +28,7 @@ from softprompt.generate import Sampling
 from softprompt.methods import METHODS
 from softprompt.multitask import train_multitask
 from softprompt.predict import Predictor
+from softprompt.prefix import PromptState
 from softprompt.server.engine import Engine, Limits
 from softprompt.task import Task
 
@@ -71,17 +72,19 @@ def test_half_precision_is_exact_but_for_rounding(family: str, dtype: torch.dtyp
 
 class TestLearning:
     @staticmethod
-    def both(family: str, task: Task, **settings: Any) -> None:
-        """Losses on the GPU are like those on the CPU."""
+    def both(family: str, task: Task, **settings: Any) -> PromptState:
+        """What is learned on the GPU, its losses like those on the CPU."""
         expected, seen = Recorder(), Recorder()
         fit(tiny_base(family), task, observer=expected, **settings)
-        fit(gpu_base(family), task, observer=seen, **settings)
+        state = fit(gpu_base(family), task, observer=seen, **settings).state
         assert_close(seen.losses, expected.losses)
+        return state
 
     @pytest.mark.parametrize("method", METHODS)
     @some_families
     def test_every_method(self, family: str, method: str) -> None:
-        self.both(family, reviews_task(), **{**FAST, "method": method})
+        state = self.both(family, reviews_task(), **{**FAST, "method": method})
+        assert {tensor.device.type for tensor in state.tensors} == {"cuda"}
 
     @some_families
     def test_generation(self, family: str) -> None:
