@@ -33,18 +33,18 @@ patience = 0
 init = "random"
 """
 # dies right before the operation on the disk that DIE_AT counts to; a file that is written makes one or two of them;
-# or right after something was renamed to DIE_ONCE_THERE
+# or right after something was renamed to DIE_ONCE_THERE; or only stops right before the operation of STOP_AT
 DYING = """
 import os, signal
 
-left = int(os.environ.get("DIE_AT", 0))
+left = {signal.SIGKILL: int(os.environ.get("DIE_AT", 0)), signal.SIGSTOP: int(os.environ.get("STOP_AT", 0))}
 
 def dying(operation):
     def counted(*arguments, **options):
-        global left
-        left -= 1
-        if left == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
+        for how in left:
+            left[how] -= 1
+            if left[how] == 0:
+                os.kill(os.getpid(), how)
         result = operation(*arguments, **options)
         if str(arguments[-1]) == os.environ.get("DIE_ONCE_THERE"):
             os.kill(os.getpid(), signal.SIGKILL)
@@ -174,13 +174,10 @@ class TestKilled:
 class TestTwoProcesses:
     def test_the_second_ends_at_once_and_the_first_goes_on(self, place: Path, unbroken: Path, tmp_path: Path) -> None:
         out, run = tmp_path / "p", tmp_path / "p.run"
-        first = started(place, out)
-        deadline = time.monotonic() + 100
-        while not (run / ".lock").exists():
-            assert first.poll() is None, first.communicate()
-            assert time.monotonic() < deadline
-            time.sleep(0.002)
-        first.send_signal(signal.SIGSTOP)
+        first = started(place, out, stop_at=2)  # as above, the first checkpoint is written then
+        waited = os.waitid(os.P_PID, first.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+        assert waited is not None
+        assert waited.si_code == os.CLD_STOPPED, first.communicate()
         words = f"another process is training in '{run}' now: wait until it ends, or give another --out"
         try:
             for flags in ([], ["--resume"], ["--restart"]):
