@@ -21,7 +21,7 @@ from softprompt.contest_prompts import CLOCK_FILE, Clock
 from softprompt.data import Example, Splits
 from softprompt.distill_report import fidelity, measured, request_tokens, with_speeds, without_clock
 from softprompt.errors import ConfigError
-from softprompt.fit import TEST_LIMIT, announce, best_prompt, finish, limited, open_run
+from softprompt.fit import TEST_LIMIT, announce, best_prompt, finish, limited, open_run, with_profile
 from softprompt.generate import Sampling
 from softprompt.imitation import imitation
 from softprompt.paths import expanded
@@ -261,12 +261,13 @@ def _reported(
     """
     prompt = best_prompt(base, task, {"": config}, [outcome], ensemble=False)
     sampling = Sampling(max_new_tokens=told["max_new_tokens"])
-    held_out, metrics = {}, {}
+    held_out, metrics, answered = {}, {}, {}
     limit = TEST_LIMIT[task.spec.kind]
     for split, examples in (("validation", task.validation), ("test", task.test)):
         if examples:
             some, own = examples[:limit], answers[split].first(limit)
-            held_out[split], metrics[split] = fidelity(base, task.spec, some, own, outcome.state, sampling)
+            near, metrics[split], answered[split] = fidelity(base, task.spec, some, own, outcome.state, sampling)
+            held_out[split] = near
     last = next(reversed(held_out.values()))
     report = Distilled(
         teacher=teacher.source,
@@ -279,7 +280,8 @@ def _reported(
         training_seconds=spent[1],
     )
     training = {**prompt.training, "distillation": {**told, **without_clock(report)}}
-    return Distillation(replace(prompt, metrics=metrics, training=training), report)
+    prompt = replace(prompt, metrics=metrics, training=training)
+    return Distillation(with_profile(prompt, base, task, answered.get("validation", ())), report)
 
 
 def _measured(

@@ -117,8 +117,8 @@ def fidelity(
     answers: Answers,
     state: PromptState,
     sampling: Sampling,
-) -> tuple[Fidelity, dict[str, Any]]:
-    """How a student does beside its teacher; also the student's evaluation as a manifest keeps it."""
+) -> tuple[Fidelity, dict[str, Any], Sequence[Prediction]]:
+    """How a student does beside its teacher; also its evaluation as a manifest keeps it, and its answers."""
     teacher, predictor = taught(base, spec, answers), Predictor(base, spec, state, sampling)
     objective = Objective(base, predictor.encoder.verbalizer)
     targets = targets_of(objective, answers)
@@ -145,7 +145,7 @@ def fidelity(
     if spec.kind == "generation":
         facts["token_agreement"] = figure(further[-1])
     found = Fidelity(n=len(examples), agreement=figure(agreement), kl=figure(divergence), **facts)
-    return found, manifest
+    return found, manifest, student.predictions
 
 
 def request_tokens(

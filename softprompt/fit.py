@@ -24,7 +24,7 @@ from softprompt.folders import check_free
 from softprompt.generate import Sampling
 from softprompt.methods import METHODS
 from softprompt.paths import expanded
-from softprompt.predict import Predictor
+from softprompt.predict import Prediction, Predictor
 from softprompt.profile import PROFILE_FILE
 from softprompt.profiling import profile_of
 from softprompt.progress import Silent
@@ -309,13 +309,17 @@ def with_metrics(prompt: Prompt, base: FrozenLM, task: Task, *, evaluate_test: b
         if examples and (name == "validation" or evaluate_test)
     }
     answered = scored["validation"].predictions if "validation" in scored else ()
+    metrics = {name: evaluation.to_dict() for name, evaluation in scored.items()}
+    return with_profile(replace(prompt, metrics=metrics), base, task, answered)
+
+
+def with_profile(prompt: Prompt, base: FrozenLM, task: Task, answered: Sequence[Prediction]) -> Prompt:
+    """The prompt with a profile of the validation rows, the first of which it ``answered``; an older one goes."""
     profile = profile_of(base, prompt.spec, prompt.states, task, answered)
     files = {name: text for name, text in prompt.extra_files.items() if name != PROFILE_FILE}
     if profile is not None:
         files[PROFILE_FILE] = profile.to_bytes().decode()
-    return replace(
-        prompt, metrics={name: evaluation.to_dict() for name, evaluation in scored.items()}, extra_files=files
-    )
+    return replace(prompt, extra_files=files)
 
 
 def finish(prompt: Prompt, out: Path, outcome: TrainingResult, run: Path, processes: Processes = ALONE) -> None:

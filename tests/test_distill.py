@@ -3,6 +3,7 @@
 import json
 import math
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,9 @@ from softprompt.distill import distill, distill_together, of_lengths
 from softprompt.errors import ConfigError, DataError, TrainingError
 from softprompt.evaluate import evaluate
 from softprompt.methods import METHODS
+from softprompt.predict import Predictor
 from softprompt.prefix import PromptState, keys_and_values
+from softprompt.profile import read_profile
 from softprompt.starts import candidates
 from softprompt.store import Prompt, load_prompt
 from softprompt.task import Task
@@ -205,6 +208,19 @@ class TestLearning:
         assert done.prompt.training["alarmed"]
 
 
+class TestProfile:
+    def test_is_of_the_students_answers_to_validation(self, tmp_path: Path) -> None:
+        task = inputs(labelled=False)
+        done = distill(tiny_base("llama"), task, TEXT, out=tmp_path / "p", measure=False, **FAST)
+        profile = read_profile(str(tmp_path / "p"))
+        assert profile is not None
+        answered = Predictor(tiny_base("llama"), task.spec, done.prompt.state).predict(task.validation)
+        assert profile.examples == len(task.validation)
+        assert {k: n for k, n in profile.labels.items() if n} == Counter(one.label for one in answered)
+        assert profile.confidence is not None
+        assert profile.hidden is not None
+
+
 class TestLabels:
     @pytest.mark.parametrize(
         ("task", "other"),
@@ -215,7 +231,7 @@ class TestLabels:
         settings = {**FAST, "max_new_tokens": 4, "measure": False}
         for name, one in (("with", task), ("without", other)):
             distill(tiny_base("llama"), one, TEXT, out=tmp_path / name, **settings)
-        for name in ("prompt.safetensors", "history.jsonl"):
+        for name in ("prompt.safetensors", "history.jsonl", "profile.json"):
             assert (tmp_path / "with" / name).read_bytes() == (tmp_path / "without" / name).read_bytes()
         reports = [json.loads((tmp_path / name / "distillation.json").read_text()) for name in ("with", "without")]
         for split in ("validation", "test"):
@@ -309,7 +325,7 @@ class TestOneTeacher:
         unbroken = distill_together(base, task, configs, teacher, out=tmp_path / "q", measure=False)
         assert asked == [108, 108]
         for name, one in unbroken.items():
-            for file in ("prompt.safetensors", "prompt.json", "history.jsonl"):
+            for file in ("prompt.safetensors", "prompt.json", "history.jsonl", "profile.json"):
                 assert (tmp_path / "p" / name / file).read_bytes() == (tmp_path / "q" / name / file).read_bytes()
             assert done[name].report.held_out == one.report.held_out
             assert load_prompt(tmp_path / "p" / name).length == int(name)
