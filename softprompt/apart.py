@@ -4,13 +4,14 @@ A prefix copied into every row costs memory and time that grow with rows and pro
 (faster.py), the part of it that looks at the prefix is one product for all rows behind one prompt, and is put together
 with the part that looks at the texts by the weight of each, as in Hydragen (Juravsky et al. 2024): exact, and nothing
 is copied. It serves without gradient, and where no window is outgrown; whether a model gives the same numbers is
-measured.
+measured. Texts that are only scored go through our own layers where the model has them (fused.py): there a prefix is
+copied once for all rows behind it, and what is saved besides is worth more.
 
 Shapes: ``B`` rows, ``T`` text length, ``P`` prefix length, ``H`` hidden size, ``D`` size of a head.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -21,6 +22,7 @@ from softprompt import faster
 from softprompt.attention import own_attention
 from softprompt.base import FrozenLM
 from softprompt.batch import Batch, Item, collate
+from softprompt.fused import fused
 from softprompt.last_layer import only_at
 from softprompt.prefix import CachedPrefix, PromptState, cached_prefix, shares_prefix, stacked
 
@@ -109,9 +111,15 @@ class PrefixesApart:
 
     def scored(self, batch: Batch) -> Tensor:
         """Hidden states ``[N, H]`` at the batch's scored positions."""
+        longest = max(prefix.width for prefix in self.prefixes) + batch.input_ids.shape[1]
+        if fused(self.base) is None and self.can_read(batch, longest):
+            return self.scored_apart(batch)
+        used, which = batch.which.unique(return_inverse=True)
+        return stacked([self.prefixes[one] for one in used.tolist()]).scored(replace(batch, which=which))
+
+    def scored_apart(self, batch: Batch) -> Tensor:
+        """The same, where ``can_read`` says so, without any copy."""
         fronts = self.fronts(batch.which.tolist())
-        if not self.can_read(batch, int(fronts.lengths.max()) + batch.input_ids.shape[1]):
-            return stacked(self.prefixes).scored(batch)
         with only_at(batch.row * batch.input_ids.shape[1] + batch.column):
             return fronts.hidden(batch.input_ids, batch.mask)[batch.row, batch.column]
 
@@ -139,11 +147,12 @@ def _is_exact(base: FrozenLM) -> bool:
         return False
     expected = stacked(apart.prefixes).scored(batch)
     try:
-        actual = apart.scored(batch)
+        actual = apart.scored_apart(batch)
     except (RuntimeError, TypeError, ValueError, AttributeError, IndexError, NotImplementedError):
         return False
     error = faster.moved(expected, actual)
-    return error < (1e-5 if base.dtype == torch.float32 else 2e-2)
+    # our own layers, which may have given what is expected, differ as much from the model's (fused.py)
+    return error < (1e-5 if base.dtype == torch.float32 else 6e-2)
 
 
 def _place(rows: list[int], device: torch.device) -> Any:

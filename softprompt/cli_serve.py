@@ -55,6 +55,11 @@ PACKAGES = ("fastapi", "uvicorn", "prometheus_client", "httpx")  # of the extra 
 @click.option("--device", help="cpu, cuda, cuda:1, mps. Default: a GPU if there is one.")
 @click.option("--dtype", help="float32, bfloat16 or float16. Default: what is fast here.")
 @click.option("--quantise", help="int8 (torchao), bnb-int8 or bnb-nf4 (bitsandbytes). Default: weights as saved.")
+@click.option(
+    "--compile",
+    type=click.Choice(["auto", "always", "never"]),
+    help="Compile what makes labels faster, on a CPU.  [default: auto]",
+)
 @click.option("--trust-remote-code", is_flag=True, help="Let the model's repository run its own code.")
 def serve(config: Path | None, trust_remote_code: bool, **options: Any) -> None:
     """Serve prompts over HTTP: many tasks on one frozen model.
@@ -189,13 +194,17 @@ def _own(
     trust_remote_code: bool,
 ) -> "tuple[Engine, Registry]":
     """The model in this process."""
+    from softprompt.compiled import SERVED, compiles
     from softprompt.server.engine import Engine
     from softprompt.server.registry import Registry
 
     model = {"device": settings.device, "dtype": settings.dtype, "quantise": settings.quantise}
     base = load_base(str(settings.model), {**model, "trust_remote_code": trust_remote_code})
     source.check_base(base)
-    return Engine(base, limits, observer=metrics), Registry(base, source, **_registered(settings, base.name))
+    if compiles(base, settings.compile, SERVED):
+        say("compiling: a minute or two once a machine, then seconds (--compile never leaves it out)")
+    engine = Engine(base, limits, metrics, compile=settings.compile, note=say)
+    return engine, Registry(base, source, **_registered(settings, base.name))
 
 
 def _on_vllm(

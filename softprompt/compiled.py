@@ -2,18 +2,19 @@
 
 Compiling costs half a minute, once a machine and release of PyTorch; then it is read from the user's cache. All shapes
 that decide how a loop is made are fixed here, and what does not fit it runs as it stands: a run that goes on after a
-crash must compute the same bytes.
+crash must compute the same bytes, and a request must not wait for a compiler.
 """
 
 import logging
 import os
 import shutil
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Literal
+from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 from softprompt import segments
 from softprompt.base import FrozenLM
@@ -22,6 +23,7 @@ from softprompt.fused import FusedDecoder, fused
 
 # parameters times steps from which on it pays: 200 steps of a model of 270 million
 ENOUGH = 5e10
+SERVED = 1000  # passes that a server is taken to make, at least
 _TEXTS, _LENGTH, _PREFIX = 13, 23, 101  # all different: equal ones would be taken for one and the same
 
 
@@ -33,26 +35,29 @@ def compiles(base: FrozenLM, wish: Literal["auto", "always", "never"], steps: in
 
 
 @contextmanager
-def compiled(base: FrozenLM, enabled: bool, note: Callable[[str], None]) -> Iterator[None]:
-    """Within it our layers are compiled; if the compiler fails, ``note`` says so and they run as they stand."""
+def compiled(base: FrozenLM, enabled: bool, note: Callable[[str], None], *, learning: bool = True) -> Iterator[None]:
+    """Within it our layers are compiled; if the compiler fails, ``note`` says so and they run as they stand.
+
+    Args:
+        learning: with their gradient; else for texts that are read behind prompts which are there already.
+    """
     decoder = fused(base) if enabled else None
-    if decoder is None or not _warmed_up(decoder, note):
+    if decoder is None or not _warmed_up(decoder, _learn if learning else _answer, note):
         yield
         return
     with segments.compiled(), torch.compiler.set_stance("eager_on_recompile"):
         yield
 
 
-def _warmed_up(decoder: FusedDecoder, note: Callable[[str], None]) -> bool:
+def _warmed_up(decoder: FusedDecoder, use: Callable[[FusedDecoder], None], note: Callable[[str], None]) -> bool:
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "compiled"))
     # it tells of its own tuning
     logging.getLogger("torch._inductor").setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings(), segments.compiled():
             warnings.simplefilter("ignore")
-            with torch._dynamo.config.patch(specialize_int=True):
-                for padding in (0, 1):
-                    _one_step(decoder, padding)
+            with torch._dynamo.config.patch(specialize_int=True, recompile_limit=32):
+                use(decoder)
     except Exception as error:  # whatever a compiler can fail by: without it the run is only slower
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         note(f"not compiled, which makes the run slower: {first[:200]}")
@@ -60,16 +65,37 @@ def _warmed_up(decoder: FusedDecoder, note: Callable[[str], None]) -> bool:
     return True
 
 
-def _one_step(decoder: FusedDecoder, padding: int) -> None:
-    """Forward and backward, the last text shorter by ``padding``; the prompt read with the texts, and before them."""
+def _learn(decoder: FusedDecoder) -> None:
+    """Forward and backward, the last text as long as the others and shorter; the prompt read with the texts, and before
+    them."""
+    start = _prompt(decoder).requires_grad_()
+    with torch.enable_grad():
+        for padding in (0, 1):
+            prefix = decoder.keys_and_values(start[None])
+            for before in ({"prompts": (start,)}, {"prefix": prefix, "lengths": (_PREFIX,)}):
+                _read(decoder, _TEXTS, padding, before).float().sum().backward()
+
+
+@torch.no_grad()
+def _answer(decoder: FusedDecoder) -> None:
+    """Several texts and one alone, behind a prompt and behind a single token: what is 1 is compiled for itself."""
+    whole = decoder.keys_and_values(_prompt(decoder)[None])
+    for length in (_PREFIX, 1):
+        prefix = [(keys[:, :, :length], values[:, :, :length]) for keys, values in whole]
+        for texts, padding in ((_TEXTS, 0), (_TEXTS, 1), (1, 0)):
+            _read(decoder, texts, padding, {"prefix": prefix, "lengths": (length,)})
+
+
+def _prompt(decoder: FusedDecoder) -> Tensor:
     base = decoder.base
-    ids = torch.arange(_TEXTS * _LENGTH, device=base.device).view(_TEXTS, _LENGTH) % base.vocabulary_size
+    return base.embed(torch.arange(_PREFIX, device=base.device) % base.vocabulary_size).detach()
+
+
+def _read(decoder: FusedDecoder, texts: int, padding: int, before: Mapping[str, Any]) -> Tensor:
+    """Hidden states at the ends of ``texts``, the last one shorter by ``padding``."""
+    base = decoder.base
+    ids = torch.arange(texts * _LENGTH, device=base.device).view(texts, _LENGTH) % base.vocabulary_size
     mask = torch.ones_like(ids)
     mask[-1, _LENGTH - padding :] = 0
-    start = base.embed(torch.arange(_PREFIX, device=base.device) % base.vocabulary_size).detach().requires_grad_()
-    with torch.enable_grad():
-        row = torch.arange(_TEXTS, device=base.device)
-        column = mask.sum(dim=1) - 1
-        prefix = decoder.keys_and_values(start[None])
-        for before in ({"prompts": (start,)}, {"prefix": prefix, "lengths": (_PREFIX,)}):
-            decoder.read(base.embed(ids), mask, row, column, **before).float().sum().backward()
+    row = torch.arange(texts, device=base.device)
+    return decoder.read(base.embed(ids), mask, row, mask.sum(dim=1) - 1, **before)

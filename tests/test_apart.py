@@ -48,19 +48,33 @@ def test_scores_are_those_of_copies(family: str, monkeypatch: pytest.MonkeyPatch
     base = tiny_base(family)
     prefixes, batch = prompts(base), batch_of(base)
     expected = stacked(prefixes).scored(batch)
-    # windows are kept to by copies; elsewhere nothing is copied
+    torch.testing.assert_close(PrefixesApart(base, prefixes).scored(batch), expected, atol=ATOL, rtol=0)
+    # windows are kept to by copies, our own layers have one for all rows; elsewhere nothing is copied
     assert base.sliding_window in (None, WINDOW)
+    monkeypatch.setattr(apart, "fused", lambda base: None)
     if base.sliding_window is None:
         monkeypatch.setattr(apart, "stacked", None)
     torch.testing.assert_close(PrefixesApart(base, prefixes).scored(batch), expected, atol=ATOL, rtol=0)
 
 
 @torch.no_grad()
+def test_only_prompts_of_the_batch_are_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    base = tiny_base("llama")
+    prefixes = prompts(base)
+    some = collate([item for item in items() if item.prompt in (1, 3)], base.device)
+    expected, seen = stacked(prefixes).scored(some), []
+    monkeypatch.setattr(apart, "stacked", lambda used: seen.append(used) or stacked(used))
+    torch.testing.assert_close(PrefixesApart(base, prefixes).scored(some), expected, atol=ATOL, rtol=0)
+    assert seen == [[prefixes[1], prefixes[3]]]
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("family", ["gemma3", "mistral"])
 @pytest.mark.parametrize("longest", [2, 3, 12])
-def test_windows_are_kept_to(family: str, longest: int) -> None:
+def test_windows_are_kept_to(family: str, longest: int, monkeypatch: pytest.MonkeyPatch) -> None:
     base = tiny_base(family)
     prefixes, batch = prompts(base, longest=longest), batch_of(base)
+    monkeypatch.setattr(apart, "fused", lambda base: None)
     found = PrefixesApart(base, prefixes).scored(batch)
     torch.testing.assert_close(found, stacked(prefixes).scored(batch), atol=ATOL, rtol=0)
 
@@ -110,6 +124,7 @@ def test_long_texts_are_left_to_the_kernel(monkeypatch: pytest.MonkeyPatch) -> N
     base = tiny_base("llama")
     prefixes, batch = prompts(base), batch_of(base)
     expected = PrefixesApart(base, prefixes).scored(batch)
+    monkeypatch.setattr(apart, "fused", lambda base: None)
     monkeypatch.setattr(faster, "SHORT_ATTENTION", 0)
     monkeypatch.setattr(apart.Fronts, "hidden", None)
     torch.testing.assert_close(PrefixesApart(base, prefixes).scored(batch), expected, atol=ATOL, rtol=0)

@@ -9,7 +9,9 @@ from torch import Tensor
 
 from softprompt import compiled as compiling
 from softprompt import fused_layer, passes, segments
+from softprompt.apart import PrefixesApart
 from softprompt.base import FrozenLM
+from softprompt.batch import Item, collate
 from softprompt.fused import fused
 from softprompt.prefix import PromptState, cached_prefix, concatenated_prefix, keys_and_values, make_prefix
 from softprompt.recompute import recomputing
@@ -125,6 +127,7 @@ def test_recomputing_runs_each_layer_twice_with_the_same_gradient(
             runs.append(1)
             super().__init__(*given)
 
+    make_prefix(base, None)  # what is measured once a model is not counted
     monkeypatch.setattr(fused_layer, "Run", Counted)
     counts, gradients = [], []
     for enabled in (False, True):
@@ -222,11 +225,34 @@ class TestCompiled:
         def failing(*given: Any, **options: Any) -> Any:
             raise RuntimeError("no space left on device\nand what to do about it")
 
-        monkeypatch.setattr(compiling, "_one_step", failing)
+        monkeypatch.setattr(compiling, "_read", failing)
         notes: list[str] = []
         with compiling.compiled(tiny_base("llama"), True, notes.append):
             assert not segments.is_compiled()
         assert notes == ["not compiled, which makes the run slower: no space left on device"]
+
+    @pytest.mark.slow
+    @pytest.mark.skipif(compiling.shutil.which("g++") is None, reason="no C++ compiler is installed")
+    def test_answers_are_the_same_and_nothing_is_compiled_later(self) -> None:
+        base = tiny_base("gemma3")
+        states = [PromptState.of_embeddings(learned(base, length, length).detach()) for length in (6, 3)]
+        with torch.no_grad():
+            prefixes = tuple(cached_prefix(base, state) for state in (*states, None))
+        results: list[list[Tensor]] = []
+        for enabled in (False, True):
+            results.append([])
+            how = compiling.compiled(base, enabled, pytest.fail, learning=False)
+            with torch.no_grad(), how, torch.compiler.set_stance("fail_on_recompile"):
+                assert segments.is_compiled() == enabled
+                # behind each prompt several texts, or one
+                for which in ([0, 0, 1, 2, 2], [0, 1, 1, 1, 2], [1], [2, 2]):
+                    items = [
+                        Item(row, tuple(ids_of(1, 3 + row % 3, row)[0].tolist()), (2,), prompt=prompt)
+                        for row, prompt in enumerate(which)
+                    ]
+                    results[-1].append(PrefixesApart(base, prefixes).scored(collate(items, base.device)))
+        for found, right in zip(*results, strict=True):
+            torch.testing.assert_close(found, right, rtol=1e-4, atol=1e-4)
 
     @pytest.mark.slow
     @pytest.mark.skipif(compiling.shutil.which("g++") is None, reason="no C++ compiler is installed")

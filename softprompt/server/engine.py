@@ -8,16 +8,18 @@ The event loop never waits for the model, and the model's thread never for a cli
 """
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, fields
 from functools import partial
 from math import inf
-from typing import Self, TypeVar
+from typing import Literal, Self, TypeVar
 
 from softprompt.base import FrozenLM
 from softprompt.batch import Item
+from softprompt.compiled import SERVED, compiled, compiles
 from softprompt.data import Example
 from softprompt.errors import ConfigError, DataError
 from softprompt.generate import Sampling
@@ -32,6 +34,7 @@ from softprompt.server.waiting import Waiting
 from softprompt.server.work import Busy, Expired, Piece, Served, before, moment
 from softprompt.server.worker import Worker
 
+_log = logging.getLogger("softprompt.server")
 _Value = TypeVar("_Value")
 _Request = TypeVar("_Request", Questions, Text)
 
@@ -83,11 +86,22 @@ class Engine:
         (prediction,) = await engine.classify(served, [Example("a quiet film")])
     """
 
-    def __init__(self, base: FrozenLM, limits: Limits | None = None, observer: Observer | None = None) -> None:
-        """Start the threads.
+    def __init__(
+        self,
+        base: FrozenLM,
+        limits: Limits | None = None,
+        observer: Observer | None = None,
+        *,
+        compile: Literal["auto", "always", "never"] = "auto",
+        note: Callable[[str], None] = _log.warning,
+    ) -> None:
+        """Start the threads; returns when the model's thread is ready, which compiles first.
 
         Args:
             observer: is told of every batch.
+            compile: what texts are scored by, on a CPU with a C++ compiler; ``auto``: for models above 50 million
+                parameters.
+            note: is told if the compiler fails.
         """
         self.base, self.limits = base, limits or Limits()
         # measured here, for it takes a few forward passes
@@ -108,8 +122,10 @@ class Engine:
             token_budget=self.limits.batch_tokens or (EVALUATION_TOKENS if base.device.type == "cpu" else 16_384),
             running_tokens=self.limits.running_tokens,
             gather=self.limits.gather,
+            compiling=partial(compiled, base, compiles(base, compile, SERVED), note, learning=False),
         )
         self._worker.start()
+        self._worker.ready.wait()
 
     async def __aenter__(self) -> Self:
         return self

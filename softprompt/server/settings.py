@@ -30,6 +30,9 @@ class ServeConfig(Settings):
     device: str | None = Field(None, description="cpu, cuda, cuda:1, mps (default: a GPU if there is one)")
     dtype: str | None = Field(None, description="float32, bfloat16 or float16 (default: what is fast here)")
     quantise: str | None = Field(None, description="int8, bnb-int8 or bnb-nf4 (default: weights as saved)")
+    compile: Literal["auto", "always", "never"] = Field(
+        "auto", description="compile what labels are found by, on a CPU; auto: where a C++ compiler is"
+    )
     engine_kind: Literal["own", "vllm"] = Field(
         "own", description="what runs the model: this process, or a vLLM server with the baked checkpoint"
     )
@@ -138,6 +141,8 @@ class ServeConfig(Settings):
         for name in ("device", "dtype", "quantise"):
             if getattr(self, name) is not None:
                 raise ConfigError(f"--{name} is for a model that is loaded here, and vLLM loads it: leave it out")
+        if self.compile != "auto":
+            raise ConfigError("--compile is for a model that runs here, and vLLM runs it: leave it out")
 
     @property
     def keys_path(self) -> Path | None:

@@ -6,6 +6,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Literal
 
@@ -28,6 +29,7 @@ class Worker(threading.Thread):
 
     Attributes:
         failed: requests that ended with an error of their own.
+        ready: set when it takes requests.
     """
 
     def __init__(
@@ -41,8 +43,9 @@ class Worker(threading.Thread):
         token_budget: int,
         running_tokens: int,
         gather: float,
+        compiling: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
-        """The limits are those of ``Limits``."""
+        """The limits are those of ``Limits``; all is done within ``compiling``."""
         super().__init__(name="softprompt model", daemon=True)
         self._base, self._waiting, self._prefixes, self._facts = base, waiting, prefixes, facts
         self._rows, self._token_budget, self._gather = rows, token_budget, gather
@@ -55,6 +58,8 @@ class Worker(threading.Thread):
             token_budget=token_budget,
         )
         self.failed = 0
+        self.ready = threading.Event()
+        self._compiling = compiling
         self.loop: asyncio.AbstractEventLoop | None = None
         self._taken: list[Question] = []
         self._outbox: list[Callable[[], None]] = []
@@ -68,16 +73,23 @@ class Worker(threading.Thread):
         self._waiting.wake()
 
     def run(self) -> None:
-        with torch.no_grad():
-            while self._goes_on():
-                try:
-                    self._turn()
-                except Exception as error:  # a fault of ours: whoever it hits is told, the next are served
-                    _log.exception("a batch failed")
-                    self._drop_all(error)
-                self._flush()
-            self._drop_all(self._why, close=True)
+        try:
+            with torch.no_grad(), self._compiling():
+                self.ready.set()
+                self._answer()
+        finally:  # nobody is to wait for a thread that is gone
+            self.ready.set()
+
+    def _answer(self) -> None:
+        while self._goes_on():
+            try:
+                self._turn()
+            except Exception as error:  # a fault of ours: whoever it hits is told, the next are served
+                _log.exception("a batch failed")
+                self._drop_all(error)
             self._flush()
+        self._drop_all(self._why, close=True)
+        self._flush()
 
     def _goes_on(self) -> bool:
         waiting = self._waiting
