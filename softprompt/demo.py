@@ -47,7 +47,10 @@ class DemoResult:
     @property
     def next_commands(self) -> list[str]:
         """Three commands to try on the saved prompt, as they can be typed where this one was."""
-        program = "softprompt" if shutil.which("softprompt") else shlex.quote(sys.argv[0])
+        found = shutil.which("softprompt")
+        # another environment's may come first in the user's shell
+        same = found is not None and Path(found).parent == Path(sys.executable).parent
+        program = "softprompt" if same else shlex.quote(sys.argv[0])
         return [
             f'{program} predict {shlex.quote(str(self.folder))} "a quiet film that stays with you for days"',
             f"{program} show {shlex.quote(str(self.folder))}",

@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -103,12 +104,15 @@ class TestStory:
         ):
             assert part in text
 
-    @pytest.mark.parametrize("found", [True, False])
-    def test_next_commands_can_be_pasted(self, told: Told, found: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    @pytest.mark.parametrize(
+        "found", [str(Path(sys.executable).with_name("softprompt")), "/other/bin/softprompt", None]
+    )
+    def test_next_commands_can_be_pasted(self, told: Told, found: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
         # make demo runs a program of the virtual environment that the user's shell does not find by its name
-        monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}" if found else None)
+        monkeypatch.setattr("shutil.which", lambda name: found)
         monkeypatch.setattr("sys.argv", [".venv/bin/softprompt", "demo"])
-        program = "softprompt" if found else ".venv/bin/softprompt"
+        own = found is not None and not found.startswith("/other")
+        program = "softprompt" if own else ".venv/bin/softprompt"
         result, _, _ = told
         predict, show, train = map(shlex.split, result.next_commands)
         assert predict[:3] == [program, "predict", str(result.folder)]

@@ -214,7 +214,7 @@ class TestBatches:
             async with Engine(BASE, observer=held) as engine:
                 first = await held.busy(engine, LABELS)
                 waits = [asyncio.create_task(engine.classify(served(number), film)) for number in range(5)]
-                await until(lambda: engine.snapshot().waiting == 5)
+                await until(lambda: engine._waiting.ready == 5)
                 held.go.set()
                 await asyncio.gather(first, *waits)
             _, (read,) = Preparing(BASE, 1000).questions(served(0), film)

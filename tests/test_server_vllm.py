@@ -371,6 +371,10 @@ class TestStart:
             ({"engine_url": "http://x"}, "give --engine vllm too"),
             ({"engine_kind": "vllm", "engine_url": "x:80"}, "expected http://HOST:PORT or https://, got 'x:80'"),
             ({"engine_kind": "vllm", "engine_url": "http://x", "dtype": "float32"}, "--dtype is for a model"),
+            (
+                {"engine_kind": "vllm", "engine_url": "http://x", "compile": "never"},
+                "--compile is for a model that runs",
+            ),
             ({"engine_kind": "sglang"}, "setting 'engine_kind'"),
         ],
     )
