@@ -202,7 +202,7 @@ def _own(
     base = load_base(str(settings.model), {**model, "trust_remote_code": trust_remote_code})
     source.check_base(base)
     if compiles(base, settings.compile, SERVED):
-        say("compiling: a minute or two once a machine, then seconds (--compile never leaves it out)")
+        say("compiling: up to two minutes the first time, less later (--compile never leaves it out)")
     engine = Engine(base, limits, metrics, compile=settings.compile, note=say)
     return engine, Registry(base, source, **_registered(settings, base.name))
 
