@@ -62,6 +62,7 @@ class TestTheCommand:
         assert sorted(path.name for path in out.iterdir()) == [
             "distillation.json",
             "history.jsonl",
+            "profile.json",
             "prompt.json",
             "prompt.safetensors",
             "run.json",
