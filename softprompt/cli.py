@@ -19,6 +19,7 @@ from softprompt.cli_common import (
     WORDS,
     column_options,
     columns_of,
+    compile_option,
     device_map_option,
     json_option,
     load_base,
@@ -153,11 +154,7 @@ def demo(out: Path, steps: int | None, as_json: bool, **model: Any) -> None:
 @click.option("--grid", type=GIVEN, metavar="NAME=A,B;...", help="One prompt for each combination, all together.")
 @click.option("--ensemble", is_flag=True, help="With --seeds or --grid: keep all, they answer by vote.")
 @click.option("--gradient-checkpointing", is_flag=True, default=None, help="Save memory by computing layers twice.")
-@click.option(
-    "--compile",
-    type=click.Choice(["auto", "always", "never"]),
-    help="Compile what makes a long run faster, on a CPU.  [default: auto]",
-)
+@compile_option("a long run")
 @click.option("--tensorboard", type=PLACE, help="Folder for TensorBoard.")
 @click.option("--streaming", is_flag=True, help="Read training rows as they are needed, never all of them.")
 @run_options

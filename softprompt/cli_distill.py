@@ -11,6 +11,7 @@ from softprompt.cli_common import (
     WORDS,
     column_options,
     columns_of,
+    compile_option,
     json_option,
     load_base,
     model_of,
@@ -54,11 +55,7 @@ HOW = ("temperature", "top_k", "greedy", "samples", "sample_temperature", "sampl
 @click.option("--max-length", type=int, help="Tokens of template and text; the text is cut.  [default: 512]")
 @click.option("--patience", type=int, help="Validations without gain before stopping, 0: never.  [default: 4]")
 @click.option("--gradient-checkpointing", is_flag=True, default=None, help="Save memory by computing layers twice.")
-@click.option(
-    "--compile",
-    type=click.Choice(["auto", "always", "never"]),
-    help="Compile what makes a long run faster, on a CPU.  [default: auto]",
-)
+@compile_option("a long run")
 @click.option("--no-measure", is_flag=True, help="Do not time teacher and student at the end.")
 @run_options_from("teacher (its own text, if not given), text, text:WORDS, labels, vocab, random, prompt:FOLDER.")
 @model_options

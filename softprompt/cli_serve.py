@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from softprompt import __version__
-from softprompt.cli_common import GIVEN, PLACE, json_option, load_base, print_result, say
+from softprompt.cli_common import GIVEN, PLACE, compile_option, json_option, load_base, print_result, say
 from softprompt.errors import ConfigError, MissingExtraError
 
 if TYPE_CHECKING:
@@ -55,11 +55,7 @@ PACKAGES = ("fastapi", "uvicorn", "prometheus_client", "httpx")  # of the extra 
 @click.option("--device", help="cpu, cuda, cuda:1, mps. Default: a GPU if there is one.")
 @click.option("--dtype", help="float32, bfloat16 or float16. Default: what is fast here.")
 @click.option("--quantise", help="int8 (torchao), bnb-int8 or bnb-nf4 (bitsandbytes). Default: weights as saved.")
-@click.option(
-    "--compile",
-    type=click.Choice(["auto", "always", "never"]),
-    help="Compile what makes labels faster, on a CPU.  [default: auto]",
-)
+@compile_option("labels")
 @click.option("--trust-remote-code", is_flag=True, help="Let the model's repository run its own code.")
 def serve(config: Path | None, trust_remote_code: bool, **options: Any) -> None:
     """Serve prompts over HTTP: many tasks on one frozen model.
