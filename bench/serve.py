@@ -30,6 +30,7 @@ from softprompt.embedded import MODEL_NAME
 from softprompt.errors import ConfigError, MissingExtraError
 
 PEFT = ("peft-float32", "peft-bf16")
+DOCUMENTED = "peft-float32, documented"
 OWN = ("engine", "http")
 AIM_RATIO = 8.0  # times PEFT's requests a second
 AIM_COST = 0.05  # of the engine's throughput, for a long prompt
@@ -66,7 +67,7 @@ def latency(rounds: Sequence[Done]) -> dict[str, Any]:
 def ratios(throughputs: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
     """How many times PEFT's requests a second softprompt answers, for each of ours and each of PEFT's forms."""
     rates = {name: one["requests_per_second"] for name, one in throughputs.items()}
-    return {f"{own} / {peft}": rates[own] / rates[peft] for own in OWN for peft in PEFT}
+    return {f"{own} / {peft}": rates[own] / rates[peft] for own in OWN for peft in (DOCUMENTED, *PEFT)}
 
 
 def cost(turns: Mapping[str, Sequence[Done]], kind: Kind) -> dict[str, Any]:
@@ -129,6 +130,7 @@ class Measuring:
         first = {name: Turn(kind, count, outstanding=options.outstanding) for name in self.children}
         for own in OWN:  # as long as PEFT's turns, about, so that a disturbance weighs as much
             first[own] = Turn(kind, count * options.times, outstanding=options.outstanding)
+        first[DOCUMENTED] = Turn(kind, count, outstanding=options.outstanding, documented=True)
         closed = self._rounds(f"{kind}: throughput, requests a second", first, options.rounds)
         throughputs = {name: throughput(rounds) for name, rounds in closed.items()}
         own, alone = closed["engine"][0].answers[:count], min(count, options.alone)
@@ -182,7 +184,7 @@ class Measuring:
         return done
 
     def _turn(self, name: str, turn: Turn) -> Done:
-        done = self.children[name].ask(turn)
+        done = self.children[name.partition(",")[0]].ask(turn)
         assert isinstance(done, Done)
         return done
 
@@ -259,13 +261,13 @@ def text_report(report: Mapping[str, Any]) -> str:
     for kind in KINDS:
         part = report[kind]
         what = "labels" if kind == "labels" else f"completions of up to {setup['tokens']} tokens"
-        columns = "{:<14} {:>12} {:>10} {:>12} {:>10}  {}"
+        columns = "{:<24} {:>12} {:>10} {:>12} {:>10}  {}"
         lines += ["", what, columns.format("", "requests/s", "tokens/s", "requests", "peak MiB", "dtype")]
         for name, one in part["throughput"].items():
             figures = (f"{one['requests_per_second']:.1f}", f"{one['tokens_per_second']:.0f}")
             rest = (one["requests_per_turn"], f"{one['peak_memory_mb']:,.0f}", one["dtype"])
             lines.append(columns.format(name, *figures, *rest))
-        columns = "{:<14} {:>16} {:>12} {:>12}"
+        columns = "{:<24} {:>16} {:>12} {:>12}"
         lines += ["", columns.format("", "offered/s", "p50 ms", "p95 ms")]
         for load in part["latency"].values():
             for name, one in load["contestants"].items():

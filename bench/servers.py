@@ -6,10 +6,11 @@
     engine   softprompt's engine, asked from an event loop in its process
     http     ``softprompt serve`` in a process of its own, asked by httpx over local connections
 
-PEFT is given what makes it fast: one forward pass with ``logits_to_keep=1`` for a label, where its documentation has
-``generate``, and an output layer that all rows are multiplied with at once. Its texts are padded on the left, as
-Transformers documents for generation; PEFT leaves positions to the model, which counts the padding between prompt and
-text, so answers may differ from those without padding.
+PEFT is asked in two ways. As documented: ``generate`` for a label too, of two tokens (the label, the end of the text),
+and the output layer as PEFT leaves it. And with what makes it fast: one forward pass with ``logits_to_keep=1`` for a
+label, and an output layer that all rows are multiplied with at once. Its texts are padded on the left, as Transformers
+documents for generation; PEFT leaves positions to the model, which counts the padding between prompt and text, so
+answers may differ from those without padding.
 """
 
 import asyncio
@@ -88,6 +89,7 @@ class Turn:
             themselves, at ``arrivals`` (seconds from the beginning).
         prompts: ``tasks``; or for the engine alone ``none``, ``one`` (long) and ``long`` (one for each task).
         batch: requests together, at most (PEFT); the setup's if ``None``.
+        documented: PEFT as its documentation has it, not as fast as can be.
     """
 
     kind: Kind
@@ -96,6 +98,7 @@ class Turn:
     arrivals: tuple[float, ...] = ()
     prompts: str = "tasks"
     batch: int | None = None
+    documented: bool = False
 
 
 @dataclass
@@ -147,8 +150,6 @@ class Peft:
         for name, folder in zip(names[1:], folders[1:], strict=True):
             model.load_adapter(folder, adapter_name=name)
         self._model = model.eval()
-        # frozen, it is multiplied row by row, in bfloat16 with a copy for each: torch.matmul looks at this
-        model.get_output_embeddings().weight.requires_grad_(True)
         usage = json.loads((Path(folders[0]) / "softprompt.json").read_text(encoding="utf-8"))
         self._special = bool(usage["add_special_tokens"])
         self._words = [self._first_tokens(task) for task in range(setup.tasks)]
@@ -183,7 +184,8 @@ class Peft:
             batch = [at for at in waiting if asked[at].task == task][:most]
             taken = set(batch)
             waiting = deque(at for at in waiting if at not in taken)
-            answers, tokens = self._answered(turn.kind, task, [asked[at].text for at in batch])
+            texts = [asked[at].text for at in batch]
+            answers, tokens = self._answered(turn.kind, task, texts, turn.documented)
             end = time.perf_counter()
             for at, answer, count in zip(batch, answers, tokens, strict=True):
                 done.answers[at], done.tokens[at], done.latencies[at] = answer, count, end - arrived[at]
@@ -191,20 +193,22 @@ class Peft:
         done.seconds = time.perf_counter() - start
         return done
 
-    def _answered(self, kind: Kind, task: int, texts: Sequence[str]) -> tuple[list[str], list[int]]:
+    def _answered(self, kind: Kind, task: int, texts: Sequence[str], documented: bool) -> tuple[list[str], list[int]]:
         import torch
 
         spec = spec_of(kind, task)
         rendered = [spec.compiled.render(Example(text)) for text in texts]
         self._model.set_adapter(self._setup.name("labels", task))
+        # frozen, it is multiplied row by row, in bfloat16 with a copy for each: torch.matmul looks at this
+        self._model.get_output_embeddings().weight.requires_grad_(not documented)
         fed = self._tokenizer(rendered, padding=True, add_special_tokens=self._special, return_tensors="pt")
         ids, mask = fed.input_ids, fed.attention_mask
         with torch.inference_mode():
-            if kind == "labels":
+            if kind == "labels" and not documented:
                 logits = self._model(input_ids=ids, attention_mask=mask, logits_to_keep=1).logits[:, -1]
                 chosen = logits[:, self._words[task]].argmax(dim=1).tolist()
                 return [spec.labels[one] for one in chosen], [0] * len(texts)
-            pad, most = self._tokenizer.pad_token_id, self._setup.new_tokens
+            pad, most = self._tokenizer.pad_token_id, 2 if kind == "labels" else self._setup.new_tokens
             grown = self._model.generate(
                 input_ids=ids, attention_mask=mask, max_new_tokens=most, do_sample=False, pad_token_id=pad
             )

@@ -10,6 +10,7 @@ Shapes: as in fused_layer.py; ``N`` scored positions.
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from math import inf
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -22,6 +23,8 @@ from softprompt.faster import moved
 from softprompt.fused_layer import Group, KeysAndValues, Layer, LayerPass, Plan, norm_of, remembering
 from softprompt.passes import Norm
 
+# padded positions that cost as much time in attention as one more group does
+CALL = 64
 _known: WeakKeyDictionary[FrozenLM, "FusedDecoder | None"] = WeakKeyDictionary()
 
 
@@ -67,7 +70,7 @@ class FusedDecoder:
         """
         lengths = [len(prompt) for prompt in prompts] or lengths
         which = row.new_zeros(len(mask)) if which is None else which
-        order = which.argsort(stable=True)
+        order = (which * (mask.shape[1] + 1) + mask.sum(dim=1)).argsort(stable=True)
         mask, which = mask[order].bool(), which[order]
         places = torch.full(mask.shape, -1, device=mask.device)
         places[mask] = torch.arange(int(mask.sum()), device=mask.device)
@@ -134,20 +137,39 @@ class _Normed(torch.autograd.Function):
 
 
 def _groups(mask: Tensor, which: Tensor, lengths: Sequence[int], widest: int) -> list[Group]:
-    """Texts ``mask [B, T]`` behind prompts ``which [B]``, in order."""
+    """Texts ``mask [B, T]`` behind prompts ``which [B]``, in order, shorter ones first."""
     counts = mask.sum(dim=1)
     groups, start = [], 0
     for prompt in which.unique().tolist():
-        own = counts[which == prompt]
-        length, stop = int(own.max()), start + int(own.sum())
-        column = torch.arange(length, device=mask.device)
-        there = column < own[:, None]
-        seen = (column <= column[:, None]) & there[:, None]
-        hidden = torch.zeros(seen.shape, device=mask.device).masked_fill(~seen, -torch.inf)
-        slots = None if bool(there.all()) else there.flatten().nonzero()[:, 0]
-        groups.append(Group(start, stop, slots, hidden[:, :, None], prompt, widest - lengths[prompt]))
-        start = stop
+        for own in counts[which == prompt].split(of_like_length(counts[which == prompt].tolist())):
+            length, stop = int(own[-1]), start + int(own.sum())
+            column = torch.arange(length, device=mask.device)
+            there = column < own[:, None]
+            seen = (column <= column[:, None]) & there[:, None]
+            hidden = torch.zeros(seen.shape, device=mask.device).masked_fill(~seen, -torch.inf)
+            slots = None if bool(there.all()) else there.flatten().nonzero()[:, 0]
+            groups.append(Group(start, stop, slots, hidden[:, :, None], prompt, widest - lengths[prompt]))
+            start = stop
     return groups
+
+
+def of_like_length(counts: Sequence[int]) -> list[int]:
+    """How many of texts with ``counts`` tokens, sorted, to read together, so that padding and calls cost least.
+
+    No text is alone among several: what is 1 is compiled for itself.
+    """
+    # for so many of the first texts: what they cost at least, and how many of them are the last group
+    best: list[tuple[float, int]] = [(0.0, 0)]
+    for end in range(1, len(counts) + 1):
+        sizes = range(min(2, len(counts)), end + 1)
+        best.append(
+            min(((best[end - size][0] + size * counts[end - 1] + CALL, size) for size in sizes), default=(inf, 0))
+        )
+    groups, end = [], len(counts)
+    while end:
+        groups.append(best[end][1])
+        end -= groups[-1]
+    return groups[::-1]
 
 
 def _along(prompts: Sequence[Tensor], start: int) -> tuple[Group, ...]:

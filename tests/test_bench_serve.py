@@ -44,9 +44,11 @@ class TestArithmetic:
         assert one["p50_ms"] == one["p95_ms"] == 250
 
     def test_ratios_say_which_is_which(self) -> None:
-        rates = {"engine": 90.0, "http": 40.0, "peft-float32": 5.0, "peft-bf16": 20.0}
+        rates = {"engine": 90.0, "http": 40.0, "peft-float32, documented": 2.0, "peft-float32": 5.0, "peft-bf16": 20.0}
         found = serve.ratios({name: {"requests_per_second": rate} for name, rate in rates.items()})
         assert found == {
+            "engine / peft-float32, documented": 45.0,
+            "http / peft-float32, documented": 20.0,
             "engine / peft-float32": 18.0,
             "engine / peft-bf16": 4.5,
             "http / peft-float32": 8.0,
@@ -102,7 +104,7 @@ class Counting(Peft):
     def __init__(self, setup: Setup) -> None:
         self._setup, self.batches = setup, []
 
-    def _answered(self, kind: str, task: int, texts: Any) -> tuple[list[str], list[int]]:
+    def _answered(self, kind: str, task: int, texts: Any, documented: bool) -> tuple[list[str], list[int]]:
         self.batches.append((task, list(texts)))
         return [f"{task} {text}" for text in texts], [1] * len(texts)
 
@@ -179,7 +181,7 @@ class TestRun:
                 assert ratio == pytest.approx(rates[own] / rates[peft])
             assert {name: one["requests_per_turn"] for name, one in part["throughput"].items()} == {
                 **dict.fromkeys(("engine", "http"), 2 * count),
-                **dict.fromkeys(("peft-float32", "peft-bf16"), count),
+                **dict.fromkeys(("peft-float32", "peft-bf16", serve.DOCUMENTED), count),
             }
             # the same prompts are on both sides
             assert part["same_answers"]["http"] == [count, count]
@@ -193,6 +195,6 @@ class TestRun:
             assert part["prompt_cost"]["cost"]["one"] == pytest.approx(1 - medians["one"] / medians["none"])
         assert report["texts"]["throughput"]["engine"]["mean_tokens"] > 1
         text = serve.text_report(report)
-        assert text.count("\naim ") == 2 * (4 + 4 + 2)
+        assert text.count("\naim ") == 2 * (6 + 4 + 2)
         assert max(len(line) for line in text.splitlines() if str(tmp_path) not in line) <= 130
         assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "rows.jsonl"]

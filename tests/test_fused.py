@@ -8,6 +8,7 @@ from tiny import WINDOW, tiny_base, tiny_model, tiny_tokenizer
 from torch import Tensor
 
 from softprompt import compiled as compiling
+from softprompt import fused as fusing
 from softprompt import fused_layer, passes, segments
 from softprompt.apart import PrefixesApart
 from softprompt.base import FrozenLM
@@ -57,11 +58,15 @@ def test_a_layer_of_other_numbers_is_not_used(monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.parametrize("lengths", [(3,), (3, 3), (2, 5, 1)])
-def test_mixed_prompts_and_ragged_texts(base: FrozenLM, lengths: tuple[int, ...]) -> None:
+@pytest.mark.parametrize("call", [fusing.CALL, 1])
+def test_mixed_prompts_and_ragged_texts(
+    base: FrozenLM, lengths: tuple[int, ...], call: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Hidden states and gradient, against BOS, prompt and text concatenated."""
-    sizes = [4, 1, 6, 3, 6, 2]
+    monkeypatch.setattr(fusing, "CALL", call)
+    sizes = [4, 1, 6, 3, 6, 2, 1, 2]
     ids, mask = ids_of(len(sizes), max(sizes)), ragged(sizes)
-    which = torch.tensor([2, 0, 1, 0, 2, 1]) % len(lengths)
+    which = torch.tensor([2, 0, 1, 0, 2, 1, 0, 0]) % len(lengths)
     results = []
     for make in (make_prefix, concatenated_prefix):
         prompts = [learned(base, length, seed) for seed, length in enumerate(lengths)]
@@ -71,6 +76,34 @@ def test_mixed_prompts_and_ragged_texts(base: FrozenLM, lengths: tuple[int, ...]
         results.append([hidden.detach(), *torch.autograd.grad((hidden * weight).sum(), prompts)])
     for found, right in zip(*results, strict=True):
         torch.testing.assert_close(found, right, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("counts", "groups"),
+    [
+        ([7], [1]),
+        ([5, 5, 5], [3]),
+        ([3] * 40 + [30] * 40, [40, 40]),
+        ([9, 10] * 8 + [11] * 8, [24]),  # padding that costs less than a call
+        ([4] * 30 + [90], [29, 2]),  # one is not left alone
+    ],
+)
+def test_texts_are_read_with_those_of_like_length(counts: list[int], groups: list[int]) -> None:
+    assert fusing.of_like_length(sorted(counts)) == groups
+
+
+def test_no_padding_is_read_that_pays_to_leave_out() -> None:
+    """Against the best of all ways to cut a few texts into groups of at least two."""
+    counts = sorted(int(one) for one in torch.randint(1, 90, (9,), generator=torch.Generator().manual_seed(3)))
+
+    def cost(sizes: list[int]) -> int:
+        ends = [sum(sizes[: at + 1]) for at in range(len(sizes))]
+        return sum(size * counts[end - 1] + fusing.CALL for size, end in zip(sizes, ends, strict=True))
+
+    def ways(left: int) -> list[list[int]]:
+        return [[left]] + [[*way, size] for size in range(2, left - 1) for way in ways(left - size)]
+
+    assert cost(fusing.of_like_length(counts)) == min(map(cost, ways(len(counts)))) < cost([len(counts)])
 
 
 def test_keys_and_values_learn(base: FrozenLM) -> None:
