@@ -141,7 +141,8 @@ def _groups(mask: Tensor, which: Tensor, lengths: Sequence[int], widest: int) ->
     counts = mask.sum(dim=1)
     groups, start = [], 0
     for prompt in which.unique().tolist():
-        for own in counts[which == prompt].split(of_like_length(counts[which == prompt].tolist())):
+        behind = counts[which == prompt]
+        for own in behind.split(of_like_length(behind.tolist())):
             length, stop = int(own[-1]), start + int(own.sum())
             column = torch.arange(length, device=mask.device)
             there = column < own[:, None]
