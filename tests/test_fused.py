@@ -18,6 +18,7 @@ from softprompt.prefix import PromptState, cached_prefix, concatenated_prefix, k
 from softprompt.recompute import recomputing
 
 FUSED = ("llama", "gemma3", "qwen3", "mistral", "qwen2")
+COMPILER = pytest.mark.skipif(compiling.shutil.which("g++") is None, reason="no C++ compiler is installed")
 OTHERS = ("gpt2", "gemma2", "cohere", "phi", "bloom", "mamba", "opt")
 
 
@@ -264,8 +265,18 @@ class TestCompiled:
             assert not segments.is_compiled()
         assert notes == ["not compiled, which makes the run slower: no space left on device"]
 
+    @pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=[pytest.mark.slow, COMPILER])])
+    def test_scores_of_bfloat16_lose_nothing(self, backend: str) -> None:
+        draw = torch.Generator().manual_seed(0)
+        query, keys = (torch.randn(2, count, 64, generator=draw).bfloat16() for count in (96, 21))
+        right = query.double() @ keys.double().transpose(1, 2)
+        found = torch.compile(segments._scores, backend=backend)(query, query.float(), keys)
+        assert found.dtype == torch.float32
+        assert (found - right).abs().max() < 2**-16 * right.abs().max()
+        assert (right.bfloat16() - right).abs().max() > 2**-10 * right.abs().max()
+
     @pytest.mark.slow
-    @pytest.mark.skipif(compiling.shutil.which("g++") is None, reason="no C++ compiler is installed")
+    @COMPILER
     def test_answers_are_the_same_and_nothing_is_compiled_later(self) -> None:
         base = tiny_base("gemma3")
         states = [PromptState.of_embeddings(learned(base, length, length).detach()) for length in (6, 3)]
@@ -288,7 +299,7 @@ class TestCompiled:
             torch.testing.assert_close(found, right, rtol=1e-4, atol=1e-4)
 
     @pytest.mark.slow
-    @pytest.mark.skipif(compiling.shutil.which("g++") is None, reason="no C++ compiler is installed")
+    @COMPILER
     def test_gives_the_same_and_nothing_is_compiled_later(self) -> None:
         base = tiny_base("gemma3")
         results: list[list[Tensor]] = []
