@@ -78,12 +78,17 @@ def _learn(decoder: FusedDecoder) -> None:
 
 @torch.no_grad()
 def _answer(decoder: FusedDecoder) -> None:
-    """Several texts and one alone, behind a prompt and behind a single token: what is 1 is compiled for itself."""
+    """Several texts and one alone, behind a prompt and behind a single token: what is 1 is compiled for itself; and
+    each behind a prompt of its own."""
     whole = decoder.keys_and_values(_prompt(decoder)[None])
     for length in (_PREFIX, 1):
         prefix = [(keys[:, :, :length], values[:, :, :length]) for keys, values in whole]
         for texts, padding in ((_TEXTS, 0), (_TEXTS, 1), (1, 0)):
             _read(decoder, texts, padding, {"prefix": prefix, "lengths": (length,)})
+    each = [(keys.expand(_TEXTS, -1, -1, -1), values.expand(_TEXTS, -1, -1, -1)) for keys, values in whole]
+    for padding in (0, 1):
+        behind = {"prefix": each, "lengths": (_PREFIX,) * _TEXTS, "which": torch.arange(_TEXTS)}
+        _read(decoder, _TEXTS, padding, behind)
 
 
 def _prompt(decoder: FusedDecoder) -> Tensor:

@@ -10,7 +10,6 @@ Shapes: as in fused_layer.py; ``N`` scored positions.
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from math import inf
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -21,10 +20,9 @@ from softprompt import passes
 from softprompt.base import FrozenLM
 from softprompt.faster import moved
 from softprompt.fused_layer import Group, KeysAndValues, Layer, LayerPass, Plan, norm_of, remembering
+from softprompt.grouped import arranged
 from softprompt.passes import Norm
 
-# padded positions that cost as much time in attention as one more group does
-CALL = 64
 _known: WeakKeyDictionary[FrozenLM, "FusedDecoder | None"] = WeakKeyDictionary()
 
 
@@ -70,7 +68,10 @@ class FusedDecoder:
         """
         lengths = [len(prompt) for prompt in prompts] or lengths
         which = row.new_zeros(len(mask)) if which is None else which
-        order = (which * (mask.shape[1] + 1) + mask.sum(dim=1)).argsort(stable=True)
+        # copied keys and values would owe their gradient to those that they are copies of
+        copies = prefix is not None and not torch.is_grad_enabled()
+        together = arranged(mask.sum(dim=1).tolist(), which.tolist(), lengths, copies=copies)
+        order = torch.tensor([row for rows in together for row in rows], device=mask.device)
         mask, which = mask[order].bool(), which[order]
         places = torch.full(mask.shape, -1, device=mask.device)
         places[mask] = torch.arange(int(mask.sum()), device=mask.device)
@@ -84,7 +85,7 @@ class FusedDecoder:
             x = torch.cat([x, *prompts])
             positions = torch.cat([positions, *(torch.arange(length, device=mask.device) for length in lengths)])
         plan = Plan(
-            tuple(_groups(mask, which, lengths, max(lengths))),
+            _groups(mask, which, [len(rows) for rows in together], lengths),
             self._turns(embeddings, positions),
             places[back[row], column],
             remembering(),
@@ -101,7 +102,7 @@ class FusedDecoder:
         mask = torch.ones(rows, length, dtype=torch.bool, device=embeddings.device)
         which = torch.zeros(rows, dtype=torch.long, device=embeddings.device)
         positions = torch.arange(length, device=embeddings.device).repeat(rows)
-        plan = Plan(tuple(_groups(mask, which, (0,), 0)), self._turns(embeddings, positions), None, remembering())
+        plan = Plan(_groups(mask, which, (rows,), (0,)), self._turns(embeddings, positions), None, remembering())
         x, pairs = embeddings.flatten(0, 1), []
         for layer in self.layers:
             x, *pair = LayerPass.apply(x, None, None, layer, plan, layer is self.layers[-1])  # type: ignore[no-untyped-call]
@@ -136,41 +137,20 @@ class _Normed(torch.autograd.Function):
         return passes.norm_backward(grad_outputs[0], x, inverse, ctx.norm), None
 
 
-def _groups(mask: Tensor, which: Tensor, lengths: Sequence[int], widest: int) -> list[Group]:
-    """Texts ``mask [B, T]`` behind prompts ``which [B]``, in order, shorter ones first."""
-    counts = mask.sum(dim=1)
+def _groups(mask: Tensor, which: Tensor, sizes: Sequence[int], lengths: Sequence[int]) -> tuple[Group, ...]:
+    """Texts ``mask [B, T]`` behind prompts ``which [B]``, so many in each group; the last of each is its longest."""
     groups, start = [], 0
-    for prompt in which.unique().tolist():
-        behind = counts[which == prompt]
-        for own in behind.split(of_like_length(behind.tolist())):
-            length, stop = int(own[-1]), start + int(own.sum())
-            column = torch.arange(length, device=mask.device)
-            there = column < own[:, None]
-            seen = (column <= column[:, None]) & there[:, None]
-            hidden = torch.zeros(seen.shape, device=mask.device).masked_fill(~seen, -torch.inf)
-            slots = None if bool(there.all()) else there.flatten().nonzero()[:, 0]
-            groups.append(Group(start, stop, slots, hidden[:, :, None], prompt, widest - lengths[prompt]))
-            start = stop
-    return groups
-
-
-def of_like_length(counts: Sequence[int]) -> list[int]:
-    """How many of texts with ``counts`` tokens, sorted, to read together, so that padding and calls cost least.
-
-    No text is alone among several: what is 1 is compiled for itself.
-    """
-    # for so many of the first texts: what they cost at least, and how many of them are the last group
-    best: list[tuple[float, int]] = [(0.0, 0)]
-    for end in range(1, len(counts) + 1):
-        sizes = range(min(2, len(counts)), end + 1)
-        best.append(
-            min(((best[end - size][0] + size * counts[end - 1] + CALL, size) for size in sizes), default=(inf, 0))
-        )
-    groups, end = [], len(counts)
-    while end:
-        groups.append(best[end][1])
-        end -= groups[-1]
-    return groups[::-1]
+    for behind, own in zip(which.split(list(sizes)), mask.sum(dim=1).split(list(sizes)), strict=True):
+        length, stop, prompt = int(own[-1]), start + int(own.sum()), int(behind[0])
+        column = torch.arange(length, device=mask.device)
+        there = column < own[:, None]
+        seen = (column <= column[:, None]) & there[:, None]
+        hidden = torch.zeros(seen.shape, device=mask.device).masked_fill(~seen, -torch.inf)
+        slots = None if bool(there.all()) else there.flatten().nonzero()[:, 0]
+        each = None if bool((behind == prompt).all()) else behind
+        groups.append(Group(start, stop, slots, hidden[:, :, None], prompt, max(lengths) - lengths[prompt], each))
+        start = stop
+    return tuple(groups)
 
 
 def _along(prompts: Sequence[Tensor], start: int) -> tuple[Group, ...]:
@@ -178,7 +158,7 @@ def _along(prompts: Sequence[Tensor], start: int) -> tuple[Group, ...]:
     groups = []
     for prompt in prompts:
         whole = torch.ones(1, len(prompt), dtype=torch.bool, device=prompt.device)
-        (group,) = _groups(whole, whole.new_zeros(1, dtype=torch.long), (0,), 0)
+        (group,) = _groups(whole, whole.new_zeros(1, dtype=torch.long), (1,), (0,))
         groups.append(replace(group, start=start, stop=start + len(prompt)))
         start += len(prompt)
     return tuple(groups)

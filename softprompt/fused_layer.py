@@ -112,14 +112,15 @@ class Layer:
 
 @dataclass(frozen=True)
 class Group:
-    """Texts behind one prompt, or a prompt itself, neighbours among the packed positions.
+    """Texts behind one prompt or several of one length, or a prompt itself, neighbours among the packed positions.
 
     Attributes:
         start, stop: their positions.
         slots: ``[M]``, the place of each position among ``B * T`` of the padded form; ``None`` if nothing is padded.
         hidden: ``[B, T, 1, T]``, float32: 0 where a query may look, ``-inf`` where not.
-        prompt: which of the ``R``.
+        prompt: which of the ``R``; that of the first text where they stand behind several.
         behind: columns of padding before its prefix.
+        each: the prompt of each text ``[B]`` where they stand behind several; nothing is learned then.
     """
 
     start: int
@@ -128,6 +129,7 @@ class Group:
     hidden: Tensor
     prompt: int
     behind: int
+    each: Tensor | None = None
 
     @property
     def rows(self) -> slice:
@@ -240,9 +242,13 @@ class Run:
         return _apart(part) if any(group is prompt for prompt in self.plan.prompts) else _bare(part)
 
     def _given(self, group: Group) -> KeysAndValues | None:
-        """Keys and values ``[K, P, D]`` of a group's prefix, if it has one."""
+        """Keys and values ``[K, P, D]`` of a group's prefix, if it has one; ``[K * B, P, D]`` of each text's own."""
         if self._prefix is None or group.behind == self._prefix[0].shape[2]:
             return None
+        if group.each is not None:
+            seen = (each[:, :, group.behind :].transpose(0, 1) for each in self._prefix)
+            keys, values = (each.index_select(1, group.each).flatten(0, 1) for each in seen)
+            return keys, values
         keys, values = (each[group.prompt, :, group.behind :] for each in self._prefix)
         return _apart(keys), _apart(values)
 

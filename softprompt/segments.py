@@ -204,7 +204,7 @@ def attend(own: Triple, prefix: Pair | None, texts: Texts) -> tuple[Tensor, Atte
 
     Args:
         own: their queries, keys and values, ``[M, heads * D]``.
-        prefix: keys and values ``[K, P, D]``.
+        prefix: keys and values ``[K, P, D]`` for all texts, or ``[K * B, P, D]``.
     """
     count, length = texts.hidden.shape[:2]
     heads = own[1].shape[1] // texts.size
@@ -217,10 +217,12 @@ def attend(own: Triple, prefix: Pair | None, texts: Texts) -> tuple[Tensor, Atte
         found = after @ value
     else:
         keys, values = prefix
-        front = _scores(query.flatten(1, 2), wide.flatten(1, 2), keys).view(*text.shape[:-1], keys.shape[1])
+        rows = (len(keys), -1, texts.size)
+        front = _scores(query.reshape(rows), wide.reshape(rows), keys).view(*text.shape[:-1], keys.shape[1])
         before, after = passes.weights(front, text, texts.hidden, texts.scaling, query.dtype)
         after = after.flatten(2, 3)
-        found = torch.baddbmm((after @ value).flatten(1, 2), before.flatten(1, 3), values).view_as(query)
+        seen = before.reshape(len(keys), -1, keys.shape[1])
+        found = torch.baddbmm((after @ value).reshape(rows), seen, values).view_as(query)
     return _packed(found, texts), Attended(query, key, value, before, after)
 
 
@@ -274,7 +276,7 @@ def leave_backward(gradient: Tensor, left: Left, parts: Exit) -> tuple[Tensor, T
 
 
 def _scores(query: Tensor, wide: Tensor, keys: Tensor) -> Tensor:
-    """``[K, Q, P]``, float32, of queries ``[K, Q, D]``, which ``wide`` are in float32, and ``keys [K, P, D]``.
+    """``[N, Q, P]``, float32, of queries ``[N, Q, D]``, which ``wide`` are in float32, and ``keys [N, P, D]``.
 
     Compiled, in bfloat16: a product, and what rounding took from it. Each takes a quarter of the time of the product in
     float32, to which their sum is equal to 1 in 2^16. One by one, the passes over memory between them take it up again.

@@ -52,6 +52,7 @@ ROOMS = (
     "cache",
     "passes",
     "segments",
+    "grouped",
     "fused_layer",
     "fused",
     "compiled",

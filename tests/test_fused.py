@@ -8,8 +8,7 @@ from tiny import WINDOW, tiny_base, tiny_model, tiny_tokenizer
 from torch import Tensor
 
 from softprompt import compiled as compiling
-from softprompt import fused as fusing
-from softprompt import fused_layer, passes, segments
+from softprompt import fused_layer, grouped, passes, segments
 from softprompt.apart import PrefixesApart
 from softprompt.base import FrozenLM
 from softprompt.batch import Item, collate
@@ -59,12 +58,12 @@ def test_a_layer_of_other_numbers_is_not_used(monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.parametrize("lengths", [(3,), (3, 3), (2, 5, 1)])
-@pytest.mark.parametrize("call", [fusing.CALL, 1])
+@pytest.mark.parametrize("call", [grouped.CALL, 1])
 def test_mixed_prompts_and_ragged_texts(
     base: FrozenLM, lengths: tuple[int, ...], call: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Hidden states and gradient, against BOS, prompt and text concatenated."""
-    monkeypatch.setattr(fusing, "CALL", call)
+    monkeypatch.setattr(grouped, "CALL", call)
     sizes = [4, 1, 6, 3, 6, 2, 1, 2]
     ids, mask = ids_of(len(sizes), max(sizes)), ragged(sizes)
     which = torch.tensor([2, 0, 1, 0, 2, 1, 0, 0]) % len(lengths)
@@ -79,32 +78,32 @@ def test_mixed_prompts_and_ragged_texts(
         torch.testing.assert_close(found, right, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize(
-    ("counts", "groups"),
-    [
-        ([7], [1]),
-        ([5, 5, 5], [3]),
-        ([3] * 40 + [30] * 40, [40, 40]),
-        ([9, 10] * 8 + [11] * 8, [24]),  # padding that costs less than a call
-        ([4] * 30 + [90], [29, 2]),  # one is not left alone
-    ],
-)
-def test_texts_are_read_with_those_of_like_length(counts: list[int], groups: list[int]) -> None:
-    assert fusing.of_like_length(sorted(counts)) == groups
+@pytest.mark.parametrize("lengths", [(3, 3), (4, 2, 4)])
+def test_several_prompts_in_one_call(base: FrozenLM, lengths: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where nothing is learned, texts behind prompts of one length: hidden states against BOS, prompt and text."""
+    monkeypatch.setattr(grouped, "COPIED", 1e9)
+    calls: list[tuple[int, int]] = []
+    attend = segments.attend
 
+    def counted(own: Any, prefix: Any, texts: Any) -> Any:
+        calls.append((len(texts.hidden), 0 if prefix is None else len(prefix[0])))
+        return attend(own, prefix, texts)
 
-def test_no_padding_is_read_that_pays_to_leave_out() -> None:
-    """Against the best of all ways to cut a few texts into groups of at least two."""
-    counts = sorted(int(one) for one in torch.randint(1, 90, (9,), generator=torch.Generator().manual_seed(3)))
-
-    def cost(sizes: list[int]) -> int:
-        ends = [sum(sizes[: at + 1]) for at in range(len(sizes))]
-        return sum(size * counts[end - 1] + fusing.CALL for size, end in zip(sizes, ends, strict=True))
-
-    def ways(left: int) -> list[list[int]]:
-        return [[left]] + [[*way, size] for size in range(2, left - 1) for way in ways(left - size)]
-
-    assert cost(fusing.of_like_length(counts)) == min(map(cost, ways(len(counts)))) < cost([len(counts)])
+    monkeypatch.setattr(segments, "attend", counted)
+    sizes = [3, 1, 3, 2, 3, 2, 1, 2]
+    ids, mask = ids_of(len(sizes), max(sizes)), ragged(sizes)
+    which = torch.tensor([1, 0, 1, 0, 0, 1, 0, 0]) if len(lengths) == 2 else torch.tensor([2, 0, 1, 0, 2, 1, 0, 0])
+    prompts = [PromptState.of_embeddings(learned(base, size, seed).detach()) for seed, size in enumerate(lengths)]
+    right = concatenated_prefix(base, *prompts).hidden(ids, mask, which)[mask.bool()]
+    with torch.no_grad():
+        prefix = make_prefix(base, *prompts)
+        calls.clear()
+        found = prefix.hidden(ids, mask, which)[mask.bool()]
+    torch.testing.assert_close(found, right, rtol=1e-4, atol=1e-4)
+    kv_heads = base.config.num_key_value_heads
+    # each layer once for those of one length, and once more for the other
+    several = [(8, 8 * kv_heads)] if len(lengths) == 2 else [(6, 6 * kv_heads), (2, kv_heads)]
+    assert calls == several * base.config.num_hidden_layers
 
 
 def test_keys_and_values_learn(base: FrozenLM) -> None:
@@ -265,6 +264,8 @@ class TestCompiled:
             assert not segments.is_compiled()
         assert notes == ["not compiled, which makes the run slower: no space left on device"]
 
+    # what the compiler says when it is first imported
+    @pytest.mark.filterwarnings("ignore::DeprecationWarning")
     @pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=[pytest.mark.slow, COMPILER])])
     def test_scores_of_bfloat16_lose_nothing(self, backend: str) -> None:
         draw = torch.Generator().manual_seed(0)
@@ -277,9 +278,11 @@ class TestCompiled:
 
     @pytest.mark.slow
     @COMPILER
-    def test_answers_are_the_same_and_nothing_is_compiled_later(self) -> None:
+    def test_answers_are_the_same_and_nothing_is_compiled_later(self, monkeypatch: pytest.MonkeyPatch) -> None:
         base = tiny_base("gemma3")
-        states = [PromptState.of_embeddings(learned(base, length, length).detach()) for length in (6, 3)]
+        prompts = (learned(base, length, seed).detach() for seed, length in enumerate((6, 3, 6)))
+        states = [PromptState.of_embeddings(prompt) for prompt in prompts]
+        monkeypatch.setattr(grouped, "COPIED", 1e9)
         with torch.no_grad():
             prefixes = tuple(cached_prefix(base, state) for state in (*states, None))
         results: list[list[Tensor]] = []
@@ -288,8 +291,8 @@ class TestCompiled:
             how = compiling.compiled(base, enabled, pytest.fail, learning=False)
             with torch.no_grad(), how, torch.compiler.set_stance("fail_on_recompile"):
                 assert segments.is_compiled() == enabled
-                # behind each prompt several texts, or one
-                for which in ([0, 0, 1, 2, 2], [0, 1, 1, 1, 2], [1], [2, 2]):
+                # behind each prompt several texts, or one; and behind two of one length together
+                for which in ([0, 0, 1, 3, 3], [0, 1, 1, 1, 3], [1], [3, 3], [0, 2, 1, 2, 3], [2, 0, 2, 0, 2]):
                     items = [
                         Item(row, tuple(ids_of(1, 3 + row % 3, row)[0].tolist()), (2,), prompt=prompt)
                         for row, prompt in enumerate(which)
