@@ -22,7 +22,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from softprompt.data import Splits
+from softprompt.data import Example, Splits
 from softprompt.errors import SoftpromptError
 
 WARMUP = 1  # steps
@@ -213,6 +213,19 @@ def with_virtual_tokens(model: Any, spec: Any, folder: str, length: int) -> Any:
     )
 
 
+def rows_for_trainer(tokenizer: Any, spec: Any, examples: Sequence[Example]) -> list[dict[str, list[int]]]:
+    """Examples as PEFT documents them: text, label and end of text, with a loss on what follows the text."""
+    words = dict(zip(spec.labels, spec.verbalizers, strict=True))
+    rows = []
+    for example in examples:
+        text = tokenizer(spec.compiled.render(example)).input_ids
+        answer = tokenizer(spec.answer_separator + words[str(example.label)], add_special_tokens=False).input_ids
+        answer = [*answer, tokenizer.eos_token_id]
+        ids = [*text, *answer]
+        rows.append({"input_ids": ids, "attention_mask": [1] * len(ids), "labels": [-100] * len(text) + answer})
+    return rows
+
+
 def run_peft(connection: Pipe, setup: Setup, steps: int, bf16: bool, order: Batches | None) -> None:
     """PEFT's prompt tuning under ``Trainer``; ``order`` replaces the batches that ``Trainer`` draws."""
     import torch
@@ -225,14 +238,7 @@ def run_peft(connection: Pipe, setup: Setup, steps: int, bf16: bool, order: Batc
     tokenizer: Any = transformers.AutoTokenizer.from_pretrained(setup.folder)
     model: Any = transformers.AutoModelForCausalLM.from_pretrained(setup.folder, dtype=torch.float32)
     model = with_virtual_tokens(model, task.spec, setup.folder, setup.length)
-    words = dict(zip(task.spec.labels, task.spec.verbalizers, strict=True))
-    rows: Any = []
-    for example in task.train:
-        text = tokenizer(task.spec.compiled.render(example)).input_ids
-        answer = tokenizer(task.spec.answer_separator + words[str(example.label)], add_special_tokens=False).input_ids
-        answer = [*answer, tokenizer.eos_token_id]
-        ids = [*text, *answer]
-        rows.append({"input_ids": ids, "attention_mask": [1] * len(ids), "labels": [-100] * len(text) + answer})
+    rows: Any = rows_for_trainer(tokenizer, task.spec, task.train)
     if order is not None:
         rows = [rows[index] for batch in order for index in batch]
 

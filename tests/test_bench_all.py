@@ -103,15 +103,21 @@ class TestGrowth:
 class TestEvaluation:
     def test_with_a_tiny_model(self, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
         data = ("--data", place / "rows.jsonl", "--examples", 32, "--rounds", 2, "--batch-size", 4, "--length", 3)
+        data = (*data, "--peft-examples", 16)
         report = report_of(evaluate_vs_peft, capsys, "--model", place / "model", *data)
-        assert list(report["contestants"]) == ["softprompt", "peft-float32", "peft-bf16"]
-        for one in report["contestants"].values():
-            assert one["sentences_per_second"] == pytest.approx(32 / sum(one["round_seconds"]))
-        assert [one["value"] for one in report["aims"]] == list(report["ratios"].values())
+        peft = ["peft-float32", "peft-float32, loop", "peft-bf16", "peft-bf16, loop"]
+        assert list(report["contestants"]) == ["softprompt", *peft]
+        for name, one in report["contestants"].items():
+            assert one["sentences"] == (32 if name == "softprompt" else 16)
+            first, second = one["milliseconds_a_sentence_of_rounds"]
+            assert one["sentences_per_second"] == pytest.approx(2000 / (first + second))
+        assert [one["value"] for one in report["aims"]] == [report["ratios"][name] for name in peft[::2]]
 
     def test_rounds_that_leave_sentences_over(self, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert evaluate_vs_peft.main(["--examples", "33", "--rounds", "2"]) == 2
-        assert "multiple of --rounds 2, got 33" in capsys.readouterr().err
+        assert "--examples to be a multiple of --rounds 2, got 33" in capsys.readouterr().err
+        assert evaluate_vs_peft.main(["--examples", "32", "--rounds", "2", "--peft-examples", "15"]) == 2
+        assert "--peft-examples to be a multiple of --rounds 2, got 15" in capsys.readouterr().err
 
     def test_peft_answers_as_the_model_does(self, place: Path) -> None:
         """The last position is that of the text, with padding too."""
@@ -122,10 +128,31 @@ class TestEvaluation:
 
         task = Task.classification(choose_data(str(place / "rows.jsonl"), 16))
         folder = str(place / "model")
-        alone = evaluate_vs_peft.peft_labels(folder, "cpu", task, 3, 1, torch.float32)(task.train)
-        together = evaluate_vs_peft.peft_labels(folder, "cpu", task, 3, 8, torch.float32)(task.train)
+        alone = evaluate_vs_peft.loop_labels(folder, "cpu", task, 3, 1, torch.float32)(task.train)
+        together = evaluate_vs_peft.loop_labels(folder, "cpu", task, 3, 8, torch.float32)(task.train)
         assert alone == together
         assert set(alone) <= {"negative", "positive"}
+
+    def test_trainer_is_asked_where_the_answer_stands(self, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Where no other token is likelier than those of the labels, its answers are the loop's."""
+        import torch
+        from train_vs_peft import choose_data
+        from transformers import AutoTokenizer
+
+        from softprompt.task import Task
+
+        task = Task.classification(choose_data(str(place / "rows.jsonl"), 16))
+        folder = str(place / "model")
+        tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+        first = evaluate_vs_peft.first_tokens(tokenizer, task.spec)
+
+        def likeliest_label(logits: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
+            return torch.tensor(first)[logits[..., first].argmax(dim=-1)]
+
+        loop = evaluate_vs_peft.loop_labels(folder, "cpu", task, 3, 1, torch.float32)(task.train)
+        monkeypatch.setattr(evaluate_vs_peft, "likeliest", likeliest_label)
+        trainer = evaluate_vs_peft.trainer_labels(folder, "cpu", task, 3, False)
+        assert trainer(task.train) == loop
 
 
 @pytest.mark.slow
