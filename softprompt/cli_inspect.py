@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 @click.option("--template", type=WORDS, help="The template that is served, to be compared with the learned one.")
 @click.option("--store", type=PLACE, help="Folder of saved prompts: similarities, and which would be a start.")
 @click.option("--limit", type=click.IntRange(min=1), help="Examples of each question, at most: a quicker look.")
+@click.option(
+    "--train-rows", type=click.IntRange(min=1), help="Training rows to look for mislabelled ones in.  [default: 2000]"
+)
 @click.option("--html", type=PLACE, metavar="FILE", help="Write a page, complete in one file.")
 @click.option("--model", "model_name", type=GIVEN, help="The base model.  [default: the one the prompt was learned on]")
 @column_options
@@ -47,6 +50,7 @@ def inspect_command(
     template: str | None,
     store: Path | None,
     limit: int | None,
+    train_rows: int | None,
     html: Path | None,
     model_name: str | None,
     as_json: bool,
@@ -59,6 +63,7 @@ def inspect_command(
     """
     from softprompt.data import read_splits
     from softprompt.inspect_text import inspection_lines
+    from softprompt.similar import rank_similar
     from softprompt.store import load_prompt
     from softprompt.task import Task
     from softprompt.template import Template
@@ -73,6 +78,8 @@ def inspect_command(
     other = None if against is None else load_prompt(against)
     if template is not None:
         Template(template)
+    if store is not None:
+        rank_similar(prompt, store)
     task = Task.matching(prompt.spec, read_splits(data, **columns))
     if split is not None:
         _ = task.splits[split]
@@ -97,7 +104,7 @@ def inspect_command(
         template=template,
         store=store,
         history=_history(prompt_place, prompt),
-        limits=Limits.of(limit),
+        limits=Limits.of(limit, train_rows),
         progress=say,
     )
     if html is not None:

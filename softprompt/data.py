@@ -199,6 +199,11 @@ def _split_file(examples: list[Example], source: str, seed: int, unlabelled: boo
     splits = split_examples(list(distinct.values()), validation=share, test=share, seed=seed, stratified=not unlabelled)
     sizes = ", ".join(f"{len(some):,} {split}" for split, some in zip(SPLITS, splits, strict=True))
     notes = [f"One file was given: split into {sizes} examples (80/10/10, seed {seed}), equal texts on one side."]
+    if unlabelled and any(one.label is not None for one in examples):
+        notes.append(
+            "Labels did not decide who goes where, as they do in train, eval and inspect, which split this file "
+            "otherwise: to score the same rows there, give a folder of splits."
+        )
     if removed := len(examples) - len(distinct):
         same = "same text, same columns" if unlabelled else "same text, same label or outputs"
         notes.append(f"Exact duplicates ({same}) were removed: {removed:,} of {len(examples):,}.")

@@ -21,7 +21,7 @@ from softprompt.contest_prompts import CLOCK_FILE, Clock
 from softprompt.data import Example, Splits
 from softprompt.distill_report import fidelity, measured, request_tokens, with_speeds, without_clock
 from softprompt.errors import ConfigError
-from softprompt.fit import TEST_LIMIT, announce, best_prompt, finish, limited, open_run, with_profile
+from softprompt.fit import TEST_LIMIT, announce, best_prompt, data_facts, finish, limited, open_run, with_profile
 from softprompt.generate import Sampling
 from softprompt.imitation import imitation
 from softprompt.paths import expanded
@@ -141,7 +141,8 @@ def distill_together(
     configs = {name: _started(config, teacher) for name, config in configs.items()}
     first = next(iter(configs.values()))
     check_there(task)
-    task, notes = _used(limited(task, first), first, settings, evaluate_test)
+    whole = limited(task, first)
+    task, notes = _used(whole, first, settings, evaluate_test)
     configs = {name: config.model_copy(update={"max_length": task.spec.max_length}) for name, config in configs.items()}
     out = None if out is None else expanded(out)
     run: AbstractContextManager[Checkpoint | None] = nullcontext()
@@ -168,7 +169,9 @@ def distill_together(
         for name, outcome in by_name.items():
             spent = seconds, clock.at(outcome.steps) / len(configs)
             told = {**settings.model_dump(), "start": starts[lengths[name]][0] if name in lengths else None}
-            done[name] = _reported(base, task, configs[name], outcome, teacher, told, answers, spent)
+            one = _reported(base, task, configs[name], outcome, teacher, told, answers, spent)
+            # what was given, which inspect can know again
+            done[name] = replace(one, prompt=replace(one.prompt, data=data_facts(whole)))
         if measure:
             done = _measured(base, task, done, teacher, settings)
         if out is not None and checkpoint is not None:

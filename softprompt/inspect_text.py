@@ -3,7 +3,8 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from softprompt.inspection import Answers, Change, Inspection, Mean, Pruning
+from softprompt.inspection import Answers, Change, Inspection, Mean
+from softprompt.pruning import Pruning
 from softprompt.report_text import figure, plain, table
 
 WIDEST = 72  # characters of a text of the user's
@@ -97,7 +98,7 @@ def _answers(answers: Answers | None) -> Iterator[str]:
         ]
         yield from ("", *table(rows))
         yield (
-            f"adjusted for the {len(answers.slices)} slices looked at; above 0.05 a slice is bad by chance"
+            f"adjusted for the {len(answers.slices)} slices looked at; above 0.05 a slice may be bad by chance"
             + (f"; {answers.small_slices} have fewer than {answers.least_slice} rows" if answers.small_slices else "")
         )
 
@@ -145,7 +146,12 @@ def _tokens(found: Inspection) -> Iterator[str]:
             f"({scale.distance.p5:.3g} to {scale.distance.p95:.3g}); norm {scale.norm.median:.3g}"
         )
         yield "nearer words: share of ordinary words with a nearer neighbour; near 100%, the virtual token is no word"
-    yield "moved: from the start, in standard deviations of the embeddings; without it: change of the loss, in nats"
+    unit = (
+        "in standard deviations of the embeddings"
+        if found.state_kind == "embeddings"
+        else "as a share of the start's norm"
+    )
+    yield f"moved: from the start, {unit}; without it: change of the loss, in nats"
 
 
 def _attention(found: Inspection) -> Iterator[str]:

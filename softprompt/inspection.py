@@ -12,6 +12,12 @@ from softprompt.results import Figure
 
 Severity = Literal["problem", "warning", "note"]
 
+# what makes a training row suspected, in words that follow "rows"
+SUSPECTED = {
+    "classification": "it is as sure of another answer as where that answer is right",
+    "generation": "the loss lies far above that of the others",
+}
+
 
 class _Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -154,7 +160,7 @@ class Calibration(_Record):
     """``excess`` is mean confidence minus accuracy."""
 
     error: Figure
-    excess: float
+    excess: Mean
     bins: tuple[Bin, ...]
 
 
@@ -185,6 +191,7 @@ class Answers(_Record):
         metric: accuracy, or ``negative_loss`` for generation.
         confusion: ``[gold, answer, count]`` of what occurs.
         slices: the worst first; ``small_slices`` more had fewer than ``least_slice`` examples and were not judged.
+        unsliced: columns whose values are too many, and too rare, to be judged.
     """
 
     split: str
@@ -196,6 +203,7 @@ class Answers(_Record):
     slices: tuple[Slice, ...] = ()
     small_slices: int = 0
     least_slice: int = 0
+    unsliced: tuple[str, ...] = ()
     truncated: int = 0
 
 
@@ -211,7 +219,7 @@ class Suspect(_Record):
 
 
 class Suspects(_Record):
-    """``found`` of ``looked_at`` training rows; ``listed`` are the first of them."""
+    """``found`` of ``looked_at`` training rows; ``listed`` are all of them, or the first thousand."""
 
     looked_at: int
     found: int
@@ -376,25 +384,3 @@ class Inspection(_Record):
     findings: tuple[Finding, ...] = ()
     notes: tuple[str, ...] = ()
     created: str = ""
-
-
-class Pruning(_Record):
-    """What ``prune`` did.
-
-    Attributes:
-        kept: indices of the virtual tokens that stayed, in the old prompt.
-        before, after: the metric on validation, accuracy or negative loss; ``test_*`` on test, if there is one.
-        difference: after minus before on validation, paired.
-    """
-
-    metric: str
-    tolerance: float
-    length: int
-    kept: tuple[int, ...]
-    before: float
-    after: float
-    difference: Mean
-    test_before: float | None = None
-    test_after: float | None = None
-    test_difference: Mean | None = None
-    measured: int

@@ -90,6 +90,7 @@ ROOMS = (
     "starts",
     "results",
     "inspection",
+    "pruning",
     "drift",
     "report",
     "diff",

@@ -94,6 +94,18 @@ class TestTheCommand:
             assert found[name]["examples_per_second"] > 0
         assert Distilled.model_validate_json((tmp_path / "p" / "distillation.json").read_text()).length == 4
 
+    def test_what_it_learned_can_be_inspected(self, place: Path, tmp_path: Path) -> None:
+        """Its data are known again, though it used a part of them; what it has not is said."""
+        done = distill(place, tmp_path / "p", "--shots", "4", "--length", "4", "--no-test", inputs="reviews")
+        assert done.code == 0, done.err
+        seen = command("inspect", tmp_path / "p", "--data", place / "reviews", "--json", *CPU)
+        assert seen.code == 0, seen.err
+        found = json.loads(seen.out)
+        assert found["same_data"]
+        assert found["training"]["teacher"] == "4 solved examples"
+        assert "movement: it began at a text of its teacher, which is not saved with it" in found["notes"]
+        assert all(one["moved"] is None and one["removal"] is not None for one in found["tokens"])
+
     def test_lengths_are_a_table_with_a_row_each(self, place: Path, tmp_path: Path) -> None:
         out = tmp_path / "p"
         done = distill(place, out, "--shots", "4", "--lengths", "2,4,8", inputs="reviews")

@@ -57,6 +57,12 @@ class TestStatistics:
         assert statistics.holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
         assert statistics.holm([]) == []
 
+    def test_sign_test(self) -> None:
+        assert statistics.sign_test(0, 4) == pytest.approx(0.125)
+        assert statistics.sign_test(10, 2) == pytest.approx(2 * (1 + 12 + 66) / 2**12)
+        assert statistics.sign_test(3, 3) == 1.0
+        assert statistics.sign_test(0, 0) == 1.0
+
     def test_wilson(self) -> None:
         # Wilson's interval of 9 out of 10, as published tables have it
         assert statistics.wilson(9, 10) == pytest.approx((0.5958, 0.9821), abs=1e-3)
@@ -114,7 +120,7 @@ class TestSlices:
         right = np.array(
             [float(generator.random() < (0.6 if one.columns["source"] == "q" else 0.9)) for one in examples]
         )
-        found, small = slices(examples, right, [len(one.text.split()) for one in examples], exact=True)
+        found, small, unsliced = slices(examples, right, [len(one.text.split()) for one in examples], exact=True)
         assert (found[0].by, found[0].name) == ("source", "q")
         assert found[0].adjusted < 0.01
         assert found[0].rest > 0.8
@@ -122,7 +128,7 @@ class TestSlices:
         assert all(one.adjusted > 0.05 for one in found[1:])
         # 400 different numbers are cut into quarters, not into 400 slices
         assert sum(one.by == "id" for one in found) == 4
-        assert small == 0
+        assert (small, unsliced) == (0, [])
 
     def test_chance_alone_seldom_raises_an_alarm(self) -> None:
         alarms = 0
@@ -135,15 +141,23 @@ class TestSlices:
                 for _ in range(200)
             ]
             right = np.array([float(generator.random() < 0.8) for _ in examples])
-            found, _ = slices(examples, right, [len(one.text.split()) for one in examples], exact=True)
+            found, *_ = slices(examples, right, [len(one.text.split()) for one in examples], exact=True)
             alarms += found[0].adjusted < 0.05
         assert alarms <= 7
 
     def test_small_parts_are_counted_not_judged(self) -> None:
         examples = [Example("a", "x" if i < 5 else "y") for i in range(100)]
-        found, small = slices(examples, np.ones(100), [1] * 100, exact=True)
+        found, small, _ = slices(examples, np.ones(100), [1] * 100, exact=True)
         assert [one.name for one in found] == ["y"]
         assert small == 1
+
+    def test_of_many_values_the_frequent_are_looked_at(self) -> None:
+        """A column of 50 countries, three of which have rows enough; and one where no value comes twice."""
+        cells = ["fr"] * 60 + ["de"] * 40 + ["it"] * 20 + [f"country {i}" for i in range(47)]
+        examples = [Example("a", columns={"country": cell, "id": f"row {i}"}) for i, cell in enumerate(cells)]
+        found, _, unsliced = slices(examples, np.arange(167) % 2, [1] * 167, exact=True)
+        assert sorted(one.name for one in found if one.by == "country") == ["de", "fr", "it"]
+        assert unsliced == ["id"]
 
 
 class TestAnswers:
@@ -159,7 +173,7 @@ class TestAnswers:
         assert [(one.n, one.right) for one in found.calibration.bins] == [(2, 0.0), (2, 1.0)]
         # (2 * |0 - 0.675| + 2 * |1 - 0.95|) / 4
         assert found.calibration.error.value == pytest.approx(0.3625)
-        assert found.calibration.excess == pytest.approx(0.8125 - 0.5)
+        assert found.calibration.excess.value == pytest.approx(0.8125 - 0.5)
 
 
 class TestDuplicates:
@@ -169,7 +183,8 @@ class TestDuplicates:
             Example("a quiet film, that stays with you for days!", "bad"),
             Example("Nothing like it at all.", "bad"),
         ]
-        found, twins = duplicates({"train": train, "test": test})
+        found, twins, leaked = duplicates({"train": train, "test": test})
+        assert leaked == {("test", 0)}
         assert (found.groups, found.leaked, found.redundant, found.conflicting, found.held_out) == (1, 1, 0, 1, 2)
         assert [(row.split, row.index) for row in found.listed[0].rows] == [("train", 0), ("test", 0)]
         assert twins == {0: []}
@@ -184,20 +199,30 @@ class TestDuplicates:
         ]
         sets = [set(shingles(text).tolist()) for text in texts]
         pairs = {(i, j) for i in range(75) for j in [i + 150] if len(sets[i] & sets[j]) / len(sets[i] | sets[j]) >= 0.8}
-        found, twins = duplicates({"train": [Example(text, "a") for text in texts]})
+        found, twins, _ = duplicates({"train": [Example(text, "a") for text in texts]})
         assert len(pairs) >= 30
         assert sum(len(twins.get(i, ())) == 1 for i, _ in pairs) >= 0.98 * len(pairs)
         assert found.redundant == pytest.approx(len(pairs), abs=2)
 
     def test_many_equal_texts_are_one_group(self) -> None:
-        found, twins = duplicates({"train": [Example("the same text every time", "a") for _ in range(3000)]})
+        found, twins, _ = duplicates({"train": [Example("the same text every time", "a") for _ in range(3000)]})
         assert (found.groups, found.redundant) == (1, 2999)
         assert len(twins) == 3000
         assert len(found.listed[0].rows) == 6
 
     def test_texts_shorter_than_a_shingle(self) -> None:
-        found, _ = duplicates({"train": [Example(text, "a") for text in ("a", "b", "a!", "…", "…")]})
+        found, *_ = duplicates({"train": [Example(text, "a") for text in ("a", "b", "a!", "…", "…")]})
         assert found.groups == 2
+
+    def test_a_shingle_is_five_characters_of_any_script(self) -> None:
+        assert len(shingles("абвгдежз")) == len(shingles("abcdefgh")) == 4
+        # words that differ in a vowel sign only
+        assert shingles("किताबें पढ़ना").tolist() != shingles("कताब पढन").tolist()
+
+    def test_outputs_that_disagree(self) -> None:
+        rows = [Example("the same text every time", references=(output,)) for output in ("a", "b")]
+        found, *_ = duplicates({"train": rows})
+        assert (found.groups, found.conflicting) == (1, 1)
 
 
 class TestSuspects:

@@ -1,9 +1,12 @@
 """Findings from what was measured: each bar from both sides, and the most severe first."""
 
+import re
 from typing import Any
 
 import pytest
 
+from softprompt.cli import cli
+from softprompt.config import TrainConfig
 from softprompt.inspection import (
     Answers,
     Calibration,
@@ -79,14 +82,14 @@ def losses(*pairs: tuple[float, float]) -> tuple[dict[str, float], ...]:
     return tuple({"step": 10.0 * i, "train_loss": a, "validation_loss": b} for i, (a, b) in enumerate(pairs, 1))
 
 
-def comparison(difference: float) -> Comparison:
+def comparison(difference: float, broken: int = 12) -> Comparison:
     return Comparison(
-        reference="written", before=accuracy(0.9), difference=about(difference), p_value=0.5, fixed=1, broken=2
+        reference="written", before=accuracy(0.9), difference=about(difference), p_value=0.5, fixed=2, broken=broken
     )
 
 
-def calibration(error: float, excess: float) -> Calibration:
-    return Calibration(error=accuracy(error), excess=excess, bins=())
+def calibration(excess: float) -> Calibration:
+    return Calibration(error=accuracy(0.1), excess=about(excess), bins=())
 
 
 def twins(**fields: int) -> Duplicates:
@@ -101,8 +104,9 @@ def memorisation(difference: float, auc: float, same: bool = True) -> Memorisati
     )
 
 
-def reproduction(now: float, n: int = 200, same: bool = True) -> tuple[Reproduction, ...]:
-    return (Reproduction(split="test", saved=accuracy(0.9), now=accuracy(now, n=n), same_data=same),)
+def reproduction(now: float, n: int = 200, same: bool = True, saved: int = 200) -> tuple[Reproduction, ...]:
+    before, after = accuracy(0.9, n=saved), accuracy(now, n=n)
+    return (Reproduction(split="test", saved=before, now=after, same_data=same),)
 
 
 def names(found: Inspection) -> list[str]:
@@ -132,13 +136,17 @@ def test_a_sound_prompt_has_no_findings() -> None:
         ("not-reproduced", {"reproduction": reproduction(0.7, n=100)}),
         ("rate-too-high", {"history": losses((0.7, 0.6), (0.5, 0.4), (0.8, 0.5))}),
         ("rate-too-high", {"history": losses((0.7, 0.4), (0.7, 0.9))}),
-        ("rate-too-high", {"history": losses((1.2, 0.6), (0.5, 0.4))}),
+        ("rate-too-high", {"history": losses((0.9, 0.6), (1.0, 0.4))}),
+        (
+            "rate-too-high",
+            {"history": losses((1.2, 0.6), (0.5, 0.4)), "tokens": tuple(token(i, moved=9.0) for i in range(4))},
+        ),
         ("mislabelled-rows", {"suspects": Suspects(looked_at=100, found=5, listed=())}),
         ("leaking-duplicates", {"duplicates": twins(leaked=5, groups=5)}),
         ("conflicting-duplicates", {"duplicates": twins(conflicting=1, groups=1)}),
         ("memorised", {"memorisation": memorisation(0.1, 0.7)}),
-        ("overconfident", {"answers": answers(calibration=calibration(0.1, 0.1))}),
-        ("underconfident", {"answers": answers(calibration=calibration(0.1, -0.1))}),
+        ("overconfident", {"answers": answers(calibration=calibration(0.1))}),
+        ("underconfident", {"answers": answers(calibration=calibration(-0.1))}),
     ],
 )
 def test_is_found(name: str, fields: dict[str, Any]) -> None:
@@ -169,7 +177,17 @@ def test_is_found(name: str, fields: dict[str, Any]) -> None:
         {"duplicates": twins(redundant=50, groups=50)},
         {"memorisation": memorisation(0.01, 0.7)},
         {"memorisation": memorisation(0.1, 0.7, same=False)},
-        {"answers": answers(calibration=calibration(0.06, 0.1))},
+        {"answers": answers(calibration=calibration(0.06))},
+        # surely worse by the bootstrap, but few answers differ
+        {"answers": answers(comparison=comparison(-0.05, broken=7))},
+        # ten of ten right, where 0.9 of all are
+        {"reproduction": reproduction(1.0, n=10)},
+        {"reproduction": reproduction(0.92, n=100, saved=100)},
+        # begun worse than the labels' frequencies
+        {"history": losses((1.2, 0.6), (0.5, 0.4))},
+        {"history": losses((1.2, 0.6), (1.2, 0.6))},
+        # a divergence is no loss of labels
+        {"history": losses((0.9, 0.6), (1.0, 0.4)), "training": {"teacher": "a text"}},
     ],
 )
 def test_is_not_found(fields: dict[str, Any]) -> None:
@@ -184,6 +202,32 @@ def test_the_most_severe_come_first() -> None:
 def test_what_learned_nothing_accuses_no_rows() -> None:
     fields = {"fit": fit(0.68, 0.68), "suspects": Suspects(looked_at=100, found=40, listed=())}
     assert names(inspection(**fields)) == ["nothing-learned"]
+
+
+def test_other_data_are_not_called_unlearnable() -> None:
+    (same,), (other,) = (findings(inspection(fit=fit(0.68, 0.68), same_data=known)) for known in (True, False))
+    assert "nothing to learn from these rows" in same.meaning
+    assert "learned on other rows" in other.meaning
+
+
+def test_of_generation_no_answers_are_told() -> None:
+    dead = (token(0, removal=about(0, 0.001), changed=None), token(1))
+    suspects = Suspects(looked_at=100, found=5, listed=())
+    found = findings(inspection(kind="generation", tokens=dead, suspects=suspects))
+    assert {one.name for one in found} == {"mislabelled-rows", "dead-tokens"}
+    assert "answer" not in found[0].evidence + found[1].evidence
+
+
+def test_advice_names_settings_that_there_are() -> None:
+    made = [
+        *findings(inspection(fit=fit(0.1, 0.5))),
+        *findings(inspection(tokens=tuple(token(i, norm=40.0) for i in range(4)))),
+    ]
+    known = {name for command in cli.commands.values() for option in command.params for name in option.opts}
+    told = " ".join(advice for one in made for advice in one.advice)
+    assert set(re.findall(r"--[a-z-]+", told)) <= known
+    assert "weight_decay" in told
+    assert "weight_decay" in TrainConfig.model_fields
 
 
 def test_movement_alone_is_a_note() -> None:

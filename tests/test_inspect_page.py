@@ -54,7 +54,7 @@ def full(word: str = "word", layers: int = 18, tokens: int = 20) -> Inspection:
             update={"reference": word, "fixed_examples": (change,), "broken_examples": (change,)}
         ),
         confusion=((word, word, 90), (word, "b", 10), ("b", "b", 100)),
-        calibration=calibration(0.1, 0.1).model_copy(update={"bins": bins}),
+        calibration=calibration(0.1).model_copy(update={"bins": bins}),
         slices=tuple(
             Slice(by=word, name=word, n=30, value=0.8, low=0.7, high=0.9, rest=0.9, p_value=0.01, adjusted=0.04)
             for _ in range(14)

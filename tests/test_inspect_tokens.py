@@ -12,13 +12,14 @@ from tiny import NOT_SHARING, as_state, plain_logits, random_prompt, tiny_base
 
 from softprompt.config import TrainConfig, population
 from softprompt.errors import BaseModelError
+from softprompt.feeds import Order
 from softprompt.fit import fit, fit_together
 from softprompt.predict import Predictor
 from softprompt.prefix import PromptState, keys_and_values
 from softprompt.probe.attention import probe_attention
 from softprompt.probe.removal import with_removals
 from softprompt.probe.says import continuation
-from softprompt.probe.states import keep, starts_of, without
+from softprompt.probe.states import keep, seen_rows, starts_of, without
 from softprompt.probe.tokens import probe_tokens
 from softprompt.store import Prompt
 from softprompt.task import TaskSpec
@@ -137,6 +138,26 @@ class TestStart:
         found = starts_of(replace(prompt, **changes), base, None)
         assert isinstance(found, str)
         assert reason in found
+
+
+class TestSeen:
+    def test_rows_of_the_steps_up_to_the_best_one(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        base, task = tiny_base("llama"), reviews_task(train=200)
+        taken: list[list[int]] = []
+        batch = Order.batch
+        monkeypatch.setattr(Order, "batch", lambda order, step: taken.append(batch(order, step)) or taken[-1])
+        prompt = fit(base, task, **FAST, evaluate_test=False)
+        best = prompt.training["best_step"]
+        rows = sorted({index for one in taken[:best] for index in one})
+        assert len(rows) == best * FAST["batch_size"] < 200
+        assert seen_rows(prompt, base, task) == [task.train[index] for index in rows]
+
+    def test_a_manifest_that_does_not_tell(self) -> None:
+        base, task = tiny_base("llama"), reviews_task()
+        prompt = fit(base, task, **FAST, evaluate_test=False)
+        assert seen_rows(replace(prompt, method="multitask"), base, task) is None
+        assert seen_rows(replace(prompt, training={}), base, task) is None
+        assert seen_rows(replace(prompt, data={"streamed": True}), base, task) is None
 
 
 class TestRemoval:

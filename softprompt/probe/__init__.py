@@ -7,7 +7,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,8 @@ from softprompt.probe.removal import with_removals
 from softprompt.probe.says import continuation
 from softprompt.probe.scores import Scored, sample, score_ensemble
 from softprompt.probe.serving import probe_serving
-from softprompt.probe.states import starts_of
+from softprompt.probe.slices import LEAST
+from softprompt.probe.states import seen_rows, starts_of
 from softprompt.probe.suspects import suspects
 from softprompt.probe.tokens import probe_tokens
 from softprompt.results import Figure
@@ -64,9 +65,10 @@ class Limits:
     seed: int = 0
 
     @classmethod
-    def of(cls, most: int | None) -> "Limits":
-        """Each at most ``most``."""
-        return cls() if most is None else cls(*(min(most, own) for own in (1000, 2000, 200, 32, 200)))
+    def of(cls, most: int | None, train: int | None = None) -> "Limits":
+        """Each at most ``most``; ``train`` training rows, if given."""
+        limits = cls() if most is None else cls(*(min(most, own) for own in (1000, 2000, 200, 32, 200)))
+        return limits if train is None else replace(limits, train=train)
 
 
 def written_reference(base: FrozenLM, spec: TaskSpec, instruction: str | None = None) -> Reference:
@@ -123,6 +125,8 @@ def inspect(
     scored = score_ensemble(base, spec, prompt.states, examples)
     against = reference or written_reference(base, spec)
     answers = probe_answers(base, spec, scored, examples, chosen, against)
+    if answers.unsliced:
+        notes.append(f"slices by {', '.join(answers.unsliced)}: no value has {LEAST} rows")
     serving = probe_serving(
         base,
         spec,
@@ -162,7 +166,7 @@ def inspect(
         fit=fit,
         prior_loss=prior,
         **train_facts,
-        memorisation=asked.memorisation(train_facts.get("duplicates")),
+        memorisation=asked.memorisation(),
         serving=serving,
         reproduction=tuple(asked.reproduction(chosen, scored, examples)),
         history=tuple(map(dict, history)),
@@ -186,6 +190,7 @@ class _Asked:
         if not self.same_data:
             self.notes.append("the data given are not those that it was learned on (another fingerprint)")
         self._validation: tuple[list[Example], Scored] | None = None
+        self._leaked: set[tuple[str, int]] = set()
 
     def drawn(self, examples: Sequence[Example], most: int) -> list[Example]:
         return [examples[index] for index in sample(examples, most, self.limits.seed)]
@@ -204,9 +209,12 @@ class _Asked:
         prior = None
         if validation is not None and spec.kind == "classification":
             counts = Counter(example.label for example in validation[0]).values()
+            if len(counts) == 1:
+                self.notes.append("what label frequencies alone would give: validation has one label only")
+        if validation is not None and spec.kind == "classification" and len(counts) > 1:
             prior = -sum(count * math.log(count / len(validation[0])) for count in counts) / len(validation[0])
         self.progress("near duplicates")
-        twins, answers = duplicates(_splits(task))
+        twins, answers, self._leaked = duplicates(_splits(task))
         if not task.train:
             self.notes.append("training rows (overfitting, suspects, memorisation): the data have no train split")
             return None, prior, {"duplicates": twins}
@@ -262,30 +270,42 @@ class _Asked:
             for token, row in zip(tokens, shares, strict=True)
         ]
 
-    def memorisation(self, twins: Any) -> Any:
-        """The probe on training rows and on held-out rows that are no near duplicates of any."""
+    def memorisation(self) -> Any:
+        """The probe on rows that it has seen, and on held-out rows that are no near duplicates of training rows."""
         task = self.task
-        held = [*task.validation, *task.test]
+        held = [
+            example
+            for split, some in _splits(task).items()
+            for index, example in enumerate(some)
+            if split != "train" and (split, index) not in self._leaked
+        ]
         if len(self.prompt.states) > 1:
             self.notes.append("memorisation: told for a single prompt, this is an ensemble")
             return None
-        if not task.train or not held:
+        if not task.train or not (task.validation or task.test):
             return None
         self.progress("memorisation")
-        known = {" ".join(example.text.split()).casefold() for example in task.train}
-        apart = [example for example in held if " ".join(example.text.split()).casefold() not in known]
+        seen: Sequence[Example] | None = None
+        if self.same_data:
+            seen = seen_rows(self.prompt, self.base, task)
+            if seen is None:
+                self.notes.append(
+                    "memorisation: which training rows it has seen is not known, so they are drawn from all of them; "
+                    "the fewer it saw, the more the difference understates"
+                )
         most = self.limits.texts
         try:
             return probe_memorisation(
                 self.base,
                 self.prompt.spec,
                 self.prompt.state,
-                self.drawn(task.train, most),
-                self.drawn(apart, most),
+                self.drawn(task.train if seen is None else seen, most),
+                self.drawn(held, most),
                 same_data=self.same_data,
             )
         except DataError as error:
-            self.notes.append(f"memorisation: {error}")
+            left_out = f"; {len(self._leaked):,} near duplicates of training rows are left out" if self._leaked else ""
+            self.notes.append(f"memorisation: {error}{left_out}")
             return None
 
     def reproduction(self, split: str, scored: Scored, examples: Sequence[Example]) -> list[Reproduction]:
@@ -327,6 +347,9 @@ def _facts(prompt: Prompt) -> dict[str, Any]:
     plain = {
         name: value for name, value in found.items() if value is None or isinstance(value, str | int | float | bool)
     }
+    distilled = prompt.training.get("distillation")
+    if isinstance(distilled, Mapping):
+        plain["teacher"] = str(distilled.get("teacher"))
     return {
         "method": prompt.method,
         "template": prompt.spec.template,

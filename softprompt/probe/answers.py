@@ -47,7 +47,7 @@ def probe_answers(
     """Everything about the answers to ``examples``, which ``scored`` has the scores of (one prompt, or an ensemble)."""
     values = example_values(spec, scored, examples)
     lengths = [len(example.text.split()) for example in examples]
-    found, small = slices(examples, values, lengths, exact=spec.kind == "classification")
+    found, small, unsliced = slices(examples, values, lengths, exact=spec.kind == "classification")
     return Answers(
         split=split,
         metric=value_figure(spec, scored, examples),
@@ -58,6 +58,7 @@ def probe_answers(
         slices=tuple(found),
         small_slices=small,
         least_slice=LEAST,
+        unsliced=tuple(unsliced),
         truncated=scored.truncated,
     )
 
@@ -166,6 +167,6 @@ def _calibration(spec: TaskSpec, scored: Scored, examples: Sequence[Example]) ->
             )
     return Calibration(
         error=figure(calibration_error(confidence.tolist(), (right > 0).tolist(), BINS)),
-        excess=float(confidence.mean() - right.mean()),
+        excess=statistics.mean(confidence - right),
         bins=tuple(bins),
     )

@@ -5,10 +5,12 @@ chapter 3): only texts that agree on one band of their signatures are compared, 
 shingles. With 16 bands of 4, texts of similarity 0.8 meet with a probability above 0.999, those of 0.3 with 0.12.
 """
 
-import re
+import sys
+import unicodedata
 import zlib
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from functools import cache
 
 import numpy as np
 
@@ -21,24 +23,31 @@ SHINGLE = 5  # characters
 BANDS, ROWS = 16, 4
 COMPARED = 8  # texts of a bucket that another one is compared with: all alike, they are one group by then
 LISTED, ROWS_LISTED = 20, 6
-_WORDS = re.compile(r"\w+")
 
 
-def duplicates(splits: Mapping[str, Sequence[Example]]) -> tuple[Duplicates, dict[int, list[str]]]:
-    """Groups of near duplicates over all splits; and by training index, the answers of its near duplicates in train."""
+def duplicates(
+    splits: Mapping[str, Sequence[Example]],
+) -> tuple[Duplicates, dict[int, list[str]], set[tuple[str, int]]]:
+    """Groups of near duplicates over all splits.
+
+    Returns:
+        What is told of them; by training index, the answers of its near duplicates in train; and held-out rows, by
+        split and index, with a near duplicate there.
+    """
     rows = [(split, index, example) for split, some in splits.items() for index, example in enumerate(some)]
     groups = [group for group in _groups([example.text for _, _, example in rows]) if len(group) > 1]
-    redundant = leaked = 0
+    redundant = 0
+    leaked: set[tuple[str, int]] = set()
     twins: dict[int, list[str]] = {}
     made = []
     for group in groups:
         here = [rows[place] for place in group]
         in_train = [(index, answer_of(example)) for split, index, example in here if split == "train"]
         redundant += max(0, len(in_train) - 1)
-        leaked += len(here) - len(in_train) if in_train else 0
+        leaked |= {(split, index) for split, index, _ in here if in_train and split != "train"}
         for index, _ in in_train:
             twins[index] = [answer for other, answer in in_train if other != index]
-        conflicting = len({example.label for _, _, example in here}) > 1
+        conflicting = len({answer_of(example) for _, _, example in here}) > 1
         made.append((not conflicting, -len(group), group[0], here))
     listed = tuple(
         TwinGroup(
@@ -55,20 +64,25 @@ def duplicates(splits: Mapping[str, Sequence[Example]]) -> tuple[Duplicates, dic
         rows=len(rows),
         groups=len(groups),
         redundant=redundant,
-        leaked=leaked,
+        leaked=len(leaked),
         held_out=sum(split != "train" for split, _, _ in rows),
         conflicting=sum(not agreeing for agreeing, *_ in made),
         listed=listed,
     )
-    return found, twins
+    return found, twins, leaked
 
 
 def shingles(text: str) -> np.ndarray:
     """Hashes of the character shingles of the text's words, sorted, each once; case and punctuation do not count."""
-    plain = " ".join(_WORDS.findall(text.casefold())) or text
-    data = plain.encode()
-    found = {zlib.crc32(data[start : start + SHINGLE]) for start in range(max(1, len(data) - SHINGLE + 1))}
+    plain = " ".join(text.casefold().translate(_punctuation()).split()) or text
+    found = {zlib.crc32(plain[start : start + SHINGLE].encode()) for start in range(max(1, len(plain) - SHINGLE + 1))}
     return np.array(sorted(found), dtype=np.uint64)
+
+
+@cache
+def _punctuation() -> dict[int, str]:
+    """Punctuation and symbols of all scripts, each to a blank; marks stay, some of which are vowels."""
+    return {code: " " for code in range(sys.maxunicode + 1) if unicodedata.category(chr(code))[0] in "PS"}
 
 
 def _groups(texts: Sequence[str]) -> list[list[int]]:

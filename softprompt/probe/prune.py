@@ -14,12 +14,13 @@ import numpy as np
 from softprompt.base import FrozenLM
 from softprompt.data import Example
 from softprompt.errors import ConfigError, DataError
-from softprompt.inspection import Mean, Pruning
+from softprompt.inspection import Mean
 from softprompt.prefix import PromptState
 from softprompt.probe import statistics
 from softprompt.probe.answers import Reference, example_values
 from softprompt.probe.scores import Scored, sample, score_states
 from softprompt.probe.states import keep
+from softprompt.pruning import Pruning
 from softprompt.store import Prompt
 from softprompt.task import Task
 

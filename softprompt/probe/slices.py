@@ -4,6 +4,7 @@ Looking at many parts finds some bad ones by chance alone. So every part that is
 least as much worse than the rest by chance) is adjusted for the number of parts (Holm 1979).
 """
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -14,13 +15,13 @@ from softprompt.metrics import Floats
 from softprompt.probe import statistics
 
 LEAST = 20  # examples of a part that is judged
-MOST_VALUES = 20  # of a column that is a category; a column with more is numbers, or is left out
+MOST_VALUES = 20  # of a column that is a category; of one with more that are no numbers, the most frequent
 
 
 def slices(
     examples: Sequence[Example], values: Floats, lengths: Sequence[int], *, exact: bool
-) -> tuple[list[Slice], int]:
-    """Parts with at least ``LEAST`` examples, the worst first; and how many were smaller.
+) -> tuple[list[Slice], int, list[str]]:
+    """Parts with at least ``LEAST`` examples, the worst first; how many were smaller; and columns that have none.
 
     Args:
         values: what the metric is the mean of, one an example.
@@ -28,7 +29,8 @@ def slices(
         exact: the values are 0 and 1, so that tests and intervals can be exact.
     """
     judged, small = [], 0
-    for by, name, inside in _parts(examples, lengths):
+    left_out: list[str] = []
+    for by, name, inside in _parts(examples, lengths, left_out):
         n = int(inside.sum())
         if n == len(examples):
             continue
@@ -47,26 +49,33 @@ def slices(
     adjusted = statistics.holm([one[-1] for one in judged])
     names = ("by", "name", "n", "value", "low", "high", "rest", "p_value")
     made = [Slice(**dict(zip(names, one, strict=True)), adjusted=p) for one, p in zip(judged, adjusted, strict=True)]
-    return sorted(made, key=lambda one: (one.adjusted, one.value - one.rest)), small
+    return sorted(made, key=lambda one: (one.adjusted, one.value - one.rest)), small, left_out
 
 
-def _parts(examples: Sequence[Example], lengths: Sequence[int]) -> Iterator[tuple[str, str, np.ndarray]]:
-    """What cuts a part out, its name, and which examples are in it ``[n]``."""
+def _parts(
+    examples: Sequence[Example], lengths: Sequence[int], left_out: list[str]
+) -> Iterator[tuple[str, str, np.ndarray]]:
+    """What cuts a part out, its name, and which examples are in it ``[n]``; ``left_out`` is told of columns."""
     labels = [example.label for example in examples]
     if None not in labels:
-        yield from _categories("label", [str(label) for label in labels])
+        names = [str(label) for label in labels]
+        yield from _categories("label", names, sorted(set(names)))
     yield from _quarters("length", np.array(lengths, dtype=np.float64), "words")
     columns = sorted({name for example in examples for name in example.columns})
     for column in columns:
         cells = [example.columns.get(column, "") for example in examples]
         if len(set(cells)) <= MOST_VALUES:
-            yield from _categories(column, cells)
+            yield from _categories(column, cells, sorted(set(cells)))
         elif (numbers := _numbers(cells)) is not None:
             yield from _quarters(column, numbers, "")
+        elif frequent := [value for value, n in Counter(cells).most_common(MOST_VALUES) if n >= LEAST]:
+            yield from _categories(column, cells, frequent)
+        else:
+            left_out.append(column)
 
 
-def _categories(by: str, cells: Sequence[str]) -> Iterator[tuple[str, str, np.ndarray]]:
-    for value in sorted(set(cells)):
+def _categories(by: str, cells: Sequence[str], values: Sequence[str]) -> Iterator[tuple[str, str, np.ndarray]]:
+    for value in values:
         yield by, value or "(empty)", np.array([cell == value for cell in cells])
 
 

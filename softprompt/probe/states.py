@@ -7,14 +7,18 @@ from typing import Any
 import torch
 
 from softprompt.base import FrozenLM
+from softprompt.batch import Encoder
 from softprompt.config import TrainConfig
 from softprompt.data import Example
 from softprompt.errors import SoftpromptError
+from softprompt.feeds import Order
 from softprompt.methods import METHODS, fold, make_method
 from softprompt.methods.initialisers import initialise
 from softprompt.prefix import PromptState
 from softprompt.references import is_reference
 from softprompt.store import Prompt
+from softprompt.task import Task
+from softprompt.validation import some_of
 
 _ELSEWHERE = "://"  # of a URL: a manifest of somebody else must not make this machine call another
 
@@ -55,6 +59,24 @@ def starts_of(prompt: Prompt, base: FrozenLM, train: Sequence[Example] | None) -
     return starts
 
 
+def seen_rows(prompt: Prompt, base: FrozenLM, task: Task) -> list[Example] | None:
+    """The training rows that a prompt has learned from up to its best step; ``None`` if its manifest cannot tell."""
+    known = {name: value for name, value in prompt.training.items() if name in TrainConfig.model_fields}
+    steps = prompt.training.get("best_step")
+    if prompt.method not in METHODS or not isinstance(steps, int) or prompt.data.get("streamed"):
+        return None
+    try:
+        config = TrainConfig.build(**known)
+        if "distillation" in prompt.training:
+            return some_of(task.train, config.steps * config.batch_size)
+        items = Encoder(base, prompt.spec, config.length).training_items(task.train)
+    except SoftpromptError:
+        return None
+    order = Order([len(item.ids) for item in items], config)
+    seen = {index for step in range(steps) for index in order.batch(step)}
+    return [task.train[index] for index in sorted(seen)]
+
+
 def _start(
     prompt: Prompt, state: PromptState, settings: Mapping[str, Any], base: FrozenLM, train: Sequence[Example] | None
 ) -> PromptState | str:
@@ -64,6 +86,8 @@ def _start(
     try:
         config = TrainConfig.build(**known)
         name, _, place = config.init.partition(":")
+        if name == "teacher":
+            return "it began at a text of its teacher, which is not saved with it"
         if name == "examples" and train is None:
             return "it began at solved training examples: give the data that it was learned on (--data)"
         if name == "prompt" and (_ELSEWHERE in place or (is_reference(place) and "#" not in place)):

@@ -52,6 +52,13 @@ def chance_of_so_few(right: int, n: int, all_right: int, total: int) -> float:
     )
 
 
+def sign_test(one: int, other: int) -> float:
+    """Two-sided p-value of ``one`` against ``other`` where both are as likely, as McNemar's exact test has it."""
+    total = one + other
+    tail = sum(math.exp(_log_choose(total, k) - total * math.log(2)) for k in range(min(one, other) + 1))
+    return min(1.0, 2 * tail)
+
+
 def chance_of_so_low(values: Floats, inside: Floats) -> float:
     """P(a random part of ``values`` of that size has so low a mean), by its normal approximation."""
     total, n = len(values), int(inside.sum())

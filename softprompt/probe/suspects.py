@@ -19,7 +19,7 @@ from softprompt.inspection import Suspect, Suspects
 from softprompt.probe.scores import Scored, gold_labels
 from softprompt.task import TaskSpec
 
-LISTED = 50
+LISTED = 1000
 _SURE = 0.75  # three to one
 _FAR = 6.0  # median absolute deviations above the median: 1 in 20,000 of normal numbers
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from softprompt.folders import put_file
-from softprompt.inspection import Change, Comparison, Finding, Inspection
+from softprompt.inspection import SUSPECTED, Change, Comparison, Finding, Inspection
 from softprompt.paths import expanded
 from softprompt.report import inspection_figures as figures
 from softprompt.report import inspection_tables as tables
@@ -180,8 +180,8 @@ def _rows(found: Inspection) -> list[Block]:
     if (suspects := found.suspects) is not None:
         blocks.append(
             Text(
-                f"{suspects.found:,} of {suspects.looked_at:,} training rows look mislabelled: the model is as sure of "
-                "another answer as where that answer is right. Read from the top; hard rows are among them."
+                f"{suspects.found:,} of {suspects.looked_at:,} training rows look mislabelled: "
+                f"{SUSPECTED[found.kind]}. Read from the top; hard rows are among them."
             )
         )
         if suspects.listed:

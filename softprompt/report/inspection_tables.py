@@ -18,6 +18,8 @@ from softprompt.report.inspection_figures import token_name
 from softprompt.report.numbers import count_text, fixed, percent_text, short_text
 from softprompt.report.tables import CLASSES_IN_A_MATRIX, DASH
 
+SUSPECTS = 50  # rows that a page shows
+
 
 def confusion(counts: Sequence[tuple[str, str, int]]) -> Table:
     """Gold labels against answers, in shares of each gold label; of many classes, the most frequent confusions."""
@@ -157,10 +159,10 @@ def suspects(found: Suspects) -> Table:
         (Column("Row", False), Column("Text", False), Column("Why", False), Column("Score")),
         tuple(
             (Cell(f"{one.index + 1:,}"), Cell(one.text), Cell(one.reason), Cell(fixed(one.score, 2), value=one.score))
-            for one in found.listed
+            for one in found.listed[:SUSPECTS]
         ),
-        "Rows are counted from 1 in the training split. "
-        + (f"{found.found - len(found.listed):,} more are not listed." if found.found > len(found.listed) else ""),
+        "Rows are counted from 1 in the training split."
+        + (f" {found.found - SUSPECTS:,} more are in the output of --json." if found.found > SUSPECTS else ""),
     )
 
 
