@@ -10,7 +10,7 @@ import os
 import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, Literal
 
 import torch
@@ -23,6 +23,7 @@ from softprompt.fused import FusedDecoder, fused
 
 # parameters times steps from which on it pays: 200 steps of a model of 270 million
 ENOUGH = 5e10
+PLAIN = 1  # steps that a run makes as it stands, before it is compiled
 SERVED = 1000  # passes that a server is taken to make, at least
 _TEXTS, _LENGTH, _PREFIX = 13, 23, 101  # all different: equal ones would be taken for one and the same
 
@@ -47,6 +48,34 @@ def compiled(base: FrozenLM, enabled: bool, note: Callable[[str], None], *, lear
         return
     with segments.compiled(), torch.compiler.set_stance("eager_on_recompile"):
         yield
+
+
+class CompiledRun:
+    """A training run that is compiled once it has shown that it works, or before its first step if that is wished.
+
+    What is wrong with data or settings is then seen in seconds. Where it begins is a matter of the step alone: a run
+    that goes on after a crash computes the same bytes.
+    """
+
+    def __init__(
+        self,
+        stack: ExitStack,
+        base: FrozenLM,
+        wish: Literal["auto", "always", "never"],
+        steps: int,
+        note: Callable[[str], None],
+    ) -> None:
+        """``stack`` ends it, ``note`` is told of it."""
+        self._stack, self._base, self._note = stack, base, note
+        self._plain = 0 if wish == "always" else PLAIN
+        self._waits = compiles(base, wish, steps)
+
+    def before(self, step: int) -> None:
+        """To be called before each step, counted from 0."""
+        if self._waits and step >= self._plain:
+            self._waits = False
+            self._note("compiling: about half a minute, two the first time (--compile never leaves it out)")
+            self._stack.enter_context(compiled(self._base, True, self._note))
 
 
 def _warmed_up(decoder: FusedDecoder, use: Callable[[FusedDecoder], None], note: Callable[[str], None]) -> bool:

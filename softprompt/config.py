@@ -52,7 +52,9 @@ class TrainConfig(Settings):
     )
     gradient_checkpointing: bool = Field(False, description="compute layers twice to save the memory between")
     compile: Literal["auto", "always", "never"] = Field(
-        "auto", description="compile what stands between matrix products; auto: in long runs, where a C++ compiler is"
+        "auto",
+        description="compile what stands between matrix products; auto: behind the first step of a long run, if there "
+        "is a C++ compiler",
     )
     token_budget: int = Field(8192, ge=1, description="padded tokens per forward pass, at most; longer batches are cut")
     max_length: int = Field(512, ge=8, description="tokens of template and text, at most; the text is cut to fit")

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from softprompt.base import FrozenLM
 from softprompt.batch import Batch, Encoder, Item, collate
 from softprompt.checkpoint import Checkpoint
-from softprompt.compiled import compiled, compiles
+from softprompt.compiled import CompiledRun
 from softprompt.config import TrainConfig
 from softprompt.errors import ConfigError
 from softprompt.learner import Progress, make_optimizer, rate_factor
@@ -164,8 +164,9 @@ def train_multitask(
     with ExitStack() as stack:
         stack.callback(observer.finished)
         observer.started(progress.step, config.steps, learned, base.parameter_count)
-        stack.enter_context(compiled(base, compiles(base, config.compile, config.steps), observer.noted))
+        compiling = CompiledRun(stack, base, config.compile, config.steps, observer.noted)
         while progress.step < config.steps:
+            compiling.before(progress.step)
             step_began, rate = time.perf_counter(), config.learning_rate * rate_factor(progress.step, config)
             batches = [student.batch(progress.step) for student in students]
             with recomputing(base, config.gradient_checkpointing):

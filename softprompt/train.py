@@ -15,7 +15,7 @@ from softprompt.along import Scored, learning_prefix
 from softprompt.base import FrozenLM
 from softprompt.batch import Batch, Item, budgeted, collate
 from softprompt.checkpoint import Checkpoint, Saved, load_for_all
-from softprompt.compiled import compiled, compiles
+from softprompt.compiled import CompiledRun
 from softprompt.config import TrainConfig
 from softprompt.errors import ConfigError, DataError, TrainingError
 from softprompt.feeds import Order
@@ -154,11 +154,12 @@ def train_together(
     with ExitStack() as stack:
         stack.callback(observer.finished)
         observer.started(step, shared.steps, sum(one.learned for one in learners), base.parameter_count)
-        stack.enter_context(compiled(base, compiles(base, shared.compile, shared.steps), observer.noted))
+        compiling = CompiledRun(stack, base, shared.compile, shared.steps, observer.noted)
         for index, learner in enumerate(learners if lesson.scores_start and not step else ()):
             if not _evaluate(learner, validations[index], observer, processes, last=False):
                 _give_up(learners, index, "validation loss", observer, checkpoint)
         while active := [index for index, learner in enumerate(learners) if not learner.done]:
+            compiling.before(step)
             step_began = time.perf_counter()
             chosen = {i: feeds[i].batch(step) for i in active}
             batches = [[item for items in some for item in items] for some in chosen.values()]

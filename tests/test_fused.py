@@ -1,5 +1,7 @@
 """Our layers give the model's own hidden states and gradient, or are not used."""
 
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import pytest
@@ -263,6 +265,33 @@ class TestCompiled:
         with compiling.compiled(tiny_base("llama"), True, notes.append):
             assert not segments.is_compiled()
         assert notes == ["not compiled, which makes the run slower: no space left on device"]
+
+    @pytest.mark.parametrize(
+        ("wish", "first", "compiled_before"),
+        [("auto", 0, 1), ("auto", 7, 7), ("always", 0, 0), ("never", 0, None)],
+    )
+    def test_a_run_shows_that_it_works_before_it_is_compiled(
+        self, wish: Any, first: int, compiled_before: int | None, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Where that is depends on the step alone, so a run that goes on computes the same."""
+        base, step, notes = tiny_base("llama"), -1, []
+        monkeypatch.setattr(compiling, "ENOUGH", 1)
+        monkeypatch.setattr(compiling.shutil, "which", lambda _: "g++")
+        entered: list[int] = []
+
+        @contextmanager
+        def compiled(base: FrozenLM, enabled: bool, note: Any) -> Iterator[None]:
+            entered.append(step)
+            yield
+            entered.append(-1)
+
+        monkeypatch.setattr(compiling, "compiled", compiled)
+        with ExitStack() as stack:
+            run = compiling.CompiledRun(stack, base, wish, 300, notes.append)
+            for step in range(first, first + 4):
+                run.before(step)
+        assert entered == ([] if compiled_before is None else [compiled_before, -1])
+        assert len(notes) == len(entered) // 2
 
     # what the compiler says when it is first imported
     @pytest.mark.filterwarnings("ignore::DeprecationWarning")
