@@ -1,8 +1,8 @@
 """Where a C++ compiler is installed, what stands between the matrix products of a long run becomes one loop each.
 
-Compiling costs half a minute, once a machine and release of PyTorch; then it is read from the user's cache. All shapes
-that decide how a loop is made are fixed here, and what does not fit it runs as it stands: a run that goes on after a
-crash must compute the same bytes, and a request must not wait for a compiler.
+Compiling costs a minute or two, once a machine and release of PyTorch; then it is read from the user's cache, in half a
+minute. All shapes that decide how a loop is made are fixed here, and what does not fit it runs as it stands: a run that
+goes on after a crash must compute the same bytes, and a request must not wait for a compiler.
 """
 
 import logging
