@@ -7,8 +7,9 @@ Learning a prompt in front of a frozen decoder needs, for each step,
              where a label is asked), and back down to the first layer's attention, where the prefix is met
     attention   of the texts over prefix and themselves, and of the prefix over itself; five products back for two
 
-and nothing else: no gradient of weights, none of the texts' embeddings, no logits but the labels'. Each product's time
-is measured alone, in its shape and the model's dtype, in turn with the steps themselves. Their sum is the floor.
+and nothing else: no gradient of weights, none of the texts' embeddings, no logits but the labels'. Prefix and texts go
+through a layer's weights together. Each product's time is measured alone, in its shape and the model's dtype, in turn
+with the steps themselves. Their sum is the floor.
 """
 
 import argparse
@@ -23,6 +24,7 @@ from aims import aim_lines, judged
 from command import finished, say
 from train_vs_peft import choose_data, machine
 
+from softprompt.along import learning_prefix
 from softprompt.base import FrozenLM, load
 from softprompt.batch import Encoder, Item, collate
 from softprompt.compiled import compiled
@@ -31,7 +33,7 @@ from softprompt.errors import ConfigError
 from softprompt.fused import fused
 from softprompt.fused_layer import Layer
 from softprompt.objective import Objective
-from softprompt.prefix import PromptState, make_prefix
+from softprompt.prefix import PromptState
 from softprompt.segments import Linear
 from softprompt.task import Task
 
@@ -55,15 +57,13 @@ def products(layers: Sequence[Layer], prefix: int, lengths: Sequence[int]) -> It
         sizes, size = linears(layer), layer.entrance.size
         kv_heads = sizes["key"][1] // size
         group = sizes["query"][1] // sizes["key"][1]
-        for rows, is_prefix in ((prefix, True), (sum(lengths), False)):
-            for name, (inner, outer) in sizes.items():
-                if last and is_prefix and name not in ("key", "value"):
-                    continue
-                own = rows if name in ("key", "value") or not last else texts
-                yield 1, own, inner, outer
-                # back: not below the attention of the first layer, for texts' embeddings do not learn
-                if is_prefix or not first or name not in ("query", "key", "value"):
-                    yield 1, own, outer, inner
+        for name, (inner, outer) in sizes.items():
+            rows = prefix + sum(lengths) if name in ("key", "value") or not last else texts
+            yield 1, rows, inner, outer
+            # back: not below the attention of the first layer, for texts' embeddings do not learn
+            below = first and name in ("query", "key", "value")
+            if not below or rows > texts:
+                yield 1, prefix if below else rows, outer, inner
         if not last:
             queries = group * prefix
             yield from [(kv_heads, queries, size, prefix)] * 3 + [(kv_heads, queries, prefix, size)] * 2
@@ -126,7 +126,7 @@ class Steps:
     def step(self, batch: Sequence[Item]) -> float:
         """Seconds that it takes."""
         began = time.perf_counter()
-        prefix = make_prefix(self.base, PromptState.of_embeddings(self.prompt))
+        prefix = learning_prefix(self.base, PromptState.of_embeddings(self.prompt))
         loss = self.objective.losses(prefix, collate(batch, self.base.device)).mean()
         torch.autograd.grad(loss, self.prompt)
         return time.perf_counter() - began

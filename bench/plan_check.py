@@ -69,11 +69,11 @@ def measure(case: Case) -> dict[str, int]:
     """Bytes in this process: before a model is loaded, before the steps, and at the peak of the steps."""
     import torch
 
+    from softprompt.along import learning_prefix
     from softprompt.batch import Item, collate
     from softprompt.measure import PeakMemory
     from softprompt.methods.prompt_tuning import PromptTuning
     from softprompt.objective import Objective
-    from softprompt.prefix import make_prefix
     from softprompt.recompute import recomputing
 
     process = resident()
@@ -96,7 +96,7 @@ def measure(case: Case) -> dict[str, int]:
 
     def step(some: Sequence[Item]) -> None:
         with recomputing(base, case.checkpointing):
-            prefix = make_prefix(base, method.state())
+            prefix = learning_prefix(base, method.state())
             batch = collate(some, base.device)
             if case.generation:
                 loss = objective.losses(prefix, batch).mean()
@@ -189,7 +189,7 @@ def predicted(case: Case) -> dict[str, int]:
             made,
             case.length + 1,
             case.text,
-            on_cpu=False,
+            own_layers=False,
             checkpointing=case.checkpointing,
             generation=case.generation,
         )

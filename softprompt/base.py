@@ -30,7 +30,16 @@ from softprompt.faster import make_faster
 from softprompt.fingerprint import identifying, sha256_of_json
 from softprompt.last_layer import shorten_last_layer
 from softprompt.placement import check_placement, settle, shard, weights_of
-from softprompt.quantised import check_quantised, count, is_plain, loading_options, quiet, sampled_sha256, scheme_of
+from softprompt.quantised import (
+    check_quantised,
+    count,
+    is_plain,
+    keep_packed,
+    loading_options,
+    quiet,
+    sampled_sha256,
+    scheme_of,
+)
 from softprompt.sources import source_of
 from softprompt.spread import ALONE, Processes
 
@@ -339,6 +348,7 @@ def load(
         )
     if quantise is not None:
         check_quantised(model, quantise, text_name)
+    keep_packed(model)
     if sharding is not None:
         shard(model, chosen_device, processes, text_name)
     elif device_map is not None:

@@ -42,14 +42,15 @@ class StepTimes:
 def steps_within(seconds: float, times: StepTimes, eval_every: Callable[[int], int]) -> int:
     """The most steps, one at least, that with their evaluations take ``seconds`` or less.
 
-    The mean of all steps but the first, which is slower for its once-only work, counts; texts differ in length.
+    The mean of all steps but the first two counts, which are slower: for once-only work, and for compiling between
+    them. Texts differ in length.
 
     Raises:
         TrainingError: the pilot made no step.
     """
     if not times.steps:
         raise TrainingError("a pilot run of a few steps made none: expected its pace, to fit the time budget")
-    a_step = statistics.mean(times.steps[1:] or times.steps)
+    a_step = statistics.mean(times.steps[2:] or times.steps[1:] or times.steps)
     an_evaluation = statistics.mean(times.evaluations) if times.evaluations else 0.0
 
     def needed(steps: int) -> float:

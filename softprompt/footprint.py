@@ -50,12 +50,15 @@ class Activations:
             return texts * of_text.whole + (0 if of_prefix is None else of_prefix.whole)
         layers = len(of_text.layers)
         entering = texts * of_text.entering + (0 if of_prefix is None else of_prefix.entering)
-        again = max(texts * of_text.largest, 0 if of_prefix is None else of_prefix.largest)
+        largest = texts * of_text.largest, 0 if of_prefix is None else of_prefix.largest
+        again = sum(largest) if self.own else max(largest)
         return layers * entering + again
 
     def at_work(self, texts: int) -> int:
         """Bytes that come and go beside them, at most."""
-        return max(max(texts * self.text, self.prefix) * self.work, self.logits)
+        positions = texts * self.text, self.prefix
+        # virtual tokens are read with the texts in our layers, before them elsewhere
+        return max((sum(positions) if self.own else max(positions)) * self.work, self.logits)
 
 
 def activations(
@@ -63,7 +66,7 @@ def activations(
     prefix: int,
     text: int,
     *,
-    on_cpu: bool,
+    own_layers: bool,
     checkpointing: bool = False,
     generation: bool = False,
     learned_cache: bool = False,
@@ -71,6 +74,8 @@ def activations(
     """What a training pass over texts of ``text`` tokens behind ``prefix`` positions keeps.
 
     Args:
+        own_layers: whether ours run, where the model is built so: on a CPU, over weights that are no float16 and not
+            quantised.
         generation: whether the loss is over the whole vocabulary.
         learned_cache: whether the prefix is keys and values that learn.
 
@@ -78,7 +83,7 @@ def activations(
         BaseModelError: the model cannot be run without numbers.
     """
     size = skeleton.dtype.itemsize
-    layers = skeleton.own_layers if on_cpu else None
+    layers = skeleton.own_layers if own_layers else None
     window = window_of(skeleton.model.config.get_text_config())
     if layers is not None and (window is None or prefix + text <= window):
         passes = _own_passes(layers, prefix, text, size, learned_cache)

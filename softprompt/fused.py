@@ -167,6 +167,8 @@ def _along(prompts: Sequence[Tensor], start: int) -> tuple[Group, ...]:
 def layers_built_so(backbone: Any, config: Any) -> tuple[tuple[Layer, ...], Norm] | None:
     """The layers of a decoder with this text configuration and the norm behind them, if it is built as ours are."""
     try:
+        if (getattr(config, "rope_parameters", None) or {}).get("llama_4_scaling_beta"):
+            return None  # queries that grow with their place, which a few tokens would not show
         curve = passes.CURVES[getattr(config, "hidden_activation", None) or config.hidden_act]
         return tuple(Layer.of(module, curve) for module in backbone.layers), norm_of(backbone.norm)
     except (AttributeError, KeyError, ValueError):

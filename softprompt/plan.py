@@ -84,7 +84,7 @@ def _training(skeleton: Skeleton, wish: Wish, bos: int) -> Bill:
         skeleton,
         wish.length + bos,
         wish.text_length,
-        on_cpu=on_cpu,
+        own_layers=on_cpu and wish.quantise is None and skeleton.dtype != torch.float16,
         checkpointing=wish.checkpointing,
         generation=wish.generation,
         learned_cache=METHODS[wish.method].kind == "key_values",

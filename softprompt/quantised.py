@@ -10,10 +10,12 @@ import logging
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from types import MethodType
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional
 
 from softprompt.errors import BaseModelError, MissingExtraError
 
@@ -138,6 +140,34 @@ def check_quantised(model: Any, quantise: str, name: str) -> None:
             f"'{name}' ({type(model).__name__}) has no layers that the quantisation {quantise} works on: load it as it "
             f"is, or try another one of {', '.join(SCHEMES)}"
         )
+
+
+class _Multiplied(torch.autograd.Function):
+    """``x [..., in]`` times a quantised ``weight [out, in]``, which is unpacked anew for the gradient.
+
+    Autograd would keep what the product was made with, the unpacked weights: of all layers until the backward pass.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Any, bias: Tensor | None) -> Tensor:
+        ctx.weight = weight
+        return functional.linear(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Any) -> Any:
+        (gradient,) = grad_outputs
+        return gradient @ ctx.weight.dequantize().to(gradient.dtype), None, None
+
+
+def keep_packed(model: nn.Module) -> None:
+    """Let torchao's linear layers keep nothing unpacked for the backward pass."""
+    for module in model.modules():
+        if type(module) is nn.Linear and hasattr(module.weight, "__tensor_flatten__"):
+            module.forward = MethodType(_multiplied, module)  # type: ignore[method-assign]
+
+
+def _multiplied(layer: nn.Linear, input: Tensor) -> Any:
+    return _Multiplied.apply(input, layer.weight, layer.bias)  # type: ignore[no-untyped-call]
 
 
 def is_plain(weight: Tensor) -> bool:

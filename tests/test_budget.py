@@ -15,7 +15,7 @@ def times(steps: list[float], evaluations: list[float]) -> StepTimes:
 class TestStepsWithin:
     def test_counts_steps_and_their_evaluations(self) -> None:
         # 100 steps of a second and one evaluation of 20 a hundred: 5 times 120 fit into 600
-        assert steps_within(600, times([9, 1, 1], [20]), lambda steps: 100) == 500
+        assert steps_within(600, times([9, 5, 1, 1], [20]), lambda steps: 100) == 500
 
     def test_first_step_does_not_count(self) -> None:
         assert steps_within(10, times([50, 1, 1, 1], []), lambda steps: 100) == 10

@@ -54,6 +54,14 @@ def test_weights_that_may_change_keep_their_own_layers() -> None:
     assert fused(FrozenLM(tiny_model("llama"), tiny_tokenizer("llama"), "tiny", lasting=False)) is None
 
 
+def test_queries_that_grow_with_their_place_keep_their_own_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Ministral's, beyond the length that it was first trained on: a few tokens do not show it."""
+    model = tiny_model("llama")
+    assert fused(FrozenLM(model, tiny_tokenizer("llama"), "tiny")) is not None
+    monkeypatch.setitem(model.config.rope_parameters, "llama_4_scaling_beta", 0.1)
+    assert fused(FrozenLM(model, tiny_tokenizer("llama"), "tiny")) is None
+
+
 def test_a_layer_of_other_numbers_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(passes.CURVES, "silu", (1.1, 0.0))
     assert fused(FrozenLM(tiny_model("llama"), tiny_tokenizer("llama"), "tiny")) is None

@@ -12,6 +12,7 @@ from tiny import save_tiny, tiny_model, tiny_tokenizer
 from torch import Tensor
 from transformers import AutoConfig
 
+from softprompt.along import learning_prefix
 from softprompt.base import FrozenLM
 from softprompt.batch import Item, collate
 from softprompt.cli import cli
@@ -20,7 +21,7 @@ from softprompt.footprint import activations, weights_bytes
 from softprompt.fused import fused
 from softprompt.plan import learned, plan
 from softprompt.plan_parts import ROOM, Bill, Wish
-from softprompt.prefix import PromptState, make_prefix
+from softprompt.prefix import PromptState
 from softprompt.recompute import recomputing
 from softprompt.skeleton import Skeleton, cache_bytes, cache_of, count, skeleton
 
@@ -124,7 +125,7 @@ class Saved:
 def step(base: FrozenLM, prompt: Tensor, text: int, batch: int, checkpointing: bool) -> Tensor:
     items = [Item(i, tuple(range(5, 5 + text)), (text - 1,), (1,)) for i in range(batch)]
     with recomputing(base, checkpointing):
-        hidden = make_prefix(base, PromptState.of_embeddings(prompt)).scored(collate(items, base.device))
+        hidden = learning_prefix(base, PromptState.of_embeddings(prompt)).scored(collate(items, base.device))
     return hidden.float().sum()
 
 
@@ -190,7 +191,7 @@ class TestActivations:
             for t in tensors_of(run)
         }
         real = sum(storage.nbytes() for storage in pieces.values())
-        kept = activations(made, length + 1, text, on_cpu=True)
+        kept = activations(made, length + 1, text, own_layers=True)
         assert kept.own
         assert kept.kept(batch) + kept.passes.cache == pytest.approx(real, rel=0.05)
 
@@ -202,28 +203,28 @@ class TestActivations:
         step(base, prompt, text, batch, False)
         with torch.autograd.graph.saved_tensors_hooks(saved, lambda tensor: tensor):
             step(base, prompt, text, batch, False)
-        kept = activations(made, length + 1, text, on_cpu=False)
+        kept = activations(made, length + 1, text, own_layers=False)
         assert not kept.own
         # the last layer sees one position of each text, which the count does not know
         assert kept.kept(batch) + kept.passes.cache == pytest.approx(saved.bytes, rel=0.15)
 
     def test_checkpointed_keeps_what_enters_and_one_layer(self, tmp_path: Path) -> None:
         _, made = self.both("llama", True, tmp_path)
-        for on_cpu in (True, False):
-            kept = activations(made, 21, 24, on_cpu=on_cpu, checkpointing=True)
+        for own in (True, False):
+            kept = activations(made, 21, 24, own_layers=own, checkpointing=True)
             entering = 5 * (6 * 24 + 21) * 128 * 4
             assert kept.kept(6) - entering == 6 * kept.passes.text.largest
-            assert kept.kept(6) < 0.5 * activations(made, 21, 24, on_cpu=on_cpu).kept(6)
+            assert kept.kept(6) < 0.5 * activations(made, 21, 24, own_layers=own).kept(6)
 
     def test_is_what_texts_add(self, tmp_path: Path) -> None:
         _, made = self.both("llama", True, tmp_path)
-        kept = activations(made, 21, 24, on_cpu=False)
+        kept = activations(made, 21, 24, own_layers=False)
         assert kept.kept(8) - kept.kept(4) == 4 * kept.passes.text.whole
 
     def test_keys_and_values_that_learn_need_no_pass_of_the_prefix(self, tmp_path: Path) -> None:
         _, made = self.both("llama", True, tmp_path)
-        for on_cpu in (True, False):
-            kept = activations(made, 21, 24, on_cpu=on_cpu, learned_cache=True)
+        for own in (True, False):
+            kept = activations(made, 21, 24, own_layers=own, learned_cache=True)
             assert kept.passes.prefix is not None
             assert kept.passes.prefix.whole == 0
             assert kept.passes.cache == 5 * 2 * 2 * 16 * 4 * 21
@@ -232,12 +233,21 @@ class TestActivations:
     def test_where_no_prefix_is_shared(self, family: str, tmp_path: Path) -> None:
         save_tiny(tmp_path, family)
         made = skeleton(str(tmp_path), torch.float32)
-        short, long = (activations(made, length, 10, on_cpu=True) for length in (4, 24))
+        short, long = (activations(made, length, 10, own_layers=True) for length in (4, 24))
         assert short.passes.prefix is None
         assert long.kept(3) > 1.5 * short.kept(3)
 
 
 class TestPlan:
+    def test_on_a_cpu_layers_of_our_own_are_counted_where_they_run_only(self, tmp_path: Path) -> None:
+        folder = config_folder(tmp_path, "llama", **{**LLAMA_70B, "num_hidden_layers": 2})
+        made = {
+            (dtype, quantise): plan(skeleton(folder, dtype), Wish(gpus=0, memory=80 * GB, quantise=quantise))
+            for dtype, quantise in ((torch.bfloat16, None), (torch.bfloat16, "int8"), (torch.float16, None))
+        }
+        foreign = {key: "layers of transformers under autograd" in str(one.training.notes) for key, one in made.items()}
+        assert list(foreign.values()) == [False, True, True]
+
     def test_70_billion_on_eight_gpus(self, large: Skeleton) -> None:
         made = plan(large, Wish(gpus=8, memory=80 * GB))
         assert made.wish.sharding == "fsdp"

@@ -190,6 +190,23 @@ class TestComputation:
             torch.testing.assert_close(one, other, atol=1e-4 * float(other.abs().max()), rtol=1e-4)
             assert one.abs().max() > 0
 
+    def test_no_weight_is_kept_unpacked_for_the_gradient(self, int8: Callable[[str], FrozenLM], family: str) -> None:
+        base = int8(family)
+        shapes = {tuple(layer.weight.shape) for layer in base.model.modules() if isinstance(layer, nn.Linear)}
+        shapes -= {tuple(base.model.get_output_embeddings().weight.shape)}
+        kept: list[tuple[int, ...]] = []
+
+        def keep(tensor: Tensor) -> Tensor:
+            kept.append(tuple(tensor.shape))
+            return tensor
+
+        prompt = random_prompt(base, 4).requires_grad_()
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            hidden = base.run_backbone(inputs_embeds=prompt[None], use_cache=False).last_hidden_state
+        assert kept
+        assert not shapes & ({*kept} | {shape[::-1] for shape in kept})
+        hidden.sum().backward()
+
     def test_shared_prefix_equals_concatenation(self, int8: Callable[[str], FrozenLM], family: str) -> None:
         base = int8(family)
         assert shares_prefix(base)

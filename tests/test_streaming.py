@@ -1,5 +1,6 @@
 """Training rows that are streamed: bounded in memory, in an order that a killed run goes on with to the same bytes."""
 
+import csv
 import gc
 import json
 import random
@@ -93,7 +94,17 @@ class TestReading:
         assert any("set aside" in note for note in splits.notes)
 
     def test_goes_on_from_any_row(self, folder: Path, tmp_path: Path) -> None:
-        for source in (folder, as_parquet(folder, tmp_path / "parquet")):
+        tables = []
+        for ending, mark in (("csv", ","), ("tsv", "\t")):
+            (tmp_path / ending).mkdir()
+            for path in folder.glob("*.jsonl"):
+                rows = [json.loads(line) for line in path.read_text().splitlines()]
+                with (tmp_path / ending / f"{path.stem}.{ending}").open("w", newline="") as file:
+                    writer = csv.DictWriter(file, list(rows[0]), delimiter=mark)
+                    writer.writeheader()
+                    writer.writerows(rows)
+            tables.append(tmp_path / ending)
+        for source in (folder, as_parquet(folder, tmp_path / "parquet"), *tables):
             stream = read_streamed(source).stream
             assert stream is not None
             whole = stream.open().read(100)

@@ -76,8 +76,21 @@ class TestProposals:
     def test_are_all_combinations_where_there_are_no_more(self) -> None:
         space = Space.parse("length=50,100;batch-size=8,16")
         proposals = Proposals(space, space.defaults(TrainConfig()), 9, 0)
-        made = [tuple(proposals.propose(number, [], {}).values()) for number in range(proposals.count)]
-        assert made == [(100, 16), (50, 8), (50, 16), (100, 8)]
+        made = self.history(proposals, proposals.count([]))
+        assert [tuple(trial.settings.values()) for trial in made] == [(100, 16), (50, 8), (50, 16), (100, 8)]
+
+    def test_of_a_small_space_none_is_left_out_when_more_are_asked_for(self) -> None:
+        """Eight that were proposed out of twelve, one of them twice, and then as many as there are."""
+        space = Space.parse("length=10,20,50,100;batch-size=8,16,32")
+        landed = self.history(Proposals(space, space.defaults(TrainConfig()), 8, 0), 7)
+        landed.append(landed[2].model_copy(update={"number": 7}))
+        more = Proposals(space, space.defaults(TrainConfig()), 20, 0)
+        while len(landed) < more.count(landed):
+            number = len(landed)
+            landed.append(landed[0].model_copy(update={"number": number, "settings": more.propose(number, landed, {})}))
+        tried = {tuple(trial.settings.values()) for trial in landed}
+        assert tried == {tuple(settings.values()) for settings in space.combinations()}
+        assert len(landed) == 12 + 8 - len({tuple(trial.settings.values()) for trial in landed[:8]})
 
     def test_differ_from_those_that_are_running(self) -> None:
         proposals = Proposals(SPACE, None, 40, 0)

@@ -57,7 +57,7 @@ class Ledger:
     @property
     def count(self) -> int:
         """Trials that are asked for."""
-        return self.proposals.count
+        return self.proposals.count(self.landed)
 
     @property
     def missing(self) -> int:

@@ -44,7 +44,14 @@ class Proposals:
         self._optuna, self._space, self._seed = optuna_module(), space, seed
         self._usual = usual
         self._all = self._every_combination() if trials >= space.size else None
-        self.count = trials if self._all is None else len(self._all)
+        self._trials = trials
+
+    def count(self, landed: Sequence[SweepTrial]) -> int:
+        """How many trials there are in all, after those that landed."""
+        if self._all is None:
+            return self._trials
+        # some that were proposed while fewer were asked for may be repetitions
+        return len(self._all) + len(landed) - sum(settings in self._all for settings in _distinct(landed))
 
     def propose(
         self, number: int, landed: Sequence[SweepTrial], running: Mapping[int, Mapping[str, Plain]]
@@ -56,7 +63,8 @@ class Proposals:
                 beside each other differ ("constant liar").
         """
         if self._all is not None:
-            return self._all[number]
+            taken = [*(trial.settings for trial in landed), *running.values()]
+            return next((settings for settings in self._all if settings not in taken), self._all[0])
         if number == 0 and self._usual is not None:
             return dict(self._usual)
         optuna = self._optuna
@@ -122,6 +130,14 @@ class Proposals:
             # the usual first, as elsewhere; whatever else the settings are called, equal ones are equal
             found.sort(key=lambda settings: settings != self._usual)
         return found
+
+
+def _distinct(landed: Sequence[SweepTrial]) -> list[dict[str, Plain]]:
+    found: list[dict[str, Plain]] = []
+    for trial in landed:
+        if trial.settings not in found:
+            found.append(trial.settings)
+    return found
 
 
 def pruner(pruning: Pruning, least: int = 1) -> Any:

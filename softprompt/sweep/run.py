@@ -81,8 +81,8 @@ def sweep(
     terms = Terms(fixed, pruning, base.name, dict(options or {}), base.fingerprint)
     with SweepFolder(out, _setup(base, task, space, terms)) as folder:
         ledger = Ledger(folder, proposals, terms, task, observer)
-        if proposals.count < trials:
-            observer.noted(f"the space has {proposals.count} combinations: each is tried once")
+        if space.size < trials:
+            observer.noted(f"the space has {space.size} combinations: each is tried once")
         if ledger.missing:
             _run(ledger, base, engine, workers)
         summary = _concluded(ledger, base, space, evaluate_test=evaluate_test)
