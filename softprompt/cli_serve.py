@@ -78,7 +78,7 @@ def serve(config: Path | None, trust_remote_code: bool, **options: Any) -> None:
 
     # what is quickly checked comes before what takes long
     limits = _limits(Limits, settings.engine)
-    access = Access(settings.keys_path, open_admin=settings.is_local)
+    access = Access(settings.keys_path, open_admin=settings.is_private)
     source = _source(settings)
     source.stock({})
     keep = Keep.of(settings.sample_keep)

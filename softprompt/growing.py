@@ -116,17 +116,17 @@ class GrowingTexts:
         """Take the rows of ``other`` in, behind those that are here; not if prompts stand apart in one of them only."""
         if (self._fronts is None) != (other._fronts is None):
             return False
-        if self._fronts is not None and other._fronts is not None:
-            self._fronts = Fronts([*self._fronts.of_rows, *other._fronts.of_rows])
-        self._width = max(self._width, other._width)
-        mine, others = (padded(one._cache, self._width) for one in (self, other))
+        width = max(self._width, other._width)
+        mine, others = (padded(one._cache, width) for one in (self, other))
         for layer, added in zip(mine.layers, others.layers, strict=True):
             if layer.keys is not None:
                 layer.keys = torch.cat([layer.keys, added.keys])
                 layer.values = torch.cat([layer.values, added.values])
-        self._cache = mine
-        self._sizes = torch.cat([self._sizes, other._sizes])
-        self.last = torch.cat([self.last, other.last])
+        sizes, last = torch.cat([self._sizes, other._sizes]), torch.cat([self.last, other.last])
+        # nothing has changed here if one of these fails for lack of memory
+        if self._fronts is not None and other._fronts is not None:
+            self._fronts = Fronts([*self._fronts.of_rows, *other._fronts.of_rows])
+        self._cache, self._width, self._sizes, self.last = mine, width, sizes, last
         return True
 
 

@@ -97,12 +97,18 @@ class Read:
     left_out: int = 0
 
 
+LONGEST_SPAN = 36_500 * 86_400  # seconds: a century
+
+
 def seconds_of(span: str, what: str) -> int:
     """Seconds of a span as ``7d``, ``12h``, ``30m``; raises ConfigError, which calls it ``what``."""
     found = _SPAN.fullmatch(span)
     if found is None:
         raise ConfigError(f"{what}: expected a number with m, h or d, as in 7d, got '{span}'")
-    return int(found[1]) * _SECONDS[found[2]]
+    seconds = int(found[1]) * _SECONDS[found[2]]
+    if seconds > LONGEST_SPAN:
+        raise ConfigError(f"{what}: expected at most {LONGEST_SPAN // _SECONDS['d']:,}d, got '{span}'")
+    return seconds
 
 
 @dataclass(frozen=True)

@@ -147,7 +147,7 @@ class Place:
         self.engine = self.make_engine()
         self.registry = self.make_registry(source)
         self.registry.refresh()
-        self.access = Access(self.config.keys_path, open_admin=self.config.is_local)
+        self.access = Access(self.config.keys_path, open_admin=self.config.is_private)
         self.server = Server(shutdown_timeout=self.config.shutdown_timeout)
         self.metrics = Metrics()
         self.sampler: Sampler | None = None

@@ -104,6 +104,30 @@ class TestSettings:
         assert config.is_local
         assert host in config.hosts
 
+    @pytest.mark.parametrize(
+        "options", [{"root_path": "/prompts"}, {"allowed_hosts": ("localhost", "api.example.com")}]
+    )
+    def test_behind_a_proxy_others_ask(self, options: dict[str, Any]) -> None:
+        """Though the address is this machine's."""
+        with pytest.raises(ConfigError, match="others reach the server through a proxy, and there are no API keys"):
+            gathered(**options)
+        assert not gathered(**options, no_auth=True).is_private
+        assert not gathered(**options, keys="keys.json").is_private
+        assert gathered(allowed_hosts=("LocalHost:8000", "[::1]:8000")).is_private
+
+    def test_hosts_are_compared_as_requests_name_them(self) -> None:
+        names = ("API.Example.com", "b.example:8443", "[::1]:80", "::1")
+        assert gathered(allowed_hosts=names, no_auth=True).hosts == ("api.example.com", "b.example", "::1", "::1")
+
+    def test_prompts_given_win_over_a_store_of_the_environment(self, tmp_path: Path) -> None:
+        (tmp_path / "serve.toml").write_text('store = "c"\n')
+        environment = {"SOFTPROMPT_MODEL": "tiny", "SOFTPROMPT_STORE": "b"}
+        config = ServeConfig.gathered(tmp_path / "serve.toml", {"prompts": ("a",)}, environment)
+        assert (config.prompts, config.store) == (("a",), None)
+        environment = {"SOFTPROMPT_MODEL": "tiny", "SOFTPROMPT_PROMPTS": "a"}
+        config = ServeConfig.gathered(None, {"store": "b", "prompts": ()}, environment)
+        assert (config.prompts, config.store) == ((), "b")
+
     def test_other_addresses_with_keys_or_without_saying(self) -> None:
         assert gathered(host="0.0.0.0", keys="keys.json").hosts == ()
         assert gathered(host="0.0.0.0", no_auth=True).hosts == ()

@@ -86,6 +86,32 @@ class TestBodies:
 
 
 class TestSizes:
+    @pytest.mark.parametrize(
+        "body", [{"input": [""] * 30_000}, {"columns": dict.fromkeys(map(str, range(30_000)), [])}]
+    )
+    def test_many_values_are_refused_before_each_is_found_wrong(self, tmp_path: Path, body: dict[str, Any]) -> None:
+        place = Place.of_store(a_store(tmp_path))
+        with place.client() as client:
+            error = error_of(client.post("/v1/classify", json={"model": "tone", **body}), 400)
+        assert error["code"] == "too_many_values"
+        assert error["message"] == "the body's JSON has more than 20,971 values"
+
+    def test_more_texts_than_may_wait(self, tmp_path: Path) -> None:
+        place = Place.of_store(a_store(tmp_path), engine={"waiting": 2})
+        with place.client() as client:
+            for path, field in (("classify", "input"), ("completions", "prompt")):
+                answer = client.post(f"/v1/{path}", json={"model": "tone", field: ["a", "b", "c"]})
+                assert error_of(answer, 422)["message"] == "a request has at most 2 texts"
+
+    def test_a_long_stop_string(self, client: TestClient) -> None:
+        body = {"model": "tone", "prompt": TEXT, "stop": "x" * 257}
+        assert error_of(client.post("/v1/completions", json=body), 422)["code"] == "invalid_value"
+
+    def test_names_of_fields_are_told_on_one_line_and_short(self, client: TestClient) -> None:
+        error = error_of(client.post("/v1/classify", json={**GOOD, "a\nb" + "c" * 500: 1}), 422)
+        assert "\n" not in error["message"]
+        assert len(error["message"]) < 200
+
     def test_a_large_body_is_refused_by_its_announcement(self, client: TestClient) -> None:
         response = client.post("/v1/classify", content=b"x" * 10_001, headers=JSON)
         assert error_of(response, 413)["code"] == "body_too_large"

@@ -159,9 +159,9 @@ class TestAsking:
             assert "cannot be read" in trouble
             assert (status(new), status(self.tokens["all"])) == (200, 401)
             keys.write_bytes(KeyFile().to_bytes())
-            (trouble,) = client.post("/admin/reload", headers=boss).json()["troubles"]
-            assert "there is no API key" in trouble
-            assert status(new) == 200
+            assert client.post("/admin/reload", headers=boss).json()["troubles"] == []
+            # the last one was taken away: it asks no more
+            assert status(new) == 401
 
     def test_the_scheme_is_on_the_openapi_page(self, place: Place) -> None:
         with place.client() as client:

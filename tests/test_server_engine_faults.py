@@ -28,8 +28,11 @@ from tiny import tiny_base
 from softprompt.data import Example
 from softprompt.errors import BaseModelError, ConfigError, DataError, PromptFileError, TemplateError
 from softprompt.generate import Sampling
+from softprompt.growing import Growing
 from softprompt.prefix import PromptState
+from softprompt.server import running
 from softprompt.server.engine import Closed, Engine, Limits
+from softprompt.server.problems import problem_of
 from softprompt.server.work import Busy, Expired, Served
 from softprompt.task import TaskSpec
 
@@ -281,6 +284,39 @@ def test_a_batch_that_fails_is_taken_apart(after: int, monkeypatch: pytest.Monke
             await first
 
     run(main())
+
+
+def test_texts_that_cannot_join_grow_beside_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As for lack of memory: nobody's completion is lost, or another."""
+    texts = examples_of("a good film", "the story", "what is great?")
+    expected = [completed(BASE, TEXTS, text, Sampling(9)) for text in texts]
+    tried: list[Growing] = []
+
+    def failing(rows: Growing, others: Growing) -> bool:
+        tried.append(others)
+        raise RuntimeError("out of memory")
+
+    async def main() -> None:
+        held = Held()
+        async with Engine(BASE, observer=held) as engine:
+            first = await held.busy(engine, LABELS)
+            asked = [asyncio.create_task(collected(engine.generate(TEXTS, texts[0], Sampling(9))))]
+            await until(lambda: engine.snapshot().waiting == 1)
+            held.go.set()
+            await first
+            await until(lambda: engine.snapshot().running == 1)
+            monkeypatch.setattr(running, "joined", failing)
+            asked += [asyncio.create_task(collected(engine.generate(TEXTS, text, Sampling(9)))) for text in texts[1:]]
+            assert [joined(await one) for one in asked] == expected
+        assert tried
+
+    run(main())
+
+
+def test_a_prompt_that_gives_no_numbers_is_no_fault_of_who_asks() -> None:
+    for error in (PromptFileError("the prompt is damaged"), BaseModelError("numbers that are not finite")):
+        problem = problem_of(error)
+        assert (problem.status_code, problem.code) == (503, "model_unavailable")
 
 
 def test_numbers_that_are_not_finite_without_a_prompt_are_the_models(monkeypatch: pytest.MonkeyPatch) -> None:

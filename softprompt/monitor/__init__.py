@@ -11,7 +11,7 @@ from softprompt.base import FrozenLM
 from softprompt.batch import Encoder
 from softprompt.data import Example, Splits
 from softprompt.drift import Monitoring, PromptDrift, Signal, Verdict
-from softprompt.errors import ConfigError, DataError, SoftpromptError
+from softprompt.errors import ConfigError, DataError, SoftpromptError, StoreError
 from softprompt.evaluate import score
 from softprompt.fit import TEST_LIMIT
 from softprompt.monitor.findings import finding, moment, witnesses
@@ -72,9 +72,14 @@ def monitor(
     by_prompt: dict[str, list[Sample]] = defaultdict(list)
     for sample in read.samples:
         by_prompt[sample.prompt].append(sample)
-    there = {f"{name}@{number}" for name, one in source.stock({}).names.items() for number in one.numbers}
+    stock = source.stock({})
+    there = {f"{name}@{number}" for name, one in stock.names.items() for number in one.numbers}
+    unread = sorted({which.partition("@")[0] for which in by_prompt} - stock.names.keys())
+    if stock.troubles and unread:
+        raise StoreError(f"{', '.join(unread)}: sampled, and not found; in the store, {'; '.join(stock.troubles)}")
     gone = {which: len(some) for which, some in by_prompt.items() if which not in there}
-    notes = [f"{which}: {count:,} samples of a prompt that is not here" for which, count in sorted(gone.items())]
+    notes = [*stock.troubles]
+    notes += [f"{which}: {count:,} samples of a prompt that is not here" for which, count in sorted(gone.items())]
     profiles = {which: profile_in(source, which) for which in sorted(by_prompt.keys() & there)}
     without = [which for which, profile in profiles.items() if profile is None]
     if data is not None and len(without) > 1:

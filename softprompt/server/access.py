@@ -21,7 +21,7 @@ class Access:
             open_admin: without keys, everybody may reload and read the metrics too.
 
         Raises:
-            ConfigError: the file cannot be read, or holds no key.
+            ConfigError: the file cannot be read, or holds no key: nobody could ask.
         """
         self._path = path
         self._keys = KeyFile()
@@ -29,19 +29,20 @@ class Access:
             name="everybody", sha256="0" * 64, admin=open_admin, created=datetime.fromtimestamp(0, UTC)
         )
         self.reload()
+        if path is not None and not self._keys.keys:
+            raise ConfigError(f"there is no API key in '{path}', nobody could ask: softprompt keys add makes one")
 
     @property
     def needs_key(self) -> bool:
         return self._path is not None
 
     def reload(self) -> None:
-        """Read the file again; raises ConfigError, the keys staying as they were, if it cannot be read."""
-        if self._path is None:
-            return
-        keys = read_keys(self._path)
-        if not keys.keys:
-            raise ConfigError(f"there is no API key in '{self._path}', nobody could ask: softprompt keys add makes one")
-        self._keys = keys
+        """Read the file again; raises ConfigError, the keys staying as they were, if it cannot be read.
+
+        A sound file without keys lets nobody in: the last one was taken away.
+        """
+        if self._path is not None:
+            self._keys = read_keys(self._path)
 
     def identify(self, request: Request) -> None:
         """Put the key of whoever asks into the request's state.

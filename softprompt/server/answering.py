@@ -1,12 +1,13 @@
 """Completions of texts, whichever kind of prompt: what the routes for completions and chats have in common."""
 
+import hashlib
 import logging
 import math
 import secrets
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from softprompt.data import Example
@@ -143,7 +144,7 @@ class Completing:
         if self._asked.served.spec.kind == "classification":
             coming = self._labels()
         else:
-            coming = merged([self._generated(example) for example in self._examples])
+            coming = merged([self._generated(index, example) for index, example in enumerate(self._examples)])
         try:
             async for index, piece in coming:
                 self.grown[index].take(piece)
@@ -154,9 +155,13 @@ class Completing:
             self._desk.note(self._asked.facts, ["".join(one.text) for one in self.grown], self._predictions)
             await coming.aclose()
 
-    def _generated(self, example: Example) -> AsyncIterator[Piece]:
-        asked = self._asked
-        return self._desk.engine.generate(asked.served, example, self._sampling, deadline=asked.left)
+    def _generated(self, index: int, example: Example) -> AsyncIterator[Piece]:
+        asked, sampling = self._asked, self._sampling
+        if index:
+            # the same text twice is not to give the same sample twice
+            drawn = hashlib.sha256(f"{sampling.seed}/{index}".encode()).digest()
+            sampling = replace(sampling, seed=int.from_bytes(drawn[:7], "big"))
+        return self._desk.engine.generate(asked.served, example, sampling, deadline=asked.left)
 
     async def _labels(self) -> AsyncGenerator[tuple[int, Piece], None]:
         """A prompt for classification says the words of the likeliest label."""

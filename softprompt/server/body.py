@@ -11,6 +11,8 @@ from starlette.responses import Response
 from softprompt.server.problems import ApiError, ClientGone
 from softprompt.untrusted import parse_json
 
+LEAST_VALUES, BYTES_A_VALUE = 10_000, 50  # of a body of JSON: so many at most, or one for so many bytes of the limit
+
 
 class BoundedRequest(Request):
     """A request whose body is JSON in UTF-8, of so many bytes and levels, and there within a time."""
@@ -38,8 +40,12 @@ class BoundedRequest(Request):
             raise ApiError(400, "invalid_utf8", f"the body is not UTF-8, at byte {error.start}") from error
         except ValueError as error:
             raise ApiError(400, "invalid_json", f"the body is no JSON that can be read: {error}") from error
-        if _depth(value) > self._depth_limit:
+        depth, values = _size(value)
+        if depth > self._depth_limit:
             raise ApiError(400, "too_deep", f"the body's JSON is nested deeper than {self._depth_limit} levels")
+        # each may be wrong, and what is said of a wrong one takes a thousand times its bytes
+        if values > (most := max(LEAST_VALUES, self._bytes_limit // BYTES_A_VALUE)):
+            raise ApiError(400, "too_many_values", f"the body's JSON has more than {most:,} values")
         return value
 
     async def _bounded_body(self) -> bytes:
@@ -85,10 +91,11 @@ def _is_json(content_type: str) -> bool:
     return kind == "application/json" or (kind.startswith("application/") and kind.endswith("+json"))
 
 
-def _depth(value: Any) -> int:
-    """Levels of lists and objects, counted without recursion."""
-    depth, level = 0, [value]
+def _size(value: Any) -> tuple[int, int]:
+    """Levels of lists and objects, and values in them, counted without recursion."""
+    depth, values, level = 0, 1, [value]
     while level := [one for one in level if isinstance(one, list | dict)]:
         depth += 1
         level = [inner for one in level for inner in (one.values() if isinstance(one, dict) else one)]
-    return depth
+        values += len(level)
+    return depth, values

@@ -131,8 +131,10 @@ class Desk:
             ApiError: too many, or one too long.
             DataError: one cannot be used.
         """
-        if len(rows) > self.config.batch_limit:
-            raise ApiError(422, "too_many_texts", f"a request has at most {self.config.batch_limit:,} texts")
+        # what never fits into the queue is not to be tried again and again
+        most = min(self.config.batch_limit, int(self.config.engine.get("waiting", self.config.batch_limit)))
+        if len(rows) > most:
+            raise ApiError(422, "too_many_texts", f"a request has at most {most:,} texts")
         examples = [unlabelled_example(row, f"text {index}") for index, row in enumerate(rows)]
         for index, one in enumerate(examples):
             length = len(one.text) + sum(len(name) + len(value) for name, value in one.columns.items())

@@ -16,6 +16,7 @@ from softprompt.data import Example
 from softprompt.server.metrics import Metrics
 from softprompt.server.problems import CLIENT_GONE, ApiError, problem_of
 from softprompt.server.sampling import Answered, Sampler, Taken
+from softprompt.server.settings import host_name
 from softprompt.server.work import Served
 
 HEADER = "X-Request-Id"
@@ -136,9 +137,3 @@ class Observed:
             **facts.said,
         }
         log.info("request", extra={"facts": {name: value for name, value in line.items() if value not in ("", 0)}})
-
-
-def host_name(host: str) -> str:
-    """``Host`` without the port and the brackets of IPv6, lower-case."""
-    name = host.rpartition("]")[0].removeprefix("[") if host.startswith("[") else host.partition(":")[0]
-    return name.lower()

@@ -16,8 +16,8 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
-from softprompt.errors import DataError, SoftpromptError, TemplateError
-from softprompt.server.registry import Unavailable, Unknown
+from softprompt.errors import BaseModelError, DataError, PromptFileError, SoftpromptError, TemplateError
+from softprompt.server.registry import Unavailable, Unknown, shown
 from softprompt.server.work import Busy, Expired, Unreachable
 
 CLIENT_GONE = 499  # nobody sees it but the log and the metrics
@@ -86,6 +86,8 @@ def problem_of(error: Exception) -> ApiError:
         return ApiError(504, "timeout", "the answer was not there in time: ask for less, or allow more time")
     if isinstance(error, TemplateError | DataError):
         return ApiError(422, "unusable_text", str(error))
+    if isinstance(error, PromptFileError | BaseModelError):
+        return ApiError(503, "model_unavailable", str(error), param="model")
     if isinstance(error, SoftpromptError):
         return ApiError(422, "unusable_request", str(error))
     if isinstance(error, HTTPException):
@@ -98,7 +100,8 @@ def problem_of(error: Exception) -> ApiError:
 def _invalid(errors: Sequence[Mapping[str, Any]]) -> ApiError:
     """The first problem of a field, the one that went deepest where a field may be of several types."""
     first = max(errors, key=lambda error: (error["loc"][:2] == errors[0]["loc"][:2], len(error["loc"])))
-    path = [str(part) for part in first["loc"][1:]]
+    # names of fields are of whoever asks
+    path = [shown(str(part)) for part in first["loc"][1:]]
     message = str(first["msg"])
     if first["type"] == "extra_forbidden":
         message = "this field is not known here, and might change the answer: leave it out"

@@ -1,5 +1,6 @@
 """Completions that grow in one batch: they join between two tokens, and leave when they end or nobody waits."""
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -12,6 +13,8 @@ from softprompt.server.prefixes import Prefixes
 from softprompt.server.requests import Text
 from softprompt.server.scoring import not_finite
 from softprompt.server.work import Piece
+
+_log = logging.getLogger("softprompt.server")
 
 
 @dataclass
@@ -104,7 +107,14 @@ class Running:
 
     def _let_in(self, new: _Group) -> None:
         for group in self._groups:
-            if not any(text.alone for text in (*group.texts, *new.texts)) and joined(group.growing, new.growing):
+            if any(text.alone for text in (*group.texts, *new.texts)):
+                continue
+            try:
+                together = joined(group.growing, new.growing)
+            except Exception as error:  # of memory above all: they grow beside each other then
+                _log.warning("texts could not join others: %s", error)
+                break
+            if together:
                 group.texts += new.texts
                 return
         self._groups.append(new)

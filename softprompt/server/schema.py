@@ -7,10 +7,11 @@ converted.
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, BeforeValidator, ConfigDict, FailFast, Field, StringConstraints
 
 MOST_STOPS = 16
-LONGEST_INSTRUCTION = 4000  # characters
+LONGEST_STOP = 256  # characters
+LONGEST_INSTRUCTION = 4000
 SEEDS = 2**63 - 1  # the largest one
 
 
@@ -25,7 +26,7 @@ Natural = Annotated[int, Field(ge=0), BeforeValidator(_whole)]
 Positive = Annotated[int, Field(ge=1), BeforeValidator(_whole)]
 Seed = Annotated[int, Field(ge=-SEEDS - 1, le=SEEDS), BeforeValidator(_whole)]
 Text = Annotated[str, StringConstraints(min_length=1, pattern=r"\S")]
-Stop = Annotated[str, StringConstraints(min_length=1)]
+Stop = Annotated[str, StringConstraints(min_length=1, max_length=LONGEST_STOP)]
 Scalar = str | Whole | float | bool | None
 Columns = Annotated[
     dict[str, Scalar],
@@ -102,7 +103,7 @@ class Asking(Body):
 class CompletionRequest(Asking):
     """``POST /v1/completions``"""
 
-    prompt: Text | Annotated[list[Text], Field(min_length=1)] = Field(description="one text, or several")
+    prompt: Text | Annotated[list[Text], FailFast(), Field(min_length=1)] = Field(description="one text, or several")
     max_tokens: Positive | None = None
 
     best_of: One | None = None
@@ -167,7 +168,7 @@ class ChatRequest(_Chat):
 class LastMessageRequest(_Chat):
     """``POST /v1/chat/completions``, of which the last message is answered and the others are left out."""
 
-    messages: Annotated[list[UserMessage | OtherMessage], Field(min_length=1)]
+    messages: Annotated[list[UserMessage | OtherMessage], FailFast(), Field(min_length=1)]
 
 
 class TextRow(BaseModel):
@@ -188,7 +189,9 @@ class ClassifyRequest(Body):
     """``POST /v1/classify``"""
 
     model: str = Field(min_length=1, description="name, name@version or name@alias of a prompt for classification")
-    input: Row | Annotated[list[Row], Field(min_length=1)] = Field(description="a text, a row, or a list of them")
+    input: Row | Annotated[list[Row], FailFast(), Field(min_length=1)] = Field(
+        description="a text, a row, or a list of them"
+    )
     baseline: Baseline | None = BASELINE
 
 

@@ -21,6 +21,9 @@ ENVIRONMENT = "SOFTPROMPT_"
 SAMPLING = {"sample_rate", "sample_text", "sample_keep"}
 
 
+_OWN_NAMES = ("localhost", "127.0.0.1", "::1")
+
+
 class ServeConfig(Settings):
     """What ``softprompt serve`` is told."""
 
@@ -99,10 +102,12 @@ class ServeConfig(Settings):
         Raises:
             ConfigError: one is unknown, of the wrong type, out of range, or does not go with another.
         """
-        given = {
-            **_from_environment(environment),
-            **{name: value for name, value in options.items() if value is not None},
-        }
+        chosen = {name: value for name, value in options.items() if value is not None}
+        given = {**_from_environment(environment), **chosen}
+        for name, other in (("store", "prompts"), ("prompts", "store")):
+            if chosen.get(name) and not chosen.get(other):
+                # of the two there is one
+                given[other] = cls.model_fields[other].get_default()
         config = cls.build(**given) if file is None else cls.load(file, **given)
         config.check()
         return config
@@ -121,10 +126,11 @@ class ServeConfig(Settings):
         Keep.of(self.sample_keep)
         if self.keys is not None and self.no_auth:
             raise ConfigError("--no-auth lets everybody in, and keys are given: leave one of them out")
-        if self.keys is None and not self.no_auth and not self.is_local:
+        if self.keys is None and not self.no_auth and not self.is_private:
+            where = f"the address '{self.host}'" if not self.is_local else "the server through a proxy"
             raise ConfigError(
-                f"others reach the address '{self.host}', and there are no API keys: make some (softprompt keys add) "
-                "and give their file with --keys, or say --no-auth"
+                f"others reach {where}, and there are no API keys: make some (softprompt keys add) and give their "
+                "file with --keys, or say --no-auth"
             )
 
     def _check_engine(self) -> None:
@@ -163,6 +169,13 @@ class ServeConfig(Settings):
             return self.host == "localhost"
 
     @property
+    def is_private(self) -> bool:
+        """Whether only this machine is meant to ask: no proxy is told of, by a path or a name of its own."""
+        return (
+            self.is_local and not self.root_path and {host_name(one) for one in self.allowed_hosts} <= set(_OWN_NAMES)
+        )
+
+    @property
     def hosts(self) -> tuple[str, ...]:
         """The names that a request may have as Host; empty for any.
 
@@ -170,8 +183,16 @@ class ServeConfig(Settings):
         rebinding): without keys, nothing else would stop it.
         """
         if self.allowed_hosts or self.keys is not None or not self.is_local:
-            return self.allowed_hosts
-        return tuple(dict.fromkeys((self.host, "localhost", "127.0.0.1", "::1")))
+            return tuple(map(host_name, self.allowed_hosts))
+        return tuple(dict.fromkeys((self.host, *_OWN_NAMES)))
+
+
+def host_name(host: str) -> str:
+    """``Host`` without the port and the brackets of IPv6, lower-case."""
+    if host.count(":") > 1 and not host.startswith("["):
+        return host.lower()
+    name = host.rpartition("]")[0].removeprefix("[") if host.startswith("[") else host.partition(":")[0]
+    return name.lower()
 
 
 def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:

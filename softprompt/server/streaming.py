@@ -45,6 +45,12 @@ class Pieces:
 def begun(text: str, stops: Sequence[str]) -> int:
     """Characters at the end of ``text`` that a stop string may begin with."""
     return max(
-        (length for stop in stops for length in range(1, len(stop)) if text.endswith(stop[:length])),
+        # no more of a stop string can have begun than there is text
+        (
+            length
+            for stop in stops
+            for length in range(1, min(len(stop), len(text) + 1))
+            if text.endswith(stop[:length])
+        ),
         default=0,
     )

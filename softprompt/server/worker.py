@@ -145,7 +145,12 @@ class Worker(threading.Thread):
         texts = [text for text in self._waiting.take_texts(self.running.fits) if not text.given_up]
         if texts:
             start = time.perf_counter()
-            self.running.start(texts)
+            try:
+                self.running.start(texts)
+            except Exception as error:  # as in _answer; they stand nowhere else yet
+                for text in texts:
+                    self._fail(text, error)
+                raise
             tokens = _counted(texts, [len(text.item.ids) for text in texts])
             self._facts.ran(Ran("read", len(texts), tokens, time.perf_counter() - start), 0)
 
