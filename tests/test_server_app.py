@@ -136,6 +136,11 @@ class TestCompletions:
         assert others - {first}
         unseeded = {self.ask(client, **hot)["choices"][0]["text"] for _ in range(4)}
         assert len(unseeded) > 1
+        several = {**hot, "prompt": [TEXT] * 4, "seed": 1}
+        texts = [choice["text"] for choice in self.ask(client, **several)["choices"]]
+        assert texts[0] == first
+        assert len(set(texts)) > 1
+        assert [choice["text"] for choice in self.ask(client, **several)["choices"]] == texts
         greedy = self.ask(client, model="words", prompt=TEXT, max_tokens=16)["choices"][0]["text"]
         assert self.ask(client, **hot, top_k=1)["choices"][0]["text"] == greedy
         assert self.ask(client, **hot, top_p=1e-6)["choices"][0]["text"] == greedy

@@ -86,9 +86,7 @@ class TestBodies:
 
 
 class TestSizes:
-    @pytest.mark.parametrize(
-        "body", [{"input": [""] * 30_000}, {"columns": dict.fromkeys(map(str, range(30_000)), [])}]
-    )
+    @pytest.mark.parametrize("body", [{"input": [""] * 30_000}, {"columns": dict.fromkeys(map(str, range(30_000)))}])
     def test_many_values_are_refused_before_each_is_found_wrong(self, tmp_path: Path, body: dict[str, Any]) -> None:
         place = Place.of_store(a_store(tmp_path))
         with place.client() as client:
