@@ -50,7 +50,7 @@ class TestProposals:
         landed: list[SweepTrial] = []
         for number in range(count):
             settings = proposals.propose(number, landed, {})
-            landed.append(a_trial(number, 1 - abs(float(settings["learning_rate"]) - 0.1), **settings))
+            landed.append(a_trial(number, 1 - abs(float(settings.get("learning_rate", 0)) - 0.1), **settings))
         return landed
 
     def test_depend_on_the_seed_and_on_what_landed_alone(self) -> None:

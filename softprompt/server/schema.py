@@ -7,7 +7,7 @@ converted.
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, FailFast, Field, StringConstraints
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 
 MOST_STOPS = 16
 LONGEST_STOP = 256  # characters
@@ -103,7 +103,9 @@ class Asking(Body):
 class CompletionRequest(Asking):
     """``POST /v1/completions``"""
 
-    prompt: Text | Annotated[list[Text], FailFast(), Field(min_length=1)] = Field(description="one text, or several")
+    prompt: Text | Annotated[list[Text], Field(min_length=1, fail_fast=True)] = Field(
+        description="one text, or several"
+    )
     max_tokens: Positive | None = None
 
     best_of: One | None = None
@@ -168,7 +170,7 @@ class ChatRequest(_Chat):
 class LastMessageRequest(_Chat):
     """``POST /v1/chat/completions``, of which the last message is answered and the others are left out."""
 
-    messages: Annotated[list[UserMessage | OtherMessage], FailFast(), Field(min_length=1)]
+    messages: Annotated[list[UserMessage | OtherMessage], Field(min_length=1, fail_fast=True)]
 
 
 class TextRow(BaseModel):
@@ -189,7 +191,7 @@ class ClassifyRequest(Body):
     """``POST /v1/classify``"""
 
     model: str = Field(min_length=1, description="name, name@version or name@alias of a prompt for classification")
-    input: Row | Annotated[list[Row], FailFast(), Field(min_length=1)] = Field(
+    input: Row | Annotated[list[Row], Field(min_length=1, fail_fast=True)] = Field(
         description="a text, a row, or a list of them"
     )
     baseline: Baseline | None = BASELINE

@@ -104,11 +104,11 @@ class ServeConfig(Settings):
         """
         chosen = {name: value for name, value in options.items() if value is not None}
         given = {**_from_environment(environment), **chosen}
+        config = cls.build(**given) if file is None else cls.load(file, **given)
         for name, other in (("store", "prompts"), ("prompts", "store")):
             if chosen.get(name) and not chosen.get(other):
-                # of the two there is one
-                given[other] = cls.model_fields[other].get_default()
-        config = cls.build(**given) if file is None else cls.load(file, **given)
+                # of the two there is one, whatever a file or the environment has of the other
+                config = config.model_copy(update={other: cls.model_fields[other].get_default()})
         config.check()
         return config
 
