@@ -56,7 +56,9 @@ class TrainConfig(Settings):
         description="compile what stands between matrix products; auto: behind the first step of a long run, if there "
         "is a C++ compiler",
     )
-    token_budget: int = Field(8192, ge=1, description="padded tokens per forward pass, at most; longer batches are cut")
+    token_budget: int = Field(
+        8192, ge=1, description="padded tokens per forward pass, at most (2,048 on a CPU); longer batches are cut"
+    )
     max_length: int = Field(512, ge=8, description="tokens of template and text, at most; the text is cut to fit")
     optimizer: Literal["adam", "adafactor"] = Field("adam", description="adam, or adafactor as in Lester et al. 2021")
     learning_rate: float = Field(0.1, gt=0, le=1e30, description="peak rate, in the units that rate_unit names")

@@ -241,7 +241,7 @@ def _accumulate_gradients(
     counts = [student.objective.count(batch) for student, batch in zip(students, batches, strict=True)]
     totals = [0.0] * len(students)
     items = [item for batch in batches for item in batch]
-    for chunk, owners, prefix, batch in forward_passes(base, items, method.state_of, config, mixed=True):
+    for chunk, owners, prefix, batch in forward_passes(base, items, method.state_of, config):
         hidden = prefix.scored(batch)
         whole: list[Tensor] = []
         for place, owner in enumerate(owners):

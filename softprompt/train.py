@@ -266,7 +266,7 @@ def _accumulate_gradients(
         return state_of(learners[owner].method)
 
     totals = [0.0] * len(learners)
-    for _, owners, prefix, batch in forward_passes(base, items, state, config, mixed=len(learners) > 1):
+    for _, owners, prefix, batch in forward_passes(base, items, state, config) > 1):
         owner_of_target = batch.which[batch.row]
         losses = lesson.losses(prefix, batch)
         sums = losses.new_zeros(len(owners)).index_add(0, owner_of_target, losses)
@@ -284,8 +284,6 @@ def forward_passes(
     items: Sequence[Item],
     state_of: Callable[[int], PromptState],
     config: TrainConfig,
-    *,
-    mixed: bool,
 ) -> Iterator[tuple[list[Item], list[int], Scored, Batch]]:
     """The forward passes that a step needs: items, the prompts they stand behind, these as a prefix, and the batch.
 
@@ -293,11 +291,10 @@ def forward_passes(
 
     Args:
         state_of: the prompt of an item's ``prompt``, with gradient; in the batch, prompts are counted anew.
-        mixed: whether items of several prompts meet.
     """
     budget = config.token_budget
-    if mixed and base.device.type == "cpu":
-        # examples of one learner have similar lengths, those of several do not: more passes, less padding
+    if base.device.type == "cpu":
+        # what falls out of its cache is slower, a second pass costs the prompt's few rows
         budget = min(budget, EVALUATION_TOKENS)
     parts = base.processes.parts(items)
     for chunk in base.processes.own([list(budgeted(part, budget, config.micro_batch_size)) for part in parts]):

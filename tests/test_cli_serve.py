@@ -49,7 +49,9 @@ class TestSettings:
 
     def test_lists_and_the_engine_from_the_environment(self) -> None:
         environment = {"SOFTPROMPT_ALLOWED_HOSTS": "a.example, b.example", "SOFTPROMPT_ENGINE": "rows=8,gather=0.01"}
-        config = gathered(environment={**environment, "SOFTPROMPT_KEYS": " ", "SOFTPROMPT_NO_AUTH": "1"})
+        config = gathered(
+            environment={**environment, "SOFTPROMPT_KEYS": " ", "SOFTPROMPT_TRACEBACK": "1"}, no_auth=True
+        )
         assert config.allowed_hosts == ("a.example", "b.example")
         assert config.engine == {"rows": "8", "gather": "0.01"}
         assert config.keys is None

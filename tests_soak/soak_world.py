@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 import softprompt as sp
+from softprompt.prefix import keys_and_values
 from softprompt.state import PromptState
 from softprompt.store import Prompt
 from softprompt.task import TaskSpec
@@ -21,7 +22,7 @@ LABELS = TaskSpec.of(labels=["bad", "good"], verbalizers={"good": "great"}, temp
 TITLED = TaskSpec.of(labels=["no", "yes", "none"], template="{{ title }} {{ text }}?")
 WORDS = TaskSpec.of(template="{{ text }}\nOutput:")
 SPECS = (LABELS, TITLED, WORDS)
-LENGTH = 6  # virtual tokens
+LENGTHS = (1, 3, 6, 12)  # virtual tokens
 MOST_VERSIONS, MOST_NAMES = 5, 9
 
 
@@ -151,13 +152,20 @@ class World:
         one, base = self.names[name], self._base
         one.ever += 1
         one.numbers.append(one.ever)
-        numbers = torch.Generator().manual_seed(self._draw.randrange(2**31))
-        state = PromptState.of_embeddings(
-            torch.randn(LENGTH, base.embedding_size, generator=numbers) * base.embedding_std
-        )
-        prompt = Prompt((state,), one.spec, base.name, base.fingerprint, "prompt-tuning")
+        keys = self._draw.random() < 0.3
+        members = 2 if one.spec.kind == "classification" and self._draw.random() < 0.3 else 1
+        states = tuple(self._state(keys=keys) for _ in range(members))
+        method = "prefix-tuning" if keys else "prompt-tuning"
+        prompt = Prompt(states, one.spec, base.name, base.fingerprint, method)
         self.prompts[name, one.ever] = prompt
         return prompt
+
+    def _state(self, *, keys: bool) -> PromptState:
+        """Virtual tokens, or their keys and values."""
+        numbers = torch.Generator().manual_seed(self._draw.randrange(2**31))
+        shape = self._draw.choice(LENGTHS), self._base.embedding_size
+        tokens = torch.randn(shape, generator=numbers) * self._base.embedding_std
+        return keys_and_values(self._base, tokens) if keys else PromptState.of_embeddings(tokens)
 
     def _remove(self, place: Path) -> None:
         """As an operator would: out of the store at once, then out of the disk."""
