@@ -266,7 +266,7 @@ def _accumulate_gradients(
         return state_of(learners[owner].method)
 
     totals = [0.0] * len(learners)
-    for _, owners, prefix, batch in forward_passes(base, items, state, config) > 1):
+    for _, owners, prefix, batch in forward_passes(base, items, state, config):
         owner_of_target = batch.which[batch.row]
         losses = lesson.losses(prefix, batch)
         sums = losses.new_zeros(len(owners)).index_add(0, owner_of_target, losses)
