@@ -70,10 +70,10 @@ def measure(case: Case) -> dict[str, int]:
     import torch
 
     from softprompt.along import learning_prefix
-    from softprompt.batch import Item, collate
+    from softprompt.batch import Item, budgeted, collate
     from softprompt.measure import PeakMemory
     from softprompt.methods.prompt_tuning import PromptTuning
-    from softprompt.objective import Objective
+    from softprompt.objective import EVALUATION_TOKENS, Objective
     from softprompt.recompute import recomputing
 
     process = resident()
@@ -94,15 +94,19 @@ def measure(case: Case) -> dict[str, int]:
     optimizer = torch.optim.AdamW(method.parameters(), lr=0.1)
     objective, rows = Objective(base, None), torch.arange(2, 4)
 
+    # as train.py cuts a step on a CPU; the formulas of transformers' layers are asked about a whole batch
+    budget = EVALUATION_TOKENS if case.own else case.batch * case.text
+
     def step(some: Sequence[Item]) -> None:
-        with recomputing(base, case.checkpointing):
-            prefix = learning_prefix(base, method.state())
-            batch = collate(some, base.device)
-            if case.generation:
-                loss = objective.losses(prefix, batch).mean()
-            else:
-                loss = -base.logits(prefix.scored(batch), rows).log_softmax(-1)[:, 0].mean()
-            loss.backward()
+        for chunk in budgeted(some, budget):
+            with recomputing(base, case.checkpointing):
+                prefix = learning_prefix(base, method.state())
+                batch = collate(chunk, base.device)
+                if case.generation:
+                    loss = objective.losses(prefix, batch).mean()
+                else:
+                    loss = -base.logits(prefix.scored(batch), rows).log_softmax(-1)[:, 0].mean()
+                loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
