@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -152,6 +153,25 @@ def test_since(place: Path, tmp_path: Path) -> None:
     assert monitored(place, path)["whole"]["read"] == 6
     assert monitored(place, path, "--since", "2d")["whole"]["read"] == 1
     assert monitored(place, write(tmp_path / "e.db", []))["whole"]["prompts"] == []
+
+
+def test_a_span_of_centuries_is_a_mistake(place: Path, tmp_path: Path) -> None:
+    path = write(tmp_path / "s.db", [sample(number=0, time=time.time())])
+    done = command("monitor", "--store", place / "store", "--samples", path, "--since", "999999d")
+    assert (done.code, done.error) == (2, "--since: expected at most 36,500d, got '999999d'")
+
+
+def test_a_name_that_cannot_be_read_is_not_taken_for_gone(place: Path, tmp_path: Path) -> None:
+    path = sampled(place, tmp_path / "s.db", [("tone", texts(30))])
+    shutil.copytree(place / "store", tmp_path / "store")
+    Store(tmp_path / "store").promote("tone@1", "prod")
+    aliases = [one for one in (tmp_path / "store" / "tone").rglob("*") if one.is_file() and "prod" in str(one)]
+    assert aliases
+    for one in aliases:
+        one.write_text("{")
+    done = command("monitor", "--store", tmp_path / "store", "--samples", path)
+    assert done.code != 0
+    assert done.error.startswith("tone: sampled, and not found; in the store, ")
 
 
 def test_a_prompt_without_profile(place: Path, tmp_path: Path) -> None:
