@@ -124,8 +124,6 @@ def loop_labels(folder: str, device: str, task: Task, length: int, batch_size: i
 def benchmark(options: argparse.Namespace) -> dict[str, Any]:
     check_peft()
     check_device(options.device)
-    if options.examples % options.rounds:
-        raise ConfigError(f"expected --examples to be a multiple of --rounds {options.rounds}, got {options.examples}")
     read_by_peft = options.peft_examples or options.examples
     for what, number in (("--examples", options.examples), ("--peft-examples", read_by_peft)):
         if number % options.rounds:

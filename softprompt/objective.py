@@ -26,6 +26,12 @@ LOGITS_CHUNK = 64  # positions whose logits over the whole vocabulary are held a
 LEARNED_CHUNK = 256  # positions whose logits over the whole vocabulary are held at once where the output layer learns
 
 
+def learning_tokens(budget: int, *, on_cpu: bool) -> int:
+    """Padded tokens of a forward pass with gradient, at most: on a CPU, more fall out of its cache too, and a second
+    pass costs the prompt's few rows."""
+    return min(budget, EVALUATION_TOKENS) if on_cpu else budget
+
+
 class Objective:
     """Losses and scores of one task on one base model."""
 

@@ -13,7 +13,7 @@ from softprompt.config import TrainConfig
 from softprompt.errors import ConfigError
 from softprompt.footprint import FLOAT, Activations, activations, weights_bytes
 from softprompt.methods import METHODS, check_method
-from softprompt.objective import EVALUATION_TOKENS
+from softprompt.objective import learning_tokens
 from softprompt.plan_commands import serving_commands, training_command
 from softprompt.plan_parts import GB, ROOM, Bill, Part, Plan, Wish
 from softprompt.prefix import PromptState
@@ -92,8 +92,7 @@ def _training(skeleton: Skeleton, wish: Wish, bos: int) -> Bill:
     )
     processes = max(1, wish.gpus)
     # as train.py cuts a step: over processes, then at the budget of padded tokens
-    budget = min(TrainConfig().token_budget, EVALUATION_TOKENS) if on_cpu else TrainConfig().token_budget
-    most = max(1, budget // wish.text_length)
+    most = max(1, learning_tokens(TrainConfig().token_budget, on_cpu=on_cpu) // wish.text_length)
     texts = min(math.ceil(wish.batch_size / processes), most)
     parts = [
         *(_process(skeleton) if on_cpu else ()),

@@ -23,7 +23,7 @@ from softprompt.learner import Learner
 from softprompt.lesson import Held, Lesson, labels
 from softprompt.methods import check_method, state_of
 from softprompt.methods.initialisers import check_init, check_init_fits
-from softprompt.objective import EVALUATION_TOKENS
+from softprompt.objective import learning_tokens
 from softprompt.prefix import PromptState
 from softprompt.recompute import recomputing
 from softprompt.spread import Processes
@@ -292,10 +292,7 @@ def forward_passes(
     Args:
         state_of: the prompt of an item's ``prompt``, with gradient; in the batch, prompts are counted anew.
     """
-    budget = config.token_budget
-    if base.device.type == "cpu":
-        # what falls out of its cache is slower, a second pass costs the prompt's few rows
-        budget = min(budget, EVALUATION_TOKENS)
+    budget = learning_tokens(config.token_budget, on_cpu=base.device.type == "cpu")
     parts = base.processes.parts(items)
     for chunk in base.processes.own([list(budgeted(part, budget, config.micro_batch_size)) for part in parts]):
         owners = sorted({item.prompt for item in chunk})

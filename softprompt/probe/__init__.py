@@ -209,10 +209,10 @@ class _Asked:
         prior = None
         if validation is not None and spec.kind == "classification":
             counts = Counter(example.label for example in validation[0]).values()
-            if len(counts) == 1:
+            if len(counts) > 1:
+                prior = -sum(count * math.log(count / len(validation[0])) for count in counts) / len(validation[0])
+            else:
                 self.notes.append("what label frequencies alone would give: validation has one label only")
-        if validation is not None and spec.kind == "classification" and len(counts) > 1:
-            prior = -sum(count * math.log(count / len(validation[0])) for count in counts) / len(validation[0])
         self.progress("near duplicates")
         twins, answers, self._leaked = duplicates(_splits(task))
         if not task.train:

@@ -10,7 +10,7 @@ from softprompt.results import Figure
 
 
 def at_initialisation(found: Inspection) -> Iterator[Finding]:
-    moves = [token.moved for token in found.tokens if token.moved is not None]
+    moves = _moves(found)
     if moves and max(moves) < 0.02:
         yield Finding(
             name="at-initialisation",
@@ -84,7 +84,7 @@ def rate(found: Inspection) -> Iterator[Finding]:
     falling = trained[-1] < 0.8 * trained[0] and trained[-1] <= min(trained) * 1.05
     if jump > max(0.15, 0.5 * best) and not falling:
         signs.append(f"the validation loss jumped up by {jump:.2f} from one evaluation to the next (best {best:.2f})")
-    moves = [token.moved for token in found.tokens if token.moved is not None]
+    moves = _moves(found)
     far = bool(moves) and found.state_kind == "embeddings" and median(moves) > 4
     # a start may be worse than the labels' frequencies, and what a distilled prompt loses is no loss of labels
     risen = max(trained) > 1.05 * trained[0] or far
@@ -116,6 +116,10 @@ def rate(found: Inspection) -> Iterator[Finding]:
         else "The losses do not suffer, but the prompt was thrown far from where words lie, further than it had to be.",
         advice=(f"a rate three to ten times lower{lower}", "a larger --batch-size"),
     )
+
+
+def _moves(found: Inspection) -> list[float]:
+    return [token.moved for token in found.tokens if token.moved is not None]
 
 
 def unit_of(found: Inspection) -> str:

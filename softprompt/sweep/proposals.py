@@ -51,7 +51,8 @@ class Proposals:
         if self._all is None:
             return self._trials
         # some that were proposed while fewer were asked for may be repetitions
-        return len(self._all) + len(landed) - sum(settings in self._all for settings in _distinct(landed))
+        tried = [trial.settings for trial in landed]
+        return len(landed) + sum(settings not in tried for settings in self._all)
 
     def propose(
         self, number: int, landed: Sequence[SweepTrial], running: Mapping[int, Mapping[str, Plain]]
@@ -130,14 +131,6 @@ class Proposals:
             # the usual first, as elsewhere; whatever else the settings are called, equal ones are equal
             found.sort(key=lambda settings: settings != self._usual)
         return found
-
-
-def _distinct(landed: Sequence[SweepTrial]) -> list[dict[str, Plain]]:
-    found: list[dict[str, Plain]] = []
-    for trial in landed:
-        if trial.settings not in found:
-            found.append(trial.settings)
-    return found
 
 
 def pruner(pruning: Pruning, least: int = 1) -> Any:
