@@ -193,7 +193,7 @@ def _apportion(total: int, capacities: Sequence[int]) -> list[int]:
 def _split_file(examples: list[Example], source: str, seed: int, unlabelled: bool) -> Splits:
     distinct: dict[object, Example] = {}
     for one in examples:
-        others = tuple(sorted(one.columns.items())) if unlabelled else (one.label, one.references)
+        others = json.dumps(one.columns, sort_keys=True) if unlabelled else (one.label, one.references)
         distinct.setdefault((one.text, others), one)
     share = HELD_OUT_SHARE
     splits = split_examples(list(distinct.values()), validation=share, test=share, seed=seed, stratified=not unlabelled)

@@ -1,4 +1,4 @@
-"""Rows to examples: text, label or outputs, and the other columns as strings."""
+"""Rows to examples: text, label or outputs, and the other columns with the types that they have in the data."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -10,6 +10,8 @@ from softprompt.rows import listed, type_name
 
 Kind = Literal["classification", "generation"]
 
+_DEEPEST = 32  # levels of lists and objects in a column
+
 
 @dataclass(frozen=True, slots=True)
 class Example:
@@ -18,7 +20,8 @@ class Example:
     text: str
     label: str | None = None
     references: tuple[str, ...] = ()  # accepted outputs; the first is the one that is learned
-    columns: Mapping[str, str] = field(default_factory=dict, hash=False)  # the others, for templates and slices
+    columns: Mapping[str, Any] = field(default_factory=dict, hash=False)  # the others, with JSON's types
+    place: str = field(default="", compare=False)  # where its row stands, for messages
 
 
 class Columns(NamedTuple):
@@ -63,7 +66,7 @@ def example_of(row: Mapping[str, Any], kind: Kind | None, columns: Columns, plac
     else:
         used = {columns.text, columns.label, columns.target, "references"}
     others = {name: _column(value, name, place) for name, value in row.items() if name not in used}
-    return Example(_string(row[columns.text], columns.text, place), label, references, others)
+    return Example(_string(row[columns.text], columns.text, place), label, references, others, place)
 
 
 def _references(row: Mapping[str, Any], target: str, place: str) -> tuple[str, ...]:
@@ -91,11 +94,37 @@ def _scalar(value: Any) -> Any:
     return str(value) if isinstance(value, int | float) and value == value else value  # NaN stands for null
 
 
-def _column(value: Any, name: str, place: str) -> str:
-    value = "" if value is None or value != value else _scalar(value)
-    return _unicode(
-        value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str), name, place
-    )
+def _column(value: Any, name: str, place: str, depth: int = 0) -> Any:
+    """A value with one of JSON's types: what is none of them (a date, a decimal number) is its string."""
+    if depth > _DEEPEST:
+        raise DataError(f"{place}: expected at most {_DEEPEST} levels in column '{name}', got more: flatten it")
+    if value is None or isinstance(value, bool | int):
+        return value
+    if isinstance(value, float):
+        return None if value != value else value  # NaN stands for null
+    if isinstance(value, Mapping):
+        return {str(_column(str(key), name, place)): _column(one, name, place, depth + 1) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_column(one, name, place, depth + 1) for one in value]
+    if isinstance(value, bytes):
+        value = value.decode(errors="replace")
+    return _unicode(str(value), name, place)
+
+
+def written(value: Any) -> str:
+    """The value of a column as words, as templates and reports have it."""
+    if isinstance(value, str):
+        return value
+    if value is None:
+        return ""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return str(value)
+    return json.dumps(value, ensure_ascii=False)
+
+
+def characters(example: Example) -> int:
+    """Of the text and the columns beside it, their names counted."""
+    return len(example.text) + sum(len(name) + len(written(value)) for name, value in example.columns.items())
 
 
 def _string(value: Any, name: str, place: str) -> str:
@@ -121,7 +150,7 @@ def unlabelled_example(row: Mapping[str, Any], place: str) -> Example:
     if "text" not in row:
         raise DataError(f"{place}: expected a column 'text', got {listed(row)}: rename it")
     others = {name: _column(value, name, place) for name, value in row.items() if name != "text"}
-    return Example(_string(row["text"], "text", place), columns=others)
+    return Example(_string(row["text"], "text", place), columns=others, place=place)
 
 
 def kind_of(examples: Sequence[Example]) -> Kind:

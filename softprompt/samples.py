@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, JsonValue, ValidationError
 
 from softprompt.errors import ConfigError, DataError
 from softprompt.untrusted import parse_json
@@ -66,7 +66,7 @@ class Sample(BaseModel):
     tokens: Count | None = None
     rare: Count | None = None
     text: Words | None = None
-    columns: dict[Name, Words] | None = None
+    columns: dict[Name, JsonValue] | None = None
     answer: Words | None = None
     probabilities: dict[Name, Annotated[float, Field(ge=0, le=1.001)]] | None = None
     milliseconds: FiniteFloat = Field(ge=0)
@@ -192,7 +192,7 @@ def _checked(rows: Iterable[dict[str, Any] | None]) -> tuple[list[Sample], int]:
         except (ValidationError, ValueError):
             damaged += 1
             continue
-        held += len(sample.text or "") + len(sample.answer or "") + sum(map(len, (sample.columns or {}).values()))
+        held += len(sample.text or "") + len(sample.answer or "") + len(json.dumps(sample.columns))
         if held > READ_CHARACTERS:
             sample = sample.model_copy(update={"text": None, "columns": None})
         sound.append(sample)

@@ -22,6 +22,7 @@ from jinja2.visitor import NodeTransformer
 
 from softprompt.data import Example
 from softprompt.errors import TemplateError
+from softprompt.examples import written
 
 # private-use characters around what the data put into a template
 FIELD_START, FIELD_END = "\ue000", "\ue001"
@@ -134,7 +135,7 @@ class _Sandbox(ImmutableSandboxedEnvironment):
         return value
 
     def _printed(self, value: Any) -> str:
-        return f"{FIELD_START}{unmarked(str(self.counted(value)))}{FIELD_END}"
+        return f"{FIELD_START}{unmarked(_words(self.counted(value)))}{FIELD_END}"
 
     def _loop_items(self, value: Any) -> Any:
         items = value if isinstance(value, str | list | tuple | dict | range) else list(value)
@@ -187,6 +188,10 @@ class _Metering(NodeTransformer):
 
 def _filtered(node: nodes.Node, name: str) -> nodes.Node:
     return nodes.Filter(node, name, [], [], None, None, lineno=node.lineno, environment=node.environment)
+
+
+def _words(value: Any) -> str:
+    return written(value) if isinstance(value, int | float | list | tuple | dict | None) else str(value)
 
 
 def unmarked(text: str) -> str:

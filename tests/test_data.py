@@ -142,15 +142,14 @@ def test_generation_rows(tmp_path: Path) -> None:
     assert all(one.label is None for one in examples)
 
 
-def test_labels_and_other_columns_become_strings(tmp_path: Path) -> None:
+def test_labels_become_strings_and_other_columns_keep_their_types(tmp_path: Path) -> None:
     labels = [1, 1.0, True, False, "Ja "]
     others = {"year": 2020, "share": 0.5, "checked": False, "none": None, "tags": ["é", 1]}
     rows = [{"text": " kept as is ", "label": label, **others} for label in labels]
     examples = read_examples(write_jsonl(tmp_path / "x.jsonl", rows))
     assert [one.label for one in examples] == ["1", "1.0", "true", "false", "Ja "]
     assert examples[0].text == " kept as is "
-    strings = {"year": "2020", "share": "0.5", "checked": "false", "none": "", "tags": '["é", 1]'}
-    assert examples[0].columns == strings
+    assert json.dumps(examples[0].columns) == json.dumps(others)
 
 
 def test_columns_of_other_names(tmp_path: Path) -> None:
@@ -417,8 +416,8 @@ def test_a_hugging_face_data_set_gives_names_for_class_labels(hub: Path) -> None
     splits = read_splits(f"hf:{hub}", text_column="sentence")
     assert [len(splits.train), len(splits.validation), len(splits.test)] == [20, 2, 0]
     assert splits.validation == (
-        Example("validation 0", "good", (), {"id": "0"}),
-        Example("validation 1", "bad", (), {"id": "1"}),
+        Example("validation 0", "good", (), {"id": 0}),
+        Example("validation 1", "bad", (), {"id": 1}),
     )
     assert splits.source == f"hf:{hub}"
     assert splits.notes[0] == f"The split 'test' of 'hf:{hub}' was not used: its labels are not published."
@@ -446,3 +445,55 @@ def test_importing_the_readers_loads_no_heavy_library() -> None:
     code = f"import sys, softprompt.data, softprompt.metrics; print(sorted({heavy!r} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_parquet_values_that_json_does_not_have_are_their_strings(tmp_path: Path) -> None:
+    import datetime
+    import decimal
+
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    row = {"text": "a", "label": "b", "day": datetime.date(2020, 1, 2), "price": decimal.Decimal("1.50")}
+    row |= {"tags": ["x", None], "flag": False, "share": float("nan"), "old": "é".encode(), "deep": {"n": [1, 2.5]}}
+    pq.write_table(pa.Table.from_pylist([row]), tmp_path / "x.parquet")
+    told = {"day": "2020-01-02", "price": "1.50", "tags": ["x", None], "flag": False, "share": None, "old": "é"}
+    assert read_examples(tmp_path / "x.parquet")[0].columns == {**told, "deep": {"n": [1, 2.5]}}
+
+
+def test_a_row_knows_its_place(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "x.jsonl", labelled(3))
+    assert [one.place for one in read_examples(path)] == [f"'{path}' line {n}" for n in (1, 2, 3)]
+    assert Example("a", "b", place="here") == Example("a", "b", place="there")
+
+
+def test_a_column_that_is_nested_without_end_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "x.jsonl"
+    path.write_text('{"text": "a", "label": "b", "deep": ' + "[" * 200 + "]" * 200 + "}\n")
+    assert "line 1: expected at most 32 levels in column 'deep', got more: flatten it" in error_of(path)
+
+
+def test_templates_see_the_types_of_every_reader(tmp_path: Path) -> None:
+    import io
+
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from softprompt.data import unlabelled_example
+    from softprompt.predict import arriving_examples
+    from softprompt.template import Template
+
+    rows = [{"text": f"t{i}", "label": "ab"[i % 2], "ok": bool(i), "n": i, "tags": ["x", "y"]} for i in range(2)]
+    template = Template(
+        "{% if ok %}yes{% else %}no{% endif %} {% if n == 0 %}zero{% endif %}:{{ n }} {{ ok }} "
+        "{% for tag in tags %}<{{ tag }}>{% endfor %} {{ text }}"
+    )
+    expected = ["no zero:0 false <x><y> t0", "yes :1 true <x><y> t1"]
+    lines = write_jsonl(tmp_path / "x.jsonl", rows)
+    (tmp_path / "x.json").write_text(json.dumps(rows))
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "x.parquet")
+    for name in ("x.jsonl", "x.json", "x.parquet"):
+        assert [template.render(one) for one in read_examples(tmp_path / name)] == expected
+    assert [template.render(unlabelled_example(row, "row")) for row in rows] == expected
+    (arriving,) = arriving_examples(io.BytesIO(lines.read_bytes()), 8)
+    assert [template.render(one) for one in arriving] == expected

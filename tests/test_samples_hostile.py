@@ -103,7 +103,7 @@ def test_no_file(tmp_path: Path) -> None:
         "probabilities = '[1]'",
         "probabilities = 'NaN'",
         "probabilities = '" + "[" * 3000 + "'",
-        "columns = '{\"a\": 1}'",
+        "columns = '[1]'",
         "text = x'ff'",
         "error = '" + "e" * 1000 + "'",
     ],

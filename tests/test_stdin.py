@@ -94,7 +94,7 @@ class TestArrivingExamples:
     def test_other_columns_are_read_as_those_of_training(self) -> None:
         stream = io.BytesIO(b'{"text": "a", "title": "t", "n": 3, "ok": true, "none": null}\n')
         (chunk,) = arriving_examples(stream, 32)
-        assert chunk == [Example("a", columns={"title": "t", "n": "3", "ok": "true", "none": ""})]
+        assert chunk == [Example("a", columns={"title": "t", "n": 3, "ok": True, "none": None})]
 
     @pytest.mark.parametrize(
         ("line", "words"),

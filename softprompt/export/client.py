@@ -73,7 +73,7 @@ class Tasks:
     def names(self) -> list[str]:
         return list(self._encoders)
 
-    def ids(self, task: str, text: str, **columns: str) -> list[int]:
+    def ids(self, task: str, text: str, **columns: Any) -> list[int]:
         """BOS, virtual tokens and the template around ``text`` as token ids; the text is cut to the task's length.
 
         Args:
@@ -81,7 +81,7 @@ class Tasks:
         """
         return [*self._front[self._known(task)], *self._text_ids(task, text, columns)]
 
-    def request(self, task: str, text: str, *, model: str, max_tokens: int = 64, **columns: str) -> dict[str, Any]:
+    def request(self, task: str, text: str, *, model: str, max_tokens: int = 64, **columns: Any) -> dict[str, Any]:
         """The body of a request to ``/v1/completions`` of vLLM: greedy, and held to the labels if the task has some."""
         return {
             "model": model,
@@ -132,7 +132,7 @@ class Tasks:
             raise ConfigError(f"unknown task '{task}': expected one of {', '.join(self._encoders)}")
         return task
 
-    def _text_ids(self, task: str, text: str, columns: Mapping[str, str]) -> list[int]:
+    def _text_ids(self, task: str, text: str, columns: Mapping[str, Any]) -> list[int]:
         encoder = self._encoders[self._known(task)]
         return list(encoder.text_ids([Example(text, columns=columns)])[0])
 

@@ -87,12 +87,12 @@ class EmbeddedTasks(Tasks):
             raise PromptFileError(f"'{Path(folder) / TENSOR_FILE}' is missing or damaged: {error}") from error
         return cls(AutoTokenizer.from_pretrained(folder), usage, tensors)
 
-    def embeddings(self, task: str, text: str, **columns: str) -> Tensor:
+    def embeddings(self, task: str, text: str, **columns: Any) -> Tensor:
         """What the model's first layer sees of BOS, prompt and text: ``[T, H]``."""
         ids = torch.tensor(self._text_ids(task, text, columns))
         return torch.cat([self._tensors[f"prompt.{task}"], self._tensors["tokens"][ids]])
 
-    def request(self, task: str, text: str, *, model: str, max_tokens: int = 64, **columns: str) -> dict[str, Any]:
+    def request(self, task: str, text: str, *, model: str, max_tokens: int = 64, **columns: Any) -> dict[str, Any]:
         """The body of a request to ``/v1/completions`` of vLLM: greedy, and held to the labels if the task has some."""
         return {
             "model": model,

@@ -12,6 +12,7 @@ from statistics import median
 from softprompt.base import FrozenLM
 from softprompt.data import Example
 from softprompt.errors import SoftpromptError
+from softprompt.examples import written
 from softprompt.inspection import Serving
 from softprompt.prefix import PromptState
 from softprompt.probe import statistics
@@ -120,7 +121,7 @@ def _template_words(spec: TaskSpec, examples: Sequence[Example]) -> Iterator[str
 
 def _blank_columns(spec: TaskSpec, examples: Sequence[Example]) -> Iterator[str]:
     for name in sorted(spec.compiled.names - {"text"}):
-        share = sum(not example.columns.get(name, "").strip() for example in examples) / len(examples)
+        share = sum(not written(example.columns.get(name)).strip() for example in examples) / len(examples)
         if share >= SHARE:
             yield f"the column '{name}', which the template uses, is empty or absent in {share:.0%} of the rows"
 

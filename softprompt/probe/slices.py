@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from softprompt.data import Example
+from softprompt.examples import written
 from softprompt.inspection import Slice
 from softprompt.metrics import Floats
 from softprompt.probe import statistics
@@ -63,7 +64,7 @@ def _parts(
     yield from _quarters("length", np.array(lengths, dtype=np.float64), "words")
     columns = sorted({name for example in examples for name in example.columns})
     for column in columns:
-        cells = [example.columns.get(column, "") for example in examples]
+        cells = [written(example.columns.get(column)) for example in examples]
         if len(set(cells)) <= MOST_VALUES:
             yield from _categories(column, cells, sorted(set(cells)))
         elif (numbers := _numbers(cells)) is not None:

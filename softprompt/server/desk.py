@@ -10,6 +10,7 @@ from starlette.requests import Request
 
 from softprompt.data import Example, unlabelled_example
 from softprompt.errors import DataError
+from softprompt.examples import characters
 from softprompt.predict import Prediction
 from softprompt.server.access import check_model
 from softprompt.server.baseline import Baselines
@@ -137,8 +138,7 @@ class Desk:
             raise ApiError(422, "too_many_texts", f"a request has at most {most:,} texts")
         examples = [unlabelled_example(row, f"text {index}") for index, row in enumerate(rows)]
         for index, one in enumerate(examples):
-            length = len(one.text) + sum(len(name) + len(value) for name, value in one.columns.items())
-            if length > self.config.text_limit:
+            if (length := characters(one)) > self.config.text_limit:
                 limit = f"at most {self.config.text_limit:,} characters, got {length:,}"
                 raise ApiError(422, "text_too_long", f"text {index}: expected {limit}")
         facts.examples = examples

@@ -11,6 +11,7 @@ from softprompt.base import FrozenLM
 from softprompt.batch import Encoder, Item, Reader
 from softprompt.data import Example
 from softprompt.errors import DataError
+from softprompt.examples import characters
 from softprompt.objective import Objective
 from softprompt.server.work import Served
 
@@ -83,8 +84,7 @@ class Texts:
 
     def _check_lengths(self, examples: Sequence[Example]) -> None:
         for example in examples:
-            length = len(example.text) + sum(map(len, example.columns.values()))
-            if length > self._longest:
+            if (length := characters(example)) > self._longest:
                 raise DataError(f"a text of {length:,} characters: expected at most {self._longest:,}, shorten it")
 
 

@@ -12,10 +12,12 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from softprompt.batch import Encoder, Reader
 from softprompt.data import Example
 from softprompt.errors import SoftpromptError
+from softprompt.examples import characters
 from softprompt.profile import Profile
 from softprompt.profiling import rare_tokens
 from softprompt.samples import ROW_BYTES, TEXT_CHARACTERS, Sample
@@ -67,7 +69,7 @@ class Taken:
     @property
     def characters(self) -> int:
         """That it holds in memory."""
-        texts = sum(len(one.text) + sum(map(len, one.columns.values())) for one in self.examples)
+        texts = sum(map(characters, self.examples))
         return texts + sum(len(one.text) for one in self.answers)
 
 
@@ -221,7 +223,7 @@ def _cut(text: str) -> str:
     return text[:TEXT_CHARACTERS].encode(errors="replace").decode()
 
 
-def _columns(example: Example) -> dict[str, str] | None:
+def _columns(example: Example) -> dict[str, Any] | None:
     """Small enough to be read back; ``None`` if there are none, or they are too large."""
-    found = {name: _cut(value) for name, value in example.columns.items()}
+    found = {name: _cut(value) if isinstance(value, str) else value for name, value in example.columns.items()}
     return found if found and len(json.dumps(found)) < ROW_BYTES and all(len(name) <= 300 for name in found) else None

@@ -7,7 +7,7 @@ converted.
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, StringConstraints
 
 MOST_STOPS = 16
 LONGEST_STOP = 256  # characters
@@ -27,9 +27,8 @@ Positive = Annotated[int, Field(ge=1), BeforeValidator(_whole)]
 Seed = Annotated[int, Field(ge=-SEEDS - 1, le=SEEDS), BeforeValidator(_whole)]
 Text = Annotated[str, StringConstraints(min_length=1, pattern=r"\S")]
 Stop = Annotated[str, StringConstraints(min_length=1, max_length=LONGEST_STOP)]
-Scalar = str | Whole | float | bool | None
 Columns = Annotated[
-    dict[str, Scalar],
+    dict[str, JsonValue],
     Field(
         description="further columns of the template", json_schema_extra={"propertyNames": {"not": {"const": "text"}}}
     ),
@@ -179,7 +178,7 @@ class TextRow(BaseModel):
     model_config = ConfigDict(
         extra="allow", strict=True, regex_engine="python-re", allow_inf_nan=False, hide_input_in_errors=True
     )
-    __pydantic_extra__: dict[str, Scalar]
+    __pydantic_extra__: dict[str, JsonValue]
 
     text: Text
 
