@@ -1,15 +1,15 @@
 """What the verbs of the command line share: options, loading, printing."""
 
-import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import click
 
 from softprompt.errors import ConfigError
 from softprompt.paths import expanded
+from softprompt.shown import ERROR_CHARACTERS, shown, shown_json
 
 if TYPE_CHECKING:
     from softprompt.base import FrozenLM
@@ -201,9 +201,25 @@ def given(**options: Any) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
 
 
-def print_result(result: dict[str, Any], lines: list[str], as_json: bool) -> None:
-    click.echo(json.dumps(result, ensure_ascii=False) if as_json else "\n".join(lines))
+Line: TypeAlias = "str | tuple[str, ...]"  # several columns have a tab between them
+
+
+def print_result(result: dict[str, Any], lines: Sequence[Line], as_json: bool) -> None:
+    if as_json:
+        print_json(result)
+    else:
+        print_lines(lines)
+
+
+def print_json(value: Any) -> None:
+    click.echo(shown_json(value))
+
+
+def print_lines(lines: Sequence[Line]) -> None:
+    r"""A line each, whatever is in it: a value with a new line or a tab cannot pass for another line or column."""
+    click.echo("\n".join("\t".join(map(shown, (line,) if isinstance(line, str) else line)) for line in lines))
 
 
 def say(text: str) -> None:
-    click.echo(text, err=True)
+    """A note or an error: one line of bounded length on standard error."""
+    click.echo(shown(text, ERROR_CHARACTERS), err=True)

@@ -1,6 +1,5 @@
 """``softprompt predict``: answers for texts, or for rows as they arrive."""
 
-import json
 import sys
 from typing import Any
 
@@ -14,6 +13,8 @@ from softprompt.cli_common import (
     load_base_of,
     model_of,
     model_options,
+    print_json,
+    print_result,
     say,
     vote_option,
 )
@@ -79,8 +80,8 @@ def predict(
             if as_json:
                 collected.append(answer)
             else:
-                click.echo(prediction_line(prediction) if texts else json.dumps(answer, ensure_ascii=False))
+                print_result(answer, [prediction_line(prediction)], as_json=not texts)
     if as_json:
-        click.echo(json.dumps({"predictions": collected}, ensure_ascii=False))
+        print_json({"predictions": collected})
     for note in predictor.encoder.cut_notes():
         say(note)

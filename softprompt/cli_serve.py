@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from softprompt import __version__
-from softprompt.cli_common import GIVEN, PLACE, compile_option, json_option, load_base, print_result, say
+from softprompt.cli_common import GIVEN, PLACE, Line, compile_option, json_option, load_base, print_result, say
 from softprompt.errors import ConfigError, MissingExtraError
 
 if TYPE_CHECKING:
@@ -148,9 +148,8 @@ def list_keys(path: Path, as_json: bool) -> None:
     from softprompt.server.keys import read_keys
 
     found = [key.model_dump(mode="json", exclude={"sha256"}) for key in read_keys(path).keys]
-    lines = [
-        f"{key['name']}\t{','.join(key['prompts'])}\t{'admin' if key['admin'] else '-'}\t{key['created']}"
-        for key in found
+    lines: list[Line] = [
+        (key["name"], ",".join(key["prompts"]), "admin" if key["admin"] else "-", key["created"]) for key in found
     ]
     print_result({"keys": found}, lines or ["no keys"], as_json)
 

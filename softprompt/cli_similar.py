@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from softprompt.cli_common import GIVEN, PLACE, json_option, print_result
+from softprompt.shown import brief
 
 if TYPE_CHECKING:
     from softprompt.similar import Similar
@@ -103,11 +104,7 @@ def _labels(labels: Sequence[str]) -> str:
 
 
 def _cut(text: str) -> str:
-    """``text`` on one line, cut to ``WIDEST``."""
-    from softprompt.report_text import plain
-
-    line = plain(text)
-    return line if len(line) <= WIDEST else f"{line[: WIDEST - 1]}…"
+    return brief(text, WIDEST)
 
 
 def _validation(metric: Mapping[str, Any] | None) -> str:

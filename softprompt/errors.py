@@ -23,12 +23,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from softprompt.shown import ERROR_CHARACTERS, shown
+
 
 class SoftpromptError(Exception):
-    """Base of every error that the user can mend. ``str(error)`` is one line."""
+    """Base of every error that the user can mend. ``str(error)`` is one line, that can be shown (see ``shown``)."""
 
     def __init__(self, message: str) -> None:
-        super().__init__(" ".join(message.split()))
+        super().__init__(shown(" ".join(message.split()), ERROR_CHARACTERS))
 
 
 class ConfigError(SoftpromptError):

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from softprompt.inspection import Answers, Change, Inspection, Mean
 from softprompt.pruning import Pruning
-from softprompt.report_text import figure, plain, table
+from softprompt.report_text import figure, table
+from softprompt.shown import brief
 
 WIDEST = 72  # characters of a text of the user's
 SHOWN = 5  # rows of a list
@@ -28,8 +29,7 @@ def inspection_lines(found: Inspection) -> list[str]:
     ):
         if shown := list(part):
             lines += ["", f"== {title}", *shown]
-    # names and texts may be somebody else's: nothing that a terminal would act on
-    return ["".join(letter if letter.isprintable() else " " for letter in line) for line in lines]
+    return lines
 
 
 def pruning_lines(report: Pruning, before: int, out: Path) -> list[str]:
@@ -62,7 +62,7 @@ def _findings(found: Inspection) -> Iterator[str]:
         yield "no findings: nothing that was looked at seems wrong"
     for one in found.findings:
         yield f"[{one.severity}] {one.title}"
-        yield f"    seen:  {plain(one.evidence)}"
+        yield f"    seen:  {one.evidence}"
         yield f"    means: {one.meaning}"
         yield from (f"    try:   {advice}" for advice in one.advice)
 
@@ -74,7 +74,7 @@ def _answers(answers: Answers | None) -> Iterator[str]:
     value = figure(metric.model_dump())
     yield f"{metric.metric} on {answers.split}: {value} n={metric.n:,}, loss {_mean(answers.loss)}"
     if (one := answers.comparison) is not None:
-        yield f"against {plain(one.reference)}: {one.before.value:.3f}; difference {_mean(one.difference, signed=True)}"
+        yield f"against {one.reference}: {one.before.value:.3f}; difference {_mean(one.difference, signed=True)}"
         yield f"fixed {one.fixed:,}, broke {one.broken:,}; for example:"
         for what, examples in (("fixed", one.fixed_examples), ("broke", one.broken_examples)):
             yield from (f"  {what}: {_change(change)}" for change in examples[:SHOWN])
@@ -127,9 +127,9 @@ def _tokens(found: Inspection) -> Iterator[str]:
         rows.append(
             (
                 f"{one.member}.{one.index}" if found.members > 1 else str(one.index),
-                f"{plain(near[0].token)!r} {near[0].value:.2f}" if near else "-",
+                f"{near[0].token!r} {near[0].value:.2f}" if near else "-",
                 _share(one.nearer_by_cosine),
-                f"{plain(close[0].token)!r} {close[0].value:.2f}" if close else "-",
+                f"{close[0].token!r} {close[0].value:.2f}" if close else "-",
                 f"{one.norm:.3g}",
                 _share(one.norm_share),
                 "-" if one.moved is None else f"{one.moved:.2f}",
@@ -211,7 +211,7 @@ def _neighbourhood(found: Inspection) -> Iterator[str]:
 
 
 def _change(change: Change) -> str:
-    return f"{plain(change.before)} -> {plain(change.now)} (gold {_cut(change.gold)}): {_cut(change.text)}"
+    return f"{change.before} -> {change.now} (gold {_cut(change.gold)}): {_cut(change.text)}"
 
 
 def _mean(found: Mean, signed: bool = False) -> str:
@@ -224,5 +224,4 @@ def _share(share: float | None) -> str:
 
 
 def _cut(text: str) -> str:
-    line = plain(text)
-    return line if len(line) <= WIDEST else f"{line[: WIDEST - 1]}…"
+    return brief(text, WIDEST)

@@ -3,7 +3,8 @@
 from collections.abc import Iterator
 
 from softprompt.drift import Monitoring, PromptDrift, Signal, Witness
-from softprompt.report_text import plain, table
+from softprompt.report_text import table
+from softprompt.shown import brief
 
 WIDEST = 72  # characters of a text of the user's
 SHOWN = 3  # samples of a signal
@@ -28,15 +29,14 @@ def monitoring_lines(found: Monitoring) -> list[str]:
     if found.notes:
         lines += ["", "left out", *(f"  {note}" for note in found.notes)]
     lines += ["", _rule(found)]
-    # names and texts may be somebody else's: nothing that a terminal would act on
-    return ["".join(letter if letter.isprintable() else " " for letter in line) for line in lines]
+    return lines
 
 
 def number_texts(signal: Signal) -> tuple[str, str]:
     """Both sides, in the digits that they deserve; of answers, the label that moved most."""
     if signal.moved is not None:
         label, before, now = signal.moved
-        return f"{plain(label)[:20]} {before:.1%}", f"{now:.1%}"
+        return f"{label[:20]} {before:.1%}", f"{now:.1%}"
     trained, live = ("-" if value is None else _number(signal, value) for value in (signal.trained, signal.live))
     return trained, live
 
@@ -54,7 +54,7 @@ def _prompt(one: PromptDrift) -> Iterator[str]:
     yield f"== {one.prompt}: {VERDICTS[one.verdict]} ({one.samples:,} samples, {one.first} to {one.last} UTC)"
     for each in one.findings:
         yield f"[{each.severity}] {each.title}"
-        yield f"    seen:  {plain(each.evidence)}"
+        yield f"    seen:  {each.evidence}"
         yield f"    means: {each.meaning}"
         yield from (f"    try:   {advice}" for advice in each.advice)
     rows = [("signal", "validation", "live", "n", "effect", "p, adjusted", "verdict")]
@@ -81,14 +81,13 @@ def _prompt(one: PromptDrift) -> Iterator[str]:
 
 def _errors(one: PromptDrift) -> Iterator[str]:
     if one.errors:
-        told = ", ".join(f"{plain(code)} {count:,}" for code, count in one.errors.items())
+        told = ", ".join(f"{code} {count:,}" for code, count in one.errors.items())
         yield f"requests that ended in an error: {told}"
 
 
 def _witness(one: Witness) -> str:
-    text = f"request {one.request}" if one.text is None else plain(one.text)
-    cut = text if len(text) <= WIDEST else f"{text[: WIDEST - 1]}…"
-    return f"{one.time}  {plain(one.why)}: {cut}"
+    text = f"request {one.request}" if one.text is None else one.text
+    return f"{one.time}  {one.why}: {brief(text, WIDEST)}"
 
 
 def _rule(found: Monitoring) -> str:

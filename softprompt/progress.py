@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from softprompt.errors import MissingExtraError, writing
+from softprompt.shown import ERROR_CHARACTERS, shown
 from softprompt.train import Observer
 
 
@@ -74,7 +75,7 @@ class PlainLines:
         self.noted(f"step {step}  validation {metric} {value:.4f}  loss {loss:.4f}{mark}")
 
     def noted(self, text: str) -> None:
-        print(text, file=self._stream, flush=True)
+        print(shown(text, ERROR_CHARACTERS), file=self._stream, flush=True)
 
     def finished(self) -> None:
         """Nothing to take away."""
@@ -125,7 +126,7 @@ class LiveLine:
         self.noted(f"step {step}  validation {metric} {value:.4f}  loss {loss:.4f}{mark}")
 
     def noted(self, text: str) -> None:
-        self._console.print(text, markup=False, highlight=False)
+        self._console.print(shown(text, ERROR_CHARACTERS), markup=False, highlight=False)
 
     def finished(self) -> None:
         """Take the bar away; the terminal is as it was."""

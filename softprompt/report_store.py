@@ -6,7 +6,8 @@ from typing import Any
 from softprompt.diff import Difference
 from softprompt.gate import Verdict
 from softprompt.records import Move, Version
-from softprompt.report_text import aligned, figure, plain, table
+from softprompt.report_text import aligned, figure, table
+from softprompt.shown import brief
 from softprompt.versions import Listing
 
 WIDEST = 60  # characters of a value
@@ -38,7 +39,7 @@ def versions_lines(
         figures = [_metric(metrics.get(split)) for split in ("validation", "test")]
         here = ", ".join(alias for alias, number in aliases.items() if number == one.number)
         created = f"{one.created:%Y-%m-%d %H:%M}"
-        rows.append((str(one), created, plain(one.by), plain(one.parent or "-"), *figures, here or "-"))
+        rows.append((str(one), created, one.by, one.parent or "-", *figures, here or "-"))
     return table(rows)
 
 
@@ -49,9 +50,9 @@ def place_lines(
     here = ", ".join(alias for alias, number in aliases.items() if number == version.number)
     facts = [
         ("store", url),
-        ("version", f"{version}, made {version.created:%Y-%m-%d %H:%M} UTC by {plain(version.by)}"),
+        ("version", f"{version}, made {version.created:%Y-%m-%d %H:%M} UTC by {version.by}"),
         ("aliases", here or "-"),
-        ("lineage", " <- ".join(map(plain, lineage))),
+        ("lineage", " <- ".join(lineage)),
         *((f"{move.action} {move.alias}", _moved(move)) for move in history),
     ]
     return aligned(facts)
@@ -99,7 +100,7 @@ def _aliases(aliases: Mapping[str, int]) -> str:
 def _moved(move: Move) -> str:
     before = "nothing" if move.before is None else f"{move.name}@{move.before}"
     forced = ", forced against the gate" if move.forced else ""
-    return f"{before} -> {move.name}@{move.to}, {move.when:%Y-%m-%d %H:%M} UTC by {plain(move.by)}{forced}"
+    return f"{before} -> {move.name}@{move.to}, {move.when:%Y-%m-%d %H:%M} UTC by {move.by}{forced}"
 
 
 def _gate(figures: Mapping[str, Any]) -> str:
@@ -122,5 +123,4 @@ def _value(value: Any) -> str:
 
 
 def _cut(text: str) -> str:
-    line = plain(text)
-    return line if len(line) <= WIDEST else f"{line[: WIDEST - 1]}…"
+    return brief(text, WIDEST)

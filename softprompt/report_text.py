@@ -8,19 +8,16 @@ from softprompt.demo import DemoResult
 from softprompt.evaluate import Evaluation
 from softprompt.metrics import digits_of
 from softprompt.predict import Prediction
+from softprompt.shown import shown
 from softprompt.store import Prompt
 
 
 def table(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Columns padded to their widest cell; the first row is the heading."""
+    """Columns padded to their widest cell; the first row is the heading. Cells may come out of somebody else's file."""
+    rows = [[shown(cell) for cell in row] for row in rows]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     return [lines[0], "  ".join("-" * width for width in widths), *lines[1:]]
-
-
-def plain(text: str) -> str:
-    """``text``, or whatever a file has in its place, on one line, without characters that a terminal would act on."""
-    return " ".join("".join(character if character.isprintable() else " " for character in str(text)).split())
 
 
 def figure(metric: Mapping[str, Any]) -> str:
@@ -113,11 +110,11 @@ def evaluation_lines(result: Evaluation, facts: Mapping[str, Any]) -> list[str]:
     return [f"{facts['prompt'] or 'written prompt'} on {facts['data']}, {facts['split']} split", "", *table(rows), *cut]
 
 
-def prediction_line(prediction: Prediction) -> str:
-    """One answer: the completion, or the label with its probability."""
+def prediction_line(prediction: Prediction) -> tuple[str, ...]:
+    """One answer, in columns: the completion, or the label with its probability."""
     if prediction.probabilities is None or prediction.label is None:
-        return prediction.completion or ""
-    return f"{prediction.label}\t{prediction.probabilities[prediction.label]:.4f}"
+        return (prediction.completion or "",)
+    return prediction.label, f"{prediction.probabilities[prediction.label]:.4f}"
 
 
 def prompt_lines(prompt: Prompt) -> list[str]:
@@ -146,8 +143,8 @@ def prompt_lines(prompt: Prompt) -> list[str]:
 
 def aligned(facts: Sequence[tuple[str, str]]) -> list[str]:
     """A name and its value a line, the values below each other; both may come out of somebody else's file."""
-    width = max(len(plain(name)) for name, _ in facts)
-    return [f"{plain(name).ljust(width)}  {plain(value)}" for name, value in facts]
+    width = max(len(shown(name)) for name, _ in facts)
+    return [f"{shown(name).ljust(width)}  {shown(value)}" for name, value in facts]
 
 
 def _metrics_of(result: Any) -> str:

@@ -14,6 +14,7 @@ PACKAGE = TESTS.parent / "softprompt"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 
 ROOMS = (
+    "shown",
     "errors",
     "paths",
     "untrusted",
@@ -155,6 +156,8 @@ ROOMS = (
 
 HEAVY = {"torch", "transformers", "pandas", "pyarrow", "datasets", "sacrebleu", "rouge_score", "sklearn", "peft"}
 HEAVY |= {"fastapi", "uvicorn", "prometheus_client", "optuna", "ray"}
+TOLD = {"echo", "secho", "echo_via_pager", "confirm", "prompt", "progressbar"}
+WRITERS = {"cli_common": ["click.echo"] * 3, "progress": ["print", "Console"]}
 RUNS_CODE_ON_LOADING = {"pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
 
 
@@ -187,6 +190,19 @@ def upward_imports(room: str, code: str) -> list[str]:
     return [other for other in imported_rooms(code) if other not in allowed]
 
 
+def written_past(code: str) -> list[str]:
+    """What ``code`` writes to a terminal by itself, and not through ``shown``."""
+    found = []
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.Call):
+            name = ast.unparse(node.func)
+            if name in ("print", "Console", "input") or (name.split(".")[0] == "click" and name.split(".")[-1] in TOLD):
+                found.append(name)
+            if name in ("sys.stdout.write", "sys.stderr.write", "warnings.warn"):
+                found.append(name)
+    return found
+
+
 def forbidden(code: str) -> list[str]:
     """What ``code`` does that can run code out of a file it loads."""
     found = []
@@ -213,6 +229,11 @@ class TestSources:
 
     def test_never_runs_code_out_of_a_file(self, source: Path) -> None:
         assert forbidden(source.read_text(encoding="utf-8")) == []
+
+    def test_writes_to_the_terminal_in_one_place_only(self, source: Path) -> None:
+        written = written_past(source.read_text(encoding="utf-8"))
+        # rich draws the progress bar, the lines above it are shown as all others
+        assert written == WRITERS.get(room_of(source), [])
 
     def test_is_short_enough_to_read(self, source: Path) -> None:
         assert len(source.read_text(encoding="utf-8").splitlines()) <= 400

@@ -8,6 +8,7 @@ import pytest
 from test_inspect_health import about, answers, calibration, comparison, inspection, losses, token, twins
 from test_report import HOSTILE, Page
 
+from softprompt.cli_common import print_result
 from softprompt.inspect_text import inspection_lines
 from softprompt.inspection import (
     Attention,
@@ -125,12 +126,13 @@ def test_drawings_are_sound_at_both_widths() -> None:
             assert "nan" not in tostring(drawn, encoding="unicode")
 
 
-def test_hostile_text_is_text() -> None:
+def test_hostile_text_is_text(capsys: pytest.CaptureFixture[str]) -> None:
     read = Page(page(inspection_document(full(HOSTILE))))
     assert len(read.all("script")) == 1
     assert read.all("img") == []
     assert "javascript:d" in read.text
-    assert "\x1b" not in "\n".join(inspection_lines(full(HOSTILE)))
+    print_result({}, inspection_lines(full(HOSTILE)), as_json=False)
+    assert not {"\x1b", "\u202e"} & set(capsys.readouterr().out)
     assert "<script>" not in markdown(inspection_document(full(HOSTILE)))
 
 

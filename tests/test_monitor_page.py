@@ -7,6 +7,7 @@ import pytest
 from test_report import HOSTILE, Page
 from traffic import World, profile, sample, samples
 
+from softprompt.cli_common import print_result
 from softprompt.drift import Monitoring
 from softprompt.monitor import _judged, _Looked
 from softprompt.monitor.signals import LEAST, LEAST_TRAINED, SIGNIFICANCE, compare
@@ -108,12 +109,13 @@ def test_of_many_labels_those_that_moved_most() -> None:
     assert "Shown are the 20 of 30 that moved most." in text
 
 
-def test_hostile_text_is_text() -> None:
+def test_hostile_text_is_text(capsys: pytest.CaptureFixture[str]) -> None:
     read = Page(page(monitoring_document(full(HOSTILE))))
     assert len(read.all("script")) == 1
     assert read.all("img") == []
     assert "javascript:d" in read.text
-    assert "\x1b" not in "\n".join(monitoring_lines(full(HOSTILE)))
+    print_result({}, monitoring_lines(full(HOSTILE)), as_json=False)
+    assert not {"\x1b", "\u202e"} & set(capsys.readouterr().out)
     assert "<script>" not in markdown(monitoring_document(full(HOSTILE)))
 
 

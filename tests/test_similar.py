@@ -404,7 +404,7 @@ class TestCommand:
         out = self.answered(command("similar", query, "--store", tmp_path / "store"))
         assert "\x1b" not in out
         (line,) = [line for line in out.splitlines() if "ccc" in line]
-        assert "a [31m b, ccc" in line
+        assert r"a\x1b[31m b, ccc" in line
         assert len(line.split("Mood")[0]) < 200
 
     def test_mistakes_are_one_line_and_exit_code_2(self, store: Path, tmp_path: Path) -> None:

@@ -4,12 +4,13 @@ Messages of errors can have a user's text in them, and so can a traceback's last
 for. Where it happened is.
 """
 
-import json
 import logging
 import sys
 import traceback
 from datetime import UTC, datetime
 from typing import Any
+
+from softprompt.shown import shown_json
 
 SERVER = "softprompt.server"
 
@@ -31,7 +32,7 @@ class JsonLines(logging.Formatter):
         }
         if record.exc_info is not None and record.exc_info[1] is not None:
             line |= self._failure(record.exc_info[1])
-        return json.dumps(line, ensure_ascii=False, default=str)
+        return shown_json(line, default=str)
 
     def _failure(self, error: BaseException) -> dict[str, Any]:
         frames = traceback.extract_tb(error.__traceback__)

@@ -17,8 +17,9 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
 from softprompt.errors import BaseModelError, DataError, PromptFileError, SoftpromptError, TemplateError
-from softprompt.server.registry import Unavailable, Unknown, shown
+from softprompt.server.registry import Unavailable, Unknown
 from softprompt.server.work import Busy, Expired, Unreachable
+from softprompt.shown import brief
 
 CLIENT_GONE = 499  # nobody sees it but the log and the metrics
 TYPES = {
@@ -101,7 +102,7 @@ def _invalid(errors: Sequence[Mapping[str, Any]]) -> ApiError:
     """The first problem of a field, the one that went deepest where a field may be of several types."""
     first = max(errors, key=lambda error: (error["loc"][:2] == errors[0]["loc"][:2], len(error["loc"])))
     # names of fields are of whoever asks
-    path = [shown(str(part)) for part in first["loc"][1:]]
+    path = [brief(part, 80) for part in first["loc"][1:]]
     message = str(first["msg"])
     if first["type"] == "extra_forbidden":
         message = "this field is not known here, and might change the answer: leave it out"

@@ -20,6 +20,7 @@ from softprompt.errors import SoftpromptError
 from softprompt.references import LATEST, is_name, is_number
 from softprompt.server.sources import Gone, Source
 from softprompt.server.work import Served
+from softprompt.shown import brief
 from softprompt.store import Identified, Prompt
 from softprompt.task import TaskSpec
 from softprompt.versions import Listing
@@ -169,7 +170,7 @@ class Registry:
         name, at, which = model.partition("@")
         listing = self._names.get(name) if is_name(name) else None
         if listing is None:
-            raise Unknown(f"there is no model '{shown(model)}': GET /v1/models tells which there are")
+            raise Unknown(f"there is no model '{brief(model, 80)}': GET /v1/models tells which there are")
         number: int | None
         if not at:
             number = listing.aliases.get(self._default_alias, listing.numbers[-1])
@@ -179,7 +180,7 @@ class Registry:
             number = int(which) if is_number(which) else listing.aliases.get(which)
         if number not in listing.numbers:
             there = ", ".join([*map(str, listing.numbers[-8:]), *sorted(listing.aliases)[:8], LATEST])
-            raise Unknown(f"there is no model '{shown(model)}': '{name}' has, behind '@', {there}")
+            raise Unknown(f"there is no model '{brief(model, 80)}': '{name}' has, behind '@', {there}")
         return Found(f"{name}@{number}", name, number)
 
     def found(self, model: str) -> Found | None:
@@ -267,9 +268,3 @@ def _changes(before: Mapping[str, Listing], after: Mapping[str, Listing], troubl
         if before[name].aliases.get(alias) != after[name].aliases.get(alias)
     ]
     return Changes(tuple(sorted(new - old)), tuple(sorted(old - new)), tuple(sorted(moved)), troubles)
-
-
-def shown(text: str) -> str:
-    """What somebody sent, short enough for a message, and on one line."""
-    plain = "".join(one if one.isprintable() else "\ufffd" for one in text[:80])
-    return plain if len(text) <= 80 else f"{plain[:79]}…"
