@@ -275,7 +275,6 @@ def evaluate_command(
 
     PROMPT is its folder, or STORE#NAME@VERSION or STORE#NAME@ALIAS in a store.
     """
-    from softprompt.data import read_splits
     from softprompt.report_text import evaluation_lines
     from softprompt.task import Task
 
@@ -291,9 +290,9 @@ def evaluate_command(
         from softprompt.store import load_prompt
 
         prompt = load_prompt(prompt_folder)
-        task = Task.matching(prompt.spec, read_splits(data, **columns))
+        task = Task.matching(prompt.spec, data, **columns)
     else:
-        task = Task.of(read_splits(data, **columns), **task_settings(template, labels, verbalizer))
+        task = Task.of(data, **task_settings(template, labels, verbalizer), **columns)
     examples = task.splits[split][:limit]
 
     from softprompt.baselines.written import choose_shots, written_prompt

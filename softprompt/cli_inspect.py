@@ -61,7 +61,6 @@ def inspect_command(
     PROMPT is its folder, or STORE#NAME@VERSION or STORE#NAME@ALIAS in a store. docs/inspect.md tells how to read the
     answers.
     """
-    from softprompt.data import read_splits
     from softprompt.inspect_text import inspection_lines
     from softprompt.similar import rank_similar
     from softprompt.store import load_prompt
@@ -80,7 +79,7 @@ def inspect_command(
         Template(template)
     if store is not None:
         rank_similar(prompt, store)
-    task = Task.matching(prompt.spec, read_splits(data, **columns))
+    task = Task.matching(prompt.spec, data, **columns)
     if split is not None:
         _ = task.splits[split]
 
@@ -143,7 +142,6 @@ def prune(
 
     PROMPT is its folder, or STORE#NAME@VERSION or STORE#NAME@ALIAS in a store; the new prompt names it as its parent.
     """
-    from softprompt.data import read_splits
     from softprompt.folders import check_free
     from softprompt.inspect_text import pruning_lines
     from softprompt.store import load_prompt, pinned
@@ -157,7 +155,7 @@ def prune(
     from softprompt.probe.prune import check_prunable
 
     check_prunable(prompt)
-    task = Task.matching(prompt.spec, read_splits(data, **columns))
+    task = Task.matching(prompt.spec, data, **columns)
 
     from softprompt.fit import with_metrics
 

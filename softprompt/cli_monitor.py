@@ -72,18 +72,16 @@ def monitor_command(
     begins = 0.0 if since is None else time.time() - seconds_of(since, "--since")
     read = read_samples(samples, begins)
 
-    from softprompt.data import read_splits
     from softprompt.monitor import monitor
     from softprompt.server.sources import FolderSource, StoreSource
-
-    splits = None if data is None else read_splits(data, **columns)
 
     found = monitor(
         read,
         FolderSource(prompts) if store is None else StoreSource(store),
         place=str(samples),
         since=begins,
-        data=splits,
+        data=data,
+        columns=columns,
         model=_Models(model_name, chosen),
         states=model_name is not None,
         progress=say,

@@ -218,12 +218,11 @@ def _gate(
     config: Any,
     model: dict[str, Any],
 ) -> "Gate":
-    from softprompt.data import read_splits
     from softprompt.gate import Gate
     from softprompt.generate import Sampling
     from softprompt.task import Task
 
-    task = Task.matching(prompt.spec, read_splits(data, **columns))
+    task = Task.matching(prompt.spec, data, **columns)
     for note in task.splits.notes:
         say(note)
     bases: dict[tuple[str, ...], FrozenLM] = {}

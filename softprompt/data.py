@@ -1,7 +1,7 @@
 """Readers: a folder, a file or a Hugging Face data set in, examples in three splits out.
 
     FOLDER                                train, validation (or valid, val, dev) and test, one file each
-    FILE.jsonl .json .csv .tsv .parquet   split 80/10/10 by a fixed seed, stratified by label
+    FILE.jsonl .json .csv .tsv .parquet   split 80/10/10, each row by a hash of what the model reads of it
     hf:NAME[:CONFIG]                      as published; NAME may be a local folder
 
 A row with ``text`` and ``label`` is classification, one with ``text`` and ``target`` or ``references`` generation.
@@ -11,16 +11,16 @@ What was decided for the user (sizes, seed, duplicates, overlap) is told in ``Sp
 import difflib
 import hashlib
 import json
-import random
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from softprompt.errors import DataError
 from softprompt.examples import Columns, Example, Kind, answered, example_of, kind_of, unlabelled_example
+from softprompt.identity import input_of, row_of
 from softprompt.paths import expanded
 from softprompt.rows import ENDINGS, Row, listed, optional_module, read_records, read_rows, reading
+from softprompt.splitting import split_examples
 from softprompt.streams import Stream, class_name
 
 __all__ = [
@@ -30,15 +30,13 @@ __all__ = [
     "read_examples",
     "read_records",
     "read_splits",
-    "split_examples",
     "unlabelled_example",
 ]
 
 Parts = dict[str, list["Example"]]  # by split, none of them empty
 
 SPLITS = ("train", "validation", "test")
-HELD_OUT_SHARE = 0.1  # of the examples, for each split that is cut for the user
-MOST_CUT_FROM_TRAIN = 1000  # examples; more make each validation slower and hardly more precise
+HELD_OUT_SHARE = 0.1  # of the examples, about, for each split that is cut for the user
 _ALIASES = {**{split: split for split in SPLITS}, **dict.fromkeys(("valid", "val", "dev"), "validation")}
 
 
@@ -88,16 +86,18 @@ def read_splits(
     text_column: str = "text",
     label_column: str = "label",
     target_column: str = "target",
+    names: Collection[str] | None = None,
     seed: int = 0,
     unlabelled: bool = False,
 ) -> Splits:
     """Read a folder, a file or ``hf:NAME[:CONFIG]`` and fill in the splits that are missing.
 
-    A folder or data set without validation gives up 10% of train for it, at most 1,000 examples; without test, test is
-    empty, and so is train without train. A file is freed of exact duplicates (text and label or outputs) and split
-    80/10/10. Where this function cuts, examples of equal text stay on one side.
+    A folder or data set without validation gives up about 10% of train for it; without test, test is empty, and so is
+    train without train. A file is freed of exact duplicates (all that the model reads, and the answer) and split about
+    80/10/10. Where this function cuts, a row's side follows from what the model reads of it (``split_examples``).
 
     Args:
+        names: the columns that the template uses, ``text`` among them: what the model reads; without, all columns.
         unlabelled: rows may come without label and output; which side an example goes to then never depends on them.
 
     Raises:
@@ -106,12 +106,12 @@ def read_splits(
     """
     columns = Columns(text_column, label_column, target_column, unlabelled)
     if str(source).startswith("hf:"):
-        return _complete(*_read_hub(str(source), columns), str(source), seed, unlabelled)
+        return _complete(*_read_hub(str(source), columns), str(source), names, seed, unlabelled)
     path = expanded(source)
     with reading(path):
         if path.is_dir():
-            return _complete(_read_folder(path, columns), [], str(source), seed, unlabelled)
-    return _split_file(_read_file(path, columns), str(source), seed, unlabelled)
+            return _complete(_read_folder(path, columns), [], str(source), names, seed, unlabelled)
+    return _split_file(_read_file(path, columns), str(source), names, seed, unlabelled)
 
 
 def read_examples(
@@ -129,88 +129,40 @@ def read_examples(
     return _read_file(path, Columns(text_column, label_column, target_column))
 
 
-def split_examples(
-    examples: Sequence[Example], *, validation: int | float, test: int | float, seed: int, stratified: bool = True
-) -> tuple[tuple[Example, ...], tuple[Example, ...], tuple[Example, ...]]:
-    """Cut ``examples`` into train, validation and test, each in the order given; same arguments, same splits.
-
-    Sizes are numbers of examples (int) or shares of them (float; rounded, at least one example when above 0). Labels,
-    unless ``stratified`` is false, keep their proportions, and every label keeps an example in train. Examples of equal
-    text stay together; where this leaves no room, a held-out split is smaller than asked for.
-
-    Raises:
-        DataError: a size below 0, or sizes that leave nothing for train.
-    """
-    total, asked = len(examples), (validation, test)
-    sizes = [max(1, round(size * total)) if isinstance(size, float) and size > 0 else int(size) for size in asked]
-    counts = [size for size in asked if isinstance(size, int)]
-    shares = sum(size for size in asked if isinstance(size, float))
-    if min(asked) < 0 or shares >= 1 or (any(counts) and sum(sizes) >= total):
-        raise DataError(
-            f"expected sizes of validation and test that leave examples for train, got {validation} and {test} "
-            f"of {total:,}: ask for less"
-        )
-    by_text: defaultdict[str, list[int]] = defaultdict(list)
-    for index, example in enumerate(examples):
-        by_text[example.text].append(index)
-    strata: defaultdict[str, list[list[int]]] = defaultdict(list)
-    for group in by_text.values():
-        strata[(examples[group[0]].label or "") if stratified else ""].append(group)
-    labels = sorted(strata)
-    held_out = _apportion(sum(sizes), [sum(map(len, strata[label])) - 1 for label in labels])
-    tested = _apportion(round(sum(held_out) * sizes[1] / max(1, sum(sizes))), held_out)
-
-    generator = random.Random(seed)
-    sides = [0] * total
-    for label, held, to_test in zip(labels, held_out, tested, strict=True):
-        generator.shuffle(strata[label])
-        room = {2: to_test, 1: held - to_test, 0: total}
-        for group in strata[label]:
-            side = next(side for side in room if len(group) <= room[side])
-            room[side] -= len(group)
-            for index in group:
-                sides[index] = side
-    parts = [tuple(one for one, side in zip(examples, sides, strict=True) if side == here) for here in range(3)]
-    return parts[0], parts[1], parts[2]
-
-
 def split_of(name: str) -> str | None:
     """The split that files and published parts of this name are, if any."""
     return _ALIASES.get(name)
 
 
-def _apportion(total: int, capacities: Sequence[int]) -> list[int]:
-    """Share ``total`` out in proportion to ``capacities`` by largest remainders, none above its own."""
-    whole = sum(capacities)
-    total = min(total, whole)
-    parts = [total * capacity // max(1, whole) for capacity in capacities]
-    by_remainder = sorted(range(len(parts)), key=lambda index: -(total * capacities[index] % max(1, whole)))
-    for index in by_remainder[: total - sum(parts)]:
-        parts[index] += 1
-    return parts
-
-
-def _split_file(examples: list[Example], source: str, seed: int, unlabelled: bool) -> Splits:
+def _split_file(
+    examples: list[Example], source: str, names: Collection[str] | None, seed: int, unlabelled: bool
+) -> Splits:
+    same = input_of if unlabelled else row_of
     distinct: dict[object, Example] = {}
     for one in examples:
-        others = json.dumps(one.columns, sort_keys=True) if unlabelled else (one.label, one.references)
-        distinct.setdefault((one.text, others), one)
+        distinct.setdefault(same(one, names), one)
     share = HELD_OUT_SHARE
-    splits = split_examples(list(distinct.values()), validation=share, test=share, seed=seed, stratified=not unlabelled)
+    rows = list(distinct.values())
+    splits = split_examples(rows, validation=share, test=share, seed=seed, names=names, labelled=not unlabelled)
     sizes = ", ".join(f"{len(some):,} {split}" for split, some in zip(SPLITS, splits, strict=True))
-    notes = [f"One file was given: split into {sizes} examples (80/10/10, seed {seed}), equal texts on one side."]
-    if unlabelled and any(one.label is not None for one in examples):
-        notes.append(
-            "Labels did not decide who goes where, as they do in train, eval and inspect, which split this file "
-            "otherwise: to score the same rows there, give a folder of splits."
-        )
+    notes = [
+        f"One file was given: split into {sizes} examples (about 80/10/10, by a hash of what is read of each row and "
+        f"seed {seed}): rows keep their split when others are added, equal inputs are on one side."
+    ]
     if removed := len(examples) - len(distinct):
-        same = "same text, same columns" if unlabelled else "same text, same label or outputs"
-        notes.append(f"Exact duplicates ({same}) were removed: {removed:,} of {len(examples):,}.")
+        what = f"same {_read(names)}{'' if unlabelled else ', same answer'}"
+        notes.append(f"Exact duplicates ({what}) were removed: {removed:,} of {len(examples):,}.")
     return Splits(*splits, source, tuple(notes))
 
 
-def _complete(parts: Parts, notes: list[str], source: str, seed: int, unlabelled: bool) -> Splits:
+def _read(names: Collection[str] | None) -> str:
+    """The columns that make up an input, for people."""
+    return "text and all columns" if not names else listed(sorted(names, key=lambda name: (name != "text", name)))
+
+
+def _complete(
+    parts: Parts, notes: list[str], source: str, names: Collection[str] | None, seed: int, unlabelled: bool
+) -> Splits:
     told = {split: answered(examples) if unlabelled else examples for split, examples in parts.items()}
     kinds = [f"{kind_of(examples)} in {split}" for split, examples in told.items() if examples]
     if len({kind.split()[0] for kind in kinds}) > 1:
@@ -219,17 +171,21 @@ def _complete(parts: Parts, notes: list[str], source: str, seed: int, unlabelled
         )
     train, validation, test = (tuple(parts.get(split, ())) for split in SPLITS)
     if not validation and len(train) > 1:
-        size, given = min(MOST_CUT_FROM_TRAIN, max(1, round(HELD_OUT_SHARE * len(train)))), len(train)
-        train, validation, _ = split_examples(train, validation=size, test=0, seed=seed, stratified=not unlabelled)
+        share, given = HELD_OUT_SHARE, len(train)
+        train, validation, _ = split_examples(
+            train, validation=share, test=0, seed=seed, names=names, labelled=not unlabelled
+        )
         notes.append(
             f"No validation split was given: {len(validation):,} of {given:,} train examples were set aside for it "
-            f"({HELD_OUT_SHARE:.0%}, at most {MOST_CUT_FROM_TRAIN:,}; seed {seed})."
+            f"(about {share:.0%}, by a hash of what is read of each row and seed {seed})."
         )
     notes += [f"No {split} split was given: it is empty." for split in ("train", "test") if split not in parts]
-    texts = {example.text for example in train}
+    inputs = {input_of(example, names) for example in train}
     for split, examples in (("validation", validation), ("test", test)):
-        if shared := sum(example.text in texts for example in examples):
-            notes.append(f"The text of {shared:,} of {len(examples):,} {split} examples also stands in train.")
+        if shared := sum(input_of(example, names) in inputs for example in examples):
+            notes.append(
+                f"{shared:,} of {len(examples):,} {split} examples also stand in train ({_read(names)} alike)."
+            )
     return Splits(train, validation, test, source, tuple(notes))
 
 

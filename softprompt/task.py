@@ -168,7 +168,7 @@ class Task:
             DataError: no examples, one class only, a label that is not among ``labels``.
             TemplateError: a template that cannot be used.
         """
-        splits = _splits(source, columns)
+        splits = _splits(source, columns, template)
         if splits.kind != "classification":
             raise DataError(f"{splits.source}: expected rows with a label, got generation rows (target or references)")
         found = sorted({example.label for example in splits.train or splits["all"] if example.label is not None})
@@ -186,7 +186,7 @@ class Task:
         cls, source: str | Path | Splits, *, template: str | None = None, max_length: int = 512, **columns: str
     ) -> Self:
         """A text-to-text task; arguments and errors as for ``classification``, ``target_column=`` among ``columns``."""
-        splits = _splits(source, columns)
+        splits = _splits(source, columns, template)
         if splits.kind != "generation":
             raise DataError(f"{splits.source}: expected rows with target or references, got classification rows")
         return cls._checked(TaskSpec.of(template=template, max_length=max_length), splits)
@@ -195,7 +195,7 @@ class Task:
     def of(cls, source: str | Path | Splits, *, labels: Sequence[str] | None = None, **options: Any) -> Self:
         """The kind of task that the columns of ``source`` show."""
         columns = {name: options.pop(name) for name in tuple(options) if name.endswith("_column")}
-        splits = _splits(source, columns)
+        splits = _splits(source, columns, options.get("template"))
         if splits.kind == "classification":
             return cls.classification(splits, labels=labels, **options)
         if labels is not None or options.pop("verbalizers", None):
@@ -209,7 +209,7 @@ class Task:
         Raises:
             DataError: the data is of the other kind, or holds labels that the task does not know.
         """
-        splits = _splits(source, columns)
+        splits = _splits(source, columns, spec.template)
         if splits.kind != spec.kind:
             raise DataError(
                 f"{splits.source}: the prompt was learned for {spec.kind}, these rows are for {splits.kind}"
@@ -238,7 +238,7 @@ class Task:
             DataError: rows of the other kind, labels that differ, fewer than two, or one that is not among ``labels``.
             TemplateError: a template that cannot be used.
         """
-        splits = source if isinstance(source, Splits) else read_splits(source, unlabelled=True, **columns)  # type: ignore[arg-type]
+        splits = _splits(source, columns, template if spec is None else spec.template, unlabelled=True)
         told = answered(splits["all"])
         kind = kind_of(told) if told else "classification" if labels is not None else "generation"
         if spec is None:
@@ -283,5 +283,11 @@ def _alike(labels: Sequence[str]) -> tuple[str, str] | None:
     return None
 
 
-def _splits(source: str | Path | Splits, columns: Mapping[str, str]) -> Splits:
-    return source if isinstance(source, Splits) else read_splits(source, **columns)  # type: ignore[arg-type]
+def _splits(
+    source: str | Path | Splits, columns: Mapping[str, str], template: str | None, *, unlabelled: bool = False
+) -> Splits:
+    """What is read from ``source``, its rows told apart by what ``template`` shows of them."""
+    if isinstance(source, Splits):
+        return source
+    names = {"text"} if template is None else Template(template).names
+    return read_splits(source, names=names, unlabelled=unlabelled, **columns)  # type: ignore[arg-type]

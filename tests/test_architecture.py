@@ -29,6 +29,8 @@ ROOMS = (
     "config",
     "rows",
     "examples",
+    "identity",
+    "splitting",
     "streams",
     "data",
     "streamed",

@@ -5,14 +5,13 @@ import hashlib
 import json
 import subprocess
 import sys
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from softprompt.data import Example, Splits, read_examples, read_records, read_splits, split_examples
+from softprompt.data import Example, Splits, read_examples, read_records, read_splits
 from softprompt.errors import DataError, MissingExtraError
 
 
@@ -70,18 +69,15 @@ def test_other_names_and_endings_of_a_split_file(tmp_path: Path, name: str, endi
 def test_a_missing_validation_is_cut_from_train_and_said(tmp_path: Path) -> None:
     write_jsonl(tmp_path / "train.jsonl", labelled(60))
     splits = read_splits(tmp_path, seed=3)
-    assert (len(splits.train), len(splits.validation), len(splits.test)) == (54, 6, 0)
-    assert Counter(one.label for one in splits.validation) == {"even": 3, "odd": 3}
+    held = len(splits.validation)
+    assert 1 <= held <= 15
+    assert (len(splits.train), len(splits.test)) == (60 - held, 0)
     assert splits.notes == (
-        "No validation split was given: 6 of 60 train examples were set aside for it (10%, at most 1,000; seed 3).",
+        f"No validation split was given: {held} of 60 train examples were set aside for it (about 10%, by a hash of "
+        "what is read of each row and seed 3).",
         "No test split was given: it is empty.",
     )
     assert splits.validation == read_splits(tmp_path, seed=3).validation != read_splits(tmp_path, seed=4).validation
-
-
-def test_a_validation_cut_from_train_has_at_most_1000_examples(tmp_path: Path) -> None:
-    write_jsonl(tmp_path / "train.jsonl", labelled(12000))
-    assert len(read_splits(tmp_path).validation) == 1000
 
 
 def test_a_folder_with_only_a_test_split_will_do_for_evaluation(tmp_path: Path) -> None:
@@ -98,22 +94,23 @@ def test_texts_that_stand_in_two_splits_are_counted(tmp_path: Path) -> None:
     write_jsonl(tmp_path / "validation.jsonl", labelled(4, 8))
     write_jsonl(tmp_path / "test.jsonl", labelled(5, 9))
     assert read_splits(tmp_path).notes == (
-        "The text of 2 of 4 validation examples also stands in train.",
-        "The text of 1 of 5 test examples also stands in train.",
+        "2 of 4 validation examples also stand in train (text and all columns alike).",
+        "1 of 5 test examples also stand in train (text and all columns alike).",
     )
 
 
 def test_a_single_file_is_split_and_freed_of_exact_duplicates(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "all.jsonl", labelled(200) + labelled(7))
     splits = read_splits(path)
-    assert (len(splits.train), len(splits.validation), len(splits.test)) == (160, 20, 20)
-    for some in (splits.train, splits.validation, splits.test):
-        assert Counter(one.label for one in some)["odd"] == len(some) / 2
+    sizes = [len(some) for some in (splits.train, splits.validation, splits.test)]
+    assert sum(sizes) == 200
+    assert all(8 <= size <= 36 for size in sizes[1:])  # four standard deviations of a binomial around 20
     assert sorted(one.text for one in splits["all"]) == sorted(f"text {i}" for i in range(200))
     assert splits.notes == (
-        "One file was given: split into 160 train, 20 validation, 20 test examples (80/10/10, seed 0), "
-        "equal texts on one side.",
-        "Exact duplicates (same text, same label or outputs) were removed: 7 of 207.",
+        "One file was given: split into {} train, {} validation, {} test examples (about 80/10/10, by a hash of what "
+        "is read of each row and seed 0): rows keep their split when others are added, equal inputs are on one "
+        "side.".format(*sizes),
+        "Exact duplicates (same text and all columns, same answer) were removed: 7 of 207.",
     )
     assert read_splits(path) == splits
     assert read_splits(path, seed=1).test != splits.test
@@ -346,49 +343,6 @@ def test_the_fingerprint_is_stable_and_sees_every_change() -> None:
         Splits((one, Example("c", None, ("e", "d"))), (), (), "here", ()),
     ]
     assert len({base.fingerprint, *(other.fingerprint for other in others)}) == 6
-
-
-@pytest.mark.parametrize(("validation", "test"), [(0.1, 0.1), (0.25, 0.0), (7, 30), (0, 0.5), (0, 0)])
-def test_split_sizes_are_exact_and_labels_keep_their_proportions(validation: float, test: float) -> None:
-    examples = [Example(f"text {i}", "rare" if i % 10 == 0 else "often") for i in range(200)]
-    train, held_validation, held_test = split_examples(examples, validation=validation, test=test, seed=5)
-    for part, size in ((held_validation, validation), (held_test, test)):
-        n = round(size * 200) if isinstance(size, float) else size
-        assert len(part) == n
-        assert abs(sum(one.label == "rare" for one in part) - n / 10) <= 1
-    assert sorted([*train, *held_validation, *held_test], key=examples.index) == examples
-    assert list(train) == sorted(train, key=examples.index)
-
-
-def test_every_label_keeps_an_example_in_train() -> None:
-    examples = [Example(f"text {i}", f"label {i % 12}") for i in range(18)]
-    train, validation, test = split_examples(examples, validation=0.4, test=0.4, seed=0)
-    assert {one.label for one in train} == {f"label {i}" for i in range(12)}
-    assert len(validation) == len(test) == 3
-
-
-@pytest.mark.parametrize("n", [0, 1, 2, 3])
-def test_few_examples_go_to_train_first(n: int) -> None:
-    parts = split_examples([Example(f"text {i}", "a") for i in range(n)], validation=0.1, test=0.1, seed=0)
-    assert sum(map(len, parts)) == n
-    assert len(parts[0]) == min(n, 1)
-
-
-def test_equal_texts_of_different_labels_stay_together() -> None:
-    examples = [Example(f"text {i // 3}", f"label {i % 3}") for i in range(150)]
-    parts = split_examples(examples, validation=0.21, test=32, seed=1)
-    texts = [{one.text for one in part} for part in parts]
-    assert all(texts)
-    assert sum(map(len, texts)) == 50
-    # 32 examples were asked for, and the texts come in threes
-    assert [len(part) for part in parts] == [90, 30, 30]
-
-
-@pytest.mark.parametrize(("validation", "test"), [(-1, 0), (-0.1, 0.2), (5, 5), (10, 0), (0.5, 0.5), (9, 0.2)])
-def test_sizes_that_leave_nothing_for_train_are_an_error(validation: float, test: float) -> None:
-    examples = [Example(f"text {i}", "a") for i in range(10)]
-    with pytest.raises(DataError, match=f"leave examples for train, got {validation} and {test} of 10: ask for less"):
-        split_examples(examples, validation=validation, test=test, seed=0)
 
 
 @pytest.fixture

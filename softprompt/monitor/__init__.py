@@ -1,7 +1,7 @@
 """Live traffic beside what each prompt saw: which prompt drifts, in what, how surely, and which texts show it."""
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
@@ -17,12 +17,12 @@ from softprompt.fit import TEST_LIMIT
 from softprompt.monitor.findings import finding, moment, witnesses
 from softprompt.monitor.signals import LEAST, LEAST_TRAINED, SIGNIFICANCE, Compared, compare, judged
 from softprompt.predict import Prediction, Predictor
-from softprompt.probe.scores import sample as drawn
 from softprompt.probe.statistics import holm
 from softprompt.profile import Profile
 from softprompt.profiling import STATES, hidden_states, profile_of, rare_tokens
 from softprompt.samples import Read, Sample
 from softprompt.server.sources import Source, profile_in
+from softprompt.splitting import sample_indices, sample_of
 from softprompt.store import Prompt
 from softprompt.task import Task
 
@@ -49,7 +49,8 @@ def monitor(
     *,
     place: str = "samples",
     since: float = 0.0,
-    data: Splits | None = None,
+    data: Splits | str | None = None,
+    columns: Mapping[str, str] | None = None,
     model: Model | None = None,
     states: bool = False,
     progress: Callable[[str], None] = lambda _: None,
@@ -60,7 +61,8 @@ def monitor(
         source: where the prompts are.
         place: what the samples are called.
         since: seconds since 1970; where the samples begin.
-        data: what a prompt without a profile was learned on: its profile is then measured now.
+        data: what a prompt without a profile was learned on, or its place: its profile is then measured now.
+        columns: names of the columns, as ``read_splits`` takes them.
         model: gives the base model of a prompt.
         states: compare hidden states, for which sampled texts are read by the model.
 
@@ -94,7 +96,7 @@ def monitor(
         if profile is None and data is None:
             notes.append(f"{which}: it has no profile, having been saved without one: give --data, what it learned on")
             continue
-        looked.append(asked.look(profile, data, states=states))
+        looked.append(asked.look(profile, data, columns or {}, states=states))
     return Monitoring(
         samples=place,
         since=moment(since) if since else "",
@@ -119,11 +121,14 @@ class _Asked:
         self._prompt, _ = source.load(name, int(number))
         self._base: FrozenLM | None = None
 
-    def look(self, profile: Profile | None, data: Splits | None, *, states: bool) -> _Looked:
+    def look(
+        self, profile: Profile | None, data: Splits | str | None, columns: Mapping[str, str], *, states: bool
+    ) -> _Looked:
         made, notes = "saved with it", []
         if profile is None:
             assert data is not None
-            profile, made = self._measured(data), f"measured now, on {data.source}"
+            task = Task.matching(self._prompt.spec, data, **columns)
+            profile, made = self._measured(task), f"measured now, on {task.splits.source}"
         if self._base is not None and any(one.rare is None for one in self._samples):
             self._count_rare(profile)
         if not any(one.rare is not None for one in self._samples):
@@ -150,16 +155,15 @@ class _Asked:
             self._prompt.check_base(self._base)
         return self._base
 
-    def _measured(self, data: Splits) -> Profile:
-        prompt, task = self._prompt, Task.matching(self._prompt.spec, data)
-        base = self._loaded()
-        rows = task.validation[: TEST_LIMIT[prompt.spec.kind]]
+    def _measured(self, task: Task) -> Profile:
+        prompt, base = self._prompt, self._loaded()
+        rows = sample_of(task.validation, TEST_LIMIT[prompt.spec.kind])
         answered: tuple[Prediction, ...] = ()
         if rows and prompt.spec.kind == "classification":
             answered = score(Predictor(base, prompt.spec, prompt.states), rows).predictions
         profile = profile_of(base, prompt.spec, prompt.states, task, answered)
         if profile is None:
-            raise DataError(f"{data.source}: expected a validation split to compare with, got none")
+            raise DataError(f"{task.splits.source}: expected a validation split to compare with, got none")
         return profile
 
     def _count_rare(self, profile: Profile) -> None:
@@ -182,7 +186,7 @@ class _Asked:
         kept = [index for index, one in enumerate(self._samples) if one.text is not None and _readable(prompt, one)]
         if not kept:
             return {}
-        chosen = [kept[place] for place in drawn([_example(self._samples[index]) for index in kept], STATES)]
+        chosen = [kept[place] for place in sample_indices([_example(self._samples[index]) for index in kept], STATES)]
         found, size = hidden_states(
             self._loaded(), prompt.spec, prompt.states, [_example(self._samples[index]) for index in chosen]
         )

@@ -1,0 +1,47 @@
+"""What a row is: all that the model reads of it, and its answer; the one key wherever rows are compared.
+
+Two rows are the same where the columns that the template uses hold the same, as ``{{ }}`` prints it, and the answers
+are the same. Where the template is not known, all columns count.
+"""
+
+import hashlib
+import json
+from collections.abc import Collection
+from typing import Any
+
+from softprompt.examples import Example
+
+Input = tuple[tuple[str, str], ...]  # column by column, in the order of their names
+Row = tuple[Input, tuple[str, ...]]
+
+
+def input_of(example: Example, names: Collection[str] | None = None) -> Input:
+    """What the model reads of ``example`` through a template that uses the columns ``names``, ``text`` among them."""
+    if not names:
+        names = {"text", *example.columns}
+    elif len(names) == 1 and "text" in names:
+        return (("text", example.text),)  # what most tasks have
+    values = {**example.columns, "text": example.text}
+    return tuple((name, _printed(values[name])) for name in sorted(names) if name in values)
+
+
+def row_of(example: Example, names: Collection[str] | None = None) -> Row:
+    """``input_of`` and the answer: the label, or the outputs."""
+    return input_of(example, names), example.references if example.label is None else (example.label,)
+
+
+def read_text(example: Example, names: Collection[str] | None = None) -> str:
+    """All that is read of ``example``, one column a line: what near duplicates are looked for in."""
+    return "\n".join(value for _, value in input_of(example, names))
+
+
+def hashed(found: Input, salt: str = "") -> int:
+    """64 bits of what is read, the same on every machine and in every order of the rows."""
+    content = json.dumps(found, ensure_ascii=False).encode()
+    return int.from_bytes(hashlib.blake2b(content, digest_size=8, key=salt.encode()).digest(), "big")
+
+
+def _printed(value: Any) -> str:
+    if value is None or isinstance(value, str):
+        return value or ""
+    return json.dumps(value, ensure_ascii=False, sort_keys=True, default=str)
