@@ -86,6 +86,38 @@ def decode(model: Any, encoded: Tensor, mask: Tensor | None, cache: Any = None, 
     return hidden
 
 
+def alike_up_to(config: Any) -> int | None:
+    """Tokens up to which a text's positions are encoded alike whatever stands beside it; ``None``: any number.
+
+    Of longrope and dynamic NTK, the length of a batch decides beyond it how all of its positions are encoded, those of
+    short texts and of a prefix too.
+    """
+    rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    longest = getattr(config, "max_position_embeddings", None)
+    found = []
+    # some families have such a description for each kind of layer
+    for one in (rope, *(each for each in rope.values() if isinstance(each, dict))):
+        kind = str(one.get("rope_type") or one.get("type"))
+        if kind in ("longrope", "su"):
+            own = getattr(config, "original_max_position_embeddings", None)
+            found.append(one.get("original_max_position_embeddings") or own or longest)
+        elif "dynamic" in kind:
+            found.append(longest)
+    if getattr(config, "use_dynamic_ntk", False):
+        found.append(getattr(config, "seq_length", longest))
+    return min((one for one in found if isinstance(one, int)), default=None)
+
+
+def ask_for_states(model: Any) -> None:
+    """Turn off what a configuration asks for beside the answer, or in another form, in all of a model's parts."""
+    plain = {"return_dict": True, "output_attentions": False, "output_hidden_states": False}
+    for module in model.modules():
+        config = getattr(module, "config", None)
+        for name, value in plain.items():
+            if getattr(config, name, value) != value:
+                setattr(config, name, value)
+
+
 def embedding_scale(model: Any) -> float:
     """What some encoders multiply token embeddings by, where the embedding does not do it itself."""
     if not is_encoder_decoder(model.config):

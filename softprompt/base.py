@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from softprompt.architecture import (
     Frame,
     after_head_candidates,
+    alike_up_to,
+    ask_for_states,
     decode,
     embedding_scale,
     encode,
@@ -42,6 +44,7 @@ from softprompt.quantised import (
 )
 from softprompt.sources import source_of
 from softprompt.spread import ALONE, Processes
+from softprompt.tokens import check_rows
 
 
 class FrozenLM:
@@ -70,9 +73,10 @@ class FrozenLM:
             lasting: its weights will not be set to others later, so that they may be folded into faster parts.
 
         Raises:
-            BaseModelError: its logits are not a known function of its hidden states.
+            BaseModelError: its logits are not a known function of its hidden states, or its tokenizer is another's.
         """
         self.model: Any = model.eval().requires_grad_(False)
+        ask_for_states(model)
         self.architecture = "encoder-decoder" if is_encoder_decoder(model.config) else "decoder-only"
         self.backbone: Any = self.model.base_model
         if self.backbone is self.model and self.architecture == "decoder-only":
@@ -85,10 +89,20 @@ class FrozenLM:
         self.embedding_scale = embedding_scale(model)
         self.lasting = lasting
         self._accepts = frozenset(inspect.signature(self.backbone.forward).parameters)
-        if lasting:
-            make_faster(self.model, self._probe)
-        shorten_last_layer(self.backbone, self._probe)
-        self._after_head = self._find_after_head()
+        check_rows(tokenizer, self.vocabulary_size, name, (*self.frame.bos, *self.frame.back, *self.frame.start))
+        try:
+            if lasting:
+                make_faster(self.model, self._probe)
+            shorten_last_layer(self.backbone, self._probe)
+            self._after_head = self._find_after_head()
+        except (SoftpromptError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:  # what models raise is not of one kind
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            raise BaseModelError(
+                f"'{name}' ({type(model).__name__}) does not run as a language model of one stack, or of an encoder "
+                f"and a decoder of one family: {reason}; softprompt cannot use this family yet"
+            ) from error
 
     @property
     def device(self) -> torch.device:
@@ -125,11 +139,15 @@ class FrozenLM:
 
     @property
     def context_length(self) -> int | None:
-        """Longest sequence in tokens, if the model states one."""
-        for attribute in ("max_position_embeddings", "n_positions", "max_sequence_length", "max_seq_len"):
-            if isinstance(length := getattr(self.config, attribute, None), int):
-                return length
-        return None
+        """Longest sequence in tokens whose answer depends on nothing beside it, if there is one."""
+        names = ("max_position_embeddings", "n_positions", "max_sequence_length", "max_seq_len")
+        stated = next((one for name in names if isinstance(one := getattr(self.config, name, None), int)), None)
+        return min((one for one in (stated, self.alike_up_to) if one is not None), default=None)
+
+    @property
+    def alike_up_to(self) -> int | None:
+        """Tokens up to which positions are encoded alike whatever stands beside a text; ``None``: any number."""
+        return alike_up_to(self.config)
 
     @property
     def generation_config(self) -> Any:

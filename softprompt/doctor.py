@@ -82,6 +82,8 @@ class Diagnosis:
         tolerance, gradient_tolerance: relative errors up to these count as exact.
         longest_text: tokens of the longest text measured.
         sliding_window: tokens that the narrowest layer sees, if any sees fewer than all.
+        alike_up_to: tokens beyond which the model encodes positions by the length of the longest text of a batch; no
+            text is longer with its prompt.
         way: how softprompt runs the model.
         reason: why not with a shared prefix, in one line; empty if with one.
         methods: of each method, why it does not work, in one line; empty if it does.
@@ -95,6 +97,7 @@ class Diagnosis:
     gradient_tolerance: float
     longest_text: int
     sliding_window: int | None
+    alike_up_to: int | None
     checks: tuple[Check, ...]
     way: Way
     reason: str
@@ -142,6 +145,7 @@ def diagnose(base: FrozenLM, seed: int = 0) -> Diagnosis:
         "dtype": str(base.dtype).removeprefix("torch."),
         "device": base.device.type,
         "sliding_window": base.sliding_window,
+        "alike_up_to": base.alike_up_to,
     }
     try:
         alone, together = cases(base, seed)
@@ -299,6 +303,12 @@ def _small_print(diagnosis: Diagnosis) -> list[str]:
         )
     if diagnosis.sliding_window is not None and diagnosis.longest_text <= diagnosis.sliding_window:
         lines.append(f"no text was longer than the sliding window of {diagnosis.sliding_window} tokens")
+    if (most := diagnosis.alike_up_to) is not None:
+        lines.append(
+            f"beyond {most:,} tokens this model encodes all positions by the longest text of a batch (dynamic NTK or "
+            "longrope): texts with their prompt and answer are cut to that"
+            + ("" if diagnosis.longest_text + parity.LONG_TEXT > most else "; no text here was nearly as long")
+        )
     return lines
 
 

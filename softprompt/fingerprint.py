@@ -8,7 +8,7 @@ from typing import Any
 def identifying(config: dict[str, Any]) -> dict[str, Any]:
     """A configuration, and those nested in it, without what changes with how the model was loaded or saved."""
     passing = {"_name_or_path", "architectures", "transformers_version", "dtype", "torch_dtype"}
-    passing |= {"use_cache", "quantization_config"}
+    passing |= {"use_cache", "quantization_config", "return_dict", "output_attentions", "output_hidden_states"}
     return {
         key: identifying(value) if isinstance(value, dict) else value
         for key, value in config.items()

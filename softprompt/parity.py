@@ -206,12 +206,15 @@ def _prompt_lengths(base: FrozenLM) -> tuple[int, int]:
 
 
 def _text_lengths(base: FrozenLM) -> list[tuple[int, ...]]:
-    """Of two batches: short texts, and texts longer than a sliding window."""
-    window = base.sliding_window
-    longest = LONG_TEXT if window is None or window > LONGEST_WINDOW else max(LONG_TEXT, window + 16)
+    """Of two batches: short texts, and texts longer than a sliding window, and up to where positions change."""
+    # a window reaches further back with every layer
+    places = [0 if base.sliding_window is None else base.sliding_window + 16, base.alike_up_to or 0]
+    longest = max(LONG_TEXT, *(place for place in places if place <= LONGEST_WINDOW + 16))
     if base.context_length is not None:
-        longest = min(longest, base.context_length - len(base.bos_ids) - max(_prompt_lengths(base)))
-    batches = [(3, 7, 12, 5), (longest, longest - 9)]
+        longest = min(
+            longest, base.context_length - len((*base.bos_ids, *base.frame.back)) - max(_prompt_lengths(base))
+        )
+    batches = [(3, 7, 12, 5), (longest, longest - 9, 3)]
     return [tuple(max(STEPS + 1, min(length, longest)) for length in lengths) for lengths in batches]
 
 

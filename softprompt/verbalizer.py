@@ -13,6 +13,7 @@ from typing import Any, Self
 
 from softprompt.errors import DataError
 from softprompt.task import TaskSpec
+from softprompt.tokens import tokens_of
 
 
 @dataclass(frozen=True)
@@ -113,15 +114,17 @@ def answer_ids(tokenizer: Any, spec: TaskSpec, answer: str, *, alone: bool = Fal
     """
     if alone:
         return plain_ids(tokenizer, answer)
-    # behind some words of the template: tokenizers treat the start of a text differently from its middle
-    before = spec.template.rpartition("}")[2] or "a"
-    head = plain_ids(tokenizer, before)
-    whole = plain_ids(tokenizer, before + spec.answer_separator + answer)
-    if whole[: len(head)] == head:
-        return whole[len(head) :]
-    return plain_ids(tokenizer, spec.answer_separator + answer)
+    # behind the template's last words, then behind a new line, which joins no word: tokenizers treat the start of a
+    # text differently from its middle, and what follows some turn marks too
+    tokens, rest = tokens_of(tokenizer), spec.answer_separator + answer
+    for before in (spec.template.rpartition("}")[2] or "a", "\n"):
+        head = tokens.ids(before, ())
+        whole = tokens.ids(before + rest, [(len(before), len(before + rest))])
+        if whole[: len(head)] == head:
+            return whole[len(head) :]
+    return plain_ids(tokenizer, rest)
 
 
 def plain_ids(tokenizer: Any, text: str) -> list[int]:
     """Token ids of ``text`` alone: nothing added, and no part of it taken for a special token."""
-    return list(tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids)
+    return tokens_of(tokenizer).plain(text)

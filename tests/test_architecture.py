@@ -37,6 +37,7 @@ ROOMS = (
     "embedded",
     "template",
     "task",
+    "tokens",
     "verbalizer",
     "faster",
     "architecture",

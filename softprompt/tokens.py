@@ -1,0 +1,208 @@
+"""A text's token ids: those that the tokenizer makes of the whole of it, where no field can spell a mark.
+
+    marks      special tokens, and added tokens that the chat template spells: they begin and end turns, thoughts
+    words      everything else, other added tokens too (runs of blanks, HTML tags): they come from any text
+
+The tokenizer reads the whole text, as it stands. Where a mark then lies on characters of a field, a copy of the
+tokenizer reads the text again in which marks have names that nobody knows: only the marks that the template wrote are
+put in by these names, so that nothing else spells one, alone or together with what stands beside it.
+"""
+
+import json
+import re
+import secrets
+from bisect import bisect_right
+from collections.abc import Sequence
+from functools import cached_property
+from threading import Lock
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from softprompt.errors import BaseModelError
+
+Span = tuple[int, int]  # half-open, in characters
+
+_known: WeakKeyDictionary[Any, tuple["Tokens", int, Any]] = WeakKeyDictionary()
+
+
+class Tokens:
+    """What one tokenizer makes of texts.
+
+    Attributes:
+        marks: ids by what is written for them.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self.marks = marks_of(tokenizer)
+        self._ids = frozenset(self.marks.values())
+        # the longest first, for one may begin another
+        self._pattern = re.compile("|".join(map(re.escape, sorted(self.marks, key=len, reverse=True))) or r"(?!)")
+        self._making = Lock()
+
+    def ids(self, text: str, fields: Sequence[Span]) -> list[int]:
+        """Of one text, with what a user's data brought at ``fields``, ascending and disjoint."""
+        return self.batch([(text, fields)])[0]
+
+    def plain(self, text: str) -> list[int]:
+        """Of a text in which nothing is a mark."""
+        return self.ids(text, [(0, len(text))] if text else [])
+
+    def batch(self, texts: Sequence[tuple[str, Sequence[Span]]]) -> list[list[int]]:
+        """Of several texts."""
+        if not texts:
+            return []
+        whole = self._read([text for text, _ in texts])
+        return [
+            self._protected(text, fields) if self._touched(text, one, fields) else one["ids"]
+            for (text, fields), one in zip(texts, whole, strict=True)
+        ]
+
+    def ends(self, text: str) -> list[int]:
+        """Where each token of ``text`` ends, in characters; every character where the tokenizer cannot tell."""
+        if not self._tokenizer.is_fast:
+            return list(range(1, len(text) + 1))
+        return [end for _, end in self._read([text])[0]["offsets"]]
+
+    def prepare(self) -> None:
+        """Make ready what the first text that spells a mark would wait for, seconds of a large vocabulary."""
+        if self._tokenizer.is_fast:
+            _ = self._copy
+
+    def _read(self, texts: list[str]) -> list[dict[str, Any]]:
+        """As the tokenizer reads them: ids, and offsets if it tells."""
+        fast = self._tokenizer.is_fast
+        read = self._tokenizer(texts, add_special_tokens=False, split_special_tokens=False, return_offsets_mapping=fast)
+        offsets = read["offset_mapping"] if fast else [None] * len(texts)
+        return [{"ids": list(one), "offsets": span} for one, span in zip(read["input_ids"], offsets, strict=True)]
+
+    def _touched(self, text: str, read: dict[str, Any], fields: Sequence[Span]) -> bool:
+        """Whether a mark lies on a field; one that only takes in the blanks there may count too."""
+        if not fields:
+            return False
+        ends = [end for _, end in fields]
+
+        def on_field(start: int, end: int) -> bool:
+            nearest = bisect_right(ends, start)
+            return nearest < len(fields) and fields[nearest][0] < end
+
+        if read["offsets"] is None:
+            spans = [one.span(1) for one in re.finditer(f"(?=({self._pattern.pattern}))", text)]
+        else:
+            pairs = zip(read["ids"], read["offsets"], strict=True)
+            spans = [span for token, span in pairs if token in self._ids]
+        return any(on_field(*span) for span in spans)
+
+    def _protected(self, text: str, fields: Sequence[Span]) -> list[int]:
+        starts, ends = [0, *(end for _, end in fields)], [*(start for start, _ in fields), len(text)]
+        own = [text[start:end] for start, end in zip(starts, ends, strict=True)]
+        given = [*(text[start:end] for start, end in fields), ""]
+        if not self._tokenizer.is_fast:
+            return self._in_pieces(own, given)
+        written = "".join(
+            self._pattern.sub(lambda mark: self._names[mark[0]], mine) + theirs
+            for mine, theirs in zip(own, given, strict=True)
+        )
+        copy, back = self._copy
+        return [back.get(token, token) for token in copy.encode(written, add_special_tokens=False).ids]
+
+    def _in_pieces(self, own: Sequence[str], given: Sequence[str]) -> list[int]:
+        """Of tokenizers written in Python: what stands between two marks of the template is read for itself."""
+        ids: list[int] = []
+        piece = ""
+
+        def flush() -> list[int]:
+            read = self._tokenizer(piece, add_special_tokens=False, split_special_tokens=True) if piece else None
+            return [] if read is None else list(read["input_ids"])
+
+        for mine, theirs in zip(own, given, strict=True):
+            start = 0
+            for mark in self._pattern.finditer(mine):
+                piece += mine[start : mark.start()]
+                ids += [*flush(), self.marks[mark[0]]]
+                piece, start = "", mark.end()
+            piece += mine[start:] + theirs
+        return ids + flush()
+
+    @cached_property
+    def _names(self) -> dict[str, str]:
+        """What marks are called in the copy: nobody can write what nobody knows."""
+        return {mark: f"\ue000{secrets.token_hex(16)}\ue001" for mark in self.marks}
+
+    @property
+    def _copy(self) -> tuple[Any, dict[int, int]]:
+        with self._making:
+            return self._made
+
+    @cached_property
+    def _made(self) -> tuple[Any, dict[int, int]]:
+        """The tokenizer with other names for marks, and the ids that it gives them where these are others."""
+        from tokenizers import Tokenizer
+
+        settings = json.loads(self._tokenizer.backend_tokenizer.to_str())
+        # neither adds nor cuts anything here, and some name their tokens
+        settings |= {"post_processor": None, "truncation": None, "padding": None}
+        names, model = self._names, settings["model"]
+        for added in settings["added_tokens"]:
+            added["content"] = names.get(added["content"], added["content"])
+        # a vocabulary that holds a mark as a word may read it from any text
+        vocabulary = model["vocab"]
+        if isinstance(vocabulary, dict):
+            model["vocab"] = {names.get(word, word): token for word, token in vocabulary.items()}
+        else:
+            model["vocab"] = [[names.get(word, word), score] for word, score in vocabulary]
+        if model.get("unk_token") is not None:
+            model["unk_token"] = names.get(model["unk_token"], model["unk_token"])
+        if merges := model.get("merges"):
+            pairs = [one.split(" ", 1) if isinstance(one, str) else one for one in merges]
+            model["merges"] = [pair for pair in pairs if not names.keys() & {*pair, "".join(pair)}]
+        copy = Tokenizer.from_str(json.dumps(settings))
+        there = {name: copy.token_to_id(name) for name in names.values()}
+        return copy, {here: self.marks[mark] for mark, name in names.items() if (here := there[name]) is not None}
+
+
+def tokens_of(tokenizer: Any) -> Tokens:
+    """The same for every call with this tokenizer, until it gets more tokens."""
+    size, template = len(tokenizer), tokenizer.chat_template
+    known = _known.get(tokenizer)
+    if known is None or known[1:] != (size, template):
+        known = _known[tokenizer] = (Tokens(tokenizer), size, template)
+    return known[0]
+
+
+def marks_of(tokenizer: Any) -> dict[str, int]:
+    """Special tokens, and those that the chat template spells: ids by what is written for them."""
+    template = tokenizer.chat_template or ""
+    spelled = template if isinstance(template, str) else json.dumps(template, ensure_ascii=False)
+    marks = {
+        str(token): token_id
+        for token_id, token in tokenizer.added_tokens_decoder.items()
+        if token.special or (_looks_like_a_mark(str(token)) and str(token) in spelled)
+    }
+    for token in tokenizer.all_special_tokens:
+        marks.setdefault(str(token), tokenizer.convert_tokens_to_ids(token))
+    return {mark: token_id for mark, token_id in marks.items() if mark}
+
+
+def _looks_like_a_mark(word: str) -> bool:
+    """Signs and letters, as ``<think>`` has them: a template has blanks, words and brackets for reasons of its own."""
+    return any(map(str.isalpha, word)) and any(not sign.isalnum() and not sign.isspace() for sign in word)
+
+
+def check_rows(tokenizer: Any, rows: int, name: str, needed: Sequence[int] = ()) -> None:
+    """Raise BaseModelError if a text, or a frame of ``needed`` ids, can have a token beyond ``rows`` of the embedding.
+
+    Marks that no text can spell may lack one: some tokenizers have a token for padding that their model never learned.
+    """
+    beyond = {token: word for word, token in tokenizer.get_vocab().items() if token >= rows}
+    spelled = set(beyond) - set(marks_of(tokenizer).values()) | {
+        one for one in (*needed, tokenizer.eos_token_id) if one in beyond
+    }
+    if spelled:
+        first = min(spelled)
+        raise BaseModelError(
+            f"the tokenizer of '{name}' has tokens that the model has no embedding for: expected ids below {rows:,}, "
+            f"got {first:,} for {beyond[first]!r}"
+            + (f" and {len(spelled) - 1:,} more" if len(spelled) > 1 else "")
+            + ": get the tokenizer that belongs to the model, or give the model rows for it (resize_token_embeddings)"
+        )
