@@ -17,7 +17,7 @@ from softprompt.architecture import Frame
 from softprompt.data import Example
 from softprompt.errors import DataError, TemplateError
 from softprompt.task import TaskSpec
-from softprompt.template import FIELD_END, FIELD_START, unmarked
+from softprompt.template import Rendered
 from softprompt.verbalizer import Verbalizer, answer_ids, end_of_answer, plain_ids
 
 _LEAST_ROOM = 8  # tokens of template and text that prompt and answer must leave in the context
@@ -137,9 +137,9 @@ class Encoder:
             TemplateError: the template is empty, or leaves no room for the text.
             DataError: an answer leaves no room for the text.
         """
-        marked = [self.spec.compiled.render_marked(example) for example in examples]
-        encoded = [self._ids(text) for text in marked] if self._template_specials else self._plain_batch(marked)
-        limits = [self.limit] * len(marked) if answers is None else [self._limit_before(length) for length in answers]
+        filled = [self.spec.compiled.fill(example) for example in examples]
+        encoded = [self._ids(one) for one in filled] if self._template_specials else self._plain_batch(filled)
+        limits = [self.limit] * len(filled) if answers is None else [self._limit_before(length) for length in answers]
         if not all(encoded):
             raise TemplateError(f"the template gives an empty text for an example; got {self.spec.template!r}")
         return [
@@ -266,32 +266,29 @@ class Encoder:
         # the longest first, for one may begin another
         return tuple(sorted(found, key=len, reverse=True))
 
-    def _plain_batch(self, marked: list[str]) -> list[list[int]]:
-        texts = [unmarked(text) for text in marked]
+    def _plain_batch(self, filled: list[Rendered]) -> list[list[int]]:
+        texts = [one.text for one in filled]
         if not texts:
             return []
         ids: list[list[int]] = self._tokenizer(texts, add_special_tokens=False, split_special_tokens=True).input_ids
         return ids
 
-    def _ids(self, marked: str) -> list[int]:
+    def _ids(self, filled: Rendered) -> list[int]:
         if not self._template_specials:
-            return self._plain_batch([marked])[0]
+            return self._plain_batch([filled])[0]
         # split at the template's special tokens, never at those that a field contains
-        pieces = re.split(rf"({FIELD_START}.*?(?:{FIELD_END}|\Z))", marked, flags=re.DOTALL)
         special = re.compile("|".join(map(re.escape, self._template_specials)))
         ids: list[int] = []
-        plain = ""
-        for piece in pieces:
-            start = 0
-            for match in () if piece.startswith(FIELD_START) else special.finditer(piece):
-                ids += self._plain(plain + piece[start : match.start()])
+        start = place = 0
+        for field, behind in (*filled.fields, (len(filled.text), len(filled.text))):
+            for match in special.finditer(filled.text, place, field):
+                ids += self._plain(filled.text[start : match.start()])
                 ids.append(self._tokenizer.convert_tokens_to_ids(match.group()))
-                plain, start = "", match.end()
-            plain += piece[start:]
-        return ids + self._plain(plain)
+                start = match.end()
+            place = behind
+        return ids + self._plain(filled.text[start:])
 
     def _plain(self, text: str) -> list[int]:
-        text = unmarked(text)
         return plain_ids(self._tokenizer, text) if text else []
 
     def _cut(self, example: Example, length: int, limit: int) -> tuple[int, ...]:
@@ -307,7 +304,7 @@ class Encoder:
             # where the template repeats the text, the excess may be more than there is of it
             keep = keep - (length - limit) if length - limit < keep else keep // 2
             text = example.text[: ends[keep - 1]]
-            ids = self._ids(self.spec.compiled.render_marked(example, text))
+            ids = self._ids(self.spec.compiled.fill(example, text))
             length = len(ids)
         self.truncated += 1
         return tuple(ids)

@@ -133,7 +133,8 @@ def demo(out: Path, steps: int | None, as_json: bool, **model: Any) -> None:
 @click.option(
     "--template",
     type=WORDS,
-    help="Jinja2, with {{ text }}; \\n is a new line.  [default: '{{ text }}\\nLabel:' or '...Output:']",
+    help="Words around {{ text }} or other columns, as in Jinja2; \\n is a new line.  "
+    "[default: '{{ text }}\\nLabel:' or '...Output:']",
 )
 @click.option("--labels", type=GIVEN, help="Label names, comma-separated.  [default: those of the training data]")
 @click.option("--verbalizer", multiple=True, metavar="LABEL=WORDS", help="Words for a label. Repeatable.")

@@ -3,7 +3,7 @@
     SoftpromptError              a mistake that the caller can mend: one line, exit code 2
     |- ConfigError               a setting that is unknown, of the wrong type, or out of range
     |- DataError                 a file, column, line, label or split of the user's data
-    |- TemplateError             a template that does not parse, lacks {{ text }}, or leaves no room for text
+    |- TemplateError             a template that does not parse, uses no column, or leaves no room for text
     |- BaseModelError            a base model that is not there, does not load, or does not fit
     |- PromptFileError           a saved prompt that is damaged, or made for another base model
     |- StoreError                a store, version or alias that is not there, is damaged, or cannot be reached
@@ -42,7 +42,7 @@ class DataError(SoftpromptError):
 
 
 class TemplateError(SoftpromptError):
-    """The template does not parse, lacks ``{{ text }}``, or leaves no room for the text."""
+    """The template does not parse, uses no column of the data, or leaves no room for the text."""
 
 
 class BaseModelError(SoftpromptError):

@@ -230,6 +230,6 @@ def arriving_examples(stream: BinaryIO, most: int, template: Template | None = N
 
 def _check_fills(template: Template, example: Example, place: str) -> None:
     try:
-        template.render_marked(example)
+        template.fill(example)
     except TemplateError as error:
         raise DataError(f"{place}: {error}") from error

@@ -1,199 +1,290 @@
-"""Template: Jinja2, sandboxed; ``{{ text }}`` is the example's text, other names are columns of its row.
+"""Template: words with places for the columns of a row; ``{{ text }}`` is the example's text.
 
-What the user's data puts into it is marked while rendering, so that later steps can tell the template's own words
-from text that must never become a special token. A template from somebody else's prompt can neither reach out of the
-sandbox nor eat time and memory.
+It is written in a small part of Jinja2 (template_syntax.py) and filled in here, step by step: what the row's data
+brings is told apart from the template's own words by position, so that no text can become a special token. A template
+from somebody else's prompt can reach nothing but the row, and every size is bounded before it is made.
 """
 
-import math
-import re
-import threading
-from collections.abc import Callable, ItemsView, Iterator, KeysView, Mapping, ValuesView
-from functools import wraps
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-import jinja2
-import jinja2.meta
 from jinja2 import nodes
-from jinja2.exceptions import SecurityError
-from jinja2.sandbox import ImmutableSandboxedEnvironment
-from jinja2.utils import Namespace
-from jinja2.visitor import NodeTransformer
 
 from softprompt.data import Example
 from softprompt.errors import TemplateError
-from softprompt.examples import written
+from softprompt.shown import shown
+from softprompt.template_filters import FILTERS, LENIENT, TESTS, Fault, Missing, Room, kind_of, printed, size_of
+from softprompt.template_syntax import CHOICES, Syntax, loop_names
 
-# private-use characters around what the data put into a template
-FIELD_START, FIELD_END = "\ue000", "\ue001"
+# what one filling may make: so many characters, and so many for each of the template's and of the row's
+CHARACTERS, CHARACTERS_EACH = 100_000, 16
+STEPS, STEPS_EACH = 50_000, 2
 
-# what one rendering may make, in characters and items: so many, and so many for each character of its data
-ALLOWANCE, ALLOWANCE_PER_CHARACTER = 1_000_000, 1_000
-STEP, ITEM = 100, 10  # what a call, a filter or a turn of a loop counts for, and what an item of a list does
-_CONTAINERS = (list, tuple, dict, set, frozenset, KeysView, ValuesView, ItemsView)
+_COMPARE: Mapping[str, Callable[[Any, Any], bool]] = {
+    "eq": operator.eq,
+    "ne": operator.ne,
+    "lt": operator.lt,
+    "lteq": operator.le,
+    "gt": operator.gt,
+    "gteq": operator.ge,
+}
+_QUOTED = 200  # characters of a template that an error shows
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """A filled-in template.
+
+    Attributes:
+        text: the whole of it.
+        fields: the ranges of ``text`` that the row's data brought: half open, ascending, disjoint, none empty.
+    """
+
+    text: str
+    fields: tuple[tuple[int, int], ...]
 
 
 class Template:
-    """A compiled template, in a sandbox that also limits what it makes: a hostile one ends soon, and in little memory.
+    """A template that is parsed and checked.
 
     Attributes:
         source: as the user wrote it.
-        names: the columns of the data that it uses, ``text`` among them.
+        names: the columns of the data that it uses, ``text`` among them if it is.
 
     Raises:
-        TemplateError: it does not parse, or never uses ``{{ text }}``.
+        TemplateError: it does not parse, does more than its language has, or uses no column.
     """
 
     def __init__(self, source: str) -> None:
         self.source = source
-        self._sandbox = _Sandbox()
         try:
-            tree = self._sandbox.parse(source)
-            names = jinja2.meta.find_undeclared_variables(tree)
-            self.names = frozenset(names - set(self._sandbox.globals))
-            self._compiled = self._sandbox.from_string(_Metering().visit(tree))
-        except Exception as error:  # Jinja2's own, and Python's of what is nested too deep
-            # some of Jinja2's add the lines of a file that is none
-            what = error.message if isinstance(error, jinja2.TemplateSyntaxError) else error
-            raise TemplateError(f"the template does not parse: {what}; got {source!r}") from error
-        if "text" not in names:
+            syntax = Syntax.of(source)
+        except TemplateError as error:
+            raise TemplateError(f"{error}; got {_quoted(source)}") from error
+        self._body, self.names = syntax.body, frozenset(syntax.names)
+        if not self.names:
             raise TemplateError(
-                f"the template must contain {{{{ text }}}}, the place of the example's text; got {source!r}"
+                f"the template must contain {{{{ text }}}}, the place of the example's text, or other columns of the "
+                f"data: without them every example reads the same; got {_quoted(source)}"
             )
 
-    def render_marked(self, example: Example, text: str | None = None) -> str:
-        """Fill in the example (with ``text`` in place of its own, if given); fields stay between their marks.
+    def fill(self, example: Example, text: str | None = None) -> Rendered:
+        """Fill in the example, with ``text`` in place of its own, if given.
 
         Raises:
             TemplateError: a name in the template is no column of the data, an expression fails, or it makes too much.
         """
-        values = {**example.columns, "text": example.text if text is None else text}
-        self._sandbox.meter.start(values)
+        columns = {**example.columns, "text": example.text if text is None else text}
+        row = {name: columns[name] for name in self.names if name in columns}
+        size = len(self.source) + sum(map(size_of, row.values()))
+        writing = _Writing(Room(CHARACTERS + CHARACTERS_EACH * size, STEPS + STEPS_EACH * size))
         try:
-            return "".join(self._sandbox.counted(part) for part in self._compiled.generate(values))
-        except jinja2.UndefinedError as error:
-            columns = ", ".join(sorted(values))
-            raise TemplateError(f"the template uses a name that the data lacks: {error}; columns: {columns}") from error
-        except Exception as error:
-            raise TemplateError(f"the template fails on an example: {error}; got {self.source!r}") from error
+            writing.write(self._body, row)
+        except _Undefined as error:
+            names = ", ".join(sorted(columns))
+            raise TemplateError(
+                f"the template uses a name that the data lacks: {error}; columns: {shown(names, _QUOTED)}"
+            ) from error
+        # RecursionError: lists in lists; ValueError: numbers of more digits than Python writes
+        except (Fault, RecursionError, ValueError) as error:
+            raise TemplateError(f"the template fails on an example: {error}; got {_quoted(self.source)}") from error
+        return Rendered("".join(writing.pieces), tuple(writing.fields))
 
     def render(self, example: Example) -> str:
         """The filled-in template as plain text."""
-        return unmarked(self.render_marked(example))
+        return self.fill(example).text
 
     def fields(self, example: Example) -> list[str]:
         """What the filled-in template has from the data, without the template's own words."""
-        return re.findall(f"{FIELD_START}(.*?){FIELD_END}", self.render_marked(example), re.DOTALL)
+        rendered = self.fill(example)
+        return [rendered.text[start:end] for start, end in rendered.fields]
 
 
-class _Meter(threading.local):
-    """What a rendering may still make; nothing while compiling, so that constants too are made at rendering."""
-
-    most = left = 0.0
-
-    def start(self, values: Mapping[str, Any]) -> None:
-        self.most = self.left = ALLOWANCE + ALLOWANCE_PER_CHARACTER * sum(len(str(value)) for value in values.values())
-
-    def spend(self, amount: float) -> None:
-        self.left -= amount
-        if self.left < 0:
-            raise SecurityError(f"it makes too much, more than {self.most:,} characters and items: simplify it")
+class _Undefined(Exception):
+    """A value that the row lacks is needed."""
 
 
-class _Sandbox(ImmutableSandboxedEnvironment):
-    """Jinja2's sandbox with a meter on what can make much of little; formatting, which could with any width, is off."""
+class _Own(str):
+    """Text that stands in the template itself: printed as it is, it is none of the row's."""
 
-    intercepted_binops = frozenset({"+", "*", "**", "%"})
 
-    def __init__(self) -> None:
-        super().__init__(undefined=jinja2.StrictUndefined, keep_trailing_newline=True, finalize=self._printed)
-        self.meter = _Meter()
-        del self.globals["lipsum"], self.filters["format"]
-        self.filters = {name: self._metered(function) for name, function in self.filters.items()}
-        self.filters["loop_items"] = self._loop_items
+class _Writing:
+    """A filling under way: the pieces of its text, and which ranges of it are the row's."""
 
-    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-        if operator == "%" and isinstance(left, str | bytes):
-            raise SecurityError("% does not format text here: write the parts one after another")
-        if isinstance(left, int) and isinstance(right, int):
-            bits = left.bit_length() * right if operator == "**" else left.bit_length() + right.bit_length()
-            if operator in ("*", "**") and bits > 64:
-                raise SecurityError("it makes a number of more than 64 bits")
-        elif operator == "*":
-            self._foresee(left, right)
-        return self.counted(super().call_binop(context, operator, left, right))
+    def __init__(self, room: Room) -> None:
+        self.pieces: list[str] = []
+        self.fields: list[tuple[int, int]] = []
+        self._length, self._room = 0, room
 
-    def call(self, context: Any, function: Any, *arguments: Any, **named: Any) -> Any:
-        if getattr(function, "__name__", "") in ("format", "format_map"):
-            raise SecurityError("format is not available here: write the parts one after another")
-        self._foresee(getattr(function, "__self__", None), *arguments, *named.values())
-        return self.counted(super().call(context, function, *arguments, **named))
+    def write(self, body: Sequence[nodes.Node], scope: dict[str, Any]) -> None:
+        for node in body:
+            if isinstance(node, nodes.Output):
+                for one in node.nodes:
+                    if isinstance(one, nodes.TemplateData):
+                        self._put(one.data, own=True)
+                    else:
+                        value = self._value(one, scope)
+                        self._put(printed(self._room, value), own=isinstance(value, _Own))
+            elif isinstance(node, nodes.If):
+                branches = (node, *node.elif_)
+                chosen = next((one for one in branches if self._value(one.test, scope)), None)
+                self.write(node.else_ if chosen is None else chosen.body, scope)
+            elif isinstance(node, nodes.For):
+                self._loop(node, scope)
 
-    def counted(self, value: Any) -> Any:
-        """``value``, taken off what may still be made."""
-        self.meter.spend(STEP + self._size(value))
+    def _put(self, text: str, *, own: bool) -> None:
+        self._room.make(len(text))
+        end = self._length + len(text)
+        if text and not own:
+            self.fields.append((self._length, end))
+        self.pieces.append(text)
+        self._length = end
+
+    def _loop(self, node: nodes.For, scope: dict[str, Any]) -> None:
+        items = self._value(node.iter, scope)
+        if not isinstance(items, list | dict):
+            raise Fault(f"{{% for %}} expects a list, got {kind_of(items)}")
+        names = loop_names(node)
+        self._room.make(len(items) + len(scope))
+        inner = dict(scope)
+        turns = [named for one in items if (named := self._named(names, one)) is not None]
+        if node.test is not None:
+            turns = [named for named in turns if self._value(node.test, {**inner, **named})]
+        for index, named in enumerate(turns):
+            self._room.step()
+            inner.update(named)
+            inner["loop"] = {
+                "index": index + 1,
+                "index0": index,
+                "revindex": len(turns) - index,
+                "revindex0": len(turns) - index - 1,
+                "first": index == 0,
+                "last": index == len(turns) - 1,
+                "length": len(turns),
+            }
+            self.write(node.body, inner)
+        if not turns:
+            self.write(node.else_, scope)
+
+    def _named(self, names: Sequence[str], item: Any) -> dict[str, Any]:
+        if len(names) == 1:
+            return {names[0]: item}
+        self._room.step()
+        if not isinstance(item, list) or len(item) != len(names):
+            got = f"a list of {len(item)}" if isinstance(item, list) else kind_of(item)
+            raise Fault(f"{{% for {', '.join(names)} %}} expects lists of {len(names)} in the list, got {got}")
+        return dict(zip(names, item, strict=True))
+
+    def _value(self, node: nodes.Node, scope: Mapping[str, Any]) -> Any:
+        """What an expression comes to: a value of the row or a scalar."""
+        value = self._found(node, scope)
+        if isinstance(value, Missing):
+            raise _Undefined(f"{value.name} is undefined")
         return value
 
-    def _printed(self, value: Any) -> str:
-        return f"{FIELD_START}{unmarked(_words(self.counted(value)))}{FIELD_END}"
+    def _found(self, node: nodes.Node, scope: Mapping[str, Any]) -> Any:
+        """``_value``, or that it is missing."""
+        self._room.step()
+        match node:
+            case nodes.Const():
+                return _Own(node.value) if isinstance(node.value, str) else node.value
+            case nodes.Name():
+                return scope[node.name] if node.name in scope else Missing(f"'{node.name}'")
+            case nodes.Neg():
+                return -node.node.value  # type: ignore[attr-defined]  # checked to be a number
+            case nodes.Getattr():
+                return self._item(self._value(node.node, scope), node.attr)
+            case nodes.Getitem(arg=nodes.Slice()):
+                return self._part(node, scope)
+            case nodes.Getitem():
+                return self._item(self._value(node.node, scope), self._value(node.arg, scope))
+            case nodes.Not():
+                return not self._value(node.node, scope)
+            case nodes.And():
+                left = self._value(node.left, scope)
+                return self._value(node.right, scope) if left else left
+            case nodes.Or():
+                left = self._value(node.left, scope)
+                return left if left else self._value(node.right, scope)
+            case nodes.CondExpr():
+                if self._value(node.test, scope):
+                    return self._value(node.expr1, scope)
+                return None if node.expr2 is None else self._value(node.expr2, scope)
+            case nodes.Concat():
+                parts = [printed(self._room, self._value(one, scope)) for one in node.nodes]
+                self._room.make(sum(map(len, parts)))
+                return "".join(parts)
+            case nodes.Compare():
+                return self._compared(node, scope)
+            case nodes.Filter() | nodes.Test():
+                known = FILTERS if isinstance(node, nodes.Filter) else TESTS
+                find = self._found if node.name in LENIENT else self._value
+                assert node.node is not None
+                named = {
+                    str(one.key): self._value(one.value, scope) for one in node.kwargs if isinstance(one, nodes.Keyword)
+                }
+                given = [self._value(one, scope) for one in node.args]
+                return known[node.name](self._room, find(node.node, scope), *given, **named)
+        raise AssertionError(f"{type(node).__name__} passed the check of the syntax")
 
-    def _loop_items(self, value: Any) -> Any:
-        items = value if isinstance(value, str | list | tuple | dict | range) else list(value)
-        self.meter.spend(STEP * len(items))
-        return items
+    def _item(self, value: Any, key: Any) -> Any:
+        """The item of an object or a list; text and numbers have none."""
+        if isinstance(value, dict) and isinstance(key, str):
+            return value[key] if key in value else Missing(f"'{key}'")
+        if isinstance(value, list | str) and isinstance(key, int) and not isinstance(key, bool):
+            return value[key] if -len(value) <= key < len(value) else Missing(f"item {key} of {len(value)}")
+        return Missing(f"'{key}' of {kind_of(value)}")
 
-    def _metered(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        @wraps(function)
-        def metered(*arguments: Any, **named: Any) -> Any:
-            self._foresee(*arguments, *named.values())
-            result = function(*arguments, **named)
-            return self.counted(list(result) if isinstance(result, Iterator) else result)
+    def _part(self, node: nodes.Getitem, scope: Mapping[str, Any]) -> Any:
+        value = self._value(node.node, scope)
+        assert isinstance(node.arg, nodes.Slice)
+        start, stop = (None if one is None else self._value(one, scope) for one in (node.arg.start, node.arg.stop))
+        if not isinstance(value, list | str) or not all(isinstance(one, int | None) for one in (start, stop)):
+            raise Fault(f"[:] expects a list or text, and whole numbers, got {kind_of(value)}")
+        self._room.make(len(range(*slice(start, stop).indices(len(value)))))
+        return value[start:stop]
 
-        return metered
+    def _compared(self, node: nodes.Compare, scope: Mapping[str, Any]) -> bool:
+        left = self._value(node.expr, scope)
+        for one in node.ops:
+            if one.op in ("in", "notin"):
+                right = one.expr if isinstance(one.expr, CHOICES) else self._value(one.expr, scope)
+                if self._holds(left, right, scope) is (one.op == "notin"):
+                    return False
+            else:
+                right = self._value(one.expr, scope)
+                if not self._scalars(one.op, left, right):
+                    return False
+            left = right
+        return True
 
-    def _foresee(self, *operands: Any) -> None:
-        """Refuse what could make more than memory holds: the product of the two largest, as in replacing or padding."""
-        sizes = sorted(max(1, abs(one) if isinstance(one, int) else self._size(one)) for one in operands)
-        if math.prod(sizes[-2:]) > 10 * self.meter.left:
-            self.meter.spend(math.inf)
+    def _holds(self, left: Any, right: Any, scope: Mapping[str, Any]) -> bool:
+        """Whether ``left`` is in ``right``: a part of a text, an item of a list, a name of an object."""
+        if isinstance(right, CHOICES):
+            return any(self._scalars("eq", left, self._value(one, scope)) for one in right.items)
+        if isinstance(right, str) and isinstance(left, str):
+            self._room.step(len(right))
+            return left in right
+        if isinstance(right, dict) and isinstance(left, str):
+            return left in right
+        if isinstance(right, list):
+            return any(self._scalars("eq", left, one) for one in right if not isinstance(one, list | dict))
+        raise Fault(f"'in' expects text in a text, a list or an object, got {kind_of(left)} in {kind_of(right)}")
 
-    def _size(self, value: Any) -> float:
-        """Characters and items of ``value`` written out; infinite if they are more than may still be made."""
-        size, rest = 0, [value]
-        while rest and size <= self.meter.left:
-            one = rest.pop()
-            if isinstance(one, Namespace):
-                one = one._Namespace__attrs
-            if isinstance(one, str | bytes | range):
-                size += len(one)
-            elif isinstance(one, _CONTAINERS):
-                items = [*one, *one.values()] if isinstance(one, dict) else [*one]
-                size += STEP + ITEM * len(items)
-                rest += items
-        return size if size <= self.meter.left else math.inf
-
-
-class _Metering(NodeTransformer):
-    """Put what loops and ``~`` do through filters, which are metered."""
-
-    def visit_For(self, node: nodes.For) -> nodes.Node:
-        self.generic_visit(node)
-        node.iter = _filtered(node.iter, "loop_items")
-        return node
-
-    def visit_Concat(self, node: nodes.Concat) -> nodes.Node:
-        self.generic_visit(node)
-        return _filtered(nodes.List(node.nodes, lineno=node.lineno, environment=node.environment), "join")
-
-
-def _filtered(node: nodes.Node, name: str) -> nodes.Node:
-    return nodes.Filter(node, name, [], [], None, None, lineno=node.lineno, environment=node.environment)
-
-
-def _words(value: Any) -> str:
-    return written(value) if isinstance(value, int | float | list | tuple | dict | None) else str(value)
+    def _scalars(self, op: str, left: Any, right: Any) -> bool:
+        for one in (left, right):
+            if isinstance(one, list | dict):
+                raise Fault(f"comparing expects text or numbers, got {kind_of(one)}: compare its length or its items")
+        self._room.step(min(size_of(left), size_of(right)))
+        try:
+            return bool(_COMPARE[op](left, right))
+        except TypeError as error:
+            raise Fault(
+                f"comparing expects two texts or two numbers, got {kind_of(left)} and {kind_of(right)}"
+            ) from error
 
 
-def unmarked(text: str) -> str:
-    """A rendered template without the marks around its fields."""
-    return text.replace(FIELD_START, "").replace(FIELD_END, "")
+def _quoted(source: str) -> str:
+    return repr(shown(source, _QUOTED)) if len(source) > _QUOTED else repr(source)

@@ -35,6 +35,8 @@ ROOMS = (
     "data",
     "streamed",
     "embedded",
+    "template_filters",
+    "template_syntax",
     "template",
     "task",
     "tokens",

@@ -215,7 +215,7 @@ class TestSpecialTokens:
         assert [place for place, token in enumerate(ids) if token == end] == [0, len(ids) - 2]
 
     def test_a_field_whose_end_was_cut_off_by_a_filter_is_still_data(self) -> None:
-        made = encoder(classification(f"{EOS}{{% filter truncate(9, true, '') %}}{{{{ text }}}}{{% endfilter %}}"))
+        made = encoder(classification(f"{EOS}{{{{ text|truncate(8, true, '', 0) }}}}"))
         (ids,) = made.text_ids([Example(f"a {EOS} film and more")])
         assert text_of(ids) == f"{EOS}a {EOS} "
         assert ids.count(tiny_tokenizer("llama").eos_token_id) == 1

@@ -106,7 +106,7 @@ class TestMistakesInTraining:
             ("Judge this:", "the template must contain {{ text }}"),
             ("{{ text", "the template does not parse"),
             ("{{ text }} {{ title }}", "the template uses a name that the data lacks: 'title'"),
-            ("{{ text.__class__.__mro__ }}", "the template fails on an example: access to attribute '__class__'"),
+            ("{{ text.__class__.__mro__ }}", "the template uses a name that the data lacks: '__class__' of text"),
         ],
     )
     def test_template(self, place: Path, tmp_path: Path, template: str, words: str) -> None:

@@ -263,7 +263,7 @@ class TestImport:
             (["--labels", "good"], "classification needs at least two labels, got only 'good'"),
             (["--verbalizer", "good=great"], "verbalizer for unknown label 'good': there are no labels"),
             (["--labels", "a,b", "--verbalizer", "c=d"], "verbalizer for unknown label 'c': labels are a, b"),
-            (["--template", "{{ words }}"], "{{ text }}"),
+            (["--template", "words"], "{{ text }}"),
             (["--template", "{{ text "], "template"),
             (["--text-column", "review"], "--text-column, --label-column and --target-column are for --data"),
             (["--data", "none.jsonl"], "expected a file or folder at 'none.jsonl', found none"),

@@ -140,7 +140,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "no task": (lambda folder: edit_manifest(folder, task=...), "is damaged: it lacks 'task'"),
     "wrong task": (lambda folder: edit_manifest(folder, task={"kind": 1}), "the saved task lacks or misuses"),
     "bad template": (
-        lambda folder: edit_manifest(folder, task={**a_prompt().spec.to_dict(), "template": "{{ nothing }}"}),
+        lambda folder: edit_manifest(folder, task={**a_prompt().spec.to_dict(), "template": "nothing"}),
         r"the saved task cannot be used: the template must contain",
     ),
     "base is a string": (lambda folder: edit_manifest(folder, base="gpt2"), "is damaged: "),

@@ -110,7 +110,7 @@ HOSTILE: dict[str, tuple[Callable[[], dict[str, bytes]], str]] = {
     "no manifest": (lambda: {TENSOR_FILE: FILES[TENSOR_FILE]}, "is no saved prompt, it holds no prompt.json"),
     "endless template": (
         lambda: with_manifest(FILES, task={**a_prompt().spec.to_dict(), "template": "{{ text }}{{ 9**9**9 }}"}),
-        "",
+        r"the template uses arithmetic \('\*\*'\)",
     ),
 }
 

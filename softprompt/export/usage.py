@@ -59,7 +59,7 @@ def peft_readme(base: FrozenLM, prompt: Prompt, name: str) -> str:
 def task_lines(prompt: Prompt) -> list[str]:
     """Template and labels, as Markdown."""
     spec = prompt.spec
-    lines = ["The template (Jinja2; `{{ text }}` is your text):", "", _fenced(spec.template), ""]
+    lines = ["The template (as in Jinja2; `{{ text }}` is your text):", "", _fenced(spec.template), ""]
     if spec.labels:
         answers = [
             f"`{spec.answer_separator}{words}` for {label}"

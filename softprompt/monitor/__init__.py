@@ -203,7 +203,7 @@ def _example(sample: Sample) -> Example:
 def _readable(prompt: Prompt, sample: Sample) -> bool:
     """Whether its template can be filled: columns that were too large are not kept."""
     try:
-        prompt.spec.compiled.render_marked(_example(sample))
+        prompt.spec.compiled.fill(_example(sample))
     except SoftpromptError:
         return False
     return True

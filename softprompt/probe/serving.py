@@ -4,7 +4,6 @@ A prompt is learned in front of texts of one form, to the blank. Another templat
 words along, ask it something that it never saw, and nothing fails: the answers only get worse.
 """
 
-import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from statistics import median
@@ -18,10 +17,9 @@ from softprompt.prefix import PromptState
 from softprompt.probe import statistics
 from softprompt.probe.scores import Scored, score_ensemble
 from softprompt.task import TaskSpec
-from softprompt.template import FIELD_END, FIELD_START, Template
+from softprompt.template import Template
 
 SHARE = 0.05  # of the texts that must be odd to be told
-_FIELD = re.compile(f"{FIELD_START}.*?{FIELD_END}", re.DOTALL)
 
 
 def probe_serving(
@@ -109,8 +107,9 @@ def _odd_texts(spec: TaskSpec, examples: Sequence[Example], train: Sequence[Exam
 
 def _template_words(spec: TaskSpec, examples: Sequence[Example]) -> Iterator[str]:
     """Texts that begin or end with the template's own words already."""
-    pieces = _FIELD.split(spec.compiled.render_marked(examples[0]))
-    ends = (("begin", pieces[0].strip(), str.startswith), ("end", pieces[-1].strip(), str.endswith))
+    filled = spec.compiled.fill(examples[0])
+    first, last = (filled.fields[0][0], filled.fields[-1][1]) if filled.fields else (len(filled.text), 0)
+    ends = (("begin", filled.text[:first].strip(), str.startswith), ("end", filled.text[last:].strip(), str.endswith))
     for what, words, found in ends:
         if sum(letter.isalpha() for letter in words) < 3:
             continue
