@@ -24,9 +24,9 @@ from softprompt.architecture import (
     is_encoder_decoder,
     logits_bias,
 )
+from softprompt.converted import no_progress_bars
 from softprompt.device import default_dtype, device_of, dtype_of
 from softprompt.embedded import MODEL_NAME as EMBEDDED_NAME
-from softprompt.embedded import no_progress_bars
 from softprompt.errors import BaseModelError, SoftpromptError
 from softprompt.faster import make_faster
 from softprompt.fingerprint import identifying, sha256_of_json
@@ -331,14 +331,11 @@ def load(
 
     try:
         with quiet(), no_progress_bars():
-            config: Any = None
-            family: Any = AutoModelForCausalLM
-            if not source.is_gguf:
-                config = AutoConfig.from_pretrained(source.place, **source.options)
-                if is_encoder_decoder(config):
-                    family = AutoModelForSeq2SeqLM
-                if as_saved:
-                    chosen_dtype = config.dtype or torch.float32
+            source = source.converted(chosen_dtype, progress)
+            config: Any = AutoConfig.from_pretrained(source.place, **source.options)
+            family: Any = AutoModelForSeq2SeqLM if is_encoder_decoder(config) else AutoModelForCausalLM
+            if as_saved:
+                chosen_dtype = config.dtype or torch.float32
             quantised = loading_options(config, quantise, chosen_device, chosen_dtype, text_name)
             quantised |= {} if device_map is None else {"device_map": device_map}
             tokenizer = source.tokenizer()

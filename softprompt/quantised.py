@@ -49,7 +49,7 @@ SCHEMES: Mapping[str, tuple[str, Callable[[torch.dtype], Any]]] = {
 # the extra that brings a package, by the name that configurations give its method
 _EXTRAS = {"torchao": "quantised", "bitsandbytes": "bitsandbytes"}
 # transformers itself unpacks these into plain weights
-_UNPACKED = {"gguf", "mxfp4"}
+_UNPACKED = {"mxfp4"}
 
 
 def loading_options(
@@ -58,7 +58,7 @@ def loading_options(
     """What ``from_pretrained`` needs beside the usual to load the model with this configuration; nothing if plain.
 
     Args:
-        config: of the model, or ``None`` for a file that is unpacked into plain weights.
+        config: of the model.
         quantise: one of ``SCHEMES``, or ``None`` to take the weights as they are saved, quantised or not.
 
     Raises:
@@ -67,10 +67,6 @@ def loading_options(
     """
     if quantise is not None and quantise not in SCHEMES:
         raise BaseModelError(f"unknown quantisation '{quantise}': expected one of {', '.join(SCHEMES)}")
-    if quantise is not None and config is None:
-        raise BaseModelError(
-            f"'{name}' is unpacked while it loads, it cannot be quantised too: give a folder of weights"
-        )
     saved = scheme_of(config)
     if saved is not None:
         package = SCHEMES[saved][0] if saved in SCHEMES else saved.split()[0]

@@ -3,13 +3,17 @@
 import importlib.util
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from softprompt.converted import gguf_folder
 from softprompt.embedded import MODEL_NAME, embedded_model_folder
 from softprompt.errors import BaseModelError, MissingExtraError
 from softprompt.paths import expanded
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True)
@@ -26,13 +30,21 @@ class Source:
     place: str
     options: dict[str, Any]
 
-    @property
-    def is_gguf(self) -> bool:
-        return "gguf_file" in self.options
+    def converted(self, dtype: "torch.dtype", progress: Callable[[str], None] | None = None) -> "Source":
+        """This source, or in place of a GGUF file the checkpoint in ``dtype`` that it is converted to, once.
+
+        Raises:
+            OutputError: the cache of converted models cannot be written.
+            Exception: what ``transformers`` raises for a file that it cannot read.
+        """
+        if (file := self.options.get("gguf_file")) is None:
+            return self
+        folder = gguf_folder(Path(self.place) / file, dtype, progress=progress)
+        return replace(self, place=str(folder), options={k: v for k, v in self.options.items() if k != "gguf_file"})
 
     def tokenizer(self) -> Any:
         """The ``transformers`` tokenizer; raises what it raises."""
-        if self.name == MODEL_NAME:
+        if self.name == MODEL_NAME or (self.name.endswith(".gguf") and "gguf_file" not in self.options):
             return _as_saved(Path(self.place))
         from transformers import AutoTokenizer
 

@@ -34,6 +34,7 @@ ROOMS = (
     "streams",
     "data",
     "streamed",
+    "converted",
     "embedded",
     "template_filters",
     "template_syntax",

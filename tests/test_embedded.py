@@ -1,202 +1,15 @@
-import hashlib
-import json
-import multiprocessing
 import os
-import signal
 import subprocess
 import sys
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from softprompt import embedded
 from softprompt.data import Example
-from softprompt.errors import BaseModelError, ConfigError, DataError, MissingExtraError, OutputError
-
-NAME = "tiny"
-SOURCE = hashlib.sha256(b"source").hexdigest()
-LOG = "builds.log"
-PATIENCE_S = 60
-
-
-def quiet(_: str) -> None:
-    """A progress callback for who does not listen."""
-
-
-def build_tiny(folder: Path, say: Callable[[str], None]) -> Mapping[str, Any]:
-    """Write a folder like a checkpoint, and one line in the log beside it."""
-    say("building")
-    with (folder.parent / LOG).open("a") as log:
-        log.write(f"{os.getpid()}\n")
-    (folder / "config.json").write_text("{}")
-    (folder / "model.safetensors").write_bytes(b"weights" * 100)
-    return {"model": "tiny"}
-
-
-def ready(cache: Path, build: embedded.Builder = build_tiny, say: Callable[[str], None] = quiet) -> Path:
-    return embedded._ready_folder(cache, NAME, SOURCE, build, say)
-
-
-def builds(cache: Path) -> int:
-    return len((cache / LOG).read_text().splitlines())
-
-
-def entries(cache: Path) -> set[str]:
-    """What lies in the cache but for the lock and the log."""
-    return {path.name for path in cache.iterdir()} - {LOG, f".{NAME}.lock"}
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.01)
-
-
-def build_until_released(folder: Path, say: Callable[[str], None]) -> Mapping[str, Any]:
-    """Build, but be done only when somebody has put a file named 'release' into the cache."""
-    facts = build_tiny(folder, say)
-    wait_for((folder.parent / "release").exists)
-    return facts
-
-
-def worker(cache: Path, told: Path) -> None:
-    """One process that asks for the folder and writes down what it was told and given."""
-
-    def say(line: str) -> None:
-        with told.open("a") as file:
-            file.write(line + "\n")
-
-    say(f"got {ready(cache, build_until_released, say)}")
-
-
-def start_worker(cache: Path, told: Path) -> multiprocessing.process.BaseProcess:
-    process = multiprocessing.get_context("spawn").Process(target=worker, args=(cache, told))
-    process.start()
-    return process
-
-
-class TestCacheFolder:
-    @pytest.fixture(autouse=True)
-    def _environment(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setenv("HOME", "/home/ada")
-        monkeypatch.delenv("SOFTPROMPT_CACHE", raising=False)
-        monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-
-    def test_lies_in_the_home_folder_by_default(self) -> None:
-        assert embedded.cache_folder() == Path("/home/ada/.cache/softprompt")
-
-    def test_follows_xdg(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setenv("XDG_CACHE_HOME", "/var/xdg")
-        assert embedded.cache_folder() == Path("/var/xdg/softprompt")
-
-    def test_ignores_a_relative_xdg_folder(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setenv("XDG_CACHE_HOME", "xdg")
-        assert embedded.cache_folder() == Path("/home/ada/.cache/softprompt")
-
-    @pytest.mark.parametrize(("value", "folder"), [("/data/sp", "/data/sp"), ("~/sp", "/home/ada/sp")])
-    def test_own_variable_wins(self, monkeypatch: pytest.MonkeyPatch, value: str, folder: str) -> None:
-        monkeypatch.setenv("XDG_CACHE_HOME", "/var/xdg")
-        monkeypatch.setenv("SOFTPROMPT_CACHE", value)
-        assert embedded.cache_folder() == Path(folder)
-
-    def test_empty_variable_counts_as_not_set(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setenv("SOFTPROMPT_CACHE", "")
-        assert embedded.cache_folder() == Path("/home/ada/.cache/softprompt")
-
-
-class TestReadyFolder:
-    def test_builds_once(self, tmp_path: Path) -> None:
-        cache = tmp_path / "not" / "there" / "yet"
-        assert ready(cache) == ready(cache) == cache / NAME
-        assert builds(cache) == 1
-        assert entries(cache) == {NAME}
-
-    def test_marker_tells_source_files_and_facts(self, tmp_path: Path) -> None:
-        folder = ready(tmp_path)
-        marker = json.loads((folder / "softprompt.json").read_text())
-        weights = b"weights" * 100
-        assert marker["source_sha256"] == SOURCE
-        assert marker["model"] == "tiny"
-        assert marker["files"]["model.safetensors"] == {"bytes": 700, "sha256": hashlib.sha256(weights).hexdigest()}
-        assert set(marker["files"]) == {"config.json", "model.safetensors"}
-
-    @pytest.mark.parametrize(
-        "damage",
-        [
-            lambda folder: (folder / "softprompt.json").unlink(),
-            lambda folder: (folder / "softprompt.json").write_text("{"),
-            lambda folder: (folder / "softprompt.json").write_text("[]"),
-            lambda folder: (folder / "softprompt.json").write_text('{"schema": 0}'),
-            lambda folder: (folder / "model.safetensors").write_bytes(b"weights" * 99),
-            lambda folder: (folder / "config.json").unlink(),
-        ],
-        ids=["no marker", "cut marker", "odd marker", "other schema", "cut weights", "lost file"],
-    )
-    def test_damaged_folder_is_built_anew(self, tmp_path: Path, damage: Callable[[Path], None]) -> None:
-        damage(ready(tmp_path))
-        folder = ready(tmp_path)
-        assert builds(tmp_path) == 2
-        assert (folder / "model.safetensors").read_bytes() == b"weights" * 100
-        assert entries(tmp_path) == {NAME}
-
-    def test_folder_from_another_source_is_built_anew(self, tmp_path: Path) -> None:
-        ready(tmp_path)
-        embedded._ready_folder(tmp_path, NAME, "0" * 64, build_tiny, quiet)
-        assert builds(tmp_path) == 2
-
-    def test_failed_build_leaves_nothing(self, tmp_path: Path) -> None:
-        def fail(folder: Path, say: Callable[[str], None]) -> Mapping[str, Any]:
-            build_tiny(folder, say)
-            raise KeyboardInterrupt
-
-        with pytest.raises(KeyboardInterrupt):
-            ready(tmp_path, fail)
-        assert entries(tmp_path) == set()
-        assert ready(tmp_path).is_dir()
-
-    def test_killed_build_is_not_taken_for_good(self, tmp_path: Path) -> None:
-        process = start_worker(tmp_path, tmp_path / LOG)
-        wait_for(lambda: any(tmp_path.glob(f".{NAME}.part-*/model.safetensors")))
-        assert process.pid is not None
-        os.kill(process.pid, signal.SIGKILL)
-        process.join(PATIENCE_S)
-        (leftover,) = entries(tmp_path)
-        assert leftover.startswith(f".{NAME}.part-")
-
-        assert ready(tmp_path) == tmp_path / NAME
-        assert entries(tmp_path) == {NAME}
-
-    def test_of_two_processes_one_builds_and_the_other_waits(self, tmp_path: Path) -> None:
-        told = [tmp_path / "first.txt", tmp_path / "second.txt"]
-        cache = tmp_path / "cache"
-        processes = [start_worker(cache, told[0])]
-        wait_for(lambda: told[0].exists() and "building" in told[0].read_text())
-        processes.append(start_worker(cache, told[1]))
-        wait_for(lambda: told[1].exists() and "waiting" in told[1].read_text())
-        assert not (cache / NAME).exists()
-        (cache / "release").touch()
-        for process in processes:
-            process.join(PATIENCE_S)
-        assert [process.exitcode for process in processes] == [0, 0]
-        assert builds(cache) == 1
-        assert told[0].read_text().splitlines() == ["building", f"got {cache / NAME}"]
-        assert told[1].read_text().splitlines() == [
-            f"another process is building {cache / NAME}: waiting for it",
-            f"got {cache / NAME}",
-        ]
-
-    def test_cache_that_cannot_be_a_folder_is_told(self, tmp_path: Path) -> None:
-        (tmp_path / "file").touch()
-        with pytest.raises(
-            OutputError,
-            match=r"^cannot write '.*/file/cache/tiny': Not a directory; set SOFTPROMPT_CACHE",
-        ):
-            ready(tmp_path / "file" / "cache")
+from softprompt.errors import BaseModelError, ConfigError, DataError, MissingExtraError
 
 
 class TestModel:
@@ -241,27 +54,10 @@ class TestModel:
         code = (
             "from transformers import GPT2Config, GPT2LMHeadModel; "
             "model = GPT2LMHeadModel(GPT2Config(vocab_size=64, n_positions=64, n_embd=64, n_layer=1, n_head=1)); "
-            f"embedded._save(model, None, embedded.Path({str(tmp_path)!r}))"
+            f"converted.save(model, None, embedded.Path({str(tmp_path)!r}))"
         )
         message = with_file_size_limit(code, limit=1 << 14)
         assert message.startswith(f"no space left to write '{tmp_path}': free some space, or set SOFTPROMPT_CACHE")
-
-    @pytest.mark.parametrize("shown", [True, False])
-    def test_progress_bars_are_off_and_restored(self, shown: bool) -> None:
-        from transformers import modeling_gguf_pytorch_utils as reader
-        from transformers.utils import logging
-
-        own_bar, before = vars(reader)["tqdm"], logging.is_progress_bar_enabled()
-        switch = {True: logging.enable_progress_bar, False: logging.disable_progress_bar}
-        switch[shown]()
-        try:
-            with embedded.no_progress_bars():
-                assert not logging.is_progress_bar_enabled()
-                assert vars(reader)["tqdm"] is logging.tqdm
-            assert logging.is_progress_bar_enabled() == shown
-            assert vars(reader)["tqdm"] is own_bar
-        finally:
-            switch[before]()
 
     @pytest.mark.slow
     def test_real_conversion(
@@ -377,7 +173,7 @@ def with_file_size_limit(code: str, *, limit: int, env: Mapping[str, str] | None
     """Run ``code`` where no file may grow past ``limit`` bytes; the message of the ``OutputError`` it ends in."""
     script = (
         "import resource\n"
-        "from softprompt import embedded\n"
+        "from softprompt import converted, embedded\n"
         "from softprompt.errors import OutputError\n"
         f"resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))\n"
         "try:\n"

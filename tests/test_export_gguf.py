@@ -36,7 +36,8 @@ def tensors(path: Path) -> dict[str, Any]:
 
 
 class TestBaking:
-    def test_logits_are_those_of_the_prompts(self, tmp_path: Path) -> None:
+    def test_logits_are_those_of_the_prompts(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("SOFTPROMPT_CACHE", str(tmp_path / "cache"))
         source = write_gguf(tmp_path / "tiny.gguf")
         base, prompts = tiny_base("llama"), two()
         done = bake_gguf(base, prompts, source, tmp_path / "out.gguf")

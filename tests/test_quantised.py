@@ -286,11 +286,6 @@ class TestRefusals:
             load(folder(family), device="cpu", dtype="float32", quantise=quantise)
         assert words in str(caught.value)
 
-    def test_a_file_that_is_unpacked(self, tmp_path: Path) -> None:
-        (tmp_path / "m.gguf").write_bytes(b"GGUF")
-        with pytest.raises(BaseModelError, match=r"m\.gguf' is unpacked while it loads, it cannot be quantised too"):
-            load(tmp_path / "m.gguf", quantise="int8")
-
     def change_config(self, source: Path, folder: Path, quantization_config: dict[str, Any]) -> Path:
         shutil.copytree(source, folder)
         config = json.loads((folder / "config.json").read_text())

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from tiny import save_tiny, tiny_tokenizer
 from transformers import AutoTokenizer
 
@@ -33,7 +34,7 @@ def test_folder_and_embedded_model(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     folder = save_tiny(tmp_path / "tiny", "gemma3")
     plain = source_of(str(folder), trust_remote_code=True)
     assert plain == Source(str(folder), str(folder), {"trust_remote_code": True})
-    assert not plain.is_gguf
+    assert plain.converted(torch.float32) is plain
     monkeypatch.setattr(sources, "embedded_model_folder", lambda progress: folder)
     assert source_of(MODEL_NAME) == Source(MODEL_NAME, str(folder), {"trust_remote_code": False})
 

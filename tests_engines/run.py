@@ -22,8 +22,9 @@ import torch
 from safetensors.torch import save_file
 
 import softprompt as sp
+from softprompt.converted import cache_folder
 from softprompt.data import Splits
-from softprompt.embedded import MODEL_NAME, cache_folder, imdb_reviews, rotten_tomatoes
+from softprompt.embedded import MODEL_NAME, imdb_reviews, rotten_tomatoes
 from softprompt.export.client import Tasks
 from softprompt.export.gguf import bake_gguf, gguf_usage
 from softprompt.export.vllm import EmbeddedTasks, write_embeds

@@ -13,7 +13,7 @@ from softprompt.base import FrozenLM
 from softprompt.baselines.copies import with_own_weights
 from softprompt.baselines.fitted import Fitted, bytes_of, described
 from softprompt.baselines.tuned import TunedConfig, limited, tune
-from softprompt.embedded import no_progress_bars
+from softprompt.converted import no_progress_bars
 from softprompt.errors import BaseModelError
 from softprompt.folders import check_free, new_folder, write_durably
 from softprompt.generate import Sampling

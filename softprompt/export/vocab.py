@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from softprompt.base import FrozenLM
-from softprompt.embedded import no_progress_bars
+from softprompt.converted import no_progress_bars
 from softprompt.errors import BaseModelError
 from softprompt.export.names import MARKER, Baked, around, chat_template, check_expressible, virtual_words
 from softprompt.export.usage import USAGE_FILE, usage_of, vocabulary_readme
