@@ -44,6 +44,7 @@ PACKAGES = ("fastapi", "uvicorn", "prometheus_client", "httpx")  # of the extra 
 @click.option("--base-name", type=GIVEN, help="What requests call the base model.  [default: its own name]")
 @click.option("--refresh", type=float, help="Seconds between looks at the store.  [default: 10]")
 @click.option("--timeout", type=float, help="Seconds for a request.  [default: 60]")
+@click.option("--drain-delay", type=float, help="Seconds on SIGTERM in which only /readyz is 503.  [default: 5]")
 @click.option("--shutdown-timeout", type=int, help="Seconds to finish what runs when stopped.  [default: 30]")
 @click.option("--log-text", is_flag=True, default=None, help="Write texts and answers to the log.")
 @click.option("--sample-file", type=GIVEN, help="Keep samples of requests there: SQLite, or JSON lines in a .jsonl.")
@@ -68,6 +69,7 @@ def serve(config: Path | None, trust_remote_code: bool, **options: Any) -> None:
     from softprompt.samples import Keep
     from softprompt.server.access import Access
     from softprompt.server.app import create_app
+    from softprompt.server.connections import Bounds
     from softprompt.server.engine import Limits
     from softprompt.server.logs import start_logging
     from softprompt.server.metrics import Metrics
@@ -78,13 +80,17 @@ def serve(config: Path | None, trust_remote_code: bool, **options: Any) -> None:
 
     # what is quickly checked comes before what takes long
     limits = _limits(Limits, settings.engine)
-    access = Access(settings.keys_path, open_admin=settings.is_private)
+    access = Access(settings.keys_path, open_admin=settings.is_private, origins=settings.cors_origins)
     source = _source(settings)
     source.stock({})
     keep = Keep.of(settings.sample_keep)
     samples = None if settings.samples_path is None else open_samples(settings.samples_path, keep)
     with listen(settings.host, settings.port) as listening:
-        metrics, server = Metrics(), Server(shutdown_timeout=settings.shutdown_timeout)
+        bounds = Bounds(settings.max_connections, settings.header_timeout, settings.timeout)
+        if bounds.possible < bounds.most:
+            say(f"at most {bounds.possible:,} connections at once: this process may open no more files (ulimit -n)")
+        metrics = Metrics()
+        server = Server(shutdown_timeout=settings.shutdown_timeout, drain=settings.drain_delay, bounds=bounds)
         engine: Engine | VllmEngine
         if settings.engine_kind == "vllm":
             engine, registry = _on_vllm(settings, source, limits)

@@ -21,6 +21,7 @@ from softprompt.predict import Prediction, Predictor
 from softprompt.samples import Keep
 from softprompt.server.access import Access
 from softprompt.server.app import create_app
+from softprompt.server.connections import Bounds
 from softprompt.server.metrics import Metrics
 from softprompt.server.registry import Registry
 from softprompt.server.run import Server, listen
@@ -140,15 +141,30 @@ class DirectEngine:
 class Place:
     """A server in parts, for tests to take hold of."""
 
-    def __init__(self, source: Source, sampling: tuple[Path, float, bool] | None = None, **settings: Any) -> None:
-        """``sampling``: into which file, what share, and whether with texts."""
+    def __init__(
+        self,
+        source: Source,
+        sampling: tuple[Path, float, bool] | None = None,
+        draining: bool = False,
+        **settings: Any,
+    ) -> None:
+        """Put it together.
+
+        Args:
+            sampling: into which file, what share, and whether with texts.
+            draining: it goes on answering for a while when it is stopped.
+        """
         values = {"model": "tiny", "prompts": ("x",), "refresh": 0, "default_max_tokens": 8, "max_tokens": 32}
         self.config = ServeConfig.build(**{**values, **settings})
         self.engine = self.make_engine()
         self.registry = self.make_registry(source)
         self.registry.refresh()
-        self.access = Access(self.config.keys_path, open_admin=self.config.is_private)
-        self.server = Server(shutdown_timeout=self.config.shutdown_timeout)
+        self.access = Access(self.config.keys_path, open_admin=self.config.is_private, origins=self.config.cors_origins)
+        self.server = Server(
+            shutdown_timeout=self.config.shutdown_timeout,
+            drain=self.config.drain_delay if draining else 0,
+            bounds=Bounds(self.config.max_connections, self.config.header_timeout, self.config.timeout),
+        )
         self.metrics = Metrics()
         self.sampler: Sampler | None = None
         if sampling is not None:

@@ -204,7 +204,12 @@ class TestProcess:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            env={**os.environ, "SOFTPROMPT_DEFAULT_MAX_TOKENS": "8", "SOFTPROMPT_REFRESH": "0"},
+            env={
+                **os.environ,
+                "SOFTPROMPT_DEFAULT_MAX_TOKENS": "8",
+                "SOFTPROMPT_REFRESH": "0",
+                "SOFTPROMPT_DRAIN_DELAY": "0",
+            },
         ) as process:
             assert process.stderr is not None
             said = []

@@ -404,7 +404,7 @@ class TestStart:
                 [sys.executable, "-m", "softprompt", "serve", *map(str, options)],
                 stderr=subprocess.PIPE,
                 text=True,
-                env={**os.environ, "SOFTPROMPT_ENGINE_URL": url},
+                env={**os.environ, "SOFTPROMPT_ENGINE_URL": url, "SOFTPROMPT_DRAIN_DELAY": "0"},
             ) as process:
                 assert process.stderr is not None
                 said = ""

@@ -1,5 +1,6 @@
 """Who asks, and what they may: API keys as bearer tokens."""
 
+from collections.abc import Collection
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -8,22 +9,24 @@ from starlette.requests import Request
 from softprompt.errors import ConfigError
 from softprompt.server.keys import Key, KeyFile, read_keys
 from softprompt.server.problems import ApiError
+from softprompt.server.settings import host_name
 
 
 class Access:
     """The keys in use, or everybody's access where there are none."""
 
-    def __init__(self, path: Path | None, *, open_admin: bool = False) -> None:
+    def __init__(self, path: Path | None, *, open_admin: bool = False, origins: Collection[str] = ()) -> None:
         """Read the keys.
 
         Args:
             path: of the file of keys; ``None`` lets everybody ask.
             open_admin: without keys, everybody may reload and read the metrics too.
+            origins: of the web, whose pages may ask; ``*`` for all.
 
         Raises:
             ConfigError: the file cannot be read, or holds no key: nobody could ask.
         """
-        self._path = path
+        self._path, self._origins = path, origins
         self._keys = KeyFile()
         self._everybody = Key(
             name="everybody", sha256="0" * 64, admin=open_admin, created=datetime.fromtimestamp(0, UTC)
@@ -48,10 +51,32 @@ class Access:
         """Put the key of whoever asks into the request's state.
 
         Raises:
-            ApiError: 401, there is no key, or a wrong one.
+            ApiError: 401, there is no key, or a wrong one; 403, a page of the web asks that has no business here.
         """
+        if self._path is None and self._is_foreign(request):
+            message = "a page of another origin asks, without an API key: name its origin in cors_origins"
+            raise ApiError(403, "foreign_origin", message)
         request.state.key = self._everybody if self._path is None else self._key_of(request)
         request.state.facts.key = request.state.key.name if self.needs_key else ""
+
+    def _is_foreign(self, request: Request) -> bool:
+        """Whether a page of another origin made its browser ask.
+
+        It cannot read the answer, but what is asked would be done. Browsers tell, and a page cannot keep them from it;
+        those that follow a link (navigate) ask for somebody who reads the answer himself.
+        """
+        headers = request.headers
+        origin, site = headers.get("origin"), headers.get("sec-fetch-site")
+        if origin in self._origins or "*" in self._origins:
+            return False
+        if site is not None:
+            followed = request.method == "GET" and headers.get("sec-fetch-mode") == "navigate"
+            return site not in ("same-origin", "none") and not followed
+        if origin is None:
+            return False
+        own, asking = headers.get("host", ""), origin.partition("://")[2]
+        # a proxy may leave out the port
+        return asking.lower() != own.lower() and host_name(asking) != own.lower()
 
     def _key_of(self, request: Request) -> Key:
         scheme, _, token = request.headers.get("authorization", "").partition(" ")

@@ -24,7 +24,7 @@ from softprompt.server.desk import Desk
 from softprompt.server.metrics import Metrics
 from softprompt.server.models import models
 from softprompt.server.observed import HEADER, Observed
-from softprompt.server.openapi import described, docs_page
+from softprompt.server.openapi import described, docs_headers, docs_page
 from softprompt.server.operations import health, operations
 from softprompt.server.page import page
 from softprompt.server.problems import problem_of
@@ -123,19 +123,20 @@ def create_app(
     async def openapi() -> dict[str, object]:
         return description
 
-    @app.get("/docs", include_in_schema=False, response_class=HTMLResponse)
-    async def docs() -> str:
-        return docs_page(description)
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> Response:
+        return HTMLResponse(docs_page(description), headers=docs_headers())
 
     if config.cors_origins:
         app.add_middleware(
             CORSMiddleware,
             allow_origins=list(config.cors_origins),
-            allow_methods=["GET", "POST"],
-            allow_headers=["Authorization", "Content-Type", HEADER, "X-Request-Timeout"],
+            allow_methods=["GET", "HEAD", "POST"],
+            # whatever these origins' clients send: OpenAI's has a dozen of its own, more with each version
+            allow_headers=["*"],
             expose_headers=[HEADER, "Retry-After"],
         )
-    app.add_middleware(Observed, metrics=metrics, hosts=config.hosts, sampler=sampler)
+    app.add_middleware(Observed, metrics=metrics, answers_as=config.answers_as, stopping=stopping, sampler=sampler)
     return app
 
 

@@ -5,6 +5,7 @@ for. Where it happened is.
 """
 
 import logging
+import math
 import sys
 import traceback
 from datetime import UTC, datetime
@@ -13,6 +14,7 @@ from typing import Any
 from softprompt.shown import shown_json
 
 SERVER = "softprompt.server"
+CONNECTIONS = f"{SERVER}.connections"
 
 
 class JsonLines(logging.Formatter):
@@ -41,11 +43,38 @@ class JsonLines(logging.Formatter):
         return {"error": type(error).__name__, **said, "where": where}
 
 
+class Repeated(logging.Filter):
+    """Lets what is said again and again through once in so many seconds, and counts the rest: no fault that a client
+    can repeat is to fill the disk."""
+
+    def __init__(self, seconds: float = 60) -> None:
+        super().__init__()
+        self._seconds = seconds
+        self._said: dict[tuple[str, str], tuple[float, int]] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.levelno < logging.WARNING:
+            return True
+        # of a message of several lines the others tell of the single case
+        what = (record.name, str(record.msg).partition("\n")[0])
+        last, kept_back = self._said.get(what, (-math.inf, 0))
+        if record.created - last < self._seconds:
+            self._said[what] = last, kept_back + 1
+            return False
+        self._said[what] = record.created, 0
+        if kept_back:
+            record.facts = {**getattr(record, "facts", {}), "repeated": kept_back}
+        return True
+
+
 def start_logging(*, text: bool = False) -> None:
-    """Write what this server and uvicorn have to say to standard error."""
+    """Write what this server, uvicorn and asyncio have to say to standard error."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines(text=text))
-    for name in (SERVER, "uvicorn", "uvicorn.error"):
+    repeated = Repeated()
+    for name in (CONNECTIONS, "uvicorn.error", "asyncio"):
+        logging.getLogger(name).filters = [repeated]
+    for name in (SERVER, "uvicorn", "uvicorn.error", "asyncio"):
         logger = logging.getLogger(name)
         logger.handlers = [handler] if name != "uvicorn.error" else []
         logger.setLevel(logging.INFO)

@@ -5,7 +5,7 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,10 +16,12 @@ from softprompt.data import Example
 from softprompt.server.metrics import Metrics
 from softprompt.server.problems import CLIENT_GONE, ApiError, problem_of
 from softprompt.server.sampling import Answered, Sampler, Taken
-from softprompt.server.settings import host_name
+from softprompt.server.streams import EVENTS, event
 from softprompt.server.work import Served
 
 HEADER = "X-Request-Id"
+# of every answer that has none of its own: data, that no browser is to take for a page
+SAFE = {"Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'", "X-Content-Type-Options": "nosniff"}
 _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 log = logging.getLogger("softprompt.server")
@@ -58,9 +60,22 @@ class Facts:
 class Observed:
     """ASGI middleware, the outermost one of ours."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, hosts: tuple[str, ...], sampler: Sampler | None = None) -> None:
-        """``hosts``: names that a request may have as Host; none for any."""
-        self._app, self._metrics, self._hosts, self._sampler = app, metrics, hosts, sampler
+    def __init__(
+        self,
+        app: ASGIApp,
+        metrics: Metrics,
+        answers_as: Callable[[str, str], bool],
+        stopping: Callable[[], bool],
+        sampler: Sampler | None = None,
+    ) -> None:
+        """Wrap ``app``.
+
+        Args:
+            answers_as: whether a request may have this Host, for this path.
+            stopping: whether the server was told to end.
+        """
+        self._app, self._metrics, self._sampler = app, metrics, sampler
+        self._answers_as, self._stopping = answers_as, stopping
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -70,29 +85,44 @@ class Observed:
         given = headers.get(HEADER, "")
         facts = Facts(given if _ID.fullmatch(given) else secrets.token_hex(16))
         scope.setdefault("state", {})["facts"] = facts
-        started, status = time.perf_counter(), 0
+        started, status, growing = time.perf_counter(), 0, False
+        head = scope["method"] == "HEAD"
+        # whatever is there to be got has a head too
+        asked = {**scope, "method": "GET"} if head else scope
 
         async def sending(message: Message) -> None:
-            nonlocal status
+            nonlocal status, growing
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message)[HEADER] = facts.id
+                sent = MutableHeaders(scope=message)
+                sent[HEADER] = facts.id
+                for name, value in SAFE.items():
+                    sent.setdefault(name, value)
+                if self._stopping():
+                    sent["Connection"] = "close"
+                growing = sent.get("content-type", "").startswith(EVENTS)
+            elif head:
+                message = {**message, "body": b""}
+            if message["type"] == "http.response.body" and not message.get("more_body"):
+                growing = False
             await send(message)
 
         self._metrics.in_progress.inc()
         try:
-            if self._hosts and host_name(headers.get("host", "")) not in self._hosts:
+            if self._answers_as(headers.get("host", ""), scope["path"]):
+                await self._app(asked, receive, sending)
+            else:
                 refused = ApiError(400, "unknown_host", "this server is not known under the name in Host")
                 facts.code = refused.code
                 await refused.response()(scope, receive, sending)
-            else:
-                await self._app(scope, receive, sending)
         except asyncio.CancelledError:
             # uvicorn does so when the time to finish is over; nothing waits outside for the cancellation
             stopped = ApiError(503, "stopping", "the server was stopped before the answer was there")
             facts.status, facts.code = 503, stopped.code
             if not status:
                 await stopped.response()(scope, receive, sending)
+            elif growing:
+                await sending({"type": "http.response.body", "body": event(stopped.to_dict())})
         except Exception as error:
             log.error("failure", exc_info=error, extra={"facts": {"request_id": facts.id}})
             problem = problem_of(error)
@@ -101,9 +131,10 @@ class Observed:
                 await ApiError(500, problem.code, problem.detail).response()(scope, receive, sending)
         finally:
             self._metrics.in_progress.dec()
-            self._ended(scope, facts, facts.status or status or CLIENT_GONE, time.perf_counter() - started)
+            seconds = time.perf_counter() - started
+            self._ended(asked, scope["method"], facts, facts.status or status or CLIENT_GONE, seconds)
 
-    def _ended(self, scope: Scope, facts: Facts, status: int, seconds: float) -> None:
+    def _ended(self, scope: Scope, method: str, facts: Facts, status: int, seconds: float) -> None:
         # the path that was declared, not the one that was sent: that can be anything
         route = getattr(scope.get("route"), "path", "other")
         self._metrics.answered(route, status, facts.task, seconds)
@@ -125,7 +156,7 @@ class Observed:
             )
         line = {
             "request_id": facts.id,
-            "method": scope["method"] if scope["method"] in ("GET", "POST", "HEAD", "OPTIONS") else "other",
+            "method": method if method in ("GET", "POST", "HEAD", "OPTIONS") else "other",
             "route": route,
             "status": status,
             "milliseconds": round(1000 * seconds, 1),

@@ -1,5 +1,7 @@
 """The OpenAPI page: what each route answers, limits of this server's settings; ``/docs`` without assets of others."""
 
+import base64
+import hashlib
 from collections.abc import Iterator
 from html import escape
 from typing import Any
@@ -26,6 +28,12 @@ REASONS = {
     503: "The prompt, or the engine, is damaged or out of reach.",
     504: "The answer was not there in time.",
 }
+
+
+STYLE = (
+    "body{font:16px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:60rem;padding:0 1rem}"
+    "td{padding:.3rem .8rem .3rem 0;vertical-align:top}th{text-align:left}"
+)
 
 
 def answers(model: type[BaseModel] | None, *, streams: bool = False, text: str | None = None) -> dict[int | str, Any]:
@@ -93,11 +101,19 @@ def docs_page(page: dict[str, Any]) -> str:
         '<!doctype html><html lang="en"><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{escape(page['info']['title'])}</title>"
-        "<style>body{font:16px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:60rem;padding:0 1rem}"
-        "td{padding:.3rem .8rem .3rem 0;vertical-align:top}th{text-align:left}</style>"
+        f"<style>{STYLE}</style>"
         f'<h1>{escape(page["info"]["title"])}</h1><p>The schemas are in <a href="openapi.json">openapi.json</a>.</p>'
         f"<table><thead><tr><th>Method<th>Path<th>What<th>More</tr></thead><tbody>{rows}</tbody></table></html>"
     )
+
+
+def docs_headers() -> dict[str, str]:
+    """Of ``/docs``: its own style is all that a browser may take for more than text."""
+    style = base64.b64encode(hashlib.sha256(STYLE.encode()).digest()).decode()
+    policy = (
+        f"default-src 'none'; style-src 'sha256-{style}'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    )
+    return {"Content-Security-Policy": policy, "Referrer-Policy": "no-referrer"}
 
 
 def _alternatives(schema: dict[str, Any]) -> Iterator[dict[str, Any]]:

@@ -38,7 +38,6 @@ HEADERS = {
     "X-Content-Type-Options": "nosniff",
 }
 FOR_EVER = "public, max-age=31536000, immutable"
-METHODS = ["GET", "HEAD"]
 
 
 @dataclass(frozen=True)
@@ -75,11 +74,11 @@ def page(*, needs_key: bool) -> APIRouter:
     others = {name: File.of(name, content, FOR_EVER) for name, content in contents.items()}
     router = APIRouter(include_in_schema=False)
 
-    @router.api_route("/", methods=METHODS)
+    @router.get("/")
     async def show(request: Request) -> Response:
         return first.response(request)
 
-    @router.api_route("/page/{version}/{name}", methods=METHODS)
+    @router.get("/page/{version}/{name}")
     async def part(request: Request, version: str, name: str) -> Response:
         if version != digest or name not in others:
             raise HTTPException(404)

@@ -75,6 +75,11 @@ class ServeConfig(Settings):
         "single", description="a chat is one message of the user, or the last of several, the others being left out"
     )
     timeout: float = Field(60, gt=0, le=86400, description="seconds for a request")
+    max_connections: int = Field(1000, ge=1, description="connections at once; fewer if this process has fewer files")
+    header_timeout: float = Field(10, gt=0, le=3600, description="seconds for the headers of a request")
+    drain_delay: float = Field(
+        5, ge=0, le=3600, description="seconds on SIGTERM in which /readyz is 503 and all else is still answered"
+    )
     shutdown_timeout: int = Field(30, ge=0, le=3600, description="seconds for what runs when the server is stopped")
     log_text: bool = Field(False, description="write texts and answers to the log")
 
@@ -163,10 +168,7 @@ class ServeConfig(Settings):
     @property
     def is_local(self) -> bool:
         """Whether only this machine reaches the address."""
-        try:
-            return ipaddress.ip_address(self.host).is_loopback
-        except ValueError:
-            return self.host == "localhost"
+        return ipaddress.ip_address(self.host).is_loopback if is_address(self.host) else self.host == "localhost"
 
     @property
     def is_private(self) -> bool:
@@ -186,6 +188,23 @@ class ServeConfig(Settings):
             return tuple(map(host_name, self.allowed_hosts))
         return tuple(dict.fromkeys((self.host, *_OWN_NAMES)))
 
+    def answers_as(self, host: str, path: str) -> bool:
+        """Whether a request for ``path`` may have this Host.
+
+        Probes and scrapers ask the process by its address, whatever its name is for others. An address is never the
+        name of a page of the web, and what such a page could learn by ``/healthz`` and ``/readyz`` is nothing.
+        """
+        name = host_name(host)
+        if not self.hosts or name in self.hosts:
+            return True
+        path = path.removeprefix(self.root_path)
+        return path in ("/healthz", "/readyz") or (path == "/metrics" and (self._metrics_kept or is_address(name)))
+
+    @property
+    def _metrics_kept(self) -> bool:
+        """Whether what is asked for as ``/metrics`` depends on something else than the name of the server."""
+        return self.keys is not None or self.public_metrics
+
 
 def host_name(host: str) -> str:
     """``Host`` without the port and the brackets of IPv6, lower-case."""
@@ -193,6 +212,15 @@ def host_name(host: str) -> str:
         return host.lower()
     name = host.rpartition("]")[0].removeprefix("[") if host.startswith("[") else host.partition(":")[0]
     return name.lower()
+
+
+def is_address(name: str) -> bool:
+    """Whether a name of ``host_name`` is an address."""
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
 
 
 def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:

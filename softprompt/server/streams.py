@@ -10,6 +10,7 @@ from starlette.types import Receive, Scope, Send
 
 T = TypeVar("T")
 
+EVENTS = "text/event-stream"
 END = b"data: [DONE]\n\n"
 
 
@@ -56,7 +57,7 @@ def event(data: Any) -> bytes:
 class EventStream(StreamingResponse):
     """Server-sent events; their generator is closed as soon as nobody reads them any more."""
 
-    media_type = "text/event-stream"
+    media_type = EVENTS
 
     def __init__(self, events: AsyncGenerator[bytes, None]) -> None:
         super().__init__(events, headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
