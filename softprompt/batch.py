@@ -4,10 +4,8 @@ Shapes: ``B`` batch, ``T`` text length, ``S`` different texts of a batch, ``U`` 
 """
 
 import random
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, Protocol
 
 import torch
@@ -17,8 +15,8 @@ from softprompt.architecture import Frame
 from softprompt.data import Example
 from softprompt.errors import DataError, TemplateError
 from softprompt.task import TaskSpec
-from softprompt.template import Rendered
-from softprompt.verbalizer import Verbalizer, answer_ids, end_of_answer, plain_ids
+from softprompt.tokens import tokens_of
+from softprompt.verbalizer import Verbalizer, answer_ids, end_of_answer
 
 _LEAST_ROOM = 8  # tokens of template and text that prompt and answer must leave in the context
 
@@ -106,6 +104,7 @@ class Encoder:
             DataError: the labels cannot be told apart.
         """
         self.base, self.spec, self._tokenizer = base, spec, base.tokenizer
+        self._tokens = tokens_of(base.tokenizer)
         self._apart = base.architecture == "encoder-decoder"  # the answer from the text, in a context of its own
         self.verbalizer = None
         if spec.kind == "classification":
@@ -137,9 +136,8 @@ class Encoder:
             TemplateError: the template is empty, or leaves no room for the text.
             DataError: an answer leaves no room for the text.
         """
-        filled = [self.spec.compiled.fill(example) for example in examples]
-        encoded = [self._ids(one) for one in filled] if self._template_specials else self._plain_batch(filled)
-        limits = [self.limit] * len(filled) if answers is None else [self._limit_before(length) for length in answers]
+        encoded = self._tokens.batch([self._filled(example) for example in examples])
+        limits = [self.limit] * len(examples) if answers is None else [self._limit_before(length) for length in answers]
         if not all(encoded):
             raise TemplateError(f"the template gives an empty text for an example; got {self.spec.template!r}")
         return [
@@ -152,9 +150,16 @@ class Encoder:
         return [(*ids, *self.base.frame.back) for ids in self.text_ids(examples, answers)]
 
     def cut_notes(self) -> list[str]:
-        """What there is to say of texts that were cut so far."""
+        """What there is to say of texts that were cut so far, and of a beginning that is written twice."""
         why = "--max-length" if self.limit == self.spec.max_length else "the model's context holds no more"
-        return [f"{self.truncated:,} texts were cut to {self.limit:,} tokens ({why})"] if self.truncated else []
+        notes = [f"{self.truncated:,} texts were cut to {self.limit:,} tokens ({why})"] if self.truncated else []
+        beginning = "".join(self._tokenizer.convert_ids_to_tokens(list(self.base.frame.bos)))
+        if beginning and self.spec.template.lstrip().startswith(beginning):
+            notes.append(
+                f"the template begins with {beginning}, which stands in front of every prompt anyway, so the model reads "
+                "it twice: leave it out of the template"
+            )
+        return notes
 
     def training_items(self, examples: Sequence[Example]) -> list[Item]:
         """One item an example, with the answer to learn."""
@@ -258,42 +263,13 @@ class Encoder:
             )
         return min(self.limit, left)
 
-    @cached_property
-    def _template_specials(self) -> tuple[str, ...]:
-        """Special tokens that the template itself spells out, such as the turn marks of a chat format."""
-        added = self._tokenizer.added_tokens_decoder.values()
-        found = {str(token) for token in added if token.special and str(token) in self.spec.template}
-        # the longest first, for one may begin another
-        return tuple(sorted(found, key=len, reverse=True))
-
-    def _plain_batch(self, filled: list[Rendered]) -> list[list[int]]:
-        texts = [one.text for one in filled]
-        if not texts:
-            return []
-        ids: list[list[int]] = self._tokenizer(texts, add_special_tokens=False, split_special_tokens=True).input_ids
-        return ids
-
-    def _ids(self, filled: Rendered) -> list[int]:
-        if not self._template_specials:
-            return self._plain_batch([filled])[0]
-        # split at the template's special tokens, never at those that a field contains
-        special = re.compile("|".join(map(re.escape, self._template_specials)))
-        ids: list[int] = []
-        start = place = 0
-        for field, behind in (*filled.fields, (len(filled.text), len(filled.text))):
-            for match in special.finditer(filled.text, place, field):
-                ids += self._plain(filled.text[start : match.start()])
-                ids.append(self._tokenizer.convert_tokens_to_ids(match.group()))
-                start = match.end()
-            place = behind
-        return ids + self._plain(filled.text[start:])
-
-    def _plain(self, text: str) -> list[int]:
-        return plain_ids(self._tokenizer, text) if text else []
+    def _filled(self, example: Example, text: str | None = None) -> tuple[str, Sequence[tuple[int, int]]]:
+        rendered = self.spec.compiled.fill(example, text)
+        return rendered.text, rendered.fields
 
     def _cut(self, example: Example, length: int, limit: int) -> tuple[int, ...]:
         """Shorten the example's text, by whole tokens from its end, until template and text fit."""
-        ends = self._token_ends(example.text)
+        ends = self._tokens.ends(example.text)
         keep = len(ends)
         while length > limit:
             if keep <= 1:
@@ -304,19 +280,10 @@ class Encoder:
             # where the template repeats the text, the excess may be more than there is of it
             keep = keep - (length - limit) if length - limit < keep else keep // 2
             text = example.text[: ends[keep - 1]]
-            ids = self._ids(self.spec.compiled.fill(example, text))
+            ids = self._tokens.ids(*self._filled(example, text))
             length = len(ids)
         self.truncated += 1
         return tuple(ids)
-
-    def _token_ends(self, text: str) -> list[int]:
-        """Where each token of ``text`` ends, in characters; every character where the tokenizer cannot tell."""
-        if not self._tokenizer.is_fast:
-            return list(range(1, len(text) + 1))
-        encoding = self._tokenizer(
-            text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True
-        )
-        return [end for _, end in encoding["offset_mapping"]]
 
 
 def collate(items: Sequence[Item], device: torch.device, pad_id: int = 0) -> Batch:

@@ -12,7 +12,7 @@ import json
 import re
 import secrets
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from threading import Lock
 from typing import Any
@@ -21,6 +21,7 @@ from weakref import WeakKeyDictionary
 from softprompt.errors import BaseModelError
 
 Span = tuple[int, int]  # half-open, in characters
+_WHOLE: dict[str, Any] = {"add_special_tokens": False, "split_special_tokens": False}
 
 _known: WeakKeyDictionary[Any, tuple["Tokens", int, Any]] = WeakKeyDictionary()
 
@@ -36,6 +37,7 @@ class Tokens:
         self._tokenizer = tokenizer
         self.marks = marks_of(tokenizer)
         self._ids = frozenset(self.marks.values())
+        self._added = {str(token): token for token in tokenizer.added_tokens_decoder.values()}
         # the longest first, for one may begin another
         self._pattern = re.compile("|".join(map(re.escape, sorted(self.marks, key=len, reverse=True))) or r"(?!)")
         self._making = Lock()
@@ -54,57 +56,68 @@ class Tokens:
             return []
         whole = self._read([text for text, _ in texts])
         return [
-            self._protected(text, fields) if self._touched(text, one, fields) else one["ids"]
-            for (text, fields), one in zip(texts, whole, strict=True)
+            self._protected(text, fields, spans) if any(_meets(fields, span) for span in spans) else ids
+            for (text, fields), (ids, spans) in zip(texts, whole, strict=True)
         ]
 
     def ends(self, text: str) -> list[int]:
         """Where each token of ``text`` ends, in characters; every character where the tokenizer cannot tell."""
         if not self._tokenizer.is_fast:
             return list(range(1, len(text) + 1))
-        return [end for _, end in self._read([text])[0]["offsets"]]
+        return [end for _, end in self._tokenizer(text, **_WHOLE, return_offsets_mapping=True)["offset_mapping"]]
 
     def prepare(self) -> None:
         """Make ready what the first text that spells a mark would wait for, seconds of a large vocabulary."""
         if self._tokenizer.is_fast:
             _ = self._copy
 
-    def _read(self, texts: list[str]) -> list[dict[str, Any]]:
-        """As the tokenizer reads them: ids, and offsets if it tells."""
-        fast = self._tokenizer.is_fast
-        read = self._tokenizer(texts, add_special_tokens=False, split_special_tokens=False, return_offsets_mapping=fast)
-        offsets = read["offset_mapping"] if fast else [None] * len(texts)
-        return [{"ids": list(one), "offsets": span} for one, span in zip(read["input_ids"], offsets, strict=True)]
+    def _read(self, texts: list[str]) -> list[tuple[list[int], list[Span]]]:
+        """As the tokenizer reads them, and where it sees marks, with the blanks that some take in."""
+        if not self._tokenizer.is_fast:
+            read = self._tokenizer(texts, **_WHOLE)["input_ids"]
+            # at every place: which of several it would take does not matter
+            pattern = re.compile(f"(?=({self._pattern.pattern}))")
+            return [
+                (list(ids), [one.span(1) for one in pattern.finditer(text)])
+                for text, ids in zip(texts, read, strict=True)
+            ]
+        read = self._tokenizer(texts, **_WHOLE, return_offsets_mapping=True)
+        return [
+            (ids, [span for token, span in zip(ids, spans, strict=True) if token in self._ids])
+            for ids, spans in zip(read["input_ids"], read["offset_mapping"], strict=True)
+        ]
 
-    def _touched(self, text: str, read: dict[str, Any], fields: Sequence[Span]) -> bool:
-        """Whether a mark lies on a field; one that only takes in the blanks there may count too."""
-        if not fields:
-            return False
-        ends = [end for _, end in fields]
-
-        def on_field(start: int, end: int) -> bool:
-            nearest = bisect_right(ends, start)
-            return nearest < len(fields) and fields[nearest][0] < end
-
-        if read["offsets"] is None:
-            spans = [one.span(1) for one in re.finditer(f"(?=({self._pattern.pattern}))", text)]
-        else:
-            pairs = zip(read["ids"], read["offsets"], strict=True)
-            spans = [span for token, span in pairs if token in self._ids]
-        return any(on_field(*span) for span in spans)
-
-    def _protected(self, text: str, fields: Sequence[Span]) -> list[int]:
+    def _protected(self, text: str, fields: Sequence[Span], seen: Sequence[Span]) -> list[int]:
         starts, ends = [0, *(end for _, end in fields)], [*(start for start, _ in fields), len(text)]
-        own = [text[start:end] for start, end in zip(starts, ends, strict=True)]
+        own = list(zip(starts, ends, strict=True))
         given = [*(text[start:end] for start, end in fields), ""]
         if not self._tokenizer.is_fast:
-            return self._in_pieces(own, given)
-        written = "".join(
-            self._pattern.sub(lambda mark: self._names[mark[0]], mine) + theirs
-            for mine, theirs in zip(own, given, strict=True)
-        )
+            return self._in_pieces([text[start:end] for start, end in own], given)
+
+        def named(mark: re.Match[str]) -> str:
+            return self._names[mark[0]] if self._holds(mark, text, seen) else mark[0]
+
+        # within the whole text, for what stands beside a mark may decide
+        pieces = [self._replaced(text, span, named) + theirs for span, theirs in zip(own, given, strict=True)]
         copy, back = self._copy
-        return [back.get(token, token) for token in copy.encode(written, add_special_tokens=False).ids]
+        return [back.get(token, token) for token in copy.encode("".join(pieces), add_special_tokens=False).ids]
+
+    def _replaced(self, text: str, span: Span, named: Callable[[re.Match[str]], str]) -> str:
+        start, end = span
+        written = []
+        for mark in self._pattern.finditer(text, start, end):
+            written += [text[start : mark.start()], named(mark)]
+            start = mark.end()
+        return "".join([*written, text[start:end]])
+
+    def _holds(self, mark: re.Match[str], text: str, seen: Sequence[Span]) -> bool:
+        """Whether the tokenizer takes ``mark`` for one where it stands."""
+        added = self._added.get(mark[0])
+        if added is None or added.normalized:
+            # what a normalizer makes of it decides, and it sees no more than it saw
+            return any(start <= mark.start() and mark.end() <= end for start, end in seen)
+        beside = text[: mark.start()][-1:] + text[mark.end() :][:1]
+        return not (added.single_word and re.search(r"\w", beside))
 
     def _in_pieces(self, own: Sequence[str], given: Sequence[str]) -> list[int]:
         """Of tokenizers written in Python: what stands between two marks of the template is read for itself."""
@@ -168,6 +181,12 @@ def tokens_of(tokenizer: Any) -> Tokens:
     if known is None or known[1:] != (size, template):
         known = _known[tokenizer] = (Tokens(tokenizer), size, template)
     return known[0]
+
+
+def _meets(fields: Sequence[Span], span: Span) -> bool:
+    """Whether ``span`` shares a character with one of ``fields``, ascending and disjoint."""
+    nearest = bisect_right(fields, span[0], key=lambda field: field[1])
+    return nearest < len(fields) and fields[nearest][0] < span[1]
 
 
 def marks_of(tokenizer: Any) -> dict[str, int]:
