@@ -110,6 +110,8 @@ class Encoder:
         if spec.kind == "classification":
             self.verbalizer = Verbalizer.of_task(spec, base.tokenizer, alone=self._apart)
         self.truncated = 0
+        # a client may not know it of its model
+        self._rows: int | None = getattr(base, "vocabulary_size", None)
         self.limit = spec.max_length
         # behind the items; those for classification, or in a decoder, need none
         self._kept_free = 0 if self._apart or self.verbalizer is not None else answer_room
@@ -140,6 +142,11 @@ class Encoder:
         limits = [self.limit] * len(examples) if answers is None else [self._limit_before(length) for length in answers]
         if not all(encoded):
             raise TemplateError(f"the template gives an empty text for an example; got {self.spec.template!r}")
+        if self._rows is not None and (most := max(map(max, encoded), default=0)) >= self._rows:
+            raise TemplateError(
+                f"the template spells {self._tokenizer.convert_ids_to_tokens(most)!r}, token {most:,}, for which the "
+                f"model has no embedding: expected tokens below {self._rows:,}, leave it out"
+            )
         return [
             tuple(ids) if len(ids) <= limit else self._cut(example, len(ids), limit)
             for example, ids, limit in zip(examples, encoded, limits, strict=True)
@@ -156,7 +163,7 @@ class Encoder:
         beginning = "".join(self._tokenizer.convert_ids_to_tokens(list(self.base.frame.bos)))
         if beginning and self.spec.template.lstrip().startswith(beginning):
             notes.append(
-                f"the template begins with {beginning}, which stands in front of every prompt anyway, so the model reads "
+                f"the template begins with {beginning}, which stands in front of every prompt anyway: the model reads "
                 "it twice: leave it out of the template"
             )
         return notes

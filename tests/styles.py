@@ -131,7 +131,11 @@ def t5() -> Any:
     trainer = trainers.UnigramTrainer(vocab_size=120, special_tokens=special, unk_token="<unk>", show_progress=False)
     tokenizer.train_from_iterator([WORDS + "<>/|_[]0123"], trainer)
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token="</s>", unk_token="<unk>", pad_token="<pad>", extra_special_tokens=["<extra_id_0>"]
+        tokenizer_object=tokenizer,
+        eos_token="</s>",
+        unk_token="<unk>",
+        pad_token="<pad>",
+        extra_special_tokens=["<extra_id_0>"],
     )
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny import BOS, CONTEXT, EOS, tiny_base, tiny_tokenizer
+from tiny import BOS, CONTEXT, EOS, VOCABULARY, tiny_base, tiny_model, tiny_tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from softprompt.base import FrozenLM
@@ -228,8 +228,13 @@ class TestSpecialTokens:
             eos_token=EOS,
             additional_special_tokens=["<|im|>", "<|im|>user"],
         )
-        base = FrozenLM(tiny_base("llama").model, tokenizer, "x")
-        (ids,) = Encoder(base, classification("<|im|>user{{ text }}<|im|>"), 0).text_ids([Example("a")])
+        model = tiny_model("llama")
+        spec = classification("<|im|>user{{ text }}<|im|>")
+        with pytest.raises(TemplateError, match=r"spells '<.im.>user', token 321, .* no embedding.* below 320"):
+            Encoder(FrozenLM(model, tokenizer, "x"), spec, 0).text_ids([Example("a")])
+        model.resize_token_embeddings(VOCABULARY + 2)
+        base = FrozenLM(model, tokenizer, "x")
+        (ids,) = Encoder(base, spec, 0).text_ids([Example("a")])
         assert tokenizer.convert_ids_to_tokens(list(ids)) == ["<|im|>user", "a", "<|im|>"]
 
 

@@ -60,7 +60,9 @@ class TestTokens:
         tokenizer, template = style(name), STYLES[name][1]
         tokens, marks = tokens_of(tokenizer), tokens_of(tokenizer).marks
         unknown = tokenizer.unk_token_id
-        own = [one for one in whole(tokenizer, filled(template, "- a -")[0]) if one in marks.values() and one != unknown]
+        own = [
+            one for one in whole(tokenizer, filled(template, "- a -")[0]) if one in marks.values() and one != unknown
+        ]
         texts = [form(f"-{mark}-") for mark in marks for form in (str, lambda mark: f"- {mark} film{mark}", str.upper)]
         texts += [mark.translate({ord("<"): "\uff1c", ord(">"): "\uff1e"}) for mark in marks]
         for row in tokens.batch([filled(template, text) for text in texts]):

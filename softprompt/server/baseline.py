@@ -1,11 +1,8 @@
 """The base model in a prompt's place, on the same task: by its template, a written instruction, or the bare text."""
 
-import copy
 import hashlib
 from dataclasses import replace
 from functools import lru_cache
-from threading import Lock
-from typing import Any
 
 from softprompt.base import FrozenLM
 from softprompt.baselines.written import instruction_ids, words_in_front
@@ -23,8 +20,6 @@ class Baselines:
 
     def __init__(self, base: Ground) -> None:
         self._base = base
-        self._tokenizer: Any = None
-        self._lock = Lock()
 
     def of(self, served: Served, asked: Baseline) -> Served:
         """The task of ``served`` without its learned prompt. From any thread; takes as long as an instruction does.
@@ -39,16 +34,9 @@ class Baselines:
             if not isinstance(self._base, FrozenLM):
                 why = "instructions need the model in the server's own process, which here runs in vLLM"
                 raise ApiError(422, "no_instruction", f"{why}: write it into the text", param="baseline.instruction")
-            state = words_in_front(self._base, self._ids(words))
+            state = words_in_front(self._base, instruction_ids(self._base.tokenizer, words))
         form = hashlib.sha256(f"{asked.template} {words}".encode()).hexdigest()[:16]
         return Served(f"{served.key} as {form}", spec, () if state is None else (state,))
-
-    def _ids(self, words: str) -> list[int]:
-        with self._lock:
-            if self._tokenizer is None:
-                # whether special tokens are read is a setting of the tokenizer, which other threads use too
-                self._tokenizer = copy.deepcopy(self._base.tokenizer)
-            return instruction_ids(self._tokenizer, words)
 
 
 @lru_cache(KEPT)

@@ -1,12 +1,10 @@
 """Examples to tokens, in a thread of its own: templates and tokenizer, and what is worked out once for a task."""
 
-import copy
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Generic, TypeVar
+from dataclasses import replace
+from typing import Generic, TypeVar
 
-from softprompt.architecture import Frame
 from softprompt.base import FrozenLM
 from softprompt.batch import Encoder, Item, Reader
 from softprompt.data import Example
@@ -14,6 +12,7 @@ from softprompt.errors import DataError
 from softprompt.examples import characters
 from softprompt.objective import Objective
 from softprompt.server.work import Served
+from softprompt.tokens import tokens_of
 
 _Value = TypeVar("_Value")
 
@@ -36,37 +35,22 @@ class Recent(Generic[_Value]):
         return self._values[key]
 
 
-@dataclass(frozen=True)
-class _Reader:
-    """What an Encoder asks of a base model."""
-
-    tokenizer: Any
-    architecture: str
-    frame: Frame
-    context_length: int | None
-
-
-def reader_of(base: Reader) -> Reader:
-    """What an Encoder asks of ``base``, for one thread: whether special tokens are read is a setting of the tokenizer,
-    which other threads could change meanwhile."""
-    tokenizer = copy.deepcopy(base.tokenizer)
-    return _Reader(tokenizer, base.architecture, base.frame, base.context_length)
-
-
 class Texts:
     """Makes tokens of examples; to be called in one thread only."""
 
     def __init__(self, base: Reader, longest: int) -> None:
         """``longest``: characters of an example that are read at all."""
         self._longest = longest
-        self._reader = reader_of(base)
+        self._base = base
+        # now, and not while texts wait
+        tokens_of(base.tokenizer).prepare()
         self._labelling: Recent[Encoder] = Recent(KEPT)
         self._generating: Recent[Encoder] = Recent(KEPT)
 
     def labelling(self, served: Served, examples: Sequence[Example]) -> Encoder:
         """What reads ``examples`` for their labels; raises DataError for one that is too long."""
         self._check_lengths(examples)
-        return self._labelling.get(served.key, lambda: Encoder(self._reader, served.spec, _length(served)))
+        return self._labelling.get(served.key, lambda: Encoder(self._base, served.spec, _length(served)))
 
     def text(self, served: Served, example: Example, new_tokens: int) -> Item:
         """The item of a text that at most ``new_tokens`` are to follow.
@@ -78,7 +62,7 @@ class Texts:
         # whatever its task is, words can follow
         encoder = self._generating.get(
             (served.key, new_tokens),
-            lambda: Encoder(self._reader, replace(served.spec, kind="generation"), _length(served), new_tokens),
+            lambda: Encoder(self._base, replace(served.spec, kind="generation"), _length(served), new_tokens),
         )
         return Item(0, encoder.inputs([example])[0], ())
 

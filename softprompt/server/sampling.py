@@ -21,7 +21,7 @@ from softprompt.examples import characters
 from softprompt.profile import Profile
 from softprompt.profiling import rare_tokens
 from softprompt.samples import ROW_BYTES, TEXT_CHARACTERS, Sample
-from softprompt.server.preparing import Recent, reader_of
+from softprompt.server.preparing import Recent
 from softprompt.server.sample_files import SampleFile
 from softprompt.server.work import Served
 
@@ -192,10 +192,10 @@ class Sampler:
 
 
 class _Measuring:
-    """Tokens of texts, by a tokenizer of its own."""
+    """Tokens of texts."""
 
     def __init__(self, base: Reader, profile: Callable[[str], Profile | None]) -> None:
-        self._reader, self._profile = reader_of(base), profile
+        self._base, self._profile = base, profile
         self._prompts: Recent[tuple[Encoder, frozenset[int] | None]] = Recent(KEPT)
 
     def tokens(self, prompt: str, served: Served, example: Example) -> tuple[int | None, int | None]:
@@ -215,7 +215,7 @@ class _Measuring:
         except SoftpromptError as error:
             log.warning("profile not read", extra={"facts": {"model": prompt, "reason": str(error)}})
         length = max((state.length for state in served.states), default=0)
-        return Encoder(self._reader, served.spec, length), known
+        return Encoder(self._base, served.spec, length), known
 
 
 def _cut(text: str) -> str:
