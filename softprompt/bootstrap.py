@@ -2,36 +2,38 @@
 
 A resample draws examples with replacement, the same for all methods, and each method's seeds with replacement, for each
 method anew; a method's value is the mean over its drawn seeds of the metric on the drawn examples. The 2.5% and 97.5%
-quantiles of the values bound the interval, as in metrics.py. Shapes: ``S`` seeds, ``n`` examples, ``K`` counts, ``R``
-resamples.
+quantiles of the values bound the interval, as in metrics/. Shapes: ``S`` seeds, ``n`` examples, ``k`` numbers kept of
+each, ``R`` resamples.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from softprompt.metrics import QUANTILES, Floats, PairedDifference, bleu_counts, bleu_of_counts, difference_of, drawn
+from softprompt.metrics import METRICS, QUANTILES, Floats, PairedDifference, Scorer, difference_of, drawn
 
 RESAMPLES = 2000
 
 
 @dataclass(frozen=True)
 class Scores:
-    """What the runs of one method scored on the same examples, in a form that resamples can add up.
+    """What the runs of one method scored on the same examples, in a form that resamples can be scored in.
 
     Attributes:
-        counts: ``[S, n, K]``.
-        value: sums of counts over ``n`` examples, ``[R, K]``, and ``n`` itself, to values of the metric ``[R]``.
+        rows: what the metric keeps of each example ``[S, n, k]``.
+        scorer: the metric.
     """
 
-    counts: Floats
-    value: Callable[[Floats, int], Floats]
+    rows: Floats
+    scorer: Scorer
 
     @property
     def means(self) -> Floats:
         """The metric of each seed ``[S]``."""
-        return self.value(self.counts.sum(axis=1), self.counts.shape[1])
+        all_of_them = np.ones((1, self.rows.shape[1]))
+        return np.array([self.scorer.value(all_of_them, rows)[0] for rows in self.rows])
 
 
 @dataclass(frozen=True)
@@ -44,24 +46,18 @@ class Interval:
     high: float
 
 
-def accuracy_scores(gold: Sequence[str], runs: Sequence[Sequence[str]]) -> Scores:
-    """``runs``: the labels that each seed predicted, in the order of ``gold``."""
-    hits = [[[float(a == b)] for a, b in zip(gold, predicted, strict=True)] for predicted in runs]
-    return Scores(np.array(hits), lambda sums, n: sums[:, 0] / n)
-
-
-def bleu_scores(references: Sequence[Sequence[str]], runs: Sequence[Sequence[str]]) -> Scores:
-    """``runs``: the completions that each seed gave, in the order of ``references``."""
-    counts = np.stack([bleu_counts(references, predicted) for predicted in runs])
-    return Scores(counts, lambda sums, _: bleu_of_counts(sums))
+def scores_of(metric: str, gold: Sequence[Any], runs: Sequence[Sequence[str]]) -> Scores:
+    """``runs``: the label or completion that each seed gave, in the order of ``gold``, labels or references."""
+    scorer = METRICS[metric]
+    return Scores(np.stack([scorer.checked_rows(gold, predicted) for predicted in runs]), scorer)
 
 
 def resampled(scores: Mapping[str, Scores], resamples: int = RESAMPLES, seed: int = 0) -> dict[str, Floats]:
     """Each method's value in each resample ``[R]``."""
     if not scores:
         return {}
-    n = next(iter(scores.values())).counts.shape[1]
-    flat = [one.counts.transpose(1, 0, 2).reshape(n, -1) for one in scores.values()]
+    n = next(iter(scores.values())).rows.shape[1]
+    flat = [one.rows.transpose(1, 0, 2).reshape(n, -1) for one in scores.values()]
     # examples on which all runs of all methods scored alike are one row, drawn as often as there are of them
     distinct, repeats = np.unique(np.concatenate(flat, axis=1), axis=0, return_counts=True)
     columns = np.split(distinct, np.cumsum([one.shape[1] for one in flat])[:-1], axis=1)
@@ -69,9 +65,8 @@ def resampled(scores: Mapping[str, Scores], resamples: int = RESAMPLES, seed: in
     values: dict[str, list[Floats]] = {name: [] for name in scores}
     for weights in drawn(repeats, resamples, seed):
         for (name, one), own in zip(scores.items(), columns, strict=True):
-            seeds, _, width = one.counts.shape
-            sums = (weights @ own).reshape(len(weights), seeds, width)
-            by_seed = np.stack([one.value(sums[:, index], n) for index in range(seeds)], axis=1)
+            seeds = len(one.rows)
+            by_seed = np.stack([one.scorer.value(weights, rows) for rows in np.split(own, seeds, axis=1)], axis=1)
             shares = generator.multinomial(seeds, np.full(seeds, 1 / seeds), size=len(weights)) / seeds
             values[name].append((by_seed * shares).sum(axis=1))
     return {name: np.concatenate(parts) for name, parts in values.items()}
@@ -91,4 +86,4 @@ def paired(one: Scores, other: Scores, values: Floats, other_values: Floats) -> 
     # sums that cancel in exact arithmetic leave rounding dust, which must not count as a side
     differences[np.abs(differences) <= 1e-12 * max(1.0, float(np.abs(values).max()))] = 0.0
     difference = float(one.means.mean() - other.means.mean())
-    return difference_of(difference, differences, one.counts.shape[1])
+    return difference_of(difference, differences, one.rows.shape[1])

@@ -24,6 +24,7 @@ from softprompt.cli_common import (
     json_option,
     load_base,
     load_base_of,
+    metric_option,
     model_of,
     model_options,
     observer_for,
@@ -139,6 +140,7 @@ def demo(out: Path, steps: int | None, as_json: bool, **model: Any) -> None:
 @click.option("--labels", type=GIVEN, help="Label names, comma-separated.  [default: those of the training data]")
 @click.option("--verbalizer", multiple=True, metavar="LABEL=WORDS", help="Words for a label. Repeatable.")
 @column_options
+@metric_option
 @click.option("--recipe", help="default, or lester (Adafactor, 0.3, constant, batch 32).")
 @click.option("--method", help="prompt-tuning, p-tuning, residual or prefix-tuning.  [default: prompt-tuning]")
 @click.option(
@@ -170,6 +172,7 @@ def train(
     template: str | None,
     labels: str | None,
     verbalizer: tuple[str, ...],
+    metric: str | None,
     config: Path | None,
     method_option: tuple[str, ...],
     seeds: int,
@@ -214,7 +217,9 @@ def train(
         from softprompt.streamed import read_streamed
 
         source, columns = read_streamed(data, **columns), {}
-    task = Task.of(source, max_length=chosen.max_length, **task_settings(template, labels, verbalizer), **columns)
+    task = Task.of(
+        source, max_length=chosen.max_length, **task_settings(template, labels, verbalizer, metric), **columns
+    )
     check_trainable(task)
     for member in members.values():
         check_init_fits(member.init, task.spec)
@@ -251,6 +256,7 @@ def train(
 @click.option("--seed", default=0, help="Without a saved prompt: of the choice of examples.")
 @click.option("--max-new-tokens", default=128, show_default=True, help="Of a completion.")
 @vote_option
+@metric_option
 @column_options
 @model_options
 @device_map_option
@@ -269,6 +275,7 @@ def evaluate_command(
     seed: int,
     max_new_tokens: int,
     vote: Any,
+    metric: str | None,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -290,10 +297,10 @@ def evaluate_command(
     if prompt_folder is not None:
         from softprompt.store import load_prompt
 
-        prompt = load_prompt(prompt_folder)
+        prompt = load_prompt(prompt_folder).judged_by(metric)
         task = Task.matching(prompt.spec, data, **columns)
     else:
-        task = Task.of(data, **task_settings(template, labels, verbalizer), **columns)
+        task = Task.of(data, **task_settings(template, labels, verbalizer, metric), **columns)
     examples = task.splits[split][:limit]
 
     from softprompt.baselines.written import choose_shots, written_prompt

@@ -129,6 +129,14 @@ vote_option = click.option(
 )
 
 
+metric_option = click.option(
+    "--metric",
+    type=GIVEN,
+    metavar="NAME",
+    help="What to judge by, as macro_f1 or bleu.  [default: accuracy; exact_match for short outputs, else chrf]",
+)
+
+
 def model_of(options: dict[str, Any]) -> dict[str, Any]:
     """What ``model_options`` gave, and ``device_map_option`` where a verb has it, taken out of ``options``."""
     model = {name: options.pop(name) for name in ("device", "dtype", "quantise", "trust_remote_code")}
@@ -181,10 +189,13 @@ def pairs(flag: str, options: tuple[str, ...], form: str, example: str) -> dict[
     return found
 
 
-def task_settings(template: str | None, labels: str | None, verbalizer: tuple[str, ...]) -> dict[str, Any]:
+def task_settings(
+    template: str | None, labels: str | None, verbalizer: tuple[str, ...], metric: str | None = None
+) -> dict[str, Any]:
     """What ``Task.of`` and ``TaskSpec.of`` take of them: those that were given."""
     return given(
         template=template,
+        metric=metric,
         labels=None if labels is None else _label_names(labels),
         verbalizers=pairs("--verbalizer", verbalizer, "LABEL=WORDS", "1=good") or None,
     )

@@ -18,6 +18,7 @@ from softprompt.cli_common import (
     given,
     json_option,
     load_base,
+    metric_option,
     model_of,
     model_options,
     observer_for,
@@ -67,6 +68,7 @@ def study_options(methods: str) -> Callable[[Command], Command]:
                 click.option("--labels", type=GIVEN, help="As for train."),
                 click.option("--verbalizer", multiple=True, metavar="LABEL=WORDS", help="As for train. Repeatable."),
                 click.option("--max-length", type=click.IntRange(min=8), help="As for train.  [default: 512]"),
+                metric_option,
             )
         ):
             command = option(command)
@@ -173,7 +175,7 @@ def _prepared(
     check_terms(methods, terms)
     if not folder_of_folders:
         StudyFolder.check(out)
-    settings = task_settings(options["template"], options["labels"], options["verbalizer"])
+    settings = task_settings(options["template"], options["labels"], options["verbalizer"], options["metric"])
     task = Task.of(options["data"], **settings, **given(max_length=options["max_length"]), **columns)
     check_trainable(task)
     for note in task.splits.notes:

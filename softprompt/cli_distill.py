@@ -14,6 +14,7 @@ from softprompt.cli_common import (
     compile_option,
     json_option,
     load_base,
+    metric_option,
     model_of,
     model_options,
     observer_for,
@@ -40,6 +41,7 @@ HOW = ("temperature", "top_k", "greedy", "samples", "sample_temperature", "sampl
 @click.option("--labels", type=GIVEN, help="Label names, comma-separated; for classification of unlabelled rows.")
 @click.option("--verbalizer", multiple=True, metavar="LABEL=WORDS", help="Words for a label. Repeatable.")
 @column_options
+@metric_option
 @click.option("--temperature", type=float, help="That logits are divided by while learning.  [default: 1]")
 @click.option("--top-k", type=int, help="Generation: likeliest tokens kept of the teacher.  [default: 64]")
 @click.option("--samples", type=int, help="Generation: sampled completions of each input, too.  [default: 0]")
@@ -72,6 +74,7 @@ def distill(
     template: str | None,
     labels: str | None,
     verbalizer: tuple[str, ...],
+    metric: str | None,
     method_option: tuple[str, ...],
     no_measure: bool,
     config: Path | None,
@@ -122,13 +125,13 @@ def distill(
     check_start(chosen.init, taught=True)
     check_init(chosen)
     text = "" if text_file is None else read_text(text_file)
-    prompt = None if saved is None else load_prompt(saved)
+    prompt = None if saved is None else load_prompt(saved).judged_by(metric)
     check_out(out, resume=resume, restart=restart)
     task = Task.of_inputs(
         inputs,
         spec=None if prompt is None else prompt.spec,
         max_length=chosen.max_length,
-        **task_settings(template, labels, verbalizer),
+        **task_settings(template, labels, verbalizer, metric),
         **columns,
     )
     check_there(task)

@@ -13,6 +13,7 @@ from softprompt.cli_common import (
     given,
     json_option,
     load_base_of,
+    metric_option,
     model_of,
     model_options,
     print_result,
@@ -158,6 +159,7 @@ def pull(source: str, out: Path, as_json: bool) -> None:
 @click.option("--force", is_flag=True, help="Promote even so; the history keeps that it was forced.")
 @click.option("--model", "model_name", type=GIVEN, help="The base model.  [default: the one the prompt was learned on]")
 @click.option("--max-new-tokens", default=128, show_default=True, help="Of a completion.")
+@metric_option
 @column_options
 @model_options
 @json_option
@@ -173,6 +175,7 @@ def promote(
     force: bool,
     model_name: str | None,
     max_new_tokens: int,
+    metric: str | None,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -196,7 +199,8 @@ def promote(
     found = store.version(f"{reference.name}@{reference.which}")
     gate = None
     if data is not None:
-        gate = _gate(store.get(str(found)), data, columns, split, limit, model_name, max_new_tokens, config, model)
+        prompt = store.get(str(found)).judged_by(metric)
+        gate = _gate(prompt, data, columns, split, limit, model_name, max_new_tokens, config, model)
     try:
         move = store.promote(str(found), alias, gate=gate, force=force)
     except GateError as error:
@@ -234,7 +238,13 @@ def _gate(
             bases[key] = load_base_of(prompt, model_name, model)
         return bases[key]
 
-    return Gate(base_of, task.splits[split][:limit], config, sampling=Sampling(max_new_tokens=max_new_tokens))
+    return Gate(
+        base_of,
+        task.splits[split][:limit],
+        config,
+        sampling=Sampling(max_new_tokens=max_new_tokens),
+        metric=prompt.spec.metric,
+    )
 
 
 @click.command()

@@ -14,6 +14,7 @@ from softprompt.cli_common import (
     given,
     json_option,
     load_base,
+    metric_option,
     model_of,
     model_options,
     observer_for,
@@ -63,6 +64,7 @@ from softprompt.cli_common import (
 @click.option("--template", type=WORDS, help="As for train.")
 @click.option("--labels", type=GIVEN, help="As for train.")
 @click.option("--verbalizer", multiple=True, metavar="LABEL=WORDS", help="As for train. Repeatable.")
+@metric_option
 @column_options
 @model_options
 @json_option
@@ -80,6 +82,7 @@ def sweep(
     template: str | None,
     labels: str | None,
     verbalizer: tuple[str, ...],
+    metric: str | None,
     as_json: bool,
     **settings: Any,
 ) -> None:
@@ -107,7 +110,10 @@ def sweep(
     from softprompt.train import check_trainable
 
     task = Task.of(
-        data, **task_settings(template, labels, verbalizer), **given(max_length=settings["max_length"]), **columns
+        data,
+        **task_settings(template, labels, verbalizer, metric),
+        **given(max_length=settings["max_length"]),
+        **columns,
     )
     check_trainable(task)
     for note in task.splits.notes:

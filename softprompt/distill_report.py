@@ -15,7 +15,7 @@ from torch import Tensor
 
 from softprompt.base import FrozenLM
 from softprompt.batch import Encoder
-from softprompt.bootstrap import resampled
+from softprompt.bootstrap import resampled, scores_of
 from softprompt.config import DistillConfig
 from softprompt.data import Example
 from softprompt.evaluate import score
@@ -30,7 +30,7 @@ from softprompt.predict import Prediction, Predictor, likeliest
 from softprompt.prefix import Prefix, PromptState, make_prefix
 from softprompt.results import BreakEven, Distilled, Fidelity, Figure, RequestTokens, Speed
 from softprompt.shots import behind
-from softprompt.summary import scores_of
+from softprompt.summary import gold_of
 from softprompt.task import TaskSpec
 from softprompt.teacher import Answers, LabelAnswers, Teacher
 
@@ -138,7 +138,8 @@ def fidelity(
         labelled = [examples[index] for index in indices]
         of_teacher, of_student = (score(one.of(indices), labelled) for one in (teacher, student))
         facts = {"teacher": figure(of_teacher.metric), "student": figure(of_student.metric)}
-        facts["kept"] = _kept(spec, labelled, *([one.words for one in (teacher.of(indices), student.of(indices))]))
+        words = [one.of(indices).words for one in (teacher, student)]
+        facts["kept"] = _kept(of_student.metric.name, gold_of(labelled), *words)
         manifest = {**of_student.to_dict(), "truncated": predictor.truncated}
         further = [agreement, *further]
     manifest["others"] |= {metric.name: metric.to_dict() for metric in further}
@@ -224,10 +225,10 @@ def without_clock(report: Distilled) -> Mapping[str, Any]:
     return report.model_dump(exclude={*timed, "against_read", "against_cached"})
 
 
-def _kept(spec: TaskSpec, examples: Sequence[Example], teacher: Sequence[str], student: Sequence[str]) -> Figure | None:
+def _kept(metric: str, gold: Sequence[Any], teacher: Sequence[str], student: Sequence[str]) -> Figure | None:
     """The student's metric as a share of its teacher's."""
     answers = {"teacher": teacher, "student": student}
-    scores = {name: scores_of(spec.kind, examples, [words]) for name, words in answers.items()}
+    scores = {name: scores_of(metric, gold, [words]) for name, words in answers.items()}
     whole = {name: float(one.means[0]) for name, one in scores.items()}
     if whole["teacher"] <= 0:
         return None
@@ -236,7 +237,7 @@ def _kept(spec: TaskSpec, examples: Sequence[Example], teacher: Sequence[str], s
     some = values["teacher"] > 0
     low, high = np.quantile(values["student"][some] / values["teacher"][some], QUANTILES)
     value = whole["student"] / whole["teacher"]
-    return figure(Metric("kept", value, float(low), float(high), len(examples)))
+    return figure(Metric("kept", value, float(low), float(high), len(gold)))
 
 
 __all__ = [

@@ -4,12 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from softprompt import metrics
 from softprompt.base import FrozenLM
 from softprompt.data import Example
 from softprompt.errors import ConfigError, DataError
 from softprompt.generate import Sampling
-from softprompt.metrics import Metric
+from softprompt.metrics import Metric, metrics_for, scorer_for
 from softprompt.predict import Answers, Prediction, Predictor, Vote
 from softprompt.prefix import PromptState
 from softprompt.store import Prompt
@@ -21,8 +20,8 @@ class Evaluation:
     """Results on one set of examples.
 
     Attributes:
-        metric: the task's main metric: accuracy, or BLEU.
-        others: further metrics.
+        metric: what the task is judged by first (see ``metrics.scorer_for``).
+        others: the further metrics of its kind.
         predictions: in the order of the examples.
         gold: labels, or references.
         truncated: texts that had to be cut.
@@ -82,21 +81,12 @@ def score(answers: Answers, examples: Sequence[Example]) -> Evaluation:
     before = answers.truncated
     predictions = tuple(sorted(answers.predict(examples), key=lambda prediction: prediction.index))
     truncated = answers.truncated - before
-    if answers.spec.kind == "classification":
-        labels = [_label(example) for example in examples]
-        predicted = [str(prediction.label) for prediction in predictions]
-        main = metrics.accuracy(labels, predicted)
-        others = (metrics.macro_f1(labels, predicted, answers.spec.labels),)
-        return Evaluation(main, others, predictions, tuple(labels), truncated)
-    references = [example.references for example in examples]
-    completions = [str(prediction.completion) for prediction in predictions]
-    return Evaluation(
-        metrics.bleu(references, completions),
-        (metrics.rouge_l(references, completions), metrics.exact_match(references, completions)),
-        predictions,
-        tuple(references),
-        truncated,
-    )
+    spec = answers.spec
+    gold = tuple(_label(one) if spec.kind == "classification" else one.references for one in examples)
+    answered = [str(one.completion if one.label is None else one.label) for one in predictions]
+    first = scorer_for(spec.kind, spec.metric, gold)
+    others = tuple(scorer(gold, answered) for scorer in metrics_for(spec.kind) if scorer is not first)
+    return Evaluation(first(gold, answered), others, predictions, gold, truncated)
 
 
 def _label(example: Example) -> str:

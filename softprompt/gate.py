@@ -1,23 +1,21 @@
 """The gate before promotion: is a new version worse than the one in place, on the same examples?
 
-The scores of both on each example are compared by a paired bootstrap (Koehn, "Statistical Significance Tests for
-Machine Translation Evaluation", 2004): right or wrong for classification, chrF for generation, which unlike BLEU has a
-value for a single example. A difference that chance explains does not close the gate, so few examples let much pass:
-the interval says how much.
+The answers of both are compared by a paired bootstrap over the examples (Koehn, "Statistical Significance Tests for
+Machine Translation Evaluation", 2004), in the metric that the new version is judged by. A difference that chance
+explains does not close the gate, so few examples let much pass: the interval says how much.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from statistics import fmean
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from softprompt import metrics
 from softprompt.base import FrozenLM
+from softprompt.bootstrap import paired, resampled, scores_of
 from softprompt.config import GateConfig
 from softprompt.data import Example
 from softprompt.evaluate import Evaluation, evaluate
 from softprompt.generate import Sampling
-from softprompt.metrics import PairedDifference
+from softprompt.metrics import METRICS, PairedDifference, digits_of
 from softprompt.store import Prompt
 
 
@@ -47,8 +45,8 @@ class Verdict:
 
     Attributes:
         passed: whether the new version may be promoted.
-        metric: accuracy (0..1), or chrf (0..100).
-        before, now: mean score of the version in place and of the new one.
+        metric: what both were judged by.
+        before, now: score of the version in place and of the new one.
         difference: ``now`` minus ``before``, with its interval.
         p_value: of being worse by more than the tolerance, two-sided.
         gained: examples that the new version answers better.
@@ -88,7 +86,7 @@ class Verdict:
         return {**self.figures(), "examples": [asdict(one) for one in self.lost[:examples]]}
 
     def __str__(self) -> str:
-        digits = 1 if self.metric == "chrf" else 3
+        digits = digits_of(self.metric)
         before, now, difference, low, high = (
             f"{value:.{digits}f}"
             for value in (self.before, self.now, self.difference.difference, self.difference.low, self.difference.high)
@@ -109,6 +107,7 @@ class Gate:
         config: GateConfig | None = None,
         *,
         sampling: Sampling | None = None,
+        metric: str | None = None,
     ) -> None:
         """Make ready.
 
@@ -117,8 +116,9 @@ class Gate:
             examples: labelled ones, or with references.
             config: the thresholds.
             sampling: how completions are made (generation).
+            metric: what to judge by; what the new version is judged by, if not given.
         """
-        self._base, self._examples, self._sampling = base, examples, sampling
+        self._base, self._examples, self._sampling, self._metric = base, examples, sampling, metric
         self._config = config or GateConfig()
 
     def __call__(self, new: Prompt, in_place: Prompt) -> Verdict:
@@ -128,9 +128,10 @@ class Gate:
             DataError: no examples, or examples without label or references.
             PromptFileError: a prompt was learned on another base model.
         """
+        metric = self._metric or new.spec.metric
+        alike = [replace(one, spec=replace(one.spec, metric=metric)) for one in (in_place, new)]
         before, now = (
-            evaluate(self._base_of(prompt), self._examples, prompt, sampling=self._sampling)
-            for prompt in (in_place, new)
+            evaluate(self._base_of(prompt), self._examples, prompt, sampling=self._sampling) for prompt in alike
         )
         return compared(self._examples, before, now, self._config)
 
@@ -140,36 +141,31 @@ class Gate:
 
 def compared(examples: Sequence[Example], before: Evaluation, now: Evaluation, config: GateConfig) -> Verdict:
     """What the answers of two prompts to ``examples`` mean for the second of them."""
-    (metric, old), (_, new) = _scores(before), _scores(now)
-    difference = metrics.paired_bootstrap(new, old, resamples=config.resamples, seed=config.seed)
-    accepted = metrics.paired_bootstrap(
-        [score + config.tolerance for score in new], old, resamples=config.resamples, seed=config.seed
-    )
+    metric = now.metric.name
+    indices = range(len(examples))
+    old, new = ([_answer(one, index) for index in indices] for one in (before, now))
+    scores = {name: scores_of(metric, now.gold, [words]) for name, words in (("now", new), ("before", old))}
+    values = resampled(scores, config.resamples, config.seed)
+    difference = paired(scores["now"], scores["before"], values["now"], values["before"])
+    # how surely it is worse by more than what is accepted
+    p_value = paired(scores["now"], scores["before"], values["now"] + config.tolerance, values["before"]).p_value
+    was, score = (METRICS[metric].each(now.gold, words) for words in (old, new))
     lost = [
-        Lost(index, example.text, _expected(example), _answer(before, index), _answer(now, index), old[index] - score)
-        for index, (example, score) in enumerate(zip(examples, new, strict=True))
-        if score < old[index]
+        Lost(index, examples[index].text, _expected(examples[index]), old[index], new[index], was[index] - score[index])
+        for index in indices
+        if score[index] < was[index]
     ]
     return Verdict(
-        passed=not (accepted.difference < 0 and accepted.p_value < config.significance),
+        passed=not (difference.difference + config.tolerance < 0 and p_value < config.significance),
         metric=metric,
-        before=fmean(old),
-        now=fmean(new),
+        before=float(scores["before"].means[0]),
+        now=float(scores["now"].means[0]),
         difference=difference,
-        p_value=accepted.p_value,
-        gained=sum(score > was for score, was in zip(new, old, strict=True)),
+        p_value=p_value,
+        gained=sum(score[index] > was[index] for index in indices),
         lost=tuple(sorted(lost, key=lambda one: -one.loss)),
         config=config,
     )
-
-
-def _scores(evaluation: Evaluation) -> tuple[str, list[float]]:
-    """The name of a metric that each example has a value of, and these."""
-    if evaluation.metric.name == "accuracy":
-        pairs = zip(evaluation.gold, evaluation.predictions, strict=True)
-        return "accuracy", [float(gold == prediction.label) for gold, prediction in pairs]
-    completions = [str(prediction.completion) for prediction in evaluation.predictions]
-    return "chrf", metrics.chrf_of_each(evaluation.gold, completions)
 
 
 def _expected(example: Example) -> str:

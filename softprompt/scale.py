@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from softprompt.base import FrozenLM
-from softprompt.bootstrap import paired, resampled
+from softprompt.bootstrap import paired, resampled, scores_of
 from softprompt.compare import Terms, compare
 from softprompt.contestants import Contestant
 from softprompt.errors import ConfigError
 from softprompt.report import write_scale
 from softprompt.results import SizePoint, SizeStudy, Study
 from softprompt.study_folder import file_name
-from softprompt.summary import scores_of
+from softprompt.summary import gold_of
 from softprompt.task import Task
 from softprompt.train import Observer
 
@@ -86,12 +86,12 @@ def folder_name(model: str) -> str:
 
 def gaps_of(study: Study, task: Task, first: str) -> dict[str, dict[str, float | int]]:
     """The first method minus each other one that has a result, as ``paired`` gives it."""
-    test = task.test[: len(study.gold)]
+    gold = gold_of(task.test[: len(study.gold)])
     runs: dict[str, list[Any]] = {}
     for result in study.results:
         if result.status == "ok":
             runs.setdefault(result.method, []).append(result.predictions)
-    scores = {name: scores_of(study.kind, test, some) for name, some in runs.items()}
+    scores = {name: scores_of(study.metric, gold, some) for name, some in runs.items()}
     values = resampled(scores)
     if first not in scores:
         return {}

@@ -7,7 +7,7 @@ ever unpickled. A prompt of a versioned store (see ``versions``) is read by its 
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -92,6 +92,10 @@ class Prompt:
         """How the weights of the base model were stored, if they were quantised."""
         return self.base_fingerprint.get("quantisation")
 
+    def judged_by(self, metric: str | None) -> "Prompt":
+        """The same prompt, judged by another metric; by its own, if none is given. Raises ConfigError."""
+        return self if metric is None else replace(self, spec=replace(self.spec, metric=metric))
+
     def check_base(self, base: Identified) -> None:
         """Raise PromptFileError unless ``base`` is the model that this prompt was learned on."""
         if self.quantisation != base.quantisation:
@@ -170,8 +174,9 @@ class Prompt:
 
 
 def digest_of(spec: TaskSpec, states: Sequence[PromptState]) -> str:
-    """SHA-256 of all that an answer depends on: the task and the prompt's numbers, not its name or history."""
-    digest = hashlib.sha256(json.dumps(spec.to_dict()).encode())
+    """SHA-256 of all that an answer depends on: the task and the prompt's numbers, not its name, history or judge."""
+    facts = {name: value for name, value in spec.to_dict().items() if name != "metric"}
+    digest = hashlib.sha256(json.dumps(facts).encode())
     for state in states:
         digest.update(f"{state.kind}{state.behind_bos}".encode())
         for tensor in state.tensors:

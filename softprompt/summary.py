@@ -6,7 +6,7 @@ from statistics import mean
 from typing import Any
 
 from softprompt.base import FrozenLM
-from softprompt.bootstrap import Scores, accuracy_scores, bleu_scores, interval, paired, resampled
+from softprompt.bootstrap import Scores, interval, paired, resampled, scores_of
 from softprompt.data import Example
 from softprompt.measure import machine
 from softprompt.metrics import Floats
@@ -30,7 +30,7 @@ def summarise(
     """What the results of one comparison say together; ``test``: the examples that were scored."""
     spec, splits = task.spec, task.splits
     metric = next((result.test.metric for result in results if result.test is not None), "none")
-    rows = rows_of(spec.kind, test, results, current)
+    rows = rows_of(metric, gold_of(test), results, current)
     gold = tuple(str(one.label) if spec.kind == "classification" else one.references[0] for one in test)
     guessing = max(gold.count(label) for label in spec.labels) / len(gold) if spec.labels else None
     return Study(
@@ -56,23 +56,21 @@ def summarise(
     )
 
 
-def rows_of(kind: str, test: Sequence[Example], results: Sequence[Result], current: str | None) -> tuple[Row, ...]:
-    """One row a method, in the order in which methods first appear."""
+def gold_of(examples: Sequence[Example]) -> list[Any]:
+    """Of each its label, or its references."""
+    return [one.references if one.label is None else one.label for one in examples]
+
+
+def rows_of(metric: str, gold: Sequence[Any], results: Sequence[Result], current: str | None) -> tuple[Row, ...]:
+    """One row a method, in the order in which methods first appear; ``gold`` as ``gold_of`` the test examples."""
     by_method: dict[str, list[Result]] = {}
     for result in results:
         by_method.setdefault(result.method, []).append(result)
     good = {name: [one for one in some if one.status == "ok"] for name, some in by_method.items()}
-    scores = {name: scores_of(kind, test, [one.predictions for one in some]) for name, some in good.items() if some}
+    scores = {name: scores_of(metric, gold, [one.predictions for one in some]) for name, some in good.items() if some}
     values = resampled(scores)
     best = max(scores, key=lambda name: scores[name].means.mean(), default=None)
     return tuple(_row(name, by_method[name], good[name], scores, values, best, current) for name in by_method)
-
-
-def scores_of(kind: str, test: Sequence[Example], runs: Sequence[Sequence[str]]) -> Scores:
-    """Scores of the main metric: accuracy, or BLEU."""
-    if kind == "classification":
-        return accuracy_scores([str(one.label) for one in test], runs)
-    return bleu_scores([one.references for one in test], runs)
 
 
 def _row(

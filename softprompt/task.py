@@ -2,14 +2,15 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Self
 
 from softprompt.data import Example, Splits, read_splits
-from softprompt.errors import DataError, PromptFileError, TemplateError
+from softprompt.errors import ConfigError, DataError, PromptFileError, TemplateError
 from softprompt.examples import answered, kind_of
+from softprompt.metrics import SHORT, metrics_for, scorer_for
 from softprompt.template import Template
 
 CLASSIFICATION_TEMPLATE = "{{ text }}\nLabel:"
@@ -26,6 +27,7 @@ class TaskSpec:
         labels: names of the classes as they stand in the data; empty for generation.
         verbalizers: the words the model sees for each label, in the same order.
         max_length: tokens of template and text, at most.
+        metric: what answers are judged by first; ``None``: what suits the kind and the references (see ``metrics``).
     """
 
     kind: Literal["classification", "generation"]
@@ -33,8 +35,10 @@ class TaskSpec:
     labels: tuple[str, ...] = ()
     verbalizers: tuple[str, ...] = ()
     max_length: int = 512
+    metric: str | None = None
 
     def __post_init__(self) -> None:
+        scorer_for(self.kind, self.metric)  # refuses one that there is not
         if self.kind == "generation":
             return
         if len(self.labels) < 2:
@@ -57,11 +61,13 @@ class TaskSpec:
         template: str | None = None,
         verbalizers: Mapping[str, str] | None = None,
         max_length: int = 512,
+        metric: str | None = None,
     ) -> Self:
         """Classification with these labels, generation without; what is not given is as for ``Task``.
 
         Raises:
             DataError: fewer than two labels, or a verbalizer for none of them.
+            ConfigError: a metric that there is not for this kind.
             TemplateError: a template that cannot be used.
         """
         names, words = tuple(labels or ()), dict(verbalizers or {})
@@ -75,6 +81,7 @@ class TaskSpec:
             names,
             tuple(words.get(name, name) for name in names),
             max_length,
+            metric,
         )
         spec.compiled  # noqa: B018 (a template that does not compile is found here, not at the first example)
         return spec
@@ -99,6 +106,7 @@ class TaskSpec:
             "labels": list(self.labels),
             "verbalizers": list(self.verbalizers),
             "max_length": self.max_length,
+            **({} if self.metric is None else {"metric": self.metric}),
         }
 
     @classmethod
@@ -111,15 +119,16 @@ class TaskSpec:
         try:
             kind, template, max_length = values["kind"], values["template"], values["max_length"]
             labels, verbalizers = tuple(values["labels"]), tuple(values["verbalizers"])
+            metric = values.get("metric")
         except (KeyError, TypeError) as error:
             raise PromptFileError(f"the saved task lacks or misuses {error}") from error
-        strings = all(isinstance(value, str) for value in (template, *labels, *verbalizers))
+        strings = all(isinstance(value, str) for value in (template, *labels, *verbalizers, metric or ""))
         if kind not in ("classification", "generation") or not strings or not isinstance(max_length, int):
             raise PromptFileError("the saved task has values of the wrong type")
         try:
-            spec = cls(kind, template, labels, verbalizers, max_length)
+            spec = cls(kind, template, labels, verbalizers, max_length, metric)
             spec.compiled  # noqa: B018 (a template that does not compile is found here, not at the first example)
-        except (DataError, TemplateError) as error:
+        except (ConfigError, DataError, TemplateError) as error:
             raise PromptFileError(f"the saved task cannot be used: {error}") from error
         return spec
 
@@ -153,6 +162,7 @@ class Task:
         labels: Sequence[str] | None = None,
         verbalizers: Mapping[str, str] | None = None,
         max_length: int = 512,
+        metric: str | None = None,
         **columns: str,
     ) -> Self:
         """A classification task.
@@ -162,10 +172,12 @@ class Task:
             labels: class names in the order wanted; those of the training examples, sorted, if not given.
             verbalizers: words for some or all labels; a label's own name for the others.
             max_length: tokens of template and text, at most.
+            metric: what it is judged by first: accuracy, if not given, or macro_f1.
             columns: ``text_column=``, ``label_column=`` of the reader.
 
         Raises:
             DataError: no examples, one class only, a label that is not among ``labels``.
+            ConfigError: a metric that there is not for this kind.
             TemplateError: a template that cannot be used.
         """
         splits = _splits(source, columns, template)
@@ -178,18 +190,30 @@ class Task:
                 f"{splits.source}: labels {alike[0]!r} and {alike[1]!r} differ only in capitals or blanks: correct the "
                 "rows, or name all labels if they are meant so"
             )
-        spec = TaskSpec.of(labels=names, template=template, verbalizers=verbalizers, max_length=max_length)
+        spec = TaskSpec.of(
+            labels=names, template=template, verbalizers=verbalizers, max_length=max_length, metric=metric
+        )
         return cls._checked(spec, splits, "correct the rows, or name all labels")
 
     @classmethod
     def generation(
-        cls, source: str | Path | Splits, *, template: str | None = None, max_length: int = 512, **columns: str
+        cls,
+        source: str | Path | Splits,
+        *,
+        template: str | None = None,
+        max_length: int = 512,
+        metric: str | None = None,
+        **columns: str,
     ) -> Self:
-        """A text-to-text task; arguments and errors as for ``classification``, ``target_column=`` among ``columns``."""
+        """A text-to-text task; arguments and errors as for ``classification``, ``target_column=`` among ``columns``.
+
+        Without a ``metric`` its references choose one (see ``metrics.scorer_for``), which the notes then say.
+        """
         splits = _splits(source, columns, template)
         if splits.kind != "generation":
             raise DataError(f"{splits.source}: expected rows with target or references, got classification rows")
-        return cls._checked(TaskSpec.of(template=template, max_length=max_length), splits)
+        spec = TaskSpec.of(template=template, max_length=max_length, metric=metric)
+        return cls._checked(*_judged(spec, splits))
 
     @classmethod
     def of(cls, source: str | Path | Splits, *, labels: Sequence[str] | None = None, **options: Any) -> Self:
@@ -226,6 +250,7 @@ class Task:
         template: str | None = None,
         verbalizers: Mapping[str, str] | None = None,
         max_length: int = 512,
+        metric: str | None = None,
         **columns: str,
     ) -> Self:
         """A task whose rows may come without label and output: inputs, to learn from a teacher.
@@ -250,7 +275,9 @@ class Task:
                 template=template,
                 verbalizers=verbalizers,
                 max_length=max_length,
+                metric=metric,
             )
+            spec, splits = _judged(spec, splits)
         elif told and kind != spec.kind:
             raise DataError(f"{splits.source}: the teacher was learned for {spec.kind}, these rows are for {kind}")
         return cls._checked(spec, splits, "correct the rows, or name all labels")
@@ -281,6 +308,20 @@ def _alike(labels: Sequence[str]) -> tuple[str, str] | None:
         if (other := seen.setdefault(" ".join(label.split()).casefold(), label)) != label:
             return other, label
     return None
+
+
+def _judged(spec: TaskSpec, splits: Splits) -> tuple[TaskSpec, Splits]:
+    """With the metric that the references ask for, where none was chosen, and a note that says so."""
+    references = [one.references for one in answered(splits.train + splits.validation + splits.test)]
+    if spec.metric is not None or spec.kind == "classification" or not references:
+        return spec, splits
+    scorer = scorer_for(spec.kind, None, references)
+    short = "shorter" if scorer.name == "exact_match" else "no shorter"
+    note = (
+        f"judged by {scorer.heading}, because most references are {short} than {SHORT} words; --metric NAME judges by "
+        f"another: {', '.join(one.name for one in metrics_for(spec.kind))}"
+    )
+    return replace(spec, metric=scorer.name), replace(splits, notes=(*splits.notes, note))
 
 
 def _splits(

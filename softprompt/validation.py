@@ -9,6 +9,7 @@ from torch import Tensor
 from softprompt.batch import Encoder, Item, budgeted, collate
 from softprompt.config import TrainConfig
 from softprompt.data import Example
+from softprompt.metrics import METRICS, accuracy, scorer_for
 from softprompt.objective import EVALUATION_TOKENS, Objective
 from softprompt.prefix import Prefix, PromptState, make_prefix
 from softprompt.task import Task, TaskSpec
@@ -20,7 +21,10 @@ class Validation:
     def __init__(self, task: Task, encoder: Encoder, objective: Objective, config: TrainConfig) -> None:
         self._objective, self._spec = objective, task.spec
         self._examples = validation_examples(task, config.validation_limit)
-        self.metric = "accuracy" if encoder.verbalizer is not None else "negative loss"
+        self.metric = (
+            "negative loss" if encoder.verbalizer is None else scorer_for(task.spec.kind, task.spec.metric).name
+        )
+        self._latest: list[str] = []
         items = encoder.training_items if encoder.verbalizer is None else encoder.scoring_items
         self._items = items(self._examples)
 
@@ -32,11 +36,16 @@ class Validation:
             loss = mean_loss(self._objective, prefix, self._items)
             return -loss, loss
         scores = self._objective.label_log_probabilities(prefix, self._items)
-        return accuracy_and_loss(scores, self._examples, self._spec)
+        self._latest = likeliest_labels(scores, self._spec)
+        return value_and_loss(scores, self._examples, self._spec)
 
     def error(self, value: float) -> float:
-        """The standard error of an accuracy over these examples; none where the metric is the loss itself."""
-        return 0.0 if self._objective.verbalizer is None else math.sqrt(value * (1 - value) / len(self._examples))
+        """The standard error of the latest score; none where the metric is the loss itself."""
+        if self._objective.verbalizer is None:
+            return 0.0
+        if self.metric == accuracy.name:
+            return math.sqrt(value * (1 - value) / len(self._examples))
+        return METRICS[self.metric].standard_error([str(one.label) for one in self._examples], self._latest)
 
 
 def validation_examples(task: Task, limit: int) -> list[Example]:
@@ -52,11 +61,22 @@ def some_of(examples: Sequence[Example], limit: int) -> list[Example]:
     return [examples[index] for index in sorted(chosen[:limit].tolist())]
 
 
-def accuracy_and_loss(scores: Tensor, examples: Sequence[Example], spec: TaskSpec) -> tuple[float, float]:
-    """Of log-probabilities ``[examples, C]``: the share of right labels, and the mean loss (nats)."""
+def value_and_loss(scores: Tensor, examples: Sequence[Example], spec: TaskSpec) -> tuple[float, float]:
+    """Of log-probabilities ``[examples, C]``: the task's metric of the likeliest labels, and the mean loss (nats).
+
+    Both are NaN where a score is: the likeliest label of such a row would be the first, whatever it is.
+    """
     gold = torch.tensor([spec.label_index[str(example.label)] for example in examples])
-    correct = int((scores.argmax(1) == gold).sum())
-    return correct / len(gold), float(-scores.gather(1, gold[:, None]).mean())
+    loss = float(-scores.gather(1, gold[:, None]).mean())
+    if scores.isnan().any():
+        return math.nan, math.nan
+    labels = [str(example.label) for example in examples]
+    return scorer_for(spec.kind, spec.metric).value_of(labels, likeliest_labels(scores, spec)), loss
+
+
+def likeliest_labels(scores: Tensor, spec: TaskSpec) -> list[str]:
+    """Of log-probabilities ``[examples, C]``."""
+    return [spec.labels[index] for index in scores.argmax(1).tolist()]
 
 
 @torch.no_grad()

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from softprompt.bootstrap import Scores, accuracy_scores, bleu_scores, interval, paired, resampled
+from softprompt.bootstrap import Scores, interval, paired, resampled, scores_of
 from softprompt.metrics import accuracy, bleu, paired_bootstrap
 
 
@@ -13,7 +13,7 @@ def run(right: int, n: int) -> list[str]:
 
 
 def scores(*right: int, n: int = 100) -> Scores:
-    return accuracy_scores(["a"] * n, [run(one, n) for one in right])
+    return scores_of("accuracy", ["a"] * n, [run(one, n) for one in right])
 
 
 def test_one_seed_has_the_interval_of_its_metric_and_no_deviation() -> None:
@@ -39,7 +39,7 @@ def test_seeds_that_disagree_wholly_leave_everything_open() -> None:
 def test_interval_has_the_variance_of_examples_plus_that_of_seeds() -> None:
     generator = np.random.default_rng(0)
     right = generator.random((5, 400)) < generator.normal(0.7, 0.05, (5, 1))
-    one = Scores(right[:, :, None].astype(float), lambda sums, n: sums[:, 0] / n)
+    one = Scores(right[:, :, None].astype(float), accuracy)
     values = resampled({"m": one}, 20000)["m"]
     means = one.means
     # both draws are with replacement and independent; of the examples, what seeds share adds to what each has alone
@@ -51,7 +51,7 @@ def test_interval_has_the_variance_of_examples_plus_that_of_seeds() -> None:
 def test_paired_difference_of_single_seeds_is_the_paired_bootstrap() -> None:
     generator = np.random.default_rng(1)
     a, b = ((generator.random(300) < p).astype(float) for p in (0.8, 0.72))
-    one, other = (Scores(x[None, :, None], lambda sums, n: sums[:, 0] / n) for x in (a, b))
+    one, other = (Scores(x[None, :, None], accuracy) for x in (a, b))
     values = resampled({"a": one, "b": other}, 20000)
     found, expected = paired(one, other, values["a"], values["b"]), paired_bootstrap(list(a), list(b))
     assert found.difference == pytest.approx(expected.difference)
@@ -80,7 +80,7 @@ def test_method_against_its_like_has_no_difference() -> None:
 def test_bleu_is_of_the_corpus_in_every_resample() -> None:
     references = [["the cat sat on the mat"], ["prices rose by 3.5% in May"], ["he walks to school every day"]] * 5
     outputs = ["the cat sat on a mat", "prices rose in May", "he walks to the school every day"] * 5
-    one = bleu_scores(references, [outputs])
+    one = scores_of("bleu", references, [outputs])
     expected = bleu(references, outputs, resamples=4000)
     found = interval(one, resampled({"m": one}, 4000)["m"])
     assert found.mean == pytest.approx(expected.value)

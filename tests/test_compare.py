@@ -101,11 +101,11 @@ class TestResults:
         study = run(tmp_path, Planted("a", uses_base=False), Planted("b"))
         assert [row.forgetting is None for row in study.rows] == [True, False]
 
-    def test_of_generation_are_scored_by_bleu(self, tmp_path: Path) -> None:
+    def test_of_generation_are_scored_by_what_suits_the_references(self, tmp_path: Path) -> None:
         task = Task.generation(answers(validation=4, test=4))
         methods = contestants("zero-shot,few-shot:2")
         study = run(tmp_path, *methods, task=task, terms=Terms(seeds=1, steps=1))
-        assert (study.metric, study.kind, study.labels) == ("bleu", "generation", ())
+        assert (study.metric, study.kind, study.labels) == ("exact_match", "generation", ())
         assert study.rows[0].calibration_error is None
         assert study.results[0].confidences == ()
         assert len(study.results[0].predictions) == 4

@@ -136,7 +136,7 @@ class TestTheCommand:
         done = distill(place, tmp_path / "p", "--prompt", place / "prompt.txt", *how, "--length", "6", inputs="answers")
         assert done.code == 0, done.err
         assert "token agreement" in done.out
-        assert "bleu of the teacher" in done.out
+        assert "exact_match of the teacher" in done.out
         kept = load_prompt(tmp_path / "p").training["distillation"]
         assert [kept[name] for name in ("samples", "temperature", "top_k", "stop")] == [1, 2.0, 8, ["\n"]]
 

@@ -57,7 +57,7 @@ class TestLearning:
         history = [json.loads(line) for line in prompt.extra_files["history.jsonl"].splitlines()]
         assert history[-1]["validation_loss"] < 0.5 * seen.losses[0]
         assert history[-1]["value"] == -history[-1]["validation_loss"]
-        assert prompt.metrics["test"]["metric"] == "bleu"
+        assert prompt.metrics["test"]["metric"] == "exact_match"
         assert prompt.metrics["test"]["others"]["exact_match"]["value"] > 0.6
 
     def test_result_and_observer_agree(self, base: FrozenLM) -> None:

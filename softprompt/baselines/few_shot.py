@@ -28,7 +28,7 @@ from softprompt.predict import Predictor
 from softprompt.shots import GAP
 from softprompt.task import Task
 from softprompt.train import check_trainable
-from softprompt.validation import accuracy_and_loss, mean_loss, validation_examples
+from softprompt.validation import mean_loss, validation_examples, value_and_loss
 
 _FACTS = "few_shot.json"
 
@@ -127,9 +127,9 @@ def load_few_shot(base: FrozenLM, folder: str | Path, sampling: Sampling | None 
 
 
 def _score(answers: Predictor | NearestShots, examples: Sequence[Example]) -> tuple[float, float]:
-    """Accuracy, or minus the loss, and the loss."""
+    """The metric, or minus the loss, and the loss."""
     if answers.spec.kind == "classification":
-        return accuracy_and_loss(answers.label_log_probabilities(examples), examples, answers.spec)
+        return value_and_loss(answers.label_log_probabilities(examples), examples, answers.spec)
     items = answers.encoder.training_items(examples)
     if isinstance(answers, NearestShots):
         items = answers.behind_shots(items, examples)

@@ -316,7 +316,7 @@ class _Asked:
             now["validation"] = (validation[1], validation[0])
         for name, (scores, rows) in now.items():
             saved = _saved(self.prompt.metrics.get(name))
-            if saved is not None and saved.metric == "accuracy" and spec.kind == "classification":
+            if saved is not None and spec.kind == "classification":
                 measured = value_figure(spec, scores, rows)
                 found.append(Reproduction(split=name, saved=saved, now=measured, same_data=self.same_data))
         return found
@@ -332,8 +332,10 @@ def _splits(task: Task) -> dict[str, tuple[Example, ...]]:
 
 
 def _saved(metric: Any) -> Figure | None:
+    """The accuracy that a manifest tells, as its main metric or among the others."""
     try:
-        return Figure(**{name: metric[name] for name in ("metric", "value", "low", "high", "n")})
+        told = metric if metric["metric"] == "accuracy" else metric["others"]["accuracy"]
+        return Figure(**{name: told[name] for name in ("metric", "value", "low", "high", "n")})
     except (KeyError, TypeError, ValueError):
         return None
 

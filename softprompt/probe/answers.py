@@ -6,12 +6,11 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from softprompt import metrics
 from softprompt.base import FrozenLM
 from softprompt.data import Example
 from softprompt.inspection import Answers, Bin, Calibration, Change, Comparison
 from softprompt.measure import figure
-from softprompt.metrics import Floats, Metric, calibration_error
+from softprompt.metrics import Floats, Metric, accuracy, calibration_error
 from softprompt.prefix import PromptState
 from softprompt.probe import statistics
 from softprompt.probe.scores import Scored, score_ensemble, score_states
@@ -74,7 +73,7 @@ def example_values(spec: TaskSpec, scored: Scored, examples: Sequence[Example]) 
 def value_figure(spec: TaskSpec, scored: Scored, examples: Sequence[Example]) -> Figure:
     """Accuracy, or the mean negative loss, with its interval."""
     if spec.kind == "classification":
-        return figure(metrics.accuracy(gold_of(examples), labels_of(spec, scored)))
+        return figure(accuracy(gold_of(examples), labels_of(spec, scored)))
     found = statistics.mean(-scored.losses[0])
     return figure(Metric("negative_loss", found.value, found.low, found.high, found.n))
 

@@ -15,6 +15,7 @@ from softprompt.report.numbers import (
     count_text,
     fixed,
     interval_text,
+    judge_of_steps,
     metric_limits,
     metric_name,
     metric_text,
@@ -74,7 +75,7 @@ def quality(study: Study) -> Figure | None:
         "Marks are means over seeds, lines their 95% intervals over seeds and examples, rings the single seeds. Where "
         "two lines overlap widely, more test examples or seeds are needed to part the methods.",
         _list("Test metric by method", [f"{one.name} {one.text}" for one in drawn]),
-        partial(charts.intervals, drawn, _metric_axis(study)),
+        partial(charts.intervals, drawn, _metric_axis(study.metric)),
         numbers,
     )
 
@@ -171,7 +172,8 @@ def _learning(
     show: Callable[[float], str],
 ) -> tuple[str, Callable[[int], Element], Table]:
     """Description, drawing and numbers of a figure of learning curves."""
-    name = f"{metric_name(study.metric)} on validation"
+    metric = judge_of_steps(study.kind, study.metric)
+    name = f"{metric_name(metric)} on validation"
     series = [
         charts.Series(
             method,
@@ -191,15 +193,15 @@ def _learning(
                 Cell(method),
                 Cell(show(at(point))),
                 Cell(count_text(len(point.values))),
-                *(Cell(metric_text(study.metric, f(point.values))) for f in (fmean, min, max)),
+                *(Cell(metric_text(metric, f(point.values))) for f in (fmean, min, max)),
                 Cell(fixed(point.loss, 3)),
             )
             for method, (_, curve) in learned.items()
             for point in curve
         ),
     )
-    last = [f"{one.name} {metric_text(study.metric, one.ys[-1])}" for one in series]
-    draw = partial(charts.lines, series, Axis(title, show), _metric_axis(study, name))
+    last = [f"{one.name} {metric_text(metric, one.ys[-1])}" for one in series]
+    draw = partial(charts.lines, series, Axis(title, show), _metric_axis(metric, name))
     return _list(f"{name} at the end", last), draw, numbers
 
 
@@ -248,7 +250,7 @@ def _against(
         title,
         caption,
         _list("On the Pareto front", [text for index, text in enumerate(on_front) if index in front]),
-        partial(charts.scatter, points, x, _metric_axis(study)),
+        partial(charts.scatter, points, x, _metric_axis(study.metric)),
         numbers,
     )
 
@@ -257,10 +259,10 @@ def _measured(study: Study) -> list[Row]:
     return [row for row in tables.ranked(study) if row.mean is not None and math.isfinite(row.mean)]
 
 
-def _metric_axis(study: Study, title: str = "") -> Axis:
-    low, high = metric_limits(study.metric)
+def _metric_axis(metric: str, title: str = "") -> Axis:
+    low, high = metric_limits(metric)
     show = partial(fixed, digits=0 if high > 1 else 2)
-    return Axis(title or f"{metric_name(study.metric)} on test", show, limits=(low, high))
+    return Axis(title or f"{metric_name(metric)} on test", show, limits=(low, high))
 
 
 def _seed_values(study: Study, method: str) -> tuple[float, ...]:

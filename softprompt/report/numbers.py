@@ -2,21 +2,27 @@
 
 import math
 
-from softprompt.metrics import OUT_OF_100, digits_of
+from softprompt.metrics import METRICS, digits_of
 
 MISSING = "\N{EN DASH}"
 _BYTES = ("B", "kB", "MB", "GB", "TB", "PB")
-_METRICS = {"macro_f1": "Macro-F1", "bleu": "BLEU", "rouge_l": "ROUGE-L"}
 
 
 def metric_name(name: str) -> str:
     """A metric as a heading names it."""
-    return _METRICS.get(name) or (name[:1].upper() + name[1:]).replace("_", " ")
+    return METRICS[name].heading if name in METRICS else (name[:1].upper() + name[1:]).replace("_", " ")
+
+
+def judge_of_steps(kind: str, metric: str) -> str:
+    """What validation chose steps and learning rates by: outputs are too costly to generate for that."""
+    return "negative_loss" if kind == "generation" else metric
 
 
 def metric_limits(name: str) -> tuple[float, float]:
     """The least and the greatest value that a metric can have."""
-    return (0.0, 100.0 if name in OUT_OF_100 else 1.0)
+    if name == "negative_loss":
+        return (-math.inf, 0.0)
+    return (0.0, METRICS[name].scale if name in METRICS else 1.0)
 
 
 def metric_text(name: str, value: float | None, signed: bool = False) -> str:

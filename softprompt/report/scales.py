@@ -69,7 +69,8 @@ def scale_of(axis: Axis, values: Iterable[float], start: float, end: float) -> S
         return Scale(low, high, start + gap, end, log=True, zero=start + 0.25 * gap)
     least, most = min(finite, default=0.0), max(finite, default=1.0)
     room = 0.06 * (most - least) or 0.05 * (abs(most) or 1.0)
-    low, high = max(least - room, axis.limits[0]), min(most + room, axis.limits[1])
+    # what lies beyond the limits, though nothing should, is drawn where it is
+    low, high = max(least - room, min(axis.limits[0], least)), min(most + room, max(axis.limits[1], most))
     if high - low < max(1e-9 * max(abs(low), abs(high)), _LEAST_SPAN):
         room = max(1e-3 * max(abs(low), abs(high)), _LEAST_SPAN)
         low, high = low - room, high + room

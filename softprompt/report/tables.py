@@ -12,6 +12,7 @@ from softprompt.report.numbers import (
     count_text,
     fixed,
     interval_text,
+    judge_of_steps,
     metric_name,
     metric_text,
     percent_text,
@@ -216,20 +217,21 @@ def failures(study: Study) -> Table:
 
 def search(study: Study) -> Table:
     """Learning rates that were tried, and what a sweep tried with them."""
+    metric = judge_of_steps(study.kind, study.metric)
     swept = any(trial.settings for result in study.results for trial in result.trials)
     rows = tuple(
         (
             Cell(result.method),
             Cell(str(result.seed)),
             Cell(f"{trial.learning_rate:g}", tags=("chosen",) if trial.chosen else ()),
-            Cell(metric_text(study.metric, trial.value)),
+            Cell(metric_text(metric, trial.value)),
             Cell(fixed(trial.loss, 3)),
             *([Cell(_value(trial.settings) or MISSING)] if swept else []),
         )
         for result in study.results
         for trial in result.trials
     )
-    names = ("Seed", "Learning rate", f"Validation {metric_name(study.metric)}", "Validation loss")
+    names = ("Seed", "Learning rate", f"Validation {metric_name(metric)}", "Validation loss")
     more = [Column("With", False)] if swept else []
     return Table("Learning rates tried", (Column("Method", False), *map(Column, names), *more), rows)
 
