@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Literal
 
 import torch
@@ -29,7 +30,7 @@ from softprompt.device import default_dtype, device_of, dtype_of
 from softprompt.embedded import MODEL_NAME as EMBEDDED_NAME
 from softprompt.errors import BaseModelError, SoftpromptError
 from softprompt.faster import make_faster
-from softprompt.fingerprint import identifying, sha256_of_json
+from softprompt.fingerprint import Outline, config_sha256, tokenizer_sha256
 from softprompt.last_layer import shorten_last_layer
 from softprompt.placement import check_placement, settle, shard, weights_of
 from softprompt.quantised import (
@@ -204,19 +205,10 @@ class FrozenLM:
         the embeddings alone. float16 rounds small weights in its own way and may give another hash. Quantised weights
         are hashed as stored, which depends on the dtype that they were quantised from, and the scheme is named.
         """
-        # what differs from the family's defaults: another release of transformers adds defaults of its own
-        config = identifying(self.config.to_diff_dict())
-        vocabulary = {
-            "vocab": self.tokenizer.get_vocab(),
-            "bos": self.bos_ids,
-            **({"back": self.frame.back, "start": self.frame.start} if self.frame.start else {}),
-            "eos": self.tokenizer.eos_token_id,
-            "example": self.tokenizer("A test: 123,\n\tnaïve.", add_special_tokens=False).input_ids,
-        }
         return {
             **({} if self.quantisation is None else {"quantisation": self.quantisation}),
-            "config": sha256_of_json(config),
-            "tokenizer": sha256_of_json(vocabulary),
+            "config": config_sha256(self.config),
+            "tokenizer": tokenizer_sha256(self.tokenizer, self.frame),
             "weights": sampled_sha256(weights_of(self.model)),
         }
 
@@ -298,6 +290,7 @@ def load(
     processes: Processes = ALONE,
     trust_remote_code: bool = False,
     progress: Callable[[str], None] | None = None,
+    check: Callable[[Outline], None] | None = None,
 ) -> FrozenLM:
     """Load and freeze a language model, decoder-only or encoder-decoder.
 
@@ -313,6 +306,7 @@ def load(
         processes: those of the run (``spread.joined``), which will share its work.
         trust_remote_code: let the model's repository run its own code. Off unless you trust it.
         progress: receives a line of text when something takes long.
+        check: raises for a model that is not wanted (``Prompt.check_base``), before its weights are loaded.
 
     Raises:
         BaseModelError: nothing usable is there under this name, or it cannot be quantised or shared so.
@@ -339,6 +333,8 @@ def load(
             quantised = loading_options(config, quantise, chosen_device, chosen_dtype, text_name)
             quantised |= {} if device_map is None else {"device_map": device_map}
             tokenizer = source.tokenizer()
+            if check is not None and not trust_remote_code:  # code of one's own may change its configuration later
+                check(_outline(config, tokenizer, text_name, quantise))
             loaded: Any = family.from_pretrained(
                 source.place,
                 dtype=chosen_dtype,
@@ -376,3 +372,11 @@ def load(
     if sharding is not None:
         _ = base.fingerprint  # read by all processes together, once
     return base
+
+
+def _outline(config: Any, tokenizer: Any, name: str, quantise: str | None) -> Outline:
+    parts = {"config": config_sha256(config)}
+    # where answers of an encoder-decoder model start may be told by its generation_config.json only
+    if not is_encoder_decoder(config) or isinstance(getattr(config, "decoder_start_token_id", None), int):
+        parts["tokenizer"] = tokenizer_sha256(tokenizer, Frame.of(SimpleNamespace(config=config), tokenizer, name))
+    return Outline(name, scheme_of(config) or quantise, parts)

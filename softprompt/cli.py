@@ -7,6 +7,7 @@ import errno
 import io
 import os
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -200,7 +201,7 @@ def train(
 
     from softprompt.fit import check_out, fit_together
     from softprompt.methods import check_method
-    from softprompt.methods.initialisers import check_init, check_init_fits
+    from softprompt.methods.initialisers import check_init, check_init_base, check_init_fits
     from softprompt.task import Task
     from softprompt.train import check_together, check_trainable
 
@@ -223,7 +224,7 @@ def train(
     check_trainable(task)
     for member in members.values():
         check_init_fits(member.init, task.spec)
-    base = load_base(model_name, model)
+    base = load_base(model_name, model, partial(check_init_base, [member.init for member in members.values()]))
     prompt = fit_together(
         base,
         task,

@@ -13,6 +13,7 @@ from softprompt.shown import ERROR_CHARACTERS, shown, shown_json
 
 if TYPE_CHECKING:
     from softprompt.base import FrozenLM
+    from softprompt.fingerprint import Outline
     from softprompt.store import Prompt
     from softprompt.train import Observer
 
@@ -148,7 +149,8 @@ def columns_of(options: dict[str, Any]) -> dict[str, Any]:
     return given(**{name: options.pop(name) for name in ("text_column", "label_column", "target_column")})
 
 
-def load_base(name: str, options: dict[str, Any]) -> "FrozenLM":
+def load_base(name: str, options: dict[str, Any], check: "Callable[[Outline], None] | None" = None) -> "FrozenLM":
+    """The model called ``name``; ``check`` raises for one that is not wanted, before its weights are loaded."""
     from transformers.utils import logging
 
     from softprompt.base import load
@@ -158,7 +160,7 @@ def load_base(name: str, options: dict[str, Any]) -> "FrozenLM":
     say(f"loading {name}")
     context = click.get_current_context(silent=True)
     processes = context.find_object(Processes) if context else None
-    return load(name, progress=say, processes=processes or ALONE, **options)
+    return load(name, progress=say, processes=processes or ALONE, check=check, **options)
 
 
 def load_base_of(prompt: "Prompt", name: str | None, options: dict[str, Any]) -> "FrozenLM":
@@ -166,7 +168,8 @@ def load_base_of(prompt: "Prompt", name: str | None, options: dict[str, Any]) ->
     from softprompt.quantised import SCHEMES
 
     known = prompt.quantisation if prompt.quantisation in SCHEMES else None
-    return load_base(name or prompt.base_name, {**options, "quantise": options["quantise"] or known})
+    options = {**options, "quantise": options["quantise"] or known}
+    return load_base(name or prompt.base_name, options, prompt.check_base)
 
 
 def observer_for(as_json: bool, tensorboard: Path | None = None) -> "Observer":

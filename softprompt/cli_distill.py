@@ -137,7 +137,7 @@ def distill(
     check_there(task)
     check_init_fits(chosen.init, task.spec)
     solved = choose_shots(answered(task.train), shots, shots_seed) if shots else []
-    base = load_base(model_name, model)
+    base = load_base(model_name, model, None if prompt is None else prompt.check_base)
     teacher = Teacher.written(base, task.spec, text, solved) if prompt is None else Teacher.saved(base, prompt)
     done = distill_together(
         base,

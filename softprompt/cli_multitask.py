@@ -1,7 +1,7 @@
 """``softprompt multitask``: several tasks learn together, each ends with a prompt of its own."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -18,6 +18,9 @@ from softprompt.cli_common import (
     run_options,
     say,
 )
+
+if TYPE_CHECKING:
+    from softprompt.fingerprint import Outline
 
 
 @click.command()
@@ -59,7 +62,7 @@ def multitask(
 
     from softprompt.fit import check_out
     from softprompt.fit_multitask import check_names, fit_multitask
-    from softprompt.methods.initialisers import check_init, check_init_fits
+    from softprompt.methods.initialisers import check_init, check_init_base, check_init_fits
     from softprompt.multitask import check_tasks
     from softprompt.report_text import training_lines
     from softprompt.store import load_prompt
@@ -75,7 +78,13 @@ def multitask(
         teacher.state  # noqa: B018 (an ensemble is refused before the model is loaded)
     read = {name: Task.of(data, max_length=chosen.max_length) for name, data in sources.items()}
     check_init_fits(chosen.init, next(iter(read.values())).spec)
-    base = load_base(model_name, model)
+
+    def check(base: "Outline") -> None:
+        check_init_base([chosen.init], base)
+        for teacher in loaded.values():
+            teacher.check_base(base)
+
+    base = load_base(model_name, model, check)
     prompts = fit_multitask(
         base,
         read,

@@ -200,7 +200,7 @@ def _own(
     from softprompt.server.registry import Registry
 
     model = {"device": settings.device, "dtype": settings.dtype, "quantise": settings.quantise}
-    base = load_base(str(settings.model), {**model, "trust_remote_code": trust_remote_code})
+    base = load_base(str(settings.model), {**model, "trust_remote_code": trust_remote_code}, source.check_base)
     source.check_base(base)
     if compiles(base, settings.compile, SERVED):
         say("compiling: up to two minutes the first time, less later (--compile never leaves it out)")

@@ -15,6 +15,7 @@ import torch
 
 from softprompt.artifacts import referred
 from softprompt.errors import PromptFileError
+from softprompt.fingerprint import Outline
 from softprompt.folders import check_free, write_folder
 from softprompt.paths import expanded
 from softprompt.prefix import PromptState
@@ -96,8 +97,8 @@ class Prompt:
         """The same prompt, judged by another metric; by its own, if none is given. Raises ConfigError."""
         return self if metric is None else replace(self, spec=replace(self.spec, metric=metric))
 
-    def check_base(self, base: Identified) -> None:
-        """Raise PromptFileError unless ``base`` is the model that this prompt was learned on."""
+    def check_base(self, base: Identified | Outline) -> None:
+        """Raise PromptFileError unless ``base`` is the model that this prompt was learned on, as far as it is known."""
         if self.quantisation != base.quantisation:
             learned, got = (
                 f"quantised as {one}" if one else "not quantised" for one in (self.quantisation, base.quantisation)
@@ -106,12 +107,20 @@ class Prompt:
                 f"this prompt was learned on '{self.base_name}', {learned}, but the base model given is '{base.name}', "
                 f"{got}, which has other weights: load it as it was (--quantise), or learn the prompt again"
             )
-        differing = [part for part, digest in self.base_fingerprint.items() if base.fingerprint.get(part) != digest]
+        # before the weights are loaded there is no digest of them yet
+        parts = set(base.fingerprint) if isinstance(base, Outline) else set(self.base_fingerprint)
+        differing = [
+            part
+            for part, digest in self.base_fingerprint.items()
+            if part in parts and base.fingerprint.get(part) != digest
+        ]
         if differing or not self.base_fingerprint:
             raise PromptFileError(
                 f"this prompt was learned on '{self.base_name}', but the base model given is '{base.name}' "
                 f"(differing: {', '.join(differing) or 'no fingerprint saved'}): load it on the model it was learned on"
             )
+        if isinstance(base, Outline):
+            return
         sizes = {state.tensor.shape[1] for state in self.states if state.kind == "embeddings"}
         if sizes - {base.embedding_size}:
             raise PromptFileError(

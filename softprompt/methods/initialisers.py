@@ -4,7 +4,7 @@ Lester et al. 2021 (section 3.2) compare random, sampled vocabulary and class la
 Solved examples are ours: what a few-shot prompt says is where learning begins.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +14,7 @@ from softprompt.base import FrozenLM
 from softprompt.batch import Encoder
 from softprompt.data import Example
 from softprompt.errors import ConfigError, PromptFileError
+from softprompt.fingerprint import Outline
 from softprompt.prefix import PromptState
 from softprompt.shots import GAP, solved_within
 from softprompt.store import load_prompt, read_manifest
@@ -89,6 +90,14 @@ def check_init(how: str, *, taught: bool = False) -> None:
         raise ConfigError(f"init '{how}': expected {behind}, as in {_WITH_ARGUMENT[name]}")
     if name == "prompt":
         read_manifest(argument)
+
+
+def check_init_base(hows: Iterable[str], base: Outline) -> None:
+    """Raise PromptFileError if one starts from a saved prompt that was learned on another model than ``base``."""
+    for how in hows:
+        name, _, argument = how.partition(":")
+        if name == "prompt":
+            load_prompt(argument).check_base(base)
 
 
 def default_instruction(spec: TaskSpec) -> str:

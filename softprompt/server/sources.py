@@ -7,6 +7,7 @@ from typing import Protocol
 
 from softprompt.artifacts import Artifacts
 from softprompt.errors import ConfigError, StoreError
+from softprompt.fingerprint import Outline
 from softprompt.paths import expanded
 from softprompt.profile import Profile, read_profile
 from softprompt.records import now
@@ -80,7 +81,7 @@ class StoreSource:
                 names[name] = Listing(name, tuple(numbers), aliases)
         return Stock(names, tuple(troubles))
 
-    def check_base(self, base: Identified) -> None:
+    def check_base(self, base: Identified | Outline) -> None:
         """Nothing: a store may hold prompts of several base models, and each is checked when it is loaded."""
 
     def load(self, name: str, number: int) -> tuple[Prompt, datetime]:
@@ -137,7 +138,7 @@ class FolderSource:
             self._prompts[name] = load_prompt(expanded(folder))
             self._folders[name] = str(expanded(folder))
 
-    def check_base(self, base: Identified) -> None:
+    def check_base(self, base: Identified | Outline) -> None:
         """Raise PromptFileError unless all were learned on ``base``."""
         for prompt in self._prompts.values():
             prompt.check_base(base)
