@@ -74,9 +74,11 @@ def export(
     FORMATS[form].check(named)
     base = None
     if FORMATS[form].needs_base:
-        # in the precision that it is saved in, unless another is wanted: a checkpoint is written of it
-        settings = {**model, "dtype": model["dtype"] or "saved"}
-        base = load_base_of(next(iter(named.values())), model_name, settings)
+        first = next(iter(named.values()))
+        # weights are quantised from the precision that they are saved in, and would be others from another one
+        plain = first.quantisation is None and model["quantise"] is None
+        model["dtype"] = model["dtype"] or (FORMATS[form].dtype if plain else "saved")
+        base = load_base_of(first, model_name, model)
     facts = FORMATS[form].write(Export(named, out, base, gguf, tied))
 
     states = [prompt.state for prompt in named.values()]
@@ -166,6 +168,8 @@ def import_command(
     settings = task_settings(template, labels, verbalizer)
     task = None if data is None else Task.of(data, **settings, **columns)
     spec = task.spec if task is not None else found.spec if found.spec and not settings else TaskSpec.of(**settings)
+    if form == "peft" and model["quantise"] is None:
+        model["dtype"] = model["dtype"] or FORMATS[form].dtype
     base = load_base(model_name, model)
 
     from softprompt.fit import with_metrics

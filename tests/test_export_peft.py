@@ -12,7 +12,6 @@ from safetensors.torch import load_file, save_file
 from small import command, reviews_task
 from tiny import save_tiny, tiny_base, tiny_model
 
-from softprompt.base import FrozenLM
 from softprompt.config import TrainConfig
 from softprompt.data import Example
 from softprompt.errors import BaseModelError, ConfigError, OutputError, PromptFileError
@@ -89,16 +88,6 @@ class TestExport:
         assert "input_ids[:, 1:]  # without BOS" in readme
         config = json.loads((tmp_path / "p" / "adapter_config.json").read_text())
         assert (config["num_virtual_tokens"], config["peft_type"]) == (6, "PROMPT_TUNING")
-
-    def test_the_embedded_model_is_named_by_its_folder(self, tmp_path: Path) -> None:
-        model = tiny_model("llama")
-        model.config.name_or_path = "/cache/gemma"
-        base = FrozenLM(model, tiny_base("llama").tokenizer, "embedded:gemma-3-270m")
-        prompt = replace(learned("llama"), base_fingerprint=base.fingerprint)
-        write_peft(base, prompt, tmp_path / "p")
-        config = json.loads((tmp_path / "p" / "adapter_config.json").read_text())
-        assert config["base_model_name_or_path"] == "/cache/gemma"
-        assert "AutoTokenizer.from_pretrained('/cache/gemma')" in (tmp_path / "p" / "README.md").read_text()
 
     def test_without_bos_nothing_is_added(self, tmp_path: Path) -> None:
         write_peft(tiny_base("gpt2"), learned("gpt2"), tmp_path / "p")

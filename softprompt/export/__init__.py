@@ -73,6 +73,7 @@ class Format:
         read: what is at such a place, for formats that can be imported.
         several: whether it holds several prompts.
         needs_base: whether writing takes the base model.
+        dtype: the precision that the base model is loaded in; ``saved`` is that of its weights.
     """
 
     summary: str
@@ -81,6 +82,7 @@ class Format:
     read: Callable[[Path], Found] | None = None
     several: bool = False
     needs_base: bool = True
+    dtype: str = "saved"
 
 
 def _check_single(prompts: Mapping[str, Prompt]) -> None:
@@ -136,7 +138,7 @@ FORMATS: Mapping[str, Format] = {
         _read_npy,
         needs_base=False,
     ),
-    "peft": Format("an adapter folder of Hugging Face PEFT", _write_peft, _check_single, _read_peft),
+    "peft": Format("an adapter folder of Hugging Face PEFT", _write_peft, _check_single, _read_peft, dtype="float32"),
     "vocab": Format("a checkpoint with the prompts as new tokens", _write_vocab, check_kinds, several=True),
     "vllm-embeds": Format("input embeddings for vLLM", _write_embeds, check_kinds, several=True),
     "gguf": Format("a GGUF file with the prompts as new tokens", _write_gguf, check_kinds, several=True),

@@ -17,8 +17,8 @@ import torch
 
 from softprompt.base import FrozenLM
 from softprompt.errors import BaseModelError, PromptFileError
-from softprompt.export.usage import USAGE_FILE, checkpoint_of, peft_readme, read_object
-from softprompt.export.whole import with_bos_behind, with_bos_in_front
+from softprompt.export.usage import USAGE_FILE, peft_readme, read_object, tokenizer_files
+from softprompt.export.whole import check_precise, with_bos_behind, with_bos_in_front
 from softprompt.folders import check_free, write_folder
 from softprompt.prefix import keys_and_values
 from softprompt.rows import reading
@@ -55,9 +55,12 @@ class Adapter:
 
         Raises:
             PromptFileError: it is of another size than ``base``.
+            BaseModelError: ``base`` is not in float32, in which BOS's row is computed.
         """
         self._check(base)
         if self.bos_rows is None:
+            if base.bos_ids:
+                check_precise(base)
             return with_bos_behind(base, self.state)
         tensors = tuple(tensor[..., self.bos_rows :, :].contiguous() for tensor in self.state.tensors)
         return replace(self.state, tensors=tensors, behind_bos=self.bos_rows > 0 or not base.bos_ids)
@@ -79,7 +82,8 @@ def write_peft(base: FrozenLM, prompt: Prompt, folder: Path) -> None:
 
     Raises:
         PromptFileError: an ensemble, or a prompt of another base model.
-        BaseModelError: PEFT would compute something else on this family.
+        BaseModelError: PEFT would compute something else on this family, or ``base`` is not in float32, in which
+            BOS's row is computed.
         OutputError: the folder exists, or cannot be written.
     """
     from safetensors.torch import save
@@ -97,12 +101,14 @@ def write_peft(base: FrozenLM, prompt: Prompt, folder: Path) -> None:
             f"'{base.name}' scales its token embeddings where PEFT does not see it, so its texts would not be read "
             "as they were learned: serve it with softprompt"
         )
+    if prompt.state.behind_bos and base.bos_ids:
+        check_precise(base)
     state = with_bos_in_front(base, prompt.state)
     rows, sizes = _flattened(state)
     config = {
         "peft_type": "PROMPT_TUNING" if state.kind == "embeddings" else "PREFIX_TUNING",
         "task_type": "SEQ_2_SEQ_LM" if apart else "CAUSAL_LM",
-        "base_model_name_or_path": checkpoint_of(base),
+        "base_model_name_or_path": base.name,
         "inference_mode": True,
         "num_virtual_tokens": state.length,
         "num_transformer_submodules": 1,
@@ -124,6 +130,7 @@ def write_peft(base: FrozenLM, prompt: Prompt, folder: Path) -> None:
             TENSOR_FILE: save({"prompt_embeddings": rows}),
             USAGE_FILE: _json(usage),
             "README.md": peft_readme(base, prompt, folder.name).encode(),
+            **tokenizer_files(base),
         },
     )
 

@@ -1,6 +1,7 @@
 """What stands beside an export for whoever uses it: how texts must be fed."""
 
 import json
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 from softprompt.base import FrozenLM
 from softprompt.embedded import MODEL_NAME as EMBEDDED_NAME
 from softprompt.errors import PromptFileError
+from softprompt.paths import expanded
 from softprompt.rows import reading
 from softprompt.store import Prompt
 
@@ -20,9 +22,31 @@ _FEEDING = {
 }
 
 
-def checkpoint_of(base: FrozenLM) -> str:
-    """What ``from_pretrained`` knows the base model by."""
-    return str(base.model.config.name_or_path) if base.name == EMBEDDED_NAME else base.name
+def tokenizer_files(base: FrozenLM) -> dict[str, bytes]:
+    """The tokenizer, by the names of its files, where only this machine knows the model by its name."""
+    if _is_public(base):
+        return {}
+    with tempfile.TemporaryDirectory() as folder:
+        base.tokenizer.save_pretrained(folder)
+        return {path.name: path.read_bytes() for path in sorted(Path(folder).iterdir())}
+
+
+def _is_public(base: FrozenLM) -> bool:
+    """Whether the model is called by a name of the hub."""
+    return base.name != EMBEDDED_NAME and not expanded(base.name).exists()
+
+
+def _base_lines(base: FrozenLM) -> tuple[list[str], str]:
+    """Python that finds the model, and what ``from_pretrained`` is then given."""
+    if base.name == EMBEDDED_NAME:
+        found = ["from softprompt.embedded import embedded_model_folder  # pip install 'softprompt[demo]'", ""]
+        return [*found, "base = str(embedded_model_folder())"], "base"
+    if expanded(base.name).is_file():
+        path = expanded(base.name)
+        found = [f"base = {str(path.parent)!r}  # a folder with {path.name}, wherever yours is"]
+        return found, f"base, gguf_file={path.name!r}"
+    where = "" if _is_public(base) else "  # or wherever yours is"
+    return [f"base = {base.name!r}{where}"], "base"
 
 
 def peft_readme(base: FrozenLM, prompt: Prompt, name: str) -> str:
@@ -30,7 +54,8 @@ def peft_readme(base: FrozenLM, prompt: Prompt, name: str) -> str:
     feeding = "no bos" if not base.frame.bos else "whole" if prompt.state.behind_bos else "as it is"
     apart = base.architecture == "encoder-decoder"
     family = "AutoModelForSeq2SeqLM" if apart else "AutoModelForCausalLM"
-    skipped, source = len(base.frame.bos), checkpoint_of(base)
+    found, given = _base_lines(base)
+    skipped, tokenizer = len(base.frame.bos), "base" if _is_public(base) else repr(name)
     ids = "tokenizer(text, return_tensors='pt').input_ids" + (f"[:, {skipped}:]  # without BOS" if skipped else "")
     call = "input_ids=ids, decoder_input_ids=..." if apart else "input_ids=ids"
     lines = [
@@ -42,14 +67,16 @@ def peft_readme(base: FrozenLM, prompt: Prompt, name: str) -> str:
         "from peft import PeftModel",
         f"from transformers import {family}, AutoTokenizer",
         "",
-        f"tokenizer = AutoTokenizer.from_pretrained({source!r})",
-        f"model = PeftModel.from_pretrained({family}.from_pretrained({source!r}), {name!r})",
+        *found,
+        f"tokenizer = AutoTokenizer.from_pretrained({tokenizer})",
+        f"model = PeftModel.from_pretrained({family}.from_pretrained({given}, dtype='float32'), {name!r})",
         "text = ...  # the template below, filled in",
         f"ids = {ids}",
         f"logits = model({call}).logits",
         "```",
         "",
-        "Pad batches on the right, or not at all. `softprompt import` reads this folder back to the bit.",
+        "In float32 these are softprompt's logits to 1e-4; other precisions round them as they do any. Pad batches on "
+        "the right, or not at all. `softprompt import` reads this folder back to the bit.",
         "",
         *task_lines(prompt),
     ]
@@ -140,7 +167,12 @@ def read_object(path: Path) -> dict[str, Any]:
 
 def embeds_readme(base: FrozenLM, prompts: Mapping[str, Prompt], name: str) -> str:
     """How to ask a vLLM server by embeddings."""
-    source = checkpoint_of(base)
+    source, tokenizer = base.name, ""
+    if base.name == EMBEDDED_NAME:
+        # its folder is another one on every machine
+        source = "$(python -c 'from softprompt.embedded import embedded_model_folder as f; print(f())')"
+    elif expanded(base.name).is_file():
+        tokenizer = f" --tokenizer {name}"
     lines = [
         f"# {name}",
         "",
@@ -149,14 +181,14 @@ def embeds_readme(base: FrozenLM, prompts: Mapping[str, Prompt], name: str) -> s
         "vLLM's documentation advises:",
         "",
         "```console",
-        f"$ vllm serve {source} --enable-prompt-embeds",
+        f"$ vllm serve {source} --served-model-name base{tokenizer} --enable-prompt-embeds",
         "```",
         "",
         "```python",
         "from softprompt.export.vllm import EmbeddedTasks",
         "",
         f"tasks, url = EmbeddedTasks.load({name!r}), 'http://localhost:8000/v1'",
-        f'answer = tasks.ask(url, {next(iter(prompts))!r}, "the user\'s text", model={source!r})',
+        f"answer = tasks.ask(url, {next(iter(prompts))!r}, \"the user's text\", model='base')",
         "```",
         "",
     ]

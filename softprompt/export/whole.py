@@ -9,8 +9,19 @@ import torch
 from torch import Tensor
 
 from softprompt.base import FrozenLM
+from softprompt.errors import BaseModelError
 from softprompt.prefix import CachedPrefix, cached_prefix, check_keys_and_values
 from softprompt.state import PromptState
+
+
+def check_precise(base: FrozenLM) -> None:
+    """Raise BaseModelError if BOS's rows would be rounded: those of a model in bfloat16 move logits by 4e-3."""
+    # quantised weights are others if they are quantised from another precision: such a model stays as it is
+    if base.dtype != torch.float32 and base.quantisation is None:
+        raise BaseModelError(
+            f"a row of this prompt is BOS as '{base.name}' has it, which is computed in float32, but the model is in "
+            f"{str(base.dtype).removeprefix('torch.')}: load it in float32 (--dtype float32, or leave --dtype out)"
+        )
 
 
 @torch.no_grad()
