@@ -1,5 +1,7 @@
 """What the verbs of the command line share: options, loading, printing."""
 
+import csv
+import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -70,8 +72,16 @@ device_map_option = click.option(
 )
 
 
+bad_rows_option = click.option(
+    "--bad-rows",
+    type=click.Choice(["refuse", "skip"]),
+    help="skip: leave out rows that cannot be used, and say so.  [default: refuse]",
+)
+
+
 def column_options(command: Command) -> Command:
     for option in (
+        bad_rows_option,
         click.option("--target-column", type=GIVEN, help="Column of the text to generate.  [default: target]"),
         click.option("--label-column", type=GIVEN, help="Column of the label.  [default: label]"),
         click.option("--text-column", type=GIVEN, help="Column of the text.  [default: text]"),
@@ -146,7 +156,7 @@ def model_of(options: dict[str, Any]) -> dict[str, Any]:
 
 def columns_of(options: dict[str, Any]) -> dict[str, Any]:
     """What ``column_options`` gave, where it was given, taken out of ``options``."""
-    return given(**{name: options.pop(name) for name in ("text_column", "label_column", "target_column")})
+    return given(**{name: options.pop(name) for name in ("text_column", "label_column", "target_column", "bad_rows")})
 
 
 def load_base(name: str, options: dict[str, Any], check: "Callable[[Outline], None] | None" = None) -> "FrozenLM":
@@ -200,15 +210,45 @@ def task_settings(
         template=template,
         metric=metric,
         labels=None if labels is None else _label_names(labels),
-        verbalizers=pairs("--verbalizer", verbalizer, "LABEL=WORDS", "1=good") or None,
+        verbalizers=_verbalizers(verbalizer) or None,
     )
 
 
 def _label_names(labels: str) -> list[str]:
-    names = [name.strip() for name in labels.split(",")]
-    if not all(names):
-        raise ConfigError(f"--labels '{labels}': expected names with commas between them, as in negative,positive")
+    """Names with commas between them; one that holds a comma stands in quotes, or all of them in a list of JSON."""
+    names: list[str] | None = _json_of(labels, list)
+    if names is None:
+        names = [name.strip() for name in next(csv.reader([labels], skipinitialspace=True), [])]
+    if not names or not all(isinstance(name, str) and name.strip() for name in names):
+        raise ConfigError(
+            f"--labels '{labels}': expected names with commas between them, as in negative,positive (one with a comma "
+            'in it in double quotes), or a list of JSON, as in ["yes, please", "no"]'
+        )
     return names
+
+
+def _verbalizers(options: tuple[str, ...]) -> dict[str, str]:
+    """``LABEL=WORDS``, or an object of JSON for labels with an equals sign."""
+    found: dict[str, str] = {}
+    for option in options:
+        told = _json_of(option, dict)
+        if told is None:
+            told = pairs("--verbalizer", (option,), "LABEL=WORDS", '1=good, or {"a=b": "good"} for a label with =')
+        for name, words in told.items():
+            if not isinstance(words, str) or name in found:
+                what = "another label" if name in found else "words"
+                raise ConfigError(f"--verbalizer '{option}': expected {what}, as in 1=good")
+            found[name] = words
+    return found
+
+
+def _json_of(option: str, kind: type) -> Any:
+    """The value of JSON that an option is, if it is one of this kind."""
+    try:
+        value = json.loads(option)
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, kind) else None
 
 
 def given(**options: Any) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import click
 from softprompt.cli_common import (
     GIVEN,
     WORDS,
+    bad_rows_option,
     device_map_option,
     json_option,
     load_base_of,
@@ -33,6 +34,7 @@ AT_ONCE = 32  # rows of standard input that are answered together, at most
 @click.option("--top-k", default=0, show_default=True, help="Sample among this many likeliest, 0: all.")
 @click.option("--stop", type=WORDS, multiple=True, help="A string that ends a completion. Repeatable.")
 @click.option("--seed", default=0, show_default=True, help="Of sampling.")
+@bad_rows_option
 @vote_option
 @model_options
 @device_map_option
@@ -42,6 +44,7 @@ def predict(
     texts: tuple[str, ...],
     model_name: str | None,
     vote: Any,
+    bad_rows: Any,
     as_json: bool,
     **sampling: Any,
 ) -> None:
@@ -49,7 +52,8 @@ def predict(
 
     PROMPT is its folder, or STORE#NAME@VERSION or STORE#NAME@ALIAS in a store.
 
-    A row of JSONL has "text", and whatever other columns the template uses.
+    A row of JSONL has "text", or the column that the prompt learned from, and whatever other columns the template
+    uses.
 
     From standard input, answers stream out as JSONL, in the same order, as soon as rows arrive. Otherwise a line for
     each text. With --json all answers come at the end, in one object.
@@ -66,22 +70,30 @@ def predict(
     model = model_of(sampling)
     chosen = Sampling(**sampling)
     prompt = load_prompt(prompt_folder)
+    spec = prompt.spec
     predictor = Predictor.of_prompt(load_base_of(prompt, model_name, model), prompt, chosen, vote)
 
     from softprompt.data import Example
 
     collected: list[dict[str, Any]] = []
     count = 0
-    arriving = [[Example(text) for text in texts]] if texts else None
-    for chunk in arriving or arriving_examples(sys.stdin.buffer, AT_ONCE, prompt.spec.compiled):
-        for prediction in sorted(predictor.predict(chunk), key=lambda prediction: prediction.index):
-            answer = {**prediction.to_dict(), "index": count}
-            count += 1
+    arriving: Any = [[Example(text) for text in texts]] if texts else None
+    left_out = 0
+    for chunk in arriving or arriving_examples(sys.stdin.buffer, AT_ONCE, spec.compiled, spec.columns, bad_rows):
+        found = predictor.predict([one for one in chunk if isinstance(one, Example)])
+        predictions = iter(sorted(found, key=lambda prediction: prediction.index))
+        for one in chunk:
+            prediction = next(predictions) if isinstance(one, Example) else None
+            told = {"error": str(one)} if prediction is None else prediction.to_dict()
+            answer = {**told, "index": count}
+            count, left_out = count + 1, left_out + (prediction is None)
             if as_json:
                 collected.append(answer)
             else:
-                print_result(answer, [prediction_line(prediction)], as_json=not texts)
+                print_result(answer, [] if prediction is None else [prediction_line(prediction)], as_json=not texts)
     if as_json:
         print_json({"predictions": collected})
+    if left_out:
+        say(f"{left_out:,} of {count:,} rows could not be used: their answers say why")
     for note in predictor.encoder.cut_notes():
         say(note)

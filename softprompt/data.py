@@ -8,20 +8,20 @@ A row with ``text`` and ``label`` is classification, one with ``text`` and ``tar
 What was decided for the user (sizes, seed, duplicates, overlap) is told in ``Splits.notes``.
 """
 
-import difflib
 import hashlib
 import json
-from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from softprompt.errors import DataError
-from softprompt.examples import Columns, Example, Kind, answered, example_of, kind_of, unlabelled_example
+from softprompt.examples import Columns, Example, Kind, answered, kind_of, unlabelled_example
 from softprompt.identity import input_of, row_of
 from softprompt.paths import expanded
-from softprompt.rows import ENDINGS, Row, listed, optional_module, read_records, read_rows, reading
+from softprompt.readers import SPLITS, BadRows, gathered, named_rows, published, read_file, split_files, split_of
+from softprompt.rows import listed, read_records, reading
 from softprompt.splitting import split_examples
-from softprompt.streams import Stream, class_name
+from softprompt.streams import Stream
 
 __all__ = [
     "Example",
@@ -35,9 +35,7 @@ __all__ = [
 
 Parts = dict[str, list["Example"]]  # by split, none of them empty
 
-SPLITS = ("train", "validation", "test")
 HELD_OUT_SHARE = 0.1  # of the examples, about, for each split that is cut for the user
-_ALIASES = {**{split: split for split in SPLITS}, **dict.fromkeys(("valid", "val", "dev"), "validation")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +48,7 @@ class Splits:
     source: str  # as the user gave it
     notes: tuple[str, ...]  # what was decided for the user, one sentence each
     stream: Stream | None = None  # all training rows, where ``train`` is only the first of them
+    columns: Columns | None = None  # that they were read from
 
     def __getitem__(self, name: str) -> tuple[Example, ...]:
         """The examples of a split, or of ``all`` three in order; DataError when it is unknown or empty."""
@@ -59,7 +58,8 @@ class Splits:
         examples: tuple[Example, ...] = sum(everything.values(), ()) if name == "all" else everything[name]
         if not examples:
             there = ", ".join(f"{split} ({len(some):,})" for split, some in everything.items() if some) or "no examples"
-            raise DataError(f"expected examples in split '{name}' of '{self.source}', got none: it has {there}")
+            why = "".join(f"; {note}" for note in self.notes if note.startswith(f"The split '{name}' of"))
+            raise DataError(f"expected examples in split '{name}' of '{self.source}', got none: it has {there}{why}")
         return examples
 
     @property
@@ -83,9 +83,11 @@ class Splits:
 def read_splits(
     source: str | Path,
     *,
-    text_column: str = "text",
-    label_column: str = "label",
-    target_column: str = "target",
+    text_column: str | None = None,
+    label_column: str | None = None,
+    target_column: str | None = None,
+    remembered: Columns | None = None,
+    bad_rows: BadRows = "refuse",
     names: Collection[str] | None = None,
     seed: int = 0,
     unlabelled: bool = False,
@@ -97,6 +99,8 @@ def read_splits(
     80/10/10. Where this function cuts, a row's side follows from what the model reads of it (``split_examples``).
 
     Args:
+        remembered: what a saved prompt calls its columns, where no name is given here; the usual names will do too.
+        bad_rows: ``skip`` leaves out rows that cannot be used and says so; otherwise all of them are told as an error.
         names: the columns that the template uses, ``text`` among them: what the model reads; without, all columns.
         unlabelled: rows may come without label and output; which side an example goes to then never depends on them.
 
@@ -104,34 +108,39 @@ def read_splits(
         DataError: anything missing, malformed or ambiguous, with file and line where there is one.
         MissingExtraError: Parquet or ``hf:`` without the extra ``data``.
     """
-    columns = Columns(text_column, label_column, target_column, unlabelled)
+    columns = Columns.of(text_column, label_column, target_column, remembered)._replace(optional=unlabelled)
     if str(source).startswith("hf:"):
-        return _complete(*_read_hub(str(source), columns), str(source), names, seed, unlabelled)
+        parts, notes = _read_hub(str(source), columns, bad_rows)
+        return replace(_complete(parts, notes, str(source), names, seed, unlabelled), columns=columns)
     path = expanded(source)
     with reading(path):
         if path.is_dir():
-            return _complete(_read_folder(path, columns), [], str(source), names, seed, unlabelled)
-    return _split_file(_read_file(path, columns), str(source), names, seed, unlabelled)
+            parts, notes = _read_folder(path, columns, bad_rows)
+            return replace(_complete(parts, notes, str(source), names, seed, unlabelled), columns=columns)
+    found = read_file(path, columns, bad_rows)
+    splits = _split_file(found.examples, str(source), names, seed, unlabelled)
+    return replace(splits, columns=columns, notes=(*found.notes, *splits.notes))
 
 
 def read_examples(
-    path: Path, *, text_column: str = "text", label_column: str = "label", target_column: str = "target"
+    path: Path,
+    *,
+    text_column: str | None = None,
+    label_column: str | None = None,
+    target_column: str | None = None,
+    bad_rows: BadRows = "refuse",
 ) -> list[Example]:
     """Read one ``.jsonl``, ``.json``, ``.csv``, ``.tsv`` or ``.parquet`` file whose rows are all of one kind.
 
     ``label`` wins over ``target`` where a row has both, unless ``target_column`` is given another name. Numbers and
-    booleans in ``label`` become strings: ``"1"``, ``"1.0"``, ``"true"``. All else is left as it is, blanks too.
+    booleans in ``label`` become strings: ``"1"``, ``"1.0"``, ``"true"``; what is no string in ``target`` is its JSON.
+    All else is left as it is, blanks too.
 
     Raises:
         DataError: the file is missing, empty, of another ending or malformed, with the line where there is one.
         MissingExtraError: Parquet without the extra ``data``.
     """
-    return _read_file(path, Columns(text_column, label_column, target_column))
-
-
-def split_of(name: str) -> str | None:
-    """The split that files and published parts of this name are, if any."""
-    return _ALIASES.get(name)
+    return read_file(path, Columns.of(text_column, label_column, target_column), bad_rows).examples
 
 
 def _split_file(
@@ -179,7 +188,11 @@ def _complete(
             f"No validation split was given: {len(validation):,} of {given:,} train examples were set aside for it "
             f"(about {share:.0%}, by a hash of what is read of each row and seed {seed})."
         )
-    notes += [f"No {split} split was given: it is empty." for split in ("train", "test") if split not in parts]
+    notes += [
+        f"No {split} split was given: it is empty."
+        for split in ("train", "test")
+        if split not in parts and not any(note.startswith(f"The split '{split}' of") for note in notes)
+    ]
     inputs = {input_of(example, names) for example in train}
     for split, examples in (("validation", validation), ("test", test)):
         if shared := sum(input_of(example, names) in inputs for example in examples):
@@ -189,84 +202,46 @@ def _complete(
     return Splits(train, validation, test, source, tuple(notes))
 
 
-def _read_folder(folder: Path, columns: Columns) -> Parts:
-    files: dict[str, Path] = {}
-    paths = sorted(folder.iterdir())
-    for path in paths:
-        split = split_of(path.stem.lower())
-        if split and path.suffix.lower() in ENDINGS:
-            if split in files:
-                got = listed([files[split].name, path.name], " and ")
-                raise DataError(f"expected one {split} file in '{folder}', got {got}: move or rename one of them")
-            files[split] = path
-    if not files:
-        raise DataError(
-            f"expected train, validation or test ({', '.join(ENDINGS)}) in the folder '{folder}', "
-            f"got {listed(path.name for path in paths)}: rename the files, or give one file to have it split for you"
-        )
-    return {split: _read_file(files[split], columns) for split in SPLITS if split in files}
-
-
-def _read_hub(source: str, columns: Columns) -> tuple[Parts, list[str]]:
-    name, _, config = source.removeprefix("hf:").partition(":")
-    if not name:
-        raise DataError(f"expected the name of a data set behind 'hf:', got '{source}': give hf:NAME or hf:NAME:CONFIG")
-    datasets = optional_module("datasets")
-    try:
-        published = datasets.load_dataset(name, config or None)
-    except Exception as error:  # what builders raise is not of one family
-        raise DataError(
-            f"expected a data set within reach at '{source}', got {type(error).__name__} ({str(error)[:300]}): "
-            "give hf:NAME or hf:NAME:CONFIG"
-        ) from error
+def _read_folder(folder: Path, columns: Columns, bad_rows: BadRows) -> tuple[Parts, list[str]]:
+    found = {
+        split: read_file(path, columns, bad_rows, may_lack_answers=split != "train" and not columns.optional)
+        for split, path in split_files(folder).items()
+    }
+    if all(one.unanswered for one in found.values()):
+        # nothing is left, so what they lack is told
+        found = {split: read_file(path, columns, bad_rows) for split, path in split_files(folder).items()}
+    labels = {one.label for one in found["train"].examples} if "train" in found else set()
     parts: Parts = {}
     notes: list[str] = []
-    for given, data in published.items():
+    for split, one in found.items():
+        notes += one.notes
+        hidden = labels and "-1" not in labels and {example.label for example in one.examples} == {"-1"}
+        if one.unanswered or hidden:
+            what = "all its labels are -1, that is unknown" if hidden else "no row has a label or output"
+            notes.append(f"The split '{split}' of '{folder}' was not used: {what}.")
+        else:
+            parts[split] = one.examples
+    return parts, notes
+
+
+def _read_hub(source: str, columns: Columns, bad_rows: BadRows) -> tuple[Parts, list[str]]:
+    parts: Parts = {}
+    notes: list[str] = []
+    there = published(source, streaming=False)
+    for given, data in there.items():
         split = split_of(given)
         if split is None or split in parts or not len(data):
             notes.append(f"The split '{given}' of '{source}' was not used.")
             continue
-        classes = {key: kind.names for key, kind in data.features.items() if isinstance(kind, datasets.ClassLabel)}
-        rows = [row | {key: class_name(row[key], names) for key, names in classes.items()} for row in data]
-        if columns.label in classes and all(row[columns.label] is None for row in rows):
+        rows = named_rows(data, data.features, f"'{source}' {given}")
+        found = gathered(rows, columns, bad_rows, may_lack_answers=not columns.optional)
+        if found.unanswered and columns.label in data.features:
             notes.append(f"The split '{given}' of '{source}' was not used: its labels are not published.")
             continue
-        parts[split] = _examples(((f"'{source}' {given} row {at}", row) for at, row in enumerate(rows, 1)), columns)
+        if found.unanswered:  # what it lacks is told
+            gathered(named_rows(data, data.features, f"'{source}' {given}"), columns, bad_rows)
+        parts[split] = found.examples
+        notes += found.notes
     if not parts:
-        raise DataError(f"expected a labelled train, validation or test split in '{source}', got {listed(published)}")
+        raise DataError(f"expected a labelled train, validation or test split in '{source}', got {listed(there)}")
     return parts, notes
-
-
-def _read_file(path: Path, columns: Columns) -> list[Example]:
-    ending = path.suffix.lower()
-    with reading(path):
-        if not path.exists():
-            near = difflib.get_close_matches(path.name, [one.name for one in path.parent.glob("*")])
-            hint = f"did you mean {listed(near, ' or ')}? " if near else ""
-            raise DataError(
-                f"expected a file or folder at '{path}', found none: {hint}Hugging Face data sets are hf:NAME"
-            )
-        if path.is_dir() or ending not in ENDINGS:
-            got = "a folder" if path.is_dir() else f"'{ending}'" if ending else "no ending"
-            raise DataError(f"expected a file ending in {', '.join(ENDINGS)}, got {got} in '{path}': convert the data")
-        examples = _examples(read_rows(path), columns) if path.stat().st_size else []
-    if not examples:
-        raise DataError(
-            f"expected examples in '{path}', got an empty file: give rows with a text and a label or target"
-        )
-    return examples
-
-
-def _examples(rows: Iterable[Row], columns: Columns) -> list[Example]:
-    examples: list[Example] = []
-    before: Kind | None = None
-    for place, row in rows:
-        kind = columns.kind(row, place)
-        if None not in (before, kind) and kind != before:
-            raise DataError(
-                f"{place}: expected {before} as in the rows before, got {kind}: "
-                "give every row a label, or every row a target or references"
-            )
-        before = before or kind
-        examples.append(example_of(row, kind, columns, place))
-    return examples

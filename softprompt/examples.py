@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Self
 
 from softprompt.errors import DataError
 from softprompt.rows import listed, type_name
@@ -25,32 +25,82 @@ class Example:
 
 
 class Columns(NamedTuple):
-    """What the columns of text, label and output are called, and whether a row may come without label and output."""
+    """What the columns of text, label and output are called.
 
-    text: str
-    label: str
-    target: str
+    Attributes:
+        optional: a row may come without label and output.
+        remembered: the names are a saved prompt's, so that a row may have the usual ones instead.
+        textless: a row may come without text, for the template uses other columns.
+    """
+
+    text: str = "text"
+    label: str = "label"
+    target: str = "target"
     optional: bool = False
+    remembered: bool = False
+    textless: bool = False
+
+    @classmethod
+    def of(cls, text: str | None, label: str | None, target: str | None, remembered: Self | None = None) -> Self:
+        """The names given, else those remembered, else the usual ones."""
+        known = remembered or cls()
+        return known._replace(
+            text=text or known.text,
+            label=label or known.label,
+            target=target or known.target,
+            remembered=remembered is not None and not (text or label or target),
+        )
+
+    def in_row(self, row: Mapping[str, Any]) -> Self:
+        """With the names that this row has."""
+        if not self.remembered:
+            return self
+        usual = Columns()
+        return self._replace(
+            text=self.text if self.text in row else usual.text,
+            label=self.label if self.label in row else usual.label,
+            target=self.target if self.target in row else usual.target,
+        )
+
+    def names(self) -> "Columns":
+        """The three names alone."""
+        return Columns(self.text, self.label, self.target)
+
+    def others(self) -> dict[str, str]:
+        """The names that are not the usual ones, by what is called so."""
+        usual = Columns()
+        return {
+            name: getattr(self, name)
+            for name in ("text", "label", "target")
+            if getattr(self, name) != getattr(usual, name)
+        }
 
     def kind(self, row: Mapping[str, Any], place: str) -> Kind | None:
         """What the row's columns make of it; a column whose name the caller chose must be there.
 
         ``None`` where label and output may be left out, and are: no such column, or nothing in it.
         """
-        if self.optional and self.text in row:
+        has_text = self.text in row or self.textless
+        if self.optional and has_text:
             row = {name: value for name, value in row.items() if name == self.text or not _blank(value)}
             if not {self.label, self.target, "references"} & row.keys():
                 return None
         label_chosen, target_chosen = self.label != "label", self.target != "target"
         wanted = [self.label] if label_chosen else [self.target, "references"] if target_chosen else ["label", "target"]
-        if self.text in row:
+        if has_text:
             if self.label in row and (label_chosen or not target_chosen):
                 return "classification"
             if not label_chosen and (self.target in row or "references" in row):
                 return "generation"
-        missing = listed(wanted, " or ") if self.text in row else f"'{self.text}'"
+        missing = listed(wanted, " or ") if has_text else f"'{self.text}'"
         names = "--text-column, --label-column or --target-column"
         raise DataError(f"{place}: expected a column {missing}, got {listed(row)}: name it with {names}")
+
+    def text_of(self, row: Mapping[str, Any], place: str) -> str:
+        """The row's text, empty where it may lack one and does."""
+        if self.textless and _blank(row.get(self.text)):
+            return ""
+        return _string(row[self.text], self.text, place)
 
 
 def example_of(row: Mapping[str, Any], kind: Kind | None, columns: Columns, place: str) -> Example:
@@ -66,7 +116,7 @@ def example_of(row: Mapping[str, Any], kind: Kind | None, columns: Columns, plac
     else:
         used = {columns.text, columns.label, columns.target, "references"}
     others = {name: _column(value, name, place) for name, value in row.items() if name not in used}
-    return Example(_string(row[columns.text], columns.text, place), label, references, others, place)
+    return Example(columns.text_of(row, place), label, references, others, place)
 
 
 def _references(row: Mapping[str, Any], target: str, place: str) -> tuple[str, ...]:
@@ -80,7 +130,12 @@ def _references(row: Mapping[str, Any], target: str, place: str) -> tuple[str, .
         outputs.insert(0, (target, row[target]))
     if not outputs:
         raise DataError(f"{place}: expected at least one output in 'references', got none: add one, or remove the row")
-    return tuple(dict.fromkeys(_string(output, name, place) for name, output in outputs))
+    return tuple(dict.fromkeys(_string(_output(output), name, place) for name, output in outputs))
+
+
+def _output(value: Any) -> Any:
+    """What is to be written for a value: JSON for what is neither a string nor missing."""
+    return written(_column(value, "", "")) if isinstance(value, bool | int | float | Mapping | list) else value
 
 
 def _blank(value: Any) -> bool:
@@ -145,12 +200,17 @@ def _unicode(value: str, name: str, place: str) -> str:
     return value
 
 
-def unlabelled_example(row: Mapping[str, Any], place: str) -> Example:
-    """A row to be answered, its values read as those of training rows are; DataError names ``place``."""
-    if "text" not in row:
-        raise DataError(f"{place}: expected a column 'text', got {listed(row)}: rename it")
-    others = {name: _column(value, name, place) for name, value in row.items() if name != "text"}
-    return Example(_string(row["text"], "text", place), columns=others, place=place)
+def unlabelled_example(row: Mapping[str, Any], place: str, columns: Columns | None = None) -> Example:
+    """A row to be answered, its values read as those of training rows are; DataError names ``place``.
+
+    ``columns``: as the prompt that answers calls them.
+    """
+    found = (columns or Columns())._replace(remembered=True).in_row(row)
+    if found.text not in row and not found.textless:
+        names = listed(dict.fromkeys([(columns or found).text, found.text]), " or ")
+        raise DataError(f"{place}: expected a column {names}, got {listed(row)}: rename it")
+    others = {name: _column(value, name, place) for name, value in row.items() if name != found.text}
+    return Example(found.text_of(row, place), columns=others, place=place)
 
 
 def kind_of(examples: Sequence[Example]) -> Kind:

@@ -13,9 +13,11 @@ from softprompt.base import FrozenLM
 from softprompt.batch import Encoder
 from softprompt.data import Example, read_records, unlabelled_example
 from softprompt.errors import ConfigError, DataError, SoftpromptError, TemplateError
+from softprompt.examples import Columns
 from softprompt.generate import Sampling, complete
 from softprompt.objective import EVALUATION_TOKENS, Objective
 from softprompt.prefix import Prefix, PromptState, make_prefix
+from softprompt.readers import BadRows
 from softprompt.store import Prompt
 from softprompt.task import TaskSpec
 from softprompt.template import Template
@@ -199,24 +201,38 @@ class _Lines:
             yield line
 
 
-def arriving_examples(stream: BinaryIO, most: int, template: Template | None = None) -> Iterator[list[Example]]:
+def arriving_examples(
+    stream: BinaryIO,
+    most: int,
+    template: Template | None = None,
+    columns: Columns | None = None,
+    bad_rows: BadRows = "refuse",
+) -> Iterator[list[Example | DataError]]:
     """Rows of JSONL as examples, in lists of at most ``most``; none waits for rows that are not there yet.
 
     Args:
         template: that each row must be able to fill in.
+        columns: what the prompt calls them.
+        bad_rows: ``skip`` gives an error in place of a row that cannot be used.
 
     Raises:
         DataError: a row that cannot be used, with its number; the rows before it are yielded first.
     """
     lines = _Lines(stream)
-    ready: list[Example] = []
+    ready: list[Example | DataError] = []
     try:
-        for number, row in read_records(lines, "standard input"):
-            place = f"'standard input' line {number}"
-            example = unlabelled_example(row, place)
-            if template is not None:
-                _check_fills(template, example, place)
-            ready.append(example)
+        for row in read_records(lines, "standard input"):
+            try:
+                if row.reason:
+                    raise DataError(f"{row.place}: {row.reason}")
+                example = unlabelled_example(row.values, row.place, columns)
+                if template is not None:
+                    _check_fills(template, example, row.place)
+                ready.append(example)
+            except DataError as error:
+                if bad_rows != "skip":
+                    raise
+                ready.append(error)
             if len(ready) == most or not lines.waiting:
                 yield ready
                 ready = []

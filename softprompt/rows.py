@@ -1,138 +1,192 @@
-"""A file of rows to dictionaries: JSON lines, JSON, CSV, TSV and Parquet, each row with its place for messages."""
+"""A file of rows to dictionaries: JSON lines, JSON, CSV, TSV and Parquet, read as it is asked for, from any row on.
 
-import csv
-import io
+Every command reads its files here, streamed or not: a value is what the file has. Cells of tables are strings (``01``,
+``NA`` and ``True`` are words), numbers that stand for classes are the names that Parquet of the ``datasets`` library
+gives them.
+"""
+
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from softprompt.errors import DataError, MissingExtraError
+from softprompt.lines import Lines, Place, Remarks, Row, Step, decoded
+from softprompt.tables import read_table
 
-Row = tuple[str, dict[str, Any]]  # where it stands, for messages, and its columns
+__all__ = ["ENDINGS", "FileRows", "Row", "listed", "optional_module", "read_records", "reading", "type_name"]
 
 ENDINGS = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
-_LONGEST_FIELD = 2**31 - 1  # characters in a CSV field; the largest limit that every platform takes
 
 
-def read_rows(path: Path) -> Iterator[Row]:
-    """Yield the rows of a file, whose format its ending tells (one of ``ENDINGS``).
+class FileRows:
+    """The rows of a file, whose format its ending tells (one of ``ENDINGS``), one after the other.
 
-    Raises:
-        DataError: malformed content, with the line where there is one.
+    Raises, at the first row or any other:
+        DataError: the file is not of this format.
         MissingExtraError: Parquet without the extra ``data``.
     """
-    ending = path.suffix.lower()
-    read = _parquet_rows if ending == ".parquet" else _json_rows if ending in (".jsonl", ".json") else _csv_rows
-    return read(path)
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._remarks = Remarks(path)
+        self._place = Place()
+        self._steps: Iterator[Step] | None = None
+
+    def __iter__(self) -> Iterator[Row]:
+        return self
+
+    def __next__(self) -> Row:
+        if self._steps is None:
+            ending = self._path.suffix.lower()
+            read = _parquet if ending == ".parquet" else _json_file if ending in (".jsonl", ".json") else read_table
+            self._steps = read(self._path, self._place, self._remarks)
+        with reading(self._path):
+            row, self._place = next(self._steps)
+        return row
+
+    @property
+    def position(self) -> list[int]:
+        """Where it stands, as JSON has it; ``go_to`` takes it back."""
+        return list(self._place)
+
+    def go_to(self, position: Sequence[int]) -> None:
+        """Stand where ``position`` was taken."""
+        self._place, self._steps = Place(*position), None
+
+    def notes(self) -> list[str]:
+        """What there is to say of how the rows so far were read."""
+        return list(self._remarks.notes())
 
 
-def read_records(stream: Iterable[bytes | str], name: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield line number (from 1) and object for each line of JSONL as it arrives, past blank lines.
+def read_records(stream: Iterable[bytes | str], name: str) -> Iterator[Row]:
+    """Yield the row of each line of JSONL as it arrives, past blank lines.
 
     Args:
         stream: lines as an open binary or text file gives them; a byte order mark before the first is dropped.
         name: what messages call the stream.
-
-    Raises:
-        DataError: a line that is not UTF-8, not JSON, or not an object.
     """
     for number, line in enumerate(stream, start=1):
-        text = _decode(line, name, number) if isinstance(line, bytes) else line
-        if number == 1:
-            text = text.removeprefix("\ufeff")
-        if text.strip():
-            place = f"'{name}' line {number}"
-            yield number, _object(_json(text.rstrip(), place), place)
+        text, reason = decoded(line) if isinstance(line, bytes) else (line, "")
+        if row := _json_row(text, reason, f"'{name}' line {number}"):
+            yield row
 
 
-def _json_rows(path: Path) -> Iterator[Row]:
+def _json_file(path: Path, start: Place, remarks: Remarks) -> Iterator[Step]:
     with path.open("rb") as stream:
-        text = _decode(stream.read(), str(path)).removeprefix("\ufeff") if path.suffix.lower() == ".json" else ""
-        if text.lstrip().startswith("["):
-            for number, item in enumerate(_json(text, f"'{path}'"), start=1):
-                yield (place := f"'{path}' item {number}"), _object(item, place)
+        lines = Lines(stream, path, start, old_ends=False)
+        # `[` opens an array, which is read whole, where it is not one line of several
+        if path.suffix.lower() == ".json" and _begins_array(path, lines.mark):
+            yield from _array(path, lines.mark, start)
             return
-        stream.seek(0)
-        yield from ((f"'{path}' line {number}", row) for number, row in read_records(stream, str(path)))
+        for line in lines:
+            if row := _json_row(line, lines.broken, f"'{path}' line {lines.place.number}"):
+                yield row, lines.place
 
 
-def _csv_rows(path: Path) -> Iterator[Row]:
-    lines = io.StringIO(_decode(path.read_bytes(), str(path)).removeprefix("\ufeff"), newline="")
-    reader = csv.reader(lines, delimiter="\t" if path.suffix.lower() == ".tsv" else ",", strict=True)
-    records: list[tuple[str, list[str]]] = []
-    line = 1
-    limit = csv.field_size_limit(_LONGEST_FIELD)
+def _begins_array(path: Path, mark: int) -> bool:
+    with path.open("rb") as stream:
+        stream.seek(mark)
+        while piece := stream.read(1024):
+            if found := piece.lstrip():
+                return found.startswith(b"[")
+    return False
+
+
+def _array(path: Path, mark: int, start: Place) -> Iterator[Step]:
+    content = path.read_bytes()
+    text, reason = decoded(content)
+    if reason:
+        line = 1 + text[: text.find("\ufffd")].count("\n")
+        raise DataError(f"'{path}' line {line}: {reason}")
+    found, reason = _parsed(text.removeprefix("\ufeff"))
+    if reason:
+        raise DataError(f"'{path}': {reason}")
+    for number, item in enumerate(found[start.number :], start=start.number + 1):
+        yield _object(item, f"'{path}' item {number}"), Place(mark, number)
+
+
+def _json_row(text: str, reason: str, place: str) -> Row | None:
+    text = text.removeprefix("\ufeff")  # of a file, or of one of those that were joined to it
+    if reason:
+        return Row(place, {}, reason)
+    if not text.strip():
+        return None
+    value, reason = _parsed(text.rstrip())
+    return Row(place, {}, reason) if reason else _object(value, place)
+
+
+def _parsed(text: str) -> tuple[Any, str]:
+    """The value of JSON, and why there is none."""
     try:
-        for record in reader:
-            if record:
-                records.append((f"'{path}' line {line}", record))
-            line = reader.line_num + 1
-    except csv.Error as error:
-        raise DataError(
-            f"'{path}' line {line}: expected CSV, got {error}: double the quotes inside quoted fields"
-        ) from error
-    finally:
-        csv.field_size_limit(limit)
-    header = records[0][1] if records else []
-    if len(set(header)) < len(header):
-        raise DataError(f"{records[0][0]}: expected columns of different names, got {listed(header)}: rename them")
-    for place, record in records[1:]:
-        if len(record) != len(header):
-            raise DataError(
-                f"{place}: expected {len(header)} fields, got {len(record)}: quote fields with a separator in them"
-            )
-        yield place, dict(zip(header, record, strict=True))
+        return json.loads(text), ""
+    except json.JSONDecodeError as error:
+        # within one line the error's own line number would only mislead
+        at = f"line {error.lineno} column {error.colno}" if error.lineno > 1 else f"column {error.colno}"
+        return None, f"expected JSON, got text that does not parse ({error.msg} at {at}): mend or remove it"
+    except (ValueError, RecursionError) as error:
+        return None, f"expected JSON, got text that does not parse ({error}): mend or remove it"
 
 
-def _parquet_rows(path: Path) -> Iterator[Row]:
+def _object(value: Any, place: str) -> Row:
+    if isinstance(value, dict):
+        return Row(place, value)
+    reason = f'expected an object such as {{"text": "…", "label": "…"}}, got {type_name(value)}: mend it'
+    return Row(place, {}, reason)
+
+
+def _parquet(path: Path, start: Place, remarks: Remarks) -> Iterator[Step]:
     parquet = optional_module("pyarrow.parquet")
     try:
         with parquet.ParquetFile(path) as file:
-            rows = [row for batch in file.iter_batches() for row in batch.to_pylist()]
+            names = file.schema_arrow.names
+            if len(set(names)) < len(names):
+                raise DataError(f"expected columns of different names in '{path}', got {listed(names)}: rename them")
+            classes = _class_names(file.schema_arrow.metadata or {})
+            number = 0
+            groups: list[int] = []
+            for group in range(file.num_row_groups):
+                rows = file.metadata.row_group(group).num_rows
+                if not groups and number + rows <= start.number:
+                    number += rows  # a group that was read before
+                else:
+                    groups.append(group)
+            for batch in file.iter_batches(batch_size=1024, row_groups=groups):
+                read = min(len(batch), max(0, start.number - number))
+                number += read
+                for values in batch.slice(read).to_pylist():
+                    number += 1
+                    named = {key: class_name(values[key], classes[key]) for key in classes}
+                    yield Row(f"'{path}' row {number}", {**values, **named}), Place(0, number)
     except (import_module("pyarrow").ArrowException, ValueError) as error:
         raise DataError(
             f"expected Parquet in '{path}', got a file that does not read as it ({error}): write it anew"
         ) from error
-    yield from ((f"'{path}' row {number}", row) for number, row in enumerate(rows, start=1))
+
+
+def _class_names(metadata: Mapping[bytes, bytes]) -> dict[str, list[str]]:
+    """Names of the numbers of columns of classes, as the ``datasets`` library writes them beside a table."""
+    told, _ = _parsed(metadata.get(b"huggingface", b"{}").decode(errors="replace"))
+    features = told.get("info", {}).get("features", {}) if isinstance(told, dict) else {}
+    return {
+        name: [str(one) for one in kind["names"]]
+        for name, kind in features.items()
+        if isinstance(kind, dict) and kind.get("_type") == "ClassLabel" and isinstance(kind.get("names"), list)
+    }
+
+
+def class_name(index: int | None, names: Sequence[str]) -> str | None:
+    """The label that a published number stands for."""
+    # a negative class stands for a label that is not published
+    return None if index is None or index < 0 else names[index]
 
 
 def type_name(value: Any) -> str:
     """What messages call a value of this kind."""
     names = {bool: "a boolean", int: "a number", float: "a number", list: "a list", dict: "an object", str: "a string"}
     return "null" if value is None or value != value else names.get(type(value), f"a {type(value).__name__}")
-
-
-def _decode(data: bytes, name: str, first_line: int = 1) -> str:
-    try:
-        return data.decode()
-    except UnicodeDecodeError as error:
-        line = first_line + data.count(b"\n", 0, error.start)
-        got = f"the byte 0x{data[error.start]:02x}"
-        raise DataError(f"'{name}' line {line}: expected UTF-8, got {got}: save the file as UTF-8") from error
-
-
-def _json(text: str, place: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        # within one line the error's own line number would only mislead
-        at = f"line {error.lineno} column {error.colno}" if error.lineno > 1 else f"column {error.colno}"
-        raise DataError(
-            f"{place}: expected JSON, got text that does not parse ({error.msg} at {at}): mend or remove it"
-        ) from error
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{place}: expected JSON, got text that does not parse ({error}): mend or remove it") from error
-
-
-def _object(value: Any, place: str) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise DataError(
-            f'{place}: expected an object such as {{"text": "…", "label": "…"}}, got {type_name(value)}: mend it'
-        )
-    return value
 
 
 def listed(names: Iterable[str], last: str = ", ", most: int = 12) -> str:

@@ -1,57 +1,82 @@
 """``--streaming``: training rows are left where they are; only validation, test and the first rows are read.
 
-FOLDER        train, validation and test, one .jsonl, .csv, .tsv or .parquet file each
-FILE          the training rows; its first ones are set aside for validation
+FOLDER        train, validation and test, one file each
+FILE          the training rows; some of them are set aside for validation
 hf:NAME       as published
 """
 
+import heapq
+from collections.abc import Collection
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
 
-from softprompt.data import SPLITS, Splits, split_of
+from softprompt.data import Splits
 from softprompt.errors import DataError
-from softprompt.examples import Columns
+from softprompt.examples import Columns, Example, answered
+from softprompt.identity import hashed, input_of
 from softprompt.paths import expanded
-from softprompt.rows import listed, optional_module
-from softprompt.streams import Stream
+from softprompt.readers import SPLITS, BadRows, check_file, published, split_files, split_of
+from softprompt.rows import FileRows, listed, reading
+from softprompt.streams import HubRows, Stream
 
 HEAD = 1000  # training rows that labels, their frequencies and a start made of examples are taken from
-HELD_OUT = 500  # of the first rows, set aside where there is no validation split
-READ_AT_MOST = 5000  # rows of validation and of test
-BUILDERS = {".jsonl": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
+HELD_OUT = 500  # training rows set aside where there is no validation split
+KEPT = 5000  # rows of validation and of test
+LOOKED_AT = 100_000  # rows that these are drawn from
+_AT_ONCE = 1000
 
 
 def read_streamed(
-    source: str | Path, *, text_column: str = "text", label_column: str = "label", target_column: str = "target"
+    source: str | Path,
+    *,
+    text_column: str | None = None,
+    label_column: str | None = None,
+    target_column: str | None = None,
+    bad_rows: BadRows = "refuse",
+    names: Collection[str] | None = None,
+    seed: int = 0,
 ) -> Splits:
     """Splits whose training rows are streamed (``Splits.stream``); ``train`` holds the first of them.
 
+    Args:
+        bad_rows, names, seed: as for ``read_splits``.
+
     Raises:
         DataError: anything missing, malformed or ambiguous; rows that are sorted by label.
-        MissingExtraError: the extra ``data`` is not installed.
+        MissingExtraError: ``hf:`` or Parquet without the extra ``data``.
     """
-    columns = Columns(text_column, label_column, target_column)
-    streams = _opened(str(source), columns)
+    columns = Columns.of(text_column, label_column, target_column)
+    streams = _opened(str(source), columns, bad_rows)
     if "train" not in streams:
         raise DataError(f"expected a train split in '{source}' to stream, got {listed(streams)}: name one train")
     notes = [
         f"Training rows are streamed: labels and start come from the first {HEAD:,}, and rows are shuffled within "
         "blocks (setting shuffle_buffer)."
     ]
-    read = {split: streams[split].open().read(READ_AT_MOST) for split in ("validation", "test") if split in streams}
+    if bad_rows == "skip":
+        notes.append("Training rows that cannot be used are left out as they come.")
+    key = partial(_key, names=names, salt=f"split {seed}")
+    read: dict[str, list[Example]] = {}
+    for split in ("validation", "test"):
+        if split in streams and _unanswered(streams[split]):
+            notes.append(f"The split '{split}' of '{source}' was not used: no row has a label or output.")
+        elif split in streams:
+            read[split], told = _drawn(streams[split], split, KEPT, key)
+            notes += told
     train = streams["train"]
     if not read.get("validation"):
-        read["validation"] = train.open().read(HELD_OUT)
-        train = train.skipping(len(read["validation"]))
-        notes.append(
-            f"No validation split was given: the first {len(read['validation']):,} rows were set aside for it."
-        )
-    notes += [
-        f"Only the first {READ_AT_MOST:,} {split} rows were read."
-        for split, examples in read.items()
-        if len(examples) == READ_AT_MOST
-    ]
-    head = train.open().read(HEAD)
+        read["validation"], told = _drawn(train, "train", HELD_OUT, key)
+        most = max((key(one) for one in read["validation"]), default=-1)
+        train = train.without(lambda example: key(example) <= most)
+        notes += [
+            *told,
+            f"No validation split was given: {len(read['validation']):,} training rows were set aside for it (by a "
+            f"hash of what is read of each row and seed {seed}).",
+        ]
+    rows = train.open()
+    head = rows.read(HEAD)
+    notes += rows.notes
     if not head:
         raise DataError(f"expected training rows in '{source}', got none beyond those set aside: leave --streaming out")
     if head[0].label is not None and len({one.label for one in head}) == 1:
@@ -59,59 +84,51 @@ def read_streamed(
             f"the first {len(head):,} rows of '{source}' all have the label '{head[0].label}': expected rows in random "
             "order, shuffle the file first, or leave --streaming out"
         )
-    return Splits(tuple(head), tuple(read["validation"]), tuple(read.get("test", ())), str(source), tuple(notes), train)
+    validation, test = tuple(read["validation"]), tuple(read.get("test", ()))
+    return Splits(tuple(head), validation, test, str(source), tuple(notes), train, columns)
 
 
-def _opened(source: str, columns: Columns) -> dict[str, Stream]:
-    datasets = optional_module("datasets")
-    identity = source
-    try:
-        if source.startswith("hf:"):
-            name, _, config = source.removeprefix("hf:").partition(":")
-            published = datasets.load_dataset(name, config or None, streaming=True)
-        else:
-            files = _files(expanded(source))
-            identity = ", ".join(f"{split} {path.name} {path.stat().st_size}" for split, path in files.items())
-            published = {split: _file(datasets, path) for split, path in files.items()}
-    except DataError:
-        raise
-    except Exception as error:  # what builders raise is not of one family
-        raise DataError(
-            f"expected data within reach at '{source}', got {type(error).__name__} ({str(error)[:300]}): give a "
-            "folder, a file, hf:NAME or hf:NAME:CONFIG"
-        ) from error
+def _key(example: Example, names: Collection[str] | None, salt: str) -> int:
+    return hashed(input_of(example, names), salt)
+
+
+def _unanswered(stream: Stream) -> bool:
+    found = replace(stream, columns=stream.columns._replace(optional=True), bad_rows="skip").open().read(_AT_ONCE)
+    return bool(found) and not answered(found)
+
+
+def _drawn(stream: Stream, split: str, most: int, key: "partial[int]") -> tuple[list[Example], list[str]]:
+    """At most so many rows of a split in their order, drawn by their hash, and what there is to say of it."""
+    rows, seen = stream.open(), 0
+    kept: list[tuple[int, int, Example]] = []  # a heap: on top, with its sign turned, the largest hash
+    notes: list[str] = []
+    while seen < LOOKED_AT and (examples := rows.read(_AT_ONCE)):
+        notes += rows.notes
+        for example in examples:
+            add = heapq.heappush if len(kept) < most else heapq.heappushpop
+            add(kept, (-key(example), -seen, example))
+            seen += 1
+    if len(kept) < seen and split != "train":
+        notes.append(f"{len(kept):,} of {'the first ' * (seen >= LOOKED_AT)}{seen:,} {split} rows were drawn.")
+    return [example for _, _, example in sorted(kept, key=lambda one: -one[1])], notes
+
+
+def _opened(source: str, columns: Columns, bad_rows: BadRows) -> dict[str, Stream]:
     streams: dict[str, Stream] = {}
-    for given, data in published.items():
-        split = split_of(given)
-        if split is not None and split not in streams:
-            features = data.features or {}
-            classes = {key: kind.names for key, kind in features.items() if isinstance(kind, datasets.ClassLabel)}
-            streams[split] = Stream(data, columns, classes, f"{source} {given}", identity)
+    if source.startswith("hf:"):
+        for given, data in published(source, streaming=True).items():
+            split = split_of(given)
+            if split is not None and split not in streams:
+                name = f"{source} {given}"
+                streams[split] = Stream(partial(HubRows, data, name), columns, name, source, bad_rows)
+        return streams
+    path = expanded(source)
+    with reading(path):
+        files = split_files(path) if path.is_dir() else {"train": path}
+        for one in files.values():
+            check_file(one)
+        identity = ", ".join(f"{split} {one.name} {one.stat().st_size}" for split, one in files.items())
+    for split in SPLITS:
+        if split in files:
+            streams[split] = Stream(partial(FileRows, files[split]), columns, str(files[split]), identity, bad_rows)
     return streams
-
-
-def _files(place: Path) -> dict[str, Path]:
-    if not place.exists():
-        raise DataError(f"expected a file or folder at '{place}', found none: Hugging Face data sets are hf:NAME")
-    if place.is_dir():
-        found: dict[str, Path] = {}
-        for path in sorted(place.iterdir()):
-            split = split_of(path.stem.lower())
-            if split is not None and path.suffix.lower() in BUILDERS:
-                if split in found:
-                    got = listed([found[split].name, path.name], " and ")
-                    raise DataError(f"expected one {split} file in '{place}', got {got}: move or rename one of them")
-                found[split] = path
-        return {split: found[split] for split in SPLITS if split in found}
-    if place.suffix.lower() not in BUILDERS:
-        raise DataError(
-            f"expected a file ending in {', '.join(BUILDERS)} to stream, got '{place.name}': convert it, or leave "
-            "--streaming out"
-        )
-    return {"train": place}
-
-
-def _file(datasets: Any, path: Path) -> Any:
-    ending = path.suffix.lower()
-    more = {"sep": "\t"} if ending == ".tsv" else {}
-    return datasets.load_dataset(BUILDERS[ending], data_files={"train": str(path)}, streaming=True, **more)["train"]

@@ -9,7 +9,8 @@ from typing import Any, Literal, Self
 
 from softprompt.data import Example, Splits, read_splits
 from softprompt.errors import ConfigError, DataError, PromptFileError, TemplateError
-from softprompt.examples import answered, kind_of
+from softprompt.examples import Columns, answered, kind_of
+from softprompt.labels import check_names, near
 from softprompt.metrics import SHORT, metrics_for, scorer_for
 from softprompt.template import Template
 
@@ -28,6 +29,7 @@ class TaskSpec:
         verbalizers: the words the model sees for each label, in the same order.
         max_length: tokens of template and text, at most.
         metric: what answers are judged by first; ``None``: what suits the kind and the references (see ``metrics``).
+        columns: what the data calls its columns of text, label and output.
     """
 
     kind: Literal["classification", "generation"]
@@ -36,6 +38,7 @@ class TaskSpec:
     verbalizers: tuple[str, ...] = ()
     max_length: int = 512
     metric: str | None = None
+    columns: Columns = Columns()  # noqa: RUF009 (immutable)
 
     def __post_init__(self) -> None:
         scorer_for(self.kind, self.metric)  # refuses one that there is not
@@ -62,6 +65,7 @@ class TaskSpec:
         verbalizers: Mapping[str, str] | None = None,
         max_length: int = 512,
         metric: str | None = None,
+        columns: Columns | None = None,
     ) -> Self:
         """Classification with these labels, generation without; what is not given is as for ``Task``.
 
@@ -82,6 +86,7 @@ class TaskSpec:
             tuple(words.get(name, name) for name in names),
             max_length,
             metric,
+            (columns or Columns()).names(),
         )
         spec.compiled  # noqa: B018 (a template that does not compile is found here, not at the first example)
         return spec
@@ -107,6 +112,7 @@ class TaskSpec:
             "verbalizers": list(self.verbalizers),
             "max_length": self.max_length,
             **({} if self.metric is None else {"metric": self.metric}),
+            **({"columns": others} if (others := self.columns.others()) else {}),
         }
 
     @classmethod
@@ -120,13 +126,14 @@ class TaskSpec:
             kind, template, max_length = values["kind"], values["template"], values["max_length"]
             labels, verbalizers = tuple(values["labels"]), tuple(values["verbalizers"])
             metric = values.get("metric")
+            columns = Columns(**values.get("columns", {})).names()
         except (KeyError, TypeError) as error:
             raise PromptFileError(f"the saved task lacks or misuses {error}") from error
-        strings = all(isinstance(value, str) for value in (template, *labels, *verbalizers, metric or ""))
+        strings = all(isinstance(value, str) for value in (template, *labels, *verbalizers, metric or "", *columns[:3]))
         if kind not in ("classification", "generation") or not strings or not isinstance(max_length, int):
             raise PromptFileError("the saved task has values of the wrong type")
         try:
-            spec = cls(kind, template, labels, verbalizers, max_length, metric)
+            spec = cls(kind, template, labels, verbalizers, max_length, metric, columns)
             spec.compiled  # noqa: B018 (a template that does not compile is found here, not at the first example)
         except (ConfigError, DataError, TemplateError) as error:
             raise PromptFileError(f"the saved task cannot be used: {error}") from error
@@ -173,7 +180,7 @@ class Task:
             verbalizers: words for some or all labels; a label's own name for the others.
             max_length: tokens of template and text, at most.
             metric: what it is judged by first: accuracy, if not given, or macro_f1.
-            columns: ``text_column=``, ``label_column=`` of the reader.
+            columns: ``text_column=``, ``label_column=``, ``bad_rows=`` of the reader.
 
         Raises:
             DataError: no examples, one class only, a label that is not among ``labels``.
@@ -185,13 +192,16 @@ class Task:
             raise DataError(f"{splits.source}: expected rows with a label, got generation rows (target or references)")
         found = sorted({example.label for example in splits.train or splits["all"] if example.label is not None})
         names = tuple(found) if labels is None else tuple(labels)
-        if labels is None and (alike := _alike(found)):
-            raise DataError(
-                f"{splits.source}: labels {alike[0]!r} and {alike[1]!r} differ only in capitals or blanks: correct the "
-                "rows, or name all labels if they are meant so"
-            )
+        if labels is None:
+            notes = check_names(found, len(splits["all"]), splits.source)
+            splits = replace(splits, notes=(*splits.notes, *notes))
         spec = TaskSpec.of(
-            labels=names, template=template, verbalizers=verbalizers, max_length=max_length, metric=metric
+            labels=names,
+            template=template,
+            verbalizers=verbalizers,
+            max_length=max_length,
+            metric=metric,
+            columns=splits.columns,
         )
         return cls._checked(spec, splits, "correct the rows, or name all labels")
 
@@ -212,13 +222,13 @@ class Task:
         splits = _splits(source, columns, template)
         if splits.kind != "generation":
             raise DataError(f"{splits.source}: expected rows with target or references, got classification rows")
-        spec = TaskSpec.of(template=template, max_length=max_length, metric=metric)
+        spec = TaskSpec.of(template=template, max_length=max_length, metric=metric, columns=splits.columns)
         return cls._checked(*_judged(spec, splits))
 
     @classmethod
     def of(cls, source: str | Path | Splits, *, labels: Sequence[str] | None = None, **options: Any) -> Self:
         """The kind of task that the columns of ``source`` show."""
-        columns = {name: options.pop(name) for name in tuple(options) if name.endswith("_column")}
+        columns = {name: options.pop(name) for name in tuple(options) if name.endswith(("_column", "bad_rows"))}
         splits = _splits(source, columns, options.get("template"))
         if splits.kind == "classification":
             return cls.classification(splits, labels=labels, **options)
@@ -233,7 +243,7 @@ class Task:
         Raises:
             DataError: the data is of the other kind, or holds labels that the task does not know.
         """
-        splits = _splits(source, columns, spec.template)
+        splits = _splits(source, columns, spec.template, remembered=spec.columns)
         if splits.kind != spec.kind:
             raise DataError(
                 f"{splits.source}: the prompt was learned for {spec.kind}, these rows are for {splits.kind}"
@@ -263,19 +273,24 @@ class Task:
             DataError: rows of the other kind, labels that differ, fewer than two, or one that is not among ``labels``.
             TemplateError: a template that cannot be used.
         """
-        splits = _splits(source, columns, template if spec is None else spec.template, unlabelled=True)
+        known = None if spec is None else spec.columns
+        given = template if spec is None else spec.template
+        splits = _splits(source, columns, given, remembered=known, unlabelled=True)
         told = answered(splits["all"])
         kind = kind_of(told) if told else "classification" if labels is not None else "generation"
         if spec is None:
             if kind == "generation" and labels is not None:
                 raise DataError(f"{splits.source}: labels were given, but its rows are for generation")
             found = sorted({str(example.label) for example in told}) if kind == "classification" else None
+            if found and labels is None:
+                splits = replace(splits, notes=(*splits.notes, *check_names(found, len(told), splits.source)))
             spec = TaskSpec.of(
                 labels=found if labels is None else labels,
                 template=template,
                 verbalizers=verbalizers,
                 max_length=max_length,
                 metric=metric,
+                columns=splits.columns,
             )
             spec, splits = _judged(spec, splits)
         elif told and kind != spec.kind:
@@ -293,21 +308,12 @@ class Task:
                 label, count = unknown.most_common(1)[0]
                 raise DataError(
                     f"{splits.source}: the {split_name} split has label '{label}' ({count} rows), "
-                    f"which is not among the labels {', '.join(spec.labels)}: {advice}"
+                    f"which is not among the labels {', '.join(spec.labels)}{near(label, spec.labels)}: {advice}"
                 )
         first = next(iter(splits.train or splits.validation or splits.test), None)
         if first is not None:
             spec.compiled.render(first)
         return cls(spec, splits, Path(splits.source).stem or "task")
-
-
-def _alike(labels: Sequence[str]) -> tuple[str, str] | None:
-    """Two labels that one slip of the hand would turn into each other, if there are such."""
-    seen: dict[str, str] = {}
-    for label in labels:
-        if (other := seen.setdefault(" ".join(label.split()).casefold(), label)) != label:
-            return other, label
-    return None
 
 
 def _judged(spec: TaskSpec, splits: Splits) -> tuple[TaskSpec, Splits]:
@@ -325,10 +331,15 @@ def _judged(spec: TaskSpec, splits: Splits) -> tuple[TaskSpec, Splits]:
 
 
 def _splits(
-    source: str | Path | Splits, columns: Mapping[str, str], template: str | None, *, unlabelled: bool = False
+    source: str | Path | Splits,
+    columns: Mapping[str, str],
+    template: str | None,
+    *,
+    remembered: Columns | None = None,
+    unlabelled: bool = False,
 ) -> Splits:
     """What is read from ``source``, its rows told apart by what ``template`` shows of them."""
     if isinstance(source, Splits):
         return source
     names = {"text"} if template is None else Template(template).names
-    return read_splits(source, names=names, unlabelled=unlabelled, **columns)  # type: ignore[arg-type]
+    return read_splits(source, names=names, remembered=remembered, unlabelled=unlabelled, **columns)  # type: ignore[arg-type]

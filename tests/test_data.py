@@ -189,10 +189,13 @@ def test_records_arrive_one_by_one() -> None:
         raise AssertionError("read ahead")
 
     records = read_records(lines(), "stdin")
-    assert [next(records), next(records)] == [(1, {"text": "a"}), (3, {"text": "b"})]
-    assert list(read_records([b'{"text": "\xc3\xa9"}'], "stdin")) == [(1, {"text": "é"})]
-    with pytest.raises(DataError, match="'stdin' line 2: expected JSON, got text that does not parse"):
-        list(read_records(["{}", "{"], "stdin"))
+    assert next(records) == ("'stdin' line 1", {"text": "a"}, "", False)
+    assert next(records) == ("'stdin' line 3", {"text": "b"}, "", False)
+    assert [row.values for row in read_records([b'{"text": "\xc3\xa9"}'], "stdin")] == [{"text": "é"}]
+    bad, good = read_records(["{", "{}"], "stdin")
+    assert bad.place == "'stdin' line 1"
+    assert bad.reason.startswith("expected JSON, got text that does not parse")
+    assert (good.values, good.reason) == ({}, "")
 
 
 GOOD = b'{"text": "a", "label": "b"}\n'
@@ -231,7 +234,7 @@ def test_a_bad_line_is_named(tmp_path: Path, line: bytes, words: str) -> None:
         ({"references": []}, "expected at least one output in 'references', got none"),
         ({"references": None}, "expected at least one output in 'references', got none"),
         ({"references": "x"}, "expected a list of strings in 'references', got a string: use 'target' for one"),
-        ({"references": ["x", 1]}, "expected a string in column 'references', got a number"),
+        ({"references": ["x", None]}, "expected a string in column 'references', got null"),
         ({"target": None}, "expected a string in column 'target', got null"),
         ({"target": " "}, "expected a string in column 'target', got a blank string"),
     ],
@@ -256,7 +259,7 @@ def test_a_column_that_was_chosen_must_be_there(tmp_path: Path) -> None:
         (b'text,label\na,b\n"c,d\ne,f\n', "line 3: expected CSV, got unexpected end of data: double the quotes"),
         (b'text,label\n"a"b,c\n', "line 2: expected CSV, got ',' expected after '\"'"),
         (b"text,text\na,b\n", "line 1: expected columns of different names, got 'text', 'text'"),
-        (b"text;label\na;b\n", "line 2: expected a column 'text', got 'text;label'"),
+        (b"text:label\na:b\n", "line 2: expected a column 'text', got 'text:label'"),
         (b"text,label\na,b\nc\xe9,d\n", "line 3: expected UTF-8, got the byte 0xe9"),
         (b"text,label\na,\n", "line 2: expected a string in column 'label', got a blank string"),
     ],

@@ -11,15 +11,13 @@ from softprompt.cli import cli
 from softprompt.config import TrainConfig
 from softprompt.data import read_splits
 from softprompt.demo import STEPS
+from softprompt.examples import Columns
 from softprompt.generate import Sampling
 from softprompt.methods import METHODS
 
 SETTINGS = {name: field.default for name, field in TrainConfig.model_fields.items() if field.default is not None}
-READER = {
-    name: parameter.default
-    for name, parameter in inspect.signature(read_splits).parameters.items()
-    if name.endswith("_column")
-}
+READER = {f"{name}_column": getattr(Columns(), name) for name in ("text", "label", "target")}
+READER |= {"bad_rows": inspect.signature(read_splits).parameters["bad_rows"].default}
 SAMPLING = {field.name: field.default for field in fields(Sampling)}
 
 

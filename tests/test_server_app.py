@@ -308,7 +308,6 @@ class TestFields:
             {"stop": [""]},
             {"stop": ["x"] * 17},
             {"stream": "yes"},
-            {"columns": {"a": [1]}},
             {"columns": {"text": "again"}},
             {"prompt": ""},
             {"prompt": " \n\x1f\u2003"},

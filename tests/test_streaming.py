@@ -80,18 +80,32 @@ class TestReading:
         assert parquet.train == hub.train == read_streamed(folder).train
         assert parquet.validation == hub.validation
 
-    def test_without_validation_the_first_rows_are_set_aside(self, tmp_path: Path) -> None:
-        path = write_data(tmp_path / "d", reviews(train=HELD_OUT + 60, validation=0, test=0)) / "train.jsonl"
+    def test_without_validation_rows_are_drawn_from_the_whole_file(self, tmp_path: Path) -> None:
+        """A file sorted by label but for its first rows: the rows set aside are of both halves, and not trained on."""
+        rows = [Example(f"film {n}", "ab"[n % 2 if n < 100 else n >= 1500]) for n in range(3000)]
+        path = write_data(tmp_path / "d", Splits(tuple(rows), (), (), "here", ())) / "train.jsonl"
         splits = read_streamed(path)
-        whole = reviews(train=HELD_OUT + 60, validation=0, test=0).train
-        assert splits.validation == whole[:HELD_OUT]
-        assert splits.train == whole[HELD_OUT:]
+        assert len(splits.validation) == HELD_OUT
+        assert 0.4 < sum(one.label == "a" for one in splits.validation) / HELD_OUT < 0.6
+        left = [one for one in rows if one not in set(splits.validation)]
         assert splits.stream is not None
-        rows = splits.stream.open()
-        assert rows.read(1000) == list(whole[HELD_OUT:])
-        rows.rewind()
-        assert rows.read(3) == list(whole[HELD_OUT : HELD_OUT + 3])
+        stream = splits.stream.open()
+        assert stream.read(5000) == left
+        assert list(splits.train) == left[:1000]
+        stream.rewind()
+        assert stream.read(3) == left[:3]
+        assert read_streamed(path).validation == splits.validation != read_streamed(path, seed=1).validation
         assert any("set aside" in note for note in splits.notes)
+
+    def test_validation_and_test_are_drawn_from_the_whole_split(self, tmp_path: Path) -> None:
+        """Sorted by label, as the first rows would be of one."""
+        rows = tuple(Example(f"film {n}", "ab"[n >= 6000]) for n in range(12_000))
+        write_data(tmp_path / "d", Splits(reviews(train=70).train, rows, rows[:6100], "here", ()))
+        splits = read_streamed(tmp_path / "d")
+        assert len(splits.validation) == len(splits.test) == 5000
+        assert 0.47 < sum(one.label == "a" for one in splits.validation) / 5000 < 0.53
+        assert "5,000 of 12,000 validation rows were drawn." in splits.notes
+        assert list(splits.test) == sorted(splits.test, key=rows.index)
 
     def test_goes_on_from_any_row(self, folder: Path, tmp_path: Path) -> None:
         tables = []
@@ -120,10 +134,13 @@ class TestReading:
     @pytest.mark.parametrize(
         ("text", "words"),
         [
-            ('{"text": "a", "label": "x"}\n' * 700, "all have the label 'x': expected rows in random order"),
-            ('{"text": "a", "label": "x"}\n{"text": " ", "label": "y"}\n', "row 2: expected a string in column 'text'"),
+            ("".join(f'{{"text": "a{n}", "label": "x"}}\n' for n in range(700)), "expected rows in random order"),
+            (
+                '{"text": "a", "label": "x"}\n{"text": " ", "label": "y"}\n',
+                "line 2: expected a string in column 'text'",
+            ),
             ('{"text": "a", "label": "x"}\n' * 5, "got none beyond those set aside"),
-            ("not json\n", "cannot be read"),
+            ("not json\n", "line 1: expected JSON"),
         ],
     )
     def test_mistakes(self, tmp_path: Path, text: str, words: str) -> None:
@@ -136,7 +153,7 @@ class TestReading:
         with pytest.raises(DataError, match="found none"):
             read_streamed(tmp_path / "nowhere")
         (tmp_path / "d.txt").write_text("")
-        with pytest.raises(DataError, match=r"expected a file ending in .jsonl, .csv, .tsv, .parquet to stream"):
+        with pytest.raises(DataError, match=r"expected a file ending in .jsonl, .json, .csv, .tsv, .parquet"):
             read_streamed(tmp_path / "d.txt")
         write_data(tmp_path / "d", reviews(train=0))
         with pytest.raises(DataError, match="expected a train split"):
