@@ -13,6 +13,7 @@ from torch import Tensor
 
 from softprompt.errors import OutputError, TrainingError, writing
 from softprompt.folders import check_free, replace_file, take_lock
+from softprompt.sealed import read_sealed_tensors, sealed_tensors
 from softprompt.spread import ALONE, Processes
 
 CHECKPOINT_FILE, LOCK_FILE = "checkpoint.safetensors", ".lock"
@@ -92,8 +93,6 @@ class Checkpoint:
         Raises:
             OutputError: no space, or no permission.
         """
-        from safetensors.torch import save
-
         tensors: dict[str, Tensor] = {}
         described: dict[str, Any] = {"identity": self.identity, "learners": []}
         for place, learner in enumerate(learners):
@@ -108,10 +107,7 @@ class Checkpoint:
                         numbers.setdefault(str(index), {})[key] = value
             optimizer = {"state": numbers, "param_groups": state["param_groups"]}
             described["learners"].append({"progress": asdict(learner.progress), "optimizer": optimizer})
-        content = save(
-            {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()},
-            metadata={"run": json.dumps(described)},
-        )
+        content = sealed_tensors(tensors, described)
         try:
             with writing(self.folder):
                 self.folder.mkdir(parents=True, exist_ok=True)
@@ -131,20 +127,18 @@ class Checkpoint:
         Raises:
             TrainingError: it is damaged, or of a run with other settings, data or base model.
         """
-        from safetensors import SafetensorError, safe_open
-
         if not self.exists():
             return None
         try:
-            with safe_open(self._path, framework="pt") as stream:
-                described = json.loads(stream.metadata()["run"])
-                tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118 (no mapping)
-            identity = dict(described["identity"])
-            saved = Saved(list(described["learners"]), str(identity.get("processes", ALONE)), tensors)
-        except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+            tensors, described = read_sealed_tensors(self._path)
+            if not described:
+                raise ValueError("it was not written by this release")
+            identity, learners = dict(described["identity"]), list(described["learners"])
+        except (OSError, ValueError) as error:
             raise TrainingError(
                 f"the checkpoint '{self._path}' is damaged: {error}; start again with --restart"
             ) from error
+        saved = Saved(learners, str(identity.get("processes", ALONE)), tensors)
         # JSON turns tuples into lists, so both sides are compared as JSON
         expected = json.loads(json.dumps(self.identity))
         if saved.processes != expected.get("processes", str(ALONE)):

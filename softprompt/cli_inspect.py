@@ -171,6 +171,9 @@ def prune(
 def _history(place: str, prompt: "Prompt") -> list[dict[str, float]]:
     """How it learned, where that is kept beside it."""
     from softprompt.probe import read_history
+    from softprompt.store import HISTORY_FILE, prompt_of
     from softprompt.versions import saved_files
 
-    return read_history(saved_files(place).get("history.jsonl", b""), prompt)
+    files = saved_files(place)
+    prompt_of(files, place)  # its digest is in the manifest
+    return read_history(files.get(HISTORY_FILE, b""), prompt)

@@ -10,11 +10,12 @@ from softprompt.base import FrozenLM
 from softprompt.baselines.fitted import Fitted, bytes_of, prefix_bytes
 from softprompt.checkpoint import Checkpoint
 from softprompt.config import TrainConfig
-from softprompt.errors import SoftpromptError, TrainingError
+from softprompt.errors import OutputError, SoftpromptError, TrainingError
 from softprompt.fit import best_prompt, open_run
 from softprompt.folders import put_file
 from softprompt.predict import Predictor
 from softprompt.progress import Silent
+from softprompt.sealed import read_sealed, sealed
 from softprompt.task import Task
 from softprompt.train import Observer, TrainingResult, train_together
 
@@ -100,7 +101,12 @@ class Clock:
         self._observer, self._path = observer, path
         self._seconds: dict[int, float] = {0: 0.0}
         if path is not None and path.exists():
-            kept: dict[str, float] = json.loads(path.read_text(encoding="utf-8"))
+            try:
+                kept = read_sealed(path)
+            except (OSError, ValueError) as error:
+                raise OutputError(
+                    f"'{path}' is damaged: {error}; remove '{path.parent}', and it begins anew"
+                ) from error
             self._seconds |= {int(step): seconds for step, seconds in kept.items()}
         self._zero = time.perf_counter()
 
@@ -130,4 +136,4 @@ class Clock:
     def _reached(self, step: int, *, keep: bool) -> None:
         self._seconds[step] = time.perf_counter() - self._zero
         if keep and self._path is not None:
-            put_file(self._path, json.dumps(self._seconds).encode())
+            put_file(self._path, json.dumps(sealed(self._seconds)).encode())

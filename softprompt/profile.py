@@ -5,6 +5,7 @@ confidence and hidden states are those of rows that are new to it.
 """
 
 import base64
+import json
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from typing import Annotated, Any, Self
@@ -18,6 +19,7 @@ from softprompt.errors import PromptFileError
 from softprompt.paths import expanded
 from softprompt.records import Record
 from softprompt.references import Reference, is_reference
+from softprompt.sealed import sealed
 from softprompt.untrusted import TEXT_LIMIT, read_file
 
 PROFILE_FILE = "profile.json"
@@ -161,7 +163,7 @@ class Profile(Record):
 
     def to_bytes(self) -> bytes:
         # on one line, for most of it is numbers
-        return self.model_dump_json(exclude_none=True).encode() + b"\n"
+        return json.dumps(sealed(self.model_dump(mode="json", exclude_none=True)), ensure_ascii=False).encode() + b"\n"
 
 
 def just_above(points: Sequence[float] | Floats) -> Floats:

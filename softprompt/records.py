@@ -1,7 +1,6 @@
 """What a store writes about its versions and aliases: small JSON files that never change."""
 
 import getpass
-import json
 import os
 import secrets
 import socket
@@ -11,6 +10,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
+from softprompt.sealed import SealedRecord
 from softprompt.untrusted import FILE_LIMIT, FILE_NAME, parse_json
 
 MOST_FILES = 64  # of one version
@@ -19,8 +19,8 @@ FileName = Annotated[str, StringConstraints(pattern=f"^{FILE_NAME.pattern}$")]
 Who = Annotated[str, StringConstraints(max_length=200)]
 
 
-class Record(BaseModel):
-    """A JSON file of the store."""
+class Record(SealedRecord):
+    """A JSON file of the store, which says if it was changed since."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -28,7 +28,7 @@ class Record(BaseModel):
 
     def to_bytes(self) -> bytes:
         """What ``from_bytes`` reads back."""
-        return (json.dumps(self.model_dump(mode="json"), indent=2, ensure_ascii=False) + "\n").encode()
+        return (self.to_sealed() + "\n").encode()
 
     @classmethod
     def from_bytes(cls, content: bytes) -> Self:
@@ -43,7 +43,8 @@ class Record(BaseModel):
             return cls.model_validate(values)
         except ValidationError as error:
             first = error.errors()[0]
-            raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+            where = "".join(f"{one}: " for one in (".".join(map(str, first["loc"])),) if one)
+            raise ValueError(f"{where}{first['msg'].removeprefix('Value error, ')}") from error
 
 
 class Marker(Record):

@@ -8,6 +8,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from softprompt.sealed import SealedRecord
+
 SCHEMA_VERSION = 1
 
 
@@ -129,7 +131,7 @@ class Forgetting(_Record):
     tokens: int
 
 
-class Result(_Record):
+class Result(_Record, SealedRecord):
     """One method with one seed.
 
     Attributes:

@@ -9,7 +9,7 @@ import re
 import sqlite3
 import stat
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,7 @@ from typing import Annotated, Any, TypeAlias
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, JsonValue, ValidationError
 
 from softprompt.errors import ConfigError, DataError
+from softprompt.sealed import SEAL, digest_of, sealed
 from softprompt.untrusted import parse_json
 
 MOST_ROWS = 200_000  # that are read, the newest ones
@@ -25,7 +26,7 @@ TEXT_CHARACTERS = 20_000  # of a text or an answer that are kept
 ROW_BYTES = 2**20
 READ_CHARACTERS = 2**27  # of all texts that are held at once; those of older rows are left out
 APPLICATION_ID = 0x73705361  # tells SQLite files of samples from others
-SCHEMA = 1
+SCHEMA, UNSEALED_SCHEMA = 2, 1  # the first release's rows had no digest
 
 _SPAN = re.compile(r"([1-9][0-9]{0,5})([mhd])")
 _SECONDS = {"m": 60, "h": 3600, "d": 86400}
@@ -80,6 +81,7 @@ class Sample(BaseModel):
 
 
 COLUMNS = tuple(Sample.model_fields)
+STORED = (*COLUMNS, SEAL)
 _STRUCTURED = ("columns", "probabilities")  # JSON within a column of SQLite
 
 
@@ -137,16 +139,17 @@ def is_lines(path: Path) -> bool:
 
 
 def row_of(sample: Sample) -> tuple[Any, ...]:
-    """The values of a row of SQLite."""
+    """The values of a row of SQLite, the last one being the digest of the others."""
     values = sample.model_dump()
+    seal = digest_of(sample.model_dump(exclude_none=True))
     for name in _STRUCTURED:
         values[name] = None if values[name] is None else json.dumps(values[name], ensure_ascii=False)
-    return tuple(values[name] for name in COLUMNS)
+    return *(values[name] for name in COLUMNS), seal
 
 
 def line_of(sample: Sample) -> bytes:
     """A line of a JSONL file."""
-    return sample.model_dump_json(exclude_none=True).encode() + b"\n"
+    return json.dumps(sealed(sample.model_dump(exclude_none=True)), ensure_ascii=False).encode() + b"\n"
 
 
 def read_samples(path: Path, since: float = 0.0, most: int = MOST_ROWS) -> Read:
@@ -166,7 +169,7 @@ def read_samples(path: Path, since: float = 0.0, most: int = MOST_ROWS) -> Read:
         raise DataError(f"--samples '{path}': expected a file that softprompt serve wrote, found none") from error
     except OSError as error:
         raise DataError(f"--samples '{path}' cannot be read: {error.strerror or error}") from error
-    except sqlite3.Error as error:
+    except (sqlite3.Error, UnicodeDecodeError) as error:
         raise DataError(
             f"--samples '{path}' is no sound SQLite file of samples: {error}; give the one that softprompt serve wrote "
             "(JSON lines have a name that ends with .jsonl)"
@@ -188,7 +191,10 @@ def _checked(rows: Iterable[dict[str, Any] | None]) -> tuple[list[Sample], int]:
         try:
             if row is None:
                 raise ValueError
+            seal = row.pop(SEAL, None)
             sample = Sample.model_validate(row)
+            if seal is not None and seal != digest_of(sample.model_dump(exclude_none=True)):
+                raise ValueError
         except (ValidationError, ValueError):
             damaged += 1
             continue
@@ -228,34 +234,36 @@ def _rows(path: Path, since: float, most: int) -> Raw:
         connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, 4 * ROW_BYTES)
         for setting in ("trusted_schema = OFF", "cell_size_check = ON", "query_only = ON"):
             connection.execute(f"PRAGMA {setting}")
-        check_schema(connection)
+        columns = check_schema(connection)
         where = "FROM samples WHERE typeof(time) = 'real' AND time >= ?"
         (count,) = connection.execute(f"SELECT count(*) {where}", (since,)).fetchone()
         found = connection.execute(
-            f"SELECT {', '.join(COLUMNS)} {where} ORDER BY id DESC LIMIT ?", (since, most)
+            f"SELECT {', '.join(columns)} {where} ORDER BY id DESC LIMIT ?", (since, most)
         ).fetchall()
         never = "SELECT count(*) FROM samples WHERE typeof(time) != 'real' OR time < 0"
         (odd,) = connection.execute(never).fetchone()
-    return [*_dictionaries(found), *[None] * min(odd, most)], max(0, count - len(found))
+    return [*_dictionaries(columns, found), *[None] * min(odd, most)], max(0, count - len(found))
 
 
-def check_schema(connection: sqlite3.Connection) -> None:
-    """Raise sqlite3.DatabaseError unless this is a file of samples, of this schema."""
+def check_schema(connection: sqlite3.Connection) -> tuple[str, ...]:
+    """The columns of a file of samples; raises sqlite3.DatabaseError if it is none, or of another schema."""
     (application,) = connection.execute("PRAGMA application_id").fetchone()
     (schema,) = connection.execute("PRAGMA user_version").fetchone()
     if application != APPLICATION_ID:
         raise sqlite3.DatabaseError("it was not written by softprompt")
-    if schema != SCHEMA:
+    if schema not in (SCHEMA, UNSEALED_SCHEMA):
         raise sqlite3.DatabaseError(f"it has schema version {schema}, expected {SCHEMA}")
     kinds = connection.execute("SELECT type FROM sqlite_master WHERE name = 'samples'").fetchall()
     columns = [name for _, name, *_ in connection.execute("PRAGMA table_xinfo(samples)")]
-    if kinds != [("table",)] or columns != ["id", *COLUMNS]:
+    expected = STORED if schema == SCHEMA else COLUMNS
+    if kinds != [("table",)] or columns != ["id", *expected]:
         raise sqlite3.DatabaseError("its table has other columns")
+    return expected
 
 
-def _dictionaries(found: Iterable[tuple[Any, ...]]) -> Iterator[dict[str, Any] | None]:
+def _dictionaries(columns: Sequence[str], found: Iterable[tuple[Any, ...]]) -> Iterator[dict[str, Any] | None]:
     for values in found:
-        row = {name: value for name, value in zip(COLUMNS, values, strict=True) if value is not None}
+        row = {name: value for name, value in zip(columns, values, strict=True) if value is not None}
         try:
             for name in _STRUCTURED:
                 if name in row:

@@ -20,11 +20,13 @@ from softprompt.folders import check_free, write_folder
 from softprompt.paths import expanded
 from softprompt.prefix import PromptState
 from softprompt.references import Reference, is_reference
+from softprompt.sealed import BROKEN, sealed, unsealed
 from softprompt.task import TaskSpec
 from softprompt.untrusted import FILE_LIMIT, TEXT_LIMIT, check_header, parse_json, read_file
 
 SCHEMA_VERSION = 1
-TENSOR_FILE, MANIFEST_FILE = "prompt.safetensors", "prompt.json"
+SEAL = "description_sha256"  # of the manifest; prompts of earlier releases have none
+TENSOR_FILE, MANIFEST_FILE, HISTORY_FILE = "prompt.safetensors", "prompt.json", "history.jsonl"
 
 
 class Identified(Protocol):
@@ -174,11 +176,16 @@ class Prompt:
         if len({(state.kind, state.behind_bos) for state in self.states}) != 1:
             raise PromptFileError("the prompts of an ensemble are of one kind: save them one by one")
         tensor_bytes = save(_tensors(self.states))
-        manifest = {**self.manifest(), "sha256": hashlib.sha256(tensor_bytes).hexdigest()}
+        others = {name: text.encode() for name, text in self.extra_files.items()}
+        digests = {"sha256": hashlib.sha256(tensor_bytes).hexdigest()}
+        # what else is read of a prompt has its own; run.json is for people, and has the time in it
+        if HISTORY_FILE in others:
+            digests["history_sha256"] = hashlib.sha256(others[HISTORY_FILE]).hexdigest()
+        manifest = sealed({**self.manifest(), **digests}, SEAL)
         return {
             TENSOR_FILE: tensor_bytes,
             MANIFEST_FILE: (json.dumps(manifest, indent=2, ensure_ascii=False) + "\n").encode(),
-            **{name: text.encode() for name, text in self.extra_files.items()},
+            **others,
         }
 
 
@@ -260,6 +267,9 @@ def prompt_of(files: Mapping[str, bytes], where: str) -> Prompt:
     try:
         if hashlib.sha256(content).hexdigest() != manifest["sha256"]:
             raise PromptFileError(f"'{where}/{TENSOR_FILE}' is damaged: its SHA-256 is not the one in {MANIFEST_FILE}")
+        known = manifest.get("history_sha256")
+        if known is not None and HISTORY_FILE in files and hashlib.sha256(files[HISTORY_FILE]).hexdigest() != known:
+            raise PromptFileError(f"'{where}/{HISTORY_FILE}' is damaged: {BROKEN}")
         check_header(content)
         base = manifest["base"]
         prompt = Prompt(
@@ -317,7 +327,10 @@ def _manifest(content: bytes, where: str) -> dict[str, Any]:
             f"'{where}' has schema version {version!r}, expected {SCHEMA_VERSION}: "
             "use the release of softprompt that wrote it, or learn the prompt again"
         )
-    return dict(manifest)
+    try:
+        return unsealed(manifest, SEAL)
+    except ValueError as error:
+        raise PromptFileError(f"'{where}' is damaged: {error}") from error
 
 
 def _tensors(states: Sequence[PromptState]) -> dict[str, torch.Tensor]:

@@ -18,16 +18,17 @@ from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar
 
 from filelock import FileLock
-from pydantic import BaseModel, ValidationError
 
 from softprompt.checkpoint import differences
 from softprompt.errors import DataError, OutputError, writing
 from softprompt.folders import replace_file, take_lock
 from softprompt.results import Result
+from softprompt.sealed import SealedRecord, read_sealed, sealed
+from softprompt.untrusted import FILE_LIMIT, parse_json, read_file
 
 SETUP_FILE, LOCK_FILE = "setup.json", ".lock"
 
-Landed = TypeVar("Landed", bound=BaseModel)
+Landed = TypeVar("Landed", bound=SealedRecord)
 
 
 class RecordFolder:
@@ -84,17 +85,21 @@ class RecordFolder:
             )
 
     def notes(self, name: str) -> dict[str, Any]:
-        """What is known of a method that is being learned."""
+        """What is known of a method that is being learned; raises OutputError if the file is damaged."""
+        path = self._notes_path(name)
         try:
-            known: dict[str, Any] = json.loads(self._notes_path(name).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            return read_sealed(path)
+        except FileNotFoundError:
             return {}
-        return known
+        except (OSError, ValueError) as error:
+            raise OutputError(
+                f"'{path}' is damaged: {error}; remove it and the folder beside it, and '{name}' begins anew"
+            ) from error
 
     def note(self, name: str, **changes: Any) -> None:
         """Add to ``notes``; ``None`` takes away."""
         notes = {key: value for key, value in (self.notes(name) | changes).items() if value is not None}
-        self._write(self._notes_path(name), json.dumps(notes, indent=1))
+        self._write(self._notes_path(name), json.dumps(sealed(notes), indent=1))
 
     def forget(self, name: str) -> None:
         """Drop ``notes``."""
@@ -132,11 +137,11 @@ class RecordFolder:
     def _check_setup(self) -> None:
         path = self.path / SETUP_FILE
         try:
-            setup = json.loads(path.read_text(encoding="utf-8"))
+            setup = read_sealed(path)
         except FileNotFoundError:
-            self._write(path, json.dumps(self._setup, indent=1))
+            self._write(path, json.dumps(sealed(self._setup), indent=1))
             return
-        except ValueError as error:
+        except (OSError, ValueError) as error:
             raise OutputError(f"'{path}' is damaged: {error}; give another --out") from error
         if differing := differences(setup, self._setup):
             raise OutputError(
@@ -146,16 +151,16 @@ class RecordFolder:
 
     def _read(self, path: Path, kind: type[Landed]) -> Landed | None:
         try:
-            return kind.model_validate_json(path.read_bytes())
+            return kind.model_validate(parse_json(read_file(path), limit=FILE_LIMIT))
         except FileNotFoundError:
             return None
-        except (OSError, ValidationError) as error:
+        except (OSError, ValueError) as error:
             raise DataError(
                 f"'{path}' is damaged: expected the result of a {self.what}; remove it, and it is measured again"
             ) from error
 
-    def _land(self, path: Path, record: BaseModel) -> None:
-        self._write(path, record.model_dump_json(indent=1))
+    def _land(self, path: Path, record: SealedRecord) -> None:
+        self._write(path, record.to_sealed())
 
     def _notes_path(self, name: str) -> Path:
         return self.path / "learning" / f"{file_name(name)}.json"

@@ -44,6 +44,6 @@ def parsed(line: str) -> Any:
 
 def with_manifest(files: Mapping[str, bytes], **changes: Any) -> dict[str, bytes]:
     """The files of a saved prompt with other values in the manifest; ``...`` takes one out."""
-    values = {**json.loads(files["prompt.json"]), **changes}
+    values = {**json.loads(files["prompt.json"]), "description_sha256": ..., **changes}
     kept = {name: value for name, value in values.items() if value is not ...}
     return {**files, "prompt.json": json.dumps(kept).encode()}

@@ -18,6 +18,7 @@ ROOMS = (
     "errors",
     "paths",
     "untrusted",
+    "sealed",
     "references",
     "folders",
     "places",

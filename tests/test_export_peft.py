@@ -23,7 +23,8 @@ from softprompt.learner import Learner
 from softprompt.methods import METHODS
 from softprompt.predict import Predictor
 from softprompt.prefix import PromptState, make_prefix
-from softprompt.store import Prompt, load_prompt
+from softprompt.sealed import unsealed
+from softprompt.store import SEAL, Prompt, load_prompt
 
 peft = pytest.importorskip("peft")
 # what PEFT asks of transformers, which will call it otherwise
@@ -339,6 +340,6 @@ def test_a_damaged_place_is_refused_in_a_saved_prompt(tmp_path: Path) -> None:
     prompt = replace(learned("llama"), states=(PromptState.of_embeddings(torch.zeros(2, 32)),))
     prompt.save(tmp_path / "p")
     path = tmp_path / "p" / "prompt.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "behind_bos": "no"}))
+    path.write_text(json.dumps({**unsealed(json.loads(path.read_text()), SEAL), "behind_bos": "no"}))
     with pytest.raises(PromptFileError, match="behind_bos is 'no'"):
         load_prompt(tmp_path / "p")

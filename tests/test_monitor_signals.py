@@ -13,6 +13,7 @@ from softprompt.monitor.findings import finding, seen, sureness, witnesses
 from softprompt.monitor.signals import LEAST, LEAST_TRAINED, Compared, compare, judged
 from softprompt.probe.statistics import holm
 from softprompt.profile import POINTS, Distribution, Hidden, Profile, Rate, coordinates, steps_of
+from softprompt.sealed import unsealed
 
 NAMES = ["length", "rare", "labels", "confidence", "hidden"]
 
@@ -242,12 +243,12 @@ class TestProfile:
         ],
     )
     def test_a_damaged_one_is_refused_in_one_line(self, change: dict[str, Any]) -> None:
-        values = json.loads(profile(World(0)).to_bytes()) | change
+        values = unsealed(json.loads(profile(World(0)).to_bytes())) | change
         with pytest.raises(ValueError, match=r"^[^\n]+$"):
             Profile.from_bytes(json.dumps(values).encode())
 
     def test_a_centre_of_another_size_is_refused(self) -> None:
-        values = json.loads(profile(World(0)).to_bytes())
+        values = unsealed(json.loads(profile(World(0)).to_bytes()))
         values["hidden"]["size"] = 8
         with pytest.raises(ValueError, match="its centre is not of the coordinates"):
             Profile.from_bytes(json.dumps(values).encode())

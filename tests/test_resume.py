@@ -106,7 +106,7 @@ def step_of(run: Path) -> int:
     if not (run / "checkpoint.safetensors").exists():
         return 0
     with safe_open(run / "checkpoint.safetensors", framework="pt") as stream:
-        return int(stream.metadata()["run"].split('"step": ')[1].split(",")[0])
+        return int(stream.metadata()["softprompt"].split('"step": ')[1].split(",")[0])
 
 
 @pytest.fixture(scope="module")

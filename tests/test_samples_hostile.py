@@ -56,7 +56,7 @@ def test_bytes_turned_over(file: Path) -> None:
     ("statements", "words"),
     [
         (["PRAGMA application_id = 5"], "it was not written by softprompt"),
-        (["PRAGMA user_version = 9"], "it has schema version 9, expected 1"),
+        (["PRAGMA user_version = 9"], "it has schema version 9, expected 2"),
         (["DROP TABLE samples"], "its table has other columns"),
         (["ALTER TABLE samples DROP COLUMN answer"], "its table has other columns"),
         (["ALTER TABLE samples ADD COLUMN more TEXT"], "its table has other columns"),

@@ -111,7 +111,7 @@ class TestOtherBase:
 
 def edit_manifest(folder: Path, **changes: Any) -> None:
     path = folder / MANIFEST_FILE
-    values = {**json.loads(path.read_text(encoding="utf-8")), **changes}
+    values = {**json.loads(path.read_text(encoding="utf-8")), "description_sha256": ..., **changes}
     path.write_text(json.dumps({key: value for key, value in values.items() if value is not ...}), encoding="utf-8")
 
 

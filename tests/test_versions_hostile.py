@@ -26,6 +26,7 @@ from softprompt.predict import Predictor
 from softprompt.prefix import PromptState
 from softprompt.records import Marker, Move, Version
 from softprompt.report_text import prompt_lines
+from softprompt.sealed import sealed, unsealed
 from softprompt.store import MANIFEST_FILE, TENSOR_FILE, Prompt, load_prompt, prompt_of
 from softprompt.untrusted import FILE_LIMIT, TEXT_LIMIT, check_header, parse_json, read_file
 from softprompt.versions import Store
@@ -178,7 +179,7 @@ class TestKindsOfFiles:
         path = tmp_path / "store" / "p" / "1" / "version.json"
         for name in ("../../secret", "/etc/passwd", "a/b", ".claim", "..", "a\n"):
             facts = {"size": 1, "sha256": "0" * 64}
-            path.write_text(json.dumps({**json.loads(path.read_text()), "files": {name: facts}}))
+            path.write_text(json.dumps(sealed({**unsealed(json.loads(path.read_text())), "files": {name: facts}})))
             with pytest.raises(StoreError, match=r"version.json' in the store .* is damaged: files"):
                 store.get("p@1")
 

@@ -16,6 +16,7 @@ from softprompt import artifacts, records
 from softprompt.config import TrainConfig
 from softprompt.errors import OutputError, PromptFileError, SoftpromptError, StoreError
 from softprompt.fit import fit_together
+from softprompt.sealed import sealed, unsealed
 from softprompt.spread import ALONE
 from softprompt.store import Prompt, load_prompt, pinned, read_manifest
 from softprompt.versions import Store
@@ -385,7 +386,7 @@ class TestDamage:
     def test_a_record_that_says_something_else(self, store: Store, change: dict[str, Any]) -> None:
         store.put(a_prompt(), "p")
         path = Path(store.url) / "p" / "1" / "version.json"
-        path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+        path.write_text(json.dumps(sealed({**unsealed(json.loads(path.read_text())), **change})))
         with pytest.raises((StoreError, PromptFileError), match=r"damaged|is no saved prompt"):
             store.get("p@1")
 

@@ -15,6 +15,7 @@ from softprompt.errors import ConfigError, MissingExtraError, PromptFileError
 from softprompt.paths import expanded
 from softprompt.predict import Answers
 from softprompt.prefix import CachedPrefix, Prefix
+from softprompt.sealed import read_sealed, read_sealed_tensors, sealed
 from softprompt.seq2seq import EncodedPrefix
 from softprompt.task import TaskSpec
 
@@ -98,7 +99,7 @@ def described(base: FrozenLM | None, spec: TaskSpec, **more: Any) -> bytes:
     """JSON of the task, of the model it is for, and of ``more``."""
     of_base = {} if base is None else {"base": {"name": base.name, "fingerprint": base.fingerprint}}
     facts = {"task": spec.to_dict(), **of_base, **more}
-    return (json.dumps(facts, indent=2, ensure_ascii=False) + "\n").encode()
+    return (json.dumps(sealed(facts), indent=2, ensure_ascii=False) + "\n").encode()
 
 
 def read_description(folder: str | Path, file: str, base: FrozenLM | None = None) -> tuple[TaskSpec, dict[str, Any]]:
@@ -109,11 +110,11 @@ def read_description(folder: str | Path, file: str, base: FrozenLM | None = None
     """
     path = expanded(folder) / file
     try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
+        facts = read_sealed(path)
         spec = TaskSpec.from_dict(facts["task"])
         made_for = {} if base is None else facts["base"]
         name, fingerprint = made_for.get("name"), made_for.get("fingerprint")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise PromptFileError(f"'{path}' cannot be read ({error}): expected what the comparison saved") from error
     if base is not None and fingerprint != base.fingerprint:
         raise PromptFileError(f"'{path}' was made for the base model '{name}', this is '{base.name}'")
@@ -126,12 +127,9 @@ def read_tensors(folder: str | Path, file: str, names: Sequence[str]) -> list[to
     Raises:
         PromptFileError: it is not there, is damaged, or lacks one.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     path = expanded(folder) / file
     try:
-        tensors = load_file(path)
+        tensors, _ = read_sealed_tensors(path)
         return [tensors[name] for name in names]
-    except (OSError, SafetensorError, KeyError) as error:
+    except (OSError, ValueError, KeyError) as error:
         raise PromptFileError(f"'{path}' cannot be read ({error}): expected what the comparison saved") from error

@@ -30,6 +30,7 @@ from softprompt.folders import check_free, write_folder
 from softprompt.objective import EVALUATION_TOKENS
 from softprompt.predict import Prediction, likeliest
 from softprompt.prefix import make_prefix
+from softprompt.sealed import sealed_tensors
 from softprompt.task import Task, TaskSpec
 from softprompt.train import check_trainable
 from softprompt.validation import validation_examples
@@ -89,12 +90,10 @@ class ProbeAnswers:
 
     def save(self, folder: Path) -> None:
         """Write the classifier; raises OutputError."""
-        from safetensors.torch import save
-
         check_free(folder)
         tensors = {"weight": self.head.weight, "bias": self.head.bias}
         facts = described(self.features.base, self.spec)
-        write_folder(folder, {_TENSORS: save(tensors), _FACTS: facts})
+        write_folder(folder, {_TENSORS: sealed_tensors(tensors, {}), _FACTS: facts})
 
 
 def fit_linear_probe(base: FrozenLM, task: Task, seed: int = 0, *, limit: int = MOST_EXAMPLES) -> Fitted:

@@ -26,6 +26,7 @@ from softprompt.data import Example
 from softprompt.errors import DataError
 from softprompt.folders import check_free, write_folder
 from softprompt.predict import Prediction, likeliest
+from softprompt.sealed import sealed_tensors
 from softprompt.task import Task, TaskSpec
 from softprompt.train import check_trainable
 from softprompt.validation import validation_examples
@@ -56,13 +57,11 @@ class TfidfAnswers:
 
     def save(self, folder: Path) -> None:
         """Write weights and vocabulary; raises OutputError."""
-        from safetensors.torch import save
-
         check_free(folder)
         frequencies = torch.from_numpy(self.vectorizer.idf_)
         tensors = {"weight": self.head.weight, "bias": self.head.bias, "idf": frequencies}
         facts = described(None, self.spec, terms=self.vectorizer.get_feature_names_out().tolist())
-        write_folder(folder, {_TENSORS: save(tensors), _FACTS: facts})
+        write_folder(folder, {_TENSORS: sealed_tensors(tensors, {}), _FACTS: facts})
 
 
 def fit_tfidf(task: Task, seed: int = 0) -> Fitted:

@@ -12,9 +12,9 @@ from typing import Protocol
 from softprompt.errors import ConfigError
 from softprompt.samples import (
     APPLICATION_ID,
-    COLUMNS,
     ROW_BYTES,
     SCHEMA,
+    STORED,
     Keep,
     Sample,
     check_schema,
@@ -51,7 +51,7 @@ def open_samples(path: Path, keep: Keep) -> SampleFile:
     file: SampleFile = LinesFile(path, keep) if is_lines(path) else SqliteFile(path, keep)
     try:
         file.write(())
-    except (OSError, sqlite3.Error) as error:
+    except (OSError, sqlite3.Error, UnicodeDecodeError) as error:
         reason = (error.strerror if isinstance(error, OSError) else None) or error
         raise ConfigError(f"samples cannot be written to '{path}': {reason}; give another --sample-file") from error
     finally:
@@ -72,9 +72,9 @@ class SqliteFile:
             self._connection = self._opened()
         try:
             self._connection.execute("BEGIN IMMEDIATE")
-            marks = ", ".join("?" * len(COLUMNS))
+            marks = ", ".join("?" * len(STORED))
             self._connection.executemany(
-                f"INSERT INTO samples ({', '.join(COLUMNS)}) VALUES ({marks})", map(row_of, samples)
+                f"INSERT INTO samples ({', '.join(STORED)}) VALUES ({marks})", map(row_of, samples)
             )
             self._prune(self._connection)
             self._connection.execute("COMMIT")
@@ -101,7 +101,11 @@ class SqliteFile:
         try:
             if new:
                 self._begun(connection)
-            check_schema(connection)
+            if check_schema(connection) != STORED:  # of an earlier release
+                connection.execute("BEGIN IMMEDIATE")
+                connection.execute(f"ALTER TABLE samples ADD COLUMN {STORED[-1]} TEXT")
+                connection.execute(f"PRAGMA user_version = {SCHEMA}")
+                connection.execute("COMMIT")
             self._path.chmod(0o600)
             for setting in ("journal_mode = WAL", "synchronous = NORMAL", "secure_delete = ON"):
                 connection.execute(f"PRAGMA {setting}")
@@ -111,7 +115,7 @@ class SqliteFile:
         return connection
 
     def _begun(self, connection: sqlite3.Connection) -> None:
-        columns = ", ".join(f"{name} {_TYPES.get(name, 'TEXT')}" for name in COLUMNS)
+        columns = ", ".join(f"{name} {_TYPES.get(name, 'TEXT')}" for name in STORED)
         connection.execute("BEGIN IMMEDIATE")
         connection.execute(f"CREATE TABLE samples (id INTEGER PRIMARY KEY AUTOINCREMENT, {columns})")
         connection.execute("CREATE INDEX samples_time ON samples (time)")

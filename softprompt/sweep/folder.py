@@ -13,16 +13,17 @@ sweep.json             what came of it
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 
 from softprompt.errors import PromptFileError
 from softprompt.results import CurvePoint, Figure
+from softprompt.sealed import SealedRecord
 from softprompt.study_folder import SETUP_FILE, RecordFolder
 
 PROMPT, SUMMARY_FILE, JOURNAL_FILE = "prompt", "sweep.json", "optuna.log"
 
 
-class SweepTrial(BaseModel):
+class SweepTrial(SealedRecord):
     """One trial.
 
     Attributes:
@@ -61,7 +62,7 @@ class SweepTrial(BaseModel):
         return self.value, -self.loss
 
 
-class SweepSummary(BaseModel):
+class SweepSummary(SealedRecord):
     """What came of a sweep.
 
     Attributes:

@@ -19,6 +19,7 @@ from softprompt.failures import error_line
 from softprompt.fit import library_versions, limited
 from softprompt.folders import replace_file
 from softprompt.results import CurvePoint
+from softprompt.sealed import read_sealed, sealed
 from softprompt.sweep.folder import SweepFolder, SweepTrial, trial_name
 from softprompt.sweep.proposals import objective
 from softprompt.sweep.space import Plain, with_settings
@@ -56,7 +57,7 @@ class Watch(Clock):
         self.points.append(CurvePoint(step=step, seconds=self.at(step), value=value, loss=loss))
         with writing(self._points_path):
             points = [point.model_dump() for point in self.points]
-            replace_file(self._points_path, json.dumps({"metric": metric, "points": points}).encode())
+            replace_file(self._points_path, json.dumps(sealed({"metric": metric, "points": points})).encode())
         self._tell(self.points[-1])
 
     def _tell(self, point: CurvePoint) -> None:
@@ -67,9 +68,13 @@ class Watch(Clock):
 def read_points(folder: Path) -> tuple[str | None, list[CurvePoint]]:
     """The metric and the evaluations of an unfinished run, as far as they were kept."""
     try:
-        kept = json.loads((folder / POINTS_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        kept = read_sealed(folder / POINTS_FILE)
+    except FileNotFoundError:
         return None, []
+    except (OSError, ValueError) as error:
+        raise OutputError(
+            f"'{folder / POINTS_FILE}' is damaged: {error}; remove '{folder}', and it begins anew"
+        ) from error
     return kept["metric"], [CurvePoint.model_validate(point) for point in kept["points"]]
 
 
