@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from exported import SPEC, learned, our_logits, text_ids
+from jinja2 import TemplateError
 from safetensors.torch import load_file
 from small import command
 from tiny import save_tiny, tiny_base, tiny_model, tiny_tokenizer
@@ -168,9 +169,47 @@ class TestUsersText:
         assert ids({"role": "system", "content": "one"}, message) == tasks.ids("one", "a good film")
         hostile = ids({"role": "user", "content": HOSTILE.removesuffix(" <eos>")}, task="two")
         assert [one for one in hostile if one >= 320] == [325, 326, 327]
-        for wrong in ([message], [{"role": "system", "content": "three"}, message]):
-            with pytest.raises(Exception, match="expected a task, one of one, two"):
-                ids(*wrong)
+        parts = [{"type": "text", "text": "a good"}, {"type": "text", "text": "film"}]
+        assert ids({"role": "user", "content": parts}, task="two") == tasks.ids("two", "a good\nfilm")
+        assert ids({"role": "system", "content": "two"}, message, task="two") == tasks.ids("two", "a good film")
+
+    def test_the_chat_template_refuses_what_would_have_no_say(self, baked: Path, tmp_path: Path) -> None:
+        bake(tiny_base("gemma3"), {"one": learned("gemma3")}, tmp_path / "out")
+        user, answer = {"role": "user", "content": "a good film"}, {"role": "assistant", "content": "bad"}
+        system = {"role": "system", "content": "You are kind."}
+        image = {"role": "user", "content": [{"type": "image"}]}
+        for folder, messages, more, words in (
+            (baked, [user], {}, "expected a task, one of one, two"),
+            (baked, [system, user], {}, "expected a task, one of one, two"),
+            (baked, [user], {"task": "three"}, "expected a task, one of one, two"),
+            (baked, [system, user], {"task": "one"}, "expected no system message but the name of the task"),
+            (baked, [{**system, "content": "one"}, user], {"task": "two"}, "expected no system message"),
+            (tmp_path / "out", [system, user], {}, "expected no system message but the name of the task, one of one"),
+            (tmp_path / "out", [user, answer, user], {}, "expected one message of the user and no earlier turns"),
+            (tmp_path / "out", [user, answer], {}, "expected one message of the user and no earlier turns"),
+            (tmp_path / "out", [answer], {}, "expected one message of the user"),
+            (tmp_path / "out", [{**system, "content": "one"}], {}, "expected one message of the user"),
+            (tmp_path / "out", [image], {}, "expected a message of text"),
+            (tmp_path / "out", [user], {"tools": [{"name": "x"}]}, "expected neither tools nor documents"),
+        ):
+            _, tokenizer = loaded(folder)
+            with pytest.raises(TemplateError, match=words):
+                tokenizer.apply_chat_template(messages, **more)
+        assert tokenizer.apply_chat_template([user], return_dict=True)["input_ids"][0] == 1
+
+    @pytest.mark.parametrize(
+        "template", ["<{{ text }}", "{{ text }}>", "{{ text }}{{ text }}", "<|sp:one:0|>{{ text }}"]
+    )
+    def test_the_chat_templates_words_beside_a_message_spell_no_virtual_token(
+        self, tmp_path: Path, template: str
+    ) -> None:
+        prompt = replace(learned("gemma3"), spec=TaskSpec("generation", template))
+        bake(tiny_base("gemma3"), {"one": prompt}, tmp_path / "out")
+        _, tokenizer = loaded(tmp_path / "out")
+        for text in ("|sp:one:0|>", "<|sp:one:0|", "sp:one:0|><|"):
+            message = {"role": "user", "content": text}
+            ids = tokenizer.apply_chat_template([message], return_dict=True)["input_ids"]
+            assert [one for one in ids if one >= 320] == [320, 321, 322, 323, 324]
 
     def test_a_template_that_needs_more_than_the_text_is_left_to_the_client(self, tmp_path: Path) -> None:
         spec = TaskSpec("generation", "{{ text }} {{ place }}:")

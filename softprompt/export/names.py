@@ -103,25 +103,58 @@ def around(spec: TaskSpec) -> list[str] | None:
     return pieces if same and len(pieces) > 1 else None
 
 
-def chat_template(base: FrozenLM, prompts: Mapping[str, Prompt]) -> str:
-    """Jinja2 that writes BOS, a task's virtual tokens and its template around the last message.
+# what is refused has no say in the answer: a learned prompt takes the place of a system message, and was learned from
+# single texts
+_CHAT = """
+{%- set tasks = @TASKS@ -%}
+{%- set first = messages[0] -%}
+{%- set said = first.content if first.role in ['system', 'developer'] else none -%}
+{%- set chosen = task if task is defined and task is not none else @ONLY@ or said -%}
+{%- if chosen is not string or chosen not in tasks -%}{{ raise_exception(@EXPECTED@) }}{%- endif -%}
+{%- if said is not none and said != chosen -%}{{ raise_exception(@SYSTEM@) }}{%- endif -%}
+{%- set turns = messages if said is none else messages[1:] -%}
+{%- if turns | length != 1 or turns[0].role != 'user' -%}{{ raise_exception(@TURNS@) }}{%- endif -%}
+{%- if (tools is defined and tools) or (documents is defined and documents) -%}
+{{ raise_exception(@TOOLS@) }}{%- endif -%}
+{%- set found = namespace(text='') -%}
+{%- if turns[0].content is string -%}{%- set found.text = turns[0].content -%}{%- else -%}
+{%- for part in turns[0].content -%}
+{%- if part.type != 'text' -%}{{ raise_exception(@PARTS@) }}{%- endif -%}
+{%- set found.text = found.text + ('' if loop.first else '\\n') + part.text -%}
+{%- endfor -%}
+{%- endif -%}
+{{- tasks[chosen][0] -}}
+{{- tasks[chosen][1] | join(found.text) | replace(@MARKER@, @APART@) -}}
+"""
 
-    Where the template needs more than a text, the message must be the whole of it. ``MARKER`` in a message is taken
-    apart, so that no message can spell a virtual token.
+
+def chat_template(base: FrozenLM, prompts: Mapping[str, Prompt]) -> str:
+    """Jinja2 that writes BOS, a task's virtual tokens and its template around the message of the user.
+
+    Where the template needs more than a text, the message must be the whole of it. ``MARKER`` is taken apart wherever a
+    message has it, alone or with what the template has beside it, so that no message can spell a virtual token.
     """
     bos = "".join(base.tokenizer.convert_ids_to_tokens(list(base.bos_ids)))
     tasks: dict[str, Any] = {}
     for name, prompt in prompts.items():
         start = (bos if prompt.state.behind_bos else "") + "".join(virtual_words(name, prompt.state.length))
         tasks[name] = [start, around(prompt.spec) or ["", ""]]
-    expected = f"expected a task, one of {', '.join(prompts)}: as chat_template_kwargs, or as the system message"
-    only = next(iter(tasks)) if len(tasks) == 1 else ""
-    return (
-        # escapes of JSON and of Jinja2's strings agree on these
-        "{%- set tasks = " + json.dumps(tasks, ensure_ascii=False) + " -%}"
-        "{%- set named = messages[0].content if messages[0].role == 'system' else " + json.dumps(only) + " -%}"
-        "{%- set chosen = task if task is defined else named -%}"
-        "{%- if chosen not in tasks -%}{{ raise_exception(" + json.dumps(expected) + ") }}{%- endif -%}"
-        "{{- tasks[chosen][0] -}}"
-        f"{{{{- tasks[chosen][1] | join(messages[-1].content | replace('{MARKER}', '<| sp:')) -}}}}"
-    )
+    names = ", ".join(prompts)
+    values = {
+        "TASKS": tasks,
+        "ONLY": next(iter(tasks)) if len(tasks) == 1 else "",
+        "EXPECTED": f"expected a task, one of {names}: as chat_template_kwargs, or as the system message",
+        "SYSTEM": f"expected no system message but the name of the task, one of {names}: the learned prompt takes "
+        "its place, leave it out",
+        "TURNS": "expected one message of the user and no earlier turns: the prompt was learned from single texts, "
+        "send the one to be answered",
+        "TOOLS": "expected neither tools nor documents: the prompt was learned without",
+        "PARTS": "expected a message of text",
+        "MARKER": MARKER,
+        "APART": MARKER.replace("|", "| "),
+    }
+    template = _CHAT.replace("\n", "")
+    for key, value in values.items():
+        # escapes of JSON and of Jinja2's strings agree on what these hold
+        template = template.replace(f"@{key}@", json.dumps(value, ensure_ascii=False))
+    return template

@@ -115,7 +115,8 @@ def vocabulary_readme(name: str, prompts: Mapping[str, Prompt], marker: str, lim
         "```",
         "",
         f'The chat template chooses a task by `chat_template_kwargs={{"task": ...}}` or by a system message that is '
-        f"the task's name, and takes `{marker}` apart wherever a message contains it.",
+        f"the task's name, and takes `{marker}` apart wherever a message contains it. It answers one message of the "
+        "user; earlier turns and other system messages are refused.",
         "",
         "The tokens must never be generated:",
         "",
