@@ -15,8 +15,11 @@ from softprompt.architecture import Frame
 from softprompt.data import Example
 from softprompt.errors import DataError, TemplateError
 from softprompt.task import TaskSpec
-from softprompt.tokens import tokens_of
+from softprompt.tokens import Span, tokens_of
 from softprompt.verbalizer import Verbalizer, answer_ids, end_of_answer
+
+Filled = tuple[str, Sequence[Span]]  # a text, and where a row's data stands in it
+_Fitting = tuple[Filled, tuple[int, ...]]  # and its token ids
 
 _LEAST_ROOM = 8  # tokens of template and text that prompt and answer must leave in the context
 
@@ -92,19 +95,22 @@ class Encoder:
         limit: tokens of template and text, at most.
     """
 
-    def __init__(self, base: Reader, spec: TaskSpec, prompt_length: int, answer_room: int = 0) -> None:
+    def __init__(
+        self, base: Reader, spec: TaskSpec, prompt_length: int, answer_room: int = 0, behind: str = ""
+    ) -> None:
         """Work out the limit: the task's own, or less where the base model's context is shorter.
 
         Args:
             prompt_length: virtual tokens ``P``.
             answer_room: tokens kept free behind the text, for generation.
+            behind: words that a text goes on from; without any it is where the tokenizer begins.
 
         Raises:
             TemplateError: prompt and answer leave no room for text in the context.
             DataError: the labels cannot be told apart.
         """
         self.base, self.spec, self._tokenizer = base, spec, base.tokenizer
-        self._tokens = tokens_of(base.tokenizer)
+        self._tokens, self._behind = tokens_of(base.tokenizer), behind
         self._apart = base.architecture == "encoder-decoder"  # the answer from the text, in a context of its own
         self.verbalizer = None
         if spec.kind == "classification":
@@ -138,7 +144,15 @@ class Encoder:
             TemplateError: the template is empty, or leaves no room for the text.
             DataError: an answer leaves no room for the text.
         """
-        encoded = self._tokens.batch([self._filled(example) for example in examples])
+        return [ids for _, ids in self._fitting(examples, answers)]
+
+    def texts(self, examples: Sequence[Example]) -> list[Filled]:
+        """Template and text, cut as ``text_ids`` are, and where the row's data stands in them."""
+        return [filled for filled, _ in self._fitting(examples, None)]
+
+    def _fitting(self, examples: Sequence[Example], answers: Sequence[int] | None) -> list[_Fitting]:
+        whole = [self._filled(example) for example in examples]
+        encoded = self._read(whole)
         limits = [self.limit] * len(examples) if answers is None else [self._limit_before(length) for length in answers]
         if not all(encoded):
             raise TemplateError(f"the template gives an empty text for an example; got {self.spec.template!r}")
@@ -148,8 +162,8 @@ class Encoder:
                 f"model has no embedding: expected tokens below {self._rows:,}, leave it out"
             )
         return [
-            tuple(ids) if len(ids) <= limit else self._cut(example, len(ids), limit)
-            for example, ids, limit in zip(examples, encoded, limits, strict=True)
+            (filled, tuple(ids)) if len(ids) <= limit else self._cut(example, len(ids), limit)
+            for example, filled, ids, limit in zip(examples, whole, encoded, limits, strict=True)
         ]
 
     def inputs(self, examples: Sequence[Example], answers: Sequence[int] | None = None) -> list[tuple[int, ...]]:
@@ -270,11 +284,14 @@ class Encoder:
             )
         return min(self.limit, left)
 
-    def _filled(self, example: Example, text: str | None = None) -> tuple[str, Sequence[tuple[int, int]]]:
+    def _filled(self, example: Example, text: str | None = None) -> Filled:
         rendered = self.spec.compiled.fill(example, text)
         return rendered.text, rendered.fields
 
-    def _cut(self, example: Example, length: int, limit: int) -> tuple[int, ...]:
+    def _read(self, texts: Sequence[Filled]) -> list[list[int]]:
+        return self._tokens.behind(self._behind, texts) if self._behind else self._tokens.batch(texts)
+
+    def _cut(self, example: Example, length: int, limit: int) -> _Fitting:
         """Shorten the example's text, by whole tokens from its end, until template and text fit."""
         ends = self._tokens.ends(example.text)
         keep = len(ends)
@@ -287,10 +304,11 @@ class Encoder:
             # where the template repeats the text, the excess may be more than there is of it
             keep = keep - (length - limit) if length - limit < keep else keep // 2
             text = example.text[: ends[keep - 1]]
-            ids = self._tokens.ids(*self._filled(example, text))
+            filled = self._filled(example, text)
+            (ids,) = self._read([filled])
             length = len(ids)
         self.truncated += 1
-        return tuple(ids)
+        return filled, tuple(ids)
 
 
 def collate(items: Sequence[Item], device: torch.device, pad_id: int = 0) -> Batch:

@@ -29,7 +29,7 @@ from softprompt.objective import EVALUATION_TOKENS, Objective
 from softprompt.predict import Prediction, Predictor, likeliest
 from softprompt.prefix import Prefix, PromptState, make_prefix
 from softprompt.results import BreakEven, Distilled, Fidelity, Figure, RequestTokens, Speed
-from softprompt.shots import behind
+from softprompt.shots import BEHIND_WORDS, behind
 from softprompt.summary import gold_of
 from softprompt.task import TaskSpec
 from softprompt.teacher import Answers, LabelAnswers, Teacher
@@ -47,7 +47,7 @@ class ReadAnew:
             TemplateError: it leaves no room for inputs in the model's context.
         """
         self.base, self.spec, self.sampling, self._ids = base, spec, sampling, tuple(ids)
-        self._encoder = Encoder(base, spec, len(ids), sampling.max_new_tokens)
+        self._encoder = Encoder(base, spec, len(ids), sampling.max_new_tokens, BEHIND_WORDS)
         self._objective = Objective(base, self._encoder.verbalizer)
 
     @cached_property

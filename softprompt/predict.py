@@ -18,6 +18,7 @@ from softprompt.generate import Sampling, complete
 from softprompt.objective import EVALUATION_TOKENS, Objective
 from softprompt.prefix import Prefix, PromptState, make_prefix
 from softprompt.readers import BadRows
+from softprompt.shots import words_before
 from softprompt.store import Prompt
 from softprompt.task import TaskSpec
 from softprompt.template import Template
@@ -98,7 +99,7 @@ class Predictor:
             raise ConfigError("an ensemble answers by vote, expected a classification task, got generation")
         self.sampling = sampling or Sampling()
         length = max((state.length for state in self.states), default=0)
-        self.encoder = Encoder(base, spec, length, self.sampling.max_new_tokens)
+        self.encoder = Encoder(base, spec, length, self.sampling.max_new_tokens, words_before(self.states))
         self._objective = Objective(base, self.encoder.verbalizer)
 
     @classmethod

@@ -4,23 +4,57 @@ import random
 from collections.abc import Sequence
 from dataclasses import replace
 
-from softprompt.batch import Encoder, Item
+from softprompt.batch import Encoder, Filled, Item
 from softprompt.data import Example
+from softprompt.state import PromptState
 from softprompt.task import TaskSpec
-from softprompt.verbalizer import answer_ids, plain_ids
+from softprompt.tokens import Span, tokens_of
 
 GAP = "\n\n"  # between instruction, examples and text
+BEHIND_WORDS = f"a{GAP}"  # how written words end, for a tokenizer: texts behind them go on from it
 POOL = 64  # examples of each label among which those are looked for that fit
 
 
-def solved(encoder: Encoder, shots: Sequence[Example]) -> list[list[int]]:
-    """Token ids of each example with its answer, and the gap behind it."""
-    spec, tokenizer = encoder.spec, encoder.base.tokenizer
-    gap = plain_ids(tokenizer, GAP)
-    return [
-        [*text, *answer_ids(tokenizer, spec, _answer(spec, shot)), *gap]
-        for shot, text in zip(shots, encoder.text_ids(shots), strict=True)
-    ]
+def words_before(states: Sequence[PromptState]) -> str:
+    """What texts go on from behind such prompts, as an ``Encoder`` wants it: nothing behind learned ones."""
+    return BEHIND_WORDS if any(state.words for state in states) else ""
+
+
+def together(encoder: Encoder, instruction: str, shots: Sequence[Example]) -> list[int]:
+    """Token ids of an instruction and solved examples, each with the gap behind it, in front of another text."""
+    said: list[Filled] = [(instruction, [(0, len(instruction))])] if instruction else []
+    return _ids(encoder, [*said, *_said(encoder, shots)], "")
+
+
+def solved(encoder: Encoder, shots: Sequence[Example], *, first: bool = False) -> list[list[int]]:
+    """Token ids of each example with its answer and the gap behind it: words stand before it, or it is the first."""
+    return [_ids(encoder, [one], "" if first else BEHIND_WORDS) for one in _said(encoder, shots)]
+
+
+def _said(encoder: Encoder, shots: Sequence[Example]) -> list[Filled]:
+    spec = encoder.spec
+    found: list[Filled] = []
+    for shot, (text, fields) in zip(shots, encoder.texts(shots), strict=True):
+        whole = text + spec.answer_separator + _answer(spec, shot)
+        found.append((whole, [*fields, (len(text), len(whole))]))
+    return found
+
+
+def _ids(encoder: Encoder, parts: Sequence[Filled], before: str) -> list[int]:
+    """Of all parts as one text, which the template's first words go on from: gaps are read by what follows them."""
+    if not parts:
+        return []
+    tokens, text, fields = tokens_of(encoder.base.tokenizer), "", list[Span]()
+    for part, given in parts:
+        fields += [(start + len(text), end + len(text)) for start, end in given if end > start]
+        text += part + GAP
+    following = encoder.spec.template.partition("{")[0] or "a"
+    (whole,) = tokens.behind(before, [(text + following, fields)])
+    (rest,) = tokens.behind(BEHIND_WORDS, [(following, ())])
+    if whole[len(whole) - len(rest) :] == rest:
+        return whole[: len(whole) - len(rest)]
+    (alone,) = tokens.behind(before, [(text, fields)])
+    return alone
 
 
 def behind(items: Sequence[Item], fronts: Sequence[Sequence[int]]) -> list[Item]:

@@ -24,11 +24,13 @@ class PromptState:
             encoder-decoder model the encoder's layers first.
         behind_bos: whether BOS stands in front of it. A prompt that was learned elsewhere may be the first thing that
             the model sees, and hold what BOS is in its own rows.
+        words: whether it is written text, which the texts behind it go on from, and not the beginning of a text.
     """
 
     kind: Literal["embeddings", "key_values"]
     tensors: tuple[Tensor, ...]
     behind_bos: bool = True
+    words: bool = False
 
     @classmethod
     def of_embeddings(cls, virtual_tokens: Tensor) -> "PromptState":

@@ -46,6 +46,18 @@ class Tokens:
         """Of one text, with what a user's data brought at ``fields``, ascending and disjoint."""
         return self.batch([(text, fields)])[0]
 
+    def behind(self, before: str, texts: Sequence[tuple[str, Sequence[Span]]]) -> list[list[int]]:
+        """Of texts that follow the words ``before``, with which none of their tokens is shared.
+
+        Tokenizers read the start of a text in another way than its middle, and what follows some marks too.
+        """
+        head, size = self.ids(before, ()), len(before)
+        shifted = [(before + text, [(start + size, end + size) for start, end in fields]) for text, fields in texts]
+        read = self.batch(shifted)
+        alone = [one for one, ids in zip(texts, read, strict=True) if ids[: len(head)] != head]
+        others = iter(self.batch(alone))
+        return [ids[len(head) :] if ids[: len(head)] == head else next(others) for ids in read]
+
     def plain(self, text: str) -> list[int]:
         """Of a text in which nothing is a mark."""
         return self.ids(text, [(0, len(text))] if text else [])

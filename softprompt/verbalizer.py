@@ -122,7 +122,7 @@ def answer_ids(tokenizer: Any, spec: TaskSpec, answer: str, *, alone: bool = Fal
         whole = tokens.ids(before + rest, [(len(before), len(before + rest))])
         if whole[: len(head)] == head:
             return whole[len(head) :]
-    return plain_ids(tokenizer, rest)
+    return tokens.plain(rest)
 
 
 def plain_ids(tokenizer: Any, text: str) -> list[int]:

@@ -20,7 +20,7 @@ from softprompt.generate import Sampling, complete
 from softprompt.objective import EVALUATION_TOKENS, Objective
 from softprompt.predict import Prediction, likeliest
 from softprompt.prefix import make_prefix
-from softprompt.shots import behind, solved
+from softprompt.shots import BEHIND_WORDS, behind, solved
 from softprompt.task import Task
 
 
@@ -54,7 +54,9 @@ class NearestShots:
         self.sampling = sampling or Sampling()
         state = written_prompt(base, self.spec, instruction)
         self.instruction_tokens = 0 if state is None else state.length
-        self.encoder = Encoder(base, self.spec, self.instruction_tokens, self.sampling.max_new_tokens)
+        # behind solved examples, whether or not there is an instruction
+        room = self.sampling.max_new_tokens
+        self.encoder = Encoder(base, self.spec, self.instruction_tokens, room, BEHIND_WORDS)
         self.objective = Objective(base, self.encoder.verbalizer)
         with torch.no_grad():
             self.prefix = make_prefix(base, state)
@@ -64,7 +66,8 @@ class NearestShots:
         neighbours = extra_module("sklearn.neighbors").NearestNeighbors(n_neighbors=count, metric="cosine")
         self._neighbours = neighbours.fit(self.words)
         self._of_pool = Encoder(base, self.spec, 0)
-        self._solved: dict[int, list[int]] = {}
+        # where it is the first of all that is written, and behind something else
+        self._solved: dict[int, tuple[list[int], list[int]]] = {}
 
     @property
     def truncated(self) -> int:
@@ -81,19 +84,23 @@ class NearestShots:
         """Token ids of the solved examples for each of ``examples``, as many as fit before so many tokens."""
         chosen = self.nearest(examples)
         missing = sorted({index for indices in chosen for index in indices} - self._solved.keys())
-        made = solved(self._of_pool, [self.pool[index] for index in missing])
+        shots = [self.pool[index] for index in missing]
+        made = zip(solved(self._of_pool, shots, first=True), solved(self._of_pool, shots), strict=True)
         self._solved.update(zip(missing, made, strict=True))
         fronts = []
         for indices, length in zip(chosen, lengths, strict=True):
-            front: tuple[int, ...] = ()
+            parts: list[list[int]] = []
             spare = self.encoder.spare(length)
             for place, index in enumerate(indices):
-                if spare is not None and len(front) + len(self._solved[index]) > spare:
+                first, later = self._solved[index]
+                if spare is not None and sum(map(len, parts)) + max(len(first), len(later)) > spare:
                     self.left_out += len(indices) - place
                     break
-                front = (*self._solved[index], *front)
-            self.added += len(front)
-            fronts.append(front)
+                parts.append(later)
+            if parts and not self.instruction_tokens:
+                parts[-1] = self._solved[indices[len(parts) - 1]][0]
+            fronts.append(tuple(token for part in reversed(parts) for token in part))
+            self.added += len(fronts[-1])
         return fronts
 
     def behind_shots(self, items: Sequence[Item], examples: Sequence[Example]) -> list[Item]:

@@ -6,7 +6,6 @@ written prompt is evaluated by the same code, at the same speed, as a learned on
 
 import random
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 
@@ -15,24 +14,19 @@ from softprompt.batch import Encoder
 from softprompt.data import Example
 from softprompt.errors import DataError
 from softprompt.prefix import PromptState
-from softprompt.shots import GAP, solved
+from softprompt.shots import together
 from softprompt.task import TaskSpec
-from softprompt.verbalizer import plain_ids
 
 
 def written_prompt(
     base: FrozenLM, spec: TaskSpec, instruction: str = "", shots: Sequence[Example] = ()
 ) -> PromptState | None:
     """An instruction and solved examples as a prefix of ``[P, H]``; ``None`` if there is neither."""
-    return words_in_front(base, written_ids(base, spec, instruction, shots))
-
-
-def words_in_front(base: FrozenLM, ids: Sequence[int]) -> PromptState | None:
-    """Token ids as a prefix of ``[P, H]``; ``None`` if there are none."""
-    if not ids:
+    if not (ids := written_ids(base, spec, instruction, shots)):
         return None
     with torch.no_grad():
-        return PromptState.of_embeddings(base.embed(torch.tensor(ids, device=base.device)).float())
+        words = base.embed(torch.tensor(ids, device=base.device)).float()
+    return PromptState("embeddings", (words,), words=True)
 
 
 def written_ids(base: FrozenLM, spec: TaskSpec, instruction: str = "", shots: Sequence[Example] = ()) -> list[int]:
@@ -40,15 +34,7 @@ def written_ids(base: FrozenLM, spec: TaskSpec, instruction: str = "", shots: Se
 
     Each example is the filled-in template with its answer; a blank line stands between the parts, and behind them.
     """
-    ids = instruction_ids(base.tokenizer, instruction)
-    for shot in solved(Encoder(base, spec, 0), shots):
-        ids += shot
-    return ids
-
-
-def instruction_ids(tokenizer: Any, instruction: str) -> list[int]:
-    """Token ids of an instruction and the blank line behind it; none for none."""
-    return [*plain_ids(tokenizer, instruction), *plain_ids(tokenizer, GAP)] if instruction else []
+    return together(Encoder(base, spec, 0), instruction, shots)
 
 
 def choose_shots(examples: Sequence[Example], count: int, seed: int) -> list[Example]:

@@ -16,6 +16,7 @@ from softprompt.metrics import Floats
 from softprompt.objective import EVALUATION_TOKENS, Objective
 from softprompt.predict import Predictor
 from softprompt.prefix import Prefix, PromptState, make_prefix
+from softprompt.shots import words_before
 from softprompt.task import TaskSpec
 
 MEMBERS = 16  # prompts that stand in one prefix, at most: each holds its keys and values of every layer
@@ -45,8 +46,9 @@ def score_states(
     base: FrozenLM, spec: TaskSpec, states: Sequence[PromptState | None], examples: Sequence[Example]
 ) -> Scored:
     """Score each of ``states`` on its own; ``None`` is the bare template. All are given the same room for texts."""
-    length = max((state.length for state in states if state is not None), default=0)
-    encoder = Encoder(base, spec, length)
+    given = [state for state in states if state is not None]
+    length = max((state.length for state in given), default=0)
+    encoder = Encoder(base, spec, length, behind=words_before(given))
     objective = Objective(base, encoder.verbalizer)
     items = encoder.training_items(examples) if spec.kind == "generation" else encoder.scoring_items(examples)
     losses, answers = [], []

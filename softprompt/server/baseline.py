@@ -5,7 +5,7 @@ from dataclasses import replace
 from functools import lru_cache
 
 from softprompt.base import FrozenLM
-from softprompt.baselines.written import instruction_ids, words_in_front
+from softprompt.baselines.written import written_prompt
 from softprompt.server.problems import ApiError
 from softprompt.server.registry import BARE_TEMPLATE, Ground
 from softprompt.server.schema import Baseline
@@ -34,7 +34,7 @@ class Baselines:
             if not isinstance(self._base, FrozenLM):
                 why = "instructions need the model in the server's own process, which here runs in vLLM"
                 raise ApiError(422, "no_instruction", f"{why}: write it into the text", param="baseline.instruction")
-            state = words_in_front(self._base, instruction_ids(self._base.tokenizer, words))
+            state = written_prompt(self._base, spec, words)
         form = hashlib.sha256(f"{asked.template} {words}".encode()).hexdigest()[:16]
         return Served(f"{served.key} as {form}", spec, () if state is None else (state,))
 

@@ -12,6 +12,8 @@ from softprompt.errors import DataError
 from softprompt.examples import characters
 from softprompt.objective import Objective
 from softprompt.server.work import Served
+from softprompt.shots import words_before
+from softprompt.task import TaskSpec
 from softprompt.tokens import tokens_of
 
 _Value = TypeVar("_Value")
@@ -50,7 +52,7 @@ class Texts:
     def labelling(self, served: Served, examples: Sequence[Example]) -> Encoder:
         """What reads ``examples`` for their labels; raises DataError for one that is too long."""
         self._check_lengths(examples)
-        return self._labelling.get(served.key, lambda: Encoder(self._base, served.spec, _length(served)))
+        return self._labelling.get(served.key, lambda: self._encoder(served, served.spec))
 
     def text(self, served: Served, example: Example, new_tokens: int) -> Item:
         """The item of a text that at most ``new_tokens`` are to follow.
@@ -62,9 +64,13 @@ class Texts:
         # whatever its task is, words can follow
         encoder = self._generating.get(
             (served.key, new_tokens),
-            lambda: Encoder(self._base, replace(served.spec, kind="generation"), _length(served), new_tokens),
+            lambda: self._encoder(served, replace(served.spec, kind="generation"), new_tokens),
         )
         return Item(0, encoder.inputs([example])[0], ())
+
+    def _encoder(self, served: Served, spec: TaskSpec, new_tokens: int = 0) -> Encoder:
+        length = max((state.length for state in served.states), default=0)
+        return Encoder(self._base, spec, length, new_tokens, words_before(served.states))
 
     def _check_lengths(self, examples: Sequence[Example]) -> None:
         for example in examples:
@@ -96,8 +102,3 @@ class Preparing:
     def text(self, served: Served, example: Example, new_tokens: int) -> Item:
         """The item of a text that at most ``new_tokens`` are to follow; raises as ``questions``."""
         return self._texts.text(served, example, new_tokens)
-
-
-def _length(served: Served) -> int:
-    """Virtual tokens of the longest of its prompts."""
-    return max((state.length for state in served.states), default=0)
