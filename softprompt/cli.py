@@ -16,7 +16,10 @@ import click
 from softprompt import __version__
 from softprompt.cli_common import (
     GIVEN,
+    LABEL_NAMES,
+    LABEL_WORDS,
     PLACE,
+    SETTING_WORDS,
     WORDS,
     column_options,
     columns_of,
@@ -138,8 +141,10 @@ def demo(out: Path, steps: int | None, as_json: bool, **model: Any) -> None:
     help="Words around {{ text }} or other columns, as in Jinja2; \\n is a new line.  "
     "[default: '{{ text }}\\nLabel:' or '...Output:']",
 )
-@click.option("--labels", type=GIVEN, help="Label names, comma-separated.  [default: those of the training data]")
-@click.option("--verbalizer", multiple=True, metavar="LABEL=WORDS", help="Words for a label. Repeatable.")
+@click.option("--labels", type=LABEL_NAMES, help="Label names, comma-separated.  [default: those of the training data]")
+@click.option(
+    "--verbalizer", type=LABEL_WORDS, multiple=True, metavar="LABEL=WORDS", help="Words for a label. Repeatable."
+)
 @column_options
 @metric_option
 @click.option("--recipe", help="default, or lester (Adafactor, 0.3, constant, batch 32).")
@@ -155,7 +160,9 @@ def demo(out: Path, steps: int | None, as_json: bool, **model: Any) -> None:
 @click.option("--max-length", type=int, help="Tokens of template and text; the text is cut.  [default: 512]")
 @click.option("--patience", type=int, help="Validations without gain before stopping, 0: never.  [default: 4]")
 @click.option("--seeds", type=click.IntRange(min=1), default=1, help="Learn so many prompts together, keep the best.")
-@click.option("--grid", type=GIVEN, metavar="NAME=A,B;...", help="One prompt for each combination, all together.")
+@click.option(
+    "--grid", type=SETTING_WORDS, metavar="NAME=A,B;...", help="One prompt for each combination, all together."
+)
 @click.option("--ensemble", is_flag=True, help="With --seeds or --grid: keep all, they answer by vote.")
 @click.option("--gradient-checkpointing", is_flag=True, default=None, help="Save memory by computing layers twice.")
 @compile_option("a long run")
@@ -250,8 +257,10 @@ def train(
 @click.option("--limit", type=click.IntRange(min=1), help="Only this many examples, the first ones.")
 @click.option("--model", "model_name", type=GIVEN, help="The base model.  [default: the one the prompt was learned on]")
 @click.option("--template", type=WORDS, help="Without a saved prompt: the template.")
-@click.option("--labels", type=GIVEN, help="Without a saved prompt: as for train.")
-@click.option("--verbalizer", multiple=True, metavar="LABEL=WORDS", help="Without a saved prompt: as for train.")
+@click.option("--labels", type=LABEL_NAMES, help="Without a saved prompt: as for train.")
+@click.option(
+    "--verbalizer", type=LABEL_WORDS, multiple=True, metavar="LABEL=WORDS", help="Without a saved prompt: as for train."
+)
 @click.option("--instruction", type=WORDS, default="", help="Without a saved prompt: words in front.")
 @click.option("--shots", type=click.IntRange(min=0), default=0, help="Without a saved prompt: examples in front.")
 @click.option("--seed", default=0, help="Without a saved prompt: of the choice of examples.")

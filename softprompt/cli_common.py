@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -42,16 +43,24 @@ class _Place(_Given):
         return expanded(super().convert(value, param, context))
 
 
-class _Words(click.ParamType[str]):
-    r"""Text for the model; ``\n`` and ``\t`` are a new line and a tab, which are hard to type in a shell."""
+class _Words(_Given):
+    r"""Text for the model, or with some: ``\n`` and ``\t`` in it are a new line and a tab, which are hard to type in a
+    shell, and ``\\`` is a backslash."""
 
-    name = "text"
+    def __init__(self, only: str = "", json: str = "", empty: bool = False) -> None:
+        """``only``: how text with words begins; ``json``: how JSON does, which has its own way of it."""
+        self._only, self._json, self._empty = only, json, empty
 
     def convert(self, value: Any, param: click.Parameter | None, context: click.Context | None) -> str:
-        return str(value).replace("\\n", "\n").replace("\\t", "\t")
+        text = str(value if self._empty else super().convert(value, param, context))
+        if not text.startswith(self._only) or (self._json and text.lstrip().startswith(self._json)):
+            return text
+        return re.sub(r"\\([\\nt])", lambda found: {"n": "\n", "t": "\t"}.get(found[1], found[1]), text)
 
 
-GIVEN, PLACE, WORDS = _Given(), _Place(), _Words()
+GIVEN, PLACE = _Given(), _Place()
+WORDS, SETTING_WORDS, LABEL_NAMES, LABEL_WORDS = _Words(empty=True), _Words(), _Words(json="["), _Words(json="{")
+INIT_WORDS = _Words(only="text:")
 
 
 def model_options(command: Command) -> Command:
@@ -116,7 +125,7 @@ def _run_options(init: str) -> tuple[Callable[[Command], Command], ...]:
         click.option("--eval-every", type=int, help="Steps between validations.  [default: 100]"),
         click.option("--learning-rate", type=float, help="In standard deviations of the embeddings.  [default: 0.1]"),
         click.option("--steps", type=int, help="Optimiser steps.  [default: 300]"),
-        click.option("--init", help=init),
+        click.option("--init", type=INIT_WORDS, help=init),
         click.option("--length", type=int, help="Virtual tokens.  [default: 100]"),
         click.option("--config", type=PLACE, help="Settings from a .toml or .yaml file."),
     )

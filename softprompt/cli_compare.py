@@ -10,6 +10,8 @@ import click
 
 from softprompt.cli_common import (
     GIVEN,
+    LABEL_NAMES,
+    LABEL_WORDS,
     PLACE,
     WORDS,
     Command,
@@ -65,8 +67,14 @@ def study_options(methods: str) -> Callable[[Command], Command]:
                 click.option(
                     "--instruction", type=WORDS, help="Words that zero-shot and few-shot have in front of everything."
                 ),
-                click.option("--labels", type=GIVEN, help="As for train."),
-                click.option("--verbalizer", multiple=True, metavar="LABEL=WORDS", help="As for train. Repeatable."),
+                click.option("--labels", type=LABEL_NAMES, help="As for train."),
+                click.option(
+                    "--verbalizer",
+                    type=LABEL_WORDS,
+                    multiple=True,
+                    metavar="LABEL=WORDS",
+                    help="As for train. Repeatable.",
+                ),
                 click.option("--max-length", type=click.IntRange(min=8), help="As for train.  [default: 512]"),
                 metric_option,
             )

@@ -7,6 +7,8 @@ import click
 
 from softprompt.cli_common import (
     GIVEN,
+    LABEL_NAMES,
+    LABEL_WORDS,
     PLACE,
     WORDS,
     column_options,
@@ -38,8 +40,10 @@ HOW = ("temperature", "top_k", "greedy", "samples", "sample_temperature", "sampl
 @click.option("--out", required=True, type=PLACE, help="Folder for the learned prompt.")
 @click.option("--lengths", type=GIVEN, metavar="N,N,...", help="Learn several lengths together; OUT/N each.")
 @click.option("--template", type=WORDS, help="As for train; it stands behind the teacher too.")
-@click.option("--labels", type=GIVEN, help="Label names, comma-separated; for classification of unlabelled rows.")
-@click.option("--verbalizer", multiple=True, metavar="LABEL=WORDS", help="Words for a label. Repeatable.")
+@click.option("--labels", type=LABEL_NAMES, help="Label names, comma-separated; for classification of unlabelled rows.")
+@click.option(
+    "--verbalizer", type=LABEL_WORDS, multiple=True, metavar="LABEL=WORDS", help="Words for a label. Repeatable."
+)
 @column_options
 @metric_option
 @click.option("--temperature", type=float, help="That logits are divided by while learning.  [default: 1]")

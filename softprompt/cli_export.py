@@ -7,7 +7,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from softprompt.cli_common import (
+    GIVEN,
+    LABEL_NAMES,
+    LABEL_WORDS,
     PLACE,
+    WORDS,
     column_options,
     columns_of,
     json_option,
@@ -32,7 +36,9 @@ IMPORTED_FORM = click.Choice(["peft", "npy"])
 @click.argument("prompts", metavar="PROMPT...", nargs=-1, required=True)
 @click.option("--format", "form", required=True, type=FORM, help="See above.")
 @click.option("--out", required=True, type=PLACE, help="Where it is written; nothing may be there yet.")
-@click.option("--model", "model_name", help="The base model, if it lies elsewhere now.  [default: the prompt's]")
+@click.option(
+    "--model", "model_name", type=GIVEN, help="The base model, if it lies elsewhere now.  [default: the prompt's]"
+)
 @click.option("--gguf", type=PLACE, help="Your GGUF file of the base model, which is copied and extended.")
 @click.option(
     "--tied", is_flag=True, help="vocab: keep the output layer tied. Smaller; clients must forbid the new tokens."
@@ -124,12 +130,20 @@ def _told(value: Any) -> str:
 @click.command(name="import")
 @click.argument("source", metavar="SOURCE", type=click.Path(path_type=Path))
 @click.option("--format", "form", default="npy", show_default=True, type=IMPORTED_FORM, help="Of SOURCE.")
-@click.option("--model", "model_name", required=True, help="The model that it was learned on, named as for train.")
+@click.option(
+    "--model", "model_name", type=GIVEN, required=True, help="The model that it was learned on, named as for train."
+)
 @click.option("--out", required=True, type=PLACE, help="Folder for the saved prompt.")
-@click.option("--data", help="As for train: labels come from it, and its validation and test splits are scored.")
-@click.option("--template", help="As for train; write it as it was when the prompt was learned.")
-@click.option("--labels", help="As for train. With neither --labels nor --data it is a generation task.")
-@click.option("--verbalizer", multiple=True, metavar="LABEL=WORDS", help="Words for a label. Repeatable.")
+@click.option(
+    "--data", type=GIVEN, help="As for train: labels come from it, and its validation and test splits are scored."
+)
+@click.option("--template", type=WORDS, help="As for train; write it as it was when the prompt was learned.")
+@click.option(
+    "--labels", type=LABEL_NAMES, help="As for train. With neither --labels nor --data it is a generation task."
+)
+@click.option(
+    "--verbalizer", type=LABEL_WORDS, multiple=True, metavar="LABEL=WORDS", help="Words for a label. Repeatable."
+)
 @column_options
 @model_options
 @json_option

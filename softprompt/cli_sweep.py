@@ -7,7 +7,11 @@ import click
 
 from softprompt.cli_common import (
     GIVEN,
+    INIT_WORDS,
+    LABEL_NAMES,
+    LABEL_WORDS,
     PLACE,
+    SETTING_WORDS,
     WORDS,
     column_options,
     columns_of,
@@ -29,7 +33,7 @@ from softprompt.cli_common import (
 @click.option("--data", type=GIVEN, required=True, help="As for train.")
 @click.option(
     "--space",
-    type=GIVEN,
+    type=SETTING_WORDS,
     required=True,
     help="'learning-rate=0.03..0.3:log;length=20,50;method=...', any settings of train; or a .toml or .yaml file.",
 )
@@ -53,7 +57,7 @@ from softprompt.cli_common import (
 @click.option("--config", type=PLACE, help="Settings that are not searched, from a .toml or .yaml file.")
 @click.option("--method", help="As for train, if it is not searched; so are the following.  [default: prompt-tuning]")
 @click.option("--length", type=int, help="Virtual tokens.  [default: 100]")
-@click.option("--init", help="As for train.  [default: examples]")
+@click.option("--init", type=INIT_WORDS, help="As for train.  [default: examples]")
 @click.option("--steps", type=int, help="Optimiser steps.  [default: 300]")
 @click.option("--batch-size", type=int, help="Examples per step.  [default: 16]")
 @click.option("--learning-rate", type=float, help="In standard deviations of the embeddings.  [default: 0.1]")
@@ -62,8 +66,8 @@ from softprompt.cli_common import (
 @click.option("--seed", type=int, help="Of the proposals and of each trial.  [default: 0]")
 @click.option("--no-test", is_flag=True, help="Do not score the winner on the test split.")
 @click.option("--template", type=WORDS, help="As for train.")
-@click.option("--labels", type=GIVEN, help="As for train.")
-@click.option("--verbalizer", multiple=True, metavar="LABEL=WORDS", help="As for train. Repeatable.")
+@click.option("--labels", type=LABEL_NAMES, help="As for train.")
+@click.option("--verbalizer", type=LABEL_WORDS, multiple=True, metavar="LABEL=WORDS", help="As for train. Repeatable.")
 @metric_option
 @column_options
 @model_options

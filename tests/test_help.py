@@ -59,3 +59,34 @@ def test_train_names_every_method() -> None:
 def test_sampling_has_the_defaults_of_the_library(verb: str, names: set[str]) -> None:
     found = {name: option.default for name, option in options(verb).items() if name in names}
     assert found == {name: SAMPLING[name] for name in names}
+
+
+def with_words() -> list[tuple[str, click.Option]]:
+    """Every option of every verb that takes words for the model, as its name, metavar or help says."""
+    named = {"template", "labels", "verbalizer", "instruction", "stop", "init", "grid", "space"}
+    return [
+        (f"{verb} --{name}", option)
+        for verb in sorted(cli.commands)
+        for name, option in options(verb).items()
+        if name in named or "WORDS" in f"{option.metavar} {option.help}"
+    ]
+
+
+@pytest.mark.parametrize("option", [option for _, option in with_words()], ids=[name for name, _ in with_words()])
+def test_words_are_read_alike_by_every_option(option: click.Option) -> None:
+    start = "text:" if option.name == "init" else ""
+    for typed, meant in (
+        (r"{{ text }}\nSentiment:", "{{ text }}\nSentiment:"),
+        (r"a\tb\\theta", "a\tb\\theta"),
+        (r"\alpha\\n", "\\alpha\\n"),
+        ("a\nb", "a\nb"),
+    ):
+        if not (typed.startswith("{") and option.name in ("labels", "verbalizer")):
+            assert option.type.convert(start + typed, option, None) == start + meant
+
+
+def test_json_and_folders_are_not_words() -> None:
+    verbs = options("train")
+    assert verbs["verbalizer"].type.convert(r'{"a": "x\ny"}', None, None) == r'{"a": "x\ny"}'
+    assert verbs["labels"].type.convert(r'["x\ny", "z"]', None, None) == r'["x\ny", "z"]'
+    assert verbs["init"].type.convert(r"prompt:a\new", None, None) == r"prompt:a\new"
