@@ -115,6 +115,11 @@ class FrozenLM:
         return self.embedding_weight.dtype
 
     @property
+    def precision(self) -> str:
+        """What it computes in, as ``--dtype`` takes it."""
+        return str(self.dtype).removeprefix("torch.")
+
+    @property
     def quantisation(self) -> str | None:
         """How the weights of linear layers are stored, if not as plain floating-point numbers."""
         return scheme_of(self.model.config)

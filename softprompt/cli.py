@@ -7,6 +7,7 @@ import errno
 import io
 import os
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -254,7 +255,7 @@ def train(
 @click.argument("prompt_folder", type=GIVEN, required=False, metavar="[PROMPT]")
 @click.option("--data", type=GIVEN, required=True, help="As for train.")
 @click.option("--split", default="test", show_default=True, help="train, validation, test or all.")
-@click.option("--limit", type=click.IntRange(min=1), help="Only this many examples, the first ones.")
+@click.option("--limit", type=click.IntRange(min=1), help="Only this many examples, drawn, each label in proportion.")
 @click.option("--model", "model_name", type=GIVEN, help="The base model.  [default: the one the prompt was learned on]")
 @click.option("--template", type=WORDS, help="Without a saved prompt: the template.")
 @click.option("--labels", type=LABEL_NAMES, help="Without a saved prompt: as for train.")
@@ -263,7 +264,7 @@ def train(
 )
 @click.option("--instruction", type=WORDS, default="", help="Without a saved prompt: words in front.")
 @click.option("--shots", type=click.IntRange(min=0), default=0, help="Without a saved prompt: examples in front.")
-@click.option("--seed", default=0, help="Without a saved prompt: of the choice of examples.")
+@click.option("--seed", default=0, help="Of what --limit draws; without a saved prompt, of --shots too.")
 @click.option("--max-new-tokens", default=128, show_default=True, help="Of a completion.")
 @vote_option
 @metric_option
@@ -294,6 +295,7 @@ def evaluate_command(
     PROMPT is its folder, or STORE#NAME@VERSION or STORE#NAME@ALIAS in a store.
     """
     from softprompt.report_text import evaluation_lines
+    from softprompt.splitting import Drawn, sample_of
     from softprompt.task import Task
 
     model, columns = model_of(options), columns_of(options)
@@ -311,7 +313,8 @@ def evaluate_command(
         task = Task.matching(prompt.spec, data, **columns)
     else:
         task = Task.of(data, **task_settings(template, labels, verbalizer, metric), **columns)
-    examples = task.splits[split][:limit]
+    whole = task.splits[split]
+    examples = sample_of(whole, limit, seed)
 
     from softprompt.baselines.written import choose_shots, written_prompt
     from softprompt.evaluate import evaluate
@@ -328,8 +331,23 @@ def evaluate_command(
     else:
         state = written_prompt(base, task.spec, instruction, examples_in_front)
         result = evaluate(base, examples, state, spec=task.spec, sampling=sampling)
+    result = replace(result, drawn=Drawn(len(examples), len(whole), seed))
+    notes: dict[str, Any] = {}
+    if prompt_folder is not None:
+        from softprompt.learned import read_learned
+
+        same = prompt.data.get("fingerprint") == task.splits.fingerprint
+        learned = read_learned(prompt_folder)
+        known = None if learned is None else learned.among(examples)
+        if not same:
+            say("these are not the data that this prompt was learned on (another fingerprint)")
+        if known is not None and (words := known.words(split)):
+            say(words)
+        notes = {"same_data": same, "known_rows": None if known is None else known.to_dict()}
+        if precisions := prompt.precisions(base):
+            notes["precision"] = precisions
     facts = {"prompt": prompt_folder, "model": base.name, "data": data, "split": split}
-    print_result({**result.to_dict(), **facts}, evaluation_lines(result, facts), as_json)
+    print_result({**result.to_dict(), **facts, **notes}, evaluation_lines(result, facts), as_json)
 
 
 for verb in (

@@ -183,12 +183,18 @@ def load_base(name: str, options: dict[str, Any], check: "Callable[[Outline], No
 
 
 def load_base_of(prompt: "Prompt", name: str | None, options: dict[str, Any]) -> "FrozenLM":
-    """The model that a saved prompt was learned on, quantised as it was; or the one called ``name``, if given."""
+    """The model that a saved prompt was learned on, quantised as it was; or the one called ``name``, if given.
+
+    Says so if it is loaded in another precision than the prompt was learned in.
+    """
     from softprompt.quantised import SCHEMES
 
     known = prompt.quantisation if prompt.quantisation in SCHEMES else None
     options = {**options, "quantise": options["quantise"] or known}
-    return load_base(name or prompt.base_name, options, prompt.check_base)
+    base = load_base(name or prompt.base_name, options, prompt.check_base)
+    if (note := prompt.precision_note(base)) is not None:
+        say(note)
+    return base
 
 
 def observer_for(as_json: bool, tensorboard: Path | None = None) -> "Observer":

@@ -62,6 +62,7 @@ def inspect_command(
     answers.
     """
     from softprompt.inspect_text import inspection_lines
+    from softprompt.learned import read_learned
     from softprompt.similar import rank_similar
     from softprompt.store import load_prompt
     from softprompt.task import Task
@@ -103,6 +104,7 @@ def inspect_command(
         template=template,
         store=store,
         history=_history(prompt_place, prompt),
+        learned=read_learned(prompt_place),
         limits=Limits.of(limit, train_rows),
         progress=say,
     )

@@ -71,7 +71,8 @@ def predict(
     chosen = Sampling(**sampling)
     prompt = load_prompt(prompt_folder)
     spec = prompt.spec
-    predictor = Predictor.of_prompt(load_base_of(prompt, model_name, model), prompt, chosen, vote)
+    base = load_base_of(prompt, model_name, model)
+    predictor = Predictor.of_prompt(base, prompt, chosen, vote)
 
     from softprompt.data import Example
 
@@ -92,7 +93,8 @@ def predict(
             else:
                 print_result(answer, [] if prediction is None else [prediction_line(prediction)], as_json=not texts)
     if as_json:
-        print_json({"predictions": collected})
+        precisions = prompt.precisions(base)
+        print_json({"predictions": collected, **({"precision": precisions} if precisions else {})})
     if left_out:
         say(f"{left_out:,} of {count:,} rows could not be used: their answers say why")
     for note in predictor.encoder.cut_notes():

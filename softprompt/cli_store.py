@@ -22,8 +22,10 @@ from softprompt.cli_common import (
 from softprompt.errors import ConfigError, GateError, StoreError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from softprompt.base import FrozenLM
-    from softprompt.gate import Gate
+    from softprompt.data import Example
     from softprompt.store import Prompt
 
 
@@ -152,7 +154,7 @@ def pull(source: str, out: Path, as_json: bool) -> None:
 @click.argument("alias", type=GIVEN, metavar="ALIAS")
 @click.option("--data", type=GIVEN, help="As for train: refuse if the version is worse on it than the one in place.")
 @click.option("--split", default="test", show_default=True, help="train, validation, test or all.")
-@click.option("--limit", type=click.IntRange(min=1), help="Only this many examples, the first ones.")
+@click.option("--limit", type=click.IntRange(min=1), help="Only this many examples, drawn, each label in proportion.")
 @click.option("--gate", "gate_file", type=PLACE, help="Thresholds from a .toml or .yaml file.")
 @click.option("--significance", type=float, help="Largest p-value that counts as worse.  [default: 0.05]")
 @click.option("--tolerance", type=float, help="Loss that is accepted, in units of the metric.  [default: 0.0]")
@@ -197,54 +199,66 @@ def promote(
     reference = Reference.parse(version)
     store = Store(reference.store)
     found = store.version(f"{reference.name}@{reference.which}")
-    gate = None
+    gate: Any = None
+    told: dict[str, Any] = {}
     if data is not None:
-        prompt = store.get(str(found)).judged_by(metric)
-        gate = _gate(prompt, data, columns, split, limit, model_name, max_new_tokens, config, model)
+        from softprompt.gate import Gate
+        from softprompt.generate import Sampling
+        from softprompt.task import Task
+
+        spec = store.get(str(found)).judged_by(metric).spec
+        task = Task.matching(spec, data, **columns)
+        for note in task.splits.notes:
+            say(note)
+        base_of = _Bases(model_name, model)
+        sampling = Sampling(max_new_tokens=max_new_tokens)
+        gate = Gate(base_of, task.splits[split], config, limit=limit, sampling=sampling, metric=spec.metric)
+        in_place = store.aliases(found.name).get(alias)
+        compared = [str(found), *([f"{found.name}@{in_place}"] if in_place is not None else [])]
+        told["known_rows"] = {which: _known(f"{store.url}#{which}", which, gate.examples, split) for which in compared}
+        told["precisions"] = base_of.precisions
     try:
         move = store.promote(str(found), alias, gate=gate, force=force)
     except GateError as error:
-        refused = {"store": store.url, "promoted": False, **error.verdict.to_dict()}
+        refused = {"store": store.url, "promoted": False, **error.verdict.to_dict(), **told}
         print_result(refused, verdict_lines(error.verdict), as_json)
         raise
-    result = {"store": store.url, "promoted": True, **move.model_dump(mode="json")}
+    result = {"store": store.url, "promoted": True, **move.model_dump(mode="json"), **told}
     print_result(result, move_lines(move), as_json)
 
 
-def _gate(
-    prompt: "Prompt",
-    data: str,
-    columns: dict[str, Any],
-    split: str,
-    limit: int | None,
-    model_name: str | None,
-    max_new_tokens: int,
-    config: Any,
-    model: dict[str, Any],
-) -> "Gate":
-    from softprompt.gate import Gate
-    from softprompt.generate import Sampling
-    from softprompt.task import Task
+def _known(place: str, which: str, examples: "Sequence[Example]", split: str) -> dict[str, int] | None:
+    """How many of the examples a version was learned from, said where there are any; ``None``: it kept no record."""
+    from softprompt.learned import read_learned
 
-    task = Task.matching(prompt.spec, data, **columns)
-    for note in task.splits.notes:
-        say(note)
-    bases: dict[tuple[str, ...], FrozenLM] = {}
+    learned = read_learned(place)
+    if learned is None:
+        return None
+    known = learned.among(examples)
+    if words := known.words(split):
+        say(f"{which}: {words}")
+    return known.to_dict()
 
-    def base_of(prompt: "Prompt") -> "FrozenLM":
+
+class _Bases:
+    """Base models of prompts, one in memory at a time."""
+
+    def __init__(self, name: str | None, options: dict[str, Any]) -> None:
+        """``name``: of the one to take for all."""
+        self._name, self._options = name, options
+        self._loaded: dict[tuple[str, ...], FrozenLM] = {}
+        self.precisions: list[dict[str, str]] = []
+
+    def __call__(self, prompt: "Prompt") -> "FrozenLM":
         key = tuple(sorted(prompt.base_fingerprint.values()))
-        if key not in bases:
-            bases.clear()  # one model in memory at a time
-            bases[key] = load_base_of(prompt, model_name, model)
-        return bases[key]
-
-    return Gate(
-        base_of,
-        task.splits[split][:limit],
-        config,
-        sampling=Sampling(max_new_tokens=max_new_tokens),
-        metric=prompt.spec.metric,
-    )
+        if key not in self._loaded:
+            self._loaded.clear()
+            self._loaded[key] = load_base_of(prompt, self._name, self._options)
+        elif (note := prompt.precision_note(self._loaded[key])) is not None:
+            say(note)
+        if found := prompt.precisions(self._loaded[key]):
+            self.precisions.append(found)
+        return self._loaded[key]
 
 
 @click.command()

@@ -4,7 +4,7 @@ import gc
 import math
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
@@ -21,13 +21,14 @@ from softprompt.contestants import Contestant, Plan, Run
 from softprompt.data import Example, Splits
 from softprompt.engine_speed import EnginePython, engine_speed, find_engine
 from softprompt.errors import ConfigError, OutputError
-from softprompt.evaluate import score
+from softprompt.evaluate import score, score_sample
 from softprompt.failures import error_line
 from softprompt.fit import TEST_LIMIT, library_versions
 from softprompt.predict import Predictor
 from softprompt.progress import Silent
 from softprompt.report import write_report
 from softprompt.results import Cost, CurvePoint, Figure, Forgetting, Result, Study, Trial
+from softprompt.splitting import Drawn, sample_of
 from softprompt.study_folder import StudyFolder, file_name
 from softprompt.summary import summarise
 from softprompt.task import Task
@@ -144,6 +145,8 @@ def _setup(base: FrozenLM, task: Task, terms: Terms) -> dict[str, Any]:
         "data": task.splits.fingerprint[:12],
         "shift_data": shifted,
         "task": task.spec.to_dict(),
+        # a folder whose scores are of the first rows is another comparison
+        **Drawn(min(len(task.test), TEST_LIMIT[task.spec.kind]), len(task.test)).to_dict(),
     }
 
 
@@ -155,15 +158,15 @@ class _Comparison:
     folder: StudyFolder
     observer: Observer
     engine: EnginePython | str
-    _limit: int = field(init=False)
-
-    def __post_init__(self) -> None:
-        self._limit = TEST_LIMIT[self.task.spec.kind]
 
     @property
+    def _limit(self) -> int:
+        return TEST_LIMIT[self.task.spec.kind]
+
+    @cached_property
     def test(self) -> tuple[Example, ...]:
         """The test examples that are scored."""
-        return self.task.test[: self._limit]
+        return sample_of(self.task.test, self._limit)
 
     @cached_property
     def bare(self) -> Predictor:
@@ -319,8 +322,8 @@ class _Comparison:
     def _measured(self, method: Contestant, fitted: Fitted, peak: int | None) -> dict[str, Any]:
         answers = fitted.answers
         test = score(answers, self.test)
-        validation = measure.figure(score(answers, self.task.validation[: self._limit]).metric)
-        shift = self.terms.shift[: self._limit]
+        validation = measure.figure(score_sample(answers, self.task.validation, self._limit).metric)
+        shift = sample_of(self.terms.shift, self._limit)
         before = [self.folder.result(method.name, seed) for seed in self.seeds(method)]
         speed, engine, settings = None, None, dict(fitted.settings)
         # seeds change no computation: one's speed stands for all

@@ -21,19 +21,19 @@ from softprompt.contest_prompts import CLOCK_FILE, Clock
 from softprompt.data import Example, Splits
 from softprompt.distill_report import fidelity, measured, request_tokens, with_speeds, without_clock
 from softprompt.errors import ConfigError
-from softprompt.fit import TEST_LIMIT, announce, best_prompt, data_facts, finish, limited, open_run, with_profile
+from softprompt.fit import TEST_LIMIT, announce, best_prompt, data_facts, finish, limited, open_run, with_records
 from softprompt.generate import Sampling
 from softprompt.imitation import imitation
 from softprompt.paths import expanded
 from softprompt.progress import Silent
 from softprompt.results import Distilled
+from softprompt.splitting import Drawn, sample_indices, sample_of
 from softprompt.starts import check_can_begin, chosen_starts
 from softprompt.store import Prompt
 from softprompt.task import Task
 from softprompt.teacher import Answers, Teacher, ask
 from softprompt.teacher_file import ANSWERS_FILE, load_answers, save_answers
 from softprompt.train import Observer, TrainingResult, check_there, train_together
-from softprompt.validation import some_of
 
 REPORT_FILE = "distillation.json"
 SPEED_EXAMPLES = 256  # held-out inputs whose requests are timed, at most
@@ -165,11 +165,12 @@ def distill_together(
         clock = Clock(observer, None if checkpoint is None else checkpoint.folder / CLOCK_FILE)
         outcomes = train_together(base, task, configs, clock, checkpoint, lesson)
         by_name = {name: one for name, one in zip(configs, outcomes, strict=True) if not one.failed}
+        sizes = {"validation": len(whole.validation), "test": len(whole.test)}
         done = {}
         for name, outcome in by_name.items():
             spent = seconds, clock.at(outcome.steps) / len(configs)
             told = {**settings.model_dump(), "start": starts[lengths[name]][0] if name in lengths else None}
-            one = _reported(base, task, configs[name], outcome, teacher, told, answers, spent)
+            one = _reported(base, task, configs[name], outcome, teacher, told, answers, sizes, spent)
             # what was given, which inspect can know again
             done[name] = replace(one, prompt=replace(one.prompt, data=data_facts(whole)))
         if measure:
@@ -206,14 +207,22 @@ def _started(config: TrainConfig, teacher: Teacher) -> TrainConfig:
 def _used(task: Task, config: TrainConfig, settings: DistillConfig, evaluate_test: bool) -> tuple[Task, list[str]]:
     """The inputs that learning and reporting come by: the teacher need not answer others."""
     most = config.steps * config.batch_size
-    train = tuple(some_of(task.train, most))
-    validation = tuple(some_of(task.validation, config.validation_limit))
-    test = task.test[: TEST_LIMIT[task.spec.kind]] if evaluate_test else ()
+    train = sample_of(task.train, most)
+    validation = sample_of(task.validation, config.validation_limit)
+    test = sample_of(task.test, TEST_LIMIT[task.spec.kind]) if evaluate_test else ()
     notes = []
-    for split, used, given in (("train", train, task.train), ("validation", validation, task.validation)):
-        if len(used) < len(given):
-            why = f"{config.steps:,} steps see no more" if split == "train" else "validation_limit"
-            notes.append(f"{len(used):,} of {len(given):,} {split} inputs are used ({why})")
+    whys = {
+        "train": f"{config.steps:,} steps see no more",
+        "validation": "validation_limit",
+        "test": "scored at the end",
+    }
+    for split, used, given in (
+        ("train", train, task.train),
+        ("validation", validation, task.validation),
+        ("test", test, task.test),
+    ):
+        if used and len(used) < len(given):
+            notes.append(f"{len(used):,} of {len(given):,} {split} inputs are used, drawn by seed 0 ({whys[split]})")
     splits = replace(task.splits, train=train, validation=validation, test=test)
     return replace(task, splits=splits), notes
 
@@ -256,20 +265,23 @@ def _reported(
     teacher: Teacher,
     told: Mapping[str, Any],
     answers: Mapping[str, Answers],
+    given: Mapping[str, int],
     spent: tuple[float, float],
 ) -> Distillation:
     """The prompt, and how it does on what was held out.
 
-    ``told``: what its manifest says of how it was distilled; ``spent``: seconds of teacher and training.
+    ``told``: what its manifest says of how it was distilled; ``given``: rows of each split of which those of ``task``
+    are a sample; ``spent``: seconds of teacher and training.
     """
     prompt = best_prompt(base, task, {"": config}, [outcome], ensemble=False)
     sampling = Sampling(max_new_tokens=told["max_new_tokens"])
     held_out, metrics, answered = {}, {}, {}
-    limit = TEST_LIMIT[task.spec.kind]
     for split, examples in (("validation", task.validation), ("test", task.test)):
         if examples:
-            some, own = examples[:limit], answers[split].first(limit)
+            chosen = sample_indices(examples, TEST_LIMIT[task.spec.kind])
+            some, own = [examples[index] for index in chosen], answers[split].at(chosen)
             near, metrics[split], answered[split] = fidelity(base, task.spec, some, own, outcome.state, sampling)
+            metrics[split] |= Drawn(len(chosen), given[split]).to_dict()
             held_out[split] = near
     last = next(reversed(held_out.values()))
     report = Distilled(
@@ -284,14 +296,14 @@ def _reported(
     )
     training = {**prompt.training, "distillation": {**told, **without_clock(report)}}
     prompt = replace(prompt, metrics=metrics, training=training)
-    return Distillation(with_profile(prompt, base, task, answered.get("validation", ())), report)
+    return Distillation(with_records(prompt, base, task, answered.get("validation", ())), report)
 
 
 def _measured(
     base: FrozenLM, task: Task, done: Mapping[str, Distillation], teacher: Teacher, settings: DistillConfig
 ) -> dict[str, Distillation]:
     """With latency and throughput before and after."""
-    examples = (task.test or task.validation)[:SPEED_EXAMPLES]
+    examples = sample_of(task.test or task.validation, SPEED_EXAMPLES)
     states = [one.prompt.state for one in done.values()]
     after, cached, read = measured(base, task.spec, examples, teacher, states, settings)
     return {

@@ -130,7 +130,7 @@ def _job(
         place = folder / "baked.gguf"
         bake_gguf(base, {_TASK: prompt}, where.gguf, place)
         tasks = Tasks(base.tokenizer, gguf_usage(place))
-    some = examples[: max(measure.REQUESTS, measure.BATCHES * measure.BATCH_SIZE)]
+    some = measure.timed_of(examples)
     requests = [
         tasks.request(_TASK, one.text, model="", max_tokens=answers.sampling.max_new_tokens, **one.columns)
         for one in some

@@ -1,7 +1,7 @@
 """Score what answers on examples: every figure with its n and a 95% bootstrap interval."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from softprompt.base import FrozenLM
@@ -11,6 +11,7 @@ from softprompt.generate import Sampling
 from softprompt.metrics import Metric, metrics_for, scorer_for
 from softprompt.predict import Answers, Prediction, Predictor, Vote
 from softprompt.prefix import PromptState
+from softprompt.splitting import Drawn, sample_of
 from softprompt.store import Prompt
 from softprompt.task import TaskSpec
 
@@ -25,6 +26,7 @@ class Evaluation:
         predictions: in the order of the examples.
         gold: labels, or references.
         truncated: texts that had to be cut.
+        drawn: of how many rows the examples are a sample, if they are one.
     """
 
     metric: Metric
@@ -32,6 +34,7 @@ class Evaluation:
     predictions: tuple[Prediction, ...]
     gold: tuple[Any, ...]
     truncated: int
+    drawn: Drawn | None = None
 
     def __str__(self) -> str:
         return ", ".join(map(str, (self.metric, *self.others)))
@@ -42,6 +45,7 @@ class Evaluation:
             **self.metric.to_dict(),
             "others": {metric.name: metric.to_dict() for metric in self.others},
             "truncated": self.truncated,
+            **({} if self.drawn is None else self.drawn.to_dict()),
         }
 
 
@@ -87,6 +91,12 @@ def score(answers: Answers, examples: Sequence[Example]) -> Evaluation:
     first = scorer_for(spec.kind, spec.metric, gold)
     others = tuple(scorer(gold, answered) for scorer in metrics_for(spec.kind) if scorer is not first)
     return Evaluation(first(gold, answered), others, predictions, gold, truncated)
+
+
+def score_sample(answers: Answers, examples: Sequence[Example], limit: int | None, seed: int = 0) -> Evaluation:
+    """``score`` on at most ``limit`` of ``examples``, drawn by ``seed``; the result says of how many."""
+    chosen = sample_of(examples, limit, seed)
+    return replace(score(answers, chosen), drawn=Drawn(len(chosen), len(examples), seed))
 
 
 def _label(example: Example) -> str:

@@ -19,21 +19,23 @@ from softprompt.compiled import compiles
 from softprompt.config import TrainConfig
 from softprompt.data import Example
 from softprompt.errors import ConfigError, OutputError
-from softprompt.evaluate import score
+from softprompt.evaluate import score_sample
 from softprompt.folders import check_free
 from softprompt.generate import Sampling
+from softprompt.learned import ROWS_FILE, LearnedRows
 from softprompt.methods import METHODS
 from softprompt.paths import expanded
 from softprompt.predict import Prediction, Predictor
 from softprompt.profile import PROFILE_FILE
 from softprompt.profiling import profile_of
 from softprompt.progress import Silent
+from softprompt.splitting import Drawn
 from softprompt.spread import ALONE, Processes
 from softprompt.store import Prompt, pinned
 from softprompt.task import Task
 from softprompt.train import Observer, TrainingResult, train_together
 
-# test examples scored at the end of a run: generation takes seconds where classification takes milliseconds
+# examples of a split scored at the end of a run: generation takes seconds where classification takes milliseconds
 TEST_LIMIT = {"classification": 5000, "generation": 100}
 
 
@@ -125,6 +127,7 @@ def fit_together(
         run = open_run(out, base, {"": task}, configs, resume=resume, restart=restart, observer=observer)
     with run as checkpoint:
         announce(base, task, max(config.length for config in configs.values()), observer)
+        say_sampled(task, first, observer)
         outcomes = train_together(base, task, configs, observer, checkpoint)
         prompt = best_prompt(base, task, configs, outcomes, ensemble=ensemble)
         prompt = with_metrics(prompt, base, task, evaluate_test=evaluate_test)
@@ -158,6 +161,13 @@ def announce(
     if task.spec.kind == "generation":
         # what the evaluation at the end needs room for; better refused now than after the training
         Encoder(base, task.spec, length, max_new_tokens)
+
+
+def say_sampled(task: Task, config: TrainConfig, observer: Observer) -> None:
+    """Pass on that the step is chosen on a sample of the validation rows, where it is."""
+    whole = len(task.validation)
+    if words := Drawn(min(whole, config.validation_limit), whole).words("validation"):
+        observer.noted(f"while learning, validation is measured {words} (setting validation_limit)")
 
 
 def run_folder(out: Path) -> Path:
@@ -279,6 +289,7 @@ def best_prompt(
         spec=task.spec,
         base_name=base.name,
         base_fingerprint=base.fingerprint,
+        base_dtype=base.precision,
         method=config.method,
         training={
             **config.model_dump(),
@@ -304,22 +315,34 @@ def with_metrics(prompt: Prompt, base: FrozenLM, task: Task, *, evaluate_test: b
     limit = TEST_LIMIT[prompt.spec.kind]
     splits: Mapping[str, tuple[Example, ...]] = {"validation": task.validation, "test": task.test}
     scored = {
-        name: score(predictor, examples[:limit])
+        name: score_sample(predictor, examples, limit)
         for name, examples in splits.items()
         if examples and (name == "validation" or evaluate_test)
     }
     answered = scored["validation"].predictions if "validation" in scored else ()
     metrics = {name: evaluation.to_dict() for name, evaluation in scored.items()}
-    return with_profile(replace(prompt, metrics=metrics), base, task, answered)
+    return with_records(replace(prompt, metrics=metrics), base, task, answered)
 
 
-def with_profile(prompt: Prompt, base: FrozenLM, task: Task, answered: Sequence[Prediction]) -> Prompt:
-    """The prompt with a profile of the validation rows, the first of which it ``answered``; an older one goes."""
+def with_records(prompt: Prompt, base: FrozenLM, task: Task, answered: Sequence[Prediction]) -> Prompt:
+    """The prompt with a profile of the validation rows, some of which it ``answered``, and with what it learned from.
+
+    An older profile goes. What it learned from stays as it is where ``task`` has other data.
+    """
     profile = profile_of(base, prompt.spec, prompt.states, task, answered)
     files = {name: text for name, text in prompt.extra_files.items() if name != PROFILE_FILE}
     if profile is not None:
         files[PROFILE_FILE] = profile.to_bytes().decode()
+    if prompt.data.get("fingerprint") == task.splits.fingerprint:
+        files[ROWS_FILE] = LearnedRows.of(task, _rows_read(prompt.training)).to_text()
     return replace(prompt, extra_files=files)
+
+
+def _rows_read(training: Mapping[str, Any]) -> int:
+    """Rows of a stream that a run has read, block by block."""
+    batch = training.get("batch_size", 1)
+    block = max(1, training.get("shuffle_buffer", 1) // batch) * batch
+    return int(-(-training.get("steps_made", 0) * batch // block) * block)
 
 
 def finish(prompt: Prompt, out: Path, outcome: TrainingResult, run: Path, processes: Processes = ALONE) -> None:

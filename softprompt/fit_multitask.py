@@ -11,7 +11,7 @@ from softprompt.base import FrozenLM
 from softprompt.checkpoint import Checkpoint
 from softprompt.config import TrainConfig
 from softprompt.errors import ConfigError
-from softprompt.fit import announce, best_prompt, finish, limited, open_run, with_metrics
+from softprompt.fit import announce, best_prompt, finish, limited, open_run, say_sampled, with_metrics
 from softprompt.multitask import train_multitask
 from softprompt.paths import expanded
 from softprompt.progress import Silent
@@ -65,6 +65,7 @@ def fit_multitask(
     with run as checkpoint:
         for task in tasks.values():
             announce(base, task, chosen.length, observer)
+            say_sampled(task, chosen, observer)
         outcomes = train_multitask(
             base, tasks, chosen, observer, teachers=states, distillation=distillation, checkpoint=checkpoint
         )

@@ -16,6 +16,7 @@ from softprompt.data import Example
 from softprompt.evaluate import Evaluation, evaluate
 from softprompt.generate import Sampling
 from softprompt.metrics import METRICS, PairedDifference, digits_of
+from softprompt.splitting import Drawn, sample_of
 from softprompt.store import Prompt
 
 
@@ -52,6 +53,7 @@ class Verdict:
         gained: examples that the new version answers better.
         lost: those that it answers worse, the worst first.
         config: the thresholds.
+        drawn: of how many rows the examples are a sample, if they are one.
     """
 
     passed: bool
@@ -63,6 +65,7 @@ class Verdict:
     gained: int
     lost: tuple[Lost, ...]
     config: GateConfig
+    drawn: Drawn | None = None
 
     def figures(self) -> dict[str, Any]:
         """All but the examples, ready for JSON: what the history of an alias keeps."""
@@ -79,6 +82,7 @@ class Verdict:
             "gained": self.gained,
             "lost": len(self.lost),
             **self.config.model_dump(),
+            **({} if self.drawn is None else self.drawn.to_dict()),
         }
 
     def to_dict(self, examples: int = 10) -> dict[str, Any]:
@@ -91,14 +95,20 @@ class Verdict:
             f"{value:.{digits}f}"
             for value in (self.before, self.now, self.difference.difference, self.difference.low, self.difference.high)
         )
+        words = self.drawn.words("given") if self.drawn else ""
+        sample = f" ({words})" if words else ""
         return (
             f"{self.metric} {now} against {before}, difference {difference} [{low}, {high}], p {self.p_value:.2g}, "
-            f"n={self.difference.n:,}: {len(self.lost)} lost, {self.gained} gained"
+            f"n={self.difference.n:,}: {len(self.lost)} lost, {self.gained} gained{sample}"
         )
 
 
 class Gate:
-    """Compares two prompts on examples."""
+    """Compares two prompts on examples.
+
+    Attributes:
+        examples: those that both answer.
+    """
 
     def __init__(
         self,
@@ -106,6 +116,7 @@ class Gate:
         examples: Sequence[Example],
         config: GateConfig | None = None,
         *,
+        limit: int | None = None,
         sampling: Sampling | None = None,
         metric: str | None = None,
     ) -> None:
@@ -115,10 +126,13 @@ class Gate:
             base: the model that both were learned on; or what gives the model of a prompt, where they differ.
             examples: labelled ones, or with references.
             config: the thresholds.
+            limit: so many of the examples at most, drawn with every label in its proportion.
             sampling: how completions are made (generation).
             metric: what to judge by; what the new version is judged by, if not given.
         """
-        self._base, self._examples, self._sampling, self._metric = base, examples, sampling, metric
+        self._base, self._sampling, self._metric = base, sampling, metric
+        self.examples = sample_of(examples, limit)
+        self._drawn = Drawn(len(self.examples), len(examples))
         self._config = config or GateConfig()
 
     def __call__(self, new: Prompt, in_place: Prompt) -> Verdict:
@@ -131,9 +145,9 @@ class Gate:
         metric = self._metric or new.spec.metric
         alike = [replace(one, spec=replace(one.spec, metric=metric)) for one in (in_place, new)]
         before, now = (
-            evaluate(self._base_of(prompt), self._examples, prompt, sampling=self._sampling) for prompt in alike
+            evaluate(self._base_of(prompt), self.examples, prompt, sampling=self._sampling) for prompt in alike
         )
-        return compared(self._examples, before, now, self._config)
+        return replace(compared(self.examples, before, now, self._config), drawn=self._drawn)
 
     def _base_of(self, prompt: Prompt) -> FrozenLM:
         return self._base if isinstance(self._base, FrozenLM) else self._base(prompt)

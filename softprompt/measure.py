@@ -1,6 +1,7 @@
 """What a comparison measures beside quality: time, memory, bytes, calibration, forgetting."""
 
 import os
+import random
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ from softprompt.metrics import Metric, calibration_error
 from softprompt.neutral import PASSAGES
 from softprompt.prefix import make_prefix
 from softprompt.results import Figure, Speed
+from softprompt.splitting import sample_of
 
 REQUESTS = 50  # single requests that are timed, at most
 FEWEST_REQUESTS = 5
@@ -38,9 +40,10 @@ class Answering(Protocol):
 def measure_speed(answers: Answering, reference: Answering, examples: Sequence[Example], added_tokens: float) -> Speed:
     """Latency of single requests and throughput of batches; also the median latency of ``reference``.
 
-    Requests to the two alternate on the same texts: what slows the machine down for a while slows both, and the
-    reference tells how far figures that were measured at different times can be compared.
+    Requests to the two alternate on the same texts, drawn from ``examples``: what slows the machine down for a while
+    slows both, and the reference tells how far figures that were measured at different times can be compared.
     """
+    examples = timed_of(examples)
     for one in (answers, reference):
         _seconds(one, examples[:1])
     own: list[float] = []
@@ -69,6 +72,13 @@ def measure_speed(answers: Answering, reference: Answering, examples: Sequence[E
         added_tokens=added_tokens,
         reference_ms=1000 * float(np.median(others)),
     )
+
+
+def timed_of(examples: Sequence[Example]) -> list[Example]:
+    """Examples to time requests and batches with, in random order: files are sorted, by length too."""
+    some = list(sample_of(examples, max(REQUESTS, BATCHES * BATCH_SIZE)))
+    random.Random(0).shuffle(some)
+    return some
 
 
 def _seconds(answers: Answering, examples: Sequence[Example]) -> float:

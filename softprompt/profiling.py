@@ -13,8 +13,8 @@ from softprompt.objective import EVALUATION_TOKENS
 from softprompt.predict import Prediction
 from softprompt.prefix import PromptState, make_prefix
 from softprompt.profile import FREQUENT, Distribution, Floats, Hidden, Profile, Rate, coordinates, steps_of
+from softprompt.splitting import sample_of
 from softprompt.task import Task, TaskSpec
-from softprompt.validation import some_of
 
 TEXTS = 2000  # rows whose tokens are counted, at most
 STATES = 400  # rows that are read for their hidden states, at most: a forward pass each
@@ -37,17 +37,17 @@ def profile_of(
     Args:
         predictions: its answers to validation rows, for labels and confidence (classification).
     """
-    rows = some_of(task.validation, TEXTS)
+    rows = sample_of(task.validation, TEXTS)
     if not rows:
         return None
     encoder = Encoder(base, spec, max(state.length for state in states))
-    learned = encoder.text_ids(some_of(task.train, TEXTS))
+    learned = encoder.text_ids(sample_of(task.train, TEXTS))
     counts = Counter(token for ids in learned for token in ids)
     # the order decides between tokens that are as frequent
     frequent = sorted(counts, key=lambda token: (-counts[token], token))[:FREQUENT]
     known, texts = frozenset(frequent), encoder.text_ids(rows)
     answered = [one for one in predictions if one.probabilities]
-    hidden, size = hidden_states(base, spec, states, some_of(rows, STATES))
+    hidden, size = hidden_states(base, spec, states, sample_of(rows, STATES))
     return Profile(
         examples=len(rows),
         frequent=steps_of(frequent),

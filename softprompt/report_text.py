@@ -9,6 +9,7 @@ from softprompt.evaluate import Evaluation
 from softprompt.metrics import digits_of
 from softprompt.predict import Prediction
 from softprompt.shown import shown
+from softprompt.splitting import Drawn
 from softprompt.store import Prompt
 
 
@@ -71,7 +72,17 @@ def _metrics_table(prompt: Prompt) -> list[str]:
     for split, result in prompt.metrics.items():
         for metric in (result, *result["others"].values()):
             rows.append((split, metric["metric"], figure(metric), f"{metric['n']:,}"))
-    return table(rows)
+    drawn = [f"{split}: {words}" for split, result in prompt.metrics.items() if (words := _drawn(split, result))]
+    return [*table(rows), *drawn]
+
+
+def _drawn(split: str, result: Mapping[str, Any]) -> str:
+    """Of how many rows a saved result is a sample, if it is one; it may come out of somebody else's file."""
+    try:
+        found = result["sample"]
+        return Drawn(int(found["rows"]), int(found["of"]), int(found["seed"])).words(split)
+    except (KeyError, TypeError, ValueError):
+        return ""
 
 
 def _population_lines(prompt: Prompt) -> list[str]:
@@ -107,7 +118,9 @@ def evaluation_lines(result: Evaluation, facts: Mapping[str, Any]) -> list[str]:
     rows = [("metric", "value [95% interval]", "n")]
     rows += [(m.name, figure(m.to_dict()), f"{m.n:,}") for m in (result.metric, *result.others)]
     cut = [f"{result.truncated} texts were cut to the length limit"] if result.truncated else []
-    return [f"{facts['prompt'] or 'written prompt'} on {facts['data']}, {facts['split']} split", "", *table(rows), *cut]
+    drawn = result.drawn.words(str(facts["split"])) if result.drawn else ""
+    where = f"{facts['prompt'] or 'written prompt'} on {facts['data']}, {facts['split']} split"
+    return [f"{where}, {drawn}" if drawn else where, "", *table(rows), *cut]
 
 
 def prediction_line(prediction: Prediction) -> tuple[str, ...]:
@@ -127,7 +140,8 @@ def prompt_lines(prompt: Prompt) -> list[str]:
         (
             "base model",
             f"{prompt.base_name}, weights {prompt.base_fingerprint.get('weights', '')[:12]}"
-            + (f", quantised as {prompt.quantisation}" if prompt.quantisation else ""),
+            + (f", quantised as {prompt.quantisation}" if prompt.quantisation else "")
+            + (f", learned in {prompt.base_dtype}" if prompt.base_dtype else ""),
         ),
         ("data", f"{prompt.data.get('source', '-')}, {prompt.data.get('examples', {})}"),
         (
@@ -136,7 +150,7 @@ def prompt_lines(prompt: Prompt) -> list[str]:
         ),
         ("seed", str(prompt.seed)),
         ("parent", prompt.parent or "-"),
-        *((split, _metrics_of(result)) for split, result in prompt.metrics.items()),
+        *((split, _metrics_of(split, result)) for split, result in prompt.metrics.items()),
     ]
     return aligned(facts)
 
@@ -147,9 +161,10 @@ def aligned(facts: Sequence[tuple[str, str]]) -> list[str]:
     return [f"{shown(name).ljust(width)}  {shown(value)}" for name, value in facts]
 
 
-def _metrics_of(result: Any) -> str:
+def _metrics_of(split: str, result: Any) -> str:
     try:
         metrics = (result, *result["others"].values())
-        return ", ".join(f"{one['metric']} {figure(one)} n={one['n']:,}" for one in metrics)
+        told = ", ".join(f"{one['metric']} {figure(one)} n={one['n']:,}" for one in metrics)
+        return f"{told}, {drawn}" if (drawn := _drawn(split, result)) else told
     except (AttributeError, KeyError, TypeError, ValueError):
         return "?"

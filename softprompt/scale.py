@@ -17,6 +17,7 @@ from softprompt.contestants import Contestant
 from softprompt.errors import ConfigError
 from softprompt.report import write_scale
 from softprompt.results import SizePoint, SizeStudy, Study
+from softprompt.splitting import sample_of
 from softprompt.study_folder import file_name
 from softprompt.summary import gold_of
 from softprompt.task import Task
@@ -86,7 +87,7 @@ def folder_name(model: str) -> str:
 
 def gaps_of(study: Study, task: Task, first: str) -> dict[str, dict[str, float | int]]:
     """The first method minus each other one that has a result, as ``paired`` gives it."""
-    gold = gold_of(task.test[: len(study.gold)])
+    gold = gold_of(sample_of(task.test, len(study.gold)))
     runs: dict[str, list[Any]] = {}
     for result in study.results:
         if result.status == "ok":

@@ -11,6 +11,7 @@ from softprompt.imitation import Fidelity, targets_of
 from softprompt.methods.initialisers import initialise
 from softprompt.objective import Objective
 from softprompt.prefix import PromptState
+from softprompt.splitting import sample_indices
 from softprompt.task import Task
 from softprompt.teacher import Answers
 
@@ -51,10 +52,11 @@ def chosen_starts(
         answers: of the teacher to the validation inputs.
     """
     found = {}
+    chosen = sample_indices(task.validation, TRIED_ON)
     for length in sorted(set(lengths.values())):
         encoder = Encoder(base, task.spec, length)
-        targets = targets_of(Objective(base, encoder.verbalizer), answers.first(TRIED_ON))
-        near = Fidelity(base, targets, targets.items(encoder, task.validation[:TRIED_ON]))
+        targets = targets_of(Objective(base, encoder.verbalizer), answers.at(chosen))
+        near = Fidelity(base, targets, targets.items(encoder, [task.validation[index] for index in chosen]))
         tried = candidates(base, task, teacher, length)
         losses = {name: near.score(state)[1] if len(tried) > 1 else 0.0 for name, state in tried.items()}
         best = min(losses, key=losses.__getitem__)

@@ -37,6 +37,8 @@ class Identified(Protocol):
     @property
     def quantisation(self) -> str | None: ...
     @property
+    def precision(self) -> str | None: ...
+    @property
     def fingerprint(self) -> Mapping[str, str]: ...
     @property
     def embedding_size(self) -> int: ...
@@ -51,6 +53,7 @@ class Prompt:
         spec: the task: kind, template, labels.
         base_name: what the base model was called when it was learned.
         base_fingerprint: of configuration, tokenizer and weights.
+        base_dtype: what the base model computed in when it was learned; not known of older prompts.
         method: how it was parametrised while learning.
         metrics: results with intervals, by split and name.
         training: the settings of the run.
@@ -72,6 +75,7 @@ class Prompt:
     seed: int = 0
     versions: Mapping[str, str] = field(default_factory=dict)
     parent: str | None = None
+    base_dtype: str | None = None
     extra_files: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -130,6 +134,21 @@ class Prompt:
                 f"{base.embedding_size}, though its fingerprint is the same: it is damaged, learn it again"
             )
 
+    def precisions(self, base: Identified) -> dict[str, str]:
+        """``learned`` and ``loaded``, where the prompt was learned in another precision than ``base`` computes in."""
+        if None in (self.base_dtype, base.precision) or self.base_dtype == base.precision:
+            return {}
+        return {"learned": str(self.base_dtype), "loaded": str(base.precision)}
+
+    def precision_note(self, base: Identified) -> str | None:
+        """What to say where ``precisions`` differ."""
+        if not (found := self.precisions(base)):
+            return None
+        return (
+            f"this prompt was learned in {found['learned']}, the base model is loaded in {found['loaded']}: answers "
+            f"and scores may differ from those it was chosen by (--dtype {found['learned']} loads it as it was)"
+        )
+
     @property
     def digest(self) -> str:
         """See ``digest_of``."""
@@ -144,7 +163,11 @@ class Prompt:
             "length": self.length,
             **({"members": len(self.states)} if len(self.states) > 1 else {}),
             **({} if self.states[0].behind_bos else {"behind_bos": False}),
-            "base": {"name": self.base_name, "fingerprint": dict(self.base_fingerprint)},
+            "base": {
+                "name": self.base_name,
+                "fingerprint": dict(self.base_fingerprint),
+                **({} if self.base_dtype is None else {"dtype": self.base_dtype}),
+            },
             "task": self.spec.to_dict(),
             "metrics": dict(self.metrics),
             "training": dict(self.training),
@@ -279,6 +302,7 @@ def prompt_of(files: Mapping[str, bytes], where: str) -> Prompt:
             spec=TaskSpec.from_dict(manifest["task"]),
             base_name=str(base["name"]),
             base_fingerprint={str(part): str(digest) for part, digest in base["fingerprint"].items()},
+            base_dtype=None if base.get("dtype") is None else str(base["dtype"]),
             method=str(manifest["method"]),
             metrics=dict(manifest["metrics"]),
             training=dict(manifest["training"]),

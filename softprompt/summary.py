@@ -12,6 +12,7 @@ from softprompt.measure import machine
 from softprompt.metrics import Floats
 from softprompt.recommend import Evidence, recommend
 from softprompt.results import Cost, Forgetting, Result, Row, Study
+from softprompt.splitting import Drawn
 from softprompt.task import Task
 
 TEXT_SHOWN = 300  # characters of a test text that the study keeps
@@ -136,8 +137,8 @@ def _forgetting(some: Sequence[Forgetting]) -> Forgetting | None:
 
 def _notes(task: Task, test: Sequence[Example], results: Sequence[Result]) -> list[str]:
     notes = []
-    if len(test) < len(task.test):
-        notes.append(f"scored on the first {len(test):,} of {len(task.test):,} test examples")
+    if words := Drawn(len(test), len(task.test)).words("test"):
+        notes.append(f"scored {words}")
     together = {one.method for one in results if one.settings.get("learned_together", 1) > 1}
     if together:
         notes.append(

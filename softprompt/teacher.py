@@ -110,9 +110,9 @@ class LabelAnswers:
 
     log_probabilities: Tensor
 
-    def first(self, count: int) -> "LabelAnswers":
-        """Those to the first examples."""
-        return LabelAnswers(self.log_probabilities[:count])
+    def at(self, indices: Sequence[int]) -> "LabelAnswers":
+        """Those to some of the examples, in that order."""
+        return LabelAnswers(self.log_probabilities[list(indices)])
 
 
 @dataclass(frozen=True)
@@ -140,13 +140,14 @@ class Completions:
     scale: Tensor
     tempered_rest: Tensor
 
-    def first(self, count: int) -> "Completions":
-        """The first ones."""
-        places = int(self.counts[:count].sum())
-        of_answers = {"example", "counts", "ended"}
-        return Completions(
-            *(getattr(self, one.name)[: count if one.name in of_answers else places] for one in fields(self))
-        )
+    def at(self, indices: Sequence[int]) -> "Completions":
+        """Those to some of the examples, counted anew; ``indices`` are in order."""
+        places = {index: place for place, index in enumerate(indices)}
+        answers = torch.tensor([example in places for example in self.example.tolist()], dtype=torch.bool)
+        chosen = {"example": answers, "counts": answers, "ended": answers}
+        tokens = answers.repeat_interleave(self.counts)
+        kept = Completions(*(getattr(self, one.name)[chosen.get(one.name, tokens)] for one in fields(self)))
+        return replace(kept, example=torch.tensor([places[one] for one in kept.example.tolist()], dtype=torch.long))
 
     @cached_property
     def answers(self) -> list[tuple[int, ...]]:

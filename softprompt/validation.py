@@ -12,6 +12,7 @@ from softprompt.data import Example
 from softprompt.metrics import METRICS, accuracy, scorer_for
 from softprompt.objective import EVALUATION_TOKENS, Objective
 from softprompt.prefix import Prefix, PromptState, make_prefix
+from softprompt.splitting import sample_of
 from softprompt.task import Task, TaskSpec
 
 
@@ -50,15 +51,7 @@ class Validation:
 
 def validation_examples(task: Task, limit: int) -> list[Example]:
     """At most ``limit`` of the validation examples, the same ones every time."""
-    return some_of(task.validation, limit)
-
-
-def some_of(examples: Sequence[Example], limit: int) -> list[Example]:
-    """At most ``limit`` of them, the same ones every time, in their order."""
-    if len(examples) <= limit:
-        return list(examples)
-    chosen = torch.randperm(len(examples), generator=torch.Generator().manual_seed(0))
-    return [examples[index] for index in sorted(chosen[:limit].tolist())]
+    return list(sample_of(task.validation, limit))
 
 
 def value_and_loss(scores: Tensor, examples: Sequence[Example], spec: TaskSpec) -> tuple[float, float]:

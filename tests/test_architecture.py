@@ -46,6 +46,7 @@ ROOMS = (
     "template_syntax",
     "template",
     "task",
+    "learned",
     "tokens",
     "verbalizer",
     "faster",

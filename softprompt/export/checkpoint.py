@@ -34,6 +34,7 @@ class BakedCheckpoint:
 
     architecture = "decoder-only"
     quantisation: str | None = None
+    precision: str | None = None  # the engine's own setting
 
     def __init__(self, folder: Path) -> None:
         """Read the folder of the checkpoint; its weights may be elsewhere.

@@ -17,6 +17,7 @@ from softprompt.baselines.written import written_prompt
 from softprompt.data import Example
 from softprompt.errors import BaseModelError, ConfigError, DataError
 from softprompt.inspection import Fit, Inspection, Reproduction, VirtualToken
+from softprompt.learned import LearnedRows
 from softprompt.methods.initialisers import default_instruction
 from softprompt.probe import statistics
 from softprompt.probe.answers import Reference, example_values, probe_answers, value_figure
@@ -28,13 +29,14 @@ from softprompt.probe.memorisation import probe_memorisation
 from softprompt.probe.prune import prune
 from softprompt.probe.removal import with_removals
 from softprompt.probe.says import continuation
-from softprompt.probe.scores import Scored, sample, score_ensemble
+from softprompt.probe.scores import Scored, score_ensemble
 from softprompt.probe.serving import probe_serving
 from softprompt.probe.slices import LEAST
 from softprompt.probe.states import seen_rows, starts_of
 from softprompt.probe.suspects import suspects
 from softprompt.probe.tokens import probe_tokens
 from softprompt.results import Figure
+from softprompt.splitting import Drawn, sample_indices, sample_of
 from softprompt.store import Prompt
 from softprompt.task import Task, TaskSpec
 
@@ -98,6 +100,7 @@ def inspect(
     template: str | None = None,
     store: Path | None = None,
     history: Sequence[Mapping[str, float]] = (),
+    learned: LearnedRows | None = None,
     limits: Limits | None = None,
     progress: Callable[[str], None] = lambda _: None,
 ) -> Inspection:
@@ -111,6 +114,7 @@ def inspect(
         template: the one that is served, if it may differ.
         store: a folder of saved prompts to compare with.
         history: what ``history.jsonl`` holds.
+        learned: what it kept of the rows it was learned from.
 
     Raises:
         DataError: no examples to judge on.
@@ -120,19 +124,22 @@ def inspect(
     asked = _Asked(base, prompt, task, limits or Limits(), progress)
     spec, notes = prompt.spec, asked.notes
     chosen = split or ("test" if task.test else "validation" if task.validation else "all")
-    examples = asked.drawn(task.splits[chosen], asked.limits.answers)
+    examples = asked.judged(chosen, task.splits[chosen], asked.limits.answers)
+    if learned is not None and chosen in ("validation", "test") and (words := learned.among(examples).words(chosen)):
+        notes.append(words)
     progress(f"answers to {len(examples):,} examples ({chosen})")
     scored = score_ensemble(base, spec, prompt.states, examples)
     against = reference or written_reference(base, spec)
     answers = probe_answers(base, spec, scored, examples, chosen, against)
     if answers.unsliced:
         notes.append(f"slices by {', '.join(answers.unsliced)}: no value has {LEAST} rows")
+    few = sample_indices(examples, asked.limits.removal, asked.limits.seed)
     serving = probe_serving(
         base,
         spec,
         prompt.states,
-        examples[: asked.limits.removal],
-        _first(scored, asked.limits.removal),
+        [examples[index] for index in few],
+        Scored(scored.losses[:, few], None, scored.truncated),
         task.train,
         template,
     )
@@ -172,7 +179,7 @@ def inspect(
         history=tuple(map(dict, history)),
         neighbourhood=None
         if store is None
-        else probe_store(base, prompt, place, store, examples[: asked.limits.removal]),
+        else probe_store(base, prompt, place, store, [examples[index] for index in few]),
         created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
     )
     return made.model_copy(update={"findings": tuple(findings(made)), "notes": tuple(notes)})
@@ -193,12 +200,19 @@ class _Asked:
         self._leaked: set[tuple[str, int]] = set()
 
     def drawn(self, examples: Sequence[Example], most: int) -> list[Example]:
-        return [examples[index] for index in sample(examples, most, self.limits.seed)]
+        return list(sample_of(examples, most, self.limits.seed))
+
+    def judged(self, split: str, examples: Sequence[Example], most: int) -> list[Example]:
+        """``drawn``, and it is said."""
+        found = self.drawn(examples, most)
+        if words := Drawn(len(found), len(examples), self.limits.seed).words(split):
+            self.notes.append(f"{split}: measured {words}")
+        return found
 
     def validation(self) -> tuple[list[Example], Scored] | None:
         """Validation rows with their scores, made once."""
         if self._validation is None and self.task.validation:
-            rows = self.drawn(self.task.validation, self.limits.answers)
+            rows = self.judged("validation", self.task.validation, self.limits.answers)
             self._validation = rows, score_ensemble(self.base, self.prompt.spec, self.prompt.states, rows)
         return self._validation
 
@@ -218,8 +232,8 @@ class _Asked:
         if not task.train:
             self.notes.append("training rows (overfitting, suspects, memorisation): the data have no train split")
             return None, prior, {"duplicates": twins}
-        indices = sample(task.train, self.limits.train, self.limits.seed)
-        rows = [task.train[index] for index in indices]
+        indices = sample_indices(task.train, self.limits.train, self.limits.seed)
+        rows = self.judged("train", task.train, self.limits.train)
         self.progress(f"{len(rows):,} training rows")
         scored = score_ensemble(self.base, spec, self.prompt.states, rows)
         found = {"duplicates": twins, "suspects": suspects(spec, scored, rows, indices, answers)}
@@ -252,7 +266,7 @@ class _Asked:
             self.notes.append(
                 f"removal: measured on {most} examples, for each of {len(found)} virtual tokens reads all"
             )
-        rows = list(examples[: min(most, count)])
+        rows = self.drawn(examples, min(most, count))
         return vocabulary, with_removals(found, base, prompt.spec, prompt.states, rows)
 
     def attention(self, tokens: list[VirtualToken], examples: Sequence[Example]) -> tuple[Any, list[VirtualToken]]:
@@ -260,7 +274,7 @@ class _Asked:
             self.notes.append("attention: told for a single prompt, this is an ensemble")
             return None, tokens
         try:
-            rows = list(examples[: self.limits.attention])
+            rows = self.drawn(examples, self.limits.attention)
             found, shares = probe_attention(self.base, self.prompt.spec, self.prompt.state, rows)
         except BaseModelError as error:
             self.notes.append(f"attention: {error}")
@@ -320,10 +334,6 @@ class _Asked:
                 measured = value_figure(spec, scores, rows)
                 found.append(Reproduction(split=name, saved=saved, now=measured, same_data=self.same_data))
         return found
-
-
-def _first(scored: Scored, count: int) -> Scored:
-    return Scored(scored.losses[:, :count], None, scored.truncated)
 
 
 def _splits(task: Task) -> dict[str, tuple[Example, ...]]:

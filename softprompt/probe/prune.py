@@ -18,9 +18,10 @@ from softprompt.inspection import Mean
 from softprompt.prefix import PromptState
 from softprompt.probe import statistics
 from softprompt.probe.answers import Reference, example_values
-from softprompt.probe.scores import Scored, sample, score_states
+from softprompt.probe.scores import Scored, score_states
 from softprompt.probe.states import keep
 from softprompt.pruning import Pruning
+from softprompt.splitting import sample_of
 from softprompt.store import Prompt
 from softprompt.task import Task
 
@@ -77,8 +78,8 @@ def prune(
     if not task.validation:
         raise DataError(f"{task.splits.source}: expected validation examples to judge by, got none: add some")
     prompt.check_base(base)
-    judged = [task.validation[index] for index in sample(task.validation, JUDGED)]
-    few = [judged[index] for index in sample(judged, SEARCHED, seed=1)]
+    judged = sample_of(task.validation, JUDGED)
+    few = sample_of(judged, SEARCHED, seed=1)
     search = _Search(base, Reference(parent, prompt.spec, prompt.states), prompt.state, few)
     everything = list(range(prompt.state.length))
     values = example_values(prompt.spec, search.scored([everything], judged), judged)
@@ -133,7 +134,7 @@ def _on_test(
     """Both on test, which had no part in the choice."""
     if not task.test:
         return {}
-    examples = [task.test[index] for index in sample(task.test, JUDGED)]
+    examples = sample_of(task.test, JUDGED)
     before, after = (
         example_values(prompt.spec, search.scored([indices], examples), examples) for indices in (everything, kept)
     )

@@ -105,11 +105,3 @@ def repeated(items: Sequence[Item], members: int, examples: int) -> list[Item]:
 def gold_labels(spec: TaskSpec, examples: Sequence[Example]) -> np.ndarray:
     """Index of each example's label."""
     return np.array([spec.label_index[str(example.label)] for example in examples])
-
-
-def sample(examples: Sequence[Example], most: int, seed: int = 0) -> list[int]:
-    """Indices of at most ``most`` examples, drawn by ``seed``, in order."""
-    if len(examples) <= most:
-        return list(range(len(examples)))
-    chosen = np.random.default_rng(seed).choice(len(examples), size=most, replace=False)
-    return sorted(int(index) for index in chosen)

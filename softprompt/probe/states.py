@@ -16,9 +16,9 @@ from softprompt.methods import METHODS, fold, make_method
 from softprompt.methods.initialisers import initialise
 from softprompt.prefix import PromptState
 from softprompt.references import is_reference
+from softprompt.splitting import sample_of
 from softprompt.store import Prompt
 from softprompt.task import Task
-from softprompt.validation import some_of
 
 _ELSEWHERE = "://"  # of a URL: a manifest of somebody else must not make this machine call another
 
@@ -68,7 +68,7 @@ def seen_rows(prompt: Prompt, base: FrozenLM, task: Task) -> list[Example] | Non
     try:
         config = TrainConfig.build(**known)
         if "distillation" in prompt.training:
-            return some_of(task.train, config.steps * config.batch_size)
+            return list(sample_of(task.train, config.steps * config.batch_size))
         items = Encoder(base, prompt.spec, config.length).training_items(task.train)
     except SoftpromptError:
         return None

@@ -58,6 +58,7 @@ def _facts(registry: Registry, found: Found, loaded: Loaded | None) -> dict[str,
             "template": spec.template,
             "columns": sorted(spec.compiled.names),
             "virtual_tokens": loaded.length,
+            **({} if loaded.learned_in is None else {"learned_in": loaded.learned_in}),
         }
     elif (reason := registry.failed(found.id)) is not None:
         facts["error"] = reason

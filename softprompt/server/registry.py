@@ -56,11 +56,12 @@ class Found:
 
 @dataclass(frozen=True)
 class Loaded:
-    """A prompt in memory, when it was made, and its virtual tokens."""
+    """A prompt in memory, when it was made, its virtual tokens, and the precision it was learned in, if another."""
 
     served: Served
     created: datetime
     length: int
+    learned_in: str | None = None
 
 
 @dataclass(frozen=True)
@@ -247,7 +248,10 @@ class Registry:
             with self._lock:
                 self._failed[found.id] = reason
             raise Unavailable(reason) from error
-        loaded = Loaded(Served(f"{found.id}:{prompt.digest[:16]}", prompt.spec, prompt.states), created, prompt.length)
+        if (note := prompt.precision_note(self.base)) is not None:
+            log.warning("prompt of another precision", extra={"facts": {"model": found.id, "reason": note}})
+        served = Served(f"{found.id}:{prompt.digest[:16]}", prompt.spec, prompt.states)
+        loaded = Loaded(served, created, prompt.length, prompt.precisions(self.base).get("learned"))
         with self._lock:
             self._kept[found.id] = loaded
             while len(self._kept) > self._most:

@@ -263,6 +263,7 @@ class PromptFacts(BaseModel):
     template: str | None = Field(None, description="Jinja2; text is the text that is asked")
     columns: list[str] | None = Field(None, description="that the template uses")
     virtual_tokens: int | None = None
+    learned_in: str | None = Field(None, description="precision, where the base model is loaded in another one")
     error: str | None = Field(None, description="why it cannot be used")
 
 

@@ -164,7 +164,7 @@ def _scored(ledger: Ledger, base: FrozenLM, best: SweepTrial, *, evaluate_test: 
     prompt = with_metrics(prompt, base, ledger.task, evaluate_test=evaluate_test)
     told = {"trial": best.number, "trials": len(ledger.landed), "settings": best.settings}
     history = {"history.jsonl": (kept / "history.jsonl").read_text(encoding="utf-8")}
-    prompt = replace(prompt, training={**prompt.training, "sweep": told}, extra_files=history)
+    prompt = replace(prompt, training={**prompt.training, "sweep": told}, extra_files={**prompt.extra_files, **history})
     saved = folder.scratch()
     prompt.save(saved)
     folder.put(saved, folder.prompt)
