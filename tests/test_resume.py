@@ -20,7 +20,7 @@ from softprompt.fit import fit
 from softprompt.store import load_prompt
 from softprompt.task import Task
 
-RESULTS = ("prompt.safetensors", "prompt.json", "history.jsonl", "profile.json")
+RESULTS = ("prompt.safetensors", "prompt.json", "history.jsonl", "profile.json", "rows.json")
 SETTINGS = """
 length = 4
 steps = 60

@@ -191,10 +191,13 @@ class TestFile:
             load_answers(path, "this")
         assert "\n" not in str(error.value)
 
-    def test_the_first_of_them(self, answers: LabelAnswers | Completions) -> None:
-        first = answers.first(2)
-        if isinstance(answers, Completions) and isinstance(first, Completions):
-            assert first.answers == answers.answers[:2]
-            assert len(first.top) == len(first.tokens) == len(first.scale)
-        elif isinstance(first, LabelAnswers) and isinstance(answers, LabelAnswers):
-            assert torch.equal(first.log_probabilities, answers.log_probabilities[:2])
+    def test_some_of_them(self, answers: LabelAnswers | Completions) -> None:
+        some = answers.at([0, 2])
+        if isinstance(answers, Completions) and isinstance(some, Completions):
+            assert some.answers == [answers.answers[0], answers.answers[2]]
+            assert some.example.tolist() == [0, 1]
+            assert len(some.top) == len(some.tokens) == len(some.scale)
+            begin = int(answers.counts[:2].sum())
+            assert torch.equal(some.scale[int(answers.counts[0]) :], answers.scale[begin:][: int(answers.counts[2])])
+        elif isinstance(some, LabelAnswers) and isinstance(answers, LabelAnswers):
+            assert torch.equal(some.log_probabilities, answers.log_probabilities[[0, 2]])
