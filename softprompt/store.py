@@ -80,11 +80,7 @@ class Prompt:
 
     @property
     def state(self) -> PromptState:
-        """The prompt, where there is one.
-
-        Raises:
-            PromptFileError: it is an ensemble.
-        """
+        """The prompt, where there is one; raises PromptFileError for an ensemble."""
         if len(self.states) != 1:
             raise PromptFileError(f"expected a single prompt, got an ensemble of {len(self.states)}: give one of them")
         return self.states[0]

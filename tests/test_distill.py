@@ -369,7 +369,7 @@ class TestOneTeacher:
         settings = {**FAST, "steps": 2, "validation_limit": 10, "measure": False, "evaluate_test": False}
         distill(tiny_base("llama"), inputs(), TEXT, observer=seen, **settings)
         assert "16 of 60 train inputs are used, drawn by seed 0 (2 steps see no more)" in seen.notes
-        assert "10 of 24 validation inputs are used (validation_limit)" in seen.notes
+        assert "10 of 24 validation inputs are used, drawn by seed 0 (validation_limit)" in seen.notes
         assert [note.split("answers ")[1] for note in seen.notes if "answers" in note] == [
             "16 train inputs",
             "10 validation inputs",
