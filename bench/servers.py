@@ -297,7 +297,7 @@ class InEngine:
             (prediction,) = await self._engine.classify(served, [example])
             return str(prediction.label), 0
         pieces = [piece async for piece in self._engine.generate(served, example, self._sampling)]
-        return "".join(piece.text for piece in pieces), sum(piece.tokens for piece in pieces)
+        return "".join(piece.text for piece in pieces).strip(), sum(piece.tokens for piece in pieces)
 
     async def turn(self, turn: Turn) -> Done:
         return await asked_by(self.ask, self._setup, turn)
@@ -324,7 +324,7 @@ class OverHttp:
                     return str(answer["results"][0]["label"]), 0
                 body = {"model": name, "prompt": request.text, "max_tokens": self._setup.new_tokens}
                 answer = await _json(client, "/v1/completions", body)
-                return str(answer["choices"][0]["text"]), int(answer["usage"]["completion_tokens"])
+                return str(answer["choices"][0]["text"]).strip(), int(answer["usage"]["completion_tokens"])
 
             return await asked_by(ask, self._setup, turn)
 

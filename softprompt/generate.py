@@ -29,6 +29,8 @@ class Speaking(Protocol):
     def tokenizer(self) -> Any: ...
     @property
     def generation_config(self) -> Any: ...
+    @property
+    def architecture(self) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,7 @@ class Completion:
     def __init__(self, base: Speaking, sampling: Sampling, index: int = 0) -> None:
         """``index``: of its text; completions of other texts by the same seed are other samples."""
         self._tokenizer = base.tokenizer
+        self._goes_on = base.architecture == "decoder-only"
         self._ends = ends_of(base)
         self.sampling = sampling
         # one generator for each text: what it samples does not depend on its neighbours
@@ -125,13 +128,31 @@ class Completion:
     def decoded(self) -> str:
         """The text of all tokens so far, a stop string included."""
         if self._decoded[0] != len(self.tokens):
-            self._decoded = len(self.tokens), str(self._tokenizer.decode(self.tokens, skip_special_tokens=True))
+            # some tokenizers leave out a blank at the very beginning, which is none where a text goes on
+            before = self._before
+            text = self._words([*before, *self.tokens])
+            front = self._words(before)
+            whole = text[len(front) :] if text.startswith(front) else self._words(self.tokens)
+            self._decoded = len(self.tokens), whole
         return self._decoded[1]
+
+    @cached_property
+    def _before(self) -> list[int]:
+        """The tokens of a word to decode together with what comes behind it."""
+        return list(self._tokenizer("a", add_special_tokens=False)["input_ids"]) if self._goes_on else []
+
+    def _words(self, tokens: Sequence[int]) -> str:
+        return str(self._tokenizer.decode(tokens, skip_special_tokens=True))
+
+    @property
+    def exact(self) -> str:
+        """The completion, with the white space that stands between it and the text before it."""
+        return self.decoded[: self._cut]
 
     @property
     def text(self) -> str:
         """The completion, without the white space around it."""
-        return self.decoded[: self._cut].strip()
+        return self.exact.strip()
 
 
 def ends_of(base: Speaking) -> frozenset[int]:

@@ -36,6 +36,7 @@ class Prediction:
         probabilities: of every label, summing to 1 (classification).
         completion: the text generated (generation).
         prompt_tokens: virtual tokens, template and text that were read for it, where whoever answered counts them.
+        cut: only the beginning of the text was read, where whoever answered tells.
     """
 
     index: int
@@ -43,6 +44,7 @@ class Prediction:
     probabilities: dict[str, float] | None = None
     completion: str | None = None
     prompt_tokens: int | None = None
+    cut: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """The fields that this kind of task has."""

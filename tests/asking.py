@@ -29,7 +29,7 @@ from softprompt.server.sample_files import open_samples
 from softprompt.server.sampling import Sampler
 from softprompt.server.settings import ServeConfig
 from softprompt.server.sources import FolderSource, Source, StoreSource, profile_in
-from softprompt.server.work import Piece, Served
+from softprompt.server.work import Piece, Reading, Served
 from softprompt.state import PromptState
 from softprompt.store import Prompt
 from softprompt.task import TaskSpec
@@ -78,7 +78,6 @@ class DirectEngine:
         hold_pieces: while it is set, no completion grows beyond its first piece.
         failure: what is raised instead of an answer, or of the rest of one.
         numbers: what stands for every probability.
-        counts: whether it tells how much it read.
         cancelled: requests that were given up while they waited.
         asked: keys of the prompts that were asked, in order.
     """
@@ -88,7 +87,6 @@ class DirectEngine:
         self.hold, self.hold_pieces = threading.Event(), threading.Event()
         self.failure: Exception | None = None
         self.numbers: float | None = None
-        self.counts = True
         self.cancelled = 0
         self.asked: list[str] = []
 
@@ -100,8 +98,8 @@ class DirectEngine:
         predictor = Predictor(self._base, served.spec, served.states)
         read = [self._read(predictor, one) for one in examples]
         found = [
-            replace(one, prompt_tokens=count if self.counts else None)
-            for one, count in zip(predictor.predict(examples), read, strict=True)
+            replace(one, prompt_tokens=of_it.tokens, cut=of_it.cut)
+            for one, of_it in zip(predictor.predict(examples), read, strict=True)
         ]
         if self.numbers is not None:
             found = [replace(one, probabilities=dict.fromkeys(served.spec.labels, self.numbers)) for one in found]
@@ -133,9 +131,10 @@ class DirectEngine:
         if self.failure is not None:
             raise self.failure
 
-    def _read(self, predictor: Predictor, example: Example) -> int:
+    def _read(self, predictor: Predictor, example: Example) -> Reading:
+        before = predictor.truncated
         (ids,) = predictor.encoder.inputs([example])
-        return len(ids) + sum(state.length for state in predictor.states)
+        return Reading(len(ids) + sum(state.length for state in predictor.states), predictor.truncated > before)
 
 
 class Place:

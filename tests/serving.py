@@ -84,8 +84,13 @@ def joined(pieces: Sequence[Piece]) -> str:
     """The completion, if its pieces are as they must be."""
     assert [piece.finish is not None for piece in pieces] == [False] * (len(pieces) - 1) + [True]
     assert all(piece.text for piece in pieces[:-1])
-    assert len({piece.prompt_tokens for piece in pieces}) == 1
+    assert len({piece.read for piece in pieces}) == 1
     return "".join(piece.text for piece in pieces)
+
+
+def said(pieces: Sequence[Piece]) -> str:
+    """The same, without the white space around it, as a Predictor gives it."""
+    return joined(pieces).strip()
 
 
 def assert_same(found: Sequence[Prediction], expected: Sequence[Prediction]) -> None:
@@ -116,7 +121,7 @@ def grown(base: FrozenLM, served: Served, text: Example, count: int) -> Completi
     """The likeliest tokens, at most ``count``."""
     completion = Completion(base, Sampling(count))
     growing = start_growing(
-        make_prefix(base, *(served.states or (None,))), [Preparing(base, 1000).text(served, text, count)]
+        make_prefix(base, *(served.states or (None,))), [Preparing(base, 1000).text(served, text, count)[0]]
     )
     while completion.add(*next_tokens(base.logits(growing.last), [completion])):
         growing.extend(torch.tensor(completion.tokens[-1:]))

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from serving import alone, assert_same, collected, completed, examples, joined, prompts
+from serving import alone, assert_same, collected, completed, examples, prompts, said
 from small import FAST, TEMPLATE, Recorder, answers, command, reviews, reviews_task, write_data
 from tiny import save_tiny, tiny_base, tiny_model, tiny_tokenizer
 
@@ -184,7 +184,7 @@ def test_served_requests_get_what_they_get_alone(family: str) -> None:
                 if served.spec.kind == "classification":
                     assert_same(answer, alone(base, served, texts))
                 else:
-                    assert joined(answer) == completed(base, served, texts[0], sampling)
+                    assert said(answer) == completed(base, served, texts[0], sampling)
 
     asyncio.run(main())
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from asking import BASE_NAME, LABELS, MORE, WORDS, Place, a_store, error_of, the_base
-from serving import TWO, assert_same, collected, completed, joined, tokens
+from serving import TWO, assert_same, collected, completed, said, tokens
 from starlette.testclient import TestClient
 
 from softprompt.baselines.written import written_prompt
@@ -160,7 +160,7 @@ def test_prompts_and_baselines_share_batches() -> None:
             labels = await asyncio.gather(*(engine.classify(one, texts) for one in mixed))
             grown = [baselines.of(words, form) for form in forms[:3]]
             pieces = await asyncio.gather(*(collected(engine.generate(one, texts[0], sampling)) for one in grown))
-            return list(labels), [joined(one) for one in pieces]
+            return list(labels), [said(one) for one in pieces]
 
     labels, completions = asyncio.run(ask())
     for served, found in zip(mixed, labels, strict=True):

@@ -5,7 +5,7 @@ import random
 from collections.abc import Sequence
 
 import pytest
-from serving import Held, alone, assert_same, collected, completed, examples, joined, prompts, until
+from serving import Held, alone, assert_same, collected, completed, examples, prompts, said, until
 from tiny import tiny_base
 
 from softprompt.base import FrozenLM
@@ -51,7 +51,7 @@ async def answered(
     async def one(served: Served, texts: list[Example], sampling: Sampling | None) -> list[Prediction] | str:
         if sampling is None:
             return await engine.classify(served, texts)
-        return joined(await collected(engine.generate(served, texts[0], sampling)))
+        return said(await collected(engine.generate(served, texts[0], sampling)))
 
     first = None if held is None else await held.busy(engine, asked[0][0])
     waiting = []

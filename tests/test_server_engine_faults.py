@@ -18,8 +18,8 @@ from serving import (
     completed,
     examples_of,
     grown,
-    joined,
     lasting,
+    said,
     tokens,
     until,
 )
@@ -95,7 +95,7 @@ class TestGivenUp:
                     task = asyncio.create_task(collected(pieces))
                     await until(lambda: engine.snapshot().tokens_made > 3)
                     task.cancel()
-                assert joined(await other) == completed(BASE, TEXTS, GOOD[1], Sampling(100))
+                assert said(await other) == completed(BASE, TEXTS, GOOD[1], Sampling(100))
                 await until(lambda: engine.snapshot().running == 0)
                 assert engine.snapshot().tokens_made < 150
 
@@ -234,7 +234,7 @@ def test_a_poison_request_hurts_only_itself(number: int, kind: str) -> None:
                 await wrong
             for found, served in zip(await good, (LABELS, OTHERS), strict=True):
                 assert_same(found, alone(BASE, served, GOOD))
-            assert joined(await text) == completed(BASE, TEXTS, GOOD[0], Sampling(9))
+            assert said(await text) == completed(BASE, TEXTS, GOOD[0], Sampling(9))
             await first
             assert (engine.snapshot().waiting, engine.snapshot().running) == (0, 0)
 
@@ -273,7 +273,7 @@ def test_a_batch_that_fails_is_taken_apart(after: int, monkeypatch: pytest.Monke
             held.go.set()
             with pytest.raises(RuntimeError, match="cannot read this"):
                 await texts[2]
-            assert [joined(await text) for text in texts[:2]] == expected
+            assert [said(await text) for text in texts[:2]] == expected
             found = [(await one)[0] for one in asked[:2]]
             assert [one.label for one in found] == [one.label for one in labels]
             if after:
@@ -307,7 +307,7 @@ def test_texts_that_cannot_join_grow_beside_the_others(monkeypatch: pytest.Monke
             await until(lambda: engine.snapshot().running == 1)
             monkeypatch.setattr(running, "joined", failing)
             asked += [asyncio.create_task(collected(engine.generate(TEXTS, text, Sampling(9)))) for text in texts[1:]]
-            assert [joined(await one) for one in asked] == expected
+            assert [said(await one) for one in asked] == expected
         assert tried
 
     run(main())
@@ -364,7 +364,7 @@ class TestClosing:
                 await engine.classify(LABELS, GOOD)
             held.go.set()
             await closing
-            assert joined(await text) == completed(BASE, TEXTS, GOOD[0], Sampling(30))
+            assert said(await text) == completed(BASE, TEXTS, GOOD[0], Sampling(30))
             assert_same(await labels, alone(BASE, OTHERS, GOOD))
             await first
 

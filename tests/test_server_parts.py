@@ -21,6 +21,7 @@ from serving import (
     joined,
     lasting,
     prompts,
+    said,
     tokens,
     until,
 )
@@ -37,7 +38,7 @@ from softprompt.server.facts import Ran
 from softprompt.server.prefixes import Prefixes
 from softprompt.server.preparing import Preparing
 from softprompt.server.streaming import Pieces, begun
-from softprompt.server.work import Piece, Served
+from softprompt.server.work import Piece, Reading, Served
 
 BASE = tiny_base("llama")
 LABELS = Served("labels@1", TWO, (tokens(BASE, 3),))
@@ -50,7 +51,7 @@ def pieces_of(
     """The completion of these tokens, and its pieces."""
     completion = Completion(BASE, Sampling(len(ids), stop=stop))
     completion._tokenizer = tokenizer
-    pieces = Pieces(completion, tokenizer, 7)
+    pieces = Pieces(completion, tokenizer, Reading(7, False))
     found = []
     for token in ids:
         going = completion.add(token)
@@ -58,7 +59,7 @@ def pieces_of(
             found.append(piece)
         if not going:
             break
-    return completion.text, found
+    return completion.exact, found
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
@@ -76,7 +77,7 @@ class TestPieces:
             whole = text if tokenizer is BASE.tokenizer else "a é€😀 b a😀 "
             ids = tokenizer(whole, add_special_tokens=False).input_ids
             found, pieces = pieces_of(ids, tokenizer)
-            assert found == whole.strip() == joined(pieces)
+            assert found == whole == joined(pieces)
             assert not any("\ufffd" in piece.text for piece in pieces)
             assert sum(piece.tokens for piece in pieces) == len(ids)
             assert len(pieces) > 1 or len(whole) == 1
@@ -99,7 +100,7 @@ class TestPieces:
             # half a character looks like this one until its other half is there
             stop = tuple(one for one in some if one and "\ufffd" not in one)
             text, pieces = pieces_of(ids, BASE.tokenizer, stop)
-            assert joined(pieces) == text == min((whole.partition(one)[0] for one in stop), key=len).strip()
+            assert joined(pieces) == text == min((whole.partition(one)[0] for one in stop), key=len)
             assert pieces[-1].finish == ("stop" if any(one in whole for one in stop) else "length")
 
     @pytest.mark.parametrize(
@@ -193,8 +194,8 @@ class TestSpecialTokens:
         # what another thread may do meanwhile
         BASE.tokenizer("<bos>", split_special_tokens=False)
         assert BASE.tokenizer("<bos>").input_ids.count(BASE.tokenizer.bos_token_id) == 2
-        _, (items,) = preparing.questions(LABELS, [text])
-        for item in (*items, preparing.text(TEXTS, text, 5)):
+        _, (items,), _ = preparing.questions(LABELS, [text])
+        for item in (*items, preparing.text(TEXTS, text, 5)[0]):
             assert len(item.ids) > 12
             assert not special & set(item.ids)
 
@@ -205,8 +206,8 @@ class TestSpecialTokens:
             async with Engine(BASE) as engine:
                 assert_same(await engine.classify(LABELS, [text]), alone(BASE, LABELS, [text]))
                 pieces = await collected(engine.generate(TEXTS, text, Sampling(8)))
-                assert joined(pieces) == completed(BASE, TEXTS, text, Sampling(8))
-                assert pieces[0].prompt_tokens == 4 + len(Preparing(BASE, 1000).text(TEXTS, text, 8).ids)
+                assert said(pieces) == completed(BASE, TEXTS, text, Sampling(8))
+                assert pieces[0].read.tokens == 4 + len(Preparing(BASE, 1000).text(TEXTS, text, 8)[0].ids)
 
         asyncio.run(main())
 
@@ -221,7 +222,7 @@ class TestBatches:
                 await until(lambda: engine._waiting.ready == 5)
                 held.go.set()
                 await asyncio.gather(first, *waits)
-            _, (read,) = Preparing(BASE, 1000).questions(served(0), film)
+            _, (read,), _ = Preparing(BASE, 1000).questions(served(0), film)
             count = sum(len(item.ids) for item in read)
             assert held.batches[1].what == "label"
             assert held.batches[1].tokens == {f"prompt@{number}": count for number in range(5)}
@@ -241,9 +242,9 @@ class TestBatches:
                 held.go.set()
                 await labels
                 assert not long.done()
-                assert joined(await short) == completed(BASE, TEXTS, examples_of("the")[0], Sampling(3))
+                assert said(await short) == completed(BASE, TEXTS, examples_of("the")[0], Sampling(3))
                 assert not long.done()
-                assert joined(await long) == completed(BASE, TEXTS, text, Sampling(100))
+                assert said(await long) == completed(BASE, TEXTS, text, Sampling(100))
             rows = [batch.rows for batch in held.batches if batch.what == "grow"]
             assert Counter(rows)[2] in (2, 3)
             assert Counter(rows)[1] > 90
@@ -273,7 +274,7 @@ class TestBatches:
                     await collected(engine.generate(voting, examples_of("a")[0], Sampling(2)))
                 # words can follow whatever the task is
                 pieces = await collected(engine.generate(LABELS, examples_of("a")[0], Sampling(2)))
-                assert joined(pieces) == completed(BASE, LABELS, examples_of("a")[0], Sampling(2))
+                assert said(pieces) == completed(BASE, LABELS, examples_of("a")[0], Sampling(2))
 
         asyncio.run(main())
 

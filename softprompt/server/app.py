@@ -27,7 +27,7 @@ from softprompt.server.observed import HEADER, Observed
 from softprompt.server.openapi import described, docs_headers, docs_page
 from softprompt.server.operations import health, operations
 from softprompt.server.page import page
-from softprompt.server.problems import problem_of
+from softprompt.server.problems import field_of, problem_of
 from softprompt.server.registry import Changes, Registry, Unavailable, Unknown
 from softprompt.server.sampling import Sampler
 from softprompt.server.settings import ServeConfig
@@ -155,4 +155,5 @@ async def _look_again(reload: Callable[[], Awaitable[Changes]], seconds: float) 
 async def _answer_problem(request: Request, error: Exception) -> Response:
     problem = problem_of(error)
     request.state.facts.code = problem.code
+    request.state.facts.param = field_of(problem.param)
     return problem.response()

@@ -14,7 +14,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from softprompt.server.answering import Completing, sampling_of
-from softprompt.server.desk import Desk, Timeout
+from softprompt.server.desk import Desk, Timeout, warned
 from softprompt.server.openapi import answers
 from softprompt.server.problems import ApiError
 from softprompt.server.schema import ChatCompletion, ChatRequest, LastMessageRequest, UserMessage
@@ -35,17 +35,18 @@ def chat(desk: Desk, route: type[APIRoute]) -> APIRouter:
             raise ApiError(422, "invalid_value", "messages: expected a last one of the user", param="messages")
         content = last.content
         text = content if isinstance(content, str) else "\n".join(part.text for part in content)
-        sampling = sampling_of(desk, body, body.max_completion_tokens or body.max_tokens)
-        examples = desk.examples(asked.facts, [desk.row(text, body.columns)])
+        sampling = sampling_of(desk, asked, body, body.max_completion_tokens or body.max_tokens)
+        examples = desk.examples(asked, [desk.row(text, body.columns)])
         completing = Completing(desk, asked, examples, sampling, "chatcmpl")
-        head = {"id": completing.id, "created": completing.created, "model": completing.model}
+        head: dict[str, Any] = {"id": completing.id, "created": completing.created, "model": completing.model}
         if body.stream:
-            usage = body.stream_options is not None and bool(body.stream_options.include_usage)
-            return await completing.stream(_deltas, {**head, "object": "chat.completion.chunk"}, usage=usage)
+            head["object"] = "chat.completion.chunk"
+            return await completing.stream(_deltas, head, usage=body.usage_in_stream)
         (grown,) = await completing.whole()
         message = {"role": "assistant", "content": "".join(grown.text), "refusal": None}
         choice = {"index": 0, "message": message, "finish_reason": grown.finish, "logprobs": None}
-        return JSONResponse({**head, "object": "chat.completion", "choices": [choice], "usage": completing.usage()})
+        answer = {**head, "object": "chat.completion", "choices": [choice], "usage": completing.usage()}
+        return JSONResponse({**answer, **warned(asked.facts)})
 
     complete.__annotations__["body"] = kind
     responses = answers(ChatCompletion, streams=True)

@@ -6,7 +6,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from softprompt.server.answering import classified, usage_of
-from softprompt.server.desk import Desk, Timeout
+from softprompt.server.desk import Desk, Timeout, warned
 from softprompt.server.openapi import answers
 from softprompt.server.problems import ApiError
 from softprompt.server.schema import Classification, ClassifyRequest
@@ -26,15 +26,19 @@ def classify(desk: Desk, route: type[APIRoute]) -> APIRouter:
             raise ApiError(422, "no_labels", message, param="model")
         given = body.input if isinstance(body.input, list) else [body.input]
         rows = [{"text": one} if isinstance(one, str) else one.model_dump() for one in given]
-        examples = desk.examples(asked.facts, rows)
+        examples = desk.examples(asked, rows)
         predictions = await asked.attended(classified(desk, asked, examples))
-        usage = usage_of([one.prompt_tokens for one in predictions], 0)
-        desk.account(asked.facts, usage["prompt_tokens"] if usage else 0, 0)
+        for index, one in enumerate(predictions):
+            if one.cut:
+                desk.warn_of_cut(asked, index, one.prompt_tokens or 0)
+        usage = usage_of([one.prompt_tokens or 0 for one in predictions], 0)
+        desk.account(asked.facts, usage["prompt_tokens"], 0)
         desk.note(asked.facts, [str(one.label) for one in predictions], predictions)
         results = [
             {"index": index, "label": one.label, "probabilities": one.probabilities}
             for index, one in enumerate(predictions)
         ]
-        return JSONResponse({"object": "classification", "model": asked.found.id, "results": results, "usage": usage})
+        answer = {"object": "classification", "model": asked.found.id, "results": results, "usage": usage}
+        return JSONResponse({**answer, **warned(asked.facts)})
 
     return router

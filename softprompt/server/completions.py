@@ -8,7 +8,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from softprompt.server.answering import Completing, sampling_of
-from softprompt.server.desk import Desk, Timeout
+from softprompt.server.desk import Desk, Timeout, warned
 from softprompt.server.openapi import answers
 from softprompt.server.schema import Completion, CompletionRequest
 from softprompt.server.work import Piece
@@ -20,13 +20,14 @@ def completions(desk: Desk, route: type[APIRoute]) -> APIRouter:
 
     @router.post("/v1/completions", responses=answers(Completion, streams=True), summary="Complete texts")
     async def complete(request: Request, body: CompletionRequest, timeout: Timeout = None) -> Response:
-        """Each text becomes the ``text`` of the prompt's template. A prompt for classification answers with the words
-        of the likeliest label. Greedy unless ``temperature`` is above 0."""
+        """Each text becomes the ``text`` of the prompt's template; the completion goes on where that ends, with the
+        white space between them. A prompt for classification answers with the words of the likeliest label. Greedy
+        unless ``temperature`` is above 0."""
         asked = await desk.ask(request, body.model, timeout, body.baseline)
         texts = [body.prompt] if isinstance(body.prompt, str) else body.prompt
-        examples = desk.examples(asked.facts, [desk.row(text, body.columns) for text in texts])
-        sampling = sampling_of(desk, body, body.max_tokens)
-        completing = Completing(desk, asked, examples, sampling, "cmpl")
+        examples = desk.examples(asked, [desk.row(text, body.columns) for text in texts])
+        sampling = sampling_of(desk, asked, body, body.max_tokens)
+        completing = Completing(desk, asked, examples, sampling, "cmpl", exact=True)
         head = {
             "id": completing.id,
             "object": "text_completion",
@@ -34,11 +35,10 @@ def completions(desk: Desk, route: type[APIRoute]) -> APIRouter:
             "model": completing.model,
         }
         if body.stream:
-            usage = body.stream_options is not None and bool(body.stream_options.include_usage)
-            return await completing.stream(_choices, head, usage=usage)
+            return await completing.stream(_choices, head, usage=body.usage_in_stream)
         grown = await completing.whole()
         choices = [_choice(index, "".join(one.text), one.finish) for index, one in enumerate(grown)]
-        return JSONResponse({**head, "choices": choices, "usage": completing.usage()})
+        return JSONResponse({**head, "choices": choices, "usage": completing.usage(), **warned(asked.facts)})
 
     return router
 

@@ -22,8 +22,11 @@ from softprompt.server.sampling import Answered
 from softprompt.server.schema import Baseline
 from softprompt.server.settings import ServeConfig
 from softprompt.server.work import Answering, Expired, Served
+from softprompt.shown import brief
 
 T = TypeVar("T")
+
+MOST_NAMED = 8  # columns, or texts, that are warned of in one answer
 
 Timeout = Annotated[
     int | None,
@@ -41,6 +44,8 @@ class Asked:
         served: the same for the engine.
         ends: when the answer is no longer wanted, on the event loop's clock.
         facts: for log and metrics.
+        model: that was asked for, with its version, which may be another than answers (a baseline).
+        columns: that its template uses.
     """
 
     request: Request
@@ -48,6 +53,8 @@ class Asked:
     served: Served
     ends: float
     facts: Facts
+    model: str
+    columns: frozenset[str]
 
     @property
     def left(self) -> float:
@@ -110,12 +117,13 @@ class Desk:
         found = self.registry.find(model)
         facts: Facts = request.state.facts
         facts.task, facts.model = found.name, found.id
-        asked = Asked(request, found, self.registry.bare, ends, facts)
+        bare = self.registry.bare
+        asked = Asked(request, found, bare, ends, facts, found.id, bare.spec.compiled.names)
         if found.number is not None:
             loaded = self.registry.in_memory(found.id)
             if loaded is None:
                 loaded = await asked.attended(self.registry.loaded(found))
-            asked = replace(asked, served=loaded.served)
+            asked = replace(asked, served=loaded.served, columns=loaded.served.spec.compiled.names)
             if baseline is None:
                 facts.served = loaded.served
         if baseline is not None:
@@ -125,8 +133,8 @@ class Desk:
             asked = replace(asked, found=found, served=served)
         return asked
 
-    def examples(self, facts: Facts, rows: Sequence[Mapping[str, Any]]) -> list[Example]:
-        """Rows of a request for the engine.
+    def examples(self, asked: Asked, rows: Sequence[Mapping[str, Any]]) -> list[Example]:
+        """Rows of a request for the engine; columns that the template does not use are noted.
 
         Raises:
             ApiError: too many, or one too long.
@@ -141,7 +149,12 @@ class Desk:
             if (length := characters(one)) > self.config.text_limit:
                 limit = f"at most {self.config.text_limit:,} characters, got {length:,}"
                 raise ApiError(422, "text_too_long", f"text {index}: expected {limit}")
-        facts.examples = examples
+        used = sorted(asked.columns)
+        for name in sorted({name for one in examples for name in one.columns} - asked.columns)[:MOST_NAMED]:
+            asked.facts.warnings.append(
+                f"the column '{brief(name, 80)}' has no effect: the template of '{asked.model}' uses {', '.join(used)}"
+            )
+        asked.facts.examples = examples
         return examples
 
     def row(self, text: str, columns: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -149,6 +162,15 @@ class Desk:
         if columns and "text" in columns:
             raise DataError("columns: expected columns beside 'text', which the request has already: leave it out")
         return {**(columns or {}), "text": text}
+
+    def warn_of_cut(self, asked: Asked, index: int, tokens: int) -> None:
+        """Note that a text was too long to be read whole."""
+        asked.facts.cut += 1
+        if asked.facts.cut <= MOST_NAMED:
+            asked.facts.warnings.append(
+                f"text {index} was cut: it is longer than the {tokens:,} tokens that '{asked.model}' reads, prompt and "
+                "template included"
+            )
 
     def account(self, facts: Facts, prompt_tokens: int, completion_tokens: int) -> None:
         """Count what was read and generated for a request."""
@@ -163,6 +185,11 @@ class Desk:
         facts.answers = [Answered(str(one.label), one.probabilities) for one in predictions] or [
             Answered(one) for one in answers
         ]
+
+
+def warned(facts: Facts) -> dict[str, Any]:
+    """What an answer has beside OpenAI's fields, where there is something to tell."""
+    return {"warnings": facts.warnings} if facts.warnings else {}
 
 
 async def _gone(request: Request) -> None:

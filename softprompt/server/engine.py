@@ -31,7 +31,7 @@ from softprompt.server.prefixes import Prefixes
 from softprompt.server.preparing import Preparing
 from softprompt.server.requests import Kind, Questions, Request, Text
 from softprompt.server.waiting import Waiting
-from softprompt.server.work import Busy, Expired, Piece, Served, before, moment
+from softprompt.server.work import Busy, Expired, Piece, Reading, Served, before, moment
 from softprompt.server.worker import Worker
 
 _log = logging.getLogger("softprompt.server")
@@ -155,12 +155,14 @@ class Engine:
 
         async def ready() -> Questions:
             items: list[tuple[Item, ...]] = []
+            read: list[Reading] = []
             for start in range(0, len(examples), _PREPARED_AT_ONCE):
                 part = examples[start : start + _PREPARED_AT_ONCE]
-                objective, some = await self._prepared(partial(self._preparing.questions, served, part))
+                objective, some, of_them = await self._prepared(partial(self._preparing.questions, served, part))
                 items += some
+                read += of_them
             unshared = 0 if self._shares else max((state.length for state in served.states), default=0)
-            return Questions(served, objective, items, unshared, answer)
+            return Questions(served, objective, items, read, unshared, answer)
 
         until = moment(deadline)
         async with self._within(until):
@@ -180,8 +182,9 @@ class Engine:
         out: asyncio.Queue[Piece | Exception] = asyncio.Queue()
 
         async def ready() -> Text:
-            item = await self._prepared(partial(self._preparing.text, served, example, sampling.max_new_tokens))
-            return Text(self.base, served, item, sampling, out)
+            work = partial(self._preparing.text, served, example, sampling.max_new_tokens)
+            item, read = await self._prepared(work)
+            return Text(self.base, served, item, read, sampling, out)
 
         until = moment(deadline)
         async with self._within(until):

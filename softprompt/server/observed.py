@@ -38,7 +38,9 @@ class Facts:
         model: what answered, with its version.
         prompt_tokens, completion_tokens: read and generated.
         status: what it came to, where that is not the response's status: it had begun already.
-        code: of the error, if it ended in one.
+        code, param: of the error, if it ended in one, and of the field that is wrong.
+        warnings: what whoever asked is told beside the answer.
+        cut: texts that were too long to be read whole.
         said: texts and answers, where they are to be logged.
         served, examples, answers: of a request to a prompt, as far as it got, for samples.
     """
@@ -51,6 +53,9 @@ class Facts:
     completion_tokens: int = 0
     status: int | None = None
     code: str = ""
+    param: str = ""
+    warnings: list[str] = field(default_factory=list)
+    cut: int = 0
     said: dict[str, Any] = field(default_factory=dict)
     served: Served | None = None
     examples: Sequence[Example] = ()
@@ -165,6 +170,9 @@ class Observed:
             "prompt_tokens": facts.prompt_tokens,
             "completion_tokens": facts.completion_tokens,
             "code": facts.code,
+            "param": facts.param,
+            "warnings": len(facts.warnings),
+            "cut": facts.cut,
             **facts.said,
         }
         log.info("request", extra={"facts": {name: value for name, value in line.items() if value not in ("", 0)}})

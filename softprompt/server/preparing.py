@@ -11,7 +11,7 @@ from softprompt.data import Example
 from softprompt.errors import DataError
 from softprompt.examples import characters
 from softprompt.objective import Objective
-from softprompt.server.work import Served
+from softprompt.server.work import Reading, Served
 from softprompt.shots import words_before
 from softprompt.task import TaskSpec
 from softprompt.tokens import tokens_of
@@ -54,7 +54,7 @@ class Texts:
         self._check_lengths(examples)
         return self._labelling.get(served.key, lambda: self._encoder(served, served.spec))
 
-    def text(self, served: Served, example: Example, new_tokens: int) -> Item:
+    def text(self, served: Served, example: Example, new_tokens: int) -> tuple[Item, Reading]:
         """The item of a text that at most ``new_tokens`` are to follow.
 
         Raises:
@@ -66,7 +66,8 @@ class Texts:
             (served.key, new_tokens),
             lambda: self._encoder(served, replace(served.spec, kind="generation"), new_tokens),
         )
-        return Item(0, encoder.inputs([example])[0], ())
+        (ids,), cut = watched(encoder, [example], encoder.inputs)
+        return Item(0, ids, ()), Reading(virtual_tokens(served) + len(ids), bool(cut))
 
     def _encoder(self, served: Served, spec: TaskSpec, new_tokens: int = 0) -> Encoder:
         length = max((state.length for state in served.states), default=0)
@@ -86,8 +87,10 @@ class Preparing:
         self._base, self._texts = base, Texts(base, longest_text)
         self._objectives: Recent[Objective] = Recent(KEPT)
 
-    def questions(self, served: Served, examples: Sequence[Example]) -> tuple[Objective, list[tuple[Item, ...]]]:
-        """What scores the labels, and the items of each example, behind each of the prompts.
+    def questions(
+        self, served: Served, examples: Sequence[Example]
+    ) -> tuple[Objective, list[tuple[Item, ...]], list[Reading]]:
+        """What scores the labels, and of each example its items behind each of the prompts, and what is read of it.
 
         Raises:
             TemplateError, DataError: an example that cannot be read.
@@ -95,10 +98,36 @@ class Preparing:
         encoder = self._texts.labelling(served, examples)
         objective = self._objectives.get(served.key, lambda: Objective(self._base, encoder.verbalizer))
         found: list[list[Item]] = [[] for _ in examples]
-        for item in encoder.scoring_items(examples):
+        scoring, cut = watched(encoder, examples, encoder.scoring_items)
+        for item in scoring:
             found[item.example] += [replace(item, prompt=prompt) for prompt in range(max(1, len(served.states)))]
-        return objective, [tuple(items) for items in found]
+        # behind a text in the same row there is what asks for the labels
+        assert encoder.verbalizer is not None
+        asking = 0 if self._base.architecture == "encoder-decoder" else len(encoder.verbalizer.paths[0])
+        before = virtual_tokens(served) - asking
+        read = [Reading(before + len(items[0].ids), index in cut) for index, items in enumerate(found)]
+        return objective, [tuple(items) for items in found], read
 
-    def text(self, served: Served, example: Example, new_tokens: int) -> Item:
+    def text(self, served: Served, example: Example, new_tokens: int) -> tuple[Item, Reading]:
         """The item of a text that at most ``new_tokens`` are to follow; raises as ``questions``."""
         return self._texts.text(served, example, new_tokens)
+
+
+def virtual_tokens(served: Served) -> int:
+    """Virtual tokens of all of its prompts."""
+    return sum(state.length for state in served.states)
+
+
+def watched(
+    encoder: Encoder, examples: Sequence[Example], read: Callable[[Sequence[Example]], _Value]
+) -> tuple[_Value, frozenset[int]]:
+    """What ``read`` makes of examples with ``encoder``, and which of them it cut."""
+
+    def cuts(some: Sequence[Example]) -> tuple[_Value, int]:
+        before = encoder.truncated
+        return read(some), encoder.truncated - before
+
+    found, count = cuts(examples)
+    if count in (0, len(examples)):
+        return found, frozenset(range(count))
+    return found, frozenset(index for index, one in enumerate(examples) if cuts([one])[1])

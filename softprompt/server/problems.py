@@ -8,7 +8,9 @@
 504  the answer took too long             500  a failure of ours
 """
 
+import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,6 +22,8 @@ from softprompt.errors import BaseModelError, DataError, PromptFileError, Softpr
 from softprompt.server.registry import Unavailable, Unknown
 from softprompt.server.work import Busy, Expired, Unreachable
 from softprompt.shown import brief
+
+_FIELD = re.compile(r"[A-Za-z_][A-Za-z0-9_.\[\]-]{0,59}")
 
 CLIENT_GONE = 499  # nobody sees it but the log and the metrics
 TYPES = {
@@ -73,7 +77,7 @@ def problem_of(error: Exception) -> ApiError:
     if isinstance(error, ApiError):
         return error
     if isinstance(error, RequestValidationError):
-        return _invalid(error.errors())
+        return _invalid(error.errors(), error.body)
     if isinstance(error, Unknown):
         return ApiError(404, "model_not_found", str(error), param="model")
     if isinstance(error, Unavailable):
@@ -98,15 +102,86 @@ def problem_of(error: Exception) -> ApiError:
     return ApiError(500, "internal_error", "a failure of the server: its log has it under this request's id")
 
 
-def _invalid(errors: Sequence[Mapping[str, Any]]) -> ApiError:
+WORDS = {
+    "string_type": "a string",
+    "int_type": "a whole number",
+    "int_parsing": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "bool_type": "true or false",
+    "list_type": "a list",
+    "dict_type": "an object",
+    "model_type": "an object",
+    "model_attributes_type": "an object",
+    "none_required": "null",
+    "literal_error": "{expected}",
+    "greater_than_equal": "at least {ge}",
+    "less_than_equal": "at most {le}",
+    "greater_than": "more than {gt}",
+    "string_too_short": "at least {min_length:,} characters",
+    "string_too_long": "at most {max_length:,} characters",
+    "string_pattern_mismatch": "more than white space",
+    "too_short": "at least {min_length:,} in the list",
+    "too_long": "at most {max_length:,} in it",
+    "finite_number": "a number that is finite",
+}  # what pydantic's errors expect
+
+
+def _invalid(errors: Sequence[Mapping[str, Any]], body: Any) -> ApiError:
     """The first problem of a field, the one that went deepest where a field may be of several types."""
-    first = max(errors, key=lambda error: (error["loc"][:2] == errors[0]["loc"][:2], len(error["loc"])))
-    # names of fields are of whoever asks
-    path = [brief(part, 80) for part in first["loc"][1:]]
-    message = str(first["msg"])
-    if first["type"] == "extra_forbidden":
+    paths = [_path(error, body) for error in errors]
+    where = max((path for path in paths if path[:1] == paths[0][:1]), key=len)
+    here = [error for error, path in zip(errors, paths, strict=True) if path == where]
+    kinds = {error["type"] for error in here}
+    if "extra_forbidden" in kinds:
         message = "this field is not known here, and might change the answer: leave it out"
-    elif first["type"] == "missing" and not path:
-        message = "expected a body of JSON, got none"
-    where = ".".join(path)
-    return ApiError(422, "invalid_value", f"{where}: {message}" if where else message, param=where or None)
+    elif "missing" in kinds:
+        message = "expected this field, it is not there" if where else "expected a body of JSON, got none"
+    else:
+        expected = dict.fromkeys(_expected(error) for error in here)
+        message = f"expected {' or '.join(expected)}, got {_got(here[0]['input'])}"
+    # names of fields are of whoever asks
+    name = "".join(f"[{part}]" if isinstance(part, int) else f".{brief(part, 80)}" for part in where).lstrip(".")
+    return ApiError(422, "invalid_value", f"{name}: {message}" if name else message, param=name or None)
+
+
+def _path(error: Mapping[str, Any], body: Any) -> tuple[str | int, ...]:
+    """Where an error is, by names of fields and numbers in lists; pydantic names the types in between, too."""
+    source, *parts = error["loc"]
+    if source != "body":
+        return tuple(parts)
+    path: list[str | int] = []
+    for number, part in enumerate(parts):
+        absent = error["type"] == "missing" and number == len(parts) - 1
+        inside = isinstance(part, int) and part < len(body) if isinstance(body, list) else _has(body, part)
+        if inside:
+            body = body[part]
+        elif not absent:
+            continue
+        path.append(part)
+    return tuple(path)
+
+
+def _has(body: Any, name: Any) -> bool:
+    return isinstance(body, dict) and name in body
+
+
+def _expected(error: Mapping[str, Any]) -> str:
+    words = WORDS.get(error["type"])
+    bounds = error.get("ctx", {})
+    whole = {name: int(one) for name, one in bounds.items() if isinstance(one, float) and one.is_integer()}
+    return str(error["msg"]) if words is None else words.format(**{**bounds, **whole})
+
+
+def _got(value: Any) -> str:
+    """What came, without a text of whoever sent it."""
+    if value is None or isinstance(value, bool | int | float):
+        return json.dumps(value)
+    if isinstance(value, str):
+        return f"a string of {len(value):,} characters" if value else "an empty string"
+    return f"a list of {len(value):,}" if isinstance(value, list) else "an object"
+
+
+def field_of(param: str | None) -> str:
+    """The name of a field for the log, unless it looks like anything else than a name."""
+    return param if param is not None and _FIELD.fullmatch(param) else ""

@@ -12,7 +12,7 @@ from softprompt.generate import Completion, Sampling
 from softprompt.objective import Objective
 from softprompt.predict import Prediction
 from softprompt.server.streaming import Pieces
-from softprompt.server.work import Piece, Served
+from softprompt.server.work import Piece, Reading, Served
 
 Kind: TypeAlias = Literal["questions", "text"]
 
@@ -23,6 +23,7 @@ class Questions:
     Attributes:
         waiting: numbers of the examples that were not taken into a batch yet.
         items: of each example: one for each path of its labels, behind each of the prompts that answer together.
+        read: of each example.
         lengths: of each example, the tokens of its longest row that a forward pass reads.
         given_up: nobody waits for the answer any more.
     """
@@ -34,11 +35,12 @@ class Questions:
         served: Served,
         objective: Objective,
         items: Sequence[tuple[Item, ...]],
+        read: Sequence[Reading],
         unshared: int,
         answer: "asyncio.Future[list[Prediction]]",
     ) -> None:
         """``unshared``: tokens of the prompt, where they are read with every text."""
-        self.served, self.objective, self.items = served, objective, items
+        self.served, self.objective, self.items, self.read = served, objective, items, read
         self.lengths = [unshared + max(len(item.ids) for item in each) for each in items]
         self.waiting = deque(range(len(items)))
         self.given_up = False
@@ -94,15 +96,15 @@ class Text:
         base: FrozenLM,
         served: Served,
         item: Item,
+        read: Reading,
         sampling: Sampling,
         out: "asyncio.Queue[Piece | Exception]",
     ) -> None:
         self.served, self.item = served, item
         self.completion = Completion(base, sampling)
-        length = sum(state.length for state in served.states)
-        self.pieces = Pieces(self.completion, base.tokenizer, length + len(item.ids))
+        self.pieces = Pieces(self.completion, base.tokenizer, read)
         # BOS counted
-        self.final_length = len(base.bos_ids) + length + len(item.ids) + sampling.max_new_tokens
+        self.final_length = len(base.bos_ids) + read.tokens + sampling.max_new_tokens
         self.alone = False
         self.given_up = False
         self._out = out

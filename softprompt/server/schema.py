@@ -37,6 +37,7 @@ Columns = Annotated[
 One = Annotated[int, Field(ge=1, le=1), BeforeValidator(_whole)]
 Zero = Annotated[int, Field(ge=0, le=0), BeforeValidator(_whole)]
 Nought = Annotated[float, Field(ge=0, le=0)]
+Unit = Annotated[float, Field(ge=1, le=1)]
 NoItems = Annotated[list[Any], Field(max_length=0)]
 NoEntries = Annotated[dict[str, Any], Field(max_length=0)]
 
@@ -67,6 +68,7 @@ BASELINE = Field(
 
 class StreamOptions(Body):
     include_usage: bool | None = Field(None, description="one more event at the end, with the usage")
+    continuous_usage_stats: bool | None = Field(None, description="with include_usage: what was used so far, in all")
     include_obfuscation: bool | None = Field(None, description="has no effect")
 
 
@@ -78,7 +80,9 @@ class Asking(Body):
     )
     temperature: Annotated[float, Field(ge=0, le=2)] | None = Field(None, description="0, the default, is greedy")
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    top_k: Natural | None = Field(None, description="an extension: of so many likeliest tokens")
+    top_k: Annotated[int, Field(ge=-1), BeforeValidator(_whole)] | None = Field(
+        None, description="an extension: of so many likeliest tokens; 0 or -1: of all"
+    )
     seed: Seed | None = Field(None, description="of sampling")
     stop: Stop | Annotated[list[Stop], Field(max_length=MOST_STOPS)] | None = None
     stream: bool | None = None
@@ -91,12 +95,37 @@ class Asking(Body):
     presence_penalty: Nought | None = None
     logit_bias: NoEntries | None = None
 
+    # of vLLM, whose load testers send them
+    ignore_eos: bool | None = Field(None, description="has no effect, of which a warning tells if it is true")
+    min_tokens: Zero | None = None
+    min_p: Nought | None = None
+    repetition_penalty: Unit | None = None
+    length_penalty: Unit | None = None
+    stop_token_ids: NoItems | None = None
+    use_beam_search: Literal[False] | None = None
+    include_stop_str_in_output: Literal[False] | None = None
+    skip_special_tokens: Literal[True] | None = None
+    spaces_between_special_tokens: bool | None = Field(None, description="has no effect")
+    truncate_prompt_tokens: None = None
+    prompt_logprobs: None = None
+    priority: Whole | None = Field(None, description="has no effect")
+    request_id: str | None = Field(None, description="has no effect: the header X-Request-Id has one")
+
     user: str | None = Field(None, description="has no effect")
     metadata: dict[str, Any] | None = Field(None, description="has no effect")
     store: bool | None = Field(None, description="has no effect: nothing is stored")
     service_tier: str | None = Field(None, description="has no effect")
     safety_identifier: str | None = Field(None, description="has no effect")
     prompt_cache_key: str | None = Field(None, description="has no effect")
+    prompt_cache_retention: str | None = Field(None, description="has no effect")
+
+    @property
+    def usage_in_stream(self) -> bool | Literal["always"]:
+        """Whether a stream tells what was used: at its end, or in every event."""
+        options = self.stream_options
+        if options is None or not options.include_usage:
+            return False
+        return "always" if options.continuous_usage_stats else True
 
 
 class CompletionRequest(Asking):
@@ -196,6 +225,9 @@ class ClassifyRequest(Body):
     baseline: Baseline | None = BASELINE
 
 
+WARNINGS = Field(None, description="an extension: what was cut, or asked for without effect; not there if nothing was")
+
+
 class Usage(BaseModel):
     prompt_tokens: int = Field(description="virtual tokens, template and text")
     completion_tokens: int = Field(description="tokens generated; a label is chosen, not generated")
@@ -215,7 +247,8 @@ class Completion(BaseModel):
     created: int
     model: str = Field(description="what answered, with its version")
     choices: list[Choice]
-    usage: Usage | None = None
+    usage: Usage
+    warnings: list[str] | None = WARNINGS
 
 
 class Message(BaseModel):
@@ -237,7 +270,8 @@ class ChatCompletion(BaseModel):
     created: int
     model: str = Field(description="what answered, with its version")
     choices: list[ChatChoice]
-    usage: Usage | None = None
+    usage: Usage
+    warnings: list[str] | None = WARNINGS
 
 
 class Classified(BaseModel):
@@ -250,7 +284,8 @@ class Classification(BaseModel):
     object: Literal["classification"]
     model: str = Field(description="what answered, with its version")
     results: list[Classified] = Field(description="in the order of the input")
-    usage: Usage | None = None
+    usage: Usage
+    warnings: list[str] | None = WARNINGS
 
 
 class PromptFacts(BaseModel):

@@ -76,7 +76,9 @@ def _answered(
     for question, score in zip(questions, scores, strict=True):
         mean = score.logsumexp(dim=0, keepdim=True) - math.log(len(score))
         (prediction,) = likeliest(question.request.served.spec, mean)
-        found.append(replace(prediction, index=question.index) if score.isfinite().all() else None)
+        read = question.request.read[question.index]
+        told = replace(prediction, index=question.index, prompt_tokens=read.tokens, cut=read.cut)
+        found.append(told if score.isfinite().all() else None)
     return found
 
 

@@ -5,16 +5,16 @@ from collections.abc import Sequence
 from typing import Any
 
 from softprompt.generate import Completion
-from softprompt.server.work import Piece
+from softprompt.server.work import Piece, Reading
 
 _BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 
 
 class Pieces:
-    """Cuts a completion into pieces that, joined, are its ``text``."""
+    """Cuts a completion into pieces that, joined, are its ``exact`` text."""
 
-    def __init__(self, completion: Completion, tokenizer: Any, prompt_tokens: int) -> None:
-        self._completion, self._tokenizer, self._prompt_tokens = completion, tokenizer, prompt_tokens
+    def __init__(self, completion: Completion, tokenizer: Any, read: Reading) -> None:
+        self._completion, self._tokenizer, self._read = completion, tokenizer, read
         # where decoding takes spaces away again, what comes may change the last two words
         self._cleans_up = bool(getattr(tokenizer, "clean_up_tokenization_spaces", False))
         self._shown = ""
@@ -23,12 +23,12 @@ class Pieces:
     def next(self) -> Piece | None:
         """What is new since the last piece; ``None`` if there is nothing to show, while it goes on."""
         completion = self._completion
-        text = self._settled() if completion.finish is None else completion.text
+        text = self._settled() if completion.finish is None else completion.exact
         if completion.finish is None and (len(text) <= len(self._shown) or not text.startswith(self._shown)):
             return None
         new, tokens = text[len(self._shown) :], len(completion.tokens) - self._tokens
         self._shown, self._tokens = text, len(completion.tokens)
-        return Piece(new, tokens, self._prompt_tokens, completion.finish)
+        return Piece(new, tokens, self._read, completion.finish)
 
     def _settled(self) -> str:
         """The text so far without what a later token may change, or show to be no part of it."""
@@ -38,8 +38,7 @@ class Pieces:
         text = self._completion.decoded.rstrip("\ufffd")
         if self._cleans_up:
             text = "".join(re.split(r"(\s)", text)[:-4])
-        text = text[: len(text) - begun(text, self._completion.sampling.stop)]
-        return text.strip()
+        return text[: len(text) - begun(text, self._completion.sampling.stop)]
 
 
 def begun(text: str, stops: Sequence[str]) -> int:

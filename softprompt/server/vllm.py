@@ -23,10 +23,10 @@ from softprompt.export.checkpoint import BakedCheckpoint
 from softprompt.generate import Completion, Sampling
 from softprompt.predict import Prediction
 from softprompt.server.engine import Limits
-from softprompt.server.preparing import KEPT, Recent, Texts
+from softprompt.server.preparing import KEPT, Recent, Texts, virtual_tokens, watched
 from softprompt.server.streaming import Pieces
 from softprompt.server.vllm_http import VllmServer
-from softprompt.server.work import Busy, Piece, Served, before, moment
+from softprompt.server.work import Busy, Piece, Reading, Served, before, moment
 from softprompt.store import digest_of
 from softprompt.verbalizer import Decision
 
@@ -79,7 +79,7 @@ class VllmEngine:
             return []
         with self._admitted(len(examples)):
             async with before(moment(deadline)):
-                encoder, front, texts = await self._prepared(partial(self._labelling, served, examples))
+                encoder, front, texts, cut = await self._prepared(partial(self._labelling, served, examples))
                 assert encoder.verbalizer is not None
                 decisions = encoder.verbalizer.decisions
                 asked = await _together(
@@ -91,9 +91,9 @@ class VllmEngine:
             for score, choices in zip(scores, answers, strict=True):
                 for label, choice in enumerate(decision.choice_of_label):
                     score[label] += choices[choice] if choice >= 0 else 0.0
-        length = sum(state.length for state in served.states)
+        length = virtual_tokens(served)
         return [
-            _prediction(index, served, score, length + len(text))
+            _prediction(index, served, score, Reading(length + len(text), index in cut))
             for index, (score, text) in enumerate(zip(scores, texts, strict=True))
         ]
 
@@ -104,9 +104,8 @@ class VllmEngine:
         until = moment(deadline)
         with self._admitted(1):
             async with before(until):
-                ids = await self._prepared(partial(self._text, served, example, sampling))
+                ids, read = await self._prepared(partial(self._text, served, example, sampling))
             completion = Completion(self._checkpoint, sampling)
-            read = len(ids) - len(self._checkpoint.frame.bos)
             pieces = Pieces(completion, self._checkpoint.tokenizer, read)
             async with aclosing(self._server.stream(self._continuation(ids, sampling))) as events:
                 while completion.finish is None:
@@ -164,12 +163,13 @@ class VllmEngine:
 
     def _labelling(
         self, served: Served, examples: Sequence[Example]
-    ) -> tuple[Encoder, tuple[int, ...], list[tuple[int, ...]]]:
+    ) -> tuple[Encoder, tuple[int, ...], list[tuple[int, ...]], frozenset[int]]:
         encoder = self._texts.labelling(served, examples)
-        return encoder, self._front(served), encoder.inputs(examples)
+        return encoder, self._front(served), *watched(encoder, examples, encoder.inputs)
 
-    def _text(self, served: Served, example: Example, sampling: Sampling) -> list[int]:
-        return [*self._front(served), *self._texts.text(served, example, sampling.max_new_tokens).ids]
+    def _text(self, served: Served, example: Example, sampling: Sampling) -> tuple[list[int], Reading]:
+        item, read = self._texts.text(served, example, sampling.max_new_tokens)
+        return [*self._front(served), *item.ids], read
 
     def _front(self, served: Served) -> tuple[int, ...]:
         """What stands in front of every text: BOS and virtual tokens."""
@@ -267,6 +267,7 @@ def _normalised(logarithms: list[float]) -> list[float]:
     return [one - total for one in logarithms]
 
 
-def _prediction(index: int, served: Served, score: list[float], read: int) -> Prediction:
+def _prediction(index: int, served: Served, score: list[float], read: Reading) -> Prediction:
     probabilities = dict(zip(served.spec.labels, map(math.exp, score), strict=True))
-    return Prediction(index, max(probabilities, key=probabilities.__getitem__), probabilities, prompt_tokens=read)
+    likeliest = max(probabilities, key=probabilities.__getitem__)
+    return Prediction(index, likeliest, probabilities, prompt_tokens=read.tokens, cut=read.cut)

@@ -30,19 +30,32 @@ class Served:
 
 
 @dataclass(frozen=True)
+class Reading:
+    """What an engine reads of an example.
+
+    Attributes:
+        tokens: of virtual tokens, template and text.
+        cut: the text is longer than what is read of it.
+    """
+
+    tokens: int
+    cut: bool
+
+
+@dataclass(frozen=True)
 class Piece:
     """A piece of a completion.
 
     Attributes:
         text: what is new of the text; pieces joined are the completion.
         tokens: how many tokens it took.
-        prompt_tokens: of virtual tokens, template and text, the same in every piece.
+        read: for the completion, the same in every piece.
         finish: in the last piece, why it is the last: a stop string or end of text, or the limit of tokens.
     """
 
     text: str
     tokens: int
-    prompt_tokens: int
+    read: Reading
     finish: Literal["stop", "length"] | None = None
 
 
@@ -97,7 +110,7 @@ class Answering(Protocol):
     async def classify(
         self, served: Served, examples: Sequence[Example], *, deadline: float | None = None
     ) -> list[Prediction]:
-        """One prediction for each example, in their order, with the ``prompt_tokens`` that were read for it.
+        """One prediction for each example, in their order, with what was read for it.
 
         Args:
             deadline: seconds from now after which the answer is no longer wanted.
