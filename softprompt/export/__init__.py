@@ -115,7 +115,8 @@ def _read_peft(path: Path) -> Found:
 
 def _write_vocab(export: Export) -> dict[str, Any]:
     baked = vocab.bake(export.model, export.prompts, export.out, tied=export.tied)
-    return {"first_ids": dict(baked.first)}
+    told = {"not_exact_as_text": f"{', '.join(baked.inexact)}: feed token ids (softprompt.export.client)"}
+    return {"first_ids": dict(baked.first), **(told if baked.inexact else {})}
 
 
 def _write_embeds(export: Export) -> dict[str, Any]:

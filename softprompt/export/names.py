@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from softprompt.base import FrozenLM
@@ -14,6 +15,7 @@ from softprompt.data import Example
 from softprompt.errors import ConfigError, PromptFileError, TemplateError
 from softprompt.store import Prompt
 from softprompt.task import TaskSpec
+from softprompt.tokens import tokens_of
 
 MARKER = "<|sp:"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -27,11 +29,13 @@ class Baked:
         prompts: by the task's name.
         first: token id of each task's first virtual token; the others follow it.
         size: tokens of the vocabulary with them.
+        inexact: tasks whose texts the chat template gives other tokens than they were learned with.
     """
 
     prompts: Mapping[str, Prompt]
     first: Mapping[str, int]
     size: int
+    inexact: tuple[str, ...] = ()
 
     @classmethod
     def behind(cls, prompts: Mapping[str, Prompt], tokens: int) -> "Baked":
@@ -123,13 +127,19 @@ _CHAT = """
 {%- set found.text = found.text + ('' if loop.first else '\\n') + part.text -%}
 {%- endfor -%}
 {%- endif -%}
+{%- set body = tasks[chosen][1] | join(found.text) | replace(@MARKER@, @APART@) -%}
 {{- tasks[chosen][0] -}}
-{{- tasks[chosen][1] | join(found.text) | replace(@MARKER@, @APART@) -}}
+{%- if body[:1] != ' ' -%}{{- tasks[chosen][2] -}}{%- endif -%}
+{{- body -}}
 """
 
 
-def chat_template(base: FrozenLM, prompts: Mapping[str, Prompt]) -> str:
+def chat_template(base: FrozenLM, prompts: Mapping[str, Prompt], gaps: Mapping[str, str] = MappingProxyType({})) -> str:
     """Jinja2 that writes BOS, a task's virtual tokens and its template around the message of the user.
+
+    Args:
+        gaps: what stands between virtual tokens and a text that begins without a blank, for tokenizers that put one in
+            front of texts, and there see none to begin.
 
     Where the template needs more than a text, the message must be the whole of it. ``MARKER`` is taken apart wherever a
     message has it, alone or with what the template has beside it, so that no message can spell a virtual token.
@@ -138,7 +148,7 @@ def chat_template(base: FrozenLM, prompts: Mapping[str, Prompt]) -> str:
     tasks: dict[str, Any] = {}
     for name, prompt in prompts.items():
         start = (bos if prompt.state.behind_bos else "") + "".join(virtual_words(name, prompt.state.length))
-        tasks[name] = [start, around(prompt.spec) or ["", ""]]
+        tasks[name] = [start, around(prompt.spec) or ["", ""], gaps.get(name, "")]
     names = ", ".join(prompts)
     values = {
         "TASKS": tasks,
@@ -153,7 +163,10 @@ def chat_template(base: FrozenLM, prompts: Mapping[str, Prompt]) -> str:
         "MARKER": MARKER,
         "APART": MARKER.replace("|", "| "),
     }
-    template = _CHAT.replace("\n", "")
+    # by which a client knows what texts must not spell, as by the template that this one takes the place of
+    own = {str(token) for token in base.tokenizer.added_tokens_decoder.values() if not token.special}
+    spelled = " ".join(sorted(own & tokens_of(base.tokenizer).marks.keys())).replace("#}", "")
+    template = (f"{{#- no text spells: {spelled} -#}}" if spelled else "") + _CHAT.replace("\n", "")
     for key, value in values.items():
         # escapes of JSON and of Jinja2's strings agree on what these hold
         template = template.replace(f"@{key}@", json.dumps(value, ensure_ascii=False))

@@ -96,8 +96,14 @@ def task_lines(prompt: Prompt) -> list[str]:
     return lines
 
 
-def vocabulary_readme(name: str, prompts: Mapping[str, Prompt], marker: str, limits: Sequence[str]) -> str:
-    """What a checkpoint with baked prompts is, and how clients feed it."""
+def vocabulary_readme(
+    name: str, prompts: Mapping[str, Prompt], marker: str, limits: Sequence[str], inexact: Sequence[str] = ()
+) -> str:
+    """What a checkpoint with baked prompts is, and how clients feed it.
+
+    ``inexact``: tasks for which the chat template is none that they were learned with.
+    """
+    said = [] if not inexact else [inexact_words(inexact), ""]
     lines = [
         f"# {name}",
         "",
@@ -118,6 +124,7 @@ def vocabulary_readme(name: str, prompts: Mapping[str, Prompt], marker: str, lim
         f"the task's name, and takes `{marker}` apart wherever a message contains it. It answers one message of the "
         "user; earlier turns and other system messages are refused.",
         "",
+        *said,
         "The tokens must never be generated:",
         "",
         *(f"- {line}" for line in limits),
@@ -126,6 +133,14 @@ def vocabulary_readme(name: str, prompts: Mapping[str, Prompt], marker: str, lim
     for task, prompt in prompts.items():
         lines += [f"## {task}", "", *task_lines(prompt)]
     return "\n".join(lines)
+
+
+def inexact_words(tasks: Sequence[str]) -> str:
+    """What there is to say where a chat template cannot write what was learned."""
+    return (
+        f"**Not exact as text: {', '.join(tasks)}.** This tokenizer reads the template behind a task's tokens as other "
+        "tokens than the prompt was learned with, so answers through the chat template are others: feed token ids."
+    )
 
 
 def _fenced(text: str) -> str:

@@ -14,6 +14,7 @@ Shapes: ``P`` virtual tokens, ``H`` embedding size, ``V`` rows of the embedding.
 import copy
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,9 @@ import torch
 from torch import Tensor
 
 from softprompt.base import FrozenLM
+from softprompt.batch import Encoder
 from softprompt.converted import no_progress_bars
+from softprompt.data import Example
 from softprompt.errors import BaseModelError
 from softprompt.export.names import MARKER, Baked, around, chat_template, check_expressible, virtual_words
 from softprompt.export.usage import USAGE_FILE, usage_of, vocabulary_readme
@@ -29,9 +32,18 @@ from softprompt.folders import appearing, check_free
 from softprompt.prefix import concatenated_prefix
 from softprompt.quantised import quiet
 from softprompt.store import Prompt
+from softprompt.tokens import tokens_of
 
 SCHEMA_VERSION = 1
-_PROBE = "a text of some words"
+# the first one's log-probabilities are noted; with all of them the tokens are compared
+_PROBES = (
+    "a text of some words",
+    "  two  blanks, and more ",
+    "\na line\n\n",
+    "\u00dcn\u00ef, 123 <b>\u2014</b>",
+    ".",
+    "<",
+)
 PROBED = 8  # likeliest tokens behind the probe whose log-probabilities are noted, for an engine to be compared with
 
 
@@ -55,7 +67,8 @@ def bake(base: FrozenLM, prompts: Mapping[str, Prompt], folder: Path, *, tied: b
     tokenizer = copy.deepcopy(base.tokenizer)
     baked = Baked.behind(prompts, len(tokenizer))
     _add_words(tokenizer, baked)
-    tokenizer.chat_template = chat_template(base, prompts)
+    gaps = _gaps(base, tokenizer, prompts)
+    tokenizer.chat_template = chat_template(base, prompts, gaps)
     rows = max(base.vocabulary_size, baked.size)
 
     config = copy.deepcopy(base.model.config)
@@ -69,9 +82,11 @@ def bake(base: FrozenLM, prompts: Mapping[str, Prompt], folder: Path, *, tied: b
         config.dtype, config.architectures = base.model.config.dtype, base.model.config.architectures
         for part in (config, generation, tokenizer):
             part.save_pretrained(place)
-        usage = {**describe(base, baked), **_checked(base, baked, place, tied)}
+        checked = _checked(base, baked, place, tied)
+        baked = replace(baked, inexact=tuple(checked["inexact_as_text"]))
+        usage = {**describe(base, baked), **checked}
         (place / USAGE_FILE).write_text(json.dumps(usage, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        readme = vocabulary_readme(folder.name, prompts, MARKER, _limits(tied))
+        readme = vocabulary_readme(folder.name, prompts, MARKER, _limits(tied), baked.inexact)
         (place / "README.md").write_text(readme, encoding="utf-8")
     return baked
 
@@ -168,6 +183,38 @@ def _extended(base: FrozenLM, baked: Baked, scale: float, rows: int, tied: bool)
     }
 
 
+def _gaps(base: FrozenLM, tokenizer: Any, prompts: Mapping[str, Prompt]) -> dict[str, str]:
+    """What makes each task's texts what they were learned as: nothing, or a blank where the tokenizer swallows one."""
+    gaps: dict[str, str] = {}
+    for name, prompt in prompts.items():
+        for gap in ("", " "):
+            tokenizer.chat_template = chat_template(base, {name: prompt}, {name: gap})
+            if not _other_tokens(base, tokenizer, name, prompt):
+                gaps[name] = gap
+                break
+    return gaps
+
+
+def _other_tokens(base: FrozenLM, tokenizer: Any, name: str, prompt: Prompt) -> list[str]:
+    """Probes that the chat template gives other tokens than the prompt was learned with."""
+    words = tokenizer.convert_tokens_to_ids(virtual_words(name, prompt.state.length))
+    front = [*(base.bos_ids if prompt.state.behind_bos else ()), *words]
+    found = []
+    for probe in _PROBES:
+        said = [{"role": "user", "content": probe}]
+        ids = tokenizer.apply_chat_template(said, task=name, tokenize=True, return_dict=True)["input_ids"]
+        if list(ids) != [*front, *_learned_ids(base, prompt, probe)]:
+            found.append(probe)
+    return found
+
+
+def _learned_ids(base: FrozenLM, prompt: Prompt, text: str) -> list[int]:
+    """Of a text in the prompt's template, or of one that is the whole where the template needs more than a text."""
+    if around(prompt.spec) is None:
+        return tokens_of(base.tokenizer).plain(text)
+    return list(Encoder(base, prompt.spec, prompt.state.length).text_ids([Example(text)])[0])
+
+
 def _mean_row(weight: Tensor) -> Tensor:
     return weight.mean(dim=0, dtype=torch.float32)
 
@@ -184,15 +231,14 @@ def _checked(base: FrozenLM, baked: Baked, place: Path, tied: bool) -> dict[str,
     tokenizer = AutoTokenizer.from_pretrained(place)
     model: Any = AutoModelForCausalLM.from_pretrained(place, dtype=base.dtype)
     model.to(base.device).eval()
-    text = list(base.tokenizer(_PROBE, add_special_tokens=False).input_ids)
-    as_text, worst, new = True, 0.0, set(baked.all_ids)
+    inexact, worst, new = [], 0.0, set(baked.all_ids)
     probes: dict[str, Any] = {}
     for name, prompt in baked.prompts.items():
         front = list(base.bos_ids) if prompt.state.behind_bos else []
+        text = _learned_ids(base, prompt, _PROBES[0])
         ids = [*front, *baked.ids(name), *text]
-        words = "".join(virtual_words(name, prompt.state.length))
-        read = tokenizer(words + _PROBE, add_special_tokens=prompt.state.behind_bos).input_ids
-        as_text = as_text and list(read) == ids
+        if _other_tokens(base, tokenizer, name, prompt):
+            inexact.append(name)
         given = torch.tensor([text], device=base.device)
         expected = base.logits(concatenated_prefix(base, prompt.state).hidden(given, torch.ones_like(given))[0, -1:])
         logits = model(input_ids=torch.tensor([ids], device=base.device)).logits[0, -1:].float()
@@ -215,7 +261,7 @@ def _checked(base: FrozenLM, baked: Baked, place: Path, tied: bool) -> dict[str,
             f"'{base.name}' reads more than embeddings from its tokens: the checkpoint's logits are {worst:.1%} off "
             "those of the prompt; use --format peft, or serve it with softprompt"
         )
-    return {"exact_as_text": as_text, "logits_moved": worst, "probes": probes}
+    return {"inexact_as_text": inexact, "logits_moved": worst, "probes": probes}
 
 
 def _is_tied(base: FrozenLM) -> bool:
