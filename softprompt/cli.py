@@ -210,7 +210,7 @@ def train(
     from softprompt.fit import check_out, fit_together
     from softprompt.methods import check_method
     from softprompt.methods.initialisers import check_init, check_init_base, check_init_fits
-    from softprompt.task import Task
+    from softprompt.task import Task, names_of
     from softprompt.train import check_together, check_trainable
 
     # what is quickly checked comes before what takes long
@@ -225,7 +225,7 @@ def train(
     if streaming:
         from softprompt.streamed import read_streamed
 
-        source, columns = read_streamed(data, **columns), {}
+        source, columns = read_streamed(data, names=names_of(template), **columns), {}
     task = Task.of(
         source, max_length=chosen.max_length, **task_settings(template, labels, verbalizer, metric), **columns
     )

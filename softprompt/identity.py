@@ -7,9 +7,8 @@ are the same. Where the template is not known, all columns count.
 import hashlib
 import json
 from collections.abc import Collection
-from typing import Any
 
-from softprompt.examples import Example
+from softprompt.examples import Example, written
 
 Input = tuple[tuple[str, str], ...]  # column by column, in the order of their names
 Row = tuple[Input, tuple[str, ...]]
@@ -22,7 +21,8 @@ def input_of(example: Example, names: Collection[str] | None = None) -> Input:
     elif len(names) == 1 and "text" in names:
         return (("text", example.text),)  # what most tasks have
     values = {**example.columns, "text": example.text}
-    return tuple((name, _printed(values[name])) for name in sorted(names) if name in values)
+    # a row that has none of the columns is still told from others by its text
+    return tuple((name, written(values[name])) for name in sorted(names) if name in values) or (("text", example.text),)
 
 
 def row_of(example: Example, names: Collection[str] | None = None) -> Row:
@@ -39,9 +39,3 @@ def hashed(found: Input, salt: str = "") -> int:
     """64 bits of what is read, the same on every machine and in every order of the rows."""
     content = json.dumps(found, ensure_ascii=False).encode()
     return int.from_bytes(hashlib.blake2b(content, digest_size=8, key=salt.encode()).digest(), "big")
-
-
-def _printed(value: Any) -> str:
-    if value is None or isinstance(value, str):
-        return value or ""
-    return json.dumps(value, ensure_ascii=False, sort_keys=True, default=str)

@@ -1,7 +1,7 @@
 """``--streaming``: training rows are left where they are; only validation, test and the first rows are read.
 
 FOLDER        train, validation and test, one file each
-FILE          the training rows; some of them are set aside for validation
+FILE          split about 80/10/10 by a hash of what is read of each row, as it is without --streaming
 hf:NAME       as published
 """
 
@@ -11,17 +11,17 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from softprompt.data import Splits
+from softprompt.data import HELD_OUT_SHARE, Splits
 from softprompt.errors import DataError
 from softprompt.examples import Columns, Example, answered
 from softprompt.identity import hashed, input_of
 from softprompt.paths import expanded
 from softprompt.readers import SPLITS, BadRows, check_file, published, split_files, split_of
 from softprompt.rows import FileRows, listed, reading
+from softprompt.splitting import side_of
 from softprompt.streams import HubRows, Stream
 
 HEAD = 1000  # training rows that labels, their frequencies and a start made of examples are taken from
-HELD_OUT = 500  # training rows set aside where there is no validation split
 KEPT = 5000  # rows of validation and of test
 LOOKED_AT = 100_000  # rows that these are drawn from
 _AT_ONCE = 1000
@@ -56,7 +56,7 @@ def read_streamed(
     ]
     if bad_rows == "skip":
         notes.append("Training rows that cannot be used are left out as they come.")
-    key = partial(_key, names=names, salt=f"split {seed}")
+    key = partial(_key, names=names, salt=f"sample {seed}")
     read: dict[str, list[Example]] = {}
     for split in ("validation", "test"):
         if split in streams and _unanswered(streams[split]):
@@ -66,14 +66,24 @@ def read_streamed(
             notes += told
     train = streams["train"]
     if not read.get("validation"):
-        read["validation"], told = _drawn(train, "train", HELD_OUT, key)
-        most = max((key(one) for one in read["validation"]), default=-1)
-        train = train.without(lambda example: key(example) <= most)
-        notes += [
-            *told,
-            f"No validation split was given: {len(read['validation']):,} training rows were set aside for it (by a "
-            f"hash of what is read of each row and seed {seed}).",
-        ]
+        alone = streams.keys() == {"train"} and not str(source).startswith("hf:") and not expanded(source).is_dir()
+        tested = HELD_OUT_SHARE if alone else 0.0
+        side = partial(side_of, validation=HELD_OUT_SHARE, test=tested, seed=seed, names=names)
+        for number, split in ((1, "validation"), *([(2, "test")] if alone else [])):
+            read[split], told = _drawn(train.without(partial(_elsewhere, side, number)), split, KEPT, key)
+            notes += told
+        train = train.without(partial(_elsewhere, side, 0))
+        what = "One file was given" if alone else "No validation split was given"
+        notes.append(
+            f"{what}: about {HELD_OUT_SHARE:.0%} of its rows were set aside for validation"
+            f"{', and as many for test' if alone else ''} (by a hash of what is read of each row and seed {seed}, as "
+            "without --streaming)."
+        )
+        if not read["validation"]:
+            raise DataError(
+                f"expected some hundred rows in '{source}', of which some are set aside for validation, got too few: "
+                "leave --streaming out"
+            )
     rows = train.open()
     head = rows.read(HEAD)
     notes += rows.notes
@@ -90,6 +100,10 @@ def read_streamed(
 
 def _key(example: Example, names: Collection[str] | None, salt: str) -> int:
     return hashed(input_of(example, names), salt)
+
+
+def _elsewhere(side: "partial[int]", number: int, example: Example) -> bool:
+    return side(example) != number
 
 
 def _unanswered(stream: Stream) -> bool:

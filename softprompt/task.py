@@ -330,6 +330,11 @@ def _judged(spec: TaskSpec, splits: Splits) -> tuple[TaskSpec, Splits]:
     return replace(spec, metric=scorer.name), replace(splits, notes=(*splits.notes, note))
 
 
+def names_of(template: str | None) -> frozenset[str]:
+    """The columns that a template uses; those of the usual one, if none is given."""
+    return frozenset({"text"}) if template is None else Template(template).names
+
+
 def _splits(
     source: str | Path | Splits,
     columns: Mapping[str, str],
@@ -341,5 +346,4 @@ def _splits(
     """What is read from ``source``, its rows told apart by what ``template`` shows of them."""
     if isinstance(source, Splits):
         return source
-    names = {"text"} if template is None else Template(template).names
-    return read_splits(source, names=names, remembered=remembered, unlabelled=unlabelled, **columns)  # type: ignore[arg-type]
+    return read_splits(source, names=names_of(template), remembered=remembered, unlabelled=unlabelled, **columns)  # type: ignore[arg-type]
