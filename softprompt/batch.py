@@ -204,17 +204,11 @@ class Encoder:
         """For classification: the items, one for each example and path, that together ask every decision once."""
         if self.verbalizer is None:
             raise TypeError("scoring_items is for classification")
-        asked: list[list[int]] = [[] for _ in self.verbalizer.paths]
-        for index, decision in enumerate(self.verbalizer.decisions):
-            first = next(
-                p for p, path in enumerate(self.verbalizer.paths) if path[: len(decision.path)] == decision.path
-            )
-            asked[first].append(index)
         items = []
         for i, text in enumerate(self.inputs(examples)):
-            for path, indices in zip(self.verbalizer.paths, asked, strict=True):
-                steps = [len(self.verbalizer.decisions[d].path) for d in indices]
-                items.append(self._item(i, text, path, steps, decisions=tuple(indices)))
+            for path, asked in zip(self.verbalizer.paths, self.verbalizer.asked, strict=True):
+                steps = [len(self.verbalizer.decisions[d].path) for d in asked]
+                items.append(self._item(i, text, path, steps, decisions=asked))
         return items
 
     def question_items(self, examples: Sequence[Example]) -> list[Item]:
@@ -259,7 +253,7 @@ class Encoder:
             decisions[-1].path,
             [len(decision.path) for decision in decisions],
             tuple(decision.choices[decision.choice_of_label[label]] for decision in decisions),
-            tuple(self.verbalizer.decisions.index(decision) for decision in decisions),
+            self.verbalizer.passed[label],
         )
 
     def _answer(self, example: Example) -> tuple[int, ...]:

@@ -46,9 +46,8 @@ class Objective:
             taken = torch.full((len(verbalizer.decisions), len(verbalizer.sequences)), -1)
             for d, decision in enumerate(verbalizer.decisions):
                 allowed[d, [column[token] for token in decision.choices]] = True
-                for label, choice in enumerate(decision.choice_of_label):
-                    if choice >= 0:
-                        taken[d, label] = column[decision.choices[choice]]
+                labels, choices = [*decision.choice_of_label], decision.choice_of_label.values()
+                taken[d, labels] = torch.tensor([column[decision.choices[choice]] for choice in choices])
             self._allowed, self._taken = allowed.to(base.device), taken.to(base.device)
 
     def count(self, items: Sequence[Item]) -> int:

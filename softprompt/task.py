@@ -12,10 +12,17 @@ from softprompt.errors import ConfigError, DataError, PromptFileError, TemplateE
 from softprompt.examples import Columns, answered, kind_of
 from softprompt.labels import check_names, near
 from softprompt.metrics import SHORT, metrics_for, scorer_for
+from softprompt.shown import shown
 from softprompt.template import Template
 
 CLASSIFICATION_TEMPLATE = "{{ text }}\nLabel:"
 GENERATION_TEMPLATE = "{{ text }}\nOutput:"
+
+# what a task may have, for it also comes with somebody else's prompt: every text is asked about all of its labels
+LABELS = 2_000
+LABEL_CHARACTERS = 500  # of a label, and of its words
+LABELS_CHARACTERS = 200_000  # of all labels' words
+LONGEST = 2**31  # tokens
 
 
 @dataclass(frozen=True)
@@ -42,8 +49,11 @@ class TaskSpec:
 
     def __post_init__(self) -> None:
         scorer_for(self.kind, self.metric)  # refuses one that there is not
+        if not 1 <= self.max_length < LONGEST:
+            raise DataError(f"expected a maximal length of 1 to {LONGEST - 1:,} tokens, got {self.max_length}")
         if self.kind == "generation":
             return
+        self._check_sizes()
         if len(self.labels) < 2:
             only = f"only '{self.labels[0]}'" if self.labels else "none"
             raise DataError(f"classification needs at least two labels, got {only}: add examples of another class")
@@ -55,6 +65,24 @@ class TaskSpec:
             )
         if blank := [label for label, words in zip(self.labels, self.verbalizers, strict=True) if not words.strip()]:
             raise DataError(f"label '{blank[0]}' has a blank verbalizer: give the words that the model should answer")
+
+    def _check_sizes(self) -> None:
+        if len(self.labels) > LABELS:
+            raise DataError(
+                f"expected at most {LABELS:,} labels, got {len(self.labels):,}: is the column of labels the right one? "
+                "Words of their own are for generation (a column 'target')"
+            )
+        long = next((one for one in (*self.labels, *self.verbalizers) if len(one) > LABEL_CHARACTERS), None)
+        if long is not None:
+            raise DataError(
+                f"expected at most {LABEL_CHARACTERS} characters in a label and in its verbalizer, got {len(long):,} "
+                f"in '{shown(long, 80)}': give it a short name"
+            )
+        if (size := sum(map(len, self.verbalizers))) > LABELS_CHARACTERS:
+            raise DataError(
+                f"expected at most {LABELS_CHARACTERS:,} characters in all verbalizers together, got {size:,}: give "
+                "the labels shorter verbalizers"
+            )
 
     @classmethod
     def of(
@@ -124,16 +152,21 @@ class TaskSpec:
         """
         try:
             kind, template, max_length = values["kind"], values["template"], values["max_length"]
-            labels, verbalizers = tuple(values["labels"]), tuple(values["verbalizers"])
+            labels, verbalizers = values["labels"], values["verbalizers"]
             metric = values.get("metric")
             columns = Columns(**values.get("columns", {})).names()
         except (KeyError, TypeError) as error:
             raise PromptFileError(f"the saved task lacks or misuses {error}") from error
-        strings = all(isinstance(value, str) for value in (template, *labels, *verbalizers, metric or "", *columns[:3]))
-        if kind not in ("classification", "generation") or not strings or not isinstance(max_length, int):
+        lists = isinstance(labels, list | tuple) and isinstance(verbalizers, list | tuple)
+        strings = lists and all(
+            isinstance(value, str) for value in (template, *labels, *verbalizers, metric or "", *columns[:3])
+        )
+        if kind not in ("classification", "generation") or not strings or type(max_length) is not int:
             raise PromptFileError("the saved task has values of the wrong type")
+        if kind == "generation" and (labels or verbalizers):
+            raise PromptFileError("the saved task has labels, expected none for generation")
         try:
-            spec = cls(kind, template, labels, verbalizers, max_length, metric, columns)
+            spec = cls(kind, template, tuple(labels), tuple(verbalizers), max_length, metric, columns)
             spec.compiled  # noqa: B018 (a template that does not compile is found here, not at the first example)
         except (ConfigError, DataError, TemplateError) as error:
             raise PromptFileError(f"the saved task cannot be used: {error}") from error

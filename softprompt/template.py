@@ -20,7 +20,7 @@ from softprompt.template_syntax import CHOICES, Syntax, loop_names
 
 # what one filling may make: so many characters, and so many for each of the template's and of the row's
 CHARACTERS, CHARACTERS_EACH = 100_000, 16
-STEPS, STEPS_EACH = 50_000, 2
+STEPS, STEPS_EACH = 20_000, 1
 
 _COMPARE: Mapping[str, Callable[[Any, Any], bool]] = {
     "eq": operator.eq,

@@ -73,7 +73,7 @@ class TestExport:
         given = torch.tensor([whole[len(base.bos_ids) :]])
         logits = model(input_ids=given, decoder_input_ids=answer).logits[0, batch.positions[0]]
         (decision,) = predictor.encoder.verbalizer.decisions  # type: ignore[union-attr]
-        found = logits[[decision.choices[at] for at in decision.choice_of_label]].log_softmax(dim=0)
+        found = logits[[decision.choices[at] for at in decision.choice_of_label.values()]].log_softmax(dim=0)
         torch.testing.assert_close(found, predictor.label_log_probabilities([Example("a good film")])[0], **CLOSE)
 
     def test_bos_is_the_first_virtual_token_and_the_folder_says_so(self, tmp_path: Path) -> None:

@@ -47,15 +47,14 @@ def tempered(labels: Tensor, objective: Objective, temperature: float) -> Tensor
     assert verbalizer is not None
     found = torch.zeros_like(labels)
     for decision in verbalizer.decisions:
-        of_label = torch.tensor(decision.choice_of_label)
+        of_label = torch.tensor([decision.choice_of_label.get(label, -1) for label in range(labels.shape[1])])
         choices = torch.stack(
             [labels.exp()[:, of_label == choice].sum(dim=1) for choice in range(len(decision.choices))], dim=1
         )
         shares = choices ** (1 / temperature)
         shares = (shares / shares.sum(dim=1, keepdim=True)).log()
-        for label, choice in enumerate(decision.choice_of_label):
-            if choice >= 0:
-                found[:, label] += shares[:, choice]
+        for label, choice in decision.choice_of_label.items():
+            found[:, label] += shares[:, choice]
     return found
 
 

@@ -27,14 +27,14 @@ def pieces(template: str, answer: str) -> list[str]:
 
 def test_labels_of_one_token_part_once() -> None:
     verbalizer = Verbalizer.of_tokens([(7,), (3,), (5,)], END)
-    assert verbalizer.decisions == (Decision((), (3, 5, 7), (2, 0, 1)),)
+    assert verbalizer.decisions == (Decision((), (3, 5, 7), {0: 2, 1: 0, 2: 1}),)
     assert (verbalizer.rows, verbalizer.paths) == ((3, 5, 7), ((),))
 
 
 def test_labels_of_several_tokens_part_where_they_differ_only() -> None:
     verbalizer = Verbalizer.of_tokens([(1, 2, 3), (1, 2, 4, 8), (5, 6)], END)
     assert verbalizer.sequences == ((1, 2, 3), (1, 2, 4, 8), (5, 6))
-    assert verbalizer.decisions == (Decision((), (1, 5), (0, 0, 1)), Decision((1, 2), (3, 4), (0, 1, -1)))
+    assert verbalizer.decisions == (Decision((), (1, 5), {0: 0, 1: 0, 2: 1}), Decision((1, 2), (3, 4), {0: 0, 1: 1}))
     assert verbalizer.rows == (1, 3, 4, 5)
     assert verbalizer.paths == ((1, 2),)
     assert [[d.path for d in verbalizer.decisions_of(label)] for label in range(3)] == [
@@ -46,16 +46,16 @@ def test_labels_of_several_tokens_part_where_they_differ_only() -> None:
 
 def test_labels_that_begin_alike_are_not_asked_where_there_is_no_choice() -> None:
     verbalizer = Verbalizer.of_tokens([(1, 2), (1, 3)], END)
-    assert verbalizer.decisions == (Decision((1,), (2, 3), (0, 1)),)
+    assert verbalizer.decisions == (Decision((1,), (2, 3), {0: 0, 1: 1}),)
 
 
 def test_a_label_that_another_one_continues_is_closed() -> None:
     verbalizer = Verbalizer.of_tokens([(1,), (1, 2), (1, 2, 3), (4,)], END)
     assert verbalizer.sequences == ((1, END), (1, 2, END), (1, 2, 3), (4,))
     assert verbalizer.decisions == (
-        Decision((), (1, 4), (0, 0, 0, 1)),
-        Decision((1,), (2, END), (1, 0, 0, -1)),
-        Decision((1, 2), (3, END), (-1, 1, 0, -1)),
+        Decision((), (1, 4), {0: 0, 1: 0, 2: 0, 3: 1}),
+        Decision((1,), (2, END), {0: 1, 1: 0, 2: 0}),
+        Decision((1, 2), (3, END), {1: 1, 2: 0}),
     )
     assert verbalizer.paths == ((1, 2),)
 
@@ -77,11 +77,14 @@ def test_label_probabilities_sum_to_one_whatever_the_model_says(
         steps = [
             share[decision.choice_of_label[label]]
             for decision, share in zip(verbalizer.decisions, shares, strict=True)
-            if decision.choice_of_label[label] >= 0
+            if label in decision.choice_of_label
         ]
         assert steps
         total += math.prod(steps)
     assert total == pytest.approx(1)
+    assert sorted(one for some in verbalizer.asked for one in some) == list(range(len(verbalizer.decisions)))
+    for path, asked in zip(verbalizer.paths, verbalizer.asked, strict=True):
+        assert all(verbalizer.decisions[one].path == path[: len(verbalizer.decisions[one].path)] for one in asked)
     for decision in verbalizer.decisions:
         assert any(path[: len(decision.path)] == decision.path for path in verbalizer.paths)
         assert len(decision.choices) > 1

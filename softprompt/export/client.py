@@ -155,8 +155,8 @@ class Tasks:
         said = {words.strip(): label for label, words in zip(spec.labels, spec.verbalizers, strict=True)}
         if verbalizer is not None and _at_once(verbalizer):
             decision = verbalizer.decisions[0]
-            for label, choice in zip(spec.labels, decision.choice_of_label, strict=True):
-                said[self._tokenizer.decode([decision.choices[choice]]).strip()] = label
+            for label, choice in decision.choice_of_label.items():
+                said[self._tokenizer.decode([decision.choices[choice]]).strip()] = spec.labels[label]
         return said
 
 

@@ -89,8 +89,8 @@ class VllmEngine:
         scores = [[0.0] * len(served.spec.labels) for _ in texts]
         for decision, answers in zip(decisions, asked, strict=True):
             for score, choices in zip(scores, answers, strict=True):
-                for label, choice in enumerate(decision.choice_of_label):
-                    score[label] += choices[choice] if choice >= 0 else 0.0
+                for label, choice in decision.choice_of_label.items():
+                    score[label] += choices[choice]
         length = virtual_tokens(served)
         return [
             _prediction(index, served, score, Reading(length + len(text), index in cut))
