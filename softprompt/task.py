@@ -21,7 +21,7 @@ GENERATION_TEMPLATE = "{{ text }}\nOutput:"
 # what a task may have, for it also comes with somebody else's prompt: every text is asked about all of its labels
 LABELS = 2_000
 LABEL_CHARACTERS = 500  # of a label, and of its words
-LABELS_CHARACTERS = 200_000  # of all labels' words
+LABELS_CHARACTERS = 100_000  # of all labels' words
 LONGEST = 2**31  # tokens
 
 

@@ -16,7 +16,7 @@ from softprompt.task import TaskSpec
 from softprompt.tokens import tokens_of
 
 TOKENS = 256  # of a label's words
-_BEFORE = 128  # characters of a template that its answers are tokenised behind
+_BEFORE = 64  # characters of a template that its answers are tokenised behind
 
 
 @dataclass(frozen=True)
@@ -178,7 +178,6 @@ def answer_ids(tokenizer: Any, spec: TaskSpec, answer: str, *, alone: bool = Fal
 
 def answers_ids(tokenizer: Any, spec: TaskSpec, answers: Sequence[str], *, alone: bool = False) -> list[list[int]]:
     """``answer_ids`` of each of ``answers``."""
-    if alone:
     tokens = tokens_of(tokenizer)
     if alone:
         return tokens.batch([(answer, [(0, len(answer))]) for answer in answers])

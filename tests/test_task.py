@@ -145,6 +145,12 @@ class TestSpecAsDictionary:
             {"labels": [1, 2]},
             {"verbalizers": ["yes"]},
             {"max_length": "77"},
+            {"max_length": True},
+            {"max_length": 0},
+            {"max_length": 10**30},
+            {"labels": "ab", "verbalizers": "ab"},
+            {"kind": "generation", "verbalizers": []},
+            {"template": "{{ text }}" + "x" * 65_536},
         ],
         ids=str,
     )
@@ -159,3 +165,33 @@ class TestSpecAsDictionary:
         del values[lost]
         with pytest.raises(SoftpromptError, match=f"the saved task lacks or misuses '{lost}'"):
             TaskSpec.from_dict(values)
+
+
+class TestSizesOfOthersTasks:
+    """What a task of somebody else may be: refused, or of a size that every request can bear."""
+
+    @pytest.mark.parametrize(
+        ("labels", "verbalizers", "words"),
+        [
+            ([f"l{i}" for i in range(8_000)], None, "expected at most 2,000 labels, got 8,000: is the column"),
+            (
+                ["a", "b"],
+                ["x" * 200_000, "y"],
+                "at most 500 characters in a label and in its verbalizer, got 200,000 in",
+            ),
+            (["a" * 501, "b"], ["x", "y"], "at most 500 characters in a label and in its verbalizer, got 501 in"),
+            (
+                [f"l{i}" for i in range(1_000)],
+                [f"{i:0300}" for i in range(1_000)],
+                "at most 100,000 characters in all verbalizers together, got 300,000",
+            ),
+        ],
+        ids=["labels", "verbalizer", "label", "together"],
+    )
+    def test_too_large(self, labels: list[str], verbalizers: list[str] | None, words: str) -> None:
+        with pytest.raises(DataError, match=words) as made:
+            TaskSpec("classification", "{{ text }}", tuple(labels), tuple(verbalizers or labels))
+        saved = TaskSpec("classification", "{{ text }}", ("a", "b"), ("a", "b")).to_dict()
+        with pytest.raises(PromptFileError, match=words):
+            TaskSpec.from_dict({**saved, "labels": labels, "verbalizers": verbalizers or labels})
+        assert len(str(made.value)) < 300

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 from softprompt.errors import DataError
 from softprompt.task import TaskSpec
-from softprompt.verbalizer import Decision, Verbalizer, answer_ids, end_of_answer, plain_ids
+from softprompt.verbalizer import Decision, Verbalizer, answer_ids, answers_ids, end_of_answer, plain_ids
 
 END = 99
 
@@ -136,3 +136,26 @@ def test_the_end_of_an_answer_is_the_end_of_sequence() -> None:
     endless = PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer)
     with pytest.raises(DataError, match="tokenizer has no end-of-sequence token: set its eos_token"):
         end_of_answer(endless)
+
+
+def test_a_verbalizer_has_so_many_tokens_at_most() -> None:
+    words = TaskSpec("classification", "{{ text }}:", ("a", "b"), ("no", "\U0001f600" * 100))
+    with pytest.raises(DataError, match="the words of label 'b' are 401 tokens, expected at most 256: give it a short"):
+        Verbalizer.of_task(words, tiny_tokenizer("llama"))
+
+
+def test_labels_that_each_continue_the_one_before() -> None:
+    """The shape that costs most: as many places where labels part as labels, each on the way of all behind it."""
+    labels = [(1,) * length for length in range(1, 257)]
+    verbalizer = Verbalizer.of_tokens(labels, END)
+    assert [decision.path for decision in verbalizer.decisions] == labels[:-1]
+    assert verbalizer.paths == (labels[-2],)
+    assert verbalizer.asked == (tuple(range(255)),)
+    assert [len(one) for one in verbalizer.passed] == [*range(1, 256), 255]
+
+
+def test_answers_read_together_are_those_read_alone() -> None:
+    tokenizer, answers = tiny_tokenizer("llama"), ["good", "negative", "good <eos>", "a film"]
+    for template in ("{{ text }}\nLabel:", "{{ text }}" + " word" * 999, "{{ text }} <eos>"):
+        task = spec("a", "b", template=template)
+        assert answers_ids(tokenizer, task, answers) == [answer_ids(tokenizer, task, one) for one in answers]
