@@ -87,10 +87,10 @@ def decode(model: Any, encoded: Tensor, mask: Tensor | None, cache: Any = None, 
 
 
 def alike_up_to(config: Any) -> int | None:
-    """Tokens up to which a text's positions are encoded alike whatever stands beside it; ``None``: any number.
+    """Tokens up to which a text is read alike whatever stands beside it; ``None``: any number.
 
     Of longrope and dynamic NTK, the length of a batch decides beyond it how all of its positions are encoded, those of
-    short texts and of a prefix too.
+    short texts and of a prefix too; of BigBird's blocks, which tokens see each other.
     """
     rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
     longest = getattr(config, "max_position_embeddings", None)
@@ -105,6 +105,8 @@ def alike_up_to(config: Any) -> int | None:
             found.append(longest)
     if getattr(config, "use_dynamic_ntk", False):
         found.append(getattr(config, "seq_length", longest))
+    if getattr(config, "attention_type", None) == "block_sparse":
+        found.append((5 + 2 * config.num_random_blocks) * config.block_size)
     return min((one for one in found if isinstance(one, int)), default=None)
 
 

@@ -152,7 +152,7 @@ class FrozenLM:
 
     @property
     def alike_up_to(self) -> int | None:
-        """Tokens up to which positions are encoded alike whatever stands beside a text; ``None``: any number."""
+        """Tokens up to which a text is read alike whatever stands beside it; ``None``: any number."""
         return alike_up_to(self.config)
 
     @property

@@ -82,8 +82,8 @@ class Diagnosis:
         tolerance, gradient_tolerance: relative errors up to these count as exact.
         longest_text: tokens of the longest text measured.
         sliding_window: tokens that the narrowest layer sees, if any sees fewer than all.
-        alike_up_to: tokens beyond which the model encodes positions by the length of the longest text of a batch; no
-            text is longer with its prompt.
+        alike_up_to: tokens beyond which the model reads texts by the longest of a batch; none is longer, prompt and
+            all.
         way: how softprompt runs the model.
         reason: why not with a shared prefix, in one line; empty if with one.
         methods: of each method, why it does not work, in one line; empty if it does.
@@ -305,8 +305,8 @@ def _small_print(diagnosis: Diagnosis) -> list[str]:
         lines.append(f"no text was longer than the sliding window of {diagnosis.sliding_window} tokens")
     if (most := diagnosis.alike_up_to) is not None:
         lines.append(
-            f"beyond {most:,} tokens this model encodes all positions by the longest text of a batch (dynamic NTK or "
-            "longrope): texts with their prompt and answer are cut to that"
+            f"beyond {most:,} tokens this model reads all texts of a batch by the longest (longrope, dynamic NTK, "
+            "sparse blocks): texts with their prompt and answer are cut to that"
             + ("" if diagnosis.longest_text + parity.LONG_TEXT > most else "; no text here was nearly as long")
         )
     return lines

@@ -1,10 +1,20 @@
 """Position encodings that change with the length of a batch: no text's answer depends on what stands beside it."""
 
+import copy
 from typing import Any
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, Phi3Config, Phi3ForCausalLM, PhimoeConfig, PhimoeForCausalLM
+from transformers import (
+    BigBirdPegasusConfig,
+    BigBirdPegasusForConditionalGeneration,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Phi3Config,
+    Phi3ForCausalLM,
+    PhimoeConfig,
+    PhimoeForCausalLM,
+)
 
 from softprompt.base import FrozenLM
 from softprompt.data import Example
@@ -15,6 +25,7 @@ from softprompt.predict import Predictor
 from softprompt.prefix import PromptState
 from softprompt.task import TaskSpec
 
+SPARSE = "block_sparse"
 PROMPT, THRESHOLD, STATED = 5, 32, 128
 SIZES: dict[str, Any] = {
     "hidden_size": 32,
@@ -111,6 +122,29 @@ class TestPositionsThatChangeWithTheLength:
         assert (diagnosis.alike_up_to, diagnosis.longest_text) == (THRESHOLD, THRESHOLD - 4)
         assert {check.verdict for check in diagnosis.checks} == {"exact"}
         assert any(f"beyond {THRESHOLD} tokens" in line for line in diagnosis_lines(diagnosis))
+
+
+@torch.no_grad()
+def test_blocks_that_only_long_texts_have_are_not_used() -> None:
+    sizes = dict.fromkeys(("encoder_layers", "decoder_layers"), 2) | {"d_model": 32, "vocab_size": VOCABULARY}
+    sizes |= dict.fromkeys(("encoder_attention_heads", "decoder_attention_heads"), 4) | {"decoder_ffn_dim": 48}
+    config = BigBirdPegasusConfig(
+        **sizes, encoder_ffn_dim=48, block_size=4, num_random_blocks=1, decoder_start_token_id=0, attention_type=SPARSE
+    )
+    torch.manual_seed(0)
+    plain = BigBirdPegasusForConditionalGeneration(config).eval()
+    base = FrozenLM(copy.deepcopy(plain), tiny_family_tokenizer("bigbird_pegasus"), "x")
+    assert (base.alike_up_to, base.context_length) == (28, 28)
+    predictor = Predictor(base, TaskSpec("classification", "{{ text }}:", ("good", "bad"), ("good", "bad")))
+    examples = [Example("bad"), Example(LONG)]
+    found = predictor.label_log_probabilities(examples).exp()
+    alone = torch.cat([predictor.label_log_probabilities([example]).exp() for example in examples])
+    assert torch.allclose(found, alone, atol=1e-5)
+    ids = torch.tensor([predictor.encoder.inputs(examples)[1]])
+    given = {"input_ids": ids, "decoder_input_ids": torch.tensor([[0]])}
+    choices = [predictor.encoder.base.tokenizer(word).input_ids[0] for word in ("good", "bad")]
+    assert ids.shape[1] == 28
+    assert torch.allclose(found[1], plain(**given).logits[0, 0, choices].softmax(-1), atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["phi3", "phimoe"])
