@@ -143,7 +143,7 @@ def test_blocks_that_only_long_texts_have_are_not_used() -> None:
     ids = torch.tensor([predictor.encoder.inputs(examples)[1]])
     given = {"input_ids": ids, "decoder_input_ids": torch.tensor([[0]])}
     choices = [predictor.encoder.base.tokenizer(word).input_ids[0] for word in ("good", "bad")]
-    assert ids.shape[1] == 28
+    assert 24 < ids.shape[1] <= 28
     assert torch.allclose(found[1], plain(**given).logits[0, 0, choices].softmax(-1), atol=1e-5)
 
 
