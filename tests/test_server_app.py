@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from softprompt.data import Example
 from softprompt.generate import Sampling
 from softprompt.predict import Predictor
 from softprompt.task import TaskSpec
+from softprompt.versions import Store
 
 TEXT = "a fine film"
 
@@ -67,6 +69,25 @@ class TestModels:
             "columns": ["text", "title"],
             "virtual_tokens": 4,
         }
+
+    def test_how_well_a_prompt_was_found_to_do(self, tmp_path: Path) -> None:
+        found = {"metric": "accuracy", "value": 0.9, "low": 0.8, "high": 0.95, "n": 100, "others": {}}
+        expected_of = {
+            "both": ({"validation": {**found, "n": 50}, "test": found}, {"split": "test", "n": 100}),
+            "one": ({"validation": {**found, "n": 50}}, {"split": "validation", "n": 50}),
+            "none": ({}, None),
+            "odd": ({"test": {**found, "value": "<b>", "n": -1}}, None),
+            "list": ({"test": [1]}, None),
+        }
+        store = Store(tmp_path / "store")
+        for name, (metrics, _) in expected_of.items():
+            store.put(replace(prompt(), metrics=metrics), name)
+        with Place.of_store(store, examples={"one": "a film"}).client() as client:
+            for name, (_, wanted) in expected_of.items():
+                facts = client.get(f"/v1/models/{name}").json()["softprompt"]
+                assert facts.get("example") == ("a film" if name == "one" else None)
+                rest = {"metric": "accuracy", "value": 0.9, "low": 0.8, "high": 0.95}
+                assert facts.get("measured") == (None if wanted is None else {**rest, **wanted})
 
     def test_the_base_model(self, client: TestClient) -> None:
         facts = client.get(f"/v1/models/{BASE_NAME}").json()

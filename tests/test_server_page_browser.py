@@ -3,6 +3,7 @@
 import json
 import shlex
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +126,37 @@ def test_two_prompts_side_by_side(browser: "playwright.Browser", address: str, s
     assert ground == {"light": "rgb(255, 255, 255)", "dark": "rgb(20, 23, 28)"}[scheme]
     assert {one.split("/")[2] for one in visit.requests} == {address.split("/")[2]}
     visit.close()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 375])
+def test_what_to_type_and_what_to_expect(
+    browser: "playwright.Browser", tmp_path: Path, scheme: str, width: int
+) -> None:
+    store = a_store(tmp_path)
+    found = {"metric": "accuracy", "value": 0.9125, "low": 0.884, "high": 0.937, "n": 1480, "others": {}}
+    many = TaskSpec.of(labels=[f"<b>{number}</b>" for number in range(20)], template="{{ text }}")
+    store.put(replace(prompt(many, seed=5), metrics={"test": found}), "aspect")
+    with Place.of_store(store, examples={"aspect": "a <i>quiet</i> film"}).running() as address:
+        visit = Visit(browser, address, color_scheme=scheme, viewport={"width": width, "height": 800})
+        visit.pick("aspect", "tone", "words")
+        guide = visit.page.locator("#guide")
+        guide.get_by_text("writes an answer to your text").wait_for()
+        said = guide.inner_text()
+        assert "aspect tells which label a text has: <b>0</b>, <b>1</b>, <b>2</b>" in said
+        assert "and 14 more" in said
+        assert "accuracy 0.912 [0.884, 0.937] on 1,480 test rows when it was learned." in said
+        assert "tone tells which label a text has: bad, good." in said
+        assert guide.locator(".template").all_inner_texts() == ["{{ text }}", "{{ text }}:", "{{ text }}\nOutput:"]
+        assert "Learned prompts" in visit.page.locator("#ask").inner_text()
+        assert visit.texts(".ghosts b") == ["Learned prompt", "Written prompt", "No prompt"]
+        guide.get_by_role("button", name="Use this example").click()
+        assert visit.page.get_by_label("Text", exact=True).input_value() == "a <i>quiet</i> film"
+        visit.page.get_by_role("button", name="Ask").click()
+        visit.answered()
+        assert "Learned prompt, 4 virtual tokens" in visit.card("aspect").inner_text()
+        assert visit.width() == width
+        visit.close()
 
 
 def test_a_written_prompt_and_none_beside_it(browser: "playwright.Browser", address: str) -> None:

@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from threading import Lock
-from typing import Protocol
+from typing import Any, Protocol
 
 from softprompt.batch import Reader
 from softprompt.errors import SoftpromptError
@@ -56,11 +56,19 @@ class Found:
 
 @dataclass(frozen=True)
 class Loaded:
-    """A prompt in memory, when it was made, its virtual tokens, and the precision it was learned in, if another."""
+    """A prompt in memory.
+
+    Attributes:
+        created: when it was made.
+        length: virtual tokens.
+        metrics: how well it was found to do, by split.
+        learned_in: precision, if that is another one than the base model's.
+    """
 
     served: Served
     created: datetime
     length: int
+    metrics: Mapping[str, Any]
     learned_in: str | None = None
 
 
@@ -251,7 +259,7 @@ class Registry:
         if (note := prompt.precision_note(self.base)) is not None:
             log.warning("prompt of another precision", extra={"facts": {"model": found.id, "reason": note}})
         served = Served(f"{found.id}:{prompt.digest[:16]}", prompt.spec, prompt.states)
-        loaded = Loaded(served, created, prompt.length, prompt.precisions(self.base).get("learned"))
+        loaded = Loaded(served, created, prompt.length, prompt.metrics, prompt.precisions(self.base).get("learned"))
         with self._lock:
             self._kept[found.id] = loaded
             while len(self._kept) > self._most:

@@ -288,6 +288,19 @@ class Classification(BaseModel):
     warnings: list[str] | None = WARNINGS
 
 
+class Measured(BaseModel):
+    """A metric with its 95% interval."""
+
+    model_config = ConfigDict(strict=True, allow_inf_nan=False, extra="ignore")
+
+    split: Literal["test", "validation"]
+    metric: str = Field(max_length=100)
+    value: float
+    low: float
+    high: float
+    n: int = Field(ge=1, description="examples")
+
+
 class PromptFacts(BaseModel):
     """What is known of a prompt; of a version that was not asked yet, only where it is."""
 
@@ -298,6 +311,8 @@ class PromptFacts(BaseModel):
     template: str | None = Field(None, description="Jinja2; text is the text that is asked")
     columns: list[str] | None = Field(None, description="that the template uses")
     virtual_tokens: int | None = None
+    measured: Measured | None = Field(None, description="when it was learned")
+    example: str | None = Field(None, description="a text to begin with, of the server's settings")
     learned_in: str | None = Field(None, description="precision, where the base model is loaded in another one")
     error: str | None = Field(None, description="why it cannot be used")
 

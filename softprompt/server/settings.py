@@ -81,6 +81,9 @@ class ServeConfig(Settings):
         5, ge=0, le=3600, description="seconds on SIGTERM in which /readyz is 503 and all else is still answered"
     )
     shutdown_timeout: int = Field(30, ge=0, le=3600, description="seconds for what runs when the server is stopped")
+    examples: dict[str, str] = Field(
+        default_factory=dict, description="a text for each name of a prompt, which the page offers to begin with"
+    )
     log_text: bool = Field(False, description="write texts and answers to the log")
 
     sample_file: str | None = Field(

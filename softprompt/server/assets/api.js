@@ -52,7 +52,7 @@ async function problemOf(response) {
 }
 
 // the server's messages are parts of a line of its log, too
-const sentence = (text) => (text ? `${text[0].toUpperCase()}${text.slice(1)}`.replace(/[^.]$/, "$&.") : "");
+export const sentence = (text) => (text ? `${text[0].toUpperCase()}${text.slice(1)}`.replace(/[^.]$/, "$&.") : "");
 
 async function json(path, key, options) {
   const response = await asked(path, key, options);

@@ -1,6 +1,6 @@
 // One answer: who gave it, labels with bars or a completion as it grows, how long it took, and the request as curl.
 
-import { Problem, curl, events, post } from "./api.js";
+import { Problem, curl, events, post, sentence } from "./api.js";
 
 const FEW = 8; // labels that are shown at once
 
@@ -65,12 +65,13 @@ export class Card {
       this.said = "answered";
       this.content.replaceChildren(this.list(results.map((one) => [headline(one), bar(one.probabilities[one.label])])));
     }
-    this.measured([duration(took), ""], [], answer);
+    this.measured([duration(took), ""], answer.warnings ?? [], answer);
   }
 
   async complete(signal) {
     const grown = this.texts.map(() => make("p", { class: "completion", dir: "auto" }));
     const ends = [];
+    const warnings = [];
     let first = null;
     let last = {};
     for await (const event of events(this.path, this.body, this.key, signal)) {
@@ -79,15 +80,17 @@ export class Card {
         this.content.replaceChildren(grown.length > 1 ? this.list(grown.map((one) => [one])) : grown[0]);
       }
       last = event;
+      warnings.push(...(event.warnings ?? []));
       for (const { index, text, finish_reason } of event.choices) {
-        grown[index].append(text);
+        // a completion has the white space between it and its text
+        grown[index].append(grown[index].textContent ? text : text.trimStart());
         if (finish_reason) ends[index] = finish_reason;
       }
     }
     const took = performance.now() - this.began;
     for (const one of grown) if (!one.textContent.trim()) one.append(make("span", { class: "soft" }, "(no words)"));
     this.said = "answered";
-    const notes = ends.includes("length") ? ["It ends at the limit of tokens."] : [];
+    const notes = [...warnings, ...(ends.includes("length") ? ["It ends at the limit of tokens."] : [])];
     this.measured([duration(took), first === null ? "" : `, first words after ${duration(first - this.began)}`], notes, last);
   }
 
@@ -98,7 +101,7 @@ export class Card {
   }
 
   measured([time, more], notes, { model, usage }) {
-    const told = [...notes, `Answered by ${model}`];
+    const told = [...notes.map(sentence), `Answered by ${model}`];
     if (usage) {
       const wrote = usage.completion_tokens ? `, ${usage.completion_tokens.toLocaleString("en")} written` : "";
       told.push(`${usage.prompt_tokens.toLocaleString("en")} tokens read${wrote}`);

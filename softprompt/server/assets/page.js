@@ -4,6 +4,7 @@ import { Problem, model, models } from "./api.js";
 import { Card, make } from "./card.js";
 
 const AT_ONCE = 6; // requests: a browser would hold back more, and that is no time of the server
+const NAMED = 6; // labels in a sentence
 const MANY = 8; // prompts from which on they can be filtered
 const at = (id) => document.getElementById(id);
 const [access, form, list, filter, text, lines] = ["access", "ask", "prompts", "filter", "text", "lines"].map(at);
@@ -46,7 +47,7 @@ async function look() {
   for (const ids of names.values()) list.append(offered(ids));
   const count = `${names.size} ${names.size === 1 ? "prompt" : "prompts"}`;
   at("about").textContent = base ? `${count} on the frozen model ${base.id}.` : `${count} for this API key.`;
-  status.textContent = names.size ? "Pick one or several prompts, type a text, and ask." : "There are no prompts to ask yet.";
+  status.textContent = names.size ? "Pick one or several learned prompts, type a text, and ask." : "There are no prompts to ask yet.";
   filter.hidden = names.size <= MANY;
   written.disabled = bare.disabled = !base;
   at("baseline-hint").hidden = Boolean(base);
@@ -80,6 +81,41 @@ function summary(facts) {
   if (facts.error) return make("span", { class: "hint bad" }, "cannot be used now");
   const kind = facts.loaded && (facts.kind === "generation" ? "completions" : `${facts.labels.length} labels`);
   return make("span", { class: "hint" }, [kind, `version ${facts.version.split("@")[1]}`].filter(Boolean).join(" · "));
+}
+
+const listed = (names, most) =>
+  names.length > most ? `${names.slice(0, most).join(", ")} and ${(names.length - most).toLocaleString("en")} more` : names.join(", ");
+
+// what the prompts of a task do, what to type for them, and how well they were found to do it
+function guide({ kind, template, labels, prompts }) {
+  const ids = prompts.map((one) => one.id).join(", ");
+  const does = kind === "generation" ? "writes an answer to your text" : `tells which label a text has: ${listed(labels, NAMED)}`;
+  const parts = [
+    make("p", {}, make("b", {}, ids), ` ${does}.`),
+    make("p", {}, "Your text stands where the template has ", make("code", {}, "text"), ": ", make("code", { class: "template" }, template)),
+    ...prompts.map(({ id, facts }) => measured(prompts.length > 1 ? `${id}: ` : "", facts)),
+  ];
+  const example = prompts.map((one) => one.facts.example).find(Boolean);
+  if (example) {
+    const use = make("button", { type: "button", class: "quiet small" }, "Use this example", make("span", { class: "unseen" }, ` of ${ids}`));
+    use.addEventListener("click", () => {
+      text.value = example;
+      text.focus();
+    });
+    parts.push(make("p", { dir: "auto", class: "example" }, example), use);
+  }
+  return parts.filter(Boolean);
+}
+
+function measured(front, { measured, learned_in }) {
+  const told = [];
+  if (measured) {
+    const { metric, value, low, high, n, split } = measured;
+    const [middle, least, most] = [value, low, high].map((one) => one.toFixed(Math.abs(high) <= 1 ? 3 : 1));
+    told.push(`${metric.replaceAll("_", " ")} ${middle} [${least}, ${most}] on ${n.toLocaleString("en")} ${split} rows when it was learned`);
+  }
+  if (learned_in) told.push(`learned in ${learned_in}, answered in another precision`);
+  return told.length ? make("p", {}, `${front}${told.join("; ")}.`) : null;
 }
 
 const chosen = () => [...list.querySelectorAll("input:checked")].map((input) => input.value);
@@ -118,6 +154,8 @@ async function arrange() {
     const input = make("input", { id: `column-${name}`, "data-key": name });
     return make("div", { class: "field" }, make("label", { for: input.id }, name), input);
   });
+  const guided = new Map(all.filter((one) => one.kind).map((one) => [JSON.stringify([one.task, one.prompts.map(({ id }) => id)]), one]));
+  keep(at("guide"), [...guided.keys()], (which) => make("div", {}, make("div", { "data-key": which }, ...guide(guided.get(which)))));
   at("length").hidden = !all.some((one) => one.kind === "generation");
   const usable = all.filter((one) => one.kind);
   at("instructions").hidden = !(written.checked && usable.length);
@@ -213,7 +251,7 @@ function cardsOf({ task, kind, labels, columns, prompts }, texts) {
     const path = classifies ? "v1/classify" : "v1/completions";
     return new Card({ kind: more, title, note, classifies, path, body, texts, labels, key, keyed });
   };
-  const cards = prompts.map(({ id, facts }) => card("learned", id, kind ? `${facts.virtual_tokens} virtual tokens, learned` : "Cannot be used now", id));
+  const cards = prompts.map(({ id, facts }) => card("learned", id, kind ? `Learned prompt, ${facts.virtual_tokens} virtual tokens` : "Cannot be used now", id));
   const first = prompts[0].id;
   if (kind && written.checked) {
     const instruction = typed(at("instructions"), task).trim();
