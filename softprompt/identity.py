@@ -30,11 +30,6 @@ def row_of(example: Example, names: Collection[str] | None = None) -> Row:
     return input_of(example, names), example.references if example.label is None else (example.label,)
 
 
-def read_text(example: Example, names: Collection[str] | None = None) -> str:
-    """All that is read of ``example``, one column a line: what near duplicates are looked for in."""
-    return "\n".join(value for _, value in input_of(example, names))
-
-
 def hashed(found: Input, salt: str = "") -> int:
     """64 bits of what is read, the same on every machine and in every order of the rows."""
     content = json.dumps(found, ensure_ascii=False).encode()

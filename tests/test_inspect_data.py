@@ -219,6 +219,22 @@ class TestDuplicates:
         # words that differ in a vowel sign only
         assert shingles("किताबें पढ़ना").tolist() != shingles("कताब पढन").tolist()
 
+    def test_rows_that_differ_in_a_column_of_the_template_are_no_duplicates(self) -> None:
+        long = "a premise that is long and stands in every row of the data, word for word, again and again"
+        rows = [
+            Example(long, "ab"[n % 2], columns={"other": f"{word} {n}", "id": str(n)})
+            for n, word in enumerate(random.Random(0).choices(["cat", "tree", "river", "stone"], k=300))
+        ]
+        more = [replace(rows[n], columns={**rows[n].columns, "id": "x"}) for n in (3, 150, 299)]
+        found, twins, leaked = duplicates({"train": rows, "test": more}, {"text", "other"})
+        assert {index for split, index in leaked if split == "test"} == {0, 1, 2}
+        exact = {str(one.columns["other"]) for one in more}
+        assert (found.leaked, found.held_out) == (3, 3)
+        assert exact <= {str(rows[index].columns["other"]) for index in twins}
+        # by the text alone all are alike
+        alone, *_ = duplicates({"train": rows, "test": more}, {"text"})
+        assert (alone.groups, alone.leaked) == (1, 3)
+
     def test_outputs_that_disagree(self) -> None:
         rows = [Example("the same text every time", references=(output,)) for output in ("a", "b")]
         found, *_ = duplicates({"train": rows})

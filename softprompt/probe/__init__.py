@@ -228,7 +228,7 @@ class _Asked:
             else:
                 self.notes.append("what label frequencies alone would give: validation has one label only")
         self.progress("near duplicates")
-        twins, answers, self._leaked = duplicates(_splits(task))
+        twins, answers, self._leaked = duplicates(_splits(task), spec.compiled.names)
         if not task.train:
             self.notes.append("training rows (overfitting, suspects, memorisation): the data have no train split")
             return None, prior, {"duplicates": twins}

@@ -9,12 +9,13 @@ import sys
 import unicodedata
 import zlib
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import cache
 
 import numpy as np
 
 from softprompt.data import Example
+from softprompt.identity import input_of
 from softprompt.inspection import Duplicates, Twin, TwinGroup
 from softprompt.probe.answers import answer_of
 
@@ -26,16 +27,23 @@ LISTED, ROWS_LISTED = 20, 6
 
 
 def duplicates(
-    splits: Mapping[str, Sequence[Example]],
+    splits: Mapping[str, Sequence[Example]], names: Collection[str] | None = None
 ) -> tuple[Duplicates, dict[int, list[str]], set[tuple[str, int]]]:
-    """Groups of near duplicates over all splits.
+    """Groups of near duplicates over all splits: rows that are alike in each column that is read of them.
+
+    Args:
+        names: the columns that the template uses; all without.
 
     Returns:
         What is told of them; by training index, the answers of its near duplicates in train; and held-out rows, by
         split and index, with a near duplicate there.
     """
     rows = [(split, index, example) for split, some in splits.items() for index, example in enumerate(some)]
-    groups = [group for group in _groups([example.text for _, _, example in rows]) if len(group) > 1]
+    groups = [
+        group
+        for group in _groups([[words for _, words in input_of(example, names)] for _, _, example in rows])
+        if len(group) > 1
+    ]
     redundant = 0
     leaked: set[tuple[str, int]] = set()
     twins: dict[int, list[str]] = {}
@@ -85,11 +93,11 @@ def _punctuation() -> dict[int, str]:
     return {code: " " for code in range(sys.maxunicode + 1) if unicodedata.category(chr(code))[0] in "PS"}
 
 
-def _groups(texts: Sequence[str]) -> list[list[int]]:
-    """Indices of texts that are near duplicates, directly or by others between them."""
-    sets = [shingles(text) for text in texts]
+def _groups(inputs: Sequence[Sequence[str]]) -> list[list[int]]:
+    """Indices of inputs that are near duplicates column by column, directly or by others between them."""
+    sets = [[shingles(words) for words in columns] for columns in inputs]
     buckets: defaultdict[tuple[int, bytes], list[int]] = defaultdict(list)
-    parents = list(range(len(texts)))
+    parents = list(range(len(inputs)))
 
     def root(index: int) -> int:
         while parents[index] != index:
@@ -98,17 +106,18 @@ def _groups(texts: Sequence[str]) -> list[list[int]]:
         return index
 
     for index, own in enumerate(sets):
-        for band, part in enumerate(_signature(own)):
+        # rows meet where all columns agree on a band: a long one that thousands share must not fill their bucket
+        for band, part in enumerate(map(b"".join, zip(*map(_signature, own), strict=True))):
             bucket = buckets[band, part]
             for other in bucket:
-                if root(other) != root(index) and _jaccard(sets[other], own) >= ALIKE:
+                if root(other) != root(index) and _alike(sets[other], own):
                     # the lowest index is the root, whatever the order
                     low, high = sorted((root(other), root(index)))
                     parents[high] = low
             if len(bucket) < COMPARED:
                 bucket.append(index)
     groups: defaultdict[int, list[int]] = defaultdict(list)
-    for index in range(len(texts)):
+    for index in range(len(inputs)):
         groups[root(index)].append(index)
     return list(groups.values())
 
@@ -124,6 +133,11 @@ def _signature(own: np.ndarray) -> list[bytes]:
     hashed = (own[:, None] * _FACTORS[None] + _OFFSETS[None]) >> np.uint64(32)
     least = hashed.min(axis=0).astype(np.uint32)
     return [least[band * ROWS : (band + 1) * ROWS].tobytes() for band in range(BANDS)]
+
+
+def _alike(some: Sequence[np.ndarray], others: Sequence[np.ndarray]) -> bool:
+    """Whether each column is: a long one in common must not hide a short one that differs."""
+    return len(some) == len(others) and all(_jaccard(a, b) >= ALIKE for a, b in zip(some, others, strict=True))
 
 
 def _jaccard(a: np.ndarray, b: np.ndarray) -> float:
