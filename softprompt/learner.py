@@ -76,7 +76,8 @@ class Progress:
         best = value > self.best_value + error or (level and loss < self.best_loss)
         if best:
             self.best_step, self.best_value, self.best_loss = step, value, loss
-        trained = {"train_loss": self.recent_loss} if self.recent else {}
+        # a mean of the steps before, beside figures of now: it is said of how many
+        trained = {"train_loss": self.recent_loss, "train_loss_steps": len(self.recent)} if self.recent else {}
         self.history.append({"step": step, **trained, "value": value, "validation_loss": loss})
         self.stale = 0 if best else self.stale + 1
         self.stopped_early = bool(patience) and self.stale >= patience

@@ -9,6 +9,7 @@ from typing import Any, TextIO
 from softprompt.errors import MissingExtraError, writing
 from softprompt.shown import ERROR_CHARACTERS, shown
 from softprompt.train import Observer
+from softprompt.validation import LOSS_ITSELF
 
 
 class Silent:
@@ -28,6 +29,13 @@ class Silent:
 
     def finished(self) -> None:
         """No more steps will come: all are made, or the run ended early, or it failed."""
+
+
+def _reached(metric: str, value: float, loss: float) -> str:
+    """What an evaluation gave: the metric and the loss; the loss once where it is the metric itself."""
+    if metric.startswith(LOSS_ITSELF):
+        return f"validation {metric.removeprefix('negative ')} {loss:.4f}"
+    return f"validation {metric} {value:.4f}  loss {loss:.4f}"
 
 
 class _Pace:
@@ -67,12 +75,13 @@ class PlainLines:
         pace.update(step, loss, examples_per_second)
         if step % self._every == 0 or step == pace.steps:
             self.noted(
-                f"step {step}/{pace.steps}  loss {pace.loss:.4f}  {pace.speed:.1f} examples/s  {pace.left()} left"
+                f"step {step}/{pace.steps}  training loss {pace.loss:.4f}  "
+                f"{pace.speed:.1f} examples/s  {pace.left()} left"
             )
 
     def evaluated(self, step: int, metric: str, value: float, loss: float, best: bool) -> None:
         mark = "  (best so far)" if best else ""
-        self.noted(f"step {step}  validation {metric} {value:.4f}  loss {loss:.4f}{mark}")
+        self.noted(f"step {step}  {_reached(metric, value, loss)}{mark}")
 
     def noted(self, text: str) -> None:
         print(shown(text, ERROR_CHARACTERS), file=self._stream, flush=True)
@@ -93,7 +102,9 @@ class LiveLine:
             TextColumn("step"),
             MofNCompleteColumn(),
             BarColumn(bar_width=20),
-            TextColumn("loss {task.fields[loss]}  {task.fields[metric]}{task.fields[speed]}  {task.fields[left]} left"),
+            TextColumn(
+                "training loss {task.fields[loss]}  {task.fields[metric]}{task.fields[speed]}  {task.fields[left]} left"
+            ),
             console=self._console,
             transient=True,
         )
@@ -122,8 +133,9 @@ class LiveLine:
 
     def evaluated(self, step: int, metric: str, value: float, loss: float, best: bool) -> None:
         mark = " (best so far)" if best else ""
-        self._progress.update(self._row, metric=f"{metric} {value:.4f}  ")
-        self.noted(f"step {step}  validation {metric} {value:.4f}  loss {loss:.4f}{mark}")
+        shown_now = _reached(metric, value, loss).partition("  ")[0]
+        self._progress.update(self._row, metric=f"{shown_now}  ")
+        self.noted(f"step {step}  {_reached(metric, value, loss)}{mark}")
 
     def noted(self, text: str) -> None:
         self._console.print(shown(text, ERROR_CHARACTERS), markup=False, highlight=False)
@@ -161,7 +173,8 @@ class TensorBoard:
         self._writer.add_scalar("train/examples_per_second", examples_per_second, step)
 
     def evaluated(self, step: int, metric: str, value: float, loss: float, best: bool) -> None:
-        self._writer.add_scalar(f"validation/{metric.replace(' ', '_')}", value, step)
+        if not metric.startswith(LOSS_ITSELF):
+            self._writer.add_scalar(f"validation/{metric.replace(' ', '_')}", value, step)
         self._writer.add_scalar("validation/loss", loss, step)
         self._writer.flush()
 

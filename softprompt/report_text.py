@@ -91,10 +91,10 @@ def _population_lines(prompt: Prompt) -> list[str]:
     if not population:
         return []
     metric = prompt.metrics["validation"]["metric"]
-    metric = metric if metric in population[0] else "negative loss"
-    rows = [("prompt", f"validation {metric}", "loss", "best step")]
+    keys = [metric, "loss"] if metric in population[0] else ["loss"]
+    rows = [("prompt", f"validation {keys[0]}", *keys[1:], "best step")]
     for one in population:
-        figures = [f"{one[key]:.4f}" if one[key] is not None else "-" for key in (metric, "loss")]
+        figures = [f"{one[key]:.4f}" if one[key] is not None else "-" for key in keys]
         mark = " (failed)" if one["failed"] else " (best)" if one["name"] == prompt.training["chosen"] else ""
         rows.append((one["name"] + mark, *figures, str(one["best_step"])))
     kept = [f"all {len(prompt.states)} are kept, they answer by vote"] if len(prompt.states) > 1 else []

@@ -15,6 +15,8 @@ from softprompt.prefix import Prefix, PromptState, make_prefix
 from softprompt.splitting import sample_of
 from softprompt.task import Task, TaskSpec
 
+LOSS_ITSELF = "negative loss"  # the metric's name where the step is chosen by the loss
+
 
 class Validation:
     """The validation examples, tokenised once, and how a prompt does on them."""
@@ -22,9 +24,7 @@ class Validation:
     def __init__(self, task: Task, encoder: Encoder, objective: Objective, config: TrainConfig) -> None:
         self._objective, self._spec = objective, task.spec
         self._examples = validation_examples(task, config.validation_limit)
-        self.metric = (
-            "negative loss" if encoder.verbalizer is None else scorer_for(task.spec.kind, task.spec.metric).name
-        )
+        self.metric = LOSS_ITSELF if encoder.verbalizer is None else scorer_for(task.spec.kind, task.spec.metric).name
         self._latest: list[str] = []
         items = encoder.training_items if encoder.verbalizer is None else encoder.scoring_items
         self._items = items(self._examples)

@@ -391,7 +391,7 @@ class TestLines:
         assert f"saved in {tmp_path}/p" in done.out
         assert "validation  accuracy" in done.out
         assert "test " not in done.out
-        for part in ("loading", "learning 128 parameters; 36,000 stay frozen", "step 12/12  loss "):
+        for part in ("loading", "learning 128 parameters; 36,000 stay frozen", "step 12/12  training loss "):
             assert part in done.err
         assert load_prompt(tmp_path / "p").spec.verbalizers == ("bad", "fine")
 

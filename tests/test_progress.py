@@ -69,7 +69,7 @@ class TestPlainLines:
         assert stream.getvalue().splitlines() == [
             "data was split",
             "learning 2,560 parameters; 268,000,000 stay frozen",
-            "step 20/40  loss 0.5000  32.0 examples/s  0:10 left",
+            "step 20/40  training loss 0.5000  32.0 examples/s  0:10 left",
             "step 20  validation accuracy 0.8750  loss 0.2500  (best so far)",
         ]
 
@@ -80,13 +80,21 @@ class TestPlainLines:
         for step in range(1, 8):
             lines.stepped(step, 1.0, 0.3, 10.0)
         assert [line for line in stream.getvalue().splitlines() if line.startswith("step")] == [
-            "step 7/7  loss 1.0000  10.0 examples/s  0:00 left"
+            "step 7/7  training loss 1.0000  10.0 examples/s  0:00 left"
         ]
 
     def test_not_the_best_is_not_marked(self) -> None:
         stream = io.StringIO()
         PlainLines(stream).evaluated(5, "accuracy", 0.5, 1.0, False)
         assert stream.getvalue() == "step 5  validation accuracy 0.5000  loss 1.0000\n"
+
+    def test_a_loss_that_is_the_metric_is_shown_once(self) -> None:
+        stream = io.StringIO()
+        PlainLines(stream).evaluated(5, "negative loss", -2.39, 2.39, True)
+        PlainLines(stream).evaluated(9, "negative loss of words", -1.5, 1.5, False)
+        assert stream.getvalue() == (
+            "step 5  validation loss 2.3900  (best so far)\nstep 9  validation loss of words 1.5000\n"
+        )
 
     def test_time_left_counts_only_this_part_of_a_resumed_run(self, clock: Clock) -> None:
         stream = io.StringIO()
@@ -109,8 +117,8 @@ class TestPlainLines:
         lines.started(0, 9, 1, 1)
         lines.stepped(1, 2.0, 0.3, 10.0)
         lines.stepped(2, 1.0, 0.3, 20.0)
-        assert "step 1/9  loss 2.0000  10.0 examples/s" in stream.getvalue()
-        assert "step 2/9  loss 1.9500  10.5 examples/s" in stream.getvalue()
+        assert "step 1/9  training loss 2.0000  10.0 examples/s" in stream.getvalue()
+        assert "step 2/9  training loss 1.9500  10.5 examples/s" in stream.getvalue()
 
     def test_goes_to_standard_error(self, capsys: pytest.CaptureFixture[str]) -> None:
         PlainLines().noted("hello")

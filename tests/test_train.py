@@ -71,6 +71,7 @@ class TestLearning:
         assert seen.rates == [config.learning_rate * rate_factor(step, config) for step in range(20)]
         last = result.history[-1]
         assert last["train_loss"] == pytest.approx(sum(seen.losses) / 20)
+        assert [record["train_loss_steps"] for record in result.history] == [8, 16, 20]
 
     def test_texts_that_are_cut_are_counted_and_told(self, base: FrozenLM) -> None:
         splits = reviews()

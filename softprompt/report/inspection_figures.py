@@ -225,26 +225,35 @@ def attention(found: Inspection) -> Figure | None:
     )
 
 
+_FORMERLY = 50  # steps that the training loss of a record is the mean of, where it does not say
+
+
 def history(found: Inspection) -> Figure | None:
     """Loss while it learned."""
     names = ("train_loss", "validation_loss")
     kept = [one for one in found.history if {"step", *names} <= one.keys()]
     if len(kept) < 2:
         return None
-    steps = tuple(one["step"] for one in kept)
+    # a mean over steps stands in their middle; records of earlier releases do not say over how many
+    over = [one.get("train_loss_steps", min(one["step"], _FORMERLY)) for one in kept]
+    steps = {
+        "train_loss": tuple(max(0.0, one["step"] - (n - 1) / 2) for one, n in zip(kept, over, strict=True)),
+        "validation_loss": tuple(one["step"] for one in kept),
+    }
     series = [
-        charts.Series(label, _GROUP, steps, tuple(one[name] for one in kept))
+        charts.Series(label, _GROUP, steps[name], tuple(one[name] for one in kept))
         for name, label in zip(names, ("training", "validation"), strict=True)
     ]
     table = Table(
         "Loss while it learned",
-        (Column("Step", False), Column("Training"), Column("Validation")),
+        (Column("Step", False), Column("Training, mean of the steps before"), Column("Validation")),
         tuple((Cell(count_text(one["step"])), *(Cell(fixed(one[name], 3)) for name in names)) for one in kept),
     )
     return Figure(
         "history",
         "How it learned",
-        "Training loss (mean of the last 50 steps) and validation loss at each evaluation. Both falling: good. "
+        "Validation loss at each evaluation, and the mean training loss of the steps before it, at most "
+        f"{max(over):g}, drawn in the middle of them: while both fall the mean lags behind. Both falling: good. "
         "Validation rising alone: overfitting. Training rising or jumping: the learning rate is too high.",
         _list("At the end", [f"{one.name} {one.ys[-1]:.3f}" for one in series]),
         partial(charts.lines, series, Axis("Step", count_text), Axis("Loss, nats", short_text)),
