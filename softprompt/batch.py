@@ -14,6 +14,7 @@ from torch import Tensor
 from softprompt.architecture import Frame
 from softprompt.data import Example
 from softprompt.errors import DataError, TemplateError
+from softprompt.labels import near
 from softprompt.task import TaskSpec
 from softprompt.tokens import Span, tokens_of
 from softprompt.verbalizer import Verbalizer, answer_ids, end_of_answer
@@ -153,9 +154,12 @@ class Encoder:
     def _fitting(self, examples: Sequence[Example], answers: Sequence[int] | None) -> list[_Fitting]:
         whole = [self._filled(example) for example in examples]
         encoded = self._read(whole)
-        limits = [self.limit] * len(examples) if answers is None else [self._limit_before(length) for length in answers]
-        if not all(encoded):
-            raise TemplateError(f"the template gives an empty text for an example; got {self.spec.template!r}")
+        limits = [self.limit] * len(examples)
+        if answers is not None:
+            limits = [self._limit_before(*one) for one in zip(answers, examples, strict=True)]
+        if blank := next((one for one, ids in zip(examples, encoded, strict=True) if not ids), None):
+            what = f"the template gives an empty text for an example; got {self.spec.template!r}"
+            raise TemplateError(blank.told(what))
         if self._rows is not None and (most := max(map(max, encoded), default=0)) >= self._rows:
             raise TemplateError(
                 f"the template spells {self._tokenizer.convert_ids_to_tokens(most)!r}, token {most:,}, for which the "
@@ -240,7 +244,8 @@ class Encoder:
     def _label(self, example: Example) -> int:
         if example.label not in self.spec.label_index:
             raise DataError(
-                f"label '{example.label}' is not among {', '.join(self.spec.labels)}: name all with --labels"
+                example.told(f"label '{example.label}' is not among {', '.join(self.spec.labels)}")
+                + f"{near(example.label or '', self.spec.labels)}: name all with --labels"
             )
         return self.spec.label_index[example.label]
 
@@ -267,14 +272,14 @@ class Encoder:
             return self._room - answer
         return self._room if len(self.base.frame.start) + answer <= (self.base.context_length or 0) else 0
 
-    def _limit_before(self, answer: int) -> int:
+    def _limit_before(self, answer: int, example: Example) -> int:
         if self._room is None:
             return self.limit
         left = self._room_before(answer)
         if left < _LEAST_ROOM:
+            what = f"an output of {answer} tokens leaves {max(left, 0)} tokens for its text in the model's context"
             raise DataError(
-                f"an output of {answer} tokens leaves {max(left, 0)} tokens for its text in the model's "
-                f"context of {self.base.context_length}: shorten the output, or remove its row"
+                example.told(f"{what} of {self.base.context_length}: shorten the output, or remove its row")
             )
         return min(self.limit, left)
 
@@ -291,9 +296,9 @@ class Encoder:
         keep = len(ends)
         while length > limit:
             if keep <= 1:
+                what = f"the template and the other columns in it fill the limit of {limit} tokens"
                 raise TemplateError(
-                    f"the template and the other columns in it fill the limit of {limit} tokens and leave no room for "
-                    "the text: shorten them or raise --max-length"
+                    example.told(f"{what} and leave no room for the text: shorten them or raise --max-length")
                 )
             # where the template repeats the text, the excess may be more than there is of it
             keep = keep - (length - limit) if length - limit < keep else keep // 2

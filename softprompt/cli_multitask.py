@@ -8,6 +8,8 @@ import click
 from softprompt.cli_common import (
     GIVEN,
     PLACE,
+    column_options,
+    columns_of,
     json_option,
     load_base,
     model_of,
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 )
 @click.option("--out", required=True, type=PLACE, help="Folder; each task's prompt in its own.")
 @click.option("--batch-size", type=int, help="Examples of each task per step.")
+@column_options
 @run_options
 @model_options
 @json_option
@@ -55,7 +58,7 @@ def multitask(
     """
     from softprompt.config import TrainConfig
 
-    model = model_of(settings)
+    model, columns = model_of(settings), columns_of(settings)
     chosen = TrainConfig.load(config, **settings) if config else TrainConfig.build(**settings)
     sources = pairs("--task", tasks, "NAME=DATA", "reviews=data/reviews")
     taught = pairs("--teacher", teachers, "NAME=PROMPT", "reviews=prompts/reviews")
@@ -76,7 +79,7 @@ def multitask(
     loaded = {name: load_prompt(folder) for name, folder in taught.items()}
     for teacher in loaded.values():
         teacher.state  # noqa: B018 (an ensemble is refused before the model is loaded)
-    read = {name: Task.of(data, max_length=chosen.max_length) for name, data in sources.items()}
+    read = {name: Task.of(data, max_length=chosen.max_length, **columns) for name, data in sources.items()}
     check_init_fits(chosen.init, next(iter(read.values())).spec)
 
     def check(base: "Outline") -> None:

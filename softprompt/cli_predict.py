@@ -80,7 +80,7 @@ def predict(
     count = 0
     arriving: Any = [[Example(text) for text in texts]] if texts else None
     left_out = 0
-    for chunk in arriving or arriving_examples(sys.stdin.buffer, AT_ONCE, spec.compiled, spec.columns, bad_rows):
+    for chunk in arriving or arriving_examples(sys.stdin.buffer, AT_ONCE, spec.compiled, spec.row_columns, bad_rows):
         found = predictor.predict([one for one in chunk if isinstance(one, Example)])
         predictions = iter(sorted(found, key=lambda prediction: prediction.index))
         for one in chunk:

@@ -108,7 +108,8 @@ def read_splits(
         DataError: anything missing, malformed or ambiguous, with file and line where there is one.
         MissingExtraError: Parquet or ``hf:`` without the extra ``data``.
     """
-    columns = Columns.of(text_column, label_column, target_column, remembered)._replace(optional=unlabelled)
+    columns = Columns.of(text_column, label_column, target_column, remembered)
+    columns = columns._replace(optional=unlabelled, textless=names is not None and "text" not in names)
     if str(source).startswith("hf:"):
         parts, notes = _read_hub(str(source), columns, bad_rows)
         return replace(_complete(parts, notes, str(source), names, seed, unlabelled), columns=columns)

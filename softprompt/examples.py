@@ -23,6 +23,10 @@ class Example:
     columns: Mapping[str, Any] = field(default_factory=dict, hash=False)  # the others, with JSON's types
     place: str = field(default="", compare=False)  # where its row stands, for messages
 
+    def told(self, message: object) -> str:
+        """A message that begins with the place of the row, where it is known."""
+        return f"{self.place}: {message}" if self.place else str(message)
+
 
 class Columns(NamedTuple):
     """What the columns of text, label and output are called.

@@ -89,6 +89,7 @@ class Lines:
     Attributes:
         place: where the next one begins.
         broken: why the last one is no text.
+        record: number of the line that the last record of a table began with.
     """
 
     def __init__(self, stream: BinaryIO, path: Path, place: Place, *, old_ends: bool) -> None:
@@ -99,7 +100,7 @@ class Lines:
                 f"'{path}' line 1: expected UTF-8, got {found or 'UTF-16 or another coding'}: save the file as UTF-8"
             )
         self.mark = len(codecs.BOM_UTF8) if head.startswith(codecs.BOM_UTF8) else 0
-        self.place, self.broken = max(place, Place(self.mark)), ""
+        self.place, self.broken, self.record = max(place, Place(self.mark)), "", 0
         self._stream, self._old_ends = stream, old_ends
         self._waiting: list[bytes] = []
         stream.seek(self.place.offset)
@@ -116,7 +117,7 @@ class Lines:
         line = self._waiting.pop()
         self.place = Place(self.place.offset + len(line), self.place.number + 1)
         text, self.broken = decoded(line)
-        return text
+        return text.removeprefix("\ufeff")  # of a file that was joined to another
 
     def back_to(self, place: Place) -> None:
         """Stand at an earlier place."""

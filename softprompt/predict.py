@@ -230,7 +230,7 @@ def arriving_examples(
                     raise DataError(f"{row.place}: {row.reason}")
                 example = unlabelled_example(row.values, row.place, columns)
                 if template is not None:
-                    _check_fills(template, example, row.place)
+                    _check_fills(template, example)
                 ready.append(example)
             except DataError as error:
                 if bad_rows != "skip":
@@ -247,8 +247,8 @@ def arriving_examples(
         yield ready
 
 
-def _check_fills(template: Template, example: Example, place: str) -> None:
+def _check_fills(template: Template, example: Example) -> None:
     try:
         template.fill(example)
     except TemplateError as error:
-        raise DataError(f"{place}: {error}") from error
+        raise DataError(str(error)) from error

@@ -1,5 +1,6 @@
 """Rows to examples, in memory: a file, the files of a folder, a published data set; bad rows told all at once."""
 
+import csv
 import difflib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -183,15 +184,26 @@ def published(source: str, *, streaming: bool) -> dict[str, Any]:
     datasets = optional_module("datasets")
     try:
         builder = datasets.load_dataset_builder(name, config or None)
-        plain = type(builder.config).__name__ == "CsvConfig" and builder.config.features is None
-        cells = {"dtype": str, "keep_default_na": False, "na_filter": False} if plain else {}
-        found: dict[str, Any] = datasets.load_dataset(name, config or None, streaming=streaming, **cells)
+        more: dict[str, Any] = {}
+        if type(builder.config).__name__ == "CsvConfig" and builder.config.features is None:
+            # told the types of the columns, the library does not guess them
+            strings = {column: datasets.Value("string") for column in _csv_header(builder.config)}
+            more = {"features": datasets.Features(strings), "na_filter": False}
+        found: dict[str, Any] = datasets.load_dataset(name, config or None, streaming=streaming, **more)
     except Exception as error:  # what builders raise is not of one family
         raise DataError(
             f"expected a data set within reach at '{source}', got {type(error).__name__} ({str(error)[:300]}): "
             "give hf:NAME or hf:NAME:CONFIG"
         ) from error
     return found
+
+
+def _csv_header(config: Any) -> list[str]:
+    """The names of the columns of a published table, near or far."""
+    first = next(iter(config.data_files.values()))[0]
+    opened = optional_module("fsspec").open(first, "rt", encoding="utf-8-sig", compression="infer", newline="")
+    with opened as stream:
+        return next(csv.reader(stream, delimiter=config.sep), [])
 
 
 def named_rows(data: Any, features: Any, place: str, first: int = 1) -> Iterator[Row]:

@@ -95,7 +95,7 @@ def read_streamed(
             "order, shuffle the file first, or leave --streaming out"
         )
     validation, test = tuple(read["validation"]), tuple(read.get("test", ()))
-    return Splits(tuple(head), validation, test, str(source), tuple(notes), train, columns)
+    return Splits(tuple(head), validation, test, str(source), tuple(dict.fromkeys(notes)), train, columns)
 
 
 def _key(example: Example, names: Collection[str] | None, salt: str) -> int:

@@ -82,9 +82,9 @@ class Rows:
             example = gathering.take(row)
             if example is not None and not (stream.leaves_out and stream.leaves_out(example)):
                 examples.append(example)
-        self._read += gathering.rows
-        if gathering.bad and (stream.bad_rows != "skip" or not examples):
+        if stream.bad_rows != "skip" or not (examples or self._read):
             gathering.check()
+        self._read += gathering.rows
         self.notes = gathering.notes()
         return examples
 

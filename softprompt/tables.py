@@ -26,11 +26,10 @@ def read_table(path: Path, start: Place, remarks: Remarks) -> Iterator[Step]:
         if start.number:
             lines.back_to(start)
         while True:
-            first = lines.place
             record, reason, ends = _record(lines, separator, len(header), remarks)
             if record is None:
                 return
-            place = f"'{path}' line {first.number + 1}"
+            place = f"'{path}' line {lines.record}"
             if not reason and len(record) != len(header):
                 if not "".join(record).strip() and len(record) <= 1:
                     continue
@@ -80,6 +79,7 @@ def _record(lines: Lines, separator: str, width: int, remarks: Remarks) -> tuple
         content = first.rstrip("\r\n")
         if not content:
             continue
+        lines.record = begins.number
         if broken:
             return [], broken, False
         if '"' not in content:
@@ -87,9 +87,9 @@ def _record(lines: Lines, separator: str, width: int, remarks: Remarks) -> tuple
         taken = [first]
         record, reason, ends = _quoted(taken, lines, separator, _LOOKED_AHEAD if separator == "\t" else None)
         as_they_stand = [line.rstrip("\r\n").split(separator) for line in taken]
-        # quotes within a field over several lines were doubled, as by a program that quotes
-        plain = not any('"' in field and ("\n" in field or "\r" in field) for field in record)
-        rows = plain and width > 1 and all(len(fields) == width for fields in as_they_stand)
+        # where quotes were doubled, as programs do that quote, one line break and one tab make two rows by chance
+        chance = width == len(taken) == 2 and any('"' in field and field.splitlines()[1:] for field in record)
+        rows = width > 1 and not chance and all(len(fields) == width for fields in as_they_stand)
         if separator == "\t" and (reason or (len(taken) > 1 and (rows or len(record) != width))):
             if broken := lines.broken if len(taken) == 1 else "":
                 return [], broken, False

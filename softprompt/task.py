@@ -128,6 +128,11 @@ class TaskSpec:
         """A space before the answer, unless the template ends in white space already."""
         return "" if self.template[-1:].isspace() else " "
 
+    @property
+    def row_columns(self) -> Columns:
+        """What the columns of a row to be answered are called, and whether it needs a text."""
+        return self.columns._replace(textless="text" not in self.compiled.names)
+
     @cached_property
     def label_index(self) -> dict[str, int]:
         return {label: index for index, label in enumerate(self.labels)}

@@ -85,11 +85,12 @@ class Template:
         except _Undefined as error:
             names = ", ".join(sorted(columns))
             raise TemplateError(
-                f"the template uses a name that the data lacks: {error}; columns: {shown(names, _QUOTED)}"
+                example.told(f"the template uses a name that the data lacks: {error}; columns: {shown(names, _QUOTED)}")
             ) from error
         # RecursionError: lists in lists; ValueError: numbers of more digits than Python writes
         except (Fault, RecursionError, ValueError) as error:
-            raise TemplateError(f"the template fails on an example: {error}; got {_quoted(self.source)}") from error
+            what = f"the template fails on an example: {error}; got {_quoted(self.source)}"
+            raise TemplateError(example.told(what)) from error
         return Rendered("".join(writing.pieces), tuple(writing.fields))
 
     def render(self, example: Example) -> str:

@@ -103,7 +103,6 @@ ROOMS = (
     "imitation",
     "starts",
     "results",
-    "steady",
     "inspection",
     "pruning",
     "drift",

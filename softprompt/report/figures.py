@@ -23,7 +23,6 @@ from softprompt.report.numbers import (
 )
 from softprompt.report.scales import Axis
 from softprompt.results import CurvePoint, Result, Row, Study
-from softprompt.steady import drift, of_seconds, speeds_of, warning
 
 RATIO_FOR_LOG = 12.0
 _UNITS = (("Hours", 3600), ("Minutes", 60), ("Seconds", 1))
@@ -96,27 +95,14 @@ def stored(study: Study) -> Figure | None:
 
 
 def latency(study: Study) -> Figure | None:
-    """Quality against the median latency of a request, as a multiple of the bare request where the machine changed."""
-    caption = (
-        "Up and to the left is better. Methods on the stepped line are the best that can be had within so {}; "
-        "differences of a few per cent in latency are within what a second measurement would change."
-    )
-    if changed := drift(speeds_of(study.rows)):
-        return _against(
-            study,
-            "latency",
-            "Quality against latency, in bare requests",
-            "Median latency of a request, times that with the bare template",
-            f"{warning(changed)} {caption.format('many times the bare request')}",
-            lambda row: None if row.speed is None else row.speed.times_reference,
-            lambda times: f"{tables.TIMES}{times:.2f}",
-        )
+    """Quality against the median latency of a request."""
     return _against(
         study,
         "latency",
         "Quality against latency",
         "Median latency of a request, ms",
-        caption.format("many milliseconds"),
+        "Up and to the left is better. Methods on the stepped line are the best that can be had within so many "
+        "milliseconds; differences of a few per cent in latency are within what a second measurement would change.",
         lambda row: None if row.speed is None else row.speed.p50_ms,
         short_text,
     )
@@ -172,8 +158,7 @@ def curves(study: Study) -> list[Figure]:
         Figure(
             "learning-by-time",
             "Learning by time",
-            f"{of_seconds(study.rows)}The same evaluations against the time they took, evaluations included: what "
-            "counts where time is short.",
+            "The same evaluations against the time they took, evaluations included: what counts where time is short.",
             *by_time,
         ),
     ]

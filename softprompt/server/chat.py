@@ -36,7 +36,7 @@ def chat(desk: Desk, route: type[APIRoute]) -> APIRouter:
         content = last.content
         text = content if isinstance(content, str) else "\n".join(part.text for part in content)
         sampling = sampling_of(desk, asked, body, body.max_completion_tokens or body.max_tokens)
-        examples = desk.examples(asked, [desk.row(text, body.columns)])
+        examples = desk.examples(asked, [desk.row(asked, text, body.columns)])
         completing = Completing(desk, asked, examples, sampling, "chatcmpl")
         head: dict[str, Any] = {"id": completing.id, "created": completing.created, "model": completing.model}
         if body.stream:

@@ -25,7 +25,7 @@ def classify(desk: Desk, route: type[APIRoute]) -> APIRouter:
             message = f"'{asked.found.id}' generates text and has no labels: ask /v1/completions"
             raise ApiError(422, "no_labels", message, param="model")
         given = body.input if isinstance(body.input, list) else [body.input]
-        rows = [{"text": one} if isinstance(one, str) else one.model_dump() for one in given]
+        rows = [{"text": one} if isinstance(one, str) else one.model_dump(exclude_unset=True) for one in given]
         examples = desk.examples(asked, rows)
         predictions = await asked.attended(classified(desk, asked, examples))
         for index, one in enumerate(predictions):

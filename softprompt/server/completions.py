@@ -25,7 +25,7 @@ def completions(desk: Desk, route: type[APIRoute]) -> APIRouter:
         unless ``temperature`` is above 0."""
         asked = await desk.ask(request, body.model, timeout, body.baseline)
         texts = [body.prompt] if isinstance(body.prompt, str) else body.prompt
-        examples = desk.examples(asked, [desk.row(text, body.columns) for text in texts])
+        examples = desk.examples(asked, [desk.row(asked, text, body.columns) for text in texts])
         sampling = sampling_of(desk, asked, body, body.max_tokens)
         completing = Completing(desk, asked, examples, sampling, "cmpl", exact=True)
         head = {

@@ -144,7 +144,8 @@ class Desk:
         most = min(self.config.batch_limit, int(self.config.engine.get("waiting", self.config.batch_limit)))
         if len(rows) > most:
             raise ApiError(422, "too_many_texts", f"a request has at most {most:,} texts")
-        examples = [unlabelled_example(row, f"text {index}") for index, row in enumerate(rows)]
+        columns = asked.served.spec.row_columns
+        examples = [unlabelled_example(row, f"text {index}", columns) for index, row in enumerate(rows)]
         for index, one in enumerate(examples):
             if (length := characters(one)) > self.config.text_limit:
                 limit = f"at most {self.config.text_limit:,} characters, got {length:,}"
@@ -157,10 +158,13 @@ class Desk:
         asked.facts.examples = examples
         return examples
 
-    def row(self, text: str, columns: Mapping[str, Any] | None) -> dict[str, Any]:
+    def row(self, asked: Asked, text: str, columns: Mapping[str, Any] | None) -> dict[str, Any]:
         """The row of a text with its columns; raises DataError for a second text."""
-        if columns and "text" in columns:
-            raise DataError("columns: expected columns beside 'text', which the request has already: leave it out")
+        for name in ("text", asked.served.spec.columns.text):
+            if columns and name in columns:
+                raise DataError(
+                    f"columns: expected columns beside '{name}', which the request has already: leave it out"
+                )
         return {**(columns or {}), "text": text}
 
     def warn_of_cut(self, asked: Asked, index: int, tokens: int) -> None:

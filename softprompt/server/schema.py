@@ -202,14 +202,15 @@ class LastMessageRequest(_Chat):
 
 
 class TextRow(BaseModel):
-    """One row, as in a file of data: its text, and whatever other columns the template uses."""
+    """One row, as in a file of data: its text, called ``text`` or as the prompt learned it, and whatever other columns
+    the template uses."""
 
     model_config = ConfigDict(
         extra="allow", strict=True, regex_engine="python-re", allow_inf_nan=False, hide_input_in_errors=True
     )
     __pydantic_extra__: dict[str, JsonValue]
 
-    text: Text
+    text: Text | None = None
 
 
 Row = Text | TextRow
