@@ -11,6 +11,7 @@ from softprompt.data import Example
 from softprompt.measure import machine
 from softprompt.metrics import Floats
 from softprompt.recommend import Evidence, recommend
+from softprompt.report.document import excerpt
 from softprompt.results import Cost, Forgetting, Result, Row, Study
 from softprompt.splitting import Drawn
 from softprompt.task import Task
@@ -44,7 +45,7 @@ def summarise(
         kind=spec.kind,
         labels=spec.labels,
         gold=gold,
-        texts=tuple(one.text[:TEXT_SHOWN] for one in test),
+        texts=tuple(excerpt(one.text, TEXT_SHOWN) for one in test),
         current=current,
         price_per_hour=price_per_hour,
         machine=f"{machine()}, {base.device.type}, {str(base.dtype).removeprefix('torch.')}",

@@ -1,9 +1,13 @@
 """The page of monitoring: every part, hostile text as text; in a browser light, dark and on a phone."""
 
+import html
+import re
+from collections.abc import Callable
 from pathlib import Path
 from xml.etree.ElementTree import fromstring, tostring
 
 import pytest
+from test_inspect_page import full as inspected
 from test_report import HOSTILE, Page
 from traffic import World, profile, sample, samples
 
@@ -13,8 +17,9 @@ from softprompt.monitor import _judged, _Looked
 from softprompt.monitor.signals import LEAST, LEAST_TRAINED, SIGNIFICANCE, compare
 from softprompt.monitor_text import monitoring_lines
 from softprompt.profile import Profile
-from softprompt.report.document import Figure
+from softprompt.report.document import Code, Document, Figure, Section
 from softprompt.report.html import page
+from softprompt.report.inspection import inspection_document
 from softprompt.report.markdown import markdown
 from softprompt.report.monitoring import monitoring_document, write_monitoring
 
@@ -133,3 +138,21 @@ def test_in_a_browser(tmp_path: Path, scheme: str, width: int) -> None:
     with quiet_page(tmp_path / "page.html", scheme, width) as opened:
         assert opened.page.locator("figure svg:visible").count() == 9
         assert opened.page.locator("figure table:visible").count() == 9
+
+
+@pytest.mark.parametrize("form", [page, markdown])
+def test_long_texts_are_cut_and_their_length_told(form: Callable[[Document], str]) -> None:
+    long = "wörd " * 12_000
+    for made, usual in (
+        (monitoring_document(full(long)), monitoring_document(full())),
+        (inspection_document(inspected(long)), inspection_document(inspected())),
+    ):
+        written = form(made)
+        # in every place that shows any of it
+        runs = [len(run) for run in re.findall("(?:wörd ?)+", written)]
+        assert max(runs) <= 2000
+        assert len(written) < 20 * len(form(usual))
+        # 60,000 characters of the text, and two of the number behind it
+        assert re.search(r"… ?\(60,00\d characters\)", written)
+    code = "softprompt compare " + "--template x " * 1000
+    assert code in html.unescape(form(Document("c", "t", (), (Section("s", "t", (Code(code),)),))))

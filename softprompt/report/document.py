@@ -8,13 +8,27 @@ from dataclasses import dataclass
 from typing import ClassVar, TypeAlias
 from xml.etree.ElementTree import Element
 
+MOST_SHOWN = 600  # characters of one text of the data in a cell or an example
+LONGEST = 2000  # of anything else: sentences, headings, descriptions of charts, which may quote such texts
 
-def clean(text: str) -> str:
-    """``text`` with a visible stand-in for control characters and for those that turn the direction of writing.
+
+def excerpt(text: str, most: int = MOST_SHOWN) -> str:
+    """A text as a page shows it: a long one is cut, and its length told."""
+    return text if len(text) <= most else f"{text[:most]}… ({len(text):,} characters)"
+
+
+def clean(text: str, most: int = LONGEST) -> str:
+    """``text``, cut, with a visible stand-in for control characters and for those that turn the direction of writing.
 
     XML forbids the first; the second would let a text in the user's data reorder what stands around it.
     """
-    return "".join("\ufffd" if _unseen(letter) else letter for letter in text)
+    return "".join("\ufffd" if _unseen(letter) else letter for letter in excerpt(text, most))
+
+
+def _cut(block: object, *names: str) -> None:
+    """Texts of the user's data, a model or a file, whatever their length, become what a page shows."""
+    for name in names:
+        object.__setattr__(block, name, excerpt(getattr(block, name)))
 
 
 def _unseen(letter: str) -> bool:
@@ -48,6 +62,9 @@ class Cell:
     tags: tuple[str, ...] = ()
     group: str = ""
     heat: float | None = None
+
+    def __post_init__(self) -> None:
+        _cut(self, "text", "detail")
 
 
 @dataclass(frozen=True)
@@ -121,6 +138,9 @@ class Fact:
     text: str
     detail: str = ""
 
+    def __post_init__(self) -> None:
+        _cut(self, "text", "detail")
+
 
 @dataclass(frozen=True)
 class Statement:
@@ -140,6 +160,9 @@ class Answer:
     right: bool | None
     methods: tuple[str, ...]
 
+    def __post_init__(self) -> None:
+        _cut(self, "text")
+
 
 @dataclass(frozen=True)
 class Example:
@@ -149,6 +172,9 @@ class Example:
     text: str
     gold: str
     answers: tuple[Answer, ...]
+
+    def __post_init__(self) -> None:
+        _cut(self, "text", "gold")
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from importlib.resources import files
 from xml.etree.ElementTree import Element, tostring
 
 import jinja2
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from softprompt.report.document import Document, Figure, clean
 
@@ -53,13 +53,18 @@ def _told(figure: Figure, width: int, form: str) -> Element:
     """The drawing with the title and description that stand for it where it cannot be seen."""
     svg = figure.draw(width)
     told = []
-    for part, text in (("title", figure.title), ("desc", f"{figure.description} {figure.caption}")):
+    for part, texts in (("title", [figure.title]), ("desc", [figure.description, figure.caption])):
         element = Element(part, {"id": f"{figure.name}-{form}-{part}"})
-        element.text = clean(text)
+        element.text = " ".join(map(clean, texts))
         told.append(element)
     svg[0:0] = told
     svg.attrib |= {"role": "img", "aria-labelledby": " ".join(element.attrib["id"] for element in told)}
     return svg
+
+
+def _whole(code: str) -> Markup:
+    """What a reader may copy is not cut."""
+    return escape(clean(code, len(code)))
 
 
 @cache
@@ -72,7 +77,7 @@ def _environment() -> jinja2.Environment:
         undefined=jinja2.StrictUndefined,
         finalize=lambda value: clean(value) if type(value) is str else value,
     )
-    environment.globals |= {"drawing": _drawing, "WIDE": WIDE, "NARROW": NARROW}
+    environment.globals |= {"drawing": _drawing, "whole": _whole, "WIDE": WIDE, "NARROW": NARROW}
     return environment
 
 

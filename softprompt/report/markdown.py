@@ -52,7 +52,7 @@ def _block(block: Block, figures: bool) -> Iterator[str]:
         case Points(points):
             yield from (f"- {escaped(point)}" for point in points)
         case Code(code):
-            yield from (f"    {clean(line)}" for line in code.splitlines())
+            yield from (f"    {clean(line, len(line))}" for line in code.splitlines())
         case Statement():
             yield from _statement(block)
         case Table():
