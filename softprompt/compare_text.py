@@ -8,6 +8,7 @@ from softprompt.report.numbers import bytes_text
 from softprompt.report.tables import TASKS
 from softprompt.report_text import table
 from softprompt.results import Row, SizeStudy, Speed, Study
+from softprompt.steady import comparable, drift, of_seconds, speeds_of, warning
 
 
 def study_lines(study: Study, out: Path) -> list[str]:
@@ -25,6 +26,7 @@ def study_lines(study: Study, out: Path) -> list[str]:
         *table(_measured(_beyond(study, scored))),
         "",
         *table(_measured(_cost(study, scored))),
+        *([warning(changed), of_seconds(study.rows).strip()] if (changed := drift(speeds_of(study.rows))) else []),
         "",
         *table(_memory(scored)),
         "memory = base + tasks x task where tasks share the base model, tasks x all of it where each has a model of "
@@ -69,11 +71,13 @@ def _beyond(study: Study, rows: Sequence[Row]) -> list[list[str]]:
 
 
 def _cost(study: Study, rows: Sequence[Row]) -> list[list[str]]:
-    price = study.price_per_hour
-    heading = ["method", "learned", "stored", "training s", "search s", "peak memory"]
-    heading += ["added tokens", "p50 ms", "p95 ms", "examples/s", *(["per million"] if price is not None else [])]
-    found = [heading]
-    for row in rows:
+    price, changed = study.price_per_hour, drift(speeds_of(study.rows)) is not None
+    heading = ["method", "learned", "stored", "training s", "search s", "peak memory", "added tokens"]
+    heading += (
+        ["p50 / bare", "p95 / bare", "examples/s at mean speed"] if changed else ["p50 ms", "p95 ms", "examples/s"]
+    )
+    found = [heading + ["per million"] * (price is not None)]
+    for row, speed in zip(rows, comparable(speeds_of(rows)), strict=True):
         cost, cells = row.cost, [row.method]
         if cost is None:
             cells += ["-"] * 5
@@ -81,18 +85,22 @@ def _cost(study: Study, rows: Sequence[Row]) -> list[list[str]]:
             peak = "-" if cost.peak_memory_bytes is None else bytes_text(cost.peak_memory_bytes)
             cells += [f"{cost.trained_parameters:,}", bytes_text(cost.stored_bytes), f"{cost.training_seconds:.1f}"]
             cells += [f"{cost.search_seconds:.1f}", peak]
-        found.append([*cells, *_speed(row.speed, price)])
+        found.append([*cells, *_speed(speed, price, changed)])
         if row.engine is not None:
-            found.append([f"{row.method} in {row.engine.engine}", *["-"] * 5, *_speed(row.engine.speed, price)])
+            engine = _speed(row.engine.speed, price, changed)
+            found.append([f"{row.method} in {row.engine.engine}", *["-"] * 5, *engine])
     return found
 
 
-def _speed(speed: Speed | None, price: float | None) -> list[str]:
-    """The columns of a speed, the price's only if there is one."""
+def _speed(speed: Speed | None, price: float | None, changed: bool) -> list[str]:
+    """The columns of a speed, the price's only if there is one; in bare requests where the machine's speed changed."""
     if speed is None:
         return ["-"] * (4 if price is None else 5)
-    cells = [f"{speed.added_tokens:.0f}", f"{speed.p50_ms:.1f}", f"{speed.p95_ms:.1f}"]
-    cells.append(f"{speed.examples_per_second:.0f}")
+    unit = speed.reference_ms if changed else None
+    latencies = (speed.p50_ms, speed.p95_ms)
+    # an engine has nothing timed beside it
+    told = [f"{one / unit:.2f}" if unit else f"{one:.1f}" + " ms" * changed for one in latencies]
+    cells = [f"{speed.added_tokens:.0f}", *told, f"{speed.examples_per_second:.0f}"]
     return cells if price is None else [*cells, f"{speed.cost_per_million(price):.2f}"]
 
 

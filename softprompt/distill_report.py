@@ -30,6 +30,7 @@ from softprompt.predict import Prediction, Predictor, likeliest
 from softprompt.prefix import Prefix, PromptState, make_prefix
 from softprompt.results import BreakEven, Distilled, Fidelity, Figure, RequestTokens, Speed
 from softprompt.shots import BEHIND_WORDS, behind
+from softprompt.steady import comparable
 from softprompt.summary import gold_of
 from softprompt.task import TaskSpec
 from softprompt.teacher import Answers, LabelAnswers, Teacher
@@ -196,13 +197,17 @@ def measured(
 def with_speeds(report: Distilled, student: Speed, cached: Speed, read: Speed | None) -> Distilled:
     """The report with what was measured, and the break-even that follows."""
     spent = report.teacher_seconds + report.training_seconds
+    # of times that were measured one after another, each beside the first student
+    at_student, at_cached, at_read = comparable([student, cached, read])
+    assert at_student is not None
+    assert at_cached is not None
     return report.model_copy(
         update={
             "student_speed": student,
             "teacher_speed": cached,
             "read_speed": read,
-            "against_cached": break_even(spent, cached, student),
-            "against_read": None if read is None else break_even(spent, read, student),
+            "against_cached": break_even(spent, at_cached, at_student),
+            "against_read": None if at_read is None else break_even(spent, at_read, at_student),
         }
     )
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from softprompt.report_text import figure, table
 from softprompt.results import BreakEven, Distilled, Fidelity, Speed
+from softprompt.steady import comparable, drift
 
 
 def distill_lines(reports: Mapping[str, Distilled], out: Path) -> list[str]:
@@ -36,8 +37,8 @@ def _several(reports: Mapping[str, Distilled]) -> list[str]:
     named = [_figures(one, one.held_out[split]) for one in reports.values()]
     shown = [name for name in named[0] if name != f"{first.metric} of the teacher"]
     rows = [("length", *shown, "tokens a request", "times fewer", "ms", "requests/s")]
-    for one, figures in zip(reports.values(), named, strict=True):
-        speed = one.student_speed
+    speeds = comparable([one.student_speed for one in reports.values()])
+    for one, figures, speed in zip(reports.values(), named, speeds, strict=True):
         times = ("-", "-") if speed is None else (f"{speed.p50_ms:.1f}", f"{speed.examples_per_second:.1f}")
         tokens = one.tokens
         cells = (figures.get(name, "-") for name in shown)
@@ -71,7 +72,8 @@ def _cost(report: Distilled, *, alone: bool) -> list[str]:
         f"the teacher ({report.teacher}) answered in {report.teacher_seconds:.1f} s; "
         f"learning took {report.training_seconds:.1f} s" + ("" if alone else " for each of those that learned together")
     )
-    student, cached, read = report.student_speed, report.teacher_speed, report.read_speed
+    measured = [report.student_speed, report.teacher_speed, report.read_speed]
+    student, cached, read = comparable(measured)
     if student is None or cached is None:
         return [spent]
     rows = [("measured here", "median ms", "95% ms", "requests/s in batches", "pays after, one by one", "in batches")]
@@ -79,6 +81,12 @@ def _cost(report: Distilled, *, alone: bool) -> list[str]:
         rows.append(("teacher, read with every request", *_times(read), *_paid(report.against_read)))
     rows.append(("teacher, its prefix cached", *_times(cached), *_paid(report.against_cached)))
     rows.append((f"student of {report.length}, its prefix cached", *_times(student), "", ""))
+    if changed := drift(measured):
+        least, most = changed
+        spent = (
+            f"the machine's speed changed meanwhile (the student's request took {least:.1f} to {most:.1f} ms): times "
+            f"are told as they would be at its mean; {spent}"
+        )
     return [*table(rows), "", spent]
 
 

@@ -8,10 +8,10 @@ for being worse by more than ``TOO_WIDE``.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from statistics import mean
 
 from softprompt.report.numbers import bytes_text, metric_limits
 from softprompt.results import Cost, Recommendation, Row, Speed
+from softprompt.steady import comparable, drift, speeds_of, steadied, warning
 
 MARGIN = 0.01  # of the metric's scale: a loss that is too small to matter
 TOO_WIDE = 0.03  # of the metric's scale: a loss that would matter, and must be ruled out
@@ -95,18 +95,9 @@ def cheapest(rows: Sequence[Row]) -> Row:
 
 
 def throughputs(rows: Sequence[Row]) -> list[float]:
-    """Examples a second, 0 where it was not measured; where every speed has its reference, at the machine's mean speed.
-
-    They are measured one after another, on machines that others use too: what slowed a method's reference is taken to
-    have slowed the method as much.
-    """
-    speeds = [row.speed for row in rows]
-    references = [speed.reference_ms for speed in speeds if speed is not None and speed.reference_ms]
-    usual = mean(references) if references and len(references) == sum(speed is not None for speed in speeds) else None
-    return [
-        0.0 if speed is None else speed.examples_per_second * ((speed.reference_ms or 0) / usual if usual else 1)
-        for speed in speeds
-    ]
+    """Examples a second, 0 where it was not measured; where every speed has its reference, at the machine's mean speed:
+    they are measured one after another, on machines that others use too."""
+    return [0.0 if speed is None else speed.examples_per_second for speed in steadied(speeds_of(rows))]
 
 
 def is_slow(row: Row, rows: Sequence[Row]) -> bool:
@@ -264,14 +255,21 @@ def _costs(e: Evidence, row: Row) -> list[str]:
         if largest is not None and _memory(largest.cost) > SAME_SPEED * _memory(row.cost):
             assert largest.cost is not None
             told[-1] += f"; '{largest.method}' needs {_memory_told(largest.cost)}"
-    if row.speed is not None:
-        told.append(f"speed: {_speed_told(row.speed)}" + _price(e, row.speed))
-        quickest = min((one for one in rivals if one.speed is not None), key=_latency, default=None)
-        if quickest is not None and _latency(row) > SLOW * _latency(quickest):
+    changed = drift(speeds_of(e.rows))
+    found = zip(e.rows, comparable(speeds_of(e.rows)), strict=True)
+    speeds = {one.method: speed for one, speed in found if speed is not None}
+    if (own := speeds.get(row.method)) is not None:
+        told.append(f"speed: {_speed_told(own, changed is not None)}{_price(e, own)}")
+        others = [one.method for one in rivals if one.method in speeds]
+        quickest = min(others, key=lambda name: speeds[name].p95_ms, default=None)
+        if quickest is not None and own.p95_ms > SLOW * speeds[quickest].p95_ms:
+            theirs, ours = (_within(one, changed is not None) for one in (speeds[quickest], own))
             told.append(
-                f"if latency matters, look at '{quickest.method}' too: 95 of 100 single requests within "
-                f"{_latency(quickest):.0f} ms, with this one within {_latency(row):.0f}"
+                f"if latency matters, look at '{quickest}' too: 95 of 100 single requests within {theirs}, with this "
+                f"one within {ours}"
             )
+        if changed:
+            told.append(warning(changed))
     return told
 
 
@@ -285,12 +283,20 @@ def _memory_told(cost: Cost) -> str:
     )
 
 
-def _latency(row: Row) -> float:
-    return row.speed.p95_ms if row.speed else math.inf
+def _speed_told(speed: Speed, changed: bool) -> str:
+    """``changed``: the machine's speed did, so that only ratios can be compared."""
+    rate = f"{speed.examples_per_second:.0f} examples a second in batches"
+    if changed and speed.times_reference:
+        return (
+            f"{speed.times_reference:.2f} times the request with the bare template (median), {rate} at the mean speed"
+        )
+    return f"{speed.p50_ms:.1f} ms a request (median), {rate}"
 
 
-def _speed_told(speed: Speed) -> str:
-    return f"{speed.p50_ms:.1f} ms a request (median), {speed.examples_per_second:.0f} examples a second in batches"
+def _within(speed: Speed, changed: bool) -> str:
+    if changed and speed.reference_ms:
+        return f"{speed.p95_ms / speed.reference_ms:.1f} times the bare request"
+    return f"{speed.p95_ms:.0f} ms"
 
 
 def _price(e: Evidence, speed: Speed) -> str:

@@ -14,10 +14,10 @@ from softprompt.recommend import Evidence, recommend
 from softprompt.report.document import excerpt
 from softprompt.results import Cost, Forgetting, Result, Row, Study
 from softprompt.splitting import Drawn
+from softprompt.steady import drift, warning
 from softprompt.task import Task
 
 TEXT_SHOWN = 300  # characters of a test text that the study keeps
-DRIFT = 1.1  # of the bare template's latency over the study, from which on it is noted
 
 
 def summarise(
@@ -146,12 +146,8 @@ def _notes(task: Task, test: Sequence[Example], results: Sequence[Result]) -> li
             f"the seeds of {', '.join(sorted(together))} learned in the same forward passes: training seconds are the "
             "share of one, peak memory is of all together"
         )
-    bare = [one.speed.reference_ms for one in results if one.speed is not None and one.speed.reference_ms is not None]
-    if bare and max(bare) > DRIFT * min(bare):
-        notes.append(
-            f"the machine's speed changed: the same request with the bare template, timed beside each method, took "
-            f"{min(bare):.1f} to {max(bare):.1f} ms; compare methods by their multiple of it"
-        )
+    if (changed := drift(one.speed for one in results)) is not None:
+        notes.append(warning(changed))
     notes += dict.fromkeys(f"{one.method} {why}" for one in results if (why := one.settings.get("engine_note")))
     failed = [f"{one.method} seed {one.seed}: {one.error}" for one in results if one.status == "failed"]
     return notes + [f"failed, remove its file in results/ to try it again: {line}" for line in failed]

@@ -103,6 +103,7 @@ ROOMS = (
     "imitation",
     "starts",
     "results",
+    "steady",
     "inspection",
     "pruning",
     "drift",

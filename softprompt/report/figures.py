@@ -23,6 +23,7 @@ from softprompt.report.numbers import (
 )
 from softprompt.report.scales import Axis
 from softprompt.results import CurvePoint, Result, Row, Study
+from softprompt.steady import drift, of_seconds, speeds_of, warning
 
 RATIO_FOR_LOG = 12.0
 _UNITS = (("Hours", 3600), ("Minutes", 60), ("Seconds", 1))
@@ -95,14 +96,27 @@ def stored(study: Study) -> Figure | None:
 
 
 def latency(study: Study) -> Figure | None:
-    """Quality against the median latency of a request."""
+    """Quality against the median latency of a request, as a multiple of the bare request where the machine changed."""
+    caption = (
+        "Up and to the left is better. Methods on the stepped line are the best that can be had within so {}; "
+        "differences of a few per cent in latency are within what a second measurement would change."
+    )
+    if changed := drift(speeds_of(study.rows)):
+        return _against(
+            study,
+            "latency",
+            "Quality against latency, in bare requests",
+            "Median latency of a request, times that with the bare template",
+            f"{warning(changed)} {caption.format('many times the bare request')}",
+            lambda row: None if row.speed is None else row.speed.times_reference,
+            lambda times: f"{tables.TIMES}{times:.2f}",
+        )
     return _against(
         study,
         "latency",
         "Quality against latency",
         "Median latency of a request, ms",
-        "Up and to the left is better. Methods on the stepped line are the best that can be had within so many "
-        "milliseconds; differences of a few per cent in latency are within what a second measurement would change.",
+        caption.format("many milliseconds"),
         lambda row: None if row.speed is None else row.speed.p50_ms,
         short_text,
     )
@@ -158,7 +172,8 @@ def curves(study: Study) -> list[Figure]:
         Figure(
             "learning-by-time",
             "Learning by time",
-            "The same evaluations against the time they took, evaluations included: what counts where time is short.",
+            f"{of_seconds(study.rows)}The same evaluations against the time they took, evaluations included: what "
+            "counts where time is short.",
             *by_time,
         ),
     ]

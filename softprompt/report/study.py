@@ -19,7 +19,8 @@ from softprompt.report.document import (
     Text,
 )
 from softprompt.report.numbers import bytes_text, count_text, interval_text, metric_name, metric_text, short_text
-from softprompt.results import Row, Study
+from softprompt.results import Row, Speed, Study
+from softprompt.steady import drift, speeds_of
 
 EXAMPLES_SHOWN = 12
 AGREED_SHOWN = 5
@@ -83,10 +84,16 @@ def _facts(study: Study, row: Row) -> tuple[Fact, ...]:
     if row.cost is not None:
         facts.append(Fact("Stored a task", bytes_text(row.cost.stored_bytes)))
     if row.speed is not None:
-        facts.append(
-            Fact("Latency p50", f"{short_text(row.speed.p50_ms)} ms", f"p95 {short_text(row.speed.p95_ms)} ms")
-        )
+        facts.append(_latency(study, row.speed))
     return tuple(facts)
+
+
+def _latency(study: Study, speed: Speed) -> Fact:
+    """In milliseconds; as a multiple of the bare request, where the machine's speed changed."""
+    if drift(speeds_of(study.rows)) and speed.reference_ms:
+        p50, p95 = (f"{tables.TIMES}{one / speed.reference_ms:.2f}" for one in (speed.p50_ms, speed.p95_ms))
+        return Fact("Latency p50, in bare requests", p50, f"p95 {p95}; the machine's speed changed")
+    return Fact("Latency p50", f"{short_text(speed.p50_ms)} ms", f"p95 {short_text(speed.p95_ms)} ms")
 
 
 def _methods(study: Study) -> tuple[Block, ...]:

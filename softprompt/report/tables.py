@@ -20,6 +20,7 @@ from softprompt.report.numbers import (
     short_text,
 )
 from softprompt.results import Row, Speed, Study
+from softprompt.steady import comparable, drift, of_seconds, speeds_of, warning
 
 DASH = Cell(MISSING)
 TIMES = "\N{MULTIPLICATION SIGN}"
@@ -104,25 +105,27 @@ def learning_cost(study: Study) -> Table:
             ]
         rows.append((name_cell(study, row), *cells))
     note = (
-        "Stored: files that one task needs beside the base model (1 kB is 1,000 bytes). Memory a task: what one more "
-        "task adds while serving. Training: the run that is reported; search: its trials, or those of its sweep. Peak "
-        "memory: of the process while learning."
+        f"{of_seconds(study.rows)}Stored: files that one task needs beside the base model (1 kB is 1,000 bytes). "
+        "Memory a task: what one more task adds while serving. Training: the run that is reported; search: its trials, "
+        "or those of its sweep. Peak memory: of the process while learning."
     )
     return _without_empty("What it takes to learn and to keep", columns, rows, note)
 
 
 def serving_cost(study: Study) -> Table:
-    """What a request takes."""
-    columns = (
-        *("Method", "Latency p50, ms", "Latency p95, ms", "Times the bare request", "Requests a second"),
-        *("Added tokens", "Cost of a million"),
-    )
+    """What a request takes; where the machine's speed changed meanwhile, as multiples of the bare request."""
+    changed = drift(speeds_of(study.rows))
+    latencies = ("Latency p50, ms", "Latency p95, ms", "Times the bare request", "Requests a second")
+    if changed:
+        latencies = ("p50, times the bare request", "p95, times the bare median", "", "Requests a second, mean speed")
+    columns = ("Method", *latencies, "Added tokens", "Cost of a million")
     rows, batches = [], {row.speed.batch_size for row in study.rows if row.speed is not None}
-    for row in ranked(study):
-        rows.append((name_cell(study, row), *_speed_cells(study, row.speed, batches)))
+    order = ranked(study)
+    for row, speed in zip(order, comparable(speeds_of(order)), strict=True):
+        rows.append((name_cell(study, row), *_speed_cells(study, speed, batches, changed is not None)))
         if row.engine is not None:
             name = Cell(f"{row.method} in {row.engine.engine}", "exported, in a process of its own")
-            rows.append((name, *_speed_cells(study, row.engine.speed, batches)))
+            rows.append((name, *_speed_cells(study, row.engine.speed, batches, changed is not None)))
     price_note = (
         f" Cost: of a million requests at full batches, {study.price_per_hour:g} an hour."
         if study.price_per_hour is not None
@@ -130,19 +133,28 @@ def serving_cost(study: Study) -> Table:
     )
     size = f" of {max(batches):,}" if len(batches) == 1 else ""
     note = f"Latency of single requests, throughput of batches{size}, in one process on {study.machine}.{price_note}"
+    note = f"{warning(changed)} {note}" if changed else note
     return _without_empty("What a request takes", columns, rows, note)
 
 
-def _speed_cells(study: Study, speed: Speed | None, batches: set[int]) -> list[Cell]:
-    """``batches``: sizes of the lists that throughput was measured with."""
+def _speed_cells(study: Study, speed: Speed | None, batches: set[int], changed: bool) -> list[Cell]:
+    """``batches``: sizes of the lists that throughput was measured with; ``changed``: see ``serving_cost``."""
     if speed is None:
         return [DASH] * 6
     fast, times = speed.examples_per_second > 0, speed.times_reference
     price = speed.cost_per_million(study.price_per_hour) if study.price_per_hour is not None and fast else None
+    if not changed:
+        latency = [_cell(one, short_text(one, aligned=True)) for one in (speed.p50_ms, speed.p95_ms)]
+        latency.append(_cell(times, f"{TIMES}{times:.2f}" if times else ""))
+    elif speed.reference_ms:
+        ratios = (speed.p50_ms / speed.reference_ms, speed.p95_ms / speed.reference_ms)
+        latency = [*(_cell(one, f"{TIMES}{one:.2f}") for one in ratios), DASH]
+    else:
+        # an engine: nothing was timed beside it
+        alone = [Cell(f"{short_text(one)} ms", "timed alone") for one in (speed.p50_ms, speed.p95_ms)]
+        latency = [*alone, DASH]
     return [
-        _cell(speed.p50_ms, short_text(speed.p50_ms, aligned=True)),
-        _cell(speed.p95_ms, short_text(speed.p95_ms, aligned=True)),
-        _cell(times, f"{TIMES}{times:.2f}" if times else ""),
+        *latency,
         Cell(
             short_text(speed.examples_per_second, aligned=True),
             f"in batches of {speed.batch_size:,}" if len(batches) > 1 else "",
@@ -289,7 +301,7 @@ def _without_empty(caption: str, names: Iterable[str], rows: Sequence[tuple[Cell
     """The table without columns in which nothing was measured; the note says which these were."""
     names = list(names)
     kept = [i for i in range(len(names)) if i == 0 or any(row[i] != DASH for row in rows)]
-    left_out = [name for i, name in enumerate(names) if i not in kept]
+    left_out = [name for i, name in enumerate(names) if i not in kept and name]
     note += f" Not measured or not asked for: {', '.join(left_out)}." if left_out else ""
     columns = tuple(Column(names[i], number=i > 0) for i in kept)
     return Table(caption, columns, tuple(tuple(row[i] for i in kept) for row in rows), note, sortable=True)
