@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from functools import cached_property
 from threading import Lock
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, proxy
 
 from softprompt.errors import BaseModelError
 
@@ -34,7 +34,8 @@ class Tokens:
     """
 
     def __init__(self, tokenizer: Any) -> None:
-        self._tokenizer = tokenizer
+        # whoever reads texts has it; kept from here, none would ever be let go
+        self._tokenizer = proxy(tokenizer)
         self.marks = marks_of(tokenizer)
         self._ids = frozenset(self.marks.values())
         self._added = {str(token): token for token in tokenizer.added_tokens_decoder.values()}
@@ -93,6 +94,19 @@ class Tokens:
                 (list(ids), [one.span(1) for one in pattern.finditer(text)])
                 for text, ids in zip(texts, read, strict=True)
             ]
+        # offsets take as long again as the tokens: they are asked for where a template has marks, or some text
+        if not self._pattern.search(texts[0]):
+            plain = self._tokenizer(texts, **_WHOLE)["input_ids"]
+            marked = [index for index, ids in enumerate(plain) if not self._ids.isdisjoint(ids)]
+            found: list[tuple[list[int], list[Span]]] = [(ids, []) for ids in plain]
+            for index, read in zip(marked, self._seen([texts[index] for index in marked]), strict=True):
+                found[index] = read
+            return found
+        return self._seen(texts)
+
+    def _seen(self, texts: list[str]) -> list[tuple[list[int], list[Span]]]:
+        if not texts:
+            return []
         read = self._tokenizer(texts, **_WHOLE, return_offsets_mapping=True)
         return [
             (ids, [span for token, span in zip(ids, spans, strict=True) if token in self._ids])

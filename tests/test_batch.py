@@ -220,6 +220,14 @@ class TestSpecialTokens:
         assert text_of(ids) == f"{EOS}a {EOS} "
         assert ids.count(tiny_tokenizer("llama").eos_token_id) == 1
 
+    def test_a_beginning_that_is_written_twice_is_told(self) -> None:
+        doubled = Encoder(tiny_base("llama"), classification(f"{BOS}{{{{ text }}}}"), 0)
+        assert doubled.text_ids([Example("a")])[0][0] == tiny_base("llama").bos_ids[0]
+        (note,) = doubled.cut_notes()
+        assert note.startswith(f"the template begins with {BOS}, which stands in front of every prompt anyway")
+        for family, template in (("llama", f"{{{{ text }}}}{BOS}"), ("qwen3", f"{BOS}{{{{ text }}}}")):
+            assert Encoder(tiny_base(family), classification(template), 0).cut_notes() == []
+
     def test_of_two_special_tokens_that_begin_alike_the_longer_is_taken(self) -> None:
         tokenizer = PreTrainedTokenizerFast(
             tokenizer_object=type(tiny_tokenizer("llama").backend_tokenizer).from_str(

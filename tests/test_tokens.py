@@ -1,7 +1,9 @@
 """Tokens are those that the tokenizer makes of the whole text, and no field spells a mark."""
 
+import gc
 import itertools
 import re
+import weakref
 from typing import Any
 
 import pytest
@@ -94,6 +96,15 @@ def test_many_texts_at_once_are_each_what_it_is_alone() -> None:
     tokenizer, template = style("phi3"), STYLES["phi3"][1]
     rows = [filled(template, "".join(text)) for text in itertools.product(PLAIN, ("<|end|>", ""))]
     assert tokens_of(tokenizer).batch(rows) == [tokens_of(tokenizer).ids(*row) for row in rows]
+
+
+def test_a_tokenizer_is_let_go() -> None:
+    tokenizer = STYLES["qwen"][0]()
+    assert tokens_of(tokenizer).plain("a <|im_end|>")
+    gone = weakref.ref(tokenizer)
+    del tokenizer
+    gc.collect()
+    assert gone() is None
 
 
 def test_a_tokenizer_that_got_more_tokens_is_read_anew() -> None:
