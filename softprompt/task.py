@@ -12,6 +12,7 @@ from softprompt.errors import ConfigError, DataError, PromptFileError, TemplateE
 from softprompt.examples import Columns, answered, kind_of
 from softprompt.labels import check_names, near
 from softprompt.metrics import SHORT, metrics_for, scorer_for
+from softprompt.rows import listed
 from softprompt.shown import shown
 from softprompt.template import Template
 
@@ -351,6 +352,10 @@ class Task:
         first = next(iter(splits.train or splits.validation or splits.test), None)
         if first is not None:
             spec.compiled.render(first)
+            if "text" not in spec.compiled.names and first.text.strip():
+                text, read = (splits.columns or Columns()).text, listed(sorted(spec.compiled.names))
+                note = f"the template does not use {{{{ text }}}}, the column '{text}': the model reads {read} only"
+                splits = replace(splits, notes=(*splits.notes, note))
         return cls(spec, splits, Path(splits.source).stem or "task")
 
 

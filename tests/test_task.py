@@ -128,6 +128,16 @@ class TestOtherWays:
             Task.matching(spec, splits([], test=[GOOD]))
 
 
+class TestTemplatesWithoutText:
+    def test_a_text_that_the_template_drops_is_told(self) -> None:
+        rows = [Example(f"t{i}", "ab"[i % 2], columns={"title": f"t{i}"}) for i in range(4)]
+        task = Task.classification(splits(rows), template="{{ title }}:")
+        assert task.splits.notes == (
+            "the template does not use {{ text }}, the column 'text': the model reads 'title' only",
+        )
+        assert Task.classification(splits(rows), template="{{ title }} {{ text }}:").splits.notes == ()
+
+
 class TestSpecAsDictionary:
     def test_round_trip(self) -> None:
         spec = TaskSpec("classification", "{{ text }}\n", ("a", "b"), ("yes", "no"), 77)

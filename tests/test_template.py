@@ -1,12 +1,15 @@
 """The template language: as Jinja2, with typed values, and with the ranges of what data brought."""
 
+import json
+from pathlib import Path
 from typing import Any
 
 import jinja2
 import pytest
 
-from softprompt.data import Example
+from softprompt.data import Example, read_splits
 from softprompt.errors import TemplateError
+from softprompt.examples import unlabelled_example
 from softprompt.template import Rendered, Template
 
 ROW: dict[str, Any] = {
@@ -77,6 +80,25 @@ class TestAsJinja:
         assert render(source) == (
             '["one", "two", "three"] {"by": "Ada", "year": 1843} true false  0.5 {"role": "user", "content": "Hi <b>"}'
         )
+
+    def test_the_same_of_rows_as_they_are_read(self, tmp_path: Path) -> None:
+        """What JSON says of a row is what its template sees, in training (a file) and in the server (a request)."""
+        source = (
+            "{% if flag %}on{% else %}off{% endif %} {% if n == 0 %}none{% elif n %}{{ n }}{% endif %} "
+            "{% for one in tags %}{{ loop.index }}={{ one }};{% endfor %}{{ note is none }} {{ text }}"
+        )
+        values = [(True, 0, ["a", "b"], None), (False, 2, [], "x"), (False, 0.5, ["c"], ""), (True, -1, ["ab"], "None")]
+        rows: list[dict[str, Any]] = [
+            {"text": f"t{i}", "label": "ab"[i % 2], "flag": flag, "n": n, "tags": tags, "note": note}
+            for i, (flag, n, tags, note) in enumerate(values * 6)
+        ]
+        file = tmp_path / "rows.jsonl"
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        jinja = jinja2.Environment(finalize=lambda one: str(one).lower() if isinstance(one, bool) else one)
+        expected = {row["text"]: jinja.from_string(source).render(row) for row in rows}
+        template = Template(source)
+        assert {one.text: template.render(one) for one in read_splits(file)["all"]} == expected
+        assert {row["text"]: template.render(unlabelled_example(row, "request")) for row in rows} == expected
 
 
 class TestFields:

@@ -28,7 +28,7 @@ from softprompt.predict import Prediction
 from softprompt.prefix import shares_prefix
 from softprompt.server.facts import Facts, Observer, Snapshot
 from softprompt.server.prefixes import Prefixes
-from softprompt.server.preparing import Preparing
+from softprompt.server.preparing import Preparing, portions
 from softprompt.server.requests import Kind, Questions, Request, Text
 from softprompt.server.waiting import Waiting
 from softprompt.server.work import Busy, Expired, Piece, Reading, Served, before, moment
@@ -38,7 +38,6 @@ _log = logging.getLogger("softprompt.server")
 _Value = TypeVar("_Value")
 _Request = TypeVar("_Request", Questions, Text)
 
-_PREPARED_AT_ONCE = 64  # examples, for between them others get their turn
 _LONGEST_WAIT = 60.0  # seconds that a client is told to wait, at most
 
 
@@ -156,8 +155,7 @@ class Engine:
         async def ready() -> Questions:
             items: list[tuple[Item, ...]] = []
             read: list[Reading] = []
-            for start in range(0, len(examples), _PREPARED_AT_ONCE):
-                part = examples[start : start + _PREPARED_AT_ONCE]
+            for part in portions(examples):
                 objective, some, of_them = await self._prepared(partial(self._preparing.questions, served, part))
                 items += some
                 read += of_them

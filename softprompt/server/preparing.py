@@ -1,7 +1,7 @@
 """Examples to tokens, in a thread of its own: templates and tokenizer, and what is worked out once for a task."""
 
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import replace
 from typing import Generic, TypeVar
 
@@ -18,22 +18,26 @@ from softprompt.tokens import tokens_of
 
 _Value = TypeVar("_Value")
 
-KEPT = 512  # tasks whose encoders are kept: a few kilobytes each
+KEPT = 512  # tasks whose encoders are kept, those with many labels counted several times
+_TOKENS_OF_ONE, _CELLS_OF_ONE = 2_000, 2**16  # what the labels of a task that counts once have
+_TOGETHER, _CHARACTERS_TOGETHER = 64, 2**17  # examples that are prepared together, and their characters
 
 
 class Recent(Generic[_Value]):
-    """The values of the last ``most`` keys that were asked for."""
+    """The values of the last ``most`` keys that were asked for, or of fewer, where ``weigh`` counts some for more."""
 
-    def __init__(self, most: int) -> None:
-        self._most = most
+    def __init__(self, most: int, weigh: Callable[[_Value], int] = lambda value: 1) -> None:
+        self._most, self._weigh = most, weigh
         self._values: OrderedDict[Hashable, _Value] = OrderedDict()
+        self._weight = 0
 
     def get(self, key: Hashable, make: Callable[[], _Value]) -> _Value:
         if key not in self._values:
             self._values[key] = make()
+            self._weight += self._weigh(self._values[key])
         self._values.move_to_end(key)
-        if len(self._values) > self._most:
-            self._values.popitem(last=False)
+        while self._weight > self._most and len(self._values) > 1:
+            self._weight -= self._weigh(self._values.popitem(last=False)[1])
         return self._values[key]
 
 
@@ -46,7 +50,7 @@ class Texts:
         self._base = base
         # now, and not while texts wait
         tokens_of(base.tokenizer).prepare()
-        self._labelling: Recent[Encoder] = Recent(KEPT)
+        self._labelling: Recent[Encoder] = Recent(KEPT, _weight_of_labels)
         self._generating: Recent[Encoder] = Recent(KEPT)
 
     def labelling(self, served: Served, examples: Sequence[Example]) -> Encoder:
@@ -79,13 +83,38 @@ class Texts:
                 raise DataError(f"a text of {length:,} characters: expected at most {self._longest:,}, shorten it")
 
 
+def _weight_of_labels(encoder: Encoder) -> int:
+    sequences = encoder.verbalizer.sequences if encoder.verbalizer is not None else ()
+    return 1 + sum(map(len, sequences)) // _TOKENS_OF_ONE
+
+
+def _weight_of_decisions(objective: Objective) -> int:
+    assert objective.verbalizer is not None
+    return 1 + len(objective.verbalizer.decisions) * len(objective.verbalizer.sequences) // _CELLS_OF_ONE
+
+
+def portions(examples: Sequence[Example]) -> Iterator[list[Example]]:
+    """The examples of a request as they are prepared: few and short enough that between them others get their turn."""
+    portion: list[Example] = []
+    size = 0
+    for example in examples:
+        length = characters(example)
+        if portion and (len(portion) == _TOGETHER or size + length > _CHARACTERS_TOGETHER):
+            yield portion
+            portion, size = [], 0
+        portion.append(example)
+        size += length
+    if portion:
+        yield portion
+
+
 class Preparing:
     """Makes items of examples; to be called in one thread only."""
 
     def __init__(self, base: FrozenLM, longest_text: int) -> None:
         """``longest_text``: characters of an example that are read at all."""
         self._base, self._texts = base, Texts(base, longest_text)
-        self._objectives: Recent[Objective] = Recent(KEPT)
+        self._objectives: Recent[Objective] = Recent(KEPT, _weight_of_decisions)
 
     def questions(
         self, served: Served, examples: Sequence[Example]
