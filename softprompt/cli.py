@@ -35,6 +35,7 @@ from softprompt.cli_common import (
     observer_for,
     pairs,
     print_result,
+    room_option,
     run_options,
     say,
     task_settings,
@@ -148,6 +149,7 @@ def demo(out: Path, steps: int | None, as_json: bool, **model: Any) -> None:
 )
 @column_options
 @metric_option
+@room_option
 @click.option("--recipe", help="default, or lester (Adafactor, 0.3, constant, batch 32).")
 @click.option("--method", help="prompt-tuning, p-tuning, residual or prefix-tuning.  [default: prompt-tuning]")
 @click.option(
@@ -182,6 +184,7 @@ def train(
     labels: str | None,
     verbalizer: tuple[str, ...],
     metric: str | None,
+    max_new_tokens: int | None,
     config: Path | None,
     method_option: tuple[str, ...],
     seeds: int,
@@ -229,6 +232,7 @@ def train(
     task = Task.of(
         source, max_length=chosen.max_length, **task_settings(template, labels, verbalizer, metric), **columns
     )
+    task = task.with_room(max_new_tokens)
     check_trainable(task)
     for member in members.values():
         check_init_fits(member.init, task.spec)
@@ -265,7 +269,7 @@ def train(
 @click.option("--instruction", type=WORDS, default="", help="Without a saved prompt: words in front.")
 @click.option("--shots", type=click.IntRange(min=0), default=0, help="Without a saved prompt: examples in front.")
 @click.option("--seed", default=0, help="Of what --limit draws; without a saved prompt, of --shots too.")
-@click.option("--max-new-tokens", default=128, show_default=True, help="Of a completion.")
+@room_option
 @vote_option
 @metric_option
 @column_options
@@ -284,7 +288,7 @@ def evaluate_command(
     instruction: str,
     shots: int,
     seed: int,
-    max_new_tokens: int,
+    max_new_tokens: int | None,
     vote: Any,
     metric: str | None,
     as_json: bool,
@@ -320,7 +324,7 @@ def evaluate_command(
     from softprompt.evaluate import evaluate
     from softprompt.generate import Sampling
 
-    sampling = Sampling(max_new_tokens=max_new_tokens)
+    sampling = None if max_new_tokens is None else Sampling(max_new_tokens=max_new_tokens)
     examples_in_front = choose_shots(task.train, shots, seed)
     base = load_base(str(model_name), model) if prompt_folder is None else load_base_of(prompt, model_name, model)
     for note in task.splits.notes:

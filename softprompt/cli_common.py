@@ -157,6 +157,13 @@ metric_option = click.option(
 )
 
 
+room_option = click.option(
+    "--max-new-tokens",
+    type=int,
+    help="Of a completion.  [default: 128, more where a reference is longer]",
+)
+
+
 def model_of(options: dict[str, Any]) -> dict[str, Any]:
     """What ``model_options`` gave, and ``device_map_option`` where a verb has it, taken out of ``options``."""
     model = {name: options.pop(name) for name in ("device", "dtype", "quantise", "trust_remote_code")}

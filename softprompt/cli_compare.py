@@ -25,6 +25,7 @@ from softprompt.cli_common import (
     model_options,
     observer_for,
     print_result,
+    room_option,
     say,
     task_settings,
 )
@@ -77,6 +78,7 @@ def study_options(methods: str) -> Callable[[Command], Command]:
                 ),
                 click.option("--max-length", type=click.IntRange(min=8), help="As for train.  [default: 512]"),
                 metric_option,
+                room_option,
             )
         ):
             command = option(command)
@@ -185,6 +187,7 @@ def _prepared(
         StudyFolder.check(out)
     settings = task_settings(options["template"], options["labels"], options["verbalizer"], options["metric"])
     task = Task.of(options["data"], **settings, **given(max_length=options["max_length"]), **columns)
+    task = task.with_room(options["max_new_tokens"])
     check_trainable(task)
     for note in task.splits.notes:
         say(note)

@@ -22,6 +22,7 @@ from softprompt.cli_common import (
     observer_for,
     pairs,
     print_result,
+    room_option,
     run_options_from,
     task_settings,
 )
@@ -52,7 +53,7 @@ HOW = ("temperature", "top_k", "greedy", "samples", "sample_temperature", "sampl
 @click.option("--sample-temperature", type=float, help="Of these.  [default: 1]")
 @click.option("--sample-seed", type=int, help="Of these.  [default: 0]")
 @click.option("--greedy/--no-greedy", default=None, help="Generation: learn the greedy completion (it does).")
-@click.option("--max-new-tokens", type=int, help="Of a completion.  [default: 128]")
+@room_option
 @click.option("--stop", type=WORDS, multiple=True, help="A string that ends the teacher's completions. Repeatable.")
 @click.option("--method", help="As for train.  [default: prompt-tuning]")
 @click.option("--method-option", multiple=True, metavar="NAME=VALUE", help="As for train. Repeatable.")

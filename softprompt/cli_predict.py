@@ -1,6 +1,7 @@
 """``softprompt predict``: answers for texts, or for rows as they arrive."""
 
 import sys
+from dataclasses import replace
 from typing import Any
 
 import click
@@ -10,6 +11,7 @@ from softprompt.cli_common import (
     WORDS,
     bad_rows_option,
     device_map_option,
+    given,
     json_option,
     load_base_of,
     model_of,
@@ -28,7 +30,7 @@ AT_ONCE = 32  # rows of standard input that are answered together, at most
 @click.argument("prompt_folder", type=GIVEN, metavar="PROMPT")
 @click.argument("texts", nargs=-1)
 @click.option("--model", "model_name", type=GIVEN, help="The base model.  [default: the one the prompt was learned on]")
-@click.option("--max-new-tokens", default=128, show_default=True, help="Of a completion.")
+@click.option("--max-new-tokens", type=int, help="Of a completion.  [default: 128, or as learned]")
 @click.option("--temperature", default=0.0, show_default=True, help="0 is greedy.")
 @click.option("--top-p", default=1.0, show_default=True, help="Sample among the likeliest with this probability.")
 @click.option("--top-k", default=0, show_default=True, help="Sample among this many likeliest, 0: all.")
@@ -58,7 +60,8 @@ def predict(
     From standard input, answers stream out as JSONL, in the same order, as soon as rows arrive. Otherwise a line for
     each text. With --json all answers come at the end, in one object.
     """
-    from softprompt.generate import Sampling
+    from softprompt.evaluate import cut_notes
+    from softprompt.generate import Sampling, room_for
     from softprompt.predict import Predictor, arriving_examples
     from softprompt.report_text import prediction_line
     from softprompt.store import load_prompt
@@ -68,16 +71,19 @@ def predict(
     if blank := [number for number, text in enumerate(texts, start=1) if not text.strip()]:
         raise DataError(f"text {blank[0]} is blank: expected words to answer")
     model = model_of(sampling)
-    chosen = Sampling(**sampling)
+    room = sampling.pop("max_new_tokens")
+    chosen = Sampling(**given(max_new_tokens=room), **sampling)
     prompt = load_prompt(prompt_folder)
     spec = prompt.spec
     base = load_base_of(prompt, model_name, model)
+    if room is None:
+        chosen = replace(chosen, max_new_tokens=room_for(base, spec))
     predictor = Predictor.of_prompt(base, prompt, chosen, vote)
 
     from softprompt.data import Example
 
     collected: list[dict[str, Any]] = []
-    count = 0
+    count = at_limit = 0
     arriving: Any = [[Example(text) for text in texts]] if texts else None
     left_out = 0
     for chunk in arriving or arriving_examples(sys.stdin.buffer, AT_ONCE, spec.compiled, spec.row_columns, bad_rows):
@@ -88,6 +94,7 @@ def predict(
             told = {"error": str(one)} if prediction is None else prediction.to_dict()
             answer = {**told, "index": count}
             count, left_out = count + 1, left_out + (prediction is None)
+            at_limit += prediction is not None and prediction.at_limit
             if as_json:
                 collected.append(answer)
             else:
@@ -97,5 +104,5 @@ def predict(
         print_json({"predictions": collected, **({"precision": precisions} if precisions else {})})
     if left_out:
         say(f"{left_out:,} of {count:,} rows could not be used: their answers say why")
-    for note in predictor.encoder.cut_notes():
+    for note in [*predictor.encoder.cut_notes(), *cut_notes(at_limit, count)]:
         say(note)

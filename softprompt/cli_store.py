@@ -17,6 +17,7 @@ from softprompt.cli_common import (
     model_of,
     model_options,
     print_result,
+    room_option,
     say,
 )
 from softprompt.errors import ConfigError, GateError, StoreError
@@ -160,7 +161,7 @@ def pull(source: str, out: Path, as_json: bool) -> None:
 @click.option("--tolerance", type=float, help="Loss that is accepted, in units of the metric.  [default: 0.0]")
 @click.option("--force", is_flag=True, help="Promote even so; the history keeps that it was forced.")
 @click.option("--model", "model_name", type=GIVEN, help="The base model.  [default: the one the prompt was learned on]")
-@click.option("--max-new-tokens", default=128, show_default=True, help="Of a completion.")
+@room_option
 @metric_option
 @column_options
 @model_options
@@ -176,7 +177,7 @@ def promote(
     tolerance: float | None,
     force: bool,
     model_name: str | None,
-    max_new_tokens: int,
+    max_new_tokens: int | None,
     metric: str | None,
     as_json: bool,
     **options: Any,
@@ -211,7 +212,7 @@ def promote(
         for note in task.splits.notes:
             say(note)
         base_of = _Bases(model_name, model)
-        sampling = Sampling(max_new_tokens=max_new_tokens)
+        sampling = None if max_new_tokens is None else Sampling(max_new_tokens=max_new_tokens)
         gate = Gate(base_of, task.splits[split], config, limit=limit, sampling=sampling, metric=spec.metric)
         in_place = store.aliases(found.name).get(alias)
         compared = [str(found), *([f"{found.name}@{in_place}"] if in_place is not None else [])]

@@ -23,6 +23,7 @@ from softprompt.cli_common import (
     model_options,
     observer_for,
     print_result,
+    room_option,
     say,
     task_settings,
 )
@@ -69,6 +70,7 @@ from softprompt.cli_common import (
 @click.option("--labels", type=LABEL_NAMES, help="As for train.")
 @click.option("--verbalizer", type=LABEL_WORDS, multiple=True, metavar="LABEL=WORDS", help="As for train. Repeatable.")
 @metric_option
+@room_option
 @column_options
 @model_options
 @json_option
@@ -87,6 +89,7 @@ def sweep(
     labels: str | None,
     verbalizer: tuple[str, ...],
     metric: str | None,
+    max_new_tokens: int | None,
     as_json: bool,
     **settings: Any,
 ) -> None:
@@ -119,6 +122,7 @@ def sweep(
         **given(max_length=settings["max_length"]),
         **columns,
     )
+    task = task.with_room(max_new_tokens)
     check_trainable(task)
     for note in task.splits.notes:
         say(note)

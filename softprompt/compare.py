@@ -23,7 +23,7 @@ from softprompt.engine_speed import EnginePython, engine_speed, find_engine
 from softprompt.errors import ConfigError, OutputError
 from softprompt.evaluate import score, score_sample
 from softprompt.failures import error_line
-from softprompt.fit import TEST_LIMIT, library_versions
+from softprompt.fit import TEST_LIMIT, library_versions, roomy
 from softprompt.predict import Predictor
 from softprompt.progress import Silent
 from softprompt.report import write_report
@@ -102,6 +102,7 @@ def compare(
     check_trainable(task)
     task.splits["test"]  # refuses an empty one
     engine = find_engine(terms.engine_python, terms.engine_gguf)
+    task = roomy(base, task)
     comparison = _Comparison(base, task, terms, StudyFolder(out, _setup(base, task, terms)), observer, engine)
     with comparison.folder as folder:
         for number, method in enumerate(methods, start=1):
@@ -334,6 +335,7 @@ class _Comparison:
                 settings |= {"engine_note": timed} if timed else {}
             else:
                 engine = timed
+        settings |= {"cut": test.cut} if test.cut else {}
         tried = self.folder.notes(method.name).get("trials", {}).values()
         kept = [one.validation.value for one in before if one is not None and one.validation is not None]
         return {

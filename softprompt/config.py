@@ -121,7 +121,9 @@ class DistillConfig(Settings):
     samples: int = Field(0, ge=0, le=1000, description="sampled completions of each input beside it (generation)")
     sample_temperature: float = Field(1.0, gt=0, le=100, description="of sampling")
     sample_seed: int = Field(0, ge=0, lt=2**63, description="of sampling")
-    max_new_tokens: int = Field(128, ge=1, description="tokens of a completion, at most")
+    max_new_tokens: int | None = Field(
+        None, ge=1, description="tokens of a completion, at most; room for the longest reference, if not given"
+    )
     stop: tuple[str, ...] = Field((), description="strings that end the teacher's completions")
 
     @model_validator(mode="after")

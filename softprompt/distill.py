@@ -21,8 +21,8 @@ from softprompt.contest_prompts import CLOCK_FILE, Clock
 from softprompt.data import Example, Splits
 from softprompt.distill_report import fidelity, measured, request_tokens, with_speeds, without_clock
 from softprompt.errors import ConfigError
-from softprompt.fit import TEST_LIMIT, announce, best_prompt, data_facts, finish, limited, open_run, with_records
-from softprompt.generate import Sampling
+from softprompt.fit import TEST_LIMIT, announce, best_prompt, data_facts, finish, limited, open_run, roomy, with_records
+from softprompt.generate import Sampling, room_for
 from softprompt.imitation import imitation
 from softprompt.paths import expanded
 from softprompt.progress import Silent
@@ -141,7 +141,9 @@ def distill_together(
     configs = {name: _started(config, teacher) for name, config in configs.items()}
     first = next(iter(configs.values()))
     check_there(task)
-    whole = limited(task, first)
+    whole = roomy(base, limited(task, first))
+    room = settings.max_new_tokens or room_for(base, whole.spec, whole.train + whole.validation + whole.test)
+    settings = settings.model_copy(update={"max_new_tokens": room})
     task, notes = _used(whole, first, settings, evaluate_test)
     configs = {name: config.model_copy(update={"max_length": task.spec.max_length}) for name, config in configs.items()}
     out = None if out is None else expanded(out)

@@ -4,7 +4,7 @@ Labels and references, where inputs have them, are looked at here and nowhere el
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from math import ceil
 from typing import Any
@@ -20,13 +20,13 @@ from softprompt.config import DistillConfig
 from softprompt.data import Example
 from softprompt.evaluate import score
 from softprompt.examples import answered
-from softprompt.generate import Sampling, complete
+from softprompt.generate import ANSWER_ROOM, Sampling, complete
 from softprompt.imitation import Fidelity as Nearness
 from softprompt.imitation import targets_of
 from softprompt.measure import figure, measure_speed
 from softprompt.metrics import QUANTILES, Metric, mean_metric
 from softprompt.objective import EVALUATION_TOKENS, Objective
-from softprompt.predict import Prediction, Predictor, likeliest
+from softprompt.predict import Prediction, Predictor, likeliest, naming
 from softprompt.prefix import Prefix, PromptState, make_prefix
 from softprompt.results import BreakEven, Distilled, Fidelity, Figure, RequestTokens, Speed
 from softprompt.shots import BEHIND_WORDS, behind
@@ -60,7 +60,8 @@ class ReadAnew:
     def label_log_probabilities(self, examples: Sequence[Example]) -> Tensor:
         """Log-probabilities ``[n, C]`` of the labels."""
         items = behind(self._encoder.scoring_items(examples), [self._ids] * len(examples))
-        return self._objective.label_log_probabilities(self.prefix, items)
+        with naming(examples):
+            return self._objective.label_log_probabilities(self.prefix, items)
 
     def predict(self, examples: Sequence[Example]) -> Iterator[Prediction]:
         """One prediction for each example, in any order."""
@@ -68,8 +69,9 @@ class ReadAnew:
             yield from likeliest(self.spec, self.label_log_probabilities(examples))
             return
         texts = [(*self._ids, *text) for text in self._encoder.inputs(examples)]
-        for index, text in complete(self.base, self.prefix, texts, self.sampling, EVALUATION_TOKENS):
-            yield Prediction(index, completion=text)
+        with naming(examples):
+            for index, text, cut in complete(self.base, self.prefix, texts, self.sampling, EVALUATION_TOKENS):
+                yield Prediction(index, completion=text, at_limit=cut)
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,7 @@ class Given:
     def of(self, indices: Sequence[int]) -> "Given":
         """Those to some of the examples, counted anew."""
         chosen = [self.predictions[index] for index in indices]
-        return Given(self.spec, [Prediction(i, *_parts(one)) for i, one in enumerate(chosen)])
+        return Given(self.spec, [replace(one, index=i) for i, one in enumerate(chosen)])
 
     def label_log_probabilities(self, examples: Sequence[Example]) -> Tensor:
         """Of the probabilities, which sum to 1 within rounding."""
@@ -97,10 +99,6 @@ class Given:
     def words(self) -> list[str]:
         """Label or completion of each."""
         return [str(one.completion if one.label is None else one.label) for one in self.predictions]
-
-
-def _parts(one: Prediction) -> tuple[Any, ...]:
-    return one.label, one.probabilities, one.completion
 
 
 def taught(base: FrozenLM, spec: TaskSpec, answers: Answers) -> Given:
@@ -180,7 +178,8 @@ def measured(
 
     All are timed in turn with the first student, on the same texts.
     """
-    students = [Predictor(base, spec, state, Sampling(max_new_tokens=settings.max_new_tokens)) for state in states]
+    sampling = Sampling(max_new_tokens=settings.max_new_tokens or ANSWER_ROOM)
+    students = [Predictor(base, spec, state, sampling) for state in states]
     before = teacher.predictor(base, spec, settings)
     cached = measure_speed(before, students[0], examples, teacher.tokens)
     read = None

@@ -5,6 +5,7 @@
     |- DataError                 a file, column, line, label or split of the user's data
     |- TemplateError             a template that does not parse, uses no column, or leaves no room for text
     |- BaseModelError            a base model that is not there, does not load, or does not fit
+    |  `- NotFiniteError         a text for which it gives no numbers, hence no answer
     |- PromptFileError           a saved prompt that is damaged, or made for another base model
     |- StoreError                a store, version or alias that is not there, is damaged, or cannot be reached
     |  `- GateError              a version that was not promoted, being worse than the one in place
@@ -47,6 +48,17 @@ class TemplateError(SoftpromptError):
 
 class BaseModelError(SoftpromptError):
     """The base model is not there, does not load, or does not fit the request."""
+
+
+class NotFiniteError(BaseModelError):
+    """The model gives numbers that are not finite for a text, so there is no answer; ``row`` counts from 0."""
+
+    def __init__(self, row: int, place: str = "") -> None:
+        self.row = row
+        super().__init__(
+            f"{place or f'text {row + 1}'}: the model gives numbers that are not finite here, so that no answer can be "
+            "told: try --dtype float32; if that does not help, the prompt or the model is damaged"
+        )
 
 
 class PromptFileError(SoftpromptError):

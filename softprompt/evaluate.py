@@ -7,7 +7,7 @@ from typing import Any
 from softprompt.base import FrozenLM
 from softprompt.data import Example
 from softprompt.errors import ConfigError, DataError
-from softprompt.generate import Sampling
+from softprompt.generate import Sampling, room_for
 from softprompt.metrics import Metric, metrics_for, scorer_for
 from softprompt.predict import Answers, Prediction, Predictor, Vote
 from softprompt.prefix import PromptState
@@ -46,7 +46,18 @@ class Evaluation:
             "others": {metric.name: metric.to_dict() for metric in self.others},
             "truncated": self.truncated,
             **({} if self.drawn is None else self.drawn.to_dict()),
+            **({} if self.metric.name in {one.name for one in metrics_for("classification")} else {"cut": self.cut}),
         }
+
+    @property
+    def cut(self) -> int:
+        """Completions that were cut at the limit of tokens."""
+        return sum(one.at_limit for one in self.predictions)
+
+    @property
+    def cut_notes(self) -> list[str]:
+        """What there is to say of completions that were cut."""
+        return cut_notes(self.cut, len(self.predictions))
 
 
 def evaluate(
@@ -63,7 +74,7 @@ def evaluate(
     Args:
         prompt: a learned prompt, a written one as a state (see ``written_prompt``), or none: the bare template.
         spec: the task, where ``prompt`` does not bring it.
-        sampling: how completions are made (generation).
+        sampling: how completions are made (generation); greedily, with room for the longest reference, if not given.
         vote: how an ensemble comes to one answer (see ``Predictor``).
 
     Raises:
@@ -71,11 +82,20 @@ def evaluate(
         DataError: no examples, or examples without label or references.
         PromptFileError: the prompt was learned on another base model.
     """
+    known = prompt.spec if isinstance(prompt, Prompt) else spec
+    if known is None:
+        raise ConfigError("expected the task's spec beside a prompt that was not learned: give spec=task.spec")
+    if sampling is None:
+        sampling = Sampling(max_new_tokens=room_for(base, known, examples))
     if isinstance(prompt, Prompt):
         return score(Predictor.of_prompt(base, prompt, sampling, vote), examples)
-    if spec is None:
-        raise ConfigError("expected the task's spec beside a prompt that was not learned: give spec=task.spec")
-    return score(Predictor(base, spec, prompt, sampling), examples)
+    return score(Predictor(base, known, prompt, sampling), examples)
+
+
+def cut_notes(cut: int, of: int) -> list[str]:
+    """What there is to say where so many completions were cut at the limit of tokens."""
+    told = f"{cut:,} of {of:,} completions were cut at the limit of tokens: --max-new-tokens gives more"
+    return [told] if cut else []
 
 
 def score(answers: Answers, examples: Sequence[Example]) -> Evaluation:

@@ -21,7 +21,7 @@ from softprompt.data import Example
 from softprompt.errors import ConfigError, OutputError
 from softprompt.evaluate import score_sample
 from softprompt.folders import check_free
-from softprompt.generate import Sampling
+from softprompt.generate import ANSWER_ROOM, room_for
 from softprompt.learned import ROWS_FILE, LearnedRows
 from softprompt.methods import METHODS
 from softprompt.paths import expanded
@@ -112,7 +112,7 @@ def fit_together(
     if ensemble and task.spec.kind == "generation":
         raise ConfigError("an ensemble answers by vote, expected a classification task, got generation")
     first = next(iter(configs.values()))
-    task = limited(task, first)
+    task = roomy(base, limited(task, first))
     if "max_length" not in first.model_fields_set:
         configs = {
             name: config.model_copy(update={"max_length": task.spec.max_length}) for name, config in configs.items()
@@ -152,15 +152,21 @@ def limited(task: Task, config: TrainConfig) -> Task:
     return replace(task, spec=replace(task.spec, max_length=config.max_length))
 
 
-def announce(
-    base: FrozenLM, task: Task, length: int, observer: Observer, max_new_tokens: int = Sampling().max_new_tokens
-) -> None:
+def roomy(base: FrozenLM, task: Task) -> Task:
+    """The task with room for the longest of its references, where that is more than completions have anyway."""
+    if task.spec.kind == "classification" or task.spec.max_new_tokens is not None:
+        return task
+    room = room_for(base, task.spec, (*task.train, *task.validation, *task.test))
+    return task.with_room(room) if room > ANSWER_ROOM else task
+
+
+def announce(base: FrozenLM, task: Task, length: int, observer: Observer, max_new_tokens: int | None = None) -> None:
     """Pass on what there is to know of the data; raise TemplateError if ``length`` virtual tokens leave no room."""
     for note in task.splits.notes:
         observer.noted(note)
     if task.spec.kind == "generation":
         # what the evaluation at the end needs room for; better refused now than after the training
-        Encoder(base, task.spec, length, max_new_tokens)
+        Encoder(base, task.spec, length, max_new_tokens or room_for(base, task.spec))
 
 
 def say_sampled(task: Task, config: TrainConfig, observer: Observer) -> None:
@@ -266,7 +272,7 @@ def best_prompt(
     ran = list(zip(configs, configs.values(), outcomes, strict=True))
     name, config, outcome = max(ran, key=lambda one: (not one[2].failed, one[2].value, -one[2].loss))
     history = "".join(
-        json.dumps({**({"name": name} if name else {}), **record}) + "\n"
+        json.dumps({**({"name": name} if name else {}), **record}, allow_nan=False) + "\n"
         for name, _, one in ran
         for record in one.history
     )
@@ -311,7 +317,7 @@ def best_prompt(
 
 def with_metrics(prompt: Prompt, base: FrozenLM, task: Task, *, evaluate_test: bool) -> Prompt:
     """The prompt with what it reaches on validation, and on test if wanted, and with a profile of validation."""
-    predictor = Predictor(base, prompt.spec, prompt.states, Sampling())
+    predictor = Predictor(base, prompt.spec, prompt.states)
     limit = TEST_LIMIT[prompt.spec.kind]
     splits: Mapping[str, tuple[Example, ...]] = {"validation": task.validation, "test": task.test}
     scored = {
@@ -357,7 +363,7 @@ def finish(prompt: Prompt, out: Path, outcome: TrainingResult, run: Path, proces
         "threads": torch.get_num_threads(),
         **({"processes": str(processes)} if processes.size > 1 else {}),
     }
-    facts = json.dumps({**record, **prompt.manifest()}, indent=2, ensure_ascii=False) + "\n"
+    facts = json.dumps({**record, **prompt.manifest()}, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     try:
         replace(prompt, extra_files={**prompt.extra_files, "run.json": facts}).save(out)
     except OutputError as error:

@@ -11,13 +11,22 @@ from torch import Tensor
 
 from softprompt.base import FrozenLM
 from softprompt.batch import Item, budgeted
-from softprompt.errors import ConfigError
+from softprompt.data import Example
+from softprompt.errors import ConfigError, NotFiniteError
 from softprompt.growing import start_growing
+from softprompt.objective import all_finite
 from softprompt.prefix import Prefix
-from softprompt.verbalizer import end_of_answer
+from softprompt.task import TaskSpec
+from softprompt.tokens import tokens_of
+from softprompt.verbalizer import answer_ids, end_of_answer
 
 # of every token: the texts that get one, as indices; logits [texts, V] as the model gives them; the tokens chosen
 Watch: TypeAlias = Callable[[list[int], Tensor, list[int]], None]
+
+ANSWER_ROOM = 128  # tokens of a completion, where nothing asks for more
+
+# of a completion: the index of its text, what it says, and whether it was cut at the limit of tokens
+Completed: TypeAlias = tuple[int, str, bool]
 
 _BLOCK = 512  # logits
 
@@ -46,7 +55,7 @@ class Sampling:
         seed: of sampling.
     """
 
-    max_new_tokens: int = 128
+    max_new_tokens: int = ANSWER_ROOM
     temperature: float = 0.0
     top_p: float = 1.0
     top_k: int = 0
@@ -142,7 +151,7 @@ class Completion:
         return list(self._tokenizer("a", add_special_tokens=False)["input_ids"]) if self._goes_on else []
 
     def _words(self, tokens: Sequence[int]) -> str:
-        return str(self._tokenizer.decode(tokens, skip_special_tokens=True))
+        return tokens_of(self._tokenizer).text(tokens)
 
     @property
     def exact(self) -> str:
@@ -155,6 +164,17 @@ class Completion:
         return self.exact.strip()
 
 
+def room_for(base: FrozenLM, spec: TaskSpec, examples: Sequence[Example] = ()) -> int:
+    """Tokens that completions are given: the task's own number, or ``ANSWER_ROOM``; more where a reference of
+    ``examples`` is longer, to half of the model's context."""
+    room = spec.max_new_tokens or ANSWER_ROOM
+    references = {one for example in examples for one in example.references}
+    # each token has a byte at least
+    long = [one for one in references if len(one.encode()) >= room]
+    needed = max((len(answer_ids(base.tokenizer, spec, one)) + 1 for one in long), default=0)
+    return max(room, needed if base.context_length is None else min(needed, base.context_length // 2))
+
+
 def ends_of(base: Speaking) -> frozenset[int]:
     """The tokens that end a completion: the tokenizer's end of sequence, and those of the model's own settings."""
     ends = getattr(base.generation_config, "eos_token_id", None)
@@ -162,8 +182,10 @@ def ends_of(base: Speaking) -> frozenset[int]:
 
 
 def next_tokens(logits: Tensor, completions: Sequence[Completion]) -> list[int]:
-    """The next token of each completion, from ``logits [B, V]``."""
-    likeliest = first_largest(logits).tolist()
+    """The next token of each completion, from ``logits [B, V]``; NotFiniteError names a row that has no numbers."""
+    largest = first_largest(logits)
+    all_finite(logits.gather(1, largest[:, None]))
+    likeliest = largest.tolist()
     return [
         completion.sampled(row) if completion.sampling.warpers else token
         for row, token, completion in zip(logits, likeliest, completions, strict=True)
@@ -195,13 +217,16 @@ def complete(
     sampling: Sampling,
     token_budget: int,
     watch: Watch | None = None,
-) -> Iterator[tuple[int, str]]:
-    """Complete token sequences; yields ``(index, completion)`` batch by batch, in the order they finish.
+) -> Iterator[Completed]:
+    """Complete token sequences; batch by batch, in the order they finish.
 
     Args:
         texts: token ids without BOS (``Encoder.inputs``).
         token_budget: padded tokens of a batch, its completions counted.
         watch: is shown every choice of a token, that which ends a completion too.
+
+    Raises:
+        NotFiniteError: the model has no numbers for a text.
     """
     items = [Item(i, tuple(ids), ()) for i, ids in enumerate(texts)]
     room = max((len(item.ids) for item in items), default=0) + sampling.max_new_tokens
@@ -210,7 +235,10 @@ def complete(
         growing, going, indices = start_growing(prefix, chunk), completions, [item.example for item in chunk]
         while True:
             logits = base.logits(growing.last)
-            tokens = next_tokens(logits, going)
+            try:
+                tokens = next_tokens(logits, going)
+            except NotFiniteError as error:
+                raise NotFiniteError(indices[error.row]) from error
             if watch is not None:
                 watch(indices, logits, tokens)
             goes_on = [one.add(token) for one, token in zip(going, tokens, strict=True)]
@@ -222,4 +250,5 @@ def complete(
             if len(going) < len(goes_on):
                 growing.keep(kept)
             growing.extend(torch.tensor(tokens, device=base.device)[kept])
-        yield from ((item.example, one.text) for item, one in zip(chunk, completions, strict=True))
+        for item, one in zip(chunk, completions, strict=True):
+            yield item.example, one.text, one.finish == "length"

@@ -62,7 +62,7 @@ class LabelTargets:
 
     def fidelity(self, prefix: Prefix, items: Sequence[Item]) -> tuple[Tensor, Tensor, Tensor]:
         """At temperature 1, of each example: divergence, 1 where both choose the same label, 1; on the CPU."""
-        student = self._objective.label_log_probabilities(prefix, items)
+        student = self._objective.label_log_probabilities(prefix, items, learning=True)
         alike = (student.argmax(1) == self.plain.argmax(1)).float()
         return divergence(self.plain, student), alike, torch.ones_like(alike)
 

@@ -1,5 +1,6 @@
 """What a comparison measures beside quality: time, memory, bytes, calibration, forgetting."""
 
+import math
 import os
 import random
 import time
@@ -143,7 +144,8 @@ def perplexity(base: FrozenLM, passages: Sequence[str] | None = None) -> tuple[f
         for states, targets in zip(hidden.split(POSITIONS_AT_ONCE), ids[0, 1:].split(POSITIONS_AT_ONCE), strict=True):
             total += float(nn.functional.cross_entropy(base.logits(states), targets, reduction="sum"))
         count += len(tokens) - 1
-    return float(np.exp(total / count)), count
+    # of a model that learning has ruined there may be none that is a number
+    return (math.exp(total / count), count) if total / count < 700 else None
 
 
 def folder_bytes(folder: Path) -> int:

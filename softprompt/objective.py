@@ -15,6 +15,7 @@ from torch import Tensor
 from softprompt.along import Scored
 from softprompt.base import FrozenLM
 from softprompt.batch import Batch, Item, budgeted, collate
+from softprompt.errors import NotFiniteError
 from softprompt.prefix import Prefix
 from softprompt.verbalizer import Verbalizer
 
@@ -83,8 +84,15 @@ class Objective:
         return torch.cat([checkpoint(losses_of_chunk, *chunk, use_reentrant=False) for chunk in chunks])
 
     @torch.no_grad()
-    def label_log_probabilities(self, prefix: Prefix, items: Sequence[Item]) -> Tensor:
-        """Log-probabilities of the labels ``[examples, C]`` (float32, CPU) from ``Encoder.scoring_items``."""
+    def label_log_probabilities(self, prefix: Prefix, items: Sequence[Item], *, learning: bool = False) -> Tensor:
+        """Log-probabilities of the labels ``[examples, C]`` (float32, CPU) from ``Encoder.scoring_items``.
+
+        Args:
+            learning: give numbers that are not finite too: a run that learns ends with its own words.
+
+        Raises:
+            NotFiniteError: a row has no numbers; the first label would be its likeliest, whatever it is.
+        """
         assert self.verbalizer is not None
         examples = max(item.example for item in items) + 1
         scores = torch.zeros(examples, len(self.verbalizer.sequences))
@@ -93,7 +101,8 @@ class Objective:
             hidden = prefix.scored(batch)
             example = torch.tensor([item.example for item in chunk])[batch.row.cpu()]
             scores.index_add_(0, example, self.label_scores(hidden, batch.decisions).cpu())
-        return self.base.processes.sum(scores)
+        scores = self.base.processes.sum(scores)
+        return scores if learning else all_finite(scores)
 
     def choices_of(self, labels: Tensor, decisions: Tensor) -> tuple[Tensor, Tensor]:
         """What log-probabilities of labels ``[N, C]`` say of ``decisions [N]``.
@@ -134,6 +143,14 @@ class Objective:
         """Hidden states ``[N, H]`` that ask ``decisions [N]`` to log-probabilities ``[N, R]`` (-inf: not a choice)."""
         logits = self.base.logits(hidden, self._rows)
         return logits.masked_fill(~self._allowed[decisions], float("-inf")).log_softmax(-1)
+
+
+def all_finite(scores: Tensor) -> Tensor:
+    """``scores [n, ...]``; raises NotFiniteError with the first row that has one that is not finite."""
+    good = scores.isfinite().flatten(1).all(dim=1)
+    if not good.all():
+        raise NotFiniteError(int(good.logical_not().nonzero()[0]))
+    return scores
 
 
 def divergence(target: Tensor, student: Tensor) -> Tensor:

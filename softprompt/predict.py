@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, BinaryIO, Literal, Protocol, TypeAlias
@@ -12,13 +13,14 @@ from torch import Tensor
 from softprompt.base import FrozenLM
 from softprompt.batch import Encoder
 from softprompt.data import Example, read_records, unlabelled_example
-from softprompt.errors import ConfigError, DataError, SoftpromptError, TemplateError
+from softprompt.errors import ConfigError, DataError, NotFiniteError, SoftpromptError, TemplateError
 from softprompt.examples import Columns
-from softprompt.generate import Sampling, complete
+from softprompt.generate import Completed, Sampling, complete, room_for
 from softprompt.objective import EVALUATION_TOKENS, Objective
 from softprompt.prefix import Prefix, PromptState, make_prefix
 from softprompt.readers import BadRows
 from softprompt.shots import words_before
+from softprompt.shown import shown
 from softprompt.store import Prompt
 from softprompt.task import TaskSpec
 from softprompt.template import Template
@@ -35,6 +37,7 @@ class Prediction:
         label: the likeliest label (classification).
         probabilities: of every label, summing to 1 (classification).
         completion: the text generated (generation).
+        at_limit: whether the completion was cut at the limit of tokens, before it ended.
         prompt_tokens: virtual tokens, template and text that were read for it, where whoever answered counts them.
         cut: only the beginning of the text was read, where whoever answered tells.
     """
@@ -43,13 +46,15 @@ class Prediction:
     label: str | None = None
     probabilities: dict[str, float] | None = None
     completion: str | None = None
+    at_limit: bool = False
     prompt_tokens: int | None = None
     cut: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """The fields that this kind of task has."""
         fields = {"label": self.label, "probabilities": self.probabilities, "completion": self.completion}
-        return {"index": self.index, **{name: value for name, value in fields.items() if value is not None}}
+        told = {name: value for name, value in fields.items() if value is not None}
+        return {"index": self.index, **told, **({"cut": True} if self.at_limit else {})}
 
 
 class Answers(Protocol):
@@ -99,7 +104,7 @@ class Predictor:
         self.states = (states,) if isinstance(states, PromptState) else tuple(states or ())
         if len(self.states) > 1 and spec.kind == "generation":
             raise ConfigError("an ensemble answers by vote, expected a classification task, got generation")
-        self.sampling = sampling or Sampling()
+        self.sampling = sampling or Sampling(max_new_tokens=room_for(base, spec))
         length = max((state.length for state in self.states), default=0)
         self.encoder = Encoder(base, spec, length, self.sampling.max_new_tokens, words_before(self.states))
         self._objective = Objective(base, self.encoder.verbalizer)
@@ -138,7 +143,8 @@ class Predictor:
             for item in items
             for member in range(members)
         ]
-        scores = self._objective.label_log_probabilities(self.prefix, asked)
+        with naming(examples):
+            scores = self._objective.label_log_probabilities(self.prefix, asked)
         return scores.view(members, len(examples), -1)
 
     def label_log_probabilities(self, examples: Sequence[Example]) -> Tensor:
@@ -158,12 +164,13 @@ class Predictor:
     def predict(self, examples: Sequence[Example]) -> Iterator[Prediction]:
         """Predictions in the order of the examples for classification, as they finish for generation."""
         if self.spec.kind == "generation":
-            for index, text in self._completions(self.encoder.inputs(examples)):
-                yield Prediction(index, completion=text)
+            with naming(examples):
+                for index, text, cut in self._completions(self.encoder.inputs(examples)):
+                    yield Prediction(index, completion=text, at_limit=cut)
             return
         yield from likeliest(self.spec, self.label_log_probabilities(examples))
 
-    def _completions(self, texts: Sequence[tuple[int, ...]]) -> Iterator[tuple[int, str]]:
+    def _completions(self, texts: Sequence[tuple[int, ...]]) -> Iterator[Completed]:
         processes = self.base.processes
         # in step all make every token together; a sample is drawn by the place of its text
         if processes.size == 1 or processes.in_step or self.sampling.warpers:
@@ -171,8 +178,19 @@ class Predictor:
             return
         places = range(processes.index, len(texts), processes.size)
         own = complete(self.base, self.prefix, [texts[i] for i in places], self.sampling, EVALUATION_TOKENS)
-        for part in processes.gathered([(places[index], text) for index, text in own]):
-            yield from ((index, text) for index, text in part)
+        for part in processes.gathered([(places[index], text, cut) for index, text, cut in own]):
+            yield from ((index, text, cut) for index, text, cut in part)
+
+
+@contextmanager
+def naming(examples: Sequence[Example]) -> Iterator[None]:
+    """What goes wrong within with one of ``examples`` names it: its row, or the beginning of its text."""
+    try:
+        yield
+    except NotFiniteError as error:
+        row = error.row % len(examples)
+        one = examples[row]
+        raise NotFiniteError(row, one.place or f"text {shown(repr(one.text), 60)}") from error
 
 
 def likeliest(spec: TaskSpec, log_probabilities: Tensor) -> Iterator[Prediction]:

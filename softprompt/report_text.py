@@ -118,6 +118,7 @@ def evaluation_lines(result: Evaluation, facts: Mapping[str, Any]) -> list[str]:
     rows = [("metric", "value [95% interval]", "n")]
     rows += [(m.name, figure(m.to_dict()), f"{m.n:,}") for m in (result.metric, *result.others)]
     cut = [f"{result.truncated} texts were cut to the length limit"] if result.truncated else []
+    cut += result.cut_notes
     drawn = result.drawn.words(str(facts["split"])) if result.drawn else ""
     where = f"{facts['prompt'] or 'written prompt'} on {facts['data']}, {facts['split']} split"
     return [f"{where}, {drawn}" if drawn else where, "", *table(rows), *cut]

@@ -50,7 +50,7 @@ def brief(text: object, most: int) -> str:
 
 def shown_json(value: Any, **how: Any) -> str:
     """``value`` as JSON of one line that means the same and can be shown: characters as above are escaped in it."""
-    return _ACTED_ON.sub(_escaped, json.dumps(value, ensure_ascii=False, **how))
+    return _ACTED_ON.sub(_escaped, json.dumps(value, ensure_ascii=False, allow_nan=False, **how))
 
 
 def _spelled(found: re.Match[str]) -> str:

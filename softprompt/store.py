@@ -203,7 +203,7 @@ class Prompt:
         manifest = sealed({**self.manifest(), **digests}, SEAL)
         return {
             TENSOR_FILE: tensor_bytes,
-            MANIFEST_FILE: (json.dumps(manifest, indent=2, ensure_ascii=False) + "\n").encode(),
+            MANIFEST_FILE: (json.dumps(manifest, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode(),
             **others,
         }
 

@@ -8,6 +8,7 @@ from typing import Any
 from softprompt.base import FrozenLM
 from softprompt.bootstrap import Scores, interval, paired, resampled, scores_of
 from softprompt.data import Example
+from softprompt.evaluate import cut_notes
 from softprompt.measure import machine
 from softprompt.metrics import Floats
 from softprompt.recommend import Evidence, recommend
@@ -148,6 +149,11 @@ def _notes(task: Task, test: Sequence[Example], results: Sequence[Result]) -> li
         )
     if (changed := drift(one.speed for one in results)) is not None:
         notes.append(warning(changed))
+    notes += [
+        f"{one.method} seed {one.seed}: {told}"
+        for one in results
+        for told in cut_notes(one.settings.get("cut", 0), len(one.predictions))
+    ]
     notes += dict.fromkeys(f"{one.method} {why}" for one in results if (why := one.settings.get("engine_note")))
     failed = [f"{one.method} seed {one.seed}: {one.error}" for one in results if one.status == "failed"]
     return notes + [f"failed, remove its file in results/ to try it again: {line}" for line in failed]

@@ -38,6 +38,7 @@ class TaskSpec:
         max_length: tokens of template and text, at most.
         metric: what answers are judged by first; ``None``: what suits the kind and the references (see ``metrics``).
         columns: what the data calls its columns of text, label and output.
+        max_new_tokens: room of a completion; ``None``: what ``generate.room_for`` gives.
     """
 
     kind: Literal["classification", "generation"]
@@ -47,11 +48,14 @@ class TaskSpec:
     max_length: int = 512
     metric: str | None = None
     columns: Columns = Columns()  # noqa: RUF009 (immutable)
+    max_new_tokens: int | None = None
 
     def __post_init__(self) -> None:
         scorer_for(self.kind, self.metric)  # refuses one that there is not
         if not 1 <= self.max_length < LONGEST:
             raise DataError(f"expected a maximal length of 1 to {LONGEST - 1:,} tokens, got {self.max_length}")
+        if self.max_new_tokens is not None and self.max_new_tokens < 1:
+            raise ConfigError(f"max_new_tokens must be at least 1, got {self.max_new_tokens}")
         if self.kind == "generation":
             return
         self._check_sizes()
@@ -147,6 +151,7 @@ class TaskSpec:
             "max_length": self.max_length,
             **({} if self.metric is None else {"metric": self.metric}),
             **({"columns": others} if (others := self.columns.others()) else {}),
+            **({} if self.max_new_tokens is None else {"max_new_tokens": self.max_new_tokens}),
         }
 
     @classmethod
@@ -159,7 +164,7 @@ class TaskSpec:
         try:
             kind, template, max_length = values["kind"], values["template"], values["max_length"]
             labels, verbalizers = values["labels"], values["verbalizers"]
-            metric = values.get("metric")
+            metric, room = values.get("metric"), values.get("max_new_tokens")
             columns = Columns(**values.get("columns", {})).names()
         except (KeyError, TypeError) as error:
             raise PromptFileError(f"the saved task lacks or misuses {error}") from error
@@ -167,12 +172,13 @@ class TaskSpec:
         strings = lists and all(
             isinstance(value, str) for value in (template, *labels, *verbalizers, metric or "", *columns[:3])
         )
-        if kind not in ("classification", "generation") or not strings or type(max_length) is not int:
+        counts = type(max_length) is int and (room is None or type(room) is int)
+        if kind not in ("classification", "generation") or not strings or not counts:
             raise PromptFileError("the saved task has values of the wrong type")
         if kind == "generation" and (labels or verbalizers):
             raise PromptFileError("the saved task has labels, expected none for generation")
         try:
-            spec = cls(kind, template, tuple(labels), tuple(verbalizers), max_length, metric, columns)
+            spec = cls(kind, template, tuple(labels), tuple(verbalizers), max_length, metric, columns, room)
             spec.compiled  # noqa: B018 (a template that does not compile is found here, not at the first example)
         except (ConfigError, DataError, TemplateError) as error:
             raise PromptFileError(f"the saved task cannot be used: {error}") from error
@@ -186,6 +192,11 @@ class Task:
     spec: TaskSpec
     splits: Splits
     name: str = field(default="task")
+
+    def with_room(self, max_new_tokens: int | None) -> "Task":
+        """With so much room for completions, if it is given; raises ConfigError."""
+        room = self.spec.max_new_tokens if max_new_tokens is None else max_new_tokens
+        return replace(self, spec=replace(self.spec, max_new_tokens=room))
 
     @property
     def train(self) -> tuple[Example, ...]:

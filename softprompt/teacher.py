@@ -22,14 +22,15 @@ from softprompt.baselines.written import written_ids, written_prompt
 from softprompt.config import DistillConfig
 from softprompt.data import Example
 from softprompt.errors import ConfigError
-from softprompt.generate import Sampling, complete, ends_of
+from softprompt.generate import ANSWER_ROOM, Sampling, complete, ends_of
 from softprompt.objective import EVALUATION_TOKENS
 from softprompt.paths import expanded
-from softprompt.predict import Predictor
+from softprompt.predict import Predictor, naming
 from softprompt.prefix import PromptState
 from softprompt.shots import GAP
 from softprompt.store import Prompt
 from softprompt.task import TaskSpec
+from softprompt.tokens import tokens_of
 from softprompt.untrusted import TEXT_LIMIT, read_file
 from softprompt.verbalizer import end_of_answer
 
@@ -101,7 +102,7 @@ class Teacher:
 
     def sampling(self, settings: DistillConfig) -> Sampling:
         """How its greedy completions are made."""
-        return Sampling(max_new_tokens=settings.max_new_tokens, stop=settings.stop or self.stop)
+        return Sampling(max_new_tokens=settings.max_new_tokens or ANSWER_ROOM, stop=settings.stop or self.stop)
 
 
 @dataclass(frozen=True)
@@ -157,7 +158,7 @@ class Completions:
     def texts(self, tokenizer: Any) -> list[str]:
         """Each completion as ``predict`` gives it."""
         words = [answer[: len(answer) - ended] for answer, ended in zip(self.answers, self.ended.tolist(), strict=True)]
-        return [str(tokenizer.decode(list(ids), skip_special_tokens=True)).strip() for ids in words]
+        return [tokens_of(tokenizer).text(ids).strip() for ids in words]
 
 
 Answers: TypeAlias = LabelAnswers | Completions
@@ -222,8 +223,9 @@ def _completions(
     """``times`` completions of each example."""
     base, texts = predictor.base, predictor.encoder.inputs(examples)
     record = _Record(settings)
-    for _ in complete(base, predictor.prefix, texts * times, sampling, EVALUATION_TOKENS, record):
-        pass
+    with naming(examples):
+        for _ in complete(base, predictor.prefix, texts * times, sampling, EVALUATION_TOKENS, record):
+            pass
     completions = record.completions(len(texts) * times, base)
     if sampling.stop:
         completions = _ending(completions, sampling.stop, base)
@@ -272,9 +274,9 @@ def _ending(completions: Completions, stop: Sequence[str], base: FrozenLM) -> Co
         words = list(answer[: len(answer) - int(ended[index])])
 
         def length(count: int, words: list[int] = words) -> int:
-            return len(base.tokenizer.decode(words[:count], skip_special_tokens=True))
+            return len(tokens_of(base.tokenizer).text(words[:count]))
 
-        text = base.tokenizer.decode(words, skip_special_tokens=True)
+        text = tokens_of(base.tokenizer).text(words)
         cuts = [at for one in stop if (at := text.find(one)) >= 0]
         if not cuts:
             continue

@@ -23,6 +23,9 @@ from softprompt.errors import BaseModelError
 Span = tuple[int, int]  # half-open, in characters
 _WHOLE: dict[str, Any] = {"add_special_tokens": False, "split_special_tokens": False}
 
+# what stands for an image, a turn or the like in any vocabulary, though some files do not call it special
+_NO_TEXT = re.compile(r"<(?:start|end)_of_\w+>|<\|[^|<>\s]+\|>")
+
 _known: WeakKeyDictionary[Any, tuple["Tokens", int, Any]] = WeakKeyDictionary()
 
 
@@ -72,6 +75,11 @@ class Tokens:
             self._protected(text, fields, spans) if any(_meets(fields, span) for span in spans) else ids
             for (text, fields), (ids, spans) in zip(texts, whole, strict=True)
         ]
+
+    def text(self, ids: Sequence[int]) -> str:
+        """What ``ids`` spell, to the blank, marks left out: an answer has none, for none is learned from a text."""
+        words = [token for token in ids if token not in self._ids]
+        return str(self._tokenizer.decode(words, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
     def ends(self, text: str) -> list[int]:
         """Where each token of ``text`` ends, in characters; every character where the tokenizer cannot tell."""
@@ -222,7 +230,7 @@ def marks_of(tokenizer: Any) -> dict[str, int]:
     marks = {
         str(token): token_id
         for token_id, token in tokenizer.added_tokens_decoder.items()
-        if token.special or (_looks_like_a_mark(str(token)) and str(token) in spelled)
+        if token.special or _NO_TEXT.fullmatch(str(token)) or (_looks_like_a_mark(str(token)) and str(token) in spelled)
     }
     for token in tokenizer.all_special_tokens:
         marks.setdefault(str(token), tokenizer.convert_tokens_to_ids(token))

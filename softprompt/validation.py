@@ -36,7 +36,7 @@ class Validation:
         if self._objective.verbalizer is None:
             loss = mean_loss(self._objective, prefix, self._items)
             return -loss, loss
-        scores = self._objective.label_log_probabilities(prefix, self._items)
+        scores = self._objective.label_log_probabilities(prefix, self._items, learning=True)
         self._latest = likeliest_labels(scores, self._spec)
         return value_and_loss(scores, self._examples, self._spec)
 

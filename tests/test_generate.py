@@ -30,7 +30,7 @@ def completions(
 ) -> list[str]:
     with torch.no_grad():
         prefix = make_prefix(base, as_state(prompt))
-    found = dict(complete(base, prefix, texts, sampling, budget))
+    found = {index: text for index, text, _ in complete(base, prefix, texts, sampling, budget)}
     return [found[index] for index in range(len(texts))]
 
 

@@ -279,7 +279,7 @@ def test_completions_behind_keys_and_values_are_those_behind_the_virtual_tokens(
 
     def completions(state: PromptState | None, sampling: Sampling) -> dict[int, str]:
         with torch.no_grad():
-            return dict(complete(base, make_prefix(base, state), texts, sampling, 2048))
+            return {index: text for index, text, _ in complete(base, make_prefix(base, state), texts, sampling, 2048)}
 
     sampling = Sampling(6)
     found = completions(keys_and_values(base, prompt), sampling)

@@ -373,14 +373,16 @@ def test_completions_are_those_of_whole_forward_passes(family: str, kind: str) -
     texts = [item.ids for item in items]
     assert len(set(expected.values())) > 1
     for budget in (2048, 40):
-        assert dict(complete(base, make_prefix(base, state), texts, GREEDY, budget)) == expected
+        found = complete(base, make_prefix(base, state), texts, GREEDY, budget)
+        assert {index: text for index, text, _ in found} == expected
 
 
 @pytest.mark.parametrize("family", ["t5", "bart"])
 def test_completions_are_those_of_generate(family: str) -> None:
     base, prompt = tiny_base(family), random_prompt(tiny_base(family), 3).detach()
     texts = [item.ids for item in items_of(base)]
-    found = dict(complete(base, make_prefix(base, as_state(prompt)), texts, GREEDY, 2048))
+    done = complete(base, make_prefix(base, as_state(prompt)), texts, GREEDY, 2048)
+    found = {index: text for index, text, _ in done}
     for index, ids in enumerate(texts):
         tokens = base.model.generate(
             inputs_embeds=torch.cat([embedded(base, base.frame.bos), prompt, embedded(base, ids)])[None],

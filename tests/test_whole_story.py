@@ -96,6 +96,10 @@ def story(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     assert found["metrics"]["test"]["metric"] == found["metrics"]["validation"]["metric"] == one.metric
     assert found["metrics"]["test"]["n"] == 60
     assert json.loads((one.prompt / "prompt.json").read_text())["task"].get("metric", "accuracy") == one.metric
+    longest = max(len(row.get("target", "")) for row in one.rows("train"))
+    assert (json.loads((one.prompt / "prompt.json").read_text())["task"].get("max_new_tokens", 128) > 128) == (
+        longest > 128
+    )
     return one
 
 
@@ -113,9 +117,11 @@ def test_eval(story: Story) -> None:
     found = ran(command("eval", story.prompt, "--data", story.data, *CPU, "--json"))
     assert (found["metric"], found["n"]) == (story.metric, 60)
     if story.labels:
+        assert "cut" not in found
         return
     predicted = "\n".join(json.dumps({"text": row["text"]}) for row in story.rows("test")).encode()
     answers = ran(command("predict", story.prompt, *CPU, "--json", stdin=predicted))["predictions"]
+    assert found["cut"] == sum(one.get("cut", False) for one in answers)
     right = [one["completion"] == row["target"] for one, row in zip(answers, story.rows("test"), strict=True)]
     exact = found if found["metric"] == "exact_match" else found["others"]["exact_match"]
     assert exact["value"] == pytest.approx(sum(right) / 60)
@@ -154,6 +160,7 @@ def test_serve(story: Story) -> None:
     pushed = command("push", story.prompt, f"{story.store}#told")
     assert pushed.code == 0, pushed.err
     rows = story.rows("test")[:3]
+    learned_task = json.loads((story.prompt / "prompt.json").read_text())["task"]
     asked = "\n".join(json.dumps({key: row[key] for key in ("text", "second") if key in row}) for row in rows)
     expected = ran(command("predict", story.prompt, *CPU, "--json", stdin=asked.encode()))["predictions"]
     with serving(story) as address:
@@ -165,8 +172,8 @@ def test_serve(story: Story) -> None:
                 answer = httpx.post(f"{address}/v1/classify", json={"model": "told@1", "input": text}, timeout=60)
                 assert answer.json()["results"][0]["label"] == told["label"], answer.text
                 continue
-            room = {} if story.kind == "long" else {"max_tokens": 128}
-            body = {"model": "told@1", "prompt": row["text"], **room}
+            room = 128 if story.kind == "short" else learned_task["max_new_tokens"]
+            body = {"model": "told@1", "prompt": row["text"], "max_tokens": room}
             answer = httpx.post(f"{address}/v1/completions", json=body, timeout=60)
             assert answer.json()["choices"][0]["text"].strip() == told["completion"], answer.text
 

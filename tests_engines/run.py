@@ -132,7 +132,7 @@ def _expected(base: sp.FrozenLM, prompts: dict[str, sp.Prompt], requests: list[t
             labels[at], margins[at] = answer.label or "", first - second
         texts = predictor.encoder.inputs(examples)
         sampling = sp.Sampling(max_new_tokens=TOKENS)
-        for index, text in complete(base, predictor.prefix, texts, sampling, CONTEXT * 16):
+        for index, text, _ in complete(base, predictor.prefix, texts, sampling, CONTEXT * 16):
             completions[places[index]] = text
     return Asked(requests, labels, margins, completions)
 

@@ -82,7 +82,7 @@ class Right:
             first, second = logits[0].float().topk(2).values.tolist()
             margins.append(first - second)
 
-        ((_, text),) = complete(
+        ((_, text, _),) = complete(
             self._base, predictor.prefix, predictor.encoder.inputs([example]), sampling, 100_000, watch
         )
         return Expected(text, min(margins), None, len(margins))

@@ -22,7 +22,7 @@ from softprompt.baselines.written import choose_shots, written_prompt
 from softprompt.data import Example, Splits
 from softprompt.errors import PromptFileError
 from softprompt.folders import check_free, write_folder
-from softprompt.generate import Sampling
+from softprompt.generate import Sampling, room_for
 from softprompt.objective import Objective
 from softprompt.predict import Predictor
 from softprompt.shots import GAP
@@ -61,7 +61,7 @@ def few_shot(
     check_trainable(task)
     nearest = nearest and count > 0
     shots = task.train if nearest else tuple(choose_shots(task.train, count, seed))
-    sampling = sampling or _until_next_example(shots)
+    sampling = sampling or _until_next_example(shots, room_for(base, task.spec))
     validation = validation_examples(task, VALIDATION_LIMIT)
     settings: dict[str, Any] = {"count": count, "nearest": nearest, "seed": seed, "instruction": instruction}
 
@@ -119,7 +119,7 @@ def load_few_shot(base: FrozenLM, folder: str | Path, sampling: Sampling | None 
         count, nearest, instruction = facts["count"], facts["nearest"], facts["instruction"]
     except (KeyError, TypeError) as error:
         raise PromptFileError(f"'{folder}' cannot be read: its {_FACTS} lacks or misuses {error}") from error
-    sampling = sampling or _until_next_example(shots)
+    sampling = sampling or _until_next_example(shots, room_for(base, spec))
     if nearest:
         task = Task(spec, Splits(shots, (), (), str(folder), ()))
         return NearestShots(base, task, count, instruction, sampling)
@@ -137,7 +137,7 @@ def _score(answers: Predictor | NearestShots, examples: Sequence[Example]) -> tu
     return -loss, loss
 
 
-def _until_next_example(shots: Sequence[Example]) -> Sampling:
+def _until_next_example(shots: Sequence[Example], room: int) -> Sampling:
     """Completions end at the gap that the model has seen behind each example, unless an output has one within."""
     gap_within = any(GAP in output for shot in shots for output in shot.references)
-    return Sampling(stop=() if gap_within or not shots else (GAP,))
+    return Sampling(max_new_tokens=room, stop=() if gap_within or not shots else (GAP,))

@@ -27,8 +27,8 @@ from softprompt.baselines.linear import LinearHead, fit_head
 from softprompt.batch import Encoder, budgeted, collate
 from softprompt.data import Example
 from softprompt.folders import check_free, write_folder
-from softprompt.objective import EVALUATION_TOKENS
-from softprompt.predict import Prediction, likeliest
+from softprompt.objective import EVALUATION_TOKENS, all_finite
+from softprompt.predict import Prediction, likeliest, naming
 from softprompt.prefix import make_prefix
 from softprompt.sealed import sealed_tensors
 from softprompt.task import Task, TaskSpec
@@ -82,7 +82,8 @@ class ProbeAnswers:
         """Log-probabilities ``[examples, C]`` of the labels."""
         if not examples:
             return torch.zeros(0, len(self.spec.labels))
-        return self.head.log_probabilities(self.features.of(examples).numpy())
+        with naming(examples):
+            return all_finite(self.head.log_probabilities(self.features.of(examples).numpy()))
 
     def predict(self, examples: Sequence[Example]) -> Iterator[Prediction]:
         """Predictions in the order of the examples."""

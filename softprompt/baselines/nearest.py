@@ -16,9 +16,9 @@ from softprompt.baselines.tfidf import fit_words, make_vectorizer, words_of
 from softprompt.baselines.written import check_enough, written_prompt
 from softprompt.batch import Encoder, Item
 from softprompt.data import Example
-from softprompt.generate import Sampling, complete
+from softprompt.generate import Sampling, complete, room_for
 from softprompt.objective import EVALUATION_TOKENS, Objective
-from softprompt.predict import Prediction, likeliest
+from softprompt.predict import Prediction, likeliest, naming
 from softprompt.prefix import make_prefix
 from softprompt.shots import BEHIND_WORDS, behind, solved
 from softprompt.task import Task
@@ -51,7 +51,7 @@ class NearestShots:
         """
         check_enough(task.train, count)
         self.base, self.spec, self.pool, self.count = base, task.spec, task.train, count
-        self.sampling = sampling or Sampling()
+        self.sampling = sampling or Sampling(max_new_tokens=room_for(base, task.spec))
         state = written_prompt(base, self.spec, instruction)
         self.instruction_tokens = 0 if state is None else state.length
         # behind solved examples, whether or not there is an instruction
@@ -115,7 +115,8 @@ class NearestShots:
         if not examples:
             return torch.zeros(0, len(self.spec.labels))
         items = self.behind_shots(self.encoder.scoring_items(examples), examples)
-        return self.objective.label_log_probabilities(self.prefix, items)
+        with naming(examples):
+            return self.objective.label_log_probabilities(self.prefix, items)
 
     def predict(self, examples: Sequence[Example]) -> Iterator[Prediction]:
         """Predictions in the order of the examples for classification, as they finish for generation."""
@@ -125,5 +126,6 @@ class NearestShots:
         texts = self.encoder.inputs(examples)
         fronts = self.in_front(examples, [len(text) for text in texts])
         whole = [(*front, *text) for front, text in zip(fronts, texts, strict=True)]
-        for index, text in complete(self.base, self.prefix, whole, self.sampling, EVALUATION_TOKENS):
-            yield Prediction(index, completion=text)
+        with naming(examples):
+            for index, text, cut in complete(self.base, self.prefix, whole, self.sampling, EVALUATION_TOKENS):
+                yield Prediction(index, completion=text, at_limit=cut)

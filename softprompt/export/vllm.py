@@ -60,7 +60,9 @@ def write_embeds(base: FrozenLM, prompts: Mapping[str, Prompt], folder: Path) ->
         place.mkdir()
         save_file(tensors, place / TENSOR_FILE)
         base.tokenizer.save_pretrained(place)
-        (place / USAGE_FILE).write_text(json.dumps(usage, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        (place / USAGE_FILE).write_text(
+            json.dumps(usage, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"
+        )
         (place / "README.md").write_text(embeds_readme(base, prompts, folder.name), encoding="utf-8")
 
 

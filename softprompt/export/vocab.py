@@ -85,7 +85,9 @@ def bake(base: FrozenLM, prompts: Mapping[str, Prompt], folder: Path, *, tied: b
         checked = _checked(base, baked, place, tied)
         baked = replace(baked, inexact=tuple(checked["inexact_as_text"]))
         usage = {**describe(base, baked), **checked}
-        (place / USAGE_FILE).write_text(json.dumps(usage, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        (place / USAGE_FILE).write_text(
+            json.dumps(usage, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"
+        )
         readme = vocabulary_readme(folder.name, prompts, MARKER, _limits(tied), baked.inexact)
         (place / "README.md").write_text(readme, encoding="utf-8")
     return baked

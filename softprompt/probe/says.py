@@ -13,6 +13,7 @@ from softprompt.inspection import Continuation, NextToken
 from softprompt.objective import EVALUATION_TOKENS
 from softprompt.prefix import PromptState, concatenated_prefix, make_prefix
 from softprompt.probe.tokens import token_text
+from softprompt.tokens import tokens_of
 from softprompt.verbalizer import end_of_answer, plain_ids
 
 TOKENS = 24
@@ -38,7 +39,7 @@ def continuation(base: FrozenLM, state: PromptState) -> tuple[Continuation, str 
 
 def _completed(base: FrozenLM, state: PromptState | None, text: tuple[int, ...] | list[int]) -> str:
     sampling = Sampling(max_new_tokens=TOKENS)
-    return next(text for _, text in complete(base, make_prefix(base, state), [text], sampling, EVALUATION_TOKENS))
+    return next(said for _, said, _ in complete(base, make_prefix(base, state), [text], sampling, EVALUATION_TOKENS))
 
 
 def _alone(base: FrozenLM, state: PromptState | None) -> tuple[str, tuple[NextToken, ...]]:
@@ -62,7 +63,7 @@ def _alone(base: FrozenLM, state: PromptState | None) -> tuple[str, tuple[NextTo
             break
         said.append(token)
         embeddings = torch.cat([embeddings, base.embed(torch.tensor([token], device=base.device))])
-    return str(base.tokenizer.decode(said, skip_special_tokens=True)), first
+    return tokens_of(base.tokenizer).text(said), first
 
 
 def _next(base: FrozenLM, embeddings: Tensor) -> Tensor:

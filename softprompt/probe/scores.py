@@ -13,8 +13,8 @@ from softprompt.base import FrozenLM
 from softprompt.batch import Encoder, Item, budgeted, collate
 from softprompt.data import Example
 from softprompt.metrics import Floats
-from softprompt.objective import EVALUATION_TOKENS, Objective
-from softprompt.predict import Predictor
+from softprompt.objective import EVALUATION_TOKENS, Objective, all_finite
+from softprompt.predict import Predictor, naming
 from softprompt.prefix import Prefix, PromptState, make_prefix
 from softprompt.shots import words_before
 from softprompt.task import TaskSpec
@@ -57,9 +57,11 @@ def score_states(
         with torch.no_grad():
             prefix = make_prefix(base, *chunk)
         if spec.kind == "generation":
-            losses.append(item_losses(objective, prefix, items, len(chunk), len(examples)))
+            with naming(examples):
+                losses.append(item_losses(objective, prefix, items, len(chunk), len(examples)))
             continue
-        scores = objective.label_log_probabilities(prefix, repeated(items, len(chunk), len(examples)))
+        with naming(examples):
+            scores = objective.label_log_probabilities(prefix, repeated(items, len(chunk), len(examples)))
         shaped = scores.double().numpy().reshape(len(chunk), len(examples), -1)
         answers.append(shaped)
         losses.append(-np.take_along_axis(shaped, gold_labels(spec, examples)[None, :, None], axis=2)[:, :, 0])
@@ -89,6 +91,7 @@ def item_losses(objective: Objective, prefix: Prefix, items: Sequence[Item], mem
         owner = torch.tensor([item.example for item in chunk])[batch.row.cpu()]
         sums.index_add_(0, owner, found)
         counts.index_add_(0, owner, torch.ones_like(found))
+    all_finite(sums.view(members, examples).T)
     shaped: Floats = (sums / counts).view(members, examples).numpy()
     return shaped
 

@@ -53,7 +53,7 @@ def probe_tokens(
 
 def token_text(base: FrozenLM, token: int) -> str:
     """A token as people read it, with the blank before it."""
-    text = str(base.tokenizer.decode([token]))
+    text = str(base.tokenizer.decode([token], clean_up_tokenization_spaces=False))
     return text if text.strip() and "\ufffd" not in text else str(base.tokenizer.convert_ids_to_tokens(token))
 
 
