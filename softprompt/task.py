@@ -11,7 +11,7 @@ from softprompt.data import Example, Splits, read_splits
 from softprompt.errors import ConfigError, DataError, PromptFileError, TemplateError
 from softprompt.examples import Columns, answered, kind_of
 from softprompt.labels import check_names, near
-from softprompt.metrics import SHORT, metrics_for, scorer_for
+from softprompt.metrics import scorer_for
 from softprompt.rows import listed
 from softprompt.shown import shown
 from softprompt.template import Template
@@ -376,12 +376,7 @@ def _judged(spec: TaskSpec, splits: Splits) -> tuple[TaskSpec, Splits]:
     if spec.metric is not None or spec.kind == "classification" or not references:
         return spec, splits
     scorer = scorer_for(spec.kind, None, references)
-    short = "shorter" if scorer.name == "exact_match" else "no shorter"
-    note = (
-        f"judged by {scorer.heading}, because most references are {short} than {SHORT} words; --metric NAME judges by "
-        f"another: {', '.join(one.name for one in metrics_for(spec.kind))}"
-    )
-    return replace(spec, metric=scorer.name), replace(splits, notes=(*splits.notes, note))
+    return replace(spec, metric=scorer.name), replace(splits, notes=(*splits.notes, scorer.note))
 
 
 def names_of(template: str | None) -> frozenset[str]:

@@ -399,8 +399,10 @@ def test_solved_examples_teach_generation_to_end_by_itself() -> None:
     assert near.token_agreement is not None
     assert math.isfinite(near.kl.value)
     assert set(done.prompt.metrics["test"]["others"]) == {
+        "token_f1",
+        "chrf",
+        "bleu",
         "rouge_l",
-        "exact_match",
         "agreement",
         "kl",
         "token_agreement",

@@ -78,6 +78,15 @@ class Scorer:
         return self.rows(gold, predicted)
 
     @property
+    def note(self) -> str:
+        """Why the references chose it, for the user to know."""
+        short = "shorter" if self.name == "exact_match" else "no shorter"
+        return (
+            f"judged by {self.heading}, because most references are {short} than {SHORT} words; --metric NAME judges "
+            f"by another: {', '.join(one.name for one in metrics_for(self.kind))}"
+        )
+
+    @property
     def digits(self) -> int:
         """Behind the point, that the scale deserves."""
         return 1 if self.scale == 100 else 3
