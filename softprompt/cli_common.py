@@ -5,6 +5,7 @@ import json
 import re
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
@@ -238,10 +239,13 @@ def task_settings(
 
 def _label_names(labels: str) -> list[str]:
     """Names with commas between them; one that holds a comma stands in quotes, or all of them in a list of JSON."""
-    names: list[str] | None = _json_of(labels, list)
-    if names is None:
-        names = [name.strip() for name in next(csv.reader([labels], skipinitialspace=True), [])]
-    if not names or not all(isinstance(name, str) and name.strip() for name in names):
+    told = _json_of(labels, list)
+    # numbers and booleans are named as the reader names them
+    names = [one if isinstance(one, str) else json.dumps(one) for one in told or ()]
+    if told is None:
+        with suppress(csv.Error):  # a line break outside of quotes
+            names = [name.strip() for name in next(csv.reader([labels], skipinitialspace=True), [])]
+    if not names or not all(name.strip() for name in names):
         raise ConfigError(
             f"--labels '{labels}': expected names with commas between them, as in negative,positive (one with a comma "
             'in it in double quotes), or a list of JSON, as in ["yes, please", "no"]'

@@ -47,6 +47,8 @@ class Columns(NamedTuple):
     @classmethod
     def of(cls, text: str | None, label: str | None, target: str | None, remembered: Self | None = None) -> Self:
         """The names given, else those remembered, else the usual ones."""
+        if text and text in (label, target):
+            raise DataError(f"expected the text in another column than the answer, got '{text}' for both: correct one")
         known = remembered or cls()
         return known._replace(
             text=text or known.text,

@@ -42,10 +42,11 @@ class Gathering:
             self.bad += 1
             self._ends = self._ends or row.ends
             reason = str(error).removeprefix(f"{' '.join(row.place.split())}: ")
-            if reason in self._reasons or len(self._reasons) < _REASONS:
-                places = self._reasons.setdefault(reason, [])
-                if len(places) <= _TOLD:
-                    places.append(row.place)
+            if reason not in self._reasons and len(self._reasons) >= _REASONS:
+                reason = "other reasons"
+            places = self._reasons.setdefault(reason, [])
+            if len(places) <= _TOLD:
+                places.append(row.place)
             return None
 
     def check(self) -> None:
@@ -76,7 +77,7 @@ class Gathering:
         values, place = row.values, row.place
         if row.reason:
             raise DataError(f"{place}: {row.reason}")
-        if len(values) > 1 and all(value == name for name, value in values.items()):
+        if len(values) > 1 and {str(value) for value in values.values()} == values.keys():
             raise DataError(f"{place}: expected data, got the names of the columns: were files joined? remove this row")
         columns = self._columns.in_row(values)
         try:

@@ -121,13 +121,21 @@ def _json_row(text: str, reason: str, place: str) -> Row | None:
 def _parsed(text: str) -> tuple[Any, str]:
     """The value of JSON, and why there is none."""
     try:
-        return json.loads(text), ""
+        return json.loads(text, object_pairs_hook=_once), ""
     except json.JSONDecodeError as error:
         # within one line the error's own line number would only mislead
         at = f"line {error.lineno} column {error.colno}" if error.lineno > 1 else f"column {error.colno}"
         return None, f"expected JSON, got text that does not parse ({error.msg} at {at}): mend or remove it"
     except (ValueError, RecursionError) as error:
         return None, f"expected JSON, got text that does not parse ({error}): mend or remove it"
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"'{next(name for name in names if names.count(name) > 1)}' stands twice in an object")
+    return found
 
 
 def _object(value: Any, place: str) -> Row:
@@ -158,9 +166,9 @@ def _parquet(path: Path, start: Place, remarks: Remarks) -> Iterator[Step]:
                 number += read
                 for values in batch.slice(read).to_pylist():
                     number += 1
-                    named = {key: class_name(values[key], classes[key]) for key in classes}
+                    named = {key: class_name(values[key], classes[key]) for key in classes if key in values}
                     yield Row(f"'{path}' row {number}", {**values, **named}), Place(0, number)
-    except (import_module("pyarrow").ArrowException, ValueError) as error:
+    except (import_module("pyarrow").ArrowException, ValueError, OverflowError) as error:
         raise DataError(
             f"expected Parquet in '{path}', got a file that does not read as it ({error}): write it anew"
         ) from error
@@ -169,18 +177,20 @@ def _parquet(path: Path, start: Place, remarks: Remarks) -> Iterator[Step]:
 def _class_names(metadata: Mapping[bytes, bytes]) -> dict[str, list[str]]:
     """Names of the numbers of columns of classes, as the ``datasets`` library writes them beside a table."""
     told, _ = _parsed(metadata.get(b"huggingface", b"{}").decode(errors="replace"))
-    features = told.get("info", {}).get("features", {}) if isinstance(told, dict) else {}
+    for name in ("info", "features"):
+        told = told.get(name) if isinstance(told, dict) else None
     return {
         name: [str(one) for one in kind["names"]]
-        for name, kind in features.items()
+        for name, kind in (told if isinstance(told, dict) else {}).items()
         if isinstance(kind, dict) and kind.get("_type") == "ClassLabel" and isinstance(kind.get("names"), list)
     }
 
 
-def class_name(index: int | None, names: Sequence[str]) -> str | None:
-    """The label that a published number stands for."""
-    # a negative class stands for a label that is not published
-    return None if index is None or index < 0 else names[index]
+def class_name(index: Any, names: Sequence[str]) -> Any:
+    """The label that a published number stands for; ``None`` for one that is not published, and for none of them."""
+    if not isinstance(index, int):
+        return index
+    return names[index] if 0 <= index < len(names) else None
 
 
 def type_name(value: Any) -> str:

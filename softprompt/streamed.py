@@ -47,6 +47,7 @@ def read_streamed(
         MissingExtraError: ``hf:`` or Parquet without the extra ``data``.
     """
     columns = Columns.of(text_column, label_column, target_column)
+    columns = columns._replace(textless=names is not None and "text" not in names)
     streams = _opened(str(source), columns, bad_rows)
     if "train" not in streams:
         raise DataError(f"expected a train split in '{source}' to stream, got {listed(streams)}: name one train")

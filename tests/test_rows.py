@@ -11,6 +11,7 @@ import pytest
 from small import FAST, command, reviews, write_data
 from tiny import save_tiny, tiny_base
 
+from softprompt.cli_common import task_settings
 from softprompt.data import Splits, read_examples, read_splits, unlabelled_example
 from softprompt.errors import DataError, TemplateError
 from softprompt.examples import Columns, Example
@@ -101,6 +102,9 @@ class TestTables:
             read_examples(tmp_path / "x.csv")
         left = read_examples(tmp_path / "x.csv", bad_rows="skip")
         assert [(one.text, one.label) for one in left] == [("fine", "good"), ("dull", "bad")] * 2
+        (tmp_path / "y.csv").write_text("text,label\nfine,good\nlabel,text\nbad,dull\n")
+        with pytest.raises(DataError, match="line 3: expected data, got the names of the columns"):
+            read_examples(tmp_path / "y.csv")
 
 
 class TestOneReader:
@@ -151,6 +155,24 @@ class TestOneReader:
         assert folder.test == hub.test == streamed.test == ()
         assert f"The split 'test' of '{tmp_path / 'd'}' was not used: no row has a label or output." in folder.notes
 
+    def test_classes_without_a_name_are_none(self, tmp_path: Path) -> None:
+        """A file of somebody else: names that are fewer than its numbers, or that are no names."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        table = pa.table({"text": ["a", "b"], "label": [0, 7]})
+        kinds = {
+            "label": {"_type": "ClassLabel", "names": ["bad", "good"]},
+            "gone": {"_type": "ClassLabel", "names": []},
+        }
+        for told in ({"info": {"features": kinds}}, {"info": {"features": [1]}}, {"info": 3}, [1], "x"):
+            pq.write_table(table.replace_schema_metadata({"huggingface": json.dumps(told)}), tmp_path / "x.parquet")
+            if isinstance(told, dict) and told["info"] == {"features": kinds}:
+                with pytest.raises(DataError, match="row 2: expected a string in column 'label', got null"):
+                    read_examples(tmp_path / "x.parquet")
+            else:
+                assert [one.label for one in read_examples(tmp_path / "x.parquet")] == ["0", "7"]
+
 
 class TestBadRows:
     def file(self, tmp_path: Path) -> Path:
@@ -178,6 +200,19 @@ class TestBadRows:
         assert splits.notes[0].startswith("Left out: 5 of 100 rows cannot be used: ")
         streamed = read_streamed(self.file(tmp_path), bad_rows="skip")
         assert sorted(one.text for one in (*streamed.train, *streamed.validation, *streamed.test)) == sorted(left)
+
+    def test_a_name_that_stands_twice_in_a_row_is_told(self, tmp_path: Path) -> None:
+        (tmp_path / "x.jsonl").write_text('{"text": "a", "label": "b"}\n{"text": "a", "label": "b", "text": "c"}\n')
+        with pytest.raises(DataError, match=r"line 2: expected JSON, .* \('text' stands twice in an object\)"):
+            read_examples(tmp_path / "x.jsonl")
+
+    def test_as_many_reasons_as_rows(self, tmp_path: Path) -> None:
+        """Each line breaks off somewhere else; all are told."""
+        lines = [json.dumps({"text": "film", "label": "a"})[: 3 + n] for n in range(20)]
+        (tmp_path / "x.jsonl").write_text("\n".join(['{"text": "a", "label": "b"}', *lines]) + "\n")
+        with pytest.raises(DataError, match="20 of 21 rows cannot be used") as caught:
+            read_examples(tmp_path / "x.jsonl")
+        assert all(f" {number}" in str(caught.value) for number in range(2, 22))
 
     def test_none_left_is_an_error(self, tmp_path: Path) -> None:
         path = labelled(("", "a"), (" ", "b"), path=tmp_path / "x.jsonl")
@@ -275,6 +310,12 @@ class TestLabels:
             assert done.code == 0, done.err
             spec = load_prompt(out).spec
             assert (spec.labels, spec.verbalizers) == (("yes, please", "a=b"), ("yes, please", "bad"))
+
+    def test_labels_that_cannot_be_read_are_refused(self, tmp_path: Path) -> None:
+        for labels in ("a,\nb\rc", "[]", '["a", ""]', "a,,b"):
+            done = command("train", "--model", "none", "--data", "none", "--out", tmp_path / "p", "--labels", labels)
+            assert (done.code, "expected names with commas between them" in done.err) == (2, True), done.err
+        assert task_settings(None, "[0, 1, true]", ())["labels"] == ["0", "1", "true"]
 
 
 class TestColumns:
