@@ -172,14 +172,15 @@ def keep_current(e: Evidence) -> Recommendation | None:
     row = e.preferred
     if row.method != e.current:
         return None
-    return _deploy(e, row, "keep what is in use", f"Keep '{row.method}': nothing that was tried is clearly better.")
+    sentence = f"Keep '{row.method}': nothing that was tried is {_no_better(e, row)}."
+    return _deploy(e, row, "keep what is in use", sentence)
 
 
 def keep_written(e: Evidence) -> Recommendation | None:
     row = e.preferred
     if row.family != "written":
         return None
-    sentence = f"Keep the written prompt ('{row.method}'): nothing that was learned is clearly better."
+    sentence = f"Keep the written prompt ('{row.method}'): nothing that was learned is {_no_better(e, row)}."
     return _deploy(e, row, "keep the written prompt", sentence)
 
 
@@ -187,7 +188,7 @@ def no_model_needed(e: Evidence) -> Recommendation | None:
     row = e.preferred
     if not needs_no_model(row):
         return None
-    sentence = f"'{row.method}' is enough: nothing that uses the language model is clearly better."
+    sentence = f"'{row.method}' is enough: nothing that uses the language model is {_no_better(e, row)}."
     return _deploy(e, row, "no language model needed", sentence)
 
 
@@ -204,10 +205,23 @@ def weights_clearly_better(e: Evidence) -> Recommendation | None:
 def cheapest_of_the_best(e: Evidence) -> Recommendation | None:
     row = e.preferred
     others = [one.method for one in e.level if one is not row]
-    if others:
-        sentence = f"Use '{row.method}': as good as {', '.join(map(repr, others))} here, at the least cost."
-    else:
+    if not others:
         sentence = f"Use '{row.method}': clearly better than everything else that was tried."
+    elif row is e.best:
+        sentence = (
+            f"Use '{row.method}': the best here, and the least costly of those that these data do not part from it "
+            f"({', '.join(map(repr, others))})."
+        )
+    elif _is_clearly_worse(row):
+        sentence = (
+            f"Use '{row.method}': the least costly, and behind '{e.best.method}', the best here, by no more than "
+            f"{_points(e, MARGIN * e.scale)}."
+        )
+    else:
+        sentence = (
+            f"Use '{row.method}': the least costly of those that these data do not part from the best here, "
+            f"'{e.best.method}'."
+        )
     return _deploy(e, row, "cheapest of the best", sentence)
 
 
@@ -222,6 +236,16 @@ RULES: tuple[Callable[[Evidence], Recommendation | None], ...] = (
     weights_clearly_better,
     cheapest_of_the_best,
 )
+
+
+def _is_clearly_worse(row: Row) -> bool:
+    """Than the best; of a row that is level with it, by no more than ``MARGIN``."""
+    return row.against_best is not None and row.against_best["high"] < 0
+
+
+def _no_better(e: Evidence, row: Row) -> str:
+    """What nothing is that was held against ``row``, which is level with the best."""
+    return f"better by more than {_points(e, MARGIN * e.scale)}" if _is_clearly_worse(row) else "clearly better"
 
 
 def _undecided(e: Evidence, rule: str, sentence: str, reasons: tuple[str, ...]) -> Recommendation:

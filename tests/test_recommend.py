@@ -103,7 +103,7 @@ CASES: dict[str, tuple[Evidence, str | None, str]] = {
     "cheapest of the best": (
         evidence(PROMPT, LORA, FULL, ZERO_SHOT, TFIDF),
         "prompt-tuning",
-        "Use 'prompt-tuning': as good as 'full', 'lora' here, at the least cost.",
+        "Use 'prompt-tuning': the least costly of those that these data do not part from the best here, 'full'.",
     ),
 }
 
@@ -124,6 +124,25 @@ def test_there_is_a_case_for_every_rule() -> None:
 def test_the_only_good_one_is_named_as_such() -> None:
     found = recommend(evidence(PROMPT, ZERO_SHOT, TFIDF))
     assert found.sentence == "Use 'prompt-tuning': clearly better than everything else that was tried."
+
+
+def test_no_sentence_says_more_than_the_intervals() -> None:
+    clearly = (-0.006, -0.009, -0.003)  # worse beyond doubt, by less than a point
+    behind = row("prompt-tuning", "soft prompt", 0.95, clearly)
+    best = row("full", "full", 0.956, base_bytes=0, task_bytes=BASE)
+    found = recommend(evidence(behind, best)).sentence
+    assert (
+        found == "Use 'prompt-tuning': the least costly, and behind 'full', the best here, by no more than 1.0 points."
+    )
+    kept = recommend(evidence(behind, best, current="prompt-tuning")).sentence
+    assert kept == "Keep 'prompt-tuning': nothing that was tried is better by more than 1.0 points."
+    ahead = row("prompt-tuning", "soft prompt", 0.956)
+    rival = row("full", "full", 0.95, (-0.006, -0.015, 0.003), base_bytes=0, task_bytes=BASE)
+    leading = recommend(evidence(ahead, rival)).sentence
+    assert leading.startswith(
+        "Use 'prompt-tuning': the best here, and the least costly of those that these data do not"
+    )
+    assert leading.endswith("part from it ('full').")
 
 
 def test_full_fine_tuning_is_recommended_where_it_alone_is_good() -> None:

@@ -197,7 +197,7 @@ class TestWithoutNumbers:
         open_study = planted_study(n=60, deploy=None)
         text = Page(page(document(open_study))).text
         assert "Not enough data to tell" in text
-        assert "These data do not tell apart, best first: lora, prompt-tuning" in text
+        assert "Level with the best, best first: lora, prompt-tuning" in text
 
 
 @pytest.fixture(scope="module")

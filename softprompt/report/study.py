@@ -62,7 +62,7 @@ def _recommendation(study: Study) -> tuple[Block, ...]:
     found = study.recommendation
     rows = {row.method: row for row in study.rows}
     facts = _facts(study, rows[found.deploy]) if found.deploy in rows else ()
-    alike = f" These data do not tell apart, best first: {', '.join(found.candidates)}." if found.candidates[1:] else ""
+    alike = f" Level with the best, best first: {', '.join(found.candidates)}." if found.candidates[1:] else ""
     return (Statement(found.sentence, facts, found.reasons), Text(f"Decided by the rule “{found.rule}”.{alike}"))
 
 
