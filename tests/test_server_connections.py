@@ -110,7 +110,7 @@ def test_answers_that_nobody_reads(tmp_path: Path) -> None:
         with suppress(OSError):
             for _ in range(2000):
                 made.sendall(b"GET /openapi.json HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
-        assert server.server_state.connections
+        wait_for(lambda: server.server_state.connections)
         wait_for(lambda: not server.server_state.connections, 30)
 
 

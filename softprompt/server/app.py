@@ -98,7 +98,6 @@ def create_app(
         redoc_url=None,
         openapi_url=None,
         redirect_slashes=False,
-        root_path=config.root_path,
         lifespan=lifespan,
     )
     told = (HTTPException, RequestValidationError, SoftpromptError)
@@ -136,7 +135,7 @@ def create_app(
             allow_headers=["*"],
             expose_headers=[HEADER, "Retry-After"],
         )
-    app.add_middleware(Observed, metrics=metrics, answers_as=config.answers_as, stopping=stopping, sampler=sampler)
+    app.add_middleware(Observed, metrics=metrics, config=config, stopping=stopping, sampler=sampler)
     return app
 
 

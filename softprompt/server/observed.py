@@ -16,6 +16,7 @@ from softprompt.data import Example
 from softprompt.server.metrics import Metrics
 from softprompt.server.problems import CLIENT_GONE, ApiError, problem_of
 from softprompt.server.sampling import Answered, Sampler, Taken
+from softprompt.server.settings import ServeConfig
 from softprompt.server.streams import EVENTS, event
 from softprompt.server.work import Served
 
@@ -69,18 +70,18 @@ class Observed:
         self,
         app: ASGIApp,
         metrics: Metrics,
-        answers_as: Callable[[str, str], bool],
+        config: ServeConfig,
         stopping: Callable[[], bool],
         sampler: Sampler | None = None,
     ) -> None:
         """Wrap ``app``.
 
         Args:
-            answers_as: whether a request may have this Host, for this path.
+            config: says which Host a request may have, and below which path a proxy has the server.
             stopping: whether the server was told to end.
         """
         self._app, self._metrics, self._sampler = app, metrics, sampler
-        self._answers_as, self._stopping = answers_as, stopping
+        self._config, self._stopping = config, stopping
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -93,7 +94,7 @@ class Observed:
         started, status, growing = time.perf_counter(), 0, False
         head = scope["method"] == "HEAD"
         # whatever is there to be got has a head too
-        asked = {**scope, "method": "GET"} if head else scope
+        asked = {**scope, "method": "GET" if head else scope["method"], "root_path": self._config.root_path}
 
         async def sending(message: Message) -> None:
             nonlocal status, growing
@@ -114,7 +115,7 @@ class Observed:
 
         self._metrics.in_progress.inc()
         try:
-            if self._answers_as(headers.get("host", ""), scope["path"]):
+            if self._config.answers_as(headers.get("host", ""), scope["path"]):
                 await self._app(asked, receive, sending)
             else:
                 refused = ApiError(400, "unknown_host", "this server is not known under the name in Host")
