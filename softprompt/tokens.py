@@ -11,6 +11,7 @@ put in by these names, so that nothing else spells one, alone or together with w
 import json
 import re
 import secrets
+import unicodedata
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from functools import cached_property
@@ -151,7 +152,7 @@ class Tokens:
             # what a normalizer makes of it decides, and it sees no more than it saw
             return any(start <= mark.start() and mark.end() <= end for start, end in seen)
         beside = text[: mark.start()][-1:] + text[mark.end() :][:1]
-        return not (added.single_word and re.search(r"\w", beside))
+        return not (added.single_word and any(map(_in_a_word, beside)))
 
     def _in_pieces(self, own: Sequence[str], given: Sequence[str]) -> list[int]:
         """Of tokenizers written in Python: what stands between two marks of the template is read for itself."""
@@ -215,6 +216,12 @@ def tokens_of(tokenizer: Any) -> Tokens:
     if known is None or known[1:] != (size, template):
         known = _known[tokenizer] = (Tokens(tokenizer), size, template)
     return known[0]
+
+
+def _in_a_word(sign: str) -> bool:
+    """What `tokenizers` takes for a part of a word, which is more than Python does: accents of their own too."""
+    kind = unicodedata.category(sign)
+    return kind[0] in "LM" or kind in ("Nd", "Nl", "Pc") or sign in "\u200c\u200d" or "\u24b6" <= sign <= "\u24e9"
 
 
 def _meets(fields: Sequence[Span], span: Span) -> bool:

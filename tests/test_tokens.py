@@ -2,6 +2,7 @@
 
 import gc
 import itertools
+import random
 import re
 import weakref
 from typing import Any
@@ -132,3 +133,24 @@ def test_a_tokenizer_written_in_python_is_protected_too() -> None:
     ]
     plain, fields = filled("user: {{ text }}</s>model:", "a good film")
     assert tokens.ids(plain, fields) == whole(tokenizer, plain)
+
+
+@pytest.mark.parametrize("name", [name for name in STYLES if name != "t5"])
+def test_random_templates_and_texts(name: str) -> None:
+    chance, tokenizer = random.Random(name), style(name)
+    tokens, unknown = tokens_of(tokenizer), tokenizer.unk_token_id
+    marks = list(tokens.marks)
+    parts = [mark[: chance.randrange(1, len(mark) + 1)] for mark in marks] + [mark[1:] for mark in marks] + marks
+    signs = [" ", "\n", "a", "good", "<", ">", "|", "\u00e9", "e\u0301", "\u2581", "\u00b2", "_", "<table>", *parts]
+    for _ in range(800):
+        pieces = ["{{ text }}", *("".join(chance.choices(signs, k=chance.randrange(4))) for _ in range(3))]
+        template = "".join(chance.sample(pieces, 4))
+        given = "".join(chance.choices(signs, k=chance.randrange(5)))
+        text, fields = filled(template, given)
+        ids = tokens.ids(text, fields)
+        places = [(at, at + len(mark)) for mark in marks for at in range(len(text)) if text.startswith(mark, at)]
+        own = [place for place in places if all(end <= place[0] or place[1] <= start for start, end in fields)]
+        if own == places:
+            assert ids == whole(tokenizer, text), (template, given)
+        # of marks that begin alike only one is read
+        assert len([one for one in ids if one in tokens.marks.values() and one != unknown]) <= len(own)
