@@ -341,7 +341,7 @@ def _written(
 def _calibrated(base: FrozenLM, task: Task, seed: int, instruction: str) -> Fitted:
     """The written prompt without its bias; what it reaches on validation is measured anew by whoever compares."""
     fitted = _written(base, task, seed, instruction)
-    return replace(fitted, answers=calibrated(fitted.answers))
+    return replace(fitted, answers=calibrated(fitted.answers, like=next(iter(task.train), None)))
 
 
 def _fixed(family: Family, fit: Fit, *, uses_base: bool = True) -> Callable[[str, str], Contestant]:

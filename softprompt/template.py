@@ -266,7 +266,7 @@ class _Writing:
         if isinstance(right, CHOICES):
             return any(self._scalars("eq", left, self._value(one, scope)) for one in right.items)
         if isinstance(right, str) and isinstance(left, str):
-            self._room.step(len(right))
+            self._room.step(3 * len(right))
             return left in right
         if isinstance(right, dict) and isinstance(left, str):
             return left in right

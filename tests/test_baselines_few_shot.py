@@ -245,6 +245,16 @@ class TestCalibration:
             ("", {"author": ""}),
         ]
 
+    def test_lists_and_numbers_stay_such_for_templates_that_loop_and_compare(self) -> None:
+        loop = "{% for one in turns %}{{ one.who }}: {{ one.said }}{% endfor %}"
+        source = loop + "{% if year > 2000 %}new{% endif %}{{ text }}"
+        spec = TaskSpec("classification", source, ("good", "bad"), ("good", "bad"))
+        columns = {"turns": [{"who": "a", "said": "good"}, {"who": "b", "said": "bad"}], "year": 2001}
+        biased = Biased(spec, lean=1.0)
+        calibrated(biased, ["N/A"], like=Example("good film", "good", columns=columns))
+        (asked,) = biased.asked
+        assert spec.compiled.render(asked) == "N/A: N/AN/A: N/AnewN/A"
+
     @pytest.mark.parametrize("count", [0, 3])
     def test_a_prompt_leans_to_nothing_on_such_inputs(self, count: int) -> None:
         base, task = tiny_base("llama"), reviews_task()

@@ -1,6 +1,7 @@
 """The template language: as Jinja2, with typed values, and with the ranges of what data brought."""
 
 import json
+import random
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,66 @@ TEXT = "  It rains,\nand rains.  "
 
 def render(source: str, **columns: Any) -> str:
     return Template(source).render(Example(TEXT, columns=columns or ROW))
+
+
+def _words(chance: random.Random, depth: int) -> str:
+    """An expression that is a text or a whole number."""
+    if depth > 2 or chance.random() < 0.3:
+        return chance.choice(
+            ["text", "title", "blank", "count", "zero", "'a b'", "7", "words[1]", "meta.by", "words[-1]"]
+        )
+    inner = [_words(chance, depth + 1) for _ in range(2)]
+    filters = ["upper", "lower", "title", "capitalize", "trim", "string", "truncate(9)", "replace('a', 'bc')", "d('x')"]
+    return chance.choice(
+        [
+            f"({inner[0]}|string|{chance.choice(filters)})",
+            f"({inner[0]} ~ {inner[1]})",
+            f"({inner[0]} if {_truth(chance, depth + 1)} else {inner[1]})",
+            f"({inner[0]} or {inner[1]})",
+            f"({inner[0]} and {inner[1]})",
+            f"({inner[0]}|string)[{chance.randint(-9, 3)}:{chance.randint(2, 9)}]",
+            f"({inner[0]}|string|length)",
+            f"(words|join({inner[0]}))",
+            f"(absent|default({inner[0]}))",
+        ]
+    )
+
+
+def _truth(chance: random.Random, depth: int) -> str:
+    """An expression that is asked whether it holds."""
+    if depth > 2 or chance.random() < 0.3:
+        return chance.choice(
+            ["yes", "no", "nothing", "empty", "words", "share", "absent is defined", "count is number"]
+        )
+    inner = [_words(chance, depth + 1) for _ in range(2)]
+    return chance.choice(
+        [
+            f"{inner[0]} {chance.choice(['==', '!='])} {inner[1]}",
+            f"({inner[0]}|string) {chance.choice(['<', '<=', '>', '>='])} ({inner[1]}|string)",
+            f"({inner[0]}|string) {chance.choice(['in', 'not in'])} ({inner[1]}|string)",
+            f"{inner[0]} {chance.choice(['in', 'not in'])} [{inner[1]}, 'one', 3]",
+            f"({inner[0]}|string) in words",
+            f"not ({_truth(chance, depth + 1)})",
+            f"({_truth(chance, depth + 1)} {chance.choice(['and', 'or'])} {_truth(chance, depth + 1)})",
+        ]
+    )
+
+
+def _part(chance: random.Random, depth: int) -> str:
+    """A piece of a template."""
+    if depth > 2 or chance.random() < 0.4:
+        return chance.choice([" so\n", "{{ " + _words(chance, 0) + " }}", "{{- " + _words(chance, 0) + " -}} "])
+    body = "".join(_part(chance, depth + 1) for _ in range(2))
+    test = _truth(chance, 0)
+    return chance.choice(
+        [
+            f"{{% if {test} %}}{body}{{% elif {_truth(chance, 0)} %}}x{{% else %}}{body}{{% endif %}}",
+            f"{{% for one in words %}}{{{{ one }}}}{{{{ loop.index }}}}{body}{{% endfor %}}",
+            f"{{% for m in messages if m.role == 'user' and {test} %}}{{{{ m.content }}}}"
+            f"{{% else %}}{body}{{% endfor %}}",
+            f"{{% for k, v in meta|items %}}{{{{ v }}}}{body}{{% if loop.last %}}.{{% endif %}}{{% endfor %}}",
+        ]
+    )
 
 
 class TestAsJinja:
@@ -80,6 +141,13 @@ class TestAsJinja:
         assert render(source) == (
             '["one", "two", "three"] {"by": "Ada", "year": 1843} true false  0.5 {"role": "user", "content": "Hi <b>"}'
         )
+
+    def test_the_same_of_a_hundred_and_fifty_made_at_random(self) -> None:
+        chance = random.Random(0)
+        for _ in range(150):
+            source = "{{ text }}" + "".join(_part(chance, 0) for _ in range(3))
+            jinja = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
+            assert render(source) == jinja.from_string(source).render(ROW, text=TEXT), source
 
     def test_the_same_of_rows_as_they_are_read(self, tmp_path: Path) -> None:
         """What JSON says of a row is what its template sees, in training (a file) and in the server (a request)."""

@@ -2,11 +2,12 @@
 
 Zhao, Wallace, Feng, Klein and Singh 2021, "Calibrate before use". The label probabilities of inputs without content,
 such as "N/A", tell the prompt's bias; every later answer is divided by them and normalised again (the paper's diagonal
-``W``, ``b = 0``). Where the template takes other columns than the text, these too are without content.
+``W``, ``b = 0``). Where the template takes other columns than the text, the words in these too are without content.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -50,11 +51,12 @@ class Calibrated:
         return likeliest(self.spec, self.label_log_probabilities(examples))
 
 
-def calibrated(answers: Answers, content_free: Sequence[str] = CONTENT_FREE) -> Calibrated:
+def calibrated(answers: Answers, content_free: Sequence[str] = CONTENT_FREE, like: Example | None = None) -> Calibrated:
     """Measure the bias of ``answers`` and take it out.
 
     Args:
         content_free: inputs that say nothing; those that the template leaves empty are not used.
+        like: an example whose columns show which of them are lists, objects, numbers; all are words, if not given.
 
     Raises:
         ConfigError: answers for generation.
@@ -62,7 +64,7 @@ def calibrated(answers: Answers, content_free: Sequence[str] = CONTENT_FREE) -> 
     """
     spec = answers.spec
     check_classification(spec, "contextual calibration")
-    examples = [_filled(spec, words) for words in content_free]
+    examples = [_filled(spec, words, {} if like is None else like.columns) for words in content_free]
     examples = [example for example in examples if spec.compiled.render(example)]
     if not examples:
         raise TemplateError(
@@ -74,5 +76,15 @@ def calibrated(answers: Answers, content_free: Sequence[str] = CONTENT_FREE) -> 
     return Calibrated(answers, probabilities.clamp(min=torch.finfo(torch.float32).tiny).log())
 
 
-def _filled(spec: TaskSpec, words: str) -> Example:
-    return Example(words, columns={name: words for name in spec.compiled.names if name != "text"})
+def _filled(spec: TaskSpec, words: str, columns: Mapping[str, Any]) -> Example:
+    names = spec.compiled.names - {"text"}
+    return Example(words, columns={name: _emptied(columns.get(name), words) for name in names})
+
+
+def _emptied(value: Any, words: str) -> Any:
+    """A column's value with ``words`` in place of all of its own; numbers, which a template may compare, stay."""
+    if isinstance(value, list):
+        return [_emptied(one, words) for one in value]
+    if isinstance(value, dict):
+        return {name: _emptied(one, words) for name, one in value.items()}
+    return words if value is None or isinstance(value, str) else value
