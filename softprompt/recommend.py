@@ -6,7 +6,7 @@ for being worse by more than ``TOO_WIDE``.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from softprompt.report.numbers import bytes_text, metric_limits
@@ -152,10 +152,7 @@ def intervals_too_wide(e: Evidence) -> Recommendation | None:
     if e.is_sure(row):
         return None
     assert row.against_best is not None
-    difference, low = row.against_best["difference"], row.against_best["low"]
-    # the interval must end before TOO_WIDE if the true difference is small, or before zero if it is large
-    allowed = max(TOO_WIDE * e.scale - abs(difference), abs(difference))
-    wanted = math.ceil(e.examples * ((difference - low) / allowed) ** 2)
+    wanted = examples_to_settle(row.against_best, e.examples, TOO_WIDE * e.scale)
     return _undecided(
         e,
         "not enough data",
@@ -166,6 +163,18 @@ def intervals_too_wide(e: Evidence) -> Recommendation | None:
             "examples would settle it",
         ),
     )
+
+
+def examples_to_settle(against: Mapping[str, float | int], examples: int, loss: float) -> int:
+    """How many examples it takes to tell, if the difference stays what it is: always more than there are.
+
+    An interval shrinks with the root of their number. It is to end either before a ``loss`` that matters, at its lower
+    end, or before zero, at its upper end: whichever comes first.
+    """
+    difference, low, high = against["difference"], against["low"], against["high"]
+    ways = [(difference - low, loss + difference), (high - difference, -difference)]
+    ratios = [width / allowed for width, allowed in ways if allowed > 0]
+    return max(examples + 1, math.ceil(examples * min(ratios) ** 2)) if ratios else examples + 1
 
 
 def keep_current(e: Evidence) -> Recommendation | None:

@@ -1,5 +1,7 @@
 """Each rule of the recommendation, on the case made for it; and the limits between them."""
 
+import math
+import re
 from typing import Any
 
 import pytest
@@ -229,3 +231,21 @@ class TestLimits:
 
     def test_failed_methods_are_left_out(self) -> None:
         assert recommend(evidence(PROMPT, ZERO_SHOT, row("full", "full", None))).deploy == "prompt-tuning"
+
+
+@pytest.mark.parametrize("gap", [(-0.1, -0.2, 0.0), (-0.02, -0.045, 0.005), (-0.03, -0.09, 0.03), (0.0, -0.06, 0.06)])
+def test_more_examples_than_there_are_would_settle_it(gap: tuple[float, float, float]) -> None:
+    """Intervals that are that much narrower by the root of n rule out a loss that matters, or show it."""
+    rows = (row("a", "soft prompt", 0.8), row("w", "written", 0.7, gap))
+    found = recommend(Evidence(rows, "accuracy", 60))
+    assert found.rule == "not enough data"
+    (told,) = (
+        int(n.replace(",", "")) for n in re.findall(r"about ([\d,]+) test examples would settle it", found.reasons[1])
+    )
+    difference, low, high = gap
+    shrunk = math.sqrt(60 / told)
+    assert told > 60
+    assert difference - (difference - low) * shrunk >= -0.03 - 1e-9 or difference + (high - difference) * shrunk <= 1e-9
+    fewer = math.sqrt(60 / (0.8 * told))
+    assert difference - (difference - low) * fewer < -0.03
+    assert difference + (high - difference) * fewer > 0 or told < 75
