@@ -16,6 +16,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
 
+from pydantic import ValidationError
+
 from softprompt.errors import StoreError
 from softprompt.places import open_place
 from softprompt.records import MOST_FILES, FileFacts, Marker, Move, Record, Version
@@ -122,11 +124,16 @@ class Artifacts:
             raise StoreError(f"a version holds at most {MOST_FILES} files, got {len(files)}: leave some out")
         if large := [one for one, content in files.items() if len(content) > FILE_LIMIT]:
             raise StoreError(f"a version holds files of at most {FILE_LIMIT:,} bytes, '{large[0]}' is larger")
-        self._prepare()
         facts = {
             one: FileFacts(size=len(content), sha256=hashlib.sha256(content).hexdigest())
             for one, content in files.items()
         }
+        try:  # before anything is written
+            Version.new(name, 1, facts, parent=parent, by=by)
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise StoreError(f"cannot keep '{name}': its {first['loc'][0]} is no good, {first['msg']}") from error
+        self._prepare()
         number = max(self.numbers(name), default=0)
         while True:
             number += 1

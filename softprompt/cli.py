@@ -22,6 +22,7 @@ from softprompt.cli_common import (
     PLACE,
     SETTING_WORDS,
     WORDS,
+    bounded,
     column_options,
     columns_of,
     compile_option,
@@ -374,6 +375,8 @@ for verb in (
     *STORE_VERBS,
 ):
     cli.add_command(verb)
+for verb in cli.commands.values():
+    bounded(verb)
 
 
 def _verb() -> str:

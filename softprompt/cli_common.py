@@ -1,6 +1,7 @@
 """What the verbs of the command line share: options, loading, printing."""
 
 import csv
+import functools
 import json
 import re
 import sys
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import click
 
+from softprompt.config import MOST
 from softprompt.errors import ConfigError
 from softprompt.paths import expanded
 from softprompt.shown import ERROR_CHARACTERS, shown, shown_json
@@ -282,6 +284,27 @@ def given(**options: Any) -> dict[str, Any]:
 
 
 Line: TypeAlias = "str | tuple[str, ...]"  # several columns have a tab between them
+
+
+def bounded(verb: click.Command) -> click.Command:
+    """``verb``, which refuses numbers that nothing could be counted up to, whatever its options say of themselves."""
+    run = verb.callback
+    for inner in verb.commands.values() if isinstance(verb, click.Group) else ():
+        bounded(inner)
+    if run is None:
+        return verb
+
+    @functools.wraps(run)
+    def checked(*arguments: Any, **options: Any) -> Any:
+        for name, value in options.items():
+            # seeds are not counted up to
+            most = 2**63 - 1 if name.endswith("seed") else MOST
+            if isinstance(value, int | float) and not abs(value) <= most:
+                raise ConfigError(f"--{name.replace('_', '-')}: expected a number of at most {most:,}, got {value!r}")
+        return run(*arguments, **options)
+
+    verb.callback = checked
+    return verb
 
 
 def print_result(result: dict[str, Any], lines: Sequence[Line], as_json: bool) -> None:

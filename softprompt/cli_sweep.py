@@ -38,7 +38,7 @@ from softprompt.cli_common import (
     required=True,
     help="'learning-rate=0.03..0.3:log;length=20,50;method=...', any settings of train; or a .toml or .yaml file.",
 )
-@click.option("--trials", type=click.IntRange(min=1), default=20, show_default=True, help="In all.")
+@click.option("--trials", type=click.IntRange(1, 100_000), default=20, show_default=True, help="In all.")
 @click.option("--out", type=PLACE, required=True, help="Folder; a second run goes on there.")
 @click.option(
     "--engine",
@@ -47,7 +47,7 @@ from softprompt.cli_common import (
     show_default=True,
     help="optuna: this machine; ray: Ray Tune, on the cluster of RAY_ADDRESS if that is set.",
 )
-@click.option("--workers", type=click.IntRange(min=1), default=1, show_default=True, help="Trials at a time.")
+@click.option("--workers", type=click.IntRange(1, 1024), default=1, show_default=True, help="Trials at a time.")
 @click.option(
     "--pruning",
     type=click.Choice(["median", "asha", "none"]),

@@ -1,17 +1,32 @@
 """Settings of a training run, and of the gate of a store: each default written once, each number with its unit."""
 
+import math
 from pathlib import Path
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from softprompt.errors import ConfigError, writing
+from softprompt.untrusted import TEXT_LIMIT, read_file
+
+MOST_TOGETHER = 1000  # prompts that learn together
+MOST = 10**9  # of any number that has no narrower bound of its own
 
 
 class Settings(BaseModel):
     """Settings that a user gives. Immutable; unknown names are refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @model_validator(mode="after")
+    def _numbers_are_possible(self) -> Self:
+        """Whatever a field says of itself: what would be counted up to has a bound."""
+        for name, field in type(self).model_fields.items():
+            value = getattr(self, name)
+            bounded = any(hasattr(rule, "le") or hasattr(rule, "lt") for rule in field.metadata)
+            if isinstance(value, int | float) and not bounded and abs(value) > MOST:
+                raise ValueError(f"{name}: expected at most {MOST:,}, got {value!r}")
+        return self
 
     @classmethod
     def build(cls, **settings: Any) -> Self:
@@ -187,6 +202,8 @@ def population(config: TrainConfig, seeds: int = 1, grid: str = "") -> dict[str,
         raise ConfigError(f"grid '{grid}': expected NAME=VALUE,VALUE, as in lr=0.03,0.1;length=10,20")
     if "seed" in axes and seeds > 1:
         raise ConfigError("seeds are given twice: leave --seeds out, or seed out of --grid")
+    if (count := seeds * math.prod(map(len, axes.values()))) > MOST_TOGETHER:
+        raise ConfigError(f"expected at most {MOST_TOGETHER:,} prompts that learn together, got {count:,}")
     if seeds > 1:
         axes["seed"] = [config.seed + index for index in range(seeds)]
     given = config.model_dump(exclude_unset=True)
@@ -233,10 +250,10 @@ def _first_problem(error: ValidationError, model: type[BaseModel]) -> str:
 def read_settings_file(path: Path) -> dict[str, Any]:
     """What a ``.toml``, ``.yaml`` or ``.json`` file holds, by name; ConfigError if it cannot be read."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_file(path, TEXT_LIMIT).decode()
     except FileNotFoundError as error:
         raise ConfigError(f"configuration file '{path}' does not exist") from error
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise ConfigError(f"configuration file '{path}' cannot be read: {error}") from error
     try:
         ending = path.suffix.lower()

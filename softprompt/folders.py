@@ -1,15 +1,20 @@
 """Writing files and folders so that they are there whole or not at all."""
 
 import os
+import re
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 from softprompt.errors import OutputError, writing
+
+LEFTOVER_AGE = 24 * 3600  # seconds: no write takes as long
+_LEFTOVER = re.compile(r"\.(.+)\.(?:[a-z0-9_]{8}|[0-9a-f]{16})")  # as mkdtemp names them, or with token_hex(8)
 
 
 def check_free(folder: Path) -> None:
@@ -29,6 +34,21 @@ def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
     with new_folder(folder) as temporary:
         for name, content in files.items():
             write_durably(temporary / name, content)
+
+
+def clear_leftovers(folder: Path, of: str = "") -> None:
+    """Remove what writers that were killed left in ``folder``: hidden, named as theirs are, and older than any write.
+
+    ``of``: only what was to become this.
+    """
+    with suppress(OSError):
+        for path in folder.iterdir():
+            found = _LEFTOVER.fullmatch(path.name)
+            if found is None or (of and found[1] != of) or path.is_symlink():
+                continue
+            with suppress(OSError):
+                if time.time() - path.stat().st_mtime > LEFTOVER_AGE:
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 @contextmanager
@@ -54,6 +74,7 @@ def appearing(place: Path) -> Iterator[Path]:
     with writing(place):
         parent = place.absolute().parent
         parent.mkdir(parents=True, exist_ok=True)
+        clear_leftovers(parent, place.name)
         hidden = Path(tempfile.mkdtemp(prefix=f".{place.name}.", dir=parent))
         try:
             yield hidden / place.name

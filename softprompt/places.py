@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from softprompt.errors import MissingExtraError, SoftpromptError, StoreError, writing
-from softprompt.folders import write_durably
+from softprompt.folders import clear_leftovers, write_durably
 from softprompt.paths import expanded
 from softprompt.untrusted import read_open_file
 
@@ -127,6 +127,7 @@ class Folder:
         taken = False
         with writing(target, "give another store"):
             target.parent.mkdir(parents=True, exist_ok=True)
+            clear_leftovers(target.parent)
             if target.parent.resolve() != self._folder.resolve() / target.parent.relative_to(self._folder):
                 raise StoreError(f"cannot write '{target}': there is a link in its path, which could lead elsewhere")
             try:

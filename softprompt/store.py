@@ -17,6 +17,7 @@ from softprompt.artifacts import referred
 from softprompt.errors import PromptFileError
 from softprompt.fingerprint import Outline
 from softprompt.folders import check_free, write_folder
+from softprompt.manifest import SavedPrompt, checked
 from softprompt.paths import expanded
 from softprompt.prefix import PromptState
 from softprompt.references import Reference, is_reference
@@ -283,29 +284,29 @@ def prompt_of(files: Mapping[str, bytes], where: str) -> Prompt:
     if missing := [name for name in (MANIFEST_FILE, TENSOR_FILE) if name not in files]:
         raise PromptFileError(f"'{where}' is no saved prompt, it holds no {missing[0]}")
     manifest, content = _manifest(files[MANIFEST_FILE], f"{where}/{MANIFEST_FILE}"), files[TENSOR_FILE]
+    said = checked(SavedPrompt, manifest)
     try:
-        if hashlib.sha256(content).hexdigest() != manifest["sha256"]:
+        if hashlib.sha256(content).hexdigest() != said.sha256:
             raise PromptFileError(f"'{where}/{TENSOR_FILE}' is damaged: its SHA-256 is not the one in {MANIFEST_FILE}")
         known = manifest.get("history_sha256")
         if known is not None and HISTORY_FILE in files and hashlib.sha256(files[HISTORY_FILE]).hexdigest() != known:
             raise PromptFileError(f"'{where}/{HISTORY_FILE}' is damaged: {BROKEN}")
         check_header(content)
-        base = manifest["base"]
         prompt = Prompt(
             states=_states(
                 load(content), manifest["kind"], manifest.get("members", 1), manifest.get("behind_bos", True)
             ),
             spec=TaskSpec.from_dict(manifest["task"]),
-            base_name=str(base["name"]),
-            base_fingerprint={str(part): str(digest) for part, digest in base["fingerprint"].items()},
-            base_dtype=None if base.get("dtype") is None else str(base["dtype"]),
-            method=str(manifest["method"]),
-            metrics=dict(manifest["metrics"]),
-            training=dict(manifest["training"]),
-            data=dict(manifest["data"]),
-            seed=int(manifest["seed"]),
-            versions=dict(manifest["versions"]),
-            parent=None if manifest["parent"] is None else str(manifest["parent"]),
+            base_name=said.base.name,
+            base_fingerprint=said.base.fingerprint,
+            base_dtype=said.base.dtype,
+            method=said.method,
+            metrics=said.metrics,
+            training=said.training,
+            data=said.data,
+            seed=said.seed,
+            versions=said.versions,
+            parent=said.parent,
         )
     except KeyError as error:
         raise PromptFileError(f"the saved prompt '{where}' is damaged: it lacks {error}") from error
@@ -348,7 +349,9 @@ def _manifest(content: bytes, where: str) -> dict[str, Any]:
             "use the release of softprompt that wrote it, or learn the prompt again"
         )
     try:
-        return unsealed(manifest, SEAL)
+        values = unsealed(manifest, SEAL)
+        checked(SavedPrompt, values)
+        return values
     except ValueError as error:
         raise PromptFileError(f"'{where}' is damaged: {error}") from error
 

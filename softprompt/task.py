@@ -11,6 +11,7 @@ from softprompt.data import Example, Splits, read_splits
 from softprompt.errors import ConfigError, DataError, PromptFileError, TemplateError
 from softprompt.examples import Columns, answered, kind_of
 from softprompt.labels import check_names, near
+from softprompt.manifest import SavedTask, checked
 from softprompt.metrics import scorer_for
 from softprompt.rows import listed
 from softprompt.shown import shown
@@ -57,6 +58,8 @@ class TaskSpec:
         if self.max_new_tokens is not None and self.max_new_tokens < 1:
             raise ConfigError(f"max_new_tokens must be at least 1, got {self.max_new_tokens}")
         if self.kind == "generation":
+            if self.labels or self.verbalizers:
+                raise DataError("generation has no labels and verbalizers: leave them out")
             return
         self._check_sizes()
         if len(self.labels) < 2:
@@ -162,23 +165,23 @@ class TaskSpec:
             PromptFileError: keys or types are not those of a task.
         """
         try:
-            kind, template, max_length = values["kind"], values["template"], values["max_length"]
-            labels, verbalizers = values["labels"], values["verbalizers"]
-            metric, room = values.get("metric"), values.get("max_new_tokens")
-            columns = Columns(**values.get("columns", {})).names()
-        except (KeyError, TypeError) as error:
-            raise PromptFileError(f"the saved task lacks or misuses {error}") from error
-        lists = isinstance(labels, list | tuple) and isinstance(verbalizers, list | tuple)
-        strings = lists and all(
-            isinstance(value, str) for value in (template, *labels, *verbalizers, metric or "", *columns[:3])
-        )
-        counts = type(max_length) is int and (room is None or type(room) is int)
-        if kind not in ("classification", "generation") or not strings or not counts:
-            raise PromptFileError("the saved task has values of the wrong type")
-        if kind == "generation" and (labels or verbalizers):
-            raise PromptFileError("the saved task has labels, expected none for generation")
+            saved = checked(SavedTask, values)
+            columns = Columns(**saved.columns).names()
+            if not all(isinstance(name, str) for name in columns[:3]):
+                raise ValueError(f"columns: expected names, got {saved.columns}")
+        except (ValueError, TypeError) as error:
+            raise PromptFileError(f"the saved task is of another form: {error}") from error
         try:
-            spec = cls(kind, template, tuple(labels), tuple(verbalizers), max_length, metric, columns, room)
+            spec = cls(
+                saved.kind,
+                saved.template,
+                tuple(saved.labels),
+                tuple(saved.verbalizers),
+                saved.max_length,
+                saved.metric,
+                columns,
+                saved.max_new_tokens,
+            )
             spec.compiled  # noqa: B018 (a template that does not compile is found here, not at the first example)
         except (ConfigError, DataError, TemplateError) as error:
             raise PromptFileError(f"the saved task cannot be used: {error}") from error

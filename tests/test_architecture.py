@@ -19,6 +19,7 @@ ROOMS = (
     "paths",
     "untrusted",
     "sealed",
+    "manifest",
     "references",
     "folders",
     "places",

@@ -138,7 +138,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "no digest": (lambda folder: edit_manifest(folder, sha256=...), "is damaged: it lacks 'sha256'"),
     "no length": (lambda folder: edit_manifest(folder, length=...), "its length says None"),
     "no task": (lambda folder: edit_manifest(folder, task=...), "is damaged: it lacks 'task'"),
-    "wrong task": (lambda folder: edit_manifest(folder, task={"kind": 1}), "the saved task lacks or misuses"),
+    "wrong task": (lambda folder: edit_manifest(folder, task={"kind": 1}), "the saved task is of another form: kind: "),
     "bad template": (
         lambda folder: edit_manifest(folder, task={**a_prompt().spec.to_dict(), "template": "nothing"}),
         r"the saved task cannot be used: the template must contain",

@@ -173,7 +173,7 @@ class TestSpecAsDictionary:
     def test_loss_is_a_prompt_file_error(self, lost: str) -> None:
         values = TaskSpec("generation", "{{ text }}").to_dict()
         del values[lost]
-        with pytest.raises(SoftpromptError, match=f"the saved task lacks or misuses '{lost}'"):
+        with pytest.raises(SoftpromptError, match=f"the saved task is of another form: it lacks '{lost}'"):
             TaskSpec.from_dict(values)
 
 

@@ -26,6 +26,7 @@ from softprompt.folders import appearing, check_free
 from softprompt.paths import expanded
 from softprompt.rows import reading
 from softprompt.store import Prompt
+from softprompt.untrusted import parse_json
 
 USAGE_KEY = "softprompt.tasks"
 EMBEDDING, HEAD, HEAD_BIAS = "token_embd.weight", "output.weight", "output.bias"
@@ -106,7 +107,10 @@ def gguf_usage(path: Path) -> dict[str, Any]:
     text = _contents(open_gguf(path), USAGE_KEY)
     if not text:
         raise BaseModelError(f"'{path}' has no prompts in its vocabulary: expected a file that softprompt wrote")
-    return dict(json.loads(text))
+    try:
+        return dict(parse_json(text.encode()))
+    except (ValueError, TypeError) as error:
+        raise BaseModelError(f"'{path}' is damaged: what it says of its prompts is not JSON ({error})") from error
 
 
 def import_gguf() -> None:

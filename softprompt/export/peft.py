@@ -24,9 +24,9 @@ from softprompt.prefix import keys_and_values
 from softprompt.rows import reading
 from softprompt.state import PromptState
 from softprompt.store import Prompt
+from softprompt.untrusted import check_header, read_file
 
 CONFIG_FILE, TENSOR_FILE, PICKLE_FILE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
-MOST_BYTES = 2**31  # of a tensor file: more than any prompt has, less than fills the memory
 SCHEMA_VERSION = 1
 
 _FLAT_KINDS: Mapping[str, str] = {
@@ -164,9 +164,11 @@ def read_peft(folder: Path) -> Adapter:
             )
         raise PromptFileError(f"'{folder}' is no whole PEFT adapter: it holds no {TENSOR_FILE}")
     with reading(path):
-        if path.stat().st_size > MOST_BYTES:
-            raise PromptFileError(f"'{path}' is no prompt: expected at most {MOST_BYTES:,} bytes")
-        content = path.read_bytes()
+        try:
+            content = read_file(path)
+            check_header(content)
+        except ValueError as error:
+            raise PromptFileError(f"'{path}' is damaged: {error}") from error
     try:
         rows = load(content).get("prompt_embeddings")
     except (SafetensorError, ValueError) as error:
@@ -176,10 +178,10 @@ def read_peft(folder: Path) -> Adapter:
         raise PromptFileError(f"'{path}' holds no prompt: expected a matrix 'prompt_embeddings'")
     if type(count) is not int or not 1 <= count <= len(rows):
         raise PromptFileError(f"'{folder}' is damaged: {len(rows)} virtual tokens, its configuration says {count!r}")
-    if not torch.isfinite(rows).all():
-        raise PromptFileError(f"'{path}' is damaged: it has values that are not numbers")
     # an encoder-decoder's adapter may hold as many again, which PEFT's prompt tuning does not use
     rows = rows[:count].float()
+    if not torch.isfinite(rows).all():
+        raise PromptFileError(f"'{path}' is damaged: it has values that are not numbers")
     state = PromptState.of_embeddings(rows) if kind == "embeddings" else _unflattened(folder, rows, config)
     usage = read_object(folder / USAGE_FILE) if (folder / USAGE_FILE).is_file() else {}
     bos_rows = usage.get("bos_rows") if usage.get("format") == "peft" else None

@@ -1,6 +1,5 @@
 """What stands beside an export for whoever uses it: how texts must be fed."""
 
-import json
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from softprompt.errors import PromptFileError
 from softprompt.paths import expanded
 from softprompt.rows import reading
 from softprompt.store import Prompt
+from softprompt.untrusted import TEXT_LIMIT, parse_json, read_file
 
 USAGE_FILE = "softprompt.json"
 
@@ -173,8 +173,8 @@ def read_object(path: Path) -> dict[str, Any]:
     """A JSON object out of a file; raises as ``read_usage``."""
     with reading(path):
         try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-        except (ValueError, RecursionError) as error:
+            values = parse_json(read_file(path, TEXT_LIMIT))
+        except ValueError as error:
             raise PromptFileError(f"'{path}' is damaged: {error}") from error
     if not isinstance(values, dict):
         raise PromptFileError(f"'{path}' is damaged: expected a JSON object")
