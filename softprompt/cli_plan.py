@@ -9,11 +9,12 @@ import click
 from softprompt.cli_common import GIVEN, json_option, print_result
 from softprompt.errors import ConfigError
 
-_UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
+_UNITS = {"": 10**9, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
+LEAST_MEMORY, MOST_MEMORY = 10**8, 10**15  # bytes; what is beyond is a slip
 
 
 def bytes_of(text: str) -> int:
-    """Bytes of a size as ``80GB`` or ``24GiB``; raises ConfigError."""
+    """Bytes of a size as ``80GB`` or ``24GiB``, or ``80``, which are GB; raises ConfigError."""
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
     if (
         found is None
@@ -21,6 +22,10 @@ def bytes_of(text: str) -> int:
         or (size := round(float(found[1]) * _UNITS[found[2].upper()])) < 1
     ):
         raise ConfigError(f"--gpu-memory '{text}': expected a size, as in 80GB or 24GiB")
+    if not LEAST_MEMORY <= size <= MOST_MEMORY:
+        raise ConfigError(
+            f"--gpu-memory '{text}' is {size / 1e9:.3g} GB: expected 0.1 GB to a petabyte, with its unit, as in 80GB"
+        )
     return size
 
 

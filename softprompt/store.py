@@ -18,6 +18,7 @@ from softprompt.errors import PromptFileError
 from softprompt.fingerprint import Outline
 from softprompt.folders import check_free, write_folder
 from softprompt.manifest import SavedPrompt, checked
+from softprompt.named_tensors import named_tensors, states_of
 from softprompt.paths import expanded
 from softprompt.prefix import PromptState
 from softprompt.references import Reference, is_reference
@@ -195,7 +196,7 @@ class Prompt:
 
         if len({(state.kind, state.behind_bos) for state in self.states}) != 1:
             raise PromptFileError("the prompts of an ensemble are of one kind: save them one by one")
-        tensor_bytes = save(_tensors(self.states))
+        tensor_bytes = save(named_tensors(self.states))
         others = {name: text.encode() for name, text in self.extra_files.items()}
         digests = {"sha256": hashlib.sha256(tensor_bytes).hexdigest()}
         # what else is read of a prompt has its own; run.json is for people, and has the time in it
@@ -293,7 +294,7 @@ def prompt_of(files: Mapping[str, bytes], where: str) -> Prompt:
             raise PromptFileError(f"'{where}/{HISTORY_FILE}' is damaged: {BROKEN}")
         check_header(content)
         prompt = Prompt(
-            states=_states(
+            states=states_of(
                 load(content), manifest["kind"], manifest.get("members", 1), manifest.get("behind_bos", True)
             ),
             spec=TaskSpec.from_dict(manifest["task"]),
@@ -354,49 +355,3 @@ def _manifest(content: bytes, where: str) -> dict[str, Any]:
         return values
     except ValueError as error:
         raise PromptFileError(f"'{where}' is damaged: {error}") from error
-
-
-def _tensors(states: Sequence[PromptState]) -> dict[str, torch.Tensor]:
-    """By name: ``prompt``, or ``layer.0``, ... for keys and values; behind ``member.0.`` and so on in an ensemble."""
-    named = {}
-    for member, state in enumerate(states):
-        start = f"member.{member}." if len(states) > 1 else ""
-        for index, tensor in enumerate(state.tensors):
-            name = "prompt" if state.kind == "embeddings" else f"layer.{index}"
-            named[start + name] = tensor.detach().float().contiguous().cpu().clone()
-    return named
-
-
-def _states(named: Mapping[str, torch.Tensor], kind: Any, members: int, behind_bos: Any) -> tuple[PromptState, ...]:
-    """``_tensors`` undone.
-
-    Raises:
-        KeyError, ValueError: the tensors are not those of such a prompt.
-    """
-    if kind not in ("embeddings", "key_values") or type(members) is not int or not 1 <= members <= len(named):
-        raise ValueError(f"kind {kind!r} with {members!r} members in {len(named)} tensors")
-    if type(behind_bos) is not bool:
-        raise ValueError(f"behind_bos is {behind_bos!r}")
-    states = []
-    for member in range(members):
-        start = f"member.{member}." if members > 1 else ""
-        if kind == "embeddings":
-            tensors = [named[f"{start}prompt"]]
-        else:
-            count = sum(name.startswith(f"{start}layer.") for name in named)
-            tensors = [named[f"{start}layer.{index}"] for index in range(max(count, 1))]
-        dimensions = 2 if kind == "embeddings" else 4
-        for tensor in tensors:
-            pair = kind == "embeddings" or tensor.shape[:1] == (2,)
-            if (
-                tensor.dtype != torch.float32
-                or tensor.ndim != dimensions
-                or not pair
-                or tensor.shape[-2] != tensors[0].shape[-2]
-                or not tensor.numel()
-            ):
-                raise ValueError(f"kind {kind!r} with shape {tuple(tensor.shape)} of {tensor.dtype}")
-        states.append(PromptState(kind, tuple(tensors), behind_bos))
-    if sum(len(state.tensors) for state in states) != len(named):
-        raise ValueError(f"{len(named)} tensors, expected {sum(len(state.tensors) for state in states)}")
-    return tuple(states)

@@ -78,6 +78,7 @@ ROOMS = (
     "growing",
     "generate",
     "shots",
+    "named_tensors",
     "store",
     "methods",
     "skeleton",
