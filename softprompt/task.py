@@ -172,15 +172,9 @@ class TaskSpec:
         except (ValueError, TypeError) as error:
             raise PromptFileError(f"the saved task is of another form: {error}") from error
         try:
+            words = tuple(saved.labels), tuple(saved.verbalizers)
             spec = cls(
-                saved.kind,
-                saved.template,
-                tuple(saved.labels),
-                tuple(saved.verbalizers),
-                saved.max_length,
-                saved.metric,
-                columns,
-                saved.max_new_tokens,
+                saved.kind, saved.template, *words, saved.max_length, saved.metric, columns, saved.max_new_tokens
             )
             spec.compiled  # noqa: B018 (a template that does not compile is found here, not at the first example)
         except (ConfigError, DataError, TemplateError) as error:
