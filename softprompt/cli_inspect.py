@@ -1,5 +1,6 @@
 """``softprompt inspect`` and ``softprompt prune``: what a prompt has learned, and a shorter one that does as well."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -146,8 +147,10 @@ def prune(
     """
     from softprompt.folders import check_free
     from softprompt.inspect_text import pruning_lines
+    from softprompt.learned import ROWS_FILE
     from softprompt.store import load_prompt, pinned
     from softprompt.task import Task
+    from softprompt.versions import saved_files
 
     model, columns = model_of(options), columns_of(options)
     check_free(out)
@@ -165,7 +168,8 @@ def prune(
     for note in task.splits.notes:
         say(note)
     shorter, report = run(base, prompt, task, tolerance=tolerance, parent=pinned(prompt_place), progress=say)
-    with_metrics(shorter, base, task, evaluate_test=True).save(out)
+    kept = {name: read.decode() for name, read in saved_files(prompt_place).items() if name == ROWS_FILE}
+    with_metrics(replace(shorter, extra_files=kept), base, task, evaluate_test=True).save(out)
     result = {"prompt": str(out), "parent": shorter.parent, "length_before": prompt.length, **report.model_dump()}
     print_result(result, pruning_lines(report, prompt.length, out), as_json)
 

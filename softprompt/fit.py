@@ -4,7 +4,7 @@ import json
 import platform
 import sys
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -18,11 +18,11 @@ from softprompt.checkpoint import Checkpoint
 from softprompt.compiled import compiles
 from softprompt.config import TrainConfig
 from softprompt.data import Example
-from softprompt.errors import ConfigError, OutputError
+from softprompt.errors import ConfigError, OutputError, SoftpromptError
 from softprompt.evaluate import score_sample
 from softprompt.folders import check_free
 from softprompt.generate import ANSWER_ROOM, room_for
-from softprompt.learned import ROWS_FILE, LearnedRows
+from softprompt.learned import ROWS_FILE, LearnedRows, read_learned
 from softprompt.methods import METHODS
 from softprompt.paths import expanded
 from softprompt.predict import Prediction, Predictor
@@ -340,7 +340,11 @@ def with_records(prompt: Prompt, base: FrozenLM, task: Task, answered: Sequence[
     if profile is not None:
         files[PROFILE_FILE] = profile.to_bytes().decode()
     if prompt.data.get("fingerprint") == task.splits.fingerprint:
-        files[ROWS_FILE] = LearnedRows.of(task, _rows_read(prompt.training)).to_text()
+        rows = LearnedRows.of(task, _rows_read(prompt.training))
+        with suppress(SoftpromptError):  # it may be gone meanwhile
+            if prompt.parent is not None and (before := read_learned(prompt.parent)) is not None:
+                rows = rows.behind(before)
+        files[ROWS_FILE] = rows.to_text()
     return replace(prompt, extra_files=files)
 
 

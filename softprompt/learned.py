@@ -8,7 +8,7 @@ import base64
 import hashlib
 import json
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import numpy as np
@@ -25,7 +25,8 @@ from softprompt.task import Task
 from softprompt.untrusted import TEXT_LIMIT, parse_json, read_file
 
 ROWS_FILE = "rows.json"
-MOST = 50_000  # hashes of training rows that are kept
+MOST = 50_000  # hashes of training rows that are kept, and of validation rows
+EARLIER = 2  # prompts that it started from whose rows are kept too, the latest ones
 READ_AGAIN = 1_000_000  # rows of a stream that are read once more to be hashed, at most
 AT_ONCE = 1000  # rows of a stream that are in memory together
 SCHEMA = 1
@@ -76,12 +77,14 @@ class LearnedRows:
         columns: that were read of each row.
         below: only hashes below it were kept.
         train, validation: sorted, each once.
+        earlier: of the prompts that it started from, the latest first.
     """
 
     columns: tuple[str, ...]
     below: int
     train: Hashes
     validation: Hashes
+    earlier: "tuple[LearnedRows, ...]" = ()
 
     @classmethod
     def of(cls, task: Task, streamed_rows: int = 0) -> Self:
@@ -93,31 +96,49 @@ class LearnedRows:
         return cls(tuple(sorted(names)), ALL, _hashes(train, names), _hashes(task.validation, names)).bounded()
 
     def bounded(self) -> Self:
-        """With no more than ``MOST`` hashes of training rows, and of others by the same measure."""
-        if len(self.train) <= MOST:
+        """With no more than ``MOST`` hashes of each split, by one measure for both."""
+        below = min((int(found[MOST]) for found in (self.train, self.validation) if len(found) > MOST), default=ALL)
+        if below == ALL:
             return self
-        below = int(self.train[MOST])
-        kept = (found[found < np.uint64(below)] for found in (self.train, self.validation))
-        return type(self)(self.columns, below, *kept)
+        train, validation = (found[found < np.uint64(below)] for found in (self.train, self.validation))
+        return replace(self, below=below, train=train, validation=validation)
+
+    def behind(self, parent: "LearnedRows") -> Self:
+        """With the rows of the prompt that it started from, which it knows too."""
+        before = (replace(parent, earlier=()), *parent.earlier)
+        return replace(self, earlier=before[:EARLIER])
 
     def among(self, examples: Sequence[Example]) -> Known:
         """Which of ``examples`` are known."""
-        found = [hashed(input_of(example, self.columns)) for example in examples]
-        looked_at = np.array([one for one in found if one < self.below], dtype=np.uint64)
-        learned = np.isin(looked_at, self.train)
-        chosen = np.isin(looked_at, self.validation) & ~learned
-        return Known(len(found), len(looked_at), int(learned.sum()), int(chosen.sum()))
+        found = self._hashes_of(examples)
+        looked_at = np.array([int(one) < self.below for one in found], dtype=bool)
+        learned = np.isin(found, self.train)
+        for one in self.earlier:
+            learned |= np.isin(one._hashes_of(examples), one.train)
+        learned &= looked_at
+        chosen = np.isin(found, self.validation) & looked_at & ~learned
+        return Known(len(found), int(looked_at.sum()), int(learned.sum()), int(chosen.sum()))
+
+    def _hashes_of(self, examples: Sequence[Example]) -> Hashes:
+        return np.array([hashed(input_of(example, self.columns)) for example in examples], dtype=np.uint64)
 
     def to_text(self) -> str:
         """The file's text; the same rows give the same bytes."""
-        facts = {
-            "schema": SCHEMA,
+        facts = {"schema": SCHEMA, **self._facts(), "earlier": [one._facts() for one in self.earlier]}
+        return json.dumps({**facts, "sha256": _digest(facts)}, indent=1) + "\n"
+
+    def _facts(self) -> dict[str, Any]:
+        return {
             "columns": list(self.columns),
             "below": str(self.below),
             "train": _packed(self.train),
             "validation": _packed(self.validation),
         }
-        return json.dumps({**facts, "sha256": _digest(facts)}, indent=1) + "\n"
+
+    @classmethod
+    def _of_facts(cls, facts: Mapping[str, Any]) -> Self:
+        columns, below = tuple(map(str, facts["columns"])), int(facts["below"])
+        return cls(columns, below, _unpacked(facts["train"]), _unpacked(facts["validation"]))
 
     @classmethod
     def from_bytes(cls, content: bytes) -> Self:
@@ -128,8 +149,7 @@ class LearnedRows:
         if facts.pop("sha256", None) != _digest(facts):
             raise ValueError("its SHA-256 is another one than it says")
         try:
-            columns, below = tuple(map(str, facts["columns"])), int(facts["below"])
-            return cls(columns, below, _unpacked(facts["train"]), _unpacked(facts["validation"]))
+            return replace(cls._of_facts(facts), earlier=tuple(map(cls._of_facts, facts["earlier"])))
         except (KeyError, TypeError) as error:
             raise ValueError(f"it lacks or misuses {error}") from error
 

@@ -6,6 +6,7 @@ from statistics import mean
 from typing import Any
 
 from softprompt.base import FrozenLM
+from softprompt.baselines.fitted import VALIDATION_LIMIT
 from softprompt.bootstrap import Scores, interval, paired, resampled, scores_of
 from softprompt.data import Example
 from softprompt.evaluate import cut_notes
@@ -141,6 +142,9 @@ def _notes(task: Task, test: Sequence[Example], results: Sequence[Result]) -> li
     notes = []
     if words := Drawn(len(test), len(task.test)).words("test"):
         notes.append(f"scored {words}")
+    whole = len(task.validation)
+    if words := Drawn(min(whole, VALIDATION_LIMIT), whole).words("validation"):
+        notes.append(f"the best step, rate or strength of each method is chosen {words}")
     together = {one.method for one in results if one.settings.get("learned_together", 1) > 1}
     if together:
         notes.append(

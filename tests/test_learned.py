@@ -200,6 +200,35 @@ class TestRecord:
 
 
 class TestLearning:
+    def test_rows_of_the_prompt_that_it_started_from_are_known_too(self, place: Path, tmp_path: Path) -> None:
+        new = write(tmp_path / "new.jsonl", rows(80, 3000))
+        places = ["--model", place / "model", "--data", new, "--out", tmp_path / "prompt"]
+        done = command("train", *places, *RUN, "--dtype", "float32", "--init", f"prompt:{place / 'prompt'}")
+        assert done.code == 0, done.err
+        (tmp_path / "d").mkdir()
+        old = Task.of(place / "all.jsonl", template=TEMPLATE).splits.train
+        known = [{"text": one.text, "label": one.label} for one in (*old[:7], *Task.of(new).splits.train[:4])]
+        write(tmp_path / "d" / "test.jsonl", [*known, *rows(5, 9000)])
+        found, _ = evaluated(tmp_path, tmp_path / "d", "--dtype", "float32")
+        assert found["known_rows"] == {"rows": 16, "looked_at": 16, "learned": 11, "chosen": 0}
+        record = read_learned(str(tmp_path / "prompt"))
+        assert record is not None
+        assert LearnedRows.from_bytes(record.to_text().encode()).earlier[0].columns == ("text",)
+
+    def test_of_a_stream_what_was_read(self, tmp_path: Path) -> None:
+        from softprompt.streamed import read_streamed
+
+        random.Random(0).shuffle(some := rows(4000))
+        task = Task.of(read_streamed(write(tmp_path / "d.jsonl", some), names={"text"}), template=TEMPLATE)
+        settings = {**FAST, "steps": 10, "batch_size": 8, "shuffle_buffer": 64}
+        prompt = fit(tiny_base("llama"), task, **settings)
+        record = LearnedRows.from_bytes(prompt.extra_files[ROWS_FILE].encode())
+        plain = Task.of(tmp_path / "d.jsonl", template=TEMPLATE)
+        # ten steps of eight end in the second block of 64
+        assert record.among(plain.train).learned == record.among(plain.train[:128]).learned == 128
+        assert record.among(plain.test).learned == 0
+        assert record.among(plain.validation).chosen == len(plain.validation)
+
     def test_a_sorted_test_split_is_scored_on_a_sample(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(TEST_LIMIT, "classification", 20)
         splits = noise(train=40, validation=30)

@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeAlias
 from softprompt.base import FrozenLM
 from softprompt.config import TrainConfig
 from softprompt.errors import TrainingError
-from softprompt.fit import library_versions, with_metrics
+from softprompt.fit import library_versions, say_sampled, with_metrics
 from softprompt.methods import check_method
 from softprompt.methods.initialisers import check_init, check_init_fits
 from softprompt.progress import Silent
@@ -83,6 +83,7 @@ def sweep(
         ledger = Ledger(folder, proposals, terms, task, observer)
         if space.size < trials:
             observer.noted(f"the space has {space.size} combinations: each is tried once")
+        say_sampled(task, fixed, observer)
         if ledger.missing:
             _run(ledger, base, engine, workers)
         summary = _concluded(ledger, base, space, evaluate_test=evaluate_test)
