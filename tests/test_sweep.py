@@ -126,13 +126,13 @@ class TestSweep:
         scored: list[tuple[str, ...]] = []
         # not the function of the same name
         fit_module = sys.modules["softprompt.fit"]
-        score = fit_module.score
+        score = fit_module.score_sample
 
-        def counted(predictor: Any, examples: Any) -> Any:
+        def counted(predictor: Any, examples: Any, *rest: Any) -> Any:
             scored.append(tuple(one.text for one in examples))
-            return score(predictor, examples)
+            return score(predictor, examples, *rest)
 
-        monkeypatch.setattr(fit_module, "score", counted)
+        monkeypatch.setattr(fit_module, "score_sample", counted)
         run(tmp_path / "out", trials=3)
         run(tmp_path / "out", trials=3)
         test = tuple(one.text for one in TASK.test)
