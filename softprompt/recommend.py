@@ -218,8 +218,8 @@ def cheapest_of_the_best(e: Evidence) -> Recommendation | None:
         sentence = f"Use '{row.method}': clearly better than everything else that was tried."
     elif row is e.best:
         sentence = (
-            f"Use '{row.method}': the best here, and the least costly of those that these data do not part from it "
-            f"({', '.join(map(repr, others))})."
+            f"Use '{row.method}': the best here, and the least costly of those that these data do not tell apart from "
+            f"it ({', '.join(map(repr, others))})."
         )
     elif _is_clearly_worse(row):
         sentence = (
@@ -228,7 +228,7 @@ def cheapest_of_the_best(e: Evidence) -> Recommendation | None:
         )
     else:
         sentence = (
-            f"Use '{row.method}': the least costly of those that these data do not part from the best here, "
+            f"Use '{row.method}': the least costly of those that these data do not tell apart from the best here, "
             f"'{e.best.method}'."
         )
     return _deploy(e, row, "cheapest of the best", sentence)

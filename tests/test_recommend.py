@@ -105,7 +105,7 @@ CASES: dict[str, tuple[Evidence, str | None, str]] = {
     "cheapest of the best": (
         evidence(PROMPT, LORA, FULL, ZERO_SHOT, TFIDF),
         "prompt-tuning",
-        "Use 'prompt-tuning': the least costly of those that these data do not part from the best here, 'full'.",
+        "Use 'prompt-tuning': the least costly of those that these data do not tell apart from the best here, 'full'.",
     ),
 }
 
@@ -144,7 +144,7 @@ def test_no_sentence_says_more_than_the_intervals() -> None:
     assert leading.startswith(
         "Use 'prompt-tuning': the best here, and the least costly of those that these data do not"
     )
-    assert leading.endswith("part from it ('full').")
+    assert leading.endswith("tell apart from it ('full').")
 
 
 def test_full_fine_tuning_is_recommended_where_it_alone_is_good() -> None:
