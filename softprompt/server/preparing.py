@@ -50,7 +50,7 @@ class Texts:
         self._base = base
         # now, and not while texts wait
         tokens_of(base.tokenizer).prepare()
-        self._labelling: Recent[Encoder] = Recent(KEPT, _weight_of_labels)
+        self._labelling: Recent[Encoder] = Recent(KEPT, weight_of_labels)
         self._generating: Recent[Encoder] = Recent(KEPT)
 
     def labelling(self, served: Served, examples: Sequence[Example]) -> Encoder:
@@ -83,7 +83,8 @@ class Texts:
                 raise DataError(f"a text of {length:,} characters: expected at most {self._longest:,}, shorten it")
 
 
-def _weight_of_labels(encoder: Encoder) -> int:
+def weight_of_labels(encoder: Encoder) -> int:
+    """How many an encoder counts for in ``Recent``."""
     sequences = encoder.verbalizer.sequences if encoder.verbalizer is not None else ()
     return 1 + sum(map(len, sequences)) // _TOKENS_OF_ONE
 

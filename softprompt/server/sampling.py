@@ -21,7 +21,7 @@ from softprompt.examples import characters
 from softprompt.profile import Profile
 from softprompt.profiling import rare_tokens
 from softprompt.samples import ROW_BYTES, TEXT_CHARACTERS, Sample
-from softprompt.server.preparing import Recent
+from softprompt.server.preparing import Recent, weight_of_labels
 from softprompt.server.sample_files import SampleFile
 from softprompt.server.work import Served
 
@@ -196,7 +196,9 @@ class _Measuring:
 
     def __init__(self, base: Reader, profile: Callable[[str], Profile | None]) -> None:
         self._base, self._profile = base, profile
-        self._prompts: Recent[tuple[Encoder, frozenset[int] | None]] = Recent(KEPT)
+        self._prompts: Recent[tuple[Encoder, frozenset[int] | None]] = Recent(
+            KEPT, lambda made: weight_of_labels(made[0])
+        )
 
     def tokens(self, prompt: str, served: Served, example: Example) -> tuple[int | None, int | None]:
         """How many a text has, and how many of them are rare; ``None`` for what cannot be told."""

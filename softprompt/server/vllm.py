@@ -23,7 +23,7 @@ from softprompt.export.checkpoint import BakedCheckpoint
 from softprompt.generate import Completion, Sampling
 from softprompt.predict import Prediction
 from softprompt.server.engine import Limits
-from softprompt.server.preparing import KEPT, Recent, Texts, virtual_tokens, watched
+from softprompt.server.preparing import KEPT, Recent, Texts, portions, virtual_tokens, watched
 from softprompt.server.streaming import Pieces
 from softprompt.server.vllm_http import VllmServer
 from softprompt.server.work import Busy, Piece, Reading, Served, before, moment
@@ -79,7 +79,12 @@ class VllmEngine:
             return []
         with self._admitted(len(examples)):
             async with before(moment(deadline)):
-                encoder, front, texts, cut = await self._prepared(partial(self._labelling, served, examples))
+                texts: list[tuple[int, ...]] = []
+                cut: set[int] = set()
+                for part in portions(examples):
+                    encoder, front, some, shortened = await self._prepared(partial(self._labelling, served, part))
+                    cut |= {len(texts) + index for index in shortened}
+                    texts += some
                 assert encoder.verbalizer is not None
                 decisions = encoder.verbalizer.decisions
                 asked = await _together(
