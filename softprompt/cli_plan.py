@@ -35,7 +35,9 @@ def bytes_of(text: str) -> int:
 )
 @click.option("--gpus", type=click.IntRange(min=0), required=True, help="GPUs of the machine; 0: its processor.")
 @click.option(
-    "--gpu-memory", type=GIVEN, help="Of one GPU, or with --gpus 0 of the machine.  [default: 80GB; all of it]"
+    "--gpu-memory",
+    type=GIVEN,
+    help="Of one GPU, or with --gpus 0 of the machine, in GB if no unit is given.  [default: 80GB; all of it]",
 )
 @click.option("--length", type=int, help="Virtual tokens.  [default: 100]")
 @click.option("--method", help="As for train.  [default: prompt-tuning]")

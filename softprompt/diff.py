@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from softprompt.similar import similarity
+from softprompt.similar import nearness
 from softprompt.store import Prompt
 
 
@@ -15,19 +15,19 @@ class Difference:
     Attributes:
         settings: by dotted name, the values in A and B of what differs; ``None`` where one does not have it.
         metrics: by split and name, the metric of each as the manifest has it.
-        average_tokens, per_token: similarity of the vectors, -1..1 (see ``similar``); ``None`` if not comparable.
+        average_tokens, nearest_tokens: similarity of the vectors, 1 where they are equal (see ``nearness``).
         reason: why the vectors cannot be compared.
     """
 
     settings: Mapping[str, tuple[Any, Any]]
     metrics: Mapping[str, tuple[Any, Any]]
     average_tokens: float | None = None
-    per_token: float | None = None
+    nearest_tokens: float | None = None
     reason: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON object that ``softprompt diff --json`` prints."""
-        alike = {"average_tokens": self.average_tokens, "per_token": self.per_token}
+        alike = {"average_tokens": self.average_tokens, "nearest_tokens": self.nearest_tokens}
         return {
             "settings": {name: list(pair) for name, pair in self.settings.items()},
             "metrics": {name: list(pair) for name, pair in self.metrics.items()},
@@ -37,9 +37,9 @@ class Difference:
 
 def difference(a: Prompt, b: Prompt) -> Difference:
     """Compare two prompts, of whatever tasks and models."""
-    alike = similarity(a, b)
+    alike = nearness(a, b)
     figures: dict[str, Any] = (
-        {"reason": alike} if isinstance(alike, str) else {"average_tokens": alike[0], "per_token": alike[1]}
+        {"reason": alike} if isinstance(alike, str) else {"average_tokens": alike[0], "nearest_tokens": alike[1]}
     )
     settings = _pairs(*(dict(_settings(prompt)) for prompt in (a, b)))
     return Difference(

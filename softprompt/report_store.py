@@ -81,8 +81,9 @@ def difference_lines(a: str, b: str, found: Difference) -> list[str]:
     metrics = [("metric", a, b), *((name, _metric(x), _metric(y)) for name, (x, y) in found.metrics.items())]
     alike = (
         f"vectors: not comparable, {found.reason}"
-        if found.average_tokens is None or found.per_token is None
-        else f"vectors: similarity of average tokens {found.average_tokens:.3f}, per token {found.per_token:.3f}"
+        if found.average_tokens is None or found.nearest_tokens is None
+        else f"vectors: similarity of average tokens {found.average_tokens:.3f}, of each token to the other's "
+        f"nearest one {found.nearest_tokens:.3f} (1: the same)"
     )
     return [
         *(table(settings) if found.settings else ["the settings are the same"]),

@@ -133,6 +133,25 @@ def similarity(prompt: Prompt, other: Prompt) -> tuple[float, float] | str:
     return _similarities(prompt, _members(prompt), other, _members(other))
 
 
+def nearness(prompt: Prompt, other: Prompt) -> tuple[float, float] | str:
+    """Of average tokens, and of each token to the nearest one of the other prompt, both ways: 1 for equal prompts.
+
+    Or why the two cannot be compared.
+    """
+    tokens, others = _members(prompt), _members(other)
+    if (reason := _hindrance(prompt, tokens, other, others)) is not None:
+        return reason
+    # members of two ensembles belong together by their places
+    pairs = list(zip(tokens, others, strict=True) if len(tokens) == len(others) else product(tokens, others))
+    average = fmean(_similarity(one, another)[0] for one, another in pairs)
+    return average, fmean(_nearest(a, b) for one, another in pairs for a, b in zip(one, another, strict=True))
+
+
+def _nearest(tokens: Tensor, others: Tensor) -> float:
+    cosines = _unit(tokens) @ _unit(others).T
+    return _within((cosines.amax(1).mean() + cosines.amax(0).mean()) / 2)
+
+
 def _order(other: Similar) -> tuple[bool, float, float, str]:
     ranked = other.reason is None
     return not ranked, -(other.average_tokens or 0.0), -(other.per_token or 0.0), str(other.folder)

@@ -16,6 +16,7 @@ from softprompt.along import learning_prefix
 from softprompt.base import FrozenLM
 from softprompt.batch import Item, collate
 from softprompt.cli import cli
+from softprompt.cli_plan import bytes_of
 from softprompt.errors import BaseModelError, ConfigError
 from softprompt.footprint import activations, weights_bytes
 from softprompt.fused import fused
@@ -381,9 +382,15 @@ class TestCommand:
         assert made["training"]["bytes"] == sum(part["bytes"] for part in made["training"]["parts"])
         assert [bill["fits"] for bill in (made["training"], *made["serving"])] == [True, True]
 
+    @pytest.mark.parametrize(("text", "size"), [("24", 24e9), ("24GB", 24e9), ("24 gib", 24 * 2**30), ("0.5TB", 5e11)])
+    def test_a_number_alone_is_in_gigabytes(self, text: str, size: float) -> None:
+        assert bytes_of(text) == size
+
     def test_mistakes(self, tmp_path: Path) -> None:
         for more, words in (
             (("--gpus", 1, "--gpu-memory", "much"), "--gpu-memory 'much': expected a size, as in 80GB"),
+            (("--gpus", 1, "--gpu-memory", "24MB"), "--gpu-memory '24MB' is 0.024 GB: expected 0.1 GB to a petabyte"),
+            (("--gpus", 1, "--gpu-memory", "24000000000"), "with its unit, as in 80GB"),
             (("--gpus", 1, "--dtype", "int4"), "unknown dtype 'int4'"),
             (("--gpus", 1), "expected config.json in it"),
         ):

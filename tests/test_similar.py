@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from small import FAST, Ended, command, reviews, reviews_task, write_data
@@ -17,7 +18,7 @@ from softprompt.base import load
 from softprompt.errors import ConfigError
 from softprompt.fit import fit
 from softprompt.prefix import PromptState
-from softprompt.similar import Similar, rank_similar
+from softprompt.similar import Similar, nearness, rank_similar
 from softprompt.store import MANIFEST_FILE, TENSOR_FILE, Prompt, load_prompt
 from softprompt.task import TaskSpec
 
@@ -457,3 +458,17 @@ class TestTheCommandItNames:
         learned = load_prompt(tmp_path / "out")
         assert learned.parent == str(place / method / "1")
         assert learned.state.kind == result["kind"]
+
+
+class TestNearness:
+    def test_equal_prompts_are_1_and_order_does_not_matter(self) -> None:
+        one = embeddings([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.5]])
+        other = embeddings([[-1.0, 0.5], [1.0, 0.0], [0.0, 1.0]])
+        assert nearness(one, one) == nearness(one, other) == (pytest.approx(1.0), pytest.approx(1.0))
+
+    def test_against_numpy(self) -> None:
+        a, b = np.array([[1.0, 2.0], [3.0, -1.0]]), np.array([[0.5, 0.5], [1.0, -3.0], [2.0, 0.1]])
+        unit = [x / np.linalg.norm(x, axis=1, keepdims=True) for x in (a, b)]
+        cosines = unit[0] @ unit[1].T
+        found = nearness(embeddings(a.tolist()), embeddings(b.tolist()))
+        assert found[1] == pytest.approx((cosines.max(1).mean() + cosines.max(0).mean()) / 2, abs=1e-6)

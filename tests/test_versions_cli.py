@@ -121,7 +121,7 @@ class TestMoving:
         assert "vectors: similarity of average tokens" in out
         found = answered("diff", "p@1", "p@2")
         assert found["settings"]["seed"] == [0, 1]
-        assert set(found["similarity"]) == {"average_tokens", "per_token"}
+        assert set(found["similarity"]) == {"average_tokens", "nearest_tokens"}
 
     @pytest.mark.parametrize(
         ("arguments", "words"),

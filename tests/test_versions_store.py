@@ -331,7 +331,7 @@ class TestDiff:
         assert (before["value"], after["value"]) == (0.5, 0.75)
         assert found.average_tokens is not None
         assert -1 <= found.average_tokens < 1
-        assert found.to_dict()["similarity"]["per_token"] == found.per_token
+        assert found.to_dict()["similarity"]["nearest_tokens"] == found.nearest_tokens
 
     def test_the_same(self, store: Store) -> None:
         store.put(a_prompt(), "p")
