@@ -174,7 +174,7 @@ class TestData:
 
     def test_too_few_sentences(self, tmp_path: Path) -> None:
         path = write_rows(tmp_path / "rows.jsonl", 60)
-        with pytest.raises(ConfigError, match=r"more than 48 training examples in '.*', got 48: give fewer --examples"):
+        with pytest.raises(ConfigError, match=r"more than 48 training examples in '.*', got 45: give fewer --examples"):
             train_vs_peft.choose_data(str(path), 48)
 
     def test_missing_file(self, tmp_path: Path) -> None:

@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from contests import Planted, few_requests  # noqa: F401 (a fixture)
 from saved import a_prompt
 from small import FAST, TEMPLATE, Recorder, command, noise, reviews, write_data
 from tiny import save_tiny, tiny_base
 
 from softprompt.base import load
+from softprompt.compare import Terms, compare
 from softprompt.data import Splits
-from softprompt.errors import PromptFileError
+from softprompt.errors import OutputError, PromptFileError
 from softprompt.evaluate import score_sample
 from softprompt.examples import Example
 from softprompt.fit import TEST_LIMIT, fit
@@ -199,6 +201,7 @@ class TestRecord:
         assert found.among(asked).learned == 5
 
 
+@pytest.mark.usefixtures("few_requests")
 class TestLearning:
     def test_rows_of_the_prompt_that_it_started_from_are_known_too(self, place: Path, tmp_path: Path) -> None:
         new = write(tmp_path / "new.jsonl", rows(80, 3000))
@@ -214,6 +217,23 @@ class TestLearning:
         record = read_learned(str(tmp_path / "prompt"))
         assert record is not None
         assert LearnedRows.from_bytes(record.to_text().encode()).earlier[0].columns == ("text",)
+
+    def test_a_comparison_scores_a_sample_of_a_sorted_split(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setitem(TEST_LIMIT, "classification", 20)
+        test = sorted(reviews(test=90).test, key=lambda one: str(one.label))
+        task = Task.classification(replace(reviews(validation=30), test=tuple(test)), template=TEMPLATE)
+        terms = Terms(seeds=1, steps=4, batch_size=8)
+        study = compare(tiny_base("llama"), task, [Planted("good", 0.9), Planted("bad", 0.4)], tmp_path / "a", terms)
+        assert "scored on a sample of 20 of 90 test rows, seed 0" in study.notes
+        shares = Counter(one.label for one in test)
+        for label, count in Counter(study.gold).items():
+            assert abs(count - 20 * shares[label] / 90) < 1
+        # a folder whose results are of other rows is another comparison
+        monkeypatch.setitem(TEST_LIMIT, "classification", 30)
+        with pytest.raises(OutputError, match="another comparison"):
+            compare(tiny_base("llama"), task, [Planted("good", 0.9), Planted("bad", 0.4)], tmp_path / "a", terms)
 
     def test_of_a_stream_what_was_read(self, tmp_path: Path) -> None:
         from softprompt.streamed import read_streamed
