@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import zip_longest
@@ -268,6 +269,16 @@ class TestProcess:
             address = address.replace("0.0.0.0", "127.0.0.1")
             error_of(httpx.get(f"{address}/v1/models"), 401)
             assert httpx.get(f"{address}/v1/models", headers={"Authorization": f"Bearer {token}"}).status_code == 200
+
+    def test_sigterm_is_seen_by_a_balancer_before_the_port_closes(self, model: Path) -> None:
+        with self.serving(model, "--drain-delay", 60) as (process, address):
+            process.send_signal(signal.SIGTERM)
+            wait_for(lambda: httpx.get(f"{address}/readyz").status_code == 503)
+            body = {"model": "tone", "input": "a fine film"}
+            assert httpx.post(f"{address}/v1/classify", json=body, timeout=60).status_code == 200
+            # the second one, at the end, does not wait
+            began = time.monotonic()
+        assert time.monotonic() - began < 50
 
     def test_unknown_settings_of_the_engine(self, model: Path, tmp_path: Path) -> None:
         (tmp_path / "serve.toml").write_text("[engine]\nrosw = 8\n")

@@ -198,7 +198,7 @@ class TestErrors:
             ),
             ("completions", {"prompt": TEXT, "echo": True}, "echo", "echo: expected False, got true"),
             ("completions", {"prompt": TEXT, "temprature": 1}, "temprature", "this field is not known here"),
-            ("classify", {"input": {"txt": "x"}}, "input.text", "input.text: expected this field, it is not there"),
+            ("classify", {"input": {"text": 5}}, "input.text", "input.text: expected a string, got 5"),
             ("classify", {"input": ["a", {"text": 1}]}, "input[1].text", "input[1].text: expected a string, got 1"),
             ("chat/completions", {"messages": "hi"}, "messages", "messages: expected a list, got a string of 2"),
             (

@@ -13,6 +13,7 @@ MOST_STOPS = 16
 LONGEST_STOP = 256  # characters
 LONGEST_INSTRUCTION = 4000
 SEEDS = 2**63 - 1  # the largest one
+MOST = 2**53  # of other whole numbers: up to there all readers of JSON agree
 
 
 def _whole(value: Any) -> Any:
@@ -21,11 +22,12 @@ def _whole(value: Any) -> Any:
 
 
 # the bounds come first: behind the validator they would be checked, but would not be on the OpenAPI page
-Whole = Annotated[int, BeforeValidator(_whole)]
-Natural = Annotated[int, Field(ge=0), BeforeValidator(_whole)]
-Positive = Annotated[int, Field(ge=1), BeforeValidator(_whole)]
+Whole = Annotated[int, Field(ge=-MOST, le=MOST), BeforeValidator(_whole)]
+Positive = Annotated[int, Field(ge=1, le=MOST), BeforeValidator(_whole)]
+TopK = Annotated[int, Field(ge=-1, le=MOST), BeforeValidator(_whole)]
 Seed = Annotated[int, Field(ge=-SEEDS - 1, le=SEEDS), BeforeValidator(_whole)]
-Text = Annotated[str, StringConstraints(min_length=1, pattern=r"\S")]
+# more than white space, as Python and JavaScript both see it
+Text = Annotated[str, StringConstraints(min_length=1, pattern=r"[^\s\x1c-\x1f\x85\ufeff]")]
 Stop = Annotated[str, StringConstraints(min_length=1, max_length=LONGEST_STOP)]
 Columns = Annotated[
     dict[str, JsonValue],
@@ -80,9 +82,7 @@ class Asking(Body):
     )
     temperature: Annotated[float, Field(ge=0, le=2)] | None = Field(None, description="0, the default, is greedy")
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    top_k: Annotated[int, Field(ge=-1), BeforeValidator(_whole)] | None = Field(
-        None, description="an extension: of so many likeliest tokens; 0 or -1: of all"
-    )
+    top_k: TopK | None = Field(None, description="an extension: of so many likeliest tokens; 0 or -1: of all")
     seed: Seed | None = Field(None, description="of sampling")
     stop: Stop | Annotated[list[Stop], Field(max_length=MOST_STOPS)] | None = None
     stream: bool | None = None

@@ -87,12 +87,14 @@ const listed = (names, most) =>
   names.length > most ? `${names.slice(0, most).join(", ")} and ${(names.length - most).toLocaleString("en")} more` : names.join(", ");
 
 // what the prompts of a task do, what to type for them, and how well they were found to do it
-function guide({ kind, template, labels, prompts }) {
+function guide({ kind, template, labels, columns, prompts }) {
   const ids = prompts.map((one) => one.id).join(", ");
   const does = kind === "generation" ? "writes an answer to your text" : `tells which label a text has: ${listed(labels, NAMED)}`;
   const parts = [
     make("p", {}, make("b", {}, ids), ` ${does}.`),
-    make("p", {}, "Your text stands where the template has ", make("code", {}, "text"), ": ", make("code", { class: "template" }, template)),
+    columns.includes("text")
+      ? make("p", {}, "Your text stands where the template has ", make("code", {}, "text"), ": ", make("code", { class: "template" }, template))
+      : make("p", {}, "The template takes its columns, and not your text: ", make("code", { class: "template" }, template)),
     ...prompts.map(({ id, facts }) => measured(prompts.length > 1 ? `${id}: ` : "", facts)),
   ];
   const example = prompts.map((one) => one.facts.example).find(Boolean);
