@@ -10,7 +10,7 @@ What was decided for the user (sizes, seed, duplicates, overlap) is told in ``Sp
 
 import hashlib
 import json
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -89,6 +89,7 @@ def read_splits(
     remembered: Columns | None = None,
     bad_rows: BadRows = "refuse",
     names: Collection[str] | None = None,
+    fills: Callable[[Example], object] | None = None,
     seed: int = 0,
     unlabelled: bool = False,
 ) -> Splits:
@@ -102,6 +103,7 @@ def read_splits(
         remembered: what a saved prompt calls its columns, where no name is given here; the usual names will do too.
         bad_rows: ``skip`` leaves out rows that cannot be used and says so; otherwise all of them are told as an error.
         names: the columns that the template uses, ``text`` among them: what the model reads; without, all columns.
+        fills: raises TemplateError for an example that the template cannot be filled with, which is then a bad row.
         unlabelled: rows may come without label and output; which side an example goes to then never depends on them.
 
     Raises:
@@ -109,18 +111,18 @@ def read_splits(
         MissingExtraError: Parquet or ``hf:`` without the extra ``data``.
     """
     columns = Columns.of(text_column, label_column, target_column, remembered)
-    columns = columns._replace(optional=unlabelled, textless=names is not None and "text" not in names)
+    columns = columns._replace(optional=unlabelled, textless=names is not None and "text" not in names, fills=fills)
     if str(source).startswith("hf:"):
         parts, notes = _read_hub(str(source), columns, bad_rows)
-        return replace(_complete(parts, notes, str(source), names, seed, unlabelled), columns=columns)
+        return replace(_complete(parts, notes, str(source), names, seed, unlabelled), columns=columns.names())
     path = expanded(source)
     with reading(path):
         if path.is_dir():
             parts, notes = _read_folder(path, columns, bad_rows)
-            return replace(_complete(parts, notes, str(source), names, seed, unlabelled), columns=columns)
+            return replace(_complete(parts, notes, str(source), names, seed, unlabelled), columns=columns.names())
     found = read_file(path, columns, bad_rows)
     splits = _split_file(found.examples, str(source), names, seed, unlabelled)
-    return replace(splits, columns=columns, notes=(*found.notes, *splits.notes))
+    return replace(splits, columns=columns.names(), notes=(*found.notes, *splits.notes))
 
 
 def read_examples(

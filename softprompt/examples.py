@@ -1,7 +1,7 @@
 """Rows to examples: text, label or outputs, and the other columns with the types that they have in the data."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, Self
 
@@ -35,6 +35,7 @@ class Columns(NamedTuple):
         optional: a row may come without label and output.
         remembered: the names are a saved prompt's, so that a row may have the usual ones instead.
         textless: a row may come without text, for the template uses other columns.
+        fills: raises TemplateError for an example that the template cannot be filled with.
     """
 
     text: str = "text"
@@ -43,6 +44,7 @@ class Columns(NamedTuple):
     optional: bool = False
     remembered: bool = False
     textless: bool = False
+    fills: Callable[[Example], object] | None = None
 
     @classmethod
     def of(cls, text: str | None, label: str | None, target: str | None, remembered: Self | None = None) -> Self:

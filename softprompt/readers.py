@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from softprompt.errors import DataError
+from softprompt.errors import DataError, TemplateError
 from softprompt.examples import Columns, Example, Kind, example_of
 from softprompt.rows import ENDINGS, FileRows, Row, class_name, listed, optional_module, reading
 
@@ -32,13 +32,16 @@ class Gathering:
         self._kind: Kind | None = None
         self._reasons: dict[str, list[str]] = {}
         self._ends = False
+        self._template: TemplateError | None = None
 
     def take(self, row: Row) -> Example | None:
         """Its example, ``None`` if it cannot be used."""
         self.rows += 1
         try:
             return self._example(row)
-        except DataError as error:
+        except (DataError, TemplateError) as error:
+            if isinstance(error, TemplateError):
+                self._template = self._template or error
             self.bad += 1
             self._ends = self._ends or row.ends
             reason = str(error).removeprefix(f"{' '.join(row.place.split())}: ")
@@ -53,6 +56,8 @@ class Gathering:
         """Raise DataError for bad rows, if they must not be left out, or none are left."""
         if not self.bad or (self._skips and not self._ends and self.bad < self.rows):
             return
+        if self._template is not None and self.bad == self.rows:
+            raise self._template  # it is the template that is wrong
         if self.bad == 1 or (self.bad == self.rows and len(self._reasons) == 1):
             reason, places = next(iter(self._reasons.items()))
             of = f" (as all {self.rows:,} rows)" if self.bad > 1 else ""
@@ -92,6 +97,8 @@ class Gathering:
             if columns.text in values and columns._replace(optional=True).kind(values, place) is None:
                 self.unanswered += 1
             raise
+        if columns.fills is not None:
+            columns.fills(example)
         self._kind = self._kind or kind
         return example
 

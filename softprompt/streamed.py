@@ -6,7 +6,7 @@ hf:NAME       as published
 """
 
 import heapq
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -35,19 +35,20 @@ def read_streamed(
     target_column: str | None = None,
     bad_rows: BadRows = "refuse",
     names: Collection[str] | None = None,
+    fills: Callable[[Example], object] | None = None,
     seed: int = 0,
 ) -> Splits:
     """Splits whose training rows are streamed (``Splits.stream``); ``train`` holds the first of them.
 
     Args:
-        bad_rows, names, seed: as for ``read_splits``.
+        bad_rows, names, fills, seed: as for ``read_splits``.
 
     Raises:
         DataError: anything missing, malformed or ambiguous; rows that are sorted by label.
         MissingExtraError: ``hf:`` or Parquet without the extra ``data``.
     """
     columns = Columns.of(text_column, label_column, target_column)
-    columns = columns._replace(textless=names is not None and "text" not in names)
+    columns = columns._replace(textless=names is not None and "text" not in names, fills=fills)
     streams = _opened(str(source), columns, bad_rows)
     if "train" not in streams:
         raise DataError(f"expected a train split in '{source}' to stream, got {listed(streams)}: name one train")
@@ -96,7 +97,7 @@ def read_streamed(
             "order, shuffle the file first, or leave --streaming out"
         )
     validation, test = tuple(read["validation"]), tuple(read.get("test", ()))
-    return Splits(tuple(head), validation, test, str(source), tuple(dict.fromkeys(notes)), train, columns)
+    return Splits(tuple(head), validation, test, str(source), tuple(dict.fromkeys(notes)), train, columns.names())
 
 
 def _key(example: Example, names: Collection[str] | None, salt: str) -> int:

@@ -253,6 +253,18 @@ class TestBadRows:
         ):
             fit(tiny_base("llama"), task, **FAST)
 
+    def test_rows_that_do_not_fill_the_template_are_bad_ones(self, tmp_path: Path) -> None:
+        rows: list[dict[str, Any]] = [{"text": f"film {n}", "title": "T", "label": "ab"[n % 2]} for n in range(40)]
+        del rows[4]["title"], rows[20]["title"]
+        path = written(tmp_path / "x.jsonl", rows)
+        with pytest.raises(DataError, match=r"2 of 40 rows cannot be used: '.*' line 5, 21: the template uses a name"):
+            Task.of(path, template="{{ title }}: {{ text }}")
+        splits = Task.of(path, template="{{ title }}: {{ text }}", bad_rows="skip").splits
+        assert sorted(one.text for one in splits["all"]) == sorted(f"film {n}" for n in range(40) if n not in (4, 20))
+        assert len(Task.of(path, template="{{ title | default('none') }}: {{ text }}").splits["all"]) == 40
+        with pytest.raises(TemplateError, match="line 1: the template uses a name that the data lacks: 'titel'"):
+            Task.of(path, template="{{ titel }}: {{ text }}")
+
 
 class TestLabels:
     @pytest.mark.parametrize(
