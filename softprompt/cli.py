@@ -214,7 +214,8 @@ def train(
     from softprompt.fit import check_out, fit_together
     from softprompt.methods import check_method
     from softprompt.methods.initialisers import check_init, check_init_base, check_init_fits
-    from softprompt.task import Task, fills_of, names_of
+    from softprompt.task import Task
+    from softprompt.template import asked_of_rows
     from softprompt.train import check_together, check_trainable
 
     # what is quickly checked comes before what takes long
@@ -229,7 +230,7 @@ def train(
     if streaming:
         from softprompt.streamed import read_streamed
 
-        source, columns = read_streamed(data, names=names_of(template), fills=fills_of(template), **columns), {}
+        source, columns = read_streamed(data, **asked_of_rows(template), **columns), {}
     task = Task.of(
         source, max_length=chosen.max_length, **task_settings(template, labels, verbalizer, metric), **columns
     )

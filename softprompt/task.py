@@ -1,7 +1,7 @@
 """Task: examples, template, labels and metric; TaskSpec is the part that a saved prompt keeps."""
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +15,7 @@ from softprompt.manifest import SavedTask, checked
 from softprompt.metrics import scorer_for
 from softprompt.rows import listed
 from softprompt.shown import shown
-from softprompt.template import Template
+from softprompt.template import Template, asked_of_rows
 
 CLASSIFICATION_TEMPLATE = "{{ text }}\nLabel:"
 GENERATION_TEMPLATE = "{{ text }}\nOutput:"
@@ -376,16 +376,6 @@ def _judged(spec: TaskSpec, splits: Splits) -> tuple[TaskSpec, Splits]:
     return replace(spec, metric=scorer.name), replace(splits, notes=(*splits.notes, scorer.note))
 
 
-def names_of(template: str | None) -> frozenset[str]:
-    """The columns that a template uses; those of the usual one, if none is given."""
-    return frozenset({"text"}) if template is None else Template(template).names
-
-
-def fills_of(template: str | None) -> Callable[[Example], object] | None:
-    """What fails on rows that a template cannot be filled with, where that can be."""
-    return None if template is None or names_of(template) == {"text"} else Template(template).fill
-
-
 def _splits(
     source: str | Path | Splits,
     columns: Mapping[str, str],
@@ -397,11 +387,4 @@ def _splits(
     """What is read from ``source``, its rows told apart by what ``template`` shows of them."""
     if isinstance(source, Splits):
         return source
-    return read_splits(
-        source,
-        names=names_of(template),
-        fills=fills_of(template),
-        remembered=remembered,
-        unlabelled=unlabelled,
-        **columns,  # type: ignore[arg-type]
-    )
+    return read_splits(source, remembered=remembered, unlabelled=unlabelled, **asked_of_rows(template), **columns)  # type: ignore[arg-type]

@@ -103,6 +103,14 @@ class Template:
         return [rendered.text[start:end] for start, end in rendered.fields]
 
 
+def asked_of_rows(source: str | None) -> dict[str, Any]:
+    """What ``read_splits`` is told of a template, or of the usual one: its columns, and what fails on rows without."""
+    template = None if source is None else Template(source)
+    if template is None or template.names == {"text"}:
+        return {"names": frozenset({"text"})}  # which every row fills
+    return {"names": template.names, "fills": template.fill}
+
+
 class _Undefined(Exception):
     """A value that the row lacks is needed."""
 
