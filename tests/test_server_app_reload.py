@@ -4,6 +4,7 @@ import asyncio
 import shutil
 import threading
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,19 @@ class TestReload:
             assert answered_by(client, "tone@latest") == "tone@3"
             assert answered_by(client, "other") == "other@1"
             assert reload(client) == {"added": [], "removed": [], "moved": [], "troubles": []}
+
+    def test_another_precision_is_told(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+        store = a_store(tmp_path)
+        store.put(replace(prompt(seed=9), base_dtype="bfloat16"), "tone")
+        store.put(replace(prompt(seed=9), base_dtype="float32"), "tone")
+        with Place.of_store(store).client() as client:
+            told = [client.get(f"/v1/models/tone@{number}").json()["softprompt"] for number in (1, 3, 4)]
+        assert [facts.get("learned_in") for facts in told] == [None, "bfloat16", None]
+        reasons = [
+            vars(one)["facts"]["reason"] for one in caplog.records if one.getMessage() == "prompt of another precision"
+        ]
+        assert len(reasons) == 1
+        assert "learned in bfloat16, the base model is loaded in float32" in reasons[0]
 
     def test_it_looks_by_itself(self, tmp_path: Path) -> None:
         store = a_store(tmp_path)
