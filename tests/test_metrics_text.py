@@ -10,14 +10,24 @@ from rouge_score.rouge_scorer import RougeScorer
 from sacrebleu.metrics import BLEU, CHRF
 from saved import a_prompt
 from sklearn.feature_extraction.text import CountVectorizer
+from sklearn.metrics import f1_score
+from small import FAST, TEMPLATE, Recorder, reviews
+from tiny import random_prompt, tiny_base
 
+from softprompt.batch import Encoder
 from softprompt.bootstrap import resampled, scores_of
+from softprompt.config import TrainConfig
 from softprompt.data import Example, Splits
 from softprompt.errors import ConfigError, PromptFileError
+from softprompt.fit import fit
 from softprompt.metrics import METRICS, bleu, chrf, exact_match, metrics_for, rouge_l, scorer_for, token_f1
 from softprompt.metrics.words import words_of
+from softprompt.objective import Objective
+from softprompt.predict import Predictor
+from softprompt.prefix import PromptState
 from softprompt.store import load_prompt
 from softprompt.task import Task, TaskSpec
+from softprompt.validation import Validation
 
 # each script twice: a sentence, and one that shares some of its words
 SENTENCES = {
@@ -206,12 +216,45 @@ class TestChoice:
         assert judged.digest == plain.digest
         judged.save(tmp_path / "p")
         assert load_prompt(tmp_path / "p").spec == replace(plain.spec, metric="macro_f1")
-        manifest = json.loads((tmp_path / "p" / "prompt.json").read_text())
-        manifest["task"]["metric"] = "rouge_l"
-        (tmp_path / "p" / "prompt.json").write_text(json.dumps(manifest))
         with pytest.raises(PromptFileError, match="metric 'rouge_l': expected one for classification"):
-            load_prompt(tmp_path / "p")
+            TaskSpec.from_dict({**plain.spec.to_dict(), "metric": "rouge_l"})
+        with pytest.raises(PromptFileError, match="values of the wrong type"):
+            TaskSpec.from_dict({**plain.spec.to_dict(), "metric": 3})
 
 
 def test_exact_is_exact() -> None:
     assert exact_match([["C++ ."], ["don 't"]], ["C++.", "don't"]).value == 0
+
+
+class TestTheStepIsChosenByWhatIsReported:
+    def test_validation_has_the_macro_f1_of_scikit_learn_and_its_error(self) -> None:
+        base, generator = tiny_base("llama"), np.random.default_rng(0)
+        splits = reviews(40, 60, 0)
+        labels = ["good" if one < 0.8 else "bad" for one in generator.random(60)]
+        uneven = tuple(replace(one, label=label) for one, label in zip(splits.validation, labels, strict=True))
+        task = Task.of(replace(splits, validation=uneven), template=TEMPLATE, metric="macro_f1")
+        config = TrainConfig.build(length=3)
+        encoder = Encoder(base, task.spec, 3)
+        held = Validation(task, encoder, Objective(base, encoder.verbalizer), config)
+        for seed in (1, 2, 3):
+            state = PromptState.of_embeddings(random_prompt(base, 3, seed).detach())
+            predicted = [str(one.label) for one in Predictor(base, task.spec, state).predict(uneven)]
+            value, _ = held.score(state)
+            assert held.metric == "macro_f1"
+            assert value == pytest.approx(f1_score(labels, predicted, average="macro", zero_division=0))
+            draws = [generator.integers(0, 60, 60) for _ in range(400)]
+            drawn = [
+                f1_score([labels[i] for i in one], [predicted[i] for i in one], average="macro", zero_division=0)
+                for one in draws
+            ]
+            assert held.error(value) == pytest.approx(np.std(drawn), rel=0.25, abs=0.003)
+
+    def test_a_run_keeps_the_step_that_is_reported(self) -> None:
+        task = Task.of(reviews(), template=TEMPLATE, metric="macro_f1")
+        seen = Recorder()
+        prompt = fit(tiny_base("llama"), task, observer=seen, **FAST)
+        assert {metric for _, metric, *_ in seen.evaluations} == {"macro_f1"}
+        best = max(value for _, _, value, _, kept in seen.evaluations if kept)
+        assert prompt.metrics["validation"]["metric"] == "macro_f1"
+        assert prompt.metrics["validation"]["value"] == pytest.approx(best)
+        assert prompt.metrics["test"]["others"].keys() == {"accuracy"}
