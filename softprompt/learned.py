@@ -20,6 +20,7 @@ from softprompt.examples import Example
 from softprompt.identity import hashed, input_of
 from softprompt.paths import expanded
 from softprompt.references import Reference, is_reference
+from softprompt.splitting import named
 from softprompt.streams import Stream
 from softprompt.task import Task
 from softprompt.untrusted import TEXT_LIMIT, parse_json, read_file
@@ -53,7 +54,7 @@ class Known:
     def words(self, split: str) -> str:
         """A sentence, or nothing where it knows none of them."""
         found = [
-            f"{count:,} of {self.looked_at:,} {split} rows stand in {what}"
+            f"{count:,} of {self.looked_at:,} {named(split)} stand in {what}"
             for count, what in (
                 (self.learned, "what this prompt was learned from"),
                 (self.chosen, "what its best step was chosen on"),

@@ -30,11 +30,16 @@ class Drawn:
         """``on a sample of 5,000 of 8,600 test rows, seed 0``; nothing where it is all of them."""
         if self.rows >= self.of:
             return ""
-        return f"on a sample of {self.rows:,} of {self.of:,} {split} rows, seed {self.seed}"
+        return f"on a sample of {self.rows:,} of {self.of:,} {named(split)}, seed {self.seed}"
 
     def to_dict(self) -> dict[str, Any]:
         """``{"sample": ...}``, or nothing where it is all of them."""
         return {"sample": {"rows": self.rows, "of": self.of, "seed": self.seed}} if self.rows < self.of else {}
+
+
+def named(split: str) -> str:
+    """What the rows of a split are called; of all splits, just rows."""
+    return "rows" if split == "all" else f"{split} rows"
 
 
 def sample_indices(examples: Sequence[Example], limit: int | None, seed: int = 0) -> list[int]:
