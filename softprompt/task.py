@@ -127,6 +127,11 @@ class TaskSpec:
         spec.compiled  # noqa: B018 (a template that does not compile is found here, not at the first example)
         return spec
 
+    @property
+    def in_words(self) -> "TaskSpec":
+        """The same texts, answered by words of any kind in place of a label."""
+        return replace(self, kind="generation", labels=(), verbalizers=(), metric=None)
+
     @cached_property
     def compiled(self) -> Template:
         return Template(self.template)

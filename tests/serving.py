@@ -68,7 +68,7 @@ def alone(
     base: FrozenLM, served: Served, texts: Sequence[Example], sampling: Sampling | None = None
 ) -> list[Prediction]:
     """What a Predictor answers."""
-    spec = served.spec if sampling is None else replace(served.spec, kind="generation")
+    spec = served.spec if sampling is None else served.spec.in_words
     predictor = Predictor(base, spec, served.states, sampling)
     return sorted(predictor.predict(texts), key=lambda prediction: prediction.index)
 

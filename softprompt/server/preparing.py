@@ -68,7 +68,7 @@ class Texts:
         # whatever its task is, words can follow
         encoder = self._generating.get(
             (served.key, new_tokens),
-            lambda: self._encoder(served, replace(served.spec, kind="generation"), new_tokens),
+            lambda: self._encoder(served, served.spec.in_words, new_tokens),
         )
         (ids,), cut = watched(encoder, [example], encoder.inputs)
         return Item(0, ids, ()), Reading(virtual_tokens(served) + len(ids), bool(cut))
