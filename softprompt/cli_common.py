@@ -297,9 +297,9 @@ def bounded(verb: click.Command) -> click.Command:
     @functools.wraps(run)
     def checked(*arguments: Any, **options: Any) -> Any:
         for name, value in options.items():
-            # seeds are not counted up to
+            # seeds are not counted up to, nor are fractions
             most = 2**63 - 1 if name.endswith("seed") else MOST
-            if isinstance(value, int | float) and not abs(value) <= most:
+            if isinstance(value, int) and abs(value) > most:
                 raise ConfigError(f"--{name.replace('_', '-')}: expected a number of at most {most:,}, got {value!r}")
         return run(*arguments, **options)
 

@@ -202,7 +202,7 @@ class TestSettings:
             assert ends_well("train", *places, f"--{option}", 10**26) == 2
         assert "at most 1,000 prompts" in command("train", *places, "--seeds", 10**8).error
         a_prompt().save(tmp_path / "q")
-        for option in ("seed", "top-k", "max-new-tokens", "temperature"):
+        for option in ("seed", "top-k", "max-new-tokens"):
             assert (
                 f"--{option}: expected a number of at most"
                 in command("predict", tmp_path / "q", "a", f"--{option}", 10**26).error
