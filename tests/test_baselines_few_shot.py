@@ -21,6 +21,7 @@ from softprompt.evaluate import score
 from softprompt.generate import Sampling
 from softprompt.objective import Objective
 from softprompt.predict import Prediction, Predictor, likeliest
+from softprompt.sealed import unsealed
 from softprompt.task import Task, TaskSpec
 from softprompt.validation import mean_loss
 
@@ -202,7 +203,7 @@ class TestSaved:
     def test_what_lacks_examples(self, tmp_path: Path) -> None:
         few_shot(tiny_base("llama"), pool_task(), 1).save(tmp_path / "saved")
         path = tmp_path / "saved" / "few_shot.json"
-        facts = json.loads(path.read_text())
+        facts = unsealed(json.loads(path.read_text()))
         del facts["examples"]
         path.write_text(json.dumps(facts))
         with pytest.raises(PromptFileError, match="lacks or misuses 'examples'"):

@@ -29,9 +29,10 @@ from softprompt.generate import Sampling
 from softprompt.objective import Objective
 from softprompt.predict import Predictor
 from softprompt.prefix import make_prefix
+from softprompt.sealed import unsealed
 from softprompt.task import Task
 from softprompt.train import Order
-from softprompt.validation import accuracy_and_loss
+from softprompt.validation import value_and_loss
 
 FAST: dict[str, Any] = {"steps": 40, "batch_size": 8, "eval_every": 20}
 RATES = {fit_lora: 1e-2, fit_full: 1e-3}
@@ -100,7 +101,8 @@ def test_generation_learns(method: Callable[..., Fitted], family: str, rate: flo
     found = fitted(method, base, task, seen, steps=60, learning_rate=rate)
     assert sum(seen.losses[-5:]) < 0.5 * sum(seen.losses[:5])
     assert found.best_value == -found.best_loss
-    (exact,) = [metric for metric in score(found.answers, task.test).others if metric.name == "exact_match"]
+    exact = score(found.answers, task.test).metric
+    assert exact.name == "exact_match"
     assert exact.value > 0.3
     assert digest(base) == before
 
@@ -176,7 +178,7 @@ def test_the_best_evaluation_is_kept(method: Callable[..., Fitted]) -> None:
     assert best["loss"] == min(point["loss"] for point in found.curve if point["value"] >= highest - error)
     assert found.settings["best_step"] < 12
     scores = found.answers.label_log_probabilities(task.validation)
-    assert accuracy_and_loss(scores, task.validation, task.spec) == pytest.approx((found.best_value, found.best_loss))
+    assert value_and_loss(scores, task.validation, task.spec) == pytest.approx((found.best_value, found.best_loss))
 
 
 @both
@@ -262,7 +264,7 @@ class TestSaved:
         base, task = tiny_base("llama"), reviews_task()
         found = fitted(method, base, task, Recorder(), steps=1)
         found.save(tmp_path / "saved")
-        facts = json.loads((tmp_path / "saved" / "task.json").read_text())
+        facts = unsealed(json.loads((tmp_path / "saved" / "task.json").read_text()))
         assert facts == {"task": task.spec.to_dict(), "base": {"name": base.name, "fingerprint": base.fingerprint}}
         with pytest.raises(OutputError, match="exists already"):
             found.save(tmp_path / "saved")

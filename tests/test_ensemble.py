@@ -21,7 +21,8 @@ from softprompt.errors import ConfigError, PromptFileError
 from softprompt.evaluate import evaluate
 from softprompt.predict import Predictor, Vote
 from softprompt.prefix import PromptState, keys_and_values
-from softprompt.store import MANIFEST_FILE, TENSOR_FILE, Prompt, load_prompt
+from softprompt.sealed import unsealed
+from softprompt.store import MANIFEST_FILE, SEAL, TENSOR_FILE, Prompt, load_prompt
 from softprompt.task import TaskSpec
 
 # one word begins another
@@ -245,7 +246,7 @@ class TestFolder:
 
 def edit_manifest(folder: Path, **changes: Any) -> None:
     path = folder / MANIFEST_FILE
-    values = {**json.loads(path.read_text(encoding="utf-8")), **changes}
+    values = {**unsealed(json.loads(path.read_text(encoding="utf-8")), SEAL), **changes}
     path.write_text(json.dumps({key: value for key, value in values.items() if value is not ...}), encoding="utf-8")
 
 

@@ -218,7 +218,7 @@ class TestChoice:
         assert load_prompt(tmp_path / "p").spec == replace(plain.spec, metric="macro_f1")
         with pytest.raises(PromptFileError, match="metric 'rouge_l': expected one for classification"):
             TaskSpec.from_dict({**plain.spec.to_dict(), "metric": "rouge_l"})
-        with pytest.raises(PromptFileError, match="values of the wrong type"):
+        with pytest.raises(PromptFileError, match="of another form: metric: Input should be a valid string"):
             TaskSpec.from_dict({**plain.spec.to_dict(), "metric": 3})
 
 

@@ -4,6 +4,7 @@ Each judge looks at one ``Inspection`` and gives a finding or none. The bars are
 says where they come from.
 """
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator
 from statistics import median
@@ -257,7 +258,11 @@ def _rows(found: Inspection) -> Iterator[Finding]:
 
 def _memorised(found: Inspection) -> Iterator[Finding]:
     probe = found.memorisation
-    if probe is None or not probe.same_data or probe.difference.low <= 0 or probe.auc < 0.55:
+    if probe is None or not probe.same_data or probe.difference.low <= 0:
+        return
+    # Mann and Whitney's test: by chance, one prompt of a thousand would be accused
+    trained, other = probe.trained.n, probe.held_out.n
+    if probe.auc < max(0.55, 0.5 + 3.09 * math.sqrt((trained + other + 1) / (12 * trained * other))):
         return
     yield Finding(
         name="memorised",
