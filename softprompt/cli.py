@@ -230,7 +230,7 @@ def train(
     if streaming:
         from softprompt.streamed import read_streamed
 
-        source, columns = read_streamed(data, **asked_of_rows(template), **columns), {}
+        source, columns = read_streamed(data, **asked_of_rows(template, columns.get("text_column")), **columns), {}
     task = Task.of(
         source, max_length=chosen.max_length, **task_settings(template, labels, verbalizer, metric), **columns
     )

@@ -78,7 +78,7 @@ def inspect_command(
     prompt = load_prompt(prompt_place)
     other = None if against is None else load_prompt(against)
     if template is not None:
-        Template(template)
+        Template(template, prompt.spec.columns.text)
     if store is not None:
         rank_similar(prompt, store)
     task = Task.matching(prompt.spec, data, **columns)

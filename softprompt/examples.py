@@ -1,11 +1,13 @@
 """Rows to examples: text, label or outputs, and the other columns with the types that they have in the data."""
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, Self
 
 from softprompt.errors import DataError
+from softprompt.labels import folded, spelled
 from softprompt.rows import listed, type_name
 
 Kind = Literal["classification", "generation"]
@@ -100,9 +102,9 @@ class Columns(NamedTuple):
                 return "classification"
             if not label_chosen and (self.target in row or "references" in row):
                 return "generation"
-        missing = listed(wanted, " or ") if has_text else f"'{self.text}'"
+        missing = wanted if has_text else [self.text]
         names = "--text-column, --label-column or --target-column"
-        raise DataError(f"{place}: expected a column {missing}, got {listed(row)}: name it with {names}")
+        raise DataError(f"{place}: {_lacks(row, missing)}name it with {names}")
 
     def text_of(self, row: Mapping[str, Any], place: str) -> str:
         """The row's text, empty where it may lack one and does."""
@@ -143,7 +145,17 @@ def _references(row: Mapping[str, Any], target: str, place: str) -> tuple[str, .
 
 def _output(value: Any) -> Any:
     """What is to be written for a value: JSON for what is neither a string nor missing."""
+    if isinstance(value, float) and math.isinf(value):
+        return value  # which JSON has none for
     return written(_column(value, "", "")) if isinstance(value, bool | int | float | Mapping | list) else value
+
+
+def _lacks(row: Mapping[str, Any], names: Sequence[str]) -> str:
+    """That none of these columns is there, and which one is written almost so."""
+    wanted = {folded(name) for name in names}
+    near = [spelled(name) for name in row if folded(name) in wanted]
+    hint = f"did you mean {' or '.join(near)}? " if near else ""
+    return f"expected a column {listed(names, ' or ')}, got {listed(row)}: {hint}"
 
 
 def _blank(value: Any) -> bool:
@@ -154,7 +166,8 @@ def _scalar(value: Any) -> Any:
     """Numbers and booleans as strings; all else as it is."""
     if isinstance(value, bool):
         return "true" if value else "false"
-    return str(value) if isinstance(value, int | float) and value == value else value  # NaN stands for null
+    finite = isinstance(value, int) or (isinstance(value, float) and math.isfinite(value))  # NaN stands for null
+    return str(value) if finite else value
 
 
 def _column(value: Any, name: str, place: str, depth: int = 0) -> Any:
@@ -215,8 +228,8 @@ def unlabelled_example(row: Mapping[str, Any], place: str, columns: Columns | No
     """
     found = (columns or Columns())._replace(remembered=True).in_row(row)
     if found.text not in row and not found.textless:
-        names = listed(dict.fromkeys([(columns or found).text, found.text]), " or ")
-        raise DataError(f"{place}: expected a column {names}, got {listed(row)}: rename it")
+        names = list(dict.fromkeys([(columns or found).text, found.text]))
+        raise DataError(f"{place}: {_lacks(row, names)}rename it")
     others = {name: _column(value, name, place) for name, value in row.items() if name != found.text}
     return Example(found.text_of(row, place), columns=others, place=place)
 

@@ -6,6 +6,7 @@ gives them.
 """
 
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import import_module
@@ -196,6 +197,8 @@ def class_name(index: Any, names: Sequence[str]) -> Any:
 def type_name(value: Any) -> str:
     """What messages call a value of this kind."""
     names = {bool: "a boolean", int: "a number", float: "a number", list: "a list", dict: "an object", str: "a string"}
+    if isinstance(value, float) and math.isinf(value):
+        return "an infinite number"
     return "null" if value is None or value != value else names.get(type(value), f"a {type(value).__name__}")
 
 

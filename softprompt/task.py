@@ -134,7 +134,7 @@ class TaskSpec:
 
     @cached_property
     def compiled(self) -> Template:
-        return Template(self.template)
+        return Template(self.template, self.columns.text)
 
     @property
     def answer_separator(self) -> str:
@@ -392,4 +392,6 @@ def _splits(
     """What is read from ``source``, its rows told apart by what ``template`` shows of them."""
     if isinstance(source, Splits):
         return source
-    return read_splits(source, remembered=remembered, unlabelled=unlabelled, **asked_of_rows(template), **columns)  # type: ignore[arg-type]
+    text = columns.get("text_column") if remembered is None else remembered.text  # as the template may call it
+    asked = asked_of_rows(template, text)
+    return read_splits(source, remembered=remembered, unlabelled=unlabelled, **asked, **columns)  # type: ignore[arg-type]

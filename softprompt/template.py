@@ -51,19 +51,23 @@ class Template:
 
     Attributes:
         source: as the user wrote it.
-        names: the columns of the data that it uses, ``text`` among them if it is.
+        names: the columns of the data that it uses, ``text`` among them if it is, by whichever name.
+
+    Args:
+        text: what the data calls its column of the text; the template may call it so too.
 
     Raises:
         TemplateError: it does not parse, does more than its language has, or uses no column.
     """
 
-    def __init__(self, source: str) -> None:
+    def __init__(self, source: str, text: str = "text") -> None:
         self.source = source
         try:
             syntax = Syntax.of(source)
         except TemplateError as error:
             raise TemplateError(f"{error}; got {_quoted(source)}") from error
-        self._body, self.names = syntax.body, frozenset(syntax.names)
+        self._body, self._used, self._text = syntax.body, frozenset(syntax.names), text
+        self.names = frozenset("text" if name == text else name for name in syntax.names)
         if not self.names:
             raise TemplateError(
                 f"the template must contain {{{{ text }}}}, the place of the example's text, or other columns of the "
@@ -76,8 +80,8 @@ class Template:
         Raises:
             TemplateError: a name in the template is no column of the data, an expression fails, or it makes too much.
         """
-        columns = {**example.columns, "text": example.text if text is None else text}
-        row = {name: columns[name] for name in self.names if name in columns}
+        columns = {**example.columns, **dict.fromkeys(("text", self._text), example.text if text is None else text)}
+        row = {name: columns[name] for name in self._used if name in columns}
         size = len(self.source) + sum(map(size_of, row.values()))
         writing = _Writing(Room(CHARACTERS + CHARACTERS_EACH * size, STEPS + STEPS_EACH * size))
         try:
@@ -103,9 +107,12 @@ class Template:
         return [rendered.text[start:end] for start, end in rendered.fields]
 
 
-def asked_of_rows(source: str | None) -> dict[str, Any]:
-    """What ``read_splits`` is told of a template, or of the usual one: its columns, and what fails on rows without."""
-    template = None if source is None else Template(source)
+def asked_of_rows(source: str | None, text: str | None = None) -> dict[str, Any]:
+    """What ``read_splits`` is told of a template, or of the usual one: its columns, and what fails on rows without.
+
+    ``text``: what the task calls its column of the text, if not so.
+    """
+    template = None if source is None else Template(source, text or "text")
     if template is None or template.names == {"text"}:
         return {"names": frozenset({"text"})}  # which every row fills
     return {"names": template.names, "fills": template.fill}

@@ -214,6 +214,8 @@ GOOD = b'{"text": "a", "label": "b"}\n'
         (b'{"text": "\\ud83d", "label": "b"}', r"line 2: .* in column 'text', got half a character \(\\ud83d\)"),
         (b'{"text": "a", "label": null}', "line 2: expected a string in column 'label', got null: mend or remove"),
         (b'{"text": "a", "label": NaN}', "line 2: expected a string in column 'label', got null"),
+        (b'{"text": "a", "label": Infinity}', "line 2: expected a string in column 'label', got an infinite number"),
+        (b'{"text": "a", "label": -1e999}', "line 2: expected a string in column 'label', got an infinite number"),
         (b'{"text": "a", "label": ""}', "line 2: expected a string in column 'label', got a blank string"),
         (b'{"text": "a", "label": ["b"]}', "line 2: expected a string in column 'label', got a list"),
         (b'{"text": "a", "target": "b"}', "line 2: expected classification as in the rows before, got generation"),
@@ -237,6 +239,7 @@ def test_a_bad_line_is_named(tmp_path: Path, line: bytes, words: str) -> None:
         ({"references": ["x", None]}, "expected a string in column 'references', got null"),
         ({"target": None}, "expected a string in column 'target', got null"),
         ({"target": " "}, "expected a string in column 'target', got a blank string"),
+        ({"target": float("inf")}, "expected a string in column 'target', got an infinite number"),
     ],
 )
 def test_bad_outputs_are_named(tmp_path: Path, row: dict[str, Any], words: str) -> None:
@@ -249,6 +252,16 @@ def test_a_column_that_was_chosen_must_be_there(tmp_path: Path) -> None:
     assert "expected a column 'mood', got 'text', 'label', 'target'" in error_of(path, label_column="mood")
     assert "expected a column 'summary' or 'references', got 'text'" in error_of(path, target_column="summary")
     assert "expected a column 'body', got 'text'" in error_of(path, text_column="body")
+
+
+@pytest.mark.parametrize(
+    ("header", "near"), [("Text,label", "'Text'"), ("text, Label ", "' Label '"), ("text,la\u200bbel", "u200b")]
+)
+def test_a_column_that_is_written_almost_so_is_named(tmp_path: Path, header: str, near: str) -> None:
+    path = tmp_path / "x.csv"
+    path.write_text(f"{header}\na,b\nc,d\n")
+    asked = error_of(path).partition("did you mean ")[2]
+    assert near in asked.partition("?")[0]
 
 
 @pytest.mark.parametrize(

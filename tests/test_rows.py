@@ -19,6 +19,7 @@ from softprompt.fit import fit
 from softprompt.store import load_prompt
 from softprompt.streamed import read_streamed
 from softprompt.task import Task, TaskSpec
+from softprompt.template import Template
 
 
 def written(path: Path, rows: list[dict[str, Any]]) -> Path:
@@ -359,6 +360,31 @@ class TestColumns:
         assert body["probabilities"] == pytest.approx(text["probabilities"])
         assert "line 3: expected a column 'body' or 'text', got 'nothing'" in bad["error"]
         assert "1 of 3 rows could not be used" in done.err
+
+    @pytest.mark.parametrize("streaming", [False, True])
+    def test_a_template_may_call_the_text_by_the_name_of_its_column(self, tmp_path: Path, streaming: bool) -> None:
+        save_tiny(tmp_path / "llama", "llama")
+        rows = [{"body": f"b {n}", "title": f"t{n % 7}", "label": "ab"[n % 2]} for n in range(80)]
+        data = written(tmp_path / "x.jsonl", rows)
+        fast = ["--length", 4, "--steps", 2, "--batch-size", 8, "--init", "labels", "--device", "cpu"]
+        fast += ["--text-column", "body", "--no-test", *["--streaming"] * streaming]
+        answers = []
+        for name, out in (("body", tmp_path / "p"), ("text", tmp_path / "q")):
+            template = f"{{{{ title }}}} {{{{ {name} }}}}:"
+            model = ["--model", tmp_path / "llama", "--template", template]
+            done = command("train", "--data", data, "--out", out, *model, *fast)
+            assert done.code == 0, done.err
+            for row in (rows[0], {"text": "b 0", "title": "t0"}):
+                done = command("predict", out, "--device", "cpu", stdin=json.dumps(row).encode() + b"\n")
+                assert done.code == 0, done.err
+                answers.append(json.loads(done.out))
+        # the same rows learned from, the same text read, whatever it is called
+        assert answers[1:] == answers[:1] * 3
+
+    def test_a_loop_may_hide_the_name_of_the_text(self) -> None:
+        template = Template("{% for body in parts %}{{ body }}{{ text }} {% endfor %}{{ body }}", "body")
+        rendered = template.fill(Example("X", columns={"parts": ["a", "b"]}), "Y")
+        assert (rendered.text, template.names) == ("aY bY Y", {"text", "parts"})
 
     def test_names_are_saved_only_where_they_are_not_the_usual_ones(self) -> None:
         spec = TaskSpec.of(labels=["a", "b"])

@@ -86,7 +86,8 @@ def peft_readme(base: FrozenLM, prompt: Prompt, name: str) -> str:
 def task_lines(prompt: Prompt) -> list[str]:
     """Template and labels, as Markdown."""
     spec = prompt.spec
-    lines = ["The template (as in Jinja2; `{{ text }}` is your text):", "", _fenced(spec.template), ""]
+    names = " or ".join(f"`{{{{ {name} }}}}`" for name in dict.fromkeys(("text", spec.columns.text)))
+    lines = [f"The template (as in Jinja2; {names} is your text):", "", _fenced(spec.template), ""]
     if spec.labels:
         answers = [
             f"`{spec.answer_separator}{words}` for {label}"
