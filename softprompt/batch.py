@@ -208,12 +208,15 @@ class Encoder:
         """For classification: the items, one for each example and path, that together ask every decision once."""
         if self.verbalizer is None:
             raise TypeError("scoring_items is for classification")
-        items = []
-        for i, text in enumerate(self.inputs(examples)):
-            for path, asked in zip(self.verbalizer.paths, self.verbalizer.asked, strict=True):
-                steps = [len(self.verbalizer.decisions[d].path) for d in asked]
-                items.append(self._item(i, text, path, steps, decisions=asked))
-        return items
+        paths = range(len(self.verbalizer.paths))
+        return [self.scoring_item(i, text, path) for i, text in enumerate(self.inputs(examples)) for path in paths]
+
+    def scoring_item(self, index: int, text: tuple[int, ...], path: int) -> Item:
+        """The item of a text of ``inputs`` that asks the decisions of one path (an index) of the verbalizer."""
+        assert self.verbalizer is not None
+        asked = self.verbalizer.asked[path]
+        steps = [len(self.verbalizer.decisions[decision].path) for decision in asked]
+        return self._item(index, text, self.verbalizer.paths[path], steps, decisions=asked)
 
     def question_items(self, examples: Sequence[Example]) -> list[Item]:
         """One item an example that asks, at the end of the text, for the first token of its answer."""

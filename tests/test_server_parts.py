@@ -194,7 +194,8 @@ class TestSpecialTokens:
         # what another thread may do meanwhile
         BASE.tokenizer("<bos>", split_special_tokens=False)
         assert BASE.tokenizer("<bos>").input_ids.count(BASE.tokenizer.bos_token_id) == 2
-        _, (items,), _ = preparing.questions(LABELS, [text])
+        asking, (ids,), _ = preparing.questions(LABELS, [text])
+        items = asking.items(ids, range(asking.count))
         for item in (*items, preparing.text(TEXTS, text, 5)[0]):
             assert len(item.ids) > 12
             assert not special & set(item.ids)
@@ -222,8 +223,8 @@ class TestBatches:
                 await until(lambda: engine._waiting.ready == 5)
                 held.go.set()
                 await asyncio.gather(first, *waits)
-            _, (read,), _ = Preparing(BASE, 1000).questions(served(0), film)
-            count = sum(len(item.ids) for item in read)
+            asking, (ids,), _ = Preparing(BASE, 1000).questions(served(0), film)
+            count = sum(len(item.ids) for item in asking.items(ids, range(asking.count)))
             assert held.batches[1].what == "label"
             assert held.batches[1].tokens == {f"prompt@{number}": count for number in range(5)}
 

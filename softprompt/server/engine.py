@@ -18,7 +18,6 @@ from math import inf
 from typing import Literal, Self, TypeVar
 
 from softprompt.base import FrozenLM
-from softprompt.batch import Item
 from softprompt.compiled import SERVED, compiled, compiles
 from softprompt.data import Example
 from softprompt.errors import ConfigError, DataError
@@ -153,14 +152,14 @@ class Engine:
         answer: asyncio.Future[list[Prediction]] = self._loop().create_future()
 
         async def ready() -> Questions:
-            items: list[tuple[Item, ...]] = []
+            texts: list[tuple[int, ...]] = []
             read: list[Reading] = []
             for part in portions(examples):
-                objective, some, of_them = await self._prepared(partial(self._preparing.questions, served, part))
-                items += some
+                asking, some, of_them = await self._prepared(partial(self._preparing.questions, served, part))
+                texts += some
                 read += of_them
             unshared = 0 if self._shares else max((state.length for state in served.states), default=0)
-            return Questions(served, objective, items, read, unshared, answer)
+            return Questions(served, asking, texts, read, unshared, answer)
 
         until = moment(deadline)
         async with self._within(until):

@@ -2,7 +2,6 @@
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from dataclasses import replace
 from typing import Generic, TypeVar
 
 from softprompt.base import FrozenLM
@@ -11,6 +10,7 @@ from softprompt.data import Example
 from softprompt.errors import DataError
 from softprompt.examples import characters
 from softprompt.objective import Objective
+from softprompt.server.requests import Asking
 from softprompt.server.work import Reading, Served
 from softprompt.shots import words_before
 from softprompt.task import TaskSpec
@@ -119,24 +119,18 @@ class Preparing:
 
     def questions(
         self, served: Served, examples: Sequence[Example]
-    ) -> tuple[Objective, list[tuple[Item, ...]], list[Reading]]:
-        """What scores the labels, and of each example its items behind each of the prompts, and what is read of it.
+    ) -> tuple[Asking, list[tuple[int, ...]], list[Reading]]:
+        """What asks for the labels and scores them, and of each example its tokens, and what is read of it.
 
         Raises:
             TemplateError, DataError: an example that cannot be read.
         """
         encoder = self._texts.labelling(served, examples)
         objective = self._objectives.get(served.key, lambda: Objective(self._base, encoder.verbalizer))
-        found: list[list[Item]] = [[] for _ in examples]
-        scoring, cut = watched(encoder, examples, encoder.scoring_items)
-        for item in scoring:
-            found[item.example] += [replace(item, prompt=prompt) for prompt in range(max(1, len(served.states)))]
-        # behind a text in the same row there is what asks for the labels
-        assert encoder.verbalizer is not None
-        asking = 0 if self._base.architecture == "encoder-decoder" else len(encoder.verbalizer.paths[0])
-        before = virtual_tokens(served) - asking
-        read = [Reading(before + len(items[0].ids), index in cut) for index, items in enumerate(found)]
-        return objective, [tuple(items) for items in found], read
+        texts, cut = watched(encoder, examples, encoder.inputs)
+        before = virtual_tokens(served)
+        read = [Reading(before + len(text), index in cut) for index, text in enumerate(texts)]
+        return Asking(encoder, objective, max(1, len(served.states))), texts, read
 
     def text(self, served: Served, example: Example, new_tokens: int) -> tuple[Item, Reading]:
         """The item of a text that at most ``new_tokens`` are to follow; raises as ``questions``."""

@@ -1,28 +1,68 @@
 """Requests on their way between the event loop and the thread that runs the model."""
 
 import asyncio
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Literal, TypeAlias
 
+from torch import Tensor
+
 from softprompt.base import FrozenLM
-from softprompt.batch import Item
+from softprompt.batch import Encoder, Item
 from softprompt.generate import Completion, Sampling
 from softprompt.objective import Objective
 from softprompt.predict import Prediction
 from softprompt.server.streaming import Pieces
 from softprompt.server.work import Piece, Reading, Served
+from softprompt.verbalizer import Verbalizer
 
 Kind: TypeAlias = Literal["questions", "text"]
+
+
+@dataclass(frozen=True)
+class Asking:
+    """What a task asks of each of its texts: an item for each path of its labels, behind each of the prompts.
+
+    There may be thousands of them, so they are made when they are asked.
+    """
+
+    encoder: Encoder
+    objective: Objective
+    prompts: int
+
+    @cached_property
+    def count(self) -> int:
+        """Items of a text."""
+        return len(self._verbalizer.paths) * self.prompts
+
+    @cached_property
+    def longest(self) -> int:
+        """Tokens that stand behind a text in its longest item."""
+        apart = self.encoder.base.architecture == "encoder-decoder"
+        return 0 if apart else max(map(len, self._verbalizer.paths))
+
+    def items(self, text: tuple[int, ...], numbers: range) -> list[Item]:
+        """Some of the items of a text, ``numbers`` within ``count``."""
+        return [
+            replace(self.encoder.scoring_item(0, text, number // self.prompts), prompt=number % self.prompts)
+            for number in numbers
+        ]
+
+    @property
+    def _verbalizer(self) -> Verbalizer:
+        assert self.objective.verbalizer is not None
+        return self.objective.verbalizer
 
 
 class Questions:
     """A request for labels.
 
     Attributes:
-        waiting: numbers of the examples that were not taken into a batch yet.
-        items: of each example: one for each path of its labels, behind each of the prompts that answer together.
+        waiting: numbers of the examples of which not all was taken into batches yet.
+        asked: of each example, how many of its items were taken; the others come in later batches.
+        texts: tokens of each example.
         read: of each example.
         lengths: of each example, the tokens of its longest row that a forward pass reads.
         given_up: nobody waits for the answer any more.
@@ -33,45 +73,67 @@ class Questions:
     def __init__(
         self,
         served: Served,
-        objective: Objective,
-        items: Sequence[tuple[Item, ...]],
+        asking: Asking,
+        texts: Sequence[tuple[int, ...]],
         read: Sequence[Reading],
         unshared: int,
         answer: "asyncio.Future[list[Prediction]]",
     ) -> None:
         """``unshared``: tokens of the prompt, where they are read with every text."""
-        self.served, self.objective, self.items, self.read = served, objective, items, read
-        self.lengths = [unshared + max(len(item.ids) for item in each) for each in items]
-        self.waiting = deque(range(len(items)))
+        self.served, self.asking, self.texts, self.read = served, asking, texts, read
+        self.lengths = [unshared + len(text) + asking.longest for text in texts]
+        self.waiting = deque(range(len(texts)))
+        self.asked: Counter[int] = Counter()
         self.given_up = False
         self._answer = answer
+        self._scores: dict[int, Tensor] = {}
         self._predictions: dict[int, Prediction] = {}
+
+    def question(self, index: int, most: int) -> "Question":
+        """The next ``most`` items of an example, or as many as are left."""
+        start = self.asked[index]
+        return Question(self, index, range(start, min(start + most, self.asking.count)))
+
+    def scored(self, question: "Question", scores: Tensor) -> Tensor | None:
+        """Scores of all items of an example, once its last ones are here (the worker says), and ``None`` before."""
+        if question.index in self._scores:
+            scores = self._scores.pop(question.index) + scores
+        if question.last:
+            return scores
+        self._scores[question.index] = scores
+        return None
 
     def predicted(self, prediction: Prediction) -> bool:
         """One example is answered (the worker says); whether all are."""
         self._predictions[prediction.index] = prediction
-        return len(self._predictions) == len(self.items)
+        return len(self._predictions) == len(self.texts)
 
     def deliver(self, error: Exception | None = None) -> None:
         """Hand over what there is (in the event loop)."""
         if self._answer.done():
             return
         if error is None:
-            self._answer.set_result([self._predictions[index] for index in range(len(self.items))])
+            self._answer.set_result([self._predictions[index] for index in range(len(self.texts))])
         else:
             self._answer.set_exception(error)
 
 
 @dataclass(frozen=True)
 class Question:
-    """One example of a request."""
+    """What is asked of one example of a request in one batch: all of its items, or where there are many, the next."""
 
     request: Questions
     index: int
+    numbers: range
+
+    @cached_property
+    def items(self) -> list[Item]:
+        return self.request.asking.items(self.request.texts[self.index], self.numbers)
 
     @property
-    def items(self) -> tuple[Item, ...]:
-        return self.request.items[self.index]
+    def last(self) -> bool:
+        """Nothing more is asked of this example."""
+        return self.numbers.stop == self.request.asking.count
 
     @property
     def length(self) -> int:

@@ -18,28 +18,41 @@ from softprompt.server.work import Served
 
 def answers(
     base: FrozenLM, prefixes: Prefixes, questions: Sequence[Question], token_budget: int
-) -> list[Prediction | Exception]:
-    """What each question is answered; one that fails is answered with why, and changes nothing for the others."""
+) -> list[Prediction | Exception | None]:
+    """What each question is answered, ``None`` if more is to be asked of its example; one that fails is answered with
+    why, and changes nothing for the others."""
     failing = prefixes.failing(question.request.served for question in questions)
     sound = [question for question in questions if question.request.served.key not in failing]
     found = iter(_isolated(base, prefixes, sound, token_budget))
-    return [failing.get(question.request.served.key) or next(found) for question in questions]
+    return [
+        error if (error := failing.get(question.request.served.key)) is not None else _predicted(question, next(found))
+        for question in questions
+    ]
+
+
+def _predicted(question: Question, scores: Tensor | Exception) -> Prediction | Exception | None:
+    if isinstance(scores, Exception) or (whole := question.request.scored(question, scores)) is None:
+        return scores if isinstance(scores, Exception) else None
+    mean = whole.logsumexp(dim=0, keepdim=True) - math.log(len(whole))
+    (prediction,) = likeliest(question.request.served.spec, mean)
+    read = question.request.read[question.index]
+    return replace(prediction, index=question.index, prompt_tokens=read.tokens, cut=read.cut)
 
 
 def _isolated(
     base: FrozenLM, prefixes: Prefixes, questions: Sequence[Question], token_budget: int
-) -> list[Prediction | Exception]:
-    """As ``answers``; what fails in a batch is asked again by itself."""
-    found: Sequence[Prediction | Exception | None]
+) -> list[Tensor | Exception]:
+    """Scores as ``_scores``; what fails in a batch is asked again by itself."""
+    found: Sequence[Tensor | Exception | None]
     try:
-        found = _answered(base, prefixes, questions, token_budget) if questions else []
+        found = _scores(base, prefixes, questions, token_budget) if questions else []
     except Exception as error:  # whatever it is, the others are not to suffer
         found = [None if len(questions) > 1 else error] * len(questions)
     if len(questions) == 1:
-        return [found[0] or not_finite(questions[0].request.served)]
+        return [not_finite(questions[0].request.served) if found[0] is None else found[0]]
     return [
-        answer or _isolated(base, prefixes, [question], token_budget)[0]
-        for question, answer in zip(questions, found, strict=True)
+        _isolated(base, prefixes, [question], token_budget)[0] if scores is None else scores
+        for question, scores in zip(questions, found, strict=True)
     ]
 
 
@@ -53,10 +66,11 @@ def not_finite(served: Served) -> SoftpromptError:
     )
 
 
-def _answered(
+def _scores(
     base: FrozenLM, prefixes: Prefixes, questions: Sequence[Question], token_budget: int
-) -> list[Prediction | None]:
-    """Predictions; ``None`` where numbers are not finite."""
+) -> list[Tensor | None]:
+    """What each question adds to the log-probabilities of its labels, behind each of the prompts that answer together;
+    ``None`` where numbers are not finite."""
     prefix, first = prefixes.together(question.request.served for question in questions)
     members = [max(1, len(question.request.served.states)) for question in questions]
     items = [
@@ -72,14 +86,7 @@ def _answered(
         # rows behind one prompt stand together
         chunk.sort(key=lambda item: item.prompt)
         _add_scores(base, questions, chunk, prefix.scored(collate(chunk, base.device)), first, scores)
-    found: list[Prediction | None] = []
-    for question, score in zip(questions, scores, strict=True):
-        mean = score.logsumexp(dim=0, keepdim=True) - math.log(len(score))
-        (prediction,) = likeliest(question.request.served.spec, mean)
-        read = question.request.read[question.index]
-        told = replace(prediction, index=question.index, prompt_tokens=read.tokens, cut=read.cut)
-        found.append(told if score.isfinite().all() else None)
-    return found
+    return [score if score.isfinite().all() else None for score in scores]
 
 
 def _add_scores(
@@ -99,7 +106,7 @@ def _add_scores(
             positions.setdefault(key, []).append((number, decision, item.example, item.prompt - first[key]))
             number += 1
     for asked in positions.values():
-        objective = questions[asked[0][2]].request.objective
+        objective = questions[asked[0][2]].request.asking.objective
         rows, decisions = (torch.tensor([one[place] for one in asked], device=base.device) for place in (0, 1))
         added = objective.label_scores(hidden[rows], decisions).float().cpu()
         for (_, _, example, member), row in zip(asked, added, strict=True):

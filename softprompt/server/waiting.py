@@ -1,6 +1,7 @@
 """The queue between the event loop and the thread that runs the model: bounded, and fair.
 
-Requests for labels take turns: one with many examples does not keep those behind it waiting. Texts go in their order.
+Requests for labels take turns, and the prompts before them: neither many examples, nor many labels, nor many requests
+of one prompt keep another's waiting. Texts go in their order.
 """
 
 import threading
@@ -70,28 +71,33 @@ class Waiting:
                 self.count["text"] -= 1
 
     def take_questions(self, rows: int, tokens: int) -> list[Question]:
-        """Examples for one forward pass of at most so many rows and padded tokens, if it is not just one example.
+        """Examples for one forward pass of at most so many rows and padded tokens, if it is not just one row.
 
-        The first is the one whose turn it is; those nearest to it in length go with it.
+        The first is the one whose turn it is; those nearest to it in length go with it. Of an example of more rows as
+        many as fit, so that others get their turn before the rest of it.
         """
         with self._changed:
-            if not (candidates := self._in_turn(rows * LOOKED_AT)):
+            if not (candidates := self._in_turn(rows * LOOKED_AT, rows, tokens)):
                 return []
             first, *others = candidates
             others.sort(key=lambda one: abs(one.length - first.length))
-            chosen, filled, longest = [first], len(first.items), first.length
+            chosen, filled, longest = [first], len(first.numbers), first.length
             for one in others:
-                longest = max(longest, one.length)
-                filled += len(one.items)
-                if filled > rows or filled * longest > tokens:
-                    break
-                chosen.append(one)
+                more, length = filled + len(one.numbers), max(longest, one.length)
+                # one of many rows stands in nobody's way
+                if more <= rows and more * length <= tokens:
+                    chosen.append(one)
+                    filled, longest = more, length
             for one in chosen:
-                one.request.waiting.remove(one.index)
-            self.count["questions"] -= len(chosen)
-            # whose turn it was goes behind the others
+                one.request.asked[one.index] = one.numbers.stop
+                if one.last:
+                    one.request.waiting.remove(one.index)
+                    self.count["questions"] -= 1
+            # whose turn it was goes behind the others, and so do others of that prompt
             self._questions.rotate(-1)
-            self._questions = deque(request for request in self._questions if request.waiting)
+            key = first.request.served.key
+            left = [request for request in self._questions if request.waiting]
+            self._questions = deque(sorted(left, key=lambda request: request.served.key == key))
             return chosen
 
     def take_texts(self, fits: Callable[[list[Text], Text], bool]) -> list[Text]:
@@ -129,8 +135,8 @@ class Waiting:
         """Examples that wait, prepared."""
         return sum(self.count.values()) - self.preparing
 
-    def _in_turn(self, most: int) -> list[Question]:
-        """The next examples, one of each request after the other."""
+    def _in_turn(self, most: int, rows: int, tokens: int) -> list[Question]:
+        """The next examples, one of each request after the other, of each as many rows as a forward pass takes."""
         found: list[Question] = []
         places = [(request, iter(request.waiting)) for request in self._questions]
         while places and len(found) < most:
@@ -138,7 +144,7 @@ class Waiting:
             for request, rest in places:
                 if (index := next(rest, None)) is None:
                     continue
-                found.append(Question(request, index))
+                found.append(request.question(index, max(1, min(rows, tokens // max(1, request.lengths[index])))))
                 going.append((request, rest))
                 if len(found) == most:
                     break

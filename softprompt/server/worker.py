@@ -132,12 +132,12 @@ class Worker(threading.Thread):
         tokens: Counter[str] = Counter()
         for question in self._taken:
             tokens[question.request.served.key] += sum(len(item.ids) for item in question.items)
-        rows = sum(len(question.items) for question in self._taken)
-        self._facts.ran(Ran("label", rows, tokens, seconds), len(self._taken))
+        rows = sum(len(question.numbers) for question in self._taken)
+        self._facts.ran(Ran("label", rows, tokens, seconds), sum(question.last for question in self._taken))
         for question, answer in zip(self._taken, found, strict=True):
             if isinstance(answer, Exception):
                 self._fail(question.request, answer)
-            elif question.request.predicted(answer):
+            elif answer is not None and question.request.predicted(answer):
                 self._outbox.append(question.request.deliver)
         self._taken = []
 
