@@ -171,6 +171,7 @@ def demo(out: Path, steps: int | None, as_json: bool, **model: Any) -> None:
 @click.option("--gradient-checkpointing", is_flag=True, default=None, help="Save memory by computing layers twice.")
 @compile_option("a long run")
 @click.option("--tensorboard", type=PLACE, help="Folder for TensorBoard.")
+@click.option("--example", type=WORDS, help="A text to be saved with the prompt, that the server's page offers.")
 @click.option("--streaming", is_flag=True, help="Read training rows as they are needed, never all of them.")
 @run_options
 @model_options
@@ -197,6 +198,7 @@ def train(
     sharding: str | None,
     streaming: bool,
     no_test: bool,
+    example: str | None,
     as_json: bool,
     **settings: Any,
 ) -> None:
@@ -249,6 +251,7 @@ def train(
         resume=resume,
         restart=restart,
         evaluate_test=not no_test,
+        example=example,
     )
     result = {
         "prompt": str(out),

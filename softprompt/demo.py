@@ -22,6 +22,7 @@ TEMPLATE = "Review: {{ text }}\nSentiment:"
 INSTRUCTION = "Decide whether each movie review is negative or positive."
 SHOTS = 8
 STEPS = 300
+EXAMPLE = "a quiet film that stays with you for days"  # of nobody's data
 CORRECTED = 5  # sentences shown
 
 
@@ -52,7 +53,7 @@ class DemoResult:
         same = found is not None and Path(found).parent == Path(sys.executable).parent
         program = "softprompt" if same else shlex.quote(sys.argv[0])
         return [
-            f'{program} predict {shlex.quote(str(self.folder))} "a quiet film that stays with you for days"',
+            f'{program} predict {shlex.quote(str(self.folder))} "{EXAMPLE}"',
             f"{program} show {shlex.quote(str(self.folder))}",
             f"{program} train --model {self.prompt.base_name} --data YOUR_DATA.csv --out prompts/yours",
         ]
@@ -88,7 +89,9 @@ def run_demo(
         results[name] = evaluate(base, task.test, state, spec=task.spec)
     say(f"learned prompt: {steps} steps on {len(task.train):,} training sentences")
     config = TrainConfig(steps=steps)
-    prompt = fit(base, task, out=folder, config=config, observer=observer, restart=True, evaluate_test=False)
+    prompt = fit(
+        base, task, out=folder, config=config, observer=observer, restart=True, evaluate_test=False, example=EXAMPLE
+    )
     say(f"learned prompt: reading {len(task.test):,} test sentences")
     results["learned prompt"] = evaluate(base, task.test, prompt)
 

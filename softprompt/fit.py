@@ -31,7 +31,7 @@ from softprompt.profiling import profile_of
 from softprompt.progress import Silent
 from softprompt.splitting import Drawn
 from softprompt.spread import ALONE, Processes
-from softprompt.store import Prompt, pinned
+from softprompt.store import LONGEST_EXAMPLE, Prompt, pinned
 from softprompt.task import Task
 from softprompt.train import Observer, TrainingResult, train_together
 
@@ -49,6 +49,7 @@ def fit(
     resume: bool = False,
     restart: bool = False,
     evaluate_test: bool = True,
+    example: str | None = None,
     **settings: Any,
 ) -> Prompt:
     """Learn a prompt for ``task`` on ``base``; evaluate it on validation and test.
@@ -60,6 +61,7 @@ def fit(
         resume: go on with the unfinished run of ``out``, to the same bytes.
         restart: throw the unfinished run of ``out`` away.
         evaluate_test: score the test split once at the end, if there is one.
+        example: a text, saved with the prompt, that the page of a server offers to begin with.
 
     Returns:
         The prompt, its metrics with intervals under ``metrics["validation"]`` and ``metrics["test"]``.
@@ -79,6 +81,7 @@ def fit(
         resume=resume,
         restart=restart,
         evaluate_test=evaluate_test,
+        example=example,
     )
 
 
@@ -93,13 +96,14 @@ def fit_together(
     resume: bool = False,
     restart: bool = False,
     evaluate_test: bool = True,
+    example: str | None = None,
 ) -> Prompt:
     """Learn several prompts for one task in the same forward passes (see ``train_together``); give the best of them.
 
     Args:
         configs: the settings of each, by the name it is reported under (see ``population``).
         ensemble: give all of them as one prompt that answers by vote, instead of the best on validation.
-        out, observer, resume, restart, evaluate_test: as for ``fit``.
+        out, observer, resume, restart, evaluate_test, example: as for ``fit``.
 
     Returns:
         The prompt; what each of them reached on validation is under ``training["population"]``.
@@ -111,6 +115,8 @@ def fit_together(
         raise ConfigError("the prompts of an ensemble are of one kind: give methods that learn the same kind")
     if ensemble and task.spec.kind == "generation":
         raise ConfigError("an ensemble answers by vote, expected a classification task, got generation")
+    if example is not None:
+        _check_example(example, task)
     first = next(iter(configs.values()))
     task = roomy(base, limited(task, first))
     if "max_length" not in first.model_fields_set:
@@ -130,6 +136,8 @@ def fit_together(
         say_sampled(task, first, observer)
         outcomes = train_together(base, task, configs, observer, checkpoint)
         prompt = best_prompt(base, task, configs, outcomes, ensemble=ensemble)
+        if example is not None:
+            prompt = replace(prompt, training={**prompt.training, "example": example})
         prompt = with_metrics(prompt, base, task, evaluate_test=evaluate_test)
         if out is not None and checkpoint is not None:
             finished = checkpoint.stage() / out.name
@@ -137,6 +145,13 @@ def fit_together(
             checkpoint.place(finished, out)
     processes.wait()
     return prompt
+
+
+def _check_example(example: str, task: Task) -> None:
+    if not example.strip() or len(example) > LONGEST_EXAMPLE:
+        raise ConfigError(f"expected an example of 1 to {LONGEST_EXAMPLE:,} characters, got {len(example.strip()):,}")
+    if "text" not in task.spec.compiled.names:
+        raise ConfigError("an example is a text, expected a template that uses it: leave the example out")
 
 
 def _started_from_a_version(config: TrainConfig) -> TrainConfig:

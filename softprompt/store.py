@@ -27,6 +27,7 @@ from softprompt.task import TaskSpec
 from softprompt.untrusted import FILE_LIMIT, TEXT_LIMIT, check_header, parse_json, read_file
 
 SCHEMA_VERSION = 1
+LONGEST_EXAMPLE = 2_000  # characters
 SEAL = "description_sha256"  # of the manifest; prompts of earlier releases have none
 TENSOR_FILE, MANIFEST_FILE, HISTORY_FILE = "prompt.safetensors", "prompt.json", "history.jsonl"
 
@@ -146,6 +147,12 @@ class Prompt:
             f"this prompt was learned in {found['learned']}, the base model is loaded in {found['loaded']}: answers "
             f"and scores may differ from those it was chosen by (--dtype {found['learned']} loads it as it was)"
         )
+
+    @property
+    def example(self) -> str | None:
+        """A text that shows what to ask, given by whoever had it learned; none of the data."""
+        said = self.training.get("example")
+        return said if isinstance(said, str) and said.strip() and len(said) <= LONGEST_EXAMPLE else None
 
     @property
     def digest(self) -> str:

@@ -89,6 +89,15 @@ class TestModels:
                 rest = {"metric": "accuracy", "value": 0.9, "low": 0.8, "high": 0.95}
                 assert facts.get("measured") == (None if wanted is None else {**rest, **wanted})
 
+    @pytest.mark.parametrize("said", ["a film", "", " ", 3, None, ["a"], "x" * 2001])
+    def test_the_example_that_a_prompt_brings(self, tmp_path: Path, said: object) -> None:
+        store = Store(tmp_path / "store")
+        store.put(replace(prompt(), training={"example": said}), "tone")
+        good = said if said == "a film" else None
+        for settings, wanted in (({}, good), ({"examples": {"tone": "mine"}}, "mine")):
+            with Place.of_store(store, **settings).client() as client:
+                assert client.get("/v1/models/tone").json()["softprompt"].get("example") == wanted
+
     def test_the_base_model(self, client: TestClient) -> None:
         facts = client.get(f"/v1/models/{BASE_NAME}").json()
         assert facts["id"] == BASE_NAME

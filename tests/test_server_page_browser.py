@@ -1,15 +1,12 @@
 """The page at ``/`` in a browser: what somebody does there, and reads."""
 
 import json
-import shlex
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 from asking import BASE_NAME, LABELS, MORE, WORDS, Place, a_store, expected, prompt
-from browsing import SMALL, Opened, chromium, needs_chromium, playwright
+from browsing import SMALL, TEXT, Visit, chromium, needs_chromium, playwright
 
 from softprompt.data import Example
 from softprompt.server.keys import add_key
@@ -18,7 +15,6 @@ from softprompt.task import TaskSpec
 
 pytestmark = needs_chromium
 
-TEXT = "a fine film, isn't it?"
 MARKUP = "<img src=x onerror=alert(1)><b>bold</b>"
 
 
@@ -51,45 +47,6 @@ def ready(place: Place) -> Iterator[None]:
     place.engine.failure = None
     place.engine.hold.clear()
     place.engine.hold_pieces.clear()
-
-
-class Visit(Opened):
-    """Somebody at the page."""
-
-    def __init__(self, browser: "playwright.Browser", address: str, **options: Any) -> None:
-        super().__init__(browser, address, **options)
-        self.page.set_default_timeout(60_000)
-
-    def pick(self, *ids: str) -> None:
-        """Exactly these prompts."""
-        self.page.wait_for_selector("#prompts li")
-        for summary in self.page.locator("#prompts details:not([open]) > summary").all():
-            summary.click()
-        for box in self.page.locator("#prompts input").all():
-            box.set_checked(box.get_attribute("value") in ids)
-
-    def ask(self, text: str = TEXT) -> None:
-        self.page.get_by_label("Text", exact=True).fill(text)
-        self.page.get_by_role("button", name="Ask").click()
-        self.answered()
-
-    def answered(self) -> None:
-        self.page.wait_for_selector("#results[aria-busy=false]")
-
-    def card(self, title: str, number: int = 0) -> "playwright.Locator":
-        return self.page.get_by_role("article", name=title, exact=True).nth(number)
-
-    def curl(self, title: str) -> list[str]:
-        """The words of the curl command, as a shell reads them."""
-        card = self.card(title)
-        card.get_by_text("The request as curl").click()
-        return shlex.split(card.locator("pre").inner_text().replace("\\\n", ""))
-
-    def close(self, *, quiet: bool = True) -> None:
-        """``quiet``: nothing was to be complained of; a browser does of each answer that is an error."""
-        self.page.close()
-        others = [one for one in self.complaints if quiet or "Failed to load resource" not in one]
-        assert others == []
 
 
 def percent(value: float) -> str:
@@ -126,37 +83,6 @@ def test_two_prompts_side_by_side(browser: "playwright.Browser", address: str, s
     assert ground == {"light": "rgb(255, 255, 255)", "dark": "rgb(20, 23, 28)"}[scheme]
     assert {one.split("/")[2] for one in visit.requests} == {address.split("/")[2]}
     visit.close()
-
-
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [1280, 375])
-def test_what_to_type_and_what_to_expect(
-    browser: "playwright.Browser", tmp_path: Path, scheme: str, width: int
-) -> None:
-    store = a_store(tmp_path)
-    found = {"metric": "accuracy", "value": 0.9125, "low": 0.884, "high": 0.937, "n": 1480, "others": {}}
-    many = TaskSpec.of(labels=[f"<b>{number}</b>" for number in range(20)], template="{{ text }}")
-    store.put(replace(prompt(many, seed=5), metrics={"test": found}), "aspect")
-    with Place.of_store(store, examples={"aspect": "a <i>quiet</i> film"}).running() as address:
-        visit = Visit(browser, address, color_scheme=scheme, viewport={"width": width, "height": 800})
-        visit.pick("aspect", "tone", "words")
-        guide = visit.page.locator("#guide")
-        guide.get_by_text("writes an answer to your text").wait_for()
-        said = guide.inner_text()
-        assert "aspect tells which label a text has: <b>0</b>, <b>1</b>, <b>2</b>" in said
-        assert "and 14 more" in said
-        assert "accuracy 0.912 [0.884, 0.937] on 1,480 test rows when it was learned." in said
-        assert "tone tells which label a text has: bad, good." in said
-        assert guide.locator(".template").all_inner_texts() == ["{{ text }}", "{{ text }}:", "{{ text }}\nOutput:"]
-        assert "Learned prompts" in visit.page.locator("#ask").inner_text()
-        assert visit.texts(".ghosts b") == ["Learned prompt", "Written prompt", "No prompt"]
-        guide.get_by_role("button", name="Use this example").click()
-        assert visit.page.get_by_label("Text", exact=True).input_value() == "a <i>quiet</i> film"
-        visit.page.get_by_role("button", name="Ask").click()
-        visit.answered()
-        assert "Learned prompt, 4 virtual tokens" in visit.card("aspect").inner_text()
-        assert visit.width() == width
-        visit.close()
 
 
 def test_a_written_prompt_and_none_beside_it(browser: "playwright.Browser", address: str) -> None:

@@ -37,6 +37,7 @@ def stocked(folder: Path) -> Store:
     store = a_store(folder)
     store.put(prompt(SHORT, seed=5), "short")
     store.put(prompt(replace(WORDS, max_length=12), seed=6), "brief")
+    store.put(prompt(replace(LABELS, template="{{ title }}:"), seed=7), "titled")
     return store
 
 
@@ -120,6 +121,15 @@ class TestWarnings:
         bare = {"model": "more", "input": rows[0], "baseline": {"template": False}}
         assert asked(client, "classify", **bare)["warnings"] == [warning]
 
+    def test_a_text_that_the_template_does_not_use(self, client: TestClient) -> None:
+        rows = [{"title": "T"}, {"title": "T", "text": TEXT}]
+        assert "warnings" not in asked(client, "classify", model="titled", input=rows[0])
+        told = "the text has no effect: the template of 'titled@1' uses title"
+        assert asked(client, "classify", model="titled", input=rows)["warnings"] == [told]
+        assert asked(client, "completions", model="titled", prompt=TEXT, columns={"title": "T"})["warnings"] == [told]
+        bare = {"model": "titled", "input": rows[1], "baseline": {"template": False}}
+        assert "warnings" not in asked(client, "classify", **bare)
+
     @pytest.mark.parametrize(
         "idle", [{"stop": "x"}, {"temperature": 0.7}, {"top_p": 0.9}, {"top_k": 5}, {"max_tokens": 1}], ids=str
     )
@@ -196,7 +206,7 @@ class TestErrors:
                 "stream",
                 "stream: expected true or false, got a string",
             ),
-            ("completions", {"prompt": TEXT, "echo": True}, "echo", "echo: expected False, got true"),
+            ("completions", {"prompt": TEXT, "echo": True}, "echo", "echo: expected false, got true"),
             ("completions", {"prompt": TEXT, "temprature": 1}, "temprature", "this field is not known here"),
             ("classify", {"input": {"text": 5}}, "input.text", "input.text: expected a string, got 5"),
             ("classify", {"input": ["a", {"text": 1}]}, "input[1].text", "input[1].text: expected a string, got 1"),

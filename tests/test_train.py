@@ -17,7 +17,7 @@ from softprompt.base import FrozenLM
 from softprompt.checkpoint import Checkpoint
 from softprompt.config import TrainConfig
 from softprompt.data import Example
-from softprompt.errors import DataError, OutputError, TemplateError, TrainingError
+from softprompt.errors import ConfigError, DataError, OutputError, TemplateError, TrainingError
 from softprompt.fit import fit
 from softprompt.learner import Learner, rate_factor
 from softprompt.methods.initialisers import initialise
@@ -89,6 +89,19 @@ class TestLearning:
         assert prompt.training["truncated_texts"] > 0
         short = Task.classification(reviews(), template=TEMPLATE, max_length=10)
         assert fit(base, short, **FAST).training["max_length"] == 10
+
+    def test_an_example_is_saved_with_the_prompt_only_where_it_is_given(self, base: FrozenLM, tmp_path: Path) -> None:
+        fit(base, reviews_task(), out=tmp_path / "p", example="a quiet film", **FAST)
+        said = json.loads((tmp_path / "p" / "prompt.json").read_text())["training"]
+        assert said["example"] == "a quiet film"
+        assert load_prompt(tmp_path / "p").example == "a quiet film"
+        without = fit(base, reviews_task(), **FAST)
+        assert "example" not in without.training
+        assert without.example is None
+        task = reviews_task()
+        other = replace(task, spec=replace(task.spec, template="{{ title }}:"))
+        with pytest.raises(ConfigError, match="expected a template that uses it"):
+            fit(base, other, example="a quiet film", **FAST)
 
     def test_training_order_depends_on_the_seed_only(self, base: FrozenLM) -> None:
         one, same, other = (run(base, reviews_task(), seed=seed)[1].losses for seed in (1, 1, 2))

@@ -134,7 +134,7 @@ class Desk:
         return asked
 
     def examples(self, asked: Asked, rows: Sequence[Mapping[str, Any]]) -> list[Example]:
-        """Rows of a request for the engine; columns that the template does not use are noted.
+        """Rows of a request for the engine; columns and texts that the template does not use are noted.
 
         Raises:
             ApiError: too many, or one too long.
@@ -154,6 +154,11 @@ class Desk:
         for name in sorted({name for one in examples for name in one.columns} - asked.columns)[:MOST_NAMED]:
             asked.facts.warnings.append(
                 f"the column '{brief(name, 80)}' has no effect: the template of '{asked.model}' uses {', '.join(used)}"
+            )
+        needed = asked.served.spec.compiled.names
+        if "text" not in needed and any(one.text for one in examples):
+            asked.facts.warnings.append(
+                f"the text has no effect: the template of '{asked.model}' uses {', '.join(sorted(needed))}"
             )
         asked.facts.examples = examples
         return examples

@@ -65,7 +65,7 @@ def _facts(desk: Desk, found: Found, loaded: Loaded | None) -> dict[str, Any]:
         }
         if (measured := _measured(loaded)) is not None:
             facts["measured"] = measured
-        if (example := desk.config.examples.get(found.name)) is not None:
+        if (example := desk.config.examples.get(found.name, loaded.example)) is not None:
             facts["example"] = example
     elif (reason := desk.registry.failed(found.id)) is not None:
         facts["error"] = reason

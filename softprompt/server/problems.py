@@ -114,7 +114,6 @@ WORDS = {
     "model_type": "an object",
     "model_attributes_type": "an object",
     "none_required": "null",
-    "literal_error": "{expected}",
     "greater_than_equal": "at least {ge}",
     "less_than_equal": "at most {le}",
     "greater_than": "more than {gt}",
@@ -169,6 +168,9 @@ def _has(body: Any, name: Any) -> bool:
 def _expected(error: Mapping[str, Any]) -> str:
     words = WORDS.get(error["type"])
     bounds = error.get("ctx", {})
+    if error["type"] == "literal_error":
+        # pydantic writes them as Python does
+        return {"True": "true", "False": "false"}.get(str(bounds["expected"]), str(bounds["expected"]))
     whole = {name: int(one) for name, one in bounds.items() if isinstance(one, float) and one.is_integer()}
     return str(error["msg"]) if words is None else words.format(**{**bounds, **whole})
 

@@ -63,6 +63,7 @@ class Loaded:
         length: virtual tokens.
         metrics: how well it was found to do, by split.
         learned_in: precision, if that is another one than the base model's.
+        example: a text that shows what to ask, if it was saved with one.
     """
 
     served: Served
@@ -70,6 +71,7 @@ class Loaded:
     length: int
     metrics: Mapping[str, Any]
     learned_in: str | None = None
+    example: str | None = None
 
 
 @dataclass(frozen=True)
@@ -259,7 +261,8 @@ class Registry:
         if (note := prompt.precision_note(self.base)) is not None:
             log.warning("prompt of another precision", extra={"facts": {"model": found.id, "reason": note}})
         served = Served(f"{found.id}:{prompt.digest[:16]}", prompt.spec, prompt.states)
-        loaded = Loaded(served, created, prompt.length, prompt.metrics, prompt.precisions(self.base).get("learned"))
+        learned_in = prompt.precisions(self.base).get("learned")
+        loaded = Loaded(served, created, prompt.length, prompt.metrics, learned_in, prompt.example)
         with self._lock:
             self._kept[found.id] = loaded
             while len(self._kept) > self._most:

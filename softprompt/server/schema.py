@@ -313,7 +313,7 @@ class PromptFacts(BaseModel):
     columns: list[str] | None = Field(None, description="that the template uses")
     virtual_tokens: int | None = None
     measured: Measured | None = Field(None, description="when it was learned")
-    example: str | None = Field(None, description="a text to begin with, of the server's settings")
+    example: str | None = Field(None, description="a text to begin with, of the settings or the prompt")
     learned_in: str | None = Field(None, description="precision, where the base model is loaded in another one")
     error: str | None = Field(None, description="why it cannot be used")
 

@@ -15,6 +15,10 @@ export function make(tag, attributes = {}, ...children) {
   return element;
 }
 
+// what a name or a template came with is seen, and turns the direction of nothing else: as in softprompt/shown.py
+export const visible = (text) =>
+  text.replace(/[\p{Cc}\p{Cf}\p{Zl}\p{Zp}]/gu, (one) => ("\u200c\u200d".includes(one) ? one : `\\u${one.codePointAt(0).toString(16).padStart(4, "0")}`));
+
 const percent = (value) => `${(100 * value).toFixed(1)}%`;
 const duration = (ms) => (ms < 999.5 ? `${Math.round(ms)} ms` : `${(ms / 1000).toFixed(2)} s`);
 
@@ -59,7 +63,7 @@ export class Card {
     const results = answer.results;
     if (results.length === 1) {
       const { label, probabilities } = results[0];
-      this.said = `${label}, ${percent(probabilities[label])}`;
+      this.said = `${visible(label)}, ${percent(probabilities[label])}`;
       this.content.replaceChildren(headline(results[0]), ...bars(probabilities, this.labels.length ? this.labels : Object.keys(probabilities)));
     } else {
       this.said = "answered";
@@ -142,7 +146,7 @@ export class Card {
 }
 
 function headline({ label, probabilities }) {
-  return make("p", { class: "label" }, make("span", {}, make("bdi", {}, label)), make("span", {}, percent(probabilities[label])));
+  return make("p", { class: "label" }, make("span", {}, make("bdi", {}, visible(label))), make("span", {}, percent(probabilities[label])));
 }
 
 function bar(share) {
@@ -159,7 +163,7 @@ function bars(probabilities, labels) {
     make(
       "li",
       { class: label === likeliest[0] ? "top" : null },
-      make("bdi", {}, label),
+      make("bdi", {}, visible(label)),
       bar(probabilities[label]),
       make("span", { class: "number" }, percent(probabilities[label])),
     );

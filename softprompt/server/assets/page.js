@@ -1,7 +1,7 @@
 // The page: which prompts there are, what is asked, and the answers side by side.
 
 import { Problem, model, models } from "./api.js";
-import { Card, make } from "./card.js";
+import { Card, make, visible } from "./card.js";
 
 const AT_ONCE = 6; // requests: a browser would hold back more, and that is no time of the server
 const NAMED = 6; // labels in a sentence
@@ -83,18 +83,22 @@ function summary(facts) {
   return make("span", { class: "hint" }, [kind, `version ${facts.version.split("@")[1]}`].filter(Boolean).join(" · "));
 }
 
-const listed = (names, most) =>
-  names.length > most ? `${names.slice(0, most).join(", ")} and ${(names.length - most).toLocaleString("en")} more` : names.join(", ");
+// each isolated, lest one written from right to left moves the others
+const listed = (names, most) => [
+  ...names.slice(0, most).flatMap((one, at) => [at ? ", " : "", make("bdi", {}, visible(one))]),
+  names.length > most ? ` and ${(names.length - most).toLocaleString("en")} more` : "",
+];
+const inLines = (template) => template.split("\n").map(visible).join("\n");
 
 // what the prompts of a task do, what to type for them, and how well they were found to do it
 function guide({ kind, template, labels, columns, prompts }) {
   const ids = prompts.map((one) => one.id).join(", ");
-  const does = kind === "generation" ? "writes an answer to your text" : `tells which label a text has: ${listed(labels, NAMED)}`;
+  const does = kind === "generation" ? ["writes an answer to your text"] : ["tells which label a text has: ", ...listed(labels, NAMED)];
   const parts = [
-    make("p", {}, make("b", {}, ids), ` ${does}.`),
+    make("p", {}, make("b", {}, ids), " ", ...does, "."),
     columns.includes("text")
-      ? make("p", {}, "Your text stands where the template has ", make("code", {}, "text"), ": ", make("code", { class: "template" }, template))
-      : make("p", {}, "The template takes its columns, and not your text: ", make("code", { class: "template" }, template)),
+      ? make("p", {}, "Your text stands where the template has ", make("code", {}, "text"), ": ", make("code", { class: "template" }, inLines(template)))
+      : make("p", {}, `Fill in ${columns.map(visible).join(" and ")}, which stand in the template: `, make("code", { class: "template" }, inLines(template))),
     ...prompts.map(({ id, facts }) => measured(prompts.length > 1 ? `${id}: ` : "", facts)),
   ];
   const example = prompts.map((one) => one.facts.example).find(Boolean);
@@ -158,6 +162,9 @@ async function arrange() {
   });
   const guided = new Map(all.filter((one) => one.kind).map((one) => [JSON.stringify([one.task, one.prompts.map(({ id }) => id)]), one]));
   keep(at("guide"), [...guided.keys()], (which) => make("div", {}, make("div", { "data-key": which }, ...guide(guided.get(which)))));
+  // where no template takes a text there is none to type
+  const textless = all.length > 0 && all.every((one) => one.kind === "classification" && !one.columns.includes("text")) && !bare.checked;
+  for (const one of document.querySelectorAll(".typing")) one.hidden = textless;
   at("length").hidden = !all.some((one) => one.kind === "generation");
   const usable = all.filter((one) => one.kind);
   at("instructions").hidden = !(written.checked && usable.length);
@@ -169,7 +176,7 @@ async function arrange() {
       {},
       make("label", { for: id }, `Instruction for ${prompts[0].id.split("@")[0]}`),
       make("textarea", { id, maxlength: "4000", "data-key": task, "aria-describedby": `${id}-hint`, placeholder: "none: only the template" }),
-      make("p", { class: "hint", id: `${id}-hint` }, "Stands in front of the template ", make("code", {}, template)),
+      make("p", { class: "hint", id: `${id}-hint` }, "Stands in front of the template ", make("code", {}, inLines(template))),
     );
   });
 }
@@ -188,7 +195,7 @@ const typed = (place, name) => [...place.querySelectorAll("[data-key]")].find((o
 async function ask() {
   for (const alert of ["prompts-alert", "text-alert"]) at(alert).textContent = "";
   text.removeAttribute("aria-invalid");
-  const texts = (lines.checked ? text.value.split("\n") : [text.value]).filter((one) => one.trim());
+  const texts = text.hidden ? [""] : (lines.checked ? text.value.split("\n") : [text.value]).filter((one) => one.trim());
   if (!texts.length) return complain("text-alert", "Type a text first.", text, true);
   if (!chosen().length) return complain("prompts-alert", "Pick a prompt first.", list.querySelector("input"));
   running?.abort();
@@ -248,7 +255,7 @@ function cardsOf({ task, kind, labels, columns, prompts }, texts) {
     const own = Object.keys(named).length > 0;
     const one = (some) => (some.length === 1 ? some[0] : some);
     const body = classifies
-      ? { model, input: one(own ? texts.map((text) => ({ text, ...named })) : texts), ...extra }
+      ? { model, input: one(own ? texts.map((text) => ({ ...(text && (columns.includes("text") || extra.baseline?.template === false) && { text }), ...named })) : texts), ...extra }
       : { model, prompt: one(texts), ...(own && { columns: named }), ...limit(), ...extra, stream: true, stream_options: { include_usage: true } };
     const path = classifies ? "v1/classify" : "v1/completions";
     return new Card({ kind: more, title, note, classifies, path, body, texts, labels, key, keyed });
@@ -269,7 +276,7 @@ const limit = () => (Number(at("tokens").value) >= 1 ? { max_tokens: Math.floor(
 // ---- events
 
 list.addEventListener("change", arrange);
-written.addEventListener("change", arrange);
+for (const one of [written, bare]) one.addEventListener("change", arrange);
 filter.addEventListener("input", () => {
   const wanted = filter.value.trim().toLowerCase();
   for (const item of list.children) item.hidden = !item.dataset.name.toLowerCase().includes(wanted) && !item.querySelector("input:checked");
