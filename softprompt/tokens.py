@@ -22,6 +22,7 @@ from weakref import WeakKeyDictionary, proxy
 from softprompt.errors import BaseModelError
 
 Span = tuple[int, int]  # half-open, in characters
+_Seen = tuple[int, int, int]  # a span, and the id of the mark that the tokenizer sees there
 _WHOLE: dict[str, Any] = {"add_special_tokens": False, "split_special_tokens": False}
 
 # what stands for an image, a turn or the like in any vocabulary, though some files do not call it special
@@ -93,36 +94,36 @@ class Tokens:
         if self._tokenizer.is_fast:
             _ = self._copy
 
-    def _read(self, texts: list[str]) -> list[tuple[list[int], list[Span]]]:
+    def _read(self, texts: list[str]) -> list[tuple[list[int], list[_Seen]]]:
         """As the tokenizer reads them, and where it sees marks, with the blanks that some take in."""
         if not self._tokenizer.is_fast:
             read = self._tokenizer(texts, **_WHOLE)["input_ids"]
             # at every place: which of several it would take does not matter
             pattern = re.compile(f"(?=({self._pattern.pattern}))")
             return [
-                (list(ids), [one.span(1) for one in pattern.finditer(text)])
+                (list(ids), [(*one.span(1), self.marks[one[1]]) for one in pattern.finditer(text)])
                 for text, ids in zip(texts, read, strict=True)
             ]
         # offsets take as long again as the tokens: they are asked for where a template has marks, or some text
         if not self._pattern.search(texts[0]):
             plain = self._tokenizer(texts, **_WHOLE)["input_ids"]
             marked = [index for index, ids in enumerate(plain) if not self._ids.isdisjoint(ids)]
-            found: list[tuple[list[int], list[Span]]] = [(ids, []) for ids in plain]
+            found: list[tuple[list[int], list[_Seen]]] = [(ids, []) for ids in plain]
             for index, read in zip(marked, self._seen([texts[index] for index in marked]), strict=True):
                 found[index] = read
             return found
         return self._seen(texts)
 
-    def _seen(self, texts: list[str]) -> list[tuple[list[int], list[Span]]]:
+    def _seen(self, texts: list[str]) -> list[tuple[list[int], list[_Seen]]]:
         if not texts:
             return []
         read = self._tokenizer(texts, **_WHOLE, return_offsets_mapping=True)
         return [
-            (ids, [span for token, span in zip(ids, spans, strict=True) if token in self._ids])
+            (ids, [(*span, token) for token, span in zip(ids, spans, strict=True) if token in self._ids])
             for ids, spans in zip(read["input_ids"], read["offset_mapping"], strict=True)
         ]
 
-    def _protected(self, text: str, fields: Sequence[Span], seen: Sequence[Span]) -> list[int]:
+    def _protected(self, text: str, fields: Sequence[Span], seen: Sequence[_Seen]) -> list[int]:
         starts, ends = [0, *(end for _, end in fields)], [*(start for start, _ in fields), len(text)]
         own = list(zip(starts, ends, strict=True))
         given = [*(text[start:end] for start, end in fields), ""]
@@ -145,12 +146,14 @@ class Tokens:
             start = mark.end()
         return "".join([*written, text[start:end]])
 
-    def _holds(self, mark: re.Match[str], text: str, seen: Sequence[Span]) -> bool:
+    def _holds(self, mark: re.Match[str], text: str, seen: Sequence[_Seen]) -> bool:
         """Whether the tokenizer takes ``mark`` for one where it stands."""
         added = self._added.get(mark[0])
         if added is None or added.normalized:
-            # what a normalizer makes of it decides, and it sees no more than it saw
-            return any(start <= mark.start() and mark.end() <= end for start, end in seen)
+            # what a normalizer makes of it decides, and it sees no more than it saw; words that it does not know are
+            # a mark too, of another kind
+            here = self.marks[mark[0]]
+            return any(start <= mark.start() and mark.end() <= end and one == here for start, end, one in seen)
         beside = text[: mark.start()][-1:] + text[mark.end() :][:1]
         return not (added.single_word and any(map(_in_a_word, beside)))
 
@@ -224,7 +227,7 @@ def _in_a_word(sign: str) -> bool:
     return kind[0] in "LM" or kind in ("Nd", "Nl", "Pc") or sign in "\u200c\u200d" or "\u24b6" <= sign <= "\u24e9"
 
 
-def _meets(fields: Sequence[Span], span: Span) -> bool:
+def _meets(fields: Sequence[Span], span: _Seen) -> bool:
     """Whether ``span`` shares a character with one of ``fields``, ascending and disjoint."""
     nearest = bisect_right(fields, span[0], key=lambda field: field[1])
     return nearest < len(fields) and fields[nearest][0] < span[1]

@@ -9,6 +9,7 @@ from tiny import tiny_base
 from softprompt.data import Example
 from softprompt.server.engine import Engine, Limits
 from softprompt.server.preparing import Preparing, Recent, portions
+from softprompt.server.waiting import Waiting
 from softprompt.server.work import Served
 from softprompt.task import LABELS, TaskSpec
 
@@ -87,5 +88,23 @@ def test_many_labels_are_asked_batch_by_batch_and_other_prompts_are_answered_bet
         assert sum(batch.rows for batch in held.batches) == 5 * 2 * 300 + 3
         assert engine.snapshot().answered == 13
         assert engine.snapshot().waiting == 0
+        assert not engine._waiting.of
 
     asyncio.run(main())
+
+
+def test_no_prompt_keeps_the_others_out_of_the_queue() -> None:
+    waiting = Waiting(16)
+    assert waiting.reserve("questions", "greedy", 16)
+    assert not waiting.reserve("questions", "greedy", 1)
+    assert not waiting.reserve("text", "other", 3)
+    assert waiting.reserve("text", "other", 1)
+    assert waiting.reserve("questions", "other", 1)
+    # what there is for such prompts together is bounded too
+    assert not waiting.reserve("text", "third", 1)
+    waiting.release("questions", "other", 1)
+    assert waiting.reserve("text", "third", 1)
+    for kind, key, count in (("questions", "greedy", 16), ("text", "other", 1), ("text", "third", 1)):
+        waiting.release(kind, key, count)  # type: ignore[arg-type]
+    assert not waiting.of
+    assert not waiting.preparing

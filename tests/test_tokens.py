@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 from styles import STYLES, style
+from tokenizers import AddedToken, Tokenizer, models, normalizers
+from transformers import PreTrainedTokenizerFast
 
 from softprompt.tokens import tokens_of
 
@@ -106,6 +108,17 @@ def test_a_tokenizer_is_let_go() -> None:
     del tokenizer
     gc.collect()
     assert gone() is None
+
+
+def test_words_that_are_not_known_are_no_mark_of_the_template() -> None:
+    """The mark touches a word, where it is none; the tokenizer sees one unknown word over all of it."""
+    plain = Tokenizer(models.Unigram([("<unk>", -9.0), ("\u2581", -1.0), ("a", -2.0), ("b", -2.0)], unk_id=0))
+    plain.normalizer = normalizers.NFKC()
+    plain.add_special_tokens([AddedToken("[INST]", single_word=True, normalized=True)])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=plain, unk_token="<unk>")
+    for text, fields in (filled("[INST]{{ text }}", "\u00e9 a"), filled("{{ text }}[INST]b", "a\u00e9")):
+        assert whole(tokenizer, text).count(tokenizer.unk_token_id) == 1
+        assert protected(tokenizer, text, fields) == tokens_of(tokenizer).ids(text, fields) == whole(tokenizer, text)
 
 
 def test_a_tokenizer_that_got_more_tokens_is_read_anew() -> None:

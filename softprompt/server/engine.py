@@ -53,7 +53,7 @@ class Limits:
     """How much an engine takes at once.
 
     Attributes:
-        waiting: examples that may wait; more are refused.
+        waiting: examples that may wait; more are refused, but for a few of other prompts than those that fill it.
         rows: sequences of a forward pass, and completions that grow at once.
         batch_tokens: padded tokens of a forward pass; 2,048 on a processor, 16,384 on a GPU if not given.
         running_tokens: that the completions that grow at once may come to, prompts and padding counted.
@@ -163,7 +163,7 @@ class Engine:
 
         until = moment(deadline)
         async with self._within(until):
-            request = await self._queued("questions", len(examples), ready)
+            request = await self._queued("questions", served.key, len(examples), ready)
             try:
                 return await answer
             finally:
@@ -185,7 +185,7 @@ class Engine:
 
         until = moment(deadline)
         async with self._within(until):
-            request = await self._queued("text", 1, ready)
+            request = await self._queued("text", served.key, 1, ready)
         try:
             while True:
                 # only while waiting: between pieces the caller's own time passes
@@ -240,13 +240,13 @@ class Engine:
             raise Closed from error
         return await working
 
-    async def _queued(self, kind: Kind, examples: int, ready: Callable[[], Awaitable[_Request]]) -> _Request:
+    async def _queued(self, kind: Kind, key: str, examples: int, ready: Callable[[], Awaitable[_Request]]) -> _Request:
         """Keep room for a request, make it ready, and let it wait its turn."""
         if self._closing:
             raise Closed
         if examples > self._waiting.most:
             raise DataError(f"{examples:,} examples at once: expected at most {self._waiting.most:,}, send fewer")
-        if not self._waiting.reserve(kind, examples):
+        if not self._waiting.reserve(kind, key, examples):
             self._refused += 1
             seconds = self._facts.seconds_for(self._waiting.count)
             raise Busy(min(max(seconds, 1.0), _LONGEST_WAIT))
@@ -255,7 +255,7 @@ class Engine:
             if not self._waiting.put(request):
                 raise Closed
         except BaseException:
-            self._waiting.release(kind, examples)
+            self._waiting.release(kind, key, examples)
             raise
         return request
 

@@ -5,7 +5,7 @@ of one prompt keep another's waiting. Texts go in their order.
 """
 
 import threading
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 
 from softprompt.server.requests import Kind, Question, Questions, Request, Text
@@ -17,33 +17,38 @@ class Waiting:
     """Requests that wait; safe to use from several threads.
 
     Attributes:
-        most: examples that may wait.
+        most: examples that may wait; and an eighth of it more, of prompts of which no more than that waits, so that
+            one prompt never fills the queue for all.
         count: examples that wait or are being prepared, by the kind of their requests.
+        of: the same by the keys of their prompts.
         preparing: those that are being prepared.
     """
 
     def __init__(self, most: int) -> None:
         self.most = most
         self.count: dict[Kind, int] = {"questions": 0, "text": 0}
+        self.of: Counter[str] = Counter()
         self.preparing = 0
         self._questions: deque[Questions] = deque()
         self._texts: deque[Text] = deque()
         self._changed = threading.Condition()
         self._closed = False
 
-    def reserve(self, kind: Kind, examples: int) -> bool:
-        """Keep room for examples while they are prepared; whether there was any."""
+    def reserve(self, kind: Kind, key: str, examples: int) -> bool:
+        """Keep room for examples of a prompt while they are prepared; whether there was any."""
         with self._changed:
-            if sum(self.count.values()) + examples > self.most:
+            few = self.most // 8
+            room = self.most + (few if self.of[key] + examples <= few else 0)
+            if sum(self.count.values()) + examples > room:
                 return False
-            self.count[kind] += examples
+            self._count(kind, key, examples)
             self.preparing += examples
             return True
 
-    def release(self, kind: Kind, examples: int) -> None:
+    def release(self, kind: Kind, key: str, examples: int) -> None:
         """Examples for which room was kept will not come."""
         with self._changed:
-            self.count[kind] -= examples
+            self._count(kind, key, -examples)
             self.preparing -= examples
             self._changed.notify_all()
 
@@ -65,10 +70,10 @@ class Waiting:
         with self._changed:
             if isinstance(request, Questions) and request in self._questions:
                 self._questions.remove(request)
-                self.count["questions"] -= len(request.waiting)
+                self._count("questions", request.served.key, -len(request.waiting))
             elif isinstance(request, Text) and request in self._texts:
                 self._texts.remove(request)
-                self.count["text"] -= 1
+                self._count("text", request.served.key, -1)
 
     def take_questions(self, rows: int, tokens: int) -> list[Question]:
         """Examples for one forward pass of at most so many rows and padded tokens, if it is not just one row.
@@ -92,7 +97,7 @@ class Waiting:
                 one.request.asked[one.index] = one.numbers.stop
                 if one.last:
                     one.request.waiting.remove(one.index)
-                    self.count["questions"] -= 1
+                    self._count("questions", one.request.served.key, -1)
             # whose turn it was goes behind the others, and so do others of that prompt
             self._questions.rotate(-1)
             key = first.request.served.key
@@ -106,7 +111,8 @@ class Waiting:
             taken: list[Text] = []
             while self._texts and fits(taken, self._texts[0]):
                 taken.append(self._texts.popleft())
-            self.count["text"] -= len(taken)
+            for text in taken:
+                self._count("text", text.served.key, -1)
             return taken
 
     def take_all(self, *, close: bool = False) -> list[Request]:
@@ -115,7 +121,7 @@ class Waiting:
             self._closed |= close
             everything: list[Request] = [*self._questions, *self._texts]
             for request in everything:
-                self.count[request.kind] -= _examples(request)
+                self._count(request.kind, request.served.key, -_examples(request))
             self._questions.clear()
             self._texts.clear()
             return everything
@@ -134,6 +140,12 @@ class Waiting:
     def ready(self) -> int:
         """Examples that wait, prepared."""
         return sum(self.count.values()) - self.preparing
+
+    def _count(self, kind: Kind, key: str, examples: int) -> None:
+        self.count[kind] += examples
+        self.of[key] += examples
+        if not self.of[key]:
+            del self.of[key]
 
     def _in_turn(self, most: int, rows: int, tokens: int) -> list[Question]:
         """The next examples, one of each request after the other, of each as many rows as a forward pass takes."""
