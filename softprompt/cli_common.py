@@ -192,17 +192,17 @@ def load_base(name: str, options: dict[str, Any], check: "Callable[[Outline], No
     return load(name, progress=say, processes=processes or ALONE, check=check, **options)
 
 
-def load_base_of(prompt: "Prompt", name: str | None, options: dict[str, Any]) -> "FrozenLM":
+def load_base_of(prompt: "Prompt", name: str | None, options: dict[str, Any], *, fixed: bool = False) -> "FrozenLM":
     """The model that a saved prompt was learned on, quantised as it was; or the one called ``name``, if given.
 
-    Says so if it is loaded in another precision than the prompt was learned in.
+    Says so if it is loaded in another precision than the prompt was learned in; ``fixed``: what is made takes no other.
     """
     from softprompt.quantised import SCHEMES
 
     known = prompt.quantisation if prompt.quantisation in SCHEMES else None
     options = {**options, "quantise": options["quantise"] or known}
     base = load_base(name or prompt.base_name, options, prompt.check_base)
-    if (note := prompt.precision_note(base)) is not None:
+    if (note := prompt.precision_note(base, fixed=fixed)) is not None:
         say(note)
     return base
 

@@ -50,7 +50,9 @@ def study_options(methods: str) -> Callable[[Command], Command]:
                 click.option(
                     "--methods", type=GIVEN, default=methods, help=f"Comma-separated (docs/compare.md).  [{methods}]"
                 ),
-                click.option("--seeds", type=click.IntRange(min=1), default=3, show_default=True, help="Runs of each."),
+                click.option(
+                    "--seeds", type=click.IntRange(1, 1000), default=3, show_default=True, help="Runs of each."
+                ),
                 click.option(
                     "--steps", type=click.IntRange(min=1), help="Optimiser steps of each learning run.  [default: 300]"
                 ),

@@ -84,7 +84,7 @@ def export(
         # weights are quantised from the precision that they are saved in, and would be others from another one
         plain = first.quantisation is None and model["quantise"] is None
         model["dtype"] = model["dtype"] or (FORMATS[form].dtype if plain else "saved")
-        base = load_base_of(first, model_name, model)
+        base = load_base_of(first, model_name, model, fixed=FORMATS[form].dtype != "saved")
     facts = FORMATS[form].write(Export(named, out, base, gguf, tied))
 
     states = [prompt.state for prompt in named.values()]

@@ -138,23 +138,19 @@ def _seal(folder: Path, source_sha256: str, facts: Mapping[str, Any]) -> None:
 def _is_good(folder: Path, source_sha256: str) -> bool:
     """Whether the marker is there, of this schema and source, and every file is the one it names."""
     try:
-        sealed = (folder / _MARKER).stat().st_mtime_ns
         marker = json.loads((folder / _MARKER).read_text(encoding="utf-8"))
         return (
             marker["schema"] == _MARKER_SCHEMA
             and marker["source_sha256"] == source_sha256
-            and all(_is_file(folder / name, facts, sealed) for name, facts in marker["files"].items())
+            and all(_is_file(folder / name, facts) for name, facts in marker["files"].items())
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
 
 
-def _is_file(path: Path, facts: Mapping[str, Any], sealed: int) -> bool:
-    """Whether a file is the one of these facts; its digest is taken only if it was written to after ``sealed``."""
-    found = path.stat()
-    if found.st_size != facts["bytes"]:
-        return False
-    return found.st_mtime_ns <= sealed or sha256_of(path) == facts["sha256"]
+def _is_file(path: Path, facts: Mapping[str, Any]) -> bool:
+    """Whether a file is the one of these facts. What rots on a disk keeps its time, so the digest is always taken."""
+    return bool(path.stat().st_size == facts["bytes"] and sha256_of(path) == facts["sha256"])
 
 
 def convert(gguf: Path, folder: Path, dtype: "torch.dtype") -> None:

@@ -139,13 +139,14 @@ class Prompt:
             return {}
         return {"learned": str(self.base_dtype), "loaded": str(base.precision)}
 
-    def precision_note(self, base: Identified) -> str | None:
-        """What to say where ``precisions`` differ."""
+    def precision_note(self, base: Identified, *, fixed: bool = False) -> str | None:
+        """What to say where ``precisions`` differ; ``fixed`` where the base model is loaded in no other precision."""
         if not (found := self.precisions(base)):
             return None
         return (
             f"this prompt was learned in {found['learned']}, the base model is loaded in {found['loaded']}: answers "
-            f"and scores may differ from those it was chosen by (--dtype {found['learned']} loads it as it was)"
+            "and scores may differ from those it was chosen by"
+            + ("" if fixed else f" (--dtype {found['learned']} loads it as it was)")
         )
 
     @property

@@ -200,6 +200,7 @@ class TestSettings:
         places = ["--model", tmp_path / "m", "--data", tmp_path / "d", "--out", tmp_path / "p"]
         for option in ("steps", "batch-size", "length", "eval-every", "patience", "seeds", "max-length", "seed"):
             assert ends_well("train", *places, f"--{option}", 10**26) == 2
+        assert "not in the range 1<=x<=1000" in command("compare", *places, "--seeds", 10**9).error
         assert "at most 1,000 prompts" in command("train", *places, "--seeds", 10**8).error
         a_prompt().save(tmp_path / "q")
         for option in ("seed", "top-k", "max-new-tokens"):

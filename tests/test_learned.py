@@ -126,6 +126,17 @@ class TestEval:
         assert "learned in float32" in shown.out
         assert json.loads(command("show", place / "prompt", "--json").out)["base"]["dtype"] == "float32"
 
+    def test_no_advice_that_is_refused(self, place: Path, tmp_path: Path) -> None:
+        """A PEFT adapter is made in float32 only."""
+        replace(load_prompt(place / "prompt"), base_dtype="bfloat16").save(tmp_path / "prompt")
+        places = [tmp_path / "prompt", "--out", tmp_path / "out", "--device", "cpu"]
+        assert command("export", *places, "--format", "peft", "--dtype", "bfloat16").code == 2
+        for form, advised in (("peft", False), ("vocab", True)):
+            made = command("export", *places[:2], tmp_path / form, *places[3:], "--format", form)
+            assert made.code == 0, made.err
+            assert "was learned in bfloat16, the base model is loaded in float32" in made.err
+            assert ("--dtype bfloat16" in made.err) is advised
+
     def test_without_records(self, place: Path, tmp_path: Path) -> None:
         """A prompt of before: no rows.json, no precision."""
         prompt = load_prompt(place / "prompt")

@@ -74,6 +74,17 @@ class TestFile:
         with pytest.raises(ConfigError, match="cannot be read"):
             read_keys(keys)
 
+    def test_what_is_edited_by_hand_holds(self, keys: Path) -> None:
+        token = add_key(keys, "one", ["spam-*"])
+        written = json.loads(keys.read_text())
+        written["keys"][0]["prompts"] = ["tone"]
+        # a file of an earlier build had a seal, which an edit breaks
+        for seal in ({}, {"sha256": "0" * 64}):
+            keys.write_text(json.dumps({**written, **seal}))
+            key = read_keys(keys).find(token)
+            assert key is not None
+            assert key.prompts == ("tone",)
+
     def test_commands(self, keys: Path) -> None:
         made = command("keys", "add", "ci", "--file", keys, "--prompts", "spam-*", "--json")
         assert made.code == 0

@@ -10,14 +10,15 @@ import secrets
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from filelock import FileLock
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 from softprompt.errors import ConfigError, writing
 from softprompt.folders import replace_file
 from softprompt.records import Record, now
+from softprompt.sealed import SEAL
 from softprompt.untrusted import TEXT_LIMIT, read_file
 
 PREFIX = "sp-"
@@ -51,9 +52,17 @@ class Key(BaseModel):
 
 
 class KeyFile(Record):
-    """All keys."""
+    """All keys. Who runs the server may edit the file by hand, so it has no seal, and one that is there is not read."""
 
     keys: tuple[Key, ...] = Field((), max_length=10_000)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _unsealed(cls, values: Any) -> Any:
+        return {key: value for key, value in values.items() if key != SEAL} if isinstance(values, dict) else values
+
+    def to_bytes(self) -> bytes:
+        return (self.model_dump_json(indent=1) + "\n").encode()
 
     def find(self, token: str) -> Key | None:
         """The key that ``token`` is. It takes as long whichever it is, or if it is none."""
