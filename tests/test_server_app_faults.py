@@ -7,12 +7,13 @@ import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from asking import Place, a_store, error_of, wait_for
+from asking import Place, a_store, error_of, prompt, wait_for
 from starlette.testclient import TestClient
 
 from softprompt.errors import DataError
@@ -355,6 +356,17 @@ class TestLogs:
             client.post("/v1/completions", json={"model": "more", "prompt": SECRET, "columns": {"titel": SECRET}})
             place.engine.failure = RuntimeError(SECRET)
             client.post("/v1/classify", json={"model": "tone", "input": SECRET})
+
+    def test_a_prompt_that_stays_broken_is_told_of_once(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+        store = a_store(tmp_path)
+        for name in ("foreign", "other"):
+            store.put(replace(prompt(), base_fingerprint={"of": name}), name)
+        caplog.set_level(logging.INFO, "softprompt.server")
+        place = Place.of_store(store)
+        for _ in range(3):
+            place.registry.refresh()
+        told = [line["model"] for line in self.lines(caplog) if line["event"] == "prompt not loaded"]
+        assert told == ["foreign@1", "other@1"]
 
     def test_no_text_of_users(self, place: Place, caplog: pytest.LogCaptureFixture) -> None:
         caplog.set_level(logging.INFO, "softprompt.server")

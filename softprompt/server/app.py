@@ -61,7 +61,10 @@ def create_app(
     metrics.watch(engine, registry)
     desk = Desk(engine, registry, config, metrics)
 
+    told: tuple[str, ...] = ()  # of troubles: those that stay are said once, though each look finds them
+
     async def reload() -> Changes:
+        nonlocal told
         troubles = []
         try:
             access.reload()
@@ -75,7 +78,8 @@ def create_app(
             raise
         changes = replace(changes, troubles=(*changes.troubles, *troubles))
         metrics.refreshed(changes)
-        if any(asdict(changes).values()):
+        if any(asdict(replace(changes, troubles=())).values()) or changes.troubles != told:
+            told = changes.troubles
             log.info("store changed", extra={"facts": asdict(changes)})
         return changes
 
@@ -100,8 +104,8 @@ def create_app(
         redirect_slashes=False,
         lifespan=lifespan,
     )
-    told = (HTTPException, RequestValidationError, SoftpromptError)
-    for kind in (*told, Unknown, Unavailable, Unreachable, Busy, Expired):
+    ours = (HTTPException, RequestValidationError, SoftpromptError)
+    for kind in (*ours, Unknown, Unavailable, Unreachable, Busy, Expired):
         app.add_exception_handler(kind, _answer_problem)
 
     route = guarded_route(

@@ -125,6 +125,7 @@ class Registry:
         self._names: Mapping[str, Listing] = {}
         self._kept: OrderedDict[str, Loaded] = OrderedDict()
         self._failed: dict[str, str] = {}
+        self._logged: dict[str, str] = {}  # why a version failed: said once, though each refresh tries it again
         self._loading: dict[str, asyncio.Task[Loaded]] = {}
         self._lock = Lock()  # of _kept and _failed, which the thread of a refresh changes too
         self._turn = asyncio.Lock()
@@ -149,6 +150,8 @@ class Registry:
         stock = self._source.stock(before)
         with self._lock:
             self._failed.clear()
+            there = _versions(stock.names)
+            self._logged = {id: why for id, why in self._logged.items() if id in there}
         led_to = [
             Found(f"{name}@{number}", name, number)
             for name, listing in stock.names.items()
@@ -254,9 +257,11 @@ class Registry:
             raise Unknown(f"there is no model '{found.id}' any more, it was removed") from error
         except SoftpromptError as error:
             reason = f"'{found.id}' {why}; the server's log says more, and other models are not affected"
-            log.warning("prompt not loaded", extra={"facts": {"model": found.id, "reason": str(error)}})
             with self._lock:
                 self._failed[found.id] = reason
+                known, self._logged[found.id] = self._logged.get(found.id), str(error)
+            if known != str(error):
+                log.warning("prompt not loaded", extra={"facts": {"model": found.id, "reason": str(error)}})
             raise Unavailable(reason) from error
         if (note := prompt.precision_note(self.base)) is not None:
             log.warning("prompt of another precision", extra={"facts": {"model": found.id, "reason": note}})
@@ -264,6 +269,7 @@ class Registry:
         learned_in = prompt.precisions(self.base).get("learned")
         loaded = Loaded(served, created, prompt.length, prompt.metrics, learned_in, prompt.example)
         with self._lock:
+            self._logged.pop(found.id, None)
             self._kept[found.id] = loaded
             while len(self._kept) > self._most:
                 self._kept.popitem(last=False)
