@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ from softprompt.server.engine import Limits
 from softprompt.server.registry import Registry
 from softprompt.server.settings import ServeConfig
 from softprompt.server.sources import StoreSource
-from softprompt.server.vllm import VllmEngine
+from softprompt.server.vllm import VllmEngine, _together
 from softprompt.server.vllm_http import VllmServer
 from softprompt.server.work import Served
 from softprompt.store import Prompt
@@ -137,6 +137,26 @@ class TestAnswers:
         monkeypatch.setattr("softprompt.server.vllm.MOST_CHOICES", 1)
         assert_as_expected(classified(client, "tone", TEXT), expected(LABELS, 1, Example(TEXT)))
         assert [len(body["logprob_token_ids"]) for body in fake.bodies[-2:]] == [1, 1]
+
+    def test_places_of_labels_are_asked_a_few_at_a_time(self) -> None:
+        made, going, most = 0, 0, 0
+
+        async def work(number: int) -> int:
+            nonlocal going, most
+            going += 1
+            most = max(most, going, made - number)
+            await asyncio.sleep(0.001 * (number % 3))
+            going -= 1
+            return number * number
+
+        def works() -> Iterator[Coroutine[Any, Any, int]]:
+            nonlocal made
+            for number in range(100):
+                made += 1
+                yield work(number)
+
+        assert asyncio.run(_together(works())) == [number * number for number in range(100)]
+        assert 1 < most <= 16
 
     def test_completions(self, client: TestClient) -> None:
         texts = [TEXT, HOSTILE, "dull"]

@@ -33,6 +33,7 @@ from softprompt.verbalizer import Decision
 _Value = TypeVar("_Value")
 
 MOST_CHOICES = 128  # tokens whose log-probabilities vLLM tells in one request
+_AT_ONCE = 16  # places of labels that a request for labels asks vLLM for at the same time
 MOST_OFF = 0.5  # nats that vLLM's log-probabilities may be off in the mean; other types of number round otherwise
 # whatever the checkpoint's generation_config.json says, an answer is what the request asks for
 PLAIN = {"repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0, "min_p": 0.0}
@@ -235,10 +236,19 @@ class _Shortened:
 
 
 async def _together(works: Iterable[Coroutine[Any, Any, _Value]]) -> list[_Value]:
-    """What all of them come to; the first that fails ends the others, and is raised as it is."""
-    tasks = [asyncio.create_task(work) for work in works]
+    """What all of them come to, some at once; the first that fails ends the others, and is raised as it is."""
+    left = enumerate(works)
+    found: dict[int, _Value] = {}
+
+    async def take() -> None:
+        # of many labels there are thousands, each with all of the texts: made when it is their turn
+        for number, work in left:
+            found[number] = await work
+
+    tasks = [asyncio.create_task(take()) for _ in range(_AT_ONCE)]
     try:
-        return await asyncio.gather(*tasks)
+        await asyncio.gather(*tasks)
+        return [found[number] for number in range(len(found))]
     finally:
         for task in tasks:
             task.cancel()
