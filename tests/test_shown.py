@@ -13,6 +13,7 @@ from saved import a_prompt, metric
 from small import command
 
 from softprompt.errors import SoftpromptError
+from softprompt.export.usage import task_lines
 from softprompt.predict import Prediction
 from softprompt.progress import LiveLine, PlainLines
 from softprompt.report_text import prediction_line
@@ -126,6 +127,12 @@ class TestWhereItIsWritten:
             assert done.code == (2 if verb == "eval" else 0)
             assert "\n0.9999" not in done.out
             assert "bad\t" not in done.out
+
+    def test_the_readme_of_an_export(self) -> None:
+        labels = ("bad", HOSTILE)
+        lines = task_lines(a_prompt(spec=TaskSpec("classification", "{{ text }}", labels, labels, 64)))
+        assert harmless("\n".join(lines))
+        assert not any("\n0.9999" in line or "bad\t" in line for line in lines)
 
     def test_an_answer_cannot_forge_another(self, capsys: pytest.CaptureFixture[str]) -> None:
         from softprompt.cli_common import print_lines

@@ -10,6 +10,7 @@ from softprompt.embedded import MODEL_NAME as EMBEDDED_NAME
 from softprompt.errors import PromptFileError
 from softprompt.paths import expanded
 from softprompt.rows import reading
+from softprompt.shown import shown
 from softprompt.store import Prompt
 from softprompt.untrusted import TEXT_LIMIT, parse_json, read_file
 
@@ -90,7 +91,7 @@ def task_lines(prompt: Prompt) -> list[str]:
     lines = [f"The template (as in Jinja2; {names} is your text):", "", _fenced(spec.template), ""]
     if spec.labels:
         answers = [
-            f"`{spec.answer_separator}{words}` for {label}"
+            f"`{shown(spec.answer_separator + words)}` for {shown(label)}"
             for label, words in zip(spec.labels, spec.verbalizers, strict=True)
         ]
         lines += [f"The answer that follows it: {', '.join(answers)}.", ""]
