@@ -120,6 +120,8 @@ class Measuring:
             say(f"loading {name}")
             self.children[name] = Child(name, work, setup)
             self.facts[name] = self.children[name].receive()
+            if name == "engine":
+                Child("adapters", work, setup).receive()
 
     def measure(self, kind: Kind) -> dict[str, Any]:
         """All three parts for one kind of request."""

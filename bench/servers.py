@@ -348,7 +348,7 @@ def _serve_options(setup: Setup) -> tuple[list[str], dict[str, str]]:
 
 
 def work(connection: Pipe, name: str, setup: Setup) -> None:
-    """A contestant's process: turns come in, what came of them goes out; anything false ends it."""
+    """A process of a contestant, or of what writes adapters: turns come in, what came of them goes out, or why not."""
     # the parent's end must not leave a server behind
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     with telling(connection, name, setup.threads):
@@ -358,6 +358,9 @@ def work(connection: Pipe, name: str, setup: Setup) -> None:
                 asyncio.run(_taking_turns(connection, OverHttp(setup, address), process.pid))
         elif name == "engine":
             asyncio.run(_engine(connection, setup))
+        elif name == "adapters":
+            _write_adapters(setup)
+            connection.send({})
         else:
             peft = Peft(setup, name == "peft-bf16")
             connection.send(peft.facts)
@@ -399,13 +402,20 @@ def _state(base: Any, task: int, length: int) -> Any:
 
 
 def _write(base: Any, setup: Setup, kind: Kind, task: int, spec: TaskSpec, state: Any) -> None:
-    """The prompt as softprompt saves it, and for PEFT."""
-    from softprompt.export.peft import write_peft
+    """The prompt as softprompt saves it."""
     from softprompt.store import Prompt
 
+    (setup.place / "prompts").mkdir(exist_ok=True)
     prompt = Prompt((state,), spec, base.name, base.fingerprint, "prompt-tuning")
-    for kept in ("prompts", "adapters"):
-        (setup.place / kept).mkdir(exist_ok=True)
     prompt.save(setup.place / "prompts" / setup.name(kind, task))
-    if kind == "labels":  # a task's completions are behind the same prompt
-        write_peft(base, prompt, setup.place / "adapters" / setup.name(kind, task))
+
+
+def _write_adapters(setup: Setup) -> None:
+    """The prompts for PEFT, by a model in float32 as exports have it; completions are behind the same as labels."""
+    import softprompt as sp
+    from softprompt.export.peft import write_peft
+
+    base = sp.load(setup.model, device="cpu", dtype="float32")
+    (setup.place / "adapters").mkdir()
+    for name in (setup.name("labels", task) for task in range(setup.tasks)):
+        write_peft(base, sp.load_prompt(setup.place / "prompts" / name), setup.place / "adapters" / name)
