@@ -10,8 +10,8 @@ What was decided for the user (sizes, seed, duplicates, overlap) is told in ``Sp
 
 import hashlib
 import json
-from collections.abc import Callable, Collection
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from softprompt.errors import DataError
@@ -49,6 +49,8 @@ class Splits:
     notes: tuple[str, ...]  # what was decided for the user, one sentence each
     stream: Stream | None = None  # all training rows, where ``train`` is only the first of them
     columns: Columns | None = None  # that they were read from
+    # by split, where what is here was drawn already: of how many rows
+    drawn_from: Mapping[str, int] = field(default_factory=dict, hash=False)
 
     def __getitem__(self, name: str) -> tuple[Example, ...]:
         """The examples of a split, or of ``all`` three in order; DataError when it is unknown or empty."""

@@ -113,10 +113,15 @@ def score(answers: Answers, examples: Sequence[Example]) -> Evaluation:
     return Evaluation(first(gold, answered), others, predictions, gold, truncated)
 
 
-def score_sample(answers: Answers, examples: Sequence[Example], limit: int | None, seed: int = 0) -> Evaluation:
-    """``score`` on at most ``limit`` of ``examples``, drawn by ``seed``; the result says of how many."""
+def score_sample(
+    answers: Answers, examples: Sequence[Example], limit: int | None, seed: int = 0, of: int | None = None
+) -> Evaluation:
+    """``score`` on at most ``limit`` of ``examples``, drawn by ``seed``; the result says of how many.
+
+    ``of``: how many there were, where ``examples`` were drawn of them already.
+    """
     chosen = sample_of(examples, limit, seed)
-    return replace(score(answers, chosen), drawn=Drawn(len(chosen), len(examples), seed))
+    return replace(score(answers, chosen), drawn=Drawn(len(chosen), len(examples) if of is None else of, seed))
 
 
 def _label(example: Example) -> str:

@@ -336,7 +336,7 @@ def with_metrics(prompt: Prompt, base: FrozenLM, task: Task, *, evaluate_test: b
     limit = TEST_LIMIT[prompt.spec.kind]
     splits: Mapping[str, tuple[Example, ...]] = {"validation": task.validation, "test": task.test}
     scored = {
-        name: score_sample(predictor, examples, limit)
+        name: score_sample(predictor, examples, limit, of=task.splits.drawn_from.get(name))
         for name, examples in splits.items()
         if examples and (name == "validation" or evaluate_test)
     }

@@ -6,7 +6,7 @@ from typing import Any
 from softprompt.diff import Difference
 from softprompt.gate import Verdict
 from softprompt.records import Move, Version
-from softprompt.report_text import aligned, figure, table
+from softprompt.report_text import aligned, drawn_words, figure, table
 from softprompt.shown import brief
 from softprompt.versions import Listing
 
@@ -107,7 +107,9 @@ def _moved(move: Move) -> str:
 def _gate(figures: Mapping[str, Any]) -> str:
     try:
         value, low, high = (f"{figures[key]:.3f}" for key in ("difference", "low", "high"))
-        return f"{figures['metric']}, difference {value} [{low}, {high}], n={figures['n']:,}"
+        drawn = drawn_words("given", figures)
+        sample = f", {drawn}" if drawn else ""
+        return f"{figures['metric']}, difference {value} [{low}, {high}], n={figures['n']:,}{sample}"
     except (KeyError, TypeError, ValueError):
         return "-"
 

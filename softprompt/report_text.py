@@ -72,11 +72,11 @@ def _metrics_table(prompt: Prompt) -> list[str]:
     for split, result in prompt.metrics.items():
         for metric in (result, *result["others"].values()):
             rows.append((split, metric["metric"], figure(metric), f"{metric['n']:,}"))
-    drawn = [f"{split}: {words}" for split, result in prompt.metrics.items() if (words := _drawn(split, result))]
+    drawn = [f"{split}: {words}" for split, result in prompt.metrics.items() if (words := drawn_words(split, result))]
     return [*table(rows), *drawn]
 
 
-def _drawn(split: str, result: Mapping[str, Any]) -> str:
+def drawn_words(split: str, result: Mapping[str, Any]) -> str:
     """Of how many rows a saved result is a sample, if it is one; it may come out of somebody else's file."""
     try:
         found = result["sample"]
@@ -166,6 +166,6 @@ def _metrics_of(split: str, result: Any) -> str:
     try:
         metrics = (result, *result["others"].values())
         told = ", ".join(f"{one['metric']} {figure(one)} n={one['n']:,}" for one in metrics)
-        return f"{told}, {drawn}" if (drawn := _drawn(split, result)) else told
+        return f"{told}, {drawn}" if (drawn := drawn_words(split, result)) else told
     except (AttributeError, KeyError, TypeError, ValueError):
         return "?"

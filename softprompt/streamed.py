@@ -60,11 +60,12 @@ def read_streamed(
         notes.append("Training rows that cannot be used are left out as they come.")
     key = partial(_key, names=names, salt=f"sample {seed}")
     read: dict[str, list[Example]] = {}
+    seen: dict[str, int] = {}
     for split in ("validation", "test"):
         if split in streams and _unanswered(streams[split]):
             notes.append(f"The split '{split}' of '{source}' was not used: no row has a label or output.")
         elif split in streams:
-            read[split], told = _drawn(streams[split], split, KEPT, key)
+            read[split], seen[split], told = _drawn(streams[split], split, KEPT, key)
             notes += told
     train = streams["train"]
     if not read.get("validation"):
@@ -72,7 +73,8 @@ def read_streamed(
         tested = HELD_OUT_SHARE if alone else 0.0
         side = partial(side_of, validation=HELD_OUT_SHARE, test=tested, seed=seed, names=names)
         for number, split in ((1, "validation"), *([(2, "test")] if alone else [])):
-            read[split], told = _drawn(train.without(partial(_elsewhere, side, number)), split, KEPT, key)
+            rest = train.without(partial(_elsewhere, side, number))
+            read[split], seen[split], told = _drawn(rest, split, KEPT, key)
             notes += told
         train = train.without(partial(_elsewhere, side, 0))
         what = "One file was given" if alone else "No validation split was given"
@@ -97,7 +99,8 @@ def read_streamed(
             "order, shuffle the file first, or leave --streaming out"
         )
     validation, test = tuple(read["validation"]), tuple(read.get("test", ()))
-    return Splits(tuple(head), validation, test, str(source), tuple(dict.fromkeys(notes)), train, columns.names())
+    told = list(dict.fromkeys(notes))
+    return Splits(tuple(head), validation, test, str(source), tuple(told), train, columns.names(), seen)
 
 
 def _key(example: Example, names: Collection[str] | None, salt: str) -> int:
@@ -113,8 +116,8 @@ def _unanswered(stream: Stream) -> bool:
     return bool(found) and not answered(found)
 
 
-def _drawn(stream: Stream, split: str, most: int, key: "partial[int]") -> tuple[list[Example], list[str]]:
-    """At most so many rows of a split in their order, drawn by their hash, and what there is to say of it."""
+def _drawn(stream: Stream, split: str, most: int, key: "partial[int]") -> tuple[list[Example], int, list[str]]:
+    """At most so many rows of a split in their order, drawn by their hash; of how many; what there is to say of it."""
     rows, seen = stream.open(), 0
     kept: list[tuple[int, int, Example]] = []  # a heap: on top, with its sign turned, the largest hash
     notes: list[str] = []
@@ -126,7 +129,7 @@ def _drawn(stream: Stream, split: str, most: int, key: "partial[int]") -> tuple[
             seen += 1
     if len(kept) < seen and split != "train":
         notes.append(f"{len(kept):,} of {'the first ' * (seen >= LOOKED_AT)}{seen:,} {split} rows were drawn.")
-    return [example for _, _, example in sorted(kept, key=lambda one: -one[1])], notes
+    return [example for _, _, example in sorted(kept, key=lambda one: -one[1])], seen, notes
 
 
 def _opened(source: str, columns: Columns, bad_rows: BadRows) -> dict[str, Stream]:

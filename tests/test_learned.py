@@ -19,9 +19,10 @@ from softprompt.data import Splits
 from softprompt.errors import OutputError, PromptFileError
 from softprompt.evaluate import score_sample
 from softprompt.examples import Example
-from softprompt.fit import TEST_LIMIT, fit
+from softprompt.fit import TEST_LIMIT, fit, with_metrics
 from softprompt.learned import MOST, ROWS_FILE, LearnedRows, read_learned
 from softprompt.predict import Predictor
+from softprompt.report_store import move_lines
 from softprompt.store import load_prompt
 from softprompt.task import Task
 from softprompt.versions import Store
@@ -166,6 +167,8 @@ class TestPromote:
         assert done.code == 0, done.err
         found = json.loads(done.out)
         assert found["gate"]["sample"] == {"rows": 40, "of": 60, "seed": 0}
+        told = move_lines(store.history("p@prod")[-1])
+        assert told[1].endswith(", n=40, on a sample of 40 of 60 given rows, seed 0")
         assert found["known_rows"]["p@2"] is None
         assert 4 <= found["known_rows"]["p@1"]["learned"] <= 12
         assert f"p@1: {found['known_rows']['p@1']['learned']} of 40 test rows stand in" in done.err
@@ -276,6 +279,10 @@ class TestLearning:
         for label, count in Counter(found.gold).items():
             assert abs(count - 20 * shares[label] / 90) < 1
         assert prompt.metrics["test"]["value"] == found.metric.value
+        # rows that --streaming has drawn of more
+        drawn = replace(task, splits=replace(task.splits, drawn_from={"test": 400}))
+        again = with_metrics(prompt, base, drawn, evaluate_test=True)
+        assert again.metrics["test"] == {**prompt.metrics["test"], "sample": {"rows": 20, "of": 400, "seed": 0}}
         assert prompt.base_dtype == "float32"
 
     def test_a_saved_prompt_of_before_still_loads(self, tmp_path: Path) -> None:

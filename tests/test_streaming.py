@@ -112,6 +112,7 @@ class TestReading:
         assert len(splits.validation) == len(splits.test) == 5000
         assert 0.47 < sum(one.label == "a" for one in splits.validation) / 5000 < 0.53
         assert "5,000 of 12,000 validation rows were drawn." in splits.notes
+        assert splits.drawn_from == {"validation": 12_000, "test": 6100}
         assert list(splits.test) == sorted(splits.test, key=rows.index)
 
     def test_goes_on_from_any_row(self, folder: Path, tmp_path: Path) -> None:

@@ -128,9 +128,9 @@ class TestSweep:
         fit_module = sys.modules["softprompt.fit"]
         score = fit_module.score_sample
 
-        def counted(predictor: Any, examples: Any, *rest: Any) -> Any:
+        def counted(predictor: Any, examples: Any, *rest: Any, **more: Any) -> Any:
             scored.append(tuple(one.text for one in examples))
-            return score(predictor, examples, *rest)
+            return score(predictor, examples, *rest, **more)
 
         monkeypatch.setattr(fit_module, "score_sample", counted)
         run(tmp_path / "out", trials=3)
