@@ -18,9 +18,10 @@ BASE = tiny_base("llama")
 
 def test_others_get_their_turn_between_few_or_long_texts() -> None:
     short, long = Example("a"), Example("b", columns={"c": "x" * 90_000})
-    assert [len(one) for one in portions([short] * 130)] == [64, 64, 2]
-    assert [len(one) for one in portions([long, long, short, long])] == [1, 2, 1]
-    assert list(portions([])) == []
+    assert [len(one) for one in portions("{{ text }}", [short] * 130)] == [64, 64, 2]
+    assert [len(one) for one in portions("{{ text }}", [long, long, short, long])] == [1, 2, 1]
+    assert [len(one) for one in portions("word " * 13_000 + "{{ text }}", [short] * 5)] == [2, 2, 1]
+    assert list(portions("{{ text }}", [])) == []
 
 
 def test_few_heavy_values_are_kept_where_many_light_ones_would_be() -> None:

@@ -154,7 +154,7 @@ class Engine:
         async def ready() -> Questions:
             texts: list[tuple[int, ...]] = []
             read: list[Reading] = []
-            for part in portions(examples):
+            for part in portions(served.spec.template, examples):
                 asking, some, of_them = await self._prepared(partial(self._preparing.questions, served, part))
                 texts += some
                 read += of_them

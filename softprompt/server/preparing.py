@@ -94,12 +94,15 @@ def _weight_of_decisions(objective: Objective) -> int:
     return 1 + len(objective.verbalizer.decisions) * len(objective.verbalizer.sequences) // _CELLS_OF_ONE
 
 
-def portions(examples: Sequence[Example]) -> Iterator[list[Example]]:
-    """The examples of a request as they are prepared: few and short enough that between them others get their turn."""
+def portions(template: str, examples: Sequence[Example]) -> Iterator[list[Example]]:
+    """The examples of a request as they are prepared: few and short enough that between them others get their turn.
+
+    Each counts with the words of its ``template``, which are read with it.
+    """
     portion: list[Example] = []
     size = 0
     for example in examples:
-        length = characters(example)
+        length = len(template) + characters(example)
         if portion and (len(portion) == _TOGETHER or size + length > _CHARACTERS_TOGETHER):
             yield portion
             portion, size = [], 0

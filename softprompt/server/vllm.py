@@ -82,7 +82,7 @@ class VllmEngine:
             async with before(moment(deadline)):
                 texts: list[tuple[int, ...]] = []
                 cut: set[int] = set()
-                for part in portions(examples):
+                for part in portions(served.spec.template, examples):
                     encoder, front, some, shortened = await self._prepared(partial(self._labelling, served, part))
                     cut |= {len(texts) + index for index in shortened}
                     texts += some
