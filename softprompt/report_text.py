@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from softprompt.demo import DemoResult
-from softprompt.evaluate import Evaluation
+from softprompt.evaluate import Evaluation, cut_notes
 from softprompt.metrics import digits_of
 from softprompt.predict import Prediction
 from softprompt.shown import shown
@@ -73,7 +73,14 @@ def _metrics_table(prompt: Prompt) -> list[str]:
         for metric in (result, *result["others"].values()):
             rows.append((split, metric["metric"], figure(metric), f"{metric['n']:,}"))
     drawn = [f"{split}: {words}" for split, result in prompt.metrics.items() if (words := drawn_words(split, result))]
-    return [*table(rows), *drawn]
+    # a count of somebody else's file may be anything
+    cut = [
+        f"{split}: {told}"
+        for split, result in prompt.metrics.items()
+        if isinstance(count := result.get("cut"), int)
+        for told in cut_notes(count, result["n"])
+    ]
+    return [*table(rows), *drawn, *cut]
 
 
 def drawn_words(split: str, result: Mapping[str, Any]) -> str:

@@ -27,6 +27,7 @@ from softprompt.generate import Sampling, room_for
 from softprompt.predict import Predictor
 from softprompt.prefix import PromptState
 from softprompt.probe.scores import score_states
+from softprompt.report_text import training_lines
 from softprompt.task import Task, TaskSpec
 from softprompt.tokens import tokens_of
 
@@ -149,6 +150,9 @@ class TestCut:
             f"{sum(expected)} of 30 completions were cut at the limit of tokens: --max-new-tokens gives more"
         ]
         assert [one.to_dict().get("cut", False) for one in found.predictions] == expected
+        # train tells it at its end
+        trained = replace(a_prompt(0), metrics={"test": found.to_dict()}, training={"best_step": 1, "steps_made": 1})
+        assert f"test: {found.cut_notes[0]}" in training_lines(trained, Path("p"))
 
     def test_there_is_room_for_the_longest_reference(self) -> None:
         base, spec = tiny_base("llama"), spec_of("generation")
