@@ -10,6 +10,7 @@ What was decided for the user (sizes, seed, duplicates, overlap) is told in ``Sp
 
 import hashlib
 import json
+from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -116,15 +117,15 @@ def read_splits(
     columns = columns._replace(optional=unlabelled, textless=names is not None and "text" not in names, fills=fills)
     if str(source).startswith("hf:"):
         parts, notes = _read_hub(str(source), columns, bad_rows)
-        return replace(_complete(parts, notes, str(source), names, seed, unlabelled), columns=columns.names())
+        return _told(_complete(parts, notes, str(source), names, seed, unlabelled), columns, names)
     path = expanded(source)
     with reading(path):
         if path.is_dir():
             parts, notes = _read_folder(path, columns, bad_rows)
-            return replace(_complete(parts, notes, str(source), names, seed, unlabelled), columns=columns.names())
+            return _told(_complete(parts, notes, str(source), names, seed, unlabelled), columns, names)
     found = read_file(path, columns, bad_rows)
     splits = _split_file(found.examples, str(source), names, seed, unlabelled)
-    return replace(splits, columns=columns.names(), notes=(*found.notes, *splits.notes))
+    return _told(replace(splits, notes=(*found.notes, *splits.notes)), columns, names)
 
 
 def read_examples(
@@ -167,6 +168,21 @@ def _split_file(
         what = f"same {_read(names)}{'' if unlabelled else ', same answer'}"
         notes.append(f"Exact duplicates ({what}) were removed: {removed:,} of {len(examples):,}.")
     return Splits(*splits, source, tuple(notes))
+
+
+def _told(splits: Splits, columns: Columns, names: Collection[str] | None) -> Splits:
+    """``splits`` with the names of their columns, and with what no answer to them can get right."""
+    labels: defaultdict[object, Counter[str]] = defaultdict(Counter)
+    unread: set[str] = set()
+    for one in (*splits.train, *splits.validation, *splits.test):
+        if one.label is not None:
+            labels[input_of(one, names)][one.label] += 1
+            unread |= one.columns.keys() - (names or one.columns.keys())
+    notes = list(splits.notes)
+    if lost := sum(counts.total() for counts in labels.values() if len(counts) > 1):
+        why = f": the template does not read {listed(sorted(unread))}" if unread else ""
+        notes.append(f"{lost:,} rows have the same input ({_read(names)}) as one with another label{why}.")
+    return replace(splits, columns=columns.names(), notes=tuple(notes))
 
 
 def _read(names: Collection[str] | None) -> str:

@@ -140,14 +140,21 @@ def _references(row: Mapping[str, Any], target: str, place: str) -> tuple[str, .
         outputs.insert(0, (target, row[target]))
     if not outputs:
         raise DataError(f"{place}: expected at least one output in 'references', got none: add one, or remove the row")
-    return tuple(dict.fromkeys(_string(_output(output), name, place) for name, output in outputs))
+    return tuple(dict.fromkeys(_string(_output(output, name, place), name, place) for name, output in outputs))
 
 
-def _output(value: Any) -> Any:
+def _output(value: Any, name: str, place: str) -> Any:
     """What is to be written for a value: JSON for what is neither a string nor missing."""
-    if isinstance(value, float) and math.isinf(value):
-        return value  # which JSON has none for
-    return written(_column(value, "", "")) if isinstance(value, bool | int | float | Mapping | list) else value
+    if not isinstance(value, bool | int | float | Mapping | list) or value in (math.inf, -math.inf):
+        return value
+    found = _column(value, name, place)
+    try:
+        json.dumps(found, allow_nan=False)
+    except ValueError as error:
+        raise DataError(
+            f"{place}: expected finite numbers in column '{name}', got one that JSON has no word for: mend it"
+        ) from error
+    return None if found is None else written(found)
 
 
 def _lacks(row: Mapping[str, Any], names: Sequence[str]) -> str:

@@ -240,6 +240,7 @@ def test_a_bad_line_is_named(tmp_path: Path, line: bytes, words: str) -> None:
         ({"target": None}, "expected a string in column 'target', got null"),
         ({"target": " "}, "expected a string in column 'target', got a blank string"),
         ({"target": float("inf")}, "expected a string in column 'target', got an infinite number"),
+        ({"target": {"a": [1.5, float("-inf")]}}, "expected finite numbers in column 'target', got one that JSON"),
     ],
 )
 def test_bad_outputs_are_named(tmp_path: Path, row: dict[str, Any], words: str) -> None:

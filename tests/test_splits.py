@@ -149,7 +149,10 @@ class TestIdentity:
         write(tmp_path / "test.jsonl", pair[12:])
         notes = Task.of(tmp_path, template="{{ text }} {{ other }}").splits.notes
         assert notes == ("2 of 4 validation examples also stand in train ('text', 'other' alike).",)
-        assert Task.of(tmp_path).splits.notes[-1] == "8 of 8 test examples also stand in train ('text' alike)."
+        assert Task.of(tmp_path).splits.notes[-2:] == (
+            "8 of 8 test examples also stand in train ('text' alike).",
+            "22 rows have the same input ('text') as one with another label: the template does not read 'other'.",
+        )
 
     def test_a_key_is_what_is_read_and_the_answer(self) -> None:
         one = Example("a", "x", columns={"n": 1, "m": "2", "none": None, "yes": True})
@@ -160,6 +163,15 @@ class TestIdentity:
         assert row_of(Example("a", references=("p", "q"))) == ((("text", "a"),), ("p", "q"))
         assert hashed(input_of(one)) == hashed(input_of(Example("a", "y", columns=dict(reversed(one.columns.items())))))
         assert len({hashed(input_of(one), salt) for salt in ("", "a", "b")}) == 3
+
+    def test_inputs_with_several_labels_are_told_with_the_columns_that_nobody_reads(self, tmp_path: Path) -> None:
+        pairs = [{"text": f"t{i % 30}", "other": f"o{i}", "label": LABELS[0]} for i in range(60)]
+        pairs[0]["label"] = pairs[1]["label"] = LABELS[1]
+        path = write(tmp_path / "pairs.jsonl", pairs)
+        told = "4 rows have the same input ('text') as one with another label: the template does not read 'other'."
+        assert told in Task.of(path).splits.notes
+        both = Task.of(path, template="{{ text }} {{ other }}").splits.notes
+        assert not any("another label" in note for note in both)
 
 
 class TestSample:
