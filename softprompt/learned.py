@@ -5,7 +5,6 @@ only those with the lowest hashes are kept: a random sample of the rows, which f
 """
 
 import base64
-import hashlib
 import json
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,6 +19,7 @@ from softprompt.examples import Example
 from softprompt.identity import hashed, input_of
 from softprompt.paths import expanded
 from softprompt.references import Reference, is_reference
+from softprompt.sealed import SEAL, sealed, unsealed
 from softprompt.splitting import named
 from softprompt.streams import Stream
 from softprompt.task import Task
@@ -126,7 +126,7 @@ class LearnedRows:
     def to_text(self) -> str:
         """The file's text; the same rows give the same bytes."""
         facts = {"schema": SCHEMA, **self._facts(), "earlier": [one._facts() for one in self.earlier]}
-        return json.dumps({**facts, "sha256": _digest(facts)}, indent=1) + "\n"
+        return json.dumps(sealed(facts), indent=1) + "\n"
 
     def _facts(self) -> dict[str, Any]:
         return {
@@ -144,11 +144,10 @@ class LearnedRows:
     @classmethod
     def from_bytes(cls, content: bytes) -> Self:
         """``to_text`` undone; raises ValueError for what it does not give."""
-        facts = parse_json(content)
-        if not isinstance(facts, dict) or facts.get("schema") != SCHEMA:
-            raise ValueError(f"expected schema {SCHEMA} of {ROWS_FILE}")
-        if facts.pop("sha256", None) != _digest(facts):
-            raise ValueError("its SHA-256 is another one than it says")
+        values = parse_json(content)
+        facts = unsealed(values)
+        if facts.get("schema") != SCHEMA or SEAL not in values:
+            raise ValueError(f"expected schema {SCHEMA} of {ROWS_FILE}, and its SHA-256")
         try:
             return replace(cls._of_facts(facts), earlier=tuple(map(cls._of_facts, facts["earlier"])))
         except (KeyError, TypeError) as error:
@@ -188,10 +187,6 @@ def _first(stream: Stream, count: int) -> Iterator[Example]:
 def _hashes(examples: Iterable[Example], names: Collection[str]) -> Hashes:
     found = np.fromiter((hashed(input_of(example, names)) for example in examples), dtype=np.uint64)
     return np.unique(found)
-
-
-def _digest(facts: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
 def _packed(values: Hashes) -> str:
