@@ -22,7 +22,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from softprompt.data import Example, Splits
+from softprompt.data.examples import Example
+from softprompt.data.splits import Splits
 from softprompt.errors import SoftpromptError
 
 WARMUP = 1  # steps
@@ -45,7 +46,7 @@ class Setup:
     """What all contestants share.
 
     Attributes:
-        model: what ``softprompt.base.load`` takes.
+        model: what ``softprompt.models.loading.load`` takes.
         folder: where that model lies, for ``from_pretrained``.
         splits: the training sentences, and one for validation, which is never reached.
         batch_size: examples a step.
@@ -110,7 +111,7 @@ class Gate:
 
 def batch_order(lengths: Sequence[int], batch_size: int, seed: int, steps: int) -> Batches:
     """The batches that softprompt's training loop takes in its first ``steps`` steps, as indices of examples."""
-    from softprompt.batch import epoch_batches
+    from softprompt.data.encoding.batching import epoch_batches
 
     batches: Batches = []
     while len(batches) < steps:
@@ -154,13 +155,14 @@ def run_softprompt(connection: Pipe, setup: Setup, steps: int) -> None:
     """softprompt's own loop with its default settings."""
     import torch
 
-    from softprompt.base import load
-    from softprompt.batch import Encoder, budgeted
     from softprompt.config import TrainConfig
-    from softprompt.embedded import MODEL_NAME
-    from softprompt.progress import Silent
-    from softprompt.task import Task
-    from softprompt.train import train
+    from softprompt.data.encoding.batching import budgeted
+    from softprompt.data.encoding.encoder import Encoder
+    from softprompt.data.task import Task
+    from softprompt.models.builtin_models import MODEL_NAME
+    from softprompt.models.loading import load
+    from softprompt.training.callbacks import Silent
+    from softprompt.training.loop import train
 
     base = load(setup.model, device=setup.device)
     task = Task.classification(setup.splits)
@@ -199,7 +201,7 @@ def with_virtual_tokens(model: Any, spec: Any, folder: str, length: int) -> Any:
     """PEFT's prompt tuning of a ``transformers`` model, started from the words that softprompt starts from."""
     from peft import PromptTuningConfig, PromptTuningInit, TaskType, get_peft_model
 
-    from softprompt.methods.initialisers import default_instruction
+    from softprompt.prompts.methods.initializers import default_instruction
 
     return get_peft_model(
         model,
@@ -231,7 +233,7 @@ def run_peft(connection: Pipe, setup: Setup, steps: int, bf16: bool, order: Batc
     import torch
     import transformers
 
-    from softprompt.task import Task
+    from softprompt.data.task import Task
 
     transformers.utils.logging.disable_progress_bar()
     task = Task.classification(setup.splits)

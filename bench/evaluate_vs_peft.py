@@ -23,14 +23,14 @@ from contestants import rows_for_trainer, with_virtual_tokens
 from torch import Tensor
 from train_vs_peft import check_device, check_peft, choose_data, chosen_model, machine
 
-from softprompt.base import load
-from softprompt.data import Example
-from softprompt.embedded import MODEL_NAME
+from softprompt.data.examples import Example
+from softprompt.data.task import Task, TaskSpec
 from softprompt.errors import ConfigError
-from softprompt.evaluate import score
-from softprompt.methods.initialisers import initialise
-from softprompt.predict import Predictor
-from softprompt.task import Task, TaskSpec
+from softprompt.inference.evaluation import score
+from softprompt.inference.predictor import Predictor
+from softprompt.models.builtin_models import MODEL_NAME
+from softprompt.models.loading import load
+from softprompt.training.initialization import initialise
 
 AIM = 10.0  # times softprompt's seconds a sentence, of PEFT under Trainer
 LOOP = ", loop"  # ends the names of those without

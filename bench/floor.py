@@ -24,18 +24,20 @@ from aims import aim_lines, judged
 from command import finished, say
 from train_vs_peft import choose_data, machine
 
-from softprompt.along import learning_prefix
-from softprompt.base import FrozenLM, load
-from softprompt.batch import Encoder, Item, collate
-from softprompt.compiled import compiled
-from softprompt.embedded import MODEL_NAME
+from softprompt.data.encoding.batching import collate
+from softprompt.data.encoding.encoder import Encoder, Item
+from softprompt.data.task import Task
 from softprompt.errors import ConfigError
-from softprompt.fused import fused
-from softprompt.fused_layer import Layer
-from softprompt.objective import Objective
-from softprompt.prefix import PromptState
-from softprompt.segments import Linear
-from softprompt.task import Task
+from softprompt.inference.scoring import Objective
+from softprompt.models.builtin_models import MODEL_NAME
+from softprompt.models.frozen_lm import FrozenLM
+from softprompt.models.kernels.compilation import compiled
+from softprompt.models.kernels.decoder_blocks import Linear
+from softprompt.models.kernels.fused_decoder import fused
+from softprompt.models.kernels.fused_layer import Layer
+from softprompt.models.loading import load
+from softprompt.prompts.inline_prefix import learning_prefix
+from softprompt.prompts.state import PromptState
 
 AIM = 0.55  # the floor as a share of a step, at least
 

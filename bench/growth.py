@@ -18,11 +18,13 @@ from command import finished, say
 from floor import Steps
 from train_vs_peft import machine
 
-from softprompt.base import FrozenLM, load
-from softprompt.compiled import compiled
-from softprompt.data import Example, Splits
-from softprompt.embedded import MODEL_NAME
-from softprompt.task import Task
+from softprompt.data.examples import Example
+from softprompt.data.splits import Splits
+from softprompt.data.task import Task
+from softprompt.models.builtin_models import MODEL_NAME
+from softprompt.models.frozen_lm import FrozenLM
+from softprompt.models.kernels.compilation import compiled
+from softprompt.models.loading import load
 
 SIZES: Mapping[str, tuple[int, ...]] = {
     "batch": (4, 8, 16, 32, 64),

@@ -15,16 +15,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from softprompt.base import FrozenLM, load
-from softprompt.data import Example, Splits, read_splits
-from softprompt.embedded import MODEL_NAME, rotten_tomatoes
-from softprompt.fit import fit
-from softprompt.inspection import Inspection
-from softprompt.prefix import PromptState
-from softprompt.probe import Limits, inspect, read_history
-from softprompt.report_text import table
-from softprompt.store import Prompt
-from softprompt.task import Task
+from softprompt.analysis.inspection.inspect_prompt import Limits, inspect, read_history
+from softprompt.analysis.inspection.inspection_records import Inspection
+from softprompt.data.examples import Example
+from softprompt.data.splits import Splits, read_splits
+from softprompt.data.task import Task
+from softprompt.models.builtin_models import MODEL_NAME, rotten_tomatoes
+from softprompt.models.frozen_lm import FrozenLM
+from softprompt.models.loading import load
+from softprompt.prompts.saved_prompt import Prompt
+from softprompt.prompts.state import PromptState
+from softprompt.report.pages.training_text import table
+from softprompt.training.fit import fit
 
 TEMPLATE = "Review: {{ text }}\nSentiment:"
 SERVED = "{{ text }} Is this review good?"

@@ -25,7 +25,7 @@ from typing import Any
 
 from train_vs_peft import machine, say
 
-from softprompt.embedded import MODEL_NAME, embedded_model_folder
+from softprompt.models.builtin_models import MODEL_NAME, embedded_model_folder
 
 STEPS = 2
 GIVEN_BACK = {"MALLOC_MMAP_THRESHOLD_": "1000000", "MALLOC_TRIM_THRESHOLD_": "1000000"}
@@ -69,12 +69,13 @@ def measure(case: Case) -> dict[str, int]:
     """Bytes in this process: before a model is loaded, before the steps, and at the peak of the steps."""
     import torch
 
-    from softprompt.along import learning_prefix
-    from softprompt.batch import Item, budgeted, collate
-    from softprompt.measure import PeakMemory
-    from softprompt.methods.prompt_tuning import PromptTuning
-    from softprompt.objective import EVALUATION_TOKENS, Objective
-    from softprompt.recompute import recomputing
+    from softprompt.data.encoding.batching import budgeted, collate
+    from softprompt.data.encoding.encoder import Item
+    from softprompt.inference.benchmark import PeakMemory
+    from softprompt.inference.scoring import EVALUATION_TOKENS, Objective
+    from softprompt.prompts.inline_prefix import learning_prefix
+    from softprompt.prompts.methods.prompt_tuning import PromptTuning
+    from softprompt.training.gradient_checkpointing import recomputing
 
     process = resident()
     base = loaded(case)
@@ -126,9 +127,10 @@ def loaded(case: Case) -> Any:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
-    from softprompt.base import FrozenLM, load
-    from softprompt.device import dtype_of
-    from softprompt.families import tiny_family_tokenizer
+    from softprompt.analysis.diagnostics.tiny_models import tiny_family_tokenizer
+    from softprompt.models.devices import dtype_of
+    from softprompt.models.frozen_lm import FrozenLM
+    from softprompt.models.loading import load
 
     if case.model in LLAMAS:
         torch.set_default_dtype(dtype_of(case.dtype))
@@ -167,11 +169,11 @@ def predicted(case: Case) -> dict[str, int]:
     """What the plan says of a case: of the steps, and of all."""
     import tempfile
 
-    from softprompt.device import dtype_of
-    from softprompt.footprint import activations
-    from softprompt.plan import plan
-    from softprompt.plan_parts import Wish
-    from softprompt.skeleton import skeleton
+    from softprompt.analysis.diagnostics.activation_memory import activations
+    from softprompt.analysis.diagnostics.memory_estimate import Wish
+    from softprompt.analysis.diagnostics.memory_plan import plan
+    from softprompt.analysis.diagnostics.meta_model import skeleton
+    from softprompt.models.devices import dtype_of
 
     with tempfile.TemporaryDirectory() as folder:
         if case.model in LLAMAS:

@@ -26,8 +26,8 @@ from contestants import Child
 from servers import KINDS, Done, Kind, Request, Setup, Turn, work
 from train_vs_peft import check_peft, choose_data, chosen_model, machine
 
-from softprompt.embedded import MODEL_NAME
 from softprompt.errors import ConfigError, MissingExtraError
+from softprompt.models.builtin_models import MODEL_NAME
 
 PEFT = ("peft-float32", "peft-bf16")
 DOCUMENTED = "peft-float32, documented"

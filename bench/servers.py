@@ -27,8 +27,8 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 from contestants import BenchmarkFailure, Pipe, peak_memory_mb, telling
 from served import served
 
-from softprompt.data import Example
-from softprompt.task import TaskSpec
+from softprompt.data.examples import Example
+from softprompt.data.task import TaskSpec
 
 Kind: TypeAlias = Literal["labels", "texts"]
 KINDS: tuple[Kind, ...] = ("labels", "texts")
@@ -52,7 +52,7 @@ class Setup:
     """What all contestants share.
 
     Attributes:
-        model: what ``softprompt.base.load`` takes.
+        model: what ``softprompt.models.loading.load`` takes.
         folder: where that model lies, for ``from_pretrained``.
         place: a folder for the prompts, which the engine's process makes.
         tasks: how many.
@@ -217,7 +217,7 @@ class Peft:
         return answers, [len(row) for row in rows]
 
     def _first_tokens(self, task: int) -> list[int]:
-        from softprompt.verbalizer import answer_ids
+        from softprompt.data.encoding.verbalizer import answer_ids
 
         spec = spec_of("labels", task)
         first = [answer_ids(self._tokenizer, spec, words)[0] for words in spec.verbalizers]
@@ -264,9 +264,9 @@ class InEngine:
         import torch
 
         import softprompt as sp
-        from softprompt.generate import Sampling
-        from softprompt.server.engine import Engine, Limits
-        from softprompt.server.work import Served
+        from softprompt.inference.generation import Sampling
+        from softprompt.serving.engine.engine_types import Served
+        from softprompt.serving.engine.inference_engine import Engine, Limits
 
         self._setup = setup
         base = sp.load(setup.model, device="cpu")
@@ -392,8 +392,9 @@ def _state(base: Any, task: int, length: int) -> Any:
     """Virtual tokens that begin as words about the task; the numbers added make every prompt another one."""
     import torch
 
-    from softprompt.methods.initialisers import default_instruction, initialise
-    from softprompt.state import PromptState
+    from softprompt.prompts.methods.initializers import default_instruction
+    from softprompt.prompts.state import PromptState
+    from softprompt.training.initialization import initialise
 
     spec = spec_of("labels", task)
     words = initialise(f"text:{default_instruction(spec)}", base, spec, length, seed=task).tensor
@@ -403,7 +404,7 @@ def _state(base: Any, task: int, length: int) -> Any:
 
 def _write(base: Any, setup: Setup, kind: Kind, task: int, spec: TaskSpec, state: Any) -> None:
     """The prompt as softprompt saves it."""
-    from softprompt.store import Prompt
+    from softprompt.prompts.saved_prompt import Prompt
 
     (setup.place / "prompts").mkdir(exist_ok=True)
     prompt = Prompt((state,), spec, base.name, base.fingerprint, "prompt-tuning")

@@ -20,8 +20,8 @@ from aims import aim_lines, judged
 from command import finished, say
 from train_vs_peft import choose_data, machine
 
-from softprompt.embedded import MODEL_NAME
 from softprompt.errors import SoftpromptError
+from softprompt.models.builtin_models import MODEL_NAME
 
 AIMS = {"help": 0.5, "import": 0.5, "model": 5.0, "first step": 10.0}  # seconds, at most
 
@@ -50,7 +50,7 @@ def commands(model: str, folder: Path, extra: Sequence[str]) -> dict[str, list[s
     return {
         "help": [python, "-m", "softprompt", "--help"],
         "import": [python, "-c", "import softprompt"],
-        "model": [python, "-c", f"from softprompt.base import load; load({model!r})"],
+        "model": [python, "-c", f"from softprompt.models.frozen_lm import load; load({model!r})"],
         "first step": [python, "-c", _UNTIL_FIRST_STEP, *train],
     }
 

@@ -9,66 +9,67 @@ The flow, each name being public here::
     prompt.save("prompts/sentiment")
 """
 
-import sys
 from importlib import import_module
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from softprompt.base import FrozenLM, load
-    from softprompt.baselines.written import choose_shots, written_prompt
     from softprompt.config import DistillConfig, GateConfig, TrainConfig, population
-    from softprompt.data import Example, Splits, read_splits
-    from softprompt.distill import Distillation, distill, distill_together
+    from softprompt.data.examples import Example
+    from softprompt.data.splits import Splits, read_splits
+    from softprompt.data.task import Task, TaskSpec
     from softprompt.errors import SoftpromptError
-    from softprompt.evaluate import Evaluation, evaluate
-    from softprompt.fit import fit, fit_together
-    from softprompt.fit_multitask import fit_multitask
-    from softprompt.gate import Gate
-    from softprompt.generate import Sampling
+    from softprompt.inference.evaluation import Evaluation, evaluate
+    from softprompt.inference.generation import Sampling
+    from softprompt.inference.predictor import Prediction, Predictor
     from softprompt.metrics import Metric
-    from softprompt.predict import Prediction, Predictor
-    from softprompt.prefix import PromptState
-    from softprompt.store import Prompt, load_prompt
-    from softprompt.task import Task, TaskSpec
-    from softprompt.teacher import Teacher
-    from softprompt.versions import Store
+    from softprompt.models.frozen_lm import FrozenLM
+    from softprompt.models.loading import load
+    from softprompt.prompts.saved_prompt import Prompt
+    from softprompt.prompts.state import PromptState
+    from softprompt.prompts.written_prompt import choose_shots, written_prompt
+    from softprompt.store.gate import Gate
+    from softprompt.store.prompt_loading import load_prompt
+    from softprompt.store.version_store import Store
+    from softprompt.training.distillation.distill import Distillation, distill, distill_together
+    from softprompt.training.distillation.teacher import Teacher
+    from softprompt.training.fit import fit, fit_together
+    from softprompt.training.fit_multitask import fit_multitask
 
 __version__ = "0.1.0"
 
 _HOME = {
     "DistillConfig": "config",
-    "Distillation": "distill",
-    "Evaluation": "evaluate",
-    "Example": "data",
-    "FrozenLM": "base",
-    "Gate": "gate",
+    "Distillation": "training.distillation.distill",
+    "Evaluation": "inference.evaluation",
+    "Example": "data.examples",
+    "FrozenLM": "models.frozen_lm",
+    "Gate": "store.gate",
     "GateConfig": "config",
     "Metric": "metrics",
-    "Prediction": "predict",
-    "Predictor": "predict",
-    "Prompt": "store",
-    "PromptState": "prefix",
-    "Sampling": "generate",
+    "Prediction": "inference.predictor",
+    "Predictor": "inference.predictor",
+    "Prompt": "prompts.saved_prompt",
+    "PromptState": "prompts.state",
+    "Sampling": "inference.generation",
     "SoftpromptError": "errors",
-    "Splits": "data",
-    "Store": "versions",
-    "Task": "task",
-    "TaskSpec": "task",
-    "Teacher": "teacher",
+    "Splits": "data.splits",
+    "Store": "store.version_store",
+    "Task": "data.task",
+    "TaskSpec": "data.task",
+    "Teacher": "training.distillation.teacher",
     "TrainConfig": "config",
-    "choose_shots": "baselines.written",
-    "distill": "distill",
-    "distill_together": "distill",
-    "evaluate": "evaluate",
-    "fit": "fit",
-    "fit_multitask": "fit_multitask",
-    "fit_together": "fit",
-    "load": "base",
-    "load_prompt": "store",
+    "choose_shots": "prompts.written_prompt",
+    "distill": "training.distillation.distill",
+    "distill_together": "training.distillation.distill",
+    "evaluate": "inference.evaluation",
+    "fit": "training.fit",
+    "fit_multitask": "training.fit_multitask",
+    "fit_together": "training.fit",
+    "load": "models.loading",
+    "load_prompt": "store.prompt_loading",
     "population": "config",
-    "read_splits": "data",
-    "written_prompt": "baselines.written",
+    "read_splits": "data.splits",
+    "written_prompt": "prompts.written_prompt",
 }
 
 __all__ = [
@@ -118,15 +119,3 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted([*globals(), *__all__])
-
-
-class _Package(ModuleType):
-    """This package, where a function keeps its name beside the module of the same name: fit, evaluate, distill."""
-
-    def __setattr__(self, name: str, value: object) -> None:
-        # what importing a submodule does, whoever imports it; the function would be hidden
-        if not (isinstance(value, ModuleType) and _HOME.get(name) == name):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package

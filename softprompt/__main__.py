@@ -1,6 +1,6 @@
 """``python -m softprompt``."""
 
-from softprompt.cli import main
+from softprompt.cli.main import main
 
 if __name__ == "__main__":
     main()

@@ -7,7 +7,7 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from softprompt.errors import ConfigError, writing
-from softprompt.untrusted import TEXT_LIMIT, read_file
+from softprompt.utils.safe_io import TEXT_LIMIT, read_file
 
 MOST_TOGETHER = 1000  # prompts that learn together
 MOST = 10**9  # of any number that has no narrower bound of its own

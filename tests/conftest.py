@@ -15,7 +15,7 @@ def s3_environment() -> Iterator[dict[str, str]]:
     """The environment variables of a local S3 server, while it runs."""
     pytest.importorskip("s3fs")
     pytest.importorskip("moto")
-    from s3 import CREDENTIALS, s3_server
+    from helpers.s3_server import CREDENTIALS, s3_server
 
     with s3_server() as address:
         yield {**CREDENTIALS, "AWS_ENDPOINT_URL": address}

@@ -22,14 +22,14 @@ import torch
 from safetensors.torch import save_file
 
 import softprompt as sp
-from softprompt.converted import cache_folder
-from softprompt.data import Splits
-from softprompt.embedded import MODEL_NAME, imdb_reviews, rotten_tomatoes
-from softprompt.export.client import Tasks
+from softprompt.data.splits import Splits
+from softprompt.export.engine_client import Tasks
 from softprompt.export.gguf import bake_gguf, gguf_usage
-from softprompt.export.vllm import EmbeddedTasks, write_embeds
-from softprompt.export.vocab import bake
-from softprompt.generate import complete
+from softprompt.export.vllm_embeddings import EmbeddedTasks, write_embeds
+from softprompt.export.vocabulary import bake
+from softprompt.inference.generation import complete
+from softprompt.models.builtin_models import MODEL_NAME, imdb_reviews, rotten_tomatoes
+from softprompt.models.gguf_conversion import cache_folder
 
 HERE = Path(__file__).parent
 ENGINES = Path(os.environ.get("SOFTPROMPT_ENGINES") or cache_folder() / "engines")

@@ -25,7 +25,7 @@ from soak_client import Clients  # noqa: E402
 from soak_world import World  # noqa: E402
 
 import softprompt as sp  # noqa: E402
-from softprompt.families import tiny_family_model, tiny_family_tokenizer  # noqa: E402
+from softprompt.analysis.diagnostics.tiny_models import tiny_family_model, tiny_family_tokenizer  # noqa: E402
 
 SETTINGS = {
     "SOFTPROMPT_REFRESH": "0.7",  # beside the looks that are asked for

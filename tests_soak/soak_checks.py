@@ -12,11 +12,11 @@ from typing import TypeAlias
 from torch import Tensor
 
 import softprompt as sp
-from softprompt.data import Example
-from softprompt.generate import Sampling, complete
-from softprompt.predict import Predictor
-from softprompt.prefix import PromptState
-from softprompt.task import TaskSpec
+from softprompt.data.examples import Example
+from softprompt.data.task import TaskSpec
+from softprompt.inference.generation import Sampling, complete
+from softprompt.inference.predictor import Predictor
+from softprompt.prompts.state import PromptState
 
 KEPT = 200  # predictors
 

@@ -14,10 +14,10 @@ from soak_checks import Expected, Right, Which
 from soak_world import World
 
 import softprompt as sp
-from softprompt.data import Example
-from softprompt.generate import Sampling
-from softprompt.server.registry import BARE_TEMPLATE
-from softprompt.task import TaskSpec
+from softprompt.data.examples import Example
+from softprompt.data.task import TaskSpec
+from softprompt.inference.generation import Sampling
+from softprompt.serving.engine.prompt_registry import BARE_TEMPLATE
 
 VOCABULARY = ("a", "the", "good", "bad", "fine", "dull", "film", "story", "cat", "what?", "once", "more", "é€", "<bos>")
 TEXTS = tuple(

@@ -13,10 +13,10 @@ from pathlib import Path
 import torch
 
 import softprompt as sp
-from softprompt.prefix import keys_and_values
-from softprompt.state import PromptState
-from softprompt.store import Prompt
-from softprompt.task import TaskSpec
+from softprompt.data.task import TaskSpec
+from softprompt.prompts.prefix import keys_and_values
+from softprompt.prompts.saved_prompt import Prompt
+from softprompt.prompts.state import PromptState
 
 LABELS = TaskSpec.of(labels=["bad", "good"], verbalizers={"good": "great"}, template="{{ text }}:")
 TITLED = TaskSpec.of(labels=["no", "yes", "none"], template="{{ title }} {{ text }}?")

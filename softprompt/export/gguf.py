@@ -18,15 +18,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from softprompt.base import FrozenLM
 from softprompt.errors import BaseModelError, MissingExtraError
-from softprompt.export.names import Baked, chat_template, check_expressible
-from softprompt.export.vocab import describe, embedding_factor, new_rows
-from softprompt.folders import appearing, check_free
-from softprompt.paths import expanded
-from softprompt.rows import reading
-from softprompt.store import Prompt
-from softprompt.untrusted import parse_json
+from softprompt.export.virtual_tokens import Baked, chat_template, check_expressible
+from softprompt.export.vocabulary import describe, embedding_factor, new_rows
+from softprompt.models.frozen_lm import FrozenLM
+from softprompt.prompts.saved_prompt import Prompt
+from softprompt.utils.files import appearing, check_free, expanded
+from softprompt.utils.messages import reading
+from softprompt.utils.safe_io import parse_json
 
 USAGE_KEY = "softprompt.tasks"
 EMBEDDING, HEAD, HEAD_BIAS = "token_embd.weight", "output.weight", "output.bias"

@@ -15,16 +15,16 @@ from typing import Any
 
 import torch
 
-from softprompt.base import FrozenLM
 from softprompt.errors import BaseModelError, PromptFileError
-from softprompt.export.usage import USAGE_FILE, peft_readme, read_object, tokenizer_files
-from softprompt.export.whole import check_precise, with_bos_behind, with_bos_in_front
-from softprompt.folders import check_free, write_folder
-from softprompt.prefix import keys_and_values
-from softprompt.rows import reading
-from softprompt.state import PromptState
-from softprompt.store import Prompt
-from softprompt.untrusted import check_header, read_file
+from softprompt.export.bos import check_precise, with_bos_behind, with_bos_in_front
+from softprompt.export.export_readme import USAGE_FILE, peft_readme, read_object, tokenizer_files
+from softprompt.models.frozen_lm import FrozenLM
+from softprompt.prompts.prefix import keys_and_values
+from softprompt.prompts.saved_prompt import Prompt
+from softprompt.prompts.state import PromptState
+from softprompt.utils.files import check_free, write_folder
+from softprompt.utils.messages import reading
+from softprompt.utils.safe_io import check_header, read_file
 
 CONFIG_FILE, TENSOR_FILE, PICKLE_FILE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 SCHEMA_VERSION = 1

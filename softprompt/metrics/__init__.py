@@ -4,7 +4,17 @@ Pure functions of what was expected and what was predicted.
 """
 
 from softprompt.metrics.calibration import calibration_error, expected_calibration_error
-from softprompt.metrics.definitions import (
+from softprompt.metrics.intervals import (
+    QUANTILES,
+    Floats,
+    Metric,
+    PairedDifference,
+    difference_of,
+    drawn,
+    mean_metric,
+    paired_bootstrap,
+)
+from softprompt.metrics.registry import (
     METRICS,
     SHORT,
     Scorer,
@@ -18,16 +28,6 @@ from softprompt.metrics.definitions import (
     rouge_l,
     scorer_for,
     token_f1,
-)
-from softprompt.metrics.intervals import (
-    QUANTILES,
-    Floats,
-    Metric,
-    PairedDifference,
-    difference_of,
-    drawn,
-    mean_metric,
-    paired_bootstrap,
 )
 
 __all__ = [

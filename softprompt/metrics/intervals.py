@@ -35,7 +35,7 @@ class Metric:
         return {"metric": self.name, "value": self.value, "low": self.low, "high": self.high, "n": self.n}
 
     def __str__(self) -> str:
-        from softprompt.metrics.definitions import digits_of
+        from softprompt.metrics.registry import digits_of
 
         digits = digits_of(self.name)
         return f"{self.name} {self.value:.{digits}f} [{self.low:.{digits}f}, {self.high:.{digits}f}] n={self.n}"

@@ -1,0 +1,327 @@
+"""What softprompt can do with a model: the parity contract measured on it, verdicts, and the families side by side."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import torch
+
+from softprompt.analysis.diagnostics import parity, parity_seq2seq
+from softprompt.analysis.diagnostics.parity import Case, Errors, cases, rounding
+from softprompt.analysis.diagnostics.tiny_models import FAMILIES, tiny_family_model
+from softprompt.errors import BaseModelError
+from softprompt.models.devices import device_of
+from softprompt.models.frozen_lm import FrozenLM
+from softprompt.prompts.methods.method_registry import METHODS
+from softprompt.prompts.prefix import shares_prefix
+
+Verdict = Literal["exact", "fallback", "refused"]
+Way = Literal["shared prefix", "concatenation (fallback)", "encoder input", "refused"]
+
+EXACT = 1e-4  # relative error, in float32
+ROUNDINGS = 4  # in other dtypes: times what rounding the input embeddings once more does
+
+RIGHT, LEFT, SHARED = "right-padded batch", "left-padded batch", "shared prefix"
+MIXED, KEYS_AND_VALUES, STEP = "mixed prompts", "keys and values", "generation step"
+
+_MEANINGS = {
+    RIGHT: "texts of different lengths, padding behind them: each gets the numbers it gets alone",
+    LEFT: "the same with padding in front",
+    SHARED: "keys and values of the prompt, computed once, stand for it in front of every text",
+    MIXED: "prompts of different lengths side by side in one batch",
+    KEYS_AND_VALUES: "keys and values given as they are, in place of the embeddings they came from",
+    STEP: "new tokens one by one behind the cache, padded texts side by side",
+}
+# an encoder sees both ways: what it makes of a prompt is not the same for every text, and cannot be shared
+_MEASURES: dict[str, dict[str, Callable[[FrozenLM, Case], Errors]]] = {
+    "decoder-only": {
+        RIGHT: parity.right_padded,
+        LEFT: parity.left_padded,
+        SHARED: parity.shared,
+        MIXED: parity.mixed,
+        KEYS_AND_VALUES: parity.given,
+        STEP: parity.generated,
+    },
+    "encoder-decoder": {
+        RIGHT: parity_seq2seq.right_padded,
+        LEFT: parity_seq2seq.left_padded,
+        MIXED: parity_seq2seq.right_padded,
+        KEYS_AND_VALUES: parity_seq2seq.given,
+        STEP: parity_seq2seq.generated,
+    },
+}
+
+
+@dataclass(frozen=True)
+class Check:
+    """One way to put a prompt in front of texts, against plain concatenation.
+
+    Attributes:
+        error: relative, of the logits; ``None`` if there are none to compare.
+        gradient_error: relative, of the gradient to the prompt; ``None`` if there is none to compare.
+        verdict: ``exact``; ``fallback``: not exact, but softprompt goes another way; ``refused``: not exact, and
+            softprompt has no other way.
+        reason: why it is not exact, in one line; empty if it is.
+    """
+
+    name: str
+    meaning: str
+    error: float | None
+    gradient_error: float | None
+    verdict: Verdict
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What softprompt can do with one model.
+
+    Attributes:
+        family: the ``model_type`` of its configuration.
+        tolerance, gradient_tolerance: relative errors up to these count as exact.
+        longest_text: tokens of the longest text measured.
+        sliding_window: tokens that the narrowest layer sees, if any sees fewer than all.
+        alike_up_to: tokens beyond which the model reads texts by the longest of a batch; none is longer, prompt and
+            all.
+        way: how softprompt runs the model.
+        reason: why not with a shared prefix, in one line; empty if with one.
+        methods: of each method, why it does not work, in one line; empty if it does.
+    """
+
+    model: str
+    family: str
+    dtype: str
+    device: str
+    tolerance: float
+    gradient_tolerance: float
+    longest_text: int
+    sliding_window: int | None
+    alike_up_to: int | None
+    checks: tuple[Check, ...]
+    way: Way
+    reason: str
+    methods: Mapping[str, str]
+
+    @property
+    def largest_error(self) -> float | None:
+        """Of the checks that are exact, if any is."""
+        errors = [(c.error, c.gradient_error) for c in self.checks if c.verdict == "exact"]
+        return max((error for pair in errors for error in pair if error is not None), default=None)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class FamilyRow:
+    """One family: its diagnosis, or ``None`` where softprompt does not take the model at all; the reason if any."""
+
+    family: str
+    diagnosis: Diagnosis | None
+    reason: str
+
+    @property
+    def way(self) -> Way:
+        """How softprompt runs the family."""
+        return "refused" if self.diagnosis is None else self.diagnosis.way
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return {**asdict(self), "way": self.way}
+
+
+def diagnose(base: FrozenLM, seed: int = 0) -> Diagnosis:
+    """Measure on ``base`` whether every way to put a prompt in front of texts gives the model's own numbers.
+
+    float32 is held to 1e-4. In bfloat16 and float16 the order of the same operations alone makes a difference, of
+    hundredths in deep models: there, what rounding does to this model is measured, and allowed four times, so that
+    only gross faults show. To see fine ones, load the model in float32.
+    """
+    facts: dict[str, Any] = {
+        "model": base.name,
+        "family": str(getattr(base.config, "model_type", "unknown")),
+        "dtype": str(base.dtype).removeprefix("torch."),
+        "device": base.device.type,
+        "sliding_window": base.sliding_window,
+        "alike_up_to": base.alike_up_to,
+    }
+    try:
+        alone, together = cases(base, seed)
+        tolerances = _tolerances(base, alone, seed)
+        shares = shares_prefix(base)
+    except Exception as error:  # what models raise is not of one kind
+        reason = f"its forward pass takes no virtual tokens: {_one_line(error)}"
+        facts |= {"tolerance": EXACT, "gradient_tolerance": EXACT, "longest_text": 0, "checks": ()}
+        return Diagnosis(**facts, way="refused", reason=reason, methods=dict.fromkeys(METHODS, reason))
+    # what there is no other way for
+    relied_on = (SHARED, STEP) if shares else (RIGHT, STEP) if base.architecture == "encoder-decoder" else (RIGHT,)
+    checks = {
+        name: _check(name, base, together if name == MIXED else alone, tolerances, relied_on)
+        for name in _MEASURES[base.architecture]
+    }
+    way, why = _way(base, checks, relied_on)
+    methods = {
+        name: why if way == "refused" else checks[KEYS_AND_VALUES].reason if method.kind == "key_values" else ""
+        for name, method in METHODS.items()
+    }
+    facts |= {"tolerance": tolerances[0], "gradient_tolerance": tolerances[1], "checks": tuple(checks.values())}
+    facts["longest_text"] = max(len(item.ids) for case in alone for item in case.items)
+    return Diagnosis(**facts, way=way, reason=why, methods=methods)
+
+
+def families_table(progress: Callable[[str], None] | None = None, device: str = "cpu") -> list[FamilyRow]:
+    """Diagnose the tiny model of every family; ``progress`` receives a line before each.
+
+    Raises:
+        BaseModelError: ``device`` cannot be used here.
+    """
+    place = device_of(device)
+    rows = []
+    for family in FAMILIES:
+        if progress is not None:
+            progress(f"measuring {family}")
+        model, tokenizer = tiny_family_model(family)
+        rows.append(family_row(family, model.to(place), tokenizer))
+    return rows
+
+
+def family_row(family: str, model: Any, tokenizer: Any) -> FamilyRow:
+    """Diagnose a family's model, or catch why ``FrozenLM`` refuses it."""
+    try:
+        diagnosis = diagnose(FrozenLM(model, tokenizer, f"tiny {family}"))
+    except BaseModelError as error:
+        return FamilyRow(family, None, str(error))
+    return FamilyRow(family, diagnosis, diagnosis.reason)
+
+
+def diagnosis_lines(diagnosis: Diagnosis) -> list[str]:
+    """A diagnosis for the terminal."""
+    working = [name for name, reason in diagnosis.methods.items() if not reason]
+    facts = [
+        ("model", f"{diagnosis.model} ({diagnosis.family}, {diagnosis.dtype}, {diagnosis.device})"),
+        ("runs with", diagnosis.way + (f": {diagnosis.reason}" if diagnosis.reason else "")),
+        ("methods", ", ".join(working) or "none"),
+    ]
+    lines = ["  ".join(cells).rstrip() for cells in _aligned(facts)]
+    if not diagnosis.checks:
+        return lines
+    rows = [("check", "verdict", "error", "gradient", "what it asks")]
+    rows += [(c.name, c.verdict, _figure(c.error), _figure(c.gradient_error), c.meaning) for c in diagnosis.checks]
+    reasons = [f"{check.name}: {check.reason}" for check in diagnosis.checks if check.reason]
+    table = ["  ".join(cells).rstrip() for cells in _aligned(rows)]
+    return [*lines, "", *table, "", *reasons, *_small_print(diagnosis)]
+
+
+def families_markdown(rows: Sequence[FamilyRow]) -> list[str]:
+    """The families as a Markdown table, and below it the reasons for what is not exact."""
+    cells = [("family", "runs with", *_MEANINGS, "largest error")]
+    cells.append(tuple("-" * len(cell) for cell in cells[0]))
+    for row in rows:
+        verdicts = {check.name: check.verdict for check in row.diagnosis.checks} if row.diagnosis else {}
+        error = _figure(row.diagnosis.largest_error if row.diagnosis else None)
+        cells.append((row.family, row.way, *(verdicts.get(name, "-") for name in _MEANINGS), error))
+    reasons = [f"- `{row.family}`: {'; '.join(why)}" for row in rows if (why := _reasons(row))]
+    return [*(f"| {' | '.join(line)} |" for line in _aligned(cells)), *(["", *reasons] if reasons else [])]
+
+
+def _tolerances(base: FrozenLM, among: Sequence[Case], seed: int) -> tuple[float, float]:
+    """Relative errors of logits and gradient up to which they count as exact."""
+    if base.dtype == torch.float32:
+        return EXACT, EXACT
+    once = rounding(base, among, seed)
+    # half of the length of a vector is a fault, however coarse the rounding
+    return min(0.5, ROUNDINGS * once.logits), min(0.5, ROUNDINGS * (once.gradient or 0.0))
+
+
+def _reasons(row: FamilyRow) -> list[str]:
+    """Why the family does not share a prefix, and what else it is refused."""
+    checks = row.diagnosis.checks if row.diagnosis else ()
+    refused = {check.name: f"{check.name}: {check.reason}" for check in checks if check.verdict == "refused"}
+    # without a cache, there are no keys and values to give
+    if row.way == "concatenation (fallback)":
+        refused.pop(KEYS_AND_VALUES, None)
+    return [*([row.reason] if row.reason else []), *(why for why in refused.values() if why != row.reason)]
+
+
+def _check(
+    name: str, base: FrozenLM, among: Sequence[Case], tolerances: tuple[float, float], relied_on: Sequence[str]
+) -> Check:
+    meaning, measure = _MEANINGS[name], _MEASURES[base.architecture][name]
+    logits = gradient = None
+    try:
+        found = [measure(base, case) for case in among]
+        logits = parity.largest([errors.logits for errors in found])
+        gradients = [errors.gradient for errors in found if errors.gradient is not None]
+        gradient = parity.largest(gradients) if gradients else None
+        reason = _reason(logits, gradient, tolerances)
+    except BaseModelError as refusal:
+        reason = str(refusal)
+    except Exception as failure:  # what models raise is not of one kind
+        reason = f"the model does not take it: {_one_line(failure)}"
+    if not reason:
+        return Check(name, meaning, logits, gradient, "exact")
+    verdict: Verdict = "refused" if name in (*relied_on, MIXED, KEYS_AND_VALUES) else "fallback"
+    known = [error if error is not None and math.isfinite(error) else None for error in (logits, gradient)]
+    return Check(name, meaning, known[0], known[1], verdict, reason)
+
+
+def _reason(logits: float, gradient: float | None, tolerances: tuple[float, float]) -> str:
+    """Why errors are not exact; empty if they are."""
+    if not math.isfinite(logits) or not math.isfinite(gradient or 0.0):
+        return "gives numbers that are not finite"
+    parts = [("logits", logits, tolerances[0])]
+    parts += [] if gradient is None else [("gradient", gradient, tolerances[1])]
+    wrong = [f"{name} by {_figure(error)}" for name, error, most in parts if error > most]
+    return f"differs from plain concatenation, {', '.join(wrong)}" if wrong else ""
+
+
+def _way(base: FrozenLM, checks: Mapping[str, Check], relied_on: Sequence[str]) -> tuple[Way, str]:
+    """How softprompt runs the model, and why not with a shared prefix where a prefix could be shared."""
+    for name in relied_on:
+        if checks[name].verdict == "refused":
+            return "refused", f"{name}: {checks[name].reason}"
+    if base.architecture == "encoder-decoder":
+        return "encoder input", ""
+    if SHARED in relied_on:
+        return "shared prefix", ""
+    causes = [f"{name}: {checks[name].reason}" for name in (SHARED, STEP) if checks[name].reason]
+    return "concatenation (fallback)", causes[0] if causes else "its layers keep more than keys and values"
+
+
+def _small_print(diagnosis: Diagnosis) -> list[str]:
+    lines = [
+        "errors are relative to plain concatenation, one text at a time; exact is up to "
+        f"{_figure(diagnosis.tolerance)} (gradient {_figure(diagnosis.gradient_tolerance)}); "
+        f"texts of up to {diagnosis.longest_text} tokens"
+    ]
+    if diagnosis.dtype != "float32":
+        lines.append(
+            f"{diagnosis.dtype}: rounding alone does a quarter of that, so only gross faults show; "
+            "--dtype float32 shows fine ones"
+        )
+    if diagnosis.sliding_window is not None and diagnosis.longest_text <= diagnosis.sliding_window:
+        lines.append(f"no text was longer than the sliding window of {diagnosis.sliding_window} tokens")
+    if (most := diagnosis.alike_up_to) is not None:
+        lines.append(
+            f"beyond {most:,} tokens this model reads all texts of a batch by the longest (longrope, dynamic NTK, "
+            "sparse blocks): texts with their prompt and answer are cut to that"
+            + ("" if diagnosis.longest_text + parity.LONG_TEXT > most else "; no text here was nearly as long")
+        )
+    return lines
+
+
+def _figure(error: float | None) -> str:
+    return "-" if error is None else f"{error:.1g}"
+
+
+def _one_line(error: Exception) -> str:
+    text = " ".join(f"{type(error).__name__}: {error}".split())
+    return text if len(text) <= 200 else f"{text[:197]}..."
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> list[list[str]]:
+    """Cells padded to the widest of their column."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [[cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in rows]

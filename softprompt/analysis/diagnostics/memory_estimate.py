@@ -1,0 +1,143 @@
+"""What a plan of memory is made of: what was wished for, parts with their formulas, bills, and both as tables."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from softprompt.config import TrainConfig
+from softprompt.errors import ConfigError
+from softprompt.models.quantization import SCHEMES
+from softprompt.prompts.methods.method_registry import check_method
+
+GB = 10**9
+ROOM = 0.9  # share of a GPU's memory to plan with: CUDA itself, its libraries and gaps between tensors take the rest
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What is planned for.
+
+    Attributes:
+        gpus: of one machine; 0: its processor.
+        memory: bytes of one GPU, or of the machine.
+        length, text_length: virtual tokens, and tokens of template and text.
+        batch_size: examples of a step.
+        tasks: prompts to serve.
+        sharding: ``fsdp``, ``none``, or ``None``: what is needed.
+        generation: whether prompts complete texts, not label them.
+    """
+
+    gpus: int
+    memory: int
+    length: int = 100
+    text_length: int = 128
+    batch_size: int = 16
+    tasks: int = 1000
+    method: str = "prompt-tuning"
+    sharding: str | None = None
+    quantise: str | None = None
+    checkpointing: bool = False
+    generation: bool = False
+    dtype: str | None = None
+
+    def check(self) -> None:
+        """Raise ConfigError for what cannot be."""
+        check_method(self.method)
+        TrainConfig.build(length=self.length, batch_size=self.batch_size, max_length=self.text_length)
+        if self.sharding not in (None, "fsdp", "none"):
+            raise ConfigError(f"unknown sharding '{self.sharding}': expected fsdp, or none")
+        if self.sharding == "fsdp" and self.gpus < 2:
+            raise ConfigError(f"sharding fsdp is for several GPUs, got {self.gpus}: give --gpus, or leave it out")
+        if self.sharding == "fsdp" and self.quantise is not None:
+            raise ConfigError(f"sharding fsdp shares plain weights: leave the quantisation {self.quantise} out")
+        if self.quantise is not None and self.quantise not in SCHEMES:
+            raise ConfigError(f"unknown quantisation '{self.quantise}': expected one of {', '.join(SCHEMES)}")
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part of what is needed: bytes, and how they come about."""
+
+    name: str
+    bytes: int
+    formula: str
+
+
+@dataclass(frozen=True)
+class Bill:
+    """What one GPU, or the machine, needs for one purpose.
+
+    Attributes:
+        title: the purpose.
+        parts: what is there at the same time.
+        room: bytes that may be used.
+        at_once: how many texts a pass, or requests, fit; ``None`` where nothing fits.
+        notes: what to know of it, a line each.
+        commands: that do it.
+    """
+
+    title: str
+    parts: tuple[Part, ...]
+    room: int
+    at_once: int | None
+    notes: tuple[str, ...] = ()
+    commands: tuple[str, ...] = ()
+
+    @property
+    def bytes(self) -> int:
+        return sum(part.bytes for part in self.parts)
+
+    @property
+    def fits(self) -> bool:
+        return self.bytes <= self.room
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "bytes": self.bytes, "fits": self.fits}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What was planned for which model.
+
+    Attributes:
+        facts: of the model.
+        training: one prompt.
+        serving: the tasks, one bill for each engine that can.
+    """
+
+    wish: Wish
+    facts: dict[str, Any]
+    training: Bill
+    serving: tuple[Bill, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "wish": asdict(self.wish),
+            "model": self.facts,
+            "training": self.training.to_dict(),
+            "serving": [bill.to_dict() for bill in self.serving],
+        }
+
+
+def lines(result: Plan) -> Sequence[str]:
+    """For people: the model, each bill as a table with its formulas, and commands."""
+    facts, wish = result.facts, result.wish
+    gpus = f"{wish.gpus} GPU{'s' if wish.gpus > 1 else ''} of" if wish.gpus else "the processor,"
+    where = f"{gpus} {wish.memory / GB:.0f} GB"
+    told = [
+        f"{facts['name']}: {facts['parameters']:,} parameters, {facts['layers']} layers, {facts['dtype']}, "
+        f"{facts['architecture']}",
+        f"{wish.length} virtual tokens, texts of {wish.text_length} tokens, on {where}",
+    ]
+    for bill in (result.training, *result.serving):
+        told += ["", bill.title, f"  {'per GPU' if wish.gpus else 'memory':>10}"]
+        told += [f"  {part.bytes / GB:>7.2f} GB  {part.name}: {part.formula}" for part in bill.parts]
+        verdict = "fits" if bill.fits and bill.at_once else "does not fit"
+        room = f"{bill.room / GB:.1f} GB" + (f" ({ROOM:.0%} of {wish.memory / GB:.0f})" if wish.gpus else "")
+        told.append(f"  {bill.bytes / GB:>7.2f} GB  of {room}: {verdict}")
+        if bill.at_once:
+            what = "texts in one pass" if bill is result.training else "requests at once"
+            told.append(f"  at most {bill.at_once:,} {what}")
+        told += [f"  {note}" for note in bill.notes]
+        told += [f"  $ {command}" for command in bill.commands]
+    return told

@@ -1,0 +1,263 @@
+"""Live traffic beside what each prompt saw: which prompt drifts, in what, how surely, and which texts show it."""
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+
+import numpy as np
+
+from softprompt.analysis.drift.drift_findings import finding, moment, witnesses
+from softprompt.analysis.drift.drift_records import Monitoring, PromptDrift, Signal, Verdict
+from softprompt.analysis.drift.signals import LEAST, LEAST_TRAINED, SIGNIFICANCE, Compared, compare, judged
+from softprompt.data.encoding.encoder import Encoder
+from softprompt.data.examples import Example
+from softprompt.data.split_assignment import sample_indices, sample_of
+from softprompt.data.splits import Splits
+from softprompt.data.task import Task
+from softprompt.errors import ConfigError, DataError, SoftpromptError, StoreError
+from softprompt.inference.evaluation import score
+from softprompt.inference.predictor import Prediction, Predictor
+from softprompt.metrics.significance import holm
+from softprompt.models.frozen_lm import FrozenLM
+from softprompt.prompts.saved_prompt import Prompt
+from softprompt.serving.request_log.request_samples import Read, Sample
+from softprompt.store.input_profile import Profile
+from softprompt.store.prompt_sources import Source, profile_in
+from softprompt.training.fit import TEST_LIMIT
+from softprompt.training.input_profiling import STATES, hidden_states, profile_of, rare_tokens
+
+Model = Callable[[Prompt], FrozenLM]
+
+__all__ = ["monitor"]
+
+
+@dataclass(frozen=True)
+class _Looked:
+    """One prompt, before what was found is corrected for all that was looked at."""
+
+    prompt: str
+    kind: str
+    profile: str
+    samples: Sequence[Sample]
+    compared: Sequence[Compared]
+    notes: tuple[str, ...]
+
+
+def monitor(
+    read: Read,
+    source: Source,
+    *,
+    place: str = "samples",
+    since: float = 0.0,
+    data: Splits | str | None = None,
+    columns: Mapping[str, str] | None = None,
+    model: Model | None = None,
+    states: bool = False,
+    progress: Callable[[str], None] = lambda _: None,
+) -> Monitoring:
+    """Compare samples of each prompt with its profile.
+
+    Args:
+        source: where the prompts are.
+        place: what the samples are called.
+        since: seconds since 1970; where the samples begin.
+        data: what a prompt without a profile was learned on, or its place: its profile is then measured now.
+        columns: names of the columns, as ``read_splits`` takes them.
+        model: gives the base model of a prompt.
+        states: compare hidden states, for which sampled texts are read by the model.
+
+    Raises:
+        ConfigError: data for several prompts without a profile.
+        DataError: data without validation rows, or not for this prompt.
+        StoreError, PromptFileError: the prompts cannot be read.
+    """
+    by_prompt: dict[str, list[Sample]] = defaultdict(list)
+    for sample in read.samples:
+        by_prompt[sample.prompt].append(sample)
+    stock = source.stock({})
+    there = {f"{name}@{number}" for name, one in stock.names.items() for number in one.numbers}
+    unread = sorted({which.partition("@")[0] for which in by_prompt} - stock.names.keys())
+    if stock.troubles and unread:
+        raise StoreError(f"{', '.join(unread)}: sampled, and not found; in the store, {'; '.join(stock.troubles)}")
+    gone = {which: len(some) for which, some in by_prompt.items() if which not in there}
+    notes = [*stock.troubles]
+    notes += [f"{which}: {count:,} samples of a prompt that is not here" for which, count in sorted(gone.items())]
+    profiles = {which: profile_in(source, which) for which in sorted(by_prompt.keys() & there)}
+    without = [which for which, profile in profiles.items() if profile is None]
+    if data is not None and len(without) > 1:
+        raise ConfigError(
+            f"--data is for one prompt without a profile, there are {len(without)} ({', '.join(without[:8])}): give "
+            "one of them with --prompt"
+        )
+    looked = []
+    for which, profile in profiles.items():
+        progress(f"{which}: {len(by_prompt[which]):,} samples")
+        asked = _Asked(source, which, by_prompt[which], model)
+        if profile is None and data is None:
+            notes.append(f"{which}: it has no profile, having been saved without one: give --data, what it learned on")
+            continue
+        looked.append(asked.look(profile, data, columns or {}, states=states))
+    return Monitoring(
+        samples=place,
+        since=moment(since) if since else "",
+        read=len(read.samples),
+        damaged=read.damaged,
+        left_out=read.left_out,
+        least=LEAST,
+        least_trained=LEAST_TRAINED,
+        significance=SIGNIFICANCE,
+        prompts=tuple(_judged(looked)),
+        notes=tuple(notes),
+        created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+    )
+
+
+class _Asked:
+    """One prompt and its samples; the model is loaded when something needs it."""
+
+    def __init__(self, source: Source, which: str, samples: list[Sample], model: Model | None) -> None:
+        self._which, self._samples, self._model = which, samples, model
+        name, _, number = which.rpartition("@")
+        self._prompt, _ = source.load(name, int(number))
+        self._base: FrozenLM | None = None
+
+    def look(
+        self, profile: Profile | None, data: Splits | str | None, columns: Mapping[str, str], *, states: bool
+    ) -> _Looked:
+        made, notes = "saved with it", []
+        if profile is None:
+            assert data is not None
+            task = Task.matching(self._prompt.spec, data, **columns)
+            profile, made = self._measured(task), f"measured now, on {task.splits.source}"
+        if self._base is not None and any(one.rare is None for one in self._samples):
+            self._count_rare(profile)
+        if not any(one.rare is not None for one in self._samples):
+            notes.append("rare tokens: the server had no profile to count them by, and kept no texts to count them in")
+        distances: dict[int, float] = {}
+        if not states:
+            notes.append("hidden states: not looked at without --model, for texts have to be read again")
+        elif profile.hidden is None:
+            notes.append("hidden states: its profile has none")
+        else:
+            distances = self._distances(profile)
+            if not distances:
+                notes.append("hidden states: no texts were kept (softprompt serve --sample-text)")
+        compared = compare(profile, self._samples, distances)
+        if self._prompt.spec.kind == "generation":
+            notes.append("answers and confidence: told for classification, this prompt generates")
+        return _Looked(self._which, self._prompt.spec.kind, made, self._samples, compared, tuple(notes))
+
+    def _loaded(self) -> FrozenLM:
+        if self._base is None:
+            if self._model is None:
+                raise ConfigError(f"'{self._which}' has to be read by its base model: give --model")
+            self._base = self._model(self._prompt)
+            self._prompt.check_base(self._base)
+        return self._base
+
+    def _measured(self, task: Task) -> Profile:
+        prompt, base = self._prompt, self._loaded()
+        rows = sample_of(task.validation, TEST_LIMIT[prompt.spec.kind])
+        answered: tuple[Prediction, ...] = ()
+        if rows and prompt.spec.kind == "classification":
+            answered = score(Predictor(base, prompt.spec, prompt.states), rows).predictions
+        profile = profile_of(base, prompt.spec, prompt.states, task, answered)
+        if profile is None:
+            raise DataError(f"{task.splits.source}: expected a validation split to compare with, got none")
+        return profile
+
+    def _count_rare(self, profile: Profile) -> None:
+        """Of samples with a text that the server could not count them in."""
+        encoder = Encoder(self._loaded(), self._prompt.spec, self._prompt.length)
+        known = profile.known
+        for index, one in enumerate(self._samples):
+            if one.rare is None and one.text is not None:
+                try:
+                    (ids,) = encoder.text_ids([_example(one)])
+                except SoftpromptError:
+                    continue
+                counted = {"tokens": len(ids), "rare": rare_tokens(ids, known)}
+                self._samples[index] = one.model_copy(update=counted)
+
+    def _distances(self, profile: Profile) -> dict[int, float]:
+        """By the index of the sample, of some of those with a text."""
+        assert profile.hidden is not None
+        prompt = self._prompt
+        kept = [index for index, one in enumerate(self._samples) if one.text is not None and _readable(prompt, one)]
+        if not kept:
+            return {}
+        chosen = [kept[place] for place in sample_indices([_example(self._samples[index]) for index in kept], STATES)]
+        found, size = hidden_states(
+            self._loaded(), prompt.spec, prompt.states, [_example(self._samples[index]) for index in chosen]
+        )
+        if size != profile.hidden.size:
+            return {}
+        apart = profile.hidden.distances_of(found)
+        return {index: float(one) for index, one in zip(chosen, apart, strict=True) if np.isfinite(one)}
+
+
+def _example(sample: Sample) -> Example:
+    return Example(sample.text or "", columns=dict(sample.columns or {}))
+
+
+def _readable(prompt: Prompt, sample: Sample) -> bool:
+    """Whether its template can be filled: columns that were too large are not kept."""
+    try:
+        prompt.spec.compiled.fill(_example(sample))
+    except SoftpromptError:
+        return False
+    return True
+
+
+def _judged(looked: Sequence[_Looked]) -> list[PromptDrift]:
+    """Verdicts, with p-values adjusted for all signals of all prompts; those that drift first."""
+    tested = [
+        (row, column, one.signal.p_value)
+        for row, each in enumerate(looked)
+        for column, one in enumerate(each.compared)
+        if one.signal.p_value is not None
+    ]
+    adjusted = {
+        (row, column): value
+        for (row, column, _), value in zip(tested, holm([value for _, _, value in tested]), strict=True)
+    }
+    found = []
+    for row, each in enumerate(looked):
+        compared = [
+            replace(one, signal=judged(one.signal, adjusted.get((row, column))))
+            for column, one in enumerate(each.compared)
+        ]
+        found.append(_told(each, compared))
+    order: dict[Verdict, int] = {"drift": 0, "small": 1, "none": 2, "too few": 3}
+    return sorted(found, key=lambda one: (order[one.verdict], -len(one.findings), one.prompt))
+
+
+def _told(each: _Looked, compared: Sequence[Compared]) -> PromptDrift:
+    drifting = sorted(
+        (one for one in compared if one.signal.verdict == "drift"),
+        key=lambda one: -(one.signal.effect or 0.0),
+    )
+    times = [one.time for one in each.samples]
+    return PromptDrift(
+        prompt=each.prompt,
+        kind=each.kind,
+        verdict=_verdict([one.signal for one in compared]),
+        profile=each.profile,
+        samples=len(each.samples),
+        texts=sum(one.text is not None for one in each.samples),
+        errors=dict(Counter(one.error for one in each.samples if one.error)),
+        first=moment(min(times)),
+        last=moment(max(times)),
+        milliseconds=round(float(np.median([one.milliseconds for one in each.samples])), 1),
+        signals=tuple(one.signal for one in compared),
+        findings=tuple(finding(one.signal) for one in drifting),
+        witnesses=tuple(found for one in drifting for found in witnesses(one, each.samples)),
+        notes=each.notes,
+    )
+
+
+def _verdict(signals: Sequence[Signal]) -> Verdict:
+    verdicts = {one.verdict for one in signals}
+    names: tuple[Verdict, ...] = ("drift", "small", "none")
+    return next((name for name in names if name in verdicts), "too few")

@@ -1,0 +1,386 @@
+"""What a prompt has learned, what it changed, and what is wrong with it: one file a question, and this to ask them all.
+
+A question that cannot be answered for a model, a prompt or data is left out, and ``Inspection.notes`` says why.
+"""
+
+import json
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from softprompt.analysis.inspection.ablation import seen_rows, starts_of, with_removals
+from softprompt.analysis.inspection.answers import LEAST, Reference, example_values, probe_answers, value_figure
+from softprompt.analysis.inspection.attention_weights import probe_attention
+from softprompt.analysis.inspection.duplicates import duplicates
+from softprompt.analysis.inspection.inspection_findings import findings
+from softprompt.analysis.inspection.inspection_records import Fit, Inspection, Reproduction, VirtualToken
+from softprompt.analysis.inspection.label_errors import suspects
+from softprompt.analysis.inspection.memorization import probe_memorisation
+from softprompt.analysis.inspection.pruning import prune
+from softprompt.analysis.inspection.score_records import Scored, score_ensemble
+from softprompt.analysis.inspection.store_neighbors import probe_store
+from softprompt.analysis.inspection.template_mismatch import probe_serving
+from softprompt.analysis.inspection.token_meaning import continuation, probe_tokens
+from softprompt.data.examples import Example
+from softprompt.data.split_assignment import Drawn, sample_indices, sample_of
+from softprompt.data.task import Task, TaskSpec
+from softprompt.errors import BaseModelError, ConfigError, DataError
+from softprompt.metrics import significance
+from softprompt.metrics.measured import Figure
+from softprompt.models.frozen_lm import FrozenLM
+from softprompt.prompts.methods.initializers import default_instruction
+from softprompt.prompts.saved_prompt import Prompt
+from softprompt.prompts.written_prompt import written_prompt
+from softprompt.store.learned_rows import LearnedRows
+
+__all__ = ["Limits", "Reference", "inspect", "prune", "read_history", "reference_of", "written_reference"]
+
+REMOVAL_PASSES = 4000  # examples times virtual tokens: what 20 tokens on 200 examples take
+FEWEST_EXAMPLES = 20
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How many examples each question is asked of, at most.
+
+    Attributes:
+        answers: of the split that is judged, and of validation.
+        train: training rows that are scored, for suspects and overfitting.
+        removal: for the effect of each virtual token; each costs as many passes as there are tokens.
+        attention: whose attention is averaged.
+        texts: on each side of the memorisation probe, where every token is scored.
+        seed: of the draw, where there are more.
+    """
+
+    answers: int = 1000
+    train: int = 2000
+    removal: int = 200
+    attention: int = 32
+    texts: int = 200
+    seed: int = 0
+
+    @classmethod
+    def of(cls, most: int | None, train: int | None = None) -> "Limits":
+        """Each at most ``most``; ``train`` training rows, if given."""
+        limits = cls() if most is None else cls(*(min(most, own) for own in (1000, 2000, 200, 32, 200)))
+        return limits if train is None else replace(limits, train=train)
+
+
+def written_reference(base: FrozenLM, spec: TaskSpec, instruction: str | None = None) -> Reference:
+    """The written prompt: the instruction given, or a plain one made of the labels, in front of the same template."""
+    words = default_instruction(spec) if instruction is None else instruction
+    return Reference(f"written prompt '{words}'", spec, [written_prompt(base, spec, words)])
+
+
+def reference_of(base: FrozenLM, spec: TaskSpec, place: str, other: Prompt) -> Reference:
+    """Another saved prompt; raises ConfigError if it answers another task, PromptFileError if on another base."""
+    other.check_base(base)
+    if (other.spec.kind, set(other.spec.labels)) != (spec.kind, set(spec.labels)):
+        expected = f"{spec.kind} with the labels {', '.join(spec.labels)}" if spec.labels else spec.kind
+        got = f"{other.spec.kind} with {', '.join(other.spec.labels)}" if other.spec.labels else other.spec.kind
+        raise ConfigError(f"--against '{place}': expected a prompt for {expected}, got one for {got}")
+    return Reference(place, other.spec, other.states)
+
+
+def inspect(
+    base: FrozenLM,
+    prompt: Prompt,
+    task: Task,
+    *,
+    place: str = "prompt",
+    split: str | None = None,
+    reference: Reference | None = None,
+    template: str | None = None,
+    store: Path | None = None,
+    history: Sequence[Mapping[str, float]] = (),
+    learned: LearnedRows | None = None,
+    limits: Limits | None = None,
+    progress: Callable[[str], None] = lambda _: None,
+) -> Inspection:
+    """Ask every question.
+
+    Args:
+        task: data for the prompt's own spec (``Task.matching``).
+        place: what the prompt is called.
+        split: that the answers are judged on; test if there is one, else validation.
+        reference: what it is compared with; the written prompt if not given.
+        template: the one that is served, if it may differ.
+        store: a folder of saved prompts to compare with.
+        history: what ``history.jsonl`` holds.
+        learned: what it kept of the rows it was learned from.
+
+    Raises:
+        DataError: no examples to judge on.
+        PromptFileError: the prompt was learned on another base model.
+    """
+    prompt.check_base(base)
+    asked = _Asked(base, prompt, task, limits or Limits(), progress)
+    spec, notes = prompt.spec, asked.notes
+    chosen = split or ("test" if task.test else "validation" if task.validation else "all")
+    examples = asked.judged(chosen, task.splits[chosen], asked.limits.answers)
+    if learned is not None and chosen in ("validation", "test") and (words := learned.among(examples).words(chosen)):
+        notes.append(words)
+    progress(f"answers to {len(examples):,} examples ({chosen})")
+    scored = score_ensemble(base, spec, prompt.states, examples)
+    against = reference or written_reference(base, spec)
+    answers = probe_answers(base, spec, scored, examples, chosen, against)
+    if answers.unsliced:
+        notes.append(f"slices by {', '.join(answers.unsliced)}: no value has {LEAST} rows")
+    few = sample_indices(examples, asked.limits.removal, asked.limits.seed)
+    serving = probe_serving(
+        base,
+        spec,
+        prompt.states,
+        [examples[index] for index in few],
+        Scored(scored.losses[:, few], None, scored.truncated),
+        task.train,
+        template,
+    )
+    fit, prior, train_facts = asked.training()
+    vocabulary, tokens = asked.tokens(examples)
+    attention, tokens = asked.attention(tokens, examples)
+    continued = None
+    if len(prompt.states) == 1:
+        continued, remark = continuation(base, prompt.state)
+        notes += [f"what it says: {remark}"] if remark else []
+    else:
+        notes.append("what it says: several prompts answer by vote, which goes on with no text")
+    made = Inspection(
+        place=place,
+        base=base.name,
+        kind=spec.kind,
+        state_kind=prompt.states[0].kind,
+        labels=spec.labels,
+        length=prompt.length,
+        embedding_size=base.embedding_size,
+        members=len(prompt.states),
+        data=task.splits.source,
+        sizes={name: len(some) for name, some in _splits(task).items()},
+        same_data=asked.same_data,
+        training=_facts(prompt),
+        vocabulary=vocabulary,
+        tokens=tuple(tokens),
+        attention=attention,
+        continuation=continued,
+        answers=answers,
+        fit=fit,
+        prior_loss=prior,
+        **train_facts,
+        memorisation=asked.memorisation(),
+        serving=serving,
+        reproduction=tuple(asked.reproduction(chosen, scored, examples)),
+        history=tuple(map(dict, history)),
+        neighbourhood=None
+        if store is None
+        else probe_store(base, prompt, place, store, [examples[index] for index in few]),
+        created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+    )
+    return made.model_copy(update={"findings": tuple(findings(made)), "notes": tuple(notes)})
+
+
+class _Asked:
+    """The questions that may have no answer; ``notes`` says why."""
+
+    def __init__(
+        self, base: FrozenLM, prompt: Prompt, task: Task, limits: Limits, progress: Callable[[str], None]
+    ) -> None:
+        self.base, self.prompt, self.task, self.limits, self.progress = base, prompt, task, limits, progress
+        self.notes: list[str] = []
+        self.same_data = prompt.data.get("fingerprint") == task.splits.fingerprint
+        if not self.same_data:
+            self.notes.append("the data given are not those that it was learned on (another fingerprint)")
+        self._validation: tuple[list[Example], Scored] | None = None
+        self._leaked: set[tuple[str, int]] = set()
+
+    def drawn(self, examples: Sequence[Example], most: int) -> list[Example]:
+        return list(sample_of(examples, most, self.limits.seed))
+
+    def judged(self, split: str, examples: Sequence[Example], most: int) -> list[Example]:
+        """``drawn``, and it is said."""
+        found = self.drawn(examples, most)
+        if words := Drawn(len(found), len(examples), self.limits.seed).words(split):
+            self.notes.append(f"{split}: measured {words}")
+        return found
+
+    def validation(self) -> tuple[list[Example], Scored] | None:
+        """Validation rows with their scores, made once."""
+        if self._validation is None and self.task.validation:
+            rows = self.judged("validation", self.task.validation, self.limits.answers)
+            self._validation = rows, score_ensemble(self.base, self.prompt.spec, self.prompt.states, rows)
+        return self._validation
+
+    def training(self) -> tuple[Fit | None, float | None, dict[str, Any]]:
+        """Overfitting, the loss of the label prior, and what there is to say of the training rows."""
+        task, spec = self.task, self.prompt.spec
+        validation = self.validation()
+        prior = None
+        if validation is not None and spec.kind == "classification":
+            counts = Counter(example.label for example in validation[0]).values()
+            if len(counts) > 1:
+                prior = -sum(count * math.log(count / len(validation[0])) for count in counts) / len(validation[0])
+            else:
+                self.notes.append("what label frequencies alone would give: validation has one label only")
+        self.progress("near duplicates")
+        twins, answers, self._leaked = duplicates(_splits(task), spec.compiled.names)
+        if not task.train:
+            self.notes.append("training rows (overfitting, suspects, memorisation): the data have no train split")
+            return None, prior, {"duplicates": twins}
+        indices = sample_indices(task.train, self.limits.train, self.limits.seed)
+        rows = self.judged("train", task.train, self.limits.train)
+        self.progress(f"{len(rows):,} training rows")
+        scored = score_ensemble(self.base, spec, self.prompt.states, rows)
+        found = {"duplicates": twins, "suspects": suspects(spec, scored, rows, indices, answers)}
+        if validation is None:
+            self.notes.append("overfitting: the data have no validation split")
+            return None, prior, found
+        held, of_held = validation
+        fit = Fit(
+            train_loss=significance.mean(scored.losses[0]),
+            validation_loss=significance.mean(of_held.losses[0]),
+            gap=significance.apart(of_held.losses[0], scored.losses[0]),
+            train_metric=float(example_values(spec, scored, rows).mean()),
+            validation_metric=float(example_values(spec, of_held, held).mean()),
+        )
+        return fit, prior, found
+
+    def tokens(self, examples: Sequence[Example]) -> tuple[Any, list[VirtualToken]]:
+        """Neighbours, norms, movement and the effect of removal."""
+        prompt, base = self.prompt, self.base
+        self.progress(f"{sum(state.length for state in prompt.states)} virtual tokens")
+        starts = starts_of(prompt, base, self.task.train if self.same_data else None)
+        if isinstance(starts, str):
+            self.notes.append(f"movement: {starts}")
+        if prompt.states[0].kind == "key_values":
+            self.notes.append("neighbours and norms: keys and values do not lie among the token embeddings")
+        vocabulary, found = probe_tokens(base, prompt.states, None if isinstance(starts, str) else starts)
+        count = min(self.limits.removal, len(examples))
+        most = max(FEWEST_EXAMPLES, REMOVAL_PASSES // max(1, len(found)))
+        if most < count:
+            self.notes.append(
+                f"removal: measured on {most} examples, for each of {len(found)} virtual tokens reads all"
+            )
+        rows = self.drawn(examples, min(most, count))
+        return vocabulary, with_removals(found, base, prompt.spec, prompt.states, rows)
+
+    def attention(self, tokens: list[VirtualToken], examples: Sequence[Example]) -> tuple[Any, list[VirtualToken]]:
+        if len(self.prompt.states) > 1:
+            self.notes.append("attention: told for a single prompt, this is an ensemble")
+            return None, tokens
+        try:
+            rows = self.drawn(examples, self.limits.attention)
+            found, shares = probe_attention(self.base, self.prompt.spec, self.prompt.state, rows)
+        except BaseModelError as error:
+            self.notes.append(f"attention: {error}")
+            return None, tokens
+        return found, [
+            token.model_copy(update={"attention": tuple(row.tolist())})
+            for token, row in zip(tokens, shares, strict=True)
+        ]
+
+    def memorisation(self) -> Any:
+        """The probe on rows that it has seen, and on held-out rows that are no near duplicates of training rows."""
+        task = self.task
+        held = [
+            example
+            for split, some in _splits(task).items()
+            for index, example in enumerate(some)
+            if split != "train" and (split, index) not in self._leaked
+        ]
+        if len(self.prompt.states) > 1:
+            self.notes.append("memorisation: told for a single prompt, this is an ensemble")
+            return None
+        if not task.train or not (task.validation or task.test):
+            return None
+        self.progress("memorisation")
+        seen: Sequence[Example] | None = None
+        if self.same_data:
+            seen = seen_rows(self.prompt, self.base, task)
+            if seen is None:
+                self.notes.append(
+                    "memorisation: which training rows it has seen is not known, so they are drawn from all of them; "
+                    "the fewer it saw, the more the difference understates"
+                )
+        most = self.limits.texts
+        try:
+            return probe_memorisation(
+                self.base,
+                self.prompt.spec,
+                self.prompt.state,
+                self.drawn(task.train if seen is None else seen, most),
+                self.drawn(held, most),
+                same_data=self.same_data,
+            )
+        except DataError as error:
+            left_out = f"; {len(self._leaked):,} near duplicates of training rows are left out" if self._leaked else ""
+            self.notes.append(f"memorisation: {error}{left_out}")
+            return None
+
+    def reproduction(self, split: str, scored: Scored, examples: Sequence[Example]) -> list[Reproduction]:
+        """Accuracies of the manifest beside those of now."""
+        spec, found = self.prompt.spec, []
+        now = {split: (scored, examples)}
+        if (validation := self.validation()) is not None:
+            now["validation"] = (validation[1], validation[0])
+        for name, (scores, rows) in now.items():
+            saved = _saved(self.prompt.metrics.get(name))
+            if saved is not None and spec.kind == "classification":
+                measured = value_figure(spec, scores, rows)
+                found.append(Reproduction(split=name, saved=saved, now=measured, same_data=self.same_data))
+        return found
+
+
+def _splits(task: Task) -> dict[str, tuple[Example, ...]]:
+    named = {"train": task.train, "validation": task.validation, "test": task.test}
+    return {name: some for name, some in named.items() if some}
+
+
+def _saved(metric: Any) -> Figure | None:
+    """The accuracy that a manifest tells, as its main metric or among the others."""
+    try:
+        told = metric if metric["metric"] == "accuracy" else metric["others"]["accuracy"]
+        return Figure(**{name: told[name] for name in ("metric", "value", "low", "high", "n")})
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+def _facts(prompt: Prompt) -> dict[str, Any]:
+    """What a page tells of how the prompt was learned; plain values only."""
+    names = ("init", "learning_rate", "rate_unit", "steps", "steps_made", "best_step", "batch_size", "truncated_texts")
+    found = {
+        name: prompt.training[name] for name in (*names, "alarmed", "learned_parameters") if name in prompt.training
+    }
+    plain = {
+        name: value for name, value in found.items() if value is None or isinstance(value, str | int | float | bool)
+    }
+    distilled = prompt.training.get("distillation")
+    if isinstance(distilled, Mapping):
+        plain["teacher"] = str(distilled.get("teacher"))
+    return {
+        "method": prompt.method,
+        "template": prompt.spec.template,
+        **plain,
+        "seed": prompt.seed,
+        "parent": prompt.parent,
+    }
+
+
+def read_history(content: bytes, prompt: Prompt) -> list[dict[str, float]]:
+    """The records of a ``history.jsonl`` that are of ``prompt``, where several learned together.
+
+    What is no record is left out: anybody may have written into that file.
+    """
+    chosen = prompt.training.get("chosen")
+    records = []
+    for line in content.decode(errors="replace").splitlines():
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(record, dict) and (chosen is None or record.get("name") == chosen):
+            numbers = {str(k): float(v) for k, v in record.items() if isinstance(v, int | float) and math.isfinite(v)}
+            records.append(numbers)
+    return records

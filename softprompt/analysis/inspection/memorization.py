@@ -1,0 +1,78 @@
+"""Has the prompt learned training texts by heart? A difference in differences of log-likelihoods.
+
+    gain of a text  =  log-likelihood a token behind the prompt - behind nothing
+    memorisation    =  mean gain of training texts - mean gain of held-out texts
+
+A prompt changes how well the model continues any text of the domain; what only training texts gain is what it knows of
+them in particular. Held-out rows that are near duplicates of training rows are left out by the caller. A probe can show
+leakage, not prove its absence: it looks at likelihoods, not at what an attacker with other means could find.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from softprompt.analysis.inspection.inspection_records import Memorisation
+from softprompt.analysis.inspection.score_records import item_losses
+from softprompt.data.encoding.encoder import Encoder, Item
+from softprompt.data.examples import Example
+from softprompt.data.task import TaskSpec
+from softprompt.errors import DataError
+from softprompt.inference.scoring import Objective
+from softprompt.metrics import Floats, significance
+from softprompt.models.frozen_lm import FrozenLM
+from softprompt.prompts.prefix import make_prefix
+from softprompt.prompts.state import PromptState
+
+FEWEST = 10  # texts on each side
+
+
+def probe_memorisation(
+    base: FrozenLM,
+    spec: TaskSpec,
+    state: PromptState,
+    train: Sequence[Example],
+    held_out: Sequence[Example],
+    *,
+    same_data: bool,
+) -> Memorisation:
+    """Compare what training and held-out texts gain: the texts themselves, or the outputs that were learned.
+
+    Raises:
+        DataError: too few texts on a side, or an encoder-decoder model for classification, which completes no texts.
+    """
+    what = "outputs" if spec.kind == "generation" else "texts"
+    if base.architecture == "encoder-decoder" and spec.kind == "classification":
+        raise DataError("an encoder-decoder model does not complete the texts that it reads")
+    trained, other = (_gains(base, spec, state, some) for some in (train, held_out))
+    if min(len(trained), len(other)) < FEWEST:
+        raise DataError(
+            f"expected at least {FEWEST} training and {FEWEST} held-out {what}, got {len(trained)} and {len(other)}"
+        )
+    return Memorisation(
+        what=what,
+        trained=significance.mean(trained),
+        held_out=significance.mean(other),
+        difference=significance.apart(trained, other),
+        auc=significance.area_under_curve(trained, other),
+        same_data=same_data,
+    )
+
+
+def _gains(base: FrozenLM, spec: TaskSpec, state: PromptState, examples: Sequence[Example]) -> Floats:
+    """Gain of each text, nats a token; texts of a single token have none."""
+    encoder = Encoder(base, spec, state.length)
+    if spec.kind == "generation":
+        items = encoder.training_items(examples)
+    else:
+        # the first token is left out: some models have nothing in front of it
+        texts = [ids for ids in encoder.text_ids(examples) if len(ids) > 1]
+        items = [Item(i, ids[:-1], tuple(range(len(ids) - 1)), targets=ids[1:]) for i, ids in enumerate(texts)]
+    if not items:
+        return np.zeros(0)
+    with torch.no_grad():
+        prefix = make_prefix(base, None, state)
+    losses = item_losses(Objective(base, None), prefix, items, 2, len(items))
+    gains: Floats = losses[0] - losses[1]
+    return gains

@@ -1,0 +1,111 @@
+"""Losses and answers of several prompts on the same examples, in the same batches.
+
+Shapes: ``M`` prompts, ``n`` examples, ``C`` labels.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from softprompt.data.encoding.batching import budgeted, collate
+from softprompt.data.encoding.encoder import Encoder, Item
+from softprompt.data.examples import Example
+from softprompt.data.task import TaskSpec
+from softprompt.inference.predictor import Predictor, naming
+from softprompt.inference.scoring import EVALUATION_TOKENS, Objective, all_finite
+from softprompt.metrics import Floats
+from softprompt.models.frozen_lm import FrozenLM
+from softprompt.prompts.prefix import Prefix, make_prefix
+from softprompt.prompts.state import PromptState, words_before
+
+MEMBERS = 16  # prompts that stand in one prefix, at most: each holds its keys and values of every layer
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What prompts do on examples.
+
+    Attributes:
+        losses: ``[M, n]``, nats an example, or a target token in generation.
+        log_probabilities: ``[M, n, C]`` of the labels; ``None`` for generation.
+        truncated: texts that were cut.
+    """
+
+    losses: Floats
+    log_probabilities: Floats | None
+    truncated: int
+
+    @property
+    def answers(self) -> Floats | None:
+        """The likeliest label of each, ``[M, n]``."""
+        return None if self.log_probabilities is None else self.log_probabilities.argmax(axis=2)
+
+
+def score_states(
+    base: FrozenLM, spec: TaskSpec, states: Sequence[PromptState | None], examples: Sequence[Example]
+) -> Scored:
+    """Score each of ``states`` on its own; ``None`` is the bare template. All are given the same room for texts."""
+    given = [state for state in states if state is not None]
+    length = max((state.length for state in given), default=0)
+    encoder = Encoder(base, spec, length, behind=words_before(given))
+    objective = Objective(base, encoder.verbalizer)
+    items = encoder.training_items(examples) if spec.kind == "generation" else encoder.scoring_items(examples)
+    losses, answers = [], []
+    for start in range(0, len(states), MEMBERS):
+        chunk = states[start : start + MEMBERS]
+        with torch.no_grad():
+            prefix = make_prefix(base, *chunk)
+        if spec.kind == "generation":
+            with naming(examples):
+                losses.append(item_losses(objective, prefix, items, len(chunk), len(examples)))
+            continue
+        with naming(examples):
+            scores = objective.label_log_probabilities(prefix, repeated(items, len(chunk), len(examples)))
+        shaped = scores.double().numpy().reshape(len(chunk), len(examples), -1)
+        answers.append(shaped)
+        losses.append(-np.take_along_axis(shaped, gold_labels(spec, examples)[None, :, None], axis=2)[:, :, 0])
+    return Scored(np.concatenate(losses), np.concatenate(answers) if answers else None, encoder.truncated)
+
+
+def score_ensemble(
+    base: FrozenLM, spec: TaskSpec, states: Sequence[PromptState], examples: Sequence[Example]
+) -> Scored:
+    """``score_states`` for prompts that answer together: ``M`` is 1."""
+    if len(states) == 1:
+        return score_states(base, spec, states, examples)
+    predictor = Predictor(base, spec, states)
+    scores = predictor.label_log_probabilities(examples).double().numpy()
+    gold = gold_labels(spec, examples)
+    return Scored(-scores[np.arange(len(gold)), gold][None], scores[None], predictor.truncated)
+
+
+@torch.no_grad()
+def item_losses(objective: Objective, prefix: Prefix, items: Sequence[Item], members: int, examples: int) -> Floats:
+    """Mean loss of the targets of each example behind each prompt, ``[M, n]``."""
+    sums = torch.zeros(members * examples, dtype=torch.float64)
+    counts = torch.zeros(members * examples, dtype=torch.float64)
+    for chunk in budgeted(repeated(items, members, examples), EVALUATION_TOKENS):
+        batch = collate(chunk, objective.base.device)
+        found = objective.losses(prefix, batch).double().cpu()
+        owner = torch.tensor([item.example for item in chunk])[batch.row.cpu()]
+        sums.index_add_(0, owner, found)
+        counts.index_add_(0, owner, torch.ones_like(found))
+    all_finite(sums.view(members, examples).T)
+    shaped: Floats = (sums / counts).view(members, examples).numpy()
+    return shaped
+
+
+def repeated(items: Sequence[Item], members: int, examples: int) -> list[Item]:
+    """Each item behind each of ``members`` prompts, next to each other so that batches hold one length."""
+    return [
+        replace(item, example=member * examples + item.example, prompt=member)
+        for item in items
+        for member in range(members)
+    ]
+
+
+def gold_labels(spec: TaskSpec, examples: Sequence[Example]) -> np.ndarray:
+    """Index of each example's label."""
+    return np.array([spec.label_index[str(example.label)] for example in examples])

@@ -1,1 +1,0 @@
-"""What a team would do instead of learning a prompt."""

@@ -1,0 +1,311 @@
+"""Examples to token ids, and token ids to padded batches.
+
+Shapes: ``B`` batch, ``T`` text length, ``S`` different texts of a batch, ``U`` answer length, ``N`` scored positions.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from softprompt.data.encoding.special_tokens import Frame
+from softprompt.data.encoding.tokenization import Span, tokens_of
+from softprompt.data.encoding.verbalizer import Verbalizer, answer_ids, end_of_answer
+from softprompt.data.examples import Example
+from softprompt.data.label_names import near
+from softprompt.data.task import TaskSpec
+from softprompt.errors import DataError, TemplateError
+
+Filled = tuple[str, Sequence[Span]]  # a text, and where a row's data stands in it
+_Fitting = tuple[Filled, tuple[int, ...]]  # and its token ids
+
+_LEAST_ROOM = 8  # tokens of template and text that prompt and answer must leave in the context
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One sequence of a forward pass, without BOS and prompt.
+
+    Attributes:
+        example: index of its example.
+        ids: token ids of the text, and of the part of the answer that the model is given.
+        positions: where the next token is asked for, as indices into ``ids``, or into ``decoder_ids`` if there are any.
+        targets: the token that should follow at each position (empty when predicting).
+        decisions: which decision of the verbalizer each position asks (empty for generation).
+        prompt: which of the prompts in the batch it stands behind.
+        decoder_ids: of an encoder-decoder model, what the decoder is given of the answer, in place of ``ids``.
+    """
+
+    example: int
+    ids: tuple[int, ...]
+    positions: tuple[int, ...]
+    targets: tuple[int, ...] = ()
+    decisions: tuple[int, ...] = ()
+    prompt: int = 0
+    decoder_ids: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Right-padded items as tensors.
+
+    Attributes:
+        input_ids: ``[B, T]``; of an encoder-decoder model each text behind each prompt once, ``[S, T]``.
+        mask: the same shape, 1 on text and 0 on padding.
+        row, column: ``[N]``, the scored positions: item, and place in ``input_ids``, or in ``decoder_ids``.
+        targets: ``[N]`` token ids (empty when predicting).
+        decisions: ``[N]`` (empty for generation).
+        which: ``[B]``, the prompt of each item.
+        decoder_ids: ``[B, U]``, what the decoder is given of the answers; ``U`` is 0 for decoder-only models.
+        reads: ``[B]``, the row of ``input_ids`` that each item is about.
+    """
+
+    input_ids: Tensor
+    mask: Tensor
+    row: Tensor
+    column: Tensor
+    targets: Tensor
+    decisions: Tensor
+    which: Tensor
+    decoder_ids: Tensor
+    reads: Tensor
+
+
+class Reader(Protocol):
+    """What is asked of a base model to give it texts as tokens: a ``FrozenLM``, or what a client knows of one."""
+
+    @property
+    def tokenizer(self) -> Any: ...
+    @property
+    def architecture(self) -> str: ...
+    @property
+    def frame(self) -> Frame: ...
+    @property
+    def context_length(self) -> int | None: ...
+
+
+class Encoder:
+    """Turns examples of one task into items for one base model.
+
+    Attributes:
+        verbalizer: the labels as tokens; ``None`` for generation.
+        truncated: texts cut so far, because template and text were longer than ``limit``.
+        limit: tokens of template and text, at most.
+    """
+
+    def __init__(
+        self, base: Reader, spec: TaskSpec, prompt_length: int, answer_room: int = 0, behind: str = ""
+    ) -> None:
+        """Work out the limit: the task's own, or less where the base model's context is shorter.
+
+        Args:
+            prompt_length: virtual tokens ``P``.
+            answer_room: tokens kept free behind the text, for generation.
+            behind: words that a text goes on from; without any it is where the tokenizer begins.
+
+        Raises:
+            TemplateError: prompt and answer leave no room for text in the context.
+            DataError: the labels cannot be told apart.
+        """
+        self.base, self.spec, self._tokenizer = base, spec, base.tokenizer
+        self._tokens, self._behind = tokens_of(base.tokenizer), behind
+        self._apart = base.architecture == "encoder-decoder"  # the answer from the text, in a context of its own
+        self.verbalizer = None
+        if spec.kind == "classification":
+            self.verbalizer = Verbalizer.of_task(spec, base.tokenizer, alone=self._apart)
+        self.truncated = 0
+        # a client may not know it of its model
+        self._rows: int | None = getattr(base, "vocabulary_size", None)
+        self.limit = spec.max_length
+        # behind the items; those for classification, or in a decoder, need none
+        self._kept_free = 0 if self._apart or self.verbalizer is not None else answer_room
+        self._room: int | None = None
+        if base.context_length is not None:
+            self._room = base.context_length - len((*base.frame.bos, *base.frame.back)) - prompt_length
+            answer = max((len(path) for path in self.verbalizer.paths), default=0) if self.verbalizer else answer_room
+            left = self._room_before(answer)
+            if left < _LEAST_ROOM:
+                raise TemplateError(
+                    f"a prompt of {prompt_length} virtual tokens and an answer of {answer} leave "
+                    f"{max(left, 0)} tokens for the text in this model's context of "
+                    f"{base.context_length}: use a shorter prompt" + (", or fewer new tokens" if answer_room else "")
+                )
+            self.limit = min(self.limit, left)
+
+    def text_ids(self, examples: Sequence[Example], answers: Sequence[int] | None = None) -> list[tuple[int, ...]]:
+        """Token ids of template and text, cut to ``limit`` within the text.
+
+        Args:
+            answers: tokens that will follow each text, where that may be more than was kept free for them.
+
+        Raises:
+            TemplateError: the template is empty, or leaves no room for the text.
+            DataError: an answer leaves no room for the text.
+        """
+        return [ids for _, ids in self._fitting(examples, answers)]
+
+    def texts(self, examples: Sequence[Example]) -> list[Filled]:
+        """Template and text, cut as ``text_ids`` are, and where the row's data stands in them."""
+        return [filled for filled, _ in self._fitting(examples, None)]
+
+    def _fitting(self, examples: Sequence[Example], answers: Sequence[int] | None) -> list[_Fitting]:
+        whole = [self._filled(example) for example in examples]
+        encoded = self._read(whole)
+        limits = [self.limit] * len(examples)
+        if answers is not None:
+            limits = [self._limit_before(*one) for one in zip(answers, examples, strict=True)]
+        if blank := next((one for one, ids in zip(examples, encoded, strict=True) if not ids), None):
+            what = f"the template gives an empty text for an example; got {self.spec.template!r}"
+            raise TemplateError(blank.told(what))
+        if self._rows is not None and (most := max(map(max, encoded), default=0)) >= self._rows:
+            raise TemplateError(
+                f"the template spells {self._tokenizer.convert_ids_to_tokens(most)!r}, token {most:,}, for which the "
+                f"model has no embedding: expected tokens below {self._rows:,}, leave it out"
+            )
+        return [
+            (filled, tuple(ids)) if len(ids) <= limit else self._cut(example, len(ids), limit)
+            for example, filled, ids, limit in zip(examples, whole, encoded, limits, strict=True)
+        ]
+
+    def inputs(self, examples: Sequence[Example], answers: Sequence[int] | None = None) -> list[tuple[int, ...]]:
+        """``text_ids``, and what an encoder reads behind every text."""
+        return [(*ids, *self.base.frame.back) for ids in self.text_ids(examples, answers)]
+
+    def cut_notes(self) -> list[str]:
+        """What there is to say of texts that were cut so far, and of a beginning that is written twice."""
+        why = "--max-length" if self.limit == self.spec.max_length else "the model's context holds no more"
+        notes = [f"{self.truncated:,} texts were cut to {self.limit:,} tokens ({why})"] if self.truncated else []
+        beginning = "".join(self._tokenizer.convert_ids_to_tokens(list(self.base.frame.bos)))
+        if beginning and self.spec.template.lstrip().startswith(beginning):
+            notes.append(
+                f"the template begins with {beginning}, which stands in front of every prompt anyway: the model reads "
+                "it twice: leave it out of the template"
+            )
+        return notes
+
+    def training_items(self, examples: Sequence[Example]) -> list[Item]:
+        """One item an example, with the answer to learn."""
+        if self.verbalizer is not None:
+            return [self._label_item(i, text, self._label(examples[i])) for i, text in enumerate(self.inputs(examples))]
+        return self.answer_items(examples, [self._answer(example) for example in examples])
+
+    def answer_items(self, examples: Sequence[Example], answers: Sequence[tuple[int, ...]]) -> list[Item]:
+        """For generation: one item an example, that asks for each token of an answer, of which there is one at least.
+
+        Raises:
+            DataError: an answer leaves no room for its text.
+        """
+        texts = self.inputs(examples, [len(answer) - 1 for answer in answers])
+        return [
+            self._item(i, text, answer[:-1], range(len(answer)), targets=answer)
+            for i, (text, answer) in enumerate(zip(texts, answers, strict=True))
+        ]
+
+    def scoring_items(self, examples: Sequence[Example]) -> list[Item]:
+        """For classification: the items, one for each example and path, that together ask every decision once."""
+        if self.verbalizer is None:
+            raise TypeError("scoring_items is for classification")
+        paths = range(len(self.verbalizer.paths))
+        return [self.scoring_item(i, text, path) for i, text in enumerate(self.inputs(examples)) for path in paths]
+
+    def scoring_item(self, index: int, text: tuple[int, ...], path: int) -> Item:
+        """The item of a text of ``inputs`` that asks the decisions of one path (an index) of the verbalizer."""
+        assert self.verbalizer is not None
+        asked = self.verbalizer.asked[path]
+        steps = [len(self.verbalizer.decisions[decision].path) for decision in asked]
+        return self._item(index, text, self.verbalizer.paths[path], steps, decisions=asked)
+
+    def question_items(self, examples: Sequence[Example]) -> list[Item]:
+        """One item an example that asks, at the end of the text, for the first token of its answer."""
+        return [self._item(i, text, (), (0,)) for i, text in enumerate(self.inputs(examples))]
+
+    def spare(self, length: int) -> int | None:
+        """Tokens that fit in front of ``length`` tokens of ``inputs``, or of an item; ``None``: any number."""
+        if self._room is None:
+            return None
+        return self._room + len(self.base.frame.back) - length - self._kept_free
+
+    def _item(
+        self,
+        index: int,
+        text: tuple[int, ...],
+        given: tuple[int, ...],
+        steps: Iterable[int],
+        targets: tuple[int, ...] = (),
+        decisions: tuple[int, ...] = (),
+    ) -> Item:
+        """What the model is ``given`` of an answer, and after how many of its tokens the next one is asked for."""
+        if self._apart:
+            start = self.base.frame.start
+            positions = tuple(len(start) - 1 + step for step in steps)
+            return Item(index, text, positions, targets, decisions, decoder_ids=(*start, *given))
+        return Item(index, (*text, *given), tuple(len(text) - 1 + step for step in steps), targets, decisions)
+
+    def _label(self, example: Example) -> int:
+        if example.label not in self.spec.label_index:
+            raise DataError(
+                example.told(f"label '{example.label}' is not among {', '.join(self.spec.labels)}")
+                + f"{near(example.label or '', self.spec.labels)}: name all with --labels"
+            )
+        return self.spec.label_index[example.label]
+
+    def _label_item(self, index: int, text: tuple[int, ...], label: int) -> Item:
+        assert self.verbalizer is not None
+        decisions = self.verbalizer.decisions_of(label)
+        return self._item(
+            index,
+            text,
+            decisions[-1].path,
+            [len(decision.path) for decision in decisions],
+            tuple(decision.choices[decision.choice_of_label[label]] for decision in decisions),
+            self.verbalizer.passed[label],
+        )
+
+    def _answer(self, example: Example) -> tuple[int, ...]:
+        words = answer_ids(self._tokenizer, self.spec, example.references[0], alone=self._apart)
+        return (*words, end_of_answer(self._tokenizer))
+
+    def _room_before(self, answer: int) -> int:
+        """Tokens that the context has for a text with such an answer; none if the answer does not fit where it goes."""
+        assert self._room is not None
+        if not self._apart:
+            return self._room - answer
+        return self._room if len(self.base.frame.start) + answer <= (self.base.context_length or 0) else 0
+
+    def _limit_before(self, answer: int, example: Example) -> int:
+        if self._room is None:
+            return self.limit
+        left = self._room_before(answer)
+        if left < _LEAST_ROOM:
+            what = f"an output of {answer} tokens leaves {max(left, 0)} tokens for its text in the model's context"
+            raise DataError(
+                example.told(f"{what} of {self.base.context_length}: shorten the output, or remove its row")
+            )
+        return min(self.limit, left)
+
+    def _filled(self, example: Example, text: str | None = None) -> Filled:
+        rendered = self.spec.compiled.fill(example, text)
+        return rendered.text, rendered.fields
+
+    def _read(self, texts: Sequence[Filled]) -> list[list[int]]:
+        return self._tokens.behind(self._behind, texts) if self._behind else self._tokens.batch(texts)
+
+    def _cut(self, example: Example, length: int, limit: int) -> _Fitting:
+        """Shorten the example's text, by whole tokens from its end, until template and text fit."""
+        ends = self._tokens.ends(example.text)
+        keep = len(ends)
+        while length > limit:
+            if keep <= 1:
+                what = f"the template and the other columns in it fill the limit of {limit} tokens"
+                raise TemplateError(
+                    example.told(f"{what} and leave no room for the text: shorten them or raise --max-length")
+                )
+            # where the template repeats the text, the excess may be more than there is of it
+            keep = keep - (length - limit) if length - limit < keep else keep // 2
+            text = example.text[: ends[keep - 1]]
+            filled = self._filled(example, text)
+            (ids,) = self._read([filled])
+            length = len(ids)
+        self.truncated += 1
+        return filled, tuple(ids)

@@ -1,0 +1,200 @@
+"""Labels as token sequences, scored exactly.
+
+The probability of a label is the product of the choices that lead to it when decoding is held to the label set: at
+each place where labels part, a softmax over the tokens that continue some label. It is normalised over the labels,
+needs the output layer for those tokens only, and asks the model nothing where there is no choice. With labels that
+differ in their first token it is the usual softmax over label words (Schick and Schuetze 2021), at one position.
+It is also what engines compute that decode with a choice constraint, so exports give the same answers.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+from softprompt.data.encoding.tokenization import tokens_of
+from softprompt.data.task import TaskSpec
+from softprompt.errors import DataError
+
+TOKENS = 256  # of a label's words
+_BEFORE = 64  # characters of a template that its answers are tokenised behind
+
+
+@dataclass(frozen=True)
+class Decision:
+    """A place where labels part.
+
+    Attributes:
+        path: label tokens that lead from the end of the text to this place (empty for the first).
+        choices: token ids that may follow.
+        choice_of_label: the index into ``choices`` of each label that comes by, in the order of the labels.
+    """
+
+    path: tuple[int, ...]
+    choices: tuple[int, ...]
+    choice_of_label: Mapping[int, int]
+
+
+@dataclass(frozen=True)
+class Verbalizer:
+    """The labels' token sequences and their decisions, the first decision at the end of the text.
+
+    Attributes:
+        sequences: token ids of each label.
+        decisions: every place where labels part, shorter paths first.
+        rows: all token ids among the choices, sorted: the rows of the output layer that are needed.
+        paths: the fewest label prefixes behind the text that reach every decision.
+        asked: the decisions (indices) that each of ``paths`` is for, so that every one is asked once.
+        passed: the decisions (indices) that each label passes through.
+    """
+
+    sequences: tuple[tuple[int, ...], ...]
+    decisions: tuple[Decision, ...]
+    rows: tuple[int, ...]
+    paths: tuple[tuple[int, ...], ...]
+    asked: tuple[tuple[int, ...], ...]
+    passed: tuple[tuple[int, ...], ...]
+
+    @classmethod
+    def of_tokens(cls, sequences: Sequence[Sequence[int]], end_id: int) -> Self:
+        """Find the decisions among label token sequences; ``end_id`` closes a label that another one continues."""
+        tree = _Tree()
+        ends = [tree.grow(sequence) for sequence in sequences]
+        # those that others continue are known when all have grown
+        continued = [bool(tree.children[end]) for end in ends]
+        closed = [
+            (*sequence, end_id) if more else tuple(sequence)
+            for sequence, more in zip(sequences, continued, strict=True)
+        ]
+        for label in closed:
+            tree.grow(label)
+
+        path_of: dict[int, tuple[int, ...]] = {}  # of each node of the tree where labels part
+        parts: list[list[int]] = []  # those nodes, on the way of each label
+        for label in closed:
+            parts.append([])
+            for length, node in enumerate(tree.way(label)):
+                if len(tree.children[node]) > 1:
+                    parts[-1].append(node)
+                    if node not in path_of:
+                        path_of[node] = label[:length]
+        order = sorted(path_of, key=lambda node: (len(path_of[node]), path_of[node]))
+        index = {node: position for position, node in enumerate(order)}
+        passed = tuple(tuple(index[node] for node in nodes) for nodes in parts)
+
+        choices = [tuple(sorted(tree.children[node])) for node in order]
+        places = [{token: place for place, token in enumerate(tokens)} for tokens in choices]
+        choice_of_label: list[dict[int, int]] = [{} for _ in order]
+        for number, (label, decisions) in enumerate(zip(closed, passed, strict=True)):
+            for decision in decisions:
+                token = label[len(path_of[order[decision]])]
+                choice_of_label[decision][number] = places[decision][token]
+
+        inner = {decision for decisions in passed for decision in decisions[:-1]}
+        way = {decisions[-1]: decisions for decisions in passed if decisions}
+        paths, asked, answered = [], [], set[int]()
+        for decision in range(len(order)):
+            if decision not in inner:
+                paths.append(path_of[order[decision]])
+                asked.append(tuple(one for one in way[decision] if one not in answered))
+                answered.update(way[decision])
+        return cls(
+            tuple(closed),
+            tuple(
+                Decision(path_of[node], some, of_label)
+                for node, some, of_label in zip(order, choices, choice_of_label, strict=True)
+            ),
+            tuple(sorted({token for tokens in choices for token in tokens})),
+            tuple(paths),
+            tuple(asked),
+            passed,
+        )
+
+    @classmethod
+    def of_task(cls, spec: TaskSpec, tokenizer: Any, *, alone: bool = False) -> Self:
+        """Tokenise the task's verbalizers as they stand behind its template, or ``alone`` (see ``answer_ids``).
+
+        Raises:
+            DataError: two labels are the same tokens, or one has too many.
+        """
+        sequences = [tuple(ids) for ids in answers_ids(tokenizer, spec, spec.verbalizers, alone=alone)]
+        known: dict[tuple[int, ...], str] = {}
+        for label, ids in zip(spec.labels, sequences, strict=True):
+            if len(ids) > TOKENS:
+                raise DataError(
+                    f"the words of label '{label[:80]}' are {len(ids):,} tokens, expected at most {TOKENS}: give it a "
+                    "shorter verbalizer"
+                )
+            if (other := known.setdefault(ids, label)) != label:
+                raise DataError(f"labels '{other}' and '{label}' are the same tokens: give them different verbalizers")
+        return cls.of_tokens(sequences, end_of_answer(tokenizer))
+
+    def decisions_of(self, label: int) -> list[Decision]:
+        """The decisions that ``label`` (an index) passes through."""
+        return [self.decisions[decision] for decision in self.passed[label]]
+
+
+class _Tree:
+    """Token sequences by their beginnings: ``children[node]`` are the nodes behind a node, by the token between."""
+
+    def __init__(self) -> None:
+        self.children: list[dict[int, int]] = [{}]
+
+    def grow(self, sequence: Sequence[int]) -> int:
+        """Add a sequence; the node where it ends."""
+        node = 0
+        for token in sequence:
+            if token not in self.children[node]:
+                self.children[node][token] = len(self.children)
+                self.children.append({})
+            node = self.children[node][token]
+        return node
+
+    def way(self, sequence: Sequence[int]) -> list[int]:
+        """The node in front of each token of a sequence that has grown."""
+        nodes = [0]
+        for token in sequence[:-1]:
+            nodes.append(self.children[nodes[-1]][token])
+        return nodes
+
+
+def end_of_answer(tokenizer: Any) -> int:
+    """The token that ends an answer: the tokenizer's end of sequence.
+
+    Raises:
+        DataError: the tokenizer has none.
+    """
+    if tokenizer.eos_token_id is None:
+        raise DataError("the base model's tokenizer has no end-of-sequence token: set its eos_token")
+    return int(tokenizer.eos_token_id)
+
+
+def answer_ids(tokenizer: Any, spec: TaskSpec, answer: str, *, alone: bool = False) -> list[int]:
+    """Token ids of an answer; special tokens in it are read as plain text.
+
+    It stands behind the template, or ``alone``, in a decoder that sees the template only through the encoder.
+    """
+    return answers_ids(tokenizer, spec, [answer], alone=alone)[0]
+
+
+def answers_ids(tokenizer: Any, spec: TaskSpec, answers: Sequence[str], *, alone: bool = False) -> list[list[int]]:
+    """``answer_ids`` of each of ``answers``."""
+    tokens = tokens_of(tokenizer)
+    if alone:
+        return tokens.batch([(answer, [(0, len(answer))]) for answer in answers])
+    rests = [spec.answer_separator + answer for answer in answers]
+    found: dict[int, list[int]] = {}
+    # behind the template's last words, then behind a new line, which joins no word: tokenizers treat the start of a
+    # text differently from its middle, and what follows some turn marks too
+    for before in (spec.template.rpartition("}")[2][-_BEFORE:] or "a", "\n"):
+        head, start = tokens.ids(before, ()), len(before)
+        left = [index for index in range(len(rests)) if index not in found]
+        texts = [(before + rests[index], [(start, start + len(rests[index]))]) for index in left]
+        for index, whole in zip(left, tokens.batch(texts), strict=True):
+            if whole[: len(head)] == head:
+                found[index] = whole[len(head) :]
+    return [found[index] if index in found else tokens.plain(rest) for index, rest in enumerate(rests)]
+
+
+def plain_ids(tokenizer: Any, text: str) -> list[int]:
+    """Token ids of ``text`` alone: nothing added, and no part of it taken for a special token."""
+    return tokens_of(tokenizer).plain(text)

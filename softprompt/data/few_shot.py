@@ -1,0 +1,102 @@
+"""Solved examples as tokens, as a few-shot prompt has them: of a written prompt, and of the start of a learned one."""
+
+import random
+from collections.abc import Sequence
+from dataclasses import replace
+
+from softprompt.data.encoding.encoder import Encoder, Filled, Item
+from softprompt.data.encoding.tokenization import Span, tokens_of
+from softprompt.data.examples import Example
+from softprompt.data.task import TaskSpec
+
+GAP = "\n\n"  # between instruction, examples and text
+BEHIND_WORDS = f"a{GAP}"  # how written words end, for a tokenizer: texts behind them go on from it
+POOL = 64  # examples of each label among which those are looked for that fit
+
+
+def together(encoder: Encoder, instruction: str, shots: Sequence[Example]) -> list[int]:
+    """Token ids of an instruction and solved examples, each with the gap behind it, in front of another text."""
+    said: list[Filled] = [(instruction, [(0, len(instruction))])] if instruction else []
+    return _ids(encoder, [*said, *_said(encoder, shots)], "")
+
+
+def solved(encoder: Encoder, shots: Sequence[Example], *, first: bool = False) -> list[list[int]]:
+    """Token ids of each example with its answer and the gap behind it: words stand before it, or it is the first."""
+    return [_ids(encoder, [one], "" if first else BEHIND_WORDS) for one in _said(encoder, shots)]
+
+
+def _said(encoder: Encoder, shots: Sequence[Example]) -> list[Filled]:
+    spec = encoder.spec
+    found: list[Filled] = []
+    for shot, (text, fields) in zip(shots, encoder.texts(shots), strict=True):
+        whole = text + spec.answer_separator + _answer(spec, shot)
+        found.append((whole, [*fields, (len(text), len(whole))]))
+    return found
+
+
+def _ids(encoder: Encoder, parts: Sequence[Filled], before: str) -> list[int]:
+    """Of all parts as one text, which the template's first words go on from: gaps are read by what follows them."""
+    if not parts:
+        return []
+    tokens, text, fields = tokens_of(encoder.base.tokenizer), "", list[Span]()
+    for part, given in parts:
+        fields += [(start + len(text), end + len(text)) for start, end in given if end > start]
+        text += part + GAP
+    following = encoder.spec.template.partition("{")[0] or "a"
+    (whole,) = tokens.behind(before, [(text + following, fields)])
+    (rest,) = tokens.behind(BEHIND_WORDS, [(following, ())])
+    if whole[len(whole) - len(rest) :] == rest:
+        return whole[: len(whole) - len(rest)]
+    (alone,) = tokens.behind(before, [(text, fields)])
+    return alone
+
+
+def behind(items: Sequence[Item], fronts: Sequence[Sequence[int]]) -> list[Item]:
+    """``items``, the text of each behind the tokens that ``fronts`` has for its example."""
+    # what an encoder-decoder model is asked is counted in the answer
+    shifts = [0 if items[0].decoder_ids else len(front) for front in fronts]
+    return [
+        replace(
+            item,
+            ids=(*fronts[item.example], *item.ids),
+            positions=tuple(position + shifts[item.example] for position in item.positions),
+        )
+        for item in items
+    ]
+
+
+def solved_within(encoder: Encoder, examples: Sequence[Example], length: int, seed: int) -> list[int]:
+    """Token ids of as many solved examples as fit into ``length``, of each label in turn, drawn by ``seed``.
+
+    None at all where no example of some label fits into its share of ``length``: examples of some labels only would
+    speak against the others.
+    """
+    generator = random.Random(seed)
+    shuffled = list(examples)
+    generator.shuffle(shuffled)
+    pools: dict[str | None, list[Example]] = {}
+    for example in shuffled:
+        pool = pools.setdefault(example.label, [])
+        if len(pool) < POOL:
+            pool.append(example)
+    ready = {label: solved(encoder, pool) for label, pool in sorted(pools.items(), key=lambda one: str(one[0]))}
+    labels = list(ready)
+    generator.shuffle(labels)
+    chosen: list[int] = []
+    turn = 0
+    while labels:
+        label = labels[turn % len(labels)]
+        room = length // len(labels) if turn < len(labels) else length - len(chosen)
+        fitting = next((ids for ids in ready[label] if len(ids) <= room), None)
+        if fitting is None:
+            return chosen if turn >= len(labels) else []
+        ready[label].remove(fitting)
+        chosen += fitting
+        turn += 1
+    return chosen
+
+
+def _answer(spec: TaskSpec, example: Example) -> str:
+    if spec.kind == "generation":
+        return example.references[0]
+    return spec.verbalizers[spec.label_index[str(example.label)]]

@@ -1,0 +1,36 @@
+"""What a row is: all that the model reads of it, and its answer; the one key wherever rows are compared.
+
+Two rows are the same where the columns that the template uses hold the same, as ``{{ }}`` prints it, and the answers
+are the same. Where the template is not known, all columns count.
+"""
+
+import hashlib
+import json
+from collections.abc import Collection
+
+from softprompt.data.examples import Example, written
+
+Input = tuple[tuple[str, str], ...]  # column by column, in the order of their names
+Row = tuple[Input, tuple[str, ...]]
+
+
+def input_of(example: Example, names: Collection[str] | None = None) -> Input:
+    """What the model reads of ``example`` through a template that uses the columns ``names``, ``text`` among them."""
+    if not names:
+        names = {"text", *example.columns}
+    elif len(names) == 1 and "text" in names:
+        return (("text", example.text),)  # what most tasks have
+    values = {**example.columns, "text": example.text}
+    # a row that has none of the columns is still told from others by its text
+    return tuple((name, written(values[name])) for name in sorted(names) if name in values) or (("text", example.text),)
+
+
+def row_of(example: Example, names: Collection[str] | None = None) -> Row:
+    """``input_of`` and the answer: the label, or the outputs."""
+    return input_of(example, names), example.references if example.label is None else (example.label,)
+
+
+def hashed(found: Input, salt: str = "") -> int:
+    """64 bits of what is read, the same on every machine and in every order of the rows."""
+    content = json.dumps(found, ensure_ascii=False).encode()
+    return int.from_bytes(hashlib.blake2b(content, digest_size=8, key=salt.encode()).digest(), "big")

@@ -1,0 +1,147 @@
+"""Which rows are drawn, and which split each goes to.
+
+A sample is drawn by a seed, each label in its proportion: the first rows of a file are none, for files are sorted. A
+split is decided by a hash of what is read of the row: it stays where it is when others come, go or change places.
+"""
+
+import random
+from collections import defaultdict
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from softprompt.data.examples import Example
+from softprompt.data.row_identity import hashed, input_of
+from softprompt.errors import DataError
+
+Parts = tuple[tuple[Example, ...], tuple[Example, ...], tuple[Example, ...]]
+Side = int  # 0 train, 1 validation, 2 test
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """How many rows a figure is of, and of how many they were drawn."""
+
+    rows: int
+    of: int
+    seed: int = 0
+
+    def words(self, split: str) -> str:
+        """``on a sample of 5,000 of 8,600 test rows, seed 0``; nothing where it is all of them."""
+        if self.rows >= self.of:
+            return ""
+        return f"on a sample of {self.rows:,} of {self.of:,} {named(split)}, seed {self.seed}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """``{"sample": ...}``, or nothing where it is all of them."""
+        return {"sample": {"rows": self.rows, "of": self.of, "seed": self.seed}} if self.rows < self.of else {}
+
+
+def named(split: str) -> str:
+    """What the rows of a split are called; of all splits, just rows."""
+    return "rows" if split == "all" else f"{split} rows"
+
+
+def sample_indices(examples: Sequence[Example], limit: int | None, seed: int = 0) -> list[int]:
+    """Indices of at most ``limit`` examples in their order, drawn by ``seed``, every label in its proportion."""
+    if limit is None or len(examples) <= limit:
+        return list(range(len(examples)))
+    strata: defaultdict[str, list[int]] = defaultdict(list)
+    for index, example in enumerate(examples):
+        strata[example.label or ""].append(index)
+    labels, generator = sorted(strata), random.Random(seed)
+    counts = apportion(limit, [len(strata[label]) for label in labels])
+    drawn = (generator.sample(strata[label], count) for label, count in zip(labels, counts, strict=True))
+    return sorted(index for some in drawn for index in some)
+
+
+def sample_of(examples: Sequence[Example], limit: int | None, seed: int = 0) -> tuple[Example, ...]:
+    """At most ``limit`` of ``examples`` in their order, drawn by ``seed``, every label in its proportion."""
+    return tuple(examples[index] for index in sample_indices(examples, limit, seed))
+
+
+def side_of(
+    example: Example, *, validation: float, test: float, seed: int, names: Collection[str] | None = None
+) -> Side:
+    """Where a row goes by what is read of it, whatever else there is; the held-out splits are given as shares."""
+    return _side(_place(example, seed, names), validation, test)
+
+
+def split_examples(
+    examples: Sequence[Example],
+    *,
+    validation: float,
+    test: float,
+    seed: int,
+    names: Collection[str] | None = None,
+    labelled: bool = True,
+) -> Parts:
+    """Cut ``examples`` into train, validation and test, each in the order given.
+
+    Each row goes where a hash of what is read of it says (``side_of``), so that sizes are about those asked for, a row
+    stays on its side when others are added or change places, and rows of equal input are on one side. Two rules move
+    rows of small data: every label keeps a row in train, and a held-out split that was asked for gets one, if train
+    then still has as much.
+
+    Args:
+        validation, test: shares of the rows, 0 to 1.
+        names: columns that the template uses; all without.
+        labelled: whether labels may move rows at all.
+
+    Raises:
+        DataError: shares below 0, or that leave nothing for train.
+    """
+    if min(validation, test) < 0 or validation + test >= 1:
+        raise DataError(
+            f"expected shares of validation and test that leave rows for train, got {validation} and {test}: "
+            "ask for less"
+        )
+    places: dict[object, float] = {}
+    groups: defaultdict[object, list[int]] = defaultdict(list)
+    for index, example in enumerate(examples):
+        groups[input_of(example, names)].append(index)
+    for key, group in groups.items():
+        places[key] = _place(examples[group[0]], seed, names)
+    order = sorted(groups, key=lambda key: places[key])
+    sides = {key: _side(places[key], validation, test) for key in order}
+    labels = {key: {examples[index].label if labelled else None for index in groups[key]} for key in order}
+    kept: defaultdict[str | None, int] = defaultdict(int)  # groups in train, by label
+    for key in reversed(order):
+        if sides[key] and any(not kept[label] for label in labels[key]):
+            # its hash is the nearest to train's of all that have this label: those in train came before
+            sides[key] = 0
+        for label in labels[key] if not sides[key] else ():
+            kept[label] += 1
+    for side, share in ((2, test), (1, validation)):
+        if share and side not in sides.values():
+            spare = (key for key in order if not sides[key] and all(kept[label] > 1 for label in labels[key]))
+            if (moved := next(spare, None)) is not None:
+                sides[moved] = side
+                for label in labels[moved]:
+                    kept[label] -= 1
+    found: list[Side] = [0] * len(examples)
+    for key, group in groups.items():
+        for index in group:
+            found[index] = sides[key]
+    parts = [tuple(one for one, side in zip(examples, found, strict=True) if side == here) for here in range(3)]
+    return parts[0], parts[1], parts[2]
+
+
+def apportion(total: int, capacities: Sequence[int]) -> list[int]:
+    """Share ``total`` out in proportion to ``capacities`` by largest remainders, none above its own."""
+    whole = sum(capacities)
+    total = min(total, whole)
+    parts = [total * capacity // max(1, whole) for capacity in capacities]
+    by_remainder = sorted(range(len(parts)), key=lambda index: -(total * capacities[index] % max(1, whole)))
+    for index in by_remainder[: total - sum(parts)]:
+        parts[index] += 1
+    return parts
+
+
+def _place(example: Example, seed: int, names: Collection[str] | None) -> float:
+    """0 to 1."""
+    return hashed(input_of(example, names), f"split {seed}") / 2**64
+
+
+def _side(place: float, validation: float, test: float) -> Side:
+    return 2 if place < test else 1 if place < test + validation else 0

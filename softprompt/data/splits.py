@@ -1,0 +1,278 @@
+"""Readers: a folder, a file or a Hugging Face data set in, examples in three splits out.
+
+    FOLDER                                train, validation (or valid, val, dev) and test, one file each
+    FILE.jsonl .json .csv .tsv .parquet   split 80/10/10, each row by a hash of what the model reads of it
+    hf:NAME[:CONFIG]                      as published; NAME may be a local folder
+
+A row with ``text`` and ``label`` is classification, one with ``text`` and ``target`` or ``references`` generation.
+What was decided for the user (sizes, seed, duplicates, overlap) is told in ``Splits.notes``.
+"""
+
+import hashlib
+import json
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from softprompt.data.example_stream import Stream
+from softprompt.data.examples import Columns, Example, Kind, answered, kind_of, unlabelled_example
+from softprompt.data.readers.example_reader import (
+    SPLITS,
+    BadRows,
+    gathered,
+    named_rows,
+    published,
+    read_file,
+    split_files,
+    split_of,
+)
+from softprompt.data.readers.file_rows import read_records
+from softprompt.data.row_identity import input_of, row_of
+from softprompt.data.split_assignment import split_examples
+from softprompt.errors import DataError
+from softprompt.utils.files import expanded
+from softprompt.utils.messages import listed, reading
+
+__all__ = [
+    "Example",
+    "Kind",
+    "Splits",
+    "read_examples",
+    "read_records",
+    "read_splits",
+    "unlabelled_example",
+]
+
+Parts = dict[str, list["Example"]]  # by split, none of them empty
+
+HELD_OUT_SHARE = 0.1  # of the examples, about, for each split that is cut for the user
+
+
+@dataclass(frozen=True, slots=True)
+class Splits:
+    """Examples in splits that may be empty: ``splits["test"]`` refuses an empty one, ``splits.test`` returns it."""
+
+    train: tuple[Example, ...]
+    validation: tuple[Example, ...]
+    test: tuple[Example, ...]
+    source: str  # as the user gave it
+    notes: tuple[str, ...]  # what was decided for the user, one sentence each
+    stream: Stream | None = None  # all training rows, where ``train`` is only the first of them
+    columns: Columns | None = None  # that they were read from
+    # by split, where what is here was drawn already: of how many rows
+    drawn_from: Mapping[str, int] = field(default_factory=dict, hash=False)
+
+    def __getitem__(self, name: str) -> tuple[Example, ...]:
+        """The examples of a split, or of ``all`` three in order; DataError when it is unknown or empty."""
+        if name not in (*SPLITS, "all"):
+            raise DataError(f"expected a split named train, validation, test or all, got '{name}': choose one of these")
+        everything = {split: getattr(self, split) for split in SPLITS}
+        examples: tuple[Example, ...] = sum(everything.values(), ()) if name == "all" else everything[name]
+        if not examples:
+            there = ", ".join(f"{split} ({len(some):,})" for split, some in everything.items() if some) or "no examples"
+            why = "".join(f"; {note}" for note in self.notes if note.startswith(f"The split '{name}' of"))
+            raise DataError(f"expected examples in split '{name}' of '{self.source}', got none: it has {there}{why}")
+        return examples
+
+    @property
+    def kind(self) -> Kind:
+        """Whether the examples carry labels or outputs; DataError without examples."""
+        return kind_of(self["all"])
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256, hexadecimal, over everything in all examples in order; the same on every machine."""
+        digest = hashlib.sha256()
+        for split in SPLITS:
+            for one in getattr(self, split):
+                row = [split, one.text, one.label, one.references, sorted(one.columns.items())]
+                digest.update(json.dumps(row).encode() + b"\n")
+        if self.stream is not None:
+            digest.update(self.stream.identity.encode())
+        return digest.hexdigest()
+
+
+def read_splits(
+    source: str | Path,
+    *,
+    text_column: str | None = None,
+    label_column: str | None = None,
+    target_column: str | None = None,
+    remembered: Columns | None = None,
+    bad_rows: BadRows = "refuse",
+    names: Collection[str] | None = None,
+    fills: Callable[[Example], object] | None = None,
+    seed: int = 0,
+    unlabelled: bool = False,
+) -> Splits:
+    """Read a folder, a file or ``hf:NAME[:CONFIG]`` and fill in the splits that are missing.
+
+    A folder or data set without validation gives up about 10% of train for it; without test, test is empty, and so is
+    train without train. A file is freed of exact duplicates (all that the model reads, and the answer) and split about
+    80/10/10. Where this function cuts, a row's side follows from what the model reads of it (``split_examples``).
+
+    Args:
+        remembered: what a saved prompt calls its columns, where no name is given here; the usual names will do too.
+        bad_rows: ``skip`` leaves out rows that cannot be used and says so; otherwise all of them are told as an error.
+        names: the columns that the template uses, ``text`` among them: what the model reads; without, all columns.
+        fills: raises TemplateError for an example that the template cannot be filled with, which is then a bad row.
+        unlabelled: rows may come without label and output; which side an example goes to then never depends on them.
+
+    Raises:
+        DataError: anything missing, malformed or ambiguous, with file and line where there is one.
+        MissingExtraError: Parquet or ``hf:`` without the extra ``data``.
+    """
+    columns = Columns.of(text_column, label_column, target_column, remembered)
+    columns = columns._replace(optional=unlabelled, textless=names is not None and "text" not in names, fills=fills)
+    if str(source).startswith("hf:"):
+        parts, notes = _read_hub(str(source), columns, bad_rows)
+        return _told(_complete(parts, notes, str(source), names, seed, unlabelled), columns, names)
+    path = expanded(source)
+    with reading(path):
+        if path.is_dir():
+            parts, notes = _read_folder(path, columns, bad_rows)
+            return _told(_complete(parts, notes, str(source), names, seed, unlabelled), columns, names)
+    found = read_file(path, columns, bad_rows)
+    splits = _split_file(found.examples, str(source), names, seed, unlabelled)
+    return _told(replace(splits, notes=(*found.notes, *splits.notes)), columns, names)
+
+
+def read_examples(
+    path: Path,
+    *,
+    text_column: str | None = None,
+    label_column: str | None = None,
+    target_column: str | None = None,
+    bad_rows: BadRows = "refuse",
+) -> list[Example]:
+    """Read one ``.jsonl``, ``.json``, ``.csv``, ``.tsv`` or ``.parquet`` file whose rows are all of one kind.
+
+    ``label`` wins over ``target`` where a row has both, unless ``target_column`` is given another name. Numbers and
+    booleans in ``label`` become strings: ``"1"``, ``"1.0"``, ``"true"``; what is no string in ``target`` is its JSON.
+    All else is left as it is, blanks too.
+
+    Raises:
+        DataError: the file is missing, empty, of another ending or malformed, with the line where there is one.
+        MissingExtraError: Parquet without the extra ``data``.
+    """
+    return read_file(path, Columns.of(text_column, label_column, target_column), bad_rows).examples
+
+
+def _split_file(
+    examples: list[Example], source: str, names: Collection[str] | None, seed: int, unlabelled: bool
+) -> Splits:
+    same = input_of if unlabelled else row_of
+    distinct: dict[object, Example] = {}
+    for one in examples:
+        distinct.setdefault(same(one, names), one)
+    share = HELD_OUT_SHARE
+    rows = list(distinct.values())
+    splits = split_examples(rows, validation=share, test=share, seed=seed, names=names, labelled=not unlabelled)
+    sizes = ", ".join(f"{len(some):,} {split}" for split, some in zip(SPLITS, splits, strict=True))
+    notes = [
+        f"One file was given: split into {sizes} examples (about 80/10/10, by a hash of what is read of each row and "
+        f"seed {seed}): rows keep their split when others are added, equal inputs are on one side."
+    ]
+    if removed := len(examples) - len(distinct):
+        what = f"same {_read(names)}{'' if unlabelled else ', same answer'}"
+        notes.append(f"Exact duplicates ({what}) were removed: {removed:,} of {len(examples):,}.")
+    return Splits(*splits, source, tuple(notes))
+
+
+def _told(splits: Splits, columns: Columns, names: Collection[str] | None) -> Splits:
+    """``splits`` with the names of their columns, and with what no answer to them can get right."""
+    labels: defaultdict[object, Counter[str]] = defaultdict(Counter)
+    unread: set[str] = set()
+    for one in (*splits.train, *splits.validation, *splits.test):
+        if one.label is not None:
+            labels[input_of(one, names)][one.label] += 1
+            unread |= one.columns.keys() - (names or one.columns.keys())
+    notes = list(splits.notes)
+    if lost := sum(counts.total() for counts in labels.values() if len(counts) > 1):
+        why = f": the template does not read {listed(sorted(unread))}" if unread else ""
+        notes.append(f"{lost:,} rows have the same input ({_read(names)}) as one with another label{why}.")
+    return replace(splits, columns=columns.names(), notes=tuple(notes))
+
+
+def _read(names: Collection[str] | None) -> str:
+    """The columns that make up an input, for people."""
+    return "text and all columns" if not names else listed(sorted(names, key=lambda name: (name != "text", name)))
+
+
+def _complete(
+    parts: Parts, notes: list[str], source: str, names: Collection[str] | None, seed: int, unlabelled: bool
+) -> Splits:
+    told = {split: answered(examples) if unlabelled else examples for split, examples in parts.items()}
+    kinds = [f"{kind_of(examples)} in {split}" for split, examples in told.items() if examples]
+    if len({kind.split()[0] for kind in kinds}) > 1:
+        raise DataError(
+            f"expected one kind of rows in '{source}', got {', '.join(kinds)}: give 'label' or 'target' in all"
+        )
+    train, validation, test = (tuple(parts.get(split, ())) for split in SPLITS)
+    if not validation and len(train) > 1:
+        share, given = HELD_OUT_SHARE, len(train)
+        train, validation, _ = split_examples(
+            train, validation=share, test=0, seed=seed, names=names, labelled=not unlabelled
+        )
+        notes.append(
+            f"No validation split was given: {len(validation):,} of {given:,} train examples were set aside for it "
+            f"(about {share:.0%}, by a hash of what is read of each row and seed {seed})."
+        )
+    notes += [
+        f"No {split} split was given: it is empty."
+        for split in ("train", "test")
+        if split not in parts and not any(note.startswith(f"The split '{split}' of") for note in notes)
+    ]
+    inputs = {input_of(example, names) for example in train}
+    for split, examples in (("validation", validation), ("test", test)):
+        if shared := sum(input_of(example, names) in inputs for example in examples):
+            notes.append(
+                f"{shared:,} of {len(examples):,} {split} examples also stand in train ({_read(names)} alike)."
+            )
+    return Splits(train, validation, test, source, tuple(notes))
+
+
+def _read_folder(folder: Path, columns: Columns, bad_rows: BadRows) -> tuple[Parts, list[str]]:
+    found = {
+        split: read_file(path, columns, bad_rows, may_lack_answers=split != "train" and not columns.optional)
+        for split, path in split_files(folder).items()
+    }
+    if all(one.unanswered for one in found.values()):
+        # nothing is left, so what they lack is told
+        found = {split: read_file(path, columns, bad_rows) for split, path in split_files(folder).items()}
+    labels = {one.label for one in found["train"].examples} if "train" in found else set()
+    parts: Parts = {}
+    notes: list[str] = []
+    for split, one in found.items():
+        notes += one.notes
+        hidden = labels and "-1" not in labels and {example.label for example in one.examples} == {"-1"}
+        if one.unanswered or hidden:
+            what = "all its labels are -1, that is unknown" if hidden else "no row has a label or output"
+            notes.append(f"The split '{split}' of '{folder}' was not used: {what}.")
+        else:
+            parts[split] = one.examples
+    return parts, notes
+
+
+def _read_hub(source: str, columns: Columns, bad_rows: BadRows) -> tuple[Parts, list[str]]:
+    parts: Parts = {}
+    notes: list[str] = []
+    there = published(source, streaming=False)
+    for given, data in there.items():
+        split = split_of(given)
+        if split is None or split in parts or not len(data):
+            notes.append(f"The split '{given}' of '{source}' was not used.")
+            continue
+        rows = named_rows(data, data.features, f"'{source}' {given}")
+        found = gathered(rows, columns, bad_rows, may_lack_answers=not columns.optional)
+        if found.unanswered and columns.label in data.features:
+            notes.append(f"The split '{given}' of '{source}' was not used: its labels are not published.")
+            continue
+        if found.unanswered:  # what it lacks is told
+            gathered(named_rows(data, data.features, f"'{source}' {given}"), columns, bad_rows)
+        parts[split] = found.examples
+        notes += found.notes
+    if not parts:
+        raise DataError(f"expected a labelled train, validation or test split in '{source}', got {listed(there)}")
+    return parts, notes

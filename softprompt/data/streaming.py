@@ -1,0 +1,154 @@
+"""``--streaming``: training rows are left where they are; only validation, test and the first rows are read.
+
+FOLDER        train, validation and test, one file each
+FILE          split about 80/10/10 by a hash of what is read of each row, as it is without --streaming
+hf:NAME       as published
+"""
+
+import heapq
+from collections.abc import Callable, Collection
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from softprompt.data.example_stream import HubRows, Stream
+from softprompt.data.examples import Columns, Example, answered
+from softprompt.data.readers.example_reader import SPLITS, BadRows, check_file, published, split_files, split_of
+from softprompt.data.readers.file_rows import FileRows
+from softprompt.data.row_identity import hashed, input_of
+from softprompt.data.split_assignment import side_of
+from softprompt.data.splits import HELD_OUT_SHARE, Splits
+from softprompt.errors import DataError
+from softprompt.utils.files import expanded
+from softprompt.utils.messages import listed, reading
+
+HEAD = 1000  # training rows that labels, their frequencies and a start made of examples are taken from
+KEPT = 5000  # rows of validation and of test
+LOOKED_AT = 100_000  # rows that these are drawn from
+_AT_ONCE = 1000
+
+
+def read_streamed(
+    source: str | Path,
+    *,
+    text_column: str | None = None,
+    label_column: str | None = None,
+    target_column: str | None = None,
+    bad_rows: BadRows = "refuse",
+    names: Collection[str] | None = None,
+    fills: Callable[[Example], object] | None = None,
+    seed: int = 0,
+) -> Splits:
+    """Splits whose training rows are streamed (``Splits.stream``); ``train`` holds the first of them.
+
+    Args:
+        bad_rows, names, fills, seed: as for ``read_splits``.
+
+    Raises:
+        DataError: anything missing, malformed or ambiguous; rows that are sorted by label.
+        MissingExtraError: ``hf:`` or Parquet without the extra ``data``.
+    """
+    columns = Columns.of(text_column, label_column, target_column)
+    columns = columns._replace(textless=names is not None and "text" not in names, fills=fills)
+    streams = _opened(str(source), columns, bad_rows)
+    if "train" not in streams:
+        raise DataError(f"expected a train split in '{source}' to stream, got {listed(streams)}: name one train")
+    notes = [
+        f"Training rows are streamed: labels and start come from the first {HEAD:,}, and rows are shuffled within "
+        "blocks (setting shuffle_buffer)."
+    ]
+    if bad_rows == "skip":
+        notes.append("Training rows that cannot be used are left out as they come.")
+    key = partial(_key, names=names, salt=f"sample {seed}")
+    read: dict[str, list[Example]] = {}
+    seen: dict[str, int] = {}
+    for split in ("validation", "test"):
+        if split in streams and _unanswered(streams[split]):
+            notes.append(f"The split '{split}' of '{source}' was not used: no row has a label or output.")
+        elif split in streams:
+            read[split], seen[split], told = _drawn(streams[split], split, KEPT, key)
+            notes += told
+    train = streams["train"]
+    if not read.get("validation"):
+        alone = streams.keys() == {"train"} and not str(source).startswith("hf:") and not expanded(source).is_dir()
+        tested = HELD_OUT_SHARE if alone else 0.0
+        side = partial(side_of, validation=HELD_OUT_SHARE, test=tested, seed=seed, names=names)
+        for number, split in ((1, "validation"), *([(2, "test")] if alone else [])):
+            rest = train.without(partial(_elsewhere, side, number))
+            read[split], seen[split], told = _drawn(rest, split, KEPT, key)
+            notes += told
+        train = train.without(partial(_elsewhere, side, 0))
+        what = "One file was given" if alone else "No validation split was given"
+        notes.append(
+            f"{what}: about {HELD_OUT_SHARE:.0%} of its rows were set aside for validation"
+            f"{', and as many for test' if alone else ''} (by a hash of what is read of each row and seed {seed}, as "
+            "without --streaming)."
+        )
+        if not read["validation"]:
+            raise DataError(
+                f"expected some hundred rows in '{source}', of which some are set aside for validation, got too few: "
+                "leave --streaming out"
+            )
+    rows = train.open()
+    head = rows.read(HEAD)
+    notes += rows.notes
+    if not head:
+        raise DataError(f"expected training rows in '{source}', got none beyond those set aside: leave --streaming out")
+    if head[0].label is not None and len({one.label for one in head}) == 1:
+        raise DataError(
+            f"the first {len(head):,} rows of '{source}' all have the label '{head[0].label}': expected rows in random "
+            "order, shuffle the file first, or leave --streaming out"
+        )
+    validation, test = tuple(read["validation"]), tuple(read.get("test", ()))
+    told = list(dict.fromkeys(notes))
+    return Splits(tuple(head), validation, test, str(source), tuple(told), train, columns.names(), seen)
+
+
+def _key(example: Example, names: Collection[str] | None, salt: str) -> int:
+    return hashed(input_of(example, names), salt)
+
+
+def _elsewhere(side: "partial[int]", number: int, example: Example) -> bool:
+    return side(example) != number
+
+
+def _unanswered(stream: Stream) -> bool:
+    found = replace(stream, columns=stream.columns._replace(optional=True), bad_rows="skip").open().read(_AT_ONCE)
+    return bool(found) and not answered(found)
+
+
+def _drawn(stream: Stream, split: str, most: int, key: "partial[int]") -> tuple[list[Example], int, list[str]]:
+    """At most so many rows of a split in their order, drawn by their hash; of how many; what there is to say of it."""
+    rows, seen = stream.open(), 0
+    kept: list[tuple[int, int, Example]] = []  # a heap: on top, with its sign turned, the largest hash
+    notes: list[str] = []
+    while seen < LOOKED_AT and (examples := rows.read(_AT_ONCE)):
+        notes += rows.notes
+        for example in examples:
+            add = heapq.heappush if len(kept) < most else heapq.heappushpop
+            add(kept, (-key(example), -seen, example))
+            seen += 1
+    if len(kept) < seen and split != "train":
+        notes.append(f"{len(kept):,} of {'the first ' * (seen >= LOOKED_AT)}{seen:,} {split} rows were drawn.")
+    return [example for _, _, example in sorted(kept, key=lambda one: -one[1])], seen, notes
+
+
+def _opened(source: str, columns: Columns, bad_rows: BadRows) -> dict[str, Stream]:
+    streams: dict[str, Stream] = {}
+    if source.startswith("hf:"):
+        for given, data in published(source, streaming=True).items():
+            split = split_of(given)
+            if split is not None and split not in streams:
+                name = f"{source} {given}"
+                streams[split] = Stream(partial(HubRows, data, name), columns, name, source, bad_rows)
+        return streams
+    path = expanded(source)
+    with reading(path):
+        files = split_files(path) if path.is_dir() else {"train": path}
+        for one in files.values():
+            check_file(one)
+        identity = ", ".join(f"{split} {one.name} {one.stat().st_size}" for split, one in files.items())
+    for split in SPLITS:
+        if split in files:
+            streams[split] = Stream(partial(FileRows, files[split]), columns, str(files[split]), identity, bad_rows)
+    return streams

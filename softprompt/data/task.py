@@ -1,0 +1,396 @@
+"""Task: examples, template, labels and metric; TaskSpec is the part that a saved prompt keeps."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from softprompt.data.examples import Columns, Example, answered, kind_of
+from softprompt.data.label_names import check_names, near
+from softprompt.data.splits import Splits, read_splits
+from softprompt.data.task_manifest import SavedTask, checked
+from softprompt.data.templates.template import Template, asked_of_rows
+from softprompt.errors import ConfigError, DataError, PromptFileError, TemplateError, shown
+from softprompt.metrics import scorer_for
+from softprompt.utils.messages import listed
+
+CLASSIFICATION_TEMPLATE = "{{ text }}\nLabel:"
+GENERATION_TEMPLATE = "{{ text }}\nOutput:"
+
+# what a task may have, for it also comes with somebody else's prompt: every text is asked about all of its labels
+LABELS = 2_000
+LABEL_CHARACTERS = 500  # of a label, and of its words
+LABELS_CHARACTERS = 100_000  # of all labels' words
+LONGEST = 2**31  # tokens
+
+
+@dataclass(frozen=True)
+class TaskSpec:
+    """What a prompt was learned for, without the examples.
+
+    Attributes:
+        kind: classification or generation.
+        template: the Jinja2 source.
+        labels: names of the classes as they stand in the data; empty for generation.
+        verbalizers: the words the model sees for each label, in the same order.
+        max_length: tokens of template and text, at most.
+        metric: what answers are judged by first; ``None``: what suits the kind and the references (see ``metrics``).
+        columns: what the data calls its columns of text, label and output.
+        max_new_tokens: room of a completion; ``None``: what ``generate.room_for`` gives.
+    """
+
+    kind: Literal["classification", "generation"]
+    template: str
+    labels: tuple[str, ...] = ()
+    verbalizers: tuple[str, ...] = ()
+    max_length: int = 512
+    metric: str | None = None
+    columns: Columns = Columns()  # noqa: RUF009 (immutable)
+    max_new_tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        scorer_for(self.kind, self.metric)  # refuses one that there is not
+        if not 1 <= self.max_length < LONGEST:
+            raise DataError(f"expected a maximal length of 1 to {LONGEST - 1:,} tokens, got {self.max_length}")
+        if self.max_new_tokens is not None and self.max_new_tokens < 1:
+            raise ConfigError(f"max_new_tokens must be at least 1, got {self.max_new_tokens}")
+        if self.kind == "generation":
+            if self.labels or self.verbalizers:
+                raise DataError("generation has no labels and verbalizers: leave them out")
+            return
+        self._check_sizes()
+        if len(self.labels) < 2:
+            only = f"only '{self.labels[0]}'" if self.labels else "none"
+            raise DataError(f"classification needs at least two labels, got {only}: add examples of another class")
+        if len(set(self.labels)) < len(self.labels):
+            raise DataError(f"labels must differ, got {', '.join(self.labels)}")
+        if len(self.verbalizers) != len(self.labels):
+            raise DataError(
+                f"expected one verbalizer for each of {len(self.labels)} labels, got {len(self.verbalizers)}"
+            )
+        if blank := [label for label, words in zip(self.labels, self.verbalizers, strict=True) if not words.strip()]:
+            raise DataError(f"label '{blank[0]}' has a blank verbalizer: give the words that the model should answer")
+
+    def _check_sizes(self) -> None:
+        if len(self.labels) > LABELS:
+            raise DataError(
+                f"expected at most {LABELS:,} labels, got {len(self.labels):,}: is the column of labels the right one? "
+                "Words of their own are for generation (a column 'target')"
+            )
+        long = next((one for one in (*self.labels, *self.verbalizers) if len(one) > LABEL_CHARACTERS), None)
+        if long is not None:
+            raise DataError(
+                f"expected at most {LABEL_CHARACTERS} characters in a label and in its verbalizer, got {len(long):,} "
+                f"in '{shown(long, 80)}': give it a short name"
+            )
+        if (size := sum(map(len, self.verbalizers))) > LABELS_CHARACTERS:
+            raise DataError(
+                f"expected at most {LABELS_CHARACTERS:,} characters in all verbalizers together, got {size:,}: give "
+                "the labels shorter verbalizers"
+            )
+
+    @classmethod
+    def of(
+        cls,
+        *,
+        labels: Sequence[str] | None = None,
+        template: str | None = None,
+        verbalizers: Mapping[str, str] | None = None,
+        max_length: int = 512,
+        metric: str | None = None,
+        columns: Columns | None = None,
+    ) -> Self:
+        """Classification with these labels, generation without; what is not given is as for ``Task``.
+
+        Raises:
+            DataError: fewer than two labels, or a verbalizer for none of them.
+            ConfigError: a metric that there is not for this kind.
+            TemplateError: a template that cannot be used.
+        """
+        names, words = tuple(labels or ()), dict(verbalizers or {})
+        if unknown := sorted(set(words) - set(names)):
+            known = f"labels are {', '.join(names)}" if names else "there are no labels"
+            raise DataError(f"verbalizer for unknown label '{unknown[0]}': {known}")
+        default = GENERATION_TEMPLATE if labels is None else CLASSIFICATION_TEMPLATE
+        spec = cls(
+            "generation" if labels is None else "classification",
+            default if template is None else template,
+            names,
+            tuple(words.get(name, name) for name in names),
+            max_length,
+            metric,
+            (columns or Columns()).names(),
+        )
+        spec.compiled  # noqa: B018 (a template that does not compile is found here, not at the first example)
+        return spec
+
+    @property
+    def in_words(self) -> "TaskSpec":
+        """The same texts, answered by words of any kind in place of a label."""
+        return replace(self, kind="generation", labels=(), verbalizers=(), metric=None)
+
+    @cached_property
+    def compiled(self) -> Template:
+        return Template(self.template, self.columns.text)
+
+    @property
+    def answer_separator(self) -> str:
+        """A space before the answer, unless the template ends in white space already."""
+        return "" if self.template[-1:].isspace() else " "
+
+    @property
+    def row_columns(self) -> Columns:
+        """What the columns of a row to be answered are called, and whether it needs a text."""
+        return self.columns._replace(textless="text" not in self.compiled.names)
+
+    @cached_property
+    def label_index(self) -> dict[str, int]:
+        return {label: index for index, label in enumerate(self.labels)}
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "kind": self.kind,
+            "template": self.template,
+            "labels": list(self.labels),
+            "verbalizers": list(self.verbalizers),
+            "max_length": self.max_length,
+            **({} if self.metric is None else {"metric": self.metric}),
+            **({"columns": others} if (others := self.columns.others()) else {}),
+            **({} if self.max_new_tokens is None else {"max_new_tokens": self.max_new_tokens}),
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Read back ``to_dict``'s result.
+
+        Raises:
+            PromptFileError: keys or types are not those of a task.
+        """
+        try:
+            saved = checked(SavedTask, values)
+            columns = Columns(**saved.columns).names()
+            if not all(isinstance(name, str) for name in columns[:3]):
+                raise ValueError(f"columns: expected names, got {saved.columns}")
+        except (ValueError, TypeError) as error:
+            raise PromptFileError(f"the saved task is of another form: {error}") from error
+        try:
+            words = tuple(saved.labels), tuple(saved.verbalizers)
+            spec = cls(
+                saved.kind, saved.template, *words, saved.max_length, saved.metric, columns, saved.max_new_tokens
+            )
+            spec.compiled  # noqa: B018 (a template that does not compile is found here, not at the first example)
+        except (ConfigError, DataError, TemplateError) as error:
+            raise PromptFileError(f"the saved task cannot be used: {error}") from error
+        return spec
+
+
+@dataclass(frozen=True)
+class Task:
+    """A TaskSpec with its examples. Build one with ``Task.classification``, ``Task.generation`` or ``Task.of``."""
+
+    spec: TaskSpec
+    splits: Splits
+    name: str = field(default="task")
+
+    def with_room(self, max_new_tokens: int | None) -> "Task":
+        """With so much room for completions, if it is given; raises ConfigError."""
+        room = self.spec.max_new_tokens if max_new_tokens is None else max_new_tokens
+        return replace(self, spec=replace(self.spec, max_new_tokens=room))
+
+    @property
+    def train(self) -> tuple[Example, ...]:
+        return self.splits.train
+
+    @property
+    def validation(self) -> tuple[Example, ...]:
+        return self.splits.validation
+
+    @property
+    def test(self) -> tuple[Example, ...]:
+        return self.splits.test
+
+    @classmethod
+    def classification(
+        cls,
+        source: str | Path | Splits,
+        *,
+        template: str | None = None,
+        labels: Sequence[str] | None = None,
+        verbalizers: Mapping[str, str] | None = None,
+        max_length: int = 512,
+        metric: str | None = None,
+        **columns: str,
+    ) -> Self:
+        """A classification task.
+
+        Args:
+            source: what ``data.read_splits`` reads, or splits already read.
+            labels: class names in the order wanted; those of the training examples, sorted, if not given.
+            verbalizers: words for some or all labels; a label's own name for the others.
+            max_length: tokens of template and text, at most.
+            metric: what it is judged by first: accuracy, if not given, or macro_f1.
+            columns: ``text_column=``, ``label_column=``, ``bad_rows=`` of the reader.
+
+        Raises:
+            DataError: no examples, one class only, a label that is not among ``labels``.
+            ConfigError: a metric that there is not for this kind.
+            TemplateError: a template that cannot be used.
+        """
+        splits = _splits(source, columns, template)
+        if splits.kind != "classification":
+            raise DataError(f"{splits.source}: expected rows with a label, got generation rows (target or references)")
+        found = sorted({example.label for example in splits.train or splits["all"] if example.label is not None})
+        names = tuple(found) if labels is None else tuple(labels)
+        if labels is None:
+            notes = check_names(found, len(splits["all"]), splits.source)
+            splits = replace(splits, notes=(*splits.notes, *notes))
+        spec = TaskSpec.of(
+            labels=names,
+            template=template,
+            verbalizers=verbalizers,
+            max_length=max_length,
+            metric=metric,
+            columns=splits.columns,
+        )
+        return cls._checked(spec, splits, "correct the rows, or name all labels")
+
+    @classmethod
+    def generation(
+        cls,
+        source: str | Path | Splits,
+        *,
+        template: str | None = None,
+        max_length: int = 512,
+        metric: str | None = None,
+        **columns: str,
+    ) -> Self:
+        """A text-to-text task; arguments and errors as for ``classification``, ``target_column=`` among ``columns``.
+
+        Without a ``metric`` its references choose one (see ``metrics.scorer_for``), which the notes then say.
+        """
+        splits = _splits(source, columns, template)
+        if splits.kind != "generation":
+            raise DataError(f"{splits.source}: expected rows with target or references, got classification rows")
+        spec = TaskSpec.of(template=template, max_length=max_length, metric=metric, columns=splits.columns)
+        return cls._checked(*_judged(spec, splits))
+
+    @classmethod
+    def of(cls, source: str | Path | Splits, *, labels: Sequence[str] | None = None, **options: Any) -> Self:
+        """The kind of task that the columns of ``source`` show."""
+        columns = {name: options.pop(name) for name in tuple(options) if name.endswith(("_column", "bad_rows"))}
+        splits = _splits(source, columns, options.get("template"))
+        if splits.kind == "classification":
+            return cls.classification(splits, labels=labels, **options)
+        if labels is not None or options.pop("verbalizers", None):
+            raise DataError(f"{splits.source}: labels were given, but its rows are for generation")
+        return cls.generation(splits, **options)
+
+    @classmethod
+    def matching(cls, spec: TaskSpec, source: str | Path | Splits, **columns: str) -> Self:
+        """Other data for a task that is known already, as ``eval`` needs it.
+
+        Raises:
+            DataError: the data is of the other kind, or holds labels that the task does not know.
+        """
+        splits = _splits(source, columns, spec.template, remembered=spec.columns)
+        if splits.kind != spec.kind:
+            raise DataError(
+                f"{splits.source}: the prompt was learned for {spec.kind}, these rows are for {splits.kind}"
+            )
+        return cls._checked(spec, splits)
+
+    @classmethod
+    def of_inputs(
+        cls,
+        source: str | Path | Splits,
+        *,
+        spec: TaskSpec | None = None,
+        labels: Sequence[str] | None = None,
+        template: str | None = None,
+        verbalizers: Mapping[str, str] | None = None,
+        max_length: int = 512,
+        metric: str | None = None,
+        **columns: str,
+    ) -> Self:
+        """A task whose rows may come without label and output: inputs, to learn from a teacher.
+
+        Args:
+            spec: of the task, where it is known already; the other arguments then play no role.
+            labels: class names; without them, and without any labelled row, it is generation.
+
+        Raises:
+            DataError: rows of the other kind, labels that differ, fewer than two, or one that is not among ``labels``.
+            TemplateError: a template that cannot be used.
+        """
+        known = None if spec is None else spec.columns
+        given = template if spec is None else spec.template
+        splits = _splits(source, columns, given, remembered=known, unlabelled=True)
+        told = answered(splits["all"])
+        kind = kind_of(told) if told else "classification" if labels is not None else "generation"
+        if spec is None:
+            if kind == "generation" and labels is not None:
+                raise DataError(f"{splits.source}: labels were given, but its rows are for generation")
+            found = sorted({str(example.label) for example in told}) if kind == "classification" else None
+            if found and labels is None:
+                splits = replace(splits, notes=(*splits.notes, *check_names(found, len(told), splits.source)))
+            spec = TaskSpec.of(
+                labels=found if labels is None else labels,
+                template=template,
+                verbalizers=verbalizers,
+                max_length=max_length,
+                metric=metric,
+                columns=splits.columns,
+            )
+            spec, splits = _judged(spec, splits)
+        elif told and kind != spec.kind:
+            raise DataError(f"{splits.source}: the teacher was learned for {spec.kind}, these rows are for {kind}")
+        return cls._checked(spec, splits, "correct the rows, or name all labels")
+
+    @classmethod
+    def _checked(cls, spec: TaskSpec, splits: Splits, advice: str = "correct the rows") -> Self:
+        known = spec.label_index
+        for split_name in ("train", "validation", "test") if spec.labels else ():
+            examples: tuple[Example, ...] = getattr(splits, split_name)
+            labels = (example.label for example in examples if example.label is not None)
+            unknown = Counter(label for label in labels if label not in known)
+            if unknown:
+                label, count = unknown.most_common(1)[0]
+                raise DataError(
+                    f"{splits.source}: the {split_name} split has label '{label}' ({count} rows), "
+                    f"which is not among the labels {', '.join(spec.labels)}{near(label, spec.labels)}: {advice}"
+                )
+        first = next(iter(splits.train or splits.validation or splits.test), None)
+        if first is not None:
+            spec.compiled.render(first)
+            if "text" not in spec.compiled.names and first.text.strip():
+                text, read = (splits.columns or Columns()).text, listed(sorted(spec.compiled.names))
+                note = f"the template does not use {{{{ text }}}}, the column '{text}': the model reads {read} only"
+                splits = replace(splits, notes=(*splits.notes, note))
+        return cls(spec, splits, Path(splits.source).stem or "task")
+
+
+def _judged(spec: TaskSpec, splits: Splits) -> tuple[TaskSpec, Splits]:
+    """With the metric that the references ask for, where none was chosen, and a note that says so."""
+    references = [one.references for one in answered(splits.train + splits.validation + splits.test)]
+    if spec.metric is not None or spec.kind == "classification" or not references:
+        return spec, splits
+    scorer = scorer_for(spec.kind, None, references)
+    return replace(spec, metric=scorer.name), replace(splits, notes=(*splits.notes, scorer.note))
+
+
+def _splits(
+    source: str | Path | Splits,
+    columns: Mapping[str, str],
+    template: str | None,
+    *,
+    remembered: Columns | None = None,
+    unlabelled: bool = False,
+) -> Splits:
+    """What is read from ``source``, its rows told apart by what ``template`` shows of them."""
+    if isinstance(source, Splits):
+        return source
+    text = columns.get("text_column") if remembered is None else remembered.text  # as the template may call it
+    asked = asked_of_rows(template, text)
+    return read_splits(source, remembered=remembered, unlabelled=unlabelled, **asked, **columns)  # type: ignore[arg-type]

@@ -1,0 +1,144 @@
+"""Few-shot: solved examples in front of each text, the same ones for all or the nearest to each (see nearest.py).
+
+The same ones are a prefix like a learned prompt, which is computed once (see written.py). Brown et al. 2020.
+"""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from softprompt.data.examples import Example
+from softprompt.data.few_shot import GAP
+from softprompt.data.splits import Splits
+from softprompt.data.task import Task
+from softprompt.errors import PromptFileError
+from softprompt.experiments.baselines.fitted_baseline import (
+    VALIDATION_LIMIT,
+    Fitted,
+    bytes_of,
+    described,
+    prefix_bytes,
+    read_description,
+)
+from softprompt.experiments.baselines.nearest_examples import NearestShots
+from softprompt.inference.generation import Sampling, room_for
+from softprompt.inference.predictor import Predictor
+from softprompt.inference.scoring import Objective
+from softprompt.models.frozen_lm import FrozenLM
+from softprompt.prompts.written_prompt import choose_shots, written_prompt
+from softprompt.training.loop import check_trainable
+from softprompt.training.validation import mean_loss, validation_examples, value_and_loss
+from softprompt.utils.files import check_free, write_folder
+
+_FACTS = "few_shot.json"
+
+
+def few_shot(
+    base: FrozenLM,
+    task: Task,
+    count: int,
+    seed: int = 0,
+    nearest: bool = False,
+    *,
+    instruction: str = "",
+    sampling: Sampling | None = None,
+) -> Fitted:
+    """Choose solved examples from the training split, and see on validation what they are worth.
+
+    Args:
+        count: solved examples in front of each text; 0 is the written prompt alone.
+        seed: of the choice, which is balanced over the labels; the nearest do not depend on it.
+        nearest: those nearest to each text by TF-IDF, in place of the same ones for all.
+        instruction: words in front of everything.
+        sampling: how completions are made (generation); by default they also end where the next example would begin.
+
+    Raises:
+        DataError: fewer than ``count`` training examples, no validation examples, or examples of one label only.
+        TemplateError: the examples leave no room for text in the model's context.
+        MissingExtraError: scikit-learn is not installed (nearest).
+    """
+    began = time.perf_counter()
+    check_trainable(task)
+    nearest = nearest and count > 0
+    shots = task.train if nearest else tuple(choose_shots(task.train, count, seed))
+    sampling = sampling or _until_next_example(shots, room_for(base, task.spec))
+    validation = validation_examples(task, VALIDATION_LIMIT)
+    settings: dict[str, Any] = {"count": count, "nearest": nearest, "seed": seed, "instruction": instruction}
+
+    answers: Predictor | NearestShots
+    if nearest:
+        answers = near = NearestShots(base, task, count, instruction, sampling)
+        value, loss = _score(answers, validation)
+        settings["left_out"] = near.left_out
+        added = near.instruction_tokens + near.added / len(validation)
+        index = near.words.data.nbytes + near.words.indices.nbytes
+        memory = prefix_bytes(near.prefix) + index + sum(len(shot.text.encode()) for shot in shots)
+    else:
+        state = written_prompt(base, task.spec, instruction, shots)
+        answers = same = Predictor(base, task.spec, state, sampling)
+        value, loss = _score(answers, validation)
+        added = 0.0 if state is None else float(state.length)
+        memory = prefix_bytes(same.prefix)
+
+    def save(folder: Path) -> None:
+        check_free(folder)
+        examples = [
+            {"text": shot.text, "label": shot.label, "references": shot.references, "columns": dict(shot.columns)}
+            for shot in shots
+        ]
+        facts = described(base, task.spec, count=count, nearest=nearest, instruction=instruction, examples=examples)
+        write_folder(folder, {_FACTS: facts})
+
+    return Fitted(
+        answers=answers,
+        trained_parameters=0,
+        best_value=value,
+        best_loss=loss,
+        seconds=time.perf_counter() - began,
+        added_tokens=added,
+        base_bytes=bytes_of(base.model),
+        base_shared=True,
+        task_bytes=memory,
+        save=save,
+        settings=settings,
+    )
+
+
+def load_few_shot(base: FrozenLM, folder: str | Path, sampling: Sampling | None = None) -> Predictor | NearestShots:
+    """Read what ``few_shot`` saved.
+
+    Raises:
+        PromptFileError: it is not there, is damaged, or was made for another base model.
+        MissingExtraError: scikit-learn is not installed (nearest).
+    """
+    spec, facts = read_description(folder, _FACTS, base)
+    try:
+        shots = tuple(
+            Example(one["text"], one["label"], tuple(one["references"]), one["columns"]) for one in facts["examples"]
+        )
+        count, nearest, instruction = facts["count"], facts["nearest"], facts["instruction"]
+    except (KeyError, TypeError) as error:
+        raise PromptFileError(f"'{folder}' cannot be read: its {_FACTS} lacks or misuses {error}") from error
+    sampling = sampling or _until_next_example(shots, room_for(base, spec))
+    if nearest:
+        task = Task(spec, Splits(shots, (), (), str(folder), ()))
+        return NearestShots(base, task, count, instruction, sampling)
+    return Predictor(base, spec, written_prompt(base, spec, instruction, shots), sampling)
+
+
+def _score(answers: Predictor | NearestShots, examples: Sequence[Example]) -> tuple[float, float]:
+    """The metric, or minus the loss, and the loss."""
+    if answers.spec.kind == "classification":
+        return value_and_loss(answers.label_log_probabilities(examples), examples, answers.spec)
+    items = answers.encoder.training_items(examples)
+    if isinstance(answers, NearestShots):
+        items = answers.behind_shots(items, examples)
+    loss = mean_loss(Objective(answers.base, None), answers.prefix, items)
+    return -loss, loss
+
+
+def _until_next_example(shots: Sequence[Example], room: int) -> Sampling:
+    """Completions end at the gap that the model has seen behind each example, unless an output has one within."""
+    gap_within = any(GAP in output for shot in shots for output in shot.references)
+    return Sampling(max_new_tokens=room, stop=() if gap_within or not shots else (GAP,))

@@ -1,0 +1,135 @@
+"""Fitted: what every baseline gives, and what baselines have in common."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from softprompt.data.task import TaskSpec
+from softprompt.errors import ConfigError, MissingExtraError, PromptFileError
+from softprompt.inference.predictor import Answers
+from softprompt.models.frozen_lm import FrozenLM
+from softprompt.prompts.prefix import CachedPrefix, Prefix
+from softprompt.prompts.seq2seq_prefix import EncodedPrefix
+from softprompt.utils.files import expanded
+from softprompt.utils.seals import read_sealed, read_sealed_tensors, sealed
+
+VALIDATION_LIMIT = 500  # validation examples that the best is chosen on, as many as training does by default
+
+PACKAGES = {"sklearn": ("scikit-learn", "compare"), "peft": ("peft", "peft")}  # and the extra of each
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A baseline, ready to answer, and what it took.
+
+    Attributes:
+        answers: takes examples of the task.
+        trained_parameters: numbers that were learned.
+        best_value, best_loss: on validation: accuracy, or minus the loss; and the loss (nats an example, or a token).
+        seconds: of learning or choosing, evaluations on validation included.
+        added_tokens: that a request carries beside template and text (mean).
+        base_bytes: of the base model's weights, as they have to be in memory beside the tasks; 0 where none are needed.
+        base_shared: whether tasks share one copy of the base model; without one true.
+        task_bytes: memory of one more task.
+        curve: an evaluation each: ``step``, ``seconds``, ``value``, ``loss``.
+        settings: what was chosen.
+        searched: what a sweep before it tried, as ``results.Trial`` has it; search_seconds: how long that took.
+        save: writes what one task needs to be deployed into a new folder.
+    """
+
+    answers: Answers
+    trained_parameters: int
+    best_value: float
+    best_loss: float
+    seconds: float
+    added_tokens: float
+    base_bytes: int
+    base_shared: bool
+    task_bytes: int
+    save: Callable[[Path], None]
+    curve: tuple[Mapping[str, float], ...] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    searched: tuple[Mapping[str, Any], ...] = ()
+    search_seconds: float = 0.0
+
+
+def extra_module(name: str) -> Any:
+    """Import a module of an optional package.
+
+    Raises:
+        MissingExtraError: the package is not installed.
+    """
+    package, extra = PACKAGES[name.partition(".")[0]]
+    try:
+        return import_module(name)
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(package, extra) from error
+
+
+def check_classification(spec: TaskSpec, what: str) -> None:
+    """Raise ConfigError for a generation task."""
+    if spec.kind != "classification":
+        raise ConfigError(f"{what} is for classification: expected rows with a label, got a {spec.kind} task: omit it")
+
+
+def bytes_of(module: nn.Module) -> int:
+    """Memory of a module's weights and buffers, those that are shared counted once."""
+    tensors = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
+    return sum(tensor.nbytes for tensor in tensors.values())
+
+
+def prefix_bytes(prefix: Prefix) -> int:
+    """Memory that a server keeps for a prefix: keys and values, or embeddings where there is no cache."""
+    if isinstance(prefix, CachedPrefix):
+        layers = [] if prefix.cache is None else prefix.cache.layers
+        return sum(layer.keys.nbytes + layer.values.nbytes for layer in layers if layer.keys is not None)
+    tensors = list(prefix.embeddings)
+    if isinstance(prefix, EncodedPrefix):
+        tensors += [tensor for part in (prefix.encoder, prefix.decoder) if part is not None for tensor in part.tensors]
+    return sum(tensor.nbytes for tensor in tensors)
+
+
+def described(base: FrozenLM | None, spec: TaskSpec, **more: Any) -> bytes:
+    """JSON of the task, of the model it is for, and of ``more``."""
+    of_base = {} if base is None else {"base": {"name": base.name, "fingerprint": base.fingerprint}}
+    facts = {"task": spec.to_dict(), **of_base, **more}
+    return (json.dumps(sealed(facts), indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def read_description(folder: str | Path, file: str, base: FrozenLM | None = None) -> tuple[TaskSpec, dict[str, Any]]:
+    """The task and all else in a ``file`` that ``described`` made.
+
+    Raises:
+        PromptFileError: it is not there, is damaged, or was made for another model than ``base``.
+    """
+    path = expanded(folder) / file
+    try:
+        facts = read_sealed(path)
+        spec = TaskSpec.from_dict(facts["task"])
+        made_for = {} if base is None else facts["base"]
+        name, fingerprint = made_for.get("name"), made_for.get("fingerprint")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise PromptFileError(f"'{path}' cannot be read ({error}): expected what the comparison saved") from error
+    if base is not None and fingerprint != base.fingerprint:
+        raise PromptFileError(f"'{path}' was made for the base model '{name}', this is '{base.name}'")
+    return spec, facts
+
+
+def read_tensors(folder: str | Path, file: str, names: Sequence[str]) -> list[torch.Tensor]:
+    """Tensors of a safetensors file by name.
+
+    Raises:
+        PromptFileError: it is not there, is damaged, or lacks one.
+    """
+    path = expanded(folder) / file
+    try:
+        tensors, _ = read_sealed_tensors(path)
+        return [tensors[name] for name in names]
+    except (OSError, ValueError, KeyError) as error:
+        raise PromptFileError(f"'{path}' cannot be read ({error}): expected what the comparison saved") from error

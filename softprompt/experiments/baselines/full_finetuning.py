@@ -1,0 +1,62 @@
+"""Full fine-tuning: every weight of the model learns, in a copy of it.
+
+On a base in bfloat16 the copy computes in bfloat16 and learns in float32: with Adam's two averages and the gradients
+that makes 16 to 18 bytes a parameter. A base in float16 is tuned and served in float32, for its small gradients vanish.
+"""
+
+import time
+from pathlib import Path
+
+import torch
+
+from softprompt.data.task import Task
+from softprompt.errors import BaseModelError
+from softprompt.experiments.baselines.finetuning import TunedConfig, limited, tune
+from softprompt.experiments.baselines.fitted_baseline import Fitted, bytes_of, described
+from softprompt.experiments.baselines.model_copies import with_own_weights
+from softprompt.inference.generation import Sampling
+from softprompt.inference.predictor import Predictor
+from softprompt.models.frozen_lm import FrozenLM
+from softprompt.models.gguf_conversion import no_progress_bars
+from softprompt.training.loop import Observer, check_trainable
+from softprompt.utils.files import check_free, new_folder, write_durably
+
+RATE = 2e-5
+
+
+def fit_full(
+    base: FrozenLM, task: Task, config: TunedConfig, observer: Observer, *, sampling: Sampling | None = None
+) -> Fitted:
+    """Tune a copy of the whole model; ``save`` writes it with its tokenizer, for ``from_pretrained``.
+
+    Args:
+        sampling: how completions are made (generation).
+
+    Raises:
+        BaseModelError: the base is quantised.
+        DataError, TemplateError: the data cannot be used.
+        TrainingError: the loss is no longer a number.
+    """
+    began = time.perf_counter()
+    if base.quantisation is not None:
+        raise BaseModelError(
+            f"full fine-tuning needs a base model with plain weights, '{base.name}' is quantised ({base.quantisation}):"
+            " load it without --quantise, or use LoRA"
+        )
+    task = limited(task, config)
+    check_trainable(task)
+    own = with_own_weights(base)
+    if base.dtype == torch.float16:
+        own.float()
+    learning = FrozenLM(own, base.tokenizer, base.name, lasting=False)
+    tuning = tune(learning, task, config, list(own.parameters()), observer, default_rate=RATE, began=began)
+    model = FrozenLM(own, base.tokenizer, base.name)
+
+    def save(folder: Path) -> None:
+        check_free(folder)
+        with new_folder(folder) as place, no_progress_bars():
+            own.save_pretrained(place)
+            base.tokenizer.save_pretrained(place)
+            write_durably(place / "task.json", described(base, task.spec))
+
+    return tuning.fitted(Predictor(model, task.spec, None, sampling), base_bytes=0, task_bytes=bytes_of(own), save=save)

@@ -1,0 +1,131 @@
+"""The solved examples nearest to each text, in front of it.
+
+Liu et al. 2022, "What makes good in-context examples for GPT-3?", with TF-IDF in place of sentence embeddings. They
+differ with each text and are read anew with each request, the most similar one last. Where not all of them fit the
+context, the least similar are left out.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from softprompt.data.encoding.encoder import Encoder, Item
+from softprompt.data.examples import Example
+from softprompt.data.few_shot import BEHIND_WORDS, behind, solved
+from softprompt.data.task import Task
+from softprompt.experiments.baselines.fitted_baseline import extra_module
+from softprompt.experiments.baselines.tfidf import fit_words, make_vectorizer, words_of
+from softprompt.inference.generation import Sampling, complete, room_for
+from softprompt.inference.predictor import Prediction, likeliest, naming
+from softprompt.inference.scoring import EVALUATION_TOKENS, Objective
+from softprompt.models.frozen_lm import FrozenLM
+from softprompt.prompts.prefix import make_prefix
+from softprompt.prompts.written_prompt import check_enough, written_prompt
+
+
+class NearestShots:
+    """Answers behind the solved examples that are nearest to each text.
+
+    Attributes:
+        pool: the examples to choose from.
+        words: their TF-IDF, ``[pool, F]``, sparse.
+        prefix, instruction_tokens: what stands in front of everything.
+        left_out: examples that did not fit the context so far.
+        added: tokens of examples that stood in front of texts so far.
+    """
+
+    def __init__(
+        self,
+        base: FrozenLM,
+        task: Task,
+        count: int,
+        instruction: str = "",
+        sampling: Sampling | None = None,
+    ) -> None:
+        """Choose among the training examples of ``task``.
+
+        Raises:
+            DataError: there are fewer than ``count``, or no word in them.
+            MissingExtraError: scikit-learn is not installed.
+        """
+        check_enough(task.train, count)
+        self.base, self.spec, self.pool, self.count = base, task.spec, task.train, count
+        self.sampling = sampling or Sampling(max_new_tokens=room_for(base, task.spec))
+        state = written_prompt(base, self.spec, instruction)
+        self.instruction_tokens = 0 if state is None else state.length
+        # behind solved examples, whether or not there is an instruction
+        room = self.sampling.max_new_tokens
+        self.encoder = Encoder(base, self.spec, self.instruction_tokens, room, BEHIND_WORDS)
+        self.objective = Objective(base, self.encoder.verbalizer)
+        with torch.no_grad():
+            self.prefix = make_prefix(base, state)
+        self.left_out = self.added = 0
+        self.vectorizer = make_vectorizer()
+        self.words = fit_words(self.vectorizer, task, self.pool)
+        neighbours = extra_module("sklearn.neighbors").NearestNeighbors(n_neighbors=count, metric="cosine")
+        self._neighbours = neighbours.fit(self.words)
+        self._of_pool = Encoder(base, self.spec, 0)
+        # where it is the first of all that is written, and behind something else
+        self._solved: dict[int, tuple[list[int], list[int]]] = {}
+
+    @property
+    def truncated(self) -> int:
+        """Texts cut so far, those of the solved examples not counted."""
+        return self.encoder.truncated
+
+    def nearest(self, examples: Sequence[Example]) -> list[list[int]]:
+        """For each example the indices in ``pool`` of those near to it, the nearest first."""
+        words = self.vectorizer.transform(words_of(self.spec, examples))
+        found: list[list[int]] = self._neighbours.kneighbors(words, return_distance=False).tolist()
+        return found
+
+    def in_front(self, examples: Sequence[Example], lengths: Sequence[int]) -> list[tuple[int, ...]]:
+        """Token ids of the solved examples for each of ``examples``, as many as fit before so many tokens."""
+        chosen = self.nearest(examples)
+        missing = sorted({index for indices in chosen for index in indices} - self._solved.keys())
+        shots = [self.pool[index] for index in missing]
+        made = zip(solved(self._of_pool, shots, first=True), solved(self._of_pool, shots), strict=True)
+        self._solved.update(zip(missing, made, strict=True))
+        fronts = []
+        for indices, length in zip(chosen, lengths, strict=True):
+            parts: list[list[int]] = []
+            spare = self.encoder.spare(length)
+            for place, index in enumerate(indices):
+                first, later = self._solved[index]
+                if spare is not None and sum(map(len, parts)) + max(len(first), len(later)) > spare:
+                    self.left_out += len(indices) - place
+                    break
+                parts.append(later)
+            if parts and not self.instruction_tokens:
+                parts[-1] = self._solved[indices[len(parts) - 1]][0]
+            fronts.append(tuple(token for part in reversed(parts) for token in part))
+            self.added += len(fronts[-1])
+        return fronts
+
+    def behind_shots(self, items: Sequence[Item], examples: Sequence[Example]) -> list[Item]:
+        """``items`` of ``examples``, each text behind its solved examples."""
+        longest = [0] * len(examples)
+        for item in items:
+            longest[item.example] = max(longest[item.example], len(item.ids))
+        return behind(items, self.in_front(examples, longest))
+
+    def label_log_probabilities(self, examples: Sequence[Example]) -> Tensor:
+        """Log-probabilities ``[examples, C]`` of the labels."""
+        if not examples:
+            return torch.zeros(0, len(self.spec.labels))
+        items = self.behind_shots(self.encoder.scoring_items(examples), examples)
+        with naming(examples):
+            return self.objective.label_log_probabilities(self.prefix, items)
+
+    def predict(self, examples: Sequence[Example]) -> Iterator[Prediction]:
+        """Predictions in the order of the examples for classification, as they finish for generation."""
+        if self.spec.kind == "classification" or not examples:
+            yield from likeliest(self.spec, self.label_log_probabilities(examples))
+            return
+        texts = self.encoder.inputs(examples)
+        fronts = self.in_front(examples, [len(text) for text in texts])
+        whole = [(*front, *text) for front, text in zip(fronts, texts, strict=True)]
+        with naming(examples):
+            for index, text, cut in complete(self.base, self.prefix, whole, self.sampling, EVALUATION_TOKENS):
+                yield Prediction(index, completion=text, at_limit=cut)

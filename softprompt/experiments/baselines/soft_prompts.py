@@ -1,0 +1,84 @@
+"""softprompt's own methods in a comparison: several runs in the same passes, resumable within the run."""
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+from softprompt.config import TrainConfig
+from softprompt.data.task import Task
+from softprompt.errors import SoftpromptError, TrainingError
+from softprompt.experiments.baselines.fitted_baseline import Fitted, bytes_of, prefix_bytes
+from softprompt.inference.predictor import Predictor
+from softprompt.models.frozen_lm import FrozenLM
+from softprompt.training.callbacks import CLOCK_FILE, Clock, Silent
+from softprompt.training.checkpoint import Checkpoint
+from softprompt.training.fit import best_prompt, open_run
+from softprompt.training.loop import Observer, TrainingResult, train_together
+
+NO_NUMBER = "the loss is not a number: try a lower rate, or --dtype float32"
+
+
+def learn_prompts(
+    base: FrozenLM, task: Task, configs: Mapping[str, TrainConfig], observer: Observer, folder: Path
+) -> list[Fitted | SoftpromptError]:
+    """Learn together, going on from where a process before left off; the seconds of each are its share of them all."""
+    with _run(folder / "prompts", base, task, configs, observer) as checkpoint:
+        clock = Clock(observer, folder / CLOCK_FILE)
+        try:
+            outcomes = train_together(base, task, configs, clock, checkpoint)
+        except TrainingError:
+            return [TrainingError(NO_NUMBER)] * len(configs)
+    return [
+        TrainingError(NO_NUMBER) if outcome.failed else _fitted(base, task, config, outcome, clock, len(configs))
+        for config, outcome in zip(configs.values(), outcomes, strict=True)
+    ]
+
+
+def _run(out: Path, base: FrozenLM, task: Task, configs: Mapping[str, TrainConfig], observer: Observer) -> Checkpoint:
+    """The checkpoint of this run; one that cannot be gone on with here (other versions, threads) is thrown away."""
+    run = open_run(out, base, {"": task}, configs, resume=True, restart=False, observer=Silent())
+    try:
+        run.load()
+    except TrainingError as error:
+        observer.noted(f"begins anew: {error}")
+        shutil.rmtree(run.folder)
+    return run
+
+
+def _fitted(
+    base: FrozenLM, task: Task, config: TrainConfig, outcome: TrainingResult, clock: "Clock", together: int
+) -> Fitted:
+    answers = Predictor(base, task.spec, outcome.state)
+    curve = tuple(
+        {
+            "step": int(point["step"]),
+            "seconds": clock.at(int(point["step"])) / together,
+            "value": point["value"],
+            "loss": point["validation_loss"],
+        }
+        for point in outcome.history
+    )
+
+    def save(folder: Path) -> None:
+        best_prompt(base, task, {"": config}, [outcome], ensemble=False).save(folder)
+
+    return Fitted(
+        answers=answers,
+        trained_parameters=outcome.learned,
+        curve=curve,
+        seconds=clock.at(outcome.steps) / together,
+        best_value=outcome.value,
+        best_loss=outcome.loss,
+        settings={
+            **config.model_dump(exclude_unset=True),
+            "learning_rate": config.learning_rate,
+            "best_step": outcome.best_step,
+            "steps_made": outcome.steps,
+            "learned_together": together,
+        },
+        added_tokens=float(outcome.state.length),
+        base_bytes=bytes_of(base.model),
+        base_shared=True,
+        task_bytes=prefix_bytes(answers.prefix),
+        save=save,
+    )

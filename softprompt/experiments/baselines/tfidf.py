@@ -1,0 +1,139 @@
+"""TF-IDF and logistic regression: words and pairs of words, weighted by how rare they are. No language model at all.
+
+What the template takes from the data is read, its own words are not. Sparck Jones 1972, Salton and Buckley 1988.
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from softprompt.data.examples import Example
+from softprompt.data.task import Task, TaskSpec
+from softprompt.errors import DataError
+from softprompt.experiments.baselines.fitted_baseline import (
+    VALIDATION_LIMIT,
+    Fitted,
+    check_classification,
+    described,
+    extra_module,
+    read_description,
+    read_tensors,
+)
+from softprompt.experiments.baselines.linear_head import LinearHead, fit_head
+from softprompt.inference.predictor import Prediction, likeliest
+from softprompt.training.loop import check_trainable
+from softprompt.training.validation import validation_examples
+from softprompt.utils.files import check_free, write_folder
+from softprompt.utils.seals import sealed_tensors
+
+STRENGTHS = (0.1, 1.0, 10.0, 100.0)
+MOST_TERMS = 100_000  # the most frequent words and pairs
+_TENSORS, _FACTS = "tfidf.safetensors", "tfidf.json"
+
+
+@dataclass(frozen=True)
+class TfidfAnswers:
+    """Labels by the words of the text."""
+
+    spec: TaskSpec
+    vectorizer: Any
+    head: LinearHead
+    truncated: int = 0
+
+    def label_log_probabilities(self, examples: Sequence[Example]) -> Tensor:
+        """Log-probabilities ``[examples, C]`` of the labels."""
+        if not examples:
+            return torch.zeros(0, len(self.spec.labels))
+        return self.head.log_probabilities(self.vectorizer.transform(words_of(self.spec, examples)))
+
+    def predict(self, examples: Sequence[Example]) -> Iterator[Prediction]:
+        """Predictions in the order of the examples."""
+        return likeliest(self.spec, self.label_log_probabilities(examples))
+
+    def save(self, folder: Path) -> None:
+        """Write weights and vocabulary; raises OutputError."""
+        check_free(folder)
+        frequencies = torch.from_numpy(self.vectorizer.idf_)
+        tensors = {"weight": self.head.weight, "bias": self.head.bias, "idf": frequencies}
+        facts = described(None, self.spec, terms=self.vectorizer.get_feature_names_out().tolist())
+        write_folder(folder, {_TENSORS: sealed_tensors(tensors, {}), _FACTS: facts})
+
+
+def fit_tfidf(task: Task, seed: int = 0) -> Fitted:
+    """Fit on the training examples.
+
+    Args:
+        seed: for the sake of being called like other methods; the fit does not depend on it.
+
+    Raises:
+        ConfigError: a generation task.
+        DataError: no training or validation examples, examples of one label only, or texts without words.
+        MissingExtraError: scikit-learn is not installed.
+    """
+    began = time.perf_counter()
+    spec = task.spec
+    check_classification(spec, "TF-IDF")
+    check_trainable(task)
+    vectorizer = make_vectorizer(ngram_range=(1, 2), max_features=MOST_TERMS)
+    features = fit_words(vectorizer, task, task.train)
+    validation = validation_examples(task, VALIDATION_LIMIT)
+    of_validation = vectorizer.transform(words_of(spec, validation))
+    choice = fit_head(spec, features, task.train, of_validation, validation, STRENGTHS, seed)
+    answers = TfidfAnswers(spec, vectorizer, choice.head)
+    terms = sum(len(term.encode()) for term in vectorizer.vocabulary_)
+    weights = choice.head.weight
+    return Fitted(
+        answers=answers,
+        trained_parameters=weights.numel() + len(choice.head.bias),
+        best_value=choice.value,
+        best_loss=choice.loss,
+        seconds=time.perf_counter() - began,
+        added_tokens=0.0,
+        base_bytes=0,
+        base_shared=True,
+        task_bytes=weights.nbytes + vectorizer.idf_.nbytes + terms,
+        save=answers.save,
+        settings={"C": choice.strength, "terms": weights.shape[1], "seed": seed},
+    )
+
+
+def load_tfidf(folder: str | Path) -> TfidfAnswers:
+    """Read what ``TfidfAnswers.save`` wrote.
+
+    Raises:
+        PromptFileError: it is not there, or is damaged.
+        MissingExtraError: scikit-learn is not installed.
+    """
+    spec, facts = read_description(folder, _FACTS)
+    weight, bias, frequencies = read_tensors(folder, _TENSORS, ["weight", "bias", "idf"])
+    vectorizer = make_vectorizer(ngram_range=(1, 2), vocabulary=facts["terms"])
+    vectorizer.idf_ = frequencies.numpy()
+    return TfidfAnswers(spec, vectorizer, LinearHead(weight, bias))
+
+
+def make_vectorizer(**options: Any) -> Any:
+    """scikit-learn's, for words of one letter too; a word's tenth occurrence counts less than its first."""
+    return extra_module("sklearn.feature_extraction.text").TfidfVectorizer(
+        sublinear_tf=True, token_pattern=r"(?u)\b\w+\b", **options
+    )
+
+
+def fit_words(vectorizer: Any, task: Task, examples: Sequence[Example]) -> Any:
+    """Features ``[examples, F]``, sparse; raises DataError if there is no word in any of the examples."""
+    words = words_of(task.spec, examples)
+    try:
+        return vectorizer.fit_transform(words)
+    except ValueError as error:
+        raise DataError(
+            f"{task.splits.source}: expected words in the training texts, got none ({error}): TF-IDF needs words"
+        ) from error
+
+
+def words_of(spec: TaskSpec, examples: Sequence[Example]) -> list[str]:
+    """What the template takes from each example."""
+    return ["\n".join(spec.compiled.fields(example)) for example in examples]

@@ -1,0 +1,397 @@
+"""compare: methods x seeds on one task, each result kept as it lands, and what they say together."""
+
+import gc
+import math
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from softprompt.config import TrainConfig
+from softprompt.data.examples import Example
+from softprompt.data.split_assignment import Drawn, sample_of
+from softprompt.data.splits import Splits
+from softprompt.data.task import Task
+from softprompt.errors import ConfigError, OutputError
+from softprompt.experiments.baselines.fitted_baseline import Fitted
+from softprompt.experiments.comparison.candidates import Contestant, Plan, Run
+from softprompt.experiments.comparison.engine_benchmark import EnginePython, engine_speed, find_engine
+from softprompt.experiments.comparison.study_folder import StudyFolder, file_name
+from softprompt.experiments.comparison.study_records import Cost, CurvePoint, Forgetting, Result, Study, Trial
+from softprompt.experiments.comparison.study_summary import summarise
+from softprompt.experiments.comparison.time_budget import StepTimes, steps_within
+from softprompt.experiments.failed_runs import error_line
+from softprompt.inference import benchmark
+from softprompt.inference.evaluation import score, score_sample
+from softprompt.inference.predictor import Predictor
+from softprompt.metrics.measured import Figure
+from softprompt.models.frozen_lm import FrozenLM
+from softprompt.training.callbacks import Silent
+from softprompt.training.fit import TEST_LIMIT, library_versions, roomy
+from softprompt.training.loop import Observer, check_trainable
+
+RATE_STEP = math.sqrt(10)  # between neighbouring rates of a search
+PILOT_STEPS = 6  # made to see how long one takes
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What is the same for all methods.
+
+    Attributes:
+        seeds: runs of each method, counted from 0.
+        steps: optimiser steps of each learning run.
+        budget: seconds of each learning run, in place of ``steps``.
+        rates: learning rates tried for each trained method, its default among them; 1 is no search.
+        batch_size: examples per step.
+        instruction: words that written prompts have in front of everything.
+        keep: whether to keep what the best seed of each method needs to be deployed.
+        shift: examples of another domain.
+        current: the method in use now.
+        price_per_hour: of the machine.
+        engine_python, engine_gguf: of an engine that exported prompts are timed in (see ``find_engine``).
+        command: what was typed, to be told.
+    """
+
+    seeds: int = 3
+    steps: int = TrainConfig.model_fields["steps"].default
+    budget: float | None = None
+    rates: int = 1
+    batch_size: int = TrainConfig.model_fields["batch_size"].default
+    instruction: str = ""
+    keep: bool = False
+    shift: tuple[Example, ...] = ()
+    current: str | None = None
+    price_per_hour: float | None = None
+    engine_python: Path | None = None
+    engine_gguf: Path | None = None
+    command: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """What results depend on."""
+        return {
+            "steps": None if self.budget else self.steps,
+            "budget": self.budget,
+            "rates": self.rates,
+            "batch_size": self.batch_size,
+            **({"instruction": self.instruction} if self.instruction else {}),
+        }
+
+
+def compare(
+    base: FrozenLM,
+    task: Task,
+    methods: Sequence[Contestant],
+    out: Path,
+    terms: Terms | None = None,
+    observer: Observer | None = None,
+) -> Study:
+    """Run every method with every seed, or what of it is not in ``out`` yet; measure, summarise, recommend.
+
+    Raises:
+        ConfigError, DataError, OutputError: one line that says what to do. What goes wrong within one method (no
+            memory, a loss that is not a number) is that method's result instead.
+    """
+    terms, observer = terms or Terms(), observer or Silent()
+    base.processes.check_alone("a comparison")
+    check_terms(methods, terms)
+    check_trainable(task)
+    task.splits["test"]  # refuses an empty one
+    engine = find_engine(terms.engine_python, terms.engine_gguf)
+    task = roomy(base, task)
+    comparison = _Comparison(base, task, terms, StudyFolder(out, _setup(base, task, terms)), observer, engine)
+    with comparison.folder as folder:
+        for number, method in enumerate(methods, start=1):
+            comparison.finish(method, f"[{number}/{len(methods)}] {method.name}")
+        results = [
+            result
+            for method in methods
+            for seed in comparison.seeds(method)
+            if (result := folder.result(method.name, seed)) is not None
+        ]
+        if terms.keep:
+            comparison.note_what_was_not_kept(results)
+        told = {**terms.to_dict(), "seeds": terms.seeds, **({"command": terms.command} if terms.command else {})}
+        study = summarise(base, task, comparison.test, results, terms.current, terms.price_per_hour, told)
+        if isinstance(engine, str) and any(row.family == "soft prompt" for row in study.rows):
+            study = study.model_copy(update={"notes": (*study.notes, engine)})
+    return study
+
+
+def check_terms(methods: Sequence[Contestant], terms: Terms) -> None:
+    """Raise ConfigError for what can be seen before anything is loaded."""
+    names = [method.name for method in methods]
+    if len(methods) < 2:
+        raise ConfigError(f"expected at least two methods to compare, got {', '.join(names) or 'none'}")
+    alike = {file_name(name) for name in names}
+    if len(alike) < len(names):
+        raise ConfigError("two methods differ only in characters that file names do not take: leave one of them out")
+    if terms.current is not None and terms.current not in names:
+        raise ConfigError(f"--current '{terms.current}' is not among the methods: expected one of {', '.join(names)}")
+
+
+def _setup(base: FrozenLM, task: Task, terms: Terms) -> dict[str, Any]:
+    """What all results of a folder have in common."""
+    shifted = Splits((), (), terms.shift, "", ()).fingerprint[:12] if terms.shift else None
+    return {
+        **terms.to_dict(),
+        "base": {part: digest[:12] for part, digest in base.fingerprint.items()},
+        "device": base.device.type,
+        "dtype": str(base.dtype).removeprefix("torch."),
+        "data": task.splits.fingerprint[:12],
+        "shift_data": shifted,
+        "task": task.spec.to_dict(),
+        # a folder whose scores are of the first rows is another comparison
+        **Drawn(min(len(task.test), TEST_LIMIT[task.spec.kind]), len(task.test)).to_dict(),
+    }
+
+
+@dataclass
+class _Comparison:
+    base: FrozenLM
+    task: Task
+    terms: Terms
+    folder: StudyFolder
+    observer: Observer
+    engine: EnginePython | str
+
+    @property
+    def _limit(self) -> int:
+        return TEST_LIMIT[self.task.spec.kind]
+
+    @cached_property
+    def test(self) -> tuple[Example, ...]:
+        """The test examples that are scored."""
+        return sample_of(self.task.test, self._limit)
+
+    @cached_property
+    def bare(self) -> Predictor:
+        """The bare template: what the speed of everything else is measured beside."""
+        return Predictor(self.base, self.task.spec)
+
+    @cached_property
+    def versions(self) -> dict[str, str]:
+        """Of the libraries at work."""
+        return library_versions()
+
+    @cached_property
+    def perplexity(self) -> tuple[float, int] | None:
+        """Of the base model on neutral text."""
+        return benchmark.perplexity(self.base)
+
+    def seeds(self, method: Contestant) -> range:
+        """One, where another seed would give the same."""
+        return range(self.terms.seeds if method.seeded else 1)
+
+    def finish(self, method: Contestant, title: str) -> None:
+        """Learn and measure whatever has not landed of a method."""
+        name = method.name
+        while missing := [seed for seed in self.seeds(method) if self.folder.result(name, seed) is None]:
+            # runs that began together go on together
+            group = self.folder.notes(name).get("seeds") or (missing if method.together else missing[:1])
+            seeds = f"seed{'s' if len(group) > 1 else ''} {', '.join(map(str, group))}"
+            self.observer.noted(f"{title}, {seeds}")
+            self.folder.note(name, seeds=group)
+            self._land(method, group)
+            self.folder.drop_unfinished(name)
+            self.folder.note(name, seeds=None)
+
+    def note_what_was_not_kept(self, results: Sequence[Result]) -> None:
+        """Say of which methods nothing was kept, because they were measured before it was asked for."""
+        for name in dict.fromkeys(result.method for result in results if result.status == "ok"):
+            if not self.folder.artifact(name).exists():
+                self.observer.noted(
+                    f"nothing of '{name}' was kept: it was measured before --keep was given; remove its files in "
+                    "results/ to measure it again"
+                )
+
+    def _land(self, method: Contestant, seeds: Sequence[int]) -> None:
+        outcomes: Sequence[Fitted | Exception]
+        trials: tuple[Trial, ...] = ()
+        rate: float | None = None
+        with benchmark.PeakMemory(self.base.device) as peak:
+            try:
+                plan = self._plan(method)
+                trials, rate = self._search(method, plan)
+                runs = [Run(seed, rate) for seed in seeds]
+                folder = self.folder.unfinished(method.name) / "seeds"
+                outcomes = method.learn(self.base, self.task, runs, plan, self.observer, folder)
+            except OutputError:
+                raise
+            except Exception as error:  # whatever one method fails with, the others go on
+                outcomes = [error] * len(seeds)
+        for seed, outcome in zip(seeds, outcomes, strict=True):
+            if self.folder.result(method.name, seed) is None:
+                self.folder.land(self._result(method, seed, outcome, trials, peak.bytes))
+        if not all(isinstance(outcome, Fitted) and outcome.base_shared for outcome in outcomes):
+            # a model of its own, perhaps held by a traceback: its memory is the next method's
+            del outcome
+            outcomes = []
+            gc.collect()
+            if self.base.device.type == "cuda":
+                torch.cuda.empty_cache()
+
+    def _plan(self, method: Contestant) -> Plan:
+        """The steps of a run: those given, or as many as fit into the time."""
+        budget, plan = self.terms.budget, Plan(self.terms.steps, self.terms.batch_size, self.terms.instruction)
+        if method.learning_rate is None or budget is None:
+            return plan
+        steps = self.folder.notes(method.name).get("steps")
+        if steps is None:
+            times = StepTimes()
+            pilot, folder = Plan(PILOT_STEPS, plan.batch_size), self.folder.unfinished(method.name) / "pilot"
+            shutil.rmtree(folder, ignore_errors=True)
+            method.learn(self.base, self.task, [Run(0)], pilot, times, folder)
+            steps = steps_within(budget, times, lambda steps: Plan(steps).eval_every)
+            self.observer.noted(f"{steps} steps fit into {budget:.0f} seconds")
+            self.folder.note(method.name, steps=steps)
+        return Plan(int(steps), plan.batch_size)
+
+    def _search(self, method: Contestant, plan: Plan) -> tuple[tuple[Trial, ...], float | None]:
+        """Trials of the first seed, one for each rate, and the rate that did best on validation."""
+        if method.learning_rate is None or self.terms.rates == 1:
+            return (), None
+        rates = rates_around(method.learning_rate, self.terms.rates)
+        tried: dict[str, Any] = self.folder.notes(method.name).get("trials", {})
+        missing = [rate for rate in rates if repr(rate) not in tried]
+        for group in [missing] if method.together else [[rate] for rate in missing]:
+            if not group:
+                continue
+            self.observer.noted(f"trying learning rate {', '.join(f'{rate:.3g}' for rate in group)}")
+            runs = [Run(0, rate) for rate in group]
+            folder = self.folder.unfinished(method.name) / "trials"
+            outcomes: Sequence[Fitted | Exception]
+            try:
+                outcomes = method.learn(self.base, self.task, runs, plan, self.observer, folder)
+            except OutputError:
+                raise
+            except Exception as error:
+                outcomes = [error] * len(group)
+            for rate, outcome in zip(group, outcomes, strict=True):
+                tried[repr(rate)] = _tried(outcome)
+            self.folder.note(method.name, trials=tried)
+        good = {rate: tried[repr(rate)] for rate in rates if "value" in tried[repr(rate)]}
+        if not good:
+            raise ConfigError(f"no rate could be learned with: {tried[repr(rates[0])]['error']}")
+        best = max(good, key=lambda rate: (good[rate]["value"], -good[rate]["loss"]))
+        trials = tuple(
+            Trial(learning_rate=rate, value=one["value"], loss=one["loss"], chosen=rate == best)
+            for rate, one in sorted(good.items())
+        )
+        return trials, best
+
+    def _result(
+        self,
+        method: Contestant,
+        seed: int,
+        outcome: Fitted | Exception,
+        trials: tuple[Trial, ...],
+        peak: int | None,
+    ) -> Result:
+        facts: dict[str, Any] = {
+            "method": method.name,
+            "family": method.family,
+            "seed": seed,
+            "trials": trials,
+            "versions": self.versions,
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+        if isinstance(outcome, Fitted):
+            try:
+                measured = self._measured(method, outcome, peak)
+            except OutputError:
+                raise
+            except Exception as error:
+                outcome = error
+            else:
+                # the settings may come of a sweep, whose trials are then told
+                facts["trials"] = trials or tuple(Trial.model_validate(one) for one in outcome.searched)
+                test: Figure = measured["test"]
+                self.observer.noted(
+                    f"{method.name}, seed {seed}: test {test.metric} {test.value:.4g} [{test.low:.4g}, {test.high:.4g}]"
+                )
+                return Result(status="ok", **facts, **measured)
+        line = error_line(outcome)
+        self.observer.noted(f"{method.name}, seed {seed}: failed, the others go on: {line}")
+        return Result(status="failed", error=line, **facts)
+
+    def _measured(self, method: Contestant, fitted: Fitted, peak: int | None) -> dict[str, Any]:
+        answers = fitted.answers
+        test = score(answers, self.test)
+        validation = benchmark.figure(score_sample(answers, self.task.validation, self._limit).metric)
+        shift = sample_of(self.terms.shift, self._limit)
+        before = [self.folder.result(method.name, seed) for seed in self.seeds(method)]
+        speed, engine, settings = None, None, dict(fitted.settings)
+        # seeds change no computation: one's speed stands for all
+        if not any(result is not None and result.speed is not None for result in before):
+            speed = benchmark.measure_speed(answers, self.bare, self.test, fitted.added_tokens)
+            timed = engine_speed(self.engine, answers, self.test) if isinstance(self.engine, EnginePython) else ""
+            if isinstance(timed, str):
+                settings |= {"engine_note": timed} if timed else {}
+            else:
+                engine = timed
+        settings |= {"cut": test.cut} if test.cut else {}
+        tried = self.folder.notes(method.name).get("trials", {}).values()
+        kept = [one.validation.value for one in before if one is not None and one.validation is not None]
+        return {
+            "settings": settings,
+            "curve": tuple(CurvePoint.model_validate(point) for point in fitted.curve),
+            "validation": validation,
+            "test": benchmark.figure(test.metric),
+            "others": benchmark.further_figures(test),
+            "shift": benchmark.figure(score(answers, shift).metric) if shift else None,
+            "predictions": tuple(str(one.label or one.completion or "") for one in test.predictions),
+            "confidences": benchmark.confidences(test),
+            "cost": Cost(
+                trained_parameters=fitted.trained_parameters,
+                stored_bytes=self._saved_bytes(method.name, fitted, best=all(validation.value > one for one in kept)),
+                base_shared=fitted.base_shared,
+                base_bytes=fitted.base_bytes,
+                task_bytes=fitted.task_bytes,
+                training_seconds=fitted.seconds if fitted.trained_parameters else 0.0,
+                search_seconds=fitted.search_seconds + sum(one["seconds"] for one in tried if "seconds" in one),
+                peak_memory_bytes=peak,
+            ),
+            "speed": speed,
+            "engine": engine,
+            "forgetting": self._forgetting(method, fitted),
+        }
+
+    def _saved_bytes(self, name: str, fitted: Fitted, *, best: bool) -> int:
+        """Bytes of what one task needs as files; they are kept if wanted and the best so far."""
+        saved = self.folder.scratch()
+        fitted.save(saved)
+        size = benchmark.folder_bytes(saved)
+        if self.terms.keep and best:
+            self.folder.keep(name, saved)
+        else:
+            shutil.rmtree(saved)
+        return size
+
+    def _forgetting(self, method: Contestant, fitted: Fitted) -> Forgetting | None:
+        if not method.uses_base or self.perplexity is None:
+            return None
+        before, tokens = self.perplexity
+        # what answers by a model of its own, changed by learning, has it
+        measured = benchmark.perplexity(getattr(fitted.answers, "base", self.base))
+        return None if measured is None else Forgetting(before=before, after=measured[0], tokens=tokens)
+
+
+def rates_around(default: float, count: int) -> list[float]:
+    """``count`` learning rates: the default, then its neighbours below and above by turns, a half decade apart."""
+    powers = [(step + 1) // 2 * (-1 if step % 2 else 1) for step in range(count)]
+    return [float(f"{default * RATE_STEP**power:.3g}") if power else default for power in powers]
+
+
+def _tried(outcome: Fitted | Exception) -> dict[str, Any]:
+    if isinstance(outcome, Fitted):
+        return {"value": outcome.best_value, "loss": outcome.best_loss, "seconds": outcome.seconds}
+    return {"error": error_line(outcome)}
+
+
+__all__ = ["Terms", "check_terms", "compare", "error_line", "rates_around"]

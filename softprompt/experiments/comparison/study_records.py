@@ -1,0 +1,248 @@
+"""What a comparison measured: one immutable JSON file for each method and seed, and one for the study they belong to.
+
+Sizes are bytes, times seconds unless the name says otherwise, rates are those of a method's own unit. What does not
+apply to a method, or was not measured, is ``None``.
+"""
+
+from collections.abc import Iterable
+from typing import Any, Literal
+
+from pydantic import Field
+
+from softprompt.inference.benchmark import Speed
+from softprompt.inference.speed_drift import drift
+from softprompt.metrics.measured import SCHEMA_VERSION, Figure, _Record
+from softprompt.utils.seals import SealedRecord
+
+
+class CurvePoint(_Record):
+    """One evaluation on validation while learning."""
+
+    step: int
+    seconds: float
+    value: float
+    loss: float
+
+
+class Trial(_Record):
+    """One learning rate that was tried, and what it reached on validation.
+
+    Attributes:
+        settings: what was tried with it (a sweep).
+    """
+
+    learning_rate: float
+    settings: dict[str, Any] = Field(default_factory=dict)
+    value: float
+    loss: float
+    chosen: bool
+
+
+class Cost(_Record):
+    """What it takes to learn and to keep.
+
+    Attributes:
+        trained_parameters: that received a gradient, or were fitted.
+        stored_bytes: of the files that one task needs beside the base model, as saved.
+        base_shared: whether tasks share one copy of the base model in memory; without one (TF-IDF) true.
+        base_bytes: of the base model's weights in memory; 0 where the method needs none.
+        task_bytes: memory of one more task (adapter, prefix cache, or a whole model).
+        training_seconds: of the run that is reported, without its trials and evaluations on test.
+        search_seconds: of the trials.
+        peak_memory_bytes: largest resident size of the process (CPU) or allocation (CUDA) while learning.
+    """
+
+    trained_parameters: int
+    stored_bytes: int
+    base_shared: bool
+    base_bytes: int
+    task_bytes: int
+    training_seconds: float
+    search_seconds: float = 0.0
+    peak_memory_bytes: int | None = None
+
+    def memory_for(self, tasks: int) -> int:
+        """Bytes for ``tasks`` tasks on one machine: base + tasks x task where the base is shared, else each whole."""
+        return (
+            self.base_bytes + tasks * self.task_bytes
+            if self.base_shared
+            else tasks * (self.base_bytes + self.task_bytes)
+        )
+
+
+class EngineSpeed(_Record):
+    """Inference of the exported prompt in another engine, in a process of its own on the same machine.
+
+    Attributes:
+        engine: its name and version.
+    """
+
+    engine: str
+    speed: Speed
+
+
+class Forgetting(_Record):
+    """Perplexity (per token) of the base model on neutral text before and after learning."""
+
+    before: float
+    after: float
+    tokens: int
+
+
+class Result(_Record, SealedRecord):
+    """One method with one seed.
+
+    Attributes:
+        method: its name as given to ``--methods``, options included: ``few-shot:8``.
+        family: what it is for colours and grouping: written, classical, soft prompt, adapter, full.
+        status: ok, or failed (out of memory, loss not a number) with ``error`` in one line.
+        predictions: label or completion for each test example, in the split's order.
+        confidences: probability of each predicted label (classification).
+        others: further metrics on test; ``calibration_error`` (ECE, 15 equal-width bins) among them.
+        shift: the main metric on another domain.
+    """
+
+    schema_version: int = SCHEMA_VERSION
+    method: str
+    family: Literal["written", "classical", "soft prompt", "adapter", "full"]
+    seed: int
+    status: Literal["ok", "failed"]
+    error: str | None = None
+    settings: dict[str, Any] = Field(default_factory=dict)
+    trials: tuple[Trial, ...] = ()
+    curve: tuple[CurvePoint, ...] = ()
+    validation: Figure | None = None
+    test: Figure | None = None
+    others: dict[str, Figure] = Field(default_factory=dict)
+    shift: Figure | None = None
+    predictions: tuple[str, ...] = ()
+    confidences: tuple[float, ...] = ()
+    cost: Cost | None = None
+    speed: Speed | None = None
+    engine: EngineSpeed | None = None
+    forgetting: Forgetting | None = None
+    versions: dict[str, str] = Field(default_factory=dict)
+    created: str = ""
+
+
+class Row(_Record):
+    """One method over its seeds.
+
+    Attributes:
+        seeds: that ended well; ``failed`` counts the others.
+        mean, deviation: of the test metric over seeds (``deviation`` is ``None`` with one seed).
+        low, high: 95% interval of the mean over seeds and examples: both are resampled.
+        against_best, against_current: paired bootstrap of the difference (this minus that), mean over seeds of each
+            example's score: ``{"difference", "low", "high", "p_value", "n"}``.
+    """
+
+    method: str
+    family: str
+    seeds: tuple[int, ...]
+    failed: int
+    error: str | None
+    mean: float | None
+    deviation: float | None
+    low: float | None
+    high: float | None
+    against_best: dict[str, float | int] | None = None
+    against_current: dict[str, float | int] | None = None
+    cost: Cost | None = None
+    speed: Speed | None = None
+    engine: EngineSpeed | None = None
+    forgetting: Forgetting | None = None
+    calibration_error: float | None = None
+    shift: float | None = None
+
+
+class Recommendation(_Record):
+    """Which method to deploy.
+
+    Attributes:
+        deploy: the method's name, or ``None`` where there is not enough data to tell.
+        rule: name of the rule that decided.
+        sentence: the recommendation for people.
+        reasons: the numbers that decided, a sentence each.
+        candidates: methods that the data cannot tell apart, best first.
+    """
+
+    deploy: str | None
+    rule: str
+    sentence: str
+    reasons: tuple[str, ...]
+    candidates: tuple[str, ...] = ()
+
+
+class Study(_Record):
+    """All of a comparison, as the report needs it.
+
+    Attributes:
+        metric: name of the main metric.
+        gold, texts: of the test split, in its order (texts cut to 300 characters).
+        current: the method in use now, that the others are held against.
+    """
+
+    schema_version: int = SCHEMA_VERSION
+    title: str
+    base: str
+    base_parameters: int
+    data: str
+    sizes: dict[str, int]
+    metric: str
+    kind: Literal["classification", "generation"]
+    labels: tuple[str, ...]
+    gold: tuple[str, ...]
+    texts: tuple[str, ...]
+    current: str | None
+    price_per_hour: float | None
+    machine: str
+    settings: dict[str, Any]
+    notes: tuple[str, ...]
+    rows: tuple[Row, ...]
+    results: tuple[Result, ...]
+    recommendation: Recommendation
+    created: str
+
+
+class SizePoint(_Record):
+    """A comparison on one of several base models.
+
+    Attributes:
+        parameters: of the base model.
+        folder: of the comparison.
+        rows: by method.
+        gaps: the first method minus each other one, on the same test examples, as ``Row.against_best``.
+    """
+
+    model: str
+    parameters: int
+    folder: str
+    rows: dict[str, Row]
+    gaps: dict[str, dict[str, float | int]]
+
+
+class SizeStudy(_Record):
+    """The same comparison on base models of several sizes, smallest first.
+
+    Attributes:
+        methods: the first is the one whose gap to the others is followed.
+        sentence: what the gaps say.
+    """
+
+    schema_version: int = SCHEMA_VERSION
+    methods: tuple[str, ...]
+    metric: str
+    data: str
+    points: tuple[SizePoint, ...]
+    sentence: str
+    created: str
+
+
+def speeds_of(rows: Iterable[Row]) -> list[Speed | None]:
+    return [row.speed for row in rows]
+
+
+def of_seconds(rows: Iterable[Row]) -> str:
+    """What to say in front of seconds of learning, which have nothing timed beside them."""
+    changed = drift(speeds_of(rows))
+    return "The machine's speed changed meanwhile, so seconds of different methods do not compare. " if changed else ""

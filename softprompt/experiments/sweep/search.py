@@ -1,0 +1,180 @@
+"""sweep: settings are proposed, tried and given up until the trials are made; the best on validation is the winner."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+from softprompt.config import TrainConfig
+from softprompt.data.task import Task
+from softprompt.errors import TrainingError
+from softprompt.experiments.sweep.local_backend import run_here
+from softprompt.experiments.sweep.search_space import Space, with_settings
+from softprompt.experiments.sweep.sweep_folder import SweepFolder, SweepSummary, SweepTrial, best_of, trial_name
+from softprompt.experiments.sweep.trial_log import Ledger, Terms
+from softprompt.experiments.sweep.trial_sampler import Proposals, Pruning, optuna_module
+from softprompt.metrics.measured import Figure
+from softprompt.models.frozen_lm import FrozenLM
+from softprompt.prompts.methods.method_registry import check_method
+from softprompt.prompts.saved_prompt import Prompt
+from softprompt.store.prompt_loading import load_prompt
+from softprompt.training.callbacks import Silent
+from softprompt.training.fit import library_versions, say_sampled, with_metrics
+from softprompt.training.initialization import check_init, check_init_fits
+from softprompt.training.loop import Observer, check_trainable
+
+Engine: TypeAlias = Literal["optuna", "ray"]
+
+
+def check_sweep(space: Space, fixed: TrainConfig, engine: Engine) -> None:
+    """Raise ConfigError or MissingExtraError for what can be seen before anything is loaded."""
+    optuna_module()
+    if engine == "ray":
+        from softprompt.experiments.sweep.ray_backend import ray_module
+
+        ray_module()
+
+    def check(config: TrainConfig) -> None:
+        check_method(config.method, config.method_options)
+        check_init(config.init)
+
+    space.check(fixed, check)
+
+
+def sweep(
+    base: FrozenLM,
+    task: Task,
+    space: Space,
+    out: Path,
+    *,
+    fixed: TrainConfig | None = None,
+    trials: int = 20,
+    pruning: Pruning = "median",
+    engine: Engine = "optuna",
+    workers: int = 1,
+    options: Mapping[str, Any] | None = None,
+    evaluate_test: bool = True,
+    observer: Observer | None = None,
+) -> tuple[SweepSummary, list[SweepTrial]]:
+    """Make the trials that are not in ``out`` yet; save the best on validation as ``out/prompt``, scored on test once.
+
+    Args:
+        space: what may be chosen; ``fixed``: everything else, the seed of the proposals too.
+        trials: how many in all; or all combinations, where the space has no more.
+        engine: who runs the trials and gives them up: Optuna on this machine, or Ray Tune, on a cluster too.
+        workers: trials at a time. One shares ``base``; several load their own, by its name and with these ``options``.
+
+    Returns:
+        What came of it, and all trials.
+
+    Raises:
+        ConfigError, DataError, OutputError, MissingExtraError: one line that says what to do. What goes wrong within
+            one trial is that trial's result; TrainingError only if there is none that did not fail.
+    """
+    fixed, observer = fixed or TrainConfig.build(), observer or Silent()
+    check_sweep(space, fixed, engine)
+    check_trainable(task)
+    inits = space.axes["init"].probes if "init" in space.axes else (fixed.init,)
+    for init in inits:
+        check_init_fits(str(init), task.spec)
+    proposals = Proposals(space, space.defaults(fixed), trials, fixed.seed)
+    terms = Terms(fixed, pruning, base.name, dict(options or {}), base.fingerprint)
+    with SweepFolder(out, _setup(base, task, space, terms)) as folder:
+        ledger = Ledger(folder, proposals, terms, task, observer)
+        if space.size < trials:
+            observer.noted(f"the space has {space.size} combinations: each is tried once")
+        say_sampled(task, fixed, observer)
+        if ledger.missing:
+            _run(ledger, base, engine, workers)
+        summary = _concluded(ledger, base, space, evaluate_test=evaluate_test)
+    return summary, ledger.landed
+
+
+def _run(ledger: Ledger, base: FrozenLM, engine: Engine, workers: int) -> None:
+    if engine == "ray":
+        from softprompt.experiments.sweep.ray_backend import run_on_ray
+
+        run_on_ray(ledger, workers)
+    elif workers > 1:
+        from softprompt.experiments.sweep.workers import run_in_processes
+
+        run_in_processes(ledger, workers)
+    else:
+        run_here(ledger, base)
+
+
+def _setup(base: FrozenLM, task: Task, space: Space, terms: Terms) -> dict[str, Any]:
+    """What all trials of a folder have in common."""
+    return {
+        "what": "sweep",
+        "space": space.to_dict(),
+        "fixed": terms.fixed.model_dump(exclude_unset=True),
+        "pruning": terms.pruning,
+        "base": {part: digest[:12] for part, digest in base.fingerprint.items()},
+        "device": base.device.type,
+        "dtype": str(base.dtype).removeprefix("torch."),
+        "data": task.splits.fingerprint[:12],
+        "task": task.spec.to_dict(),
+    }
+
+
+def _concluded(ledger: Ledger, base: FrozenLM, space: Space, *, evaluate_test: bool) -> SweepSummary:
+    """The winner, saved and scored if it is not the one of an earlier end."""
+    folder, task, terms = ledger.folder, ledger.task, ledger.terms
+    best = best_of(ledger.landed)
+    if best is None:
+        errors = [trial.error for trial in ledger.landed if trial.error]
+        raise TrainingError(
+            f"no trial of the sweep in '{folder.path}' came to its end: {errors[0] if errors else 'all were given up'}"
+        )
+    config = with_settings(terms.fixed, best.settings)
+    known = folder.summary()
+    scored = known is not None and (known.test is not None or not (evaluate_test and task.test))
+    if known is not None and scored and known.winner == best.number and folder.prompt.is_dir():
+        prompt = load_prompt(folder.prompt)
+    else:
+        ledger.observer.noted(f"trial {best.number} is the best on validation")
+        prompt = _scored(ledger, base, best, evaluate_test=evaluate_test)
+    usual = space.defaults(terms.fixed)
+    counts = {status: sum(one.status == status for one in ledger.landed) for status in _STATUSES}
+    summary = SweepSummary(
+        model=base.name,
+        winner=best.number,
+        settings=best.settings,
+        config=config.model_dump(exclude_unset=True),
+        validation=_figure(prompt, "validation"),
+        test=_figure(prompt, "test") if "test" in prompt.metrics else None,
+        usual=next((one.number for one in ledger.landed if one.settings == usual), None),
+        trials={status: count for status, count in counts.items() if count},
+        seconds=sum(one.seconds for one in ledger.landed),
+        data=task.splits.fingerprint,
+        base=dict(base.fingerprint),
+        versions=library_versions(),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+    folder.conclude(summary)
+    return summary
+
+
+_STATUSES = ("finished", "pruned", "failed", "repeated")
+
+
+def _scored(ledger: Ledger, base: FrozenLM, best: SweepTrial, *, evaluate_test: bool) -> Prompt:
+    folder, kept = ledger.folder, ledger.folder.artifact(trial_name(best.number))
+    prompt = load_prompt(kept)
+    prompt = with_metrics(prompt, base, ledger.task, evaluate_test=evaluate_test)
+    told = {"trial": best.number, "trials": len(ledger.landed), "settings": best.settings}
+    history = {"history.jsonl": (kept / "history.jsonl").read_text(encoding="utf-8")}
+    prompt = replace(prompt, training={**prompt.training, "sweep": told}, extra_files={**prompt.extra_files, **history})
+    saved = folder.scratch()
+    prompt.save(saved)
+    folder.put(saved, folder.prompt)
+    return prompt
+
+
+def _figure(prompt: Prompt, split: str) -> Figure:
+    return Figure.model_validate({name: prompt.metrics[split][name] for name in Figure.model_fields})
+
+
+__all__ = ["Engine", "check_sweep", "sweep"]

@@ -1,0 +1,182 @@
+"""Trials in several processes of this machine, each with a base model of its own."""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing import connection, get_context
+from typing import Any, TypeAlias
+
+from softprompt.errors import BaseModelError, OutputError, SoftpromptError
+from softprompt.experiments.sweep.local_backend import Reports
+from softprompt.experiments.sweep.sweep_folder import SweepFolder, SweepTrial, trial_name
+from softprompt.experiments.sweep.trial import read_points, record, run_trial
+from softprompt.experiments.sweep.trial_log import Ledger
+from softprompt.experiments.sweep.worker_data import Source
+from softprompt.training.callbacks import Silent
+
+Message: TypeAlias = tuple[str, Any]
+"""Of a worker: evaluated (step and objective; it waits for the answer), noted, landed (its number), broken (a line)."""
+
+
+class _Relay(Silent):
+    """Passes a run's notes and evaluations to the process that shows them."""
+
+    def __init__(self, send: Callable[[str], None]) -> None:
+        self._send = send
+
+    def evaluated(self, step: int, metric: str, value: float, loss: float, best: bool) -> None:
+        self._send(f"step {step}  validation {metric} {value:.4f}  loss {loss:.4f}")
+
+    def noted(self, text: str) -> None:
+        self._send(text)
+
+
+def work(pipe: Any, source: Source, slot: int, threads: int) -> None:
+    """A worker: settings in, messages out, until the pipe is closed."""
+    import torch
+
+    torch.set_num_threads(threads)
+    try:
+        relay = _Relay(lambda text: pipe.send(("noted", text)))
+        base, task, fixed, folder = source.load(slot), source.task, source.config, source.folder
+        while True:
+            number, settings = pipe.recv()
+
+            def stop(step: int, value: float) -> bool:
+                pipe.send(("evaluated", (step, value)))
+                return bool(pipe.recv())
+
+            run_trial(folder, number, settings, fixed, base, task, stop, relay)
+            pipe.send(("landed", number))
+    except (EOFError, BrokenPipeError, KeyboardInterrupt):
+        # whoever started it has ended
+        os._exit(0)
+    except SoftpromptError as error:
+        pipe.send(("broken", (isinstance(error, OutputError), str(error))))
+
+
+@dataclass
+class _Worker:
+    process: Any
+    pipe: Any
+    number: int | None = None
+
+
+def run_in_processes(ledger: Ledger, workers: int) -> None:
+    """Run what is missing, ``workers`` trials at a time.
+
+    Raises:
+        BaseModelError, OutputError: a worker cannot load the model, or not write. One that dies costs its trial only.
+    """
+    crew = _Crew(ledger)
+    try:
+        for slot in range(min(workers, ledger.missing)):
+            crew.hire(slot, workers)
+        while crew.busy:
+            crew.attend()
+    finally:
+        crew.dismiss()
+
+
+class _Crew:
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger, self._reports, self._source = ledger, Reports(ledger), Source.of(ledger)
+        self._workers: dict[int, _Worker] = {}
+        self._size = 1
+
+    @property
+    def busy(self) -> bool:
+        """Whether trials are being run."""
+        return bool(self._workers)
+
+    def hire(self, slot: int, size: int) -> None:
+        """Start a worker and give it a trial, if there is one left."""
+        import torch
+
+        self._size = size
+        begun = self._ledger.start()
+        if begun is None:
+            return
+        # a forked process cannot use what the libraries set up in this one
+        context = get_context("spawn")
+        ours, theirs = context.Pipe()
+        threads = max(1, torch.get_num_threads() // size)
+        process = context.Process(target=work, args=(theirs, self._source, slot, threads), daemon=True)
+        process.start()
+        theirs.close()
+        self._workers[slot] = _Worker(process, ours)
+        self._give(slot, begun)
+
+    def attend(self) -> None:
+        """Wait for a message, or a death, and see to it."""
+        ready = connection.wait([worker.pipe for worker in self._workers.values()])
+        for slot, worker in [(slot, worker) for slot, worker in self._workers.items() if worker.pipe in ready]:
+            try:
+                kind, what = worker.pipe.recv()
+            except (EOFError, ConnectionResetError):
+                self._bury(slot)
+                continue
+            self._hear(slot, kind, what)
+
+    def dismiss(self) -> None:
+        """End all workers."""
+        for worker in self._workers.values():
+            worker.pipe.close()
+            worker.process.terminate()
+            worker.process.join()
+        self._workers = {}
+
+    def _hear(self, slot: int, kind: str, what: Any) -> None:
+        worker, ledger = self._workers[slot], self._ledger
+        assert worker.number is not None
+        if kind == "evaluated":
+            worker.pipe.send(self._reports.evaluated(worker.number, *what))
+        elif kind == "noted":
+            ledger.observer.noted(f"trial {worker.number}: {what}")
+        elif kind == "broken":
+            writing, line = what
+            raise OutputError(line) if writing else BaseModelError(line)
+        else:
+            trial = ledger.folder.trial(worker.number)
+            assert trial is not None
+            self._end(trial)
+            if (begun := ledger.start()) is not None:
+                self._give(slot, begun)
+            else:
+                worker.pipe.close()
+                worker.process.join()
+                del self._workers[slot]
+
+    def _give(self, slot: int, begun: tuple[int, Any]) -> None:
+        worker = self._workers[slot]
+        worker.number = begun[0]
+        self._reports.begin(*begun)
+        worker.pipe.send(begun)
+
+    def _bury(self, slot: int) -> None:
+        """A worker has died: its trial failed, unless that landed; another one takes its place."""
+        worker = self._workers.pop(slot)
+        worker.process.join()
+        assert worker.number is not None
+        code = worker.process.exitcode
+        how = f"killed by signal {-code}" if code is not None and code < 0 else f"exit code {code}"
+        line = f"its process died ({how}): if it was for memory, --workers or --batch-size may be too large"
+        self._end(died(self._ledger.folder, worker.number, self._ledger.running[worker.number], line))
+        self.hire(slot, self._size)
+
+    def _end(self, trial: SweepTrial) -> None:
+        self._reports.end(trial)
+        self._ledger.ended(trial)
+
+
+def died(folder: SweepFolder, number: int, settings: Any, line: str) -> SweepTrial:
+    """Land a trial whose process died before it could, with what is known of it; or what it landed, if it did."""
+    landed = folder.trial(number)
+    if landed is None:
+        metric, points = read_points(folder.unfinished(trial_name(number)))
+        landed = record(number, settings, "failed", metric, points, line)
+        folder.land_trial(landed)
+    return landed
+
+
+__all__ = ["died", "run_in_processes", "work"]

@@ -1,0 +1,165 @@
+"""The side of whoever calls an engine: a user's text to token ids and requests, and answers back to labels.
+
+Nothing here loads a model. What a user writes never becomes a special token, virtual tokens included: the text is
+tokenised apart, as plain text, and sent as token ids.
+"""
+
+import json
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from softprompt.data.encoding.encoder import Encoder
+from softprompt.data.encoding.special_tokens import Frame
+from softprompt.data.encoding.verbalizer import Verbalizer
+from softprompt.data.examples import Example
+from softprompt.data.task import TaskSpec
+from softprompt.errors import ConfigError, PromptFileError
+from softprompt.export.export_readme import USAGE_FILE, read_usage
+
+TIMEOUT = 600  # seconds until an engine must have answered
+
+
+@dataclass(frozen=True)
+class _KnownOfBase:
+    """The part of a base model that turns texts into tokens."""
+
+    tokenizer: Any
+    frame: Frame
+    context_length: int | None
+    architecture: str = "decoder-only"
+
+
+class Tasks:
+    """The tasks of a checkpoint with baked prompts.
+
+    Attributes:
+        names: of the tasks.
+        never: token ids that must never be generated.
+    """
+
+    def __init__(self, tokenizer: Any, usage: Mapping[str, Any]) -> None:
+        """Take what ``softprompt.json`` says.
+
+        Raises:
+            PromptFileError: it says something else.
+        """
+        self._tokenizer = tokenizer
+        try:
+            bos = tuple(int(one) for one in usage["bos_ids"])
+            known = _KnownOfBase(tokenizer, Frame(bos), usage["context_length"])
+            self.never: tuple[int, ...] = tuple(usage.get("never_generate", ()))
+            self._front: dict[str, tuple[int, ...]] = {}
+            self._encoders: dict[str, Encoder] = {}
+            for name, task in usage["tasks"].items():
+                spec = TaskSpec.from_dict(task["task"])
+                self._front[name] = (*(bos if task["add_special_tokens"] else ()), *task.get("ids", ()))
+                self._encoders[name] = Encoder(known, spec, task["length"])
+        except (KeyError, TypeError, AttributeError) as error:
+            raise PromptFileError(f"{USAGE_FILE} lacks or misuses {error}: export the prompts again") from error
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "Tasks":
+        """The tasks of an exported folder; raises PromptFileError if it is none."""
+        from transformers import AutoTokenizer
+
+        usage = read_usage(Path(folder))
+        return cls(AutoTokenizer.from_pretrained(folder), usage)
+
+    @property
+    def names(self) -> list[str]:
+        return list(self._encoders)
+
+    def ids(self, task: str, text: str, **columns: Any) -> list[int]:
+        """BOS, virtual tokens and the template around ``text`` as token ids; the text is cut to the task's length.
+
+        Args:
+            columns: what the template uses beside ``{{ text }}``.
+        """
+        return [*self._front[self._known(task)], *self._text_ids(task, text, columns)]
+
+    def request(self, task: str, text: str, *, model: str, max_tokens: int = 64, **columns: Any) -> dict[str, Any]:
+        """The body of a request to ``/v1/completions`` of vLLM: greedy, and held to the labels if the task has some."""
+        return {
+            "model": model,
+            "prompt": self.ids(task, text, **columns),
+            "temperature": 0,
+            **self._held(task, max_tokens),
+        }
+
+    def labels(self, task: str) -> list[int]:
+        """The tokens that the task's labels begin with, if the first one tells them apart.
+
+        Raises:
+            ConfigError: the task has no labels, or they part later: hold answers to their words instead.
+        """
+        verbalizer = self._encoders[self._known(task)].verbalizer
+        if verbalizer is None or not _at_once(verbalizer):
+            raise ConfigError(f"task '{task}' has no labels that their first token tells apart: see Tasks.request")
+        return list(verbalizer.rows)
+
+    def answer(self, task: str, completion: str) -> str:
+        """The label that a completion stands for; of a task without labels the completion, without blanks around it."""
+        words = completion.strip()
+        return self._answers(task).get(words, words)
+
+    def ask(self, url: str, task: str, text: str, *, model: str, **options: Any) -> str:
+        """One request to the engine at ``url`` (``http://host:port/v1``), and its answer.
+
+        Raises:
+            ConfigError: nothing answers there, or it refuses.
+        """
+        body = json.dumps(self.request(task, text, model=model, **options)).encode()
+        request = urllib.request.Request(
+            f"{url.rstrip('/')}/completions", body, {"Content-Type": "application/json"}, method="POST"
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
+                completion = json.load(response)["choices"][0]["text"]
+        except urllib.error.HTTPError as error:
+            with error:
+                reason = error.read(2000).decode(errors="replace")
+            raise ConfigError(f"the engine at {url} refuses: {reason}") from error
+        except (OSError, ValueError, KeyError, IndexError) as error:
+            raise ConfigError(f"no answer from {url}: {error}; expected an OpenAI-compatible server there") from error
+        return self.answer(task, completion)
+
+    def _known(self, task: str) -> str:
+        if task not in self._encoders:
+            raise ConfigError(f"unknown task '{task}': expected one of {', '.join(self._encoders)}")
+        return task
+
+    def _text_ids(self, task: str, text: str, columns: Mapping[str, Any]) -> list[int]:
+        encoder = self._encoders[self._known(task)]
+        return list(encoder.text_ids([Example(text, columns=columns)])[0])
+
+    def _held(self, task: str, max_tokens: int) -> dict[str, Any]:
+        """What keeps an answer to the labels, or off the virtual tokens."""
+        spec, verbalizer = self._encoders[task].spec, self._encoders[task].verbalizer
+        if verbalizer is None:
+            bias = {"logit_bias": {str(one): -100 for one in self.never}} if self.never else {}
+            return {"max_tokens": max_tokens, **bias}
+        if _at_once(verbalizer):
+            # the labels part at their first token, which is then all that is asked
+            return {"max_tokens": 1, "allowed_token_ids": self.labels(task)}
+        longest = max(len(sequence) for sequence in verbalizer.sequences)
+        words = [spec.answer_separator + words for words in spec.verbalizers]
+        return {"max_tokens": longest + 1, "structured_outputs": {"choice": words}}
+
+    def _answers(self, task: str) -> dict[str, str]:
+        """Label by what a completion may say."""
+        spec, verbalizer = self._encoders[self._known(task)].spec, self._encoders[task].verbalizer
+        said = {words.strip(): label for label, words in zip(spec.labels, spec.verbalizers, strict=True)}
+        if verbalizer is not None and _at_once(verbalizer):
+            decision = verbalizer.decisions[0]
+            for label, choice in decision.choice_of_label.items():
+                said[self._tokenizer.decode([decision.choices[choice]]).strip()] = spec.labels[label]
+        return said
+
+
+def _at_once(verbalizer: Verbalizer) -> bool:
+    """Whether the first token of an answer tells its label."""
+    return [decision.path for decision in verbalizer.decisions] == [()]

@@ -1,0 +1,217 @@
+"""What stands beside an export for whoever uses it: how texts must be fed."""
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from softprompt.errors import PromptFileError, shown
+from softprompt.models.builtin_models import MODEL_NAME as EMBEDDED_NAME
+from softprompt.models.frozen_lm import FrozenLM
+from softprompt.prompts.saved_prompt import Prompt
+from softprompt.utils.files import expanded
+from softprompt.utils.messages import reading
+from softprompt.utils.safe_io import TEXT_LIMIT, parse_json, read_file
+
+USAGE_FILE = "softprompt.json"
+
+_FEEDING = {
+    "whole": "BOS is its first virtual token. Tokenise texts **without** BOS, or the model sees it twice:",
+    "as it is": "The prompt is the first thing that the model sees. Tokenise texts **without** BOS:",
+    "no bos": "This model's tokenizer has no BOS, so nothing can go wrong with it:",
+}
+
+
+def tokenizer_files(base: FrozenLM) -> dict[str, bytes]:
+    """The tokenizer, by the names of its files, where only this machine knows the model by its name."""
+    if _is_public(base):
+        return {}
+    with tempfile.TemporaryDirectory() as folder:
+        base.tokenizer.save_pretrained(folder)
+        return {path.name: path.read_bytes() for path in sorted(Path(folder).iterdir())}
+
+
+def _is_public(base: FrozenLM) -> bool:
+    """Whether the model is called by a name of the hub."""
+    return base.name != EMBEDDED_NAME and not expanded(base.name).exists()
+
+
+def _base_lines(base: FrozenLM) -> tuple[list[str], str]:
+    """Python that finds the model, and what ``from_pretrained`` is then given."""
+    if base.name == EMBEDDED_NAME:
+        found = [
+            "from softprompt.models.builtin_models import embedded_model_folder  # pip install 'softprompt[demo]'",
+            "",
+        ]
+        return [*found, "base = str(embedded_model_folder())"], "base"
+    if expanded(base.name).is_file():
+        path = expanded(base.name)
+        found = [f"base = {str(path.parent)!r}  # a folder with {path.name}, wherever yours is"]
+        return found, f"base, gguf_file={path.name!r}"
+    where = "" if _is_public(base) else "  # or wherever yours is"
+    return [f"base = {base.name!r}{where}"], "base"
+
+
+def peft_readme(base: FrozenLM, prompt: Prompt, name: str) -> str:
+    """How to load an adapter folder called ``name`` and what to feed it."""
+    feeding = "no bos" if not base.frame.bos else "whole" if prompt.state.behind_bos else "as it is"
+    apart = base.architecture == "encoder-decoder"
+    family = "AutoModelForSeq2SeqLM" if apart else "AutoModelForCausalLM"
+    found, given = _base_lines(base)
+    skipped, tokenizer = len(base.frame.bos), "base" if _is_public(base) else repr(name)
+    ids = "tokenizer(text, return_tensors='pt').input_ids" + (f"[:, {skipped}:]  # without BOS" if skipped else "")
+    call = "input_ids=ids, decoder_input_ids=..." if apart else "input_ids=ids"
+    lines = [
+        f"# {name}",
+        "",
+        f"A prompt learned with softprompt ({prompt.method}) for `{base.name}`, as a PEFT adapter. {_FEEDING[feeding]}",
+        "",
+        "```python",
+        "from peft import PeftModel",
+        f"from transformers import {family}, AutoTokenizer",
+        "",
+        *found,
+        f"tokenizer = AutoTokenizer.from_pretrained({tokenizer})",
+        f"model = PeftModel.from_pretrained({family}.from_pretrained({given}, dtype='float32'), {name!r})",
+        "text = ...  # the template below, filled in",
+        f"ids = {ids}",
+        f"logits = model({call}).logits",
+        "```",
+        "",
+        "In float32 these are softprompt's logits to 1e-4; other precisions round them as they do any. Pad batches on "
+        "the right, or not at all. `softprompt import` reads this folder back to the bit.",
+        "",
+        *task_lines(prompt),
+    ]
+    return "\n".join(lines)
+
+
+def task_lines(prompt: Prompt) -> list[str]:
+    """Template and labels, as Markdown."""
+    spec = prompt.spec
+    names = " or ".join(f"`{{{{ {name} }}}}`" for name in dict.fromkeys(("text", spec.columns.text)))
+    lines = [f"The template (as in Jinja2; {names} is your text):", "", _fenced(spec.template), ""]
+    if spec.labels:
+        answers = [
+            f"`{shown(spec.answer_separator + words)}` for {shown(label)}"
+            for label, words in zip(spec.labels, spec.verbalizers, strict=True)
+        ]
+        lines += [f"The answer that follows it: {', '.join(answers)}.", ""]
+    return lines
+
+
+def vocabulary_readme(
+    name: str, prompts: Mapping[str, Prompt], marker: str, limits: Sequence[str], inexact: Sequence[str] = ()
+) -> str:
+    """What a checkpoint with baked prompts is, and how clients feed it.
+
+    ``inexact``: tasks for which the chat template is none that they were learned with.
+    """
+    said = [] if not inexact else [inexact_words(inexact), ""]
+    lines = [
+        f"# {name}",
+        "",
+        f"`{next(iter(prompts.values())).base_name}` with learned prompts of softprompt as tokens of its vocabulary. "
+        "A request for a task is BOS, the tokens of the task, and the text. The task's own string of tokens, template "
+        f"and labels are in `{USAGE_FILE}`.",
+        "",
+        "Users' text must never be read as these tokens. Feed token ids:",
+        "",
+        "```python",
+        "from softprompt.export.engine_client import Tasks",
+        "",
+        f"tasks = Tasks.load({name!r})",
+        f'ids = tasks.ids({next(iter(prompts))!r}, "the user\'s text")  # the `prompt` of a completions request',
+        "```",
+        "",
+        f'The chat template chooses a task by `chat_template_kwargs={{"task": ...}}` or by a system message that is '
+        f"the task's name, and takes `{marker}` apart wherever a message contains it. It answers one message of the "
+        "user; earlier turns and other system messages are refused.",
+        "",
+        *said,
+        "The tokens must never be generated:",
+        "",
+        *(f"- {line}" for line in limits),
+        "",
+    ]
+    for task, prompt in prompts.items():
+        lines += [f"## {task}", "", *task_lines(prompt)]
+    return "\n".join(lines)
+
+
+def inexact_words(tasks: Sequence[str]) -> str:
+    """What there is to say where a chat template cannot write what was learned."""
+    return (
+        f"**Not exact as text: {', '.join(tasks)}.** This tokenizer reads the template behind a task's tokens as other "
+        "tokens than the prompt was learned with, so answers through the chat template are others: feed token ids."
+    )
+
+
+def _fenced(text: str) -> str:
+    return f"```jinja\n{text}\n```"
+
+
+def usage_of(prompt: Prompt) -> dict[str, Any]:
+    """What a client must know of a task: how its texts are written, and what answers mean."""
+    return {
+        "task": prompt.spec.to_dict(),
+        "length": prompt.state.length,
+        # whether the tokenizer's BOS stands in front of the prompt
+        "add_special_tokens": prompt.state.behind_bos,
+    }
+
+
+def read_usage(folder: Path) -> dict[str, Any]:
+    """What stands beside an export.
+
+    Raises:
+        PromptFileError: it is not there, or damaged.
+        DataError: it cannot be read.
+    """
+    if not (folder / USAGE_FILE).is_file():
+        raise PromptFileError(f"'{folder}' is no export of softprompt: it holds no {USAGE_FILE}")
+    return read_object(folder / USAGE_FILE)
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """A JSON object out of a file; raises as ``read_usage``."""
+    with reading(path):
+        try:
+            values = parse_json(read_file(path, TEXT_LIMIT))
+        except ValueError as error:
+            raise PromptFileError(f"'{path}' is damaged: {error}") from error
+    if not isinstance(values, dict):
+        raise PromptFileError(f"'{path}' is damaged: expected a JSON object")
+    return values
+
+
+def embeds_readme(base: FrozenLM, prompts: Mapping[str, Prompt], name: str) -> str:
+    """How to ask a vLLM server by embeddings."""
+    source, tokenizer = base.name, ""
+    if base.name == EMBEDDED_NAME:
+        # its folder is another one on every machine
+        source = "$(python -c 'from softprompt.models.builtin_models import embedded_model_folder as f; print(f())')"
+    elif expanded(base.name).is_file():
+        tokenizer = f" --tokenizer {name}"
+    lines = [
+        f"# {name}",
+        "",
+        f"Learned prompts of softprompt for `{base.name}` as input embeddings, and the model's token embeddings to put "
+        "texts behind them. Start the server on the model itself, and only where you trust who can reach it, as "
+        "vLLM's documentation advises:",
+        "",
+        "```console",
+        f"$ vllm serve {source} --served-model-name base{tokenizer} --enable-prompt-embeds",
+        "```",
+        "",
+        "```python",
+        "from softprompt.export.vllm_embeddings import EmbeddedTasks",
+        "",
+        f"tasks, url = EmbeddedTasks.load({name!r}), 'http://localhost:8000/v1'",
+        f"answer = tasks.ask(url, {next(iter(prompts))!r}, \"the user's text\", model='base')",
+        "```",
+        "",
+    ]
+    for task, prompt in prompts.items():
+        lines += [f"## {task}", "", *task_lines(prompt)]
+    return "\n".join(lines)

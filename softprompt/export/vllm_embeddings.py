@@ -1,0 +1,112 @@
+"""Prompt embeddings for a vLLM server that runs with ``--enable-prompt-embeds``: the model stays as it is.
+
+vLLM takes a whole input as embeddings, so a client must embed the text too. The exported folder holds what that takes:
+the model's token embeddings in the scale in which its first layer sees them, each prompt behind BOS, and the tokenizer.
+
+Shapes: ``T`` tokens of BOS, prompt and text, ``H`` embedding size, ``V`` vocabulary.
+"""
+
+import base64
+import io
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from softprompt.errors import BaseModelError, PromptFileError
+from softprompt.export.bos import with_bos_in_front
+from softprompt.export.engine_client import Tasks
+from softprompt.export.export_readme import USAGE_FILE, embeds_readme, read_usage, usage_of
+from softprompt.export.virtual_tokens import check_expressible
+from softprompt.models.frozen_lm import FrozenLM
+from softprompt.prompts.saved_prompt import Prompt
+from softprompt.utils.files import appearing, check_free
+
+TENSOR_FILE = "embeddings.safetensors"
+SCHEMA_VERSION = 1
+_ROWS_AT_ONCE = 16384
+
+
+@torch.no_grad()
+def write_embeds(base: FrozenLM, prompts: Mapping[str, Prompt], folder: Path) -> None:
+    """Write all that a client needs to make requests for ``prompts``, by their names.
+
+    Raises:
+        PromptFileError: keys and values, an ensemble, or a prompt of another base model.
+        BaseModelError: an encoder-decoder model.
+        OutputError: the folder exists, or cannot be written.
+    """
+    from safetensors.torch import save_file
+
+    check_free(folder)
+    check_expressible(base, prompts)
+    if base.architecture != "decoder-only":
+        raise BaseModelError(f"'{base.name}' is an encoder-decoder model, for which vLLM takes no embeddings")
+    ids = torch.arange(base.vocabulary_size, device=base.device)
+    tensors = {"tokens": torch.cat([base.embed(part).cpu() for part in ids.split(_ROWS_AT_ONCE)])}
+    for name, prompt in prompts.items():
+        tensors[f"prompt.{name}"] = with_bos_in_front(base, prompt.state).tensor.to(base.dtype).contiguous()
+    usage = {
+        "schema_version": SCHEMA_VERSION,
+        "base": {"name": base.name, "fingerprint": base.fingerprint},
+        "bos_ids": list(base.bos_ids),
+        "context_length": base.context_length,
+        "tasks": {name: usage_of(prompt) for name, prompt in prompts.items()},
+    }
+    with appearing(folder) as place:
+        place.mkdir()
+        save_file(tensors, place / TENSOR_FILE)
+        base.tokenizer.save_pretrained(place)
+        (place / USAGE_FILE).write_text(
+            json.dumps(usage, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"
+        )
+        (place / "README.md").write_text(embeds_readme(base, prompts, folder.name), encoding="utf-8")
+
+
+class EmbeddedTasks(Tasks):
+    """The tasks of such a folder; requests carry embeddings in place of token ids."""
+
+    def __init__(self, tokenizer: Any, usage: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        super().__init__(tokenizer, usage)
+        if missing := sorted({"tokens", *(f"prompt.{name}" for name in self.names)} - set(tensors)):
+            raise PromptFileError(f"{TENSOR_FILE} lacks '{missing[0]}': export the prompts again")
+        self._tensors = tensors
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "EmbeddedTasks":
+        """The tasks of an exported folder; raises PromptFileError if it is none."""
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+        from transformers import AutoTokenizer
+
+        usage = read_usage(Path(folder))
+        try:
+            tensors = load_file(Path(folder) / TENSOR_FILE)
+        except (OSError, SafetensorError) as error:
+            raise PromptFileError(f"'{Path(folder) / TENSOR_FILE}' is missing or damaged: {error}") from error
+        return cls(AutoTokenizer.from_pretrained(folder), usage, tensors)
+
+    def embeddings(self, task: str, text: str, **columns: Any) -> Tensor:
+        """What the model's first layer sees of BOS, prompt and text: ``[T, H]``."""
+        ids = torch.tensor(self._text_ids(task, text, columns))
+        return torch.cat([self._tensors[f"prompt.{task}"], self._tensors["tokens"][ids]])
+
+    def request(self, task: str, text: str, *, model: str, max_tokens: int = 64, **columns: Any) -> dict[str, Any]:
+        """The body of a request to ``/v1/completions`` of vLLM: greedy, and held to the labels if the task has some."""
+        return {
+            "model": model,
+            "prompt": None,  # an empty one would be a second input
+            "prompt_embeds": encoded(self.embeddings(task, text, **columns)),
+            "temperature": 0,
+            **self._held(task, max_tokens),
+        }
+
+
+def encoded(embeddings: Tensor) -> str:
+    """A tensor as vLLM's API takes it: the bytes of ``torch.save`` in base64 (which are made here, never read)."""
+    content = io.BytesIO()
+    torch.save(embeddings.contiguous().clone(), content)
+    return base64.b64encode(content.getvalue()).decode()

@@ -1,0 +1,285 @@
+"""Baked vocabulary: prompts as new tokens of a plain ``transformers`` checkpoint, which any engine serves.
+
+    embedding of <|sp:NAME:i|>  =  row ``i`` of the prompt, divided by what the model multiplies its embeddings by
+
+So BOS, these tokens and a text give the logits of the soft prompt in front of the text, and one model serves many
+tasks, mixed in one batch. What the output layer says of the new tokens means nothing: where it has weights of its own,
+those of a new token are the mean of all, whose logit is the mean logit and thus never the largest (and its bias, if it
+has one, forbids them). Where it is the embedding itself, it gets weights of its own: else the new tokens' logits follow
+from the prompts, are the largest nearly everywhere, and whoever generates must forbid them.
+
+Shapes: ``P`` virtual tokens, ``H`` embedding size, ``V`` rows of the embedding.
+"""
+
+import copy
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from softprompt.data.encoding.encoder import Encoder
+from softprompt.data.encoding.tokenization import tokens_of
+from softprompt.data.examples import Example
+from softprompt.errors import BaseModelError
+from softprompt.export.export_readme import USAGE_FILE, usage_of, vocabulary_readme
+from softprompt.export.virtual_tokens import MARKER, Baked, around, chat_template, check_expressible, virtual_words
+from softprompt.models.frozen_lm import FrozenLM
+from softprompt.models.gguf_conversion import no_progress_bars
+from softprompt.models.quantization import quiet
+from softprompt.prompts.prefix import concatenated_prefix
+from softprompt.prompts.saved_prompt import Prompt
+from softprompt.utils.files import appearing, check_free
+
+SCHEMA_VERSION = 1
+# the first one's log-probabilities are noted; with all of them the tokens are compared
+_PROBES = (
+    "a text of some words",
+    "  two  blanks, and more ",
+    "\na line\n\n",
+    "\u00dcn\u00ef, 123 <b>\u2014</b>",
+    ".",
+    "<",
+)
+PROBED = 8  # likeliest tokens behind the probe whose log-probabilities are noted, for an engine to be compared with
+
+
+def bake(base: FrozenLM, prompts: Mapping[str, Prompt], folder: Path, *, tied: bool = False) -> Baked:
+    """Write a checkpoint of ``base`` with ``prompts``, by their names, as words of its vocabulary.
+
+    ``base`` stays as it is. The checkpoint is loaded back and its logits compared before it gets its name.
+
+    Args:
+        tied: leave an output layer that is the embedding as it is: ``V*H`` fewer numbers, for clients that forbid the
+            new tokens in every request.
+
+    Raises:
+        PromptFileError, ConfigError: prompts that cannot be words of a vocabulary.
+        BaseModelError: a family that is more than an embedding at its input.
+        OutputError: the folder exists, or cannot be written.
+    """
+    check_free(folder)
+    check_expressible(base, prompts)
+    scale = embedding_factor(base)
+    tokenizer = copy.deepcopy(base.tokenizer)
+    baked = Baked.behind(prompts, len(tokenizer))
+    _add_words(tokenizer, baked)
+    gaps = _gaps(base, tokenizer, prompts)
+    tokenizer.chat_template = chat_template(base, prompts, gaps)
+    rows = max(base.vocabulary_size, baked.size)
+
+    config = copy.deepcopy(base.model.config)
+    config.get_text_config().vocab_size = rows
+    tied = tied and _is_tied(base)
+    config.tie_word_embeddings = tied
+    generation: Any = copy.deepcopy(base.model.generation_config)
+    generation.suppress_tokens = sorted({*(generation.suppress_tokens or ()), *baked.all_ids})
+    with appearing(folder) as place, quiet(), no_progress_bars():
+        base.model.save_pretrained(place, state_dict=_extended(base, baked, scale, rows, tied))
+        config.dtype, config.architectures = base.model.config.dtype, base.model.config.architectures
+        for part in (config, generation, tokenizer):
+            part.save_pretrained(place)
+        checked = _checked(base, baked, place, tied)
+        baked = replace(baked, inexact=tuple(checked["inexact_as_text"]))
+        usage = {**describe(base, baked), **checked}
+        (place / USAGE_FILE).write_text(
+            json.dumps(usage, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"
+        )
+        readme = vocabulary_readme(folder.name, prompts, MARKER, _limits(tied), baked.inexact)
+        (place / "README.md").write_text(readme, encoding="utf-8")
+    return baked
+
+
+def describe(base: FrozenLM, baked: Baked) -> dict[str, Any]:
+    """What clients must know of baked prompts, as ``softprompt.json`` has it."""
+    tasks = {
+        name: {
+            **usage_of(prompt),
+            "prompt": "".join(virtual_words(name, prompt.state.length)),
+            "ids": baked.ids(name),
+            "around": around(prompt.spec),
+            "method": prompt.method,
+            # by which a server finds the version of a store that this is
+            "digest": prompt.digest,
+        }
+        for name, prompt in baked.prompts.items()
+    }
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "base": {"name": base.name, "fingerprint": base.fingerprint},
+        "bos_ids": list(base.bos_ids),
+        "context_length": base.context_length,
+        "embedding_size": base.embedding_size,
+        "never_generate": baked.all_ids,
+        "tasks": tasks,
+    }
+
+
+def embedding_factor(base: FrozenLM) -> float:
+    """What stands between the rows of the embedding and what the first layer sees (Gemma: the root of ``H``).
+
+    Raises:
+        BaseModelError: it is no factor, or the model is none that has one embedding at its input.
+    """
+    if base.architecture != "decoder-only":
+        raise BaseModelError(
+            f"'{base.name}' is an encoder-decoder model, for which engines take no tokens of one's own: use --format "
+            "peft, or serve the prompt with softprompt"
+        )
+    if base.quantisation is not None:
+        raise BaseModelError(
+            f"'{base.name}' is quantised ({base.quantisation}), and a checkpoint of it cannot be written with other "
+            "tokens: learn the prompt on the model that is not quantised"
+        )
+    ids = torch.arange(0, base.vocabulary_size, max(1, base.vocabulary_size // 256), device=base.device)
+    with torch.no_grad():
+        stored, seen = base.embedding_weight[ids].double(), base.embed(ids).double()
+    factor = float((stored * seen).sum() / (stored * stored).sum())
+    if (seen - factor * stored).norm() > 1e-2 * seen.norm():
+        raise BaseModelError(f"'{base.name}' changes its embeddings by more than a factor: use --format peft")
+    return 1.0 if abs(factor - 1) < 1e-4 else factor
+
+
+def new_rows(baked: Baked, scale: float) -> Tensor:
+    """The rows ``[P of all, H]`` of the new tokens, as an embedding stores them, in float32."""
+    return torch.cat([prompt.state.tensor.float().cpu() for prompt in baked.prompts.values()]) / scale
+
+
+def _add_words(tokenizer: Any, baked: Baked) -> None:
+    from tokenizers import AddedToken
+
+    if clash := [word for word in baked.words if word in tokenizer.get_vocab()]:
+        raise BaseModelError(f"the vocabulary has '{clash[0]}' already: bake into the model that has no prompts yet")
+    tokenizer.add_tokens(
+        [AddedToken(word, special=True, normalized=False) for word in baked.words], special_tokens=True
+    )
+    if tokenizer.convert_tokens_to_ids(baked.words) != baked.all_ids:
+        raise BaseModelError("this tokenizer numbers new tokens in a way of its own, which softprompt does not know")
+
+
+def _extended(base: FrozenLM, baked: Baked, scale: float, rows: int, tied: bool) -> dict[str, Tensor]:
+    """The model's tensors by name, those with a row a token having ``rows`` of them."""
+    model = base.model
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    ids = torch.tensor(baked.all_ids)
+
+    def longer(old: Tensor, new: Tensor | float) -> Tensor:
+        tensor = old.new_zeros(rows, *old.shape[1:])
+        tensor[: len(old)] = old
+        tensor[ids] = new.to(old.device, old.dtype) if isinstance(new, Tensor) else new
+        return tensor
+
+    own = {id(embedding.weight): longer(embedding.weight, new_rows(baked, scale))}
+    of_head = {id(head.weight): own[id(embedding.weight)] if tied else longer(head.weight, _mean_row(head.weight))}
+    if getattr(head, "bias", None) is not None:
+        # far below any logit, and finite in half precision too
+        of_head[id(head.bias)] = longer(head.bias, -1e4)
+    at_head = {id(module): name for name, module in model.named_modules()}[id(head)]
+    named: dict[str, Tensor] = model.state_dict(keep_vars=True)
+    return {
+        name: {**own, **(of_head if name.rpartition(".")[0] == at_head else {})}.get(id(tensor), tensor.detach())
+        for name, tensor in named.items()
+    }
+
+
+def _gaps(base: FrozenLM, tokenizer: Any, prompts: Mapping[str, Prompt]) -> dict[str, str]:
+    """What makes each task's texts what they were learned as: nothing, or a blank where the tokenizer swallows one."""
+    gaps: dict[str, str] = {}
+    for name, prompt in prompts.items():
+        for gap in ("", " "):
+            tokenizer.chat_template = chat_template(base, {name: prompt}, {name: gap})
+            if not _other_tokens(base, tokenizer, name, prompt):
+                gaps[name] = gap
+                break
+    return gaps
+
+
+def _other_tokens(base: FrozenLM, tokenizer: Any, name: str, prompt: Prompt) -> list[str]:
+    """Probes that the chat template gives other tokens than the prompt was learned with."""
+    words = tokenizer.convert_tokens_to_ids(virtual_words(name, prompt.state.length))
+    front = [*(base.bos_ids if prompt.state.behind_bos else ()), *words]
+    found = []
+    for probe in _PROBES:
+        said = [{"role": "user", "content": probe}]
+        ids = tokenizer.apply_chat_template(said, task=name, tokenize=True, return_dict=True)["input_ids"]
+        if list(ids) != [*front, *_learned_ids(base, prompt, probe)]:
+            found.append(probe)
+    return found
+
+
+def _learned_ids(base: FrozenLM, prompt: Prompt, text: str) -> list[int]:
+    """Of a text in the prompt's template, or of one that is the whole where the template needs more than a text."""
+    if around(prompt.spec) is None:
+        return tokens_of(base.tokenizer).plain(text)
+    return list(Encoder(base, prompt.spec, prompt.state.length).text_ids([Example(text)])[0])
+
+
+def _mean_row(weight: Tensor) -> Tensor:
+    return weight.mean(dim=0, dtype=torch.float32)
+
+
+@torch.no_grad()
+def _checked(base: FrozenLM, baked: Baked, place: Path, tied: bool) -> dict[str, Any]:
+    """Load what was written and compare it with the soft prompt.
+
+    Raises:
+        BaseModelError: the checkpoint's logits are not the prompt's, or prefer a new token where they must not.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(place)
+    model: Any = AutoModelForCausalLM.from_pretrained(place, dtype=base.dtype)
+    model.to(base.device).eval()
+    inexact, worst, new = [], 0.0, set(baked.all_ids)
+    probes: dict[str, Any] = {}
+    for name, prompt in baked.prompts.items():
+        front = list(base.bos_ids) if prompt.state.behind_bos else []
+        text = _learned_ids(base, prompt, _PROBES[0])
+        ids = [*front, *baked.ids(name), *text]
+        if _other_tokens(base, tokenizer, name, prompt):
+            inexact.append(name)
+        given = torch.tensor([text], device=base.device)
+        expected = base.logits(concatenated_prefix(base, prompt.state).hidden(given, torch.ones_like(given))[0, -1:])
+        logits = model(input_ids=torch.tensor([ids], device=base.device)).logits[0, -1:].float()
+        likeliest = logits[0].log_softmax(-1).topk(min(PROBED, logits.shape[1]))
+        probes[name] = {
+            "ids": ids,
+            "tokens": likeliest.indices.tolist(),
+            "log_probabilities": [round(one, 5) for one in likeliest.values.tolist()],
+        }
+        known = torch.tensor([one for one in range(base.vocabulary_size) if one not in new], device=base.device)
+        found, expected = logits[:, known], expected[:, known]
+        worst = max(worst, float((found - expected).norm() / expected.norm()))
+        if not tied and logits[:, baked.all_ids].max() > found.max():
+            raise BaseModelError(
+                f"'{base.name}' keeps its output layer tied to its embedding, whatever its configuration says, so the "
+                "new tokens would be generated: give --tied, and let clients forbid them"
+            )
+    if worst > (1e-3 if base.dtype == torch.float32 else 5e-2):
+        raise BaseModelError(
+            f"'{base.name}' reads more than embeddings from its tokens: the checkpoint's logits are {worst:.1%} off "
+            "those of the prompt; use --format peft, or serve it with softprompt"
+        )
+    return {"inexact_as_text": inexact, "logits_moved": worst, "probes": probes}
+
+
+def _is_tied(base: FrozenLM) -> bool:
+    weight: Tensor = base.model.get_output_embeddings().weight
+    return weight is base.embedding_weight
+
+
+def _limits(tied: bool) -> list[str]:
+    by_weights = (
+        "the output layer of this model is its embedding, so their logits follow from the prompt and mean nothing"
+        if tied
+        else "their rows of the output layer are the mean of all, so their logits are never the largest"
+    )
+    return [
+        f"{by_weights};",
+        "`transformers`' `generate` never gives them: `generation_config.json` names them in `suppress_tokens`;",
+        "vLLM does not read that: where it matters send `logit_bias`, or hold answers to the labels with "
+        "`allowed_token_ids` or `structured_outputs`. `Tasks.request` does both.",
+    ]

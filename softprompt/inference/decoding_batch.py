@@ -1,0 +1,171 @@
+"""Texts that grow token by token in one batch, which others may join and which they leave when they end.
+
+Where keys and values are cached, each row's stand at the right end, without a gap:
+
+    columns   [padding, prefix, text, what has grown so far]   all rows end in the same column
+
+so neither positions nor sliding windows shift, whatever lengths stand together; a row that joins is padded on the left.
+A model without such a cache reads whole texts again. A decoder of an encoder-decoder model counts from the start of
+its answers, so there only answers of one length grow together.
+
+Shapes: ``B`` rows, ``S`` columns, ``H`` hidden size.
+"""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from softprompt.data.encoding.batching import collate
+from softprompt.data.encoding.encoder import Batch, Item
+from softprompt.models import fast_attention
+from softprompt.prompts.kv_cache import keeping_all, padded, resized, right_aligned
+from softprompt.prompts.prefix import CachedPrefix, ConcatenatedPrefix, Prefix, read_one_more, stacked
+from softprompt.prompts.seq2seq_prefix import EncodedPrefix, GrowingAnswers
+from softprompt.prompts.shared_prefix_attention import Fronts, PrefixesApart
+
+
+class Growing(Protocol):
+    """Rows of one batch.
+
+    Attributes:
+        last: hidden states ``[B, H]`` behind what each row has so far.
+    """
+
+    last: Tensor
+
+    def keep(self, rows: Tensor) -> None:
+        """Go on with these rows only."""
+        ...
+
+    def extend(self, tokens: Tensor) -> None:
+        """One more token ``[B]`` each."""
+        ...
+
+
+def start_growing(prefix: Prefix | PrefixesApart, items: Sequence[Item], longest: int | None = None) -> Growing:
+    """Read texts behind their prompts, to go on from.
+
+    Args:
+        longest: tokens that a sequence may come to, its prompt counted; whatever the model can hold, if not given.
+    """
+    batch = collate(items, prefix.base.device)
+    if isinstance(prefix, EncodedPrefix):
+        return GrowingAnswers(prefix, batch)
+    if isinstance(prefix, ConcatenatedPrefix):
+        return RereadTexts(prefix, items)
+    if isinstance(prefix, PrefixesApart) and not prefix.can_read(batch, longest):
+        prefix = stacked(prefix.prefixes)
+    return GrowingTexts(prefix, batch)
+
+
+def joined(rows: Growing, others: Growing) -> bool:
+    """Take the rows of ``others`` in, behind those of ``rows``; whether they can grow together."""
+    match rows, others:
+        case GrowingTexts(), GrowingTexts():
+            return rows.join(others)
+        case RereadTexts(), RereadTexts():
+            return rows.join(others)
+    return False
+
+
+class GrowingTexts:
+    """With cached keys and values, in a ``transformers`` cache; prompts stand in it too, or apart from it."""
+
+    def __init__(self, prefix: CachedPrefix | PrefixesApart, batch: Batch) -> None:
+        from transformers import DynamicCache
+
+        lengths = batch.mask.sum(dim=1)
+        self._base = prefix.base
+        self._fronts: Fronts | None = None
+        if isinstance(prefix, CachedPrefix):
+            cache = keeping_all(prefix.expand(batch.which))
+            hidden = prefix.hidden(batch.input_ids, batch.mask, batch.which, cache)
+            self._sizes = prefix.starts(batch.which) + lengths
+        else:
+            self._fronts = prefix.fronts(batch.which.tolist())
+            cache = keeping_all(DynamicCache(config=self._base.model.config))
+            hidden = self._fronts.hidden(batch.input_ids, batch.mask, cache)
+            self._sizes = lengths
+        self._width = int(self._sizes.max())
+        self._cache = right_aligned(cache, batch.mask.shape[1] - lengths, self._width)
+        self.last = hidden[torch.arange(len(lengths), device=lengths.device), lengths - 1]
+
+    def keep(self, rows: Tensor) -> None:
+        """Go on with these rows only."""
+        self._sizes, self.last = self._sizes[rows], self.last[rows]
+        self._width = int(self._sizes.max())
+        self._cache = resized(self._cache, self._width, lambda kept, width: kept[rows.to(kept.device), :, -width:])
+        if self._fronts is not None:
+            self._fronts = Fronts([self._fronts.of_rows[row] for row in rows.tolist()])
+
+    def extend(self, tokens: Tensor) -> None:
+        """One more token ``[B]`` each."""
+        self._width += 1
+        column = torch.arange(self._width, device=tokens.device)
+        mask = (column >= self._width - 1 - self._sizes[:, None]).long()
+        if self._fronts is None:
+            self.last = read_one_more(self._base, tokens, mask, self._sizes, self._cache)
+        else:
+            with fast_attention.behind(self._fronts):
+                positions = self._fronts.lengths + self._sizes
+                self.last = read_one_more(self._base, tokens, mask, positions, self._cache)
+        self._sizes = self._sizes + 1
+
+    def join(self, other: "GrowingTexts") -> bool:
+        """Take the rows of ``other`` in, behind those that are here; not if prompts stand apart in one of them only."""
+        if (self._fronts is None) != (other._fronts is None):
+            return False
+        width = max(self._width, other._width)
+        mine, others = (padded(one._cache, width) for one in (self, other))
+        for layer, added in zip(mine.layers, others.layers, strict=True):
+            if layer.keys is not None:
+                layer.keys = torch.cat([layer.keys, added.keys])
+                layer.values = torch.cat([layer.values, added.values])
+        sizes, last = torch.cat([self._sizes, other._sizes]), torch.cat([self.last, other.last])
+        # nothing has changed here if one of these fails for lack of memory
+        if self._fronts is not None and other._fronts is not None:
+            self._fronts = Fronts([*self._fronts.of_rows, *other._fronts.of_rows])
+        self._cache, self._width, self._sizes, self.last = mine, width, sizes, last
+        return True
+
+
+class RereadTexts:
+    """Without a cache: the whole sequence again for every token."""
+
+    def __init__(self, prefix: ConcatenatedPrefix, items: Sequence[Item]) -> None:
+        self._base = prefix.base
+        self._fronts = [prefix.embeddings[item.prompt] for item in items]
+        self._ids = [item.ids for item in items]
+        self.last = self._read()
+
+    def keep(self, rows: Tensor) -> None:
+        """Go on with these rows only."""
+        kept = rows.tolist()
+        self._fronts, self._ids = [self._fronts[row] for row in kept], [self._ids[row] for row in kept]
+        self.last = self.last[rows]
+
+    def extend(self, tokens: Tensor) -> None:
+        """One more token ``[B]`` each."""
+        self._ids = [(*ids, token) for ids, token in zip(self._ids, tokens.tolist(), strict=True)]
+        self.last = self._read()
+
+    def join(self, other: "RereadTexts") -> bool:
+        """Take the rows of ``other`` in, behind those that are here."""
+        self._fronts, self._ids = self._fronts + other._fronts, self._ids + other._ids
+        self.last = torch.cat([self.last, other.last])
+        return True
+
+    def _read(self) -> Tensor:
+        places: dict[int, int] = {}
+        which = [places.setdefault(id(front), len(places)) for front in self._fronts]
+        different = {id(front): front for front in self._fronts}
+        items = [
+            Item(row, ids, (), prompt=prompt) for row, (ids, prompt) in enumerate(zip(self._ids, which, strict=True))
+        ]
+        batch = collate(items, self._base.device)
+        hidden = ConcatenatedPrefix(self._base, tuple(different.values())).hidden(
+            batch.input_ids, batch.mask, batch.which
+        )
+        return hidden[torch.arange(len(items), device=hidden.device), batch.mask.sum(dim=1) - 1]

@@ -1,0 +1,130 @@
+"""Score what answers on examples: every figure with its n and a 95% bootstrap interval."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from softprompt.data.examples import Example
+from softprompt.data.split_assignment import Drawn, sample_of
+from softprompt.data.task import TaskSpec
+from softprompt.errors import ConfigError, DataError
+from softprompt.inference.generation import Sampling, room_for
+from softprompt.inference.predictor import Answers, Prediction, Predictor, Vote
+from softprompt.metrics import Metric, metrics_for, scorer_for
+from softprompt.models.frozen_lm import FrozenLM
+from softprompt.prompts.saved_prompt import Prompt
+from softprompt.prompts.state import PromptState
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Results on one set of examples.
+
+    Attributes:
+        metric: what the task is judged by first (see ``metrics.scorer_for``).
+        others: the further metrics of its kind.
+        predictions: in the order of the examples.
+        gold: labels, or references.
+        truncated: texts that had to be cut.
+        drawn: of how many rows the examples are a sample, if they are one.
+    """
+
+    metric: Metric
+    others: tuple[Metric, ...]
+    predictions: tuple[Prediction, ...]
+    gold: tuple[Any, ...]
+    truncated: int
+    drawn: Drawn | None = None
+
+    def __str__(self) -> str:
+        return ", ".join(map(str, (self.metric, *self.others)))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The main metric's fields on top, the others by name below ``others``."""
+        return {
+            **self.metric.to_dict(),
+            "others": {metric.name: metric.to_dict() for metric in self.others},
+            "truncated": self.truncated,
+            **({} if self.drawn is None else self.drawn.to_dict()),
+            **({} if self.metric.name in {one.name for one in metrics_for("classification")} else {"cut": self.cut}),
+        }
+
+    @property
+    def cut(self) -> int:
+        """Completions that were cut at the limit of tokens."""
+        return sum(one.at_limit for one in self.predictions)
+
+    @property
+    def cut_notes(self) -> list[str]:
+        """What there is to say of completions that were cut."""
+        return cut_notes(self.cut, len(self.predictions))
+
+
+def evaluate(
+    base: FrozenLM,
+    examples: Sequence[Example],
+    prompt: Prompt | PromptState | None = None,
+    *,
+    spec: TaskSpec | None = None,
+    sampling: Sampling | None = None,
+    vote: Vote = "mean",
+) -> Evaluation:
+    """Predict and score.
+
+    Args:
+        prompt: a learned prompt, a written one as a state (see ``written_prompt``), or none: the bare template.
+        spec: the task, where ``prompt`` does not bring it.
+        sampling: how completions are made (generation); greedily, with room for the longest reference, if not given.
+        vote: how an ensemble comes to one answer (see ``Predictor``).
+
+    Raises:
+        ConfigError: no ``spec``, and no prompt that has one.
+        DataError: no examples, or examples without label or references.
+        PromptFileError: the prompt was learned on another base model.
+    """
+    known = prompt.spec if isinstance(prompt, Prompt) else spec
+    if known is None:
+        raise ConfigError("expected the task's spec beside a prompt that was not learned: give spec=task.spec")
+    if sampling is None:
+        sampling = Sampling(max_new_tokens=room_for(base, known, examples))
+    if isinstance(prompt, Prompt):
+        return score(Predictor.of_prompt(base, prompt, sampling, vote), examples)
+    return score(Predictor(base, known, prompt, sampling), examples)
+
+
+def cut_notes(cut: int, of: int) -> list[str]:
+    """What there is to say where so many completions were cut at the limit of tokens."""
+    told = f"{cut:,} of {of:,} completions were cut at the limit of tokens: --max-new-tokens gives more"
+    return [told] if cut else []
+
+
+def score(answers: Answers, examples: Sequence[Example]) -> Evaluation:
+    """``evaluate`` for a predictor, or whatever else answers, that is there already."""
+    if not examples:
+        raise DataError("no examples to evaluate on: the split is empty")
+    before = answers.truncated
+    predictions = tuple(sorted(answers.predict(examples), key=lambda prediction: prediction.index))
+    truncated = answers.truncated - before
+    spec = answers.spec
+    gold = tuple(_label(one) if spec.kind == "classification" else one.references for one in examples)
+    answered = [str(one.completion if one.label is None else one.label) for one in predictions]
+    first = scorer_for(spec.kind, spec.metric, gold)
+    others = tuple(scorer(gold, answered) for scorer in metrics_for(spec.kind) if scorer is not first)
+    return Evaluation(first(gold, answered), others, predictions, gold, truncated)
+
+
+def score_sample(
+    answers: Answers, examples: Sequence[Example], limit: int | None, seed: int = 0, of: int | None = None
+) -> Evaluation:
+    """``score`` on at most ``limit`` of ``examples``, drawn by ``seed``; the result says of how many.
+
+    ``of``: how many there were, where ``examples`` were drawn of them already.
+    """
+    chosen = sample_of(examples, limit, seed)
+    return replace(score(answers, chosen), drawn=Drawn(len(chosen), len(examples) if of is None else of, seed))
+
+
+def _label(example: Example) -> str:
+    if example.label is None:
+        raise DataError("an example has no label: evaluation needs labelled rows")
+    return example.label

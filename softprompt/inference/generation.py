@@ -1,0 +1,255 @@
+"""Completions: greedy or sampled, in batches, behind a prefix that is cached once."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from math import inf
+from typing import Any, Literal, Protocol, TypeAlias
+
+import torch
+from torch import Tensor
+
+from softprompt.data.encoding.batching import budgeted
+from softprompt.data.encoding.encoder import Item
+from softprompt.data.encoding.tokenization import tokens_of
+from softprompt.data.encoding.verbalizer import answer_ids, end_of_answer
+from softprompt.data.examples import Example
+from softprompt.data.task import TaskSpec
+from softprompt.errors import ConfigError, NotFiniteError
+from softprompt.inference.decoding_batch import start_growing
+from softprompt.inference.scoring import all_finite
+from softprompt.models.frozen_lm import FrozenLM
+from softprompt.prompts.prefix import Prefix
+
+# of every token: the texts that get one, as indices; logits [texts, V] as the model gives them; the tokens chosen
+Watch: TypeAlias = Callable[[list[int], Tensor, list[int]], None]
+
+ANSWER_ROOM = 128  # tokens of a completion, where nothing asks for more
+
+# of a completion: the index of its text, what it says, and whether it was cut at the limit of tokens
+Completed: TypeAlias = tuple[int, str, bool]
+
+_BLOCK = 512  # logits
+
+
+class Speaking(Protocol):
+    """What turns tokens into text, and knows which ones end it: a ``FrozenLM``, or what a client knows of one."""
+
+    @property
+    def tokenizer(self) -> Any: ...
+    @property
+    def generation_config(self) -> Any: ...
+    @property
+    def architecture(self) -> str: ...
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is chosen.
+
+    Attributes:
+        max_new_tokens: tokens to generate, at most.
+        temperature: 0 is greedy; otherwise logits are divided by it and the token is sampled.
+        top_p: sample among the likeliest tokens that together have this probability.
+        top_k: sample among this many likeliest tokens (0: all).
+        stop: strings that end a completion; they are not part of it.
+        seed: of sampling.
+    """
+
+    max_new_tokens: int = ANSWER_ROOM
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    stop: tuple[str, ...] = ()
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise ConfigError(f"max_new_tokens must be at least 1, got {self.max_new_tokens}")
+        if not 0 <= self.temperature < inf:
+            raise ConfigError(f"temperature must be 0 (greedy) or more, got {self.temperature}")
+        if not 0 < self.top_p <= 1:
+            raise ConfigError(f"top_p must be above 0 and at most 1, got {self.top_p}")
+        if self.top_k < 0:
+            raise ConfigError(f"top_k must be 0 (all) or more, got {self.top_k}")
+        if "" in self.stop:
+            raise ConfigError("a stop string must not be empty")
+
+    @cached_property
+    def warpers(self) -> tuple[Any, ...]:
+        """What changes logits ``[B, V]`` before a token is sampled; none if the likeliest is taken."""
+        from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+
+        # divided by less than this, logits overflow; greedy is the limit
+        if self.temperature <= 1e-6:
+            return ()
+        warpers: list[Any] = [TemperatureLogitsWarper(self.temperature)]
+        if self.top_k:
+            warpers.append(TopKLogitsWarper(self.top_k))
+        if self.top_p < 1:
+            warpers.append(TopPLogitsWarper(self.top_p))
+        return tuple(warpers)
+
+
+class Completion:
+    """One completion while it grows.
+
+    Attributes:
+        tokens: so far, without the one that ends it.
+        finish: why it ended: a stop string or end of text, or the limit of tokens; ``None`` while it goes on.
+    """
+
+    def __init__(self, base: Speaking, sampling: Sampling, index: int = 0) -> None:
+        """``index``: of its text; completions of other texts by the same seed are other samples."""
+        self._tokenizer = base.tokenizer
+        self._goes_on = base.architecture == "decoder-only"
+        self._ends = ends_of(base)
+        self.sampling = sampling
+        # one generator for each text: what it samples does not depend on its neighbours
+        self._generator = torch.Generator().manual_seed((sampling.seed * 1_000_003 + index) % 2**63)
+        self.tokens: list[int] = []
+        self.finish: Literal["stop", "length"] | None = None
+        self._decoded = (0, "")
+        self._cut: int | None = None
+
+    def sampled(self, logits: Tensor) -> int:
+        """A token by its own generator, from ``logits [V]``."""
+        row = logits[None]
+        for warper in self.sampling.warpers:
+            row = warper(None, row)
+        return int(torch.multinomial(row[0].softmax(-1).cpu(), 1, generator=self._generator))
+
+    def add(self, token: int) -> bool:
+        """Take the next token; whether the completion goes on."""
+        if token in self._ends:
+            self.finish = "stop"
+            return False
+        self.tokens.append(token)
+        if self.sampling.stop:
+            text = self.decoded
+            self._cut = min((at for stop in self.sampling.stop if (at := text.find(stop)) >= 0), default=None)
+        if self._cut is not None:
+            self.finish = "stop"
+        elif len(self.tokens) >= self.sampling.max_new_tokens:
+            self.finish = "length"
+        return self.finish is None
+
+    @property
+    def decoded(self) -> str:
+        """The text of all tokens so far, a stop string included."""
+        if self._decoded[0] != len(self.tokens):
+            # some tokenizers leave out a blank at the very beginning, which is none where a text goes on
+            before = self._before
+            text = self._words([*before, *self.tokens])
+            front = self._words(before)
+            whole = text[len(front) :] if text.startswith(front) else self._words(self.tokens)
+            self._decoded = len(self.tokens), whole
+        return self._decoded[1]
+
+    @cached_property
+    def _before(self) -> list[int]:
+        """The tokens of a word to decode together with what comes behind it."""
+        return list(self._tokenizer("a", add_special_tokens=False)["input_ids"]) if self._goes_on else []
+
+    def _words(self, tokens: Sequence[int]) -> str:
+        return tokens_of(self._tokenizer).text(tokens)
+
+    @property
+    def exact(self) -> str:
+        """The completion, with the white space that stands between it and the text before it."""
+        return self.decoded[: self._cut]
+
+    @property
+    def text(self) -> str:
+        """The completion, without the white space around it."""
+        return self.exact.strip()
+
+
+def room_for(base: FrozenLM, spec: TaskSpec, examples: Sequence[Example] = ()) -> int:
+    """Tokens that completions are given: the task's own number, or ``ANSWER_ROOM``; more where a reference of
+    ``examples`` is longer, to half of the model's context."""
+    room = spec.max_new_tokens or ANSWER_ROOM
+    references = {one for example in examples for one in example.references}
+    # each token has a byte at least
+    long = [one for one in references if len(one.encode()) >= room]
+    needed = max((len(answer_ids(base.tokenizer, spec, one)) + 1 for one in long), default=0)
+    return max(room, needed if base.context_length is None else min(needed, base.context_length // 2))
+
+
+def ends_of(base: Speaking) -> frozenset[int]:
+    """The tokens that end a completion: the tokenizer's end of sequence, and those of the model's own settings."""
+    ends = getattr(base.generation_config, "eos_token_id", None)
+    return frozenset((end_of_answer(base.tokenizer), *([ends] if isinstance(ends, int) else ends or ())))
+
+
+def next_tokens(logits: Tensor, completions: Sequence[Completion]) -> list[int]:
+    """The next token of each completion, from ``logits [B, V]``; NotFiniteError names a row that has no numbers."""
+    largest = first_largest(logits)
+    all_finite(logits.gather(1, largest[:, None]))
+    likeliest = largest.tolist()
+    return [
+        completion.sampled(row) if completion.sampling.warpers else token
+        for row, token, completion in zip(logits, likeliest, completions, strict=True)
+    ]
+
+
+def first_largest(logits: Tensor) -> Tensor:
+    """Where each row of ``logits [B, V]`` is largest ``[B]``, for the first time.
+
+    On a CPU maxima of blocks are several times faster than ``argmax`` of rows as long as a vocabulary.
+    """
+    size = logits.shape[1]
+    whole = size // _BLOCK * _BLOCK
+    if logits.device.type != "cpu" or whole < 2 * _BLOCK:
+        return logits.argmax(-1)
+    largest = logits[:, :whole].unflatten(1, (-1, _BLOCK)).amax(-1)
+    if whole < size:
+        largest = torch.cat([largest, logits[:, whole:].amax(-1, keepdim=True)], dim=1)
+    # the last block may be short: what is looked at of the one before it is smaller
+    start: Tensor = (largest.argmax(-1) * _BLOCK).clamp(max=size - _BLOCK)
+    return start + logits.gather(1, start[:, None] + torch.arange(_BLOCK)).argmax(-1)
+
+
+@torch.no_grad()
+def complete(
+    base: FrozenLM,
+    prefix: Prefix,
+    texts: Sequence[Sequence[int]],
+    sampling: Sampling,
+    token_budget: int,
+    watch: Watch | None = None,
+) -> Iterator[Completed]:
+    """Complete token sequences; batch by batch, in the order they finish.
+
+    Args:
+        texts: token ids without BOS (``Encoder.inputs``).
+        token_budget: padded tokens of a batch, its completions counted.
+        watch: is shown every choice of a token, that which ends a completion too.
+
+    Raises:
+        NotFiniteError: the model has no numbers for a text.
+    """
+    items = [Item(i, tuple(ids), ()) for i, ids in enumerate(texts)]
+    room = max((len(item.ids) for item in items), default=0) + sampling.max_new_tokens
+    for chunk in budgeted(items, token_budget, most=max(1, token_budget // max(room, 1))):
+        completions = [Completion(base, sampling, item.example) for item in chunk]
+        growing, going, indices = start_growing(prefix, chunk), completions, [item.example for item in chunk]
+        while True:
+            logits = base.logits(growing.last)
+            try:
+                tokens = next_tokens(logits, going)
+            except NotFiniteError as error:
+                raise NotFiniteError(indices[error.row]) from error
+            if watch is not None:
+                watch(indices, logits, tokens)
+            goes_on = [one.add(token) for one, token in zip(going, tokens, strict=True)]
+            kept = torch.tensor([row for row, goes in enumerate(goes_on) if goes], device=base.device)
+            indices = [index for index, goes in zip(indices, goes_on, strict=True) if goes]
+            going = [one for one in going if one.finish is None]
+            if not going:
+                break
+            if len(going) < len(goes_on):
+                growing.keep(kept)
+            growing.extend(torch.tensor(tokens, device=base.device)[kept])
+        for item, one in zip(chunk, completions, strict=True):
+            yield item.example, one.text, one.finish == "length"

@@ -1,0 +1,305 @@
+"""A decoder layer in three parts, forward and backward: into attention, attention of one group of texts, out of it.
+
+Plain functions of tensors around what stands in passes.py. Each is one call where they are compiled: what its many
+small operations cost the interpreter is then as much as its matrix products on a small model.
+
+Shapes: as in fused_layer.py.
+"""
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, NamedTuple, TypeVar, cast
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from softprompt.models.kernels import elementwise
+from softprompt.models.kernels.elementwise import Norm
+
+Pair = tuple[Tensor, Tensor]
+Triple = tuple[Tensor, Tensor, Tensor]
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+_compiled: ContextVar[bool] = ContextVar("compiled", default=False)
+
+
+@contextmanager
+def compiled() -> Iterator[None]:
+    """Within it, a C++ compiler's work runs for each of them, made the first time that it is called."""
+    token = _compiled.set(True)
+    try:
+        yield
+    finally:
+        _compiled.reset(token)
+
+
+def is_compiled() -> bool:
+    """Whether it is within ``compiled``."""
+    return _compiled.get()
+
+
+def _one_call(plain: _Function) -> _Function:
+    """``plain``, or within ``compiled`` what a compiler made of it."""
+    made: list[Any] = []
+
+    @functools.wraps(plain)
+    def run(*given: Any) -> Any:
+        if not _compiled.get():
+            return plain(*given)
+        if not made:
+            made.append(torch.compile(plain, dynamic=True))
+        return made[0](*given)
+
+    return cast(_Function, run)
+
+
+class Linear(NamedTuple):
+    """A linear part: ``weight [out, in]``, ``bias [out]``."""
+
+    weight: Tensor
+    bias: Tensor | None
+
+    @property
+    def inputs(self) -> int:
+        """Numbers that go in for each position."""
+        return self.weight.shape[1]
+
+    @property
+    def outputs(self) -> int:
+        """Numbers that come out."""
+        return self.weight.shape[0]
+
+
+class Entrance(NamedTuple):
+    """What a layer does before attention: a norm, three linear parts, queries and keys normed in some families.
+
+    Attributes:
+        size: ``D``.
+    """
+
+    before: Norm
+    query: Linear
+    key: Linear
+    value: Linear
+    of_query: Norm | None
+    of_key: Norm | None
+    size: int
+
+
+class Exit(NamedTuple):
+    """What it does behind attention: a linear part, and the feed-forward part, its sums normed in some families.
+
+    Attributes:
+        slope, bend: as in ``passes.CURVES``.
+    """
+
+    out: Linear
+    after: Norm | None
+    before_mlp: Norm
+    gate: Linear
+    up: Linear
+    down: Linear
+    after_mlp: Norm | None
+    slope: float
+    bend: float
+
+
+class Texts(NamedTuple):
+    """Packed texts behind one prefix.
+
+    Attributes:
+        hidden: ``[B, T, 1, T]``, float32: 0 where a query may look, ``-inf`` where not.
+        slots: ``[M]``, the place of each position among ``B * T`` of the padded form; ``None`` if nothing is padded.
+        scaling: what scores are multiplied by.
+        size: ``D``.
+    """
+
+    hidden: Tensor
+    slots: Tensor | None
+    scaling: float
+    size: int
+
+
+class Entered(NamedTuple):
+    """What the gradient of ``enter`` needs: queries and keys before they are normed, and the norms' inverse roots."""
+
+    inverse: Tensor
+    query: Tensor
+    query_inverse: Tensor | None
+    key: Tensor
+    key_inverse: Tensor | None
+
+
+class Attended(NamedTuple):
+    """What the gradient of ``attend`` needs.
+
+    Attributes:
+        query: padded, ``[K, B, T * G, D]``; key and value with ``G = 1``.
+        before, after: weights of the prefix ``[K, B, T, G, P]``, and of the texts ``[K, B, T * G, T]``.
+    """
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    before: Tensor | None
+    after: Tensor
+
+
+class Left(NamedTuple):
+    """What the gradient of ``leave`` needs."""
+
+    mixed: Tensor
+    mixed_inverse: Tensor | None
+    middle: Tensor
+    middle_inverse: Tensor
+    gate: Tensor
+    up: Tensor
+    through: Tensor
+    through_inverse: Tensor | None
+
+
+@_one_call
+def enter(x: Tensor, parts: Entrance, cosine: Tensor, sine: Tensor) -> tuple[Tensor, Tensor, Tensor, Entered]:
+    """``x [M, H]`` to queries and keys, turned, and values ``[M, heads * D]``; ``cosine, sine [M, 1, D]``."""
+    shape = (len(x), -1, parts.size)
+    normed, inverse = elementwise.norm(x, parts.before)
+    query_in, key_in = functional.linear(normed, *parts.query), functional.linear(normed, *parts.key)
+    query, query_inverse = elementwise.heads(query_in.view(shape), parts.of_query, cosine, sine)
+    key, key_inverse = elementwise.heads(key_in.view(shape), parts.of_key, cosine, sine)
+    value = functional.linear(normed, *parts.value)
+    return query.flatten(1), key.flatten(1), value, Entered(inverse, query_in, query_inverse, key_in, key_inverse)
+
+
+@_one_call
+def enter_backward(
+    coming: Tensor | None,
+    queries: Tensor | None,
+    keys: Tensor,
+    values: Tensor,
+    x: Tensor,
+    entered: Entered,
+    parts: Entrance,
+    cosine: Tensor,
+    sine: Tensor,
+) -> Tensor:
+    """Gradient with respect to ``x``, from those of ``query, key, value`` and ``coming``, which goes past them."""
+    shape = (len(x), -1, parts.size)
+    key_in, query_in = entered.key.view(shape), entered.query.view(shape)
+    through = elementwise.heads_backward(keys.view(shape), key_in, entered.key_inverse, parts.of_key, cosine, sine)
+    inner = torch.addmm(through.flatten(1) @ parts.key.weight, values, parts.value.weight)
+    if queries is not None:
+        through = elementwise.heads_backward(
+            queries.view(shape), query_in, entered.query_inverse, parts.of_query, cosine, sine
+        )
+        inner = torch.addmm(inner, through.flatten(1), parts.query.weight)
+    own = elementwise.norm_backward(inner, x, entered.inverse, parts.before)
+    return own if coming is None else coming + own
+
+
+@_one_call
+def attend(own: Triple, prefix: Pair | None, texts: Texts) -> tuple[Tensor, Attended]:
+    """What the queries of packed texts find, ``[M, K * G * D]``, in their own text and in a prefix, where there is one.
+
+    Args:
+        own: their queries, keys and values, ``[M, heads * D]``.
+        prefix: keys and values ``[K, P, D]`` for all texts, or ``[K * B, P, D]``.
+    """
+    count, length = texts.hidden.shape[:2]
+    heads = own[1].shape[1] // texts.size
+    query, key, value = _padded(own[0], heads, texts), _padded(own[1], heads, texts), _padded(own[2], heads, texts)
+    wide, shape = query.float(), (heads, count, length, -1, length)
+    text = (wide @ key.float().transpose(2, 3)).view(shape)
+    if prefix is None:
+        before = None
+        after = elementwise.only_text_weights(text, texts.hidden, texts.scaling, query.dtype).flatten(2, 3)
+        found = after @ value
+    else:
+        keys, values = prefix
+        rows = (len(keys), -1, texts.size)
+        front = _scores(query.reshape(rows), wide.reshape(rows), keys).view(*text.shape[:-1], keys.shape[1])
+        before, after = elementwise.weights(front, text, texts.hidden, texts.scaling, query.dtype)
+        after = after.flatten(2, 3)
+        seen = before.reshape(len(keys), -1, keys.shape[1])
+        found = torch.baddbmm((after @ value).reshape(rows), seen, values).view_as(query)
+    return _packed(found, texts), Attended(query, key, value, before, after)
+
+
+@_one_call
+def attend_backward(
+    gradient: Tensor, attended: Attended, prefix: Pair | None, texts: Texts
+) -> tuple[Triple, Pair | None]:
+    """From the gradient of what was found to those of ``own`` and ``prefix``."""
+    query, key, value, before, after = attended
+    coming = _padded(gradient, query.shape[0], texts)
+    coming_after = coming @ value.transpose(2, 3)
+    of_values = after.transpose(2, 3) @ coming
+    of_prefix = None
+    if before is None or prefix is None:
+        scores = elementwise.only_text_weights_backward(after, coming_after, texts.scaling)
+        of_query = scores @ key
+    else:
+        keys, values = prefix
+        joined, first = coming.flatten(1, 2), before.flatten(1, 3)
+        front, scores = elementwise.weights_backward(
+            first, after.flatten(1, 2), joined @ values.transpose(1, 2), coming_after.flatten(1, 2), texts.scaling
+        )
+        scores = scores.view_as(after)
+        of_query = torch.baddbmm((scores @ key).flatten(1, 2), front, keys).view_as(query)
+        of_prefix = (front.transpose(1, 2) @ query.flatten(1, 2), first.transpose(1, 2) @ joined)
+    of_keys = scores.transpose(2, 3) @ query
+    return (_packed(of_query, texts), _packed(of_keys, texts), _packed(of_values, texts)), of_prefix
+
+
+@_one_call
+def leave(x: Tensor, found: Tensor, parts: Exit) -> tuple[Tensor, Left]:
+    """``x [M, H]`` and what attention found for it to what comes out."""
+    mixed = functional.linear(found, *parts.out)
+    middle, mixed_inverse = elementwise.joined(x, mixed, parts.after)
+    normed, middle_inverse = elementwise.norm(middle, parts.before_mlp)
+    gate, up = functional.linear(normed, *parts.gate), functional.linear(normed, *parts.up)
+    through = functional.linear(elementwise.gated(gate, up, parts.slope, parts.bend), *parts.down)
+    result, through_inverse = elementwise.joined(middle, through, parts.after_mlp)
+    return result, Left(mixed, mixed_inverse, middle, middle_inverse, gate, up, through, through_inverse)
+
+
+@_one_call
+def leave_backward(gradient: Tensor, left: Left, parts: Exit) -> tuple[Tensor, Tensor]:
+    """From the gradient of what comes out to those of ``x``, past attention, and of what attention found."""
+    inner = elementwise.joined_backward(gradient, left.through, left.through_inverse, parts.after_mlp)
+    gate, up = elementwise.gated_backward(inner @ parts.down.weight, left.gate, left.up, parts.slope, parts.bend)
+    inner = torch.addmm(gate @ parts.gate.weight, up, parts.up.weight)
+    coming = gradient + elementwise.norm_backward(inner, left.middle, left.middle_inverse, parts.before_mlp)
+    mixed = elementwise.joined_backward(coming, left.mixed, left.mixed_inverse, parts.after)
+    return coming, mixed @ parts.out.weight
+
+
+def _scores(query: Tensor, wide: Tensor, keys: Tensor) -> Tensor:
+    """``[N, Q, P]``, float32, of queries ``[N, Q, D]``, which ``wide`` are in float32, and ``keys [N, P, D]``.
+
+    Compiled, in bfloat16: a product, and what rounding took from it. Each takes a quarter of the time of the product in
+    float32, to which their sum is equal to 1 in 2^16. One by one, the passes over memory between them take it up again.
+    """
+    turned = keys.transpose(1, 2)
+    if query.dtype != torch.bfloat16 or not torch.compiler.is_compiling():
+        return wide @ turned.float()
+    rounded = query @ turned
+    return rounded.float() + torch.baddbmm(rounded, query, turned, beta=-1).float()
+
+
+def _padded(packed: Tensor, heads: int, texts: Texts) -> Tensor:
+    """``[M, K * G * D]`` to ``[K, B, T * G, D]``."""
+    count, length = texts.hidden.shape[:2]
+    if texts.slots is not None:
+        packed = packed.new_zeros(count * length, packed.shape[1]).index_copy_(0, texts.slots, packed)
+    rows = packed.view(count, length, heads, -1, texts.size).permute(2, 0, 1, 3, 4)
+    return rows.reshape(heads, count, -1, texts.size)
+
+
+def _packed(padded: Tensor, texts: Texts) -> Tensor:
+    """The way back."""
+    heads, count, _, size = padded.shape
+    length = texts.hidden.shape[1]
+    rows = padded.view(heads, count, length, -1, size).permute(1, 2, 0, 3, 4).reshape(count * length, -1)
+    return rows if texts.slots is None else rows.index_select(0, texts.slots)

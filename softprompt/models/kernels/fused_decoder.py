@@ -1,0 +1,221 @@
+"""Passes over a frozen decoder with our own layers (fused_layer.py), where they give the model's own numbers.
+
+What is measured, once a model: hidden states and their gradient, with and without a prefix, against ``transformers``'
+layers. Where they differ, where a sliding window is outgrown, where weights may change or are not at hand as they are,
+or on another device than a CPU, those run.
+
+Shapes: as in fused_layer.py; ``N`` scored positions.
+"""
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+
+from softprompt.models.fast_attention import moved
+from softprompt.models.frozen_lm import FrozenLM
+from softprompt.models.kernels import elementwise
+from softprompt.models.kernels.elementwise import Norm
+from softprompt.models.kernels.fused_layer import Group, KeysAndValues, Layer, LayerPass, Plan, norm_of, remembering
+from softprompt.models.kernels.length_bucketing import arranged
+
+_known: WeakKeyDictionary[FrozenLM, "FusedDecoder | None"] = WeakKeyDictionary()
+
+
+def fused(base: FrozenLM) -> "FusedDecoder | None":
+    """Our layers for this model, if they give its numbers."""
+    if base not in _known:
+        _known[base] = _checked(base)
+    return _known[base]
+
+
+@dataclass(frozen=True)
+class FusedDecoder:
+    """A decoder's layers, first to last, and the norm behind them."""
+
+    base: FrozenLM
+    layers: tuple[Layer, ...]
+    norm: Norm
+
+    def fits(self, longest: int) -> bool:
+        """Whether texts of ``longest`` tokens, prefix counted, stay within every window."""
+        return self.base.sliding_window is None or longest <= self.base.sliding_window
+
+    def read(
+        self,
+        embeddings: Tensor,
+        mask: Tensor,
+        row: Tensor,
+        column: Tensor,
+        which: Tensor | None = None,
+        *,
+        prefix: Sequence[KeysAndValues] | None = None,
+        lengths: Sequence[int] = (0,),
+        prompts: Sequence[Tensor] = (),
+    ) -> Tensor:
+        """Hidden states ``[N, H]`` at places ``row, column`` of texts ``embeddings [B, T, H]``, padded on the right.
+
+        Args:
+            mask: ``[B, T]``, 1 on text and 0 on padding.
+            which: the prefix of each text ``[B]``; the first one if not given.
+            prefix: of each layer, keys and values ``[R, K, P, D]``, shorter ones padded on the left.
+            lengths: tokens of each prefix ``[R]``.
+            prompts: embeddings ``[P, H]`` of each prefix, in place of the two: they are read in the same pass.
+        """
+        lengths = [len(prompt) for prompt in prompts] or lengths
+        which = row.new_zeros(len(mask)) if which is None else which
+        # copied keys and values would owe their gradient to those that they are copies of
+        copies = prefix is not None and not torch.is_grad_enabled()
+        together = arranged(mask.sum(dim=1).tolist(), which.tolist(), lengths, copies=copies)
+        order = torch.tensor([row for rows in together for row in rows], device=mask.device)
+        mask, which = mask[order].bool(), which[order]
+        places = torch.full(mask.shape, -1, device=mask.device)
+        places[mask] = torch.arange(int(mask.sum()), device=mask.device)
+        back = torch.empty_like(order)
+        back[order] = torch.arange(len(order), device=order.device)
+        starts = torch.tensor(lengths, device=mask.device)[which]
+        positions = (starts[:, None] + torch.arange(mask.shape[1], device=mask.device))[mask]
+        x = embeddings[order][mask]
+        along = _along(prompts, len(x))
+        if prompts:
+            x = torch.cat([x, *prompts])
+            positions = torch.cat([positions, *(torch.arange(length, device=mask.device) for length in lengths)])
+        plan = Plan(
+            _groups(mask, which, [len(rows) for rows in together], lengths),
+            self._turns(embeddings, positions),
+            places[back[row], column],
+            remembering(),
+            along,
+        )
+        pairs: Sequence[tuple[Tensor | None, Tensor | None]] = prefix or [(None, None)] * len(self.layers)
+        for layer, pair in zip(self.layers, pairs, strict=True):
+            x, _, _ = LayerPass.apply(x, *pair, layer, plan, layer is self.layers[-1])  # type: ignore[no-untyped-call]
+        return _Normed.apply(x, self.norm)  # type: ignore[no-untyped-call, no-any-return]
+
+    def keys_and_values(self, embeddings: Tensor) -> list[KeysAndValues]:
+        """Of each layer, what it sees of prefixes ``embeddings [R, P, H]``: ``[R, K, P, D]``, with gradient."""
+        rows, length, _ = embeddings.shape
+        mask = torch.ones(rows, length, dtype=torch.bool, device=embeddings.device)
+        which = torch.zeros(rows, dtype=torch.long, device=embeddings.device)
+        positions = torch.arange(length, device=embeddings.device).repeat(rows)
+        plan = Plan(_groups(mask, which, (rows,), (0,)), self._turns(embeddings, positions), None, remembering())
+        x, pairs = embeddings.flatten(0, 1), []
+        for layer in self.layers:
+            x, *pair = LayerPass.apply(x, None, None, layer, plan, layer is self.layers[-1])  # type: ignore[no-untyped-call]
+            pairs.append([each.view(rows, length, -1, layer.entrance.size).transpose(1, 2) for each in pair])
+        return [(keys, values) for keys, values in pairs]
+
+    def _turns(self, embeddings: Tensor, positions: Tensor) -> dict[str | None, tuple[Tensor, Tensor]]:
+        """Cosine and sine of each kind of layer at ``positions [M]``."""
+        embed = self.base.backbone.rotary_emb
+        takes_kind = "layer_type" in inspect.signature(embed.forward).parameters
+        turns: dict[str | None, tuple[Tensor, Tensor]] = {}
+        for kind in {layer.kind for layer in self.layers}:
+            given = embed(embeddings, positions[None], *([kind] if takes_kind else []))
+            cosine, sine = (each[0, :, None].float().detach() for each in given)
+            turns[kind] = (cosine, sine)
+        return turns
+
+
+class _Normed(torch.autograd.Function):
+    """The last norm."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, norm: Norm) -> Tensor:
+        result, inverse = elementwise.norm(x, norm)
+        ctx.save_for_backward(x, inverse)
+        ctx.norm = norm
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:
+        x, inverse = ctx.saved_tensors
+        return elementwise.norm_backward(grad_outputs[0], x, inverse, ctx.norm), None
+
+
+def _groups(mask: Tensor, which: Tensor, sizes: Sequence[int], lengths: Sequence[int]) -> tuple[Group, ...]:
+    """Texts ``mask [B, T]`` behind prompts ``which [B]``, so many in each group; the last of each is its longest."""
+    groups, start = [], 0
+    for behind, own in zip(which.split(list(sizes)), mask.sum(dim=1).split(list(sizes)), strict=True):
+        length, stop, prompt = int(own[-1]), start + int(own.sum()), int(behind[0])
+        column = torch.arange(length, device=mask.device)
+        there = column < own[:, None]
+        seen = (column <= column[:, None]) & there[:, None]
+        hidden = torch.zeros(seen.shape, device=mask.device).masked_fill(~seen, -torch.inf)
+        slots = None if bool(there.all()) else there.flatten().nonzero()[:, 0]
+        each = None if bool((behind == prompt).all()) else behind
+        groups.append(Group(start, stop, slots, hidden[:, :, None], prompt, max(lengths) - lengths[prompt], each))
+        start = stop
+    return tuple(groups)
+
+
+def _along(prompts: Sequence[Tensor], start: int) -> tuple[Group, ...]:
+    """Prompts ``[P, H]`` each, one behind the other behind ``start`` positions."""
+    groups = []
+    for prompt in prompts:
+        whole = torch.ones(1, len(prompt), dtype=torch.bool, device=prompt.device)
+        (group,) = _groups(whole, whole.new_zeros(1, dtype=torch.long), (1,), (0,))
+        groups.append(replace(group, start=start, stop=start + len(prompt)))
+        start += len(prompt)
+    return tuple(groups)
+
+
+def layers_built_so(backbone: Any, config: Any) -> tuple[tuple[Layer, ...], Norm] | None:
+    """The layers of a decoder with this text configuration and the norm behind them, if it is built as ours are."""
+    try:
+        if (getattr(config, "rope_parameters", None) or {}).get("llama_4_scaling_beta"):
+            return None  # queries that grow with their place, which a few tokens would not show
+        curve = elementwise.CURVES[getattr(config, "hidden_activation", None) or config.hidden_act]
+        return tuple(Layer.of(module, curve) for module in backbone.layers), norm_of(backbone.norm)
+    except (AttributeError, KeyError, ValueError):
+        return None
+
+
+def _decoder(base: FrozenLM) -> FusedDecoder | None:
+    built = layers_built_so(base.backbone, base.config)
+    return None if built is None else FusedDecoder(base, *built)
+
+
+def _checked(base: FrozenLM) -> FusedDecoder | None:
+    others = base.device.type != "cpu" or base.architecture != "decoder-only" or base.dtype == torch.float16
+    if others or not base.lasting:
+        return None
+    if (decoder := _decoder(base)) is None:
+        return None
+    try:
+        differences = _differences(decoder)
+    except (RuntimeError, TypeError, ValueError, IndexError, AttributeError, KeyError):
+        return None
+    return decoder if max(differences) < (1e-4 if base.dtype == torch.float32 else 6e-2) else None
+
+
+def _differences(decoder: FusedDecoder) -> tuple[float, float]:
+    """How far hidden states, and their gradient to a prefix, are from the model's own."""
+    base = decoder.base
+    known = min(base.vocabulary_size - 1, 31)
+    start = base.embed(1 + torch.arange(3, device=base.device) % known).float()
+    ids = 1 + torch.arange(10, device=base.device).view(2, 5) % known
+    ends = [5, 3]
+    mask = (torch.arange(5, device=base.device) < torch.tensor(ends, device=base.device)[:, None]).long()
+    row, column = mask.nonzero(as_tuple=True)
+    texts = base.embed(ids)
+    whole = [torch.cat([start.to(base.dtype), text[:end]]) for text, end in zip(texts, ends, strict=True)]
+    wanted = torch.linspace(-1, 1, base.embedding_size, device=base.device, dtype=base.dtype)
+    results = []
+    with torch.enable_grad():
+        for ours in (False, True):
+            learned = start.clone().requires_grad_()
+            if ours:
+                prefix = decoder.keys_and_values(learned.to(base.dtype)[None])
+                hidden = decoder.read(texts, mask, row, column, prefix=prefix, lengths=(3,))
+            else:
+                rows = [torch.cat([learned.to(base.dtype), each[3:]])[None] for each in whole]
+                passed = [base.run_backbone(inputs_embeds=each, use_cache=False).last_hidden_state for each in rows]
+                hidden = torch.cat([each[0, 3:] for each in passed])
+            results.append((hidden.detach(), *torch.autograd.grad((hidden * wanted).sum(), learned)))
+    (hidden, gradient), (our_hidden, our_gradient) = results
+    return moved(hidden, our_hidden), moved(gradient, our_gradient)

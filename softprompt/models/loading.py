@@ -1,0 +1,124 @@
+"""A base model from a name or a folder, checked and fingerprinted."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+
+from softprompt.data.encoding.special_tokens import Frame, is_encoder_decoder
+from softprompt.errors import BaseModelError, SoftpromptError
+from softprompt.models.builtin_models import MODEL_NAME as EMBEDDED_NAME
+from softprompt.models.devices import default_dtype, device_of, dtype_of
+from softprompt.models.distributed import ALONE, Processes
+from softprompt.models.fingerprint import Outline, config_sha256, tokenizer_sha256
+from softprompt.models.frozen_lm import FrozenLM
+from softprompt.models.gguf_conversion import no_progress_bars
+from softprompt.models.model_files import source_of
+from softprompt.models.quantization import check_quantised, keep_packed, loading_options, quiet, scheme_of
+from softprompt.models.sharding import check_placement, settle, shard
+
+
+def load(
+    name: str | Path,
+    *,
+    device: str | None = None,
+    dtype: str | torch.dtype | None = None,
+    quantise: str | None = None,
+    device_map: str | dict[str, Any] | None = None,
+    sharding: str | None = None,
+    processes: Processes = ALONE,
+    trust_remote_code: bool = False,
+    progress: Callable[[str], None] | None = None,
+    check: Callable[[Outline], None] | None = None,
+) -> FrozenLM:
+    """Load and freeze a language model, decoder-only or encoder-decoder.
+
+    Args:
+        name: a Hugging Face hub name, a local folder, a ``.gguf`` file, or ``embedded:gemma-3-270m``.
+        device: ``cpu``, ``cuda``, ``cuda:1``, ``mps``; chosen if not given.
+        dtype: ``float32``, ``bfloat16``, ``float16``, or ``saved`` for that of the weights as they are saved; chosen
+            if not given (see ``default_dtype``).
+        quantise: ``int8`` (torchao), ``bnb-int8`` or ``bnb-nf4`` (bitsandbytes): how to store the weights of linear
+            layers. A model that is saved quantised is loaded as it is.
+        device_map: ``auto``: over all devices, memory and disk; or a device for each module (``from_pretrained``).
+        sharding: ``fsdp``: each of several processes holds a part of every layer.
+        processes: those of the run (``spread.joined``), which will share its work.
+        trust_remote_code: let the model's repository run its own code. Off unless you trust it.
+        progress: receives a line of text when something takes long.
+        check: raises for a model that is not wanted (``Prompt.check_base``), before its weights are loaded.
+
+    Raises:
+        BaseModelError: nothing usable is there under this name, or it cannot be quantised or shared so.
+        ConfigError: it cannot be placed so.
+        MissingExtraError: a package is not installed.
+    """
+    check_placement(device_map, sharding, device, quantise, processes)
+    chosen_device = device_of(processes.device(device))
+    as_saved = dtype == "saved"
+    chosen_dtype = default_dtype(chosen_device) if dtype is None or as_saved else dtype_of(dtype)
+    text_name = str(name)
+    source = source_of(text_name, trust_remote_code=trust_remote_code, progress=progress)
+
+    with quiet():
+        from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
+
+    try:
+        with quiet(), no_progress_bars():
+            source = source.converted(chosen_dtype, progress)
+            config: Any = AutoConfig.from_pretrained(source.place, **source.options)
+            family: Any = AutoModelForSeq2SeqLM if is_encoder_decoder(config) else AutoModelForCausalLM
+            if as_saved:
+                chosen_dtype = config.dtype or torch.float32
+            quantised = loading_options(config, quantise, chosen_device, chosen_dtype, text_name)
+            quantised |= {} if device_map is None else {"device_map": device_map}
+            tokenizer = source.tokenizer()
+            if check is not None and not trust_remote_code:  # code of one's own may change its configuration later
+                check(_outline(config, tokenizer, text_name, quantise))
+            loaded: Any = family.from_pretrained(
+                source.place,
+                dtype=chosen_dtype,
+                use_safetensors=True,
+                output_loading_info=True,
+                **source.options,
+                **quantised,
+            )
+    except SoftpromptError:
+        raise
+    except Exception as error:  # what damaged files raise is not of one family
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise BaseModelError(
+            f"cannot load the base model '{text_name}': {reason} (expected a hub name, a folder with config.json and "
+            f"safetensors weights, a .gguf file, or '{EMBEDDED_NAME}')"
+        ) from error
+    model, info = loaded
+    if missing := sorted(info["missing_keys"]):
+        raise BaseModelError(
+            f"the base model '{text_name}' lacks weights: expected all of them, {len(missing)} are missing, such as "
+            f"'{missing[0]}': get the complete model"
+        )
+    if quantise is not None:
+        check_quantised(model, quantise, text_name)
+    keep_packed(model)
+    if sharding is not None:
+        shard(model, chosen_device, processes, text_name)
+    elif device_map is not None:
+        settle(model, text_name)
+    elif "device_map" not in quantised:
+        model = model.to(chosen_device)
+    # what is moved or shared cannot be folded into faster parts
+    base = FrozenLM(model, tokenizer, text_name, lasting=device_map is None and sharding is None)
+    base.processes = replace(processes, in_step=sharding is not None)
+    if sharding is not None:
+        _ = base.fingerprint  # read by all processes together, once
+    return base
+
+
+def _outline(config: Any, tokenizer: Any, name: str, quantise: str | None) -> Outline:
+    parts = {"config": config_sha256(config)}
+    # where answers of an encoder-decoder model start may be told by its generation_config.json only
+    if not is_encoder_decoder(config) or isinstance(getattr(config, "decoder_start_token_id", None), int):
+        parts["tokenizer"] = tokenizer_sha256(tokenizer, Frame.of(SimpleNamespace(config=config), tokenizer, name))
+    return Outline(name, scheme_of(config) or quantise, parts)

@@ -1,0 +1,96 @@
+"""Where a prompt starts: initialisers, in the scale in which the model sees embedded text.
+
+Lester et al. 2021 (section 3.2) compare random, sampled vocabulary and class labels; text is PEFT's term for words.
+Solved examples are ours: what a few-shot prompt says is where learning begins.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from softprompt.data.encoding.encoder import Encoder
+from softprompt.data.encoding.verbalizer import plain_ids
+from softprompt.data.examples import Example
+from softprompt.data.few_shot import GAP, solved_within
+from softprompt.data.task import TaskSpec
+from softprompt.errors import ConfigError
+from softprompt.models.frozen_lm import FrozenLM
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    base: FrozenLM
+    spec: TaskSpec
+    length: int
+    seed: int
+    examples: Sequence[Example]
+
+
+def default_instruction(spec: TaskSpec) -> str:
+    """A plain instruction for the task, made of what is known of it: the start of ``init='text'``."""
+    if spec.kind == "generation":
+        return "Read the input and write the output that belongs to it."
+    return f"Classify the text as {', '.join(spec.verbalizers[:-1])} or {spec.verbalizers[-1]}."
+
+
+def _from_text(text: str, base: FrozenLM, length: int) -> Tensor:
+    return _tiled(plain_ids(base.tokenizer, text), base, length)
+
+
+def _instruction(wanted: _Wanted) -> Tensor:
+    return _from_text(default_instruction(wanted.spec), wanted.base, wanted.length)
+
+
+def _examples(wanted: _Wanted) -> Tensor:
+    base, spec, length = wanted.base, wanted.spec, wanted.length
+    shots = solved_within(Encoder(base, spec, 0), wanted.examples, length, wanted.seed)
+    if not shots:
+        return _instruction(wanted)
+    words = plain_ids(base.tokenizer, default_instruction(spec) + GAP)
+    room = length - len(shots)
+    # whole where it meets the examples: what does not fit is cut off in front
+    front = (words * (room // len(words) + 1))[-room:] if room else []
+    return _tiled(front + shots, base, length)
+
+
+def _labels(wanted: _Wanted) -> Tensor:
+    tokenizer = wanted.base.tokenizer
+    ids = [token for words in wanted.spec.verbalizers for token in plain_ids(tokenizer, f" {words}")]
+    return _tiled(ids, wanted.base, wanted.length)
+
+
+def _vocabulary(wanted: _Wanted) -> Tensor:
+    base, length = wanted.base, wanted.length
+    # the 5,000 most common tokens as in the paper; vocabularies list common tokens first, behind the special ones
+    special = set(base.tokenizer.all_special_ids)
+    common = [token for token in range(min(base.vocabulary_size, 5000)) if token not in special]
+    chosen = torch.randperm(len(common), generator=torch.Generator().manual_seed(wanted.seed))[:length].tolist()
+    return _tiled([common[index] for index in chosen], base, length)
+
+
+def _random(wanted: _Wanted) -> Tensor:
+    # uniform as in the paper, with mean and spread of the model's own embeddings in place of 0 and 0.5: embeddings have
+    # a large part in common (of Gemma 3 270M a fifth of their squared norm), and around 0 the start is far from all
+    generator = torch.Generator().manual_seed(wanted.seed)
+    uniform = torch.rand(wanted.length, wanted.base.embedding_size, generator=generator) * 2 - 1
+    deviation, mean = torch.std_mean(wanted.base.sampled_embeddings().cpu(), dim=0)
+    return mean + uniform * deviation * 3**0.5
+
+
+def _tiled(ids: list[int], base: FrozenLM, length: int) -> Tensor:
+    """Embeddings of ``ids``, repeated or cut to ``length``."""
+    if not ids:
+        raise ConfigError("init: expected words that the base model's tokenizer knows, got none: use other words")
+    repeated = (ids * (length // len(ids) + 1))[:length]
+    return base.embed(torch.tensor(repeated, device=base.device)).float().cpu()
+
+
+_PLAIN: dict[str, Callable[[_Wanted], Tensor]] = {
+    "text": _instruction,
+    "examples": _examples,
+    "labels": _labels,
+    "vocab": _vocabulary,
+    "random": _random,
+}

@@ -1,0 +1,128 @@
+"""Methods: how a prompt is parametrised while learning. One file a method; each folds into a PromptState."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Protocol
+
+import torch
+from pydantic import BaseModel, ValidationError
+from torch import nn
+
+from softprompt.errors import ConfigError
+from softprompt.models.frozen_lm import FrozenLM
+from softprompt.prompts.methods import p_tuning, prefix_tuning, prompt_tuning, residual_prompt_tuning
+from softprompt.prompts.state import PromptState
+
+
+class Method(Protocol):
+    """What the training loop asks of a method, beside being an ``nn.Module``."""
+
+    behind_bos: bool
+    """Whether BOS stands in front of the prompt, as it did of the one it started from."""
+
+    def state(self) -> PromptState:
+        """The prompt as it stands, float32, with gradient to the method's parameters (see ``state_of``)."""
+
+    def rate_factors(self) -> Mapping[str, float]:
+        """What the learning rate is multiplied by, for parameters whose names begin so; 1 for all others."""
+
+
+@dataclass(frozen=True)
+class Registered:
+    """A method by its name.
+
+    Attributes:
+        build: start (of its kind), unit, seed and options to the module.
+        options: what can be set beside the settings that all methods share.
+        kind: of the state it folds into.
+        summary: one line for people.
+        prepare: base model and what it is to start from to a start of its kind.
+    """
+
+    build: Callable[[PromptState, float, int, Any], nn.Module]
+    options: type[BaseModel]
+    kind: Literal["embeddings", "key_values"]
+    summary: str
+    prepare: Callable[[FrozenLM, PromptState], PromptState] = lambda base, start: start
+
+
+METHODS: dict[str, Registered] = {
+    "prompt-tuning": Registered(
+        prompt_tuning.build, prompt_tuning.Options, "embeddings", "virtual tokens learned directly"
+    ),
+    "p-tuning": Registered(
+        p_tuning.build, p_tuning.Options, "embeddings", "virtual tokens out of a small network (MLP or LSTM)"
+    ),
+    "residual": Registered(
+        residual_prompt_tuning.build,
+        residual_prompt_tuning.Options,
+        "embeddings",
+        "virtual tokens plus a small network's output",
+    ),
+    "prefix-tuning": Registered(
+        prefix_tuning.build,
+        prefix_tuning.Options,
+        "key_values",
+        "keys and values in every layer (P-tuning v2)",
+        prefix_tuning.prepare,
+    ),
+}
+
+
+def check_method(name: str, options: Mapping[str, Any] | None = None) -> BaseModel:
+    """The options of method ``name``, defaults filled in.
+
+    Raises:
+        ConfigError: there is no such method, or it has no such option.
+    """
+    if name not in METHODS:
+        raise ConfigError(f"unknown method '{name}': expected one of {', '.join(sorted(METHODS))}")
+    model = METHODS[name].options
+    if unknown := sorted(set(options or {}) - set(model.model_fields)):
+        known = (
+            f"expected one of {', '.join(model.model_fields)}" if model.model_fields else "it has none, leave it out"
+        )
+        raise ConfigError(f"method '{name}' has no option '{unknown[0]}': {known}")
+    try:
+        return model.model_validate(dict(options or {}))
+    except ValidationError as error:
+        problem = error.errors()[0]
+        option, what = ".".join(map(str, problem["loc"])), problem["msg"]
+        what = what[0].lower() + what[1:]
+        raise ConfigError(f"option '{option}' of method '{name}': {what}, got {problem['input']!r}") from error
+
+
+def make_method(
+    name: str, options: Mapping[str, Any], base: FrozenLM, start: PromptState, unit: float, seed: int
+) -> Any:
+    """The module that learns, on the base model's device; at first it gives ``start``.
+
+    Args:
+        unit: what a learned value of 1 is worth in virtual tokens.
+
+    Raises:
+        ConfigError: no such method or option, or a start that it cannot use.
+        BaseModelError: the base model cannot take this kind of prompt.
+    """
+    chosen = check_method(name, options)
+    if start.kind == "key_values" and METHODS[name].kind != "key_values":
+        able = ", ".join(sorted(other for other, entry in METHODS.items() if entry.kind == "key_values"))
+        raise ConfigError(f"the prompt to start from holds keys and values, which only {able} can learn on, not {name}")
+    ready = METHODS[name].prepare(base, start)
+    method: Any = METHODS[name].build(ready, unit, seed, chosen).to(base.device)
+    method.behind_bos = start.behind_bos
+    return method
+
+
+def state_of(method: Method) -> PromptState:
+    """The prompt as it stands, where it stands, with gradient to the method's parameters."""
+    return replace(method.state(), behind_bos=method.behind_bos)
+
+
+def fold(method: Method) -> PromptState:
+    """What remains after learning: the state, free of the parametrisation."""
+    with torch.no_grad():
+        return state_of(method).detached()
+
+
+__all__ = ["METHODS", "Method", "Registered", "check_method", "fold", "make_method", "state_of"]

@@ -1,0 +1,400 @@
+"""Prompts in front of texts: one entrance for both architectures, and the exact shared-prefix forward pass.
+
+In a causal model the prefix (BOS and prompt) never sees the text behind it, so its keys and values are the same for
+every example. They are computed once, with gradient, and expanded over the batch:
+
+    prefix  [1, P', H]  --backbone-->  keys, values of every layer  [1, heads, P', head_dim]
+    text    [B, T, H]   --backbone, with those expanded to B-->     hidden states  [B, T, H]
+
+``P'`` counts BOS too; positions of the text start there. The text is padded on the right, so padding stands behind
+everything that looks at it and neither positions nor sliding windows shift. Several prompts can stand in one batch,
+each row behind its own: shorter prefixes are padded on the left, where only the mask and the positions know of it.
+"""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+
+from softprompt.data.encoding.encoder import Batch
+from softprompt.errors import BaseModelError, PromptFileError
+from softprompt.models.fast_attention import moved
+from softprompt.models.frozen_lm import FrozenLM
+from softprompt.models.kernels.fused_decoder import FusedDecoder, fused
+from softprompt.models.last_layer import only_at
+from softprompt.models.sharding import devices_of_layers, gather_before_backward
+from softprompt.prompts.attention_prefix import prompted_layers
+from softprompt.prompts.kv_cache import mapped, read_only
+from softprompt.prompts.seq2seq_prefix import EncodedPrefix, encoded_prefix, keys_and_values_of_words
+from softprompt.prompts.state import PromptState, concatenated
+
+_shares: WeakKeyDictionary[FrozenLM, bool] = WeakKeyDictionary()
+_bos_caches: WeakKeyDictionary[FrozenLM, Any] = WeakKeyDictionary()
+
+
+@dataclass(frozen=True)
+class CachedPrefix:
+    """Keys and values of BOS and prompt in every layer, in a ``transformers`` cache with a row for each prompt.
+
+    Attributes:
+        cache: the cache, or ``None`` where every prefix is empty.
+        lengths: tokens of each prefix, BOS counted; rows are padded on the left to the longest.
+    """
+
+    base: FrozenLM
+    cache: Any
+    lengths: tuple[int, ...]
+
+    @property
+    def width(self) -> int:
+        """Tokens of the longest prefix."""
+        return max(self.lengths)
+
+    @cached_property
+    def _lengths(self) -> Tensor:
+        return torch.tensor(self.lengths, device=self.base.device)
+
+    def starts(self, which: Tensor) -> Tensor:
+        """Position of the first text token ``[B]`` behind prompts ``which [B]``."""
+        return self._lengths[which]
+
+    def mask(self, which: Tensor) -> Tensor:
+        """``[B, width]``: 1 on the prefix of prompt ``which [B]``, 0 on the padding before it."""
+        column = torch.arange(self.width, device=self.base.device)
+        return (column >= self.width - self.starts(which)[:, None]).long()
+
+    def expand(self, which: Tensor) -> Any:
+        """A cache for rows behind prompts ``which [B]``; one prompt is not copied. This one stays as it is."""
+        from transformers import DynamicCache
+
+        if self.cache is None:
+            return DynamicCache(config=self.base.model.config)
+        if len(self.lengths) == 1:
+            return mapped(self.cache, lambda tensor: tensor.expand(len(which), -1, -1, -1))
+        return mapped(self.cache, lambda tensor: tensor.index_select(0, which.to(tensor.device)))
+
+    def hidden(self, input_ids: Tensor, mask: Tensor, which: Tensor | None = None, cache: Any = None) -> Tensor:
+        """Hidden states ``[B, T, H]`` of texts ``[B, T]``, each behind its prompt.
+
+        Args:
+            mask: ``[B, T]``, 1 on text and 0 on padding, which must stand on the right.
+            which: ``[B]``, the prompt of each row; the first one if not given.
+            cache: from ``expand``; it is filled with the texts' keys and values, for generation to go on from.
+        """
+        which = input_ids.new_zeros(len(input_ids)) if which is None else which
+        if cache is None and (decoder := self._fused(input_ids)) is not None:
+            places = mask.nonzero(as_tuple=True)
+            read = self._read(decoder, input_ids, mask, *places, which)
+            return read.new_zeros(*input_ids.shape, read.shape[-1]).index_put(places, read)
+        # padding keeps its text's last position: beside longer texts it could leave the model's context
+        offsets = mask.cumsum(dim=1) - 1
+        hidden: Tensor = self.base.run_backbone(
+            inputs_embeds=self.base.embed(input_ids),
+            attention_mask=torch.cat([self.mask(which), mask], dim=1),
+            position_ids=self.starts(which)[:, None] + offsets,
+            past_key_values=read_only(self.expand(which)) if cache is None else cache,
+            use_cache=True,
+        ).last_hidden_state
+        return hidden
+
+    def scored(self, batch: Batch) -> Tensor:
+        """Hidden states ``[N, H]`` at the batch's scored positions, and the last layer's work for these only."""
+        if (decoder := self._fused(batch.input_ids)) is not None:
+            return self._read(decoder, batch.input_ids, batch.mask, batch.row, batch.column, batch.which)
+        with only_at(batch.row * batch.input_ids.shape[1] + batch.column):
+            return self.hidden(batch.input_ids, batch.mask, batch.which)[batch.row, batch.column]
+
+    def _fused(self, input_ids: Tensor) -> FusedDecoder | None:
+        """Our own layers, where they can read texts ``[B, T]``."""
+        decoder = fused(self.base)
+        return decoder if decoder is not None and decoder.fits(self.width + input_ids.shape[1]) else None
+
+    def _read(self, decoder: FusedDecoder, input_ids: Tensor, mask: Tensor, *places: Tensor) -> Tensor:
+        """Hidden states ``[N, H]`` at ``row [N], column [N]`` of texts behind prompts ``which [B]``."""
+        prefix = None if self.cache is None else [(layer.keys, layer.values) for layer in self.cache.layers]
+        return decoder.read(self.base.embed(input_ids), mask, *places, prefix=prefix, lengths=self.lengths)
+
+    def extend(self, token_ids: Tensor, mask: Tensor, positions: Tensor, cache: Any) -> Tensor:
+        """Hidden states ``[B, H]`` of one more token each, ``[B]``, behind what ``cache`` holds.
+
+        ``mask [B, width + T + 1]`` counts prefix, text and the new token; ``positions [B]`` leave padding out.
+        """
+        return read_one_more(self.base, token_ids, mask, positions, cache)
+
+
+@dataclass(frozen=True)
+class ConcatenatedPrefix:
+    """BOS and prompt put in front of every text anew: the reference, and the way for models without such a cache.
+
+    Attributes:
+        embeddings: of each prefix, ``[P', H]``, BOS first.
+    """
+
+    base: FrozenLM
+    embeddings: tuple[Tensor, ...]
+
+    def hidden(self, input_ids: Tensor, mask: Tensor, which: Tensor | None = None) -> Tensor:
+        """Hidden states ``[B, T, H]`` of texts ``[B, T]``; ``mask [B, T]`` may pad on either side."""
+        which = input_ids.new_zeros(len(input_ids)) if which is None else which
+        # behind the text no family sees padding, however it counts and remembers
+        rows, ends = concatenated(self.embeddings, self.base.embed(input_ids), mask, which)
+        column = torch.arange(rows.shape[1], device=mask.device).expand(len(rows), -1)
+        hidden: Tensor = self.base.run_backbone(
+            inputs_embeds=rows,
+            attention_mask=(column < ends).long(),
+            position_ids=torch.minimum(column, ends - 1),
+            use_cache=False,
+        ).last_hidden_state
+        sizes = ends - mask.sum(dim=1, keepdim=True)
+        back = sizes + (mask.cumsum(dim=1) - 1).clamp(min=0)
+        return hidden.gather(1, back.clamp(max=hidden.shape[1] - 1)[..., None].expand(-1, -1, hidden.shape[-1]))
+
+    def scored(self, batch: Batch) -> Tensor:
+        """Hidden states ``[N, H]`` at the batch's scored positions."""
+        return self.hidden(batch.input_ids, batch.mask, batch.which)[batch.row, batch.column]
+
+
+Prefix = CachedPrefix | ConcatenatedPrefix | EncodedPrefix
+
+
+def make_prefix(base: FrozenLM, *states: PromptState | None) -> Prefix:
+    """BOS and each prompt as a prefix for right-padded texts, the fastest exact way for this model.
+
+    Gradient flows to the states. ``None`` is BOS alone.
+
+    Raises:
+        BaseModelError: a prompt of keys and values on a model that keeps none.
+    """
+    if base.architecture == "encoder-decoder":
+        return encoded_prefix(base, *states)
+    if shares_prefix(base):
+        return stacked([cached_prefix(base, state) for state in states])
+    return concatenated_prefix(base, *states)
+
+
+def concatenated_prefix(base: FrozenLM, *states: PromptState | None) -> ConcatenatedPrefix:
+    """BOS followed by virtual tokens, in the model's dtype; raises as ``make_prefix`` does."""
+    for state in states:
+        if state is not None and state.kind != "embeddings":
+            check_keys_and_values(base)
+    bos = base.embed(torch.tensor(base.bos_ids, dtype=torch.long, device=base.device))
+    empty = bos[:0]
+    whole = [
+        bos
+        if state is None
+        else torch.cat([bos if state.behind_bos else empty, state.tensor.to(bos.device, bos.dtype)])
+        for state in states
+    ]
+    return ConcatenatedPrefix(base, tuple(whole))
+
+
+def check_keys_and_values(base: FrozenLM) -> None:
+    """Raise BaseModelError unless the model can take a prompt as keys and values."""
+    if base.architecture == "encoder-decoder":
+        prompted_layers(base)
+        return
+    if not shares_prefix(base):
+        raise BaseModelError(
+            f"a prompt of keys and values needs a shared prefix, which is not exact on '{base.name}' (softprompt "
+            "doctor measures it): use a method that learns virtual tokens, such as prompt-tuning"
+        )
+    from transformers import DynamicCache
+
+    with torch.no_grad():
+        cache = _run(base, base.embed(torch.ones(1, dtype=torch.long, device=base.device)), DynamicCache())
+    if any(layer.keys.shape != layer.values.shape for layer in cache.layers):
+        raise BaseModelError(
+            f"'{base.name}' keeps keys and values of different sizes, as no prompt of keys and values has them: use "
+            "a method that learns virtual tokens, such as prompt-tuning"
+        )
+
+
+def cached_prefix(base: FrozenLM, state: PromptState | None) -> CachedPrefix:
+    """Keys and values of BOS and one prompt: computed once, or taken as they are."""
+    if state is not None and state.kind == "key_values":
+        return _given_prefix(base, state)
+    embeddings = concatenated_prefix(base, state).embeddings[0]
+    return CachedPrefix(base, _run(base, embeddings), (len(embeddings),))
+
+
+def keys_and_values(base: FrozenLM, virtual_tokens: Tensor, *, behind_bos: bool = True) -> PromptState:
+    """What every layer's attention sees of virtual tokens ``[P, H]``, with BOS in front of them; without gradient.
+
+    Raises:
+        BaseModelError: the model keeps no such cache.
+    """
+    if base.architecture == "encoder-decoder":
+        return keys_and_values_of_words(base, virtual_tokens)
+    from transformers import DynamicCache
+
+    check_keys_and_values(base)
+    words = PromptState("embeddings", (virtual_tokens,), behind_bos)
+    # a cache that was not told of sliding windows keeps all of the tokens
+    with torch.no_grad():
+        embeddings = concatenated_prefix(base, words).embeddings[0]
+        cache = _run(base, embeddings, DynamicCache())
+    pairs = [torch.cat([layer.keys, layer.values])[:, :, -words.length :] for layer in cache.layers]
+    return PromptState("key_values", tuple(pair.float() for pair in pairs), behind_bos)
+
+
+def stacked(prefixes: Sequence[CachedPrefix]) -> CachedPrefix:
+    """Several prompts as one prefix, for batches that mix them."""
+    if len(prefixes) == 1:
+        return prefixes[0]
+    lengths = tuple(length for prefix in prefixes for length in prefix.lengths)
+    base, longest = prefixes[0].base, max(prefixes, key=lambda prefix: prefix.width)
+    if longest.cache is None:
+        return CachedPrefix(base, None, lengths)
+
+    def join(index: int, name: str) -> Tensor:
+        model: Tensor = getattr(longest.cache.layers[index], name)
+        rows = []
+        for prefix in prefixes:
+            empty = model[:, :, :0]
+            tensor = empty[:1] if prefix.cache is None else getattr(prefix.cache.layers[index], name)
+            rows.append(torch.nn.functional.pad(tensor, (0, 0, model.shape[2] - tensor.shape[2], 0)))
+        return torch.cat(rows)
+
+    cache = copy.copy(longest.cache)
+    cache.layers = [copy.copy(layer) for layer in longest.cache.layers]
+    for index, layer in enumerate(cache.layers):
+        if layer.keys is not None:
+            layer.keys, layer.values = join(index, "keys"), join(index, "values")
+    return CachedPrefix(base, cache, lengths)
+
+
+def shares_prefix(base: FrozenLM) -> bool:
+    """Whether a prefix computed once may stand in for it in every example: measured once a model, not assumed."""
+    if base not in _shares:
+        _shares[base] = base.architecture == "decoder-only" and _sharing_is_exact(base)
+    return _shares[base]
+
+
+def read_one_more(base: FrozenLM, token_ids: Tensor, mask: Tensor, positions: Tensor, cache: Any) -> Tensor:
+    """Hidden states ``[B, H]`` of one token each, ``[B]``, at ``positions [B]`` behind what ``cache`` holds.
+
+    ``mask [B, S + 1]``: 1 where the cache's ``S`` columns are no padding, and on the token.
+    """
+    hidden: Tensor = base.run_backbone(
+        inputs_embeds=base.embed(token_ids[:, None]),
+        attention_mask=mask,
+        position_ids=positions[:, None],
+        past_key_values=cache,
+        use_cache=True,
+    ).last_hidden_state
+    return hidden[:, -1]
+
+
+def _run(base: FrozenLM, embeddings: Tensor, cache: Any = None) -> Any:
+    """The cache after a pass over ``embeddings [P', H]``; ``None`` if there are none."""
+    from transformers import DynamicCache
+
+    if len(embeddings) == 0:
+        return None
+    cache = DynamicCache(config=base.model.config) if cache is None else cache
+    if (decoder := fused(base)) is not None and decoder.fits(len(embeddings)):
+        for index, pair in enumerate(decoder.keys_and_values(embeddings[None])):
+            cache.update(*pair, index)
+        return cache
+    base.run_backbone(
+        inputs_embeds=embeddings[None],
+        position_ids=torch.arange(len(embeddings), device=base.device)[None],
+        past_key_values=cache,
+        use_cache=True,
+    )
+    if base.processes.in_step:
+        gather_before_backward(base.backbone, cache)
+    return cache
+
+
+def _given_prefix(base: FrozenLM, state: PromptState) -> CachedPrefix:
+    from transformers import DynamicCache
+
+    if base not in _bos_caches:
+        with torch.no_grad():
+            _bos_caches[base] = _run(base, concatenated_prefix(base, None).embeddings[0], DynamicCache())
+    known, devices = _bos_caches[base], devices_of_layers(base.backbone, base.device)
+    sizes = [(pair.shape[1], pair.shape[3]) for pair in state.tensors]
+    if known is not None and sizes != [(layer.keys.shape[1], layer.keys.shape[3]) for layer in known.layers]:
+        raise PromptFileError(
+            f"this prompt has keys and values of {len(sizes)} layers that are not as '{base.name}' has them: it is "
+            "damaged, learn it again"
+        )
+    bos = known if state.behind_bos else None
+    cache: Any = DynamicCache(config=base.model.config)
+    for index, pair in enumerate(state.tensors):
+        keys, values = pair.to(devices[index] if devices else base.device, base.dtype)[:, None]
+        if bos is not None:
+            keys = torch.cat([bos.layers[index].keys, keys], dim=2)
+            values = torch.cat([bos.layers[index].values, values], dim=2)
+        cache.update(keys, values, index)
+    return CachedPrefix(base, cache, (len(base.bos_ids) * state.behind_bos + state.length,))
+
+
+@torch.no_grad()
+def _sharing_is_exact(base: FrozenLM) -> bool:
+    from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
+    state = PromptState.of_embeddings(base.embed(torch.arange(1, 4, device=base.device)))
+    # the same texts, once whole and once with their last token generated behind the padding; the more of it, the
+    # plainer are the faults of families that count it, but padding counts in windows, which nobody lets it outgrow
+    room = min(size for size in (base.context_length, base.sliding_window, 32) if size is not None)
+    width = max(3, room - len(base.bos_ids) - state.length - 1)
+    known = min(base.vocabulary_size - 1, 31)
+    whole = 1 + torch.arange(2 * (width + 1), device=base.device).view(2, -1) % known
+    ends = torch.tensor([[width], [2]], device=base.device)
+    texts, mask = whole[:, :-1], (torch.arange(width, device=base.device) < ends).long()
+    whole[1, 2] = whole[0, -1]
+    one = mask.new_ones(2, 1)
+    full = concatenated_prefix(base, state).hidden(whole, torch.cat([one, mask], dim=1))
+    last = mask.sum(dim=1)
+    expected = torch.cat([full[:, :-1][mask.bool()], full[torch.arange(2, device=base.device), last]])
+    try:
+        prefix = cached_prefix(base, state)
+        # hybrid layers hold more than keys and values, which expand() would leave at batch 1
+        if not all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in prefix.cache.layers):
+            return False
+        which = whole.new_zeros(2)
+        cache = prefix.expand(which)
+        of_texts = prefix.hidden(texts, mask, which, cache)[mask.bool()]
+        seen = torch.cat([prefix.mask(which), mask, one], dim=1)
+        new = prefix.extend(whole[:1, -1].expand(2), seen, prefix.starts(which) + last, cache)
+        actual = torch.cat([of_texts, new])
+    except (TypeError, ValueError, AttributeError, NotImplementedError, RuntimeError, IndexError):
+        return False
+    tolerance = 1e-3 if base.dtype == torch.float32 else min(5e-1, 4 * _rounding(base, state, whole[0]))
+    return moved(expected, actual) < tolerance
+
+
+def _rounding(base: FrozenLM, state: PromptState, ids: Tensor) -> float:
+    """How far hidden states move when every input embedding moves by up to half a unit in its last place.
+
+    It grows with depth, as does what another order of the same operations does.
+    """
+    embeddings = torch.cat([concatenated_prefix(base, state).embeddings[0], base.embed(ids)])[None]
+    share = torch.rand(embeddings.shape, generator=torch.Generator().manual_seed(0)).to(base.device) - 0.5
+    noisy = (embeddings * (1 + torch.finfo(base.dtype).eps * share)).to(base.dtype)
+    before, after = (base.run_backbone(inputs_embeds=each, use_cache=False) for each in (embeddings, noisy))
+    return moved(before.last_hidden_state, after.last_hidden_state)
+
+
+__all__ = [
+    "CachedPrefix",
+    "ConcatenatedPrefix",
+    "EncodedPrefix",
+    "Prefix",
+    "PromptState",
+    "cached_prefix",
+    "check_keys_and_values",
+    "concatenated_prefix",
+    "keys_and_values",
+    "make_prefix",
+    "read_one_more",
+    "shares_prefix",
+    "stacked",
+]

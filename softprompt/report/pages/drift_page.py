@@ -1,0 +1,326 @@
+"""Monitoring as a page: which prompt drifts, then each prompt with its distributions and the texts that show it."""
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from softprompt.analysis.drift.drift_records import Monitoring, PromptDrift, Signal
+from softprompt.analysis.inspection.inspection_records import Finding
+from softprompt.metrics.formatting import MISSING, count_text, fixed, percent_text, short_text
+from softprompt.report.pages.comparison_tables import DASH
+from softprompt.report.render import charts
+from softprompt.report.render.axes import Axis
+from softprompt.report.render.document import (
+    Block,
+    Cell,
+    Column,
+    Document,
+    Fact,
+    Figure,
+    Fold,
+    Points,
+    Section,
+    Statement,
+    Table,
+    Text,
+)
+from softprompt.report.render.html import page
+from softprompt.utils.files import expanded, put_file
+
+_TRAINED, _LIVE = "written", "soft-prompt"  # colours and marks
+_VERDICTS = {"drift": "drift", "small": "little", "none": "none", "too few": "too few"}
+MOST_LABELS = 20  # of a figure: of more, those that moved most
+
+
+def write_monitoring(found: Monitoring, path: Path) -> None:
+    """Write the page into one file, in place of an older one; raises OutputError."""
+    put_file(expanded(path), page(monitoring_document(found)).encode(), "give another --report")
+
+
+def monitoring_document(found: Monitoring) -> Document:
+    """Everything that monitoring found."""
+    when = f" since {found.since} UTC" if found.since else ""
+    return Document(
+        kind="Live traffic beside validation",
+        title=Path(found.samples).name,
+        facts=(f"{found.read:,} samples{when}; prompts compared: {len(found.prompts)}",),
+        sections=(
+            Section("recommendation", "Does it drift?", tuple(_summary(found))),
+            *(
+                Section(f"prompt-{number}", one.prompt, tuple(_prompt(one, number)))
+                for number, one in enumerate(found.prompts, start=1)
+            ),
+            Section("measured", "How this was measured", tuple(_measured(found))),
+        ),
+        created=found.created,
+    )
+
+
+def _summary(found: Monitoring) -> list[Block]:
+    drifting = found.drifting
+    facts = (
+        Fact("Prompts that drift", f"{len(drifting)} of {len(found.prompts)}"),
+        Fact("Samples", count_text(found.read)),
+        Fact("Too few to tell", count_text(sum(one.verdict == "too few" for one in found.prompts)), "prompts"),
+    )
+    reasons = tuple(
+        f"{one.prompt}: {each.title[0].lower()}{each.title[1:]} ({each.evidence})."
+        for one in drifting
+        for each in one.findings
+    )
+    blocks: list[Block] = [Statement(_sentence(found), facts, reasons)]
+    return [*blocks, _overview(found.prompts)] if found.prompts else blocks
+
+
+def _sentence(found: Monitoring) -> str:
+    if not found.prompts:
+        return "There is nothing to compare."
+    if found.drifting:
+        names = ", ".join(one.prompt for one in found.drifting[:4])
+        more = f" and {len(found.drifting) - 4} more" if len(found.drifting) > 4 else ""
+        return f"{names}{more}: live texts are not as those that the prompt was measured on."
+    if all(one.verdict == "too few" for one in found.prompts):
+        return f"Too few samples to tell: each prompt needs {found.least}."
+    return "No drift was seen."
+
+
+def _overview(prompts: Sequence[PromptDrift]) -> Table:
+    names = {signal.name: signal.title for one in prompts for signal in one.signals}
+    rows = []
+    for one in prompts:
+        by_name = {signal.name: signal for signal in one.signals}
+        cells = [_verdict_cell(by_name.get(name)) for name in names]
+        tags = ("drifts",) if one.verdict == "drift" else ()
+        rows.append((Cell(one.prompt, tags=tags), Cell(count_text(one.samples), value=one.samples), *cells))
+    return Table(
+        "What differs from validation",
+        (Column("Prompt", False), Column("Samples"), *(Column(title.capitalize()) for title in names.values())),
+        tuple(rows),
+        "The number is the size of the difference: the population stability index (PSI; from 0.1 on it counts, above "
+        "0.25 it is large), of rare tokens Cohen's h (from 0.2 on it counts, above 0.5 it is large). Drift: it counts, "
+        "and is surely not by chance.",
+        sortable=True,
+    )
+
+
+def _verdict_cell(signal: Signal | None) -> Cell:
+    if signal is None:
+        return DASH
+    if signal.effect is None:
+        return Cell("too few", f"n={signal.live_n:,}")
+    heat = min(1.0, signal.effect / (2 * signal.large)) if signal.verdict == "drift" else None
+    return Cell(_VERDICTS[signal.verdict], fixed(signal.effect, 2), signal.effect, heat=heat)
+
+
+def _prompt(one: PromptDrift, number: int) -> list[Block]:
+    blocks: list[Block] = [
+        Text(
+            f"{one.samples:,} samples from {one.first} to {one.last} UTC, median {short_text(one.milliseconds)} ms; "
+            f"texts were kept of {one.texts:,}."
+        )
+    ]
+    blocks += [_finding(each) for each in one.findings]
+    blocks.append(_signals(one.signals))
+    blocks += [figure for signal in one.signals if (figure := _figure(signal, one.prompt, number)) is not None]
+    if one.witnesses:
+        blocks.append(_witnesses(one))
+    notes = [f"What it saw: a profile {one.profile}."]
+    if one.errors:
+        notes.append(f"Ended in an error: {', '.join(f'{code} {count:,}' for code, count in one.errors.items())}.")
+    notes += [f"{note[0].upper()}{note[1:]}." for note in one.notes]
+    return [*blocks, Points(tuple(notes))]
+
+
+def _finding(each: Finding) -> Fold:
+    seen = (Text(f"Seen: {each.evidence}."), Text(f"Means: {each.meaning}"), Points(each.advice))
+    return Fold(f"{each.severity.capitalize()}: {each.title}", seen)
+
+
+def _signals(signals: Sequence[Signal]) -> Table:
+    rows = tuple(
+        (
+            Cell(one.title, one.unit),
+            *_values(one),
+            Cell(count_text(one.live_n), f"{one.trained_n:,} validation"),
+            DASH if one.effect is None else Cell(fixed(one.effect, 2), one.measure, one.effect),
+            DASH if one.adjusted is None else Cell(_sure(one.adjusted), one.test, one.adjusted),
+            Cell({"small": "differs, but little", "none": "no drift seen"}.get(one.verdict, one.verdict)),
+        )
+        for one in signals
+    )
+    columns = ("Validation", "Live", "Live rows", "Size", "p, adjusted")
+    return Table(
+        "Validation and live traffic",
+        (Column("What", False), *map(Column, columns), Column("Verdict", False)),
+        rows,
+        "Medians; of rare tokens rates, of answers the label that moved most. p: how probable so large a difference is "
+        "by chance, adjusted for everything that was looked at (Holm).",
+    )
+
+
+def _values(signal: Signal) -> tuple[Cell, Cell]:
+    """Both sides; of answers, the label that moved most."""
+    if signal.moved is not None:
+        label, before, now = signal.moved
+        return Cell(_rate(before), label), Cell(_rate(now))
+    return _value(signal, signal.trained), _value(signal, signal.live)
+
+
+def _value(signal: Signal, value: float | None) -> Cell:
+    if value is None:
+        return DASH
+    if signal.name == "rare":
+        return Cell(_rate(value), value=value)
+    return Cell(count_text(value) if signal.name == "length" else fixed(value, 3), value=value)
+
+
+def _sure(value: float) -> str:
+    return "<0.0001" if value < 1e-4 else fixed(value, 4)
+
+
+def _figure(signal: Signal, prompt: str, number: int) -> Figure | None:
+    if signal.labels:
+        return _label_figure(signal, prompt, number)
+    if signal.ranges:
+        return _rate_figure(signal, prompt, number)
+    return _curve_figure(signal, prompt, number)
+
+
+def _curve_figure(signal: Signal, prompt: str, number: int) -> Figure | None:
+    curve = signal.curve
+    if curve is None or len(curve.points) < 2:
+        return None
+    series = [
+        charts.Series("validation", _TRAINED, curve.points, curve.trained, dashed=True),
+        charts.Series("live", _LIVE, curve.points, curve.live),
+    ]
+    gap = max(range(len(curve.points)), key=lambda at: abs(curve.trained[at] - curve.live[at]))
+    widest = (
+        f"At {short_text(curve.points[gap])} the two are farthest apart: {percent_text(curve.trained[gap])} of the "
+        f"validation rows and {percent_text(curve.live[gap])} of the live ones are at or below it."
+    )
+    numbers = Table(
+        signal.title.capitalize(),
+        (Column(signal.unit.capitalize()), Column("Validation rows up to it"), Column("Live rows up to it")),
+        tuple(
+            (Cell(short_text(point)), Cell(fixed(a, 3)), Cell(fixed(b, 3)))
+            for point, a, b in zip(curve.points, curve.trained, curve.live, strict=True)
+        ),
+    )
+    return Figure(
+        f"{signal.name}-{number}",
+        f"{prompt}: {signal.title}",
+        "Share of rows up to each value, live (solid) and on validation (dashed): where the live line lies lower, live "
+        f"values are larger. {widest}",
+        f"Cumulative shares of {signal.title} on validation and in live traffic.",
+        partial(
+            charts.lines,
+            series,
+            Axis(signal.unit.capitalize(), short_text),
+            Axis("Share of rows up to it", partial(fixed, digits=2), limits=(0.0, 1.0)),
+            legend=False,
+        ),
+        numbers,
+    )
+
+
+def _rate_figure(signal: Signal, prompt: str, number: int) -> Figure:
+    sides = (("validation", _TRAINED, signal.trained or 0.0), ("live", _LIVE, signal.live or 0.0))
+    rows = [
+        charts.Interval(name, group, value, low, high, (), _rate(value))
+        for (name, group, value), (low, high) in zip(sides, signal.ranges, strict=True)
+    ]
+    numbers = Table(
+        signal.title.capitalize(),
+        (Column("Where", False), Column("Share"), Column("Low"), Column("High")),
+        tuple(
+            (Cell(one.name), *(Cell(_rate(value or 0.0)) for value in (one.value, one.low, one.high))) for one in rows
+        ),
+    )
+    return Figure(
+        f"{signal.name}-{number}",
+        f"{prompt}: {signal.title}",
+        "Share of the tokens that are not among the 1,000 most frequent of the training texts, with 95% intervals.",
+        f"Rare tokens: {'; '.join(f'{one.name} {one.text}' for one in rows)}.",
+        partial(charts.intervals, rows, Axis("Share of the tokens", partial(fixed, digits=2), limits=(0.0, 1.0))),
+        numbers,
+    )
+
+
+def _rate(value: float) -> str:
+    return f"{100 * value:.1f}%"
+
+
+def _label_figure(signal: Signal, prompt: str, number: int) -> Figure | None:
+    if signal.effect is None:
+        return None
+    shares = [(one, one.trained / signal.trained_n, one.live / signal.live_n) for one in signal.labels]
+    shown = sorted(shares, key=lambda one: -abs(one[2] - one[1]))[:MOST_LABELS]
+    rows = [
+        charts.Interval(one.label, _LIVE, now, singles=(before,), text=f"{percent_text(before)} → {percent_text(now)}")
+        for one, before, now in shares
+        if any(one is each[0] for each in shown)
+    ]
+    numbers = Table(
+        "Answers",
+        (Column("Label", False), Column("Validation"), Column("Live")),
+        tuple(
+            (
+                Cell(one.label),
+                Cell(percent_text(a), count_text(one.trained)),
+                Cell(percent_text(b), count_text(one.live)),
+            )
+            for one, a, b in shares
+        ),
+    )
+    return Figure(
+        f"{signal.name}-{number}",
+        f"{prompt}: {signal.title}",
+        "How often each label was answered: marks are live, rings validation."
+        + (f" Shown are the {MOST_LABELS} of {len(shares)} that moved most." if len(shown) < len(shares) else ""),
+        "Shares of the answers: "
+        + "; ".join(f"{one.label} {percent_text(a)} and {percent_text(b)}" for one, a, b in shown)
+        + ".",
+        partial(charts.intervals, rows, Axis("Share of the answers", partial(fixed, digits=2), limits=(0.0, 1.0))),
+        numbers,
+    )
+
+
+def _witnesses(one: PromptDrift) -> Table:
+    found, titles = one.witnesses, {signal.name: signal.title for signal in one.signals}
+    rows = tuple(
+        (
+            Cell(one.why, titles[one.signal]),
+            Cell(f"request {one.request}" if one.text is None else one.text),
+            Cell(one.answer or MISSING, "" if one.confidence is None else fixed(one.confidence, 2)),
+            Cell(one.time),
+        )
+        for one in found
+    )
+    kept = all(one.text is not None for one in found)
+    return Table(
+        "Samples that show it most",
+        (Column("Why", False), Column("Text", False), Column("Answer", False), Column("Time, UTC", False)),
+        rows,
+        "" if kept else "Texts were not kept: softprompt serve --sample-text keeps them.",
+    )
+
+
+def _measured(found: Monitoring) -> list[Block]:
+    told = (
+        "Each prompt is saved with a profile of its validation rows: lengths, frequent tokens, answers, confidence, "
+        "and the centre of the hidden states where the answer begins. Samples of live requests are compared with it.",
+        "Rare tokens are those not among the 1,000 most frequent of the training texts. Their rates are "
+        "compared with standard errors over texts, and by Cohen's h. Answers: chi-square test; all else: "
+        "Kolmogorov-Smirnov test. PSI: population stability index, in tenths of the validation rows or by label.",
+        f"Below {found.least} samples or {found.least_trained} validation rows nothing is said. A difference is sure "
+        f"if its adjusted p-value is below {found.significance:g}; it is drift if it is large, too. Drift does not say "
+        "that answers are wrong: only labelled samples do.",
+    )
+    notes = list(found.notes)
+    if found.damaged:
+        notes.append(f"{found.damaged:,} rows of the file are no samples")
+    if found.left_out:
+        notes.append(f"{found.left_out:,} older samples were not read")
+    blocks: list[Block] = [Points(told)]
+    return [*blocks, Text("Left out, and why:"), Points(tuple(notes))] if notes else blocks

@@ -1,0 +1,317 @@
+"""An inspection's figures, each with what to read out of it and its numbers as a table."""
+
+from collections.abc import Sequence
+from functools import partial
+
+from softprompt.analysis.inspection.inspection_records import Inspection, VirtualToken
+from softprompt.metrics.formatting import count_text, fixed, metric_limits, metric_name, short_text
+from softprompt.metrics.measured import Mean
+from softprompt.report.render import charts
+from softprompt.report.render.axes import Axis
+from softprompt.report.render.document import Cell, Column, Figure, Table
+
+_GROUP, _OTHER = "soft-prompt", "written"
+MOST_TOKENS = 40  # rows of a chart: of more, those whose removal changes most
+
+
+def quality(found: Inspection) -> Figure | None:
+    """The metric of prompt and reference."""
+    answers = found.answers
+    if answers is None or answers.comparison is None:
+        return None
+    metric = answers.metric.metric
+    pairs = [("this prompt", _GROUP, answers.metric), ("reference", _OTHER, answers.comparison.before)]
+    rows = [
+        charts.Interval(name, group, one.value, one.low, one.high, (), _ranged(one.value, one.low, one.high))
+        for name, group, one in pairs
+    ]
+    show = partial(fixed, digits=2)
+    axis = Axis(f"{metric_name(metric)} on {answers.split}", show)
+    if metric == "accuracy":
+        axis = Axis(axis.title, show, limits=metric_limits(metric))
+    return Figure(
+        "quality",
+        "The prompt and its reference",
+        f"Lines are 95% intervals over examples. The reference is: {answers.comparison.reference}. The difference is "
+        "measured on the same examples, so it can be sure where the two lines overlap.",
+        _list(metric_name(metric), [f"{row.name} {row.text}" for row in rows]),
+        partial(charts.intervals, rows, axis),
+        _numbers("Metric", [(row.name, row.value, row.low, row.high) for row in rows]),
+    )
+
+
+def calibration(found: Inspection) -> Figure | None:
+    """How often answers are right, by how sure the prompt is of them."""
+    one = found.answers.calibration if found.answers else None
+    if one is None or len(one.bins) < 2:
+        return None
+    xs = tuple(a.confidence for a in one.bins)
+    observed = charts.Series(
+        "this prompt",
+        _GROUP,
+        xs,
+        tuple(a.right for a in one.bins),
+        tuple(a.right_low for a in one.bins),
+        tuple(a.right_high for a in one.bins),
+    )
+    ideal = charts.Series("as it should be", _GROUP, (xs[0], xs[-1]), (xs[0], xs[-1]))
+    table = Table(
+        "Calibration",
+        (Column("Confidence", False), Column("Examples"), Column("Mean confidence"), Column("Right")),
+        tuple(
+            (
+                Cell(f"{a.low:.1f} to {a.high:.1f}"),
+                Cell(count_text(a.n)),
+                Cell(fixed(a.confidence, 3)),
+                Cell(fixed(a.right, 3), f"[{fixed(a.right_low, 3)}, {fixed(a.right_high, 3)}]"),
+            )
+            for a in one.bins
+        ),
+    )
+    show = partial(fixed, digits=2)
+    return Figure(
+        "calibration",
+        "Is it as sure as it is right?",
+        "Each mark is the answers of one range of confidence. Below the dashed line it is too sure, above it not sure "
+        f"enough; the band is the 95% interval. Calibration error {fixed(one.error.value, 3)} "
+        f"[{fixed(one.error.low, 3)}, {fixed(one.error.high, 3)}], 0 is best.",
+        _list("Share right by mean confidence", [f"{a.confidence:.2f}: {a.right:.2f}" for a in one.bins]),
+        partial(
+            charts.lines,
+            [observed, ideal],
+            Axis("Mean confidence", show, limits=(0.0, 1.0)),
+            Axis("Share of right answers", show, limits=(0.0, 1.0)),
+        ),
+        table,
+    )
+
+
+def slices(found: Inspection, most: int = 12) -> Figure | None:
+    """The worst slices."""
+    answers = found.answers
+    if answers is None or not answers.slices:
+        return None
+    metric = answers.metric
+    rows = [
+        charts.Interval(
+            "all", _OTHER, metric.value, metric.low, metric.high, (), _ranged(metric.value, metric.low, metric.high)
+        )
+    ]
+    rows += [
+        charts.Interval(
+            f"{one.by}: {one.name}",
+            _GROUP,
+            one.value,
+            one.low,
+            one.high,
+            (),
+            _ranged(one.value, one.low, one.high),
+            one.adjusted < 0.05,
+        )
+        for one in answers.slices[:most]
+    ]
+    table = Table(
+        "Slices",
+        (Column("Slice", False), *map(Column, ("Rows", metric_name(metric.metric), "Elsewhere", "p", "p, adjusted"))),
+        tuple(
+            (
+                Cell(f"{one.by}: {one.name}"),
+                Cell(count_text(one.n), value=one.n),
+                Cell(fixed(one.value, 3), f"[{fixed(one.low, 3)}, {fixed(one.high, 3)}]", one.value),
+                Cell(fixed(one.rest, 3), value=one.rest),
+                Cell(fixed(one.p_value, 3), value=one.p_value),
+                Cell(fixed(one.adjusted, 3), value=one.adjusted),
+            )
+            for one in answers.slices
+        ),
+        sortable=True,
+    )
+    small = f" {answers.small_slices} more have fewer than {answers.least_slice} rows." if answers.small_slices else ""
+    return Figure(
+        "slices",
+        "Parts of the data, the worst first",
+        f"Of {len(answers.slices)} slices looked at, some look bad by chance: names in bold are worse than the rest "
+        f"even when that is counted in (Holm, 5%).{small}",
+        _list("Metric by slice, the worst first", [f"{row.name} {row.text}" for row in rows]),
+        partial(charts.intervals, rows, Axis(metric_name(metric.metric), partial(fixed, digits=2))),
+        table,
+    )
+
+
+def removal(found: Inspection) -> Figure | None:
+    """What the loss does without each virtual token."""
+    known = [one for one in found.tokens if one.removal is not None]
+    if not known:
+        return None
+    shown = _shown(known)
+    rows = [
+        charts.Interval(
+            token_name(one, found),
+            _GROUP,
+            effect.value,
+            effect.low,
+            effect.high,
+            (),
+            fixed(effect.value, 3, signed=True),
+        )
+        for one in shown
+        if (effect := one.removal) is not None
+    ]
+    left = f" Shown are the {len(shown)} of {len(known)} with the largest effect." if len(shown) < len(known) else ""
+    return Figure(
+        "removal",
+        "What each virtual token is good for",
+        "The loss without a token minus the loss with it, on the same examples, with its 95% interval. Right of 0 it "
+        f"is of use; at 0 it could go (softprompt prune); left of 0 it does harm.{left}",
+        _list("Change of the loss", [f"{row.name} {row.text}" for row in rows]),
+        partial(charts.intervals, rows, Axis("Change of the loss without it, nats", short_text)),
+        _numbers("Change of the loss", [(row.name, row.value, row.low, row.high) for row in rows]),
+    )
+
+
+def nearness(found: Inspection) -> Figure | None:
+    """Cosine of each virtual token to its nearest word, beside what words have."""
+    scale, known = found.vocabulary, [one for one in found.tokens if one.by_cosine]
+    if scale is None or not known:
+        return None
+    words = scale.cosine
+    rows = [charts.Interval("ordinary words", _OTHER, words.median, words.p5, words.p95, (), fixed(words.median, 2))]
+    rows += [
+        charts.Interval(token_name(one, found), _GROUP, one.by_cosine[0].value, text=fixed(one.by_cosine[0].value, 2))
+        for one in _shown(known)
+    ]
+    return Figure(
+        "nearness",
+        "How near is the nearest word?",
+        "The cosine between each virtual token and the word nearest to it. The first line is the same for ordinary "
+        f"words and their own nearest other word (median, and 5% to 95% of {scale.sampled} words): only a virtual "
+        "token at or right of it is as near to a word as words are to each other. Left of it, the name is a label to "
+        "tell tokens apart, no translation.",
+        _list("Cosine to the nearest word", [f"{row.name} {row.text}" for row in rows]),
+        partial(charts.intervals, rows, Axis("Cosine to the nearest word", partial(fixed, digits=2))),
+        _numbers("Cosine", [(row.name, row.value, row.low, row.high) for row in rows]),
+    )
+
+
+def attention(found: Inspection) -> Figure | None:
+    """What the position that answers looks at, by layer."""
+    one = found.attention
+    if one is None or len(one.prompt) < 2:
+        return None
+    layers = tuple(float(layer) for layer in range(1, len(one.prompt) + 1))
+    parts = [("prompt", _GROUP, one.prompt), ("start of text", _OTHER, one.bos), ("text", "classical", one.text)]
+    series = [charts.Series(name, group, layers, shares) for name, group, shares in parts if any(shares)]
+    table = Table(
+        "Attention by layer",
+        (Column("Layer", False), *(Column(name) for name, _, _ in parts)),
+        tuple(
+            (Cell(f"{layer:.0f}"), *(Cell(fixed(shares[index], 3)) for _, _, shares in parts))
+            for index, layer in enumerate(layers)
+        ),
+    )
+    return Figure(
+        "attention",
+        "What the answer looks at",
+        "Shares of attention at the position that answers, mean over heads and "
+        f"{one.examples} examples. Spread evenly, the prompt would get {fixed(one.even, 2)}. Much goes to the start of "
+        "text in most models, whatever the prompt. Attention says where a layer reads, not what that does.",
+        _list("Mean over layers", [f"{name} {sum(shares) / len(shares):.2f}" for name, _, shares in parts]),
+        partial(
+            charts.lines,
+            [charts.Series(one.name, _GROUP, one.xs, one.ys) for one in series],
+            Axis("Layer", count_text),
+            Axis("Share of attention", partial(fixed, digits=2), limits=(0.0, 1.0)),
+        ),
+        table,
+    )
+
+
+_FORMERLY = 50  # steps that the training loss of a record is the mean of, where it does not say
+
+
+def history(found: Inspection) -> Figure | None:
+    """Loss while it learned."""
+    names = ("train_loss", "validation_loss")
+    kept = [one for one in found.history if {"step", *names} <= one.keys()]
+    if len(kept) < 2:
+        return None
+    # a mean over steps stands in their middle; records of earlier releases do not say over how many
+    over = [one.get("train_loss_steps", min(one["step"], _FORMERLY)) for one in kept]
+    steps = {
+        "train_loss": tuple(max(0.0, one["step"] - (n - 1) / 2) for one, n in zip(kept, over, strict=True)),
+        "validation_loss": tuple(one["step"] for one in kept),
+    }
+    series = [
+        charts.Series(label, _GROUP, steps[name], tuple(one[name] for one in kept))
+        for name, label in zip(names, ("training", "validation"), strict=True)
+    ]
+    table = Table(
+        "Loss while it learned",
+        (Column("Step", False), Column("Training, mean of the steps before"), Column("Validation")),
+        tuple((Cell(count_text(one["step"])), *(Cell(fixed(one[name], 3)) for name in names)) for one in kept),
+    )
+    return Figure(
+        "history",
+        "How it learned",
+        "Validation loss at each evaluation, and the mean training loss of the steps before it, at most "
+        f"{max(over):g}, drawn in the middle of them: while both fall the mean lags behind. Both falling: good. "
+        "Validation rising alone: overfitting. Training rising or jumping: the learning rate is too high.",
+        _list("At the end", [f"{one.name} {one.ys[-1]:.3f}" for one in series]),
+        partial(charts.lines, series, Axis("Step", count_text), Axis("Loss, nats", short_text)),
+        table,
+    )
+
+
+def memorisation(found: Inspection) -> Figure | None:
+    """Gains of training and held-out texts."""
+    one = found.memorisation
+    if one is None:
+        return None
+    named: Sequence[tuple[str, str, Mean]] = (
+        (f"training {one.what}", _GROUP, one.trained),
+        (f"held-out {one.what}", _OTHER, one.held_out),
+        ("difference", _GROUP, one.difference),
+    )
+    rows = [
+        charts.Interval(name, group, m.value, m.low, m.high, (), _ranged(m.value, m.low, m.high, signed=True))
+        for name, group, m in named
+    ]
+    return Figure(
+        "memorisation",
+        f"Are training {one.what} known by heart?",
+        "Gain of the log-likelihood a token, prompt minus no prompt. The prompt changes how well all texts are "
+        "continued; what training texts gain more than held-out ones, the difference, is what it knows of them in "
+        "particular. An interval that includes 0 shows no memorisation; it is no proof that there is none.",
+        _list("Gain, nats a token", [f"{row.name} {row.text}" for row in rows]),
+        partial(charts.intervals, rows, Axis("Gain of the log-likelihood, nats a token", short_text)),
+        _numbers("Gain, nats a token", [(row.name, row.value, row.low, row.high) for row in rows]),
+    )
+
+
+def token_name(token: VirtualToken, found: Inspection) -> str:
+    """Its number, and the word nearest to it."""
+    number = f"{token.member}.{token.index}" if found.members > 1 else str(token.index)
+    return f"{number} “{token.by_cosine[0].token.strip()}”" if token.by_cosine else number
+
+
+def _shown(tokens: Sequence[VirtualToken]) -> list[VirtualToken]:
+    if len(tokens) <= MOST_TOKENS:
+        return list(tokens)
+    most = sorted(tokens, key=lambda one: -abs(one.removal.value if one.removal else 0.0))[:MOST_TOKENS]
+    return sorted(most, key=lambda one: (one.member, one.index))
+
+
+def _ranged(value: float, low: float, high: float, signed: bool = False) -> str:
+    return f"{fixed(value, 3, signed)} [{fixed(low, 3, signed)}, {fixed(high, 3, signed)}]"
+
+
+def _numbers(title: str, rows: Sequence[tuple[str, float, float | None, float | None]]) -> Table:
+    return Table(
+        title,
+        (Column("Name", False), Column("Value"), Column("Low"), Column("High")),
+        tuple((Cell(name), *(Cell(fixed(one, 4), value=one) for one in numbers)) for name, *numbers in rows),
+    )
+
+
+def _list(what: str, items: Sequence[str]) -> str:
+    return f"{what}: {'; '.join(items)}."

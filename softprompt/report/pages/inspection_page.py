@@ -1,0 +1,230 @@
+"""An inspection as a page: the findings first, then what they rest on."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from softprompt.analysis.inspection.inspection_records import SUSPECTED, Change, Comparison, Finding, Inspection
+from softprompt.metrics.formatting import count_text, fixed, interval_text, metric_name, metric_text
+from softprompt.report.pages import inspection_figures as figures
+from softprompt.report.pages import inspection_tables as tables
+from softprompt.report.pages.comparison_tables import settings
+from softprompt.report.render.document import (
+    Answer,
+    Block,
+    Document,
+    Example,
+    Examples,
+    Fact,
+    Figure,
+    Fold,
+    Points,
+    Section,
+    Statement,
+    Table,
+    Text,
+)
+from softprompt.report.render.html import page
+from softprompt.utils.files import expanded, put_file
+
+
+def write_inspection(found: Inspection, path: Path) -> None:
+    """Write the page into one file, in place of an older one; raises OutputError."""
+    put_file(expanded(path), page(inspection_document(found)).encode(), "give another --html")
+
+
+def inspection_document(found: Inspection) -> Document:
+    """Everything that an inspection found."""
+    members = f"{found.members} times " if found.members > 1 else ""
+    form = (
+        "keys and values in every layer" if found.state_kind == "key_values" else f"{found.embedding_size} numbers each"
+    )
+    return Document(
+        kind="Inspection of a prompt",
+        title=found.place,
+        facts=(
+            f"{members}{found.length} virtual tokens, {form}, in front of every text; {found.base} itself is unchanged",
+            f"{found.data}: {', '.join(f'{size:,} {name}' for name, size in found.sizes.items())}",
+        ),
+        sections=tuple(
+            Section(name, title, tuple(blocks))
+            for name, title, blocks in (
+                ("recommendation", "Health", _health(found)),
+                ("answers", "What it changed", _answers(found)),
+                ("slices", "Where it is worst", _slices(found)),
+                ("tokens", "What it has learned", _tokens(found)),
+                ("attention", "Where the model looks", _attention(found)),
+                ("alone", "What it says alone", _alone(found)),
+                ("rows", "The training data", _rows(found)),
+                ("privacy", "Privacy", _privacy(found)),
+                ("others", "Other prompts", _others(found)),
+                ("measured", "How it was made and measured", _measured(found)),
+            )
+            if blocks
+        ),
+        created=found.created,
+    )
+
+
+def _health(found: Inspection) -> list[Block]:
+    answers = found.answers
+    facts = []
+    if answers is not None:
+        metric = answers.metric
+        value, interval = (
+            metric_text(metric.metric, metric.value),
+            interval_text(metric.metric, metric.low, metric.high),
+        )
+        facts.append(Fact(f"{metric_name(metric.metric)} on {answers.split}", value, interval))
+        if answers.comparison is not None:
+            one = answers.comparison.difference
+            interval = interval_text(metric.metric, one.low, one.high, signed=True)
+            facts.append(Fact("Against the reference", metric_text(metric.metric, one.value, signed=True), interval))
+    facts.append(Fact("Virtual tokens", count_text(found.length)))
+    if answers is not None and answers.calibration is not None:
+        facts.append(Fact("Calibration error", fixed(answers.calibration.error.value, 3), "0 is best"))
+    reasons = tuple(f"{one.title}: {one.evidence}." for one in found.findings if one.severity != "note")
+    blocks: list[Block] = [Statement(_sentence(found.findings), tuple(facts), reasons)]
+    blocks += [
+        Fold(
+            f"{one.severity.capitalize()}: {one.title}",
+            (Text(f"Seen: {one.evidence}."), Text(f"Means: {one.meaning}"), Points(one.advice)),
+        )
+        for one in found.findings
+    ]
+    return blocks
+
+
+def _sentence(findings: Sequence[Finding]) -> str:
+    counts = {name: sum(one.severity == name for one in findings) for name in ("problem", "warning", "note")}
+    if not findings:
+        return "Nothing that was looked at seems wrong."
+    told = [f"{count} {name}{'s' * (count > 1)}" for name, count in counts.items() if count]
+    return f"{', '.join(told)}: {findings[0].title[0].lower()}{findings[0].title[1:]}."
+
+
+def _answers(found: Inspection) -> list[Block]:
+    answers = found.answers
+    if answers is None:
+        return []
+    blocks: list[Block] = _present(figures.quality(found))
+    if (one := answers.comparison) is not None:
+        right = found.kind == "classification"
+        blocks.append(
+            Text(
+                f"Against the reference, it is right on {one.fixed:,} rows where that was wrong, and wrong on "
+                f"{one.broken:,} where that was right."
+                if right
+                else f"Against the reference, the loss of {one.fixed:,} rows fell by more than a tenth of a nat a "
+                f"token, and that of {one.broken:,} rose."
+            )
+        )
+        blocks += _changes(one, right)
+    if answers.confusion:
+        blocks.append(tables.confusion(answers.confusion))
+    return blocks + _present(figures.calibration(found))
+
+
+def _changes(one: Comparison, judged: bool) -> list[Block]:
+    """Fixed examples open, broken ones too: both are what a reader came for."""
+    blocks: list[Block] = []
+    for title, changes, now_right in (
+        ("Fixed, those that gained most:", one.fixed_examples, True),
+        ("Broken, those that lost most:", one.broken_examples, False),
+    ):
+        if changes:
+            shown = tuple(_example(change, now_right if judged else None) for change in changes)
+            blocks += [Text(title), Examples(shown)]
+    return blocks
+
+
+def _example(change: Change, now_right: bool | None) -> Example:
+    before_right = None if now_right is None else not now_right
+    answers = (Answer(change.now, now_right, ("this prompt",)), Answer(change.before, before_right, ("reference",)))
+    return Example(change.index, change.text, change.gold, answers)
+
+
+def _slices(found: Inspection) -> list[Block]:
+    return _present(figures.slices(found))
+
+
+def _tokens(found: Inspection) -> list[Block]:
+    if not found.tokens:
+        return []
+    explained = (
+        "A soft prompt is a few vectors in the place where words enter the model. They were learned, and need not be "
+        "any word's. So they are looked at in three ways: what happens without one, how near words are, how far it is."
+    )
+    return [
+        Text(explained),
+        *_present(figures.removal(found), figures.nearness(found)),
+        tables.virtual_tokens(found),
+    ]
+
+
+def _attention(found: Inspection) -> list[Block]:
+    blocks = _present(figures.attention(found))
+    if blocks and any(token.attention for token in found.tokens):
+        blocks.append(Fold("Attention to each virtual token, by layer", (tables.token_attention(found),)))
+    return blocks
+
+
+def _alone(found: Inspection) -> list[Block]:
+    return [] if found.continuation is None else list(tables.continuation(found.continuation))
+
+
+def _rows(found: Inspection) -> list[Block]:
+    blocks: list[Block] = _present(figures.history(found))
+    if found.fit is not None:
+        blocks.append(tables.fit(found.fit))
+    if (suspects := found.suspects) is not None:
+        blocks.append(
+            Text(
+                f"{suspects.found:,} of {suspects.looked_at:,} training rows look mislabelled: "
+                f"{SUSPECTED[found.kind]}. Read from the top; hard rows are among them."
+            )
+        )
+        if suspects.listed:
+            blocks.append(tables.suspects(suspects))
+    if (twins := found.duplicates) is not None:
+        blocks.append(
+            Text(
+                f"Near duplicates: {twins.groups:,} groups among {twins.rows:,} rows. {twins.redundant:,} training "
+                f"rows add nothing to another one, {twins.leaked:,} of {twins.held_out:,} held-out rows stand in train "
+                f"too, and {twins.conflicting:,} groups disagree on the label."
+            )
+        )
+        if twins.listed:
+            blocks.append(Fold("Groups of near duplicates", (tables.twins(twins),)))
+    return blocks
+
+
+def _privacy(found: Inspection) -> list[Block]:
+    blocks: list[Block] = _present(figures.memorisation(found))
+    one = found.memorisation
+    if one is not None:
+        same = "" if one.same_data else " The rows given are not those it was learned on: this says nothing about them."
+        blocks.append(
+            Text(
+                f"By this gain, a training row is told from a held-out one {one.auc:.0%} of the time; 50% is a guess."
+                f"{same}"
+            )
+        )
+    return blocks
+
+
+def _others(found: Inspection) -> list[Block]:
+    one = found.neighbourhood
+    return [] if one is None else [tables.starts(one), tables.similarities(one)]
+
+
+def _measured(found: Inspection) -> list[Block]:
+    blocks: list[Block] = [settings("The prompt", found.training)]
+    if found.reproduction:
+        blocks.append(tables.reproduction(found.reproduction))
+    if found.notes:
+        blocks += [Text("Left out, and why:"), Points(found.notes)]
+    return blocks
+
+
+def _present(*found: Figure | Table | None) -> list[Block]:
+    return [block for block in found if block is not None]

@@ -1,0 +1,86 @@
+"""A document as one HTML page that needs nothing else: no network, no JavaScript to be read."""
+
+import base64
+import hashlib
+from functools import cache
+from importlib.resources import files
+from xml.etree.ElementTree import Element, tostring
+
+import jinja2
+from markupsafe import Markup, escape
+
+from softprompt.report.render.document import Document, Figure, clean
+
+WIDE, NARROW = 700, 330  # pixels at which charts are drawn
+_MARGIN = 16  # pixels around a chart that stands alone
+
+
+def page(document: Document) -> str:
+    """The page. What comes from users is escaped, and a content security policy allows no script but the page's own."""
+    script = _resource("page.js")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return (
+        _environment()
+        .get_template("page.html")
+        .render(
+            document=document,
+            styles=Markup(_resource("chart.css") + _resource("page.css")),
+            script=Markup(script),
+            policy=f"default-src 'none'; style-src 'unsafe-inline'; img-src data:; script-src 'sha256-{digest}'",
+        )
+    )
+
+
+def standalone(figure: Figure, width: int = WIDE) -> str:
+    """A figure as an SVG file with its own colours, light or dark as the reader's system is, on its own ground."""
+    svg = _told(figure, width, "file")
+    across, down = (f"{float(length) + 2 * _MARGIN:g}" for length in svg.attrib["viewBox"].split()[2:])
+    svg.attrib |= {"xmlns": "http://www.w3.org/2000/svg", "width": across, "height": down}
+    svg.attrib["viewBox"] = f"{-_MARGIN} {-_MARGIN} {across} {down}"
+    style = Element("style")
+    style.text = _resource("chart.css")
+    ground = Element("rect", {"x": f"{-_MARGIN}", "y": f"{-_MARGIN}", "width": across, "height": down, "rx": "8"})
+    ground.attrib["style"] = "fill: var(--paper)"
+    svg[2:2] = [style, ground]
+    return tostring(svg, encoding="unicode") + "\n"
+
+
+def _drawing(figure: Figure, width: int, form: str) -> Markup:
+    return Markup(tostring(_told(figure, width, form), encoding="unicode"))
+
+
+def _told(figure: Figure, width: int, form: str) -> Element:
+    """The drawing with the title and description that stand for it where it cannot be seen."""
+    svg = figure.draw(width)
+    told = []
+    for part, texts in (("title", [figure.title]), ("desc", [figure.description, figure.caption])):
+        element = Element(part, {"id": f"{figure.name}-{form}-{part}"})
+        element.text = " ".join(map(clean, texts))
+        told.append(element)
+    svg[0:0] = told
+    svg.attrib |= {"role": "img", "aria-labelledby": " ".join(element.attrib["id"] for element in told)}
+    return svg
+
+
+def _whole(code: str) -> Markup:
+    """What a reader may copy is not cut."""
+    return escape(clean(code, len(code)))
+
+
+@cache
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("softprompt.report.report_files"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+        finalize=lambda value: clean(value) if type(value) is str else value,
+    )
+    environment.globals |= {"drawing": _drawing, "whole": _whole, "WIDE": WIDE, "NARROW": NARROW}
+    return environment
+
+
+@cache
+def _resource(name: str) -> str:
+    return (files("softprompt.report.report_files") / "templates" / name).read_text(encoding="utf-8")

@@ -1,1 +1,0 @@
-"""Many prompts on one frozen model, behind HTTP."""

@@ -1,0 +1,162 @@
+"""The server as an ASGI application: routes, errors, keys, limits, and a store that is looked at again and again."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import asdict, replace
+
+from fastapi import FastAPI, Security
+from fastapi.exceptions import RequestValidationError
+from fastapi.security import HTTPBearer
+from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, Response
+
+from softprompt.errors import ConfigError, SoftpromptError
+from softprompt.serving.engine.engine_types import Answering, Busy, Expired, Unreachable
+from softprompt.serving.engine.prompt_registry import Changes, Registry, Unavailable, Unknown
+from softprompt.serving.http.auth import Access
+from softprompt.serving.http.body_limits import guarded_route
+from softprompt.serving.http.http_errors import field_of, problem_of
+from softprompt.serving.http.middleware import HEADER, Observed
+from softprompt.serving.http.openapi import described, docs_headers, docs_page
+from softprompt.serving.http.prometheus import Metrics
+from softprompt.serving.http.request_context import Desk
+from softprompt.serving.http.routes.admin import health, operations
+from softprompt.serving.http.routes.chat import chat
+from softprompt.serving.http.routes.classify import classify
+from softprompt.serving.http.routes.completions import completions
+from softprompt.serving.http.routes.model_list import models
+from softprompt.serving.http.routes.playground import page
+from softprompt.serving.http.server_settings import ServeConfig
+from softprompt.serving.request_log.request_sampler import Sampler
+
+log = logging.getLogger("softprompt.server")
+
+
+def create_app(
+    engine: Answering,
+    registry: Registry,
+    config: ServeConfig,
+    access: Access,
+    metrics: Metrics,
+    *,
+    sampler: Sampler | None = None,
+    stopping: Callable[[], bool] = lambda: False,
+    closing: Callable[[], Awaitable[None]] | None = None,
+    version: str = "unknown",
+) -> FastAPI:
+    """Put the server together.
+
+    Args:
+        engine: answers.
+        registry: what may be asked; to be refreshed once before, so that there is something.
+        sampler: keeps some of the requests.
+        stopping: whether no more requests are taken.
+        closing: what is to be done when the last request has ended.
+        version: of softprompt, for the OpenAPI page.
+    """
+    metrics.watch(engine, registry)
+    desk = Desk(engine, registry, config, metrics)
+
+    told: tuple[str, ...] = ()  # of troubles: those that stay are said once, though each look finds them
+
+    async def reload() -> Changes:
+        nonlocal told
+        troubles = []
+        try:
+            access.reload()
+        except ConfigError as error:
+            log.warning("API keys not read, they stay as they were", extra={"facts": {"reason": str(error)}})
+            troubles.append(str(error))
+        try:
+            changes = await registry.reload()
+        except SoftpromptError:
+            metrics.refreshed(None)
+            raise
+        changes = replace(changes, troubles=(*changes.troubles, *troubles))
+        metrics.refreshed(changes)
+        if any(asdict(replace(changes, troubles=())).values()) or changes.troubles != told:
+            told = changes.troubles
+            log.info("store changed", extra={"facts": asdict(changes)})
+        return changes
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        task = asyncio.create_task(_look_again(reload, config.refresh)) if config.refresh else None
+        yield
+        if task is not None:
+            task.cancel()
+        if closing is not None:
+            await closing()
+        if sampler is not None:
+            await asyncio.to_thread(sampler.close)
+
+    app = FastAPI(
+        title="softprompt",
+        version=version,
+        description="Many prompts on one frozen model, by OpenAI's API.",
+        docs_url=None,
+        redoc_url=None,
+        openapi_url=None,
+        redirect_slashes=False,
+        lifespan=lifespan,
+    )
+    ours = (HTTPException, RequestValidationError, SoftpromptError)
+    for kind in (*ours, Unknown, Unavailable, Unreachable, Busy, Expired):
+        app.add_exception_handler(kind, _answer_problem)
+
+    route = guarded_route(
+        access.identify, bytes_limit=config.body_limit, depth_limit=config.depth_limit, seconds=config.timeout
+    )
+    # the keys are checked by the route; this says so on the OpenAPI page
+    keyed = [Security(HTTPBearer(auto_error=False))] if access.needs_key else []
+    for router in (completions(desk, route), chat(desk, route), classify(desk, route), models(desk, route)):
+        app.include_router(router, dependencies=keyed)
+    app.include_router(operations(desk, route, reload), dependencies=keyed)
+    app.include_router(health(desk, stopping))
+    app.include_router(page(needs_key=access.needs_key))
+
+    description = described(app, config)
+    app.openapi = lambda: description  # type: ignore[method-assign]
+
+    @app.get("/openapi.json", include_in_schema=False)
+    async def openapi() -> dict[str, object]:
+        return description
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> Response:
+        return HTMLResponse(docs_page(description), headers=docs_headers())
+
+    if config.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=list(config.cors_origins),
+            allow_methods=["GET", "HEAD", "POST"],
+            # whatever these origins' clients send: OpenAI's has a dozen of its own, more with each version
+            allow_headers=["*"],
+            expose_headers=[HEADER, "Retry-After"],
+        )
+    app.add_middleware(Observed, metrics=metrics, config=config, stopping=stopping, sampler=sampler)
+    return app
+
+
+async def _look_again(reload: Callable[[], Awaitable[Changes]], seconds: float) -> None:
+    """Reload for ever; what fails is logged, and tried again later."""
+    while True:
+        await asyncio.sleep(seconds)
+        try:
+            await reload()
+        except SoftpromptError as error:
+            log.warning("store not read, all stays as it was", extra={"facts": {"reason": str(error)}})
+        except Exception as error:
+            log.error("store not read, all stays as it was", exc_info=error)
+
+
+async def _answer_problem(request: Request, error: Exception) -> Response:
+    problem = problem_of(error)
+    request.state.facts.code = problem.code
+    request.state.facts.param = field_of(problem.param)
+    return problem.response()

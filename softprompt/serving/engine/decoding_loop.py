@@ -1,0 +1,166 @@
+"""Completions that grow in one batch: they join between two tokens, and leave when they end or nobody waits."""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from softprompt.inference.decoding_batch import Growing, joined, start_growing
+from softprompt.inference.generation import next_tokens
+from softprompt.models.frozen_lm import FrozenLM
+from softprompt.serving.engine.engine_requests import Text
+from softprompt.serving.engine.engine_types import Piece
+from softprompt.serving.engine.label_scoring import not_finite
+from softprompt.serving.engine.prefix_cache import Prefixes
+
+_log = logging.getLogger("softprompt.server")
+
+
+@dataclass
+class _Group:
+    """Texts that grow in one batch, a row each."""
+
+    growing: Growing
+    texts: list[Text]
+
+
+class Running:
+    """All completions that grow.
+
+    Attributes:
+        most_rows: completions at once, at most.
+        most_tokens: that they may come to, padding counted; a single one may be longer.
+    """
+
+    def __init__(
+        self,
+        base: FrozenLM,
+        prefixes: Prefixes,
+        deliver: Callable[[Text, Piece | Exception], None],
+        *,
+        most_rows: int,
+        most_tokens: int,
+        token_budget: int,
+    ) -> None:
+        """``token_budget``: padded tokens of texts that are read at once."""
+        self._base, self._prefixes, self._deliver = base, prefixes, deliver
+        self.most_rows, self.most_tokens, self._token_budget = most_rows, most_tokens, token_budget
+        self._groups: list[_Group] = []
+
+    def __len__(self) -> int:
+        return sum(len(group.texts) for group in self._groups)
+
+    @property
+    def texts(self) -> list[Text]:
+        return [text for group in self._groups for text in group.texts]
+
+    def fits(self, beside: Sequence[Text], text: Text) -> bool:
+        """Whether ``text`` may start, together with those ``beside`` it."""
+        texts = [*self.texts, *beside, text]
+        longest = max(len(one.item.ids) for one in (*beside, text))
+        return len(texts) == 1 or (
+            len(texts) <= self.most_rows
+            and len(texts) * max(one.final_length for one in texts) <= self.most_tokens
+            and (not beside or (len(beside) + 1) * longest <= self._token_budget)
+        )
+
+    def start(self, texts: Sequence[Text]) -> None:
+        """Read texts, and let them grow with the others."""
+        failing = self._prefixes.failing(text.served for text in texts)
+        for text in texts:
+            if text.served.key in failing:
+                self._deliver(text, failing[text.served.key])
+        sound = [text for text in texts if text.served.key not in failing]
+        if not sound:
+            return
+        try:
+            growing = self._begun(sound)
+        except Exception as error:  # whatever it is, the others are not to suffer
+            self._separate(sound, error)
+            return
+        self._let_in(_Group(growing, sound))
+
+    def step(self) -> list[Text]:
+        """One more token for each; those that ended."""
+        ended: list[Text] = []
+        for group in list(self._groups):
+            try:
+                ended += self._grow(group)
+            except Exception as error:  # as above
+                self._groups.remove(group)
+                ended += [text for text in group.texts if text.completion.finish is not None]
+                self._separate([text for text in group.texts if text.completion.finish is None], error)
+        self._groups = [group for group in self._groups if group.texts]
+        return ended
+
+    def stop(self, error: Exception) -> None:
+        """End all of them."""
+        for text in self.texts:
+            self._deliver(text, error)
+        self._groups.clear()
+
+    def _begun(self, texts: Sequence[Text]) -> Growing:
+        prefix, first = self._prefixes.together(text.served for text in texts)
+        items = [replace(text.item, example=row, prompt=first[text.served.key]) for row, text in enumerate(texts)]
+        return start_growing(prefix, items, max(text.final_length for text in texts))
+
+    def _let_in(self, new: _Group) -> None:
+        for group in self._groups:
+            if any(text.alone for text in (*group.texts, *new.texts)):
+                continue
+            try:
+                together = joined(group.growing, new.growing)
+            except Exception as error:  # of memory above all: they grow beside each other then
+                _log.warning("texts could not join others: %s", error)
+                break
+            if together:
+                group.texts += new.texts
+                return
+        self._groups.append(new)
+
+    def _grow(self, group: _Group) -> list[Text]:
+        """One more token for each of a group; those that ended."""
+        wanted = [row for row, text in enumerate(group.texts) if not text.given_up]
+        self._keep(group, wanted)
+        finite = group.growing.last.isfinite().all(dim=1).tolist() if group.texts else []
+        if not all(finite):
+            strange = [text for text, good in zip(group.texts, finite, strict=True) if not good]
+            self._keep(group, [row for row, good in enumerate(finite) if good])
+            self._separate(strange, None)
+        if not group.texts:
+            return []
+        tokens = next_tokens(self._base.logits(group.growing.last), [text.completion for text in group.texts])
+        for text, token in zip(group.texts, tokens, strict=True):
+            text.completion.add(token)
+            if (piece := text.pieces.next()) is not None:
+                self._deliver(text, piece)
+        ended = [text for text in group.texts if text.completion.finish is not None]
+        going = [row for row, text in enumerate(group.texts) if text.completion.finish is None]
+        self._keep(group, going)
+        if going:
+            group.growing.extend(torch.tensor([tokens[row] for row in going], device=self._base.device))
+        return ended
+
+    def _keep(self, group: _Group, rows: list[int]) -> None:
+        if len(rows) == len(group.texts):
+            return
+        group.texts = [group.texts[row] for row in rows]
+        if rows:
+            group.growing.keep(torch.tensor(rows, device=self._base.device))
+
+    def _separate(self, texts: Sequence[Text], error: Exception | None) -> None:
+        """Let texts whose batch failed grow each by itself; no ``error`` means numbers that are not finite."""
+        for text in texts:
+            if text.alone:
+                self._deliver(text, error or not_finite(text.served))
+                continue
+            text.alone = True
+            try:
+                growing = self._begun([text])
+                for token in text.completion.tokens:
+                    growing.extend(torch.tensor([token], device=self._base.device))
+            except Exception as own:  # of this text alone
+                self._deliver(text, own)
+                continue
+            self._groups.append(_Group(growing, [text]))

@@ -1,0 +1,102 @@
+"""What an engine tells about itself: each forward pass as it ends, and where it stands."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from softprompt.serving.engine.engine_requests import Kind
+
+_log = logging.getLogger("softprompt.server")
+
+_FORGOTTEN = 0.98  # share of what was measured that still counts after one more measurement
+
+
+@dataclass(frozen=True)
+class Ran:
+    """One batch.
+
+    Attributes:
+        what: ``label`` read texts and answered them, ``read`` read texts to go on from, ``grow`` added a token each.
+        rows: sequences in it.
+        tokens: read or made, by the key of the prompt that they were for; virtual tokens and padding not counted.
+        seconds: that it took.
+    """
+
+    what: Literal["label", "read", "grow"]
+    rows: int
+    tokens: Mapping[str, int]
+    seconds: float
+
+
+class Observer(Protocol):
+    """Is told of every batch, in the thread that runs the model: to be quick."""
+
+    def ran(self, batch: Ran) -> None: ...
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Where an engine stands.
+
+    Attributes:
+        waiting: examples that wait or are being prepared.
+        running: completions that grow.
+        batches: forward passes so far.
+        answered: examples answered so far.
+        refused: requests refused because the queue was full.
+        expired: requests not answered at their deadline.
+        failed: requests that ended with an error of their own.
+        tokens_read, tokens_made: so far, virtual tokens and padding not counted.
+        seconds: that the model was at work.
+        prefix_entries, prefix_bytes: prompts whose prefix is kept, and the memory that takes.
+        prefix_hits, prefix_misses: prompts of batches whose prefix was there, and those computed.
+    """
+
+    waiting: int
+    running: int
+    batches: int
+    answered: int
+    refused: int
+    expired: int
+    failed: int
+    tokens_read: int
+    tokens_made: int
+    seconds: float
+    prefix_entries: int
+    prefix_bytes: int
+    prefix_hits: int
+    prefix_misses: int
+
+
+class Facts:
+    """Counts, kept by the thread that runs the model."""
+
+    def __init__(self, observer: Observer | None) -> None:
+        self._observer = observer
+        self.batches = self.answered = self.tokens_read = self.tokens_made = 0
+        self.seconds = 0.0
+        self._spent: dict[Kind, float] = {"questions": 0.0, "text": 0.0}
+        self._ended: dict[Kind, float] = {"questions": 0.0, "text": 0.0}
+
+    def ran(self, batch: Ran, ended: int) -> None:
+        """Take note of a batch in which ``ended`` examples were answered."""
+        self.batches += 1
+        self.answered += ended
+        self.seconds += batch.seconds
+        if batch.what == "grow":
+            self.tokens_made += sum(batch.tokens.values())
+        else:
+            self.tokens_read += sum(batch.tokens.values())
+        kind: Kind = "questions" if batch.what == "label" else "text"
+        self._spent[kind] = self._spent[kind] * _FORGOTTEN + batch.seconds
+        self._ended[kind] = self._ended[kind] * _FORGOTTEN + ended
+        if self._observer is not None:
+            try:
+                self._observer.ran(batch)
+            except Exception:  # counting must not stop the answers
+                _log.exception("an observer failed")
+
+    def seconds_for(self, waiting: Mapping[Kind, int]) -> float:
+        """How long so many examples take, by what was measured lately; 0 before anything was."""
+        return sum(self._spent[kind] / max(self._ended[kind], 1.0) * count for kind, count in waiting.items())

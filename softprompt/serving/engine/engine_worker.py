@@ -1,0 +1,205 @@
+"""The thread that runs the model: one batch of examples, one of new texts, one token for all that grow, and again."""
+
+import asyncio
+import logging
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from typing import Literal
+
+import torch
+
+from softprompt.models.frozen_lm import FrozenLM
+from softprompt.serving.engine.decoding_loop import Running
+from softprompt.serving.engine.engine_requests import Question, Request, Text
+from softprompt.serving.engine.engine_stats import Facts, Ran
+from softprompt.serving.engine.engine_types import Piece
+from softprompt.serving.engine.label_scoring import answers
+from softprompt.serving.engine.prefix_cache import Prefixes
+from softprompt.serving.engine.request_queue import Waiting
+
+_log = logging.getLogger("softprompt.server")
+
+
+class Worker(threading.Thread):
+    """Answers what waits, until it is told to end.
+
+    Attributes:
+        failed: requests that ended with an error of their own.
+        ready: set when it takes requests.
+    """
+
+    def __init__(
+        self,
+        base: FrozenLM,
+        waiting: Waiting,
+        prefixes: Prefixes,
+        facts: Facts,
+        *,
+        rows: int,
+        token_budget: int,
+        running_tokens: int,
+        gather: float,
+        compiling: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> None:
+        """The limits are those of ``Limits``; all is done within ``compiling``."""
+        super().__init__(name="softprompt model", daemon=True)
+        self._base, self._waiting, self._prefixes, self._facts = base, waiting, prefixes, facts
+        self._rows, self._token_budget, self._gather = rows, token_budget, gather
+        self.running = Running(
+            base,
+            prefixes,
+            self._deliver_text,
+            most_rows=rows,
+            most_tokens=running_tokens,
+            token_budget=token_budget,
+        )
+        self.failed = 0
+        self.ready = threading.Event()
+        self._compiling = compiling
+        self.loop: asyncio.AbstractEventLoop | None = None
+        self._taken: list[Question] = []
+        self._outbox: list[Callable[[], None]] = []
+        self._several = False
+        self._ending: Literal["finish", "drop"] | None = None
+        self._why: Exception = RuntimeError("the engine was closed")
+
+    def end(self, *, finish: bool, why: Exception) -> None:
+        """End when all is answered, or at once, those who wait being told ``why``."""
+        self._ending, self._why = "finish" if finish else "drop", why
+        self._waiting.wake()
+
+    def run(self) -> None:
+        try:
+            with torch.no_grad(), self._compiling():
+                self.ready.set()
+                self._answer()
+        finally:  # nobody is to wait for a thread that is gone
+            self.ready.set()
+
+    def _answer(self) -> None:
+        while self._goes_on():
+            try:
+                self._turn()
+            except Exception as error:  # a fault of ours: whoever it hits is told, the next are served
+                _log.exception("a batch failed")
+                self._drop_all(error)
+            self._flush()
+        self._drop_all(self._why, close=True)
+        self._flush()
+
+    def _goes_on(self) -> bool:
+        waiting = self._waiting
+
+        def something() -> bool:
+            return bool(waiting.ready or self._ending)
+
+        if not self.running.texts and not waiting.ready:
+            if self._ending == "finish":
+                waiting.wait(lambda: bool(waiting.ready or not waiting.preparing or self._ending == "drop"))
+            else:
+                waiting.wait(something)
+            # where requests come several at a time, the first is worth more with the others
+            if self._gather and (self._several or waiting.preparing):
+                waiting.wait(
+                    lambda: bool(
+                        waiting.ready >= self._rows or self._ending or not (self._several or waiting.preparing)
+                    ),
+                    self._gather,
+                )
+        if self._ending == "drop":
+            return False
+        return self._ending is None or bool(self.running.texts or waiting.ready or waiting.preparing)
+
+    def _turn(self) -> None:
+        self._label()
+        self._flush()
+        self._read()
+        self._flush()
+        self._grow()
+
+    def _label(self) -> None:
+        self._taken = self._waiting.take_questions(self._rows, self._token_budget)
+        if not self._taken:
+            return
+        start = time.perf_counter()
+        found = answers(self._base, self._prefixes, self._taken, self._token_budget)
+        seconds = time.perf_counter() - start
+        self._several = len({id(question.request) for question in self._taken}) > 1
+        tokens: Counter[str] = Counter()
+        for question in self._taken:
+            tokens[question.request.served.key] += sum(len(item.ids) for item in question.items)
+        rows = sum(len(question.numbers) for question in self._taken)
+        self._facts.ran(Ran("label", rows, tokens, seconds), sum(question.last for question in self._taken))
+        for question, answer in zip(self._taken, found, strict=True):
+            if isinstance(answer, Exception):
+                self._fail(question.request, answer)
+            elif answer is not None and question.request.predicted(answer):
+                self._outbox.append(question.request.deliver)
+        self._taken = []
+
+    def _read(self) -> None:
+        texts = [text for text in self._waiting.take_texts(self.running.fits) if not text.given_up]
+        if texts:
+            start = time.perf_counter()
+            try:
+                self.running.start(texts)
+            except Exception as error:  # as in _answer; they stand nowhere else yet
+                for text in texts:
+                    self._fail(text, error)
+                raise
+            tokens = _counted(texts, [len(text.item.ids) for text in texts])
+            self._facts.ran(Ran("read", len(texts), tokens, time.perf_counter() - start), 0)
+
+    def _grow(self) -> None:
+        if texts := self.running.texts:
+            start = time.perf_counter()
+            ended = self.running.step()
+            tokens = _counted(texts, [1] * len(texts))
+            self._facts.ran(Ran("grow", len(texts), tokens, time.perf_counter() - start), len(ended))
+
+    def _deliver_text(self, text: Text, piece: Piece | Exception) -> None:
+        if isinstance(piece, Exception):
+            self.failed += 1
+        self._outbox.append(partial(text.deliver, piece))
+
+    def _fail(self, request: Request, error: Exception) -> None:
+        if request.given_up:
+            return
+        request.given_up = True
+        self._waiting.drop(request)
+        if isinstance(request, Text):
+            self._deliver_text(request, error)
+        else:
+            self.failed += 1
+            self._outbox.append(partial(request.deliver, error))
+
+    def _drop_all(self, error: Exception, *, close: bool = False) -> None:
+        for request in (*(question.request for question in self._taken), *self._waiting.take_all(close=close)):
+            self._fail(request, error)
+        self._taken = []
+        self.running.stop(error)
+
+    def _flush(self) -> None:
+        """Hand over, in the event loop, what is ready."""
+        outbox, self._outbox = self._outbox, []
+        if outbox and self.loop is not None:
+            try:
+                self.loop.call_soon_threadsafe(_call_all, outbox)
+            except RuntimeError:  # the loop is closed, and with it all who waited are gone
+                _log.debug("answers for a closed event loop")
+
+
+def _call_all(calls: Sequence[Callable[[], None]]) -> None:
+    for call in calls:
+        call()
+
+
+def _counted(texts: Sequence[Text], tokens: Sequence[int]) -> Counter[str]:
+    counts: Counter[str] = Counter()
+    for text, count in zip(texts, tokens, strict=True):
+        counts[text.served.key] += count
+    return counts

@@ -1,0 +1,275 @@
+"""The engine: one frozen model answers requests for any mix of prompts, in batches that form by themselves.
+
+    event loop             classify, generate: reserve room, wait for the answer; cancelled or late: give up
+    a thread               templates and tokens (preparing.py)
+    the model's thread     batches of whatever waits (worker.py, scoring.py, running.py), prefixes (prefixes.py)
+
+The event loop never waits for the model, and the model's thread never for a client.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, fields
+from functools import partial
+from math import inf
+from typing import Literal, Self, TypeVar
+
+from softprompt.data.examples import Example
+from softprompt.errors import ConfigError, DataError
+from softprompt.inference.generation import Sampling
+from softprompt.inference.predictor import Prediction
+from softprompt.inference.scoring import EVALUATION_TOKENS
+from softprompt.models.frozen_lm import FrozenLM
+from softprompt.models.kernels.compilation import SERVED, compiled, compiles
+from softprompt.prompts.prefix import shares_prefix
+from softprompt.serving.engine.engine_requests import Kind, Questions, Request, Text
+from softprompt.serving.engine.engine_stats import Facts, Observer, Snapshot
+from softprompt.serving.engine.engine_types import Busy, Expired, Piece, Reading, Served, before, moment
+from softprompt.serving.engine.engine_worker import Worker
+from softprompt.serving.engine.prefix_cache import Prefixes
+from softprompt.serving.engine.request_preparation import Preparing, portions
+from softprompt.serving.engine.request_queue import Waiting
+
+_log = logging.getLogger("softprompt.server")
+_Value = TypeVar("_Value")
+_Request = TypeVar("_Request", Questions, Text)
+
+_LONGEST_WAIT = 60.0  # seconds that a client is told to wait, at most
+
+
+class Closed(Busy):
+    """The engine is closing, and takes no more requests."""
+
+    def __init__(self) -> None:
+        super().__init__(1.0)
+        self.args = ("the engine is closing, try again after 1 s",)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How much an engine takes at once.
+
+    Attributes:
+        waiting: examples that may wait; more are refused, but for a few of other prompts than those that fill it.
+        rows: sequences of a forward pass, and completions that grow at once.
+        batch_tokens: padded tokens of a forward pass; 2,048 on a processor, 16,384 on a GPU if not given.
+        running_tokens: that the completions that grow at once may come to, prompts and padding counted.
+        gather: seconds that the first of several requests waits for the others where nothing else is to be done.
+        prefix_bytes: memory for prompts' prefixes.
+        text_characters: of an example, its columns counted; longer ones are refused.
+    """
+
+    waiting: int = 1024
+    rows: int = 64
+    batch_tokens: int | None = None
+    running_tokens: int = 65_536
+    gather: float = 0.002
+    prefix_bytes: int = 512 * 2**20
+    text_characters: int = 200_000
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value, least = getattr(self, field.name), 0 if field.name == "gather" else 1
+            if value is not None and not least <= value < inf:
+                raise ConfigError(f"{field.name} must be at least {least}, got {value}")
+
+
+class Engine:
+    """Implements ``Answering``: to be used from one event loop, and closed at the end.
+
+    async with Engine(base) as engine:
+        (prediction,) = await engine.classify(served, [Example("a quiet film")])
+    """
+
+    def __init__(
+        self,
+        base: FrozenLM,
+        limits: Limits | None = None,
+        observer: Observer | None = None,
+        *,
+        compile: Literal["auto", "always", "never"] = "auto",
+        note: Callable[[str], None] = _log.warning,
+    ) -> None:
+        """Start the threads; returns when the model's thread is ready, which compiles first.
+
+        Args:
+            observer: is told of every batch.
+            compile: what texts are scored by, on a CPU with a C++ compiler; ``auto``: for models above 50 million
+                parameters.
+            note: is told if the compiler fails.
+        """
+        self.base, self.limits = base, limits or Limits()
+        # measured here, for it takes a few forward passes
+        self._shares = shares_prefix(base)
+        self._preparing = Preparing(base, self.limits.text_characters)
+        self._preparer = ThreadPoolExecutor(1, "softprompt tokens")
+        self._waiting = Waiting(self.limits.waiting)
+        self._prefixes = Prefixes(base, self.limits.prefix_bytes)
+        self._facts = Facts(observer)
+        self._refused = self._expired = 0
+        self._closing = False
+        self._worker = Worker(
+            base,
+            self._waiting,
+            self._prefixes,
+            self._facts,
+            rows=self.limits.rows,
+            token_budget=self.limits.batch_tokens or (EVALUATION_TOKENS if base.device.type == "cpu" else 16_384),
+            running_tokens=self.limits.running_tokens,
+            gather=self.limits.gather,
+            compiling=partial(compiled, base, compiles(base, compile, SERVED), note, learning=False),
+        )
+        self._worker.start()
+        self._worker.ready.wait()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close(graceful=False)
+
+    async def classify(
+        self, served: Served, examples: Sequence[Example], *, deadline: float | None = None
+    ) -> list[Prediction]:
+        """One prediction for each example, in their order.
+
+        Args:
+            deadline: seconds from now after which the answer is no longer wanted.
+
+        Raises:
+            Busy: the queue is full, or the engine is closing.
+            Expired: the deadline came first.
+            TemplateError, DataError: the examples cannot be read, or the task has no labels.
+            PromptFileError, BaseModelError: the prompt cannot be used with this model.
+        """
+        if served.spec.kind != "classification":
+            raise DataError(f"'{served.key}' has no labels to choose from: expected a prompt for classification")
+        if not examples:
+            return []
+        answer: asyncio.Future[list[Prediction]] = self._loop().create_future()
+
+        async def ready() -> Questions:
+            texts: list[tuple[int, ...]] = []
+            read: list[Reading] = []
+            for part in portions(served.spec.template, examples):
+                asking, some, of_them = await self._prepared(partial(self._preparing.questions, served, part))
+                texts += some
+                read += of_them
+            unshared = 0 if self._shares else max((state.length for state in served.states), default=0)
+            return Questions(served, asking, texts, read, unshared, answer)
+
+        until = moment(deadline)
+        async with self._within(until):
+            request = await self._queued("questions", served.key, len(examples), ready)
+            try:
+                return await answer
+            finally:
+                self._give_up(request)
+
+    async def generate(
+        self, served: Served, example: Example, sampling: Sampling, *, deadline: float | None = None
+    ) -> AsyncIterator[Piece]:
+        """The completion of one example, piece by piece as it grows; raises as ``classify``."""
+        if len(served.states) > 1:
+            raise DataError(f"'{served.key}' is several prompts that vote on a label: expected one prompt")
+        self._loop()
+        out: asyncio.Queue[Piece | Exception] = asyncio.Queue()
+
+        async def ready() -> Text:
+            work = partial(self._preparing.text, served, example, sampling.max_new_tokens)
+            item, read = await self._prepared(work)
+            return Text(self.base, served, item, read, sampling, out)
+
+        until = moment(deadline)
+        async with self._within(until):
+            request = await self._queued("text", served.key, 1, ready)
+        try:
+            while True:
+                # only while waiting: between pieces the caller's own time passes
+                async with self._within(until):
+                    piece = await out.get()
+                if isinstance(piece, Exception):
+                    raise piece
+                yield piece
+                if piece.finish is not None:
+                    return
+        finally:
+            self._give_up(request)
+
+    async def close(self, *, graceful: bool = True) -> None:
+        """Take no more requests, and end; those that wait or run are finished first, or else refused (Closed)."""
+        self._closing = True
+        self._worker.end(finish=graceful, why=Closed())
+        await asyncio.to_thread(self._worker.join)
+        self._preparer.shutdown(wait=False)
+
+    def snapshot(self) -> Snapshot:
+        """Where it stands; from any thread."""
+        facts, prefixes = self._facts, self._prefixes
+        return Snapshot(
+            waiting=sum(self._waiting.count.values()),
+            running=len(self._worker.running),
+            batches=facts.batches,
+            answered=facts.answered,
+            refused=self._refused,
+            expired=self._expired,
+            failed=self._worker.failed,
+            tokens_read=facts.tokens_read,
+            tokens_made=facts.tokens_made,
+            seconds=facts.seconds,
+            prefix_entries=len(prefixes),
+            prefix_bytes=prefixes.bytes,
+            prefix_hits=prefixes.hits,
+            prefix_misses=prefixes.misses,
+        )
+
+    def _loop(self) -> asyncio.AbstractEventLoop:
+        loop = asyncio.get_running_loop()
+        if self._worker.loop not in (None, loop):
+            raise RuntimeError("an engine is to be used from one event loop")
+        self._worker.loop = loop
+        return loop
+
+    async def _prepared(self, work: Callable[[], _Value]) -> _Value:
+        try:
+            working = asyncio.get_running_loop().run_in_executor(self._preparer, work)
+        except RuntimeError as error:  # it was shut down meanwhile
+            raise Closed from error
+        return await working
+
+    async def _queued(self, kind: Kind, key: str, examples: int, ready: Callable[[], Awaitable[_Request]]) -> _Request:
+        """Keep room for a request, make it ready, and let it wait its turn."""
+        if self._closing:
+            raise Closed
+        if examples > self._waiting.most:
+            raise DataError(f"{examples:,} examples at once: expected at most {self._waiting.most:,}, send fewer")
+        if not self._waiting.reserve(kind, key, examples):
+            self._refused += 1
+            seconds = self._facts.seconds_for(self._waiting.count)
+            raise Busy(min(max(seconds, 1.0), _LONGEST_WAIT))
+        try:
+            request = await ready()
+            if not self._waiting.put(request):
+                raise Closed
+        except BaseException:
+            self._waiting.release(kind, key, examples)
+            raise
+        return request
+
+    def _give_up(self, request: Request) -> None:
+        """Nobody waits for it any more: out of the queue, or out of its batch at the next step."""
+        request.given_up = True
+        self._waiting.drop(request)
+
+    @asynccontextmanager
+    async def _within(self, until: float | None) -> AsyncIterator[None]:
+        """Expired, and counted, if what is in it takes until then."""
+        try:
+            async with before(until):
+                yield
+        except Expired:
+            self._expired += 1
+            raise

@@ -1,0 +1,128 @@
+"""Each prompt's prefix, computed once and kept: bounded in bytes, the one that was not used for longest goes first.
+
+Only the thread that runs the model comes here.
+"""
+
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from typing import TypeAlias
+
+from torch import Tensor
+
+from softprompt.models.frozen_lm import FrozenLM
+from softprompt.prompts.prefix import CachedPrefix, ConcatenatedPrefix, Prefix, make_prefix, stacked
+from softprompt.prompts.seq2seq_prefix import EncodedPrefix, stacked_encoded
+from softprompt.prompts.shared_prefix_attention import PrefixesApart, stays_apart
+from softprompt.serving.engine.engine_types import Served
+
+Key: TypeAlias = str | None  # of a prompt; None is no prompt, which is the same whatever the template
+
+MOST_JOINED = 64
+
+
+class Prefixes:
+    """The prefixes of one base model.
+
+    Attributes:
+        hits, misses: prompts of a batch that were there, and that had to be computed.
+        bytes: of all that is kept; above ``most_bytes`` only what one batch needs.
+    """
+
+    def __init__(self, base: FrozenLM, most_bytes: int) -> None:
+        self._base, self._most_bytes = base, most_bytes
+        self._single: OrderedDict[Key, tuple[tuple[Prefix, ...], int]] = OrderedDict()
+        # several of them as one, which batches that mix the same prompts use again
+        self._joined: OrderedDict[tuple[Key, ...], tuple[Prefix | PrefixesApart, int]] = OrderedDict()
+        self.hits = self.misses = self.bytes = 0
+
+    def __len__(self) -> int:
+        return len(self._single)
+
+    def failing(self, served: Iterable[Served]) -> dict[str, Exception]:
+        """Have their prefixes; of those that cannot be had, why, by their key."""
+        found: dict[str, Exception] = {}
+        for one in {one.key: one for one in served}.values():
+            try:
+                self._have(one)
+            except Exception as error:  # whatever it is, it is this prompt's alone
+                found[one.key] = error
+        return found
+
+    def together(self, served: Iterable[Served]) -> tuple[Prefix | PrefixesApart, dict[str, int]]:
+        """One prefix for a batch that mixes prompts, and the place of each one's first state in it, by its key.
+
+        Raises what ``make_prefix`` does.
+        """
+        # in one order, so that the same prompts are the same batch
+        different = sorted({one.key: one for one in served}.values(), key=lambda one: one.key)
+        prompts = {_key(one): one for one in different}
+        for key, one in prompts.items():
+            if key not in self._single:
+                self._have(one)
+        keys = tuple(prompts)
+        singles = [prefix for key in keys for prefix in self._single[key][0]]
+        if keys not in self._joined:
+            joined = _joined(self._base, singles)
+            size = _size(joined) if len(singles) > 1 and isinstance(joined, CachedPrefix | EncodedPrefix) else 0
+            self._joined[keys] = joined, size
+            self.bytes += size
+        self._joined.move_to_end(keys)
+        self._shrink(keys)
+        places: dict[Key, int] = {}
+        for key in keys:
+            places[key] = sum(len(self._single[before][0]) for before in places)
+        return self._joined[keys][0], {one.key: places[_key(one)] for one in different}
+
+    def _have(self, served: Served) -> None:
+        key = _key(served)
+        if key in self._single:
+            self.hits += 1
+            self._single.move_to_end(key)
+            return
+        self.misses += 1
+        prefixes = tuple(make_prefix(self._base, state) for state in served.states or (None,))
+        self._single[key] = prefixes, sum(map(_size, prefixes))
+        self.bytes += self._single[key][1]
+
+    def _shrink(self, needed: tuple[Key, ...]) -> None:
+        """Let go of what is too much: first of what was joined, which is made again faster."""
+        while len(self._joined) > 1 and (self.bytes > self._most_bytes or len(self._joined) > MOST_JOINED):
+            self.bytes -= self._joined.popitem(last=False)[1][1]
+        while self.bytes > self._most_bytes and (oldest := next(iter(self._single))) not in needed:
+            self.bytes -= self._single.pop(oldest)[1]
+            # what was joined of it would keep it alive
+            for joined in [joined for joined in self._joined if oldest in joined]:
+                self.bytes -= self._joined.pop(joined)[1]
+
+
+def _key(served: Served) -> Key:
+    return served.key if served.states else None
+
+
+def _joined(base: FrozenLM, singles: Sequence[Prefix]) -> Prefix | PrefixesApart:
+    if isinstance(singles[0], CachedPrefix) and stays_apart(base):
+        return PrefixesApart(base, tuple(one for one in singles if isinstance(one, CachedPrefix)))
+    if len(singles) == 1:
+        return singles[0]
+    if base.architecture == "encoder-decoder":
+        return stacked_encoded([one for one in singles if isinstance(one, EncodedPrefix)])
+    if isinstance(singles[0], CachedPrefix):
+        return stacked([one for one in singles if isinstance(one, CachedPrefix)])
+    return ConcatenatedPrefix(
+        base, tuple(rows for one in singles if isinstance(one, ConcatenatedPrefix) for rows in one.embeddings)
+    )
+
+
+def _size(prefix: Prefix) -> int:
+    """Bytes of its tensors."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in _tensors(prefix))
+
+
+def _tensors(prefix: Prefix) -> list[Tensor]:
+    if isinstance(prefix, CachedPrefix):
+        layers = [] if prefix.cache is None else prefix.cache.layers
+        return [tensor for layer in layers if layer.keys is not None for tensor in (layer.keys, layer.values)]
+    if isinstance(prefix, EncodedPrefix):
+        parts = [part for part in (prefix.encoder, prefix.decoder) if part is not None]
+        return [*prefix.embeddings, *(tensor for part in parts for tensor in part.tensors)]
+    return list(prefix.embeddings)

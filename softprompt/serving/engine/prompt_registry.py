@@ -1,0 +1,290 @@
+"""Registry: which prompt a request means, and the prompt itself, loaded and checked once.
+
+A request is resolved when it arrives, against one listing of what there is. The listing is replaced as a whole when the
+store changes, so that a promotion is seen by later requests and by none that runs. What a request says is looked up in
+the listing and never becomes a path.
+"""
+
+import asyncio
+import logging
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime
+from threading import Lock
+from typing import Any, Protocol
+
+from softprompt.data.encoding.encoder import Reader
+from softprompt.data.task import TaskSpec
+from softprompt.errors import SoftpromptError, brief
+from softprompt.prompts.saved_prompt import Identified, Prompt
+from softprompt.serving.engine.engine_types import Served
+from softprompt.store.prompt_sources import Gone, Source
+from softprompt.store.references import LATEST, is_name, is_number
+from softprompt.store.version_store import Listing
+
+BARE_TEMPLATE = "{{ text }}"
+BARE_LENGTH = 8192  # tokens of a bare text, where the base model does not say how many it takes
+
+log = logging.getLogger("softprompt.server")
+
+
+class Unknown(Exception):
+    """There is no such prompt; the message is for whoever asked."""
+
+
+class Unavailable(Exception):
+    """There is such a prompt, but it cannot be used now; the message is for whoever asked, and names no file."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a request's model is.
+
+    Attributes:
+        id: what answers it: ``name@number``, or the base model's name.
+        name: of the prompt without version, or the base model's.
+        number: of the version; ``None`` for the base model.
+    """
+
+    id: str
+    name: str
+    number: int | None
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A prompt in memory.
+
+    Attributes:
+        created: when it was made.
+        length: virtual tokens.
+        metrics: how well it was found to do, by split.
+        learned_in: precision, if that is another one than the base model's.
+        example: a text that shows what to ask, if it was saved with one.
+    """
+
+    served: Served
+    created: datetime
+    length: int
+    metrics: Mapping[str, Any]
+    learned_in: str | None = None
+    example: str | None = None
+
+
+@dataclass(frozen=True)
+class Changes:
+    """What a look at the source found: versions that came and went, aliases of known names that moved, troubles."""
+
+    added: tuple[str, ...]
+    removed: tuple[str, ...]
+    moved: tuple[str, ...]
+    troubles: tuple[str, ...]
+
+
+class Ground(Identified, Reader, Protocol):
+    """The base model as far as it must be known here."""
+
+
+class Registry:
+    """Prompts of one source, on one base model.
+
+    Attributes:
+        base: the base model.
+        base_name: what requests call it.
+        bare: the base model as the engine serves it: with the bare text.
+        refreshed: whether the source was read at least once.
+    """
+
+    def __init__(
+        self,
+        base: Ground,
+        source: Source,
+        *,
+        base_name: str,
+        default_alias: str = "prod",
+        most: int = 1024,
+        check: Callable[[Prompt], None] | None = None,
+    ) -> None:
+        """Nothing is read yet: ``refresh`` does it.
+
+        Args:
+            base_name: what requests call the base model.
+            default_alias: where a bare name leads, if it has this alias; else to its newest version.
+            most: prompts held in memory.
+            check: raises PromptFileError for a prompt of this base model that the engine has no way to run.
+        """
+        self.base, self.base_name = base, base_name
+        self.refreshed = False
+        spec = TaskSpec("generation", BARE_TEMPLATE, max_length=base.context_length or BARE_LENGTH)
+        self.bare = Served(base_name, spec, ())
+        self._source, self._check = source, check
+        self._default_alias, self._most = default_alias, most
+        self._names: Mapping[str, Listing] = {}
+        self._kept: OrderedDict[str, Loaded] = OrderedDict()
+        self._failed: dict[str, str] = {}
+        self._logged: dict[str, str] = {}  # why a version failed: said once, though each refresh tries it again
+        self._loading: dict[str, asyncio.Task[Loaded]] = {}
+        self._lock = Lock()  # of _kept and _failed, which the thread of a refresh changes too
+        self._turn = asyncio.Lock()
+
+    @property
+    def names(self) -> Mapping[str, Listing]:
+        """What there is, by name."""
+        return self._names
+
+    @property
+    def held(self) -> int:
+        """Prompts in memory."""
+        return len(self._kept)
+
+    def refresh(self) -> Changes:
+        """Look at the source again, and load what aliases newly lead to before they do. Blocks.
+
+        Raises:
+            StoreError: it cannot be read; all stays as it was.
+        """
+        before = self._names
+        stock = self._source.stock(before)
+        with self._lock:
+            self._failed.clear()
+            there = _versions(stock.names)
+            self._logged = {id: why for id, why in self._logged.items() if id in there}
+        led_to = [
+            Found(f"{name}@{number}", name, number)
+            for name, listing in stock.names.items()
+            for number in sorted({*listing.aliases.values(), listing.numbers[-1]} & {*listing.numbers})
+        ]
+        for found in led_to[: self._most]:
+            if found.id not in self._kept:
+                self._try_to_load(found)
+        self._names = stock.names
+        there = _versions(stock.names)
+        with self._lock:
+            for id in [id for id in self._kept if id not in there]:
+                del self._kept[id]
+        self.refreshed = True
+        return _changes(before, stock.names, stock.troubles)
+
+    async def reload(self) -> Changes:
+        """``refresh`` beside the running requests, one at a time."""
+        async with self._turn:
+            return await asyncio.to_thread(self.refresh)
+
+    def find(self, model: str) -> Found:
+        """What ``model`` means now: the base model's name, ``name``, ``name@number`` or ``name@alias``.
+
+        Raises:
+            Unknown: nothing of this name.
+        """
+        if model == self.base_name:
+            return Found(self.base_name, self.base_name, None)
+        name, at, which = model.partition("@")
+        listing = self._names.get(name) if is_name(name) else None
+        if listing is None:
+            raise Unknown(f"there is no model '{brief(model, 80)}': GET /v1/models tells which there are")
+        number: int | None
+        if not at:
+            number = listing.aliases.get(self._default_alias, listing.numbers[-1])
+        elif which == LATEST:
+            number = listing.numbers[-1]
+        else:
+            number = int(which) if is_number(which) else listing.aliases.get(which)
+        if number not in listing.numbers:
+            there = ", ".join([*map(str, listing.numbers[-8:]), *sorted(listing.aliases)[:8], LATEST])
+            raise Unknown(f"there is no model '{brief(model, 80)}': '{name}' has, behind '@', {there}")
+        return Found(f"{name}@{number}", name, number)
+
+    def found(self, model: str) -> Found | None:
+        """``find``, or ``None``."""
+        try:
+            return self.find(model)
+        except Unknown:
+            return None
+
+    async def loaded(self, found: Found) -> Loaded:
+        """A version, from memory or from the source; who wants it at the same time waits for the same reading.
+
+        Raises:
+            Unknown: it was removed meanwhile.
+            Unavailable: it is damaged, of another base model, or out of reach.
+        """
+        if (kept := self.in_memory(found.id)) is not None:
+            return kept
+        if (reason := self._failed.get(found.id)) is not None:
+            raise Unavailable(reason)
+        task = self._loading.get(found.id)
+        if task is None:
+            task = self._loading[found.id] = asyncio.create_task(asyncio.to_thread(self._load, found))
+            task.add_done_callback(lambda done: self._loaded(found.id, done))
+        # shielded, for others may wait for it too
+        return await asyncio.shield(task)
+
+    def in_memory(self, id: str) -> Loaded | None:
+        """A version, if it is loaded."""
+        with self._lock:
+            kept = self._kept.get(id)
+            if kept is not None:
+                self._kept.move_to_end(id)
+            return kept
+
+    def failed(self, id: str) -> str | None:
+        """Why a version could not be loaded since the last refresh, if that was tried."""
+        return self._failed.get(id)
+
+    def _loaded(self, id: str, task: "asyncio.Task[Loaded]") -> None:
+        del self._loading[id]
+        if not task.cancelled():
+            task.exception()  # looked at, even if nobody waits any more
+
+    def _try_to_load(self, found: Found) -> None:
+        with suppress(Unknown, Unavailable):  # in the log, and told to whoever asks for it
+            self._load(found)
+
+    def _load(self, found: Found) -> Loaded:
+        assert found.number is not None
+        why = "is damaged or cannot be read"
+        try:
+            prompt, created = self._source.load(found.name, found.number)
+            why = "was learned on another base model than this server's"
+            prompt.check_base(self.base)
+            why = "is not in the checkpoint that the engine runs"
+            if self._check is not None:
+                self._check(prompt)
+        except Gone as error:
+            raise Unknown(f"there is no model '{found.id}' any more, it was removed") from error
+        except SoftpromptError as error:
+            reason = f"'{found.id}' {why}; the server's log says more, and other models are not affected"
+            with self._lock:
+                self._failed[found.id] = reason
+                known, self._logged[found.id] = self._logged.get(found.id), str(error)
+            if known != str(error):
+                log.warning("prompt not loaded", extra={"facts": {"model": found.id, "reason": str(error)}})
+            raise Unavailable(reason) from error
+        if (note := prompt.precision_note(self.base)) is not None:
+            log.warning("prompt of another precision", extra={"facts": {"model": found.id, "reason": note}})
+        served = Served(f"{found.id}:{prompt.digest[:16]}", prompt.spec, prompt.states)
+        learned_in = prompt.precisions(self.base).get("learned")
+        loaded = Loaded(served, created, prompt.length, prompt.metrics, learned_in, prompt.example)
+        with self._lock:
+            self._logged.pop(found.id, None)
+            self._kept[found.id] = loaded
+            while len(self._kept) > self._most:
+                self._kept.popitem(last=False)
+        return loaded
+
+
+def _versions(names: Mapping[str, Listing]) -> set[str]:
+    return {f"{name}@{number}" for name, listing in names.items() for number in listing.numbers}
+
+
+def _changes(before: Mapping[str, Listing], after: Mapping[str, Listing], troubles: tuple[str, ...]) -> Changes:
+    old, new = _versions(before), _versions(after)
+    moved = [
+        f"{name}@{alias}"
+        for name in before.keys() & after.keys()
+        for alias in before[name].aliases.keys() | after[name].aliases.keys()
+        if before[name].aliases.get(alias) != after[name].aliases.get(alias)
+    ]
+    return Changes(tuple(sorted(new - old)), tuple(sorted(old - new)), tuple(sorted(moved)), troubles)

@@ -1,0 +1,159 @@
+"""Examples to tokens, in a thread of its own: templates and tokenizer, and what is worked out once for a task."""
+
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from typing import Generic, TypeVar
+
+from softprompt.data.encoding.encoder import Encoder, Item, Reader
+from softprompt.data.encoding.tokenization import tokens_of
+from softprompt.data.examples import Example, characters
+from softprompt.data.task import TaskSpec
+from softprompt.errors import DataError
+from softprompt.inference.scoring import Objective
+from softprompt.models.frozen_lm import FrozenLM
+from softprompt.prompts.state import words_before
+from softprompt.serving.engine.engine_requests import Asking
+from softprompt.serving.engine.engine_types import Reading, Served
+
+_Value = TypeVar("_Value")
+
+KEPT = 512  # tasks whose encoders are kept, those with many labels counted several times
+_TOKENS_OF_ONE, _CELLS_OF_ONE = 2_000, 2**16  # what the labels of a task that counts once have
+_TOGETHER, _CHARACTERS_TOGETHER = 64, 2**17  # examples that are prepared together, and their characters
+
+
+class Recent(Generic[_Value]):
+    """The values of the last ``most`` keys that were asked for, or of fewer, where ``weigh`` counts some for more."""
+
+    def __init__(self, most: int, weigh: Callable[[_Value], int] = lambda value: 1) -> None:
+        self._most, self._weigh = most, weigh
+        self._values: OrderedDict[Hashable, _Value] = OrderedDict()
+        self._weight = 0
+
+    def get(self, key: Hashable, make: Callable[[], _Value]) -> _Value:
+        if key not in self._values:
+            self._values[key] = make()
+            self._weight += self._weigh(self._values[key])
+        self._values.move_to_end(key)
+        while self._weight > self._most and len(self._values) > 1:
+            self._weight -= self._weigh(self._values.popitem(last=False)[1])
+        return self._values[key]
+
+
+class Texts:
+    """Makes tokens of examples; to be called in one thread only."""
+
+    def __init__(self, base: Reader, longest: int) -> None:
+        """``longest``: characters of an example that are read at all."""
+        self._longest = longest
+        self._base = base
+        # now, and not while texts wait
+        tokens_of(base.tokenizer).prepare()
+        self._labelling: Recent[Encoder] = Recent(KEPT, weight_of_labels)
+        self._generating: Recent[Encoder] = Recent(KEPT)
+
+    def labelling(self, served: Served, examples: Sequence[Example]) -> Encoder:
+        """What reads ``examples`` for their labels; raises DataError for one that is too long."""
+        self._check_lengths(examples)
+        return self._labelling.get(served.key, lambda: self._encoder(served, served.spec))
+
+    def text(self, served: Served, example: Example, new_tokens: int) -> tuple[Item, Reading]:
+        """The item of a text that at most ``new_tokens`` are to follow.
+
+        Raises:
+            TemplateError, DataError: an example that cannot be read.
+        """
+        self._check_lengths([example])
+        # whatever its task is, words can follow
+        encoder = self._generating.get(
+            (served.key, new_tokens),
+            lambda: self._encoder(served, served.spec.in_words, new_tokens),
+        )
+        (ids,), cut = watched(encoder, [example], encoder.inputs)
+        return Item(0, ids, ()), Reading(virtual_tokens(served) + len(ids), bool(cut))
+
+    def _encoder(self, served: Served, spec: TaskSpec, new_tokens: int = 0) -> Encoder:
+        length = max((state.length for state in served.states), default=0)
+        return Encoder(self._base, spec, length, new_tokens, words_before(served.states))
+
+    def _check_lengths(self, examples: Sequence[Example]) -> None:
+        for example in examples:
+            if (length := characters(example)) > self._longest:
+                raise DataError(f"a text of {length:,} characters: expected at most {self._longest:,}, shorten it")
+
+
+def weight_of_labels(encoder: Encoder) -> int:
+    """How many an encoder counts for in ``Recent``."""
+    sequences = encoder.verbalizer.sequences if encoder.verbalizer is not None else ()
+    return 1 + sum(map(len, sequences)) // _TOKENS_OF_ONE
+
+
+def _weight_of_decisions(objective: Objective) -> int:
+    assert objective.verbalizer is not None
+    return 1 + len(objective.verbalizer.decisions) * len(objective.verbalizer.sequences) // _CELLS_OF_ONE
+
+
+def portions(template: str, examples: Sequence[Example]) -> Iterator[list[Example]]:
+    """The examples of a request as they are prepared: few and short enough that between them others get their turn.
+
+    Each counts with the words of its ``template``, which are read with it.
+    """
+    portion: list[Example] = []
+    size = 0
+    for example in examples:
+        length = len(template) + characters(example)
+        if portion and (len(portion) == _TOGETHER or size + length > _CHARACTERS_TOGETHER):
+            yield portion
+            portion, size = [], 0
+        portion.append(example)
+        size += length
+    if portion:
+        yield portion
+
+
+class Preparing:
+    """Makes items of examples; to be called in one thread only."""
+
+    def __init__(self, base: FrozenLM, longest_text: int) -> None:
+        """``longest_text``: characters of an example that are read at all."""
+        self._base, self._texts = base, Texts(base, longest_text)
+        self._objectives: Recent[Objective] = Recent(KEPT, _weight_of_decisions)
+
+    def questions(
+        self, served: Served, examples: Sequence[Example]
+    ) -> tuple[Asking, list[tuple[int, ...]], list[Reading]]:
+        """What asks for the labels and scores them, and of each example its tokens, and what is read of it.
+
+        Raises:
+            TemplateError, DataError: an example that cannot be read.
+        """
+        encoder = self._texts.labelling(served, examples)
+        objective = self._objectives.get(served.key, lambda: Objective(self._base, encoder.verbalizer))
+        texts, cut = watched(encoder, examples, encoder.inputs)
+        before = virtual_tokens(served)
+        read = [Reading(before + len(text), index in cut) for index, text in enumerate(texts)]
+        return Asking(encoder, objective, max(1, len(served.states))), texts, read
+
+    def text(self, served: Served, example: Example, new_tokens: int) -> tuple[Item, Reading]:
+        """The item of a text that at most ``new_tokens`` are to follow; raises as ``questions``."""
+        return self._texts.text(served, example, new_tokens)
+
+
+def virtual_tokens(served: Served) -> int:
+    """Virtual tokens of all of its prompts."""
+    return sum(state.length for state in served.states)
+
+
+def watched(
+    encoder: Encoder, examples: Sequence[Example], read: Callable[[Sequence[Example]], _Value]
+) -> tuple[_Value, frozenset[int]]:
+    """What ``read`` makes of examples with ``encoder``, and which of them it cut."""
+
+    def cuts(some: Sequence[Example]) -> tuple[_Value, int]:
+        before = encoder.truncated
+        return read(some), encoder.truncated - before
+
+    found, count = cuts(examples)
+    if count in (0, len(examples)):
+        return found, frozenset(range(count))
+    return found, frozenset(index for index, one in enumerate(examples) if cuts([one])[1])

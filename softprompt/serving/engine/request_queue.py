@@ -1,0 +1,168 @@
+"""The queue between the event loop and the thread that runs the model: bounded, and fair.
+
+Requests for labels take turns, and the prompts before them: neither many examples, nor many labels, nor many requests
+of one prompt keep another's waiting. Texts go in their order.
+"""
+
+import threading
+from collections import Counter, deque
+from collections.abc import Callable
+
+from softprompt.serving.engine.engine_requests import Kind, Question, Questions, Request, Text
+
+LOOKED_AT = 4  # questions that a batch is chosen from, times as many as it can hold
+
+
+class Waiting:
+    """Requests that wait; safe to use from several threads.
+
+    Attributes:
+        most: examples that may wait; and an eighth of it more, of prompts of which no more than that waits, so that
+            one prompt never fills the queue for all.
+        count: examples that wait or are being prepared, by the kind of their requests.
+        of: the same by the keys of their prompts.
+        preparing: those that are being prepared.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self.count: dict[Kind, int] = {"questions": 0, "text": 0}
+        self.of: Counter[str] = Counter()
+        self.preparing = 0
+        self._questions: deque[Questions] = deque()
+        self._texts: deque[Text] = deque()
+        self._changed = threading.Condition()
+        self._closed = False
+
+    def reserve(self, kind: Kind, key: str, examples: int) -> bool:
+        """Keep room for examples of a prompt while they are prepared; whether there was any."""
+        with self._changed:
+            few = self.most // 8
+            room = self.most + (few if self.of[key] + examples <= few else 0)
+            if sum(self.count.values()) + examples > room:
+                return False
+            self._count(kind, key, examples)
+            self.preparing += examples
+            return True
+
+    def release(self, kind: Kind, key: str, examples: int) -> None:
+        """Examples for which room was kept will not come."""
+        with self._changed:
+            self._count(kind, key, -examples)
+            self.preparing -= examples
+            self._changed.notify_all()
+
+    def put(self, request: Request) -> bool:
+        """A request whose room was kept; whether it will be taken."""
+        with self._changed:
+            if self._closed:
+                return False
+            if isinstance(request, Questions):
+                self._questions.append(request)
+            else:
+                self._texts.append(request)
+            self.preparing -= _examples(request)
+            self._changed.notify_all()
+            return True
+
+    def drop(self, request: Request) -> None:
+        """Take a request out, if it is still there."""
+        with self._changed:
+            if isinstance(request, Questions) and request in self._questions:
+                self._questions.remove(request)
+                self._count("questions", request.served.key, -len(request.waiting))
+            elif isinstance(request, Text) and request in self._texts:
+                self._texts.remove(request)
+                self._count("text", request.served.key, -1)
+
+    def take_questions(self, rows: int, tokens: int) -> list[Question]:
+        """Examples for one forward pass of at most so many rows and padded tokens, if it is not just one row.
+
+        The first is the one whose turn it is; those nearest to it in length go with it. Of an example of more rows as
+        many as fit, so that others get their turn before the rest of it.
+        """
+        with self._changed:
+            if not (candidates := self._in_turn(rows * LOOKED_AT, rows, tokens)):
+                return []
+            first, *others = candidates
+            others.sort(key=lambda one: abs(one.length - first.length))
+            chosen, filled, longest = [first], len(first.numbers), first.length
+            for one in others:
+                more, length = filled + len(one.numbers), max(longest, one.length)
+                # one of many rows stands in nobody's way
+                if more <= rows and more * length <= tokens:
+                    chosen.append(one)
+                    filled, longest = more, length
+            for one in chosen:
+                one.request.asked[one.index] = one.numbers.stop
+                if one.last:
+                    one.request.waiting.remove(one.index)
+                    self._count("questions", one.request.served.key, -1)
+            # whose turn it was goes behind the others, and so do others of that prompt
+            self._questions.rotate(-1)
+            key = first.request.served.key
+            left = [request for request in self._questions if request.waiting]
+            self._questions = deque(sorted(left, key=lambda request: request.served.key == key))
+            return chosen
+
+    def take_texts(self, fits: Callable[[list[Text], Text], bool]) -> list[Text]:
+        """Texts from the front, as many as fit."""
+        with self._changed:
+            taken: list[Text] = []
+            while self._texts and fits(taken, self._texts[0]):
+                taken.append(self._texts.popleft())
+            for text in taken:
+                self._count("text", text.served.key, -1)
+            return taken
+
+    def take_all(self, *, close: bool = False) -> list[Request]:
+        """Everything that waits; ``close`` if nothing will be taken any more."""
+        with self._changed:
+            self._closed |= close
+            everything: list[Request] = [*self._questions, *self._texts]
+            for request in everything:
+                self._count(request.kind, request.served.key, -_examples(request))
+            self._questions.clear()
+            self._texts.clear()
+            return everything
+
+    def wait(self, until: Callable[[], bool], seconds: float | None = None) -> None:
+        """Until something changed so that ``until()``, asked while nothing changes, or for so many seconds."""
+        with self._changed:
+            self._changed.wait_for(until, seconds)
+
+    def wake(self) -> None:
+        """Let who waits look again."""
+        with self._changed:
+            self._changed.notify_all()
+
+    @property
+    def ready(self) -> int:
+        """Examples that wait, prepared."""
+        return sum(self.count.values()) - self.preparing
+
+    def _count(self, kind: Kind, key: str, examples: int) -> None:
+        self.count[kind] += examples
+        self.of[key] += examples
+        if not self.of[key]:
+            del self.of[key]
+
+    def _in_turn(self, most: int, rows: int, tokens: int) -> list[Question]:
+        """The next examples, one of each request after the other, of each as many rows as a forward pass takes."""
+        found: list[Question] = []
+        places = [(request, iter(request.waiting)) for request in self._questions]
+        while places and len(found) < most:
+            going = []
+            for request, rest in places:
+                if (index := next(rest, None)) is None:
+                    continue
+                found.append(request.question(index, max(1, min(rows, tokens // max(1, request.lengths[index])))))
+                going.append((request, rest))
+                if len(found) == most:
+                    break
+            places = going
+        return found
+
+
+def _examples(request: Request) -> int:
+    return len(request.waiting) if isinstance(request, Questions) else 1

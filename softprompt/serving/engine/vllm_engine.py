@@ -1,0 +1,288 @@
+"""An engine that is a vLLM server with a baked checkpoint: prompts are tokens of its vocabulary, and it batches them.
+
+    a label     at each place where labels part, vLLM's log-probabilities of the tokens that continue one, normalised
+    a text      vLLM's tokens as they come, cut into pieces by the same rules as those of our own engine
+
+Texts are tokenised here, as plain text, and sent as token ids. A request for a prompt that was not baked never gets
+this far (``BakedCheckpoint.check``).
+"""
+
+import asyncio
+import math
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing, contextmanager
+from functools import partial
+from statistics import fmean
+from typing import Any, TypeVar
+
+from softprompt.data.encoding.encoder import Encoder
+from softprompt.data.encoding.verbalizer import Decision
+from softprompt.data.examples import Example
+from softprompt.errors import ConfigError, DataError
+from softprompt.export.baked_checkpoint import BakedCheckpoint
+from softprompt.inference.generation import Completion, Sampling
+from softprompt.inference.predictor import Prediction
+from softprompt.prompts.saved_prompt import digest_of
+from softprompt.serving.engine.detokenizer import Pieces
+from softprompt.serving.engine.engine_types import Busy, Piece, Reading, Served, before, moment
+from softprompt.serving.engine.inference_engine import Limits
+from softprompt.serving.engine.request_preparation import KEPT, Recent, Texts, portions, virtual_tokens, watched
+from softprompt.serving.engine.vllm_client import VllmServer
+
+_Value = TypeVar("_Value")
+
+MOST_CHOICES = 128  # tokens whose log-probabilities vLLM tells in one request
+_AT_ONCE = 16  # places of labels that a request for labels asks vLLM for at the same time
+MOST_OFF = 0.5  # nats that vLLM's log-probabilities may be off in the mean; other types of number round otherwise
+# whatever the checkpoint's generation_config.json says, an answer is what the request asks for
+PLAIN = {"repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0, "min_p": 0.0}
+
+
+class VllmEngine:
+    """Implements ``Answering`` on a vLLM server.
+
+    Attributes:
+        model: what the server calls the model that it runs.
+    """
+
+    def __init__(self, checkpoint: BakedCheckpoint, server: VllmServer, limits: Limits) -> None:
+        """Look at the server, once; blocks.
+
+        Args:
+            limits: of these, how much may wait and how long a text may be.
+
+        Raises:
+            ConfigError: there is no such server, or it does not run this checkpoint.
+        """
+        running = server.look()
+        self._checkpoint, self._server, self._limits = checkpoint, server, limits
+        self.model = running.model
+        self._check()
+        lengths = [one for one in (checkpoint.context_length, running.context_length) if one is not None]
+        # vLLM wants room for the token that it is asked for
+        self._texts = Texts(_Shortened(checkpoint, min(lengths) - 1 if lengths else None), limits.text_characters)
+        self._fronts: Recent[tuple[int, ...]] = Recent(KEPT)
+        self._preparer = ThreadPoolExecutor(1, "softprompt tokens")
+        self._inside = 0
+
+    async def reachable(self) -> bool:
+        """Whether vLLM says that it can be asked."""
+        return await self._server.healthy()
+
+    async def classify(
+        self, served: Served, examples: Sequence[Example], *, deadline: float | None = None
+    ) -> list[Prediction]:
+        """See ``Answering``."""
+        if served.spec.kind != "classification":
+            raise DataError(f"'{served.key}' has no labels to choose from: expected a prompt for classification")
+        if not examples:
+            return []
+        with self._admitted(len(examples)):
+            async with before(moment(deadline)):
+                texts: list[tuple[int, ...]] = []
+                cut: set[int] = set()
+                for part in portions(served.spec.template, examples):
+                    encoder, front, some, shortened = await self._prepared(partial(self._labelling, served, part))
+                    cut |= {len(texts) + index for index in shortened}
+                    texts += some
+                assert encoder.verbalizer is not None
+                decisions = encoder.verbalizer.decisions
+                asked = await _together(
+                    self._decided(decision, [[*front, *text, *decision.path] for text in texts])
+                    for decision in decisions
+                )
+        scores = [[0.0] * len(served.spec.labels) for _ in texts]
+        for decision, answers in zip(decisions, asked, strict=True):
+            for score, choices in zip(scores, answers, strict=True):
+                for label, choice in decision.choice_of_label.items():
+                    score[label] += choices[choice]
+        length = virtual_tokens(served)
+        return [
+            _prediction(index, served, score, Reading(length + len(text), index in cut))
+            for index, (score, text) in enumerate(zip(scores, texts, strict=True))
+        ]
+
+    async def generate(
+        self, served: Served, example: Example, sampling: Sampling, *, deadline: float | None = None
+    ) -> AsyncIterator[Piece]:
+        """See ``Answering``."""
+        until = moment(deadline)
+        with self._admitted(1):
+            async with before(until):
+                ids, read = await self._prepared(partial(self._text, served, example, sampling))
+            completion = Completion(self._checkpoint, sampling)
+            pieces = Pieces(completion, self._checkpoint.tokenizer, read)
+            async with aclosing(self._server.stream(self._continuation(ids, sampling))) as events:
+                while completion.finish is None:
+                    # only while waiting: between pieces the caller's own time passes
+                    async with before(until):
+                        choice = await anext(events, None)
+                    if choice is None:
+                        raise RuntimeError("the engine's stream ended before the completion did")
+                    _take(completion, choice)
+                    if (completion.tokens or completion.finish) and (piece := pieces.next()) is not None:
+                        yield piece
+
+    async def close(self) -> None:
+        """Ask nothing more."""
+        await self._server.close()
+        self._preparer.shutdown(wait=False)
+
+    def _check(self) -> None:
+        """Compare the server with what the checkpoint gave when it was made; raises ConfigError."""
+        url = self._server.url
+        for name, probe in self._checkpoint.probes.items():
+            (choice,) = self._server.ask(self._question([list(probe.ids)], probe.tokens))
+            given = _given(choice)
+            if not given.keys() >= set(probe.tokens):
+                raise ConfigError(
+                    f"'{url}' does not tell the log-probabilities of the tokens that it is asked for "
+                    "(logprob_token_ids): expected a newer vLLM, as 0.32"
+                )
+            off = fmean(
+                abs(given[token] - value) for token, value in zip(probe.tokens, probe.log_probabilities, strict=True)
+            )
+            if off > MOST_OFF:
+                raise ConfigError(
+                    f"'{url}' runs '{self.model}', whose answers for '{name}' are not those of the checkpoint "
+                    f"'{self._checkpoint.folder}' ({off:.1f} nats off): start vLLM on it, or give --model the one that "
+                    "it runs"
+                )
+
+    @contextmanager
+    def _admitted(self, examples: int) -> Iterator[None]:
+        """vLLM's own queue has no end: what may wait there is counted here."""
+        most = self._limits.waiting
+        if examples > most:
+            raise DataError(f"{examples:,} examples at once: expected at most {most:,}, send fewer")
+        if self._inside + examples > most:
+            raise Busy(1.0)
+        self._inside += examples
+        try:
+            yield
+        finally:
+            self._inside -= examples
+
+    async def _prepared(self, work: Callable[[], _Value]) -> _Value:
+        return await asyncio.get_running_loop().run_in_executor(self._preparer, work)
+
+    def _labelling(
+        self, served: Served, examples: Sequence[Example]
+    ) -> tuple[Encoder, tuple[int, ...], list[tuple[int, ...]], frozenset[int]]:
+        encoder = self._texts.labelling(served, examples)
+        return encoder, self._front(served), *watched(encoder, examples, encoder.inputs)
+
+    def _text(self, served: Served, example: Example, sampling: Sampling) -> tuple[list[int], Reading]:
+        item, read = self._texts.text(served, example, sampling.max_new_tokens)
+        return [*self._front(served), *item.ids], read
+
+    def _front(self, served: Served) -> tuple[int, ...]:
+        """What stands in front of every text: BOS and virtual tokens."""
+        if not served.states:
+            return self._checkpoint.frame.bos
+        return self._fronts.get(served.key, lambda: self._checkpoint.front(digest_of(served.spec, served.states)))
+
+    async def _decided(self, decision: Decision, prompts: list[list[int]]) -> list[list[float]]:
+        """Log-probabilities of the choices behind each of ``prompts``, normalised over them."""
+        parts = [
+            decision.choices[start : start + MOST_CHOICES] for start in range(0, len(decision.choices), MOST_CHOICES)
+        ]
+        asked = await _together(self._server.complete(self._question(prompts, part)) for part in parts)
+        found: list[dict[int, float]] = [{} for _ in prompts]
+        for answers in asked:
+            for known, choice in zip(found, answers, strict=True):
+                known.update(_given(choice))
+        return [_normalised([known[token] for token in decision.choices]) for known in found]
+
+    def _question(self, prompts: list[list[int]], tokens: Sequence[int]) -> dict[str, Any]:
+        """The request for the log-probabilities of ``tokens`` behind each of ``prompts``."""
+        return {
+            "model": self.model,
+            "prompt": prompts,
+            "max_tokens": 1,
+            "temperature": 0,
+            "logprobs": 1,
+            "logprob_token_ids": list(tokens),
+            "return_tokens_as_token_ids": True,
+            **PLAIN,
+        }
+
+    def _continuation(self, ids: list[int], sampling: Sampling) -> dict[str, Any]:
+        return {
+            "model": self.model,
+            "prompt": ids,
+            "max_tokens": sampling.max_new_tokens,
+            "temperature": sampling.temperature if sampling.warpers else 0,
+            "top_p": sampling.top_p,
+            "top_k": sampling.top_k,
+            "seed": sampling.seed,
+            "stop": list(sampling.stop),
+            # tokens are what counts here; where the text ends is found again in them
+            "include_stop_str_in_output": True,
+            "return_token_ids": True,
+            "logit_bias": {str(one): -100 for one in self._checkpoint.never},
+            **PLAIN,
+        }
+
+
+class _Shortened:
+    """A checkpoint, to be read with a shorter context."""
+
+    architecture = "decoder-only"
+
+    def __init__(self, checkpoint: BakedCheckpoint, context_length: int | None) -> None:
+        self.tokenizer, self.frame, self.context_length = checkpoint.tokenizer, checkpoint.frame, context_length
+
+
+async def _together(works: Iterable[Coroutine[Any, Any, _Value]]) -> list[_Value]:
+    """What all of them come to, some at once; the first that fails ends the others, and is raised as it is."""
+    left = enumerate(works)
+    found: dict[int, _Value] = {}
+
+    async def take() -> None:
+        # of many labels there are thousands, each with all of the texts: made when it is their turn
+        for number, work in left:
+            found[number] = await work
+
+    tasks = [asyncio.create_task(take()) for _ in range(_AT_ONCE)]
+    try:
+        await asyncio.gather(*tasks)
+        return [found[number] for number in range(len(found))]
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _take(completion: Completion, choice: dict[str, Any]) -> None:
+    """Add the tokens of an event of the stream."""
+    for token in choice.get("token_ids") or ():
+        if not completion.add(int(token)):
+            return
+    # what ended it may be no token that was sent
+    if (reason := choice.get("finish_reason")) is not None:
+        completion.finish = "length" if reason == "length" else "stop"
+
+
+def _given(choice: dict[str, Any]) -> dict[int, float]:
+    """Log-probabilities by token of the one place that was asked for."""
+    try:
+        top = choice["logprobs"]["top_logprobs"][0]
+        return {int(name.removeprefix("token_id:")): float(value) for name, value in top.items()}
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise RuntimeError(f"the engine's log-probabilities are none of vLLM's: {type(error).__name__}") from error
+
+
+def _normalised(logarithms: list[float]) -> list[float]:
+    most = max(logarithms)
+    if not math.isfinite(most):
+        return [math.nan] * len(logarithms)
+    total = most + math.log(sum(math.exp(one - most) for one in logarithms))
+    return [one - total for one in logarithms]
+
+
+def _prediction(index: int, served: Served, score: list[float], read: Reading) -> Prediction:
+    probabilities = dict(zip(served.spec.labels, map(math.exp, score), strict=True))
+    likeliest = max(probabilities, key=probabilities.__getitem__)
+    return Prediction(index, likeliest, probabilities, prompt_tokens=read.tokens, cut=read.cut)

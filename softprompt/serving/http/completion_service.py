@@ -1,0 +1,262 @@
+"""Completions of texts, whichever kind of prompt: what the routes for completions and chats have in common."""
+
+import hashlib
+import logging
+import math
+import secrets
+import time
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from softprompt.data.examples import Example
+from softprompt.inference.generation import Sampling
+from softprompt.inference.predictor import Prediction
+from softprompt.serving.engine.engine_types import Piece, Reading
+from softprompt.serving.http.http_errors import CLIENT_GONE, ApiError, problem_of
+from softprompt.serving.http.request_context import Asked, Desk
+from softprompt.serving.http.schemas import Asking
+from softprompt.serving.http.sse import END, EventStream, event, merged
+
+NEUTRAL = {"temperature": (None, 0), "top_k": (None, 0, -1), "top_p": (None, 1)}  # what changes nothing
+
+log = logging.getLogger("softprompt.server")
+
+
+def sampling_of(desk: Desk, asked: Asked, request: Asking, max_tokens: int | None) -> Sampling:
+    """How to choose tokens; greedy unless asked otherwise, as softprompt predict does. What is asked for and has no
+    effect is noted.
+
+    Raises:
+        ApiError: more tokens than are allowed.
+    """
+    most = desk.config.max_tokens
+    if max_tokens is not None and max_tokens > most:
+        raise ApiError(
+            422, "too_many_tokens", f"expected at most {most:,} tokens, got {max_tokens:,}", param="max_tokens"
+        )
+    warm = {name for name in ("temperature", "top_k", "top_p") if getattr(request, name) not in NEUTRAL[name]}
+    if asked.served.spec.kind == "classification":
+        idle = {*warm, *(["max_tokens"] if max_tokens else []), *(["stop"] if request.stop else [])}
+        why = f"'{asked.found.id}' answers with the words of the likeliest label"
+    else:
+        idle = set() if request.temperature else warm
+        why = "without a temperature above 0 the likeliest token is taken"
+    asked.facts.warnings += [f"{name} has no effect: {why}" for name in sorted(idle)]
+    if request.ignore_eos:
+        asked.facts.warnings.append("ignore_eos has no effect: a completion ends where the model ends it")
+    stop = (request.stop,) if isinstance(request.stop, str) else tuple(request.stop or ())
+    return Sampling(
+        max_new_tokens=max_tokens or desk.config.default_max_tokens,
+        temperature=request.temperature or 0.0,
+        top_p=1.0 if request.top_p is None else request.top_p,
+        top_k=max(request.top_k or 0, 0),
+        stop=stop,
+        seed=secrets.randbelow(2**62) if request.seed is None else request.seed,
+    )
+
+
+@dataclass
+class Trimmed:
+    """Pieces without the white space around the whole, as far as that can be told."""
+
+    begun: bool = False
+    held_back: str = ""
+
+    def __call__(self, piece: Piece) -> Piece:
+        text = self.held_back + piece.text
+        if not self.begun:
+            text = text.lstrip()
+        kept = text.rstrip()
+        self.begun |= bool(kept)
+        self.held_back = text[len(kept) :]
+        return replace(piece, text=kept)
+
+
+@dataclass
+class Grown:
+    """A completion as far as it has grown."""
+
+    text: list[str] = field(default_factory=list)
+    tokens: int = 0
+    prompt_tokens: int = 0
+    finish: str | None = None
+
+    def take(self, piece: Piece) -> None:
+        self.text.append(piece.text)
+        self.tokens += piece.tokens
+        self.prompt_tokens = piece.read.tokens
+        self.finish = piece.finish
+
+
+class Completing:
+    """The completions of one request.
+
+    Attributes:
+        id, created, model: of the answer and of every event of it.
+        grown: the completions, one for each text.
+    """
+
+    def __init__(
+        self,
+        desk: Desk,
+        asked: Asked,
+        examples: Sequence[Example],
+        sampling: Sampling,
+        prefix: str,
+        *,
+        exact: bool = False,
+    ) -> None:
+        """Ask nothing yet.
+
+        Args:
+            prefix: of the id, which tells OpenAI's kinds of answers apart.
+            exact: a completion goes on where its text ends, with the white space between them.
+        """
+        self._desk, self._asked, self._examples, self._sampling = desk, asked, examples, sampling
+        self._exact = exact
+        self.id, self.created, self.model = f"{prefix}-{secrets.token_hex(12)}", int(time.time()), asked.found.id
+        self.grown = [Grown() for _ in examples]
+        self._predictions: list[Prediction] = []
+
+    async def whole(self) -> list[Grown]:
+        """All of them, when they are finished."""
+
+        async def collect() -> list[Grown]:
+            async for _ in self._pieces():
+                pass
+            return self.grown
+
+        return await self._asked.attended(collect())
+
+    async def stream(
+        self,
+        chunk: Callable[[int, Piece, bool], list[dict[str, Any]]],
+        head: dict[str, Any],
+        *,
+        usage: bool | Literal["always"],
+    ) -> EventStream:
+        """Server-sent events, as the completions grow.
+
+        What goes wrong before the first piece has a status of its own; later it becomes an event, and the stream ends.
+
+        Args:
+            chunk: the choices, each for an event of its own, that tell of a piece of the completion of this index;
+                whether it is the first one of that.
+            head: what every event has beside them.
+            usage: one more event at the end, and in every one what was used so far if that is ``"always"``.
+        """
+
+        async def events() -> AsyncGenerator[bytes, None]:
+            begun: set[int] = set()
+            told = 0
+            async with aclosing(self._pieces()) as pieces:
+                async for index, piece in pieces:
+                    for choice in chunk(index, piece, index not in begun):
+                        more: dict[str, Any] = {}
+                        if usage:
+                            more["usage"] = self.usage() if usage == "always" else None
+                        if news := self.warnings[told:]:
+                            more["warnings"], told = news, len(self.warnings)
+                        yield event({**head, "choices": [choice], **more})
+                    begun.add(index)
+            if usage:
+                yield event({**head, "choices": [], "usage": self.usage()})
+
+        coming = events()
+        first = await self._asked.attended(anext(coming, None))
+        return EventStream(self._guarded(first, coming))
+
+    @property
+    def warnings(self) -> list[str]:
+        """What whoever asked may not expect of the answer."""
+        return self._asked.facts.warnings
+
+    def usage(self) -> dict[str, int]:
+        """Tokens of all of them."""
+        return usage_of([one.prompt_tokens for one in self.grown], sum(one.tokens for one in self.grown))
+
+    async def _guarded(self, first: bytes | None, coming: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
+        facts, ended = self._asked.facts, False
+        try:
+            part = first
+            while part is not None:
+                yield part
+                part = await self._asked.in_time(coming)
+            yield END
+            ended = True
+        except Exception as error:
+            problem = problem_of(error)
+            if problem.status_code >= 500 and problem.code == "internal_error":
+                log.error("failure", exc_info=error, extra={"facts": {"request_id": facts.id}})
+            facts.status, facts.code, ended = problem.status_code, problem.code, True
+            yield event(problem.to_dict())
+        finally:
+            if not ended:
+                facts.status, facts.code = CLIENT_GONE, "client_gone"
+            await coming.aclose()
+
+    async def _pieces(self) -> AsyncGenerator[tuple[int, Piece], None]:
+        """Pieces as they come, each kept in ``grown`` too, and all of them accounted for at the end."""
+        if self._asked.served.spec.kind == "classification":
+            coming = self._labels()
+        else:
+            coming = merged([self._generated(index, example) for index, example in enumerate(self._examples)])
+        try:
+            async for index, piece in coming:
+                if piece.read.cut and not self.grown[index].prompt_tokens:
+                    self._desk.warn_of_cut(self._asked, index, piece.read.tokens)
+                self.grown[index].take(piece)
+                yield index, piece
+        finally:
+            read = sum(one.prompt_tokens for one in self.grown)
+            self._desk.account(self._asked.facts, read, sum(one.tokens for one in self.grown))
+            self._desk.note(self._asked.facts, ["".join(one.text) for one in self.grown], self._predictions)
+            await coming.aclose()
+
+    async def _generated(self, index: int, example: Example) -> AsyncGenerator[Piece, None]:
+        asked, sampling = self._asked, self._sampling
+        if index:
+            # the same text twice is not to give the same sample twice
+            drawn = hashlib.sha256(f"{sampling.seed}/{index}".encode()).digest()
+            sampling = replace(sampling, seed=int.from_bytes(drawn[:7], "big"))
+        coming = self._desk.engine.generate(asked.served, example, sampling, deadline=asked.left)
+        shown: Callable[[Piece], Piece] = (lambda piece: piece) if self._exact else Trimmed()
+        try:
+            async for piece in coming:
+                yield shown(piece)
+        finally:
+            if isinstance(coming, AsyncGenerator):
+                await coming.aclose()
+
+    async def _labels(self) -> AsyncGenerator[tuple[int, Piece], None]:
+        """A prompt for classification says the words of the likeliest label."""
+        spec = self._asked.served.spec
+        self._predictions = await classified(self._desk, self._asked, self._examples)
+        for index, one in enumerate(self._predictions):
+            words = spec.verbalizers[spec.label_index[str(one.label)]]
+            yield index, Piece(words, 0, Reading(one.prompt_tokens or 0, one.cut), "stop")
+
+
+async def classified(desk: Desk, asked: Asked, examples: Sequence[Example]) -> list[Prediction]:
+    """Labels with probabilities.
+
+    Raises:
+        ApiError: the model gave no numbers.
+    """
+    predictions = await desk.engine.classify(asked.served, examples, deadline=asked.left)
+    for one in predictions:
+        if not all(math.isfinite(value) for value in (one.probabilities or {}).values()):
+            raise ApiError(500, "not_finite", "the model's numbers for this text are not finite: no label can be told")
+    return predictions
+
+
+def usage_of(prompt_tokens: Sequence[int], completion_tokens: int) -> dict[str, int]:
+    """OpenAI's count of tokens."""
+    read = sum(prompt_tokens)
+    return {
+        "prompt_tokens": read,
+        "completion_tokens": completion_tokens,
+        "total_tokens": read + completion_tokens,
+    }

@@ -1,0 +1,51 @@
+"""``POST /v1/completions``: texts in, completions out."""
+
+from typing import Any
+
+from fastapi import APIRouter
+from fastapi.routing import APIRoute
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from softprompt.serving.engine.engine_types import Piece
+from softprompt.serving.http.completion_service import Completing, sampling_of
+from softprompt.serving.http.openapi import answers
+from softprompt.serving.http.request_context import Desk, Timeout, warned
+from softprompt.serving.http.schemas import Completion, CompletionRequest
+
+
+def completions(desk: Desk, route: type[APIRoute]) -> APIRouter:
+    """The route."""
+    router = APIRouter(route_class=route)
+
+    @router.post("/v1/completions", responses=answers(Completion, streams=True), summary="Complete texts")
+    async def complete(request: Request, body: CompletionRequest, timeout: Timeout = None) -> Response:
+        """Each text becomes the ``text`` of the prompt's template; the completion goes on where that ends, with the
+        white space between them. A prompt for classification answers with the words of the likeliest label. Greedy
+        unless ``temperature`` is above 0."""
+        asked = await desk.ask(request, body.model, timeout, body.baseline)
+        texts = [body.prompt] if isinstance(body.prompt, str) else body.prompt
+        examples = desk.examples(asked, [desk.row(asked, text, body.columns) for text in texts])
+        sampling = sampling_of(desk, asked, body, body.max_tokens)
+        completing = Completing(desk, asked, examples, sampling, "cmpl", exact=True)
+        head = {
+            "id": completing.id,
+            "object": "text_completion",
+            "created": completing.created,
+            "model": completing.model,
+        }
+        if body.stream:
+            return await completing.stream(_choices, head, usage=body.usage_in_stream)
+        grown = await completing.whole()
+        choices = [_choice(index, "".join(one.text), one.finish) for index, one in enumerate(grown)]
+        return JSONResponse({**head, "choices": choices, "usage": completing.usage(), **warned(asked.facts)})
+
+    return router
+
+
+def _choices(index: int, piece: Piece, first: bool) -> list[dict[str, Any]]:
+    return [_choice(index, piece.text, piece.finish)] if piece.text or piece.finish else []
+
+
+def _choice(index: int, text: str, finish: str | None) -> dict[str, Any]:
+    return {"index": index, "text": text, "finish_reason": finish, "logprobs": None}

@@ -1,0 +1,242 @@
+"""Settings of the server: each default written once, each number with its unit.
+
+An option of the command line wins over the environment (``SOFTPROMPT_PORT`` and so on), the environment over the file.
+"""
+
+import ipaddress
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, Self, get_origin
+
+from pydantic import Field, model_validator
+
+from softprompt.config import Settings
+from softprompt.errors import ConfigError
+from softprompt.serving.request_log.request_samples import Keep
+from softprompt.store.references import check_alias
+from softprompt.utils.files import expanded
+
+ENVIRONMENT = "SOFTPROMPT_"
+SAMPLING = {"sample_rate", "sample_text", "sample_keep"}
+
+
+_OWN_NAMES = ("localhost", "127.0.0.1", "::1")
+
+
+class ServeConfig(Settings):
+    """What ``softprompt serve`` is told."""
+
+    model: str | None = Field(None, description="base model: hub name, folder, .gguf file or embedded:gemma-3-270m")
+    store: str | None = Field(None, description="folder or URL of a store of prompts")
+    prompts: tuple[str, ...] = Field((), description="folders of saved prompts, FOLDER or NAME=FOLDER, without a store")
+    device: str | None = Field(None, description="cpu, cuda, cuda:1, mps (default: a GPU if there is one)")
+    dtype: str | None = Field(None, description="float32, bfloat16 or float16 (default: what is fast here)")
+    quantise: str | None = Field(None, description="int8, bnb-int8 or bnb-nf4 (default: weights as saved)")
+    compile: Literal["auto", "always", "never"] = Field(
+        "auto", description="compile what labels are found by, on a CPU; auto: where a C++ compiler is"
+    )
+    engine_kind: Literal["own", "vllm"] = Field(
+        "own", description="what runs the model: this process, or a vLLM server with the baked checkpoint"
+    )
+    engine_url: str | None = Field(None, description="address of the vLLM server")
+    engine_key: str | None = Field(None, repr=False, description="API key of the vLLM server, if it wants one")
+    engine: dict[str, int | float | str | bool] = Field(
+        default_factory=dict, description="how much the engine takes at once (docs/serve.md)"
+    )
+
+    base_name: str | None = Field(
+        None,
+        min_length=1,
+        description="what requests call the base model (default: its name, of a folder its last part)",
+    )
+    default_alias: str = Field("prod", description="where a name without version or alias leads, if it has this alias")
+    refresh: float = Field(10, ge=0, le=86400, description="seconds between looks at the store, 0: only when told to")
+    max_loaded: int = Field(1024, ge=1, description="prompts held in memory; the least recently used go first")
+
+    host: str = Field("127.0.0.1", min_length=1, description="address to listen on")
+    port: int = Field(8000, ge=0, le=65535, description="port to listen on, 0: a free one")
+    root_path: str = Field("", description="path below which a reverse proxy has the server")
+    allowed_hosts: tuple[str, ...] = Field(
+        (), description="names that requests may have as Host (default: those of this machine without keys, else any)"
+    )
+    cors_origins: tuple[str, ...] = Field((), description="web origins whose pages may ask (default: none)")
+    keys: str | None = Field(None, description="file of API keys, as softprompt keys writes it")
+    no_auth: bool = Field(False, description="answer everybody on an address that others reach")
+    public_metrics: bool = Field(False, description="give /metrics to everybody, without an admin's key")
+
+    body_limit: int = Field(2**20, ge=1024, le=2**26, description="bytes of a request's body")
+    depth_limit: int = Field(16, ge=4, le=100, description="levels of nesting in a request's JSON")
+    text_limit: int = Field(100_000, ge=1, description="characters of a text with its columns")
+    batch_limit: int = Field(128, ge=1, description="texts in one request")
+    max_tokens: int = Field(1024, ge=1, description="tokens that a request may ask for")
+    default_max_tokens: int = Field(128, ge=1, description="tokens of a completion where the request does not say")
+    chat: Literal["single", "last"] = Field(
+        "single", description="a chat is one message of the user, or the last of several, the others being left out"
+    )
+    timeout: float = Field(60, gt=0, le=86400, description="seconds for a request")
+    max_connections: int = Field(1000, ge=1, description="connections at once; fewer if this process has fewer files")
+    header_timeout: float = Field(10, gt=0, le=3600, description="seconds for the headers of a request")
+    drain_delay: float = Field(
+        5, ge=0, le=3600, description="seconds on SIGTERM in which /readyz is 503 and all else is still answered"
+    )
+    shutdown_timeout: int = Field(30, ge=0, le=3600, description="seconds for what runs when the server is stopped")
+    examples: dict[str, str] = Field(
+        default_factory=dict, description="a text for each name of a prompt, which the page offers to begin with"
+    )
+    log_text: bool = Field(False, description="write texts and answers to the log")
+
+    sample_file: str | None = Field(
+        None, min_length=1, description="file for samples of requests: SQLite, or JSON lines if it ends with .jsonl"
+    )
+    sample_rate: float = Field(0.01, gt=0, le=1, description="share of the requests that are sampled")
+    sample_text: bool = Field(False, description="keep texts and completions in the samples")
+    sample_keep: str = Field("100000", description="rows of samples that stay, or their age, as 30d; the oldest go")
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.default_max_tokens > self.max_tokens:
+            raise ValueError(
+                f"default_max_tokens ({self.default_max_tokens}) must be at most max_tokens ({self.max_tokens})"
+            )
+        return self
+
+    @classmethod
+    def gathered(
+        cls, file: Path | None, options: Mapping[str, Any], environment: Mapping[str, str] = os.environ
+    ) -> Self:
+        """Settings of a file, the environment and options, the later over the earlier.
+
+        Raises:
+            ConfigError: one is unknown, of the wrong type, out of range, or does not go with another.
+        """
+        chosen = {name: value for name, value in options.items() if value is not None}
+        given = {**_from_environment(environment), **chosen}
+        config = cls.build(**given) if file is None else cls.load(file, **given)
+        for name, other in (("store", "prompts"), ("prompts", "store")):
+            if chosen.get(name) and not chosen.get(other):
+                # of the two there is one, whatever a file or the environment has of the other
+                config = config.model_copy(update={other: cls.model_fields[other].get_default()})
+        config.check()
+        return config
+
+    def check(self) -> None:
+        """Raise ConfigError for settings that contradict each other, or let anybody in without saying so."""
+        if self.model is None:
+            raise ConfigError("expected a base model, got none: give --model, model in the file, or SOFTPROMPT_MODEL")
+        self._check_engine()
+        if (self.store is None) == (not self.prompts):
+            got = "neither" if self.store is None else "both"
+            raise ConfigError(f"expected a store or saved prompts, got {got}: give --store or --prompt")
+        check_alias(self.default_alias)
+        if self.sample_file is None and (given := sorted(SAMPLING & self.model_fields_set)):
+            raise ConfigError(f"{given[0]} is for samples of requests: give --sample-file too, or leave it out")
+        Keep.of(self.sample_keep)
+        if self.keys is not None and self.no_auth:
+            raise ConfigError("--no-auth lets everybody in, and keys are given: leave one of them out")
+        if self.keys is None and not self.no_auth and not self.is_private:
+            where = f"the address '{self.host}'" if not self.is_local else "the server through a proxy"
+            raise ConfigError(
+                f"others reach {where}, and there are no API keys: make some (softprompt keys add) and give their "
+                "file with --keys, or say --no-auth"
+            )
+
+    def _check_engine(self) -> None:
+        if self.engine_kind == "own":
+            if self.engine_url is not None:
+                raise ConfigError(
+                    "--engine-url is the address of a vLLM server: give --engine vllm too, or leave it out"
+                )
+            return
+        if self.engine_url is None:
+            raise ConfigError("--engine vllm asks a vLLM server: give its address with --engine-url http://HOST:PORT")
+        if not self.engine_url.startswith(("http://", "https://")):
+            raise ConfigError(f"--engine-url: expected http://HOST:PORT or https://, got '{self.engine_url}'")
+        for name in ("device", "dtype", "quantise"):
+            if getattr(self, name) is not None:
+                raise ConfigError(f"--{name} is for a model that is loaded here, and vLLM loads it: leave it out")
+        if self.compile != "auto":
+            raise ConfigError("--compile is for a model that runs here, and vLLM runs it: leave it out")
+
+    @property
+    def keys_path(self) -> Path | None:
+        """The file of keys."""
+        return None if self.keys is None else expanded(self.keys)
+
+    @property
+    def samples_path(self) -> Path | None:
+        """The file of samples."""
+        return None if self.sample_file is None else expanded(self.sample_file)
+
+    @property
+    def is_local(self) -> bool:
+        """Whether only this machine reaches the address."""
+        return ipaddress.ip_address(self.host).is_loopback if is_address(self.host) else self.host == "localhost"
+
+    @property
+    def is_private(self) -> bool:
+        """Whether only this machine is meant to ask: no proxy is told of, by a path or a name of its own."""
+        return (
+            self.is_local and not self.root_path and {host_name(one) for one in self.allowed_hosts} <= set(_OWN_NAMES)
+        )
+
+    @property
+    def hosts(self) -> tuple[str, ...]:
+        """The names that a request may have as Host; empty for any.
+
+        A page of the web can make a browser on this machine ask a local server under the page's own name (DNS
+        rebinding): without keys, nothing else would stop it.
+        """
+        if self.allowed_hosts or self.keys is not None or not self.is_local:
+            return tuple(map(host_name, self.allowed_hosts))
+        return tuple(dict.fromkeys((self.host, *_OWN_NAMES)))
+
+    def answers_as(self, host: str, path: str) -> bool:
+        """Whether a request for ``path`` may have this Host.
+
+        Probes and scrapers ask the process by its address, whatever its name is for others. An address is never the
+        name of a page of the web, and what such a page could learn by ``/healthz`` and ``/readyz`` is nothing.
+        """
+        name = host_name(host)
+        if not self.hosts or name in self.hosts:
+            return True
+        path = path.removeprefix(self.root_path)
+        return path in ("/healthz", "/readyz") or (path == "/metrics" and (self._metrics_kept or is_address(name)))
+
+    @property
+    def _metrics_kept(self) -> bool:
+        """Whether what is asked for as ``/metrics`` depends on something else than the name of the server."""
+        return self.keys is not None or self.public_metrics
+
+
+def host_name(host: str) -> str:
+    """``Host`` without the port and the brackets of IPv6, lower-case."""
+    if host.count(":") > 1 and not host.startswith("["):
+        return host.lower()
+    name = host.rpartition("]")[0].removeprefix("[") if host.startswith("[") else host.partition(":")[0]
+    return name.lower()
+
+
+def is_address(name: str) -> bool:
+    """Whether a name of ``host_name`` is an address."""
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
+def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
+    """Settings by name; lists have commas between their parts, the engine's settings are ``name=value`` each."""
+    found: dict[str, Any] = {}
+    for name, field in ServeConfig.model_fields.items():
+        value = environment.get(f"{ENVIRONMENT}{name.upper()}", "").strip()
+        if not value:
+            continue
+        kind = get_origin(field.annotation)
+        parts = [part.strip() for part in value.split(",") if part.strip()]
+        if kind is dict:
+            found[name] = dict(part.partition("=")[::2] for part in parts)
+        else:
+            found[name] = tuple(parts) if kind is tuple else value
+    return found

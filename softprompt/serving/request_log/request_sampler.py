@@ -1,0 +1,230 @@
+"""Samples of requests, written to a file beside the answers and never in their way.
+
+A request that has ended is put into a bounded queue, or counted as dropped where that is full; a thread of its own
+measures the texts and writes. What cannot be written is counted and logged once, and the next ones are tried again.
+"""
+
+import json
+import logging
+import random
+import sqlite3
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from softprompt.data.encoding.encoder import Encoder, Reader
+from softprompt.data.examples import Example, characters
+from softprompt.errors import SoftpromptError
+from softprompt.serving.engine.engine_types import Served
+from softprompt.serving.engine.request_preparation import Recent, weight_of_labels
+from softprompt.serving.request_log.request_samples import ROW_BYTES, TEXT_CHARACTERS, Sample
+from softprompt.serving.request_log.sample_files import SampleFile
+from softprompt.store.input_profile import Profile
+from softprompt.training.input_profiling import rare_tokens
+
+QUEUE = 4096  # requests that wait to be written, at most
+QUEUE_CHARACTERS = 2**25  # of all their texts
+AT_ONCE = 256  # requests that are written together
+KEPT = 256  # prompts whose encoder and profile are held
+CLOSING = 60.0  # seconds that the thread has to write what is queued
+
+log = logging.getLogger("softprompt.server")
+
+
+@dataclass(frozen=True)
+class Answered:
+    """What came of one text; ``text`` is the label or the completion."""
+
+    text: str
+    probabilities: Mapping[str, float] | None = None
+
+
+@dataclass(frozen=True)
+class Taken:
+    """A request that has ended.
+
+    Attributes:
+        time: in seconds since 1970.
+        prompt: ``name@version``.
+        served: that answered.
+        examples, answers: in the same order; no answers where it ended in an error.
+        seconds: of the whole request.
+    """
+
+    time: float
+    request: str
+    prompt: str
+    served: Served
+    key: str
+    route: str
+    examples: Sequence[Example]
+    answers: Sequence[Answered]
+    seconds: float
+    status: int
+    error: str
+
+    @property
+    def characters(self) -> int:
+        """That it holds in memory."""
+        texts = sum(map(characters, self.examples))
+        return texts + sum(len(one.text) for one in self.answers)
+
+
+class Sampler:
+    """Takes a share of the requests.
+
+    Attributes:
+        rate: the share.
+    """
+
+    def __init__(
+        self,
+        base: Reader,
+        file: SampleFile,
+        profile: Callable[[str], Profile | None],
+        count: Callable[[str, int], None],
+        *,
+        rate: float,
+        text: bool,
+    ) -> None:
+        """Start the thread.
+
+        Args:
+            profile: of ``name@version``, if it has one; may block.
+            count: is told of how many requests were ``written``, ``dropped`` or ``failed``; from any thread.
+            text: keep texts and completions.
+        """
+        self.rate = rate
+        self._file, self._count, self._text = file, count, text
+        self._measuring = _Measuring(base, profile)
+        self._queue: deque[Taken] = deque()
+        self._characters = 0
+        self._closed = self._failing = False
+        self._changed = threading.Condition()
+        self._thread = threading.Thread(target=self._run, name="softprompt samples", daemon=True)
+        self._thread.start()
+
+    def chosen(self) -> bool:
+        """Whether the next request is one of the share."""
+        return random.random() < self.rate
+
+    def offer(self, taken: Taken) -> None:
+        """Have a request written, if there is room; at once, from any thread."""
+        characters = taken.characters
+        with self._changed:
+            full = len(self._queue) >= QUEUE or self._characters + characters > QUEUE_CHARACTERS
+            if not full and not self._closed:
+                self._queue.append(taken)
+                self._characters += characters
+                self._changed.notify()
+                return
+        self._count("dropped", 1)
+
+    def close(self) -> None:
+        """Take no more, and write what is queued. Blocks."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+        self._thread.join(CLOSING)
+        if self._thread.is_alive():
+            log.error("samples not written in time", extra={"facts": {"requests": len(self._queue)}})
+
+    def _run(self) -> None:
+        while batch := self._next():
+            try:
+                self._file.write([row for taken in batch for row in self._rows(taken)])
+            except (OSError, sqlite3.Error) as error:
+                self._failed(batch, error)
+            except Exception as error:  # whatever it is, the next ones are to be tried
+                log.error("samples not written", exc_info=error)
+                self._count("failed", len(batch))
+            else:
+                self._count("written", len(batch))
+                if self._failing:
+                    log.info("samples are written again")
+                self._failing = False
+        try:
+            self._file.close()
+        except (OSError, sqlite3.Error) as error:
+            log.error("samples not closed", extra={"facts": {"reason": str(error)}})
+
+    def _next(self) -> list[Taken]:
+        """Requests that wait, when there are some; none at the end."""
+        with self._changed:
+            while not self._queue and not self._closed:
+                self._changed.wait()
+            batch = [self._queue.popleft() for _ in range(min(len(self._queue), AT_ONCE))]
+            self._characters -= sum(taken.characters for taken in batch)
+            return batch
+
+    def _failed(self, batch: Sequence[Taken], error: Exception) -> None:
+        self._count("failed", len(batch))
+        if not self._failing:  # one line, however long the disk is full
+            reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
+            log.error("samples not written, tried again with the next ones", extra={"facts": {"reason": reason}})
+        self._failing = True
+
+    def _rows(self, taken: Taken) -> Iterator[Sample]:
+        tells = self._text or taken.served.spec.kind == "classification"  # a label is none of the user's text
+        for index, example in enumerate(taken.examples):
+            answer = taken.answers[index] if index < len(taken.answers) else None
+            tokens, rare = self._measuring.tokens(taken.prompt, taken.served, example)
+            yield Sample(
+                time=taken.time,
+                request=taken.request,
+                prompt=taken.prompt,
+                key=taken.key[:300],
+                route=taken.route,
+                characters=len(example.text),
+                tokens=tokens,
+                rare=rare,
+                text=_cut(example.text) if self._text else None,
+                columns=_columns(example) if self._text else None,
+                answer=_cut(answer.text) if answer is not None and tells else None,
+                probabilities=dict(answer.probabilities) if answer is not None and answer.probabilities else None,
+                milliseconds=round(1000 * taken.seconds, 1),
+                status=taken.status,
+                error=taken.error,
+            )
+
+
+class _Measuring:
+    """Tokens of texts."""
+
+    def __init__(self, base: Reader, profile: Callable[[str], Profile | None]) -> None:
+        self._base, self._profile = base, profile
+        self._prompts: Recent[tuple[Encoder, frozenset[int] | None]] = Recent(
+            KEPT, lambda made: weight_of_labels(made[0])
+        )
+
+    def tokens(self, prompt: str, served: Served, example: Example) -> tuple[int | None, int | None]:
+        """How many a text has, and how many of them are rare; ``None`` for what cannot be told."""
+        try:
+            encoder, known = self._prompts.get(served.key, lambda: self._made(prompt, served))
+            (ids,) = encoder.text_ids([example])
+        except SoftpromptError:
+            return None, None
+        return len(ids), None if known is None else rare_tokens(ids, known)
+
+    def _made(self, prompt: str, served: Served) -> tuple[Encoder, frozenset[int] | None]:
+        known = None
+        try:
+            profile = self._profile(prompt)
+            known = None if profile is None else profile.known
+        except SoftpromptError as error:
+            log.warning("profile not read", extra={"facts": {"model": prompt, "reason": str(error)}})
+        length = max((state.length for state in served.states), default=0)
+        return Encoder(self._base, served.spec, length), known
+
+
+def _cut(text: str) -> str:
+    # half of a surrogate pair is no text that can be stored
+    return text[:TEXT_CHARACTERS].encode(errors="replace").decode()
+
+
+def _columns(example: Example) -> dict[str, Any] | None:
+    """Small enough to be read back; ``None`` if there are none, or they are too large."""
+    found = {name: _cut(value) if isinstance(value, str) else value for name, value in example.columns.items()}
+    return found if found and len(json.dumps(found)) < ROW_BYTES and all(len(name) <= 300 for name in found) else None

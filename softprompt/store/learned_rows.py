@@ -1,0 +1,197 @@
+"""What a prompt was learned from, as hashes: a file of its folder by which later data are told from the rows it knows.
+
+A hash is of what the model reads of a row (``identity``), 8 bytes of it. Of more than ``MOST`` distinct training rows
+only those with the lowest hashes are kept: a random sample of the rows, which finds its share of any overlap.
+"""
+
+import base64
+import json
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from softprompt.data.example_stream import Stream
+from softprompt.data.examples import Example
+from softprompt.data.row_identity import hashed, input_of
+from softprompt.data.split_assignment import named
+from softprompt.data.task import Task
+from softprompt.errors import PromptFileError
+from softprompt.store.artifacts import referred
+from softprompt.store.references import Reference, is_reference
+from softprompt.utils.files import expanded
+from softprompt.utils.safe_io import TEXT_LIMIT, parse_json, read_file
+from softprompt.utils.seals import SEAL, sealed, unsealed
+
+ROWS_FILE = "rows.json"
+MOST = 50_000  # hashes of training rows that are kept, and of validation rows
+EARLIER = 2  # prompts that it started from whose rows are kept too, the latest ones
+READ_AGAIN = 1_000_000  # rows of a stream that are read once more to be hashed, at most
+AT_ONCE = 1000  # rows of a stream that are in memory together
+SCHEMA = 1
+ALL = 2**64  # what hashes are below where all are kept
+
+Hashes = NDArray[np.uint64]
+
+
+@dataclass(frozen=True)
+class Known:
+    """How many rows of some data a prompt knows.
+
+    Attributes:
+        rows: of the data.
+        looked_at: those whose hash would have been kept, all but for large training data.
+        learned, chosen: of these, in what it learned from, and in what its best step was chosen on.
+    """
+
+    rows: int
+    looked_at: int
+    learned: int
+    chosen: int
+
+    def words(self, split: str) -> str:
+        """A sentence, or nothing where it knows none of them."""
+        found = [
+            f"{count:,} of {self.looked_at:,} {named(split)} stand in {what}"
+            for count, what in (
+                (self.learned, "what this prompt was learned from"),
+                (self.chosen, "what its best step was chosen on"),
+            )
+            if count
+        ]
+        if not found:
+            return ""
+        part = f" ({self.looked_at:,} of {self.rows:,} rows were looked at)" if self.looked_at < self.rows else ""
+        return f"{', '.join(found)}{part}: the score is not of unseen data"
+
+    def to_dict(self) -> dict[str, int]:
+        return {"rows": self.rows, "looked_at": self.looked_at, "learned": self.learned, "chosen": self.chosen}
+
+
+@dataclass(frozen=True)
+class LearnedRows:
+    """Hashes of the rows of a prompt's training and validation data.
+
+    Attributes:
+        columns: that were read of each row.
+        below: only hashes below it were kept.
+        train, validation: sorted, each once.
+        earlier: of the prompts that it started from, the latest first.
+    """
+
+    columns: tuple[str, ...]
+    below: int
+    train: Hashes
+    validation: Hashes
+    earlier: "tuple[LearnedRows, ...]" = ()
+
+    @classmethod
+    def of(cls, task: Task, streamed_rows: int = 0) -> Self:
+        """Those of a task's data; of a stream, of its first ``streamed_rows``."""
+        names = task.spec.compiled.names
+        train: Iterable[Example] = task.train
+        if (stream := task.splits.stream) is not None:
+            train = _first(stream, min(streamed_rows, READ_AGAIN))
+        return cls(tuple(sorted(names)), ALL, _hashes(train, names), _hashes(task.validation, names)).bounded()
+
+    def bounded(self) -> Self:
+        """With no more than ``MOST`` hashes of each split, by one measure for both."""
+        below = min((int(found[MOST]) for found in (self.train, self.validation) if len(found) > MOST), default=ALL)
+        if below == ALL:
+            return self
+        train, validation = (found[found < np.uint64(below)] for found in (self.train, self.validation))
+        return replace(self, below=below, train=train, validation=validation)
+
+    def behind(self, parent: "LearnedRows") -> Self:
+        """With the rows of the prompt that it started from, which it knows too."""
+        before = (replace(parent, earlier=()), *parent.earlier)
+        return replace(self, earlier=before[:EARLIER])
+
+    def among(self, examples: Sequence[Example]) -> Known:
+        """Which of ``examples`` are known."""
+        found = self._hashes_of(examples)
+        looked_at = np.array([int(one) < self.below for one in found], dtype=bool)
+        learned = np.isin(found, self.train)
+        for one in self.earlier:
+            learned |= np.isin(one._hashes_of(examples), one.train)
+        learned &= looked_at
+        chosen = np.isin(found, self.validation) & looked_at & ~learned
+        return Known(len(found), int(looked_at.sum()), int(learned.sum()), int(chosen.sum()))
+
+    def _hashes_of(self, examples: Sequence[Example]) -> Hashes:
+        return np.array([hashed(input_of(example, self.columns)) for example in examples], dtype=np.uint64)
+
+    def to_text(self) -> str:
+        """The file's text; the same rows give the same bytes."""
+        facts = {"schema": SCHEMA, **self._facts(), "earlier": [one._facts() for one in self.earlier]}
+        return json.dumps(sealed(facts), indent=1) + "\n"
+
+    def _facts(self) -> dict[str, Any]:
+        return {
+            "columns": list(self.columns),
+            "below": str(self.below),
+            "train": _packed(self.train),
+            "validation": _packed(self.validation),
+        }
+
+    @classmethod
+    def _of_facts(cls, facts: Mapping[str, Any]) -> Self:
+        columns, below = tuple(map(str, facts["columns"])), int(facts["below"])
+        return cls(columns, below, _unpacked(facts["train"]), _unpacked(facts["validation"]))
+
+    @classmethod
+    def from_bytes(cls, content: bytes) -> Self:
+        """``to_text`` undone; raises ValueError for what it does not give."""
+        values = parse_json(content)
+        facts = unsealed(values)
+        if facts.get("schema") != SCHEMA or SEAL not in values:
+            raise ValueError(f"expected schema {SCHEMA} of {ROWS_FILE}, and its SHA-256")
+        try:
+            return replace(cls._of_facts(facts), earlier=tuple(map(cls._of_facts, facts["earlier"])))
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"it lacks or misuses {error}") from error
+
+
+def read_learned(place: str) -> LearnedRows | None:
+    """What a saved prompt, by its folder or reference, was learned from; ``None`` if that was not kept.
+
+    Raises:
+        PromptFileError: it is damaged.
+        StoreError: the prompt is not in the store, or damaged there.
+    """
+    try:
+        if is_reference(place):
+            artifacts, version = referred(Reference.parse(place))
+            if ROWS_FILE not in version.files:
+                return None
+            return LearnedRows.from_bytes(artifacts.read(version, [ROWS_FILE])[ROWS_FILE])
+        return LearnedRows.from_bytes(read_file(expanded(place) / ROWS_FILE, TEXT_LIMIT))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError) as error:
+        raise PromptFileError(
+            f"'{place}/{ROWS_FILE}' is damaged: {error}; remove it, or learn the prompt again"
+        ) from error
+
+
+def _first(stream: Stream, count: int) -> Iterator[Example]:
+    """The first rows of a stream."""
+    rows = stream.open()
+    while count > 0 and (found := rows.read(min(count, AT_ONCE))):
+        yield from found
+        count -= len(found)
+
+
+def _hashes(examples: Iterable[Example], names: Collection[str]) -> Hashes:
+    found = np.fromiter((hashed(input_of(example, names)) for example in examples), dtype=np.uint64)
+    return np.unique(found)
+
+
+def _packed(values: Hashes) -> str:
+    return base64.b64encode(values.astype("<u8").tobytes()).decode()
+
+
+def _unpacked(text: str) -> Hashes:
+    return np.frombuffer(base64.b64decode(text, validate=True), dtype="<u8").astype(np.uint64)

@@ -1,0 +1,63 @@
+"""Saved prompts by folder or by reference into a store."""
+
+from pathlib import Path
+from typing import Any
+
+from softprompt.errors import PromptFileError
+from softprompt.prompts.saved_prompt import MANIFEST_FILE, TENSOR_FILE, Prompt, _manifest, _manifest_bytes, prompt_of
+from softprompt.store.artifacts import referred
+from softprompt.store.references import Reference, is_reference
+from softprompt.utils.files import expanded
+from softprompt.utils.safe_io import FILE_LIMIT, read_file
+
+
+def read_manifest(place: str | Path) -> dict[str, Any]:
+    """``prompt.json`` of a saved prompt, its schema checked.
+
+    Args:
+        place: its folder, or a string that refers to one in a store (``STORE#NAME@WHICH``).
+
+    Raises:
+        PromptFileError: not there, not JSON, or of another schema.
+        StoreError: it is not in the store, or damaged there.
+    """
+    if isinstance(place, str) and is_reference(place):
+        artifacts, version = referred(Reference.parse(place))
+        return _manifest(artifacts.read(version, [MANIFEST_FILE])[MANIFEST_FILE], f"{place}/{MANIFEST_FILE}")
+    return _manifest(_manifest_bytes(expanded(place)), str(expanded(place) / MANIFEST_FILE))
+
+
+def load_prompt(place: str | Path) -> Prompt:
+    """Read a saved prompt and check it: schema, digests, shapes, numbers.
+
+    Args:
+        place: its folder, or a string that refers to one in a store (``STORE#NAME@WHICH``).
+
+    Raises:
+        PromptFileError: it is not there, or anything about it is wrong.
+        StoreError: it is not in the store, or damaged there.
+    """
+    if isinstance(place, str) and is_reference(place):
+        artifacts, version = referred(Reference.parse(place))
+        return prompt_of(artifacts.read(version), place)
+    folder = expanded(place)
+    manifest = _manifest_bytes(folder)
+    try:
+        tensors = read_file(folder / TENSOR_FILE, FILE_LIMIT)
+    except FileNotFoundError as error:
+        raise PromptFileError(f"the saved prompt '{place}' is damaged: it holds no {TENSOR_FILE}") from error
+    except (OSError, ValueError) as error:
+        raise PromptFileError(f"the saved prompt '{place}' is damaged: {TENSOR_FILE}: {error}") from error
+    return prompt_of({MANIFEST_FILE: manifest, TENSOR_FILE: tensors}, str(folder))
+
+
+def pinned(place: str) -> str:
+    """The same prompt by its version's number, where ``place`` refers to one in a store by an alias, which may move.
+
+    Raises:
+        StoreError: it is not there.
+    """
+    if not is_reference(place):
+        return place
+    artifacts, version = referred(Reference.parse(place))
+    return f"{artifacts.url}#{version}"

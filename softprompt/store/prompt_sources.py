@@ -1,0 +1,160 @@
+"""Where served prompts come from: the versions of a store, or saved prompts that were given by their folders."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Protocol
+
+from softprompt.errors import ConfigError, StoreError
+from softprompt.models.fingerprint import Outline
+from softprompt.prompts.saved_prompt import MANIFEST_FILE, TENSOR_FILE, Identified, Prompt, prompt_of
+from softprompt.store.artifacts import Artifacts
+from softprompt.store.input_profile import Profile, read_profile
+from softprompt.store.metadata import now
+from softprompt.store.prompt_loading import load_prompt
+from softprompt.store.references import check_name, is_name
+from softprompt.store.version_store import Listing
+from softprompt.utils.files import expanded
+
+
+class Gone(Exception):
+    """A version is no longer there."""
+
+
+@dataclass(frozen=True)
+class Stock:
+    """What a source has: each name with its versions and aliases, and what could not be read, in words."""
+
+    names: Mapping[str, Listing]
+    troubles: tuple[str, ...] = ()
+
+
+class Source(Protocol):
+    """All methods block; none is given a name that ``references`` has not checked."""
+
+    def stock(self, before: Mapping[str, Listing]) -> Stock:
+        """What there is now.
+
+        Args:
+            before: what there was, which stands for a name that cannot be read at the moment.
+
+        Raises:
+            StoreError: nothing can be read.
+        """
+        ...
+
+    def load(self, name: str, number: int) -> tuple[Prompt, datetime]:
+        """A version, checked, and when it was made.
+
+        Raises:
+            Gone: it was removed.
+            StoreError, PromptFileError: it is damaged, or cannot be reached.
+        """
+        ...
+
+    def place(self, name: str, number: int) -> str:
+        """Where a version is: its folder or reference."""
+        ...
+
+
+class StoreSource:
+    """A store, in a folder or behind a URL."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+
+    def stock(self, before: Mapping[str, Listing]) -> Stock:
+        # a new one asks again whether this is a store: one that is not mounted at the moment has not lost its prompts
+        artifacts, names, troubles = Artifacts(self._url), {}, []
+        for name in artifacts.possible_names():
+            known = before.get(name)
+            try:
+                numbers = artifacts.numbers(name)
+                if numbers and (known is None or numbers[-1] not in known.numbers):
+                    numbers = self._whole(artifacts, name, numbers)
+                aliases = artifacts.aliases(name) if numbers else {}
+            except StoreError as error:
+                troubles.append(str(error))
+                if known is not None:
+                    names[name] = known
+                continue
+            if numbers:
+                names[name] = Listing(name, tuple(numbers), aliases)
+        return Stock(names, tuple(troubles))
+
+    def check_base(self, base: Identified | Outline) -> None:
+        """Nothing: a store may hold prompts of several base models, and each is checked when it is loaded."""
+
+    def load(self, name: str, number: int) -> tuple[Prompt, datetime]:
+        artifacts = Artifacts(self._url)
+        if number not in artifacts.numbers(name):
+            raise Gone
+        try:
+            version = artifacts.version(name, str(number))
+            files = artifacts.read(version, [MANIFEST_FILE, TENSOR_FILE])
+        except StoreError as error:
+            if number not in artifacts.numbers(name):  # removed while it was read
+                raise Gone from error
+            raise
+        return prompt_of(files, f"{artifacts.url}#{version}"), version.created
+
+    def place(self, name: str, number: int) -> str:
+        return f"{self._url}#{name}@{number}"
+
+    @staticmethod
+    def _whole(artifacts: Artifacts, name: str, numbers: list[int]) -> list[int]:
+        """Without the newest one, if that is still being written."""
+        try:
+            artifacts.version(name, str(numbers[-1]))
+        except StoreError:
+            return numbers[:-1]
+        return numbers
+
+
+class FolderSource:
+    """Saved prompts, read once; each is version 1 of its name."""
+
+    def __init__(self, places: Sequence[str]) -> None:
+        """Read them all.
+
+        Args:
+            places: ``FOLDER``, whose last part is the name, or ``NAME=FOLDER``.
+
+        Raises:
+            ConfigError: two of one name, or a folder whose name cannot be that of a prompt.
+            PromptFileError, StoreError: one is damaged or not there.
+        """
+        self._made = now()
+        self._prompts: dict[str, Prompt] = {}
+        self._folders: dict[str, str] = {}
+        for place in places:
+            name, equals, folder = place.partition("=")
+            if not equals:
+                name, folder = expanded(place).resolve().name, place
+                if not is_name(name):
+                    raise ConfigError(f"'{name}' cannot be the name of a prompt: give --prompt NAME={folder}")
+            check_name(name)
+            if name in self._prompts:
+                raise ConfigError(f"two prompts would be called '{name}': give one of them as --prompt NAME=FOLDER")
+            self._prompts[name] = load_prompt(expanded(folder))
+            self._folders[name] = str(expanded(folder))
+
+    def check_base(self, base: Identified | Outline) -> None:
+        """Raise PromptFileError unless all were learned on ``base``."""
+        for prompt in self._prompts.values():
+            prompt.check_base(base)
+
+    def stock(self, before: Mapping[str, Listing]) -> Stock:
+        return Stock({name: Listing(name, (1,), {}) for name in self._prompts})
+
+    def load(self, name: str, number: int) -> tuple[Prompt, datetime]:
+        return self._prompts[name], self._made
+
+    def place(self, name: str, number: int) -> str:
+        return self._folders[name]
+
+
+def profile_in(source: Source, which: str) -> Profile | None:
+    """The profile of ``name@version``, if it has one; raises StoreError, PromptFileError."""
+    name, _, number = which.rpartition("@")
+    return read_profile(source.place(name, int(number)))

@@ -1,0 +1,334 @@
+"""distill: a long written prompt, solved examples or a saved prompt in; a short soft prompt that behaves like it out.
+
+The teacher answers every input once; students learn to give the same probabilities (imitation.py), in the same loop,
+with the same checkpoints, as any prompt (train.py). Askell et al. 2021 call this context distillation, for a model's
+weights; Snell, Klein and Zhong 2022 and Mu, Li and Goodman 2023 take it further. Here nothing but the prompt learns.
+"""
+
+import hashlib
+import json
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from softprompt.config import DistillConfig, TrainConfig
+from softprompt.data.examples import Example
+from softprompt.data.split_assignment import Drawn, sample_indices, sample_of
+from softprompt.data.splits import Splits
+from softprompt.data.task import Task
+from softprompt.errors import ConfigError
+from softprompt.inference.generation import Sampling, room_for
+from softprompt.models.frozen_lm import FrozenLM
+from softprompt.prompts.saved_prompt import Prompt
+from softprompt.training.callbacks import CLOCK_FILE, Clock, Silent
+from softprompt.training.checkpoint import Checkpoint
+from softprompt.training.distillation.distillation_loss import imitation
+from softprompt.training.distillation.distillation_records import Distilled
+from softprompt.training.distillation.fidelity import fidelity, measured, request_tokens, with_speeds, without_clock
+from softprompt.training.distillation.student_initialization import check_can_begin, chosen_starts
+from softprompt.training.distillation.teacher import Answers, Teacher, ask
+from softprompt.training.distillation.teacher_cache import ANSWERS_FILE, load_answers, save_answers
+from softprompt.training.fit import (
+    TEST_LIMIT,
+    announce,
+    best_prompt,
+    data_facts,
+    finish,
+    limited,
+    open_run,
+    roomy,
+    with_records,
+)
+from softprompt.training.loop import Observer, TrainingResult, check_there, train_together
+from softprompt.utils.files import expanded
+
+REPORT_FILE = "distillation.json"
+SPEED_EXAMPLES = 256  # held-out inputs whose requests are timed, at most
+
+
+@dataclass(frozen=True)
+class Distillation:
+    """A distilled prompt, and how it does beside its teacher."""
+
+    prompt: Prompt
+    report: Distilled
+
+
+def distill(
+    base: FrozenLM,
+    inputs: Task | Splits | str | Path,
+    teacher: Teacher | Prompt | str,
+    *,
+    out: str | Path | None = None,
+    config: TrainConfig | None = None,
+    observer: Observer | None = None,
+    resume: bool = False,
+    restart: bool = False,
+    evaluate_test: bool = True,
+    measure: bool = True,
+    **settings: Any,
+) -> Distillation:
+    """Learn a soft prompt under which ``base`` behaves as under ``teacher``.
+
+    Args:
+        inputs: a task (``Task.of_inputs`` makes one of unlabelled rows), or what it is read from.
+        teacher: a text, a saved prompt, or what ``Teacher.written`` gives for a text with solved examples.
+        out, observer, resume, restart, evaluate_test: as for ``fit``.
+        config: the settings of learning; or give single ones by name (``length=16``, ``steps=300``, ...), those of
+            ``DistillConfig`` among them (``temperature=2``, ``samples=1``, ...). ``init`` is ``teacher`` by default.
+        measure: time student and teacher at the end.
+
+    Raises:
+        ConfigError, DataError, TemplateError, OutputError, PromptFileError, TrainingError: one line that says what
+            to do.
+    """
+    how = {name: settings.pop(name) for name in tuple(settings) if name in DistillConfig.model_fields}
+    chosen = config if config is not None else TrainConfig()
+    if settings:
+        chosen = TrainConfig.build(**{**chosen.model_dump(exclude_unset=True), **settings})
+    if not isinstance(inputs, Task):
+        inputs = Task.of_inputs(inputs, spec=teacher.spec if isinstance(teacher, Prompt) else None)
+    return distill_together(
+        base,
+        inputs,
+        {"": chosen},
+        teacher_of(base, inputs, teacher),
+        DistillConfig.build(**how),
+        out=out,
+        observer=observer,
+        resume=resume,
+        restart=restart,
+        evaluate_test=evaluate_test,
+        measure=measure,
+    )[""]
+
+
+def teacher_of(base: FrozenLM, task: Task, teacher: Teacher | Prompt | str) -> Teacher:
+    """A text or a saved prompt as a teacher; raises ConfigError or PromptFileError."""
+    if isinstance(teacher, Teacher):
+        return teacher
+    return Teacher.saved(base, teacher) if isinstance(teacher, Prompt) else Teacher.written(base, task.spec, teacher)
+
+
+def of_lengths(config: TrainConfig, lengths: Sequence[int]) -> dict[str, TrainConfig]:
+    """The settings of students of several lengths, by what their folders are called; raises ConfigError."""
+    if len(set(lengths)) < len(lengths):
+        raise ConfigError(f"lengths {', '.join(map(str, lengths))}: expected each once")
+    given = config.model_dump(exclude_unset=True)
+    return {str(length): TrainConfig.build(**{**given, "length": length}) for length in lengths}
+
+
+def distill_together(
+    base: FrozenLM,
+    task: Task,
+    configs: Mapping[str, TrainConfig],
+    teacher: Teacher,
+    settings: DistillConfig | None = None,
+    *,
+    out: str | Path | None = None,
+    observer: Observer | None = None,
+    resume: bool = False,
+    restart: bool = False,
+    evaluate_test: bool = True,
+    measure: bool = True,
+) -> dict[str, Distillation]:
+    """Several students of one teacher, in the same forward passes; all of them are kept.
+
+    Args:
+        configs: of each student, by the folder within ``out`` that it is saved in; one alone may be called ``""``,
+            which is ``out`` itself.
+        settings: what they learn of the teacher.
+        out, observer, resume, restart, evaluate_test, measure: as for ``distill``.
+
+    Raises:
+        as ``distill``.
+    """
+    base.processes.check_alone("distillation")
+    settings, observer = settings or DistillConfig(), observer or Silent()
+    configs = {name: _started(config, teacher) for name, config in configs.items()}
+    first = next(iter(configs.values()))
+    check_there(task)
+    whole = roomy(base, limited(task, first))
+    room = settings.max_new_tokens or room_for(base, whole.spec, whole.train + whole.validation + whole.test)
+    settings = settings.model_copy(update={"max_new_tokens": room})
+    task, notes = _used(whole, first, settings, evaluate_test)
+    configs = {name: config.model_copy(update={"max_length": task.spec.max_length}) for name, config in configs.items()}
+    out = None if out is None else expanded(out)
+    run: AbstractContextManager[Checkpoint | None] = nullcontext()
+    how = settings.model_dump()
+    if out is not None:
+        taught = {"teacher": teacher.digest, "distillation": how}
+        run = open_run(out, base, {"": task}, configs, resume=resume, restart=restart, observer=observer, **taught)
+    with run as checkpoint:
+        announce(base, task, max(config.length for config in configs.values()), observer, settings.max_new_tokens)
+        for note in notes:
+            observer.noted(note)
+        if checkpoint is not None:
+            checkpoint.load()  # one of another run is refused before the teacher is asked
+        splits = {"train": task.train, "validation": task.validation, **({"test": task.test} if task.test else {})}
+        answers, seconds = _answers(base, task, teacher, settings, splits, checkpoint, restart, observer)
+        lengths = {name: config.length for name, config in configs.items() if config.init == "teacher"}
+        starts = chosen_starts(base, task, teacher.start, lengths, answers["validation"])
+        given = {length: state for length, (_, state) in starts.items()}
+        lesson = imitation(base, task, list(configs.values()), answers, given, settings.temperature)
+        clock = Clock(observer, None if checkpoint is None else checkpoint.folder / CLOCK_FILE)
+        outcomes = train_together(base, task, configs, clock, checkpoint, lesson)
+        by_name = {name: one for name, one in zip(configs, outcomes, strict=True) if not one.failed}
+        sizes = {"validation": len(whole.validation), "test": len(whole.test)}
+        done = {}
+        for name, outcome in by_name.items():
+            spent = seconds, clock.at(outcome.steps) / len(configs)
+            told = {**settings.model_dump(), "start": starts[lengths[name]][0] if name in lengths else None}
+            one = _reported(base, task, configs[name], outcome, teacher, told, answers, sizes, spent)
+            # what was given, which inspect can know again
+            done[name] = replace(one, prompt=replace(one.prompt, data=data_facts(whole)))
+        if measure:
+            done = _measured(base, task, done, teacher, settings)
+        if out is not None and checkpoint is not None:
+            finished = checkpoint.stage() / out.name
+            for name, one in done.items():
+                facts = one.report.model_dump_json(indent=2) + "\n"
+                files = {**one.prompt.extra_files, REPORT_FILE: facts}
+                finish(replace(one.prompt, extra_files=files), finished / name, by_name[name], checkpoint.folder)
+            checkpoint.place(finished, out, ANSWERS_FILE, CLOCK_FILE)
+    return done
+
+
+def check_init(config: TrainConfig) -> None:
+    """Raise ConfigError if a start is asked for that would need labels."""
+    if "init" in config.model_fields_set and config.init == "examples":
+        raise ConfigError(
+            "init 'examples' needs labels, of which distill uses none: leave --init out to start from the teacher's "
+            "own text, or give --shots N"
+        )
+
+
+def _started(config: TrainConfig, teacher: Teacher) -> TrainConfig:
+    """With the start that is chosen where none is given: the teacher's own text, or, where it is none, ``text``."""
+    check_init(config)
+    if config.init == "teacher":
+        check_can_begin(teacher.start, config.length)
+    if "init" in config.model_fields_set:
+        return config
+    return config.model_copy(update={"init": "text" if teacher.start.kind == "key_values" else "teacher"})
+
+
+def _used(task: Task, config: TrainConfig, settings: DistillConfig, evaluate_test: bool) -> tuple[Task, list[str]]:
+    """The inputs that learning and reporting come by: the teacher need not answer others."""
+    most = config.steps * config.batch_size
+    train = sample_of(task.train, most)
+    validation = sample_of(task.validation, config.validation_limit)
+    test = sample_of(task.test, TEST_LIMIT[task.spec.kind]) if evaluate_test else ()
+    notes = []
+    whys = {
+        "train": f"{config.steps:,} steps see no more",
+        "validation": "validation_limit",
+        "test": "scored at the end",
+    }
+    for split, used, given in (
+        ("train", train, task.train),
+        ("validation", validation, task.validation),
+        ("test", test, task.test),
+    ):
+        if used and len(used) < len(given):
+            notes.append(f"{len(used):,} of {len(given):,} {split} inputs are used, drawn by seed 0 ({whys[split]})")
+    splits = replace(task.splits, train=train, validation=validation, test=test)
+    return replace(task, splits=splits), notes
+
+
+def _answers(
+    base: FrozenLM,
+    task: Task,
+    teacher: Teacher,
+    settings: DistillConfig,
+    splits: Mapping[str, Sequence[Example]],
+    checkpoint: Checkpoint | None,
+    restart: bool,
+    observer: Observer,
+) -> tuple[dict[str, Answers], float]:
+    """What the teacher says, and the seconds it took: from the run's folder, or by asking it."""
+    path = None if checkpoint is None else checkpoint.folder / ANSWERS_FILE
+    identity = ""
+    if path is not None and checkpoint is not None:
+        inputs = [[split, [(one.text, sorted(one.columns.items())) for one in some]] for split, some in splits.items()]
+        parts = {name: checkpoint.identity[name] for name in ("base", "device and dtype", "task", "versions")}
+        # how the student learns makes no difference to what the teacher says
+        facts = [parts, inputs, teacher.digest, settings.model_dump()]
+        identity = hashlib.sha256(json.dumps(facts, default=str).encode()).hexdigest()
+        if not restart and (kept := load_answers(path, identity)) is not None:
+            observer.noted("the teacher's answers are there already")
+            return kept
+    began = time.perf_counter()
+    answers = ask(base, task.spec, teacher, settings, splits, observer.noted)
+    seconds = time.perf_counter() - began
+    if path is not None:
+        save_answers(path, answers, identity, seconds)
+    return answers, seconds
+
+
+def _reported(
+    base: FrozenLM,
+    task: Task,
+    config: TrainConfig,
+    outcome: TrainingResult,
+    teacher: Teacher,
+    told: Mapping[str, Any],
+    answers: Mapping[str, Answers],
+    given: Mapping[str, int],
+    spent: tuple[float, float],
+) -> Distillation:
+    """The prompt, and how it does on what was held out.
+
+    ``told``: what its manifest says of how it was distilled; ``given``: rows of each split of which those of ``task``
+    are a sample; ``spent``: seconds of teacher and training.
+    """
+    prompt = best_prompt(base, task, {"": config}, [outcome], ensemble=False)
+    sampling = Sampling(max_new_tokens=told["max_new_tokens"])
+    held_out, metrics, answered = {}, {}, {}
+    for split, examples in (("validation", task.validation), ("test", task.test)):
+        if examples:
+            chosen = sample_indices(examples, TEST_LIMIT[task.spec.kind])
+            some, own = [examples[index] for index in chosen], answers[split].at(chosen)
+            near, metrics[split], answered[split] = fidelity(base, task.spec, some, own, outcome.state, sampling)
+            metrics[split] |= Drawn(len(chosen), given[split]).to_dict()
+            held_out[split] = near
+    last = next(reversed(held_out.values()))
+    report = Distilled(
+        teacher=teacher.source,
+        method=config.method,
+        length=outcome.state.length,
+        metric=last.agreement.metric if last.student is None else last.student.metric,
+        held_out=held_out,
+        tokens=request_tokens(base, task.spec, task.test or task.validation, teacher, outcome.state),
+        teacher_seconds=spent[0],
+        training_seconds=spent[1],
+    )
+    training = {**prompt.training, "distillation": {**told, **without_clock(report)}}
+    prompt = replace(prompt, metrics=metrics, training=training)
+    return Distillation(with_records(prompt, base, task, answered.get("validation", ())), report)
+
+
+def _measured(
+    base: FrozenLM, task: Task, done: Mapping[str, Distillation], teacher: Teacher, settings: DistillConfig
+) -> dict[str, Distillation]:
+    """With latency and throughput before and after."""
+    examples = sample_of(task.test or task.validation, SPEED_EXAMPLES)
+    states = [one.prompt.state for one in done.values()]
+    after, cached, read = measured(base, task.spec, examples, teacher, states, settings)
+    return {
+        name: replace(one, report=with_speeds(one.report, speed, cached, read))
+        for (name, one), speed in zip(done.items(), after, strict=True)
+    }
+
+
+__all__ = [
+    "Distillation",
+    "check_init",
+    "distill",
+    "distill_together",
+    "of_lengths",
+    "teacher_of",
+]

@@ -1,0 +1,257 @@
+"""What a distillation gave: how near the student is to its teacher, what it saves, when that has paid.
+
+Labels and references, where inputs have them, are looked at here and nowhere else.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from math import ceil
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from softprompt.config import DistillConfig
+from softprompt.data.encoding.encoder import Encoder
+from softprompt.data.examples import Example, answered, gold_of
+from softprompt.data.few_shot import BEHIND_WORDS, behind
+from softprompt.data.task import TaskSpec
+from softprompt.inference.benchmark import Speed, figure, measure_speed
+from softprompt.inference.evaluation import score
+from softprompt.inference.generation import ANSWER_ROOM, Sampling, complete
+from softprompt.inference.predictor import Prediction, Predictor, likeliest, naming
+from softprompt.inference.scoring import EVALUATION_TOKENS, Objective
+from softprompt.inference.speed_drift import comparable
+from softprompt.metrics import QUANTILES, Metric, mean_metric
+from softprompt.metrics.bootstrap import resampled, scores_of
+from softprompt.metrics.measured import Figure
+from softprompt.models.frozen_lm import FrozenLM
+from softprompt.prompts.prefix import Prefix, make_prefix
+from softprompt.prompts.state import PromptState
+from softprompt.training.distillation.distillation_loss import Fidelity as Nearness
+from softprompt.training.distillation.distillation_loss import targets_of
+from softprompt.training.distillation.distillation_records import BreakEven, Distilled, Fidelity, RequestTokens
+from softprompt.training.distillation.teacher import Answers, LabelAnswers, Teacher
+
+NOISE = 0.05  # of the time of a request: less than that is not saved, for all that timing can tell
+
+
+class ReadAnew:
+    """Answers behind a text that is read with every input, as by an engine without prefix caching."""
+
+    def __init__(self, base: FrozenLM, spec: TaskSpec, ids: Sequence[int], sampling: Sampling) -> None:
+        """``ids``: of the text.
+
+        Raises:
+            TemplateError: it leaves no room for inputs in the model's context.
+        """
+        self.base, self.spec, self.sampling, self._ids = base, spec, sampling, tuple(ids)
+        self._encoder = Encoder(base, spec, len(ids), sampling.max_new_tokens, BEHIND_WORDS)
+        self._objective = Objective(base, self._encoder.verbalizer)
+
+    @cached_property
+    def prefix(self) -> Prefix:
+        """BOS alone."""
+        with torch.no_grad():
+            return make_prefix(self.base, None)
+
+    def label_log_probabilities(self, examples: Sequence[Example]) -> Tensor:
+        """Log-probabilities ``[n, C]`` of the labels."""
+        items = behind(self._encoder.scoring_items(examples), [self._ids] * len(examples))
+        with naming(examples):
+            return self._objective.label_log_probabilities(self.prefix, items)
+
+    def predict(self, examples: Sequence[Example]) -> Iterator[Prediction]:
+        """One prediction for each example, in any order."""
+        if self.spec.kind == "classification":
+            yield from likeliest(self.spec, self.label_log_probabilities(examples))
+            return
+        texts = [(*self._ids, *text) for text in self._encoder.inputs(examples)]
+        with naming(examples):
+            for index, text, cut in complete(self.base, self.prefix, texts, self.sampling, EVALUATION_TOKENS):
+                yield Prediction(index, completion=text, at_limit=cut)
+
+
+@dataclass(frozen=True)
+class Given:
+    """Answers that are there already, one for each of the examples they were given to."""
+
+    spec: TaskSpec
+    predictions: Sequence[Prediction]
+    truncated: int = 0
+
+    def of(self, indices: Sequence[int]) -> "Given":
+        """Those to some of the examples, counted anew."""
+        chosen = [self.predictions[index] for index in indices]
+        return Given(self.spec, [replace(one, index=i) for i, one in enumerate(chosen)])
+
+    def label_log_probabilities(self, examples: Sequence[Example]) -> Tensor:
+        """Of the probabilities, which sum to 1 within rounding."""
+        rows = [list((one.probabilities or {}).values()) for one in self.predictions]
+        return torch.tensor(rows).log()
+
+    def predict(self, examples: Sequence[Example]) -> Iterator[Prediction]:
+        yield from self.predictions
+
+    @property
+    def words(self) -> list[str]:
+        """Label or completion of each."""
+        return [str(one.completion if one.label is None else one.label) for one in self.predictions]
+
+
+def taught(base: FrozenLM, spec: TaskSpec, answers: Answers) -> Given:
+    """A teacher's answers as predictions."""
+    if isinstance(answers, LabelAnswers):
+        return Given(spec, list(likeliest(spec, answers.log_probabilities)))
+    texts = answers.texts(base.tokenizer)
+    return Given(spec, [Prediction(index, completion=text) for index, text in enumerate(texts)])
+
+
+def fidelity(
+    base: FrozenLM,
+    spec: TaskSpec,
+    examples: Sequence[Example],
+    answers: Answers,
+    state: PromptState,
+    sampling: Sampling,
+) -> tuple[Fidelity, dict[str, Any], Sequence[Prediction]]:
+    """How a student does beside its teacher; also its evaluation as a manifest keeps it, and its answers."""
+    teacher, predictor = taught(base, spec, answers), Predictor(base, spec, state, sampling)
+    objective = Objective(base, predictor.encoder.verbalizer)
+    targets = targets_of(objective, answers)
+    near = Nearness(base, targets, targets.items(predictor.encoder, examples))
+    divergences, alike, _ = near.of(predictor.prefix)
+    student = Given(spec, sorted(predictor.predict(examples), key=lambda one: one.index))
+    same = [float(one == other) for one, other in zip(student.words, teacher.words, strict=True)]
+    agreement, divergence = mean_metric("agreement", same), mean_metric("kl", divergences.tolist())
+    further = [divergence]
+    if spec.kind == "generation":
+        further.append(mean_metric("token_agreement", alike.tolist()))
+
+    facts: dict[str, Any] = {}
+    manifest: dict[str, Any] = {**agreement.to_dict(), "others": {}, "truncated": predictor.truncated}
+    told = set(map(id, answered(examples)))
+    if indices := [index for index, one in enumerate(examples) if id(one) in told]:
+        labelled = [examples[index] for index in indices]
+        of_teacher, of_student = (score(one.of(indices), labelled) for one in (teacher, student))
+        facts = {"teacher": figure(of_teacher.metric), "student": figure(of_student.metric)}
+        words = [one.of(indices).words for one in (teacher, student)]
+        facts["kept"] = _kept(of_student.metric.name, gold_of(labelled), *words)
+        manifest = {**of_student.to_dict(), "truncated": predictor.truncated}
+        further = [agreement, *further]
+    manifest["others"] |= {metric.name: metric.to_dict() for metric in further}
+    if spec.kind == "generation":
+        facts["token_agreement"] = figure(further[-1])
+    found = Fidelity(n=len(examples), agreement=figure(agreement), kl=figure(divergence), **facts)
+    return found, manifest, student.predictions
+
+
+def request_tokens(
+    base: FrozenLM, spec: TaskSpec, examples: Sequence[Example], teacher: Teacher, state: PromptState
+) -> RequestTokens:
+    """What a request has before and after."""
+    texts = Encoder(base, spec, state.length).inputs(examples)
+    text = float(np.mean([len(ids) for ids in texts]))
+    # each of several prompts reads the text
+    before, after = teacher.tokens + len(teacher.states) * text, state.length + text
+    return RequestTokens(
+        teacher=teacher.tokens,
+        student=state.length,
+        text=text,
+        before=before,
+        after=after,
+        times_fewer=before / after,
+    )
+
+
+def measured(
+    base: FrozenLM,
+    spec: TaskSpec,
+    examples: Sequence[Example],
+    teacher: Teacher,
+    states: Sequence[PromptState],
+    settings: DistillConfig,
+) -> tuple[list[Speed], Speed, Speed | None]:
+    """Latency and throughput of each student, of the teacher, and of the teacher read with every request.
+
+    All are timed in turn with the first student, on the same texts.
+    """
+    sampling = Sampling(max_new_tokens=settings.max_new_tokens or ANSWER_ROOM)
+    students = [Predictor(base, spec, state, sampling) for state in states]
+    before = teacher.predictor(base, spec, settings)
+    cached = measure_speed(before, students[0], examples, teacher.tokens)
+    read = None
+    if teacher.ids:
+        anew = ReadAnew(base, spec, teacher.ids, before.sampling)
+        read = measure_speed(anew, students[0], examples, teacher.tokens)
+    after = [
+        measure_speed(student, students[0], examples, state.length)
+        for student, state in zip(students, states, strict=True)
+    ]
+    return after, cached, read
+
+
+def with_speeds(report: Distilled, student: Speed, cached: Speed, read: Speed | None) -> Distilled:
+    """The report with what was measured, and the break-even that follows."""
+    spent = report.teacher_seconds + report.training_seconds
+    # of times that were measured one after another, each beside the first student
+    at_student, at_cached, at_read = comparable([student, cached, read])
+    assert at_student is not None
+    assert at_cached is not None
+    return report.model_copy(
+        update={
+            "student_speed": student,
+            "teacher_speed": cached,
+            "read_speed": read,
+            "against_cached": break_even(spent, at_cached, at_student),
+            "against_read": None if at_read is None else break_even(spent, at_read, at_student),
+        }
+    )
+
+
+def break_even(spent: float, before: Speed, after: Speed) -> BreakEven:
+    """After how many requests ``spent`` seconds are saved."""
+
+    def requests(was: float, now: float) -> int | None:
+        return ceil(spent / (was - now)) if was - now > NOISE * was else None
+
+    return BreakEven(
+        single=requests(before.p50_ms / 1000, after.p50_ms / 1000),
+        batched=requests(1 / before.examples_per_second, 1 / after.examples_per_second),
+    )
+
+
+def without_clock(report: Distilled) -> Mapping[str, Any]:
+    """What does not depend on how fast the machine was: the same run gives the same bytes."""
+    timed = {"teacher_seconds", "training_seconds", "student_speed", "teacher_speed", "read_speed"}
+    return report.model_dump(exclude={*timed, "against_read", "against_cached"})
+
+
+def _kept(metric: str, gold: Sequence[Any], teacher: Sequence[str], student: Sequence[str]) -> Figure | None:
+    """The student's metric as a share of its teacher's."""
+    answers = {"teacher": teacher, "student": student}
+    scores = {name: scores_of(metric, gold, [words]) for name, words in answers.items()}
+    whole = {name: float(one.means[0]) for name, one in scores.items()}
+    if whole["teacher"] <= 0:
+        return None
+    values = resampled(scores)
+    # a resample in which the teacher has nothing right says nothing
+    some = values["teacher"] > 0
+    low, high = np.quantile(values["student"][some] / values["teacher"][some], QUANTILES)
+    value = whole["student"] / whole["teacher"]
+    return figure(Metric("kept", value, float(low), float(high), len(gold)))
+
+
+__all__ = [
+    "Given",
+    "ReadAnew",
+    "break_even",
+    "fidelity",
+    "measured",
+    "request_tokens",
+    "taught",
+    "with_speeds",
+    "without_clock",
+]

@@ -1,0 +1,86 @@
+"""Measures what a profile holds: tokens of texts, and hidden states where the answer begins."""
+
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from softprompt.data.encoding.batching import budgeted, collate
+from softprompt.data.encoding.encoder import Encoder
+from softprompt.data.examples import Example
+from softprompt.data.split_assignment import sample_of
+from softprompt.data.task import Task, TaskSpec
+from softprompt.inference.predictor import Prediction
+from softprompt.inference.scoring import EVALUATION_TOKENS
+from softprompt.models.frozen_lm import FrozenLM
+from softprompt.prompts.prefix import make_prefix
+from softprompt.prompts.state import PromptState
+from softprompt.store.input_profile import FREQUENT, Distribution, Floats, Hidden, Profile, Rate, coordinates, steps_of
+
+TEXTS = 2000  # rows whose tokens are counted, at most
+STATES = 400  # rows that are read for their hidden states, at most: a forward pass each
+
+
+def rare_tokens(ids: Sequence[int], known: frozenset[int]) -> int:
+    """How many of a text's tokens are not among those known."""
+    return sum(one not in known for one in ids)
+
+
+def profile_of(
+    base: FrozenLM,
+    spec: TaskSpec,
+    states: Sequence[PromptState],
+    task: Task,
+    predictions: Sequence[Prediction] = (),
+) -> Profile | None:
+    """What the prompt ``states`` sees of a task's validation rows; ``None`` where there are none.
+
+    Args:
+        predictions: its answers to validation rows, for labels and confidence (classification).
+    """
+    rows = sample_of(task.validation, TEXTS)
+    if not rows:
+        return None
+    encoder = Encoder(base, spec, max(state.length for state in states))
+    learned = encoder.text_ids(sample_of(task.train, TEXTS))
+    counts = Counter(token for ids in learned for token in ids)
+    # the order decides between tokens that are as frequent
+    frequent = sorted(counts, key=lambda token: (-counts[token], token))[:FREQUENT]
+    known, texts = frozenset(frequent), encoder.text_ids(rows)
+    answered = [one for one in predictions if one.probabilities]
+    hidden, size = hidden_states(base, spec, states, sample_of(rows, STATES))
+    return Profile(
+        examples=len(rows),
+        frequent=steps_of(frequent),
+        lengths=Distribution.of([len(ids) for ids in texts]),
+        rare=Rate.of([rare_tokens(ids, known) for ids in texts], [len(ids) for ids in texts]),
+        labels=_label_counts(spec, answered),
+        confidence=Distribution.of([max((one.probabilities or {}).values()) for one in answered]) if answered else None,
+        hidden=Hidden.of(hidden, size) if len(hidden) >= 3 and np.isfinite(hidden).all() else None,
+    )
+
+
+@torch.no_grad()
+def hidden_states(
+    base: FrozenLM, spec: TaskSpec, states: Sequence[PromptState], examples: Sequence[Example]
+) -> tuple[Floats, int]:
+    """Chosen coordinates ``[n, K]`` of the last hidden state where the answer to each example begins, and its size.
+
+    Of several prompts that answer together, behind the first.
+    """
+    encoder = Encoder(base, spec, max(state.length for state in states))
+    prefix = make_prefix(base, states[0])
+    found: dict[int, Floats] = {}
+    size = 0
+    for chunk in budgeted(encoder.question_items(examples), EVALUATION_TOKENS):
+        hidden = prefix.scored(collate(chunk, base.device))
+        size = hidden.shape[1]
+        chosen = hidden.float().cpu()[:, list(coordinates(size))].double().numpy()
+        found |= {item.example: row for item, row in zip(chunk, chosen, strict=True)}
+    return np.stack([found[index] for index in range(len(examples))]), size
+
+
+def _label_counts(spec: TaskSpec, answered: Sequence[Prediction]) -> dict[str, int]:
+    counts = Counter(str(one.label) for one in answered)
+    return {label: counts[label] for label in spec.labels} if answered else {}

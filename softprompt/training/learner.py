@@ -1,0 +1,262 @@
+"""One prompt while it learns: its parameters, its optimiser, its schedule, the best it has been.
+
+Several learners can share the forward passes of one frozen model (train.py); each one's numbers are its own.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from softprompt.config import TrainConfig
+from softprompt.data.task import Task
+from softprompt.models.frozen_lm import FrozenLM
+from softprompt.prompts.methods.method_registry import fold, make_method
+from softprompt.prompts.state import PromptState
+from softprompt.training.initialization import initialise
+
+WINDOW = 50  # steps that the training loss is averaged over
+
+
+@dataclass(frozen=True)
+class Bar:
+    """The loss (nats) of having learned nothing, which a run that learns gets below.
+
+    Attributes:
+        loss: ``None`` is the loss of the first steps.
+        what: what it is called.
+        enough: a loss that leaves nothing to learn, wherever the bar is.
+        look: what to look at first where a run does not learn.
+    """
+
+    loss: float | None
+    what: str = "the loss at the start"
+    enough: float = 0.0
+    look: str = "are the labels right, does the template show the text?"
+
+
+@dataclass
+class Progress:
+    """Where a learner stands: everything beside tensors that a checkpoint has to keep."""
+
+    step: int = 0
+    history: list[dict[str, float]] = field(default_factory=list)
+    best_step: int = 0
+    best_value: float = -math.inf
+    best_loss: float = math.inf
+    highest_value: float = -math.inf
+    stale: int = 0
+    recent: list[float] = field(default_factory=list)
+    first_losses: list[float] = field(default_factory=list)
+    alarmed: bool = False
+    stopped_early: bool = False
+    failed: bool = False
+    stream: dict[str, Any] | None = None
+
+    @property
+    def recent_loss(self) -> float:
+        """Mean training loss of the last steps."""
+        return sum(self.recent) / len(self.recent)
+
+    def trained(self, loss: float) -> None:
+        """Take note of a step's loss."""
+        self.recent = [*self.recent, loss][-WINDOW:]
+
+    def evaluated(self, step: int, value: float, loss: float, error: float, patience: int = 0) -> bool:
+        """Take note of an evaluation; whether it was the best so far. ``patience`` of them without gain end the run.
+
+        Values within one standard ``error`` of the highest cannot be told apart: of those the lowest loss is best. An
+        accuracy over some hundred examples moves by more than a point by chance, the loss by much less.
+        """
+        self.highest_value = max(self.highest_value, value)
+        level = value >= self.highest_value - error
+        best = value > self.best_value + error or (level and loss < self.best_loss)
+        if best:
+            self.best_step, self.best_value, self.best_loss = step, value, loss
+        # a mean of the steps before, beside figures of now: it is said of how many
+        trained = {"train_loss": self.recent_loss, "train_loss_steps": len(self.recent)} if self.recent else {}
+        self.history.append({"step": step, **trained, "value": value, "validation_loss": loss})
+        self.stale = 0 if best else self.stale + 1
+        self.stopped_early = bool(patience) and self.stale >= patience
+        return best
+
+
+class Learner:
+    """One prompt that learns.
+
+    Attributes:
+        name: what it is called beside others; empty if it is alone.
+        config: its settings.
+        method: the module that holds its parameters.
+        best: the prompt of its best evaluation.
+        progress: where it stands.
+    """
+
+    def __init__(
+        self,
+        base: FrozenLM,
+        task: Task,
+        config: TrainConfig,
+        name: str = "",
+        bar: Bar | None = None,
+        start: PromptState | None = None,
+    ) -> None:
+        """Begin at the start that ``config`` names.
+
+        Args:
+            bar: what to get below; by default the loss of knowing the label frequencies.
+            start: what ``init='teacher'`` begins as.
+
+        Raises:
+            ConfigError, PromptFileError, BaseModelError: the settings cannot be used.
+        """
+        self.name, self.config = name, config
+        torch.manual_seed(config.seed)
+        start = initialise(config.init, base, task.spec, config.length, config.seed, task.train, start)
+        unit = base.embedding_std if config.rate_unit == "embedding-std" else 1.0
+        self.method: Any = make_method(config.method, config.method_options, base, start, unit, config.seed)
+        self.parameters = [parameter for parameter in self.method.parameters() if parameter.requires_grad]
+        self.optimizer = make_optimizer(self.method, config)
+        self.averaged = {name: parameter.detach().clone() for name, parameter in self.method.named_parameters()}
+        self.best = fold(self.method)
+        self.progress = Progress()
+        self._bar = bar or _label_bar(task)
+
+    @property
+    def learned(self) -> int:
+        """Parameters that learn."""
+        return sum(parameter.numel() for parameter in self.parameters)
+
+    @property
+    def rate(self) -> float:
+        """The learning rate of the step to come."""
+        return self.config.learning_rate * rate_factor(self.progress.step, self.config)
+
+    @property
+    def done(self) -> bool:
+        """Whether there is nothing left to learn."""
+        return self.progress.step >= self.config.steps or self.progress.stopped_early
+
+    def clip(self) -> float:
+        """Cut the gradient to the longest norm allowed; returns the norm before."""
+        return float(nn.utils.clip_grad_norm_(self.parameters, self.config.clip))
+
+    def update(self) -> None:
+        """Make the step that the gradient asks for."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.rate * group["factor"]
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.config.averaging:
+            for name, parameter in self.method.named_parameters():
+                self.averaged[name].lerp_(parameter.detach(), 1 - self.config.averaging)
+        self.progress.step += 1
+
+    def candidate(self) -> PromptState:
+        """The prompt as it would be saved now."""
+        if not self.config.averaging:
+            return fold(self.method)
+        current = {name: parameter.detach().clone() for name, parameter in self.method.named_parameters()}
+        self.method.load_state_dict(self.averaged, strict=False)
+        try:
+            return fold(self.method)
+        finally:
+            self.method.load_state_dict(current, strict=False)
+
+    def evaluated(self, candidate: PromptState, value: float, loss: float, error: float) -> bool:
+        """Take note of an evaluation (see ``Progress.evaluated``); whether it was the best so far."""
+        improved = self.progress.evaluated(self.progress.step, value, loss, error, self.config.patience)
+        if improved:
+            self.best = candidate
+        return improved
+
+    def alarm(self, loss: float) -> str | None:
+        """Take note of a step's loss; once, what to say if the run is not learning.
+
+        Learning is being better than what knowing only the label frequencies gives, or than the first steps.
+        """
+        progress = self.progress
+        progress.trained(loss)
+        if len(progress.first_losses) < 10:
+            progress.first_losses.append(loss)
+        if progress.alarmed or progress.step < self.config.alarm_after:
+            return None
+        bar = self._bar.loss
+        if bar is None:
+            bar = sum(progress.first_losses) / len(progress.first_losses)
+        recent = progress.recent_loss
+        if recent < max(0.98 * bar, self._bar.enough):
+            return None
+        progress.alarmed = True
+        rate = self.config.learning_rate
+        return (
+            f"not learning: after {progress.step} steps the training loss is {recent:.3f}, {self._bar.what} is "
+            f"{bar:.3f}. Look at a few rows first ({self._bar.look}); "
+            "then try a rate three times lower or higher "
+            f"(--learning-rate {rate / 3:.2g} or {rate * 3:.2g}), another --init or more --steps"
+        )
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What a checkpoint keeps, the optimiser's state apart; ``restore`` takes it back."""
+        kept = {f"method/{name}": tensor for name, tensor in self.method.state_dict().items()}
+        kept |= {f"averaged/{name}": tensor for name, tensor in self.averaged.items()}
+        return kept | {f"best/{index}": tensor for index, tensor in enumerate(self.best.tensors)}
+
+    def restore(self, tensors: Mapping[str, Tensor], optimizer: dict[str, Any], progress: Mapping[str, Any]) -> None:
+        """Go back to where ``tensors`` were taken."""
+        device = self.parameters[0].device
+
+        def group(start: str) -> dict[str, Tensor]:
+            return {name.removeprefix(start): t.to(device) for name, t in tensors.items() if name.startswith(start)}
+
+        self.method.load_state_dict(group("method/"))
+        self.averaged = group("averaged/")
+        best = group("best/")
+        self.best = replace(self.best, tensors=tuple(best[str(index)] for index in range(len(best))))
+        self.optimizer.load_state_dict(optimizer)
+        self.progress = Progress(**progress)
+
+
+def rate_factor(step: int, config: TrainConfig) -> float:
+    """The schedule: fraction of the peak rate at ``step`` (counted from 0); linear warm-up, then cosine or constant."""
+    warmup = max(1, round(config.warmup * config.steps)) if config.warmup else 0
+    if step < warmup:
+        return (step + 1) / warmup
+    if config.schedule == "constant":
+        return 1.0
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, config.steps - warmup)))
+
+
+def _label_bar(task: Task) -> Bar:
+    """The loss (nats an example) of knowing nothing but how frequent each label is; in generation that at the start."""
+    if task.spec.kind != "classification":
+        return Bar(None)
+    counts = [sum(example.label == label for example in task.train) for label in task.spec.labels]
+    shares = [count / len(task.train) for count in counts if count]
+    return Bar(-sum(share * math.log(share) for share in shares), "the label prior")
+
+
+def make_optimizer(method: Any, config: TrainConfig) -> torch.optim.Optimizer:
+    """The optimiser of a method's parameters; each group keeps under ``factor`` what its rate is multiplied by."""
+    factors = method.rate_factors()
+    groups: dict[float, list[nn.Parameter]] = {}
+    for name, parameter in method.named_parameters():
+        factor = next((factor for start, factor in factors.items() if name.startswith(start)), 1.0)
+        groups.setdefault(factor, []).append(parameter)
+    parameters = [{"params": group, "factor": factor} for factor, group in groups.items()]
+    if config.optimizer == "adam":
+        return torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
+    from transformers.optimization import Adafactor
+
+    # T5X's form: no relative step, no scaling by the parameter's size
+    return Adafactor(
+        parameters,
+        lr=config.learning_rate,
+        weight_decay=config.weight_decay,
+        scale_parameter=False,
+        relative_step=False,
+        warmup_init=False,
+    )

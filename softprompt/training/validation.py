@@ -1,0 +1,87 @@
+"""How a prompt, or whatever answers, does on the validation examples: the figures that choose the best."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from softprompt.config import TrainConfig
+from softprompt.data.encoding.batching import budgeted, collate
+from softprompt.data.encoding.encoder import Encoder, Item
+from softprompt.data.examples import Example
+from softprompt.data.split_assignment import sample_of
+from softprompt.data.task import Task, TaskSpec
+from softprompt.inference.scoring import EVALUATION_TOKENS, Objective
+from softprompt.metrics import METRICS, accuracy, scorer_for
+from softprompt.prompts.prefix import Prefix, make_prefix
+from softprompt.prompts.state import PromptState
+
+LOSS_ITSELF = "negative loss"  # the metric's name where the step is chosen by the loss
+
+
+class Validation:
+    """The validation examples, tokenised once, and how a prompt does on them."""
+
+    def __init__(self, task: Task, encoder: Encoder, objective: Objective, config: TrainConfig) -> None:
+        self._objective, self._spec = objective, task.spec
+        self._examples = validation_examples(task, config.validation_limit)
+        self.metric = LOSS_ITSELF if encoder.verbalizer is None else scorer_for(task.spec.kind, task.spec.metric).name
+        self._latest: list[str] = []
+        items = encoder.training_items if encoder.verbalizer is None else encoder.scoring_items
+        self._items = items(self._examples)
+
+    @torch.no_grad()
+    def score(self, state: PromptState | None) -> tuple[float, float]:
+        """The metric, more being better, and the loss (nats an example, or a target token)."""
+        prefix = make_prefix(self._objective.base, state)
+        if self._objective.verbalizer is None:
+            loss = mean_loss(self._objective, prefix, self._items)
+            return -loss, loss
+        scores = self._objective.label_log_probabilities(prefix, self._items, learning=True)
+        self._latest = likeliest_labels(scores, self._spec)
+        return value_and_loss(scores, self._examples, self._spec)
+
+    def error(self, value: float) -> float:
+        """The standard error of the latest score; none where the metric is the loss itself."""
+        if self._objective.verbalizer is None:
+            return 0.0
+        if self.metric == accuracy.name:
+            return math.sqrt(value * (1 - value) / len(self._examples))
+        return METRICS[self.metric].standard_error([str(one.label) for one in self._examples], self._latest)
+
+
+def validation_examples(task: Task, limit: int) -> list[Example]:
+    """At most ``limit`` of the validation examples, the same ones every time."""
+    return list(sample_of(task.validation, limit))
+
+
+def value_and_loss(scores: Tensor, examples: Sequence[Example], spec: TaskSpec) -> tuple[float, float]:
+    """Of log-probabilities ``[examples, C]``: the task's metric of the likeliest labels, and the mean loss (nats).
+
+    Both are NaN where a score is: the likeliest label of such a row would be the first, whatever it is.
+    """
+    gold = torch.tensor([spec.label_index[str(example.label)] for example in examples])
+    loss = float(-scores.gather(1, gold[:, None]).mean())
+    if scores.isnan().any():
+        return math.nan, math.nan
+    labels = [str(example.label) for example in examples]
+    return scorer_for(spec.kind, spec.metric).value_of(labels, likeliest_labels(scores, spec)), loss
+
+
+def likeliest_labels(scores: Tensor, spec: TaskSpec) -> list[str]:
+    """Of log-probabilities ``[examples, C]``."""
+    return [spec.labels[index] for index in scores.argmax(1).tolist()]
+
+
+@torch.no_grad()
+def mean_loss(objective: Objective, prefix: Prefix, items: Sequence[Item]) -> float:
+    """Mean loss (nats) of the target tokens of ``items`` behind ``prefix``."""
+    total, count = 0.0, 0
+    processes = objective.base.processes
+    for chunk in processes.turns(list(budgeted(items, EVALUATION_TOKENS))):
+        batch = collate(chunk, objective.base.device)
+        total += objective.losses(prefix, batch).sum().item()
+        count += len(batch.targets)
+    total, whole = processes.sum_numbers(total, count)
+    return total / whole

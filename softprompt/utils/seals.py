@@ -1,0 +1,107 @@
+"""Seals: a file that a later step takes for the truth carries the SHA-256 of all that it says.
+
+A changed bit is noticed when the file is read, or changes nothing that is read. What was written before there were
+seals has none, and is read as it is.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel, model_validator
+
+from softprompt.utils.safe_io import FILE_LIMIT, parse_json, read_file
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+SEAL = "sha256"
+BROKEN = "its SHA-256 is not the one that it was written with"
+
+
+def digest_of(values: Any) -> str:
+    """SHA-256 of a JSON value, however it is laid out."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def sealed(values: Mapping[Any, Any], name: str = SEAL) -> dict[str, Any]:
+    """A JSON object with its digest in it, under ``name``."""
+    plain: dict[str, Any] = json.loads(json.dumps(values))
+    return {**plain, name: digest_of(plain)}
+
+
+def unsealed(values: Any, name: str = SEAL) -> dict[str, Any]:
+    """``sealed`` undone; raises ValueError if it is no object, or not what was sealed."""
+    if not isinstance(values, dict):
+        raise ValueError("expected a JSON object")
+    plain = {key: value for key, value in values.items() if key != name}
+    if name in values and values[name] != digest_of(plain):
+        raise ValueError(BROKEN)
+    return plain
+
+
+def read_sealed(path: Path) -> dict[str, Any]:
+    """A file of ``sealed`` values; raises OSError or ValueError if it cannot be read or is damaged."""
+    return unsealed(parse_json(read_file(path), limit=FILE_LIMIT))
+
+
+class SealedRecord(BaseModel):
+    """A record that is kept in a file of its own."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _unsealed(cls, values: Any) -> Any:
+        return unsealed(values) if isinstance(values, dict) else values
+
+    def to_sealed(self) -> str:
+        """JSON that the model reads, and that says if it was changed since."""
+        return json.dumps(sealed(self.model_dump(mode="json")), indent=1, ensure_ascii=False)
+
+
+def sealed_tensors(tensors: Mapping[str, "Tensor"], facts: Mapping[str, Any]) -> bytes:
+    """A safetensors file of ``tensors`` and what is said of them."""
+    from safetensors.torch import save
+
+    content = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    # one entry, for safetensors does not keep the order of several
+    told = sealed({**facts, "tensors": _digest(content)})
+    return save(content, metadata={"softprompt": json.dumps(told)})
+
+
+def read_sealed_tensors(path: Path) -> tuple[dict[str, "Tensor"], dict[str, Any]]:
+    """What ``sealed_tensors`` was given; no facts if it was written by something else.
+
+    Raises:
+        OSError: it is not there, or cannot be read.
+        ValueError: it is damaged.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as stream:
+            told = (stream.metadata() or {}).get("softprompt")
+            tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118 (no mapping)
+        if told is None:
+            return tensors, {}
+        facts = unsealed(parse_json(told.encode(), limit=FILE_LIMIT))
+        whole = _digest(tensors) == facts.pop("tensors")
+    except (OSError, ValueError):
+        raise
+    except (SafetensorError, KeyError, TypeError, AttributeError, RuntimeError, ArithmeticError) as error:
+        raise ValueError(str(error) or type(error).__name__) from error
+    if not whole:
+        raise ValueError(BROKEN)
+    return tensors, facts
+
+
+def _digest(tensors: Mapping[str, "Tensor"]) -> str:
+    import torch
+
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+        if tensor.numel():
+            digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

@@ -1,0 +1,173 @@
+"""Prompt embeddings for vLLM: what a request carries, and a client in front of a server that records it."""
+
+import base64
+import io
+import json
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers.learned_prompts import learned, text_ids
+from helpers.small_tasks import command
+from helpers.tiny_models import save_tiny, tiny_base
+
+from softprompt.data.task import TaskSpec
+from softprompt.errors import BaseModelError, ConfigError, OutputError, PromptFileError
+from softprompt.export.engine_client import Tasks
+from softprompt.export.vllm_embeddings import EmbeddedTasks, encoded, write_embeds
+
+TEXT = "a good film and a bad story"
+
+
+def exported(folder: Path, family: str) -> EmbeddedTasks:
+    prompts = {"one": learned(family), "free": replace(learned(family, length=3, seed=2), spec=TaskSpec.of())}
+    write_embeds(tiny_base(family), prompts, folder)
+    return EmbeddedTasks.load(folder)
+
+
+def decoded(text: str) -> torch.Tensor:
+    """As vLLM reads it."""
+    tensor: torch.Tensor = torch.load(io.BytesIO(base64.b64decode(text, validate=True)), weights_only=True)
+    return tensor
+
+
+class TestEmbeddings:
+    # BOS and an embedding scale, BOS without, and neither
+    @pytest.mark.parametrize("family", ["gemma3", "llama", "gpt2"])
+    def test_are_what_the_first_layer_sees(self, tmp_path: Path, family: str) -> None:
+        base, tasks = tiny_base(family), exported(tmp_path / "out", family)
+        ids = text_ids(base, f"{TEXT}; label:")
+        bos, text = (base.embed(torch.tensor(part, dtype=torch.long)) for part in (base.bos_ids, ids))
+        expected = torch.cat([bos, learned(family).state.tensor, text])
+        assert torch.equal(tasks.embeddings("one", TEXT), expected)
+        assert torch.equal(decoded(tasks.request("one", TEXT, model="m")["prompt_embeds"]), expected)
+
+    def test_a_prompt_that_does_not_stand_behind_bos(self, tmp_path: Path) -> None:
+        base, state = tiny_base("llama"), learned("llama").state
+        prompt = replace(learned("llama"), states=(replace(state, behind_bos=False),))
+        write_embeds(base, {"one": prompt}, tmp_path / "out")
+        assert torch.equal(EmbeddedTasks.load(tmp_path / "out").embeddings("one", "a")[:5], state.tensor)
+
+    def test_a_view_is_sent_without_what_it_is_a_view_of(self) -> None:
+        assert len(encoded(torch.zeros(100_000, 8)[:2])) < 10_000
+
+    def test_users_text_stays_text(self, tmp_path: Path) -> None:
+        base, tasks = tiny_base("llama"), exported(tmp_path / "out", "llama")
+        eos = base.embed(torch.tensor([base.tokenizer.eos_token_id]))[0]
+        assert not (tasks.embeddings("one", "an <eos> here") == eos).all(dim=1).any()
+
+    def test_a_request_for_labels_and_one_for_words(self, tmp_path: Path) -> None:
+        tasks = exported(tmp_path / "out", "llama")
+        held = tasks.request("one", TEXT, model="m")
+        assert (held["max_tokens"], held["prompt"], len(held["allowed_token_ids"])) == (1, None, 2)
+        free = tasks.request("free", TEXT, model="m", max_tokens=9)
+        assert free["max_tokens"] == 9
+        # no token was added, so there is none to forbid
+        assert set(free) == {"model", "prompt", "prompt_embeds", "temperature", "max_tokens"}
+
+
+class TestRefused:
+    def test_keys_and_values_ensembles_encoder_decoders_and_taken_places(self, tmp_path: Path) -> None:
+        prompt, out = learned("llama"), tmp_path / "out"
+        with pytest.raises(PromptFileError, match="is keys and values of every layer"):
+            write_embeds(tiny_base("llama"), {"one": learned("llama", "key_values")}, out)
+        with pytest.raises(PromptFileError, match="is an ensemble of 2"):
+            write_embeds(tiny_base("llama"), {"one": replace(prompt, states=prompt.states * 2)}, out)
+        with pytest.raises(BaseModelError, match="is an encoder-decoder model, for which vLLM takes no embeddings"):
+            write_embeds(tiny_base("t5"), {"one": learned("t5")}, out)
+        out.mkdir()
+        with pytest.raises(OutputError, match="exists already"):
+            write_embeds(tiny_base("llama"), {"one": prompt}, out)
+        assert not any(out.iterdir())
+
+    def test_damaged_folders(self, tmp_path: Path) -> None:
+        exported(tmp_path / "out", "llama")
+        path = tmp_path / "out" / "embeddings.safetensors"
+        path.write_bytes(path.read_bytes()[:-9])
+        with pytest.raises(PromptFileError, match=r"embeddings\.safetensors' is missing or damaged"):
+            EmbeddedTasks.load(tmp_path / "out")
+        tensors = {"tokens": torch.zeros(2, 2), "prompt.one": torch.zeros(1, 2)}
+        usage = json.loads((tmp_path / "out" / "softprompt.json").read_text())
+        with pytest.raises(PromptFileError, match=r"lacks 'prompt\.free'"):
+            EmbeddedTasks(tiny_base("llama").tokenizer, usage, tensors)
+
+
+class Server:
+    """Answers every request with ``reply``, and keeps what it was asked."""
+
+    def __init__(self) -> None:
+        self.reply: tuple[int, bytes] = (200, b"{}")
+        self.asked: list[tuple[str, dict[str, Any]]] = []
+        server = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                server.asked.append((self.path, json.loads(body)))
+                self.send_response(server.reply[0])
+                self.end_headers()
+                self.wfile.write(server.reply[1])
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+        self._http = HTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self._http.server_port}/v1"
+        threading.Thread(target=self._http.serve_forever, daemon=True).start()
+
+    def close(self) -> None:
+        self._http.shutdown()
+        self._http.server_close()
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    server = Server()
+    yield server
+    server.close()
+
+
+class TestAsk:
+    def test_one_request_one_answer(self, tmp_path: Path, server: Server) -> None:
+        tasks = exported(tmp_path / "out", "llama")
+        (token, *_) = tasks.request("one", TEXT, model="m")["allowed_token_ids"]
+        said = tiny_base("llama").tokenizer.decode([token])
+        server.reply = (200, json.dumps({"choices": [{"text": said}]}).encode())
+        assert tasks.ask(server.url, "one", TEXT, model="m") in ("good", "bad")
+        assert server.asked == [("/v1/completions", tasks.request("one", TEXT, model="m"))]
+
+    @pytest.mark.parametrize(
+        ("reply", "words"),
+        [
+            ((400, b'{"error": "no such model"}'), 'refuses: {"error": "no such model"}'),
+            ((200, b"<html>"), "expected an OpenAI-compatible server there"),
+            ((200, b"{}"), "expected an OpenAI-compatible server there"),
+            ((200, b'{"choices": []}'), "expected an OpenAI-compatible server there"),
+        ],
+    )
+    def test_what_else_a_server_may_say(
+        self, tmp_path: Path, server: Server, reply: tuple[int, bytes], words: str
+    ) -> None:
+        server.reply = reply
+        with pytest.raises(ConfigError) as caught:
+            exported(tmp_path / "out", "llama").ask(server.url, "one", TEXT, model="m")
+        assert words in str(caught.value)
+
+    def test_no_server(self, tmp_path: Path) -> None:
+        with pytest.raises(ConfigError, match=r"no answer from http://127\.0\.0\.1:9/v1"):
+            exported(tmp_path / "out", "llama").ask("http://127.0.0.1:9/v1", "one", TEXT, model="m")
+
+
+def test_from_the_command_line(tmp_path: Path) -> None:
+    save_tiny(tmp_path / "model", "llama")
+    replace(learned("llama"), base_name=str(tmp_path / "model")).save(tmp_path / "p")
+    done = command("export", tmp_path / "p", "--format", "vllm-embeds", "--out", tmp_path / "out", "--device", "cpu")
+    assert (done.code, done.out.strip()) == (0, f"5 virtual tokens of 32 written to {tmp_path}/out")
+    assert "--enable-prompt-embeds" in (tmp_path / "out" / "README.md").read_text()
+    assert EmbeddedTasks.load(tmp_path / "out").names == ["p"]
+    assert Tasks.load(tmp_path / "out").names == ["p"]

@@ -1,0 +1,137 @@
+"""A small vLLM server: OpenAI's completions as far as they are asked for, computed by ``transformers``."""
+
+import asyncio
+import json
+import threading
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from fastapi import FastAPI
+from helpers.tiny_server import wait_for
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from softprompt.serving.runner import Server, listen
+
+
+class FakeVllm:
+    """vLLM on a baked checkpoint.
+
+    Attributes:
+        key: the API key that it wants.
+        refusal: status and headers that every completion is answered with.
+        tells: whether it knows ``logprob_token_ids``; older ones leave unknown fields out.
+        breaks_after: tokens after which a stream ends without its end.
+        hold: while it is set, no completion is answered, and no stream grows beyond its first token.
+        bodies: of all completions that were asked for.
+        left: requests that their clients left early.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._model: Any = AutoModelForCausalLM.from_pretrained(folder).eval()
+        self._tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+        self.key: str | None = None
+        self.refusal: tuple[int, dict[str, str]] | None = None
+        self.tells = True
+        self.breaks_after: int | None = None
+        self.hold = threading.Event()
+        self.bodies: list[dict[str, Any]] = []
+        self.left = 0
+        self.app = FastAPI()
+        self.app.get("/health")(lambda: Response(status_code=200))
+        self.app.get("/v1/models")(self._models)
+        self.app.post("/v1/completions")(self._completions)
+
+    @contextmanager
+    def running(self, port: int = 0) -> Iterator[str]:
+        """Its address while it runs, on a free port if none is given."""
+        listening = listen("127.0.0.1", port)
+        server = Server(shutdown_timeout=0)
+        thread = threading.Thread(target=server.serve, args=(self.app, listening))
+        thread.start()
+        try:
+            wait_for(lambda: server.started)
+            yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+        finally:
+            self.hold.clear()
+            server.stop()
+            thread.join(60)
+            assert not thread.is_alive()
+
+    def _models(self, request: Request) -> Response:
+        if (refused := self._refused(request)) is not None:
+            return refused
+        return JSONResponse({"object": "list", "data": [{"id": "baked", "max_model_len": 96}]})
+
+    async def _completions(self, request: Request) -> Response:
+        if (refused := self._refused(request)) is not None:
+            return refused
+        body = await request.json()
+        self.bodies.append(body)
+        if self.refusal is not None:
+            status, headers = self.refusal
+            return JSONResponse({"error": {"message": "so it\nis", "code": status}}, status, headers=headers)
+        if body.get("stream"):
+            return StreamingResponse(self._streamed(body, request), media_type="text/event-stream")
+        if await self._left_while_held(request):
+            return Response()
+        prompts = body["prompt"] if isinstance(body["prompt"][0], list) else [body["prompt"]]
+        choices = [self._choice(index, ids, body) for index, ids in enumerate(prompts)]
+        # in no particular order, as nothing promises one
+        return JSONResponse({"object": "text_completion", "choices": choices[::-1]})
+
+    def _refused(self, request: Request) -> Response | None:
+        if self.key is None or request.headers.get("authorization") == f"Bearer {self.key}":
+            return None
+        return JSONResponse({"error": "Unauthorized"}, 401)
+
+    def _choice(self, index: int, ids: list[int], body: dict[str, Any]) -> dict[str, Any]:
+        row = self._logits(ids).log_softmax(-1)
+        sampled = int(row.argmax())
+        told = [sampled, *(body["logprob_token_ids"] if self.tells else [])]
+        top = {f"token_id:{one}": max(float(row[one]), -9999.0) for one in told}
+        logprobs = {"tokens": [f"token_id:{sampled}"], "token_logprobs": [float(row[sampled])], "top_logprobs": [top]}
+        return {"index": index, "text": "", "logprobs": logprobs, "finish_reason": "length"}
+
+    async def _streamed(self, body: dict[str, Any], request: Request) -> AsyncIterator[bytes]:
+        ids, grown = list(body["prompt"]), []
+        ended = False
+        try:
+            while not ended:
+                row = self._logits(ids)
+                for token, bias in body["logit_bias"].items():
+                    row[int(token)] += bias
+                ids.append(int(row.argmax()))
+                grown.append(ids[-1])
+                text = self._tokenizer.decode(grown, skip_special_tokens=True)
+                stopped = ids[-1] == self._tokenizer.eos_token_id or any(stop in text for stop in body["stop"])
+                ended = stopped or len(grown) == body["max_tokens"]
+                reason = ("stop" if stopped else "length") if ended else None
+                choice = {"index": 0, "text": "?", "token_ids": grown[-1:], "finish_reason": reason}
+                yield f"data: {json.dumps({'choices': [choice]})}\n\n".encode()
+                if len(grown) == self.breaks_after:
+                    return
+                if await self._left_while_held(request):
+                    return
+            yield b"data: [DONE]\n\n"
+        except asyncio.CancelledError:
+            self.left += 1
+            raise
+
+    async def _left_while_held(self, request: Request) -> bool:
+        """Wait as long as answers are held; whether the client left meanwhile."""
+        while self.hold.is_set():
+            if await request.is_disconnected():
+                self.left += 1
+                return True
+            await asyncio.sleep(0.01)
+        return False
+
+    @torch.no_grad()
+    def _logits(self, ids: list[int]) -> torch.Tensor:
+        logits: torch.Tensor = self._model(input_ids=torch.tensor([ids])).logits[0, -1].float()
+        return logits

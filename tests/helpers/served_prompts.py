@@ -1,0 +1,173 @@
+"""Prompts for engines of tiny models, and what each of their requests is answered alone."""
+
+import asyncio
+import random
+import threading
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import replace
+
+import torch
+from helpers.tiny_models import random_prompt
+
+from softprompt.data.examples import Example
+from softprompt.data.task import TaskSpec
+from softprompt.inference.decoding_batch import start_growing
+from softprompt.inference.generation import Completion, Sampling, next_tokens
+from softprompt.inference.predictor import Prediction, Predictor
+from softprompt.models.frozen_lm import FrozenLM
+from softprompt.prompts.prefix import keys_and_values, make_prefix
+from softprompt.prompts.state import PromptState
+from softprompt.serving.engine.engine_stats import Ran
+from softprompt.serving.engine.engine_types import Piece, Served
+from softprompt.serving.engine.inference_engine import Engine
+from softprompt.serving.engine.request_preparation import Preparing
+
+ATOL = 1e-4  # of probabilities
+
+TWO = TaskSpec.of(labels=["good", "bad"], template="{{ text }}:")
+# labels of several tokens, one of them the beginning of another, and a text in the middle
+MANY = TaskSpec.of(labels=["a", "a film", "the cat sat", "the mat"], template="what is {{ text }}? Output:")
+WORDS = TaskSpec.of(template="{{ text }}\nOutput:", max_length=64)
+
+
+def tokens(base: FrozenLM, length: int, seed: int = 7) -> PromptState:
+    """Virtual tokens."""
+    return PromptState.of_embeddings(random_prompt(base, length, seed).detach())
+
+
+def attention(base: FrozenLM, length: int, seed: int = 7) -> PromptState:
+    """The same, as keys and values in every layer."""
+    return keys_and_values(base, random_prompt(base, length, seed).detach())
+
+
+def prompts(base: FrozenLM, *, in_layers: bool = True) -> list[Served]:
+    """Of every kind: lengths, tasks, in the layers or before them, several that vote, and none."""
+    kinds = attention if in_layers else tokens
+    return [
+        Served("short@1", TWO, (tokens(base, 2),)),
+        Served("long@1", MANY, (tokens(base, 14, 3),)),
+        Served("layers@1", TWO, (kinds(base, 5, 4),)),
+        Served("voting@2", MANY, (tokens(base, 3, 5), kinds(base, 1, 6), tokens(base, 9, 8))),
+        Served("plain@1", MANY, ()),
+        Served("bare@1", TWO, ()),
+        Served("words@1", WORDS, (tokens(base, 6, 9),)),
+        Served("other words@3", replace(WORDS, template="{{ text }}"), (kinds(base, 11, 10),)),
+        Served("no words@1", WORDS, ()),
+    ]
+
+
+def examples(generator: random.Random, count: int) -> list[Example]:
+    """Texts of one to many words."""
+    words = ("a", "good", "bad film", "story", "cat", "the", "is", "what?", "great!", "dull:", "é€", "<bos>", "<eos>")
+    return [
+        Example(" ".join(generator.choice(words) for _ in range(generator.choice((1, 2, 3, 5, 9, 14)))))
+        for _ in range(count)
+    ]
+
+
+def alone(
+    base: FrozenLM, served: Served, texts: Sequence[Example], sampling: Sampling | None = None
+) -> list[Prediction]:
+    """What a Predictor answers."""
+    spec = served.spec if sampling is None else served.spec.in_words
+    predictor = Predictor(base, spec, served.states, sampling)
+    return sorted(predictor.predict(texts), key=lambda prediction: prediction.index)
+
+
+def completed(base: FrozenLM, served: Served, text: Example, sampling: Sampling) -> str:
+    """One completion, by a Predictor."""
+    (prediction,) = alone(base, served, [text], sampling)
+    assert prediction.completion is not None
+    return prediction.completion
+
+
+def joined(pieces: Sequence[Piece]) -> str:
+    """The completion, if its pieces are as they must be."""
+    assert [piece.finish is not None for piece in pieces] == [False] * (len(pieces) - 1) + [True]
+    assert all(piece.text for piece in pieces[:-1])
+    assert len({piece.read for piece in pieces}) == 1
+    return "".join(piece.text for piece in pieces)
+
+
+def said(pieces: Sequence[Piece]) -> str:
+    """The same, without the white space around it, as a Predictor gives it."""
+    return joined(pieces).strip()
+
+
+def assert_same(found: Sequence[Prediction], expected: Sequence[Prediction]) -> None:
+    """As likely labels, but for rounding."""
+    assert [one.index for one in found] == [one.index for one in expected]
+    for one, other in zip(found, expected, strict=True):
+        assert one.probabilities is not None
+        assert other.probabilities is not None
+        assert list(one.probabilities) == list(other.probabilities)
+        torch.testing.assert_close(
+            torch.tensor(list(one.probabilities.values())),
+            torch.tensor(list(other.probabilities.values())),
+            atol=ATOL,
+            rtol=0,
+        )
+
+
+async def collected(pieces: AsyncIterator[Piece]) -> list[Piece]:
+    return [piece async for piece in pieces]
+
+
+def examples_of(*texts: str) -> list[Example]:
+    return [Example(text) for text in texts]
+
+
+@torch.no_grad()
+def grown(base: FrozenLM, served: Served, text: Example, count: int) -> Completion:
+    """The likeliest tokens, at most ``count``."""
+    completion = Completion(base, Sampling(count))
+    growing = start_growing(
+        make_prefix(base, *(served.states or (None,))), [Preparing(base, 1000).text(served, text, count)[0]]
+    )
+    while completion.add(*next_tokens(base.logits(growing.last), [completion])):
+        growing.extend(torch.tensor(completion.tokens[-1:]))
+    return completion
+
+
+def lasting(base: FrozenLM, served: Served, count: int) -> Example:
+    """A text whose likeliest completion goes on for so many tokens."""
+    for text in examples_of("a good film", "the cat", "dull", "what is the mat?", "great", "story story"):
+        if grown(base, served, text, count).finish == "length":
+            return text
+    raise AssertionError("all of them end")
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait for something that is to happen soon."""
+    for _ in range(4000):
+        if condition():
+            return
+        await asyncio.sleep(0.005)
+    raise AssertionError("it did not happen")
+
+
+class Held:
+    """An observer that can hold the model's thread after a batch, and remembers the batches."""
+
+    def __init__(self) -> None:
+        self.batches: list[Ran] = []
+        self.go = threading.Event()
+        self.go.set()
+        self._holding = False
+
+    def ran(self, batch: Ran) -> None:
+        self.batches.append(batch)
+        self._holding = not self.go.is_set()
+        assert self.go.wait(30)
+        self._holding = False
+
+    async def hold(self) -> None:
+        """Hold the thread, which is at work."""
+        self.go.clear()
+        await until(lambda: self._holding)
+
+    async def busy(self, engine: Engine, served: Served) -> "asyncio.Task[list[Prediction]]":
+        """Hold the thread, with a request of its own."""
+        first = asyncio.create_task(engine.classify(served, [Example("first")]))
+        await self.hold()
+        return first

@@ -1,0 +1,289 @@
+"""What a run shows: plain lines, a live line that is always taken away again, TensorBoard."""
+
+import io
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers.small_tasks import FAST, Recorder, reviews_task
+from helpers.tiny_models import tiny_base
+
+import softprompt.training.loop as training
+from softprompt.errors import MissingExtraError, OutputError, TrainingError
+from softprompt.training import callbacks
+from softprompt.training.callbacks import LiveLine, PlainLines, Several, Silent, TensorBoard
+from softprompt.training.fit import fit
+from softprompt.training.loop import Observer
+from softprompt.training.validation import Validation
+
+
+class Terminal(io.StringIO):
+    """A stream that says it is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+class Clock:
+    """Replaces the clock by one that goes when told."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 1000.0
+        monkeypatch.setattr(callbacks.time, "monotonic", lambda: self.now)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    return Clock(monkeypatch)
+
+
+@pytest.fixture
+def terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
+    for name in ("NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "120")
+    return Terminal()
+
+
+def told(observer: Observer, clock: Clock | None = None, steps: int = 40, first: int = 0, seconds: float = 0.5) -> None:
+    """Go half of the way."""
+    observer.noted("data was split")
+    if clock is not None:
+        clock.now += 60.0
+    observer.started(first, steps, 2560, 268_000_000)
+    for step in range(first + 1, steps // 2 + 1):
+        if clock is not None:
+            clock.now += seconds
+        observer.stepped(step, 0.5, 0.3, 32.0)
+    observer.evaluated(steps // 2, "accuracy", 0.875, 0.25, True)
+
+
+class TestPlainLines:
+    def test_shows_what_goes_on(self, clock: Clock) -> None:
+        stream = io.StringIO()
+        told(PlainLines(stream), clock)
+        assert stream.getvalue().splitlines() == [
+            "data was split",
+            "learning 2,560 parameters; 268,000,000 stay frozen",
+            "step 20/40  training loss 0.5000  32.0 examples/s  0:10 left",
+            "step 20  validation accuracy 0.8750  loss 0.2500  (best so far)",
+        ]
+
+    def test_last_step_is_always_shown(self) -> None:
+        stream = io.StringIO()
+        lines = PlainLines(stream)
+        lines.started(0, 7, 1, 1)
+        for step in range(1, 8):
+            lines.stepped(step, 1.0, 0.3, 10.0)
+        assert [line for line in stream.getvalue().splitlines() if line.startswith("step")] == [
+            "step 7/7  training loss 1.0000  10.0 examples/s  0:00 left"
+        ]
+
+    def test_not_the_best_is_not_marked(self) -> None:
+        stream = io.StringIO()
+        PlainLines(stream).evaluated(5, "accuracy", 0.5, 1.0, False)
+        assert stream.getvalue() == "step 5  validation accuracy 0.5000  loss 1.0000\n"
+
+    def test_a_loss_that_is_the_metric_is_shown_once(self) -> None:
+        stream = io.StringIO()
+        PlainLines(stream).evaluated(5, "negative loss", -2.39, 2.39, True)
+        PlainLines(stream).evaluated(9, "negative loss of words", -1.5, 1.5, False)
+        assert stream.getvalue() == (
+            "step 5  validation loss 2.3900  (best so far)\nstep 9  validation loss of words 1.5000\n"
+        )
+
+    def test_time_left_counts_only_this_part_of_a_resumed_run(self, clock: Clock) -> None:
+        stream = io.StringIO()
+        told(PlainLines(stream), clock, first=10, seconds=12.0)
+        assert "4:00 left" in stream.getvalue()
+
+    def test_time_left_counts_evaluations_too(self, clock: Clock) -> None:
+        stream = io.StringIO()
+        lines = PlainLines(stream, every=1)
+        lines.started(0, 4, 1, 1)
+        clock.now += 1
+        lines.stepped(1, 1.0, 0.3, 10.0)
+        clock.now += 9  # an evaluation
+        lines.stepped(2, 1.0, 0.3, 10.0)
+        assert re.findall(r"(\S+) left", stream.getvalue()) == ["0:03", "0:10"]
+
+    def test_loss_is_smoothed(self) -> None:
+        stream = io.StringIO()
+        lines = PlainLines(stream, every=1)
+        lines.started(0, 9, 1, 1)
+        lines.stepped(1, 2.0, 0.3, 10.0)
+        lines.stepped(2, 1.0, 0.3, 20.0)
+        assert "step 1/9  training loss 2.0000  10.0 examples/s" in stream.getvalue()
+        assert "step 2/9  training loss 1.9500  10.5 examples/s" in stream.getvalue()
+
+    def test_goes_to_standard_error(self, capsys: pytest.CaptureFixture[str]) -> None:
+        PlainLines().noted("hello")
+        assert capsys.readouterr() == ("", "hello\n")
+
+
+def visible(stream: io.StringIO) -> str:
+    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", stream.getvalue())
+
+
+HIDE, SHOW = "\x1b[?25l", "\x1b[?25h"  # the cursor
+
+
+class TestLiveLine:
+    def test_shows_what_goes_on(self, terminal: Terminal, clock: Clock) -> None:
+        line = LiveLine(terminal)
+        told(line, clock)
+        line._progress.refresh()
+        line.finished()
+        shown = visible(terminal)
+        assert "data was split" in shown
+        assert "learning 2,560 parameters; 268,000,000 stay frozen" in shown
+        assert "step 20  validation accuracy 0.8750  loss 0.2500 (best so far)" in shown
+        (last,) = [part for part in re.split(r"[\r\n]", shown) if "left" in part][-1:]
+        for part in ("step 20/40", "loss 0.5000", "accuracy 0.8750", "32.0 examples/s", "0:10 left"):
+            assert part in last
+
+    def test_takes_itself_away(self, terminal: Terminal) -> None:
+        line = LiveLine(terminal)
+        told(line)
+        assert line._progress.live.is_started
+        assert terminal.getvalue().count(SHOW) < terminal.getvalue().count(HIDE)
+        line.finished()
+        assert not line._progress.live.is_started
+        assert terminal.getvalue().count(SHOW) == terminal.getvalue().count(HIDE)
+
+    def test_of_a_second_run_stands_alone(self, terminal: Terminal) -> None:
+        line = LiveLine(terminal)
+        for _ in range(2):
+            told(line)
+            line.finished()
+        assert len(line._progress.tasks) == 1
+
+    def test_finished_before_it_started(self, terminal: Terminal) -> None:
+        LiveLine(terminal).finished()
+        assert terminal.getvalue() == ""
+
+    def test_markup_in_notes_is_text(self, terminal: Terminal) -> None:
+        LiveLine(terminal).noted("labels [bold] and [/x]")
+        assert "labels [bold] and [/x]" in visible(terminal)
+
+    def test_of_a_whole_run(self, terminal: Terminal) -> None:
+        line = LiveLine(terminal)
+        fit(tiny_base("llama"), reviews_task(), observer=line, **FAST)
+        assert not line._progress.live.is_started
+        assert "step 12  validation accuracy" in visible(terminal)
+
+    def test_is_gone_after_an_early_stop(self, terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
+        line = LiveLine(terminal)
+        monkeypatch.setattr(Validation, "score", lambda *arguments: (0.5, 1.0))
+        prompt = fit(tiny_base("llama"), reviews_task(), observer=line, patience=1, **{**FAST, "steps": 100})
+        assert prompt.training["steps_made"] == 12
+        assert not line._progress.live.is_started
+        assert SHOW in terminal.getvalue()
+
+    @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError, TrainingError])
+    def test_is_gone_after_an_error(
+        self, terminal: Terminal, monkeypatch: pytest.MonkeyPatch, error: Callable[[str], BaseException]
+    ) -> None:
+        def fail(*arguments: Any) -> float:
+            raise error("no")
+
+        line = LiveLine(terminal)
+        monkeypatch.setattr(training, "_accumulate_gradients", fail)
+        with pytest.raises((KeyboardInterrupt, RuntimeError, TrainingError), match="no"):
+            fit(tiny_base("llama"), reviews_task(), observer=line, **FAST)
+        assert not line._progress.live.is_started
+        assert SHOW in terminal.getvalue()
+
+
+def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(folder)).Reload()
+    return {name: [(event.step, event.value) for event in events.Scalars(name)] for name in events.Tags()["scalars"]}
+
+
+class TestTensorBoard:
+    def test_writes_what_its_own_reader_reads(self, tmp_path: Path) -> None:
+        seen = Recorder()
+        fit(tiny_base("llama"), reviews_task(), observer=Several([TensorBoard(tmp_path / "tb"), seen]), **FAST)
+        found = scalars(tmp_path / "tb")
+        assert set(found) == {
+            "train/loss",
+            "train/learning_rate",
+            "train/examples_per_second",
+            "validation/accuracy",
+            "validation/loss",
+        }
+        steps = list(range(1, 13))
+        assert [step for step, _ in found["train/loss"]] == steps
+        assert [value for _, value in found["train/loss"]] == pytest.approx(seen.losses)
+        assert [value for _, value in found["train/learning_rate"]] == pytest.approx(seen.rates)
+        assert found["validation/accuracy"] == [
+            (step, pytest.approx(value)) for step, _, value, _, _ in seen.evaluations
+        ]
+
+    def test_resumed_run_replaces_what_came_behind_its_checkpoint(self, tmp_path: Path) -> None:
+        for first, loss in ((0, 1.0), (5, 2.0)):
+            board = TensorBoard(tmp_path)
+            board.started(first, 10, 1, 1)
+            for step in range(first + 1, 11):
+                board.stepped(step, loss, 0.3, 1.0)
+            board.finished()
+        assert scalars(tmp_path)["train/loss"] == [(step, 1.0 if step <= 5 else 2.0) for step in range(1, 11)]
+
+    def test_makes_no_folder_before_the_run_starts(self, tmp_path: Path) -> None:
+        board = TensorBoard(tmp_path / "tb")
+        board.noted("data was split")
+        board.finished()
+        assert list(tmp_path.iterdir()) == []
+
+    def test_place_that_is_a_file(self, tmp_path: Path) -> None:
+        (tmp_path / "tb").write_text("mine")
+        with pytest.raises(OutputError, match=r"cannot write '.*tb'.*give another --tensorboard"):
+            fit(tiny_base("llama"), reviews_task(), observer=TensorBoard(tmp_path / "tb"), **FAST)
+
+    def test_not_installed(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+        with pytest.raises(
+            MissingExtraError, match=r"'tensorboard', which is not installed: pip install 'softprompt\[t"
+        ):
+            TensorBoard(tmp_path)
+
+
+class TestSeveral:
+    def test_passes_everything_on(self) -> None:
+        one, other = Recorder(), Recorder()
+        both = Several([one, other])
+        told(both)
+        both.finished()
+        assert vars(one) == vars(other)
+        assert (one.first_step, len(one.losses), len(one.evaluations), one.notes, one.ended) == (
+            0,
+            20,
+            1,
+            ["data was split"],
+            1,
+        )
+
+    def test_first_is_taken_away_when_the_second_does_not_start(self, terminal: Terminal, tmp_path: Path) -> None:
+        (tmp_path / "tb").write_text("mine")
+        line = LiveLine(terminal)
+        with pytest.raises(OutputError):
+            fit(
+                tiny_base("llama"),
+                reviews_task(),
+                observer=Several([line, TensorBoard(tmp_path / "tb")]),
+                **FAST,
+            )
+        assert not line._progress.live.is_started
+
+
+def test_silent_shows_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    silent = Silent()
+    told(silent)
+    silent.finished()
+    assert capsys.readouterr() == ("", "")
