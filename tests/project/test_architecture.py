@@ -56,7 +56,7 @@ def imported_rooms(code: str) -> Iterator[str]:
 def upward_imports(room: str, code: str) -> list[str]:
     if room in ENTRANCES:
         return [other for other in imported_rooms(code) if other == "."]
-    allowed = ROOMS[: ROOMS.index(room) + 1]
+    allowed = (*ROOMS[: ROOMS.index(room) + 1], *(["__init__"] if room == "cli" else []))
     return [other for other in imported_rooms(code) if other not in allowed]
 
 
