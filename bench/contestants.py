@@ -156,8 +156,8 @@ def run_softprompt(connection: Pipe, setup: Setup, steps: int) -> None:
     import torch
 
     from softprompt.config import TrainConfig
-    from softprompt.data.encoding.batching import budgeted
-    from softprompt.data.encoding.encoder import Encoder
+    from softprompt.data.encoding.batching import batch_by_token_budget
+    from softprompt.data.encoding.encoder import ExampleEncoder
     from softprompt.data.task import Task
     from softprompt.models.builtin_models import MODEL_NAME
     from softprompt.models.loading import load
@@ -177,11 +177,11 @@ def run_softprompt(connection: Pipe, setup: Setup, steps: int) -> None:
         eval_every=steps,
         seed=setup.seed,
     )
-    items = Encoder(base, task.spec, setup.length).training_items(task.train)
+    items = ExampleEncoder(base, task.spec, setup.length).training_items(task.train)
     order = batch_order([len(item.ids) for item in items], setup.batch_size, setup.seed, steps)
 
     def tokens(step: int) -> int:
-        chunks = budgeted([items[i] for i in order[step]], config.token_budget, config.micro_batch_size)
+        chunks = batch_by_token_budget([items[i] for i in order[step]], config.token_budget, config.micro_batch_size)
         prefix = len(base.bos_ids) + setup.length
         return sum(prefix + len(chunk) * max(len(item.ids) for item in chunk) for chunk in chunks)
 

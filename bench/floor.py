@@ -25,7 +25,7 @@ from command import finished, say
 from train_vs_peft import choose_data, machine
 
 from softprompt.data.encoding.batching import collate
-from softprompt.data.encoding.encoder import Encoder, Item
+from softprompt.data.encoding.encoder import EncodedSequence, ExampleEncoder
 from softprompt.data.task import Task
 from softprompt.errors import ConfigError
 from softprompt.inference.scoring import Objective
@@ -117,7 +117,7 @@ class Steps:
 
     def __init__(self, base: FrozenLM, task: Task, prefix: int, batch_size: int) -> None:
         self.base = base
-        encoder = Encoder(base, task.spec, prefix)
+        encoder = ExampleEncoder(base, task.spec, prefix)
         self.objective = Objective(base, encoder.verbalizer)
         items = sorted(encoder.training_items(task.train), key=lambda item: len(item.ids))
         # whole batches of like lengths, from short to long
@@ -125,7 +125,7 @@ class Steps:
         start = base.embed(torch.arange(2, 2 + prefix, device=base.device) % base.vocabulary_size).float()
         self.prompt = start.clone().requires_grad_()
 
-    def step(self, batch: Sequence[Item]) -> float:
+    def step(self, batch: Sequence[EncodedSequence]) -> float:
         """Seconds that it takes."""
         began = time.perf_counter()
         prefix = learning_prefix(self.base, PromptState.of_embeddings(self.prompt))

@@ -69,8 +69,8 @@ def measure(case: Case) -> dict[str, int]:
     """Bytes in this process: before a model is loaded, before the steps, and at the peak of the steps."""
     import torch
 
-    from softprompt.data.encoding.batching import budgeted, collate
-    from softprompt.data.encoding.encoder import Item
+    from softprompt.data.encoding.batching import batch_by_token_budget, collate
+    from softprompt.data.encoding.encoder import EncodedSequence
     from softprompt.inference.benchmark import PeakMemory
     from softprompt.inference.scoring import EVALUATION_TOKENS, Objective
     from softprompt.prompts.inline_prefix import learning_prefix
@@ -83,7 +83,7 @@ def measure(case: Case) -> dict[str, int]:
     known = min(base.vocabulary_size, 300)
     asked = ASKED if case.generation else 1
     items = [
-        Item(
+        EncodedSequence(
             i,
             tuple(torch.randint(2, known, (case.text,)).tolist()),
             tuple(range(case.text - asked, case.text)),
@@ -98,8 +98,8 @@ def measure(case: Case) -> dict[str, int]:
     # as train.py cuts a step on a CPU; the formulas of transformers' layers are asked about a whole batch
     budget = EVALUATION_TOKENS if case.own else case.batch * case.text
 
-    def step(some: Sequence[Item]) -> None:
-        for chunk in budgeted(some, budget):
+    def step(some: Sequence[EncodedSequence]) -> None:
+        for chunk in batch_by_token_budget(some, budget):
             with recomputing(base, case.checkpointing):
                 prefix = learning_prefix(base, method.state())
                 batch = collate(chunk, base.device)

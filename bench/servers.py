@@ -217,10 +217,10 @@ class Peft:
         return answers, [len(row) for row in rows]
 
     def _first_tokens(self, task: int) -> list[int]:
-        from softprompt.data.encoding.verbalizer import answer_ids
+        from softprompt.data.encoding.verbalizer import encode_answer
 
         spec = spec_of("labels", task)
-        first = [answer_ids(self._tokenizer, spec, words)[0] for words in spec.verbalizers]
+        first = [encode_answer(self._tokenizer, spec, words)[0] for words in spec.verbalizers]
         if len(set(first)) < len(first):
             raise BenchmarkFailure(f"the labels {', '.join(spec.labels)} do not part at their first token")
         return first

@@ -6,7 +6,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from softprompt.errors import ConfigError, writing
+from softprompt.errors import ConfigError, map_write_errors
 from softprompt.utils.safe_io import TEXT_LIMIT, read_file
 
 MOST_TOGETHER = 1000  # prompts that learn together
@@ -121,7 +121,7 @@ class TrainConfig(Settings):
         """
         import yaml
 
-        with writing(Path(path), "give another path"):
+        with map_write_errors(Path(path), "give another path"):
             Path(path).write_text(yaml.safe_dump(self.model_dump(), sort_keys=False), encoding="utf-8")
 
 

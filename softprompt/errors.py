@@ -50,10 +50,10 @@ _ACTED_ON = re.compile(
 
 
 class SoftpromptError(Exception):
-    """Base of every error that the user can mend. ``str(error)`` is one line, that can be shown (see ``shown``)."""
+    """Base of every error that the user can mend. ``str(error)`` is one line, that can be shown (see ``printable``)."""
 
     def __init__(self, message: str) -> None:
-        super().__init__(shown(" ".join(message.split()), ERROR_CHARACTERS))
+        super().__init__(printable(" ".join(message.split()), ERROR_CHARACTERS))
 
 
 class ConfigError(SoftpromptError):
@@ -117,7 +117,7 @@ class MissingExtraError(SoftpromptError):
 
 
 @contextmanager
-def writing(path: Path, instead: str = "give another --out") -> Iterator[None]:
+def map_write_errors(path: Path, instead: str = "give another --out") -> Iterator[None]:
     """Turn the operating system's write errors, safetensors' among them, into one ``OutputError`` that names ``path``.
 
     ``instead`` is the advice where this place cannot be written at all.
@@ -152,7 +152,7 @@ def _system_error(error: Exception) -> tuple[int | None, str]:
     return None, str(error)
 
 
-def shown(text: object, most: int | None = None) -> str:
+def printable(text: object, most: int | None = None) -> str:
     """``text`` on one line: what a terminal would act on is spelled out, as ``\\x1b``, ``\\u202e`` or ``\\n``.
 
     Args:
@@ -168,13 +168,13 @@ def shown(text: object, most: int | None = None) -> str:
     return _ACTED_ON.sub(_spelled, text)
 
 
-def brief(text: object, most: int) -> str:
+def shorten(text: object, most: int) -> str:
     """The beginning of a text in a cell or line of ``most`` characters, its white space joined."""
     line = " ".join(str(text)[: 4 * most].split())
-    return shown(line if len(line) <= most else f"{line[: most - 1]}…")
+    return printable(line if len(line) <= most else f"{line[: most - 1]}…")
 
 
-def shown_json(value: Any, **how: Any) -> str:
+def printable_json(value: Any, **how: Any) -> str:
     """``value`` as JSON of one line that means the same and can be shown: characters as above are escaped in it."""
     return _ACTED_ON.sub(_escaped, json.dumps(value, ensure_ascii=False, allow_nan=False, **how))
 

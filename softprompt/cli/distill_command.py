@@ -111,7 +111,7 @@ def distill(
     if saved is None and text_file is None and shots is None:
         raise ConfigError("expected a teacher: --prompt FILE, --shots N or --teacher PROMPT; got none")
 
-    from softprompt.data.examples import answered
+    from softprompt.data.examples import keep_answered
     from softprompt.data.task import Task
     from softprompt.prompts.methods.method_registry import check_method
     from softprompt.prompts.written_prompt import choose_shots
@@ -141,7 +141,7 @@ def distill(
     )
     check_there(task)
     check_init_fits(chosen.init, task.spec)
-    solved = choose_shots(answered(task.train), shots, shots_seed) if shots else []
+    solved = choose_shots(keep_answered(task.train), shots, shots_seed) if shots else []
     base = load_base(model_name, model, None if prompt is None else prompt.check_base)
     teacher = Teacher.written(base, task.spec, text, solved) if prompt is None else Teacher.saved(base, prompt)
     done = distill_together(

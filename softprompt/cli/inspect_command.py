@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from softprompt.cli.options import GIVEN, PLACE, json_option, print_result
-from softprompt.errors import brief
+from softprompt.errors import shorten
 
 if TYPE_CHECKING:
     from softprompt.prompts.saved_prompt import Prompt
@@ -274,7 +274,7 @@ def _labels(labels: Sequence[str]) -> str:
 
 
 def _cut(text: str) -> str:
-    return brief(text, WIDEST)
+    return shorten(text, WIDEST)
 
 
 def _validation(metric: Mapping[str, Any] | None) -> str:

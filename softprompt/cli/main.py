@@ -212,7 +212,7 @@ def train(
         raise ConfigError("--ensemble keeps several prompts, expected --seeds or --grid beside it")
 
     from softprompt.data.task import Task
-    from softprompt.data.templates.template import asked_of_rows
+    from softprompt.data.templates.template import reader_options
     from softprompt.prompts.methods.method_registry import check_method
     from softprompt.training.fit import check_out, fit_together
     from softprompt.training.initialization import check_init, check_init_base, check_init_fits
@@ -230,7 +230,7 @@ def train(
     if streaming:
         from softprompt.data.streaming import read_streamed
 
-        source, columns = read_streamed(data, **asked_of_rows(template, columns.get("text_column")), **columns), {}
+        source, columns = read_streamed(data, **reader_options(template, columns.get("text_column")), **columns), {}
     task = Task.of(
         source, max_length=chosen.max_length, **task_settings(template, labels, verbalizer, metric), **columns
     )
@@ -301,7 +301,7 @@ def evaluate_command(
 
     PROMPT is its folder, or STORE#NAME@VERSION or STORE#NAME@ALIAS in a store.
     """
-    from softprompt.data.split_assignment import Drawn, sample_of
+    from softprompt.data.split_assignment import Subsample, sample_examples
     from softprompt.data.task import Task
     from softprompt.report.pages.training_text import evaluation_lines
 
@@ -321,7 +321,7 @@ def evaluate_command(
     else:
         task = Task.of(data, **task_settings(template, labels, verbalizer, metric), **columns)
     whole = task.splits[split]
-    examples = sample_of(whole, limit, seed)
+    examples = sample_examples(whole, limit, seed)
 
     from softprompt.inference.evaluation import evaluate
     from softprompt.inference.generation import Sampling
@@ -338,7 +338,7 @@ def evaluate_command(
     else:
         state = written_prompt(base, task.spec, instruction, examples_in_front)
         result = evaluate(base, examples, state, spec=task.spec, sampling=sampling)
-    result = replace(result, drawn=Drawn(len(examples), len(whole), seed))
+    result = replace(result, drawn=Subsample(len(examples), len(whole), seed))
     notes: dict[str, Any] = {}
     if prompt_folder is not None:
         from softprompt.store.learned_rows import read_learned

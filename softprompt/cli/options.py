@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 import click
 
 from softprompt.config import MOST
-from softprompt.errors import ERROR_CHARACTERS, ConfigError, shown, shown_json
-from softprompt.utils.files import expanded
+from softprompt.errors import ERROR_CHARACTERS, ConfigError, printable, printable_json
+from softprompt.utils.files import expand_user
 
 if TYPE_CHECKING:
     from softprompt.models.fingerprint import Outline
@@ -42,7 +42,7 @@ class _Place(_Given):
     name = "path"
 
     def convert(self, value: Any, param: click.Parameter | None, context: click.Context | None) -> Path:
-        return expanded(super().convert(value, param, context))
+        return expand_user(super().convert(value, param, context))
 
 
 class _Words(_Given):
@@ -209,8 +209,8 @@ def load_base_of(prompt: "Prompt", name: str | None, options: dict[str, Any], *,
 def observer_for(as_json: bool, tensorboard: Path | None = None) -> "Observer":
     from softprompt.training.callbacks import LiveLine, PlainLines, Several, TensorBoard
 
-    shown: Observer = LiveLine() if sys.stderr.isatty() and not as_json else PlainLines()
-    return shown if tensorboard is None else Several([shown, TensorBoard(tensorboard)])
+    observer: Observer = LiveLine() if sys.stderr.isatty() and not as_json else PlainLines()
+    return observer if tensorboard is None else Several([observer, TensorBoard(tensorboard)])
 
 
 def pairs(flag: str, options: tuple[str, ...], form: str, example: str) -> dict[str, str]:
@@ -314,14 +314,14 @@ def print_result(result: dict[str, Any], lines: Sequence[Line], as_json: bool) -
 
 
 def print_json(value: Any) -> None:
-    click.echo(shown_json(value))
+    click.echo(printable_json(value))
 
 
 def print_lines(lines: Sequence[Line]) -> None:
     r"""A line each, whatever is in it: a value with a new line or a tab cannot pass for another line or column."""
-    click.echo("\n".join("\t".join(map(shown, (line,) if isinstance(line, str) else line)) for line in lines))
+    click.echo("\n".join("\t".join(map(printable, (line,) if isinstance(line, str) else line)) for line in lines))
 
 
 def say(text: str) -> None:
     """A note or an error: one line of bounded length on standard error."""
-    click.echo(shown(text, ERROR_CHARACTERS), err=True)
+    click.echo(printable(text, ERROR_CHARACTERS), err=True)

@@ -216,9 +216,9 @@ def _on_vllm(
     from softprompt.serving.engine.prompt_registry import Registry
     from softprompt.serving.engine.vllm_client import VllmServer
     from softprompt.serving.engine.vllm_engine import VllmEngine
-    from softprompt.utils.files import expanded
+    from softprompt.utils.files import expand_user
 
-    checkpoint = BakedCheckpoint(expanded(str(settings.model)))
+    checkpoint = BakedCheckpoint(expand_user(str(settings.model)))
     source.check_base(checkpoint)
     engine = VllmEngine(checkpoint, VllmServer(str(settings.engine_url), settings.engine_key), limits)
     registry = Registry(checkpoint, source, check=checkpoint.check, **_registered(settings, checkpoint.name))
@@ -251,7 +251,7 @@ def _limits(kind: "type[Limits]", given: dict[str, Any]) -> "Limits":
 
 def _short(name: str) -> str:
     """A model's name for requests, which need not know folders of this machine."""
-    from softprompt.utils.files import expanded
+    from softprompt.utils.files import expand_user
 
-    path = expanded(name)
+    path = expand_user(name)
     return path.resolve().name if path.exists() else name

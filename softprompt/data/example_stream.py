@@ -6,12 +6,12 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol, Self
 
 from softprompt.data.examples import Columns, Example
-from softprompt.data.readers.example_reader import BadRows, Gathering, named_rows
+from softprompt.data.readers.example_reader import BadRows, ExampleCollector, named_rows
 from softprompt.data.readers.lines import Row
 from softprompt.errors import DataError
 
 
-class Places(Protocol):
+class ResumableRows(Protocol):
     """Rows that can be read on from any of them; ``FileRows`` is one."""
 
     def __next__(self) -> Row: ...
@@ -27,7 +27,7 @@ class Places(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
-class Stream:
+class ExampleStream:
     """The rows of a split, in the order in which they are published.
 
     Attributes:
@@ -36,30 +36,30 @@ class Stream:
         leaves_out: rows that are not for training, though they are among these.
     """
 
-    rows: Callable[[], Places]
+    rows: Callable[[], ResumableRows]
     columns: Columns
     source: str
     identity: str
     bad_rows: BadRows = "refuse"
     leaves_out: Callable[[Example], bool] | None = None
 
-    def open(self) -> "Rows":
+    def open(self) -> "ExampleStreamReader":
         """Its rows, from the first one on."""
-        return Rows(self)
+        return ExampleStreamReader(self)
 
     def without(self, leaves_out: Callable[[Example], bool]) -> Self:
         """Only the rows for which this does not hold."""
         return replace(self, leaves_out=leaves_out)
 
 
-class Rows:
+class ExampleStreamReader:
     """Reads a stream, and knows where it stands.
 
     Attributes:
         notes: what there is to say of the rows so far.
     """
 
-    def __init__(self, stream: Stream) -> None:
+    def __init__(self, stream: ExampleStream) -> None:
         self._stream, self._rows = stream, stream.rows()
         self._start = copy.deepcopy(self._rows.position)
         self._read = 0
@@ -72,7 +72,7 @@ class Rows:
             DataError: rows cannot be read, or are not of the kind of the others.
         """
         stream = self._stream
-        gathering = Gathering(stream.columns, stream.bad_rows)
+        gathering = ExampleCollector(stream.columns, stream.bad_rows)
         examples: list[Example] = []
         while len(examples) < count and (stream.bad_rows == "skip" or gathering.bad < count):
             try:

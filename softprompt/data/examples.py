@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, Self
 
-from softprompt.data.label_names import folded, spelled
+from softprompt.data.label_names import fold_label, quote_label
 from softprompt.errors import DataError
-from softprompt.utils.messages import listed, type_name
+from softprompt.utils.messages import quote_names, type_name
 
 Kind = Literal["classification", "generation"]
 
@@ -113,7 +113,7 @@ class Columns(NamedTuple):
         return _string(row[self.text], self.text, place)
 
 
-def example_of(row: Mapping[str, Any], kind: Kind | None, columns: Columns, place: str) -> Example:
+def make_example(row: Mapping[str, Any], kind: Kind | None, columns: Columns, place: str) -> Example:
     """The example that a row of this ``kind`` is (see ``Columns.kind``); DataError names ``place``."""
     label: str | None = None
     references: tuple[str, ...] = ()
@@ -154,15 +154,15 @@ def _output(value: Any, name: str, place: str) -> Any:
         raise DataError(
             f"{place}: expected finite numbers in column '{name}', got one that JSON has no word for: mend it"
         ) from error
-    return None if found is None else written(found)
+    return None if found is None else format_value(found)
 
 
 def _lacks(row: Mapping[str, Any], names: Sequence[str]) -> str:
     """That none of these columns is there, and which one is written almost so."""
-    wanted = {folded(name) for name in names}
-    near = [spelled(name) for name in row if folded(name) in wanted]
+    wanted = {fold_label(name) for name in names}
+    near = [quote_label(name) for name in row if fold_label(name) in wanted]
     hint = f"did you mean {' or '.join(near)}? " if near else ""
-    return f"expected a column {listed(names, ' or ')}, got {listed(row)}: {hint}"
+    return f"expected a column {quote_names(names, ' or ')}, got {quote_names(row)}: {hint}"
 
 
 def _blank(value: Any) -> bool:
@@ -194,7 +194,7 @@ def _column(value: Any, name: str, place: str, depth: int = 0) -> Any:
     return _unicode(str(value), name, place)
 
 
-def written(value: Any) -> str:
+def format_value(value: Any) -> str:
     """The value of a column as words, as templates and reports have it."""
     if isinstance(value, str):
         return value
@@ -205,9 +205,9 @@ def written(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def characters(example: Example) -> int:
+def count_characters(example: Example) -> int:
     """Of the text and the columns beside it, their names counted."""
-    return len(example.text) + sum(len(name) + len(written(value)) for name, value in example.columns.items())
+    return len(example.text) + sum(len(name) + len(format_value(value)) for name, value in example.columns.items())
 
 
 def _string(value: Any, name: str, place: str) -> str:
@@ -241,16 +241,16 @@ def unlabelled_example(row: Mapping[str, Any], place: str, columns: Columns | No
     return Example(found.text_of(row, place), columns=others, place=place)
 
 
-def kind_of(examples: Sequence[Example]) -> Kind:
+def infer_kind(examples: Sequence[Example]) -> Kind:
     """What the examples carry; outputs where the first has no label."""
     return "classification" if examples[0].label is not None else "generation"
 
 
-def answered(examples: Sequence[Example]) -> list[Example]:
+def keep_answered(examples: Sequence[Example]) -> list[Example]:
     """Those with a label or outputs."""
     return [one for one in examples if one.label is not None or one.references]
 
 
-def gold_of(examples: Sequence[Example]) -> list[Any]:
+def gold_answers(examples: Sequence[Example]) -> list[Any]:
     """Of each its label, or its references."""
     return [one.references if one.label is None else one.label for one in examples]

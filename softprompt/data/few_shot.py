@@ -4,8 +4,8 @@ import random
 from collections.abc import Sequence
 from dataclasses import replace
 
-from softprompt.data.encoding.encoder import Encoder, Filled, Item
-from softprompt.data.encoding.tokenization import Span, tokens_of
+from softprompt.data.encoding.encoder import EncodedSequence, ExampleEncoder, FilledText
+from softprompt.data.encoding.tokenization import Span, safe_tokenizer
 from softprompt.data.examples import Example
 from softprompt.data.task import TaskSpec
 
@@ -14,31 +14,31 @@ BEHIND_WORDS = f"a{GAP}"  # how written words end, for a tokenizer: texts behind
 POOL = 64  # examples of each label among which those are looked for that fit
 
 
-def together(encoder: Encoder, instruction: str, shots: Sequence[Example]) -> list[int]:
+def encode_few_shot(encoder: ExampleEncoder, instruction: str, shots: Sequence[Example]) -> list[int]:
     """Token ids of an instruction and solved examples, each with the gap behind it, in front of another text."""
-    said: list[Filled] = [(instruction, [(0, len(instruction))])] if instruction else []
+    said: list[FilledText] = [(instruction, [(0, len(instruction))])] if instruction else []
     return _ids(encoder, [*said, *_said(encoder, shots)], "")
 
 
-def solved(encoder: Encoder, shots: Sequence[Example], *, first: bool = False) -> list[list[int]]:
+def encode_solved(encoder: ExampleEncoder, shots: Sequence[Example], *, first: bool = False) -> list[list[int]]:
     """Token ids of each example with its answer and the gap behind it: words stand before it, or it is the first."""
     return [_ids(encoder, [one], "" if first else BEHIND_WORDS) for one in _said(encoder, shots)]
 
 
-def _said(encoder: Encoder, shots: Sequence[Example]) -> list[Filled]:
+def _said(encoder: ExampleEncoder, shots: Sequence[Example]) -> list[FilledText]:
     spec = encoder.spec
-    found: list[Filled] = []
+    found: list[FilledText] = []
     for shot, (text, fields) in zip(shots, encoder.texts(shots), strict=True):
         whole = text + spec.answer_separator + _answer(spec, shot)
         found.append((whole, [*fields, (len(text), len(whole))]))
     return found
 
 
-def _ids(encoder: Encoder, parts: Sequence[Filled], before: str) -> list[int]:
+def _ids(encoder: ExampleEncoder, parts: Sequence[FilledText], before: str) -> list[int]:
     """Of all parts as one text, which the template's first words go on from: gaps are read by what follows them."""
     if not parts:
         return []
-    tokens, text, fields = tokens_of(encoder.base.tokenizer), "", list[Span]()
+    tokens, text, fields = safe_tokenizer(encoder.base.tokenizer), "", list[Span]()
     for part, given in parts:
         fields += [(start + len(text), end + len(text)) for start, end in given if end > start]
         text += part + GAP
@@ -51,7 +51,7 @@ def _ids(encoder: Encoder, parts: Sequence[Filled], before: str) -> list[int]:
     return alone
 
 
-def behind(items: Sequence[Item], fronts: Sequence[Sequence[int]]) -> list[Item]:
+def prepend_tokens(items: Sequence[EncodedSequence], fronts: Sequence[Sequence[int]]) -> list[EncodedSequence]:
     """``items``, the text of each behind the tokens that ``fronts`` has for its example."""
     # what an encoder-decoder model is asked is counted in the answer
     shifts = [0 if items[0].decoder_ids else len(front) for front in fronts]
@@ -65,7 +65,7 @@ def behind(items: Sequence[Item], fronts: Sequence[Sequence[int]]) -> list[Item]
     ]
 
 
-def solved_within(encoder: Encoder, examples: Sequence[Example], length: int, seed: int) -> list[int]:
+def encode_solved_within(encoder: ExampleEncoder, examples: Sequence[Example], length: int, seed: int) -> list[int]:
     """Token ids of as many solved examples as fit into ``length``, of each label in turn, drawn by ``seed``.
 
     None at all where no example of some label fits into its share of ``length``: examples of some labels only would
@@ -79,7 +79,7 @@ def solved_within(encoder: Encoder, examples: Sequence[Example], length: int, se
         pool = pools.setdefault(example.label, [])
         if len(pool) < POOL:
             pool.append(example)
-    ready = {label: solved(encoder, pool) for label, pool in sorted(pools.items(), key=lambda one: str(one[0]))}
+    ready = {label: encode_solved(encoder, pool) for label, pool in sorted(pools.items(), key=lambda one: str(one[0]))}
     labels = list(ready)
     generator.shuffle(labels)
     chosen: list[int] = []

@@ -8,13 +8,13 @@ import hashlib
 import json
 from collections.abc import Collection
 
-from softprompt.data.examples import Example, written
+from softprompt.data.examples import Example, format_value
 
-Input = tuple[tuple[str, str], ...]  # column by column, in the order of their names
-Row = tuple[Input, tuple[str, ...]]
+InputKey = tuple[tuple[str, str], ...]  # column by column, in the order of their names
+RowKey = tuple[InputKey, tuple[str, ...]]
 
 
-def input_of(example: Example, names: Collection[str] | None = None) -> Input:
+def input_key(example: Example, names: Collection[str] | None = None) -> InputKey:
     """What the model reads of ``example`` through a template that uses the columns ``names``, ``text`` among them."""
     if not names:
         names = {"text", *example.columns}
@@ -22,15 +22,17 @@ def input_of(example: Example, names: Collection[str] | None = None) -> Input:
         return (("text", example.text),)  # what most tasks have
     values = {**example.columns, "text": example.text}
     # a row that has none of the columns is still told from others by its text
-    return tuple((name, written(values[name])) for name in sorted(names) if name in values) or (("text", example.text),)
+    return tuple((name, format_value(values[name])) for name in sorted(names) if name in values) or (
+        ("text", example.text),
+    )
 
 
-def row_of(example: Example, names: Collection[str] | None = None) -> Row:
-    """``input_of`` and the answer: the label, or the outputs."""
-    return input_of(example, names), example.references if example.label is None else (example.label,)
+def row_key(example: Example, names: Collection[str] | None = None) -> RowKey:
+    """``input_key`` and the answer: the label, or the outputs."""
+    return input_key(example, names), example.references if example.label is None else (example.label,)
 
 
-def hashed(found: Input, salt: str = "") -> int:
+def hash_input(found: InputKey, salt: str = "") -> int:
     """64 bits of what is read, the same on every machine and in every order of the rows."""
     content = json.dumps(found, ensure_ascii=False).encode()
     return int.from_bytes(hashlib.blake2b(content, digest_size=8, key=salt.encode()).digest(), "big")

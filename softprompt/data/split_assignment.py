@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from softprompt.data.examples import Example
-from softprompt.data.row_identity import hashed, input_of
+from softprompt.data.row_identity import hash_input, input_key
 from softprompt.errors import DataError
 
 Parts = tuple[tuple[Example, ...], tuple[Example, ...], tuple[Example, ...]]
@@ -19,7 +19,7 @@ Side = int  # 0 train, 1 validation, 2 test
 
 
 @dataclass(frozen=True)
-class Drawn:
+class Subsample:
     """How many rows a figure is of, and of how many they were drawn."""
 
     rows: int
@@ -30,14 +30,14 @@ class Drawn:
         """``on a sample of 5,000 of 8,600 test rows, seed 0``; nothing where it is all of them."""
         if self.rows >= self.of:
             return ""
-        return f"on a sample of {self.rows:,} of {self.of:,} {named(split)}, seed {self.seed}"
+        return f"on a sample of {self.rows:,} of {self.of:,} {describe_rows(split)}, seed {self.seed}"
 
     def to_dict(self) -> dict[str, Any]:
         """``{"sample": ...}``, or nothing where it is all of them."""
         return {"sample": {"rows": self.rows, "of": self.of, "seed": self.seed}} if self.rows < self.of else {}
 
 
-def named(split: str) -> str:
+def describe_rows(split: str) -> str:
     """What the rows of a split are called; of all splits, just rows."""
     return "rows" if split == "all" else f"{split} rows"
 
@@ -55,12 +55,12 @@ def sample_indices(examples: Sequence[Example], limit: int | None, seed: int = 0
     return sorted(index for some in drawn for index in some)
 
 
-def sample_of(examples: Sequence[Example], limit: int | None, seed: int = 0) -> tuple[Example, ...]:
+def sample_examples(examples: Sequence[Example], limit: int | None, seed: int = 0) -> tuple[Example, ...]:
     """At most ``limit`` of ``examples`` in their order, drawn by ``seed``, every label in its proportion."""
     return tuple(examples[index] for index in sample_indices(examples, limit, seed))
 
 
-def side_of(
+def assign_split(
     example: Example, *, validation: float, test: float, seed: int, names: Collection[str] | None = None
 ) -> Side:
     """Where a row goes by what is read of it, whatever else there is; the held-out splits are given as shares."""
@@ -78,10 +78,10 @@ def split_examples(
 ) -> Parts:
     """Cut ``examples`` into train, validation and test, each in the order given.
 
-    Each row goes where a hash of what is read of it says (``side_of``), so that sizes are about those asked for, a row
-    stays on its side when others are added or change places, and rows of equal input are on one side. Two rules move
-    rows of small data: every label keeps a row in train, and a held-out split that was asked for gets one, if train
-    then still has as much.
+    Each row goes where a hash of what is read of it says (``assign_split``), so that sizes are about those asked for, a
+    row stays on its side when others are added or change places, and rows of equal input are on one side. Two rules
+    move rows of small data: every label keeps a row in train, and a held-out split that was asked for gets one, if
+    train then still has as much.
 
     Args:
         validation, test: shares of the rows, 0 to 1.
@@ -99,7 +99,7 @@ def split_examples(
     places: dict[object, float] = {}
     groups: defaultdict[object, list[int]] = defaultdict(list)
     for index, example in enumerate(examples):
-        groups[input_of(example, names)].append(index)
+        groups[input_key(example, names)].append(index)
     for key, group in groups.items():
         places[key] = _place(examples[group[0]], seed, names)
     order = sorted(groups, key=lambda key: places[key])
@@ -140,7 +140,7 @@ def apportion(total: int, capacities: Sequence[int]) -> list[int]:
 
 def _place(example: Example, seed: int, names: Collection[str] | None) -> float:
     """0 to 1."""
-    return hashed(input_of(example, names), f"split {seed}") / 2**64
+    return hash_input(input_key(example, names), f"split {seed}") / 2**64
 
 
 def _side(place: float, validation: float, test: float) -> Side:

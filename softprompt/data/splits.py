@@ -15,12 +15,12 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from softprompt.data.example_stream import Stream
-from softprompt.data.examples import Columns, Example, Kind, answered, kind_of, unlabelled_example
+from softprompt.data.example_stream import ExampleStream
+from softprompt.data.examples import Columns, Example, Kind, infer_kind, keep_answered, unlabelled_example
 from softprompt.data.readers.example_reader import (
     SPLITS,
     BadRows,
-    gathered,
+    collect_examples,
     named_rows,
     published,
     read_file,
@@ -28,11 +28,11 @@ from softprompt.data.readers.example_reader import (
     split_of,
 )
 from softprompt.data.readers.file_rows import read_records
-from softprompt.data.row_identity import input_of, row_of
+from softprompt.data.row_identity import input_key, row_key
 from softprompt.data.split_assignment import split_examples
 from softprompt.errors import DataError
-from softprompt.utils.files import expanded
-from softprompt.utils.messages import listed, reading
+from softprompt.utils.files import expand_user
+from softprompt.utils.messages import map_read_errors, quote_names
 
 __all__ = [
     "Example",
@@ -58,7 +58,7 @@ class Splits:
     test: tuple[Example, ...]
     source: str  # as the user gave it
     notes: tuple[str, ...]  # what was decided for the user, one sentence each
-    stream: Stream | None = None  # all training rows, where ``train`` is only the first of them
+    stream: ExampleStream | None = None  # all training rows, where ``train`` is only the first of them
     columns: Columns | None = None  # that they were read from
     # by split, where what is here was drawn already: of how many rows
     drawn_from: Mapping[str, int] = field(default_factory=dict, hash=False)
@@ -78,7 +78,7 @@ class Splits:
     @property
     def kind(self) -> Kind:
         """Whether the examples carry labels or outputs; DataError without examples."""
-        return kind_of(self["all"])
+        return infer_kind(self["all"])
 
     @property
     def fingerprint(self) -> str:
@@ -128,8 +128,8 @@ def read_splits(
     if str(source).startswith("hf:"):
         parts, notes = _read_hub(str(source), columns, bad_rows)
         return _told(_complete(parts, notes, str(source), names, seed, unlabelled), columns, names)
-    path = expanded(source)
-    with reading(path):
+    path = expand_user(source)
+    with map_read_errors(path):
         if path.is_dir():
             parts, notes = _read_folder(path, columns, bad_rows)
             return _told(_complete(parts, notes, str(source), names, seed, unlabelled), columns, names)
@@ -162,7 +162,7 @@ def read_examples(
 def _split_file(
     examples: list[Example], source: str, names: Collection[str] | None, seed: int, unlabelled: bool
 ) -> Splits:
-    same = input_of if unlabelled else row_of
+    same = input_key if unlabelled else row_key
     distinct: dict[object, Example] = {}
     for one in examples:
         distinct.setdefault(same(one, names), one)
@@ -186,25 +186,25 @@ def _told(splits: Splits, columns: Columns, names: Collection[str] | None) -> Sp
     unread: set[str] = set()
     for one in (*splits.train, *splits.validation, *splits.test):
         if one.label is not None:
-            labels[input_of(one, names)][one.label] += 1
+            labels[input_key(one, names)][one.label] += 1
             unread |= one.columns.keys() - (names or one.columns.keys())
     notes = list(splits.notes)
     if lost := sum(counts.total() for counts in labels.values() if len(counts) > 1):
-        why = f": the template does not read {listed(sorted(unread))}" if unread else ""
+        why = f": the template does not read {quote_names(sorted(unread))}" if unread else ""
         notes.append(f"{lost:,} rows have the same input ({_read(names)}) as one with another label{why}.")
     return replace(splits, columns=columns.names(), notes=tuple(notes))
 
 
 def _read(names: Collection[str] | None) -> str:
     """The columns that make up an input, for people."""
-    return "text and all columns" if not names else listed(sorted(names, key=lambda name: (name != "text", name)))
+    return "text and all columns" if not names else quote_names(sorted(names, key=lambda name: (name != "text", name)))
 
 
 def _complete(
     parts: Parts, notes: list[str], source: str, names: Collection[str] | None, seed: int, unlabelled: bool
 ) -> Splits:
-    told = {split: answered(examples) if unlabelled else examples for split, examples in parts.items()}
-    kinds = [f"{kind_of(examples)} in {split}" for split, examples in told.items() if examples]
+    told = {split: keep_answered(examples) if unlabelled else examples for split, examples in parts.items()}
+    kinds = [f"{infer_kind(examples)} in {split}" for split, examples in told.items() if examples]
     if len({kind.split()[0] for kind in kinds}) > 1:
         raise DataError(
             f"expected one kind of rows in '{source}', got {', '.join(kinds)}: give 'label' or 'target' in all"
@@ -224,9 +224,9 @@ def _complete(
         for split in ("train", "test")
         if split not in parts and not any(note.startswith(f"The split '{split}' of") for note in notes)
     ]
-    inputs = {input_of(example, names) for example in train}
+    inputs = {input_key(example, names) for example in train}
     for split, examples in (("validation", validation), ("test", test)):
-        if shared := sum(input_of(example, names) in inputs for example in examples):
+        if shared := sum(input_key(example, names) in inputs for example in examples):
             notes.append(
                 f"{shared:,} of {len(examples):,} {split} examples also stand in train ({_read(names)} alike)."
             )
@@ -265,14 +265,14 @@ def _read_hub(source: str, columns: Columns, bad_rows: BadRows) -> tuple[Parts, 
             notes.append(f"The split '{given}' of '{source}' was not used.")
             continue
         rows = named_rows(data, data.features, f"'{source}' {given}")
-        found = gathered(rows, columns, bad_rows, may_lack_answers=not columns.optional)
+        found = collect_examples(rows, columns, bad_rows, may_lack_answers=not columns.optional)
         if found.unanswered and columns.label in data.features:
             notes.append(f"The split '{given}' of '{source}' was not used: its labels are not published.")
             continue
         if found.unanswered:  # what it lacks is told
-            gathered(named_rows(data, data.features, f"'{source}' {given}"), columns, bad_rows)
+            collect_examples(named_rows(data, data.features, f"'{source}' {given}"), columns, bad_rows)
         parts[split] = found.examples
         notes += found.notes
     if not parts:
-        raise DataError(f"expected a labelled train, validation or test split in '{source}', got {listed(there)}")
+        raise DataError(f"expected a labelled train, validation or test split in '{source}', got {quote_names(there)}")
     return parts, notes

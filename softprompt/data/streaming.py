@@ -11,16 +11,16 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from softprompt.data.example_stream import HubRows, Stream
-from softprompt.data.examples import Columns, Example, answered
+from softprompt.data.example_stream import ExampleStream, HubRows
+from softprompt.data.examples import Columns, Example, keep_answered
 from softprompt.data.readers.example_reader import SPLITS, BadRows, check_file, published, split_files, split_of
 from softprompt.data.readers.file_rows import FileRows
-from softprompt.data.row_identity import hashed, input_of
-from softprompt.data.split_assignment import side_of
+from softprompt.data.row_identity import hash_input, input_key
+from softprompt.data.split_assignment import assign_split
 from softprompt.data.splits import HELD_OUT_SHARE, Splits
 from softprompt.errors import DataError
-from softprompt.utils.files import expanded
-from softprompt.utils.messages import listed, reading
+from softprompt.utils.files import expand_user
+from softprompt.utils.messages import map_read_errors, quote_names
 
 HEAD = 1000  # training rows that labels, their frequencies and a start made of examples are taken from
 KEPT = 5000  # rows of validation and of test
@@ -52,7 +52,7 @@ def read_streamed(
     columns = columns._replace(textless=names is not None and "text" not in names, fills=fills)
     streams = _opened(str(source), columns, bad_rows)
     if "train" not in streams:
-        raise DataError(f"expected a train split in '{source}' to stream, got {listed(streams)}: name one train")
+        raise DataError(f"expected a train split in '{source}' to stream, got {quote_names(streams)}: name one train")
     notes = [
         f"Training rows are streamed: labels and start come from the first {HEAD:,}, and rows are shuffled within "
         "blocks (setting shuffle_buffer)."
@@ -70,9 +70,9 @@ def read_streamed(
             notes += told
     train = streams["train"]
     if not read.get("validation"):
-        alone = streams.keys() == {"train"} and not str(source).startswith("hf:") and not expanded(source).is_dir()
+        alone = streams.keys() == {"train"} and not str(source).startswith("hf:") and not expand_user(source).is_dir()
         tested = HELD_OUT_SHARE if alone else 0.0
-        side = partial(side_of, validation=HELD_OUT_SHARE, test=tested, seed=seed, names=names)
+        side = partial(assign_split, validation=HELD_OUT_SHARE, test=tested, seed=seed, names=names)
         for number, split in ((1, "validation"), *([(2, "test")] if alone else [])):
             rest = train.without(partial(_elsewhere, side, number))
             read[split], seen[split], told = _drawn(rest, split, KEPT, key)
@@ -105,19 +105,19 @@ def read_streamed(
 
 
 def _key(example: Example, names: Collection[str] | None, salt: str) -> int:
-    return hashed(input_of(example, names), salt)
+    return hash_input(input_key(example, names), salt)
 
 
 def _elsewhere(side: "partial[int]", number: int, example: Example) -> bool:
     return side(example) != number
 
 
-def _unanswered(stream: Stream) -> bool:
+def _unanswered(stream: ExampleStream) -> bool:
     found = replace(stream, columns=stream.columns._replace(optional=True), bad_rows="skip").open().read(_AT_ONCE)
-    return bool(found) and not answered(found)
+    return bool(found) and not keep_answered(found)
 
 
-def _drawn(stream: Stream, split: str, most: int, key: "partial[int]") -> tuple[list[Example], int, list[str]]:
+def _drawn(stream: ExampleStream, split: str, most: int, key: "partial[int]") -> tuple[list[Example], int, list[str]]:
     """At most so many rows of a split in their order, drawn by their hash; of how many; what there is to say of it."""
     rows, seen = stream.open(), 0
     kept: list[tuple[int, int, Example]] = []  # a heap: on top, with its sign turned, the largest hash
@@ -133,22 +133,24 @@ def _drawn(stream: Stream, split: str, most: int, key: "partial[int]") -> tuple[
     return [example for _, _, example in sorted(kept, key=lambda one: -one[1])], seen, notes
 
 
-def _opened(source: str, columns: Columns, bad_rows: BadRows) -> dict[str, Stream]:
-    streams: dict[str, Stream] = {}
+def _opened(source: str, columns: Columns, bad_rows: BadRows) -> dict[str, ExampleStream]:
+    streams: dict[str, ExampleStream] = {}
     if source.startswith("hf:"):
         for given, data in published(source, streaming=True).items():
             split = split_of(given)
             if split is not None and split not in streams:
                 name = f"{source} {given}"
-                streams[split] = Stream(partial(HubRows, data, name), columns, name, source, bad_rows)
+                streams[split] = ExampleStream(partial(HubRows, data, name), columns, name, source, bad_rows)
         return streams
-    path = expanded(source)
-    with reading(path):
+    path = expand_user(source)
+    with map_read_errors(path):
         files = split_files(path) if path.is_dir() else {"train": path}
         for one in files.values():
             check_file(one)
         identity = ", ".join(f"{split} {one.name} {one.stat().st_size}" for split, one in files.items())
     for split in SPLITS:
         if split in files:
-            streams[split] = Stream(partial(FileRows, files[split]), columns, str(files[split]), identity, bad_rows)
+            streams[split] = ExampleStream(
+                partial(FileRows, files[split]), columns, str(files[split]), identity, bad_rows
+            )
     return streams

@@ -7,14 +7,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from softprompt.data.examples import Columns, Example, answered, kind_of
-from softprompt.data.label_names import check_names, near
+from softprompt.data.examples import Columns, Example, infer_kind, keep_answered
+from softprompt.data.label_names import check_label_names, suggest_label
 from softprompt.data.splits import Splits, read_splits
-from softprompt.data.task_manifest import SavedTask, checked
-from softprompt.data.templates.template import Template, asked_of_rows
-from softprompt.errors import ConfigError, DataError, PromptFileError, TemplateError, shown
+from softprompt.data.task_manifest import SavedTask, validate_saved
+from softprompt.data.templates.template import Template, reader_options
+from softprompt.errors import ConfigError, DataError, PromptFileError, TemplateError, printable
 from softprompt.metrics import scorer_for
-from softprompt.utils.messages import listed
+from softprompt.utils.messages import quote_names
 
 CLASSIFICATION_TEMPLATE = "{{ text }}\nLabel:"
 GENERATION_TEMPLATE = "{{ text }}\nOutput:"
@@ -83,7 +83,7 @@ class TaskSpec:
         if long is not None:
             raise DataError(
                 f"expected at most {LABEL_CHARACTERS} characters in a label and in its verbalizer, got {len(long):,} "
-                f"in '{shown(long, 80)}': give it a short name"
+                f"in '{printable(long, 80)}': give it a short name"
             )
         if (size := sum(map(len, self.verbalizers))) > LABELS_CHARACTERS:
             raise DataError(
@@ -169,7 +169,7 @@ class TaskSpec:
             PromptFileError: keys or types are not those of a task.
         """
         try:
-            saved = checked(SavedTask, values)
+            saved = validate_saved(SavedTask, values)
             columns = Columns(**saved.columns).names()
             if not all(isinstance(name, str) for name in columns[:3]):
                 raise ValueError(f"columns: expected names, got {saved.columns}")
@@ -244,7 +244,7 @@ class Task:
         found = sorted({example.label for example in splits.train or splits["all"] if example.label is not None})
         names = tuple(found) if labels is None else tuple(labels)
         if labels is None:
-            notes = check_names(found, len(splits["all"]), splits.source)
+            notes = check_label_names(found, len(splits["all"]), splits.source)
             splits = replace(splits, notes=(*splits.notes, *notes))
         spec = TaskSpec.of(
             labels=names,
@@ -327,14 +327,14 @@ class Task:
         known = None if spec is None else spec.columns
         given = template if spec is None else spec.template
         splits = _splits(source, columns, given, remembered=known, unlabelled=True)
-        told = answered(splits["all"])
-        kind = kind_of(told) if told else "classification" if labels is not None else "generation"
+        told = keep_answered(splits["all"])
+        kind = infer_kind(told) if told else "classification" if labels is not None else "generation"
         if spec is None:
             if kind == "generation" and labels is not None:
                 raise DataError(f"{splits.source}: labels were given, but its rows are for generation")
             found = sorted({str(example.label) for example in told}) if kind == "classification" else None
             if found and labels is None:
-                splits = replace(splits, notes=(*splits.notes, *check_names(found, len(told), splits.source)))
+                splits = replace(splits, notes=(*splits.notes, *check_label_names(found, len(told), splits.source)))
             spec = TaskSpec.of(
                 labels=found if labels is None else labels,
                 template=template,
@@ -359,13 +359,14 @@ class Task:
                 label, count = unknown.most_common(1)[0]
                 raise DataError(
                     f"{splits.source}: the {split_name} split has label '{label}' ({count} rows), "
-                    f"which is not among the labels {', '.join(spec.labels)}{near(label, spec.labels)}: {advice}"
+                    f"which is not among the labels {', '.join(spec.labels)}{suggest_label(label, spec.labels)}: "
+                    f"{advice}"
                 )
         first = next(iter(splits.train or splits.validation or splits.test), None)
         if first is not None:
             spec.compiled.render(first)
             if "text" not in spec.compiled.names and first.text.strip():
-                text, read = (splits.columns or Columns()).text, listed(sorted(spec.compiled.names))
+                text, read = (splits.columns or Columns()).text, quote_names(sorted(spec.compiled.names))
                 note = f"the template does not use {{{{ text }}}}, the column '{text}': the model reads {read} only"
                 splits = replace(splits, notes=(*splits.notes, note))
         return cls(spec, splits, Path(splits.source).stem or "task")
@@ -373,7 +374,7 @@ class Task:
 
 def _judged(spec: TaskSpec, splits: Splits) -> tuple[TaskSpec, Splits]:
     """With the metric that the references ask for, where none was chosen, and a note that says so."""
-    references = [one.references for one in answered(splits.train + splits.validation + splits.test)]
+    references = [one.references for one in keep_answered(splits.train + splits.validation + splits.test)]
     if spec.metric is not None or spec.kind == "classification" or not references:
         return spec, splits
     scorer = scorer_for(spec.kind, None, references)
@@ -392,5 +393,5 @@ def _splits(
     if isinstance(source, Splits):
         return source
     text = columns.get("text_column") if remembered is None else remembered.text  # as the template may call it
-    asked = asked_of_rows(template, text)
+    asked = reader_options(template, text)
     return read_splits(source, remembered=remembered, unlabelled=unlabelled, **asked, **columns)  # type: ignore[arg-type]

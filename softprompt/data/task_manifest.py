@@ -37,7 +37,7 @@ class SavedTask(_Saved):
 Kind = TypeVar("Kind", bound=_Saved)
 
 
-def checked(kind: type[Kind], values: Any) -> Kind:
+def validate_saved(kind: type[Kind], values: Any) -> Kind:
     """``values`` as one of these; raises ValueError, in one line, if they are not."""
     try:
         return kind.model_validate(values)

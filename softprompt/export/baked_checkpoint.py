@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from softprompt.data.encoding.special_tokens import Frame
+from softprompt.data.encoding.special_tokens import SpecialTokens
 from softprompt.errors import PromptFileError
 from softprompt.export.export_readme import USAGE_FILE, read_usage
 from softprompt.prompts.saved_prompt import Prompt
@@ -51,7 +51,7 @@ class BakedCheckpoint:
             self.fingerprint: Mapping[str, str] = dict(usage["base"]["fingerprint"])
             self.embedding_size = int(usage["embedding_size"])
             self.context_length: int | None = usage["context_length"]
-            self.frame = Frame(tuple(int(one) for one in usage["bos_ids"]))
+            self.frame = SpecialTokens(tuple(int(one) for one in usage["bos_ids"]))
             self.never = tuple(int(one) for one in usage["never_generate"])
             self.probes = {
                 str(name): Probe(

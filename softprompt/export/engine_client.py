@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from softprompt.data.encoding.encoder import Encoder
-from softprompt.data.encoding.special_tokens import Frame
+from softprompt.data.encoding.encoder import ExampleEncoder
+from softprompt.data.encoding.special_tokens import SpecialTokens
 from softprompt.data.encoding.verbalizer import Verbalizer
 from softprompt.data.examples import Example
 from softprompt.data.task import TaskSpec
@@ -28,7 +28,7 @@ class _KnownOfBase:
     """The part of a base model that turns texts into tokens."""
 
     tokenizer: Any
-    frame: Frame
+    frame: SpecialTokens
     context_length: int | None
     architecture: str = "decoder-only"
 
@@ -50,14 +50,14 @@ class Tasks:
         self._tokenizer = tokenizer
         try:
             bos = tuple(int(one) for one in usage["bos_ids"])
-            known = _KnownOfBase(tokenizer, Frame(bos), usage["context_length"])
+            known = _KnownOfBase(tokenizer, SpecialTokens(bos), usage["context_length"])
             self.never: tuple[int, ...] = tuple(usage.get("never_generate", ()))
             self._front: dict[str, tuple[int, ...]] = {}
-            self._encoders: dict[str, Encoder] = {}
+            self._encoders: dict[str, ExampleEncoder] = {}
             for name, task in usage["tasks"].items():
                 spec = TaskSpec.from_dict(task["task"])
                 self._front[name] = (*(bos if task["add_special_tokens"] else ()), *task.get("ids", ()))
-                self._encoders[name] = Encoder(known, spec, task["length"])
+                self._encoders[name] = ExampleEncoder(known, spec, task["length"])
         except (KeyError, TypeError, AttributeError) as error:
             raise PromptFileError(f"{USAGE_FILE} lacks or misuses {error}: export the prompts again") from error
 

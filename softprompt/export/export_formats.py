@@ -14,7 +14,7 @@ from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.saved_prompt import Prompt
 from softprompt.prompts.state import PromptState
 from softprompt.training.fit import library_versions
-from softprompt.utils.messages import reading
+from softprompt.utils.messages import map_read_errors
 
 
 @dataclass(frozen=True)
@@ -164,7 +164,7 @@ def imported(
             f"'{source}' holds virtual tokens of {size} values, expected {base.embedding_size} as the embeddings of "
             f"'{base.name}' have: give --model the model that it was learned on"
         )
-    with reading(source):
+    with map_read_errors(source):
         digest = hashlib.sha256((file or source).read_bytes()).hexdigest()
     return Prompt(
         states=(state,),

@@ -5,12 +5,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from softprompt.errors import PromptFileError, shown
+from softprompt.errors import PromptFileError, printable
 from softprompt.models.builtin_models import MODEL_NAME as EMBEDDED_NAME
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.saved_prompt import Prompt
-from softprompt.utils.files import expanded
-from softprompt.utils.messages import reading
+from softprompt.utils.files import expand_user
+from softprompt.utils.messages import map_read_errors
 from softprompt.utils.safe_io import TEXT_LIMIT, parse_json, read_file
 
 USAGE_FILE = "softprompt.json"
@@ -33,7 +33,7 @@ def tokenizer_files(base: FrozenLM) -> dict[str, bytes]:
 
 def _is_public(base: FrozenLM) -> bool:
     """Whether the model is called by a name of the hub."""
-    return base.name != EMBEDDED_NAME and not expanded(base.name).exists()
+    return base.name != EMBEDDED_NAME and not expand_user(base.name).exists()
 
 
 def _base_lines(base: FrozenLM) -> tuple[list[str], str]:
@@ -44,8 +44,8 @@ def _base_lines(base: FrozenLM) -> tuple[list[str], str]:
             "",
         ]
         return [*found, "base = str(embedded_model_folder())"], "base"
-    if expanded(base.name).is_file():
-        path = expanded(base.name)
+    if expand_user(base.name).is_file():
+        path = expand_user(base.name)
         found = [f"base = {str(path.parent)!r}  # a folder with {path.name}, wherever yours is"]
         return found, f"base, gguf_file={path.name!r}"
     where = "" if _is_public(base) else "  # or wherever yours is"
@@ -93,7 +93,7 @@ def task_lines(prompt: Prompt) -> list[str]:
     lines = [f"The template (as in Jinja2; {names} is your text):", "", _fenced(spec.template), ""]
     if spec.labels:
         answers = [
-            f"`{shown(spec.answer_separator + words)}` for {shown(label)}"
+            f"`{printable(spec.answer_separator + words)}` for {printable(label)}"
             for label, words in zip(spec.labels, spec.verbalizers, strict=True)
         ]
         lines += [f"The answer that follows it: {', '.join(answers)}.", ""]
@@ -175,7 +175,7 @@ def read_usage(folder: Path) -> dict[str, Any]:
 
 def read_object(path: Path) -> dict[str, Any]:
     """A JSON object out of a file; raises as ``read_usage``."""
-    with reading(path):
+    with map_read_errors(path):
         try:
             values = parse_json(read_file(path, TEXT_LIMIT))
         except ValueError as error:
@@ -191,7 +191,7 @@ def embeds_readme(base: FrozenLM, prompts: Mapping[str, Prompt], name: str) -> s
     if base.name == EMBEDDED_NAME:
         # its folder is another one on every machine
         source = "$(python -c 'from softprompt.models.builtin_models import embedded_model_folder as f; print(f())')"
-    elif expanded(base.name).is_file():
+    elif expand_user(base.name).is_file():
         tokenizer = f" --tokenizer {name}"
     lines = [
         f"# {name}",

@@ -23,8 +23,8 @@ from softprompt.export.virtual_tokens import Baked, chat_template, check_express
 from softprompt.export.vocabulary import describe, embedding_factor, new_rows
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.saved_prompt import Prompt
-from softprompt.utils.files import appearing, check_free, expanded
-from softprompt.utils.messages import reading
+from softprompt.utils.files import atomic_path, check_free, expand_user
+from softprompt.utils.messages import map_read_errors
 from softprompt.utils.safe_io import parse_json
 
 USAGE_KEY = "softprompt.tasks"
@@ -92,7 +92,7 @@ def bake_gguf(base: FrozenLM, prompts: Mapping[str, Prompt], source: Path, place
         gguf.Keys.Tokenizer.CHAT_TEMPLATE: chat_template(base, prompts),
         USAGE_KEY: json.dumps(describe(base, baked), ensure_ascii=False),
     }
-    with appearing(place) as path:
+    with atomic_path(place) as path:
         _copy(reader, path, fields, changed)
     return GgufExport(baked, kind.name, rounding)
 
@@ -123,11 +123,11 @@ def open_gguf(path: Path) -> Any:
     import_gguf()
     from gguf import GGUFReader
 
-    path = expanded(path)
+    path = expand_user(path)
     if not path.is_file():
         raise BaseModelError(f"GGUF file '{path}' does not exist")
     try:
-        with reading(path):
+        with map_read_errors(path):
             return GGUFReader(path)
     except (ValueError, IndexError, KeyError, OverflowError, UnicodeDecodeError) as error:
         raise BaseModelError(f"'{path}' is no GGUF file, or damaged: {error}") from error

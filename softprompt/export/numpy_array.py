@@ -16,8 +16,8 @@ import torch
 from softprompt.errors import PromptFileError
 from softprompt.prompts.saved_prompt import Prompt
 from softprompt.prompts.state import PromptState
-from softprompt.utils.files import check_free, put_file
-from softprompt.utils.messages import reading
+from softprompt.utils.files import check_free, write_file
+from softprompt.utils.messages import map_read_errors
 
 MOST_BYTES = 2**30  # of numbers in a file: more than any prompt has, less than fills the memory
 MOST_HEADER_BYTES = 10_000
@@ -49,7 +49,7 @@ def write_npy(prompt: Prompt, path: Path) -> None:
     check_free(path)
     content = io.BytesIO()
     np.save(content, prompt.state.tensor.detach().float().cpu().numpy(), allow_pickle=False)
-    put_file(path, content.getvalue())
+    write_file(path, content.getvalue())
 
 
 def read_npy(path: Path) -> PromptState:
@@ -59,7 +59,7 @@ def read_npy(path: Path) -> PromptState:
         PromptFileError: no such array, or not whole, or not all of it finite numbers.
         DataError: it cannot be read.
     """
-    with reading(path):
+    with map_read_errors(path):
         # a pipe or a device may never end
         if path.exists() and not path.is_file():
             raise PromptFileError(f"'{path}' is no file: expected a .npy file of virtual tokens")

@@ -23,7 +23,7 @@ from softprompt.prompts.prefix import keys_and_values
 from softprompt.prompts.saved_prompt import Prompt
 from softprompt.prompts.state import PromptState
 from softprompt.utils.files import check_free, write_folder
-from softprompt.utils.messages import reading
+from softprompt.utils.messages import map_read_errors
 from softprompt.utils.safe_io import check_header, read_file
 
 CONFIG_FILE, TENSOR_FILE, PICKLE_FILE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
@@ -163,7 +163,7 @@ def read_peft(folder: Path) -> Adapter:
                 f"save it again with PEFT as {TENSOR_FILE} (save_pretrained does so by default)"
             )
         raise PromptFileError(f"'{folder}' is no whole PEFT adapter: it holds no {TENSOR_FILE}")
-    with reading(path):
+    with map_read_errors(path):
         try:
             content = read_file(path)
             check_header(content)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-from softprompt.data.encoding.tokenization import tokens_of
+from softprompt.data.encoding.tokenization import safe_tokenizer
 from softprompt.data.examples import Example
 from softprompt.data.task import TaskSpec
 from softprompt.errors import ConfigError, PromptFileError, TemplateError
@@ -165,7 +165,7 @@ def chat_template(base: FrozenLM, prompts: Mapping[str, Prompt], gaps: Mapping[s
     }
     # by which a client knows what texts must not spell, as by the template that this one takes the place of
     own = {str(token) for token in base.tokenizer.added_tokens_decoder.values() if not token.special}
-    spelled = " ".join(sorted(own & tokens_of(base.tokenizer).marks.keys())).replace("#}", "")
+    spelled = " ".join(sorted(own & safe_tokenizer(base.tokenizer).marks.keys())).replace("#}", "")
     template = (f"{{#- no text spells: {spelled} -#}}" if spelled else "") + _CHAT.replace("\n", "")
     for key, value in values.items():
         # escapes of JSON and of Jinja2's strings agree on what these hold

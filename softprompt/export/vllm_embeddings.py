@@ -23,7 +23,7 @@ from softprompt.export.export_readme import USAGE_FILE, embeds_readme, read_usag
 from softprompt.export.virtual_tokens import check_expressible
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.saved_prompt import Prompt
-from softprompt.utils.files import appearing, check_free
+from softprompt.utils.files import atomic_path, check_free
 
 TENSOR_FILE = "embeddings.safetensors"
 SCHEMA_VERSION = 1
@@ -56,7 +56,7 @@ def write_embeds(base: FrozenLM, prompts: Mapping[str, Prompt], folder: Path) ->
         "context_length": base.context_length,
         "tasks": {name: usage_of(prompt) for name, prompt in prompts.items()},
     }
-    with appearing(folder) as place:
+    with atomic_path(folder) as place:
         place.mkdir()
         save_file(tensors, place / TENSOR_FILE)
         base.tokenizer.save_pretrained(place)

@@ -21,8 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from softprompt.data.encoding.encoder import Encoder
-from softprompt.data.encoding.tokenization import tokens_of
+from softprompt.data.encoding.encoder import ExampleEncoder
+from softprompt.data.encoding.tokenization import safe_tokenizer
 from softprompt.data.examples import Example
 from softprompt.errors import BaseModelError
 from softprompt.export.export_readme import USAGE_FILE, usage_of, vocabulary_readme
@@ -32,7 +32,7 @@ from softprompt.models.gguf_conversion import no_progress_bars
 from softprompt.models.quantization import quiet
 from softprompt.prompts.prefix import concatenated_prefix
 from softprompt.prompts.saved_prompt import Prompt
-from softprompt.utils.files import appearing, check_free
+from softprompt.utils.files import atomic_path, check_free
 
 SCHEMA_VERSION = 1
 # the first one's log-probabilities are noted; with all of them the tokens are compared
@@ -77,7 +77,7 @@ def bake(base: FrozenLM, prompts: Mapping[str, Prompt], folder: Path, *, tied: b
     config.tie_word_embeddings = tied
     generation: Any = copy.deepcopy(base.model.generation_config)
     generation.suppress_tokens = sorted({*(generation.suppress_tokens or ()), *baked.all_ids})
-    with appearing(folder) as place, quiet(), no_progress_bars():
+    with atomic_path(folder) as place, quiet(), no_progress_bars():
         base.model.save_pretrained(place, state_dict=_extended(base, baked, scale, rows, tied))
         config.dtype, config.architectures = base.model.config.dtype, base.model.config.architectures
         for part in (config, generation, tokenizer):
@@ -213,8 +213,8 @@ def _other_tokens(base: FrozenLM, tokenizer: Any, name: str, prompt: Prompt) -> 
 def _learned_ids(base: FrozenLM, prompt: Prompt, text: str) -> list[int]:
     """Of a text in the prompt's template, or of one that is the whole where the template needs more than a text."""
     if around(prompt.spec) is None:
-        return tokens_of(base.tokenizer).plain(text)
-    return list(Encoder(base, prompt.spec, prompt.state.length).text_ids([Example(text)])[0])
+        return safe_tokenizer(base.tokenizer).plain(text)
+    return list(ExampleEncoder(base, prompt.spec, prompt.state.length).text_ids([Example(text)])[0])
 
 
 def _mean_row(weight: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from softprompt.data.examples import Example
-from softprompt.data.split_assignment import sample_of
+from softprompt.data.split_assignment import sample_examples
 from softprompt.inference.evaluation import Evaluation
 from softprompt.inference.neutral_text import PASSAGES
 from softprompt.metrics import Metric, calibration_error
@@ -108,7 +108,7 @@ def measure_speed(answers: Answering, reference: Answering, examples: Sequence[E
 
 def timed_of(examples: Sequence[Example]) -> list[Example]:
     """Examples to time requests and batches with, in random order: files are sorted, by length too."""
-    some = list(sample_of(examples, max(REQUESTS, BATCHES * BATCH_SIZE)))
+    some = list(sample_examples(examples, max(REQUESTS, BATCHES * BATCH_SIZE)))
     random.Random(0).shuffle(some)
     return some
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from softprompt.data.encoding.batching import collate
-from softprompt.data.encoding.encoder import Batch, Item
+from softprompt.data.encoding.encoder import Batch, EncodedSequence
 from softprompt.models import fast_attention
 from softprompt.prompts.kv_cache import keeping_all, padded, resized, right_aligned
 from softprompt.prompts.prefix import CachedPrefix, ConcatenatedPrefix, Prefix, read_one_more, stacked
@@ -44,7 +44,9 @@ class Growing(Protocol):
         ...
 
 
-def start_growing(prefix: Prefix | PrefixesApart, items: Sequence[Item], longest: int | None = None) -> Growing:
+def start_growing(
+    prefix: Prefix | PrefixesApart, items: Sequence[EncodedSequence], longest: int | None = None
+) -> Growing:
     """Read texts behind their prompts, to go on from.
 
     Args:
@@ -134,7 +136,7 @@ class GrowingTexts:
 class RereadTexts:
     """Without a cache: the whole sequence again for every token."""
 
-    def __init__(self, prefix: ConcatenatedPrefix, items: Sequence[Item]) -> None:
+    def __init__(self, prefix: ConcatenatedPrefix, items: Sequence[EncodedSequence]) -> None:
         self._base = prefix.base
         self._fronts = [prefix.embeddings[item.prompt] for item in items]
         self._ids = [item.ids for item in items]
@@ -162,7 +164,8 @@ class RereadTexts:
         which = [places.setdefault(id(front), len(places)) for front in self._fronts]
         different = {id(front): front for front in self._fronts}
         items = [
-            Item(row, ids, (), prompt=prompt) for row, (ids, prompt) in enumerate(zip(self._ids, which, strict=True))
+            EncodedSequence(row, ids, (), prompt=prompt)
+            for row, (ids, prompt) in enumerate(zip(self._ids, which, strict=True))
         ]
         batch = collate(items, self._base.device)
         hidden = ConcatenatedPrefix(self._base, tuple(different.values())).hidden(

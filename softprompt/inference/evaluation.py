@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from softprompt.data.examples import Example
-from softprompt.data.split_assignment import Drawn, sample_of
+from softprompt.data.split_assignment import Subsample, sample_examples
 from softprompt.data.task import TaskSpec
 from softprompt.errors import ConfigError, DataError
 from softprompt.inference.generation import Sampling, room_for
@@ -34,7 +34,7 @@ class Evaluation:
     predictions: tuple[Prediction, ...]
     gold: tuple[Any, ...]
     truncated: int
-    drawn: Drawn | None = None
+    drawn: Subsample | None = None
 
     def __str__(self) -> str:
         return ", ".join(map(str, (self.metric, *self.others)))
@@ -120,8 +120,8 @@ def score_sample(
 
     ``of``: how many there were, where ``examples`` were drawn of them already.
     """
-    chosen = sample_of(examples, limit, seed)
-    return replace(score(answers, chosen), drawn=Drawn(len(chosen), len(examples) if of is None else of, seed))
+    chosen = sample_examples(examples, limit, seed)
+    return replace(score(answers, chosen), drawn=Subsample(len(chosen), len(examples) if of is None else of, seed))
 
 
 def _label(example: Example) -> str:

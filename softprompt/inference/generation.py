@@ -9,10 +9,10 @@ from typing import Any, Literal, Protocol, TypeAlias
 import torch
 from torch import Tensor
 
-from softprompt.data.encoding.batching import budgeted
-from softprompt.data.encoding.encoder import Item
-from softprompt.data.encoding.tokenization import tokens_of
-from softprompt.data.encoding.verbalizer import answer_ids, end_of_answer
+from softprompt.data.encoding.batching import batch_by_token_budget
+from softprompt.data.encoding.encoder import EncodedSequence
+from softprompt.data.encoding.tokenization import safe_tokenizer
+from softprompt.data.encoding.verbalizer import encode_answer, end_token_id
 from softprompt.data.examples import Example
 from softprompt.data.task import TaskSpec
 from softprompt.errors import ConfigError, NotFiniteError
@@ -152,7 +152,7 @@ class Completion:
         return list(self._tokenizer("a", add_special_tokens=False)["input_ids"]) if self._goes_on else []
 
     def _words(self, tokens: Sequence[int]) -> str:
-        return tokens_of(self._tokenizer).text(tokens)
+        return safe_tokenizer(self._tokenizer).text(tokens)
 
     @property
     def exact(self) -> str:
@@ -172,14 +172,14 @@ def room_for(base: FrozenLM, spec: TaskSpec, examples: Sequence[Example] = ()) -
     references = {one for example in examples for one in example.references}
     # each token has a byte at least
     long = [one for one in references if len(one.encode()) >= room]
-    needed = max((len(answer_ids(base.tokenizer, spec, one)) + 1 for one in long), default=0)
+    needed = max((len(encode_answer(base.tokenizer, spec, one)) + 1 for one in long), default=0)
     return max(room, needed if base.context_length is None else min(needed, base.context_length // 2))
 
 
 def ends_of(base: Speaking) -> frozenset[int]:
     """The tokens that end a completion: the tokenizer's end of sequence, and those of the model's own settings."""
     ends = getattr(base.generation_config, "eos_token_id", None)
-    return frozenset((end_of_answer(base.tokenizer), *([ends] if isinstance(ends, int) else ends or ())))
+    return frozenset((end_token_id(base.tokenizer), *([ends] if isinstance(ends, int) else ends or ())))
 
 
 def next_tokens(logits: Tensor, completions: Sequence[Completion]) -> list[int]:
@@ -229,9 +229,9 @@ def complete(
     Raises:
         NotFiniteError: the model has no numbers for a text.
     """
-    items = [Item(i, tuple(ids), ()) for i, ids in enumerate(texts)]
+    items = [EncodedSequence(i, tuple(ids), ()) for i, ids in enumerate(texts)]
     room = max((len(item.ids) for item in items), default=0) + sampling.max_new_tokens
-    for chunk in budgeted(items, token_budget, most=max(1, token_budget // max(room, 1))):
+    for chunk in batch_by_token_budget(items, token_budget, most=max(1, token_budget // max(room, 1))):
         completions = [Completion(base, sampling, item.example) for item in chunk]
         growing, going, indices = start_growing(prefix, chunk), completions, [item.example for item in chunk]
         while True:

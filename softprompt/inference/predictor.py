@@ -10,13 +10,13 @@ from typing import Any, BinaryIO, Literal, Protocol, TypeAlias
 import torch
 from torch import Tensor
 
-from softprompt.data.encoding.encoder import Encoder
+from softprompt.data.encoding.encoder import ExampleEncoder
 from softprompt.data.examples import Columns, Example, unlabelled_example
 from softprompt.data.readers.example_reader import BadRows
 from softprompt.data.readers.file_rows import read_records
 from softprompt.data.task import TaskSpec
 from softprompt.data.templates.template import Template
-from softprompt.errors import ConfigError, DataError, NotFiniteError, SoftpromptError, TemplateError, shown
+from softprompt.errors import ConfigError, DataError, NotFiniteError, SoftpromptError, TemplateError, printable
 from softprompt.inference.generation import Completed, Sampling, complete, room_for
 from softprompt.inference.scoring import EVALUATION_TOKENS, Objective
 from softprompt.models.frozen_lm import FrozenLM
@@ -105,7 +105,7 @@ class Predictor:
             raise ConfigError("an ensemble answers by vote, expected a classification task, got generation")
         self.sampling = sampling or Sampling(max_new_tokens=room_for(base, spec))
         length = max((state.length for state in self.states), default=0)
-        self.encoder = Encoder(base, spec, length, self.sampling.max_new_tokens, words_before(self.states))
+        self.encoder = ExampleEncoder(base, spec, length, self.sampling.max_new_tokens, words_before(self.states))
         self._objective = Objective(base, self.encoder.verbalizer)
 
     @classmethod
@@ -189,7 +189,7 @@ def naming(examples: Sequence[Example]) -> Iterator[None]:
     except NotFiniteError as error:
         row = error.row % len(examples)
         one = examples[row]
-        raise NotFiniteError(row, one.place or f"text {shown(repr(one.text), 60)}") from error
+        raise NotFiniteError(row, one.place or f"text {printable(repr(one.text), 60)}") from error
 
 
 def likeliest(spec: TaskSpec, log_probabilities: Tensor) -> Iterator[Prediction]:

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from softprompt.data.encoding.batching import budgeted, collate
-from softprompt.data.encoding.encoder import Batch, Item
+from softprompt.data.encoding.batching import batch_by_token_budget, collate
+from softprompt.data.encoding.encoder import Batch, EncodedSequence
 from softprompt.data.encoding.verbalizer import Verbalizer
 from softprompt.errors import NotFiniteError
 from softprompt.models.frozen_lm import FrozenLM
@@ -52,7 +52,7 @@ class Objective:
                 taken[d, labels] = torch.tensor([column[decision.choices[choice]] for choice in choices])
             self._allowed, self._taken = allowed.to(base.device), taken.to(base.device)
 
-    def count(self, items: Sequence[Item]) -> int:
+    def count(self, items: Sequence[EncodedSequence]) -> int:
         """What a mean loss of ``items`` is over: examples for classification, target tokens for generation."""
         return sum(len(item.targets) for item in items) if self.verbalizer is None else len(items)
 
@@ -85,7 +85,9 @@ class Objective:
         return torch.cat([checkpoint(losses_of_chunk, *chunk, use_reentrant=False) for chunk in chunks])
 
     @torch.no_grad()
-    def label_log_probabilities(self, prefix: Prefix, items: Sequence[Item], *, learning: bool = False) -> Tensor:
+    def label_log_probabilities(
+        self, prefix: Prefix, items: Sequence[EncodedSequence], *, learning: bool = False
+    ) -> Tensor:
         """Log-probabilities of the labels ``[examples, C]`` (float32, CPU) from ``Encoder.scoring_items``.
 
         Args:
@@ -97,7 +99,7 @@ class Objective:
         assert self.verbalizer is not None
         examples = max(item.example for item in items) + 1
         scores = torch.zeros(examples, len(self.verbalizer.sequences))
-        for chunk in self.base.processes.turns(list(budgeted(items, EVALUATION_TOKENS))):
+        for chunk in self.base.processes.turns(list(batch_by_token_budget(items, EVALUATION_TOKENS))):
             batch = collate(chunk, self.base.device)
             hidden = prefix.scored(batch)
             example = torch.tensor([item.example for item in chunk])[batch.row.cpu()]

@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from softprompt.metrics import METRICS, QUANTILES, Floats, PairedDifference, Scorer, difference_of, drawn
+from softprompt.metrics import METRICS, QUANTILES, Floats, PairedDifference, Scorer, draw_resamples, make_difference
 
 RESAMPLES = 2000
 
 
 @dataclass(frozen=True)
-class Scores:
+class RunScores:
     """What the runs of one method scored on the same examples, in a form that resamples can be scored in.
 
     Attributes:
@@ -46,13 +46,13 @@ class Interval:
     high: float
 
 
-def scores_of(metric: str, gold: Sequence[Any], runs: Sequence[Sequence[str]]) -> Scores:
+def score_runs(metric: str, gold: Sequence[Any], runs: Sequence[Sequence[str]]) -> RunScores:
     """``runs``: the label or completion that each seed gave, in the order of ``gold``, labels or references."""
     scorer = METRICS[metric]
-    return Scores(np.stack([scorer.checked_rows(gold, predicted) for predicted in runs]), scorer)
+    return RunScores(np.stack([scorer.checked_rows(gold, predicted) for predicted in runs]), scorer)
 
 
-def resampled(scores: Mapping[str, Scores], resamples: int = RESAMPLES, seed: int = 0) -> dict[str, Floats]:
+def resample_scores(scores: Mapping[str, RunScores], resamples: int = RESAMPLES, seed: int = 0) -> dict[str, Floats]:
     """Each method's value in each resample ``[R]``."""
     if not scores:
         return {}
@@ -63,7 +63,7 @@ def resampled(scores: Mapping[str, Scores], resamples: int = RESAMPLES, seed: in
     columns = np.split(distinct, np.cumsum([one.shape[1] for one in flat])[:-1], axis=1)
     generator = np.random.default_rng([seed, 1])
     values: dict[str, list[Floats]] = {name: [] for name in scores}
-    for weights in drawn(repeats, resamples, seed):
+    for weights in draw_resamples(repeats, resamples, seed):
         for (name, one), own in zip(scores.items(), columns, strict=True):
             seeds = len(one.rows)
             by_seed = np.stack([one.scorer.value(weights, rows) for rows in np.split(own, seeds, axis=1)], axis=1)
@@ -72,7 +72,7 @@ def resampled(scores: Mapping[str, Scores], resamples: int = RESAMPLES, seed: in
     return {name: np.concatenate(parts) for name, parts in values.items()}
 
 
-def interval(scores: Scores, values: Floats) -> Interval:
+def bootstrap_interval(scores: RunScores, values: Floats) -> Interval:
     """``values``: of the method in the resamples."""
     means = scores.means
     low, high = np.quantile(values, QUANTILES)
@@ -80,10 +80,10 @@ def interval(scores: Scores, values: Floats) -> Interval:
     return Interval(float(means.mean()), deviation, float(low), float(high))
 
 
-def paired(one: Scores, other: Scores, values: Floats, other_values: Floats) -> PairedDifference:
+def paired_difference(one: RunScores, other: RunScores, values: Floats, other_values: Floats) -> PairedDifference:
     """One method minus another, mean over seeds; ``values`` and ``other_values`` are of the same resamples."""
     differences = values - other_values
     # sums that cancel in exact arithmetic leave rounding dust, which must not count as a side
     differences[np.abs(differences) <= 1e-12 * max(1.0, float(np.abs(values).max()))] = 0.0
     difference = float(one.means.mean() - other.means.mean())
-    return difference_of(difference, differences, one.rows.shape[1])
+    return make_difference(difference, differences, one.rows.shape[1])

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from softprompt.errors import DataError
-from softprompt.metrics.intervals import Floats, Metric, check_lengths, scored
+from softprompt.metrics.intervals import Floats, Metric, bootstrap_score, check_lengths
 
 
 def expected_calibration_error(confidences: Sequence[float], correct: Sequence[bool], bins: int = 15) -> float:
@@ -29,7 +29,7 @@ def calibration_error(
     """
     gaps = _calibration_gaps(confidences, correct, bins)
     n = len(gaps)
-    return scored(
+    return bootstrap_score(
         "calibration_error",
         lambda weights: np.abs(weights @ gaps).sum(axis=1) / n,
         np.ones(n, dtype=np.int64),

@@ -13,7 +13,7 @@ def metric_name(name: str) -> str:
     return METRICS[name].heading if name in METRICS else (name[:1].upper() + name[1:]).replace("_", " ")
 
 
-def judge_of_steps(kind: str, metric: str) -> str:
+def step_metric(kind: str, metric: str) -> str:
     """What validation chose steps and learning rates by: outputs are too costly to generate for that."""
     return "negative_loss" if kind == "generation" else metric
 

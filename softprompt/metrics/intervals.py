@@ -61,7 +61,7 @@ def mean_metric(name: str, scores: Sequence[float], resamples: int = 2000, seed:
     check_lengths(scores, scores, "scores")
     values, counts = np.unique(np.asarray(scores, dtype=np.float64), return_counts=True)
     n = len(scores)
-    return scored(name, lambda weights: weights @ values / n, counts, resamples, seed)
+    return bootstrap_score(name, lambda weights: weights @ values / n, counts, resamples, seed)
 
 
 def paired_bootstrap(
@@ -83,13 +83,13 @@ def paired_bootstrap(
         )
     n = len(differences)
     values, counts = np.unique(differences, return_counts=True)
-    sums = np.concatenate([weights @ values for weights in drawn(counts, resamples, seed)])
+    sums = np.concatenate([weights @ values for weights in draw_resamples(counts, resamples, seed)])
     # sums that cancel in exact arithmetic leave rounding dust, which must not count as a side
     sums[np.abs(sums) <= 1e-12 * n * np.abs(values).max()] = 0.0
-    return difference_of(float(differences.mean()), sums / n, n)
+    return make_difference(float(differences.mean()), sums / n, n)
 
 
-def difference_of(difference: float, resampled: Floats, n: int) -> PairedDifference:
+def make_difference(difference: float, resampled: Floats, n: int) -> PairedDifference:
     """``difference`` over ``n`` examples, with the interval and p-value that its values ``[R]`` in resamples give."""
     tail = min(int((resampled <= 0).sum()), int((resampled >= 0).sum()))
     low, high = np.quantile(resampled, QUANTILES)
@@ -97,7 +97,7 @@ def difference_of(difference: float, resampled: Floats, n: int) -> PairedDiffere
     return PairedDifference(difference, float(low), float(high), p_value, n)
 
 
-def scored(
+def bootstrap_score(
     name: str, statistic: Callable[[Floats], Floats], counts: NDArray[np.int64], resamples: int, seed: int
 ) -> Metric:
     """Score the data and its resamples.
@@ -105,12 +105,12 @@ def scored(
     ``counts[k]`` examples share the distinct row ``k``; ``statistic`` maps ``[R, K]`` such counts to ``[R]`` values.
     """
     value = float(statistic(counts[None].astype(np.float64))[0])
-    samples = np.concatenate([statistic(weights) for weights in drawn(counts, resamples, seed)])
+    samples = np.concatenate([statistic(weights) for weights in draw_resamples(counts, resamples, seed)])
     low, high = np.quantile(samples, QUANTILES)
     return Metric(name, value, float(low), float(high), int(counts.sum()))
 
 
-def drawn(counts: NDArray[np.int64], resamples: int, seed: int) -> Iterator[Floats]:
+def draw_resamples(counts: NDArray[np.int64], resamples: int, seed: int) -> Iterator[Floats]:
     """How often each of ``K`` distinct rows occurs in each resample: chunks of ``[R, K]`` that add up to ``resamples``.
 
     Drawing ``n`` examples with replacement is one multinomial draw over the distinct rows, which are few for labels.
@@ -121,8 +121,8 @@ def drawn(counts: NDArray[np.int64], resamples: int, seed: int) -> Iterator[Floa
     n = int(counts.sum())
     chunk = max(1, _CELLS_AT_ONCE // len(counts))
     for start in range(0, resamples, chunk):
-        drawn = generator.multinomial(n, counts / n, size=min(chunk, resamples - start))
-        yield drawn.astype(np.float64)
+        counts_drawn = generator.multinomial(n, counts / n, size=min(chunk, resamples - start))
+        yield counts_drawn.astype(np.float64)
 
 
 def check_lengths(expected: Sequence[object], got: Sequence[object], left: str, right: str = "predictions") -> None:

@@ -16,8 +16,8 @@ from typing import Any, Literal
 import numpy as np
 
 from softprompt.errors import ConfigError, DataError
-from softprompt.metrics.intervals import Floats, Metric, check_lengths, drawn, scored
-from softprompt.metrics.text_tokenization import bleu_tokenizer, usual_length, words_of
+from softprompt.metrics.intervals import Floats, Metric, bootstrap_score, check_lengths, draw_resamples
+from softprompt.metrics.text_tokenization import choose_bleu_tokenizer, median_word_count, split_words
 
 SHORT = 4  # words of a reference (median), below which answers are right or wrong as a whole
 
@@ -54,7 +54,7 @@ class Scorer:
             DataError: no examples, not as many predictions as rows of gold, or a row without references.
         """
         distinct, counts = np.unique(self.checked_rows(gold, predicted), axis=0, return_counts=True)
-        return scored(self.name, lambda weights: self.value(weights, distinct), counts, resamples, seed)
+        return bootstrap_score(self.name, lambda weights: self.value(weights, distinct), counts, resamples, seed)
 
     def value_of(self, gold: Gold, predicted: Sequence[str]) -> float:
         """The score alone."""
@@ -64,7 +64,9 @@ class Scorer:
     def standard_error(self, gold: Gold, predicted: Sequence[str]) -> float:
         """Of the score: how far it moves by chance, from few resamples."""
         distinct, counts = np.unique(self.checked_rows(gold, predicted), axis=0, return_counts=True)
-        return float(np.concatenate([self.value(weights, distinct) for weights in drawn(counts, 200, 0)]).std())
+        return float(
+            np.concatenate([self.value(weights, distinct) for weights in draw_resamples(counts, 200, 0)]).std()
+        )
 
     def checked_rows(self, gold: Gold, predicted: Sequence[str]) -> Floats:
         """``rows``, if they can be made; raises as a call."""
@@ -138,7 +140,7 @@ def _exact(references: Gold, predicted: Sequence[str]) -> list[float]:
 
 def _token_f1(references: Gold, predicted: Sequence[str]) -> list[float]:
     return [
-        max(_f1_of_words(words_of(reference), words_of(output)) for reference in row)
+        max(_f1_of_words(split_words(reference), split_words(output)) for reference in row)
         for row, output in zip(references, predicted, strict=True)
     ]
 
@@ -178,7 +180,7 @@ def _chrf_of_each(references: Gold, predicted: Sequence[str]) -> list[float]:
 
 def _bleu_counts(references: Gold, predicted: Sequence[str]) -> Floats:
     """What sacrebleu counts in each row ``[n, k]``: two lengths, then matches and totals by n-gram order."""
-    scorer = _bleu_scorer(bleu_tokenizer(references))
+    scorer = _bleu_scorer(choose_bleu_tokenizer(references))
     scores = [scorer.sentence_score(output, list(row)) for row, output in zip(references, predicted, strict=True)]
     return np.array([[one.sys_len, one.ref_len, *one.counts, *one.totals] for one in scores], dtype=np.float64)
 
@@ -220,7 +222,7 @@ class _StemmedWords:
         self._stem = import_module("nltk.stem.porter").PorterStemmer().stem
 
     def tokenize(self, text: str) -> list[str]:
-        return [self._stem(word) if len(word) > 3 and word.isascii() else word for word in words_of(text)]
+        return [self._stem(word) if len(word) > 3 and word.isascii() else word for word in split_words(text)]
 
 
 @cache
@@ -267,7 +269,7 @@ def scorer_for(kind: Kind, name: str | None = None, references: Gold = ()) -> Sc
         return METRICS[name]
     if kind == "classification":
         return accuracy
-    return exact_match if references and usual_length(row[0] for row in references) < SHORT else chrf
+    return exact_match if references and median_word_count(row[0] for row in references) < SHORT else chrf
 
 
 def digits_of(name: str) -> int:

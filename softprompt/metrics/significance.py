@@ -11,27 +11,27 @@ from softprompt.metrics.measured import Mean
 RESAMPLES = 2000
 
 
-def mean(values: Sequence[float] | Floats, seed: int = 0) -> Mean:
+def bootstrap_mean(values: Sequence[float] | Floats, seed: int = 0) -> Mean:
     """Mean of ``values`` with its bootstrap interval."""
     array = np.asarray(values, dtype=np.float64)
     low, high = np.quantile(_resampled(array, seed), QUANTILES)
     return Mean(value=float(array.mean()), low=float(low), high=float(high), n=len(array))
 
 
-def paired(a: Sequence[float] | Floats, b: Sequence[float] | Floats) -> tuple[Mean, float]:
+def paired_mean_difference(a: Sequence[float] | Floats, b: Sequence[float] | Floats) -> tuple[Mean, float]:
     """Mean of ``a`` minus ``b`` on the same examples, and the two-sided p-value."""
     found = paired_bootstrap(np.asarray(a).tolist(), np.asarray(b).tolist(), resamples=RESAMPLES)
     return Mean(value=found.difference, low=found.low, high=found.high, n=found.n), found.p_value
 
 
-def apart(a: Sequence[float] | Floats, b: Sequence[float] | Floats, seed: int = 0) -> Mean:
+def mean_difference(a: Sequence[float] | Floats, b: Sequence[float] | Floats, seed: int = 0) -> Mean:
     """Mean of ``a`` minus mean of ``b``, two groups of their own; ``n`` is the size of both together."""
     one, other = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
     low, high = np.quantile(_resampled(one, seed) - _resampled(other, seed + 1), QUANTILES)
     return Mean(value=float(one.mean() - other.mean()), low=float(low), high=float(high), n=len(one) + len(other))
 
 
-def wilson(right: float, n: int) -> tuple[float, float]:
+def wilson_interval(right: float, n: int) -> tuple[float, float]:
     """Interval of a share of ``n`` (Wilson 1927): unlike the bootstrap's it has a width at 0 and 1."""
     z = 1.959964
     share = right / n
@@ -40,7 +40,7 @@ def wilson(right: float, n: int) -> tuple[float, float]:
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
-def chance_of_so_few(right: int, n: int, all_right: int, total: int) -> float:
+def hypergeometric_p_value(right: int, n: int, all_right: int, total: int) -> float:
     """P(at most ``right``) of ``n`` drawn from ``total`` examples of which ``all_right`` are right (Fisher's exact)."""
     log_all = _log_choose(total, n)
     return min(
@@ -59,7 +59,7 @@ def sign_test(one: int, other: int) -> float:
     return min(1.0, 2 * tail)
 
 
-def chance_of_so_low(values: Floats, inside: Floats) -> float:
+def subset_mean_p_value(values: Floats, inside: Floats) -> float:
     """P(a random part of ``values`` of that size has so low a mean), by its normal approximation."""
     total, n = len(values), int(inside.sum())
     spread = float(values.std()) * math.sqrt((total - n) / max(1, total - 1) / n)
@@ -68,7 +68,7 @@ def chance_of_so_low(values: Floats, inside: Floats) -> float:
     return 0.5 * math.erfc((float(values.mean()) - float(values[inside.astype(bool)].mean())) / spread / math.sqrt(2))
 
 
-def holm(p_values: Sequence[float]) -> list[float]:
+def holm_adjust(p_values: Sequence[float]) -> list[float]:
     """P-values adjusted for their number (Holm 1979): below 0.05, even one false alarm in all has a chance of 5%."""
     order = sorted(range(len(p_values)), key=lambda index: p_values[index])
     adjusted, highest = [0.0] * len(p_values), 0.0
@@ -78,7 +78,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def area_under_curve(a: Floats, b: Floats) -> float:
+def area_under_roc_curve(a: Floats, b: Floats) -> float:
     """Probability that one of ``a`` is greater than one of ``b``, ties counting half (Mann and Whitney 1947)."""
     below = np.searchsorted(np.sort(b), a, side="left")
     upto = np.searchsorted(np.sort(b), a, side="right")

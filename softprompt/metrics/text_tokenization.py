@@ -27,7 +27,7 @@ _STARTS = [first for first, _ in _WITHOUT_BLANKS]
 
 
 @lru_cache(maxsize=65536)
-def words_of(text: str) -> tuple[str, ...]:
+def split_words(text: str) -> tuple[str, ...]:
     """The words of ``text``, composed (NFC) and in lower case."""
     words: list[str] = []
     word = ""
@@ -50,14 +50,14 @@ def stands_alone(letter: str) -> bool:
     return place >= 0 and ord(letter) <= _WITHOUT_BLANKS[place][1]
 
 
-def usual_length(references: Iterable[str]) -> float:
+def median_word_count(references: Iterable[str]) -> float:
     """Median number of words."""
     return median(
-        sum(1 / LETTERS_OF_A_WORD if stands_alone(word[0]) else 1 for word in words_of(one)) for one in references
+        sum(1 / LETTERS_OF_A_WORD if stands_alone(word[0]) else 1 for word in split_words(one)) for one in references
     )
 
 
-def bleu_tokenizer(references: Iterable[Sequence[str]]) -> str:
+def choose_bleu_tokenizer(references: Iterable[Sequence[str]]) -> str:
     """Which of sacrebleu's tokenizers suits the script that most letters of ``references`` are of.
 
     ``13a`` where blanks stand between words, ``zh`` for Chinese, ``char`` for other scripts without blanks; Japanese

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from softprompt.data.encoding.special_tokens import Frame
+from softprompt.data.encoding.special_tokens import SpecialTokens
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ def config_sha256(config: Any) -> str:
     return sha256_of_json(identifying(config.get_text_config().to_diff_dict()))
 
 
-def tokenizer_sha256(tokenizer: Any, frame: Frame) -> str:
+def tokenizer_sha256(tokenizer: Any, frame: SpecialTokens) -> str:
     """Of the vocabulary, of what stands around texts, and of how a text is cut."""
     return sha256_of_json(
         {

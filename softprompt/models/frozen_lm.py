@@ -11,8 +11,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from softprompt.data.encoding.special_tokens import Frame, is_encoder_decoder
-from softprompt.data.encoding.tokenization import check_rows
+from softprompt.data.encoding.special_tokens import SpecialTokens, is_encoder_decoder
+from softprompt.data.encoding.tokenization import check_embedding_rows
 from softprompt.errors import BaseModelError, SoftpromptError
 from softprompt.models.architecture import (
     after_head_candidates,
@@ -73,12 +73,14 @@ class FrozenLM:
         self.tokenizer = tokenizer
         self.name = name
         self.config: Any = model.config.get_text_config()
-        self.frame = Frame.of(model, tokenizer, name)
+        self.frame = SpecialTokens.of(model, tokenizer, name)
         self.bos_ids = self.frame.bos
         self.embedding_scale = embedding_scale(model)
         self.lasting = lasting
         self._accepts = frozenset(inspect.signature(self.backbone.forward).parameters)
-        check_rows(tokenizer, self.vocabulary_size, name, (*self.frame.bos, *self.frame.back, *self.frame.start))
+        check_embedding_rows(
+            tokenizer, self.vocabulary_size, name, (*self.frame.bos, *self.frame.back, *self.frame.start)
+        )
         try:
             if lasting:
                 make_faster(self.model, self._probe)

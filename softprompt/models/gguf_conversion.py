@@ -14,7 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from softprompt.errors import OutputError, writing
+from softprompt.errors import OutputError, map_write_errors
 
 if TYPE_CHECKING:
     import torch
@@ -196,7 +196,7 @@ def no_progress_bars() -> Iterator[None]:
 
 def writing_cache(path: Path) -> AbstractContextManager[None]:
     """`errors.writing`, with the advice that fits the cache, whose place no command line option sets."""
-    return writing(path, "set SOFTPROMPT_CACHE to another folder")
+    return map_write_errors(path, "set SOFTPROMPT_CACHE to another folder")
 
 
 def sha256_of(path: Path) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from softprompt.data.encoding.special_tokens import Frame, is_encoder_decoder
+from softprompt.data.encoding.special_tokens import SpecialTokens, is_encoder_decoder
 from softprompt.errors import BaseModelError, SoftpromptError
 from softprompt.models.builtin_models import MODEL_NAME as EMBEDDED_NAME
 from softprompt.models.devices import default_dtype, device_of, dtype_of
@@ -120,5 +120,7 @@ def _outline(config: Any, tokenizer: Any, name: str, quantise: str | None) -> Ou
     parts = {"config": config_sha256(config)}
     # where answers of an encoder-decoder model start may be told by its generation_config.json only
     if not is_encoder_decoder(config) or isinstance(getattr(config, "decoder_start_token_id", None), int):
-        parts["tokenizer"] = tokenizer_sha256(tokenizer, Frame.of(SimpleNamespace(config=config), tokenizer, name))
+        parts["tokenizer"] = tokenizer_sha256(
+            tokenizer, SpecialTokens.of(SimpleNamespace(config=config), tokenizer, name)
+        )
     return Outline(name, scheme_of(config) or quantise, parts)

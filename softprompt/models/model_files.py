@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from softprompt.errors import BaseModelError, MissingExtraError
 from softprompt.models.builtin_models import MODEL_NAME, embedded_model_folder
 from softprompt.models.gguf_conversion import gguf_folder
-from softprompt.utils.files import expanded
+from softprompt.utils.files import expand_user
 
 if TYPE_CHECKING:
     import torch
@@ -63,7 +63,7 @@ def source_of(name: str, *, trust_remote_code: bool = False, progress: Callable[
         if name != MODEL_NAME:
             raise BaseModelError(f"unknown embedded model '{name}': expected '{MODEL_NAME}'")
         return Source(name, str(embedded_model_folder(progress=progress)), options)
-    path = expanded(name)
+    path = expand_user(name)
     if path.suffix == ".gguf":
         if not path.is_file():
             raise BaseModelError(f"base model file '{name}' does not exist")

@@ -14,15 +14,15 @@ from typing import Any, Protocol
 import torch
 
 from softprompt.data.task import TaskSpec
-from softprompt.data.task_manifest import checked
+from softprompt.data.task_manifest import validate_saved
 from softprompt.errors import PromptFileError
 from softprompt.models.fingerprint import Outline
 from softprompt.prompts.manifest import SavedPrompt
 from softprompt.prompts.prompt_tensors import named_tensors, states_of
 from softprompt.prompts.state import PromptState
-from softprompt.utils.files import check_free, expanded, write_folder
+from softprompt.utils.files import check_free, expand_user, write_folder
 from softprompt.utils.safe_io import TEXT_LIMIT, check_header, parse_json, read_file
-from softprompt.utils.seals import BROKEN, sealed, unsealed
+from softprompt.utils.seals import BROKEN, seal, unseal
 
 SCHEMA_VERSION = 1
 LONGEST_EXAMPLE = 2_000  # characters
@@ -188,7 +188,7 @@ class Prompt:
             PromptFileError: prompts of two kinds, or none.
             OutputError: it exists, there is no space, or it may not be written.
         """
-        folder = expanded(folder)
+        folder = expand_user(folder)
         check_free(folder)
         write_folder(folder, self.files())
         return folder
@@ -208,7 +208,7 @@ class Prompt:
         # what else is read of a prompt has its own; run.json is for people, and has the time in it
         if HISTORY_FILE in others:
             digests["history_sha256"] = hashlib.sha256(others[HISTORY_FILE]).hexdigest()
-        manifest = sealed({**self.manifest(), **digests}, SEAL)
+        manifest = seal({**self.manifest(), **digests}, SEAL)
         return {
             TENSOR_FILE: tensor_bytes,
             MANIFEST_FILE: (json.dumps(manifest, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode(),
@@ -239,7 +239,7 @@ def prompt_of(files: Mapping[str, bytes], where: str) -> Prompt:
     if missing := [name for name in (MANIFEST_FILE, TENSOR_FILE) if name not in files]:
         raise PromptFileError(f"'{where}' is no saved prompt, it holds no {missing[0]}")
     manifest, content = _manifest(files[MANIFEST_FILE], f"{where}/{MANIFEST_FILE}"), files[TENSOR_FILE]
-    said = checked(SavedPrompt, manifest)
+    said = validate_saved(SavedPrompt, manifest)
     try:
         if hashlib.sha256(content).hexdigest() != said.sha256:
             raise PromptFileError(f"'{where}/{TENSOR_FILE}' is damaged: its SHA-256 is not the one in {MANIFEST_FILE}")
@@ -304,8 +304,8 @@ def _manifest(content: bytes, where: str) -> dict[str, Any]:
             "use the release of softprompt that wrote it, or learn the prompt again"
         )
     try:
-        values = unsealed(manifest, SEAL)
-        checked(SavedPrompt, values)
+        values = unseal(manifest, SEAL)
+        validate_saved(SavedPrompt, values)
         return values
     except ValueError as error:
         raise PromptFileError(f"'{where}' is damaged: {error}") from error

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from softprompt.data.encoding.batching import collate
-from softprompt.data.encoding.encoder import Batch, Item
+from softprompt.data.encoding.encoder import Batch, EncodedSequence
 from softprompt.models import fast_attention
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.models.kernels.fused_decoder import fused
@@ -143,7 +143,7 @@ def _is_exact(base: FrozenLM) -> bool:
     apart = PrefixesApart(base, tuple(cached_prefix(base, state) for state in (*states, None)))
     # rows of one prompt together, and not
     asked = (((1, 2, 3), 0), ((3,), 0), ((2, 5), 1), ((4, 1), 2), ((5, 1), 0))
-    items = [Item(row, text, (len(text) - 1,), prompt=prompt) for row, (text, prompt) in enumerate(asked)]
+    items = [EncodedSequence(row, text, (len(text) - 1,), prompt=prompt) for row, (text, prompt) in enumerate(asked)]
     batch = collate(items, base.device)
     if not apart.can_read(batch, apart.prefixes[0].width + batch.input_ids.shape[1]):
         return False

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 
 import torch
 
-from softprompt.data.encoding.encoder import Encoder
+from softprompt.data.encoding.encoder import ExampleEncoder
 from softprompt.data.examples import Example
-from softprompt.data.few_shot import together
+from softprompt.data.few_shot import encode_few_shot
 from softprompt.data.task import TaskSpec
 from softprompt.errors import DataError
 from softprompt.models.frozen_lm import FrozenLM
@@ -34,7 +34,7 @@ def written_ids(base: FrozenLM, spec: TaskSpec, instruction: str = "", shots: Se
 
     Each example is the filled-in template with its answer; a blank line stands between the parts, and behind them.
     """
-    return together(Encoder(base, spec, 0), instruction, shots)
+    return encode_few_shot(ExampleEncoder(base, spec, 0), instruction, shots)
 
 
 def choose_shots(examples: Sequence[Example], count: int, seed: int) -> list[Example]:

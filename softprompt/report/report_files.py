@@ -12,7 +12,7 @@ from softprompt.report.pages.comparison_page import document
 from softprompt.report.render.document import Block, Document, Figure, Fold
 from softprompt.report.render.html import page, standalone
 from softprompt.report.render.markdown import markdown
-from softprompt.utils.files import expanded, put_file
+from softprompt.utils.files import expand_user, write_file
 
 
 def write_report(study: Study, out: str | Path, *, figures: bool = False) -> list[Path]:
@@ -24,7 +24,7 @@ def write_report(study: Study, out: str | Path, *, figures: bool = False) -> lis
     Raises:
         OutputError: a file cannot be written.
     """
-    out = expanded(out)
+    out = expand_user(out)
     report = document(study)
     contents = {"report.json": study.model_dump_json(indent=2) + "\n"} | pages(report, "report", figures)
     return _written(out, contents)
@@ -37,14 +37,14 @@ def write_scale(scale: SizeStudy, out: str | Path) -> list[Path]:
         OutputError: a file cannot be written.
     """
     report = pages(model_sizes_page.document(scale), "scale", figures=True)
-    return _written(expanded(out), {"scale.json": scale.model_dump_json(indent=2) + "\n"} | report)
+    return _written(expand_user(out), {"scale.json": scale.model_dump_json(indent=2) + "\n"} | report)
 
 
 def _written(out: Path, contents: dict[str, str]) -> list[Path]:
     written = []
     for name, content in contents.items():
         path = out / name
-        put_file(path, content.encode())
+        write_file(path, content.encode())
         written.append(path)
     return written
 

@@ -11,7 +11,7 @@ import traceback
 from datetime import UTC, datetime
 from typing import Any
 
-from softprompt.errors import shown_json
+from softprompt.errors import printable_json
 
 SERVER = "softprompt.server"
 CONNECTIONS = f"{SERVER}.connections"
@@ -34,7 +34,7 @@ class JsonLines(logging.Formatter):
         }
         if record.exc_info is not None and record.exc_info[1] is not None:
             line |= self._failure(record.exc_info[1])
-        return shown_json(line, default=str)
+        return printable_json(line, default=str)
 
     def _failure(self, error: BaseException) -> dict[str, Any]:
         frames = traceback.extract_tb(error.__traceback__)

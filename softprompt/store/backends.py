@@ -17,8 +17,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
-from softprompt.errors import MissingExtraError, SoftpromptError, StoreError, writing
-from softprompt.utils.files import clear_leftovers, expanded, write_durably
+from softprompt.errors import MissingExtraError, SoftpromptError, StoreError, map_write_errors
+from softprompt.utils.files import clear_leftovers, expand_user, write_durably
 from softprompt.utils.safe_io import read_open_file
 
 CLAIM = ".claim"  # in a folder of a bucket: who may write it
@@ -60,7 +60,7 @@ def open_place(url: str | Path) -> Place:
     text = str(url)
     if text.startswith("file://"):
         return Folder(Path(text.removeprefix("file://")))
-    return Bucket(text) if "://" in text else Folder(expanded(url))
+    return Bucket(text) if "://" in text else Folder(expand_user(url))
 
 
 class Folder:
@@ -124,7 +124,7 @@ class Folder:
     def _written(self, target: Path) -> Iterator[None]:
         """Make the folder of ``target`` first, and put it on the disk after."""
         taken = False
-        with writing(target, "give another store"):
+        with map_write_errors(target, "give another store"):
             target.parent.mkdir(parents=True, exist_ok=True)
             clear_leftovers(target.parent)
             if target.parent.resolve() != self._folder.resolve() / target.parent.relative_to(self._folder):

@@ -11,11 +11,11 @@ from typing import Any
 
 from softprompt.config import GateConfig
 from softprompt.data.examples import Example
-from softprompt.data.split_assignment import Drawn, sample_of
+from softprompt.data.split_assignment import Subsample, sample_examples
 from softprompt.inference.evaluation import Evaluation, evaluate
 from softprompt.inference.generation import Sampling
 from softprompt.metrics import METRICS, PairedDifference, digits_of
-from softprompt.metrics.bootstrap import paired, resampled, scores_of
+from softprompt.metrics.bootstrap import paired_difference, resample_scores, score_runs
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.saved_prompt import Prompt
 
@@ -65,7 +65,7 @@ class Verdict:
     gained: int
     lost: tuple[Lost, ...]
     config: GateConfig
-    drawn: Drawn | None = None
+    drawn: Subsample | None = None
 
     def figures(self) -> dict[str, Any]:
         """All but the examples, ready for JSON: what the history of an alias keeps."""
@@ -131,8 +131,8 @@ class Gate:
             metric: what to judge by; what the new version is judged by, if not given.
         """
         self._base, self._sampling, self._metric = base, sampling, metric
-        self.examples = sample_of(examples, limit)
-        self._drawn = Drawn(len(self.examples), len(examples))
+        self.examples = sample_examples(examples, limit)
+        self._drawn = Subsample(len(self.examples), len(examples))
         self._config = config or GateConfig()
 
     def __call__(self, new: Prompt, in_place: Prompt) -> Verdict:
@@ -158,11 +158,13 @@ def compared(examples: Sequence[Example], before: Evaluation, now: Evaluation, c
     metric = now.metric.name
     indices = range(len(examples))
     old, new = ([_answer(one, index) for index in indices] for one in (before, now))
-    scores = {name: scores_of(metric, now.gold, [words]) for name, words in (("now", new), ("before", old))}
-    values = resampled(scores, config.resamples, config.seed)
-    difference = paired(scores["now"], scores["before"], values["now"], values["before"])
+    scores = {name: score_runs(metric, now.gold, [words]) for name, words in (("now", new), ("before", old))}
+    values = resample_scores(scores, config.resamples, config.seed)
+    difference = paired_difference(scores["now"], scores["before"], values["now"], values["before"])
     # how surely it is worse by more than what is accepted
-    p_value = paired(scores["now"], scores["before"], values["now"] + config.tolerance, values["before"]).p_value
+    p_value = paired_difference(
+        scores["now"], scores["before"], values["now"] + config.tolerance, values["before"]
+    ).p_value
     was, score = (METRICS[metric].each(now.gold, words) for words in (old, new))
     lost = [
         Lost(index, examples[index].text, _expected(examples[index]), old[index], new[index], was[index] - score[index])

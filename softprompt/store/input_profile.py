@@ -18,9 +18,9 @@ from softprompt.errors import PromptFileError
 from softprompt.store.artifacts import referred
 from softprompt.store.metadata import Record
 from softprompt.store.references import Reference, is_reference
-from softprompt.utils.files import expanded
+from softprompt.utils.files import expand_user
 from softprompt.utils.safe_io import TEXT_LIMIT, read_file
-from softprompt.utils.seals import sealed
+from softprompt.utils.seals import seal
 
 PROFILE_FILE = "profile.json"
 POINTS = 40  # of a distribution: no cumulative share is off by more than 1 in so many
@@ -163,7 +163,7 @@ class Profile(Record):
 
     def to_bytes(self) -> bytes:
         # on one line, for most of it is numbers
-        return json.dumps(sealed(self.model_dump(mode="json", exclude_none=True)), ensure_ascii=False).encode() + b"\n"
+        return json.dumps(seal(self.model_dump(mode="json", exclude_none=True)), ensure_ascii=False).encode() + b"\n"
 
 
 def just_above(points: Sequence[float] | Floats) -> Floats:
@@ -196,7 +196,7 @@ def read_profile(place: str) -> Profile | None:
         if PROFILE_FILE not in version.files:
             return None
         return profile_of_files(artifacts.read(version, [PROFILE_FILE]), place)
-    path = expanded(place) / PROFILE_FILE
+    path = expand_user(place) / PROFILE_FILE
     try:
         content = read_file(path, TEXT_LIMIT)
     except (FileNotFoundError, NotADirectoryError):

@@ -13,17 +13,17 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from softprompt.data.example_stream import Stream
+from softprompt.data.example_stream import ExampleStream
 from softprompt.data.examples import Example
-from softprompt.data.row_identity import hashed, input_of
-from softprompt.data.split_assignment import named
+from softprompt.data.row_identity import hash_input, input_key
+from softprompt.data.split_assignment import describe_rows
 from softprompt.data.task import Task
 from softprompt.errors import PromptFileError
 from softprompt.store.artifacts import referred
 from softprompt.store.references import Reference, is_reference
-from softprompt.utils.files import expanded
+from softprompt.utils.files import expand_user
 from softprompt.utils.safe_io import TEXT_LIMIT, parse_json, read_file
-from softprompt.utils.seals import SEAL, sealed, unsealed
+from softprompt.utils.seals import SEAL, seal, unseal
 
 ROWS_FILE = "rows.json"
 MOST = 50_000  # hashes of training rows that are kept, and of validation rows
@@ -54,7 +54,7 @@ class Known:
     def words(self, split: str) -> str:
         """A sentence, or nothing where it knows none of them."""
         found = [
-            f"{count:,} of {self.looked_at:,} {named(split)} stand in {what}"
+            f"{count:,} of {self.looked_at:,} {describe_rows(split)} stand in {what}"
             for count, what in (
                 (self.learned, "what this prompt was learned from"),
                 (self.chosen, "what its best step was chosen on"),
@@ -121,12 +121,12 @@ class LearnedRows:
         return Known(len(found), int(looked_at.sum()), int(learned.sum()), int(chosen.sum()))
 
     def _hashes_of(self, examples: Sequence[Example]) -> Hashes:
-        return np.array([hashed(input_of(example, self.columns)) for example in examples], dtype=np.uint64)
+        return np.array([hash_input(input_key(example, self.columns)) for example in examples], dtype=np.uint64)
 
     def to_text(self) -> str:
         """The file's text; the same rows give the same bytes."""
         facts = {"schema": SCHEMA, **self._facts(), "earlier": [one._facts() for one in self.earlier]}
-        return json.dumps(sealed(facts), indent=1) + "\n"
+        return json.dumps(seal(facts), indent=1) + "\n"
 
     def _facts(self) -> dict[str, Any]:
         return {
@@ -145,7 +145,7 @@ class LearnedRows:
     def from_bytes(cls, content: bytes) -> Self:
         """``to_text`` undone; raises ValueError for what it does not give."""
         values = parse_json(content)
-        facts = unsealed(values)
+        facts = unseal(values)
         if facts.get("schema") != SCHEMA or SEAL not in values:
             raise ValueError(f"expected schema {SCHEMA} of {ROWS_FILE}, and its SHA-256")
         try:
@@ -167,7 +167,7 @@ def read_learned(place: str) -> LearnedRows | None:
             if ROWS_FILE not in version.files:
                 return None
             return LearnedRows.from_bytes(artifacts.read(version, [ROWS_FILE])[ROWS_FILE])
-        return LearnedRows.from_bytes(read_file(expanded(place) / ROWS_FILE, TEXT_LIMIT))
+        return LearnedRows.from_bytes(read_file(expand_user(place) / ROWS_FILE, TEXT_LIMIT))
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError) as error:
@@ -176,7 +176,7 @@ def read_learned(place: str) -> LearnedRows | None:
         ) from error
 
 
-def _first(stream: Stream, count: int) -> Iterator[Example]:
+def _first(stream: ExampleStream, count: int) -> Iterator[Example]:
     """The first rows of a stream."""
     rows = stream.open()
     while count > 0 and (found := rows.read(min(count, AT_ONCE))):
@@ -185,7 +185,7 @@ def _first(stream: Stream, count: int) -> Iterator[Example]:
 
 
 def _hashes(examples: Iterable[Example], names: Collection[str]) -> Hashes:
-    found = np.fromiter((hashed(input_of(example, names)) for example in examples), dtype=np.uint64)
+    found = np.fromiter((hash_input(input_key(example, names)) for example in examples), dtype=np.uint64)
     return np.unique(found)
 
 

@@ -7,7 +7,7 @@ from softprompt.errors import PromptFileError
 from softprompt.prompts.saved_prompt import MANIFEST_FILE, TENSOR_FILE, Prompt, _manifest, _manifest_bytes, prompt_of
 from softprompt.store.artifacts import referred
 from softprompt.store.references import Reference, is_reference
-from softprompt.utils.files import expanded
+from softprompt.utils.files import expand_user
 from softprompt.utils.safe_io import FILE_LIMIT, read_file
 
 
@@ -24,7 +24,7 @@ def read_manifest(place: str | Path) -> dict[str, Any]:
     if isinstance(place, str) and is_reference(place):
         artifacts, version = referred(Reference.parse(place))
         return _manifest(artifacts.read(version, [MANIFEST_FILE])[MANIFEST_FILE], f"{place}/{MANIFEST_FILE}")
-    return _manifest(_manifest_bytes(expanded(place)), str(expanded(place) / MANIFEST_FILE))
+    return _manifest(_manifest_bytes(expand_user(place)), str(expand_user(place) / MANIFEST_FILE))
 
 
 def load_prompt(place: str | Path) -> Prompt:
@@ -40,7 +40,7 @@ def load_prompt(place: str | Path) -> Prompt:
     if isinstance(place, str) and is_reference(place):
         artifacts, version = referred(Reference.parse(place))
         return prompt_of(artifacts.read(version), place)
-    folder = expanded(place)
+    folder = expand_user(place)
     manifest = _manifest_bytes(folder)
     try:
         tensors = read_file(folder / TENSOR_FILE, FILE_LIMIT)

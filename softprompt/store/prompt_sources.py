@@ -14,7 +14,7 @@ from softprompt.store.metadata import now
 from softprompt.store.prompt_loading import load_prompt
 from softprompt.store.references import check_name, is_name
 from softprompt.store.version_store import Listing
-from softprompt.utils.files import expanded
+from softprompt.utils.files import expand_user
 
 
 class Gone(Exception):
@@ -130,14 +130,14 @@ class FolderSource:
         for place in places:
             name, equals, folder = place.partition("=")
             if not equals:
-                name, folder = expanded(place).resolve().name, place
+                name, folder = expand_user(place).resolve().name, place
                 if not is_name(name):
                     raise ConfigError(f"'{name}' cannot be the name of a prompt: give --prompt NAME={folder}")
             check_name(name)
             if name in self._prompts:
                 raise ConfigError(f"two prompts would be called '{name}': give one of them as --prompt NAME=FOLDER")
-            self._prompts[name] = load_prompt(expanded(folder))
-            self._folders[name] = str(expanded(folder))
+            self._prompts[name] = load_prompt(expand_user(folder))
+            self._folders[name] = str(expand_user(folder))
 
     def check_base(self, base: Identified | Outline) -> None:
         """Raise PromptFileError unless all were learned on ``base``."""

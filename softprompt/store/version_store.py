@@ -21,7 +21,7 @@ from softprompt.store.metadata import Move, Version
 from softprompt.store.prompt_loading import read_manifest
 from softprompt.store.references import Reference, check_alias, default_store, is_reference
 from softprompt.store.version_diff import Difference, difference
-from softprompt.utils.files import check_free, expanded, write_folder
+from softprompt.utils.files import check_free, expand_user, write_folder
 from softprompt.utils.safe_io import FILE_LIMIT, read_file
 
 
@@ -75,7 +75,7 @@ class Store:
 
     def pull(self, which: str, folder: str | Path) -> Path:
         """Write a version as a saved prompt; raises OutputError if the folder exists."""
-        folder = expanded(folder)
+        folder = expand_user(folder)
         check_free(folder)
         version = self.version(which)
         files = self._artifacts.read(version)
@@ -212,7 +212,7 @@ def saved_files(place: str | Path) -> dict[str, bytes]:
     if isinstance(place, str) and is_reference(place):
         artifacts, version = referred(Reference.parse(place))
         return artifacts.read(version)
-    folder, files = expanded(place), {}
+    folder, files = expand_user(place), {}
     try:
         for path in sorted(folder.iterdir()):
             if not path.name.startswith("."):

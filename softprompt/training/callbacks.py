@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
-from softprompt.errors import ERROR_CHARACTERS, MissingExtraError, OutputError, shown, writing
+from softprompt.errors import ERROR_CHARACTERS, MissingExtraError, OutputError, map_write_errors, printable
 from softprompt.training.loop import Observer
 from softprompt.training.validation import LOSS_ITSELF
-from softprompt.utils.files import put_file
-from softprompt.utils.seals import read_sealed, sealed
+from softprompt.utils.files import write_file
+from softprompt.utils.seals import read_sealed, seal
 
 CLOCK_FILE = "clock.json"
 
@@ -65,7 +65,7 @@ class Clock:
     def _reached(self, step: int, *, keep: bool) -> None:
         self._seconds[step] = time.perf_counter() - self._zero
         if keep and self._path is not None:
-            put_file(self._path, json.dumps(sealed(self._seconds)).encode())
+            write_file(self._path, json.dumps(seal(self._seconds)).encode())
 
 
 class Silent:
@@ -140,7 +140,7 @@ class PlainLines:
         self.noted(f"step {step}  {_reached(metric, value, loss)}{mark}")
 
     def noted(self, text: str) -> None:
-        print(shown(text, ERROR_CHARACTERS), file=self._stream, flush=True)
+        print(printable(text, ERROR_CHARACTERS), file=self._stream, flush=True)
 
     def finished(self) -> None:
         """Nothing to take away."""
@@ -194,7 +194,7 @@ class LiveLine:
         self.noted(f"step {step}  {_reached(metric, value, loss)}{mark}")
 
     def noted(self, text: str) -> None:
-        self._console.print(shown(text, ERROR_CHARACTERS), markup=False, highlight=False)
+        self._console.print(printable(text, ERROR_CHARACTERS), markup=False, highlight=False)
 
     def finished(self) -> None:
         """Take the bar away; the terminal is as it was."""
@@ -216,7 +216,7 @@ class TensorBoard:
 
     def started(self, first_step: int, steps: int, learned: int, frozen: int) -> None:
         """Raises OutputError if the folder cannot be made or written."""
-        with writing(self._folder, "give another --tensorboard"):
+        with map_write_errors(self._folder, "give another --tensorboard"):
             # a resumed run writes anew what came behind its checkpoint
             self._writer = self._make(str(self._folder), purge_step=first_step + 1 if first_step else None)
         self._writer.add_text("run", f"{learned} learned, {frozen} frozen parameters", first_step)

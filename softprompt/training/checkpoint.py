@@ -11,10 +11,10 @@ from typing import Any, Self
 from filelock import FileLock
 from torch import Tensor
 
-from softprompt.errors import OutputError, TrainingError, writing
+from softprompt.errors import OutputError, TrainingError, map_write_errors
 from softprompt.models.distributed import ALONE, Processes
-from softprompt.utils.files import check_free, replace_file, take_lock
-from softprompt.utils.seals import read_sealed_tensors, sealed_tensors
+from softprompt.utils.files import acquire_lock, check_free, replace_file
+from softprompt.utils.seals import read_sealed_tensors, seal_tensors
 
 CHECKPOINT_FILE, LOCK_FILE = "checkpoint.safetensors", ".lock"
 
@@ -75,9 +75,9 @@ class Checkpoint:
         Raises:
             OutputError: another process has it, or it cannot be written.
         """
-        with writing(self.folder):
+        with map_write_errors(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
-            take_lock(self._lock, self.folder, "training")
+            acquire_lock(self._lock, self.folder, "training")
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -107,9 +107,9 @@ class Checkpoint:
                         numbers.setdefault(str(index), {})[key] = value
             optimizer = {"state": numbers, "param_groups": state["param_groups"]}
             described["learners"].append({"progress": asdict(learner.progress), "optimizer": optimizer})
-        content = sealed_tensors(tensors, described)
+        content = seal_tensors(tensors, described)
         try:
-            with writing(self.folder):
+            with map_write_errors(self.folder):
                 self.folder.mkdir(parents=True, exist_ok=True)
                 replace_file(self._path, content)
         except OutputError as error:
@@ -156,7 +156,7 @@ class Checkpoint:
     def stage(self) -> Path:
         """A new folder within the run's, to write in what ``place`` shall put in place."""
         staged = self.folder / "finished"
-        with writing(self.folder):
+        with map_write_errors(self.folder):
             shutil.rmtree(staged, ignore_errors=True)
             staged.mkdir()
         return staged
@@ -173,7 +173,7 @@ class Checkpoint:
             OutputError: ``out`` exists by now, or cannot be written; the run is kept.
         """
         try:
-            with writing(out):
+            with map_write_errors(out):
                 check_free(out)
                 for path in sorted(finished.iterdir()):
                     target = self.folder / path.name

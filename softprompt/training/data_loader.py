@@ -5,8 +5,8 @@ from typing import Any, Protocol
 
 from softprompt.config import TrainConfig
 from softprompt.data.encoding.batching import epoch_batches
-from softprompt.data.encoding.encoder import Encoder, Item
-from softprompt.data.example_stream import Stream
+from softprompt.data.encoding.encoder import EncodedSequence, ExampleEncoder
+from softprompt.data.example_stream import ExampleStream
 from softprompt.errors import DataError
 
 
@@ -39,7 +39,7 @@ class Feed(Protocol):
         """Texts that it has cut."""
         ...
 
-    def batch(self, step: int) -> list[Sequence[Item]]: ...
+    def batch(self, step: int) -> list[Sequence[EncodedSequence]]: ...
 
     def go_to(self, position: Mapping[str, Any] | None) -> None:
         """Stand where ``position`` was taken."""
@@ -52,11 +52,11 @@ class Listed:
     position: None = None
     truncated = 0  # the encoder has counted them already
 
-    def __init__(self, examples: Sequence[Sequence[Item]], config: TrainConfig) -> None:
+    def __init__(self, examples: Sequence[Sequence[EncodedSequence]], config: TrainConfig) -> None:
         self._examples = examples
         self._order = Order([len(items[0].ids) for items in examples], config)
 
-    def batch(self, step: int) -> list[Sequence[Item]]:
+    def batch(self, step: int) -> list[Sequence[EncodedSequence]]:
         return [self._examples[index] for index in self._order.batch(step)]
 
     def go_to(self, position: Mapping[str, Any] | None) -> None:
@@ -70,20 +70,20 @@ class Streamed:
     in the stream at which the block begins. A shuffle buffer that refills row by row would have to be kept whole.
     """
 
-    def __init__(self, stream: Stream, encoder: Encoder, config: TrainConfig) -> None:
+    def __init__(self, stream: ExampleStream, encoder: ExampleEncoder, config: TrainConfig) -> None:
         self._rows, self._encoder, self._config = stream.open(), encoder, config
         self._source = stream.source
         self._size = max(1, config.shuffle_buffer // config.batch_size) * config.batch_size
         self._begun: dict[str, Any] = {"epoch": 0, "block": -1, "first_step": 0, "truncated": 0, "rows": None}
         self.truncated = 0
-        self._items: list[Item] = []
+        self._items: list[EncodedSequence] = []
         self._batches: list[list[int]] = []
 
     @property
     def position(self) -> dict[str, Any]:
         return self._begun
 
-    def batch(self, step: int) -> list[Sequence[Item]]:
+    def batch(self, step: int) -> list[Sequence[EncodedSequence]]:
         while step >= self._begun["first_step"] + len(self._batches):
             self._next_block()
         return [(self._items[index],) for index in self._batches[step - self._begun["first_step"]]]

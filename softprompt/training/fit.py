@@ -13,9 +13,9 @@ from typing import Any
 import torch
 
 from softprompt.config import TrainConfig
-from softprompt.data.encoding.encoder import Encoder
+from softprompt.data.encoding.encoder import ExampleEncoder
 from softprompt.data.examples import Example
-from softprompt.data.split_assignment import Drawn
+from softprompt.data.split_assignment import Subsample
 from softprompt.data.task import Task
 from softprompt.errors import ConfigError, OutputError, SoftpromptError
 from softprompt.inference.evaluation import score_sample
@@ -33,7 +33,7 @@ from softprompt.training.callbacks import Silent
 from softprompt.training.checkpoint import Checkpoint
 from softprompt.training.input_profiling import profile_of
 from softprompt.training.loop import Observer, TrainingResult, train_together
-from softprompt.utils.files import check_free, expanded
+from softprompt.utils.files import check_free, expand_user
 
 # examples of a split scored at the end of a run: generation takes seconds where classification takes milliseconds
 TEST_LIMIT = {"classification": 5000, "generation": 100}
@@ -127,7 +127,7 @@ def fit_together(
     processes = base.processes
     # the others learn and score with it, and neither say nor write anything
     observer = observer if observer is not None and processes.is_main else Silent()
-    out = None if out is None or not processes.is_main else expanded(out)
+    out = None if out is None or not processes.is_main else expand_user(out)
     run: AbstractContextManager[Checkpoint | None] = nullcontext()
     if out is not None:
         run = open_run(out, base, {"": task}, configs, resume=resume, restart=restart, observer=observer)
@@ -181,13 +181,13 @@ def announce(base: FrozenLM, task: Task, length: int, observer: Observer, max_ne
         observer.noted(note)
     if task.spec.kind == "generation":
         # what the evaluation at the end needs room for; better refused now than after the training
-        Encoder(base, task.spec, length, max_new_tokens or room_for(base, task.spec))
+        ExampleEncoder(base, task.spec, length, max_new_tokens or room_for(base, task.spec))
 
 
 def say_sampled(task: Task, config: TrainConfig, observer: Observer) -> None:
     """Pass on that the step is chosen on a sample of the validation rows, where it is."""
     whole = len(task.validation)
-    if words := Drawn(min(whole, config.validation_limit), whole).words("validation"):
+    if words := Subsample(min(whole, config.validation_limit), whole).words("validation"):
         observer.noted(f"while learning, validation is measured {words} (setting validation_limit)")
 
 

@@ -17,7 +17,7 @@ from softprompt.training.checkpoint import Checkpoint
 from softprompt.training.fit import announce, best_prompt, finish, limited, open_run, say_sampled, with_metrics
 from softprompt.training.loop import Observer
 from softprompt.training.multitask import train_multitask
-from softprompt.utils.files import expanded
+from softprompt.utils.files import expand_user
 
 METHOD = "multitask"
 
@@ -56,7 +56,7 @@ def fit_multitask(
     for teacher in (teachers or {}).values():
         teacher.check_base(base)
     states = {name: teacher.state for name, teacher in (teachers or {}).items()}
-    out = None if out is None else expanded(out)
+    out = None if out is None else expand_user(out)
     run: AbstractContextManager[Checkpoint | None] = nullcontext()
     if out is not None:
         taught = {name: state.digest for name, state in states.items()}

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from softprompt.data.encoding.batching import budgeted, collate
-from softprompt.data.encoding.encoder import Encoder
+from softprompt.data.encoding.batching import batch_by_token_budget, collate
+from softprompt.data.encoding.encoder import ExampleEncoder
 from softprompt.data.examples import Example
-from softprompt.data.split_assignment import sample_of
+from softprompt.data.split_assignment import sample_examples
 from softprompt.data.task import Task, TaskSpec
 from softprompt.inference.predictor import Prediction
 from softprompt.inference.scoring import EVALUATION_TOKENS
@@ -39,17 +39,17 @@ def profile_of(
     Args:
         predictions: its answers to validation rows, for labels and confidence (classification).
     """
-    rows = sample_of(task.validation, TEXTS)
+    rows = sample_examples(task.validation, TEXTS)
     if not rows:
         return None
-    encoder = Encoder(base, spec, max(state.length for state in states))
-    learned = encoder.text_ids(sample_of(task.train, TEXTS))
+    encoder = ExampleEncoder(base, spec, max(state.length for state in states))
+    learned = encoder.text_ids(sample_examples(task.train, TEXTS))
     counts = Counter(token for ids in learned for token in ids)
     # the order decides between tokens that are as frequent
     frequent = sorted(counts, key=lambda token: (-counts[token], token))[:FREQUENT]
     known, texts = frozenset(frequent), encoder.text_ids(rows)
     answered = [one for one in predictions if one.probabilities]
-    hidden, size = hidden_states(base, spec, states, sample_of(rows, STATES))
+    hidden, size = hidden_states(base, spec, states, sample_examples(rows, STATES))
     return Profile(
         examples=len(rows),
         frequent=steps_of(frequent),
@@ -69,11 +69,11 @@ def hidden_states(
 
     Of several prompts that answer together, behind the first.
     """
-    encoder = Encoder(base, spec, max(state.length for state in states))
+    encoder = ExampleEncoder(base, spec, max(state.length for state in states))
     prefix = make_prefix(base, states[0])
     found: dict[int, Floats] = {}
     size = 0
-    for chunk in budgeted(encoder.question_items(examples), EVALUATION_TOKENS):
+    for chunk in batch_by_token_budget(encoder.question_items(examples), EVALUATION_TOKENS):
         hidden = prefix.scored(collate(chunk, base.device))
         size = hidden.shape[1]
         chosen = hidden.float().cpu()[:, list(coordinates(size))].double().numpy()

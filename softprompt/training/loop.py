@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from softprompt.config import TrainConfig
-from softprompt.data.encoding.batching import budgeted, collate
-from softprompt.data.encoding.encoder import Batch, Item
+from softprompt.data.encoding.batching import batch_by_token_budget, collate
+from softprompt.data.encoding.encoder import Batch, EncodedSequence
 from softprompt.data.task import Task
 from softprompt.errors import ConfigError, DataError, TrainingError
 from softprompt.inference.scoring import learning_tokens
@@ -256,7 +256,7 @@ def check_trainable(task: Task) -> None:
 
 
 def _accumulate_gradients(
-    base: FrozenLM, learners: Sequence[Learner], lesson: Lesson, batches: Sequence[Sequence[Item]]
+    base: FrozenLM, learners: Sequence[Learner], lesson: Lesson, batches: Sequence[Sequence[EncodedSequence]]
 ) -> list[float]:
     """Gradient of each learner's mean loss over its batch, however many passes that takes; returns the means (nats)."""
     config = learners[0].config
@@ -282,10 +282,10 @@ def _accumulate_gradients(
 
 def forward_passes(
     base: FrozenLM,
-    items: Sequence[Item],
+    items: Sequence[EncodedSequence],
     state_of: Callable[[int], PromptState],
     config: TrainConfig,
-) -> Iterator[tuple[list[Item], list[int], Scored, Batch]]:
+) -> Iterator[tuple[list[EncodedSequence], list[int], Scored, Batch]]:
     """The forward passes that a step needs: items, the prompts they stand behind, these as a prefix, and the batch.
 
     Of several processes each has its part of them.
@@ -295,7 +295,9 @@ def forward_passes(
     """
     budget = learning_tokens(config.token_budget, on_cpu=base.device.type == "cpu")
     parts = base.processes.parts(items)
-    for chunk in base.processes.own([list(budgeted(part, budget, config.micro_batch_size)) for part in parts]):
+    for chunk in base.processes.own(
+        [list(batch_by_token_budget(part, budget, config.micro_batch_size)) for part in parts]
+    ):
         owners = sorted({item.prompt for item in chunk})
         prefix = learning_prefix(base, *map(state_of, owners))
         batch = collate([replace(item, prompt=owners.index(item.prompt)) for item in chunk], base.device)

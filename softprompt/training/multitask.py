@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from softprompt.config import TrainConfig
 from softprompt.data.encoding.batching import collate
-from softprompt.data.encoding.encoder import Batch, Encoder, Item
+from softprompt.data.encoding.encoder import Batch, EncodedSequence, ExampleEncoder
 from softprompt.data.task import Task
 from softprompt.errors import ConfigError
 from softprompt.inference.scoring import Objective, divergence
@@ -55,7 +55,7 @@ class _Student:
         self, base: FrozenLM, index: int, task: Task, config: TrainConfig, teacher: PromptState | None
     ) -> None:
         check_trainable(task)
-        encoder = Encoder(base, task.spec, config.length)
+        encoder = ExampleEncoder(base, task.spec, config.length)
         self.index = index
         self.items = encoder.training_items(task.train)
         self.objective = Objective(base, encoder.verbalizer)
@@ -67,7 +67,7 @@ class _Student:
             with torch.no_grad():
                 self.teacher = make_prefix(base, teacher)
 
-    def batch(self, step: int) -> list[Item]:
+    def batch(self, step: int) -> list[EncodedSequence]:
         """The examples of a step, marked as this task's."""
         items = [self.items[index] for index in self.order.batch(step)]
         # generation asks no decision; beside tasks that do, every position needs an entry
@@ -236,7 +236,7 @@ def _accumulate_gradients(
     base: FrozenLM,
     method: MultitaskPrompt,
     students: list[_Student],
-    batches: list[list[Item]],
+    batches: list[list[EncodedSequence]],
     config: TrainConfig,
     distillation: float,
 ) -> list[float]:

@@ -11,7 +11,7 @@ from typing import Protocol, TypeVar
 from torch import Tensor
 
 from softprompt.config import TrainConfig
-from softprompt.data.encoding.encoder import Batch, Encoder, Item
+from softprompt.data.encoding.encoder import Batch, EncodedSequence, ExampleEncoder
 from softprompt.data.task import Task, TaskSpec
 from softprompt.inference.scoring import Objective
 from softprompt.models.frozen_lm import FrozenLM
@@ -55,10 +55,10 @@ class Lesson:
         streamed: gives the examples where they are not all in memory; ``examples`` has none then.
     """
 
-    encoders: Mapping[int, Encoder]
-    examples: Mapping[int, Sequence[Sequence[Item]]]
+    encoders: Mapping[int, ExampleEncoder]
+    examples: Mapping[int, Sequence[Sequence[EncodedSequence]]]
     validations: Mapping[int, Held]
-    count: Callable[[Sequence[Item]], int]
+    count: Callable[[Sequence[EncodedSequence]], int]
     losses: Callable[[Scored, Batch], Tensor]
     bar: Bar | None = None
     starts: Mapping[int, PromptState] = field(default_factory=dict)
@@ -87,19 +87,19 @@ def labels(base: FrozenLM, task: Task, configs: Iterable[TrainConfig]) -> Lesson
     )
 
 
-def encoders(base: FrozenLM, spec: TaskSpec, lengths: Iterable[int]) -> dict[int, Encoder]:
+def encoders(base: FrozenLM, spec: TaskSpec, lengths: Iterable[int]) -> dict[int, ExampleEncoder]:
     """An encoder for each prompt length; lengths that cut texts alike share theirs."""
-    by_limit: dict[int, Encoder] = {}
-    by_length: dict[int, Encoder] = {}
+    by_limit: dict[int, ExampleEncoder] = {}
+    by_length: dict[int, ExampleEncoder] = {}
     for length in sorted(set(lengths)):
-        encoder = Encoder(base, spec, length)
+        encoder = ExampleEncoder(base, spec, length)
         # generation cuts each text to what its answer leaves, which depends on the length
         key = encoder.limit if spec.kind == "classification" else -length
         by_length[length] = by_limit.setdefault(key, encoder)
     return by_length
 
 
-def shared(by_length: Mapping[int, Encoder], make: Callable[[Encoder], Made]) -> dict[int, Made]:
+def shared(by_length: Mapping[int, ExampleEncoder], make: Callable[[ExampleEncoder], Made]) -> dict[int, Made]:
     """What ``make`` gives for the encoder of each length, made once for each encoder."""
     made = {id(encoder): make(encoder) for encoder in {id(one): one for one in by_length.values()}.values()}
     return {length: made[id(encoder)] for length, encoder in by_length.items()}

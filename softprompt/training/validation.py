@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from softprompt.config import TrainConfig
-from softprompt.data.encoding.batching import budgeted, collate
-from softprompt.data.encoding.encoder import Encoder, Item
+from softprompt.data.encoding.batching import batch_by_token_budget, collate
+from softprompt.data.encoding.encoder import EncodedSequence, ExampleEncoder
 from softprompt.data.examples import Example
-from softprompt.data.split_assignment import sample_of
+from softprompt.data.split_assignment import sample_examples
 from softprompt.data.task import Task, TaskSpec
 from softprompt.inference.scoring import EVALUATION_TOKENS, Objective
 from softprompt.metrics import METRICS, accuracy, scorer_for
@@ -23,7 +23,7 @@ LOSS_ITSELF = "negative loss"  # the metric's name where the step is chosen by t
 class Validation:
     """The validation examples, tokenised once, and how a prompt does on them."""
 
-    def __init__(self, task: Task, encoder: Encoder, objective: Objective, config: TrainConfig) -> None:
+    def __init__(self, task: Task, encoder: ExampleEncoder, objective: Objective, config: TrainConfig) -> None:
         self._objective, self._spec = objective, task.spec
         self._examples = validation_examples(task, config.validation_limit)
         self.metric = LOSS_ITSELF if encoder.verbalizer is None else scorer_for(task.spec.kind, task.spec.metric).name
@@ -53,7 +53,7 @@ class Validation:
 
 def validation_examples(task: Task, limit: int) -> list[Example]:
     """At most ``limit`` of the validation examples, the same ones every time."""
-    return list(sample_of(task.validation, limit))
+    return list(sample_examples(task.validation, limit))
 
 
 def value_and_loss(scores: Tensor, examples: Sequence[Example], spec: TaskSpec) -> tuple[float, float]:
@@ -75,11 +75,11 @@ def likeliest_labels(scores: Tensor, spec: TaskSpec) -> list[str]:
 
 
 @torch.no_grad()
-def mean_loss(objective: Objective, prefix: Prefix, items: Sequence[Item]) -> float:
+def mean_loss(objective: Objective, prefix: Prefix, items: Sequence[EncodedSequence]) -> float:
     """Mean loss (nats) of the target tokens of ``items`` behind ``prefix``."""
     total, count = 0.0, 0
     processes = objective.base.processes
-    for chunk in processes.turns(list(budgeted(items, EVALUATION_TOKENS))):
+    for chunk in processes.turns(list(batch_by_token_budget(items, EVALUATION_TOKENS))):
         batch = collate(chunk, objective.base.device)
         total += objective.losses(prefix, batch).sum().item()
         count += len(batch.targets)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from softprompt.errors import OutputError, writing
+from softprompt.errors import OutputError, map_write_errors
 
 LEFTOVER_AGE = 24 * 3600  # seconds: no write takes as long
 _LEFTOVER = re.compile(r"\.(.+)\.(?:[a-z0-9_]{8}|[0-9a-f]{16})")  # as mkdtemp names them, or with token_hex(8)
@@ -19,7 +19,7 @@ _LEFTOVER = re.compile(r"\.(.+)\.(?:[a-z0-9_]{8}|[0-9a-f]{16})")  # as mkdtemp n
 
 def check_free(folder: Path) -> None:
     """Raise OutputError if ``folder`` is taken, lies under a file, or may not be written."""
-    with writing(folder):
+    with map_write_errors(folder):
         if folder.exists() or folder.is_symlink():
             raise OutputError(f"'{folder}' exists already: give another --out, or remove it first")
         parent = next(parent for parent in folder.absolute().parents if parent.exists())
@@ -31,7 +31,7 @@ def check_free(folder: Path) -> None:
 
 def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
     """Write ``files`` into a new ``folder``, all of them or none; until then they are in a hidden one beside it."""
-    with new_folder(folder) as temporary:
+    with atomic_folder(folder) as temporary:
         for name, content in files.items():
             write_durably(temporary / name, content)
 
@@ -52,26 +52,26 @@ def clear_leftovers(folder: Path, of: str = "") -> None:
 
 
 @contextmanager
-def new_folder(folder: Path) -> Iterator[Path]:
+def atomic_folder(folder: Path) -> Iterator[Path]:
     """A hidden folder to write into that becomes ``folder`` in the end, or is removed if anything goes wrong.
 
     Raises:
         OutputError: ``folder`` is there already, or cannot be written.
     """
-    with appearing(folder) as temporary:
+    with atomic_path(folder) as temporary:
         temporary.mkdir()
         yield temporary
         temporary.chmod(0o755)
 
 
 @contextmanager
-def appearing(place: Path) -> Iterator[Path]:
+def atomic_path(place: Path) -> Iterator[Path]:
     """A path to write a file or folder at, renamed to ``place`` if all goes well; else nothing of it stays.
 
     Raises:
         OutputError: ``place`` is there already, or cannot be written.
     """
-    with writing(place):
+    with map_write_errors(place):
         parent = place.absolute().parent
         parent.mkdir(parents=True, exist_ok=True)
         clear_leftovers(parent, place.name)
@@ -85,7 +85,7 @@ def appearing(place: Path) -> Iterator[Path]:
             shutil.rmtree(hidden, ignore_errors=True)
 
 
-def take_lock(lock: FileLock, folder: Path, doing: str) -> None:
+def acquire_lock(lock: FileLock, folder: Path, doing: str) -> None:
     """Have ``folder`` for this process alone; raises OutputError if another one is ``doing`` something there."""
     try:
         lock.acquire(timeout=0)
@@ -103,9 +103,9 @@ def write_durably(path: Path, content: bytes) -> None:
         os.fsync(stream.fileno())
 
 
-def put_file(path: Path, content: bytes, instead: str = "give another --out") -> None:
+def write_file(path: Path, content: bytes, instead: str = "give another --out") -> None:
     """``replace_file``, in folders made where they are missing; ``instead`` is the advice in its OutputError."""
-    with writing(path, instead):
+    with map_write_errors(path, instead):
         path.absolute().parent.mkdir(parents=True, exist_ok=True)
         replace_file(path, content)
 
@@ -120,7 +120,7 @@ def replace_file(path: Path, content: bytes) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def expanded(path: str | Path) -> Path:
+def expand_user(path: str | Path) -> Path:
     """The path with the home folder in place of ``~``; unchanged where there is no such user."""
     try:
         return Path(path).expanduser()

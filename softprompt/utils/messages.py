@@ -18,14 +18,14 @@ def type_name(value: Any) -> str:
     return "null" if value is None or value != value else names.get(type(value), f"a {type(value).__name__}")
 
 
-def listed(names: Iterable[str], last: str = ", ", most: int = 12) -> str:
+def quote_names(names: Iterable[str], last: str = ", ", most: int = 12) -> str:
     """Names in quotes, for messages; no more than ``most`` of them, and how many were left out."""
     quoted = [f"'{name}'" for name in names]
     more = [f"{len(quoted) - most} more"] if len(quoted) > most else []
     return last.join([*quoted[:most], *more]) or "nothing"
 
 
-def optional_module(module: str) -> Any:
+def import_optional(module: str) -> Any:
     """Import a module of the extra ``data``; MissingExtraError where it is not installed."""
     try:
         return import_module(module)
@@ -34,7 +34,7 @@ def optional_module(module: str) -> Any:
 
 
 @contextmanager
-def reading(path: Path) -> Iterator[None]:
+def map_read_errors(path: Path) -> Iterator[None]:
     """Turn the operating system's read errors into a DataError that names ``path``."""
     try:
         yield

@@ -21,30 +21,30 @@ SEAL = "sha256"
 BROKEN = "its SHA-256 is not the one that it was written with"
 
 
-def digest_of(values: Any) -> str:
+def json_digest(values: Any) -> str:
     """SHA-256 of a JSON value, however it is laid out."""
     return hashlib.sha256(json.dumps(values, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-def sealed(values: Mapping[Any, Any], name: str = SEAL) -> dict[str, Any]:
+def seal(values: Mapping[Any, Any], name: str = SEAL) -> dict[str, Any]:
     """A JSON object with its digest in it, under ``name``."""
     plain: dict[str, Any] = json.loads(json.dumps(values))
-    return {**plain, name: digest_of(plain)}
+    return {**plain, name: json_digest(plain)}
 
 
-def unsealed(values: Any, name: str = SEAL) -> dict[str, Any]:
-    """``sealed`` undone; raises ValueError if it is no object, or not what was sealed."""
+def unseal(values: Any, name: str = SEAL) -> dict[str, Any]:
+    """``seal`` undone; raises ValueError if it is no object, or not what was sealed."""
     if not isinstance(values, dict):
         raise ValueError("expected a JSON object")
     plain = {key: value for key, value in values.items() if key != name}
-    if name in values and values[name] != digest_of(plain):
+    if name in values and values[name] != json_digest(plain):
         raise ValueError(BROKEN)
     return plain
 
 
 def read_sealed(path: Path) -> dict[str, Any]:
-    """A file of ``sealed`` values; raises OSError or ValueError if it cannot be read or is damaged."""
-    return unsealed(parse_json(read_file(path), limit=FILE_LIMIT))
+    """A file of ``seal`` values; raises OSError or ValueError if it cannot be read or is damaged."""
+    return unseal(parse_json(read_file(path), limit=FILE_LIMIT))
 
 
 class SealedRecord(BaseModel):
@@ -53,25 +53,25 @@ class SealedRecord(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _unsealed(cls, values: Any) -> Any:
-        return unsealed(values) if isinstance(values, dict) else values
+        return unseal(values) if isinstance(values, dict) else values
 
     def to_sealed(self) -> str:
         """JSON that the model reads, and that says if it was changed since."""
-        return json.dumps(sealed(self.model_dump(mode="json")), indent=1, ensure_ascii=False)
+        return json.dumps(seal(self.model_dump(mode="json")), indent=1, ensure_ascii=False)
 
 
-def sealed_tensors(tensors: Mapping[str, "Tensor"], facts: Mapping[str, Any]) -> bytes:
+def seal_tensors(tensors: Mapping[str, "Tensor"], facts: Mapping[str, Any]) -> bytes:
     """A safetensors file of ``tensors`` and what is said of them."""
     from safetensors.torch import save
 
     content = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     # one entry, for safetensors does not keep the order of several
-    told = sealed({**facts, "tensors": _digest(content)})
+    told = seal({**facts, "tensors": _digest(content)})
     return save(content, metadata={"softprompt": json.dumps(told)})
 
 
 def read_sealed_tensors(path: Path) -> tuple[dict[str, "Tensor"], dict[str, Any]]:
-    """What ``sealed_tensors`` was given; no facts if it was written by something else.
+    """What ``seal_tensors`` was given; no facts if it was written by something else.
 
     Raises:
         OSError: it is not there, or cannot be read.
@@ -85,7 +85,7 @@ def read_sealed_tensors(path: Path) -> tuple[dict[str, "Tensor"], dict[str, Any]
             tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118 (no mapping)
         if told is None:
             return tensors, {}
-        facts = unsealed(parse_json(told.encode(), limit=FILE_LIMIT))
+        facts = unseal(parse_json(told.encode(), limit=FILE_LIMIT))
         whole = _digest(tensors) == facts.pop("tensors")
     except (OSError, ValueError):
         raise

@@ -19,7 +19,7 @@ from softprompt.analysis.diagnostics.meta_model import Skeleton, cache_bytes, ca
 from softprompt.cli.diagnose_command import bytes_of
 from softprompt.cli.main import cli
 from softprompt.data.encoding.batching import collate
-from softprompt.data.encoding.encoder import Item
+from softprompt.data.encoding.encoder import EncodedSequence
 from softprompt.errors import BaseModelError, ConfigError
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.models.kernels.fused_decoder import fused
@@ -125,7 +125,7 @@ class Saved:
 
 
 def step(base: FrozenLM, prompt: Tensor, text: int, batch: int, checkpointing: bool) -> Tensor:
-    items = [Item(i, tuple(range(5, 5 + text)), (text - 1,), (1,)) for i in range(batch)]
+    items = [EncodedSequence(i, tuple(range(5, 5 + text)), (text - 1,), (1,)) for i in range(batch)]
     with recomputing(base, checkpointing):
         hidden = learning_prefix(base, PromptState.of_embeddings(prompt)).scored(collate(items, base.device))
     return hidden.float().sum()

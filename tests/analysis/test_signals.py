@@ -11,9 +11,9 @@ from scipy import stats
 from softprompt.analysis.drift import distribution_tests
 from softprompt.analysis.drift.drift_findings import finding, seen, sureness, witnesses
 from softprompt.analysis.drift.signals import LEAST, LEAST_TRAINED, Compared, compare, judged
-from softprompt.metrics.significance import holm
+from softprompt.metrics.significance import holm_adjust
 from softprompt.store.input_profile import POINTS, Distribution, Hidden, Profile, Rate, coordinates, steps_of
-from softprompt.utils.seals import unsealed
+from softprompt.utils.seals import unseal
 
 NAMES = ["length", "rare", "labels", "confidence", "hidden"]
 
@@ -26,7 +26,7 @@ def looked(seed: int, n: int = 400, away: float = 0.0, trained: int = 800, **pla
     assert known.hidden is not None
     apart = known.hidden.distances_of(world.states(min(n, 400), away))
     found = compare(known, live, dict(enumerate(apart.tolist())))
-    adjusted = iter(holm([one.signal.p_value for one in found if one.signal.p_value is not None]))
+    adjusted = iter(holm_adjust([one.signal.p_value for one in found if one.signal.p_value is not None]))
     return [
         Compared(
             judged(one.signal, None if one.signal.p_value is None else next(adjusted)),
@@ -245,12 +245,12 @@ class TestProfile:
         ],
     )
     def test_a_damaged_one_is_refused_in_one_line(self, change: dict[str, Any]) -> None:
-        values = unsealed(json.loads(profile(World(0)).to_bytes())) | change
+        values = unseal(json.loads(profile(World(0)).to_bytes())) | change
         with pytest.raises(ValueError, match=r"^[^\n]+$"):
             Profile.from_bytes(json.dumps(values).encode())
 
     def test_a_centre_of_another_size_is_refused(self) -> None:
-        values = unsealed(json.loads(profile(World(0)).to_bytes()))
+        values = unseal(json.loads(profile(World(0)).to_bytes()))
         values["hidden"]["size"] = 8
         with pytest.raises(ValueError, match="its centre is not of the coordinates"):
             Profile.from_bytes(json.dumps(values).encode())

@@ -14,7 +14,7 @@ from torch import Tensor
 import softprompt.training.loop as training
 from softprompt.config import TrainConfig
 from softprompt.data.encoding.batching import collate
-from softprompt.data.encoding.encoder import Encoder
+from softprompt.data.encoding.encoder import ExampleEncoder
 from softprompt.data.examples import Example
 from softprompt.data.task import Task, TaskSpec
 from softprompt.errors import DataError, TemplateError
@@ -80,7 +80,7 @@ def brute_force(base: FrozenLM, prompt: Tensor, text: str, labels: Sequence[str]
 @every_family
 def test_labels_are_scored_and_learned_as_decoding_held_to_them(family: str, labels: Sequence[str]) -> None:
     base, prompt = tiny_base(family), random_prompt(tiny_base(family), PROMPT)
-    encoder = Encoder(base, spec_of(labels), PROMPT)
+    encoder = ExampleEncoder(base, spec_of(labels), PROMPT)
     objective = Objective(base, encoder.verbalizer)
     with torch.no_grad():
         items = encoder.scoring_items([Example(text) for text in TEXTS])
@@ -101,7 +101,7 @@ def test_labels_are_scored_and_learned_as_decoding_held_to_them(family: str, lab
 @every_family
 def test_outputs_are_learned_to_their_end(family: str) -> None:
     base, prompt = tiny_base(family), random_prompt(tiny_base(family), PROMPT)
-    encoder = Encoder(base, TaskSpec("generation", "{{ text }}\nOutput:"), PROMPT)
+    encoder = ExampleEncoder(base, TaskSpec("generation", "{{ text }}\nOutput:"), PROMPT)
     outputs = ("the mat", "so", "a", "a great story")
     examples = [Example(text, None, (output,)) for text, output in zip(TEXTS, outputs, strict=True)]
     batch = collate(encoder.training_items(examples), base.device)
@@ -137,18 +137,18 @@ class TestRoom:
     def test_answers_take_none_from_the_text(self) -> None:
         base = tiny_base("bart")
         # BOS and EOS
-        assert Encoder(base, TaskSpec("generation", "{{ text }}"), 4, answer_room=100).limit == CONTEXT - 4 - 2
+        assert ExampleEncoder(base, TaskSpec("generation", "{{ text }}"), 4, answer_room=100).limit == CONTEXT - 4 - 2
 
     def test_answers_longer_than_the_decoders_context(self) -> None:
         spec = TaskSpec("generation", "{{ text }}")
         with pytest.raises(TemplateError, match="a prompt of 4 virtual tokens and an answer of 159 leave 0 tokens"):
-            Encoder(tiny_base("bart"), spec, 4, answer_room=CONTEXT - 1)
+            ExampleEncoder(tiny_base("bart"), spec, 4, answer_room=CONTEXT - 1)
         with pytest.raises(DataError, match=r"an output of .* leaves 0 tokens for its text"):
-            Encoder(tiny_base("bart"), spec, 4).training_items([Example("a", None, ("x y " * CONTEXT,))])
+            ExampleEncoder(tiny_base("bart"), spec, 4).training_items([Example("a", None, ("x y " * CONTEXT,))])
 
     def test_texts_are_cut_within_what_stands_around_them(self) -> None:
         base = tiny_base("bart")
-        encoder = Encoder(base, TaskSpec("generation", "{{ text }}:"), 4)
+        encoder = ExampleEncoder(base, TaskSpec("generation", "{{ text }}:"), 4)
         (ids,) = encoder.inputs([Example("the film is great " * CONTEXT)])
         assert len(ids) + len(base.bos_ids) + 4 == CONTEXT
         assert ids[-2:] == (*tokens(base, ":"), base.tokenizer.eos_token_id)
@@ -156,7 +156,7 @@ class TestRoom:
 
     def test_distances_know_no_limit(self) -> None:
         assert tiny_base("t5").context_length is None
-        assert Encoder(tiny_base("t5"), TaskSpec("generation", "{{ text }}"), 1000, 1000).limit == 512
+        assert ExampleEncoder(tiny_base("t5"), TaskSpec("generation", "{{ text }}"), 1000, 1000).limit == 512
 
 
 @pytest.mark.parametrize("family", ["mt5", "bart"])

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
-from softprompt.data.encoding.batching import budgeted, collate, epoch_batches
-from softprompt.data.encoding.encoder import Encoder, Item
+from softprompt.data.encoding.batching import batch_by_token_budget, collate, epoch_batches
+from softprompt.data.encoding.encoder import EncodedSequence, ExampleEncoder
 from softprompt.data.examples import Example
 from softprompt.data.task import TaskSpec
 from softprompt.errors import DataError, TemplateError
@@ -30,8 +30,8 @@ def generation(template: str = "{{ text }}\nOutput:", **settings: Any) -> TaskSp
     return TaskSpec("generation", template, **settings)
 
 
-def encoder(spec: TaskSpec, prompt_length: int = 4, answer_room: int = 0, family: str = "llama") -> Encoder:
-    return Encoder(tiny_base(family), spec, prompt_length, answer_room)
+def encoder(spec: TaskSpec, prompt_length: int = 4, answer_room: int = 0, family: str = "llama") -> ExampleEncoder:
+    return ExampleEncoder(tiny_base(family), spec, prompt_length, answer_room)
 
 
 def ids_of(text: str) -> list[int]:
@@ -55,9 +55,9 @@ class TestItems:
         negative = ids_of(" negative")[0]
         items = made.training_items([Example("a dull story", label) for label in LABELS])
         assert items == [
-            Item(0, (*text, good), (last, last + 1), (good, end), (0, 1)),
-            Item(1, (*text, good), (last, last + 1), (good, film), (0, 1)),
-            Item(2, tuple(text), (last,), (negative,), (0,)),
+            EncodedSequence(0, (*text, good), (last, last + 1), (good, end), (0, 1)),
+            EncodedSequence(1, (*text, good), (last, last + 1), (good, film), (0, 1)),
+            EncodedSequence(2, tuple(text), (last,), (negative,), (0,)),
         ]
 
     def test_scoring_items_ask_every_decision_once(self) -> None:
@@ -222,12 +222,12 @@ class TestSpecialTokens:
         assert ids.count(tiny_tokenizer("llama").eos_token_id) == 1
 
     def test_a_beginning_that_is_written_twice_is_told(self) -> None:
-        doubled = Encoder(tiny_base("llama"), classification(f"{BOS}{{{{ text }}}}"), 0)
+        doubled = ExampleEncoder(tiny_base("llama"), classification(f"{BOS}{{{{ text }}}}"), 0)
         assert doubled.text_ids([Example("a")])[0][0] == tiny_base("llama").bos_ids[0]
         (note,) = doubled.cut_notes()
         assert note.startswith(f"the template begins with {BOS}, which stands in front of every prompt anyway")
         for family, template in (("llama", f"{{{{ text }}}}{BOS}"), ("qwen3", f"{BOS}{{{{ text }}}}")):
-            assert Encoder(tiny_base(family), classification(template), 0).cut_notes() == []
+            assert ExampleEncoder(tiny_base(family), classification(template), 0).cut_notes() == []
 
     def test_of_two_special_tokens_that_begin_alike_the_longer_is_taken(self) -> None:
         tokenizer = PreTrainedTokenizerFast(
@@ -240,18 +240,18 @@ class TestSpecialTokens:
         model = tiny_model("llama")
         spec = classification("<|im|>user{{ text }}<|im|>")
         with pytest.raises(TemplateError, match=r"spells '<.im.>user', token 321, .* no embedding.* below 320"):
-            Encoder(FrozenLM(model, tokenizer, "x"), spec, 0).text_ids([Example("a")])
+            ExampleEncoder(FrozenLM(model, tokenizer, "x"), spec, 0).text_ids([Example("a")])
         model.resize_token_embeddings(VOCABULARY + 2)
         base = FrozenLM(model, tokenizer, "x")
-        (ids,) = Encoder(base, spec, 0).text_ids([Example("a")])
+        (ids,) = ExampleEncoder(base, spec, 0).text_ids([Example("a")])
         assert tokenizer.convert_ids_to_tokens(list(ids)) == ["<|im|>user", "a", "<|im|>"]
 
 
 def test_collate_pads_on_the_right() -> None:
     items = [
-        Item(4, (5, 6, 7), (1, 2), (8, 9), (0, 1)),
-        Item(4, (5,), (0,), (3,), (2,)),
-        Item(6, (5, 6), (1,), (2,), (0,), prompt=2),
+        EncodedSequence(4, (5, 6, 7), (1, 2), (8, 9), (0, 1)),
+        EncodedSequence(4, (5,), (0,), (3,), (2,)),
+        EncodedSequence(6, (5, 6), (1,), (2,), (0,), prompt=2),
     ]
     batch = collate(items, torch.device("cpu"), pad_id=1)
     assert batch.input_ids.tolist() == [[5, 6, 7], [5, 1, 1], [5, 6, 1]]
@@ -305,8 +305,8 @@ class TestEpochs:
 
 @given(LENGTHS, st.integers(1, 300), st.integers(1, 9) | st.none())
 def test_budgeted_keeps_to_the_budget_and_loses_nothing(lengths: list[int], budget: int, most: int | None) -> None:
-    items = [Item(i, (1,) * length, ()) for i, length in enumerate(lengths)]
-    chunks = list(budgeted(items, budget, most))
+    items = [EncodedSequence(i, (1,) * length, ()) for i, length in enumerate(lengths)]
+    chunks = list(batch_by_token_budget(items, budget, most))
     assert sorted(item.example for chunk in chunks for item in chunk) == list(range(len(items)))
     for chunk in chunks:
         assert len(chunk) <= (most or len(chunk))
@@ -314,5 +314,5 @@ def test_budgeted_keeps_to_the_budget_and_loses_nothing(lengths: list[int], budg
 
 
 def test_budgeted_fills_the_budget() -> None:
-    items = [Item(i, (1,) * 10, ()) for i in range(25)]
-    assert [len(chunk) for chunk in budgeted(items, 100)] == [10, 10, 5]
+    items = [EncodedSequence(i, (1,) * 10, ()) for i in range(25)]
+    assert [len(chunk) for chunk in batch_by_token_budget(items, 100)] == [10, 10, 5]

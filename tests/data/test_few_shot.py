@@ -8,10 +8,10 @@ import torch
 from helpers.small_tasks import FAST, answers, reviews_task
 from helpers.tiny_models import tiny_base
 
-from softprompt.data.encoding.encoder import Encoder
-from softprompt.data.encoding.verbalizer import plain_ids
+from softprompt.data.encoding.encoder import ExampleEncoder
+from softprompt.data.encoding.verbalizer import encode_plain
 from softprompt.data.examples import Example
-from softprompt.data.few_shot import GAP, solved, solved_within
+from softprompt.data.few_shot import GAP, encode_solved, encode_solved_within
 from softprompt.data.task import TaskSpec
 from softprompt.inference.predictor import Predictor
 from softprompt.models.frozen_lm import FrozenLM
@@ -39,42 +39,42 @@ def text_of(base: FrozenLM, ids: Sequence[int]) -> str:
 
 class TestSolvedWithin:
     def test_labels_take_turns_and_fill_the_length(self, base: FrozenLM) -> None:
-        encoder = Encoder(base, SPEC, 0)
-        one = max(map(len, solved(encoder, many(40))))
-        ids = solved_within(encoder, many(40), 5 * one, seed=0)
+        encoder = ExampleEncoder(base, SPEC, 0)
+        one = max(map(len, encode_solved(encoder, many(40))))
+        ids = encode_solved_within(encoder, many(40), 5 * one, seed=0)
         assert 4 * one < len(ids) <= 5 * one
         labels = [part.rsplit(" ", 1)[1] for part in text_of(base, ids).split(GAP) if part]
         assert len(labels) == 5
         assert all(first != second for first, second in pairwise(labels))
 
     def test_each_is_there_once(self, base: FrozenLM) -> None:
-        ids = solved_within(Encoder(base, SPEC, 0), ONE_EACH, 1000, seed=0)
+        ids = encode_solved_within(ExampleEncoder(base, SPEC, 0), ONE_EACH, 1000, seed=0)
         assert sorted(text_of(base, ids).split(GAP)) == ["", "a dull cat\nLabel: bad", "a great story\nLabel: good"]
 
     def test_none_where_a_label_does_not_fit(self, base: FrozenLM) -> None:
-        encoder = Encoder(base, SPEC, 0)
+        encoder = ExampleEncoder(base, SPEC, 0)
         long = Example("a story " * 40, "negative")
-        assert solved_within(encoder, [ONE_EACH[0], long], 100, seed=0) == []
-        assert solved_within(encoder, ONE_EACH, 4, seed=0) == []
-        assert solved_within(encoder, [], 100, seed=0) == []
+        assert encode_solved_within(encoder, [ONE_EACH[0], long], 100, seed=0) == []
+        assert encode_solved_within(encoder, ONE_EACH, 4, seed=0) == []
+        assert encode_solved_within(encoder, [], 100, seed=0) == []
 
     def test_longer_ones_are_passed_over(self, base: FrozenLM) -> None:
         mixed = [*many(20, "a story " * 40), *ONE_EACH]
-        ids = solved_within(Encoder(base, SPEC, 0), mixed, 60, seed=0)
+        ids = encode_solved_within(ExampleEncoder(base, SPEC, 0), mixed, 60, seed=0)
         assert "a dull cat" in text_of(base, ids)
         assert "a great story" in text_of(base, ids)
 
     def test_the_seed_decides(self, base: FrozenLM) -> None:
-        encoder = Encoder(base, SPEC, 0)
-        same, again, other = (tuple(solved_within(encoder, many(40), 60, seed)) for seed in (1, 1, 2))
+        encoder = ExampleEncoder(base, SPEC, 0)
+        same, again, other = (tuple(encode_solved_within(encoder, many(40), 60, seed)) for seed in (1, 1, 2))
         assert same == again != other
 
 
 class TestAsAStart:
     def test_it_says_what_the_written_prompt_says(self, base: FrozenLM) -> None:
         instruction = default_instruction(SPEC)
-        shots = solved_within(Encoder(base, SPEC, 0), ONE_EACH, 1000, seed=3)
-        words = plain_ids(base.tokenizer, instruction + GAP)
+        shots = encode_solved_within(ExampleEncoder(base, SPEC, 0), ONE_EACH, 1000, seed=3)
+        words = encode_plain(base.tokenizer, instruction + GAP)
         start = initialise("examples", base, SPEC, len(words) + len(shots), 3, ONE_EACH)
         by_turn = sorted(ONE_EACH, key=lambda one: text_of(base, shots).index(one.text))
         written = written_prompt(base, SPEC, instruction, by_turn)
@@ -87,7 +87,7 @@ class TestAsAStart:
     def test_it_has_the_length_asked_for_and_ends_with_the_examples(self, base: FrozenLM, length: int) -> None:
         start = initialise("examples", base, SPEC, length, 0, many(40)).tensor
         assert start.shape == (length, base.embedding_size)
-        shots = solved_within(Encoder(base, SPEC, 0), many(40), length, 0)
+        shots = encode_solved_within(ExampleEncoder(base, SPEC, 0), many(40), length, 0)
         if shots:
             assert torch.equal(start[-len(shots) :], base.embed(torch.tensor(shots)).float())
         else:
@@ -107,5 +107,5 @@ class TestAsAStart:
 
     def test_outputs_of_generation(self, base: FrozenLM) -> None:
         spec = TaskSpec("generation", "{{ text }}\nOutput:")
-        ids = solved_within(Encoder(base, spec, 0), answers()["train"], 60, seed=0)
+        ids = encode_solved_within(ExampleEncoder(base, spec, 0), answers()["train"], 60, seed=0)
         assert "\nOutput: " in text_of(base, ids)

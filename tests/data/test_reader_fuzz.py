@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from softprompt.data.example_stream import Stream
+from softprompt.data.example_stream import ExampleStream
 from softprompt.data.examples import Columns, Example
 from softprompt.data.readers.file_rows import FileRows
 from softprompt.data.splits import read_examples, read_splits
@@ -224,7 +224,7 @@ def key_of(one: Example) -> tuple[Any, ...]:
 
 def streamed(path: Path, pieces: random.Random) -> list[Example]:
     """As training reads it, some rows at a time, from a stream that is opened anew at each place."""
-    stream = Stream(lambda: FileRows(path), Columns(), str(path), "", "skip")
+    stream = ExampleStream(lambda: FileRows(path), Columns(), str(path), "", "skip")
     found: list[Example] = []
     rows = stream.open()
     while some := rows.read(pieces.randrange(1, 12)):

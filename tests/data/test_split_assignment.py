@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from softprompt.data.examples import Example
-from softprompt.data.row_identity import hashed, input_of, row_of
-from softprompt.data.split_assignment import Drawn, sample_of, split_examples
+from softprompt.data.row_identity import hash_input, input_key, row_key
+from softprompt.data.split_assignment import Subsample, sample_examples, split_examples
 from softprompt.data.splits import Splits, read_splits
 from softprompt.data.task import Task
 from softprompt.errors import DataError
@@ -156,13 +156,15 @@ class TestIdentity:
 
     def test_a_key_is_what_is_read_and_the_answer(self) -> None:
         one = Example("a", "x", columns={"n": 1, "m": "2", "none": None, "yes": True})
-        assert input_of(one, {"text"}) == (("text", "a"),)
-        assert input_of(one, {"n", "m"}) == (("m", "2"), ("n", "1"))
-        assert input_of(one) == (("m", "2"), ("n", "1"), ("none", ""), ("text", "a"), ("yes", "true"))
-        assert row_of(one, {"text"}) == ((("text", "a"),), ("x",))
-        assert row_of(Example("a", references=("p", "q"))) == ((("text", "a"),), ("p", "q"))
-        assert hashed(input_of(one)) == hashed(input_of(Example("a", "y", columns=dict(reversed(one.columns.items())))))
-        assert len({hashed(input_of(one), salt) for salt in ("", "a", "b")}) == 3
+        assert input_key(one, {"text"}) == (("text", "a"),)
+        assert input_key(one, {"n", "m"}) == (("m", "2"), ("n", "1"))
+        assert input_key(one) == (("m", "2"), ("n", "1"), ("none", ""), ("text", "a"), ("yes", "true"))
+        assert row_key(one, {"text"}) == ((("text", "a"),), ("x",))
+        assert row_key(Example("a", references=("p", "q"))) == ((("text", "a"),), ("p", "q"))
+        assert hash_input(input_key(one)) == hash_input(
+            input_key(Example("a", "y", columns=dict(reversed(one.columns.items()))))
+        )
+        assert len({hash_input(input_key(one), salt) for salt in ("", "a", "b")}) == 3
 
     def test_inputs_with_several_labels_are_told_with_the_columns_that_nobody_reads(self, tmp_path: Path) -> None:
         pairs = [{"text": f"t{i % 30}", "other": f"o{i}", "label": LABELS[0]} for i in range(60)]
@@ -179,11 +181,11 @@ class TestSample:
         examples = [
             Example(f"{label} {i}", label) for label, n in (("a", 700), ("b", 250), ("c", 50)) for i in range(n)
         ]
-        drawn = sample_of(examples, 100)
+        drawn = sample_examples(examples, 100)
         assert Counter(one.label for one in drawn) == {"a": 70, "b": 25, "c": 5}
         chosen = set(drawn)
         assert list(drawn) == [one for one in examples if one in chosen]
-        assert drawn == sample_of(examples, 100) != sample_of(examples, 100, seed=1)
+        assert drawn == sample_examples(examples, 100) != sample_examples(examples, 100, seed=1)
         # drawn over the whole of each label, not from its beginning
         assert max(int(one.text[2:]) for one in drawn if one.label == "a") > 600
 
@@ -191,18 +193,18 @@ class TestSample:
     def test_by_largest_remainders(self, limit: int) -> None:
         sizes = {"a": 401, "b": 57, "c": 9, "d": 1}
         examples = [Example(f"{label} {i}", label) for label, n in sizes.items() for i in range(n)]
-        counts = Counter(one.label for one in sample_of(examples, limit))
+        counts = Counter(one.label for one in sample_examples(examples, limit))
         assert counts.total() == limit
         for label, size in sizes.items():
             assert abs(counts[label] - limit * size / 468) < 1
 
     def test_all_where_there_are_no_more(self) -> None:
         examples = [Example(f"row {i}", references=("a",)) for i in range(10)]
-        assert sample_of(examples, 10) == sample_of(examples, None) == tuple(examples)
-        assert len(set(sample_of(examples, 4, seed=2))) == 4
+        assert sample_examples(examples, 10) == sample_examples(examples, None) == tuple(examples)
+        assert len(set(sample_examples(examples, 4, seed=2))) == 4
 
     def test_is_said(self) -> None:
-        assert Drawn(5000, 8600).words("test") == "on a sample of 5,000 of 8,600 test rows, seed 0"
-        assert Drawn(10, 10).words("test") == ""
-        assert Drawn(3, 10, 4).to_dict() == {"sample": {"rows": 3, "of": 10, "seed": 4}}
-        assert Drawn(10, 10).to_dict() == {}
+        assert Subsample(5000, 8600).words("test") == "on a sample of 5,000 of 8,600 test rows, seed 0"
+        assert Subsample(10, 10).words("test") == ""
+        assert Subsample(3, 10, 4).to_dict() == {"sample": {"rows": 3, "of": 10, "seed": 4}}
+        assert Subsample(10, 10).to_dict() == {}

@@ -12,7 +12,7 @@ from helpers.tokenizer_styles import STYLES, style
 from tokenizers import AddedToken, Tokenizer, models, normalizers
 from transformers import PreTrainedTokenizerFast
 
-from softprompt.data.encoding.tokenization import tokens_of
+from softprompt.data.encoding.tokenization import safe_tokenizer
 
 PLAIN = (
     "a good film",
@@ -40,7 +40,7 @@ def filled(template: str, text: str) -> tuple[str, list[tuple[int, int]]]:
 
 
 def protected(tokenizer: Any, text: str, fields: list[tuple[int, int]]) -> list[int]:
-    tokens = tokens_of(tokenizer)
+    tokens = safe_tokenizer(tokenizer)
     ((_, seen),) = tokens._read([text])
     return tokens._protected(text, fields, seen)
 
@@ -54,7 +54,7 @@ class TestTokens:
     def test_texts_without_marks_are_what_the_tokenizer_makes_of_the_whole(self, name: str) -> None:
         tokenizer, template = style(name), STYLES[name][1]
         rows = [filled(template, text) for text in PLAIN]
-        assert tokens_of(tokenizer).batch(rows) == [whole(tokenizer, text) for text, _ in rows]
+        assert safe_tokenizer(tokenizer).batch(rows) == [whole(tokenizer, text) for text, _ in rows]
 
     def test_the_protected_way_gives_the_same(self, name: str) -> None:
         tokenizer, template = style(name), STYLES[name][1]
@@ -63,7 +63,7 @@ class TestTokens:
 
     def test_no_text_spells_a_mark_alone_or_with_what_stands_beside_it(self, name: str) -> None:
         tokenizer, template = style(name), STYLES[name][1]
-        tokens, marks = tokens_of(tokenizer), tokens_of(tokenizer).marks
+        tokens, marks = safe_tokenizer(tokenizer), safe_tokenizer(tokenizer).marks
         unknown = tokenizer.unk_token_id
         own = [
             one for one in whole(tokenizer, filled(template, "- a -")[0]) if one in marks.values() and one != unknown
@@ -81,29 +81,29 @@ class TestTokens:
 
     def test_what_a_field_spells_is_read_as_its_characters(self, name: str) -> None:
         tokenizer = style(name)
-        for mark in tokens_of(tokenizer).marks:
-            ids = tokens_of(tokenizer).plain(f"x{mark}x")
+        for mark in safe_tokenizer(tokenizer).marks:
+            ids = safe_tokenizer(tokenizer).plain(f"x{mark}x")
             if tokenizer.unk_token_id not in ids:
                 assert tokenizer.decode(ids).replace(" ", "").lower() == f"x{mark}x".replace(" ", "").lower()
 
     def test_other_added_words_come_from_any_text(self, name: str) -> None:
         tokenizer = style(name)
-        marks = tokens_of(tokenizer).marks
+        marks = safe_tokenizer(tokenizer).marks
         for token_id, token in tokenizer.added_tokens_decoder.items():
             if str(token) not in marks:
-                assert token_id in tokens_of(tokenizer).plain(f"a {token} b")
+                assert token_id in safe_tokenizer(tokenizer).plain(f"a {token} b")
         assert ("<think>" in marks, "<tool>" in marks) == (name == "qwen", False)
 
 
 def test_many_texts_at_once_are_each_what_it_is_alone() -> None:
     tokenizer, template = style("phi3"), STYLES["phi3"][1]
     rows = [filled(template, "".join(text)) for text in itertools.product(PLAIN, ("<|end|>", ""))]
-    assert tokens_of(tokenizer).batch(rows) == [tokens_of(tokenizer).ids(*row) for row in rows]
+    assert safe_tokenizer(tokenizer).batch(rows) == [safe_tokenizer(tokenizer).ids(*row) for row in rows]
 
 
 def test_a_tokenizer_is_let_go() -> None:
     tokenizer = STYLES["qwen"][0]()
-    assert tokens_of(tokenizer).plain("a <|im_end|>")
+    assert safe_tokenizer(tokenizer).plain("a <|im_end|>")
     gone = weakref.ref(tokenizer)
     del tokenizer
     gc.collect()
@@ -118,15 +118,17 @@ def test_words_that_are_not_known_are_no_mark_of_the_template() -> None:
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=plain, unk_token="<unk>")
     for text, fields in (filled("[INST]{{ text }}", "\u00e9 a"), filled("{{ text }}[INST]b", "a\u00e9")):
         assert whole(tokenizer, text).count(tokenizer.unk_token_id) == 1
-        assert protected(tokenizer, text, fields) == tokens_of(tokenizer).ids(text, fields) == whole(tokenizer, text)
+        assert (
+            protected(tokenizer, text, fields) == safe_tokenizer(tokenizer).ids(text, fields) == whole(tokenizer, text)
+        )
 
 
 def test_a_tokenizer_that_got_more_tokens_is_read_anew() -> None:
     tokenizer = STYLES["qwen"][0]()
-    assert "<new>" not in tokens_of(tokenizer).marks
+    assert "<new>" not in safe_tokenizer(tokenizer).marks
     tokenizer.add_tokens(["<new>"], special_tokens=True)
-    assert "<new>" in tokens_of(tokenizer).marks
-    assert tokenizer.convert_tokens_to_ids("<new>") not in tokens_of(tokenizer).plain("a <new> b")
+    assert "<new>" in safe_tokenizer(tokenizer).marks
+    assert tokenizer.convert_tokens_to_ids("<new>") not in safe_tokenizer(tokenizer).plain("a <new> b")
 
 
 def test_a_tokenizer_written_in_python_is_protected_too() -> None:
@@ -134,7 +136,7 @@ def test_a_tokenizer_written_in_python_is_protected_too() -> None:
 
     tokenizer = ByT5Tokenizer()
     assert not tokenizer.is_fast
-    tokens, end = tokens_of(tokenizer), tokenizer.eos_token_id
+    tokens, end = safe_tokenizer(tokenizer), tokenizer.eos_token_id
     text, fields = filled("user: {{ text }}</s>model:", "a </s> b")
     ids = tokens.ids(text, fields)
     assert ids == [
@@ -151,7 +153,7 @@ def test_a_tokenizer_written_in_python_is_protected_too() -> None:
 @pytest.mark.parametrize("name", [name for name in STYLES if name != "t5"])
 def test_random_templates_and_texts(name: str) -> None:
     chance, tokenizer = random.Random(name), style(name)
-    tokens, unknown = tokens_of(tokenizer), tokenizer.unk_token_id
+    tokens, unknown = safe_tokenizer(tokenizer), tokenizer.unk_token_id
     marks = list(tokens.marks)
     parts = [mark[: chance.randrange(1, len(mark) + 1)] for mark in marks] + [mark[1:] for mark in marks] + marks
     signs = [" ", "\n", "a", "good", "<", ">", "|", "\u00e9", "e\u0301", "\u2581", "\u00b2", "_", "<table>", *parts]

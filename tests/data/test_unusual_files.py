@@ -27,7 +27,7 @@ from softprompt.store.prompt_loading import load_prompt
 from softprompt.store.prompt_sources import FolderSource
 from softprompt.store.version_store import Store
 from softprompt.utils.files import LEFTOVER_AGE, write_folder
-from softprompt.utils.seals import sealed
+from softprompt.utils.seals import seal
 
 ODD: tuple[Any, ...] = (
     *(None, True, -1, 0, 10**19, 1e308, 0.5, "", "x" * 5000, "\x1b[2J\n\u202e", "1"),
@@ -91,7 +91,7 @@ def test_prompts(tmp_path: Path, kind: str, count: int) -> None:
     codes = []
     for number, (at, new) in enumerate(odd_ones(manifest, count)):
         odd = mutated(manifest, at, new)
-        odd = sealed(odd, SEAL) if number % 2 else odd
+        odd = seal(odd, SEAL) if number % 2 else odd
         folder = tmp_path / f"p{number}"
         write_folder(folder, {**files, "prompt.json": json.dumps(odd).encode()})
         codes.append(ends_well("show", folder))

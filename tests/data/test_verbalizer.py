@@ -9,7 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
-from softprompt.data.encoding.verbalizer import Decision, Verbalizer, answer_ids, answers_ids, end_of_answer, plain_ids
+from softprompt.data.encoding.verbalizer import (
+    Decision,
+    Verbalizer,
+    encode_answer,
+    encode_answers,
+    encode_plain,
+    end_token_id,
+)
 from softprompt.data.task import TaskSpec
 from softprompt.errors import DataError
 
@@ -22,7 +29,7 @@ def spec(*labels: str, template: str = "{{ text }}\nLabel:") -> TaskSpec:
 
 def pieces(template: str, answer: str) -> list[str]:
     tokenizer = tiny_tokenizer("llama")
-    return list(tokenizer.convert_ids_to_tokens(answer_ids(tokenizer, spec("a", "b", template=template), answer)))
+    return list(tokenizer.convert_ids_to_tokens(encode_answer(tokenizer, spec("a", "b", template=template), answer)))
 
 
 def test_labels_of_one_token_part_once() -> None:
@@ -119,7 +126,7 @@ def test_a_space_stands_before_the_answer_unless_the_template_ends_in_one(templa
 
 def test_special_tokens_in_an_answer_are_plain_text() -> None:
     assert pieces("{{ text }}:", "good <eos>") == ["Ġgood", "Ġ", "<", "e", "os", ">"]
-    assert "<bos>" not in tiny_tokenizer("llama").convert_ids_to_tokens(plain_ids(tiny_tokenizer("llama"), "<bos>"))
+    assert "<bos>" not in tiny_tokenizer("llama").convert_ids_to_tokens(encode_plain(tiny_tokenizer("llama"), "<bos>"))
 
 
 def test_labels_of_the_same_tokens_are_an_error() -> None:
@@ -132,10 +139,10 @@ def test_labels_of_the_same_tokens_are_an_error() -> None:
 
 def test_the_end_of_an_answer_is_the_end_of_sequence() -> None:
     tokenizer = tiny_tokenizer("llama")
-    assert end_of_answer(tokenizer) == tokenizer.eos_token_id
+    assert end_token_id(tokenizer) == tokenizer.eos_token_id
     endless = PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer)
     with pytest.raises(DataError, match="tokenizer has no end-of-sequence token: set its eos_token"):
-        end_of_answer(endless)
+        end_token_id(endless)
 
 
 def test_a_verbalizer_has_so_many_tokens_at_most() -> None:
@@ -158,4 +165,4 @@ def test_answers_read_together_are_those_read_alone() -> None:
     tokenizer, answers = tiny_tokenizer("llama"), ["good", "negative", "good <eos>", "a film"]
     for template in ("{{ text }}\nLabel:", "{{ text }}" + " word" * 999, "{{ text }} <eos>"):
         task = spec("a", "b", template=template)
-        assert answers_ids(tokenizer, task, answers) == [answer_ids(tokenizer, task, one) for one in answers]
+        assert encode_answers(tokenizer, task, answers) == [encode_answer(tokenizer, task, one) for one in answers]

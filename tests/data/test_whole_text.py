@@ -7,7 +7,7 @@ import torch
 from helpers.tokenizer_styles import STYLES, style
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from softprompt.data.encoding.encoder import Encoder
+from softprompt.data.encoding.encoder import ExampleEncoder
 from softprompt.data.examples import Example
 from softprompt.data.few_shot import GAP
 from softprompt.data.splits import Splits
@@ -60,12 +60,12 @@ class TestWholeText:
 
     def test_of_a_template(self, name: str, turns: bool) -> None:
         spec, tokenizer = self.spec(name, turns), style(name)
-        found = Encoder(base_of(name), spec, 4).text_ids([Example(text) for text in TEXTS if "<" not in text])
+        found = ExampleEncoder(base_of(name), spec, 4).text_ids([Example(text) for text in TEXTS if "<" not in text])
         assert [list(ids) for ids in found] == [whole(tokenizer, said(spec, text)) for text in TEXTS if "<" not in text]
 
     def test_of_a_text_and_its_answer(self, name: str, turns: bool) -> None:
         spec, tokenizer = self.spec(name, turns), style(name)
-        encoder = Encoder(base_of(name), spec, 4)
+        encoder = ExampleEncoder(base_of(name), spec, 4)
         assert encoder.verbalizer is not None
         (ids,) = encoder.text_ids([Example("a film")])
         for words, sequence in zip(("bad", "good"), encoder.verbalizer.sequences, strict=True):

@@ -24,7 +24,7 @@ from softprompt.inference.predictor import Prediction, Predictor, likeliest
 from softprompt.inference.scoring import Objective
 from softprompt.prompts.written_prompt import choose_shots, written_prompt
 from softprompt.training.validation import mean_loss
-from softprompt.utils.seals import unsealed
+from softprompt.utils.seals import unseal
 
 FAMILIES = ("llama", "gemma3", "mamba", "bart", "t5")
 SHORT = Sampling(max_new_tokens=5)
@@ -204,7 +204,7 @@ class TestSaved:
     def test_what_lacks_examples(self, tmp_path: Path) -> None:
         few_shot(tiny_base("llama"), pool_task(), 1).save(tmp_path / "saved")
         path = tmp_path / "saved" / "few_shot.json"
-        facts = unsealed(json.loads(path.read_text()))
+        facts = unseal(json.loads(path.read_text()))
         del facts["examples"]
         path.write_text(json.dumps(facts))
         with pytest.raises(PromptFileError, match="lacks or misuses 'examples'"):

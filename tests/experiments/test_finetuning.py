@@ -16,7 +16,7 @@ from helpers.tiny_models import tiny_base, tiny_model, tiny_tokenizer
 
 from softprompt.config import TrainConfig
 from softprompt.data.encoding.batching import collate
-from softprompt.data.encoding.encoder import Encoder
+from softprompt.data.encoding.encoder import ExampleEncoder
 from softprompt.data.examples import Example
 from softprompt.data.splits import Splits
 from softprompt.data.task import Task
@@ -35,7 +35,7 @@ from softprompt.models.loading import load
 from softprompt.prompts.prefix import make_prefix
 from softprompt.training.data_loader import Order
 from softprompt.training.validation import value_and_loss
-from softprompt.utils.seals import unsealed
+from softprompt.utils.seals import unseal
 
 FAST: dict[str, Any] = {"steps": 40, "batch_size": 8, "eval_every": 20}
 RATES = {fit_lora: 1e-2, fit_full: 1e-3}
@@ -116,7 +116,7 @@ def test_the_first_loss_is_that_of_the_bare_template_on_the_batch_that_prompts_l
 ) -> None:
     base, task, seen = tiny_base("llama"), reviews_task(), Recorder()
     fitted(method, base, task, seen, steps=1, seed=3)
-    encoder = Encoder(base, task.spec, 0)
+    encoder = ExampleEncoder(base, task.spec, 0)
     items = encoder.training_items(task.train)
     order = Order([len(item.ids) for item in items], TrainConfig(batch_size=8, seed=3)).batch(0)
     with torch.no_grad():
@@ -129,7 +129,7 @@ def test_the_first_loss_is_that_of_the_bare_template_on_the_batch_that_prompts_l
 def test_every_weight_follows_the_gradient_of_the_transformers_model(family: str) -> None:
     base, task = tiny_base(family), reviews_task()
     found = fitted(fit_full, base, task, Recorder(), steps=1, learning_rate=1e-3)
-    encoder = Encoder(base, task.spec, 0)
+    encoder = ExampleEncoder(base, task.spec, 0)
     items = encoder.training_items(task.train)
     model = tiny_model(family).eval()
     assert encoder.verbalizer is not None
@@ -267,7 +267,7 @@ class TestSaved:
         base, task = tiny_base("llama"), reviews_task()
         found = fitted(method, base, task, Recorder(), steps=1)
         found.save(tmp_path / "saved")
-        facts = unsealed(json.loads((tmp_path / "saved" / "task.json").read_text()))
+        facts = unseal(json.loads((tmp_path / "saved" / "task.json").read_text()))
         assert facts == {"task": task.spec.to_dict(), "base": {"name": base.name, "fingerprint": base.fingerprint}}
         with pytest.raises(OutputError, match="exists already"):
             found.save(tmp_path / "saved")

@@ -26,7 +26,7 @@ from softprompt.store.prompt_loading import load_prompt
 from softprompt.training.fit import fit
 from softprompt.training.fit_multitask import fit_multitask
 from softprompt.training.learner import Learner
-from softprompt.utils.seals import unsealed
+from softprompt.utils.seals import unseal
 
 peft = pytest.importorskip("peft")
 # what PEFT asks of transformers, which will call it otherwise
@@ -342,6 +342,6 @@ def test_a_damaged_place_is_refused_in_a_saved_prompt(tmp_path: Path) -> None:
     prompt = replace(learned("llama"), states=(PromptState.of_embeddings(torch.zeros(2, 32)),))
     prompt.save(tmp_path / "p")
     path = tmp_path / "p" / "prompt.json"
-    path.write_text(json.dumps({**unsealed(json.loads(path.read_text()), SEAL), "behind_bos": "no"}))
+    path.write_text(json.dumps({**unseal(json.loads(path.read_text()), SEAL), "behind_bos": "no"}))
     with pytest.raises(PromptFileError, match="behind_bos is 'no'"):
         load_prompt(tmp_path / "p")

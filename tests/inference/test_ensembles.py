@@ -25,7 +25,7 @@ from softprompt.prompts.prefix import keys_and_values
 from softprompt.prompts.saved_prompt import MANIFEST_FILE, SEAL, TENSOR_FILE, Prompt
 from softprompt.prompts.state import PromptState
 from softprompt.store.prompt_loading import load_prompt
-from softprompt.utils.seals import unsealed
+from softprompt.utils.seals import unseal
 
 # one word begins another
 SPEC = TaskSpec("classification", "{{ text }}\nLabel:", ("a", "b", "c"), ("bad", "bad film", "film"))
@@ -248,7 +248,7 @@ class TestFolder:
 
 def edit_manifest(folder: Path, **changes: Any) -> None:
     path = folder / MANIFEST_FILE
-    values = {**unsealed(json.loads(path.read_text(encoding="utf-8")), SEAL), **changes}
+    values = {**unseal(json.loads(path.read_text(encoding="utf-8")), SEAL), **changes}
     path.write_text(json.dumps({key: value for key, value in values.items() if value is not ...}), encoding="utf-8")
 
 

@@ -17,7 +17,7 @@ from tokenizers.pre_tokenizers import Whitespace
 from transformers import AddedToken, PreTrainedTokenizerFast
 
 from softprompt.analysis.inspection.score_records import score_states
-from softprompt.data.encoding.tokenization import tokens_of
+from softprompt.data.encoding.tokenization import safe_tokenizer
 from softprompt.data.examples import Example
 from softprompt.data.splits import Splits
 from softprompt.data.task import Task, TaskSpec
@@ -186,7 +186,7 @@ class TestDecoding:
         )
         ids = [words.index(one) for one in ("ok", ",", "do", "n't", ".")]
         assert tokenizer.decode(ids) == "ok, don't."
-        assert tokens_of(tokenizer).text(ids) == "ok , do n't ."
+        assert safe_tokenizer(tokenizer).text(ids) == "ok , do n't ."
 
     def test_marks_are_never_spelled_though_the_file_does_not_call_them_special(self) -> None:
         from softprompt.analysis.diagnostics.tiny_models import tiny_family_tokenizer
@@ -196,4 +196,4 @@ class TestDecoding:
         tokenizer.add_tokens([AddedToken(name, special=False) for name in names])
         image, turn, table = tokenizer.convert_tokens_to_ids(names)
         ids = tokenizer("a film", add_special_tokens=False).input_ids
-        assert tokens_of(tokenizer).text([image, *ids, turn, table, tokenizer.eos_token_id]) == "a film<table>"
+        assert safe_tokenizer(tokenizer).text([image, *ids, turn, table, tokenizer.eos_token_id]) == "a film<table>"

@@ -16,8 +16,8 @@ from helpers.tiny_models import (
 )
 from torch import Tensor
 
-from softprompt.data.encoding.batching import budgeted, collate
-from softprompt.data.encoding.encoder import Encoder
+from softprompt.data.encoding.batching import batch_by_token_budget, collate
+from softprompt.data.encoding.encoder import ExampleEncoder
 from softprompt.data.examples import Example
 from softprompt.data.task import TaskSpec
 from softprompt.inference import scoring as objective_module
@@ -59,8 +59,8 @@ def brute_force(base: FrozenLM, prompt: Tensor, text: str, labels: Sequence[str]
     return torch.stack(probabilities)
 
 
-def encoded(base: FrozenLM, spec: TaskSpec) -> tuple[Encoder, Objective]:
-    encoder = Encoder(base, spec, PROMPT)
+def encoded(base: FrozenLM, spec: TaskSpec) -> tuple[ExampleEncoder, Objective]:
+    encoder = ExampleEncoder(base, spec, PROMPT)
     return encoder, Objective(base, encoder.verbalizer)
 
 
@@ -107,7 +107,7 @@ def test_scores_do_not_depend_on_how_the_items_are_batched(monkeypatch: pytest.M
         prefix = make_prefix(base, as_state(random_prompt(base, PROMPT)))
         together = objective.label_log_probabilities(prefix, items)
         monkeypatch.setattr(objective_module, "EVALUATION_TOKENS", 1)
-        assert len(list(budgeted(items, 1))) == len(items)
+        assert len(list(batch_by_token_budget(items, 1))) == len(items)
         alone = objective.label_log_probabilities(prefix, items)
     torch.testing.assert_close(together, alone, atol=1e-5, rtol=0)
 

@@ -15,7 +15,7 @@ from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.metrics import f1_score
 
 from softprompt.config import TrainConfig
-from softprompt.data.encoding.encoder import Encoder
+from softprompt.data.encoding.encoder import ExampleEncoder
 from softprompt.data.examples import Example
 from softprompt.data.splits import Splits
 from softprompt.data.task import Task, TaskSpec
@@ -23,8 +23,8 @@ from softprompt.errors import ConfigError, PromptFileError
 from softprompt.inference.predictor import Predictor
 from softprompt.inference.scoring import Objective
 from softprompt.metrics import METRICS, bleu, chrf, exact_match, metrics_for, rouge_l, scorer_for, token_f1
-from softprompt.metrics.bootstrap import resampled, scores_of
-from softprompt.metrics.text_tokenization import words_of
+from softprompt.metrics.bootstrap import resample_scores, score_runs
+from softprompt.metrics.text_tokenization import split_words
 from softprompt.prompts.state import PromptState
 from softprompt.store.prompt_loading import load_prompt
 from softprompt.training.fit import fit
@@ -142,7 +142,7 @@ class TestAgainstOthers:
 
 
 def test_words_keep_their_marks_and_scripts_without_blanks_have_letters() -> None:
-    assert words_of("Don't STOP, हिन्दी भाषा; ไทย 日本 x1") == (
+    assert split_words("Don't STOP, हिन्दी भाषा; ไทย 日本 x1") == (
         "don",
         "t",
         "stop",
@@ -155,7 +155,7 @@ def test_words_keep_their_marks_and_scripts_without_blanks_have_letters() -> Non
         "本",
         "x1",
     )
-    assert words_of("cafe\N{COMBINING ACUTE ACCENT}") == ("café",) == words_of("CAFÉ")
+    assert split_words("cafe\N{COMBINING ACUTE ACCENT}") == ("café",) == split_words("CAFÉ")
 
 
 @pytest.mark.parametrize("name", METRICS)
@@ -168,8 +168,8 @@ def test_a_comparison_has_the_value_and_interval_of_the_metric(name: str) -> Non
         for one, keep, i in zip(drawn, generator.random(60) < 0.6, generator.integers(0, 3, 60), strict=True)
     ]
     gold = drawn if METRICS[name].kind == "classification" else [(one,) for one in drawn]
-    scores = scores_of(name, gold, [predicted])
-    values = resampled({"m": scores}, 4000)["m"]
+    scores = score_runs(name, gold, [predicted])
+    values = resample_scores({"m": scores}, 4000)["m"]
     expected = METRICS[name](gold, predicted, resamples=4000)
     assert float(scores.means[0]) == pytest.approx(expected.value, abs=1e-12)
     assert tuple(np.quantile(values, [0.025, 0.975])) == pytest.approx(
@@ -235,7 +235,7 @@ class TestTheStepIsChosenByWhatIsReported:
         uneven = tuple(replace(one, label=label) for one, label in zip(splits.validation, labels, strict=True))
         task = Task.of(replace(splits, validation=uneven), template=TEMPLATE, metric="macro_f1")
         config = TrainConfig.build(length=3)
-        encoder = Encoder(base, task.spec, 3)
+        encoder = ExampleEncoder(base, task.spec, 3)
         held = Validation(task, encoder, Objective(base, encoder.verbalizer), config)
         for seed in (1, 2, 3):
             state = PromptState.of_embeddings(random_prompt(base, 3, seed).detach())

@@ -17,7 +17,7 @@ from training.test_resume import DYING, RESULTS, SETTINGS
 
 import softprompt.inference.scoring as objective
 import softprompt.training.validation as validation
-from softprompt.data.encoding.encoder import Item
+from softprompt.data.encoding.encoder import EncodedSequence
 from softprompt.errors import ConfigError
 from softprompt.experiments.comparison.compare import compare
 from softprompt.models.distributed import ALONE, Processes, joined
@@ -81,7 +81,7 @@ def error_of(err: str) -> str:
 class TestDealing:
     """What each process takes."""
 
-    ITEMS = tuple(Item(index, tuple(range(length)), (0,)) for index, length in enumerate((3, 9, 4, 7, 5)))
+    ITEMS = tuple(EncodedSequence(index, tuple(range(length)), (0,)) for index, length in enumerate((3, 9, 4, 7, 5)))
 
     def of(self, size: int, **more: Any) -> list[Processes]:
         return [Processes(index, size, index, **more) for index in range(size)]

@@ -10,7 +10,7 @@ from helpers.tiny_models import WINDOW, tiny_base, tiny_model, tiny_tokenizer
 from torch import Tensor
 
 from softprompt.data.encoding.batching import collate
-from softprompt.data.encoding.encoder import Item
+from softprompt.data.encoding.encoder import EncodedSequence
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.models.kernels import compilation as compiling
 from softprompt.models.kernels import decoder_blocks, elementwise, fused_layer, length_bucketing
@@ -333,7 +333,7 @@ class TestCompiled:
                 # behind each prompt several texts, or one; and behind two of one length together
                 for which in ([0, 0, 1, 3, 3], [0, 1, 1, 1, 3], [1], [3, 3], [0, 2, 1, 2, 3], [2, 0, 2, 0, 2]):
                     items = [
-                        Item(row, tuple(ids_of(1, 3 + row % 3, row)[0].tolist()), (2,), prompt=prompt)
+                        EncodedSequence(row, tuple(ids_of(1, 3 + row % 3, row)[0].tolist()), (2,), prompt=prompt)
                         for row, prompt in enumerate(which)
                     ]
                     results[-1].append(PrefixesApart(base, prefixes).scored(collate(items, base.device)))

@@ -10,7 +10,7 @@ from helpers.small_tasks import FAST, TEMPLATE, command, reviews, reviews_task, 
 from helpers.tiny_models import random_prompt, save_tiny
 
 from softprompt.data.encoding.batching import collate
-from softprompt.data.encoding.encoder import Item
+from softprompt.data.encoding.encoder import EncodedSequence
 from softprompt.errors import BaseModelError, ConfigError
 from softprompt.models.distributed import Processes
 from softprompt.models.frozen_lm import FrozenLM
@@ -21,7 +21,7 @@ from softprompt.prompts.state import PromptState
 from softprompt.training.fit import fit
 from softprompt.training.gradient_checkpointing import recomputing
 
-ITEMS = [Item(0, (5, 6, 7), (2,), (3,)), Item(1, (5, 6, 7, 9, 10), (1, 4), (3, 8))]
+ITEMS = [EncodedSequence(0, (5, 6, 7), (2,), (3,)), EncodedSequence(1, (5, 6, 7, 9, 10), (1, 4), (3, 8))]
 
 
 def dealt(**elsewhere: str) -> dict[str, str]:

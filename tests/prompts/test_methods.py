@@ -14,7 +14,7 @@ from torch import Tensor
 
 from softprompt.config import TrainConfig
 from softprompt.data.encoding.batching import collate
-from softprompt.data.encoding.encoder import Encoder
+from softprompt.data.encoding.encoder import ExampleEncoder
 from softprompt.data.examples import Example
 from softprompt.data.task import TaskSpec
 from softprompt.errors import BaseModelError, ConfigError
@@ -83,7 +83,7 @@ def same(one: PromptState, other: PromptState) -> bool:
 
 def log_probabilities(base: FrozenLM, make: Callable[..., Any], state: PromptState) -> Tensor:
     task = reviews_task()
-    encoder = Encoder(base, task.spec, state.length)
+    encoder = ExampleEncoder(base, task.spec, state.length)
     objective = Objective(base, encoder.verbalizer)
     with torch.no_grad():
         return objective.label_log_probabilities(make(base, state), encoder.scoring_items(task.test))
@@ -129,7 +129,7 @@ class TestContract:
         base, task = tiny_base(family), reviews_task()
         settings = {**FAST, **VARIANTS[variant], "warmup": 0, "schedule": "constant"}
         learner = Learner(base, task, TrainConfig.build(**settings))
-        encoder = Encoder(base, task.spec, 4)
+        encoder = ExampleEncoder(base, task.spec, 4)
         objective = Objective(base, encoder.verbalizer)
         batch = collate(encoder.training_items(SHORT), base.device)
         before = {name: parameter.detach().clone() for name, parameter in learner.method.named_parameters()}
@@ -169,7 +169,7 @@ class TestContract:
     def test_gradient_still_flows_after_an_evaluation(self, variant: str, family: str) -> None:
         base, task = tiny_base(family), reviews_task(validation=5)
         module = shaken(variant, base)
-        encoder = Encoder(base, task.spec, 4)
+        encoder = ExampleEncoder(base, task.spec, 4)
         objective = Objective(base, encoder.verbalizer)
         batch = collate(encoder.training_items(SHORT), base.device)
         gradients = []

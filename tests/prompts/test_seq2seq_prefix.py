@@ -11,7 +11,7 @@ from helpers.tiny_models import PAD, as_state, random_prompt, tiny_base, tiny_mo
 from torch import Tensor, nn
 
 from softprompt.data.encoding.batching import collate
-from softprompt.data.encoding.encoder import Item
+from softprompt.data.encoding.encoder import EncodedSequence
 from softprompt.errors import BaseModelError
 from softprompt.inference.generation import Sampling, complete
 from softprompt.models.frozen_lm import FrozenLM
@@ -34,7 +34,7 @@ TEXTS = (3, 17, 1, 30, 4, 9, 3)
 ANSWERS = (2, 1, 4, 3, 1, 6, 2)
 
 
-def items_of(base: FrozenLM, prompts: Sequence[int] = ROWS) -> list[Item]:
+def items_of(base: FrozenLM, prompts: Sequence[int] = ROWS) -> list[EncodedSequence]:
     """Random texts and answers of several lengths; each position of an answer asks for a random token."""
     generator = torch.Generator().manual_seed(11)
 
@@ -47,7 +47,9 @@ def items_of(base: FrozenLM, prompts: Sequence[int] = ROWS) -> list[Item]:
         given = (*frame.start, *ids(answer - 1))
         positions = tuple(range(len(given)))
         items.append(
-            Item(index, (*ids(text), *frame.back), positions, ids(len(given)), prompt=prompt, decoder_ids=given)
+            EncodedSequence(
+                index, (*ids(text), *frame.back), positions, ids(len(given)), prompt=prompt, decoder_ids=given
+            )
         )
     return items
 
@@ -66,7 +68,7 @@ def for_decoder(base: FrozenLM, rows: Tensor) -> Tensor:
     return rows / base.model.get_decoder().embed_scale if scales else rows
 
 
-def plain_logits(base: FrozenLM, prompt: Tensor | None, item: Item) -> Tensor:
+def plain_logits(base: FrozenLM, prompt: Tensor | None, item: EncodedSequence) -> Tensor:
     """The reference: BOS, prompt and one text concatenated, through the transformers model: ``[U, V]``."""
     parts = [embedded(base, base.frame.bos), embedded(base, item.ids)]
     embeddings = torch.cat(parts if prompt is None else [parts[0], prompt, parts[1]])
@@ -119,7 +121,7 @@ def unmoved(stack: Any, rows: Tensor, prompt: int) -> Tensor:
     return rows + table[: len(rows)] - table[prompt:]
 
 
-def layer_logits(base: FrozenLM, state: PromptState, item: Item) -> Tensor:
+def layer_logits(base: FrozenLM, state: PromptState, item: EncodedSequence) -> Tensor:
     """The reference for keys and values: through the transformers model, with tokens in front that are overwritten."""
     length, model = state.length, base.model
     encoder, decoder = model.get_encoder(), model.get_decoder()
@@ -134,18 +136,18 @@ def layer_logits(base: FrozenLM, state: PromptState, item: Item) -> Tensor:
     return logits
 
 
-def batched(base: FrozenLM, prefix: Any, items: Sequence[Item]) -> list[Tensor]:
+def batched(base: FrozenLM, prefix: Any, items: Sequence[EncodedSequence]) -> list[Tensor]:
     logits = base.logits(prefix.scored(collate(items, base.device)))
     return list(logits.split([len(item.positions) for item in items]))
 
 
-def loss(logits: Sequence[Tensor], items: Sequence[Item]) -> Tensor:
+def loss(logits: Sequence[Tensor], items: Sequence[EncodedSequence]) -> Tensor:
     targets = torch.tensor([target for item in items for target in item.targets])
     return nn.functional.cross_entropy(torch.cat(list(logits)), targets, reduction="sum")
 
 
 def assert_same(
-    leaves: Sequence[Tensor], actual: Sequence[Tensor], expected: Sequence[Tensor], items: Sequence[Item]
+    leaves: Sequence[Tensor], actual: Sequence[Tensor], expected: Sequence[Tensor], items: Sequence[EncodedSequence]
 ) -> None:
     for one, other in zip(actual, expected, strict=True):
         torch.testing.assert_close(one, other, atol=ATOL, rtol=0)
@@ -294,9 +296,9 @@ def test_a_text_is_encoded_once_behind_each_prompt() -> None:
     one, other = items_of(base, [0, 0])
     items = [
         one,
-        Item(0, one.ids, (0,), (7,), decoder_ids=(*one.decoder_ids, 9)),
+        EncodedSequence(0, one.ids, (0,), (7,), decoder_ids=(*one.decoder_ids, 9)),
         other,
-        Item(0, one.ids, (0,), (7,), prompt=1, decoder_ids=one.decoder_ids),
+        EncodedSequence(0, one.ids, (0,), (7,), prompt=1, decoder_ids=one.decoder_ids),
     ]
     batch = collate(items, base.device)
     assert batch.reads.tolist() == [0, 0, 1, 2]
@@ -324,7 +326,7 @@ STATES: dict[str, StateMaker] = {
 }
 
 
-def logits_behind(base: FrozenLM, state: PromptState | None, item: Item) -> Tensor:
+def logits_behind(base: FrozenLM, state: PromptState | None, item: EncodedSequence) -> Tensor:
     if state is not None and state.kind == "key_values":
         return layer_logits(base, state, item)
     return plain_logits(base, None if state is None else state.tensor, item)
@@ -346,7 +348,7 @@ def test_answers_that_grow_see_what_whole_ones_see(family: str) -> None:
             for row, logits in zip(rows, base.logits(growing.last), strict=True):
                 item = items[row]
                 given = (*base.frame.start, *tokens[:step, row].tolist())
-                whole = Item(0, item.ids, (), decoder_ids=given)
+                whole = EncodedSequence(0, item.ids, (), decoder_ids=given)
                 expected = logits_behind(base, states[item.prompt], whole)[-1]
                 torch.testing.assert_close(logits, expected, atol=ATOL, rtol=0)
             if step == 1:
@@ -366,7 +368,7 @@ def test_completions_are_those_of_whole_forward_passes(family: str, kind: str) -
         for item in items:
             tokens: list[int] = []
             while len(tokens) < GREEDY.max_new_tokens:
-                whole = Item(0, item.ids, (), decoder_ids=(*base.frame.start, *tokens))
+                whole = EncodedSequence(0, item.ids, (), decoder_ids=(*base.frame.start, *tokens))
                 token = int(logits_behind(base, state, whole)[-1].argmax())
                 if token == base.tokenizer.eos_token_id:
                     break

@@ -5,7 +5,7 @@ import torch
 from helpers.tiny_models import FAMILIES, NOT_SHARING, WINDOW, as_state, random_prompt, tiny_base
 
 from softprompt.data.encoding.batching import collate
-from softprompt.data.encoding.encoder import Batch, Item
+from softprompt.data.encoding.encoder import Batch, EncodedSequence
 from softprompt.inference.decoding_batch import Growing, GrowingTexts, joined, start_growing
 from softprompt.inference.generation import Completion, Sampling, next_tokens
 from softprompt.models import fast_attention
@@ -26,11 +26,11 @@ def prompts(base: FrozenLM, *, longest: int = 3) -> tuple[CachedPrefix, ...]:
     return tuple(cached_prefix(base, state) for state in (*states, None, keys_and_values(base, random_prompt(base, 2))))
 
 
-def items() -> list[Item]:
+def items() -> list[EncodedSequence]:
     generator = torch.Generator().manual_seed(3)
     texts = [tuple(torch.randint(5, 320, (length,), generator=generator).tolist()) for length in LENGTHS]
     return [
-        Item(row, text, tuple(range(len(text) - 1, len(text))), prompt=prompt)
+        EncodedSequence(row, text, tuple(range(len(text) - 1, len(text))), prompt=prompt)
         for row, (text, prompt) in enumerate(zip(texts, WHICH, strict=True))
     ]
 
@@ -102,7 +102,7 @@ def test_texts_grow_as_behind_copies(family: str, longest: int | None) -> None:
 
 
 def grown(
-    base: FrozenLM, prefix: CachedPrefix | PrefixesApart, texts: list[Item], steps: int, longest: int | None
+    base: FrozenLM, prefix: CachedPrefix | PrefixesApart, texts: list[EncodedSequence], steps: int, longest: int | None
 ) -> tuple[list[list[int]], Growing]:
     """Tokens of each text: the last two join after a step, the first leaves after one more."""
     completions = [Completion(base, Sampling(99)) for _ in texts]

@@ -30,7 +30,7 @@ from softprompt.store.metadata import Marker, Move, Version
 from softprompt.store.prompt_loading import load_prompt
 from softprompt.store.version_store import Store
 from softprompt.utils.safe_io import FILE_LIMIT, TEXT_LIMIT, check_header, parse_json, read_file
-from softprompt.utils.seals import sealed, unsealed
+from softprompt.utils.seals import seal, unseal
 
 FILES = a_prompt().files()
 QUICK, MANY = 150, 5000  # made-up files a test: in a default run, and in a slow one
@@ -180,7 +180,7 @@ class TestKindsOfFiles:
         path = tmp_path / "store" / "p" / "1" / "version.json"
         for name in ("../../secret", "/etc/passwd", "a/b", ".claim", "..", "a\n"):
             facts = {"size": 1, "sha256": "0" * 64}
-            path.write_text(json.dumps(sealed({**unsealed(json.loads(path.read_text())), "files": {name: facts}})))
+            path.write_text(json.dumps(seal({**unseal(json.loads(path.read_text())), "files": {name: facts}})))
             with pytest.raises(StoreError, match=r"version.json' in the store .* is damaged: files"):
                 store.get("p@1")
 

@@ -20,7 +20,7 @@ from softprompt.store import artifacts, metadata
 from softprompt.store.prompt_loading import load_prompt, pinned, read_manifest
 from softprompt.store.version_store import Store
 from softprompt.training.fit import fit_together
-from softprompt.utils.seals import sealed, unsealed
+from softprompt.utils.seals import seal, unseal
 
 
 @pytest.fixture
@@ -387,7 +387,7 @@ class TestDamage:
     def test_a_record_that_says_something_else(self, store: Store, change: dict[str, Any]) -> None:
         store.put(a_prompt(), "p")
         path = Path(store.url) / "p" / "1" / "version.json"
-        path.write_text(json.dumps(sealed({**unsealed(json.loads(path.read_text())), **change})))
+        path.write_text(json.dumps(seal({**unseal(json.loads(path.read_text())), **change})))
         with pytest.raises((StoreError, PromptFileError), match=r"damaged|is no saved prompt"):
             store.get("p@1")
 

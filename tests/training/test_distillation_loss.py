@@ -12,7 +12,7 @@ from torch import Tensor
 
 from softprompt.config import DistillConfig
 from softprompt.data.encoding.batching import collate
-from softprompt.data.encoding.encoder import Encoder, Item
+from softprompt.data.encoding.encoder import EncodedSequence, ExampleEncoder
 from softprompt.data.examples import Example
 from softprompt.data.task import TaskSpec
 from softprompt.inference import scoring as objective_module
@@ -74,7 +74,7 @@ class TestLabels:
     ) -> None:
         base, spec = tiny_base(family), spec_of(labels)
         teacher, student = state(base, 5, 1), state(base, 3, 2)
-        encoder = Encoder(base, spec, 3)
+        encoder = ExampleEncoder(base, spec, 3)
         objective = Objective(base, encoder.verbalizer)
         targets = LabelTargets(objective, taught(base, spec, teacher), temperature)
         portions = targets.items(encoder, EXAMPLES)
@@ -103,7 +103,7 @@ class TestLabels:
     def test_the_teacher_itself_has_none(self, family: str, labels: Sequence[str], temperature: float) -> None:
         base, spec = tiny_base(family), spec_of(labels)
         teacher = state(base, 4, 1)
-        encoder = Encoder(base, spec, 4)
+        encoder = ExampleEncoder(base, spec, 4)
         targets = LabelTargets(Objective(base, encoder.verbalizer), taught(base, spec, teacher), temperature)
         items = [item for portion in targets.items(encoder, EXAMPLES) for item in portion]
         losses = targets.losses(make_prefix(base, teacher), collate(items, base.device))
@@ -112,7 +112,7 @@ class TestLabels:
 
 def test_labels_next_to_impossible_still_have_their_ratios() -> None:
     base, spec = tiny_base("llama"), spec_of(LABELS["several choices"])
-    objective = Objective(base, Encoder(base, spec, 0).verbalizer)
+    objective = Objective(base, ExampleEncoder(base, spec, 0).verbalizer)
     labels = torch.tensor([[0.0, -400.0, -500.0, -500.0 - math.log(3)]])
     last = len(objective.verbalizer.decisions) - 1 if objective.verbalizer else 0
     for decision in range(last + 1):
@@ -125,7 +125,7 @@ def test_labels_next_to_impossible_still_have_their_ratios() -> None:
 def test_the_bar_is_what_the_best_constant_answer_reaches() -> None:
     base, spec = tiny_base("llama"), spec_of(LABELS["one choice"])
     answer = LabelAnswers(torch.tensor([[0.7, 0.2, 0.1], [0.1, 0.1, 0.8], [0.2, 0.6, 0.2]]).log())
-    bar = LabelTargets(Objective(base, Encoder(base, spec, 0).verbalizer), answer, 1.0).bar
+    bar = LabelTargets(Objective(base, ExampleEncoder(base, spec, 0).verbalizer), answer, 1.0).bar
     probabilities = answer.log_probabilities.exp()
 
     def reached(constant: Tensor) -> float:
@@ -155,7 +155,7 @@ class TestTokens:
         told = taught(base, GENERATION, teacher, top_k=top_k, temperature=temperature)
         assert isinstance(told, Completions)
         targets = TokenTargets(base, told, temperature)
-        encoder = Encoder(base, GENERATION, 3)
+        encoder = ExampleEncoder(base, GENERATION, 3)
         items = [item for portion in targets.items(encoder, EXAMPLES) for item in portion]
         assert targets.count(items) == len(told.tokens)
         losses = targets.losses(make_prefix(base, student), collate(items, base.device))
@@ -183,7 +183,7 @@ class TestTokens:
         base = tiny_base("gemma3")
         teacher = state(base, 4, 1)
         targets = TokenTargets(base, taught(base, GENERATION, teacher, top_k=top_k), temperature=1.0)
-        portions = targets.items(Encoder(base, GENERATION, 4), EXAMPLES)
+        portions = targets.items(ExampleEncoder(base, GENERATION, 4), EXAMPLES)
         near = Fidelity(base, targets, portions)
         assert near.score(teacher) == pytest.approx((1.0, 0.0), abs=1e-4)
         assert near.metric == "token agreement"
@@ -200,7 +200,9 @@ def test_chunks_of_positions_change_nothing(monkeypatch: pytest.MonkeyPatch) -> 
     for chunk in (64, 3):
         monkeypatch.setattr(objective_module, "LOGITS_CHUNK", chunk)
         student = state(base, 3, 2)
-        items: list[Item] = [item for one in targets.items(Encoder(base, GENERATION, 3), EXAMPLES) for item in one]
+        items: list[EncodedSequence] = [
+            item for one in targets.items(ExampleEncoder(base, GENERATION, 3), EXAMPLES) for item in one
+        ]
         losses = targets.losses(make_prefix(base, student), collate(items, base.device))
         losses.sum().backward()
         found.append((losses.detach(), student.tensor.grad))
@@ -214,7 +216,7 @@ def test_a_portion_is_one_completion_and_many_learn_from_one_input() -> None:
     told = ask(base, GENERATION, Teacher((state(base, 4, 1).detached(),)), how, {"train": examples}, print)["train"]
     assert isinstance(told, Completions)
     targets = TokenTargets(base, told, 1.0)
-    portions = targets.items(Encoder(base, GENERATION, 2), examples)
+    portions = targets.items(ExampleEncoder(base, GENERATION, 2), examples)
     assert told.example.tolist() == [0, 1, 2] * 3
     assert [len(portion) for portion in portions] == [1] * 9
     rows = [row for (item,) in portions for row in item.targets]

@@ -10,7 +10,7 @@ from helpers.small_tasks import FAST, reviews, reviews_task
 from helpers.tiny_models import tiny_base, tiny_model, tiny_tokenizer
 from torch import Tensor
 
-from softprompt.data.encoding.verbalizer import plain_ids
+from softprompt.data.encoding.verbalizer import encode_plain
 from softprompt.data.task import Task, TaskSpec
 from softprompt.errors import ConfigError, PromptFileError
 from softprompt.models.frozen_lm import FrozenLM
@@ -29,7 +29,7 @@ def base() -> FrozenLM:
 
 
 def embedded(base: FrozenLM, text: str) -> Tensor:
-    return base.embed(torch.tensor(plain_ids(base.tokenizer, text))).float()
+    return base.embed(torch.tensor(encode_plain(base.tokenizer, text))).float()
 
 
 def virtual_tokens(how: str, base: FrozenLM, spec: TaskSpec, length: int, seed: int) -> Tensor:

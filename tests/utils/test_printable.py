@@ -13,7 +13,7 @@ from helpers.saved_prompts import a_prompt, metric
 from helpers.small_tasks import command
 
 from softprompt.data.task import TaskSpec
-from softprompt.errors import ERROR_CHARACTERS, SoftpromptError, brief, shown, shown_json
+from softprompt.errors import ERROR_CHARACTERS, SoftpromptError, printable, printable_json, shorten
 from softprompt.export.export_readme import task_lines
 from softprompt.inference.predictor import Prediction
 from softprompt.report.pages.training_text import prediction_line
@@ -33,9 +33,9 @@ class TestShown:
         for code in range(0x11_0000):
             character = chr(code)
             if unicodedata.category(character) in ("Cc", "Cf", "Zl", "Zp", "Cs") and code not in (0x200C, 0x200D):
-                assert re.fullmatch(r"\\[nrtxuU0-9a-f]+", shown(character)), hex(code)
+                assert re.fullmatch(r"\\[nrtxuU0-9a-f]+", printable(character)), hex(code)
             else:
-                assert shown(character) == character
+                assert printable(character) == character
 
     def test_words_of_all_scripts_stay(self) -> None:
         for text in (
@@ -46,23 +46,23 @@ class TestShown:
             "a\u00a0b",
             "e\u0301",
         ):
-            assert shown(text) == text
+            assert printable(text) == text
 
     def test_long_text_is_cut_in_the_middle_and_says_so(self) -> None:
-        text = shown("begin " + "x" * 100_000 + " end", 300)
+        text = printable("begin " + "x" * 100_000 + " end", 300)
         assert text.startswith("begin x")
         assert text.endswith("x end")
         assert "99,710 characters left out" in text
         assert len(text) < 350
 
     def test_brief_joins_white_space(self) -> None:
-        assert brief("a\n  b\x1b" + "c" * 100, 10) == "a b\\x1bccccc…"
+        assert shorten("a\n  b\x1b" + "c" * 100, 10) == "a b\\x1bccccc…"
 
     def test_json_means_the_same(self) -> None:
         value = {HOSTILE: [HOSTILE, "日本", 1.5, None]}
-        assert harmless(shown_json(value))
-        assert "\n" not in shown_json(value)
-        assert json.loads(shown_json(value)) == value
+        assert harmless(printable_json(value))
+        assert "\n" not in printable_json(value)
+        assert json.loads(printable_json(value)) == value
 
 
 class TestWhereItIsWritten:

@@ -26,7 +26,7 @@ from softprompt.training.distillation.teacher import LabelAnswers
 from softprompt.training.distillation.teacher_cache import load_answers, save_answers
 from softprompt.training.fit import library_versions
 from softprompt.training.learner import Learner
-from softprompt.utils.seals import read_sealed_tensors, sealed, sealed_tensors, unsealed
+from softprompt.utils.seals import read_sealed_tensors, seal, seal_tensors, unseal
 
 TRIES = 200  # flipped bytes a file, evenly spaced
 
@@ -202,7 +202,7 @@ def test_samples_of_an_earlier_release_are_read_and_gone_on_with(tmp_path: Path)
 class TestSeals:
     def test_layout_and_order_do_not_matter(self) -> None:
         values = {"b": [1, 2.5, "ü"], "a": {"x": None}}
-        assert unsealed(json.loads(json.dumps(sealed(values), indent=4, sort_keys=True))) == values
+        assert unseal(json.loads(json.dumps(seal(values), indent=4, sort_keys=True))) == values
 
     def test_tensors_of_all_kinds(self, tmp_path: Path) -> None:
         tensors = {
@@ -212,7 +212,7 @@ class TestSeals:
             "whole": torch.arange(5),
             "turned": torch.randn(3, 4).T,
         }
-        (tmp_path / "t").write_bytes(sealed_tensors(tensors, {"a": 1}))
+        (tmp_path / "t").write_bytes(seal_tensors(tensors, {"a": 1}))
         found, facts = read_sealed_tensors(tmp_path / "t")
         assert facts == {"a": 1}
         assert tensors_equal(found, tensors)

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from softprompt.data.encoding.batching import collate
-from softprompt.data.encoding.encoder import Batch, Item
+from softprompt.data.encoding.encoder import Batch, EncodedSequence
 from softprompt.errors import BaseModelError
 from softprompt.models import fast_attention, last_layer
 from softprompt.models.frozen_lm import FrozenLM
@@ -56,7 +56,7 @@ class Case:
     """
 
     prompts: tuple[Tensor | None, ...]
-    items: tuple[Item, ...]
+    items: tuple[EncodedSequence, ...]
     logits: tuple[Tensor, ...]
     gradient: Tensor
 
@@ -225,7 +225,9 @@ def _random_prompt(base: FrozenLM, length: int, generator: torch.Generator) -> T
     return prompt.to(base.device).requires_grad_()
 
 
-def _items(base: FrozenLM, lengths: Sequence[int], prompts: int, generator: torch.Generator) -> tuple[Item, ...]:
+def _items(
+    base: FrozenLM, lengths: Sequence[int], prompts: int, generator: torch.Generator
+) -> tuple[EncodedSequence, ...]:
     """Random texts behind each of ``prompts`` in turn, with random targets at their last positions and some before."""
     special = set(base.tokenizer.all_special_ids)
     most = min(base.vocabulary_size, max(base.tokenizer.get_vocab().values()) + 1)
@@ -240,15 +242,18 @@ def _items(base: FrozenLM, lengths: Sequence[int], prompts: int, generator: torc
             answer = [*start, *following[: min(length, STEPS + index)]]
             targets = tuple(known[torch.randint(len(known), (len(answer),), generator=generator)].tolist())
             prompt, whole = index % prompts, (*ids, *base.frame.back)
-            items.append(Item(index, whole, tuple(range(len(answer))), targets, (), prompt, tuple(answer)))
+            items.append(EncodedSequence(index, whole, tuple(range(len(answer))), targets, (), prompt, tuple(answer)))
             continue
         targets = tuple(following[position] for position in positions)
-        items.append(Item(index, tuple(ids), positions, targets, prompt=index % prompts))
+        items.append(EncodedSequence(index, tuple(ids), positions, targets, prompt=index % prompts))
     return tuple(items)
 
 
 def _case(
-    base: FrozenLM, prompts: Sequence[Tensor | None], items: tuple[Item, ...], noise: torch.Generator | None = None
+    base: FrozenLM,
+    prompts: Sequence[Tensor | None],
+    items: tuple[EncodedSequence, ...],
+    noise: torch.Generator | None = None,
 ) -> Case:
     """With its reference: one text at a time, without padding; ``noise`` moves the embeddings."""
     logits = []
@@ -268,7 +273,7 @@ def _case(
     return Case(tuple(prompts), items, tuple(logits), flat)
 
 
-def _plain_logits(base: FrozenLM, embeddings: Tensor, item: Item) -> Tensor:
+def _plain_logits(base: FrozenLM, embeddings: Tensor, item: EncodedSequence) -> Tensor:
     """``[N, V]`` in float32, at the positions of the item, whose text ends ``embeddings [1, T', H]``."""
     if item.decoder_ids:
         answer = torch.tensor([item.decoder_ids], device=base.device)
@@ -312,9 +317,9 @@ def _own_parts(model: Any) -> Iterator[None]:
             model.set_attn_implementation(attention)
 
 
-def _extended(base: FrozenLM, prefix: CachedPrefix, items: Sequence[Item]) -> Tensor:
+def _extended(base: FrozenLM, prefix: CachedPrefix, items: Sequence[EncodedSequence]) -> Tensor:
     """Logits ``[STEPS, B, V]`` behind each of the last tokens, which come one by one."""
-    batch = collate([Item(i, item.ids[:-STEPS], ()) for i, item in enumerate(items)], base.device)
+    batch = collate([EncodedSequence(i, item.ids[:-STEPS], ()) for i, item in enumerate(items)], base.device)
     cache = prefix.expand(batch.which)
     prefix.hidden(batch.input_ids, batch.mask, batch.which, cache)
     mask = torch.cat([prefix.mask(batch.which), batch.mask], dim=1)
@@ -342,7 +347,7 @@ def scored_logits(prefix: Prefix, batch: Batch) -> tuple[Tensor, ...]:
     return rows
 
 
-def loss_of(logits: Sequence[Tensor], items: Sequence[Item]) -> Tensor:
+def loss_of(logits: Sequence[Tensor], items: Sequence[EncodedSequence]) -> Tensor:
     """Cross-entropy over all positions of all texts, summed."""
     targets = torch.tensor([target for item in items for target in item.targets], device=logits[0].device)
     return torch.nn.functional.cross_entropy(torch.cat(list(logits)), targets, reduction="sum")

@@ -17,7 +17,7 @@ from softprompt.analysis.diagnostics.parity import (
     worst,
 )
 from softprompt.data.encoding.batching import collate
-from softprompt.data.encoding.encoder import Item
+from softprompt.data.encoding.encoder import EncodedSequence
 from softprompt.errors import BaseModelError
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.seq2seq_prefix import GrowingAnswers, encoded_prefix, keys_and_values_of_words
@@ -50,7 +50,7 @@ def given(base: FrozenLM, case: Case) -> Errors:
     tensors = keys_and_values_of_words(base, case.leaves[0].detach()).tensors
     leaves = [tensor.requires_grad_() for tensor in tensors]
 
-    def measured(groups: Sequence[Sequence[Item]]) -> tuple[list[Tensor], list[Tensor]]:
+    def measured(groups: Sequence[Sequence[EncodedSequence]]) -> tuple[list[Tensor], list[Tensor]]:
         prefix = encoded_prefix(base, PromptState("key_values", tuple(leaves)))
         logits = [rows for items in groups for rows in scored_logits(prefix, collate(items, base.device))]
         return logits, list(torch.autograd.grad(loss_of(logits, case.items), leaves))

@@ -10,15 +10,15 @@ import numpy as np
 from softprompt.analysis.drift.drift_findings import finding, moment, witnesses
 from softprompt.analysis.drift.drift_records import Monitoring, PromptDrift, Signal, Verdict
 from softprompt.analysis.drift.signals import LEAST, LEAST_TRAINED, SIGNIFICANCE, Compared, compare, judged
-from softprompt.data.encoding.encoder import Encoder
+from softprompt.data.encoding.encoder import ExampleEncoder
 from softprompt.data.examples import Example
-from softprompt.data.split_assignment import sample_indices, sample_of
+from softprompt.data.split_assignment import sample_examples, sample_indices
 from softprompt.data.splits import Splits
 from softprompt.data.task import Task
 from softprompt.errors import ConfigError, DataError, SoftpromptError, StoreError
 from softprompt.inference.evaluation import score
 from softprompt.inference.predictor import Prediction, Predictor
-from softprompt.metrics.significance import holm
+from softprompt.metrics.significance import holm_adjust
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.saved_prompt import Prompt
 from softprompt.serving.request_log.request_samples import Read, Sample
@@ -158,7 +158,7 @@ class _Asked:
 
     def _measured(self, task: Task) -> Profile:
         prompt, base = self._prompt, self._loaded()
-        rows = sample_of(task.validation, TEST_LIMIT[prompt.spec.kind])
+        rows = sample_examples(task.validation, TEST_LIMIT[prompt.spec.kind])
         answered: tuple[Prediction, ...] = ()
         if rows and prompt.spec.kind == "classification":
             answered = score(Predictor(base, prompt.spec, prompt.states), rows).predictions
@@ -169,7 +169,7 @@ class _Asked:
 
     def _count_rare(self, profile: Profile) -> None:
         """Of samples with a text that the server could not count them in."""
-        encoder = Encoder(self._loaded(), self._prompt.spec, self._prompt.length)
+        encoder = ExampleEncoder(self._loaded(), self._prompt.spec, self._prompt.length)
         known = profile.known
         for index, one in enumerate(self._samples):
             if one.rare is None and one.text is not None:
@@ -220,7 +220,7 @@ def _judged(looked: Sequence[_Looked]) -> list[PromptDrift]:
     ]
     adjusted = {
         (row, column): value
-        for (row, column, _), value in zip(tested, holm([value for _, _, value in tested]), strict=True)
+        for (row, column, _), value in zip(tested, holm_adjust([value for _, _, value in tested]), strict=True)
     }
     found = []
     for row, each in enumerate(looked):

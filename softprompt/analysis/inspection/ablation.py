@@ -10,9 +10,9 @@ import torch
 from softprompt.analysis.inspection.inspection_records import VirtualToken
 from softprompt.analysis.inspection.score_records import Scored, score_states
 from softprompt.config import TrainConfig
-from softprompt.data.encoding.encoder import Encoder
+from softprompt.data.encoding.encoder import ExampleEncoder
 from softprompt.data.examples import Example
-from softprompt.data.split_assignment import sample_of
+from softprompt.data.split_assignment import sample_examples
 from softprompt.data.task import Task, TaskSpec
 from softprompt.errors import SoftpromptError
 from softprompt.metrics import significance
@@ -72,8 +72,8 @@ def seen_rows(prompt: Prompt, base: FrozenLM, task: Task) -> list[Example] | Non
     try:
         config = TrainConfig.build(**known)
         if "distillation" in prompt.training:
-            return list(sample_of(task.train, config.steps * config.batch_size))
-        items = Encoder(base, prompt.spec, config.length).training_items(task.train)
+            return list(sample_examples(task.train, config.steps * config.batch_size))
+        items = ExampleEncoder(base, prompt.spec, config.length).training_items(task.train)
     except SoftpromptError:
         return None
     order = Order([len(item.ids) for item in items], config)
@@ -140,7 +140,7 @@ def with_removals(
         scored, indices = score_removals(base, spec, state, examples)
         answers = scored.answers
         for row, index in enumerate(indices, start=1):
-            difference, _ = significance.paired(scored.losses[row], scored.losses[0])
+            difference, _ = significance.paired_mean_difference(scored.losses[row], scored.losses[0])
             changed = None if answers is None else float(np.mean(answers[row] != answers[0]))
             effects[member, index] = {"removal": difference, "changed": changed}
     return [token.model_copy(update=effects[token.member, token.index]) for token in tokens]

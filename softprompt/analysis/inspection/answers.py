@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from softprompt.analysis.inspection.inspection_records import Answers, Bin, Calibration, Change, Comparison, Slice
 from softprompt.analysis.inspection.score_records import Scored, score_ensemble, score_states
-from softprompt.data.examples import Example, written
+from softprompt.data.examples import Example, format_value
 from softprompt.data.task import TaskSpec
 from softprompt.inference.benchmark import figure
 from softprompt.metrics import Floats, Metric, accuracy, calibration_error, significance
@@ -54,7 +54,7 @@ def probe_answers(
     return Answers(
         split=split,
         metric=value_figure(spec, scored, examples),
-        loss=significance.mean(scored.losses[0]),
+        loss=significance.bootstrap_mean(scored.losses[0]),
         comparison=None if reference is None else _against(base, spec, scored, examples, reference),
         confusion=_confusion(spec, scored, examples),
         calibration=_calibration(spec, scored, examples),
@@ -78,7 +78,7 @@ def value_figure(spec: TaskSpec, scored: Scored, examples: Sequence[Example]) ->
     """Accuracy, or the mean negative loss, with its interval."""
     if spec.kind == "classification":
         return figure(accuracy(gold_of(examples), labels_of(spec, scored)))
-    found = significance.mean(-scored.losses[0])
+    found = significance.bootstrap_mean(-scored.losses[0])
     return figure(Metric("negative_loss", found.value, found.low, found.high, found.n))
 
 
@@ -102,7 +102,7 @@ def _against(
 ) -> Comparison:
     other = reference.scored(base, examples)
     now, before = example_values(spec, scored, examples), example_values(reference.spec, other, examples)
-    difference, p_value = significance.paired(now, before)
+    difference, p_value = significance.paired_mean_difference(now, before)
     gains = other.losses[0] - scored.losses[0]
     if spec.kind == "classification":
         better, worse = now > before, now < before
@@ -156,7 +156,7 @@ def _calibration(spec: TaskSpec, scored: Scored, examples: Sequence[Example]) ->
         inside = places == place
         if n := int(inside.sum()):
             share = float(right[inside].mean())
-            low, high = significance.wilson(right[inside].sum(), n)
+            low, high = significance.wilson_interval(right[inside].sum(), n)
             bins.append(
                 Bin(
                     low=edges[place],
@@ -170,7 +170,7 @@ def _calibration(spec: TaskSpec, scored: Scored, examples: Sequence[Example]) ->
             )
     return Calibration(
         error=figure(calibration_error(confidence.tolist(), (right > 0).tolist(), BINS)),
-        excess=significance.mean(confidence - right),
+        excess=significance.bootstrap_mean(confidence - right),
         bins=tuple(bins),
     )
 
@@ -196,14 +196,14 @@ def slices(
             continue
         own, rest = values[inside], values[~inside]
         if exact:
-            low, high = significance.wilson(float(own.sum()), n)
-            p_value = significance.chance_of_so_few(int(own.sum()), n, int(values.sum()), len(values))
+            low, high = significance.wilson_interval(float(own.sum()), n)
+            p_value = significance.hypergeometric_p_value(int(own.sum()), n, int(values.sum()), len(values))
         else:
-            found = significance.mean(own)
+            found = significance.bootstrap_mean(own)
             low, high = found.low, found.high
-            p_value = significance.chance_of_so_low(values, inside)
+            p_value = significance.subset_mean_p_value(values, inside)
         judged.append((by, name, n, float(own.mean()), low, high, float(rest.mean()), p_value))
-    adjusted = significance.holm([one[-1] for one in judged])
+    adjusted = significance.holm_adjust([one[-1] for one in judged])
     names = ("by", "name", "n", "value", "low", "high", "rest", "p_value")
     made = [Slice(**dict(zip(names, one, strict=True)), adjusted=p) for one, p in zip(judged, adjusted, strict=True)]
     return sorted(made, key=lambda one: (one.adjusted, one.value - one.rest)), small, left_out
@@ -220,7 +220,7 @@ def _parts(
     yield from _quarters("length", np.array(lengths, dtype=np.float64), "words")
     columns = sorted({name for example in examples for name in example.columns})
     for column in columns:
-        cells = [written(example.columns.get(column)) for example in examples]
+        cells = [format_value(example.columns.get(column)) for example in examples]
         if len(set(cells)) <= MOST_VALUES:
             yield from _categories(column, cells, sorted(set(cells)))
         elif (numbers := _numbers(cells)) is not None:

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from softprompt.analysis.inspection.inspection_records import Attention
-from softprompt.data.encoding.batching import budgeted, collate
-from softprompt.data.encoding.encoder import Batch, Encoder
+from softprompt.data.encoding.batching import batch_by_token_budget, collate
+from softprompt.data.encoding.encoder import Batch, ExampleEncoder
 from softprompt.data.examples import Example
 from softprompt.data.task import TaskSpec
 from softprompt.errors import BaseModelError
@@ -39,11 +39,11 @@ def probe_attention(
     """
     if base.architecture == "encoder-decoder":
         raise BaseModelError(f"'{base.name}' reads its prompt in an encoder, whose attention is not told")
-    encoder = Encoder(base, spec, state.length)
+    encoder = ExampleEncoder(base, spec, state.length)
     front = len(base.bos_ids) if state.behind_bos else 0
     rows, even = [], []
     with _eager(base):
-        for chunk in budgeted(encoder.question_items(examples), EVALUATION_TOKENS, 16):
+        for chunk in batch_by_token_budget(encoder.question_items(examples), EVALUATION_TOKENS, 16):
             batch = collate(chunk, base.device)
             weights = _weights(base, state, batch, front + state.length)
             rows.append(weights)

@@ -17,7 +17,7 @@ import numpy as np
 from softprompt.analysis.inspection.answers import answer_of
 from softprompt.analysis.inspection.inspection_records import Duplicates, Twin, TwinGroup
 from softprompt.data.examples import Example
-from softprompt.data.row_identity import input_of
+from softprompt.data.row_identity import input_key
 
 ALIKE = 0.8  # Jaccard similarity of near duplicates
 SHINGLE = 5  # characters
@@ -41,7 +41,7 @@ def duplicates(
     rows = [(split, index, example) for split, some in splits.items() for index, example in enumerate(some)]
     groups = [
         group
-        for group in _groups([[words for _, words in input_of(example, names)] for _, _, example in rows])
+        for group in _groups([[words for _, words in input_key(example, names)] for _, _, example in rows])
         if len(group) > 1
     ]
     redundant = 0

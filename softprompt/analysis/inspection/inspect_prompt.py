@@ -26,7 +26,7 @@ from softprompt.analysis.inspection.store_neighbors import probe_store
 from softprompt.analysis.inspection.template_mismatch import probe_serving
 from softprompt.analysis.inspection.token_meaning import continuation, probe_tokens
 from softprompt.data.examples import Example
-from softprompt.data.split_assignment import Drawn, sample_indices, sample_of
+from softprompt.data.split_assignment import Subsample, sample_examples, sample_indices
 from softprompt.data.task import Task, TaskSpec
 from softprompt.errors import BaseModelError, ConfigError, DataError
 from softprompt.metrics import significance
@@ -197,12 +197,12 @@ class _Asked:
         self._leaked: set[tuple[str, int]] = set()
 
     def drawn(self, examples: Sequence[Example], most: int) -> list[Example]:
-        return list(sample_of(examples, most, self.limits.seed))
+        return list(sample_examples(examples, most, self.limits.seed))
 
     def judged(self, split: str, examples: Sequence[Example], most: int) -> list[Example]:
         """``drawn``, and it is said."""
         found = self.drawn(examples, most)
-        if words := Drawn(len(found), len(examples), self.limits.seed).words(split):
+        if words := Subsample(len(found), len(examples), self.limits.seed).words(split):
             self.notes.append(f"{split}: measured {words}")
         return found
 
@@ -239,9 +239,9 @@ class _Asked:
             return None, prior, found
         held, of_held = validation
         fit = Fit(
-            train_loss=significance.mean(scored.losses[0]),
-            validation_loss=significance.mean(of_held.losses[0]),
-            gap=significance.apart(of_held.losses[0], scored.losses[0]),
+            train_loss=significance.bootstrap_mean(scored.losses[0]),
+            validation_loss=significance.bootstrap_mean(of_held.losses[0]),
+            gap=significance.mean_difference(of_held.losses[0], scored.losses[0]),
             train_metric=float(example_values(spec, scored, rows).mean()),
             validation_metric=float(example_values(spec, of_held, held).mean()),
         )

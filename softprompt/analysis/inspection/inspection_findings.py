@@ -17,7 +17,7 @@ from softprompt.analysis.inspection.training_findings import (
     ranged,
     rate,
 )
-from softprompt.metrics.significance import sign_test, wilson
+from softprompt.metrics.significance import sign_test, wilson_interval
 
 _ORDER = {"problem": 0, "warning": 1, "note": 2}
 
@@ -191,7 +191,7 @@ def _not_reproduced(found: Inspection) -> Iterator[Finding]:
             # in other arithmetic a row or two may fall on the other side
             off = abs(now.value - saved.value) > max(0.01, 2.5 / now.n)
         else:
-            before, after = (wilson(figure.value * figure.n, figure.n) for figure in (saved, now))
+            before, after = (wilson_interval(figure.value * figure.n, figure.n) for figure in (saved, now))
             off = after[1] < before[0] or after[0] > before[1]
         # other data may well be harder: that is no fault of the prompt
         if not off or not one.same_data:

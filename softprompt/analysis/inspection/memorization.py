@@ -15,7 +15,7 @@ import torch
 
 from softprompt.analysis.inspection.inspection_records import Memorisation
 from softprompt.analysis.inspection.score_records import item_losses
-from softprompt.data.encoding.encoder import Encoder, Item
+from softprompt.data.encoding.encoder import EncodedSequence, ExampleEncoder
 from softprompt.data.examples import Example
 from softprompt.data.task import TaskSpec
 from softprompt.errors import DataError
@@ -52,23 +52,25 @@ def probe_memorisation(
         )
     return Memorisation(
         what=what,
-        trained=significance.mean(trained),
-        held_out=significance.mean(other),
-        difference=significance.apart(trained, other),
-        auc=significance.area_under_curve(trained, other),
+        trained=significance.bootstrap_mean(trained),
+        held_out=significance.bootstrap_mean(other),
+        difference=significance.mean_difference(trained, other),
+        auc=significance.area_under_roc_curve(trained, other),
         same_data=same_data,
     )
 
 
 def _gains(base: FrozenLM, spec: TaskSpec, state: PromptState, examples: Sequence[Example]) -> Floats:
     """Gain of each text, nats a token; texts of a single token have none."""
-    encoder = Encoder(base, spec, state.length)
+    encoder = ExampleEncoder(base, spec, state.length)
     if spec.kind == "generation":
         items = encoder.training_items(examples)
     else:
         # the first token is left out: some models have nothing in front of it
         texts = [ids for ids in encoder.text_ids(examples) if len(ids) > 1]
-        items = [Item(i, ids[:-1], tuple(range(len(ids) - 1)), targets=ids[1:]) for i, ids in enumerate(texts)]
+        items = [
+            EncodedSequence(i, ids[:-1], tuple(range(len(ids) - 1)), targets=ids[1:]) for i, ids in enumerate(texts)
+        ]
     if not items:
         return np.zeros(0)
     with torch.no_grad():

@@ -16,7 +16,7 @@ from softprompt.analysis.inspection.ablation import keep
 from softprompt.analysis.inspection.answers import Reference, example_values
 from softprompt.analysis.inspection.score_records import Scored, score_states
 from softprompt.data.examples import Example
-from softprompt.data.split_assignment import sample_of
+from softprompt.data.split_assignment import sample_examples
 from softprompt.data.task import Task
 from softprompt.errors import ConfigError, DataError
 from softprompt.metrics import significance
@@ -103,8 +103,8 @@ def prune(
     if not task.validation:
         raise DataError(f"{task.splits.source}: expected validation examples to judge by, got none: add some")
     prompt.check_base(base)
-    judged = sample_of(task.validation, JUDGED)
-    few = sample_of(judged, SEARCHED, seed=1)
+    judged = sample_examples(task.validation, JUDGED)
+    few = sample_examples(judged, SEARCHED, seed=1)
     search = _Search(base, Reference(parent, prompt.spec, prompt.states), prompt.state, few)
     everything = list(range(prompt.state.length))
     values = example_values(prompt.spec, search.scored([everything], judged), judged)
@@ -128,7 +128,7 @@ def prune(
         else:
             order, fresh = search.ranked(kept, kept), True
     after = example_values(prompt.spec, search.scored([kept], judged), judged)
-    difference, _ = significance.paired(after, values)
+    difference, _ = significance.paired_mean_difference(after, values)
     test = _on_test(search, prompt, task, kept, everything)
     report = Pruning(
         metric="accuracy" if prompt.spec.kind == "classification" else "negative_loss",
@@ -159,11 +159,11 @@ def _on_test(
     """Both on test, which had no part in the choice."""
     if not task.test:
         return {}
-    examples = sample_of(task.test, JUDGED)
+    examples = sample_examples(task.test, JUDGED)
     before, after = (
         example_values(prompt.spec, search.scored([indices], examples), examples) for indices in (everything, kept)
     )
-    difference, _ = significance.paired(after, before)
+    difference, _ = significance.paired_mean_difference(after, before)
     return {
         "test_before": float(before.mean()),
         "test_after": float(after.mean()),

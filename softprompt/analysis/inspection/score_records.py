@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from softprompt.data.encoding.batching import budgeted, collate
-from softprompt.data.encoding.encoder import Encoder, Item
+from softprompt.data.encoding.batching import batch_by_token_budget, collate
+from softprompt.data.encoding.encoder import EncodedSequence, ExampleEncoder
 from softprompt.data.examples import Example
 from softprompt.data.task import TaskSpec
 from softprompt.inference.predictor import Predictor, naming
@@ -49,7 +49,7 @@ def score_states(
     """Score each of ``states`` on its own; ``None`` is the bare template. All are given the same room for texts."""
     given = [state for state in states if state is not None]
     length = max((state.length for state in given), default=0)
-    encoder = Encoder(base, spec, length, behind=words_before(given))
+    encoder = ExampleEncoder(base, spec, length, behind=words_before(given))
     objective = Objective(base, encoder.verbalizer)
     items = encoder.training_items(examples) if spec.kind == "generation" else encoder.scoring_items(examples)
     losses, answers = [], []
@@ -82,11 +82,13 @@ def score_ensemble(
 
 
 @torch.no_grad()
-def item_losses(objective: Objective, prefix: Prefix, items: Sequence[Item], members: int, examples: int) -> Floats:
+def item_losses(
+    objective: Objective, prefix: Prefix, items: Sequence[EncodedSequence], members: int, examples: int
+) -> Floats:
     """Mean loss of the targets of each example behind each prompt, ``[M, n]``."""
     sums = torch.zeros(members * examples, dtype=torch.float64)
     counts = torch.zeros(members * examples, dtype=torch.float64)
-    for chunk in budgeted(repeated(items, members, examples), EVALUATION_TOKENS):
+    for chunk in batch_by_token_budget(repeated(items, members, examples), EVALUATION_TOKENS):
         batch = collate(chunk, objective.base.device)
         found = objective.losses(prefix, batch).double().cpu()
         owner = torch.tensor([item.example for item in chunk])[batch.row.cpu()]
@@ -97,7 +99,7 @@ def item_losses(objective: Objective, prefix: Prefix, items: Sequence[Item], mem
     return shaped
 
 
-def repeated(items: Sequence[Item], members: int, examples: int) -> list[Item]:
+def repeated(items: Sequence[EncodedSequence], members: int, examples: int) -> list[EncodedSequence]:
     """Each item behind each of ``members`` prompts, next to each other so that batches hold one length."""
     return [
         replace(item, example=member * examples + item.example, prompt=member)

@@ -40,7 +40,7 @@ def probe_store(base: FrozenLM, prompt: Prompt, place: str, store: Path, example
     if examples and len(prompt.states) == 1:
         states = [prompt.state, *(load_prompt(one.folder).state for one in tried)]
         scored = score_states(base, prompt.spec, states, examples)
-        own, *others = (significance.mean(row) for row in scored.losses)
+        own, *others = (significance.bootstrap_mean(row) for row in scored.losses)
         losses = {one.folder: mean for one, mean in zip(tried, others, strict=True)}
     starts = [
         Start(

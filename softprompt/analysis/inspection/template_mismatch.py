@@ -10,7 +10,7 @@ from statistics import median
 
 from softprompt.analysis.inspection.inspection_records import Serving
 from softprompt.analysis.inspection.score_records import Scored, score_ensemble
-from softprompt.data.examples import Example, written
+from softprompt.data.examples import Example, format_value
 from softprompt.data.task import TaskSpec
 from softprompt.data.templates.template import Template
 from softprompt.errors import SoftpromptError
@@ -48,7 +48,7 @@ def probe_serving(
     cost = None
     try:
         other = score_ensemble(base, served, states, examples)
-        cost, _ = significance.paired(other.losses[0], scored.losses[0])
+        cost, _ = significance.paired_mean_difference(other.losses[0], scored.losses[0])
     except SoftpromptError as error:
         differences.append(f"it cannot be filled in from these data: {error}")
     return Serving(template=template, differences=tuple(differences), cost=cost, texts=texts)
@@ -119,7 +119,7 @@ def _template_words(spec: TaskSpec, examples: Sequence[Example]) -> Iterator[str
 
 def _blank_columns(spec: TaskSpec, examples: Sequence[Example]) -> Iterator[str]:
     for name in sorted(spec.compiled.names - {"text"}):
-        share = sum(not written(example.columns.get(name)).strip() for example in examples) / len(examples)
+        share = sum(not format_value(example.columns.get(name)).strip() for example in examples) / len(examples)
         if share >= SHARE:
             yield f"the column '{name}', which the template uses, is empty or absent in {share:.0%} of the rows"
 

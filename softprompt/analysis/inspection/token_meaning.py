@@ -22,8 +22,8 @@ from softprompt.analysis.inspection.inspection_records import (
     VirtualToken,
     Vocabulary,
 )
-from softprompt.data.encoding.tokenization import tokens_of
-from softprompt.data.encoding.verbalizer import end_of_answer, plain_ids
+from softprompt.data.encoding.tokenization import safe_tokenizer
+from softprompt.data.encoding.verbalizer import encode_plain, end_token_id
 from softprompt.inference.generation import Sampling, complete
 from softprompt.inference.scoring import EVALUATION_TOKENS
 from softprompt.metrics import Floats
@@ -208,12 +208,12 @@ def continuation(base: FrozenLM, state: PromptState) -> tuple[Continuation, str 
     """What follows the prompt, and what follows nothing; and a remark if it is not the prompt quite alone."""
     if base.architecture == "encoder-decoder":
         remark = "an encoder-decoder model goes on in its decoder, behind the prompt and what ends a text"
-        texts = [_completed(base, one, base.frame.back or plain_ids(base.tokenizer, "\n")) for one in (state, None)]
+        texts = [_completed(base, one, base.frame.back or encode_plain(base.tokenizer, "\n")) for one in (state, None)]
         return Continuation(text=texts[0], next=(), without=texts[1], without_next=()), remark
     if state.kind == "key_values":
         # they hold no hidden state to go on from, so something has to stand behind them
         remark = "keys and values have no last position to go on from: this follows a new line behind them"
-        texts = [_completed(base, one, plain_ids(base.tokenizer, "\n")) for one in (state, None)]
+        texts = [_completed(base, one, encode_plain(base.tokenizer, "\n")) for one in (state, None)]
         return Continuation(text=texts[0], next=(), without=texts[1], without_next=()), remark
     text, likeliest = _alone(base, state)
     bare, bare_likeliest = _alone(base, None)
@@ -232,7 +232,7 @@ def _alone(base: FrozenLM, state: PromptState | None) -> tuple[str, tuple[NextTo
         return "", ()
     said: list[int] = []
     first: tuple[NextToken, ...] = ()
-    end = end_of_answer(base.tokenizer)
+    end = end_token_id(base.tokenizer)
     while len(said) < TOKENS:
         logits = _next(base, embeddings)
         if not said and not first:
@@ -246,7 +246,7 @@ def _alone(base: FrozenLM, state: PromptState | None) -> tuple[str, tuple[NextTo
             break
         said.append(token)
         embeddings = torch.cat([embeddings, base.embed(torch.tensor([token], device=base.device))])
-    return tokens_of(base.tokenizer).text(said), first
+    return safe_tokenizer(base.tokenizer).text(said), first
 
 
 def _next(base: FrozenLM, embeddings: Tensor) -> Tensor:

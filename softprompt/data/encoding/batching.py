@@ -6,10 +6,10 @@ from collections.abc import Iterable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from softprompt.data.encoding.encoder import Batch, Item
+from softprompt.data.encoding.encoder import Batch, EncodedSequence
 
 
-def collate(items: Sequence[Item], device: torch.device, pad_id: int = 0) -> Batch:
+def collate(items: Sequence[EncodedSequence], device: torch.device, pad_id: int = 0) -> Batch:
     """Pad items on the right to the longest; texts that an encoder reads for several items stand there once."""
     reads: list[int] = list(range(len(items)))
     texts = [item.ids for item in items]
@@ -62,12 +62,14 @@ def epoch_batches(lengths: Sequence[int], batch_size: int, seed: int, epoch: int
     return batches
 
 
-def budgeted(items: Sequence[Item], token_budget: int, most: int | None = None) -> Iterator[list[Item]]:
+def batch_by_token_budget(
+    items: Sequence[EncodedSequence], token_budget: int, most: int | None = None
+) -> Iterator[list[EncodedSequence]]:
     """Cut ``items``, longest first, into lists of at most ``most`` items and ``token_budget`` padded tokens.
 
     A single item longer than the budget forms a list of its own.
     """
-    chunk: list[Item] = []
+    chunk: list[EncodedSequence] = []
     answer = 0
     for item in sorted(items, key=lambda item: len(item.ids), reverse=True):
         answer = max(answer, len(item.decoder_ids))

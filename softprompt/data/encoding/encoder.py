@@ -9,22 +9,22 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from softprompt.data.encoding.special_tokens import Frame
-from softprompt.data.encoding.tokenization import Span, tokens_of
-from softprompt.data.encoding.verbalizer import Verbalizer, answer_ids, end_of_answer
+from softprompt.data.encoding.special_tokens import SpecialTokens
+from softprompt.data.encoding.tokenization import Span, safe_tokenizer
+from softprompt.data.encoding.verbalizer import Verbalizer, encode_answer, end_token_id
 from softprompt.data.examples import Example
-from softprompt.data.label_names import near
+from softprompt.data.label_names import suggest_label
 from softprompt.data.task import TaskSpec
 from softprompt.errors import DataError, TemplateError
 
-Filled = tuple[str, Sequence[Span]]  # a text, and where a row's data stands in it
-_Fitting = tuple[Filled, tuple[int, ...]]  # and its token ids
+FilledText = tuple[str, Sequence[Span]]  # a text, and where a row's data stands in it
+_Fitting = tuple[FilledText, tuple[int, ...]]  # and its token ids
 
 _LEAST_ROOM = 8  # tokens of template and text that prompt and answer must leave in the context
 
 
 @dataclass(frozen=True, slots=True)
-class Item:
+class EncodedSequence:
     """One sequence of a forward pass, without BOS and prompt.
 
     Attributes:
@@ -72,7 +72,7 @@ class Batch:
     reads: Tensor
 
 
-class Reader(Protocol):
+class TokenizingModel(Protocol):
     """What is asked of a base model to give it texts as tokens: a ``FrozenLM``, or what a client knows of one."""
 
     @property
@@ -80,12 +80,12 @@ class Reader(Protocol):
     @property
     def architecture(self) -> str: ...
     @property
-    def frame(self) -> Frame: ...
+    def frame(self) -> SpecialTokens: ...
     @property
     def context_length(self) -> int | None: ...
 
 
-class Encoder:
+class ExampleEncoder:
     """Turns examples of one task into items for one base model.
 
     Attributes:
@@ -95,7 +95,7 @@ class Encoder:
     """
 
     def __init__(
-        self, base: Reader, spec: TaskSpec, prompt_length: int, answer_room: int = 0, behind: str = ""
+        self, base: TokenizingModel, spec: TaskSpec, prompt_length: int, answer_room: int = 0, behind: str = ""
     ) -> None:
         """Work out the limit: the task's own, or less where the base model's context is shorter.
 
@@ -109,7 +109,7 @@ class Encoder:
             DataError: the labels cannot be told apart.
         """
         self.base, self.spec, self._tokenizer = base, spec, base.tokenizer
-        self._tokens, self._behind = tokens_of(base.tokenizer), behind
+        self._tokens, self._behind = safe_tokenizer(base.tokenizer), behind
         self._apart = base.architecture == "encoder-decoder"  # the answer from the text, in a context of its own
         self.verbalizer = None
         if spec.kind == "classification":
@@ -145,7 +145,7 @@ class Encoder:
         """
         return [ids for _, ids in self._fitting(examples, answers)]
 
-    def texts(self, examples: Sequence[Example]) -> list[Filled]:
+    def texts(self, examples: Sequence[Example]) -> list[FilledText]:
         """Template and text, cut as ``text_ids`` are, and where the row's data stands in them."""
         return [filled for filled, _ in self._fitting(examples, None)]
 
@@ -184,13 +184,13 @@ class Encoder:
             )
         return notes
 
-    def training_items(self, examples: Sequence[Example]) -> list[Item]:
+    def training_items(self, examples: Sequence[Example]) -> list[EncodedSequence]:
         """One item an example, with the answer to learn."""
         if self.verbalizer is not None:
             return [self._label_item(i, text, self._label(examples[i])) for i, text in enumerate(self.inputs(examples))]
         return self.answer_items(examples, [self._answer(example) for example in examples])
 
-    def answer_items(self, examples: Sequence[Example], answers: Sequence[tuple[int, ...]]) -> list[Item]:
+    def answer_items(self, examples: Sequence[Example], answers: Sequence[tuple[int, ...]]) -> list[EncodedSequence]:
         """For generation: one item an example, that asks for each token of an answer, of which there is one at least.
 
         Raises:
@@ -202,21 +202,21 @@ class Encoder:
             for i, (text, answer) in enumerate(zip(texts, answers, strict=True))
         ]
 
-    def scoring_items(self, examples: Sequence[Example]) -> list[Item]:
+    def scoring_items(self, examples: Sequence[Example]) -> list[EncodedSequence]:
         """For classification: the items, one for each example and path, that together ask every decision once."""
         if self.verbalizer is None:
             raise TypeError("scoring_items is for classification")
         paths = range(len(self.verbalizer.paths))
         return [self.scoring_item(i, text, path) for i, text in enumerate(self.inputs(examples)) for path in paths]
 
-    def scoring_item(self, index: int, text: tuple[int, ...], path: int) -> Item:
+    def scoring_item(self, index: int, text: tuple[int, ...], path: int) -> EncodedSequence:
         """The item of a text of ``inputs`` that asks the decisions of one path (an index) of the verbalizer."""
         assert self.verbalizer is not None
         asked = self.verbalizer.asked[path]
         steps = [len(self.verbalizer.decisions[decision].path) for decision in asked]
         return self._item(index, text, self.verbalizer.paths[path], steps, decisions=asked)
 
-    def question_items(self, examples: Sequence[Example]) -> list[Item]:
+    def question_items(self, examples: Sequence[Example]) -> list[EncodedSequence]:
         """One item an example that asks, at the end of the text, for the first token of its answer."""
         return [self._item(i, text, (), (0,)) for i, text in enumerate(self.inputs(examples))]
 
@@ -234,23 +234,25 @@ class Encoder:
         steps: Iterable[int],
         targets: tuple[int, ...] = (),
         decisions: tuple[int, ...] = (),
-    ) -> Item:
+    ) -> EncodedSequence:
         """What the model is ``given`` of an answer, and after how many of its tokens the next one is asked for."""
         if self._apart:
             start = self.base.frame.start
             positions = tuple(len(start) - 1 + step for step in steps)
-            return Item(index, text, positions, targets, decisions, decoder_ids=(*start, *given))
-        return Item(index, (*text, *given), tuple(len(text) - 1 + step for step in steps), targets, decisions)
+            return EncodedSequence(index, text, positions, targets, decisions, decoder_ids=(*start, *given))
+        return EncodedSequence(
+            index, (*text, *given), tuple(len(text) - 1 + step for step in steps), targets, decisions
+        )
 
     def _label(self, example: Example) -> int:
         if example.label not in self.spec.label_index:
             raise DataError(
                 example.told(f"label '{example.label}' is not among {', '.join(self.spec.labels)}")
-                + f"{near(example.label or '', self.spec.labels)}: name all with --labels"
+                + f"{suggest_label(example.label or '', self.spec.labels)}: name all with --labels"
             )
         return self.spec.label_index[example.label]
 
-    def _label_item(self, index: int, text: tuple[int, ...], label: int) -> Item:
+    def _label_item(self, index: int, text: tuple[int, ...], label: int) -> EncodedSequence:
         assert self.verbalizer is not None
         decisions = self.verbalizer.decisions_of(label)
         return self._item(
@@ -263,8 +265,8 @@ class Encoder:
         )
 
     def _answer(self, example: Example) -> tuple[int, ...]:
-        words = answer_ids(self._tokenizer, self.spec, example.references[0], alone=self._apart)
-        return (*words, end_of_answer(self._tokenizer))
+        words = encode_answer(self._tokenizer, self.spec, example.references[0], alone=self._apart)
+        return (*words, end_token_id(self._tokenizer))
 
     def _room_before(self, answer: int) -> int:
         """Tokens that the context has for a text with such an answer; none if the answer does not fit where it goes."""
@@ -284,11 +286,11 @@ class Encoder:
             )
         return min(self.limit, left)
 
-    def _filled(self, example: Example, text: str | None = None) -> Filled:
+    def _filled(self, example: Example, text: str | None = None) -> FilledText:
         rendered = self.spec.compiled.fill(example, text)
         return rendered.text, rendered.fields
 
-    def _read(self, texts: Sequence[Filled]) -> list[list[int]]:
+    def _read(self, texts: Sequence[FilledText]) -> list[list[int]]:
         return self._tokens.behind(self._behind, texts) if self._behind else self._tokens.batch(texts)
 
     def _cut(self, example: Example, length: int, limit: int) -> _Fitting:

@@ -7,7 +7,7 @@ from softprompt.errors import BaseModelError
 
 
 @dataclass(frozen=True)
-class Frame:
+class SpecialTokens:
     """The tokens that are neither prompt nor text nor answer.
 
     Attributes:
@@ -21,7 +21,7 @@ class Frame:
     start: tuple[int, ...] = ()
 
     @classmethod
-    def of(cls, model: Any, tokenizer: Any, name: str) -> "Frame":
+    def of(cls, model: Any, tokenizer: Any, name: str) -> "SpecialTokens":
         """What the tokenizer adds to a text, and what the model's configuration starts answers with.
 
         Raises:

@@ -28,10 +28,10 @@ _WHOLE: dict[str, Any] = {"add_special_tokens": False, "split_special_tokens": F
 # what stands for an image, a turn or the like in any vocabulary, though some files do not call it special
 _NO_TEXT = re.compile(r"<(?:start|end)_of_\w+>|<\|[^|<>\s]+\|>")
 
-_known: WeakKeyDictionary[Any, tuple["Tokens", int, Any]] = WeakKeyDictionary()
+_known: WeakKeyDictionary[Any, tuple["SafeTokenizer", int, Any]] = WeakKeyDictionary()
 
 
-class Tokens:
+class SafeTokenizer:
     """What one tokenizer makes of texts.
 
     Attributes:
@@ -41,7 +41,7 @@ class Tokens:
     def __init__(self, tokenizer: Any) -> None:
         # whoever reads texts has it; kept from here, none would ever be let go
         self._tokenizer = proxy(tokenizer)
-        self.marks = marks_of(tokenizer)
+        self.marks = find_marks(tokenizer)
         self._ids = frozenset(self.marks.values())
         self._added = {str(token): token for token in tokenizer.added_tokens_decoder.values()}
         # the longest first, for one may begin another
@@ -212,12 +212,12 @@ class Tokens:
         return copy, {here: self.marks[mark] for mark, name in names.items() if (here := there[name]) is not None}
 
 
-def tokens_of(tokenizer: Any) -> Tokens:
+def safe_tokenizer(tokenizer: Any) -> SafeTokenizer:
     """The same for every call with this tokenizer, until it gets more tokens."""
     size, template = len(tokenizer), tokenizer.chat_template
     known = _known.get(tokenizer)
     if known is None or known[1:] != (size, template):
-        known = _known[tokenizer] = (Tokens(tokenizer), size, template)
+        known = _known[tokenizer] = (SafeTokenizer(tokenizer), size, template)
     return known[0]
 
 
@@ -233,7 +233,7 @@ def _meets(fields: Sequence[Span], span: _Seen) -> bool:
     return nearest < len(fields) and fields[nearest][0] < span[1]
 
 
-def marks_of(tokenizer: Any) -> dict[str, int]:
+def find_marks(tokenizer: Any) -> dict[str, int]:
     """Special tokens, and those that the chat template spells: ids by what is written for them."""
     template = tokenizer.chat_template or ""
     spelled = template if isinstance(template, str) else json.dumps(template, ensure_ascii=False)
@@ -252,13 +252,13 @@ def _looks_like_a_mark(word: str) -> bool:
     return any(map(str.isalpha, word)) and any(not sign.isalnum() and not sign.isspace() for sign in word)
 
 
-def check_rows(tokenizer: Any, rows: int, name: str, needed: Sequence[int] = ()) -> None:
+def check_embedding_rows(tokenizer: Any, rows: int, name: str, needed: Sequence[int] = ()) -> None:
     """Raise BaseModelError if a text, or a frame of ``needed`` ids, can have a token beyond ``rows`` of the embedding.
 
     Marks that no text can spell may lack one: some tokenizers have a token for padding that their model never learned.
     """
     beyond = {token: word for word, token in tokenizer.get_vocab().items() if token >= rows}
-    spelled = set(beyond) - set(marks_of(tokenizer).values()) | {
+    spelled = set(beyond) - set(find_marks(tokenizer).values()) | {
         one for one in (*needed, tokenizer.eos_token_id) if one in beyond
     }
     if spelled:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
-from softprompt.data.encoding.tokenization import tokens_of
+from softprompt.data.encoding.tokenization import safe_tokenizer
 from softprompt.data.task import TaskSpec
 from softprompt.errors import DataError
 
@@ -111,12 +111,12 @@ class Verbalizer:
 
     @classmethod
     def of_task(cls, spec: TaskSpec, tokenizer: Any, *, alone: bool = False) -> Self:
-        """Tokenise the task's verbalizers as they stand behind its template, or ``alone`` (see ``answer_ids``).
+        """Tokenise the task's verbalizers as they stand behind its template, or ``alone`` (see ``encode_answer``).
 
         Raises:
             DataError: two labels are the same tokens, or one has too many.
         """
-        sequences = [tuple(ids) for ids in answers_ids(tokenizer, spec, spec.verbalizers, alone=alone)]
+        sequences = [tuple(ids) for ids in encode_answers(tokenizer, spec, spec.verbalizers, alone=alone)]
         known: dict[tuple[int, ...], str] = {}
         for label, ids in zip(spec.labels, sequences, strict=True):
             if len(ids) > TOKENS:
@@ -126,7 +126,7 @@ class Verbalizer:
                 )
             if (other := known.setdefault(ids, label)) != label:
                 raise DataError(f"labels '{other}' and '{label}' are the same tokens: give them different verbalizers")
-        return cls.of_tokens(sequences, end_of_answer(tokenizer))
+        return cls.of_tokens(sequences, end_token_id(tokenizer))
 
     def decisions_of(self, label: int) -> list[Decision]:
         """The decisions that ``label`` (an index) passes through."""
@@ -157,7 +157,7 @@ class _Tree:
         return nodes
 
 
-def end_of_answer(tokenizer: Any) -> int:
+def end_token_id(tokenizer: Any) -> int:
     """The token that ends an answer: the tokenizer's end of sequence.
 
     Raises:
@@ -168,17 +168,17 @@ def end_of_answer(tokenizer: Any) -> int:
     return int(tokenizer.eos_token_id)
 
 
-def answer_ids(tokenizer: Any, spec: TaskSpec, answer: str, *, alone: bool = False) -> list[int]:
+def encode_answer(tokenizer: Any, spec: TaskSpec, answer: str, *, alone: bool = False) -> list[int]:
     """Token ids of an answer; special tokens in it are read as plain text.
 
     It stands behind the template, or ``alone``, in a decoder that sees the template only through the encoder.
     """
-    return answers_ids(tokenizer, spec, [answer], alone=alone)[0]
+    return encode_answers(tokenizer, spec, [answer], alone=alone)[0]
 
 
-def answers_ids(tokenizer: Any, spec: TaskSpec, answers: Sequence[str], *, alone: bool = False) -> list[list[int]]:
-    """``answer_ids`` of each of ``answers``."""
-    tokens = tokens_of(tokenizer)
+def encode_answers(tokenizer: Any, spec: TaskSpec, answers: Sequence[str], *, alone: bool = False) -> list[list[int]]:
+    """``encode_answer`` of each of ``answers``."""
+    tokens = safe_tokenizer(tokenizer)
     if alone:
         return tokens.batch([(answer, [(0, len(answer))]) for answer in answers])
     rests = [spec.answer_separator + answer for answer in answers]
@@ -195,6 +195,6 @@ def answers_ids(tokenizer: Any, spec: TaskSpec, answers: Sequence[str], *, alone
     return [found[index] if index in found else tokens.plain(rest) for index, rest in enumerate(rests)]
 
 
-def plain_ids(tokenizer: Any, text: str) -> list[int]:
+def encode_plain(tokenizer: Any, text: str) -> list[int]:
     """Token ids of ``text`` alone: nothing added, and no part of it taken for a special token."""
-    return tokens_of(tokenizer).plain(text)
+    return safe_tokenizer(tokenizer).plain(text)

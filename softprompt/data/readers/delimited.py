@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from softprompt.data.readers.lines import Lines, Place, Remarks, Row, Step
+from softprompt.data.readers.lines import LineReader, Place, ReadingNotes, Row, Step
 from softprompt.errors import DataError
 
 SEPARATORS = ",;\t|"
@@ -18,10 +18,10 @@ _LONGEST_FIELD = 2**31 - 1  # characters; the largest limit that every platform 
 _LOOKED_AHEAD = 200  # lines that a quoted field of TSV may have
 
 
-def read_table(path: Path, start: Place, remarks: Remarks) -> Iterator[Step]:
+def read_table(path: Path, start: Place, remarks: ReadingNotes) -> Iterator[Step]:
     """The rows of a table from ``start`` on."""
     with path.open("rb") as stream:
-        lines = Lines(stream, path, Place(), old_ends=True)
+        lines = LineReader(stream, path, Place(), old_ends=True)
         separator, header = _header(lines, path, remarks)
         if start.number:
             lines.back_to(start)
@@ -37,7 +37,7 @@ def read_table(path: Path, start: Place, remarks: Remarks) -> Iterator[Step]:
             yield Row(place, {} if reason else dict(zip(header, record, strict=True)), reason, ends), lines.place
 
 
-def _header(lines: Lines, path: Path, remarks: Remarks) -> tuple[str, list[str]]:
+def _header(lines: LineReader, path: Path, remarks: ReadingNotes) -> tuple[str, list[str]]:
     expected = "\t" if path.suffix.lower() == ".tsv" else ","
     for line in lines:
         number = lines.place.number
@@ -54,7 +54,7 @@ def _header(lines: Lines, path: Path, remarks: Remarks) -> tuple[str, list[str]]
 
     def names(separator: str) -> list[str]:
         lines.back_to(begins)
-        record, reason, _ = _record(lines, separator, 0, Remarks(path))
+        record, reason, _ = _record(lines, separator, 0, ReadingNotes(path))
         return [] if reason or record is None else record
 
     best = max((expected, *SEPARATORS), key=lambda separator: len(names(separator)))
@@ -72,7 +72,7 @@ def _header(lines: Lines, path: Path, remarks: Remarks) -> tuple[str, list[str]]
     return best, header
 
 
-def _record(lines: Lines, separator: str, width: int, remarks: Remarks) -> tuple[list[str] | None, str, bool]:
+def _record(lines: LineReader, separator: str, width: int, remarks: ReadingNotes) -> tuple[list[str] | None, str, bool]:
     """The next record past blank lines, ``None`` at the end; why it cannot be used, and whether all ends here."""
     for first in lines:
         begins, broken = lines.place, lines.broken
@@ -105,7 +105,7 @@ def _record(lines: Lines, separator: str, width: int, remarks: Remarks) -> tuple
     return None, "", False
 
 
-def _quoted(taken: list[str], lines: Lines, separator: str, most: int | None) -> tuple[list[str], str, bool]:
+def _quoted(taken: list[str], lines: LineReader, separator: str, most: int | None) -> tuple[list[str], str, bool]:
     """The record that begins with the line in ``taken``, which gets those that it goes on over."""
     broken = ""
 

@@ -6,11 +6,11 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from softprompt.data.examples import Columns, Example, Kind, example_of
+from softprompt.data.examples import Columns, Example, Kind, make_example
 from softprompt.data.readers.file_rows import ENDINGS, FileRows, class_name
 from softprompt.data.readers.lines import Row
 from softprompt.errors import DataError, TemplateError
-from softprompt.utils.messages import listed, optional_module, reading
+from softprompt.utils.messages import import_optional, map_read_errors, quote_names
 
 BadRows = Literal["refuse", "skip"]
 SPLITS = ("train", "validation", "test")
@@ -19,7 +19,7 @@ _TOLD = 40  # places told for each reason
 _REASONS = 12  # reasons told
 
 
-class Gathering:
+class ExampleCollector:
     """Makes examples of rows, and keeps account of those that cannot be used.
 
     Attributes:
@@ -94,7 +94,7 @@ class Gathering:
                     f"{place}: expected {self._kind} as in the rows before, got {kind}: "
                     "give every row a label, or every row a target or references"
                 )
-            example = example_of(values, kind, columns, place)
+            example = make_example(values, kind, columns, place)
         except DataError:
             if columns.text in values and columns._replace(optional=True).kind(values, place) is None:
                 self.unanswered += 1
@@ -105,7 +105,7 @@ class Gathering:
         return example
 
 
-class Found(NamedTuple):
+class CollectedExamples(NamedTuple):
     """The examples of a file or split, and what there is to say of it; ``unanswered``: no row has label or output."""
 
     examples: list[Example]
@@ -113,7 +113,9 @@ class Found(NamedTuple):
     unanswered: bool = False
 
 
-def gathered(rows: Iterable[Row], columns: Columns, bad_rows: BadRows, *, may_lack_answers: bool = False) -> Found:
+def collect_examples(
+    rows: Iterable[Row], columns: Columns, bad_rows: BadRows, *, may_lack_answers: bool = False
+) -> CollectedExamples:
     """All examples of ``rows``.
 
     Args:
@@ -122,33 +124,35 @@ def gathered(rows: Iterable[Row], columns: Columns, bad_rows: BadRows, *, may_la
     Raises:
         DataError: rows that cannot be used, all of them at once.
     """
-    gathering = Gathering(columns, bad_rows)
+    gathering = ExampleCollector(columns, bad_rows)
     examples = [example for row in rows if (example := gathering.take(row)) is not None]
     if may_lack_answers and 0 < gathering.rows == gathering.unanswered:
-        return Found([], [], unanswered=True)
+        return CollectedExamples([], [], unanswered=True)
     gathering.check()
-    return Found(examples, gathering.notes())
+    return CollectedExamples(examples, gathering.notes())
 
 
-def read_file(path: Path, columns: Columns, bad_rows: BadRows = "refuse", *, may_lack_answers: bool = False) -> Found:
-    """The examples of one file; raises DataError as ``gathered``, and for what is no file of rows, or an empty one."""
+def read_file(
+    path: Path, columns: Columns, bad_rows: BadRows = "refuse", *, may_lack_answers: bool = False
+) -> CollectedExamples:
+    """The examples of one file; raises DataError as ``collect_examples``, or for an empty file or none of rows."""
     check_file(path)
     rows = FileRows(path)
-    found = gathered(rows if path.stat().st_size else (), columns, bad_rows, may_lack_answers=may_lack_answers)
+    found = collect_examples(rows if path.stat().st_size else (), columns, bad_rows, may_lack_answers=may_lack_answers)
     if not found.examples and not found.unanswered:
         raise DataError(
             f"expected examples in '{path}', got an empty file: give rows with a text and a label or target"
         )
-    return Found(found.examples, [*rows.notes(), *found.notes], found.unanswered)
+    return CollectedExamples(found.examples, [*rows.notes(), *found.notes], found.unanswered)
 
 
 def check_file(path: Path) -> None:
     """Raise DataError for what is no file of rows."""
     ending = path.suffix.lower()
-    with reading(path):
+    with map_read_errors(path):
         if not path.exists():
             near = difflib.get_close_matches(path.name, [one.name for one in path.parent.glob("*")])
-            hint = f"did you mean {listed(near, ' or ')}? " if near else ""
+            hint = f"did you mean {quote_names(near, ' or ')}? " if near else ""
             raise DataError(
                 f"expected a file or folder at '{path}', found none: {hint}Hugging Face data sets are hf:NAME"
             )
@@ -170,13 +174,14 @@ def split_files(folder: Path) -> dict[str, Path]:
         split = split_of(path.stem.lower())
         if split and path.suffix.lower() in ENDINGS:
             if split in files:
-                got = listed([files[split].name, path.name], " and ")
+                got = quote_names([files[split].name, path.name], " and ")
                 raise DataError(f"expected one {split} file in '{folder}', got {got}: move or rename one of them")
             files[split] = path
     if not files:
         raise DataError(
             f"expected train, validation or test ({', '.join(ENDINGS)}) in the folder '{folder}', "
-            f"got {listed(path.name for path in paths)}: rename the files, or give one file to have it split for you"
+            f"got {quote_names(path.name for path in paths)}: rename the files, or give one file to have it split "
+            "for you"
         )
     return {split: files[split] for split in SPLITS if split in files}
 
@@ -191,7 +196,7 @@ def published(source: str, *, streaming: bool) -> dict[str, Any]:
     name, _, config = source.removeprefix("hf:").partition(":")
     if not name:
         raise DataError(f"expected the name of a data set behind 'hf:', got '{source}': give hf:NAME or hf:NAME:CONFIG")
-    datasets = optional_module("datasets")
+    datasets = import_optional("datasets")
     try:
         builder = datasets.load_dataset_builder(name, config or None)
         more: dict[str, Any] = {}
@@ -211,14 +216,14 @@ def published(source: str, *, streaming: bool) -> dict[str, Any]:
 def _csv_header(config: Any) -> list[str]:
     """The names of the columns of a published table, near or far."""
     first = next(iter(config.data_files.values()))[0]
-    opened = optional_module("fsspec").open(first, "rt", encoding="utf-8-sig", compression="infer", newline="")
+    opened = import_optional("fsspec").open(first, "rt", encoding="utf-8-sig", compression="infer", newline="")
     with opened as stream:
         return next(csv.reader(stream, delimiter=config.sep), [])
 
 
 def named_rows(data: Any, features: Any, place: str, first: int = 1) -> Iterator[Row]:
     """The rows of a published part, numbers of classes as their names."""
-    kinds = optional_module("datasets").ClassLabel
+    kinds = import_optional("datasets").ClassLabel
     classes = {key: kind.names for key, kind in (features or {}).items() if isinstance(kind, kinds)}
     for number, values in enumerate(data, start=first):
         named = {key: class_name(values[key], names) for key, names in classes.items()}

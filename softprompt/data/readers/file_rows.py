@@ -12,11 +12,20 @@ from pathlib import Path
 from typing import Any
 
 from softprompt.data.readers.delimited import read_table
-from softprompt.data.readers.lines import Lines, Place, Remarks, Row, Step, decoded
+from softprompt.data.readers.lines import LineReader, Place, ReadingNotes, Row, Step, decode_line
 from softprompt.errors import DataError
-from softprompt.utils.messages import listed, optional_module, reading, type_name
+from softprompt.utils.messages import import_optional, map_read_errors, quote_names, type_name
 
-__all__ = ["ENDINGS", "FileRows", "Row", "listed", "optional_module", "read_records", "reading", "type_name"]
+__all__ = [
+    "ENDINGS",
+    "FileRows",
+    "Row",
+    "import_optional",
+    "map_read_errors",
+    "quote_names",
+    "read_records",
+    "type_name",
+]
 
 ENDINGS = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 
@@ -31,7 +40,7 @@ class FileRows:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._remarks = Remarks(path)
+        self._remarks = ReadingNotes(path)
         self._place = Place()
         self._steps: Iterator[Step] | None = None
 
@@ -43,7 +52,7 @@ class FileRows:
             ending = self._path.suffix.lower()
             read = _parquet if ending == ".parquet" else _json_file if ending in (".jsonl", ".json") else read_table
             self._steps = read(self._path, self._place, self._remarks)
-        with reading(self._path):
+        with map_read_errors(self._path):
             row, self._place = next(self._steps)
         return row
 
@@ -69,14 +78,14 @@ def read_records(stream: Iterable[bytes | str], name: str) -> Iterator[Row]:
         name: what messages call the stream.
     """
     for number, line in enumerate(stream, start=1):
-        text, reason = decoded(line) if isinstance(line, bytes) else (line, "")
+        text, reason = decode_line(line) if isinstance(line, bytes) else (line, "")
         if row := _json_row(text, reason, f"'{name}' line {number}"):
             yield row
 
 
-def _json_file(path: Path, start: Place, remarks: Remarks) -> Iterator[Step]:
+def _json_file(path: Path, start: Place, remarks: ReadingNotes) -> Iterator[Step]:
     with path.open("rb") as stream:
-        lines = Lines(stream, path, start, old_ends=False)
+        lines = LineReader(stream, path, start, old_ends=False)
         # `[` opens an array, which is read whole, where it is not one line of several
         if path.suffix.lower() == ".json" and _begins_array(path, lines.mark):
             yield from _array(path, lines.mark, start)
@@ -97,7 +106,7 @@ def _begins_array(path: Path, mark: int) -> bool:
 
 def _array(path: Path, mark: int, start: Place) -> Iterator[Step]:
     content = path.read_bytes()
-    text, reason = decoded(content)
+    text, reason = decode_line(content)
     if reason:
         line = 1 + text[: text.find("\ufffd")].count("\n")
         raise DataError(f"'{path}' line {line}: {reason}")
@@ -145,13 +154,15 @@ def _object(value: Any, place: str) -> Row:
     return Row(place, {}, reason)
 
 
-def _parquet(path: Path, start: Place, remarks: Remarks) -> Iterator[Step]:
-    parquet = optional_module("pyarrow.parquet")
+def _parquet(path: Path, start: Place, remarks: ReadingNotes) -> Iterator[Step]:
+    parquet = import_optional("pyarrow.parquet")
     try:
         with parquet.ParquetFile(path) as file:
             names = file.schema_arrow.names
             if len(set(names)) < len(names):
-                raise DataError(f"expected columns of different names in '{path}', got {listed(names)}: rename them")
+                raise DataError(
+                    f"expected columns of different names in '{path}', got {quote_names(names)}: rename them"
+                )
             classes = _class_names(file.schema_arrow.metadata or {})
             number = 0
             groups: list[int] = []

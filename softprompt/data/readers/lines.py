@@ -38,7 +38,7 @@ Step = tuple[Row, Place]  # a row, and where the next one begins
 
 
 @dataclass
-class Remarks:
+class ReadingNotes:
     """What a reader of ``path`` did that its user did not say, counted.
 
     Attributes:
@@ -83,7 +83,7 @@ def _lines(numbers: list[int]) -> str:
     return f"line{'s' * (len(numbers) > 1)} {shown}{more}"
 
 
-class Lines:
+class LineReader:
     """The lines of a UTF-8 file from a place on, as text with their ends.
 
     Attributes:
@@ -116,7 +116,7 @@ class Lines:
             self._waiting = line.splitlines(keepends=True)[::-1] if self._old_ends and b"\r" in line else [line]
         line = self._waiting.pop()
         self.place = Place(self.place.offset + len(line), self.place.number + 1)
-        text, self.broken = decoded(line)
+        text, self.broken = decode_line(line)
         return text.removeprefix("\ufeff")  # of a file that was joined to another
 
     def back_to(self, place: Place) -> None:
@@ -125,7 +125,7 @@ class Lines:
         self._stream.seek(place.offset)
 
 
-def decoded(line: bytes) -> tuple[str, str]:
+def decode_line(line: bytes) -> tuple[str, str]:
     """A line as text, and why it is none."""
     try:
         return line.decode(), ""

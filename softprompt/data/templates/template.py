@@ -17,15 +17,15 @@ from softprompt.data.templates.template_filters import (
     FILTERS,
     LENIENT,
     TESTS,
-    Fault,
-    Missing,
-    Room,
-    kind_of,
-    printed,
-    size_of,
+    Budget,
+    FillError,
+    Undefined,
+    describe_type,
+    measure_size,
+    print_value,
 )
 from softprompt.data.templates.template_syntax import CHOICES, Syntax, loop_names
-from softprompt.errors import TemplateError, shown
+from softprompt.errors import TemplateError, printable
 
 # what one filling may make: so many characters, and so many for each of the template's and of the row's
 CHARACTERS, CHARACTERS_EACH = 100_000, 16
@@ -91,17 +91,19 @@ class Template:
         """
         columns = {**example.columns, **dict.fromkeys(("text", self._text), example.text if text is None else text)}
         row = {name: columns[name] for name in self._used if name in columns}
-        size = len(self.source) + sum(map(size_of, row.values()))
-        writing = _Writing(Room(CHARACTERS + CHARACTERS_EACH * size, STEPS + STEPS_EACH * size))
+        size = len(self.source) + sum(map(measure_size, row.values()))
+        writing = _Writing(Budget(CHARACTERS + CHARACTERS_EACH * size, STEPS + STEPS_EACH * size))
         try:
             writing.write(self._body, row)
         except _Undefined as error:
             names = ", ".join(sorted(columns))
             raise TemplateError(
-                example.told(f"the template uses a name that the data lacks: {error}; columns: {shown(names, _QUOTED)}")
+                example.told(
+                    f"the template uses a name that the data lacks: {error}; columns: {printable(names, _QUOTED)}"
+                )
             ) from error
         # RecursionError: lists in lists; ValueError: numbers of more digits than Python writes
-        except (Fault, RecursionError, ValueError) as error:
+        except (FillError, RecursionError, ValueError) as error:
             what = f"the template fails on an example: {error}; got {_quoted(self.source)}"
             raise TemplateError(example.told(what)) from error
         return Rendered("".join(writing.pieces), tuple(writing.fields))
@@ -116,7 +118,7 @@ class Template:
         return [rendered.text[start:end] for start, end in rendered.fields]
 
 
-def asked_of_rows(source: str | None, text: str | None = None) -> dict[str, Any]:
+def reader_options(source: str | None, text: str | None = None) -> dict[str, Any]:
     """What ``read_splits`` is told of a template, or of the usual one: its columns, and what fails on rows without.
 
     ``text``: what the task calls its column of the text, if not so.
@@ -138,7 +140,7 @@ class _Own(str):
 class _Writing:
     """A filling under way: the pieces of its text, and which ranges of it are the row's."""
 
-    def __init__(self, room: Room) -> None:
+    def __init__(self, room: Budget) -> None:
         self.pieces: list[str] = []
         self.fields: list[tuple[int, int]] = []
         self._length, self._room = 0, room
@@ -151,7 +153,7 @@ class _Writing:
                         self._put(one.data, own=True)
                     else:
                         value = self._value(one, scope)
-                        self._put(printed(self._room, value), own=isinstance(value, _Own))
+                        self._put(print_value(self._room, value), own=isinstance(value, _Own))
             elif isinstance(node, nodes.If):
                 branches = (node, *node.elif_)
                 chosen = next((one for one in branches if self._value(one.test, scope)), None)
@@ -170,7 +172,7 @@ class _Writing:
     def _loop(self, node: nodes.For, scope: dict[str, Any]) -> None:
         items = self._value(node.iter, scope)
         if not isinstance(items, list | dict):
-            raise Fault(f"{{% for %}} expects a list, got {kind_of(items)}")
+            raise FillError(f"{{% for %}} expects a list, got {describe_type(items)}")
         names = loop_names(node)
         self._room.make(len(items) + len(scope))
         inner = dict(scope)
@@ -198,14 +200,14 @@ class _Writing:
             return {names[0]: item}
         self._room.step()
         if not isinstance(item, list) or len(item) != len(names):
-            got = f"a list of {len(item)}" if isinstance(item, list) else kind_of(item)
-            raise Fault(f"{{% for {', '.join(names)} %}} expects lists of {len(names)} in the list, got {got}")
+            got = f"a list of {len(item)}" if isinstance(item, list) else describe_type(item)
+            raise FillError(f"{{% for {', '.join(names)} %}} expects lists of {len(names)} in the list, got {got}")
         return dict(zip(names, item, strict=True))
 
     def _value(self, node: nodes.Node, scope: Mapping[str, Any]) -> Any:
         """What an expression comes to: a value of the row or a scalar."""
         value = self._found(node, scope)
-        if isinstance(value, Missing):
+        if isinstance(value, Undefined):
             raise _Undefined(f"{value.name} is undefined")
         return value
 
@@ -216,7 +218,7 @@ class _Writing:
             case nodes.Const():
                 return _Own(node.value) if isinstance(node.value, str) else node.value
             case nodes.Name():
-                return scope[node.name] if node.name in scope else Missing(f"'{node.name}'")
+                return scope[node.name] if node.name in scope else Undefined(f"'{node.name}'")
             case nodes.Neg():
                 return -node.node.value  # type: ignore[attr-defined]  # checked to be a number
             case nodes.Getattr():
@@ -238,7 +240,7 @@ class _Writing:
                     return self._value(node.expr1, scope)
                 return None if node.expr2 is None else self._value(node.expr2, scope)
             case nodes.Concat():
-                parts = [printed(self._room, self._value(one, scope)) for one in node.nodes]
+                parts = [print_value(self._room, self._value(one, scope)) for one in node.nodes]
                 self._room.make(sum(map(len, parts)))
                 return "".join(parts)
             case nodes.Compare():
@@ -257,17 +259,17 @@ class _Writing:
     def _item(self, value: Any, key: Any) -> Any:
         """The item of an object or a list; text and numbers have none."""
         if isinstance(value, dict) and isinstance(key, str):
-            return value[key] if key in value else Missing(f"'{key}'")
+            return value[key] if key in value else Undefined(f"'{key}'")
         if isinstance(value, list | str) and isinstance(key, int) and not isinstance(key, bool):
-            return value[key] if -len(value) <= key < len(value) else Missing(f"item {key} of {len(value)}")
-        return Missing(f"'{key}' of {kind_of(value)}")
+            return value[key] if -len(value) <= key < len(value) else Undefined(f"item {key} of {len(value)}")
+        return Undefined(f"'{key}' of {describe_type(value)}")
 
     def _part(self, node: nodes.Getitem, scope: Mapping[str, Any]) -> Any:
         value = self._value(node.node, scope)
         assert isinstance(node.arg, nodes.Slice)
         start, stop = (None if one is None else self._value(one, scope) for one in (node.arg.start, node.arg.stop))
         if not isinstance(value, list | str) or not all(isinstance(one, int | None) for one in (start, stop)):
-            raise Fault(f"[:] expects a list or text, and whole numbers, got {kind_of(value)}")
+            raise FillError(f"[:] expects a list or text, and whole numbers, got {describe_type(value)}")
         self._room.make(len(range(*slice(start, stop).indices(len(value)))))
         return value[start:stop]
 
@@ -296,20 +298,24 @@ class _Writing:
             return left in right
         if isinstance(right, list):
             return any(self._scalars("eq", left, one) for one in right if not isinstance(one, list | dict))
-        raise Fault(f"'in' expects text in a text, a list or an object, got {kind_of(left)} in {kind_of(right)}")
+        raise FillError(
+            f"'in' expects text in a text, a list or an object, got {describe_type(left)} in {describe_type(right)}"
+        )
 
     def _scalars(self, op: str, left: Any, right: Any) -> bool:
         for one in (left, right):
             if isinstance(one, list | dict):
-                raise Fault(f"comparing expects text or numbers, got {kind_of(one)}: compare its length or its items")
-        self._room.step(min(size_of(left), size_of(right)))
+                raise FillError(
+                    f"comparing expects text or numbers, got {describe_type(one)}: compare its length or its items"
+                )
+        self._room.step(min(measure_size(left), measure_size(right)))
         try:
             return bool(_COMPARE[op](left, right))
         except TypeError as error:
-            raise Fault(
-                f"comparing expects two texts or two numbers, got {kind_of(left)} and {kind_of(right)}"
+            raise FillError(
+                f"comparing expects two texts or two numbers, got {describe_type(left)} and {describe_type(right)}"
             ) from error
 
 
 def _quoted(source: str) -> str:
-    return repr(shown(source, _QUOTED)) if len(source) > _QUOTED else repr(source)
+    return repr(printable(source, _QUOTED)) if len(source) > _QUOTED else repr(source)

@@ -8,24 +8,24 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from softprompt.data.examples import written
+from softprompt.data.examples import format_value
 
 _CONTAINERS = (list, dict)
 _WORDS = re.compile(r"([-\s({\[<]+)")  # where Jinja2's ``title`` begins a word
 
 
-class Fault(Exception):
+class FillError(Exception):
     """What a template does cannot be done with this row; the message says why."""
 
 
-class Missing:
+class Undefined:
     """A name or an item that the row lacks; may be asked for with ``is defined`` and ``default``, and no more."""
 
     def __init__(self, name: str) -> None:
         self.name = name
 
 
-class Room:
+class Budget:
     """What may still be made of one row: characters, and steps."""
 
     def __init__(self, characters: int, steps: float) -> None:
@@ -36,17 +36,17 @@ class Room:
         """Take off what is about to be made."""
         self._characters -= characters
         if self._characters < 0:
-            raise Fault(f"it makes too much, more than {self._most:,} characters: simplify it")
+            raise FillError(f"it makes too much, more than {self._most:,} characters: simplify it")
         self.step(characters)
 
     def step(self, read: int = 0) -> None:
         """Take off a step, and what it reads: characters, which a machine reads a thousand in the time of a step."""
         self._steps -= 1 + read / 1_000
         if self._steps < 0:
-            raise Fault("it takes too many steps: simplify it")
+            raise FillError("it takes too many steps: simplify it")
 
 
-def size_of(value: Any) -> int:
+def measure_size(value: Any) -> int:
     """Characters and items of ``value``, whatever is in it."""
     size, rest = 0, [value]
     while rest:
@@ -62,131 +62,131 @@ def size_of(value: Any) -> int:
     return size
 
 
-def printed(room: Room, value: Any) -> str:
+def print_value(room: Budget, value: Any) -> str:
     """What ``{{ }}`` writes of a value: text as it is, nothing for none, true and false, JSON of lists and objects."""
     if isinstance(value, str):
         return value
     if isinstance(value, _CONTAINERS):
         return _to_json(room, value)
-    text = written(value)
+    text = format_value(value)
     room.make(len(text))
     return text
 
 
-def _to_json(room: Room, value: Any) -> str:
-    size = 2 * size_of(value)
+def _to_json(room: Budget, value: Any) -> str:
+    size = 2 * measure_size(value)
     room.make(size)
     text = json.dumps(value, ensure_ascii=False)
     room.make(max(0, len(text) - size))  # at most four times as much: quotes, commas, escapes
     return text
 
 
-def _text(room: Room, value: Any, what: str) -> str:
+def _text(room: Budget, value: Any, what: str) -> str:
     """A scalar as text, to be made something of."""
     if isinstance(value, _CONTAINERS):
-        raise Fault(f"{what} expects text, got {kind_of(value)}")
-    text = printed(room, value)
+        raise FillError(f"{what} expects text, got {describe_type(value)}")
+    text = print_value(room, value)
     room.make(len(text))
     return text
 
 
-def kind_of(value: Any) -> str:
+def describe_type(value: Any) -> str:
     names = {str: "text", bool: "true or false", int: "a number", float: "a number", list: "a list", dict: "an object"}
     return "nothing" if value is None else names.get(type(value), type(value).__name__)
 
 
 def _list(value: Any, what: str) -> list[Any]:
     if not isinstance(value, list):
-        raise Fault(f"{what} expects a list, got {kind_of(value)}")
+        raise FillError(f"{what} expects a list, got {describe_type(value)}")
     return value
 
 
 def _whole(value: Any, what: str) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        raise Fault(f"{what} expects a whole number of at least 0, got {kind_of(value)}")
+        raise FillError(f"{what} expects a whole number of at least 0, got {describe_type(value)}")
     return value
 
 
-def _capitalize(room: Room, value: Any) -> str:
+def _capitalize(room: Budget, value: Any) -> str:
     return _text(room, value, "capitalize").capitalize()
 
 
-def _default(room: Room, value: Any, default_value: Any = "", boolean: Any = False) -> Any:
-    return default_value if isinstance(value, Missing) or (boolean and not value) else value
+def _default(room: Budget, value: Any, default_value: Any = "", boolean: Any = False) -> Any:
+    return default_value if isinstance(value, Undefined) or (boolean and not value) else value
 
 
-def _first(room: Room, value: Any) -> Any:
+def _first(room: Budget, value: Any) -> Any:
     return _at(value, 0, "first")
 
 
-def _last(room: Room, value: Any) -> Any:
+def _last(room: Budget, value: Any) -> Any:
     return _at(value, -1, "last")
 
 
 def _at(value: Any, index: int, what: str) -> Any:
     if not isinstance(value, str | list):
-        raise Fault(f"{what} expects a list or text, got {kind_of(value)}")
-    return value[index] if value else Missing(f"the {what} of nothing")
+        raise FillError(f"{what} expects a list or text, got {describe_type(value)}")
+    return value[index] if value else Undefined(f"the {what} of nothing")
 
 
-def _items(room: Room, value: Any) -> list[list[Any]]:
+def _items(room: Budget, value: Any) -> list[list[Any]]:
     if not isinstance(value, dict):
-        raise Fault(f"items expects an object, got {kind_of(value)}")
+        raise FillError(f"items expects an object, got {describe_type(value)}")
     room.make(2 * len(value))
     return [[name, one] for name, one in value.items()]
 
 
-def _join(room: Room, value: Any, d: Any = "") -> str:
-    between = printed(room, d)
-    parts = [printed(room, one) for one in _list(value, "join")]
+def _join(room: Budget, value: Any, d: Any = "") -> str:
+    between = print_value(room, d)
+    parts = [print_value(room, one) for one in _list(value, "join")]
     room.make(sum(map(len, parts)) + len(between) * len(parts))
     return between.join(parts)
 
 
-def _length(room: Room, value: Any) -> int:
+def _length(room: Budget, value: Any) -> int:
     if not isinstance(value, str | list | dict):
-        raise Fault(f"length expects text, a list or an object, got {kind_of(value)}")
+        raise FillError(f"length expects text, a list or an object, got {describe_type(value)}")
     return len(value)
 
 
-def _lower(room: Room, value: Any) -> str:
+def _lower(room: Budget, value: Any) -> str:
     return _text(room, value, "lower").lower()
 
 
-def _replace(room: Room, value: Any, old: Any, new: Any) -> str:
+def _replace(room: Budget, value: Any, old: Any, new: Any) -> str:
     text, gone, put = (_text(room, one, "replace") for one in (value, old, new))
     room.make(len(text) + text.count(gone) * max(0, len(put) - len(gone)))
     return text.replace(gone, put)
 
 
-def _string(room: Room, value: Any) -> str:
-    return printed(room, value)
+def _string(room: Budget, value: Any) -> str:
+    return print_value(room, value)
 
 
-def _title(room: Room, value: Any) -> str:
+def _title(room: Budget, value: Any) -> str:
     parts = _WORDS.split(_text(room, value, "title"))
     room.make(8 * len(parts))
     return "".join(part[0].upper() + part[1:].lower() for part in parts if part)
 
 
-def _trim(room: Room, value: Any) -> str:
+def _trim(room: Budget, value: Any) -> str:
     return _text(room, value, "trim").strip()
 
 
 def _truncate(
-    room: Room, value: Any, length: Any = 255, killwords: Any = False, end: Any = "...", leeway: Any = 5
+    room: Budget, value: Any, length: Any = 255, killwords: Any = False, end: Any = "...", leeway: Any = 5
 ) -> str:
     text, behind = _text(room, value, "truncate"), _text(room, end, "truncate")
     most = _whole(length, "truncate")
     if most < len(behind):
-        raise Fault(f"truncate expects a length of at least {len(behind)}, that of {behind!r}, got {most}")
+        raise FillError(f"truncate expects a length of at least {len(behind)}, that of {behind!r}, got {most}")
     if len(text) <= most + _whole(leeway, "truncate"):
         return text
     kept = text[: most - len(behind)]
     return (kept if killwords else kept.rsplit(" ", 1)[0]) + behind
 
 
-def _upper(room: Room, value: Any) -> str:
+def _upper(room: Budget, value: Any) -> str:
     return _text(room, value, "upper").upper()
 
 
@@ -211,13 +211,13 @@ FILTERS: Mapping[str, Callable[..., Any]] = {
 }
 
 
-def _is(*types: type) -> Callable[[Room, Any], bool]:
+def _is(*types: type) -> Callable[[Budget, Any], bool]:
     return lambda room, value: isinstance(value, types)
 
 
 TESTS: Mapping[str, Callable[..., bool]] = {
     "boolean": _is(bool),
-    "defined": lambda room, value: not isinstance(value, Missing),
+    "defined": lambda room, value: not isinstance(value, Undefined),
     "false": lambda room, value: value is False,
     "mapping": _is(dict),
     "none": lambda room, value: value is None,
@@ -225,6 +225,6 @@ TESTS: Mapping[str, Callable[..., bool]] = {
     "sequence": _is(str, list, dict),
     "string": _is(str),
     "true": lambda room, value: value is True,
-    "undefined": lambda room, value: isinstance(value, Missing),
+    "undefined": lambda room, value: isinstance(value, Undefined),
 }
 LENIENT: Sequence[str] = ("d", "default", "defined", "undefined")  # those that a missing value may be given to

@@ -19,8 +19,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from softprompt.config import Settings, TrainConfig
-from softprompt.data.encoding.batching import budgeted, collate
-from softprompt.data.encoding.encoder import Encoder, Item
+from softprompt.data.encoding.batching import batch_by_token_budget, collate
+from softprompt.data.encoding.encoder import EncodedSequence, ExampleEncoder
 from softprompt.data.task import Task
 from softprompt.errors import TrainingError
 from softprompt.experiments.baselines.fitted_baseline import Fitted
@@ -158,7 +158,7 @@ def tune(
         TrainingError: the loss is no longer a number.
     """
     shared, rate = config.for_prompts(), config.learning_rate or default_rate
-    encoder = Encoder(model, task.spec, 0)
+    encoder = ExampleEncoder(model, task.spec, 0)
     objective = Objective(model, encoder.verbalizer)
     items = encoder.training_items(task.train)
     validation = Validation(task, encoder, objective, shared)
@@ -232,7 +232,7 @@ def limited(task: Task, config: TunedConfig) -> Task:
     return task if config.max_length is None else replace(task, spec=replace(task.spec, max_length=config.max_length))
 
 
-def _touched(model: FrozenLM, objective: Objective, items: Sequence[Item]) -> dict[nn.Parameter, Tensor]:
+def _touched(model: FrozenLM, objective: Objective, items: Sequence[EncodedSequence]) -> dict[nn.Parameter, Tensor]:
     """Rows of the tables of a decoder that classification can give a gradient: its texts' tokens, and its labels'."""
     if objective.verbalizer is None or model.architecture != "decoder-only":
         return {}
@@ -245,11 +245,11 @@ def _touched(model: FrozenLM, objective: Objective, items: Sequence[Item]) -> di
 
 
 def _accumulate_gradients(
-    model: FrozenLM, objective: Objective, items: Sequence[Item], masters: _Masters, token_budget: int
+    model: FrozenLM, objective: Objective, items: Sequence[EncodedSequence], masters: _Masters, token_budget: int
 ) -> float:
     """Gradient of the mean loss over the items, however many passes that takes; returns the mean (nats)."""
     count, total = objective.count(items), 0.0
-    for chunk in budgeted(items, token_budget):
+    for chunk in batch_by_token_budget(items, token_budget):
         prefix = make_prefix(model, None)
         loss = objective.losses(prefix, collate(chunk, model.device)).sum() / count
         loss.backward()

@@ -16,8 +16,8 @@ from softprompt.inference.predictor import Answers
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.prefix import CachedPrefix, Prefix
 from softprompt.prompts.seq2seq_prefix import EncodedPrefix
-from softprompt.utils.files import expanded
-from softprompt.utils.seals import read_sealed, read_sealed_tensors, sealed
+from softprompt.utils.files import expand_user
+from softprompt.utils.seals import read_sealed, read_sealed_tensors, seal
 
 VALIDATION_LIMIT = 500  # validation examples that the best is chosen on, as many as training does by default
 
@@ -99,7 +99,7 @@ def described(base: FrozenLM | None, spec: TaskSpec, **more: Any) -> bytes:
     """JSON of the task, of the model it is for, and of ``more``."""
     of_base = {} if base is None else {"base": {"name": base.name, "fingerprint": base.fingerprint}}
     facts = {"task": spec.to_dict(), **of_base, **more}
-    return (json.dumps(sealed(facts), indent=2, ensure_ascii=False) + "\n").encode()
+    return (json.dumps(seal(facts), indent=2, ensure_ascii=False) + "\n").encode()
 
 
 def read_description(folder: str | Path, file: str, base: FrozenLM | None = None) -> tuple[TaskSpec, dict[str, Any]]:
@@ -108,7 +108,7 @@ def read_description(folder: str | Path, file: str, base: FrozenLM | None = None
     Raises:
         PromptFileError: it is not there, is damaged, or was made for another model than ``base``.
     """
-    path = expanded(folder) / file
+    path = expand_user(folder) / file
     try:
         facts = read_sealed(path)
         spec = TaskSpec.from_dict(facts["task"])
@@ -127,7 +127,7 @@ def read_tensors(folder: str | Path, file: str, names: Sequence[str]) -> list[to
     Raises:
         PromptFileError: it is not there, is damaged, or lacks one.
     """
-    path = expanded(folder) / file
+    path = expand_user(folder) / file
     try:
         tensors, _ = read_sealed_tensors(path)
         return [tensors[name] for name in names]

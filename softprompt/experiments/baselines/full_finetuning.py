@@ -19,7 +19,7 @@ from softprompt.inference.predictor import Predictor
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.models.gguf_conversion import no_progress_bars
 from softprompt.training.loop import Observer, check_trainable
-from softprompt.utils.files import check_free, new_folder, write_durably
+from softprompt.utils.files import atomic_folder, check_free, write_durably
 
 RATE = 2e-5
 
@@ -54,7 +54,7 @@ def fit_full(
 
     def save(folder: Path) -> None:
         check_free(folder)
-        with new_folder(folder) as place, no_progress_bars():
+        with atomic_folder(folder) as place, no_progress_bars():
             own.save_pretrained(place)
             base.tokenizer.save_pretrained(place)
             write_durably(place / "task.json", described(base, task.spec))

@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from softprompt.data.encoding.batching import budgeted, collate
-from softprompt.data.encoding.encoder import Encoder
+from softprompt.data.encoding.batching import batch_by_token_budget, collate
+from softprompt.data.encoding.encoder import ExampleEncoder
 from softprompt.data.examples import Example
 from softprompt.data.task import Task, TaskSpec
 from softprompt.experiments.baselines.fitted_baseline import (
@@ -34,7 +34,7 @@ from softprompt.prompts.prefix import make_prefix
 from softprompt.training.loop import check_trainable
 from softprompt.training.validation import validation_examples
 from softprompt.utils.files import check_free, write_folder
-from softprompt.utils.seals import sealed_tensors
+from softprompt.utils.seals import seal_tensors
 
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 MOST_EXAMPLES = 10_000  # of the training split: read once; the other methods see 4,800 in 300 steps of 16
@@ -50,7 +50,7 @@ class Features:
     """
 
     def __init__(self, base: FrozenLM, spec: TaskSpec) -> None:
-        self.base, self.encoder = base, Encoder(base, spec, 0)
+        self.base, self.encoder = base, ExampleEncoder(base, spec, 0)
         with torch.no_grad():
             self._prefix = make_prefix(base, None)
 
@@ -59,7 +59,7 @@ class Features:
         """``[examples, H]``, float32 on the CPU."""
         items = self.encoder.question_items(examples)
         found: list[Tensor] = [torch.empty(0)] * len(items)
-        for chunk in budgeted(items, EVALUATION_TOKENS):
+        for chunk in batch_by_token_budget(items, EVALUATION_TOKENS):
             hidden = self._prefix.scored(collate(chunk, self.base.device)).float().cpu()
             for item, row in zip(chunk, hidden, strict=True):
                 found[item.example] = row
@@ -95,7 +95,7 @@ class ProbeAnswers:
         check_free(folder)
         tensors = {"weight": self.head.weight, "bias": self.head.bias}
         facts = described(self.features.base, self.spec)
-        write_folder(folder, {_TENSORS: sealed_tensors(tensors, {}), _FACTS: facts})
+        write_folder(folder, {_TENSORS: seal_tensors(tensors, {}), _FACTS: facts})
 
 
 def fit_linear_probe(base: FrozenLM, task: Task, seed: int = 0, *, limit: int = MOST_EXAMPLES) -> Fitted:

@@ -20,7 +20,7 @@ from softprompt.inference.generation import Sampling
 from softprompt.inference.predictor import Predictor
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.training.loop import Observer, check_trainable
-from softprompt.utils.files import check_free, new_folder, write_durably
+from softprompt.utils.files import atomic_folder, check_free, write_durably
 
 RATE = 1e-3
 RANK, ALPHA = 8, 16
@@ -60,7 +60,7 @@ def fit_lora(
 
     def save(folder: Path) -> None:
         check_free(folder)
-        with new_folder(folder) as place:
+        with atomic_folder(folder) as place:
             # what is looked for on the hub otherwise: whether the vocabulary has grown
             adapted.save_pretrained(place, save_embedding_layers=False)
             # a model card without content

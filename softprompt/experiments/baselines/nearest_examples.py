@@ -10,9 +10,9 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from softprompt.data.encoding.encoder import Encoder, Item
+from softprompt.data.encoding.encoder import EncodedSequence, ExampleEncoder
 from softprompt.data.examples import Example
-from softprompt.data.few_shot import BEHIND_WORDS, behind, solved
+from softprompt.data.few_shot import BEHIND_WORDS, encode_solved, prepend_tokens
 from softprompt.data.task import Task
 from softprompt.experiments.baselines.fitted_baseline import extra_module
 from softprompt.experiments.baselines.tfidf import fit_words, make_vectorizer, words_of
@@ -56,7 +56,7 @@ class NearestShots:
         self.instruction_tokens = 0 if state is None else state.length
         # behind solved examples, whether or not there is an instruction
         room = self.sampling.max_new_tokens
-        self.encoder = Encoder(base, self.spec, self.instruction_tokens, room, BEHIND_WORDS)
+        self.encoder = ExampleEncoder(base, self.spec, self.instruction_tokens, room, BEHIND_WORDS)
         self.objective = Objective(base, self.encoder.verbalizer)
         with torch.no_grad():
             self.prefix = make_prefix(base, state)
@@ -65,7 +65,7 @@ class NearestShots:
         self.words = fit_words(self.vectorizer, task, self.pool)
         neighbours = extra_module("sklearn.neighbors").NearestNeighbors(n_neighbors=count, metric="cosine")
         self._neighbours = neighbours.fit(self.words)
-        self._of_pool = Encoder(base, self.spec, 0)
+        self._of_pool = ExampleEncoder(base, self.spec, 0)
         # where it is the first of all that is written, and behind something else
         self._solved: dict[int, tuple[list[int], list[int]]] = {}
 
@@ -85,7 +85,7 @@ class NearestShots:
         chosen = self.nearest(examples)
         missing = sorted({index for indices in chosen for index in indices} - self._solved.keys())
         shots = [self.pool[index] for index in missing]
-        made = zip(solved(self._of_pool, shots, first=True), solved(self._of_pool, shots), strict=True)
+        made = zip(encode_solved(self._of_pool, shots, first=True), encode_solved(self._of_pool, shots), strict=True)
         self._solved.update(zip(missing, made, strict=True))
         fronts = []
         for indices, length in zip(chosen, lengths, strict=True):
@@ -103,12 +103,12 @@ class NearestShots:
             self.added += len(fronts[-1])
         return fronts
 
-    def behind_shots(self, items: Sequence[Item], examples: Sequence[Example]) -> list[Item]:
+    def behind_shots(self, items: Sequence[EncodedSequence], examples: Sequence[Example]) -> list[EncodedSequence]:
         """``items`` of ``examples``, each text behind its solved examples."""
         longest = [0] * len(examples)
         for item in items:
             longest[item.example] = max(longest[item.example], len(item.ids))
-        return behind(items, self.in_front(examples, longest))
+        return prepend_tokens(items, self.in_front(examples, longest))
 
     def label_log_probabilities(self, examples: Sequence[Example]) -> Tensor:
         """Log-probabilities ``[examples, C]`` of the labels."""

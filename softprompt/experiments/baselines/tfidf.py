@@ -29,7 +29,7 @@ from softprompt.inference.predictor import Prediction, likeliest
 from softprompt.training.loop import check_trainable
 from softprompt.training.validation import validation_examples
 from softprompt.utils.files import check_free, write_folder
-from softprompt.utils.seals import sealed_tensors
+from softprompt.utils.seals import seal_tensors
 
 STRENGTHS = (0.1, 1.0, 10.0, 100.0)
 MOST_TERMS = 100_000  # the most frequent words and pairs
@@ -61,7 +61,7 @@ class TfidfAnswers:
         frequencies = torch.from_numpy(self.vectorizer.idf_)
         tensors = {"weight": self.head.weight, "bias": self.head.bias, "idf": frequencies}
         facts = described(None, self.spec, terms=self.vectorizer.get_feature_names_out().tolist())
-        write_folder(folder, {_TENSORS: sealed_tensors(tensors, {}), _FACTS: facts})
+        write_folder(folder, {_TENSORS: seal_tensors(tensors, {}), _FACTS: facts})
 
 
 def fit_tfidf(task: Task, seed: int = 0) -> Fitted:

@@ -25,7 +25,7 @@ from softprompt.experiments.sweep.sweep_folder import SweepSummary, SweepTrial, 
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.methods.method_registry import METHODS, check_method
 from softprompt.training.loop import Observer
-from softprompt.utils.files import expanded
+from softprompt.utils.files import expand_user
 
 Family: TypeAlias = Literal["written", "classical", "soft prompt", "adapter", "full"]
 SHOTS = 8  # examples of few-shot where no number is given
@@ -300,7 +300,7 @@ def _soft_prompt(name: str, options: str) -> Contestant:
 def _swept(name: str, place: str) -> Contestant:
     if not place:
         raise ConfigError(f"method '{name}': expected the folder of a sweep, as in sweep:runs/sweep")
-    summary, trials = read_sweep(expanded(place))
+    summary, trials = read_sweep(expand_user(place))
     if shared := sorted(set(summary.settings) & set(COMMON) - {"seed", "method"}):
         raise ConfigError(
             f"method '{name}' searched {shared[0]}, which all methods of a comparison share: leave it out"

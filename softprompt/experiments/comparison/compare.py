@@ -14,7 +14,7 @@ import torch
 
 from softprompt.config import TrainConfig
 from softprompt.data.examples import Example
-from softprompt.data.split_assignment import Drawn, sample_of
+from softprompt.data.split_assignment import Subsample, sample_examples
 from softprompt.data.splits import Splits
 from softprompt.data.task import Task
 from softprompt.errors import ConfigError, OutputError
@@ -147,7 +147,7 @@ def _setup(base: FrozenLM, task: Task, terms: Terms) -> dict[str, Any]:
         "shift_data": shifted,
         "task": task.spec.to_dict(),
         # a folder whose scores are of the first rows is another comparison
-        **Drawn(min(len(task.test), TEST_LIMIT[task.spec.kind]), len(task.test)).to_dict(),
+        **Subsample(min(len(task.test), TEST_LIMIT[task.spec.kind]), len(task.test)).to_dict(),
     }
 
 
@@ -167,7 +167,7 @@ class _Comparison:
     @cached_property
     def test(self) -> tuple[Example, ...]:
         """The test examples that are scored."""
-        return sample_of(self.task.test, self._limit)
+        return sample_examples(self.task.test, self._limit)
 
     @cached_property
     def bare(self) -> Predictor:
@@ -324,7 +324,7 @@ class _Comparison:
         answers = fitted.answers
         test = score(answers, self.test)
         validation = benchmark.figure(score_sample(answers, self.task.validation, self._limit).metric)
-        shift = sample_of(self.terms.shift, self._limit)
+        shift = sample_examples(self.terms.shift, self._limit)
         before = [self.folder.result(method.name, seed) for seed in self.seeds(method)]
         speed, engine, settings = None, None, dict(fitted.settings)
         # seeds change no computation: one's speed stands for all

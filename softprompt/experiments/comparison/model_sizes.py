@@ -10,15 +10,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from softprompt.data.examples import gold_of
-from softprompt.data.split_assignment import sample_of
+from softprompt.data.examples import gold_answers
+from softprompt.data.split_assignment import sample_examples
 from softprompt.data.task import Task
 from softprompt.errors import ConfigError
 from softprompt.experiments.comparison.candidates import Contestant
 from softprompt.experiments.comparison.compare import Terms, compare
 from softprompt.experiments.comparison.study_folder import file_name
 from softprompt.experiments.comparison.study_records import SizePoint, SizeStudy, Study
-from softprompt.metrics.bootstrap import paired, resampled, scores_of
+from softprompt.metrics.bootstrap import paired_difference, resample_scores, score_runs
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.training.loop import Observer
 
@@ -87,18 +87,18 @@ def folder_name(model: str) -> str:
 
 
 def gaps_of(study: Study, task: Task, first: str) -> dict[str, dict[str, float | int]]:
-    """The first method minus each other one that has a result, as ``paired`` gives it."""
-    gold = gold_of(sample_of(task.test, len(study.gold)))
+    """The first method minus each other one that has a result, as ``paired_difference`` gives it."""
+    gold = gold_answers(sample_examples(task.test, len(study.gold)))
     runs: dict[str, list[Any]] = {}
     for result in study.results:
         if result.status == "ok":
             runs.setdefault(result.method, []).append(result.predictions)
-    scores = {name: scores_of(study.metric, gold, some) for name, some in runs.items()}
-    values = resampled(scores)
+    scores = {name: score_runs(study.metric, gold, some) for name, some in runs.items()}
+    values = resample_scores(scores)
     if first not in scores:
         return {}
     return {
-        name: paired(scores[first], scores[name], values[first], values[name]).to_dict()
+        name: paired_difference(scores[first], scores[name], values[first], values[name]).to_dict()
         for name in scores
         if name != first
     }

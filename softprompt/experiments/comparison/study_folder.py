@@ -19,12 +19,12 @@ from typing import Any, ClassVar, Self, TypeVar
 
 from filelock import FileLock
 
-from softprompt.errors import DataError, OutputError, writing
+from softprompt.errors import DataError, OutputError, map_write_errors
 from softprompt.experiments.comparison.study_records import Result
 from softprompt.training.checkpoint import differences
-from softprompt.utils.files import replace_file, take_lock
+from softprompt.utils.files import acquire_lock, replace_file
 from softprompt.utils.safe_io import FILE_LIMIT, parse_json, read_file
-from softprompt.utils.seals import SealedRecord, read_sealed, sealed
+from softprompt.utils.seals import SealedRecord, read_sealed, seal
 
 SETUP_FILE, LOCK_FILE = "setup.json", ".lock"
 
@@ -56,10 +56,10 @@ class RecordFolder:
             OutputError: it holds something else, results of another setup, or another process has it.
         """
         self.check(self.path)
-        with writing(self.path):
+        with map_write_errors(self.path):
             for name in (self.records, "learning"):
                 (self.path / name).mkdir(parents=True, exist_ok=True)
-            take_lock(self._lock, self.path, self.doing)
+            acquire_lock(self._lock, self.path, self.doing)
         try:
             self._check_setup()
         except BaseException:
@@ -99,7 +99,7 @@ class RecordFolder:
     def note(self, name: str, **changes: Any) -> None:
         """Add to ``notes``; ``None`` takes away."""
         notes = {key: value for key, value in (self.notes(name) | changes).items() if value is not None}
-        self._write(self._notes_path(name), json.dumps(sealed(notes), indent=1))
+        self._write(self._notes_path(name), json.dumps(seal(notes), indent=1))
 
     def forget(self, name: str) -> None:
         """Drop ``notes``."""
@@ -129,7 +129,7 @@ class RecordFolder:
 
     def put(self, saved: Path, place: Path) -> None:
         """Put the folder ``saved`` in ``place``, in the stead of what is there."""
-        with writing(place):
+        with map_write_errors(place):
             place.parent.mkdir(exist_ok=True)
             shutil.rmtree(place, ignore_errors=True)
             saved.rename(place)
@@ -139,7 +139,7 @@ class RecordFolder:
         try:
             setup = read_sealed(path)
         except FileNotFoundError:
-            self._write(path, json.dumps(sealed(self._setup), indent=1))
+            self._write(path, json.dumps(seal(self._setup), indent=1))
             return
         except (OSError, ValueError) as error:
             raise OutputError(f"'{path}' is damaged: {error}; give another --out") from error
@@ -166,7 +166,7 @@ class RecordFolder:
         return self.path / "learning" / f"{file_name(name)}.json"
 
     def _write(self, path: Path, text: str) -> None:
-        with writing(path):
+        with map_write_errors(path):
             replace_file(path, text.encode() + b"\n")
 
 

@@ -5,8 +5,8 @@ from datetime import UTC, datetime
 from statistics import mean
 from typing import Any
 
-from softprompt.data.examples import Example, gold_of
-from softprompt.data.split_assignment import Drawn
+from softprompt.data.examples import Example, gold_answers
+from softprompt.data.split_assignment import Subsample
 from softprompt.data.task import Task
 from softprompt.experiments.baselines.fitted_baseline import VALIDATION_LIMIT
 from softprompt.experiments.comparison.recommendation import Evidence, recommend
@@ -15,7 +15,7 @@ from softprompt.inference.benchmark import machine
 from softprompt.inference.evaluation import cut_notes
 from softprompt.inference.speed_drift import drift, warning
 from softprompt.metrics import Floats
-from softprompt.metrics.bootstrap import Scores, interval, paired, resampled, scores_of
+from softprompt.metrics.bootstrap import RunScores, bootstrap_interval, paired_difference, resample_scores, score_runs
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.utils.messages import excerpt
 
@@ -34,7 +34,7 @@ def summarise(
     """What the results of one comparison say together; ``test``: the examples that were scored."""
     spec, splits = task.spec, task.splits
     metric = next((result.test.metric for result in results if result.test is not None), "none")
-    rows = rows_of(metric, gold_of(test), results, current)
+    rows = rows_of(metric, gold_answers(test), results, current)
     gold = tuple(str(one.label) if spec.kind == "classification" else one.references[0] for one in test)
     guessing = max(gold.count(label) for label in spec.labels) / len(gold) if spec.labels else None
     return Study(
@@ -61,13 +61,13 @@ def summarise(
 
 
 def rows_of(metric: str, gold: Sequence[Any], results: Sequence[Result], current: str | None) -> tuple[Row, ...]:
-    """One row a method, in the order in which methods first appear; ``gold`` as ``gold_of`` the test examples."""
+    """One row a method, in the order in which methods first appear; ``gold`` as ``gold_answers`` the test examples."""
     by_method: dict[str, list[Result]] = {}
     for result in results:
         by_method.setdefault(result.method, []).append(result)
     good = {name: [one for one in some if one.status == "ok"] for name, some in by_method.items()}
-    scores = {name: scores_of(metric, gold, [one.predictions for one in some]) for name, some in good.items() if some}
-    values = resampled(scores)
+    scores = {name: score_runs(metric, gold, [one.predictions for one in some]) for name, some in good.items() if some}
+    values = resample_scores(scores)
     best = max(scores, key=lambda name: scores[name].means.mean(), default=None)
     return tuple(_row(name, by_method[name], good[name], scores, values, best, current) for name in by_method)
 
@@ -76,7 +76,7 @@ def _row(
     name: str,
     results: Sequence[Result],
     good: Sequence[Result],
-    scores: Mapping[str, Scores],
+    scores: Mapping[str, RunScores],
     values: Mapping[str, Floats],
     best: str | None,
     current: str | None,
@@ -90,12 +90,12 @@ def _row(
     }
     if not good:
         return Row(**facts, mean=None, deviation=None, low=None, high=None)
-    own = interval(scores[name], values[name])
+    own = bootstrap_interval(scores[name], values[name])
 
     def against(other: str | None) -> dict[str, float | int] | None:
         if other is None or other == name or other not in scores:
             return None
-        return paired(scores[name], scores[other], values[name], values[other]).to_dict()
+        return paired_difference(scores[name], scores[other], values[name], values[other]).to_dict()
 
     errors = [one.others["calibration_error"].value for one in good if "calibration_error" in one.others]
     shifts = [one.shift.value for one in good if one.shift is not None]
@@ -135,10 +135,10 @@ def _forgetting(some: Sequence[Forgetting]) -> Forgetting | None:
 
 def _notes(task: Task, test: Sequence[Example], results: Sequence[Result]) -> list[str]:
     notes = []
-    if words := Drawn(len(test), len(task.test)).words("test"):
+    if words := Subsample(len(test), len(task.test)).words("test"):
         notes.append(f"scored {words}")
     whole = len(task.validation)
-    if words := Drawn(min(whole, VALIDATION_LIMIT), whole).words("validation"):
+    if words := Subsample(min(whole, VALIDATION_LIMIT), whole).words("validation"):
         notes.append(f"the best step, rate or strength of each method is chosen {words}")
     together = {one.method for one in results if one.settings.get("learned_together", 1) > 1}
     if together:

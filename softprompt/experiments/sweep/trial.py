@@ -12,7 +12,7 @@ import torch
 
 from softprompt.config import TrainConfig
 from softprompt.data.task import Task
-from softprompt.errors import OutputError, writing
+from softprompt.errors import OutputError, map_write_errors
 from softprompt.experiments.baselines.fitted_baseline import Fitted
 from softprompt.experiments.baselines.soft_prompts import learn_prompts
 from softprompt.experiments.comparison.study_records import CurvePoint
@@ -25,7 +25,7 @@ from softprompt.training.callbacks import Clock
 from softprompt.training.fit import library_versions, limited
 from softprompt.training.loop import Observer
 from softprompt.utils.files import replace_file
-from softprompt.utils.seals import read_sealed, sealed
+from softprompt.utils.seals import read_sealed, seal
 
 CLOCK_FILE, POINTS_FILE = "watched.json", "evaluations.json"
 
@@ -56,9 +56,9 @@ class Watch(Clock):
         super().evaluated(step, metric, value, loss, best)
         self.metric = metric
         self.points.append(CurvePoint(step=step, seconds=self.at(step), value=value, loss=loss))
-        with writing(self._points_path):
+        with map_write_errors(self._points_path):
             points = [point.model_dump() for point in self.points]
-            replace_file(self._points_path, json.dumps(sealed({"metric": metric, "points": points})).encode())
+            replace_file(self._points_path, json.dumps(seal({"metric": metric, "points": points})).encode())
         self._tell(self.points[-1])
 
     def _tell(self, point: CurvePoint) -> None:

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-from softprompt.errors import MissingExtraError, writing
+from softprompt.errors import MissingExtraError, map_write_errors
 from softprompt.experiments.sweep.search_space import Choice, Plain, Range, Space
 from softprompt.experiments.sweep.sweep_folder import SweepTrial
 
@@ -160,7 +160,7 @@ def objective(value: float | None, loss: float | None) -> float:
 def open_study(journal: Path, pruning: Pruning, least: int, *, anew: bool = False) -> Any:
     """The study that trials of one machine are reported to, in a file that several processes share."""
     optuna = optuna_module()
-    with writing(journal):
+    with map_write_errors(journal):
         if anew:
             # whatever a killed process left half-written; the trials themselves are safe elsewhere
             journal.unlink(missing_ok=True)

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from softprompt.data.encoding.encoder import Encoder
-from softprompt.data.encoding.verbalizer import plain_ids
+from softprompt.data.encoding.encoder import ExampleEncoder
+from softprompt.data.encoding.verbalizer import encode_plain
 from softprompt.data.examples import Example
-from softprompt.data.few_shot import GAP, solved_within
+from softprompt.data.few_shot import GAP, encode_solved_within
 from softprompt.data.task import TaskSpec
 from softprompt.errors import ConfigError
 from softprompt.models.frozen_lm import FrozenLM
@@ -36,7 +36,7 @@ def default_instruction(spec: TaskSpec) -> str:
 
 
 def _from_text(text: str, base: FrozenLM, length: int) -> Tensor:
-    return _tiled(plain_ids(base.tokenizer, text), base, length)
+    return _tiled(encode_plain(base.tokenizer, text), base, length)
 
 
 def _instruction(wanted: _Wanted) -> Tensor:
@@ -45,10 +45,10 @@ def _instruction(wanted: _Wanted) -> Tensor:
 
 def _examples(wanted: _Wanted) -> Tensor:
     base, spec, length = wanted.base, wanted.spec, wanted.length
-    shots = solved_within(Encoder(base, spec, 0), wanted.examples, length, wanted.seed)
+    shots = encode_solved_within(ExampleEncoder(base, spec, 0), wanted.examples, length, wanted.seed)
     if not shots:
         return _instruction(wanted)
-    words = plain_ids(base.tokenizer, default_instruction(spec) + GAP)
+    words = encode_plain(base.tokenizer, default_instruction(spec) + GAP)
     room = length - len(shots)
     # whole where it meets the examples: what does not fit is cut off in front
     front = (words * (room // len(words) + 1))[-room:] if room else []
@@ -57,7 +57,7 @@ def _examples(wanted: _Wanted) -> Tensor:
 
 def _labels(wanted: _Wanted) -> Tensor:
     tokenizer = wanted.base.tokenizer
-    ids = [token for words in wanted.spec.verbalizers for token in plain_ids(tokenizer, f" {words}")]
+    ids = [token for words in wanted.spec.verbalizers for token in encode_plain(tokenizer, f" {words}")]
     return _tiled(ids, wanted.base, wanted.length)
 
 

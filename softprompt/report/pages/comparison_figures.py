@@ -15,11 +15,11 @@ from softprompt.metrics.formatting import (
     count_text,
     fixed,
     interval_text,
-    judge_of_steps,
     metric_limits,
     metric_name,
     metric_text,
     short_text,
+    step_metric,
 )
 from softprompt.report.pages import comparison_tables
 from softprompt.report.render import charts
@@ -188,7 +188,7 @@ def _learning(
     show: Callable[[float], str],
 ) -> tuple[str, Callable[[int], Element], Table]:
     """Description, drawing and numbers of a figure of learning curves."""
-    metric = judge_of_steps(study.kind, study.metric)
+    metric = step_metric(study.kind, study.metric)
     name = f"{metric_name(metric)} on validation"
     series = [
         charts.Series(

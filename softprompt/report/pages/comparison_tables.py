@@ -13,12 +13,12 @@ from softprompt.metrics.formatting import (
     count_text,
     fixed,
     interval_text,
-    judge_of_steps,
     metric_name,
     metric_text,
     percent_text,
     seconds_text,
     short_text,
+    step_metric,
 )
 from softprompt.report.pages.comparison_answers import confusion
 from softprompt.report.render.document import Cell, Column, Table
@@ -230,7 +230,7 @@ def failures(study: Study) -> Table:
 
 def search(study: Study) -> Table:
     """Learning rates that were tried, and what a sweep tried with them."""
-    metric = judge_of_steps(study.kind, study.metric)
+    metric = step_metric(study.kind, study.metric)
     swept = any(trial.settings for result in study.results for trial in result.trials)
     rows = tuple(
         (

@@ -25,7 +25,7 @@ from softprompt.report.render.document import (
     Text,
 )
 from softprompt.report.render.html import page
-from softprompt.utils.files import expanded, put_file
+from softprompt.utils.files import expand_user, write_file
 
 _TRAINED, _LIVE = "written", "soft-prompt"  # colours and marks
 _VERDICTS = {"drift": "drift", "small": "little", "none": "none", "too few": "too few"}
@@ -34,7 +34,7 @@ MOST_LABELS = 20  # of a figure: of more, those that moved most
 
 def write_monitoring(found: Monitoring, path: Path) -> None:
     """Write the page into one file, in place of an older one; raises OutputError."""
-    put_file(expanded(path), page(monitoring_document(found)).encode(), "give another --report")
+    write_file(expand_user(path), page(monitoring_document(found)).encode(), "give another --report")
 
 
 def monitoring_document(found: Monitoring) -> Document:

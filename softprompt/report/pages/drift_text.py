@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from softprompt.analysis.drift.drift_records import Monitoring, PromptDrift, Signal, Witness
-from softprompt.errors import brief
+from softprompt.errors import shorten
 from softprompt.report.pages.training_text import table
 
 WIDEST = 72  # characters of a text of the user's
@@ -87,7 +87,7 @@ def _errors(one: PromptDrift) -> Iterator[str]:
 
 def _witness(one: Witness) -> str:
     text = f"request {one.request}" if one.text is None else one.text
-    return f"{one.time}  {one.why}: {brief(text, WIDEST)}"
+    return f"{one.time}  {one.why}: {shorten(text, WIDEST)}"
 
 
 def _rule(found: Monitoring) -> str:

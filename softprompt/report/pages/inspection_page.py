@@ -24,12 +24,12 @@ from softprompt.report.render.document import (
     Text,
 )
 from softprompt.report.render.html import page
-from softprompt.utils.files import expanded, put_file
+from softprompt.utils.files import expand_user, write_file
 
 
 def write_inspection(found: Inspection, path: Path) -> None:
     """Write the page into one file, in place of an older one; raises OutputError."""
-    put_file(expanded(path), page(inspection_document(found)).encode(), "give another --html")
+    write_file(expand_user(path), page(inspection_document(found)).encode(), "give another --html")
 
 
 def inspection_document(found: Inspection) -> Document:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from softprompt.analysis.inspection.inspection_records import Answers, Change, Inspection
 from softprompt.analysis.inspection.pruning import Pruning
-from softprompt.errors import brief
+from softprompt.errors import shorten
 from softprompt.metrics.measured import Mean
 from softprompt.report.pages.training_text import figure, table
 
@@ -225,4 +225,4 @@ def _share(share: float | None) -> str:
 
 
 def _cut(text: str) -> str:
-    return brief(text, WIDEST)
+    return shorten(text, WIDEST)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from softprompt.errors import brief
+from softprompt.errors import shorten
 from softprompt.report.pages.training_text import aligned, drawn_words, figure, table
 from softprompt.store.gate import Verdict
 from softprompt.store.metadata import Move, Version
@@ -126,4 +126,4 @@ def _value(value: Any) -> str:
 
 
 def _cut(text: str) -> str:
-    return brief(text, WIDEST)
+    return shorten(text, WIDEST)

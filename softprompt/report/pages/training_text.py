@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from softprompt.data.split_assignment import Drawn
-from softprompt.errors import shown
+from softprompt.data.split_assignment import Subsample
+from softprompt.errors import printable
 from softprompt.experiments.demo import DemoResult
 from softprompt.inference.evaluation import Evaluation, cut_notes
 from softprompt.inference.predictor import Prediction
@@ -15,7 +15,7 @@ from softprompt.prompts.saved_prompt import Prompt
 
 def table(rows: Sequence[Sequence[str]]) -> list[str]:
     """Columns padded to their widest cell; the first row is the heading. Cells may come out of somebody else's file."""
-    rows = [[shown(cell) for cell in row] for row in rows]
+    rows = [[printable(cell) for cell in row] for row in rows]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     return [lines[0], "  ".join("-" * width for width in widths), *lines[1:]]
@@ -87,7 +87,7 @@ def drawn_words(split: str, result: Mapping[str, Any]) -> str:
     """Of how many rows a saved result is a sample, if it is one; it may come out of somebody else's file."""
     try:
         found = result["sample"]
-        return Drawn(int(found["rows"]), int(found["of"]), int(found["seed"])).words(split)
+        return Subsample(int(found["rows"]), int(found["of"]), int(found["seed"])).words(split)
     except (KeyError, TypeError, ValueError):
         return ""
 
@@ -165,8 +165,8 @@ def prompt_lines(prompt: Prompt) -> list[str]:
 
 def aligned(facts: Sequence[tuple[str, str]]) -> list[str]:
     """A name and its value a line, the values below each other; both may come out of somebody else's file."""
-    width = max(len(shown(name)) for name, _ in facts)
-    return [f"{shown(name).ljust(width)}  {shown(value)}" for name, value in facts]
+    width = max(len(printable(name)) for name, _ in facts)
+    return [f"{printable(name).ljust(width)}  {printable(value)}" for name, value in facts]
 
 
 def _metrics_of(split: str, result: Any) -> str:

@@ -9,7 +9,7 @@ from typing import Literal, TypeAlias
 
 from torch import Tensor
 
-from softprompt.data.encoding.encoder import Encoder, Item
+from softprompt.data.encoding.encoder import EncodedSequence, ExampleEncoder
 from softprompt.data.encoding.verbalizer import Verbalizer
 from softprompt.inference.generation import Completion, Sampling
 from softprompt.inference.predictor import Prediction
@@ -28,7 +28,7 @@ class Asking:
     There may be thousands of them, so they are made when they are asked.
     """
 
-    encoder: Encoder
+    encoder: ExampleEncoder
     objective: Objective
     prompts: int
 
@@ -43,7 +43,7 @@ class Asking:
         apart = self.encoder.base.architecture == "encoder-decoder"
         return 0 if apart else max(map(len, self._verbalizer.paths))
 
-    def items(self, text: tuple[int, ...], numbers: range) -> list[Item]:
+    def items(self, text: tuple[int, ...], numbers: range) -> list[EncodedSequence]:
         """Some of the items of a text, ``numbers`` within ``count``."""
         return [
             replace(self.encoder.scoring_item(0, text, number // self.prompts), prompt=number % self.prompts)
@@ -127,7 +127,7 @@ class Question:
     numbers: range
 
     @cached_property
-    def items(self) -> list[Item]:
+    def items(self) -> list[EncodedSequence]:
         return self.request.asking.items(self.request.texts[self.index], self.numbers)
 
     @property
@@ -157,7 +157,7 @@ class Text:
         self,
         base: FrozenLM,
         served: Served,
-        item: Item,
+        item: EncodedSequence,
         read: Reading,
         sampling: Sampling,
         out: "asyncio.Queue[Piece | Exception]",

@@ -7,8 +7,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from softprompt.data.encoding.batching import budgeted, collate
-from softprompt.data.encoding.encoder import Item
+from softprompt.data.encoding.batching import batch_by_token_budget, collate
+from softprompt.data.encoding.encoder import EncodedSequence
 from softprompt.errors import BaseModelError, PromptFileError, SoftpromptError
 from softprompt.inference.predictor import Prediction, likeliest
 from softprompt.models.frozen_lm import FrozenLM
@@ -83,7 +83,7 @@ def _scores(
         torch.zeros(count, len(question.request.served.spec.labels))
         for count, question in zip(members, questions, strict=True)
     ]
-    for chunk in budgeted(items, token_budget):
+    for chunk in batch_by_token_budget(items, token_budget):
         # rows behind one prompt stand together
         chunk.sort(key=lambda item: item.prompt)
         _add_scores(base, questions, chunk, prefix.scored(collate(chunk, base.device)), first, scores)
@@ -93,7 +93,7 @@ def _scores(
 def _add_scores(
     base: FrozenLM,
     questions: Sequence[Question],
-    chunk: Sequence[Item],
+    chunk: Sequence[EncodedSequence],
     hidden: Tensor,
     first: dict[str, int],
     scores: Sequence[Tensor],

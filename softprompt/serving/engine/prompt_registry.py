@@ -15,9 +15,9 @@ from datetime import datetime
 from threading import Lock
 from typing import Any, Protocol
 
-from softprompt.data.encoding.encoder import Reader
+from softprompt.data.encoding.encoder import TokenizingModel
 from softprompt.data.task import TaskSpec
-from softprompt.errors import SoftpromptError, brief
+from softprompt.errors import SoftpromptError, shorten
 from softprompt.prompts.saved_prompt import Identified, Prompt
 from softprompt.serving.engine.engine_types import Served
 from softprompt.store.prompt_sources import Gone, Source
@@ -83,7 +83,7 @@ class Changes:
     troubles: tuple[str, ...]
 
 
-class Ground(Identified, Reader, Protocol):
+class Ground(Identified, TokenizingModel, Protocol):
     """The base model as far as it must be known here."""
 
 
@@ -183,7 +183,7 @@ class Registry:
         name, at, which = model.partition("@")
         listing = self._names.get(name) if is_name(name) else None
         if listing is None:
-            raise Unknown(f"there is no model '{brief(model, 80)}': GET /v1/models tells which there are")
+            raise Unknown(f"there is no model '{shorten(model, 80)}': GET /v1/models tells which there are")
         number: int | None
         if not at:
             number = listing.aliases.get(self._default_alias, listing.numbers[-1])
@@ -193,7 +193,7 @@ class Registry:
             number = int(which) if is_number(which) else listing.aliases.get(which)
         if number not in listing.numbers:
             there = ", ".join([*map(str, listing.numbers[-8:]), *sorted(listing.aliases)[:8], LATEST])
-            raise Unknown(f"there is no model '{brief(model, 80)}': '{name}' has, behind '@', {there}")
+            raise Unknown(f"there is no model '{shorten(model, 80)}': '{name}' has, behind '@', {there}")
         return Found(f"{name}@{number}", name, number)
 
     def found(self, model: str) -> Found | None:

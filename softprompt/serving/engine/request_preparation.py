@@ -4,9 +4,9 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Generic, TypeVar
 
-from softprompt.data.encoding.encoder import Encoder, Item, Reader
-from softprompt.data.encoding.tokenization import tokens_of
-from softprompt.data.examples import Example, characters
+from softprompt.data.encoding.encoder import EncodedSequence, ExampleEncoder, TokenizingModel
+from softprompt.data.encoding.tokenization import safe_tokenizer
+from softprompt.data.examples import Example, count_characters
 from softprompt.data.task import TaskSpec
 from softprompt.errors import DataError
 from softprompt.inference.scoring import Objective
@@ -43,21 +43,21 @@ class Recent(Generic[_Value]):
 class Texts:
     """Makes tokens of examples; to be called in one thread only."""
 
-    def __init__(self, base: Reader, longest: int) -> None:
+    def __init__(self, base: TokenizingModel, longest: int) -> None:
         """``longest``: characters of an example that are read at all."""
         self._longest = longest
         self._base = base
         # now, and not while texts wait
-        tokens_of(base.tokenizer).prepare()
-        self._labelling: Recent[Encoder] = Recent(KEPT, weight_of_labels)
-        self._generating: Recent[Encoder] = Recent(KEPT)
+        safe_tokenizer(base.tokenizer).prepare()
+        self._labelling: Recent[ExampleEncoder] = Recent(KEPT, weight_of_labels)
+        self._generating: Recent[ExampleEncoder] = Recent(KEPT)
 
-    def labelling(self, served: Served, examples: Sequence[Example]) -> Encoder:
+    def labelling(self, served: Served, examples: Sequence[Example]) -> ExampleEncoder:
         """What reads ``examples`` for their labels; raises DataError for one that is too long."""
         self._check_lengths(examples)
         return self._labelling.get(served.key, lambda: self._encoder(served, served.spec))
 
-    def text(self, served: Served, example: Example, new_tokens: int) -> tuple[Item, Reading]:
+    def text(self, served: Served, example: Example, new_tokens: int) -> tuple[EncodedSequence, Reading]:
         """The item of a text that at most ``new_tokens`` are to follow.
 
         Raises:
@@ -70,19 +70,19 @@ class Texts:
             lambda: self._encoder(served, served.spec.in_words, new_tokens),
         )
         (ids,), cut = watched(encoder, [example], encoder.inputs)
-        return Item(0, ids, ()), Reading(virtual_tokens(served) + len(ids), bool(cut))
+        return EncodedSequence(0, ids, ()), Reading(virtual_tokens(served) + len(ids), bool(cut))
 
-    def _encoder(self, served: Served, spec: TaskSpec, new_tokens: int = 0) -> Encoder:
+    def _encoder(self, served: Served, spec: TaskSpec, new_tokens: int = 0) -> ExampleEncoder:
         length = max((state.length for state in served.states), default=0)
-        return Encoder(self._base, spec, length, new_tokens, words_before(served.states))
+        return ExampleEncoder(self._base, spec, length, new_tokens, words_before(served.states))
 
     def _check_lengths(self, examples: Sequence[Example]) -> None:
         for example in examples:
-            if (length := characters(example)) > self._longest:
+            if (length := count_characters(example)) > self._longest:
                 raise DataError(f"a text of {length:,} characters: expected at most {self._longest:,}, shorten it")
 
 
-def weight_of_labels(encoder: Encoder) -> int:
+def weight_of_labels(encoder: ExampleEncoder) -> int:
     """How many an encoder counts for in ``Recent``."""
     sequences = encoder.verbalizer.sequences if encoder.verbalizer is not None else ()
     return 1 + sum(map(len, sequences)) // _TOKENS_OF_ONE
@@ -101,7 +101,7 @@ def portions(template: str, examples: Sequence[Example]) -> Iterator[list[Exampl
     portion: list[Example] = []
     size = 0
     for example in examples:
-        length = len(template) + characters(example)
+        length = len(template) + count_characters(example)
         if portion and (len(portion) == _TOGETHER or size + length > _CHARACTERS_TOGETHER):
             yield portion
             portion, size = [], 0
@@ -134,7 +134,7 @@ class Preparing:
         read = [Reading(before + len(text), index in cut) for index, text in enumerate(texts)]
         return Asking(encoder, objective, max(1, len(served.states))), texts, read
 
-    def text(self, served: Served, example: Example, new_tokens: int) -> tuple[Item, Reading]:
+    def text(self, served: Served, example: Example, new_tokens: int) -> tuple[EncodedSequence, Reading]:
         """The item of a text that at most ``new_tokens`` are to follow; raises as ``questions``."""
         return self._texts.text(served, example, new_tokens)
 
@@ -145,7 +145,7 @@ def virtual_tokens(served: Served) -> int:
 
 
 def watched(
-    encoder: Encoder, examples: Sequence[Example], read: Callable[[Sequence[Example]], _Value]
+    encoder: ExampleEncoder, examples: Sequence[Example], read: Callable[[Sequence[Example]], _Value]
 ) -> tuple[_Value, frozenset[int]]:
     """What ``read`` makes of examples with ``encoder``, and which of them it cut."""
 

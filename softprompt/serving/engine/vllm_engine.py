@@ -16,7 +16,7 @@ from functools import partial
 from statistics import fmean
 from typing import Any, TypeVar
 
-from softprompt.data.encoding.encoder import Encoder
+from softprompt.data.encoding.encoder import ExampleEncoder
 from softprompt.data.encoding.verbalizer import Decision
 from softprompt.data.examples import Example
 from softprompt.errors import ConfigError, DataError
@@ -169,7 +169,7 @@ class VllmEngine:
 
     def _labelling(
         self, served: Served, examples: Sequence[Example]
-    ) -> tuple[Encoder, tuple[int, ...], list[tuple[int, ...]], frozenset[int]]:
+    ) -> tuple[ExampleEncoder, tuple[int, ...], list[tuple[int, ...]], frozenset[int]]:
         encoder = self._texts.labelling(served, examples)
         return encoder, self._front(served), *watched(encoder, examples, encoder.inputs)
 

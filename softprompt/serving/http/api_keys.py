@@ -15,7 +15,7 @@ from typing import Annotated, Any
 from filelock import FileLock
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
-from softprompt.errors import ConfigError, writing
+from softprompt.errors import ConfigError, map_write_errors
 from softprompt.store.metadata import Record, now
 from softprompt.utils.files import replace_file
 from softprompt.utils.safe_io import TEXT_LIMIT, read_file
@@ -95,7 +95,7 @@ def add_key(path: Path, name: str, prompts: Sequence[str] = (), *, admin: bool =
         OutputError: the file cannot be written.
     """
     token = f"{PREFIX}{secrets.token_urlsafe(32)}"
-    with writing(path, "give another file"):
+    with map_write_errors(path, "give another file"):
         path.absolute().parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{path}.lock"):
             before = read_keys(path) if path.exists() else KeyFile()
@@ -119,7 +119,7 @@ def add_key(path: Path, name: str, prompts: Sequence[str] = (), *, admin: bool =
 
 def remove_key(path: Path, name: str) -> None:
     """Take a key out of the file; raises as ``add_key``."""
-    with writing(path, "give another file"), FileLock(f"{path}.lock"):
+    with map_write_errors(path, "give another file"), FileLock(f"{path}.lock"):
         before = read_keys(path)
         left = tuple(key for key in before.keys if key.name != name)
         if len(left) == len(before.keys):

@@ -18,7 +18,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
-from softprompt.errors import BaseModelError, DataError, PromptFileError, SoftpromptError, TemplateError, brief
+from softprompt.errors import BaseModelError, DataError, PromptFileError, SoftpromptError, TemplateError, shorten
 from softprompt.serving.engine.engine_types import Busy, Expired, Unreachable
 from softprompt.serving.engine.prompt_registry import Unavailable, Unknown
 
@@ -139,7 +139,7 @@ def _invalid(errors: Sequence[Mapping[str, Any]], body: Any) -> ApiError:
         expected = dict.fromkeys(_expected(error) for error in here)
         message = f"expected {' or '.join(expected)}, got {_got(here[0]['input'])}"
     # names of fields are of whoever asks
-    name = "".join(f"[{part}]" if isinstance(part, int) else f".{brief(part, 80)}" for part in where).lstrip(".")
+    name = "".join(f"[{part}]" if isinstance(part, int) else f".{shorten(part, 80)}" for part in where).lstrip(".")
     return ApiError(422, "invalid_value", f"{name}: {message}" if name else message, param=name or None)
 
 

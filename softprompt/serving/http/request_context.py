@@ -8,8 +8,8 @@ from typing import Annotated, Any, TypeVar
 from fastapi import Header
 from starlette.requests import Request
 
-from softprompt.data.examples import Example, characters, unlabelled_example
-from softprompt.errors import DataError, brief
+from softprompt.data.examples import Example, count_characters, unlabelled_example
+from softprompt.errors import DataError, shorten
 from softprompt.inference.predictor import Prediction
 from softprompt.serving.engine.engine_types import Answering, Expired, Served
 from softprompt.serving.engine.prompt_registry import Found, Registry
@@ -145,13 +145,14 @@ class Desk:
         columns = asked.served.spec.row_columns
         examples = [unlabelled_example(row, f"text {index}", columns) for index, row in enumerate(rows)]
         for index, one in enumerate(examples):
-            if (length := characters(one)) > self.config.text_limit:
+            if (length := count_characters(one)) > self.config.text_limit:
                 limit = f"at most {self.config.text_limit:,} characters, got {length:,}"
                 raise ApiError(422, "text_too_long", f"text {index}: expected {limit}")
         used = sorted(asked.columns)
         for name in sorted({name for one in examples for name in one.columns} - asked.columns)[:MOST_NAMED]:
             asked.facts.warnings.append(
-                f"the column '{brief(name, 80)}' has no effect: the template of '{asked.model}' uses {', '.join(used)}"
+                f"the column '{shorten(name, 80)}' has no effect: the template of '{asked.model}' uses "
+                f"{', '.join(used)}"
             )
         needed = asked.served.spec.compiled.names
         if "text" not in needed and any(one.text for one in examples):

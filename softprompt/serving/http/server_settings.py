@@ -15,7 +15,7 @@ from softprompt.config import Settings
 from softprompt.errors import ConfigError
 from softprompt.serving.request_log.request_samples import Keep
 from softprompt.store.references import check_alias
-from softprompt.utils.files import expanded
+from softprompt.utils.files import expand_user
 
 ENVIRONMENT = "SOFTPROMPT_"
 SAMPLING = {"sample_rate", "sample_text", "sample_keep"}
@@ -161,12 +161,12 @@ class ServeConfig(Settings):
     @property
     def keys_path(self) -> Path | None:
         """The file of keys."""
-        return None if self.keys is None else expanded(self.keys)
+        return None if self.keys is None else expand_user(self.keys)
 
     @property
     def samples_path(self) -> Path | None:
         """The file of samples."""
-        return None if self.sample_file is None else expanded(self.sample_file)
+        return None if self.sample_file is None else expand_user(self.sample_file)
 
     @property
     def is_local(self) -> bool:

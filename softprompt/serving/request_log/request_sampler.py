@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from softprompt.data.encoding.encoder import Encoder, Reader
-from softprompt.data.examples import Example, characters
+from softprompt.data.encoding.encoder import ExampleEncoder, TokenizingModel
+from softprompt.data.examples import Example, count_characters
 from softprompt.errors import SoftpromptError
 from softprompt.serving.engine.engine_types import Served
 from softprompt.serving.engine.request_preparation import Recent, weight_of_labels
@@ -68,7 +68,7 @@ class Taken:
     @property
     def characters(self) -> int:
         """That it holds in memory."""
-        texts = sum(map(characters, self.examples))
+        texts = sum(map(count_characters, self.examples))
         return texts + sum(len(one.text) for one in self.answers)
 
 
@@ -81,7 +81,7 @@ class Sampler:
 
     def __init__(
         self,
-        base: Reader,
+        base: TokenizingModel,
         file: SampleFile,
         profile: Callable[[str], Profile | None],
         count: Callable[[str, int], None],
@@ -193,9 +193,9 @@ class Sampler:
 class _Measuring:
     """Tokens of texts."""
 
-    def __init__(self, base: Reader, profile: Callable[[str], Profile | None]) -> None:
+    def __init__(self, base: TokenizingModel, profile: Callable[[str], Profile | None]) -> None:
         self._base, self._profile = base, profile
-        self._prompts: Recent[tuple[Encoder, frozenset[int] | None]] = Recent(
+        self._prompts: Recent[tuple[ExampleEncoder, frozenset[int] | None]] = Recent(
             KEPT, lambda made: weight_of_labels(made[0])
         )
 
@@ -208,7 +208,7 @@ class _Measuring:
             return None, None
         return len(ids), None if known is None else rare_tokens(ids, known)
 
-    def _made(self, prompt: str, served: Served) -> tuple[Encoder, frozenset[int] | None]:
+    def _made(self, prompt: str, served: Served) -> tuple[ExampleEncoder, frozenset[int] | None]:
         known = None
         try:
             profile = self._profile(prompt)
@@ -216,7 +216,7 @@ class _Measuring:
         except SoftpromptError as error:
             log.warning("profile not read", extra={"facts": {"model": prompt, "reason": str(error)}})
         length = max((state.length for state in served.states), default=0)
-        return Encoder(self._base, served.spec, length), known
+        return ExampleEncoder(self._base, served.spec, length), known
 
 
 def _cut(text: str) -> str:

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, JsonValue, Valid
 
 from softprompt.errors import ConfigError, DataError
 from softprompt.utils.safe_io import parse_json
-from softprompt.utils.seals import SEAL, digest_of, sealed
+from softprompt.utils.seals import SEAL, json_digest, seal
 
 MOST_ROWS = 200_000  # that are read, the newest ones
 TEXT_CHARACTERS = 20_000  # of a text or an answer that are kept
@@ -141,7 +141,7 @@ def is_lines(path: Path) -> bool:
 def row_of(sample: Sample) -> tuple[Any, ...]:
     """The values of a row of SQLite, the last one being the digest of the others."""
     values = sample.model_dump()
-    seal = digest_of(sample.model_dump(exclude_none=True))
+    seal = json_digest(sample.model_dump(exclude_none=True))
     for name in _STRUCTURED:
         values[name] = None if values[name] is None else json.dumps(values[name], ensure_ascii=False)
     return *(values[name] for name in COLUMNS), seal
@@ -149,7 +149,7 @@ def row_of(sample: Sample) -> tuple[Any, ...]:
 
 def line_of(sample: Sample) -> bytes:
     """A line of a JSONL file."""
-    return json.dumps(sealed(sample.model_dump(exclude_none=True)), ensure_ascii=False).encode() + b"\n"
+    return json.dumps(seal(sample.model_dump(exclude_none=True)), ensure_ascii=False).encode() + b"\n"
 
 
 def read_samples(path: Path, since: float = 0.0, most: int = MOST_ROWS) -> Read:
@@ -193,7 +193,7 @@ def _checked(rows: Iterable[dict[str, Any] | None]) -> tuple[list[Sample], int]:
                 raise ValueError
             seal = row.pop(SEAL, None)
             sample = Sample.model_validate(row)
-            if seal is not None and seal != digest_of(sample.model_dump(exclude_none=True)):
+            if seal is not None and seal != json_digest(sample.model_dump(exclude_none=True)):
                 raise ValueError
         except (ValidationError, ValueError):
             damaged += 1

@@ -16,7 +16,7 @@ from typing import Any
 
 from softprompt.config import DistillConfig, TrainConfig
 from softprompt.data.examples import Example
-from softprompt.data.split_assignment import Drawn, sample_indices, sample_of
+from softprompt.data.split_assignment import Subsample, sample_examples, sample_indices
 from softprompt.data.splits import Splits
 from softprompt.data.task import Task
 from softprompt.errors import ConfigError
@@ -43,7 +43,7 @@ from softprompt.training.fit import (
     with_records,
 )
 from softprompt.training.loop import Observer, TrainingResult, check_there, train_together
-from softprompt.utils.files import expanded
+from softprompt.utils.files import expand_user
 
 REPORT_FILE = "distillation.json"
 SPEED_EXAMPLES = 256  # held-out inputs whose requests are timed, at most
@@ -156,7 +156,7 @@ def distill_together(
     settings = settings.model_copy(update={"max_new_tokens": room})
     task, notes = _used(whole, first, settings, evaluate_test)
     configs = {name: config.model_copy(update={"max_length": task.spec.max_length}) for name, config in configs.items()}
-    out = None if out is None else expanded(out)
+    out = None if out is None else expand_user(out)
     run: AbstractContextManager[Checkpoint | None] = nullcontext()
     how = settings.model_dump()
     if out is not None:
@@ -219,9 +219,9 @@ def _started(config: TrainConfig, teacher: Teacher) -> TrainConfig:
 def _used(task: Task, config: TrainConfig, settings: DistillConfig, evaluate_test: bool) -> tuple[Task, list[str]]:
     """The inputs that learning and reporting come by: the teacher need not answer others."""
     most = config.steps * config.batch_size
-    train = sample_of(task.train, most)
-    validation = sample_of(task.validation, config.validation_limit)
-    test = sample_of(task.test, TEST_LIMIT[task.spec.kind]) if evaluate_test else ()
+    train = sample_examples(task.train, most)
+    validation = sample_examples(task.validation, config.validation_limit)
+    test = sample_examples(task.test, TEST_LIMIT[task.spec.kind]) if evaluate_test else ()
     notes = []
     whys = {
         "train": f"{config.steps:,} steps see no more",
@@ -293,7 +293,7 @@ def _reported(
             chosen = sample_indices(examples, TEST_LIMIT[task.spec.kind])
             some, own = [examples[index] for index in chosen], answers[split].at(chosen)
             near, metrics[split], answered[split] = fidelity(base, task.spec, some, own, outcome.state, sampling)
-            metrics[split] |= Drawn(len(chosen), given[split]).to_dict()
+            metrics[split] |= Subsample(len(chosen), given[split]).to_dict()
             held_out[split] = near
     last = next(reversed(held_out.values()))
     report = Distilled(
@@ -315,7 +315,7 @@ def _measured(
     base: FrozenLM, task: Task, done: Mapping[str, Distillation], teacher: Teacher, settings: DistillConfig
 ) -> dict[str, Distillation]:
     """With latency and throughput before and after."""
-    examples = sample_of(task.test or task.validation, SPEED_EXAMPLES)
+    examples = sample_examples(task.test or task.validation, SPEED_EXAMPLES)
     states = [one.prompt.state for one in done.values()]
     after, cached, read = measured(base, task.spec, examples, teacher, states, settings)
     return {

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from softprompt.config import TrainConfig
-from softprompt.data.encoding.batching import budgeted, collate
-from softprompt.data.encoding.encoder import Batch, Encoder, Item
+from softprompt.data.encoding.batching import batch_by_token_budget, collate
+from softprompt.data.encoding.encoder import Batch, EncodedSequence, ExampleEncoder
 from softprompt.data.examples import Example
 from softprompt.data.task import Task
 from softprompt.inference.scoring import EVALUATION_TOKENS, Objective, divergence, vocabulary_losses
@@ -36,21 +36,21 @@ ENOUGH = 0.01  # nats of divergence, below which no run is said not to learn
 
 
 class LabelTargets:
-    """Label distributions. ``Item.targets`` are rows of the table: each position's example."""
+    """Label distributions. ``EncodedSequence.targets`` are rows of the table: each position's example."""
 
     def __init__(self, objective: Objective, answers: LabelAnswers, temperature: float) -> None:
         self._objective, self._temperature = objective, temperature
         self.plain = answers.log_probabilities
         self.tempered = objective.tempered(self.plain, temperature)
 
-    def items(self, encoder: Encoder, examples: Sequence[Example]) -> list[tuple[Item, ...]]:
+    def items(self, encoder: ExampleEncoder, examples: Sequence[Example]) -> list[tuple[EncodedSequence, ...]]:
         """Of each example the items that together ask every decision."""
-        portions: list[list[Item]] = [[] for _ in examples]
+        portions: list[list[EncodedSequence]] = [[] for _ in examples]
         for item in encoder.scoring_items(examples):
             portions[item.example].append(replace(item, targets=(item.example,) * len(item.positions)))
         return [tuple(portion) for portion in portions]
 
-    def count(self, items: Sequence[Item]) -> int:
+    def count(self, items: Sequence[EncodedSequence]) -> int:
         """Examples."""
         return len({item.example for item in items})
 
@@ -62,7 +62,7 @@ class LabelTargets:
         chosen, reached = self._objective.choices_of(labels, batch.decisions)
         return self._temperature**2 * reached * divergence(chosen, student)
 
-    def fidelity(self, prefix: Prefix, items: Sequence[Item]) -> tuple[Tensor, Tensor, Tensor]:
+    def fidelity(self, prefix: Prefix, items: Sequence[EncodedSequence]) -> tuple[Tensor, Tensor, Tensor]:
         """At temperature 1, of each example: divergence, 1 where both choose the same label, 1; on the CPU."""
         student = self._objective.label_log_probabilities(prefix, items, learning=True)
         alike = (student.argmax(1) == self.plain.argmax(1)).float()
@@ -77,12 +77,12 @@ class LabelTargets:
 
 
 class TokenTargets:
-    """Distributions along completions. ``Item.targets`` are rows of the tables: each position's place."""
+    """Distributions along completions. ``EncodedSequence.targets`` are rows of the tables: each position's place."""
 
     def __init__(self, base: FrozenLM, completions: Completions, temperature: float) -> None:
         self._base, self._temperature, self._completions = base, temperature, completions
 
-    def items(self, encoder: Encoder, examples: Sequence[Example]) -> list[tuple[Item, ...]]:
+    def items(self, encoder: ExampleEncoder, examples: Sequence[Example]) -> list[tuple[EncodedSequence, ...]]:
         """One item for each completion."""
         told, answers = self._completions, self._completions.answers
         items = encoder.answer_items([examples[index] for index in told.example.tolist()], answers)
@@ -92,7 +92,7 @@ class TokenTargets:
             for item, start in zip(items, starts, strict=True)
         ]
 
-    def count(self, items: Sequence[Item]) -> int:
+    def count(self, items: Sequence[EncodedSequence]) -> int:
         """Places."""
         return sum(len(item.targets) for item in items)
 
@@ -101,11 +101,11 @@ class TokenTargets:
         return self._divergence(prefix, batch, self._temperature)[0]
 
     @torch.no_grad()
-    def fidelity(self, prefix: Prefix, items: Sequence[Item]) -> tuple[Tensor, Tensor, Tensor]:
+    def fidelity(self, prefix: Prefix, items: Sequence[EncodedSequence]) -> tuple[Tensor, Tensor, Tensor]:
         """At temperature 1, of each completion: mean divergence, share of tokens chosen alike, places; on the CPU."""
         counts = self._completions.counts.float()
         sums = torch.zeros(2, len(counts))
-        for chunk in budgeted(items, EVALUATION_TOKENS):
+        for chunk in batch_by_token_budget(items, EVALUATION_TOKENS):
             batch = collate(chunk, self._base.device)
             owner = torch.tensor([item.example for item in chunk])[batch.row.cpu()]
             losses, alike = self._divergence(prefix, batch, 1.0)
@@ -186,7 +186,7 @@ class Fidelity:
     """How near a student is to its teacher on some examples."""
 
     def __init__(
-        self, base: FrozenLM, targets: LabelTargets | TokenTargets, portions: Sequence[Sequence[Item]]
+        self, base: FrozenLM, targets: LabelTargets | TokenTargets, portions: Sequence[Sequence[EncodedSequence]]
     ) -> None:
         self._base, self._targets = base, targets
         self._items = [item for portion in portions for item in portion]

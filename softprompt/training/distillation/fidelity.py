@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from softprompt.config import DistillConfig
-from softprompt.data.encoding.encoder import Encoder
-from softprompt.data.examples import Example, answered, gold_of
-from softprompt.data.few_shot import BEHIND_WORDS, behind
+from softprompt.data.encoding.encoder import ExampleEncoder
+from softprompt.data.examples import Example, gold_answers, keep_answered
+from softprompt.data.few_shot import BEHIND_WORDS, prepend_tokens
 from softprompt.data.task import TaskSpec
 from softprompt.inference.benchmark import Speed, figure, measure_speed
 from softprompt.inference.evaluation import score
@@ -25,7 +25,7 @@ from softprompt.inference.predictor import Prediction, Predictor, likeliest, nam
 from softprompt.inference.scoring import EVALUATION_TOKENS, Objective
 from softprompt.inference.speed_drift import comparable
 from softprompt.metrics import QUANTILES, Metric, mean_metric
-from softprompt.metrics.bootstrap import resampled, scores_of
+from softprompt.metrics.bootstrap import resample_scores, score_runs
 from softprompt.metrics.measured import Figure
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.prefix import Prefix, make_prefix
@@ -48,7 +48,7 @@ class ReadAnew:
             TemplateError: it leaves no room for inputs in the model's context.
         """
         self.base, self.spec, self.sampling, self._ids = base, spec, sampling, tuple(ids)
-        self._encoder = Encoder(base, spec, len(ids), sampling.max_new_tokens, BEHIND_WORDS)
+        self._encoder = ExampleEncoder(base, spec, len(ids), sampling.max_new_tokens, BEHIND_WORDS)
         self._objective = Objective(base, self._encoder.verbalizer)
 
     @cached_property
@@ -59,7 +59,7 @@ class ReadAnew:
 
     def label_log_probabilities(self, examples: Sequence[Example]) -> Tensor:
         """Log-probabilities ``[n, C]`` of the labels."""
-        items = behind(self._encoder.scoring_items(examples), [self._ids] * len(examples))
+        items = prepend_tokens(self._encoder.scoring_items(examples), [self._ids] * len(examples))
         with naming(examples):
             return self._objective.label_log_probabilities(self.prefix, items)
 
@@ -132,13 +132,13 @@ def fidelity(
 
     facts: dict[str, Any] = {}
     manifest: dict[str, Any] = {**agreement.to_dict(), "others": {}, "truncated": predictor.truncated}
-    told = set(map(id, answered(examples)))
+    told = set(map(id, keep_answered(examples)))
     if indices := [index for index, one in enumerate(examples) if id(one) in told]:
         labelled = [examples[index] for index in indices]
         of_teacher, of_student = (score(one.of(indices), labelled) for one in (teacher, student))
         facts = {"teacher": figure(of_teacher.metric), "student": figure(of_student.metric)}
         words = [one.of(indices).words for one in (teacher, student)]
-        facts["kept"] = _kept(of_student.metric.name, gold_of(labelled), *words)
+        facts["kept"] = _kept(of_student.metric.name, gold_answers(labelled), *words)
         manifest = {**of_student.to_dict(), "truncated": predictor.truncated}
         further = [agreement, *further]
     manifest["others"] |= {metric.name: metric.to_dict() for metric in further}
@@ -152,7 +152,7 @@ def request_tokens(
     base: FrozenLM, spec: TaskSpec, examples: Sequence[Example], teacher: Teacher, state: PromptState
 ) -> RequestTokens:
     """What a request has before and after."""
-    texts = Encoder(base, spec, state.length).inputs(examples)
+    texts = ExampleEncoder(base, spec, state.length).inputs(examples)
     text = float(np.mean([len(ids) for ids in texts]))
     # each of several prompts reads the text
     before, after = teacher.tokens + len(teacher.states) * text, state.length + text
@@ -232,11 +232,11 @@ def without_clock(report: Distilled) -> Mapping[str, Any]:
 def _kept(metric: str, gold: Sequence[Any], teacher: Sequence[str], student: Sequence[str]) -> Figure | None:
     """The student's metric as a share of its teacher's."""
     answers = {"teacher": teacher, "student": student}
-    scores = {name: scores_of(metric, gold, [words]) for name, words in answers.items()}
+    scores = {name: score_runs(metric, gold, [words]) for name, words in answers.items()}
     whole = {name: float(one.means[0]) for name, one in scores.items()}
     if whole["teacher"] <= 0:
         return None
-    values = resampled(scores)
+    values = resample_scores(scores)
     # a resample in which the teacher has nothing right says nothing
     some = values["teacher"] > 0
     low, high = np.quantile(values["student"][some] / values["teacher"][some], QUANTILES)

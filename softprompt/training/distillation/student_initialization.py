@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import torch
 
-from softprompt.data.encoding.encoder import Encoder
+from softprompt.data.encoding.encoder import ExampleEncoder
 from softprompt.data.split_assignment import sample_indices
 from softprompt.data.task import Task
 from softprompt.errors import ConfigError
@@ -54,7 +54,7 @@ def chosen_starts(
     found = {}
     chosen = sample_indices(task.validation, TRIED_ON)
     for length in sorted(set(lengths.values())):
-        encoder = Encoder(base, task.spec, length)
+        encoder = ExampleEncoder(base, task.spec, length)
         targets = targets_of(Objective(base, encoder.verbalizer), answers.at(chosen))
         near = Fidelity(base, targets, targets.items(encoder, [task.validation[index] for index in chosen]))
         tried = candidates(base, task, teacher, length)

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from softprompt.config import DistillConfig
-from softprompt.data.encoding.tokenization import tokens_of
-from softprompt.data.encoding.verbalizer import end_of_answer
+from softprompt.data.encoding.tokenization import safe_tokenizer
+from softprompt.data.encoding.verbalizer import end_token_id
 from softprompt.data.examples import Example
 from softprompt.data.few_shot import GAP
 from softprompt.data.task import TaskSpec
@@ -31,7 +31,7 @@ from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.saved_prompt import Prompt
 from softprompt.prompts.state import PromptState
 from softprompt.prompts.written_prompt import written_ids, written_prompt
-from softprompt.utils.files import expanded
+from softprompt.utils.files import expand_user
 from softprompt.utils.safe_io import TEXT_LIMIT, read_file
 
 
@@ -158,7 +158,7 @@ class Completions:
     def texts(self, tokenizer: Any) -> list[str]:
         """Each completion as ``predict`` gives it."""
         words = [answer[: len(answer) - ended] for answer, ended in zip(self.answers, self.ended.tolist(), strict=True)]
-        return [tokens_of(tokenizer).text(ids).strip() for ids in words]
+        return [safe_tokenizer(tokenizer).text(ids).strip() for ids in words]
 
 
 Answers: TypeAlias = LabelAnswers | Completions
@@ -171,7 +171,7 @@ def read_text(path: Path) -> str:
         ConfigError: it is not there, empty, too large, or no text in UTF-8.
     """
     try:
-        text = read_file(expanded(path), TEXT_LIMIT).decode()
+        text = read_file(expand_user(path), TEXT_LIMIT).decode()
     except FileNotFoundError as error:
         raise ConfigError(f"the prompt's file '{path}' does not exist: give one with the text") from error
     except (OSError, ValueError) as error:
@@ -264,7 +264,7 @@ def _ending(completions: Completions, stop: Sequence[str], base: FrozenLM) -> Co
 
     So a student learns to end there by itself, with the probability that its teacher has of going on to that string.
     """
-    end = end_of_answer(base.tokenizer)
+    end = end_token_id(base.tokenizer)
     tokens, ids, counts, ended = (
         one.clone() for one in (completions.tokens, completions.top_ids, completions.counts, completions.ended)
     )
@@ -274,9 +274,9 @@ def _ending(completions: Completions, stop: Sequence[str], base: FrozenLM) -> Co
         words = list(answer[: len(answer) - int(ended[index])])
 
         def length(count: int, words: list[int] = words) -> int:
-            return len(tokens_of(base.tokenizer).text(words[:count]))
+            return len(safe_tokenizer(base.tokenizer).text(words[:count]))
 
-        text = tokens_of(base.tokenizer).text(words)
+        text = safe_tokenizer(base.tokenizer).text(words)
         cuts = [at for one in stop if (at := text.find(one)) >= 0]
         if not cuts:
             continue

@@ -6,10 +6,10 @@ from pathlib import Path
 
 from torch import Tensor
 
-from softprompt.errors import TrainingError, writing
+from softprompt.errors import TrainingError, map_write_errors
 from softprompt.training.distillation.teacher import Answers, Completions, LabelAnswers
 from softprompt.utils.files import replace_file
-from softprompt.utils.seals import read_sealed_tensors, sealed_tensors
+from softprompt.utils.seals import read_sealed_tensors, seal_tensors
 
 ANSWERS_FILE = "teacher.safetensors"
 
@@ -29,9 +29,9 @@ def save_answers(path: Path, answers: Mapping[str, Answers], identity: str, seco
         for split, answer in answers.items()
         for field in fields(answer)
     }
-    with writing(path.parent):
+    with map_write_errors(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(path, sealed_tensors(tensors, {"identity": identity, "seconds": seconds}))
+        replace_file(path, seal_tensors(tensors, {"identity": identity, "seconds": seconds}))
 
 
 def load_answers(path: Path, identity: str) -> tuple[dict[str, Answers], float] | None:
