@@ -28,8 +28,8 @@ AIMS = {"help": 0.5, "import": 0.5, "model": 5.0, "first step": 10.0}  # seconds
 # ends the process behind its first step, which nothing prints
 _UNTIL_FIRST_STEP = """
 import os, sys
-from softprompt.cli import main
-from softprompt.learner import Learner
+from softprompt.cli.main import main
+from softprompt.training.learner import Learner
 
 made = Learner.update
 

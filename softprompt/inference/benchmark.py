@@ -18,40 +18,9 @@ from softprompt.data.split_assignment import sample_examples
 from softprompt.inference.evaluation import Evaluation
 from softprompt.inference.neutral_text import PASSAGES
 from softprompt.metrics import Metric, calibration_error
-from softprompt.metrics.measured import Figure, _Record
+from softprompt.metrics.measured import Figure, Speed
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.prefix import make_prefix
-
-
-class Speed(_Record):
-    """Inference on the machine of the study, one process.
-
-    Attributes:
-        p50_ms, p95_ms: latency of single requests.
-        requests: how many single requests were timed.
-        batch_size, examples_per_second: of a stream of batches.
-        added_tokens: that each request carries beyond template and text (mean); computed anew each time or cached.
-        reference_ms: median latency of the same requests answered by a reference that was timed in turns with this one,
-            in a study the bare template: on a machine whose speed changes, ratios to it are what can be compared.
-    """
-
-    p50_ms: float
-    p95_ms: float
-    requests: int
-    batch_size: int
-    examples_per_second: float
-    added_tokens: float
-    reference_ms: float | None = None
-
-    @property
-    def times_reference(self) -> float | None:
-        """Median latency as a multiple of the reference's."""
-        return self.p50_ms / self.reference_ms if self.reference_ms else None
-
-    def cost_per_million(self, price_per_hour: float) -> float:
-        """Price of a million requests at full batches."""
-        return price_per_hour * 1e6 / self.examples_per_second / 3600
-
 
 REQUESTS = 50  # single requests that are timed, at most
 FEWEST_REQUESTS = 5

@@ -27,12 +27,7 @@ from softprompt.models.distributed import ALONE, Processes
 from softprompt.models.fast_attention import make_faster
 from softprompt.models.fingerprint import config_sha256, tokenizer_sha256
 from softprompt.models.last_layer import shorten_last_layer
-from softprompt.models.quantization import (
-    count,
-    is_plain,
-    sampled_sha256,
-    scheme_of,
-)
+from softprompt.models.quantization import count, is_plain, sampled_sha256, scheme_of
 from softprompt.models.sharding import weights_of
 
 

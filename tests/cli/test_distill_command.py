@@ -16,9 +16,9 @@ from helpers.small_tasks import TEMPLATE, Ended, answers, command, reviews, writ
 from helpers.tiny_models import save_tiny, tiny_base
 
 from softprompt.data.task import TaskSpec
-from softprompt.inference.benchmark import Speed
 from softprompt.inference.generation import Sampling
 from softprompt.inference.predictor import Predictor
+from softprompt.metrics.measured import Speed
 from softprompt.report.pages.distillation_text import distill_lines
 from softprompt.store.prompt_loading import load_prompt
 from softprompt.training.distillation.distillation_records import Distilled

@@ -152,7 +152,7 @@ class TestTogether:
 class TestClock:
     def test_goes_on_where_an_earlier_process_ended(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         now = 100.0
-        monkeypatch.setattr("softprompt.experiments.baselines.soft_prompts.time.perf_counter", lambda: now)
+        monkeypatch.setattr("softprompt.training.callbacks.time.perf_counter", lambda: now)
         first = Clock(Recorder(), tmp_path / "clock.json")
         first.started(0, 60, 1, 1)
         for step in range(1, 31):

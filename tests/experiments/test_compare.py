@@ -18,6 +18,7 @@ from softprompt.experiments.comparison.candidates import contestants
 from softprompt.experiments.comparison.compare import Terms, check_terms, compare, rates_around
 from softprompt.experiments.comparison.study_records import Result, Study
 from softprompt.experiments.failed_runs import error_line
+from softprompt.report.report_files import write_report
 
 pytestmark = pytest.mark.usefixtures("few_requests")
 
@@ -26,7 +27,9 @@ TERMS = Terms(seeds=2, steps=4, batch_size=8)
 
 
 def run(out: Path, *methods: Any, task: Task = TASK, terms: Terms = TERMS, observer: Any = None) -> Study:
-    return compare(tiny_base("llama"), task, methods, out, terms, observer)
+    study = compare(tiny_base("llama"), task, methods, out, terms, observer)
+    write_report(study, out, figures=True)
+    return study
 
 
 def names(folder: Path) -> list[str]:

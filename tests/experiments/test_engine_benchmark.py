@@ -17,6 +17,7 @@ from softprompt.experiments.comparison.engine_benchmark import find_engine
 from softprompt.experiments.comparison.study_records import Study
 from softprompt.report.pages.comparison_tables import serving_cost
 from softprompt.report.pages.comparison_text import study_lines
+from softprompt.report.report_files import write_report
 
 pytestmark = pytest.mark.usefixtures("few_requests")
 
@@ -63,7 +64,9 @@ def python(tmp_path: Path) -> Path:
 def run(out: Path, python: Path | None = None, price: float | None = None) -> Study:
     terms = Terms(seeds=2, steps=2, batch_size=4, engine_python=python, price_per_hour=price)
     methods = contestants("zero-shot,prompt-tuning:length=3,prefix-tuning:length=2")
-    return compare(tiny_base("llama"), reviews_task(test=60), methods, out, terms)
+    study = compare(tiny_base("llama"), reviews_task(test=60), methods, out, terms)
+    write_report(study, out)
+    return study
 
 
 class TestRow:

@@ -23,6 +23,7 @@ from softprompt.experiments.sweep.search import sweep
 from softprompt.experiments.sweep.search_space import Space
 from softprompt.experiments.sweep.sweep_folder import SweepFolder, SweepSummary, SweepTrial, best_of, read_sweep
 from softprompt.experiments.sweep.trial_sampler import Proposals, objective
+from softprompt.report.report_files import write_report
 from softprompt.store.prompt_loading import load_prompt
 
 TASK = reviews_task(test=60)
@@ -274,6 +275,7 @@ class TestInAComparison:
         assert swept.config.length == summary.settings["length"]
         terms = Terms(seeds=2, steps=6, batch_size=8)
         study = compare(tiny_base("llama"), TASK, methods, tmp_path / "study", terms)
+        write_report(study, tmp_path / "study")
         results = [result for result in study.results if result.method == swept.name]
         assert [result.seed for result in results] == [0, 1]
         assert [trial.value for trial in results[0].trials] == [trial.value for trial in trials]

@@ -15,9 +15,8 @@ from softprompt.experiments.comparison.study_records import (
     Study,
     Trial,
 )
-from softprompt.inference.benchmark import Speed
 from softprompt.metrics import accuracy, paired_bootstrap
-from softprompt.metrics.measured import Figure
+from softprompt.metrics.measured import Figure, Speed
 
 LABELS = ("abbreviation", "description", "entity", "human", "location", "number")
 _QUESTIONS = {

@@ -15,11 +15,12 @@ from helpers.tiny_models import plain_logits, tiny_base
 from softprompt.data.examples import Example
 from softprompt.experiments.comparison.study_records import Cost
 from softprompt.inference import benchmark
-from softprompt.inference.benchmark import Speed, folder_bytes, further_figures, measure_speed, perplexity
+from softprompt.inference.benchmark import folder_bytes, further_figures, measure_speed, perplexity
 from softprompt.inference.evaluation import Evaluation
 from softprompt.inference.neutral_text import PASSAGES
 from softprompt.inference.predictor import Prediction
 from softprompt.metrics import Metric, calibration_error, expected_calibration_error
+from softprompt.metrics.measured import Speed
 
 
 class TestPerplexity:
@@ -122,7 +123,7 @@ def test_peak_memory_is_that_of_the_block() -> None:
     # in a process of its own: another one may have that much at hand, freed and not given back
     code = """
 import torch
-from softprompt.measure import PeakMemory
+from softprompt.inference.benchmark import PeakMemory
 
 with PeakMemory(torch.device("cpu")) as first:
     block = bytearray(200_000_000)

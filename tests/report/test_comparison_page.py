@@ -16,7 +16,7 @@ from markdown_it import MarkdownIt
 from softprompt.errors import OutputError
 from softprompt.experiments.comparison.study_records import Forgetting, Recommendation, Result, Row, Study
 from softprompt.report.pages import comparison_answers, comparison_figures, comparison_tables
-from softprompt.report.render import document
+from softprompt.report.pages.comparison_page import document
 from softprompt.report.render.html import page
 from softprompt.report.render.markdown import escaped, markdown
 from softprompt.report.report_files import write_report

@@ -382,7 +382,7 @@ class TestLogs:
         assert statuses == [200, 200, 422, 404, 404, 422, 500]
         (failure,) = [line for line in lines if line["event"] == "failure"]
         assert failure["error"] == "RuntimeError"
-        assert any("asking.py" in frame for frame in failure["where"])
+        assert any("tiny_server.py" in frame for frame in failure["where"])
 
     def test_texts_where_they_are_asked_for(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
         caplog.set_level(logging.INFO, "softprompt.server")

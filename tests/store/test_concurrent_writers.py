@@ -13,9 +13,9 @@ ROOT = Path(__file__).parents[2]
 
 WRITER = """
 import sys
-from softprompt.artifacts import Artifacts
+from softprompt.store.artifacts import Artifacts
 from softprompt.errors import StoreError
-from softprompt.records import Move
+from softprompt.store.metadata import Move
 url, who, turns = sys.argv[1], sys.argv[2], int(sys.argv[3])
 store = Artifacts(url)
 print("ready", flush=True)

@@ -17,7 +17,7 @@ from softprompt.training.fit import fit
 PLACING = """
 import os, shutil, signal, sys
 from pathlib import Path
-from softprompt.checkpoint import Checkpoint
+from softprompt.training.checkpoint import Checkpoint
 
 root = Path(sys.argv[1])
 

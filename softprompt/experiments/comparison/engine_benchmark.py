@@ -27,8 +27,8 @@ from softprompt.export.engine_client import Tasks
 from softprompt.export.gguf import bake_gguf, gguf_usage
 from softprompt.export.vocabulary import bake
 from softprompt.inference import benchmark
-from softprompt.inference.benchmark import Speed
 from softprompt.inference.predictor import Predictor
+from softprompt.metrics.measured import Speed
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.saved_prompt import Prompt
 

@@ -9,9 +9,8 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from softprompt.inference.benchmark import Speed
 from softprompt.inference.speed_drift import drift
-from softprompt.metrics.measured import SCHEMA_VERSION, Figure, _Record
+from softprompt.metrics.measured import SCHEMA_VERSION, Figure, Speed, _Record
 from softprompt.utils.seals import SealedRecord
 
 

@@ -5,7 +5,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeGuard
 
 from softprompt.experiments.comparison.study_records import Row, Study, of_seconds, speeds_of
-from softprompt.inference.benchmark import Speed
 from softprompt.inference.speed_drift import comparable, drift, warning
 from softprompt.metrics.formatting import (
     MISSING,
@@ -20,6 +19,7 @@ from softprompt.metrics.formatting import (
     short_text,
     step_metric,
 )
+from softprompt.metrics.measured import Speed
 from softprompt.report.pages.comparison_answers import confusion
 from softprompt.report.render.document import Cell, Column, Table
 

@@ -5,10 +5,10 @@ from pathlib import Path
 
 from softprompt.experiments.comparison.study_records import Row, SizeStudy, Study, of_seconds, speeds_of
 from softprompt.experiments.sweep.sweep_folder import PROMPT, SweepSummary, SweepTrial
-from softprompt.inference.benchmark import Speed
 from softprompt.inference.speed_drift import comparable, drift, warning
 from softprompt.metrics import digits_of
 from softprompt.metrics.formatting import bytes_text
+from softprompt.metrics.measured import Speed
 from softprompt.report.pages.comparison_tables import TASKS
 from softprompt.report.pages.training_text import figure, table
 

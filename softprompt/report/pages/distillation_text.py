@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from softprompt.inference.benchmark import Speed
 from softprompt.inference.speed_drift import comparable, drift
+from softprompt.metrics.measured import Speed
 from softprompt.report.pages.training_text import figure, table
 from softprompt.training.distillation.distillation_records import BreakEven, Distilled, Fidelity
 

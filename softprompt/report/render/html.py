@@ -70,7 +70,7 @@ def _whole(code: str) -> Markup:
 @cache
 def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("softprompt.report.report_files"),
+        loader=jinja2.PackageLoader("softprompt.report.render"),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -83,4 +83,4 @@ def _environment() -> jinja2.Environment:
 
 @cache
 def _resource(name: str) -> str:
-    return (files("softprompt.report.report_files") / "templates" / name).read_text(encoding="utf-8")
+    return (files("softprompt.report.render") / "templates" / name).read_text(encoding="utf-8")

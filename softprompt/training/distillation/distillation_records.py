@@ -1,7 +1,6 @@
 """What a distillation measured, as records."""
 
-from softprompt.inference.benchmark import Speed
-from softprompt.metrics.measured import SCHEMA_VERSION, Figure, _Record
+from softprompt.metrics.measured import SCHEMA_VERSION, Figure, Speed, _Record
 
 
 class Fidelity(_Record):

@@ -18,7 +18,7 @@ from softprompt.data.encoding.encoder import ExampleEncoder
 from softprompt.data.examples import Example, gold_answers, keep_answered
 from softprompt.data.few_shot import BEHIND_WORDS, prepend_tokens
 from softprompt.data.task import TaskSpec
-from softprompt.inference.benchmark import Speed, figure, measure_speed
+from softprompt.inference.benchmark import figure, measure_speed
 from softprompt.inference.evaluation import score
 from softprompt.inference.generation import ANSWER_ROOM, Sampling, complete
 from softprompt.inference.predictor import Prediction, Predictor, likeliest, naming
@@ -26,7 +26,7 @@ from softprompt.inference.scoring import EVALUATION_TOKENS, Objective
 from softprompt.inference.speed_drift import comparable
 from softprompt.metrics import QUANTILES, Metric, mean_metric
 from softprompt.metrics.bootstrap import resample_scores, score_runs
-from softprompt.metrics.measured import Figure
+from softprompt.metrics.measured import Figure, Speed
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.prefix import Prefix, make_prefix
 from softprompt.prompts.state import PromptState
