@@ -161,7 +161,7 @@ def run_softprompt(connection: Pipe, setup: Setup, steps: int) -> None:
     from softprompt.data.task import Task
     from softprompt.models.builtin_models import MODEL_NAME
     from softprompt.models.loading import load
-    from softprompt.training.callbacks import Silent
+    from softprompt.training.callbacks import Callback
     from softprompt.training.loop import train
 
     base = load(setup.model, device=setup.device)
@@ -187,11 +187,11 @@ def run_softprompt(connection: Pipe, setup: Setup, steps: int) -> None:
 
     facts = {"dtype": str(base.dtype).removeprefix("torch."), "threads": torch.get_num_threads(), "order": order}
 
-    class Timer(Silent):
-        def started(self, first_step: int, steps: int, learned: int, frozen: int) -> None:
+    class Timer(Callback):
+        def on_train_begin(self, first_step: int, steps: int, learned: int, frozen: int) -> None:
             self.gate = Gate(connection, facts, tokens)
 
-        def stepped(self, step: int, loss: float, learning_rate: float, examples_per_second: float) -> None:
+        def on_step_end(self, step: int, loss: float, learning_rate: float, examples_per_second: float) -> None:
             self.gate.step_done()
 
     train(base, task, config, Timer())

@@ -30,7 +30,7 @@ from softprompt.inference.evaluation import score
 from softprompt.inference.predictor import Predictor
 from softprompt.models.builtin_models import MODEL_NAME
 from softprompt.models.loading import load
-from softprompt.training.initialization import initialise
+from softprompt.training.initialization import initialize
 
 AIM = 10.0  # times softprompt's seconds a sentence, of PEFT under Trainer
 LOOP = ", loop"  # ends the names of those without
@@ -41,7 +41,7 @@ Labels = Callable[[Sequence[Example]], list[str]]
 def softprompt_labels(model: str, device: str, task: Task, length: int) -> tuple[Labels, str]:
     """softprompt with its default settings; also its dtype."""
     base = load(model, device=device)
-    prompt = initialise("text", base, task.spec, length, 0, task.train)
+    prompt = initialize("text", base, task.spec, length, 0, task.train)
     predictor = Predictor(base, task.spec, prompt)
 
     def labels(examples: Sequence[Example]) -> list[str]:

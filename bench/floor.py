@@ -85,7 +85,7 @@ def floating_operations(needed: Sequence[Product]) -> float:
     return sum(2.0 * count * rows * inner * columns for count, rows, inner, columns in needed)
 
 
-class Clock:
+class StepTimer:
     """Measures products, each shape once a turn."""
 
     def __init__(self, dtype: torch.dtype) -> None:
@@ -150,7 +150,7 @@ def benchmark(options: argparse.Namespace) -> dict[str, Any]:
                 list(products(decoder.layers, length + len(base.bos_ids), [len(item.ids) for item in batch]))
                 for batch in steps.batches
             ]
-            clock, taken = Clock(base.dtype), [list[float]() for _ in steps.batches]
+            clock, taken = StepTimer(base.dtype), [list[float]() for _ in steps.batches]
             steps.step(steps.batches[-1])
             for turn in range(options.rounds):
                 for own, batch, times in zip(needed, steps.batches, taken, strict=True):

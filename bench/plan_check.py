@@ -75,7 +75,7 @@ def measure(case: Case) -> dict[str, int]:
     from softprompt.inference.scoring import EVALUATION_TOKENS, Objective
     from softprompt.prompts.inline_prefix import learning_prefix
     from softprompt.prompts.methods.prompt_tuning import PromptTuning
-    from softprompt.training.gradient_checkpointing import recomputing
+    from softprompt.training.gradient_checkpointing import checkpoint_gradients
 
     process = resident()
     base = loaded(case)
@@ -100,7 +100,7 @@ def measure(case: Case) -> dict[str, int]:
 
     def step(some: Sequence[EncodedSequence]) -> None:
         for chunk in batch_by_token_budget(some, budget):
-            with recomputing(base, case.checkpointing):
+            with checkpoint_gradients(base, case.checkpointing):
                 prefix = learning_prefix(base, method.state())
                 batch = collate(chunk, base.device)
                 if case.generation:

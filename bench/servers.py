@@ -394,10 +394,10 @@ def _state(base: Any, task: int, length: int) -> Any:
 
     from softprompt.prompts.methods.initializers import default_instruction
     from softprompt.prompts.state import PromptState
-    from softprompt.training.initialization import initialise
+    from softprompt.training.initialization import initialize
 
     spec = spec_of("labels", task)
-    words = initialise(f"text:{default_instruction(spec)}", base, spec, length, seed=task).tensor
+    words = initialize(f"text:{default_instruction(spec)}", base, spec, length, seed=task).tensor
     noise = torch.randn(words.shape, generator=torch.Generator().manual_seed(task)) * base.embedding_std
     return PromptState.of_embeddings(words + 0.1 * noise)
 

@@ -20,10 +20,10 @@ from softprompt.cli.options import (
     given,
     json_option,
     load_base,
+    make_callback,
     metric_option,
     model_of,
     model_options,
-    observer_for,
     print_result,
     room_option,
     say,
@@ -134,7 +134,7 @@ def compare(
     from softprompt.report.report_files import write_report
 
     base = load_base(model_name, model_of(options))
-    study = run(base, task, methods, out, terms, observer_for(as_json))
+    study = run(base, task, methods, out, terms, make_callback(as_json))
     write_report(study, out, figures=True)
     summary = study.model_dump(mode="json", exclude={"results", "gold", "texts"})
     print_result({**summary, "out": str(out)}, study_lines(study, out), as_json)
@@ -164,7 +164,7 @@ def scale(
     names = check_models(models)
     methods, terms, task = _prepared(options, columns_of(options), out, folder_of_folders=True)
     model = model_of(options)
-    found, studies = run(names, lambda name: load_base(name, model), task, methods, out, terms, observer_for(as_json))
+    found, studies = run(names, lambda name: load_base(name, model), task, methods, out, terms, make_callback(as_json))
     for folder, study in studies.items():
         write_report(study, folder, figures=True)
     write_scale(found, out)

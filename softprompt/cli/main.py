@@ -38,10 +38,10 @@ from softprompt.cli.options import (
     json_option,
     load_base,
     load_base_of,
+    make_callback,
     metric_option,
     model_of,
     model_options,
-    observer_for,
     pairs,
     print_result,
     room_option,
@@ -124,7 +124,7 @@ def demo(out: Path, steps: int | None, as_json: bool, **model: Any) -> None:
     check_free(folder)
     task = Task.classification(rotten_tomatoes(), template=TEMPLATE)
     base = load_base(MODEL_NAME, model)
-    result = run_demo(base, task, folder, observer_for(as_json), say, steps or STEPS)
+    result = run_demo(base, task, folder, make_callback(as_json), say, steps or STEPS)
     print_result(result.to_dict(), demo_lines(result), as_json)
 
 
@@ -225,7 +225,7 @@ def train(
     check_together(members, sharded=sharding is not None)
     if is_main():
         check_out(out, resume=resume, restart=restart)
-    observer = observer_for(as_json, tensorboard)
+    callback = make_callback(as_json, tensorboard)
     source: Any = data
     if streaming:
         from softprompt.data.streaming import read_streamed
@@ -245,7 +245,7 @@ def train(
         members,
         ensemble=ensemble,
         out=out,
-        observer=observer,
+        callback=callback,
         resume=resume,
         restart=restart,
         evaluate_test=not no_test,

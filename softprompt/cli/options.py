@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from softprompt.models.fingerprint import Outline
     from softprompt.models.frozen_lm import FrozenLM
     from softprompt.prompts.saved_prompt import Prompt
-    from softprompt.training.loop import Observer
+    from softprompt.training.callbacks import Callback
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -206,11 +206,11 @@ def load_base_of(prompt: "Prompt", name: str | None, options: dict[str, Any], *,
     return base
 
 
-def observer_for(as_json: bool, tensorboard: Path | None = None) -> "Observer":
-    from softprompt.training.callbacks import LiveLine, PlainLines, Several, TensorBoard
+def make_callback(as_json: bool, tensorboard: Path | None = None) -> "Callback":
+    from softprompt.training.callbacks import CallbackList, ProgressBar, ProgressPrinter, TensorBoardLogger
 
-    observer: Observer = LiveLine() if sys.stderr.isatty() and not as_json else PlainLines()
-    return observer if tensorboard is None else Several([observer, TensorBoard(tensorboard)])
+    callback: Callback = ProgressBar() if sys.stderr.isatty() and not as_json else ProgressPrinter()
+    return callback if tensorboard is None else CallbackList([callback, TensorBoardLogger(tensorboard)])
 
 
 def pairs(flag: str, options: tuple[str, ...], form: str, example: str) -> dict[str, str]:

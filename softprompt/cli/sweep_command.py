@@ -18,10 +18,10 @@ from softprompt.cli.options import (
     given,
     json_option,
     load_base,
+    make_callback,
     metric_option,
     model_of,
     model_options,
-    observer_for,
     print_result,
     room_option,
     say,
@@ -139,7 +139,7 @@ def sweep(
         workers=workers,
         options=model,
         evaluate_test=not no_test,
-        observer=observer_for(as_json),
+        callback=make_callback(as_json),
     )
     result = {
         **summary.model_dump(mode="json"),

@@ -14,8 +14,8 @@ from softprompt.inference.evaluation import Evaluation, evaluate
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.saved_prompt import Prompt
 from softprompt.prompts.written_prompt import choose_shots, written_prompt
+from softprompt.training.callbacks import Callback
 from softprompt.training.fit import fit
-from softprompt.training.loop import Observer
 from softprompt.utils.files import check_free
 
 TEMPLATE = "Review: {{ text }}\nSentiment:"
@@ -73,7 +73,7 @@ class DemoResult:
 
 
 def run_demo(
-    base: FrozenLM, task: Task, folder: Path, observer: Observer, say: Callable[[str], None], steps: int = STEPS
+    base: FrozenLM, task: Task, folder: Path, callback: Callback, say: Callable[[str], None], steps: int = STEPS
 ) -> DemoResult:
     """Evaluate the written prompt, learn one, evaluate it; the prompt is saved in ``folder``.
 
@@ -90,7 +90,7 @@ def run_demo(
     say(f"learned prompt: {steps} steps on {len(task.train):,} training sentences")
     config = TrainConfig(steps=steps)
     prompt = fit(
-        base, task, out=folder, config=config, observer=observer, restart=True, evaluate_test=False, example=EXAMPLE
+        base, task, out=folder, config=config, callback=callback, restart=True, evaluate_test=False, example=EXAMPLE
     )
     say(f"learned prompt: reading {len(task.test):,} test sentences")
     results["learned prompt"] = evaluate(base, task.test, prompt)

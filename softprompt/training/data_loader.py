@@ -10,7 +10,7 @@ from softprompt.data.example_stream import ExampleStream
 from softprompt.errors import DataError
 
 
-class Order:
+class BatchSampler:
     """Which examples each step takes."""
 
     def __init__(self, lengths: list[int], config: TrainConfig) -> None:
@@ -26,7 +26,7 @@ class Order:
         return self._batches[index]
 
 
-class Feed(Protocol):
+class DataLoader(Protocol):
     """The items of each example of each step's batch; steps are asked for in their order."""
 
     @property
@@ -46,7 +46,7 @@ class Feed(Protocol):
         ...
 
 
-class Listed:
+class InMemoryLoader:
     """Examples that are all in memory."""
 
     position: None = None
@@ -54,7 +54,7 @@ class Listed:
 
     def __init__(self, examples: Sequence[Sequence[EncodedSequence]], config: TrainConfig) -> None:
         self._examples = examples
-        self._order = Order([len(items[0].ids) for items in examples], config)
+        self._order = BatchSampler([len(items[0].ids) for items in examples], config)
 
     def batch(self, step: int) -> list[Sequence[EncodedSequence]]:
         return [self._examples[index] for index in self._order.batch(step)]
@@ -63,7 +63,7 @@ class Listed:
         """The step says it all."""
 
 
-class Streamed:
+class StreamingLoader:
     """Examples that are read and tokenised block by block: one block is in memory, shuffled, sorted by length in pools.
 
     A block's batches are a pure function of its rows, the seed and its number, so a run goes on exactly: from the place
@@ -133,4 +133,4 @@ class Streamed:
         return True
 
 
-FeedOf = Callable[[TrainConfig], Feed]
+FeedOf = Callable[[TrainConfig], DataLoader]

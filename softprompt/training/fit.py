@@ -29,10 +29,10 @@ from softprompt.prompts.saved_prompt import LONGEST_EXAMPLE, Prompt
 from softprompt.store.input_profile import PROFILE_FILE
 from softprompt.store.learned_rows import ROWS_FILE, LearnedRows, read_learned
 from softprompt.store.prompt_loading import pinned
-from softprompt.training.callbacks import Silent
+from softprompt.training.callbacks import Callback
 from softprompt.training.checkpoint import Checkpoint
 from softprompt.training.input_profiling import profile_of
-from softprompt.training.loop import Observer, TrainingResult, train_together
+from softprompt.training.loop import TrainingResult, train_together
 from softprompt.utils.files import check_free, expand_user
 
 # examples of a split scored at the end of a run: generation takes seconds where classification takes milliseconds
@@ -45,7 +45,7 @@ def fit(
     *,
     out: str | Path | None = None,
     config: TrainConfig | None = None,
-    observer: Observer | None = None,
+    callback: Callback | None = None,
     resume: bool = False,
     restart: bool = False,
     evaluate_test: bool = True,
@@ -57,7 +57,7 @@ def fit(
     Args:
         out: folder to save to. The unfinished run is kept beside it, in ``OUT.run``, so that it can be resumed.
         config: the settings; or give single ones by name (``length=20``, ``steps=300``, ``init="labels"``, ...).
-        observer: watches the run (see ``progress.py``); silent by default.
+        callback: is told of the run (see ``callbacks.py``).
         resume: go on with the unfinished run of ``out``, to the same bytes.
         restart: throw the unfinished run of ``out`` away.
         evaluate_test: score the test split once at the end, if there is one.
@@ -77,7 +77,7 @@ def fit(
         task,
         {"": chosen},
         out=out,
-        observer=observer,
+        callback=callback,
         resume=resume,
         restart=restart,
         evaluate_test=evaluate_test,
@@ -92,7 +92,7 @@ def fit_together(
     *,
     ensemble: bool = False,
     out: str | Path | None = None,
-    observer: Observer | None = None,
+    callback: Callback | None = None,
     resume: bool = False,
     restart: bool = False,
     evaluate_test: bool = True,
@@ -103,7 +103,7 @@ def fit_together(
     Args:
         configs: the settings of each, by the name it is reported under (see ``population``).
         ensemble: give all of them as one prompt that answers by vote, instead of the best on validation.
-        out, observer, resume, restart, evaluate_test, example: as for ``fit``.
+        out, callback, resume, restart, evaluate_test, example: as for ``fit``.
 
     Returns:
         The prompt; what each of them reached on validation is under ``training["population"]``.
@@ -126,15 +126,15 @@ def fit_together(
     configs = {name: _started_from_a_version(config) for name, config in configs.items()}
     processes = base.processes
     # the others learn and score with it, and neither say nor write anything
-    observer = observer if observer is not None and processes.is_main else Silent()
+    callback = callback if callback is not None and processes.is_main else Callback()
     out = None if out is None or not processes.is_main else expand_user(out)
     run: AbstractContextManager[Checkpoint | None] = nullcontext()
     if out is not None:
-        run = open_run(out, base, {"": task}, configs, resume=resume, restart=restart, observer=observer)
+        run = open_run(out, base, {"": task}, configs, resume=resume, restart=restart, callback=callback)
     with run as checkpoint:
-        announce(base, task, max(config.length for config in configs.values()), observer)
-        say_sampled(task, first, observer)
-        outcomes = train_together(base, task, configs, observer, checkpoint)
+        announce(base, task, max(config.length for config in configs.values()), callback)
+        say_sampled(task, first, callback)
+        outcomes = train_together(base, task, configs, callback, checkpoint)
         prompt = best_prompt(base, task, configs, outcomes, ensemble=ensemble)
         if example is not None:
             prompt = replace(prompt, training={**prompt.training, "example": example})
@@ -175,20 +175,20 @@ def roomy(base: FrozenLM, task: Task) -> Task:
     return task.with_room(room) if room > ANSWER_ROOM else task
 
 
-def announce(base: FrozenLM, task: Task, length: int, observer: Observer, max_new_tokens: int | None = None) -> None:
+def announce(base: FrozenLM, task: Task, length: int, callback: Callback, max_new_tokens: int | None = None) -> None:
     """Pass on what there is to know of the data; raise TemplateError if ``length`` virtual tokens leave no room."""
     for note in task.splits.notes:
-        observer.noted(note)
+        callback.on_message(note)
     if task.spec.kind == "generation":
         # what the evaluation at the end needs room for; better refused now than after the training
         ExampleEncoder(base, task.spec, length, max_new_tokens or room_for(base, task.spec))
 
 
-def say_sampled(task: Task, config: TrainConfig, observer: Observer) -> None:
+def say_sampled(task: Task, config: TrainConfig, callback: Callback) -> None:
     """Pass on that the step is chosen on a sample of the validation rows, where it is."""
     whole = len(task.validation)
     if words := Subsample(min(whole, config.validation_limit), whole).words("validation"):
-        observer.noted(f"while learning, validation is measured {words} (setting validation_limit)")
+        callback.on_message(f"while learning, validation is measured {words} (setting validation_limit)")
 
 
 def run_folder(out: Path) -> Path:
@@ -246,7 +246,7 @@ def open_run(
     *,
     resume: bool,
     restart: bool,
-    observer: Observer,
+    callback: Callback,
     **more: Any,
 ) -> Checkpoint:
     """The checkpoint of the run for ``out``, which knows what the run is; raises as ``check_out``."""
@@ -266,7 +266,7 @@ def open_run(
     }
     checkpoint = Checkpoint(run, identity, restart=restart)
     if resume and not checkpoint.exists():
-        observer.noted(f"'{run}' holds no unfinished run: beginning at step 0")
+        callback.on_message(f"'{run}' holds no unfinished run: beginning at step 0")
     return checkpoint
 
 

@@ -12,10 +12,9 @@ from softprompt.data.task import Task
 from softprompt.errors import ConfigError
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.saved_prompt import Prompt
-from softprompt.training.callbacks import Silent
+from softprompt.training.callbacks import Callback
 from softprompt.training.checkpoint import Checkpoint
 from softprompt.training.fit import announce, best_prompt, finish, limited, open_run, say_sampled, with_metrics
-from softprompt.training.loop import Observer
 from softprompt.training.multitask import train_multitask
 from softprompt.utils.files import expand_user
 
@@ -30,7 +29,7 @@ def fit_multitask(
     config: TrainConfig | None = None,
     teachers: Mapping[str, Prompt] | None = None,
     distillation: float = 0.9,
-    observer: Observer | None = None,
+    callback: Callback | None = None,
     resume: bool = False,
     restart: bool = False,
     evaluate_test: bool = True,
@@ -43,13 +42,13 @@ def fit_multitask(
         config: the settings; ``method`` and its options play no role.
         teachers: saved prompts of single tasks to learn from, by the task's name.
         distillation: weight of the distance from the teachers.
-        observer, resume, restart, evaluate_test: as for ``fit``.
+        callback, resume, restart, evaluate_test: as for ``fit``.
 
     Raises:
         ConfigError, DataError, TemplateError, OutputError, PromptFileError, TrainingError: one line that says what
             to do.
     """
-    chosen, observer = config or TrainConfig(), observer or Silent()
+    chosen, callback = config or TrainConfig(), callback or Callback()
     check_names(tasks)
     base.processes.check_alone("learning several tasks")
     tasks = {name: limited(task, chosen) for name, task in tasks.items()}
@@ -61,13 +60,13 @@ def fit_multitask(
     if out is not None:
         taught = {name: state.digest for name, state in states.items()}
         more = {"distillation": distillation, "teachers": taught}
-        run = open_run(out, base, tasks, {"": chosen}, resume=resume, restart=restart, observer=observer, **more)
+        run = open_run(out, base, tasks, {"": chosen}, resume=resume, restart=restart, callback=callback, **more)
     with run as checkpoint:
         for task in tasks.values():
-            announce(base, task, chosen.length, observer)
-            say_sampled(task, chosen, observer)
+            announce(base, task, chosen.length, callback)
+            say_sampled(task, chosen, callback)
         outcomes = train_multitask(
-            base, tasks, chosen, observer, teachers=states, distillation=distillation, checkpoint=checkpoint
+            base, tasks, chosen, callback, teachers=states, distillation=distillation, checkpoint=checkpoint
         )
         prompts = {}
         for name, task in tasks.items():

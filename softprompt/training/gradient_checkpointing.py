@@ -19,7 +19,7 @@ from softprompt.models.last_layer import layers_of
 
 
 @contextmanager
-def recomputing(base: FrozenLM, enabled: bool = True) -> Iterator[None]:
+def checkpoint_gradients(base: FrozenLM, enabled: bool = True) -> Iterator[None]:
     """Within it, forward passes with gradient remember what enters each layer and nothing within.
 
     Raises:

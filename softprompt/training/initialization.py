@@ -12,7 +12,7 @@ from softprompt.prompts.state import PromptState
 from softprompt.store.prompt_loading import load_prompt, read_manifest
 
 
-def initialise(
+def initialize(
     how: str,
     base: FrozenLM,
     spec: TaskSpec,
@@ -55,7 +55,7 @@ def check_init_fits(how: str, spec: TaskSpec) -> None:
 
 
 def check_init(how: str, *, taught: bool = False) -> None:
-    """What can be said of an initialiser without a base model; raises as ``initialise`` does.
+    """What can be said of an initialiser without a base model; raises as ``initialize`` does.
 
     ``taught``: there is a teacher to start from.
     """

@@ -16,13 +16,13 @@ from softprompt.data.task import Task
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.methods.method_registry import fold, make_method
 from softprompt.prompts.state import PromptState
-from softprompt.training.initialization import initialise
+from softprompt.training.initialization import initialize
 
 WINDOW = 50  # steps that the training loss is averaged over
 
 
 @dataclass(frozen=True)
-class Bar:
+class ReferenceLoss:
     """The loss (nats) of having learned nothing, which a run that learns gets below.
 
     Attributes:
@@ -61,11 +61,11 @@ class Progress:
         """Mean training loss of the last steps."""
         return sum(self.recent) / len(self.recent)
 
-    def trained(self, loss: float) -> None:
+    def record_step(self, loss: float) -> None:
         """Take note of a step's loss."""
         self.recent = [*self.recent, loss][-WINDOW:]
 
-    def evaluated(self, step: int, value: float, loss: float, error: float, patience: int = 0) -> bool:
+    def record_evaluation(self, step: int, value: float, loss: float, error: float, patience: int = 0) -> bool:
         """Take note of an evaluation; whether it was the best so far. ``patience`` of them without gain end the run.
 
         Values within one standard ``error`` of the highest cannot be told apart: of those the lowest loss is best. An
@@ -101,7 +101,7 @@ class Learner:
         task: Task,
         config: TrainConfig,
         name: str = "",
-        bar: Bar | None = None,
+        bar: ReferenceLoss | None = None,
         start: PromptState | None = None,
     ) -> None:
         """Begin at the start that ``config`` names.
@@ -115,7 +115,7 @@ class Learner:
         """
         self.name, self.config = name, config
         torch.manual_seed(config.seed)
-        start = initialise(config.init, base, task.spec, config.length, config.seed, task.train, start)
+        start = initialize(config.init, base, task.spec, config.length, config.seed, task.train, start)
         unit = base.embedding_std if config.rate_unit == "embedding-std" else 1.0
         self.method: Any = make_method(config.method, config.method_options, base, start, unit, config.seed)
         self.parameters = [parameter for parameter in self.method.parameters() if parameter.requires_grad]
@@ -166,9 +166,9 @@ class Learner:
         finally:
             self.method.load_state_dict(current, strict=False)
 
-    def evaluated(self, candidate: PromptState, value: float, loss: float, error: float) -> bool:
-        """Take note of an evaluation (see ``Progress.evaluated``); whether it was the best so far."""
-        improved = self.progress.evaluated(self.progress.step, value, loss, error, self.config.patience)
+    def record_evaluation(self, candidate: PromptState, value: float, loss: float, error: float) -> bool:
+        """Take note of an evaluation (see ``Progress.record_evaluation``); whether it was the best so far."""
+        improved = self.progress.record_evaluation(self.progress.step, value, loss, error, self.config.patience)
         if improved:
             self.best = candidate
         return improved
@@ -179,7 +179,7 @@ class Learner:
         Learning is being better than what knowing only the label frequencies gives, or than the first steps.
         """
         progress = self.progress
-        progress.trained(loss)
+        progress.record_step(loss)
         if len(progress.first_losses) < 10:
             progress.first_losses.append(loss)
         if progress.alarmed or progress.step < self.config.alarm_after:
@@ -230,13 +230,13 @@ def rate_factor(step: int, config: TrainConfig) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, config.steps - warmup)))
 
 
-def _label_bar(task: Task) -> Bar:
+def _label_bar(task: Task) -> ReferenceLoss:
     """The loss (nats an example) of knowing nothing but how frequent each label is; in generation that at the start."""
     if task.spec.kind != "classification":
-        return Bar(None)
+        return ReferenceLoss(None)
     counts = [sum(example.label == label for example in task.train) for label in task.spec.labels]
     shares = [count / len(task.train) for count in counts if count]
-    return Bar(-sum(share * math.log(share) for share in shares), "the label prior")
+    return ReferenceLoss(-sum(share * math.log(share) for share in shares), "the label prior")
 
 
 def make_optimizer(method: Any, config: TrainConfig) -> torch.optim.Optimizer:

@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 from softprompt.config import TrainConfig
 from softprompt.data.encoding.batching import batch_by_token_budget, collate
@@ -23,12 +22,12 @@ from softprompt.models.kernels.compilation import CompiledRun
 from softprompt.prompts.inline_prefix import Scored, learning_prefix
 from softprompt.prompts.methods.method_registry import check_method, state_of
 from softprompt.prompts.state import PromptState
+from softprompt.training.callbacks import Callback
 from softprompt.training.checkpoint import Checkpoint, Saved, load_for_all
-from softprompt.training.data_loader import Order
-from softprompt.training.gradient_checkpointing import recomputing
+from softprompt.training.gradient_checkpointing import checkpoint_gradients
 from softprompt.training.initialization import check_init, check_init_fits
 from softprompt.training.learner import Learner
-from softprompt.training.training_objective import Held, Lesson, labels
+from softprompt.training.training_objective import TrainingObjective, Validator, labels
 
 # what prompts that learn together have in common: these decide when something happens, or for how many at once
 SHARED = (
@@ -43,16 +42,6 @@ SHARED = (
     "validation_limit",
     "checkpoint_every",
 )
-
-
-class Observer(Protocol):
-    """Watches a run; see progress.py."""
-
-    def started(self, first_step: int, steps: int, learned: int, frozen: int) -> None: ...
-    def stepped(self, step: int, loss: float, learning_rate: float, examples_per_second: float) -> None: ...
-    def evaluated(self, step: int, metric: str, value: float, loss: float, best: bool) -> None: ...
-    def noted(self, text: str) -> None: ...
-    def finished(self) -> None: ...  # always called, after errors too
 
 
 @dataclass(frozen=True)
@@ -86,7 +75,7 @@ class TrainingResult:
 
 
 def train(
-    base: FrozenLM, task: Task, config: TrainConfig, observer: Observer, checkpoint: Checkpoint | None = None
+    base: FrozenLM, task: Task, config: TrainConfig, callback: Callback, checkpoint: Checkpoint | None = None
 ) -> TrainingResult:
     """Learn one prompt.
 
@@ -98,16 +87,16 @@ def train(
         TrainingError: the loss is no longer a number, or the checkpoint is of another run.
         OutputError: the checkpoint cannot be written.
     """
-    return train_together(base, task, {"": config}, observer, checkpoint)[0]
+    return train_together(base, task, {"": config}, callback, checkpoint)[0]
 
 
 def train_together(
     base: FrozenLM,
     task: Task,
     configs: Mapping[str, TrainConfig],
-    observer: Observer,
+    callback: Callback,
     checkpoint: Checkpoint | None = None,
-    lesson: Lesson | None = None,
+    objective: TrainingObjective | None = None,
 ) -> list[TrainingResult]:
     """Learn several prompts of one task in the same forward passes of the frozen model.
 
@@ -126,39 +115,41 @@ def train_together(
     check_together(configs, sharded=processes.in_step)
     for config in configs.values():
         check_method(config.method, config.method_options)
-        check_init(config.init, taught=lesson is not None and config.length in lesson.starts)
+        check_init(config.init, taught=objective is not None and config.length in objective.starts)
         check_init_fits(config.init, task.spec)
-    if lesson is None:
+    if objective is None:
         check_trainable(task)
     saved = load_for_all(checkpoint, processes)
-    lesson = labels(base, task, configs.values()) if lesson is None else lesson
+    objective = labels(base, task, configs.values()) if objective is None else objective
     learners = [
-        Learner(base, task, config, name, lesson.bar, lesson.starts.get(config.length))
+        Learner(base, task, config, name, objective.bar, objective.starts.get(config.length))
         for name, config in configs.items()
     ]
     shared = learners[0].config
-    for note in dict.fromkeys(note for one in learners for note in lesson.encoders[one.config.length].cut_notes()):
-        observer.noted(note)
+    for note in dict.fromkeys(note for one in learners for note in objective.encoders[one.config.length].cut_notes()):
+        callback.on_message(note)
     if saved is not None:
         for index, learner in enumerate(learners):
             learner.restore(*saved.learner(index))
-        observer.noted(f"resumed at step {max(learner.progress.step for learner in learners)}{_elsewhere(saved, base)}")
+        callback.on_message(
+            f"resumed at step {max(learner.progress.step for learner in learners)}{_elsewhere(saved, base)}"
+        )
     for learner in learners:
         processes.copy_main([*learner.method.state_dict().values(), *learner.averaged.values()])
 
-    validations = [lesson.validations[learner.config.length] for learner in learners]
-    feeds = [lesson.feed(learner.config) for learner in learners]
+    validations = [objective.validations[learner.config.length] for learner in learners]
+    feeds = [objective.feed(learner.config) for learner in learners]
     for feed, learner in zip(feeds, learners, strict=True):
         feed.go_to(learner.progress.stream)
     first_step = step = max(learner.progress.step for learner in learners)
     seen, began = 0, time.perf_counter()
     with ExitStack() as stack:
-        stack.callback(observer.finished)
-        observer.started(step, shared.steps, sum(one.learned for one in learners), base.parameter_count)
-        compiling = CompiledRun(stack, base, shared.compile, shared.steps, observer.noted)
-        for index, learner in enumerate(learners if lesson.scores_start and not step else ()):
-            if not _evaluate(learner, validations[index], observer, processes, last=False):
-                _give_up(learners, index, "validation loss", observer, checkpoint)
+        stack.callback(callback.on_train_end)
+        callback.on_train_begin(step, shared.steps, sum(one.learned for one in learners), base.parameter_count)
+        compiling = CompiledRun(stack, base, shared.compile, shared.steps, callback.on_message)
+        for index, learner in enumerate(learners if objective.scores_start and not step else ()):
+            if not _evaluate(learner, validations[index], callback, processes, last=False):
+                _give_up(learners, index, "validation loss", callback, checkpoint)
         while active := [index for index, learner in enumerate(learners) if not learner.done]:
             compiling.before(step)
             step_began = time.perf_counter()
@@ -166,14 +157,14 @@ def train_together(
             batches = [[item for items in some for item in items] for some in chosen.values()]
             for i in active:
                 learners[i].progress.stream = feeds[i].position
-            with recomputing(base, shared.gradient_checkpointing):
-                losses = _accumulate_gradients(base, [learners[i] for i in active], lesson, batches)
+            with checkpoint_gradients(base, shared.gradient_checkpointing):
+                losses = _accumulate_gradients(base, [learners[i] for i in active], objective, batches)
             good = []
             for index, loss in zip(active, losses, strict=True):
                 if math.isfinite(loss) and math.isfinite(learners[index].clip()):
                     good.append((index, loss))
                 else:
-                    _give_up(learners, index, "training loss", observer, checkpoint)
+                    _give_up(learners, index, "training loss", callback, checkpoint)
             # only now is it known that the prompts of the step before are good ones
             if checkpoint is not None and step > first_step and step % shared.checkpoint_every == 0:
                 checkpoint.save(learners)
@@ -183,15 +174,15 @@ def train_together(
             step += 1
             seen += sum(map(len, chosen.values()))
             speed = sum(map(len, chosen.values())) / (time.perf_counter() - step_began)
-            observer.stepped(step, sum(loss for _, loss in good) / max(len(good), 1), rate, speed)
+            callback.on_step_end(step, sum(loss for _, loss in good) / max(len(good), 1), rate, speed)
             last = step == shared.steps
             for index, loss in good:
                 learner = learners[index]
                 if (text := learner.alarm(loss)) is not None:
-                    observer.noted(_named(text, learner))
+                    callback.on_message(_named(text, learner))
                 due = step % shared.eval_every == 0 or last
-                if due and not _evaluate(learner, validations[index], observer, processes, last):
-                    _give_up(learners, index, "validation loss", observer, checkpoint)
+                if due and not _evaluate(learner, validations[index], callback, processes, last):
+                    _give_up(learners, index, "validation loss", callback, checkpoint)
             if checkpoint is not None and all(learner.done for learner in learners):
                 checkpoint.save(learners)
 
@@ -206,7 +197,7 @@ def train_together(
             learner.progress.step,
             tuple(learner.progress.history),
             learner.learned,
-            lesson.encoders[learner.config.length].truncated + feed.truncated,
+            objective.encoders[learner.config.length].truncated + feed.truncated,
             seconds,
             seen / seconds if seconds else 0.0,
             learner.progress.alarmed,
@@ -256,11 +247,14 @@ def check_trainable(task: Task) -> None:
 
 
 def _accumulate_gradients(
-    base: FrozenLM, learners: Sequence[Learner], lesson: Lesson, batches: Sequence[Sequence[EncodedSequence]]
+    base: FrozenLM,
+    learners: Sequence[Learner],
+    objective: TrainingObjective,
+    batches: Sequence[Sequence[EncodedSequence]],
 ) -> list[float]:
     """Gradient of each learner's mean loss over its batch, however many passes that takes; returns the means (nats)."""
     config = learners[0].config
-    counts = [lesson.count(batch) for batch in batches]
+    counts = [objective.count(batch) for batch in batches]
     items = [replace(item, prompt=owner) for owner, batch in enumerate(batches) for item in batch]
 
     def state(owner: int) -> PromptState:
@@ -269,7 +263,7 @@ def _accumulate_gradients(
     totals = [0.0] * len(learners)
     for _, owners, prefix, batch in forward_passes(base, items, state, config):
         owner_of_target = batch.which[batch.row]
-        losses = lesson.losses(prefix, batch)
+        losses = objective.losses(prefix, batch)
         sums = losses.new_zeros(len(owners)).index_add(0, owner_of_target, losses)
         means = sums / sums.new_tensor([counts[owner] for owner in owners])
         means.sum().backward()
@@ -304,26 +298,26 @@ def forward_passes(
         yield chunk, owners, prefix, batch
 
 
-def _evaluate(learner: Learner, validation: Held, observer: Observer, processes: Processes, last: bool) -> bool:
+def _evaluate(learner: Learner, validation: Validator, callback: Callback, processes: Processes, last: bool) -> bool:
     """Score a learner on validation; whether its loss there is a number."""
     candidate = learner.candidate()
     value, loss = validation.score(candidate)
     if not math.isfinite(loss):
         return False
-    improved = learner.evaluated(candidate, value, loss, validation.error(value))
+    improved = learner.record_evaluation(candidate, value, loss, validation.error(value))
     history = learner.progress.history
     if processes.size > 1 or any("processes" in record for record in history):
         history[-1]["processes"] = processes.size
     metric = f"{validation.metric} of {learner.name}" if learner.name else validation.metric
-    observer.evaluated(learner.progress.step, metric, value, loss, improved)
+    callback.on_evaluate(learner.progress.step, metric, value, loss, improved)
     if learner.progress.stopped_early and not last:
         text = f"stopped at step {learner.progress.step}: no better since step {learner.progress.best_step}"
-        observer.noted(_named(text, learner))
+        callback.on_message(_named(text, learner))
     return True
 
 
 def _give_up(
-    learners: Sequence[Learner], index: int, what: str, observer: Observer, checkpoint: Checkpoint | None
+    learners: Sequence[Learner], index: int, what: str, callback: Callback, checkpoint: Checkpoint | None
 ) -> None:
     """End a learner whose loss is no number; an error if none is left that may still give a prompt."""
     learner = learners[index]
@@ -331,7 +325,7 @@ def _give_up(
     learner.progress.stopped_early = learner.progress.failed = True
     if all(other.progress.failed for other in learners):
         raise no_number(what, step, learner.rate, learner.config, checkpoint)
-    observer.noted(
+    callback.on_message(
         _named(f"the {what} is not a number at step {step} (rate {learner.rate:.2g}): it ends here", learner)
     )
 
@@ -357,17 +351,3 @@ def _elsewhere(saved: Saved, base: FrozenLM) -> str:
 
 def _named(text: str, learner: Learner) -> str:
     return f"{learner.name}: {text}" if learner.name else text
-
-
-__all__ = [
-    "Observer",
-    "Order",
-    "TrainingResult",
-    "check_there",
-    "check_together",
-    "check_trainable",
-    "forward_passes",
-    "no_number",
-    "train",
-    "train_together",
-]

@@ -31,12 +31,13 @@ from softprompt.models.kernels.compilation import CompiledRun
 from softprompt.prompts.methods.multitask_prompt_tuning import MultitaskPrompt
 from softprompt.prompts.prefix import Prefix, make_prefix
 from softprompt.prompts.state import PromptState
+from softprompt.training.callbacks import Callback
 from softprompt.training.checkpoint import Checkpoint
-from softprompt.training.data_loader import Order
-from softprompt.training.gradient_checkpointing import recomputing
-from softprompt.training.initialization import initialise
+from softprompt.training.data_loader import BatchSampler
+from softprompt.training.gradient_checkpointing import checkpoint_gradients
+from softprompt.training.initialization import initialize
 from softprompt.training.learner import Progress, make_optimizer, rate_factor
-from softprompt.training.loop import Observer, TrainingResult, check_trainable, forward_passes, no_number
+from softprompt.training.loop import TrainingResult, check_trainable, forward_passes, no_number
 from softprompt.training.validation import Validation
 
 
@@ -61,7 +62,7 @@ class _Student:
         self.objective = Objective(base, encoder.verbalizer)
         self.validation = Validation(task, encoder, self.objective, config)
         self.truncated, self.cut_notes = encoder.truncated, encoder.cut_notes()
-        self.order = Order([len(item.ids) for item in self.items], config)
+        self.order = BatchSampler([len(item.ids) for item in self.items], config)
         self.teacher: Prefix | None = None
         if teacher is not None:
             with torch.no_grad():
@@ -118,7 +119,7 @@ def train_multitask(
     base: FrozenLM,
     tasks: Mapping[str, Task],
     config: TrainConfig,
-    observer: Observer,
+    callback: Callback,
     *,
     teachers: Mapping[str, PromptState] | None = None,
     distillation: float = 0.9,
@@ -144,7 +145,7 @@ def train_multitask(
     check_tasks(tasks, config, teachers or {}, distillation)
     torch.manual_seed(config.seed)
     first = next(iter(tasks.values()))
-    start = initialise(config.init, base, first.spec, config.length, config.seed, first.train)
+    start = initialize(config.init, base, first.spec, config.length, config.seed, first.train)
     if not start.behind_bos:
         raise ConfigError(
             f"init '{config.init}' stands in front of BOS, as prompts learned elsewhere do, expected one behind it: "
@@ -156,23 +157,23 @@ def train_multitask(
     ]
     for name, student in zip(tasks, students, strict=True):
         for note in student.cut_notes:
-            observer.noted(f"{name}: {note}")
+            callback.on_message(f"{name}: {note}")
     run = _Run(base, start.tensor, config, len(students))
     saved = checkpoint.load() if checkpoint is not None else None
     if saved is not None:
         run.restore(*saved.learner(0))
-        observer.noted(f"resumed at step {run.progress.step}")
+        callback.on_message(f"resumed at step {run.progress.step}")
     progress, first_step, seen, began = run.progress, run.progress.step, 0, time.perf_counter()
     learned = sum(parameter.numel() for parameter in run.method.parameters())
     with ExitStack() as stack:
-        stack.callback(observer.finished)
-        observer.started(progress.step, config.steps, learned, base.parameter_count)
-        compiling = CompiledRun(stack, base, config.compile, config.steps, observer.noted)
+        stack.callback(callback.on_train_end)
+        callback.on_train_begin(progress.step, config.steps, learned, base.parameter_count)
+        compiling = CompiledRun(stack, base, config.compile, config.steps, callback.on_message)
         while progress.step < config.steps:
             compiling.before(progress.step)
             step_began, rate = time.perf_counter(), config.learning_rate * rate_factor(progress.step, config)
             batches = [student.batch(progress.step) for student in students]
-            with recomputing(base, config.gradient_checkpointing):
+            with checkpoint_gradients(base, config.gradient_checkpointing):
                 losses = _accumulate_gradients(base, run.method, students, batches, config, distillation)
             norm = float(nn.utils.clip_grad_norm_(run.method.parameters(), config.clip))
             if not (math.isfinite(norm) and all(map(math.isfinite, losses))):
@@ -186,12 +187,12 @@ def train_multitask(
             progress.step += 1
             seen += sum(map(len, batches))
             speed = sum(map(len, batches)) / (time.perf_counter() - step_began)
-            observer.stepped(progress.step, sum(losses) / len(losses), rate, speed)
+            callback.on_step_end(progress.step, sum(losses) / len(losses), rate, speed)
             for own, loss in zip(progress.tasks, losses, strict=True):
-                own.trained(loss)
+                own.record_step(loss)
             if progress.step % config.eval_every == 0 or progress.step == config.steps:
                 for name, student in zip(tasks, students, strict=True):
-                    if not _evaluate(run, name, student, observer):
+                    if not _evaluate(run, name, student, callback):
                         raise no_number(f"validation loss of '{name}'", progress.step, rate, config, checkpoint)
                 if checkpoint is not None and progress.step == config.steps:
                     checkpoint.save([run])
@@ -259,7 +260,7 @@ def _accumulate_gradients(
     return totals
 
 
-def _evaluate(run: _Run, name: str, student: _Student, observer: Observer) -> bool:
+def _evaluate(run: _Run, name: str, student: _Student, callback: Callback) -> bool:
     """Score one task on validation, keep its prompt if it is the best so far; whether its loss there is a number."""
     own, step = run.progress.tasks[student.index], run.progress.step
     with torch.no_grad():
@@ -267,11 +268,8 @@ def _evaluate(run: _Run, name: str, student: _Student, observer: Observer) -> bo
     value, loss = student.validation.score(candidate)
     if not math.isfinite(loss):
         return False
-    best = own.evaluated(step, value, loss, student.validation.error(value))
+    best = own.record_evaluation(step, value, loss, student.validation.error(value))
     if best:
         run.best[student.index] = candidate
-    observer.evaluated(step, f"{student.validation.metric} of {name}", value, loss, best)
+    callback.on_evaluate(step, f"{student.validation.metric} of {name}", value, loss, best)
     return True
-
-
-__all__ = ["check_tasks", "train_multitask"]

@@ -1,7 +1,7 @@
 """What a run learns from: the items of each example, their losses, the validation that chooses the best step.
 
 The training loop knows no more of it than this. ``labels`` is the lesson of a task's own labels or outputs;
-distillation has another, the distributions of a teacher (imitation.py).
+distillation has another, the distributions of a teacher (distillation_loss.py).
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -17,14 +17,14 @@ from softprompt.inference.scoring import Objective
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.inline_prefix import Scored
 from softprompt.prompts.state import PromptState
-from softprompt.training.data_loader import Feed, FeedOf, Listed, Streamed
-from softprompt.training.learner import Bar
+from softprompt.training.data_loader import DataLoader, FeedOf, InMemoryLoader, StreamingLoader
+from softprompt.training.learner import ReferenceLoss
 from softprompt.training.validation import Validation
 
 Made = TypeVar("Made")
 
 
-class Held(Protocol):
+class Validator(Protocol):
     """How a prompt does on what was held out."""
 
     @property
@@ -40,7 +40,7 @@ class Held(Protocol):
 
 
 @dataclass(frozen=True)
-class Lesson:
+class TrainingObjective:
     """What a run learns from; prompts of different lengths may cut texts differently.
 
     Attributes:
@@ -57,33 +57,33 @@ class Lesson:
 
     encoders: Mapping[int, ExampleEncoder]
     examples: Mapping[int, Sequence[Sequence[EncodedSequence]]]
-    validations: Mapping[int, Held]
+    validations: Mapping[int, Validator]
     count: Callable[[Sequence[EncodedSequence]], int]
     losses: Callable[[Scored, Batch], Tensor]
-    bar: Bar | None = None
+    bar: ReferenceLoss | None = None
     starts: Mapping[int, PromptState] = field(default_factory=dict)
     scores_start: bool = False
     streamed: FeedOf | None = None
 
-    def feed(self, config: TrainConfig) -> Feed:
+    def feed(self, config: TrainConfig) -> DataLoader:
         """What a prompt with these settings learns from."""
-        return Listed(self.examples[config.length], config) if self.streamed is None else self.streamed(config)
+        return InMemoryLoader(self.examples[config.length], config) if self.streamed is None else self.streamed(config)
 
 
-def labels(base: FrozenLM, task: Task, configs: Iterable[TrainConfig]) -> Lesson:
+def labels(base: FrozenLM, task: Task, configs: Iterable[TrainConfig]) -> TrainingObjective:
     """A task's own labels or outputs; raises TemplateError or DataError."""
     configs = list(configs)
     by_length = encoders(base, task.spec, [config.length for config in configs])
     objective = Objective(base, next(iter(by_length.values())).verbalizer)
     stream = task.splits.stream
-    return Lesson(
+    return TrainingObjective(
         by_length,
         shared(by_length, lambda one: [(item,) for item in one.training_items(() if stream else task.train)]),
         # tokenised, and counted where cut, once
         shared(by_length, lambda one: Validation(task, one, objective, configs[0])),
         objective.count,
         objective.losses,
-        streamed=None if stream is None else lambda config: Streamed(stream, by_length[config.length], config),
+        streamed=None if stream is None else lambda config: StreamingLoader(stream, by_length[config.length], config),
     )
 
 

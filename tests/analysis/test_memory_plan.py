@@ -25,7 +25,7 @@ from softprompt.models.frozen_lm import FrozenLM
 from softprompt.models.kernels.fused_decoder import fused
 from softprompt.prompts.inline_prefix import learning_prefix
 from softprompt.prompts.state import PromptState
-from softprompt.training.gradient_checkpointing import recomputing
+from softprompt.training.gradient_checkpointing import checkpoint_gradients
 
 GB = 10**9
 LLAMA_70B: dict[str, Any] = {
@@ -126,7 +126,7 @@ class Saved:
 
 def step(base: FrozenLM, prompt: Tensor, text: int, batch: int, checkpointing: bool) -> Tensor:
     items = [EncodedSequence(i, tuple(range(5, 5 + text)), (text - 1,), (1,)) for i in range(batch)]
-    with recomputing(base, checkpointing):
+    with checkpoint_gradients(base, checkpointing):
         hidden = learning_prefix(base, PromptState.of_embeddings(prompt)).scored(collate(items, base.device))
     return hidden.float().sum()
 

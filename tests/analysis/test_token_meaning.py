@@ -20,7 +20,7 @@ from softprompt.inference.predictor import Predictor
 from softprompt.prompts.prefix import keys_and_values
 from softprompt.prompts.saved_prompt import Prompt
 from softprompt.prompts.state import PromptState
-from softprompt.training.data_loader import Order
+from softprompt.training.data_loader import BatchSampler
 from softprompt.training.fit import fit, fit_together
 
 SPEC = TaskSpec("classification", "{{ text }}:", ("bad", "good"), ("bad", "good"), 64)
@@ -143,8 +143,8 @@ class TestSeen:
     def test_rows_of_the_steps_up_to_the_best_one(self, monkeypatch: pytest.MonkeyPatch) -> None:
         base, task = tiny_base("llama"), reviews_task(train=200)
         taken: list[list[int]] = []
-        batch = Order.batch
-        monkeypatch.setattr(Order, "batch", lambda order, step: taken.append(batch(order, step)) or taken[-1])
+        batch = BatchSampler.batch
+        monkeypatch.setattr(BatchSampler, "batch", lambda order, step: taken.append(batch(order, step)) or taken[-1])
         prompt = fit(base, task, **FAST, evaluate_test=False)
         best = prompt.training["best_step"]
         rows = sorted({index for one in taken[:best] for index in one})

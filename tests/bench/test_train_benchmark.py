@@ -109,9 +109,9 @@ class TestBatchOrder:
     LENGTHS = tuple(random.Random(1).choices(range(3, 60), k=70))
 
     def test_is_the_order_of_the_training_loop(self) -> None:
-        from softprompt.training.data_loader import Order
+        from softprompt.training.data_loader import BatchSampler
 
-        own = Order(list(self.LENGTHS), TrainConfig(batch_size=16, seed=3))
+        own = BatchSampler(list(self.LENGTHS), TrainConfig(batch_size=16, seed=3))
         assert batch_order(self.LENGTHS, 16, seed=3, steps=9) == [own.batch(step) for step in range(9)]
 
     def test_has_as_many_batches_as_steps(self) -> None:
@@ -285,7 +285,7 @@ class TestFloor:
             assert floor.floating_operations(needed) <= made <= 1.7 * floor.floating_operations(needed)
 
     def test_a_product_has_a_time(self) -> None:
-        clock = floor.Clock(torch.float32)
+        clock = floor.StepTimer(torch.float32)
         needed = [(1, 4, 8, 2), (3, 4, 8, 2), (1, 4, 8, 2)]
         clock.measure(needed, 3)
         assert clock.total(needed) > clock.total(needed[:2]) > 0

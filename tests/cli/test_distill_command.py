@@ -22,7 +22,7 @@ from softprompt.metrics.measured import Speed
 from softprompt.report.pages.distillation_text import distill_lines
 from softprompt.store.prompt_loading import load_prompt
 from softprompt.training.distillation.distillation_records import Distilled
-from softprompt.training.distillation.fidelity import ReadAnew, break_even
+from softprompt.training.distillation.fidelity import UncachedTeacher, break_even
 from softprompt.training.distillation.teacher import Teacher
 
 TEXT = "great fine good\ndull poor bad\nSay whether the film is good or bad.\n"
@@ -199,7 +199,7 @@ class TestReadAnew:
         spec = TaskSpec(kind, TEMPLATE, labels, labels)  # type: ignore[arg-type]
         teacher, sampling = Teacher.written(base, spec, TEXT), Sampling(max_new_tokens=4)
         cached = Predictor(base, spec, teacher.states, sampling)
-        read = ReadAnew(base, spec, teacher.ids, sampling)
+        read = UncachedTeacher(base, spec, teacher.ids, sampling)
         if kind == "classification":
             found, expected = (one.label_log_probabilities(examples) for one in (read, cached))
             torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)

@@ -164,7 +164,7 @@ def test_generation_learns(family: str) -> None:
     task, seen = Task.generation(answers(), template=TEMPLATE), Recorder()
     settings = {"length": 8, "steps": 80, "batch_size": 8, "eval_every": 40, "method": "prefix-tuning"}
     settings["learning_rate"] = 0.5
-    prompt = fit(tiny_base(family), task, observer=seen, **settings)
+    prompt = fit(tiny_base(family), task, callback=seen, **settings)
     assert sum(seen.losses[-5:]) < 0.5 * sum(seen.losses[:5])
     assert prompt.metrics["test"]["value"] > 0.3
     assert prompt.metrics["test"]["metric"] == "exact_match"

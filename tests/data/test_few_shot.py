@@ -18,7 +18,7 @@ from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.methods.initializers import default_instruction
 from softprompt.prompts.written_prompt import written_prompt
 from softprompt.training.fit import fit
-from softprompt.training.initialization import initialise
+from softprompt.training.initialization import initialize
 
 SPEC = TaskSpec("classification", "{{ text }}\nLabel:", ("negative", "positive"), ("bad", "good"))
 ONE_EACH = [Example("a great story", "positive"), Example("a dull cat", "negative")]
@@ -75,7 +75,7 @@ class TestAsAStart:
         instruction = default_instruction(SPEC)
         shots = encode_solved_within(ExampleEncoder(base, SPEC, 0), ONE_EACH, 1000, seed=3)
         words = encode_plain(base.tokenizer, instruction + GAP)
-        start = initialise("examples", base, SPEC, len(words) + len(shots), 3, ONE_EACH)
+        start = initialize("examples", base, SPEC, len(words) + len(shots), 3, ONE_EACH)
         by_turn = sorted(ONE_EACH, key=lambda one: text_of(base, shots).index(one.text))
         written = written_prompt(base, SPEC, instruction, by_turn)
         assert written is not None
@@ -85,17 +85,17 @@ class TestAsAStart:
 
     @pytest.mark.parametrize("length", [1, 9, 40, 200])
     def test_it_has_the_length_asked_for_and_ends_with_the_examples(self, base: FrozenLM, length: int) -> None:
-        start = initialise("examples", base, SPEC, length, 0, many(40)).tensor
+        start = initialize("examples", base, SPEC, length, 0, many(40)).tensor
         assert start.shape == (length, base.embedding_size)
         shots = encode_solved_within(ExampleEncoder(base, SPEC, 0), many(40), length, 0)
         if shots:
             assert torch.equal(start[-len(shots) :], base.embed(torch.tensor(shots)).float())
         else:
-            assert torch.equal(start, initialise("text", base, SPEC, length, 0).tensor)
+            assert torch.equal(start, initialize("text", base, SPEC, length, 0).tensor)
 
     def test_special_tokens_in_examples_are_plain_text(self, base: FrozenLM) -> None:
         hostile = [Example("<eos>", "positive"), Example("<bos>", "negative")]
-        start = initialise("examples", base, SPEC, 60, 0, hostile).tensor
+        start = initialize("examples", base, SPEC, 60, 0, hostile).tensor
         special = base.embed(torch.tensor(base.tokenizer.all_special_ids)).float()
         assert not (start[:, None] == special[None]).all(-1).any()
 

@@ -18,7 +18,7 @@ from softprompt.data.streaming import read_streamed
 from softprompt.data.task import Task
 from softprompt.errors import DataError
 from softprompt.store.prompt_loading import load_prompt
-from softprompt.training.data_loader import Streamed
+from softprompt.training.data_loader import StreamingLoader
 from softprompt.training.fit import fit
 from softprompt.training.training_objective import encoders
 
@@ -52,17 +52,19 @@ def as_parquet(folder: Path, target: Path) -> Path:
     return target
 
 
-def feed_of(task: Task, **settings: Any) -> Streamed:
+def feed_of(task: Task, **settings: Any) -> StreamingLoader:
     config = TrainConfig.build(**{**SETTINGS, **settings})
     assert task.splits.stream is not None
-    return Streamed(task.splits.stream, encoders(tiny_base("llama"), task.spec, [config.length])[config.length], config)
+    return StreamingLoader(
+        task.splits.stream, encoders(tiny_base("llama"), task.spec, [config.length])[config.length], config
+    )
 
 
 def flat(batches: list[list[tuple[int, ...]]]) -> list[tuple[int, ...]]:
     return [ids for batch in batches for ids in batch]
 
 
-def batches_of(feed: Streamed, steps: range) -> list[list[tuple[int, ...]]]:
+def batches_of(feed: StreamingLoader, steps: range) -> list[list[tuple[int, ...]]]:
     return [[items[0].ids for items in feed.batch(step)] for step in steps]
 
 
@@ -248,15 +250,15 @@ class TestTraining:
         fit(tiny_base("llama"), task_of(folder), out=tmp_path / "whole", **SETTINGS)
 
         class Breaks(Recorder):
-            def stepped(self, step: int, *more: float) -> None:
+            def on_step_end(self, step: int, *more: float) -> None:
                 if step == breaks + 1:
                     raise KeyboardInterrupt
 
         with pytest.raises(KeyboardInterrupt):
-            fit(tiny_base("llama"), task_of(folder), out=tmp_path / "p", observer=Breaks(), **SETTINGS)
-        observer = Recorder()
-        fit(tiny_base("llama"), task_of(folder), out=tmp_path / "p", resume=True, observer=observer, **SETTINGS)
-        assert observer.first_step >= breaks - 1
+            fit(tiny_base("llama"), task_of(folder), out=tmp_path / "p", callback=Breaks(), **SETTINGS)
+        callback = Recorder()
+        fit(tiny_base("llama"), task_of(folder), out=tmp_path / "p", resume=True, callback=callback, **SETTINGS)
+        assert callback.first_step >= breaks - 1
         for name in ("prompt.safetensors", "prompt.json", "history.jsonl"):
             assert (tmp_path / "p" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
 

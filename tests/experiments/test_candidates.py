@@ -12,7 +12,7 @@ from softprompt.experiments.comparison.candidates import KINDS, Plan, Run, SoftP
 from softprompt.inference.predictor import Predictor
 from softprompt.prompts.methods.method_registry import METHODS
 from softprompt.prompts.written_prompt import choose_shots, written_prompt
-from softprompt.training.callbacks import Clock
+from softprompt.training.callbacks import StepTimer
 
 
 def refused(names: str) -> str:
@@ -149,29 +149,29 @@ class TestTogether:
         assert found.settings["steps_made"] == 6  # type: ignore[union-attr]
 
 
-class TestClock:
+class TestStepTimer:
     def test_goes_on_where_an_earlier_process_ended(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         now = 100.0
         monkeypatch.setattr("softprompt.training.callbacks.time.perf_counter", lambda: now)
-        first = Clock(Recorder(), tmp_path / "clock.json")
-        first.started(0, 60, 1, 1)
+        first = StepTimer(Recorder(), tmp_path / "clock.json")
+        first.on_train_begin(0, 60, 1, 1)
         for step in range(1, 31):
             now += 1
-            first.stepped(step, 1.0, 0.1, 1.0)
+            first.on_step_end(step, 1.0, 0.1, 1.0)
         now = 5000.0
-        second = Clock(Recorder(), tmp_path / "clock.json")
-        second.started(25, 60, 1, 1)
+        second = StepTimer(Recorder(), tmp_path / "clock.json")
+        second.on_train_begin(25, 60, 1, 1)
         now += 3
-        second.evaluated(27, "accuracy", 0.5, 1.0, True)
+        second.on_evaluate(27, "accuracy", 0.5, 1.0, True)
         assert [second.at(step) for step in (0, 10, 25, 26, 27, 60)] == [0, 10, 25, 25, 28, 28]
 
     def test_passes_everything_on(self, tmp_path: Path) -> None:
         recorder = Recorder()
-        clock = Clock(recorder, tmp_path / "clock.json")
-        clock.started(0, 2, 5, 6)
-        clock.stepped(1, 0.5, 0.1, 1.0)
-        clock.evaluated(1, "accuracy", 0.5, 1.0, True)
-        clock.noted("a word")
-        clock.finished()
+        clock = StepTimer(recorder, tmp_path / "clock.json")
+        clock.on_train_begin(0, 2, 5, 6)
+        clock.on_step_end(1, 0.5, 0.1, 1.0)
+        clock.on_evaluate(1, "accuracy", 0.5, 1.0, True)
+        clock.on_message("a word")
+        clock.on_train_end()
         assert (recorder.learned, recorder.losses, recorder.notes, recorder.ended) == (5, [0.5], ["a word"], 1)
         assert recorder.evaluations == [(1, "accuracy", 0.5, 1.0, True)]

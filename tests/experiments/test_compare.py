@@ -26,8 +26,8 @@ TASK = reviews_task(test=60)
 TERMS = Terms(seeds=2, steps=4, batch_size=8)
 
 
-def run(out: Path, *methods: Any, task: Task = TASK, terms: Terms = TERMS, observer: Any = None) -> Study:
-    study = compare(tiny_base("llama"), task, methods, out, terms, observer)
+def run(out: Path, *methods: Any, task: Task = TASK, terms: Terms = TERMS, callback: Any = None) -> Study:
+    study = compare(tiny_base("llama"), task, methods, out, terms, callback)
     write_report(study, out, figures=True)
     return study
 
@@ -178,12 +178,12 @@ class TestSameTerms:
         now = 0.0
 
         class Slow(Planted):
-            def learn(self, base: Any, task: Any, runs: Any, plan: Any, observer: Any, folder: Any) -> Any:
+            def learn(self, base: Any, task: Any, runs: Any, plan: Any, callback: Any, folder: Any) -> Any:
                 class Ticking(Recorder):
-                    def stepped(_, step: int, *rest: Any) -> None:
+                    def on_step_end(_, step: int, *rest: Any) -> None:
                         nonlocal now
                         now += self.seconds_a_step
-                        observer.stepped(step, *rest)
+                        callback.on_step_end(step, *rest)
 
                 return super().learn(base, task, runs, plan, Ticking(), folder)
 
@@ -305,7 +305,7 @@ class TestFailures:
     )
     def test_out_of_memory_is_that_methods_result(self, tmp_path: Path, error: Exception) -> None:
         recorder = Recorder()
-        study = run(tmp_path, Planted("big", raises=error), Planted("small"), observer=recorder)
+        study = run(tmp_path, Planted("big", raises=error), Planted("small"), callback=recorder)
         assert [one.status for one in study.results] == ["failed", "failed", "ok", "ok"]
         assert study.results[0].error is not None
         assert study.results[0].error.startswith("out of memory (")
@@ -377,7 +377,7 @@ class TestKeep:
             Planted("a"),
             Planted("b"),
             terms=Terms(seeds=2, steps=4, batch_size=8, keep=True),
-            observer=recorder,
+            callback=recorder,
         )
         assert any("nothing of 'a' was kept: it was measured before --keep" in note for note in recorder.notes)
 

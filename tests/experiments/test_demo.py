@@ -138,7 +138,7 @@ class TestPlace:
 
     def test_what_an_interrupted_demo_left_is_dropped(self, tmp_path: Path) -> None:
         class Stop(Recorder):
-            def stepped(self, step: int, *rest: object) -> None:
+            def on_step_end(self, step: int, *rest: object) -> None:
                 if step == 27:
                     raise KeyboardInterrupt
 
@@ -167,7 +167,7 @@ def test_real_model_learns(tmp_path: Path) -> None:
         load(MODEL_NAME),
         Task.classification(few, template=TEMPLATE),
         out=tmp_path / "p",
-        observer=seen,
+        callback=seen,
         steps=25,
         batch_size=16,
         init=f"text:{INSTRUCTION}",

@@ -22,8 +22,8 @@ from softprompt.data.splits import Splits
 from softprompt.data.task import Task
 from softprompt.errors import BaseModelError, ConfigError, DataError, MissingExtraError, OutputError, TrainingError
 from softprompt.experiments.baselines import finetuning
-from softprompt.experiments.baselines.finetuning import TunedConfig
-from softprompt.experiments.baselines.fitted_baseline import Fitted
+from softprompt.experiments.baselines.finetuning import FinetuningConfig
+from softprompt.experiments.baselines.fitted_baseline import FittedBaseline
 from softprompt.experiments.baselines.full_finetuning import fit_full
 from softprompt.experiments.baselines.lora import fit_lora
 from softprompt.inference.evaluation import score
@@ -33,7 +33,7 @@ from softprompt.inference.scoring import Objective
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.models.loading import load
 from softprompt.prompts.prefix import make_prefix
-from softprompt.training.data_loader import Order
+from softprompt.training.data_loader import BatchSampler
 from softprompt.training.validation import value_and_loss
 from softprompt.utils.seals import unseal
 
@@ -44,9 +44,11 @@ SHORT = Sampling(max_new_tokens=6)
 both = pytest.mark.parametrize("method", [fit_lora, fit_full])
 
 
-def fitted(method: Callable[..., Fitted], base: FrozenLM, task: Task, seen: Recorder, **settings: Any) -> Fitted:
+def fitted(
+    method: Callable[..., FittedBaseline], base: FrozenLM, task: Task, seen: Recorder, **settings: Any
+) -> FittedBaseline:
     chosen = {**FAST, "learning_rate": RATES[method], **settings}
-    return method(base, task, TunedConfig.build(**chosen), seen, sampling=SHORT)
+    return method(base, task, FinetuningConfig.build(**chosen), seen, sampling=SHORT)
 
 
 def digest(base: FrozenLM) -> str:
@@ -82,7 +84,7 @@ def test_rows_that_get_no_gradient_may_be_left_out(family: str, monkeypatch: pyt
 
 @pytest.mark.parametrize("family", ["llama", "gemma3", "gpt2", "opt", "bart", "t5"])
 @both
-def test_it_learns_and_the_base_stays_as_it_is(method: Callable[..., Fitted], family: str) -> None:
+def test_it_learns_and_the_base_stays_as_it_is(method: Callable[..., FittedBaseline], family: str) -> None:
     base, task, seen = tiny_base(family), reviews_task(), Recorder()
     bare = Predictor(base, task.spec)
     before, expected = digest(base), bare.label_log_probabilities(task.test)
@@ -98,7 +100,7 @@ def test_it_learns_and_the_base_stays_as_it_is(method: Callable[..., Fitted], fa
 
 @pytest.mark.parametrize(("family", "rate"), [("llama", 1e-2), ("bart", 1e-2), ("mpt", 1e-2)])
 @both
-def test_generation_learns(method: Callable[..., Fitted], family: str, rate: float) -> None:
+def test_generation_learns(method: Callable[..., FittedBaseline], family: str, rate: float) -> None:
     base, task, seen = tiny_base(family), Task.generation(answers(), template=TEMPLATE), Recorder()
     before = digest(base)
     found = fitted(method, base, task, seen, steps=60, learning_rate=rate)
@@ -112,13 +114,13 @@ def test_generation_learns(method: Callable[..., Fitted], family: str, rate: flo
 
 @both
 def test_the_first_loss_is_that_of_the_bare_template_on_the_batch_that_prompts_learn_first(
-    method: Callable[..., Fitted],
+    method: Callable[..., FittedBaseline],
 ) -> None:
     base, task, seen = tiny_base("llama"), reviews_task(), Recorder()
     fitted(method, base, task, seen, steps=1, seed=3)
     encoder = ExampleEncoder(base, task.spec, 0)
     items = encoder.training_items(task.train)
-    order = Order([len(item.ids) for item in items], TrainConfig(batch_size=8, seed=3)).batch(0)
+    order = BatchSampler([len(item.ids) for item in items], TrainConfig(batch_size=8, seed=3)).batch(0)
     with torch.no_grad():
         batch = collate([items[index] for index in order], base.device)
         expected = Objective(base, encoder.verbalizer).losses(make_prefix(base, None), batch).mean()
@@ -135,7 +137,7 @@ def test_every_weight_follows_the_gradient_of_the_transformers_model(family: str
     assert encoder.verbalizer is not None
     rows = list(encoder.verbalizer.rows)
     losses = []
-    for index in Order([len(item.ids) for item in items], TrainConfig(batch_size=8)).batch(0):
+    for index in BatchSampler([len(item.ids) for item in items], TrainConfig(batch_size=8)).batch(0):
         logits = model(torch.tensor([[*base.bos_ids, *items[index].ids]])).logits[0, -1, rows]
         losses.append(-logits.log_softmax(0)[rows.index(items[index].targets[0])])
     torch.stack(losses).mean().backward()
@@ -150,7 +152,7 @@ def test_every_weight_follows_the_gradient_of_the_transformers_model(family: str
 
 
 @both
-def test_a_seed_gives_the_same_bytes(method: Callable[..., Fitted]) -> None:
+def test_a_seed_gives_the_same_bytes(method: Callable[..., FittedBaseline]) -> None:
     def weights(seed: int) -> list[torch.Tensor]:
         found = fitted(method, tiny_base("llama"), reviews_task(), Recorder(), steps=6, seed=seed)
         return list(found.answers.base.model.parameters())  # type: ignore[attr-defined]
@@ -161,7 +163,7 @@ def test_a_seed_gives_the_same_bytes(method: Callable[..., Fitted]) -> None:
 
 
 @both
-def test_batches_in_parts_learn_the_same(method: Callable[..., Fitted]) -> None:
+def test_batches_in_parts_learn_the_same(method: Callable[..., FittedBaseline]) -> None:
     whole, parts = Recorder(), Recorder()
     for seen, budget in ((whole, 8192), (parts, 20)):
         fitted(method, tiny_base("gemma3"), reviews_task(), seen, steps=4, token_budget=budget)
@@ -169,7 +171,7 @@ def test_batches_in_parts_learn_the_same(method: Callable[..., Fitted]) -> None:
 
 
 @both
-def test_the_best_evaluation_is_kept(method: Callable[..., Fitted]) -> None:
+def test_the_best_evaluation_is_kept(method: Callable[..., FittedBaseline]) -> None:
     # nothing to learn: what is best is chance
     task, rate = Task.classification(noise(), template=TEMPLATE), 3 * RATES[method]
     found = fitted(method, tiny_base("llama"), task, Recorder(), steps=12, eval_every=1, learning_rate=rate, patience=0)
@@ -185,7 +187,7 @@ def test_the_best_evaluation_is_kept(method: Callable[..., Fitted]) -> None:
 
 
 @both
-def test_it_stops_when_nothing_gets_better(method: Callable[..., Fitted]) -> None:
+def test_it_stops_when_nothing_gets_better(method: Callable[..., FittedBaseline]) -> None:
     seen = Recorder()
     found = fitted(method, tiny_base("llama"), reviews_task(), seen, eval_every=1, learning_rate=1e-12, patience=2)
     assert found.settings["steps_made"] == len(found.curve) < 10
@@ -193,7 +195,7 @@ def test_it_stops_when_nothing_gets_better(method: Callable[..., Fitted]) -> Non
 
 
 @both
-def test_a_time_budget_ends_it_with_the_rate_come_down(method: Callable[..., Fitted]) -> None:
+def test_a_time_budget_ends_it_with_the_rate_come_down(method: Callable[..., FittedBaseline]) -> None:
     seen = Recorder()
     found = fitted(method, tiny_base("llama"), reviews_task(), seen, steps=10**6, seconds=1.5, eval_every=10**6)
     made = found.settings["steps_made"]
@@ -263,7 +265,7 @@ class TestSaved:
         torch.testing.assert_close(again.label_log_probabilities(task.test), expected, atol=1e-4, rtol=1e-4)
 
     @both
-    def test_the_task_is_beside_it(self, method: Callable[..., Fitted], tmp_path: Path) -> None:
+    def test_the_task_is_beside_it(self, method: Callable[..., FittedBaseline], tmp_path: Path) -> None:
         base, task = tiny_base("llama"), reviews_task()
         found = fitted(method, base, task, Recorder(), steps=1)
         found.save(tmp_path / "saved")
@@ -293,7 +295,7 @@ class TestMemory:
 
 class TestConfig:
     def test_what_prompts_have_too_has_their_defaults(self) -> None:
-        shared = TunedConfig().model_dump(exclude={"learning_rate", "seconds", "max_length"})
+        shared = FinetuningConfig().model_dump(exclude={"learning_rate", "seconds", "max_length"})
         assert shared == {name: getattr(TrainConfig(), name) for name in shared}
         assert {"steps", "batch_size", "clip", "warmup", "patience"} < set(shared)
 
@@ -307,10 +309,10 @@ class TestConfig:
     )
     def test_wrong_settings(self, settings: dict[str, Any], words: str) -> None:
         with pytest.raises(ConfigError, match=words):
-            TunedConfig.build(**settings)
+            FinetuningConfig.build(**settings)
 
     @both
-    def test_a_limit_of_length_holds_in_learning_and_answers(self, method: Callable[..., Fitted]) -> None:
+    def test_a_limit_of_length_holds_in_learning_and_answers(self, method: Callable[..., FittedBaseline]) -> None:
         seen = Recorder()
         found = fitted(method, tiny_base("llama"), reviews_task(), seen, steps=1, max_length=8)
         assert found.answers.spec.max_length == 8
@@ -329,7 +331,7 @@ class TestMistakes:
         ],
     )
     def test_data_that_nothing_can_be_learned_from(
-        self, method: Callable[..., Fitted], train: Sequence[str], validation: Sequence[str], words: str
+        self, method: Callable[..., FittedBaseline], train: Sequence[str], validation: Sequence[str], words: str
     ) -> None:
         parts = [tuple(Example("the film", label) for label in labels) for labels in (train, validation)]
         splits = Splits(*parts, (Example("the film", "b"),), "made here", ())
@@ -338,7 +340,7 @@ class TestMistakes:
 
     @both
     @pytest.mark.parametrize("kind", ["classification", "generation"])
-    def test_a_loss_that_is_no_number(self, method: Callable[..., Fitted], kind: str) -> None:
+    def test_a_loss_that_is_no_number(self, method: Callable[..., FittedBaseline], kind: str) -> None:
         task = reviews_task() if kind == "classification" else Task.generation(answers(), template=TEMPLATE)
         base, seen = tiny_base("llama"), Recorder()
         before = digest(base)

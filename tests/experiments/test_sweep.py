@@ -106,8 +106,8 @@ class TestProposals:
 
 class TestSweep:
     def test_lands_every_trial_and_saves_the_best_on_validation(self, tmp_path: Path) -> None:
-        observer = Recorder()
-        summary, trials = run(tmp_path / "out", observer=observer)
+        callback = Recorder()
+        summary, trials = run(tmp_path / "out", callback=callback)
         assert [trial.number for trial in trials] == list(range(6))
         files = sorted((tmp_path / "out" / "trials").iterdir())
         assert [SweepTrial.model_validate_json(path.read_bytes()) for path in files] == trials
@@ -165,7 +165,7 @@ class TestSweep:
     def test_equal_settings_are_run_once(self, tmp_path: Path) -> None:
         space = Space.parse("length=2,3,4,5,6,7;batch-size=8")
         folder = SweepFolder(tmp_path, {})
-        observer = Recorder()
+        callback = Recorder()
         _, trials = run(tmp_path, space=space, fixed=TrainConfig.build(steps=2, init="labels"), trials=5)
         assert folder.path == tmp_path
         repeated = [trial for trial in trials if trial.status == "repeated"]
@@ -175,14 +175,14 @@ class TestSweep:
             assert trial.value == firsts[json.dumps(trial.settings)].value
         assert len(firsts) + len(repeated) == 5
         assert repeated
-        assert observer.notes == []
+        assert callback.notes == []
 
     def test_a_small_space_is_tried_through(self, tmp_path: Path) -> None:
-        observer = Recorder()
-        summary, trials = run(tmp_path, space=Space.parse("length=2,4"), trials=9, observer=observer)
+        callback = Recorder()
+        summary, trials = run(tmp_path, space=Space.parse("length=2,4"), trials=9, callback=callback)
         assert sorted(trial.settings["length"] for trial in trials) == [2, 4]
         assert summary.trials == {"finished": 2}
-        assert "the space has 2 combinations: each is tried once" in observer.notes
+        assert "the space has 2 combinations: each is tried once" in callback.notes
 
     def test_a_trial_that_fails_is_recorded_and_the_others_go_on(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -238,16 +238,16 @@ class TestSweep:
         _, whole = run(tmp_path / "whole", trials=1, fixed=FIXED.model_copy(update={"checkpoint_every": 1}))
 
         class Breaks(Recorder):
-            def stepped(self, step: int, *more: float) -> None:
+            def on_step_end(self, step: int, *more: float) -> None:
                 if step == 9:
                     raise KeyboardInterrupt
 
         fixed = FIXED.model_copy(update={"checkpoint_every": 1})
         with pytest.raises(KeyboardInterrupt):
-            run(tmp_path / "parts", trials=1, fixed=fixed, observer=Breaks())
-        observer = Recorder()
-        _, parts = run(tmp_path / "parts", trials=1, fixed=fixed, observer=observer)
-        assert observer.first_step > 6
+            run(tmp_path / "parts", trials=1, fixed=fixed, callback=Breaks())
+        callback = Recorder()
+        _, parts = run(tmp_path / "parts", trials=1, fixed=fixed, callback=callback)
+        assert callback.first_step > 6
         assert list(map(without_times, parts)) == list(map(without_times, whole))
         assert [point.step for point in parts[0].curve] == [6, 12]
 

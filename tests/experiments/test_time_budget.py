@@ -39,13 +39,13 @@ def test_times_are_those_since_the_event_before(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr("softprompt.experiments.comparison.time_budget.time.perf_counter", lambda: now)
     seen = StepTimes()
     now = 10.0  # loading is no part of a step
-    seen.started(0, 2, 1, 1)
+    seen.on_train_begin(0, 2, 1, 1)
     now = 12.0
-    seen.stepped(1, 1.0, 0.1, 1.0)
+    seen.on_step_end(1, 1.0, 0.1, 1.0)
     now = 15.0
-    seen.evaluated(1, "accuracy", 0.5, 1.0, True)
+    seen.on_evaluate(1, "accuracy", 0.5, 1.0, True)
     now = 16.0
-    seen.stepped(2, 1.0, 0.1, 1.0)
+    seen.on_step_end(2, 1.0, 0.1, 1.0)
     assert (seen.steps, seen.evaluations) == ([2.0, 1.0], [3.0])
 
 

@@ -53,7 +53,7 @@ def made(base: FrozenLM, name: str, out: Path) -> Recorder:
     seeds = settings.pop("seeds", 1)
     config = TrainConfig.build(**{**FAST, "patience": 0, "init": "random", **settings})
     seen = Recorder()
-    fit_together(base, task, population(config, seeds, ""), out=out, observer=seen)
+    fit_together(base, task, population(config, seeds, ""), out=out, callback=seen)
     return seen
 
 

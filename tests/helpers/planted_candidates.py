@@ -12,7 +12,7 @@ from torch import Tensor
 
 from softprompt.data.examples import Example
 from softprompt.data.task import TaskSpec
-from softprompt.experiments.baselines.fitted_baseline import Fitted
+from softprompt.experiments.baselines.fitted_baseline import FittedBaseline
 from softprompt.experiments.comparison.candidates import Plan, Run
 from softprompt.experiments.comparison.study_records import Study
 from softprompt.inference import benchmark
@@ -82,27 +82,27 @@ class Planted:
     calls: list[tuple[list[Run], Plan]] = field(default_factory=list)
     given: list[tuple[str, ...]] = field(default_factory=list)
 
-    def learn(self, base: Any, task: Any, runs: Sequence[Run], plan: Plan, observer: Any, folder: Path) -> list[Any]:
+    def learn(self, base: Any, task: Any, runs: Sequence[Run], plan: Plan, callback: Any, folder: Path) -> list[Any]:
         self.calls.append((list(runs), plan))
         splits = (task.train, task.validation, task.test)
         self.given.append(tuple(hashlib.sha256(repr(split).encode()).hexdigest() for split in splits))
         if self.raises is not None:
             raise self.raises
-        observer.started(0, plan.steps, 1, 1)
+        callback.on_train_begin(0, plan.steps, 1, 1)
         for step in range(1, plan.steps + 1):
             torch.tensor(0.0)
-            observer.stepped(step, 1.0, 0.1, 1.0)
-        observer.finished()
+            callback.on_step_end(step, 1.0, 0.1, 1.0)
+        callback.on_train_end()
         return [self._fitted(task, run) for run in runs]
 
-    def _fitted(self, task: Any, run: Run) -> Fitted:
+    def _fitted(self, task: Any, run: Run) -> FittedBaseline:
         right = self.right(run) if callable(self.right) else self.right
 
         def save(folder: Path) -> None:
             folder.mkdir()
             (folder / "weights").write_text(f"seed {run.seed}")
 
-        return Fitted(
+        return FittedBaseline(
             answers=PlantedAnswers(task.spec, right, run.seed),
             trained_parameters=7,
             best_value=right,

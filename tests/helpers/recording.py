@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import softprompt as sp
-from softprompt.experiments.baselines.finetuning import TunedConfig
+from softprompt.experiments.baselines.finetuning import FinetuningConfig
 from softprompt.experiments.baselines.full_finetuning import fit_full
 from softprompt.experiments.baselines.lora import fit_lora
 from softprompt.inference.generation import Sampling
@@ -67,8 +67,8 @@ class Stopped(Exception):
 
 
 class Stopping(Recorder):
-    def stepped(self, step: int, loss: float, learning_rate: float, examples_per_second: float) -> None:
-        super().stepped(step, loss, learning_rate, examples_per_second)
+    def on_step_end(self, step: int, loss: float, learning_rate: float, examples_per_second: float) -> None:
+        super().on_step_end(step, loss, learning_rate, examples_per_second)
         if step == 4:
             raise Stopped
 
@@ -131,9 +131,9 @@ def resumed() -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as place:
         out = Path(place) / "p"
         config = sp.TrainConfig.build(**RUN, checkpoint_every=2)
-        for observer, resume in ((Stopping(), False), (Recorder(), True)):
+        for callback, resume in ((Stopping(), False), (Recorder(), True)):
             try:
-                sp.fit(tiny_base("llama"), classification(), out=out, config=config, observer=observer, resume=resume)
+                sp.fit(tiny_base("llama"), classification(), out=out, config=config, callback=callback, resume=resume)
             except Stopped:
                 assert not resume
         return tensors_of(load_file(out / "prompt.safetensors"))
@@ -162,7 +162,7 @@ def several() -> Iterator[tuple[str, dict[str, Any]]]:
 
 def tuned() -> Iterator[tuple[str, dict[str, Any]]]:
     """The baselines that learn by gradient."""
-    config = TunedConfig.build(steps=6, batch_size=8, eval_every=3, learning_rate=1e-3)
+    config = FinetuningConfig.build(steps=6, batch_size=8, eval_every=3, learning_rate=1e-3)
     for task in TASKS:
         for name, learn, file in (("lora", fit_lora, "adapter_model"), ("full", fit_full, "model")):
             found = learn(tiny_base("llama"), TASKS[task](), config, Recorder())

@@ -1,4 +1,4 @@
-"""Small tasks that a tiny model can learn in seconds, an observer that remembers, and the command line in-process."""
+"""Small tasks that a tiny model can learn in seconds, a callback that remembers, and the command line in-process."""
 
 import contextlib
 import io
@@ -14,6 +14,7 @@ from softprompt.cli.main import main
 from softprompt.data.examples import Example
 from softprompt.data.splits import Splits
 from softprompt.data.task import Task
+from softprompt.training.callbacks import Callback
 
 WORDS = {"good": ("great", "fine"), "bad": ("dull", "poor")}
 TEMPLATE = "{{ text }}:"
@@ -70,8 +71,8 @@ def write_data(folder: Path, splits: Splits) -> Path:
     return folder
 
 
-class Recorder:
-    """An observer that keeps what it is told."""
+class Recorder(Callback):
+    """A callback that keeps what it is told."""
 
     def __init__(self) -> None:
         self.first_step = -1
@@ -81,20 +82,20 @@ class Recorder:
         self.notes: list[str] = []
         self.ended = 0
 
-    def started(self, first_step: int, steps: int, learned: int, frozen: int) -> None:
+    def on_train_begin(self, first_step: int, steps: int, learned: int, frozen: int) -> None:
         self.first_step, self.learned, self.frozen = first_step, learned, frozen
 
-    def stepped(self, step: int, loss: float, learning_rate: float, examples_per_second: float) -> None:
+    def on_step_end(self, step: int, loss: float, learning_rate: float, examples_per_second: float) -> None:
         self.losses.append(loss)
         self.rates.append(learning_rate)
 
-    def evaluated(self, step: int, metric: str, value: float, loss: float, best: bool) -> None:
+    def on_evaluate(self, step: int, metric: str, value: float, loss: float, best: bool) -> None:
         self.evaluations.append((step, metric, value, loss, best))
 
-    def noted(self, text: str) -> None:
+    def on_message(self, text: str) -> None:
         self.notes.append(text)
 
-    def finished(self) -> None:
+    def on_train_end(self) -> None:
         self.ended += 1
 
 

@@ -30,7 +30,7 @@ from softprompt.inference.predictor import Predictor
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.state import PromptState
 from softprompt.report.pages.training_text import training_lines
-from softprompt.training.distillation.fidelity import ReadAnew
+from softprompt.training.distillation.fidelity import UncachedTeacher
 
 CPU = ("--device", "cpu", "--dtype", "float32")
 BROKEN = "%"  # the model has no number for a text with it
@@ -80,7 +80,7 @@ class TestEveryWayToAnAnswer:
         assert len(list(made.predict(sound))) == 2
         with pytest.raises(NotFiniteError, match=r"'rows' row 2: the model gives numbers that are not finite here"):
             list(made.predict(examples))
-        if not isinstance(made, ReadAnew):  # which is only timed
+        if not isinstance(made, UncachedTeacher):  # which is only timed
             with pytest.raises(NotFiniteError, match="'rows' row 2"):
                 score(made, examples)
         # alone too, and in another place
@@ -102,7 +102,7 @@ class TestEveryWayToAnAnswer:
         self.refused(NearestShots(base, Task.of(splits, template=TEMPLATE), 2), texts(kind))
 
     def test_a_text_that_is_read_anew(self, base: FrozenLM, kind: str) -> None:
-        self.refused(ReadAnew(base, spec_of(kind), [5, 6], Sampling(max_new_tokens=4)), texts(kind))
+        self.refused(UncachedTeacher(base, spec_of(kind), [5, 6], Sampling(max_new_tokens=4)), texts(kind))
 
     def test_features_of_a_linear_probe(self, base: FrozenLM, kind: str) -> None:
         if kind == "classification":

@@ -253,7 +253,7 @@ class TestTheStepIsChosenByWhatIsReported:
     def test_a_run_keeps_the_step_that_is_reported(self) -> None:
         task = Task.of(reviews(), template=TEMPLATE, metric="macro_f1")
         seen = Recorder()
-        prompt = fit(tiny_base("llama"), task, observer=seen, **FAST)
+        prompt = fit(tiny_base("llama"), task, callback=seen, **FAST)
         assert {metric for _, metric, *_ in seen.evaluations} == {"macro_f1"}
         best = max(value for _, _, value, _, kept in seen.evaluations if kept)
         assert prompt.metrics["validation"]["metric"] == "macro_f1"

@@ -18,7 +18,7 @@ from softprompt.models.kernels.fused_decoder import fused
 from softprompt.prompts.prefix import cached_prefix, concatenated_prefix, keys_and_values, make_prefix
 from softprompt.prompts.shared_prefix_attention import PrefixesApart
 from softprompt.prompts.state import PromptState
-from softprompt.training.gradient_checkpointing import recomputing
+from softprompt.training.gradient_checkpointing import checkpoint_gradients
 
 FUSED = ("llama", "gemma3", "qwen3", "mistral", "qwen2")
 COMPILER = pytest.mark.skipif(compiling.shutil.which("g++") is None, reason="no C++ compiler is installed")
@@ -178,7 +178,7 @@ def test_recomputing_runs_each_layer_twice_with_the_same_gradient(
     for enabled in (False, True):
         runs.clear()
         prompt = learned(base, 3, 0)
-        with recomputing(base, enabled):
+        with checkpoint_gradients(base, enabled):
             prefix = make_prefix(base, PromptState.of_embeddings(prompt))
             loss = prefix.hidden(ids_of(2, 4), ragged([4, 2])).square().sum()
         gradients.append(torch.autograd.grad(loss, prompt)[0])

@@ -11,7 +11,7 @@ from softprompt.data.encoding.encoder import Batch
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.models.last_layer import layers_of, only_at, shorten_last_layer
 from softprompt.prompts.prefix import CachedPrefix, ConcatenatedPrefix, concatenated_prefix, make_prefix
-from softprompt.training.gradient_checkpointing import recomputing
+from softprompt.training.gradient_checkpointing import checkpoint_gradients
 
 IDS = torch.randint(5, 320, (3, 9), generator=torch.Generator().manual_seed(2))
 MASK = torch.tensor([[1] * 9, [1] * 5 + [0] * 4, [1] * 2 + [0] * 7])
@@ -22,7 +22,7 @@ BATCH = Batch(IDS, MASK, ROW, COLUMN, NONE, NONE, torch.zeros_like(EVERY), IDS[:
 
 def hidden_and_gradient(base: FrozenLM, *, shortened: bool, recompute: bool = False) -> tuple[Tensor, Tensor]:
     prompt = random_prompt(base, 4)
-    with recomputing(base, recompute):
+    with checkpoint_gradients(base, recompute):
         prefix = make_prefix(base, as_state(prompt))
         assert isinstance(prefix, CachedPrefix | ConcatenatedPrefix)
         scored = prefix.scored(BATCH)

@@ -239,7 +239,7 @@ def test_every_method_learns_and_leaves_the_base_as_it_was(
     for checkpointing in (False, True):
         seen = Recorder()
         settings = {**FAST, "steps": 40, "eval_every": 40, "method": method, "gradient_checkpointing": checkpointing}
-        found.append(fit(base, task, observer=seen, **settings))
+        found.append(fit(base, task, callback=seen, **settings))
         assert sum(seen.losses[-5:]) < 0.75 * sum(seen.losses[:5])
     assert digest(base) == before
     assert all(parameter.grad is None for parameter in base.model.parameters())
@@ -369,7 +369,7 @@ class TestBitsandbytes:
         assert gradient.abs().min() > 0
         before = base.fingerprint["weights"]
         seen = Recorder()
-        fit(base, reviews_task(), observer=seen, **{**FAST, "steps": 40, "eval_every": 40})
+        fit(base, reviews_task(), callback=seen, **{**FAST, "steps": 40, "eval_every": 40})
         assert sum(seen.losses[-5:]) < 0.75 * sum(seen.losses[:5])
         again = load(save_base(base, tmp_path / "saved"), device=str(base.device), dtype=base.dtype)
         assert again.fingerprint["weights"] == before == quantization.sampled_sha256(base.model.named_parameters())

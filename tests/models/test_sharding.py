@@ -19,7 +19,7 @@ from softprompt.models.sharding import devices_of_layers, weights_of
 from softprompt.prompts.prefix import keys_and_values, make_prefix
 from softprompt.prompts.state import PromptState
 from softprompt.training.fit import fit
-from softprompt.training.gradient_checkpointing import recomputing
+from softprompt.training.gradient_checkpointing import checkpoint_gradients
 
 ITEMS = [EncodedSequence(0, (5, 6, 7), (2,), (3,)), EncodedSequence(1, (5, 6, 7, 9, 10), (1, 4), (3, 8))]
 
@@ -81,7 +81,7 @@ class TestOnDisk:
             if kind == "key_values":
                 learned = [pair.clone().requires_grad_() for pair in keys_and_values(base, prompt.detach()).tensors]
                 state = PromptState("key_values", tuple(learned))
-            with recomputing(base, enabled):
+            with checkpoint_gradients(base, enabled):
                 hidden = make_prefix(base, state).scored(collate(ITEMS, base.device))
                 some = base.logits(hidden, torch.tensor([4, 9]))
                 (some.square().sum() + base.logits(hidden).logsumexp(-1).sum()).backward()

@@ -19,7 +19,7 @@ from softprompt.analysis.diagnostics.doctor import diagnose, family_row
 from softprompt.analysis.diagnostics.tiny_models import FAMILIES, tiny_family_model
 from softprompt.config import TrainConfig
 from softprompt.data.task import Task
-from softprompt.experiments.baselines.finetuning import TunedConfig
+from softprompt.experiments.baselines.finetuning import FinetuningConfig
 from softprompt.experiments.baselines.full_finetuning import fit_full
 from softprompt.experiments.baselines.linear_probe import fit_linear_probe
 from softprompt.experiments.baselines.lora import fit_lora
@@ -76,8 +76,8 @@ class TestLearning:
     def both(family: str, task: Task, **settings: Any) -> PromptState:
         """What is learned on the GPU, its losses like those on the CPU."""
         expected, seen = Recorder(), Recorder()
-        fit(tiny_base(family), task, observer=expected, **settings)
-        state = fit(gpu_base(family), task, observer=seen, **settings).state
+        fit(tiny_base(family), task, callback=expected, **settings)
+        state = fit(gpu_base(family), task, callback=seen, **settings).state
         assert_close(seen.losses, expected.losses)
         return state
 
@@ -142,7 +142,7 @@ class TestLearning:
 
     @pytest.mark.parametrize("method", [fit_lora, fit_full])
     def test_baselines(self, method: Any) -> None:
-        config = TunedConfig.build(steps=12, batch_size=8, eval_every=6, learning_rate=1e-3)
+        config = FinetuningConfig.build(steps=12, batch_size=8, eval_every=6, learning_rate=1e-3)
         losses = []
         for base in (tiny_base("llama"), gpu_base("llama")):
             seen = Recorder()

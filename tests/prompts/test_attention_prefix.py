@@ -83,7 +83,7 @@ def test_learns_every_layer(
         "method_options": options,
         "gradient_checkpointing": checkpointing,
     }
-    prompt = fit(base, task, out=tmp_path / "p", observer=seen, **{**settings, "steps": 80, "eval_every": 80})
+    prompt = fit(base, task, out=tmp_path / "p", callback=seen, **{**settings, "steps": 80, "eval_every": 80})
     assert [tuple(tensor.shape) for tensor in prompt.state.tensors] == shapes
     assert sum(seen.losses[-5:]) < 0.75 * sum(seen.losses[:5])
     start = fit(base, task, **{**settings, "steps": 1, "eval_every": 1, "learning_rate": 1e-6})

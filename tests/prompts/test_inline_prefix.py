@@ -13,7 +13,7 @@ from softprompt.models.kernels import fused_layer
 from softprompt.prompts.inline_prefix import PromptsAlong, learning_prefix
 from softprompt.prompts.prefix import CachedPrefix, concatenated_prefix, keys_and_values, make_prefix
 from softprompt.prompts.state import PromptState
-from softprompt.training.gradient_checkpointing import recomputing
+from softprompt.training.gradient_checkpointing import checkpoint_gradients
 
 SIZES = [3, 1, 3, 2, 3, 2]  # with the prompts before them they stay within every window
 
@@ -46,7 +46,7 @@ def test_hidden_states_and_gradient(base: FrozenLM, lengths: tuple[int, ...], ag
     batch, results = batch_of(len(lengths)), []
     for make in (learning_prefix, concatenated_prefix):
         prompts = [learned(base, length, seed) for seed, length in enumerate(lengths)]
-        with recomputing(base, again and make is learning_prefix):
+        with checkpoint_gradients(base, again and make is learning_prefix):
             prefix = make(base, *map(PromptState.of_embeddings, prompts))
             assert isinstance(prefix, PromptsAlong) == (make is learning_prefix)
             results.append(outcome(prefix, batch, prompts))

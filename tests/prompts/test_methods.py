@@ -28,7 +28,7 @@ from softprompt.prompts.saved_prompt import TENSOR_FILE, Prompt
 from softprompt.prompts.state import PromptState
 from softprompt.store.prompt_loading import load_prompt
 from softprompt.training.fit import fit
-from softprompt.training.initialization import initialise
+from softprompt.training.initialization import initialize
 from softprompt.training.learner import Learner
 
 SPEC = TaskSpec("classification", "{{ text }}:", ("bad", "good"), ("poor", "great story"))
@@ -58,7 +58,7 @@ def digest(base: FrozenLM) -> str:
 
 
 def start_of(base: FrozenLM) -> PromptState:
-    return initialise("vocab", base, SPEC, 4, seed=0)
+    return initialize("vocab", base, SPEC, 4, seed=0)
 
 
 def made(variant: str, base: FrozenLM, seed: int = 0) -> Any:
@@ -101,7 +101,7 @@ class Learned(NamedTuple):
 def learned(variant: str, family: str) -> Learned:
     before, seen = digest(tiny_base(family)), Recorder()
     settings = {**FAST, **VARIANTS[variant], "steps": 40, "eval_every": 40}
-    return Learned(fit(tiny_base(family), reviews_task(), observer=seen, **settings), seen.losses, before)
+    return Learned(fit(tiny_base(family), reviews_task(), callback=seen, **settings), seen.losses, before)
 
 
 def test_every_method_is_among_the_variants() -> None:
@@ -152,7 +152,7 @@ class TestContract:
     def test_lowers_the_loss(self, variant: str, family: str) -> None:
         base, (prompt, losses, _) = tiny_base(family), learned(variant, family)
         assert sum(losses[-5:]) < 0.75 * sum(losses[:5])
-        start = initialise("labels", base, prompt.spec, 4, 0)
+        start = initialize("labels", base, prompt.spec, 4, 0)
         gold = torch.tensor([prompt.spec.label_index[str(one.label)] for one in reviews_task().test])
         before, after = (
             float(-log_probabilities(base, make_prefix, state).gather(1, gold[:, None]).mean())
@@ -325,7 +325,7 @@ class TestMistakes:
     def test_prefix_tuning_needs_a_cache(self, family: str) -> None:
         seen = Recorder()
         with pytest.raises(BaseModelError) as caught:
-            fit(tiny_base(family), reviews_task(), method="prefix-tuning", observer=seen, **FAST)
+            fit(tiny_base(family), reviews_task(), method="prefix-tuning", callback=seen, **FAST)
         assert str(caught.value) == (
             f"a prompt of keys and values needs a shared prefix, which is not exact on 'tiny {family}' (softprompt "
             "doctor measures it): use a method that learns virtual tokens, such as prompt-tuning"

@@ -270,7 +270,7 @@ class TestLearning:
         task = Task.classification(replace(splits, test=tuple(test)), template=TEMPLATE)
         seen = Recorder()
         base = tiny_base("llama")
-        prompt = fit(base, task, observer=seen, validation_limit=12, **{**FAST, "steps": 2})
+        prompt = fit(base, task, callback=seen, validation_limit=12, **{**FAST, "steps": 2})
         for split, whole in (("validation", 30), ("test", 90)):
             assert prompt.metrics[split]["sample"] == {"rows": 20, "of": whole, "seed": 0}
         assert any("measured on a sample of 12 of 30 validation rows, seed 0" in note for note in seen.notes)

@@ -14,9 +14,8 @@ from helpers.tiny_models import tiny_base
 import softprompt.training.loop as training
 from softprompt.errors import MissingExtraError, OutputError, TrainingError
 from softprompt.training import callbacks
-from softprompt.training.callbacks import LiveLine, PlainLines, Several, Silent, TensorBoard
+from softprompt.training.callbacks import Callback, CallbackList, ProgressBar, ProgressPrinter, TensorBoardLogger
 from softprompt.training.fit import fit
-from softprompt.training.loop import Observer
 from softprompt.training.validation import Validation
 
 
@@ -49,23 +48,23 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
     return Terminal()
 
 
-def told(observer: Observer, clock: Clock | None = None, steps: int = 40, first: int = 0, seconds: float = 0.5) -> None:
+def told(callback: Callback, clock: Clock | None = None, steps: int = 40, first: int = 0, seconds: float = 0.5) -> None:
     """Go half of the way."""
-    observer.noted("data was split")
+    callback.on_message("data was split")
     if clock is not None:
         clock.now += 60.0
-    observer.started(first, steps, 2560, 268_000_000)
+    callback.on_train_begin(first, steps, 2560, 268_000_000)
     for step in range(first + 1, steps // 2 + 1):
         if clock is not None:
             clock.now += seconds
-        observer.stepped(step, 0.5, 0.3, 32.0)
-    observer.evaluated(steps // 2, "accuracy", 0.875, 0.25, True)
+        callback.on_step_end(step, 0.5, 0.3, 32.0)
+    callback.on_evaluate(steps // 2, "accuracy", 0.875, 0.25, True)
 
 
-class TestPlainLines:
+class TestProgressPrinter:
     def test_shows_what_goes_on(self, clock: Clock) -> None:
         stream = io.StringIO()
-        told(PlainLines(stream), clock)
+        told(ProgressPrinter(stream), clock)
         assert stream.getvalue().splitlines() == [
             "data was split",
             "learning 2,560 parameters; 268,000,000 stay frozen",
@@ -75,53 +74,53 @@ class TestPlainLines:
 
     def test_last_step_is_always_shown(self) -> None:
         stream = io.StringIO()
-        lines = PlainLines(stream)
-        lines.started(0, 7, 1, 1)
+        lines = ProgressPrinter(stream)
+        lines.on_train_begin(0, 7, 1, 1)
         for step in range(1, 8):
-            lines.stepped(step, 1.0, 0.3, 10.0)
+            lines.on_step_end(step, 1.0, 0.3, 10.0)
         assert [line for line in stream.getvalue().splitlines() if line.startswith("step")] == [
             "step 7/7  training loss 1.0000  10.0 examples/s  0:00 left"
         ]
 
     def test_not_the_best_is_not_marked(self) -> None:
         stream = io.StringIO()
-        PlainLines(stream).evaluated(5, "accuracy", 0.5, 1.0, False)
+        ProgressPrinter(stream).on_evaluate(5, "accuracy", 0.5, 1.0, False)
         assert stream.getvalue() == "step 5  validation accuracy 0.5000  loss 1.0000\n"
 
     def test_a_loss_that_is_the_metric_is_shown_once(self) -> None:
         stream = io.StringIO()
-        PlainLines(stream).evaluated(5, "negative loss", -2.39, 2.39, True)
-        PlainLines(stream).evaluated(9, "negative loss of words", -1.5, 1.5, False)
+        ProgressPrinter(stream).on_evaluate(5, "negative loss", -2.39, 2.39, True)
+        ProgressPrinter(stream).on_evaluate(9, "negative loss of words", -1.5, 1.5, False)
         assert stream.getvalue() == (
             "step 5  validation loss 2.3900  (best so far)\nstep 9  validation loss of words 1.5000\n"
         )
 
     def test_time_left_counts_only_this_part_of_a_resumed_run(self, clock: Clock) -> None:
         stream = io.StringIO()
-        told(PlainLines(stream), clock, first=10, seconds=12.0)
+        told(ProgressPrinter(stream), clock, first=10, seconds=12.0)
         assert "4:00 left" in stream.getvalue()
 
     def test_time_left_counts_evaluations_too(self, clock: Clock) -> None:
         stream = io.StringIO()
-        lines = PlainLines(stream, every=1)
-        lines.started(0, 4, 1, 1)
+        lines = ProgressPrinter(stream, every=1)
+        lines.on_train_begin(0, 4, 1, 1)
         clock.now += 1
-        lines.stepped(1, 1.0, 0.3, 10.0)
+        lines.on_step_end(1, 1.0, 0.3, 10.0)
         clock.now += 9  # an evaluation
-        lines.stepped(2, 1.0, 0.3, 10.0)
+        lines.on_step_end(2, 1.0, 0.3, 10.0)
         assert re.findall(r"(\S+) left", stream.getvalue()) == ["0:03", "0:10"]
 
     def test_loss_is_smoothed(self) -> None:
         stream = io.StringIO()
-        lines = PlainLines(stream, every=1)
-        lines.started(0, 9, 1, 1)
-        lines.stepped(1, 2.0, 0.3, 10.0)
-        lines.stepped(2, 1.0, 0.3, 20.0)
+        lines = ProgressPrinter(stream, every=1)
+        lines.on_train_begin(0, 9, 1, 1)
+        lines.on_step_end(1, 2.0, 0.3, 10.0)
+        lines.on_step_end(2, 1.0, 0.3, 20.0)
         assert "step 1/9  training loss 2.0000  10.0 examples/s" in stream.getvalue()
         assert "step 2/9  training loss 1.9500  10.5 examples/s" in stream.getvalue()
 
     def test_goes_to_standard_error(self, capsys: pytest.CaptureFixture[str]) -> None:
-        PlainLines().noted("hello")
+        ProgressPrinter().on_message("hello")
         assert capsys.readouterr() == ("", "hello\n")
 
 
@@ -132,12 +131,12 @@ def visible(stream: io.StringIO) -> str:
 HIDE, SHOW = "\x1b[?25l", "\x1b[?25h"  # the cursor
 
 
-class TestLiveLine:
+class TestProgressBar:
     def test_shows_what_goes_on(self, terminal: Terminal, clock: Clock) -> None:
-        line = LiveLine(terminal)
+        line = ProgressBar(terminal)
         told(line, clock)
         line._progress.refresh()
-        line.finished()
+        line.on_train_end()
         shown = visible(terminal)
         assert "data was split" in shown
         assert "learning 2,560 parameters; 268,000,000 stay frozen" in shown
@@ -147,39 +146,39 @@ class TestLiveLine:
             assert part in last
 
     def test_takes_itself_away(self, terminal: Terminal) -> None:
-        line = LiveLine(terminal)
+        line = ProgressBar(terminal)
         told(line)
         assert line._progress.live.is_started
         assert terminal.getvalue().count(SHOW) < terminal.getvalue().count(HIDE)
-        line.finished()
+        line.on_train_end()
         assert not line._progress.live.is_started
         assert terminal.getvalue().count(SHOW) == terminal.getvalue().count(HIDE)
 
     def test_of_a_second_run_stands_alone(self, terminal: Terminal) -> None:
-        line = LiveLine(terminal)
+        line = ProgressBar(terminal)
         for _ in range(2):
             told(line)
-            line.finished()
+            line.on_train_end()
         assert len(line._progress.tasks) == 1
 
     def test_finished_before_it_started(self, terminal: Terminal) -> None:
-        LiveLine(terminal).finished()
+        ProgressBar(terminal).on_train_end()
         assert terminal.getvalue() == ""
 
     def test_markup_in_notes_is_text(self, terminal: Terminal) -> None:
-        LiveLine(terminal).noted("labels [bold] and [/x]")
+        ProgressBar(terminal).on_message("labels [bold] and [/x]")
         assert "labels [bold] and [/x]" in visible(terminal)
 
     def test_of_a_whole_run(self, terminal: Terminal) -> None:
-        line = LiveLine(terminal)
-        fit(tiny_base("llama"), reviews_task(), observer=line, **FAST)
+        line = ProgressBar(terminal)
+        fit(tiny_base("llama"), reviews_task(), callback=line, **FAST)
         assert not line._progress.live.is_started
         assert "step 12  validation accuracy" in visible(terminal)
 
     def test_is_gone_after_an_early_stop(self, terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
-        line = LiveLine(terminal)
+        line = ProgressBar(terminal)
         monkeypatch.setattr(Validation, "score", lambda *arguments: (0.5, 1.0))
-        prompt = fit(tiny_base("llama"), reviews_task(), observer=line, patience=1, **{**FAST, "steps": 100})
+        prompt = fit(tiny_base("llama"), reviews_task(), callback=line, patience=1, **{**FAST, "steps": 100})
         assert prompt.training["steps_made"] == 12
         assert not line._progress.live.is_started
         assert SHOW in terminal.getvalue()
@@ -191,10 +190,10 @@ class TestLiveLine:
         def fail(*arguments: Any) -> float:
             raise error("no")
 
-        line = LiveLine(terminal)
+        line = ProgressBar(terminal)
         monkeypatch.setattr(training, "_accumulate_gradients", fail)
         with pytest.raises((KeyboardInterrupt, RuntimeError, TrainingError), match="no"):
-            fit(tiny_base("llama"), reviews_task(), observer=line, **FAST)
+            fit(tiny_base("llama"), reviews_task(), callback=line, **FAST)
         assert not line._progress.live.is_started
         assert SHOW in terminal.getvalue()
 
@@ -209,7 +208,12 @@ def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
 class TestTensorBoard:
     def test_writes_what_its_own_reader_reads(self, tmp_path: Path) -> None:
         seen = Recorder()
-        fit(tiny_base("llama"), reviews_task(), observer=Several([TensorBoard(tmp_path / "tb"), seen]), **FAST)
+        fit(
+            tiny_base("llama"),
+            reviews_task(),
+            callback=CallbackList([TensorBoardLogger(tmp_path / "tb"), seen]),
+            **FAST,
+        )
         found = scalars(tmp_path / "tb")
         assert set(found) == {
             "train/loss",
@@ -228,38 +232,38 @@ class TestTensorBoard:
 
     def test_resumed_run_replaces_what_came_behind_its_checkpoint(self, tmp_path: Path) -> None:
         for first, loss in ((0, 1.0), (5, 2.0)):
-            board = TensorBoard(tmp_path)
-            board.started(first, 10, 1, 1)
+            board = TensorBoardLogger(tmp_path)
+            board.on_train_begin(first, 10, 1, 1)
             for step in range(first + 1, 11):
-                board.stepped(step, loss, 0.3, 1.0)
-            board.finished()
+                board.on_step_end(step, loss, 0.3, 1.0)
+            board.on_train_end()
         assert scalars(tmp_path)["train/loss"] == [(step, 1.0 if step <= 5 else 2.0) for step in range(1, 11)]
 
     def test_makes_no_folder_before_the_run_starts(self, tmp_path: Path) -> None:
-        board = TensorBoard(tmp_path / "tb")
-        board.noted("data was split")
-        board.finished()
+        board = TensorBoardLogger(tmp_path / "tb")
+        board.on_message("data was split")
+        board.on_train_end()
         assert list(tmp_path.iterdir()) == []
 
     def test_place_that_is_a_file(self, tmp_path: Path) -> None:
         (tmp_path / "tb").write_text("mine")
         with pytest.raises(OutputError, match=r"cannot write '.*tb'.*give another --tensorboard"):
-            fit(tiny_base("llama"), reviews_task(), observer=TensorBoard(tmp_path / "tb"), **FAST)
+            fit(tiny_base("llama"), reviews_task(), callback=TensorBoardLogger(tmp_path / "tb"), **FAST)
 
     def test_not_installed(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
         with pytest.raises(
             MissingExtraError, match=r"'tensorboard', which is not installed: pip install 'softprompt\[t"
         ):
-            TensorBoard(tmp_path)
+            TensorBoardLogger(tmp_path)
 
 
-class TestSeveral:
+class TestCallbackList:
     def test_passes_everything_on(self) -> None:
         one, other = Recorder(), Recorder()
-        both = Several([one, other])
+        both = CallbackList([one, other])
         told(both)
-        both.finished()
+        both.on_train_end()
         assert vars(one) == vars(other)
         assert (one.first_step, len(one.losses), len(one.evaluations), one.notes, one.ended) == (
             0,
@@ -271,19 +275,19 @@ class TestSeveral:
 
     def test_first_is_taken_away_when_the_second_does_not_start(self, terminal: Terminal, tmp_path: Path) -> None:
         (tmp_path / "tb").write_text("mine")
-        line = LiveLine(terminal)
+        line = ProgressBar(terminal)
         with pytest.raises(OutputError):
             fit(
                 tiny_base("llama"),
                 reviews_task(),
-                observer=Several([line, TensorBoard(tmp_path / "tb")]),
+                callback=CallbackList([line, TensorBoardLogger(tmp_path / "tb")]),
                 **FAST,
             )
         assert not line._progress.live.is_started
 
 
 def test_silent_shows_nothing(capsys: pytest.CaptureFixture[str]) -> None:
-    silent = Silent()
+    silent = Callback()
     told(silent)
-    silent.finished()
+    silent.on_train_end()
     assert capsys.readouterr() == ("", "")

@@ -108,13 +108,13 @@ def test_a_folder_that_may_not_be_written(tmp_path: Path) -> None:
 
 def test_a_run_that_was_interrupted_can_be_resumed_in_the_same_process(tmp_path: Path) -> None:
     class Stop(Recorder):
-        def stepped(self, step: int, *rest: object) -> None:
+        def on_step_end(self, step: int, *rest: object) -> None:
             if step == 10:
                 raise KeyboardInterrupt
 
     # a notebook keeps the error, and with it all that the run had open
     with pytest.raises(KeyboardInterrupt) as kept:
-        fit(tiny_base("llama"), reviews_task(), out=tmp_path / "p", checkpoint_every=4, observer=Stop(), **FAST)
+        fit(tiny_base("llama"), reviews_task(), out=tmp_path / "p", checkpoint_every=4, callback=Stop(), **FAST)
     fit(tiny_base("llama"), reviews_task(), out=tmp_path / "p", checkpoint_every=4, resume=True, **FAST)
     assert [path.name for path in tmp_path.iterdir()] == ["p"]
     assert kept.value.__traceback__ is not None

@@ -75,7 +75,7 @@ class TestTheSameWords:
             base,
             task,
             TEXT,
-            observer=seen,
+            callback=seen,
             measure=False,
             alarm_after=2,
             max_new_tokens=5,
@@ -177,7 +177,7 @@ class TestLearning:
     def test_completions_come_nearer(self, settings: dict[str, Any]) -> None:
         seen = Recorder()
         how = {**FAST, "steps": 60, "eval_every": 30, "init": "random", "max_new_tokens": 5, **settings}
-        done = distill(tiny_base("gemma3"), words(), TEXT, observer=seen, measure=False, **how)
+        done = distill(tiny_base("gemma3"), words(), TEXT, callback=seen, measure=False, **how)
         start, *_, last = losses(done.prompt)
         assert last < 0.7 * start
         assert sum(seen.losses[-10:]) < sum(seen.losses[:10])
@@ -204,7 +204,7 @@ class TestLearning:
     def test_an_alarm_where_nothing_is_learned_and_none_where_there_is_nothing_to(self) -> None:
         seen = Recorder()
         settings = {**FAST, "learning_rate": 1e-12, "alarm_after": 3, "patience": 0, "init": "random", "measure": False}
-        done = distill(tiny_base("llama"), inputs(), TEXT, observer=seen, **settings)
+        done = distill(tiny_base("llama"), inputs(), TEXT, callback=seen, **settings)
         (note,) = [note for note in seen.notes if note.startswith("not learning")]
         assert "that of the teacher's label frequencies is" in note
         assert "is the teacher good at them" in note
@@ -335,33 +335,33 @@ class TestOneTeacher:
 
     def test_its_damaged_answers_are_one_line_and_restart_asks_anew(self, tmp_path: Path) -> None:
         class Stop(Recorder):
-            def stepped(self, step: int, *rest: Any) -> None:
+            def on_step_end(self, step: int, *rest: Any) -> None:
                 raise KeyboardInterrupt
 
         base, out = tiny_base("llama"), tmp_path / "p"
         settings = {**FAST, "out": out, "measure": False}
         with pytest.raises(KeyboardInterrupt):
-            distill(base, inputs(), TEXT, observer=Stop(), **settings)
+            distill(base, inputs(), TEXT, callback=Stop(), **settings)
         kept = tmp_path / "p.run" / "teacher.safetensors"
         seen = Recorder()
         with pytest.raises(KeyboardInterrupt):
-            distill(base, inputs(), TEXT + " Really?", observer=Stop(), **settings)
+            distill(base, inputs(), TEXT + " Really?", callback=Stop(), **settings)
         kept.write_bytes(kept.read_bytes()[:-4])
         with pytest.raises(TrainingError, match=r"are damaged: .*; ask it again with --restart"):
             distill(base, inputs(), TEXT, **settings)
-        distill(base, inputs(), TEXT, restart=True, observer=seen, **settings)
+        distill(base, inputs(), TEXT, restart=True, callback=seen, **settings)
         assert any("answers 60 train inputs" in note for note in seen.notes)
         assert load_prompt(out).length == 6
 
     def test_another_teacher_is_another_run(self, tmp_path: Path) -> None:
         class Stop(Recorder):
-            def stepped(self, step: int, *rest: Any) -> None:
+            def on_step_end(self, step: int, *rest: Any) -> None:
                 if step == 6:
                     raise KeyboardInterrupt
 
         base, settings = tiny_base("llama"), {**FAST, "out": tmp_path / "p", "checkpoint_every": 2, "measure": False}
         with pytest.raises(KeyboardInterrupt):
-            distill(base, inputs(), TEXT, observer=Stop(), **settings)
+            distill(base, inputs(), TEXT, callback=Stop(), **settings)
         with pytest.raises(TrainingError, match=r"is another one \(teacher was '.*', is '.*'\): give the same"):
             distill(base, inputs(), TEXT + "!", resume=True, **settings)
         with pytest.raises(TrainingError, match=r"is another one \(temperature was 1\.0, is 2\.0\)"):
@@ -370,7 +370,7 @@ class TestOneTeacher:
     def test_does_not_answer_what_no_step_sees(self) -> None:
         seen = Recorder()
         settings = {**FAST, "steps": 2, "validation_limit": 10, "measure": False, "evaluate_test": False}
-        distill(tiny_base("llama"), inputs(), TEXT, observer=seen, **settings)
+        distill(tiny_base("llama"), inputs(), TEXT, callback=seen, **settings)
         assert "16 of 60 train inputs are used, drawn by seed 0 (2 steps see no more)" in seen.notes
         assert "10 of 24 validation inputs are used, drawn by seed 0 (validation_limit)" in seen.notes
         assert [note.split("answers ")[1] for note in seen.notes if "answers" in note] == [

@@ -12,7 +12,7 @@ from softprompt.config import TrainConfig
 from softprompt.errors import ConfigError
 from softprompt.prompts.prefix import make_prefix
 from softprompt.prompts.state import PromptState
-from softprompt.training.gradient_checkpointing import recomputing
+from softprompt.training.gradient_checkpointing import checkpoint_gradients
 from softprompt.training.loop import train
 
 METHODS = ("prompt-tuning", "prefix-tuning")
@@ -59,7 +59,7 @@ def test_every_layer_runs_twice_and_keeps_little(monkeypatch: pytest.MonkeyPatch
             saved.append(tensor.numel())
             return tensor
 
-        with recomputing(base, enabled):
+        with checkpoint_gradients(base, enabled):
             prefix = make_prefix(base, PromptState.of_embeddings(prompt))
             with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
                 loss = prefix.hidden(ids, torch.ones_like(ids)).sum()
@@ -95,10 +95,10 @@ def test_every_layer_of_encoder_and_decoder_runs_twice(monkeypatch: pytest.Monke
 def test_layers_are_as_before_afterwards() -> None:
     base = tiny_base("llama")
     before = [layer.forward for layer in base.backbone.layers]
-    with recomputing(base):
+    with checkpoint_gradients(base):
         assert all("forward" in vars(layer) for layer in base.backbone.layers)
     assert [layer.forward for layer in base.backbone.layers] == before
-    with pytest.raises(RuntimeError, match="inside"), recomputing(base):
+    with pytest.raises(RuntimeError, match="inside"), checkpoint_gradients(base):
         raise RuntimeError("inside")
     assert not any("forward" in vars(layer) for layer in base.backbone.layers)
 

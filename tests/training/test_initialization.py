@@ -18,7 +18,7 @@ from softprompt.prompts.methods.initializers import default_instruction
 from softprompt.prompts.methods.method_registry import METHODS, fold, make_method
 from softprompt.store.prompt_loading import load_prompt
 from softprompt.training.fit import fit
-from softprompt.training.initialization import check_init, initialise
+from softprompt.training.initialization import check_init, initialize
 
 SPEC = TaskSpec("classification", "{{ text }}:", ("bad", "good"), ("poor", "great story"))
 
@@ -34,7 +34,7 @@ def embedded(base: FrozenLM, text: str) -> Tensor:
 
 def virtual_tokens(how: str, base: FrozenLM, spec: TaskSpec, length: int, seed: int) -> Tensor:
     """Where a prompt starts: ``[P, H]``."""
-    return initialise(how, base, spec, length, seed).tensor
+    return initialize(how, base, spec, length, seed).tensor
 
 
 class TestInitialisers:
@@ -129,7 +129,7 @@ class TestInitialisers:
 
 
 def _initialise_with(base: FrozenLM) -> Callable[[str], object]:
-    return lambda how: initialise(how, base, SPEC, 4, 0)
+    return lambda how: initialize(how, base, SPEC, 4, 0)
 
 
 @pytest.fixture(scope="module")
@@ -150,7 +150,7 @@ class TestFromAPrompt:
     def test_prefix_tuning_starts_exactly_at_keys_and_values(self, base: FrozenLM, saved_prefix: Path) -> None:
         state = load_prompt(saved_prefix).state
         assert state.kind == "key_values"
-        start = initialise(f"prompt:{saved_prefix}", base, SPEC, 4, 0)
+        start = initialize(f"prompt:{saved_prefix}", base, SPEC, 4, 0)
         for options in ({}, {"reparametrisation": "mlp", "width": 8}):
             folded = fold(make_method("prefix-tuning", options, base, start, 1.0, 0))
             assert all(torch.equal(one, other) for one, other in zip(folded.tensors, state.tensors, strict=True))
@@ -169,7 +169,7 @@ class TestFromAPrompt:
         prompt = load_prompt(saved)
         folder = replace(prompt, states=(prompt.state, prompt.state)).save(tmp_path / "two")
         with pytest.raises(PromptFileError, match="expected a single prompt, got an ensemble of 2: give one of them"):
-            initialise(f"prompt:{folder}", base, SPEC, 4, 0)
+            initialize(f"prompt:{folder}", base, SPEC, 4, 0)
 
     def test_starts_from_its_state(self, base: FrozenLM, saved: Path) -> None:
         assert torch.equal(virtual_tokens(f"prompt:{saved}", base, SPEC, 4, 0), load_prompt(saved).state.tensor)

@@ -12,7 +12,7 @@ from helpers.small_tasks import FAST, TEMPLATE, Recorder, answers, noise, review
 from helpers.tiny_models import tiny_base
 
 import softprompt.training.loop as training
-import softprompt.training.training_objective as lesson
+import softprompt.training.training_objective as objective
 from softprompt.config import TrainConfig
 from softprompt.data.examples import Example
 from softprompt.data.task import Task
@@ -22,8 +22,9 @@ from softprompt.metrics import accuracy
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.store.prompt_loading import load_prompt
 from softprompt.training.checkpoint import Checkpoint
+from softprompt.training.data_loader import BatchSampler
 from softprompt.training.fit import fit
-from softprompt.training.initialization import initialise
+from softprompt.training.initialization import initialize
 from softprompt.training.learner import Learner, rate_factor
 from softprompt.training.loop import TrainingResult, train
 
@@ -53,14 +54,14 @@ class TestLearning:
         task = Task.generation(answers(), template=TEMPLATE)
         settings = {"length": 16, "init": "text", "steps": 80, "batch_size": 8, "eval_every": 40, "learning_rate": 1.0}
         seen = Recorder()
-        prompt = fit(base, task, observer=seen, **settings)
+        prompt = fit(base, task, callback=seen, **settings)
         history = [json.loads(line) for line in prompt.extra_files["history.jsonl"].splitlines()]
         assert history[-1]["validation_loss"] < 0.5 * seen.losses[0]
         assert history[-1]["value"] == -history[-1]["validation_loss"]
         assert prompt.metrics["test"]["metric"] == "exact_match"
         assert prompt.metrics["test"]["value"] > 0.6
 
-    def test_result_and_observer_agree(self, base: FrozenLM) -> None:
+    def test_result_and_callback_agree(self, base: FrozenLM) -> None:
         result, seen = run(base, reviews_task(), steps=20, eval_every=8)
         assert [record["step"] for record in result.history] == [step for step, *_ in seen.evaluations] == [8, 16, 20]
         assert [record["value"] for record in result.history] == [value for _, _, value, _, _ in seen.evaluations]
@@ -109,12 +110,12 @@ class TestLearning:
         assert one != other
 
     def test_every_epoch_takes_all_examples_in_an_order_of_its_own(self) -> None:
-        order = training.Order([7] * 20, TrainConfig(batch_size=5))
+        order = BatchSampler([7] * 20, TrainConfig(batch_size=5))
         steps = [order.batch(step) for step in range(8)]
         for epoch in (steps[:4], steps[4:]):
             assert sorted(index for batch in epoch for index in batch) == list(range(20))
         assert steps[:4] != steps[4:]
-        assert training.Order([7] * 20, TrainConfig(batch_size=5)).batch(6) == steps[6]
+        assert BatchSampler([7] * 20, TrainConfig(batch_size=5)).batch(6) == steps[6]
 
 
 class TestAccumulation:
@@ -175,7 +176,7 @@ class TestChoiceOfTheBest:
         **settings: Any,
     ) -> tuple[TrainingResult, Recorder, Scripted]:
         validation = Scripted(scores, error)
-        monkeypatch.setattr(lesson, "Validation", validation)
+        monkeypatch.setattr(objective, "Validation", validation)
         result, seen = run(base, reviews_task(), **{"eval_every": 2, "steps": 2 * len(scores), **settings})
         return result, seen, validation
 
@@ -232,7 +233,7 @@ class TestVariants:
         averaged, seen = run(base, reviews_task(), averaging=0.9, patience=0)
         same, same_seen = run(base, reviews_task(), averaging=1e-9, patience=0)
         assert seen.losses == same_seen.losses  # what is averaged does not feed back into learning
-        start = initialise("labels", base, reviews_task().spec, 4, 0).tensor
+        start = initialize("labels", base, reviews_task().spec, 4, 0).tensor
         assert (averaged.state.tensor - start).norm() < 0.9 * (plain.state.tensor - start).norm()
         torch.testing.assert_close(same.state.tensor, plain.state.tensor)
 
@@ -317,7 +318,7 @@ class TestNotANumber:
         self.break_at(monkeypatch, 8)
         seen = Recorder()
         with pytest.raises(TrainingError) as caught:
-            fit(base, reviews_task(), out=tmp_path / "p", checkpoint_every=3, observer=seen, **FAST)
+            fit(base, reviews_task(), out=tmp_path / "p", checkpoint_every=3, callback=seen, **FAST)
         message = str(caught.value)
         assert message.startswith("the training loss is not a number at step 8 (rate ")
         assert f"the last good checkpoint (step 6) is kept in '{tmp_path / 'p.run'}'" in message
@@ -338,7 +339,7 @@ class TestNotANumber:
         base, seen = tiny_base("gpt2"), Recorder()
         settings = {**FAST, "learning_rate": 1e30, "checkpoint_every": 1}
         with pytest.raises(TrainingError, match=r"the training loss is not a number at step 2 \(rate 1e\+30\): start"):
-            fit(base, reviews_task(), out=tmp_path / "p", observer=seen, **settings)
+            fit(base, reviews_task(), out=tmp_path / "p", callback=seen, **settings)
         # the prompt of step 1 is made of numbers, but not of good ones: no checkpoint of it is kept
         assert len(seen.losses) == 1
         assert list(tmp_path.iterdir()) == []
@@ -385,7 +386,7 @@ class TestMistakesBeforeTheFirstStep:
     def test_no_room_to_evaluate_is_found_before_training(self, base: FrozenLM) -> None:
         task, seen = Task.generation(answers(), template=TEMPLATE), Recorder()
         with pytest.raises(TemplateError, match="an answer of 128 leave"):
-            fit(base, task, observer=seen, **{**FAST, "length": 30})
+            fit(base, task, callback=seen, **{**FAST, "length": 30})
         assert seen.losses == []
 
 
@@ -419,7 +420,7 @@ class TestCheckpoint:
         assert [path.name for path in tmp_path.iterdir()] == ["p.run"]
         monkeypatch.undo()
         seen = Recorder()
-        fit(base, reviews_task(), out=tmp_path / "p", resume=True, observer=seen, **FAST)
+        fit(base, reviews_task(), out=tmp_path / "p", resume=True, callback=seen, **FAST)
         assert seen.losses == []
         assert [path.name for path in tmp_path.iterdir()] == ["p"]
 

@@ -101,7 +101,7 @@ class TestLearning:
             pass
 
         class Killer(Recorder):
-            def stepped(self, step: int, loss: float, learning_rate: float, examples_per_second: float) -> None:
+            def on_step_end(self, step: int, loss: float, learning_rate: float, examples_per_second: float) -> None:
                 if step == 8:
                     raise Killed
 

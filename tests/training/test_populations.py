@@ -152,7 +152,7 @@ class TestEachIsAsAlone:
         assert seen.notes == ["stuck: stopped at step 4: no better since step 2"]
 
 
-class TestObserver:
+class TestCallback:
     def test_is_told_who(self) -> None:
         seen = Recorder()
         found = together("gemma3", ["plain", "prefix-tuning"], seen=seen)
@@ -162,7 +162,7 @@ class TestObserver:
             assert told == [(one["step"], one["value"], one["validation_loss"]) for one in result.history]
         assert {metric for _, metric, *_ in seen.evaluations} == {"accuracy of plain", "accuracy of prefix-tuning"}
         assert (seen.first_step, len(seen.losses), seen.ended) == (0, 6, 1)
-        # each member's history holds its own losses' mean, the observer sees the mean of both
+        # each member's history holds its own losses' mean, the callback sees the mean of both
         means = [result.history[-1]["train_loss"] for result in found.values()]
         assert sum(seen.losses) / 6 == pytest.approx(sum(means) / 2)
 
@@ -226,8 +226,8 @@ class Stop(Recorder):
         super().__init__()
         self.after = after
 
-    def stepped(self, step: int, *rest: Any) -> None:
-        super().stepped(step, *rest)
+    def on_step_end(self, step: int, *rest: Any) -> None:
+        super().on_step_end(step, *rest)
         if step == self.after:
             raise KeyboardInterrupt
 
@@ -236,10 +236,10 @@ TOGETHER = ("plain", "longer", "averaged", "adafactor", "p-tuning", "prefix-tuni
 Unbroken = tuple[list[TrainingResult], Recorder, bytes]
 
 
-def kept_in(folder: Path, observer: Recorder) -> list[TrainingResult]:
+def kept_in(folder: Path, callback: Recorder) -> list[TrainingResult]:
     configs = {name: config_of(name) for name in TOGETHER}
     checkpoint = Checkpoint(folder, {"run": "this one"})
-    return train_together(tiny_base("gpt2"), task_of("classification"), configs, observer, checkpoint)
+    return train_together(tiny_base("gpt2"), task_of("classification"), configs, callback, checkpoint)
 
 
 @pytest.fixture(scope="module")

@@ -199,12 +199,12 @@ def left_behind(place: Path) -> Path:
     out = place / "left" / "p"
 
     class Stop(Recorder):
-        def stepped(self, step: int, *rest: Any) -> None:
+        def on_step_end(self, step: int, *rest: Any) -> None:
             if step == 10:
                 raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        fit(tiny_base("llama"), reviews_task(), out=out, checkpoint_every=4, observer=Stop(), **FAST)
+        fit(tiny_base("llama"), reviews_task(), out=out, checkpoint_every=4, callback=Stop(), **FAST)
     return out
 
 
@@ -262,7 +262,7 @@ class TestFlags:
 
     def test_restart(self, out: Path, tmp_path: Path) -> None:
         seen = Recorder()
-        fit(tiny_base("llama"), reviews_task(), out=out, restart=True, seed=3, observer=seen, **FAST)
+        fit(tiny_base("llama"), reviews_task(), out=out, restart=True, seed=3, callback=seen, **FAST)
         assert seen.first_step == 0
         assert [path.name for path in out.parent.iterdir()] == ["p"]
         fit(tiny_base("llama"), reviews_task(), out=tmp_path / "other", seed=3, **FAST)
@@ -277,7 +277,7 @@ class TestFlags:
 
     def test_resume_where_nothing_was_begun_begins(self, tmp_path: Path) -> None:
         seen = Recorder()
-        fit(tiny_base("llama"), reviews_task(), out=tmp_path / "p", resume=True, observer=seen, **FAST)
+        fit(tiny_base("llama"), reviews_task(), out=tmp_path / "p", resume=True, callback=seen, **FAST)
         assert seen.first_step == 0
         assert f"'{tmp_path / 'p.run'}' holds no unfinished run: beginning at step 0" in seen.notes
 
@@ -325,11 +325,11 @@ def test_every_kind_of_run_goes_on_exactly(
         return whole(*arguments)
 
     first, rest, seen = Recorder(), Recorder(), Recorder()
-    fit(base, task, out=tmp_path / "unbroken", observer=seen, **settings)
+    fit(base, task, out=tmp_path / "unbroken", callback=seen, **settings)
     monkeypatch.setattr(training, "_accumulate_gradients", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        fit(base, task, out=tmp_path / "p", observer=first, **settings)
-    fit(base, task, out=tmp_path / "p", observer=rest, resume=True, **settings)
+        fit(base, task, out=tmp_path / "p", callback=first, **settings)
+    fit(base, task, out=tmp_path / "p", callback=rest, resume=True, **settings)
     assert rest.first_step == max(0, (at - 2) // 2 * 2)
     assert first.losses[: rest.first_step] + rest.losses == seen.losses
     assert_same(tmp_path / "p", tmp_path / "unbroken")

@@ -18,7 +18,7 @@ from softprompt.export.export_readme import task_lines
 from softprompt.inference.predictor import Prediction
 from softprompt.report.pages.training_text import prediction_line
 from softprompt.serving.logging_config import JsonLines
-from softprompt.training.callbacks import LiveLine, PlainLines
+from softprompt.training.callbacks import ProgressBar, ProgressPrinter
 
 HOSTILE = "\x1b]0;x\x07\x1b[2J\x9b31m\u202egood\u2066\u2028\n\r\tbad\t0.9999\x7f\u200f\u00ad\ufeff\U000e0041"
 
@@ -73,10 +73,10 @@ class TestWhereItIsWritten:
         assert said.startswith("expected a name")
         assert said.endswith("give a shorter one")
 
-    @pytest.mark.parametrize("kind", [PlainLines, LiveLine])
-    def test_progress(self, kind: type[PlainLines]) -> None:
+    @pytest.mark.parametrize("kind", [ProgressPrinter, ProgressBar])
+    def test_progress(self, kind: type[ProgressPrinter]) -> None:
         stream = StringIO()
-        kind(stream).noted(HOSTILE)
+        kind(stream).on_message(HOSTILE)
         assert harmless(stream.getvalue())
         assert stream.getvalue().count("\n") <= 2
         assert "\\u202egood" in stream.getvalue()

@@ -21,8 +21,8 @@ from softprompt.prompts.methods.method_registry import METHODS, fold, make_metho
 from softprompt.prompts.saved_prompt import Prompt
 from softprompt.prompts.state import PromptState
 from softprompt.store.references import is_reference
-from softprompt.training.data_loader import Order
-from softprompt.training.initialization import initialise
+from softprompt.training.data_loader import BatchSampler
+from softprompt.training.initialization import initialize
 
 _ELSEWHERE = "://"  # of a URL: a manifest of somebody else must not make this machine call another
 
@@ -76,7 +76,7 @@ def seen_rows(prompt: Prompt, base: FrozenLM, task: Task) -> list[Example] | Non
         items = ExampleEncoder(base, prompt.spec, config.length).training_items(task.train)
     except SoftpromptError:
         return None
-    order = Order([len(item.ids) for item in items], config)
+    order = BatchSampler([len(item.ids) for item in items], config)
     seen = {index for step in range(steps) for index in order.batch(step)}
     return [task.train[index] for index in sorted(seen)]
 
@@ -98,7 +98,7 @@ def _start(
             return f"it began at another prompt, '{place}', which is not looked for: pull it and compare the two"
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
-            first = initialise(config.init, base, prompt.spec, config.length, config.seed, train or ())
+            first = initialize(config.init, base, prompt.spec, config.length, config.seed, train or ())
             unit = base.embedding_std if config.rate_unit == "embedding-std" else 1.0
             start = fold(make_method(config.method, config.method_options, base, first, unit, config.seed))
     except SoftpromptError as error:

@@ -15,7 +15,7 @@ from softprompt.data.task import Task
 from softprompt.errors import PromptFileError
 from softprompt.experiments.baselines.fitted_baseline import (
     VALIDATION_LIMIT,
-    Fitted,
+    FittedBaseline,
     bytes_of,
     described,
     prefix_bytes,
@@ -43,7 +43,7 @@ def few_shot(
     *,
     instruction: str = "",
     sampling: Sampling | None = None,
-) -> Fitted:
+) -> FittedBaseline:
     """Choose solved examples from the training split, and see on validation what they are worth.
 
     Args:
@@ -90,7 +90,7 @@ def few_shot(
         facts = described(base, task.spec, count=count, nearest=nearest, instruction=instruction, examples=examples)
         write_folder(folder, {_FACTS: facts})
 
-    return Fitted(
+    return FittedBaseline(
         answers=answers,
         trained_parameters=0,
         best_value=value,

@@ -23,14 +23,14 @@ from softprompt.data.encoding.batching import batch_by_token_budget, collate
 from softprompt.data.encoding.encoder import EncodedSequence, ExampleEncoder
 from softprompt.data.task import Task
 from softprompt.errors import TrainingError
-from softprompt.experiments.baselines.fitted_baseline import Fitted
+from softprompt.experiments.baselines.fitted_baseline import FittedBaseline
 from softprompt.inference.predictor import Answers
 from softprompt.inference.scoring import Objective
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.prefix import make_prefix
-from softprompt.training.data_loader import Order
+from softprompt.training.callbacks import Callback
+from softprompt.training.data_loader import BatchSampler
 from softprompt.training.learner import Progress, rate_factor
-from softprompt.training.loop import Observer
 from softprompt.training.validation import Validation
 
 
@@ -39,7 +39,7 @@ def _as_for_prompts(name: str) -> Any:
     return copy(TrainConfig.model_fields[name])
 
 
-class TunedConfig(Settings):
+class FinetuningConfig(Settings):
     """How weights are tuned. What prompts have too has their defaults."""
 
     learning_rate: float | None = Field(None, gt=0, le=1e30, description="peak rate (default: the method's own)")
@@ -65,7 +65,7 @@ class TunedConfig(Settings):
 
 
 @dataclass(frozen=True)
-class Tuning:
+class FinetuningResult:
     """How a run went; the weights are those of its best evaluation.
 
     Attributes:
@@ -85,9 +85,9 @@ class Tuning:
 
     def fitted(
         self, answers: Answers, base_bytes: int, task_bytes: int, save: Callable[[Path], None], **settings: Any
-    ) -> Fitted:
+    ) -> FittedBaseline:
         """What was learned, as a baseline; the base is shared where it has to be in memory at all."""
-        return Fitted(
+        return FittedBaseline(
             answers=answers,
             trained_parameters=self.learned,
             best_value=self.best_value,
@@ -137,16 +137,16 @@ class _Masters:
                 weight.copy_(value)
 
 
-def tune(
+def finetune(
     model: FrozenLM,
     task: Task,
-    config: TunedConfig,
+    config: FinetuningConfig,
     weights: Sequence[nn.Parameter],
-    observer: Observer,
+    callback: Callback,
     *,
     default_rate: float,
     began: float,
-) -> Tuning:
+) -> FinetuningResult:
     """Let ``weights`` of ``model`` learn the task; they end as they were at the best evaluation, and frozen.
 
     Args:
@@ -163,8 +163,8 @@ def tune(
     items = encoder.training_items(task.train)
     validation = Validation(task, encoder, objective, shared)
     for note in encoder.cut_notes():
-        observer.noted(note)
-    order = Order([len(item.ids) for item in items], shared)
+        callback.on_message(note)
+    order = BatchSampler([len(item.ids) for item in items], shared)
     for weight in weights:
         weight.requires_grad_(True)
     masters = _Masters(weights, {} if config.weight_decay else _touched(model, objective, items))
@@ -175,7 +175,7 @@ def tune(
     best: list[Tensor] = []
     learned = sum(weight.numel() for weight in weights)
     try:
-        observer.started(0, config.steps, learned, model.parameter_count - learned)
+        callback.on_train_begin(0, config.steps, learned, model.parameter_count - learned)
         while not progress.stopped_early and progress.step < config.steps:
             step_began = time.perf_counter()
             batch = [items[index] for index in order.batch(progress.step)]
@@ -193,8 +193,8 @@ def tune(
             optimizer.zero_grad(set_to_none=True)
             masters.give_values()
             progress.step += 1
-            progress.trained(loss)
-            observer.stepped(progress.step, loss, now, len(batch) / (time.perf_counter() - step_began))
+            progress.record_step(loss)
+            callback.on_step_end(progress.step, loss, now, len(batch) / (time.perf_counter() - step_began))
             spent = config.seconds is not None and time.perf_counter() - began >= config.seconds
             last = spent or progress.step == config.steps
             if last or progress.step % config.eval_every == 0:
@@ -202,19 +202,21 @@ def tune(
                 if not math.isfinite(validation_loss):
                     raise _no_number("validation loss", progress.step, now, rate)
                 error = validation.error(value)
-                improved = progress.evaluated(progress.step, value, validation_loss, error, config.patience)
+                improved = progress.record_evaluation(progress.step, value, validation_loss, error, config.patience)
                 seconds = time.perf_counter() - began
                 curve.append({"step": progress.step, "seconds": seconds, "value": value, "loss": validation_loss})
-                observer.evaluated(progress.step, validation.metric, value, validation_loss, improved)
+                callback.on_evaluate(progress.step, validation.metric, value, validation_loss, improved)
                 if improved:
                     best = [weight.detach().to("cpu", copy=True) for weight in weights]
                 if spent and progress.step < config.steps:
-                    observer.noted(f"the time budget of {config.seconds:g} s ended the run at step {progress.step}")
+                    callback.on_message(
+                        f"the time budget of {config.seconds:g} s ended the run at step {progress.step}"
+                    )
                 elif progress.stopped_early and not last:
-                    observer.noted(f"stopped at step {progress.step}: no better since step {progress.best_step}")
+                    callback.on_message(f"stopped at step {progress.step}: no better since step {progress.best_step}")
                 progress.stopped_early |= last
     finally:
-        observer.finished()
+        callback.on_train_end()
     for weight, kept in zip(weights, best, strict=True):
         weight.requires_grad_(False).copy_(kept)
     settings = {
@@ -224,10 +226,10 @@ def tune(
         "best_step": progress.best_step,
     }
     seconds = time.perf_counter() - began
-    return Tuning(learned, progress.best_value, progress.best_loss, seconds, tuple(curve), settings)
+    return FinetuningResult(learned, progress.best_value, progress.best_loss, seconds, tuple(curve), settings)
 
 
-def limited(task: Task, config: TunedConfig) -> Task:
+def limited(task: Task, config: FinetuningConfig) -> Task:
     """The task with the length limit that ``config`` sets, if it sets one."""
     return task if config.max_length is None else replace(task, spec=replace(task.spec, max_length=config.max_length))
 

@@ -25,7 +25,7 @@ PACKAGES = {"sklearn": ("scikit-learn", "compare"), "peft": ("peft", "peft")}  #
 
 
 @dataclass(frozen=True)
-class Fitted:
+class FittedBaseline:
     """A baseline, ready to answer, and what it took.
 
     Attributes:

@@ -11,22 +11,23 @@ import torch
 
 from softprompt.data.task import Task
 from softprompt.errors import BaseModelError
-from softprompt.experiments.baselines.finetuning import TunedConfig, limited, tune
-from softprompt.experiments.baselines.fitted_baseline import Fitted, bytes_of, described
+from softprompt.experiments.baselines.finetuning import FinetuningConfig, finetune, limited
+from softprompt.experiments.baselines.fitted_baseline import FittedBaseline, bytes_of, described
 from softprompt.experiments.baselines.model_copies import with_own_weights
 from softprompt.inference.generation import Sampling
 from softprompt.inference.predictor import Predictor
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.models.gguf_conversion import no_progress_bars
-from softprompt.training.loop import Observer, check_trainable
+from softprompt.training.callbacks import Callback
+from softprompt.training.loop import check_trainable
 from softprompt.utils.files import atomic_folder, check_free, write_durably
 
 RATE = 2e-5
 
 
 def fit_full(
-    base: FrozenLM, task: Task, config: TunedConfig, observer: Observer, *, sampling: Sampling | None = None
-) -> Fitted:
+    base: FrozenLM, task: Task, config: FinetuningConfig, callback: Callback, *, sampling: Sampling | None = None
+) -> FittedBaseline:
     """Tune a copy of the whole model; ``save`` writes it with its tokenizer, for ``from_pretrained``.
 
     Args:
@@ -49,7 +50,7 @@ def fit_full(
     if base.dtype == torch.float16:
         own.float()
     learning = FrozenLM(own, base.tokenizer, base.name, lasting=False)
-    tuning = tune(learning, task, config, list(own.parameters()), observer, default_rate=RATE, began=began)
+    tuning = finetune(learning, task, config, list(own.parameters()), callback, default_rate=RATE, began=began)
     model = FrozenLM(own, base.tokenizer, base.name)
 
     def save(folder: Path) -> None:

@@ -19,7 +19,7 @@ from softprompt.data.examples import Example
 from softprompt.data.task import Task, TaskSpec
 from softprompt.experiments.baselines.fitted_baseline import (
     VALIDATION_LIMIT,
-    Fitted,
+    FittedBaseline,
     bytes_of,
     check_classification,
     described,
@@ -98,7 +98,7 @@ class ProbeAnswers:
         write_folder(folder, {_TENSORS: seal_tensors(tensors, {}), _FACTS: facts})
 
 
-def fit_linear_probe(base: FrozenLM, task: Task, seed: int = 0, *, limit: int = MOST_EXAMPLES) -> Fitted:
+def fit_linear_probe(base: FrozenLM, task: Task, seed: int = 0, *, limit: int = MOST_EXAMPLES) -> FittedBaseline:
     """Fit on the training examples, or on ``limit`` of them that ``seed`` chooses if there are more.
 
     Raises:
@@ -120,7 +120,7 @@ def fit_linear_probe(base: FrozenLM, task: Task, seed: int = 0, *, limit: int = 
     weight = choice.head.weight / deviation
     head = LinearHead(weight, choice.head.bias - weight @ mean)
     answers = ProbeAnswers(spec, features, head)
-    return Fitted(
+    return FittedBaseline(
         answers=answers,
         trained_parameters=weight.numel() + len(head.bias),
         best_value=choice.value,

@@ -13,13 +13,14 @@ import torch
 
 from softprompt.data.task import Task
 from softprompt.errors import BaseModelError
-from softprompt.experiments.baselines.finetuning import TunedConfig, limited, tune
-from softprompt.experiments.baselines.fitted_baseline import Fitted, bytes_of, described, extra_module
+from softprompt.experiments.baselines.finetuning import FinetuningConfig, finetune, limited
+from softprompt.experiments.baselines.fitted_baseline import FittedBaseline, bytes_of, described, extra_module
 from softprompt.experiments.baselines.model_copies import with_shared_weights
 from softprompt.inference.generation import Sampling
 from softprompt.inference.predictor import Predictor
 from softprompt.models.frozen_lm import FrozenLM
-from softprompt.training.loop import Observer, check_trainable
+from softprompt.training.callbacks import Callback
+from softprompt.training.loop import check_trainable
 from softprompt.utils.files import atomic_folder, check_free, write_durably
 
 RATE = 1e-3
@@ -29,13 +30,13 @@ RANK, ALPHA = 8, 16
 def fit_lora(
     base: FrozenLM,
     task: Task,
-    config: TunedConfig,
-    observer: Observer,
+    config: FinetuningConfig,
+    callback: Callback,
     *,
     rank: int = RANK,
     alpha: float = ALPHA,
     sampling: Sampling | None = None,
-) -> Fitted:
+) -> FittedBaseline:
     """Learn an adapter for ``task``; ``save`` writes it as ``peft`` does, for ``PeftModel.from_pretrained``.
 
     Args:
@@ -56,7 +57,7 @@ def fit_lora(
     adapted = _adapted(peft, base, rank, alpha)
     weights = [weight for weight in adapted.parameters() if weight.requires_grad]
     model = FrozenLM(adapted.get_base_model(), base.tokenizer, base.name)
-    tuning = tune(model, task, config, weights, observer, default_rate=RATE, began=began)
+    tuning = finetune(model, task, config, weights, callback, default_rate=RATE, began=began)
 
     def save(folder: Path) -> None:
         check_free(folder)

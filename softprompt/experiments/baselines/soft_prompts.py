@@ -7,23 +7,23 @@ from pathlib import Path
 from softprompt.config import TrainConfig
 from softprompt.data.task import Task
 from softprompt.errors import SoftpromptError, TrainingError
-from softprompt.experiments.baselines.fitted_baseline import Fitted, bytes_of, prefix_bytes
+from softprompt.experiments.baselines.fitted_baseline import FittedBaseline, bytes_of, prefix_bytes
 from softprompt.inference.predictor import Predictor
 from softprompt.models.frozen_lm import FrozenLM
-from softprompt.training.callbacks import CLOCK_FILE, Clock, Silent
+from softprompt.training.callbacks import CLOCK_FILE, Callback, StepTimer
 from softprompt.training.checkpoint import Checkpoint
 from softprompt.training.fit import best_prompt, open_run
-from softprompt.training.loop import Observer, TrainingResult, train_together
+from softprompt.training.loop import TrainingResult, train_together
 
 NO_NUMBER = "the loss is not a number: try a lower rate, or --dtype float32"
 
 
 def learn_prompts(
-    base: FrozenLM, task: Task, configs: Mapping[str, TrainConfig], observer: Observer, folder: Path
-) -> list[Fitted | SoftpromptError]:
+    base: FrozenLM, task: Task, configs: Mapping[str, TrainConfig], callback: Callback, folder: Path
+) -> list[FittedBaseline | SoftpromptError]:
     """Learn together, going on from where a process before left off; the seconds of each are its share of them all."""
-    with _run(folder / "prompts", base, task, configs, observer) as checkpoint:
-        clock = Clock(observer, folder / CLOCK_FILE)
+    with _run(folder / "prompts", base, task, configs, callback) as checkpoint:
+        clock = StepTimer(callback, folder / CLOCK_FILE)
         try:
             outcomes = train_together(base, task, configs, clock, checkpoint)
         except TrainingError:
@@ -34,20 +34,20 @@ def learn_prompts(
     ]
 
 
-def _run(out: Path, base: FrozenLM, task: Task, configs: Mapping[str, TrainConfig], observer: Observer) -> Checkpoint:
+def _run(out: Path, base: FrozenLM, task: Task, configs: Mapping[str, TrainConfig], callback: Callback) -> Checkpoint:
     """The checkpoint of this run; one that cannot be gone on with here (other versions, threads) is thrown away."""
-    run = open_run(out, base, {"": task}, configs, resume=True, restart=False, observer=Silent())
+    run = open_run(out, base, {"": task}, configs, resume=True, restart=False, callback=Callback())
     try:
         run.load()
     except TrainingError as error:
-        observer.noted(f"begins anew: {error}")
+        callback.on_message(f"begins anew: {error}")
         shutil.rmtree(run.folder)
     return run
 
 
 def _fitted(
-    base: FrozenLM, task: Task, config: TrainConfig, outcome: TrainingResult, clock: "Clock", together: int
-) -> Fitted:
+    base: FrozenLM, task: Task, config: TrainConfig, outcome: TrainingResult, clock: StepTimer, together: int
+) -> FittedBaseline:
     answers = Predictor(base, task.spec, outcome.state)
     curve = tuple(
         {
@@ -62,7 +62,7 @@ def _fitted(
     def save(folder: Path) -> None:
         best_prompt(base, task, {"": config}, [outcome], ensemble=False).save(folder)
 
-    return Fitted(
+    return FittedBaseline(
         answers=answers,
         trained_parameters=outcome.learned,
         curve=curve,

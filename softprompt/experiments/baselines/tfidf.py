@@ -17,7 +17,7 @@ from softprompt.data.task import Task, TaskSpec
 from softprompt.errors import DataError
 from softprompt.experiments.baselines.fitted_baseline import (
     VALIDATION_LIMIT,
-    Fitted,
+    FittedBaseline,
     check_classification,
     described,
     extra_module,
@@ -64,7 +64,7 @@ class TfidfAnswers:
         write_folder(folder, {_TENSORS: seal_tensors(tensors, {}), _FACTS: facts})
 
 
-def fit_tfidf(task: Task, seed: int = 0) -> Fitted:
+def fit_tfidf(task: Task, seed: int = 0) -> FittedBaseline:
     """Fit on the training examples.
 
     Args:
@@ -87,7 +87,7 @@ def fit_tfidf(task: Task, seed: int = 0) -> Fitted:
     answers = TfidfAnswers(spec, vectorizer, choice.head)
     terms = sum(len(term.encode()) for term in vectorizer.vocabulary_)
     weights = choice.head.weight
-    return Fitted(
+    return FittedBaseline(
         answers=answers,
         trained_parameters=weights.numel() + len(choice.head.bias),
         best_value=choice.value,

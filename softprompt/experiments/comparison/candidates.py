@@ -16,15 +16,15 @@ from softprompt.data.task import Task
 from softprompt.errors import ConfigError, MissingExtraError, SoftpromptError
 from softprompt.experiments.baselines import full_finetuning, lora
 from softprompt.experiments.baselines.few_shot_prompting import few_shot
-from softprompt.experiments.baselines.finetuning import TunedConfig
-from softprompt.experiments.baselines.fitted_baseline import PACKAGES, Fitted
+from softprompt.experiments.baselines.finetuning import FinetuningConfig
+from softprompt.experiments.baselines.fitted_baseline import PACKAGES, FittedBaseline
 from softprompt.experiments.baselines.label_calibration import calibrated
 from softprompt.experiments.baselines.linear_probe import fit_linear_probe
 from softprompt.experiments.baselines.tfidf import fit_tfidf
 from softprompt.experiments.sweep.sweep_folder import SweepSummary, SweepTrial, read_sweep
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.methods.method_registry import METHODS, check_method
-from softprompt.training.loop import Observer
+from softprompt.training.callbacks import Callback
 from softprompt.utils.files import expand_user
 
 Family: TypeAlias = Literal["written", "classical", "soft prompt", "adapter", "full"]
@@ -97,15 +97,15 @@ class Contestant(Protocol):
     def together(self) -> bool: ...
 
     def learn(
-        self, base: FrozenLM, task: Task, runs: Sequence[Run], plan: Plan, observer: Observer, folder: Path
-    ) -> list[Fitted | SoftpromptError]:
+        self, base: FrozenLM, task: Task, runs: Sequence[Run], plan: Plan, callback: Callback, folder: Path
+    ) -> list[FittedBaseline | SoftpromptError]:
         """Learn each of ``runs`` (one, unless ``together``); an error in place of one that failed beside others.
 
         ``folder`` is the runs' own, to keep what they need to go on after the process ended; it may not exist.
         """
 
 
-Fit: TypeAlias = Callable[[FrozenLM, Task, int, str], Fitted]  # of a seed and an instruction
+Fit: TypeAlias = Callable[[FrozenLM, Task, int, str], FittedBaseline]  # of a seed and an instruction
 
 
 @dataclass(frozen=True)
@@ -121,8 +121,8 @@ class Fixed:
     together: bool = field(default=False, init=False)
 
     def learn(
-        self, base: FrozenLM, task: Task, runs: Sequence[Run], plan: Plan, observer: Observer, folder: Path
-    ) -> list[Fitted | SoftpromptError]:
+        self, base: FrozenLM, task: Task, runs: Sequence[Run], plan: Plan, callback: Callback, folder: Path
+    ) -> list[FittedBaseline | SoftpromptError]:
         return [self.fit(base, task, run.seed, plan.instruction) for run in runs]
 
 
@@ -142,8 +142,8 @@ class SoftPrompt:
         return self.config.learning_rate
 
     def learn(
-        self, base: FrozenLM, task: Task, runs: Sequence[Run], plan: Plan, observer: Observer, folder: Path
-    ) -> list[Fitted | SoftpromptError]:
+        self, base: FrozenLM, task: Task, runs: Sequence[Run], plan: Plan, callback: Callback, folder: Path
+    ) -> list[FittedBaseline | SoftpromptError]:
         from softprompt.experiments.baselines.soft_prompts import learn_prompts
 
         configs = {
@@ -152,7 +152,7 @@ class SoftPrompt:
             )
             for run in runs
         }
-        return learn_prompts(base, task, configs, observer, folder)
+        return learn_prompts(base, task, configs, callback, folder)
 
 
 @dataclass(frozen=True)
@@ -163,8 +163,8 @@ class Swept(SoftPrompt):
     trials: tuple[SweepTrial, ...]
 
     def learn(
-        self, base: FrozenLM, task: Task, runs: Sequence[Run], plan: Plan, observer: Observer, folder: Path
-    ) -> list[Fitted | SoftpromptError]:
+        self, base: FrozenLM, task: Task, runs: Sequence[Run], plan: Plan, callback: Callback, folder: Path
+    ) -> list[FittedBaseline | SoftpromptError]:
         """ConfigError if the sweep was of another model or data: it may have seen what is held out here."""
         for what, same in (
             ("model", self.summary.base == base.fingerprint),
@@ -185,12 +185,14 @@ class Swept(SoftPrompt):
             if trial.value is not None and trial.status != "repeated"
         )
         return [
-            replace(one, searched=searched, search_seconds=self.summary.seconds) if isinstance(one, Fitted) else one
-            for one in super().learn(base, task, runs, plan, observer, folder)
+            replace(one, searched=searched, search_seconds=self.summary.seconds)
+            if isinstance(one, FittedBaseline)
+            else one
+            for one in super().learn(base, task, runs, plan, callback, folder)
         ]
 
 
-FitTuned: TypeAlias = Callable[[FrozenLM, Task, TunedConfig, Observer], Fitted]
+FitTuned: TypeAlias = Callable[[FrozenLM, Task, FinetuningConfig, Callback], FittedBaseline]
 
 
 @dataclass(frozen=True)
@@ -199,7 +201,7 @@ class Tuned:
 
     name: str
     family: Family
-    config: TunedConfig
+    config: FinetuningConfig
     learning_rate: float
     fit: FitTuned
     seeded: bool = field(default=True, init=False)
@@ -207,10 +209,10 @@ class Tuned:
     together: bool = field(default=False, init=False)
 
     def learn(
-        self, base: FrozenLM, task: Task, runs: Sequence[Run], plan: Plan, observer: Observer, folder: Path
-    ) -> list[Fitted | SoftpromptError]:
+        self, base: FrozenLM, task: Task, runs: Sequence[Run], plan: Plan, callback: Callback, folder: Path
+    ) -> list[FittedBaseline | SoftpromptError]:
         return [
-            self.fit(base, task, self.config.model_copy(update=run.settings(plan, self.learning_rate)), observer)
+            self.fit(base, task, self.config.model_copy(update=run.settings(plan, self.learning_rate)), callback)
             for run in runs
         ]
 
@@ -334,11 +336,11 @@ def _few_shot(name: str, options: str, *, nearest: bool = False) -> Contestant:
 
 def _written(
     base: FrozenLM, task: Task, seed: int, instruction: str, *, count: int = 0, nearest: bool = False
-) -> Fitted:
+) -> FittedBaseline:
     return few_shot(base, task, count, seed, nearest, instruction=instruction)
 
 
-def _calibrated(base: FrozenLM, task: Task, seed: int, instruction: str) -> Fitted:
+def _calibrated(base: FrozenLM, task: Task, seed: int, instruction: str) -> FittedBaseline:
     """The written prompt without its bias; what it reaches on validation is measured anew by whoever compares."""
     fitted = _written(base, task, seed, instruction)
     return replace(fitted, answers=calibrated(fitted.answers, like=next(iter(task.train), None)))
@@ -350,16 +352,16 @@ def _fixed(family: Family, fit: Fit, *, uses_base: bool = True) -> Callable[[str
 
 
 def _tuned(
-    family: Family, rate: float, fit: Callable[..., Fitted], own: Sequence[str], name: str, options: str
+    family: Family, rate: float, fit: Callable[..., FittedBaseline], own: Sequence[str], name: str, options: str
 ) -> Contestant:
-    """``own``: what ``fit`` takes beside the settings of TunedConfig, positive whole numbers."""
+    """``own``: what ``fit`` takes beside the settings of FinetuningConfig, positive whole numbers."""
     settings = settings_of(name, options)
     more = {key: settings.pop(key) for key in own if key in settings}
     for key, value in more.items():
         if not isinstance(value, int) or value < 1:
             raise ConfigError(f"method '{name}': expected a positive whole number for {key}, got {value!r}")
     try:
-        config = TunedConfig.build(**settings)
+        config = FinetuningConfig.build(**settings)
     except ConfigError as error:
         raise ConfigError(f"method '{name}': {error}") from error
     return Tuned(name, family, config, config.learning_rate or rate, partial(fit, **more))

@@ -18,7 +18,7 @@ from softprompt.data.split_assignment import Subsample, sample_examples
 from softprompt.data.splits import Splits
 from softprompt.data.task import Task
 from softprompt.errors import ConfigError, OutputError
-from softprompt.experiments.baselines.fitted_baseline import Fitted
+from softprompt.experiments.baselines.fitted_baseline import FittedBaseline
 from softprompt.experiments.comparison.candidates import Contestant, Plan, Run
 from softprompt.experiments.comparison.engine_benchmark import EnginePython, engine_speed, find_engine
 from softprompt.experiments.comparison.study_folder import StudyFolder, file_name
@@ -31,9 +31,9 @@ from softprompt.inference.evaluation import score, score_sample
 from softprompt.inference.predictor import Predictor
 from softprompt.metrics.measured import Figure
 from softprompt.models.frozen_lm import FrozenLM
-from softprompt.training.callbacks import Silent
+from softprompt.training.callbacks import Callback
 from softprompt.training.fit import TEST_LIMIT, library_versions, roomy
-from softprompt.training.loop import Observer, check_trainable
+from softprompt.training.loop import check_trainable
 
 RATE_STEP = math.sqrt(10)  # between neighbouring rates of a search
 PILOT_STEPS = 6  # made to see how long one takes
@@ -89,7 +89,7 @@ def compare(
     methods: Sequence[Contestant],
     out: Path,
     terms: Terms | None = None,
-    observer: Observer | None = None,
+    callback: Callback | None = None,
 ) -> Study:
     """Run every method with every seed, or what of it is not in ``out`` yet; measure, summarise, recommend.
 
@@ -97,14 +97,14 @@ def compare(
         ConfigError, DataError, OutputError: one line that says what to do. What goes wrong within one method (no
             memory, a loss that is not a number) is that method's result instead.
     """
-    terms, observer = terms or Terms(), observer or Silent()
+    terms, callback = terms or Terms(), callback or Callback()
     base.processes.check_alone("a comparison")
     check_terms(methods, terms)
     check_trainable(task)
     task.splits["test"]  # refuses an empty one
     engine = find_engine(terms.engine_python, terms.engine_gguf)
     task = roomy(base, task)
-    comparison = _Comparison(base, task, terms, StudyFolder(out, _setup(base, task, terms)), observer, engine)
+    comparison = _Comparison(base, task, terms, StudyFolder(out, _setup(base, task, terms)), callback, engine)
     with comparison.folder as folder:
         for number, method in enumerate(methods, start=1):
             comparison.finish(method, f"[{number}/{len(methods)}] {method.name}")
@@ -157,7 +157,7 @@ class _Comparison:
     task: Task
     terms: Terms
     folder: StudyFolder
-    observer: Observer
+    callback: Callback
     engine: EnginePython | str
 
     @property
@@ -195,7 +195,7 @@ class _Comparison:
             # runs that began together go on together
             group = self.folder.notes(name).get("seeds") or (missing if method.together else missing[:1])
             seeds = f"seed{'s' if len(group) > 1 else ''} {', '.join(map(str, group))}"
-            self.observer.noted(f"{title}, {seeds}")
+            self.callback.on_message(f"{title}, {seeds}")
             self.folder.note(name, seeds=group)
             self._land(method, group)
             self.folder.drop_unfinished(name)
@@ -205,13 +205,13 @@ class _Comparison:
         """Say of which methods nothing was kept, because they were measured before it was asked for."""
         for name in dict.fromkeys(result.method for result in results if result.status == "ok"):
             if not self.folder.artifact(name).exists():
-                self.observer.noted(
+                self.callback.on_message(
                     f"nothing of '{name}' was kept: it was measured before --keep was given; remove its files in "
                     "results/ to measure it again"
                 )
 
     def _land(self, method: Contestant, seeds: Sequence[int]) -> None:
-        outcomes: Sequence[Fitted | Exception]
+        outcomes: Sequence[FittedBaseline | Exception]
         trials: tuple[Trial, ...] = ()
         rate: float | None = None
         with benchmark.PeakMemory(self.base.device) as peak:
@@ -220,7 +220,7 @@ class _Comparison:
                 trials, rate = self._search(method, plan)
                 runs = [Run(seed, rate) for seed in seeds]
                 folder = self.folder.unfinished(method.name) / "seeds"
-                outcomes = method.learn(self.base, self.task, runs, plan, self.observer, folder)
+                outcomes = method.learn(self.base, self.task, runs, plan, self.callback, folder)
             except OutputError:
                 raise
             except Exception as error:  # whatever one method fails with, the others go on
@@ -228,7 +228,7 @@ class _Comparison:
         for seed, outcome in zip(seeds, outcomes, strict=True):
             if self.folder.result(method.name, seed) is None:
                 self.folder.land(self._result(method, seed, outcome, trials, peak.bytes))
-        if not all(isinstance(outcome, Fitted) and outcome.base_shared for outcome in outcomes):
+        if not all(isinstance(outcome, FittedBaseline) and outcome.base_shared for outcome in outcomes):
             # a model of its own, perhaps held by a traceback: its memory is the next method's
             del outcome
             outcomes = []
@@ -248,7 +248,7 @@ class _Comparison:
             shutil.rmtree(folder, ignore_errors=True)
             method.learn(self.base, self.task, [Run(0)], pilot, times, folder)
             steps = steps_within(budget, times, lambda steps: Plan(steps).eval_every)
-            self.observer.noted(f"{steps} steps fit into {budget:.0f} seconds")
+            self.callback.on_message(f"{steps} steps fit into {budget:.0f} seconds")
             self.folder.note(method.name, steps=steps)
         return Plan(int(steps), plan.batch_size)
 
@@ -262,12 +262,12 @@ class _Comparison:
         for group in [missing] if method.together else [[rate] for rate in missing]:
             if not group:
                 continue
-            self.observer.noted(f"trying learning rate {', '.join(f'{rate:.3g}' for rate in group)}")
+            self.callback.on_message(f"trying learning rate {', '.join(f'{rate:.3g}' for rate in group)}")
             runs = [Run(0, rate) for rate in group]
             folder = self.folder.unfinished(method.name) / "trials"
-            outcomes: Sequence[Fitted | Exception]
+            outcomes: Sequence[FittedBaseline | Exception]
             try:
-                outcomes = method.learn(self.base, self.task, runs, plan, self.observer, folder)
+                outcomes = method.learn(self.base, self.task, runs, plan, self.callback, folder)
             except OutputError:
                 raise
             except Exception as error:
@@ -289,7 +289,7 @@ class _Comparison:
         self,
         method: Contestant,
         seed: int,
-        outcome: Fitted | Exception,
+        outcome: FittedBaseline | Exception,
         trials: tuple[Trial, ...],
         peak: int | None,
     ) -> Result:
@@ -301,7 +301,7 @@ class _Comparison:
             "versions": self.versions,
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
         }
-        if isinstance(outcome, Fitted):
+        if isinstance(outcome, FittedBaseline):
             try:
                 measured = self._measured(method, outcome, peak)
             except OutputError:
@@ -312,15 +312,15 @@ class _Comparison:
                 # the settings may come of a sweep, whose trials are then told
                 facts["trials"] = trials or tuple(Trial.model_validate(one) for one in outcome.searched)
                 test: Figure = measured["test"]
-                self.observer.noted(
+                self.callback.on_message(
                     f"{method.name}, seed {seed}: test {test.metric} {test.value:.4g} [{test.low:.4g}, {test.high:.4g}]"
                 )
                 return Result(status="ok", **facts, **measured)
         line = error_line(outcome)
-        self.observer.noted(f"{method.name}, seed {seed}: failed, the others go on: {line}")
+        self.callback.on_message(f"{method.name}, seed {seed}: failed, the others go on: {line}")
         return Result(status="failed", error=line, **facts)
 
-    def _measured(self, method: Contestant, fitted: Fitted, peak: int | None) -> dict[str, Any]:
+    def _measured(self, method: Contestant, fitted: FittedBaseline, peak: int | None) -> dict[str, Any]:
         answers = fitted.answers
         test = score(answers, self.test)
         validation = benchmark.figure(score_sample(answers, self.task.validation, self._limit).metric)
@@ -362,7 +362,7 @@ class _Comparison:
             "forgetting": self._forgetting(method, fitted),
         }
 
-    def _saved_bytes(self, name: str, fitted: Fitted, *, best: bool) -> int:
+    def _saved_bytes(self, name: str, fitted: FittedBaseline, *, best: bool) -> int:
         """Bytes of what one task needs as files; they are kept if wanted and the best so far."""
         saved = self.folder.scratch()
         fitted.save(saved)
@@ -373,7 +373,7 @@ class _Comparison:
             shutil.rmtree(saved)
         return size
 
-    def _forgetting(self, method: Contestant, fitted: Fitted) -> Forgetting | None:
+    def _forgetting(self, method: Contestant, fitted: FittedBaseline) -> Forgetting | None:
         if not method.uses_base or self.perplexity is None:
             return None
         before, tokens = self.perplexity
@@ -388,8 +388,8 @@ def rates_around(default: float, count: int) -> list[float]:
     return [float(f"{default * RATE_STEP**power:.3g}") if power else default for power in powers]
 
 
-def _tried(outcome: Fitted | Exception) -> dict[str, Any]:
-    if isinstance(outcome, Fitted):
+def _tried(outcome: FittedBaseline | Exception) -> dict[str, Any]:
+    if isinstance(outcome, FittedBaseline):
         return {"value": outcome.best_value, "loss": outcome.best_loss, "seconds": outcome.seconds}
     return {"error": error_line(outcome)}
 

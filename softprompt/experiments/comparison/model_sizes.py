@@ -20,7 +20,7 @@ from softprompt.experiments.comparison.study_folder import file_name
 from softprompt.experiments.comparison.study_records import SizePoint, SizeStudy, Study
 from softprompt.metrics.bootstrap import paired_difference, resample_scores, score_runs
 from softprompt.models.frozen_lm import FrozenLM
-from softprompt.training.loop import Observer
+from softprompt.training.callbacks import Callback
 
 
 def scale(
@@ -30,7 +30,7 @@ def scale(
     methods: Sequence[Contestant],
     out: Path,
     terms: Terms,
-    observer: Observer,
+    callback: Callback,
 ) -> tuple[SizeStudy, dict[Path, Study]]:
     """Compare on each model in turn, one in memory at a time; a second run goes on.
 
@@ -45,7 +45,7 @@ def scale(
     for model in models:
         base = load(model)
         folder = out / folder_name(model)
-        study = compare(base, task, methods, folder, terms, observer)
+        study = compare(base, task, methods, folder, terms, callback)
         points.append(
             SizePoint(
                 model=model,

@@ -6,32 +6,27 @@ import time
 from collections.abc import Callable
 
 from softprompt.errors import ConfigError, TrainingError
+from softprompt.training.callbacks import Callback
 
 _UNITS = {"s": 1, "m": 60, "h": 3600}
 
 
-class StepTimes:
-    """An observer that keeps how long steps and evaluations take."""
+class StepTimes(Callback):
+    """Keeps how long steps and evaluations take."""
 
     def __init__(self) -> None:
         self.steps: list[float] = []
         self.evaluations: list[float] = []
         self._last = time.perf_counter()
 
-    def started(self, first_step: int, steps: int, learned: int, frozen: int) -> None:
+    def on_train_begin(self, first_step: int, steps: int, learned: int, frozen: int) -> None:
         self._last = time.perf_counter()
 
-    def stepped(self, step: int, loss: float, learning_rate: float, examples_per_second: float) -> None:
+    def on_step_end(self, step: int, loss: float, learning_rate: float, examples_per_second: float) -> None:
         self.steps.append(self._since())
 
-    def evaluated(self, step: int, metric: str, value: float, loss: float, best: bool) -> None:
+    def on_evaluate(self, step: int, metric: str, value: float, loss: float, best: bool) -> None:
         self.evaluations.append(self._since())
-
-    def noted(self, text: str) -> None:
-        """Nothing to keep."""
-
-    def finished(self) -> None:
-        """Nothing to end."""
 
     def _since(self) -> float:
         now = time.perf_counter()

@@ -57,7 +57,7 @@ def run_here(ledger: Ledger, base: FrozenLM) -> None:
             base,
             ledger.task,
             _stop(reports, number),
-            ledger.observer,
+            ledger.callback,
         )
         reports.end(trial)
         ledger.ended(trial)

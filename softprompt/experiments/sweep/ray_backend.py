@@ -20,7 +20,7 @@ from softprompt.experiments.sweep.trial_sampler import FULL_RUNS, Pruning
 from softprompt.experiments.sweep.worker_data import Source
 from softprompt.experiments.sweep.workers import died
 from softprompt.models.frozen_lm import FrozenLM
-from softprompt.training.callbacks import Silent
+from softprompt.training.callbacks import Callback
 from softprompt.utils.files import replace_file
 
 QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AIR_NEW_OUTPUT": "0"}
@@ -105,7 +105,7 @@ def run_on_node(config: Mapping[str, Any], source: Source) -> None:
         return False
 
     trial = run_trial(
-        source.folder, config["number"], config["settings"], source.config, _bases[0], source.task, stop, Silent()
+        source.folder, config["number"], config["settings"], source.config, _bases[0], source.task, stop, Callback()
     )
     if not trial.curve:
         # Tune wants to hear of every trial at least once

@@ -19,10 +19,10 @@ from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.methods.method_registry import check_method
 from softprompt.prompts.saved_prompt import Prompt
 from softprompt.store.prompt_loading import load_prompt
-from softprompt.training.callbacks import Silent
+from softprompt.training.callbacks import Callback
 from softprompt.training.fit import library_versions, say_sampled, with_metrics
 from softprompt.training.initialization import check_init, check_init_fits
-from softprompt.training.loop import Observer, check_trainable
+from softprompt.training.loop import check_trainable
 
 Engine: TypeAlias = Literal["optuna", "ray"]
 
@@ -55,7 +55,7 @@ def sweep(
     workers: int = 1,
     options: Mapping[str, Any] | None = None,
     evaluate_test: bool = True,
-    observer: Observer | None = None,
+    callback: Callback | None = None,
 ) -> tuple[SweepSummary, list[SweepTrial]]:
     """Make the trials that are not in ``out`` yet; save the best on validation as ``out/prompt``, scored on test once.
 
@@ -72,7 +72,7 @@ def sweep(
         ConfigError, DataError, OutputError, MissingExtraError: one line that says what to do. What goes wrong within
             one trial is that trial's result; TrainingError only if there is none that did not fail.
     """
-    fixed, observer = fixed or TrainConfig.build(), observer or Silent()
+    fixed, callback = fixed or TrainConfig.build(), callback or Callback()
     check_sweep(space, fixed, engine)
     check_trainable(task)
     inits = space.axes["init"].probes if "init" in space.axes else (fixed.init,)
@@ -81,10 +81,10 @@ def sweep(
     proposals = Proposals(space, space.defaults(fixed), trials, fixed.seed)
     terms = Terms(fixed, pruning, base.name, dict(options or {}), base.fingerprint)
     with SweepFolder(out, _setup(base, task, space, terms)) as folder:
-        ledger = Ledger(folder, proposals, terms, task, observer)
+        ledger = Ledger(folder, proposals, terms, task, callback)
         if space.size < trials:
-            observer.noted(f"the space has {space.size} combinations: each is tried once")
-        say_sampled(task, fixed, observer)
+            callback.on_message(f"the space has {space.size} combinations: each is tried once")
+        say_sampled(task, fixed, callback)
         if ledger.missing:
             _run(ledger, base, engine, workers)
         summary = _concluded(ledger, base, space, evaluate_test=evaluate_test)
@@ -134,7 +134,7 @@ def _concluded(ledger: Ledger, base: FrozenLM, space: Space, *, evaluate_test: b
     if known is not None and scored and known.winner == best.number and folder.prompt.is_dir():
         prompt = load_prompt(folder.prompt)
     else:
-        ledger.observer.noted(f"trial {best.number} is the best on validation")
+        ledger.callback.on_message(f"trial {best.number} is the best on validation")
         prompt = _scored(ledger, base, best, evaluate_test=evaluate_test)
     usual = space.defaults(terms.fixed)
     counts = {status: sum(one.status == status for one in ledger.landed) for status in _STATUSES}

@@ -13,7 +13,7 @@ import torch
 from softprompt.config import TrainConfig
 from softprompt.data.task import Task
 from softprompt.errors import OutputError, map_write_errors
-from softprompt.experiments.baselines.fitted_baseline import Fitted
+from softprompt.experiments.baselines.fitted_baseline import FittedBaseline
 from softprompt.experiments.baselines.soft_prompts import learn_prompts
 from softprompt.experiments.comparison.study_records import CurvePoint
 from softprompt.experiments.failed_runs import error_line
@@ -21,9 +21,8 @@ from softprompt.experiments.sweep.search_space import Plain, with_settings
 from softprompt.experiments.sweep.sweep_folder import SweepFolder, SweepTrial, trial_name
 from softprompt.experiments.sweep.trial_sampler import objective
 from softprompt.models.frozen_lm import FrozenLM
-from softprompt.training.callbacks import Clock
+from softprompt.training.callbacks import Callback, StepTimer
 from softprompt.training.fit import library_versions, limited
-from softprompt.training.loop import Observer
 from softprompt.utils.files import replace_file
 from softprompt.utils.seals import read_sealed, seal
 
@@ -37,23 +36,23 @@ class GivenUp(Exception):
     """The engine gave the trial up."""
 
 
-class Watch(Clock):
-    """An observer that passes a run on to another one, keeps its evaluations in a file, and ends it if told so."""
+class Watch(StepTimer):
+    """Passes a run on to another callback, keeps its evaluations in a file, and ends it if told so."""
 
-    def __init__(self, observer: Observer, folder: Path, stop: Stop) -> None:
-        super().__init__(observer, folder / CLOCK_FILE)
+    def __init__(self, callback: Callback, folder: Path, stop: Stop) -> None:
+        super().__init__(callback, folder / CLOCK_FILE)
         self._points_path, self._stop = folder / POINTS_FILE, stop
         self.metric, self.points = read_points(folder)
 
-    def started(self, first_step: int, steps: int, learned: int, frozen: int) -> None:
-        super().started(first_step, steps, learned, frozen)
+    def on_train_begin(self, first_step: int, steps: int, learned: int, frozen: int) -> None:
+        super().on_train_begin(first_step, steps, learned, frozen)
         # what comes behind the checkpoint is measured again; what came before it, the engine has yet to be told
         self.points = [point for point in self.points if point.step <= first_step]
         for point in self.points:
             self._tell(point)
 
-    def evaluated(self, step: int, metric: str, value: float, loss: float, best: bool) -> None:
-        super().evaluated(step, metric, value, loss, best)
+    def on_evaluate(self, step: int, metric: str, value: float, loss: float, best: bool) -> None:
+        super().on_evaluate(step, metric, value, loss, best)
         self.metric = metric
         self.points.append(CurvePoint(step=step, seconds=self.at(step), value=value, loss=loss))
         with map_write_errors(self._points_path):
@@ -87,7 +86,7 @@ def run_trial(
     base: FrozenLM,
     task: Task,
     stop: Stop,
-    observer: Observer,
+    callback: Callback,
 ) -> SweepTrial:
     """Learn, or go on learning, with these settings; land the trial, and its prompt if it came to its end.
 
@@ -95,16 +94,16 @@ def run_trial(
     """
     name = trial_name(number)
     unfinished = folder.unfinished(name)
-    watch = Watch(observer, unfinished, stop)
+    watch = Watch(callback, unfinished, stop)
     error: str | None = None
-    fitted: Fitted | None = None
+    fitted: FittedBaseline | None = None
     status: Literal["finished", "pruned", "failed"] = "finished"
     try:
         config = with_settings(fixed, settings)
         own = limited(task, config)
         config = config.model_copy(update={"max_length": own.spec.max_length})
         (outcome,) = learn_prompts(base, own, {"": config}, watch, unfinished)
-        if not isinstance(outcome, Fitted):
+        if not isinstance(outcome, FittedBaseline):
             raise outcome
         fitted = outcome
     except GivenUp:

@@ -12,7 +12,7 @@ from softprompt.experiments.sweep.search_space import Plain
 from softprompt.experiments.sweep.sweep_folder import SweepFolder, SweepTrial, best_of, trial_name
 from softprompt.experiments.sweep.trial import record
 from softprompt.experiments.sweep.trial_sampler import Proposals, Pruning
-from softprompt.training.loop import Observer
+from softprompt.training.callbacks import Callback
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Ledger:
     proposals: Proposals
     terms: Terms
     task: Task
-    observer: Observer
+    callback: Callback
     landed: list[SweepTrial] = field(init=False)
     running: dict[int, dict[str, Plain]] = field(default_factory=dict, init=False)
 
@@ -79,13 +79,15 @@ class Ledger:
             told = ", ".join(f"{key} {value}" for key, value in settings.items())
             same = next((one for one in self.landed if one.settings == settings and one.same_as is None), None)
             if same is not None:
-                self.observer.noted(f"trial {number} of {self.count}: {told}: as trial {same.number}, not run again")
+                self.callback.on_message(
+                    f"trial {number} of {self.count}: {told}: as trial {same.number}, not run again"
+                )
                 again = record(number, settings, "repeated", same.metric, same_as=same.number)
                 again = again.model_copy(update={"value": same.value, "loss": same.loss})
                 self.folder.land_trial(again)
                 self.ended(again)
                 continue
-            self.observer.noted(f"trial {number} of {self.count}: {told}")
+            self.callback.on_message(f"trial {number} of {self.count}: {told}")
             self.running[number] = settings
             return number, settings
         return None
@@ -99,7 +101,7 @@ class Ledger:
         self.folder.forget(name)
         self._drop_all_but_the_best()
         if trial.status != "repeated":
-            self.observer.noted(f"trial {trial.number}: {_told(trial)}")
+            self.callback.on_message(f"trial {trial.number}: {_told(trial)}")
 
     def _missing(self) -> list[int]:
         known = {trial.number for trial in self.landed} | self.running.keys()

@@ -12,22 +12,22 @@ from softprompt.experiments.sweep.sweep_folder import SweepFolder, SweepTrial, t
 from softprompt.experiments.sweep.trial import read_points, record, run_trial
 from softprompt.experiments.sweep.trial_log import Ledger
 from softprompt.experiments.sweep.worker_data import Source
-from softprompt.training.callbacks import Silent
+from softprompt.training.callbacks import Callback
 
 Message: TypeAlias = tuple[str, Any]
 """Of a worker: evaluated (step and objective; it waits for the answer), noted, landed (its number), broken (a line)."""
 
 
-class _Relay(Silent):
+class _Relay(Callback):
     """Passes a run's notes and evaluations to the process that shows them."""
 
     def __init__(self, send: Callable[[str], None]) -> None:
         self._send = send
 
-    def evaluated(self, step: int, metric: str, value: float, loss: float, best: bool) -> None:
+    def on_evaluate(self, step: int, metric: str, value: float, loss: float, best: bool) -> None:
         self._send(f"step {step}  validation {metric} {value:.4f}  loss {loss:.4f}")
 
-    def noted(self, text: str) -> None:
+    def on_message(self, text: str) -> None:
         self._send(text)
 
 
@@ -132,7 +132,7 @@ class _Crew:
         if kind == "evaluated":
             worker.pipe.send(self._reports.evaluated(worker.number, *what))
         elif kind == "noted":
-            ledger.observer.noted(f"trial {worker.number}: {what}")
+            ledger.callback.on_message(f"trial {worker.number}: {what}")
         elif kind == "broken":
             writing, line = what
             raise OutputError(line) if writing else BaseModelError(line)

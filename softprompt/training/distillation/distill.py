@@ -1,8 +1,7 @@
 """distill: a long written prompt, solved examples or a saved prompt in; a short soft prompt that behaves like it out.
 
-The teacher answers every input once; students learn to give the same probabilities (imitation.py), in the same loop,
-with the same checkpoints, as any prompt (train.py). Askell et al. 2021 call this context distillation, for a model's
-weights; Snell, Klein and Zhong 2022 and Mu, Li and Goodman 2023 take it further. Here nothing but the prompt learns.
+The teacher answers every input once; students learn to give the same probabilities, in the loop of any prompt.
+Context distillation: Askell et al. 2021, Snell, Klein and Zhong 2022, Mu, Li and Goodman 2023.
 """
 
 import hashlib
@@ -23,12 +22,12 @@ from softprompt.errors import ConfigError
 from softprompt.inference.generation import Sampling, room_for
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.saved_prompt import Prompt
-from softprompt.training.callbacks import CLOCK_FILE, Clock, Silent
+from softprompt.training.callbacks import CLOCK_FILE, Callback, StepTimer
 from softprompt.training.checkpoint import Checkpoint
-from softprompt.training.distillation.distillation_loss import imitation
+from softprompt.training.distillation.distillation_loss import distillation_objective
 from softprompt.training.distillation.distillation_records import Distilled
 from softprompt.training.distillation.fidelity import fidelity, measured, request_tokens, with_speeds, without_clock
-from softprompt.training.distillation.student_initialization import check_can_begin, chosen_starts
+from softprompt.training.distillation.student_initialization import check_can_begin, initialize_students
 from softprompt.training.distillation.teacher import Answers, Teacher, ask
 from softprompt.training.distillation.teacher_cache import ANSWERS_FILE, load_answers, save_answers
 from softprompt.training.fit import (
@@ -42,7 +41,7 @@ from softprompt.training.fit import (
     roomy,
     with_records,
 )
-from softprompt.training.loop import Observer, TrainingResult, check_there, train_together
+from softprompt.training.loop import TrainingResult, check_there, train_together
 from softprompt.utils.files import expand_user
 
 REPORT_FILE = "distillation.json"
@@ -64,7 +63,7 @@ def distill(
     *,
     out: str | Path | None = None,
     config: TrainConfig | None = None,
-    observer: Observer | None = None,
+    callback: Callback | None = None,
     resume: bool = False,
     restart: bool = False,
     evaluate_test: bool = True,
@@ -76,7 +75,7 @@ def distill(
     Args:
         inputs: a task (``Task.of_inputs`` makes one of unlabelled rows), or what it is read from.
         teacher: a text, a saved prompt, or what ``Teacher.written`` gives for a text with solved examples.
-        out, observer, resume, restart, evaluate_test: as for ``fit``.
+        out, callback, resume, restart, evaluate_test: as for ``fit``.
         config: the settings of learning; or give single ones by name (``length=16``, ``steps=300``, ...), those of
             ``DistillConfig`` among them (``temperature=2``, ``samples=1``, ...). ``init`` is ``teacher`` by default.
         measure: time student and teacher at the end.
@@ -98,7 +97,7 @@ def distill(
         teacher_of(base, inputs, teacher),
         DistillConfig.build(**how),
         out=out,
-        observer=observer,
+        callback=callback,
         resume=resume,
         restart=restart,
         evaluate_test=evaluate_test,
@@ -129,7 +128,7 @@ def distill_together(
     settings: DistillConfig | None = None,
     *,
     out: str | Path | None = None,
-    observer: Observer | None = None,
+    callback: Callback | None = None,
     resume: bool = False,
     restart: bool = False,
     evaluate_test: bool = True,
@@ -141,13 +140,13 @@ def distill_together(
         configs: of each student, by the folder within ``out`` that it is saved in; one alone may be called ``""``,
             which is ``out`` itself.
         settings: what they learn of the teacher.
-        out, observer, resume, restart, evaluate_test, measure: as for ``distill``.
+        out, callback, resume, restart, evaluate_test, measure: as for ``distill``.
 
     Raises:
         as ``distill``.
     """
     base.processes.check_alone("distillation")
-    settings, observer = settings or DistillConfig(), observer or Silent()
+    settings, callback = settings or DistillConfig(), callback or Callback()
     configs = {name: _started(config, teacher) for name, config in configs.items()}
     first = next(iter(configs.values()))
     check_there(task)
@@ -161,21 +160,21 @@ def distill_together(
     how = settings.model_dump()
     if out is not None:
         taught = {"teacher": teacher.digest, "distillation": how}
-        run = open_run(out, base, {"": task}, configs, resume=resume, restart=restart, observer=observer, **taught)
+        run = open_run(out, base, {"": task}, configs, resume=resume, restart=restart, callback=callback, **taught)
     with run as checkpoint:
-        announce(base, task, max(config.length for config in configs.values()), observer, settings.max_new_tokens)
+        announce(base, task, max(config.length for config in configs.values()), callback, settings.max_new_tokens)
         for note in notes:
-            observer.noted(note)
+            callback.on_message(note)
         if checkpoint is not None:
             checkpoint.load()  # one of another run is refused before the teacher is asked
         splits = {"train": task.train, "validation": task.validation, **({"test": task.test} if task.test else {})}
-        answers, seconds = _answers(base, task, teacher, settings, splits, checkpoint, restart, observer)
+        answers, seconds = _answers(base, task, teacher, settings, splits, checkpoint, restart, callback)
         lengths = {name: config.length for name, config in configs.items() if config.init == "teacher"}
-        starts = chosen_starts(base, task, teacher.start, lengths, answers["validation"])
+        starts = initialize_students(base, task, teacher.start, lengths, answers["validation"])
         given = {length: state for length, (_, state) in starts.items()}
-        lesson = imitation(base, task, list(configs.values()), answers, given, settings.temperature)
-        clock = Clock(observer, None if checkpoint is None else checkpoint.folder / CLOCK_FILE)
-        outcomes = train_together(base, task, configs, clock, checkpoint, lesson)
+        objective = distillation_objective(base, task, list(configs.values()), answers, given, settings.temperature)
+        clock = StepTimer(callback, None if checkpoint is None else checkpoint.folder / CLOCK_FILE)
+        outcomes = train_together(base, task, configs, clock, checkpoint, objective)
         by_name = {name: one for name, one in zip(configs, outcomes, strict=True) if not one.failed}
         sizes = {"validation": len(whole.validation), "test": len(whole.test)}
         done = {}
@@ -247,7 +246,7 @@ def _answers(
     splits: Mapping[str, Sequence[Example]],
     checkpoint: Checkpoint | None,
     restart: bool,
-    observer: Observer,
+    callback: Callback,
 ) -> tuple[dict[str, Answers], float]:
     """What the teacher says, and the seconds it took: from the run's folder, or by asking it."""
     path = None if checkpoint is None else checkpoint.folder / ANSWERS_FILE
@@ -259,10 +258,10 @@ def _answers(
         facts = [parts, inputs, teacher.digest, settings.model_dump()]
         identity = hashlib.sha256(json.dumps(facts, default=str).encode()).hexdigest()
         if not restart and (kept := load_answers(path, identity)) is not None:
-            observer.noted("the teacher's answers are there already")
+            callback.on_message("the teacher's answers are there already")
             return kept
     began = time.perf_counter()
-    answers = ask(base, task.spec, teacher, settings, splits, observer.noted)
+    answers = ask(base, task.spec, teacher, settings, splits, callback.on_message)
     seconds = time.perf_counter() - began
     if path is not None:
         save_answers(path, answers, identity, seconds)
@@ -322,13 +321,3 @@ def _measured(
         name: replace(one, report=with_speeds(one.report, speed, cached, read))
         for (name, one), speed in zip(done.items(), after, strict=True)
     }
-
-
-__all__ = [
-    "Distillation",
-    "check_init",
-    "distill",
-    "distill_together",
-    "of_lengths",
-    "teacher_of",
-]

@@ -29,8 +29,8 @@ from softprompt.prompts.inline_prefix import Scored
 from softprompt.prompts.prefix import Prefix, make_prefix
 from softprompt.prompts.state import PromptState
 from softprompt.training.distillation.teacher import Answers, Completions, LabelAnswers
-from softprompt.training.learner import Bar
-from softprompt.training.training_objective import Lesson, encoders, shared
+from softprompt.training.learner import ReferenceLoss
+from softprompt.training.training_objective import TrainingObjective, encoders, shared
 
 ENOUGH = 0.01  # nats of divergence, below which no run is said not to learn
 
@@ -69,11 +69,11 @@ class LabelTargets:
         return divergence(self.plain, student), alike, torch.ones_like(alike)
 
     @property
-    def bar(self) -> Bar:
+    def bar(self) -> ReferenceLoss:
         """The divergence of the best constant answer: how often the teacher gives each label, whatever the input."""
         mean = self.tempered.logsumexp(dim=0, keepdim=True) - math.log(len(self.tempered))
         loss = self._temperature**2 * float(divergence(self.tempered, mean.expand_as(self.tempered)).mean())
-        return Bar(loss, "that of the teacher's label frequencies", ENOUGH, LOOK)
+        return ReferenceLoss(loss, "that of the teacher's label frequencies", ENOUGH, LOOK)
 
 
 class TokenTargets:
@@ -114,9 +114,9 @@ class TokenTargets:
         return sums[0] / counts, sums[1] / counts, counts
 
     @property
-    def bar(self) -> Bar:
+    def bar(self) -> ReferenceLoss:
         """That of the first steps: what a constant answer would be is not known."""
-        return Bar(None, enough=ENOUGH, look=LOOK)
+        return ReferenceLoss(None, enough=ENOUGH, look=LOOK)
 
     def _divergence(self, prefix: Scored, batch: Batch, temperature: float) -> tuple[Tensor, Tensor]:
         """Divergence ``[N]``, and 1 where the student's likeliest token is the one that the teacher chose."""
@@ -143,14 +143,14 @@ class TokenTargets:
 LOOK = "is the teacher good at them, does the template show the text?"
 
 
-def imitation(
+def distillation_objective(
     base: FrozenLM,
     task: Task,
     configs: Sequence[TrainConfig],
     answers: Mapping[str, Answers],
     starts: Mapping[int, PromptState],
     temperature: float = 1.0,
-) -> Lesson:
+) -> TrainingObjective:
     """The lesson that a teacher's answers are.
 
     Args:
@@ -163,7 +163,7 @@ def imitation(
     by_length = encoders(base, task.spec, [config.length for config in configs])
     objective = Objective(base, next(iter(by_length.values())).verbalizer)
     learned, held = (targets_of(objective, answers[split], temperature) for split in ("train", "validation"))
-    return Lesson(
+    return TrainingObjective(
         by_length,
         shared(by_length, lambda one: learned.items(one, task.train)),
         shared(by_length, lambda one: Fidelity(base, held, held.items(one, task.validation))),
@@ -207,6 +207,3 @@ class Fidelity:
     def error(self, value: float) -> float:
         """No agreement decides: the divergence says more, whatever the agreement is."""
         return math.inf
-
-
-__all__ = ["Fidelity", "LabelTargets", "TokenTargets", "imitation", "targets_of"]

@@ -38,7 +38,7 @@ from softprompt.training.distillation.teacher import Answers, LabelAnswers, Teac
 NOISE = 0.05  # of the time of a request: less than that is not saved, for all that timing can tell
 
 
-class ReadAnew:
+class UncachedTeacher:
     """Answers behind a text that is read with every input, as by an engine without prefix caching."""
 
     def __init__(self, base: FrozenLM, spec: TaskSpec, ids: Sequence[int], sampling: Sampling) -> None:
@@ -75,17 +75,17 @@ class ReadAnew:
 
 
 @dataclass(frozen=True)
-class Given:
+class RecordedAnswers:
     """Answers that are there already, one for each of the examples they were given to."""
 
     spec: TaskSpec
     predictions: Sequence[Prediction]
     truncated: int = 0
 
-    def of(self, indices: Sequence[int]) -> "Given":
+    def of(self, indices: Sequence[int]) -> "RecordedAnswers":
         """Those to some of the examples, counted anew."""
         chosen = [self.predictions[index] for index in indices]
-        return Given(self.spec, [replace(one, index=i) for i, one in enumerate(chosen)])
+        return RecordedAnswers(self.spec, [replace(one, index=i) for i, one in enumerate(chosen)])
 
     def label_log_probabilities(self, examples: Sequence[Example]) -> Tensor:
         """Of the probabilities, which sum to 1 within rounding."""
@@ -101,12 +101,12 @@ class Given:
         return [str(one.completion if one.label is None else one.label) for one in self.predictions]
 
 
-def taught(base: FrozenLM, spec: TaskSpec, answers: Answers) -> Given:
+def taught(base: FrozenLM, spec: TaskSpec, answers: Answers) -> RecordedAnswers:
     """A teacher's answers as predictions."""
     if isinstance(answers, LabelAnswers):
-        return Given(spec, list(likeliest(spec, answers.log_probabilities)))
+        return RecordedAnswers(spec, list(likeliest(spec, answers.log_probabilities)))
     texts = answers.texts(base.tokenizer)
-    return Given(spec, [Prediction(index, completion=text) for index, text in enumerate(texts)])
+    return RecordedAnswers(spec, [Prediction(index, completion=text) for index, text in enumerate(texts)])
 
 
 def fidelity(
@@ -123,7 +123,7 @@ def fidelity(
     targets = targets_of(objective, answers)
     near = Nearness(base, targets, targets.items(predictor.encoder, examples))
     divergences, alike, _ = near.of(predictor.prefix)
-    student = Given(spec, sorted(predictor.predict(examples), key=lambda one: one.index))
+    student = RecordedAnswers(spec, sorted(predictor.predict(examples), key=lambda one: one.index))
     same = [float(one == other) for one, other in zip(student.words, teacher.words, strict=True)]
     agreement, divergence = mean_metric("agreement", same), mean_metric("kl", divergences.tolist())
     further = [divergence]
@@ -184,7 +184,7 @@ def measured(
     cached = measure_speed(before, students[0], examples, teacher.tokens)
     read = None
     if teacher.ids:
-        anew = ReadAnew(base, spec, teacher.ids, before.sampling)
+        anew = UncachedTeacher(base, spec, teacher.ids, before.sampling)
         read = measure_speed(anew, students[0], examples, teacher.tokens)
     after = [
         measure_speed(student, students[0], examples, state.length)
@@ -242,16 +242,3 @@ def _kept(metric: str, gold: Sequence[Any], teacher: Sequence[str], student: Seq
     low, high = np.quantile(values["student"][some] / values["teacher"][some], QUANTILES)
     value = whole["student"] / whole["teacher"]
     return figure(Metric("kept", value, float(low), float(high), len(gold)))
-
-
-__all__ = [
-    "Given",
-    "ReadAnew",
-    "break_even",
-    "fidelity",
-    "measured",
-    "request_tokens",
-    "taught",
-    "with_speeds",
-    "without_clock",
-]

@@ -13,7 +13,7 @@ from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.state import PromptState
 from softprompt.training.distillation.distillation_loss import Fidelity, targets_of
 from softprompt.training.distillation.teacher import Answers
-from softprompt.training.initialization import initialise
+from softprompt.training.initialization import initialize
 
 TRIED_ON = 64  # held-out inputs, at most
 
@@ -39,10 +39,10 @@ def candidates(base: FrozenLM, task: Task, teacher: PromptState, length: int) ->
     spread = torch.linspace(0, len(rows) - 1, length).round().long()
     parts = {"end": rows[-length:], "beginning": rows[:length], "spread": rows[spread]}
     found = {name: PromptState.of_embeddings(part) for name, part in parts.items()}
-    return found | {"instruction": initialise("text", base, task.spec, length, 0)}
+    return found | {"instruction": initialize("text", base, task.spec, length, 0)}
 
 
-def chosen_starts(
+def initialize_students(
     base: FrozenLM, task: Task, teacher: PromptState, lengths: Mapping[str, int], answers: Answers
 ) -> dict[int, tuple[str, PromptState]]:
     """For each length the candidate nearest to the teacher on some validation inputs, and what it is.

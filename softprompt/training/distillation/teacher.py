@@ -1,8 +1,8 @@
 """The teacher of a distillation: a long text, solved examples or a saved prompt; and what it answers.
 
 It reads every input once: for classification it leaves the probabilities of the labels; for generation a completion
-and, at each place of it, the ``K`` likeliest tokens and what probability is left for all others. Students learn from
-these, however many there are (imitation.py). Shapes: ``n`` examples, ``C`` labels, ``A`` completions, ``N`` their
+and, at each place of it, the ``K`` likeliest tokens and what probability is left for all others. Students learn
+from these (distillation_loss.py). Shapes: ``n`` examples, ``C`` labels, ``A`` completions, ``N`` their
 places one after the other, ``K`` tokens.
 """
 
@@ -289,6 +289,3 @@ def _ending(completions: Completions, stop: Sequence[str], base: FrozenLM) -> Co
         tokens[start + place] = end
     places = {name: getattr(completions, name)[kept] for name in ("top", "rest", "scale", "tempered_rest")}
     return Completions(completions.example, counts, ended, tokens[kept], ids[kept], **places)
-
-
-__all__ = ["Answers", "Completions", "LabelAnswers", "Teacher", "ask", "joined", "read_text"]
