@@ -1,47 +1,39 @@
 """Verbs of the versioned store: ``list``, ``show``, ``push``, ``pull``, ``promote``, ``rollback``, ``diff``."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import click
-
-from softprompt.cli.options import (
-    GIVEN,
-    PLACE,
-    column_options,
-    columns_of,
-    given,
-    json_option,
-    load_base_of,
-    metric_option,
-    model_of,
-    model_options,
-    print_result,
-    room_option,
-    say,
-)
+from softprompt.cli.base_loading import load_base_of
+from softprompt.cli.option_values import columns_of, given, model_of
+from softprompt.cli.printing import print_result, say
+from softprompt.config import GateConfig
+from softprompt.data.examples import Example
+from softprompt.data.task import Task
 from softprompt.errors import ConfigError, GateError, StoreError
+from softprompt.inference.generation import Sampling
+from softprompt.models.frozen_lm import FrozenLM
+from softprompt.prompts.saved_prompt import Prompt
+from softprompt.report.pages.store_text import (
+    difference_lines,
+    move_lines,
+    names_lines,
+    place_lines,
+    verdict_lines,
+    versions_lines,
+)
+from softprompt.report.pages.training_text import prompt_lines
+from softprompt.store import hub
+from softprompt.store.gate import Gate
+from softprompt.store.learned_rows import read_learned
+from softprompt.store.prompt_loading import load_prompt
+from softprompt.store.references import LATEST, Reference, check_alias, check_name, is_reference, split_store
+from softprompt.store.version_diff import difference
+from softprompt.store.version_store import Store, saved_files
+from softprompt.utils.files import check_free, write_folder
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
-    from softprompt.data.examples import Example
-    from softprompt.models.frozen_lm import FrozenLM
-    from softprompt.prompts.saved_prompt import Prompt
-
-
-@click.command(name="list")
-@click.argument("store", type=GIVEN, required=False, metavar="[STORE]")
-@click.option("--name", type=GIVEN, help="The versions of this name.")
-@json_option
-def list_command(store: str | None, name: str | None, as_json: bool) -> None:
-    """Tell what a store holds.
-
-    STORE is a folder or a URL of fsspec, as s3://bucket/prompts.  [default: $SOFTPROMPT_STORE]
-    """
-    from softprompt.report.pages.store_text import names_lines, versions_lines
-    from softprompt.store.version_store import Store
-
+def run_list(store: str | None, name: str | None, as_json: bool) -> None:
     opened = Store(store)
     if name is None:
         names = opened.list()
@@ -58,24 +50,10 @@ def list_command(store: str | None, name: str | None, as_json: bool) -> None:
     print_result({"store": opened.url, **result}, lines, as_json)
 
 
-@click.command()
-@click.argument("prompt_place", type=GIVEN, metavar="PROMPT")
-@json_option
-def show(prompt_place: str, as_json: bool) -> None:
-    """Tell what is known of a saved prompt.
-
-    PROMPT is its folder, or STORE#NAME@VERSION or STORE#NAME@ALIAS; then its place in the store is told too.
-    """
-    from softprompt.report.pages.store_text import place_lines
-    from softprompt.report.pages.training_text import prompt_lines
-    from softprompt.store.prompt_loading import load_prompt
-    from softprompt.store.references import LATEST, Reference, is_reference
-
+def run_show(prompt_place: str, as_json: bool) -> None:
     prompt = load_prompt(prompt_place)
     result, lines = prompt.manifest(), prompt_lines(prompt)
     if is_reference(prompt_place):
-        from softprompt.store.version_store import Store
-
         reference = Reference.parse(prompt_place)
         store = Store(reference.store)
         version = store.version(f"{reference.name}@{reference.which}")
@@ -94,20 +72,7 @@ def show(prompt_place: str, as_json: bool) -> None:
     print_result(result, lines, as_json)
 
 
-@click.command()
-@click.argument("prompt_place", type=GIVEN, metavar="PROMPT")
-@click.argument("target", type=GIVEN, metavar="TARGET")
-@click.option("--public", is_flag=True, help="A new repository on the Hub is for everybody.  [default: private]")
-@json_option
-def push(prompt_place: str, target: str, public: bool, as_json: bool) -> None:
-    """Put a saved prompt into a store, or on the Hugging Face Hub.
-
-    TARGET is [STORE#]NAME, where it becomes the next version, or hf:OWNER/NAME, where it becomes a commit.
-    """
-    from softprompt.store import hub
-    from softprompt.store.references import check_name, split_store
-    from softprompt.store.version_store import Store, saved_files
-
+def run_push(prompt_place: str, target: str, public: bool, as_json: bool) -> None:
     if hub.is_on_hub(target):
         commit = hub.push(saved_files(prompt_place), target, public=public)
         print_result({"prompt": prompt_place, **vars(commit)}, [f"pushed to {commit}"], as_json)
@@ -122,20 +87,7 @@ def push(prompt_place: str, target: str, public: bool, as_json: bool) -> None:
     print_result(result, [f"{version} in {store.url}"], as_json)
 
 
-@click.command()
-@click.argument("source", type=GIVEN, metavar="SOURCE")
-@click.option("--out", required=True, type=PLACE, help="Folder for the saved prompt.")
-@json_option
-def pull(source: str, out: Path, as_json: bool) -> None:
-    """Write a prompt of a store, or of the Hugging Face Hub, as a folder.
-
-    SOURCE is [STORE#]NAME@VERSION or [STORE#]NAME@ALIAS, or hf:OWNER/NAME, with @REVISION if you like.
-    """
-    from softprompt.store import hub
-    from softprompt.store.references import Reference
-    from softprompt.store.version_store import Store
-    from softprompt.utils.files import check_free, write_folder
-
+def run_pull(source: str, out: Path, as_json: bool) -> None:
     check_free(out)
     if hub.is_on_hub(source):
         commit, files = hub.pull(source)
@@ -150,23 +102,7 @@ def pull(source: str, out: Path, as_json: bool) -> None:
     print_result({"prompt": str(out), "from": origin}, [f"{origin} written to {out}"], as_json)
 
 
-@click.command()
-@click.argument("version", type=GIVEN, metavar="[STORE#]NAME@VERSION")
-@click.argument("alias", type=GIVEN, metavar="ALIAS")
-@click.option("--data", type=GIVEN, help="As for train: refuse if the version is worse on it than the one in place.")
-@click.option("--split", default="test", show_default=True, help="train, validation, test or all.")
-@click.option("--limit", type=click.IntRange(min=1), help="Only this many examples, drawn, each label in proportion.")
-@click.option("--gate", "gate_file", type=PLACE, help="Thresholds from a .toml or .yaml file.")
-@click.option("--significance", type=float, help="Largest p-value that counts as worse.  [default: 0.05]")
-@click.option("--tolerance", type=float, help="Loss that is accepted, in units of the metric.  [default: 0.0]")
-@click.option("--force", is_flag=True, help="Promote even so; the history keeps that it was forced.")
-@click.option("--model", "model_name", type=GIVEN, help="The base model.  [default: the one the prompt was learned on]")
-@room_option
-@metric_option
-@column_options
-@model_options
-@json_option
-def promote(
+def run_promote(
     version: str,
     alias: str,
     data: str | None,
@@ -182,15 +118,6 @@ def promote(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Move an alias to a version.
-
-    With --data both versions answer it first, and one that is significantly worse (paired bootstrap) is not promoted.
-    """
-    from softprompt.config import GateConfig
-    from softprompt.report.pages.store_text import move_lines, verdict_lines
-    from softprompt.store.references import Reference, check_alias
-    from softprompt.store.version_store import Store
-
     thresholds = {"significance": significance, "tolerance": tolerance}
     config = GateConfig.load(gate_file, **thresholds) if gate_file else GateConfig.build(**thresholds)
     model, columns = model_of(options), columns_of(options)
@@ -203,10 +130,6 @@ def promote(
     gate: Any = None
     told: dict[str, Any] = {}
     if data is not None:
-        from softprompt.data.task import Task
-        from softprompt.inference.generation import Sampling
-        from softprompt.store.gate import Gate
-
         spec = store.get(str(found)).judged_by(metric).spec
         task = Task.matching(spec, data, **columns)
         for note in task.splits.notes:
@@ -228,10 +151,22 @@ def promote(
     print_result(result, move_lines(move), as_json)
 
 
+def run_rollback(alias: str, as_json: bool) -> None:
+    reference = Reference.parse(alias)
+    if reference.number is not None:
+        raise StoreError(f"expected [STORE#]NAME@ALIAS, got the version '{alias}': versions do not move, aliases do")
+    store = Store(reference.store)
+    move = store.rollback(f"{reference.name}@{reference.which}")
+    print_result({"store": store.url, **move.model_dump(mode="json")}, move_lines(move), as_json)
+
+
+def run_diff(a: str, b: str, as_json: bool) -> None:
+    found = difference(load_prompt(a), load_prompt(b))
+    print_result({"a": a, "b": b, **found.to_dict()}, difference_lines(a, b, found), as_json)
+
+
 def _known(place: str, which: str, examples: "Sequence[Example]", split: str) -> dict[str, int] | None:
     """How many of the examples a version was learned from, said where there are any; ``None``: it kept no record."""
-    from softprompt.store.learned_rows import read_learned
-
     learned = read_learned(place)
     if learned is None:
         return None
@@ -260,40 +195,3 @@ class _Bases:
         if found := prompt.precisions(self._loaded[key]):
             self.precisions.append(found)
         return self._loaded[key]
-
-
-@click.command()
-@click.argument("alias", type=GIVEN, metavar="[STORE#]NAME@ALIAS")
-@json_option
-def rollback(alias: str, as_json: bool) -> None:
-    """Move an alias back to where it was before its last promotion."""
-    from softprompt.report.pages.store_text import move_lines
-    from softprompt.store.references import Reference
-    from softprompt.store.version_store import Store
-
-    reference = Reference.parse(alias)
-    if reference.number is not None:
-        raise StoreError(f"expected [STORE#]NAME@ALIAS, got the version '{alias}': versions do not move, aliases do")
-    store = Store(reference.store)
-    move = store.rollback(f"{reference.name}@{reference.which}")
-    print_result({"store": store.url, **move.model_dump(mode="json")}, move_lines(move), as_json)
-
-
-@click.command()
-@click.argument("a", type=GIVEN, metavar="PROMPT")
-@click.argument("b", type=GIVEN, metavar="OTHER")
-@json_option
-def diff(a: str, b: str, as_json: bool) -> None:
-    """Tell what differs between two saved prompts: settings, results, vectors.
-
-    Each is a folder, or [STORE#]NAME@VERSION or [STORE#]NAME@ALIAS.
-    """
-    from softprompt.report.pages.store_text import difference_lines
-    from softprompt.store.prompt_loading import load_prompt
-    from softprompt.store.version_diff import difference
-
-    found = difference(load_prompt(a), load_prompt(b))
-    print_result({"a": a, "b": b, **found.to_dict()}, difference_lines(a, b, found), as_json)
-
-
-STORE_VERBS = (list_command, show, push, pull, promote, rollback, diff)

@@ -25,7 +25,7 @@ from softprompt.analysis.diagnostics.doctor import (
     family_row,
 )
 from softprompt.analysis.diagnostics.tiny_models import FAMILIES, VOCABULARY, tiny_family_model, tiny_family_tokenizer
-from softprompt.cli.diagnose_command import doctor
+from softprompt.cli.verbs.judging_verbs import doctor
 from softprompt.errors import BaseModelError, ConfigError
 from softprompt.models import fast_attention
 from softprompt.models.frozen_lm import FrozenLM

@@ -285,7 +285,7 @@ class TestOtherMistakes:
         def broken(folder: str) -> None:
             raise RuntimeError("two\nlines")
 
-        monkeypatch.setattr("softprompt.store.prompt_loading.load_prompt", broken)
+        monkeypatch.setattr("softprompt.cli.store_command.load_prompt", broken)
         monkeypatch.delenv("SOFTPROMPT_TRACEBACK", raising=False)
         done = command("show", place / "prompt")
         assert done.code == 1
@@ -309,7 +309,7 @@ class TestOtherMistakes:
         def interrupted(*arguments: Any, **options: Any) -> None:
             raise KeyboardInterrupt
 
-        room, name = ("store.prompt_loading", "load_prompt") if verb == "show" else ("training.fit", "fit_together")
+        room, name = ("cli.store_command", "load_prompt") if verb == "show" else ("cli.learn_command", "fit_together")
         monkeypatch.setattr(import_module(f"softprompt.{room}"), name, interrupted)
         done = command("show", place / "prompt") if verb == "show" else train(place, tmp_path / "p")
         assert done.code == 130

@@ -15,7 +15,7 @@ from helpers.tiny_models import save_tiny
 from helpers.tiny_server import Place
 from starlette.testclient import TestClient
 
-from softprompt.cli.monitor_command import DRIFT
+from softprompt.cli.analyze_command import DRIFT
 from softprompt.data.task import Task
 from softprompt.models.loading import load
 from softprompt.serving.request_log.request_samples import read_samples

@@ -18,7 +18,7 @@ import pytest
 from helpers.small_tasks import FAST, command, reviews_task
 from helpers.tiny_models import save_tiny
 
-from softprompt.cli.predict_command import AT_ONCE
+from softprompt.cli.evaluate_command import AT_ONCE
 from softprompt.data.examples import Example
 from softprompt.data.templates.template import Template
 from softprompt.errors import DataError

@@ -20,6 +20,7 @@ from helpers.small_tasks import command
 from helpers.tiny_models import save_tiny
 from helpers.tiny_server import LABELS, WORDS, error_of, expected, prompt, wait_for
 
+from softprompt.cli.verbs import lazy_verbs
 from softprompt.data.examples import Example
 from softprompt.errors import ConfigError
 from softprompt.models.loading import load
@@ -165,7 +166,7 @@ class TestCommand:
         assert "API keys" in command("serve", "--model", "x", "--store", tmp_path, "--host", "0.0.0.0").error
 
     def test_without_the_extra(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("softprompt.cli.serve_command.PACKAGES", ("no_such_package",))
+        monkeypatch.setitem(lazy_verbs.EXTRAS, "serve", ("no_such_package",))
         ended = command("serve", "--model", "x", "--store", tmp_path)
         assert ended.code == 2
         assert ended.error.endswith("pip install 'softprompt[serve]'")

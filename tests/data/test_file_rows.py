@@ -11,7 +11,7 @@ import pytest
 from helpers.small_tasks import FAST, command, reviews, write_data
 from helpers.tiny_models import save_tiny, tiny_base
 
-from softprompt.cli.options import task_settings
+from softprompt.cli.option_values import task_settings
 from softprompt.data.examples import Columns, Example, unlabelled_example
 from softprompt.data.splits import Splits, read_examples, read_splits
 from softprompt.data.streaming import read_streamed

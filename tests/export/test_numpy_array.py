@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from prompts.test_saved_prompt import a_prompt
 
-from softprompt.cli.export_command import FORM, IMPORTED_FORM
+from softprompt.cli.verbs.deploying_verbs import FORM, IMPORTED_FORM
 from softprompt.data.task import TaskSpec
 from softprompt.errors import DataError, OutputError, PromptFileError
 from softprompt.export.export_formats import FORMATS, imported

@@ -25,7 +25,7 @@ MOST_MODULES = 15  # in one folder
 HEAVY = {"torch", "transformers", "pandas", "pyarrow", "datasets", "sacrebleu", "rouge_score", "sklearn", "peft"}
 HEAVY |= {"fastapi", "uvicorn", "prometheus_client", "optuna", "ray"}
 TOLD = {"echo", "secho", "echo_via_pager", "confirm", "prompt", "progressbar"}
-WRITERS = {"options": ["click.echo"] * 3, "callbacks": ["print", "Console"]}
+WRITERS = {"printing": ["click.echo"] * 3, "callbacks": ["print", "Console"]}
 RUNS_CODE_ON_LOADING = {"pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
 
 

@@ -14,7 +14,7 @@ from report.test_inspection_page import full as inspected
 from softprompt.analysis.drift.drift_records import Monitoring
 from softprompt.analysis.drift.monitor import _judged, _Looked
 from softprompt.analysis.drift.signals import LEAST, LEAST_TRAINED, SIGNIFICANCE, compare
-from softprompt.cli.options import print_result
+from softprompt.cli.printing import print_result
 from softprompt.report.pages.drift_page import monitoring_document, write_monitoring
 from softprompt.report.pages.drift_text import monitoring_lines
 from softprompt.report.pages.inspection_page import inspection_document

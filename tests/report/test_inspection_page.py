@@ -26,7 +26,7 @@ from softprompt.analysis.inspection.inspection_records import (
     Twin,
     TwinGroup,
 )
-from softprompt.cli.options import print_result
+from softprompt.cli.printing import print_result
 from softprompt.report.pages.inspection_page import inspection_document, write_inspection
 from softprompt.report.pages.inspection_text import inspection_lines
 from softprompt.report.render.html import page

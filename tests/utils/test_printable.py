@@ -134,7 +134,7 @@ class TestWhereItIsWritten:
         assert not any("\n0.9999" in line or "bad\t" in line for line in lines)
 
     def test_an_answer_cannot_forge_another(self, capsys: pytest.CaptureFixture[str]) -> None:
-        from softprompt.cli.options import print_lines
+        from softprompt.cli.printing import print_lines
 
         label = "good\nbad\t0.9999"
         print_lines(

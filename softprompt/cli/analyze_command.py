@@ -1,50 +1,43 @@
-"""``softprompt inspect`` and ``softprompt prune``: what a prompt has learned, and a shorter one that does as well."""
+"""``inspect``, ``prune``, ``similar`` and ``monitor``: what prompts have learned, and what they meet."""
 
 import shlex
+import sys
+import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import click
-
-from softprompt.cli.options import GIVEN, PLACE, json_option, print_result
-from softprompt.errors import shorten
-
-if TYPE_CHECKING:
-    from softprompt.prompts.saved_prompt import Prompt
-    from softprompt.store.similarity import Similar
-
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import Any
 
-from softprompt.cli.options import WORDS, column_options, columns_of, load_base_of, model_of, model_options, say
-from softprompt.errors import ConfigError, OutputError
+from softprompt.analysis.drift.monitor import monitor
+from softprompt.analysis.inspection.inspect_prompt import Limits, inspect, read_history, reference_of, written_reference
+from softprompt.analysis.inspection.pruning import check_prunable
+from softprompt.analysis.inspection.pruning import prune as run
+from softprompt.cli.base_loading import load_base_of
+from softprompt.cli.option_values import columns_of, model_of
+from softprompt.cli.printing import print_result, say
+from softprompt.data.task import Task
+from softprompt.data.templates.template import Template
+from softprompt.errors import ConfigError, OutputError, shorten
+from softprompt.models.frozen_lm import FrozenLM
+from softprompt.prompts.saved_prompt import HISTORY_FILE, Prompt, prompt_of
+from softprompt.report.pages.drift_page import write_monitoring
+from softprompt.report.pages.drift_text import monitoring_lines
+from softprompt.report.pages.inspection_page import write_inspection
+from softprompt.report.pages.inspection_text import inspection_lines, pruning_lines
+from softprompt.report.pages.training_text import figure, table
+from softprompt.serving.request_log.request_samples import read_samples, seconds_of
+from softprompt.store.learned_rows import ROWS_FILE, read_learned
+from softprompt.store.prompt_loading import load_prompt, pinned
+from softprompt.store.prompt_sources import FolderSource, StoreSource
+from softprompt.store.similarity import Similar, rank_similar
+from softprompt.store.version_store import saved_files
+from softprompt.training.fit import with_metrics
+from softprompt.utils.files import check_free
 
-if TYPE_CHECKING:
-    from softprompt.prompts.saved_prompt import Prompt
+DRIFT = 3  # exit code: 1 is a failure of ours, 2 a mistake in what was given
 
 
-WIDEST = 48  # characters of labels, template and init in a line for people
-
-
-@click.command(name="inspect")
-@click.argument("prompt_place", type=GIVEN, metavar="PROMPT")
-@click.option("--data", type=GIVEN, required=True, help="As for train; best the data that it was learned on.")
-@click.option("--split", type=GIVEN, help="Whose answers are judged.  [default: test, else validation]")
-@click.option("--against", type=GIVEN, metavar="PROMPT", help="Another saved prompt, instead of the written one.")
-@click.option("--instruction", type=WORDS, help="Words of the written prompt.  [default: made of the labels]")
-@click.option("--template", type=WORDS, help="The template that is served, to be compared with the learned one.")
-@click.option("--store", type=PLACE, help="Folder of saved prompts: similarities, and which would be a start.")
-@click.option("--limit", type=click.IntRange(min=1), help="Examples of each question, at most: a quicker look.")
-@click.option(
-    "--train-rows", type=click.IntRange(min=1), help="Training rows to look for mislabelled ones in.  [default: 2000]"
-)
-@click.option("--html", type=PLACE, metavar="FILE", help="Write a page, complete in one file.")
-@click.option("--model", "model_name", type=GIVEN, help="The base model.  [default: the one the prompt was learned on]")
-@column_options
-@model_options
-@json_option
-def inspect_command(
+def run_inspect(
     prompt_place: str,
     data: str,
     split: str | None,
@@ -59,18 +52,6 @@ def inspect_command(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """What a prompt has learned, what it changed, and what is wrong with it.
-
-    PROMPT is its folder, or STORE#NAME@VERSION or STORE#NAME@ALIAS in a store. docs/inspect.md tells how to read the
-    answers.
-    """
-    from softprompt.data.task import Task
-    from softprompt.data.templates.template import Template
-    from softprompt.report.pages.inspection_text import inspection_lines
-    from softprompt.store.learned_rows import read_learned
-    from softprompt.store.prompt_loading import load_prompt
-    from softprompt.store.similarity import rank_similar
-
     model, columns = model_of(options), columns_of(options)
     if against is not None and instruction is not None:
         raise ConfigError("--against and --instruction exclude each other: give the one to compare with")
@@ -86,8 +67,6 @@ def inspect_command(
     task = Task.matching(prompt.spec, data, **columns)
     if split is not None:
         _ = task.splits[split]
-
-    from softprompt.analysis.inspection.inspect_prompt import Limits, inspect, reference_of, written_reference
 
     for note in task.splits.notes:
         say(note)
@@ -112,29 +91,12 @@ def inspect_command(
         progress=say,
     )
     if html is not None:
-        from softprompt.report.pages.inspection_page import write_inspection
-
         write_inspection(found, html)
         say(f"page written to {html}")
     print_result(found.model_dump(mode="json"), inspection_lines(found), as_json)
 
 
-@click.command()
-@click.argument("prompt_place", type=GIVEN, metavar="PROMPT")
-@click.option("--data", type=GIVEN, required=True, help="As for train; its validation split decides.")
-@click.option(
-    "--tolerance",
-    type=click.FloatRange(min=0),
-    default=0.01,
-    show_default=True,
-    help="How much the metric on validation may fall: accuracy (0..1), or nats a token for generation.",
-)
-@click.option("--out", required=True, type=PLACE, help="Folder for the shorter prompt.")
-@click.option("--model", "model_name", type=GIVEN, help="The base model.  [default: the one the prompt was learned on]")
-@column_options
-@model_options
-@json_option
-def prune(
+def run_prune(
     prompt_place: str,
     data: str,
     tolerance: float,
@@ -143,28 +105,12 @@ def prune(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Take virtual tokens out of a prompt while validation stays within a tolerance; save the shorter one.
-
-    PROMPT is its folder, or STORE#NAME@VERSION or STORE#NAME@ALIAS in a store; the new prompt names it as its parent.
-    """
-    from softprompt.data.task import Task
-    from softprompt.report.pages.inspection_text import pruning_lines
-    from softprompt.store.learned_rows import ROWS_FILE
-    from softprompt.store.prompt_loading import load_prompt, pinned
-    from softprompt.store.version_store import saved_files
-    from softprompt.utils.files import check_free
-
     model, columns = model_of(options), columns_of(options)
     check_free(out)
     prompt = load_prompt(prompt_place)
 
-    from softprompt.analysis.inspection.pruning import check_prunable
-    from softprompt.analysis.inspection.pruning import prune as run
-
     check_prunable(prompt)
     task = Task.matching(prompt.spec, data, **columns)
-
-    from softprompt.training.fit import with_metrics
 
     base = load_base_of(prompt, model_name, model)
     for note in task.splits.notes:
@@ -176,30 +122,7 @@ def prune(
     print_result(result, pruning_lines(report, prompt.length, out), as_json)
 
 
-def _history(place: str, prompt: "Prompt") -> list[dict[str, float]]:
-    """How it learned, where that is kept beside it."""
-    from softprompt.analysis.inspection.inspect_prompt import read_history
-    from softprompt.prompts.saved_prompt import HISTORY_FILE, prompt_of
-    from softprompt.store.version_store import saved_files
-
-    files = saved_files(place)
-    prompt_of(files, place)  # its digest is in the manifest
-    return read_history(files.get(HISTORY_FILE, b""), prompt)
-
-
-@click.command()
-@click.argument("prompt_folder", type=GIVEN, metavar="PROMPT")
-@click.option("--store", required=True, type=PLACE, help="Folder that holds saved prompts.")
-@json_option
-def similar(prompt_folder: str, store: Path, as_json: bool) -> None:
-    """Rank saved prompts by their similarity to PROMPT.
-
-    A prompt of a similar task is a good start for another (Vu et al. 2022). Looks at every saved prompt below --store
-    that was learned on the same base model; nothing is loaded but the prompts.
-    """
-    from softprompt.store.prompt_loading import load_prompt
-    from softprompt.store.similarity import rank_similar
-
+def run_similar(prompt_folder: str, store: Path, as_json: bool) -> None:
     prompt = load_prompt(prompt_folder)
     found = rank_similar(prompt, store)
     best = next((one for one in found if one.start), None)
@@ -219,6 +142,16 @@ def similar(prompt_folder: str, store: Path, as_json: bool) -> None:
     print_result(result, lines, as_json)
 
 
+WIDEST = 48  # characters of labels, template and init in a line for people
+
+
+def _history(place: str, prompt: "Prompt") -> list[dict[str, float]]:
+    """How it learned, where that is kept beside it."""
+    files = saved_files(place)
+    prompt_of(files, place)  # its digest is in the manifest
+    return read_history(files.get(HISTORY_FILE, b""), prompt)
+
+
 def _command(prompt: "Prompt", best: "Similar") -> str:
     """The command that learns on ``prompt``'s base, starting from ``best``."""
     return shlex.join(
@@ -227,8 +160,6 @@ def _command(prompt: "Prompt", best: "Similar") -> str:
 
 
 def _lines(prompt_folder: str, prompt: "Prompt", found: Sequence["Similar"]) -> list[str]:
-    from softprompt.report.pages.training_text import table
-
     ranked = [one for one in found if one.reason is None]
     spec, init = prompt.spec, str(prompt.training.get("init", "-"))
     lines = [
@@ -278,9 +209,64 @@ def _cut(text: str) -> str:
 
 
 def _validation(metric: Mapping[str, Any] | None) -> str:
-    from softprompt.report.pages.training_text import figure
-
     try:
         return "-" if metric is None else f"{metric['metric']} {figure(metric)} n={metric['n']:,}"
     except (KeyError, TypeError, ValueError):
         return "-"
+
+
+def run_monitor(
+    samples: Path,
+    store: str | None,
+    prompts: tuple[str, ...],
+    since: str | None,
+    data: str | None,
+    model_name: str | None,
+    report: Path | None,
+    fail_on_drift: bool,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    chosen, columns = model_of(options), columns_of(options)
+    if (store is None) == (not prompts):
+        got = "neither" if store is None else "both"
+        raise ConfigError(f"expected a store or saved prompts, got {got}: give --store or --prompt")
+    if columns and data is None:
+        raise ConfigError("--text-column, --label-column and --target-column are for --data: give it too")
+    if report is not None and report.is_dir():
+        raise OutputError(f"'{report}' is a folder: give --report the name of a file")
+    begins = 0.0 if since is None else time.time() - seconds_of(since, "--since")
+    read = read_samples(samples, begins)
+
+    found = monitor(
+        read,
+        FolderSource(prompts) if store is None else StoreSource(store),
+        place=str(samples),
+        since=begins,
+        data=data,
+        columns=columns,
+        model=_Models(model_name, chosen),
+        states=model_name is not None,
+        progress=say,
+    )
+    if report is not None:
+        write_monitoring(found, report)
+        say(f"page written to {report}")
+    print_result(found.model_dump(mode="json"), monitoring_lines(found), as_json)
+    if fail_on_drift and found.drifting:
+        sys.exit(DRIFT)
+
+
+class _Models:
+    """Base models of prompts, each loaded once."""
+
+    def __init__(self, name: str | None, options: dict[str, Any]) -> None:
+        """``name``: of the one to take for all."""
+        self._name, self._options = name, options
+        self._loaded: dict[tuple[str, str | None], FrozenLM] = {}
+
+    def __call__(self, prompt: "Prompt") -> "FrozenLM":
+        which = self._name or prompt.base_name, prompt.quantisation
+        if which not in self._loaded:
+            self._loaded[which] = load_base_of(prompt, self._name, self._options)
+        return self._loaded[which]

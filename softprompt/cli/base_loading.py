@@ -1,0 +1,68 @@
+"""Base models as options name them, and what shows how a run goes."""
+
+import functools
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+from transformers.utils import logging
+
+from softprompt.cli.launch import launched
+from softprompt.cli.printing import say
+from softprompt.models.distributed import ALONE, Processes, joined
+from softprompt.models.fingerprint import Outline
+from softprompt.models.frozen_lm import FrozenLM
+from softprompt.models.loading import load
+from softprompt.models.quantization import SCHEMES
+from softprompt.prompts.saved_prompt import Prompt
+from softprompt.training.callbacks import Callback, CallbackList, ProgressBar, ProgressPrinter, TensorBoardLogger
+
+Run = TypeVar("Run", bound=Callable[..., None])
+
+
+def load_base(name: str, options: dict[str, Any], check: Callable[[Outline], None] | None = None) -> FrozenLM:
+    """The model called ``name``; ``check`` raises for one that is not wanted, before its weights are loaded."""
+    logging.set_verbosity_error()
+    say(f"loading {name}")
+    context = click.get_current_context(silent=True)
+    processes = context.find_object(Processes) if context else None
+    return load(name, progress=say, processes=processes or ALONE, check=check, **options)
+
+
+def load_base_of(prompt: Prompt, name: str | None, options: dict[str, Any], *, fixed: bool = False) -> FrozenLM:
+    """The model that a saved prompt was learned on, quantised as it was; or the one called ``name``, if given.
+
+    Says so if it is loaded in another precision than the prompt was learned in; ``fixed``: what is made takes no other.
+    """
+    known = prompt.quantisation if prompt.quantisation in SCHEMES else None
+    options = {**options, "quantise": options["quantise"] or known}
+    base = load_base(name or prompt.base_name, options, prompt.check_base)
+    if (note := prompt.precision_note(base, fixed=fixed)) is not None:
+        say(note)
+    return base
+
+
+def make_callback(as_json: bool, tensorboard: Path | None = None) -> Callback:
+    callback: Callback = ProgressBar() if sys.stderr.isatty() and not as_json else ProgressPrinter()
+    return callback if tensorboard is None else CallbackList([callback, TensorBoardLogger(tensorboard)])
+
+
+def over_processes(run: Run) -> Run:
+    """``run``, which has ``device`` among its options, as one of the processes that a launcher may have started."""
+
+    @functools.wraps(run)
+    def joining(**options: Any) -> None:
+        if not launched():
+            return run(**options)
+        try:
+            with joined(options["device"]) as processes:
+                click.get_current_context().obj = processes
+                return run(**options)
+        except BaseException:
+            # the one process that says what went wrong may be another than the main one
+            sys.stderr = sys.__stderr__
+            raise
+
+    return joining  # type: ignore[return-value]

@@ -1,0 +1,133 @@
+"""``eval`` and ``predict``: how good a prompt is, and what it answers."""
+
+import sys
+from dataclasses import replace
+from typing import Any
+
+from softprompt.cli.base_loading import load_base, load_base_of
+from softprompt.cli.option_values import columns_of, given, model_of, task_settings
+from softprompt.cli.printing import print_json, print_result, say
+from softprompt.data.examples import Example
+from softprompt.data.split_assignment import Subsample, sample_examples
+from softprompt.data.task import Task
+from softprompt.errors import ConfigError, DataError
+from softprompt.inference.evaluation import Evaluation, cut_notes, evaluate
+from softprompt.inference.generation import Sampling, room_for
+from softprompt.inference.predictor import Predictor, arriving_examples
+from softprompt.prompts.written_prompt import choose_shots, written_prompt
+from softprompt.report.pages.training_text import evaluation_lines, prediction_line
+from softprompt.store.learned_rows import read_learned
+from softprompt.store.prompt_loading import load_prompt
+
+AT_ONCE = 32  # rows of standard input that are answered together, at most
+
+
+def run_eval(
+    prompt_folder: str | None,
+    data: str,
+    split: str,
+    limit: int | None,
+    model_name: str | None,
+    template: str | None,
+    labels: str | None,
+    verbalizer: tuple[str, ...],
+    instruction: str,
+    shots: int,
+    seed: int,
+    max_new_tokens: int | None,
+    vote: Any,
+    metric: str | None,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    model, columns = model_of(options), columns_of(options)
+    if prompt_folder is None and model_name is None:
+        raise ConfigError("expected a saved prompt, or --model for the written prompt; got neither")
+    if prompt_folder is not None and (template or labels or verbalizer or instruction or shots):
+        raise ConfigError(
+            "--template, --labels, --verbalizer, --instruction and --shots are for the written prompt: "
+            "leave them or PROMPT out"
+        )
+    if prompt_folder is not None:
+        prompt = load_prompt(prompt_folder).judged_by(metric)
+        task = Task.matching(prompt.spec, data, **columns)
+    else:
+        task = Task.of(data, **task_settings(template, labels, verbalizer, metric), **columns)
+    whole = task.splits[split]
+    examples = sample_examples(whole, limit, seed)
+
+    sampling = None if max_new_tokens is None else Sampling(max_new_tokens=max_new_tokens)
+    examples_in_front = choose_shots(task.train, shots, seed)
+    base = load_base(str(model_name), model) if prompt_folder is None else load_base_of(prompt, model_name, model)
+    for note in task.splits.notes:
+        say(note)
+    result: Evaluation
+    if prompt_folder is not None:
+        result = evaluate(base, examples, prompt, sampling=sampling, vote=vote)
+    else:
+        state = written_prompt(base, task.spec, instruction, examples_in_front)
+        result = evaluate(base, examples, state, spec=task.spec, sampling=sampling)
+    result = replace(result, drawn=Subsample(len(examples), len(whole), seed))
+    notes: dict[str, Any] = {}
+    if prompt_folder is not None:
+        same = prompt.data.get("fingerprint") == task.splits.fingerprint
+        learned = read_learned(prompt_folder)
+        known = None if learned is None else learned.among(examples)
+        if not same:
+            say("these are not the data that this prompt was learned on (another fingerprint)")
+        if known is not None and (words := known.words(split)):
+            say(words)
+        notes = {"same_data": same, "known_rows": None if known is None else known.to_dict()}
+        if precisions := prompt.precisions(base):
+            notes["precision"] = precisions
+    facts = {"prompt": prompt_folder, "model": base.name, "data": data, "split": split}
+    print_result({**result.to_dict(), **facts, **notes}, evaluation_lines(result, facts), as_json)
+
+
+def run_predict(
+    prompt_folder: str,
+    texts: tuple[str, ...],
+    model_name: str | None,
+    vote: Any,
+    bad_rows: Any,
+    as_json: bool,
+    **sampling: Any,
+) -> None:
+    if not texts and (sys.stdin is None or sys.stdin.isatty()):
+        raise ConfigError("expected texts as arguments, or JSONL on standard input; got neither")
+    if blank := [number for number, text in enumerate(texts, start=1) if not text.strip()]:
+        raise DataError(f"text {blank[0]} is blank: expected words to answer")
+    model = model_of(sampling)
+    room = sampling.pop("max_new_tokens")
+    chosen = Sampling(**given(max_new_tokens=room), **sampling)
+    prompt = load_prompt(prompt_folder)
+    spec = prompt.spec
+    base = load_base_of(prompt, model_name, model)
+    if room is None:
+        chosen = replace(chosen, max_new_tokens=room_for(base, spec))
+    predictor = Predictor.of_prompt(base, prompt, chosen, vote)
+
+    collected: list[dict[str, Any]] = []
+    count = at_limit = 0
+    arriving: Any = [[Example(text) for text in texts]] if texts else None
+    left_out = 0
+    for chunk in arriving or arriving_examples(sys.stdin.buffer, AT_ONCE, spec.compiled, spec.row_columns, bad_rows):
+        found = predictor.predict([one for one in chunk if isinstance(one, Example)])
+        predictions = iter(sorted(found, key=lambda prediction: prediction.index))
+        for one in chunk:
+            prediction = next(predictions) if isinstance(one, Example) else None
+            told = {"error": str(one)} if prediction is None else prediction.to_dict()
+            answer = {**told, "index": count}
+            count, left_out = count + 1, left_out + (prediction is None)
+            at_limit += prediction is not None and prediction.at_limit
+            if as_json:
+                collected.append(answer)
+            else:
+                print_result(answer, [] if prediction is None else [prediction_line(prediction)], as_json=not texts)
+    if as_json:
+        precisions = prompt.precisions(base)
+        print_json({"predictions": collected, **({"precision": precisions} if precisions else {})})
+    if left_out:
+        say(f"{left_out:,} of {count:,} rows could not be used: their answers say why")
+    for note in [*predictor.encoder.cut_notes(), *cut_notes(at_limit, count)]:
+        say(note)

@@ -1,0 +1,163 @@
+"""``compare``, ``scale`` and ``sweep``: which method to deploy, how that changes with size, which settings."""
+
+import shlex
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from softprompt.cli.base_loading import load_base, make_callback
+from softprompt.cli.option_values import columns_of, given, model_of, task_settings
+from softprompt.cli.printing import print_result, say
+from softprompt.config import TrainConfig
+from softprompt.data.task import Task
+from softprompt.errors import ConfigError
+from softprompt.experiments.comparison.candidates import Contestant, contestants
+from softprompt.experiments.comparison.compare import Terms, check_terms, compare
+from softprompt.experiments.comparison.engine_benchmark import find_engine
+from softprompt.experiments.comparison.model_sizes import check_models, scale
+from softprompt.experiments.comparison.study_folder import StudyFolder
+from softprompt.experiments.comparison.time_budget import seconds_of
+from softprompt.experiments.sweep.search import check_sweep
+from softprompt.experiments.sweep.search import sweep as run
+from softprompt.experiments.sweep.search_space import Space
+from softprompt.experiments.sweep.sweep_folder import SweepFolder
+from softprompt.report.pages.comparison_text import scale_lines, study_lines, sweep_lines
+from softprompt.report.report_files import write_report, write_scale
+from softprompt.training.loop import check_trainable
+
+
+def run_compare(
+    model_name: str,
+    shift_data: str | None,
+    current: str | None,
+    price_per_hour: float | None,
+    engine_python: Path | None,
+    engine_gguf: Path | None,
+    keep: bool,
+    out: Path,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    columns = columns_of(options)
+
+    find_engine(engine_python, engine_gguf)  # refuses what is wrong before anything takes long
+    asked: dict[str, Any] = {"keep": keep, "current": current, "price_per_hour": price_per_hour}
+    asked |= {"engine_python": engine_python, "engine_gguf": engine_gguf}
+    methods, terms, task = _prepared(options, columns, out, **asked)
+    if shift_data is not None:
+        terms = _shifted(terms, task, shift_data, columns)
+
+    base = load_base(model_name, model_of(options))
+    study = compare(base, task, methods, out, terms, make_callback(as_json))
+    write_report(study, out, figures=True)
+    summary = study.model_dump(mode="json", exclude={"results", "gold", "texts"})
+    print_result({**summary, "out": str(out)}, study_lines(study, out), as_json)
+
+
+def run_scale(
+    models: str,
+    out: Path,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    names = check_models(models)
+    methods, terms, task = _prepared(options, columns_of(options), out, folder_of_folders=True)
+    model = model_of(options)
+    found, studies = scale(
+        names, lambda name: load_base(name, model), task, methods, out, terms, make_callback(as_json)
+    )
+    for folder, study in studies.items():
+        write_report(study, folder, figures=True)
+    write_scale(found, out)
+    print_result({**found.model_dump(mode="json"), "out": str(out)}, scale_lines(found, out), as_json)
+
+
+def _prepared(
+    options: dict[str, Any], columns: dict[str, Any], out: Path, *, folder_of_folders: bool = False, **more: Any
+) -> tuple[list["Contestant"], "Terms", "Task"]:
+    """Methods, terms and task of the options; what is quickly checked comes before what takes long."""
+    if options["budget"] is not None and options["steps"] is not None:
+        raise ConfigError("--steps and --budget exclude each other: give one of them")
+    budget = None if options["budget"] is None else seconds_of(options["budget"])
+
+    methods = contestants(options["methods"])
+    common = {name: options[name] for name in ("seeds", "steps", "rates", "batch_size", "instruction")}
+    terms = Terms(**given(**common, budget=budget, **more), command=shlex.join(["softprompt", *sys.argv[1:]]))
+    check_terms(methods, terms)
+    if not folder_of_folders:
+        StudyFolder.check(out)
+    settings = task_settings(options["template"], options["labels"], options["verbalizer"], options["metric"])
+    task = Task.of(options["data"], **settings, **given(max_length=options["max_length"]), **columns)
+    task = task.with_room(options["max_new_tokens"])
+    check_trainable(task)
+    for note in task.splits.notes:
+        say(note)
+    return methods, terms, task
+
+
+def _shifted(terms: "Terms", task: "Task", source: str, columns: dict[str, Any]) -> "Terms":
+    """The terms with the examples of another domain: its test split, or all of it where there is none."""
+    other = Task.matching(task.spec, source, **columns)
+    return replace(terms, shift=other.test or other.splits["all"])
+
+
+def run_sweep(
+    model_name: str,
+    data: str,
+    space: str,
+    trials: int,
+    out: Path,
+    engine: Any,
+    workers: int,
+    pruning: Any,
+    config: Path | None,
+    no_test: bool,
+    template: str | None,
+    labels: str | None,
+    verbalizer: tuple[str, ...],
+    metric: str | None,
+    max_new_tokens: int | None,
+    as_json: bool,
+    **settings: Any,
+) -> None:
+    model, columns = model_of(settings), columns_of(settings)
+    fixed = TrainConfig.load(config, **settings) if config else TrainConfig.build(**settings)
+
+    # what is quickly checked comes before what takes long
+    searched = Space.parse(space)
+    check_sweep(searched, fixed, engine)
+    SweepFolder.check(out)
+
+    task = Task.of(
+        data,
+        **task_settings(template, labels, verbalizer, metric),
+        **given(max_length=settings["max_length"]),
+        **columns,
+    )
+    task = task.with_room(max_new_tokens)
+    check_trainable(task)
+    for note in task.splits.notes:
+        say(note)
+    base = load_base(model_name, model)
+    summary, made = run(
+        base,
+        task,
+        searched,
+        out,
+        fixed=fixed,
+        trials=trials,
+        pruning=pruning,
+        engine=engine,
+        workers=workers,
+        options=model,
+        evaluate_test=not no_test,
+        callback=make_callback(as_json),
+    )
+    result = {
+        **summary.model_dump(mode="json"),
+        "prompt": str(out / "prompt"),
+        "trials": [trial.model_dump(mode="json", exclude={"versions"}) for trial in made],
+        "out": str(out),
+    }
+    print_result(result, sweep_lines(summary, made, out), as_json)

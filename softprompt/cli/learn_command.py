@@ -1,0 +1,161 @@
+"""``demo``, ``train`` and ``multitask``: prompts that are learned from data."""
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from softprompt.cli.base_loading import load_base, make_callback, over_processes
+from softprompt.cli.launch import is_main
+from softprompt.cli.option_values import columns_of, model_of, pairs, task_settings
+from softprompt.cli.printing import print_result, say
+from softprompt.config import TrainConfig, population
+from softprompt.data.streaming import read_streamed
+from softprompt.data.task import Task
+from softprompt.data.templates.template import reader_options
+from softprompt.errors import ConfigError
+from softprompt.experiments.demo import STEPS, TEMPLATE, free_folder
+from softprompt.experiments.demo import run_demo as tell_story
+from softprompt.models.builtin_models import MODEL_NAME, rotten_tomatoes
+from softprompt.models.fingerprint import Outline
+from softprompt.prompts.methods.method_registry import check_method
+from softprompt.report.pages.training_text import demo_lines, training_lines
+from softprompt.store.prompt_loading import load_prompt
+from softprompt.training.fit import check_out, fit_together
+from softprompt.training.fit_multitask import check_names, fit_multitask
+from softprompt.training.initialization import check_init, check_init_base, check_init_fits
+from softprompt.training.loop import check_together, check_trainable
+from softprompt.training.multitask import check_tasks
+from softprompt.utils.files import check_free
+
+
+def run_demo(out: Path, steps: int | None, as_json: bool, **model: Any) -> None:
+    folder = free_folder(out, "demo")
+    check_free(folder)
+    task = Task.classification(rotten_tomatoes(), template=TEMPLATE)
+    base = load_base(MODEL_NAME, model)
+    result = tell_story(base, task, folder, make_callback(as_json), say, steps or STEPS)
+    print_result(result.to_dict(), demo_lines(result), as_json)
+
+
+@over_processes
+def run_train(
+    model_name: str,
+    data: str,
+    out: Path,
+    template: str | None,
+    labels: str | None,
+    verbalizer: tuple[str, ...],
+    metric: str | None,
+    max_new_tokens: int | None,
+    config: Path | None,
+    method_option: tuple[str, ...],
+    seeds: int,
+    grid: str | None,
+    ensemble: bool,
+    resume: bool,
+    restart: bool,
+    tensorboard: Path | None,
+    sharding: str | None,
+    streaming: bool,
+    no_test: bool,
+    example: str | None,
+    as_json: bool,
+    **settings: Any,
+) -> None:
+    model, columns = {**model_of(settings), "sharding": sharding}, columns_of(settings)
+    settings["method_options"] = pairs("--method-option", method_option, "NAME=VALUE", "encoder=lstm") or None
+    chosen = TrainConfig.load(config, **settings) if config else TrainConfig.build(**settings)
+    members = population(chosen, seeds, grid or "")
+    if ensemble and len(members) == 1:
+        raise ConfigError("--ensemble keeps several prompts, expected --seeds or --grid beside it")
+
+    # what is quickly checked comes before what takes long
+    for member in members.values():
+        check_method(member.method, member.method_options)
+        check_init(member.init)
+    check_together(members, sharded=sharding is not None)
+    if is_main():
+        check_out(out, resume=resume, restart=restart)
+    callback = make_callback(as_json, tensorboard)
+    source: Any = data
+    if streaming:
+        source, columns = read_streamed(data, **reader_options(template, columns.get("text_column")), **columns), {}
+    task = Task.of(
+        source, max_length=chosen.max_length, **task_settings(template, labels, verbalizer, metric), **columns
+    )
+    task = task.with_room(max_new_tokens)
+    check_trainable(task)
+    for member in members.values():
+        check_init_fits(member.init, task.spec)
+    base = load_base(model_name, model, partial(check_init_base, [member.init for member in members.values()]))
+    prompt = fit_together(
+        base,
+        task,
+        members,
+        ensemble=ensemble,
+        out=out,
+        callback=callback,
+        resume=resume,
+        restart=restart,
+        evaluate_test=not no_test,
+        example=example,
+    )
+    result = {
+        "prompt": str(out),
+        **{key: prompt.manifest()[key] for key in ("method", "length", "metrics", "training")},
+    }
+    print_result(result, training_lines(prompt, out), as_json)
+
+
+def run_multitask(
+    model_name: str,
+    tasks: tuple[str, ...],
+    teachers: tuple[str, ...],
+    distillation: float,
+    out: Path,
+    config: Path | None,
+    resume: bool,
+    restart: bool,
+    no_test: bool,
+    as_json: bool,
+    **settings: Any,
+) -> None:
+    model, columns = model_of(settings), columns_of(settings)
+    chosen = TrainConfig.load(config, **settings) if config else TrainConfig.build(**settings)
+    sources = pairs("--task", tasks, "NAME=DATA", "reviews=data/reviews")
+    taught = pairs("--teacher", teachers, "NAME=PROMPT", "reviews=prompts/reviews")
+
+    # what is quickly checked comes before what takes long
+    check_names(sources)
+    check_tasks(sources, chosen, taught, distillation)
+    check_init(chosen.init)
+    check_out(out, resume=resume, restart=restart)
+    loaded = {name: load_prompt(folder) for name, folder in taught.items()}
+    for teacher in loaded.values():
+        teacher.state  # noqa: B018 (an ensemble is refused before the model is loaded)
+    read = {name: Task.of(data, max_length=chosen.max_length, **columns) for name, data in sources.items()}
+    check_init_fits(chosen.init, next(iter(read.values())).spec)
+
+    def check(base: "Outline") -> None:
+        check_init_base([chosen.init], base)
+        for teacher in loaded.values():
+            teacher.check_base(base)
+
+    base = load_base(model_name, model, check)
+    prompts = fit_multitask(
+        base,
+        read,
+        out=out,
+        config=chosen,
+        teachers=loaded,
+        distillation=distillation,
+        callback=make_callback(as_json),
+        resume=resume,
+        restart=restart,
+        evaluate_test=not no_test,
+    )
+    if not as_json:
+        say("")
+    lines = [line for name, prompt in prompts.items() for line in (name, *training_lines(prompt, out / name), "")]
+    result = {name: {"prompt": str(out / name), "metrics": prompt.metrics} for name, prompt in prompts.items()}
+    print_result({"prompts": result}, lines, as_json)

@@ -1,0 +1,88 @@
+"""What options say, as the package takes it: those that were given, by the names that functions have for them."""
+
+import csv
+import json
+from contextlib import suppress
+from typing import Any
+
+from softprompt.errors import ConfigError
+
+
+def pairs(flag: str, options: tuple[str, ...], form: str, example: str) -> dict[str, str]:
+    """``NAME=VALUE`` options by name; raises ConfigError for one that is not of this ``form``, or given twice."""
+    found: dict[str, str] = {}
+    for option in options:
+        name, _, value = option.partition("=")
+        complete = name.strip() and value.strip()
+        if not complete or name in found:
+            what = "another name" if complete else form
+            raise ConfigError(f"{flag} '{option}': expected {what}, as in {example}")
+        found[name] = value
+    return found
+
+
+def task_settings(
+    template: str | None, labels: str | None, verbalizer: tuple[str, ...], metric: str | None = None
+) -> dict[str, Any]:
+    """What ``Task.of`` and ``TaskSpec.of`` take of them: those that were given."""
+    return given(
+        template=template,
+        metric=metric,
+        labels=None if labels is None else _label_names(labels),
+        verbalizers=_verbalizers(verbalizer) or None,
+    )
+
+
+def _label_names(labels: str) -> list[str]:
+    """Names with commas between them; one that holds a comma stands in quotes, or all of them in a list of JSON."""
+    told = _json_of(labels, list)
+    # numbers and booleans are named as the reader names them
+    names = [one if isinstance(one, str) else json.dumps(one) for one in told or ()]
+    if told is None:
+        with suppress(csv.Error):  # a line break outside of quotes
+            names = [name.strip() for name in next(csv.reader([labels], skipinitialspace=True), [])]
+    if not names or not all(name.strip() for name in names):
+        raise ConfigError(
+            f"--labels '{labels}': expected names with commas between them, as in negative,positive (one with a comma "
+            'in it in double quotes), or a list of JSON, as in ["yes, please", "no"]'
+        )
+    return names
+
+
+def _verbalizers(options: tuple[str, ...]) -> dict[str, str]:
+    """``LABEL=WORDS``, or an object of JSON for labels with an equals sign."""
+    found: dict[str, str] = {}
+    for option in options:
+        told = _json_of(option, dict)
+        if told is None:
+            told = pairs("--verbalizer", (option,), "LABEL=WORDS", '1=good, or {"a=b": "good"} for a label with =')
+        for name, words in told.items():
+            if not isinstance(words, str) or name in found:
+                what = "another label" if name in found else "words"
+                raise ConfigError(f"--verbalizer '{option}': expected {what}, as in 1=good")
+            found[name] = words
+    return found
+
+
+def _json_of(option: str, kind: type) -> Any:
+    """The value of JSON that an option is, if it is one of this kind."""
+    try:
+        value = json.loads(option)
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, kind) else None
+
+
+def given(**options: Any) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def model_of(options: dict[str, Any]) -> dict[str, Any]:
+    """What ``model_options`` gave, and ``device_map_option`` where a verb has it, taken out of ``options``."""
+    model = {name: options.pop(name) for name in ("device", "dtype", "quantise", "trust_remote_code")}
+    return {**model, "device_map": options.pop("device_map", None)}
+
+
+def columns_of(options: dict[str, Any]) -> dict[str, Any]:
+    """What ``column_options`` gave, where it was given, taken out of ``options``."""
+    return given(**{name: options.pop(name) for name in ("text_column", "label_column", "target_column", "bad_rows")})

@@ -1,0 +1,246 @@
+"""Declares the verbs that keep, export and serve prompts."""
+
+from pathlib import Path
+
+import click
+
+from softprompt.cli.verbs.lazy_verbs import cli, verb
+from softprompt.cli.verbs.options import (
+    GIVEN,
+    LABEL_NAMES,
+    LABEL_WORDS,
+    PLACE,
+    WORDS,
+    column_options,
+    compile_option,
+    json_option,
+    metric_option,
+    model_options,
+    room_option,
+)
+
+FILE = click.option("--file", "path", type=PLACE, required=True, help="The file of keys.")
+
+
+@cli.group()
+def keys() -> None:
+    """API keys for softprompt serve."""
+
+
+IMPORTED_FORM = click.Choice(["peft", "npy"])
+
+
+FORM = click.Choice(["peft", "vocab", "vllm-embeds", "gguf", "npy"])
+
+
+@verb("export", "export_command:run_export")
+@click.argument("prompts", metavar="PROMPT...", nargs=-1, required=True)
+@click.option("--format", "form", required=True, type=FORM, help="See above.")
+@click.option("--out", required=True, type=PLACE, help="Where it is written; nothing may be there yet.")
+@click.option(
+    "--model", "model_name", type=GIVEN, help="The base model, if it lies elsewhere now.  [default: the prompt's]"
+)
+@click.option("--gguf", type=PLACE, help="Your GGUF file of the base model, which is copied and extended.")
+@click.option(
+    "--tied", is_flag=True, help="vocab: keep the output layer tied. Smaller; clients must forbid the new tokens."
+)
+@model_options
+@json_option
+def export() -> None:
+    """Write saved prompts in the format of others.
+
+    PROMPT is its folder, or STORE#NAME@VERSION or STORE#NAME@ALIAS in a store.
+
+    \b
+    peft         an adapter folder of Hugging Face PEFT; of keys and values too
+    vocab        a plain checkpoint with the prompts as new tokens, for transformers, vLLM and others
+    vllm-embeds  input embeddings, for vLLM with --enable-prompt-embeds on the model itself
+    gguf         your GGUF file with the prompts as new tokens, for llama.cpp
+    npy          one NumPy array, float32, as google-research/prompt-tuning has it
+
+    vocab, vllm-embeds and gguf take several prompts; each has the name of its folder, or give NAME=FOLDER.
+    """
+
+
+@verb("import", "export_command:run_import")
+@click.argument("source", metavar="SOURCE", type=click.Path(path_type=Path))
+@click.option("--format", "form", default="npy", show_default=True, type=IMPORTED_FORM, help="Of SOURCE.")
+@click.option(
+    "--model", "model_name", type=GIVEN, required=True, help="The model that it was learned on, named as for train."
+)
+@click.option("--out", required=True, type=PLACE, help="Folder for the saved prompt.")
+@click.option(
+    "--data", type=GIVEN, help="As for train: labels come from it, and its validation and test splits are scored."
+)
+@click.option("--template", type=WORDS, help="As for train; write it as it was when the prompt was learned.")
+@click.option(
+    "--labels", type=LABEL_NAMES, help="As for train. With neither --labels nor --data it is a generation task."
+)
+@click.option(
+    "--verbalizer", type=LABEL_WORDS, multiple=True, metavar="LABEL=WORDS", help="Words for a label. Repeatable."
+)
+@column_options
+@model_options
+@json_option
+def import_command() -> None:
+    """Save a prompt that was learned elsewhere as one of ours.
+
+    npy: a NumPy array, one row a virtual token, as google-research/prompt-tuning publishes prompts. The rows are taken
+    as they are, as what the model's first layer sees in place of token embeddings.
+
+    peft: an adapter folder of prompt tuning, P-tuning or prefix tuning. It stands in front of BOS, where PEFT puts it;
+    one that softprompt exported comes back as it was, with its task.
+    """
+
+
+@verb("serve", "serve_command:run_serve", extra="serve")
+@click.option("--config", type=PLACE, help="Settings from a .toml or .yaml file (docs/serve.md has them all).")
+@click.option("--model", type=GIVEN, help="Hub name, folder, .gguf file, embedded:gemma-3-270m, or a baked checkpoint.")
+@click.option("--store", type=GIVEN, help="Folder or URL of a store; its prompts come and go while the server runs.")
+@click.option(
+    "--prompt", "prompts", type=GIVEN, multiple=True, metavar="[NAME=]FOLDER", help="A saved prompt, or more."
+)
+@click.option(
+    "--engine",
+    "engine_kind",
+    type=click.Choice(["own", "vllm"]),
+    help="What runs the model: this process, or a vLLM server with the baked checkpoint.  [default: own]",
+)
+@click.option("--engine-url", type=GIVEN, help="Address of the vLLM server; its API key is SOFTPROMPT_ENGINE_KEY.")
+@click.option("--host", type=GIVEN, help="Address to listen on.  [default: 127.0.0.1]")
+@click.option("--port", type=int, help="Port to listen on, 0: a free one.  [default: 8000]")
+@click.option("--keys", type=GIVEN, help="File of API keys, as softprompt keys makes it.")
+@click.option("--no-auth", is_flag=True, default=None, help="Answer everybody, on any address.")
+@click.option("--base-name", type=GIVEN, help="What requests call the base model.  [default: its own name]")
+@click.option("--refresh", type=float, help="Seconds between looks at the store.  [default: 10]")
+@click.option("--timeout", type=float, help="Seconds for a request.  [default: 60]")
+@click.option("--drain-delay", type=float, help="Seconds on SIGTERM in which only /readyz is 503.  [default: 5]")
+@click.option("--shutdown-timeout", type=int, help="Seconds to finish what runs when stopped.  [default: 30]")
+@click.option("--log-text", is_flag=True, default=None, help="Write texts and answers to the log.")
+@click.option("--sample-file", type=GIVEN, help="Keep samples of requests there: SQLite, or JSON lines in a .jsonl.")
+@click.option("--sample-rate", type=float, help="Share of the requests that are kept.  [default: 0.01]")
+@click.option("--sample-text", is_flag=True, default=None, help="Keep texts and completions in the samples.")
+@click.option(
+    "--sample-keep", type=GIVEN, metavar="N|Nd", help="Rows of samples that stay, or days.  [default: 100000]"
+)
+@click.option("--device", help="cpu, cuda, cuda:1, mps. Default: a GPU if there is one.")
+@click.option("--dtype", help="float32, bfloat16 or float16. Default: what is fast here.")
+@click.option("--quantise", help="int8 (torchao), bnb-int8 or bnb-nf4 (bitsandbytes). Default: weights as saved.")
+@compile_option("labels")
+@click.option("--trust-remote-code", is_flag=True, help="Let the model's repository run its own code.")
+def serve() -> None:
+    """Serve prompts over HTTP: many tasks on one frozen model.
+
+    An OpenAI-compatible API (docs/serve.md). Settings also come from --config and from the environment, as
+    SOFTPROMPT_PORT; options win over the environment, the environment over the file.
+    """
+
+
+@verb("add", "keys_command:run_keys_add", group=keys)
+@click.argument("name", type=GIVEN)
+@FILE
+@click.option("--prompts", type=GIVEN, multiple=True, metavar="PATTERN", help="Names it may ask, as 'spam-*'; or more.")
+@click.option("--admin", is_flag=True, help="It may reload and read the metrics too.")
+@json_option
+def add() -> None:
+    """Make a key and print it; only its hash is kept."""
+
+
+@verb("list", "keys_command:run_keys_list", group=keys)
+@FILE
+@json_option
+def list_keys() -> None:
+    """Tell which keys there are."""
+
+
+@verb("remove", "keys_command:run_keys_remove", group=keys)
+@click.argument("name", type=GIVEN)
+@FILE
+@json_option
+def remove() -> None:
+    """Take a key out; a running server sees it at its next look at the store."""
+
+
+@verb("list", "store_command:run_list")
+@click.argument("store", type=GIVEN, required=False, metavar="[STORE]")
+@click.option("--name", type=GIVEN, help="The versions of this name.")
+@json_option
+def list_command() -> None:
+    """Tell what a store holds.
+
+    STORE is a folder or a URL of fsspec, as s3://bucket/prompts.  [default: $SOFTPROMPT_STORE]
+    """
+
+
+@verb("show", "store_command:run_show")
+@click.argument("prompt_place", type=GIVEN, metavar="PROMPT")
+@json_option
+def show() -> None:
+    """Tell what is known of a saved prompt.
+
+    PROMPT is its folder, or STORE#NAME@VERSION or STORE#NAME@ALIAS; then its place in the store is told too.
+    """
+
+
+@verb("push", "store_command:run_push")
+@click.argument("prompt_place", type=GIVEN, metavar="PROMPT")
+@click.argument("target", type=GIVEN, metavar="TARGET")
+@click.option("--public", is_flag=True, help="A new repository on the Hub is for everybody.  [default: private]")
+@json_option
+def push() -> None:
+    """Put a saved prompt into a store, or on the Hugging Face Hub.
+
+    TARGET is [STORE#]NAME, where it becomes the next version, or hf:OWNER/NAME, where it becomes a commit.
+    """
+
+
+@verb("pull", "store_command:run_pull")
+@click.argument("source", type=GIVEN, metavar="SOURCE")
+@click.option("--out", required=True, type=PLACE, help="Folder for the saved prompt.")
+@json_option
+def pull() -> None:
+    """Write a prompt of a store, or of the Hugging Face Hub, as a folder.
+
+    SOURCE is [STORE#]NAME@VERSION or [STORE#]NAME@ALIAS, or hf:OWNER/NAME, with @REVISION if you like.
+    """
+
+
+@verb("promote", "store_command:run_promote")
+@click.argument("version", type=GIVEN, metavar="[STORE#]NAME@VERSION")
+@click.argument("alias", type=GIVEN, metavar="ALIAS")
+@click.option("--data", type=GIVEN, help="As for train: refuse if the version is worse on it than the one in place.")
+@click.option("--split", default="test", show_default=True, help="train, validation, test or all.")
+@click.option("--limit", type=click.IntRange(min=1), help="Only this many examples, drawn, each label in proportion.")
+@click.option("--gate", "gate_file", type=PLACE, help="Thresholds from a .toml or .yaml file.")
+@click.option("--significance", type=float, help="Largest p-value that counts as worse.  [default: 0.05]")
+@click.option("--tolerance", type=float, help="Loss that is accepted, in units of the metric.  [default: 0.0]")
+@click.option("--force", is_flag=True, help="Promote even so; the history keeps that it was forced.")
+@click.option("--model", "model_name", type=GIVEN, help="The base model.  [default: the one the prompt was learned on]")
+@room_option
+@metric_option
+@column_options
+@model_options
+@json_option
+def promote() -> None:
+    """Move an alias to a version.
+
+    With --data both versions answer it first, and one that is significantly worse (paired bootstrap) is not promoted.
+    """
+
+
+@verb("rollback", "store_command:run_rollback")
+@click.argument("alias", type=GIVEN, metavar="[STORE#]NAME@ALIAS")
+@json_option
+def rollback() -> None:
+    """Move an alias back to where it was before its last promotion."""
+
+
+@verb("diff", "store_command:run_diff")
+@click.argument("a", type=GIVEN, metavar="PROMPT")
+@click.argument("b", type=GIVEN, metavar="OTHER")
+@json_option
+def diff() -> None:
+    """Tell what differs between two saved prompts: settings, results, vectors.
+
+    Each is a folder, or [STORE#]NAME@VERSION or [STORE#]NAME@ALIAS.
+    """
