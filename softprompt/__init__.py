@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from softprompt.inference.evaluation import Evaluation, evaluate
     from softprompt.inference.generation import Sampling
     from softprompt.inference.predictor import Prediction, Predictor
-    from softprompt.metrics import Metric
+    from softprompt.metrics.scores import Score
     from softprompt.models.frozen_lm import FrozenLM
     from softprompt.models.loading import load
     from softprompt.prompts.saved_prompt import Prompt
@@ -45,12 +45,12 @@ _HOME = {
     "FrozenLM": "models.frozen_lm",
     "Gate": "store.gate",
     "GateConfig": "config",
-    "Metric": "metrics",
     "Prediction": "inference.predictor",
     "Predictor": "inference.predictor",
     "Prompt": "prompts.saved_prompt",
     "PromptState": "prompts.state",
     "Sampling": "inference.generation",
+    "Score": "metrics.scores",
     "SoftpromptError": "errors",
     "Splits": "data.splits",
     "Store": "store.version_store",
@@ -80,12 +80,12 @@ __all__ = [
     "FrozenLM",
     "Gate",
     "GateConfig",
-    "Metric",
     "Prediction",
     "Predictor",
     "Prompt",
     "PromptState",
     "Sampling",
+    "Score",
     "SoftpromptError",
     "Splits",
     "Store",

@@ -117,6 +117,7 @@ def run_multitask(
     resume: bool,
     restart: bool,
     no_test: bool,
+    metric: str | None,
     as_json: bool,
     **settings: Any,
 ) -> None:
@@ -133,7 +134,9 @@ def run_multitask(
     loaded = {name: load_prompt(folder) for name, folder in taught.items()}
     for teacher in loaded.values():
         teacher.state  # noqa: B018 (an ensemble is refused before the model is loaded)
-    read = {name: Task.of(data, max_length=chosen.max_length, **columns) for name, data in sources.items()}
+    read = {
+        name: Task.of(data, max_length=chosen.max_length, metric=metric, **columns) for name, data in sources.items()
+    }
     check_init_fits(chosen.init, next(iter(read.values())).spec)
 
     def check(base: "Outline") -> None:

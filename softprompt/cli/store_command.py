@@ -136,7 +136,7 @@ def run_promote(
             say(note)
         base_of = _Bases(model_name, model)
         sampling = None if max_new_tokens is None else Sampling(max_new_tokens=max_new_tokens)
-        gate = Gate(base_of, task.splits[split], config, limit=limit, sampling=sampling, metric=spec.metric)
+        gate = Gate(base_of, task.splits[split], config, limit=limit, sampling=sampling, metric=metric)
         in_place = store.aliases(found.name).get(alias)
         compared = [str(found), *([f"{found.name}@{in_place}"] if in_place is not None else [])]
         told["known_rows"] = {which: _known(f"{store.url}#{which}", which, gate.examples, split) for which in compared}

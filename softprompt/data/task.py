@@ -13,7 +13,8 @@ from softprompt.data.splits import Splits, read_splits
 from softprompt.data.task_manifest import SavedTask, validate_saved
 from softprompt.data.templates.template import Template, reader_options
 from softprompt.errors import ConfigError, DataError, PromptFileError, TemplateError, printable
-from softprompt.metrics import scorer_for
+from softprompt.metrics.registry import check_metric_name, choose_metric
+from softprompt.metrics.user_metrics import import_metric
 from softprompt.utils.messages import quote_names
 
 CLASSIFICATION_TEMPLATE = "{{ text }}\nLabel:"
@@ -36,7 +37,8 @@ class TaskSpec:
         labels: names of the classes as they stand in the data; empty for generation.
         verbalizers: the words the model sees for each label, in the same order.
         max_length: tokens of template and text, at most.
-        metric: what answers are judged by first; ``None``: what suits the kind and the references (see ``metrics``).
+        metric: what answers are judged by first, a name or a function's ``package.module:function``; ``None``: what
+            suits the kind and the references (see ``metrics.registry``).
         columns: what the data calls its columns of text, label and output.
         max_new_tokens: room of a completion; ``None``: what ``generate.room_for`` gives.
     """
@@ -51,7 +53,8 @@ class TaskSpec:
     max_new_tokens: int | None = None
 
     def __post_init__(self) -> None:
-        scorer_for(self.kind, self.metric)  # refuses one that there is not
+        if self.metric is not None:
+            check_metric_name(self.kind, self.metric)
         if not 1 <= self.max_length < LONGEST:
             raise DataError(f"expected a maximal length of 1 to {LONGEST - 1:,} tokens, got {self.max_length}")
         if self.max_new_tokens is not None and self.max_new_tokens < 1:
@@ -120,7 +123,7 @@ class TaskSpec:
             names,
             tuple(words.get(name, name) for name in names),
             max_length,
-            metric,
+            import_metric(metric),
             (columns or Columns()).names(),
         )
         spec.compiled  # noqa: B018 (a template that does not compile is found here, not at the first example)
@@ -230,7 +233,7 @@ class Task:
             labels: class names in the order wanted; those of the training examples, sorted, if not given.
             verbalizers: words for some or all labels; a label's own name for the others.
             max_length: tokens of template and text, at most.
-            metric: what it is judged by first: accuracy, if not given, or macro_f1.
+            metric: what it is judged by first: accuracy, if not given, macro_f1, or ``package.module:function``.
             columns: ``text_column=``, ``label_column=``, ``bad_rows=`` of the reader.
 
         Raises:
@@ -268,7 +271,7 @@ class Task:
     ) -> Self:
         """A text-to-text task; arguments and errors as for ``classification``, ``target_column=`` among ``columns``.
 
-        Without a ``metric`` its references choose one (see ``metrics.scorer_for``), which the notes then say.
+        Without a ``metric`` its references choose one (see ``metrics.registry``), which the notes then say.
         """
         splits = _splits(source, columns, template)
         if splits.kind != "generation":
@@ -377,7 +380,7 @@ def _judged(spec: TaskSpec, splits: Splits) -> tuple[TaskSpec, Splits]:
     references = [one.references for one in keep_answered(splits.train + splits.validation + splits.test)]
     if spec.metric is not None or spec.kind == "classification" or not references:
         return spec, splits
-    scorer = scorer_for(spec.kind, None, references)
+    scorer = choose_metric(spec.kind, None, references)
     return replace(spec, metric=scorer.name), replace(splits, notes=(*splits.notes, scorer.note))
 
 

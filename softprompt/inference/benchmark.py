@@ -17,8 +17,8 @@ from softprompt.data.examples import Example
 from softprompt.data.split_assignment import sample_examples
 from softprompt.inference.evaluation import Evaluation
 from softprompt.inference.neutral_text import PASSAGES
-from softprompt.metrics import Metric, calibration_error
-from softprompt.metrics.measured import Figure, Speed
+from softprompt.metrics.calibration import calibration_error
+from softprompt.metrics.scores import Score, Speed
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.prefix import make_prefix
 
@@ -153,23 +153,18 @@ def folder_bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-def figure(metric: Metric) -> Figure:
-    """A metric as a record."""
-    return Figure.model_validate(metric.to_dict())
-
-
 def confidences(evaluation: Evaluation) -> tuple[float, ...]:
     """Probability of each predicted label; empty for generation."""
     return tuple(max(one.probabilities.values()) for one in evaluation.predictions if one.probabilities)
 
 
-def further_figures(evaluation: Evaluation) -> dict[str, Figure]:
+def further_figures(evaluation: Evaluation) -> dict[str, Score]:
     """The further metrics by name, the calibration error of classification among them."""
     metrics = list(evaluation.others)
     if probabilities := confidences(evaluation):
         correct = [one.label == gold for one, gold in zip(evaluation.predictions, evaluation.gold, strict=True)]
         metrics.append(calibration_error(probabilities, correct, CALIBRATION_BINS))
-    return {metric.name: figure(metric) for metric in metrics}
+    return {metric.metric: metric for metric in metrics}
 
 
 def machine() -> str:

@@ -10,7 +10,8 @@ from softprompt.data.task import TaskSpec
 from softprompt.errors import ConfigError, DataError
 from softprompt.inference.generation import Sampling, room_for
 from softprompt.inference.predictor import Answers, Prediction, Predictor, Vote
-from softprompt.metrics import Metric, metrics_for, scorer_for
+from softprompt.metrics.registry import choose_metric, metrics_of_kind
+from softprompt.metrics.scores import Score
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.saved_prompt import Prompt
 from softprompt.prompts.state import PromptState
@@ -21,7 +22,7 @@ class Evaluation:
     """Results on one set of examples.
 
     Attributes:
-        metric: what the task is judged by first (see ``metrics.scorer_for``).
+        metric: what the task is judged by first (see ``metrics.registry``).
         others: the further metrics of its kind.
         predictions: in the order of the examples.
         gold: labels, or references.
@@ -29,8 +30,8 @@ class Evaluation:
         drawn: of how many rows the examples are a sample, if they are one.
     """
 
-    metric: Metric
-    others: tuple[Metric, ...]
+    metric: Score
+    others: tuple[Score, ...]
     predictions: tuple[Prediction, ...]
     gold: tuple[Any, ...]
     truncated: int
@@ -42,11 +43,11 @@ class Evaluation:
     def to_dict(self) -> dict[str, Any]:
         """The main metric's fields on top, the others by name below ``others``."""
         return {
-            **self.metric.to_dict(),
-            "others": {metric.name: metric.to_dict() for metric in self.others},
+            **self.metric.model_dump(),
+            "others": {one.metric: one.model_dump() for one in self.others},
             "truncated": self.truncated,
             **({} if self.drawn is None else self.drawn.to_dict()),
-            **({} if self.metric.name in {one.name for one in metrics_for("classification")} else {"cut": self.cut}),
+            **({} if isinstance(self.gold[0], str) else {"cut": self.cut}),
         }
 
     @property
@@ -102,14 +103,14 @@ def score(answers: Answers, examples: Sequence[Example]) -> Evaluation:
     """``evaluate`` for a predictor, or whatever else answers, that is there already."""
     if not examples:
         raise DataError("no examples to evaluate on: the split is empty")
+    spec = answers.spec
+    gold = tuple(_label(one) if spec.kind == "classification" else one.references for one in examples)
+    first = choose_metric(spec.kind, spec.metric, gold)
     before = answers.truncated
     predictions = tuple(sorted(answers.predict(examples), key=lambda prediction: prediction.index))
     truncated = answers.truncated - before
-    spec = answers.spec
-    gold = tuple(_label(one) if spec.kind == "classification" else one.references for one in examples)
     answered = [str(one.completion if one.label is None else one.label) for one in predictions]
-    first = scorer_for(spec.kind, spec.metric, gold)
-    others = tuple(scorer(gold, answered) for scorer in metrics_for(spec.kind) if scorer is not first)
+    others = tuple(scorer(gold, answered) for scorer in metrics_of_kind(spec.kind) if scorer is not first)
     return Evaluation(first(gold, answered), others, predictions, gold, truncated)
 
 

@@ -7,7 +7,7 @@ as much, so ratios to it can be compared where milliseconds cannot.
 from collections.abc import Iterable, Sequence
 from statistics import mean
 
-from softprompt.metrics.measured import Speed
+from softprompt.metrics.scores import Speed
 
 DRIFT = 1.1  # of the reference's latency over a study, from which on milliseconds are not told
 

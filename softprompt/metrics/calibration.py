@@ -5,7 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from softprompt.errors import DataError
-from softprompt.metrics.intervals import Floats, Metric, bootstrap_score, check_lengths
+from softprompt.metrics.bootstrap import Floats, bootstrap_score, check_lengths
+from softprompt.metrics.scores import Score
 
 
 def expected_calibration_error(confidences: Sequence[float], correct: Sequence[bool], bins: int = 15) -> float:
@@ -21,7 +22,7 @@ def expected_calibration_error(confidences: Sequence[float], correct: Sequence[b
 
 def calibration_error(
     confidences: Sequence[float], correct: Sequence[bool], bins: int = 15, *, resamples: int = 2000, seed: int = 0
-) -> Metric:
+) -> Score:
     """``expected_calibration_error`` with its interval; resamples lie higher, as small samples do.
 
     Raises:

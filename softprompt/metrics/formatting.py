@@ -2,7 +2,7 @@
 
 import math
 
-from softprompt.metrics import METRICS, digits_of
+from softprompt.metrics.registry import METRICS, metric_digits
 
 MISSING = "\N{EN DASH}"
 _BYTES = ("B", "kB", "MB", "GB", "TB", "PB")
@@ -10,7 +10,10 @@ _BYTES = ("B", "kB", "MB", "GB", "TB", "PB")
 
 def metric_name(name: str) -> str:
     """A metric as a heading names it."""
-    return METRICS[name].heading if name in METRICS else (name[:1].upper() + name[1:]).replace("_", " ")
+    if name in METRICS:
+        return METRICS[name].heading
+    own = name.rpartition(":")[2]  # of a user's function
+    return (own[:1].upper() + own[1:]).replace("_", " ")
 
 
 def step_metric(kind: str, metric: str) -> str:
@@ -19,15 +22,17 @@ def step_metric(kind: str, metric: str) -> str:
 
 
 def metric_limits(name: str) -> tuple[float, float]:
-    """The least and the greatest value that a metric can have."""
+    """The least and the greatest value that a metric can have, as far as that is known."""
+    if name in METRICS:
+        return METRICS[name].limits
     if name == "negative_loss":
         return (-math.inf, 0.0)
-    return (0.0, METRICS[name].scale if name in METRICS else 1.0)
+    return (-math.inf, math.inf) if ":" in name else (0.0, 1.0)
 
 
 def metric_text(name: str, value: float | None, signed: bool = False) -> str:
     """A metric, or with ``signed`` a difference of two, in the digits that its scale deserves."""
-    return fixed(value, digits_of(name), signed)
+    return fixed(value, metric_digits(name), signed)
 
 
 def interval_text(name: str, low: float | None, high: float | None, signed: bool = False) -> str:

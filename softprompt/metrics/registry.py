@@ -6,6 +6,8 @@ of text keeps are counts that add up (Koehn, "Statistical Significance Tests for
 Shapes: ``n`` examples, ``D`` rows that differ, ``k`` numbers kept of each, ``R`` resamples.
 """
 
+import math
+import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,9 +18,11 @@ from typing import Any, Literal
 import numpy as np
 
 from softprompt.errors import ConfigError, DataError
-from softprompt.metrics.intervals import Floats, Metric, bootstrap_score, check_lengths, draw_resamples
+from softprompt.metrics.bootstrap import Floats, RunScores, bootstrap_score, check_lengths, draw_resamples
+from softprompt.metrics.scores import Score
 from softprompt.metrics.text_tokenization import choose_bleu_tokenizer, median_word_count, split_words
 
+IMPORT_PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")  # of a user's function
 SHORT = 4  # words of a reference (median), below which answers are right or wrong as a whole
 
 Kind = Literal["classification", "generation"]
@@ -26,28 +30,30 @@ Gold = Sequence[Any]  # of each example its label, or its references
 
 
 @dataclass(frozen=True)
-class Scorer:
+class Metric:
     """One metric; higher is better. Calling it scores predictions, with an interval.
 
     Attributes:
         name: as options, records and JSON spell it.
-        kind: of task that it is for.
+        kind: of task that it is for; ``None``: of either kind.
         heading: as people read it.
-        scale: its largest value; the least is 0.
+        limits: the least and the greatest value.
         rows: of gold and predictions what is kept ``[n, k]``.
         value: of how often each row was drawn ``[R, D]`` and the rows ``[D, k]`` the values ``[R]``.
         each: the score of every example by itself, where that is not ``rows``.
+        digits: behind the point, that the scale deserves.
     """
 
     name: str
-    kind: Kind
+    kind: Kind | None
     heading: str
-    scale: float
+    limits: tuple[float, float]
     rows: Callable[[Gold, Sequence[str]], Floats]
     value: Callable[[Floats, Floats], Floats]
     each: Callable[[Gold, Sequence[str]], list[float]]
+    digits: int = 3
 
-    def __call__(self, gold: Gold, predicted: Sequence[str], *, resamples: int = 2000, seed: int = 0) -> Metric:
+    def __call__(self, gold: Gold, predicted: Sequence[str], *, resamples: int = 2000, seed: int = 0) -> Score:
         """The score over all examples.
 
         Raises:
@@ -62,7 +68,10 @@ class Scorer:
         return float(self.value(np.ones((1, len(rows))), rows)[0])
 
     def standard_error(self, gold: Gold, predicted: Sequence[str]) -> float:
-        """Of the score: how far it moves by chance, from few resamples."""
+        """Of the score: how far it moves by chance, from few resamples; exact where right answers are counted."""
+        if self is accuracy:
+            value = self.value_of(gold, predicted)
+            return math.sqrt(value * (1 - value) / len(gold))
         distinct, counts = np.unique(self.checked_rows(gold, predicted), axis=0, return_counts=True)
         return float(
             np.concatenate([self.value(weights, distinct) for weights in draw_resamples(counts, 200, 0)]).std()
@@ -70,7 +79,7 @@ class Scorer:
 
     def checked_rows(self, gold: Gold, predicted: Sequence[str]) -> Floats:
         """``rows``, if they can be made; raises as a call."""
-        check_lengths(gold, predicted, "gold labels" if self.kind == "classification" else "rows of references")
+        check_lengths(gold, predicted, "rows of references" if self.kind == "generation" else "gold labels")
         for position, row in enumerate(gold if self.kind == "generation" else ()):
             if isinstance(row, str) or not row:
                 got = "a string" if isinstance(row, str) else "none"
@@ -82,21 +91,22 @@ class Scorer:
     @property
     def note(self) -> str:
         """Why the references chose it, for the user to know."""
-        short = "shorter" if self.name == "exact_match" else "no shorter"
+        short = "shorter" if self is exact_match else "no shorter"
+        others = ", ".join(one.name for one in METRICS.values() if one.kind == self.kind)
         return (
             f"judged by {self.heading}, because most references are {short} than {SHORT} words; --metric NAME judges "
-            f"by another: {', '.join(one.name for one in metrics_for(self.kind))}"
+            f"by another: {others}"
         )
-
-    @property
-    def digits(self) -> int:
-        """Behind the point, that the scale deserves."""
-        return 1 if self.scale == 100 else 3
 
 
 def mean_of(
-    name: str, kind: Kind, heading: str, scale: float, each: Callable[[Gold, Sequence[str]], list[float]]
-) -> Scorer:
+    name: str,
+    kind: Kind | None,
+    heading: str,
+    each: Callable[[Gold, Sequence[str]], list[float]],
+    limits: tuple[float, float] = (0.0, 1.0),
+    digits: int = 3,
+) -> Metric:
     """A metric that is the mean of what ``each`` gives for every example."""
 
     def rows(gold: Gold, predicted: Sequence[str]) -> Floats:
@@ -106,7 +116,7 @@ def mean_of(
         means: Floats = weights @ rows[:, 0] / weights.sum(axis=1)
         return means
 
-    return Scorer(name, kind, heading, scale, rows, value, each)
+    return Metric(name, kind, heading, limits, rows, value, each, digits)
 
 
 def _right(gold: Gold, predicted: Sequence[str]) -> list[float]:
@@ -237,41 +247,61 @@ def _rouge_l(references: Gold, predicted: Sequence[str]) -> list[float]:
     ]
 
 
-accuracy = mean_of("accuracy", "classification", "Accuracy", 1, _right)
-macro_f1 = Scorer("macro_f1", "classification", "Macro-F1", 1, _label_pairs, _macro_f1, _right)
-exact_match = mean_of("exact_match", "generation", "Exact match", 1, _exact)
-token_f1 = mean_of("token_f1", "generation", "Token F1", 1, _token_f1)
-chrf = Scorer("chrf", "generation", "chrF", 100, _chrf_counts, _chrf, _chrf_of_each)
-bleu = Scorer("bleu", "generation", "BLEU", 100, _bleu_counts, _bleu, _bleu_of_each)
-rouge_l = mean_of("rouge_l", "generation", "ROUGE-L", 100, _rouge_l)
+_SHARE, _POINTS = (0.0, 1.0), (0.0, 100.0)
+
+accuracy = mean_of("accuracy", "classification", "Accuracy", _right)
+macro_f1 = Metric("macro_f1", "classification", "Macro-F1", _SHARE, _label_pairs, _macro_f1, _right)
+exact_match = mean_of("exact_match", "generation", "Exact match", _exact)
+token_f1 = mean_of("token_f1", "generation", "Token F1", _token_f1)
+chrf = Metric("chrf", "generation", "chrF", _POINTS, _chrf_counts, _chrf, _chrf_of_each, digits=1)
+bleu = Metric("bleu", "generation", "BLEU", _POINTS, _bleu_counts, _bleu, _bleu_of_each, digits=1)
+rouge_l = mean_of("rouge_l", "generation", "ROUGE-L", _rouge_l, _POINTS, digits=1)
 
 METRICS = {one.name: one for one in (accuracy, macro_f1, exact_match, token_f1, chrf, bleu, rouge_l)}
 
 
-def metrics_for(kind: Kind) -> list[Scorer]:
-    """Those that tasks of this kind are judged by."""
+def metrics_of_kind(kind: Kind) -> list[Metric]:
+    """The built-in ones that tasks of this kind are judged by."""
     return [one for one in METRICS.values() if one.kind == kind]
 
 
-def scorer_for(kind: Kind, name: str | None = None, references: Gold = ()) -> Scorer:
+def choose_metric(kind: Kind, name: str | None = None, references: Gold = ()) -> Metric:
     """The metric called ``name``; without a name the one that suits: accuracy, or what ``references`` ask for.
 
     Short references are matched exactly or not; longer ones are compared by chrF, which needs no words, hence is for
     text in any script, and has a value for a single example too.
 
     Raises:
-        ConfigError: no metric of this name, or one for tasks of the other kind.
+        ConfigError: no metric of this name, one for tasks of the other kind, or a function that nobody asked for here.
     """
     if name is not None:
-        known = [one.name for one in metrics_for(kind)]
-        if name not in known:
-            raise ConfigError(f"metric '{name}': expected one for {kind}: {', '.join(known)}")
+        check_metric_name(kind, name)
+        if name not in METRICS:
+            raise ConfigError(
+                f"metric '{name}' is a function of its maker's own, which is imported only where you name it: give "
+                f"--metric {name} if you trust it, or another metric"
+            )
         return METRICS[name]
     if kind == "classification":
         return accuracy
     return exact_match if references and median_word_count(row[0] for row in references) < SHORT else chrf
 
 
-def digits_of(name: str) -> int:
+def check_metric_name(kind: Kind, name: str) -> None:
+    """Raise ConfigError for what is neither a metric of this kind of task, nor written as a function's import path."""
+    known = [one.name for one in metrics_of_kind(kind)]
+    if name not in known and not IMPORT_PATH.fullmatch(name):
+        raise ConfigError(
+            f"metric '{name}': expected one for {kind}: {', '.join(known)}, or a function of yours: package.module:name"
+        )
+
+
+def score_runs(metric: str, gold: Sequence[Any], runs: Sequence[Sequence[str]]) -> RunScores:
+    """``runs``: the label or completion that each seed gave, in the order of ``gold``, labels or references."""
+    known = METRICS[metric]
+    return RunScores(np.stack([known.checked_rows(gold, predicted) for predicted in runs]), known.value)
+
+
+def metric_digits(name: str) -> int:
     """How many digits behind the point the scale of a metric deserves; of what is no metric, as a divergence, too."""
     return METRICS[name].digits if name in METRICS else 3

@@ -16,6 +16,7 @@ import torch
 from softprompt.data.task import TaskSpec
 from softprompt.data.task_manifest import validate_saved
 from softprompt.errors import PromptFileError
+from softprompt.metrics.user_metrics import import_metric
 from softprompt.models.fingerprint import Outline
 from softprompt.prompts.manifest import SavedPrompt
 from softprompt.prompts.prompt_tensors import named_tensors, states_of
@@ -98,7 +99,7 @@ class Prompt:
 
     def judged_by(self, metric: str | None) -> "Prompt":
         """The same prompt, judged by another metric; by its own, if none is given. Raises ConfigError."""
-        return self if metric is None else replace(self, spec=replace(self.spec, metric=metric))
+        return self if metric is None else replace(self, spec=replace(self.spec, metric=import_metric(metric)))
 
     def check_base(self, base: Identified | Outline) -> None:
         """Raise PromptFileError unless ``base`` is the model that this prompt was learned on, as far as it is known."""

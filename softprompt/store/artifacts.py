@@ -20,14 +20,14 @@ from pydantic import ValidationError
 
 from softprompt.errors import StoreError
 from softprompt.store.backends import open_place
-from softprompt.store.metadata import MOST_FILES, FileFacts, Marker, Move, Record, Version
+from softprompt.store.metadata import MOST_FILES, FileFacts, Marker, Move, StoreRecord, Version
 from softprompt.store.references import LATEST, Reference, check_alias, check_name, is_name, is_number
 from softprompt.utils.safe_io import FILE_LIMIT, FILE_NAME, TEXT_LIMIT
 
 MARKER, RECORD = "softprompt-store.json", "version.json"
 SINGLE_WRITER = "SOFTPROMPT_SINGLE_WRITER"
 
-Kind = TypeVar("Kind", bound=Record)
+Kind = TypeVar("Kind", bound=StoreRecord)
 
 
 class Artifacts:

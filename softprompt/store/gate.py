@@ -14,8 +14,10 @@ from softprompt.data.examples import Example
 from softprompt.data.split_assignment import Subsample, sample_examples
 from softprompt.inference.evaluation import Evaluation, evaluate
 from softprompt.inference.generation import Sampling
-from softprompt.metrics import METRICS, PairedDifference, digits_of
-from softprompt.metrics.bootstrap import paired_difference, resample_scores, score_runs
+from softprompt.metrics.bootstrap import paired_difference, resample_scores
+from softprompt.metrics.registry import METRICS, metric_digits, score_runs
+from softprompt.metrics.scores import PairedDifference
+from softprompt.metrics.user_metrics import import_metric
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.saved_prompt import Prompt
 
@@ -90,7 +92,7 @@ class Verdict:
         return {**self.figures(), "examples": [asdict(one) for one in self.lost[:examples]]}
 
     def __str__(self) -> str:
-        digits = digits_of(self.metric)
+        digits = metric_digits(self.metric)
         before, now, difference, low, high = (
             f"{value:.{digits}f}"
             for value in (self.before, self.now, self.difference.difference, self.difference.low, self.difference.high)
@@ -130,7 +132,7 @@ class Gate:
             sampling: how completions are made (generation).
             metric: what to judge by; what the new version is judged by, if not given.
         """
-        self._base, self._sampling, self._metric = base, sampling, metric
+        self._base, self._sampling, self._metric = base, sampling, import_metric(metric)
         self.examples = sample_examples(examples, limit)
         self._drawn = Subsample(len(self.examples), len(examples))
         self._config = config or GateConfig()
@@ -155,7 +157,7 @@ class Gate:
 
 def compared(examples: Sequence[Example], before: Evaluation, now: Evaluation, config: GateConfig) -> Verdict:
     """What the answers of two prompts to ``examples`` mean for the second of them."""
-    metric = now.metric.name
+    metric = now.metric.metric
     indices = range(len(examples))
     old, new = ([_answer(one, index) for index in indices] for one in (before, now))
     scores = {name: score_runs(metric, now.gold, [words]) for name, words in (("now", new), ("before", old))}

@@ -11,14 +11,15 @@ from itertools import accumulate
 from typing import Annotated, Any, Self
 
 import numpy as np
-from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
+from pydantic import Field, FiniteFloat, model_validator
 
 from softprompt.errors import PromptFileError
+from softprompt.metrics.bootstrap import Floats
 from softprompt.store.artifacts import referred
-from softprompt.store.metadata import Record
+from softprompt.store.metadata import StoreRecord
 from softprompt.store.references import Reference, is_reference
 from softprompt.utils.files import expand_user
+from softprompt.utils.records import Record
 from softprompt.utils.safe_io import TEXT_LIMIT, read_file
 from softprompt.utils.seals import seal
 
@@ -27,15 +28,10 @@ POINTS = 40  # of a distribution: no cumulative share is off by more than 1 in s
 FREQUENT = 1000  # tokens that count as known; the others are called rare
 COORDINATES = 192  # of hidden states, evenly spaced
 
-Floats = NDArray[np.float64]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Distribution(_Part):
+class Distribution(Record):
     """A distribution of ``n`` numbers: a share ``upto[i]`` of them is at most ``points[i]``."""
 
     n: int = Field(ge=1)
@@ -77,7 +73,7 @@ class Distribution(_Part):
         return self.points[min(place, len(self.points) - 1)]
 
 
-class Rate(_Part):
+class Rate(Record):
     """A share of the tokens of ``n`` texts, with its standard error over texts: those of one text go together."""
 
     n: int = Field(ge=1)
@@ -93,7 +89,7 @@ class Rate(_Part):
         return cls(n=n, value=_short(value), error=_short(min(1.0, error)))
 
 
-class Hidden(_Part):
+class Hidden(Record):
     """Hidden states where the answer begins.
 
     Attributes:
@@ -135,7 +131,7 @@ class Hidden(_Part):
         return _scaled(states - _unpacked(self.mean), _unpacked(self.deviation))
 
 
-class Profile(Record):
+class Profile(StoreRecord):
     """What a prompt saw.
 
     Attributes:

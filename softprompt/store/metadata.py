@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import AwareDatetime, Field, StringConstraints, ValidationError
 
+from softprompt.utils.records import Record
 from softprompt.utils.safe_io import FILE_LIMIT, FILE_NAME, parse_json
 from softprompt.utils.seals import SealedRecord
 
@@ -19,10 +20,8 @@ FileName = Annotated[str, StringConstraints(pattern=f"^{FILE_NAME.pattern}$")]
 Who = Annotated[str, StringConstraints(max_length=200)]
 
 
-class Record(SealedRecord):
+class StoreRecord(SealedRecord):
     """A JSON file of the store, which says if it was changed since."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     schema_version: Literal[1] = 1
 
@@ -47,22 +46,20 @@ class Record(SealedRecord):
             raise ValueError(f"{where}{first['msg'].removeprefix('Value error, ')}") from error
 
 
-class Marker(Record):
+class Marker(StoreRecord):
     """What tells a store from any other folder."""
 
     what: Literal["softprompt store"] = "softprompt store"
 
 
-class FileFacts(BaseModel):
+class FileFacts(Record):
     """Size in bytes and SHA-256 of a file."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     size: int = Field(ge=0, le=FILE_LIMIT)
     sha256: str = Field(pattern="^[0-9a-f]{64}$")
 
 
-class Version(Record):
+class Version(StoreRecord):
     """What is known of one version beside its files.
 
     Attributes:
@@ -89,7 +86,7 @@ class Version(Record):
         return f"{self.name}@{self.number}"
 
 
-class Move(Record):
+class Move(StoreRecord):
     """One move of an alias.
 
     Attributes:

@@ -13,10 +13,11 @@ from softprompt.data.split_assignment import sample_examples
 from softprompt.data.task import Task, TaskSpec
 from softprompt.inference.predictor import Prediction
 from softprompt.inference.scoring import EVALUATION_TOKENS
+from softprompt.metrics.bootstrap import Floats
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.prefix import make_prefix
 from softprompt.prompts.state import PromptState
-from softprompt.store.input_profile import FREQUENT, Distribution, Floats, Hidden, Profile, Rate, coordinates, steps_of
+from softprompt.store.input_profile import FREQUENT, Distribution, Hidden, Profile, Rate, coordinates, steps_of
 
 TEXTS = 2000  # rows whose tokens are counted, at most
 STATES = 400  # rows that are read for their hidden states, at most: a forward pass each

@@ -13,7 +13,7 @@ from softprompt.data.examples import Example
 from softprompt.data.split_assignment import sample_examples
 from softprompt.data.task import Task, TaskSpec
 from softprompt.inference.scoring import EVALUATION_TOKENS, Objective
-from softprompt.metrics import METRICS, accuracy, scorer_for
+from softprompt.metrics.registry import METRICS, choose_metric
 from softprompt.prompts.prefix import Prefix, make_prefix
 from softprompt.prompts.state import PromptState
 
@@ -26,7 +26,9 @@ class Validation:
     def __init__(self, task: Task, encoder: ExampleEncoder, objective: Objective, config: TrainConfig) -> None:
         self._objective, self._spec = objective, task.spec
         self._examples = validation_examples(task, config.validation_limit)
-        self.metric = LOSS_ITSELF if encoder.verbalizer is None else scorer_for(task.spec.kind, task.spec.metric).name
+        self.metric = (
+            LOSS_ITSELF if encoder.verbalizer is None else choose_metric(task.spec.kind, task.spec.metric).name
+        )
         self._latest: list[str] = []
         items = encoder.training_items if encoder.verbalizer is None else encoder.scoring_items
         self._items = items(self._examples)
@@ -46,8 +48,6 @@ class Validation:
         """The standard error of the latest score; none where the metric is the loss itself."""
         if self._objective.verbalizer is None:
             return 0.0
-        if self.metric == accuracy.name:
-            return math.sqrt(value * (1 - value) / len(self._examples))
         return METRICS[self.metric].standard_error([str(one.label) for one in self._examples], self._latest)
 
 
@@ -66,7 +66,7 @@ def value_and_loss(scores: Tensor, examples: Sequence[Example], spec: TaskSpec) 
     if scores.isnan().any():
         return math.nan, math.nan
     labels = [str(example.label) for example in examples]
-    return scorer_for(spec.kind, spec.metric).value_of(labels, likeliest_labels(scores, spec)), loss
+    return choose_metric(spec.kind, spec.metric).value_of(labels, likeliest_labels(scores, spec)), loss
 
 
 def likeliest_labels(scores: Tensor, spec: TaskSpec) -> list[str]:

@@ -10,8 +10,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, model_validator
+from pydantic import model_validator
 
+from softprompt.utils.records import Record
 from softprompt.utils.safe_io import FILE_LIMIT, parse_json, read_file
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ def read_sealed(path: Path) -> dict[str, Any]:
     return unseal(parse_json(read_file(path), limit=FILE_LIMIT))
 
 
-class SealedRecord(BaseModel):
+class SealedRecord(Record):
     """A record that is kept in a file of its own."""
 
     @model_validator(mode="before")

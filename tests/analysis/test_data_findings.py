@@ -21,7 +21,7 @@ from softprompt.data.task import Task, TaskSpec
 from softprompt.data.templates.template import Template
 from softprompt.errors import DataError
 from softprompt.inference.predictor import Predictor
-from softprompt.metrics import significance
+from softprompt.metrics import hypothesis_tests
 from softprompt.prompts.prefix import keys_and_values
 from softprompt.prompts.state import PromptState
 from softprompt.training.fit import fit
@@ -40,8 +40,8 @@ class TestStatistics:
         # 3 of 8 drawn, 5 of the 8 are right: all draws counted
         draws = [sum(one) for one in combinations((1, 1, 1, 1, 1, 0, 0, 0), 3)]
         at_most_one = sum(right <= 1 for right in draws) / len(draws)
-        assert significance.hypergeometric_p_value(1, 3, 5, 8) == pytest.approx(at_most_one)
-        assert significance.hypergeometric_p_value(3, 3, 5, 8) == pytest.approx(1.0)
+        assert hypothesis_tests.hypergeometric_p_value(1, 3, 5, 8) == pytest.approx(at_most_one)
+        assert hypothesis_tests.hypergeometric_p_value(3, 3, 5, 8) == pytest.approx(1.0)
 
     def test_the_normal_approximation_agrees_with_permutations(self) -> None:
         generator = np.random.default_rng(0)
@@ -51,34 +51,34 @@ class TestStatistics:
         values[:40] -= 0.25
         low = values[inside].mean()
         drawn = [generator.permutation(values)[:40].mean() <= low for _ in range(4000)]
-        assert significance.subset_mean_p_value(values, inside) == pytest.approx(np.mean(drawn), abs=0.02)
+        assert hypothesis_tests.subset_mean_p_value(values, inside) == pytest.approx(np.mean(drawn), abs=0.02)
 
     def test_holm(self) -> None:
-        assert significance.holm_adjust([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
-        assert significance.holm_adjust([]) == []
+        assert hypothesis_tests.holm_adjust([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+        assert hypothesis_tests.holm_adjust([]) == []
 
     def test_sign_test(self) -> None:
-        assert significance.sign_test(0, 4) == pytest.approx(0.125)
-        assert significance.sign_test(10, 2) == pytest.approx(2 * (1 + 12 + 66) / 2**12)
-        assert significance.sign_test(3, 3) == 1.0
-        assert significance.sign_test(0, 0) == 1.0
+        assert hypothesis_tests.sign_test(0, 4) == pytest.approx(0.125)
+        assert hypothesis_tests.sign_test(10, 2) == pytest.approx(2 * (1 + 12 + 66) / 2**12)
+        assert hypothesis_tests.sign_test(3, 3) == 1.0
+        assert hypothesis_tests.sign_test(0, 0) == 1.0
 
     def test_wilson(self) -> None:
         # Wilson's interval of 9 out of 10, as published tables have it
-        assert significance.wilson_interval(9, 10) == pytest.approx((0.5958, 0.9821), abs=1e-3)
-        assert significance.wilson_interval(0, 10)[0] == 0.0
-        assert significance.wilson_interval(10, 10)[1] == pytest.approx(1.0)
+        assert hypothesis_tests.wilson_interval(9, 10) == pytest.approx((0.5958, 0.9821), abs=1e-3)
+        assert hypothesis_tests.wilson_interval(0, 10)[0] == 0.0
+        assert hypothesis_tests.wilson_interval(10, 10)[1] == pytest.approx(1.0)
 
     def test_area_under_curve(self) -> None:
         a, b = np.array([3.0, 1.0, 2.0]), np.array([0.0, 2.0])
         # pairs: 3>0, 3>2, 1>0, 1<2, 2>0, 2=2
-        assert significance.area_under_roc_curve(a, b) == pytest.approx(4.5 / 6)
+        assert hypothesis_tests.area_under_roc_curve(a, b) == pytest.approx(4.5 / 6)
 
     def test_the_interval_of_two_groups_covers_their_difference(self) -> None:
         generator = np.random.default_rng(1)
         inside = 0
         for _ in range(100):
-            found = significance.mean_difference(generator.normal(1, 1, 60), generator.normal(0, 2, 60))
+            found = hypothesis_tests.mean_difference(generator.normal(1, 1, 60), generator.normal(0, 2, 60))
             inside += found.low <= 1 <= found.high
         assert inside >= 88
 

@@ -22,15 +22,15 @@ from softprompt.analysis.inspection.inspection_records import (
 )
 from softprompt.cli.main import cli
 from softprompt.config import TrainConfig
-from softprompt.metrics.measured import Figure, Mean
+from softprompt.metrics.scores import Mean, Score
 
 
 def about(value: float, width: float = 0.02, n: int = 200) -> Mean:
     return Mean(value=value, low=value - width, high=value + width, n=n)
 
 
-def accuracy(value: float, width: float = 0.02, n: int = 200) -> Figure:
-    return Figure(metric="accuracy", value=value, low=value - width, high=value + width, n=n)
+def accuracy(value: float, width: float = 0.02, n: int = 200) -> Score:
+    return Score(metric="accuracy", value=value, low=value - width, high=value + width, n=n)
 
 
 def spread(middle: float) -> Spread:

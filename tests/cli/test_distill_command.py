@@ -18,7 +18,7 @@ from helpers.tiny_models import save_tiny, tiny_base
 from softprompt.data.task import TaskSpec
 from softprompt.inference.generation import Sampling
 from softprompt.inference.predictor import Predictor
-from softprompt.metrics.measured import Speed
+from softprompt.metrics.scores import Speed
 from softprompt.report.pages.distillation_text import distill_lines
 from softprompt.store.prompt_loading import load_prompt
 from softprompt.training.distillation.distillation_records import Distilled

@@ -8,7 +8,7 @@ import pytest
 
 from softprompt.experiments.comparison.recommendation import RULES, Evidence, cheapest, recommend
 from softprompt.experiments.comparison.study_records import Cost, Row
-from softprompt.metrics.measured import Speed
+from softprompt.metrics.scores import Speed
 
 BASE = 500_000_000
 

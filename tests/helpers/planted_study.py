@@ -15,8 +15,9 @@ from softprompt.experiments.comparison.study_records import (
     Study,
     Trial,
 )
-from softprompt.metrics import accuracy, paired_bootstrap
-from softprompt.metrics.measured import Figure, Speed
+from softprompt.metrics.bootstrap import paired_bootstrap
+from softprompt.metrics.registry import accuracy
+from softprompt.metrics.scores import Speed
 
 LABELS = ("abbreviation", "description", "entity", "human", "location", "number")
 _QUESTIONS = {
@@ -219,7 +220,7 @@ def _result(
         if method.curve and seed == 0
         else (),
         curve=curve,
-        test=Figure(**test.to_dict()),
+        test=test,
         predictions=predictions,
         confidences=tuple(float(c) for c in rng.uniform(0.5, 1, size=n)),
         cost=_cost(method),
@@ -284,7 +285,7 @@ def _row(
     def against(other: str | None) -> dict[str, float | int] | None:
         if other is None or other == method.name or other not in scores:
             return None
-        return paired_bootstrap(own.mean(axis=0), scores[other].mean(axis=0), resamples=500).to_dict()
+        return paired_bootstrap(own.mean(axis=0), scores[other].mean(axis=0), resamples=500).model_dump()
 
     return Row(
         method=method.name,

@@ -175,7 +175,7 @@ def answered() -> Iterator[tuple[str, dict[str, Any]]]:
     """What comes out of scoring and generation, without a prompt."""
     base = tiny_base("gemma3")
     for name, make in TASKS.items():
-        found = sp.evaluate(base, make().test, spec=make().spec).metric.to_dict()
+        found = sp.evaluate(base, make().test, spec=make().spec).metric.model_dump()
         yield f"evaluation {name}", {key: repr(value) for key, value in found.items() if key != "others"}
     scores = Predictor(base, classification().spec).label_log_probabilities(classification().test)
     yield "label scores", tensors_of({"scores": scores})

@@ -19,8 +19,8 @@ from softprompt.inference.benchmark import folder_bytes, further_figures, measur
 from softprompt.inference.evaluation import Evaluation
 from softprompt.inference.neutral_text import PASSAGES
 from softprompt.inference.predictor import Prediction
-from softprompt.metrics import Metric, calibration_error, expected_calibration_error
-from softprompt.metrics.measured import Speed
+from softprompt.metrics.calibration import calibration_error, expected_calibration_error
+from softprompt.metrics.scores import Score, Speed
 
 
 class TestPerplexity:
@@ -54,7 +54,7 @@ class TestCalibrationError:
         # two bins: (0, 0.5] holds 0.3 (right) and 0.5 (wrong), (0.5, 1] holds 0.9 and 0.7 (right, wrong)
         found = calibration_error([0.3, 0.5, 0.9, 0.7], [True, False, True, False], bins=2)
         assert found.value == pytest.approx((abs(0.7 - 0.5) + abs(0.1 - 0.7)) / 4)
-        assert (found.name, found.n) == ("calibration_error", 4)
+        assert (found.metric, found.n) == ("calibration_error", 4)
 
     def test_fifteen_bins_by_hand(self) -> None:
         # in the last bin, (14/15, 1]: accuracy 3/4, confidence 0.97
@@ -71,7 +71,7 @@ class TestCalibrationError:
         assert (found.low, found.high) == pytest.approx((0.2 - width, 0.2 + width), abs=0.01)
 
     def test_is_among_the_further_figures_of_classification_alone(self) -> None:
-        metric = Metric("accuracy", 0.5, 0, 1, 2)
+        metric = Score(metric="accuracy", value=0.5, low=0, high=1, n=2)
         labelled = [Prediction(0, "a", {"a": 0.9, "b": 0.1}), Prediction(1, "a", {"a": 0.6, "b": 0.4})]
         found = further_figures(Evaluation(metric, (), tuple(labelled), ("a", "b"), 0))
         assert found["calibration_error"].value == pytest.approx((0.1 + 0.6) / 2)

@@ -3,8 +3,14 @@
 import numpy as np
 import pytest
 
-from softprompt.metrics import accuracy, bleu, paired_bootstrap
-from softprompt.metrics.bootstrap import RunScores, bootstrap_interval, paired_difference, resample_scores, score_runs
+from softprompt.metrics.bootstrap import (
+    RunScores,
+    bootstrap_interval,
+    paired_bootstrap,
+    paired_difference,
+    resample_scores,
+)
+from softprompt.metrics.registry import accuracy, bleu, score_runs
 
 
 def run(right: int, n: int) -> list[str]:
@@ -39,7 +45,7 @@ def test_seeds_that_disagree_wholly_leave_everything_open() -> None:
 def test_interval_has_the_variance_of_examples_plus_that_of_seeds() -> None:
     generator = np.random.default_rng(0)
     right = generator.random((5, 400)) < generator.normal(0.7, 0.05, (5, 1))
-    one = RunScores(right[:, :, None].astype(float), accuracy)
+    one = RunScores(right[:, :, None].astype(float), accuracy.value)
     values = resample_scores({"m": one}, 20000)["m"]
     means = one.means
     # both draws are with replacement and independent; of the examples, what seeds share adds to what each has alone
@@ -51,7 +57,7 @@ def test_interval_has_the_variance_of_examples_plus_that_of_seeds() -> None:
 def test_paired_difference_of_single_seeds_is_the_paired_bootstrap() -> None:
     generator = np.random.default_rng(1)
     a, b = ((generator.random(300) < p).astype(float) for p in (0.8, 0.72))
-    one, other = (RunScores(x[None, :, None], accuracy) for x in (a, b))
+    one, other = (RunScores(x[None, :, None], accuracy.value) for x in (a, b))
     values = resample_scores({"a": one, "b": other}, 20000)
     found, expected = paired_difference(one, other, values["a"], values["b"]), paired_bootstrap(list(a), list(b))
     assert found.difference == pytest.approx(expected.difference)

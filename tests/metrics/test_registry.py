@@ -9,16 +9,10 @@ from scipy.stats import binom
 from sklearn.metrics import accuracy_score, f1_score
 
 from softprompt.errors import DataError
-from softprompt.metrics import (
-    Metric,
-    accuracy,
-    bleu,
-    exact_match,
-    expected_calibration_error,
-    macro_f1,
-    paired_bootstrap,
-    rouge_l,
-)
+from softprompt.metrics.bootstrap import paired_bootstrap
+from softprompt.metrics.calibration import expected_calibration_error
+from softprompt.metrics.registry import accuracy, bleu, exact_match, macro_f1, rouge_l
+from softprompt.metrics.scores import Score
 
 
 def labels_with_noise(n: int, classes: int, noise: float, seed: int) -> tuple[list[str], list[str]]:
@@ -47,7 +41,7 @@ def test_accuracy_equals_scikit_learn() -> None:
     gold, predicted = labels_with_noise(700, 5, 0.3, seed=1)
     metric = accuracy(gold, predicted)
     assert metric.value == pytest.approx(accuracy_score(gold, predicted), abs=1e-12)
-    assert (metric.name, metric.n) == ("accuracy", 700)
+    assert (metric.metric, metric.n) == ("accuracy", 700)
 
 
 def test_accuracy_interval_equals_the_exact_bootstrap_distribution() -> None:
@@ -85,7 +79,7 @@ def test_macro_f1_interval_equals_resampling_indices_with_scikit_learn() -> None
 
 def test_exact_match_takes_any_reference_and_ignores_outer_white_space() -> None:
     metric = exact_match([["yes", " yeah\n"], ["no"], ["a b"], ["Yes"]], ["yeah ", "no", "a  b", "yes"])
-    assert (metric.name, metric.value, metric.n) == ("exact_match", 0.5, 4)
+    assert (metric.metric, metric.value, metric.n) == ("exact_match", 0.5, 4)
 
 
 def test_bleu_equals_sacrebleu_with_varying_numbers_of_references() -> None:
@@ -122,7 +116,7 @@ def test_rouge_l_is_the_mean_of_the_best_reference_with_stemming() -> None:
     # lcs("every day he", ...): 3 of 5 and 3 of 4 words, F = 2/3; "walks" and "walking" share a stem, F = 1
     metric = rouge_l([["xx", "every day he goes"], ["she walks"]], ["every single day he sings", "she walking"])
     assert metric.value == pytest.approx((100 * 2 * 0.6 * 0.75 / 1.35 + 100) / 2)
-    assert (metric.name, metric.n) == ("rouge_l", 2)
+    assert (metric.metric, metric.n) == ("rouge_l", 2)
     assert (metric.low, metric.high) == pytest.approx((100 * 2 * 0.6 * 0.75 / 1.35, 100))
 
 
@@ -133,14 +127,14 @@ def test_rouge_l_is_the_mean_of_the_best_reference_with_stemming() -> None:
 )
 @pytest.mark.parametrize("score", [accuracy, macro_f1])
 def test_intervals_without_variation_have_no_width(
-    score: Callable[..., Metric], gold: list[str], predicted: list[str], value: float
+    score: Callable[..., Score], gold: list[str], predicted: list[str], value: float
 ) -> None:
     metric = score(gold, predicted)
     assert (metric.value, metric.low, metric.high, metric.n) == (value, value, value, len(gold))
 
 
 @pytest.mark.parametrize("score", [exact_match, bleu, rouge_l])
-def test_one_row_has_an_interval_without_width(score: Callable[..., Metric]) -> None:
+def test_one_row_has_an_interval_without_width(score: Callable[..., Score]) -> None:
     metric = score(REFERENCES[:1], OUTPUTS[:1])
     assert metric.low == pytest.approx(metric.value) == pytest.approx(metric.high)
     assert metric.n == 1
@@ -198,7 +192,7 @@ def test_paired_bootstrap_sees_a_difference_that_unpaired_intervals_hide() -> No
 
 def test_paired_bootstrap_of_equal_scores_finds_nothing() -> None:
     result = paired_bootstrap([1, 0, 1], [1, 0, 1])
-    assert result.to_dict() == {"difference": 0.0, "low": 0.0, "high": 0.0, "p_value": 1.0, "n": 3}
+    assert result.model_dump() == {"difference": 0.0, "low": 0.0, "high": 0.0, "p_value": 1.0, "n": 3}
     # differences that cancel only up to rounding are no evidence either
     assert paired_bootstrap([0.3, 0.0], [0.2, 0.1]).p_value == 1.0
 
@@ -229,27 +223,27 @@ def test_calibration_error_is_small_when_confidences_are_true_and_large_when_not
 
 
 def test_a_metric_prints_and_serialises() -> None:
-    metric = Metric("accuracy", 0.92102, 0.908, 0.93449, 1821)
+    metric = Score(metric="accuracy", value=0.92102, low=0.908, high=0.93449, n=1821)
     assert str(metric) == "accuracy 0.921 [0.908, 0.934] n=1821"
-    assert metric.to_dict() == {"metric": "accuracy", "value": 0.92102, "low": 0.908, "high": 0.93449, "n": 1821}
-    assert str(Metric("bleu", 27.43, 26.91, 28, 630)) == "bleu 27.4 [26.9, 28.0] n=630"
+    assert metric.model_dump() == {"metric": "accuracy", "value": 0.92102, "low": 0.908, "high": 0.93449, "n": 1821}
+    assert str(Score(metric="bleu", value=27.43, low=26.91, high=28, n=630)) == "bleu 27.4 [26.9, 28.0] n=630"
 
 
 @pytest.mark.parametrize("score", [accuracy, macro_f1, exact_match, bleu, rouge_l])
-def test_no_examples_is_an_error(score: Callable[..., Metric]) -> None:
+def test_no_examples_is_an_error(score: Callable[..., Score]) -> None:
     with pytest.raises(DataError, match=r"expected at least one example to score, got no .*: check the split"):
         score([], [])
 
 
 @pytest.mark.parametrize("score", [accuracy, macro_f1])
-def test_lengths_that_differ_are_an_error(score: Callable[..., Metric]) -> None:
+def test_lengths_that_differ_are_an_error(score: Callable[..., Score]) -> None:
     with pytest.raises(DataError, match="expected as many predictions as gold labels, got 1 and 2: pass one for each"):
         score(["a", "b"], ["a"])
 
 
 @pytest.mark.parametrize("score", [exact_match, bleu, rouge_l])
 @pytest.mark.parametrize(("row", "got"), [([], "none"), ("ab", "a string")])
-def test_references_that_are_no_list_are_an_error(score: Callable[..., Metric], row: list[str] | str, got: str) -> None:
+def test_references_that_are_no_list_are_an_error(score: Callable[..., Score], row: list[str] | str, got: str) -> None:
     with pytest.raises(DataError, match=f"expected a list of references for example 1, got {got}: give at least one"):
         score([["a"], row], ["a", "b"])
 

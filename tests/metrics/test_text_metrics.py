@@ -22,8 +22,18 @@ from softprompt.data.task import Task, TaskSpec
 from softprompt.errors import ConfigError, PromptFileError
 from softprompt.inference.predictor import Predictor
 from softprompt.inference.scoring import Objective
-from softprompt.metrics import METRICS, bleu, chrf, exact_match, metrics_for, rouge_l, scorer_for, token_f1
-from softprompt.metrics.bootstrap import resample_scores, score_runs
+from softprompt.metrics.bootstrap import resample_scores
+from softprompt.metrics.registry import (
+    METRICS,
+    bleu,
+    choose_metric,
+    chrf,
+    exact_match,
+    metrics_of_kind,
+    rouge_l,
+    score_runs,
+    token_f1,
+)
 from softprompt.metrics.text_tokenization import split_words
 from softprompt.prompts.state import PromptState
 from softprompt.store.prompt_loading import load_prompt
@@ -53,27 +63,27 @@ TEXTS = [
 ]
 
 
-@pytest.mark.parametrize("name", [one.name for one in metrics_for("generation")])
+@pytest.mark.parametrize("name", [one.name for one in metrics_of_kind("generation")])
 @pytest.mark.parametrize("script", SENTENCES)
 def test_a_perfect_answer_is_perfect_and_a_better_one_scores_higher(name: str, script: str) -> None:
     right, near = SENTENCES[script]
     scorer = METRICS[name]
     for references in ([right], [right, near]):
-        assert scorer([references], [right]).value == pytest.approx(scorer.scale)
+        assert scorer([references], [right]).value == pytest.approx(scorer.limits[1])
     other = SENTENCES["english" if script != "english" else "russian"][0]
-    assert scorer([[right]], [other]).value < 0.1 * scorer.scale
+    assert scorer([[right]], [other]).value < 0.1 * scorer.limits[1]
     if name != "exact_match":
-        assert 0.1 * scorer.scale < scorer([[right]], [near]).value < 0.95 * scorer.scale
+        assert 0.1 * scorer.limits[1] < scorer([[right]], [near]).value < 0.95 * scorer.limits[1]
 
 
-@pytest.mark.parametrize("name", [one.name for one in metrics_for("generation")])
+@pytest.mark.parametrize("name", [one.name for one in metrics_of_kind("generation")])
 @pytest.mark.parametrize("word", ["yes", "北京", "да", "7", "C++", "नहीं", "ใช่", "new york city", ":-)"])
 def test_short_answers_are_ranked_by_how_many_are_right(name: str, word: str) -> None:
     """Three of four right is better than one of four, which BLEU without effective order calls 0 both times."""
     references = [[word]] * 4
     values = [METRICS[name](references, [word] * right + ["wrong"] * (4 - right)).value for right in range(5)]
     assert values == sorted(values)
-    assert values[1] < values[3] < values[4] == pytest.approx(METRICS[name].scale)
+    assert values[1] < values[3] < values[4] == pytest.approx(METRICS[name].limits[1])
 
 
 class TestAgainstOthers:
@@ -173,7 +183,7 @@ def test_a_comparison_has_the_value_and_interval_of_the_metric(name: str) -> Non
     expected = METRICS[name](gold, predicted, resamples=4000)
     assert float(scores.means[0]) == pytest.approx(expected.value, abs=1e-12)
     assert tuple(np.quantile(values, [0.025, 0.975])) == pytest.approx(
-        (expected.low, expected.high), abs=0.03 * METRICS[name].scale
+        (expected.low, expected.high), abs=0.03 * METRICS[name].limits[1]
     )
 
 
@@ -194,7 +204,7 @@ class TestChoice:
             tuple(Example(f"t{i}", references=(one,)) for i, one in enumerate(references)), (), (), "here", ()
         )
         task = Task.of(splits)
-        assert task.spec.metric == name == scorer_for("generation", None, [(one,) for one in references]).name
+        assert task.spec.metric == name == choose_metric("generation", None, [(one,) for one in references]).name
         (note,) = task.splits.notes
         assert note.startswith(f"judged by {METRICS[name].heading}, because most references are ")
         assert "--metric NAME judges by another: exact_match, token_f1, chrf, bleu, rouge_l" in note

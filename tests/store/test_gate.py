@@ -12,7 +12,7 @@ from softprompt.data.examples import Example
 from softprompt.errors import ConfigError, DataError, GateError
 from softprompt.inference.evaluation import Evaluation
 from softprompt.inference.predictor import Prediction
-from softprompt.metrics import Metric
+from softprompt.metrics.scores import Score
 from softprompt.prompts.saved_prompt import Prompt
 from softprompt.store.gate import Gate, Verdict, compared
 from softprompt.store.version_store import Store
@@ -22,7 +22,13 @@ def answers(right: Sequence[bool]) -> Evaluation:
     """An evaluation of the examples of ``examples``, right or wrong where it says so."""
     predictions = tuple(Prediction(index, "good" if one else "bad") for index, one in enumerate(right))
     value = sum(right) / len(right)
-    return Evaluation(Metric("accuracy", value, value, value, len(right)), (), predictions, ("good",) * len(right), 0)
+    return Evaluation(
+        Score(metric="accuracy", value=value, low=value, high=value, n=len(right)),
+        (),
+        predictions,
+        ("good",) * len(right),
+        0,
+    )
 
 
 def examples(count: int) -> list[Example]:
@@ -100,7 +106,13 @@ class TestVerdict:
 
         def said(text: str) -> Evaluation:
             predictions = tuple(Prediction(index, completion=text) for index in range(30))
-            return Evaluation(Metric("chrf", 0, 0, 0, 30), (), predictions, tuple(one.references for one in rows), 0)
+            return Evaluation(
+                Score(metric="chrf", value=0, low=0, high=0, n=30),
+                (),
+                predictions,
+                tuple(one.references for one in rows),
+                0,
+            )
 
         verdict = compared(rows, said("the cat sat"), said("dogs run"), GateConfig())
         assert (verdict.metric, verdict.before, verdict.passed) == ("chrf", 100.0, False)

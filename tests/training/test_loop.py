@@ -18,7 +18,7 @@ from softprompt.data.examples import Example
 from softprompt.data.task import Task
 from softprompt.errors import ConfigError, DataError, OutputError, TemplateError, TrainingError
 from softprompt.inference.predictor import Predictor
-from softprompt.metrics import accuracy
+from softprompt.metrics.registry import accuracy
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.store.prompt_loading import load_prompt
 from softprompt.training.checkpoint import Checkpoint

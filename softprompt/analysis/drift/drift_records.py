@@ -6,19 +6,14 @@ Shares and p-values lie in 0..1. *Trained* is what the prompt's profile holds, o
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
-
 from softprompt.analysis.inspection.inspection_records import Finding
+from softprompt.utils.records import Record
 
 SignalName = Literal["length", "rare", "labels", "confidence", "hidden"]
 Verdict = Literal["drift", "small", "none", "too few"]
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Curve(_Record):
+class Curve(Record):
     """Shares of trained and of live values at or below each point."""
 
     points: tuple[float, ...]
@@ -26,7 +21,7 @@ class Curve(_Record):
     live: tuple[float, ...]
 
 
-class LabelShare(_Record):
+class LabelShare(Record):
     """How often a label was answered."""
 
     label: str
@@ -34,7 +29,7 @@ class LabelShare(_Record):
     live: int
 
 
-class Signal(_Record):
+class Signal(Record):
     """One thing that is compared.
 
     Attributes:
@@ -76,7 +71,7 @@ class Signal(_Record):
         return max(shares, key=lambda one: abs(one[2] - one[1]))
 
 
-class Witness(_Record):
+class Witness(Record):
     """A sampled text that shows a drift; ``text`` is ``None`` where texts were not kept."""
 
     signal: SignalName
@@ -89,7 +84,7 @@ class Witness(_Record):
     confidence: float | None
 
 
-class PromptDrift(_Record):
+class PromptDrift(Record):
     """One prompt.
 
     Attributes:
@@ -117,7 +112,7 @@ class PromptDrift(_Record):
     notes: tuple[str, ...] = ()
 
 
-class Monitoring(_Record):
+class Monitoring(Record):
     """All of it.
 
     Attributes:

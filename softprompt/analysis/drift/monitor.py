@@ -18,7 +18,7 @@ from softprompt.data.task import Task
 from softprompt.errors import ConfigError, DataError, SoftpromptError, StoreError
 from softprompt.inference.evaluation import score
 from softprompt.inference.predictor import Prediction, Predictor
-from softprompt.metrics.significance import holm_adjust
+from softprompt.metrics.hypothesis_tests import holm_adjust
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.saved_prompt import Prompt
 from softprompt.serving.request_log.request_samples import Read, Sample

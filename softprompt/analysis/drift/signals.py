@@ -4,6 +4,7 @@ A difference counts as drift if it is sure, its p-value being adjusted for all t
 samples every difference becomes sure.
 """
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,10 +13,11 @@ from typing import Any
 import numpy as np
 
 from softprompt.analysis.drift import distribution_tests
-from softprompt.analysis.drift.distribution_tests import Tested
 from softprompt.analysis.drift.drift_records import Curve, LabelShare, Signal, SignalName, Verdict
+from softprompt.metrics.bootstrap import Floats
+from softprompt.metrics.hypothesis_tests import Significance, chi_square, cohens_h, population_stability_index, z_test
 from softprompt.serving.request_log.request_samples import Sample
-from softprompt.store.input_profile import Distribution, Floats, Profile, Rate
+from softprompt.store.input_profile import Distribution, Profile, Rate
 
 LEAST, LEAST_TRAINED = 100, 50  # live samples, and validation rows, below which nothing is said
 SIGNIFICANCE = 0.01  # adjusted p-value below which a difference is sure
@@ -104,8 +106,9 @@ def _numeric(name: SignalName, trained: Distribution, values: dict[int, float]) 
     rows, known = tuple(values), tuple(values.values())
     if _too_few(signal):
         return Compared(signal, rows, known, np.zeros(len(live)))
-    before, now, place = distribution_tests.in_bins(trained, live)
-    tested, effect = distribution_tests.kolmogorov_smirnov(trained, live), distribution_tests.stability(before, now)
+    before, now, place = distribution_tests.count_in_bins(trained, live)
+    tested = distribution_tests.kolmogorov_smirnov(trained, live)
+    effect = population_stability_index(before, now)
     # the farther out a state is, the better it shows that; of length and confidence, any part can have grown
     weights = live - trained.mean if name == "hidden" else _excess(before, now)[place]
     curve = Curve(
@@ -127,7 +130,8 @@ def _rare(trained: Rate, samples: Sequence[Sample]) -> Compared:
     rows, known = tuple(counted), tuple(shares.tolist())
     if live is None or _too_few(signal):
         return Compared(signal, rows, known, np.zeros(len(pairs)))
-    tested, effect = distribution_tests.two_rates(trained, live), distribution_tests.cohens_h(trained, live)
+    tested = z_test(live.value - trained.value, math.hypot(trained.error, live.error))
+    effect = cohens_h(trained.value, live.value)
     weights = (shares - trained.value) * (1.0 if live.value > trained.value else -1.0)
     signal = signal.model_copy(update={"ranges": (_range(trained), _range(live))})
     return Compared(_tested(signal, "two rates", tested, effect), rows, known, weights)
@@ -146,7 +150,7 @@ def _labels(profile: Profile, samples: Sequence[Sample]) -> Compared:
     signal = _signal("labels", sum(before), len(rows), labels=shares)
     if _too_few(signal):
         return Compared(signal, rows, (), np.zeros(len(rows)))
-    tested, effect = distribution_tests.chi_square(before, now), distribution_tests.stability(before, now)
+    tested, effect = chi_square(before, now), population_stability_index(before, now)
     place = {one.label: index for index, one in enumerate(shares)}
     weights = _excess(np.array(before, dtype=np.float64), np.array(now, dtype=np.float64))
     return Compared(_tested(signal, "chi-square", tested, effect), rows, (), weights[[place[one] for one in answers]])
@@ -159,6 +163,6 @@ def _excess(before: Floats, now: Floats) -> Floats:
     return grown
 
 
-def _tested(signal: Signal, test: str, tested: Tested, effect: float, curve: Curve | None = None) -> Signal:
+def _tested(signal: Signal, test: str, tested: Significance, effect: float, curve: Curve | None = None) -> Signal:
     found = {"test": test, "statistic": tested.statistic, "p_value": tested.p_value, "effect": effect, "curve": curve}
     return signal.model_copy(update=found)

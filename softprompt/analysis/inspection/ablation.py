@@ -15,7 +15,7 @@ from softprompt.data.examples import Example
 from softprompt.data.split_assignment import sample_examples
 from softprompt.data.task import Task, TaskSpec
 from softprompt.errors import SoftpromptError
-from softprompt.metrics import significance
+from softprompt.metrics import hypothesis_tests
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.methods.method_registry import METHODS, fold, make_method
 from softprompt.prompts.saved_prompt import Prompt
@@ -140,7 +140,7 @@ def with_removals(
         scored, indices = score_removals(base, spec, state, examples)
         answers = scored.answers
         for row, index in enumerate(indices, start=1):
-            difference, _ = significance.paired_mean_difference(scored.losses[row], scored.losses[0])
+            difference, _ = hypothesis_tests.paired_mean_difference(scored.losses[row], scored.losses[0])
             changed = None if answers is None else float(np.mean(answers[row] != answers[0]))
             effects[member, index] = {"removal": difference, "changed": changed}
     return [token.model_copy(update=effects[token.member, token.index]) for token in tokens]

@@ -10,9 +10,11 @@ from softprompt.analysis.inspection.inspection_records import Answers, Bin, Cali
 from softprompt.analysis.inspection.score_records import Scored, score_ensemble, score_states
 from softprompt.data.examples import Example, format_value
 from softprompt.data.task import TaskSpec
-from softprompt.inference.benchmark import figure
-from softprompt.metrics import Floats, Metric, accuracy, calibration_error, significance
-from softprompt.metrics.measured import Figure
+from softprompt.metrics import hypothesis_tests
+from softprompt.metrics.bootstrap import Floats
+from softprompt.metrics.calibration import calibration_error
+from softprompt.metrics.registry import accuracy
+from softprompt.metrics.scores import Score
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.state import PromptState
 
@@ -54,7 +56,7 @@ def probe_answers(
     return Answers(
         split=split,
         metric=value_figure(spec, scored, examples),
-        loss=significance.bootstrap_mean(scored.losses[0]),
+        loss=hypothesis_tests.bootstrap_mean(scored.losses[0]),
         comparison=None if reference is None else _against(base, spec, scored, examples, reference),
         confusion=_confusion(spec, scored, examples),
         calibration=_calibration(spec, scored, examples),
@@ -74,12 +76,11 @@ def example_values(spec: TaskSpec, scored: Scored, examples: Sequence[Example]) 
     return np.array([float(a == b) for a, b in zip(labels_of(spec, scored), gold_of(examples), strict=True)])
 
 
-def value_figure(spec: TaskSpec, scored: Scored, examples: Sequence[Example]) -> Figure:
+def value_figure(spec: TaskSpec, scored: Scored, examples: Sequence[Example]) -> Score:
     """Accuracy, or the mean negative loss, with its interval."""
     if spec.kind == "classification":
-        return figure(accuracy(gold_of(examples), labels_of(spec, scored)))
-    found = significance.bootstrap_mean(-scored.losses[0])
-    return figure(Metric("negative_loss", found.value, found.low, found.high, found.n))
+        return accuracy(gold_of(examples), labels_of(spec, scored))
+    return Score(metric="negative_loss", **hypothesis_tests.bootstrap_mean(-scored.losses[0]).model_dump())
 
 
 def labels_of(spec: TaskSpec, scored: Scored) -> list[str]:
@@ -102,7 +103,7 @@ def _against(
 ) -> Comparison:
     other = reference.scored(base, examples)
     now, before = example_values(spec, scored, examples), example_values(reference.spec, other, examples)
-    difference, p_value = significance.paired_mean_difference(now, before)
+    difference, p_value = hypothesis_tests.paired_mean_difference(now, before)
     gains = other.losses[0] - scored.losses[0]
     if spec.kind == "classification":
         better, worse = now > before, now < before
@@ -156,7 +157,7 @@ def _calibration(spec: TaskSpec, scored: Scored, examples: Sequence[Example]) ->
         inside = places == place
         if n := int(inside.sum()):
             share = float(right[inside].mean())
-            low, high = significance.wilson_interval(right[inside].sum(), n)
+            low, high = hypothesis_tests.wilson_interval(right[inside].sum(), n)
             bins.append(
                 Bin(
                     low=edges[place],
@@ -169,8 +170,8 @@ def _calibration(spec: TaskSpec, scored: Scored, examples: Sequence[Example]) ->
                 )
             )
     return Calibration(
-        error=figure(calibration_error(confidence.tolist(), (right > 0).tolist(), BINS)),
-        excess=significance.bootstrap_mean(confidence - right),
+        error=calibration_error(confidence.tolist(), (right > 0).tolist(), BINS),
+        excess=hypothesis_tests.bootstrap_mean(confidence - right),
         bins=tuple(bins),
     )
 
@@ -196,14 +197,14 @@ def slices(
             continue
         own, rest = values[inside], values[~inside]
         if exact:
-            low, high = significance.wilson_interval(float(own.sum()), n)
-            p_value = significance.hypergeometric_p_value(int(own.sum()), n, int(values.sum()), len(values))
+            low, high = hypothesis_tests.wilson_interval(float(own.sum()), n)
+            p_value = hypothesis_tests.hypergeometric_p_value(int(own.sum()), n, int(values.sum()), len(values))
         else:
-            found = significance.bootstrap_mean(own)
+            found = hypothesis_tests.bootstrap_mean(own)
             low, high = found.low, found.high
-            p_value = significance.subset_mean_p_value(values, inside)
+            p_value = hypothesis_tests.subset_mean_p_value(values, inside)
         judged.append((by, name, n, float(own.mean()), low, high, float(rest.mean()), p_value))
-    adjusted = significance.holm_adjust([one[-1] for one in judged])
+    adjusted = hypothesis_tests.holm_adjust([one[-1] for one in judged])
     names = ("by", "name", "n", "value", "low", "high", "rest", "p_value")
     made = [Slice(**dict(zip(names, one, strict=True)), adjusted=p) for one, p in zip(judged, adjusted, strict=True)]
     return sorted(made, key=lambda one: (one.adjusted, one.value - one.rest)), small, left_out

@@ -22,7 +22,7 @@ from softprompt.data.examples import Example
 from softprompt.data.task import TaskSpec
 from softprompt.errors import BaseModelError
 from softprompt.inference.scoring import EVALUATION_TOKENS
-from softprompt.metrics import Floats
+from softprompt.metrics.bootstrap import Floats
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.prefix import cached_prefix, concatenated_prefix
 from softprompt.prompts.state import PromptState, concatenated

@@ -29,8 +29,8 @@ from softprompt.data.examples import Example
 from softprompt.data.split_assignment import Subsample, sample_examples, sample_indices
 from softprompt.data.task import Task, TaskSpec
 from softprompt.errors import BaseModelError, ConfigError, DataError
-from softprompt.metrics import significance
-from softprompt.metrics.measured import Figure
+from softprompt.metrics import hypothesis_tests
+from softprompt.metrics.scores import Score
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.methods.initializers import default_instruction
 from softprompt.prompts.saved_prompt import Prompt
@@ -239,9 +239,9 @@ class _Asked:
             return None, prior, found
         held, of_held = validation
         fit = Fit(
-            train_loss=significance.bootstrap_mean(scored.losses[0]),
-            validation_loss=significance.bootstrap_mean(of_held.losses[0]),
-            gap=significance.mean_difference(of_held.losses[0], scored.losses[0]),
+            train_loss=hypothesis_tests.bootstrap_mean(scored.losses[0]),
+            validation_loss=hypothesis_tests.bootstrap_mean(of_held.losses[0]),
+            gap=hypothesis_tests.mean_difference(of_held.losses[0], scored.losses[0]),
             train_metric=float(example_values(spec, scored, rows).mean()),
             validation_metric=float(example_values(spec, of_held, held).mean()),
         )
@@ -338,11 +338,11 @@ def _splits(task: Task) -> dict[str, tuple[Example, ...]]:
     return {name: some for name, some in named.items() if some}
 
 
-def _saved(metric: Any) -> Figure | None:
+def _saved(metric: Any) -> Score | None:
     """The accuracy that a manifest tells, as its main metric or among the others."""
     try:
         told = metric if metric["metric"] == "accuracy" else metric["others"]["accuracy"]
-        return Figure(**{name: told[name] for name in ("metric", "value", "low", "high", "n")})
+        return Score(**{name: told[name] for name in ("metric", "value", "low", "high", "n")})
     except (KeyError, TypeError, ValueError):
         return None
 

@@ -17,7 +17,7 @@ from softprompt.analysis.inspection.training_findings import (
     ranged,
     rate,
 )
-from softprompt.metrics.significance import sign_test, wilson_interval
+from softprompt.metrics.hypothesis_tests import sign_test, wilson_interval
 
 _ORDER = {"problem": 0, "warning": 1, "note": 2}
 

@@ -6,9 +6,10 @@ be had is ``None`` or empty, and ``Inspection.notes`` says why.
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-from softprompt.metrics.measured import Figure, Mean
+from softprompt.metrics.scores import Mean, Score
+from softprompt.utils.records import Record
 
 Severity = Literal["problem", "warning", "note"]
 
@@ -19,11 +20,7 @@ SUSPECTED = {
 }
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Spread(_Record):
+class Spread(Record):
     """Quantiles of something over ordinary vocabulary tokens."""
 
     least: float
@@ -33,7 +30,7 @@ class Spread(_Record):
     most: float
 
 
-class Vocabulary(_Record):
+class Vocabulary(Record):
     """How near each of ``sampled`` ordinary tokens is to the nearest other one; and the norms of all of them."""
 
     sampled: int
@@ -42,7 +39,7 @@ class Vocabulary(_Record):
     norm: Spread
 
 
-class Neighbour(_Record):
+class Neighbour(Record):
     """A vocabulary token beside a virtual one; ``value`` is the cosine, or the Euclidean distance."""
 
     token: str
@@ -50,7 +47,7 @@ class Neighbour(_Record):
     value: float
 
 
-class VirtualToken(_Record):
+class VirtualToken(Record):
     """One virtual token.
 
     Attributes:
@@ -83,7 +80,7 @@ class VirtualToken(_Record):
     attention: tuple[float, ...] = ()
 
 
-class Attention(_Record):
+class Attention(Record):
     """What the position that answers looks at, in each layer; ``even``: the prompt's share, were it spread evenly."""
 
     examples: int
@@ -93,12 +90,12 @@ class Attention(_Record):
     even: float
 
 
-class NextToken(_Record):
+class NextToken(Record):
     token: str
     probability: float
 
 
-class Continuation(_Record):
+class Continuation(Record):
     """What the model says behind the prompt alone, and behind nothing, and its likeliest next tokens."""
 
     text: str
@@ -107,7 +104,7 @@ class Continuation(_Record):
     without_next: tuple[NextToken, ...]
 
 
-class Change(_Record):
+class Change(Record):
     """An example that prompt and reference answer differently; ``gain`` is the fall of its loss, in nats."""
 
     index: int
@@ -118,7 +115,7 @@ class Change(_Record):
     gain: float
 
 
-class Comparison(_Record):
+class Comparison(Record):
     """The prompt minus a reference on the same examples, paired.
 
     ``fixed`` are right now and were wrong before, ``broken`` the other way round; in generation, examples whose loss
@@ -126,7 +123,7 @@ class Comparison(_Record):
     """
 
     reference: str
-    before: Figure
+    before: Score
     difference: Mean
     p_value: float
     fixed: int
@@ -135,7 +132,7 @@ class Comparison(_Record):
     broken_examples: tuple[Change, ...] = ()
 
 
-class Bin(_Record):
+class Bin(Record):
     """Answers given with a confidence above ``low`` and up to ``high``; the interval is of the share that is right."""
 
     low: float
@@ -147,15 +144,15 @@ class Bin(_Record):
     right_high: float
 
 
-class Calibration(_Record):
+class Calibration(Record):
     """``excess`` is mean confidence minus accuracy."""
 
-    error: Figure
+    error: Score
     excess: Mean
     bins: tuple[Bin, ...]
 
 
-class Slice(_Record):
+class Slice(Record):
     """A part of the examples.
 
     Attributes:
@@ -175,7 +172,7 @@ class Slice(_Record):
     adjusted: float
 
 
-class Answers(_Record):
+class Answers(Record):
     """How the prompt does on a split.
 
     Attributes:
@@ -186,7 +183,7 @@ class Answers(_Record):
     """
 
     split: str
-    metric: Figure
+    metric: Score
     loss: Mean
     comparison: Comparison | None = None
     confusion: tuple[tuple[str, str, int], ...] = ()
@@ -198,7 +195,7 @@ class Answers(_Record):
     truncated: int = 0
 
 
-class Suspect(_Record):
+class Suspect(Record):
     """A training row that may be mislabelled; ``score`` ranks, the most suspicious have the highest."""
 
     index: int
@@ -209,7 +206,7 @@ class Suspect(_Record):
     reason: str
 
 
-class Suspects(_Record):
+class Suspects(Record):
     """``found`` of ``looked_at`` training rows; ``listed`` are all of them, or the first thousand."""
 
     looked_at: int
@@ -221,20 +218,20 @@ class Suspects(_Record):
         return self.found / self.looked_at if self.looked_at else 0.0
 
 
-class Twin(_Record):
+class Twin(Record):
     split: str
     index: int
     answer: str
     text: str
 
 
-class TwinGroup(_Record):
+class TwinGroup(Record):
     rows: tuple[Twin, ...]
     size: int
     conflicting: bool
 
 
-class Duplicates(_Record):
+class Duplicates(Record):
     """Near duplicates over all splits.
 
     Attributes:
@@ -253,7 +250,7 @@ class Duplicates(_Record):
     listed: tuple[TwinGroup, ...]
 
 
-class Memorisation(_Record):
+class Memorisation(Record):
     """Is training text better completed under the prompt, more than held-out text is?
 
     Attributes:
@@ -271,7 +268,7 @@ class Memorisation(_Record):
     same_data: bool
 
 
-class Fit(_Record):
+class Fit(Record):
     """Loss and metric on training and validation rows under the prompt as it is."""
 
     train_loss: Mean
@@ -281,7 +278,7 @@ class Fit(_Record):
     validation_metric: float
 
 
-class Serving(_Record):
+class Serving(Record):
     """What is served beside what was learned.
 
     Attributes:
@@ -296,16 +293,16 @@ class Serving(_Record):
     texts: tuple[str, ...] = ()
 
 
-class Reproduction(_Record):
+class Reproduction(Record):
     """A metric of the manifest beside the same metric now, on the same rows if ``same_data``."""
 
     split: str
-    saved: Figure
-    now: Figure
+    saved: Score
+    now: Score
     same_data: bool
 
 
-class Start(_Record):
+class Start(Record):
     """Another saved prompt as a start: the loss on this task under it as it is, and the options of ``train``."""
 
     place: str
@@ -315,7 +312,7 @@ class Start(_Record):
     options: tuple[str, ...]
 
 
-class Neighbourhood(_Record):
+class Neighbourhood(Record):
     """The prompts of a store: ``matrix[i][j]`` is the cosine of the average tokens of ``names`` i and j."""
 
     names: tuple[str, ...]
@@ -325,7 +322,7 @@ class Neighbourhood(_Record):
     left_out: int = 0
 
 
-class Finding(_Record):
+class Finding(Record):
     """Something about the prompt's health: what was seen, what it means, what to try."""
 
     name: str
@@ -336,7 +333,7 @@ class Finding(_Record):
     advice: tuple[str, ...]
 
 
-class Inspection(_Record):
+class Inspection(Record):
     """All of it.
 
     Attributes:

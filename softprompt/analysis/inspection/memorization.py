@@ -20,7 +20,8 @@ from softprompt.data.examples import Example
 from softprompt.data.task import TaskSpec
 from softprompt.errors import DataError
 from softprompt.inference.scoring import Objective
-from softprompt.metrics import Floats, significance
+from softprompt.metrics import hypothesis_tests
+from softprompt.metrics.bootstrap import Floats
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.prefix import make_prefix
 from softprompt.prompts.state import PromptState
@@ -52,10 +53,10 @@ def probe_memorisation(
         )
     return Memorisation(
         what=what,
-        trained=significance.bootstrap_mean(trained),
-        held_out=significance.bootstrap_mean(other),
-        difference=significance.mean_difference(trained, other),
-        auc=significance.area_under_roc_curve(trained, other),
+        trained=hypothesis_tests.bootstrap_mean(trained),
+        held_out=hypothesis_tests.bootstrap_mean(other),
+        difference=hypothesis_tests.mean_difference(trained, other),
+        auc=hypothesis_tests.area_under_roc_curve(trained, other),
         same_data=same_data,
     )
 

@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
 
 from softprompt.analysis.inspection.ablation import keep
 from softprompt.analysis.inspection.answers import Reference, example_values
@@ -19,14 +18,15 @@ from softprompt.data.examples import Example
 from softprompt.data.split_assignment import sample_examples
 from softprompt.data.task import Task
 from softprompt.errors import ConfigError, DataError
-from softprompt.metrics import significance
-from softprompt.metrics.measured import Mean
+from softprompt.metrics import hypothesis_tests
+from softprompt.metrics.scores import Mean
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.saved_prompt import Prompt
 from softprompt.prompts.state import PromptState
+from softprompt.utils.records import Record
 
 
-class Pruning(BaseModel):
+class Pruning(Record):
     """What ``prune`` did.
 
     Attributes:
@@ -34,8 +34,6 @@ class Pruning(BaseModel):
         before, after: the metric on validation, accuracy or negative loss; ``test_*`` on test, if there is one.
         difference: after minus before on validation, paired.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     metric: str
     tolerance: float
@@ -128,7 +126,7 @@ def prune(
         else:
             order, fresh = search.ranked(kept, kept), True
     after = example_values(prompt.spec, search.scored([kept], judged), judged)
-    difference, _ = significance.paired_mean_difference(after, values)
+    difference, _ = hypothesis_tests.paired_mean_difference(after, values)
     test = _on_test(search, prompt, task, kept, everything)
     report = Pruning(
         metric="accuracy" if prompt.spec.kind == "classification" else "negative_loss",
@@ -163,7 +161,7 @@ def _on_test(
     before, after = (
         example_values(prompt.spec, search.scored([indices], examples), examples) for indices in (everything, kept)
     )
-    difference, _ = significance.paired_mean_difference(after, before)
+    difference, _ = hypothesis_tests.paired_mean_difference(after, before)
     return {
         "test_before": float(before.mean()),
         "test_after": float(after.mean()),

@@ -15,7 +15,7 @@ from softprompt.data.examples import Example
 from softprompt.data.task import TaskSpec
 from softprompt.inference.predictor import Predictor, naming
 from softprompt.inference.scoring import EVALUATION_TOKENS, Objective, all_finite
-from softprompt.metrics import Floats
+from softprompt.metrics.bootstrap import Floats
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.prefix import Prefix, make_prefix
 from softprompt.prompts.state import PromptState, words_before

@@ -7,8 +7,8 @@ from pathlib import Path
 from softprompt.analysis.inspection.inspection_records import Neighbourhood, Start
 from softprompt.analysis.inspection.score_records import score_states
 from softprompt.data.examples import Example
-from softprompt.metrics import significance
-from softprompt.metrics.measured import Mean
+from softprompt.metrics import hypothesis_tests
+from softprompt.metrics.scores import Mean
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.saved_prompt import Prompt
 from softprompt.store.prompt_loading import load_prompt
@@ -40,7 +40,7 @@ def probe_store(base: FrozenLM, prompt: Prompt, place: str, store: Path, example
     if examples and len(prompt.states) == 1:
         states = [prompt.state, *(load_prompt(one.folder).state for one in tried)]
         scored = score_states(base, prompt.spec, states, examples)
-        own, *others = (significance.bootstrap_mean(row) for row in scored.losses)
+        own, *others = (hypothesis_tests.bootstrap_mean(row) for row in scored.losses)
         losses = {one.folder: mean for one, mean in zip(tried, others, strict=True)}
     starts = [
         Start(

@@ -14,7 +14,7 @@ from softprompt.data.examples import Example, format_value
 from softprompt.data.task import TaskSpec
 from softprompt.data.templates.template import Template
 from softprompt.errors import SoftpromptError
-from softprompt.metrics import significance
+from softprompt.metrics import hypothesis_tests
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.state import PromptState
 
@@ -48,7 +48,7 @@ def probe_serving(
     cost = None
     try:
         other = score_ensemble(base, served, states, examples)
-        cost, _ = significance.paired_mean_difference(other.losses[0], scored.losses[0])
+        cost, _ = hypothesis_tests.paired_mean_difference(other.losses[0], scored.losses[0])
     except SoftpromptError as error:
         differences.append(f"it cannot be filled in from these data: {error}")
     return Serving(template=template, differences=tuple(differences), cost=cost, texts=texts)

@@ -26,7 +26,7 @@ from softprompt.data.encoding.tokenization import safe_tokenizer
 from softprompt.data.encoding.verbalizer import encode_plain, end_token_id
 from softprompt.inference.generation import Sampling, complete
 from softprompt.inference.scoring import EVALUATION_TOKENS
-from softprompt.metrics import Floats
+from softprompt.metrics.bootstrap import Floats
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.prefix import concatenated_prefix, make_prefix
 from softprompt.prompts.state import PromptState

@@ -6,7 +6,7 @@ from itertools import pairwise
 from statistics import median
 
 from softprompt.analysis.inspection.inspection_records import Finding, Inspection
-from softprompt.metrics.measured import Figure, Mean
+from softprompt.metrics.scores import Mean, Score
 
 
 def at_initialisation(found: Inspection) -> Iterator[Finding]:
@@ -126,5 +126,5 @@ def unit_of(found: Inspection) -> str:
     return "standard deviations of the embeddings" if found.state_kind == "embeddings" else "times the start's norm"
 
 
-def ranged(one: Mean | Figure) -> str:
+def ranged(one: Mean | Score) -> str:
     return f"{one.value:.3f} [{one.low:.3f}, {one.high:.3f}]"

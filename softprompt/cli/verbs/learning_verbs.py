@@ -140,6 +140,7 @@ def train() -> None:
 )
 @click.option("--out", required=True, type=PLACE, help="Folder; each task's prompt in its own.")
 @click.option("--batch-size", type=int, help="Examples of each task per step.")
+@metric_option
 @column_options
 @run_options
 @model_options

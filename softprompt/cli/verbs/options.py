@@ -145,7 +145,8 @@ metric_option = click.option(
     "--metric",
     type=GIVEN,
     metavar="NAME",
-    help="What to judge by, as macro_f1 or bleu.  [default: accuracy; exact_match for short outputs, else chrf]",
+    help="What to judge by, as macro_f1 or bleu, or a function of yours: package.module:function.  [default: accuracy; "
+    "exact_match for short outputs, else chrf]",
 )
 
 

@@ -29,7 +29,7 @@ from softprompt.experiments.failed_runs import error_line
 from softprompt.inference import benchmark
 from softprompt.inference.evaluation import score, score_sample
 from softprompt.inference.predictor import Predictor
-from softprompt.metrics.measured import Figure
+from softprompt.metrics.scores import Score
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.training.callbacks import Callback
 from softprompt.training.fit import TEST_LIMIT, library_versions, roomy
@@ -311,7 +311,7 @@ class _Comparison:
             else:
                 # the settings may come of a sweep, whose trials are then told
                 facts["trials"] = trials or tuple(Trial.model_validate(one) for one in outcome.searched)
-                test: Figure = measured["test"]
+                test: Score = measured["test"]
                 self.callback.on_message(
                     f"{method.name}, seed {seed}: test {test.metric} {test.value:.4g} [{test.low:.4g}, {test.high:.4g}]"
                 )
@@ -323,7 +323,7 @@ class _Comparison:
     def _measured(self, method: Contestant, fitted: FittedBaseline, peak: int | None) -> dict[str, Any]:
         answers = fitted.answers
         test = score(answers, self.test)
-        validation = benchmark.figure(score_sample(answers, self.task.validation, self._limit).metric)
+        validation = score_sample(answers, self.task.validation, self._limit).metric
         shift = sample_examples(self.terms.shift, self._limit)
         before = [self.folder.result(method.name, seed) for seed in self.seeds(method)]
         speed, engine, settings = None, None, dict(fitted.settings)
@@ -342,9 +342,9 @@ class _Comparison:
             "settings": settings,
             "curve": tuple(CurvePoint.model_validate(point) for point in fitted.curve),
             "validation": validation,
-            "test": benchmark.figure(test.metric),
+            "test": test.metric,
             "others": benchmark.further_figures(test),
-            "shift": benchmark.figure(score(answers, shift).metric) if shift else None,
+            "shift": score(answers, shift).metric if shift else None,
             "predictions": tuple(str(one.label or one.completion or "") for one in test.predictions),
             "confidences": benchmark.confidences(test),
             "cost": Cost(

@@ -28,7 +28,7 @@ from softprompt.export.gguf import bake_gguf, gguf_usage
 from softprompt.export.vocabulary import bake
 from softprompt.inference import benchmark
 from softprompt.inference.predictor import Predictor
-from softprompt.metrics.measured import Speed
+from softprompt.metrics.scores import Speed
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.saved_prompt import Prompt
 

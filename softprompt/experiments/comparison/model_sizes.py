@@ -18,7 +18,8 @@ from softprompt.experiments.comparison.candidates import Contestant
 from softprompt.experiments.comparison.compare import Terms, compare
 from softprompt.experiments.comparison.study_folder import file_name
 from softprompt.experiments.comparison.study_records import SizePoint, SizeStudy, Study
-from softprompt.metrics.bootstrap import paired_difference, resample_scores, score_runs
+from softprompt.metrics.bootstrap import paired_difference, resample_scores
+from softprompt.metrics.registry import score_runs
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.training.callbacks import Callback
 
@@ -98,7 +99,7 @@ def gaps_of(study: Study, task: Task, first: str) -> dict[str, dict[str, float |
     if first not in scores:
         return {}
     return {
-        name: paired_difference(scores[first], scores[name], values[first], values[name]).to_dict()
+        name: paired_difference(scores[first], scores[name], values[first], values[name]).model_dump()
         for name in scores
         if name != first
     }

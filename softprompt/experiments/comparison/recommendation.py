@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from softprompt.experiments.comparison.study_records import Cost, Recommendation, Row, speeds_of
 from softprompt.inference.speed_drift import comparable, drift, steadied, warning
 from softprompt.metrics.formatting import bytes_text, metric_limits
-from softprompt.metrics.measured import Speed
+from softprompt.metrics.scores import Speed
 
 MARGIN = 0.01  # of the metric's scale: a loss that is too small to matter
 TOO_WIDE = 0.03  # of the metric's scale: a loss that would matter, and must be ruled out

@@ -10,11 +10,12 @@ from typing import Any, Literal
 from pydantic import Field
 
 from softprompt.inference.speed_drift import drift
-from softprompt.metrics.measured import SCHEMA_VERSION, Figure, Speed, _Record
+from softprompt.metrics.scores import SCHEMA_VERSION, Score, Speed
+from softprompt.utils.records import Record
 from softprompt.utils.seals import SealedRecord
 
 
-class CurvePoint(_Record):
+class CurvePoint(Record):
     """One evaluation on validation while learning."""
 
     step: int
@@ -23,7 +24,7 @@ class CurvePoint(_Record):
     loss: float
 
 
-class Trial(_Record):
+class Trial(Record):
     """One learning rate that was tried, and what it reached on validation.
 
     Attributes:
@@ -37,7 +38,7 @@ class Trial(_Record):
     chosen: bool
 
 
-class Cost(_Record):
+class Cost(Record):
     """What it takes to learn and to keep.
 
     Attributes:
@@ -69,7 +70,7 @@ class Cost(_Record):
         )
 
 
-class EngineSpeed(_Record):
+class EngineSpeed(Record):
     """Inference of the exported prompt in another engine, in a process of its own on the same machine.
 
     Attributes:
@@ -80,7 +81,7 @@ class EngineSpeed(_Record):
     speed: Speed
 
 
-class Forgetting(_Record):
+class Forgetting(Record):
     """Perplexity (per token) of the base model on neutral text before and after learning."""
 
     before: float
@@ -88,7 +89,7 @@ class Forgetting(_Record):
     tokens: int
 
 
-class Result(_Record, SealedRecord):
+class Result(SealedRecord):
     """One method with one seed.
 
     Attributes:
@@ -110,10 +111,10 @@ class Result(_Record, SealedRecord):
     settings: dict[str, Any] = Field(default_factory=dict)
     trials: tuple[Trial, ...] = ()
     curve: tuple[CurvePoint, ...] = ()
-    validation: Figure | None = None
-    test: Figure | None = None
-    others: dict[str, Figure] = Field(default_factory=dict)
-    shift: Figure | None = None
+    validation: Score | None = None
+    test: Score | None = None
+    others: dict[str, Score] = Field(default_factory=dict)
+    shift: Score | None = None
     predictions: tuple[str, ...] = ()
     confidences: tuple[float, ...] = ()
     cost: Cost | None = None
@@ -124,7 +125,7 @@ class Result(_Record, SealedRecord):
     created: str = ""
 
 
-class Row(_Record):
+class Row(Record):
     """One method over its seeds.
 
     Attributes:
@@ -154,7 +155,7 @@ class Row(_Record):
     shift: float | None = None
 
 
-class Recommendation(_Record):
+class Recommendation(Record):
     """Which method to deploy.
 
     Attributes:
@@ -172,7 +173,7 @@ class Recommendation(_Record):
     candidates: tuple[str, ...] = ()
 
 
-class Study(_Record):
+class Study(Record):
     """All of a comparison, as the report needs it.
 
     Attributes:
@@ -203,7 +204,7 @@ class Study(_Record):
     created: str
 
 
-class SizePoint(_Record):
+class SizePoint(Record):
     """A comparison on one of several base models.
 
     Attributes:
@@ -220,7 +221,7 @@ class SizePoint(_Record):
     gaps: dict[str, dict[str, float | int]]
 
 
-class SizeStudy(_Record):
+class SizeStudy(Record):
     """The same comparison on base models of several sizes, smallest first.
 
     Attributes:

@@ -14,8 +14,8 @@ from softprompt.experiments.comparison.study_records import Cost, Forgetting, Re
 from softprompt.inference.benchmark import machine
 from softprompt.inference.evaluation import cut_notes
 from softprompt.inference.speed_drift import drift, warning
-from softprompt.metrics import Floats
-from softprompt.metrics.bootstrap import RunScores, bootstrap_interval, paired_difference, resample_scores, score_runs
+from softprompt.metrics.bootstrap import Floats, RunScores, bootstrap_interval, paired_difference, resample_scores
+from softprompt.metrics.registry import score_runs
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.utils.messages import excerpt
 
@@ -95,7 +95,7 @@ def _row(
     def against(other: str | None) -> dict[str, float | int] | None:
         if other is None or other == name or other not in scores:
             return None
-        return paired_difference(scores[name], scores[other], values[name], values[other]).to_dict()
+        return paired_difference(scores[name], scores[other], values[name], values[other]).model_dump()
 
     errors = [one.others["calibration_error"].value for one in good if "calibration_error" in one.others]
     shifts = [one.shift.value for one in good if one.shift is not None]

@@ -14,7 +14,7 @@ from softprompt.experiments.sweep.search_space import Space, with_settings
 from softprompt.experiments.sweep.sweep_folder import SweepFolder, SweepSummary, SweepTrial, best_of, trial_name
 from softprompt.experiments.sweep.trial_log import Ledger, Terms
 from softprompt.experiments.sweep.trial_sampler import Proposals, Pruning, optuna_module
-from softprompt.metrics.measured import Figure
+from softprompt.metrics.scores import Score
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.methods.method_registry import check_method
 from softprompt.prompts.saved_prompt import Prompt
@@ -173,8 +173,8 @@ def _scored(ledger: Ledger, base: FrozenLM, best: SweepTrial, *, evaluate_test: 
     return prompt
 
 
-def _figure(prompt: Prompt, split: str) -> Figure:
-    return Figure.model_validate({name: prompt.metrics[split][name] for name in Figure.model_fields})
+def _figure(prompt: Prompt, split: str) -> Score:
+    return Score.model_validate({name: prompt.metrics[split][name] for name in Score.model_fields})
 
 
 __all__ = ["Engine", "check_sweep", "sweep"]

@@ -13,12 +13,12 @@ sweep.json             what came of it
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import Field
 
 from softprompt.errors import PromptFileError
 from softprompt.experiments.comparison.study_folder import SETUP_FILE, RecordFolder
 from softprompt.experiments.comparison.study_records import CurvePoint
-from softprompt.metrics.measured import Figure
+from softprompt.metrics.scores import Score
 from softprompt.utils.seals import SealedRecord
 
 PROMPT, SUMMARY_FILE, JOURNAL_FILE = "prompt", "sweep.json", "optuna.log"
@@ -36,8 +36,6 @@ class SweepTrial(SealedRecord):
         curve: its evaluations.
         seconds: of learning, evaluations included.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     schema_version: Literal[1] = 1
     number: int = Field(ge=0)
@@ -75,15 +73,13 @@ class SweepSummary(SealedRecord):
         data, base: fingerprints.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     schema_version: Literal[1] = 1
     model: str
     winner: int
     settings: dict[str, bool | int | float | str]
     config: dict[str, Any]
-    validation: Figure
-    test: Figure | None
+    validation: Score
+    test: Score | None
     usual: int | None
     trials: dict[str, int]
     seconds: float

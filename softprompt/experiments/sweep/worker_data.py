@@ -11,6 +11,7 @@ from softprompt.data.task import Task, TaskSpec
 from softprompt.errors import ConfigError
 from softprompt.experiments.sweep.sweep_folder import SweepFolder
 from softprompt.experiments.sweep.trial_log import Ledger
+from softprompt.metrics.user_metrics import import_metric
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.models.loading import load
 
@@ -55,7 +56,9 @@ class Source:
 
     @property
     def task(self) -> Task:
-        return Task(TaskSpec.from_dict(self.spec), self.splits, self.task_name)
+        spec = TaskSpec.from_dict(self.spec)
+        import_metric(spec.metric)  # which the user named to the process that started this one
+        return Task(spec, self.splits, self.task_name)
 
     @property
     def config(self) -> TrainConfig:

@@ -6,7 +6,7 @@ from collections import Counter
 from softprompt.experiments.comparison.study_records import Row, Study, speeds_of
 from softprompt.inference.speed_drift import drift
 from softprompt.metrics.formatting import bytes_text, count_text, interval_text, metric_name, metric_text, short_text
-from softprompt.metrics.measured import Speed
+from softprompt.metrics.scores import Speed
 from softprompt.report.pages import comparison_answers, comparison_figures, comparison_tables
 from softprompt.report.render.document import (
     Block,

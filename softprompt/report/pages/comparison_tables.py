@@ -19,7 +19,7 @@ from softprompt.metrics.formatting import (
     short_text,
     step_metric,
 )
-from softprompt.metrics.measured import Speed
+from softprompt.metrics.scores import Speed
 from softprompt.report.pages.comparison_answers import confusion
 from softprompt.report.render.document import Cell, Column, Table
 

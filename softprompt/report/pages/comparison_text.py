@@ -6,9 +6,9 @@ from pathlib import Path
 from softprompt.experiments.comparison.study_records import Row, SizeStudy, Study, of_seconds, speeds_of
 from softprompt.experiments.sweep.sweep_folder import PROMPT, SweepSummary, SweepTrial
 from softprompt.inference.speed_drift import comparable, drift, warning
-from softprompt.metrics import digits_of
 from softprompt.metrics.formatting import bytes_text
-from softprompt.metrics.measured import Speed
+from softprompt.metrics.registry import metric_digits
+from softprompt.metrics.scores import Speed
 from softprompt.report.pages.comparison_tables import TASKS
 from softprompt.report.pages.training_text import figure, table
 
@@ -144,7 +144,7 @@ def _gap(metric: str, gap: Mapping[str, float | int] | None) -> str:
 
 
 def _value(metric: str, value: float | None, sign: str = "") -> str:
-    return "-" if value is None else f"{value:{sign}.{digits_of(metric)}f}"
+    return "-" if value is None else f"{value:{sign}.{metric_digits(metric)}f}"
 
 
 def sweep_lines(summary: SweepSummary, trials: Sequence[SweepTrial], out: Path) -> list[str]:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from softprompt.inference.speed_drift import comparable, drift
-from softprompt.metrics.measured import Speed
+from softprompt.metrics.scores import Speed
 from softprompt.report.pages.training_text import figure, table
 from softprompt.training.distillation.distillation_records import BreakEven, Distilled, Fidelity
 

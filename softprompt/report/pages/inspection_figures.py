@@ -5,7 +5,7 @@ from functools import partial
 
 from softprompt.analysis.inspection.inspection_records import Inspection, VirtualToken
 from softprompt.metrics.formatting import count_text, fixed, metric_limits, metric_name, short_text
-from softprompt.metrics.measured import Mean
+from softprompt.metrics.scores import Mean
 from softprompt.report.render import charts
 from softprompt.report.render.axes import Axis
 from softprompt.report.render.document import Cell, Column, Figure, Table

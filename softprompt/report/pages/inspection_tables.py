@@ -13,7 +13,7 @@ from softprompt.analysis.inspection.inspection_records import (
     Suspects,
 )
 from softprompt.metrics.formatting import count_text, fixed, percent_text, short_text
-from softprompt.metrics.measured import Mean
+from softprompt.metrics.scores import Mean
 from softprompt.report.pages.comparison_tables import CLASSES_IN_A_MATRIX, DASH
 from softprompt.report.pages.inspection_figures import token_name
 from softprompt.report.render.document import Block, Cell, Column, Table, Text

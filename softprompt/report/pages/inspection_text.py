@@ -6,7 +6,7 @@ from pathlib import Path
 from softprompt.analysis.inspection.inspection_records import Answers, Change, Inspection
 from softprompt.analysis.inspection.pruning import Pruning
 from softprompt.errors import shorten
-from softprompt.metrics.measured import Mean
+from softprompt.metrics.scores import Mean
 from softprompt.report.pages.training_text import figure, table
 
 WIDEST = 72  # characters of a text of the user's

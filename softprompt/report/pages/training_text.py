@@ -9,7 +9,7 @@ from softprompt.errors import printable
 from softprompt.experiments.demo import DemoResult
 from softprompt.inference.evaluation import Evaluation, cut_notes
 from softprompt.inference.predictor import Prediction
-from softprompt.metrics import digits_of
+from softprompt.metrics.registry import metric_digits
 from softprompt.prompts.saved_prompt import Prompt
 
 
@@ -23,7 +23,7 @@ def table(rows: Sequence[Sequence[str]]) -> list[str]:
 
 def figure(metric: Mapping[str, Any]) -> str:
     """A metric's value with its interval, in the digits that its scale deserves."""
-    digits = digits_of(str(metric["metric"]))
+    digits = metric_digits(str(metric["metric"]))
     value, low, high = (f"{metric[key]:.{digits}f}" for key in ("value", "low", "high"))
     return f"{value} [{low}, {high}]"
 
@@ -34,7 +34,7 @@ def demo_lines(result: DemoResult) -> list[str]:
     learned, frozen = training["learned_parameters"], training["base_parameters"]
     n = result.results["learned prompt"].metric.n
     rows = [("on the test split", f"accuracy [95% interval], n={n:,}")]
-    rows += [(name, figure(evaluation.metric.to_dict())) for name, evaluation in result.results.items()]
+    rows += [(name, figure(evaluation.metric.model_dump())) for name, evaluation in result.results.items()]
     return [
         "",
         *table(rows),
@@ -123,7 +123,7 @@ def _what(prompt: Prompt) -> str:
 def evaluation_lines(result: Evaluation, facts: Mapping[str, Any]) -> list[str]:
     """Every metric of an evaluation."""
     rows = [("metric", "value [95% interval]", "n")]
-    rows += [(m.name, figure(m.to_dict()), f"{m.n:,}") for m in (result.metric, *result.others)]
+    rows += [(m.metric, figure(m.model_dump()), f"{m.n:,}") for m in (result.metric, *result.others)]
     cut = [f"{result.truncated} texts were cut to the length limit"] if result.truncated else []
     cut += result.cut_notes
     drawn = result.drawn.words(str(facts["split"])) if result.drawn else ""

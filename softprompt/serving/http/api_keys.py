@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from filelock import FileLock
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import AwareDatetime, Field, StringConstraints, model_validator
 
 from softprompt.errors import ConfigError, map_write_errors
-from softprompt.store.metadata import Record, now
+from softprompt.store.metadata import StoreRecord, now
 from softprompt.utils.files import replace_file
+from softprompt.utils.records import Record
 from softprompt.utils.safe_io import TEXT_LIMIT, read_file
 from softprompt.utils.seals import SEAL
 
@@ -28,7 +29,7 @@ Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,6
 Glob = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 
 
-class Key(BaseModel):
+class Key(Record):
     """One key, without the key itself.
 
     Attributes:
@@ -37,8 +38,6 @@ class Key(BaseModel):
         prompts: patterns (``*``, ``?``, ``[...]``) of the prompts' names, and of the base model's, that it may ask.
         admin: whether it may reload and read the metrics.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: Name
     sha256: str = Field(pattern="^[0-9a-f]{64}$")
@@ -51,7 +50,7 @@ class Key(BaseModel):
         return any(fnmatchcase(name, pattern) for pattern in self.prompts)
 
 
-class KeyFile(Record):
+class KeyFile(StoreRecord):
     """All keys. Who runs the server may edit the file by hand, so it has no seal, and one that is there is not read."""
 
     keys: tuple[Key, ...] = Field((), max_length=10_000)

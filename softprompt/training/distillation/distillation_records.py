@@ -1,9 +1,10 @@
 """What a distillation measured, as records."""
 
-from softprompt.metrics.measured import SCHEMA_VERSION, Figure, Speed, _Record
+from softprompt.metrics.scores import SCHEMA_VERSION, Score, Speed
+from softprompt.utils.records import Record
 
 
-class Fidelity(_Record):
+class Fidelity(Record):
     """How a student does beside its teacher on one split.
 
     Attributes:
@@ -16,15 +17,15 @@ class Fidelity(_Record):
     """
 
     n: int
-    agreement: Figure
-    kl: Figure
-    token_agreement: Figure | None = None
-    teacher: Figure | None = None
-    student: Figure | None = None
-    kept: Figure | None = None
+    agreement: Score
+    kl: Score
+    token_agreement: Score | None = None
+    teacher: Score | None = None
+    student: Score | None = None
+    kept: Score | None = None
 
 
-class RequestTokens(_Record):
+class RequestTokens(Record):
     """What a request to the model has: what stands in front, and template and text (mean over inputs).
 
     Attributes:
@@ -39,7 +40,7 @@ class RequestTokens(_Record):
     times_fewer: float
 
 
-class BreakEven(_Record):
+class BreakEven(Record):
     """Requests after which distilling has cost less time than it saved.
 
     ``None``: never, it saves none, or too little to be told from the noise of timing.
@@ -53,7 +54,7 @@ class BreakEven(_Record):
     batched: int | None
 
 
-class Distilled(_Record):
+class Distilled(Record):
     """What came of a distillation.
 
     Attributes:

@@ -18,15 +18,15 @@ from softprompt.data.encoding.encoder import ExampleEncoder
 from softprompt.data.examples import Example, gold_answers, keep_answered
 from softprompt.data.few_shot import BEHIND_WORDS, prepend_tokens
 from softprompt.data.task import TaskSpec
-from softprompt.inference.benchmark import figure, measure_speed
+from softprompt.inference.benchmark import measure_speed
 from softprompt.inference.evaluation import score
 from softprompt.inference.generation import ANSWER_ROOM, Sampling, complete
 from softprompt.inference.predictor import Prediction, Predictor, likeliest, naming
 from softprompt.inference.scoring import EVALUATION_TOKENS, Objective
 from softprompt.inference.speed_drift import comparable
-from softprompt.metrics import QUANTILES, Metric, mean_metric
-from softprompt.metrics.bootstrap import resample_scores, score_runs
-from softprompt.metrics.measured import Figure, Speed
+from softprompt.metrics.bootstrap import QUANTILES, mean_score, resample_scores
+from softprompt.metrics.registry import score_runs
+from softprompt.metrics.scores import Score, Speed
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.prefix import Prefix, make_prefix
 from softprompt.prompts.state import PromptState
@@ -125,26 +125,26 @@ def fidelity(
     divergences, alike, _ = near.of(predictor.prefix)
     student = RecordedAnswers(spec, sorted(predictor.predict(examples), key=lambda one: one.index))
     same = [float(one == other) for one, other in zip(student.words, teacher.words, strict=True)]
-    agreement, divergence = mean_metric("agreement", same), mean_metric("kl", divergences.tolist())
+    agreement, divergence = mean_score("agreement", same), mean_score("kl", divergences.tolist())
     further = [divergence]
     if spec.kind == "generation":
-        further.append(mean_metric("token_agreement", alike.tolist()))
+        further.append(mean_score("token_agreement", alike.tolist()))
 
     facts: dict[str, Any] = {}
-    manifest: dict[str, Any] = {**agreement.to_dict(), "others": {}, "truncated": predictor.truncated}
+    manifest: dict[str, Any] = {**agreement.model_dump(), "others": {}, "truncated": predictor.truncated}
     told = set(map(id, keep_answered(examples)))
     if indices := [index for index, one in enumerate(examples) if id(one) in told]:
         labelled = [examples[index] for index in indices]
         of_teacher, of_student = (score(one.of(indices), labelled) for one in (teacher, student))
-        facts = {"teacher": figure(of_teacher.metric), "student": figure(of_student.metric)}
+        facts = {"teacher": of_teacher.metric, "student": of_student.metric}
         words = [one.of(indices).words for one in (teacher, student)]
-        facts["kept"] = _kept(of_student.metric.name, gold_answers(labelled), *words)
+        facts["kept"] = _kept(of_student.metric.metric, gold_answers(labelled), *words)
         manifest = {**of_student.to_dict(), "truncated": predictor.truncated}
         further = [agreement, *further]
-    manifest["others"] |= {metric.name: metric.to_dict() for metric in further}
+    manifest["others"] |= {one.metric: one.model_dump() for one in further}
     if spec.kind == "generation":
-        facts["token_agreement"] = figure(further[-1])
-    found = Fidelity(n=len(examples), agreement=figure(agreement), kl=figure(divergence), **facts)
+        facts["token_agreement"] = further[-1]
+    found = Fidelity(n=len(examples), agreement=agreement, kl=divergence, **facts)
     return found, manifest, student.predictions
 
 
@@ -229,7 +229,7 @@ def without_clock(report: Distilled) -> Mapping[str, Any]:
     return report.model_dump(exclude={*timed, "against_read", "against_cached"})
 
 
-def _kept(metric: str, gold: Sequence[Any], teacher: Sequence[str], student: Sequence[str]) -> Figure | None:
+def _kept(metric: str, gold: Sequence[Any], teacher: Sequence[str], student: Sequence[str]) -> Score | None:
     """The student's metric as a share of its teacher's."""
     answers = {"teacher": teacher, "student": student}
     scores = {name: score_runs(metric, gold, [words]) for name, words in answers.items()}
@@ -241,4 +241,4 @@ def _kept(metric: str, gold: Sequence[Any], teacher: Sequence[str], student: Seq
     some = values["teacher"] > 0
     low, high = np.quantile(values["student"][some] / values["teacher"][some], QUANTILES)
     value = whole["student"] / whole["teacher"]
-    return figure(Metric("kept", value, float(low), float(high), len(gold)))
+    return Score(metric="kept", value=value, low=float(low), high=float(high), n=len(gold))

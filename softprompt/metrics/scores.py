@@ -1,16 +1,21 @@
-"""A metric as it is kept in a record: value, interval and number of examples."""
+"""What is reported and kept in records: a score with its interval, a mean, a difference of two, a speed."""
 
-from pydantic import BaseModel, ConfigDict
+from softprompt.utils.records import Record
 
 SCHEMA_VERSION = 1
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class Mean(Record):
+    """A mean over ``n`` examples with its 95% interval."""
+
+    value: float
+    low: float
+    high: float
+    n: int
 
 
-class Figure(_Record):
-    """A metric as ``Metric.to_dict`` gives it."""
+class Score(Record):
+    """What a metric gives for ``n`` examples: ``value`` and its 95% interval ``low`` to ``high``."""
 
     metric: str
     value: float
@@ -18,17 +23,24 @@ class Figure(_Record):
     high: float
     n: int
 
+    def __str__(self) -> str:
+        from softprompt.metrics.registry import metric_digits
 
-class Mean(_Record):
-    """A mean over ``n`` examples with its interval."""
+        digits = metric_digits(self.metric)
+        return f"{self.metric} {self.value:.{digits}f} [{self.low:.{digits}f}, {self.high:.{digits}f}] n={self.n}"
 
-    value: float
+
+class PairedDifference(Record):
+    """Mean of A minus mean of B on the same ``n`` examples, its 95% interval, and a two-sided ``p_value``."""
+
+    difference: float
     low: float
     high: float
+    p_value: float
     n: int
 
 
-class Speed(_Record):
+class Speed(Record):
     """Inference on the machine of the study, one process.
 
     Attributes:
