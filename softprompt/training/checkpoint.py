@@ -97,7 +97,7 @@ class Checkpoint:
         described: dict[str, Any] = {"identity": self.identity, "learners": []}
         for place, learner in enumerate(learners):
             tensors |= {f"{place}/{name}": tensor for name, tensor in learner.tensors().items()}
-            state = learner.optimizer.state_dict()
+            state = {"state": {}, "param_groups": []} if learner.optimizer is None else learner.optimizer.state_dict()
             numbers: dict[str, dict[str, Any]] = {}
             for index, values in state["state"].items():
                 for key, value in values.items():

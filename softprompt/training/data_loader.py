@@ -1,6 +1,6 @@
 """What each step learns from: examples that are all in memory, or that are streamed, a bounded number at a time."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from softprompt.config import TrainConfig
@@ -131,6 +131,3 @@ class StreamingLoader:
         self._batches = epoch_batches(lengths, self._config.batch_size, self._config.seed, order)
         self._begun = begun
         return True
-
-
-FeedOf = Callable[[TrainConfig], DataLoader]

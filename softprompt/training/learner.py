@@ -1,10 +1,7 @@
-"""One prompt while it learns: its parameters, its optimiser, its schedule, the best it has been.
-
-Several learners can share the forward passes of one frozen model (train.py); each one's numbers are its own.
-"""
+"""What learns in the training loop: its parameters and optimiser, its data, where it stands, the best it has been."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -12,11 +9,16 @@ import torch
 from torch import Tensor, nn
 
 from softprompt.config import TrainConfig
+from softprompt.data.encoding.encoder import EncodedSequence
 from softprompt.data.task import Task
+from softprompt.inference.scoring import learning_tokens
 from softprompt.models.frozen_lm import FrozenLM
-from softprompt.prompts.methods.method_registry import fold, make_method
+from softprompt.prompts.methods.method_registry import fold, make_method, state_of
 from softprompt.prompts.state import PromptState
+from softprompt.training.data_loader import DataLoader
 from softprompt.training.initialization import initialize
+from softprompt.training.optimization import make_optimizer, rate_factor
+from softprompt.training.validation import Validator
 
 WINDOW = 50  # steps that the training loss is averaged over
 
@@ -85,45 +87,29 @@ class Progress:
 
 
 class Learner:
-    """One prompt that learns.
+    """What the training loop knows of a learner; several can share the forward passes of one frozen model.
 
     Attributes:
         name: what it is called beside others; empty if it is alone.
         config: its settings.
-        method: the module that holds its parameters.
-        best: the prompt of its best evaluation.
+        parameters, optimizer: what learns; none where they are those of a partner.
+        loader, validation: its data.
+        partners: learners that share parameters, itself among them: if one fails, all do.
         progress: where it stands.
     """
 
+    changes_base = False  # whether it is the model itself that learns
+    loader: DataLoader
+    validation: Validator
+    best: PromptState
+
     def __init__(
-        self,
-        base: FrozenLM,
-        task: Task,
-        config: TrainConfig,
-        name: str = "",
-        bar: ReferenceLoss | None = None,
-        start: PromptState | None = None,
+        self, name: str, config: TrainConfig, parameters: Sequence[Tensor], optimizer: torch.optim.Optimizer | None
     ) -> None:
-        """Begin at the start that ``config`` names.
-
-        Args:
-            bar: what to get below; by default the loss of knowing the label frequencies.
-            start: what ``init='teacher'`` begins as.
-
-        Raises:
-            ConfigError, PromptFileError, BaseModelError: the settings cannot be used.
-        """
-        self.name, self.config = name, config
-        torch.manual_seed(config.seed)
-        start = initialize(config.init, base, task.spec, config.length, config.seed, task.train, start)
-        unit = base.embedding_std if config.rate_unit == "embedding-std" else 1.0
-        self.method: Any = make_method(config.method, config.method_options, base, start, unit, config.seed)
-        self.parameters = [parameter for parameter in self.method.parameters() if parameter.requires_grad]
-        self.optimizer = make_optimizer(self.method, config)
-        self.averaged = {name: parameter.detach().clone() for name, parameter in self.method.named_parameters()}
-        self.best = fold(self.method)
+        self.name, self.config, self.optimizer = name, config, optimizer
+        self.parameters = [parameter for parameter in parameters if parameter.requires_grad]
+        self.partners: Sequence[Learner] = (self,)
         self.progress = Progress()
-        self._bar = bar or _label_bar(task)
 
     @property
     def learned(self) -> int:
@@ -140,23 +126,128 @@ class Learner:
         """Whether there is nothing left to learn."""
         return self.progress.step >= self.config.steps or self.progress.stopped_early
 
-    def clip(self) -> float:
+    @property
+    def advice(self) -> str:
+        """What to do where the loss is no number."""
+        return f"--restart and a lower rate (--learning-rate {self.config.learning_rate / 10:.2g})"
+
+    def token_budget(self, *, on_cpu: bool) -> int:
+        """Padded tokens of a forward pass, at most."""
+        return learning_tokens(self.config.token_budget, on_cpu=on_cpu)
+
+    def next_batch(self, step: int) -> list[Sequence[EncodedSequence]]:
+        """The items of each example of a step."""
+        batch = self.loader.batch(step)
+        self.progress.stream = self.loader.position
+        return batch
+
+    def state(self) -> PromptState | None:
+        """The prompt as it stands, with gradient; ``None``: it is the model that learns."""
+        raise NotImplementedError
+
+    def candidate(self) -> PromptState | None:
+        """The prompt as it would be saved now."""
+        raise NotImplementedError
+
+    def keep(self, candidate: PromptState | None) -> None:
+        """Have it as the best so far."""
+        assert candidate is not None
+        self.best = candidate
+
+    def collect_gradients(self) -> None:
+        """Called after each backward pass."""
+
+    def clip_gradients(self) -> float:
         """Cut the gradient to the longest norm allowed; returns the norm before."""
         return float(nn.utils.clip_grad_norm_(self.parameters, self.config.clip))
 
     def update(self) -> None:
         """Make the step that the gradient asks for."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.rate * group["factor"]
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        if self.optimizer is not None:
+            for group in self.optimizer.param_groups:
+                group["lr"] = self.rate * group["factor"]
+            self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)
+        self.progress.step += 1
+
+    def record_step(self, loss: float) -> str | None:
+        """Take note of a step's loss; returns what to say of it, if anything."""
+        self.progress.record_step(loss)
+        return None
+
+    def is_last(self, step: int) -> bool:
+        """Whether no step comes behind this one, whatever the evaluation says."""
+        return step == self.config.steps
+
+    def ending(self) -> str | None:
+        """What to say where an evaluation has just ended the run early."""
+        if self.progress.step >= self.config.steps or not self.progress.stopped_early:
+            return None
+        return f"stopped at step {self.progress.step}: no better since step {self.progress.best_step}"
+
+    def learned_tensors(self) -> list[Tensor]:
+        """What all processes begin with alike."""
+        return [*self.parameters]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What a checkpoint keeps, the optimiser's state apart; ``restore`` takes it back."""
+        raise NotImplementedError
+
+    def restore(self, tensors: Mapping[str, Tensor], optimizer: dict[str, Any], progress: Mapping[str, Any]) -> None:
+        """Go back to where ``tensors`` were taken."""
+        if self.optimizer is not None:
+            self.optimizer.load_state_dict(optimizer)
+        self.progress = Progress(**progress)
+
+
+class PromptLearner(Learner):
+    """One prompt that learns.
+
+    Attributes:
+        method: the module that holds its parameters.
+        best: the prompt of its best evaluation.
+    """
+
+    def __init__(
+        self,
+        base: FrozenLM,
+        task: Task,
+        config: TrainConfig,
+        name: str = "",
+        reference: ReferenceLoss | None = None,
+        start: PromptState | None = None,
+    ) -> None:
+        """Begin at the start that ``config`` names.
+
+        Args:
+            reference: what to get below; by default the loss of knowing the label frequencies.
+            start: what ``init='teacher'`` begins as.
+
+        Raises:
+            ConfigError, PromptFileError, BaseModelError: the settings cannot be used.
+        """
+        torch.manual_seed(config.seed)
+        start = initialize(config.init, base, task.spec, config.length, config.seed, task.train, start)
+        unit = base.embedding_std if config.rate_unit == "embedding-std" else 1.0
+        self.method: Any = make_method(config.method, config.method_options, base, start, unit, config.seed)
+        super().__init__(name, config, list(self.method.parameters()), make_optimizer(self.method, config))
+        self.averaged = {name: parameter.detach().clone() for name, parameter in self.method.named_parameters()}
+        self.best = fold(self.method)
+        self._reference = reference or _label_prior_loss(task)
+
+    def state(self) -> PromptState:
+        return state_of(self.method)
+
+    def learned_tensors(self) -> list[Tensor]:
+        return [*self.method.state_dict().values(), *self.averaged.values()]
+
+    def update(self) -> None:
+        super().update()
         if self.config.averaging:
             for name, parameter in self.method.named_parameters():
                 self.averaged[name].lerp_(parameter.detach(), 1 - self.config.averaging)
-        self.progress.step += 1
 
     def candidate(self) -> PromptState:
-        """The prompt as it would be saved now."""
         if not self.config.averaging:
             return fold(self.method)
         current = {name: parameter.detach().clone() for name, parameter in self.method.named_parameters()}
@@ -166,15 +257,8 @@ class Learner:
         finally:
             self.method.load_state_dict(current, strict=False)
 
-    def record_evaluation(self, candidate: PromptState, value: float, loss: float, error: float) -> bool:
-        """Take note of an evaluation (see ``Progress.record_evaluation``); whether it was the best so far."""
-        improved = self.progress.record_evaluation(self.progress.step, value, loss, error, self.config.patience)
-        if improved:
-            self.best = candidate
-        return improved
-
-    def alarm(self, loss: float) -> str | None:
-        """Take note of a step's loss; once, what to say if the run is not learning.
+    def record_step(self, loss: float) -> str | None:
+        """Take note of a step's loss; returns, once, what to say if the run is not learning.
 
         Learning is being better than what knowing only the label frequencies gives, or than the first steps.
         """
@@ -184,29 +268,27 @@ class Learner:
             progress.first_losses.append(loss)
         if progress.alarmed or progress.step < self.config.alarm_after:
             return None
-        bar = self._bar.loss
+        bar = self._reference.loss
         if bar is None:
             bar = sum(progress.first_losses) / len(progress.first_losses)
         recent = progress.recent_loss
-        if recent < max(0.98 * bar, self._bar.enough):
+        if recent < max(0.98 * bar, self._reference.enough):
             return None
         progress.alarmed = True
         rate = self.config.learning_rate
         return (
-            f"not learning: after {progress.step} steps the training loss is {recent:.3f}, {self._bar.what} is "
-            f"{bar:.3f}. Look at a few rows first ({self._bar.look}); "
+            f"not learning: after {progress.step} steps the training loss is {recent:.3f}, {self._reference.what} is "
+            f"{bar:.3f}. Look at a few rows first ({self._reference.look}); "
             "then try a rate three times lower or higher "
             f"(--learning-rate {rate / 3:.2g} or {rate * 3:.2g}), another --init or more --steps"
         )
 
     def tensors(self) -> dict[str, Tensor]:
-        """What a checkpoint keeps, the optimiser's state apart; ``restore`` takes it back."""
         kept = {f"method/{name}": tensor for name, tensor in self.method.state_dict().items()}
         kept |= {f"averaged/{name}": tensor for name, tensor in self.averaged.items()}
         return kept | {f"best/{index}": tensor for index, tensor in enumerate(self.best.tensors)}
 
     def restore(self, tensors: Mapping[str, Tensor], optimizer: dict[str, Any], progress: Mapping[str, Any]) -> None:
-        """Go back to where ``tensors`` were taken."""
         device = self.parameters[0].device
 
         def group(start: str) -> dict[str, Tensor]:
@@ -216,47 +298,13 @@ class Learner:
         self.averaged = group("averaged/")
         best = group("best/")
         self.best = replace(self.best, tensors=tuple(best[str(index)] for index in range(len(best))))
-        self.optimizer.load_state_dict(optimizer)
-        self.progress = Progress(**progress)
+        super().restore(tensors, optimizer, progress)
 
 
-def rate_factor(step: int, config: TrainConfig) -> float:
-    """The schedule: fraction of the peak rate at ``step`` (counted from 0); linear warm-up, then cosine or constant."""
-    warmup = max(1, round(config.warmup * config.steps)) if config.warmup else 0
-    if step < warmup:
-        return (step + 1) / warmup
-    if config.schedule == "constant":
-        return 1.0
-    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, config.steps - warmup)))
-
-
-def _label_bar(task: Task) -> ReferenceLoss:
+def _label_prior_loss(task: Task) -> ReferenceLoss:
     """The loss (nats an example) of knowing nothing but how frequent each label is; in generation that at the start."""
     if task.spec.kind != "classification":
         return ReferenceLoss(None)
     counts = [sum(example.label == label for example in task.train) for label in task.spec.labels]
     shares = [count / len(task.train) for count in counts if count]
     return ReferenceLoss(-sum(share * math.log(share) for share in shares), "the label prior")
-
-
-def make_optimizer(method: Any, config: TrainConfig) -> torch.optim.Optimizer:
-    """The optimiser of a method's parameters; each group keeps under ``factor`` what its rate is multiplied by."""
-    factors = method.rate_factors()
-    groups: dict[float, list[nn.Parameter]] = {}
-    for name, parameter in method.named_parameters():
-        factor = next((factor for start, factor in factors.items() if name.startswith(start)), 1.0)
-        groups.setdefault(factor, []).append(parameter)
-    parameters = [{"params": group, "factor": factor} for factor, group in groups.items()]
-    if config.optimizer == "adam":
-        return torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
-    from transformers.optimization import Adafactor
-
-    # T5X's form: no relative step, no scaling by the parameter's size
-    return Adafactor(
-        parameters,
-        lr=config.learning_rate,
-        weight_decay=config.weight_decay,
-        scale_parameter=False,
-        relative_step=False,
-        warmup_init=False,
-    )

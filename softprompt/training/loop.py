@@ -1,33 +1,33 @@
-"""The training loop, and what makes it exact: order, checkpoints and choice of the best are pure functions of the data,
-the settings and the seed, so a run that was killed goes on to the same bytes.
+"""The training loop: for one prompt, several together, the tasks of multitask tuning, and tuned weights.
 
-Several prompts of one task can learn in the same forward passes; a single one is the same loop with one learner.
+Order, checkpoints and choice of the best are pure functions of the data, the settings and the seed, so a run that was
+killed goes on to the same bytes.
 """
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from softprompt.config import TrainConfig
 from softprompt.data.encoding.batching import batch_by_token_budget, collate
-from softprompt.data.encoding.encoder import Batch, EncodedSequence
+from softprompt.data.encoding.encoder import EncodedSequence
 from softprompt.data.task import Task
 from softprompt.errors import ConfigError, DataError, TrainingError
-from softprompt.inference.scoring import learning_tokens
-from softprompt.models.distributed import Processes
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.models.kernels.compilation import CompiledRun
-from softprompt.prompts.inline_prefix import Scored, learning_prefix
-from softprompt.prompts.methods.method_registry import check_method, state_of
+from softprompt.prompts.inline_prefix import learning_prefix
+from softprompt.prompts.methods.method_registry import check_method
+from softprompt.prompts.prefix import make_prefix
 from softprompt.prompts.state import PromptState
 from softprompt.training.callbacks import Callback
 from softprompt.training.checkpoint import Checkpoint, Saved, load_for_all
 from softprompt.training.gradient_checkpointing import checkpoint_gradients
 from softprompt.training.initialization import check_init, check_init_fits
-from softprompt.training.learner import Learner
-from softprompt.training.training_objective import TrainingObjective, Validator, labels
+from softprompt.training.learner import Learner, PromptLearner
+from softprompt.training.training_objective import ForwardPass, TrainingObjective, labels
 
 # what prompts that learn together have in common: these decide when something happens, or for how many at once
 SHARED = (
@@ -72,6 +72,13 @@ class TrainingResult:
     examples_per_second: float
     alarmed: bool
     failed: bool
+
+
+class Pace(NamedTuple):
+    """Of this process's part of a run, all learners together."""
+
+    seconds: float
+    examples_per_second: float
 
 
 def train(
@@ -119,92 +126,98 @@ def train_together(
         check_init_fits(config.init, task.spec)
     if objective is None:
         check_trainable(task)
-    saved = load_for_all(checkpoint, processes)
-    objective = labels(base, task, configs.values()) if objective is None else objective
-    learners = [
-        Learner(base, task, config, name, objective.bar, objective.starts.get(config.length))
-        for name, config in configs.items()
-    ]
-    shared = learners[0].config
-    for note in dict.fromkeys(note for one in learners for note in objective.encoders[one.config.length].cut_notes()):
+        objective = labels(base, task, configs.values())
+    learners = []
+    for name, config in configs.items():
+        start = objective.starts.get(config.length)
+        learner = PromptLearner(base, task, config, name, objective.reference, start)
+        learner.loader, learner.validation = objective.loader(config), objective.validations[config.length]
+        learners.append(learner)
+    for note in dict.fromkeys(note for one in configs.values() for note in objective.encoders[one.length].cut_notes()):
         callback.on_message(note)
-    if saved is not None:
-        for index, learner in enumerate(learners):
-            learner.restore(*saved.learner(index))
-        callback.on_message(
-            f"resumed at step {max(learner.progress.step for learner in learners)}{_elsewhere(saved, base)}"
-        )
-    for learner in learners:
-        processes.copy_main([*learner.method.state_dict().values(), *learner.averaged.values()])
+    pace = run_training(base, learners, objective, callback, checkpoint)
+    return [training_result(one, objective.encoders[one.config.length].truncated, pace) for one in learners]
 
-    validations = [objective.validations[learner.config.length] for learner in learners]
-    feeds = [objective.feed(learner.config) for learner in learners]
-    for feed, learner in zip(feeds, learners, strict=True):
-        feed.go_to(learner.progress.stream)
-    first_step = step = max(learner.progress.step for learner in learners)
+
+def run_training(
+    base: FrozenLM,
+    learners: Sequence[Learner],
+    objective: TrainingObjective,
+    callback: Callback,
+    checkpoint: Checkpoint | None = None,
+) -> Pace:
+    """The training loop: forward passes, gradients, clipping, steps, evaluations, checkpoints, early stops.
+
+    Args:
+        learners: the settings of ``SHARED`` are the same in all.
+        checkpoint: where the run is kept while it lasts; it goes on from there if there is one.
+
+    Raises:
+        DataError: a stream has fewer rows than a batch.
+        TrainingError: the loss is no longer a number, or the checkpoint is of another run.
+        OutputError: the checkpoint cannot be written.
+    """
+    config = learners[0].config
+    first_step = step = _resume(base, learners, callback, checkpoint)
     seen, began = 0, time.perf_counter()
     with ExitStack() as stack:
         stack.callback(callback.on_train_end)
-        callback.on_train_begin(step, shared.steps, sum(one.learned for one in learners), base.parameter_count)
-        compiling = CompiledRun(stack, base, shared.compile, shared.steps, callback.on_message)
-        for index, learner in enumerate(learners if objective.scores_start and not step else ()):
-            if not _evaluate(learner, validations[index], callback, processes, last=False):
-                _give_up(learners, index, "validation loss", callback, checkpoint)
-        while active := [index for index, learner in enumerate(learners) if not learner.done]:
+        learned = sum(learner.learned for learner in learners)
+        frozen = base.parameter_count - sum(learner.learned for learner in learners if learner.changes_base)
+        callback.on_train_begin(step, config.steps, learned, frozen)
+        compiling = CompiledRun(stack, base, config.compile, config.steps, callback.on_message)
+        if objective.scores_start and not step:
+            _evaluate(base, learners, learners, callback, checkpoint)
+        while active := [learner for learner in learners if not learner.done]:
             compiling.before(step)
             step_began = time.perf_counter()
-            chosen = {i: feeds[i].batch(step) for i in active}
-            batches = [[item for items in some for item in items] for some in chosen.values()]
-            for i in active:
-                learners[i].progress.stream = feeds[i].position
-            with checkpoint_gradients(base, shared.gradient_checkpointing):
-                losses = _accumulate_gradients(base, [learners[i] for i in active], objective, batches)
-            good = []
-            for index, loss in zip(active, losses, strict=True):
-                if math.isfinite(loss) and math.isfinite(learners[index].clip()):
-                    good.append((index, loss))
-                else:
-                    _give_up(learners, index, "training loss", callback, checkpoint)
-            # only now is it known that the prompts of the step before are good ones
-            if checkpoint is not None and step > first_step and step % shared.checkpoint_every == 0:
+            batches = [learner.next_batch(step) for learner in active]
+            with checkpoint_gradients(base, config.gradient_checkpointing):
+                losses = _accumulate_gradients(base, active, objective, batches)
+            for learner, loss in zip(active, losses, strict=True):
+                if not (math.isfinite(loss) and math.isfinite(learner.clip_gradients())):
+                    _give_up(learner, "training loss", learners, callback, checkpoint)
+            # only now is it known that the parameters of the step before are good ones
+            if checkpoint is not None and step > first_step and step % config.checkpoint_every == 0:
                 checkpoint.save(learners)
-            rate = learners[active[0]].rate
-            for index, _ in good:
-                learners[index].update()
+            rate = active[0].rate
+            good = [(learner, loss) for learner, loss in zip(active, losses, strict=True) if not learner.done]
+            for learner, _ in good:
+                learner.update()
             step += 1
-            seen += sum(map(len, chosen.values()))
-            speed = sum(map(len, chosen.values())) / (time.perf_counter() - step_began)
+            examples = sum(map(len, batches))
+            seen += examples
+            speed = examples / (time.perf_counter() - step_began)
             callback.on_step_end(step, sum(loss for _, loss in good) / max(len(good), 1), rate, speed)
-            last = step == shared.steps
-            for index, loss in good:
-                learner = learners[index]
-                if (text := learner.alarm(loss)) is not None:
+            for learner, loss in good:
+                if (text := learner.record_step(loss)) is not None:
                     callback.on_message(_named(text, learner))
-                due = step % shared.eval_every == 0 or last
-                if due and not _evaluate(learner, validations[index], callback, processes, last):
-                    _give_up(learners, index, "validation loss", callback, checkpoint)
+            due = [one for one, _ in good if one.is_last(step) or step % config.eval_every == 0]
+            _evaluate(base, due, learners, callback, checkpoint)
             if checkpoint is not None and all(learner.done for learner in learners):
                 checkpoint.save(learners)
-
     seconds = time.perf_counter() - began
-    return [
-        TrainingResult(
-            learner.best,
-            validation.metric,
-            learner.progress.best_value,
-            learner.progress.best_loss,
-            learner.progress.best_step,
-            learner.progress.step,
-            tuple(learner.progress.history),
-            learner.learned,
-            objective.encoders[learner.config.length].truncated + feed.truncated,
-            seconds,
-            seen / seconds if seconds else 0.0,
-            learner.progress.alarmed,
-            learner.progress.failed,
-        )
-        for learner, validation, feed in zip(learners, validations, feeds, strict=True)
-    ]
+    return Pace(seconds, seen / seconds if seconds else 0.0)
+
+
+def training_result(learner: Learner, truncated: int, pace: Pace, learned: int | None = None) -> TrainingResult:
+    """What a learner gave. ``truncated``: texts that its encoder has cut."""
+    progress = learner.progress
+    return TrainingResult(
+        state=learner.best,
+        metric=learner.validation.metric,
+        value=progress.best_value,
+        loss=progress.best_loss,
+        best_step=progress.best_step,
+        steps=progress.step,
+        history=tuple(progress.history),
+        learned=learner.learned if learned is None else learned,
+        truncated=truncated + learner.loader.truncated,
+        seconds=pace.seconds,
+        examples_per_second=pace.examples_per_second,
+        alarmed=progress.alarmed,
+        failed=progress.failed,
+    )
 
 
 def check_together(configs: Mapping[str, TrainConfig], *, sharded: bool = False) -> None:
@@ -246,101 +259,109 @@ def check_trainable(task: Task) -> None:
         )
 
 
+def _resume(base: FrozenLM, learners: Sequence[Learner], callback: Callback, checkpoint: Checkpoint | None) -> int:
+    """Stand where the checkpoint was left, if there is one, in all processes; returns the steps made."""
+    saved = load_for_all(checkpoint, base.processes)
+    if saved is not None:
+        for index, learner in enumerate(learners):
+            learner.restore(*saved.learner(index))
+        callback.on_message(f"resumed at step {saved.step}{_elsewhere(saved, base)}")
+    for learner in learners:
+        base.processes.copy_main(learner.learned_tensors())
+        learner.loader.go_to(learner.progress.stream)
+    return max(learner.progress.step for learner in learners)
+
+
 def _accumulate_gradients(
     base: FrozenLM,
     learners: Sequence[Learner],
     objective: TrainingObjective,
-    batches: Sequence[Sequence[EncodedSequence]],
+    batches: Sequence[Sequence[Sequence[EncodedSequence]]],
 ) -> list[float]:
     """Gradient of each learner's mean loss over its batch, however many passes that takes; returns the means (nats)."""
-    config = learners[0].config
-    counts = [objective.count(batch) for batch in batches]
-    items = [replace(item, prompt=owner) for owner, batch in enumerate(batches) for item in batch]
-
-    def state(owner: int) -> PromptState:
-        return state_of(learners[owner].method)
-
+    items = [
+        [replace(item, prompt=owner) for example in batch for item in example] for owner, batch in enumerate(batches)
+    ]
+    counts = [objective.count(own) for own in items]
     totals = [0.0] * len(learners)
-    for _, owners, prefix, batch in forward_passes(base, items, state, config):
-        owner_of_target = batch.which[batch.row]
-        losses = objective.losses(prefix, batch)
-        sums = losses.new_zeros(len(owners)).index_add(0, owner_of_target, losses)
-        means = sums / sums.new_tensor([counts[owner] for owner in owners])
-        means.sum().backward()
-        for owner, mean in zip(owners, means.tolist(), strict=True):
+    for forward in _forward_passes(base, learners, [item for own in items for item in own]):
+        owner_of_target = forward.batch.which[forward.batch.row]
+        losses = objective.losses(forward)
+        sums = losses.task.new_zeros(len(forward.owners)).index_add(0, owner_of_target, losses.task)
+        over = sums.new_tensor([counts[owner] for owner in forward.owners])
+        means = sums / over
+        for owner, mean in zip(forward.owners, means.tolist(), strict=True):
             totals[owner] += mean
+        if losses.penalty is not None:
+            means = means + sums.new_zeros(len(sums)).index_add(0, owner_of_target, losses.penalty) / over
+        means.sum().backward()
+        for owner in forward.owners:
+            learners[owner].collect_gradients()
     # losses are divided by what all processes count together
     base.processes.sum_gradients([parameter for learner in learners for parameter in learner.parameters])
     return base.processes.sum_numbers(*totals)
 
 
-def forward_passes(
-    base: FrozenLM,
-    items: Sequence[EncodedSequence],
-    state_of: Callable[[int], PromptState],
-    config: TrainConfig,
-) -> Iterator[tuple[list[EncodedSequence], list[int], Scored, Batch]]:
-    """The forward passes that a step needs: items, the prompts they stand behind, these as a prefix, and the batch.
-
-    Of several processes each has its part of them.
-
-    Args:
-        state_of: the prompt of an item's ``prompt``, with gradient; in the batch, prompts are counted anew.
-    """
-    budget = learning_tokens(config.token_budget, on_cpu=base.device.type == "cpu")
-    parts = base.processes.parts(items)
-    for chunk in base.processes.own(
-        [list(batch_by_token_budget(part, budget, config.micro_batch_size)) for part in parts]
-    ):
+def _forward_passes(
+    base: FrozenLM, learners: Sequence[Learner], items: Sequence[EncodedSequence]
+) -> Iterator[ForwardPass]:
+    """The forward passes that a step needs; of several processes each has its part of them."""
+    budget = learners[0].token_budget(on_cpu=base.device.type == "cpu")
+    size = learners[0].config.micro_batch_size
+    parts = [list(batch_by_token_budget(part, budget, size)) for part in base.processes.parts(items)]
+    for chunk in base.processes.own(parts):
         owners = sorted({item.prompt for item in chunk})
-        prefix = learning_prefix(base, *map(state_of, owners))
+        states = [state for owner in owners if (state := learners[owner].state()) is not None]
+        prefix = learning_prefix(base, *states) if states else make_prefix(base, None)
         batch = collate([replace(item, prompt=owners.index(item.prompt)) for item in chunk], base.device)
-        yield chunk, owners, prefix, batch
+        yield ForwardPass(chunk, owners, prefix, batch)
 
 
-def _evaluate(learner: Learner, validation: Validator, callback: Callback, processes: Processes, last: bool) -> bool:
-    """Score a learner on validation; whether its loss there is a number."""
-    candidate = learner.candidate()
-    value, loss = validation.score(candidate)
-    if not math.isfinite(loss):
-        return False
-    improved = learner.record_evaluation(candidate, value, loss, validation.error(value))
-    history = learner.progress.history
-    if processes.size > 1 or any("processes" in record for record in history):
-        history[-1]["processes"] = processes.size
-    metric = f"{validation.metric} of {learner.name}" if learner.name else validation.metric
-    callback.on_evaluate(learner.progress.step, metric, value, loss, improved)
-    if learner.progress.stopped_early and not last:
-        text = f"stopped at step {learner.progress.step}: no better since step {learner.progress.best_step}"
-        callback.on_message(_named(text, learner))
-    return True
+def _evaluate(
+    base: FrozenLM,
+    due: Sequence[Learner],
+    learners: Sequence[Learner],
+    callback: Callback,
+    checkpoint: Checkpoint | None,
+) -> None:
+    """Score the learners that are due, and keep what is the best so far; give up those whose loss is no number."""
+    for learner in due:
+        candidate, validation, progress = learner.candidate(), learner.validation, learner.progress
+        value, loss = validation.score(candidate)
+        if not math.isfinite(loss):
+            _give_up(learner, "validation loss", learners, callback, checkpoint)
+            continue
+        step, patience = progress.step, learner.config.patience
+        improved = progress.record_evaluation(step, value, loss, validation.error(value), patience)
+        if improved:
+            learner.keep(candidate)
+        if base.processes.size > 1 or any("processes" in record for record in progress.history):
+            progress.history[-1]["processes"] = base.processes.size
+        metric = f"{validation.metric} of {learner.name}" if learner.name else validation.metric
+        callback.on_evaluate(step, metric, value, loss, improved)
+        if (text := learner.ending()) is not None:
+            callback.on_message(_named(text, learner))
 
 
 def _give_up(
-    learners: Sequence[Learner], index: int, what: str, callback: Callback, checkpoint: Checkpoint | None
+    learner: Learner,
+    what: str,
+    learners: Sequence[Learner],
+    callback: Callback,
+    checkpoint: Checkpoint | None,
 ) -> None:
     """End a learner whose loss is no number; an error if none is left that may still give a prompt."""
-    learner = learners[index]
+    for one in learner.partners:
+        one.progress.stopped_early = one.progress.failed = True
+    of = f" of '{learner.name}'" if len(learner.partners) > 1 and what == "validation loss" else ""
     step = learner.progress.step + (what == "training loss")
-    learner.progress.stopped_early = learner.progress.failed = True
-    if all(other.progress.failed for other in learners):
-        raise no_number(what, step, learner.rate, learner.config, checkpoint)
-    callback.on_message(
-        _named(f"the {what} is not a number at step {step} (rate {learner.rate:.2g}): it ends here", learner)
-    )
-
-
-def no_number(
-    what: str, step: int, rate: float, config: TrainConfig, checkpoint: Checkpoint | None = None
-) -> TrainingError:
-    """The error that ends a run whose loss is no longer a number: what is kept, and what to do."""
+    told = f"the {what}{of} is not a number at step {step} (rate {learner.rate:.2g})"
+    if not all(other.progress.failed for other in learners):
+        return callback.on_message(_named(f"{told}: it ends here", learner))
     kept = ""
     if checkpoint is not None and (saved := checkpoint.load()) is not None:
         kept = f"; the last good checkpoint (step {saved.step}) is kept in '{checkpoint.folder}'"
-    return TrainingError(
-        f"the {what} is not a number at step {step} (rate {rate:.2g}){kept}: start again with --restart and a lower "
-        f"rate (--learning-rate {config.learning_rate / 10:.2g}), or with --dtype float32"
-    )
+    raise TrainingError(f"{told}{kept}: start again with {learner.advice}, or with --dtype float32")
 
 
 def _elsewhere(saved: Saved, base: FrozenLM) -> str:

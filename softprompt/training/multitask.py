@@ -11,14 +11,12 @@ compared at the scored positions of the last layer. Generation tasks are distill
 """
 
 import math
-import time
-from collections.abc import Mapping
-from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from softprompt.config import TrainConfig
 from softprompt.data.encoding.batching import collate
@@ -27,92 +25,108 @@ from softprompt.data.task import Task
 from softprompt.errors import ConfigError
 from softprompt.inference.scoring import Objective, divergence
 from softprompt.models.frozen_lm import FrozenLM
-from softprompt.models.kernels.compilation import CompiledRun
 from softprompt.prompts.methods.multitask_prompt_tuning import MultitaskPrompt
 from softprompt.prompts.prefix import Prefix, make_prefix
 from softprompt.prompts.state import PromptState
 from softprompt.training.callbacks import Callback
 from softprompt.training.checkpoint import Checkpoint
-from softprompt.training.data_loader import BatchSampler
-from softprompt.training.gradient_checkpointing import checkpoint_gradients
+from softprompt.training.data_loader import InMemoryLoader
 from softprompt.training.initialization import initialize
-from softprompt.training.learner import Progress, make_optimizer, rate_factor
-from softprompt.training.loop import TrainingResult, check_trainable, forward_passes, no_number
+from softprompt.training.learner import Learner
+from softprompt.training.loop import TrainingResult, check_trainable, run_training, training_result
+from softprompt.training.optimization import make_optimizer
+from softprompt.training.training_objective import ForwardPass, Losses, TrainingObjective
 from softprompt.training.validation import Validation
 
 
-@dataclass
-class _Joint:
-    """Where a run stands."""
+class TaskLearner(Learner):
+    """One of the tasks: its data, its prompt. The first one holds the parameters of all."""
 
-    step: int = 0
-    tasks: list[Progress] = field(default_factory=list)
-
-
-class _Student:
-    """One of the tasks: its data, its teacher, how it does."""
-
-    def __init__(
-        self, base: FrozenLM, index: int, task: Task, config: TrainConfig, teacher: PromptState | None
-    ) -> None:
-        check_trainable(task)
-        encoder = ExampleEncoder(base, task.spec, config.length)
-        self.index = index
-        self.items = encoder.training_items(task.train)
-        self.objective = Objective(base, encoder.verbalizer)
-        self.validation = Validation(task, encoder, self.objective, config)
-        self.truncated, self.cut_notes = encoder.truncated, encoder.cut_notes()
-        self.order = BatchSampler([len(item.ids) for item in self.items], config)
-        self.teacher: Prefix | None = None
-        if teacher is not None:
-            with torch.no_grad():
-                self.teacher = make_prefix(base, teacher)
-
-    def batch(self, step: int) -> list[EncodedSequence]:
-        """The examples of a step, marked as this task's."""
-        items = [self.items[index] for index in self.order.batch(step)]
+    def __init__(self, base: FrozenLM, index: int, name: str, task: Task, config: TrainConfig, method: Any) -> None:
+        first = index == 0
+        # tasks end together, and none raises an alarm
+        config = config.model_copy(update={"patience": 0})
+        super().__init__(
+            name, config, list(method.parameters()) if first else [], make_optimizer(method, config) if first else None
+        )
+        self.index, self.method = index, method
+        self.encoder = ExampleEncoder(base, task.spec, config.length)
+        self.objective = Objective(base, self.encoder.verbalizer)
+        self.validation = Validation(task, self.encoder, self.objective, config)
         # generation asks no decision; beside tasks that do, every position needs an entry
-        return [
-            replace(item, prompt=self.index, decisions=item.decisions or (0,) * len(item.positions)) for item in items
-        ]
+        self.loader = InMemoryLoader(
+            [
+                (replace(item, decisions=item.decisions or (0,) * len(item.positions)),)
+                for item in self.encoder.training_items(task.train)
+            ],
+            config,
+        )
+        self.best = self.candidate()
 
-    def distilled(self, hidden: Tensor, own: Batch) -> Tensor:
-        """Summed distance from the teacher at hidden states ``[N, H]`` of ``own``, this task's items of a batch."""
-        assert self.teacher is not None
+    def state(self) -> PromptState:
+        state: PromptState = self.method.state_of(self.index)
+        return state
+
+    def candidate(self) -> PromptState:
         with torch.no_grad():
-            taught = self.teacher.scored(own)
-        distance = (hidden.float() - taught.float()).square().mean(dim=1) / taught.float().var().clamp(min=1e-6)
-        if self.objective.verbalizer is None:
-            return distance.sum()
-        student = self.objective.decision_log_probabilities(hidden, own.decisions)
-        with torch.no_grad():
-            target = self.objective.decision_log_probabilities(taught, own.decisions)
-        return (distance + divergence(target, student)).sum()
-
-
-class _Run:
-    """The parameters of all tasks, as a checkpoint sees them."""
-
-    def __init__(self, base: FrozenLM, start: Tensor, config: TrainConfig, tasks: int) -> None:
-        unit = base.embedding_std if config.rate_unit == "embedding-std" else 1.0
-        self.method = MultitaskPrompt(start, unit, tasks).to(base.device)
-        self.optimizer = make_optimizer(self.method, config)
-        self.progress = _Joint(0, [Progress() for _ in range(tasks)])
-        self.best = [self.method.state_of(task).detached() for task in range(tasks)]
+            return self.state().detached()
 
     def tensors(self) -> dict[str, Tensor]:
-        kept = {f"method/{name}": tensor for name, tensor in self.method.state_dict().items()}
-        return kept | {f"best/{index}": state.tensor for index, state in enumerate(self.best)}
+        method = {f"method/{name}": tensor for name, tensor in self.method.state_dict().items()}
+        return {"best": self.best.tensor, **(method if self.index == 0 else {})}
 
     def restore(self, tensors: Mapping[str, Tensor], optimizer: dict[str, Any], progress: Mapping[str, Any]) -> None:
         device = self.method.theta.device
-        method = {
-            name.removeprefix("method/"): t.to(device) for name, t in tensors.items() if name.startswith("method/")
-        }
-        self.method.load_state_dict(method)
-        self.best = [PromptState.of_embeddings(tensors[f"best/{index}"].to(device)) for index in range(len(self.best))]
-        self.optimizer.load_state_dict(optimizer)
-        self.progress = _Joint(progress["step"], [Progress(**task) for task in progress["tasks"]])
+        kept = {name: tensor.to(device) for name, tensor in tensors.items()}
+        self.best = PromptState.of_embeddings(kept.pop("best"))
+        if kept:
+            self.method.load_state_dict({name.removeprefix("method/"): tensor for name, tensor in kept.items()})
+        super().restore(tensors, optimizer, progress)
+
+
+class MultitaskLosses:
+    """Each task's own loss, and the distance from its teacher where it has one."""
+
+    def __init__(
+        self, base: FrozenLM, learners: Sequence[TaskLearner], teachers: Mapping[str, PromptState], weight: float
+    ) -> None:
+        self._base, self._learners, self._weight = base, learners, weight
+        with torch.no_grad():
+            self._teachers = {name: make_prefix(base, state) for name, state in teachers.items()}
+
+    def count(self, items: Sequence[EncodedSequence]) -> int:
+        """What the mean loss of one task's items is over."""
+        return self._learners[items[0].prompt].objective.count(items)
+
+    def losses(self, forward: ForwardPass) -> Losses:
+        """Of a batch that holds items of several tasks."""
+        batch, hidden = forward.batch, forward.prefix.scored(forward.batch)
+        owner_of_target = batch.which[batch.row]
+        task = penalty = torch.zeros(len(batch.targets), device=hidden.device)
+        for place, owner in enumerate(forward.owners):
+            learner, mine = self._learners[owner], (owner_of_target == place).nonzero()[:, 0]
+            own_losses = learner.objective.losses_of(hidden[mine], batch.targets[mine], batch.decisions[mine])
+            task = task.index_copy(0, mine, own_losses)
+            teacher = self._teachers.get(learner.name)
+            if teacher is not None and self._weight:
+                items = [replace(item, prompt=0) for item in forward.items if item.prompt == owner]
+                own = collate(items, self._base.device)
+                distance = distance_from_teacher(learner.objective, teacher, hidden[mine], own)
+                penalty = penalty.index_copy(0, mine, self._weight * distance)
+        return Losses(task, penalty if self._teachers and self._weight else None)
+
+
+def distance_from_teacher(objective: Objective, teacher: Prefix, hidden: Tensor, own: Batch) -> Tensor:
+    """Distance ``[N]`` from the teacher at hidden states ``[N, H]`` of ``own``, one task's items of a batch."""
+    with torch.no_grad():
+        taught = teacher.scored(own)
+    distance = (hidden.float() - taught.float()).square().mean(dim=1) / taught.float().var().clamp(min=1e-6)
+    if objective.verbalizer is None:
+        return distance
+    student = objective.decision_log_probabilities(hidden, own.decisions)
+    with torch.no_grad():
+        target = objective.decision_log_probabilities(taught, own.decisions)
+    return distance + divergence(target, student)
 
 
 def train_multitask(
@@ -143,6 +157,8 @@ def train_multitask(
         TrainingError: the loss is no longer a number, or the checkpoint is of another run.
     """
     check_tasks(tasks, config, teachers or {}, distillation)
+    for task in tasks.values():
+        check_trainable(task)
     torch.manual_seed(config.seed)
     first = next(iter(tasks.values()))
     start = initialize(config.init, base, first.spec, config.length, config.seed, first.train)
@@ -151,70 +167,19 @@ def train_multitask(
             f"init '{config.init}' stands in front of BOS, as prompts learned elsewhere do, expected one behind it: "
             "learn on from it by train"
         )
-    students = [
-        _Student(base, index, task, config, (teachers or {}).get(name))
-        for index, (name, task) in enumerate(tasks.items())
+    unit = base.embedding_std if config.rate_unit == "embedding-std" else 1.0
+    method = MultitaskPrompt(start.tensor, unit, len(tasks)).to(base.device)
+    learners = [
+        TaskLearner(base, index, name, task, config, method) for index, (name, task) in enumerate(tasks.items())
     ]
-    for name, student in zip(tasks, students, strict=True):
-        for note in student.cut_notes:
-            callback.on_message(f"{name}: {note}")
-    run = _Run(base, start.tensor, config, len(students))
-    saved = checkpoint.load() if checkpoint is not None else None
-    if saved is not None:
-        run.restore(*saved.learner(0))
-        callback.on_message(f"resumed at step {run.progress.step}")
-    progress, first_step, seen, began = run.progress, run.progress.step, 0, time.perf_counter()
-    learned = sum(parameter.numel() for parameter in run.method.parameters())
-    with ExitStack() as stack:
-        stack.callback(callback.on_train_end)
-        callback.on_train_begin(progress.step, config.steps, learned, base.parameter_count)
-        compiling = CompiledRun(stack, base, config.compile, config.steps, callback.on_message)
-        while progress.step < config.steps:
-            compiling.before(progress.step)
-            step_began, rate = time.perf_counter(), config.learning_rate * rate_factor(progress.step, config)
-            batches = [student.batch(progress.step) for student in students]
-            with checkpoint_gradients(base, config.gradient_checkpointing):
-                losses = _accumulate_gradients(base, run.method, students, batches, config, distillation)
-            norm = float(nn.utils.clip_grad_norm_(run.method.parameters(), config.clip))
-            if not (math.isfinite(norm) and all(map(math.isfinite, losses))):
-                raise no_number("training loss", progress.step + 1, rate, config, checkpoint)
-            if checkpoint is not None and progress.step > first_step and progress.step % config.checkpoint_every == 0:
-                checkpoint.save([run])
-            for group in run.optimizer.param_groups:
-                group["lr"] = rate * group["factor"]
-            run.optimizer.step()
-            run.optimizer.zero_grad(set_to_none=True)
-            progress.step += 1
-            seen += sum(map(len, batches))
-            speed = sum(map(len, batches)) / (time.perf_counter() - step_began)
-            callback.on_step_end(progress.step, sum(losses) / len(losses), rate, speed)
-            for own, loss in zip(progress.tasks, losses, strict=True):
-                own.record_step(loss)
-            if progress.step % config.eval_every == 0 or progress.step == config.steps:
-                for name, student in zip(tasks, students, strict=True):
-                    if not _evaluate(run, name, student, callback):
-                        raise no_number(f"validation loss of '{name}'", progress.step, rate, config, checkpoint)
-                if checkpoint is not None and progress.step == config.steps:
-                    checkpoint.save([run])
-    seconds = time.perf_counter() - began
-    return {
-        name: TrainingResult(
-            run.best[student.index],
-            student.validation.metric,
-            own.best_value,
-            own.best_loss,
-            own.best_step,
-            progress.step,
-            tuple(own.history),
-            learned,
-            student.truncated,
-            seconds,
-            seen / seconds if seconds else 0.0,
-            own.alarmed,
-            own.failed,
-        )
-        for name, student, own in zip(tasks, students, progress.tasks, strict=True)
-    }
+    for learner in learners:
+        learner.partners = learners
+        for note in learner.encoder.cut_notes():
+            callback.on_message(f"{learner.name}: {note}")
+    losses = MultitaskLosses(base, learners, teachers or {}, distillation)
+    objective = TrainingObjective(losses.count, losses.losses)
+    pace = run_training(base, learners, objective, callback, checkpoint)
+    return {one.name: training_result(one, one.encoder.truncated, pace, learners[0].learned) for one in learners}
 
 
 def check_tasks(
@@ -231,45 +196,3 @@ def check_tasks(
         raise ConfigError("averaging is not available for multitask prompt tuning: leave it at 0")
     if not 0 <= distillation < math.inf:
         raise ConfigError(f"distillation must be 0 or more, got {distillation}")
-
-
-def _accumulate_gradients(
-    base: FrozenLM,
-    method: MultitaskPrompt,
-    students: list[_Student],
-    batches: list[list[EncodedSequence]],
-    config: TrainConfig,
-    distillation: float,
-) -> list[float]:
-    """Gradient of the sum of all tasks' losses; returns each task's mean task loss (nats), without distillation."""
-    counts = [student.objective.count(batch) for student, batch in zip(students, batches, strict=True)]
-    totals = [0.0] * len(students)
-    items = [item for batch in batches for item in batch]
-    for chunk, owners, prefix, batch in forward_passes(base, items, method.state_of, config):
-        hidden = prefix.scored(batch)
-        whole: list[Tensor] = []
-        for place, owner in enumerate(owners):
-            student, mine = students[owner], batch.which[batch.row] == place
-            losses = student.objective.losses_of(hidden[mine], batch.targets[mine], batch.decisions[mine])
-            totals[owner] += losses.sum().item() / counts[owner]
-            whole.append(losses.sum() / counts[owner])
-            if student.teacher is not None and distillation:
-                own = collate([replace(item, prompt=0) for item in chunk if item.prompt == owner], base.device)
-                whole.append(distillation * student.distilled(hidden[mine], own) / counts[owner])
-        torch.stack(whole).sum().backward()
-    return totals
-
-
-def _evaluate(run: _Run, name: str, student: _Student, callback: Callback) -> bool:
-    """Score one task on validation, keep its prompt if it is the best so far; whether its loss there is a number."""
-    own, step = run.progress.tasks[student.index], run.progress.step
-    with torch.no_grad():
-        candidate = run.method.state_of(student.index).detached()
-    value, loss = student.validation.score(candidate)
-    if not math.isfinite(loss):
-        return False
-    best = own.record_evaluation(step, value, loss, student.validation.error(value))
-    if best:
-        run.best[student.index] = candidate
-    callback.on_evaluate(step, f"{student.validation.metric} of {name}", value, loss, best)
-    return True

@@ -6,7 +6,7 @@ distillation has another, the distributions of a teacher (distillation_loss.py).
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, TypeVar
+from typing import NamedTuple, TypeVar
 
 from torch import Tensor
 
@@ -17,26 +17,33 @@ from softprompt.inference.scoring import Objective
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.inline_prefix import Scored
 from softprompt.prompts.state import PromptState
-from softprompt.training.data_loader import DataLoader, FeedOf, InMemoryLoader, StreamingLoader
+from softprompt.training.data_loader import DataLoader, InMemoryLoader, StreamingLoader
 from softprompt.training.learner import ReferenceLoss
-from softprompt.training.validation import Validation
+from softprompt.training.validation import Validation, Validator
 
 Made = TypeVar("Made")
 
 
-class Validator(Protocol):
-    """How a prompt does on what was held out."""
+@dataclass(frozen=True)
+class ForwardPass:
+    """One of the passes that a step takes through the model.
 
-    @property
-    def metric(self) -> str: ...
+    Attributes:
+        items: what is read.
+        owners: the learners whose prompts stand in front; ``batch.which`` counts these.
+    """
 
-    def score(self, state: PromptState | None) -> tuple[float, float]:
-        """The metric, more being better, and the loss (nats)."""
-        ...
+    items: list[EncodedSequence]
+    owners: list[int]
+    prefix: Scored
+    batch: Batch
 
-    def error(self, value: float) -> float:
-        """Values of the metric that are no further apart cannot be told apart: the loss decides between them."""
-        ...
+
+class Losses(NamedTuple):
+    """The loss ``[N]`` (nats) at each scored position, and what is added to it while learning, but not reported."""
+
+    task: Tensor
+    penalty: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -44,28 +51,28 @@ class TrainingObjective:
     """What a run learns from; prompts of different lengths may cut texts differently.
 
     Attributes:
+        count: what the mean loss of the items of whole examples is over.
+        losses: of a forward pass.
         encoders: what turned the texts into items, for each prompt length.
         examples: for each length the items of each training example.
         validations: for each length.
-        count: what the mean loss of the items of whole examples is over.
-        losses: the loss ``[N]`` (nats) at each scored position of a batch behind a prefix.
-        bar: the loss of having learned nothing; ``None``: that of the task's label frequencies.
+        reference: the loss of having learned nothing; ``None``: that of the task's label frequencies.
         starts: what a prompt of each length begins as with ``init='teacher'``.
         scores_start: whether the start is scored as steps are: it may be the best there is.
         streamed: gives the examples where they are not all in memory; ``examples`` has none then.
     """
 
-    encoders: Mapping[int, ExampleEncoder]
-    examples: Mapping[int, Sequence[Sequence[EncodedSequence]]]
-    validations: Mapping[int, Validator]
     count: Callable[[Sequence[EncodedSequence]], int]
-    losses: Callable[[Scored, Batch], Tensor]
-    bar: ReferenceLoss | None = None
+    losses: Callable[[ForwardPass], Losses]
+    encoders: Mapping[int, ExampleEncoder] = field(default_factory=dict)
+    examples: Mapping[int, Sequence[Sequence[EncodedSequence]]] = field(default_factory=dict)
+    validations: Mapping[int, Validator] = field(default_factory=dict)
+    reference: ReferenceLoss | None = None
     starts: Mapping[int, PromptState] = field(default_factory=dict)
     scores_start: bool = False
-    streamed: FeedOf | None = None
+    streamed: Callable[[TrainConfig], DataLoader] | None = None
 
-    def feed(self, config: TrainConfig) -> DataLoader:
+    def loader(self, config: TrainConfig) -> DataLoader:
         """What a prompt with these settings learns from."""
         return InMemoryLoader(self.examples[config.length], config) if self.streamed is None else self.streamed(config)
 
@@ -77,12 +84,12 @@ def labels(base: FrozenLM, task: Task, configs: Iterable[TrainConfig]) -> Traini
     objective = Objective(base, next(iter(by_length.values())).verbalizer)
     stream = task.splits.stream
     return TrainingObjective(
+        objective.count,
+        lambda step: Losses(objective.losses(step.prefix, step.batch)),
         by_length,
         shared(by_length, lambda one: [(item,) for item in one.training_items(() if stream else task.train)]),
         # tokenised, and counted where cut, once
         shared(by_length, lambda one: Validation(task, one, objective, configs[0])),
-        objective.count,
-        objective.losses,
         streamed=None if stream is None else lambda config: StreamingLoader(stream, by_length[config.length], config),
     )
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -18,6 +19,21 @@ from softprompt.prompts.prefix import Prefix, make_prefix
 from softprompt.prompts.state import PromptState
 
 LOSS_ITSELF = "negative loss"  # the metric's name where the step is chosen by the loss
+
+
+class Validator(Protocol):
+    """How a prompt does on what was held out."""
+
+    @property
+    def metric(self) -> str: ...
+
+    def score(self, state: PromptState | None) -> tuple[float, float]:
+        """The metric, more being better, and the loss (nats)."""
+        ...
+
+    def error(self, value: float) -> float:
+        """Values of the metric that are no further apart cannot be told apart: the loss decides between them."""
+        ...
 
 
 class Validation:

@@ -25,7 +25,7 @@ from softprompt.prompts.state import PromptState
 from softprompt.store.prompt_loading import load_prompt
 from softprompt.training.fit import fit
 from softprompt.training.fit_multitask import fit_multitask
-from softprompt.training.learner import Learner
+from softprompt.training.learner import PromptLearner
 from softprompt.utils.seals import unseal
 
 peft = pytest.importorskip("peft")
@@ -219,7 +219,7 @@ class TestImport:
         before = replace(learned("llama", kind), states=(replace(learned("llama", kind).state, behind_bos=False),))
         before.save(tmp_path / "before")
         config = TrainConfig.build(method=method, length=5, init=f"prompt:{tmp_path / 'before'}", steps=2)
-        learner = Learner(base, task, config)
+        learner = PromptLearner(base, task, config)
         ids = text_ids(base)
         torch.testing.assert_close(our_logits(base, learner.best, ids), our_logits(base, before.state, ids), **CLOSE)
         learner.restore(learner.tensors(), learner.optimizer.state_dict(), asdict(learner.progress))

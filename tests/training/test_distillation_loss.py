@@ -125,17 +125,17 @@ def test_labels_next_to_impossible_still_have_their_ratios() -> None:
 def test_the_bar_is_what_the_best_constant_answer_reaches() -> None:
     base, spec = tiny_base("llama"), spec_of(LABELS["one choice"])
     answer = LabelAnswers(torch.tensor([[0.7, 0.2, 0.1], [0.1, 0.1, 0.8], [0.2, 0.6, 0.2]]).log())
-    bar = LabelTargets(Objective(base, ExampleEncoder(base, spec, 0).verbalizer), answer, 1.0).bar
+    reference = LabelTargets(Objective(base, ExampleEncoder(base, spec, 0).verbalizer), answer, 1.0).reference
     probabilities = answer.log_probabilities.exp()
 
     def reached(constant: Tensor) -> float:
         return float((probabilities * (probabilities / constant).log()).sum(dim=1).mean())
 
-    assert bar.loss == pytest.approx(reached(probabilities.mean(dim=0)), abs=1e-6)
+    assert reference.loss == pytest.approx(reached(probabilities.mean(dim=0)), abs=1e-6)
     for seed in range(20):
         other = torch.rand(3, generator=torch.Generator().manual_seed(seed))
-        assert bar.loss is not None
-        assert bar.loss <= reached(other / other.sum()) + 1e-6
+        assert reference.loss is not None
+        assert reference.loss <= reached(other / other.sum()) + 1e-6
 
 
 def all_logits(base: FrozenLM, prompt: PromptState, text: Sequence[int], told: Sequence[int]) -> Tensor:

@@ -25,8 +25,9 @@ from softprompt.training.checkpoint import Checkpoint
 from softprompt.training.data_loader import BatchSampler
 from softprompt.training.fit import fit
 from softprompt.training.initialization import initialize
-from softprompt.training.learner import Learner, rate_factor
+from softprompt.training.learner import PromptLearner
 from softprompt.training.loop import TrainingResult, train
+from softprompt.training.optimization import rate_factor
 
 
 @pytest.fixture(scope="module")
@@ -434,7 +435,7 @@ class TestCheckpoint:
         assert [path.name for path in tmp_path.iterdir()] == ["p"]
 
     def test_restart_keeps_the_old_run_until_there_is_something_better(self, base: FrozenLM, tmp_path: Path) -> None:
-        learner = Learner(base, reviews_task(), TrainConfig.build(**FAST))
+        learner = PromptLearner(base, reviews_task(), TrainConfig.build(**FAST))
         old = Checkpoint(tmp_path / "p.run", {"a": 1})
         learner.progress.step = 3
         old.save([learner])

@@ -9,19 +9,22 @@ from helpers.tiny_models import save_tiny, tiny_base
 
 from softprompt.config import TrainConfig
 from softprompt.data.encoding.batching import collate
+from softprompt.data.encoding.encoder import ExampleEncoder
 from softprompt.data.examples import Example
 from softprompt.data.splits import Splits
 from softprompt.data.task import Task
 from softprompt.errors import ConfigError, TrainingError
+from softprompt.inference.scoring import Objective
+from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.methods.multitask_prompt_tuning import FACTOR_RATE, MultitaskPrompt
 from softprompt.prompts.prefix import make_prefix
 from softprompt.prompts.state import PromptState
 from softprompt.store.prompt_loading import load_prompt
 from softprompt.training.checkpoint import Checkpoint
 from softprompt.training.fit_multitask import fit_multitask
-from softprompt.training.learner import make_optimizer
 from softprompt.training.loop import train
-from softprompt.training.multitask import _Student, train_multitask
+from softprompt.training.multitask import distance_from_teacher, train_multitask
+from softprompt.training.optimization import make_optimizer
 
 CONFIG = TrainConfig(**FAST)
 
@@ -41,6 +44,15 @@ def flipped() -> Task:
 
 def tasks() -> dict[str, Task]:
     return {"a": reviews_task(), "b": flipped(), "words": Task.generation(answers(), template="{{ text }}:")}
+
+
+def distance(base: FrozenLM, task: Task, teacher: PromptState, student: PromptState, count: int) -> float:
+    """Summed over the scored positions of the first ``count`` training examples."""
+    encoder = ExampleEncoder(base, task.spec, CONFIG.length)
+    batch = collate(encoder.training_items(task.train)[:count], base.device)
+    hidden = make_prefix(base, student).hidden(batch.input_ids, batch.mask)[batch.row, batch.column]
+    objective = Objective(base, encoder.verbalizer)
+    return float(distance_from_teacher(objective, make_prefix(base, teacher), hidden, batch).sum())
 
 
 class TestParametrisation:
@@ -128,15 +140,8 @@ class TestTeachers:
         teacher = PromptState.of_embeddings(torch.randn(4, 32, generator=torch.Generator().manual_seed(1)))
         other = PromptState.of_embeddings(torch.randn(4, 32, generator=torch.Generator().manual_seed(2)))
         for name, task in tasks().items():
-            student = _Student(base, 0, task, CONFIG, teacher)
-            batch = collate(student.batch(0), base.device)
-
-            def distance(state: PromptState, student: _Student = student, batch: object = batch) -> float:
-                hidden = make_prefix(base, state).hidden(batch.input_ids, batch.mask)[batch.row, batch.column]  # type: ignore[attr-defined]
-                return float(student.distilled(hidden, batch))  # type: ignore[arg-type]
-
-            assert distance(teacher) == pytest.approx(0, abs=1e-4), name
-            assert distance(other) > 0.1, name
+            assert distance(base, task, teacher, teacher, 8) == pytest.approx(0, abs=1e-4), name
+            assert distance(base, task, teacher, other, 8) > 0.1, name
 
     def test_students_come_nearer_to_their_teacher(self) -> None:
         base, task = tiny_base("gemma3"), reviews_task()
@@ -146,11 +151,7 @@ class TestTeachers:
             two = {"a": task, "b": flipped()}
             config = CONFIG.model_copy(update={"steps": 40})
             learned = train_multitask(base, two, config, Recorder(), teachers={"a": teacher}, distillation=weight)
-            student = _Student(base, 0, task, CONFIG, teacher)
-            batch = collate(student.items[:32], base.device)
-            prefix = make_prefix(base, learned["a"].state)
-            hidden = prefix.hidden(batch.input_ids, batch.mask)[batch.row, batch.column]
-            distances[weight] = float(student.distilled(hidden, batch))
+            distances[weight] = distance(base, task, teacher, learned["a"].state, 32)
         assert distances[5.0] < 0.8 * distances[0.0]
 
 

@@ -1,12 +1,9 @@
-"""The training loop of methods that change what a model computes (LoRA, full fine-tuning).
+"""What learns in methods that change what a model computes (LoRA, full fine-tuning), for the loop of prompts.
 
-It differs from train.py's in what learns; batches, objective, schedule, clipping and the choice of the best evaluation
-are the same. BOS is computed once a step and shared, with gradient, as a prompt would be; dropout is off, as there.
-Weights that are kept in 16 bits learn through a copy in float32 (Micikevicius et al. 2018), of which the model gets the
-rounded values: small steps add up, and what is evaluated is what will be served.
+BOS is computed in each pass and shared, with gradient, as a prompt would be; dropout is off, as there. Weights that are
+kept in 16 bits learn through a copy in float32 (Micikevicius et al. 2018), of which the model gets the rounded values.
 """
 
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
@@ -19,18 +16,19 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from softprompt.config import Settings, TrainConfig
-from softprompt.data.encoding.batching import batch_by_token_budget, collate
 from softprompt.data.encoding.encoder import EncodedSequence, ExampleEncoder
 from softprompt.data.task import Task
-from softprompt.errors import TrainingError
 from softprompt.experiments.baselines.fitted_baseline import FittedBaseline
 from softprompt.inference.predictor import Answers
 from softprompt.inference.scoring import Objective
 from softprompt.models.frozen_lm import FrozenLM
-from softprompt.prompts.prefix import make_prefix
-from softprompt.training.callbacks import Callback
-from softprompt.training.data_loader import BatchSampler
-from softprompt.training.learner import Progress, rate_factor
+from softprompt.prompts.state import PromptState
+from softprompt.training.callbacks import Callback, StepTimer
+from softprompt.training.data_loader import InMemoryLoader
+from softprompt.training.learner import Learner
+from softprompt.training.loop import run_training
+from softprompt.training.optimization import rate_factor
+from softprompt.training.training_objective import Losses, TrainingObjective
 from softprompt.training.validation import Validation
 
 
@@ -59,9 +57,10 @@ class FinetuningConfig(Settings):
     max_length: int | None = Field(None, ge=8, description="tokens of template and text, at most (default: the task's)")
     seed: int = _as_for_prompts("seed")
 
-    def for_prompts(self) -> TrainConfig:
-        """The settings that prompts have too."""
-        return TrainConfig(**self.model_dump(exclude={"learning_rate", "seconds", "max_length"}))
+    def for_prompts(self, **more: Any) -> TrainConfig:
+        """The settings that prompts have too; nothing of the model's own layers is compiled while they learn."""
+        shared = self.model_dump(exclude={"learning_rate", "seconds", "max_length"})
+        return TrainConfig(**shared, **more, compile="never")
 
 
 @dataclass(frozen=True)
@@ -137,6 +136,96 @@ class _Masters:
                 weight.copy_(value)
 
 
+class WeightsLearner(Learner):
+    """Weights of a model that learn a task, within a time if one is given."""
+
+    changes_base = True
+
+    def __init__(
+        self,
+        model: FrozenLM,
+        task: Task,
+        config: TrainConfig,
+        weights: Sequence[nn.Parameter],
+        *,
+        seconds: float | None,
+        began: float,
+    ) -> None:
+        """``seconds`` run from ``began``."""
+        self.encoder = ExampleEncoder(model, task.spec, 0)
+        self.objective = Objective(model, self.encoder.verbalizer)
+        items = self.encoder.training_items(task.train)
+        self.loader = InMemoryLoader([(item,) for item in items], config)
+        self.validation = Validation(task, self.encoder, self.objective, config)
+        self.weights = weights
+        for weight in weights:
+            weight.requires_grad_(True)
+        self._masters = _Masters(weights, {} if config.weight_decay else _touched(model, self.objective, items))
+        self._seconds, self._began, self._spent, self._place = seconds, began, False, 0
+        self.best_weights: list[Tensor] = []
+        values, rate, decay = self._masters.values, config.learning_rate, config.weight_decay
+        fused = model.device.type in ("cpu", "cuda")
+        optimizer = torch.optim.AdamW(values, lr=rate, weight_decay=decay, fused=fused)
+        for group in optimizer.param_groups:
+            group["factor"] = 1.0
+        super().__init__("", config, values, optimizer)
+
+    @property
+    def learned(self) -> int:
+        return sum(weight.numel() for weight in self.weights)
+
+    @property
+    def rate(self) -> float:
+        return self.config.learning_rate * rate_factor(self._place, self.config)
+
+    @property
+    def done(self) -> bool:
+        return self._spent or super().done
+
+    @property
+    def advice(self) -> str:
+        return f"a lower peak rate ({self.config.learning_rate / 10:.2g})"
+
+    def token_budget(self, *, on_cpu: bool) -> int:
+        return self.config.token_budget
+
+    def next_batch(self, step: int) -> list[Sequence[EncodedSequence]]:
+        used = 0.0 if self._seconds is None else (time.perf_counter() - self._began) / self._seconds
+        # with a time budget the schedule follows whichever is further
+        self._place = max(step, min(self.config.steps - 1, int(used * self.config.steps)))
+        return super().next_batch(step)
+
+    def state(self) -> None:
+        return None
+
+    def candidate(self) -> None:
+        return None
+
+    def keep(self, candidate: PromptState | None) -> None:
+        self.best_weights = [weight.detach().to("cpu", copy=True) for weight in self.weights]
+
+    def collect_gradients(self) -> None:
+        self._masters.take_gradients()
+
+    def update(self) -> None:
+        super().update()
+        self._masters.give_values()
+
+    def is_last(self, step: int) -> bool:
+        self._spent = self._seconds is not None and time.perf_counter() - self._began >= self._seconds
+        return self._spent or super().is_last(step)
+
+    def ending(self) -> str | None:
+        if self._spent and self.progress.step < self.config.steps:
+            return f"the time budget of {self._seconds:g} s ended the run at step {self.progress.step}"
+        return super().ending()
+
+    def restore_best(self) -> None:
+        """Have the model as it was at its best evaluation, and frozen."""
+        for weight, kept in zip(self.weights, self.best_weights, strict=True):
+            weight.requires_grad_(False).copy_(kept)
+
+
 def finetune(
     model: FrozenLM,
     task: Task,
@@ -157,68 +246,27 @@ def finetune(
         DataError, TemplateError: the data cannot be used.
         TrainingError: the loss is no longer a number.
     """
-    shared, rate = config.for_prompts(), config.learning_rate or default_rate
-    encoder = ExampleEncoder(model, task.spec, 0)
-    objective = Objective(model, encoder.verbalizer)
-    items = encoder.training_items(task.train)
-    validation = Validation(task, encoder, objective, shared)
-    for note in encoder.cut_notes():
-        callback.on_message(note)
-    order = BatchSampler([len(item.ids) for item in items], shared)
-    for weight in weights:
-        weight.requires_grad_(True)
-    masters = _Masters(weights, {} if config.weight_decay else _touched(model, objective, items))
-    optimizer = torch.optim.AdamW(
-        masters.values, lr=rate, weight_decay=config.weight_decay, fused=model.device.type in ("cpu", "cuda")
+    rate = config.learning_rate or default_rate
+    learner = WeightsLearner(
+        model, task, config.for_prompts(learning_rate=rate), weights, seconds=config.seconds, began=began
     )
-    progress, curve = Progress(), list[dict[str, float]]()
-    best: list[Tensor] = []
-    learned = sum(weight.numel() for weight in weights)
-    try:
-        callback.on_train_begin(0, config.steps, learned, model.parameter_count - learned)
-        while not progress.stopped_early and progress.step < config.steps:
-            step_began = time.perf_counter()
-            batch = [items[index] for index in order.batch(progress.step)]
-            loss = _accumulate_gradients(model, objective, batch, masters, config.token_budget)
-            norm = float(nn.utils.clip_grad_norm_(masters.values, config.clip))
-            used = 0.0 if config.seconds is None else (step_began - began) / config.seconds
-            # with a time budget the schedule follows whichever is further
-            place = max(progress.step, min(config.steps - 1, int(used * config.steps)))
-            now = rate * rate_factor(place, shared)
-            if not (math.isfinite(loss) and math.isfinite(norm)):
-                raise _no_number("training loss", progress.step + 1, now, rate)
-            for group in optimizer.param_groups:
-                group["lr"] = now
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            masters.give_values()
-            progress.step += 1
-            progress.record_step(loss)
-            callback.on_step_end(progress.step, loss, now, len(batch) / (time.perf_counter() - step_began))
-            spent = config.seconds is not None and time.perf_counter() - began >= config.seconds
-            last = spent or progress.step == config.steps
-            if last or progress.step % config.eval_every == 0:
-                value, validation_loss = validation.score(None)
-                if not math.isfinite(validation_loss):
-                    raise _no_number("validation loss", progress.step, now, rate)
-                error = validation.error(value)
-                improved = progress.record_evaluation(progress.step, value, validation_loss, error, config.patience)
-                seconds = time.perf_counter() - began
-                curve.append({"step": progress.step, "seconds": seconds, "value": value, "loss": validation_loss})
-                callback.on_evaluate(progress.step, validation.metric, value, validation_loss, improved)
-                if improved:
-                    best = [weight.detach().to("cpu", copy=True) for weight in weights]
-                if spent and progress.step < config.steps:
-                    callback.on_message(
-                        f"the time budget of {config.seconds:g} s ended the run at step {progress.step}"
-                    )
-                elif progress.stopped_early and not last:
-                    callback.on_message(f"stopped at step {progress.step}: no better since step {progress.best_step}")
-                progress.stopped_early |= last
-    finally:
-        callback.on_train_end()
-    for weight, kept in zip(weights, best, strict=True):
-        weight.requires_grad_(False).copy_(kept)
+    for note in learner.encoder.cut_notes():
+        callback.on_message(note)
+    timer, prepared = StepTimer(callback, None), time.perf_counter() - began
+    losses = learner.objective.losses
+    objective = TrainingObjective(learner.objective.count, lambda step: Losses(losses(step.prefix, step.batch)))
+    run_training(model, [learner], objective, timer)
+    learner.restore_best()
+    progress = learner.progress
+    curve = tuple(
+        {
+            "step": int(point["step"]),
+            "seconds": prepared + timer.at(int(point["step"])),
+            "value": point["value"],
+            "loss": point["validation_loss"],
+        }
+        for point in progress.history
+    )
     settings = {
         **config.model_dump(exclude_none=True),
         "learning_rate": rate,
@@ -226,7 +274,7 @@ def finetune(
         "best_step": progress.best_step,
     }
     seconds = time.perf_counter() - began
-    return FinetuningResult(learned, progress.best_value, progress.best_loss, seconds, tuple(curve), settings)
+    return FinetuningResult(learner.learned, progress.best_value, progress.best_loss, seconds, curve, settings)
 
 
 def limited(task: Task, config: FinetuningConfig) -> Task:
@@ -244,24 +292,3 @@ def _touched(model: FrozenLM, objective: Objective, items: Sequence[EncodedSeque
     outgoing = model.model.get_output_embeddings().weight
     used = {incoming: read | scored} if incoming is outgoing else {incoming: read, outgoing: scored}
     return {weight: torch.tensor(sorted(rows), device=weight.device) for weight, rows in used.items()}
-
-
-def _accumulate_gradients(
-    model: FrozenLM, objective: Objective, items: Sequence[EncodedSequence], masters: _Masters, token_budget: int
-) -> float:
-    """Gradient of the mean loss over the items, however many passes that takes; returns the mean (nats)."""
-    count, total = objective.count(items), 0.0
-    for chunk in batch_by_token_budget(items, token_budget):
-        prefix = make_prefix(model, None)
-        loss = objective.losses(prefix, collate(chunk, model.device)).sum() / count
-        loss.backward()
-        masters.take_gradients()
-        total += loss.item()
-    return total
-
-
-def _no_number(what: str, step: int, now: float, rate: float) -> TrainingError:
-    return TrainingError(
-        f"the {what} is not a number at step {step} (rate {now:.2g}): start again with a lower peak rate "
-        f"({rate / 10:.2g}), or with --dtype float32"
-    )

@@ -30,7 +30,7 @@ from softprompt.prompts.prefix import Prefix, make_prefix
 from softprompt.prompts.state import PromptState
 from softprompt.training.distillation.teacher import Answers, Completions, LabelAnswers
 from softprompt.training.learner import ReferenceLoss
-from softprompt.training.training_objective import TrainingObjective, encoders, shared
+from softprompt.training.training_objective import Losses, TrainingObjective, encoders, shared
 
 ENOUGH = 0.01  # nats of divergence, below which no run is said not to learn
 
@@ -69,7 +69,7 @@ class LabelTargets:
         return divergence(self.plain, student), alike, torch.ones_like(alike)
 
     @property
-    def bar(self) -> ReferenceLoss:
+    def reference(self) -> ReferenceLoss:
         """The divergence of the best constant answer: how often the teacher gives each label, whatever the input."""
         mean = self.tempered.logsumexp(dim=0, keepdim=True) - math.log(len(self.tempered))
         loss = self._temperature**2 * float(divergence(self.tempered, mean.expand_as(self.tempered)).mean())
@@ -114,7 +114,7 @@ class TokenTargets:
         return sums[0] / counts, sums[1] / counts, counts
 
     @property
-    def bar(self) -> ReferenceLoss:
+    def reference(self) -> ReferenceLoss:
         """That of the first steps: what a constant answer would be is not known."""
         return ReferenceLoss(None, enough=ENOUGH, look=LOOK)
 
@@ -164,12 +164,12 @@ def distillation_objective(
     objective = Objective(base, next(iter(by_length.values())).verbalizer)
     learned, held = (targets_of(objective, answers[split], temperature) for split in ("train", "validation"))
     return TrainingObjective(
+        learned.count,
+        lambda step: Losses(learned.losses(step.prefix, step.batch)),
         by_length,
         shared(by_length, lambda one: learned.items(one, task.train)),
         shared(by_length, lambda one: Fidelity(base, held, held.items(one, task.validation))),
-        learned.count,
-        learned.losses,
-        learned.bar,
+        learned.reference,
         starts,
         scores_start=True,
     )
