@@ -185,8 +185,7 @@ def run_training(
             for learner, _ in good:
                 learner.update()
             step += 1
-            examples = sum(map(len, batches))
-            seen += examples
+            seen += (examples := sum(map(len, batches)))
             speed = examples / (time.perf_counter() - step_began)
             callback.on_step_end(step, sum(loss for _, loss in good) / max(len(good), 1), rate, speed)
             for learner, loss in good:
