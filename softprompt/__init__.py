@@ -32,8 +32,7 @@ if TYPE_CHECKING:
     from softprompt.store.version_store import Store
     from softprompt.training.distillation.distill import Distillation, distill, distill_together
     from softprompt.training.distillation.teacher import Teacher
-    from softprompt.training.fit import fit, fit_together
-    from softprompt.training.fit_multitask import fit_multitask
+    from softprompt.training.fit import fit
 
 __version__ = "0.1.0"
 
@@ -63,8 +62,6 @@ _HOME = {
     "distill_together": "training.distillation.distill",
     "evaluate": "inference.evaluation",
     "fit": "training.fit",
-    "fit_multitask": "training.fit_multitask",
-    "fit_together": "training.fit",
     "load": "models.loading",
     "load_prompt": "store.prompt_loading",
     "population": "config",
@@ -98,8 +95,6 @@ __all__ = [
     "distill_together",
     "evaluate",
     "fit",
-    "fit_multitask",
-    "fit_together",
     "load",
     "load_prompt",
     "population",

@@ -2,7 +2,7 @@
 
 import math
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -11,6 +11,9 @@ from softprompt.utils.safe_io import TEXT_LIMIT, read_file
 
 MOST_TOGETHER = 1000  # prompts that learn together
 MOST = 10**9  # of any number that has no narrower bound of its own
+
+# of the learning rate behind the warm-up; all but cosine are those of transformers (training/optimization.py)
+Schedule: TypeAlias = Literal["cosine", "constant", "linear", "polynomial", "inverse_sqrt", "warmup_stable_decay"]
 
 
 class Settings(BaseModel):
@@ -80,7 +83,7 @@ class TrainConfig(Settings):
     rate_unit: Literal["embedding-std", "raw"] = Field(
         "embedding-std", description="learn in standard deviations of the token embeddings, or in raw values"
     )
-    schedule: Literal["cosine", "constant"] = Field("cosine", description="of the rate after warm-up")
+    schedule: Schedule = Field("cosine", description="of the rate after warm-up")
     warmup: float = Field(0.05, ge=0, lt=1, description="linear warm-up, fraction of steps")
     weight_decay: float = Field(0.0, ge=0, description="decoupled decay of the learned values per unit of rate")
     shuffle_buffer: int = Field(4096, ge=1, description="streamed examples in memory, shuffled among each other")

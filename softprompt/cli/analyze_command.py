@@ -31,7 +31,7 @@ from softprompt.store.prompt_loading import load_prompt, pinned
 from softprompt.store.prompt_sources import FolderSource, StoreSource
 from softprompt.store.similarity import Similar, rank_similar
 from softprompt.store.version_store import saved_files
-from softprompt.training.fit import with_metrics
+from softprompt.training.training_run import with_metrics
 from softprompt.utils.files import check_free
 
 DRIFT = 3  # exit code: 1 is a failure of ours, 2 a mistake in what was given

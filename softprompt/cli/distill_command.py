@@ -16,10 +16,10 @@ from softprompt.report.pages.distillation_text import distill_lines
 from softprompt.store.prompt_loading import load_prompt
 from softprompt.training.distillation.distill import check_init, distill_together, of_lengths
 from softprompt.training.distillation.teacher import Teacher, read_text
-from softprompt.training.fit import check_out
 from softprompt.training.initialization import check_init as check_start
 from softprompt.training.initialization import check_init_fits
 from softprompt.training.loop import check_there
+from softprompt.training.training_run import check_out
 
 
 def run_distill(

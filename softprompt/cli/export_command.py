@@ -12,7 +12,7 @@ from softprompt.errors import ConfigError
 from softprompt.export.export_formats import FORMATS, Export, Format, imported
 from softprompt.report.pages.training_text import imported_lines
 from softprompt.store.prompt_loading import load_prompt
-from softprompt.training.fit import with_metrics
+from softprompt.training.training_run import with_metrics
 from softprompt.utils.files import check_free
 
 

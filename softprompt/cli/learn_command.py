@@ -20,11 +20,11 @@ from softprompt.models.fingerprint import Outline
 from softprompt.prompts.methods.method_registry import check_method
 from softprompt.report.pages.training_text import demo_lines, training_lines
 from softprompt.store.prompt_loading import load_prompt
-from softprompt.training.fit import check_out, fit_together
-from softprompt.training.fit_multitask import check_names, fit_multitask
+from softprompt.training.fit import fit
 from softprompt.training.initialization import check_init, check_init_base, check_init_fits
 from softprompt.training.loop import check_together, check_trainable
-from softprompt.training.multitask import check_tasks
+from softprompt.training.multitask import check_names, check_tasks
+from softprompt.training.training_run import check_out
 from softprompt.utils.files import check_free
 
 
@@ -88,10 +88,10 @@ def run_train(
     for member in members.values():
         check_init_fits(member.init, task.spec)
     base = load_base(model_name, model, partial(check_init_base, [member.init for member in members.values()]))
-    prompt = fit_together(
+    prompt = fit(
         base,
         task,
-        members,
+        config=members,
         ensemble=ensemble,
         out=out,
         callback=callback,
@@ -145,7 +145,7 @@ def run_multitask(
             teacher.check_base(base)
 
     base = load_base(model_name, model, check)
-    prompts = fit_multitask(
+    prompts = fit(
         base,
         read,
         out=out,

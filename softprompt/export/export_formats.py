@@ -13,7 +13,7 @@ from softprompt.export.virtual_tokens import check_kinds
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.saved_prompt import Prompt
 from softprompt.prompts.state import PromptState
-from softprompt.training.fit import library_versions
+from softprompt.training.training_run import library_versions
 from softprompt.utils.messages import map_read_errors
 
 

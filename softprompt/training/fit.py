@@ -1,153 +1,227 @@
 """fit: data and base model in, a learned and evaluated prompt out."""
 
-import json
-import platform
-import sys
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import Any, TypeAlias, overload
 
 from softprompt.config import TrainConfig
-from softprompt.data.encoding.encoder import ExampleEncoder
-from softprompt.data.examples import Example
-from softprompt.data.split_assignment import Subsample
 from softprompt.data.task import Task
-from softprompt.errors import ConfigError, OutputError, SoftpromptError
-from softprompt.inference.evaluation import score_sample
-from softprompt.inference.generation import ANSWER_ROOM, room_for
-from softprompt.inference.predictor import Prediction, Predictor
-from softprompt.models.distributed import ALONE, Processes
+from softprompt.errors import ConfigError
+from softprompt.models.distributed import Processes
 from softprompt.models.frozen_lm import FrozenLM
-from softprompt.models.kernels.compilation import compiles
 from softprompt.prompts.methods.method_registry import METHODS
 from softprompt.prompts.saved_prompt import LONGEST_EXAMPLE, Prompt
-from softprompt.store.input_profile import PROFILE_FILE
-from softprompt.store.learned_rows import ROWS_FILE, LearnedRows, read_learned
+from softprompt.prompts.state import PromptState
 from softprompt.store.prompt_loading import pinned
 from softprompt.training.callbacks import Callback
 from softprompt.training.checkpoint import Checkpoint
-from softprompt.training.input_profiling import profile_of
 from softprompt.training.loop import TrainingResult, train_together
-from softprompt.utils.files import check_free, expand_user
+from softprompt.training.multitask import check_names, train_multitask
+from softprompt.training.training_run import (
+    announce,
+    best_prompt,
+    finish,
+    limited,
+    open_run,
+    roomy,
+    say_sampled,
+    with_metrics,
+)
+from softprompt.utils.files import expand_user
 
-# examples of a split scored at the end of a run: generation takes seconds where classification takes milliseconds
-TEST_LIMIT = {"classification": 5000, "generation": 100}
+METHOD = "multitask"
+
+
+@overload
+def fit(base: FrozenLM, task: Task, **options: Any) -> Prompt: ...
+
+
+@overload
+def fit(base: FrozenLM, task: Mapping[str, Task], **options: Any) -> dict[str, Prompt]: ...
 
 
 def fit(
     base: FrozenLM,
-    task: Task,
+    task: Task | Mapping[str, Task],
     *,
     out: str | Path | None = None,
-    config: TrainConfig | None = None,
+    config: TrainConfig | Mapping[str, TrainConfig] | None = None,
     callback: Callback | None = None,
     resume: bool = False,
     restart: bool = False,
     evaluate_test: bool = True,
+    ensemble: bool = False,
     example: str | None = None,
+    teachers: Mapping[str, Prompt] | None = None,
+    distillation: float = 0.9,
     **settings: Any,
-) -> Prompt:
+) -> Prompt | dict[str, Prompt]:
     """Learn a prompt for ``task`` on ``base``; evaluate it on validation and test.
 
     Args:
+        task: a task; or several, which learn together (Wang et al. 2023; see ``train_multitask``), each by a name of
+            letters, digits, ``.``, ``_`` and ``-``, which is also its prompt's folder within ``out``.
         out: folder to save to. The unfinished run is kept beside it, in ``OUT.run``, so that it can be resumed.
-        config: the settings; or give single ones by name (``length=20``, ``steps=300``, ``init="labels"``, ...).
+        config: the settings; or single ones by name (``length=20``, ``steps=300``, ``init="labels"``, ...). Several,
+            by the name each is reported under (see ``population``), learn one task in the same forward passes; the best
+            on validation is given, and what each reached is under ``training["population"]``. Of several tasks, the
+            method and its options play no role.
         callback: is told of the run (see ``callbacks.py``).
         resume: go on with the unfinished run of ``out``, to the same bytes.
         restart: throw the unfinished run of ``out`` away.
         evaluate_test: score the test split once at the end, if there is one.
+        ensemble: give the prompts of several settings as one that answers by vote, instead of the best.
         example: a text, saved with the prompt, that the page of a server offers to begin with.
+        teachers: of several tasks, prompts saved for single ones to learn from, by the task's name.
+        distillation: weight of the distance from the teachers.
 
     Returns:
-        The prompt, its metrics with intervals under ``metrics["validation"]`` and ``metrics["test"]``.
+        The prompt, its metrics with intervals under ``metrics["validation"]`` and ``metrics["test"]``; of several
+        tasks one each, by name.
 
     Raises:
-        ConfigError, DataError, TemplateError, OutputError, TrainingError: one line that says what to do.
+        ConfigError, DataError, TemplateError, OutputError, PromptFileError, TrainingError: one line that says what
+            to do.
     """
-    chosen = config if config is not None else TrainConfig()
-    if settings:
-        chosen = TrainConfig.build(**{**chosen.model_dump(exclude_unset=True), **settings})
-    return fit_together(
-        base,
-        task,
-        {"": chosen},
-        out=out,
-        callback=callback,
-        resume=resume,
-        restart=restart,
-        evaluate_test=evaluate_test,
-        example=example,
-    )
+    configs, processes = _configs_of(config, settings), base.processes
+    first = next(iter(configs.values()))
+    # the others learn and score with it, and neither say nor write anything
+    callback = callback if callback is not None and processes.is_main else Callback()
+    out = None if out is None or not processes.is_main else expand_user(out)
+    identity: dict[str, Any] = {}
+    if isinstance(task, Mapping):
+        _check_several(base, task, configs, ensemble, example, teachers or {})
+        tasks = {name: limited(one, first) for name, one in task.items()}
+        states = {name: teacher.state for name, teacher in (teachers or {}).items()}
+        taught = {name: state.digest for name, state in states.items()}
+        identity = {"distillation": distillation, "teachers": taught}
+    else:
+        _check_ensemble_and_example(task, configs, ensemble, example)
+        one, configs = _prepare(base, task, configs)
+        tasks = {"": one}
+    run: AbstractContextManager[Checkpoint | None] = nullcontext()
+    if out is not None:
+        run = open_run(out, base, tasks, configs, resume=resume, restart=restart, callback=callback, **identity)
+    with run as checkpoint:
+        for one in tasks.values():
+            announce(base, one, max(config.length for config in configs.values()), callback)
+            say_sampled(one, first, callback)
+        learned = (
+            _learn_tasks(base, tasks, first, states, distillation, callback, checkpoint)
+            if isinstance(task, Mapping)
+            else _learn_prompts(base, tasks[""], configs, ensemble, example, callback, checkpoint)
+        )
+        prompts = {
+            name: with_metrics(prompt, base, tasks[name], evaluate_test=evaluate_test)
+            for name, (prompt, _) in learned.items()
+        }
+        if out is not None and checkpoint is not None:
+            _save(prompts, {name: outcome for name, (_, outcome) in learned.items()}, out, checkpoint, processes)
+    processes.wait()
+    return prompts if isinstance(task, Mapping) else prompts[""]
 
 
-def fit_together(
+def _configs_of(
+    config: TrainConfig | Mapping[str, TrainConfig] | None, settings: Mapping[str, Any]
+) -> dict[str, TrainConfig]:
+    """By name, each with the single settings in place of its own."""
+    configs = dict(config) if isinstance(config, Mapping) else {"": config or TrainConfig()}
+    if not settings:
+        return configs
+    given = {name: {**one.model_dump(exclude_unset=True), **settings} for name, one in configs.items()}
+    return {name: TrainConfig.build(**one) for name, one in given.items()}
+
+
+Learned: TypeAlias = dict[str, tuple[Prompt, TrainingResult]]
+
+
+def _prepare(base: FrozenLM, task: Task, configs: Mapping[str, TrainConfig]) -> tuple[Task, dict[str, TrainConfig]]:
+    """Task and settings with the lengths that go together, and with the versions that references mean now."""
+    first = next(iter(configs.values()))
+    task = roomy(base, limited(task, first))
+    if "max_length" not in first.model_fields_set:
+        longest = {"max_length": task.spec.max_length}
+        configs = {name: config.model_copy(update=longest) for name, config in configs.items()}
+    return task, {name: _started_from_a_version(config) for name, config in configs.items()}
+
+
+def _learn_prompts(
     base: FrozenLM,
     task: Task,
     configs: Mapping[str, TrainConfig],
-    *,
-    ensemble: bool = False,
-    out: str | Path | None = None,
-    callback: Callback | None = None,
-    resume: bool = False,
-    restart: bool = False,
-    evaluate_test: bool = True,
-    example: str | None = None,
-) -> Prompt:
-    """Learn several prompts for one task in the same forward passes (see ``train_together``); give the best of them.
+    ensemble: bool,
+    example: str | None,
+    callback: Callback,
+    checkpoint: Checkpoint | None,
+) -> Learned:
+    outcomes = train_together(base, task, configs, callback, checkpoint)
+    prompt = best_prompt(base, task, configs, outcomes, ensemble=ensemble)
+    if example is not None:
+        prompt = replace(prompt, training={**prompt.training, "example": example})
+    return {"": (prompt, outcomes[0])}
 
-    Args:
-        configs: the settings of each, by the name it is reported under (see ``population``).
-        ensemble: give all of them as one prompt that answers by vote, instead of the best on validation.
-        out, callback, resume, restart, evaluate_test, example: as for ``fit``.
 
-    Returns:
-        The prompt; what each of them reached on validation is under ``training["population"]``.
+def _learn_tasks(
+    base: FrozenLM,
+    tasks: Mapping[str, Task],
+    config: TrainConfig,
+    teachers: Mapping[str, PromptState],
+    distillation: float,
+    callback: Callback,
+    checkpoint: Checkpoint | None,
+) -> Learned:
+    outcomes = train_multitask(
+        base, tasks, config, callback, teachers=teachers, distillation=distillation, checkpoint=checkpoint
+    )
+    told = {"tasks": list(tasks), "teachers": sorted(teachers), "distillation": distillation}
+    learned = {}
+    for name, task in tasks.items():
+        prompt = best_prompt(base, task, {"": config}, [outcomes[name]], ensemble=False)
+        learned[name] = replace(prompt, method=METHOD, training={**prompt.training, **told}), outcomes[name]
+    return learned
 
-    Raises:
-        as ``fit``.
-    """
+
+def _save(
+    prompts: Mapping[str, Prompt],
+    outcomes: Mapping[str, TrainingResult],
+    out: Path,
+    checkpoint: Checkpoint,
+    processes: Processes,
+) -> None:
+    """All of the prompts appear at once, or none; of one task, ``out`` itself is its folder."""
+    finished = checkpoint.stage() / out.name
+    for name, prompt in prompts.items():
+        finish(prompt, finished / name, outcomes[name], checkpoint.folder, processes)
+    checkpoint.place(finished, out)
+
+
+def _check_several(
+    base: FrozenLM,
+    tasks: Mapping[str, Task],
+    configs: Mapping[str, TrainConfig],
+    ensemble: bool,
+    example: str | None,
+    teachers: Mapping[str, Prompt],
+) -> None:
+    check_names(tasks)
+    base.processes.check_alone("learning several tasks")
+    if len(configs) > 1 or ensemble or example is not None:
+        raise ConfigError("several tasks learn with one configuration, without an ensemble or an example")
+    for teacher in teachers.values():
+        teacher.check_base(base)
+
+
+def _check_ensemble_and_example(
+    task: Task, configs: Mapping[str, TrainConfig], ensemble: bool, example: str | None
+) -> None:
     if ensemble and len({METHODS[config.method].kind for config in configs.values() if config.method in METHODS}) > 1:
         raise ConfigError("the prompts of an ensemble are of one kind: give methods that learn the same kind")
     if ensemble and task.spec.kind == "generation":
         raise ConfigError("an ensemble answers by vote, expected a classification task, got generation")
-    if example is not None:
-        _check_example(example, task)
-    first = next(iter(configs.values()))
-    task = roomy(base, limited(task, first))
-    if "max_length" not in first.model_fields_set:
-        configs = {
-            name: config.model_copy(update={"max_length": task.spec.max_length}) for name, config in configs.items()
-        }
-    configs = {name: _started_from_a_version(config) for name, config in configs.items()}
-    processes = base.processes
-    # the others learn and score with it, and neither say nor write anything
-    callback = callback if callback is not None and processes.is_main else Callback()
-    out = None if out is None or not processes.is_main else expand_user(out)
-    run: AbstractContextManager[Checkpoint | None] = nullcontext()
-    if out is not None:
-        run = open_run(out, base, {"": task}, configs, resume=resume, restart=restart, callback=callback)
-    with run as checkpoint:
-        announce(base, task, max(config.length for config in configs.values()), callback)
-        say_sampled(task, first, callback)
-        outcomes = train_together(base, task, configs, callback, checkpoint)
-        prompt = best_prompt(base, task, configs, outcomes, ensemble=ensemble)
-        if example is not None:
-            prompt = replace(prompt, training={**prompt.training, "example": example})
-        prompt = with_metrics(prompt, base, task, evaluate_test=evaluate_test)
-        if out is not None and checkpoint is not None:
-            finished = checkpoint.stage() / out.name
-            finish(prompt, finished, outcomes[0], checkpoint.folder, processes)
-            checkpoint.place(finished, out)
-    processes.wait()
-    return prompt
-
-
-def _check_example(example: str, task: Task) -> None:
+    if example is None:
+        return
     if not example.strip() or len(example) > LONGEST_EXAMPLE:
         raise ConfigError(f"expected an example of 1 to {LONGEST_EXAMPLE:,} characters, got {len(example.strip()):,}")
     if "text" not in task.spec.compiled.names:
@@ -158,232 +232,3 @@ def _started_from_a_version(config: TrainConfig) -> TrainConfig:
     """With the version that ``prompt:NAME@ALIAS`` means now: the parent of a prompt must not move with an alias."""
     name, colon, place = config.init.partition(":")
     return config.model_copy(update={"init": f"prompt:{pinned(place)}"}) if (name, colon) == ("prompt", ":") else config
-
-
-def limited(task: Task, config: TrainConfig) -> Task:
-    """The task with the length limit that ``config`` sets, if it sets one."""
-    if "max_length" not in config.model_fields_set:
-        return task
-    return replace(task, spec=replace(task.spec, max_length=config.max_length))
-
-
-def roomy(base: FrozenLM, task: Task) -> Task:
-    """The task with room for the longest of its references, where that is more than completions have anyway."""
-    if task.spec.kind == "classification" or task.spec.max_new_tokens is not None:
-        return task
-    room = room_for(base, task.spec, (*task.train, *task.validation, *task.test))
-    return task.with_room(room) if room > ANSWER_ROOM else task
-
-
-def announce(base: FrozenLM, task: Task, length: int, callback: Callback, max_new_tokens: int | None = None) -> None:
-    """Pass on what there is to know of the data; raise TemplateError if ``length`` virtual tokens leave no room."""
-    for note in task.splits.notes:
-        callback.on_message(note)
-    if task.spec.kind == "generation":
-        # what the evaluation at the end needs room for; better refused now than after the training
-        ExampleEncoder(base, task.spec, length, max_new_tokens or room_for(base, task.spec))
-
-
-def say_sampled(task: Task, config: TrainConfig, callback: Callback) -> None:
-    """Pass on that the step is chosen on a sample of the validation rows, where it is."""
-    whole = len(task.validation)
-    if words := Subsample(min(whole, config.validation_limit), whole).words("validation"):
-        callback.on_message(f"while learning, validation is measured {words} (setting validation_limit)")
-
-
-def run_folder(out: Path) -> Path:
-    """Where the unfinished run of ``out`` is kept."""
-    return out.with_name(f"{out.name}.run")
-
-
-def check_out(out: Path, *, resume: bool = False, restart: bool = False) -> None:
-    """Raise OutputError if ``out`` cannot be written, is being trained to, or has an unfinished run left in doubt.
-
-    ConfigError if the run is to be kept and dropped at once.
-    """
-    if resume and restart:
-        raise ConfigError("--resume and --restart exclude each other: give one of them")
-    check_free(out)
-    run = run_folder(out)
-    if run.exists() and not run.is_dir():
-        raise OutputError(f"'{run}' is where the unfinished run is kept, but it is a file: give another --out")
-    if not run.exists():
-        return
-    with Checkpoint(run, {}) as unfinished:
-        if unfinished.exists() and not (resume or restart):
-            raise OutputError(
-                f"'{run}' holds an unfinished run for '{out}': --resume goes on with it, --restart drops it"
-            )
-
-
-def data_facts(task: Task) -> dict[str, Any]:
-    """Source, fingerprint and sizes of a task's data."""
-    sizes = {"train": len(task.train), "validation": len(task.validation), "test": len(task.test)}
-    streamed = task.splits.stream is not None
-    if streamed:
-        # how many rows there are, only their end would tell
-        del sizes["train"]
-    more = {"streamed": True} if streamed else {}
-    return {"source": task.splits.source, "fingerprint": task.splits.fingerprint, "examples": sizes, **more}
-
-
-def library_versions() -> dict[str, str]:
-    """Versions of what took part in learning."""
-    versions = {"python": platform.python_version()}
-    for package in ("softprompt", "torch", "transformers", "tokenizers", "safetensors"):
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            versions[package] = "unknown"
-    return versions
-
-
-def open_run(
-    out: Path,
-    base: FrozenLM,
-    tasks: Mapping[str, Task],
-    configs: Mapping[str, TrainConfig],
-    *,
-    resume: bool,
-    restart: bool,
-    callback: Callback,
-    **more: Any,
-) -> Checkpoint:
-    """The checkpoint of the run for ``out``, which knows what the run is; raises as ``check_out``."""
-    check_out(out, resume=resume, restart=restart)
-    run = run_folder(out)
-    identity = {
-        "settings": _plain({name: config.model_dump() for name, config in configs.items()}),
-        "base": base.fingerprint,
-        "device and dtype": [str(base.device), str(base.dtype)],
-        "threads": torch.get_num_threads(),
-        "compiled": any(compiles(base, config.compile, config.steps) for config in configs.values()),
-        **({"processes": str(base.processes)} if base.processes.size > 1 else {}),
-        "task": _plain({name: task.spec.to_dict() for name, task in tasks.items()}),
-        "data": _plain({name: task.splits.fingerprint for name, task in tasks.items()}),
-        "versions": library_versions(),
-        **more,
-    }
-    checkpoint = Checkpoint(run, identity, restart=restart)
-    if resume and not checkpoint.exists():
-        callback.on_message(f"'{run}' holds no unfinished run: beginning at step 0")
-    return checkpoint
-
-
-def _plain(by_name: dict[str, Any]) -> Any:
-    """What is there only once needs no name."""
-    return by_name[""] if set(by_name) == {""} else by_name
-
-
-def best_prompt(
-    base: FrozenLM,
-    task: Task,
-    configs: Mapping[str, TrainConfig],
-    outcomes: Sequence[TrainingResult],
-    *,
-    ensemble: bool,
-) -> Prompt:
-    """The best on validation, or all that did not fail."""
-    ran = list(zip(configs, configs.values(), outcomes, strict=True))
-    name, config, outcome = max(ran, key=lambda one: (not one[2].failed, one[2].value, -one[2].loss))
-    history = "".join(
-        json.dumps({**({"name": name} if name else {}), **record}, allow_nan=False) + "\n"
-        for name, _, one in ran
-        for record in one.history
-    )
-    population = [
-        {
-            "name": name,
-            "settings": own.model_dump(exclude_unset=True),
-            "learned_parameters": one.learned,
-            "best_step": one.best_step,
-            "steps_made": one.steps,
-            "failed": one.failed,
-            # nothing that JSON has no word for
-            one.metric: one.value if one.history else None,
-            "loss": one.loss if one.history else None,
-        }
-        for name, own, one in ran
-    ]
-    return Prompt(
-        states=tuple(one.state for one in outcomes if not one.failed) if ensemble else (outcome.state,),
-        spec=task.spec,
-        base_name=base.name,
-        base_fingerprint=base.fingerprint,
-        base_dtype=base.precision,
-        method=config.method,
-        training={
-            **config.model_dump(),
-            "steps_made": outcome.steps,
-            "best_step": outcome.best_step,
-            "learned_parameters": outcome.learned,
-            "base_parameters": base.parameter_count,
-            "truncated_texts": outcome.truncated,
-            "alarmed": outcome.alarmed,
-            **({"chosen": name, "population": population} if len(ran) > 1 else {}),
-        },
-        data=data_facts(task),
-        seed=config.seed,
-        versions=library_versions(),
-        parent=config.init.removeprefix("prompt:") if config.init.startswith("prompt:") else None,
-        extra_files={"history.jsonl": history},
-    )
-
-
-def with_metrics(prompt: Prompt, base: FrozenLM, task: Task, *, evaluate_test: bool) -> Prompt:
-    """The prompt with what it reaches on validation, and on test if wanted, and with a profile of validation."""
-    predictor = Predictor(base, prompt.spec, prompt.states)
-    limit = TEST_LIMIT[prompt.spec.kind]
-    splits: Mapping[str, tuple[Example, ...]] = {"validation": task.validation, "test": task.test}
-    scored = {
-        name: score_sample(predictor, examples, limit, of=task.splits.drawn_from.get(name))
-        for name, examples in splits.items()
-        if examples and (name == "validation" or evaluate_test)
-    }
-    answered = scored["validation"].predictions if "validation" in scored else ()
-    metrics = {name: evaluation.to_dict() for name, evaluation in scored.items()}
-    return with_records(replace(prompt, metrics=metrics), base, task, answered)
-
-
-def with_records(prompt: Prompt, base: FrozenLM, task: Task, answered: Sequence[Prediction]) -> Prompt:
-    """The prompt with a profile of the validation rows, some of which it ``answered``, and with what it learned from.
-
-    An older profile goes. What it learned from stays as it is where ``task`` has other data.
-    """
-    profile = profile_of(base, prompt.spec, prompt.states, task, answered)
-    files = {name: text for name, text in prompt.extra_files.items() if name != PROFILE_FILE}
-    if profile is not None:
-        files[PROFILE_FILE] = profile.to_bytes().decode()
-    if prompt.data.get("fingerprint") == task.splits.fingerprint:
-        rows = LearnedRows.of(task, _rows_read(prompt.training))
-        with suppress(SoftpromptError):  # it may be gone meanwhile
-            if prompt.parent is not None and (before := read_learned(prompt.parent)) is not None:
-                rows = rows.behind(before)
-        files[ROWS_FILE] = rows.to_text()
-    return replace(prompt, extra_files=files)
-
-
-def _rows_read(training: Mapping[str, Any]) -> int:
-    """Rows of a stream that a run has read, block by block."""
-    batch = training.get("batch_size", 1)
-    block = max(1, training.get("shuffle_buffer", 1) // batch) * batch
-    return int(-(-training.get("steps_made", 0) * batch // block) * block)
-
-
-def finish(prompt: Prompt, out: Path, outcome: TrainingResult, run: Path, processes: Processes = ALONE) -> None:
-    """Save the prompt of a run, with a record of it; raises OutputError, the unfinished run being kept."""
-    # kept apart from the manifest, whose bytes do not depend on the clock
-    record = {
-        "status": "finished",
-        "seconds": round(outcome.seconds, 3),
-        "examples_per_second": round(outcome.examples_per_second, 3),
-        "command": sys.argv,
-        "machine": f"{platform.machine()} {platform.system()}",
-        "threads": torch.get_num_threads(),
-        **({"processes": str(processes)} if processes.size > 1 else {}),
-    }
-    facts = json.dumps({**record, **prompt.manifest()}, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    try:
-        replace(prompt, extra_files={**prompt.extra_files, "run.json": facts}).save(out)
-    except OutputError as error:
-        raise OutputError(f"{error}; what was learned is kept in '{run}', --resume saves it") from error

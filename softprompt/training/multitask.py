@@ -10,7 +10,9 @@ Deviations from the paper: a batch of every task in every step, where the paper 
 compared at the scored positions of the last layer. Generation tasks are distilled by hidden states only.
 """
 
+import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -196,3 +198,11 @@ def check_tasks(
         raise ConfigError("averaging is not available for multitask prompt tuning: leave it at 0")
     if not 0 <= distillation < math.inf:
         raise ConfigError(f"distillation must be 0 or more, got {distillation}")
+
+
+def check_names(tasks: Mapping[str, Task] | Mapping[str, str]) -> None:
+    """Raise ConfigError unless every task's name can be a folder's."""
+    for name in tasks:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name):
+            shown = json.dumps(name)
+            raise ConfigError(f"task name {shown}: expected at most 64 letters, digits, '.', '_' and '-'")

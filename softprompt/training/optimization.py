@@ -12,6 +12,7 @@ from softprompt.config import TrainConfig
 
 # of schedules that need more than warm-up and steps: as transformers.get_scheduler takes it
 SCHEDULE_OPTIONS: dict[str, Callable[[int], dict[str, Any]]] = {
+    "polynomial": lambda steps: {"power": 2.0},
     "warmup_stable_decay": lambda steps: {"num_decay_steps": max(1, steps // 5)},
 }
 

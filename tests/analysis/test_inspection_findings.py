@@ -20,7 +20,7 @@ from softprompt.analysis.inspection.inspection_records import (
     VirtualToken,
     Vocabulary,
 )
-from softprompt.cli.main import cli
+from softprompt.cli.verbs.lazy_verbs import cli
 from softprompt.config import TrainConfig
 from softprompt.metrics.scores import Mean, Score
 

@@ -17,7 +17,7 @@ from softprompt.analysis.diagnostics.memory_estimate import ROOM, Bill, Wish
 from softprompt.analysis.diagnostics.memory_plan import learned, plan
 from softprompt.analysis.diagnostics.meta_model import Skeleton, cache_bytes, cache_of, count, skeleton
 from softprompt.cli.diagnose_command import bytes_of
-from softprompt.cli.main import cli
+from softprompt.cli.verbs.lazy_verbs import cli
 from softprompt.data.encoding.batching import collate
 from softprompt.data.encoding.encoder import EncodedSequence
 from softprompt.errors import BaseModelError, ConfigError

@@ -21,7 +21,7 @@ from softprompt.prompts.prefix import keys_and_values
 from softprompt.prompts.saved_prompt import Prompt
 from softprompt.prompts.state import PromptState
 from softprompt.training.data_loader import BatchSampler
-from softprompt.training.fit import fit, fit_together
+from softprompt.training.fit import fit
 
 SPEC = TaskSpec("classification", "{{ text }}:", ("bad", "good"), ("bad", "good"), 64)
 EXAMPLES = list(reviews(4, 4, 6).test)
@@ -103,7 +103,7 @@ class TestStart:
     def test_of_each_member_of_an_ensemble(self) -> None:
         base, task = tiny_base("llama"), reviews_task()
         config = TrainConfig.build(**{**FAST, "steps": 2, "learning_rate": 1e-9, "init": "vocab"})
-        prompt = fit_together(base, task, population(config, seeds=3), ensemble=True)
+        prompt = fit(base, task, config=population(config, seeds=3), ensemble=True)
         starts = starts_of(prompt, base, None)
         assert not isinstance(starts, str)
         assert len(starts) == 3

@@ -7,7 +7,7 @@ from dataclasses import fields
 import click
 import pytest
 
-from softprompt.cli.main import cli
+from softprompt.cli.verbs.lazy_verbs import cli
 from softprompt.config import TrainConfig
 from softprompt.data.examples import Columns
 from softprompt.data.splits import read_splits

@@ -15,7 +15,7 @@ from softprompt.config import TrainConfig, population
 from softprompt.data.task import Task
 from softprompt.models.loading import load
 from softprompt.store.prompt_loading import load_prompt
-from softprompt.training.fit import fit, fit_together
+from softprompt.training.fit import fit
 
 CPU = ("--device", "cpu", "--dtype", "float32")
 
@@ -38,7 +38,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     fit(base, task, out=folder / "prompts" / "p", **FAST)
     fit(base, task, out=folder / "prompts" / "other", **FAST, seed=1)
     fit(base, task, out=folder / "keys", **FAST, method="prefix-tuning")
-    fit_together(base, task, population(TrainConfig.build(**FAST), seeds=2), ensemble=True, out=folder / "both")
+    fit(base, task, config=population(TrainConfig.build(**FAST), seeds=2), ensemble=True, out=folder / "both")
     says = Task.generation(answers(), template="{{ text }}:")
     fit(base, says, out=folder / "says", evaluate_test=False, **{**FAST, "init": "text"})
     write_data(folder / "outputs", answers())

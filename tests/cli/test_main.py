@@ -309,7 +309,7 @@ class TestOtherMistakes:
         def interrupted(*arguments: Any, **options: Any) -> None:
             raise KeyboardInterrupt
 
-        room, name = ("cli.store_command", "load_prompt") if verb == "show" else ("cli.learn_command", "fit_together")
+        room, name = ("cli.store_command", "load_prompt") if verb == "show" else ("cli.learn_command", "fit")
         monkeypatch.setattr(import_module(f"softprompt.{room}"), name, interrupted)
         done = command("show", place / "prompt") if verb == "show" else train(place, tmp_path / "p")
         assert done.code == 130

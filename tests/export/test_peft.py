@@ -24,7 +24,6 @@ from softprompt.prompts.saved_prompt import SEAL, Prompt
 from softprompt.prompts.state import PromptState
 from softprompt.store.prompt_loading import load_prompt
 from softprompt.training.fit import fit
-from softprompt.training.fit_multitask import fit_multitask
 from softprompt.training.learner import PromptLearner
 from softprompt.utils.seals import unseal
 
@@ -232,7 +231,7 @@ class TestImport:
         tasks = {"a": reviews_task(), "b": reviews_task(seed=1)}
         config = TrainConfig.build(length=5, init=f"prompt:{tmp_path / 'before'}", steps=2)
         with pytest.raises(ConfigError, match=r"stands in front of BOS.*learn on from it by train"):
-            fit_multitask(tiny_base("llama"), tasks, config=config)
+            fit(tiny_base("llama"), tasks, config=config)
 
     def test_from_the_command_line(self, tmp_path: Path) -> None:
         save_tiny(tmp_path / "model", "llama")

@@ -27,7 +27,7 @@ from softprompt.data.task import Task
 from softprompt.models.distributed import Processes, joined
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.models.loading import load
-from softprompt.training.fit import fit_together
+from softprompt.training.fit import fit
 
 ROOT = Path(__file__).parents[2]
 # settings that are not those of FAST; of "family", "task" and "seeds" see learn_all() and made()
@@ -53,7 +53,7 @@ def made(base: FrozenLM, name: str, out: Path) -> Recorder:
     seeds = settings.pop("seeds", 1)
     config = TrainConfig.build(**{**FAST, "patience": 0, "init": "random", **settings})
     seen = Recorder()
-    fit_together(base, task, population(config, seeds, ""), out=out, callback=seen)
+    fit(base, task, config=population(config, seeds, ""), out=out, callback=seen)
     return seen
 
 

@@ -151,13 +151,13 @@ def several() -> Iterator[tuple[str, dict[str, Any]]]:
     base, config = tiny_base("llama"), sp.TrainConfig.build(**RUN)
     tasks = {"one": classification(), "two": sp.Task.classification(reviews(seed=3), template="{{ text }};")}
     teachers = {name: sp.fit(base, task, config=config) for name, task in tasks.items()}
-    for name, prompt in sp.fit_multitask(base, tasks, config=config).items():
+    for name, prompt in sp.fit(base, tasks, config=config).items():
         yield f"multitask {name}", saved(prompt)
-    for name, prompt in sp.fit_multitask(base, tasks, config=config, teachers=teachers).items():
+    for name, prompt in sp.fit(base, tasks, config=config, teachers=teachers).items():
         yield f"multitask taught {name}", saved(prompt)
     members = sp.population(config, seeds=2, grid="learning_rate=0.1,0.5")
-    yield "population", saved(sp.fit_together(base, classification(), members))
-    yield "ensemble", saved(sp.fit_together(base, classification(), members, ensemble=True))
+    yield "population", saved(sp.fit(base, classification(), config=members))
+    yield "ensemble", saved(sp.fit(base, classification(), config=members, ensemble=True))
 
 
 def tuned() -> Iterator[tuple[str, dict[str, Any]]]:

@@ -88,12 +88,12 @@ def single() -> Iterator[tuple[str, dict[str, Any]]]:
 def multitask() -> Iterator[tuple[str, dict[str, Any]]]:
     for name in sorted(PROMPTS.keys() - {"averaging"}):
         settings = PROMPTS[name]
-        found = sp.fit_multitask(tiny_base("llama"), two_tasks("classification"), config=config_of(**settings))
+        found = sp.fit(tiny_base("llama"), two_tasks("classification"), config=config_of(**settings))
         yield f"multitask {name}", both(found)
     for family in ("gemma3", "mamba", "t5"):
         yield (
             f"multitask {family}",
-            both(sp.fit_multitask(tiny_base(family), two_tasks("generation"), config=config_of())),
+            both(sp.fit(tiny_base(family), two_tasks("generation"), config=config_of())),
         )
 
 
@@ -101,12 +101,12 @@ def together() -> Iterator[tuple[str, dict[str, Any]]]:
     for name, settings in PROMPTS.items():
         rates = {} if "learning_rate" in settings else {"grid": "learning_rate=0.1,0.5"}
         members = sp.population(config_of(**settings), **(rates or {"seeds": 2}))
-        yield f"population {name}", r.saved(sp.fit_together(tiny_base("llama"), r.classification(), members))
+        yield f"population {name}", r.saved(sp.fit(tiny_base("llama"), r.classification(), config=members))
     mixed = {name: config_of(method=name) for name in r.METHODS}
-    yield "population of methods", r.saved(sp.fit_together(tiny_base("llama"), r.classification(), mixed))
+    yield "population of methods", r.saved(sp.fit(tiny_base("llama"), r.classification(), config=mixed))
     members = sp.population(config_of(), grid="length=2,4")
     for family in ("llama", "mamba", "t5"):
-        yield f"population generation {family}", r.saved(sp.fit_together(tiny_base(family), r.generation(), members))
+        yield f"population generation {family}", r.saved(sp.fit(tiny_base(family), r.generation(), config=members))
 
 
 def tuned() -> Iterator[tuple[str, dict[str, Any]]]:
@@ -133,10 +133,10 @@ def resumed() -> Iterator[tuple[str, dict[str, Any]]]:
     members = sp.population(config, seeds=2)
 
     def population(**how: Any) -> Any:
-        return sp.fit_together(base, r.classification(), members, **how)
+        return sp.fit(base, r.classification(), config=members, **how)
 
     def tasks(**how: Any) -> Any:
-        return sp.fit_multitask(base, two_tasks("classification"), config=config, **how)
+        return sp.fit(base, two_tasks("classification"), config=config, **how)
 
     for name, learn in {"population": population, "multitask": tasks}.items():
         with tempfile.TemporaryDirectory() as place:

@@ -22,7 +22,7 @@ from softprompt.errors import ConfigError
 from softprompt.experiments.comparison.compare import compare
 from softprompt.models.distributed import ALONE, Processes, joined
 from softprompt.training.distillation.distill import distill
-from softprompt.training.fit_multitask import fit_multitask
+from softprompt.training.fit import fit
 
 # in the process of this rank, before the sum that FAIL_AT counts to
 FAILING = """
@@ -142,7 +142,7 @@ class TestAlone:
         monkeypatch.setattr(base, "processes", Processes(0, 2))
         wanted = "is for one process, got 2 processes: load the base model without processes"
         with pytest.raises(ConfigError, match=f"learning several tasks {wanted}"):
-            fit_multitask(base, {})
+            fit(base, {})
         with pytest.raises(ConfigError, match=f"distillation {wanted}"):
             distill(base, reviews_task(), "Say what it is.")
         with pytest.raises(ConfigError, match=f"a comparison {wanted}"):

@@ -30,7 +30,7 @@ from softprompt.models.loading import load
 from softprompt.prompts.methods.method_registry import METHODS
 from softprompt.prompts.state import PromptState
 from softprompt.serving.engine.inference_engine import Engine, Limits
-from softprompt.training.fit import fit, fit_together
+from softprompt.training.fit import fit
 from softprompt.training.multitask import train_multitask
 
 GPU = torch.device("cuda")
@@ -100,7 +100,7 @@ class TestLearning:
             "another method": TrainConfig.build(**FAST, method="residual"),
             "another seed": TrainConfig.build(**FAST, seed=5),
         }
-        kept = fit_together(gpu_base("gemma3"), reviews_task(), configs, ensemble=True)
+        kept = fit(gpu_base("gemma3"), reviews_task(), config=configs, ensemble=True)
         for state, config in zip(kept.states, configs.values(), strict=True):
             one = fit(gpu_base("gemma3"), reviews_task(), config=config).state
             for found, expected in zip(state.tensors, one.tensors, strict=True):

@@ -25,7 +25,8 @@ from softprompt.report.pages.store_text import move_lines
 from softprompt.store.learned_rows import MOST, ROWS_FILE, LearnedRows, read_learned
 from softprompt.store.prompt_loading import load_prompt
 from softprompt.store.version_store import Store
-from softprompt.training.fit import TEST_LIMIT, fit, with_metrics
+from softprompt.training.fit import fit
+from softprompt.training.training_run import TEST_LIMIT, with_metrics
 
 RUN = [
     "--length",

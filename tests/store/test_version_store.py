@@ -19,7 +19,7 @@ from softprompt.prompts.saved_prompt import Prompt
 from softprompt.store import artifacts, metadata
 from softprompt.store.prompt_loading import load_prompt, pinned, read_manifest
 from softprompt.store.version_store import Store
-from softprompt.training.fit import fit_together
+from softprompt.training.fit import fit
 from softprompt.utils.seals import seal, unseal
 
 
@@ -411,5 +411,5 @@ def test_training_starts_from_a_version_not_from_an_alias(store: Store, monkeypa
         "b": TrainConfig.build(init="text:prompt:x@1"),
     }
     with pytest.raises(StopIteration):
-        fit_together(SimpleNamespace(processes=ALONE), reviews_task(), configs)  # type: ignore[arg-type]
+        fit(SimpleNamespace(processes=ALONE), reviews_task(), config=configs)  # type: ignore[call-overload]
     assert seen == [f"prompt:{store.url}#p@1", "text:prompt:x@1"]

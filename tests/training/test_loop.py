@@ -246,26 +246,6 @@ class TestVariants:
         assert sum(seen.losses[-5:]) < 0.8 * sum(seen.losses[:5])
         assert result.value > 0.7
 
-    @pytest.mark.parametrize("settings", [{}, {"schedule": "constant"}, {"warmup": 0.0}], ids=str)
-    def test_rate_factor(self, settings: dict[str, Any]) -> None:
-        config = TrainConfig.build(**{"steps": 100, "warmup": 0.1, **settings})
-        factors = [rate_factor(step, config) for step in range(100)]
-        if config.warmup:
-            assert factors[:11] == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.0])
-        if config.schedule == "constant":
-            assert factors[10:] == [1.0] * 90
-        else:
-            first = 10 if config.warmup else 0
-            assert factors[first] == 1.0
-            assert factors[(first + 100) // 2] == pytest.approx(0.5)
-            assert 0 < factors[99] < 0.001
-            assert factors[first:] == sorted(factors[first:], reverse=True)
-
-    @pytest.mark.parametrize("steps", [1, 2, 19])
-    def test_rate_factor_of_short_runs(self, steps: int) -> None:
-        config = TrainConfig(steps=steps)
-        assert all(0 < rate_factor(step, config) <= 1 for step in range(steps))
-
     def test_fewer_examples_than_a_batch(self, base: FrozenLM) -> None:
         result, _ = run(base, reviews_task(train=5), batch_size=16, steps=4)
         assert result.steps == 4

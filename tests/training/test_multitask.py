@@ -21,7 +21,7 @@ from softprompt.prompts.prefix import make_prefix
 from softprompt.prompts.state import PromptState
 from softprompt.store.prompt_loading import load_prompt
 from softprompt.training.checkpoint import Checkpoint
-from softprompt.training.fit_multitask import fit_multitask
+from softprompt.training.fit import fit
 from softprompt.training.loop import train
 from softprompt.training.multitask import distance_from_teacher, train_multitask
 from softprompt.training.optimization import make_optimizer
@@ -168,7 +168,7 @@ class TestMistakes:
     @pytest.mark.parametrize("name", ["", "../a", "a/b", ".a", "a b", "x" * 65])
     def test_names_that_are_no_folders(self, name: str, tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match="expected at most 64 letters, digits"):
-            fit_multitask(tiny_base("llama"), {"a": reviews_task(), name: flipped()}, out=tmp_path / "out")
+            fit(tiny_base("llama"), {"a": reviews_task(), name: flipped()}, out=tmp_path / "out")
         assert list(tmp_path.iterdir()) == []
 
 

@@ -24,8 +24,8 @@ from softprompt.store.version_store import Store
 from softprompt.training.checkpoint import Checkpoint
 from softprompt.training.distillation.teacher import LabelAnswers
 from softprompt.training.distillation.teacher_cache import load_answers, save_answers
-from softprompt.training.fit import library_versions
 from softprompt.training.learner import Learner
+from softprompt.training.training_run import library_versions
 from softprompt.utils.seals import read_sealed_tensors, seal, seal_tensors, unseal
 
 TRIES = 200  # flipped bytes a file, evenly spaced

@@ -24,8 +24,8 @@ from softprompt.prompts.saved_prompt import Prompt
 from softprompt.serving.request_log.request_samples import Read, Sample
 from softprompt.store.input_profile import Profile
 from softprompt.store.prompt_sources import Source, profile_in
-from softprompt.training.fit import TEST_LIMIT
 from softprompt.training.input_profiling import STATES, hidden_states, profile_of, rare_tokens
+from softprompt.training.training_run import TEST_LIMIT
 
 Model = Callable[[Prompt], FrozenLM]
 

@@ -20,6 +20,7 @@ from softprompt.cli.verbs.options import (
     room_option,
     run_options,
     run_options_from,
+    schedule_option,
 )
 
 
@@ -186,6 +187,7 @@ def multitask() -> None:
 @click.option("--steps", type=int, help="Optimiser steps.  [default: 300]")
 @click.option("--batch-size", type=int, help="Examples per step.  [default: 16]")
 @click.option("--learning-rate", type=float, help="In standard deviations of the embeddings.  [default: 0.1]")
+@schedule_option
 @click.option("--eval-every", type=int, help="Steps between validations, at which trials are judged.  [default: 100]")
 @click.option("--max-length", type=int, help="Tokens of template and text.  [default: 512]")
 @click.option("--seed", type=int, help="Of the proposals and of each trial.  [default: 0]")

@@ -108,6 +108,11 @@ def run_options_from(init: str) -> Callable[[Command], Command]:
     return added
 
 
+schedule_option = click.option(
+    "--schedule", help="Of the rate behind the warm-up: cosine, constant, linear, ...  [default: cosine]"
+)
+
+
 def _run_options(init: str) -> tuple[Callable[[Command], Command], ...]:
     return (
         click.option("--no-test", is_flag=True, help="Do not score the test split at the end."),
@@ -116,6 +121,7 @@ def _run_options(init: str) -> tuple[Callable[[Command], Command], ...]:
         click.option("--seed", type=int, help="Of initialisation and data order.  [default: 0]"),
         click.option("--eval-every", type=int, help="Steps between validations.  [default: 100]"),
         click.option("--learning-rate", type=float, help="In standard deviations of the embeddings.  [default: 0.1]"),
+        schedule_option,
         click.option("--steps", type=int, help="Optimiser steps.  [default: 300]"),
         click.option("--init", type=INIT_WORDS, help=init),
         click.option("--length", type=int, help="Virtual tokens.  [default: 100]"),

@@ -9,13 +9,13 @@ from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from softprompt.config import Settings, TrainConfig
+from softprompt.config import Schedule, Settings, TrainConfig
 from softprompt.data.encoding.encoder import EncodedSequence, ExampleEncoder
 from softprompt.data.task import Task
 from softprompt.experiments.baselines.fitted_baseline import FittedBaseline
@@ -47,7 +47,7 @@ class FinetuningConfig(Settings):
     steps: int = _as_for_prompts("steps")
     batch_size: int = _as_for_prompts("batch_size")
     token_budget: int = _as_for_prompts("token_budget")
-    schedule: Literal["cosine", "constant"] = _as_for_prompts("schedule")
+    schedule: Schedule = _as_for_prompts("schedule")
     warmup: float = _as_for_prompts("warmup")
     weight_decay: float = _as_for_prompts("weight_decay")
     clip: float = _as_for_prompts("clip")

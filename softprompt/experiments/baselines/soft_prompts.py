@@ -12,8 +12,8 @@ from softprompt.inference.predictor import Predictor
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.training.callbacks import CLOCK_FILE, Callback, StepTimer
 from softprompt.training.checkpoint import Checkpoint
-from softprompt.training.fit import best_prompt, open_run
 from softprompt.training.loop import TrainingResult, train_together
+from softprompt.training.training_run import best_prompt, open_run
 
 NO_NUMBER = "the loss is not a number: try a lower rate, or --dtype float32"
 

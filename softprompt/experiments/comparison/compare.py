@@ -32,8 +32,8 @@ from softprompt.inference.predictor import Predictor
 from softprompt.metrics.scores import Score
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.training.callbacks import Callback
-from softprompt.training.fit import TEST_LIMIT, library_versions, roomy
 from softprompt.training.loop import check_trainable
+from softprompt.training.training_run import TEST_LIMIT, library_versions, roomy
 
 RATE_STEP = math.sqrt(10)  # between neighbouring rates of a search
 PILOT_STEPS = 6  # made to see how long one takes

@@ -20,9 +20,9 @@ from softprompt.prompts.methods.method_registry import check_method
 from softprompt.prompts.saved_prompt import Prompt
 from softprompt.store.prompt_loading import load_prompt
 from softprompt.training.callbacks import Callback
-from softprompt.training.fit import library_versions, say_sampled, with_metrics
 from softprompt.training.initialization import check_init, check_init_fits
 from softprompt.training.loop import check_trainable
+from softprompt.training.training_run import library_versions, say_sampled, with_metrics
 
 Engine: TypeAlias = Literal["optuna", "ray"]
 

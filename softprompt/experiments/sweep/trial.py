@@ -22,7 +22,7 @@ from softprompt.experiments.sweep.sweep_folder import SweepFolder, SweepTrial, t
 from softprompt.experiments.sweep.trial_sampler import objective
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.training.callbacks import Callback, StepTimer
-from softprompt.training.fit import library_versions, limited
+from softprompt.training.training_run import library_versions, limited
 from softprompt.utils.files import replace_file
 from softprompt.utils.seals import read_sealed, seal
 

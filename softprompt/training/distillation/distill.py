@@ -30,7 +30,8 @@ from softprompt.training.distillation.fidelity import fidelity, measured, reques
 from softprompt.training.distillation.student_initialization import check_can_begin, initialize_students
 from softprompt.training.distillation.teacher import Answers, Teacher, ask
 from softprompt.training.distillation.teacher_cache import ANSWERS_FILE, load_answers, save_answers
-from softprompt.training.fit import (
+from softprompt.training.loop import TrainingResult, check_there, train_together
+from softprompt.training.training_run import (
     TEST_LIMIT,
     announce,
     best_prompt,
@@ -41,7 +42,6 @@ from softprompt.training.fit import (
     roomy,
     with_records,
 )
-from softprompt.training.loop import TrainingResult, check_there, train_together
 from softprompt.utils.files import expand_user
 
 REPORT_FILE = "distillation.json"
