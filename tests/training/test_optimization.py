@@ -53,5 +53,5 @@ def test_a_run_follows_its_schedule(name: str) -> None:
 
 
 def test_an_unknown_schedule() -> None:
-    with pytest.raises(ConfigError, match="setting 'schedule' .*'cosine', 'constant', 'linear'"):
+    with pytest.raises(ConfigError, match=r"setting 'schedule' .*'cosine', 'constant', 'linear'"):
         TrainConfig.build(schedule="staircase")
