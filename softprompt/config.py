@@ -53,13 +53,13 @@ class Settings(BaseModel):
 class TrainConfig(Settings):
     """How one soft prompt is learned.
 
-    The defaults are the recipe of docs/recipe.md: they are meant to be right for every model family and task,
+    The defaults are the recipe of docs/concepts/recipe.md: they are meant to be right for every model family and task,
     because the learning rate is counted in standard deviations of the base model's token embeddings.
     """
 
     method: str = Field("prompt-tuning", description="how the prompt is parametrised while learning")
     method_options: dict[str, str | int | float | bool] = Field(
-        default_factory=dict, description="what only this method has, by name (docs/methods.md)"
+        default_factory=dict, description="what only this method has, by name (docs/concepts/methods.md)"
     )
     length: int = Field(100, ge=1, le=4096, description="virtual tokens")
     init: str = Field("examples", description="examples, text, text:WORDS, labels, vocab, random, or prompt:FOLDER")

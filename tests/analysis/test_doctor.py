@@ -32,7 +32,7 @@ from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts import prefix
 from softprompt.prompts.methods.method_registry import METHODS
 
-DOCUMENT = Path(__file__).parents[2] / "docs" / "families.md"
+DOCUMENT = Path(__file__).parents[2] / "docs" / "results" / "families.md"
 CHECKS = [
     "right-padded batch",
     "left-padded batch",

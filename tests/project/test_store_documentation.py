@@ -1,4 +1,4 @@
-"""Every command of docs/store.md, run as written, in one go: on a tiny model, a local S3 server and a made-up Hub."""
+"""Every command of docs/how-to/store.md, run as written: on a tiny model, a local S3 server and a made-up Hub."""
 
 import re
 import shlex
@@ -16,7 +16,7 @@ from softprompt.data.task import TaskSpec
 from softprompt.models.loading import load
 from softprompt.prompts.state import PromptState
 
-DOCS = Path(__file__).parents[2] / "docs" / "store.md"
+DOCS = Path(__file__).parents[2] / "docs" / "how-to" / "store.md"
 
 
 def commands() -> list[str]:

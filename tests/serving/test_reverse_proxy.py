@@ -1,4 +1,4 @@
-"""Behind nginx, as docs/serve.md has it; skipped where there is no nginx (apt-get install nginx-light)."""
+"""Behind nginx, as docs/how-to/serve.md has it; skipped where there is no nginx (apt-get install nginx-light)."""
 
 import re
 import shutil
@@ -20,7 +20,7 @@ from softprompt.serving.http.api_keys import add_key
 NGINX = shutil.which("nginx")
 pytestmark = pytest.mark.skipif(NGINX is None, reason="no nginx: apt-get install nginx-light")
 
-DOCS = (Path(__file__).parents[2] / "docs" / "serve.md").read_text(encoding="utf-8")
+DOCS = (Path(__file__).parents[2] / "docs" / "how-to" / "serve.md").read_text(encoding="utf-8")
 NAME = "api.example.com"
 TEXT = "a fine film"
 

@@ -1,7 +1,7 @@
 """Findings: what is wrong with a prompt, what that means, and what to try. Judged from what was measured, nothing else.
 
-Each judge looks at one ``Inspection`` and gives a finding or none. The bars are written beside them; docs/inspect.md
-says where they come from.
+Each judge looks at one ``Inspection`` and gives a finding or none. The bars are written beside them;
+docs/how-to/inspect.md says where they come from.
 """
 
 import math

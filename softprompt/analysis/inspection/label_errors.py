@@ -5,7 +5,7 @@ Dataset Labels"). A row with gold label g is suspected to be of label j when p(j
 mean of p(j) over the rows labelled j: the model is as sure of j here as it is where j is the label. Rows are ranked by
 p(j) - p(g). Deviations from the paper: three to one is sure enough, however high t_j is (with t_j alone, half of the
 planted flips were found at the same precision); and the probabilities are not out of sample. A prompt has few numbers
-and sees a row few times, so it seldom learns a single wrong label by heart (docs/inspect.md tells how to see that).
+and sees a row few times, so it seldom learns a single wrong label by heart (see docs/how-to/inspect.md).
 
 Generation: rows whose loss lies far above the others', by the median absolute deviation.
 """

@@ -94,7 +94,7 @@ def import_command() -> None:
 
 
 @verb("serve", "serve_command:run_serve", extra="serve")
-@click.option("--config", type=PLACE, help="Settings from a .toml or .yaml file (docs/serve.md has them all).")
+@click.option("--config", type=PLACE, help="Settings from a .toml or .yaml file (docs/how-to/serve.md).")
 @click.option("--model", type=GIVEN, help="Hub name, folder, .gguf file, embedded:gemma-3-270m, or a baked checkpoint.")
 @click.option("--store", type=GIVEN, help="Folder or URL of a store; its prompts come and go while the server runs.")
 @click.option(
@@ -131,7 +131,7 @@ def import_command() -> None:
 def serve() -> None:
     """Serve prompts over HTTP: many tasks on one frozen model.
 
-    An OpenAI-compatible API (docs/serve.md). Settings also come from --config and from the environment, as
+    An OpenAI-compatible API (docs/how-to/serve.md). Settings also come from --config and from the environment, as
     SOFTPROMPT_PORT; options win over the environment, the environment over the file.
     """
 

@@ -39,7 +39,10 @@ def study_options(methods: str) -> Callable[[Command], Command]:
             (
                 click.option("--data", type=GIVEN, required=True, help="As for train, with a test split."),
                 click.option(
-                    "--methods", type=GIVEN, default=methods, help=f"Comma-separated (docs/compare.md).  [{methods}]"
+                    "--methods",
+                    type=GIVEN,
+                    default=methods,
+                    help=f"Comma-separated (docs/how-to/compare.md).  [{methods}]",
                 ),
                 click.option(
                     "--seeds", type=click.IntRange(1, 1000), default=3, show_default=True, help="Runs of each."
@@ -142,7 +145,7 @@ def plan_command() -> None:
     """Tell what memory a prompt and its model need.
 
     Reads the model's configuration, no weights: so a model of any size is planned for in seconds, on any machine.
-    Each part is shown with its formula. docs/scaling.md has how near the figures come to measured ones.
+    Each part is shown with its formula. docs/how-to/scaling.md has how near the figures come to measured ones.
     """
 
 
@@ -180,8 +183,8 @@ def doctor() -> None:
 def inspect_command() -> None:
     """What a prompt has learned, what it changed, and what is wrong with it.
 
-    PROMPT is its folder, or STORE#NAME@VERSION or STORE#NAME@ALIAS in a store. docs/inspect.md tells how to read the
-    answers.
+    PROMPT is its folder, or STORE#NAME@VERSION or STORE#NAME@ALIAS in a store. docs/how-to/inspect.md tells how
+    to read the answers.
     """
 
 
@@ -264,7 +267,7 @@ def evaluate_command() -> None:
 def monitor_command() -> None:
     """Tell which prompts get other texts than they were measured on.
 
-    Compares samples of live requests with the profile that each prompt was saved with (docs/monitor.md).
+    Compares samples of live requests with the profile that each prompt was saved with (docs/how-to/monitor.md).
     """
 
 

@@ -1,7 +1,7 @@
 """The language of templates: the part of Jinja2 that puts a row's values into words. All else is refused by name.
 
 Jinja2's parser reads it, nothing of Jinja2 runs it. Source, nodes and nesting are bounded before anything is made of
-them; what there is to choose from (tags, filters, tests) stands in docs/templates.md.
+them; what there is to choose from (tags, filters, tests) stands in docs/how-to/templates.md.
 """
 
 import inspect

@@ -24,7 +24,7 @@ from softprompt.prompts.methods.reparameterization import NETWORK_RATE, seeded, 
 from softprompt.prompts.prefix import check_keys_and_values, keys_and_values
 from softprompt.prompts.state import PromptState
 
-# there are many more of them: at the rate that suits virtual tokens the loss goes up first, as docs/findings.md shows
+# many more of them: at the rate that suits virtual tokens the loss goes up first (docs/results/findings.md)
 RATE = 0.2
 
 

@@ -42,7 +42,7 @@ class ServeConfig(Settings):
     engine_url: str | None = Field(None, description="address of the vLLM server")
     engine_key: str | None = Field(None, repr=False, description="API key of the vLLM server, if it wants one")
     engine: dict[str, int | float | str | bool] = Field(
-        default_factory=dict, description="how much the engine takes at once (docs/serve.md)"
+        default_factory=dict, description="how much the engine takes at once (docs/how-to/serve.md)"
     )
 
     base_name: str | None = Field(
