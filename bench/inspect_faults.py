@@ -17,10 +17,11 @@ from typing import Any
 
 from softprompt.analysis.inspection.inspect_prompt import Limits, inspect, read_history
 from softprompt.analysis.inspection.inspection_records import Inspection
+from softprompt.data.builtin_data import rotten_tomatoes
 from softprompt.data.examples import Example
 from softprompt.data.splits import Splits, read_splits
 from softprompt.data.task import Task
-from softprompt.models.builtin_models import MODEL_NAME, rotten_tomatoes
+from softprompt.models.builtin_models import MODEL_NAME
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.models.loading import load
 from softprompt.prompts.saved_prompt import Prompt

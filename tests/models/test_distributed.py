@@ -298,7 +298,8 @@ class TestCommand:
 @pytest.mark.slow
 def test_the_real_model_over_two_processes_and_over_one(tmp_path: Path) -> None:
     """Side by side, in float32: in bfloat16 rounding is seen in the third digit."""
-    from softprompt.models.builtin_models import MODEL_NAME, rotten_tomatoes
+    from softprompt.data.builtin_data import rotten_tomatoes
+    from softprompt.models.builtin_models import MODEL_NAME
 
     splits = rotten_tomatoes()
     write_data(tmp_path / "data", replace(splits, **{n: getattr(splits, n)[:200] for n in ("validation", "test")}))
