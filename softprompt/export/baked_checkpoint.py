@@ -26,7 +26,7 @@ class BakedCheckpoint:
     Attributes:
         folder: where it lies.
         name, fingerprint, embedding_size, context_length: of the base model that it was made of.
-        frame: BOS.
+        special_tokens: BOS.
         never: token ids that must never be generated.
         probes: by the name of the task; by them an engine can be seen to run this very checkpoint.
         tokenizer, generation_config: as the checkpoint has them.
@@ -51,7 +51,7 @@ class BakedCheckpoint:
             self.fingerprint: Mapping[str, str] = dict(usage["base"]["fingerprint"])
             self.embedding_size = int(usage["embedding_size"])
             self.context_length: int | None = usage["context_length"]
-            self.frame = SpecialTokens(tuple(int(one) for one in usage["bos_ids"]))
+            self.special_tokens = SpecialTokens(tuple(int(one) for one in usage["bos_ids"]))
             self.never = tuple(int(one) for one in usage["never_generate"])
             self.probes = {
                 str(name): Probe(
@@ -92,4 +92,4 @@ class BakedCheckpoint:
         self.front(prompt.digest)
 
     def _front(self, task: Mapping[str, Any]) -> tuple[int, ...]:
-        return (*(self.frame.bos if task["add_special_tokens"] else ()), *(int(one) for one in task["ids"]))
+        return (*(self.special_tokens.bos if task["add_special_tokens"] else ()), *(int(one) for one in task["ids"]))

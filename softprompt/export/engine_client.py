@@ -28,7 +28,7 @@ class _KnownOfBase:
     """The part of a base model that turns texts into tokens."""
 
     tokenizer: Any
-    frame: SpecialTokens
+    special_tokens: SpecialTokens
     context_length: int | None
     architecture: str = "decoder-only"
 

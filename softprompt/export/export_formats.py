@@ -103,7 +103,9 @@ def _read_npy(path: Path) -> Found:
 def _write_peft(export: Export) -> dict[str, Any]:
     peft.write_peft(export.model, export.prompt, export.out)
     return {
-        "texts": "without BOS, as README.md there says" if export.model.frame.bos else "as the tokenizer gives them"
+        "texts": "without BOS, as README.md there says"
+        if export.model.special_tokens.bos
+        else "as the tokenizer gives them"
     }
 
 

@@ -54,11 +54,11 @@ def _base_lines(base: FrozenLM) -> tuple[list[str], str]:
 
 def peft_readme(base: FrozenLM, prompt: Prompt, name: str) -> str:
     """How to load an adapter folder called ``name`` and what to feed it."""
-    feeding = "no bos" if not base.frame.bos else "whole" if prompt.state.behind_bos else "as it is"
+    feeding = "no bos" if not base.special_tokens.bos else "whole" if prompt.state.behind_bos else "as it is"
     apart = base.architecture == "encoder-decoder"
     family = "AutoModelForSeq2SeqLM" if apart else "AutoModelForCausalLM"
     found, given = _base_lines(base)
-    skipped, tokenizer = len(base.frame.bos), "base" if _is_public(base) else repr(name)
+    skipped, tokenizer = len(base.special_tokens.bos), "base" if _is_public(base) else repr(name)
     ids = "tokenizer(text, return_tensors='pt').input_ids" + (f"[:, {skipped}:]  # without BOS" if skipped else "")
     call = "input_ids=ids, decoder_input_ids=..." if apart else "input_ids=ids"
     lines = [

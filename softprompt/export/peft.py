@@ -119,7 +119,7 @@ def write_peft(base: FrozenLM, prompt: Prompt, folder: Path) -> None:
         "schema_version": SCHEMA_VERSION,
         "format": "peft",
         "bos_rows": bos_rows,
-        "add_special_tokens": not base.frame.bos,
+        "add_special_tokens": not base.special_tokens.bos,
         "base": {"name": base.name, "fingerprint": dict(prompt.base_fingerprint)},
         "task": prompt.spec.to_dict(),
     }

@@ -11,7 +11,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from softprompt.data.encoding.special_tokens import SpecialTokens, is_encoder_decoder
 from softprompt.data.encoding.tokenization import check_embedding_rows
 from softprompt.errors import BaseModelError, SoftpromptError
 from softprompt.models.architecture import (
@@ -21,7 +20,9 @@ from softprompt.models.architecture import (
     decode,
     embedding_scale,
     encode,
+    is_encoder_decoder,
     logits_bias,
+    read_special_tokens,
 )
 from softprompt.models.distributed import ALONE, Processes
 from softprompt.models.fast_attention import make_faster
@@ -40,7 +41,7 @@ class FrozenLM:
         backbone: the part of it that maps embeddings to hidden states, without the output layer.
         tokenizer: the ``transformers`` tokenizer.
         name: what the user called it.
-        frame: the tokens around prompt, text and answer.
+        special_tokens: the tokens around prompt, text and answer.
         bos_ids: those in front of the prompt (often one, BOS; sometimes none).
         embedding_scale: what ``embed`` multiplies the model's token embeddings by.
         lasting: whether its weights stay as they are, and where they are.
@@ -68,13 +69,16 @@ class FrozenLM:
         self.tokenizer = tokenizer
         self.name = name
         self.config: Any = model.config.get_text_config()
-        self.frame = SpecialTokens.of(model, tokenizer, name)
-        self.bos_ids = self.frame.bos
+        self.special_tokens = read_special_tokens(model, tokenizer, name)
+        self.bos_ids = self.special_tokens.bos
         self.embedding_scale = embedding_scale(model)
         self.lasting = lasting
         self._accepts = frozenset(inspect.signature(self.backbone.forward).parameters)
         check_embedding_rows(
-            tokenizer, self.vocabulary_size, name, (*self.frame.bos, *self.frame.back, *self.frame.start)
+            tokenizer,
+            self.vocabulary_size,
+            name,
+            (*self.special_tokens.bos, *self.special_tokens.back, *self.special_tokens.start),
         )
         try:
             if lasting:
@@ -198,7 +202,7 @@ class FrozenLM:
         return {
             **({} if self.quantisation is None else {"quantisation": self.quantisation}),
             "config": config_sha256(self.config),
-            "tokenizer": tokenizer_sha256(self.tokenizer, self.frame),
+            "tokenizer": tokenizer_sha256(self.tokenizer, self.special_tokens),
             "weights": sampled_sha256(weights_of(self.model)),
         }
 

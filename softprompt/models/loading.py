@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from softprompt.data.encoding.special_tokens import SpecialTokens, is_encoder_decoder
 from softprompt.errors import BaseModelError, SoftpromptError
+from softprompt.models.architecture import is_encoder_decoder, read_special_tokens
 from softprompt.models.builtin_models import MODEL_NAME as EMBEDDED_NAME
 from softprompt.models.devices import default_dtype, device_of, dtype_of
 from softprompt.models.distributed import ALONE, Processes
@@ -121,6 +121,6 @@ def _outline(config: Any, tokenizer: Any, name: str, quantise: str | None) -> Ou
     # where answers of an encoder-decoder model start may be told by its generation_config.json only
     if not is_encoder_decoder(config) or isinstance(getattr(config, "decoder_start_token_id", None), int):
         parts["tokenizer"] = tokenizer_sha256(
-            tokenizer, SpecialTokens.of(SimpleNamespace(config=config), tokenizer, name)
+            tokenizer, read_special_tokens(SimpleNamespace(config=config), tokenizer, name)
         )
     return Outline(name, scheme_of(config) or quantise, parts)

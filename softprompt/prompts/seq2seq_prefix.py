@@ -75,7 +75,7 @@ class GrowingAnswers:
         self._prefix, self._which = prefix, batch.which
         self._encoded, self._mask = prefix.encoded(batch)
         self._cache: Any = EncoderDecoderCache(DynamicCache(), DynamicCache())
-        start = torch.tensor(prefix.base.frame.start, device=prefix.base.device)
+        start = torch.tensor(prefix.base.special_tokens.start, device=prefix.base.device)
         self.last = self._read(start.expand(len(batch.which), -1))
 
     def keep(self, rows: Tensor) -> None:
@@ -155,7 +155,7 @@ def keys_and_values_of_words(base: FrozenLM, virtual_tokens: Tensor) -> PromptSt
     Raises:
         BaseModelError: the model's layers take no keys and values.
     """
-    modules, frame = prompted_layers(base), base.frame
+    modules, frame = prompted_layers(base), base.special_tokens
     tokens = virtual_tokens.to(base.device, base.dtype)
 
     def embedded(*ids: int) -> Tensor:

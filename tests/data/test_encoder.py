@@ -99,7 +99,7 @@ class TestItems:
         for item in asked:
             read = item.decoder_ids or item.ids
             assert (item.positions, item.targets) == ((len(read) - 1,), ())
-            assert item.decoder_ids == made.base.frame.start
+            assert item.decoder_ids == made.base.special_tokens.start
 
     @pytest.mark.parametrize(("family", "answer_room", "around"), [("llama", 20, 21), ("bart", 20, 1)])
     def test_spare_is_what_prompt_text_and_answer_leave(self, family: str, answer_room: int, around: int) -> None:

@@ -41,7 +41,7 @@ def items_of(base: FrozenLM, prompts: Sequence[int] = ROWS) -> list[EncodedSeque
     def ids(count: int) -> tuple[int, ...]:
         return tuple(torch.randint(5, 320, (count,), generator=generator).tolist())
 
-    frame = base.frame
+    frame = base.special_tokens
     items = []
     for index, (prompt, text, answer) in enumerate(zip(prompts, TEXTS, ANSWERS, strict=False)):
         given = (*frame.start, *ids(answer - 1))
@@ -70,7 +70,7 @@ def for_decoder(base: FrozenLM, rows: Tensor) -> Tensor:
 
 def plain_logits(base: FrozenLM, prompt: Tensor | None, item: EncodedSequence) -> Tensor:
     """The reference: BOS, prompt and one text concatenated, through the transformers model: ``[U, V]``."""
-    parts = [embedded(base, base.frame.bos), embedded(base, item.ids)]
+    parts = [embedded(base, base.special_tokens.bos), embedded(base, item.ids)]
     embeddings = torch.cat(parts if prompt is None else [parts[0], prompt, parts[1]])
     answer = torch.tensor([item.decoder_ids])
     logits: Tensor = base.model(inputs_embeds=embeddings[None], decoder_input_ids=answer, use_cache=False).logits[0]
@@ -128,7 +128,7 @@ def layer_logits(base: FrozenLM, state: PromptState, item: EncodedSequence) -> T
     split = len(self_attention(encoder))
     nothing = torch.zeros(length, base.embedding_size)
     with overwritten(encoder, state.tensors[:split]), overwritten(decoder, state.tensors[split:]):
-        rows = torch.cat([nothing, unmoved(encoder, embedded(base, (*base.frame.bos, *item.ids)), length)])
+        rows = torch.cat([nothing, unmoved(encoder, embedded(base, (*base.special_tokens.bos, *item.ids)), length)])
         states = encoder(inputs_embeds=rows[None]).last_hidden_state[:, length:]
         answer = torch.cat([nothing, unmoved(decoder, embedded(base, item.decoder_ids), length)])
         options = {"decoder_inputs_embeds": for_decoder(base, answer)[None], "use_cache": False}
@@ -244,7 +244,7 @@ def test_the_start_is_what_the_layers_see_of_the_words(family: str) -> None:
     base, prompt = tiny_base(family), random_prompt(tiny_base(family), 3).detach()
     state = keys_and_values(base, prompt)
     encoder, decoder = base.model.get_encoder(), base.model.get_decoder()
-    frame = base.frame
+    frame = base.special_tokens
     outputs: dict[nn.Module, Tensor] = {}
     with ExitStack() as hooks, torch.no_grad():
         for stack in (encoder, decoder):
@@ -347,7 +347,7 @@ def test_answers_that_grow_see_what_whole_ones_see(family: str) -> None:
         for step in range(4):
             for row, logits in zip(rows, base.logits(growing.last), strict=True):
                 item = items[row]
-                given = (*base.frame.start, *tokens[:step, row].tolist())
+                given = (*base.special_tokens.start, *tokens[:step, row].tolist())
                 whole = EncodedSequence(0, item.ids, (), decoder_ids=given)
                 expected = logits_behind(base, states[item.prompt], whole)[-1]
                 torch.testing.assert_close(logits, expected, atol=ATOL, rtol=0)
@@ -368,7 +368,7 @@ def test_completions_are_those_of_whole_forward_passes(family: str, kind: str) -
         for item in items:
             tokens: list[int] = []
             while len(tokens) < GREEDY.max_new_tokens:
-                whole = EncodedSequence(0, item.ids, (), decoder_ids=(*base.frame.start, *tokens))
+                whole = EncodedSequence(0, item.ids, (), decoder_ids=(*base.special_tokens.start, *tokens))
                 token = int(logits_behind(base, state, whole)[-1].argmax())
                 if token == base.tokenizer.eos_token_id:
                     break
@@ -389,12 +389,12 @@ def test_completions_are_those_of_generate(family: str) -> None:
     found = {index: text for index, text, _ in done}
     for index, ids in enumerate(texts):
         tokens = base.model.generate(
-            inputs_embeds=torch.cat([embedded(base, base.frame.bos), prompt, embedded(base, ids)])[None],
-            decoder_input_ids=torch.tensor([base.frame.start]),
+            inputs_embeds=torch.cat([embedded(base, base.special_tokens.bos), prompt, embedded(base, ids)])[None],
+            decoder_input_ids=torch.tensor([base.special_tokens.start]),
             max_new_tokens=GREEDY.max_new_tokens,
             do_sample=False,
             forced_eos_token_id=None,
-        )[0, len(base.frame.start) :]
+        )[0, len(base.special_tokens.start) :]
         assert found[index] == base.tokenizer.decode(tokens, skip_special_tokens=True).strip()
 
 
@@ -414,7 +414,7 @@ def test_prompt_tuning_is_that_of_peft(family: str) -> None:
 
     base, prompt = tiny_base(family), random_prompt(tiny_base(family), 4)
     # PEFT has its prompt before BOS: there BOS is one more virtual token
-    whole = torch.cat([embedded(base, base.frame.bos), prompt])
+    whole = torch.cat([embedded(base, base.special_tokens.bos), prompt])
     peft = peft_model(family, PromptTuningConfig(task_type=TaskType.SEQ_2_SEQ_LM, num_virtual_tokens=len(whole)))
     with torch.no_grad():
         # a second half, for the decoder, is not used
@@ -455,7 +455,7 @@ def test_prefix_tuning_of_the_decoder_is_that_of_peft() -> None:
 
 
 def test_frames_of_the_two_families() -> None:
-    t5, bart = tiny_base("t5").frame, tiny_base("bart").frame
+    t5, bart = tiny_base("t5").special_tokens, tiny_base("bart").special_tokens
     tokenizer = tiny_tokenizer("t5")
     pad = tokenizer.convert_tokens_to_ids(PAD)
     bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id

@@ -15,9 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from softprompt.data.encoding.special_tokens import is_encoder_decoder
 from softprompt.errors import BaseModelError
-from softprompt.models.architecture import decode, encode
+from softprompt.models.architecture import decode, encode, is_encoder_decoder
 from softprompt.models.builtin_models import MODEL_NAME
 from softprompt.models.kernels.fused_decoder import layers_built_so
 from softprompt.models.kernels.fused_layer import Layer

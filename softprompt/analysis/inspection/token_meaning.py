@@ -208,7 +208,10 @@ def continuation(base: FrozenLM, state: PromptState) -> tuple[Continuation, str 
     """What follows the prompt, and what follows nothing; and a remark if it is not the prompt quite alone."""
     if base.architecture == "encoder-decoder":
         remark = "an encoder-decoder model goes on in its decoder, behind the prompt and what ends a text"
-        texts = [_completed(base, one, base.frame.back or encode_plain(base.tokenizer, "\n")) for one in (state, None)]
+        texts = [
+            _completed(base, one, base.special_tokens.back or encode_plain(base.tokenizer, "\n"))
+            for one in (state, None)
+        ]
         return Continuation(text=texts[0], next=(), without=texts[1], without_next=()), remark
     if state.kind == "key_values":
         # they hold no hidden state to go on from, so something has to stand behind them

@@ -80,7 +80,7 @@ class TokenizingModel(Protocol):
     @property
     def architecture(self) -> str: ...
     @property
-    def frame(self) -> SpecialTokens: ...
+    def special_tokens(self) -> SpecialTokens: ...
     @property
     def context_length(self) -> int | None: ...
 
@@ -122,7 +122,9 @@ class ExampleEncoder:
         self._kept_free = 0 if self._apart or self.verbalizer is not None else answer_room
         self._room: int | None = None
         if base.context_length is not None:
-            self._room = base.context_length - len((*base.frame.bos, *base.frame.back)) - prompt_length
+            self._room = (
+                base.context_length - len((*base.special_tokens.bos, *base.special_tokens.back)) - prompt_length
+            )
             answer = max((len(path) for path in self.verbalizer.paths), default=0) if self.verbalizer else answer_room
             left = self._room_before(answer)
             if left < _LEAST_ROOM:
@@ -170,13 +172,13 @@ class ExampleEncoder:
 
     def inputs(self, examples: Sequence[Example], answers: Sequence[int] | None = None) -> list[tuple[int, ...]]:
         """``text_ids``, and what an encoder reads behind every text."""
-        return [(*ids, *self.base.frame.back) for ids in self.text_ids(examples, answers)]
+        return [(*ids, *self.base.special_tokens.back) for ids in self.text_ids(examples, answers)]
 
     def cut_notes(self) -> list[str]:
         """What there is to say of texts that were cut so far, and of a beginning that is written twice."""
         why = "--max-length" if self.limit == self.spec.max_length else "the model's context holds no more"
         notes = [f"{self.truncated:,} texts were cut to {self.limit:,} tokens ({why})"] if self.truncated else []
-        beginning = "".join(self._tokenizer.convert_ids_to_tokens(list(self.base.frame.bos)))
+        beginning = "".join(self._tokenizer.convert_ids_to_tokens(list(self.base.special_tokens.bos)))
         if beginning and self.spec.template.lstrip().startswith(beginning):
             notes.append(
                 f"the template begins with {beginning}, which stands in front of every prompt anyway: the model reads "
@@ -224,7 +226,7 @@ class ExampleEncoder:
         """Tokens that fit in front of ``length`` tokens of ``inputs``, or of an item; ``None``: any number."""
         if self._room is None:
             return None
-        return self._room + len(self.base.frame.back) - length - self._kept_free
+        return self._room + len(self.base.special_tokens.back) - length - self._kept_free
 
     def _item(
         self,
@@ -237,7 +239,7 @@ class ExampleEncoder:
     ) -> EncodedSequence:
         """What the model is ``given`` of an answer, and after how many of its tokens the next one is asked for."""
         if self._apart:
-            start = self.base.frame.start
+            start = self.base.special_tokens.start
             positions = tuple(len(start) - 1 + step for step in steps)
             return EncodedSequence(index, text, positions, targets, decisions, decoder_ids=(*start, *given))
         return EncodedSequence(
@@ -273,7 +275,7 @@ class ExampleEncoder:
         assert self._room is not None
         if not self._apart:
             return self._room - answer
-        return self._room if len(self.base.frame.start) + answer <= (self.base.context_length or 0) else 0
+        return self._room if len(self.base.special_tokens.start) + answer <= (self.base.context_length or 0) else 0
 
     def _limit_before(self, answer: int, example: Example) -> int:
         if self._room is None:

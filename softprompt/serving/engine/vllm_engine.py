@@ -180,7 +180,7 @@ class VllmEngine:
     def _front(self, served: Served) -> tuple[int, ...]:
         """What stands in front of every text: BOS and virtual tokens."""
         if not served.states:
-            return self._checkpoint.frame.bos
+            return self._checkpoint.special_tokens.bos
         return self._fronts.get(served.key, lambda: self._checkpoint.front(digest_of(served.spec, served.states)))
 
     async def _decided(self, decision: Decision, prompts: list[list[int]]) -> list[list[float]]:
@@ -232,7 +232,11 @@ class _Shortened:
     architecture = "decoder-only"
 
     def __init__(self, checkpoint: BakedCheckpoint, context_length: int | None) -> None:
-        self.tokenizer, self.frame, self.context_length = checkpoint.tokenizer, checkpoint.frame, context_length
+        self.tokenizer, self.special_tokens, self.context_length = (
+            checkpoint.tokenizer,
+            checkpoint.special_tokens,
+            context_length,
+        )
 
 
 async def _together(works: Iterable[Coroutine[Any, Any, _Value]]) -> list[_Value]:
