@@ -27,9 +27,9 @@ def input_key(example: Example, names: Collection[str] | None = None) -> InputKe
     )
 
 
-def row_key(example: Example, names: Collection[str] | None = None) -> RowKey:
-    """``input_key`` and the answer: the label, or the outputs."""
-    return input_key(example, names), example.references if example.label is None else (example.label,)
+def row_key(example: Example, read: InputKey) -> RowKey:
+    """What the model reads of ``example``, and the answer: the label, or the outputs."""
+    return read, example.references if example.label is None else (example.label,)
 
 
 def hash_input(found: InputKey, salt: str = "") -> int:

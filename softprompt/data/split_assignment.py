@@ -6,12 +6,12 @@ split is decided by a hash of what is read of the row: it stays where it is when
 
 import random
 from collections import defaultdict
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from softprompt.data.examples import Example
-from softprompt.data.row_identity import hash_input, input_key
+from softprompt.data.row_identity import InputKey, hash_input, input_key
 from softprompt.errors import DataError
 
 Parts = tuple[tuple[Example, ...], tuple[Example, ...], tuple[Example, ...]]
@@ -64,7 +64,7 @@ def assign_split(
     example: Example, *, validation: float, test: float, seed: int, names: Collection[str] | None = None
 ) -> Side:
     """Where a row goes by what is read of it, whatever else there is; the held-out splits are given as shares."""
-    return _side(_place(example, seed, names), validation, test)
+    return _side(_place(input_key(example, names), seed), validation, test)
 
 
 def split_examples(
@@ -73,7 +73,7 @@ def split_examples(
     validation: float,
     test: float,
     seed: int,
-    names: Collection[str] | None = None,
+    key: Callable[[Example], InputKey] = input_key,
     labelled: bool = True,
 ) -> Parts:
     """Cut ``examples`` into train, validation and test, each in the order given.
@@ -85,7 +85,7 @@ def split_examples(
 
     Args:
         validation, test: shares of the rows, 0 to 1.
-        names: columns that the template uses; all without.
+        key: gives what is read of a row; all columns are, if not given.
         labelled: whether labels may move rows at all.
 
     Raises:
@@ -96,33 +96,31 @@ def split_examples(
             f"expected shares of validation and test that leave rows for train, got {validation} and {test}: "
             "ask for less"
         )
-    places: dict[object, float] = {}
-    groups: defaultdict[object, list[int]] = defaultdict(list)
+    groups: defaultdict[InputKey, list[int]] = defaultdict(list)
     for index, example in enumerate(examples):
-        groups[input_key(example, names)].append(index)
-    for key, group in groups.items():
-        places[key] = _place(examples[group[0]], seed, names)
-    order = sorted(groups, key=lambda key: places[key])
-    sides = {key: _side(places[key], validation, test) for key in order}
-    labels = {key: {examples[index].label if labelled else None for index in groups[key]} for key in order}
+        groups[key(example)].append(index)
+    places = {read: _place(read, seed) for read in groups}
+    order = sorted(groups, key=places.__getitem__)
+    sides = {read: _side(places[read], validation, test) for read in order}
+    labels = {read: {examples[index].label if labelled else None for index in groups[read]} for read in order}
     kept: defaultdict[str | None, int] = defaultdict(int)  # groups in train, by label
-    for key in reversed(order):
-        if sides[key] and any(not kept[label] for label in labels[key]):
+    for read in reversed(order):
+        if sides[read] and any(not kept[label] for label in labels[read]):
             # its hash is the nearest to train's of all that have this label: those in train came before
-            sides[key] = 0
-        for label in labels[key] if not sides[key] else ():
+            sides[read] = 0
+        for label in labels[read] if not sides[read] else ():
             kept[label] += 1
     for side, share in ((2, test), (1, validation)):
         if share and side not in sides.values():
-            spare = (key for key in order if not sides[key] and all(kept[label] > 1 for label in labels[key]))
+            spare = (read for read in order if not sides[read] and all(kept[label] > 1 for label in labels[read]))
             if (moved := next(spare, None)) is not None:
                 sides[moved] = side
                 for label in labels[moved]:
                     kept[label] -= 1
     found: list[Side] = [0] * len(examples)
-    for key, group in groups.items():
+    for read, group in groups.items():
         for index in group:
-            found[index] = sides[key]
+            found[index] = sides[read]
     parts = [tuple(one for one, side in zip(examples, found, strict=True) if side == here) for here in range(3)]
     return parts[0], parts[1], parts[2]
 
@@ -138,9 +136,9 @@ def apportion(total: int, capacities: Sequence[int]) -> list[int]:
     return parts
 
 
-def _place(example: Example, seed: int, names: Collection[str] | None) -> float:
+def _place(read: InputKey, seed: int) -> float:
     """0 to 1."""
-    return hash_input(input_key(example, names), f"split {seed}") / 2**64
+    return hash_input(read, f"split {seed}") / 2**64
 
 
 def _side(place: float, validation: float, test: float) -> Side:

@@ -13,6 +13,7 @@ import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cache, partial
 from pathlib import Path
 
 from softprompt.data.example_stream import ExampleStream
@@ -28,7 +29,7 @@ from softprompt.data.readers.example_reader import (
     split_of,
 )
 from softprompt.data.readers.file_rows import read_records
-from softprompt.data.row_identity import input_key, row_key
+from softprompt.data.row_identity import InputKey, input_key, row_key
 from softprompt.data.split_assignment import split_examples
 from softprompt.errors import DataError
 from softprompt.utils.files import expand_user
@@ -45,6 +46,7 @@ __all__ = [
 ]
 
 Parts = dict[str, list["Example"]]  # by split, none of them empty
+KeyFunction = Callable[[Example], InputKey]  # what the model reads of a row
 
 HELD_OUT_SHARE = 0.1  # of the examples, about, for each split that is cut for the user
 
@@ -125,17 +127,18 @@ def read_splits(
     """
     columns = Columns.of(text_column, label_column, target_column, remembered)
     columns = columns._replace(optional=unlabelled, textless=names is not None and "text" not in names, fills=fills)
+    key = cache(partial(input_key, names=names))  # asked for by each of the steps below
     if str(source).startswith("hf:"):
         parts, notes = _read_hub(str(source), columns, bad_rows)
-        return _told(_complete(parts, notes, str(source), names, seed, unlabelled), columns, names)
+        return _told(_complete(parts, notes, str(source), names, key, seed, unlabelled), columns, names, key)
     path = expand_user(source)
     with map_read_errors(path):
         if path.is_dir():
             parts, notes = _read_folder(path, columns, bad_rows)
-            return _told(_complete(parts, notes, str(source), names, seed, unlabelled), columns, names)
+            return _told(_complete(parts, notes, str(source), names, key, seed, unlabelled), columns, names, key)
     found = read_file(path, columns, bad_rows)
-    splits = _split_file(found.examples, str(source), names, seed, unlabelled)
-    return _told(replace(splits, notes=(*found.notes, *splits.notes)), columns, names)
+    splits = _split_file(found.examples, str(source), names, key, seed, unlabelled)
+    return _told(replace(splits, notes=(*found.notes, *splits.notes)), columns, names, key)
 
 
 def read_examples(
@@ -160,15 +163,14 @@ def read_examples(
 
 
 def _split_file(
-    examples: list[Example], source: str, names: Collection[str] | None, seed: int, unlabelled: bool
+    examples: list[Example], source: str, names: Collection[str] | None, key: KeyFunction, seed: int, unlabelled: bool
 ) -> Splits:
-    same = input_key if unlabelled else row_key
     distinct: dict[object, Example] = {}
     for one in examples:
-        distinct.setdefault(same(one, names), one)
+        distinct.setdefault(key(one) if unlabelled else row_key(one, key(one)), one)
     share = HELD_OUT_SHARE
     rows = list(distinct.values())
-    splits = split_examples(rows, validation=share, test=share, seed=seed, names=names, labelled=not unlabelled)
+    splits = split_examples(rows, validation=share, test=share, seed=seed, key=key, labelled=not unlabelled)
     sizes = ", ".join(f"{len(some):,} {split}" for split, some in zip(SPLITS, splits, strict=True))
     notes = [
         f"One file was given: split into {sizes} examples (about 80/10/10, by a hash of what is read of each row and "
@@ -180,13 +182,13 @@ def _split_file(
     return Splits(*splits, source, tuple(notes))
 
 
-def _told(splits: Splits, columns: Columns, names: Collection[str] | None) -> Splits:
+def _told(splits: Splits, columns: Columns, names: Collection[str] | None, key: KeyFunction) -> Splits:
     """``splits`` with the names of their columns, and with what no answer to them can get right."""
     labels: defaultdict[object, Counter[str]] = defaultdict(Counter)
     unread: set[str] = set()
     for one in (*splits.train, *splits.validation, *splits.test):
         if one.label is not None:
-            labels[input_key(one, names)][one.label] += 1
+            labels[key(one)][one.label] += 1
             unread |= one.columns.keys() - (names or one.columns.keys())
     notes = list(splits.notes)
     if lost := sum(counts.total() for counts in labels.values() if len(counts) > 1):
@@ -201,7 +203,13 @@ def _read(names: Collection[str] | None) -> str:
 
 
 def _complete(
-    parts: Parts, notes: list[str], source: str, names: Collection[str] | None, seed: int, unlabelled: bool
+    parts: Parts,
+    notes: list[str],
+    source: str,
+    names: Collection[str] | None,
+    key: KeyFunction,
+    seed: int,
+    unlabelled: bool,
 ) -> Splits:
     told = {split: keep_answered(examples) if unlabelled else examples for split, examples in parts.items()}
     kinds = [f"{infer_kind(examples)} in {split}" for split, examples in told.items() if examples]
@@ -213,7 +221,7 @@ def _complete(
     if not validation and len(train) > 1:
         share, given = HELD_OUT_SHARE, len(train)
         train, validation, _ = split_examples(
-            train, validation=share, test=0, seed=seed, names=names, labelled=not unlabelled
+            train, validation=share, test=0, seed=seed, key=key, labelled=not unlabelled
         )
         notes.append(
             f"No validation split was given: {len(validation):,} of {given:,} train examples were set aside for it "
@@ -224,9 +232,9 @@ def _complete(
         for split in ("train", "test")
         if split not in parts and not any(note.startswith(f"The split '{split}' of") for note in notes)
     ]
-    inputs = {input_key(example, names) for example in train}
+    inputs = {key(example) for example in train}
     for split, examples in (("validation", validation), ("test", test)):
-        if shared := sum(input_key(example, names) in inputs for example in examples):
+        if shared := sum(key(example) in inputs for example in examples):
             notes.append(
                 f"{shared:,} of {len(examples):,} {split} examples also stand in train ({_read(names)} alike)."
             )
