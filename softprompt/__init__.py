@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from softprompt.store.gate import Gate
     from softprompt.store.prompt_loading import load_prompt
     from softprompt.store.version_store import Store
-    from softprompt.training.distillation.distill import Distillation, distill, distill_together
+    from softprompt.training.distillation.distill import Distillation, distill
     from softprompt.training.distillation.teacher import Teacher
     from softprompt.training.fit import fit
 
@@ -59,7 +59,6 @@ _HOME = {
     "TrainConfig": "config",
     "choose_shots": "prompts.written_prompt",
     "distill": "training.distillation.distill",
-    "distill_together": "training.distillation.distill",
     "evaluate": "inference.evaluation",
     "fit": "training.fit",
     "load": "models.loading",
@@ -92,7 +91,6 @@ __all__ = [
     "TrainConfig",
     "choose_shots",
     "distill",
-    "distill_together",
     "evaluate",
     "fit",
     "load",

@@ -14,7 +14,7 @@ from softprompt.prompts.methods.method_registry import check_method
 from softprompt.prompts.written_prompt import choose_shots
 from softprompt.report.pages.distillation_text import distill_lines
 from softprompt.store.prompt_loading import load_prompt
-from softprompt.training.distillation.distill import check_init, distill_together, of_lengths
+from softprompt.training.distillation.distill import check_init, configs_of_lengths, distill
 from softprompt.training.distillation.teacher import Teacher, read_text
 from softprompt.training.initialization import check_init as check_start
 from softprompt.training.initialization import check_init_fits
@@ -60,7 +60,7 @@ def run_distill(
         raise ConfigError("expected a teacher: --prompt FILE, --shots N or --teacher PROMPT; got none")
 
     # what is quickly checked comes before what takes long
-    members = {"": chosen} if lengths is None else of_lengths(chosen, _numbers(lengths))
+    members = {"": chosen} if lengths is None else configs_of_lengths(chosen, _numbers(lengths))
     check_method(chosen.method, chosen.method_options)
     check_start(chosen.init, taught=True)
     check_init(chosen)
@@ -79,12 +79,12 @@ def run_distill(
     solved = choose_shots(keep_answered(task.train), shots, shots_seed) if shots else []
     base = load_base(model_name, model, None if prompt is None else prompt.check_base)
     teacher = Teacher.written(base, task.spec, text, solved) if prompt is None else Teacher.saved(base, prompt)
-    done = distill_together(
+    done = distill(
         base,
         task,
-        members,
         teacher,
-        how,
+        config=members,
+        **how.model_dump(),
         out=out,
         callback=make_callback(as_json),
         resume=resume,

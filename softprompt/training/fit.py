@@ -85,7 +85,7 @@ def fit(
         ConfigError, DataError, TemplateError, OutputError, PromptFileError, TrainingError: one line that says what
             to do.
     """
-    configs, processes = _configs_of(config, settings), base.processes
+    configs, processes = configs_of(config, settings), base.processes
     first = next(iter(configs.values()))
     # the others learn and score with it, and neither say nor write anything
     callback = callback if callback is not None and processes.is_main else Callback()
@@ -123,7 +123,7 @@ def fit(
     return prompts if isinstance(task, Mapping) else prompts[""]
 
 
-def _configs_of(
+def configs_of(
     config: TrainConfig | Mapping[str, TrainConfig] | None, settings: Mapping[str, Any]
 ) -> dict[str, TrainConfig]:
     """By name, each with the single settings in place of its own."""

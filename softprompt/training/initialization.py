@@ -7,7 +7,7 @@ from softprompt.data.task import TaskSpec
 from softprompt.errors import ConfigError, PromptFileError
 from softprompt.models.fingerprint import Outline
 from softprompt.models.frozen_lm import FrozenLM
-from softprompt.prompts.methods.initializers import _PLAIN, _from_text, _Wanted
+from softprompt.prompts.methods.initializers import INITIALIZERS, InitializerContext, embed_text
 from softprompt.prompts.state import PromptState
 from softprompt.store.prompt_loading import load_prompt, read_manifest
 
@@ -40,12 +40,12 @@ def initialize(
     check_init_fits(how, spec)
     if how == "teacher" and given is not None:
         return given
-    if how in _PLAIN:
-        return PromptState.of_embeddings(_PLAIN[how](_Wanted(base, spec, length, seed, examples)))
+    if how in INITIALIZERS:
+        return PromptState.of_embeddings(INITIALIZERS[how](InitializerContext(base, spec, length, seed, examples)))
     name, _, argument = how.partition(":")
     if name == "prompt":
         return _from_prompt(argument, base, length)
-    return PromptState.of_embeddings(_from_text(argument, base, length))
+    return PromptState.of_embeddings(embed_text(argument, base, length))
 
 
 def check_init_fits(how: str, spec: TaskSpec) -> None:
@@ -59,7 +59,7 @@ def check_init(how: str, *, taught: bool = False) -> None:
 
     ``taught``: there is a teacher to start from.
     """
-    if how in _PLAIN or (taught and how == "teacher"):
+    if how in INITIALIZERS or (taught and how == "teacher"):
         return
     name, colon, argument = how.partition(":")
     if name not in _WITH_ARGUMENT:

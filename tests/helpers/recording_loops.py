@@ -164,7 +164,7 @@ def students() -> Iterator[tuple[str, dict[str, Any]]]:
         inputs = r.TASKS[task]()
         teacher = sp.Teacher.written(base, inputs.spec, words)
         configs = {str(length): config_of(length=length) for length in (2, 4)}
-        found = sp.distill_together(base, inputs, configs, teacher, sp.DistillConfig(max_new_tokens=8), measure=False)
+        found = sp.distill(base, inputs, teacher, config=configs, max_new_tokens=8, measure=False)
         yield f"students {task}", both({name: one.prompt for name, one in found.items()})
 
 

@@ -28,7 +28,7 @@ from softprompt.prompts.state import PromptState
 from softprompt.prompts.written_prompt import choose_shots, written_prompt
 from softprompt.store.input_profile import read_profile
 from softprompt.store.prompt_loading import load_prompt
-from softprompt.training.distillation.distill import distill, distill_together, of_lengths
+from softprompt.training.distillation.distill import configs_of_lengths, distill
 from softprompt.training.distillation.student_initialization import candidates
 from softprompt.training.distillation.teacher import Teacher
 
@@ -311,21 +311,21 @@ class TestOneTeacher:
         monkeypatch.setattr(distilling, "ask", counted)
         monkeypatch.setattr(training, "_accumulate_gradients", interrupted)
         teacher = Teacher.written(base, task.spec, TEXT)
-        configs = of_lengths(TrainConfig.build(**FAST, checkpoint_every=2), [3, 6])
+        configs = configs_of_lengths(TrainConfig.build(**FAST, checkpoint_every=2), [3, 6])
         settings: dict[str, Any] = {"out": tmp_path / "p", "measure": False}
         with pytest.raises(KeyboardInterrupt):
-            distill_together(base, task, configs, teacher, **settings)
+            distill(base, task, teacher, config=configs, **settings)
         assert sorted(path.name for path in (tmp_path / "p.run").iterdir()) == [
             "checkpoint.safetensors",
             "clock.json",
             "teacher.safetensors",
         ]
-        done = distill_together(base, task, configs, teacher, resume=True, **settings)
+        done = distill(base, task, teacher, config=configs, resume=True, **settings)
         assert asked == [60 + 24 + 24]
         assert [path.name for path in tmp_path.iterdir()] == ["p"]
         assert sorted(path.name for path in (tmp_path / "p").iterdir()) == ["3", "6"]
 
-        unbroken = distill_together(base, task, configs, teacher, out=tmp_path / "q", measure=False)
+        unbroken = distill(base, task, teacher, config=configs, out=tmp_path / "q", measure=False)
         assert asked == [108, 108]
         for name, one in unbroken.items():
             for file in ("prompt.safetensors", "prompt.json", "history.jsonl", "profile.json"):
@@ -383,20 +383,20 @@ def test_lengths_that_learn_together_end_where_each_would_end_alone() -> None:
     base, task = tiny_base("gemma3"), inputs()
     config = TrainConfig.build(**FAST)
     teacher = Teacher.written(base, task.spec, TEXT)
-    together = distill_together(base, task, of_lengths(config, [2, 5]), teacher, measure=False)
+    together = distill(base, task, teacher, config=configs_of_lengths(config, [2, 5]), measure=False)
     for name, one in together.items():
         alone = distill(base, task, TEXT, measure=False, **{**FAST, "length": int(name)})
         torch.testing.assert_close(one.prompt.state.tensor, alone.prompt.state.tensor, rtol=1e-3, atol=1e-3)
         assert losses(one.prompt) == pytest.approx(losses(alone.prompt), rel=1e-2, abs=1e-4)
     with pytest.raises(ConfigError, match="lengths 4, 4: expected each once"):
-        of_lengths(config, [4, 4])
+        configs_of_lengths(config, [4, 4])
 
 
 def test_solved_examples_teach_generation_to_end_by_itself() -> None:
     base, task = tiny_base("llama"), words()
     teacher = Teacher.written(base, task.spec, "", choose_shots(task.train, 3, 0))
     how = DistillConfig(max_new_tokens=6)
-    done = distill_together(base, task, {"": TrainConfig.build(**FAST)}, teacher, how, measure=False)[""]
+    done = distill(base, task, teacher, config=TrainConfig.build(**FAST), measure=False, **how.model_dump())
     assert done.report.metric == "exact_match"
     near = done.report.held_out["test"]
     assert near.token_agreement is not None

@@ -20,7 +20,9 @@ from softprompt.models.frozen_lm import FrozenLM
 
 
 @dataclass(frozen=True)
-class _Wanted:
+class InitializerContext:
+    """What an initializer may look at; ``length`` counts virtual tokens, ``seed`` is for those that draw."""
+
     base: FrozenLM
     spec: TaskSpec
     length: int
@@ -35,51 +37,52 @@ def default_instruction(spec: TaskSpec) -> str:
     return f"Classify the text as {', '.join(spec.verbalizers[:-1])} or {spec.verbalizers[-1]}."
 
 
-def _from_text(text: str, base: FrozenLM, length: int) -> Tensor:
-    return _tiled(encode_plain(base.tokenizer, text), base, length)
+def embed_text(text: str, base: FrozenLM, length: int) -> Tensor:
+    """Embeddings ``[length, H]`` of a text's tokens, repeated or cut; raises ConfigError if it has none."""
+    return _tile(encode_plain(base.tokenizer, text), base, length)
 
 
-def _instruction(wanted: _Wanted) -> Tensor:
-    return _from_text(default_instruction(wanted.spec), wanted.base, wanted.length)
+def _instruction(context: InitializerContext) -> Tensor:
+    return embed_text(default_instruction(context.spec), context.base, context.length)
 
 
-def _examples(wanted: _Wanted) -> Tensor:
-    base, spec, length = wanted.base, wanted.spec, wanted.length
-    shots = encode_solved_within(ExampleEncoder(base, spec, 0), wanted.examples, length, wanted.seed)
+def _examples(context: InitializerContext) -> Tensor:
+    base, spec, length = context.base, context.spec, context.length
+    shots = encode_solved_within(ExampleEncoder(base, spec, 0), context.examples, length, context.seed)
     if not shots:
-        return _instruction(wanted)
+        return _instruction(context)
     words = encode_plain(base.tokenizer, default_instruction(spec) + GAP)
     room = length - len(shots)
     # whole where it meets the examples: what does not fit is cut off in front
     front = (words * (room // len(words) + 1))[-room:] if room else []
-    return _tiled(front + shots, base, length)
+    return _tile(front + shots, base, length)
 
 
-def _labels(wanted: _Wanted) -> Tensor:
-    tokenizer = wanted.base.tokenizer
-    ids = [token for words in wanted.spec.verbalizers for token in encode_plain(tokenizer, f" {words}")]
-    return _tiled(ids, wanted.base, wanted.length)
+def _labels(context: InitializerContext) -> Tensor:
+    tokenizer = context.base.tokenizer
+    ids = [token for words in context.spec.verbalizers for token in encode_plain(tokenizer, f" {words}")]
+    return _tile(ids, context.base, context.length)
 
 
-def _vocabulary(wanted: _Wanted) -> Tensor:
-    base, length = wanted.base, wanted.length
+def _vocabulary(context: InitializerContext) -> Tensor:
+    base, length = context.base, context.length
     # the 5,000 most common tokens as in the paper; vocabularies list common tokens first, behind the special ones
     special = set(base.tokenizer.all_special_ids)
     common = [token for token in range(min(base.vocabulary_size, 5000)) if token not in special]
-    chosen = torch.randperm(len(common), generator=torch.Generator().manual_seed(wanted.seed))[:length].tolist()
-    return _tiled([common[index] for index in chosen], base, length)
+    chosen = torch.randperm(len(common), generator=torch.Generator().manual_seed(context.seed))[:length].tolist()
+    return _tile([common[index] for index in chosen], base, length)
 
 
-def _random(wanted: _Wanted) -> Tensor:
+def _random(context: InitializerContext) -> Tensor:
     # uniform as in the paper, with mean and spread of the model's own embeddings in place of 0 and 0.5: embeddings have
     # a large part in common (of Gemma 3 270M a fifth of their squared norm), and around 0 the start is far from all
-    generator = torch.Generator().manual_seed(wanted.seed)
-    uniform = torch.rand(wanted.length, wanted.base.embedding_size, generator=generator) * 2 - 1
-    deviation, mean = torch.std_mean(wanted.base.sampled_embeddings().cpu(), dim=0)
+    generator = torch.Generator().manual_seed(context.seed)
+    uniform = torch.rand(context.length, context.base.embedding_size, generator=generator) * 2 - 1
+    deviation, mean = torch.std_mean(context.base.sampled_embeddings().cpu(), dim=0)
     return mean + uniform * deviation * 3**0.5
 
 
-def _tiled(ids: list[int], base: FrozenLM, length: int) -> Tensor:
+def _tile(ids: list[int], base: FrozenLM, length: int) -> Tensor:
     """Embeddings of ``ids``, repeated or cut to ``length``."""
     if not ids:
         raise ConfigError("init: expected words that the base model's tokenizer knows, got none: use other words")
@@ -87,7 +90,8 @@ def _tiled(ids: list[int], base: FrozenLM, length: int) -> Tensor:
     return base.embed(torch.tensor(repeated, device=base.device)).float().cpu()
 
 
-_PLAIN: dict[str, Callable[[_Wanted], Tensor]] = {
+# by the name that ``init`` gives them: a new one stands here and nowhere else
+INITIALIZERS: dict[str, Callable[[InitializerContext], Tensor]] = {
     "text": _instruction,
     "examples": _examples,
     "labels": _labels,

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 from softprompt.config import DistillConfig, TrainConfig
 from softprompt.data.examples import Example
@@ -30,6 +30,7 @@ from softprompt.training.distillation.fidelity import fidelity, measured, reques
 from softprompt.training.distillation.student_initialization import check_can_begin, initialize_students
 from softprompt.training.distillation.teacher import Answers, Teacher, ask
 from softprompt.training.distillation.teacher_cache import ANSWERS_FILE, load_answers, save_answers
+from softprompt.training.fit import configs_of
 from softprompt.training.loop import TrainingResult, check_there, train_together
 from softprompt.training.training_run import (
     TEST_LIMIT,
@@ -56,28 +57,52 @@ class Distillation:
     report: Distilled
 
 
+@overload
+def distill(
+    base: FrozenLM,
+    inputs: Task | Splits | str | Path,
+    teacher: Teacher | Prompt | str,
+    *,
+    config: TrainConfig | None = None,
+    **options: Any,
+) -> Distillation: ...
+
+
+@overload
+def distill(
+    base: FrozenLM,
+    inputs: Task | Splits | str | Path,
+    teacher: Teacher | Prompt | str,
+    *,
+    config: Mapping[str, TrainConfig],
+    **options: Any,
+) -> dict[str, Distillation]: ...
+
+
 def distill(
     base: FrozenLM,
     inputs: Task | Splits | str | Path,
     teacher: Teacher | Prompt | str,
     *,
     out: str | Path | None = None,
-    config: TrainConfig | None = None,
+    config: TrainConfig | Mapping[str, TrainConfig] | None = None,
     callback: Callback | None = None,
     resume: bool = False,
     restart: bool = False,
     evaluate_test: bool = True,
     measure: bool = True,
     **settings: Any,
-) -> Distillation:
+) -> Distillation | dict[str, Distillation]:
     """Learn a soft prompt under which ``base`` behaves as under ``teacher``.
 
     Args:
         inputs: a task (``Task.of_inputs`` makes one of unlabelled rows), or what it is read from.
         teacher: a text, a saved prompt, or what ``Teacher.written`` gives for a text with solved examples.
         out, callback, resume, restart, evaluate_test: as for ``fit``.
-        config: the settings of learning; or give single ones by name (``length=16``, ``steps=300``, ...), those of
+        config: the settings of learning; or single ones by name (``length=16``, ``steps=300``, ...), those of
             ``DistillConfig`` among them (``temperature=2``, ``samples=1``, ...). ``init`` is ``teacher`` by default.
+            The settings of several students (see ``configs_of_lengths``), by the folder within ``out`` that each is
+            saved in, learn in the same forward passes, and all are given; ``""`` is ``out`` itself.
         measure: time student and teacher at the end.
 
     Raises:
@@ -85,34 +110,33 @@ def distill(
             to do.
     """
     how = {name: settings.pop(name) for name in tuple(settings) if name in DistillConfig.model_fields}
-    chosen = config if config is not None else TrainConfig()
-    if settings:
-        chosen = TrainConfig.build(**{**chosen.model_dump(exclude_unset=True), **settings})
+    configs = configs_of(config, settings)
     if not isinstance(inputs, Task):
         inputs = Task.of_inputs(inputs, spec=teacher.spec if isinstance(teacher, Prompt) else None)
-    return distill_together(
+    done = _distill(
         base,
         inputs,
-        {"": chosen},
-        teacher_of(base, inputs, teacher),
+        configs,
+        make_teacher(base, inputs, teacher),
         DistillConfig.build(**how),
-        out=out,
-        callback=callback,
+        out=None if out is None else expand_user(out),
+        callback=callback or Callback(),
         resume=resume,
         restart=restart,
         evaluate_test=evaluate_test,
         measure=measure,
-    )[""]
+    )
+    return done if isinstance(config, Mapping) else done[""]
 
 
-def teacher_of(base: FrozenLM, task: Task, teacher: Teacher | Prompt | str) -> Teacher:
+def make_teacher(base: FrozenLM, task: Task, teacher: Teacher | Prompt | str) -> Teacher:
     """A text or a saved prompt as a teacher; raises ConfigError or PromptFileError."""
     if isinstance(teacher, Teacher):
         return teacher
     return Teacher.saved(base, teacher) if isinstance(teacher, Prompt) else Teacher.written(base, task.spec, teacher)
 
 
-def of_lengths(config: TrainConfig, lengths: Sequence[int]) -> dict[str, TrainConfig]:
+def configs_of_lengths(config: TrainConfig, lengths: Sequence[int]) -> dict[str, TrainConfig]:
     """The settings of students of several lengths, by what their folders are called; raises ConfigError."""
     if len(set(lengths)) < len(lengths):
         raise ConfigError(f"lengths {', '.join(map(str, lengths))}: expected each once")
@@ -120,33 +144,22 @@ def of_lengths(config: TrainConfig, lengths: Sequence[int]) -> dict[str, TrainCo
     return {str(length): TrainConfig.build(**{**given, "length": length}) for length in lengths}
 
 
-def distill_together(
+def _distill(
     base: FrozenLM,
     task: Task,
     configs: Mapping[str, TrainConfig],
     teacher: Teacher,
-    settings: DistillConfig | None = None,
+    settings: DistillConfig,
     *,
-    out: str | Path | None = None,
-    callback: Callback | None = None,
-    resume: bool = False,
-    restart: bool = False,
-    evaluate_test: bool = True,
-    measure: bool = True,
+    out: Path | None,
+    callback: Callback,
+    resume: bool,
+    restart: bool,
+    evaluate_test: bool,
+    measure: bool,
 ) -> dict[str, Distillation]:
-    """Several students of one teacher, in the same forward passes; all of them are kept.
-
-    Args:
-        configs: of each student, by the folder within ``out`` that it is saved in; one alone may be called ``""``,
-            which is ``out`` itself.
-        settings: what they learn of the teacher.
-        out, callback, resume, restart, evaluate_test, measure: as for ``distill``.
-
-    Raises:
-        as ``distill``.
-    """
+    """Students of one teacher, in the same forward passes; by the folders they are saved in."""
     base.processes.check_alone("distillation")
-    settings, callback = settings or DistillConfig(), callback or Callback()
     configs = {name: _started(config, teacher) for name, config in configs.items()}
     first = next(iter(configs.values()))
     check_there(task)
@@ -155,7 +168,6 @@ def distill_together(
     settings = settings.model_copy(update={"max_new_tokens": room})
     task, notes = _used(whole, first, settings, evaluate_test)
     configs = {name: config.model_copy(update={"max_length": task.spec.max_length}) for name, config in configs.items()}
-    out = None if out is None else expand_user(out)
     run: AbstractContextManager[Checkpoint | None] = nullcontext()
     how = settings.model_dump()
     if out is not None:
