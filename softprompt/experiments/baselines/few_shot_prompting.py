@@ -10,16 +10,13 @@ from typing import Any
 
 from softprompt.data.examples import Example
 from softprompt.data.few_shot import GAP
-from softprompt.data.splits import Splits
 from softprompt.data.task import Task
-from softprompt.errors import PromptFileError
 from softprompt.experiments.baselines.fitted_baseline import (
     VALIDATION_LIMIT,
     FittedBaseline,
     bytes_of,
     described,
     prefix_bytes,
-    read_description,
 )
 from softprompt.experiments.baselines.nearest_examples import NearestShots
 from softprompt.inference.generation import Sampling, room_for
@@ -103,28 +100,6 @@ def few_shot(
         save=save,
         settings=settings,
     )
-
-
-def load_few_shot(base: FrozenLM, folder: str | Path, sampling: Sampling | None = None) -> Predictor | NearestShots:
-    """Read what ``few_shot`` saved.
-
-    Raises:
-        PromptFileError: it is not there, is damaged, or was made for another base model.
-        MissingExtraError: scikit-learn is not installed (nearest).
-    """
-    spec, facts = read_description(folder, _FACTS, base)
-    try:
-        shots = tuple(
-            Example(one["text"], one["label"], tuple(one["references"]), one["columns"]) for one in facts["examples"]
-        )
-        count, nearest, instruction = facts["count"], facts["nearest"], facts["instruction"]
-    except (KeyError, TypeError) as error:
-        raise PromptFileError(f"'{folder}' cannot be read: its {_FACTS} lacks or misuses {error}") from error
-    sampling = sampling or _until_next_example(shots, room_for(base, spec))
-    if nearest:
-        task = Task(spec, Splits(shots, (), (), str(folder), ()))
-        return NearestShots(base, task, count, instruction, sampling)
-    return Predictor(base, spec, written_prompt(base, spec, instruction, shots), sampling)
 
 
 def _score(answers: Predictor | NearestShots, examples: Sequence[Example]) -> tuple[float, float]:

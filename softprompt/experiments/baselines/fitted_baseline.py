@@ -1,23 +1,21 @@
 """Fitted: what every baseline gives, and what baselines have in common."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from softprompt.data.task import TaskSpec
-from softprompt.errors import ConfigError, MissingExtraError, PromptFileError
+from softprompt.errors import ConfigError, MissingExtraError
 from softprompt.inference.predictor import Answers
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.prefix import CachedPrefix, Prefix
 from softprompt.prompts.seq2seq_prefix import EncodedPrefix
-from softprompt.utils.files import expand_user
-from softprompt.utils.seals import read_sealed, read_sealed_tensors, seal
+from softprompt.utils.seals import seal
 
 VALIDATION_LIMIT = 500  # validation examples that the best is chosen on, as many as training does by default
 
@@ -100,36 +98,3 @@ def described(base: FrozenLM | None, spec: TaskSpec, **more: Any) -> bytes:
     of_base = {} if base is None else {"base": {"name": base.name, "fingerprint": base.fingerprint}}
     facts = {"task": spec.to_dict(), **of_base, **more}
     return (json.dumps(seal(facts), indent=2, ensure_ascii=False) + "\n").encode()
-
-
-def read_description(folder: str | Path, file: str, base: FrozenLM | None = None) -> tuple[TaskSpec, dict[str, Any]]:
-    """The task and all else in a ``file`` that ``described`` made.
-
-    Raises:
-        PromptFileError: it is not there, is damaged, or was made for another model than ``base``.
-    """
-    path = expand_user(folder) / file
-    try:
-        facts = read_sealed(path)
-        spec = TaskSpec.from_dict(facts["task"])
-        made_for = {} if base is None else facts["base"]
-        name, fingerprint = made_for.get("name"), made_for.get("fingerprint")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise PromptFileError(f"'{path}' cannot be read ({error}): expected what the comparison saved") from error
-    if base is not None and fingerprint != base.fingerprint:
-        raise PromptFileError(f"'{path}' was made for the base model '{name}', this is '{base.name}'")
-    return spec, facts
-
-
-def read_tensors(folder: str | Path, file: str, names: Sequence[str]) -> list[torch.Tensor]:
-    """Tensors of a safetensors file by name.
-
-    Raises:
-        PromptFileError: it is not there, is damaged, or lacks one.
-    """
-    path = expand_user(folder) / file
-    try:
-        tensors, _ = read_sealed_tensors(path)
-        return [tensors[name] for name in names]
-    except (OSError, ValueError, KeyError) as error:
-        raise PromptFileError(f"'{path}' cannot be read ({error}): expected what the comparison saved") from error

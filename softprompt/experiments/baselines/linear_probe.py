@@ -23,8 +23,6 @@ from softprompt.experiments.baselines.fitted_baseline import (
     bytes_of,
     check_classification,
     described,
-    read_description,
-    read_tensors,
 )
 from softprompt.experiments.baselines.linear_head import LinearHead, fit_head
 from softprompt.inference.predictor import Prediction, likeliest, naming
@@ -144,14 +142,3 @@ def _some_of(examples: Sequence[Example], limit: int, seed: int) -> list[Example
         (others if example.label in labels else firsts).append(example)
         labels.add(example.label)
     return [*firsts, *others][:limit]
-
-
-def load_linear_probe(base: FrozenLM, folder: str | Path) -> ProbeAnswers:
-    """Read what ``ProbeAnswers.save`` wrote.
-
-    Raises:
-        PromptFileError: it is not there, is damaged, or was made for another base model.
-    """
-    spec, _ = read_description(folder, _FACTS, base)
-    weight, bias = read_tensors(folder, _TENSORS, ["weight", "bias"])
-    return ProbeAnswers(spec, Features(base, spec), LinearHead(weight, bias))

@@ -21,8 +21,6 @@ from softprompt.experiments.baselines.fitted_baseline import (
     check_classification,
     described,
     extra_module,
-    read_description,
-    read_tensors,
 )
 from softprompt.experiments.baselines.linear_head import LinearHead, fit_head
 from softprompt.inference.predictor import Prediction, likeliest
@@ -100,20 +98,6 @@ def fit_tfidf(task: Task, seed: int = 0) -> FittedBaseline:
         save=answers.save,
         settings={"C": choice.strength, "terms": weights.shape[1], "seed": seed},
     )
-
-
-def load_tfidf(folder: str | Path) -> TfidfAnswers:
-    """Read what ``TfidfAnswers.save`` wrote.
-
-    Raises:
-        PromptFileError: it is not there, or is damaged.
-        MissingExtraError: scikit-learn is not installed.
-    """
-    spec, facts = read_description(folder, _FACTS)
-    weight, bias, frequencies = read_tensors(folder, _TENSORS, ["weight", "bias", "idf"])
-    vectorizer = make_vectorizer(ngram_range=(1, 2), vocabulary=facts["terms"])
-    vectorizer.idf_ = frequencies.numpy()
-    return TfidfAnswers(spec, vectorizer, LinearHead(weight, bias))
 
 
 def make_vectorizer(**options: Any) -> Any:
