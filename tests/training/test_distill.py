@@ -273,7 +273,7 @@ class TestLabels:
         for one, state in ((near.teacher, written_prompt(base, task.spec, TEXT)), (near.student, done.prompt.state)):
             assert one is not None
             expected = evaluate(base, half[1::2], state, spec=task.spec).metric
-            assert one.model_dump() == expected.to_dict()
+            assert one.model_dump() == expected.model_dump()
         assert near.kept is not None
         assert near.student is not None
         assert near.teacher is not None
