@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := PIP_REQUIRE_VIRTUALENV=1 $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-engines test-soak bench check format clean
+.PHONY: help demo test test-engines test-soak bench check format reference clean
 
 
 help: ## list the targets
@@ -34,6 +34,9 @@ check: $(VENV)/test.stamp ## lint, formatting and types
 format: $(VENV)/test.stamp ## sort imports, mend what ruff can mend, format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+reference: $(VENV)/test.stamp ## write the reference in docs/reference from the code
+	$(BIN)/python docs/reference/generate.py
 
 clean: ## remove the virtual environment, builds and caches; the converted model in the user's cache stays
 	rm -rf $(VENV) build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
