@@ -145,7 +145,7 @@ def plan_command() -> None:
     """Tell what memory a prompt and its model need.
 
     Reads the model's configuration, no weights: so a model of any size is planned for in seconds, on any machine.
-    Each part is shown with its formula. docs/how-to/scaling.md has how near the figures come to measured ones.
+    Each part is shown with its formula. docs/results/scaling.md has how near the figures come to measured ones.
     """
 
 

@@ -1,0 +1,61 @@
+"""CONTRIBUTING names files and definitions that are there, and README keeps to its size and runs."""
+
+import contextlib
+import io
+import re
+from pathlib import Path
+
+import pytest
+from helpers.small_tasks import reviews, write_data
+from helpers.tiny_models import save_tiny
+
+import softprompt as sp
+
+ROOT = Path(__file__).parents[2]
+CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("named", sorted(set(re.findall(r"`((?:softprompt|tests)/[\w/]+\.py(?::\w+)?)`", CONTRIBUTING))))
+def test_what_contributing_names_is_there(named: str) -> None:
+    path, _, name = named.partition(":")
+    assert (ROOT / path).is_file(), f"CONTRIBUTING.md names {path}, which is not there"
+    code = (ROOT / path).read_text(encoding="utf-8")
+    assert not name or re.search(rf"^(async def|def|class) {name}\b", code, re.MULTILINE), (
+        f"CONTRIBUTING.md names {name} in {path}, which does not define it"
+    )
+
+
+def test_contributing_draws_every_room() -> None:
+    picture = CONTRIBUTING.split("## The rooms")[1].split("## The way")[0]
+    rooms = {path.stem for path in (ROOT / "softprompt").iterdir() if path.suffix == ".py" or path.is_dir()}
+    assert {room for room in rooms if not room.startswith("_")} <= set(re.findall(r"\w+", picture))
+
+
+def test_readme_is_short() -> None:
+    assert len(README.splitlines()) <= 120
+    text = re.sub(r"```.*?```", "", README, flags=re.DOTALL)
+    for paragraph in re.split(r"\n\s*\n|\n(?=- )", text):
+        if not paragraph.startswith("|"):
+            assert len(paragraph.split()) <= 80, paragraph
+
+
+def test_lines_of_readme_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    assert len([line for line in code.splitlines() if line.strip()]) <= 10
+    monkeypatch.chdir(tmp_path)
+    save_tiny(tmp_path / "model", "llama")
+    write_data(tmp_path / "reviews", reviews(train=24, validation=8, test=8))
+    for there, here in (
+        ("embedded:gemma-3-270m", "model"),
+        ('["negative", "positive"]', '["bad", "good"]'),
+        ("sp.fit(base, task)", "sp.fit(base, task, steps=4, length=3)"),
+    ):
+        assert there in code, there
+        code = code.replace(there, here)
+    shown = io.StringIO()
+    with contextlib.redirect_stdout(shown):
+        exec(compile(code, "README.md", "exec"), {})  # noqa: S102 (our own lines)
+    assert "accuracy" in shown.getvalue()
+    assert shown.getvalue().splitlines()[-1].split()[0] in ("bad", "good")
+    assert sp.load_prompt("prompts/sentiment").spec.labels == ("bad", "good")
