@@ -16,7 +16,9 @@ CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("named", sorted(set(re.findall(r"`((?:softprompt|tests)/[\w/]+\.py(?::\w+)?)`", CONTRIBUTING))))
+@pytest.mark.parametrize(
+    "named", sorted(set(re.findall(r"`((?:softprompt|tests)/[\w/]+\.py(?::\w+)?)`", CONTRIBUTING)))
+)
 def test_what_contributing_names_is_there(named: str) -> None:
     path, _, name = named.partition(":")
     assert (ROOT / path).is_file(), f"CONTRIBUTING.md names {path}, which is not there"
@@ -55,7 +57,7 @@ def test_lines_of_readme_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         code = code.replace(there, here)
     shown = io.StringIO()
     with contextlib.redirect_stdout(shown):
-        exec(compile(code, "README.md", "exec"), {})  # noqa: S102 (our own lines)
+        exec(compile(code, "README.md", "exec"), {})
     assert "accuracy" in shown.getvalue()
     assert shown.getvalue().splitlines()[-1].split()[0] in ("bad", "good")
     assert sp.load_prompt("prompts/sentiment").spec.labels == ("bad", "good")

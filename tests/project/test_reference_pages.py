@@ -11,7 +11,8 @@ REFERENCE = Path(__file__).parents[2] / "docs" / "reference"
 @pytest.mark.parametrize("name", ["python.md", "command-line.md"])
 def test_page_is_up_to_date(name: str) -> None:
     found = importlib.util.spec_from_file_location("generate", REFERENCE / "generate.py")
-    assert found is not None and found.loader is not None
+    assert found is not None
+    assert found.loader is not None
     generate = importlib.util.module_from_spec(found)
     found.loader.exec_module(generate)
     written = (REFERENCE / name).read_text(encoding="utf-8")
