@@ -67,10 +67,9 @@ class Metric:
         rows = self.checked_rows(gold, predicted)
         return float(self.value(np.ones((1, len(rows))), rows)[0])
 
-    def standard_error(self, gold: Gold, predicted: Sequence[str]) -> float:
-        """Of the score: how far it moves by chance, from few resamples; exact where right answers are counted."""
+    def standard_error(self, gold: Gold, predicted: Sequence[str], value: float) -> float:
+        """Of the score ``value``: how far it moves by chance, by few resamples; exact for accuracy."""
         if self is accuracy:
-            value = self.value_of(gold, predicted)
             return math.sqrt(value * (1 - value) / len(gold))
         distinct, counts = np.unique(self.checked_rows(gold, predicted), axis=0, return_counts=True)
         return float(

@@ -64,7 +64,7 @@ class Validation:
         """The standard error of the latest score; none where the metric is the loss itself."""
         if self._objective.verbalizer is None:
             return 0.0
-        return METRICS[self.metric].standard_error([str(one.label) for one in self._examples], self._latest)
+        return METRICS[self.metric].standard_error([str(one.label) for one in self._examples], self._latest, value)
 
 
 def validation_examples(task: Task, limit: int) -> list[Example]:

@@ -82,7 +82,7 @@ class TestFunctions:
         found = metric(GOLD * 20, PREDICTED * 20)
         assert (found.value, found.low, found.high) == pytest.approx((same.value, same.low, same.high), abs=0.03)
         assert metric.each(GOLD, PREDICTED) == [1.0, 0.0, 0.0, 0.0]
-        assert metric.standard_error(GOLD * 20, PREDICTED * 20) == pytest.approx(0.048, abs=0.01)
+        assert metric.standard_error(GOLD * 20, PREDICTED * 20, 0.25) == pytest.approx(0.048, abs=0.01)
 
     def test_where_less_is_better_values_are_negated(self, module: str) -> None:
         name = str(import_metric(f"{module}:length_off"))
