@@ -26,7 +26,8 @@ from softprompt.models.frozen_lm import FrozenLM
 from softprompt.models.loading import load
 from softprompt.prompts.saved_prompt import Prompt
 from softprompt.prompts.state import PromptState
-from softprompt.report.pages.training_text import table
+from softprompt.report.render.document import Document, Section, Table
+from softprompt.report.render.terminal import render_terminal
 from softprompt.training.fit import fit
 
 TEMPLATE = "Review: {{ text }}\nSentiment:"
@@ -66,7 +67,9 @@ def main() -> None:
         )
         for one in results
     ]
-    print("\n".join(table(rows)))
+    heading, *found = rows
+    table = Table.of("", heading, found, words=len(heading))
+    print(render_terminal(Document("", "Planted faults", (), (Section("faults", "Findings", (table,)),))))
     for one in results:
         if "flips" in one:
             print("flipped labels:", ", ".join(f"{name} {value}" for name, value in one["flips"].items()))

@@ -3,7 +3,6 @@
 import shlex
 import sys
 import time
-from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,14 +16,13 @@ from softprompt.cli.option_values import columns_of, model_of
 from softprompt.cli.printing import print_result, say
 from softprompt.data.task import Task
 from softprompt.data.templates.template import Template
-from softprompt.errors import ConfigError, OutputError, shorten
+from softprompt.errors import ConfigError, OutputError
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.saved_prompt import HISTORY_FILE, Prompt, prompt_of
-from softprompt.report.pages.drift_page import write_monitoring
-from softprompt.report.pages.drift_text import monitoring_lines
-from softprompt.report.pages.inspection_page import write_inspection
-from softprompt.report.pages.inspection_text import inspection_lines, pruning_lines
-from softprompt.report.pages.training_text import figure, table
+from softprompt.report.pages.drift_page import monitoring_document
+from softprompt.report.pages.inspection_page import inspection_document, pruning_document
+from softprompt.report.pages.store_page import similar_document
+from softprompt.report.report_files import write_page
 from softprompt.serving.request_log.request_samples import read_samples, seconds_of
 from softprompt.store.learned_rows import ROWS_FILE, read_learned
 from softprompt.store.prompt_loading import load_prompt, pinned
@@ -91,9 +89,9 @@ def run_inspect(
         progress=say,
     )
     if html is not None:
-        write_inspection(found, html)
+        write_page(inspection_document(found), html, "--html")
         say(f"page written to {html}")
-    print_result(found.model_dump(mode="json"), inspection_lines(found), as_json)
+    print_result(found.model_dump(mode="json"), inspection_document(found), as_json)
 
 
 def run_prune(
@@ -119,7 +117,7 @@ def run_prune(
     kept = {name: read.decode() for name, read in saved_files(prompt_place).items() if name == ROWS_FILE}
     with_metrics(replace(shorter, extra_files=kept), base, task, evaluate_test=True).save(out)
     result = {"prompt": str(out), "parent": shorter.parent, "length_before": prompt.length, **report.model_dump()}
-    print_result(result, pruning_lines(report, prompt.length, out), as_json)
+    print_result(result, pruning_document(report, prompt.length, out), as_json)
 
 
 def run_similar(prompt_folder: str, store: Path, as_json: bool) -> None:
@@ -127,9 +125,6 @@ def run_similar(prompt_folder: str, store: Path, as_json: bool) -> None:
     found = rank_similar(prompt, store)
     best = next((one for one in found if one.start), None)
     command = None if best is None else _command(prompt, best)
-    lines = _lines(prompt_folder, prompt, found)
-    if best is not None:
-        lines += [f"to start from {best.folder}, with your DATA, OUT, --template and --labels:", f"  {command}"]
     result = {
         "prompt": prompt_folder,
         "store": str(store),
@@ -139,10 +134,7 @@ def run_similar(prompt_folder: str, store: Path, as_json: bool) -> None:
         "not_comparable": [one.to_dict() for one in found if one.reason is not None],
         "command": command,
     }
-    print_result(result, lines, as_json)
-
-
-WIDEST = 48  # characters of labels, template and init in a line for people
+    print_result(result, similar_document(prompt_folder, prompt, found, best, command or ""), as_json)
 
 
 def _history(place: str, prompt: "Prompt") -> list[dict[str, float]]:
@@ -157,62 +149,6 @@ def _command(prompt: "Prompt", best: "Similar") -> str:
     return shlex.join(
         ["softprompt", "train", "--model", prompt.base_name, "--data", "DATA", "--out", "OUT", *best.start]
     )
-
-
-def _lines(prompt_folder: str, prompt: "Prompt", found: Sequence["Similar"]) -> list[str]:
-    ranked = [one for one in found if one.reason is None]
-    spec, init = prompt.spec, str(prompt.training.get("init", "-"))
-    lines = [
-        f"{prompt_folder}: labels {_labels(spec.labels)}; template {_cut(repr(spec.template))}; init {_cut(init)}",
-        "",
-    ]
-    if ranked:
-        figures = [("prompt", "average tokens", "per token", "same start", "validation [95% interval]")]
-        figures += [
-            (
-                f"{one.folder}" + (f" (ensemble of {one.members})" if one.members != 1 else ""),
-                f"{one.average_tokens:.3f}",
-                f"{one.per_token:.3f}",
-                {True: "yes", False: "no", None: "?"}[one.same_start],
-                _validation(one.validation),
-            )
-            for one in ranked
-        ]
-        tasks = [("prompt", "labels", "template", "init")]
-        tasks += [
-            (str(one.folder), _labels(one.spec.labels), _cut(repr(one.spec.template)), _cut(one.init or "-"))
-            for one in ranked
-            if one.spec is not None
-        ]
-        lines += [
-            *table(figures),
-            "",
-            *table(tasks),
-            "",
-            "same start: began at the same words or numbers, hence alike for that reason too; ? where it is not known",
-        ]
-    else:
-        lines.append("none can be compared with it")
-    if rest := [one for one in found if one.reason is not None]:
-        lines += ["not comparable:", *(f"  {one.folder}: {one.reason}" for one in rest)]
-    if any(not one.start for one in ranked):
-        lines.append("an ensemble cannot be a start: training starts from a single prompt")
-    return lines
-
-
-def _labels(labels: Sequence[str]) -> str:
-    return _cut(", ".join(labels)) or "-"
-
-
-def _cut(text: str) -> str:
-    return shorten(text, WIDEST)
-
-
-def _validation(metric: Mapping[str, Any] | None) -> str:
-    try:
-        return "-" if metric is None else f"{metric['metric']} {figure(metric)} n={metric['n']:,}"
-    except (KeyError, TypeError, ValueError):
-        return "-"
 
 
 def run_monitor(
@@ -250,9 +186,9 @@ def run_monitor(
         progress=say,
     )
     if report is not None:
-        write_monitoring(found, report)
+        write_page(monitoring_document(found), report)
         say(f"page written to {report}")
-    print_result(found.model_dump(mode="json"), monitoring_lines(found), as_json)
+    print_result(found.model_dump(mode="json"), monitoring_document(found), as_json)
     if fail_on_drift and found.drifting:
         sys.exit(DRIFT)
 

@@ -4,14 +4,16 @@ import os
 import re
 from typing import Any
 
-from softprompt.analysis.diagnostics.doctor import diagnose, diagnosis_lines, families_markdown, families_table
-from softprompt.analysis.diagnostics.memory_estimate import Wish, lines
+from softprompt.analysis.diagnostics.doctor import diagnose, families_table
+from softprompt.analysis.diagnostics.memory_estimate import Wish
 from softprompt.analysis.diagnostics.memory_plan import plan
 from softprompt.analysis.diagnostics.meta_model import skeleton
 from softprompt.cli.base_loading import load_base
 from softprompt.cli.printing import print_result, say
 from softprompt.errors import ConfigError
 from softprompt.models.devices import dtype_of
+from softprompt.report.pages.diagnosis_page import diagnosis_document, families_document, plan_document
+from softprompt.report.render.markdown import markdown
 
 
 def run_plan(
@@ -31,7 +33,7 @@ def run_plan(
     wish = Wish(gpus=gpus, memory=memory, checkpointing=gradient_checkpointing, **given)
     wish.check()
     made = plan(skeleton(model_name, dtype_of(wish.dtype or "bfloat16"), trust_remote_code=trust_remote_code), wish)
-    print_result(made.to_dict(), list(lines(made)), as_json)
+    print_result(made.to_dict(), plan_document(made), as_json)
 
 
 def run_doctor(model_name: str | None, families: bool, as_json: bool, **model: Any) -> None:
@@ -47,12 +49,13 @@ def run_doctor(model_name: str | None, families: bool, as_json: bool, **model: A
     if model_name is None:
         logging.set_verbosity_error()
         rows = families_table(say, device)
-        print_result({"families": [row.to_dict() for row in rows]}, families_markdown(rows), as_json)
+        lines = markdown(families_document(rows)).splitlines()
+        print_result({"families": [row.to_dict() for row in rows]}, lines, as_json)
         return
     base = load_base(model_name, model)
     say("measuring")
     diagnosis = diagnose(base)
-    print_result(diagnosis.to_dict(), diagnosis_lines(diagnosis), as_json)
+    print_result(diagnosis.to_dict(), diagnosis_document(diagnosis), as_json)
 
 
 _UNITS = {"": 10**9, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}

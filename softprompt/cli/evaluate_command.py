@@ -13,9 +13,9 @@ from softprompt.data.task import Task
 from softprompt.errors import ConfigError, DataError
 from softprompt.inference.evaluation import Evaluation, cut_notes, evaluate
 from softprompt.inference.generation import Sampling, room_for
-from softprompt.inference.predictor import Predictor, arriving_examples
+from softprompt.inference.predictor import Prediction, Predictor, arriving_examples
 from softprompt.prompts.written_prompt import choose_shots, written_prompt
-from softprompt.report.pages.training_text import evaluation_lines, prediction_line
+from softprompt.report.pages.training_page import evaluation_document
 from softprompt.store.learned_rows import read_learned
 from softprompt.store.prompt_loading import load_prompt
 
@@ -81,7 +81,7 @@ def run_eval(
         if precisions := prompt.precisions(base):
             notes["precision"] = precisions
     facts = {"prompt": prompt_folder, "model": base.name, "data": data, "split": split}
-    print_result({**result.to_dict(), **facts, **notes}, evaluation_lines(result, facts), as_json)
+    print_result({**result.to_dict(), **facts, **notes}, evaluation_document(result, facts), as_json)
 
 
 def run_predict(
@@ -123,7 +123,7 @@ def run_predict(
             if as_json:
                 collected.append(answer)
             else:
-                print_result(answer, [] if prediction is None else [prediction_line(prediction)], as_json=not texts)
+                print_result(answer, [] if prediction is None else [answer_columns(prediction)], as_json=not texts)
     if as_json:
         precisions = prompt.precisions(base)
         print_json({"predictions": collected, **({"precision": precisions} if precisions else {})})
@@ -131,3 +131,10 @@ def run_predict(
         say(f"{left_out:,} of {count:,} rows could not be used: their answers say why")
     for note in [*predictor.encoder.cut_notes(), *cut_notes(at_limit, count)]:
         say(note)
+
+
+def answer_columns(prediction: Prediction) -> tuple[str, ...]:
+    """The completion, or the label with its probability."""
+    if prediction.probabilities is None or prediction.label is None:
+        return (prediction.completion or "",)
+    return prediction.label, f"{prediction.probabilities[prediction.label]:.4f}"

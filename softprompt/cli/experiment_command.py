@@ -22,8 +22,10 @@ from softprompt.experiments.sweep.search import check_sweep
 from softprompt.experiments.sweep.search import sweep as run
 from softprompt.experiments.sweep.search_space import Space
 from softprompt.experiments.sweep.sweep_folder import SweepFolder
-from softprompt.report.pages.comparison_text import scale_lines, study_lines, sweep_lines
-from softprompt.report.report_files import write_report, write_scale
+from softprompt.report.pages.comparison_page import comparison_document
+from softprompt.report.pages.model_sizes_page import model_sizes_document
+from softprompt.report.pages.sweep_page import sweep_document
+from softprompt.report.report_files import write_report
 from softprompt.training.loop import check_trainable
 
 
@@ -52,7 +54,8 @@ def run_compare(
     study = compare(base, task, methods, out, terms, make_callback(as_json))
     write_report(study, out, figures=True)
     summary = study.model_dump(mode="json", exclude={"results", "gold", "texts"})
-    print_result({**summary, "out": str(out)}, study_lines(study, out), as_json)
+    closing = f"the report is in {out}: report.html, report.md, report.json"
+    print_result({**summary, "out": str(out)}, comparison_document(study, (closing,)), as_json)
 
 
 def run_scale(
@@ -69,8 +72,9 @@ def run_scale(
     )
     for folder, study in studies.items():
         write_report(study, folder, figures=True)
-    write_scale(found, out)
-    print_result({**found.model_dump(mode="json"), "out": str(out)}, scale_lines(found, out), as_json)
+    write_report(found, out, figures=True)
+    closing = f"the report is in {out}: scale.html, scale.md, scale.json; each model has a folder of its own there"
+    print_result({**found.model_dump(mode="json"), "out": str(out)}, model_sizes_document(found, (closing,)), as_json)
 
 
 def _prepared(
@@ -160,4 +164,4 @@ def run_sweep(
         "trials": [trial.model_dump(mode="json", exclude={"versions"}) for trial in made],
         "out": str(out),
     }
-    print_result(result, sweep_lines(summary, made, out), as_json)
+    print_result(result, sweep_document(summary, made, out), as_json)

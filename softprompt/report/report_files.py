@@ -1,22 +1,41 @@
-"""A comparison as a page to read, as Markdown to commit, and as JSON to compute with.
+"""The pages that there are, and their files: HTML to read, Markdown to commit, and JSON to compute with."""
 
-``document`` says what a page holds, ``html`` and ``markdown`` how it looks, ``charts`` draws; ``study`` is the page of
-a comparison. None of it needs PyTorch.
-"""
-
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NamedTuple
 
+from pydantic import BaseModel
+
+from softprompt.analysis.drift.drift_records import Monitoring
+from softprompt.analysis.inspection.inspection_records import Inspection
 from softprompt.experiments.comparison.study_records import SizeStudy, Study
-from softprompt.report.pages import model_sizes_page
-from softprompt.report.pages.comparison_page import document
+from softprompt.report.pages.comparison_page import comparison_document
+from softprompt.report.pages.drift_page import monitoring_document
+from softprompt.report.pages.inspection_page import inspection_document
+from softprompt.report.pages.model_sizes_page import model_sizes_document
 from softprompt.report.render.document import Block, Document, Figure, Fold
 from softprompt.report.render.html import page, standalone
 from softprompt.report.render.markdown import markdown
 from softprompt.utils.files import expand_user, write_file
 
 
-def write_report(study: Study, out: str | Path, *, figures: bool = False) -> list[Path]:
-    """Write ``report.html``, ``report.md`` and ``report.json`` into ``out``, each in place of an older one.
+class Page(NamedTuple):
+    """A kind of page: the name of its files, and how a record becomes a document."""
+
+    name: str
+    document: Callable[[Any], Document]
+
+
+PAGES: dict[type[BaseModel], Page] = {
+    Study: Page("report", comparison_document),
+    SizeStudy: Page("scale", model_sizes_document),
+    Inspection: Page("inspection", inspection_document),
+    Monitoring: Page("monitoring", monitoring_document),
+}
+
+
+def write_report(record: BaseModel, out: str | Path, *, figures: bool = False) -> list[Path]:
+    """Write ``NAME.html``, ``NAME.md`` and ``NAME.json`` of a record into ``out``, each in place of an older one.
 
     With ``figures``, the charts too, as ``figures/NAME.svg``, and the Markdown shows them. Every file is put in place
     whole, after all have been made.
@@ -24,36 +43,29 @@ def write_report(study: Study, out: str | Path, *, figures: bool = False) -> lis
     Raises:
         OutputError: a file cannot be written.
     """
-    out = expand_user(out)
-    report = document(study)
-    contents = {"report.json": study.model_dump_json(indent=2) + "\n"} | pages(report, "report", figures)
-    return _written(out, contents)
+    kind = PAGES[type(record)]
+    contents = {f"{kind.name}.json": record.model_dump_json(indent=2) + "\n"}
+    contents |= page_files(kind.document(record), kind.name, figures)
+    paths = {expand_user(out) / name: content for name, content in contents.items()}
+    for path, content in paths.items():
+        write_file(path, content.encode())
+    return list(paths)
 
 
-def write_scale(scale: SizeStudy, out: str | Path) -> list[Path]:
-    """Write ``scale.html``, ``scale.md`` with its figures, and ``scale.json`` into ``out``.
+def write_page(document: Document, path: Path, option: str = "--report") -> None:
+    """Write a document as one HTML file, in place of an older one.
 
     Raises:
-        OutputError: a file cannot be written.
+        OutputError: the file cannot be written; the message tells to give another ``option``.
     """
-    report = pages(model_sizes_page.document(scale), "scale", figures=True)
-    return _written(expand_user(out), {"scale.json": scale.model_dump_json(indent=2) + "\n"} | report)
+    write_file(expand_user(path), page(document).encode(), f"give another {option}")
 
 
-def _written(out: Path, contents: dict[str, str]) -> list[Path]:
-    written = []
-    for name, content in contents.items():
-        path = out / name
-        write_file(path, content.encode())
-        written.append(path)
-    return written
-
-
-def pages(report: Document, name: str, figures: bool = False) -> dict[str, str]:
+def page_files(document: Document, name: str, figures: bool = False) -> dict[str, str]:
     """A document as files: ``NAME.html``, ``NAME.md``, and with ``figures`` its charts."""
-    found = [figure for section in report.sections for figure in _figures(section.blocks)] if figures else []
+    found = [figure for section in document.sections for figure in _figures(section.blocks)] if figures else []
     drawings = {f"figures/{figure.name}.svg": standalone(figure) for figure in found}
-    return {f"{name}.html": page(report), f"{name}.md": markdown(report, figures), **drawings}
+    return {f"{name}.html": page(document), f"{name}.md": markdown(document, figures), **drawings}
 
 
 def _figures(blocks: tuple[Block, ...]) -> list[Figure]:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 from helpers.tiny_models import CONTEXT, WINDOW, save_tiny, tiny_base
+from helpers.told import told_lines
 from torch import Tensor
 from transformers import AttentionInterface, GPT2Config, GPT2LMHeadModel
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
@@ -19,8 +20,6 @@ from softprompt.analysis.diagnostics.doctor import (
     Diagnosis,
     FamilyRow,
     diagnose,
-    diagnosis_lines,
-    families_markdown,
     families_table,
     family_row,
 )
@@ -31,6 +30,8 @@ from softprompt.models import fast_attention
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts import prefix
 from softprompt.prompts.methods.method_registry import METHODS
+from softprompt.report.pages.diagnosis_page import diagnosis_document, families_document
+from softprompt.report.render.markdown import markdown
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "results" / "families.md"
 CHECKS = [
@@ -290,7 +291,7 @@ class TestMeasuring:
         diagnosis = diagnose(FrozenLM(model, tokenizer, "x"))
         assert (diagnosis.longest_text, diagnosis.sliding_window) == (longest, window)
         assert verdicts(diagnosis) == dict.fromkeys(CHECKS, "exact")
-        told = f"no text was longer than the sliding window of {window} tokens" in diagnosis_lines(diagnosis)
+        told = f"- no text was longer than the sliding window of {window} tokens" in told_of(diagnosis)
         assert told == (window == 2000)
 
     def test_a_context_of_a_few_tokens_is_kept_to(self) -> None:
@@ -309,37 +310,40 @@ class TestMeasuring:
         assert unit < diagnosis.tolerance < 50 * unit
         assert diagnosis.largest_error is not None
         assert unit / 10 < diagnosis.largest_error <= diagnosis.gradient_tolerance
-        assert any(
-            line.startswith(diagnosis.dtype) and "--dtype float32" in line for line in diagnosis_lines(diagnosis)
-        )
+        assert any(line.startswith(f"- {diagnosis.dtype}") and "--dtype float32" in line for line in told_of(diagnosis))
+
+
+def told_of(diagnosis: Diagnosis) -> list[str]:
+    return told_lines(diagnosis_document(diagnosis))
 
 
 class TestLines:
     def test_of_a_model_that_shares(self) -> None:
-        lines = diagnosis_lines(diagnose(tiny_base("llama")))
-        assert lines[:4] == [
-            "model      tiny llama (llama, float32, cpu)",
-            "runs with  shared prefix",
-            f"methods    {', '.join(METHODS)}",
-            "",
-        ]
-        assert lines[4].split() == ["check", "verdict", "error", "gradient", "what", "it", "asks"]
-        assert [line[:18].strip() for line in lines[5:11]] == CHECKS
-        assert all(" exact " in line for line in lines[5:11])
-        assert lines[12].endswith("exact is up to 0.0001 (gradient 0.0001); texts of up to 48 tokens")
+        lines = told_of(diagnose(tiny_base("llama")))
+        facts = (("model", "tiny llama (llama, float32, cpu)"), ("runs with", "shared prefix"))
+        for name, told in (*facts, ("methods", ", ".join(METHODS))):
+            assert f"{name:<9}  {told}" in lines
+        top = next(at for at, line in enumerate(lines) if line.startswith("Check"))
+        assert lines[top].split() == ["Check", "Verdict", "Error", "Gradient", "What", "it", "asks"]
+        assert [line[:18].strip() for line in lines[top + 2 : top + 8]] == CHECKS
+        assert all(" exact " in line for line in lines[top + 2 : top + 8])
+        assert lines[-1].endswith("exact is up to 0.0001 (gradient 0.0001); texts of up to 48 tokens")
 
     def test_of_a_model_that_falls_back(self) -> None:
-        lines = diagnosis_lines(diagnose(tiny_base("mamba")))
-        assert lines[1].startswith("runs with  concatenation (fallback): shared prefix: its cache holds ")
-        assert not any(name in lines[2] for name in OF_KEYS_AND_VALUES)
+        lines = told_of(diagnose(tiny_base("mamba")))
         assert any(
-            line.startswith("keys and values: a prompt of keys and values needs a shared prefix") for line in lines
+            line.startswith("runs with  concatenation (fallback): shared prefix: its cache holds ") for line in lines
+        )
+        (methods,) = [line for line in lines if line.startswith("methods  ")]
+        assert not any(name in methods for name in OF_KEYS_AND_VALUES)
+        assert any(
+            line.startswith("- keys and values: a prompt of keys and values needs a shared prefix") for line in lines
         )
 
     def test_of_a_model_that_is_refused(self) -> None:
-        lines = diagnosis_lines(diagnose(failing_base()))
-        assert lines[1].startswith("runs with  refused: its forward pass takes no virtual tokens")
-        assert lines[2:] == ["methods    none"]
+        lines = told_of(diagnose(failing_base()))
+        assert lines[-2].startswith("runs with  refused: its forward pass takes no virtual tokens")
+        assert lines[-1] == "methods    none"
 
 
 class TestFamilies:
@@ -351,7 +355,9 @@ class TestFamilies:
         return {row[0]: row[1:] for row in cells[2:]}
 
     def check(self, row: FamilyRow) -> None:
-        (line,) = [line for line in families_markdown([row]) if line.startswith(f"| {row.family} ")]
+        (line,) = [
+            line for line in markdown(families_document([row])).splitlines() if line.startswith(f"| {row.family} ")
+        ]
         assert [cell.strip() for cell in line.strip("|").split("|")][1:-1] == self.rows()[row.family][:-1]
 
     def test_the_document_has_a_row_for_each(self) -> None:
@@ -394,7 +400,7 @@ class TestCommand:
         folder = save_tiny(tmp_path / "llama", "llama")
         result = self.run("--model", folder, "--device", "cpu", "--dtype", "float32")
         assert (result.exit_code, result.exception) == (0, None)
-        assert result.stdout.startswith(f"model      {folder} (llama, float32, cpu)\nruns with  shared prefix\n")
+        assert f"\nmodel      {folder} (llama, float32, cpu)\nruns with  shared prefix\n" in result.stdout
         assert result.stderr == f"loading {folder}\nmeasuring\n"
 
     def test_a_model_as_json(self, tmp_path: Path) -> None:
@@ -409,8 +415,8 @@ class TestCommand:
         result = self.run("--families")
         assert result.stderr == "measuring llama\nmeasuring llama4\n"
         lines = result.stdout.splitlines()
-        assert [line.split()[1] for line in lines[2:4]] == ["llama", "llama4"]
-        assert lines[5].startswith("- `llama4`: 'tiny llama4' (Llama4ForCausalLM) has no separate backbone")
+        assert [line.split()[1] for line in lines if line.startswith("|")][2:] == ["llama", "llama4"]
+        assert lines[-1].startswith("- llama4: 'tiny llama4' (Llama4ForCausalLM) has no separate backbone")
         answer = json.loads(self.run("--families", "--json").stdout)
         assert [(row["family"], row["way"]) for row in answer["families"]] == [
             ("llama", "shared prefix"),

@@ -371,7 +371,7 @@ class TestCommand:
         done = self.run(tmp_path, "--gpus", 1, "--gpu-memory", "24GiB")
         assert done.code == 0, done.err
         assert "on 1 GPU of 26 GB" in done.out
-        assert "weights: " in done.out
+        assert "\nweights " in done.out
         assert f"$ softprompt train --model {tmp_path} --data DATA --length 4 --batch-size 16" in done.out
         assert max(map(len, done.out.splitlines())) < 250
 

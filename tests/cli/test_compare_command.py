@@ -123,9 +123,9 @@ class TestEveryMethod:
         assert "learning" not in done.err
         assert study.recommendation.sentence in done.out
         assert all(reason in done.out for reason in study.recommendation.reasons)
-        for heading in ("minus the current", "calibration error", "other domain", "per million", "1,000 tasks"):
+        for heading in ("Against the one in use", "ECE", "Other domain", "Cost of a million", "1,000 tasks"):
             assert heading in done.out
-        assert "memory = base + tasks x task" in done.out
+        assert " + tasks \N{MULTIPLICATION SIGN} " in done.out
 
 
 class TestMistakes:
@@ -217,7 +217,8 @@ class TestScale:
 
         again = command("scale", *given, *OPTIONS, *more)
         assert "learning" not in again.err
-        assert "prompt-tuning:length=4 minus full" in again.out
+        assert "prompt-tuning:length=4 minus each other method" in again.out
+        assert "minus full" in again.out
         assert printed["sentence"] in again.out
 
     @pytest.mark.parametrize(

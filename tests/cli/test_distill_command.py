@@ -14,12 +14,13 @@ import pytest
 import torch
 from helpers.small_tasks import TEMPLATE, Ended, answers, command, reviews, write_data
 from helpers.tiny_models import save_tiny, tiny_base
+from helpers.told import told_lines
 
 from softprompt.data.task import TaskSpec
 from softprompt.inference.generation import Sampling
 from softprompt.inference.predictor import Predictor
 from softprompt.metrics.scores import Speed
-from softprompt.report.pages.distillation_text import distill_lines
+from softprompt.report.pages.distillation_page import distillation_document
 from softprompt.store.prompt_loading import load_prompt
 from softprompt.training.distillation.distillation_records import Distilled
 from softprompt.training.distillation.fidelity import UncachedTeacher, break_even
@@ -114,7 +115,7 @@ class TestTheCommand:
         done = distill(place, out, "--shots", "4", "--lengths", "2,4,8", inputs="reviews")
         assert done.code == 0, done.err
         lines = done.out.splitlines()
-        top = next(index for index, line in enumerate(lines) if line.startswith("length"))
+        top = next(index for index, line in enumerate(lines) if line.startswith("Length"))
         assert [line.split()[0] for line in lines[top + 2 : top + 5]] == ["2", "4", "8"]
         assert "tokens a request of the teacher" in done.out
         assert [load_prompt(out / name).length for name in ("2", "4", "8")] == [2, 4, 8]
@@ -243,7 +244,7 @@ class TestBreakEven:
             "against_cached": break_even(60, speed(20, 97), speed(20, 100)),
             "against_read": break_even(60, speed(50, 20), speed(20, 100)),
         }
-        lines = distill_lines({"": Distilled.model_validate(facts)}, Path("p"))
+        lines = told_lines(distillation_document({"": Distilled.model_validate(facts)}, Path("p")))
         (read,) = [line for line in lines if line.startswith("teacher, read with every request")]
         assert read.split()[-4:] == ["2,000", "requests", "1,500", "requests"]
         (cached,) = [line for line in lines if line.startswith("teacher, its prefix cached")]

@@ -75,9 +75,10 @@ def test_json_is_one_object_with_every_part(place: Path) -> None:
 def test_lines_for_people(place: Path) -> None:
     done = command("inspect", place / "prompts/p", "--data", place / "reviews", *CPU)
     assert done.code == 0
-    for part in ("answers", "virtual tokens", "attention", "behind the prompt alone", "training rows", "memorisation"):
+    for part in ("What it changed", "What it has learned", "Where the model looks", "What it says alone", "Privacy"):
         assert f"== {part}\n" in done.out
-    assert "scale: an ordinary word" in done.out
+    assert "== The training data\n" in done.out
+    assert "Ordinary words: nearest other word at cosine" in done.out
     assert "answers to 48 examples (test)" in done.err
 
 

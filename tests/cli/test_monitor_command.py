@@ -108,9 +108,9 @@ def test_strange_texts_are_told_with_those_that_show_it(place: Path, tmp_path: P
     assert len(shown) >= 5
     assert "tone@1: live texts are not as those" in page.read_text()
     done = command("monitor", "--samples", path, "--store", place / "store", *CPU)
-    assert "== tone@1: drift (200 samples" in done.out
-    assert "[problem] Rare tokens differ from validation" in done.out
-    assert "hidden states: not looked at without --model" in done.out
+    assert "== tone@1\nDrift: 200 samples" in done.out
+    assert "Problem: Rare tokens differ from validation" in done.out
+    assert "idden states: not looked at without --model" in done.out
 
 
 def test_without_texts(place: Path, tmp_path: Path) -> None:
@@ -135,7 +135,7 @@ def test_too_few(place: Path, tmp_path: Path) -> None:
     path = sampled(place, tmp_path / "s.db", [("tone", strange(99))])
     done = command("monitor", "--samples", path, "--store", place / "store", "--fail-on-drift", *CPU)
     assert done.code == 0
-    assert "== tone@1: too few samples to tell (99 samples" in done.out
+    assert "== tone@1\nToo few samples to tell: 99 samples" in done.out
 
 
 def test_exit_code_on_drift(place: Path, tmp_path: Path) -> None:

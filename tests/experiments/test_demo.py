@@ -10,13 +10,14 @@ from pathlib import Path
 import pytest
 from helpers.small_tasks import Recorder, command, reviews
 from helpers.tiny_models import tiny_base
+from helpers.told import told_lines
 
 from softprompt.config import TrainConfig
 from softprompt.data.task import Task
 from softprompt.errors import OutputError
 from softprompt.experiments import demo
 from softprompt.experiments.demo import CORRECTED, INSTRUCTION, TEMPLATE, DemoResult, free_folder, run_demo
-from softprompt.report.pages.training_text import demo_lines
+from softprompt.report.pages.training_page import demo_document
 from softprompt.store.prompt_loading import load_prompt
 from softprompt.training.training_run import run_folder
 
@@ -92,7 +93,7 @@ class TestStory:
 
     def test_in_words(self, told: Told) -> None:
         result, _, _ = told
-        text = "\n".join(demo_lines(result))
+        text = "\n".join(told_lines(demo_document(result)))
         for part in (
             *result.results,
             "n=24",
@@ -100,7 +101,7 @@ class TestStory:
             f"corrected {result.fixed} sentences and broke {result.broken}",
             f"saved in {result.folder}",
             *result.next_commands,
-            *(f"  {label}: {text}" for text, label in result.corrected),
+            *(f"- {label}: {text}" for text, label in result.corrected),
         ):
             assert part in text
 

@@ -10,6 +10,7 @@ import torch
 from helpers.saved_prompts import a_prompt
 from helpers.small_tasks import TEMPLATE, answers, command, reviews, write_data
 from helpers.tiny_models import random_prompt, tiny_base, tiny_model, tiny_tokenizer
+from helpers.told import told_lines
 from tokenizers import Tokenizer
 from tokenizers.decoders import WordPiece as WordPieceDecoder
 from tokenizers.models import WordPiece
@@ -29,7 +30,7 @@ from softprompt.inference.generation import Sampling, room_for
 from softprompt.inference.predictor import Predictor
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.state import PromptState
-from softprompt.report.pages.training_text import training_lines
+from softprompt.report.pages.training_page import training_document
 from softprompt.training.distillation.fidelity import UncachedTeacher
 
 CPU = ("--device", "cpu", "--dtype", "float32")
@@ -153,7 +154,7 @@ class TestCut:
         assert [one.to_dict().get("cut", False) for one in found.predictions] == expected
         # train tells it at its end
         trained = replace(a_prompt(0), metrics={"test": found.to_dict()}, training={"best_step": 1, "steps_made": 1})
-        assert f"test: {found.cut_notes[0]}" in training_lines(trained, Path("p"))
+        assert f"- test: {found.cut_notes[0]}" in told_lines(training_document({"": trained}, Path("p")))
 
     def test_there_is_room_for_the_longest_reference(self) -> None:
         base, spec = tiny_base("llama"), spec_of("generation")

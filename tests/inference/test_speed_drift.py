@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 from helpers.planted_study import planted_study
+from helpers.told import told_lines
 
 from softprompt.experiments.comparison.recommendation import Evidence, recommend
 from softprompt.experiments.comparison.study_records import Row, Study, speeds_of
 from softprompt.inference.speed_drift import drift, steadied
-from softprompt.report.pages.comparison_page import document
-from softprompt.report.pages.comparison_text import study_lines
+from softprompt.report.pages.comparison_page import comparison_document
 from softprompt.report.render.html import page
 from softprompt.report.report_files import write_report
 
@@ -76,9 +76,9 @@ def test_the_same_is_recommended(steady: Study, slowed: Study) -> None:
 def test_no_form_tells_milliseconds_that_do_not_compare(slowed: Study, tmp_path: Path) -> None:
     write_report(slowed, tmp_path, figures=True)
     forms = {
-        "text": "\n".join(study_lines(slowed, tmp_path)),
+        "text": "\n".join(told_lines(comparison_document(slowed))),
         "markdown": (tmp_path / "report.md").read_text(),
-        "html": page(document(slowed)),
+        "html": page(comparison_document(slowed)),
         "chart": (tmp_path / "figures" / "latency.svg").read_text(),
     }
     row = next(row for row in slowed.rows if row.method == SLOWED[0])
@@ -97,7 +97,7 @@ def test_no_form_tells_milliseconds_that_do_not_compare(slowed: Study, tmp_path:
 
 
 def test_the_warning_stands_where_the_figures_are(slowed: Study) -> None:
-    found = document(slowed)
+    found = comparison_document(slowed)
     sections = {section.name: section for section in found.sections}
     (statement, *_) = sections["recommendation"].blocks
     assert any(fact.name == "Latency p50, in bare requests" for fact in statement.facts)  # type: ignore[union-attr]
@@ -112,7 +112,7 @@ def test_the_warning_stands_where_the_figures_are(slowed: Study) -> None:
 
 
 def test_a_steady_machine_is_told_in_milliseconds_without_a_word(steady: Study, tmp_path: Path) -> None:
-    html = page(document(steady))
+    html = page(comparison_document(steady))
     assert "speed changed" not in html
     assert "Latency p50, ms" in html
-    assert "p50 ms" in "\n".join(study_lines(steady, tmp_path))
+    assert "Latency p50, ms" in "\n".join(told_lines(comparison_document(steady)))

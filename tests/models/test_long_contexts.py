@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.told import told_lines
 from transformers import (
     BigBirdPegasusConfig,
     BigBirdPegasusForConditionalGeneration,
@@ -16,7 +17,7 @@ from transformers import (
     PhimoeForCausalLM,
 )
 
-from softprompt.analysis.diagnostics.doctor import diagnose, diagnosis_lines
+from softprompt.analysis.diagnostics.doctor import diagnose
 from softprompt.analysis.diagnostics.tiny_models import EOS, VOCABULARY, tiny_family_tokenizer
 from softprompt.data.examples import Example
 from softprompt.data.task import TaskSpec
@@ -24,6 +25,7 @@ from softprompt.inference.generation import Sampling
 from softprompt.inference.predictor import Predictor
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.state import PromptState
+from softprompt.report.pages.diagnosis_page import diagnosis_document
 
 SPARSE = "block_sparse"
 PROMPT, THRESHOLD, STATED = 5, 32, 128
@@ -121,7 +123,7 @@ class TestPositionsThatChangeWithTheLength:
         diagnosis = diagnose(FrozenLM(model_of(name), tiny_family_tokenizer("phi3"), name))
         assert (diagnosis.alike_up_to, diagnosis.longest_text) == (THRESHOLD, THRESHOLD - 4)
         assert {check.verdict for check in diagnosis.checks} == {"exact"}
-        assert any(f"beyond {THRESHOLD} tokens" in line for line in diagnosis_lines(diagnosis))
+        assert any(f"beyond {THRESHOLD} tokens" in line for line in told_lines(diagnosis_document(diagnosis)))
 
 
 @torch.no_grad()

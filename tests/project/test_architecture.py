@@ -25,7 +25,8 @@ MOST_MODULES = 15  # in one folder
 HEAVY = {"torch", "transformers", "pandas", "pyarrow", "datasets", "sacrebleu", "rouge_score", "sklearn", "peft"}
 HEAVY |= {"fastapi", "uvicorn", "prometheus_client", "optuna", "ray"}
 TOLD = {"echo", "secho", "echo_via_pager", "confirm", "prompt", "progressbar"}
-WRITERS = {"printing": ["click.echo"] * 3, "callbacks": ["print", "Console"]}
+# the Console of render/terminal.py writes into a string, which printing.py shows
+WRITERS = {"printing": ["click.echo"] * 4, "callbacks": ["print", "Console"], "terminal": ["Console"]}
 RUNS_CODE_ON_LOADING = {"pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
 
 

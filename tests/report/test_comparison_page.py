@@ -5,45 +5,21 @@ import json
 import re
 import subprocess
 import sys
-from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree.ElementTree import fromstring
 
 import pytest
+from helpers.html_page import HOSTILE, Page
 from helpers.planted_study import LABELS, METHODS, bare_study, planted_study
 from markdown_it import MarkdownIt
 
 from softprompt.errors import OutputError
 from softprompt.experiments.comparison.study_records import Forgetting, Recommendation, Result, Row, Study
 from softprompt.report.pages import comparison_answers, comparison_figures, comparison_tables
-from softprompt.report.pages.comparison_page import document
+from softprompt.report.pages.comparison_page import comparison_document
 from softprompt.report.render.html import page
 from softprompt.report.render.markdown import escaped, markdown
 from softprompt.report.report_files import write_report
-
-HOSTILE = (
-    "</style></script><script>alert(1)</script><img src=x onerror='alert(2)'> "
-    "| `a` *b* [c](javascript:d) &amp; \x1b\u202e"
-)
-
-
-class Page(HTMLParser):
-    """The elements of a page, its text, and the levels of its headings."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.elements: list[tuple[str, dict[str, str | None]]] = []
-        self.text = ""
-        self.feed(html)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, dict(attrs)))
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
-
-    def all(self, tag: str) -> list[dict[str, str | None]]:
-        return [attributes for name, attributes in self.elements if name == tag]
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +29,7 @@ def study() -> Study:
 
 @pytest.fixture(scope="module")
 def html(study: Study) -> str:
-    return page(document(study))
+    return page(comparison_document(study))
 
 
 @pytest.fixture(scope="module")
@@ -152,7 +128,7 @@ class TestPage:
 
 class TestWithoutNumbers:
     def test_nothing_measured_still_makes_a_report(self) -> None:
-        text = Page(page(document(bare_study()))).text
+        text = Page(page(comparison_document(bare_study()))).text
         assert "Not enough data to tell." in text
         assert "the loss is not a number" in text
         assert "zero-shot" in text
@@ -165,8 +141,8 @@ class TestWithoutNumbers:
             one = study.rows[5].model_copy(update={name: None})
             for rows in ((one,), (*study.rows[:5], one)):
                 changed = study.model_copy(update={"rows": rows})
-                assert "None" not in Page(page(document(changed))).text
-                assert "None" not in markdown(document(changed))
+                assert "None" not in Page(page(comparison_document(changed))).text
+                assert "None" not in markdown(comparison_document(changed))
 
     def test_what_was_not_measured_for_any_method_is_left_out_and_named(self, study: Study) -> None:
         rows = tuple(row.model_copy(update={"shift": None}) for row in study.rows)
@@ -176,13 +152,13 @@ class TestWithoutNumbers:
 
     def test_one_method_one_seed_one_example(self) -> None:
         alone = planted_study(n=1, seeds=1, methods=METHODS[5:6], current=None, price_per_hour=None)
-        assert alone.title in page(document(alone))
+        assert alone.title in page(comparison_document(alone))
 
     def test_numbers_that_are_none_are_said(self, study: Study) -> None:
         wild = study.rows[0].model_copy(
             update={"mean": float("nan"), "forgetting": Forgetting(before=0, after=float("inf"), tokens=1)}
         )
-        text = Page(page(document(study.model_copy(update={"rows": (wild, *study.rows[1:])})))).text
+        text = Page(page(comparison_document(study.model_copy(update={"rows": (wild, *study.rows[1:])})))).text
         assert "not a number" in text
         assert "0 → ∞" in text
 
@@ -198,7 +174,7 @@ class TestWithoutNumbers:
 
     def test_study_without_an_answer_says_so(self) -> None:
         open_study = planted_study(n=60, deploy=None)
-        text = Page(page(document(open_study))).text
+        text = Page(page(comparison_document(open_study))).text
         assert "Not enough data to tell" in text
         assert "Level with the best, best first: lora, prompt-tuning" in text
 
@@ -228,7 +204,7 @@ def hostile() -> Study:
 
 class TestHostileText:
     def test_stays_text_on_the_page(self, hostile: Study) -> None:
-        read = Page(page(document(hostile)))
+        read = Page(page(comparison_document(hostile)))
         assert len(read.all("script")) == len(read.all("style")) == 1
         assert read.all("img") == []
         assert not any(name.startswith("on") for _, given in read.elements for name in given)
@@ -236,7 +212,7 @@ class TestHostileText:
         assert not {"\x1b", "\u202e"} & set(read.text)
 
     def test_stays_text_in_markdown(self, hostile: Study, tmp_path: Path) -> None:
-        text = markdown(document(hostile), figures=True)
+        text = markdown(comparison_document(hostile), figures=True)
         read = rendered(text)
         assert {tag for tag, _ in read.elements} <= {
             *("h1", "h2", "h3", "p", "ul", "li", "strong", "table", "thead", "tbody", "tr", "th", "td", "br", "img"),
@@ -371,7 +347,7 @@ class TestAnswers:
 
     def test_texts_that_are_not_right_or_wrong_are_not_marked(self) -> None:
         study = answered("ab", p="aa", q="bb").model_copy(update={"kind": "generation", "metric": "bleu"})
-        text = Page(page(document(study))).text
+        text = Page(page(comparison_document(study))).text
         assert "✗" not in text
         assert "most different answers" in text
 
@@ -392,5 +368,5 @@ class TestManyClasses:
 
 def test_the_command_that_was_typed_is_shown(study: Study) -> None:
     typed = study.model_copy(update={"settings": {"command": "softprompt compare --data 'my file'"}})
-    assert "softprompt compare --data 'my file'" in Page(page(document(typed))).text
-    assert "--methods zero-shot,few-shot:8" in Page(page(document(study))).text
+    assert "softprompt compare --data 'my file'" in Page(page(comparison_document(typed))).text
+    assert "--methods zero-shot,few-shot:8" in Page(page(comparison_document(study))).text

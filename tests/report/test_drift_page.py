@@ -7,20 +7,21 @@ from pathlib import Path
 from xml.etree.ElementTree import fromstring, tostring
 
 import pytest
+from helpers.html_page import HOSTILE, Page
 from helpers.planted_traffic import World, profile, sample, samples
-from report.test_comparison_page import HOSTILE, Page
+from helpers.told import told_lines
 from report.test_inspection_page import full as inspected
 
 from softprompt.analysis.drift.drift_records import Monitoring
 from softprompt.analysis.drift.monitor import _judged, _Looked
 from softprompt.analysis.drift.signals import LEAST, LEAST_TRAINED, SIGNIFICANCE, compare
 from softprompt.cli.printing import print_result
-from softprompt.report.pages.drift_page import monitoring_document, write_monitoring
-from softprompt.report.pages.drift_text import monitoring_lines
+from softprompt.report.pages.drift_page import monitoring_document
 from softprompt.report.pages.inspection_page import inspection_document
 from softprompt.report.render.document import Code, Document, Figure, Section
 from softprompt.report.render.html import page
 from softprompt.report.render.markdown import markdown
+from softprompt.report.report_files import write_page
 from softprompt.store.input_profile import Profile
 
 
@@ -82,14 +83,17 @@ def test_every_part_is_there() -> None:
 
 
 def test_the_terminal_says_the_same() -> None:
-    lines = monitoring_lines(full())
-    assert lines[:3] == [
-        "601 samples in /somewhere/word.db since 2026-11-20 10:00:00",
-        "4 rows are no samples and were left out",
-        "7 older samples were not read",
-    ]
-    assert "note: requests that ended in an error: word 3" in lines
-    assert any(line.startswith("== few@2: too few samples to tell (1 samples") for line in lines)
+    found = full()
+    lines = told_lines(monitoring_document(found))
+    assert lines[1].startswith("601 samples in /somewhere/word.db since 2026-11-20 10:00:00")
+    assert "- 4 rows of the file are no samples" in lines
+    assert "- 7 older samples were not read" in lines
+    assert "- Ended in an error: word 3." in lines
+    assert lines[lines.index("== few@2") + 1].startswith("Too few samples to tell: 1 samples")
+    for finding in found.prompts[0].findings:
+        assert f"Seen: {finding.evidence}." in lines
+        assert f"Means: {finding.meaning}" in lines
+        assert {f"- {advice}" for advice in finding.advice} <= set(lines)
 
 
 def test_nothing_to_compare() -> None:
@@ -119,14 +123,14 @@ def test_hostile_text_is_text(capsys: pytest.CaptureFixture[str]) -> None:
     assert len(read.all("script")) == 1
     assert read.all("img") == []
     assert "javascript:d" in read.text
-    print_result({}, monitoring_lines(full(HOSTILE)), as_json=False)
+    print_result({}, monitoring_document(full(HOSTILE)), as_json=False)
     assert not {"\x1b", "\u202e"} & set(capsys.readouterr().out)
     assert "<script>" not in markdown(monitoring_document(full(HOSTILE)))
 
 
 def test_is_written_whole(tmp_path: Path) -> None:
     found = full()
-    write_monitoring(found, tmp_path / "a" / "b.html")
+    write_page(monitoring_document(found), tmp_path / "a" / "b.html")
     assert (tmp_path / "a" / "b.html").read_text() == page(monitoring_document(found))
 
 
@@ -134,7 +138,7 @@ def test_is_written_whole(tmp_path: Path) -> None:
 def test_in_a_browser(tmp_path: Path, scheme: str, width: int) -> None:
     from helpers.browser import quiet_page  # skips where there is no Playwright
 
-    write_monitoring(full("unbroken" * 20, labels=30), tmp_path / "page.html")
+    write_page(monitoring_document(full("unbroken" * 20, labels=30)), tmp_path / "page.html")
     with quiet_page(tmp_path / "page.html", scheme, width) as opened:
         assert opened.page.locator("figure svg:visible").count() == 9
         assert opened.page.locator("figure table:visible").count() == 9

@@ -6,7 +6,8 @@ from xml.etree.ElementTree import fromstring, tostring
 
 import pytest
 from analysis.test_inspection_findings import about, answers, calibration, comparison, inspection, losses, token, twins
-from report.test_comparison_page import HOSTILE, Page
+from helpers.html_page import HOSTILE, Page
+from helpers.told import told_lines
 
 from softprompt.analysis.inspection.inspection_findings import findings
 from softprompt.analysis.inspection.inspection_records import (
@@ -27,10 +28,10 @@ from softprompt.analysis.inspection.inspection_records import (
     TwinGroup,
 )
 from softprompt.cli.printing import print_result
-from softprompt.report.pages.inspection_page import inspection_document, write_inspection
-from softprompt.report.pages.inspection_text import inspection_lines
+from softprompt.report.pages.inspection_page import inspection_document
 from softprompt.report.render.html import page
 from softprompt.report.render.markdown import markdown
+from softprompt.report.report_files import write_page
 
 PARTS = ("recommendation", "answers", "slices", "tokens", "attention", "alone", "rows", "privacy", "others", "measured")
 
@@ -112,7 +113,7 @@ def test_what_is_not_there_leaves_no_hole() -> None:
     bare = inspection(tokens=(), answers=None, fit=None, vocabulary=None)
     assert [section.name for section in inspection_document(bare).sections] == ["recommendation", "measured"]
     assert "Nothing that was looked at seems wrong." in Page(page(inspection_document(bare))).text
-    assert inspection_lines(bare)[2] == "no findings: nothing that was looked at seems wrong"
+    assert "Nothing that was looked at seems wrong." in told_lines(inspection_document(bare))
 
 
 def test_drawings_are_sound_at_both_widths() -> None:
@@ -131,7 +132,7 @@ def test_hostile_text_is_text(capsys: pytest.CaptureFixture[str]) -> None:
     assert len(read.all("script")) == 1
     assert read.all("img") == []
     assert "javascript:d" in read.text
-    print_result({}, inspection_lines(full(HOSTILE)), as_json=False)
+    print_result({}, inspection_document(full(HOSTILE)), as_json=False)
     assert not {"\x1b", "\u202e"} & set(capsys.readouterr().out)
     assert "<script>" not in markdown(inspection_document(full(HOSTILE)))
 
@@ -144,12 +145,11 @@ def test_many_tokens_and_classes() -> None:
     text = Page(page(inspection_document(many))).text
     assert "Shown are the 40 of 120 with the largest effect." in text
     assert "Most frequent confusions" in text
-    lines = "\n".join(inspection_lines(many))
-    assert "the 24 of 120 with the largest effect" in lines
+    assert "and 96 more" in told_lines(inspection_document(many))
 
 
 def test_is_written_whole(tmp_path: Path) -> None:
-    write_inspection(full(), tmp_path / "a" / "b.html")
+    write_page(inspection_document(full()), tmp_path / "a" / "b.html", "--html")
     assert (tmp_path / "a" / "b.html").read_text() == page(inspection_document(full()))
 
 
@@ -157,6 +157,6 @@ def test_is_written_whole(tmp_path: Path) -> None:
 def test_in_a_browser(tmp_path: Path, scheme: str, width: int) -> None:
     from helpers.browser import quiet_page  # skips where there is no Playwright
 
-    write_inspection(full("unbroken" * 30), tmp_path / "page.html")
+    write_page(inspection_document(full("unbroken" * 30)), tmp_path / "page.html", "--html")
     with quiet_page(tmp_path / "page.html", scheme, width) as opened:
         assert opened.page.locator("figure svg:visible").count() == 8

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from softprompt.experiments.comparison.study_records import Row, SizePoint, SizeStudy
-from softprompt.report.report_files import write_scale
+from softprompt.report.report_files import write_report
 
 
 def row(method: str, family: str, mean: float | None) -> Row:
@@ -49,7 +49,7 @@ def study(*means: tuple[float | None, float | None]) -> SizeStudy:
 
 def test_holds_the_curves_and_their_numbers(tmp_path: Path) -> None:
     given = study((0.7, 0.9), (0.85, 0.92), (0.95, 0.95))
-    write_scale(given, tmp_path)
+    write_report(given, tmp_path, figures=True)
     page, text = (tmp_path / "scale.html").read_text(), (tmp_path / "scale.md").read_text()
     text = text.replace("\\[", "[").replace("\\]", "]")
     for told in (given.sentence, "model-1", "0.850", "[0.830, 0.870]", "\N{MINUS SIGN}0.200", "folder-2", "10,000,000"):
@@ -61,12 +61,12 @@ def test_holds_the_curves_and_their_numbers(tmp_path: Path) -> None:
 
 
 def test_failed_method_is_a_gap_in_the_table(tmp_path: Path) -> None:
-    write_scale(study((0.7, 0.9), (0.85, None), (0.95, 0.95)), tmp_path)
+    write_report(study((0.7, 0.9), (0.85, None), (0.95, 0.95)), tmp_path, figures=True)
     text = (tmp_path / "scale.md").read_text()
     assert "\N{EN DASH}" in next(line for line in text.splitlines() if "model-1" in line)
 
 
 def test_without_two_results_to_join_there_are_only_tables(tmp_path: Path) -> None:
-    write_scale(study((0.7, None), (None, 0.9)), tmp_path)
+    write_report(study((0.7, None), (None, 0.9)), tmp_path, figures=True)
     assert "0.700" in (tmp_path / "scale.md").read_text()
     assert not (tmp_path / "figures").exists()

@@ -24,7 +24,8 @@ from softprompt.errors import PromptFileError, SoftpromptError, StoreError
 from softprompt.inference.predictor import Predictor
 from softprompt.prompts.saved_prompt import MANIFEST_FILE, TENSOR_FILE, Prompt, prompt_of
 from softprompt.prompts.state import PromptState
-from softprompt.report.pages.training_text import prompt_lines
+from softprompt.report.pages.training_page import prompt_document
+from softprompt.report.render.terminal import render_terminal
 from softprompt.store.artifacts import Artifacts
 from softprompt.store.metadata import Marker, Move, Version
 from softprompt.store.prompt_loading import load_prompt
@@ -273,7 +274,8 @@ def check_prompt(files: dict[str, bytes]) -> None:
         return
     assert isinstance(prompt, Prompt)
     assert all(torch.isfinite(tensor).all() for state in prompt.states for tensor in state.tensors)
-    assert all("\n" not in line for line in prompt_lines(prompt))
+    told = render_terminal(prompt_document(prompt))
+    assert all(letter.isprintable() for letter in told.replace("\n", ""))
 
 
 def check_record(content: bytes) -> None:

@@ -12,6 +12,7 @@ from helpers.planted_candidates import Planted, few_requests  # noqa: F401 (a fi
 from helpers.saved_prompts import a_prompt
 from helpers.small_tasks import FAST, TEMPLATE, Recorder, command, noise, reviews, write_data
 from helpers.tiny_models import save_tiny, tiny_base
+from helpers.told import told_lines
 
 from softprompt.data.examples import Example
 from softprompt.data.splits import Splits
@@ -21,7 +22,7 @@ from softprompt.experiments.comparison.compare import Terms, compare
 from softprompt.inference.evaluation import score_sample
 from softprompt.inference.predictor import Predictor
 from softprompt.models.loading import load
-from softprompt.report.pages.store_text import move_lines
+from softprompt.report.pages.store_page import move_document
 from softprompt.store.learned_rows import MOST, ROWS_FILE, LearnedRows, read_learned
 from softprompt.store.prompt_loading import load_prompt
 from softprompt.store.version_store import Store
@@ -168,8 +169,8 @@ class TestPromote:
         assert done.code == 0, done.err
         found = json.loads(done.out)
         assert found["gate"]["sample"] == {"rows": 40, "of": 60, "seed": 0}
-        told = move_lines(store.history("p@prod")[-1])
-        assert told[1].endswith(", n=40, on a sample of 40 of 60 given rows, seed 0")
+        told = told_lines(move_document(store.history("p@prod")[-1]))
+        assert told[-1].endswith(", n=40, on a sample of 40 of 60 given rows, seed 0")
         assert found["known_rows"]["p@2"] is None
         assert 4 <= found["known_rows"]["p@1"]["learned"] <= 12
         assert f"p@1: {found['known_rows']['p@1']['learned']} of 40 test rows stand in" in done.err

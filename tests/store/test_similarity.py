@@ -352,9 +352,9 @@ class TestCommand:
         assert ranked[1] == near
         assert ranked[2] == ["far", "-0.447", "0.000", "?", "-"]
         assert ranked[4] == ["near", "a,", "b", r"'{{", r"text", r"}}\nMood:'", "text"]
-        assert f"\nnot comparable:\n  {store}/other: it was learned on 'm', expected 'm' (differing: " in out
+        assert f"\nnot comparable:\n\n- {store}/other: it was learned on 'm', expected 'm' (differing: " in out
         start = f"--init 'prompt:{store}/near' --length 1"
-        assert out.splitlines()[-3:] == [
+        assert [line for line in out.splitlines() if line][-3:] == [
             "an ensemble cannot be a start: training starts from a single prompt",
             f"to start from {store}/near, with your DATA, OUT, --template and --labels:",
             f"  softprompt train --model m --data DATA --out OUT {start}",

@@ -12,11 +12,11 @@ import pytest
 from helpers.saved_prompts import a_prompt, metric
 from helpers.small_tasks import command
 
+from softprompt.cli.evaluate_command import answer_columns
 from softprompt.data.task import TaskSpec
 from softprompt.errors import ERROR_CHARACTERS, SoftpromptError, printable, printable_json, shorten
 from softprompt.export.export_readme import task_lines
 from softprompt.inference.predictor import Prediction
-from softprompt.report.pages.training_text import prediction_line
 from softprompt.serving.logging_config import JsonLines
 from softprompt.training.callbacks import ProgressBar, ProgressPrinter
 
@@ -139,8 +139,8 @@ class TestWhereItIsWritten:
         label = "good\nbad\t0.9999"
         print_lines(
             [
-                prediction_line(Prediction(0, label, {label: 0.25})),
-                prediction_line(Prediction(1, completion="yes\nno\tmaybe")),
+                answer_columns(Prediction(0, label, {label: 0.25})),
+                answer_columns(Prediction(1, completion="yes\nno\tmaybe")),
             ]
         )
         assert capsys.readouterr().out == "good\\nbad\\t0.9999\t0.2500\nyes\\nno\\tmaybe\n"

@@ -1,4 +1,4 @@
-"""What softprompt can do with a model: the parity contract measured on it, verdicts, and the families side by side."""
+"""What softprompt can do with a model: the parity contract measured on it, and verdicts."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -25,7 +25,7 @@ ROUNDINGS = 4  # in other dtypes: times what rounding the input embeddings once 
 RIGHT, LEFT, SHARED = "right-padded batch", "left-padded batch", "shared prefix"
 MIXED, KEYS_AND_VALUES, STEP = "mixed prompts", "keys and values", "generation step"
 
-_MEANINGS = {
+MEANINGS = {
     RIGHT: "texts of different lengths, padding behind them: each gets the numbers it gets alone",
     LEFT: "the same with padding in front",
     SHARED: "keys and values of the prompt, computed once, stand for it in front of every text",
@@ -196,36 +196,6 @@ def family_row(family: str, model: Any, tokenizer: Any) -> FamilyRow:
     return FamilyRow(family, diagnosis, diagnosis.reason)
 
 
-def diagnosis_lines(diagnosis: Diagnosis) -> list[str]:
-    """A diagnosis for the terminal."""
-    working = [name for name, reason in diagnosis.methods.items() if not reason]
-    facts = [
-        ("model", f"{diagnosis.model} ({diagnosis.family}, {diagnosis.dtype}, {diagnosis.device})"),
-        ("runs with", diagnosis.way + (f": {diagnosis.reason}" if diagnosis.reason else "")),
-        ("methods", ", ".join(working) or "none"),
-    ]
-    lines = ["  ".join(cells).rstrip() for cells in _aligned(facts)]
-    if not diagnosis.checks:
-        return lines
-    rows = [("check", "verdict", "error", "gradient", "what it asks")]
-    rows += [(c.name, c.verdict, _figure(c.error), _figure(c.gradient_error), c.meaning) for c in diagnosis.checks]
-    reasons = [f"{check.name}: {check.reason}" for check in diagnosis.checks if check.reason]
-    table = ["  ".join(cells).rstrip() for cells in _aligned(rows)]
-    return [*lines, "", *table, "", *reasons, *_small_print(diagnosis)]
-
-
-def families_markdown(rows: Sequence[FamilyRow]) -> list[str]:
-    """The families as a Markdown table, and below it the reasons for what is not exact."""
-    cells = [("family", "runs with", *_MEANINGS, "largest error")]
-    cells.append(tuple("-" * len(cell) for cell in cells[0]))
-    for row in rows:
-        verdicts = {check.name: check.verdict for check in row.diagnosis.checks} if row.diagnosis else {}
-        error = _figure(row.diagnosis.largest_error if row.diagnosis else None)
-        cells.append((row.family, row.way, *(verdicts.get(name, "-") for name in _MEANINGS), error))
-    reasons = [f"- `{row.family}`: {'; '.join(why)}" for row in rows if (why := _reasons(row))]
-    return [*(f"| {' | '.join(line)} |" for line in _aligned(cells)), *(["", *reasons] if reasons else [])]
-
-
 def _tolerances(base: FrozenLM, among: Sequence[Case], seed: int) -> tuple[float, float]:
     """Relative errors of logits and gradient up to which they count as exact."""
     if base.dtype == torch.float32:
@@ -235,20 +205,10 @@ def _tolerances(base: FrozenLM, among: Sequence[Case], seed: int) -> tuple[float
     return min(0.5, ROUNDINGS * once.logits), min(0.5, ROUNDINGS * (once.gradient or 0.0))
 
 
-def _reasons(row: FamilyRow) -> list[str]:
-    """Why the family does not share a prefix, and what else it is refused."""
-    checks = row.diagnosis.checks if row.diagnosis else ()
-    refused = {check.name: f"{check.name}: {check.reason}" for check in checks if check.verdict == "refused"}
-    # without a cache, there are no keys and values to give
-    if row.way == "concatenation (fallback)":
-        refused.pop(KEYS_AND_VALUES, None)
-    return [*([row.reason] if row.reason else []), *(why for why in refused.values() if why != row.reason)]
-
-
 def _check(
     name: str, base: FrozenLM, among: Sequence[Case], tolerances: tuple[float, float], relied_on: Sequence[str]
 ) -> Check:
-    meaning, measure = _MEANINGS[name], _MEASURES[base.architecture][name]
+    meaning, measure = MEANINGS[name], _MEASURES[base.architecture][name]
     logits = gradient = None
     try:
         found = [measure(base, case) for case in among]
@@ -273,7 +233,7 @@ def _reason(logits: float, gradient: float | None, tolerances: tuple[float, floa
         return "gives numbers that are not finite"
     parts = [("logits", logits, tolerances[0])]
     parts += [] if gradient is None else [("gradient", gradient, tolerances[1])]
-    wrong = [f"{name} by {_figure(error)}" for name, error, most in parts if error > most]
+    wrong = [f"{name} by {error_text(error)}" for name, error, most in parts if error > most]
     return f"differs from plain concatenation, {', '.join(wrong)}" if wrong else ""
 
 
@@ -290,38 +250,11 @@ def _way(base: FrozenLM, checks: Mapping[str, Check], relied_on: Sequence[str]) 
     return "concatenation (fallback)", causes[0] if causes else "its layers keep more than keys and values"
 
 
-def _small_print(diagnosis: Diagnosis) -> list[str]:
-    lines = [
-        "errors are relative to plain concatenation, one text at a time; exact is up to "
-        f"{_figure(diagnosis.tolerance)} (gradient {_figure(diagnosis.gradient_tolerance)}); "
-        f"texts of up to {diagnosis.longest_text} tokens"
-    ]
-    if diagnosis.dtype != "float32":
-        lines.append(
-            f"{diagnosis.dtype}: rounding alone does a quarter of that, so only gross faults show; "
-            "--dtype float32 shows fine ones"
-        )
-    if diagnosis.sliding_window is not None and diagnosis.longest_text <= diagnosis.sliding_window:
-        lines.append(f"no text was longer than the sliding window of {diagnosis.sliding_window} tokens")
-    if (most := diagnosis.alike_up_to) is not None:
-        lines.append(
-            f"beyond {most:,} tokens this model reads all texts of a batch by the longest (longrope, dynamic NTK, "
-            "sparse blocks): texts with their prompt and answer are cut to that"
-            + ("" if diagnosis.longest_text + parity.LONG_TEXT > most else "; no text here was nearly as long")
-        )
-    return lines
-
-
-def _figure(error: float | None) -> str:
+def error_text(error: float | None) -> str:
+    """A relative error in one digit; a dash where there is none."""
     return "-" if error is None else f"{error:.1g}"
 
 
 def _one_line(error: Exception) -> str:
     text = " ".join(f"{type(error).__name__}: {error}".split())
     return text if len(text) <= 200 else f"{text[:197]}..."
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> list[list[str]]:
-    """Cells padded to the widest of their column."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [[cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in rows]

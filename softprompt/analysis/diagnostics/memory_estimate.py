@@ -1,6 +1,5 @@
-"""What a plan of memory is made of: what was wished for, parts with their formulas, bills, and both as tables."""
+"""What a plan of memory is made of: what was wished for, parts with their formulas, and bills."""
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -117,27 +116,3 @@ class Plan:
             "training": self.training.to_dict(),
             "serving": [bill.to_dict() for bill in self.serving],
         }
-
-
-def lines(result: Plan) -> Sequence[str]:
-    """For people: the model, each bill as a table with its formulas, and commands."""
-    facts, wish = result.facts, result.wish
-    gpus = f"{wish.gpus} GPU{'s' if wish.gpus > 1 else ''} of" if wish.gpus else "the processor,"
-    where = f"{gpus} {wish.memory / GB:.0f} GB"
-    told = [
-        f"{facts['name']}: {facts['parameters']:,} parameters, {facts['layers']} layers, {facts['dtype']}, "
-        f"{facts['architecture']}",
-        f"{wish.length} virtual tokens, texts of {wish.text_length} tokens, on {where}",
-    ]
-    for bill in (result.training, *result.serving):
-        told += ["", bill.title, f"  {'per GPU' if wish.gpus else 'memory':>10}"]
-        told += [f"  {part.bytes / GB:>7.2f} GB  {part.name}: {part.formula}" for part in bill.parts]
-        verdict = "fits" if bill.fits and bill.at_once else "does not fit"
-        room = f"{bill.room / GB:.1f} GB" + (f" ({ROOM:.0%} of {wish.memory / GB:.0f})" if wish.gpus else "")
-        told.append(f"  {bill.bytes / GB:>7.2f} GB  of {room}: {verdict}")
-        if bill.at_once:
-            what = "texts in one pass" if bill is result.training else "requests at once"
-            told.append(f"  at most {bill.at_once:,} {what}")
-        told += [f"  {note}" for note in bill.notes]
-        told += [f"  $ {command}" for command in bill.commands]
-    return told

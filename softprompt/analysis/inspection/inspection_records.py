@@ -372,3 +372,25 @@ class Inspection(Record):
     findings: tuple[Finding, ...] = ()
     notes: tuple[str, ...] = ()
     created: str = ""
+
+
+class Pruning(Record):
+    """What ``prune`` did.
+
+    Attributes:
+        kept: indices of the virtual tokens that stayed, in the old prompt.
+        before, after: the metric on validation, accuracy or negative loss; ``test_*`` on test, if there is one.
+        difference: after minus before on validation, paired.
+    """
+
+    metric: str
+    tolerance: float
+    length: int
+    kept: tuple[int, ...]
+    before: float
+    after: float
+    difference: Mean
+    test_before: float | None = None
+    test_after: float | None = None
+    test_difference: Mean | None = None
+    measured: int

@@ -13,6 +13,7 @@ import numpy as np
 
 from softprompt.analysis.inspection.ablation import keep
 from softprompt.analysis.inspection.answers import Reference, example_values
+from softprompt.analysis.inspection.inspection_records import Pruning
 from softprompt.analysis.inspection.score_records import Scored, score_states
 from softprompt.data.examples import Example
 from softprompt.data.split_assignment import sample_examples
@@ -23,30 +24,6 @@ from softprompt.metrics.scores import Mean
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.saved_prompt import Prompt
 from softprompt.prompts.state import PromptState
-from softprompt.utils.records import Record
-
-
-class Pruning(Record):
-    """What ``prune`` did.
-
-    Attributes:
-        kept: indices of the virtual tokens that stayed, in the old prompt.
-        before, after: the metric on validation, accuracy or negative loss; ``test_*`` on test, if there is one.
-        difference: after minus before on validation, paired.
-    """
-
-    metric: str
-    tolerance: float
-    length: int
-    kept: tuple[int, ...]
-    before: float
-    after: float
-    difference: Mean
-    test_before: float | None = None
-    test_after: float | None = None
-    test_difference: Mean | None = None
-    measured: int
-
 
 SEARCHED = 200  # validation examples that choose what to take out
 JUDGED = 1000  # that the tolerance is about, at most

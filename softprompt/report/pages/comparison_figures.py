@@ -59,14 +59,14 @@ def quality(study: Study) -> Figure | None:
         )
         for row in rows
     ]
-    numbers = Table(
+    numbers = Table.of(
         f"{metric_name(study.metric)} on test",
-        (Column("Method", False), Column("Mean"), Column("Low"), Column("High"), Column("Single seeds", False)),
-        tuple(
+        ("Method", "Mean", "Low", "High", Column("Single seeds", False)),
+        (
             (
                 comparison_tables.name_cell(study, row),
                 *(Cell(metric_text(study.metric, value), value=value) for value in (row.mean, row.low, row.high)),
-                Cell(", ".join(metric_text(study.metric, value) for value in singles[row.method]) or MISSING),
+                ", ".join(metric_text(study.metric, value) for value in singles[row.method]) or MISSING,
             )
             for row in rows
         ),
@@ -79,6 +79,7 @@ def quality(study: Study) -> Figure | None:
         _list("Test metric by method", [f"{one.name} {one.text}" for one in drawn]),
         partial(charts.intervals, drawn, _metric_axis(study.metric)),
         numbers,
+        page_only=True,
     )
 
 
@@ -201,16 +202,16 @@ def _learning(
         )
         for method, (row, curve) in learned.items()
     ]
-    numbers = Table(
+    numbers = Table.of(
         name,
-        (Column("Method", False), *map(Column, (title, "Seeds", "Mean", "Least", "Most", "Loss"))),
-        tuple(
+        ("Method", title, "Seeds", "Mean", "Least", "Most", "Loss"),
+        (
             (
-                Cell(method),
-                Cell(show(at(point))),
-                Cell(count_text(len(point.values))),
-                *(Cell(metric_text(metric, f(point.values))) for f in (fmean, min, max)),
-                Cell(fixed(point.loss, 3)),
+                method,
+                show(at(point)),
+                count_text(len(point.values)),
+                *(metric_text(metric, f(point.values)) for f in (fmean, min, max)),
+                fixed(point.loss, 3),
             )
             for method, (_, curve) in learned.items()
             for point in curve
@@ -242,20 +243,15 @@ def _against(
     ]
     positive = [cost for _, cost in pairs if cost > 0]
     log = bool(positive) and max(positive) / min(positive) > RATIO_FOR_LOG
-    numbers = Table(
+    numbers = Table.of(
         title,
+        ("Method", cost_name, metric_name(study.metric), Column("On the front", False)),
         (
-            Column("Method", False),
-            Column(cost_name),
-            Column(metric_name(study.metric)),
-            Column("On the front", False),
-        ),
-        tuple(
             (
                 comparison_tables.name_cell(study, row),
                 Cell(show(cost), value=cost),
                 Cell(metric_text(study.metric, row.mean), interval_text(study.metric, row.low, row.high), row.mean),
-                Cell("yes" if index in front else "no"),
+                "yes" if index in front else "no",
             )
             for index, (row, cost) in enumerate(pairs)
         ),

@@ -1,4 +1,4 @@
-"""A study as a document: the recommendation first, then what it rests on."""
+"""A comparison: the recommendation first, then what it rests on."""
 
 import shlex
 from collections import Counter
@@ -8,6 +8,7 @@ from softprompt.inference.speed_drift import drift
 from softprompt.metrics.formatting import bytes_text, count_text, interval_text, metric_name, metric_text, short_text
 from softprompt.metrics.scores import Speed
 from softprompt.report.pages import comparison_answers, comparison_figures, comparison_tables
+from softprompt.report.pages.cells import settings_table
 from softprompt.report.render.document import (
     Block,
     Code,
@@ -27,8 +28,8 @@ EXAMPLES_SHOWN = 12
 AGREED_SHOWN = 5
 
 
-def document(study: Study) -> Document:
-    """Everything that a study found."""
+def comparison_document(study: Study, closing: tuple[str, ...] = ()) -> Document:
+    """Everything that a comparison found; ``closing``: where it lies."""
     seeds = sorted(Counter(result.method for result in study.results).values()) or [0]
     each = f"{seeds[0]} to {seeds[-1]}" if seeds[0] < seeds[-1] else f"{seeds[0]}"
     runs = f"{len(study.rows)} methods with {each} seed{'' if each == '1' else 's'} each"
@@ -41,25 +42,28 @@ def document(study: Study) -> Document:
             f"{runs}, judged by {metric_name(study.metric)}",
         ),
         sections=tuple(
-            Section(name, title, blocks)
-            for name, title, blocks in (
-                ("recommendation", "Recommendation", _recommendation(study)),
-                ("methods", "The methods", _methods(study)),
+            Section(name, title, blocks, page_only)
+            for name, title, blocks, page_only in (
+                ("recommendation", "Recommendation", _recommendation(study), False),
+                ("methods", "The methods", _methods(study), False),
                 (
                     "cost",
                     "Quality against cost",
                     _present(comparison_figures.stored(study), comparison_figures.latency(study)),
+                    True,
                 ),
-                ("memory", "Memory for many tasks", _present(comparison_figures.memory(study))),
-                ("learning", "Learning", _learning(study)),
-                ("classes", "Classes", _classes(study)),
-                ("examples", "Where the methods part", _examples(study)),
-                ("failures", "Failures", _failures(study)),
-                ("measured", "How it was measured", _measured(study)),
+                ("memory", "Memory for many tasks", _present(comparison_figures.memory(study)), False),
+                ("learning", "Learning", _learning(study), True),
+                ("classes", "Classes", _classes(study), True),
+                ("examples", "Where the methods part", _examples(study), True),
+                ("failures", "Failures", _failures(study), False),
+                ("notes", "Notes", (Points(study.notes),) if study.notes else (), False),
+                ("measured", "How it was measured", _measured(study), True),
             )
             if blocks
         ),
         created=study.created,
+        closing=closing,
     )
 
 
@@ -185,17 +189,13 @@ def _measured(study: Study) -> tuple[Block, ...]:
         "machine": study.machine,
         "measured": study.created,
     }
-    blocks: list[Block] = [comparison_tables.settings("The study", study_facts)]
+    blocks: list[Block] = [settings_table("The study", study_facts)]
     if rest := {name: value for name, value in study.settings.items() if name != "command"}:
-        blocks.append(comparison_tables.settings("Settings", rest))
+        blocks.append(settings_table("Settings", rest))
     if versions:
-        blocks.append(
-            comparison_tables.settings("Versions", {name: ", ".join(found) for name, found in versions.items()})
-        )
+        blocks.append(settings_table("Versions", {name: ", ".join(found) for name, found in versions.items()}))
     if methods := _method_settings(study):
         blocks.append(Fold("Settings of each method", methods))
-    if study.notes:
-        blocks.append(Points(study.notes))
     blocks += [
         Text(
             "To measure it again, with the settings above; results that are there already are kept, another --out "
@@ -213,7 +213,7 @@ def _method_settings(study: Study) -> tuple[Table, ...]:
     for result in study.results:
         if result.settings:
             first.setdefault(result.method, dict(result.settings))
-    return tuple(comparison_tables.settings(method, values) for method, values in first.items())
+    return tuple(settings_table(method, values) for method, values in first.items())
 
 
 def _command(study: Study) -> str:

@@ -1,8 +1,8 @@
-"""A study's numbers as tables: quality, what learning costs, what serving costs, confusion, failures, settings."""
+"""A comparison's numbers as tables: quality, what learning costs, what serving costs, confusion, failures."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, TypeGuard
+from typing import TypeGuard
 
 from softprompt.experiments.comparison.study_records import Row, Study, of_seconds, speeds_of
 from softprompt.inference.speed_drift import comparable, drift, warning
@@ -20,12 +20,11 @@ from softprompt.metrics.formatting import (
     step_metric,
 )
 from softprompt.metrics.scores import Speed
+from softprompt.report.pages.cells import DASH, confusion_table, number_cell, value_text
 from softprompt.report.pages.comparison_answers import confusion
 from softprompt.report.render.document import Cell, Column, Table
 
-DASH = Cell(MISSING)
 TIMES = "\N{MULTIPLICATION SIGN}"
-CLASSES_IN_A_MATRIX = 12
 TASKS = (1, 10, 100, 1000)
 
 
@@ -50,11 +49,12 @@ def quality(study: Study) -> Table:
     """How good each method is, how sure that is, and how it holds up elsewhere."""
     metric = study.metric
     heading = metric_name(metric)
-    against = ("Against the best", "Against the one in use")
+    against = ("Against the best", "p", "Against the one in use")
     columns = ("Method", heading, "Seeds", "Deviation", *against, "ECE", "Other domain", "Forgetting")
     rows = []
     for row in ranked(study):
         seeds = Cell(count_text(len(row.seeds)), f"{row.failed} failed" if row.failed else "", len(row.seeds))
+        p_value = None if row.against_best is None else row.against_best["p_value"]
         lost = row.shift - row.mean if row.shift is not None and row.mean is not None else None
         rows.append(
             (
@@ -63,10 +63,11 @@ def quality(study: Study) -> Table:
                 if row.mean is not None
                 else Cell("failed" if row.failed else MISSING),
                 seeds,
-                _cell(row.deviation, metric_text(metric, row.deviation)),
+                number_cell(row.deviation, metric_text(metric, row.deviation)),
                 _difference(metric, row.against_best),
+                number_cell(p_value, fixed(p_value, 3)),
                 _difference(metric, row.against_current),
-                _cell(row.calibration_error, fixed(row.calibration_error, 3)),
+                number_cell(row.calibration_error, fixed(row.calibration_error, 3)),
                 Cell(metric_text(metric, row.shift), f"({metric_text(metric, lost, True)})" if lost else "", row.shift)
                 if row.shift is not None
                 else DASH,
@@ -98,11 +99,11 @@ def learning_cost(study: Study) -> Table:
                     f"({_share(share)} of the base)" if share and (cost.base_bytes or not cost.base_shared) else "",
                     cost.trained_parameters,
                 ),
-                _cell(cost.stored_bytes, bytes_text(cost.stored_bytes, aligned=True)),
-                _cell(cost.task_bytes, bytes_text(cost.task_bytes, aligned=True)),
-                _cell(cost.training_seconds, seconds_text(cost.training_seconds)),
-                _cell(cost.search_seconds or None, seconds_text(cost.search_seconds)),
-                _cell(cost.peak_memory_bytes, bytes_text(cost.peak_memory_bytes, aligned=True)),
+                number_cell(cost.stored_bytes, bytes_text(cost.stored_bytes, aligned=True)),
+                number_cell(cost.task_bytes, bytes_text(cost.task_bytes, aligned=True)),
+                number_cell(cost.training_seconds, seconds_text(cost.training_seconds)),
+                number_cell(cost.search_seconds or None, seconds_text(cost.search_seconds)),
+                number_cell(cost.peak_memory_bytes, bytes_text(cost.peak_memory_bytes, aligned=True)),
             ]
         rows.append((name_cell(study, row), *cells))
     note = (
@@ -145,11 +146,11 @@ def _speed_cells(study: Study, speed: Speed | None, batches: set[int], changed: 
     fast, times = speed.examples_per_second > 0, speed.times_reference
     price = speed.cost_per_million(study.price_per_hour) if study.price_per_hour is not None and fast else None
     if not changed:
-        latency = [_cell(one, short_text(one, aligned=True)) for one in (speed.p50_ms, speed.p95_ms)]
-        latency.append(_cell(times, f"{TIMES}{times:.2f}" if times else ""))
+        latency = [number_cell(one, short_text(one, aligned=True)) for one in (speed.p50_ms, speed.p95_ms)]
+        latency.append(number_cell(times, f"{TIMES}{times:.2f}" if times else ""))
     elif speed.reference_ms:
         ratios = (speed.p50_ms / speed.reference_ms, speed.p95_ms / speed.reference_ms)
-        latency = [*(_cell(one, f"{TIMES}{one:.2f}") for one in ratios), DASH]
+        latency = [*(number_cell(one, f"{TIMES}{one:.2f}") for one in ratios), DASH]
     else:
         # an engine: nothing was timed beside it
         alone = [Cell(f"{short_text(one)} ms", "timed alone") for one in (speed.p50_ms, speed.p95_ms)]
@@ -161,8 +162,8 @@ def _speed_cells(study: Study, speed: Speed | None, batches: set[int], changed: 
             f"in batches of {speed.batch_size:,}" if len(batches) > 1 else "",
             speed.examples_per_second,
         ),
-        _cell(speed.added_tokens, short_text(round(speed.added_tokens, 1))),
-        _cell(price, short_text(price, aligned=True)),
+        number_cell(speed.added_tokens, short_text(round(speed.added_tokens, 1))),
+        number_cell(price, short_text(price, aligned=True)),
     ]
 
 
@@ -174,32 +175,18 @@ def memory(study: Study) -> Table:
             continue
         base, task = bytes_text(cost.base_bytes), bytes_text(cost.task_bytes)
         formula = f"{base} + tasks {TIMES} {task}" if cost.base_shared else f"tasks {TIMES} ({base} + {task})"
-        cells = [_cell(cost.memory_for(tasks), bytes_text(cost.memory_for(tasks), aligned=True)) for tasks in TASKS]
+        cells = [
+            number_cell(cost.memory_for(tasks), bytes_text(cost.memory_for(tasks), aligned=True)) for tasks in TASKS
+        ]
         rows.append((name_cell(study, row), *cells, Cell(formula)))
-    columns = (Column("Method", False), *(Column(f"{tasks:,} task{'s' * (tasks > 1)}") for tasks in TASKS))
-    return Table("Memory by number of tasks", (*columns, Column("Computed as", False)), tuple(rows), sortable=True)
+    columns = ("Method", *(f"{tasks:,} task{'s' * (tasks > 1)}" for tasks in TASKS), Column("Computed as", False))
+    return Table.of("Memory by number of tasks", columns, rows, sortable=True)
 
 
 def matrix(study: Study, method: str) -> Table:
-    """Gold labels against answers; of many classes, the confusions that happen most often."""
+    """Gold labels against answers."""
     answers, counts = confusion(study, method)
-    totals = {gold: sum(n for (one, _), n in counts.items() if one == gold) for gold in study.labels}
-    if len(study.labels) > CLASSES_IN_A_MATRIX:
-        wrong = sorted(((n, gold, answer) for (gold, answer), n in counts.items() if gold != answer), reverse=True)
-        most = tuple(
-            (Cell(gold), Cell(answer), Cell(count_text(n)), Cell(percent_text(n / totals.get(gold, n))))
-            for n, gold, answer in wrong[:20]
-        )
-        columns = (Column("Gold label", False), Column("Answer", False), Column("Times"), Column("Of the class"))
-        return Table(f"{method}: most frequent confusions", columns, most)
-    rows = tuple(
-        (
-            Cell(gold, f"{totals[gold]:,}"),
-            *(_share_cell(counts.get((gold, answer), 0), totals[gold]) for answer in answers),
-        )
-        for gold in study.labels
-    )
-    return Table(method, (Column("Gold label", False), *(Column(answer) for answer in answers)), rows)
+    return confusion_table(method, f"{method}: most frequent confusions", study.labels, answers, counts)
 
 
 def recall(study: Study, methods: Iterable[str]) -> Table:
@@ -214,63 +201,42 @@ def recall(study: Study, methods: Iterable[str]) -> Table:
             share = counts[method].get((label, label), 0) / total if total else None
             cells.append(DASH if share is None else Cell(percent_text(share), value=share, heat=1 - share))
         rows.append((Cell(label, f"{study.gold.count(label):,}"), *cells))
-    columns = (Column("Class", False), *(Column(method) for method in methods))
-    return Table("Answered rightly, by class; coloured by what is missed", columns, tuple(rows), sortable=True)
+    caption = "Answered rightly, by class; coloured by what is missed"
+    return Table.of(caption, ("Class", *methods), rows, sortable=True)
 
 
 def failures(study: Study) -> Table:
     """Runs that did not end."""
-    rows = tuple(
-        (Cell(result.method), Cell(str(result.seed)), Cell(result.error or "no reason given"))
+    rows = (
+        (result.method, str(result.seed), result.error or "no reason given")
         for result in study.results
         if result.status == "failed"
     )
-    return Table("Runs that failed", (Column("Method", False), Column("Seed"), Column("Reason", False)), rows)
+    return Table.of("Runs that failed", ("Method", "Seed", Column("Reason", False)), rows)
 
 
 def search(study: Study) -> Table:
     """Learning rates that were tried, and what a sweep tried with them."""
     metric = step_metric(study.kind, study.metric)
     swept = any(trial.settings for result in study.results for trial in result.trials)
-    rows = tuple(
+    rows = (
         (
-            Cell(result.method),
-            Cell(str(result.seed)),
+            result.method,
+            str(result.seed),
             Cell(f"{trial.learning_rate:g}", tags=("chosen",) if trial.chosen else ()),
-            Cell(metric_text(metric, trial.value)),
-            Cell(fixed(trial.loss, 3)),
-            *([Cell(_value(trial.settings) or MISSING)] if swept else []),
+            metric_text(metric, trial.value),
+            fixed(trial.loss, 3),
+            *([value_text(trial.settings) or MISSING] if swept else []),
         )
         for result in study.results
         for trial in result.trials
     )
-    names = ("Seed", "Learning rate", f"Validation {metric_name(metric)}", "Validation loss")
-    more = [Column("With", False)] if swept else []
-    return Table("Learning rates tried", (Column("Method", False), *map(Column, names), *more), rows)
-
-
-def settings(caption: str, values: Mapping[str, Any]) -> Table:
-    """Names and values."""
-    rows = tuple((Cell(str(name)), Cell(_value(value))) for name, value in values.items())
-    return Table(caption, (Column("Setting", False), Column("Value", False)), rows)
-
-
-def _value(value: Any) -> str:
-    if isinstance(value, bool) or value is None:
-        return {True: "yes", False: "no", None: MISSING}[value]
-    if isinstance(value, Mapping):
-        return ", ".join(f"{name} {_value(one)}" for name, one in value.items())
-    if isinstance(value, list | tuple):
-        return ", ".join(_value(one) for one in value)
-    return f"{value:,}" if isinstance(value, int) and abs(value) >= 10_000 else str(value)
+    names = ("Method", "Seed", "Learning rate", f"Validation {metric_name(metric)}", "Validation loss")
+    return Table.of("Learning rates tried", (*names, *([Column("With", False)] if swept else [])), rows)
 
 
 def _finite(value: float | None) -> TypeGuard[float]:
     return value is not None and math.isfinite(value)
-
-
-def _cell(value: float | None, text: str) -> Cell:
-    return DASH if value is None else Cell(text, value=value)
 
 
 def _difference(metric: str, found: Mapping[str, float | int] | None) -> Cell:
@@ -289,11 +255,6 @@ def _forgetting(row: Row) -> Cell:
     return Cell(f"{short_text(found.before)} → {short_text(found.after)}", f"{TIMES}{fixed(ratio, 2)}", ratio)
 
 
-def _share_cell(count: int, total: int) -> Cell:
-    share = count / total if total else 0.0
-    return Cell(percent_text(share), f"{count:,}" if count else "", heat=share)
-
-
 def _share(share: float) -> str:
     return f"{short_text(100 * share)}%"
 
@@ -304,5 +265,4 @@ def _without_empty(caption: str, names: Iterable[str], rows: Sequence[tuple[Cell
     kept = [i for i in range(len(names)) if i == 0 or any(row[i] != DASH for row in rows)]
     left_out = [name for i, name in enumerate(names) if i not in kept and name]
     note += f" Not measured or not asked for: {', '.join(left_out)}." if left_out else ""
-    columns = tuple(Column(names[i], number=i > 0) for i in kept)
-    return Table(caption, columns, tuple(tuple(row[i] for i in kept) for row in rows), note, sortable=True)
+    return Table.of(caption, [names[i] for i in kept], ([row[i] for i in kept] for row in rows), note, sortable=True)

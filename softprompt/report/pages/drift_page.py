@@ -5,9 +5,9 @@ from functools import partial
 from pathlib import Path
 
 from softprompt.analysis.drift.drift_records import Monitoring, PromptDrift, Signal
-from softprompt.analysis.inspection.inspection_records import Finding
 from softprompt.metrics.formatting import MISSING, count_text, fixed, percent_text, short_text
-from softprompt.report.pages.comparison_tables import DASH
+from softprompt.report.pages.cells import DASH
+from softprompt.report.pages.inspection_page import finding_fold
 from softprompt.report.render import charts
 from softprompt.report.render.axes import Axis
 from softprompt.report.render.document import (
@@ -17,24 +17,22 @@ from softprompt.report.render.document import (
     Document,
     Fact,
     Figure,
-    Fold,
     Points,
     Section,
     Statement,
     Table,
     Text,
 )
-from softprompt.report.render.html import page
-from softprompt.utils.files import expand_user, write_file
 
 _TRAINED, _LIVE = "written", "soft-prompt"  # colours and marks
 _VERDICTS = {"drift": "drift", "small": "little", "none": "none", "too few": "too few"}
+_SAID = {
+    "drift": "Drift",
+    "small": "Differs, but little",
+    "none": "No drift seen",
+    "too few": "Too few samples to tell",
+}
 MOST_LABELS = 20  # of a figure: of more, those that moved most
-
-
-def write_monitoring(found: Monitoring, path: Path) -> None:
-    """Write the page into one file, in place of an older one; raises OutputError."""
-    write_file(expand_user(path), page(monitoring_document(found)).encode(), "give another --report")
 
 
 def monitoring_document(found: Monitoring) -> Document:
@@ -43,7 +41,7 @@ def monitoring_document(found: Monitoring) -> Document:
     return Document(
         kind="Live traffic beside validation",
         title=Path(found.samples).name,
-        facts=(f"{found.read:,} samples{when}; prompts compared: {len(found.prompts)}",),
+        facts=(f"{found.read:,} samples in {found.samples}{when}; prompts compared: {len(found.prompts)}",),
         sections=(
             Section("recommendation", "Does it drift?", tuple(_summary(found))),
             *(
@@ -92,10 +90,10 @@ def _overview(prompts: Sequence[PromptDrift]) -> Table:
         cells = [_verdict_cell(by_name.get(name)) for name in names]
         tags = ("drifts",) if one.verdict == "drift" else ()
         rows.append((Cell(one.prompt, tags=tags), Cell(count_text(one.samples), value=one.samples), *cells))
-    return Table(
+    return Table.of(
         "What differs from validation",
-        (Column("Prompt", False), Column("Samples"), *(Column(title.capitalize()) for title in names.values())),
-        tuple(rows),
+        ("Prompt", "Samples", *(title.capitalize() for title in names.values())),
+        rows,
         "The number is the size of the difference: the population stability index (PSI; from 0.1 on it counts, above "
         "0.25 it is large), of rare tokens Cohen's h (from 0.2 on it counts, above 0.5 it is large). Drift: it counts, "
         "and is surely not by chance.",
@@ -115,11 +113,11 @@ def _verdict_cell(signal: Signal | None) -> Cell:
 def _prompt(one: PromptDrift, number: int) -> list[Block]:
     blocks: list[Block] = [
         Text(
-            f"{one.samples:,} samples from {one.first} to {one.last} UTC, median {short_text(one.milliseconds)} ms; "
-            f"texts were kept of {one.texts:,}."
+            f"{_SAID[one.verdict]}: {one.samples:,} samples from {one.first} to {one.last} UTC, median "
+            f"{short_text(one.milliseconds)} ms; texts were kept of {one.texts:,}."
         )
     ]
-    blocks += [_finding(each) for each in one.findings]
+    blocks += map(finding_fold, one.findings)
     blocks.append(_signals(one.signals))
     blocks += [figure for signal in one.signals if (figure := _figure(signal, one.prompt, number)) is not None]
     if one.witnesses:
@@ -131,27 +129,22 @@ def _prompt(one: PromptDrift, number: int) -> list[Block]:
     return [*blocks, Points(tuple(notes))]
 
 
-def _finding(each: Finding) -> Fold:
-    seen = (Text(f"Seen: {each.evidence}."), Text(f"Means: {each.meaning}"), Points(each.advice))
-    return Fold(f"{each.severity.capitalize()}: {each.title}", seen)
-
-
 def _signals(signals: Sequence[Signal]) -> Table:
-    rows = tuple(
+    rows = (
         (
             Cell(one.title, one.unit),
             *_values(one),
             Cell(count_text(one.live_n), f"{one.trained_n:,} validation"),
             DASH if one.effect is None else Cell(fixed(one.effect, 2), one.measure, one.effect),
             DASH if one.adjusted is None else Cell(_sure(one.adjusted), one.test, one.adjusted),
-            Cell({"small": "differs, but little", "none": "no drift seen"}.get(one.verdict, one.verdict)),
+            _SAID[one.verdict].lower(),
         )
         for one in signals
     )
-    columns = ("Validation", "Live", "Live rows", "Size", "p, adjusted")
-    return Table(
+    columns = ("What", "Validation", "Live", "Live rows", "Size", "p, adjusted", Column("Verdict", False))
+    return Table.of(
         "Validation and live traffic",
-        (Column("What", False), *map(Column, columns), Column("Verdict", False)),
+        columns,
         rows,
         "Medians; of rare tokens rates, of answers the label that moved most. p: how probable so large a difference is "
         "by chance, adjusted for everything that was looked at (Holm).",
@@ -199,13 +192,14 @@ def _curve_figure(signal: Signal, prompt: str, number: int) -> Figure | None:
         f"At {short_text(curve.points[gap])} the two are farthest apart: {percent_text(curve.trained[gap])} of the "
         f"validation rows and {percent_text(curve.live[gap])} of the live ones are at or below it."
     )
-    numbers = Table(
+    numbers = Table.of(
         signal.title.capitalize(),
-        (Column(signal.unit.capitalize()), Column("Validation rows up to it"), Column("Live rows up to it")),
-        tuple(
-            (Cell(short_text(point)), Cell(fixed(a, 3)), Cell(fixed(b, 3)))
+        (signal.unit.capitalize(), "Validation rows up to it", "Live rows up to it"),
+        (
+            (short_text(point), fixed(a, 3), fixed(b, 3))
             for point, a, b in zip(curve.points, curve.trained, curve.live, strict=True)
         ),
+        words=0,
     )
     return Figure(
         f"{signal.name}-{number}",
@@ -221,6 +215,7 @@ def _curve_figure(signal: Signal, prompt: str, number: int) -> Figure | None:
             legend=False,
         ),
         numbers,
+        page_only=True,
     )
 
 
@@ -230,12 +225,10 @@ def _rate_figure(signal: Signal, prompt: str, number: int) -> Figure:
         charts.Interval(name, group, value, low, high, (), _rate(value))
         for (name, group, value), (low, high) in zip(sides, signal.ranges, strict=True)
     ]
-    numbers = Table(
+    numbers = Table.of(
         signal.title.capitalize(),
-        (Column("Where", False), Column("Share"), Column("Low"), Column("High")),
-        tuple(
-            (Cell(one.name), *(Cell(_rate(value or 0.0)) for value in (one.value, one.low, one.high))) for one in rows
-        ),
+        ("Where", "Share", "Low", "High"),
+        ((one.name, *(_rate(value or 0.0) for value in (one.value, one.low, one.high))) for one in rows),
     )
     return Figure(
         f"{signal.name}-{number}",
@@ -244,6 +237,7 @@ def _rate_figure(signal: Signal, prompt: str, number: int) -> Figure:
         f"Rare tokens: {'; '.join(f'{one.name} {one.text}' for one in rows)}.",
         partial(charts.intervals, rows, Axis("Share of the tokens", partial(fixed, digits=2), limits=(0.0, 1.0))),
         numbers,
+        page_only=True,
     )
 
 
@@ -261,15 +255,11 @@ def _label_figure(signal: Signal, prompt: str, number: int) -> Figure | None:
         for one, before, now in shares
         if any(one is each[0] for each in shown)
     ]
-    numbers = Table(
+    numbers = Table.of(
         "Answers",
-        (Column("Label", False), Column("Validation"), Column("Live")),
-        tuple(
-            (
-                Cell(one.label),
-                Cell(percent_text(a), count_text(one.trained)),
-                Cell(percent_text(b), count_text(one.live)),
-            )
+        ("Label", "Validation", "Live"),
+        (
+            (one.label, Cell(percent_text(a), count_text(one.trained)), Cell(percent_text(b), count_text(one.live)))
             for one, a, b in shares
         ),
     )
@@ -283,27 +273,25 @@ def _label_figure(signal: Signal, prompt: str, number: int) -> Figure | None:
         + ".",
         partial(charts.intervals, rows, Axis("Share of the answers", partial(fixed, digits=2), limits=(0.0, 1.0))),
         numbers,
+        page_only=True,
     )
 
 
 def _witnesses(one: PromptDrift) -> Table:
     found, titles = one.witnesses, {signal.name: signal.title for signal in one.signals}
-    rows = tuple(
+    rows = (
         (
             Cell(one.why, titles[one.signal]),
-            Cell(f"request {one.request}" if one.text is None else one.text),
+            f"request {one.request}" if one.text is None else one.text,
             Cell(one.answer or MISSING, "" if one.confidence is None else fixed(one.confidence, 2)),
-            Cell(one.time),
+            one.time,
         )
         for one in found
     )
     kept = all(one.text is not None for one in found)
-    return Table(
-        "Samples that show it most",
-        (Column("Why", False), Column("Text", False), Column("Answer", False), Column("Time, UTC", False)),
-        rows,
-        "" if kept else "Texts were not kept: softprompt serve --sample-text keeps them.",
-    )
+    columns = ("Why", Column("Text", False, data=True), "Answer", "Time, UTC")
+    note = "" if kept else "Texts were not kept: softprompt serve --sample-text keeps them."
+    return Table.of("Samples that show it most", columns, rows, note, words=4)
 
 
 def _measured(found: Monitoring) -> list[Block]:

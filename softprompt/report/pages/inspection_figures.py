@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 from functools import partial
 
-from softprompt.analysis.inspection.inspection_records import Inspection, VirtualToken
+from softprompt.analysis.inspection.inspection_records import Inspection, Slice, VirtualToken
 from softprompt.metrics.formatting import count_text, fixed, metric_limits, metric_name, short_text
-from softprompt.metrics.scores import Mean
+from softprompt.metrics.scores import Mean, Score
 from softprompt.report.render import charts
 from softprompt.report.render.axes import Axis
-from softprompt.report.render.document import Cell, Column, Figure, Table
+from softprompt.report.render.document import Cell, Figure, Table
 
 _GROUP, _OTHER = "soft-prompt", "written"
 MOST_TOKENS = 40  # rows of a chart: of more, those whose removal changes most
@@ -21,10 +21,7 @@ def quality(found: Inspection) -> Figure | None:
         return None
     metric = answers.metric.metric
     pairs = [("this prompt", _GROUP, answers.metric), ("reference", _OTHER, answers.comparison.before)]
-    rows = [
-        charts.Interval(name, group, one.value, one.low, one.high, (), _ranged(one.value, one.low, one.high))
-        for name, group, one in pairs
-    ]
+    rows = [_interval(*pair) for pair in pairs]
     show = partial(fixed, digits=2)
     axis = Axis(f"{metric_name(metric)} on {answers.split}", show)
     if metric == "accuracy":
@@ -55,14 +52,14 @@ def calibration(found: Inspection) -> Figure | None:
         tuple(a.right_high for a in one.bins),
     )
     ideal = charts.Series("as it should be", _GROUP, (xs[0], xs[-1]), (xs[0], xs[-1]))
-    table = Table(
+    table = Table.of(
         "Calibration",
-        (Column("Confidence", False), Column("Examples"), Column("Mean confidence"), Column("Right")),
-        tuple(
+        ("Confidence", "Examples", "Mean confidence", "Right"),
+        (
             (
-                Cell(f"{a.low:.1f} to {a.high:.1f}"),
-                Cell(count_text(a.n)),
-                Cell(fixed(a.confidence, 3)),
+                f"{a.low:.1f} to {a.high:.1f}",
+                count_text(a.n),
+                fixed(a.confidence, 3),
                 Cell(fixed(a.right, 3), f"[{fixed(a.right_low, 3)}, {fixed(a.right_high, 3)}]"),
             )
             for a in one.bins
@@ -92,30 +89,16 @@ def slices(found: Inspection, most: int = 12) -> Figure | None:
     if answers is None or not answers.slices:
         return None
     metric = answers.metric
-    rows = [
-        charts.Interval(
-            "all", _OTHER, metric.value, metric.low, metric.high, (), _ranged(metric.value, metric.low, metric.high)
-        )
-    ]
+    rows = [_interval("all", _OTHER, metric)]
     rows += [
-        charts.Interval(
-            f"{one.by}: {one.name}",
-            _GROUP,
-            one.value,
-            one.low,
-            one.high,
-            (),
-            _ranged(one.value, one.low, one.high),
-            one.adjusted < 0.05,
-        )
-        for one in answers.slices[:most]
+        _interval(f"{one.by}: {one.name}", _GROUP, one, strong=one.adjusted < 0.05) for one in answers.slices[:most]
     ]
-    table = Table(
+    table = Table.of(
         "Slices",
-        (Column("Slice", False), *map(Column, ("Rows", metric_name(metric.metric), "Elsewhere", "p", "p, adjusted"))),
-        tuple(
+        ("Slice", "Rows", metric_name(metric.metric), "Elsewhere", "p", "p, adjusted"),
+        (
             (
-                Cell(f"{one.by}: {one.name}"),
+                f"{one.by}: {one.name}",
                 Cell(count_text(one.n), value=one.n),
                 Cell(fixed(one.value, 3), f"[{fixed(one.low, 3)}, {fixed(one.high, 3)}]", one.value),
                 Cell(fixed(one.rest, 3), value=one.rest),
@@ -166,6 +149,7 @@ def removal(found: Inspection) -> Figure | None:
         _list("Change of the loss", [f"{row.name} {row.text}" for row in rows]),
         partial(charts.intervals, rows, Axis("Change of the loss without it, nats", short_text)),
         _numbers("Change of the loss", [(row.name, row.value, row.low, row.high) for row in rows]),
+        page_only=True,
     )
 
 
@@ -190,6 +174,7 @@ def nearness(found: Inspection) -> Figure | None:
         _list("Cosine to the nearest word", [f"{row.name} {row.text}" for row in rows]),
         partial(charts.intervals, rows, Axis("Cosine to the nearest word", partial(fixed, digits=2))),
         _numbers("Cosine", [(row.name, row.value, row.low, row.high) for row in rows]),
+        page_only=True,
     )
 
 
@@ -201,13 +186,10 @@ def attention(found: Inspection) -> Figure | None:
     layers = tuple(float(layer) for layer in range(1, len(one.prompt) + 1))
     parts = [("prompt", _GROUP, one.prompt), ("start of text", _OTHER, one.bos), ("text", "classical", one.text)]
     series = [charts.Series(name, group, layers, shares) for name, group, shares in parts if any(shares)]
-    table = Table(
+    table = Table.of(
         "Attention by layer",
-        (Column("Layer", False), *(Column(name) for name, _, _ in parts)),
-        tuple(
-            (Cell(f"{layer:.0f}"), *(Cell(fixed(shares[index], 3)) for _, _, shares in parts))
-            for index, layer in enumerate(layers)
-        ),
+        ("Layer", *(name for name, _, _ in parts)),
+        ((f"{layer:.0f}", *(fixed(shares[index], 3) for _, _, shares in parts)) for index, layer in enumerate(layers)),
     )
     return Figure(
         "attention",
@@ -245,10 +227,10 @@ def history(found: Inspection) -> Figure | None:
         charts.Series(label, _GROUP, steps[name], tuple(one[name] for one in kept))
         for name, label in zip(names, ("training", "validation"), strict=True)
     ]
-    table = Table(
+    table = Table.of(
         "Loss while it learned",
-        (Column("Step", False), Column("Training, mean of the steps before"), Column("Validation")),
-        tuple((Cell(count_text(one["step"])), *(Cell(fixed(one[name], 3)) for name in names)) for one in kept),
+        ("Step", "Training, mean of the steps before", "Validation"),
+        ((count_text(one["step"]), *(fixed(one[name], 3) for name in names)) for one in kept),
     )
     return Figure(
         "history",
@@ -259,6 +241,7 @@ def history(found: Inspection) -> Figure | None:
         _list("At the end", [f"{one.name} {one.ys[-1]:.3f}" for one in series]),
         partial(charts.lines, series, Axis("Step", count_text), Axis("Loss, nats", short_text)),
         table,
+        page_only=True,
     )
 
 
@@ -272,10 +255,7 @@ def memorisation(found: Inspection) -> Figure | None:
         (f"held-out {one.what}", _OTHER, one.held_out),
         ("difference", _GROUP, one.difference),
     )
-    rows = [
-        charts.Interval(name, group, m.value, m.low, m.high, (), _ranged(m.value, m.low, m.high, signed=True))
-        for name, group, m in named
-    ]
+    rows = [_interval(*one, signed=True) for one in named]
     return Figure(
         "memorisation",
         f"Are training {one.what} known by heart?",
@@ -301,16 +281,16 @@ def _shown(tokens: Sequence[VirtualToken]) -> list[VirtualToken]:
     return sorted(most, key=lambda one: (one.member, one.index))
 
 
-def _ranged(value: float, low: float, high: float, signed: bool = False) -> str:
-    return f"{fixed(value, 3, signed)} [{fixed(low, 3, signed)}, {fixed(high, 3, signed)}]"
+def _interval(
+    name: str, group: str, one: Mean | Score | Slice, *, signed: bool = False, strong: bool = False
+) -> charts.Interval:
+    text = f"{fixed(one.value, 3, signed)} [{fixed(one.low, 3, signed)}, {fixed(one.high, 3, signed)}]"
+    return charts.Interval(name, group, one.value, one.low, one.high, (), text, strong)
 
 
 def _numbers(title: str, rows: Sequence[tuple[str, float, float | None, float | None]]) -> Table:
-    return Table(
-        title,
-        (Column("Name", False), Column("Value"), Column("Low"), Column("High")),
-        tuple((Cell(name), *(Cell(fixed(one, 4), value=one) for one in numbers)) for name, *numbers in rows),
-    )
+    cells = ((name, *(Cell(fixed(one, 4), value=one) for one in numbers)) for name, *numbers in rows)
+    return Table.of(title, ("Name", "Value", "Low", "High"), cells)
 
 
 def _list(what: str, items: Sequence[str]) -> str:

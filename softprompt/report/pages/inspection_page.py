@@ -3,11 +3,18 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from softprompt.analysis.inspection.inspection_records import SUSPECTED, Change, Comparison, Finding, Inspection
+from softprompt.analysis.inspection.inspection_records import (
+    SUSPECTED,
+    Change,
+    Comparison,
+    Finding,
+    Inspection,
+    Pruning,
+)
 from softprompt.metrics.formatting import count_text, fixed, interval_text, metric_name, metric_text
 from softprompt.report.pages import inspection_figures as figures
 from softprompt.report.pages import inspection_tables as tables
-from softprompt.report.pages.comparison_tables import settings
+from softprompt.report.pages.cells import mean_cell, settings_table
 from softprompt.report.render.document import (
     Answer,
     Block,
@@ -23,13 +30,6 @@ from softprompt.report.render.document import (
     Table,
     Text,
 )
-from softprompt.report.render.html import page
-from softprompt.utils.files import expand_user, write_file
-
-
-def write_inspection(found: Inspection, path: Path) -> None:
-    """Write the page into one file, in place of an older one; raises OutputError."""
-    write_file(expand_user(path), page(inspection_document(found)).encode(), "give another --html")
 
 
 def inspection_document(found: Inspection) -> Document:
@@ -42,7 +42,8 @@ def inspection_document(found: Inspection) -> Document:
         kind="Inspection of a prompt",
         title=found.place,
         facts=(
-            f"{members}{found.length} virtual tokens, {form}, in front of every text; {found.base} itself is unchanged",
+            f"{members}{found.length} virtual tokens, {form}, in front of every text of a {found.kind}; {found.base} "
+            "itself is unchanged",
             f"{found.data}: {', '.join(f'{size:,} {name}' for name, size in found.sizes.items())}",
         ),
         sections=tuple(
@@ -65,6 +66,23 @@ def inspection_document(found: Inspection) -> Document:
     )
 
 
+def pruning_document(report: Pruning, before: int, out: Path) -> Document:
+    """What was taken out of a prompt of ``before`` virtual tokens, and what that costs."""
+    rows = [("validation", fixed(report.before, 4), fixed(report.after, 4), mean_cell(report.difference, signed=True))]
+    if report.test_difference is not None:
+        difference = mean_cell(report.test_difference, signed=True)
+        rows.append(("test", fixed(report.test_before, 4), fixed(report.test_after, 4), difference))
+    note = f"chosen on validation with a tolerance of {report.tolerance:g}, so its figure flatters; test took no part"
+    table = Table.of("", (metric_name(report.metric), "Before", "After", "Difference [95% interval]"), rows, note)
+    return Document(
+        "Pruning",
+        f"{before} virtual tokens, {report.length} stay: {', '.join(map(str, report.kept))}",
+        (),
+        (Section("results", "What it costs", (table,)),),
+        closing=(f"saved in {out}",),
+    )
+
+
 def _health(found: Inspection) -> list[Block]:
     answers = found.answers
     facts = []
@@ -74,24 +92,25 @@ def _health(found: Inspection) -> list[Block]:
             metric_text(metric.metric, metric.value),
             interval_text(metric.metric, metric.low, metric.high),
         )
-        facts.append(Fact(f"{metric_name(metric.metric)} on {answers.split}", value, interval))
+        facts.append(Fact(f"{metric_name(metric.metric)} on {answers.split}", value, f"{interval} n={metric.n:,}"))
+        facts.append(Fact("Loss", fixed(answers.loss.value, 3), mean_cell(answers.loss).detail))
         if answers.comparison is not None:
             one = answers.comparison.difference
             interval = interval_text(metric.metric, one.low, one.high, signed=True)
             facts.append(Fact("Against the reference", metric_text(metric.metric, one.value, signed=True), interval))
     facts.append(Fact("Virtual tokens", count_text(found.length)))
     if answers is not None and answers.calibration is not None:
-        facts.append(Fact("Calibration error", fixed(answers.calibration.error.value, 3), "0 is best"))
+        error = mean_cell(answers.calibration.error)
+        facts.append(Fact("Calibration error", error.text, f"{error.detail}, 0 is best"))
     reasons = tuple(f"{one.title}: {one.evidence}." for one in found.findings if one.severity != "note")
     blocks: list[Block] = [Statement(_sentence(found.findings), tuple(facts), reasons)]
-    blocks += [
-        Fold(
-            f"{one.severity.capitalize()}: {one.title}",
-            (Text(f"Seen: {one.evidence}."), Text(f"Means: {one.meaning}"), Points(one.advice)),
-        )
-        for one in found.findings
-    ]
-    return blocks
+    return [*blocks, *map(finding_fold, found.findings)]
+
+
+def finding_fold(one: Finding) -> Fold:
+    """What was seen, what it means, and what to try."""
+    seen = (Text(f"Seen: {one.evidence}."), Text(f"Means: {one.meaning}"), Points(one.advice))
+    return Fold(f"{one.severity.capitalize()}: {one.title}", seen)
 
 
 def _sentence(findings: Sequence[Finding]) -> str:
@@ -164,7 +183,9 @@ def _tokens(found: Inspection) -> list[Block]:
 def _attention(found: Inspection) -> list[Block]:
     blocks = _present(figures.attention(found))
     if blocks and any(token.attention for token in found.tokens):
-        blocks.append(Fold("Attention to each virtual token, by layer", (tables.token_attention(found),)))
+        blocks.append(
+            Fold("Attention to each virtual token, by layer", (tables.token_attention(found),), page_only=True)
+        )
     return blocks
 
 
@@ -194,7 +215,7 @@ def _rows(found: Inspection) -> list[Block]:
             )
         )
         if twins.listed:
-            blocks.append(Fold("Groups of near duplicates", (tables.twins(twins),)))
+            blocks.append(Fold("Groups of near duplicates", (tables.twins(twins),), page_only=True))
     return blocks
 
 
@@ -205,7 +226,8 @@ def _privacy(found: Inspection) -> list[Block]:
         same = "" if one.same_data else " The rows given are not those it was learned on: this says nothing about them."
         blocks.append(
             Text(
-                f"By this gain, a training row is told from a held-out one {one.auc:.0%} of the time; 50% is a guess."
+                f"By this gain, a training row is told from a held-out one {one.auc:.0%} of the time (area "
+                f"{one.auc:.2f}); 50% is a guess."
                 f"{same}"
             )
         )
@@ -218,7 +240,7 @@ def _others(found: Inspection) -> list[Block]:
 
 
 def _measured(found: Inspection) -> list[Block]:
-    blocks: list[Block] = [settings("The prompt", found.training)]
+    blocks: list[Block] = [Fold("The prompt", (settings_table("Settings", found.training),), page_only=True)]
     if found.reproduction:
         blocks.append(tables.reproduction(found.reproduction))
     if found.notes:

@@ -1,9 +1,9 @@
-"""What a page says, apart from how it looks: sections of text, tables, figures and examples.
+"""What a result says, apart from how it looks: sections of text, tables, figures and examples.
 
-A report is built once as a ``Document`` and written as HTML and as Markdown, so both say the same.
+A result is told once, as a ``Document``, which becomes HTML, Markdown and text for the terminal.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import ClassVar, TypeAlias
 from xml.etree.ElementTree import Element
@@ -19,6 +19,11 @@ def clean(text: str, most: int = LONGEST) -> str:
     XML forbids the first; the second would let a text in the user's data reorder what stands around it.
     """
     return "".join("\ufffd" if _unseen(letter) else letter for letter in excerpt(text, most))
+
+
+def behind(detail: str) -> str:
+    """What goes with a number, behind it: in brackets, its own or new ones."""
+    return f" {detail if detail[0] in '[(' else f'({detail})'}" if detail else ""
 
 
 def _cut(block: object, *names: str) -> None:
@@ -65,10 +70,16 @@ class Cell:
 
 @dataclass(frozen=True)
 class Column:
-    """The heading of a column; ``number`` aligns it to the right."""
+    """The heading of a column.
+
+    Attributes:
+        number: aligned to the right.
+        data: texts of the user's data; a terminal shows their beginnings.
+    """
 
     name: str
     number: bool = True
+    data: bool = False
 
 
 @dataclass(frozen=True)
@@ -82,6 +93,22 @@ class Table:
     note: str = ""
     sortable: bool = False
 
+    @classmethod
+    def of(
+        cls,
+        caption: str,
+        columns: Iterable[object],
+        rows: Iterable[Iterable[object]],
+        note: str = "",
+        *,
+        words: int = 1,
+        sortable: bool = False,
+    ) -> "Table":
+        """A table of cells and columns, or of what stands in them; the first ``words`` hold words, others numbers."""
+        named = (one if isinstance(one, Column) else Column(str(one), at >= words) for at, one in enumerate(columns))
+        cells = (tuple(one if isinstance(one, Cell) else Cell(str(one)) for one in row) for row in rows)
+        return cls(caption, tuple(named), tuple(cells), note, sortable)
+
 
 @dataclass(frozen=True)
 class Figure:
@@ -91,6 +118,7 @@ class Figure:
         name: of the file, and in links; unique on a page.
         description: what a reader who cannot see it is told.
         draw: the chart at a width in pixels.
+        page_only: its numbers are not for a terminal, where others tell the same.
     """
 
     kind: ClassVar[str] = "figure"
@@ -100,6 +128,7 @@ class Figure:
     description: str
     draw: Callable[[int], Element]
     table: Table
+    page_only: bool = False
 
 
 @dataclass(frozen=True)
@@ -183,11 +212,12 @@ class Examples:
 
 @dataclass(frozen=True)
 class Fold:
-    """Blocks that a reader opens."""
+    """Blocks that a reader opens; what is ``page_only`` is not for a terminal."""
 
     kind: ClassVar[str] = "fold"
     title: str
     blocks: tuple["Block", ...]
+    page_only: bool = False
 
 
 Block: TypeAlias = Table | Figure | Text | Points | Code | Statement | Examples | Fold
@@ -195,21 +225,23 @@ Block: TypeAlias = Table | Figure | Text | Points | Code | Statement | Examples 
 
 @dataclass(frozen=True)
 class Section:
-    """A part of a page, with its place in links."""
+    """A part of a page, with its place in links; what is ``page_only`` is not for a terminal."""
 
     name: str
     title: str
     blocks: tuple[Block, ...]
+    page_only: bool = False
 
 
 @dataclass(frozen=True)
 class Document:
-    """A page.
+    """A result.
 
     Attributes:
         kind: of page, over its title.
         facts: a line each, under its title.
         created: when what it reports was measured.
+        closing: a line each, at the end: where things lie, and what to do next.
     """
 
     kind: str
@@ -217,3 +249,4 @@ class Document:
     facts: tuple[str, ...]
     sections: tuple[Section, ...]
     created: str = ""
+    closing: tuple[str, ...] = ()

@@ -16,6 +16,7 @@ from softprompt.report.render.document import (
     Statement,
     Table,
     Text,
+    behind,
     clean,
 )
 
@@ -29,6 +30,8 @@ def markdown(document: Document, figures: bool = False) -> str:
         lines += ["", f"## {escaped(section.title)}"]
         for block in section.blocks:
             lines += ["", *_block(block, figures)]
+    for line in document.closing:
+        lines += ["", escaped(line)]
     if document.created:
         lines += ["", f"Measured {escaped(document.created)}."]
     return "\n".join(lines) + "\n"
@@ -110,9 +113,7 @@ def _cell(cell: Cell) -> str:
 
 
 def _behind(detail: str) -> str:
-    if not detail:
-        return ""
-    return f" {escaped(detail if detail[0] in '[(' else f'({detail})')}"
+    return f" {escaped(behind(detail))}" if detail else ""
 
 
 def _answer(text: str) -> str:
