@@ -15,12 +15,15 @@ from softprompt.models.devices import dtype_of
 from softprompt.report.pages.diagnosis_page import diagnosis_document, families_document, plan_document
 from softprompt.report.render.markdown import markdown
 
+_UNITS = {"": 10**9, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
+LEAST_MEMORY, MOST_MEMORY = 10**8, 10**15  # bytes; what is beyond is a slip
+
 
 def run_plan(
     model_name: str,
     gpus: int,
     gpu_memory: str | None,
-    gradient_checkpointing: bool,
+    gradient_checkpointing: bool | None,
     trust_remote_code: bool,
     as_json: bool,
     **options: Any,
@@ -30,7 +33,7 @@ def run_plan(
     else:
         memory = 80 * 10**9 if gpus else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     given = {name: value for name, value in options.items() if value is not None}
-    wish = Wish(gpus=gpus, memory=memory, checkpointing=gradient_checkpointing, **given)
+    wish = Wish(gpus=gpus, memory=memory, checkpointing=bool(gradient_checkpointing), **given)
     wish.check()
     made = plan(skeleton(model_name, dtype_of(wish.dtype or "bfloat16"), trust_remote_code=trust_remote_code), wish)
     print_result(made.to_dict(), plan_document(made), as_json)
@@ -56,12 +59,6 @@ def run_doctor(model_name: str | None, families: bool, as_json: bool, **model: A
     say("measuring")
     diagnosis = diagnose(base)
     print_result(diagnosis.to_dict(), diagnosis_document(diagnosis), as_json)
-
-
-_UNITS = {"": 10**9, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
-
-
-LEAST_MEMORY, MOST_MEMORY = 10**8, 10**15  # bytes; what is beyond is a slip
 
 
 def bytes_of(text: str) -> int:

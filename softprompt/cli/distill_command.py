@@ -45,8 +45,7 @@ def run_distill(
     **settings: Any,
 ) -> None:
     model, columns = model_of(settings), columns_of(settings)
-    settings["stop"] = settings["stop"] or None
-    how = DistillConfig.build(**{name: settings.pop(name) for name in HOW})
+    how = DistillConfig.build(**{name: settings.pop(name) for name in DistillConfig.model_fields})
     settings["method_options"] = pairs("--method-option", method_option, "NAME=VALUE", "encoder=lstm") or None
     if lengths is not None and settings["length"] is not None:
         raise ConfigError("--length and --lengths exclude each other: give one of them")
@@ -99,9 +98,6 @@ def run_distill(
     }
     result = described[""] if lengths is None else {"prompts": described}
     print_result(result, distillation_document(reports, out), as_json)
-
-
-HOW = ("temperature", "top_k", "greedy", "samples", "sample_temperature", "sample_seed", "max_new_tokens", "stop")
 
 
 def _numbers(lengths: str) -> list[int]:

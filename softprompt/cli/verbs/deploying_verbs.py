@@ -7,30 +7,29 @@ import click
 from softprompt.cli.verbs.lazy_verbs import cli, verb
 from softprompt.cli.verbs.options import (
     GIVEN,
-    LABEL_NAMES,
-    LABEL_WORDS,
     PLACE,
-    WORDS,
     column_options,
-    compile_option,
+    data_option,
     json_option,
     metric_option,
     model_options,
+    prompt_model_option,
+    quantise_option,
     room_option,
+    setting_options,
+    task_options,
+    trust_option,
 )
+from softprompt.config import GateConfig, TrainConfig
 
+FORM = click.Choice(["peft", "vocab", "vllm-embeds", "gguf", "npy"])
+IMPORTED_FORM = click.Choice(["peft", "npy"])
 FILE = click.option("--file", "path", type=PLACE, required=True, help="The file of keys.")
 
 
 @cli.group()
 def keys() -> None:
     """API keys for softprompt serve."""
-
-
-IMPORTED_FORM = click.Choice(["peft", "npy"])
-
-
-FORM = click.Choice(["peft", "vocab", "vllm-embeds", "gguf", "npy"])
 
 
 @verb("export", "export_command:run_export")
@@ -69,16 +68,8 @@ def export() -> None:
     "--model", "model_name", type=GIVEN, required=True, help="The model that it was learned on, named as for train."
 )
 @click.option("--out", required=True, type=PLACE, help="Folder for the saved prompt.")
-@click.option(
-    "--data", type=GIVEN, help="As for train: labels come from it, and its validation and test splits are scored."
-)
-@click.option("--template", type=WORDS, help="As for train; write it as it was when the prompt was learned.")
-@click.option(
-    "--labels", type=LABEL_NAMES, help="As for train. With neither --labels nor --data it is a generation task."
-)
-@click.option(
-    "--verbalizer", type=LABEL_WORDS, multiple=True, metavar="LABEL=WORDS", help="Words for a label. Repeatable."
-)
+@data_option("Labels come from it, and its validation and test splits are scored.", required=False)
+@task_options
 @column_options
 @model_options
 @json_option
@@ -125,9 +116,9 @@ def import_command() -> None:
 )
 @click.option("--device", help="cpu, cuda, cuda:1, mps. Default: a GPU if there is one.")
 @click.option("--dtype", help="float32, bfloat16 or float16. Default: what is fast here.")
-@click.option("--quantise", help="int8 (torchao), bnb-int8 or bnb-nf4 (bitsandbytes). Default: weights as saved.")
-@compile_option("labels")
-@click.option("--trust-remote-code", is_flag=True, help="Let the model's repository run its own code.")
+@quantise_option
+@setting_options(TrainConfig, only=["compile"], compile="compile what answers with labels, on a CPU")
+@trust_option
 def serve() -> None:
     """Serve prompts over HTTP: many tasks on one frozen model.
 
@@ -208,14 +199,13 @@ def pull() -> None:
 @verb("promote", "store_command:run_promote")
 @click.argument("version", type=GIVEN, metavar="[STORE#]NAME@VERSION")
 @click.argument("alias", type=GIVEN, metavar="ALIAS")
-@click.option("--data", type=GIVEN, help="As for train: refuse if the version is worse on it than the one in place.")
+@data_option("Refuse if the version is worse on it than the one in place.", required=False)
 @click.option("--split", default="test", show_default=True, help="train, validation, test or all.")
 @click.option("--limit", type=click.IntRange(min=1), help="Only this many examples, drawn, each label in proportion.")
 @click.option("--gate", "gate_file", type=PLACE, help="Thresholds from a .toml or .yaml file.")
-@click.option("--significance", type=float, help="Largest p-value that counts as worse.  [default: 0.05]")
-@click.option("--tolerance", type=float, help="Loss that is accepted, in units of the metric.  [default: 0.0]")
+@setting_options(GateConfig, only=["significance", "tolerance"])
 @click.option("--force", is_flag=True, help="Promote even so; the history keeps that it was forced.")
-@click.option("--model", "model_name", type=GIVEN, help="The base model.  [default: the one the prompt was learned on]")
+@prompt_model_option
 @room_option
 @metric_option
 @column_options

@@ -7,84 +7,64 @@ import click
 from softprompt.cli.verbs.lazy_verbs import verb
 from softprompt.cli.verbs.options import (
     GIVEN,
-    LABEL_NAMES,
-    LABEL_WORDS,
     PLACE,
     WORDS,
     Command,
     bad_rows_option,
     column_options,
+    data_option,
     device_map_option,
     json_option,
     metric_option,
+    model_name_option,
     model_options,
+    prompt_model_option,
+    quantise_option,
     room_option,
+    setting_options,
+    task_options,
+    together,
+    trust_option,
     vote_option,
 )
+from softprompt.config import TrainConfig
 
 DRIFT = 3  # exit code: 1 is a failure of ours, 2 a mistake in what was given
 
 
-SCALED = "prompt-tuning,lora,full"
-
-
 METHODS = "zero-shot,few-shot:8,tfidf,linear-probe,prompt-tuning,prefix-tuning,lora,full"
+SCALED = "prompt-tuning,lora,full"
 
 
 def study_options(methods: str) -> Callable[[Command], Command]:
     """What both verbs take, with the methods that each compares by default."""
-
-    def decorated(command: Command) -> Command:
-        for option in reversed(
-            (
-                click.option("--data", type=GIVEN, required=True, help="As for train, with a test split."),
-                click.option(
-                    "--methods",
-                    type=GIVEN,
-                    default=methods,
-                    help=f"Comma-separated (docs/how-to/compare.md).  [{methods}]",
-                ),
-                click.option(
-                    "--seeds", type=click.IntRange(1, 1000), default=3, show_default=True, help="Runs of each."
-                ),
-                click.option(
-                    "--steps", type=click.IntRange(min=1), help="Optimiser steps of each learning run.  [default: 300]"
-                ),
-                click.option("--budget", type=GIVEN, metavar="TIME", help="Instead of --steps: 90s, 10m, 1h a run."),
-                click.option(
-                    "--rates",
-                    type=click.IntRange(1, 9),
-                    default=1,
-                    show_default=True,
-                    help="Learning rates tried for each trained method, its own among them; 1: no search.",
-                ),
-                click.option("--batch-size", type=click.IntRange(min=1), help="Examples per step.  [default: 16]"),
-                click.option("--out", type=PLACE, required=True, help="Folder; a second run goes on there."),
-                click.option("--template", type=WORDS, help="As for train."),
-                click.option(
-                    "--instruction", type=WORDS, help="Words that zero-shot and few-shot have in front of everything."
-                ),
-                click.option("--labels", type=LABEL_NAMES, help="As for train."),
-                click.option(
-                    "--verbalizer",
-                    type=LABEL_WORDS,
-                    multiple=True,
-                    metavar="LABEL=WORDS",
-                    help="As for train. Repeatable.",
-                ),
-                click.option("--max-length", type=click.IntRange(min=8), help="As for train.  [default: 512]"),
-                metric_option,
-                room_option,
-            )
-        ):
-            command = option(command)
-        return command
-
-    return decorated
+    return together(
+        data_option("With a test split."),
+        click.option(
+            "--methods", type=GIVEN, default=methods, help=f"Comma-separated (docs/how-to/compare.md).  [{methods}]"
+        ),
+        click.option("--seeds", type=click.IntRange(1, 1000), default=3, show_default=True, help="Runs of each."),
+        setting_options(TrainConfig, only=["steps"], checked=True),
+        click.option("--budget", type=GIVEN, metavar="TIME", help="Instead of --steps: 90s, 10m, 1h a run."),
+        click.option(
+            "--rates",
+            type=click.IntRange(1, 9),
+            default=1,
+            show_default=True,
+            help="Learning rates tried for each trained method, its own among them; 1: no search.",
+        ),
+        setting_options(TrainConfig, only=["batch_size", "max_length"], checked=True),
+        click.option("--out", type=PLACE, required=True, help="Folder; a second run goes on there."),
+        click.option("--instruction", type=WORDS, help="Words in front of everything, for zero-shot and few-shot."),
+        task_options,
+        column_options,
+        metric_option,
+        room_option,
+    )
 
 
 @verb("compare", "experiment_command:run_compare")
-@click.option("--model", "model_name", type=GIVEN, required=True, help="As for train.")
+@model_name_option
 @study_options(METHODS)
 @click.option("--shift-data", type=GIVEN, help="Data of another domain with the same labels, to be scored too.")
 @click.option("--current", type=GIVEN, metavar="METHOD", help="The one of the methods that is in use now.")
@@ -94,7 +74,6 @@ def study_options(methods: str) -> Callable[[Command], Command]:
 )
 @click.option("--engine-gguf", type=PLACE, help="GGUF file of the base model, for llama.cpp.")
 @click.option("--keep", is_flag=True, help="Keep what the best seed of each method needs to be deployed.")
-@column_options
 @model_options
 @json_option
 def compare() -> None:
@@ -107,7 +86,6 @@ def compare() -> None:
 @verb("scale", "experiment_command:run_scale")
 @click.option("--models", type=GIVEN, required=True, metavar="A,B,C", help="Base models, each as for train.")
 @study_options(SCALED)
-@column_options
 @model_options
 @json_option
 def scale() -> None:
@@ -118,18 +96,14 @@ def scale() -> None:
 
 
 @verb("plan", "diagnose_command:run_plan")
-@click.option(
-    "--model", "model_name", type=GIVEN, required=True, help="Hub name, folder, .gguf file or embedded:gemma-3-270m."
-)
+@model_name_option
 @click.option("--gpus", type=click.IntRange(min=0), required=True, help="GPUs of the machine; 0: its processor.")
 @click.option(
     "--gpu-memory",
     type=GIVEN,
     help="Of one GPU, or with --gpus 0 of the machine, in GB if no unit is given.  [default: 80GB; all of it]",
 )
-@click.option("--length", type=int, help="Virtual tokens.  [default: 100]")
-@click.option("--method", help="As for train.  [default: prompt-tuning]")
-@click.option("--batch-size", type=int, help="Examples per step.  [default: 16]")
+@setting_options(TrainConfig, only=["length", "method", "batch_size", "gradient_checkpointing"])
 @click.option(
     "--text-length", type=int, help="Tokens of template and text of an example, answer counted.  (default: 128)"
 )
@@ -137,9 +111,8 @@ def scale() -> None:
 @click.option("--generation", is_flag=True, help="The prompts complete texts, and do not label them.")
 @click.option("--dtype", help="float32, bfloat16 or float16.  (default: bfloat16)")
 @click.option("--sharding", help="fsdp or none.  (default: fsdp where one GPU does not hold the model)")
-@click.option("--quantise", help="int8 (torchao), bnb-int8 or bnb-nf4 (bitsandbytes).")
-@click.option("--gradient-checkpointing", is_flag=True, help="Save memory by computing layers twice.")
-@click.option("--trust-remote-code", is_flag=True, help="Let the model's repository run its own code.")
+@quantise_option
+@trust_option
 @json_option
 def plan_command() -> None:
     """Tell what memory a prompt and its model need.
@@ -165,7 +138,7 @@ def doctor() -> None:
 
 @verb("inspect", "analyze_command:run_inspect")
 @click.argument("prompt_place", type=GIVEN, metavar="PROMPT")
-@click.option("--data", type=GIVEN, required=True, help="As for train; best the data that it was learned on.")
+@data_option("Best the data that it was learned on.")
 @click.option("--split", type=GIVEN, help="Whose answers are judged.  [default: test, else validation]")
 @click.option("--against", type=GIVEN, metavar="PROMPT", help="Another saved prompt, instead of the written one.")
 @click.option("--instruction", type=WORDS, help="Words of the written prompt.  [default: made of the labels]")
@@ -176,21 +149,21 @@ def doctor() -> None:
     "--train-rows", type=click.IntRange(min=1), help="Training rows to look for mislabelled ones in.  [default: 2000]"
 )
 @click.option("--html", type=PLACE, metavar="FILE", help="Write a page, complete in one file.")
-@click.option("--model", "model_name", type=GIVEN, help="The base model.  [default: the one the prompt was learned on]")
+@prompt_model_option
 @column_options
 @model_options
 @json_option
 def inspect_command() -> None:
     """What a prompt has learned, what it changed, and what is wrong with it.
 
-    PROMPT is its folder, or STORE#NAME@VERSION or STORE#NAME@ALIAS in a store. docs/how-to/inspect.md tells how
-    to read the answers.
+    PROMPT is its folder, or STORE#NAME@VERSION or STORE#NAME@ALIAS in a store. docs/how-to/inspect.md tells how to
+    read the answers.
     """
 
 
 @verb("prune", "analyze_command:run_prune")
 @click.argument("prompt_place", type=GIVEN, metavar="PROMPT")
-@click.option("--data", type=GIVEN, required=True, help="As for train; its validation split decides.")
+@data_option("Its validation split decides.")
 @click.option(
     "--tolerance",
     type=click.FloatRange(min=0),
@@ -199,7 +172,7 @@ def inspect_command() -> None:
     help="How much the metric on validation may fall: accuracy (0..1), or nats a token for generation.",
 )
 @click.option("--out", required=True, type=PLACE, help="Folder for the shorter prompt.")
-@click.option("--model", "model_name", type=GIVEN, help="The base model.  [default: the one the prompt was learned on]")
+@prompt_model_option
 @column_options
 @model_options
 @json_option
@@ -224,15 +197,11 @@ def similar() -> None:
 
 @verb("eval", "evaluate_command:run_eval")
 @click.argument("prompt_folder", type=GIVEN, required=False, metavar="[PROMPT]")
-@click.option("--data", type=GIVEN, required=True, help="As for train.")
+@data_option()
 @click.option("--split", default="test", show_default=True, help="train, validation, test or all.")
 @click.option("--limit", type=click.IntRange(min=1), help="Only this many examples, drawn, each label in proportion.")
-@click.option("--model", "model_name", type=GIVEN, help="The base model.  [default: the one the prompt was learned on]")
-@click.option("--template", type=WORDS, help="Without a saved prompt: the template.")
-@click.option("--labels", type=LABEL_NAMES, help="Without a saved prompt: as for train.")
-@click.option(
-    "--verbalizer", type=LABEL_WORDS, multiple=True, metavar="LABEL=WORDS", help="Without a saved prompt: as for train."
-)
+@prompt_model_option
+@task_options
 @click.option("--instruction", type=WORDS, default="", help="Without a saved prompt: words in front.")
 @click.option("--shots", type=click.IntRange(min=0), default=0, help="Without a saved prompt: examples in front.")
 @click.option("--seed", default=0, help="Of what --limit draws; without a saved prompt, of --shots too.")
@@ -257,7 +226,7 @@ def evaluate_command() -> None:
     "--prompt", "prompts", type=GIVEN, multiple=True, metavar="[NAME=]FOLDER", help="A saved prompt, or more, instead."
 )
 @click.option("--since", type=GIVEN, metavar="SPAN", help="Only samples of the last 7d, 12h or 30m.")
-@click.option("--data", type=GIVEN, help="What a prompt saved without a profile was learned on; as for train.")
+@data_option("What a prompt saved without a profile was learned on.", required=False)
 @click.option("--model", "model_name", type=GIVEN, help="The base model; then hidden states are compared too.")
 @click.option("--report", type=PLACE, metavar="FILE", help="Write a page, complete in one file.")
 @click.option("--fail-on-drift", is_flag=True, help=f"End with exit code {DRIFT} if a prompt drifts.")
@@ -274,7 +243,7 @@ def monitor_command() -> None:
 @verb("predict", "evaluate_command:run_predict")
 @click.argument("prompt_folder", type=GIVEN, metavar="PROMPT")
 @click.argument("texts", nargs=-1)
-@click.option("--model", "model_name", type=GIVEN, help="The base model.  [default: the one the prompt was learned on]")
+@prompt_model_option
 @click.option("--max-new-tokens", type=int, help="Of a completion.  [default: 128, or as learned]")
 @click.option("--temperature", default=0.0, show_default=True, help="0 is greedy.")
 @click.option("--top-p", default=1.0, show_default=True, help="Sample among the likeliest with this probability.")

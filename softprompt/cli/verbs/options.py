@@ -1,16 +1,15 @@
 """What the verbs of the command line share: options, loading, printing."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
 import click
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 
 from softprompt.utils.files import expand_user
-
-if TYPE_CHECKING:
-    pass
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -55,19 +54,74 @@ WORDS, SETTING_WORDS, LABEL_NAMES, LABEL_WORDS = _Words(empty=True), _Words(), _
 INIT_WORDS = _Words(only="text:")
 
 
-def model_options(command: Command) -> Command:
-    for option in (
-        click.option("--trust-remote-code", is_flag=True, help="Let the model's repository run its own code."),
-        click.option(
-            "--quantise", help="int8 (torchao), bnb-int8 or bnb-nf4 (bitsandbytes). Default: weights as saved."
-        ),
-        click.option("--dtype", help="float32, bfloat16 or float16. Default: what is fast here."),
-        click.option("--device", help="cpu, cuda, cuda:1, mps. Default: a GPU if there is one."),
-    ):
-        command = option(command)
-    return command
+def together(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
+    """One decorator of several, whose options are shown in this order."""
+
+    def added(command: Command) -> Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return added
 
 
+def setting_options(
+    model: type[BaseModel], only: Sequence[str] = (), without: Sequence[str] = (), *, checked: bool = False, **told: str
+) -> Callable[[Command], Command]:
+    """An option for each field of ``model``, with its type, its description and its default; not given, it is None.
+
+    Args:
+        only: of these fields alone, if there are any.
+        without: not of these.
+        checked: numbers out of a field's range are refused here, for a verb that builds no ``model`` of them.
+        told: what the help says of a field in place of its description.
+    """
+    names = [name for name in only or model.model_fields if name not in without]
+    return together(*(_setting_option(name, model.model_fields[name], told.get(name), checked) for name in names))
+
+
+def _setting_option(name: str, field: FieldInfo, told: str | None, checked: bool) -> Callable[[Command], Command]:
+    flag, kinds = f"--{name.replace('_', '-')}", get_args(field.annotation)
+    help = told or str(field.description)
+    default = field.get_default(call_default_factory=True)
+    if help.partition(",")[0] != default:  # else it begins with the names of values
+        help = help[0].upper() + help[1:]
+    help += "."
+    if isinstance(default, bool):
+        return click.option(f"{flag}/--no-{flag[2:]}" if default else flag, is_flag=True, default=None, help=help)
+    if default not in (None, ()):
+        help += f"  [default: {default}]"
+    if get_origin(field.annotation) is Literal:
+        return click.option(flag, type=click.Choice(kinds), help=help)
+    if get_origin(field.annotation) is tuple:
+        return click.option(flag, type=WORDS, multiple=True, callback=lambda *given: given[2] or None, help=help)
+    kind: Any = next((kind for kind in kinds if kind is not type(None)), field.annotation)
+    if checked and kind is int:
+        least, most = (
+            next((getattr(one, end) for one in field.metadata if hasattr(one, end)), None) for end in ("ge", "le")
+        )
+        kind = click.IntRange(least, most)
+    return click.option(flag, type=_TYPES.get(name, GIVEN if kind is str else kind), help=help)
+
+
+_TYPES = {"init": INIT_WORDS}  # of settings that are words for the model
+
+model_name_option = click.option(
+    "--model", "model_name", type=GIVEN, required=True, help="Hub name, folder, .gguf file or embedded:gemma-3-270m."
+)
+prompt_model_option = click.option(
+    "--model", "model_name", type=GIVEN, help="The base model.  [default: the one the prompt was learned on]"
+)
+trust_option = click.option("--trust-remote-code", is_flag=True, help="Let the model's repository run its own code.")
+quantise_option = click.option(
+    "--quantise", help="int8 (torchao), bnb-int8 or bnb-nf4 (bitsandbytes). Default: weights as saved."
+)
+model_options = together(
+    click.option("--device", help="cpu, cuda, cuda:1, mps. Default: a GPU if there is one."),
+    click.option("--dtype", help="float32, bfloat16 or float16. Default: what is fast here."),
+    quantise_option,
+    trust_option,
+)
 device_map_option = click.option(
     "--device-map", help="auto: the model over all devices, and over memory and disk if it must be."
 )
@@ -80,62 +134,13 @@ bad_rows_option = click.option(
 )
 
 
-def column_options(command: Command) -> Command:
-    for option in (
-        bad_rows_option,
-        click.option("--target-column", type=GIVEN, help="Column of the text to generate.  [default: target]"),
-        click.option("--label-column", type=GIVEN, help="Column of the label.  [default: label]"),
-        click.option("--text-column", type=GIVEN, help="Column of the text.  [default: text]"),
-    ):
-        command = option(command)
-    return command
-
-
-def run_options(command: Command) -> Command:
-    """What every verb that learns has; tests/cli/test_help.py holds the defaults told here to those of TrainConfig."""
-    starts = "examples, text, text:WORDS, labels, vocab, random, prompt:FOLDER.  [default: examples]"
-    return run_options_from(starts)(command)
-
-
-def run_options_from(init: str) -> Callable[[Command], Command]:
-    """``run_options`` for a verb whose prompts start as ``init`` says."""
-
-    def added(command: Command) -> Command:
-        for option in _run_options(init):
-            command = option(command)
-        return command
-
-    return added
-
-
-schedule_option = click.option(
-    "--schedule", help="Of the rate behind the warm-up: cosine, constant, linear, ...  [default: cosine]"
+column_options = together(
+    click.option("--text-column", type=GIVEN, help="Column of the text.  [default: text]"),
+    click.option("--label-column", type=GIVEN, help="Column of the label.  [default: label]"),
+    click.option("--target-column", type=GIVEN, help="Column of the text to generate.  [default: target]"),
+    bad_rows_option,
 )
-
-
-def _run_options(init: str) -> tuple[Callable[[Command], Command], ...]:
-    return (
-        click.option("--no-test", is_flag=True, help="Do not score the test split at the end."),
-        click.option("--restart", is_flag=True, help="Drop the unfinished run of --out and begin anew."),
-        click.option("--resume", is_flag=True, help="Go on with the unfinished run of --out."),
-        click.option("--seed", type=int, help="Of initialisation and data order.  [default: 0]"),
-        click.option("--eval-every", type=int, help="Steps between validations.  [default: 100]"),
-        click.option("--learning-rate", type=float, help="In standard deviations of the embeddings.  [default: 0.1]"),
-        schedule_option,
-        click.option("--steps", type=int, help="Optimiser steps.  [default: 300]"),
-        click.option("--init", type=INIT_WORDS, help=init),
-        click.option("--length", type=int, help="Virtual tokens.  [default: 100]"),
-        click.option("--config", type=PLACE, help="Settings from a .toml or .yaml file."),
-    )
-
-
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object, and nothing else.")
-
-
-def compile_option(what: str) -> Callable[[Command], Command]:
-    """``--compile``, which makes ``what`` faster."""
-    told = f"Compile what makes {what} faster, on a CPU.  [default: auto]"
-    return click.option("--compile", type=click.Choice(["auto", "always", "never"]), help=told)
 
 
 vote_option = click.option(
@@ -160,4 +165,38 @@ room_option = click.option(
     "--max-new-tokens",
     type=int,
     help="Of a completion.  [default: 128, more where a reference is longer]",
+)
+
+
+def data_option(told: str = "", *, required: bool = True) -> Callable[[Command], Command]:
+    """``--data``, of which ``told`` says what it is for."""
+    what = "Folder with train.jsonl, ...; a .jsonl/.csv/.tsv/.parquet file; hf:NAME."
+    return click.option("--data", type=GIVEN, required=required, help=f"{what} {told}".rstrip())
+
+
+task_options = together(
+    click.option(
+        "--template",
+        type=WORDS,
+        help="Words around {{ text }} or other columns, as in Jinja2; \\n is a new line.  "
+        "[default: '{{ text }}\\nLabel:' or '...Output:']",
+    ),
+    click.option(
+        "--labels", type=LABEL_NAMES, help="Label names, comma-separated.  [default: those of the training data]"
+    ),
+    click.option(
+        "--verbalizer", type=LABEL_WORDS, multiple=True, metavar="LABEL=WORDS", help="Words for a label. Repeatable."
+    ),
+)
+config_option = click.option("--config", type=PLACE, help="Settings from a .toml or .yaml file.")
+no_test_option = click.option("--no-test", is_flag=True, help="Do not score the test split at the end.")
+method_option = click.option(
+    "--method-option",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="What only this method has, as encoder=lstm. Repeatable.",
+)
+resume_options = together(
+    click.option("--resume", is_flag=True, help="Go on with the unfinished run of --out."),
+    click.option("--restart", is_flag=True, help="Drop the unfinished run of --out and begin anew."),
 )
