@@ -54,7 +54,7 @@ class TestStory:
         result, said, seen = told
         assert list(result.results) == ["written prompt, zero-shot", "written prompt, 2 examples", "learned prompt"]
         for evaluation in result.results.values():
-            assert (evaluation.metric.name, evaluation.metric.n) == ("accuracy", 24)
+            assert (evaluation.metric.metric, evaluation.metric.n) == ("accuracy", 24)
             assert evaluation.gold == tuple(example.label for example in task().test)
         assert [line.split(":")[0] for line in said] == [*result.results, "learned prompt"][:2] + ["learned prompt"] * 2
         assert len(seen.losses) == 25
