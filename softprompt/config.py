@@ -79,9 +79,7 @@ class TrainConfig(Settings):
     )
     max_length: int = Field(512, ge=8, description="tokens of template and text, at most; the text is cut to fit")
     optimizer: Literal["adam", "adafactor"] = Field("adam", description="adam, or adafactor as in Lester et al. 2021")
-    learning_rate: float = Field(
-        0.1, gt=0, le=1e30, description="peak rate, in standard deviations of the embeddings (or as rate_unit says)"
-    )
+    learning_rate: float = Field(0.1, gt=0, le=1e30, description="peak rate, in the units that rate_unit names")
     rate_unit: Literal["embedding-std", "raw"] = Field(
         "embedding-std", description="learn in standard deviations of the token embeddings, or in raw values"
     )

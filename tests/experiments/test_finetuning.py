@@ -107,7 +107,7 @@ def test_generation_learns(method: Callable[..., FittedBaseline], family: str, r
     assert sum(seen.losses[-5:]) < 0.5 * sum(seen.losses[:5])
     assert found.best_value == -found.best_loss
     exact = score(found.answers, task.test).metric
-    assert exact.name == "exact_match"
+    assert exact.metric == "exact_match"
     assert exact.value > 0.3
     assert digest(base) == before
 

@@ -29,7 +29,7 @@ from softprompt.prompts.state import PromptState
 from softprompt.store.prompt_loading import load_prompt
 from softprompt.training.fit import fit
 from softprompt.training.initialization import initialize
-from softprompt.training.learner import Learner
+from softprompt.training.learner import PromptLearner
 
 SPEC = TaskSpec("classification", "{{ text }}:", ("bad", "good"), ("poor", "great story"))
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -128,7 +128,7 @@ class TestContract:
     def test_every_parameter_learns_by_the_second_step(self, variant: str, family: str) -> None:
         base, task = tiny_base(family), reviews_task()
         settings = {**FAST, **VARIANTS[variant], "warmup": 0, "schedule": "constant"}
-        learner = Learner(base, task, TrainConfig.build(**settings))
+        learner = PromptLearner(base, task, TrainConfig.build(**settings))
         encoder = ExampleEncoder(base, task.spec, 4)
         objective = Objective(base, encoder.verbalizer)
         batch = collate(encoder.training_items(SHORT), base.device)
@@ -136,7 +136,7 @@ class TestContract:
         for step in range(2):
             objective.losses(make_prefix(base, learner.method.state()), batch).mean().backward()
             gradients = {name: float(one.grad.abs().max()) for name, one in learner.method.named_parameters()}
-            learner.clip()
+            learner.clip_gradients()
             learner.update()
             if step == 0:
                 # Adam's first step is as long as the rate: networks learn at 1/100 of it, keys and values at 1/5

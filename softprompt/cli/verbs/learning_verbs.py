@@ -77,6 +77,7 @@ def train() -> None:
 )
 @click.option("--out", required=True, type=PLACE, help="Folder; each task's prompt in its own.")
 @column_options
+@metric_option
 @config_option
 @setting_options(TrainConfig, without=["method", "method_options"], batch_size="examples of each task per step")
 @no_test_option
