@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from softprompt.analysis.inspection.inspect_prompt import Limits, inspect, read_history
+from softprompt.analysis.inspection.inspect_prompt import InspectionLimits, inspect, read_history
 from softprompt.analysis.inspection.inspection_records import Inspection
 from softprompt.data.builtin_data import rotten_tomatoes
 from softprompt.data.examples import Example
@@ -114,7 +114,7 @@ def run(base: FrozenLM, splits: Splits, options: Any, name: str) -> dict[str, An
         Task.matching(prompt.spec, splits),
         template=SERVED if name == "another template served" else None,
         history=history,
-        limits=Limits(train=len(splits.train), removal=100, texts=100),
+        limits=InspectionLimits(train=len(splits.train), ablation=100, texts=100),
         progress=say,
     )
     return row(name, found, flipped)
@@ -132,13 +132,13 @@ def row(name: str, found: Inspection, flipped: set[int]) -> dict[str, Any]:
         "findings": findings,
         "moved": [one.moved for one in found.tokens],
     }
-    if flipped and found.suspects is not None:
+    if flipped and found.label_errors is not None:
         # only the first rows are listed: the recall that a list of this length can have is told too
-        listed = [one.index for one in found.suspects.listed]
+        listed = [one.index for one in found.label_errors.listed]
         hits = sum(index in flipped for index in listed)
         told["flips"] = {
             "planted": len(flipped),
-            "suspected": found.suspects.found,
+            "suspected": found.label_errors.found,
             "listed": len(listed),
             "precision of the list": round(hits / max(1, len(listed)), 3),
             "recall of the list": round(hits / len(flipped), 3),

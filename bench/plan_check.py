@@ -170,16 +170,16 @@ def predicted(case: Case) -> dict[str, int]:
     import tempfile
 
     from softprompt.analysis.diagnostics.activation_memory import activations
-    from softprompt.analysis.diagnostics.memory_estimate import Wish
-    from softprompt.analysis.diagnostics.memory_plan import plan
-    from softprompt.analysis.diagnostics.meta_model import skeleton
+    from softprompt.analysis.diagnostics.memory_estimate import Workload
+    from softprompt.analysis.diagnostics.memory_plan import plan_memory
+    from softprompt.analysis.diagnostics.meta_model import make_meta_model
     from softprompt.models.devices import dtype_of
 
     with tempfile.TemporaryDirectory() as folder:
         if case.model in LLAMAS:
             llama(case.model).save_pretrained(folder)
-        made = skeleton(folder if case.model in LLAMAS else case.model, dtype_of(case.dtype))
-    wish = Wish(
+        made = make_meta_model(folder if case.model in LLAMAS else case.model, dtype_of(case.dtype))
+    workload = Workload(
         gpus=0,
         memory=10**12,
         length=case.length,
@@ -188,8 +188,8 @@ def predicted(case: Case) -> dict[str, int]:
         checkpointing=case.checkpointing,
         generation=case.generation,
     )
-    bill = plan(made, wish).training
-    parts = {part.name: part.bytes for part in bill.parts}
+    estimate = plan_memory(made, workload).training
+    parts = {part.name: part.bytes for part in estimate.parts}
     if not case.own:
         kept = activations(
             made,

@@ -8,7 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from softprompt.analysis.drift.monitor import monitor
-from softprompt.analysis.inspection.inspect_prompt import Limits, inspect, read_history, reference_of, written_reference
+from softprompt.analysis.inspection.inspect_prompt import (
+    InspectionLimits,
+    inspect,
+    make_reference,
+    make_written_reference,
+    read_history,
+)
 from softprompt.analysis.inspection.pruning import check_prunable
 from softprompt.analysis.inspection.pruning import prune as run
 from softprompt.cli.base_loading import load_base_of
@@ -19,7 +25,7 @@ from softprompt.data.templates.template import Template
 from softprompt.errors import ConfigError, OutputError
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.saved_prompt import HISTORY_FILE, Prompt, prompt_of
-from softprompt.report.pages.drift_page import monitoring_document
+from softprompt.report.pages.drift_page import drift_document
 from softprompt.report.pages.inspection_page import inspection_document, pruning_document
 from softprompt.report.pages.store_page import similar_document
 from softprompt.report.report_files import write_page
@@ -71,9 +77,9 @@ def run_inspect(
     base = load_base_of(prompt, model_name, model)
     reference = None
     if other is not None and against is not None:
-        reference = reference_of(base, prompt.spec, against, other)
+        reference = make_reference(base, prompt.spec, against, other)
     elif instruction is not None:
-        reference = written_reference(base, prompt.spec, instruction)
+        reference = make_written_reference(base, prompt.spec, instruction)
     found = inspect(
         base,
         prompt,
@@ -85,7 +91,7 @@ def run_inspect(
         store=store,
         history=_history(prompt_place, prompt),
         learned=read_learned(prompt_place),
-        limits=Limits.of(limit, train_rows),
+        limits=InspectionLimits.of(limit, train_rows),
         progress=say,
     )
     if html is not None:
@@ -186,9 +192,9 @@ def run_monitor(
         progress=say,
     )
     if report is not None:
-        write_page(monitoring_document(found), report)
+        write_page(drift_document(found), report)
         say(f"page written to {report}")
-    print_result(found.model_dump(mode="json"), monitoring_document(found), as_json)
+    print_result(found.model_dump(mode="json"), drift_document(found), as_json)
     if fail_on_drift and found.drifting:
         sys.exit(DRIFT)
 

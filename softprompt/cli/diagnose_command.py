@@ -4,10 +4,10 @@ import os
 import re
 from typing import Any
 
-from softprompt.analysis.diagnostics.doctor import diagnose, families_table
-from softprompt.analysis.diagnostics.memory_estimate import Wish
-from softprompt.analysis.diagnostics.memory_plan import plan
-from softprompt.analysis.diagnostics.meta_model import skeleton
+from softprompt.analysis.diagnostics.doctor import diagnose, diagnose_families
+from softprompt.analysis.diagnostics.memory_estimate import Workload
+from softprompt.analysis.diagnostics.memory_plan import plan_memory
+from softprompt.analysis.diagnostics.meta_model import make_meta_model
 from softprompt.cli.base_loading import load_base
 from softprompt.cli.printing import print_result, say
 from softprompt.errors import ConfigError
@@ -33,9 +33,12 @@ def run_plan(
     else:
         memory = 80 * 10**9 if gpus else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     given = {name: value for name, value in options.items() if value is not None}
-    wish = Wish(gpus=gpus, memory=memory, checkpointing=bool(gradient_checkpointing), **given)
-    wish.check()
-    made = plan(skeleton(model_name, dtype_of(wish.dtype or "bfloat16"), trust_remote_code=trust_remote_code), wish)
+    workload = Workload(gpus=gpus, memory=memory, checkpointing=bool(gradient_checkpointing), **given)
+    workload.check()
+    made = plan_memory(
+        make_meta_model(model_name, dtype_of(workload.dtype or "bfloat16"), trust_remote_code=trust_remote_code),
+        workload,
+    )
     print_result(made.to_dict(), plan_document(made), as_json)
 
 
@@ -51,7 +54,7 @@ def run_doctor(model_name: str | None, families: bool, as_json: bool, **model: A
 
     if model_name is None:
         logging.set_verbosity_error()
-        rows = families_table(say, device)
+        rows = diagnose_families(say, device)
         lines = markdown(families_document(rows)).splitlines()
         print_result({"families": [row.to_dict() for row in rows]}, lines, as_json)
         return

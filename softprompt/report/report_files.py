@@ -6,11 +6,11 @@ from typing import Any, NamedTuple
 
 from pydantic import BaseModel
 
-from softprompt.analysis.drift.drift_records import Monitoring
+from softprompt.analysis.drift.drift_records import DriftReport
 from softprompt.analysis.inspection.inspection_records import Inspection
 from softprompt.experiments.comparison.study_records import SizeStudy, Study
 from softprompt.report.pages.comparison_page import comparison_document
-from softprompt.report.pages.drift_page import monitoring_document
+from softprompt.report.pages.drift_page import drift_document
 from softprompt.report.pages.inspection_page import inspection_document
 from softprompt.report.pages.model_sizes_page import model_sizes_document
 from softprompt.report.render.document import Block, Document, Figure, Fold
@@ -30,7 +30,7 @@ PAGES: dict[type[BaseModel], Page] = {
     Study: Page("report", comparison_document),
     SizeStudy: Page("scale", model_sizes_document),
     Inspection: Page("inspection", inspection_document),
-    Monitoring: Page("monitoring", monitoring_document),
+    DriftReport: Page("monitoring", drift_document),
 }
 
 

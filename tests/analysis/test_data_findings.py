@@ -10,11 +10,11 @@ from analysis.test_planted_faults import rows
 from helpers.small_tasks import answers, reviews
 from helpers.tiny_models import as_state, plain_logits, random_prompt, tiny_base
 
-from softprompt.analysis.inspection.answers import probe_answers, slices
-from softprompt.analysis.inspection.duplicates import duplicates, shingles
-from softprompt.analysis.inspection.label_errors import suspects
-from softprompt.analysis.inspection.memorization import probe_memorisation
-from softprompt.analysis.inspection.score_records import Scored, score_ensemble, score_states
+from softprompt.analysis.inspection.answers import analyze_answers, judge_slices
+from softprompt.analysis.inspection.duplicates import find_duplicates, shingles
+from softprompt.analysis.inspection.label_errors import find_label_errors
+from softprompt.analysis.inspection.memorization import measure_memorization
+from softprompt.analysis.inspection.score_records import PromptScores, score_ensemble, score_states
 from softprompt.analysis.inspection.template_mismatch import template_differences
 from softprompt.data.examples import Example
 from softprompt.data.task import Task, TaskSpec
@@ -120,7 +120,7 @@ class TestSlices:
         right = np.array(
             [float(generator.random() < (0.6 if one.columns["source"] == "q" else 0.9)) for one in examples]
         )
-        found, small, unsliced = slices(examples, right, [len(one.text.split()) for one in examples], exact=True)
+        found, small, unsliced = judge_slices(examples, right, [len(one.text.split()) for one in examples], exact=True)
         assert (found[0].by, found[0].name) == ("source", "q")
         assert found[0].adjusted < 0.01
         assert found[0].rest > 0.8
@@ -141,13 +141,13 @@ class TestSlices:
                 for _ in range(200)
             ]
             right = np.array([float(generator.random() < 0.8) for _ in examples])
-            found, *_ = slices(examples, right, [len(one.text.split()) for one in examples], exact=True)
+            found, *_ = judge_slices(examples, right, [len(one.text.split()) for one in examples], exact=True)
             alarms += found[0].adjusted < 0.05
         assert alarms <= 7
 
     def test_small_parts_are_counted_not_judged(self) -> None:
         examples = [Example("a", "x" if i < 5 else "y") for i in range(100)]
-        found, small, _ = slices(examples, np.ones(100), [1] * 100, exact=True)
+        found, small, _ = judge_slices(examples, np.ones(100), [1] * 100, exact=True)
         assert [one.name for one in found] == ["y"]
         assert small == 1
 
@@ -155,7 +155,7 @@ class TestSlices:
         """A column of 50 countries, three of which have rows enough; and one where no value comes twice."""
         cells = ["fr"] * 60 + ["de"] * 40 + ["it"] * 20 + [f"country {i}" for i in range(47)]
         examples = [Example("a", columns={"country": cell, "id": f"row {i}"}) for i, cell in enumerate(cells)]
-        found, _, unsliced = slices(examples, np.arange(167) % 2, [1] * 167, exact=True)
+        found, _, unsliced = judge_slices(examples, np.arange(167) % 2, [1] * 167, exact=True)
         assert sorted(one.name for one in found if one.by == "country") == ["de", "fr", "it"]
         assert unsliced == ["id"]
 
@@ -165,8 +165,8 @@ class TestAnswers:
         base = tiny_base("llama")
         examples = [Example("a", label) for label in ("bad", "bad", "good", "good")]
         probabilities = np.array([[0.95, 0.05], [0.3, 0.7], [0.05, 0.95], [0.65, 0.35]])
-        scored = Scored(np.zeros((1, 4)), np.log(probabilities)[None], 0)
-        found = probe_answers(base, SPEC, scored, examples, "test")
+        scored = PromptScores(np.zeros((1, 4)), np.log(probabilities)[None], 0)
+        found = analyze_answers(base, SPEC, scored, examples, "test")
         assert found.confusion == (("bad", "bad", 1), ("bad", "good", 1), ("good", "bad", 1), ("good", "good", 1))
         assert found.metric.value == 0.5
         assert found.calibration is not None
@@ -183,7 +183,7 @@ class TestDuplicates:
             Example("a quiet film, that stays with you for days!", "bad"),
             Example("Nothing like it at all.", "bad"),
         ]
-        found, twins, leaked = duplicates({"train": train, "test": test})
+        found, twins, leaked = find_duplicates({"train": train, "test": test})
         assert leaked == {("test", 0)}
         assert (found.groups, found.leaked, found.redundant, found.conflicting, found.held_out) == (1, 1, 0, 1, 2)
         assert [(row.split, row.index) for row in found.listed[0].rows] == [("train", 0), ("test", 0)]
@@ -199,19 +199,19 @@ class TestDuplicates:
         ]
         sets = [set(shingles(text).tolist()) for text in texts]
         pairs = {(i, j) for i in range(75) for j in [i + 150] if len(sets[i] & sets[j]) / len(sets[i] | sets[j]) >= 0.8}
-        found, twins, _ = duplicates({"train": [Example(text, "a") for text in texts]})
+        found, twins, _ = find_duplicates({"train": [Example(text, "a") for text in texts]})
         assert len(pairs) >= 30
         assert sum(len(twins.get(i, ())) == 1 for i, _ in pairs) >= 0.98 * len(pairs)
         assert found.redundant == pytest.approx(len(pairs), abs=2)
 
     def test_many_equal_texts_are_one_group(self) -> None:
-        found, twins, _ = duplicates({"train": [Example("the same text every time", "a") for _ in range(3000)]})
+        found, twins, _ = find_duplicates({"train": [Example("the same text every time", "a") for _ in range(3000)]})
         assert (found.groups, found.redundant) == (1, 2999)
         assert len(twins) == 3000
         assert len(found.listed[0].rows) == 6
 
     def test_texts_shorter_than_a_shingle(self) -> None:
-        found, *_ = duplicates({"train": [Example(text, "a") for text in ("a", "b", "a!", "…", "…")]})
+        found, *_ = find_duplicates({"train": [Example(text, "a") for text in ("a", "b", "a!", "…", "…")]})
         assert found.groups == 2
 
     def test_a_shingle_is_five_characters_of_any_script(self) -> None:
@@ -226,18 +226,18 @@ class TestDuplicates:
             for n, word in enumerate(random.Random(0).choices(["cat", "tree", "river", "stone"], k=300))
         ]
         more = [replace(rows[n], columns={**rows[n].columns, "id": "x"}) for n in (3, 150, 299)]
-        found, twins, leaked = duplicates({"train": rows, "test": more}, {"text", "other"})
+        found, twins, leaked = find_duplicates({"train": rows, "test": more}, {"text", "other"})
         assert {index for split, index in leaked if split == "test"} == {0, 1, 2}
         exact = {str(one.columns["other"]) for one in more}
         assert (found.leaked, found.held_out) == (3, 3)
         assert exact <= {str(rows[index].columns["other"]) for index in twins}
         # by the text alone all are alike
-        alone, *_ = duplicates({"train": rows, "test": more}, {"text"})
+        alone, *_ = find_duplicates({"train": rows, "test": more}, {"text"})
         assert (alone.groups, alone.leaked) == (1, 3)
 
     def test_outputs_that_disagree(self) -> None:
         rows = [Example("the same text every time", references=(output,)) for output in ("a", "b")]
-        found, *_ = duplicates({"train": rows})
+        found, *_ = find_duplicates({"train": rows})
         assert (found.groups, found.conflicting) == (1, 1)
 
 
@@ -246,7 +246,9 @@ class TestSuspects:
         probabilities = np.array([[0.9, 0.1], [0.9, 0.1], [0.05, 0.95], [0.1, 0.9], [0.4, 0.6], [0.05, 0.95]])
         labels = ["bad", "good", "good", "bad", "bad", "good"]
         examples = [Example(f"text {i}", label) for i, label in enumerate(labels)]
-        found = suspects(SPEC, Scored(np.zeros((1, 6)), np.log(probabilities)[None], 0), examples, range(10, 16))
+        found = find_label_errors(
+            SPEC, PromptScores(np.zeros((1, 6)), np.log(probabilities)[None], 0), examples, range(10, 16)
+        )
         # row 4 is wrong too, but less sure than the mean of 'good', 0.67; rows 1 and 3 are as sure of the other label
         assert [one.index for one in found.listed] == [11, 13]
         assert found.found == 2
@@ -255,8 +257,8 @@ class TestSuspects:
     def test_a_near_duplicate_is_named_and_the_list_is_cut(self) -> None:
         probabilities = np.array([[0.9, 0.1], [0.95, 0.05]])
         examples = [Example("a", "good"), Example("b", "good")]
-        scored = Scored(np.zeros((1, 2)), np.log(probabilities)[None], 0)
-        found = suspects(SPEC, scored, examples, [0, 1], {1: ["bad"]}, most=1)
+        scored = PromptScores(np.zeros((1, 2)), np.log(probabilities)[None], 0)
+        found = find_label_errors(SPEC, scored, examples, [0, 1], {1: ["bad"]}, most=1)
         assert found.found == 2
         (one,) = found.listed
         assert one.reason.endswith("a near duplicate of it is labelled 'bad'")
@@ -264,7 +266,7 @@ class TestSuspects:
     def test_generation_by_the_loss(self) -> None:
         losses = np.append(np.random.default_rng(0).normal(1, 0.1, 50), 4.0)[None]
         examples = [Example("a", references=("b",)) for _ in range(51)]
-        found = suspects(GENERATION, Scored(losses, None, 0), examples, range(51))
+        found = find_label_errors(GENERATION, PromptScores(losses, None, 0), examples, range(51))
         assert [one.index for one in found.listed] == [50]
         assert "loss 4.00 nats a token" in found.listed[0].reason
 
@@ -287,17 +289,17 @@ class TestMemorisation:
         prompt = fit(
             base, task, method=method, length=10, steps=150, learning_rate=0.3, eval_every=50, evaluate_test=False
         )
-        found = probe_memorisation(base, task.spec, prompt.state, train, held, same_data=True)
+        found = measure_memorization(base, task.spec, prompt.state, train, held, same_data=True)
         assert found.what == "outputs"
         assert found.difference.low > 0
         assert found.auc > 0.6
-        fair = probe_memorisation(base, task.spec, prompt.state, held[:30], held[30:], same_data=True)
+        fair = measure_memorization(base, task.spec, prompt.state, held[:30], held[30:], same_data=True)
         assert fair.difference.low < 0 < fair.difference.high
 
     def test_texts_of_a_classification_task_by_the_definition(self) -> None:
         base, state = tiny_base("llama"), states(1)[0]
         examples = rows(24, 1)
-        found = probe_memorisation(base, SPEC, state, examples[:12], examples[12:], same_data=True)
+        found = measure_memorization(base, SPEC, state, examples[:12], examples[12:], same_data=True)
         gains = []
         for example in examples[:12]:
             ids = base.tokenizer(f"{example.text}:", add_special_tokens=False).input_ids
@@ -308,11 +310,11 @@ class TestMemorisation:
 
     def test_too_few(self) -> None:
         with pytest.raises(DataError, match="expected at least 10 training and 10 held-out texts, got 3 and 12"):
-            probe_memorisation(tiny_base("llama"), SPEC, states(1)[0], rows(3, 1), rows(12, 2), same_data=True)
+            measure_memorization(tiny_base("llama"), SPEC, states(1)[0], rows(3, 1), rows(12, 2), same_data=True)
 
     def test_an_encoder_decoder_model_completes_no_texts(self) -> None:
         with pytest.raises(DataError, match="does not complete the texts"):
-            probe_memorisation(tiny_base("t5"), SPEC, states(1)[0], rows(12, 1), rows(12, 2), same_data=True)
+            measure_memorization(tiny_base("t5"), SPEC, states(1)[0], rows(12, 1), rows(12, 2), same_data=True)
 
 
 @pytest.mark.parametrize(

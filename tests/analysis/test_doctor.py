@@ -18,10 +18,10 @@ from softprompt.analysis.diagnostics import doctor as doctor_module
 from softprompt.analysis.diagnostics import parity
 from softprompt.analysis.diagnostics.doctor import (
     Diagnosis,
-    FamilyRow,
+    FamilyDiagnosis,
     diagnose,
-    families_table,
-    family_row,
+    diagnose_families,
+    diagnose_family,
 )
 from softprompt.analysis.diagnostics.tiny_models import FAMILIES, VOCABULARY, tiny_family_model, tiny_family_tokenizer
 from softprompt.cli.verbs.judging_verbs import doctor
@@ -159,7 +159,7 @@ class TestVerdicts:
         ],
     )
     def test_a_family_that_does_not_load(self, family: str, words: str) -> None:
-        row = family_row(family, *tiny_family_model(family))
+        row = diagnose_family(family, *tiny_family_model(family))
         assert (row.way, row.diagnosis) == ("refused", None)
         assert words in row.reason
 
@@ -275,7 +275,7 @@ class TestMeasuring:
 
     def test_the_reference_goes_through_the_models_own_parts(self) -> None:
         model = family_base("qwen3").model
-        with parity._own_parts(model):
+        with parity.original_modules(model):
             assert model.config._attn_implementation == "sdpa"
             assert not any("forward" in vars(module) for module in model.modules())
 
@@ -354,7 +354,7 @@ class TestFamilies:
         assert cells[0] == ["family", "runs with", *CHECKS, "largest error"]
         return {row[0]: row[1:] for row in cells[2:]}
 
-    def check(self, row: FamilyRow) -> None:
+    def check(self, row: FamilyDiagnosis) -> None:
         (line,) = [
             line for line in markdown(families_document([row])).splitlines() if line.startswith(f"| {row.family} ")
         ]
@@ -369,12 +369,12 @@ class TestFamilies:
 
     @pytest.mark.parametrize("family", ["olmo2", "falcon_h1", "rwkv", "llama4", "t5", "led"])
     def test_the_document_says_what_is_measured(self, family: str) -> None:
-        self.check(family_row(family, *tiny_family_model(family)))
+        self.check(diagnose_family(family, *tiny_family_model(family)))
 
     @pytest.mark.slow
     def test_the_document_says_what_is_measured_of_every_family(self) -> None:
         said: list[str] = []
-        for row in families_table(said.append):
+        for row in diagnose_families(said.append):
             self.check(row)
         assert said == [f"measuring {family}" for family in FAMILIES]
 

@@ -5,18 +5,18 @@ from typing import Any
 
 import pytest
 
-from softprompt.analysis.inspection.inspection_findings import findings
+from softprompt.analysis.inspection.inspection_findings import judge_inspection
 from softprompt.analysis.inspection.inspection_records import (
     Answers,
     Calibration,
     Comparison,
     Duplicates,
-    Fit,
     Inspection,
-    Memorisation,
+    LabelErrors,
+    Memorization,
+    Quantiles,
     Reproduction,
-    Spread,
-    Suspects,
+    TrainingFit,
     VirtualToken,
     Vocabulary,
 )
@@ -33,12 +33,12 @@ def accuracy(value: float, width: float = 0.02, n: int = 200) -> Score:
     return Score(metric="accuracy", value=value, low=value - width, high=value + width, n=n)
 
 
-def spread(middle: float) -> Spread:
-    return Spread(least=0.5 * middle, p5=0.8 * middle, median=middle, p95=1.2 * middle, most=1.5 * middle)
+def spread(middle: float) -> Quantiles:
+    return Quantiles(least=0.5 * middle, p5=0.8 * middle, median=middle, p95=1.2 * middle, most=1.5 * middle)
 
 
 def token(index: int, **fields: Any) -> VirtualToken:
-    return VirtualToken(**{"index": index, "norm": 12.0, "moved": 1.0, "removal": about(0.1), "changed": 0.1} | fields)
+    return VirtualToken(**{"index": index, "norm": 12.0, "moved": 1.0, "ablation": about(0.1), "changed": 0.1} | fields)
 
 
 def answers(**fields: Any) -> Answers:
@@ -70,9 +70,9 @@ def inspection(**fields: Any) -> Inspection:
     return Inspection(**sound | fields)
 
 
-def fit(train: float, validation: float) -> Fit:
+def fit(train: float, validation: float) -> TrainingFit:
     gap = about(validation - train)
-    return Fit(
+    return TrainingFit(
         train_loss=about(train), validation_loss=about(validation), gap=gap, train_metric=0.9, validation_metric=0.9
     )
 
@@ -96,9 +96,9 @@ def twins(**fields: int) -> Duplicates:
     return Duplicates(**{**none, **fields}, listed=())
 
 
-def memorisation(difference: float, auc: float, same: bool = True) -> Memorisation:
+def memorization(difference: float, auc: float, same: bool = True) -> Memorization:
     gain = about(0.1)
-    return Memorisation(
+    return Memorization(
         what="texts", trained=gain, held_out=gain, difference=about(difference), auc=auc, same_data=same
     )
 
@@ -109,7 +109,7 @@ def reproduction(now: float, n: int = 200, same: bool = True, saved: int = 200) 
 
 
 def names(found: Inspection) -> list[str]:
-    return [one.name for one in findings(found)]
+    return [one.name for one in judge_inspection(found)]
 
 
 def test_a_sound_prompt_has_no_findings() -> None:
@@ -123,7 +123,7 @@ def test_a_sound_prompt_has_no_findings() -> None:
         ("at-initialisation", {"tokens": tuple(token(i, moved=0.01) for i in range(4))}),
         ("norms-far", {"tokens": (token(0, norm=40.0), *(token(i) for i in (1, 2, 3)))}),
         ("empty-tokens", {"tokens": (token(0, norm=0.5), *(token(i) for i in (1, 2, 3)))}),
-        ("dead-tokens", {"tokens": (token(0, removal=about(0, 0.001), changed=0.0), token(1))}),
+        ("dead-tokens", {"tokens": (token(0, ablation=about(0, 0.001), changed=0.0), token(1))}),
         ("overfitting", {"fit": fit(0.1, 0.5)}),
         ("label-collapse", {"answers": answers(confusion=(("a", "a", 100), ("b", "a", 98), ("b", "b", 2)))}),
         ("label-collapse", {"answers": answers(confusion=(("a", "a", 90), ("b", "b", 85), ("c", "b", 25)))}),
@@ -140,17 +140,17 @@ def test_a_sound_prompt_has_no_findings() -> None:
             "rate-too-high",
             {"history": losses((1.2, 0.6), (0.5, 0.4)), "tokens": tuple(token(i, moved=9.0) for i in range(4))},
         ),
-        ("mislabelled-rows", {"suspects": Suspects(looked_at=100, found=5, listed=())}),
+        ("mislabelled-rows", {"label_errors": LabelErrors(looked_at=100, found=5, listed=())}),
         ("leaking-duplicates", {"duplicates": twins(leaked=5, groups=5)}),
         ("conflicting-duplicates", {"duplicates": twins(conflicting=1, groups=1)}),
-        ("memorised", {"memorisation": memorisation(0.1, 0.7)}),
+        ("memorised", {"memorization": memorization(0.1, 0.7)}),
         ("overconfident", {"answers": answers(calibration=calibration(0.1))}),
         ("underconfident", {"answers": answers(calibration=calibration(-0.1))}),
     ],
 )
 def test_is_found(name: str, fields: dict[str, Any]) -> None:
     assert names(inspection(**fields)) == [name]
-    (finding,) = findings(inspection(**fields))
+    (finding,) = judge_inspection(inspection(**fields))
     assert finding.evidence
     assert finding.meaning
     assert finding.advice
@@ -160,8 +160,8 @@ def test_is_found(name: str, fields: dict[str, Any]) -> None:
     "fields",
     [
         {"tokens": (token(0, moved=0.01), token(1))},
-        {"tokens": (token(0, removal=about(0, 0.001), changed=0.5), token(1))},
-        {"tokens": (token(0, removal=about(0, 0.1), changed=0.0), token(1))},
+        {"tokens": (token(0, ablation=about(0, 0.001), changed=0.5), token(1))},
+        {"tokens": (token(0, ablation=about(0, 0.1), changed=0.0), token(1))},
         {"fit": fit(0.3, 0.4)},
         # one label, where the data have little else
         {"answers": answers(confusion=(("a", "a", 190), ("b", "a", 10)))},
@@ -172,10 +172,10 @@ def test_is_found(name: str, fields: dict[str, Any]) -> None:
         {"reproduction": reproduction(0.88, n=100)},
         # overfitting: validation rises while the training loss falls
         {"history": losses((0.7, 0.3), (0.3, 0.3), (0.1, 0.5))},
-        {"suspects": Suspects(looked_at=1000, found=2, listed=())},
+        {"label_errors": LabelErrors(looked_at=1000, found=2, listed=())},
         {"duplicates": twins(redundant=50, groups=50)},
-        {"memorisation": memorisation(0.01, 0.7)},
-        {"memorisation": memorisation(0.1, 0.7, same=False)},
+        {"memorization": memorization(0.01, 0.7)},
+        {"memorization": memorization(0.1, 0.7, same=False)},
         {"answers": answers(calibration=calibration(0.06))},
         # surely worse by the bootstrap, but few answers differ
         {"answers": answers(comparison=comparison(-0.05, broken=7))},
@@ -194,33 +194,33 @@ def test_is_not_found(fields: dict[str, Any]) -> None:
 
 
 def test_the_most_severe_come_first() -> None:
-    found = findings(inspection(fit=fit(0.68, 0.68), answers=answers(truncated=4), duplicates=twins(leaked=9)))
+    found = judge_inspection(inspection(fit=fit(0.68, 0.68), answers=answers(truncated=4), duplicates=twins(leaked=9)))
     assert [one.severity for one in found] == ["problem", "warning", "note"]
 
 
 def test_what_learned_nothing_accuses_no_rows() -> None:
-    fields = {"fit": fit(0.68, 0.68), "suspects": Suspects(looked_at=100, found=40, listed=())}
+    fields = {"fit": fit(0.68, 0.68), "label_errors": LabelErrors(looked_at=100, found=40, listed=())}
     assert names(inspection(**fields)) == ["nothing-learned"]
 
 
 def test_other_data_are_not_called_unlearnable() -> None:
-    (same,), (other,) = (findings(inspection(fit=fit(0.68, 0.68), same_data=known)) for known in (True, False))
+    (same,), (other,) = (judge_inspection(inspection(fit=fit(0.68, 0.68), same_data=known)) for known in (True, False))
     assert "nothing to learn from these rows" in same.meaning
     assert "learned on other rows" in other.meaning
 
 
 def test_of_generation_no_answers_are_told() -> None:
-    dead = (token(0, removal=about(0, 0.001), changed=None), token(1))
-    suspects = Suspects(looked_at=100, found=5, listed=())
-    found = findings(inspection(kind="generation", tokens=dead, suspects=suspects))
+    dead = (token(0, ablation=about(0, 0.001), changed=None), token(1))
+    label_errors = LabelErrors(looked_at=100, found=5, listed=())
+    found = judge_inspection(inspection(kind="generation", tokens=dead, label_errors=label_errors))
     assert {one.name for one in found} == {"mislabelled-rows", "dead-tokens"}
     assert "answer" not in found[0].evidence + found[1].evidence
 
 
 def test_advice_names_settings_that_there_are() -> None:
     made = [
-        *findings(inspection(fit=fit(0.1, 0.5))),
-        *findings(inspection(tokens=tuple(token(i, norm=40.0) for i in range(4)))),
+        *judge_inspection(inspection(fit=fit(0.1, 0.5))),
+        *judge_inspection(inspection(tokens=tuple(token(i, norm=40.0) for i in range(4)))),
     ]
     known = {name for command in cli.commands.values() for option in command.params for name in option.opts}
     told = " ".join(advice for one in made for advice in one.advice)
@@ -231,7 +231,7 @@ def test_advice_names_settings_that_there_are() -> None:
 
 def test_movement_alone_is_a_note() -> None:
     found = inspection(history=losses((0.7, 0.6), (0.5, 0.4)), tokens=tuple(token(i, moved=14.0) for i in range(4)))
-    (finding,) = findings(found)
+    (finding,) = judge_inspection(found)
     assert (finding.name, finding.severity) == ("rate-too-high", "note")
 
 

@@ -13,9 +13,9 @@ from torch import Tensor
 from transformers import AutoConfig
 
 from softprompt.analysis.diagnostics.activation_memory import activations, weights_bytes
-from softprompt.analysis.diagnostics.memory_estimate import ROOM, Bill, Wish
-from softprompt.analysis.diagnostics.memory_plan import learned, plan
-from softprompt.analysis.diagnostics.meta_model import Skeleton, cache_bytes, cache_of, count, skeleton
+from softprompt.analysis.diagnostics.memory_estimate import ROOM, MemoryEstimate, Workload
+from softprompt.analysis.diagnostics.memory_plan import count_learned, plan_memory
+from softprompt.analysis.diagnostics.meta_model import MetaModel, cache_bytes, count, make_cache, make_meta_model
 from softprompt.cli.diagnose_command import bytes_of
 from softprompt.cli.verbs.lazy_verbs import cli
 from softprompt.data.encoding.batching import collate
@@ -46,28 +46,28 @@ def config_folder(folder: Path, kind: str, **settings: Any) -> str:
 
 
 @pytest.fixture(scope="module")
-def large(tmp_path_factory: pytest.TempPathFactory) -> Skeleton:
-    return skeleton(config_folder(tmp_path_factory.mktemp("large"), "llama", **LLAMA_70B), torch.bfloat16)
+def large(tmp_path_factory: pytest.TempPathFactory) -> MetaModel:
+    return make_meta_model(config_folder(tmp_path_factory.mktemp("large"), "llama", **LLAMA_70B), torch.bfloat16)
 
 
-def part(bill: Bill, name: str) -> int:
-    (found,) = [one.bytes for one in bill.parts if one.name == name]
+def part(estimate: MemoryEstimate, name: str) -> int:
+    (found,) = [one.bytes for one in estimate.parts if one.name == name]
     return found
 
 
-class TestSkeleton:
-    def test_of_70_billion_parameters(self, large: Skeleton) -> None:
+class TestMetaModel:
+    def test_of_70_billion_parameters(self, large: MetaModel) -> None:
         assert large.parameters == 70_553_706_496
         assert (len(large.layers), large.embedding_size, large.vocabulary_size) == (80, 8192, 128_256)
         assert not large.is_tied
         assert all(parameter.is_meta for parameter in large.model.parameters())
         # 8 heads of 128, keys and values, in two bytes
-        assert cache_bytes(cache_of(large, 101)) == 80 * 2 * 8 * 128 * 2 * 101
+        assert cache_bytes(make_cache(large, 101)) == 80 * 2 * 8 * 128 * 2 * 101
 
     @pytest.mark.parametrize("family", ["llama", "gemma3", "gpt2", "opt", "gemma4_per_layer", "t5", "mamba"])
     def test_has_the_parameters_of_the_model(self, family: str, tmp_path: Path) -> None:
         save_tiny(tmp_path, family)
-        made, model = skeleton(str(tmp_path), torch.float32), tiny_model(family)
+        made, model = make_meta_model(str(tmp_path), torch.float32), tiny_model(family)
         assert made.parameters == sum(parameter.numel() for parameter in model.parameters())
         assert made.is_tied == (model.get_output_embeddings().weight is model.get_input_embeddings().weight)
         assert made.layers
@@ -89,22 +89,22 @@ class TestSkeleton:
             sliding_window=8,
             layer_types=layers,
         )
-        cache = cache_of(skeleton(folder, torch.float32), 20)
+        cache = make_cache(make_meta_model(folder, torch.float32), 20)
         assert [tuple(layer.keys.shape) for layer in cache.layers] == [(1, 2, 7, 8), (1, 2, 20, 16)] * 2
         assert cache_bytes(cache) == 4 * 2 * 2 * 2 * (7 * 8 + 20 * 16)
 
     def test_no_cache_to_share(self, tmp_path: Path) -> None:
         save_tiny(tmp_path, "mamba")
-        assert cache_of(skeleton(str(tmp_path), torch.float32), 4) is None
+        assert make_cache(make_meta_model(str(tmp_path), torch.float32), 4) is None
 
     def test_no_folder(self, tmp_path: Path) -> None:
         with pytest.raises(BaseModelError, match=r"expected config\.json in it, which is missing"):
-            skeleton(str(tmp_path), torch.float32)
+            make_meta_model(str(tmp_path), torch.float32)
 
     def test_damaged_configuration(self, tmp_path: Path) -> None:
         (tmp_path / "config.json").write_text('{"model_type": "llama", "hidden_size": "large"}')
         with pytest.raises(BaseModelError, match="cannot read the configuration of"):
-            skeleton(str(tmp_path), torch.float32)
+            make_meta_model(str(tmp_path), torch.float32)
 
 
 class Saved:
@@ -169,7 +169,7 @@ class TestActivations:
         "max_position_embeddings": 512,
     }
 
-    def both(self, family: str, own: bool, folder: Path, **settings: Any) -> tuple[FrozenLM, Skeleton]:
+    def both(self, family: str, own: bool, folder: Path, **settings: Any) -> tuple[FrozenLM, MetaModel]:
         config = AutoConfig.for_model(family, **{**self.SIZES, **settings})
         config.save_pretrained(folder)
         from transformers import AutoModelForCausalLM
@@ -177,7 +177,7 @@ class TestActivations:
         torch.manual_seed(0)
         tokenizer = tiny_tokenizer("llama")
         base = FrozenLM(AutoModelForCausalLM.from_config(config), tokenizer, family, lasting=own)
-        return base, skeleton(str(folder), torch.float32)
+        return base, make_meta_model(str(folder), torch.float32)
 
     @pytest.mark.parametrize("family", ["llama", "qwen3", "gemma3_text"])
     @pytest.mark.parametrize(("length", "text", "batch"), [(20, 24, 6), (60, 8, 2)])
@@ -237,7 +237,7 @@ class TestActivations:
     @pytest.mark.parametrize("family", ["t5", "bart", "mamba"])
     def test_where_no_prefix_is_shared(self, family: str, tmp_path: Path) -> None:
         save_tiny(tmp_path, family)
-        made = skeleton(str(tmp_path), torch.float32)
+        made = make_meta_model(str(tmp_path), torch.float32)
         short, long = (activations(made, length, 10, own_layers=True) for length in (4, 24))
         assert short.passes.prefix is None
         assert long.kept(3) > 1.5 * short.kept(3)
@@ -247,15 +247,17 @@ class TestPlan:
     def test_on_a_cpu_layers_of_our_own_are_counted_where_they_run_only(self, tmp_path: Path) -> None:
         folder = config_folder(tmp_path, "llama", **{**LLAMA_70B, "num_hidden_layers": 2})
         made = {
-            (dtype, quantise): plan(skeleton(folder, dtype), Wish(gpus=0, memory=80 * GB, quantise=quantise))
+            (dtype, quantise): plan_memory(
+                make_meta_model(folder, dtype), Workload(gpus=0, memory=80 * GB, quantise=quantise)
+            )
             for dtype, quantise in ((torch.bfloat16, None), (torch.bfloat16, "int8"), (torch.float16, None))
         }
         foreign = {key: "layers of transformers under autograd" in str(one.training.notes) for key, one in made.items()}
         assert list(foreign.values()) == [False, True, True]
 
-    def test_70_billion_on_eight_gpus(self, large: Skeleton) -> None:
-        made = plan(large, Wish(gpus=8, memory=80 * GB))
-        assert made.wish.sharding == "fsdp"
+    def test_70_billion_on_eight_gpus(self, large: MetaModel) -> None:
+        made = plan_memory(large, Workload(gpus=8, memory=80 * GB))
+        assert made.workload.sharding == "fsdp"
         in_layers = sum(count(layer) for layer in large.layers)
         whole = 2 * (large.parameters - in_layers)
         assert part(made.training, "weights") == whole + 2 * in_layers // 8
@@ -271,8 +273,8 @@ class TestPlan:
         assert "--sharding fsdp" in made.training.commands[0]
         assert "--tensor-parallel-size 8" in vllm.commands[1]
 
-    def test_prefixes_that_do_not_fit_are_computed_again(self, large: Skeleton) -> None:
-        made = plan(large, Wish(gpus=1, memory=80 * GB, quantise="bnb-nf4"))
+    def test_prefixes_that_do_not_fit_are_computed_again(self, large: MetaModel) -> None:
+        made = plan_memory(large, Workload(gpus=1, memory=80 * GB, quantise="bnb-nf4"))
         ours, vllm = made.serving
         held = part(ours, "prefixes") // (101 * 327_680)
         assert 0 < held < 1000
@@ -283,29 +285,35 @@ class TestPlan:
         assert not vllm.fits
         assert vllm.commands == ()
 
-    def test_a_micro_batch_that_fits(self, large: Skeleton) -> None:
-        wish = Wish(gpus=1, memory=80 * GB, quantise="bnb-nf4")
-        made = plan(large, wish).training
+    def test_a_micro_batch_that_fits(self, large: MetaModel) -> None:
+        workload = Workload(gpus=1, memory=80 * GB, quantise="bnb-nf4")
+        made = plan_memory(large, workload).training
         assert not made.fits
         assert made.at_once is not None
         assert f"--micro-batch-size {made.at_once}" in made.commands[0]
-        assert plan(large, Wish(gpus=1, memory=80 * GB, quantise="bnb-nf4", batch_size=made.at_once)).training.fits
+        assert plan_memory(
+            large, Workload(gpus=1, memory=80 * GB, quantise="bnb-nf4", batch_size=made.at_once)
+        ).training.fits
 
     def test_no_cache_no_vllm(self, tmp_path: Path) -> None:
         save_tiny(tmp_path, "mamba")
-        made = plan(skeleton(str(tmp_path), torch.float32), Wish(gpus=1, memory=GB, length=4, text_length=8))
+        made = plan_memory(
+            make_meta_model(str(tmp_path), torch.float32), Workload(gpus=1, memory=GB, length=4, text_length=8)
+        )
         assert len(made.serving) == 1
         assert made.training.fits
 
-    def test_whole_in_each_of_two_gpus_does_not_fit(self, large: Skeleton) -> None:
-        made = plan(large, Wish(gpus=2, memory=80 * GB, sharding="none"))
+    def test_whole_in_each_of_two_gpus_does_not_fit(self, large: MetaModel) -> None:
+        made = plan_memory(large, Workload(gpus=2, memory=80 * GB, sharding="none"))
         assert part(made.training, "weights") == 2 * large.parameters
         assert not made.training.fits
         assert made.training.at_once is None
         assert "--device-map auto --gradient-checkpointing" in made.training.commands[0]
 
-    def test_four_bits_fit_one_gpu(self, large: Skeleton) -> None:
-        made = plan(large, Wish(gpus=1, memory=80 * GB, quantise="bnb-nf4", checkpointing=True, batch_size=8))
+    def test_four_bits_fit_one_gpu(self, large: MetaModel) -> None:
+        made = plan_memory(
+            large, Workload(gpus=1, memory=80 * GB, quantise="bnb-nf4", checkpointing=True, batch_size=8)
+        )
         packed = large.in_linears
         assert weights_bytes(large, "bnb-nf4") == 2 * (large.parameters - packed) + packed * 9 // 16
         assert made.training.fits
@@ -313,13 +321,13 @@ class TestPlan:
         assert "--gradient-checkpointing" in made.training.commands[0]
         assert "--sharding" not in made.training.commands[0]
 
-    def test_at_once_is_the_most_that_fits(self, large: Skeleton) -> None:
-        made = plan(large, Wish(gpus=8, memory=80 * GB))
+    def test_at_once_is_the_most_that_fits(self, large: MetaModel) -> None:
+        made = plan_memory(large, Workload(gpus=8, memory=80 * GB))
         most = made.training.at_once
         assert most is not None
         for batch, fits in ((8 * most, True), (8 * (most + 1), False)):
             if batch // 8 * 128 <= 8192:  # longer passes are cut by the budget of tokens
-                assert plan(large, Wish(gpus=8, memory=80 * GB, batch_size=batch)).training.fits is fits
+                assert plan_memory(large, Workload(gpus=8, memory=80 * GB, batch_size=batch)).training.fits is fits
         assert made.training.room == ROOM * 80 * GB
 
     @pytest.mark.parametrize(
@@ -328,26 +336,30 @@ class TestPlan:
     )
     def test_numbers_of_a_prompt(self, method: str, learns: int, gives: int, tmp_path: Path) -> None:
         save_tiny(tmp_path, "llama")
-        made = skeleton(str(tmp_path), torch.float32)
-        found = learned(made, Wish(gpus=0, memory=GB, length=20, method=method))
+        made = make_meta_model(str(tmp_path), torch.float32)
+        found = count_learned(made, Workload(gpus=0, memory=GB, length=20, method=method))
         assert (found[0], found[2]) == (learns, gives)
 
     def test_a_small_model_needs_no_sharding(self, tmp_path: Path) -> None:
         save_tiny(tmp_path, "gemma3")
-        made = plan(skeleton(str(tmp_path), torch.bfloat16), Wish(gpus=2, memory=24 * GB, length=4, text_length=8))
-        assert made.wish.sharding == "none"
+        made = plan_memory(
+            make_meta_model(str(tmp_path), torch.bfloat16), Workload(gpus=2, memory=24 * GB, length=4, text_length=8)
+        )
+        assert made.workload.sharding == "none"
         assert "--sharding" not in made.training.commands[0]
-        assert [bill.fits for bill in made.serving] == [True, True]
+        assert [estimate.fits for estimate in made.serving] == [True, True]
 
     def test_encoder_decoder(self, tmp_path: Path) -> None:
         save_tiny(tmp_path, "t5")
-        made = plan(skeleton(str(tmp_path), torch.float32), Wish(gpus=1, memory=GB, length=4, text_length=8, tasks=3))
+        made = plan_memory(
+            make_meta_model(str(tmp_path), torch.float32), Workload(gpus=1, memory=GB, length=4, text_length=8, tasks=3)
+        )
         (serving,) = made.serving
         assert part(serving, "prefixes") == 3 * 5 * 32 * 4
         assert made.training.fits
 
     @pytest.mark.parametrize(
-        ("wish", "words"),
+        ("workload", "words"),
         [
             ({"gpus": 1, "sharding": "fsdp"}, "sharding fsdp is for several GPUs, got 1"),
             ({"gpus": 2, "sharding": "zero3"}, "unknown sharding 'zero3'"),
@@ -357,9 +369,9 @@ class TestPlan:
             ({"gpus": 1, "length": 0}, "length"),
         ],
     )
-    def test_mistakes(self, wish: dict[str, Any], words: str) -> None:
+    def test_mistakes(self, workload: dict[str, Any], words: str) -> None:
         with pytest.raises(ConfigError, match=words):
-            Wish(**{"memory": GB, **wish}).check()
+            Workload(**{"memory": GB, **workload}).check()
 
 
 class TestCommand:
@@ -379,9 +391,9 @@ class TestCommand:
         save_tiny(tmp_path, "llama")
         done = self.run(tmp_path, "--gpus", 0, "--json", "--dtype", "float32")
         made = json.loads(done.out)
-        assert made["wish"]["tasks"] == 1000
+        assert made["workload"]["tasks"] == 1000
         assert made["training"]["bytes"] == sum(part["bytes"] for part in made["training"]["parts"])
-        assert [bill["fits"] for bill in (made["training"], *made["serving"])] == [True, True]
+        assert [estimate["fits"] for estimate in (made["training"], *made["serving"])] == [True, True]
 
     @pytest.mark.parametrize(("text", "size"), [("24", 24e9), ("24GB", 24e9), ("24 gib", 24 * 2**30), ("0.5TB", 5e11)])
     def test_a_number_alone_is_in_gigabytes(self, text: str, size: float) -> None:
@@ -399,15 +411,15 @@ class TestCommand:
             assert done.code == 2
             assert words in done.error
 
-    def test_suggested_options_are_real(self, large: Skeleton) -> None:
-        for wish in (
-            Wish(gpus=8, memory=80 * GB, checkpointing=True),
-            Wish(gpus=1, memory=80 * GB, quantise="bnb-nf4"),
-            Wish(gpus=0, memory=400 * GB),
-            Wish(gpus=2, memory=80 * GB, method="prefix-tuning", sharding="none"),
+    def test_suggested_options_are_real(self, large: MetaModel) -> None:
+        for workload in (
+            Workload(gpus=8, memory=80 * GB, checkpointing=True),
+            Workload(gpus=1, memory=80 * GB, quantise="bnb-nf4"),
+            Workload(gpus=0, memory=400 * GB),
+            Workload(gpus=2, memory=80 * GB, method="prefix-tuning", sharding="none"),
         ):
-            made = plan(large, wish)
-            for line in (*made.training.commands, *(one for bill in made.serving for one in bill.commands)):
+            made = plan_memory(large, workload)
+            for line in (*made.training.commands, *(one for estimate in made.serving for one in estimate.commands)):
                 words = line.split()
                 if words[0] == "vllm":
                     continue

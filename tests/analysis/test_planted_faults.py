@@ -11,7 +11,7 @@ import torch
 from helpers.small_tasks import FAST, TEMPLATE, WORDS
 from helpers.tiny_models import tiny_base
 
-from softprompt.analysis.inspection.inspect_prompt import Limits, inspect, read_history
+from softprompt.analysis.inspection.inspect_prompt import InspectionLimits, inspect, read_history
 from softprompt.analysis.inspection.inspection_records import Inspection
 from softprompt.data.examples import Example
 from softprompt.data.splits import Splits
@@ -56,7 +56,9 @@ def learned(**settings: Any) -> Prompt:
 def inspected(prompt: Prompt, splits: Splits | None = None, **options: Any) -> Inspection:
     task = Task.matching(prompt.spec, splits or data())
     history = read_history(prompt.extra_files.get("history.jsonl", "").encode(), prompt)
-    return inspect(tiny_base(FAMILY), prompt, task, history=history, limits=Limits(removal=60, texts=60), **options)
+    return inspect(
+        tiny_base(FAMILY), prompt, task, history=history, limits=InspectionLimits(ablation=60, texts=60), **options
+    )
 
 
 def names(found: Inspection, *severities: str) -> set[str]:
@@ -148,14 +150,14 @@ def test_labels_flipped_in_five_per_cent_of_the_training_rows() -> None:
     splits = data(noisy)
     prompt = fit(tiny_base(FAMILY), Task.classification(splits, template=TEMPLATE), **SETTINGS)
     found = inspected(prompt, splits)
-    assert found.suspects is not None
-    listed = [one.index for one in found.suspects.listed]
+    assert found.label_errors is not None
+    listed = [one.index for one in found.label_errors.listed]
     precision, recall = len(flipped & set(listed)) / len(listed), len(flipped & set(listed)) / len(flipped)
     assert precision >= 0.8
     assert recall >= 0.8
     assert "mislabelled-rows" in names(found)
     assert listed[0] in flipped
-    assert found.suspects.listed[0].instead == train[listed[0]].label
+    assert found.label_errors.listed[0].instead == train[listed[0]].label
 
 
 @pytest.mark.parametrize(
@@ -208,7 +210,7 @@ def test_virtual_tokens_added_where_nobody_reads_them_are_dead() -> None:
     tokens = torch.randn(24, base.embedding_size, generator=generator) * base.embedding_std
     spec = learned().spec
     prompt = Prompt((PromptState.of_embeddings(tokens),), spec, base.name, base.fingerprint, "elsewhere")
-    found = inspect(base, prompt, Task.matching(spec, data()), limits=Limits.of(20))
+    found = inspect(base, prompt, Task.matching(spec, data()), limits=InspectionLimits.of(20))
     (finding,) = [one for one in found.findings if one.name == "dead-tokens"]
     assert "0, 1, 2" in finding.evidence
     assert any(note.startswith("movement: its method, 'elsewhere'") for note in found.notes)

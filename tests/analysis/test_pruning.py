@@ -10,7 +10,7 @@ import torch
 from analysis.test_planted_faults import FAMILY, SETTINGS, data, learned
 from helpers.tiny_models import as_state, random_prompt, tiny_base
 
-from softprompt.analysis.inspection.ablation import starts_of
+from softprompt.analysis.inspection.ablation import rebuild_starts
 from softprompt.analysis.inspection.pruning import prune
 from softprompt.analysis.inspection.score_records import score_states
 from softprompt.data.task import Task
@@ -94,7 +94,7 @@ def test_what_is_saved_knows_where_it_comes_from(tmp_path: Path) -> None:
     assert manifest["training"]["pruned"]["kept"] == list(report.kept)
     # its start is that of the tokens that stayed
     task = Task.matching(prompt.spec, data())
-    whole, part = (starts_of(one, tiny_base(FAMILY), task.train) for one in (prompt, shorter))
+    whole, part = (rebuild_starts(one, tiny_base(FAMILY), task.train) for one in (prompt, shorter))
     assert not isinstance(whole, str)
     assert not isinstance(part, str)
     assert torch.equal(part[0].tensor, whole[0].tensor[list(report.kept)])

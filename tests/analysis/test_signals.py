@@ -9,8 +9,13 @@ from helpers.planted_traffic import SIZE, World, profile, sample, samples
 from scipy import stats
 
 from softprompt.analysis.drift import distribution_tests
-from softprompt.analysis.drift.drift_findings import finding, seen, sureness, witnesses
-from softprompt.analysis.drift.signals import LEAST, LEAST_TRAINED, Compared, compare, judged
+from softprompt.analysis.drift.drift_findings import (
+    describe_significance,
+    describe_values,
+    make_finding,
+    select_examples,
+)
+from softprompt.analysis.drift.signals import LEAST, LEAST_TRAINED, ComparedSignal, compare_signals, judge_signal
 from softprompt.metrics import hypothesis_tests
 from softprompt.metrics.hypothesis_tests import holm_adjust
 from softprompt.store.input_profile import POINTS, Distribution, Hidden, Profile, Rate, coordinates, steps_of
@@ -19,18 +24,18 @@ from softprompt.utils.seals import unseal
 NAMES = ["length", "rare", "labels", "confidence", "hidden"]
 
 
-def looked(seed: int, n: int = 400, away: float = 0.0, trained: int = 800, **planted: Any) -> list[Compared]:
+def measured(seed: int, n: int = 400, away: float = 0.0, trained: int = 800, **planted: Any) -> list[ComparedSignal]:
     """Signals of ``n`` live rows beside a profile of other rows of the same world, judged."""
     world = World(seed)
     known = profile(world, trained)
     live = samples(world.draw(n, **planted))
     assert known.hidden is not None
     apart = known.hidden.distances_of(world.states(min(n, 400), away))
-    found = compare(known, live, dict(enumerate(apart.tolist())))
+    found = compare_signals(known, live, dict(enumerate(apart.tolist())))
     adjusted = iter(holm_adjust([one.signal.p_value for one in found if one.signal.p_value is not None]))
     return [
-        Compared(
-            judged(one.signal, None if one.signal.p_value is None else next(adjusted)),
+        ComparedSignal(
+            judge_signal(one.signal, None if one.signal.p_value is None else next(adjusted)),
             one.rows,
             one.values,
             one.weights,
@@ -39,27 +44,27 @@ def looked(seed: int, n: int = 400, away: float = 0.0, trained: int = 800, **pla
     ]
 
 
-def verdicts(found: list[Compared]) -> dict[str, str]:
+def verdicts(found: list[ComparedSignal]) -> dict[str, str]:
     return {one.signal.name: one.signal.verdict for one in found}
 
 
 @pytest.mark.parametrize("seed", range(20))
 def test_nothing_is_cried_where_nothing_changed(seed: int) -> None:
-    found = verdicts(looked(seed))
+    found = verdicts(measured(seed))
     assert list(found) == NAMES
     assert set(found.values()) <= {"none", "small"}
 
 
 def test_what_is_called_sure_is_sure() -> None:
     # one run in a hundred may be wrong, by the significance level
-    wrong = sum("small" in verdicts(looked(seed)).values() for seed in range(100, 200))
+    wrong = sum("small" in verdicts(measured(seed)).values() for seed in range(100, 200))
     assert wrong <= 4
 
 
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("n", [100, 5000])
 def test_nor_with_few_or_many(seed: int, n: int) -> None:
-    assert set(verdicts(looked(seed, n)).values()) <= {"none", "small"}
+    assert set(verdicts(measured(seed, n)).values()) <= {"none", "small"}
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -76,14 +81,14 @@ def test_nor_with_few_or_many(seed: int, n: int) -> None:
     ],
 )
 def test_planted_drift_is_found_where_it_was_planted(seed: int, name: str, planted: dict[str, float]) -> None:
-    found = looked(seed, **planted)
+    found = measured(seed, **planted)
     drifting = {one.signal.name for one in found if one.signal.verdict == "drift"}
     # how long a text is moves the share of its rare tokens no further than chance does
     assert drifting == {name}
 
 
 def test_a_little_is_called_little() -> None:
-    (one,) = [one.signal for one in looked(0, 20_000, trained=5000, longer=1.1) if one.signal.name == "length"]
+    (one,) = [one.signal for one in measured(0, 20_000, trained=5000, longer=1.1) if one.signal.name == "length"]
     assert one.verdict == "small"
     assert one.adjusted is not None
     assert one.adjusted < 1e-6
@@ -93,9 +98,9 @@ def test_a_little_is_called_little() -> None:
 
 @pytest.mark.parametrize(("n", "trained"), [(LEAST - 1, 800), (400, LEAST_TRAINED - 1)])
 def test_too_few_to_tell(n: int, trained: int) -> None:
-    found = looked(0, n, trained=trained, longer=3.0, odd=0.9, good=1.0, unsure=1.0, away=9.0)
+    found = measured(0, n, trained=trained, longer=3.0, odd=0.9, good=1.0, unsure=1.0, away=9.0)
     assert verdicts(found) == dict.fromkeys(NAMES, "too few")
-    assert sureness(found[0].signal) == "too few samples to tell"
+    assert describe_significance(found[0].signal) == "too few samples to tell"
     assert all(one.signal.adjusted is None and not one.weights.any() for one in found)
 
 
@@ -103,9 +108,9 @@ def test_what_is_not_there_is_not_compared() -> None:
     world = World(0)
     bare = profile(world).model_copy(update={"labels": {}, "confidence": None, "hidden": None})
     live = [sample(row, i, rare=None, tokens=None) for i, row in enumerate(world.draw(200))]
-    found = compare(bare, live, {})
+    found = compare_signals(bare, live, {})
     assert [(one.signal.name, one.signal.live_n) for one in found] == [("length", 0), ("rare", 0)]
-    assert seen(found[0].signal) == "nothing to compare"
+    assert describe_values(found[0].signal) == "nothing to compare"
 
 
 def test_samples_that_show_it() -> None:
@@ -115,22 +120,22 @@ def test_samples_that_show_it() -> None:
         sample({"tokens": 90, "rare": 3, "label": "good", "confidence": 0.9}, 1000 + i, text=f"long {i % 8}")
         for i in range(200)
     ]
-    found = {one.signal.name: one for one in compare(known, live, {})}
-    shown = witnesses(found["length"], live)
+    found = {one.signal.name: one for one in compare_signals(known, live, {})}
+    shown = select_examples(found["length"], live)
     assert [one.why for one in shown] == ["90 tokens"] * 5
     assert [one.text for one in shown] == ["long 7", "long 6", "long 5", "long 4", "long 3"]
     assert shown[0].time == "2026-11-25 10:06:39"
-    told = finding(judged(found["length"].signal, 1e-9))
+    told = make_finding(judge_signal(found["length"].signal, 1e-9))
     assert (told.name, told.severity) == ("drift-length", "problem")
     assert "live; PSI" in told.evidence
     assert told.evidence.endswith("p<0.0001")
 
 
 def test_each_signal_is_shown_by_what_moved() -> None:
-    found = {one.signal.name: one for one in looked(3, odd=0.02, good=0.9, unsure=0.8, away=2.0)}
+    found = {one.signal.name: one for one in measured(3, odd=0.02, good=0.9, unsure=0.8, away=2.0)}
     live = samples(World(0).draw(400))
     for name, word in (("rare", "tokens are rare"), ("labels", "answered"), ("hidden", "distance")):
-        assert all(word in one.why for one in witnesses(found[name], live))
+        assert all(word in one.why for one in select_examples(found[name], live))
     # fewer rare tokens are shown by texts that have fewer than is usual
     rare = found["rare"]
     assert max(rare.values[place] for place in np.argsort(-rare.weights)[:5]) < (rare.signal.trained or 0)

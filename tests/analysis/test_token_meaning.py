@@ -10,9 +10,15 @@ import torch
 from helpers.small_tasks import FAST, reviews, reviews_task
 from helpers.tiny_models import NOT_SHARING, as_state, plain_logits, random_prompt, tiny_base
 
-from softprompt.analysis.inspection.ablation import keep, seen_rows, starts_of, with_removals, without
-from softprompt.analysis.inspection.attention_weights import probe_attention
-from softprompt.analysis.inspection.token_meaning import continuation, probe_tokens
+from softprompt.analysis.inspection.ablation import (
+    add_ablations,
+    keep_tokens,
+    leave_out_token,
+    rebuild_starts,
+    select_seen_rows,
+)
+from softprompt.analysis.inspection.attention_weights import measure_attention
+from softprompt.analysis.inspection.token_meaning import continue_prompt, describe_tokens
 from softprompt.config import TrainConfig, population
 from softprompt.data.task import TaskSpec
 from softprompt.errors import BaseModelError
@@ -37,7 +43,7 @@ class TestNeighbours:
     def test_words_are_their_own_nearest_and_the_scale_leaves_them_out(self) -> None:
         base = tiny_base("llama")
         ids = torch.tensor([40, 50, 60])
-        vocabulary, found = probe_tokens(base, [PromptState.of_embeddings(base.embed(ids).float())], None)
+        vocabulary, found = describe_tokens(base, [PromptState.of_embeddings(base.embed(ids).float())], None)
         assert [one.by_cosine[0].token_id for one in found] == [40, 50, 60]
         assert [one.by_cosine[0].value for one in found] == pytest.approx([1.0] * 3, abs=1e-5)
         assert [one.by_distance[0].value for one in found] == pytest.approx([0.0] * 3, abs=1e-4)
@@ -49,7 +55,7 @@ class TestNeighbours:
 
     def test_figures_by_plain_computation(self) -> None:
         base, state = tiny_base("gemma3"), a_state("gemma3")
-        vocabulary, found = probe_tokens(base, [state], None)
+        vocabulary, found = describe_tokens(base, [state], None)
         special = {*base.tokenizer.all_special_ids, *base.tokenizer.added_tokens_decoder}
         ids = torch.tensor([i for i in range(len(base.tokenizer)) if i not in special])
         words = base.embed(ids).float()
@@ -71,7 +77,7 @@ class TestNeighbours:
 
     def test_keys_and_values_have_no_place_among_words(self) -> None:
         base = tiny_base("llama")
-        vocabulary, found = probe_tokens(base, [keys_and_values(base, a_state("llama").tensor)], None)
+        vocabulary, found = describe_tokens(base, [keys_and_values(base, a_state("llama").tensor)], None)
         assert vocabulary is None
         assert [one.by_cosine for one in found] == [()] * 4
         assert all(one.norm > 0 for one in found)
@@ -85,7 +91,7 @@ class TestStart:
         base, task = tiny_base("llama"), reviews_task()
         settings: dict[str, Any] = {**FAST, "steps": 2, "learning_rate": 1e-9, "length": 30, "seed": 3}
         prompt = fit(base, task, **{**settings, "method": method, "init": init})
-        starts = starts_of(prompt, base, task.train)
+        starts = rebuild_starts(prompt, base, task.train)
         assert not isinstance(starts, str)
         for now, before in zip(prompt.state.tensors, starts[0].tensors, strict=True):
             assert torch.allclose(now, before, atol=1e-5)
@@ -93,9 +99,9 @@ class TestStart:
     def test_movement_and_names(self) -> None:
         base, task = tiny_base("llama"), reviews_task()
         prompt = fit(base, task, **FAST)
-        starts = starts_of(prompt, base, None)
+        starts = rebuild_starts(prompt, base, None)
         assert not isinstance(starts, str)
-        _, found = probe_tokens(base, prompt.states, starts)
+        _, found = describe_tokens(base, prompt.states, starts)
         by_hand = (prompt.state.tensor - starts[0].tensor).square().mean(dim=1).sqrt() / base.embedding_std
         assert [one.moved for one in found] == pytest.approx(by_hand.tolist(), rel=1e-4)
         assert [str(one.start_token).strip() for one in found] == ["bad", "good", "bad", "good"]
@@ -104,7 +110,7 @@ class TestStart:
         base, task = tiny_base("llama"), reviews_task()
         config = TrainConfig.build(**{**FAST, "steps": 2, "learning_rate": 1e-9, "init": "vocab"})
         prompt = fit(base, task, config=population(config, seeds=3), ensemble=True)
-        starts = starts_of(prompt, base, None)
+        starts = rebuild_starts(prompt, base, None)
         assert not isinstance(starts, str)
         assert len(starts) == 3
         for state, start in zip(prompt.states, starts, strict=True):
@@ -115,7 +121,7 @@ class TestStart:
         first = fit(base, task, **FAST)
         first.save(tmp_path / "first")
         settings = {**FAST, "steps": 2, "learning_rate": 1e-9, "init": f"prompt:{tmp_path / 'first'}"}
-        starts = starts_of(fit(base, task, **settings), base, None)
+        starts = rebuild_starts(fit(base, task, **settings), base, None)
         assert not isinstance(starts, str)
         assert torch.allclose(starts[0].tensor, first.state.tensor)
 
@@ -134,7 +140,7 @@ class TestStart:
     def test_is_not_made_up(self, changes: dict[str, Any], reason: str) -> None:
         base = tiny_base("llama")
         prompt = Prompt((a_state("llama"),), SPEC, base.name, base.fingerprint, "prompt-tuning", training=FAST)
-        found = starts_of(replace(prompt, **changes), base, None)
+        found = rebuild_starts(replace(prompt, **changes), base, None)
         assert isinstance(found, str)
         assert reason in found
 
@@ -149,22 +155,22 @@ class TestSeen:
         best = prompt.training["best_step"]
         rows = sorted({index for one in taken[:best] for index in one})
         assert len(rows) == best * FAST["batch_size"] < 200
-        assert seen_rows(prompt, base, task) == [task.train[index] for index in rows]
+        assert select_seen_rows(prompt, base, task) == [task.train[index] for index in rows]
 
     def test_a_manifest_that_does_not_tell(self) -> None:
         base, task = tiny_base("llama"), reviews_task()
         prompt = fit(base, task, **FAST, evaluate_test=False)
-        assert seen_rows(replace(prompt, method="multitask"), base, task) is None
-        assert seen_rows(replace(prompt, training={}), base, task) is None
-        assert seen_rows(replace(prompt, data={"streamed": True}), base, task) is None
+        assert select_seen_rows(replace(prompt, method="multitask"), base, task) is None
+        assert select_seen_rows(replace(prompt, training={}), base, task) is None
+        assert select_seen_rows(replace(prompt, data={"streamed": True}), base, task) is None
 
 
 class TestRemoval:
     @pytest.mark.parametrize("family", ["llama", "gemma3", *NOT_SHARING])
     def test_is_the_loss_of_a_prompt_without_the_token(self, family: str) -> None:
         base, state = tiny_base(family), a_state(family)
-        _, found = probe_tokens(base, [state], None)
-        found = with_removals(found, base, SPEC, [state], EXAMPLES)
+        _, found = describe_tokens(base, [state], None)
+        found = add_ablations(found, base, SPEC, [state], EXAMPLES)
         gold = [SPEC.label_index[str(one.label)] for one in EXAMPLES]
 
         def loss(tokens: torch.Tensor) -> float:
@@ -173,20 +179,20 @@ class TestRemoval:
 
         for index, one in enumerate(found):
             shorter = torch.cat([state.tensor[:index], state.tensor[index + 1 :]])
-            assert one.removal is not None
-            assert one.removal.value == pytest.approx(loss(shorter) - loss(state.tensor), abs=1e-4)
+            assert one.ablation is not None
+            assert one.ablation.value == pytest.approx(loss(shorter) - loss(state.tensor), abs=1e-4)
 
     def test_the_only_token_leaves_the_bare_template(self) -> None:
         base, state = tiny_base("llama"), a_state("llama", 1)
-        assert without(state, 0) is None
-        _, found = probe_tokens(base, [state], None)
-        (one,) = with_removals(found, base, SPEC, [state], EXAMPLES)
-        assert one.removal is not None
+        assert leave_out_token(state, 0) is None
+        _, found = describe_tokens(base, [state], None)
+        (one,) = add_ablations(found, base, SPEC, [state], EXAMPLES)
+        assert one.ablation is not None
 
     def test_keys_and_values_lose_the_same_token(self) -> None:
         base, state = tiny_base("gpt2"), a_state("gpt2")
         pair = keys_and_values(base, state.tensor)
-        kept = keep(pair, [0, 2])
+        kept = keep_tokens(pair, [0, 2])
         assert kept is not None
         assert [t.shape[2] for t in kept.tensors] == [2, 2]
         assert torch.equal(kept.tensors[1][:, :, 1], pair.tensors[1][:, :, 2])
@@ -199,7 +205,7 @@ class TestAttention:
     def test_shares_are_the_models_own(self, family: str) -> None:
         base, state = tiny_base(family), a_state(family)
         before = base.model.config._attn_implementation
-        found, shares = probe_attention(base, SPEC, state, EXAMPLES[:1])
+        found, shares = measure_attention(base, SPEC, state, EXAMPLES[:1])
         assert base.model.config._attn_implementation == before
         ids = base.tokenizer(f"{EXAMPLES[0].text}:", add_special_tokens=False).input_ids
         parts = [base.embed(torch.tensor(base.bos_ids, dtype=torch.long)), state.tensor, base.embed(torch.tensor(ids))]
@@ -216,8 +222,8 @@ class TestAttention:
     @pytest.mark.parametrize("family", ["llama", "gemma3", "mistral"])
     def test_keys_and_values_get_what_their_tokens_get(self, family: str) -> None:
         base, state = tiny_base(family), a_state(family)
-        _, plain = probe_attention(base, SPEC, state, EXAMPLES)
-        _, folded = probe_attention(base, SPEC, keys_and_values(base, state.tensor), EXAMPLES)
+        _, plain = measure_attention(base, SPEC, state, EXAMPLES)
+        _, folded = measure_attention(base, SPEC, keys_and_values(base, state.tensor), EXAMPLES)
         assert folded == pytest.approx(plain, abs=1e-5)
 
     @pytest.mark.parametrize(
@@ -225,14 +231,14 @@ class TestAttention:
     )
     def test_families_that_cannot_say_so(self, family: str, why: str) -> None:
         with pytest.raises(BaseModelError, match=why):
-            probe_attention(tiny_base(family), SPEC, a_state(family), EXAMPLES)
+            measure_attention(tiny_base(family), SPEC, a_state(family), EXAMPLES)
 
 
 class TestSays:
     @pytest.mark.parametrize("family", ["llama", "qwen3", "mamba"])
     def test_is_greedy_behind_the_prompt(self, family: str) -> None:
         base, state = tiny_base(family), a_state(family)
-        found, remark = continuation(base, state)
+        found, remark = continue_prompt(base, state)
         assert remark is None
         ids: list[int] = []
         for step in range(3):
@@ -246,13 +252,13 @@ class TestSays:
 
     @pytest.mark.parametrize("family", ["t5", "bart"])
     def test_an_encoder_decoder_model_says_it_in_its_decoder(self, family: str) -> None:
-        found, remark = continuation(tiny_base(family), a_state(family))
+        found, remark = continue_prompt(tiny_base(family), a_state(family))
         assert "decoder" in str(remark)
         assert found.next == ()
 
     def test_keys_and_values_need_something_behind_them(self) -> None:
         base = tiny_base("llama")
-        _, remark = continuation(base, keys_and_values(base, a_state("llama").tensor))
+        _, remark = continue_prompt(base, keys_and_values(base, a_state("llama").tensor))
         assert "a new line" in str(remark)
 
 
@@ -260,7 +266,7 @@ def test_the_base_is_left_as_it_was() -> None:
     base, state = tiny_base("llama"), a_state("llama")
     ids = [random.Random(0).randrange(300) for _ in range(9)]
     before = plain_logits(base, None, ids)
-    probe_tokens(base, [state], None)
-    probe_attention(base, SPEC, state, EXAMPLES)
-    continuation(base, state)
+    describe_tokens(base, [state], None)
+    measure_attention(base, SPEC, state, EXAMPLES)
+    continue_prompt(base, state)
     assert torch.equal(before, plain_logits(base, None, ids))

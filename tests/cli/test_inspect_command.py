@@ -62,13 +62,13 @@ def test_json_is_one_object_with_every_part(place: Path) -> None:
     assert all(len(one["attention"]) == 2 for one in found["tokens"])
     assert all(one["moved"] > 0 for one in found["tokens"])
     assert [one["step"] for one in found["history"]] == [6, 12]
-    assert len(found["neighbourhood"]["names"]) == 2
-    (start,) = found["neighbourhood"]["starts"]
+    assert len(found["neighbors"]["names"]) == 2
+    (start,) = found["neighbors"]["starts"]
     assert start["options"][:2] == ["--init", f"prompt:{place / 'prompts' / 'other'}"]
-    assert start["loss"]["n"] == found["neighbourhood"]["own_loss"]["n"] == 48
+    assert start["loss"]["n"] == found["neighbors"]["own_loss"]["n"] == 48
     assert {one["split"] for one in found["reproduction"]} == {"validation", "test"}
     assert all(one["saved"]["value"] == one["now"]["value"] for one in found["reproduction"])
-    for name in ("attention", "continuation", "duplicates", "fit", "memorisation", "suspects", "vocabulary"):
+    for name in ("attention", "continuation", "duplicates", "fit", "memorization", "label_errors", "vocabulary"):
         assert found[name] is not None, name
 
 
@@ -102,7 +102,7 @@ def test_other_kinds_say_what_they_cannot(place: Path, prompt: str, notes: list[
     found = inspected(place, prompt)
     for note in notes:
         assert any(one.startswith(note) for one in found["notes"]), found["notes"]
-    assert all(one["removal"] is not None and one["moved"] is not None for one in found["tokens"])
+    assert all(one["ablation"] is not None and one["moved"] is not None for one in found["tokens"])
     assert len(found["tokens"]) == 4 * found["members"]
 
 
@@ -122,8 +122,8 @@ def test_other_data_and_fewer_examples(place: Path, tmp_path: Path) -> None:
     found = json.loads(done.out)
     assert found["answers"]["split"] == "validation"
     assert found["answers"]["metric"]["n"] == 5
-    assert found["suspects"] is None
-    assert found["memorisation"] is None
+    assert found["label_errors"] is None
+    assert found["memorization"] is None
     assert any("no train split" in note for note in found["notes"])
     assert any("not those that it was learned on" in note for note in found["notes"])
 

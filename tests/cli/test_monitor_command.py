@@ -89,7 +89,7 @@ def test_traffic_as_in_training_does_not_drift(place: Path, tmp_path: Path) -> N
     found = monitored(place, path, "--model", place / "llama")["tone@1"]
     assert list(verdicts(found)) == ["length", "rare", "labels", "confidence", "hidden"]
     assert found["verdict"] != "drift"
-    assert found["findings"] == found["witnesses"] == []
+    assert found["findings"] == found["examples"] == []
     # the same tokens are counted by the server and by the profile
     known = read_profile(f"{place / 'store'}#tone@1")
     assert known is not None
@@ -103,7 +103,7 @@ def test_strange_texts_are_told_with_those_that_show_it(place: Path, tmp_path: P
     found = monitored(place, path, "--model", place / "llama", "--report", page)["tone@1"]
     assert found["verdict"] == "drift"
     assert {name for name, verdict in verdicts(found).items() if verdict == "drift"} >= {"length", "rare", "hidden"}
-    shown = {one["text"] for one in found["witnesses"] if one["signal"] in ("length", "rare", "hidden")}
+    shown = {one["text"] for one in found["examples"] if one["signal"] in ("length", "rare", "hidden")}
     assert shown <= set(strange(100))
     assert len(shown) >= 5
     assert "tone@1: live texts are not as those" in page.read_text()
@@ -119,7 +119,7 @@ def test_without_texts(place: Path, tmp_path: Path) -> None:
     assert verdicts(found)["rare"] == "drift"
     assert "hidden" not in verdicts(found)
     assert "hidden states: no texts were kept (softprompt serve --sample-text)" in found["notes"]
-    assert {one["text"] for one in found["witnesses"]} == {None}
+    assert {one["text"] for one in found["examples"]} == {None}
 
 
 def test_generation(place: Path, tmp_path: Path) -> None:

@@ -12,11 +12,11 @@ from helpers.planted_traffic import World, profile, sample, samples
 from helpers.told import told_lines
 from report.test_inspection_page import full as inspected
 
-from softprompt.analysis.drift.drift_records import Monitoring
-from softprompt.analysis.drift.monitor import _judged, _Looked
-from softprompt.analysis.drift.signals import LEAST, LEAST_TRAINED, SIGNIFICANCE, compare
+from softprompt.analysis.drift.drift_records import DriftReport
+from softprompt.analysis.drift.monitor import UnadjustedDrift, adjust_and_judge
+from softprompt.analysis.drift.signals import LEAST, LEAST_TRAINED, SIGNIFICANCE, compare_signals
 from softprompt.cli.printing import print_result
-from softprompt.report.pages.drift_page import monitoring_document
+from softprompt.report.pages.drift_page import drift_document
 from softprompt.report.pages.inspection_page import inspection_document
 from softprompt.report.render.document import Code, Document, Figure, Section
 from softprompt.report.render.html import page
@@ -25,7 +25,7 @@ from softprompt.report.report_files import write_page
 from softprompt.store.input_profile import Profile
 
 
-def full(word: str = "word", labels: int = 2) -> Monitoring:
+def full(word: str = "word", labels: int = 2) -> DriftReport:
     """Three prompts: one that drifts in everything, one that does not, one with too few samples."""
     world = World(0)
     known = profile(world)
@@ -39,12 +39,14 @@ def full(word: str = "word", labels: int = 2) -> Monitoring:
     ]
     far = dict(enumerate(known.hidden.distances_of(world.states(300, 3.0)).tolist()))
     same, few = samples(world.draw(300)), [sample(number=9, text=None)]
-    looked = [
-        _Looked(f"{word}@1", "classification", word, odd, compare(_relabelled(known, names), odd, far), (word,)),
-        _Looked("same@1", "classification", "saved with it", same, compare(known, same, {}), ()),
-        _Looked("few@2", "classification", "saved with it", few, compare(known, few, {}), ()),
+    measured = [
+        UnadjustedDrift(
+            f"{word}@1", "classification", word, odd, compare_signals(_relabelled(known, names), odd, far), (word,)
+        ),
+        UnadjustedDrift("same@1", "classification", "saved with it", same, compare_signals(known, same, {}), ()),
+        UnadjustedDrift("few@2", "classification", "saved with it", few, compare_signals(known, few, {}), ()),
     ]
-    return Monitoring(
+    return DriftReport(
         samples=f"/somewhere/{word[:40].replace('/', '')}.db",
         since="2026-11-20 10:00:00",
         read=601,
@@ -53,7 +55,7 @@ def full(word: str = "word", labels: int = 2) -> Monitoring:
         least=LEAST,
         least_trained=LEAST_TRAINED,
         significance=SIGNIFICANCE,
-        prompts=tuple(_judged(looked)),
+        prompts=tuple(adjust_and_judge(measured)),
         notes=(word,),
         created="2026-11-25T16:00:00Z",
     )
@@ -63,46 +65,46 @@ def _relabelled(known: Profile, names: dict[str, int]) -> Profile:
     return known.model_copy(update={"labels": {name: 10 * count for name, count in names.items()}})
 
 
-def figures(found: Monitoring) -> list[Figure]:
-    blocks = [block for section in monitoring_document(found).sections for block in section.blocks]
+def figures(found: DriftReport) -> list[Figure]:
+    blocks = [block for section in drift_document(found).sections for block in section.blocks]
     return [block for block in blocks if isinstance(block, Figure)]
 
 
 def test_every_part_is_there() -> None:
     found = full()
-    read = Page(page(monitoring_document(found)))
+    read = Page(page(drift_document(found)))
     parts = ["recommendation", "prompt-1", "prompt-2", "prompt-3", "measured"]
     assert [one["id"] for one in read.all("section")] == parts
     assert [one.verdict for one in found.prompts] == ["drift", "none", "too few"]
     assert len(found.prompts[0].findings) == 5
-    for finding in found.prompts[0].findings:
-        assert finding.title in read.text
-        assert all(advice in read.text for advice in finding.advice)
+    for make_finding in found.prompts[0].findings:
+        assert make_finding.title in read.text
+        assert all(advice in read.text for advice in make_finding.advice)
     assert "word@1: live texts are not as those that the prompt was measured on." in read.text
     assert len(read.all("figure")) == len(figures(found)) == 9
 
 
 def test_the_terminal_says_the_same() -> None:
     found = full()
-    lines = told_lines(monitoring_document(found))
+    lines = told_lines(drift_document(found))
     assert lines[1].startswith("601 samples in /somewhere/word.db since 2026-11-20 10:00:00")
     assert "- 4 rows of the file are no samples" in lines
     assert "- 7 older samples were not read" in lines
     assert "- Ended in an error: word 3." in lines
     assert lines[lines.index("== few@2") + 1].startswith("Too few samples to tell: 1 samples")
-    for finding in found.prompts[0].findings:
-        assert f"Seen: {finding.evidence}." in lines
-        assert f"Means: {finding.meaning}" in lines
-        assert {f"- {advice}" for advice in finding.advice} <= set(lines)
+    for make_finding in found.prompts[0].findings:
+        assert f"Seen: {make_finding.evidence}." in lines
+        assert f"Means: {make_finding.meaning}" in lines
+        assert {f"- {advice}" for advice in make_finding.advice} <= set(lines)
 
 
 def test_nothing_to_compare() -> None:
     none = full().model_copy(update={"prompts": ()})
-    assert "There is nothing to compare." in Page(page(monitoring_document(none))).text
+    assert "There is nothing to compare." in Page(page(drift_document(none))).text
     quiet = full().model_copy(update={"prompts": full().prompts[1:2]})
-    assert "No drift was seen." in Page(page(monitoring_document(quiet))).text
+    assert "No drift was seen." in Page(page(drift_document(quiet))).text
     few = full().model_copy(update={"prompts": full().prompts[2:]})
-    assert "Too few samples to tell: each prompt needs 100." in Page(page(monitoring_document(few))).text
+    assert "Too few samples to tell: each prompt needs 100." in Page(page(drift_document(few))).text
 
 
 def test_drawings_are_sound_at_both_widths() -> None:
@@ -114,31 +116,31 @@ def test_drawings_are_sound_at_both_widths() -> None:
 
 
 def test_of_many_labels_those_that_moved_most() -> None:
-    text = Page(page(monitoring_document(full(labels=30)))).text
+    text = Page(page(drift_document(full(labels=30)))).text
     assert "Shown are the 20 of 30 that moved most." in text
 
 
 def test_hostile_text_is_text(capsys: pytest.CaptureFixture[str]) -> None:
-    read = Page(page(monitoring_document(full(HOSTILE))))
+    read = Page(page(drift_document(full(HOSTILE))))
     assert len(read.all("script")) == 1
     assert read.all("img") == []
     assert "javascript:d" in read.text
-    print_result({}, monitoring_document(full(HOSTILE)), as_json=False)
+    print_result({}, drift_document(full(HOSTILE)), as_json=False)
     assert not {"\x1b", "\u202e"} & set(capsys.readouterr().out)
-    assert "<script>" not in markdown(monitoring_document(full(HOSTILE)))
+    assert "<script>" not in markdown(drift_document(full(HOSTILE)))
 
 
 def test_is_written_whole(tmp_path: Path) -> None:
     found = full()
-    write_page(monitoring_document(found), tmp_path / "a" / "b.html")
-    assert (tmp_path / "a" / "b.html").read_text() == page(monitoring_document(found))
+    write_page(drift_document(found), tmp_path / "a" / "b.html")
+    assert (tmp_path / "a" / "b.html").read_text() == page(drift_document(found))
 
 
 @pytest.mark.parametrize(("scheme", "width"), [("light", 1280), ("dark", 375), ("light", 320)])
 def test_in_a_browser(tmp_path: Path, scheme: str, width: int) -> None:
     from helpers.browser import quiet_page  # skips where there is no Playwright
 
-    write_page(monitoring_document(full("unbroken" * 20, labels=30)), tmp_path / "page.html")
+    write_page(drift_document(full("unbroken" * 20, labels=30)), tmp_path / "page.html")
     with quiet_page(tmp_path / "page.html", scheme, width) as opened:
         assert opened.page.locator("figure svg:visible").count() == 9
         assert opened.page.locator("figure table:visible").count() == 9
@@ -148,7 +150,7 @@ def test_in_a_browser(tmp_path: Path, scheme: str, width: int) -> None:
 def test_long_texts_are_cut_and_their_length_told(form: Callable[[Document], str]) -> None:
     long = "wörd " * 12_000
     for made, usual in (
-        (monitoring_document(full(long)), monitoring_document(full())),
+        (drift_document(full(long)), drift_document(full())),
         (inspection_document(inspected(long)), inspection_document(inspected())),
     ):
         written = form(made)

@@ -9,23 +9,23 @@ from analysis.test_inspection_findings import about, answers, calibration, compa
 from helpers.html_page import HOSTILE, Page
 from helpers.told import told_lines
 
-from softprompt.analysis.inspection.inspection_findings import findings
+from softprompt.analysis.inspection.inspection_findings import judge_inspection
 from softprompt.analysis.inspection.inspection_records import (
     Attention,
-    Bin,
-    Change,
+    ChangedAnswer,
     Continuation,
+    DuplicateGroup,
+    DuplicateRow,
     Inspection,
-    Memorisation,
-    Neighbour,
-    Neighbourhood,
+    LabelError,
+    LabelErrors,
+    Memorization,
+    Neighbor,
     NextToken,
+    ReliabilityBin,
     Slice,
-    Start,
-    Suspect,
-    Suspects,
-    Twin,
-    TwinGroup,
+    StartCandidate,
+    StoreNeighbors,
 )
 from softprompt.cli.printing import print_result
 from softprompt.report.pages.inspection_page import inspection_document
@@ -38,9 +38,9 @@ PARTS = ("recommendation", "answers", "slices", "tokens", "attention", "alone", 
 
 def full(word: str = "word", layers: int = 18, tokens: int = 20) -> Inspection:
     """One with everything in it; ``word`` stands wherever somebody else's text does."""
-    change = Change(index=3, text=word, gold=word, now=word, before="b", gain=1.2)
+    change = ChangedAnswer(index=3, text=word, gold=word, now=word, before="b", gain=1.2)
     bins = tuple(
-        Bin(
+        ReliabilityBin(
             low=0.5 + i / 10,
             high=0.6 + i / 10,
             n=9,
@@ -63,11 +63,11 @@ def full(word: str = "word", layers: int = 18, tokens: int = 20) -> Inspection:
         ),
         truncated=9,
     )
-    near = (Neighbour(token=word, token_id=1, value=0.5), Neighbour(token=word, token_id=2, value=0.4))
+    near = (Neighbor(token=word, token_id=1, value=0.5), Neighbor(token=word, token_id=2, value=0.4))
     shares = tuple(0.3 for _ in range(layers))
     says = (NextToken(token=word, probability=0.2),)
-    row = Twin(split="train", index=1, answer=word, text=word)
-    suspect = Suspect(index=2, text=word, gold=word, instead="b", score=0.9, reason=word)
+    row = DuplicateRow(split="train", index=1, answer=word, text=word)
+    suspect = LabelError(index=2, text=word, gold=word, instead="b", score=0.9, reason=word)
     fields: dict[str, Any] = {
         "place": word,
         "data": word,
@@ -79,17 +79,21 @@ def full(word: str = "word", layers: int = 18, tokens: int = 20) -> Inspection:
         "continuation": Continuation(text=word, next=says, without=word, without_next=says),
         "answers": parts,
         "history": losses((0.7, 0.6), (0.5, 0.4), (0.8, 0.9)),
-        "suspects": Suspects(looked_at=100, found=60, listed=(suspect,)),
+        "label_errors": LabelErrors(looked_at=100, found=60, listed=(suspect,)),
         "duplicates": twins(leaked=9, groups=1, conflicting=1).model_copy(
-            update={"listed": (TwinGroup(rows=(row, row), size=2, conflicting=True),)}
+            update={"listed": (DuplicateGroup(rows=(row, row), size=2, conflicting=True),)}
         ),
-        "memorisation": Memorisation(
+        "memorization": Memorization(
             what="texts", trained=about(0.2), held_out=about(0.1), difference=about(0.1), auc=0.7, same_data=True
         ),
-        "neighbourhood": Neighbourhood(
+        "neighbors": StoreNeighbors(
             names=(word, "b"),
             matrix=((1.0, -0.2), (-0.2, 1.0)),
-            starts=(Start(place=word, average_tokens=0.5, same_start=None, loss=about(0.4), options=("--init", word)),),
+            starts=(
+                StartCandidate(
+                    place=word, average_tokens=0.5, same_start=None, loss=about(0.4), options=("--init", word)
+                ),
+            ),
             own_loss=about(0.2),
         ),
         "training": {"template": word, "init": word, "learning_rate": 0.1},
@@ -97,7 +101,7 @@ def full(word: str = "word", layers: int = 18, tokens: int = 20) -> Inspection:
         "created": "2026-11-25T16:00:00Z",
     }  # fmt: skip
     made = inspection(**fields)
-    return made.model_copy(update={"findings": tuple(findings(made))})
+    return made.model_copy(update={"findings": tuple(judge_inspection(made))})
 
 
 def test_every_part_is_there() -> None:

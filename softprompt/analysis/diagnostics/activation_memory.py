@@ -2,7 +2,7 @@
 
 On a CPU, layers built like Llama's are our own (fused_layer.py), and what they keep is written down here, part by part.
 Everywhere else ``transformers``' layers run under autograd, and what that saves is counted on a pass without numbers
-(skeleton.py). Measured against real peaks by bench/plan_check.py.
+(meta_model.py). Measured against real peaks by bench/plan_check.py.
 
 Shapes: ``M`` positions, ``T`` text length, ``P'`` prefix length with BOS, ``H`` hidden size, ``F`` feed-forward size,
 ``Q`` and ``K`` sizes of queries and keys, ``N`` query heads, ``V`` vocabulary, ``L`` layers, ``e`` bytes of a number.
@@ -11,7 +11,7 @@ Shapes: ``M`` positions, ``T`` text length, ``P'`` prefix length with BOS, ``H``
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from softprompt.analysis.diagnostics.meta_model import Kept, Passes, Skeleton, counted
+from softprompt.analysis.diagnostics.meta_model import MetaModel, SavedBytes, StepBytes, count_saved_bytes
 from softprompt.inference.scoring import LOGITS_CHUNK
 from softprompt.models.frozen_lm import window_of
 from softprompt.models.kernels.fused_layer import Layer
@@ -37,7 +37,7 @@ class Activations:
 
     own: bool
     checkpointing: bool
-    passes: Passes
+    passes: StepBytes
     prefix: int
     text: int
     work: int
@@ -62,7 +62,7 @@ class Activations:
 
 
 def activations(
-    skeleton: Skeleton,
+    meta: MetaModel,
     prefix: int,
     text: int,
     *,
@@ -82,21 +82,21 @@ def activations(
     Raises:
         BaseModelError: the model cannot be run without numbers.
     """
-    size = skeleton.dtype.itemsize
-    layers = skeleton.own_layers if own_layers else None
-    window = window_of(skeleton.model.config.get_text_config())
+    size = meta.dtype.itemsize
+    layers = meta.own_layers if own_layers else None
+    window = window_of(meta.model.config.get_text_config())
     if layers is not None and (window is None or prefix + text <= window):
         passes = _own_passes(layers, prefix, text, size, learned_cache)
         work = max(own_work(layer, prefix + text, size) for layer in layers)
     else:
-        layers, passes = None, counted(skeleton, prefix, text, given=learned_cache)
+        layers, passes = None, count_saved_bytes(meta, prefix, text, given=learned_cache)
         positions = text if passes.prefix is not None else prefix + text
         # about what a layer keeps comes by again as gradient
         work = passes.text.largest // max(positions, 1)
     if passes.prefix is None:
         prefix, text = 0, prefix + text
     # in the model's dtype, in float32, their log-softmax and its gradient
-    logits = LOGITS_CHUNK * skeleton.vocabulary_size * (2 * size + 3 * FLOAT) if generation else 0
+    logits = LOGITS_CHUNK * meta.vocabulary_size * (2 * size + 3 * FLOAT) if generation else 0
     return Activations(layers is not None, checkpointing, passes, prefix, text, work, logits)
 
 
@@ -127,7 +127,7 @@ def own_work(layer: Layer, seen: int, size: int) -> int:
     return max(feed_forward, weights * (2 * size + 5 * FLOAT))
 
 
-def _own_passes(layers: Sequence[Layer], prefix: int, text: int, size: int, learned_cache: bool) -> Passes:
+def _own_passes(layers: Sequence[Layer], prefix: int, text: int, size: int, learned_cache: bool) -> StepBytes:
     of_text: list[int] = []
     of_prefix: list[int] = []
     cache = 0
@@ -146,11 +146,11 @@ def _own_passes(layers: Sequence[Layer], prefix: int, text: int, size: int, lear
             # its keys, turned, and its values are the cache
             of_prefix.append(prefix * (attention + behind - 2 * size * keys))
     hidden = size * layers[0].entrance.query.inputs
-    of_both = Kept((0,) * len(layers), 0) if learned_cache else Kept(tuple(of_prefix), prefix * hidden)
-    return Passes(of_both, Kept(tuple(of_text), text * hidden), cache)
+    of_both = SavedBytes((0,) * len(layers), 0) if learned_cache else SavedBytes(tuple(of_prefix), prefix * hidden)
+    return StepBytes(of_both, SavedBytes(tuple(of_text), text * hidden), cache)
 
 
-def weights_bytes(skeleton: Skeleton, quantise: str | None) -> int:
+def weights_bytes(meta: MetaModel, quantise: str | None) -> int:
     """Bytes of all weights."""
-    size, packed = skeleton.dtype.itemsize, skeleton.in_linears if quantise else 0
-    return size * (skeleton.parameters - packed) + round(PACKED[quantise or "int8"] * packed)
+    size, packed = meta.dtype.itemsize, meta.in_linears if quantise else 0
+    return size * (meta.parameters - packed) + round(PACKED[quantise or "int8"] * packed)

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 
 from softprompt.analysis.diagnostics import parity, parity_seq2seq
-from softprompt.analysis.diagnostics.parity import Case, Errors, cases, rounding
+from softprompt.analysis.diagnostics.parity import ParityCase, ParityErrors, make_cases, measure_rounding
 from softprompt.analysis.diagnostics.tiny_models import FAMILIES, tiny_family_model
 from softprompt.errors import BaseModelError
 from softprompt.models.devices import device_of
@@ -34,27 +34,27 @@ MEANINGS = {
     STEP: "new tokens one by one behind the cache, padded texts side by side",
 }
 # an encoder sees both ways: what it makes of a prompt is not the same for every text, and cannot be shared
-_MEASURES: dict[str, dict[str, Callable[[FrozenLM, Case], Errors]]] = {
+_MEASURES: dict[str, dict[str, Callable[[FrozenLM, ParityCase], ParityErrors]]] = {
     "decoder-only": {
-        RIGHT: parity.right_padded,
-        LEFT: parity.left_padded,
-        SHARED: parity.shared,
-        MIXED: parity.mixed,
-        KEYS_AND_VALUES: parity.given,
-        STEP: parity.generated,
+        RIGHT: parity.measure_right_padded,
+        LEFT: parity.measure_left_padded,
+        SHARED: parity.measure_shared_prefix,
+        MIXED: parity.measure_mixed_prompts,
+        KEYS_AND_VALUES: parity.measure_keys_and_values,
+        STEP: parity.measure_generation,
     },
     "encoder-decoder": {
-        RIGHT: parity_seq2seq.right_padded,
-        LEFT: parity_seq2seq.left_padded,
-        MIXED: parity_seq2seq.right_padded,
-        KEYS_AND_VALUES: parity_seq2seq.given,
-        STEP: parity_seq2seq.generated,
+        RIGHT: parity_seq2seq.measure_right_padded,
+        LEFT: parity_seq2seq.measure_left_padded,
+        MIXED: parity_seq2seq.measure_right_padded,
+        KEYS_AND_VALUES: parity_seq2seq.measure_keys_and_values,
+        STEP: parity_seq2seq.measure_generation,
     },
 }
 
 
 @dataclass(frozen=True)
-class Check:
+class ParityCheck:
     """One way to put a prompt in front of texts, against plain concatenation.
 
     Attributes:
@@ -98,7 +98,7 @@ class Diagnosis:
     longest_text: int
     sliding_window: int | None
     alike_up_to: int | None
-    checks: tuple[Check, ...]
+    checks: tuple[ParityCheck, ...]
     way: Way
     reason: str
     methods: Mapping[str, str]
@@ -115,7 +115,7 @@ class Diagnosis:
 
 
 @dataclass(frozen=True)
-class FamilyRow:
+class FamilyDiagnosis:
     """One family: its diagnosis, or ``None`` where softprompt does not take the model at all; the reason if any."""
 
     family: str
@@ -148,7 +148,7 @@ def diagnose(base: FrozenLM, seed: int = 0) -> Diagnosis:
         "alike_up_to": base.alike_up_to,
     }
     try:
-        alone, together = cases(base, seed)
+        alone, together = make_cases(base, seed)
         tolerances = _tolerances(base, alone, seed)
         shares = shares_prefix(base)
     except Exception as error:  # what models raise is not of one kind
@@ -171,7 +171,7 @@ def diagnose(base: FrozenLM, seed: int = 0) -> Diagnosis:
     return Diagnosis(**facts, way=way, reason=why, methods=methods)
 
 
-def families_table(progress: Callable[[str], None] | None = None, device: str = "cpu") -> list[FamilyRow]:
+def diagnose_families(progress: Callable[[str], None] | None = None, device: str = "cpu") -> list[FamilyDiagnosis]:
     """Diagnose the tiny model of every family; ``progress`` receives a line before each.
 
     Raises:
@@ -183,31 +183,31 @@ def families_table(progress: Callable[[str], None] | None = None, device: str = 
         if progress is not None:
             progress(f"measuring {family}")
         model, tokenizer = tiny_family_model(family)
-        rows.append(family_row(family, model.to(place), tokenizer))
+        rows.append(diagnose_family(family, model.to(place), tokenizer))
     return rows
 
 
-def family_row(family: str, model: Any, tokenizer: Any) -> FamilyRow:
+def diagnose_family(family: str, model: Any, tokenizer: Any) -> FamilyDiagnosis:
     """Diagnose a family's model, or catch why ``FrozenLM`` refuses it."""
     try:
         diagnosis = diagnose(FrozenLM(model, tokenizer, f"tiny {family}"))
     except BaseModelError as error:
-        return FamilyRow(family, None, str(error))
-    return FamilyRow(family, diagnosis, diagnosis.reason)
+        return FamilyDiagnosis(family, None, str(error))
+    return FamilyDiagnosis(family, diagnosis, diagnosis.reason)
 
 
-def _tolerances(base: FrozenLM, among: Sequence[Case], seed: int) -> tuple[float, float]:
+def _tolerances(base: FrozenLM, among: Sequence[ParityCase], seed: int) -> tuple[float, float]:
     """Relative errors of logits and gradient up to which they count as exact."""
     if base.dtype == torch.float32:
         return EXACT, EXACT
-    once = rounding(base, among, seed)
+    once = measure_rounding(base, among, seed)
     # half of the length of a vector is a fault, however coarse the rounding
     return min(0.5, ROUNDINGS * once.logits), min(0.5, ROUNDINGS * (once.gradient or 0.0))
 
 
 def _check(
-    name: str, base: FrozenLM, among: Sequence[Case], tolerances: tuple[float, float], relied_on: Sequence[str]
-) -> Check:
+    name: str, base: FrozenLM, among: Sequence[ParityCase], tolerances: tuple[float, float], relied_on: Sequence[str]
+) -> ParityCheck:
     meaning, measure = MEANINGS[name], _MEASURES[base.architecture][name]
     logits = gradient = None
     try:
@@ -221,10 +221,10 @@ def _check(
     except Exception as failure:  # what models raise is not of one kind
         reason = f"the model does not take it: {_one_line(failure)}"
     if not reason:
-        return Check(name, meaning, logits, gradient, "exact")
+        return ParityCheck(name, meaning, logits, gradient, "exact")
     verdict: Verdict = "refused" if name in (*relied_on, MIXED, KEYS_AND_VALUES) else "fallback"
     known = [error if error is not None and math.isfinite(error) else None for error in (logits, gradient)]
-    return Check(name, meaning, known[0], known[1], verdict, reason)
+    return ParityCheck(name, meaning, known[0], known[1], verdict, reason)
 
 
 def _reason(logits: float, gradient: float | None, tolerances: tuple[float, float]) -> str:
@@ -233,11 +233,11 @@ def _reason(logits: float, gradient: float | None, tolerances: tuple[float, floa
         return "gives numbers that are not finite"
     parts = [("logits", logits, tolerances[0])]
     parts += [] if gradient is None else [("gradient", gradient, tolerances[1])]
-    wrong = [f"{name} by {error_text(error)}" for name, error, most in parts if error > most]
+    wrong = [f"{name} by {format_error(error)}" for name, error, most in parts if error > most]
     return f"differs from plain concatenation, {', '.join(wrong)}" if wrong else ""
 
 
-def _way(base: FrozenLM, checks: Mapping[str, Check], relied_on: Sequence[str]) -> tuple[Way, str]:
+def _way(base: FrozenLM, checks: Mapping[str, ParityCheck], relied_on: Sequence[str]) -> tuple[Way, str]:
     """How softprompt runs the model, and why not with a shared prefix where a prefix could be shared."""
     for name in relied_on:
         if checks[name].verdict == "refused":
@@ -250,7 +250,7 @@ def _way(base: FrozenLM, checks: Mapping[str, Check], relied_on: Sequence[str]) 
     return "concatenation (fallback)", causes[0] if causes else "its layers keep more than keys and values"
 
 
-def error_text(error: float | None) -> str:
+def format_error(error: float | None) -> str:
     """A relative error in one digit; a dash where there is none."""
     return "-" if error is None else f"{error:.1g}"
 

@@ -13,7 +13,7 @@ ROOM = 0.9  # share of a GPU's memory to plan with: CUDA itself, its libraries a
 
 
 @dataclass(frozen=True)
-class Wish:
+class Workload:
     """What is planned for.
 
     Attributes:
@@ -54,7 +54,7 @@ class Wish:
 
 
 @dataclass(frozen=True)
-class Part:
+class MemoryPart:
     """One part of what is needed: bytes, and how they come about."""
 
     name: str
@@ -63,7 +63,7 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Bill:
+class MemoryEstimate:
     """What one GPU, or the machine, needs for one purpose.
 
     Attributes:
@@ -76,7 +76,7 @@ class Bill:
     """
 
     title: str
-    parts: tuple[Part, ...]
+    parts: tuple[MemoryPart, ...]
     room: int
     at_once: int | None
     notes: tuple[str, ...] = ()
@@ -95,7 +95,7 @@ class Bill:
 
 
 @dataclass(frozen=True)
-class Plan:
+class MemoryPlan:
     """What was planned for which model.
 
     Attributes:
@@ -104,15 +104,15 @@ class Plan:
         serving: the tasks, one bill for each engine that can.
     """
 
-    wish: Wish
+    workload: Workload
     facts: dict[str, Any]
-    training: Bill
-    serving: tuple[Bill, ...]
+    training: MemoryEstimate
+    serving: tuple[MemoryEstimate, ...]
 
     def to_dict(self) -> dict[str, Any]:
         return {
-            "wish": asdict(self.wish),
+            "workload": asdict(self.workload),
             "model": self.facts,
             "training": self.training.to_dict(),
-            "serving": [bill.to_dict() for bill in self.serving],
+            "serving": [estimate.to_dict() for estimate in self.serving],
         }

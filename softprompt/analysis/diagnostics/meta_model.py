@@ -27,11 +27,11 @@ from softprompt.prompts.kv_cache import mapped, read_only
 
 ANSWER = 8  # tokens of an answer that a decoder is given
 
-_ATTENTION = "softprompt-skeleton"
+_ATTENTION = "softprompt-meta"
 
 
 @dataclass(frozen=True)
-class Skeleton:
+class MetaModel:
     """A model's parts without numbers.
 
     Attributes:
@@ -102,7 +102,7 @@ def count(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def skeleton(name: str, dtype: torch.dtype, *, trust_remote_code: bool = False) -> Skeleton:
+def make_meta_model(name: str, dtype: torch.dtype, *, trust_remote_code: bool = False) -> MetaModel:
     """The model called ``name`` as ``softprompt.load`` understands it, of which only the configuration is read.
 
     Raises:
@@ -127,11 +127,11 @@ def skeleton(name: str, dtype: torch.dtype, *, trust_remote_code: bool = False) 
             f"cannot read the configuration of '{name}': {reason} (expected a hub name, a folder with config.json, a "
             f".gguf file, or '{MODEL_NAME}')"
         ) from error
-    return Skeleton(name, model.eval().requires_grad_(False))
+    return MetaModel(name, model.eval().requires_grad_(False))
 
 
 @dataclass(frozen=True)
-class Kept:
+class SavedBytes:
     """Bytes that one pass keeps until gradient has come back.
 
     Attributes:
@@ -152,7 +152,7 @@ class Kept:
 
 
 @dataclass(frozen=True)
-class Passes:
+class StepBytes:
     """What a training step's passes keep, counted on a pass without numbers.
 
     Attributes:
@@ -161,12 +161,12 @@ class Passes:
         cache: bytes of the prefix's keys and values.
     """
 
-    prefix: Kept | None
-    text: Kept
+    prefix: SavedBytes | None
+    text: SavedBytes
     cache: int
 
 
-def cache_of(skeleton: Skeleton, prefix: int, *, learned: bool = False) -> Any:
+def make_cache(meta: MetaModel, prefix: int, *, learned: bool = False) -> Any:
     """Keys and values of ``prefix`` positions, on the meta device; ``None`` where the model keeps none to share.
 
     Args:
@@ -175,13 +175,13 @@ def cache_of(skeleton: Skeleton, prefix: int, *, learned: bool = False) -> Any:
     from transformers import DynamicCache
     from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-    if skeleton.architecture != "decoder-only":
+    if meta.architecture != "decoder-only":
         return None
-    cache: Any = DynamicCache(config=skeleton.model.config)
+    cache: Any = DynamicCache(config=meta.model.config)
     try:
-        with _attending(skeleton.model), torch.device("meta"), torch.set_grad_enabled(learned):
-            start = torch.empty(1, prefix, skeleton.embedding_size, dtype=skeleton.dtype).requires_grad_(learned)
-            _read(skeleton, start, cache, 0)
+        with _attending(meta.model), torch.device("meta"), torch.set_grad_enabled(learned):
+            start = torch.empty(1, prefix, meta.embedding_size, dtype=meta.dtype).requires_grad_(learned)
+            _read(meta, start, cache, 0)
     except (TypeError, ValueError, AttributeError, NotImplementedError, RuntimeError, IndexError):
         return None
     plain = all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in cache.layers)
@@ -194,7 +194,7 @@ def cache_bytes(cache: Any) -> int:
     return sum(each.numel() * each.element_size() for each in tensors)
 
 
-def counted(skeleton: Skeleton, prefix: int, text: int, *, given: bool = False) -> Passes:
+def count_saved_bytes(meta: MetaModel, prefix: int, text: int, *, given: bool = False) -> StepBytes:
     """What ``transformers``' layers keep of a prefix, and of a text of ``text`` tokens behind it.
 
     Args:
@@ -203,50 +203,50 @@ def counted(skeleton: Skeleton, prefix: int, text: int, *, given: bool = False) 
     Raises:
         BaseModelError: the model cannot be run without numbers.
     """
-    size, dtype = skeleton.embedding_size, skeleton.dtype
+    size, dtype = meta.embedding_size, meta.dtype
     try:
-        with _attending(skeleton.model), torch.device("meta"), torch.enable_grad():
-            if skeleton.architecture == "encoder-decoder":
-                watch = _Watch(skeleton)
+        with _attending(meta.model), torch.device("meta"), torch.enable_grad():
+            if meta.architecture == "encoder-decoder":
+                watch = _Watch(meta)
                 with watch:
                     learned = torch.empty(1, prefix + text, size, dtype=dtype, requires_grad=True)
-                    _answer(skeleton, learned)
-                return Passes(None, watch.kept((prefix + text) * size * dtype.itemsize), 0)
-            watch = _Watch(skeleton)
+                    _answer(meta, learned)
+                return StepBytes(None, watch.kept((prefix + text) * size * dtype.itemsize), 0)
+            watch = _Watch(meta)
             with watch:
-                cache = cache_of(skeleton, prefix, learned=True)
-            of_text = _Watch(skeleton)
+                cache = make_cache(meta, prefix, learned=True)
+            of_text = _Watch(meta)
             if cache is None:
                 with of_text:
                     learned = torch.empty(1, prefix + text, size, dtype=dtype, requires_grad=True)
-                    _read(skeleton, learned, None, 0)
-                return Passes(None, of_text.kept((prefix + text) * size * dtype.itemsize), 0)
+                    _read(meta, learned, None, 0)
+                return StepBytes(None, of_text.kept((prefix + text) * size * dtype.itemsize), 0)
             held = cache_bytes(cache)
-            kept = Kept((0,) * len(watch.sizes), 0) if given else watch.kept(prefix * size * dtype.itemsize)
+            kept = SavedBytes((0,) * len(watch.sizes), 0) if given else watch.kept(prefix * size * dtype.itemsize)
             if given:
                 cache = mapped(cache, lambda tensor: tensor.detach().requires_grad_())
             own = watch.known | {_key(each) for layer in cache.layers for each in (layer.keys, layer.values)}
             of_text.known |= own
             with of_text:
-                _read(skeleton, torch.empty(1, text, size, dtype=dtype), read_only(cache), prefix)
-            return Passes(kept, of_text.kept(text * size * dtype.itemsize), held)
+                _read(meta, torch.empty(1, text, size, dtype=dtype), read_only(cache), prefix)
+            return StepBytes(kept, of_text.kept(text * size * dtype.itemsize), held)
     except (TypeError, ValueError, AttributeError, NotImplementedError, RuntimeError, IndexError, KeyError) as error:
         raise BaseModelError(
-            f"'{skeleton.name}' ({type(skeleton.model).__name__}) cannot be run without numbers, so what it keeps is "
+            f"'{meta.name}' ({type(meta.model).__name__}) cannot be run without numbers, so what it keeps is "
             f"not known ({type(error).__name__}): measure a step of it instead"
         ) from error
 
 
-def _read(skeleton: Skeleton, embeddings: Tensor, cache: Any, start: int) -> None:
+def _read(meta: MetaModel, embeddings: Tensor, cache: Any, start: int) -> None:
     positions = torch.arange(start, start + embeddings.shape[1], device="meta")[None]
-    skeleton.model.base_model(
+    meta.model.base_model(
         inputs_embeds=embeddings, position_ids=positions, past_key_values=cache, use_cache=cache is not None
     )
 
 
-def _answer(skeleton: Skeleton, embeddings: Tensor) -> None:
+def _answer(meta: MetaModel, embeddings: Tensor) -> None:
     ids = torch.ones(1, ANSWER, dtype=torch.long, device="meta")
-    decode(skeleton.model, encode(skeleton.model, embeddings), None, input_ids=ids)
+    decode(meta.model, encode(meta.model, embeddings), None, input_ids=ids)
 
 
 def _key(tensor: Tensor) -> int:
@@ -256,9 +256,9 @@ def _key(tensor: Tensor) -> int:
 class _Watch:
     """Takes note of what autograd saves, by layer, weights apart; each piece of memory once."""
 
-    def __init__(self, skeleton: Skeleton) -> None:
-        self._layers = skeleton.layers
-        self.known = {_key(each) for each in (*skeleton.model.parameters(), *skeleton.model.buffers())}
+    def __init__(self, meta: MetaModel) -> None:
+        self._layers = meta.layers
+        self.known = {_key(each) for each in (*meta.model.parameters(), *meta.model.buffers())}
         self.sizes = [0] * len(self._layers)
         self._alive: list[Tensor] = []
         self._current = 0
@@ -276,8 +276,8 @@ class _Watch:
         for hook in self._hooks:
             hook.remove()
 
-    def kept(self, entering: int) -> Kept:
-        return Kept(tuple(self.sizes), entering)
+    def kept(self, entering: int) -> SavedBytes:
+        return SavedBytes(tuple(self.sizes), entering)
 
     def _pack(self, tensor: Tensor) -> Tensor:
         if (key := _key(tensor)) not in self.known:
@@ -344,6 +344,3 @@ def _attending(model: Any) -> Iterator[None]:
     finally:
         with quiet():
             model.set_attn_implementation(before)
-
-
-__all__ = ["ANSWER", "Kept", "Passes", "Skeleton", "cache_bytes", "cache_of", "count", "counted", "skeleton"]

@@ -45,7 +45,7 @@ SPREAD = 6  # positions of a text that are compared, beside its last ones
 
 
 @dataclass(frozen=True)
-class Case:
+class ParityCase:
     """A batch of texts, and what they should give.
 
     Attributes:
@@ -72,14 +72,14 @@ class Case:
 
 
 @dataclass(frozen=True)
-class Errors:
+class ParityErrors:
     """Relative errors; ``gradient`` is ``None`` where none is taken."""
 
     logits: float
     gradient: float | None
 
 
-def cases(base: FrozenLM, seed: int) -> tuple[list[Case], list[Case]]:
+def make_cases(base: FrozenLM, seed: int) -> tuple[list[ParityCase], list[ParityCase]]:
     """Short texts and long texts behind one prompt, and the same behind several prompts of different lengths.
 
     Raises:
@@ -95,7 +95,7 @@ def cases(base: FrozenLM, seed: int) -> tuple[list[Case], list[Case]]:
     )
 
 
-def rounding(base: FrozenLM, among: Sequence[Case], seed: int) -> Errors:
+def measure_rounding(base: FrozenLM, among: Sequence[ParityCase], seed: int) -> ParityErrors:
     """How far the references move when every input embedding moves by up to half a unit in its last place.
 
     Measured on random models of 2 to 32 layers in bfloat16 and float16: 0.8 to 2.5 times what the order of the same
@@ -103,20 +103,20 @@ def rounding(base: FrozenLM, among: Sequence[Case], seed: int) -> Errors:
     """
     noise = torch.Generator().manual_seed(seed)
     moved = [_case(base, case.prompts, case.items, noise) for case in among]
-    return Errors(
-        largest([worst(other.logits, case.logits) for other, case in zip(moved, among, strict=True)]),
-        largest([relative(other.gradient, case.gradient) for other, case in zip(moved, among, strict=True)]),
+    return ParityErrors(
+        largest([largest_relative_error(other.logits, case.logits) for other, case in zip(moved, among, strict=True)]),
+        largest([relative_error(other.gradient, case.gradient) for other, case in zip(moved, among, strict=True)]),
     )
 
 
-def right_padded(base: FrozenLM, case: Case) -> Errors:
+def measure_right_padded(base: FrozenLM, case: ParityCase) -> ParityErrors:
     """Texts of different lengths, padding behind them."""
     batch = collate(case.items, base.device)
     hidden = concatenated_prefix(base, *case.states).hidden(batch.input_ids, batch.mask, batch.which)
-    return compared(_logits(base, hidden, batch), case)
+    return compare_with_reference(_logits(base, hidden, batch), case)
 
 
-def left_padded(base: FrozenLM, case: Case) -> Errors:
+def measure_left_padded(base: FrozenLM, case: ParityCase) -> ParityErrors:
     """The same with padding in front."""
     batch = collate(case.items, base.device)
     length = batch.mask.shape[1]
@@ -124,10 +124,10 @@ def left_padded(base: FrozenLM, case: Case) -> Errors:
     source = (torch.arange(length, device=base.device) - shift[:, None]) % length
     ids, mask = batch.input_ids.gather(1, source), batch.mask.gather(1, source)
     hidden = concatenated_prefix(base, *case.states).hidden(ids, mask, batch.which)
-    return compared(_logits(base, hidden, batch, shift), case)
+    return compare_with_reference(_logits(base, hidden, batch, shift), case)
 
 
-def shared(base: FrozenLM, case: Case) -> Errors:
+def measure_shared_prefix(base: FrozenLM, case: ParityCase) -> ParityErrors:
     """Keys and values of the prompt computed once, whether softprompt chooses so for this model or not.
 
     Raises:
@@ -135,16 +135,16 @@ def shared(base: FrozenLM, case: Case) -> Errors:
     """
     batch = collate(case.items, base.device)
     hidden = _cached(base, case).hidden(batch.input_ids, batch.mask, batch.which)
-    return compared(_logits(base, hidden, batch), case)
+    return compare_with_reference(_logits(base, hidden, batch), case)
 
 
-def mixed(base: FrozenLM, case: Case) -> Errors:
+def measure_mixed_prompts(base: FrozenLM, case: ParityCase) -> ParityErrors:
     """Several prompts in one batch, in the way that softprompt chooses for this model."""
     batch = collate(case.items, base.device)
-    return compared(scored_logits(make_prefix(base, *case.states), batch), case)
+    return compare_with_reference(scored_logits(make_prefix(base, *case.states), batch), case)
 
 
-def given(base: FrozenLM, case: Case) -> Errors:
+def measure_keys_and_values(base: FrozenLM, case: ParityCase) -> ParityErrors:
     """Keys and values in place of the embeddings they came from.
 
     Their gradient, carried on through the model's own pass over the prompt alone, is the gradient to the prompt.
@@ -157,20 +157,20 @@ def given(base: FrozenLM, case: Case) -> Errors:
     check_keys_and_values(base)
     prompt = case.leaves[0]
     own: Any = DynamicCache()
-    with _own_parts(base.model):
+    with original_modules(base.model):
         base.run_backbone(inputs_embeds=_embedded(base, prompt, ()), past_key_values=own, use_cache=True)
     pairs = [torch.cat([layer.keys, layer.values])[:, :, len(base.bos_ids) :].float() for layer in own.layers]
     tensors = tuple(tensor.requires_grad_() for tensor in keys_and_values(base, prompt.detach()).tensors)
     batch = collate(case.items, base.device)
     prefix = cached_prefix(base, PromptState("key_values", tensors))
     logits = _logits(base, prefix.hidden(batch.input_ids, batch.mask, batch.which), batch)
-    to_tensors = torch.autograd.grad(loss_of(logits, case.items), tensors)
+    to_tensors = torch.autograd.grad(sum_loss(logits, case.items), tensors)
     (gradient,) = torch.autograd.grad(pairs, prompt, to_tensors)
-    return Errors(worst(logits, case.logits), relative(gradient.flatten(), case.gradient))
+    return ParityErrors(largest_relative_error(logits, case.logits), relative_error(gradient.flatten(), case.gradient))
 
 
 @torch.no_grad()
-def generated(base: FrozenLM, case: Case) -> Errors:
+def measure_generation(base: FrozenLM, case: ParityCase) -> ParityErrors:
     """The last tokens of each text one by one behind the cache, in batches as ``generate.complete`` forms them.
 
     Raises:
@@ -184,11 +184,11 @@ def generated(base: FrozenLM, case: Case) -> Errors:
     errors = []
     for group in groups:
         logits = _extended(base, prefix, [case.items[index] for index in group])
-        errors.append(worst(logits.unbind(1), [case.logits[index][-STEPS:] for index in group]))
-    return Errors(largest(errors), None)
+        errors.append(largest_relative_error(logits.unbind(1), [case.logits[index][-STEPS:] for index in group]))
+    return ParityErrors(largest(errors), None)
 
 
-def _cached(base: FrozenLM, case: Case) -> CachedPrefix:
+def _cached(base: FrozenLM, case: ParityCase) -> CachedPrefix:
     prefix = cached_prefix(base, case.states[0])
     kinds = {type(layer).__name__ for layer in prefix.cache.layers}
     if others := sorted(kinds - {"DynamicLayer", "DynamicSlidingWindowLayer"}):
@@ -254,11 +254,11 @@ def _case(
     prompts: Sequence[Tensor | None],
     items: tuple[EncodedSequence, ...],
     noise: torch.Generator | None = None,
-) -> Case:
+) -> ParityCase:
     """With its reference: one text at a time, without padding; ``noise`` moves the embeddings."""
     logits = []
     gradients = [None if prompt is None else torch.zeros_like(prompt) for prompt in prompts]
-    with _own_parts(base.model):
+    with original_modules(base.model):
         for item in items:
             prompt, gradient = prompts[item.prompt], gradients[item.prompt]
             embeddings = _embedded(base, prompt, item.ids)
@@ -268,9 +268,9 @@ def _case(
             rows = _plain_logits(base, embeddings, item)
             logits.append(rows.detach())
             if prompt is not None and gradient is not None:
-                gradient += torch.autograd.grad(loss_of([rows], [item]), prompt)[0]
+                gradient += torch.autograd.grad(sum_loss([rows], [item]), prompt)[0]
     flat = torch.cat([gradient.flatten() for gradient in gradients if gradient is not None])
-    return Case(tuple(prompts), items, tuple(logits), flat)
+    return ParityCase(tuple(prompts), items, tuple(logits), flat)
 
 
 def _plain_logits(base: FrozenLM, embeddings: Tensor, item: EncodedSequence) -> Tensor:
@@ -296,7 +296,7 @@ def _embedded(base: FrozenLM, prompt: Tensor | None, ids: Sequence[int]) -> Tens
 
 
 @contextmanager
-def _own_parts(model: Any) -> Iterator[None]:
+def original_modules(model: Any) -> Iterator[None]:
     """Put the norms and the attention back that softprompt replaced, for a while."""
     forwards = [(module, vars(module).get("forward")) for module in model.modules()]
     ours = (fast_attention.__name__, last_layer.__name__)
@@ -347,26 +347,26 @@ def scored_logits(prefix: Prefix, batch: Batch) -> tuple[Tensor, ...]:
     return rows
 
 
-def loss_of(logits: Sequence[Tensor], items: Sequence[EncodedSequence]) -> Tensor:
+def sum_loss(logits: Sequence[Tensor], items: Sequence[EncodedSequence]) -> Tensor:
     """Cross-entropy over all positions of all texts, summed."""
     targets = torch.tensor([target for item in items for target in item.targets], device=logits[0].device)
     return torch.nn.functional.cross_entropy(torch.cat(list(logits)), targets, reduction="sum")
 
 
-def compared(logits: Sequence[Tensor], case: Case) -> Errors:
+def compare_with_reference(logits: Sequence[Tensor], case: ParityCase) -> ParityErrors:
     """Logits of each text, and their gradient to the prompts, against the references."""
-    loss, gradient = loss_of(logits, case.items), torch.zeros_like(case.gradient)
+    loss, gradient = sum_loss(logits, case.items), torch.zeros_like(case.gradient)
     # logits that do not depend on the prompt have a gradient too: zero
     if loss.requires_grad:
         gradient = torch.cat([part.flatten() for part in torch.autograd.grad(loss, case.leaves)])
-    return Errors(worst(logits, case.logits), relative(gradient, case.gradient))
+    return ParityErrors(largest_relative_error(logits, case.logits), relative_error(gradient, case.gradient))
 
 
-def worst(logits: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
+def largest_relative_error(logits: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
     """The largest relative error of a pair."""
-    return largest([relative(*pair) for pair in zip(logits, expected, strict=True)])
+    return largest([relative_error(*pair) for pair in zip(logits, expected, strict=True)])
 
 
-def relative(actual: Tensor, expected: Tensor) -> float:
+def relative_error(actual: Tensor, expected: Tensor) -> float:
     """``||actual - expected|| / ||expected||``."""
     return float((actual.detach() - expected).norm() / expected.norm())

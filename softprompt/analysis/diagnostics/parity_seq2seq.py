@@ -7,14 +7,14 @@ import torch
 from torch import Tensor
 
 from softprompt.analysis.diagnostics.parity import (
-    Case,
-    Errors,
-    compared,
+    ParityCase,
+    ParityErrors,
+    compare_with_reference,
     largest,
-    loss_of,
-    relative,
+    largest_relative_error,
+    relative_error,
     scored_logits,
-    worst,
+    sum_loss,
 )
 from softprompt.data.encoding.batching import collate
 from softprompt.data.encoding.encoder import EncodedSequence
@@ -24,21 +24,23 @@ from softprompt.prompts.seq2seq_prefix import GrowingAnswers, encoded_prefix, ke
 from softprompt.prompts.state import PromptState
 
 
-def right_padded(base: FrozenLM, case: Case) -> Errors:
+def measure_right_padded(base: FrozenLM, case: ParityCase) -> ParityErrors:
     """Texts and answers of different lengths, padding behind them; of one prompt, or of several in one batch."""
-    return compared(scored_logits(encoded_prefix(base, *case.states), collate(case.items, base.device)), case)
+    return compare_with_reference(
+        scored_logits(encoded_prefix(base, *case.states), collate(case.items, base.device)), case
+    )
 
 
-def left_padded(base: FrozenLM, case: Case) -> Errors:
+def measure_left_padded(base: FrozenLM, case: ParityCase) -> ParityErrors:
     """The same with padding in front of the texts."""
     batch = collate(case.items, base.device)
     length = batch.mask.shape[1]
     source = (torch.arange(length, device=base.device) - length + batch.mask.sum(dim=1, keepdim=True)) % length
     moved = replace(batch, input_ids=batch.input_ids.gather(1, source), mask=batch.mask.gather(1, source))
-    return compared(scored_logits(encoded_prefix(base, *case.states), moved), case)
+    return compare_with_reference(scored_logits(encoded_prefix(base, *case.states), moved), case)
 
 
-def given(base: FrozenLM, case: Case) -> Errors:
+def measure_keys_and_values(base: FrozenLM, case: ParityCase) -> ParityErrors:
     """Keys and values in the layers: what each text gets among others, against what it gets alone.
 
     No plain pass of the model has a prompt there, so this compares softprompt with itself;
@@ -53,18 +55,18 @@ def given(base: FrozenLM, case: Case) -> Errors:
     def measured(groups: Sequence[Sequence[EncodedSequence]]) -> tuple[list[Tensor], list[Tensor]]:
         prefix = encoded_prefix(base, PromptState("key_values", tuple(leaves)))
         logits = [rows for items in groups for rows in scored_logits(prefix, collate(items, base.device))]
-        return logits, list(torch.autograd.grad(loss_of(logits, case.items), leaves))
+        return logits, list(torch.autograd.grad(sum_loss(logits, case.items), leaves))
 
     logits, gradients = measured([case.items])
     alone, expected = measured([[item] for item in case.items])
     if blind := [index for index, gradient in enumerate(expected) if not gradient.any()]:
         raise BaseModelError(f"layer {blind[0]} of its encoder and decoder does not look at what is put in front")
     flat, right = (torch.cat([one.flatten() for one in several]) for several in (gradients, expected))
-    return Errors(worst(logits, [rows.detach() for rows in alone]), relative(flat, right))
+    return ParityErrors(largest_relative_error(logits, [rows.detach() for rows in alone]), relative_error(flat, right))
 
 
 @torch.no_grad()
-def generated(base: FrozenLM, case: Case) -> Errors:
+def measure_generation(base: FrozenLM, case: ParityCase) -> ParityErrors:
     """The last tokens of each answer one by one behind the decoder's cache; the texts are encoded once."""
     prefix, errors = encoded_prefix(base, *case.states), []
     by_length: dict[int, list[int]] = {}
@@ -78,5 +80,5 @@ def generated(base: FrozenLM, case: Case) -> Errors:
                 tokens = [case.items[index].decoder_ids[place] for index in group]
                 growing.extend(torch.tensor(tokens, device=base.device))
             rows = base.logits(growing.last)
-            errors.append(worst(rows.unbind(0), [case.logits[index][place] for index in group]))
-    return Errors(largest(errors), None)
+            errors.append(largest_relative_error(rows.unbind(0), [case.logits[index][place] for index in group]))
+    return ParityErrors(largest(errors), None)

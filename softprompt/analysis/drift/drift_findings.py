@@ -5,8 +5,8 @@ from datetime import UTC, datetime
 
 import numpy as np
 
-from softprompt.analysis.drift.drift_records import Signal, SignalName, Witness
-from softprompt.analysis.drift.signals import Compared
+from softprompt.analysis.drift.drift_records import DriftExample, Signal, SignalName
+from softprompt.analysis.drift.signals import ComparedSignal
 from softprompt.analysis.inspection.inspection_records import Finding
 from softprompt.serving.request_log.request_samples import Sample
 
@@ -47,20 +47,20 @@ _ADVICE: dict[SignalName, tuple[str, ...]] = {
 }
 
 
-def finding(signal: Signal) -> Finding:
+def make_finding(signal: Signal) -> Finding:
     """Of a signal that drifts."""
     large = signal.effect is not None and signal.effect >= signal.large
     return Finding(
         name=f"drift-{signal.name}",
         severity="problem" if large else "warning",
         title=f"{signal.title.capitalize()} {'differ' if signal.title.endswith('s') else 'differs'} from validation",
-        evidence=f"{seen(signal)}; {sureness(signal)}",
+        evidence=f"{describe_values(signal)}; {describe_significance(signal)}",
         meaning=_MEANING[signal.name],
         advice=_ADVICE[signal.name],
     )
 
 
-def seen(signal: Signal) -> str:
+def describe_values(signal: Signal) -> str:
     """Both sides, in a few words."""
     if signal.moved is not None:
         label, before, now = signal.moved
@@ -73,7 +73,7 @@ def seen(signal: Signal) -> str:
     return f"median {signal.trained:.{digits}f} on validation, {signal.live:.{digits}f} live"
 
 
-def sureness(signal: Signal) -> str:
+def describe_significance(signal: Signal) -> str:
     """How large, and how sure."""
     if signal.effect is None or signal.adjusted is None:
         return "too few samples to tell"
@@ -81,10 +81,10 @@ def sureness(signal: Signal) -> str:
     return f"{signal.measure} {signal.effect:.2f}, {sure}"
 
 
-def witnesses(one: Compared, samples: Sequence[Sample]) -> list[Witness]:
+def select_examples(one: ComparedSignal, samples: Sequence[Sample]) -> list[DriftExample]:
     """The samples that show a drift most, the newest first among equals; no text twice."""
     newest = np.array([samples[index].time for index in one.rows])
-    found: list[Witness] = []
+    found: list[DriftExample] = []
     known: set[str] = set()
     for place in np.lexsort((-newest, -one.weights)):
         sample = samples[one.rows[int(place)]]
@@ -94,10 +94,10 @@ def witnesses(one: Compared, samples: Sequence[Sample]) -> list[Witness]:
             continue
         known.add(sample.text or "")
         found.append(
-            Witness(
+            DriftExample(
                 signal=one.signal.name,
                 why=_why(one, sample, int(place)),
-                time=moment(sample.time),
+                time=format_time(sample.time),
                 request=sample.request,
                 text=sample.text,
                 tokens=sample.tokens,
@@ -108,12 +108,12 @@ def witnesses(one: Compared, samples: Sequence[Sample]) -> list[Witness]:
     return found
 
 
-def moment(seconds: float) -> str:
+def format_time(seconds: float) -> str:
     """A time as people write it, in UTC."""
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%S")
 
 
-def _why(one: Compared, sample: Sample, place: int) -> str:
+def _why(one: ComparedSignal, sample: Sample, place: int) -> str:
     name = one.signal.name
     if name == "length":
         return f"{sample.tokens} tokens"

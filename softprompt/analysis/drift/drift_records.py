@@ -71,7 +71,7 @@ class Signal(Record):
         return max(shares, key=lambda one: abs(one[2] - one[1]))
 
 
-class Witness(Record):
+class DriftExample(Record):
     """A sampled text that shows a drift; ``text`` is ``None`` where texts were not kept."""
 
     signal: SignalName
@@ -108,11 +108,11 @@ class PromptDrift(Record):
     milliseconds: float
     signals: tuple[Signal, ...]
     findings: tuple[Finding, ...] = ()
-    witnesses: tuple[Witness, ...] = ()
+    examples: tuple[DriftExample, ...] = ()
     notes: tuple[str, ...] = ()
 
 
-class Monitoring(Record):
+class DriftReport(Record):
     """All of it.
 
     Attributes:

@@ -7,9 +7,16 @@ from datetime import UTC, datetime
 
 import numpy as np
 
-from softprompt.analysis.drift.drift_findings import finding, moment, witnesses
-from softprompt.analysis.drift.drift_records import Monitoring, PromptDrift, Signal, Verdict
-from softprompt.analysis.drift.signals import LEAST, LEAST_TRAINED, SIGNIFICANCE, Compared, compare, judged
+from softprompt.analysis.drift.drift_findings import format_time, make_finding, select_examples
+from softprompt.analysis.drift.drift_records import DriftReport, PromptDrift, Signal, Verdict
+from softprompt.analysis.drift.signals import (
+    LEAST,
+    LEAST_TRAINED,
+    SIGNIFICANCE,
+    ComparedSignal,
+    compare_signals,
+    judge_signal,
+)
 from softprompt.data.encoding.encoder import ExampleEncoder
 from softprompt.data.examples import Example
 from softprompt.data.split_assignment import sample_examples, sample_indices
@@ -29,18 +36,16 @@ from softprompt.training.training_run import TEST_LIMIT
 
 Model = Callable[[Prompt], FrozenLM]
 
-__all__ = ["monitor"]
-
 
 @dataclass(frozen=True)
-class _Looked:
+class UnadjustedDrift:
     """One prompt, before what was found is corrected for all that was looked at."""
 
     prompt: str
     kind: str
     profile: str
     samples: Sequence[Sample]
-    compared: Sequence[Compared]
+    compared: Sequence[ComparedSignal]
     notes: tuple[str, ...]
 
 
@@ -55,7 +60,7 @@ def monitor(
     model: Model | None = None,
     states: bool = False,
     progress: Callable[[str], None] = lambda _: None,
-) -> Monitoring:
+) -> DriftReport:
     """Compare samples of each prompt with its profile.
 
     Args:
@@ -90,30 +95,30 @@ def monitor(
             f"--data is for one prompt without a profile, there are {len(without)} ({', '.join(without[:8])}): give "
             "one of them with --prompt"
         )
-    looked = []
+    measured = []
     for which, profile in profiles.items():
         progress(f"{which}: {len(by_prompt[which]):,} samples")
-        asked = _Asked(source, which, by_prompt[which], model)
+        asked = _PromptSamples(source, which, by_prompt[which], model)
         if profile is None and data is None:
             notes.append(f"{which}: it has no profile, having been saved without one: give --data, what it learned on")
             continue
-        looked.append(asked.look(profile, data, columns or {}, states=states))
-    return Monitoring(
+        measured.append(asked.look(profile, data, columns or {}, states=states))
+    return DriftReport(
         samples=place,
-        since=moment(since) if since else "",
+        since=format_time(since) if since else "",
         read=len(read.samples),
         damaged=read.damaged,
         left_out=read.left_out,
         least=LEAST,
         least_trained=LEAST_TRAINED,
         significance=SIGNIFICANCE,
-        prompts=tuple(_judged(looked)),
+        prompts=tuple(adjust_and_judge(measured)),
         notes=tuple(notes),
         created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
     )
 
 
-class _Asked:
+class _PromptSamples:
     """One prompt and its samples; the model is loaded when something needs it."""
 
     def __init__(self, source: Source, which: str, samples: list[Sample], model: Model | None) -> None:
@@ -124,7 +129,7 @@ class _Asked:
 
     def look(
         self, profile: Profile | None, data: Splits | str | None, columns: Mapping[str, str], *, states: bool
-    ) -> _Looked:
+    ) -> UnadjustedDrift:
         made, notes = "saved with it", []
         if profile is None:
             assert data is not None
@@ -143,10 +148,10 @@ class _Asked:
             distances = self._distances(profile)
             if not distances:
                 notes.append("hidden states: no texts were kept (softprompt serve --sample-text)")
-        compared = compare(profile, self._samples, distances)
+        compared = compare_signals(profile, self._samples, distances)
         if self._prompt.spec.kind == "generation":
             notes.append("answers and confidence: told for classification, this prompt generates")
-        return _Looked(self._which, self._prompt.spec.kind, made, self._samples, compared, tuple(notes))
+        return UnadjustedDrift(self._which, self._prompt.spec.kind, made, self._samples, compared, tuple(notes))
 
     def _loaded(self) -> FrozenLM:
         if self._base is None:
@@ -210,11 +215,11 @@ def _readable(prompt: Prompt, sample: Sample) -> bool:
     return True
 
 
-def _judged(looked: Sequence[_Looked]) -> list[PromptDrift]:
+def adjust_and_judge(measured: Sequence[UnadjustedDrift]) -> list[PromptDrift]:
     """Verdicts, with p-values adjusted for all signals of all prompts; those that drift first."""
     tested = [
         (row, column, one.signal.p_value)
-        for row, each in enumerate(looked)
+        for row, each in enumerate(measured)
         for column, one in enumerate(each.compared)
         if one.signal.p_value is not None
     ]
@@ -223,9 +228,9 @@ def _judged(looked: Sequence[_Looked]) -> list[PromptDrift]:
         for (row, column, _), value in zip(tested, holm_adjust([value for _, _, value in tested]), strict=True)
     }
     found = []
-    for row, each in enumerate(looked):
+    for row, each in enumerate(measured):
         compared = [
-            replace(one, signal=judged(one.signal, adjusted.get((row, column))))
+            replace(one, signal=judge_signal(one.signal, adjusted.get((row, column))))
             for column, one in enumerate(each.compared)
         ]
         found.append(_told(each, compared))
@@ -233,7 +238,7 @@ def _judged(looked: Sequence[_Looked]) -> list[PromptDrift]:
     return sorted(found, key=lambda one: (order[one.verdict], -len(one.findings), one.prompt))
 
 
-def _told(each: _Looked, compared: Sequence[Compared]) -> PromptDrift:
+def _told(each: UnadjustedDrift, compared: Sequence[ComparedSignal]) -> PromptDrift:
     drifting = sorted(
         (one for one in compared if one.signal.verdict == "drift"),
         key=lambda one: -(one.signal.effect or 0.0),
@@ -247,12 +252,12 @@ def _told(each: _Looked, compared: Sequence[Compared]) -> PromptDrift:
         samples=len(each.samples),
         texts=sum(one.text is not None for one in each.samples),
         errors=dict(Counter(one.error for one in each.samples if one.error)),
-        first=moment(min(times)),
-        last=moment(max(times)),
+        first=format_time(min(times)),
+        last=format_time(max(times)),
         milliseconds=round(float(np.median([one.milliseconds for one in each.samples])), 1),
         signals=tuple(one.signal for one in compared),
-        findings=tuple(finding(one.signal) for one in drifting),
-        witnesses=tuple(found for one in drifting for found in witnesses(one, each.samples)),
+        findings=tuple(make_finding(one.signal) for one in drifting),
+        examples=tuple(found for one in drifting for found in select_examples(one, each.samples)),
         notes=each.notes,
     )
 

@@ -34,7 +34,7 @@ TITLES: dict[SignalName, tuple[str, str]] = {
 
 
 @dataclass(frozen=True)
-class Compared:
+class ComparedSignal:
     """A signal with how much each row shows of it.
 
     Attributes:
@@ -49,7 +49,7 @@ class Compared:
     weights: Floats
 
 
-def compare(profile: Profile, samples: Sequence[Sample], distances: dict[int, float]) -> list[Compared]:
+def compare_signals(profile: Profile, samples: Sequence[Sample], distances: dict[int, float]) -> list[ComparedSignal]:
     """Every signal that there are values of on both sides.
 
     Args:
@@ -66,7 +66,7 @@ def compare(profile: Profile, samples: Sequence[Sample], distances: dict[int, fl
     return found
 
 
-def judged(signal: Signal, adjusted: float | None) -> Signal:
+def judge_signal(signal: Signal, adjusted: float | None) -> Signal:
     """A signal with its verdict."""
     verdict: Verdict = "too few"
     if adjusted is not None and signal.effect is not None:
@@ -99,13 +99,13 @@ def _signal(name: SignalName, trained_n: int, live_n: int, **facts: Any) -> Sign
     )
 
 
-def _numeric(name: SignalName, trained: Distribution, values: dict[int, float]) -> Compared:
+def _numeric(name: SignalName, trained: Distribution, values: dict[int, float]) -> ComparedSignal:
     live = np.array(list(values.values()))
     median = float(np.median(live)) if len(live) else None
     signal = _signal(name, trained.n, len(live), trained=trained.quantile(0.5), live=median)
     rows, known = tuple(values), tuple(values.values())
     if _too_few(signal):
-        return Compared(signal, rows, known, np.zeros(len(live)))
+        return ComparedSignal(signal, rows, known, np.zeros(len(live)))
     before, now, place = distribution_tests.count_in_bins(trained, live)
     tested = distribution_tests.kolmogorov_smirnov(trained, live)
     effect = population_stability_index(before, now)
@@ -116,10 +116,10 @@ def _numeric(name: SignalName, trained: Distribution, values: dict[int, float]) 
         trained=trained.upto,
         live=tuple(np.round(distribution_tests.shares_upto(trained, live), 5).tolist()),
     )
-    return Compared(_tested(signal, "Kolmogorov-Smirnov", tested, effect, curve), rows, known, weights)
+    return ComparedSignal(_tested(signal, "Kolmogorov-Smirnov", tested, effect, curve), rows, known, weights)
 
 
-def _rare(trained: Rate, samples: Sequence[Sample]) -> Compared:
+def _rare(trained: Rate, samples: Sequence[Sample]) -> ComparedSignal:
     counted = {
         index: (one.rare, one.tokens) for index, one in enumerate(samples) if one.rare is not None and one.tokens
     }
@@ -129,19 +129,19 @@ def _rare(trained: Rate, samples: Sequence[Sample]) -> Compared:
     shares = np.array([rare / tokens for rare, tokens in pairs])
     rows, known = tuple(counted), tuple(shares.tolist())
     if live is None or _too_few(signal):
-        return Compared(signal, rows, known, np.zeros(len(pairs)))
+        return ComparedSignal(signal, rows, known, np.zeros(len(pairs)))
     tested = z_test(live.value - trained.value, math.hypot(trained.error, live.error))
     effect = cohens_h(trained.value, live.value)
     weights = (shares - trained.value) * (1.0 if live.value > trained.value else -1.0)
     signal = signal.model_copy(update={"ranges": (_range(trained), _range(live))})
-    return Compared(_tested(signal, "two rates", tested, effect), rows, known, weights)
+    return ComparedSignal(_tested(signal, "two rates", tested, effect), rows, known, weights)
 
 
 def _range(one: Rate) -> tuple[float, float]:
     return max(0.0, one.value - 1.96 * one.error), min(1.0, one.value + 1.96 * one.error)
 
 
-def _labels(profile: Profile, samples: Sequence[Sample]) -> Compared:
+def _labels(profile: Profile, samples: Sequence[Sample]) -> ComparedSignal:
     rows = tuple(index for index, one in enumerate(samples) if one.probabilities and one.answer in profile.labels)
     answers = [str(samples[index].answer) for index in rows]
     counts = Counter(answers)
@@ -149,11 +149,13 @@ def _labels(profile: Profile, samples: Sequence[Sample]) -> Compared:
     before, now = [one.trained for one in shares], [one.live for one in shares]
     signal = _signal("labels", sum(before), len(rows), labels=shares)
     if _too_few(signal):
-        return Compared(signal, rows, (), np.zeros(len(rows)))
+        return ComparedSignal(signal, rows, (), np.zeros(len(rows)))
     tested, effect = chi_square(before, now), population_stability_index(before, now)
     place = {one.label: index for index, one in enumerate(shares)}
     weights = _excess(np.array(before, dtype=np.float64), np.array(now, dtype=np.float64))
-    return Compared(_tested(signal, "chi-square", tested, effect), rows, (), weights[[place[one] for one in answers]])
+    return ComparedSignal(
+        _tested(signal, "chi-square", tested, effect), rows, (), weights[[place[one] for one in answers]]
+    )
 
 
 def _excess(before: Floats, now: Floats) -> Floats:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from softprompt.analysis.inspection.inspection_records import VirtualToken
-from softprompt.analysis.inspection.score_records import Scored, score_states
+from softprompt.analysis.inspection.score_records import PromptScores, score_states
 from softprompt.config import TrainConfig
 from softprompt.data.encoding.encoder import ExampleEncoder
 from softprompt.data.examples import Example
@@ -27,7 +27,7 @@ from softprompt.training.initialization import initialize
 _ELSEWHERE = "://"  # of a URL: a manifest of somebody else must not make this machine call another
 
 
-def keep(state: PromptState, indices: Sequence[int]) -> PromptState | None:
+def keep_tokens(state: PromptState, indices: Sequence[int]) -> PromptState | None:
     """The virtual tokens at ``indices``, in that order; ``None``, which is no prompt, if there are none."""
     if not indices:
         return None
@@ -35,12 +35,12 @@ def keep(state: PromptState, indices: Sequence[int]) -> PromptState | None:
     return replace(state, tensors=tuple(tensor.index_select(-2, chosen) for tensor in state.tensors))
 
 
-def without(state: PromptState, index: int) -> PromptState | None:
+def leave_out_token(state: PromptState, index: int) -> PromptState | None:
     """All virtual tokens but one."""
-    return keep(state, [other for other in range(state.length) if other != index])
+    return keep_tokens(state, [other for other in range(state.length) if other != index])
 
 
-def starts_of(prompt: Prompt, base: FrozenLM, train: Sequence[Example] | None) -> list[PromptState] | str:
+def rebuild_starts(prompt: Prompt, base: FrozenLM, train: Sequence[Example] | None) -> list[PromptState] | str:
     """What each of the prompt's states was before it learned, made again from its settings; or why that cannot be.
 
     Args:
@@ -63,7 +63,7 @@ def starts_of(prompt: Prompt, base: FrozenLM, train: Sequence[Example] | None) -
     return starts
 
 
-def seen_rows(prompt: Prompt, base: FrozenLM, task: Task) -> list[Example] | None:
+def select_seen_rows(prompt: Prompt, base: FrozenLM, task: Task) -> list[Example] | None:
     """The training rows that a prompt has learned from up to its best step; ``None`` if its manifest cannot tell."""
     known = {name: value for name, value in prompt.training.items() if name in TrainConfig.model_fields}
     steps = prompt.training.get("best_step")
@@ -104,7 +104,7 @@ def _start(
     except SoftpromptError as error:
         return f"its start cannot be made again: {error}"
     kept = _kept(prompt, start.length)
-    whole = start if kept is None else keep(start, kept)
+    whole = start if kept is None else keep_tokens(start, kept)
     if whole is None or [t.shape for t in whole.tensors] != [t.shape for t in state.tensors]:
         return "the start that its settings give has another size"
     return replace(whole, tensors=tuple(tensor.cpu() for tensor in whole.tensors))
@@ -119,15 +119,15 @@ def _kept(prompt: Prompt, length: int) -> list[int] | None:
     return kept
 
 
-def score_removals(
+def score_ablations(
     base: FrozenLM, spec: TaskSpec, state: PromptState, examples: Sequence[Example]
-) -> tuple[Scored, list[int]]:
+) -> tuple[PromptScores, list[int]]:
     """Scores of the whole prompt (row 0), then without each of its virtual tokens; and which these are."""
     indices = list(range(state.length))
-    return score_states(base, spec, [state, *(without(state, index) for index in indices)], examples), indices
+    return score_states(base, spec, [state, *(leave_out_token(state, index) for index in indices)], examples), indices
 
 
-def with_removals(
+def add_ablations(
     tokens: Sequence[VirtualToken],
     base: FrozenLM,
     spec: TaskSpec,
@@ -137,10 +137,10 @@ def with_removals(
     """``tokens`` with the effect of removing each; a member of an ensemble is looked at on its own."""
     effects = {}
     for member, state in enumerate(states):
-        scored, indices = score_removals(base, spec, state, examples)
+        scored, indices = score_ablations(base, spec, state, examples)
         answers = scored.answers
         for row, index in enumerate(indices, start=1):
             difference, _ = hypothesis_tests.paired_mean_difference(scored.losses[row], scored.losses[0])
             changed = None if answers is None else float(np.mean(answers[row] != answers[0]))
-            effects[member, index] = {"removal": difference, "changed": changed}
+            effects[member, index] = {"ablation": difference, "changed": changed}
     return [token.model_copy(update=effects[token.member, token.index]) for token in tokens]

@@ -6,8 +6,15 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from softprompt.analysis.inspection.inspection_records import Answers, Bin, Calibration, Change, Comparison, Slice
-from softprompt.analysis.inspection.score_records import Scored, score_ensemble, score_states
+from softprompt.analysis.inspection.inspection_records import (
+    Answers,
+    Calibration,
+    ChangedAnswer,
+    Comparison,
+    ReliabilityBin,
+    Slice,
+)
+from softprompt.analysis.inspection.score_records import PromptScores, score_ensemble, score_states
 from softprompt.data.examples import Example, format_value
 from softprompt.data.task import TaskSpec
 from softprompt.metrics import hypothesis_tests
@@ -29,33 +36,33 @@ BINS = 10
 _MOVED = 0.1  # nats a token: what counts as fixed or broken in generation
 
 
-class Reference:
+class ComparedReference:
     """What the prompt is compared with: a task's wording and the states that answer it."""
 
     def __init__(self, name: str, spec: TaskSpec, states: Sequence[PromptState | None]) -> None:
         self.name, self.spec, self.states = name, spec, tuple(states)
 
-    def scored(self, base: FrozenLM, examples: Sequence[Example]) -> Scored:
+    def scored(self, base: FrozenLM, examples: Sequence[Example]) -> PromptScores:
         if len(self.states) == 1:
             return score_states(base, self.spec, self.states, examples)
         return score_ensemble(base, self.spec, [state for state in self.states if state is not None], examples)
 
 
-def probe_answers(
+def analyze_answers(
     base: FrozenLM,
     spec: TaskSpec,
-    scored: Scored,
+    scored: PromptScores,
     examples: Sequence[Example],
     split: str,
-    reference: Reference | None = None,
+    reference: ComparedReference | None = None,
 ) -> Answers:
     """Everything about the answers to ``examples``, which ``scored`` has the scores of (one prompt, or an ensemble)."""
     values = example_values(spec, scored, examples)
     lengths = [len(example.text.split()) for example in examples]
-    found, small, unsliced = slices(examples, values, lengths, exact=spec.kind == "classification")
+    found, small, unsliced = judge_slices(examples, values, lengths, exact=spec.kind == "classification")
     return Answers(
         split=split,
-        metric=value_figure(spec, scored, examples),
+        metric=summarize_values(spec, scored, examples),
         loss=hypothesis_tests.bootstrap_mean(scored.losses[0]),
         comparison=None if reference is None else _against(base, spec, scored, examples, reference),
         confusion=_confusion(spec, scored, examples),
@@ -68,28 +75,30 @@ def probe_answers(
     )
 
 
-def example_values(spec: TaskSpec, scored: Scored, examples: Sequence[Example]) -> Floats:
+def example_values(spec: TaskSpec, scored: PromptScores, examples: Sequence[Example]) -> Floats:
     """What the metric is the mean of: 1 where right, or the negative loss."""
     if spec.kind == "generation":
         negative: Floats = -scored.losses[0]
         return negative
-    return np.array([float(a == b) for a, b in zip(labels_of(spec, scored), gold_of(examples), strict=True)])
+    return np.array(
+        [float(a == b) for a, b in zip(predicted_labels(spec, scored), given_labels(examples), strict=True)]
+    )
 
 
-def value_figure(spec: TaskSpec, scored: Scored, examples: Sequence[Example]) -> Score:
+def summarize_values(spec: TaskSpec, scored: PromptScores, examples: Sequence[Example]) -> Score:
     """Accuracy, or the mean negative loss, with its interval."""
     if spec.kind == "classification":
-        return accuracy(gold_of(examples), labels_of(spec, scored))
+        return accuracy(given_labels(examples), predicted_labels(spec, scored))
     return Score(metric="negative_loss", **hypothesis_tests.bootstrap_mean(-scored.losses[0]).model_dump())
 
 
-def labels_of(spec: TaskSpec, scored: Scored) -> list[str]:
+def predicted_labels(spec: TaskSpec, scored: PromptScores) -> list[str]:
     """The answers."""
     assert scored.answers is not None
     return [spec.labels[int(index)] for index in scored.answers[0]]
 
 
-def gold_of(examples: Sequence[Example]) -> list[str]:
+def given_labels(examples: Sequence[Example]) -> list[str]:
     return [str(example.label) for example in examples]
 
 
@@ -99,7 +108,7 @@ def answer_of(example: Example) -> str:
 
 
 def _against(
-    base: FrozenLM, spec: TaskSpec, scored: Scored, examples: Sequence[Example], reference: Reference
+    base: FrozenLM, spec: TaskSpec, scored: PromptScores, examples: Sequence[Example], reference: ComparedReference
 ) -> Comparison:
     other = reference.scored(base, examples)
     now, before = example_values(spec, scored, examples), example_values(reference.spec, other, examples)
@@ -107,15 +116,15 @@ def _against(
     gains = other.losses[0] - scored.losses[0]
     if spec.kind == "classification":
         better, worse = now > before, now < before
-        answers, earlier = labels_of(spec, scored), labels_of(reference.spec, other)
+        answers, earlier = predicted_labels(spec, scored), predicted_labels(reference.spec, other)
     else:
         better, worse = gains > _MOVED, gains < -_MOVED
         answers, earlier = ([f"{loss:.2f} nats a token" for loss in one.losses[0]] for one in (scored, other))
 
-    def changes(which: NDArray[np.bool_], sign: int) -> tuple[Change, ...]:
+    def changes(which: NDArray[np.bool_], sign: int) -> tuple[ChangedAnswer, ...]:
         found = [int(i) for i in np.argsort(-sign * gains, kind="stable") if which[i]][:SHOWN]
         return tuple(
-            Change(
+            ChangedAnswer(
                 index=i,
                 text=examples[i].text,
                 gold=answer_of(examples[i]),
@@ -128,7 +137,7 @@ def _against(
 
     return Comparison(
         reference=reference.name,
-        before=value_figure(reference.spec, other, examples),
+        before=summarize_values(reference.spec, other, examples),
         difference=difference,
         p_value=p_value,
         fixed=int(better.sum()),
@@ -138,14 +147,14 @@ def _against(
     )
 
 
-def _confusion(spec: TaskSpec, scored: Scored, examples: Sequence[Example]) -> tuple[tuple[str, str, int], ...]:
+def _confusion(spec: TaskSpec, scored: PromptScores, examples: Sequence[Example]) -> tuple[tuple[str, str, int], ...]:
     if spec.kind == "generation":
         return ()
-    counts = Counter(zip(gold_of(examples), labels_of(spec, scored), strict=True))
+    counts = Counter(zip(given_labels(examples), predicted_labels(spec, scored), strict=True))
     return tuple((gold, answer, n) for (gold, answer), n in sorted(counts.items()))
 
 
-def _calibration(spec: TaskSpec, scored: Scored, examples: Sequence[Example]) -> Calibration | None:
+def _calibration(spec: TaskSpec, scored: PromptScores, examples: Sequence[Example]) -> Calibration | None:
     if scored.log_probabilities is None:
         return None
     confidence = np.minimum(np.exp(scored.log_probabilities[0].max(axis=1)), 1.0)
@@ -159,7 +168,7 @@ def _calibration(spec: TaskSpec, scored: Scored, examples: Sequence[Example]) ->
             share = float(right[inside].mean())
             low, high = hypothesis_tests.wilson_interval(right[inside].sum(), n)
             bins.append(
-                Bin(
+                ReliabilityBin(
                     low=edges[place],
                     high=edges[place + 1],
                     n=n,
@@ -176,7 +185,7 @@ def _calibration(spec: TaskSpec, scored: Scored, examples: Sequence[Example]) ->
     )
 
 
-def slices(
+def judge_slices(
     examples: Sequence[Example], values: Floats, lengths: Sequence[int], *, exact: bool
 ) -> tuple[list[Slice], int, list[str]]:
     """Parts with at least ``LEAST`` examples, the worst first; how many were smaller; and columns that have none.

@@ -29,7 +29,7 @@ from softprompt.prompts.state import PromptState, concatenated
 
 
 @torch.no_grad()
-def probe_attention(
+def measure_attention(
     base: FrozenLM, spec: TaskSpec, state: PromptState, examples: Sequence[Example]
 ) -> tuple[Attention, Floats]:
     """Shares of attention over the examples, and those of each virtual token ``[P, L]``.

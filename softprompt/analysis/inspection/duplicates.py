@@ -15,7 +15,7 @@ from functools import cache
 import numpy as np
 
 from softprompt.analysis.inspection.answers import answer_of
-from softprompt.analysis.inspection.inspection_records import Duplicates, Twin, TwinGroup
+from softprompt.analysis.inspection.inspection_records import DuplicateGroup, DuplicateRow, Duplicates
 from softprompt.data.examples import Example
 from softprompt.data.row_identity import input_key
 
@@ -26,7 +26,7 @@ COMPARED = 8  # texts of a bucket that another one is compared with: all alike, 
 LISTED, ROWS_LISTED = 20, 6
 
 
-def duplicates(
+def find_duplicates(
     splits: Mapping[str, Sequence[Example]], names: Collection[str] | None = None
 ) -> tuple[Duplicates, dict[int, list[str]], set[tuple[str, int]]]:
     """Groups of near duplicates over all splits: rows that are alike in each column that is read of them.
@@ -58,9 +58,9 @@ def duplicates(
         conflicting = len({answer_of(example) for _, _, example in here}) > 1
         made.append((not conflicting, -len(group), group[0], here))
     listed = tuple(
-        TwinGroup(
+        DuplicateGroup(
             rows=tuple(
-                Twin(split=split, index=index, answer=answer_of(example), text=example.text)
+                DuplicateRow(split=split, index=index, answer=answer_of(example), text=example.text)
                 for split, index, example in here[:ROWS_LISTED]
             ),
             size=len(here),

@@ -12,19 +12,24 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from softprompt.analysis.inspection.ablation import seen_rows, starts_of, with_removals
-from softprompt.analysis.inspection.answers import LEAST, Reference, example_values, probe_answers, value_figure
-from softprompt.analysis.inspection.attention_weights import probe_attention
-from softprompt.analysis.inspection.duplicates import duplicates
-from softprompt.analysis.inspection.inspection_findings import findings
-from softprompt.analysis.inspection.inspection_records import Fit, Inspection, Reproduction, VirtualToken
-from softprompt.analysis.inspection.label_errors import suspects
-from softprompt.analysis.inspection.memorization import probe_memorisation
-from softprompt.analysis.inspection.pruning import prune
-from softprompt.analysis.inspection.score_records import Scored, score_ensemble
-from softprompt.analysis.inspection.store_neighbors import probe_store
-from softprompt.analysis.inspection.template_mismatch import probe_serving
-from softprompt.analysis.inspection.token_meaning import continuation, probe_tokens
+from softprompt.analysis.inspection.ablation import add_ablations, rebuild_starts, select_seen_rows
+from softprompt.analysis.inspection.answers import (
+    LEAST,
+    ComparedReference,
+    analyze_answers,
+    example_values,
+    summarize_values,
+)
+from softprompt.analysis.inspection.attention_weights import measure_attention
+from softprompt.analysis.inspection.duplicates import find_duplicates
+from softprompt.analysis.inspection.inspection_findings import judge_inspection
+from softprompt.analysis.inspection.inspection_records import Inspection, Reproduction, TrainingFit, VirtualToken
+from softprompt.analysis.inspection.label_errors import find_label_errors
+from softprompt.analysis.inspection.memorization import measure_memorization
+from softprompt.analysis.inspection.score_records import PromptScores, score_ensemble
+from softprompt.analysis.inspection.store_neighbors import compare_with_store
+from softprompt.analysis.inspection.template_mismatch import check_served_template
+from softprompt.analysis.inspection.token_meaning import continue_prompt, describe_tokens
 from softprompt.data.examples import Example
 from softprompt.data.split_assignment import Subsample, sample_examples, sample_indices
 from softprompt.data.task import Task, TaskSpec
@@ -37,53 +42,51 @@ from softprompt.prompts.saved_prompt import Prompt
 from softprompt.prompts.written_prompt import written_prompt
 from softprompt.store.learned_rows import LearnedRows
 
-__all__ = ["Limits", "Reference", "inspect", "prune", "read_history", "reference_of", "written_reference"]
-
-REMOVAL_PASSES = 4000  # examples times virtual tokens: what 20 tokens on 200 examples take
+ABLATION_PASSES = 4000  # examples times virtual tokens: what 20 tokens on 200 examples take
 FEWEST_EXAMPLES = 20
 
 
 @dataclass(frozen=True)
-class Limits:
+class InspectionLimits:
     """How many examples each question is asked of, at most.
 
     Attributes:
         answers: of the split that is judged, and of validation.
-        train: training rows that are scored, for suspects and overfitting.
+        train: training rows that are scored, for label errors and overfitting.
         removal: for the effect of each virtual token; each costs as many passes as there are tokens.
         attention: whose attention is averaged.
-        texts: on each side of the memorisation probe, where every token is scored.
+        texts: on each side of the memorization probe, where every token is scored.
         seed: of the draw, where there are more.
     """
 
     answers: int = 1000
     train: int = 2000
-    removal: int = 200
+    ablation: int = 200
     attention: int = 32
     texts: int = 200
     seed: int = 0
 
     @classmethod
-    def of(cls, most: int | None, train: int | None = None) -> "Limits":
+    def of(cls, most: int | None, train: int | None = None) -> "InspectionLimits":
         """Each at most ``most``; ``train`` training rows, if given."""
         limits = cls() if most is None else cls(*(min(most, own) for own in (1000, 2000, 200, 32, 200)))
         return limits if train is None else replace(limits, train=train)
 
 
-def written_reference(base: FrozenLM, spec: TaskSpec, instruction: str | None = None) -> Reference:
+def make_written_reference(base: FrozenLM, spec: TaskSpec, instruction: str | None = None) -> ComparedReference:
     """The written prompt: the instruction given, or a plain one made of the labels, in front of the same template."""
     words = default_instruction(spec) if instruction is None else instruction
-    return Reference(f"written prompt '{words}'", spec, [written_prompt(base, spec, words)])
+    return ComparedReference(f"written prompt '{words}'", spec, [written_prompt(base, spec, words)])
 
 
-def reference_of(base: FrozenLM, spec: TaskSpec, place: str, other: Prompt) -> Reference:
+def make_reference(base: FrozenLM, spec: TaskSpec, place: str, other: Prompt) -> ComparedReference:
     """Another saved prompt; raises ConfigError if it answers another task, PromptFileError if on another base."""
     other.check_base(base)
     if (other.spec.kind, set(other.spec.labels)) != (spec.kind, set(spec.labels)):
         expected = f"{spec.kind} with the labels {', '.join(spec.labels)}" if spec.labels else spec.kind
         got = f"{other.spec.kind} with {', '.join(other.spec.labels)}" if other.spec.labels else other.spec.kind
         raise ConfigError(f"--against '{place}': expected a prompt for {expected}, got one for {got}")
-    return Reference(place, other.spec, other.states)
+    return ComparedReference(place, other.spec, other.states)
 
 
 def inspect(
@@ -93,12 +96,12 @@ def inspect(
     *,
     place: str = "prompt",
     split: str | None = None,
-    reference: Reference | None = None,
+    reference: ComparedReference | None = None,
     template: str | None = None,
     store: Path | None = None,
     history: Sequence[Mapping[str, float]] = (),
     learned: LearnedRows | None = None,
-    limits: Limits | None = None,
+    limits: InspectionLimits | None = None,
     progress: Callable[[str], None] = lambda _: None,
 ) -> Inspection:
     """Ask every question.
@@ -118,7 +121,7 @@ def inspect(
         PromptFileError: the prompt was learned on another base model.
     """
     prompt.check_base(base)
-    asked = _Asked(base, prompt, task, limits or Limits(), progress)
+    asked = _Asked(base, prompt, task, limits or InspectionLimits(), progress)
     spec, notes = prompt.spec, asked.notes
     chosen = split or ("test" if task.test else "validation" if task.validation else "all")
     examples = asked.judged(chosen, task.splits[chosen], asked.limits.answers)
@@ -126,17 +129,17 @@ def inspect(
         notes.append(words)
     progress(f"answers to {len(examples):,} examples ({chosen})")
     scored = score_ensemble(base, spec, prompt.states, examples)
-    against = reference or written_reference(base, spec)
-    answers = probe_answers(base, spec, scored, examples, chosen, against)
+    against = reference or make_written_reference(base, spec)
+    answers = analyze_answers(base, spec, scored, examples, chosen, against)
     if answers.unsliced:
         notes.append(f"slices by {', '.join(answers.unsliced)}: no value has {LEAST} rows")
-    few = sample_indices(examples, asked.limits.removal, asked.limits.seed)
-    serving = probe_serving(
+    few = sample_indices(examples, asked.limits.ablation, asked.limits.seed)
+    serving = check_served_template(
         base,
         spec,
         prompt.states,
         [examples[index] for index in few],
-        Scored(scored.losses[:, few], None, scored.truncated),
+        PromptScores(scored.losses[:, few], None, scored.truncated),
         task.train,
         template,
     )
@@ -145,7 +148,7 @@ def inspect(
     attention, tokens = asked.attention(tokens, examples)
     continued = None
     if len(prompt.states) == 1:
-        continued, remark = continuation(base, prompt.state)
+        continued, remark = continue_prompt(base, prompt.state)
         notes += [f"what it says: {remark}"] if remark else []
     else:
         notes.append("what it says: several prompts answer by vote, which goes on with no text")
@@ -170,30 +173,30 @@ def inspect(
         fit=fit,
         prior_loss=prior,
         **train_facts,
-        memorisation=asked.memorisation(),
+        memorization=asked.memorization(),
         serving=serving,
         reproduction=tuple(asked.reproduction(chosen, scored, examples)),
         history=tuple(map(dict, history)),
-        neighbourhood=None
+        neighbors=None
         if store is None
-        else probe_store(base, prompt, place, store, [examples[index] for index in few]),
+        else compare_with_store(base, prompt, place, store, [examples[index] for index in few]),
         created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
     )
-    return made.model_copy(update={"findings": tuple(findings(made)), "notes": tuple(notes)})
+    return made.model_copy(update={"findings": tuple(judge_inspection(made)), "notes": tuple(notes)})
 
 
 class _Asked:
     """The questions that may have no answer; ``notes`` says why."""
 
     def __init__(
-        self, base: FrozenLM, prompt: Prompt, task: Task, limits: Limits, progress: Callable[[str], None]
+        self, base: FrozenLM, prompt: Prompt, task: Task, limits: InspectionLimits, progress: Callable[[str], None]
     ) -> None:
         self.base, self.prompt, self.task, self.limits, self.progress = base, prompt, task, limits, progress
         self.notes: list[str] = []
         self.same_data = prompt.data.get("fingerprint") == task.splits.fingerprint
         if not self.same_data:
             self.notes.append("the data given are not those that it was learned on (another fingerprint)")
-        self._validation: tuple[list[Example], Scored] | None = None
+        self._validation: tuple[list[Example], PromptScores] | None = None
         self._leaked: set[tuple[str, int]] = set()
 
     def drawn(self, examples: Sequence[Example], most: int) -> list[Example]:
@@ -206,14 +209,14 @@ class _Asked:
             self.notes.append(f"{split}: measured {words}")
         return found
 
-    def validation(self) -> tuple[list[Example], Scored] | None:
+    def validation(self) -> tuple[list[Example], PromptScores] | None:
         """Validation rows with their scores, made once."""
         if self._validation is None and self.task.validation:
             rows = self.judged("validation", self.task.validation, self.limits.answers)
             self._validation = rows, score_ensemble(self.base, self.prompt.spec, self.prompt.states, rows)
         return self._validation
 
-    def training(self) -> tuple[Fit | None, float | None, dict[str, Any]]:
+    def training(self) -> tuple[TrainingFit | None, float | None, dict[str, Any]]:
         """Overfitting, the loss of the label prior, and what there is to say of the training rows."""
         task, spec = self.task, self.prompt.spec
         validation = self.validation()
@@ -225,7 +228,7 @@ class _Asked:
             else:
                 self.notes.append("what label frequencies alone would give: validation has one label only")
         self.progress("near duplicates")
-        twins, answers, self._leaked = duplicates(_splits(task), spec.compiled.names)
+        twins, answers, self._leaked = find_duplicates(_splits(task), spec.compiled.names)
         if not task.train:
             self.notes.append("training rows (overfitting, suspects, memorisation): the data have no train split")
             return None, prior, {"duplicates": twins}
@@ -233,12 +236,12 @@ class _Asked:
         rows = self.judged("train", task.train, self.limits.train)
         self.progress(f"{len(rows):,} training rows")
         scored = score_ensemble(self.base, spec, self.prompt.states, rows)
-        found = {"duplicates": twins, "suspects": suspects(spec, scored, rows, indices, answers)}
+        found = {"duplicates": twins, "label_errors": find_label_errors(spec, scored, rows, indices, answers)}
         if validation is None:
             self.notes.append("overfitting: the data have no validation split")
             return None, prior, found
         held, of_held = validation
-        fit = Fit(
+        fit = TrainingFit(
             train_loss=hypothesis_tests.bootstrap_mean(scored.losses[0]),
             validation_loss=hypothesis_tests.bootstrap_mean(of_held.losses[0]),
             gap=hypothesis_tests.mean_difference(of_held.losses[0], scored.losses[0]),
@@ -251,20 +254,20 @@ class _Asked:
         """Neighbours, norms, movement and the effect of removal."""
         prompt, base = self.prompt, self.base
         self.progress(f"{sum(state.length for state in prompt.states)} virtual tokens")
-        starts = starts_of(prompt, base, self.task.train if self.same_data else None)
+        starts = rebuild_starts(prompt, base, self.task.train if self.same_data else None)
         if isinstance(starts, str):
             self.notes.append(f"movement: {starts}")
         if prompt.states[0].kind == "key_values":
             self.notes.append("neighbours and norms: keys and values do not lie among the token embeddings")
-        vocabulary, found = probe_tokens(base, prompt.states, None if isinstance(starts, str) else starts)
-        count = min(self.limits.removal, len(examples))
-        most = max(FEWEST_EXAMPLES, REMOVAL_PASSES // max(1, len(found)))
+        vocabulary, found = describe_tokens(base, prompt.states, None if isinstance(starts, str) else starts)
+        count = min(self.limits.ablation, len(examples))
+        most = max(FEWEST_EXAMPLES, ABLATION_PASSES // max(1, len(found)))
         if most < count:
             self.notes.append(
                 f"removal: measured on {most} examples, for each of {len(found)} virtual tokens reads all"
             )
         rows = self.drawn(examples, min(most, count))
-        return vocabulary, with_removals(found, base, prompt.spec, prompt.states, rows)
+        return vocabulary, add_ablations(found, base, prompt.spec, prompt.states, rows)
 
     def attention(self, tokens: list[VirtualToken], examples: Sequence[Example]) -> tuple[Any, list[VirtualToken]]:
         if len(self.prompt.states) > 1:
@@ -272,7 +275,7 @@ class _Asked:
             return None, tokens
         try:
             rows = self.drawn(examples, self.limits.attention)
-            found, shares = probe_attention(self.base, self.prompt.spec, self.prompt.state, rows)
+            found, shares = measure_attention(self.base, self.prompt.spec, self.prompt.state, rows)
         except BaseModelError as error:
             self.notes.append(f"attention: {error}")
             return None, tokens
@@ -281,7 +284,7 @@ class _Asked:
             for token, row in zip(tokens, shares, strict=True)
         ]
 
-    def memorisation(self) -> Any:
+    def memorization(self) -> Any:
         """The probe on rows that it has seen, and on held-out rows that are no near duplicates of training rows."""
         task = self.task
         held = [
@@ -298,7 +301,7 @@ class _Asked:
         self.progress("memorisation")
         seen: Sequence[Example] | None = None
         if self.same_data:
-            seen = seen_rows(self.prompt, self.base, task)
+            seen = select_seen_rows(self.prompt, self.base, task)
             if seen is None:
                 self.notes.append(
                     "memorisation: which training rows it has seen is not known, so they are drawn from all of them; "
@@ -306,7 +309,7 @@ class _Asked:
                 )
         most = self.limits.texts
         try:
-            return probe_memorisation(
+            return measure_memorization(
                 self.base,
                 self.prompt.spec,
                 self.prompt.state,
@@ -319,7 +322,7 @@ class _Asked:
             self.notes.append(f"memorisation: {error}{left_out}")
             return None
 
-    def reproduction(self, split: str, scored: Scored, examples: Sequence[Example]) -> list[Reproduction]:
+    def reproduction(self, split: str, scored: PromptScores, examples: Sequence[Example]) -> list[Reproduction]:
         """Accuracies of the manifest beside those of now."""
         spec, found = self.prompt.spec, []
         now = {split: (scored, examples)}
@@ -328,7 +331,7 @@ class _Asked:
         for name, (scores, rows) in now.items():
             saved = _saved(self.prompt.metrics.get(name))
             if saved is not None and spec.kind == "classification":
-                measured = value_figure(spec, scores, rows)
+                measured = summarize_values(spec, scores, rows)
                 found.append(Reproduction(split=name, saved=saved, now=measured, same_data=self.same_data))
         return found
 

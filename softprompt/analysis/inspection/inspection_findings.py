@@ -22,7 +22,7 @@ from softprompt.metrics.hypothesis_tests import sign_test, wilson_interval
 _ORDER = {"problem": 0, "warning": 1, "note": 2}
 
 
-def findings(found: Inspection) -> list[Finding]:
+def judge_inspection(found: Inspection) -> list[Finding]:
     """The most severe first."""
     made = [finding for judge in _JUDGES for finding in judge(found)]
     return sorted(made, key=lambda one: _ORDER[one.severity])
@@ -63,16 +63,16 @@ def _norms(found: Inspection) -> Iterator[Finding]:
 
 
 def _dead(found: Inspection) -> Iterator[Finding]:
-    known = [token for token in found.tokens if token.removal is not None]
+    known = [token for token in found.tokens if token.ablation is not None]
     if len(known) < 2 or found.answers is None:
         return
     bar = max(0.002, 0.01 * found.answers.loss.value)
     dead = [
         token
         for token in known
-        if token.removal is not None
-        and -bar < token.removal.low
-        and token.removal.high < bar
+        if token.ablation is not None
+        and -bar < token.ablation.low
+        and token.ablation.high < bar
         and not (token.changed or 0.0)
     ]
     if dead:
@@ -226,15 +226,15 @@ def _overconfident(found: Inspection) -> Iterator[Finding]:
 
 
 def _rows(found: Inspection) -> Iterator[Finding]:
-    suspects, twins = found.suspects, found.duplicates
+    label_errors, twins = found.label_errors, found.duplicates
     # what has learned nothing cannot tell a wrong label from a right one
     blind = any(True for _ in nothing_learned(found))
-    if suspects is not None and suspects.found >= 3 and suspects.share >= 0.01 and not blind:
+    if label_errors is not None and label_errors.found >= 3 and label_errors.share >= 0.01 and not blind:
         yield Finding(
             name="mislabelled-rows",
-            severity="warning" if suspects.share >= 0.05 else "note",
+            severity="warning" if label_errors.share >= 0.05 else "note",
             title="Training rows look mislabelled",
-            evidence=f"in {suspects.found:,} of {suspects.looked_at:,} rows ({suspects.share:.1%}) "
+            evidence=f"in {label_errors.found:,} of {label_errors.looked_at:,} rows ({label_errors.share:.1%}) "
             f"{SUSPECTED[found.kind]}",
             meaning="Some are hard, some are wrong. Wrong ones cost accuracy and blur every measurement.",
             advice=(
@@ -263,7 +263,7 @@ def _rows(found: Inspection) -> Iterator[Finding]:
 
 
 def _memorised(found: Inspection) -> Iterator[Finding]:
-    probe = found.memorisation
+    probe = found.memorization
     if probe is None or not probe.same_data or probe.difference.low <= 0:
         return
     # Mann and Whitney's test: by chance, one prompt of a thousand would be accused

@@ -20,7 +20,7 @@ SUSPECTED = {
 }
 
 
-class Spread(Record):
+class Quantiles(Record):
     """Quantiles of something over ordinary vocabulary tokens."""
 
     least: float
@@ -34,12 +34,12 @@ class Vocabulary(Record):
     """How near each of ``sampled`` ordinary tokens is to the nearest other one; and the norms of all of them."""
 
     sampled: int
-    cosine: Spread
-    distance: Spread
-    norm: Spread
+    cosine: Quantiles
+    distance: Quantiles
+    norm: Quantiles
 
 
-class Neighbour(Record):
+class Neighbor(Record):
     """A vocabulary token beside a virtual one; ``value`` is the cosine, or the Euclidean distance."""
 
     token: str
@@ -68,14 +68,14 @@ class VirtualToken(Record):
     member: int = 0
     norm: float
     norm_share: float | None = None
-    by_cosine: tuple[Neighbour, ...] = ()
-    by_distance: tuple[Neighbour, ...] = ()
+    by_cosine: tuple[Neighbor, ...] = ()
+    by_distance: tuple[Neighbor, ...] = ()
     nearer_by_cosine: float | None = None
     nearer_by_distance: float | None = None
     moved: float | None = None
     start_cosine: float | None = None
     start_token: str | None = None
-    removal: Mean | None = None
+    ablation: Mean | None = None
     changed: float | None = None
     attention: tuple[float, ...] = ()
 
@@ -104,7 +104,7 @@ class Continuation(Record):
     without_next: tuple[NextToken, ...]
 
 
-class Change(Record):
+class ChangedAnswer(Record):
     """An example that prompt and reference answer differently; ``gain`` is the fall of its loss, in nats."""
 
     index: int
@@ -128,11 +128,11 @@ class Comparison(Record):
     p_value: float
     fixed: int
     broken: int
-    fixed_examples: tuple[Change, ...] = ()
-    broken_examples: tuple[Change, ...] = ()
+    fixed_examples: tuple[ChangedAnswer, ...] = ()
+    broken_examples: tuple[ChangedAnswer, ...] = ()
 
 
-class Bin(Record):
+class ReliabilityBin(Record):
     """Answers given with a confidence above ``low`` and up to ``high``; the interval is of the share that is right."""
 
     low: float
@@ -149,7 +149,7 @@ class Calibration(Record):
 
     error: Score
     excess: Mean
-    bins: tuple[Bin, ...]
+    bins: tuple[ReliabilityBin, ...]
 
 
 class Slice(Record):
@@ -195,7 +195,7 @@ class Answers(Record):
     truncated: int = 0
 
 
-class Suspect(Record):
+class LabelError(Record):
     """A training row that may be mislabelled; ``score`` ranks, the most suspicious have the highest."""
 
     index: int
@@ -206,27 +206,27 @@ class Suspect(Record):
     reason: str
 
 
-class Suspects(Record):
+class LabelErrors(Record):
     """``found`` of ``looked_at`` training rows; ``listed`` are all of them, or the first thousand."""
 
     looked_at: int
     found: int
-    listed: tuple[Suspect, ...]
+    listed: tuple[LabelError, ...]
 
     @property
     def share(self) -> float:
         return self.found / self.looked_at if self.looked_at else 0.0
 
 
-class Twin(Record):
+class DuplicateRow(Record):
     split: str
     index: int
     answer: str
     text: str
 
 
-class TwinGroup(Record):
-    rows: tuple[Twin, ...]
+class DuplicateGroup(Record):
+    rows: tuple[DuplicateRow, ...]
     size: int
     conflicting: bool
 
@@ -247,10 +247,10 @@ class Duplicates(Record):
     leaked: int
     held_out: int
     conflicting: int
-    listed: tuple[TwinGroup, ...]
+    listed: tuple[DuplicateGroup, ...]
 
 
-class Memorisation(Record):
+class Memorization(Record):
     """Is training text better completed under the prompt, more than held-out text is?
 
     Attributes:
@@ -268,7 +268,7 @@ class Memorisation(Record):
     same_data: bool
 
 
-class Fit(Record):
+class TrainingFit(Record):
     """Loss and metric on training and validation rows under the prompt as it is."""
 
     train_loss: Mean
@@ -278,7 +278,7 @@ class Fit(Record):
     validation_metric: float
 
 
-class Serving(Record):
+class ServedTexts(Record):
     """What is served beside what was learned.
 
     Attributes:
@@ -302,7 +302,7 @@ class Reproduction(Record):
     same_data: bool
 
 
-class Start(Record):
+class StartCandidate(Record):
     """Another saved prompt as a start: the loss on this task under it as it is, and the options of ``train``."""
 
     place: str
@@ -312,12 +312,12 @@ class Start(Record):
     options: tuple[str, ...]
 
 
-class Neighbourhood(Record):
+class StoreNeighbors(Record):
     """The prompts of a store: ``matrix[i][j]`` is the cosine of the average tokens of ``names`` i and j."""
 
     names: tuple[str, ...]
     matrix: tuple[tuple[float, ...], ...]
-    starts: tuple[Start, ...]
+    starts: tuple[StartCandidate, ...]
     own_loss: Mean | None = None
     left_out: int = 0
 
@@ -360,15 +360,15 @@ class Inspection(Record):
     attention: Attention | None = None
     continuation: Continuation | None = None
     answers: Answers | None = None
-    fit: Fit | None = None
+    fit: TrainingFit | None = None
     prior_loss: float | None = None
-    suspects: Suspects | None = None
+    label_errors: LabelErrors | None = None
     duplicates: Duplicates | None = None
-    memorisation: Memorisation | None = None
-    serving: Serving = Serving()
+    memorization: Memorization | None = None
+    serving: ServedTexts = ServedTexts()
     reproduction: tuple[Reproduction, ...] = ()
     history: tuple[dict[str, float], ...] = ()
-    neighbourhood: Neighbourhood | None = None
+    neighbors: StoreNeighbors | None = None
     findings: tuple[Finding, ...] = ()
     notes: tuple[str, ...] = ()
     created: str = ""

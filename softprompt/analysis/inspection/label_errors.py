@@ -14,8 +14,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from softprompt.analysis.inspection.inspection_records import Suspect, Suspects
-from softprompt.analysis.inspection.score_records import Scored, gold_labels
+from softprompt.analysis.inspection.inspection_records import LabelError, LabelErrors
+from softprompt.analysis.inspection.score_records import PromptScores, gold_labels
 from softprompt.data.examples import Example
 from softprompt.data.task import TaskSpec
 
@@ -24,14 +24,14 @@ _SURE = 0.75  # three to one
 _FAR = 6.0  # median absolute deviations above the median: 1 in 20,000 of normal numbers
 
 
-def suspects(
+def find_label_errors(
     spec: TaskSpec,
-    scored: Scored,
+    scored: PromptScores,
     examples: Sequence[Example],
     indices: Sequence[int],
     twins: Mapping[int, Sequence[str]] | None = None,
     most: int = LISTED,
-) -> Suspects:
+) -> LabelErrors:
     """The rows to look at, most suspicious first.
 
     Args:
@@ -51,9 +51,9 @@ def suspects(
         example = examples[row]
         gold = str(example.label) if example.label is not None else example.references[0]
         listed.append(
-            Suspect(index=indices[row], text=example.text, gold=gold, instead=instead, score=score, reason=reason)
+            LabelError(index=indices[row], text=example.text, gold=gold, instead=instead, score=score, reason=reason)
         )
-    return Suspects(looked_at=len(examples), found=len(found), listed=tuple(listed))
+    return LabelErrors(looked_at=len(examples), found=len(found), listed=tuple(listed))
 
 
 def _confidently_other(
@@ -83,7 +83,7 @@ def _confidently_other(
     ]
 
 
-def _unlikely(scored: Scored, examples: Sequence[Example]) -> list[tuple[int, str, float, str]]:
+def _unlikely(scored: PromptScores, examples: Sequence[Example]) -> list[tuple[int, str, float, str]]:
     losses = scored.losses[0]
     median = float(np.median(losses))
     # 1.4826: makes it the standard deviation, of normal numbers

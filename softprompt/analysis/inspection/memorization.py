@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from softprompt.analysis.inspection.inspection_records import Memorisation
+from softprompt.analysis.inspection.inspection_records import Memorization
 from softprompt.analysis.inspection.score_records import item_losses
 from softprompt.data.encoding.encoder import EncodedSequence, ExampleEncoder
 from softprompt.data.examples import Example
@@ -29,7 +29,7 @@ from softprompt.prompts.state import PromptState
 FEWEST = 10  # texts on each side
 
 
-def probe_memorisation(
+def measure_memorization(
     base: FrozenLM,
     spec: TaskSpec,
     state: PromptState,
@@ -37,7 +37,7 @@ def probe_memorisation(
     held_out: Sequence[Example],
     *,
     same_data: bool,
-) -> Memorisation:
+) -> Memorization:
     """Compare what training and held-out texts gain: the texts themselves, or the outputs that were learned.
 
     Raises:
@@ -51,7 +51,7 @@ def probe_memorisation(
         raise DataError(
             f"expected at least {FEWEST} training and {FEWEST} held-out {what}, got {len(trained)} and {len(other)}"
         )
-    return Memorisation(
+    return Memorization(
         what=what,
         trained=hypothesis_tests.bootstrap_mean(trained),
         held_out=hypothesis_tests.bootstrap_mean(other),

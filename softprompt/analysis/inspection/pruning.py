@@ -11,10 +11,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from softprompt.analysis.inspection.ablation import keep
-from softprompt.analysis.inspection.answers import Reference, example_values
+from softprompt.analysis.inspection.ablation import keep_tokens
+from softprompt.analysis.inspection.answers import ComparedReference, example_values
 from softprompt.analysis.inspection.inspection_records import Pruning
-from softprompt.analysis.inspection.score_records import Scored, score_states
+from softprompt.analysis.inspection.score_records import PromptScores, score_states
 from softprompt.data.examples import Example
 from softprompt.data.split_assignment import sample_examples
 from softprompt.data.task import Task
@@ -35,14 +35,14 @@ class _Search:
     """What was measured so far, and on what."""
 
     base: FrozenLM
-    spec: Reference
+    spec: ComparedReference
     state: PromptState
     examples: Sequence[Example]
     measured: int = 0
 
-    def scored(self, kept: Sequence[Sequence[int]], examples: Sequence[Example]) -> Scored:
+    def scored(self, kept: Sequence[Sequence[int]], examples: Sequence[Example]) -> PromptScores:
         self.measured += len(kept) * len(examples)
-        states = [keep(self.state, indices) for indices in kept]
+        states = [keep_tokens(self.state, indices) for indices in kept]
         return score_states(self.base, self.spec.spec, states, examples)
 
     def ranked(self, kept: Sequence[int], candidates: Sequence[int]) -> list[int]:
@@ -80,7 +80,7 @@ def prune(
     prompt.check_base(base)
     judged = sample_examples(task.validation, JUDGED)
     few = sample_examples(judged, SEARCHED, seed=1)
-    search = _Search(base, Reference(parent, prompt.spec, prompt.states), prompt.state, few)
+    search = _Search(base, ComparedReference(parent, prompt.spec, prompt.states), prompt.state, few)
     everything = list(range(prompt.state.length))
     values = example_values(prompt.spec, search.scored([everything], judged), judged)
     start = float(values.mean())
@@ -147,7 +147,7 @@ def _on_test(
 
 
 def _shorter(prompt: Prompt, kept: Sequence[int], report: Pruning, parent: str) -> Prompt:
-    state = keep(prompt.state, kept)
+    state = keep_tokens(prompt.state, kept)
     assert state is not None
     before = prompt.training.get("pruned")
     # of a prompt that was pruned before: which of the first one's tokens these are

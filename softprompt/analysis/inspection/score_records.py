@@ -24,7 +24,7 @@ MEMBERS = 16  # prompts that stand in one prefix, at most: each holds its keys a
 
 
 @dataclass(frozen=True)
-class Scored:
+class PromptScores:
     """What prompts do on examples.
 
     Attributes:
@@ -45,7 +45,7 @@ class Scored:
 
 def score_states(
     base: FrozenLM, spec: TaskSpec, states: Sequence[PromptState | None], examples: Sequence[Example]
-) -> Scored:
+) -> PromptScores:
     """Score each of ``states`` on its own; ``None`` is the bare template. All are given the same room for texts."""
     given = [state for state in states if state is not None]
     length = max((state.length for state in given), default=0)
@@ -66,19 +66,19 @@ def score_states(
         shaped = scores.double().numpy().reshape(len(chunk), len(examples), -1)
         answers.append(shaped)
         losses.append(-np.take_along_axis(shaped, gold_labels(spec, examples)[None, :, None], axis=2)[:, :, 0])
-    return Scored(np.concatenate(losses), np.concatenate(answers) if answers else None, encoder.truncated)
+    return PromptScores(np.concatenate(losses), np.concatenate(answers) if answers else None, encoder.truncated)
 
 
 def score_ensemble(
     base: FrozenLM, spec: TaskSpec, states: Sequence[PromptState], examples: Sequence[Example]
-) -> Scored:
+) -> PromptScores:
     """``score_states`` for prompts that answer together: ``M`` is 1."""
     if len(states) == 1:
         return score_states(base, spec, states, examples)
     predictor = Predictor(base, spec, states)
     scores = predictor.label_log_probabilities(examples).double().numpy()
     gold = gold_labels(spec, examples)
-    return Scored(-scores[np.arange(len(gold)), gold][None], scores[None], predictor.truncated)
+    return PromptScores(-scores[np.arange(len(gold)), gold][None], scores[None], predictor.truncated)
 
 
 @torch.no_grad()

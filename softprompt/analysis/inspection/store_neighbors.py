@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
 
-from softprompt.analysis.inspection.inspection_records import Neighbourhood, Start
+from softprompt.analysis.inspection.inspection_records import StartCandidate, StoreNeighbors
 from softprompt.analysis.inspection.score_records import score_states
 from softprompt.data.examples import Example
 from softprompt.metrics import hypothesis_tests
@@ -18,7 +18,9 @@ MOST = 24  # prompts in the matrix: the most similar ones
 TRIED = 8  # whose loss on the task is measured
 
 
-def probe_store(base: FrozenLM, prompt: Prompt, place: str, store: Path, examples: Sequence[Example]) -> Neighbourhood:
+def compare_with_store(
+    base: FrozenLM, prompt: Prompt, place: str, store: Path, examples: Sequence[Example]
+) -> StoreNeighbors:
     """The matrix of similarities, and the loss on ``examples`` under other prompts, as they are, in the same batches.
 
     Raises:
@@ -43,7 +45,7 @@ def probe_store(base: FrozenLM, prompt: Prompt, place: str, store: Path, example
         own, *others = (hypothesis_tests.bootstrap_mean(row) for row in scored.losses)
         losses = {one.folder: mean for one, mean in zip(tried, others, strict=True)}
     starts = [
-        Start(
+        StartCandidate(
             place=str(one.folder),
             average_tokens=one.average_tokens or 0.0,
             same_start=one.same_start,
@@ -54,7 +56,7 @@ def probe_store(base: FrozenLM, prompt: Prompt, place: str, store: Path, example
         if one.start
     ]
     starts.sort(key=lambda one: (one.loss is None, one.loss.value if one.loss else -one.average_tokens))
-    return Neighbourhood(
+    return StoreNeighbors(
         names=(place, *(str(one.folder) for one in shown)),
         matrix=tuple(map(tuple, matrix)),
         starts=tuple(starts),

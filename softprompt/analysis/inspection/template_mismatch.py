@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from statistics import median
 
-from softprompt.analysis.inspection.inspection_records import Serving
-from softprompt.analysis.inspection.score_records import Scored, score_ensemble
+from softprompt.analysis.inspection.inspection_records import ServedTexts
+from softprompt.analysis.inspection.score_records import PromptScores, score_ensemble
 from softprompt.data.examples import Example, format_value
 from softprompt.data.task import TaskSpec
 from softprompt.data.templates.template import Template
@@ -21,15 +21,15 @@ from softprompt.prompts.state import PromptState
 SHARE = 0.05  # of the texts that must be odd to be told
 
 
-def probe_serving(
+def check_served_template(
     base: FrozenLM,
     spec: TaskSpec,
     states: Sequence[PromptState],
     examples: Sequence[Example],
-    scored: Scored,
+    scored: PromptScores,
     train: Sequence[Example] = (),
     template: str | None = None,
-) -> Serving:
+) -> ServedTexts:
     """What differs between learning and serving.
 
     Args:
@@ -42,7 +42,7 @@ def probe_serving(
     """
     texts = tuple(_odd_texts(spec, examples, train))
     if template is None or template == spec.template:
-        return Serving(template=template, texts=texts)
+        return ServedTexts(template=template, texts=texts)
     served = replace(spec, template=template)
     differences = list(template_differences(spec.compiled, served.compiled))
     cost = None
@@ -51,7 +51,7 @@ def probe_serving(
         cost, _ = hypothesis_tests.paired_mean_difference(other.losses[0], scored.losses[0])
     except SoftpromptError as error:
         differences.append(f"it cannot be filled in from these data: {error}")
-    return Serving(template=template, differences=tuple(differences), cost=cost, texts=texts)
+    return ServedTexts(template=template, differences=tuple(differences), cost=cost, texts=texts)
 
 
 def template_differences(learned: Template, served: Template) -> Iterator[str]:

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from softprompt.analysis.inspection.inspection_records import (
     Continuation,
-    Neighbour,
+    Neighbor,
     NextToken,
-    Spread,
+    Quantiles,
     VirtualToken,
     Vocabulary,
 )
@@ -42,7 +42,7 @@ SAMPLED = 512  # ordinary tokens that set the scale
 _ROWS = 8192  # of the vocabulary at a time
 
 
-def probe_tokens(
+def describe_tokens(
     base: FrozenLM, states: Sequence[PromptState], starts: Sequence[PromptState] | None
 ) -> tuple[Vocabulary | None, list[VirtualToken]]:
     """Every virtual token, and the vocabulary's own scale; of keys and values, which lie elsewhere, only movement."""
@@ -92,9 +92,9 @@ class _Cloud:
     def scale(self) -> Vocabulary:
         return Vocabulary(
             sampled=len(self._cosines),
-            cosine=_spread(self._cosines),
-            distance=_spread(self._distances),
-            norm=_spread(self._norms),
+            cosine=_quantiles(self._cosines),
+            distance=_quantiles(self._distances),
+            norm=_quantiles(self._norms),
         )
 
     def beside(self, tokens: Tensor, member: int) -> Iterator[VirtualToken]:
@@ -127,9 +127,9 @@ class _Cloud:
             for token, equal in zip(nearest[:, 0].tolist(), same, strict=True)
         ]
 
-    def _named(self, ids: Tensor, values: Tensor) -> tuple[Neighbour, ...]:
+    def _named(self, ids: Tensor, values: Tensor) -> tuple[Neighbor, ...]:
         return tuple(
-            Neighbour(token=token_text(self._base, token), token_id=token, value=value)
+            Neighbor(token=token_text(self._base, token), token_id=token, value=value)
             for token, value in zip(ids.tolist(), values.tolist(), strict=True)
         )
 
@@ -198,13 +198,13 @@ def _flat(state: PromptState) -> Tensor:
     return torch.cat([tensor.permute(2, 0, 1, 3).flatten(1) for tensor in tensors], dim=1)
 
 
-def _spread(ordered: Floats) -> Spread:
+def _quantiles(ordered: Floats) -> Quantiles:
     least, p5, median, p95, most = np.quantile(ordered, (0, 0.05, 0.5, 0.95, 1)).tolist()
-    return Spread(least=least, p5=p5, median=median, p95=p95, most=most)
+    return Quantiles(least=least, p5=p5, median=median, p95=p95, most=most)
 
 
 @torch.no_grad()
-def continuation(base: FrozenLM, state: PromptState) -> tuple[Continuation, str | None]:
+def continue_prompt(base: FrozenLM, state: PromptState) -> tuple[Continuation, str | None]:
     """What follows the prompt, and what follows nothing; and a remark if it is not the prompt quite alone."""
     if base.architecture == "encoder-decoder":
         remark = "an encoder-decoder model goes on in its decoder, behind the prompt and what ends a text"

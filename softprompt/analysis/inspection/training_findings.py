@@ -1,4 +1,4 @@
-"""Findings about how a prompt learned: not at all, too fast, or its own rows only; health.py says what a judge is."""
+"""Findings about how a prompt learned: not at all, too fast, or its own rows only."""
 
 import math
 from collections.abc import Iterator

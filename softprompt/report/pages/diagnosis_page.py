@@ -2,8 +2,8 @@
 
 from collections.abc import Iterator, Sequence
 
-from softprompt.analysis.diagnostics.doctor import KEYS_AND_VALUES, MEANINGS, Diagnosis, FamilyRow, error_text
-from softprompt.analysis.diagnostics.memory_estimate import GB, ROOM, Bill, Plan
+from softprompt.analysis.diagnostics.doctor import KEYS_AND_VALUES, MEANINGS, Diagnosis, FamilyDiagnosis, format_error
+from softprompt.analysis.diagnostics.memory_estimate import GB, ROOM, MemoryEstimate, MemoryPlan
 from softprompt.analysis.diagnostics.parity import LONG_TEXT
 from softprompt.report.pages.cells import settings_table
 from softprompt.report.render.document import Block, Code, Column, Document, Points, Section, Table
@@ -20,7 +20,8 @@ def diagnosis_document(diagnosis: Diagnosis) -> Document:
     blocks: list[Block] = [settings_table("", facts, ("", ""))]
     if diagnosis.checks:
         rows = [
-            (c.name, c.verdict, error_text(c.error), error_text(c.gradient_error), c.meaning) for c in diagnosis.checks
+            (c.name, c.verdict, format_error(c.error), format_error(c.gradient_error), c.meaning)
+            for c in diagnosis.checks
         ]
         columns = ("Check", "Verdict", Column("Error"), Column("Gradient"), "What it asks")
         reasons = [f"{check.name}: {check.reason}" for check in diagnosis.checks if check.reason]
@@ -29,12 +30,12 @@ def diagnosis_document(diagnosis: Diagnosis) -> Document:
     return Document("Diagnosis", diagnosis.model, (), (Section("checks", "What works", tuple(blocks)),))
 
 
-def families_document(rows: Sequence[FamilyRow]) -> Document:
+def families_document(rows: Sequence[FamilyDiagnosis]) -> Document:
     """The families side by side, and the reasons for what is not exact."""
     cells = []
     for row in rows:
         verdicts = {check.name: check.verdict for check in row.diagnosis.checks} if row.diagnosis else {}
-        error = error_text(row.diagnosis.largest_error if row.diagnosis else None)
+        error = format_error(row.diagnosis.largest_error if row.diagnosis else None)
         cells.append((row.family, row.way, *(verdicts.get(name, "-") for name in MEANINGS), error))
     columns = ("family", "runs with", *MEANINGS, "largest error")
     reasons = tuple(f"{row.family}: {'; '.join(why)}" for row in rows if (why := _reasons(row)))
@@ -47,38 +48,41 @@ def families_document(rows: Sequence[FamilyRow]) -> Document:
     )
 
 
-def plan_document(plan: Plan) -> Document:
+def plan_document(plan: MemoryPlan) -> Document:
     """The memory of training a prompt and of serving many, each part with its formula, and the commands."""
-    facts, wish = plan.facts, plan.wish
-    gpus = f"{wish.gpus} GPU{'s' if wish.gpus > 1 else ''} of" if wish.gpus else "the processor,"
+    facts, workload = plan.facts, plan.workload
+    gpus = f"{workload.gpus} GPU{'s' if workload.gpus > 1 else ''} of" if workload.gpus else "the processor,"
     return Document(
         "Plan",
         f"{facts['name']}: {facts['parameters']:,} parameters, {facts['layers']} layers, {facts['dtype']}, "
         f"{facts['architecture']}",
-        (f"{wish.length} virtual tokens, texts of {wish.text_length} tokens, on {gpus} {wish.memory / GB:.0f} GB",),
+        (
+            f"{workload.length} virtual tokens, texts of {workload.text_length} tokens, on {gpus} "
+            f"{workload.memory / GB:.0f} GB",
+        ),
         tuple(
-            Section(f"bill-{number}", bill.title, tuple(_bill(plan, bill)))
-            for number, bill in enumerate((plan.training, *plan.serving))
+            Section(f"bill-{number}", estimate.title, tuple(_bill(plan, estimate)))
+            for number, estimate in enumerate((plan.training, *plan.serving))
         ),
     )
 
 
-def _bill(plan: Plan, bill: Bill) -> Iterator[Block]:
-    gpus, memory = plan.wish.gpus, plan.wish.memory
-    verdict = "fits" if bill.fits and bill.at_once else "does not fit"
-    room = f"{bill.room / GB:.1f} GB" + (f" ({ROOM:.0%} of {memory / GB:.0f})" if gpus else "")
-    rows = [(part.name, f"{part.bytes / GB:.2f} GB", part.formula) for part in bill.parts]
-    rows.append(("all", f"{bill.bytes / GB:.2f} GB", f"of {room}: {verdict}"))
+def _bill(plan: MemoryPlan, estimate: MemoryEstimate) -> Iterator[Block]:
+    gpus, memory = plan.workload.gpus, plan.workload.memory
+    verdict = "fits" if estimate.fits and estimate.at_once else "does not fit"
+    room = f"{estimate.room / GB:.1f} GB" + (f" ({ROOM:.0%} of {memory / GB:.0f})" if gpus else "")
+    rows = [(part.name, f"{part.bytes / GB:.2f} GB", part.formula) for part in estimate.parts]
+    rows.append(("all", f"{estimate.bytes / GB:.2f} GB", f"of {room}: {verdict}"))
     columns = ("Part", Column("Per GPU" if gpus else "Memory"), "Formula")
     yield Table.of("", columns, rows, words=3)
-    what = "texts in one pass" if bill is plan.training else "requests at once"
-    if notes := (*([f"at most {bill.at_once:,} {what}"] if bill.at_once else []), *bill.notes):
+    what = "texts in one pass" if estimate is plan.training else "requests at once"
+    if notes := (*([f"at most {estimate.at_once:,} {what}"] if estimate.at_once else []), *estimate.notes):
         yield Points(notes)
-    if bill.commands:
-        yield Code("\n".join(f"$ {command}" for command in bill.commands))
+    if estimate.commands:
+        yield Code("\n".join(f"$ {command}" for command in estimate.commands))
 
 
-def _reasons(row: FamilyRow) -> list[str]:
+def _reasons(row: FamilyDiagnosis) -> list[str]:
     """Why the family does not share a prefix, and what else it is refused."""
     checks = row.diagnosis.checks if row.diagnosis else ()
     refused = {check.name: f"{check.name}: {check.reason}" for check in checks if check.verdict == "refused"}
@@ -91,7 +95,7 @@ def _reasons(row: FamilyRow) -> list[str]:
 def _small_print(diagnosis: Diagnosis) -> Iterator[str]:
     yield (
         "errors are relative to plain concatenation, one text at a time; exact is up to "
-        f"{error_text(diagnosis.tolerance)} (gradient {error_text(diagnosis.gradient_tolerance)}); "
+        f"{format_error(diagnosis.tolerance)} (gradient {format_error(diagnosis.gradient_tolerance)}); "
         f"texts of up to {diagnosis.longest_text} tokens"
     )
     if diagnosis.dtype != "float32":

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from softprompt.analysis.drift.drift_records import Monitoring, PromptDrift, Signal
+from softprompt.analysis.drift.drift_records import DriftReport, PromptDrift, Signal
 from softprompt.metrics.formatting import MISSING, count_text, fixed, percent_text, short_text
 from softprompt.report.pages.cells import DASH
 from softprompt.report.pages.inspection_page import finding_fold
@@ -35,7 +35,7 @@ _SAID = {
 MOST_LABELS = 20  # of a figure: of more, those that moved most
 
 
-def monitoring_document(found: Monitoring) -> Document:
+def drift_document(found: DriftReport) -> Document:
     """Everything that monitoring found."""
     when = f" since {found.since} UTC" if found.since else ""
     return Document(
@@ -54,7 +54,7 @@ def monitoring_document(found: Monitoring) -> Document:
     )
 
 
-def _summary(found: Monitoring) -> list[Block]:
+def _summary(found: DriftReport) -> list[Block]:
     drifting = found.drifting
     facts = (
         Fact("Prompts that drift", f"{len(drifting)} of {len(found.prompts)}"),
@@ -70,7 +70,7 @@ def _summary(found: Monitoring) -> list[Block]:
     return [*blocks, _overview(found.prompts)] if found.prompts else blocks
 
 
-def _sentence(found: Monitoring) -> str:
+def _sentence(found: DriftReport) -> str:
     if not found.prompts:
         return "There is nothing to compare."
     if found.drifting:
@@ -120,8 +120,8 @@ def _prompt(one: PromptDrift, number: int) -> list[Block]:
     blocks += map(finding_fold, one.findings)
     blocks.append(_signals(one.signals))
     blocks += [figure for signal in one.signals if (figure := _figure(signal, one.prompt, number)) is not None]
-    if one.witnesses:
-        blocks.append(_witnesses(one))
+    if one.examples:
+        blocks.append(_shown_examples(one))
     notes = [f"What it saw: a profile {one.profile}."]
     if one.errors:
         notes.append(f"Ended in an error: {', '.join(f'{code} {count:,}' for code, count in one.errors.items())}.")
@@ -277,8 +277,8 @@ def _label_figure(signal: Signal, prompt: str, number: int) -> Figure | None:
     )
 
 
-def _witnesses(one: PromptDrift) -> Table:
-    found, titles = one.witnesses, {signal.name: signal.title for signal in one.signals}
+def _shown_examples(one: PromptDrift) -> Table:
+    found, titles = one.examples, {signal.name: signal.title for signal in one.signals}
     rows = (
         (
             Cell(one.why, titles[one.signal]),
@@ -294,7 +294,7 @@ def _witnesses(one: PromptDrift) -> Table:
     return Table.of("Samples that show it most", columns, rows, note, words=4)
 
 
-def _measured(found: Monitoring) -> list[Block]:
+def _measured(found: DriftReport) -> list[Block]:
     told = (
         "Each prompt is saved with a profile of its validation rows: lengths, frequent tokens, answers, confidence, "
         "and the centre of the hidden states where the answer begins. Samples of live requests are compared with it.",

@@ -121,9 +121,9 @@ def slices(found: Inspection, most: int = 12) -> Figure | None:
     )
 
 
-def removal(found: Inspection) -> Figure | None:
+def ablation(found: Inspection) -> Figure | None:
     """What the loss does without each virtual token."""
-    known = [one for one in found.tokens if one.removal is not None]
+    known = [one for one in found.tokens if one.ablation is not None]
     if not known:
         return None
     shown = _shown(known)
@@ -138,11 +138,11 @@ def removal(found: Inspection) -> Figure | None:
             fixed(effect.value, 3, signed=True),
         )
         for one in shown
-        if (effect := one.removal) is not None
+        if (effect := one.ablation) is not None
     ]
     left = f" Shown are the {len(shown)} of {len(known)} with the largest effect." if len(shown) < len(known) else ""
     return Figure(
-        "removal",
+        "ablation",
         "What each virtual token is good for",
         "The loss without a token minus the loss with it, on the same examples, with its 95% interval. Right of 0 it "
         f"is of use; at 0 it could go (softprompt prune); left of 0 it does harm.{left}",
@@ -245,9 +245,9 @@ def history(found: Inspection) -> Figure | None:
     )
 
 
-def memorisation(found: Inspection) -> Figure | None:
+def memorization(found: Inspection) -> Figure | None:
     """Gains of training and held-out texts."""
-    one = found.memorisation
+    one = found.memorization
     if one is None:
         return None
     named: Sequence[tuple[str, str, Mean]] = (
@@ -257,7 +257,7 @@ def memorisation(found: Inspection) -> Figure | None:
     )
     rows = [_interval(*one, signed=True) for one in named]
     return Figure(
-        "memorisation",
+        "memorization",
         f"Are training {one.what} known by heart?",
         "Gain of the log-likelihood a token, prompt minus no prompt. The prompt changes how well all texts are "
         "continued; what training texts gain more than held-out ones, the difference, is what it knows of them in "
@@ -277,7 +277,7 @@ def token_name(token: VirtualToken, found: Inspection) -> str:
 def _shown(tokens: Sequence[VirtualToken]) -> list[VirtualToken]:
     if len(tokens) <= MOST_TOKENS:
         return list(tokens)
-    most = sorted(tokens, key=lambda one: -abs(one.removal.value if one.removal else 0.0))[:MOST_TOKENS]
+    most = sorted(tokens, key=lambda one: -abs(one.ablation.value if one.ablation else 0.0))[:MOST_TOKENS]
     return sorted(most, key=lambda one: (one.member, one.index))
 
 

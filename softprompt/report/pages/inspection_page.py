@@ -5,7 +5,7 @@ from pathlib import Path
 
 from softprompt.analysis.inspection.inspection_records import (
     SUSPECTED,
-    Change,
+    ChangedAnswer,
     Comparison,
     Finding,
     Inspection,
@@ -156,7 +156,7 @@ def _changes(one: Comparison, judged: bool) -> list[Block]:
     return blocks
 
 
-def _example(change: Change, now_right: bool | None) -> Example:
+def _example(change: ChangedAnswer, now_right: bool | None) -> Example:
     before_right = None if now_right is None else not now_right
     answers = (Answer(change.now, now_right, ("this prompt",)), Answer(change.before, before_right, ("reference",)))
     return Example(change.index, change.text, change.gold, answers)
@@ -175,7 +175,7 @@ def _tokens(found: Inspection) -> list[Block]:
     )
     return [
         Text(explained),
-        *_present(figures.removal(found), figures.nearness(found)),
+        *_present(figures.ablation(found), figures.nearness(found)),
         tables.virtual_tokens(found),
     ]
 
@@ -197,15 +197,15 @@ def _rows(found: Inspection) -> list[Block]:
     blocks: list[Block] = _present(figures.history(found))
     if found.fit is not None:
         blocks.append(tables.fit(found.fit))
-    if (suspects := found.suspects) is not None:
+    if (label_errors := found.label_errors) is not None:
         blocks.append(
             Text(
-                f"{suspects.found:,} of {suspects.looked_at:,} training rows look mislabelled: "
+                f"{label_errors.found:,} of {label_errors.looked_at:,} training rows look mislabelled: "
                 f"{SUSPECTED[found.kind]}. Read from the top; hard rows are among them."
             )
         )
-        if suspects.listed:
-            blocks.append(tables.suspects(suspects))
+        if label_errors.listed:
+            blocks.append(tables.label_errors(label_errors))
     if (twins := found.duplicates) is not None:
         blocks.append(
             Text(
@@ -220,8 +220,8 @@ def _rows(found: Inspection) -> list[Block]:
 
 
 def _privacy(found: Inspection) -> list[Block]:
-    blocks: list[Block] = _present(figures.memorisation(found))
-    one = found.memorisation
+    blocks: list[Block] = _present(figures.memorization(found))
+    one = found.memorization
     if one is not None:
         same = "" if one.same_data else " The rows given are not those it was learned on: this says nothing about them."
         blocks.append(
@@ -235,7 +235,7 @@ def _privacy(found: Inspection) -> list[Block]:
 
 
 def _others(found: Inspection) -> list[Block]:
-    one = found.neighbourhood
+    one = found.neighbors
     return [] if one is None else [tables.starts(one), tables.similarities(one)]
 
 

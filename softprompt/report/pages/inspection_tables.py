@@ -5,13 +5,13 @@ from collections.abc import Sequence
 from softprompt.analysis.inspection.inspection_records import (
     Continuation,
     Duplicates,
-    Fit,
     Inspection,
-    Neighbour,
-    Neighbourhood,
+    LabelErrors,
+    Neighbor,
+    Quantiles,
     Reproduction,
-    Spread,
-    Suspects,
+    StoreNeighbors,
+    TrainingFit,
 )
 from softprompt.metrics.formatting import fixed, percent_text, short_text
 from softprompt.report.pages.cells import DASH, confusion_table, mean_cell, mean_text
@@ -43,7 +43,7 @@ def virtual_tokens(found: Inspection) -> Table:
                 short_text(one.norm), "" if one.norm_share is None else f"above {one.norm_share:.0%} of words", one.norm
             ),
             DASH if one.moved is None else Cell(fixed(one.moved, 2), f"cosine {fixed(one.start_cosine, 2)}", one.moved),
-            mean_cell(one.removal, signed=True),
+            mean_cell(one.ablation, signed=True),
             _share(one.changed),
         )
         for one in found.tokens
@@ -102,7 +102,7 @@ def continuation(one: Continuation) -> tuple[Block, ...]:
     return (about, said, likeliest) if one.without_next else (about, said)
 
 
-def fit(one: Fit) -> Table:
+def fit(one: TrainingFit) -> Table:
     """Training against validation."""
     return Table.of(
         "Rows it learned from, and rows it did not",
@@ -118,7 +118,7 @@ def fit(one: Fit) -> Table:
     )
 
 
-def suspects(found: Suspects) -> Table:
+def label_errors(found: LabelErrors) -> Table:
     """Rows to look at."""
     return Table.of(
         "Rows to look at, most suspicious first",
@@ -143,7 +143,7 @@ def twins(found: Duplicates) -> Table:
     return Table.of("Near duplicates", ("Group", "Row", "Answer", Column("Text", False, data=True)), rows, words=3)
 
 
-def starts(found: Neighbourhood) -> Table:
+def starts(found: StoreNeighbors) -> Table:
     """Which saved prompts would be a start."""
     rows = (
         (
@@ -165,7 +165,7 @@ def starts(found: Neighbourhood) -> Table:
     return Table.of("Starts for this task", columns, rows, note, sortable=True)
 
 
-def similarities(found: Neighbourhood) -> Table:
+def similarities(found: StoreNeighbors) -> Table:
     """The matrix."""
     short = [f"{index + 1}" for index in range(len(found.names))]
     rows = (
@@ -193,11 +193,11 @@ def reproduction(found: Sequence[Reproduction]) -> Table:
     return Table.of("Accuracy as saved, and now", ("Split", "Saved", "Now", Column("Same data", False)), rows)
 
 
-def _ranged(one: Spread) -> str:
+def _ranged(one: Quantiles) -> str:
     return f"{short_text(one.median)} ({short_text(one.p5)} to {short_text(one.p95)})"
 
 
-def _near(neighbours: Sequence[Neighbour], digits: int) -> Cell:
+def _near(neighbours: Sequence[Neighbor], digits: int) -> Cell:
     if not neighbours:
         return DASH
     first, *others = neighbours
