@@ -108,7 +108,7 @@ class TestTheCommand:
         assert found["same_data"]
         assert found["training"]["teacher"] == "4 solved examples"
         assert "movement: it began at a text of its teacher, which is not saved with it" in found["notes"]
-        assert all(one["moved"] is None and one["removal"] is not None for one in found["tokens"])
+        assert all(one["moved"] is None and one["ablation"] is not None for one in found["tokens"])
 
     def test_lengths_are_a_table_with_a_row_each(self, place: Path, tmp_path: Path) -> None:
         out = tmp_path / "p"

@@ -126,7 +126,7 @@ class TestSweep:
     def test_scores_test_for_the_winner_alone_and_once(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         scored: list[tuple[str, ...]] = []
         # not the function of the same name
-        fit_module = sys.modules["softprompt.training.fit"]
+        fit_module = sys.modules["softprompt.training.training_run"]
         score = fit_module.score_sample
 
         def counted(predictor: Any, examples: Any, *rest: Any, **more: Any) -> Any:

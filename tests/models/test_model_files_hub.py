@@ -70,7 +70,7 @@ def loading(name: str, endpoint: str, cache: Path) -> "subprocess.CompletedProce
     """Load ``name``; whether it loaded, or why not, is on standard output."""
     script = (
         "import sys\n"
-        "from softprompt.models.frozen_lm import load\n"
+        "from softprompt.models.loading import load\n"
         "from softprompt.errors import BaseModelError\n"
         "try:\n"
         "    print('loaded', load(sys.argv[1]).vocabulary_size)\n"

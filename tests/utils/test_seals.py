@@ -24,7 +24,7 @@ from softprompt.store.version_store import Store
 from softprompt.training.checkpoint import Checkpoint
 from softprompt.training.distillation.teacher import LabelAnswers
 from softprompt.training.distillation.teacher_cache import load_answers, save_answers
-from softprompt.training.learner import Learner
+from softprompt.training.learner import PromptLearner
 from softprompt.training.training_run import library_versions
 from softprompt.utils.seals import read_sealed_tensors, seal, seal_tensors, unseal
 
@@ -61,7 +61,7 @@ class TestFlippedBytes:
     def test_checkpoint(self, tmp_path: Path) -> None:
         base, task = tiny_base("llama"), reviews_task()
         with Checkpoint(tmp_path / "p.run", {"config": "c", "versions": library_versions()}) as checkpoint:
-            learner = Learner(base, task, TrainConfig.build(**FAST))
+            learner = PromptLearner(base, task, TrainConfig.build(**FAST))
             checkpoint.save([learner])
 
             def read() -> Any:

@@ -59,7 +59,7 @@ class VirtualToken(Record):
             token); of keys and values, as a share of the start's norm.
         start_cosine: between what it is and what it was.
         start_token: the vocabulary token it began as, where it began as one.
-        removal: loss without it minus loss with it; above 0 it is of use.
+        ablation: loss without it minus loss with it; above 0 it is of use.
         changed: share of examples whose answer changes without it.
         attention: share that the position that answers pays to it, in each layer, mean over heads and examples.
     """
