@@ -54,5 +54,5 @@ $(VENV)/demo.stamp: pyproject.toml constraints.txt | $(VENV)/venv.stamp
 
 $(VENV)/test.stamp: pyproject.toml constraints.txt | $(VENV)/venv.stamp
 	@echo "installing into $(VENV): a few minutes"
-	$(PIP) -e '.[demo,data,tensorboard,peft,quantised,serve,dev]'
+	$(PIP) -e '.[demo,data,tensorboard,peft,quantized,serve,dev]'
 	touch $@ $(VENV)/demo.stamp

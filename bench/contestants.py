@@ -46,7 +46,7 @@ class Setup:
     """What all contestants share.
 
     Attributes:
-        model: what ``softprompt.models.loading.load`` takes.
+        model: what ``softprompt.models.loading.load_model`` takes.
         folder: where that model lies, for ``from_pretrained``.
         splits: the training sentences, and one for validation, which is never reached.
         batch_size: examples a step.
@@ -160,11 +160,11 @@ def run_softprompt(connection: Pipe, setup: Setup, steps: int) -> None:
     from softprompt.data.encoding.encoder import ExampleEncoder
     from softprompt.data.task import Task
     from softprompt.models.builtin_models import MODEL_NAME
-    from softprompt.models.loading import load
+    from softprompt.models.loading import load_model
     from softprompt.training.callbacks import Callback
     from softprompt.training.loop import train
 
-    base = load(setup.model, device=setup.device)
+    base = load_model(setup.model, device=setup.device)
     task = Task.classification(setup.splits)
     # the loop evaluates at its last step, which it is stopped behind: nothing but steps is measured
     config = TrainConfig.build(

@@ -29,7 +29,7 @@ from softprompt.errors import ConfigError
 from softprompt.inference.evaluation import score
 from softprompt.inference.predictor import Predictor
 from softprompt.models.builtin_models import MODEL_NAME
-from softprompt.models.loading import load
+from softprompt.models.loading import load_model
 from softprompt.training.initialization import initialize
 
 AIM = 10.0  # times softprompt's seconds a sentence, of PEFT under Trainer
@@ -40,7 +40,7 @@ Labels = Callable[[Sequence[Example]], list[str]]
 
 def softprompt_labels(model: str, device: str, task: Task, length: int) -> tuple[Labels, str]:
     """softprompt with its default settings; also its dtype."""
-    base = load(model, device=device)
+    base = load_model(model, device=device)
     prompt = initialize("text", base, task.spec, length, 0, task.train)
     predictor = Predictor(base, task.spec, prompt)
 

@@ -35,7 +35,7 @@ from softprompt.models.kernels.compilation import compiled
 from softprompt.models.kernels.decoder_blocks import Linear
 from softprompt.models.kernels.fused_decoder import fused
 from softprompt.models.kernels.fused_layer import Layer
-from softprompt.models.loading import load
+from softprompt.models.loading import load_model
 from softprompt.prompts.inline_prefix import learning_prefix
 from softprompt.prompts.state import PromptState
 
@@ -136,7 +136,7 @@ class Steps:
 
 def benchmark(options: argparse.Namespace) -> dict[str, Any]:
     described = machine()
-    base = load(options.model)
+    base = load_model(options.model)
     decoder = fused(base)
     if decoder is None:
         raise ConfigError(f"'{base.name}' does not run in our own layers: its products are not counted here")

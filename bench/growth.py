@@ -24,7 +24,7 @@ from softprompt.data.task import Task
 from softprompt.models.builtin_models import MODEL_NAME
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.models.kernels.compilation import compiled
-from softprompt.models.loading import load
+from softprompt.models.loading import load_model
 
 SIZES: Mapping[str, tuple[int, ...]] = {
     "batch": (4, 8, 16, 32, 64),
@@ -96,7 +96,7 @@ def fitted(sizes: Sequence[int], seconds: Sequence[float]) -> dict[str, float]:
 
 def benchmark(options: argparse.Namespace) -> dict[str, Any]:
     described = machine()
-    base = load(options.model)
+    base = load_model(options.model)
     sizes = {name: getattr(options, name) for name in SIZES}
     series = points_of(sizes, Point(text=options.at_text))
     with compiled(base, options.compile, say):

@@ -23,7 +23,7 @@ from softprompt.data.splits import Splits, read_splits
 from softprompt.data.task import Task
 from softprompt.models.builtin_models import MODEL_NAME
 from softprompt.models.frozen_lm import FrozenLM
-from softprompt.models.loading import load
+from softprompt.models.loading import load_model
 from softprompt.prompts.saved_prompt import Prompt
 from softprompt.prompts.state import PromptState
 from softprompt.report.render.document import Document, Section, Table
@@ -48,7 +48,7 @@ def main() -> None:
     parser.add_argument("--only", help="comma-separated names of faults")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    base = load(options.model, progress=say)
+    base = load_model(options.model, progress=say)
     place = options.data or (SHARED if SHARED.is_dir() else None)
     splits = cut(rotten_tomatoes() if place is None else read_splits(place), options.rows, options.held_out)
     wanted = options.only.split(",") if options.only else None

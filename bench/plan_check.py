@@ -130,7 +130,7 @@ def loaded(case: Case) -> Any:
     from softprompt.analysis.diagnostics.tiny_models import tiny_family_tokenizer
     from softprompt.models.devices import dtype_of
     from softprompt.models.frozen_lm import FrozenLM
-    from softprompt.models.loading import load
+    from softprompt.models.loading import load_model
 
     if case.model in LLAMAS:
         torch.set_default_dtype(dtype_of(case.dtype))
@@ -138,7 +138,7 @@ def loaded(case: Case) -> Any:
         torch.set_default_dtype(torch.float32)
         return FrozenLM(model, tiny_family_tokenizer("llama"), case.model, lasting=case.own)
     if case.own:
-        return load(case.model, device="cpu", dtype=case.dtype)
+        return load_model(case.model, device="cpu", dtype=case.dtype)
     folder = embedded_model_folder()
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype_of(case.dtype))
     return FrozenLM(model, AutoTokenizer.from_pretrained(folder), case.model, lasting=False)

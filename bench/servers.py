@@ -52,7 +52,7 @@ class Setup:
     """What all contestants share.
 
     Attributes:
-        model: what ``softprompt.models.loading.load`` takes.
+        model: what ``softprompt.models.loading.load_model`` takes.
         folder: where that model lies, for ``from_pretrained``.
         place: a folder for the prompts, which the engine's process makes.
         tasks: how many.
@@ -264,13 +264,13 @@ class InEngine:
         import torch
 
         import softprompt as sp
-        from softprompt.inference.generation import Sampling
+        from softprompt.inference.generation import GenerationConfig
         from softprompt.serving.engine.engine_types import Served
         from softprompt.serving.engine.inference_engine import Engine, Limits
 
         self._setup = setup
-        base = sp.load(setup.model, device="cpu")
-        self._sampling = Sampling(max_new_tokens=setup.new_tokens)
+        base = sp.load_model(setup.model, device="cpu")
+        self._generation = GenerationConfig(max_new_tokens=setup.new_tokens)
         self._served: dict[tuple[str, Kind], list[Served]] = {}
         for prompts in ("tasks", "long"):
             length = setup.length if prompts == "tasks" else setup.long
@@ -296,7 +296,7 @@ class InEngine:
         if turn.kind == "labels":
             (prediction,) = await self._engine.classify(served, [example])
             return str(prediction.label), 0
-        pieces = [piece async for piece in self._engine.generate(served, example, self._sampling)]
+        pieces = [piece async for piece in self._engine.generate(served, example, self._generation)]
         return "".join(piece.text for piece in pieces).strip(), sum(piece.tokens for piece in pieces)
 
     async def turn(self, turn: Turn) -> Done:
@@ -416,7 +416,7 @@ def _write_adapters(setup: Setup) -> None:
     import softprompt as sp
     from softprompt.export.peft import write_peft
 
-    base = sp.load(setup.model, device="cpu", dtype="float32")
+    base = sp.load_model(setup.model, device="cpu", dtype="float32")
     (setup.place / "adapters").mkdir()
     for name in (setup.name("labels", task) for task in range(setup.tasks)):
         write_peft(base, sp.load_prompt(setup.place / "prompts" / name), setup.place / "adapters" / name)

@@ -50,7 +50,7 @@ def commands(model: str, folder: Path, extra: Sequence[str]) -> dict[str, list[s
     return {
         "help": [python, "-m", "softprompt", "--help"],
         "import": [python, "-c", "import softprompt"],
-        "model": [python, "-c", f"from softprompt.models.loading import load; load({model!r})"],
+        "model": [python, "-c", f"from softprompt.models.loading import load_model; load_model({model!r})"],
         "first step": [python, "-c", _UNTIL_FIRST_STEP, *train],
     }
 

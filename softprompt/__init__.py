@@ -2,7 +2,7 @@
 
 The flow, each name being public here::
 
-    base   = sp.load("embedded:gemma-3-270m")            # frozen, fingerprinted
+    base   = sp.load_model("embedded:gemma-3-270m")            # frozen, fingerprinted
     task   = sp.Task.classification("reviews/", template="{{ text }}; sentiment:")
     prompt = sp.fit(base, task)                          # learns, keeps the best, evaluates
     print(sp.evaluate(base, task.test, prompt))          # value, 95% interval, n
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     from softprompt.data.task import Task, TaskSpec
     from softprompt.errors import SoftpromptError
     from softprompt.inference.evaluation import Evaluation, evaluate
-    from softprompt.inference.generation import Sampling
+    from softprompt.inference.generation import GenerationConfig
     from softprompt.inference.predictor import Prediction, Predictor
     from softprompt.metrics.scores import Score
     from softprompt.models.frozen_lm import FrozenLM
-    from softprompt.models.loading import load
+    from softprompt.models.loading import load_model
     from softprompt.prompts.saved_prompt import Prompt
     from softprompt.prompts.state import PromptState
     from softprompt.prompts.written_prompt import choose_shots, written_prompt
@@ -44,11 +44,11 @@ _HOME = {
     "FrozenLM": "models.frozen_lm",
     "Gate": "store.gate",
     "GateConfig": "config",
+    "GenerationConfig": "inference.generation",
     "Prediction": "inference.predictor",
     "Predictor": "inference.predictor",
     "Prompt": "prompts.saved_prompt",
     "PromptState": "prompts.state",
-    "Sampling": "inference.generation",
     "Score": "metrics.scores",
     "SoftpromptError": "errors",
     "Splits": "data.splits",
@@ -61,7 +61,7 @@ _HOME = {
     "distill": "training.distillation.distill",
     "evaluate": "inference.evaluation",
     "fit": "training.fit",
-    "load": "models.loading",
+    "load_model": "models.loading",
     "load_prompt": "store.prompt_loading",
     "population": "config",
     "read_splits": "data.splits",
@@ -76,11 +76,11 @@ __all__ = [
     "FrozenLM",
     "Gate",
     "GateConfig",
+    "GenerationConfig",
     "Prediction",
     "Predictor",
     "Prompt",
     "PromptState",
-    "Sampling",
     "Score",
     "SoftpromptError",
     "Splits",
@@ -93,7 +93,7 @@ __all__ = [
     "distill",
     "evaluate",
     "fit",
-    "load",
+    "load_model",
     "load_prompt",
     "population",
     "read_splits",

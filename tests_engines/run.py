@@ -63,7 +63,7 @@ class EngineFailed(Exception):
 def main() -> int:
     options = _options()
     torch.manual_seed(0)
-    base = sp.load(MODEL_NAME, device="cpu", dtype="float32")
+    base = sp.load_model(MODEL_NAME, device="cpu", dtype="float32")
     prompts = _given(options.prompts) if options.prompts else _learned(base)
     asked = _expected(base, prompts, _requests(list(prompts), options.data, options.sentences))
     print(f"{len(asked.requests)} sentences, tasks {', '.join(prompts)} in turn, float32, {platform.machine()} CPU\n")
@@ -131,8 +131,8 @@ def _expected(base: sp.FrozenLM, prompts: dict[str, sp.Prompt], requests: list[t
             first, second, *_ = sorted((answer.probabilities or {}).values(), reverse=True)
             labels[at], margins[at] = answer.label or "", first - second
         texts = predictor.encoder.inputs(examples)
-        sampling = sp.Sampling(max_new_tokens=TOKENS)
-        for index, text, _ in complete(base, predictor.prefix, texts, sampling, CONTEXT * 16):
+        generation = sp.GenerationConfig(max_new_tokens=TOKENS)
+        for index, text, _ in complete(base, predictor.prefix, texts, generation, CONTEXT * 16):
             completions[places[index]] = text
     return Asked(requests, labels, margins, completions)
 

@@ -66,7 +66,7 @@ async def soak(options: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         model = options.model or str(_tiny(folder / "model"))
-        base = sp.load(model, device="cpu", dtype="float32")
+        base = sp.load_model(model, device="cpu", dtype="float32")
         world = World(base, folder / "store", options.seed)
         arguments = ["--model", model, "--store", str(folder / "store"), "--device", "cpu", "--dtype", "float32"]
         log = folder / "log"

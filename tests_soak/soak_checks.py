@@ -14,7 +14,7 @@ from torch import Tensor
 import softprompt as sp
 from softprompt.data.examples import Example
 from softprompt.data.task import TaskSpec
-from softprompt.inference.generation import Sampling, complete
+from softprompt.inference.generation import GenerationConfig, complete
 from softprompt.inference.predictor import Predictor
 from softprompt.prompts.state import PromptState
 
@@ -57,10 +57,15 @@ class Right:
         return await self._had(("label", which, spec, example.text), lambda: self._label(which, spec, states, example))
 
     async def text(
-        self, which: Which, spec: TaskSpec, states: Sequence[PromptState], example: Example, sampling: Sampling
+        self,
+        which: Which,
+        spec: TaskSpec,
+        states: Sequence[PromptState],
+        example: Example,
+        generation: GenerationConfig,
     ) -> Expected:
-        key = ("text", which, spec, example.text, sampling.max_new_tokens, sampling.stop)
-        return await self._had(key, lambda: self._text(which, spec, states, example, sampling))
+        key = ("text", which, spec, example.text, generation.max_new_tokens, generation.stop)
+        return await self._had(key, lambda: self._text(which, spec, states, example, generation))
 
     async def _had(self, key, work) -> Expected:  # type: ignore[no-untyped-def]
         if key not in self._known:
@@ -68,14 +73,19 @@ class Right:
         return self._known[key]
 
     def _label(self, which: Which, spec: TaskSpec, states: Sequence[PromptState], example: Example) -> Expected:
-        (answer,) = self._predictor(which, spec, states, Sampling()).predict([example])
+        (answer,) = self._predictor(which, spec, states, GenerationConfig()).predict([example])
         first, second, *_ = sorted((answer.probabilities or {}).values(), reverse=True)
         return Expected(str(answer.label), first - second, answer.probabilities)
 
     def _text(
-        self, which: Which, spec: TaskSpec, states: Sequence[PromptState], example: Example, sampling: Sampling
+        self,
+        which: Which,
+        spec: TaskSpec,
+        states: Sequence[PromptState],
+        example: Example,
+        generation: GenerationConfig,
     ) -> Expected:
-        predictor = self._predictor(which, replace(spec, kind="generation"), states, sampling)
+        predictor = self._predictor(which, replace(spec, kind="generation"), states, generation)
         margins: list[float] = []
 
         def watch(indices: list[int], logits: Tensor, tokens: list[int]) -> None:
@@ -83,14 +93,16 @@ class Right:
             margins.append(first - second)
 
         ((_, text, _),) = complete(
-            self._base, predictor.prefix, predictor.encoder.inputs([example]), sampling, 100_000, watch
+            self._base, predictor.prefix, predictor.encoder.inputs([example]), generation, 100_000, watch
         )
         return Expected(text, min(margins), None, len(margins))
 
-    def _predictor(self, which: Which, spec: TaskSpec, states: Sequence[PromptState], sampling: Sampling) -> Predictor:
-        key = (which, spec, sampling.max_new_tokens)
+    def _predictor(
+        self, which: Which, spec: TaskSpec, states: Sequence[PromptState], generation: GenerationConfig
+    ) -> Predictor:
+        key = (which, spec, generation.max_new_tokens)
         if key not in self._predictors:
-            self._predictors[key] = Predictor(self._base, spec, tuple(states), sampling)
+            self._predictors[key] = Predictor(self._base, spec, tuple(states), generation)
             if len(self._predictors) > KEPT:
                 self._predictors.popitem(last=False)
         self._predictors.move_to_end(key)

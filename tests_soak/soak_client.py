@@ -16,7 +16,7 @@ from soak_world import World
 import softprompt as sp
 from softprompt.data.examples import Example
 from softprompt.data.task import TaskSpec
-from softprompt.inference.generation import Sampling
+from softprompt.inference.generation import GenerationConfig
 from softprompt.serving.engine.prompt_registry import BARE_TEMPLATE
 
 VOCABULARY = ("a", "the", "good", "bad", "fine", "dull", "film", "story", "cat", "what?", "once", "more", "é€", "<bos>")
@@ -147,8 +147,8 @@ class Clients:
         text, tokens = self._draw.choice(TEXTS), self._draw.choice(TOKENS)
         told = await self._post("/v1/completions", {"model": self._base_name, "prompt": text, "max_tokens": tokens})
         if self._is_answer(self._base_name, told):
-            sampling = Sampling(max_new_tokens=tokens)
-            expected = await self._right.text(None, self._bare, (), Example(text), sampling)
+            generation = GenerationConfig(max_new_tokens=tokens)
+            expected = await self._right.text(None, self._bare, (), Example(text), generation)
             self._compare_text(self._base_name, told, expected)
 
     async def baseline(self) -> None:
@@ -200,8 +200,8 @@ class Clients:
         told = await (self._stream(path, body, leave) if stream else self._post(path, body))
         for which in self._answered(model, told, start):
             prompt = self._world.prompts[which]
-            sampling = Sampling(max_new_tokens=tokens, stop=(stop,) if stop else ())
-            expected = await self._right.text(which, prompt.spec, prompt.states, Example(text), sampling)
+            generation = GenerationConfig(max_new_tokens=tokens, stop=(stop,) if stop else ())
+            expected = await self._right.text(which, prompt.spec, prompt.states, Example(text), generation)
             self._compare_text(model, told, expected)
 
     async def _leave(self, path: str, body: dict[str, Any]) -> None:

@@ -208,7 +208,7 @@ class _Models:
         self._loaded: dict[tuple[str, str | None], FrozenLM] = {}
 
     def __call__(self, prompt: "Prompt") -> "FrozenLM":
-        which = self._name or prompt.base_name, prompt.quantisation
+        which = self._name or prompt.base_name, prompt.quantization
         if which not in self._loaded:
             self._loaded[which] = load_base_of(prompt, self._name, self._options)
         return self._loaded[which]

@@ -14,7 +14,7 @@ from softprompt.cli.printing import say
 from softprompt.models.distributed import ALONE, Processes, joined
 from softprompt.models.fingerprint import Outline
 from softprompt.models.frozen_lm import FrozenLM
-from softprompt.models.loading import load
+from softprompt.models.loading import load_model
 from softprompt.models.quantization import SCHEMES
 from softprompt.prompts.saved_prompt import Prompt
 from softprompt.training.callbacks import Callback, CallbackList, ProgressBar, ProgressPrinter, TensorBoardLogger
@@ -28,16 +28,16 @@ def load_base(name: str, options: dict[str, Any], check: Callable[[Outline], Non
     say(f"loading {name}")
     context = click.get_current_context(silent=True)
     processes = context.find_object(Processes) if context else None
-    return load(name, progress=say, processes=processes or ALONE, check=check, **options)
+    return load_model(name, progress=say, processes=processes or ALONE, check=check, **options)
 
 
 def load_base_of(prompt: Prompt, name: str | None, options: dict[str, Any], *, fixed: bool = False) -> FrozenLM:
-    """The model that a saved prompt was learned on, quantised as it was; or the one called ``name``, if given.
+    """The model that a saved prompt was learned on, quantized as it was; or the one called ``name``, if given.
 
     Says so if it is loaded in another precision than the prompt was learned in; ``fixed``: what is made takes no other.
     """
-    known = prompt.quantisation if prompt.quantisation in SCHEMES else None
-    options = {**options, "quantise": options["quantise"] or known}
+    known = prompt.quantization if prompt.quantization in SCHEMES else None
+    options = {**options, "quantize": options["quantize"] or known}
     base = load_base(name or prompt.base_name, options, prompt.check_base)
     if (note := prompt.precision_note(base, fixed=fixed)) is not None:
         say(note)

@@ -48,7 +48,7 @@ def run_doctor(model_name: str | None, families: bool, as_json: bool, **model: A
         raise ConfigError(f"expected --model NAME or --families; got {got}: give one of them")
     device = model["device"] or "cpu"
     if families and any(value for name, value in model.items() if name != "device"):
-        raise ConfigError("--dtype, --quantise and --trust-remote-code are for --model: leave them out with --families")
+        raise ConfigError("--dtype, --quantize and --trust-remote-code are for --model: leave them out with --families")
 
     from transformers.utils import logging
 

@@ -12,7 +12,7 @@ from softprompt.data.split_assignment import Subsample, sample_examples
 from softprompt.data.task import Task
 from softprompt.errors import ConfigError, DataError
 from softprompt.inference.evaluation import Evaluation, cut_notes, evaluate
-from softprompt.inference.generation import Sampling, room_for
+from softprompt.inference.generation import GenerationConfig, room_for
 from softprompt.inference.predictor import Prediction, Predictor, arriving_examples
 from softprompt.prompts.written_prompt import choose_shots, written_prompt
 from softprompt.report.pages.training_page import evaluation_document
@@ -56,17 +56,17 @@ def run_eval(
     whole = task.splits[split]
     examples = sample_examples(whole, limit, seed)
 
-    sampling = None if max_new_tokens is None else Sampling(max_new_tokens=max_new_tokens)
+    generation = None if max_new_tokens is None else GenerationConfig(max_new_tokens=max_new_tokens)
     examples_in_front = choose_shots(task.train, shots, seed)
     base = load_base(str(model_name), model) if prompt_folder is None else load_base_of(prompt, model_name, model)
     for note in task.splits.notes:
         say(note)
     result: Evaluation
     if prompt_folder is not None:
-        result = evaluate(base, examples, prompt, sampling=sampling, vote=vote)
+        result = evaluate(base, examples, prompt, generation=generation, vote=vote)
     else:
         state = written_prompt(base, task.spec, instruction, examples_in_front)
-        result = evaluate(base, examples, state, spec=task.spec, sampling=sampling)
+        result = evaluate(base, examples, state, spec=task.spec, generation=generation)
     result = replace(result, drawn=Subsample(len(examples), len(whole), seed))
     notes: dict[str, Any] = {}
     if prompt_folder is not None:
@@ -91,15 +91,15 @@ def run_predict(
     vote: Any,
     bad_rows: Any,
     as_json: bool,
-    **sampling: Any,
+    **generation: Any,
 ) -> None:
     if not texts and (sys.stdin is None or sys.stdin.isatty()):
         raise ConfigError("expected texts as arguments, or JSONL on standard input; got neither")
     if blank := [number for number, text in enumerate(texts, start=1) if not text.strip()]:
         raise DataError(f"text {blank[0]} is blank: expected words to answer")
-    model = model_of(sampling)
-    room = sampling.pop("max_new_tokens")
-    chosen = Sampling(**given(max_new_tokens=room), **sampling)
+    model = model_of(generation)
+    room = generation.pop("max_new_tokens")
+    chosen = GenerationConfig(**given(max_new_tokens=room), **generation)
     prompt = load_prompt(prompt_folder)
     spec = prompt.spec
     base = load_base_of(prompt, model_name, model)

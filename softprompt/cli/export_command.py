@@ -35,8 +35,8 @@ def run_export(
     base = None
     if FORMATS[form].needs_base:
         first = next(iter(named.values()))
-        # weights are quantised from the precision that they are saved in, and would be others from another one
-        plain = first.quantisation is None and model["quantise"] is None
+        # weights are quantized from the precision that they are saved in, and would be others from another one
+        plain = first.quantization is None and model["quantize"] is None
         model["dtype"] = model["dtype"] or (FORMATS[form].dtype if plain else "saved")
         base = load_base_of(first, model_name, model, fixed=FORMATS[form].dtype != "saved")
     facts = FORMATS[form].write(Export(named, out, base, gguf, tied))
@@ -72,7 +72,7 @@ def run_import(
     settings = task_settings(template, labels, verbalizer)
     task = None if data is None else Task.of(data, **settings, **columns)
     spec = task.spec if task is not None else found.spec if found.spec and not settings else TaskSpec.of(**settings)
-    if form == "peft" and model["quantise"] is None:
+    if form == "peft" and model["quantize"] is None:
         model["dtype"] = model["dtype"] or FORMATS[form].dtype
     base = load_base(model_name, model)
 

@@ -79,7 +79,7 @@ def given(**options: Any) -> dict[str, Any]:
 
 def model_of(options: dict[str, Any]) -> dict[str, Any]:
     """What ``model_options`` gave, and ``device_map_option`` where a verb has it, taken out of ``options``."""
-    model = {name: options.pop(name) for name in ("device", "dtype", "quantise", "trust_remote_code")}
+    model = {name: options.pop(name) for name in ("device", "dtype", "quantize", "trust_remote_code")}
     return {**model, "device_map": options.pop("device_map", None)}
 
 

@@ -92,7 +92,7 @@ def _own(
     trust_remote_code: bool,
 ) -> "tuple[Engine, Registry]":
     """The model in this process."""
-    model = {"device": settings.device, "dtype": settings.dtype, "quantise": settings.quantise}
+    model = {"device": settings.device, "dtype": settings.dtype, "quantize": settings.quantize}
     base = load_base(str(settings.model), {**model, "trust_remote_code": trust_remote_code}, source.check_base)
     source.check_base(base)
     if compiles(base, settings.compile, SERVED):

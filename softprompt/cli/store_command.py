@@ -11,7 +11,7 @@ from softprompt.config import GateConfig
 from softprompt.data.examples import Example
 from softprompt.data.task import Task
 from softprompt.errors import ConfigError, GateError, StoreError
-from softprompt.inference.generation import Sampling
+from softprompt.inference.generation import GenerationConfig
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.saved_prompt import Prompt
 from softprompt.report.pages.store_page import (
@@ -135,8 +135,8 @@ def run_promote(
         for note in task.splits.notes:
             say(note)
         base_of = _Bases(model_name, model)
-        sampling = None if max_new_tokens is None else Sampling(max_new_tokens=max_new_tokens)
-        gate = Gate(base_of, task.splits[split], config, limit=limit, sampling=sampling, metric=metric)
+        generation = None if max_new_tokens is None else GenerationConfig(max_new_tokens=max_new_tokens)
+        gate = Gate(base_of, task.splits[split], config, limit=limit, generation=generation, metric=metric)
         in_place = store.aliases(found.name).get(alias)
         compared = [str(found), *([f"{found.name}@{in_place}"] if in_place is not None else [])]
         told["known_rows"] = {which: _known(f"{store.url}#{which}", which, gate.examples, split) for which in compared}

@@ -33,7 +33,7 @@ class BakedCheckpoint:
     """
 
     architecture = "decoder-only"
-    quantisation: str | None = None
+    quantization: str | None = None
     precision: str | None = None  # the engine's own setting
 
     def __init__(self, folder: Path) -> None:

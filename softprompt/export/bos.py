@@ -16,8 +16,8 @@ from softprompt.prompts.state import PromptState
 
 def check_precise(base: FrozenLM) -> None:
     """Raise BaseModelError if BOS's rows would be rounded: those of a model in bfloat16 move logits by 4e-3."""
-    # quantised weights are others if they are quantised from another precision: such a model stays as it is
-    if base.dtype != torch.float32 and base.quantisation is None:
+    # quantized weights are others if they are quantized from another precision: such a model stays as it is
+    if base.dtype != torch.float32 and base.quantization is None:
         raise BaseModelError(
             f"a row of this prompt is BOS as '{base.name}' has it, which is computed in float32, but the model is in "
             f"{str(base.dtype).removeprefix('torch.')}: load it in float32 (--dtype float32, or leave --dtype out)"

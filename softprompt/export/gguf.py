@@ -1,6 +1,6 @@
-"""Baked vocabulary in a GGUF file, for llama.cpp: prompts as new tokens of the user's own, possibly quantised, file.
+"""Baked vocabulary in a GGUF file, for llama.cpp: prompts as new tokens of the user's own, possibly quantized, file.
 
-All fields and tensors are copied; tokens are appended, ``token_embd`` grows by a row for each (quantised as the others
+All fields and tensors are copied; tokens are appended, ``token_embd`` grows by a row for each (quantized as the others
 are, where PyPI's ``gguf`` can; else all of its rows become Q8_0 or F16), and an ``output`` of its own by copies of its
 row nearest the mean, so that a new token's logit is that of a token that came before it, and seldom large.
 
@@ -33,7 +33,7 @@ EMBEDDING, HEAD, HEAD_BIAS = "token_embd.weight", "output.weight", "output.bias"
 _CONTROL = 3  # the type of tokens that are no text
 _FORBIDDEN = -1e4  # a bias far below any logit, and finite in half precision too
 _ROWS_AT_ONCE = 8192
-_LEAST_LIKENESS = 0.9  # cosine of embeddings in the file and in the base model: coarse quantisation keeps 0.99
+_LEAST_LIKENESS = 0.9  # cosine of embeddings in the file and in the base model: coarse quantization keeps 0.99
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class GgufExport:
 
     Attributes:
         baked: the prompts' tokens.
-        stored_as: how the embedding is quantised now.
+        stored_as: how the embedding is quantized now.
         rounding: how far the stored prompts are from the learned ones, relative to their size.
     """
 
@@ -181,7 +181,7 @@ def _scale_in_gguf(base: FrozenLM) -> float:
 
 
 def _own_or_near(kind: Any, rows: np.ndarray[Any, Any]) -> Any:
-    """The type of the embedding if rows can be quantised to it, else the nearest larger one."""
+    """The type of the embedding if rows can be quantized to it, else the nearest larger one."""
     import gguf
 
     for one in (kind, gguf.GGMLQuantizationType.Q8_0):

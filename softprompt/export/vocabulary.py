@@ -129,10 +129,10 @@ def embedding_factor(base: FrozenLM) -> float:
             f"'{base.name}' is an encoder-decoder model, for which engines take no tokens of one's own: use --format "
             "peft, or serve the prompt with softprompt"
         )
-    if base.quantisation is not None:
+    if base.quantization is not None:
         raise BaseModelError(
-            f"'{base.name}' is quantised ({base.quantisation}), and a checkpoint of it cannot be written with other "
-            "tokens: learn the prompt on the model that is not quantised"
+            f"'{base.name}' is quantized ({base.quantization}), and a checkpoint of it cannot be written with other "
+            "tokens: learn the prompt on the model that is not quantized"
         )
     ids = torch.arange(0, base.vocabulary_size, max(1, base.vocabulary_size // 256), device=base.device)
     with torch.no_grad():

@@ -8,7 +8,7 @@ from softprompt.data.examples import Example
 from softprompt.data.split_assignment import Subsample, sample_examples
 from softprompt.data.task import TaskSpec
 from softprompt.errors import ConfigError, DataError
-from softprompt.inference.generation import Sampling, room_for
+from softprompt.inference.generation import GenerationConfig, room_for
 from softprompt.inference.predictor import Answers, Prediction, Predictor, Vote
 from softprompt.metrics.registry import choose_metric, metrics_of_kind
 from softprompt.metrics.scores import Score
@@ -67,7 +67,7 @@ def evaluate(
     prompt: Prompt | PromptState | None = None,
     *,
     spec: TaskSpec | None = None,
-    sampling: Sampling | None = None,
+    generation: GenerationConfig | None = None,
     vote: Vote = "mean",
 ) -> Evaluation:
     """Predict and score.
@@ -86,11 +86,11 @@ def evaluate(
     known = prompt.spec if isinstance(prompt, Prompt) else spec
     if known is None:
         raise ConfigError("expected the task's spec beside a prompt that was not learned: give spec=task.spec")
-    if sampling is None:
-        sampling = Sampling(max_new_tokens=room_for(base, known, examples))
+    if generation is None:
+        generation = GenerationConfig(max_new_tokens=room_for(base, known, examples))
     if isinstance(prompt, Prompt):
-        return score(Predictor.of_prompt(base, prompt, sampling, vote), examples)
-    return score(Predictor(base, known, prompt, sampling), examples)
+        return score(Predictor.of_prompt(base, prompt, generation, vote), examples)
+    return score(Predictor(base, known, prompt, generation), examples)
 
 
 def cut_notes(cut: int, of: int) -> list[str]:

@@ -44,7 +44,7 @@ class Speaking(Protocol):
 
 
 @dataclass(frozen=True)
-class Sampling:
+class GenerationConfig:
     """How the next token is chosen.
 
     Attributes:
@@ -99,14 +99,14 @@ class Completion:
         finish: why it ended: a stop string or end of text, or the limit of tokens; ``None`` while it goes on.
     """
 
-    def __init__(self, base: Speaking, sampling: Sampling, index: int = 0) -> None:
+    def __init__(self, base: Speaking, generation: GenerationConfig, index: int = 0) -> None:
         """``index``: of its text; completions of other texts by the same seed are other samples."""
         self._tokenizer = base.tokenizer
         self._goes_on = base.architecture == "decoder-only"
         self._ends = ends_of(base)
-        self.sampling = sampling
+        self.generation = generation
         # one generator for each text: what it samples does not depend on its neighbours
-        self._generator = torch.Generator().manual_seed((sampling.seed * 1_000_003 + index) % 2**63)
+        self._generator = torch.Generator().manual_seed((generation.seed * 1_000_003 + index) % 2**63)
         self.tokens: list[int] = []
         self.finish: Literal["stop", "length"] | None = None
         self._decoded = (0, "")
@@ -115,7 +115,7 @@ class Completion:
     def sampled(self, logits: Tensor) -> int:
         """A token by its own generator, from ``logits [V]``."""
         row = logits[None]
-        for warper in self.sampling.warpers:
+        for warper in self.generation.warpers:
             row = warper(None, row)
         return int(torch.multinomial(row[0].softmax(-1).cpu(), 1, generator=self._generator))
 
@@ -125,12 +125,12 @@ class Completion:
             self.finish = "stop"
             return False
         self.tokens.append(token)
-        if self.sampling.stop:
+        if self.generation.stop:
             text = self.decoded
-            self._cut = min((at for stop in self.sampling.stop if (at := text.find(stop)) >= 0), default=None)
+            self._cut = min((at for stop in self.generation.stop if (at := text.find(stop)) >= 0), default=None)
         if self._cut is not None:
             self.finish = "stop"
-        elif len(self.tokens) >= self.sampling.max_new_tokens:
+        elif len(self.tokens) >= self.generation.max_new_tokens:
             self.finish = "length"
         return self.finish is None
 
@@ -188,7 +188,7 @@ def next_tokens(logits: Tensor, completions: Sequence[Completion]) -> list[int]:
     all_finite(logits.gather(1, largest[:, None]))
     likeliest = largest.tolist()
     return [
-        completion.sampled(row) if completion.sampling.warpers else token
+        completion.sampled(row) if completion.generation.warpers else token
         for row, token, completion in zip(logits, likeliest, completions, strict=True)
     ]
 
@@ -215,7 +215,7 @@ def complete(
     base: FrozenLM,
     prefix: Prefix,
     texts: Sequence[Sequence[int]],
-    sampling: Sampling,
+    generation: GenerationConfig,
     token_budget: int,
     watch: Watch | None = None,
 ) -> Iterator[Completed]:
@@ -230,9 +230,9 @@ def complete(
         NotFiniteError: the model has no numbers for a text.
     """
     items = [EncodedSequence(i, tuple(ids), ()) for i, ids in enumerate(texts)]
-    room = max((len(item.ids) for item in items), default=0) + sampling.max_new_tokens
+    room = max((len(item.ids) for item in items), default=0) + generation.max_new_tokens
     for chunk in batch_by_token_budget(items, token_budget, most=max(1, token_budget // max(room, 1))):
-        completions = [Completion(base, sampling, item.example) for item in chunk]
+        completions = [Completion(base, generation, item.example) for item in chunk]
         growing, going, indices = start_growing(prefix, chunk), completions, [item.example for item in chunk]
         while True:
             logits = base.logits(growing.last)

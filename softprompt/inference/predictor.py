@@ -17,7 +17,7 @@ from softprompt.data.readers.file_rows import read_records
 from softprompt.data.task import TaskSpec
 from softprompt.data.templates.template import Template
 from softprompt.errors import ConfigError, DataError, NotFiniteError, SoftpromptError, TemplateError, printable
-from softprompt.inference.generation import Completed, Sampling, complete, room_for
+from softprompt.inference.generation import Completed, GenerationConfig, complete, room_for
 from softprompt.inference.scoring import EVALUATION_TOKENS, Objective
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.prefix import Prefix, make_prefix
@@ -84,7 +84,7 @@ class Predictor:
         base: FrozenLM,
         spec: TaskSpec,
         states: PromptState | Sequence[PromptState] | None = None,
-        sampling: Sampling | None = None,
+        generation: GenerationConfig | None = None,
         vote: Vote = "mean",
     ) -> None:
         """Make ready.
@@ -103,14 +103,14 @@ class Predictor:
         self.states = (states,) if isinstance(states, PromptState) else tuple(states or ())
         if len(self.states) > 1 and spec.kind == "generation":
             raise ConfigError("an ensemble answers by vote, expected a classification task, got generation")
-        self.sampling = sampling or Sampling(max_new_tokens=room_for(base, spec))
+        self.generation = generation or GenerationConfig(max_new_tokens=room_for(base, spec))
         length = max((state.length for state in self.states), default=0)
-        self.encoder = ExampleEncoder(base, spec, length, self.sampling.max_new_tokens, words_before(self.states))
+        self.encoder = ExampleEncoder(base, spec, length, self.generation.max_new_tokens, words_before(self.states))
         self._objective = Objective(base, self.encoder.verbalizer)
 
     @classmethod
     def of_prompt(
-        cls, base: FrozenLM, prompt: Prompt, sampling: Sampling | None = None, vote: Vote = "mean"
+        cls, base: FrozenLM, prompt: Prompt, generation: GenerationConfig | None = None, vote: Vote = "mean"
     ) -> "Predictor":
         """A predictor for a saved prompt.
 
@@ -118,7 +118,7 @@ class Predictor:
             PromptFileError: it was learned on another base model.
         """
         prompt.check_base(base)
-        return cls(base, prompt.spec, prompt.states, sampling, vote)
+        return cls(base, prompt.spec, prompt.states, generation, vote)
 
     @property
     def truncated(self) -> int:
@@ -172,11 +172,11 @@ class Predictor:
     def _completions(self, texts: Sequence[tuple[int, ...]]) -> Iterator[Completed]:
         processes = self.base.processes
         # in step all make every token together; a sample is drawn by the place of its text
-        if processes.size == 1 or processes.in_step or self.sampling.warpers:
-            yield from complete(self.base, self.prefix, texts, self.sampling, EVALUATION_TOKENS)
+        if processes.size == 1 or processes.in_step or self.generation.warpers:
+            yield from complete(self.base, self.prefix, texts, self.generation, EVALUATION_TOKENS)
             return
         places = range(processes.index, len(texts), processes.size)
-        own = complete(self.base, self.prefix, [texts[i] for i in places], self.sampling, EVALUATION_TOKENS)
+        own = complete(self.base, self.prefix, [texts[i] for i in places], self.generation, EVALUATION_TOKENS)
         for part in processes.gathered([(places[index], text, cut) for index, text, cut in own]):
             yield from ((index, text, cut) for index, text, cut in part)
 

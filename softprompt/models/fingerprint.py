@@ -15,12 +15,12 @@ class Outline:
 
     Attributes:
         name: what the user called it.
-        quantisation: how the weights of its linear layers will be stored, if not as plain numbers.
+        quantization: how the weights of its linear layers will be stored, if not as plain numbers.
         fingerprint: the parts of it that need no weights.
     """
 
     name: str
-    quantisation: str | None
+    quantization: str | None
     fingerprint: Mapping[str, str]
 
 

@@ -109,7 +109,7 @@ class FrozenLM:
         return str(self.dtype).removeprefix("torch.")
 
     @property
-    def quantisation(self) -> str | None:
+    def quantization(self) -> str | None:
         """How the weights of linear layers are stored, if not as plain floating-point numbers."""
         return scheme_of(self.model.config)
 
@@ -196,11 +196,11 @@ class FrozenLM:
 
         Weights are sampled (4,096 to 8,191 evenly spaced values of every parameter, or all if it has fewer, rounded to
         bfloat16): this takes a second where hashing all takes a minute, and tells a merged LoRA apart, which leaves
-        the embeddings alone. float16 rounds small weights in its own way and may give another hash. Quantised weights
-        are hashed as stored, which depends on the dtype that they were quantised from, and the scheme is named.
+        the embeddings alone. float16 rounds small weights in its own way and may give another hash. Quantized weights
+        are hashed as stored, which depends on the dtype that they were quantized from, and the scheme is named.
         """
         return {
-            **({} if self.quantisation is None else {"quantisation": self.quantisation}),
+            **({} if self.quantization is None else {"quantization": self.quantization}),
             "config": config_sha256(self.config),
             "tokenizer": tokenizer_sha256(self.tokenizer, self.special_tokens),
             "weights": sampled_sha256(weights_of(self.model)),

@@ -161,7 +161,7 @@ def convert(gguf: Path, folder: Path, dtype: "torch.dtype") -> None:
     with no_progress_bars():
         model: Any = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=dtype, **read)
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, **read)
-        # the weights are plain by now, yet save_pretrained refuses as long as these say 'quantised'
+        # the weights are plain by now, yet save_pretrained refuses as long as these say 'quantized'
         del model.config.quantization_config
         model.hf_quantizer = None
         save(model, tokenizer, folder)

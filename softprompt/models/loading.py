@@ -17,16 +17,16 @@ from softprompt.models.fingerprint import Outline, config_sha256, tokenizer_sha2
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.models.gguf_conversion import no_progress_bars
 from softprompt.models.model_files import source_of
-from softprompt.models.quantization import check_quantised, keep_packed, loading_options, quiet, scheme_of
+from softprompt.models.quantization import check_quantized, keep_packed, loading_options, quiet, scheme_of
 from softprompt.models.sharding import check_placement, settle, shard
 
 
-def load(
+def load_model(
     name: str | Path,
     *,
     device: str | None = None,
     dtype: str | torch.dtype | None = None,
-    quantise: str | None = None,
+    quantize: str | None = None,
     device_map: str | dict[str, Any] | None = None,
     sharding: str | None = None,
     processes: Processes = ALONE,
@@ -41,8 +41,8 @@ def load(
         device: ``cpu``, ``cuda``, ``cuda:1``, ``mps``; chosen if not given.
         dtype: ``float32``, ``bfloat16``, ``float16``, or ``saved`` for that of the weights as they are saved; chosen
             if not given (see ``default_dtype``).
-        quantise: ``int8`` (torchao), ``bnb-int8`` or ``bnb-nf4`` (bitsandbytes): how to store the weights of linear
-            layers. A model that is saved quantised is loaded as it is.
+        quantize: ``int8`` (torchao), ``bnb-int8`` or ``bnb-nf4`` (bitsandbytes): how to store the weights of linear
+            layers. A model that is saved quantized is loaded as it is.
         device_map: ``auto``: over all devices, memory and disk; or a device for each module (``from_pretrained``).
         sharding: ``fsdp``: each of several processes holds a part of every layer.
         processes: those of the run (``spread.joined``), which will share its work.
@@ -51,11 +51,11 @@ def load(
         check: raises for a model that is not wanted (``Prompt.check_base``), before its weights are loaded.
 
     Raises:
-        BaseModelError: nothing usable is there under this name, or it cannot be quantised or shared so.
+        BaseModelError: nothing usable is there under this name, or it cannot be quantized or shared so.
         ConfigError: it cannot be placed so.
         MissingExtraError: a package is not installed.
     """
-    check_placement(device_map, sharding, device, quantise, processes)
+    check_placement(device_map, sharding, device, quantize, processes)
     chosen_device = device_of(processes.device(device))
     as_saved = dtype == "saved"
     chosen_dtype = default_dtype(chosen_device) if dtype is None or as_saved else dtype_of(dtype)
@@ -72,18 +72,18 @@ def load(
             family: Any = AutoModelForSeq2SeqLM if is_encoder_decoder(config) else AutoModelForCausalLM
             if as_saved:
                 chosen_dtype = config.dtype or torch.float32
-            quantised = loading_options(config, quantise, chosen_device, chosen_dtype, text_name)
-            quantised |= {} if device_map is None else {"device_map": device_map}
+            quantized = loading_options(config, quantize, chosen_device, chosen_dtype, text_name)
+            quantized |= {} if device_map is None else {"device_map": device_map}
             tokenizer = source.tokenizer()
             if check is not None and not trust_remote_code:  # code of one's own may change its configuration later
-                check(_outline(config, tokenizer, text_name, quantise))
+                check(_outline(config, tokenizer, text_name, quantize))
             loaded: Any = family.from_pretrained(
                 source.place,
                 dtype=chosen_dtype,
                 use_safetensors=True,
                 output_loading_info=True,
                 **source.options,
-                **quantised,
+                **quantized,
             )
     except SoftpromptError:
         raise
@@ -99,14 +99,14 @@ def load(
             f"the base model '{text_name}' lacks weights: expected all of them, {len(missing)} are missing, such as "
             f"'{missing[0]}': get the complete model"
         )
-    if quantise is not None:
-        check_quantised(model, quantise, text_name)
+    if quantize is not None:
+        check_quantized(model, quantize, text_name)
     keep_packed(model)
     if sharding is not None:
         shard(model, chosen_device, processes, text_name)
     elif device_map is not None:
         settle(model, text_name)
-    elif "device_map" not in quantised:
+    elif "device_map" not in quantized:
         model = model.to(chosen_device)
     # what is moved or shared cannot be folded into faster parts
     base = FrozenLM(model, tokenizer, text_name, lasting=device_map is None and sharding is None)
@@ -116,11 +116,11 @@ def load(
     return base
 
 
-def _outline(config: Any, tokenizer: Any, name: str, quantise: str | None) -> Outline:
+def _outline(config: Any, tokenizer: Any, name: str, quantize: str | None) -> Outline:
     parts = {"config": config_sha256(config)}
     # where answers of an encoder-decoder model start may be told by its generation_config.json only
     if not is_encoder_decoder(config) or isinstance(getattr(config, "decoder_start_token_id", None), int):
         parts["tokenizer"] = tokenizer_sha256(
             tokenizer, read_special_tokens(SimpleNamespace(config=config), tokenizer, name)
         )
-    return Outline(name, scheme_of(config) or quantise, parts)
+    return Outline(name, scheme_of(config) or quantize, parts)

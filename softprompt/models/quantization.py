@@ -1,6 +1,6 @@
-"""Base models with quantised weights: by torchao on any device, or by bitsandbytes; frozen, so only read.
+"""Base models with quantized weights: by torchao on any device, or by bitsandbytes; frozen, so only read.
 
-A learned prompt needs the gradient with respect to a layer's input, which a quantised linear layer gives as any other
+A learned prompt needs the gradient with respect to a layer's input, which a quantized linear layer gives as any other
 does; its weights need none.
 """
 
@@ -44,59 +44,59 @@ SCHEMES: Mapping[str, tuple[str, Callable[[torch.dtype], Any]]] = {
     "bnb-int8": ("bitsandbytes", _bitsandbytes_int8),
     "bnb-nf4": ("bitsandbytes", _bitsandbytes_nf4),
 }
-"""By the name that ``quantise`` takes: the package, and what ``from_pretrained`` gets for a compute dtype."""
+"""By the name that ``quantize`` takes: the package, and what ``from_pretrained`` gets for a compute dtype."""
 
 # the extra that brings a package, by the name that configurations give its method
-_EXTRAS = {"torchao": "quantised", "bitsandbytes": "bitsandbytes"}
+_EXTRAS = {"torchao": "quantized", "bitsandbytes": "bitsandbytes"}
 # transformers itself unpacks these into plain weights
 _UNPACKED = {"mxfp4"}
 
 
 def loading_options(
-    config: Any, quantise: str | None, device: torch.device, dtype: torch.dtype, name: str
+    config: Any, quantize: str | None, device: torch.device, dtype: torch.dtype, name: str
 ) -> dict[str, Any]:
     """What ``from_pretrained`` needs beside the usual to load the model with this configuration; nothing if plain.
 
     Args:
         config: of the model.
-        quantise: one of ``SCHEMES``, or ``None`` to take the weights as they are saved, quantised or not.
+        quantize: one of ``SCHEMES``, or ``None`` to take the weights as they are saved, quantized or not.
 
     Raises:
         BaseModelError: no such scheme, or the model is saved in another one, or in one that cannot be used here.
         MissingExtraError: the package is not installed.
     """
-    if quantise is not None and quantise not in SCHEMES:
-        raise BaseModelError(f"unknown quantisation '{quantise}': expected one of {', '.join(SCHEMES)}")
+    if quantize is not None and quantize not in SCHEMES:
+        raise BaseModelError(f"unknown quantization '{quantize}': expected one of {', '.join(SCHEMES)}")
     saved = scheme_of(config)
     if saved is not None:
         package = SCHEMES[saved][0] if saved in SCHEMES else saved.split()[0]
         if package not in _EXTRAS:
             raise BaseModelError(
-                f"the weights of '{name}' are quantised by {saved}: expected {' or '.join(_EXTRAS)}, or weights that "
-                "are not quantised"
+                f"the weights of '{name}' are quantized by {saved}: expected {' or '.join(_EXTRAS)}, or weights that "
+                "are not quantized"
             )
-        if quantise not in (None, saved):
+        if quantize not in (None, saved):
             raise BaseModelError(
-                f"the weights of '{name}' are saved as {saved} and cannot be quantised again, as {quantise}: leave "
-                "the quantisation out, or give the model that is not quantised"
+                f"the weights of '{name}' are saved as {saved} and cannot be quantized again, as {quantize}: leave "
+                "the quantization out, or give the model that is not quantized"
             )
-    elif quantise is not None:
-        package = SCHEMES[quantise][0]
+    elif quantize is not None:
+        package = SCHEMES[quantize][0]
     else:
         return {}
-    four_bits = package == "bitsandbytes" and (saved or quantise) != "bnb-int8"
+    four_bits = package == "bitsandbytes" and (saved or quantize) != "bnb-int8"
     if four_bits and device.type == "cpu":
         # there it repacks its weights for inference at the first pass, and the gradient ends at them
         raise BaseModelError(
             f"'{name}' cannot be used on a CPU in the four bits of bitsandbytes, which give no gradient there: use the "
-            "quantisation int8, or a GPU"
+            "quantization int8, or a GPU"
         )
     if importlib.util.find_spec(package) is None:
         raise MissingExtraError(package, _EXTRAS[package])
     options: dict[str, Any] = {}
-    if saved is None and quantise is not None:
+    if saved is None and quantize is not None:
         with quiet():
-            options["quantization_config"] = SCHEMES[quantise][1](dtype)
+            options["quantization_config"] = SCHEMES[quantize][1](dtype)
     if package == "bitsandbytes":
         # it tells at every layer of every pass that eight bits are multiplied in float16
         logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
@@ -106,7 +106,7 @@ def loading_options(
 
 
 def scheme_of(config: Any) -> str | None:
-    """How a configuration says that weights are quantised: one of ``SCHEMES``, or method and type; ``None`` if not."""
+    """How a configuration says that weights are quantized: one of ``SCHEMES``, or method and type; ``None`` if not."""
     found = getattr(config, "quantization_config", None)
     if found is None:
         return None
@@ -129,17 +129,17 @@ def scheme_of(config: Any) -> str | None:
     return method
 
 
-def check_quantised(model: Any, quantise: str, name: str) -> None:
-    """Raise BaseModelError if the scheme found nothing in ``model`` that it can quantise."""
+def check_quantized(model: Any, quantize: str, name: str) -> None:
+    """Raise BaseModelError if the scheme found nothing in ``model`` that it can quantize."""
     if all(is_plain(parameter) for parameter in model.parameters()):
         raise BaseModelError(
-            f"'{name}' ({type(model).__name__}) has no layers that the quantisation {quantise} works on: load it as it "
+            f"'{name}' ({type(model).__name__}) has no layers that the quantization {quantize} works on: load it as it "
             f"is, or try another one of {', '.join(SCHEMES)}"
         )
 
 
 class _Multiplied(torch.autograd.Function):
-    """``x [..., in]`` times a quantised ``weight [out, in]``, which is unpacked anew for the gradient.
+    """``x [..., in]`` times a quantized ``weight [out, in]``, which is unpacked anew for the gradient.
 
     Autograd would keep what the product was made with, the unpacked weights: of all layers until the backward pass.
     """
@@ -185,7 +185,7 @@ def sampled_sha256(parameters: Iterable[tuple[str, Tensor]]) -> str:
 
 
 def stored(weight: Tensor) -> Iterator[Tensor]:
-    """The plain tensors that a weight is made of: itself, or numbers and scales of a quantised one."""
+    """The plain tensors that a weight is made of: itself, or numbers and scales of a quantized one."""
     if hasattr(weight, "full_tensor"):  # of which this process has a part
         yield weight.full_tensor().detach()
         return

@@ -20,15 +20,15 @@ HOW = "torchrun --nproc-per-node 8 -m softprompt train ..."
 
 
 def check_placement(
-    device_map: Any, sharding: str | None, device: str | None, quantise: str | None, processes: Processes
+    device_map: Any, sharding: str | None, device: str | None, quantize: str | None, processes: Processes
 ) -> None:
     """Raise ConfigError unless a model can be placed so."""
     if sharding not in (None, "fsdp"):
         raise ConfigError(f"unknown sharding '{sharding}': expected fsdp, or none")
     if sharding is not None and processes.size == 1:
         raise ConfigError(f"sharding {sharding} is for several processes: start them as in {HOW}")
-    if sharding is not None and quantise is not None:
-        raise ConfigError(f"sharding {sharding} shares plain weights: leave the quantisation {quantise} out")
+    if sharding is not None and quantize is not None:
+        raise ConfigError(f"sharding {sharding} shares plain weights: leave the quantization {quantize} out")
     if device_map is None:
         return
     if isinstance(device_map, str) and device_map != "auto":

@@ -30,6 +30,8 @@ LONGEST_EXAMPLE = 2_000  # characters
 SEAL = "description_sha256"  # of the manifest; prompts of earlier releases have none
 TENSOR_FILE, MANIFEST_FILE, HISTORY_FILE = "prompt.safetensors", "prompt.json", "history.jsonl"
 
+_RENAMED = {"quantisation": "quantization"}  # parts of a fingerprint, as version 0.1 wrote them
+
 
 class Identified(Protocol):
     """What tells a base model from others: a ``FrozenLM``, or what an export says of the one it was made of."""
@@ -37,7 +39,7 @@ class Identified(Protocol):
     @property
     def name(self) -> str: ...
     @property
-    def quantisation(self) -> str | None: ...
+    def quantization(self) -> str | None: ...
     @property
     def precision(self) -> str | None: ...
     @property
@@ -93,9 +95,9 @@ class Prompt:
         return max(state.length for state in self.states)
 
     @property
-    def quantisation(self) -> str | None:
-        """How the weights of the base model were stored, if they were quantised."""
-        return self.base_fingerprint.get("quantisation")
+    def quantization(self) -> str | None:
+        """How the weights of the base model were stored, if they were quantized."""
+        return self.base_fingerprint.get("quantization")
 
     def judged_by(self, metric: str | None) -> "Prompt":
         """The same prompt, judged by another metric; by its own, if none is given. Raises ConfigError."""
@@ -103,13 +105,13 @@ class Prompt:
 
     def check_base(self, base: Identified | Outline) -> None:
         """Raise PromptFileError unless ``base`` is the model that this prompt was learned on, as far as it is known."""
-        if self.quantisation != base.quantisation:
+        if self.quantization != base.quantization:
             learned, got = (
-                f"quantised as {one}" if one else "not quantised" for one in (self.quantisation, base.quantisation)
+                f"quantized as {one}" if one else "not quantized" for one in (self.quantization, base.quantization)
             )
             raise PromptFileError(
                 f"this prompt was learned on '{self.base_name}', {learned}, but the base model given is '{base.name}', "
-                f"{got}, which has other weights: load it as it was (--quantise), or learn the prompt again"
+                f"{got}, which has other weights: load it as it was (--quantize), or learn the prompt again"
             )
         # before the weights are loaded there is no digest of them yet
         parts = set(base.fingerprint) if isinstance(base, Outline) else set(self.base_fingerprint)
@@ -254,7 +256,7 @@ def prompt_of(files: Mapping[str, bytes], where: str) -> Prompt:
             ),
             spec=TaskSpec.from_dict(manifest["task"]),
             base_name=said.base.name,
-            base_fingerprint=said.base.fingerprint,
+            base_fingerprint={_RENAMED.get(part, part): digest for part, digest in said.base.fingerprint.items()},
             base_dtype=said.base.dtype,
             method=said.method,
             metrics=said.metrics,

@@ -13,7 +13,7 @@ from softprompt.config import GateConfig
 from softprompt.data.examples import Example
 from softprompt.data.split_assignment import Subsample, sample_examples
 from softprompt.inference.evaluation import Evaluation, evaluate
-from softprompt.inference.generation import Sampling
+from softprompt.inference.generation import GenerationConfig
 from softprompt.metrics.bootstrap import paired_difference, resample_scores
 from softprompt.metrics.registry import METRICS, metric_digits, score_runs
 from softprompt.metrics.scores import PairedDifference
@@ -119,7 +119,7 @@ class Gate:
         config: GateConfig | None = None,
         *,
         limit: int | None = None,
-        sampling: Sampling | None = None,
+        generation: GenerationConfig | None = None,
         metric: str | None = None,
     ) -> None:
         """Make ready.
@@ -132,7 +132,7 @@ class Gate:
             sampling: how completions are made (generation).
             metric: what to judge by; what the new version is judged by, if not given.
         """
-        self._base, self._sampling, self._metric = base, sampling, import_metric(metric)
+        self._base, self._generation, self._metric = base, generation, import_metric(metric)
         self.examples = sample_examples(examples, limit)
         self._drawn = Subsample(len(self.examples), len(examples))
         self._config = config or GateConfig()
@@ -147,7 +147,7 @@ class Gate:
         metric = self._metric or new.spec.metric
         alike = [replace(one, spec=replace(one.spec, metric=metric)) for one in (in_place, new)]
         before, now = (
-            evaluate(self._base_of(prompt), self.examples, prompt, sampling=self._sampling) for prompt in alike
+            evaluate(self._base_of(prompt), self.examples, prompt, generation=self._generation) for prompt in alike
         )
         return replace(compared(self.examples, before, now, self._config), drawn=self._drawn)
 

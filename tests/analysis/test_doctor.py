@@ -432,7 +432,7 @@ class TestCommand:
             (["--model", "x", "--families"], "expected --model NAME or --families; got both: give one of them"),
             (
                 ["--families", "--dtype", "float32"],
-                "--dtype, --quantise and --trust-remote-code are for --model",
+                "--dtype, --quantize and --trust-remote-code are for --model",
             ),
             (["--families", "--device", "cuda:99"], "device 'cuda:99' cannot be used here"),
         ],

@@ -247,10 +247,10 @@ class TestPlan:
     def test_on_a_cpu_layers_of_our_own_are_counted_where_they_run_only(self, tmp_path: Path) -> None:
         folder = config_folder(tmp_path, "llama", **{**LLAMA_70B, "num_hidden_layers": 2})
         made = {
-            (dtype, quantise): plan_memory(
-                make_meta_model(folder, dtype), Workload(gpus=0, memory=80 * GB, quantise=quantise)
+            (dtype, quantize): plan_memory(
+                make_meta_model(folder, dtype), Workload(gpus=0, memory=80 * GB, quantize=quantize)
             )
-            for dtype, quantise in ((torch.bfloat16, None), (torch.bfloat16, "int8"), (torch.float16, None))
+            for dtype, quantize in ((torch.bfloat16, None), (torch.bfloat16, "int8"), (torch.float16, None))
         }
         foreign = {key: "layers of transformers under autograd" in str(one.training.notes) for key, one in made.items()}
         assert list(foreign.values()) == [False, True, True]
@@ -274,7 +274,7 @@ class TestPlan:
         assert "--tensor-parallel-size 8" in vllm.commands[1]
 
     def test_prefixes_that_do_not_fit_are_computed_again(self, large: MetaModel) -> None:
-        made = plan_memory(large, Workload(gpus=1, memory=80 * GB, quantise="bnb-nf4"))
+        made = plan_memory(large, Workload(gpus=1, memory=80 * GB, quantize="bnb-nf4"))
         ours, vllm = made.serving
         held = part(ours, "prefixes") // (101 * 327_680)
         assert 0 < held < 1000
@@ -286,13 +286,13 @@ class TestPlan:
         assert vllm.commands == ()
 
     def test_a_micro_batch_that_fits(self, large: MetaModel) -> None:
-        workload = Workload(gpus=1, memory=80 * GB, quantise="bnb-nf4")
+        workload = Workload(gpus=1, memory=80 * GB, quantize="bnb-nf4")
         made = plan_memory(large, workload).training
         assert not made.fits
         assert made.at_once is not None
         assert f"--micro-batch-size {made.at_once}" in made.commands[0]
         assert plan_memory(
-            large, Workload(gpus=1, memory=80 * GB, quantise="bnb-nf4", batch_size=made.at_once)
+            large, Workload(gpus=1, memory=80 * GB, quantize="bnb-nf4", batch_size=made.at_once)
         ).training.fits
 
     def test_no_cache_no_vllm(self, tmp_path: Path) -> None:
@@ -312,12 +312,12 @@ class TestPlan:
 
     def test_four_bits_fit_one_gpu(self, large: MetaModel) -> None:
         made = plan_memory(
-            large, Workload(gpus=1, memory=80 * GB, quantise="bnb-nf4", checkpointing=True, batch_size=8)
+            large, Workload(gpus=1, memory=80 * GB, quantize="bnb-nf4", checkpointing=True, batch_size=8)
         )
         packed = large.in_linears
         assert weights_bytes(large, "bnb-nf4") == 2 * (large.parameters - packed) + packed * 9 // 16
         assert made.training.fits
-        assert "--quantise bnb-nf4" in made.training.commands[0]
+        assert "--quantize bnb-nf4" in made.training.commands[0]
         assert "--gradient-checkpointing" in made.training.commands[0]
         assert "--sharding" not in made.training.commands[0]
 
@@ -363,8 +363,8 @@ class TestPlan:
         [
             ({"gpus": 1, "sharding": "fsdp"}, "sharding fsdp is for several GPUs, got 1"),
             ({"gpus": 2, "sharding": "zero3"}, "unknown sharding 'zero3'"),
-            ({"gpus": 2, "sharding": "fsdp", "quantise": "int8"}, "leave the quantisation int8 out"),
-            ({"gpus": 1, "quantise": "int3"}, "unknown quantisation 'int3'"),
+            ({"gpus": 2, "sharding": "fsdp", "quantize": "int8"}, "leave the quantization int8 out"),
+            ({"gpus": 1, "quantize": "int3"}, "unknown quantization 'int3'"),
             ({"gpus": 1, "method": "magic"}, "unknown method 'magic'"),
             ({"gpus": 1, "length": 0}, "length"),
         ],
@@ -414,7 +414,7 @@ class TestCommand:
     def test_suggested_options_are_real(self, large: MetaModel) -> None:
         for workload in (
             Workload(gpus=8, memory=80 * GB, checkpointing=True),
-            Workload(gpus=1, memory=80 * GB, quantise="bnb-nf4"),
+            Workload(gpus=1, memory=80 * GB, quantize="bnb-nf4"),
             Workload(gpus=0, memory=400 * GB),
             Workload(gpus=2, memory=80 * GB, method="prefix-tuning", sharding="none"),
         ):

@@ -88,9 +88,9 @@ class TestGrowth:
             assert min(one["median_seconds_per_step"]) > 0
 
     def test_texts_are_as_long_as_they_are_to_be(self, place: Path) -> None:
-        from softprompt.models.loading import load
+        from softprompt.models.loading import load_model
 
-        base = load(place / "bytes", device="cpu")
+        base = load_model(place / "bytes", device="cpu")
         point = growth.Point(batch=4, text=15, prompt=3, labels=3)
         timed = growth.Timed(base, point)
         (batch,) = timed._steps.batches[:1]

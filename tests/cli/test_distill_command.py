@@ -17,7 +17,7 @@ from helpers.tiny_models import save_tiny, tiny_base
 from helpers.told import told_lines
 
 from softprompt.data.task import TaskSpec
-from softprompt.inference.generation import Sampling
+from softprompt.inference.generation import GenerationConfig
 from softprompt.inference.predictor import Predictor
 from softprompt.metrics.scores import Speed
 from softprompt.report.pages.distillation_page import distillation_document
@@ -198,9 +198,9 @@ class TestReadAnew:
         base, examples = tiny_base(family), reviews().test[:6]
         labels = ("bad", "good") if kind == "classification" else ()
         spec = TaskSpec(kind, TEMPLATE, labels, labels)  # type: ignore[arg-type]
-        teacher, sampling = Teacher.written(base, spec, TEXT), Sampling(max_new_tokens=4)
-        cached = Predictor(base, spec, teacher.states, sampling)
-        read = UncachedTeacher(base, spec, teacher.ids, sampling)
+        teacher, generation = Teacher.written(base, spec, TEXT), GenerationConfig(max_new_tokens=4)
+        cached = Predictor(base, spec, teacher.states, generation)
+        read = UncachedTeacher(base, spec, teacher.ids, generation)
         if kind == "classification":
             found, expected = (one.label_log_probabilities(examples) for one in (read, cached))
             torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)

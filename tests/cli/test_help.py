@@ -12,13 +12,13 @@ from softprompt.config import TrainConfig
 from softprompt.data.examples import Columns
 from softprompt.data.splits import read_splits
 from softprompt.experiments.demo import STEPS
-from softprompt.inference.generation import Sampling
+from softprompt.inference.generation import GenerationConfig
 from softprompt.prompts.methods.method_registry import METHODS
 
 SETTINGS = {name: field.default for name, field in TrainConfig.model_fields.items() if field.default is not None}
 READER = {f"{name}_column": getattr(Columns(), name) for name in ("text", "label", "target")}
 READER |= {"bad_rows": inspect.signature(read_splits).parameters["bad_rows"].default}
-SAMPLING = {field.name: field.default for field in fields(Sampling)}
+SAMPLING = {field.name: field.default for field in fields(GenerationConfig)}
 
 
 def options(verb: str) -> dict[str, click.Option]:

@@ -13,7 +13,7 @@ from helpers.tiny_models import save_tiny, tiny_base
 from softprompt.analysis.inspection.inspect_prompt import read_history
 from softprompt.config import TrainConfig, population
 from softprompt.data.task import Task
-from softprompt.models.loading import load
+from softprompt.models.loading import load_model
 from softprompt.store.prompt_loading import load_prompt
 from softprompt.training.fit import fit
 
@@ -33,7 +33,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
             # unlike those of train, which are made of the same few words
             text = f"{hashlib.sha256(row['text'].encode()).hexdigest()[:24]} {row['text']}"
             stream.write(json.dumps({**row, "text": text, "source": "web" if index % 2 else "paper"}) + "\n")
-    base = load(folder / "llama", device="cpu", dtype="float32")
+    base = load_model(folder / "llama", device="cpu", dtype="float32")
     task = Task.classification(folder / "reviews", template="{{ text }}:")
     fit(base, task, out=folder / "prompts" / "p", **FAST)
     fit(base, task, out=folder / "prompts" / "other", **FAST, seed=1)

@@ -16,7 +16,7 @@ from helpers.tiny_models import save_tiny
 
 from softprompt.data.task import Task
 from softprompt.inference.evaluation import evaluate
-from softprompt.models.loading import load
+from softprompt.models.loading import load_model
 from softprompt.store.prompt_loading import load_prompt
 
 FAST = ["--length", "4", "--steps", "12", "--batch-size", "8", "--eval-every", "6", "--init", "labels"]
@@ -356,7 +356,7 @@ class TestJson:
             labels=["good", "bad"],
             verbalizers={"good": "a story", "bad": "the mat"},
         )
-        expected = evaluate(load(place / "llama", dtype="float32"), task.test, None, spec=task.spec).to_dict()
+        expected = evaluate(load_model(place / "llama", dtype="float32"), task.test, None, spec=task.spec).to_dict()
         assert {key: result[key] for key in expected} == expected
         plain = self.only(command(*arguments, *CPU))
         assert {key: plain[key] for key in expected} != expected

@@ -17,7 +17,7 @@ from starlette.testclient import TestClient
 
 from softprompt.cli.analyze_command import DRIFT
 from softprompt.data.task import Task
-from softprompt.models.loading import load
+from softprompt.models.loading import load_model
 from softprompt.serving.request_log.request_samples import read_samples
 from softprompt.store.input_profile import PROFILE_FILE, read_profile
 from softprompt.store.version_store import Store
@@ -32,7 +32,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("monitor")
     save_tiny(folder / "llama", "llama")
     write_data(folder / "reviews", reviews(train=60, validation=300, test=24))
-    base = load(folder / "llama", device="cpu", dtype="float32")
+    base = load_model(folder / "llama", device="cpu", dtype="float32")
     task = Task.classification(folder / "reviews", template="{{ text }}:")
     fit(base, task, out=folder / "tone", **FAST)
     says = Task.generation(answers(validation=60), template="{{ text }}:")
@@ -58,8 +58,8 @@ def strange(n: int) -> list[str]:
 
 def sampled(place: Path, path: Path, asked: Iterable[tuple[str, list[str]]], *, text: bool = True) -> Path:
     """Samples of requests that a server answered."""
-    served = Place.of_store(Store(place / "store"), sampling=(path, 1.0, text), batch_limit=1000)
-    served.engine._base = load(place / "llama", device="cpu", dtype="float32")
+    served = Place.of_store(Store(place / "store"), generation=(path, 1.0, text), batch_limit=1000)
+    served.engine._base = load_model(place / "llama", device="cpu", dtype="float32")
     with served.client() as client:
         for model, some in asked:
             ask(client, model, some)
@@ -228,7 +228,7 @@ def test_a_damaged_profile(place: Path, tmp_path: Path) -> None:
 
 
 def test_a_profile_is_the_same_every_time(place: Path, tmp_path: Path) -> None:
-    base = load(place / "llama", device="cpu", dtype="float32")
+    base = load_model(place / "llama", device="cpu", dtype="float32")
     fit(base, Task.classification(place / "reviews", template="{{ text }}:"), out=tmp_path / "again", **FAST)
     assert (tmp_path / "again" / PROFILE_FILE).read_bytes() == (place / "kept.json").read_bytes()
     assert (place / "kept.json").stat().st_size < 10_000

@@ -23,7 +23,7 @@ from softprompt.data.examples import Example
 from softprompt.data.templates.template import Template
 from softprompt.errors import DataError
 from softprompt.inference.predictor import arriving_examples
-from softprompt.models.loading import load
+from softprompt.models.loading import load_model
 from softprompt.training.fit import fit
 
 CPU = ["--device", "cpu", "--dtype", "float32"]
@@ -32,7 +32,7 @@ CPU = ["--device", "cpu", "--dtype", "float32"]
 @pytest.fixture(scope="module")
 def prompt(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("stdin")
-    base = load(save_tiny(folder / "model", "llama"), device="cpu", dtype="float32")
+    base = load_model(save_tiny(folder / "model", "llama"), device="cpu", dtype="float32")
     fit(base, reviews_task(), out=folder / "prompt", **FAST)
     return folder / "prompt"
 

@@ -21,7 +21,7 @@ from softprompt.errors import DataError, TemplateError
 from softprompt.inference.predictor import Predictor
 from softprompt.inference.scoring import Objective
 from softprompt.models.frozen_lm import FrozenLM
-from softprompt.models.loading import load
+from softprompt.models.loading import load_model
 from softprompt.prompts.prefix import make_prefix
 from softprompt.prompts.written_prompt import written_prompt
 from softprompt.store.prompt_loading import load_prompt
@@ -276,7 +276,7 @@ class TestCommandLine:
         assert (done.code, json.loads(done.out)["way"]) == (0, "encoder input")
 
     def test_a_loaded_model_is_the_one_that_was_saved(self, place: Path) -> None:
-        base = load(place / "model", device="cpu", dtype="float32")
+        base = load_model(place / "model", device="cpu", dtype="float32")
         assert base.fingerprint == tiny_base(place.name.removesuffix("0")).fingerprint
         assert base.architecture == "encoder-decoder"
 

@@ -23,7 +23,7 @@ from helpers.tiny_server import LABELS, WORDS, error_of, expected, prompt, wait_
 from softprompt.cli.verbs import lazy_verbs
 from softprompt.data.examples import Example
 from softprompt.errors import ConfigError
-from softprompt.models.loading import load
+from softprompt.models.loading import load_model
 from softprompt.serving.http.api_keys import add_key
 from softprompt.serving.http.server_settings import ServeConfig
 from softprompt.serving.request_log.request_samples import read_samples
@@ -186,7 +186,7 @@ class TestProcess:
     @pytest.fixture
     def model(self, tmp_path: Path) -> Path:
         folder = save_tiny(tmp_path / "tiny-llama", "llama")
-        base = load(folder, dtype="float32")
+        base = load_model(folder, dtype="float32")
         store = Store(tmp_path / "store")
         for saved, name in (
             (prompt(LABELS, 1, base), "tone"),

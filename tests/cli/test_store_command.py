@@ -12,7 +12,7 @@ from helpers.small_tasks import WORDS, command, reviews, write_data
 from helpers.tiny_models import save_tiny
 
 from softprompt.data.task import TaskSpec
-from softprompt.models.loading import load
+from softprompt.models.loading import load_model
 from softprompt.prompts.saved_prompt import Prompt
 from softprompt.prompts.state import PromptState
 from softprompt.store.version_store import Store
@@ -156,7 +156,7 @@ class TestWhereverAPromptIsTaken:
     def learned(self, tmp_path: Path, store: Store) -> str:
         """The folder of a tiny model; ``good`` has a prompt for it as version 1, which knows all, and 2, random."""
         folder = save_tiny(tmp_path / "model", "llama")
-        base = load(str(folder), device="cpu", dtype="float32")
+        base = load_model(str(folder), device="cpu", dtype="float32")
         for seed in (1, 2):
             tokens = torch.randn(3, base.embedding_size, generator=torch.Generator().manual_seed(seed))
             prompt = Prompt(

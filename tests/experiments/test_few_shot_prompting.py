@@ -19,7 +19,7 @@ from softprompt.experiments.baselines.few_shot_prompting import few_shot
 from softprompt.experiments.baselines.label_calibration import calibrated
 from softprompt.experiments.baselines.nearest_examples import NearestShots
 from softprompt.inference.evaluation import score
-from softprompt.inference.generation import Sampling
+from softprompt.inference.generation import GenerationConfig
 from softprompt.inference.predictor import Prediction, Predictor, likeliest
 from softprompt.inference.scoring import Objective
 from softprompt.prompts.written_prompt import choose_shots, written_prompt
@@ -27,7 +27,7 @@ from softprompt.training.validation import mean_loss
 from softprompt.utils.seals import unseal
 
 FAMILIES = ("llama", "gemma3", "mamba", "bart", "t5")
-SHORT = Sampling(max_new_tokens=5)
+SHORT = GenerationConfig(max_new_tokens=5)
 POOL = (
     Example("the cat sat on a mat", "good"),
     Example("dull story, dull film", "bad"),
@@ -90,7 +90,7 @@ class TestNearest:
     @every_family
     def test_completions_too(self, family: str) -> None:
         base, task = tiny_base(family), generation_task()
-        found = few_shot(base, task, 2, nearest=True, sampling=SHORT)
+        found = few_shot(base, task, 2, nearest=True, generation=SHORT)
         near = found.answers
         assert isinstance(near, NearestShots)
         completions = {one.index: one.completion for one in near.predict(task.test)}
@@ -103,7 +103,7 @@ class TestNearest:
     def test_the_loss_is_that_of_the_outputs_behind_them(self, family: str) -> None:
         base, task = tiny_base(family), generation_task()
         one = Task(task.spec, Splits(task.train, task.validation[:1], (), "made here", ()))
-        found = few_shot(base, one, 2, nearest=True, sampling=SHORT)
+        found = few_shot(base, one, 2, nearest=True, generation=SHORT)
         near = found.answers
         assert isinstance(near, NearestShots)
         shots = [task.train[place] for place in reversed(near.nearest(one.validation)[0])]
@@ -169,7 +169,7 @@ class TestCompletionsEnd:
         task = Task.generation(Splits(rows, rows, (), "", ()), template=TEMPLATE)
         found = few_shot(tiny_base("t5"), task, len(rows)).answers
         assert isinstance(found, Predictor)
-        return found.sampling.stop
+        return found.generation.stop
 
     def test_where_the_next_example_would_begin(self) -> None:
         assert self.stops("one", "two") == ("\n\n",)
@@ -265,4 +265,4 @@ class TestCalibration:
 
     def test_generation(self) -> None:
         with pytest.raises(ConfigError, match=r"contextual calibration is for classification: .* a generation task"):
-            calibrated(few_shot(tiny_base("llama"), generation_task(), 1, sampling=SHORT).answers)
+            calibrated(few_shot(tiny_base("llama"), generation_task(), 1, generation=SHORT).answers)

@@ -27,11 +27,11 @@ from softprompt.experiments.baselines.fitted_baseline import FittedBaseline
 from softprompt.experiments.baselines.full_finetuning import fit_full
 from softprompt.experiments.baselines.lora import fit_lora
 from softprompt.inference.evaluation import score
-from softprompt.inference.generation import Sampling
+from softprompt.inference.generation import GenerationConfig
 from softprompt.inference.predictor import Predictor
 from softprompt.inference.scoring import Objective
 from softprompt.models.frozen_lm import FrozenLM
-from softprompt.models.loading import load
+from softprompt.models.loading import load_model
 from softprompt.prompts.prefix import make_prefix
 from softprompt.training.data_loader import BatchSampler
 from softprompt.training.validation import value_and_loss
@@ -39,7 +39,7 @@ from softprompt.utils.seals import unseal
 
 FAST: dict[str, Any] = {"steps": 40, "batch_size": 8, "eval_every": 20}
 RATES = {fit_lora: 1e-2, fit_full: 1e-3}
-SHORT = Sampling(max_new_tokens=6)
+SHORT = GenerationConfig(max_new_tokens=6)
 
 both = pytest.mark.parametrize("method", [fit_lora, fit_full])
 
@@ -48,7 +48,7 @@ def fitted(
     method: Callable[..., FittedBaseline], base: FrozenLM, task: Task, seen: Recorder, **settings: Any
 ) -> FittedBaseline:
     chosen = {**FAST, "learning_rate": RATES[method], **settings}
-    return method(base, task, FinetuningConfig.build(**chosen), seen, sampling=SHORT)
+    return method(base, task, FinetuningConfig.build(**chosen), seen, generation=SHORT)
 
 
 def digest(base: FrozenLM) -> str:
@@ -260,7 +260,7 @@ class TestSaved:
         found = fitted(fit_full, tiny_base(family), task, Recorder())
         found.save(tmp_path / "model")
         assert {path.suffix for path in (tmp_path / "model").iterdir()} == {".json", ".safetensors"}
-        again = Predictor(load(tmp_path / "model", dtype="float32", device="cpu"), task.spec)
+        again = Predictor(load_model(tmp_path / "model", dtype="float32", device="cpu"), task.spec)
         expected = found.answers.label_log_probabilities(task.test)
         torch.testing.assert_close(again.label_log_probabilities(task.test), expected, atol=1e-4, rtol=1e-4)
 
@@ -359,7 +359,7 @@ class TestMistakes:
         with pytest.raises(BaseModelError, match=r"peft has no LoRA .* 'tiny mamba' .*: .*; use a soft prompt or full"):
             fitted(fit_lora, tiny_base("mamba"), Task.classification(reviews()), Recorder())
 
-    def test_full_fine_tuning_of_a_quantised_base(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(FrozenLM, "quantisation", "int8")
-        with pytest.raises(BaseModelError, match=r"plain weights, 'tiny llama' is quantised \(int8\): .* or use LoRA"):
+    def test_full_fine_tuning_of_a_quantized_base(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(FrozenLM, "quantization", "int8")
+        with pytest.raises(BaseModelError, match=r"plain weights, 'tiny llama' is quantized \(int8\): .* or use LoRA"):
             fitted(fit_full, tiny_base("llama"), reviews_task(), Recorder())

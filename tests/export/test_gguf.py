@@ -16,7 +16,7 @@ from models.test_gguf_models import write_gguf
 from softprompt.errors import BaseModelError, OutputError, PromptFileError
 from softprompt.export.engine_client import Tasks
 from softprompt.export.gguf import _own_or_near, bake_gguf, gguf_usage
-from softprompt.models.loading import load
+from softprompt.models.loading import load_model
 from softprompt.prompts.saved_prompt import Prompt
 from softprompt.prompts.state import PromptState
 
@@ -42,7 +42,7 @@ class TestBaking:
         base, prompts = tiny_base("llama"), two()
         done = bake_gguf(base, prompts, source, tmp_path / "out.gguf")
         assert (done.baked.first, done.stored_as, done.rounding) == ({"one": 320, "two": 325}, "F32", 0.0)
-        baked, ids = load(tmp_path / "out.gguf", device="cpu", dtype="float32"), text_ids(base)
+        baked, ids = load_model(tmp_path / "out.gguf", device="cpu", dtype="float32"), text_ids(base)
         for name, prompt in prompts.items():
             given = [*base.bos_ids, *done.baked.ids(name), *ids]
             with torch.no_grad():
@@ -84,7 +84,7 @@ class TestBaking:
         assert "output.weight" not in new
         assert all(np.array_equal(old[name].data, new[name].data) for name in old if name != "token_embd.weight")
 
-    def test_rows_that_cannot_be_quantised_so_become_larger_ones(self) -> None:
+    def test_rows_that_cannot_be_quantized_so_become_larger_ones(self) -> None:
         kinds = gguf.GGMLQuantizationType
         rows = np.ones((2, 256), dtype=np.float32)
         assert _own_or_near(kinds.Q6_K, rows) == kinds.Q8_0

@@ -24,7 +24,7 @@ from softprompt.data.task import TaskSpec
 from softprompt.errors import DataError, OutputError, PromptFileError
 from softprompt.export.export_formats import FORMATS, imported
 from softprompt.export.numpy_array import MOST_BYTES, read_npy, write_npy
-from softprompt.models.loading import load
+from softprompt.models.loading import load_model
 from softprompt.prompts.prefix import make_prefix
 from softprompt.prompts.state import PromptState
 from softprompt.store.prompt_loading import load_prompt
@@ -226,7 +226,7 @@ class TestImport:
         assert np.array_equal(prompt.state.tensor.numpy(), vectors())
         assert prompt.spec == TaskSpec("classification", TEMPLATE, ("bad", "good"), ("bad", "great"))
         assert (prompt.method, prompt.base_name, prompt.parent) == ("imported", str(place / "llama"), None)
-        prompt.check_base(load(place / "llama", device="cpu", dtype="float32"))
+        prompt.check_base(load_model(place / "llama", device="cpu", dtype="float32"))
         assert command("show", tmp_path / "p").code == 0
 
     def test_with_neither_labels_nor_data_it_is_generation(self, place: Path, tmp_path: Path) -> None:

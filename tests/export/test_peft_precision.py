@@ -19,7 +19,7 @@ from softprompt.errors import BaseModelError
 from softprompt.export.peft import read_peft, write_peft
 from softprompt.models import builtin_models
 from softprompt.models.frozen_lm import FrozenLM
-from softprompt.models.loading import load
+from softprompt.models.loading import load_model
 from softprompt.prompts.state import PromptState
 from softprompt.store.prompt_loading import load_prompt
 
@@ -72,7 +72,7 @@ class TestPrecision:
         torch.testing.assert_close(our_logits(base, load_prompt(tmp_path / "p").state, ids), expected, **CLOSE)
 
     def test_a_rounded_row_is_refused(self, tmp_path: Path, in_bfloat16: Path) -> None:
-        base = load(in_bfloat16, device="cpu", dtype="bfloat16")
+        base = load_model(in_bfloat16, device="cpu", dtype="bfloat16")
         prompt = replace(learned("gemma3"), base_fingerprint=base.fingerprint)
         with pytest.raises(BaseModelError, match=r"is computed in float32, but the model is in bfloat16: load it in"):
             write_peft(base, prompt, tmp_path / "p")
@@ -98,7 +98,7 @@ class TestReadme:
         return plain_logits(base, prompt.state.tensor, ids)
 
     def test_of_a_folder(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        base = load(save_tiny(tmp_path / "model", "llama"), device="cpu", dtype="float32")
+        base = load_model(save_tiny(tmp_path / "model", "llama"), device="cpu", dtype="float32")
         write_peft(base, learned("llama"), tmp_path / "p")
         logits = self.logits(tmp_path / "p", monkeypatch)
         expected = self.expected(tiny_base("llama"), learned("llama"))
@@ -107,7 +107,7 @@ class TestReadme:
     def test_of_a_gguf_file(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("SOFTPROMPT_CACHE", str(tmp_path / "cache"))
         file = write_gguf(tmp_path / "tiny.gguf", "Q8_0")
-        base = load(file, device="cpu", dtype="float32")
+        base = load_model(file, device="cpu", dtype="float32")
         prompt = replace(learned("llama"), base_fingerprint=base.fingerprint)
         write_peft(base, prompt, tmp_path / "p")
         model = AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="tiny.gguf", dtype=torch.float32)

@@ -26,7 +26,7 @@ from softprompt.config import TrainConfig, population
 from softprompt.data.task import Task
 from softprompt.models.distributed import Processes, joined
 from softprompt.models.frozen_lm import FrozenLM
-from softprompt.models.loading import load
+from softprompt.models.loading import load_model
 from softprompt.training.fit import fit
 
 ROOT = Path(__file__).parents[2]
@@ -117,7 +117,7 @@ def _facts(base: FrozenLM) -> dict[str, Any]:
 def learn_all(models: Path, out: Path, processes: Processes, sharding: str | None) -> dict[str, Any]:
     """Learn every case that can be learned so; what the first model is like in this process."""
     bases = {
-        family: load(models / family, device="cpu", dtype="float32", sharding=sharding, processes=processes)
+        family: load_model(models / family, device="cpu", dtype="float32", sharding=sharding, processes=processes)
         for family in (FAMILIES[:1] if sharding else FAMILIES)
     }
     for name in SHARED if sharding else CASES:

@@ -25,7 +25,7 @@ import softprompt as sp
 from softprompt.experiments.baselines.finetuning import FinetuningConfig
 from softprompt.experiments.baselines.full_finetuning import fit_full
 from softprompt.experiments.baselines.lora import fit_lora
-from softprompt.inference.generation import Sampling
+from softprompt.inference.generation import GenerationConfig
 from softprompt.inference.predictor import Predictor
 
 ENVIRONMENT = {
@@ -180,7 +180,7 @@ def answered() -> Iterator[tuple[str, dict[str, Any]]]:
     scores = Predictor(base, classification().spec).label_log_probabilities(classification().test)
     yield "label scores", tensors_of({"scores": scores})
     for name, how in {"greedy": {}, "sampled": {"temperature": 0.8, "top_p": 0.9, "seed": 3}}.items():
-        predictor = Predictor(base, generation().spec, None, Sampling(max_new_tokens=8, **how))
+        predictor = Predictor(base, generation().spec, None, GenerationConfig(max_new_tokens=8, **how))
         yield f"{name} completions", {"texts": [one.completion for one in predictor.predict(generation().test)]}
 
 

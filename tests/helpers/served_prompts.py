@@ -12,7 +12,7 @@ from helpers.tiny_models import random_prompt
 from softprompt.data.examples import Example
 from softprompt.data.task import TaskSpec
 from softprompt.inference.decoding_batch import start_growing
-from softprompt.inference.generation import Completion, Sampling, next_tokens
+from softprompt.inference.generation import Completion, GenerationConfig, next_tokens
 from softprompt.inference.predictor import Prediction, Predictor
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.prefix import keys_and_values, make_prefix
@@ -66,17 +66,17 @@ def examples(generator: random.Random, count: int) -> list[Example]:
 
 
 def alone(
-    base: FrozenLM, served: Served, texts: Sequence[Example], sampling: Sampling | None = None
+    base: FrozenLM, served: Served, texts: Sequence[Example], generation: GenerationConfig | None = None
 ) -> list[Prediction]:
     """What a Predictor answers."""
-    spec = served.spec if sampling is None else served.spec.in_words
-    predictor = Predictor(base, spec, served.states, sampling)
+    spec = served.spec if generation is None else served.spec.in_words
+    predictor = Predictor(base, spec, served.states, generation)
     return sorted(predictor.predict(texts), key=lambda prediction: prediction.index)
 
 
-def completed(base: FrozenLM, served: Served, text: Example, sampling: Sampling) -> str:
+def completed(base: FrozenLM, served: Served, text: Example, generation: GenerationConfig) -> str:
     """One completion, by a Predictor."""
-    (prediction,) = alone(base, served, [text], sampling)
+    (prediction,) = alone(base, served, [text], generation)
     assert prediction.completion is not None
     return prediction.completion
 
@@ -120,7 +120,7 @@ def examples_of(*texts: str) -> list[Example]:
 @torch.no_grad()
 def grown(base: FrozenLM, served: Served, text: Example, count: int) -> Completion:
     """The likeliest tokens, at most ``count``."""
-    completion = Completion(base, Sampling(count))
+    completion = Completion(base, GenerationConfig(count))
     growing = start_growing(
         make_prefix(base, *(served.states or (None,))), [Preparing(base, 1000).text(served, text, count)[0]]
     )

@@ -16,7 +16,7 @@ from starlette.testclient import TestClient
 
 from softprompt.data.examples import Example
 from softprompt.data.task import TaskSpec
-from softprompt.inference.generation import Sampling
+from softprompt.inference.generation import GenerationConfig
 from softprompt.inference.predictor import Prediction, Predictor
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.saved_prompt import Prompt
@@ -65,7 +65,7 @@ def a_store(folder: Path) -> Store:
 
 def expected(spec: TaskSpec, seed: int, *rows: Example) -> list[dict[str, Any]]:
     """What the prompt of this seed says to rows."""
-    predictor = Predictor.of_prompt(the_base(), prompt(spec, seed), Sampling(max_new_tokens=8))
+    predictor = Predictor.of_prompt(the_base(), prompt(spec, seed), GenerationConfig(max_new_tokens=8))
     found = sorted(predictor.predict(rows), key=lambda one: one.index)
     return [one.to_dict() for one in found]
 
@@ -106,11 +106,11 @@ class DirectEngine:
         return found
 
     async def generate(
-        self, served: Served, example: Example, sampling: Sampling, *, deadline: float | None = None
+        self, served: Served, example: Example, generation: GenerationConfig, *, deadline: float | None = None
     ) -> AsyncIterator[Piece]:
         self.asked.append(served.key)
         await self._turn(self.hold)
-        predictor = Predictor(self._base, served.spec, served.states, sampling)
+        predictor = Predictor(self._base, served.spec, served.states, generation)
         (answer,) = predictor.predict([example])
         text, read = answer.completion or "", self._read(predictor, example)
         for start in range(0, len(text), 3):
@@ -143,7 +143,7 @@ class Place:
     def __init__(
         self,
         source: Source,
-        sampling: tuple[Path, float, bool] | None = None,
+        generation: tuple[Path, float, bool] | None = None,
         draining: bool = False,
         **settings: Any,
     ) -> None:
@@ -166,8 +166,8 @@ class Place:
         )
         self.metrics = Metrics()
         self.sampler: Sampler | None = None
-        if sampling is not None:
-            path, rate, text = sampling
+        if generation is not None:
+            path, rate, text = generation
             file, profile = open_samples(path, Keep.of("100000")), partial(profile_in, source)
             self.sampler = Sampler(the_base(), file, profile, self.metrics.sampled, rate=rate, text=text)
         self.app: FastAPI = create_app(

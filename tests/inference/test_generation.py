@@ -9,7 +9,7 @@ from helpers.tiny_models import FAMILIES, NOT_SHARING, as_state, plain_logits, r
 from torch import Tensor
 
 from softprompt.errors import ConfigError
-from softprompt.inference.generation import Sampling, complete, first_largest
+from softprompt.inference.generation import GenerationConfig, complete, first_largest
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.prefix import make_prefix
 
@@ -24,13 +24,13 @@ def token_ids(base: FrozenLM, texts: Sequence[str] = TEXTS) -> list[list[int]]:
 def completions(
     base: FrozenLM,
     texts: Sequence[Sequence[int]],
-    sampling: Sampling,
+    generation: GenerationConfig,
     prompt: Tensor | None = None,
     budget: int = BUDGET,
 ) -> list[str]:
     with torch.no_grad():
         prefix = make_prefix(base, as_state(prompt))
-    found = {index: text for index, text, _ in complete(base, prefix, texts, sampling, budget)}
+    found = {index: text for index, text, _ in complete(base, prefix, texts, generation, budget)}
     return [found[index] for index in range(len(texts))]
 
 
@@ -70,11 +70,11 @@ def text_of(base: FrozenLM, tokens: Sequence[int]) -> str:
 def test_greedy_equals_transformers_one_at_a_time(family: str, length: int) -> None:
     base = tiny_base(family)
     prompt = random_prompt(base, length).detach() if length else None
-    texts, sampling = token_ids(base), Sampling(max_new_tokens=12)
+    texts, generation = token_ids(base), GenerationConfig(max_new_tokens=12)
     reference = greedy if family in NOT_SHARING else generated
     expected = [text_of(base, reference(base, prompt, ids, 12)) for ids in texts]
-    assert [completions(base, [ids], sampling, prompt)[0] for ids in texts] == expected
-    assert completions(base, texts, sampling, prompt) == expected
+    assert [completions(base, [ids], generation, prompt)[0] for ids in texts] == expected
+    assert completions(base, texts, generation, prompt) == expected
     assert len(set(expected)) > 2
 
 
@@ -82,15 +82,15 @@ def test_greedy_equals_transformers_one_at_a_time(family: str, length: int) -> N
 @pytest.mark.parametrize("family", ["llama", "gemma3", "mistral", "mamba"])
 def test_the_token_budget_changes_nothing_but_the_order(family: str, budget: int) -> None:
     base = tiny_base(family)
-    texts, sampling = token_ids(base), Sampling(max_new_tokens=9)
-    assert completions(base, texts, sampling, budget=budget) == completions(base, texts, sampling)
+    texts, generation = token_ids(base), GenerationConfig(max_new_tokens=9)
+    assert completions(base, texts, generation, budget=budget) == completions(base, texts, generation)
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3", "gpt2", "mamba"])
 def test_the_number_of_new_tokens_is_kept_to(family: str) -> None:
     base = tiny_base(family)
     for count in (1, 2, 7):
-        for ids, text in zip(token_ids(base), completions(base, token_ids(base), Sampling(count)), strict=True):
+        for ids, text in zip(token_ids(base), completions(base, token_ids(base), GenerationConfig(count)), strict=True):
             assert text == text_of(base, greedy(base, None, ids, count))
 
 
@@ -104,7 +104,7 @@ def test_an_end_of_sequence_ends_a_completion_and_not_its_neighbours(
     monkeypatch.setattr(base.model.generation_config, "eos_token_id", [end, base.tokenizer.eos_token_id])
     expected = [tokens[: tokens.index(end)] if end in tokens else tokens for tokens in whole]
     assert len({len(tokens) for tokens in expected}) > 1
-    assert completions(base, texts, Sampling(12)) == [text_of(base, tokens) for tokens in expected]
+    assert completions(base, texts, GenerationConfig(12)) == [text_of(base, tokens) for tokens in expected]
 
 
 def test_the_tokenizers_end_of_sequence_counts_too(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -113,7 +113,7 @@ def test_the_tokenizers_end_of_sequence_counts_too(monkeypatch: pytest.MonkeyPat
     boost = 100 * (torch.arange(base.vocabulary_size) == base.tokenizer.eos_token_id)
     logits = base.logits
     monkeypatch.setattr(base, "logits", lambda states: logits(states) + boost)
-    assert completions(base, token_ids(base), Sampling(5)) == [""] * len(TEXTS)
+    assert completions(base, token_ids(base), GenerationConfig(5)) == [""] * len(TEXTS)
 
 
 @pytest.mark.parametrize("family", ["llama", "opt", "mamba"])
@@ -124,32 +124,32 @@ def test_a_stop_string_ends_a_completion_and_is_no_part_of_it(family: str) -> No
     assert 0 < whole[0].find(early) < whole[0].find(late)
     for stops in ((early,), (late, early), (early, "no such words")):
         expected = [min((text.partition(stop)[0] for stop in stops), key=len).strip() for text in whole]
-        assert completions(base, texts, Sampling(16, stop=stops)) == expected
+        assert completions(base, texts, GenerationConfig(16, stop=stops)) == expected
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3", "mamba"])
 def test_sampling_is_reproducible_and_does_not_depend_on_neighbours(family: str) -> None:
     base, texts = tiny_base(family), token_ids(tiny_base(family))
-    sampling = Sampling(10, temperature=0.8, top_p=0.9, top_k=50, seed=3)
-    first = completions(base, texts, sampling)
-    assert completions(base, texts, sampling) == first
+    generation = GenerationConfig(10, temperature=0.8, top_p=0.9, top_k=50, seed=3)
+    first = completions(base, texts, generation)
+    assert completions(base, texts, generation) == first
     # the same place among other texts
     others = [*texts[:2], *reversed(texts[2:])]
-    assert completions(base, others, sampling)[:2] == first[:2]
-    assert completions(base, texts, sampling, budget=1) == first
-    assert completions(base, texts, Sampling(10, temperature=0.8, top_p=0.9, top_k=50, seed=4)) != first
-    assert first != completions(base, texts, Sampling(10))
+    assert completions(base, others, generation)[:2] == first[:2]
+    assert completions(base, texts, generation, budget=1) == first
+    assert completions(base, texts, GenerationConfig(10, temperature=0.8, top_p=0.9, top_k=50, seed=4)) != first
+    assert first != completions(base, texts, GenerationConfig(10))
 
 
 def test_equal_texts_get_samples_of_their_own() -> None:
     base = tiny_base("llama")
-    assert len(set(completions(base, token_ids(base, ["a cat"] * 8), Sampling(6, temperature=1.0)))) > 4
+    assert len(set(completions(base, token_ids(base, ["a cat"] * 8), GenerationConfig(6, temperature=1.0)))) > 4
 
 
 @pytest.mark.parametrize("seed", [0, 2**63 - 1, -5])
 def test_any_seed_will_do(seed: int) -> None:
     base = tiny_base("llama")
-    assert completions(base, token_ids(base)[:1], Sampling(3, temperature=1.0, seed=seed))
+    assert completions(base, token_ids(base)[:1], GenerationConfig(3, temperature=1.0, seed=seed))
 
 
 @pytest.mark.parametrize(
@@ -166,8 +166,8 @@ def test_any_seed_will_do(seed: int) -> None:
 def test_samples_have_the_frequencies_they_should(settings: dict[str, float], shares: object) -> None:
     base, count = tiny_base("llama"), 1500
     ids = token_ids(base, ["the film is"])[0]
-    sampling = Sampling(1, **{"temperature": 1.0, **settings})  # type: ignore[arg-type]
-    found = Counter(completions(base, [ids] * count, sampling, budget=8000))
+    generation = GenerationConfig(1, **{"temperature": 1.0, **settings})  # type: ignore[arg-type]
+    found = Counter(completions(base, [ids] * count, generation, budget=8000))
     with torch.no_grad():
         of_token = shares(plain_logits(base, None, ids)[-1])  # type: ignore[operator]
     expected: Counter[str] = Counter()
@@ -191,13 +191,13 @@ def test_samples_have_the_frequencies_they_should(settings: dict[str, float], sh
 )
 def test_settings_out_of_range_are_an_error(settings: dict[str, object], words: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        Sampling(**settings)  # type: ignore[arg-type]
+        GenerationConfig(**settings)  # type: ignore[arg-type]
     assert str(caught.value) == words
 
 
 def test_no_texts_give_no_completions() -> None:
     base = tiny_base("llama")
-    assert completions(base, [], Sampling()) == []
+    assert completions(base, [], GenerationConfig()) == []
 
 
 @pytest.mark.parametrize("size", [3, 512, 1024, 1025, 1536, 5000])

@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from softprompt.errors import BaseModelError
-from softprompt.inference.generation import Sampling, complete
+from softprompt.inference.generation import GenerationConfig, complete
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.prefix import (
     CachedPrefix,
@@ -277,11 +277,11 @@ def test_completions_behind_keys_and_values_are_those_behind_the_virtual_tokens(
     base, prompt = tiny_base(family), random_prompt(tiny_base(family), length).detach()
     texts = [text.tolist() for text in texts_of((4, 11, 1))]
 
-    def completions(state: PromptState | None, sampling: Sampling) -> dict[int, str]:
+    def completions(state: PromptState | None, generation: GenerationConfig) -> dict[int, str]:
         with torch.no_grad():
-            return {index: text for index, text, _ in complete(base, make_prefix(base, state), texts, sampling, 2048)}
+            return {index: text for index, text, _ in complete(base, make_prefix(base, state), texts, generation, 2048)}
 
-    sampling = Sampling(6)
-    found = completions(keys_and_values(base, prompt), sampling)
-    assert found == completions(as_state(prompt), sampling)
-    assert found != completions(None, sampling)
+    generation = GenerationConfig(6)
+    found = completions(keys_and_values(base, prompt), generation)
+    assert found == completions(as_state(prompt), generation)
+    assert found != completions(None, generation)

@@ -26,7 +26,7 @@ from softprompt.errors import NotFiniteError
 from softprompt.experiments.baselines.linear_probe import fit_linear_probe
 from softprompt.experiments.baselines.nearest_examples import NearestShots
 from softprompt.inference.evaluation import evaluate, score
-from softprompt.inference.generation import Sampling, room_for
+from softprompt.inference.generation import GenerationConfig, room_for
 from softprompt.inference.predictor import Predictor
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.state import PromptState
@@ -56,9 +56,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def base(folder: Path) -> FrozenLM:
-    from softprompt.models.loading import load
+    from softprompt.models.loading import load_model
 
-    return load(folder, dtype="float32", device="cpu")
+    return load_model(folder, dtype="float32", device="cpu")
 
 
 def texts(kind: str) -> list[Example]:
@@ -96,14 +96,14 @@ class TestEveryWayToAnAnswer:
                 self.refused(Predictor(base, spec_of(kind), states, vote=vote), texts(kind))  # type: ignore[arg-type]
 
     def test_a_sampled_completion(self, base: FrozenLM, kind: str) -> None:
-        self.refused(Predictor(base, spec_of(kind), None, Sampling(temperature=1.0, top_k=5)), texts(kind))
+        self.refused(Predictor(base, spec_of(kind), None, GenerationConfig(temperature=1.0, top_k=5)), texts(kind))
 
     def test_solved_examples_near_to_each_text(self, base: FrozenLM, kind: str) -> None:
         splits = reviews(8, 2, 2) if kind == "classification" else answers(8, 2, 2)
         self.refused(NearestShots(base, Task.of(splits, template=TEMPLATE), 2), texts(kind))
 
     def test_a_text_that_is_read_anew(self, base: FrozenLM, kind: str) -> None:
-        self.refused(UncachedTeacher(base, spec_of(kind), [5, 6], Sampling(max_new_tokens=4)), texts(kind))
+        self.refused(UncachedTeacher(base, spec_of(kind), [5, 6], GenerationConfig(max_new_tokens=4)), texts(kind))
 
     def test_features_of_a_linear_probe(self, base: FrozenLM, kind: str) -> None:
         if kind == "classification":
@@ -140,7 +140,7 @@ class TestCut:
     def test_what_was_cut_is_what_transformers_does_not_end(self) -> None:
         base, spec = tiny_base("llama"), spec_of("generation")
         examples = [Example(f"{one.text} {i}", references=("good",)) for i, one in enumerate(answers(30).train)]
-        found = evaluate(base, examples, spec=spec, sampling=Sampling(max_new_tokens=6))
+        found = evaluate(base, examples, spec=spec, generation=GenerationConfig(max_new_tokens=6))
         end, expected = base.tokenizer.eos_token_id, []
         for example in examples:
             ids = base.tokenizer(f"{example.text}:", return_tensors="pt").input_ids

@@ -26,7 +26,7 @@ from transformers import BertConfig, BertForMaskedLM
 from softprompt.errors import BaseModelError
 from softprompt.models.devices import default_dtype
 from softprompt.models.frozen_lm import FrozenLM
-from softprompt.models.loading import load
+from softprompt.models.loading import load_model
 
 Change = Callable[[Path], object]
 
@@ -75,7 +75,7 @@ def rename_token(folder: Path) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_loads_a_folder_as_it_was_saved(folders: Callable[[str], Path], family: str) -> None:
-    base = load(folders(family), device="cpu", dtype="float32")
+    base = load_model(folders(family), device="cpu", dtype="float32")
     assert (base.name, base.dtype, base.device.type) == (str(folders(family)), torch.float32, "cpu")
     ids = torch.arange(5, 25)[None]
     assert torch.equal(base.model(input_ids=ids).logits, tiny_base(family).model(input_ids=ids).logits)
@@ -106,7 +106,7 @@ def test_everything_is_frozen_and_in_evaluation_mode(family: str) -> None:
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_logits_equal_the_models_own(folders: Callable[[str], Path], family: str, dtype: str) -> None:
-    base = tiny_base(family) if dtype == "float32" else load(folders(family), dtype=dtype)
+    base = tiny_base(family) if dtype == "float32" else load_model(folders(family), dtype=dtype)
     ids = torch.arange(5, 30)[None]
     with torch.no_grad():
         expected = base.model(input_ids=ids).logits[0].float()
@@ -173,11 +173,11 @@ class TestFingerprint:
     def test_is_the_same_in_both_dtypes_and_after_saving_again(
         self, folders: Callable[[str], Path], tmp_path: Path, family: str
     ) -> None:
-        base = load(folders(family), dtype="float32")
+        base = load_model(folders(family), dtype="float32")
         base.model.save_pretrained(tmp_path)
         base.tokenizer.save_pretrained(tmp_path)
-        assert load(folders(family), dtype="bfloat16").fingerprint == base.fingerprint
-        assert load(tmp_path, dtype="float32").fingerprint == base.fingerprint
+        assert load_model(folders(family), dtype="bfloat16").fingerprint == base.fingerprint
+        assert load_model(tmp_path, dtype="float32").fingerprint == base.fingerprint
 
     @pytest.mark.parametrize(
         ("part", "change"),
@@ -198,16 +198,16 @@ class TestFingerprint:
         ids=["embedding", "other matrix", "norm", "epsilon", "rope", "vocabulary", "end of sequence"],
     )
     def test_tells_a_change_and_where_it_is(self, folder: Path, part: str, change: Change) -> None:
-        before = load(folder, dtype="float32").fingerprint
+        before = load_model(folder, dtype="float32").fingerprint
         change(folder)
-        after = load(folder, dtype="float32").fingerprint
+        after = load_model(folder, dtype="float32").fingerprint
         assert {name for name in before if before[name] != after[name]} == {part}
 
     def test_does_not_depend_on_where_the_model_lies_or_what_wrote_it(self, folder: Path) -> None:
-        before = load(folder, dtype="float32").fingerprint
+        before = load_model(folder, dtype="float32").fingerprint
         change_json(folder / "config.json", transformers_version="5.0.0", use_cache=False, dtype="bfloat16")
         moved = folder.rename(folder.with_name("elsewhere"))
-        assert load(moved, dtype="float32").fingerprint == before
+        assert load_model(moved, dtype="float32").fingerprint == before
 
 
 class TestErrors:
@@ -225,13 +225,13 @@ class TestErrors:
     )
     def test_a_name_that_is_not_there(self, name: str, words: str) -> None:
         with pytest.raises(BaseModelError) as caught:
-            load(name)
+            load_model(name)
         assert str(caught.value).startswith(words)
         assert "\n" not in str(caught.value)
 
     def test_a_folder_without_config(self, tmp_path: Path) -> None:
         with pytest.raises(BaseModelError, match=r"is no model folder: expected config.json in it, which is missing"):
-            load(tmp_path)
+            load_model(tmp_path)
 
     @pytest.mark.parametrize(
         ("options", "words"),
@@ -243,7 +243,7 @@ class TestErrors:
     )
     def test_an_unknown_device_or_dtype(self, folder: Path, options: dict[str, str], words: str) -> None:
         with pytest.raises(BaseModelError, match=words):
-            load(folder, **options)  # type: ignore[arg-type]
+            load_model(folder, **options)  # type: ignore[arg-type]
 
     @pytest.mark.parametrize(
         ("change", "words"),
@@ -277,7 +277,7 @@ class TestErrors:
     def test_a_damaged_folder(self, folder: Path, change: Change, words: str) -> None:
         change(folder)
         with pytest.raises(BaseModelError, match=words) as caught:
-            load(folder)
+            load_model(folder)
         assert str(folder) in str(caught.value)
         assert "\n" not in str(caught.value)
 
@@ -288,7 +288,7 @@ class TestErrors:
         with pytest.raises(
             BaseModelError, match=r"lacks weights: .* 1 are missing, such as 'model.layers.0.mlp.up_proj"
         ):
-            load(folder)
+            load_model(folder)
 
     def test_an_encoder_decoder_model_that_does_not_say_what_answers_start_with(self) -> None:
         model = tiny_model("t5")
@@ -305,7 +305,7 @@ class TestErrors:
         BertForMaskedLM(BertConfig(vocab_size=VOCABULARY, **sizes)).save_pretrained(tmp_path)
         tiny_tokenizer("llama").save_pretrained(tmp_path)
         with pytest.raises(BaseModelError, match="softprompt cannot use this family yet"):
-            load(tmp_path)
+            load_model(tmp_path)
 
     def test_a_backbone_alone(self) -> None:
         with pytest.raises(
@@ -318,7 +318,7 @@ def test_loading_leaves_the_progress_bars_as_they_were(folder: Path, capfd: pyte
     from transformers.utils import logging
 
     before = logging.is_progress_bar_enabled()
-    load(folder)
+    load_model(folder)
     assert logging.is_progress_bar_enabled() == before
     assert capfd.readouterr() == ("", "")
 
@@ -326,5 +326,5 @@ def test_loading_leaves_the_progress_bars_as_they_were(folder: Path, capfd: pyte
 def test_the_default_dtype_is_one_that_the_processor_is_fast_at(folder: Path) -> None:
     assert default_dtype(torch.device("cpu")) in (torch.float32, torch.bfloat16)
     assert default_dtype(torch.device("mps")) == torch.float32
-    assert load(folder, device="cpu").dtype == default_dtype(torch.device("cpu"))
-    assert load(folder, device="cpu", dtype=torch.float16).dtype == torch.float16
+    assert load_model(folder, device="cpu").dtype == default_dtype(torch.device("cpu"))
+    assert load_model(folder, device="cpu", dtype=torch.float16).dtype == torch.float16

@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from softprompt.errors import BaseModelError, OutputError
 from softprompt.models import gguf_conversion
 from softprompt.models.frozen_lm import FrozenLM
-from softprompt.models.loading import load
+from softprompt.models.loading import load_model
 
 NAME = "tiny"
 SOURCE = hashlib.sha256(b"source").hexdigest()
@@ -238,7 +238,7 @@ class TestGguf:
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
     def test_what_is_loaded_is_what_transformers_unpacks(self, tmp_path: Path, cache: Path, dtype: Any) -> None:
         file = write_gguf(tmp_path / "tiny.gguf", "Q8_0")
-        base = load(file, device="cpu", dtype=dtype)
+        base = load_model(file, device="cpu", dtype=dtype)
         plain = AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="tiny.gguf", dtype=dtype)
         weights, expected = base.model.state_dict(), plain.state_dict()
         assert weights.keys() == expected.keys()
@@ -255,40 +255,40 @@ class TestGguf:
     ) -> None:
         told: list[str] = []
         for name in ("one", "two"):
-            load(write_gguf(tmp_path / f"{name}.gguf"), device="cpu", dtype="float32", progress=told.append)
+            load_model(write_gguf(tmp_path / f"{name}.gguf"), device="cpu", dtype="float32", progress=told.append)
         assert told == [f"converting one.gguf to float32, once: kept in {cache}"]
         (folder,) = self.folders(cache)
         assert folder == f"gguf-{hashlib.sha256((tmp_path / 'one.gguf').read_bytes()).hexdigest()[:24]}-float32"
 
-        load(tmp_path / "one.gguf", device="cpu", dtype="bfloat16", progress=told.append)
+        load_model(tmp_path / "one.gguf", device="cpu", dtype="bfloat16", progress=told.append)
         write_gguf(tmp_path / "two.gguf", "F16")
-        load(tmp_path / "two.gguf", device="cpu", dtype="float32", progress=told.append)
+        load_model(tmp_path / "two.gguf", device="cpu", dtype="float32", progress=told.append)
         assert (len(told), len(self.folders(cache))) == (3, 3)
 
     def test_a_flipped_bit_in_the_cache_is_noticed(self, tmp_path: Path, cache: Path) -> None:
         file = write_gguf(tmp_path / "tiny.gguf")
-        first = load(file, device="cpu", dtype="float32").model.lm_head.weight.clone()
+        first = load_model(file, device="cpu", dtype="float32").model.lm_head.weight.clone()
         (folder,) = (path for path in cache.iterdir() if path.is_dir())
         with (folder / "model.safetensors").open("r+b") as weights:
             weights.seek(-4, os.SEEK_END)
             weights.write(b"\x01\x02\x03\x04")
         # a disk that rots leaves the times as they were
         os.utime(folder / "model.safetensors", ns=(0, 0))
-        assert torch.equal(load(file, device="cpu", dtype="float32").model.lm_head.weight, first)
+        assert torch.equal(load_model(file, device="cpu", dtype="float32").model.lm_head.weight, first)
 
-    def test_it_can_be_quantised(self, tmp_path: Path, cache: Path) -> None:
-        base = load(write_gguf(tmp_path / "tiny.gguf"), device="cpu", dtype="float32", quantise="int8")
-        assert base.quantisation == "int8"
+    def test_it_can_be_quantized(self, tmp_path: Path, cache: Path) -> None:
+        base = load_model(write_gguf(tmp_path / "tiny.gguf"), device="cpu", dtype="float32", quantize="int8")
+        assert base.quantization == "int8"
 
     def test_a_damaged_file_is_told_and_leaves_nothing(self, tmp_path: Path, cache: Path) -> None:
         (tmp_path / "m.gguf").write_bytes(b"GGUF")
         with pytest.raises(BaseModelError, match=r"cannot load the base model '.*m\.gguf'"):
-            load(tmp_path / "m.gguf")
+            load_model(tmp_path / "m.gguf")
         assert self.folders(cache) == set()
 
     def test_a_prompt_on_it_is_baked_into_a_checkpoint(self, tmp_path: Path, cache: Path) -> None:
         file = write_gguf(tmp_path / "tiny.gguf")
-        base = load(file, device="cpu", dtype="float32")
+        base = load_model(file, device="cpu", dtype="float32")
         prompt = replace(learned("llama"), base_name=str(file), base_fingerprint=base.fingerprint)
         prompt.save(tmp_path / "p")
         arguments = ["--format", "vocab", "--out", tmp_path / "out", "--device", "cpu", "--dtype", "float32"]

@@ -21,7 +21,7 @@ from softprompt.analysis.diagnostics.doctor import diagnose
 from softprompt.analysis.diagnostics.tiny_models import EOS, VOCABULARY, tiny_family_tokenizer
 from softprompt.data.examples import Example
 from softprompt.data.task import TaskSpec
-from softprompt.inference.generation import Sampling
+from softprompt.inference.generation import GenerationConfig
 from softprompt.inference.predictor import Predictor
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.state import PromptState
@@ -109,7 +109,7 @@ class TestPositionsThatChangeWithTheLength:
         plain, base = model_of(name), FrozenLM(model_of(name), tokenizer, name)
         prompt = torch.randn(PROMPT, 32)
         spec, new = TaskSpec("generation", "{{ text }}\nOutput:", max_length=100), 8
-        predictor = Predictor(base, spec, PromptState.of_embeddings(prompt), Sampling(max_new_tokens=new))
+        predictor = Predictor(base, spec, PromptState.of_embeddings(prompt), GenerationConfig(max_new_tokens=new))
         examples = [Example(text) for text in TEXTS]
         completions = {one.index: one.completion for one in predictor.predict(examples)}
         for index, ids in enumerate(map(list, predictor.encoder.text_ids(examples))):

@@ -70,10 +70,10 @@ def loading(name: str, endpoint: str, cache: Path) -> "subprocess.CompletedProce
     """Load ``name``; whether it loaded, or why not, is on standard output."""
     script = (
         "import sys\n"
-        "from softprompt.models.loading import load\n"
+        "from softprompt.models.loading import load_model\n"
         "from softprompt.errors import BaseModelError\n"
         "try:\n"
-        "    print('loaded', load(sys.argv[1]).vocabulary_size)\n"
+        "    print('loaded', load_model(sys.argv[1]).vocabulary_size)\n"
         "except BaseModelError as error:\n"
         "    print(error)\n"
     )

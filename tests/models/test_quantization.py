@@ -1,4 +1,4 @@
-"""Base models with quantised weights: loaded, told apart, and learned on like any other."""
+"""Base models with quantized weights: loaded, told apart, and learned on like any other."""
 
 import hashlib
 import json
@@ -20,14 +20,14 @@ from softprompt.analysis.diagnostics.doctor import diagnose
 from softprompt.errors import BaseModelError, MissingExtraError, PromptFileError
 from softprompt.models import quantization
 from softprompt.models.frozen_lm import FrozenLM
-from softprompt.models.loading import load
+from softprompt.models.loading import load_model
 from softprompt.prompts.methods.method_registry import METHODS
 from softprompt.prompts.prefix import cached_prefix, concatenated_prefix, keys_and_values, make_prefix, shares_prefix
 from softprompt.prompts.saved_prompt import Prompt
 from softprompt.store.prompt_loading import load_prompt
 from softprompt.training.fit import fit
 
-pytest.importorskip("torchao", reason="needs the extra softprompt[quantised]")
+pytest.importorskip("torchao", reason="needs the extra softprompt[quantized]")
 
 FAMILIES = ("llama", "gemma3")  # Gemma 3: grouped queries, sliding windows, an embedding scale
 every_family = pytest.mark.parametrize("family", FAMILIES)
@@ -47,7 +47,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 
 @pytest.fixture(scope="module")
 def int8(folder: Callable[[str], Path]) -> Callable[[str], FrozenLM]:
-    return cache(lambda family: load(folder(family), device="cpu", dtype="float32", quantise="int8"))
+    return cache(lambda family: load_model(folder(family), device="cpu", dtype="float32", quantize="int8"))
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +80,7 @@ def digest(base: FrozenLM) -> str:
 
 
 def unpacked(base: FrozenLM, family: str) -> FrozenLM:
-    """The reference: a plain model whose weights are the numbers that the quantised ones stand for."""
+    """The reference: a plain model whose weights are the numbers that the quantized ones stand for."""
     model, weights = tiny_model(family), dict(base.model.named_parameters())
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -107,7 +107,7 @@ class TestLoading:
         self, folder: Callable[[str], Path], int8: Callable[[str], FrozenLM], family: str
     ) -> None:
         base, plain = int8(family), tiny_base(family)
-        assert (base.quantisation, plain.quantisation) == ("int8", None)
+        assert (base.quantization, plain.quantization) == ("int8", None)
         assert (base.dtype, base.device.type) == (torch.float32, "cpu")
         assert base.parameter_count == plain.parameter_count
         assert torch.equal(base.embedding_weight, plain.embedding_weight)
@@ -125,7 +125,7 @@ class TestLoading:
             mine, theirs = (one.model(input_ids=ids).logits for one in (int8(family), tiny_base(family)))
         assert 1e-4 < float((mine - theirs).norm() / theirs.norm()) < 5e-2
 
-    def test_logits_of_some_rows_are_those_of_all_where_the_output_layer_is_quantised_too(self) -> None:
+    def test_logits_of_some_rows_are_those_of_all_where_the_output_layer_is_quantized_too(self) -> None:
         from torchao.quantization import Int8WeightOnlyConfig, quantize_
 
         model = tiny_model("gpt_neox")
@@ -142,31 +142,31 @@ class TestLoading:
         torch.testing.assert_close(mine, expected, atol=1e-5, rtol=0)
 
     @every_family
-    def test_a_folder_that_is_saved_quantised_is_the_same_base(
+    def test_a_folder_that_is_saved_quantized_is_the_same_base(
         self, int8: Callable[[str], FrozenLM], tmp_path: Path, family: str
     ) -> None:
         saved = save_base(int8(family), tmp_path / "saved")
         assert [path.name for path in saved.glob("model*")] == ["model.safetensors"]
-        for base in (load(saved, dtype="float32"), load(saved, dtype="float32", quantise="int8")):
-            assert base.quantisation == "int8"
+        for base in (load_model(saved, dtype="float32"), load_model(saved, dtype="float32", quantize="int8")):
+            assert base.quantization == "int8"
             assert base.fingerprint == int8(family).fingerprint
             assert digest(base) == digest(int8(family))
 
     def test_what_the_package_logs_while_it_loads_stays_off_the_terminal(
         self, folder: Callable[[str], Path], capfd: pytest.CaptureFixture[str]
     ) -> None:
-        load(folder("llama"), dtype="float32", quantise="int8")
+        load_model(folder("llama"), dtype="float32", quantize="int8")
         assert capfd.readouterr() == ("", "")
 
 
 class TestFingerprint:
-    def test_tells_quantised_from_plain_by_name_and_weights(
+    def test_tells_quantized_from_plain_by_name_and_weights(
         self, folder: Callable[[str], Path], int8: Callable[[str], FrozenLM]
     ) -> None:
-        plain, mine = load(folder("llama"), dtype="float32").fingerprint, int8("llama").fingerprint
-        assert mine["quantisation"] == "int8"
+        plain, mine = load_model(folder("llama"), dtype="float32").fingerprint, int8("llama").fingerprint
+        assert mine["quantization"] == "int8"
         assert {part for part in plain if plain[part] != mine[part]} == {"weights"}
-        assert set(mine) - set(plain) == {"quantisation"}
+        assert set(mine) - set(plain) == {"quantization"}
 
     @pytest.mark.parametrize("part", ["qdata", "scale"])
     def test_tells_a_change_of_what_is_stored(self, int8: Callable[[str], FrozenLM], tmp_path: Path, part: str) -> None:
@@ -177,7 +177,7 @@ class TestFingerprint:
         (name, *_) = [name for name in sorted(tensors) if name.endswith(f"_{part}")]
         tensors[name][1] = tensors[name][1] * 2 if part == "scale" else 5
         save_file(tensors, saved / "model.safetensors", metadata=facts)
-        changed = load(saved, dtype="float32").fingerprint
+        changed = load_model(saved, dtype="float32").fingerprint
         assert {part for part in changed if changed[part] != int8("llama").fingerprint[part]} == {"weights"}
 
 
@@ -255,17 +255,17 @@ class TestPromptsBelongToTheirBase:
         with pytest.raises(PromptFileError) as caught:
             prompts["plain"].check_base(int8("llama"))
         assert str(caught.value) == (
-            f"this prompt was learned on 'tiny llama', not quantised, but the base model given is '{folder('llama')}', "
-            "quantised as int8, which has other weights: load it as it was (--quantise), or learn the prompt again"
+            f"this prompt was learned on 'tiny llama', not quantized, but the base model given is '{folder('llama')}', "
+            "quantized as int8, which has other weights: load it as it was (--quantize), or learn the prompt again"
         )
 
-    def test_a_prompt_of_the_quantised_model_is_refused_elsewhere(
+    def test_a_prompt_of_the_quantized_model_is_refused_elsewhere(
         self, int8: Callable[[str], FrozenLM], prompts: dict[str, Prompt], tmp_path: Path
     ) -> None:
         prompt = load_prompt(prompts["int8"].save(tmp_path / "p"))
-        assert prompt.quantisation == "int8"
+        assert prompt.quantization == "int8"
         prompt.check_base(int8("llama"))
-        with pytest.raises(PromptFileError, match=r"quantised as int8, but the base model given is 'tiny llama', not "):
+        with pytest.raises(PromptFileError, match=r"quantized as int8, but the base model given is 'tiny llama', not "):
             prompt.check_base(tiny_base("llama"))
         with pytest.raises(PromptFileError, match=r"\(differing: config, weights\)"):
             prompt.check_base(int8("gemma3"))
@@ -273,19 +273,19 @@ class TestPromptsBelongToTheirBase:
 
 class TestRefusals:
     @pytest.mark.parametrize(
-        ("family", "quantise", "words"),
+        ("family", "quantize", "words"),
         [
-            ("llama", "int3", "unknown quantisation 'int3': expected one of int8, bnb-int8, bnb-nf4"),
+            ("llama", "int3", "unknown quantization 'int3': expected one of int8, bnb-int8, bnb-nf4"),
             # its layers are no linear ones but convolutions of width one
-            ("gpt2", "int8", "(GPT2LMHeadModel) has no layers that the quantisation int8 works on"),
+            ("gpt2", "int8", "(GPT2LMHeadModel) has no layers that the quantization int8 works on"),
             ("llama", "bnb-nf4", "cannot be used on a CPU in the four bits of bitsandbytes, which give no gradient"),
         ],
     )
     def test_a_scheme_that_cannot_be_used(
-        self, folder: Callable[[str], Path], family: str, quantise: str, words: str
+        self, folder: Callable[[str], Path], family: str, quantize: str, words: str
     ) -> None:
         with pytest.raises(BaseModelError) as caught:
-            load(folder(family), device="cpu", dtype="float32", quantise=quantise)
+            load_model(folder(family), device="cpu", dtype="float32", quantize=quantize)
         assert words in str(caught.value)
 
     def change_config(self, source: Path, folder: Path, quantization_config: dict[str, Any]) -> Path:
@@ -296,37 +296,37 @@ class TestRefusals:
 
     def test_a_method_that_is_not_known(self, folder: Callable[[str], Path], tmp_path: Path) -> None:
         changed = self.change_config(folder("llama"), tmp_path / "m", {"quant_method": "gptq", "bits": 4})
-        with pytest.raises(BaseModelError, match=r"are quantised by gptq: expected torchao or bitsandbytes"):
-            load(changed)
+        with pytest.raises(BaseModelError, match=r"are quantized by gptq: expected torchao or bitsandbytes"):
+            load_model(changed)
 
-    def test_weights_that_are_quantised_otherwise_already(self, folder: Callable[[str], Path], tmp_path: Path) -> None:
+    def test_weights_that_are_quantized_otherwise_already(self, folder: Callable[[str], Path], tmp_path: Path) -> None:
         facts = {"quant_method": "bitsandbytes", "load_in_8bit": True}
         changed = self.change_config(folder("llama"), tmp_path / "m", facts)
-        with pytest.raises(BaseModelError, match=r"are saved as bnb-int8 and cannot be quantised again, as int8"):
-            load(changed, quantise="int8")
+        with pytest.raises(BaseModelError, match=r"are saved as bnb-int8 and cannot be quantized again, as int8"):
+            load_model(changed, quantize="int8")
 
     def test_a_damaged_configuration(self, folder: Callable[[str], Path], tmp_path: Path) -> None:
         for index, kind in enumerate(("int8", {"default": 3}, {"default": {"_type": "os", "_data": {}}}, None)):
             changed = self.change_config(
                 folder("llama"), tmp_path / str(index), {"quant_method": "torchao", "quant_type": kind}
             )
-            with pytest.raises(BaseModelError, match=r"cannot load the base model|are quantised by"):
-                load(changed)
+            with pytest.raises(BaseModelError, match=r"cannot load the base model|are quantized by"):
+                load_model(changed)
 
     def test_weights_that_would_be_unpickled(self, int8: Callable[[str], FrozenLM], tmp_path: Path) -> None:
         saved = save_base(int8("llama"), tmp_path / "saved")
         (saved / "model.safetensors").unlink()
         torch.save(int8("llama").model.state_dict(), saved / "pytorch_model.bin")
         with pytest.raises(BaseModelError, match="cannot load the base model"):
-            load(saved)
+            load_model(saved)
 
-    @pytest.mark.parametrize(("quantise", "extra"), [("int8", "quantised"), ("bnb-int8", "bitsandbytes")])
+    @pytest.mark.parametrize(("quantize", "extra"), [("int8", "quantized"), ("bnb-int8", "bitsandbytes")])
     def test_a_package_that_is_not_installed(
-        self, folder: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, quantise: str, extra: str
+        self, folder: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, quantize: str, extra: str
     ) -> None:
         monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
         with pytest.raises(MissingExtraError, match=rf"pip install 'softprompt\[{extra}\]'"):
-            load(folder("llama"), device="cpu", quantise=quantise)
+            load_model(folder("llama"), device="cpu", quantize=quantize)
 
 
 class TestCommandLine:
@@ -336,7 +336,7 @@ class TestCommandLine:
         assert command("train", *places, *options).code == 0
 
     def test_a_prompt_finds_its_base_as_it_was(self, place: Path, tmp_path: Path) -> None:
-        self.train(place, tmp_path / "p", "--quantise", "int8")
+        self.train(place, tmp_path / "p", "--quantize", "int8")
         shown = command("show", tmp_path / "p")
         assert "int8" in shown.out
         assert command("predict", tmp_path / "p", "a dull film", "--dtype", "float32").code == 0
@@ -350,13 +350,13 @@ class TestCommandLine:
 
     def test_a_prompt_of_the_plain_model_is_refused_in_one_line(self, place: Path, tmp_path: Path) -> None:
         self.train(place, tmp_path / "p")
-        done = command("predict", tmp_path / "p", "a dull film", "--quantise", "int8", "--dtype", "float32")
+        done = command("predict", tmp_path / "p", "a dull film", "--quantize", "int8", "--dtype", "float32")
         assert done.code == 2
-        assert "not quantised, but the base model given is" in done.error
+        assert "not quantized, but the base model given is" in done.error
 
     def test_an_unknown_scheme_is_refused_in_one_line(self, place: Path, tmp_path: Path) -> None:
-        done = command("doctor", "--model", place / "llama", "--quantise", "int3")
-        assert (done.code, "unknown quantisation 'int3'" in done.error) == (2, True)
+        done = command("doctor", "--model", place / "llama", "--quantize", "int3")
+        assert (done.code, "unknown quantization 'int3'" in done.error) == (2, True)
 
 
 class TestBitsandbytes:
@@ -371,21 +371,21 @@ class TestBitsandbytes:
         seen = Recorder()
         fit(base, reviews_task(), callback=seen, **{**FAST, "steps": 40, "eval_every": 40})
         assert sum(seen.losses[-5:]) < 0.75 * sum(seen.losses[:5])
-        again = load(save_base(base, tmp_path / "saved"), device=str(base.device), dtype=base.dtype)
+        again = load_model(save_base(base, tmp_path / "saved"), device=str(base.device), dtype=base.dtype)
         assert again.fingerprint["weights"] == before == quantization.sampled_sha256(base.model.named_parameters())
-        assert again.quantisation == base.quantisation
+        assert again.quantization == base.quantization
 
     def test_eight_bits(self, folder: Callable[[str], Path], tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-        base = load(folder("llama"), device="cpu", dtype="bfloat16", quantise="bnb-int8")
+        base = load_model(folder("llama"), device="cpu", dtype="bfloat16", quantize="bnb-int8")
         assert base.parameter_count == tiny_base("llama").parameter_count
         self.check(base, tmp_path)
         assert "float16" not in caplog.text
 
     @pytest.mark.skipif(not torch.cuda.is_available(), reason="four bits give no gradient on a CPU: needs CUDA")
-    @pytest.mark.parametrize("quantise", ["bnb-nf4", "bnb-int8", "int8"])
-    def test_on_cuda(self, folder: Callable[[str], Path], tmp_path: Path, quantise: str) -> None:
-        base = load(folder("llama"), device="cuda", quantise=quantise)
-        assert (base.quantisation, base.device.type) == (quantise, "cuda")
+    @pytest.mark.parametrize("quantize", ["bnb-nf4", "bnb-int8", "int8"])
+    def test_on_cuda(self, folder: Callable[[str], Path], tmp_path: Path, quantize: str) -> None:
+        base = load_model(folder("llama"), device="cuda", quantize=quantize)
+        assert (base.quantization, base.device.type) == (quantize, "cuda")
         assert base.parameter_count == tiny_base("llama").parameter_count
         assert keys_and_values(base, random_prompt(tiny_base("llama"), 3)).length == 3
         fit(base, reviews_task(), **{**FAST, "method": "prefix-tuning", "gradient_checkpointing": True})

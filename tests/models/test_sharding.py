@@ -14,7 +14,7 @@ from softprompt.data.encoding.encoder import EncodedSequence
 from softprompt.errors import BaseModelError, ConfigError
 from softprompt.models.distributed import Processes
 from softprompt.models.frozen_lm import FrozenLM
-from softprompt.models.loading import load
+from softprompt.models.loading import load_model
 from softprompt.models.sharding import devices_of_layers, weights_of
 from softprompt.prompts.prefix import keys_and_values, make_prefix
 from softprompt.prompts.state import PromptState
@@ -48,12 +48,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def whole(folder: Path) -> FrozenLM:
-    return load(folder / "llama", device="cpu", dtype="float32")
+    return load_model(folder / "llama", device="cpu", dtype="float32")
 
 
 @pytest.fixture(scope="module", params=MAPS)
 def mapped(request: pytest.FixtureRequest, folder: Path) -> FrozenLM:
-    return load(folder / "llama", dtype="float32", device_map=MAPS[request.param])
+    return load_model(folder / "llama", dtype="float32", device_map=MAPS[request.param])
 
 
 class TestOnDisk:
@@ -96,7 +96,7 @@ class TestOnDisk:
 
     def test_embeddings_must_be_on_a_device(self, folder: Path) -> None:
         with pytest.raises(BaseModelError, match=r"the token embeddings of '.*' fit on no device: free some of its"):
-            load(folder / "llama", dtype="float32", device_map=dealt(model_embed_tokens="disk"))
+            load_model(folder / "llama", dtype="float32", device_map=dealt(model_embed_tokens="disk"))
 
 
 def test_auto_on_the_command_line(folder: Path, tmp_path: Path) -> None:
@@ -119,8 +119,8 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"device_map": "auto", "device": "cpu"}, "a device map says where everything goes: leave the device cpu out"),
     ({"device_map": "auto", "processes": Processes(0, 2)}, "a device map is for one process: give --sharding fsdp"),
     (
-        {"sharding": "fsdp", "quantise": "int8", "processes": Processes(0, 2)},
-        "sharding fsdp shares plain weights: leave the quantisation int8 out",
+        {"sharding": "fsdp", "quantize": "int8", "processes": Processes(0, 2)},
+        "sharding fsdp shares plain weights: leave the quantization int8 out",
     ),
 ]
 
@@ -128,9 +128,9 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
 @pytest.mark.parametrize(("given", "words"), REFUSED)
 def test_what_cannot_be_placed_so(folder: Path, given: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
-        load(folder / "llama", **given)
+        load_model(folder / "llama", **given)
 
 
 def test_layers_that_are_no_plain_row_are_not_shared(folder: Path) -> None:
     with pytest.raises(BaseModelError, match="has no plain row of layers: use --device-map auto, or a model that fits"):
-        load(folder / "t5", device="cpu", sharding="fsdp", processes=Processes(0, 2))
+        load_model(folder / "t5", device="cpu", sharding="fsdp", processes=Processes(0, 2))

@@ -12,7 +12,7 @@ from transformers import AddedToken, BertConfig, EncoderDecoderConfig, EncoderDe
 from softprompt.analysis.diagnostics.tiny_models import VOCABULARY, tiny_family_model, tiny_family_tokenizer
 from softprompt.errors import BaseModelError
 from softprompt.models.frozen_lm import FrozenLM
-from softprompt.models.loading import load
+from softprompt.models.loading import load_model
 
 BERT: dict[str, Any] = {
     "hidden_size": 32,
@@ -35,8 +35,8 @@ def with_settings(folder: Path, family: str, **settings: Any) -> Path:
 def test_what_a_configuration_asks_for_beside_the_answer_changes_nothing(
     tmp_path: Path, family: str, asked: dict[str, bool]
 ) -> None:
-    usual = load(save_tiny(tmp_path / "usual", family), dtype="float32")
-    base = load(with_settings(tmp_path / "asked", family, **asked), dtype="float32")
+    usual = load_model(save_tiny(tmp_path / "usual", family), dtype="float32")
+    base = load_model(with_settings(tmp_path / "asked", family, **asked), dtype="float32")
     assert torch.equal(base._probe(), usual._probe())
     assert base.fingerprint == usual.fingerprint
 
@@ -56,7 +56,7 @@ def test_an_encoder_and_a_decoder_of_two_families_are_refused_by_name(tmp_path: 
     EncoderDecoderModel(config).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     with pytest.raises(BaseModelError, match=r"\(EncoderDecoderModel\) does not run as a language model.*cannot use"):
-        load(tmp_path, dtype="float32")
+        load_model(tmp_path, dtype="float32")
 
 
 class TestTokensWithoutARow:

@@ -23,10 +23,10 @@ from softprompt.experiments.baselines.finetuning import FinetuningConfig
 from softprompt.experiments.baselines.full_finetuning import fit_full
 from softprompt.experiments.baselines.linear_probe import fit_linear_probe
 from softprompt.experiments.baselines.lora import fit_lora
-from softprompt.inference.generation import Sampling
+from softprompt.inference.generation import GenerationConfig
 from softprompt.inference.predictor import Predictor
 from softprompt.models.frozen_lm import FrozenLM
-from softprompt.models.loading import load
+from softprompt.models.loading import load_model
 from softprompt.prompts.methods.method_registry import METHODS
 from softprompt.prompts.state import PromptState
 from softprompt.serving.engine.inference_engine import Engine, Limits
@@ -146,7 +146,7 @@ class TestLearning:
         losses = []
         for base in (tiny_base("llama"), gpu_base("llama")):
             seen = Recorder()
-            method(base, reviews_task(), config, seen, sampling=Sampling(6))
+            method(base, reviews_task(), config, seen, generation=GenerationConfig(6))
             losses.append(seen.losses)
         assert_close(*losses)
 
@@ -174,18 +174,18 @@ def test_served_requests_get_what_they_get_alone(family: str) -> None:
 
     async def main() -> None:
         async with Engine(base, Limits(rows=24, batch_tokens=900)) as engine:
-            asked = [(served, examples(generator, 3), Sampling(8)) for served in kinds * 2]
+            asked = [(served, examples(generator, 3), GenerationConfig(8)) for served in kinds * 2]
             waiting = [
                 engine.classify(served, texts)
                 if served.spec.kind == "classification"
-                else collected(engine.generate(served, texts[0], sampling))
-                for served, texts, sampling in asked
+                else collected(engine.generate(served, texts[0], generation))
+                for served, texts, generation in asked
             ]
-            for (served, texts, sampling), answer in zip(asked, await asyncio.gather(*waiting), strict=True):
+            for (served, texts, generation), answer in zip(asked, await asyncio.gather(*waiting), strict=True):
                 if served.spec.kind == "classification":
                     assert_same(answer, alone(base, served, texts))
                 else:
-                    assert said(answer) == completed(base, served, texts[0], sampling)
+                    assert said(answer) == completed(base, served, texts[0], generation)
 
     asyncio.run(main())
 
@@ -220,7 +220,7 @@ class TestCommandLine:
     """A GPU is taken where there is one, without being named."""
 
     def test_the_gpu_and_bfloat16_are_chosen(self, place: Path) -> None:
-        base = load(place / "model")
+        base = load_model(place / "model")
         assert (base.device.type, base.dtype) == ("cuda", torch.bfloat16)
 
     @pytest.mark.parametrize(

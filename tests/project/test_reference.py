@@ -14,7 +14,7 @@ from softprompt.analysis.diagnostics.tiny_models import BOS, ENCODER_DECODERS, E
 from softprompt.data.examples import Example
 from softprompt.data.task import TaskSpec
 from softprompt.errors import BaseModelError
-from softprompt.inference.generation import Sampling
+from softprompt.inference.generation import GenerationConfig
 from softprompt.inference.predictor import Predictor
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.state import PromptState
@@ -106,6 +106,6 @@ def test_probabilities_and_completions_are_those_of_plain_transformers(family: s
     found = predictor.label_log_probabilities(examples).exp()
     expected = torch.stack([plain.probabilities(text, answers) for text in texts])
     torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-4)
-    words = Predictor(base, TaskSpec("generation", TURNS), state, Sampling(max_new_tokens=NEW))
+    words = Predictor(base, TaskSpec("generation", TURNS), state, GenerationConfig(max_new_tokens=NEW))
     completions = {one.index: str(one.completion).strip() for one in words.predict(examples)}
     assert [completions[index] for index in range(len(texts))] == [plain.greedy(text) for text in texts]

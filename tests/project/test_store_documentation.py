@@ -13,7 +13,7 @@ from helpers.tiny_models import random_prompt, save_tiny
 from store.test_hub import FakeHub, fake  # noqa: F401 (the fixture)
 
 from softprompt.data.task import TaskSpec
-from softprompt.models.loading import load
+from softprompt.models.loading import load_model
 from softprompt.prompts.state import PromptState
 
 DOCS = Path(__file__).parents[2] / "docs" / "how-to" / "store.md"
@@ -33,7 +33,7 @@ def test_every_command_runs_as_written(
     monkeypatch.chdir(tmp_path)
     fsspec.filesystem("s3").mkdir("my-bucket")
     write_data(tmp_path / "reviews", reviews(train=8, validation=4, test=6))
-    base = load(str(save_tiny(tmp_path / "model", "llama")), device="cpu", dtype="float32")
+    base = load_model(str(save_tiny(tmp_path / "model", "llama")), device="cpu", dtype="float32")
     labels = tuple(sorted(WORDS))
     for number, name in enumerate(("first", "second")):
         replace(

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from softprompt.data.encoding.batching import collate
 from softprompt.data.encoding.encoder import EncodedSequence
 from softprompt.errors import BaseModelError
-from softprompt.inference.generation import Sampling, complete
+from softprompt.inference.generation import GenerationConfig, complete
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.attention_prefix import KeysAndValues, prompted_layers
 from softprompt.prompts.prefix import keys_and_values, make_prefix
@@ -317,7 +317,7 @@ def test_a_text_is_encoded_once_behind_each_prompt() -> None:
         torch.testing.assert_close(logits, expected, atol=ATOL, rtol=0)
 
 
-GREEDY = Sampling(8)
+GREEDY = GenerationConfig(8)
 StateMaker = Callable[[FrozenLM], PromptState | None]
 STATES: dict[str, StateMaker] = {
     "nothing": lambda base: None,

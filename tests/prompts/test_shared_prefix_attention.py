@@ -7,7 +7,7 @@ from helpers.tiny_models import FAMILIES, NOT_SHARING, WINDOW, as_state, random_
 from softprompt.data.encoding.batching import collate
 from softprompt.data.encoding.encoder import Batch, EncodedSequence
 from softprompt.inference.decoding_batch import Growing, GrowingTexts, joined, start_growing
-from softprompt.inference.generation import Completion, Sampling, next_tokens
+from softprompt.inference.generation import Completion, GenerationConfig, next_tokens
 from softprompt.models import fast_attention
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts import shared_prefix_attention
@@ -105,7 +105,7 @@ def grown(
     base: FrozenLM, prefix: CachedPrefix | PrefixesApart, texts: list[EncodedSequence], steps: int, longest: int | None
 ) -> tuple[list[list[int]], Growing]:
     """Tokens of each text: the last two join after a step, the first leaves after one more."""
-    completions = [Completion(base, Sampling(99)) for _ in texts]
+    completions = [Completion(base, GenerationConfig(99)) for _ in texts]
     growing, going = start_growing(prefix, texts[:-2], longest), completions[:-2]
     for step in range(steps):
         if step == min(1, steps - 1):

@@ -10,7 +10,7 @@ from helpers.tiny_models import FAMILIES, save_tiny, tiny_base
 
 from softprompt.errors import PromptFileError
 from softprompt.models.fingerprint import Outline
-from softprompt.models.loading import load
+from softprompt.models.loading import load_model
 
 CPU = ["--device", "cpu", "--dtype", "float32"]
 
@@ -26,10 +26,10 @@ def without_weights(folder: Path, family: str) -> Path:
 @pytest.mark.parametrize("family", [*FAMILIES, "t5", "bart"])
 def test_what_is_known_before_is_what_is_known_after(tmp_path: Path, family: str) -> None:
     seen: list[Outline] = []
-    base = load(save_tiny(tmp_path / family, family), device="cpu", dtype="float32", check=seen.append)
+    base = load_model(save_tiny(tmp_path / family, family), device="cpu", dtype="float32", check=seen.append)
     (outline,) = seen
     assert outline.fingerprint == {part: base.fingerprint[part] for part in ("config", "tokenizer")}
-    assert (outline.name, outline.quantisation) == (base.name, base.quantisation)
+    assert (outline.name, outline.quantization) == (base.name, base.quantization)
     learned(family).check_base(outline)
 
 
@@ -37,19 +37,19 @@ def test_what_is_known_before_is_what_is_known_after(tmp_path: Path, family: str
 def test_another_model_is_refused_without_its_weights(tmp_path: Path, other: str, parts: str) -> None:
     folder = without_weights(tmp_path / "other", other)
     with pytest.raises(PromptFileError, match=rf"was learned on 'tiny llama', but .* \(differing: {parts}\)"):
-        load(folder, check=learned("llama").check_base)
+        load_model(folder, check=learned("llama").check_base)
 
 
-def test_one_quantised_otherwise_is_refused_without_its_weights(tmp_path: Path) -> None:
+def test_one_quantized_otherwise_is_refused_without_its_weights(tmp_path: Path) -> None:
     folder = without_weights(tmp_path / "model", "llama")
-    with pytest.raises(PromptFileError, match=r"learned on 'tiny llama', not quantised, but .* quantised as int8"):
-        load(folder, quantise="int8", check=learned("llama").check_base)
+    with pytest.raises(PromptFileError, match=r"learned on 'tiny llama', not quantized, but .* quantized as int8"):
+        load_model(folder, quantize="int8", check=learned("llama").check_base)
 
 
 def test_other_weights_of_the_same_shape_are_refused_once_they_are_there(tmp_path: Path) -> None:
     prompt = learned("llama")
     other = replace(prompt, base_fingerprint={**prompt.base_fingerprint, "weights": "0" * 64})
-    base = load(save_tiny(tmp_path / "llama", "llama"), device="cpu", dtype="float32", check=other.check_base)
+    base = load_model(save_tiny(tmp_path / "llama", "llama"), device="cpu", dtype="float32", check=other.check_base)
     with pytest.raises(PromptFileError, match=r"differing: weights"):
         other.check_base(base)
 

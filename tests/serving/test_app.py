@@ -12,7 +12,7 @@ from starlette.testclient import TestClient
 
 from softprompt.data.examples import Example
 from softprompt.data.task import TaskSpec
-from softprompt.inference.generation import Sampling
+from softprompt.inference.generation import GenerationConfig
 from softprompt.inference.predictor import Predictor
 from softprompt.store.version_store import Store
 
@@ -143,7 +143,7 @@ class TestCompletions:
 
     def test_the_base_model_is_given_the_bare_text(self, client: TestClient) -> None:
         (choice,) = self.ask(client, model=BASE_NAME, prompt="{{ text }} film")["choices"]
-        bare = Predictor(the_base(), TaskSpec.of(template="{{ text }}"), None, Sampling(max_new_tokens=8))
+        bare = Predictor(the_base(), TaskSpec.of(template="{{ text }}"), None, GenerationConfig(max_new_tokens=8))
         (direct,) = bare.predict([Example("{{ text }} film")])
         assert choice["text"] == direct.completion
 

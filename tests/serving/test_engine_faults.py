@@ -29,7 +29,7 @@ from softprompt.data.examples import Example
 from softprompt.data.task import TaskSpec
 from softprompt.errors import BaseModelError, ConfigError, DataError, PromptFileError, TemplateError
 from softprompt.inference.decoding_batch import Growing
-from softprompt.inference.generation import Sampling
+from softprompt.inference.generation import GenerationConfig
 from softprompt.prompts.state import PromptState
 from softprompt.serving.engine import decoding_loop
 from softprompt.serving.engine.engine_types import Busy, Expired, Served
@@ -54,7 +54,7 @@ class TestGivenUp:
             async with Engine(BASE, observer=held) as engine:
                 first = await held.busy(engine, LABELS)
                 waits = [asyncio.create_task(engine.classify(one, GOOD)) for one in (LABELS, OTHERS)]
-                text = asyncio.create_task(collected(engine.generate(TEXTS, GOOD[0], Sampling(4))))
+                text = asyncio.create_task(collected(engine.generate(TEXTS, GOOD[0], GenerationConfig(4))))
                 await until(lambda: engine.snapshot().waiting == 7)
                 waits[0].cancel()
                 text.cancel()
@@ -86,8 +86,8 @@ class TestGivenUp:
         async def main() -> None:
             held, text = Held(), lasting(BASE, TEXTS, 100)
             async with Engine(BASE, observer=held) as engine:
-                pieces = engine.generate(TEXTS, text, Sampling(100))
-                other = asyncio.create_task(collected(engine.generate(TEXTS, GOOD[1], Sampling(100))))
+                pieces = engine.generate(TEXTS, text, GenerationConfig(100))
+                other = asyncio.create_task(collected(engine.generate(TEXTS, GOOD[1], GenerationConfig(100))))
                 if how == "closed":
                     await anext(pieces)
                     await pieces.aclose()  # type: ignore[attr-defined]
@@ -95,7 +95,7 @@ class TestGivenUp:
                     task = asyncio.create_task(collected(pieces))
                     await until(lambda: engine.snapshot().tokens_made > 3)
                     task.cancel()
-                assert said(await other) == completed(BASE, TEXTS, GOOD[1], Sampling(100))
+                assert said(await other) == completed(BASE, TEXTS, GOOD[1], GenerationConfig(100))
                 await until(lambda: engine.snapshot().running == 0)
                 assert engine.snapshot().tokens_made < 150
 
@@ -109,7 +109,7 @@ class TestGivenUp:
                 with pytest.raises(Expired):
                     await engine.classify(OTHERS, GOOD, deadline=0.02)
                 with pytest.raises(Expired):
-                    await collected(engine.generate(TEXTS, GOOD[0], Sampling(4), deadline=0.02))
+                    await collected(engine.generate(TEXTS, GOOD[0], GenerationConfig(4), deadline=0.02))
                 assert (engine.snapshot().waiting, engine.snapshot().expired) == (0, 2)
                 held.go.set()
                 await first
@@ -121,7 +121,7 @@ class TestGivenUp:
         async def main() -> None:
             held = Held()
             async with Engine(BASE, observer=held) as engine:
-                pieces = engine.generate(TEXTS, lasting(BASE, TEXTS, 100), Sampling(100), deadline=0.5)
+                pieces = engine.generate(TEXTS, lasting(BASE, TEXTS, 100), GenerationConfig(100), deadline=0.5)
                 assert (await anext(pieces)).text
                 await held.hold()
                 with pytest.raises(Expired):
@@ -155,7 +155,7 @@ class TestFull:
                 await until(lambda: engine.snapshot().waiting == 3)
                 for refused in (
                     engine.classify(OTHERS, GOOD[:2]),
-                    collected(engine.generate(TEXTS, GOOD[0], Sampling(4))),
+                    collected(engine.generate(TEXTS, GOOD[0], GenerationConfig(4))),
                 ):
                     if engine.snapshot().waiting == 3 and engine.snapshot().refused:
                         last = asyncio.create_task(engine.classify(OTHERS, GOOD[:1]))
@@ -221,11 +221,11 @@ def test_a_poison_request_hurts_only_itself(number: int, kind: str) -> None:
         async with Engine(BASE, observer=held) as engine:
             first = await held.busy(engine, LABELS)
             good = asyncio.gather(engine.classify(LABELS, GOOD), engine.classify(OTHERS, GOOD))
-            text = asyncio.create_task(collected(engine.generate(TEXTS, GOOD[0], Sampling(9))))
+            text = asyncio.create_task(collected(engine.generate(TEXTS, GOOD[0], GenerationConfig(9))))
             wrong = asyncio.create_task(
                 engine.classify(poison, [GOOD[1], example])
                 if kind == "labels"
-                else collected(engine.generate(poison, example, Sampling(9)))  # type: ignore[arg-type]
+                else collected(engine.generate(poison, example, GenerationConfig(9)))  # type: ignore[arg-type]
             )
             await until(lambda: engine.snapshot().waiting >= 7)
             await asyncio.sleep(0.05)
@@ -234,7 +234,7 @@ def test_a_poison_request_hurts_only_itself(number: int, kind: str) -> None:
                 await wrong
             for found, served in zip(await good, (LABELS, OTHERS), strict=True):
                 assert_same(found, alone(BASE, served, GOOD))
-            assert said(await text) == completed(BASE, TEXTS, GOOD[0], Sampling(9))
+            assert said(await text) == completed(BASE, TEXTS, GOOD[0], GenerationConfig(9))
             await first
             assert (engine.snapshot().waiting, engine.snapshot().running) == (0, 0)
 
@@ -259,14 +259,16 @@ def test_a_batch_that_fails_is_taken_apart(after: int, monkeypatch: pytest.Monke
             raise RuntimeError("cannot read this")
         return embed(ids)
 
-    expected = [completed(BASE, TEXTS, text, Sampling(9)) for text in others[:2]]
+    expected = [completed(BASE, TEXTS, text, GenerationConfig(9)) for text in others[:2]]
     labels = alone(BASE, OTHERS, others[:2])
 
     async def main() -> None:
         held = Held()
         async with Engine(BASE, observer=held) as engine:
             first = await held.busy(engine, LABELS)
-            texts = [asyncio.create_task(collected(engine.generate(TEXTS, text, Sampling(9)))) for text in others]
+            texts = [
+                asyncio.create_task(collected(engine.generate(TEXTS, text, GenerationConfig(9)))) for text in others
+            ]
             asked = [asyncio.create_task(engine.classify(OTHERS, [text])) for text in others]
             await until(lambda: engine.snapshot().waiting == 6)
             monkeypatch.setattr(BASE, "embed", failing)
@@ -289,7 +291,7 @@ def test_a_batch_that_fails_is_taken_apart(after: int, monkeypatch: pytest.Monke
 def test_texts_that_cannot_join_grow_beside_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
     """As for lack of memory: nobody's completion is lost, or another."""
     texts = examples_of("a good film", "the story", "what is great?")
-    expected = [completed(BASE, TEXTS, text, Sampling(9)) for text in texts]
+    expected = [completed(BASE, TEXTS, text, GenerationConfig(9)) for text in texts]
     tried: list[Growing] = []
 
     def failing(rows: Growing, others: Growing) -> bool:
@@ -300,13 +302,15 @@ def test_texts_that_cannot_join_grow_beside_the_others(monkeypatch: pytest.Monke
         held = Held()
         async with Engine(BASE, observer=held) as engine:
             first = await held.busy(engine, LABELS)
-            asked = [asyncio.create_task(collected(engine.generate(TEXTS, texts[0], Sampling(9))))]
+            asked = [asyncio.create_task(collected(engine.generate(TEXTS, texts[0], GenerationConfig(9))))]
             await until(lambda: engine.snapshot().waiting == 1)
             held.go.set()
             await first
             await until(lambda: engine.snapshot().running == 1)
             monkeypatch.setattr(decoding_loop, "joined", failing)
-            asked += [asyncio.create_task(collected(engine.generate(TEXTS, text, Sampling(9)))) for text in texts[1:]]
+            asked += [
+                asyncio.create_task(collected(engine.generate(TEXTS, text, GenerationConfig(9)))) for text in texts[1:]
+            ]
             assert [said(await one) for one in asked] == expected
         assert tried
 
@@ -325,7 +329,7 @@ def test_numbers_that_are_not_finite_without_a_prompt_are_the_models(monkeypatch
             monkeypatch.setattr(BASE, "embed", lambda ids: torch.full((*ids.shape, 32), torch.nan))
             for asked in (
                 engine.classify(Served("bare", TWO, ()), GOOD),
-                collected(engine.generate(Served("bare", TWO, ()), GOOD[0], Sampling(3))),
+                collected(engine.generate(Served("bare", TWO, ()), GOOD[0], GenerationConfig(3))),
             ):
                 with pytest.raises(BaseModelError, match="not finite for a text of 'bare'"):
                     await asked
@@ -355,7 +359,7 @@ class TestClosing:
             held = Held()
             engine = Engine(BASE, observer=held)
             first = await held.busy(engine, LABELS)
-            text = asyncio.create_task(collected(engine.generate(TEXTS, GOOD[0], Sampling(30))))
+            text = asyncio.create_task(collected(engine.generate(TEXTS, GOOD[0], GenerationConfig(30))))
             labels = asyncio.create_task(engine.classify(OTHERS, GOOD))
             await until(lambda: engine.snapshot().waiting == 4)
             closing = asyncio.create_task(engine.close())
@@ -364,7 +368,7 @@ class TestClosing:
                 await engine.classify(LABELS, GOOD)
             held.go.set()
             await closing
-            assert said(await text) == completed(BASE, TEXTS, GOOD[0], Sampling(30))
+            assert said(await text) == completed(BASE, TEXTS, GOOD[0], GenerationConfig(30))
             assert_same(await labels, alone(BASE, OTHERS, GOOD))
             await first
 
@@ -374,7 +378,7 @@ class TestClosing:
         async def main() -> None:
             held = Held()
             engine = Engine(BASE, observer=held)
-            pieces = engine.generate(TEXTS, lasting(BASE, TEXTS, 100), Sampling(100))
+            pieces = engine.generate(TEXTS, lasting(BASE, TEXTS, 100), GenerationConfig(100))
             await anext(pieces)
             await held.hold()
             labels = asyncio.create_task(engine.classify(OTHERS, GOOD))
@@ -412,6 +416,6 @@ class TestClosing:
             await engine.close()
             await engine.close()
             with pytest.raises(Closed):
-                await collected(engine.generate(TEXTS, GOOD[0], Sampling(3)))
+                await collected(engine.generate(TEXTS, GOOD[0], GenerationConfig(3)))
 
         run(main())

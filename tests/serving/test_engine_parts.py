@@ -31,7 +31,7 @@ from transformers import PreTrainedTokenizerFast
 
 from softprompt.data.examples import Example
 from softprompt.errors import DataError
-from softprompt.inference.generation import Completion, Sampling
+from softprompt.inference.generation import Completion, GenerationConfig
 from softprompt.prompts.state import PromptState
 from softprompt.serving.engine.detokenizer import Pieces, begun
 from softprompt.serving.engine.engine_stats import Ran
@@ -49,7 +49,7 @@ def pieces_of(
     ids: list[int], tokenizer: PreTrainedTokenizerFast, stop: tuple[str, ...] = ()
 ) -> tuple[str, list[Piece]]:
     """The completion of these tokens, and its pieces."""
-    completion = Completion(BASE, Sampling(len(ids), stop=stop))
+    completion = Completion(BASE, GenerationConfig(len(ids), stop=stop))
     completion._tokenizer = tokenizer
     pieces = Pieces(completion, tokenizer, Reading(7, False))
     found = []
@@ -206,8 +206,8 @@ class TestSpecialTokens:
         async def main() -> None:
             async with Engine(BASE) as engine:
                 assert_same(await engine.classify(LABELS, [text]), alone(BASE, LABELS, [text]))
-                pieces = await collected(engine.generate(TEXTS, text, Sampling(8)))
-                assert said(pieces) == completed(BASE, TEXTS, text, Sampling(8))
+                pieces = await collected(engine.generate(TEXTS, text, GenerationConfig(8)))
+                assert said(pieces) == completed(BASE, TEXTS, text, GenerationConfig(8))
                 assert pieces[0].read.tokens == 4 + len(Preparing(BASE, 1000).text(TEXTS, text, 8)[0].ids)
 
         asyncio.run(main())
@@ -234,18 +234,20 @@ class TestBatches:
         async def main() -> None:
             held, text = Held(), lasting(BASE, TEXTS, 100)
             async with Engine(BASE, observer=held) as engine:
-                long = asyncio.create_task(collected(engine.generate(TEXTS, text, Sampling(100))))
+                long = asyncio.create_task(collected(engine.generate(TEXTS, text, GenerationConfig(100))))
                 await until(lambda: engine.snapshot().tokens_made > 5)
                 await held.hold()
                 labels = asyncio.create_task(engine.classify(LABELS, examples_of("a film")))
-                short = asyncio.create_task(collected(engine.generate(TEXTS, examples_of("the")[0], Sampling(3))))
+                short = asyncio.create_task(
+                    collected(engine.generate(TEXTS, examples_of("the")[0], GenerationConfig(3)))
+                )
                 await until(lambda: engine.snapshot().waiting == 2)
                 held.go.set()
                 await labels
                 assert not long.done()
-                assert said(await short) == completed(BASE, TEXTS, examples_of("the")[0], Sampling(3))
+                assert said(await short) == completed(BASE, TEXTS, examples_of("the")[0], GenerationConfig(3))
                 assert not long.done()
-                assert said(await long) == completed(BASE, TEXTS, text, Sampling(100))
+                assert said(await long) == completed(BASE, TEXTS, text, GenerationConfig(100))
             rows = [batch.rows for batch in held.batches if batch.what == "grow"]
             assert Counter(rows)[2] in (2, 3)
             assert Counter(rows)[1] > 90
@@ -272,10 +274,10 @@ class TestBatches:
                     await engine.classify(TEXTS, examples_of("a"))
                 voting = Served("voting@1", TWO, LABELS.states * 2)
                 with pytest.raises(DataError, match="several prompts that vote on a label: expected one"):
-                    await collected(engine.generate(voting, examples_of("a")[0], Sampling(2)))
+                    await collected(engine.generate(voting, examples_of("a")[0], GenerationConfig(2)))
                 # words can follow whatever the task is
-                pieces = await collected(engine.generate(LABELS, examples_of("a")[0], Sampling(2)))
-                assert said(pieces) == completed(BASE, LABELS, examples_of("a")[0], Sampling(2))
+                pieces = await collected(engine.generate(LABELS, examples_of("a")[0], GenerationConfig(2)))
+                assert said(pieces) == completed(BASE, LABELS, examples_of("a")[0], GenerationConfig(2))
 
         asyncio.run(main())
 
@@ -296,7 +298,9 @@ def test_memory_stays_as_it_is() -> None:
             if kind.spec.kind == "classification":
                 task = asyncio.create_task(engine.classify(one, examples(generator, 2)))
             else:
-                task = asyncio.create_task(collected(engine.generate(one, examples(generator, 1)[0], Sampling(4))))
+                task = asyncio.create_task(
+                    collected(engine.generate(one, examples(generator, 1)[0], GenerationConfig(4)))
+                )
             if number % 5 == 0:
                 await asyncio.sleep(0.003)
                 task.cancel()

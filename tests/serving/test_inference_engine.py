@@ -9,7 +9,7 @@ from helpers.served_prompts import Held, alone, assert_same, collected, complete
 from helpers.tiny_models import tiny_base
 
 from softprompt.data.examples import Example
-from softprompt.inference.generation import Sampling
+from softprompt.inference.generation import GenerationConfig
 from softprompt.inference.predictor import Prediction
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.serving.engine.engine_types import Served
@@ -18,7 +18,7 @@ from softprompt.serving.engine.inference_engine import Engine, Limits
 FAMILIES = {"llama": True, "gemma3": True, "gpt2": True, "mamba": False, "t5": True, "bart": True}
 
 
-Asked = tuple[Served, list[Example], Sampling | None]
+Asked = tuple[Served, list[Example], GenerationConfig | None]
 
 
 def mix(base: FrozenLM, seed: int, in_layers: bool, count: int = 14) -> list[Asked]:
@@ -31,7 +31,7 @@ def mix(base: FrozenLM, seed: int, in_layers: bool, count: int = 14) -> list[Ask
         if served.spec.kind == "classification":
             asked.append((served, examples(generator, generator.choice((1, 1, 2, 9))), None))
         else:
-            sampling = Sampling(
+            generation = GenerationConfig(
                 generator.choice((1, 3, 8, 12)),
                 temperature=generator.choice((0.0, 0.0, 0.8)),
                 top_p=generator.choice((1.0, 0.9)),
@@ -39,7 +39,7 @@ def mix(base: FrozenLM, seed: int, in_layers: bool, count: int = 14) -> list[Ask
                 stop=generator.choice(((), ("e",), ("the", "a f"))),
                 seed=generator.randrange(100),
             )
-            asked.append((served, examples(generator, 1), sampling))
+            asked.append((served, examples(generator, 1), generation))
     return asked
 
 
@@ -48,10 +48,10 @@ async def answered(
 ) -> list[list[Prediction] | str]:
     """All requests, each starting some moment after the one before, or all at once, the engine being ``held``."""
 
-    async def one(served: Served, texts: list[Example], sampling: Sampling | None) -> list[Prediction] | str:
-        if sampling is None:
+    async def one(served: Served, texts: list[Example], generation: GenerationConfig | None) -> list[Prediction] | str:
+        if generation is None:
             return await engine.classify(served, texts)
-        return said(await collected(engine.generate(served, texts[0], sampling)))
+        return said(await collected(engine.generate(served, texts[0], generation)))
 
     first = None if held is None else await held.busy(engine, asked[0][0])
     waiting = []
@@ -76,12 +76,15 @@ def test_every_request_gets_what_it_gets_alone(family: str, at_once: bool) -> No
             for seed in range(8):
                 asked = mix(base, seed + 100 * at_once, FAMILIES[family])
                 found = await answered(engine, asked, random.Random(seed), held if at_once else None)
-                for (served, texts, sampling), answer in zip(asked, found, strict=True):
-                    if sampling is None:
+                for (served, texts, generation), answer in zip(asked, found, strict=True):
+                    if generation is None:
                         assert isinstance(answer, list)
                         assert_same(answer, alone(base, served, texts))
                     else:
-                        assert answer == completed(base, served, texts[0], sampling), (served.key, sampling)
+                        assert answer == completed(base, served, texts[0], generation), (
+                            served.key,
+                            generation,
+                        )
             facts = engine.snapshot()
             assert (facts.waiting, facts.running, facts.failed) == (0, 0, 0)
         if at_once:

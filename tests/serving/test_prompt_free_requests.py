@@ -13,7 +13,7 @@ from starlette.testclient import TestClient
 
 from softprompt.data.examples import Example
 from softprompt.data.task import TaskSpec
-from softprompt.inference.generation import Sampling
+from softprompt.inference.generation import GenerationConfig
 from softprompt.inference.predictor import Prediction, Predictor
 from softprompt.prompts.written_prompt import written_prompt
 from softprompt.serving.engine.engine_types import Served
@@ -46,7 +46,7 @@ def direct(spec: TaskSpec, form: dict[str, Any], *texts: str, tokens: int = 8) -
     if not form.get("template", True):
         spec = replace(spec, template="{{ text }}")
     state = written_prompt(the_base(), spec, form.get("instruction") or "")
-    predictor = Predictor(the_base(), spec, state, Sampling(max_new_tokens=tokens))
+    predictor = Predictor(the_base(), spec, state, GenerationConfig(max_new_tokens=tokens))
     return sorted(predictor.predict([Example(text) for text in texts]), key=lambda one: one.index)
 
 
@@ -153,17 +153,17 @@ def test_prompts_and_baselines_share_batches() -> None:
     mixed = [prompt, *(baselines.of(prompt, form) for form in forms)]
     # no instruction is one and the same, however it is not given
     assert len({one.key for one in mixed}) == 1 + len(FORMS) - 2
-    texts, sampling = [Example(TEXT), Example("dull")], Sampling(max_new_tokens=5)
+    texts, generation = [Example(TEXT), Example("dull")], GenerationConfig(max_new_tokens=5)
 
     async def ask() -> tuple[list[list[Prediction]], list[str]]:
         async with Engine(base) as engine:
             labels = await asyncio.gather(*(engine.classify(one, texts) for one in mixed))
             grown = [baselines.of(words, form) for form in forms[:3]]
-            pieces = await asyncio.gather(*(collected(engine.generate(one, texts[0], sampling)) for one in grown))
+            pieces = await asyncio.gather(*(collected(engine.generate(one, texts[0], generation)) for one in grown))
             return list(labels), [said(one) for one in pieces]
 
     labels, completions = asyncio.run(ask())
     for served, found in zip(mixed, labels, strict=True):
         assert_same(found, sorted(Predictor(base, served.spec, served.states).predict(texts), key=lambda p: p.index))
-    expected = [completed(base, baselines.of(words, form), texts[0], sampling) for form in forms[:3]]
+    expected = [completed(base, baselines.of(words, form), texts[0], generation) for form in forms[:3]]
     assert completions == expected

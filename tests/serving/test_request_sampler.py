@@ -336,7 +336,7 @@ class TestServed:
         self, tmp_path: Path, *, rate: float = 1.0, text: bool = True
     ) -> Iterator[tuple[TestClient, Place, Path]]:
         path = tmp_path / "samples.db"
-        place = Place.of_store(a_store(tmp_path), sampling=(path, rate, text))
+        place = Place.of_store(a_store(tmp_path), generation=(path, rate, text))
         with place.client() as client:
             yield client, place, path
 
@@ -406,7 +406,7 @@ class TestServed:
         one = prompt()
         with_profile = type(one)(**{**vars(one), "extra_files": {PROFILE_FILE: known.to_bytes().decode()}})
         version = store.put(with_profile, "tone")
-        place = Place.of_store(store, sampling=(tmp_path / "samples.db", 1.0, False))
+        place = Place.of_store(store, generation=(tmp_path / "samples.db", 1.0, False))
         with place.client() as client:
             for which in ("tone@1", str(version)):
                 client.post("/v1/classify", json={"model": which, "input": "dull"})

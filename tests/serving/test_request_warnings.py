@@ -14,7 +14,7 @@ from starlette.testclient import TestClient
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from softprompt.inference.generation import Completion, Sampling
+from softprompt.inference.generation import Completion, GenerationConfig
 from softprompt.serving.engine.detokenizer import Pieces
 from softprompt.serving.engine.engine_types import Piece, Reading
 from softprompt.serving.engine.inference_engine import Engine
@@ -249,7 +249,7 @@ class TestWhiteSpace:
     """A completion goes on where its text ends."""
 
     def of(self, ids: list[int], tokenizer: Any) -> tuple[str, str]:
-        completion = Completion(the_base(), Sampling(len(ids)))
+        completion = Completion(the_base(), GenerationConfig(len(ids)))
         completion._tokenizer = tokenizer
         pieces, found = Pieces(completion, tokenizer, Reading(1, False)), []
         for token in ids:

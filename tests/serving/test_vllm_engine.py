@@ -29,7 +29,7 @@ from softprompt.errors import ConfigError, PromptFileError
 from softprompt.export.baked_checkpoint import BakedCheckpoint
 from softprompt.export.vocabulary import bake
 from softprompt.inference.predictor import Predictor
-from softprompt.models.loading import load
+from softprompt.models.loading import load_model
 from softprompt.prompts.saved_prompt import Prompt
 from softprompt.serving.engine.engine_types import Served
 from softprompt.serving.engine.inference_engine import Limits
@@ -409,7 +409,7 @@ class TestStart:
         assert ended.error.startswith("no answer from 'http://127.0.0.1:9'")
 
     def test_the_command(self, tmp_path: Path) -> None:
-        base = load(save_tiny(tmp_path / "tiny-llama", "llama"), dtype="float32")
+        base = load_model(save_tiny(tmp_path / "tiny-llama", "llama"), dtype="float32")
         store = Store(tmp_path / "store")
         for name, seed in (("first", 1), ("second", 2)):
             store.put(prompt(LABELS, seed, base), name)

@@ -21,7 +21,7 @@ from softprompt.errors import OutputError, PromptFileError
 from softprompt.experiments.comparison.compare import Terms, compare
 from softprompt.inference.evaluation import score_sample
 from softprompt.inference.predictor import Predictor
-from softprompt.models.loading import load
+from softprompt.models.loading import load_model
 from softprompt.report.pages.store_page import move_document
 from softprompt.store.learned_rows import MOST, ROWS_FILE, LearnedRows, read_learned
 from softprompt.store.prompt_loading import load_prompt
@@ -110,7 +110,7 @@ class TestEval:
         assert found["n"] == 30
         assert found["sample"] == {"rows": 30, "of": 300, "seed": 0}
         # the first 30 are all "a"; the score is that of all rows, within four standard errors
-        prompt, base = load_prompt(place / "prompt"), load(str(place / "model"), device="cpu", dtype="float32")
+        prompt, base = load_prompt(place / "prompt"), load_model(str(place / "model"), device="cpu", dtype="float32")
         asked = [Example(row["text"], row["label"]) for row in ordered]
         answers = Predictor.of_prompt(base, prompt).predict(asked)
         whole = sum(one.label == answer.label for one, answer in zip(asked, answers, strict=True)) / 300

@@ -16,7 +16,7 @@ from helpers.tiny_models import save_tiny
 
 from softprompt.data.task import TaskSpec
 from softprompt.errors import ConfigError
-from softprompt.models.loading import load
+from softprompt.models.loading import load_model
 from softprompt.prompts.saved_prompt import MANIFEST_FILE, TENSOR_FILE, Prompt
 from softprompt.prompts.state import PromptState
 from softprompt.store.prompt_loading import load_prompt
@@ -432,7 +432,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     from huggingface_hub import constants
 
     place = tmp_path_factory.mktemp("similar")
-    base = load(save_tiny(place / "model", "llama"), device="cpu", dtype="float32")
+    base = load_model(save_tiny(place / "model", "llama"), device="cpu", dtype="float32")
     for method in ("prompt-tuning", "prefix-tuning"):
         for seed in (0, 1):
             settings = {**FAST, "steps": 3, "method": method, "seed": seed}

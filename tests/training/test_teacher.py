@@ -11,7 +11,7 @@ from helpers.tiny_models import plain_logits, random_prompt, tiny_base
 from softprompt.config import DistillConfig
 from softprompt.data.task import TaskSpec
 from softprompt.errors import ConfigError, TrainingError
-from softprompt.inference.generation import Sampling
+from softprompt.inference.generation import GenerationConfig
 from softprompt.inference.predictor import Predictor
 from softprompt.prompts.state import PromptState
 from softprompt.prompts.written_prompt import written_prompt
@@ -50,7 +50,7 @@ class TestWritten:
         assert Teacher.written(base, WORDS, TEXT).stop == ()
         assert Teacher.written(base, CLASSES, TEXT, reviews().train[:2]).stop == ()
         teacher = Teacher.written(base, WORDS, TEXT, shots)
-        assert teacher.sampling(DistillConfig(stop=("x",))).stop == ("x",)
+        assert teacher.generation(DistillConfig(stop=("x",))).stop == ("x",)
 
     def test_teachers_are_told_apart(self) -> None:
         base = tiny_base("llama")
@@ -95,7 +95,7 @@ class TestAnswers:
         base = tiny_base(family)
         prompt = random_prompt(base, 4, 1).detach()
         found = asked(WORDS, Teacher((PromptState.of_embeddings(prompt),)), family)
-        predictor = Predictor(base, WORDS, PromptState.of_embeddings(prompt), Sampling(max_new_tokens=8))
+        predictor = Predictor(base, WORDS, PromptState.of_embeddings(prompt), GenerationConfig(max_new_tokens=8))
         expected = {one.index: one.completion for one in predictor.predict(INPUTS)}
         assert found.texts(base.tokenizer) == [expected[index] for index in range(len(INPUTS))]
         rows = iter(range(len(found.tokens)))
@@ -143,7 +143,7 @@ class TestAnswers:
         end = base.tokenizer.eos_token_id
         assert found.answers[0] == (*plain.answers[0][:2], end)
         assert int(found.ended[0]) == 1
-        predictor = Predictor(base, WORDS, prompt, Sampling(max_new_tokens=8, stop=(stop,)))
+        predictor = Predictor(base, WORDS, prompt, GenerationConfig(max_new_tokens=8, stop=(stop,)))
         expected = {one.index: one.completion for one in predictor.predict(INPUTS)}
         assert found.texts(base.tokenizer) == [expected[index] for index in range(len(INPUTS))]
         # the end has the probability of going on to the stop, and all else stays as it was

@@ -18,7 +18,7 @@ from softprompt.models.kernels.fused_layer import Layer
 
 FLOAT = 4  # bytes of float32
 
-# bytes of a quantised number with its share of the scales: one a row of thousands, or one in float32 for 64
+# bytes of a quantized number with its share of the scales: one a row of thousands, or one in float32 for 64
 PACKED = {"int8": 1.0, "bnb-int8": 1.0, "bnb-nf4": 0.5 + FLOAT / 64}
 
 
@@ -75,7 +75,7 @@ def activations(
 
     Args:
         own_layers: whether ours run, where the model is built so: on a CPU, over weights that are no float16 and not
-            quantised.
+            quantized.
         generation: whether the loss is over the whole vocabulary.
         learned_cache: whether the prefix is keys and values that learn.
 
@@ -150,7 +150,7 @@ def _own_passes(layers: Sequence[Layer], prefix: int, text: int, size: int, lear
     return StepBytes(of_both, SavedBytes(tuple(of_text), text * hidden), cache)
 
 
-def weights_bytes(meta: MetaModel, quantise: str | None) -> int:
+def weights_bytes(meta: MetaModel, quantize: str | None) -> int:
     """Bytes of all weights."""
-    size, packed = meta.dtype.itemsize, meta.in_linears if quantise else 0
-    return size * (meta.parameters - packed) + round(PACKED[quantise or "int8"] * packed)
+    size, packed = meta.dtype.itemsize, meta.in_linears if quantize else 0
+    return size * (meta.parameters - packed) + round(PACKED[quantize or "int8"] * packed)

@@ -34,7 +34,7 @@ class Workload:
     tasks: int = 1000
     method: str = "prompt-tuning"
     sharding: str | None = None
-    quantise: str | None = None
+    quantize: str | None = None
     checkpointing: bool = False
     generation: bool = False
     dtype: str | None = None
@@ -47,10 +47,10 @@ class Workload:
             raise ConfigError(f"unknown sharding '{self.sharding}': expected fsdp, or none")
         if self.sharding == "fsdp" and self.gpus < 2:
             raise ConfigError(f"sharding fsdp is for several GPUs, got {self.gpus}: give --gpus, or leave it out")
-        if self.sharding == "fsdp" and self.quantise is not None:
-            raise ConfigError(f"sharding fsdp shares plain weights: leave the quantisation {self.quantise} out")
-        if self.quantise is not None and self.quantise not in SCHEMES:
-            raise ConfigError(f"unknown quantisation '{self.quantise}': expected one of {', '.join(SCHEMES)}")
+        if self.sharding == "fsdp" and self.quantize is not None:
+            raise ConfigError(f"sharding fsdp shares plain weights: leave the quantization {self.quantize} out")
+        if self.quantize is not None and self.quantize not in SCHEMES:
+            raise ConfigError(f"unknown quantization '{self.quantize}': expected one of {', '.join(SCHEMES)}")
 
 
 @dataclass(frozen=True)

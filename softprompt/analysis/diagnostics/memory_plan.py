@@ -39,7 +39,7 @@ def plan_memory(meta: MetaModel, workload: Workload, bos: int = 1) -> MemoryPlan
     workload.check()
     if workload.sharding is None:
         alone = _training(meta, replace(workload, sharding="none"), bos)
-        several = workload.gpus > 1 and workload.quantise is None and meta.architecture == "decoder-only"
+        several = workload.gpus > 1 and workload.quantize is None and meta.architecture == "decoder-only"
         workload = replace(workload, sharding="fsdp" if several and not alone.fits else "none")
     if workload.sharding == "fsdp" and meta.architecture != "decoder-only":
         raise ConfigError("sharding fsdp is for decoder-only models: leave it out")
@@ -85,7 +85,7 @@ def _training(meta: MetaModel, workload: Workload, bos: int) -> MemoryEstimate:
         meta,
         workload.length + bos,
         workload.text_length,
-        own_layers=on_cpu and workload.quantise is None and meta.dtype != torch.float16,
+        own_layers=on_cpu and workload.quantize is None and meta.dtype != torch.float16,
         checkpointing=workload.checkpointing,
         generation=workload.generation,
         learned_cache=METHODS[workload.method].kind == "key_values",
@@ -102,7 +102,7 @@ def _training(meta: MetaModel, workload: Workload, bos: int) -> MemoryEstimate:
         MemoryPart("activations kept", kept.kept(texts), _told(kept, texts)),
         MemoryPart("at work", kept.at_work(texts), _told_work(kept, texts)),
     ]
-    if workload.quantise:
+    if workload.quantize:
         parts.append(MemoryPart("a matrix unpacked", size * meta.largest_linear, f"{meta.largest_linear:,} x {size}"))
     room = workload.memory if on_cpu else int(ROOM * workload.memory)
     fixed = sum(part.bytes for part in parts) - kept.kept(texts) - kept.at_work(texts)
@@ -117,7 +117,7 @@ def _training(meta: MetaModel, workload: Workload, bos: int) -> MemoryEstimate:
     if at_once is not None and at_once < texts:
         notes.append(f"a pass over {at_once} fits: --micro-batch-size {at_once}")
     if not estimate.fits and at_once is None and not workload.checkpointing:
-        notes.append("try --gradient-checkpointing, or a --quantise scheme")
+        notes.append("try --gradient-checkpointing, or a --quantize scheme")
     if not kept.own:
         notes.append("layers of transformers under autograd; what they keep is counted on a pass without numbers")
     return replace(estimate, notes=tuple(notes), commands=training_command(meta, workload, at_once))
@@ -129,12 +129,12 @@ def _process(meta: MetaModel) -> list[MemoryPart]:
 
 
 def _weights(meta: MetaModel, workload: Workload) -> list[MemoryPart]:
-    size, whole = meta.dtype.itemsize, weights_bytes(meta, workload.quantise)
+    size, whole = meta.dtype.itemsize, weights_bytes(meta, workload.quantize)
     billions = meta.parameters / GB
     if workload.sharding != "fsdp":
-        if workload.quantise is None:
+        if workload.quantize is None:
             return [MemoryPart("weights", whole, f"{billions:.3g} billion x {size} bytes")]
-        packed, kind = meta.in_linears / GB, workload.quantise
+        packed, kind = meta.in_linears / GB, workload.quantize
         return [
             MemoryPart(
                 "weights", whole, f"{packed:.3g} billion in {kind}, {billions - packed:.3g} billion x {size} bytes"
@@ -207,7 +207,7 @@ def _serving(meta: MetaModel, workload: Workload, bos: int) -> MemoryEstimate:
     parts.append(MemoryPart("requests", requests * request, f"{requests} x {request:,} bytes for {tokens:,} tokens"))
     title = f"serving {workload.tasks:,} tasks, softprompt's engine on {'the processor' if on_cpu else 'one GPU'}"
     if not requests:
-        note = "the model does not fit: take vLLM on several GPUs, or a --quantise scheme"
+        note = "the model does not fit: take vLLM on several GPUs, or a --quantize scheme"
         return MemoryEstimate(title, tuple(parts), room, None, (note,))
     usual = min(limits.prefix_bytes // each, workload.tasks)
     notes = [f"{usual:,} prefixes are kept by default (engine.prefix_bytes {limits.prefix_bytes:,})"]

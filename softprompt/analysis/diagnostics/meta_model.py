@@ -77,7 +77,7 @@ class MetaModel:
 
     @property
     def in_linears(self) -> int:
-        """Parameters that a quantisation packs: matrices of the layers' linear parts."""
+        """Parameters that a quantization packs: matrices of the layers' linear parts."""
         parts = {part for layer in self.layers for part in layer.modules() if isinstance(part, nn.Linear)}
         return sum(part.weight.numel() for part in parts)
 
@@ -103,7 +103,7 @@ def count(module: nn.Module) -> int:
 
 
 def make_meta_model(name: str, dtype: torch.dtype, *, trust_remote_code: bool = False) -> MetaModel:
-    """The model called ``name`` as ``softprompt.load`` understands it, of which only the configuration is read.
+    """The model called ``name`` as ``softprompt.load_model`` understands it, of which only the configuration is read.
 
     Raises:
         BaseModelError: no usable configuration is there under this name.
@@ -116,7 +116,7 @@ def make_meta_model(name: str, dtype: torch.dtype, *, trust_remote_code: bool = 
     try:
         with quiet(), torch.device("meta"):
             config: Any = AutoConfig.from_pretrained(source.place, **source.options)
-            # a quantised model's weights are counted as what they stand for
+            # a quantized model's weights are counted as what they stand for
             if hasattr(config, "quantization_config"):
                 del config.quantization_config
             family: Any = AutoModelForSeq2SeqLM if is_encoder_decoder(config) else AutoModelForCausalLM

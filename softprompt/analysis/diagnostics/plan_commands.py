@@ -10,7 +10,7 @@ def training_command(meta: MetaModel, workload: Workload, at_once: int | None) -
     options = [f"--model {name}", "--data DATA", f"--length {workload.length}", f"--batch-size {workload.batch_size}"]
     options += [] if workload.method == "prompt-tuning" else [f"--method {workload.method}"]
     options += ["--dtype " + (workload.dtype or str(meta.dtype).removeprefix("torch."))]
-    options += [] if workload.quantise is None else [f"--quantise {workload.quantise}"]
+    options += [] if workload.quantize is None else [f"--quantize {workload.quantize}"]
     out = "--out prompts/NAME"
     checkpointing = ["--gradient-checkpointing"] if workload.checkpointing else []
     if at_once is None:
@@ -33,7 +33,7 @@ def serving_commands(meta: MetaModel, workload: Workload, *, prefix_bytes: int |
     if prefix_bytes is not None:
         options = [f"--model {meta.name}", f"--store {store}"]
         options += ["--dtype " + (workload.dtype or str(meta.dtype).removeprefix("torch."))]
-        options += [] if workload.quantise is None else [f"--quantise {workload.quantise}"]
+        options += [] if workload.quantize is None else [f"--quantize {workload.quantize}"]
         options += [] if workload.gpus else ["--device cpu"]
         return (" ".join([f"SOFTPROMPT_ENGINE=prefix_bytes={prefix_bytes} softprompt serve", *options]),)
     parallel = f" --tensor-parallel-size {workload.gpus}" if workload.gpus > 1 else ""

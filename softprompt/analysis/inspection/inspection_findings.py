@@ -43,7 +43,7 @@ def _norms(found: Inspection) -> Iterator[Finding]:
             evidence=f"{len(far)} of {len(norms)} have a norm more than 3 times the vocabulary's 95th percentile "
             f"({highest:.3g}); the median norm is {median(norms) / usual:.1f} times that of a word",
             meaning="The model was never trained on inputs of this size. It may still work, but such prompts are "
-            "brittle: quantised, in another precision, or in another engine they change more than others.",
+            "brittle: quantized, in another precision, or in another engine they change more than others.",
             advice=(
                 "lower --learning-rate by three to ten times",
                 "set weight_decay = 0.01 in a file for --config, or stop earlier",

@@ -24,7 +24,7 @@ from softprompt.analysis.inspection.inspection_records import (
 )
 from softprompt.data.encoding.tokenization import safe_tokenizer
 from softprompt.data.encoding.verbalizer import encode_plain, end_token_id
-from softprompt.inference.generation import Sampling, complete
+from softprompt.inference.generation import GenerationConfig, complete
 from softprompt.inference.scoring import EVALUATION_TOKENS
 from softprompt.metrics.bootstrap import Floats
 from softprompt.models.frozen_lm import FrozenLM
@@ -224,8 +224,8 @@ def continue_prompt(base: FrozenLM, state: PromptState) -> tuple[Continuation, s
 
 
 def _completed(base: FrozenLM, state: PromptState | None, text: tuple[int, ...] | list[int]) -> str:
-    sampling = Sampling(max_new_tokens=TOKENS)
-    return next(said for _, said, _ in complete(base, make_prefix(base, state), [text], sampling, EVALUATION_TOKENS))
+    generation = GenerationConfig(max_new_tokens=TOKENS)
+    return next(said for _, said, _ in complete(base, make_prefix(base, state), [text], generation, EVALUATION_TOKENS))
 
 
 def _alone(base: FrozenLM, state: PromptState | None) -> tuple[str, tuple[NextToken, ...]]:

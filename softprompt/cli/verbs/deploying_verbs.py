@@ -14,7 +14,7 @@ from softprompt.cli.verbs.options import (
     metric_option,
     model_options,
     prompt_model_option,
-    quantise_option,
+    quantize_option,
     room_option,
     setting_options,
     task_options,
@@ -116,7 +116,7 @@ def import_command() -> None:
 )
 @click.option("--device", help="cpu, cuda, cuda:1, mps. Default: a GPU if there is one.")
 @click.option("--dtype", help="float32, bfloat16 or float16. Default: what is fast here.")
-@quantise_option
+@quantize_option
 @setting_options(TrainConfig, only=["compile"], compile="compile what answers with labels, on a CPU")
 @trust_option
 def serve() -> None:

@@ -19,7 +19,7 @@ from softprompt.cli.verbs.options import (
     model_name_option,
     model_options,
     prompt_model_option,
-    quantise_option,
+    quantize_option,
     room_option,
     setting_options,
     task_options,
@@ -111,7 +111,7 @@ def scale() -> None:
 @click.option("--generation", is_flag=True, help="The prompts complete texts, and do not label them.")
 @click.option("--dtype", help="float32, bfloat16 or float16.  (default: bfloat16)")
 @click.option("--sharding", help="fsdp or none.  (default: fsdp where one GPU does not hold the model)")
-@quantise_option
+@quantize_option
 @trust_option
 @json_option
 def plan_command() -> None:

@@ -113,13 +113,13 @@ prompt_model_option = click.option(
     "--model", "model_name", type=GIVEN, help="The base model.  [default: the one the prompt was learned on]"
 )
 trust_option = click.option("--trust-remote-code", is_flag=True, help="Let the model's repository run its own code.")
-quantise_option = click.option(
-    "--quantise", help="int8 (torchao), bnb-int8 or bnb-nf4 (bitsandbytes). Default: weights as saved."
+quantize_option = click.option(
+    "--quantize", help="int8 (torchao), bnb-int8 or bnb-nf4 (bitsandbytes). Default: weights as saved."
 )
 model_options = together(
     click.option("--device", help="cpu, cuda, cuda:1, mps. Default: a GPU if there is one."),
     click.option("--dtype", help="float32, bfloat16 or float16. Default: what is fast here."),
-    quantise_option,
+    quantize_option,
     trust_option,
 )
 device_map_option = click.option(

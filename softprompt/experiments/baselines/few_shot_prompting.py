@@ -19,7 +19,7 @@ from softprompt.experiments.baselines.fitted_baseline import (
     prefix_bytes,
 )
 from softprompt.experiments.baselines.nearest_examples import NearestShots
-from softprompt.inference.generation import Sampling, room_for
+from softprompt.inference.generation import GenerationConfig, room_for
 from softprompt.inference.predictor import Predictor
 from softprompt.inference.scoring import Objective
 from softprompt.models.frozen_lm import FrozenLM
@@ -39,7 +39,7 @@ def few_shot(
     nearest: bool = False,
     *,
     instruction: str = "",
-    sampling: Sampling | None = None,
+    generation: GenerationConfig | None = None,
 ) -> FittedBaseline:
     """Choose solved examples from the training split, and see on validation what they are worth.
 
@@ -59,13 +59,13 @@ def few_shot(
     check_trainable(task)
     nearest = nearest and count > 0
     shots = task.train if nearest else tuple(choose_shots(task.train, count, seed))
-    sampling = sampling or _until_next_example(shots, room_for(base, task.spec))
+    generation = generation or _until_next_example(shots, room_for(base, task.spec))
     validation = validation_examples(task, VALIDATION_LIMIT)
     settings: dict[str, Any] = {"count": count, "nearest": nearest, "seed": seed, "instruction": instruction}
 
     answers: Predictor | NearestShots
     if nearest:
-        answers = near = NearestShots(base, task, count, instruction, sampling)
+        answers = near = NearestShots(base, task, count, instruction, generation)
         value, loss = _score(answers, validation)
         settings["left_out"] = near.left_out
         added = near.instruction_tokens + near.added / len(validation)
@@ -73,7 +73,7 @@ def few_shot(
         memory = prefix_bytes(near.prefix) + index + sum(len(shot.text.encode()) for shot in shots)
     else:
         state = written_prompt(base, task.spec, instruction, shots)
-        answers = same = Predictor(base, task.spec, state, sampling)
+        answers = same = Predictor(base, task.spec, state, generation)
         value, loss = _score(answers, validation)
         added = 0.0 if state is None else float(state.length)
         memory = prefix_bytes(same.prefix)
@@ -113,7 +113,7 @@ def _score(answers: Predictor | NearestShots, examples: Sequence[Example]) -> tu
     return -loss, loss
 
 
-def _until_next_example(shots: Sequence[Example], room: int) -> Sampling:
+def _until_next_example(shots: Sequence[Example], room: int) -> GenerationConfig:
     """Completions end at the gap that the model has seen behind each example, unless an output has one within."""
     gap_within = any(GAP in output for shot in shots for output in shot.references)
-    return Sampling(max_new_tokens=room, stop=() if gap_within or not shots else (GAP,))
+    return GenerationConfig(max_new_tokens=room, stop=() if gap_within or not shots else (GAP,))

@@ -14,7 +14,7 @@ from softprompt.errors import BaseModelError
 from softprompt.experiments.baselines.finetuning import FinetuningConfig, finetune, limited
 from softprompt.experiments.baselines.fitted_baseline import FittedBaseline, bytes_of, described
 from softprompt.experiments.baselines.model_copies import with_own_weights
-from softprompt.inference.generation import Sampling
+from softprompt.inference.generation import GenerationConfig
 from softprompt.inference.predictor import Predictor
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.models.gguf_conversion import no_progress_bars
@@ -26,7 +26,12 @@ RATE = 2e-5
 
 
 def fit_full(
-    base: FrozenLM, task: Task, config: FinetuningConfig, callback: Callback, *, sampling: Sampling | None = None
+    base: FrozenLM,
+    task: Task,
+    config: FinetuningConfig,
+    callback: Callback,
+    *,
+    generation: GenerationConfig | None = None,
 ) -> FittedBaseline:
     """Tune a copy of the whole model; ``save`` writes it with its tokenizer, for ``from_pretrained``.
 
@@ -34,15 +39,15 @@ def fit_full(
         sampling: how completions are made (generation).
 
     Raises:
-        BaseModelError: the base is quantised.
+        BaseModelError: the base is quantized.
         DataError, TemplateError: the data cannot be used.
         TrainingError: the loss is no longer a number.
     """
     began = time.perf_counter()
-    if base.quantisation is not None:
+    if base.quantization is not None:
         raise BaseModelError(
-            f"full fine-tuning needs a base model with plain weights, '{base.name}' is quantised ({base.quantisation}):"
-            " load it without --quantise, or use LoRA"
+            f"full fine-tuning needs a base model with plain weights, '{base.name}' is quantized ({base.quantization}):"
+            " load it without --quantize, or use LoRA"
         )
     task = limited(task, config)
     check_trainable(task)
@@ -60,4 +65,6 @@ def fit_full(
             base.tokenizer.save_pretrained(place)
             write_durably(place / "task.json", described(base, task.spec))
 
-    return tuning.fitted(Predictor(model, task.spec, None, sampling), base_bytes=0, task_bytes=bytes_of(own), save=save)
+    return tuning.fitted(
+        Predictor(model, task.spec, None, generation), base_bytes=0, task_bytes=bytes_of(own), save=save
+    )

@@ -16,7 +16,7 @@ from softprompt.errors import BaseModelError
 from softprompt.experiments.baselines.finetuning import FinetuningConfig, finetune, limited
 from softprompt.experiments.baselines.fitted_baseline import FittedBaseline, bytes_of, described, extra_module
 from softprompt.experiments.baselines.model_copies import with_shared_weights
-from softprompt.inference.generation import Sampling
+from softprompt.inference.generation import GenerationConfig
 from softprompt.inference.predictor import Predictor
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.training.callbacks import Callback
@@ -35,7 +35,7 @@ def fit_lora(
     *,
     rank: int = RANK,
     alpha: float = ALPHA,
-    sampling: Sampling | None = None,
+    generation: GenerationConfig | None = None,
 ) -> FittedBaseline:
     """Learn an adapter for ``task``; ``save`` writes it as ``peft`` does, for ``PeftModel.from_pretrained``.
 
@@ -69,7 +69,7 @@ def fit_lora(
             write_durably(place / "task.json", described(base, task.spec))
 
     return tuning.fitted(
-        Predictor(model, task.spec, None, sampling),
+        Predictor(model, task.spec, None, generation),
         base_bytes=bytes_of(base.model),
         task_bytes=sum(weight.nbytes for weight in weights),
         save=save,

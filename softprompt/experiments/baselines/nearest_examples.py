@@ -16,7 +16,7 @@ from softprompt.data.few_shot import BEHIND_WORDS, encode_solved, prepend_tokens
 from softprompt.data.task import Task
 from softprompt.experiments.baselines.fitted_baseline import extra_module
 from softprompt.experiments.baselines.tfidf import fit_words, make_vectorizer, words_of
-from softprompt.inference.generation import Sampling, complete, room_for
+from softprompt.inference.generation import GenerationConfig, complete, room_for
 from softprompt.inference.predictor import Prediction, likeliest, naming
 from softprompt.inference.scoring import EVALUATION_TOKENS, Objective
 from softprompt.models.frozen_lm import FrozenLM
@@ -41,7 +41,7 @@ class NearestShots:
         task: Task,
         count: int,
         instruction: str = "",
-        sampling: Sampling | None = None,
+        generation: GenerationConfig | None = None,
     ) -> None:
         """Choose among the training examples of ``task``.
 
@@ -51,11 +51,11 @@ class NearestShots:
         """
         check_enough(task.train, count)
         self.base, self.spec, self.pool, self.count = base, task.spec, task.train, count
-        self.sampling = sampling or Sampling(max_new_tokens=room_for(base, task.spec))
+        self.generation = generation or GenerationConfig(max_new_tokens=room_for(base, task.spec))
         state = written_prompt(base, self.spec, instruction)
         self.instruction_tokens = 0 if state is None else state.length
         # behind solved examples, whether or not there is an instruction
-        room = self.sampling.max_new_tokens
+        room = self.generation.max_new_tokens
         self.encoder = ExampleEncoder(base, self.spec, self.instruction_tokens, room, BEHIND_WORDS)
         self.objective = Objective(base, self.encoder.verbalizer)
         with torch.no_grad():
@@ -127,5 +127,5 @@ class NearestShots:
         fronts = self.in_front(examples, [len(text) for text in texts])
         whole = [(*front, *text) for front, text in zip(fronts, texts, strict=True)]
         with naming(examples):
-            for index, text, cut in complete(self.base, self.prefix, whole, self.sampling, EVALUATION_TOKENS):
+            for index, text, cut in complete(self.base, self.prefix, whole, self.generation, EVALUATION_TOKENS):
                 yield Prediction(index, completion=text, at_limit=cut)

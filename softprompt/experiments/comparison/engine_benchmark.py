@@ -134,7 +134,7 @@ def _job(
         tasks = Tasks(base.tokenizer, gguf_usage(place))
     some = benchmark.timed_of(examples)
     requests = [
-        tasks.request(_TASK, one.text, model="", max_tokens=answers.sampling.max_new_tokens, **one.columns)
+        tasks.request(_TASK, one.text, model="", max_tokens=answers.generation.max_new_tokens, **one.columns)
         for one in some
     ]
     if "structured_outputs" in requests[0]:

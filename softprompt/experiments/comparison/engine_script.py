@@ -49,10 +49,10 @@ def _vllm(job: dict[str, Any]) -> Callable[[Sequence[list[int]]], Any]:
     model = vllm.LLM(
         model=job["model"], dtype=job["dtype"], enforce_eager=job["eager"], max_model_len=job["context"], seed=0
     )
-    sampling = vllm.SamplingParams(
+    generation = vllm.SamplingParams(
         temperature=0, max_tokens=job["tokens"], allowed_token_ids=job["allowed"], logit_bias=job["bias"]
     )
-    return lambda prompts: model.generate([{"prompt_token_ids": ids} for ids in prompts], sampling, use_tqdm=False)
+    return lambda prompts: model.generate([{"prompt_token_ids": ids} for ids in prompts], generation, use_tqdm=False)
 
 
 def _llama(job: dict[str, Any]) -> Callable[[Sequence[list[int]]], Any]:

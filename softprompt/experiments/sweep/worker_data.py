@@ -13,7 +13,7 @@ from softprompt.experiments.sweep.sweep_folder import SweepFolder
 from softprompt.experiments.sweep.trial_log import Ledger
 from softprompt.metrics.user_metrics import import_metric
 from softprompt.models.frozen_lm import FrozenLM
-from softprompt.models.loading import load
+from softprompt.models.loading import load_model
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Source:
         """Load the base model; of several GPUs each ``slot`` takes its own, unless a device was named.
 
         Raises:
-            BaseModelError: as ``load``.
+            BaseModelError: as ``load_model``.
             ConfigError: another model goes by this name here.
         """
         import torch
@@ -76,7 +76,7 @@ class Source:
         options = dict(self.options)
         if options.get("device") is None and torch.cuda.device_count() > 1:
             options["device"] = f"cuda:{slot % torch.cuda.device_count()}"
-        base = load(self.model, **options)
+        base = load_model(self.model, **options)
         if base.fingerprint != self.fingerprint:
             raise ConfigError(f"'{self.model}' is another model where trials are run: expected the same weights there")
         return base

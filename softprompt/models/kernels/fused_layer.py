@@ -54,7 +54,7 @@ def norm_of(module: Any) -> Norm:
 
 
 def linear_of(module: Any) -> Linear:
-    """Raises ValueError for quantised ones and other kinds."""
+    """Raises ValueError for quantized ones and other kinds."""
     if type(module) is not nn.Linear or not is_plain(module.weight):
         raise ValueError(f"a linear layer that is not plain: {type(module).__name__}")
     return Linear(module.weight, module.bias)

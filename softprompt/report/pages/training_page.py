@@ -85,7 +85,7 @@ def prompt_document(prompt: Prompt) -> Document:
         "labels": labels or None,
         "prompt": _state(prompt),
         "base model": f"{prompt.base_name}, weights {prompt.base_fingerprint.get('weights', '')[:12]}"
-        + (f", quantised as {prompt.quantisation}" if prompt.quantisation else "")
+        + (f", quantized as {prompt.quantization}" if prompt.quantization else "")
         + (f", learned in {prompt.base_dtype}" if prompt.base_dtype else ""),
         "data": f"{prompt.data.get('source', '-')}, {prompt.data.get('examples', {})}",
         "learned with": ", ".join(

@@ -38,7 +38,7 @@ class Pieces:
         text = self._completion.decoded.rstrip("\ufffd")
         if self._cleans_up:
             text = "".join(re.split(r"(\s)", text)[:-4])
-        return text[: len(text) - begun(text, self._completion.sampling.stop)]
+        return text[: len(text) - begun(text, self._completion.generation.stop)]
 
 
 def begun(text: str, stops: Sequence[str]) -> int:

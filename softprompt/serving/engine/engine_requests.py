@@ -11,7 +11,7 @@ from torch import Tensor
 
 from softprompt.data.encoding.encoder import EncodedSequence, ExampleEncoder
 from softprompt.data.encoding.verbalizer import Verbalizer
-from softprompt.inference.generation import Completion, Sampling
+from softprompt.inference.generation import Completion, GenerationConfig
 from softprompt.inference.predictor import Prediction
 from softprompt.inference.scoring import Objective
 from softprompt.models.frozen_lm import FrozenLM
@@ -159,14 +159,14 @@ class Text:
         served: Served,
         item: EncodedSequence,
         read: Reading,
-        sampling: Sampling,
+        generation: GenerationConfig,
         out: "asyncio.Queue[Piece | Exception]",
     ) -> None:
         self.served, self.item = served, item
-        self.completion = Completion(base, sampling)
+        self.completion = Completion(base, generation)
         self.pieces = Pieces(self.completion, base.tokenizer, read)
         # BOS counted
-        self.final_length = len(base.bos_ids) + read.tokens + sampling.max_new_tokens
+        self.final_length = len(base.bos_ids) + read.tokens + generation.max_new_tokens
         self.alone = False
         self.given_up = False
         self._out = out

@@ -8,7 +8,7 @@ from typing import Literal, Protocol, runtime_checkable
 
 from softprompt.data.examples import Example
 from softprompt.data.task import TaskSpec
-from softprompt.inference.generation import Sampling
+from softprompt.inference.generation import GenerationConfig
 from softprompt.inference.predictor import Prediction
 from softprompt.prompts.state import PromptState
 
@@ -122,7 +122,7 @@ class Answering(Protocol):
         ...
 
     def generate(
-        self, served: Served, example: Example, sampling: Sampling, *, deadline: float | None = None
+        self, served: Served, example: Example, generation: GenerationConfig, *, deadline: float | None = None
     ) -> AsyncIterator[Piece]:
         """The completion of one example, piece by piece as it grows; raises as ``classify``."""
         ...

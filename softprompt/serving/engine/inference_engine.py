@@ -19,7 +19,7 @@ from typing import Literal, Self, TypeVar
 
 from softprompt.data.examples import Example
 from softprompt.errors import ConfigError, DataError
-from softprompt.inference.generation import Sampling
+from softprompt.inference.generation import GenerationConfig
 from softprompt.inference.predictor import Prediction
 from softprompt.inference.scoring import EVALUATION_TOKENS
 from softprompt.models.frozen_lm import FrozenLM
@@ -170,7 +170,7 @@ class Engine:
                 self._give_up(request)
 
     async def generate(
-        self, served: Served, example: Example, sampling: Sampling, *, deadline: float | None = None
+        self, served: Served, example: Example, generation: GenerationConfig, *, deadline: float | None = None
     ) -> AsyncIterator[Piece]:
         """The completion of one example, piece by piece as it grows; raises as ``classify``."""
         if len(served.states) > 1:
@@ -179,9 +179,9 @@ class Engine:
         out: asyncio.Queue[Piece | Exception] = asyncio.Queue()
 
         async def ready() -> Text:
-            work = partial(self._preparing.text, served, example, sampling.max_new_tokens)
+            work = partial(self._preparing.text, served, example, generation.max_new_tokens)
             item, read = await self._prepared(work)
-            return Text(self.base, served, item, read, sampling, out)
+            return Text(self.base, served, item, read, generation, out)
 
         until = moment(deadline)
         async with self._within(until):

@@ -21,7 +21,7 @@ from softprompt.data.encoding.verbalizer import Decision
 from softprompt.data.examples import Example
 from softprompt.errors import ConfigError, DataError
 from softprompt.export.baked_checkpoint import BakedCheckpoint
-from softprompt.inference.generation import Completion, Sampling
+from softprompt.inference.generation import Completion, GenerationConfig
 from softprompt.inference.predictor import Prediction
 from softprompt.prompts.saved_prompt import digest_of
 from softprompt.serving.engine.detokenizer import Pieces
@@ -104,16 +104,16 @@ class VllmEngine:
         ]
 
     async def generate(
-        self, served: Served, example: Example, sampling: Sampling, *, deadline: float | None = None
+        self, served: Served, example: Example, generation: GenerationConfig, *, deadline: float | None = None
     ) -> AsyncIterator[Piece]:
         """See ``Answering``."""
         until = moment(deadline)
         with self._admitted(1):
             async with before(until):
-                ids, read = await self._prepared(partial(self._text, served, example, sampling))
-            completion = Completion(self._checkpoint, sampling)
+                ids, read = await self._prepared(partial(self._text, served, example, generation))
+            completion = Completion(self._checkpoint, generation)
             pieces = Pieces(completion, self._checkpoint.tokenizer, read)
-            async with aclosing(self._server.stream(self._continuation(ids, sampling))) as events:
+            async with aclosing(self._server.stream(self._continuation(ids, generation))) as events:
                 while completion.finish is None:
                     # only while waiting: between pieces the caller's own time passes
                     async with before(until):
@@ -173,8 +173,8 @@ class VllmEngine:
         encoder = self._texts.labelling(served, examples)
         return encoder, self._front(served), *watched(encoder, examples, encoder.inputs)
 
-    def _text(self, served: Served, example: Example, sampling: Sampling) -> tuple[list[int], Reading]:
-        item, read = self._texts.text(served, example, sampling.max_new_tokens)
+    def _text(self, served: Served, example: Example, generation: GenerationConfig) -> tuple[list[int], Reading]:
+        item, read = self._texts.text(served, example, generation.max_new_tokens)
         return [*self._front(served), *item.ids], read
 
     def _front(self, served: Served) -> tuple[int, ...]:
@@ -208,16 +208,16 @@ class VllmEngine:
             **PLAIN,
         }
 
-    def _continuation(self, ids: list[int], sampling: Sampling) -> dict[str, Any]:
+    def _continuation(self, ids: list[int], generation: GenerationConfig) -> dict[str, Any]:
         return {
             "model": self.model,
             "prompt": ids,
-            "max_tokens": sampling.max_new_tokens,
-            "temperature": sampling.temperature if sampling.warpers else 0,
-            "top_p": sampling.top_p,
-            "top_k": sampling.top_k,
-            "seed": sampling.seed,
-            "stop": list(sampling.stop),
+            "max_tokens": generation.max_new_tokens,
+            "temperature": generation.temperature if generation.warpers else 0,
+            "top_p": generation.top_p,
+            "top_k": generation.top_k,
+            "seed": generation.seed,
+            "stop": list(generation.stop),
             # tokens are what counts here; where the text ends is found again in them
             "include_stop_str_in_output": True,
             "return_token_ids": True,

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from softprompt.data.examples import Example
-from softprompt.inference.generation import Sampling
+from softprompt.inference.generation import GenerationConfig
 from softprompt.inference.predictor import Prediction
 from softprompt.serving.engine.engine_types import Piece, Reading
 from softprompt.serving.http.http_errors import CLIENT_GONE, ApiError, problem_of
@@ -24,7 +24,7 @@ NEUTRAL = {"temperature": (None, 0), "top_k": (None, 0, -1), "top_p": (None, 1)}
 log = logging.getLogger("softprompt.server")
 
 
-def sampling_of(desk: Desk, asked: Asked, request: Asking, max_tokens: int | None) -> Sampling:
+def generation_of(desk: Desk, asked: Asked, request: Asking, max_tokens: int | None) -> GenerationConfig:
     """How to choose tokens; greedy unless asked otherwise, as softprompt predict does. What is asked for and has no
     effect is noted.
 
@@ -47,7 +47,7 @@ def sampling_of(desk: Desk, asked: Asked, request: Asking, max_tokens: int | Non
     if request.ignore_eos:
         asked.facts.warnings.append("ignore_eos has no effect: a completion ends where the model ends it")
     stop = (request.stop,) if isinstance(request.stop, str) else tuple(request.stop or ())
-    return Sampling(
+    return GenerationConfig(
         max_new_tokens=max_tokens or desk.config.default_max_tokens,
         temperature=request.temperature or 0.0,
         top_p=1.0 if request.top_p is None else request.top_p,
@@ -103,7 +103,7 @@ class Completing:
         desk: Desk,
         asked: Asked,
         examples: Sequence[Example],
-        sampling: Sampling,
+        generation: GenerationConfig,
         prefix: str,
         *,
         exact: bool = False,
@@ -114,7 +114,7 @@ class Completing:
             prefix: of the id, which tells OpenAI's kinds of answers apart.
             exact: a completion goes on where its text ends, with the white space between them.
         """
-        self._desk, self._asked, self._examples, self._sampling = desk, asked, examples, sampling
+        self._desk, self._asked, self._examples, self._generation = desk, asked, examples, generation
         self._exact = exact
         self.id, self.created, self.model = f"{prefix}-{secrets.token_hex(12)}", int(time.time()), asked.found.id
         self.grown = [Grown() for _ in examples]
@@ -216,12 +216,12 @@ class Completing:
             await coming.aclose()
 
     async def _generated(self, index: int, example: Example) -> AsyncGenerator[Piece, None]:
-        asked, sampling = self._asked, self._sampling
+        asked, generation = self._asked, self._generation
         if index:
             # the same text twice is not to give the same sample twice
-            drawn = hashlib.sha256(f"{sampling.seed}/{index}".encode()).digest()
-            sampling = replace(sampling, seed=int.from_bytes(drawn[:7], "big"))
-        coming = self._desk.engine.generate(asked.served, example, sampling, deadline=asked.left)
+            drawn = hashlib.sha256(f"{generation.seed}/{index}".encode()).digest()
+            generation = replace(generation, seed=int.from_bytes(drawn[:7], "big"))
+        coming = self._desk.engine.generate(asked.served, example, generation, deadline=asked.left)
         shown: Callable[[Piece], Piece] = (lambda piece: piece) if self._exact else Trimmed()
         try:
             async for piece in coming:

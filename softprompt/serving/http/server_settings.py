@@ -32,7 +32,7 @@ class ServeConfig(Settings):
     prompts: tuple[str, ...] = Field((), description="folders of saved prompts, FOLDER or NAME=FOLDER, without a store")
     device: str | None = Field(None, description="cpu, cuda, cuda:1, mps (default: a GPU if there is one)")
     dtype: str | None = Field(None, description="float32, bfloat16 or float16 (default: what is fast here)")
-    quantise: str | None = Field(None, description="int8, bnb-int8 or bnb-nf4 (default: weights as saved)")
+    quantize: str | None = Field(None, description="int8, bnb-int8 or bnb-nf4 (default: weights as saved)")
     compile: Literal["auto", "always", "never"] = Field(
         "auto", description="compile what labels are found by, on a CPU; auto: where a C++ compiler is"
     )
@@ -152,7 +152,7 @@ class ServeConfig(Settings):
             raise ConfigError("--engine vllm asks a vLLM server: give its address with --engine-url http://HOST:PORT")
         if not self.engine_url.startswith(("http://", "https://")):
             raise ConfigError(f"--engine-url: expected http://HOST:PORT or https://, got '{self.engine_url}'")
-        for name in ("device", "dtype", "quantise"):
+        for name in ("device", "dtype", "quantize"):
             if getattr(self, name) is not None:
                 raise ConfigError(f"--{name} is for a model that is loaded here, and vLLM loads it: leave it out")
         if self.compile != "auto":

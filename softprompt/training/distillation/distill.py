@@ -19,7 +19,7 @@ from softprompt.data.split_assignment import Subsample, sample_examples, sample_
 from softprompt.data.splits import Splits
 from softprompt.data.task import Task
 from softprompt.errors import ConfigError
-from softprompt.inference.generation import Sampling, room_for
+from softprompt.inference.generation import GenerationConfig, room_for
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.saved_prompt import Prompt
 from softprompt.training.callbacks import CLOCK_FILE, Callback, StepTimer
@@ -297,13 +297,13 @@ def _reported(
     are a sample; ``spent``: seconds of teacher and training.
     """
     prompt = best_prompt(base, task, {"": config}, [outcome], ensemble=False)
-    sampling = Sampling(max_new_tokens=told["max_new_tokens"])
+    generation = GenerationConfig(max_new_tokens=told["max_new_tokens"])
     held_out, metrics, answered = {}, {}, {}
     for split, examples in (("validation", task.validation), ("test", task.test)):
         if examples:
             chosen = sample_indices(examples, TEST_LIMIT[task.spec.kind])
             some, own = [examples[index] for index in chosen], answers[split].at(chosen)
-            near, metrics[split], answered[split] = fidelity(base, task.spec, some, own, outcome.state, sampling)
+            near, metrics[split], answered[split] = fidelity(base, task.spec, some, own, outcome.state, generation)
             metrics[split] |= Subsample(len(chosen), given[split]).to_dict()
             held_out[split] = near
     last = next(reversed(held_out.values()))

@@ -20,7 +20,7 @@ from softprompt.data.few_shot import BEHIND_WORDS, prepend_tokens
 from softprompt.data.task import TaskSpec
 from softprompt.inference.benchmark import measure_speed
 from softprompt.inference.evaluation import score
-from softprompt.inference.generation import ANSWER_ROOM, Sampling, complete
+from softprompt.inference.generation import ANSWER_ROOM, GenerationConfig, complete
 from softprompt.inference.predictor import Prediction, Predictor, likeliest, naming
 from softprompt.inference.scoring import EVALUATION_TOKENS, Objective
 from softprompt.inference.speed_drift import comparable
@@ -41,14 +41,14 @@ NOISE = 0.05  # of the time of a request: less than that is not saved, for all t
 class UncachedTeacher:
     """Answers behind a text that is read with every input, as by an engine without prefix caching."""
 
-    def __init__(self, base: FrozenLM, spec: TaskSpec, ids: Sequence[int], sampling: Sampling) -> None:
+    def __init__(self, base: FrozenLM, spec: TaskSpec, ids: Sequence[int], generation: GenerationConfig) -> None:
         """``ids``: of the text.
 
         Raises:
             TemplateError: it leaves no room for inputs in the model's context.
         """
-        self.base, self.spec, self.sampling, self._ids = base, spec, sampling, tuple(ids)
-        self._encoder = ExampleEncoder(base, spec, len(ids), sampling.max_new_tokens, BEHIND_WORDS)
+        self.base, self.spec, self.generation, self._ids = base, spec, generation, tuple(ids)
+        self._encoder = ExampleEncoder(base, spec, len(ids), generation.max_new_tokens, BEHIND_WORDS)
         self._objective = Objective(base, self._encoder.verbalizer)
 
     @cached_property
@@ -70,7 +70,7 @@ class UncachedTeacher:
             return
         texts = [(*self._ids, *text) for text in self._encoder.inputs(examples)]
         with naming(examples):
-            for index, text, cut in complete(self.base, self.prefix, texts, self.sampling, EVALUATION_TOKENS):
+            for index, text, cut in complete(self.base, self.prefix, texts, self.generation, EVALUATION_TOKENS):
                 yield Prediction(index, completion=text, at_limit=cut)
 
 
@@ -115,10 +115,10 @@ def fidelity(
     examples: Sequence[Example],
     answers: Answers,
     state: PromptState,
-    sampling: Sampling,
+    generation: GenerationConfig,
 ) -> tuple[Fidelity, dict[str, Any], Sequence[Prediction]]:
     """How a student does beside its teacher; also its evaluation as a manifest keeps it, and its answers."""
-    teacher, predictor = taught(base, spec, answers), Predictor(base, spec, state, sampling)
+    teacher, predictor = taught(base, spec, answers), Predictor(base, spec, state, generation)
     objective = Objective(base, predictor.encoder.verbalizer)
     targets = targets_of(objective, answers)
     near = Nearness(base, targets, targets.items(predictor.encoder, examples))
@@ -178,13 +178,13 @@ def measured(
 
     All are timed in turn with the first student, on the same texts.
     """
-    sampling = Sampling(max_new_tokens=settings.max_new_tokens or ANSWER_ROOM)
-    students = [Predictor(base, spec, state, sampling) for state in states]
+    generation = GenerationConfig(max_new_tokens=settings.max_new_tokens or ANSWER_ROOM)
+    students = [Predictor(base, spec, state, generation) for state in states]
     before = teacher.predictor(base, spec, settings)
     cached = measure_speed(before, students[0], examples, teacher.tokens)
     read = None
     if teacher.ids:
-        anew = UncachedTeacher(base, spec, teacher.ids, before.sampling)
+        anew = UncachedTeacher(base, spec, teacher.ids, before.generation)
         read = measure_speed(anew, students[0], examples, teacher.tokens)
     after = [
         measure_speed(student, students[0], examples, state.length)

@@ -24,7 +24,7 @@ from softprompt.data.examples import Example
 from softprompt.data.few_shot import GAP
 from softprompt.data.task import TaskSpec
 from softprompt.errors import ConfigError
-from softprompt.inference.generation import ANSWER_ROOM, Sampling, complete, ends_of
+from softprompt.inference.generation import ANSWER_ROOM, GenerationConfig, complete, ends_of
 from softprompt.inference.predictor import Predictor, naming
 from softprompt.inference.scoring import EVALUATION_TOKENS
 from softprompt.models.frozen_lm import FrozenLM
@@ -98,11 +98,11 @@ class Teacher:
 
     def predictor(self, base: FrozenLM, spec: TaskSpec, settings: DistillConfig) -> Predictor:
         """It answers, its prefix computed once."""
-        return Predictor(base, spec, self.states, self.sampling(settings))
+        return Predictor(base, spec, self.states, self.generation(settings))
 
-    def sampling(self, settings: DistillConfig) -> Sampling:
+    def generation(self, settings: DistillConfig) -> GenerationConfig:
         """How its greedy completions are made."""
-        return Sampling(max_new_tokens=settings.max_new_tokens or ANSWER_ROOM, stop=settings.stop or self.stop)
+        return GenerationConfig(max_new_tokens=settings.max_new_tokens or ANSWER_ROOM, stop=settings.stop or self.stop)
 
 
 @dataclass(frozen=True)
@@ -202,9 +202,9 @@ def ask(
         if spec.kind == "classification":
             found[split] = LabelAnswers(predictor.label_log_probabilities(examples))
             continue
-        runs = [(predictor.sampling, 1)] if settings.greedy or split != "train" else []
+        runs = [(predictor.generation, 1)] if settings.greedy or split != "train" else []
         if settings.samples and split == "train":
-            sampled = replace(predictor.sampling, temperature=settings.sample_temperature, seed=settings.sample_seed)
+            sampled = replace(predictor.generation, temperature=settings.sample_temperature, seed=settings.sample_seed)
             runs.append((sampled, settings.samples))
         found[split] = joined([_completions(predictor, examples, *run, settings) for run in runs])
     for text in predictor.encoder.cut_notes():
@@ -218,17 +218,21 @@ def joined(parts: Sequence[Completions]) -> Completions:
 
 
 def _completions(
-    predictor: Predictor, examples: Sequence[Example], sampling: Sampling, times: int, settings: DistillConfig
+    predictor: Predictor,
+    examples: Sequence[Example],
+    generation: GenerationConfig,
+    times: int,
+    settings: DistillConfig,
 ) -> Completions:
     """``times`` completions of each example."""
     base, texts = predictor.base, predictor.encoder.inputs(examples)
     record = _Record(settings)
     with naming(examples):
-        for _ in complete(base, predictor.prefix, texts * times, sampling, EVALUATION_TOKENS, record):
+        for _ in complete(base, predictor.prefix, texts * times, generation, EVALUATION_TOKENS, record):
             pass
     completions = record.completions(len(texts) * times, base)
-    if sampling.stop:
-        completions = _ending(completions, sampling.stop, base)
+    if generation.stop:
+        completions = _ending(completions, generation.stop, base)
     return replace(completions, example=completions.example % len(texts))
 
 

@@ -14,7 +14,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from softprompt.serving.engine.engine_types import Piece
-from softprompt.serving.http.completion_service import Completing, sampling_of
+from softprompt.serving.http.completion_service import Completing, generation_of
 from softprompt.serving.http.http_errors import ApiError
 from softprompt.serving.http.openapi import answers
 from softprompt.serving.http.request_context import Desk, Timeout, warned
@@ -35,9 +35,9 @@ def chat(desk: Desk, route: type[APIRoute]) -> APIRouter:
             raise ApiError(422, "invalid_value", "messages: expected a last one of the user", param="messages")
         content = last.content
         text = content if isinstance(content, str) else "\n".join(part.text for part in content)
-        sampling = sampling_of(desk, asked, body, body.max_completion_tokens or body.max_tokens)
+        generation = generation_of(desk, asked, body, body.max_completion_tokens or body.max_tokens)
         examples = desk.examples(asked, [desk.row(asked, text, body.columns)])
-        completing = Completing(desk, asked, examples, sampling, "chatcmpl")
+        completing = Completing(desk, asked, examples, generation, "chatcmpl")
         head: dict[str, Any] = {"id": completing.id, "created": completing.created, "model": completing.model}
         if body.stream:
             head["object"] = "chat.completion.chunk"

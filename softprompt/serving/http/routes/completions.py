@@ -8,7 +8,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from softprompt.serving.engine.engine_types import Piece
-from softprompt.serving.http.completion_service import Completing, sampling_of
+from softprompt.serving.http.completion_service import Completing, generation_of
 from softprompt.serving.http.openapi import answers
 from softprompt.serving.http.request_context import Desk, Timeout, warned
 from softprompt.serving.http.schemas import Completion, CompletionRequest
@@ -26,8 +26,8 @@ def completions(desk: Desk, route: type[APIRoute]) -> APIRouter:
         asked = await desk.ask(request, body.model, timeout, body.baseline)
         texts = [body.prompt] if isinstance(body.prompt, str) else body.prompt
         examples = desk.examples(asked, [desk.row(asked, text, body.columns) for text in texts])
-        sampling = sampling_of(desk, asked, body, body.max_tokens)
-        completing = Completing(desk, asked, examples, sampling, "cmpl", exact=True)
+        generation = generation_of(desk, asked, body, body.max_tokens)
+        completing = Completing(desk, asked, examples, generation, "cmpl", exact=True)
         head = {
             "id": completing.id,
             "object": "text_completion",
