@@ -127,7 +127,7 @@ def loaded(case: Case) -> Any:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
-    from softprompt.analysis.diagnostics.tiny_models import tiny_family_tokenizer
+    from softprompt.analysis.diagnostics.tiny_models import make_family_tokenizer
     from softprompt.models.devices import dtype_of
     from softprompt.models.frozen_lm import FrozenLM
     from softprompt.models.loading import load_model
@@ -136,7 +136,7 @@ def loaded(case: Case) -> Any:
         torch.set_default_dtype(dtype_of(case.dtype))
         model: Any = LlamaForCausalLM(llama(case.model))
         torch.set_default_dtype(torch.float32)
-        return FrozenLM(model, tiny_family_tokenizer("llama"), case.model, lasting=case.own)
+        return FrozenLM(model, make_family_tokenizer("llama"), case.model, lasting=case.own)
     if case.own:
         return load_model(case.model, device="cpu", dtype=case.dtype)
     folder = embedded_model_folder()

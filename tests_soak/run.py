@@ -25,7 +25,7 @@ from soak_client import Clients  # noqa: E402
 from soak_world import World  # noqa: E402
 
 import softprompt as sp  # noqa: E402
-from softprompt.analysis.diagnostics.tiny_models import tiny_family_model, tiny_family_tokenizer  # noqa: E402
+from softprompt.analysis.diagnostics.tiny_models import make_family_model, make_family_tokenizer  # noqa: E402
 
 SETTINGS = {
     "SOFTPROMPT_REFRESH": "0.7",  # beside the looks that are asked for
@@ -162,8 +162,8 @@ def _resident(number: int) -> float:
 
 
 def _tiny(folder: Path) -> Path:
-    tiny_family_model("gemma3")[0].save_pretrained(folder)
-    tiny_family_tokenizer("gemma3").save_pretrained(folder)
+    make_family_model("gemma3")[0].save_pretrained(folder)
+    make_family_tokenizer("gemma3").save_pretrained(folder)
     return folder
 
 

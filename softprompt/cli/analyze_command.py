@@ -25,9 +25,9 @@ from softprompt.data.templates.template import Template
 from softprompt.errors import ConfigError, OutputError
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.saved_prompt import HISTORY_FILE, Prompt, prompt_of
-from softprompt.report.pages.drift_page import drift_document
-from softprompt.report.pages.inspection_page import inspection_document, pruning_document
-from softprompt.report.pages.store_page import similar_document
+from softprompt.report.pages.drift_page import make_drift_document
+from softprompt.report.pages.inspection_page import make_inspection_document, make_pruning_document
+from softprompt.report.pages.store_page import make_similar_document
 from softprompt.report.report_files import write_page
 from softprompt.serving.request_log.request_samples import read_samples, seconds_of
 from softprompt.store.learned_rows import ROWS_FILE, read_learned
@@ -95,9 +95,9 @@ def run_inspect(
         progress=say,
     )
     if html is not None:
-        write_page(inspection_document(found), html, "--html")
+        write_page(make_inspection_document(found), html, "--html")
         say(f"page written to {html}")
-    print_result(found.model_dump(mode="json"), inspection_document(found), as_json)
+    print_result(found.model_dump(mode="json"), make_inspection_document(found), as_json)
 
 
 def run_prune(
@@ -123,7 +123,7 @@ def run_prune(
     kept = {name: read.decode() for name, read in saved_files(prompt_place).items() if name == ROWS_FILE}
     with_metrics(replace(shorter, extra_files=kept), base, task, evaluate_test=True).save(out)
     result = {"prompt": str(out), "parent": shorter.parent, "length_before": prompt.length, **report.model_dump()}
-    print_result(result, pruning_document(report, prompt.length, out), as_json)
+    print_result(result, make_pruning_document(report, prompt.length, out), as_json)
 
 
 def run_similar(prompt_folder: str, store: Path, as_json: bool) -> None:
@@ -140,7 +140,7 @@ def run_similar(prompt_folder: str, store: Path, as_json: bool) -> None:
         "not_comparable": [one.to_dict() for one in found if one.reason is not None],
         "command": command,
     }
-    print_result(result, similar_document(prompt_folder, prompt, found, best, command or ""), as_json)
+    print_result(result, make_similar_document(prompt_folder, prompt, found, best, command or ""), as_json)
 
 
 def _history(place: str, prompt: "Prompt") -> list[dict[str, float]]:
@@ -192,9 +192,9 @@ def run_monitor(
         progress=say,
     )
     if report is not None:
-        write_page(drift_document(found), report)
+        write_page(make_drift_document(found), report)
         say(f"page written to {report}")
-    print_result(found.model_dump(mode="json"), drift_document(found), as_json)
+    print_result(found.model_dump(mode="json"), make_drift_document(found), as_json)
     if fail_on_drift and found.drifting:
         sys.exit(DRIFT)
 

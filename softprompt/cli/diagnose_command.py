@@ -12,8 +12,8 @@ from softprompt.cli.base_loading import load_base
 from softprompt.cli.printing import print_result, say
 from softprompt.errors import ConfigError
 from softprompt.models.devices import dtype_of
-from softprompt.report.pages.diagnosis_page import diagnosis_document, families_document, plan_document
-from softprompt.report.render.markdown import markdown
+from softprompt.report.pages.diagnosis_page import make_diagnosis_document, make_families_document, make_plan_document
+from softprompt.report.render.markdown import render_markdown
 
 _UNITS = {"": 10**9, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 LEAST_MEMORY, MOST_MEMORY = 10**8, 10**15  # bytes; what is beyond is a slip
@@ -29,7 +29,7 @@ def run_plan(
     **options: Any,
 ) -> None:
     if gpu_memory is not None:
-        memory = bytes_of(gpu_memory)
+        memory = parse_bytes(gpu_memory)
     else:
         memory = 80 * 10**9 if gpus else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     given = {name: value for name, value in options.items() if value is not None}
@@ -39,7 +39,7 @@ def run_plan(
         make_meta_model(model_name, dtype_of(workload.dtype or "bfloat16"), trust_remote_code=trust_remote_code),
         workload,
     )
-    print_result(made.to_dict(), plan_document(made), as_json)
+    print_result(made.to_dict(), make_plan_document(made), as_json)
 
 
 def run_doctor(model_name: str | None, families: bool, as_json: bool, **model: Any) -> None:
@@ -55,16 +55,16 @@ def run_doctor(model_name: str | None, families: bool, as_json: bool, **model: A
     if model_name is None:
         logging.set_verbosity_error()
         rows = diagnose_families(say, device)
-        lines = markdown(families_document(rows)).splitlines()
+        lines = render_markdown(make_families_document(rows)).splitlines()
         print_result({"families": [row.to_dict() for row in rows]}, lines, as_json)
         return
     base = load_base(model_name, model)
     say("measuring")
     diagnosis = diagnose(base)
-    print_result(diagnosis.to_dict(), diagnosis_document(diagnosis), as_json)
+    print_result(diagnosis.to_dict(), make_diagnosis_document(diagnosis), as_json)
 
 
-def bytes_of(text: str) -> int:
+def parse_bytes(text: str) -> int:
     """Bytes of a size as ``80GB`` or ``24GiB``, or ``80``, which are GB; raises ConfigError."""
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
     if (

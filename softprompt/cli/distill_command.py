@@ -12,7 +12,7 @@ from softprompt.data.task import Task
 from softprompt.errors import ConfigError
 from softprompt.prompts.methods.method_registry import check_method
 from softprompt.prompts.written_prompt import choose_shots
-from softprompt.report.pages.distillation_page import distillation_document
+from softprompt.report.pages.distillation_page import make_distillation_document
 from softprompt.store.prompt_loading import load_prompt
 from softprompt.training.distillation.distill import check_init, configs_of_lengths, distill
 from softprompt.training.distillation.teacher import Teacher, read_text
@@ -97,7 +97,7 @@ def run_distill(
         for name, one in done.items()
     }
     result = described[""] if lengths is None else {"prompts": described}
-    print_result(result, distillation_document(reports, out), as_json)
+    print_result(result, make_distillation_document(reports, out), as_json)
 
 
 def _numbers(lengths: str) -> list[int]:

@@ -15,7 +15,7 @@ from softprompt.inference.evaluation import Evaluation, cut_notes, evaluate
 from softprompt.inference.generation import GenerationConfig, room_for
 from softprompt.inference.predictor import Prediction, Predictor, arriving_examples
 from softprompt.prompts.written_prompt import choose_shots, written_prompt
-from softprompt.report.pages.training_page import evaluation_document
+from softprompt.report.pages.training_page import make_evaluation_document
 from softprompt.store.learned_rows import read_learned
 from softprompt.store.prompt_loading import load_prompt
 
@@ -81,7 +81,7 @@ def run_eval(
         if precisions := prompt.precisions(base):
             notes["precision"] = precisions
     facts = {"prompt": prompt_folder, "model": base.name, "data": data, "split": split}
-    print_result({**result.to_dict(), **facts, **notes}, evaluation_document(result, facts), as_json)
+    print_result({**result.to_dict(), **facts, **notes}, make_evaluation_document(result, facts), as_json)
 
 
 def run_predict(

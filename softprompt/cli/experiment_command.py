@@ -22,9 +22,9 @@ from softprompt.experiments.sweep.search import check_sweep
 from softprompt.experiments.sweep.search import sweep as run
 from softprompt.experiments.sweep.search_space import Space
 from softprompt.experiments.sweep.sweep_folder import SweepFolder
-from softprompt.report.pages.comparison_page import comparison_document
-from softprompt.report.pages.model_sizes_page import model_sizes_document
-from softprompt.report.pages.sweep_page import sweep_document
+from softprompt.report.pages.comparison_page import make_comparison_document
+from softprompt.report.pages.model_sizes_page import make_model_sizes_document
+from softprompt.report.pages.sweep_page import make_sweep_document
 from softprompt.report.report_files import write_report
 from softprompt.training.loop import check_trainable
 
@@ -55,7 +55,7 @@ def run_compare(
     write_report(study, out, figures=True)
     summary = study.model_dump(mode="json", exclude={"results", "gold", "texts"})
     closing = f"the report is in {out}: report.html, report.md, report.json"
-    print_result({**summary, "out": str(out)}, comparison_document(study, (closing,)), as_json)
+    print_result({**summary, "out": str(out)}, make_comparison_document(study, (closing,)), as_json)
 
 
 def run_scale(
@@ -74,7 +74,9 @@ def run_scale(
         write_report(study, folder, figures=True)
     write_report(found, out, figures=True)
     closing = f"the report is in {out}: scale.html, scale.md, scale.json; each model has a folder of its own there"
-    print_result({**found.model_dump(mode="json"), "out": str(out)}, model_sizes_document(found, (closing,)), as_json)
+    print_result(
+        {**found.model_dump(mode="json"), "out": str(out)}, make_model_sizes_document(found, (closing,)), as_json
+    )
 
 
 def _prepared(
@@ -164,4 +166,4 @@ def run_sweep(
         "trials": [trial.model_dump(mode="json", exclude={"versions"}) for trial in made],
         "out": str(out),
     }
-    print_result(result, sweep_document(summary, made, out), as_json)
+    print_result(result, make_sweep_document(summary, made, out), as_json)

@@ -10,7 +10,7 @@ from softprompt.cli.printing import print_result, say
 from softprompt.data.task import Task, TaskSpec
 from softprompt.errors import ConfigError
 from softprompt.export.export_formats import FORMATS, Export, Format, imported
-from softprompt.report.pages.training_page import import_document
+from softprompt.report.pages.training_page import make_import_document
 from softprompt.store.prompt_loading import load_prompt
 from softprompt.training.training_run import with_metrics
 from softprompt.utils.files import check_free
@@ -83,7 +83,7 @@ def run_import(
         prompt = with_metrics(prompt, base, task, evaluate_test=True)
     prompt.save(out)
     result = {"prompt": str(out), **{key: prompt.manifest()[key] for key in ("length", "metrics", "training")}}
-    print_result(result, import_document(prompt, out), as_json)
+    print_result(result, make_import_document(prompt, out), as_json)
 
 
 def _check_options(form: str, format_: "Format", prompts: tuple[str, ...], gguf: Path | None, tied: bool) -> None:

@@ -19,7 +19,7 @@ from softprompt.experiments.demo import run_demo as tell_story
 from softprompt.models.builtin_models import MODEL_NAME
 from softprompt.models.fingerprint import Outline
 from softprompt.prompts.methods.method_registry import check_method
-from softprompt.report.pages.training_page import demo_document, training_document
+from softprompt.report.pages.training_page import make_demo_document, make_training_document
 from softprompt.store.prompt_loading import load_prompt
 from softprompt.training.fit import fit
 from softprompt.training.initialization import check_init, check_init_base, check_init_fits
@@ -35,7 +35,7 @@ def run_demo(out: Path, steps: int | None, as_json: bool, **model: Any) -> None:
     task = Task.classification(rotten_tomatoes(), template=TEMPLATE)
     base = load_base(MODEL_NAME, model)
     result = tell_story(base, task, folder, make_callback(as_json), say, steps or STEPS)
-    print_result(result.to_dict(), demo_document(result), as_json)
+    print_result(result.to_dict(), make_demo_document(result), as_json)
 
 
 @over_processes
@@ -105,7 +105,7 @@ def run_train(
         "prompt": str(out),
         **{key: prompt.manifest()[key] for key in ("method", "length", "metrics", "training")},
     }
-    print_result(result, training_document({"": prompt}, out), as_json)
+    print_result(result, make_training_document({"": prompt}, out), as_json)
 
 
 def run_multitask(
@@ -161,4 +161,4 @@ def run_multitask(
     if not as_json:
         say("")
     result = {name: {"prompt": str(out / name), "metrics": prompt.metrics} for name, prompt in prompts.items()}
-    print_result({"prompts": result}, training_document(prompts, out), as_json)
+    print_result({"prompts": result}, make_training_document(prompts, out), as_json)

@@ -15,14 +15,14 @@ from softprompt.inference.generation import GenerationConfig
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.saved_prompt import Prompt
 from softprompt.report.pages.store_page import (
-    difference_document,
-    move_document,
-    names_document,
-    place_document,
-    verdict_document,
-    versions_document,
+    make_difference_document,
+    make_move_document,
+    make_names_document,
+    make_verdict_document,
+    make_version_document,
+    make_versions_document,
 )
-from softprompt.report.pages.training_page import prompt_document
+from softprompt.report.pages.training_page import make_prompt_document
 from softprompt.store import hub
 from softprompt.store.gate import Gate
 from softprompt.store.learned_rows import read_learned
@@ -40,19 +40,19 @@ def run_list(store: str | None, name: str | None, as_json: bool) -> None:
         result: dict[str, Any] = {
             "names": {one.name: {"versions": list(one.numbers), "aliases": one.aliases} for one in names}
         }
-        document = names_document(opened.url, names)
+        document = make_names_document(opened.url, names)
     else:
         versions, aliases = opened.versions(name), opened.aliases(name)
         manifests = {one.number: opened.manifest(str(one)) for one in versions}
         records = [one.model_dump(mode="json") | {"metrics": manifests[one.number]["metrics"]} for one in versions]
         result = {"name": name, "versions": records, "aliases": aliases}
-        document = versions_document(versions, manifests, aliases)
+        document = make_versions_document(versions, manifests, aliases)
     print_result({"store": opened.url, **result}, document, as_json)
 
 
 def run_show(prompt_place: str, as_json: bool) -> None:
     prompt = load_prompt(prompt_place)
-    result, document = prompt.manifest(), prompt_document(prompt)
+    result, document = prompt.manifest(), make_prompt_document(prompt)
     if is_reference(prompt_place):
         reference = Reference.parse(prompt_place)
         store = Store(reference.store)
@@ -68,7 +68,7 @@ def run_show(prompt_place: str, as_json: bool) -> None:
             "lineage": list(lineage),
             "history": [move.model_dump(mode="json") for move in history],
         }
-        document = place_document(prompt, store.url, version, aliases, lineage, history)
+        document = make_version_document(prompt, store.url, version, aliases, lineage, history)
     print_result(result, document, as_json)
 
 
@@ -145,10 +145,10 @@ def run_promote(
         move = store.promote(str(found), alias, gate=gate, force=force)
     except GateError as error:
         refused = {"store": store.url, "promoted": False, **error.verdict.to_dict(), **told}
-        print_result(refused, verdict_document(error.verdict), as_json)
+        print_result(refused, make_verdict_document(error.verdict), as_json)
         raise
     result = {"store": store.url, "promoted": True, **move.model_dump(mode="json"), **told}
-    print_result(result, move_document(move), as_json)
+    print_result(result, make_move_document(move), as_json)
 
 
 def run_rollback(alias: str, as_json: bool) -> None:
@@ -157,12 +157,12 @@ def run_rollback(alias: str, as_json: bool) -> None:
         raise StoreError(f"expected [STORE#]NAME@ALIAS, got the version '{alias}': versions do not move, aliases do")
     store = Store(reference.store)
     move = store.rollback(f"{reference.name}@{reference.which}")
-    print_result({"store": store.url, **move.model_dump(mode="json")}, move_document(move), as_json)
+    print_result({"store": store.url, **move.model_dump(mode="json")}, make_move_document(move), as_json)
 
 
 def run_diff(a: str, b: str, as_json: bool) -> None:
     found = difference(load_prompt(a), load_prompt(b))
-    print_result({"a": a, "b": b, **found.to_dict()}, difference_document(a, b, found), as_json)
+    print_result({"a": a, "b": b, **found.to_dict()}, make_difference_document(a, b, found), as_json)
 
 
 def _known(place: str, which: str, examples: "Sequence[Example]", split: str) -> dict[str, int] | None:

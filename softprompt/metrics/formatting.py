@@ -8,7 +8,7 @@ MISSING = "\N{EN DASH}"
 _BYTES = ("B", "kB", "MB", "GB", "TB", "PB")
 
 
-def metric_name(name: str) -> str:
+def metric_heading(name: str) -> str:
     """A metric as a heading names it."""
     if name in METRICS:
         return METRICS[name].heading
@@ -16,7 +16,7 @@ def metric_name(name: str) -> str:
     return (own[:1].upper() + own[1:]).replace("_", " ")
 
 
-def step_metric(kind: str, metric: str) -> str:
+def choose_step_metric(kind: str, metric: str) -> str:
     """What validation chose steps and learning rates by: outputs are too costly to generate for that."""
     return "negative_loss" if kind == "generation" else metric
 
@@ -30,19 +30,19 @@ def metric_limits(name: str) -> tuple[float, float]:
     return (-math.inf, math.inf) if ":" in name else (0.0, 1.0)
 
 
-def metric_text(name: str, value: float | None, signed: bool = False) -> str:
+def format_metric(name: str, value: float | None, signed: bool = False) -> str:
     """A metric, or with ``signed`` a difference of two, in the digits that its scale deserves."""
-    return fixed(value, metric_digits(name), signed)
+    return format_fixed(value, metric_digits(name), signed)
 
 
-def interval_text(name: str, low: float | None, high: float | None, signed: bool = False) -> str:
+def format_interval(name: str, low: float | None, high: float | None, signed: bool = False) -> str:
     """``[low, high]``, empty where there is none."""
     if low is None or high is None:
         return ""
-    return f"[{metric_text(name, low, signed)}, {metric_text(name, high, signed)}]"
+    return f"[{format_metric(name, low, signed)}, {format_metric(name, high, signed)}]"
 
 
-def fixed(value: float | None, digits: int, signed: bool = False) -> str:
+def format_fixed(value: float | None, digits: int, signed: bool = False) -> str:
     """A number with so many digits behind the point; a minus sign that is as wide as a plus."""
     if value is None:
         return MISSING
@@ -54,43 +54,43 @@ def fixed(value: float | None, digits: int, signed: bool = False) -> str:
     return text.replace("-", "\N{MINUS SIGN}")
 
 
-def count_text(value: float | None) -> str:
+def format_count(value: float | None) -> str:
     """A whole number with its thousands marked."""
-    return fixed(value, 0)
+    return format_fixed(value, 0)
 
 
-def short_text(value: float | None, aligned: bool = False) -> str:
+def format_short(value: float | None, aligned: bool = False) -> str:
     """Three significant digits, never as a power of ten; only ``aligned`` ones end with zeros behind the point."""
     if value is None or not math.isfinite(value) or value == 0:
-        return fixed(value, 0)
+        return format_fixed(value, 0)
     rounded = float(f"{value:.3g}")
     digits = max(0, 2 - math.floor(math.log10(abs(rounded))))
-    text = fixed(rounded, min(digits, 12))
+    text = format_fixed(rounded, min(digits, 12))
     return text.rstrip("0").rstrip(".") if "." in text and not aligned else text
 
 
-def bytes_text(value: float | None, aligned: bool = False) -> str:
+def format_bytes(value: float | None, aligned: bool = False) -> str:
     """Three significant digits in B, kB, MB, ... of 1,000."""
     if value is None or not math.isfinite(value):
-        return fixed(value, 0)
+        return format_fixed(value, 0)
     unit = 0
     while unit + 1 < len(_BYTES) and abs(float(f"{value:.3g}")) >= 1000:
         value, unit = value / 1000, unit + 1
-    return f"{short_text(value, aligned and unit > 0)} {_BYTES[unit]}"
+    return f"{format_short(value, aligned and unit > 0)} {_BYTES[unit]}"
 
 
-def seconds_text(value: float | None) -> str:
+def format_seconds(value: float | None) -> str:
     """A duration: ``0.8 s``, ``42 s``, ``4 min 12 s``, ``2 h 05 min``."""
     if value is None or not math.isfinite(value):
-        return fixed(value, 0)
+        return format_fixed(value, 0)
     if value < 59.5:
-        return f"{short_text(value) if value < 9.95 else f'{value:.0f}'} s"
+        return f"{format_short(value) if value < 9.95 else f'{value:.0f}'} s"
     if round(value) < 3600:
         return f"{round(value) // 60} min {round(value) % 60:02d} s"
     return f"{round(value / 60) // 60:,} h {round(value / 60) % 60:02d} min"
 
 
-def percent_text(share: float) -> str:
+def format_percent(share: float) -> str:
     """A share of one as whole per cent; what is there, or lacks, by less than half of one is not rounded away."""
     if 0 < share < 0.005:
         return "<1%"

@@ -11,7 +11,7 @@ from helpers.small_tasks import answers, reviews
 from helpers.tiny_models import as_state, plain_logits, random_prompt, tiny_base
 
 from softprompt.analysis.inspection.answers import analyze_answers, judge_slices
-from softprompt.analysis.inspection.duplicates import find_duplicates, shingles
+from softprompt.analysis.inspection.duplicates import find_duplicates, hash_shingles
 from softprompt.analysis.inspection.label_errors import find_label_errors
 from softprompt.analysis.inspection.memorization import measure_memorization
 from softprompt.analysis.inspection.score_records import PromptScores, score_ensemble, score_states
@@ -197,7 +197,7 @@ class TestDuplicates:
         texts += [
             " ".join(generator.choice(words) if generator.random() < 0.06 else w for w in t.split()) for t in texts[:75]
         ]
-        sets = [set(shingles(text).tolist()) for text in texts]
+        sets = [set(hash_shingles(text).tolist()) for text in texts]
         pairs = {(i, j) for i in range(75) for j in [i + 150] if len(sets[i] & sets[j]) / len(sets[i] | sets[j]) >= 0.8}
         found, twins, _ = find_duplicates({"train": [Example(text, "a") for text in texts]})
         assert len(pairs) >= 30
@@ -215,9 +215,9 @@ class TestDuplicates:
         assert found.groups == 2
 
     def test_a_shingle_is_five_characters_of_any_script(self) -> None:
-        assert len(shingles("абвгдежз")) == len(shingles("abcdefgh")) == 4
+        assert len(hash_shingles("абвгдежз")) == len(hash_shingles("abcdefgh")) == 4
         # words that differ in a vowel sign only
-        assert shingles("किताबें पढ़ना").tolist() != shingles("कताब पढन").tolist()
+        assert hash_shingles("किताबें पढ़ना").tolist() != hash_shingles("कताब पढन").tolist()
 
     def test_rows_that_differ_in_a_column_of_the_template_are_no_duplicates(self) -> None:
         long = "a premise that is long and stands in every row of the data, word for word, again and again"

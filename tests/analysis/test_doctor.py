@@ -23,15 +23,15 @@ from softprompt.analysis.diagnostics.doctor import (
     diagnose_families,
     diagnose_family,
 )
-from softprompt.analysis.diagnostics.tiny_models import FAMILIES, VOCABULARY, tiny_family_model, tiny_family_tokenizer
+from softprompt.analysis.diagnostics.tiny_models import FAMILIES, VOCABULARY, make_family_model, make_family_tokenizer
 from softprompt.cli.verbs.judging_verbs import doctor
 from softprompt.errors import BaseModelError, ConfigError
 from softprompt.models import fast_attention
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts import prefix
 from softprompt.prompts.methods.method_registry import METHODS
-from softprompt.report.pages.diagnosis_page import diagnosis_document, families_document
-from softprompt.report.render.markdown import markdown
+from softprompt.report.pages.diagnosis_page import make_diagnosis_document, make_families_document
+from softprompt.report.render.markdown import render_markdown
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "results" / "families.md"
 CHECKS = [
@@ -48,7 +48,7 @@ OF_KEYS_AND_VALUES = {name for name, method in METHODS.items() if method.kind ==
 
 
 def family_base(family: str) -> FrozenLM:
-    return FrozenLM(*tiny_family_model(family), f"tiny {family}")
+    return FrozenLM(*make_family_model(family), f"tiny {family}")
 
 
 def verdicts(diagnosis: Diagnosis) -> dict[str, str]:
@@ -68,7 +68,7 @@ def with_attention(name: str, attention: Callable[..., Any], family: str = "llam
     """A model whose own attention is ``attention``."""
     AttentionInterface.register(name, attention)
     AttentionMaskInterface.register(name, sdpa_mask)
-    model, tokenizer = tiny_family_model(family)
+    model, tokenizer = make_family_model(family)
     model.set_attn_implementation(name)
     return FrozenLM(model, tokenizer, name)
 
@@ -91,7 +91,7 @@ def sees_all(module: Any, query: Tensor, key: Tensor, value: Tensor, *_: Any, **
 
 def failing_base() -> FrozenLM:
     """A model that reads its own tokens, but fails on anything longer than a few."""
-    model, tokenizer = tiny_family_model("llama")
+    model, tokenizer = make_family_model("llama")
     base = FrozenLM(model, tokenizer, "failing")
     whole = base.backbone.forward
 
@@ -159,7 +159,7 @@ class TestVerdicts:
         ],
     )
     def test_a_family_that_does_not_load(self, family: str, words: str) -> None:
-        row = diagnose_family(family, *tiny_family_model(family))
+        row = diagnose_family(family, *make_family_model(family))
         assert (row.way, row.diagnosis) == ("refused", None)
         assert words in row.reason
 
@@ -214,7 +214,7 @@ class TestFaults:
 
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
     def test_a_model_that_shares_but_should_not(self, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
-        model, tokenizer = tiny_family_model("mpt")
+        model, tokenizer = make_family_model("mpt")
         base = FrozenLM(model.to(dtype), tokenizer, "mpt")
         monkeypatch.setitem(prefix._shares, base, True)
         diagnosis = diagnose(base)
@@ -286,7 +286,7 @@ class TestMeasuring:
 
     @pytest.mark.parametrize(("window", "longest"), [(WINDOW, 48), (100, 116), (2000, 48), (150, CONTEXT - 6)])
     def test_texts_outgrow_the_window_within_the_context(self, window: int, longest: int) -> None:
-        model, tokenizer = tiny_family_model("mistral")
+        model, tokenizer = make_family_model("mistral")
         model.config.sliding_window = window
         diagnosis = diagnose(FrozenLM(model, tokenizer, "x"))
         assert (diagnosis.longest_text, diagnosis.sliding_window) == (longest, window)
@@ -297,13 +297,13 @@ class TestMeasuring:
     def test_a_context_of_a_few_tokens_is_kept_to(self) -> None:
         # absolute positions: a longer text would be an index out of range
         model = GPT2LMHeadModel(GPT2Config(n_embd=16, n_layer=1, n_head=2, n_positions=16, vocab_size=VOCABULARY))
-        diagnosis = diagnose(FrozenLM(model, tiny_family_tokenizer("gpt2"), "x"))
+        diagnosis = diagnose(FrozenLM(model, make_family_tokenizer("gpt2"), "x"))
         assert verdicts(diagnosis) == dict.fromkeys(CHECKS, "exact")
         assert diagnosis.longest_text == 14
 
     @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
     def test_low_precision_is_held_to_its_own_rounding(self, dtype: torch.dtype) -> None:
-        model, tokenizer = tiny_family_model("gemma3")
+        model, tokenizer = make_family_model("gemma3")
         diagnosis = diagnose(FrozenLM(model.to(dtype), tokenizer, "x"))
         assert (diagnosis.way, verdicts(diagnosis)) == ("shared prefix", dict.fromkeys(CHECKS, "exact"))
         unit = torch.finfo(dtype).eps
@@ -314,7 +314,7 @@ class TestMeasuring:
 
 
 def told_of(diagnosis: Diagnosis) -> list[str]:
-    return told_lines(diagnosis_document(diagnosis))
+    return told_lines(make_diagnosis_document(diagnosis))
 
 
 class TestLines:
@@ -356,7 +356,9 @@ class TestFamilies:
 
     def check(self, row: FamilyDiagnosis) -> None:
         (line,) = [
-            line for line in markdown(families_document([row])).splitlines() if line.startswith(f"| {row.family} ")
+            line
+            for line in render_markdown(make_families_document([row])).splitlines()
+            if line.startswith(f"| {row.family} ")
         ]
         assert [cell.strip().replace("\\", "") for cell in line.strip("|").split("|")][1:-1] == self.rows()[row.family][
             :-1
@@ -369,7 +371,7 @@ class TestFamilies:
 
     @pytest.mark.parametrize("family", ["olmo2", "falcon_h1", "rwkv", "llama4", "t5", "led"])
     def test_the_document_says_what_is_measured(self, family: str) -> None:
-        self.check(diagnose_family(family, *tiny_family_model(family)))
+        self.check(diagnose_family(family, *make_family_model(family)))
 
     @pytest.mark.slow
     def test_the_document_says_what_is_measured_of_every_family(self) -> None:
@@ -380,7 +382,7 @@ class TestFamilies:
 
     def test_the_models_are_tiny_and_always_the_same(self) -> None:
         for family in ("gpt_oss", "qwen3_next"):
-            (one, _), (other, _) = tiny_family_model(family), tiny_family_model(family)
+            (one, _), (other, _) = make_family_model(family), make_family_model(family)
             assert sum(parameter.numel() for parameter in one.parameters()) < 100_000
             for name, tensor in one.state_dict().items():
                 assert torch.equal(tensor, other.state_dict()[name])

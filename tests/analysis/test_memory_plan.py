@@ -12,11 +12,11 @@ from helpers.tiny_models import save_tiny, tiny_model, tiny_tokenizer
 from torch import Tensor
 from transformers import AutoConfig
 
-from softprompt.analysis.diagnostics.activation_memory import activations, weights_bytes
+from softprompt.analysis.diagnostics.activation_memory import activations, count_weight_bytes
 from softprompt.analysis.diagnostics.memory_estimate import ROOM, MemoryEstimate, Workload
 from softprompt.analysis.diagnostics.memory_plan import count_learned, plan_memory
-from softprompt.analysis.diagnostics.meta_model import MetaModel, cache_bytes, count, make_cache, make_meta_model
-from softprompt.cli.diagnose_command import bytes_of
+from softprompt.analysis.diagnostics.meta_model import MetaModel, count, count_cache_bytes, make_cache, make_meta_model
+from softprompt.cli.diagnose_command import parse_bytes
 from softprompt.cli.verbs.lazy_verbs import cli
 from softprompt.data.encoding.batching import collate
 from softprompt.data.encoding.encoder import EncodedSequence
@@ -62,7 +62,7 @@ class TestMetaModel:
         assert not large.is_tied
         assert all(parameter.is_meta for parameter in large.model.parameters())
         # 8 heads of 128, keys and values, in two bytes
-        assert cache_bytes(make_cache(large, 101)) == 80 * 2 * 8 * 128 * 2 * 101
+        assert count_cache_bytes(make_cache(large, 101)) == 80 * 2 * 8 * 128 * 2 * 101
 
     @pytest.mark.parametrize("family", ["llama", "gemma3", "gpt2", "opt", "gemma4_per_layer", "t5", "mamba"])
     def test_has_the_parameters_of_the_model(self, family: str, tmp_path: Path) -> None:
@@ -91,7 +91,7 @@ class TestMetaModel:
         )
         cache = make_cache(make_meta_model(folder, torch.float32), 20)
         assert [tuple(layer.keys.shape) for layer in cache.layers] == [(1, 2, 7, 8), (1, 2, 20, 16)] * 2
-        assert cache_bytes(cache) == 4 * 2 * 2 * 2 * (7 * 8 + 20 * 16)
+        assert count_cache_bytes(cache) == 4 * 2 * 2 * 2 * (7 * 8 + 20 * 16)
 
     def test_no_cache_to_share(self, tmp_path: Path) -> None:
         save_tiny(tmp_path, "mamba")
@@ -315,7 +315,7 @@ class TestPlan:
             large, Workload(gpus=1, memory=80 * GB, quantize="bnb-nf4", checkpointing=True, batch_size=8)
         )
         packed = large.in_linears
-        assert weights_bytes(large, "bnb-nf4") == 2 * (large.parameters - packed) + packed * 9 // 16
+        assert count_weight_bytes(large, "bnb-nf4") == 2 * (large.parameters - packed) + packed * 9 // 16
         assert made.training.fits
         assert "--quantize bnb-nf4" in made.training.commands[0]
         assert "--gradient-checkpointing" in made.training.commands[0]
@@ -397,7 +397,7 @@ class TestCommand:
 
     @pytest.mark.parametrize(("text", "size"), [("24", 24e9), ("24GB", 24e9), ("24 gib", 24 * 2**30), ("0.5TB", 5e11)])
     def test_a_number_alone_is_in_gigabytes(self, text: str, size: float) -> None:
-        assert bytes_of(text) == size
+        assert parse_bytes(text) == size
 
     def test_mistakes(self, tmp_path: Path) -> None:
         for more, words in (

@@ -20,7 +20,7 @@ from softprompt.data.task import TaskSpec
 from softprompt.inference.generation import GenerationConfig
 from softprompt.inference.predictor import Predictor
 from softprompt.metrics.scores import Speed
-from softprompt.report.pages.distillation_page import distillation_document
+from softprompt.report.pages.distillation_page import make_distillation_document
 from softprompt.store.prompt_loading import load_prompt
 from softprompt.training.distillation.distillation_records import Distilled
 from softprompt.training.distillation.fidelity import UncachedTeacher, break_even
@@ -244,7 +244,7 @@ class TestBreakEven:
             "against_cached": break_even(60, speed(20, 97), speed(20, 100)),
             "against_read": break_even(60, speed(50, 20), speed(20, 100)),
         }
-        lines = told_lines(distillation_document({"": Distilled.model_validate(facts)}, Path("p")))
+        lines = told_lines(make_distillation_document({"": Distilled.model_validate(facts)}, Path("p")))
         (read,) = [line for line in lines if line.startswith("teacher, read with every request")]
         assert read.split()[-4:] == ["2,000", "requests", "1,500", "requests"]
         (cached,) = [line for line in lines if line.startswith("teacher, its prefix cached")]

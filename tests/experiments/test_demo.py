@@ -17,7 +17,7 @@ from softprompt.data.task import Task
 from softprompt.errors import OutputError
 from softprompt.experiments import demo
 from softprompt.experiments.demo import CORRECTED, INSTRUCTION, TEMPLATE, DemoResult, free_folder, run_demo
-from softprompt.report.pages.training_page import demo_document
+from softprompt.report.pages.training_page import make_demo_document
 from softprompt.store.prompt_loading import load_prompt
 from softprompt.training.training_run import run_folder
 
@@ -93,7 +93,7 @@ class TestStory:
 
     def test_in_words(self, told: Told) -> None:
         result, _, _ = told
-        text = "\n".join(told_lines(demo_document(result)))
+        text = "\n".join(told_lines(make_demo_document(result)))
         for part in (
             *result.results,
             "n=24",

@@ -16,7 +16,7 @@ from softprompt.experiments.comparison.candidates import contestants
 from softprompt.experiments.comparison.compare import Terms, compare
 from softprompt.experiments.comparison.engine_benchmark import find_engine
 from softprompt.experiments.comparison.study_records import Study
-from softprompt.report.pages.comparison_page import comparison_document
+from softprompt.report.pages.comparison_page import make_comparison_document
 from softprompt.report.pages.comparison_tables import serving_cost
 from softprompt.report.report_files import write_report
 
@@ -92,7 +92,7 @@ class TestRow:
     def test_it_stands_in_every_form_of_the_report(self, tmp_path: Path, python: Path) -> None:
         study = run(tmp_path / "out", python)
         name = "prompt-tuning:length=3 in vLLM 9.9"
-        assert sum(line.startswith(name) for line in told_lines(comparison_document(study))) == 1
+        assert sum(line.startswith(name) for line in told_lines(make_comparison_document(study))) == 1
         assert [row[0].text for row in serving_cost(study).rows].count(name) == 1
         for file in ("report.html", "report.md"):
             assert name in (tmp_path / "out" / file).read_text()

@@ -44,7 +44,7 @@ def save_tiny(folder: Path, family: str) -> Path:
 
 def tiny_model(family: str) -> PreTrainedModel:
     """A new model of the family, always with the same weights."""
-    model: PreTrainedModel = tiny_models.tiny_family_model(family)[0]
+    model: PreTrainedModel = tiny_models.make_family_model(family)[0]
     return model
 
 
@@ -74,5 +74,5 @@ def as_state(prompt: Tensor | None) -> PromptState | None:
 @cache
 def tiny_tokenizer(family: str) -> PreTrainedTokenizerFast:
     """A byte-level BPE with a few merges; it puts BOS in front unless the family is one of ``WITHOUT_BOS``."""
-    tokenizer: PreTrainedTokenizerFast = tiny_models.tiny_family_tokenizer(family)
+    tokenizer: PreTrainedTokenizerFast = tiny_models.make_family_tokenizer(family)
     return tokenizer

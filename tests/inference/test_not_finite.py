@@ -30,7 +30,7 @@ from softprompt.inference.generation import GenerationConfig, room_for
 from softprompt.inference.predictor import Predictor
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.state import PromptState
-from softprompt.report.pages.training_page import training_document
+from softprompt.report.pages.training_page import make_training_document
 from softprompt.training.distillation.fidelity import UncachedTeacher
 
 CPU = ("--device", "cpu", "--dtype", "float32")
@@ -154,7 +154,7 @@ class TestCut:
         assert [one.to_dict().get("cut", False) for one in found.predictions] == expected
         # train tells it at its end
         trained = replace(a_prompt(0), metrics={"test": found.to_dict()}, training={"best_step": 1, "steps_made": 1})
-        assert f"- test: {found.cut_notes[0]}" in told_lines(training_document({"": trained}, Path("p")))
+        assert f"- test: {found.cut_notes[0]}" in told_lines(make_training_document({"": trained}, Path("p")))
 
     def test_there_is_room_for_the_longest_reference(self) -> None:
         base, spec = tiny_base("llama"), spec_of("generation")
@@ -190,9 +190,9 @@ class TestDecoding:
         assert safe_tokenizer(tokenizer).text(ids) == "ok , do n't ."
 
     def test_marks_are_never_spelled_though_the_file_does_not_call_them_special(self) -> None:
-        from softprompt.analysis.diagnostics.tiny_models import tiny_family_tokenizer
+        from softprompt.analysis.diagnostics.tiny_models import make_family_tokenizer
 
-        tokenizer = tiny_family_tokenizer("llama")
+        tokenizer = make_family_tokenizer("llama")
         names = ["<start_of_image>", "<|assistant|>", "<table>"]
         tokenizer.add_tokens([AddedToken(name, special=False) for name in names])
         image, turn, table = tokenizer.convert_tokens_to_ids(names)

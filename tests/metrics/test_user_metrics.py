@@ -14,7 +14,7 @@ from softprompt.errors import ConfigError, DataError
 from softprompt.inference.evaluation import score
 from softprompt.inference.predictor import Prediction
 from softprompt.metrics.bootstrap import bootstrap_interval, resample_scores
-from softprompt.metrics.formatting import interval_text, metric_limits, metric_name, metric_text
+from softprompt.metrics.formatting import format_interval, format_metric, metric_heading, metric_limits
 from softprompt.metrics.registry import METRICS, choose_metric, mean_of, metrics_of_kind, score_runs
 from softprompt.metrics.user_metrics import import_metric
 
@@ -87,8 +87,8 @@ class TestFunctions:
     def test_where_less_is_better_values_are_negated(self, module: str) -> None:
         name = str(import_metric(f"{module}:length_off"))
         assert METRICS[name]([["four"], ["fives"]], ["four", "six"]).value == -1.0
-        assert metric_name(name) == "Length off"
-        assert metric_text(name, -1.25) == "\N{MINUS SIGN}1.2"
+        assert metric_heading(name) == "Length off"
+        assert format_metric(name, -1.25) == "\N{MINUS SIGN}1.2"
         assert metric_limits(name) == (-50.0, 0.0)
 
     def test_compared_runs_share_their_resamples(self, module: str) -> None:
@@ -159,6 +159,6 @@ def test_a_metric_is_added_in_one_place(monkeypatch: pytest.MonkeyPatch) -> None
     result = score(Answers(spec, PREDICTED), [Example(one, one) for one in GOLD])  # type: ignore[arg-type]
     assert str(result.metric) == "initials 50.0 [0.0, 100.0] n=4"
     assert [one.metric for one in result.others] == ["accuracy", "macro_f1"]
-    assert metric_name("initials") == "Initials"
-    assert interval_text("initials", result.metric.low, result.metric.high) == "[0.0, 100.0]"
+    assert metric_heading("initials") == "Initials"
+    assert format_interval("initials", result.metric.low, result.metric.high) == "[0.0, 100.0]"
     assert metric_limits("initials") == (0.0, 100.0)

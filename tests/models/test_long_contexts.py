@@ -18,14 +18,14 @@ from transformers import (
 )
 
 from softprompt.analysis.diagnostics.doctor import diagnose
-from softprompt.analysis.diagnostics.tiny_models import EOS, VOCABULARY, tiny_family_tokenizer
+from softprompt.analysis.diagnostics.tiny_models import EOS, VOCABULARY, make_family_tokenizer
 from softprompt.data.examples import Example
 from softprompt.data.task import TaskSpec
 from softprompt.inference.generation import GenerationConfig
 from softprompt.inference.predictor import Predictor
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.state import PromptState
-from softprompt.report.pages.diagnosis_page import diagnosis_document
+from softprompt.report.pages.diagnosis_page import make_diagnosis_document
 
 SPARSE = "block_sparse"
 PROMPT, THRESHOLD, STATED = 5, 32, 128
@@ -86,7 +86,7 @@ def alone(model: Any, tokenizer: Any, prompt: torch.Tensor, ids: list[int]) -> t
 class TestPositionsThatChangeWithTheLength:
     @torch.no_grad()
     def test_short_and_long_side_by_side_are_what_the_model_says_of_each_alone(self, name: str) -> None:
-        tokenizer = tiny_family_tokenizer("phi3")
+        tokenizer = make_family_tokenizer("phi3")
         plain, base = model_of(name), FrozenLM(model_of(name), tokenizer, name)
         prompt = torch.randn(PROMPT, 32)
         predictor = Predictor(base, SPEC, PromptState.of_embeddings(prompt))
@@ -105,7 +105,7 @@ class TestPositionsThatChangeWithTheLength:
 
     @torch.no_grad()
     def test_completions_end_before_positions_change(self, name: str) -> None:
-        tokenizer = tiny_family_tokenizer("phi3")
+        tokenizer = make_family_tokenizer("phi3")
         plain, base = model_of(name), FrozenLM(model_of(name), tokenizer, name)
         prompt = torch.randn(PROMPT, 32)
         spec, new = TaskSpec("generation", "{{ text }}\nOutput:", max_length=100), 8
@@ -120,10 +120,10 @@ class TestPositionsThatChangeWithTheLength:
             assert completions[index].strip() == tokenizer.decode(made, skip_special_tokens=True).strip()
 
     def test_the_doctor_looks_there_and_says_so(self, name: str) -> None:
-        diagnosis = diagnose(FrozenLM(model_of(name), tiny_family_tokenizer("phi3"), name))
+        diagnosis = diagnose(FrozenLM(model_of(name), make_family_tokenizer("phi3"), name))
         assert (diagnosis.alike_up_to, diagnosis.longest_text) == (THRESHOLD, THRESHOLD - 4)
         assert {check.verdict for check in diagnosis.checks} == {"exact"}
-        assert any(f"beyond {THRESHOLD} tokens" in line for line in told_lines(diagnosis_document(diagnosis)))
+        assert any(f"beyond {THRESHOLD} tokens" in line for line in told_lines(make_diagnosis_document(diagnosis)))
 
 
 @torch.no_grad()
@@ -135,7 +135,7 @@ def test_blocks_that_only_long_texts_have_are_not_used() -> None:
     )
     torch.manual_seed(0)
     plain = BigBirdPegasusForConditionalGeneration(config).eval()
-    base = FrozenLM(copy.deepcopy(plain), tiny_family_tokenizer("bigbird_pegasus"), "x")
+    base = FrozenLM(copy.deepcopy(plain), make_family_tokenizer("bigbird_pegasus"), "x")
     assert (base.alike_up_to, base.context_length) == (28, 28)
     predictor = Predictor(base, TaskSpec("classification", "{{ text }}:", ("good", "bad"), ("good", "bad")))
     examples = [Example("bad"), Example(LONG)]
@@ -152,5 +152,5 @@ def test_blocks_that_only_long_texts_have_are_not_used() -> None:
 @pytest.mark.parametrize("name", ["phi3", "phimoe"])
 def test_the_doctors_texts_are_such_that_it_would_find_it(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("softprompt.models.frozen_lm.alike_up_to", lambda config: None)
-    diagnosis = diagnose(FrozenLM(model_of(name), tiny_family_tokenizer("phi3"), name))
+    diagnosis = diagnose(FrozenLM(model_of(name), make_family_tokenizer("phi3"), name))
     assert "refused" in {check.verdict for check in diagnosis.checks}

@@ -9,7 +9,7 @@ import torch
 from helpers.tiny_models import save_tiny
 from transformers import AddedToken, BertConfig, EncoderDecoderConfig, EncoderDecoderModel
 
-from softprompt.analysis.diagnostics.tiny_models import VOCABULARY, tiny_family_model, tiny_family_tokenizer
+from softprompt.analysis.diagnostics.tiny_models import VOCABULARY, make_family_model, make_family_tokenizer
 from softprompt.errors import BaseModelError
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.models.loading import load_model
@@ -42,15 +42,15 @@ def test_what_a_configuration_asks_for_beside_the_answer_changes_nothing(
 
 
 def test_attention_that_is_asked_for_is_left_out() -> None:
-    model, tokenizer = tiny_family_model("llama")
-    expected = FrozenLM(tiny_family_model("llama")[0], tokenizer, "x")._probe()
+    model, tokenizer = make_family_model("llama")
+    expected = FrozenLM(make_family_model("llama")[0], tokenizer, "x")._probe()
     model.set_attn_implementation("eager")
     model.config.output_attentions = True
     assert torch.allclose(FrozenLM(model, tokenizer, "x")._probe(), expected, atol=1e-5)
 
 
 def test_an_encoder_and_a_decoder_of_two_families_are_refused_by_name(tmp_path: Path) -> None:
-    tokenizer = tiny_family_tokenizer("bart")
+    tokenizer = make_family_tokenizer("bart")
     parts = BertConfig(**BERT), BertConfig(**BERT, is_decoder=True, add_cross_attention=True)
     config = EncoderDecoderConfig.from_encoder_decoder_configs(*parts, decoder_start_token_id=1, pad_token_id=0)
     EncoderDecoderModel(config).save_pretrained(tmp_path)
@@ -61,7 +61,7 @@ def test_an_encoder_and_a_decoder_of_two_families_are_refused_by_name(tmp_path: 
 
 class TestTokensWithoutARow:
     def base_with(self, token: AddedToken, special: bool) -> FrozenLM:
-        model, tokenizer = tiny_family_model("llama")
+        model, tokenizer = make_family_model("llama")
         tokenizer.add_tokens([token], special_tokens=special)
         return FrozenLM(model, tokenizer, "the model")
 
@@ -74,10 +74,10 @@ class TestTokensWithoutARow:
 
     @pytest.mark.parametrize("which", ["eos_token", "bos_token"])
     def test_not_one_that_every_sequence_needs(self, which: str) -> None:
-        model, tokenizer = tiny_family_model("llama")
+        model, tokenizer = make_family_model("llama")
         tokenizer.add_special_tokens({which: "<other>"})
         if which == "bos_token":
-            tokenizer = tiny_family_tokenizer("llama")
+            tokenizer = make_family_tokenizer("llama")
             tokenizer.add_special_tokens({"bos_token": "<other>"})
             from tokenizers import processors
 

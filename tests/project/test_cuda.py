@@ -16,7 +16,7 @@ from helpers.tiny_models import save_tiny, tiny_base, tiny_model, tiny_tokenizer
 
 import softprompt.training.loop as training
 from softprompt.analysis.diagnostics.doctor import diagnose, diagnose_family
-from softprompt.analysis.diagnostics.tiny_models import FAMILIES, tiny_family_model
+from softprompt.analysis.diagnostics.tiny_models import FAMILIES, make_family_model
 from softprompt.config import TrainConfig
 from softprompt.data.task import Task
 from softprompt.experiments.baselines.finetuning import FinetuningConfig
@@ -51,9 +51,9 @@ def assert_close(found: Sequence[float], expected: Sequence[float]) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_families_have_the_verdicts_that_they_have_on_a_cpu(family: str) -> None:
-    model, tokenizer = tiny_family_model(family)
+    model, tokenizer = make_family_model(family)
     expected = diagnose_family(family, model, tokenizer)
-    other, _ = tiny_family_model(family)  # not the one that was wrapped: its norms hold their scales where it was
+    other, _ = make_family_model(family)  # not the one that was wrapped: its norms hold their scales where it was
     found = diagnose_family(family, other.to(GPU), tokenizer)
     assert (found.way, found.reason) == (expected.way, expected.reason)
     if found.diagnosis is not None and expected.diagnosis is not None:

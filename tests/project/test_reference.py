@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from softprompt.analysis.diagnostics.tiny_models import BOS, ENCODER_DECODERS, EOS, FAMILIES, PAD, tiny_family_model
+from softprompt.analysis.diagnostics.tiny_models import BOS, ENCODER_DECODERS, EOS, FAMILIES, PAD, make_family_model
 from softprompt.data.examples import Example
 from softprompt.data.task import TaskSpec
 from softprompt.errors import BaseModelError
@@ -29,7 +29,7 @@ class Plain:
     """One family's model as transformers has it, behind virtual tokens."""
 
     def __init__(self, family: str) -> None:
-        self.model, self.tokenizer = tiny_family_model(family)
+        self.model, self.tokenizer = make_family_model(family)
         self.apart = family in ENCODER_DECODERS
         self.embed = self.model.get_input_embeddings()
         self.scale = (getattr(self.model.get_encoder(), "embed_scale", None) or 1.0) if self.apart else 1.0
@@ -88,7 +88,7 @@ class Plain:
 def test_probabilities_and_completions_are_those_of_plain_transformers(family: str) -> None:
     plain = Plain(family)
     try:
-        base = FrozenLM(*tiny_family_model(family), family)
+        base = FrozenLM(*make_family_model(family), family)
     except BaseModelError:
         pytest.skip("refused when loading")
     state = PromptState.of_embeddings(plain.prompt)

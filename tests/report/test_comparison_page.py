@@ -16,9 +16,9 @@ from markdown_it import MarkdownIt
 from softprompt.errors import OutputError
 from softprompt.experiments.comparison.study_records import Forgetting, Recommendation, Result, Row, Study
 from softprompt.report.pages import comparison_answers, comparison_figures, comparison_tables
-from softprompt.report.pages.comparison_page import comparison_document
-from softprompt.report.render.html import page
-from softprompt.report.render.markdown import escaped, markdown
+from softprompt.report.pages.comparison_page import make_comparison_document
+from softprompt.report.render.html import render_page
+from softprompt.report.render.markdown import escape_markdown, render_markdown
 from softprompt.report.report_files import write_report
 
 
@@ -29,7 +29,7 @@ def study() -> Study:
 
 @pytest.fixture(scope="module")
 def html(study: Study) -> str:
-    return page(comparison_document(study))
+    return render_page(make_comparison_document(study))
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +128,7 @@ class TestPage:
 
 class TestWithoutNumbers:
     def test_nothing_measured_still_makes_a_report(self) -> None:
-        text = Page(page(comparison_document(bare_study()))).text
+        text = Page(render_page(make_comparison_document(bare_study()))).text
         assert "Not enough data to tell." in text
         assert "the loss is not a number" in text
         assert "zero-shot" in text
@@ -141,24 +141,26 @@ class TestWithoutNumbers:
             one = study.rows[5].model_copy(update={name: None})
             for rows in ((one,), (*study.rows[:5], one)):
                 changed = study.model_copy(update={"rows": rows})
-                assert "None" not in Page(page(comparison_document(changed))).text
-                assert "None" not in markdown(comparison_document(changed))
+                assert "None" not in Page(render_page(make_comparison_document(changed))).text
+                assert "None" not in render_markdown(make_comparison_document(changed))
 
     def test_what_was_not_measured_for_any_method_is_left_out_and_named(self, study: Study) -> None:
         rows = tuple(row.model_copy(update={"shift": None}) for row in study.rows)
-        table = comparison_tables.quality(study.model_copy(update={"rows": rows}))
+        table = comparison_tables.tabulate_quality(study.model_copy(update={"rows": rows}))
         assert "Other domain" not in [column.name for column in table.columns]
         assert table.note.endswith("Not measured or not asked for: Other domain.")
 
     def test_one_method_one_seed_one_example(self) -> None:
         alone = planted_study(n=1, seeds=1, methods=METHODS[5:6], current=None, price_per_hour=None)
-        assert alone.title in page(comparison_document(alone))
+        assert alone.title in render_page(make_comparison_document(alone))
 
     def test_numbers_that_are_none_are_said(self, study: Study) -> None:
         wild = study.rows[0].model_copy(
             update={"mean": float("nan"), "forgetting": Forgetting(before=0, after=float("inf"), tokens=1)}
         )
-        text = Page(page(comparison_document(study.model_copy(update={"rows": (wild, *study.rows[1:])})))).text
+        text = Page(
+            render_page(make_comparison_document(study.model_copy(update={"rows": (wild, *study.rows[1:])})))
+        ).text
         assert "not a number" in text
         assert "0 → ∞" in text
 
@@ -169,12 +171,12 @@ class TestWithoutNumbers:
     def test_a_method_that_failed_on_every_seed_is_last(self, study: Study) -> None:
         nothing = {"mean": None, "deviation": None, "low": None, "high": None}
         failed = Row(method="broken", family="adapter", seeds=(), failed=3, error="why", **nothing)
-        table = comparison_tables.quality(study.model_copy(update={"rows": (failed, *study.rows)}))
+        table = comparison_tables.tabulate_quality(study.model_copy(update={"rows": (failed, *study.rows)}))
         assert [cell.text for cell in table.rows[-1][:2]] == ["broken", "failed"]
 
     def test_study_without_an_answer_says_so(self) -> None:
         open_study = planted_study(n=60, deploy=None)
-        text = Page(page(comparison_document(open_study))).text
+        text = Page(render_page(make_comparison_document(open_study))).text
         assert "Not enough data to tell" in text
         assert "Level with the best, best first: lora, prompt-tuning" in text
 
@@ -204,7 +206,7 @@ def hostile() -> Study:
 
 class TestHostileText:
     def test_stays_text_on_the_page(self, hostile: Study) -> None:
-        read = Page(page(comparison_document(hostile)))
+        read = Page(render_page(make_comparison_document(hostile)))
         assert len(read.all("script")) == len(read.all("style")) == 1
         assert read.all("img") == []
         assert not any(name.startswith("on") for _, given in read.elements for name in given)
@@ -212,7 +214,7 @@ class TestHostileText:
         assert not {"\x1b", "\u202e"} & set(read.text)
 
     def test_stays_text_in_markdown(self, hostile: Study, tmp_path: Path) -> None:
-        text = markdown(comparison_document(hostile), figures=True)
+        text = render_markdown(make_comparison_document(hostile), figures=True)
         read = rendered(text)
         assert {tag for tag, _ in read.elements} <= {
             *("h1", "h2", "h3", "p", "ul", "li", "strong", "table", "thead", "tbody", "tr", "th", "td", "br", "img"),
@@ -252,8 +254,8 @@ class TestHostileText:
         ],
     )
     def test_markdown_means_itself(self, text: str) -> None:
-        assert rendered(escaped(text)).text.strip() == " ".join(text.split())
-        cell = rendered(f"| x |\n| --- |\n| {escaped(text)} |")
+        assert rendered(escape_markdown(text)).text.strip() == " ".join(text.split())
+        cell = rendered(f"| x |\n| --- |\n| {escape_markdown(text)} |")
         assert len(cell.all("td")) == 1
         assert cell.text.split("x", 1)[1].strip().endswith(" ".join(text.split()))
 
@@ -272,10 +274,10 @@ class TestFront:
         ],
     )
     def test_is_what_nothing_beats(self, points: list[tuple[float, float]], front: set[int]) -> None:
-        assert comparison_figures.pareto_front(points) == front
+        assert comparison_figures.find_pareto_front(points) == front
 
     def test_of_the_study_is_on_the_figure(self, study: Study) -> None:
-        figure = comparison_figures.stored(study)
+        figure = comparison_figures.plot_stored(study)
         assert figure is not None
         on_front = {row[0].text for row in figure.table.rows if row[-1].text == "yes"}
         assert {"zero-shot", "few-shot:8", "linear-probe", "prompt-tuning"} <= on_front
@@ -304,15 +306,15 @@ def answered(gold: str, **predictions: str) -> Study:
 class TestAnswers:
     def test_a_method_answers_as_most_of_its_seeds(self) -> None:
         study = answered("aab", m_0="aba", m_1="abb", m_2="bba", other="aab")
-        assert comparison_answers.by_method(study) == {"m": ("a", "b", "a"), "other": ("a", "a", "b")}
+        assert comparison_answers.vote_by_method(study) == {"m": ("a", "b", "a"), "other": ("a", "a", "b")}
 
     def test_the_most_even_split_comes_first(self) -> None:
         study = answered("aaaa", p="abba", q="aaba", r="aaba", s="aaaa")
-        found, count = comparison_answers.disagreements(study, comparison_answers.by_method(study), 10)
+        found, count = comparison_answers.find_disagreements(study, comparison_answers.vote_by_method(study), 10)
         assert [example.number for example in found] == [1, 2]
         assert count == 2
         study = answered("aaaa", p="abba", q="aaba", r="aaaa", s="aaaa")
-        found, _ = comparison_answers.disagreements(study, comparison_answers.by_method(study), 10)
+        found, _ = comparison_answers.find_disagreements(study, comparison_answers.vote_by_method(study), 10)
         assert [example.number for example in found] == [2, 1]
         assert [(one.text, one.right, one.methods) for one in found[0].answers] == [
             ("a", True, ("r", "s")),
@@ -323,31 +325,34 @@ class TestAnswers:
         study = answered("aa", p="ba", q="ba", r="ab", s="ab").model_copy(
             update={"current": "s", "recommendation": Recommendation(deploy="r", rule="", sentence="", reasons=())}
         )
-        assert comparison_answers.disagreements(study, comparison_answers.by_method(study), 1)[0][0].number == 0
+        assert (
+            comparison_answers.find_disagreements(study, comparison_answers.vote_by_method(study), 1)[0][0].number == 0
+        )
         swapped = study.model_copy(update={"current": "p"})
         assert [
-            one.number for one in comparison_answers.disagreements(swapped, comparison_answers.by_method(swapped), 2)[0]
+            one.number
+            for one in comparison_answers.find_disagreements(swapped, comparison_answers.vote_by_method(swapped), 2)[0]
         ] == [0, 1]
 
     def test_agreement_against_the_gold_label_is_found(self) -> None:
         study = answered("abc", p="aba", q="aca")
-        found, count = comparison_answers.agreed_but_wrong(study, comparison_answers.by_method(study), 5)
+        found, count = comparison_answers.find_shared_errors(study, comparison_answers.vote_by_method(study), 5)
         assert (count, found[0].number) == (1, 2)
 
     def test_fixed_and_broken_are_counted(self) -> None:
         study = answered("aaab", new="aabb", old="abaa")
-        assert comparison_answers.fixed_and_broken(study, comparison_answers.by_method(study), "new", "old") == (2, 1)
+        assert comparison_answers.count_changes(study, comparison_answers.vote_by_method(study), "new", "old") == (2, 1)
 
     def test_confusion_counts_over_seeds_and_keeps_unknown_answers(self) -> None:
         study = answered("ab", m_0="ax", m_1="ab")
-        assert comparison_answers.confusion(study, "m") == (
+        assert comparison_answers.count_confusion(study, "m") == (
             ("a", "b", "x"),
             {("a", "a"): 2, ("b", "x"): 1, ("b", "b"): 1},
         )
 
     def test_texts_that_are_not_right_or_wrong_are_not_marked(self) -> None:
         study = answered("ab", p="aa", q="bb").model_copy(update={"kind": "generation", "metric": "bleu"})
-        text = Page(page(comparison_document(study))).text
+        text = Page(render_page(make_comparison_document(study))).text
         assert "✗" not in text
         assert "most different answers" in text
 
@@ -355,18 +360,18 @@ class TestAnswers:
 class TestManyClasses:
     def test_confusions_of_many_classes_are_a_list(self) -> None:
         study = planted_study(n=200, labels=[f"class {i}" for i in range(30)], methods=METHODS[:3])
-        table = comparison_tables.matrix(study, "zero-shot")
+        table = comparison_tables.tabulate_matrix(study, "zero-shot")
         assert [column.name for column in table.columns] == ["Gold label", "Answer", "Times", "Of the class"]
         counts = [int(row[2].text) for row in table.rows]
         assert counts == sorted(counts, reverse=True)
 
     def test_matrix_of_few_classes_has_every_pair(self, study: Study) -> None:
-        table = comparison_tables.matrix(study, "prompt-tuning")
+        table = comparison_tables.tabulate_matrix(study, "prompt-tuning")
         assert [column.name for column in table.columns[1:]] == list(LABELS)
         assert [row[0].text for row in table.rows] == list(LABELS)
 
 
 def test_the_command_that_was_typed_is_shown(study: Study) -> None:
     typed = study.model_copy(update={"settings": {"command": "softprompt compare --data 'my file'"}})
-    assert "softprompt compare --data 'my file'" in Page(page(comparison_document(typed))).text
-    assert "--methods zero-shot,few-shot:8" in Page(page(comparison_document(study))).text
+    assert "softprompt compare --data 'my file'" in Page(render_page(make_comparison_document(typed))).text
+    assert "--methods zero-shot,few-shot:8" in Page(render_page(make_comparison_document(study))).text

@@ -16,11 +16,11 @@ from softprompt.analysis.drift.drift_records import DriftReport
 from softprompt.analysis.drift.monitor import UnadjustedDrift, adjust_and_judge
 from softprompt.analysis.drift.signals import LEAST, LEAST_TRAINED, SIGNIFICANCE, compare_signals
 from softprompt.cli.printing import print_result
-from softprompt.report.pages.drift_page import drift_document
-from softprompt.report.pages.inspection_page import inspection_document
+from softprompt.report.pages.drift_page import make_drift_document
+from softprompt.report.pages.inspection_page import make_inspection_document
 from softprompt.report.render.document import Code, Document, Figure, Section
-from softprompt.report.render.html import page
-from softprompt.report.render.markdown import markdown
+from softprompt.report.render.html import render_page
+from softprompt.report.render.markdown import render_markdown
 from softprompt.report.report_files import write_page
 from softprompt.store.input_profile import Profile
 
@@ -66,13 +66,13 @@ def _relabelled(known: Profile, names: dict[str, int]) -> Profile:
 
 
 def figures(found: DriftReport) -> list[Figure]:
-    blocks = [block for section in drift_document(found).sections for block in section.blocks]
+    blocks = [block for section in make_drift_document(found).sections for block in section.blocks]
     return [block for block in blocks if isinstance(block, Figure)]
 
 
 def test_every_part_is_there() -> None:
     found = full()
-    read = Page(page(drift_document(found)))
+    read = Page(render_page(make_drift_document(found)))
     parts = ["recommendation", "prompt-1", "prompt-2", "prompt-3", "measured"]
     assert [one["id"] for one in read.all("section")] == parts
     assert [one.verdict for one in found.prompts] == ["drift", "none", "too few"]
@@ -86,7 +86,7 @@ def test_every_part_is_there() -> None:
 
 def test_the_terminal_says_the_same() -> None:
     found = full()
-    lines = told_lines(drift_document(found))
+    lines = told_lines(make_drift_document(found))
     assert lines[1].startswith("601 samples in /somewhere/word.db since 2026-11-20 10:00:00")
     assert "- 4 rows of the file are no samples" in lines
     assert "- 7 older samples were not read" in lines
@@ -100,11 +100,11 @@ def test_the_terminal_says_the_same() -> None:
 
 def test_nothing_to_compare() -> None:
     none = full().model_copy(update={"prompts": ()})
-    assert "There is nothing to compare." in Page(page(drift_document(none))).text
+    assert "There is nothing to compare." in Page(render_page(make_drift_document(none))).text
     quiet = full().model_copy(update={"prompts": full().prompts[1:2]})
-    assert "No drift was seen." in Page(page(drift_document(quiet))).text
+    assert "No drift was seen." in Page(render_page(make_drift_document(quiet))).text
     few = full().model_copy(update={"prompts": full().prompts[2:]})
-    assert "Too few samples to tell: each prompt needs 100." in Page(page(drift_document(few))).text
+    assert "Too few samples to tell: each prompt needs 100." in Page(render_page(make_drift_document(few))).text
 
 
 def test_drawings_are_sound_at_both_widths() -> None:
@@ -116,42 +116,42 @@ def test_drawings_are_sound_at_both_widths() -> None:
 
 
 def test_of_many_labels_those_that_moved_most() -> None:
-    text = Page(page(drift_document(full(labels=30)))).text
+    text = Page(render_page(make_drift_document(full(labels=30)))).text
     assert "Shown are the 20 of 30 that moved most." in text
 
 
 def test_hostile_text_is_text(capsys: pytest.CaptureFixture[str]) -> None:
-    read = Page(page(drift_document(full(HOSTILE))))
+    read = Page(render_page(make_drift_document(full(HOSTILE))))
     assert len(read.all("script")) == 1
     assert read.all("img") == []
     assert "javascript:d" in read.text
-    print_result({}, drift_document(full(HOSTILE)), as_json=False)
+    print_result({}, make_drift_document(full(HOSTILE)), as_json=False)
     assert not {"\x1b", "\u202e"} & set(capsys.readouterr().out)
-    assert "<script>" not in markdown(drift_document(full(HOSTILE)))
+    assert "<script>" not in render_markdown(make_drift_document(full(HOSTILE)))
 
 
 def test_is_written_whole(tmp_path: Path) -> None:
     found = full()
-    write_page(drift_document(found), tmp_path / "a" / "b.html")
-    assert (tmp_path / "a" / "b.html").read_text() == page(drift_document(found))
+    write_page(make_drift_document(found), tmp_path / "a" / "b.html")
+    assert (tmp_path / "a" / "b.html").read_text() == render_page(make_drift_document(found))
 
 
 @pytest.mark.parametrize(("scheme", "width"), [("light", 1280), ("dark", 375), ("light", 320)])
 def test_in_a_browser(tmp_path: Path, scheme: str, width: int) -> None:
     from helpers.browser import quiet_page  # skips where there is no Playwright
 
-    write_page(drift_document(full("unbroken" * 20, labels=30)), tmp_path / "page.html")
+    write_page(make_drift_document(full("unbroken" * 20, labels=30)), tmp_path / "page.html")
     with quiet_page(tmp_path / "page.html", scheme, width) as opened:
         assert opened.page.locator("figure svg:visible").count() == 9
         assert opened.page.locator("figure table:visible").count() == 9
 
 
-@pytest.mark.parametrize("form", [page, markdown])
+@pytest.mark.parametrize("form", [render_page, render_markdown])
 def test_long_texts_are_cut_and_their_length_told(form: Callable[[Document], str]) -> None:
     long = "wörd " * 12_000
     for made, usual in (
-        (drift_document(full(long)), drift_document(full())),
-        (inspection_document(inspected(long)), inspection_document(inspected())),
+        (make_drift_document(full(long)), make_drift_document(full())),
+        (make_inspection_document(inspected(long)), make_inspection_document(inspected())),
     ):
         written = form(made)
         # in every place that shows any of it

@@ -24,7 +24,7 @@ from softprompt.errors import PromptFileError, SoftpromptError, StoreError
 from softprompt.inference.predictor import Predictor
 from softprompt.prompts.saved_prompt import MANIFEST_FILE, TENSOR_FILE, Prompt, prompt_of
 from softprompt.prompts.state import PromptState
-from softprompt.report.pages.training_page import prompt_document
+from softprompt.report.pages.training_page import make_prompt_document
 from softprompt.report.render.terminal import render_terminal
 from softprompt.store.artifacts import Artifacts
 from softprompt.store.metadata import Marker, Move, Version
@@ -274,7 +274,7 @@ def check_prompt(files: dict[str, bytes]) -> None:
         return
     assert isinstance(prompt, Prompt)
     assert all(torch.isfinite(tensor).all() for state in prompt.states for tensor in state.tensors)
-    told = render_terminal(prompt_document(prompt))
+    told = render_terminal(make_prompt_document(prompt))
     assert all(letter.isprintable() for letter in told.replace("\n", ""))
 
 

@@ -22,7 +22,7 @@ from softprompt.experiments.comparison.compare import Terms, compare
 from softprompt.inference.evaluation import score_sample
 from softprompt.inference.predictor import Predictor
 from softprompt.models.loading import load_model
-from softprompt.report.pages.store_page import move_document
+from softprompt.report.pages.store_page import make_move_document
 from softprompt.store.learned_rows import MOST, ROWS_FILE, LearnedRows, read_learned
 from softprompt.store.prompt_loading import load_prompt
 from softprompt.store.version_store import Store
@@ -169,7 +169,7 @@ class TestPromote:
         assert done.code == 0, done.err
         found = json.loads(done.out)
         assert found["gate"]["sample"] == {"rows": 40, "of": 60, "seed": 0}
-        told = told_lines(move_document(store.history("p@prod")[-1]))
+        told = told_lines(make_move_document(store.history("p@prod")[-1]))
         assert told[-1].endswith(", n=40, on a sample of 40 of 60 given rows, seed 0")
         assert found["known_rows"]["p@2"] is None
         assert 4 <= found["known_rows"]["p@1"]["learned"] <= 12

@@ -150,7 +150,7 @@ def _own_passes(layers: Sequence[Layer], prefix: int, text: int, size: int, lear
     return StepBytes(of_both, SavedBytes(tuple(of_text), text * hidden), cache)
 
 
-def weights_bytes(meta: MetaModel, quantize: str | None) -> int:
+def count_weight_bytes(meta: MetaModel, quantize: str | None) -> int:
     """Bytes of all weights."""
     size, packed = meta.dtype.itemsize, meta.in_linears if quantize else 0
     return size * (meta.parameters - packed) + round(PACKED[quantize or "int8"] * packed)

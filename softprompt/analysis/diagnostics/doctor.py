@@ -9,7 +9,7 @@ import torch
 
 from softprompt.analysis.diagnostics import parity, parity_seq2seq
 from softprompt.analysis.diagnostics.parity import ParityCase, ParityErrors, make_cases, measure_rounding
-from softprompt.analysis.diagnostics.tiny_models import FAMILIES, tiny_family_model
+from softprompt.analysis.diagnostics.tiny_models import FAMILIES, make_family_model
 from softprompt.errors import BaseModelError
 from softprompt.models.devices import device_of
 from softprompt.models.frozen_lm import FrozenLM
@@ -182,7 +182,7 @@ def diagnose_families(progress: Callable[[str], None] | None = None, device: str
     for family in FAMILIES:
         if progress is not None:
             progress(f"measuring {family}")
-        model, tokenizer = tiny_family_model(family)
+        model, tokenizer = make_family_model(family)
         rows.append(diagnose_family(family, model.to(place), tokenizer))
     return rows
 

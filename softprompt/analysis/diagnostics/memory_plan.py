@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
-from softprompt.analysis.diagnostics.activation_memory import FLOAT, Activations, activations, weights_bytes
+from softprompt.analysis.diagnostics.activation_memory import FLOAT, Activations, activations, count_weight_bytes
 from softprompt.analysis.diagnostics.memory_estimate import GB, ROOM, MemoryEstimate, MemoryPart, MemoryPlan, Workload
-from softprompt.analysis.diagnostics.meta_model import MetaModel, cache_bytes, count, make_cache
+from softprompt.analysis.diagnostics.meta_model import MetaModel, count, count_cache_bytes, make_cache
 from softprompt.analysis.diagnostics.plan_commands import serving_commands, training_command
 from softprompt.config import TrainConfig
 from softprompt.errors import ConfigError
@@ -129,7 +129,7 @@ def _process(meta: MetaModel) -> list[MemoryPart]:
 
 
 def _weights(meta: MetaModel, workload: Workload) -> list[MemoryPart]:
-    size, whole = meta.dtype.itemsize, weights_bytes(meta, workload.quantize)
+    size, whole = meta.dtype.itemsize, count_weight_bytes(meta, workload.quantize)
     billions = meta.parameters / GB
     if workload.sharding != "fsdp":
         if workload.quantize is None:
@@ -188,7 +188,7 @@ def _serving(meta: MetaModel, workload: Workload, bos: int) -> MemoryEstimate:
     size, limits, on_cpu = meta.dtype.itemsize, Limits(), workload.gpus == 0
     whole = workload.length + bos
     cache = make_cache(meta, whole)
-    each = size * whole * meta.embedding_size if cache is None else cache_bytes(cache)
+    each = size * whole * meta.embedding_size if cache is None else count_cache_bytes(cache)
     batch = limits.batch_tokens or (2048 if on_cpu else 16_384)
     work = 6 * size * _widest(meta)
     parts = [
@@ -225,9 +225,9 @@ def _serving_on_vllm(meta: MetaModel, workload: Workload, bos: int, cache: Any) 
     baked = size * hidden * (2 * rows + untying)
     heads = min(layer.keys.shape[1] for layer in cache.layers if layer.keys is not None)
     # where there are fewer heads than GPUs, several have the same
-    token = math.ceil(cache_bytes(cache) / min(gpus, heads))
+    token = math.ceil(count_cache_bytes(cache) / min(gpus, heads))
     blocks = math.ceil((workload.length + bos) / BLOCK)
-    whole, prefixes = weights_bytes(meta, None), workload.tasks * blocks * BLOCK * token
+    whole, prefixes = count_weight_bytes(meta, None), workload.tasks * blocks * BLOCK * token
     parts = [
         MemoryPart("weights", math.ceil(whole / gpus), f"{meta.parameters / GB:.3g} billion x {size} bytes / {gpus}"),
         MemoryPart(

@@ -188,7 +188,7 @@ def make_cache(meta: MetaModel, prefix: int, *, learned: bool = False) -> Any:
     return cache if plain and cache.layers else None
 
 
-def cache_bytes(cache: Any) -> int:
+def count_cache_bytes(cache: Any) -> int:
     """Bytes of keys and values."""
     tensors = [each for layer in cache.layers if layer.keys is not None for each in (layer.keys, layer.values)]
     return sum(each.numel() * each.element_size() for each in tensors)
@@ -221,7 +221,7 @@ def count_saved_bytes(meta: MetaModel, prefix: int, text: int, *, given: bool = 
                     learned = torch.empty(1, prefix + text, size, dtype=dtype, requires_grad=True)
                     _read(meta, learned, None, 0)
                 return StepBytes(None, of_text.kept((prefix + text) * size * dtype.itemsize), 0)
-            held = cache_bytes(cache)
+            held = count_cache_bytes(cache)
             kept = SavedBytes((0,) * len(watch.sizes), 0) if given else watch.kept(prefix * size * dtype.itemsize)
             if given:
                 cache = mapped(cache, lambda tensor: tensor.detach().requires_grad_())

@@ -294,7 +294,7 @@ _WORDS = (
 )
 
 
-def tiny_family_model(family: str) -> tuple[Any, Any]:
+def make_family_model(family: str) -> tuple[Any, Any]:
     """A new model of the family, in float32 and always with the same weights, and its tokenizer.
 
     Raises:
@@ -303,7 +303,7 @@ def tiny_family_model(family: str) -> tuple[Any, Any]:
     import torch
     from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
-    tokenizer = tiny_family_tokenizer(family)
+    tokenizer = make_family_tokenizer(family)
     ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     maker: Any = AutoModelForCausalLM
     if family in _ENCODER_DECODERS:
@@ -333,7 +333,7 @@ def tiny_family_model(family: str) -> tuple[Any, Any]:
     return model, tokenizer
 
 
-def tiny_family_tokenizer(family: str) -> Any:
+def make_family_tokenizer(family: str) -> Any:
     """A byte-level BPE with a few merges.
 
     It puts BOS in front unless the family is one of ``WITHOUT_BOS``, and EOS behind if it has an encoder.

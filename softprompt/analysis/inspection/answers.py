@@ -57,7 +57,7 @@ def analyze_answers(
     reference: ComparedReference | None = None,
 ) -> Answers:
     """Everything about the answers to ``examples``, which ``scored`` has the scores of (one prompt, or an ensemble)."""
-    values = example_values(spec, scored, examples)
+    values = score_examples(spec, scored, examples)
     lengths = [len(example.text.split()) for example in examples]
     found, small, unsliced = judge_slices(examples, values, lengths, exact=spec.kind == "classification")
     return Answers(
@@ -75,7 +75,7 @@ def analyze_answers(
     )
 
 
-def example_values(spec: TaskSpec, scored: PromptScores, examples: Sequence[Example]) -> Floats:
+def score_examples(spec: TaskSpec, scored: PromptScores, examples: Sequence[Example]) -> Floats:
     """What the metric is the mean of: 1 where right, or the negative loss."""
     if spec.kind == "generation":
         negative: Floats = -scored.losses[0]
@@ -102,7 +102,7 @@ def given_labels(examples: Sequence[Example]) -> list[str]:
     return [str(example.label) for example in examples]
 
 
-def answer_of(example: Example) -> str:
+def expected_answer(example: Example) -> str:
     """The label, or the output that is learned."""
     return example.label if example.label is not None else example.references[0]
 
@@ -111,7 +111,7 @@ def _against(
     base: FrozenLM, spec: TaskSpec, scored: PromptScores, examples: Sequence[Example], reference: ComparedReference
 ) -> Comparison:
     other = reference.scored(base, examples)
-    now, before = example_values(spec, scored, examples), example_values(reference.spec, other, examples)
+    now, before = score_examples(spec, scored, examples), score_examples(reference.spec, other, examples)
     difference, p_value = hypothesis_tests.paired_mean_difference(now, before)
     gains = other.losses[0] - scored.losses[0]
     if spec.kind == "classification":
@@ -127,7 +127,7 @@ def _against(
             ChangedAnswer(
                 index=i,
                 text=examples[i].text,
-                gold=answer_of(examples[i]),
+                gold=expected_answer(examples[i]),
                 now=answers[i],
                 before=earlier[i],
                 gain=float(gains[i]),
@@ -158,7 +158,7 @@ def _calibration(spec: TaskSpec, scored: PromptScores, examples: Sequence[Exampl
     if scored.log_probabilities is None:
         return None
     confidence = np.minimum(np.exp(scored.log_probabilities[0].max(axis=1)), 1.0)
-    right = example_values(spec, scored, examples)
+    right = score_examples(spec, scored, examples)
     edges = np.linspace(0, 1, BINS + 1)
     places = np.searchsorted(edges[1:-1], confidence, side="left")
     bins = []

@@ -14,7 +14,7 @@ from functools import cache
 
 import numpy as np
 
-from softprompt.analysis.inspection.answers import answer_of
+from softprompt.analysis.inspection.answers import expected_answer
 from softprompt.analysis.inspection.inspection_records import DuplicateGroup, DuplicateRow, Duplicates
 from softprompt.data.examples import Example
 from softprompt.data.row_identity import input_key
@@ -50,17 +50,17 @@ def find_duplicates(
     made = []
     for group in groups:
         here = [rows[place] for place in group]
-        in_train = [(index, answer_of(example)) for split, index, example in here if split == "train"]
+        in_train = [(index, expected_answer(example)) for split, index, example in here if split == "train"]
         redundant += max(0, len(in_train) - 1)
         leaked |= {(split, index) for split, index, _ in here if in_train and split != "train"}
         for index, _ in in_train:
             twins[index] = [answer for other, answer in in_train if other != index]
-        conflicting = len({answer_of(example) for _, _, example in here}) > 1
+        conflicting = len({expected_answer(example) for _, _, example in here}) > 1
         made.append((not conflicting, -len(group), group[0], here))
     listed = tuple(
         DuplicateGroup(
             rows=tuple(
-                DuplicateRow(split=split, index=index, answer=answer_of(example), text=example.text)
+                DuplicateRow(split=split, index=index, answer=expected_answer(example), text=example.text)
                 for split, index, example in here[:ROWS_LISTED]
             ),
             size=len(here),
@@ -80,7 +80,7 @@ def find_duplicates(
     return found, twins, leaked
 
 
-def shingles(text: str) -> np.ndarray:
+def hash_shingles(text: str) -> np.ndarray:
     """Hashes of the character shingles of the text's words, sorted, each once; case and punctuation do not count."""
     plain = " ".join(text.casefold().translate(_punctuation()).split()) or text
     found = {zlib.crc32(plain[start : start + SHINGLE].encode()) for start in range(max(1, len(plain) - SHINGLE + 1))}
@@ -95,7 +95,7 @@ def _punctuation() -> dict[int, str]:
 
 def _groups(inputs: Sequence[Sequence[str]]) -> list[list[int]]:
     """Indices of inputs that are near duplicates column by column, directly or by others between them."""
-    sets = [[shingles(words) for words in columns] for columns in inputs]
+    sets = [[hash_shingles(words) for words in columns] for columns in inputs]
     buckets: defaultdict[tuple[int, bytes], list[int]] = defaultdict(list)
     parents = list(range(len(inputs)))
 

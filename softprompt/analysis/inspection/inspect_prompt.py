@@ -17,7 +17,7 @@ from softprompt.analysis.inspection.answers import (
     LEAST,
     ComparedReference,
     analyze_answers,
-    example_values,
+    score_examples,
     summarize_values,
 )
 from softprompt.analysis.inspection.attention_weights import measure_attention
@@ -245,8 +245,8 @@ class _Asked:
             train_loss=hypothesis_tests.bootstrap_mean(scored.losses[0]),
             validation_loss=hypothesis_tests.bootstrap_mean(of_held.losses[0]),
             gap=hypothesis_tests.mean_difference(of_held.losses[0], scored.losses[0]),
-            train_metric=float(example_values(spec, scored, rows).mean()),
-            validation_metric=float(example_values(spec, of_held, held).mean()),
+            train_metric=float(score_examples(spec, scored, rows).mean()),
+            validation_metric=float(score_examples(spec, of_held, held).mean()),
         )
         return fit, prior, found
 

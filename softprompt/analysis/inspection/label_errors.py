@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from softprompt.analysis.inspection.inspection_records import LabelError, LabelErrors
-from softprompt.analysis.inspection.score_records import PromptScores, gold_labels
+from softprompt.analysis.inspection.score_records import PromptScores, label_indices
 from softprompt.data.examples import Example
 from softprompt.data.task import TaskSpec
 
@@ -60,7 +60,7 @@ def _confidently_other(
     spec: TaskSpec, probabilities: np.ndarray, examples: Sequence[Example]
 ) -> list[tuple[int, str, float, str]]:
     """Row, label that it may be, score and reason; ``probabilities [n, C]``."""
-    gold = gold_labels(spec, examples)
+    gold = label_indices(spec, examples)
     rows = np.arange(len(gold))
     # a label without rows has no mean
     bars = [

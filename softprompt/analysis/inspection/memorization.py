@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from softprompt.analysis.inspection.inspection_records import Memorization
-from softprompt.analysis.inspection.score_records import item_losses
+from softprompt.analysis.inspection.score_records import measure_losses
 from softprompt.data.encoding.encoder import EncodedSequence, ExampleEncoder
 from softprompt.data.examples import Example
 from softprompt.data.task import TaskSpec
@@ -76,6 +76,6 @@ def _gains(base: FrozenLM, spec: TaskSpec, state: PromptState, examples: Sequenc
         return np.zeros(0)
     with torch.no_grad():
         prefix = make_prefix(base, None, state)
-    losses = item_losses(Objective(base, None), prefix, items, 2, len(items))
+    losses = measure_losses(Objective(base, None), prefix, items, 2, len(items))
     gains: Floats = losses[0] - losses[1]
     return gains

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from softprompt.analysis.inspection.ablation import keep_tokens
-from softprompt.analysis.inspection.answers import ComparedReference, example_values
+from softprompt.analysis.inspection.answers import ComparedReference, score_examples
 from softprompt.analysis.inspection.inspection_records import Pruning
 from softprompt.analysis.inspection.score_records import PromptScores, score_states
 from softprompt.data.examples import Example
@@ -82,11 +82,11 @@ def prune(
     few = sample_examples(judged, SEARCHED, seed=1)
     search = _Search(base, ComparedReference(parent, prompt.spec, prompt.states), prompt.state, few)
     everything = list(range(prompt.state.length))
-    values = example_values(prompt.spec, search.scored([everything], judged), judged)
+    values = score_examples(prompt.spec, search.scored([everything], judged), judged)
     start = float(values.mean())
 
     def value(kept: Sequence[int]) -> float:
-        return float(example_values(prompt.spec, search.scored([kept], judged), judged).mean())
+        return float(score_examples(prompt.spec, search.scored([kept], judged), judged).mean())
 
     kept, fresh = everything, True
     order = search.ranked(kept, kept) if len(kept) > 1 else []
@@ -102,7 +102,7 @@ def prune(
             break
         else:
             order, fresh = search.ranked(kept, kept), True
-    after = example_values(prompt.spec, search.scored([kept], judged), judged)
+    after = score_examples(prompt.spec, search.scored([kept], judged), judged)
     difference, _ = hypothesis_tests.paired_mean_difference(after, values)
     test = _on_test(search, prompt, task, kept, everything)
     report = Pruning(
@@ -136,7 +136,7 @@ def _on_test(
         return {}
     examples = sample_examples(task.test, JUDGED)
     before, after = (
-        example_values(prompt.spec, search.scored([indices], examples), examples) for indices in (everything, kept)
+        score_examples(prompt.spec, search.scored([indices], examples), examples) for indices in (everything, kept)
     )
     difference, _ = hypothesis_tests.paired_mean_difference(after, before)
     return {

@@ -59,13 +59,13 @@ def score_states(
             prefix = make_prefix(base, *chunk)
         if spec.kind == "generation":
             with naming(examples):
-                losses.append(item_losses(objective, prefix, items, len(chunk), len(examples)))
+                losses.append(measure_losses(objective, prefix, items, len(chunk), len(examples)))
             continue
         with naming(examples):
             scores = objective.label_log_probabilities(prefix, repeated(items, len(chunk), len(examples)))
         shaped = scores.double().numpy().reshape(len(chunk), len(examples), -1)
         answers.append(shaped)
-        losses.append(-np.take_along_axis(shaped, gold_labels(spec, examples)[None, :, None], axis=2)[:, :, 0])
+        losses.append(-np.take_along_axis(shaped, label_indices(spec, examples)[None, :, None], axis=2)[:, :, 0])
     return PromptScores(np.concatenate(losses), np.concatenate(answers) if answers else None, encoder.truncated)
 
 
@@ -77,12 +77,12 @@ def score_ensemble(
         return score_states(base, spec, states, examples)
     predictor = Predictor(base, spec, states)
     scores = predictor.label_log_probabilities(examples).double().numpy()
-    gold = gold_labels(spec, examples)
+    gold = label_indices(spec, examples)
     return PromptScores(-scores[np.arange(len(gold)), gold][None], scores[None], predictor.truncated)
 
 
 @torch.no_grad()
-def item_losses(
+def measure_losses(
     objective: Objective, prefix: Prefix, items: Sequence[EncodedSequence], members: int, examples: int
 ) -> Floats:
     """Mean loss of the targets of each example behind each prompt, ``[M, n]``."""
@@ -108,6 +108,6 @@ def repeated(items: Sequence[EncodedSequence], members: int, examples: int) -> l
     ]
 
 
-def gold_labels(spec: TaskSpec, examples: Sequence[Example]) -> np.ndarray:
+def label_indices(spec: TaskSpec, examples: Sequence[Example]) -> np.ndarray:
     """Index of each example's label."""
     return np.array([spec.label_index[str(example.label)] for example in examples])

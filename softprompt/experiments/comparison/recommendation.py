@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from softprompt.experiments.comparison.study_records import Cost, Recommendation, Row, speeds_of
 from softprompt.inference.speed_drift import comparable, drift, steadied, warning
-from softprompt.metrics.formatting import bytes_text, metric_limits
+from softprompt.metrics.formatting import format_bytes, metric_limits
 from softprompt.metrics.scores import Speed
 
 MARGIN = 0.01  # of the metric's scale: a loss that is too small to matter
@@ -312,9 +312,8 @@ def _memory(cost: Cost | None) -> int:
 
 
 def _memory_told(cost: Cost) -> str:
-    return (
-        f"{bytes_text(cost.memory_for(1))} for one task, {bytes_text(cost.memory_for(MANY_TASKS))} for {MANY_TASKS:,}"
-    )
+    one, many = (format_bytes(cost.memory_for(tasks)) for tasks in (1, MANY_TASKS))
+    return f"{one} for one task, {many} for {MANY_TASKS:,}"
 
 
 def _speed_told(speed: Speed, changed: bool) -> str:

@@ -4,7 +4,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from softprompt.data.split_assignment import Subsample
-from softprompt.metrics.formatting import MISSING, count_text, fixed, interval_text, metric_text, percent_text
+from softprompt.metrics.formatting import (
+    MISSING,
+    format_count,
+    format_fixed,
+    format_interval,
+    format_metric,
+    format_percent,
+)
 from softprompt.metrics.scores import Mean, Score
 from softprompt.report.render.document import Cell, Table
 
@@ -12,41 +19,45 @@ DASH = Cell(MISSING)
 CLASSES_IN_A_MATRIX = 12
 
 
-def number_cell(value: float | None, text: str) -> Cell:
+def make_number_cell(value: float | None, text: str) -> Cell:
     """A number as ``text``; a dash where there is none."""
     return DASH if value is None else Cell(text, value=value)
 
 
-def mean_cell(one: Mean | Score | None, signed: bool = False) -> Cell:
+def make_mean_cell(one: Mean | Score | None, signed: bool = False) -> Cell:
     """A mean with its interval."""
     if one is None:
         return DASH
-    return Cell(fixed(one.value, 3, signed), f"[{fixed(one.low, 3, signed)}, {fixed(one.high, 3, signed)}]", one.value)
+    return Cell(
+        format_fixed(one.value, 3, signed),
+        f"[{format_fixed(one.low, 3, signed)}, {format_fixed(one.high, 3, signed)}]",
+        one.value,
+    )
 
 
-def mean_text(one: Mean | Score, signed: bool = False) -> str:
+def format_mean(one: Mean | Score, signed: bool = False) -> str:
     """A mean with its interval, within a sentence."""
-    cell = mean_cell(one, signed)
+    cell = make_mean_cell(one, signed)
     return f"{cell.text} {cell.detail}"
 
 
-def metric_cell(metric: Mapping[str, Any], name: str = "") -> Cell:
+def make_metric_cell(metric: Mapping[str, Any], name: str = "") -> Cell:
     """A saved metric with its interval; raises KeyError, TypeError or ValueError for what is none."""
     name = name or str(metric["metric"])
     value, low, high = (metric[key] for key in ("value", "low", "high"))
-    return Cell(metric_text(name, value), interval_text(name, low, high), value)
+    return Cell(format_metric(name, value), format_interval(name, low, high), value)
 
 
-def metric_words(metric: Any, name: str = "") -> str:
+def format_saved_metric(metric: Any, name: str = "") -> str:
     """A saved metric in a line; a question mark for what is none, as it may come out of somebody else's file."""
     try:
-        cell = metric_cell(metric, name)
-        return f"{cell.text} {cell.detail} n={count_text(metric['n'])}"
+        cell = make_metric_cell(metric, name)
+        return f"{cell.text} {cell.detail} n={format_count(metric['n'])}"
     except (KeyError, TypeError, ValueError):
         return "?"
 
 
-def drawn_words(split: str, result: Mapping[str, Any]) -> str:
+def format_subsample(split: str, result: Mapping[str, Any]) -> str:
     """Of how many rows a saved result is a sample, if it is one; it may come out of somebody else's file."""
     try:
         found = result["sample"]
@@ -55,23 +66,25 @@ def drawn_words(split: str, result: Mapping[str, Any]) -> str:
         return ""
 
 
-def settings_table(caption: str, values: Mapping[str, Any], names: tuple[str, str] = ("Setting", "Value")) -> Table:
+def make_settings_table(
+    caption: str, values: Mapping[str, Any], names: tuple[str, str] = ("Setting", "Value")
+) -> Table:
     """Names and values."""
-    return Table.of(caption, names, ((str(name), value_text(value)) for name, value in values.items()), words=2)
+    return Table.of(caption, names, ((str(name), format_setting(value)) for name, value in values.items()), words=2)
 
 
-def value_text(value: Any) -> str:
+def format_setting(value: Any) -> str:
     """A setting as people read it."""
     if isinstance(value, bool) or value is None:
         return {True: "yes", False: "no", None: MISSING}[value]
     if isinstance(value, Mapping):
-        return ", ".join(f"{name} {value_text(one)}" for name, one in value.items())
+        return ", ".join(f"{name} {format_setting(one)}" for name, one in value.items())
     if isinstance(value, list | tuple):
-        return ", ".join(map(value_text, value))
+        return ", ".join(map(format_setting, value))
     return f"{value:,}" if isinstance(value, int) and abs(value) >= 10_000 else str(value)
 
 
-def confusion_table(
+def make_confusion_table(
     caption: str, rare: str, gold: Sequence[str], answers: Sequence[str], counts: Mapping[tuple[str, str], int]
 ) -> Table:
     """Gold labels against answers, in shares of each gold label; of many classes, the most frequent confusions.
@@ -85,12 +98,14 @@ def confusion_table(
     totals = {label: sum(n for (one, _), n in counts.items() if one == label) for label in gold}
     if len(answers) > CLASSES_IN_A_MATRIX:
         wrong = sorted(((n, a, b) for (a, b), n in counts.items() if a != b), reverse=True)[:20]
-        rows = [(a, b, count_text(n), percent_text(n / totals.get(a, n))) for n, a, b in wrong]
+        rows = [(a, b, format_count(n), format_percent(n / totals.get(a, n))) for n, a, b in wrong]
         return Table.of(rare, ("Gold label", "Answer", "Times", "Of the class"), rows, words=2)
 
     def share(label: str, answer: str) -> Cell:
         n, total = counts.get((label, answer), 0), totals[label]
-        return Cell(percent_text(n / total if total else 0.0), f"{n:,}" if n else "", heat=n / total if total else 0.0)
+        return Cell(
+            format_percent(n / total if total else 0.0), f"{n:,}" if n else "", heat=n / total if total else 0.0
+        )
 
     cells = [(Cell(label, f"{totals[label]:,}"), *(share(label, answer) for answer in answers)) for label in gold]
     return Table.of(caption, ("Gold label", *answers), cells)

@@ -9,7 +9,7 @@ from softprompt.report.render.document import Answer, Example
 Answers = Mapping[str, tuple[str, ...]]
 
 
-def by_method(study: Study) -> dict[str, tuple[str, ...]]:
+def vote_by_method(study: Study) -> dict[str, tuple[str, ...]]:
     """Each method's answer to each test example: of most of its seeds, the first seed's where they are level."""
     runs: dict[str, list[tuple[str, ...]]] = {row.method: [] for row in study.rows}
     for result in study.results:
@@ -22,7 +22,7 @@ def by_method(study: Study) -> dict[str, tuple[str, ...]]:
     }
 
 
-def confusion(study: Study, method: str) -> tuple[tuple[str, ...], dict[tuple[str, str], int]]:
+def count_confusion(study: Study, method: str) -> tuple[tuple[str, ...], dict[tuple[str, str], int]]:
     """The answers that occur, and how often each was given for each gold label, over all seeds of ``method``."""
     counts: Counter[tuple[str, str]] = Counter()
     for result in study.results:
@@ -32,7 +32,7 @@ def confusion(study: Study, method: str) -> tuple[tuple[str, ...], dict[tuple[st
     return (*study.labels, *strangers), dict(counts)
 
 
-def judged(study: Study) -> bool:
+def is_judged(study: Study) -> bool:
     """Whether an answer is either right or wrong."""
     return study.kind == "classification" or study.metric == "exact_match"
 
@@ -41,7 +41,7 @@ def _right(gold: str, answer: str) -> bool:
     return gold.strip() == answer.strip()
 
 
-def disagreements(study: Study, answers: Answers, most: int) -> tuple[list[Example], int]:
+def find_disagreements(study: Study, answers: Answers, most: int) -> tuple[list[Example], int]:
     """Examples that the methods answer differently, and how many there are.
 
     The most telling come first: those that split the methods into equal halves of right and wrong; among these, those
@@ -59,7 +59,7 @@ def disagreements(study: Study, answers: Answers, most: int) -> tuple[list[Examp
     return [_example(study, answers, index) for *_, index in sorted(keyed)[:most]], len(keyed)
 
 
-def agreed_but_wrong(study: Study, answers: Answers, most: int) -> tuple[list[Example], int]:
+def find_shared_errors(study: Study, answers: Answers, most: int) -> tuple[list[Example], int]:
     """Examples to which every method gives one and the same answer, which is not the gold one; and how many."""
     found = [
         index
@@ -69,7 +69,7 @@ def agreed_but_wrong(study: Study, answers: Answers, most: int) -> tuple[list[Ex
     return [_example(study, answers, index) for index in found[:most]], len(found)
 
 
-def fixed_and_broken(study: Study, answers: Answers, new: str, old: str) -> tuple[int, int]:
+def count_changes(study: Study, answers: Answers, new: str, old: str) -> tuple[int, int]:
     """How many examples ``new`` answers rightly and ``old`` does not, and the other way round."""
     pairs = [
         (_right(gold, a), _right(gold, b)) for gold, a, b in zip(study.gold, answers[new], answers[old], strict=True)
@@ -82,7 +82,7 @@ def _example(study: Study, answers: Answers, index: int) -> Example:
     for method, row in answers.items():
         given.setdefault(row[index], []).append(method)
     gold = study.gold[index]
-    known = judged(study)
+    known = is_judged(study)
     grouped = [Answer(text, _right(gold, text) if known else None, tuple(names)) for text, names in given.items()]
     grouped.sort(key=lambda answer: (not answer.right, -len(answer.methods)))
     return Example(index, _at(study.texts, index), gold, tuple(grouped))

@@ -11,15 +11,15 @@ from softprompt.experiments.comparison.study_records import CurvePoint, Result, 
 from softprompt.inference.speed_drift import drift, warning
 from softprompt.metrics.formatting import (
     MISSING,
-    bytes_text,
-    count_text,
-    fixed,
-    interval_text,
+    choose_step_metric,
+    format_bytes,
+    format_count,
+    format_fixed,
+    format_interval,
+    format_metric,
+    format_short,
+    metric_heading,
     metric_limits,
-    metric_name,
-    metric_text,
-    short_text,
-    step_metric,
 )
 from softprompt.report.pages import comparison_tables
 from softprompt.report.render import charts
@@ -30,7 +30,7 @@ RATIO_FOR_LOG = 12.0
 _UNITS = (("Hours", 3600), ("Minutes", 60), ("Seconds", 1))
 
 
-def pareto_front(points: Sequence[tuple[float, float]]) -> set[int]:
+def find_pareto_front(points: Sequence[tuple[float, float]]) -> set[int]:
     """Indices of the ``(cost, quality)`` points that no other beats: none costs less and is as good, or better at most
     the same cost."""
     return {
@@ -40,7 +40,7 @@ def pareto_front(points: Sequence[tuple[float, float]]) -> set[int]:
     }
 
 
-def quality(study: Study) -> Figure | None:
+def plot_quality(study: Study) -> Figure | None:
     """The test metric of every method with its interval."""
     rows = _measured(study)
     if not rows:
@@ -49,41 +49,41 @@ def quality(study: Study) -> Figure | None:
     drawn = [
         charts.Interval(
             row.method,
-            comparison_tables.group_of(row.family),
+            comparison_tables.name_group(row.family),
             row.mean or 0.0,
             row.low,
             row.high,
             singles[row.method] if len(singles[row.method]) > 1 else (),
-            f"{metric_text(study.metric, row.mean)} {interval_text(study.metric, row.low, row.high)}".strip(),
+            f"{format_metric(study.metric, row.mean)} {format_interval(study.metric, row.low, row.high)}".strip(),
             row.method == study.recommendation.deploy,
         )
         for row in rows
     ]
     numbers = Table.of(
-        f"{metric_name(study.metric)} on test",
+        f"{metric_heading(study.metric)} on test",
         ("Method", "Mean", "Low", "High", Column("Single seeds", False)),
         (
             (
-                comparison_tables.name_cell(study, row),
-                *(Cell(metric_text(study.metric, value), value=value) for value in (row.mean, row.low, row.high)),
-                ", ".join(metric_text(study.metric, value) for value in singles[row.method]) or MISSING,
+                comparison_tables.make_name_cell(study, row),
+                *(Cell(format_metric(study.metric, value), value=value) for value in (row.mean, row.low, row.high)),
+                ", ".join(format_metric(study.metric, value) for value in singles[row.method]) or MISSING,
             )
             for row in rows
         ),
     )
     return Figure(
         "quality",
-        f"{metric_name(study.metric)} on test, best first",
+        f"{metric_heading(study.metric)} on test, best first",
         "Marks are means over seeds, lines their 95% intervals over seeds and examples, rings the single seeds. Where "
         "two lines overlap widely, more test examples or seeds are needed to part the methods.",
         _list("Test metric by method", [f"{one.name} {one.text}" for one in drawn]),
-        partial(charts.intervals, drawn, _metric_axis(study.metric)),
+        partial(charts.draw_intervals, drawn, _metric_axis(study.metric)),
         numbers,
         page_only=True,
     )
 
 
-def stored(study: Study) -> Figure | None:
+def plot_stored(study: Study) -> Figure | None:
     """Quality against the bytes that a task needs on disk."""
     return _against(
         study,
@@ -93,11 +93,11 @@ def stored(study: Study) -> Figure | None:
         "Up and to the left is better. The stepped line is the Pareto front: the best that can be had for so many "
         "bytes; hollow marks lie below it, some other method is as good and smaller. Vertical lines are 95% intervals.",
         lambda row: None if row.cost is None else float(row.cost.stored_bytes),
-        bytes_text,
+        format_bytes,
     )
 
 
-def latency(study: Study) -> Figure | None:
+def plot_latency(study: Study) -> Figure | None:
     """Quality against the median latency of a request, as a multiple of the bare request where the machine changed."""
     caption = (
         "Up and to the left is better. Methods on the stepped line are the best that can be had within so {}; "
@@ -120,48 +120,48 @@ def latency(study: Study) -> Figure | None:
         "Median latency of a request, ms",
         caption.format("many milliseconds"),
         lambda row: None if row.speed is None else row.speed.p50_ms,
-        short_text,
+        format_short,
     )
 
 
-def memory(study: Study) -> Figure | None:
+def plot_memory(study: Study) -> Figure | None:
     """Memory on one machine by number of tasks."""
     tasks = [float(10 ** (power / 2)) for power in range(7)]
     series = []
-    for row in comparison_tables.ranked(study):
+    for row in comparison_tables.rank_rows(study):
         if row.cost is not None:
             ys = tuple(float(row.cost.memory_for(round(count))) for count in tasks)
-            series.append(charts.Series(row.method, comparison_tables.group_of(row.family), tuple(tasks), ys))
+            series.append(charts.Series(row.method, comparison_tables.name_group(row.family), tuple(tasks), ys))
     if not series:
         return None
-    x = Axis("Tasks on one machine, log scale", count_text, log=True)
-    y = Axis("Memory, log scale", bytes_text, log=True)
+    x = Axis("Tasks on one machine, log scale", format_count, log=True)
+    y = Axis("Memory, log scale", format_bytes, log=True)
     return Figure(
         "memory",
         "Memory on one machine, by number of tasks",
         "Flat lines are methods whose tasks share one copy of the base model; a line "
         "that rises from the start holds a whole model for each task.",
-        _list("Memory for 1,000 tasks", [f"{one.name} {bytes_text(one.ys[-1])}" for one in series]),
-        partial(charts.lines, series, x, y),
-        comparison_tables.memory(study),
+        _list("Memory for 1,000 tasks", [f"{one.name} {format_bytes(one.ys[-1])}" for one in series]),
+        partial(charts.draw_lines, series, x, y),
+        comparison_tables.tabulate_memory(study),
     )
 
 
-def curves(study: Study) -> list[Figure]:
+def plot_curves(study: Study) -> list[Figure]:
     """Validation metric while learning, by step and by time."""
-    learned = {row.method: (row, _curve(study, row.method)) for row in comparison_tables.ranked(study)}
+    learned = {row.method: (row, _curve(study, row.method)) for row in comparison_tables.rank_rows(study)}
     learned = {method: (row, curve) for method, (row, curve) in learned.items() if len(curve) > 1}
     if not learned:
         return []
     longest = max(point.seconds for _, curve in learned.values() for point in curve)
     unit, length = next(one for one in _UNITS if longest >= 2 * one[1] or one[1] == 1)
-    by_step = _learning(study, learned, "Step", lambda point: float(point.step), count_text)
+    by_step = _learning(study, learned, "Step", lambda point: float(point.step), format_count)
     by_time = _learning(
         study,
         learned,
         f"{unit} of learning on the machine of the study",
         lambda point: point.seconds / length,
-        short_text,
+        format_short,
     )
     bands = "Lines are means over the seeds that were still learning, bands reach from the least to the most of them."
     return [
@@ -189,12 +189,12 @@ def _learning(
     show: Callable[[float], str],
 ) -> tuple[str, Callable[[int], Element], Table]:
     """Description, drawing and numbers of a figure of learning curves."""
-    metric = step_metric(study.kind, study.metric)
-    name = f"{metric_name(metric)} on validation"
+    metric = choose_step_metric(study.kind, study.metric)
+    name = f"{metric_heading(metric)} on validation"
     series = [
         charts.Series(
             method,
-            comparison_tables.group_of(row.family),
+            comparison_tables.name_group(row.family),
             tuple(at(point) for point in curve),
             tuple(fmean(point.values) for point in curve),
             tuple(min(point.values) for point in curve),
@@ -209,16 +209,16 @@ def _learning(
             (
                 method,
                 show(at(point)),
-                count_text(len(point.values)),
-                *(metric_text(metric, f(point.values)) for f in (fmean, min, max)),
-                fixed(point.loss, 3),
+                format_count(len(point.values)),
+                *(format_metric(metric, f(point.values)) for f in (fmean, min, max)),
+                format_fixed(point.loss, 3),
             )
             for method, (_, curve) in learned.items()
             for point in curve
         ),
     )
-    last = [f"{one.name} {metric_text(metric, one.ys[-1])}" for one in series]
-    draw = partial(charts.lines, series, Axis(title, show), _metric_axis(metric, name))
+    last = [f"{one.name} {format_metric(metric, one.ys[-1])}" for one in series]
+    draw = partial(charts.draw_lines, series, Axis(title, show), _metric_axis(metric, name))
     return _list(f"{name} at the end", last), draw, numbers
 
 
@@ -234,10 +234,16 @@ def _against(
     pairs = [(row, cost) for row in _measured(study) if (cost := cost_of(row)) is not None and math.isfinite(cost)]
     if not pairs:
         return None
-    front = pareto_front([(cost, row.mean or 0.0) for row, cost in pairs])
+    front = find_pareto_front([(cost, row.mean or 0.0) for row, cost in pairs])
     points = [
         charts.Point(
-            row.method, comparison_tables.group_of(row.family), cost, row.mean or 0.0, row.low, row.high, index in front
+            row.method,
+            comparison_tables.name_group(row.family),
+            cost,
+            row.mean or 0.0,
+            row.low,
+            row.high,
+            index in front,
         )
         for index, (row, cost) in enumerate(pairs)
     ]
@@ -245,12 +251,12 @@ def _against(
     log = bool(positive) and max(positive) / min(positive) > RATIO_FOR_LOG
     numbers = Table.of(
         title,
-        ("Method", cost_name, metric_name(study.metric), Column("On the front", False)),
+        ("Method", cost_name, metric_heading(study.metric), Column("On the front", False)),
         (
             (
-                comparison_tables.name_cell(study, row),
+                comparison_tables.make_name_cell(study, row),
                 Cell(show(cost), value=cost),
-                Cell(metric_text(study.metric, row.mean), interval_text(study.metric, row.low, row.high), row.mean),
+                Cell(format_metric(study.metric, row.mean), format_interval(study.metric, row.low, row.high), row.mean),
                 "yes" if index in front else "no",
             )
             for index, (row, cost) in enumerate(pairs)
@@ -258,25 +264,25 @@ def _against(
         sortable=True,
     )
     x = Axis(f"{cost_name}{', log scale' if log else ''}", show, log, (0.0, math.inf))
-    on_front = [f"{row.method} ({show(cost)}, {metric_text(study.metric, row.mean)})" for row, cost in pairs]
+    on_front = [f"{row.method} ({show(cost)}, {format_metric(study.metric, row.mean)})" for row, cost in pairs]
     return Figure(
         name,
         title,
         caption,
         _list("On the Pareto front", [text for index, text in enumerate(on_front) if index in front]),
-        partial(charts.scatter, points, x, _metric_axis(study.metric)),
+        partial(charts.draw_scatter, points, x, _metric_axis(study.metric)),
         numbers,
     )
 
 
 def _measured(study: Study) -> list[Row]:
-    return [row for row in comparison_tables.ranked(study) if row.mean is not None and math.isfinite(row.mean)]
+    return [row for row in comparison_tables.rank_rows(study) if row.mean is not None and math.isfinite(row.mean)]
 
 
 def _metric_axis(metric: str, title: str = "") -> Axis:
     low, high = metric_limits(metric)
-    show = partial(fixed, digits=0 if high > 1 else 2)
-    return Axis(title or f"{metric_name(metric)} on test", show, limits=(low, high))
+    show = partial(format_fixed, digits=0 if high > 1 else 2)
+    return Axis(title or f"{metric_heading(metric)} on test", show, limits=(low, high))
 
 
 def _seed_values(study: Study, method: str) -> tuple[float, ...]:

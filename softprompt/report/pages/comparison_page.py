@@ -5,10 +5,17 @@ from collections import Counter
 
 from softprompt.experiments.comparison.study_records import Row, Study, speeds_of
 from softprompt.inference.speed_drift import drift
-from softprompt.metrics.formatting import bytes_text, count_text, interval_text, metric_name, metric_text, short_text
+from softprompt.metrics.formatting import (
+    format_bytes,
+    format_count,
+    format_interval,
+    format_metric,
+    format_short,
+    metric_heading,
+)
 from softprompt.metrics.scores import Speed
 from softprompt.report.pages import comparison_answers, comparison_figures, comparison_tables
-from softprompt.report.pages.cells import settings_table
+from softprompt.report.pages.cells import make_settings_table
 from softprompt.report.render.document import (
     Block,
     Code,
@@ -28,7 +35,7 @@ EXAMPLES_SHOWN = 12
 AGREED_SHOWN = 5
 
 
-def comparison_document(study: Study, closing: tuple[str, ...] = ()) -> Document:
+def make_comparison_document(study: Study, closing: tuple[str, ...] = ()) -> Document:
     """Everything that a comparison found; ``closing``: where it lies."""
     seeds = sorted(Counter(result.method for result in study.results).values()) or [0]
     each = f"{seeds[0]} to {seeds[-1]}" if seeds[0] < seeds[-1] else f"{seeds[0]}"
@@ -37,9 +44,9 @@ def comparison_document(study: Study, closing: tuple[str, ...] = ()) -> Document
         kind="Comparison",
         title=study.title,
         facts=(
-            f"{study.base}, {count_text(study.base_parameters)} parameters",
+            f"{study.base}, {format_count(study.base_parameters)} parameters",
             f"{study.data}: {', '.join(f'{size:,} {name}' for name, size in study.sizes.items())}",
-            f"{runs}, judged by {metric_name(study.metric)}",
+            f"{runs}, judged by {metric_heading(study.metric)}",
         ),
         sections=tuple(
             Section(name, title, blocks, page_only)
@@ -49,10 +56,10 @@ def comparison_document(study: Study, closing: tuple[str, ...] = ()) -> Document
                 (
                     "cost",
                     "Quality against cost",
-                    _present(comparison_figures.stored(study), comparison_figures.latency(study)),
+                    _present(comparison_figures.plot_stored(study), comparison_figures.plot_latency(study)),
                     True,
                 ),
-                ("memory", "Memory for many tasks", _present(comparison_figures.memory(study)), False),
+                ("memory", "Memory for many tasks", _present(comparison_figures.plot_memory(study)), False),
                 ("learning", "Learning", _learning(study), True),
                 ("classes", "Classes", _classes(study), True),
                 ("examples", "Where the methods part", _examples(study), True),
@@ -78,9 +85,9 @@ def _recommendation(study: Study) -> tuple[Block, ...]:
 def _facts(study: Study, row: Row) -> tuple[Fact, ...]:
     facts = [
         Fact(
-            f"{metric_name(study.metric)} on test",
-            metric_text(study.metric, row.mean),
-            interval_text(study.metric, row.low, row.high),
+            f"{metric_heading(study.metric)} on test",
+            format_metric(study.metric, row.mean),
+            format_interval(study.metric, row.low, row.high),
         )
     ]
     for name, found in (
@@ -88,10 +95,10 @@ def _facts(study: Study, row: Row) -> tuple[Fact, ...]:
         ("Against the best", row.against_best),
     ):
         if found is not None and len(facts) < 2:
-            text = metric_text(study.metric, found["difference"], signed=True)
-            facts.append(Fact(name, text, interval_text(study.metric, found["low"], found["high"], signed=True)))
+            text = format_metric(study.metric, found["difference"], signed=True)
+            facts.append(Fact(name, text, format_interval(study.metric, found["low"], found["high"], signed=True)))
     if row.cost is not None:
-        facts.append(Fact("Stored a task", bytes_text(row.cost.stored_bytes)))
+        facts.append(Fact("Stored a task", format_bytes(row.cost.stored_bytes)))
     if row.speed is not None:
         facts.append(_latency(study, row.speed))
     return tuple(facts)
@@ -102,55 +109,55 @@ def _latency(study: Study, speed: Speed) -> Fact:
     if drift(speeds_of(study.rows)) and speed.reference_ms:
         p50, p95 = (f"{comparison_tables.TIMES}{one / speed.reference_ms:.2f}" for one in (speed.p50_ms, speed.p95_ms))
         return Fact("Latency p50, in bare requests", p50, f"p95 {p95}; the machine's speed changed")
-    return Fact("Latency p50", f"{short_text(speed.p50_ms)} ms", f"p95 {short_text(speed.p95_ms)} ms")
+    return Fact("Latency p50", f"{format_short(speed.p50_ms)} ms", f"p95 {format_short(speed.p95_ms)} ms")
 
 
 def _methods(study: Study) -> tuple[Block, ...]:
     made = (
-        comparison_tables.quality(study),
-        comparison_tables.learning_cost(study),
-        comparison_tables.serving_cost(study),
+        comparison_tables.tabulate_quality(study),
+        comparison_tables.tabulate_learning_cost(study),
+        comparison_tables.tabulate_serving_cost(study),
     )
-    return (*_present(comparison_figures.quality(study)), *(table for table in made if len(table.columns) > 1))
+    return (*_present(comparison_figures.plot_quality(study)), *(table for table in made if len(table.columns) > 1))
 
 
 def _learning(study: Study) -> tuple[Block, ...]:
-    tried = comparison_tables.search(study)
+    tried = comparison_tables.tabulate_search(study)
     return (
-        *comparison_figures.curves(study),
+        *comparison_figures.plot_curves(study),
         *([Fold("Learning rates that were tried", (tried,))] if tried.rows else []),
     )
 
 
 def _classes(study: Study) -> tuple[Block, ...]:
-    given = comparison_answers.by_method(study)
-    methods = [row.method for row in comparison_tables.ranked(study) if row.method in given]
+    given = comparison_answers.vote_by_method(study)
+    methods = [row.method for row in comparison_tables.rank_rows(study) if row.method in given]
     if study.kind != "classification" or not study.labels or not methods:
         return ()
     shown = [name for name in (study.recommendation.deploy, study.current) if name in methods] or methods[:1]
     shown = list(dict.fromkeys(shown))
-    others = tuple(comparison_tables.matrix(study, method) for method in methods if method not in shown)
+    others = tuple(comparison_tables.tabulate_matrix(study, method) for method in methods if method not in shown)
     return (
-        comparison_tables.recall(study, methods),
+        comparison_tables.tabulate_recall(study, methods),
         Text(
             "Confusion, over all seeds: each row is a gold label, each column what was answered, in shares of the row."
         ),
-        *(comparison_tables.matrix(study, method) for method in shown),
+        *(comparison_tables.tabulate_matrix(study, method) for method in shown),
         *([Fold(f"Confusion of the other {len(others)} methods", others)] if others else []),
     )
 
 
 def _examples(study: Study) -> tuple[Block, ...]:
-    given = comparison_answers.by_method(study)
+    given = comparison_answers.vote_by_method(study)
     if len(given) < 2:
         return ()
-    judged = comparison_answers.judged(study)
-    shown, count = comparison_answers.disagreements(study, given, EXAMPLES_SHOWN)
-    agreed, wrong = comparison_answers.agreed_but_wrong(study, given, AGREED_SHOWN) if judged else ([], 0)
+    judged = comparison_answers.is_judged(study)
+    shown, count = comparison_answers.find_disagreements(study, given, EXAMPLES_SHOWN)
+    agreed, wrong = comparison_answers.find_shared_errors(study, given, AGREED_SHOWN) if judged else ([], 0)
     points = [f"On {count:,} of {len(study.gold):,} test examples the {len(given)} methods do not all answer the same."]
     new, old = study.recommendation.deploy, study.current
     if judged and new is not None and old is not None and new != old and {new, old} <= given.keys():
-        fixed, broken = comparison_answers.fixed_and_broken(study, given, new, old)
+        fixed, broken = comparison_answers.count_changes(study, given, new, old)
         points.append(f"{new} is right on {fixed:,} where {old} is wrong, and wrong on {broken:,} where it is right.")
     if wrong:
         points.append(
@@ -167,7 +174,7 @@ def _examples(study: Study) -> tuple[Block, ...]:
 
 
 def _failures(study: Study) -> tuple[Block, ...]:
-    table = comparison_tables.failures(study)
+    table = comparison_tables.tabulate_failures(study)
     return (table,) if table.rows else (Text("Every run ended."),)
 
 
@@ -183,17 +190,17 @@ def _measured(study: Study) -> tuple[Block, ...]:
         "examples": ", ".join(f"{size:,} {name}" for name, size in study.sizes.items()),
         "task": study.kind,
         "labels": study.labels,
-        "main metric": metric_name(study.metric),
+        "main metric": metric_heading(study.metric),
         "method in use": study.current,
         "price an hour": study.price_per_hour,
         "machine": study.machine,
         "measured": study.created,
     }
-    blocks: list[Block] = [settings_table("The study", study_facts)]
+    blocks: list[Block] = [make_settings_table("The study", study_facts)]
     if rest := {name: value for name, value in study.settings.items() if name != "command"}:
-        blocks.append(settings_table("Settings", rest))
+        blocks.append(make_settings_table("Settings", rest))
     if versions:
-        blocks.append(settings_table("Versions", {name: ", ".join(found) for name, found in versions.items()}))
+        blocks.append(make_settings_table("Versions", {name: ", ".join(found) for name, found in versions.items()}))
     if methods := _method_settings(study):
         blocks.append(Fold("Settings of each method", methods))
     blocks += [
@@ -213,7 +220,7 @@ def _method_settings(study: Study) -> tuple[Table, ...]:
     for result in study.results:
         if result.settings:
             first.setdefault(result.method, dict(result.settings))
-    return tuple(settings_table(method, values) for method, values in first.items())
+    return tuple(make_settings_table(method, values) for method, values in first.items())
 
 
 def _command(study: Study) -> str:

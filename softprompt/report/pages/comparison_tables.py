@@ -8,67 +8,71 @@ from softprompt.experiments.comparison.study_records import Row, Study, of_secon
 from softprompt.inference.speed_drift import comparable, drift, warning
 from softprompt.metrics.formatting import (
     MISSING,
-    bytes_text,
-    count_text,
-    fixed,
-    interval_text,
-    metric_name,
-    metric_text,
-    percent_text,
-    seconds_text,
-    short_text,
-    step_metric,
+    choose_step_metric,
+    format_bytes,
+    format_count,
+    format_fixed,
+    format_interval,
+    format_metric,
+    format_percent,
+    format_seconds,
+    format_short,
+    metric_heading,
 )
 from softprompt.metrics.scores import Speed
-from softprompt.report.pages.cells import DASH, confusion_table, number_cell, value_text
-from softprompt.report.pages.comparison_answers import confusion
+from softprompt.report.pages.cells import DASH, format_setting, make_confusion_table, make_number_cell
+from softprompt.report.pages.comparison_answers import count_confusion
 from softprompt.report.render.document import Cell, Column, Table
 
 TIMES = "\N{MULTIPLICATION SIGN}"
 TASKS = (1, 10, 100, 1000)
 
 
-def ranked(study: Study) -> list[Row]:
+def rank_rows(study: Study) -> list[Row]:
     """The rows, best test metric first, those without one last."""
     return sorted(study.rows, key=lambda row: -row.mean if _finite(row.mean) else math.inf)
 
 
-def name_cell(study: Study, row: Row) -> Cell:
+def make_name_cell(study: Study, row: Row) -> Cell:
     """A method's name with what it is in this study."""
     tags = ["recommended"] if row.method == study.recommendation.deploy else []
     tags += ["in use"] if row.method == study.current else []
-    return Cell(row.method, tags=tuple(tags), group=group_of(row.family))
+    return Cell(row.method, tags=tuple(tags), group=name_group(row.family))
 
 
-def group_of(family: str) -> str:
+def name_group(family: str) -> str:
     """A family as the charts and style sheets name it."""
     return family.replace(" ", "-")
 
 
-def quality(study: Study) -> Table:
+def tabulate_quality(study: Study) -> Table:
     """How good each method is, how sure that is, and how it holds up elsewhere."""
     metric = study.metric
-    heading = metric_name(metric)
+    heading = metric_heading(metric)
     against = ("Against the best", "p", "Against the one in use")
     columns = ("Method", heading, "Seeds", "Deviation", *against, "ECE", "Other domain", "Forgetting")
     rows = []
-    for row in ranked(study):
-        seeds = Cell(count_text(len(row.seeds)), f"{row.failed} failed" if row.failed else "", len(row.seeds))
+    for row in rank_rows(study):
+        seeds = Cell(format_count(len(row.seeds)), f"{row.failed} failed" if row.failed else "", len(row.seeds))
         p_value = None if row.against_best is None else row.against_best["p_value"]
         lost = row.shift - row.mean if row.shift is not None and row.mean is not None else None
         rows.append(
             (
-                name_cell(study, row),
-                Cell(metric_text(metric, row.mean), interval_text(metric, row.low, row.high), row.mean)
+                make_name_cell(study, row),
+                Cell(format_metric(metric, row.mean), format_interval(metric, row.low, row.high), row.mean)
                 if row.mean is not None
                 else Cell("failed" if row.failed else MISSING),
                 seeds,
-                number_cell(row.deviation, metric_text(metric, row.deviation)),
+                make_number_cell(row.deviation, format_metric(metric, row.deviation)),
                 _difference(metric, row.against_best),
-                number_cell(p_value, fixed(p_value, 3)),
+                make_number_cell(p_value, format_fixed(p_value, 3)),
                 _difference(metric, row.against_current),
-                number_cell(row.calibration_error, fixed(row.calibration_error, 3)),
-                Cell(metric_text(metric, row.shift), f"({metric_text(metric, lost, True)})" if lost else "", row.shift)
+                make_number_cell(row.calibration_error, format_fixed(row.calibration_error, 3)),
+                Cell(
+                    format_metric(metric, row.shift),
+                    f"({format_metric(metric, lost, True)})" if lost else "",
+                    row.shift,
+                )
                 if row.shift is not None
                 else DASH,
                 _forgetting(row),
@@ -84,28 +88,28 @@ def quality(study: Study) -> Table:
     return _without_empty("Quality on the test split", columns, rows, note)
 
 
-def learning_cost(study: Study) -> Table:
+def tabulate_learning_cost(study: Study) -> Table:
     """What a method takes to learn, and to keep."""
     columns = ("Method", "Trained parameters", "Stored a task", "Memory a task", "Training", "Search", "Peak memory")
     rows = []
-    for row in ranked(study):
+    for row in rank_rows(study):
         cost = row.cost
         cells = [DASH] * 6
         if cost is not None:
             share = cost.trained_parameters / study.base_parameters if study.base_parameters else 0.0
             cells = [
                 Cell(
-                    count_text(cost.trained_parameters),
+                    format_count(cost.trained_parameters),
                     f"({_share(share)} of the base)" if share and (cost.base_bytes or not cost.base_shared) else "",
                     cost.trained_parameters,
                 ),
-                number_cell(cost.stored_bytes, bytes_text(cost.stored_bytes, aligned=True)),
-                number_cell(cost.task_bytes, bytes_text(cost.task_bytes, aligned=True)),
-                number_cell(cost.training_seconds, seconds_text(cost.training_seconds)),
-                number_cell(cost.search_seconds or None, seconds_text(cost.search_seconds)),
-                number_cell(cost.peak_memory_bytes, bytes_text(cost.peak_memory_bytes, aligned=True)),
+                make_number_cell(cost.stored_bytes, format_bytes(cost.stored_bytes, aligned=True)),
+                make_number_cell(cost.task_bytes, format_bytes(cost.task_bytes, aligned=True)),
+                make_number_cell(cost.training_seconds, format_seconds(cost.training_seconds)),
+                make_number_cell(cost.search_seconds or None, format_seconds(cost.search_seconds)),
+                make_number_cell(cost.peak_memory_bytes, format_bytes(cost.peak_memory_bytes, aligned=True)),
             ]
-        rows.append((name_cell(study, row), *cells))
+        rows.append((make_name_cell(study, row), *cells))
     note = (
         f"{of_seconds(study.rows)}Stored: files that one task needs beside the base model (1 kB is 1,000 bytes). "
         "Memory a task: what one more task adds while serving. Training: the run that is reported; search: its trials, "
@@ -114,7 +118,7 @@ def learning_cost(study: Study) -> Table:
     return _without_empty("What it takes to learn and to keep", columns, rows, note)
 
 
-def serving_cost(study: Study) -> Table:
+def tabulate_serving_cost(study: Study) -> Table:
     """What a request takes; where the machine's speed changed meanwhile, as multiples of the bare request."""
     changed = drift(speeds_of(study.rows))
     latencies = ("Latency p50, ms", "Latency p95, ms", "Times the bare request", "Requests a second")
@@ -122,9 +126,9 @@ def serving_cost(study: Study) -> Table:
         latencies = ("p50, times the bare request", "p95, times the bare median", "", "Requests a second, mean speed")
     columns = ("Method", *latencies, "Added tokens", "Cost of a million")
     rows, batches = [], {row.speed.batch_size for row in study.rows if row.speed is not None}
-    order = ranked(study)
+    order = rank_rows(study)
     for row, speed in zip(order, comparable(speeds_of(order)), strict=True):
-        rows.append((name_cell(study, row), *_speed_cells(study, speed, batches, changed is not None)))
+        rows.append((make_name_cell(study, row), *_speed_cells(study, speed, batches, changed is not None)))
         if row.engine is not None:
             name = Cell(f"{row.method} in {row.engine.engine}", "exported, in a process of its own")
             rows.append((name, *_speed_cells(study, row.engine.speed, batches, changed is not None)))
@@ -146,66 +150,67 @@ def _speed_cells(study: Study, speed: Speed | None, batches: set[int], changed: 
     fast, times = speed.examples_per_second > 0, speed.times_reference
     price = speed.cost_per_million(study.price_per_hour) if study.price_per_hour is not None and fast else None
     if not changed:
-        latency = [number_cell(one, short_text(one, aligned=True)) for one in (speed.p50_ms, speed.p95_ms)]
-        latency.append(number_cell(times, f"{TIMES}{times:.2f}" if times else ""))
+        latency = [make_number_cell(one, format_short(one, aligned=True)) for one in (speed.p50_ms, speed.p95_ms)]
+        latency.append(make_number_cell(times, f"{TIMES}{times:.2f}" if times else ""))
     elif speed.reference_ms:
         ratios = (speed.p50_ms / speed.reference_ms, speed.p95_ms / speed.reference_ms)
-        latency = [*(number_cell(one, f"{TIMES}{one:.2f}") for one in ratios), DASH]
+        latency = [*(make_number_cell(one, f"{TIMES}{one:.2f}") for one in ratios), DASH]
     else:
         # an engine: nothing was timed beside it
-        alone = [Cell(f"{short_text(one)} ms", "timed alone") for one in (speed.p50_ms, speed.p95_ms)]
+        alone = [Cell(f"{format_short(one)} ms", "timed alone") for one in (speed.p50_ms, speed.p95_ms)]
         latency = [*alone, DASH]
     return [
         *latency,
         Cell(
-            short_text(speed.examples_per_second, aligned=True),
+            format_short(speed.examples_per_second, aligned=True),
             f"in batches of {speed.batch_size:,}" if len(batches) > 1 else "",
             speed.examples_per_second,
         ),
-        number_cell(speed.added_tokens, short_text(round(speed.added_tokens, 1))),
-        number_cell(price, short_text(price, aligned=True)),
+        make_number_cell(speed.added_tokens, format_short(round(speed.added_tokens, 1))),
+        make_number_cell(price, format_short(price, aligned=True)),
     ]
 
 
-def memory(study: Study) -> Table:
+def tabulate_memory(study: Study) -> Table:
     """Memory on one machine by number of tasks, with how it is computed."""
     rows = []
-    for row in ranked(study):
+    for row in rank_rows(study):
         if (cost := row.cost) is None:
             continue
-        base, task = bytes_text(cost.base_bytes), bytes_text(cost.task_bytes)
+        base, task = format_bytes(cost.base_bytes), format_bytes(cost.task_bytes)
         formula = f"{base} + tasks {TIMES} {task}" if cost.base_shared else f"tasks {TIMES} ({base} + {task})"
         cells = [
-            number_cell(cost.memory_for(tasks), bytes_text(cost.memory_for(tasks), aligned=True)) for tasks in TASKS
+            make_number_cell(cost.memory_for(tasks), format_bytes(cost.memory_for(tasks), aligned=True))
+            for tasks in TASKS
         ]
-        rows.append((name_cell(study, row), *cells, Cell(formula)))
+        rows.append((make_name_cell(study, row), *cells, Cell(formula)))
     columns = ("Method", *(f"{tasks:,} task{'s' * (tasks > 1)}" for tasks in TASKS), Column("Computed as", False))
     return Table.of("Memory by number of tasks", columns, rows, sortable=True)
 
 
-def matrix(study: Study, method: str) -> Table:
+def tabulate_matrix(study: Study, method: str) -> Table:
     """Gold labels against answers."""
-    answers, counts = confusion(study, method)
-    return confusion_table(method, f"{method}: most frequent confusions", study.labels, answers, counts)
+    answers, counts = count_confusion(study, method)
+    return make_confusion_table(method, f"{method}: most frequent confusions", study.labels, answers, counts)
 
 
-def recall(study: Study, methods: Iterable[str]) -> Table:
+def tabulate_recall(study: Study, methods: Iterable[str]) -> Table:
     """Share of each class that each method answers rightly, coloured by what is missed."""
     methods = list(methods)
-    counts = {method: confusion(study, method)[1] for method in methods}
+    counts = {method: count_confusion(study, method)[1] for method in methods}
     rows = []
     for label in study.labels:
         cells = []
         for method in methods:
             total = sum(n for (gold, _), n in counts[method].items() if gold == label)
             share = counts[method].get((label, label), 0) / total if total else None
-            cells.append(DASH if share is None else Cell(percent_text(share), value=share, heat=1 - share))
+            cells.append(DASH if share is None else Cell(format_percent(share), value=share, heat=1 - share))
         rows.append((Cell(label, f"{study.gold.count(label):,}"), *cells))
     caption = "Answered rightly, by class; coloured by what is missed"
     return Table.of(caption, ("Class", *methods), rows, sortable=True)
 
 
-def failures(study: Study) -> Table:
+def tabulate_failures(study: Study) -> Table:
     """Runs that did not end."""
     rows = (
         (result.method, str(result.seed), result.error or "no reason given")
@@ -215,23 +220,23 @@ def failures(study: Study) -> Table:
     return Table.of("Runs that failed", ("Method", "Seed", Column("Reason", False)), rows)
 
 
-def search(study: Study) -> Table:
+def tabulate_search(study: Study) -> Table:
     """Learning rates that were tried, and what a sweep tried with them."""
-    metric = step_metric(study.kind, study.metric)
+    metric = choose_step_metric(study.kind, study.metric)
     swept = any(trial.settings for result in study.results for trial in result.trials)
     rows = (
         (
             result.method,
             str(result.seed),
             Cell(f"{trial.learning_rate:g}", tags=("chosen",) if trial.chosen else ()),
-            metric_text(metric, trial.value),
-            fixed(trial.loss, 3),
-            *([value_text(trial.settings) or MISSING] if swept else []),
+            format_metric(metric, trial.value),
+            format_fixed(trial.loss, 3),
+            *([format_setting(trial.settings) or MISSING] if swept else []),
         )
         for result in study.results
         for trial in result.trials
     )
-    names = ("Method", "Seed", "Learning rate", f"Validation {metric_name(metric)}", "Validation loss")
+    names = ("Method", "Seed", "Learning rate", f"Validation {metric_heading(metric)}", "Validation loss")
     return Table.of("Learning rates tried", (*names, *([Column("With", False)] if swept else [])), rows)
 
 
@@ -244,19 +249,21 @@ def _difference(metric: str, found: Mapping[str, float | int] | None) -> Cell:
         return DASH
     low, high = found["low"], found["high"]
     sign = "▲" if low > 0 else "▼" if high < 0 else "≈"
-    text = metric_text(metric, found["difference"], signed=True)
-    return Cell(f"{sign} {text}", interval_text(metric, low, high, signed=True), found["difference"])
+    text = format_metric(metric, found["difference"], signed=True)
+    return Cell(f"{sign} {text}", format_interval(metric, low, high, signed=True), found["difference"])
 
 
 def _forgetting(row: Row) -> Cell:
     if (found := row.forgetting) is None:
         return DASH
     ratio = found.after / found.before if found.before else math.inf
-    return Cell(f"{short_text(found.before)} → {short_text(found.after)}", f"{TIMES}{fixed(ratio, 2)}", ratio)
+    return Cell(
+        f"{format_short(found.before)} → {format_short(found.after)}", f"{TIMES}{format_fixed(ratio, 2)}", ratio
+    )
 
 
 def _share(share: float) -> str:
-    return f"{short_text(100 * share)}%"
+    return f"{format_short(100 * share)}%"
 
 
 def _without_empty(caption: str, names: Iterable[str], rows: Sequence[tuple[Cell, ...]], note: str) -> Table:

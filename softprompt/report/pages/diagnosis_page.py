@@ -5,11 +5,11 @@ from collections.abc import Iterator, Sequence
 from softprompt.analysis.diagnostics.doctor import KEYS_AND_VALUES, MEANINGS, Diagnosis, FamilyDiagnosis, format_error
 from softprompt.analysis.diagnostics.memory_estimate import GB, ROOM, MemoryEstimate, MemoryPlan
 from softprompt.analysis.diagnostics.parity import LONG_TEXT
-from softprompt.report.pages.cells import settings_table
+from softprompt.report.pages.cells import make_settings_table
 from softprompt.report.render.document import Block, Code, Column, Document, Points, Section, Table
 
 
-def diagnosis_document(diagnosis: Diagnosis) -> Document:
+def make_diagnosis_document(diagnosis: Diagnosis) -> Document:
     """What softprompt can do with a model."""
     working = [name for name, reason in diagnosis.methods.items() if not reason]
     facts = {
@@ -17,7 +17,7 @@ def diagnosis_document(diagnosis: Diagnosis) -> Document:
         "runs with": diagnosis.way + (f": {diagnosis.reason}" if diagnosis.reason else ""),
         "methods": ", ".join(working) or "none",
     }
-    blocks: list[Block] = [settings_table("", facts, ("", ""))]
+    blocks: list[Block] = [make_settings_table("", facts, ("", ""))]
     if diagnosis.checks:
         rows = [
             (c.name, c.verdict, format_error(c.error), format_error(c.gradient_error), c.meaning)
@@ -30,7 +30,7 @@ def diagnosis_document(diagnosis: Diagnosis) -> Document:
     return Document("Diagnosis", diagnosis.model, (), (Section("checks", "What works", tuple(blocks)),))
 
 
-def families_document(rows: Sequence[FamilyDiagnosis]) -> Document:
+def make_families_document(rows: Sequence[FamilyDiagnosis]) -> Document:
     """The families side by side, and the reasons for what is not exact."""
     cells = []
     for row in rows:
@@ -48,7 +48,7 @@ def families_document(rows: Sequence[FamilyDiagnosis]) -> Document:
     )
 
 
-def plan_document(plan: MemoryPlan) -> Document:
+def make_plan_document(plan: MemoryPlan) -> Document:
     """The memory of training a prompt and of serving many, each part with its formula, and the commands."""
     facts, workload = plan.facts, plan.workload
     gpus = f"{workload.gpus} GPU{'s' if workload.gpus > 1 else ''} of" if workload.gpus else "the processor,"

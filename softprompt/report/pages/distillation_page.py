@@ -4,14 +4,14 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from softprompt.inference.speed_drift import comparable, drift
-from softprompt.metrics.formatting import MISSING, count_text
+from softprompt.metrics.formatting import MISSING, format_count
 from softprompt.metrics.scores import Speed
-from softprompt.report.pages.cells import DASH, metric_cell
+from softprompt.report.pages.cells import DASH, make_metric_cell
 from softprompt.report.render.document import Block, Cell, Document, Section, Table, Text
 from softprompt.training.distillation.distillation_records import BreakEven, Distilled, Fidelity
 
 
-def distillation_document(reports: Mapping[str, Distilled], out: Path) -> Document:
+def make_distillation_document(reports: Mapping[str, Distilled], out: Path) -> Document:
     """One student at length, or several in a table, a row for each."""
     first = next(iter(reports.values()))
     alone = len(reports) == 1
@@ -30,7 +30,7 @@ def distillation_document(reports: Mapping[str, Distilled], out: Path) -> Docume
 
 def _one(report: Distilled) -> tuple[Block, ...]:
     rows = [
-        (split, name, metric, count_text(near.n))
+        (split, name, metric, format_count(near.n))
         for split, near in report.held_out.items()
         for name, metric in _figures(report, near).items()
     ]
@@ -76,7 +76,7 @@ def _figures(report: Distilled, near: Fidelity) -> dict[str, Cell]:
         f"{report.metric}": near.student,
         "student / teacher": near.kept,
     }
-    return {name: metric_cell(one.model_dump()) for name, one in named.items() if one is not None}
+    return {name: make_metric_cell(one.model_dump()) for name, one in named.items() if one is not None}
 
 
 def _cost(report: Distilled, *, alone: bool) -> tuple[Block, ...]:

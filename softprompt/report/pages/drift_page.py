@@ -5,9 +5,9 @@ from functools import partial
 from pathlib import Path
 
 from softprompt.analysis.drift.drift_records import DriftReport, PromptDrift, Signal
-from softprompt.metrics.formatting import MISSING, count_text, fixed, percent_text, short_text
+from softprompt.metrics.formatting import MISSING, format_count, format_fixed, format_percent, format_short
 from softprompt.report.pages.cells import DASH
-from softprompt.report.pages.inspection_page import finding_fold
+from softprompt.report.pages.inspection_page import make_finding_fold
 from softprompt.report.render import charts
 from softprompt.report.render.axes import Axis
 from softprompt.report.render.document import (
@@ -35,7 +35,7 @@ _SAID = {
 MOST_LABELS = 20  # of a figure: of more, those that moved most
 
 
-def drift_document(found: DriftReport) -> Document:
+def make_drift_document(found: DriftReport) -> Document:
     """Everything that monitoring found."""
     when = f" since {found.since} UTC" if found.since else ""
     return Document(
@@ -58,8 +58,8 @@ def _summary(found: DriftReport) -> list[Block]:
     drifting = found.drifting
     facts = (
         Fact("Prompts that drift", f"{len(drifting)} of {len(found.prompts)}"),
-        Fact("Samples", count_text(found.read)),
-        Fact("Too few to tell", count_text(sum(one.verdict == "too few" for one in found.prompts)), "prompts"),
+        Fact("Samples", format_count(found.read)),
+        Fact("Too few to tell", format_count(sum(one.verdict == "too few" for one in found.prompts)), "prompts"),
     )
     reasons = tuple(
         f"{one.prompt}: {each.title[0].lower()}{each.title[1:]} ({each.evidence})."
@@ -89,7 +89,7 @@ def _overview(prompts: Sequence[PromptDrift]) -> Table:
         by_name = {signal.name: signal for signal in one.signals}
         cells = [_verdict_cell(by_name.get(name)) for name in names]
         tags = ("drifts",) if one.verdict == "drift" else ()
-        rows.append((Cell(one.prompt, tags=tags), Cell(count_text(one.samples), value=one.samples), *cells))
+        rows.append((Cell(one.prompt, tags=tags), Cell(format_count(one.samples), value=one.samples), *cells))
     return Table.of(
         "What differs from validation",
         ("Prompt", "Samples", *(title.capitalize() for title in names.values())),
@@ -107,17 +107,17 @@ def _verdict_cell(signal: Signal | None) -> Cell:
     if signal.effect is None:
         return Cell("too few", f"n={signal.live_n:,}")
     heat = min(1.0, signal.effect / (2 * signal.large)) if signal.verdict == "drift" else None
-    return Cell(_VERDICTS[signal.verdict], fixed(signal.effect, 2), signal.effect, heat=heat)
+    return Cell(_VERDICTS[signal.verdict], format_fixed(signal.effect, 2), signal.effect, heat=heat)
 
 
 def _prompt(one: PromptDrift, number: int) -> list[Block]:
     blocks: list[Block] = [
         Text(
             f"{_SAID[one.verdict]}: {one.samples:,} samples from {one.first} to {one.last} UTC, median "
-            f"{short_text(one.milliseconds)} ms; texts were kept of {one.texts:,}."
+            f"{format_short(one.milliseconds)} ms; texts were kept of {one.texts:,}."
         )
     ]
-    blocks += map(finding_fold, one.findings)
+    blocks += map(make_finding_fold, one.findings)
     blocks.append(_signals(one.signals))
     blocks += [figure for signal in one.signals if (figure := _figure(signal, one.prompt, number)) is not None]
     if one.examples:
@@ -134,8 +134,8 @@ def _signals(signals: Sequence[Signal]) -> Table:
         (
             Cell(one.title, one.unit),
             *_values(one),
-            Cell(count_text(one.live_n), f"{one.trained_n:,} validation"),
-            DASH if one.effect is None else Cell(fixed(one.effect, 2), one.measure, one.effect),
+            Cell(format_count(one.live_n), f"{one.trained_n:,} validation"),
+            DASH if one.effect is None else Cell(format_fixed(one.effect, 2), one.measure, one.effect),
             DASH if one.adjusted is None else Cell(_sure(one.adjusted), one.test, one.adjusted),
             _SAID[one.verdict].lower(),
         )
@@ -164,11 +164,11 @@ def _value(signal: Signal, value: float | None) -> Cell:
         return DASH
     if signal.name == "rare":
         return Cell(_rate(value), value=value)
-    return Cell(count_text(value) if signal.name == "length" else fixed(value, 3), value=value)
+    return Cell(format_count(value) if signal.name == "length" else format_fixed(value, 3), value=value)
 
 
 def _sure(value: float) -> str:
-    return "<0.0001" if value < 1e-4 else fixed(value, 4)
+    return "<0.0001" if value < 1e-4 else format_fixed(value, 4)
 
 
 def _figure(signal: Signal, prompt: str, number: int) -> Figure | None:
@@ -189,14 +189,14 @@ def _curve_figure(signal: Signal, prompt: str, number: int) -> Figure | None:
     ]
     gap = max(range(len(curve.points)), key=lambda at: abs(curve.trained[at] - curve.live[at]))
     widest = (
-        f"At {short_text(curve.points[gap])} the two are farthest apart: {percent_text(curve.trained[gap])} of the "
-        f"validation rows and {percent_text(curve.live[gap])} of the live ones are at or below it."
+        f"At {format_short(curve.points[gap])} the two are farthest apart: {format_percent(curve.trained[gap])} of the "
+        f"validation rows and {format_percent(curve.live[gap])} of the live ones are at or below it."
     )
     numbers = Table.of(
         signal.title.capitalize(),
         (signal.unit.capitalize(), "Validation rows up to it", "Live rows up to it"),
         (
-            (short_text(point), fixed(a, 3), fixed(b, 3))
+            (format_short(point), format_fixed(a, 3), format_fixed(b, 3))
             for point, a, b in zip(curve.points, curve.trained, curve.live, strict=True)
         ),
         words=0,
@@ -208,10 +208,10 @@ def _curve_figure(signal: Signal, prompt: str, number: int) -> Figure | None:
         f"values are larger. {widest}",
         f"Cumulative shares of {signal.title} on validation and in live traffic.",
         partial(
-            charts.lines,
+            charts.draw_lines,
             series,
-            Axis(signal.unit.capitalize(), short_text),
-            Axis("Share of rows up to it", partial(fixed, digits=2), limits=(0.0, 1.0)),
+            Axis(signal.unit.capitalize(), format_short),
+            Axis("Share of rows up to it", partial(format_fixed, digits=2), limits=(0.0, 1.0)),
             legend=False,
         ),
         numbers,
@@ -235,7 +235,9 @@ def _rate_figure(signal: Signal, prompt: str, number: int) -> Figure:
         f"{prompt}: {signal.title}",
         "Share of the tokens that are not among the 1,000 most frequent of the training texts, with 95% intervals.",
         f"Rare tokens: {'; '.join(f'{one.name} {one.text}' for one in rows)}.",
-        partial(charts.intervals, rows, Axis("Share of the tokens", partial(fixed, digits=2), limits=(0.0, 1.0))),
+        partial(
+            charts.draw_intervals, rows, Axis("Share of the tokens", partial(format_fixed, digits=2), limits=(0.0, 1.0))
+        ),
         numbers,
         page_only=True,
     )
@@ -251,7 +253,9 @@ def _label_figure(signal: Signal, prompt: str, number: int) -> Figure | None:
     shares = [(one, one.trained / signal.trained_n, one.live / signal.live_n) for one in signal.labels]
     shown = sorted(shares, key=lambda one: -abs(one[2] - one[1]))[:MOST_LABELS]
     rows = [
-        charts.Interval(one.label, _LIVE, now, singles=(before,), text=f"{percent_text(before)} → {percent_text(now)}")
+        charts.Interval(
+            one.label, _LIVE, now, singles=(before,), text=f"{format_percent(before)} → {format_percent(now)}"
+        )
         for one, before, now in shares
         if any(one is each[0] for each in shown)
     ]
@@ -259,7 +263,11 @@ def _label_figure(signal: Signal, prompt: str, number: int) -> Figure | None:
         "Answers",
         ("Label", "Validation", "Live"),
         (
-            (one.label, Cell(percent_text(a), count_text(one.trained)), Cell(percent_text(b), count_text(one.live)))
+            (
+                one.label,
+                Cell(format_percent(a), format_count(one.trained)),
+                Cell(format_percent(b), format_count(one.live)),
+            )
             for one, a, b in shares
         ),
     )
@@ -269,9 +277,13 @@ def _label_figure(signal: Signal, prompt: str, number: int) -> Figure | None:
         "How often each label was answered: marks are live, rings validation."
         + (f" Shown are the {MOST_LABELS} of {len(shares)} that moved most." if len(shown) < len(shares) else ""),
         "Shares of the answers: "
-        + "; ".join(f"{one.label} {percent_text(a)} and {percent_text(b)}" for one, a, b in shown)
+        + "; ".join(f"{one.label} {format_percent(a)} and {format_percent(b)}" for one, a, b in shown)
         + ".",
-        partial(charts.intervals, rows, Axis("Share of the answers", partial(fixed, digits=2), limits=(0.0, 1.0))),
+        partial(
+            charts.draw_intervals,
+            rows,
+            Axis("Share of the answers", partial(format_fixed, digits=2), limits=(0.0, 1.0)),
+        ),
         numbers,
         page_only=True,
     )
@@ -283,7 +295,7 @@ def _shown_examples(one: PromptDrift) -> Table:
         (
             Cell(one.why, titles[one.signal]),
             f"request {one.request}" if one.text is None else one.text,
-            Cell(one.answer or MISSING, "" if one.confidence is None else fixed(one.confidence, 2)),
+            Cell(one.answer or MISSING, "" if one.confidence is None else format_fixed(one.confidence, 2)),
             one.time,
         )
         for one in found

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from functools import partial
 
 from softprompt.analysis.inspection.inspection_records import Inspection, Slice, VirtualToken
-from softprompt.metrics.formatting import count_text, fixed, metric_limits, metric_name, short_text
+from softprompt.metrics.formatting import format_count, format_fixed, format_short, metric_heading, metric_limits
 from softprompt.metrics.scores import Mean, Score
 from softprompt.report.render import charts
 from softprompt.report.render.axes import Axis
@@ -14,7 +14,7 @@ _GROUP, _OTHER = "soft-prompt", "written"
 MOST_TOKENS = 40  # rows of a chart: of more, those whose removal changes most
 
 
-def quality(found: Inspection) -> Figure | None:
+def plot_quality(found: Inspection) -> Figure | None:
     """The metric of prompt and reference."""
     answers = found.answers
     if answers is None or answers.comparison is None:
@@ -22,8 +22,8 @@ def quality(found: Inspection) -> Figure | None:
     metric = answers.metric.metric
     pairs = [("this prompt", _GROUP, answers.metric), ("reference", _OTHER, answers.comparison.before)]
     rows = [_interval(*pair) for pair in pairs]
-    show = partial(fixed, digits=2)
-    axis = Axis(f"{metric_name(metric)} on {answers.split}", show)
+    show = partial(format_fixed, digits=2)
+    axis = Axis(f"{metric_heading(metric)} on {answers.split}", show)
     if metric == "accuracy":
         axis = Axis(axis.title, show, limits=metric_limits(metric))
     return Figure(
@@ -31,13 +31,13 @@ def quality(found: Inspection) -> Figure | None:
         "The prompt and its reference",
         f"Lines are 95% intervals over examples. The reference is: {answers.comparison.reference}. The difference is "
         "measured on the same examples, so it can be sure where the two lines overlap.",
-        _list(metric_name(metric), [f"{row.name} {row.text}" for row in rows]),
-        partial(charts.intervals, rows, axis),
+        _list(metric_heading(metric), [f"{row.name} {row.text}" for row in rows]),
+        partial(charts.draw_intervals, rows, axis),
         _numbers("Metric", [(row.name, row.value, row.low, row.high) for row in rows]),
     )
 
 
-def calibration(found: Inspection) -> Figure | None:
+def plot_calibration(found: Inspection) -> Figure | None:
     """How often answers are right, by how sure the prompt is of them."""
     one = found.answers.calibration if found.answers else None
     if one is None or len(one.bins) < 2:
@@ -58,23 +58,23 @@ def calibration(found: Inspection) -> Figure | None:
         (
             (
                 f"{a.low:.1f} to {a.high:.1f}",
-                count_text(a.n),
-                fixed(a.confidence, 3),
-                Cell(fixed(a.right, 3), f"[{fixed(a.right_low, 3)}, {fixed(a.right_high, 3)}]"),
+                format_count(a.n),
+                format_fixed(a.confidence, 3),
+                Cell(format_fixed(a.right, 3), f"[{format_fixed(a.right_low, 3)}, {format_fixed(a.right_high, 3)}]"),
             )
             for a in one.bins
         ),
     )
-    show = partial(fixed, digits=2)
+    show = partial(format_fixed, digits=2)
     return Figure(
         "calibration",
         "Is it as sure as it is right?",
         "Each mark is the answers of one range of confidence. Below the dashed line it is too sure, above it not sure "
-        f"enough; the band is the 95% interval. Calibration error {fixed(one.error.value, 3)} "
-        f"[{fixed(one.error.low, 3)}, {fixed(one.error.high, 3)}], 0 is best.",
+        f"enough; the band is the 95% interval. Calibration error {format_fixed(one.error.value, 3)} "
+        f"[{format_fixed(one.error.low, 3)}, {format_fixed(one.error.high, 3)}], 0 is best.",
         _list("Share right by mean confidence", [f"{a.confidence:.2f}: {a.right:.2f}" for a in one.bins]),
         partial(
-            charts.lines,
+            charts.draw_lines,
             [observed, ideal],
             Axis("Mean confidence", show, limits=(0.0, 1.0)),
             Axis("Share of right answers", show, limits=(0.0, 1.0)),
@@ -83,7 +83,7 @@ def calibration(found: Inspection) -> Figure | None:
     )
 
 
-def slices(found: Inspection, most: int = 12) -> Figure | None:
+def plot_slices(found: Inspection, most: int = 12) -> Figure | None:
     """The worst slices."""
     answers = found.answers
     if answers is None or not answers.slices:
@@ -95,15 +95,17 @@ def slices(found: Inspection, most: int = 12) -> Figure | None:
     ]
     table = Table.of(
         "Slices",
-        ("Slice", "Rows", metric_name(metric.metric), "Elsewhere", "p", "p, adjusted"),
+        ("Slice", "Rows", metric_heading(metric.metric), "Elsewhere", "p", "p, adjusted"),
         (
             (
                 f"{one.by}: {one.name}",
-                Cell(count_text(one.n), value=one.n),
-                Cell(fixed(one.value, 3), f"[{fixed(one.low, 3)}, {fixed(one.high, 3)}]", one.value),
-                Cell(fixed(one.rest, 3), value=one.rest),
-                Cell(fixed(one.p_value, 3), value=one.p_value),
-                Cell(fixed(one.adjusted, 3), value=one.adjusted),
+                Cell(format_count(one.n), value=one.n),
+                Cell(
+                    format_fixed(one.value, 3), f"[{format_fixed(one.low, 3)}, {format_fixed(one.high, 3)}]", one.value
+                ),
+                Cell(format_fixed(one.rest, 3), value=one.rest),
+                Cell(format_fixed(one.p_value, 3), value=one.p_value),
+                Cell(format_fixed(one.adjusted, 3), value=one.adjusted),
             )
             for one in answers.slices
         ),
@@ -116,12 +118,12 @@ def slices(found: Inspection, most: int = 12) -> Figure | None:
         f"Of {len(answers.slices)} slices looked at, some look bad by chance: names in bold are worse than the rest "
         f"even when that is counted in (Holm, 5%).{small}",
         _list("Metric by slice, the worst first", [f"{row.name} {row.text}" for row in rows]),
-        partial(charts.intervals, rows, Axis(metric_name(metric.metric), partial(fixed, digits=2))),
+        partial(charts.draw_intervals, rows, Axis(metric_heading(metric.metric), partial(format_fixed, digits=2))),
         table,
     )
 
 
-def ablation(found: Inspection) -> Figure | None:
+def plot_ablation(found: Inspection) -> Figure | None:
     """What the loss does without each virtual token."""
     known = [one for one in found.tokens if one.ablation is not None]
     if not known:
@@ -129,13 +131,13 @@ def ablation(found: Inspection) -> Figure | None:
     shown = _shown(known)
     rows = [
         charts.Interval(
-            token_name(one, found),
+            name_token(one, found),
             _GROUP,
             effect.value,
             effect.low,
             effect.high,
             (),
-            fixed(effect.value, 3, signed=True),
+            format_fixed(effect.value, 3, signed=True),
         )
         for one in shown
         if (effect := one.ablation) is not None
@@ -147,21 +149,25 @@ def ablation(found: Inspection) -> Figure | None:
         "The loss without a token minus the loss with it, on the same examples, with its 95% interval. Right of 0 it "
         f"is of use; at 0 it could go (softprompt prune); left of 0 it does harm.{left}",
         _list("Change of the loss", [f"{row.name} {row.text}" for row in rows]),
-        partial(charts.intervals, rows, Axis("Change of the loss without it, nats", short_text)),
+        partial(charts.draw_intervals, rows, Axis("Change of the loss without it, nats", format_short)),
         _numbers("Change of the loss", [(row.name, row.value, row.low, row.high) for row in rows]),
         page_only=True,
     )
 
 
-def nearness(found: Inspection) -> Figure | None:
+def plot_nearness(found: Inspection) -> Figure | None:
     """Cosine of each virtual token to its nearest word, beside what words have."""
     scale, known = found.vocabulary, [one for one in found.tokens if one.by_cosine]
     if scale is None or not known:
         return None
     words = scale.cosine
-    rows = [charts.Interval("ordinary words", _OTHER, words.median, words.p5, words.p95, (), fixed(words.median, 2))]
+    rows = [
+        charts.Interval("ordinary words", _OTHER, words.median, words.p5, words.p95, (), format_fixed(words.median, 2))
+    ]
     rows += [
-        charts.Interval(token_name(one, found), _GROUP, one.by_cosine[0].value, text=fixed(one.by_cosine[0].value, 2))
+        charts.Interval(
+            name_token(one, found), _GROUP, one.by_cosine[0].value, text=format_fixed(one.by_cosine[0].value, 2)
+        )
         for one in _shown(known)
     ]
     return Figure(
@@ -172,13 +178,13 @@ def nearness(found: Inspection) -> Figure | None:
         "token at or right of it is as near to a word as words are to each other. Left of it, the name is a label to "
         "tell tokens apart, no translation.",
         _list("Cosine to the nearest word", [f"{row.name} {row.text}" for row in rows]),
-        partial(charts.intervals, rows, Axis("Cosine to the nearest word", partial(fixed, digits=2))),
+        partial(charts.draw_intervals, rows, Axis("Cosine to the nearest word", partial(format_fixed, digits=2))),
         _numbers("Cosine", [(row.name, row.value, row.low, row.high) for row in rows]),
         page_only=True,
     )
 
 
-def attention(found: Inspection) -> Figure | None:
+def plot_attention(found: Inspection) -> Figure | None:
     """What the position that answers looks at, by layer."""
     one = found.attention
     if one is None or len(one.prompt) < 2:
@@ -189,20 +195,23 @@ def attention(found: Inspection) -> Figure | None:
     table = Table.of(
         "Attention by layer",
         ("Layer", *(name for name, _, _ in parts)),
-        ((f"{layer:.0f}", *(fixed(shares[index], 3) for _, _, shares in parts)) for index, layer in enumerate(layers)),
+        (
+            (f"{layer:.0f}", *(format_fixed(shares[index], 3) for _, _, shares in parts))
+            for index, layer in enumerate(layers)
+        ),
     )
     return Figure(
         "attention",
         "What the answer looks at",
         "Shares of attention at the position that answers, mean over heads and "
-        f"{one.examples} examples. Spread evenly, the prompt would get {fixed(one.even, 2)}. Much goes to the start of "
-        "text in most models, whatever the prompt. Attention says where a layer reads, not what that does.",
+        f"{one.examples} examples. Spread evenly, the prompt would get {format_fixed(one.even, 2)}. Much goes to the "
+        "start of text in most models, whatever the prompt. Attention says where a layer reads, not what that does.",
         _list("Mean over layers", [f"{name} {sum(shares) / len(shares):.2f}" for name, _, shares in parts]),
         partial(
-            charts.lines,
+            charts.draw_lines,
             [charts.Series(one.name, _GROUP, one.xs, one.ys) for one in series],
-            Axis("Layer", count_text),
-            Axis("Share of attention", partial(fixed, digits=2), limits=(0.0, 1.0)),
+            Axis("Layer", format_count),
+            Axis("Share of attention", partial(format_fixed, digits=2), limits=(0.0, 1.0)),
         ),
         table,
     )
@@ -211,7 +220,7 @@ def attention(found: Inspection) -> Figure | None:
 _FORMERLY = 50  # steps that the training loss of a record is the mean of, where it does not say
 
 
-def history(found: Inspection) -> Figure | None:
+def plot_history(found: Inspection) -> Figure | None:
     """Loss while it learned."""
     names = ("train_loss", "validation_loss")
     kept = [one for one in found.history if {"step", *names} <= one.keys()]
@@ -230,7 +239,7 @@ def history(found: Inspection) -> Figure | None:
     table = Table.of(
         "Loss while it learned",
         ("Step", "Training, mean of the steps before", "Validation"),
-        ((count_text(one["step"]), *(fixed(one[name], 3) for name in names)) for one in kept),
+        ((format_count(one["step"]), *(format_fixed(one[name], 3) for name in names)) for one in kept),
     )
     return Figure(
         "history",
@@ -239,13 +248,13 @@ def history(found: Inspection) -> Figure | None:
         f"{max(over):g}, drawn in the middle of them: while both fall the mean lags behind. Both falling: good. "
         "Validation rising alone: overfitting. Training rising or jumping: the learning rate is too high.",
         _list("At the end", [f"{one.name} {one.ys[-1]:.3f}" for one in series]),
-        partial(charts.lines, series, Axis("Step", count_text), Axis("Loss, nats", short_text)),
+        partial(charts.draw_lines, series, Axis("Step", format_count), Axis("Loss, nats", format_short)),
         table,
         page_only=True,
     )
 
 
-def memorization(found: Inspection) -> Figure | None:
+def plot_memorization(found: Inspection) -> Figure | None:
     """Gains of training and held-out texts."""
     one = found.memorization
     if one is None:
@@ -263,12 +272,12 @@ def memorization(found: Inspection) -> Figure | None:
         "continued; what training texts gain more than held-out ones, the difference, is what it knows of them in "
         "particular. An interval that includes 0 shows no memorisation; it is no proof that there is none.",
         _list("Gain, nats a token", [f"{row.name} {row.text}" for row in rows]),
-        partial(charts.intervals, rows, Axis("Gain of the log-likelihood, nats a token", short_text)),
+        partial(charts.draw_intervals, rows, Axis("Gain of the log-likelihood, nats a token", format_short)),
         _numbers("Gain, nats a token", [(row.name, row.value, row.low, row.high) for row in rows]),
     )
 
 
-def token_name(token: VirtualToken, found: Inspection) -> str:
+def name_token(token: VirtualToken, found: Inspection) -> str:
     """Its number, and the word nearest to it."""
     number = f"{token.member}.{token.index}" if found.members > 1 else str(token.index)
     return f"{number} “{token.by_cosine[0].token.strip()}”" if token.by_cosine else number
@@ -284,12 +293,13 @@ def _shown(tokens: Sequence[VirtualToken]) -> list[VirtualToken]:
 def _interval(
     name: str, group: str, one: Mean | Score | Slice, *, signed: bool = False, strong: bool = False
 ) -> charts.Interval:
-    text = f"{fixed(one.value, 3, signed)} [{fixed(one.low, 3, signed)}, {fixed(one.high, 3, signed)}]"
+    value, low, high = (format_fixed(number, 3, signed) for number in (one.value, one.low, one.high))
+    text = f"{value} [{low}, {high}]"
     return charts.Interval(name, group, one.value, one.low, one.high, (), text, strong)
 
 
 def _numbers(title: str, rows: Sequence[tuple[str, float, float | None, float | None]]) -> Table:
-    cells = ((name, *(Cell(fixed(one, 4), value=one) for one in numbers)) for name, *numbers in rows)
+    cells = ((name, *(Cell(format_fixed(one, 4), value=one) for one in numbers)) for name, *numbers in rows)
     return Table.of(title, ("Name", "Value", "Low", "High"), cells)
 
 

@@ -11,10 +11,10 @@ from softprompt.analysis.inspection.inspection_records import (
     Inspection,
     Pruning,
 )
-from softprompt.metrics.formatting import count_text, fixed, interval_text, metric_name, metric_text
+from softprompt.metrics.formatting import format_count, format_fixed, format_interval, format_metric, metric_heading
 from softprompt.report.pages import inspection_figures as figures
 from softprompt.report.pages import inspection_tables as tables
-from softprompt.report.pages.cells import mean_cell, settings_table
+from softprompt.report.pages.cells import make_mean_cell, make_settings_table
 from softprompt.report.render.document import (
     Answer,
     Block,
@@ -32,7 +32,7 @@ from softprompt.report.render.document import (
 )
 
 
-def inspection_document(found: Inspection) -> Document:
+def make_inspection_document(found: Inspection) -> Document:
     """Everything that an inspection found."""
     members = f"{found.members} times " if found.members > 1 else ""
     form = (
@@ -66,14 +66,21 @@ def inspection_document(found: Inspection) -> Document:
     )
 
 
-def pruning_document(report: Pruning, before: int, out: Path) -> Document:
+def make_pruning_document(report: Pruning, before: int, out: Path) -> Document:
     """What was taken out of a prompt of ``before`` virtual tokens, and what that costs."""
-    rows = [("validation", fixed(report.before, 4), fixed(report.after, 4), mean_cell(report.difference, signed=True))]
+    rows = [
+        (
+            "validation",
+            format_fixed(report.before, 4),
+            format_fixed(report.after, 4),
+            make_mean_cell(report.difference, signed=True),
+        )
+    ]
     if report.test_difference is not None:
-        difference = mean_cell(report.test_difference, signed=True)
-        rows.append(("test", fixed(report.test_before, 4), fixed(report.test_after, 4), difference))
+        difference = make_mean_cell(report.test_difference, signed=True)
+        rows.append(("test", format_fixed(report.test_before, 4), format_fixed(report.test_after, 4), difference))
     note = f"chosen on validation with a tolerance of {report.tolerance:g}, so its figure flatters; test took no part"
-    table = Table.of("", (metric_name(report.metric), "Before", "After", "Difference [95% interval]"), rows, note)
+    table = Table.of("", (metric_heading(report.metric), "Before", "After", "Difference [95% interval]"), rows, note)
     return Document(
         "Pruning",
         f"{before} virtual tokens, {report.length} stay: {', '.join(map(str, report.kept))}",
@@ -89,25 +96,25 @@ def _health(found: Inspection) -> list[Block]:
     if answers is not None:
         metric = answers.metric
         value, interval = (
-            metric_text(metric.metric, metric.value),
-            interval_text(metric.metric, metric.low, metric.high),
+            format_metric(metric.metric, metric.value),
+            format_interval(metric.metric, metric.low, metric.high),
         )
-        facts.append(Fact(f"{metric_name(metric.metric)} on {answers.split}", value, f"{interval} n={metric.n:,}"))
-        facts.append(Fact("Loss", fixed(answers.loss.value, 3), mean_cell(answers.loss).detail))
+        facts.append(Fact(f"{metric_heading(metric.metric)} on {answers.split}", value, f"{interval} n={metric.n:,}"))
+        facts.append(Fact("Loss", format_fixed(answers.loss.value, 3), make_mean_cell(answers.loss).detail))
         if answers.comparison is not None:
             one = answers.comparison.difference
-            interval = interval_text(metric.metric, one.low, one.high, signed=True)
-            facts.append(Fact("Against the reference", metric_text(metric.metric, one.value, signed=True), interval))
-    facts.append(Fact("Virtual tokens", count_text(found.length)))
+            interval = format_interval(metric.metric, one.low, one.high, signed=True)
+            facts.append(Fact("Against the reference", format_metric(metric.metric, one.value, signed=True), interval))
+    facts.append(Fact("Virtual tokens", format_count(found.length)))
     if answers is not None and answers.calibration is not None:
-        error = mean_cell(answers.calibration.error)
+        error = make_mean_cell(answers.calibration.error)
         facts.append(Fact("Calibration error", error.text, f"{error.detail}, 0 is best"))
     reasons = tuple(f"{one.title}: {one.evidence}." for one in found.findings if one.severity != "note")
     blocks: list[Block] = [Statement(_sentence(found.findings), tuple(facts), reasons)]
-    return [*blocks, *map(finding_fold, found.findings)]
+    return [*blocks, *map(make_finding_fold, found.findings)]
 
 
-def finding_fold(one: Finding) -> Fold:
+def make_finding_fold(one: Finding) -> Fold:
     """What was seen, what it means, and what to try."""
     seen = (Text(f"Seen: {one.evidence}."), Text(f"Means: {one.meaning}"), Points(one.advice))
     return Fold(f"{one.severity.capitalize()}: {one.title}", seen)
@@ -125,7 +132,7 @@ def _answers(found: Inspection) -> list[Block]:
     answers = found.answers
     if answers is None:
         return []
-    blocks: list[Block] = _present(figures.quality(found))
+    blocks: list[Block] = _present(figures.plot_quality(found))
     if (one := answers.comparison) is not None:
         right = found.kind == "classification"
         blocks.append(
@@ -139,8 +146,8 @@ def _answers(found: Inspection) -> list[Block]:
         )
         blocks += _changes(one, right)
     if answers.confusion:
-        blocks.append(tables.confusion(answers.confusion))
-    return blocks + _present(figures.calibration(found))
+        blocks.append(tables.tabulate_confusion(answers.confusion))
+    return blocks + _present(figures.plot_calibration(found))
 
 
 def _changes(one: Comparison, judged: bool) -> list[Block]:
@@ -163,7 +170,7 @@ def _example(change: ChangedAnswer, now_right: bool | None) -> Example:
 
 
 def _slices(found: Inspection) -> list[Block]:
-    return _present(figures.slices(found))
+    return _present(figures.plot_slices(found))
 
 
 def _tokens(found: Inspection) -> list[Block]:
@@ -175,28 +182,28 @@ def _tokens(found: Inspection) -> list[Block]:
     )
     return [
         Text(explained),
-        *_present(figures.ablation(found), figures.nearness(found)),
-        tables.virtual_tokens(found),
+        *_present(figures.plot_ablation(found), figures.plot_nearness(found)),
+        tables.tabulate_virtual_tokens(found),
     ]
 
 
 def _attention(found: Inspection) -> list[Block]:
-    blocks = _present(figures.attention(found))
+    blocks = _present(figures.plot_attention(found))
     if blocks and any(token.attention for token in found.tokens):
         blocks.append(
-            Fold("Attention to each virtual token, by layer", (tables.token_attention(found),), page_only=True)
+            Fold("Attention to each virtual token, by layer", (tables.tabulate_token_attention(found),), page_only=True)
         )
     return blocks
 
 
 def _alone(found: Inspection) -> list[Block]:
-    return [] if found.continuation is None else list(tables.continuation(found.continuation))
+    return [] if found.continuation is None else list(tables.tabulate_continuation(found.continuation))
 
 
 def _rows(found: Inspection) -> list[Block]:
-    blocks: list[Block] = _present(figures.history(found))
+    blocks: list[Block] = _present(figures.plot_history(found))
     if found.fit is not None:
-        blocks.append(tables.fit(found.fit))
+        blocks.append(tables.tabulate_fit(found.fit))
     if (label_errors := found.label_errors) is not None:
         blocks.append(
             Text(
@@ -205,7 +212,7 @@ def _rows(found: Inspection) -> list[Block]:
             )
         )
         if label_errors.listed:
-            blocks.append(tables.label_errors(label_errors))
+            blocks.append(tables.tabulate_label_errors(label_errors))
     if (twins := found.duplicates) is not None:
         blocks.append(
             Text(
@@ -215,12 +222,12 @@ def _rows(found: Inspection) -> list[Block]:
             )
         )
         if twins.listed:
-            blocks.append(Fold("Groups of near duplicates", (tables.twins(twins),), page_only=True))
+            blocks.append(Fold("Groups of near duplicates", (tables.tabulate_twins(twins),), page_only=True))
     return blocks
 
 
 def _privacy(found: Inspection) -> list[Block]:
-    blocks: list[Block] = _present(figures.memorization(found))
+    blocks: list[Block] = _present(figures.plot_memorization(found))
     one = found.memorization
     if one is not None:
         same = "" if one.same_data else " The rows given are not those it was learned on: this says nothing about them."
@@ -236,13 +243,13 @@ def _privacy(found: Inspection) -> list[Block]:
 
 def _others(found: Inspection) -> list[Block]:
     one = found.neighbors
-    return [] if one is None else [tables.starts(one), tables.similarities(one)]
+    return [] if one is None else [tables.tabulate_starts(one), tables.tabulate_similarities(one)]
 
 
 def _measured(found: Inspection) -> list[Block]:
-    blocks: list[Block] = [Fold("The prompt", (settings_table("Settings", found.training),), page_only=True)]
+    blocks: list[Block] = [Fold("The prompt", (make_settings_table("Settings", found.training),), page_only=True)]
     if found.reproduction:
-        blocks.append(tables.reproduction(found.reproduction))
+        blocks.append(tables.tabulate_reproduction(found.reproduction))
     if found.notes:
         blocks += [Text("Left out, and why:"), Points(found.notes)]
     return blocks

@@ -4,24 +4,31 @@ from collections.abc import Sequence
 from functools import partial
 
 from softprompt.experiments.comparison.study_records import Row, SizePoint, SizeStudy
-from softprompt.metrics.formatting import MISSING, count_text, interval_text, metric_limits, metric_name, metric_text
+from softprompt.metrics.formatting import (
+    MISSING,
+    format_count,
+    format_interval,
+    format_metric,
+    metric_heading,
+    metric_limits,
+)
 from softprompt.report.pages import comparison_tables
 from softprompt.report.render import charts
 from softprompt.report.render.axes import Axis
 from softprompt.report.render.document import Cell, Document, Figure, Section, Statement, Table
 
-_SIZES = Axis("Parameters of the base model, log scale", count_text, log=True)
+_SIZES = Axis("Parameters of the base model, log scale", format_count, log=True)
 
 
-def model_sizes_document(study: SizeStudy, closing: tuple[str, ...] = ()) -> Document:
+def make_model_sizes_document(study: SizeStudy, closing: tuple[str, ...] = ()) -> Document:
     """Everything that was found over sizes; ``closing``: where it lies."""
     smallest, largest = study.points[0], study.points[-1]
     return Document(
         kind="Comparison over model sizes",
         title=f"{study.methods[0]} against {', '.join(study.methods[1:])}",
         facts=(
-            f"{study.data}, judged by {metric_name(study.metric)}",
-            f"{len(study.points)} models of {count_text(smallest.parameters)} to {count_text(largest.parameters)} "
+            f"{study.data}, judged by {metric_heading(study.metric)}",
+            f"{len(study.points)} models of {format_count(smallest.parameters)} to {format_count(largest.parameters)} "
             "parameters",
         ),
         sections=(
@@ -52,14 +59,14 @@ def _quality(study: SizeStudy) -> Figure | None:
             series.append(_series(method, [size for size, _ in known], [row for _, row in known]))
     if not any(len(one.xs) > 1 for one in series):
         return None
-    name = metric_name(study.metric)
-    axis = Axis(f"{name} on test", partial(metric_text, study.metric), limits=metric_limits(study.metric))
+    name = metric_heading(study.metric)
+    axis = Axis(f"{name} on test", partial(format_metric, study.metric), limits=metric_limits(study.metric))
     return Figure(
         "quality-by-size",
         f"{name} by model size",
         "Bands are 95% intervals over examples and seeds.",
-        "; ".join(f"{one.name}: {metric_text(study.metric, one.ys[-1])} on the largest model" for one in series),
-        partial(charts.lines, series, _SIZES, axis),
+        "; ".join(f"{one.name}: {format_metric(study.metric, one.ys[-1])} on the largest model" for one in series),
+        partial(charts.draw_lines, series, _SIZES, axis),
         _numbers(study),
     )
 
@@ -70,7 +77,7 @@ def _series(method: str, sizes: Sequence[int], rows: Sequence[Row]) -> charts.Se
     ]
     means, lows, highs = map(tuple, columns)
     return charts.Series(
-        method, comparison_tables.group_of(rows[0].family), tuple(map(float, sizes)), means, lows, highs
+        method, comparison_tables.name_group(rows[0].family), tuple(map(float, sizes)), means, lows, highs
     )
 
 
@@ -81,28 +88,28 @@ def _gap(study: SizeStudy) -> Figure | None:
         if len(known) > 1:
             xs = tuple(size for size, _ in known)
             ys, lows, highs = (tuple(float(gap[key]) for _, gap in known) for key in ("difference", "low", "high"))
-            family = comparison_tables.group_of(study.points[0].rows[method].family)
+            family = comparison_tables.name_group(study.points[0].rows[method].family)
             series.append(charts.Series(f"minus {method}", family, xs, ys, lows, highs))
     if not series:
         return None
-    axis = Axis(f"Difference in {metric_name(study.metric)}", partial(metric_text, study.metric, signed=True))
+    axis = Axis(f"Difference in {metric_heading(study.metric)}", partial(format_metric, study.metric, signed=True))
     return Figure(
         "gap-by-size",
         f"{study.methods[0]} minus each other method, by model size",
         "At zero both are level; below it the other method is better. Bands are 95% intervals, paired over examples.",
         study.sentence,
-        partial(charts.lines, series, _SIZES, axis),
+        partial(charts.draw_lines, series, _SIZES, axis),
         _gap_numbers(study),
     )
 
 
 def _numbers(study: SizeStudy) -> Table:
     def cell(row: Row) -> Cell:
-        shown = metric_text(study.metric, row.mean)
-        return Cell(shown, interval_text(study.metric, row.low, row.high), row.mean)
+        shown = format_metric(study.metric, row.mean)
+        return Cell(shown, format_interval(study.metric, row.low, row.high), row.mean)
 
     return Table.of(
-        f"{metric_name(study.metric)} on test, mean over seeds with its 95% interval",
+        f"{metric_heading(study.metric)} on test, mean over seeds with its 95% interval",
         ("Model", "Parameters", *study.methods),
         ((*_model(point), *(cell(point.rows[method]) for method in study.methods)) for point in study.points),
     )
@@ -113,8 +120,8 @@ def _gap_numbers(study: SizeStudy) -> Table:
         gap = point.gaps.get(method)
         if gap is None:
             return Cell(MISSING)
-        shown = metric_text(study.metric, gap["difference"], signed=True)
-        return Cell(shown, interval_text(study.metric, gap["low"], gap["high"], signed=True), gap["difference"])
+        shown = format_metric(study.metric, gap["difference"], signed=True)
+        return Cell(shown, format_interval(study.metric, gap["low"], gap["high"], signed=True), gap["difference"])
 
     others = study.methods[1:]
     return Table.of(
@@ -125,7 +132,7 @@ def _gap_numbers(study: SizeStudy) -> Table:
 
 
 def _model(point: SizePoint) -> tuple[Cell, Cell]:
-    return Cell(point.model), Cell(count_text(point.parameters), value=float(point.parameters))
+    return Cell(point.model), Cell(format_count(point.parameters), value=float(point.parameters))
 
 
 def _folders(points: Sequence[SizePoint]) -> Table:

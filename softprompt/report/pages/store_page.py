@@ -6,10 +6,10 @@ from typing import Any
 
 from softprompt.data.task import TaskSpec
 from softprompt.errors import shorten
-from softprompt.metrics.formatting import MISSING, count_text, fixed
+from softprompt.metrics.formatting import MISSING, format_count, format_fixed
 from softprompt.prompts.saved_prompt import Prompt
-from softprompt.report.pages.cells import drawn_words, metric_words
-from softprompt.report.pages.training_page import prompt_document
+from softprompt.report.pages.cells import format_saved_metric, format_subsample
+from softprompt.report.pages.training_page import make_prompt_document
 from softprompt.report.render.document import Block, Code, Column, Document, Points, Section, Table, Text
 from softprompt.store.gate import Verdict
 from softprompt.store.metadata import Move, Version
@@ -20,17 +20,17 @@ from softprompt.store.version_store import Listing
 WIDEST = 60  # characters of a value
 
 
-def names_document(url: str, names: Sequence[Listing]) -> Document:
+def make_names_document(url: str, names: Sequence[Listing]) -> Document:
     """The names of a store."""
     rows = [
-        (one.name, count_text(len(one.numbers)), f"{one.name}@{one.numbers[-1]}", _aliases(one.aliases) or MISSING)
+        (one.name, format_count(len(one.numbers)), f"{one.name}@{one.numbers[-1]}", _aliases(one.aliases) or MISSING)
         for one in names
     ]
     columns = ("Name", "Versions", Column("Newest", False), Column("Aliases", False))
     return _document(url if names else f"{url} is empty", *([Table.of("", columns, rows)] if names else []))
 
 
-def versions_document(
+def make_versions_document(
     versions: Sequence[Version], manifests: Mapping[int, Mapping[str, Any]], aliases: Mapping[str, int]
 ) -> Document:
     """The versions of a name; ``manifests`` by number."""
@@ -45,7 +45,7 @@ def versions_document(
     return _document(versions[0].name if versions else "", Table.of("", columns, rows, words=len(columns)))
 
 
-def place_document(
+def make_version_document(
     prompt: Prompt,
     url: str,
     version: Version,
@@ -63,11 +63,11 @@ def place_document(
     moves = list(facts.items())
     moves += [(f"{move.action} {move.alias}", _moved(move)) for move in history]
     place = Section("store", "Store", (Table.of("", ("", ""), moves, words=2),))
-    document = prompt_document(prompt)
+    document = make_prompt_document(prompt)
     return replace(document, title=str(version), sections=(*document.sections, place))
 
 
-def move_document(move: Move) -> Document:
+def make_move_document(move: Move) -> Document:
     """A move of an alias."""
     return _document(
         f"{move.name}@{move.alias}: {_moved(move)}",
@@ -75,14 +75,14 @@ def move_document(move: Move) -> Document:
     )
 
 
-def verdict_document(verdict: Verdict) -> Document:
+def make_verdict_document(verdict: Verdict) -> Document:
     """Why a version was not promoted: by how much it is worse, and on which examples."""
-    rows = [(count_text(one.index + 1), one.expected, one.before, one.now, one.text) for one in verdict.lost]
+    rows = [(format_count(one.index + 1), one.expected, one.before, one.now, one.text) for one in verdict.lost]
     words = (Column(name, False, data=True) for name in ("Expected", "In place", "New", "Text"))
     return _document(str(verdict), Table.of("Examples it lost", ("Example", *words), rows))
 
 
-def difference_document(a: str, b: str, found: Difference) -> Document:
+def make_difference_document(a: str, b: str, found: Difference) -> Document:
     """What tells two prompts apart."""
     settings = [(name, _value(x), _value(y)) for name, (x, y) in found.settings.items()]
     metrics = [(name, _metric(x), _metric(y)) for name, (x, y) in found.metrics.items()]
@@ -100,7 +100,7 @@ def difference_document(a: str, b: str, found: Difference) -> Document:
     )
 
 
-def similar_document(
+def make_similar_document(
     place: str, prompt: Prompt, found: Sequence[Similar], best: Similar | None, command: str
 ) -> Document:
     """Prompts that are like ``prompt``, the likest first; ``command`` starts from the ``best`` of them."""
@@ -111,8 +111,8 @@ def similar_document(
         figures = [
             (
                 f"{one.folder}" + (f" (ensemble of {one.members})" if one.members != 1 else ""),
-                fixed(one.average_tokens, 3),
-                fixed(one.per_token, 3),
+                format_fixed(one.average_tokens, 3),
+                format_fixed(one.per_token, 3),
                 {True: "yes", False: "no", None: "?"}[one.same_start],
                 _validation(one.validation),
             )
@@ -148,7 +148,7 @@ def _task(spec: TaskSpec, init: str | None) -> tuple[str, ...]:
 
 def _validation(metric: Mapping[str, Any] | None) -> str:
     try:
-        return MISSING if metric is None else f"{metric['metric']} {metric_words(metric)}"
+        return MISSING if metric is None else f"{metric['metric']} {format_saved_metric(metric)}"
     except (KeyError, TypeError):
         return "?"
 
@@ -170,7 +170,7 @@ def _moved(move: Move) -> str:
 def _gate(figures: Mapping[str, Any]) -> str:
     try:
         value, low, high = (f"{figures[key]:.3f}" for key in ("difference", "low", "high"))
-        drawn = drawn_words("given", figures)
+        drawn = format_subsample("given", figures)
         sample = f", {drawn}" if drawn else ""
         return f"{figures['metric']}, difference {value} [{low}, {high}], n={figures['n']:,}{sample}"
     except (KeyError, TypeError, ValueError):
@@ -180,7 +180,7 @@ def _gate(figures: Mapping[str, Any]) -> str:
 def _metric(metric: Any) -> str:
     if metric is None:
         return MISSING
-    return metric_words(metric, str(metric.get("metric", "")) or "-") if isinstance(metric, Mapping) else "?"
+    return format_saved_metric(metric, str(metric.get("metric", "")) or "-") if isinstance(metric, Mapping) else "?"
 
 
 def _value(value: Any) -> str:

@@ -4,27 +4,27 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from softprompt.experiments.sweep.sweep_folder import PROMPT, SweepSummary, SweepTrial
-from softprompt.metrics.formatting import MISSING, count_text, fixed
-from softprompt.report.pages.cells import metric_cell
+from softprompt.metrics.formatting import MISSING, format_count, format_fixed
+from softprompt.report.pages.cells import make_metric_cell
 from softprompt.report.render.document import Block, Column, Document, Section, Table, Text
 
 SHOWN = 20  # trials, the best first
 
 
-def sweep_document(summary: SweepSummary, trials: Sequence[SweepTrial], out: Path) -> Document:
+def make_sweep_document(summary: SweepSummary, trials: Sequence[SweepTrial], out: Path) -> Document:
     """Everything that a sweep into ``out`` found."""
     metric = next((trial.metric for trial in trials if trial.metric), "metric")
     counts = ", ".join(f"{count} {status}" for status, count in summary.trials.items())
     settings = ", ".join(f"{name} {value}" for name, value in summary.settings.items())
     won = [
-        (split, found.metric, metric_cell(found.model_dump()), count_text(found.n))
+        (split, found.metric, make_metric_cell(found.model_dump()), format_count(found.n))
         for split, found in (("validation", summary.validation), ("test", summary.test))
         if found is not None
     ]
     winner: list[Block] = [Text(f"best on validation: trial {summary.winner}, {settings}")]
     usual = next((trial for trial in trials if trial.number == summary.usual and trial.value is not None), None)
     if usual is not None:
-        without = f"validation {metric} {fixed(usual.value, 4)}, loss {fixed(usual.loss, 4)}"
+        without = f"validation {metric} {format_fixed(usual.value, 4)}, loss {format_fixed(usual.loss, 4)}"
         winner.append(
             Text("these are the settings of a run without a sweep: searching gained nothing")
             if usual.number == summary.winner
@@ -53,8 +53,8 @@ def _trials(summary: SweepSummary, trials: Sequence[SweepTrial], metric: str, ou
         (
             str(trial.number),
             *(str(trial.settings[name]) for name in names),
-            fixed(trial.value, 4),
-            fixed(None if trial.value is None else trial.loss, 4),
+            format_fixed(trial.value, 4),
+            format_fixed(None if trial.value is None else trial.loss, 4),
             MISSING if trial.best_step is None else str(trial.best_step),
             _status(trial),
         )

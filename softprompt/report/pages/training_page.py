@@ -6,20 +6,20 @@ from typing import Any
 
 from softprompt.experiments.demo import DemoResult
 from softprompt.inference.evaluation import Evaluation, cut_notes
-from softprompt.metrics.formatting import count_text, fixed, metric_name
+from softprompt.metrics.formatting import format_count, format_fixed, metric_heading
 from softprompt.prompts.saved_prompt import Prompt
-from softprompt.report.pages.cells import drawn_words, metric_cell, metric_words, settings_table
+from softprompt.report.pages.cells import format_saved_metric, format_subsample, make_metric_cell, make_settings_table
 from softprompt.report.render.document import Block, Code, Document, Points, Section, Table, Text
 
 _RESULT = ("Metric", "Value [95% interval]", "n")
 
 
-def demo_document(result: DemoResult) -> Document:
+def make_demo_document(result: DemoResult) -> Document:
     """The story of the demo."""
     training = result.prompt.training
     learned, frozen = training["learned_parameters"], training["base_parameters"]
     n = result.results["learned prompt"].metric.n
-    rows = [(name, metric_cell(evaluation.metric.model_dump())) for name, evaluation in result.results.items()]
+    rows = [(name, make_metric_cell(evaluation.metric.model_dump())) for name, evaluation in result.results.items()]
     return Document(
         "Demo",
         "A prompt was learned",
@@ -45,7 +45,7 @@ def demo_document(result: DemoResult) -> Document:
     )
 
 
-def training_document(prompts: Mapping[str, Prompt], out: Path) -> Document:
+def make_training_document(prompts: Mapping[str, Prompt], out: Path) -> Document:
     """What a training run gave: a prompt in ``out``, named ``""``, or several in its folders."""
     sections = []
     for name, prompt in prompts.items():
@@ -56,16 +56,16 @@ def training_document(prompts: Mapping[str, Prompt], out: Path) -> Document:
     return Document("Training", f"{next(iter(prompts.values())).method} learned", (), tuple(sections))
 
 
-def import_document(prompt: Prompt, folder: Path) -> Document:
+def make_import_document(prompt: Prompt, folder: Path) -> Document:
     """What an import gave."""
     results = (Section("results", "Results", _results(prompt)),) if prompt.metrics else ()
     closing = f"{_state(prompt)} from {prompt.training['imported_from']}, saved in {folder}"
     return Document("Import", f"Imported as {prompt.method}", (), results, closing=(closing,))
 
 
-def evaluation_document(result: Evaluation, facts: Mapping[str, Any]) -> Document:
+def make_evaluation_document(result: Evaluation, facts: Mapping[str, Any]) -> Document:
     """Every metric of an evaluation; ``facts``: prompt, data and split."""
-    rows = [(m.metric, metric_cell(m.model_dump()), count_text(m.n)) for m in (result.metric, *result.others)]
+    rows = [(m.metric, make_metric_cell(m.model_dump()), format_count(m.n)) for m in (result.metric, *result.others)]
     notes = [f"{result.truncated} texts were cut to the length limit"] if result.truncated else []
     drawn = result.drawn.words(str(facts["split"])) if result.drawn else ""
     where = f"{facts['prompt'] or 'written prompt'} on {facts['data']}, {facts['split']} split"
@@ -76,7 +76,7 @@ def evaluation_document(result: Evaluation, facts: Mapping[str, Any]) -> Documen
     return Document("Evaluation", f"{where}, {drawn}" if drawn else where, (), (results,))
 
 
-def prompt_document(prompt: Prompt) -> Document:
+def make_prompt_document(prompt: Prompt) -> Document:
     """A saved prompt at a glance."""
     spec, training = prompt.spec, prompt.training
     labels = ", ".join(f"{a} ({b!r})" for a, b in zip(spec.labels, spec.verbalizers, strict=True))
@@ -95,15 +95,17 @@ def prompt_document(prompt: Prompt) -> Document:
         "parent": prompt.parent or None,
     }
     facts |= {split: _split_words(split, result) for split, result in prompt.metrics.items()}
-    return Document("Prompt", spec.kind, (), (Section("prompt", "Prompt", (settings_table("", facts, ("", "")),)),))
+    return Document(
+        "Prompt", spec.kind, (), (Section("prompt", "Prompt", (make_settings_table("", facts, ("", "")),)),)
+    )
 
 
 def _results(prompt: Prompt) -> tuple[Block, ...]:
     rows, notes = [], []
     for split, result in prompt.metrics.items():
         for metric in (result, *result["others"].values()):
-            rows.append((split, metric["metric"], metric_cell(metric), count_text(metric["n"])))
-        notes += [f"{split}: {words}"] if (words := drawn_words(split, result)) else []
+            rows.append((split, metric["metric"], make_metric_cell(metric), format_count(metric["n"])))
+        notes += [f"{split}: {words}"] if (words := format_subsample(split, result)) else []
         # a count of somebody else's file may be anything
         if isinstance(count := result.get("cut"), int):
             notes += [f"{split}: {told}" for told in cut_notes(count, result["n"])]
@@ -121,8 +123,8 @@ def _population(prompt: Prompt) -> tuple[Block, ...]:
     rows = []
     for one in population:
         mark = " (failed)" if one["failed"] else " (best)" if one["name"] == prompt.training["chosen"] else ""
-        rows.append((one["name"] + mark, *(fixed(one[key], 4) for key in keys), str(one["best_step"])))
-    headings = ("Prompt", *(f"Validation {metric_name(key)}" for key in keys), "Best step")
+        rows.append((one["name"] + mark, *(format_fixed(one[key], 4) for key in keys), str(one["best_step"])))
+    headings = ("Prompt", *(f"Validation {metric_heading(key)}" for key in keys), "Best step")
     kept = f"all {len(prompt.states)} are kept, they answer by vote" if len(prompt.states) > 1 else ""
     return (Table.of("The population", headings, rows, kept),)
 
@@ -141,7 +143,7 @@ def _state(prompt: Prompt) -> str:
 
 def _split_words(split: str, result: Any) -> str:
     try:
-        told = ", ".join(f"{one['metric']} {metric_words(one)}" for one in (result, *result["others"].values()))
-        return f"{told}, {drawn}" if (drawn := drawn_words(split, result)) else told
+        told = ", ".join(f"{one['metric']} {format_saved_metric(one)}" for one in (result, *result["others"].values()))
+        return f"{told}, {drawn}" if (drawn := format_subsample(split, result)) else told
     except (AttributeError, KeyError, TypeError, ValueError):
         return "?"

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from softprompt.metrics.formatting import short_text
+from softprompt.metrics.formatting import format_short
 
 _LEAST_SPAN = 1e-12  # of a linear axis: values closer than this are drawn as one
 
@@ -21,7 +21,7 @@ class Axis:
     """
 
     title: str
-    show: Callable[[float], str] = short_text
+    show: Callable[[float], str] = format_short
     log: bool = False
     limits: tuple[float, float] = (-math.inf, math.inf)
 
@@ -51,11 +51,11 @@ class Scale:
     def ticks(self, most: int) -> list[float]:
         """Round values within the axis, at most about ``most``; first 0, where that has a place of its own."""
         if not self.log:
-            return linear_ticks(self.low, self.high, most)
-        return [*([] if self.zero is None else [0.0]), *log_ticks(self.low, self.high, most)]
+            return choose_linear_ticks(self.low, self.high, most)
+        return [*([] if self.zero is None else [0.0]), *choose_log_ticks(self.low, self.high, most)]
 
 
-def scale_of(axis: Axis, values: Iterable[float], start: float, end: float) -> Scale:
+def make_scale(axis: Axis, values: Iterable[float], start: float, end: float) -> Scale:
     """The scale on which all finite ``values`` can be seen, with some room around them."""
     finite = [value for value in values if math.isfinite(value)]
     if axis.log:
@@ -77,7 +77,7 @@ def scale_of(axis: Axis, values: Iterable[float], start: float, end: float) -> S
     return Scale(low, high, start, end)
 
 
-def linear_ticks(low: float, high: float, most: int) -> list[float]:
+def choose_linear_ticks(low: float, high: float, most: int) -> list[float]:
     """Multiples of 1, 2 or 5 times a power of ten between ``low`` and ``high``: at least two, at most ``most`` >= 4."""
     raw = (high - low) / most
     power = 10.0 ** math.floor(math.log10(raw))
@@ -89,7 +89,7 @@ def linear_ticks(low: float, high: float, most: int) -> list[float]:
     return [round(index * step, digits) for index in range(first, last + 1)]
 
 
-def log_ticks(low: float, high: float, most: int) -> list[float]:
+def choose_log_ticks(low: float, high: float, most: int) -> list[float]:
     """Powers of ten between ``low`` and ``high``; with 2 and 5 times them where there are few, thinned where many."""
     first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
     for factors in ((1,), (1, 3), (1, 2, 5)):
@@ -97,10 +97,10 @@ def log_ticks(low: float, high: float, most: int) -> list[float]:
         found = [value for value in found if low * (1 - 1e-9) <= value <= high * (1 + 1e-9)]
         if len(found) >= 3:
             return found[:: math.ceil(len(found) / most)]
-    return found if len(found) >= 2 else linear_ticks(low, high, most)
+    return found if len(found) >= 2 else choose_linear_ticks(low, high, most)
 
 
-def distinct(ticks: Sequence[float], show: Callable[[float], str]) -> list[tuple[float, str]]:
+def label_ticks(ticks: Sequence[float], show: Callable[[float], str]) -> list[tuple[float, str]]:
     """Ticks with their texts; one that would read as its neighbour does is left out."""
     texts: dict[str, float] = {}
     for value in ticks:

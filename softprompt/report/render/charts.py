@@ -11,9 +11,16 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from xml.etree.ElementTree import Element, SubElement
 
-from softprompt.report.render.axes import Axis, Scale, distinct, scale_of
-from softprompt.report.render.document import clean
-from softprompt.report.render.label_placement import Box, Placed, place, shortened, spread, text_width
+from softprompt.report.render.axes import Axis, Scale, label_ticks, make_scale
+from softprompt.report.render.document import replace_unprintable
+from softprompt.report.render.label_placement import (
+    Box,
+    Placed,
+    measure_text,
+    place_labels,
+    shorten_label,
+    spread_labels,
+)
 
 SIZE = 12.5  # of text, in pixels
 _DASHES = ("", "7 3", "2 3", "9 3 2 3", "4 2", "1 4")
@@ -63,16 +70,16 @@ class Interval:
     strong: bool = False
 
 
-def scatter(points: Sequence[Point], x: Axis, y: Axis, width: int, front: bool = True) -> Element:
+def draw_scatter(points: Sequence[Point], x: Axis, y: Axis, width: int, front: bool = True) -> Element:
     """Points with their names; with ``front`` the line of those that ``lead``, from the left, in steps."""
     top = 34 + _legend_height([point.group for point in points], width)
     height = top + (300 if width > 500 else 270) + 42
     svg = _svg(width, height)
     _legend(svg, [point.group for point in points], width)
     y_values = [value for p in points for value in (p.y, p.low, p.high) if value is not None]
-    down = scale_of(y, y_values, height - 42, top)
+    down = make_scale(y, y_values, height - 42, top)
     left = _left(y, down)
-    across = scale_of(x, [point.x for point in points], left, width - 12)
+    across = make_scale(x, [point.x for point in points], left, width - 12)
     _axes(svg, x, y, across, down, width)
     places = [(across.at(point.x), down.at(point.y)) for point in points]
     leading = sorted(place for point, place in zip(points, places, strict=True) if front and point.leads)
@@ -82,32 +89,32 @@ def scatter(points: Sequence[Point], x: Axis, y: Axis, width: int, front: bool =
             ends = down.at(point.low), down.at(point.high)
             _line(svg, at_x, ends[0], at_x, ends[1], f"whisker {point.group}")
             avoid.append(Box(at_x - 2, ends[1], at_x + 2, ends[0]))
-    names = [shortened(point.name) for point in points]
+    names = [shorten_label(point.name) for point in points]
     bounds = Box(left + 2, top - 8, width - 2, height - 44)
-    labels = place(places, [text_width(name, SIZE) for name in names], SIZE, bounds, avoid)
+    labels = place_labels(places, [measure_text(name, SIZE) for name in names], SIZE, bounds, avoid)
     for point, (at_x, at_y) in zip(points, places, strict=True):
         mark = _mark(svg, point.group, at_x, at_y, filled=point.leads)
-        SubElement(mark, "title").text = clean(f"{point.name}: {y.show(point.y)}, {x.show(point.x)}")
+        SubElement(mark, "title").text = replace_unprintable(f"{point.name}: {y.show(point.y)}, {x.show(point.x)}")
     _names(svg, places, names, labels, ["name" if point.leads else "name minor" for point in points])
     return svg
 
 
-def lines(series: Sequence[Series], x: Axis, y: Axis, width: int, legend: bool = True) -> Element:
+def draw_lines(series: Sequence[Series], x: Axis, y: Axis, width: int, legend: bool = True) -> Element:
     """Lines with their names at the right end, bands behind them; lines of one group differ in their dashes.
 
     ``legend`` says what the groups are, where they are more than colours.
     """
     groups = [one.group for one in series]
-    names = [shortened(one.name, 26 if width > 500 else 18) for one in series]
+    names = [shorten_label(one.name, 26 if width > 500 else 18) for one in series]
     explained = groups if legend else []
     top = 34 + _legend_height(explained, width)
     height = top + max(260, 16 * len(series)) + 42
     svg = _svg(width, height)
     _legend(svg, explained, width)
-    down = scale_of(y, [value for one in series for value in (*one.ys, *one.lows, *one.highs)], height - 42, top)
-    widths = [text_width(name, SIZE) for name in names]
+    down = make_scale(y, [value for one in series for value in (*one.ys, *one.lows, *one.highs)], height - 42, top)
+    widths = [measure_text(name, SIZE) for name in names]
     left, right = _left(y, down), width - 26 - max(widths, default=0)
-    across = scale_of(x, [value for one in series for value in one.xs], left, right)
+    across = make_scale(x, [value for one in series for value in one.xs], left, right)
     _axes(svg, x, y, across, down, width)
     for one in series:
         if one.lows:
@@ -118,37 +125,37 @@ def lines(series: Sequence[Series], x: Axis, y: Axis, width: int, legend: bool =
         curve = _pixels(list(zip(one.xs, one.ys, strict=True)), across, down)
         dash = _DASHES[(groups[:index].count(one.group) + one.dashed) % len(_DASHES)]
         style = {"points": _path(curve), "class": f"curve {one.group}", "stroke-dasharray": dash or "none"}
-        SubElement(SubElement(svg, "polyline", style), "title").text = clean(one.name)
+        SubElement(SubElement(svg, "polyline", style), "title").text = replace_unprintable(one.name)
         curves.append(curve)
         ends.append(curve[-1] if curve else (right, down.start))
     for one, end in zip(series, ends, strict=True):
         _mark(svg, one.group, *end, filled=True)
     if ends and max(ends)[0] - min(ends)[0] < 12:
-        heights = spread([at_y for _, at_y in ends], SIZE + 2.5, top, height - 44)
+        heights = spread_labels([at_y for _, at_y in ends], SIZE + 2.5, top, height - 44)
         for name, (at_x, at_y), placed in zip(names, ends, heights, strict=True):
             if abs(placed - at_y) > 2:
                 _line(svg, at_x + 7, at_y, right + 14, placed, "leader")
             _text(svg, right + 17, placed + 0.35 * SIZE, name, "name")
     else:
         bounds = Box(left + 2, top - 8, width - 2, height - 44)
-        labels = place(ends, widths, SIZE, bounds, [box for curve in curves for box in _along(curve)])
+        labels = place_labels(ends, widths, SIZE, bounds, [box for curve in curves for box in _along(curve)])
         _names(svg, ends, names, labels, ["name"] * len(names))
     return svg
 
 
-def intervals(rows: Sequence[Interval], axis: Axis, width: int) -> Element:
+def draw_intervals(rows: Sequence[Interval], axis: Axis, width: int) -> Element:
     """A line for each row: its name, its interval with the value, the single values as small rings, its numbers."""
     wide = width > 500
-    names = [shortened(row.name, 26 if wide else 18) for row in rows]
+    names = [shorten_label(row.name, 26 if wide else 18) for row in rows]
     texts = [row.text if wide else row.text.partition(" [")[0] for row in rows]
-    left = 26 + max((text_width(name, SIZE) for name in names), default=0)
-    right = width - 12 - max((text_width(text, SIZE) for text in texts), default=0)
+    left = 26 + max((measure_text(name, SIZE) for name in names), default=0)
+    right = width - 12 - max((measure_text(text, SIZE) for text in texts), default=0)
     step, top = 25, 8
     height = top + step * len(rows) + 40
     svg = _svg(width, height)
     values = [value for row in rows for value in (row.value, row.low, row.high, *row.singles) if value is not None]
-    across = scale_of(axis, values, left, right)
-    for value, text in distinct(across.ticks(_ticks_on(right - left)), axis.show):
+    across = make_scale(axis, values, left, right)
+    for value, text in label_ticks(across.ticks(_ticks_on(right - left)), axis.show):
         _line(svg, across.at(value), top, across.at(value), height - 38, "grid")
         _text(svg, across.at(value), height - 22, text, "tick", "middle")
     _text(svg, left, height - 5, axis.title, "title")
@@ -173,26 +180,26 @@ def _svg(width: float, height: float) -> Element:
 def _axes(svg: Element, x: Axis, y: Axis, across: Scale, down: Scale, width: float) -> None:
     """Grid, numbers and titles; the title of ``y`` lies over it, to be read without turning the head."""
     bottom = down.start
-    for value, text in distinct(down.ticks(6), y.show):
+    for value, text in label_ticks(down.ticks(6), y.show):
         _line(svg, across.start, down.at(value), across.end, down.at(value), "grid")
         _text(svg, _left(y, down) - 8, down.at(value) + 0.35 * SIZE, text, "tick", "end")
     _line(svg, _left(y, down), bottom, across.end, bottom, "axis")
     taken = -math.inf
-    for value, text in distinct(across.ticks(_ticks_on(across.end - across.start)), x.show):
-        half = text_width(text, SIZE) / 2
+    for value, text in label_ticks(across.ticks(_ticks_on(across.end - across.start)), x.show):
+        half = measure_text(text, SIZE) / 2
         if across.at(value) - half <= taken:
             continue
         centre = min(across.at(value), width - half)
         taken = centre + half + 4
         _line(svg, across.at(value), bottom, across.at(value), bottom + 5, "axis")
         _text(svg, centre, bottom + 18, text, "tick", "middle")
-    _text(svg, max(across.end, text_width(x.title, SIZE)), bottom + 37, x.title, "title", "end")
+    _text(svg, max(across.end, measure_text(x.title, SIZE)), bottom + 37, x.title, "title", "end")
     _text(svg, 0, down.end - 12, y.title, "title")
 
 
 def _left(y: Axis, down: Scale) -> float:
     """Room for the numbers left of the axis."""
-    return 12 + max(text_width(text, SIZE) for _, text in distinct(down.ticks(6), y.show))
+    return 12 + max(measure_text(text, SIZE) for _, text in label_ticks(down.ticks(6), y.show))
 
 
 def _ticks_on(length: float) -> int:
@@ -212,7 +219,7 @@ def _legend_rows(groups: Sequence[str], width: float) -> list[tuple[str, float, 
     """Each group with its left end and row."""
     rows, at_x, row = [], 0.0, 0
     for group in sorted(set(groups), key=[*_SHAPES, *groups].index):
-        needed = 18 + text_width(group, SIZE) + 16
+        needed = 18 + measure_text(group, SIZE) + 16
         if at_x and at_x + needed > width:
             at_x, row = 0.0, row + 1
         rows.append((group, at_x, row))
@@ -293,7 +300,9 @@ def _line(svg: Element, x1: float, y1: float, x2: float, y2: float, style: str) 
 
 
 def _text(svg: Element, x: float, y: float, text: str, style: str, anchor: str = "start") -> None:
-    SubElement(svg, "text", {"x": _px(x), "y": _px(y), "class": style, "text-anchor": anchor}).text = clean(text)
+    SubElement(
+        svg, "text", {"x": _px(x), "y": _px(y), "class": style, "text-anchor": anchor}
+    ).text = replace_unprintable(text)
 
 
 def _px(value: float) -> str:

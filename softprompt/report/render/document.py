@@ -13,7 +13,7 @@ from softprompt.utils.messages import excerpt
 LONGEST = 2000  # of anything else: sentences, headings, descriptions of charts, which may quote such texts
 
 
-def clean(text: str, most: int = LONGEST) -> str:
+def replace_unprintable(text: str, most: int = LONGEST) -> str:
     """``text``, cut, with a visible stand-in for control characters and for those that turn the direction of writing.
 
     XML forbids the first; the second would let a text in the user's data reorder what stands around it.
@@ -21,7 +21,7 @@ def clean(text: str, most: int = LONGEST) -> str:
     return "".join("\ufffd" if _unseen(letter) else letter for letter in excerpt(text, most))
 
 
-def behind(detail: str) -> str:
+def bracket(detail: str) -> str:
     """What goes with a number, behind it: in brackets, its own or new ones."""
     return f" {detail if detail[0] in '[(' else f'({detail})'}" if detail else ""
 

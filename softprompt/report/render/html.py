@@ -9,13 +9,13 @@ from xml.etree.ElementTree import Element, tostring
 import jinja2
 from markupsafe import Markup, escape
 
-from softprompt.report.render.document import Document, Figure, clean
+from softprompt.report.render.document import Document, Figure, replace_unprintable
 
 WIDE, NARROW = 700, 330  # pixels at which charts are drawn
 _MARGIN = 16  # pixels around a chart that stands alone
 
 
-def page(document: Document) -> str:
+def render_page(document: Document) -> str:
     """The page. What comes from users is escaped, and a content security policy allows no script but the page's own."""
     script = _resource("page.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
@@ -31,7 +31,7 @@ def page(document: Document) -> str:
     )
 
 
-def standalone(figure: Figure, width: int = WIDE) -> str:
+def render_figure(figure: Figure, width: int = WIDE) -> str:
     """A figure as an SVG file with its own colours, light or dark as the reader's system is, on its own ground."""
     svg = _told(figure, width, "file")
     across, down = (f"{float(length) + 2 * _MARGIN:g}" for length in svg.attrib["viewBox"].split()[2:])
@@ -55,7 +55,7 @@ def _told(figure: Figure, width: int, form: str) -> Element:
     told = []
     for part, texts in (("title", [figure.title]), ("desc", [figure.description, figure.caption])):
         element = Element(part, {"id": f"{figure.name}-{form}-{part}"})
-        element.text = " ".join(map(clean, texts))
+        element.text = " ".join(map(replace_unprintable, texts))
         told.append(element)
     svg[0:0] = told
     svg.attrib |= {"role": "img", "aria-labelledby": " ".join(element.attrib["id"] for element in told)}
@@ -64,7 +64,7 @@ def _told(figure: Figure, width: int, form: str) -> Element:
 
 def _whole(code: str) -> Markup:
     """What a reader may copy is not cut."""
-    return escape(clean(code, len(code)))
+    return escape(replace_unprintable(code, len(code)))
 
 
 @cache
@@ -75,7 +75,7 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
-        finalize=lambda value: clean(value) if type(value) is str else value,
+        finalize=lambda value: replace_unprintable(value) if type(value) is str else value,
     )
     environment.globals |= {"drawing": _drawing, "whole": _whole, "WIDE": WIDE, "NARROW": NARROW}
     return environment

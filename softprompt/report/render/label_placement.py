@@ -44,18 +44,18 @@ class Placed:
     distance: float
 
 
-def text_width(text: str, size: float) -> float:
+def measure_text(text: str, size: float) -> float:
     """Width of ``text`` in pixels at a font size, rather too large: the reader's font is not known here."""
     widths = (0.38 if letter in _NARROW else 0.95 if letter in _WIDE or letter > "\u2e80" else 0.62 for letter in text)
     return size * sum(widths)
 
 
-def shortened(text: str, most: int = 26) -> str:
+def shorten_label(text: str, most: int = 26) -> str:
     """``text`` in at most so many characters."""
     return text if len(text) <= most else text[: most - 1].rstrip() + "…"
 
 
-def place(
+def place_labels(
     points: Sequence[tuple[float, float]], widths: Sequence[float], size: float, bounds: Box, avoid: Sequence[Box] = ()
 ) -> list[Placed]:
     """A place for the label of each point, near it, within ``bounds``, off the points and the other labels.
@@ -82,7 +82,7 @@ def place(
     return [found[index] for index in range(len(points))]
 
 
-def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:
+def spread_labels(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:
     """Positions at least ``gap`` apart, in the order of ``wanted`` and near it, between ``low`` and ``high``.
 
     Where there is no room for all, they go beyond ``high``.

@@ -16,30 +16,30 @@ from softprompt.report.render.document import (
     Statement,
     Table,
     Text,
-    behind,
-    clean,
+    bracket,
+    replace_unprintable,
 )
 
 _MARKS = {True: "✓ ", False: "✗ ", None: ""}
 
 
-def markdown(document: Document, figures: bool = False) -> str:
+def render_markdown(document: Document, figures: bool = False) -> str:
     """The document; with ``figures`` it shows ``figures/NAME.svg`` over each figure's numbers."""
-    lines = [f"# {escaped(document.title)}", "", *(f"- {escaped(fact)}" for fact in document.facts)]
+    lines = [f"# {escape_markdown(document.title)}", "", *(f"- {escape_markdown(fact)}" for fact in document.facts)]
     for section in document.sections:
-        lines += ["", f"## {escaped(section.title)}"]
+        lines += ["", f"## {escape_markdown(section.title)}"]
         for block in section.blocks:
             lines += ["", *_block(block, figures)]
     for line in document.closing:
-        lines += ["", escaped(line)]
+        lines += ["", escape_markdown(line)]
     if document.created:
-        lines += ["", f"Measured {escaped(document.created)}."]
+        lines += ["", f"Measured {escape_markdown(document.created)}."]
     return "\n".join(lines) + "\n"
 
 
-def escaped(text: str) -> str:
+def escape_markdown(text: str) -> str:
     """Text that means itself: no Markdown, no HTML, on one line."""
-    one_line = " ".join(clean(text).split())
+    one_line = " ".join(replace_unprintable(text).split())
     safe = html.escape(one_line, quote=False)
     # an underscore within a word, and a sign within a sentence, is text already
     safe = re.sub(r"([\\`*\[\]|~$#])|(?<!\w)_|_(?!\w)", lambda found: "\\" + found[0], safe)
@@ -51,29 +51,29 @@ def escaped(text: str) -> str:
 def _block(block: Block, figures: bool) -> Iterator[str]:
     match block:
         case Text(text):
-            yield escaped(text)
+            yield escape_markdown(text)
         case Points(points):
-            yield from (f"- {escaped(point)}" for point in points)
+            yield from (f"- {escape_markdown(point)}" for point in points)
         case Code(code):
-            yield from (f"    {clean(line, len(line))}" for line in code.splitlines())
+            yield from (f"    {replace_unprintable(line, len(line))}" for line in code.splitlines())
         case Statement():
             yield from _statement(block)
         case Table():
             yield from _table(block)
         case Figure():
-            yield from (f"### {escaped(block.title)}", "")
+            yield from (f"### {escape_markdown(block.title)}", "")
             if figures:
-                yield from (f"![{escaped(block.description)}](figures/{block.name}.svg)", "")
-            yield from (escaped(block.caption), "", *_table(block.table, captioned=False))
+                yield from (f"![{escape_markdown(block.description)}](figures/{block.name}.svg)", "")
+            yield from (escape_markdown(block.caption), "", *_table(block.table, captioned=False))
         case Examples(examples):
             yield from _row(("Text", "Gold", "Answers"))
             yield "| --- | --- | --- |"
             for example in examples:
                 answers = (
-                    f"{_MARKS[answer.right]}{_answer(answer.text)}: {escaped(', '.join(answer.methods))}"
+                    f"{_MARKS[answer.right]}{_answer(answer.text)}: {escape_markdown(', '.join(answer.methods))}"
                     for answer in example.answers
                 )
-                yield from _row((escaped(example.text), _answer(example.gold), "<br>".join(answers)))
+                yield from _row((escape_markdown(example.text), _answer(example.gold), "<br>".join(answers)))
         case Fold(title, blocks):
             yield from ("<details>", f"<summary>{_in_html(title)}</summary>")
             for inner in blocks:
@@ -82,25 +82,25 @@ def _block(block: Block, figures: bool) -> Iterator[str]:
 
 
 def _statement(statement: Statement) -> Iterator[str]:
-    yield f"**{escaped(statement.sentence)}**"
+    yield f"**{escape_markdown(statement.sentence)}**"
     if statement.facts:
         yield ""
-        yield from _row(escaped(fact.name) for fact in statement.facts)
+        yield from _row(escape_markdown(fact.name) for fact in statement.facts)
         yield from _row("---" for _ in statement.facts)
-        yield from _row(f"{escaped(fact.text)}{_behind(fact.detail)}" for fact in statement.facts)
+        yield from _row(f"{escape_markdown(fact.text)}{_behind(fact.detail)}" for fact in statement.facts)
     if statement.reasons:
-        yield from ("", *(f"- {escaped(reason)}" for reason in statement.reasons))
+        yield from ("", *(f"- {escape_markdown(reason)}" for reason in statement.reasons))
 
 
 def _table(table: Table, captioned: bool = True) -> Iterator[str]:
     if captioned:
-        yield from (f"### {escaped(table.caption)}", "")
-    yield from _row(escaped(column.name) for column in table.columns)
+        yield from (f"### {escape_markdown(table.caption)}", "")
+    yield from _row(escape_markdown(column.name) for column in table.columns)
     yield from _row("---:" if column.number else "---" for column in table.columns)
     for row in table.rows:
         yield from _row(map(_cell, row))
     if table.note:
-        yield from ("", escaped(table.note))
+        yield from ("", escape_markdown(table.note))
 
 
 def _row(cells: Iterable[str]) -> Iterator[str]:
@@ -108,17 +108,17 @@ def _row(cells: Iterable[str]) -> Iterator[str]:
 
 
 def _cell(cell: Cell) -> str:
-    tags = "".join(f" ({escaped(tag)})" for tag in cell.tags)
-    return f"{escaped(cell.text)}{tags}{_behind(cell.detail)}"
+    tags = "".join(f" ({escape_markdown(tag)})" for tag in cell.tags)
+    return f"{escape_markdown(cell.text)}{tags}{_behind(cell.detail)}"
 
 
 def _behind(detail: str) -> str:
-    return f" {escaped(behind(detail))}" if detail else ""
+    return f" {escape_markdown(bracket(detail))}" if detail else ""
 
 
 def _answer(text: str) -> str:
-    return escaped(text) or "(empty)"
+    return escape_markdown(text) or "(empty)"
 
 
 def _in_html(text: str) -> str:
-    return html.escape(clean(text), quote=False)
+    return html.escape(replace_unprintable(text), quote=False)

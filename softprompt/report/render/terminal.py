@@ -24,7 +24,7 @@ from softprompt.report.render.document import (
     Statement,
     Table,
     Text,
-    behind,
+    bracket,
 )
 
 MOST_ROWS = 24  # of a table
@@ -77,7 +77,7 @@ def _block(block: Block, console: Console) -> Iterator[Styled | Grid]:
             yield _styled(sentence)
             yield from (_styled(f"- {reason}") for reason in reasons)
             for fact in facts:
-                yield _styled(f"{fact.name}: {fact.text}{behind(fact.detail)}")
+                yield _styled(f"{fact.name}: {fact.text}{bracket(fact.detail)}")
         case Table():
             yield from _table(block, console)
         case Figure(title=title, caption=caption, table=table) if not block.page_only:
@@ -155,7 +155,7 @@ def _widths(rows: list[list[str]], room: int) -> list[int]:
 def _cell(cell: Cell, column: Column) -> str:
     text = shorten(cell.text, LONGEST_TEXT) if column.data else cell.text
     tags = f" ({', '.join(cell.tags)})" if cell.tags else ""
-    return ("-" if text == MISSING else text) + tags + behind(cell.detail)
+    return ("-" if text == MISSING else text) + tags + bracket(cell.detail)
 
 
 def _styled(text: str, style: str = "") -> Styled:
