@@ -17,7 +17,7 @@ from softprompt.experiments.comparison.compare import Terms, compare
 from softprompt.experiments.comparison.engine_benchmark import find_engine
 from softprompt.experiments.comparison.study_records import Study
 from softprompt.report.pages.comparison_page import make_comparison_document
-from softprompt.report.pages.comparison_tables import serving_cost
+from softprompt.report.pages.comparison_tables import tabulate_serving_cost
 from softprompt.report.report_files import write_report
 
 pytestmark = pytest.mark.usefixtures("few_requests")
@@ -93,7 +93,7 @@ class TestRow:
         study = run(tmp_path / "out", python)
         name = "prompt-tuning:length=3 in vLLM 9.9"
         assert sum(line.startswith(name) for line in told_lines(make_comparison_document(study))) == 1
-        assert [row[0].text for row in serving_cost(study).rows].count(name) == 1
+        assert [row[0].text for row in tabulate_serving_cost(study).rows].count(name) == 1
         for file in ("report.html", "report.md"):
             assert name in (tmp_path / "out" / file).read_text()
         assert run(tmp_path / "out", python).rows == study.rows
