@@ -26,7 +26,7 @@ from softprompt.data.splits import Splits
 from softprompt.export.engine_client import Tasks
 from softprompt.export.gguf import bake_gguf, gguf_usage
 from softprompt.export.vllm_embeddings import EmbeddedTasks, write_embeds
-from softprompt.export.vocabulary import bake
+from softprompt.export.vocabulary import bake_vocabulary
 from softprompt.inference.generation import complete
 from softprompt.models.builtin_models import MODEL_NAME, imdb_reviews, rotten_tomatoes
 from softprompt.models.gguf_conversion import cache_folder
@@ -141,7 +141,7 @@ def _in_vllm(
     base: sp.FrozenLM, prompts: dict[str, sp.Prompt], asked: Asked, folder: Path, *, tied: bool = False
 ) -> tuple[str, float]:
     """The baked checkpoint, by token ids."""
-    bake(base, prompts, folder, tied=tied)
+    bake_vocabulary(base, prompts, folder, tied=tied)
     tasks = Tasks.load(folder)
     result = _run(_vllm_python(), "in_vllm.py", _job(folder, tasks, asked))
     said = sum(any(one in tasks.never for one in tokens) for tokens in result["unforbidden"])

@@ -29,12 +29,12 @@ from softprompt.report.pages.drift_page import make_drift_document
 from softprompt.report.pages.inspection_page import make_inspection_document, make_pruning_document
 from softprompt.report.pages.store_page import make_similar_document
 from softprompt.report.report_files import write_page
-from softprompt.serving.request_log.request_samples import read_samples, seconds_of
+from softprompt.serving.request_log.request_samples import seconds_of, read_samples
 from softprompt.store.learned_rows import ROWS_FILE, read_learned
-from softprompt.store.prompt_loading import load_prompt, pinned
+from softprompt.store.prompt_loading import load_prompt, pin_reference
 from softprompt.store.prompt_sources import FolderSource, StoreSource
-from softprompt.store.similarity import Similar, rank_similar
-from softprompt.store.version_store import saved_files
+from softprompt.store.similarity import SimilarPrompt, rank_similar
+from softprompt.store.version_store import read_saved_files
 from softprompt.training.training_run import with_metrics
 from softprompt.utils.files import check_free
 
@@ -119,8 +119,8 @@ def run_prune(
     base = load_base_of(prompt, model_name, model)
     for note in task.splits.notes:
         say(note)
-    shorter, report = run(base, prompt, task, tolerance=tolerance, parent=pinned(prompt_place), progress=say)
-    kept = {name: read.decode() for name, read in saved_files(prompt_place).items() if name == ROWS_FILE}
+    shorter, report = run(base, prompt, task, tolerance=tolerance, parent=pin_reference(prompt_place), progress=say)
+    kept = {name: read.decode() for name, read in read_saved_files(prompt_place).items() if name == ROWS_FILE}
     with_metrics(replace(shorter, extra_files=kept), base, task, evaluate_test=True).save(out)
     result = {"prompt": str(out), "parent": shorter.parent, "length_before": prompt.length, **report.model_dump()}
     print_result(result, make_pruning_document(report, prompt.length, out), as_json)
@@ -145,12 +145,12 @@ def run_similar(prompt_folder: str, store: Path, as_json: bool) -> None:
 
 def _history(place: str, prompt: "Prompt") -> list[dict[str, float]]:
     """How it learned, where that is kept beside it."""
-    files = saved_files(place)
+    files = read_saved_files(place)
     prompt_of(files, place)  # its digest is in the manifest
     return read_history(files.get(HISTORY_FILE, b""), prompt)
 
 
-def _command(prompt: "Prompt", best: "Similar") -> str:
+def _command(prompt: "Prompt", best: "SimilarPrompt") -> str:
     """The command that learns on ``prompt``'s base, starting from ``best``."""
     return shlex.join(
         ["softprompt", "train", "--model", prompt.base_name, "--data", "DATA", "--out", "OUT", *best.start]

@@ -1,4 +1,4 @@
-"""``compare``, ``scale`` and ``sweep``: which method to deploy, how that changes with size, which settings."""
+"""``compare``, ``compare_sizes`` and ``sweep``: which method to deploy, how that changes with size, which settings."""
 
 import shlex
 import sys
@@ -12,15 +12,15 @@ from softprompt.cli.printing import print_result, say
 from softprompt.config import TrainConfig
 from softprompt.data.task import Task
 from softprompt.errors import ConfigError
-from softprompt.experiments.comparison.candidates import Contestant, contestants
-from softprompt.experiments.comparison.compare import Terms, check_terms, compare
+from softprompt.experiments.comparison.candidates import Candidate, parse_methods
+from softprompt.experiments.comparison.compare import ComparisonSettings, check_comparison, compare
 from softprompt.experiments.comparison.engine_benchmark import find_engine
-from softprompt.experiments.comparison.model_sizes import check_models, scale
+from softprompt.experiments.comparison.model_sizes import check_models, compare_sizes
 from softprompt.experiments.comparison.study_folder import StudyFolder
-from softprompt.experiments.comparison.time_budget import seconds_of
+from softprompt.experiments.comparison.time_budget import parse_seconds
 from softprompt.experiments.sweep.search import check_sweep
 from softprompt.experiments.sweep.search import sweep as run
-from softprompt.experiments.sweep.search_space import Space
+from softprompt.experiments.sweep.search_space import SearchSpace
 from softprompt.experiments.sweep.sweep_folder import SweepFolder
 from softprompt.report.pages.comparison_page import make_comparison_document
 from softprompt.report.pages.model_sizes_page import make_model_sizes_document
@@ -67,7 +67,7 @@ def run_scale(
     names = check_models(models)
     methods, terms, task = _prepared(options, columns_of(options), out, folder_of_folders=True)
     model = model_of(options)
-    found, studies = scale(
+    found, studies = compare_sizes(
         names, lambda name: load_base(name, model), task, methods, out, terms, make_callback(as_json)
     )
     for folder, study in studies.items():
@@ -81,16 +81,18 @@ def run_scale(
 
 def _prepared(
     options: dict[str, Any], columns: dict[str, Any], out: Path, *, folder_of_folders: bool = False, **more: Any
-) -> tuple[list["Contestant"], "Terms", "Task"]:
+) -> tuple[list["Candidate"], "ComparisonSettings", "Task"]:
     """Methods, terms and task of the options; what is quickly checked comes before what takes long."""
     if options["budget"] is not None and options["steps"] is not None:
         raise ConfigError("--steps and --budget exclude each other: give one of them")
-    budget = None if options["budget"] is None else seconds_of(options["budget"])
+    budget = None if options["budget"] is None else parse_seconds(options["budget"])
 
-    methods = contestants(options["methods"])
+    methods = parse_methods(options["methods"])
     common = {name: options[name] for name in ("seeds", "steps", "rates", "batch_size", "instruction")}
-    terms = Terms(**given(**common, budget=budget, **more), command=shlex.join(["softprompt", *sys.argv[1:]]))
-    check_terms(methods, terms)
+    terms = ComparisonSettings(
+        **given(**common, budget=budget, **more), command=shlex.join(["softprompt", *sys.argv[1:]])
+    )
+    check_comparison(methods, terms)
     if not folder_of_folders:
         StudyFolder.check(out)
     settings = task_settings(options["template"], options["labels"], options["verbalizer"], options["metric"])
@@ -102,7 +104,7 @@ def _prepared(
     return methods, terms, task
 
 
-def _shifted(terms: "Terms", task: "Task", source: str, columns: dict[str, Any]) -> "Terms":
+def _shifted(terms: "ComparisonSettings", task: "Task", source: str, columns: dict[str, Any]) -> "ComparisonSettings":
     """The terms with the examples of another domain: its test split, or all of it where there is none."""
     other = Task.matching(task.spec, source, **columns)
     return replace(terms, shift=other.test or other.splits["all"])
@@ -131,7 +133,7 @@ def run_sweep(
     fixed = TrainConfig.load(config, **settings) if config else TrainConfig.build(**settings)
 
     # what is quickly checked comes before what takes long
-    searched = Space.parse(space)
+    searched = SearchSpace.parse(space)
     check_sweep(searched, fixed, engine)
     SweepFolder.check(out)
 

@@ -9,7 +9,7 @@ from softprompt.cli.option_values import columns_of, model_of, task_settings
 from softprompt.cli.printing import print_result, say
 from softprompt.data.task import Task, TaskSpec
 from softprompt.errors import ConfigError
-from softprompt.export.export_formats import FORMATS, Export, Format, imported
+from softprompt.export.export_formats import FORMATS, Export, ExportFormat, imported
 from softprompt.report.pages.training_page import make_import_document
 from softprompt.store.prompt_loading import load_prompt
 from softprompt.training.training_run import with_metrics
@@ -86,7 +86,7 @@ def run_import(
     print_result(result, make_import_document(prompt, out), as_json)
 
 
-def _check_options(form: str, format_: "Format", prompts: tuple[str, ...], gguf: Path | None, tied: bool) -> None:
+def _check_options(form: str, format_: ExportFormat, prompts: tuple[str, ...], gguf: Path | None, tied: bool) -> None:
     """Raise ConfigError for options that do not go together."""
     if len(prompts) > 1 and not format_.several:
         raise ConfigError(f"--format {form} holds one prompt, got {len(prompts)}: export them one by one")

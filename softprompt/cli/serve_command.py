@@ -27,7 +27,7 @@ from softprompt.serving.request_log.request_sampler import Sampler
 from softprompt.serving.request_log.request_samples import Keep
 from softprompt.serving.request_log.sample_files import open_samples
 from softprompt.serving.runner import Server, listen
-from softprompt.store.prompt_sources import FolderSource, StoreSource, profile_in
+from softprompt.store.prompt_sources import FolderSource, StoreSource, read_served_profile
 from softprompt.utils.files import expand_user
 
 
@@ -38,7 +38,7 @@ def run_serve(config: Path | None, trust_remote_code: bool, **options: Any) -> N
     limits = _limits(Limits, settings.engine)
     access = Access(settings.keys_path, open_admin=settings.is_private, origins=settings.cors_origins)
     source = _source(settings)
-    source.stock({})
+    source.read_catalog({})
     keep = Keep.of(settings.sample_keep)
     samples = None if settings.samples_path is None else open_samples(settings.samples_path, keep)
     with listen(settings.host, settings.port) as listening:
@@ -58,7 +58,7 @@ def run_serve(config: Path | None, trust_remote_code: bool, **options: Any) -> N
         if samples is not None:
             rate, text = settings.sample_rate, settings.sample_text
             sampler = Sampler(
-                registry.base, samples, partial(profile_in, source), metrics.sampled, rate=rate, text=text
+                registry.base, samples, partial(read_served_profile, source), metrics.sampled, rate=rate, text=text
             )
         app = create_app(
             engine,

@@ -28,8 +28,8 @@ from softprompt.store.gate import Gate
 from softprompt.store.learned_rows import read_learned
 from softprompt.store.prompt_loading import load_prompt
 from softprompt.store.references import LATEST, Reference, check_alias, check_name, is_reference, split_store
-from softprompt.store.version_diff import difference
-from softprompt.store.version_store import Store, saved_files
+from softprompt.store.version_diff import compare_prompts
+from softprompt.store.version_store import Store, read_saved_files
 from softprompt.utils.files import check_free, write_folder
 
 
@@ -74,7 +74,7 @@ def run_show(prompt_place: str, as_json: bool) -> None:
 
 def run_push(prompt_place: str, target: str, public: bool, as_json: bool) -> None:
     if hub.is_on_hub(target):
-        commit = hub.push(saved_files(prompt_place), target, public=public)
+        commit = hub.push(read_saved_files(prompt_place), target, public=public)
         print_result({"prompt": prompt_place, **vars(commit)}, [f"pushed to {commit}"], as_json)
         return
     if public:
@@ -161,7 +161,7 @@ def run_rollback(alias: str, as_json: bool) -> None:
 
 
 def run_diff(a: str, b: str, as_json: bool) -> None:
-    found = difference(load_prompt(a), load_prompt(b))
+    found = compare_prompts(load_prompt(a), load_prompt(b))
     print_result({"a": a, "b": b, **found.to_dict()}, make_difference_document(a, b, found), as_json)
 
 

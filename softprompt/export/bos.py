@@ -14,7 +14,7 @@ from softprompt.prompts.prefix import CachedPrefix, cached_prefix, check_keys_an
 from softprompt.prompts.state import PromptState
 
 
-def check_precise(base: FrozenLM) -> None:
+def check_bos_precision(base: FrozenLM) -> None:
     """Raise BaseModelError if BOS's rows would be rounded: those of a model in bfloat16 move logits by 4e-3."""
     # quantized weights are others if they are quantized from another precision: such a model stays as it is
     if base.dtype != torch.float32 and base.quantization is None:
@@ -25,7 +25,7 @@ def check_precise(base: FrozenLM) -> None:
 
 
 @torch.no_grad()
-def with_bos_in_front(base: FrozenLM, state: PromptState) -> PromptState:
+def prepend_bos(base: FrozenLM, state: PromptState) -> PromptState:
     """The same prefix as ``N + P`` rows, the first of which are BOS's; the others are the prompt's, to the bit."""
     if not state.behind_bos or not base.bos_ids:
         return replace(state, behind_bos=False)
@@ -42,7 +42,7 @@ def with_bos_in_front(base: FrozenLM, state: PromptState) -> PromptState:
 
 
 @torch.no_grad()
-def with_bos_behind(base: FrozenLM, state: PromptState) -> PromptState:
+def append_bos(base: FrozenLM, state: PromptState) -> PromptState:
     """A prompt that was learned in front of BOS, as PEFT puts it, as ``P + N`` rows, the last of which are BOS's."""
     if not base.bos_ids:
         return state

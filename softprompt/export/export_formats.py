@@ -63,7 +63,7 @@ class Found:
 
 
 @dataclass(frozen=True)
-class Format:
+class ExportFormat:
     """A format by its name.
 
     Attributes:
@@ -116,7 +116,7 @@ def _read_peft(path: Path) -> Found:
 
 
 def _write_vocab(export: Export) -> dict[str, Any]:
-    baked = vocabulary.bake(export.model, export.prompts, export.out, tied=export.tied)
+    baked = vocabulary.bake_vocabulary(export.model, export.prompts, export.out, tied=export.tied)
     told = {"not_exact_as_text": f"{', '.join(baked.inexact)}: feed token ids (softprompt.export.engine_client)"}
     return {"first_ids": dict(baked.first), **(told if baked.inexact else {})}
 
@@ -133,18 +133,20 @@ def _write_gguf(export: Export) -> dict[str, Any]:
     return {"first_ids": dict(done.baked.first), "stored_as": done.stored_as, "rounding": round(done.rounding, 6)}
 
 
-FORMATS: Mapping[str, Format] = {
-    "npy": Format(
+FORMATS: Mapping[str, ExportFormat] = {
+    "npy": ExportFormat(
         "virtual tokens as one NumPy array (google-research/prompt-tuning)",
         _write_npy,
         _check_single,
         _read_npy,
         needs_base=False,
     ),
-    "peft": Format("an adapter folder of Hugging Face PEFT", _write_peft, _check_single, _read_peft, dtype="float32"),
-    "vocab": Format("a checkpoint with the prompts as new tokens", _write_vocab, check_kinds, several=True),
-    "vllm-embeds": Format("input embeddings for vLLM", _write_embeds, check_kinds, several=True),
-    "gguf": Format("a GGUF file with the prompts as new tokens", _write_gguf, check_kinds, several=True),
+    "peft": ExportFormat(
+        "an adapter folder of Hugging Face PEFT", _write_peft, _check_single, _read_peft, dtype="float32"
+    ),
+    "vocab": ExportFormat("a checkpoint with the prompts as new tokens", _write_vocab, check_kinds, several=True),
+    "vllm-embeds": ExportFormat("input embeddings for vLLM", _write_embeds, check_kinds, several=True),
+    "gguf": ExportFormat("a GGUF file with the prompts as new tokens", _write_gguf, check_kinds, several=True),
 }
 
 
@@ -177,6 +179,3 @@ def imported(
         training={"imported_from": source.name, "format": form, "sha256": digest},
         versions=library_versions(),
     )
-
-
-__all__ = ["FORMATS", "Export", "Format", "Found", "imported"]

@@ -107,7 +107,7 @@ def vocabulary_readme(
 
     ``inexact``: tasks for which the chat template is none that they were learned with.
     """
-    said = [] if not inexact else [inexact_words(inexact), ""]
+    said = [] if not inexact else [describe_inexact(inexact), ""]
     lines = [
         f"# {name}",
         "",
@@ -139,7 +139,7 @@ def vocabulary_readme(
     return "\n".join(lines)
 
 
-def inexact_words(tasks: Sequence[str]) -> str:
+def describe_inexact(tasks: Sequence[str]) -> str:
     """What there is to say where a chat template cannot write what was learned."""
     return (
         f"**Not exact as text: {', '.join(tasks)}.** This tokenizer reads the template behind a task's tokens as other "
@@ -151,7 +151,7 @@ def _fenced(text: str) -> str:
     return f"```jinja\n{text}\n```"
 
 
-def usage_of(prompt: Prompt) -> dict[str, Any]:
+def describe_task(prompt: Prompt) -> dict[str, Any]:
     """What a client must know of a task: how its texts are written, and what answers mean."""
     return {
         "task": prompt.spec.to_dict(),

@@ -19,8 +19,8 @@ import numpy as np
 import torch
 
 from softprompt.errors import BaseModelError, MissingExtraError
-from softprompt.export.virtual_tokens import Baked, chat_template, check_expressible
-from softprompt.export.vocabulary import describe, embedding_factor, new_rows
+from softprompt.export.virtual_tokens import BakedVocabulary, check_expressible, make_chat_template
+from softprompt.export.vocabulary import describe_usage, embedding_factor, make_rows
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.saved_prompt import Prompt
 from softprompt.utils.files import atomic_path, check_free, expand_user
@@ -46,7 +46,7 @@ class GgufExport:
         rounding: how far the stored prompts are from the learned ones, relative to their size.
     """
 
-    baked: Baked
+    baked: BakedVocabulary
     stored_as: str
     rounding: float
 
@@ -70,9 +70,9 @@ def bake_gguf(base: FrozenLM, prompts: Mapping[str, Prompt], source: Path, place
     tensors = {tensor.name: tensor for tensor in reader.tensors}
     words = _contents(reader, gguf.Keys.Tokenizer.LIST)
     _check_same_model(base, source, tensors, words)
-    baked = Baked.behind(prompts, len(words))
+    baked = BakedVocabulary.behind(prompts, len(words))
 
-    rows = new_rows(baked, scale).numpy()
+    rows = make_rows(baked, scale).numpy()
     embedding = tensors[EMBEDDING]
     kind = _own_or_near(embedding.tensor_type, rows)
     added = gguf.quants.quantize(rows, kind)
@@ -89,8 +89,8 @@ def bake_gguf(base: FrozenLM, prompts: Mapping[str, Prompt], source: Path, place
         gguf.Keys.Tokenizer.TOKEN_TYPE: [*_contents(reader, gguf.Keys.Tokenizer.TOKEN_TYPE), *[_CONTROL] * len(rows)],
         gguf.Keys.Tokenizer.SCORES: [*_contents(reader, gguf.Keys.Tokenizer.SCORES), *[0.0] * len(rows)],
         f"{_contents(reader, gguf.Keys.General.ARCHITECTURE)}.vocab_size": baked.size,
-        gguf.Keys.Tokenizer.CHAT_TEMPLATE: chat_template(base, prompts),
-        USAGE_KEY: json.dumps(describe(base, baked), ensure_ascii=False),
+        gguf.Keys.Tokenizer.CHAT_TEMPLATE: make_chat_template(base, prompts),
+        USAGE_KEY: json.dumps(describe_usage(base, baked), ensure_ascii=False),
     }
     with atomic_path(place) as path:
         _copy(reader, path, fields, changed)

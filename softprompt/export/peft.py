@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from softprompt.errors import BaseModelError, PromptFileError
-from softprompt.export.bos import check_precise, with_bos_behind, with_bos_in_front
+from softprompt.export.bos import append_bos, check_bos_precision, prepend_bos
 from softprompt.export.export_readme import USAGE_FILE, peft_readme, read_object, tokenizer_files
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.prefix import keys_and_values
@@ -60,8 +60,8 @@ class Adapter:
         self._check(base)
         if self.bos_rows is None:
             if base.bos_ids:
-                check_precise(base)
-            return with_bos_behind(base, self.state)
+                check_bos_precision(base)
+            return append_bos(base, self.state)
         tensors = tuple(tensor[..., self.bos_rows :, :].contiguous() for tensor in self.state.tensors)
         return replace(self.state, tensors=tensors, behind_bos=self.bos_rows > 0 or not base.bos_ids)
 
@@ -102,8 +102,8 @@ def write_peft(base: FrozenLM, prompt: Prompt, folder: Path) -> None:
             "as they were learned: serve it with softprompt"
         )
     if prompt.state.behind_bos and base.bos_ids:
-        check_precise(base)
-    state = with_bos_in_front(base, prompt.state)
+        check_bos_precision(base)
+    state = prepend_bos(base, prompt.state)
     rows, sizes = _flattened(state)
     config = {
         "peft_type": "PROMPT_TUNING" if state.kind == "embeddings" else "PREFIX_TUNING",

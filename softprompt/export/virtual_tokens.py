@@ -22,7 +22,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 @dataclass(frozen=True)
-class Baked:
+class BakedVocabulary:
     """Prompts as words of a vocabulary.
 
     Attributes:
@@ -38,7 +38,7 @@ class Baked:
     inexact: tuple[str, ...] = ()
 
     @classmethod
-    def behind(cls, prompts: Mapping[str, Prompt], tokens: int) -> "Baked":
+    def behind(cls, prompts: Mapping[str, Prompt], tokens: int) -> "BakedVocabulary":
         """Behind a vocabulary of so many tokens, one task after the other."""
         first: dict[str, int] = {}
         for name, prompt in prompts.items():
@@ -49,7 +49,9 @@ class Baked:
     @property
     def words(self) -> list[str]:
         """All of the new tokens, in the order of their ids."""
-        return [word for name, prompt in self.prompts.items() for word in virtual_words(name, prompt.state.length)]
+        return [
+            word for name, prompt in self.prompts.items() for word in name_virtual_tokens(name, prompt.state.length)
+        ]
 
     def ids(self, name: str) -> list[int]:
         return list(range(self.first[name], self.first[name] + self.prompts[name].state.length))
@@ -91,11 +93,11 @@ def check_kinds(prompts: Mapping[str, Prompt]) -> None:
             )
 
 
-def virtual_words(name: str, length: int) -> list[str]:
+def name_virtual_tokens(name: str, length: int) -> list[str]:
     return [f"{MARKER}{name}:{index}|>" for index in range(length)]
 
 
-def around(spec: TaskSpec) -> list[str] | None:
+def split_template(spec: TaskSpec) -> list[str] | None:
     """What the template writes before, between and behind its texts; ``None`` if it does more than put them there."""
     # two texts of other letters and another length: a template that looks at them shows in the difference
     first, second = "\u2402text\u2403", "\u2404" * 40
@@ -134,7 +136,9 @@ _CHAT = """
 """
 
 
-def chat_template(base: FrozenLM, prompts: Mapping[str, Prompt], gaps: Mapping[str, str] = MappingProxyType({})) -> str:
+def make_chat_template(
+    base: FrozenLM, prompts: Mapping[str, Prompt], gaps: Mapping[str, str] = MappingProxyType({})
+) -> str:
     """Jinja2 that writes BOS, a task's virtual tokens and its template around the message of the user.
 
     Args:
@@ -147,8 +151,8 @@ def chat_template(base: FrozenLM, prompts: Mapping[str, Prompt], gaps: Mapping[s
     bos = "".join(base.tokenizer.convert_ids_to_tokens(list(base.bos_ids)))
     tasks: dict[str, Any] = {}
     for name, prompt in prompts.items():
-        start = (bos if prompt.state.behind_bos else "") + "".join(virtual_words(name, prompt.state.length))
-        tasks[name] = [start, around(prompt.spec) or ["", ""], gaps.get(name, "")]
+        start = (bos if prompt.state.behind_bos else "") + "".join(name_virtual_tokens(name, prompt.state.length))
+        tasks[name] = [start, split_template(prompt.spec) or ["", ""], gaps.get(name, "")]
     names = ", ".join(prompts)
     values = {
         "TASKS": tasks,

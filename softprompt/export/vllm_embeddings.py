@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from softprompt.errors import BaseModelError, PromptFileError
-from softprompt.export.bos import with_bos_in_front
+from softprompt.export.bos import prepend_bos
 from softprompt.export.engine_client import Tasks
-from softprompt.export.export_readme import USAGE_FILE, embeds_readme, read_usage, usage_of
+from softprompt.export.export_readme import USAGE_FILE, describe_task, embeds_readme, read_usage
 from softprompt.export.virtual_tokens import check_expressible
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.saved_prompt import Prompt
@@ -48,13 +48,13 @@ def write_embeds(base: FrozenLM, prompts: Mapping[str, Prompt], folder: Path) ->
     ids = torch.arange(base.vocabulary_size, device=base.device)
     tensors = {"tokens": torch.cat([base.embed(part).cpu() for part in ids.split(_ROWS_AT_ONCE)])}
     for name, prompt in prompts.items():
-        tensors[f"prompt.{name}"] = with_bos_in_front(base, prompt.state).tensor.to(base.dtype).contiguous()
+        tensors[f"prompt.{name}"] = prepend_bos(base, prompt.state).tensor.to(base.dtype).contiguous()
     usage = {
         "schema_version": SCHEMA_VERSION,
         "base": {"name": base.name, "fingerprint": base.fingerprint},
         "bos_ids": list(base.bos_ids),
         "context_length": base.context_length,
-        "tasks": {name: usage_of(prompt) for name, prompt in prompts.items()},
+        "tasks": {name: describe_task(prompt) for name, prompt in prompts.items()},
     }
     with atomic_path(folder) as place:
         place.mkdir()
@@ -99,13 +99,13 @@ class EmbeddedTasks(Tasks):
         return {
             "model": model,
             "prompt": None,  # an empty one would be a second input
-            "prompt_embeds": encoded(self.embeddings(task, text, **columns)),
+            "prompt_embeds": encode_embeddings(self.embeddings(task, text, **columns)),
             "temperature": 0,
             **self._held(task, max_tokens),
         }
 
 
-def encoded(embeddings: Tensor) -> str:
+def encode_embeddings(embeddings: Tensor) -> str:
     """A tensor as vLLM's API takes it: the bytes of ``torch.save`` in base64 (which are made here, never read)."""
     content = io.BytesIO()
     torch.save(embeddings.contiguous().clone(), content)

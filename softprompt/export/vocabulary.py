@@ -25,8 +25,15 @@ from softprompt.data.encoding.encoder import ExampleEncoder
 from softprompt.data.encoding.tokenization import safe_tokenizer
 from softprompt.data.examples import Example
 from softprompt.errors import BaseModelError
-from softprompt.export.export_readme import USAGE_FILE, usage_of, vocabulary_readme
-from softprompt.export.virtual_tokens import MARKER, Baked, around, chat_template, check_expressible, virtual_words
+from softprompt.export.export_readme import USAGE_FILE, describe_task, vocabulary_readme
+from softprompt.export.virtual_tokens import (
+    MARKER,
+    BakedVocabulary,
+    check_expressible,
+    make_chat_template,
+    name_virtual_tokens,
+    split_template,
+)
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.models.gguf_conversion import no_progress_bars
 from softprompt.models.quantization import quiet
@@ -47,7 +54,9 @@ _PROBES = (
 PROBED = 8  # likeliest tokens behind the probe whose log-probabilities are noted, for an engine to be compared with
 
 
-def bake(base: FrozenLM, prompts: Mapping[str, Prompt], folder: Path, *, tied: bool = False) -> Baked:
+def bake_vocabulary(
+    base: FrozenLM, prompts: Mapping[str, Prompt], folder: Path, *, tied: bool = False
+) -> BakedVocabulary:
     """Write a checkpoint of ``base`` with ``prompts``, by their names, as words of its vocabulary.
 
     ``base`` stays as it is. The checkpoint is loaded back and its logits compared before it gets its name.
@@ -65,10 +74,10 @@ def bake(base: FrozenLM, prompts: Mapping[str, Prompt], folder: Path, *, tied: b
     check_expressible(base, prompts)
     scale = embedding_factor(base)
     tokenizer = copy.deepcopy(base.tokenizer)
-    baked = Baked.behind(prompts, len(tokenizer))
+    baked = BakedVocabulary.behind(prompts, len(tokenizer))
     _add_words(tokenizer, baked)
     gaps = _gaps(base, tokenizer, prompts)
-    tokenizer.chat_template = chat_template(base, prompts, gaps)
+    tokenizer.chat_template = make_chat_template(base, prompts, gaps)
     rows = max(base.vocabulary_size, baked.size)
 
     config = copy.deepcopy(base.model.config)
@@ -84,7 +93,7 @@ def bake(base: FrozenLM, prompts: Mapping[str, Prompt], folder: Path, *, tied: b
             part.save_pretrained(place)
         checked = _checked(base, baked, place, tied)
         baked = replace(baked, inexact=tuple(checked["inexact_as_text"]))
-        usage = {**describe(base, baked), **checked}
+        usage = {**describe_usage(base, baked), **checked}
         (place / USAGE_FILE).write_text(
             json.dumps(usage, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"
         )
@@ -93,14 +102,14 @@ def bake(base: FrozenLM, prompts: Mapping[str, Prompt], folder: Path, *, tied: b
     return baked
 
 
-def describe(base: FrozenLM, baked: Baked) -> dict[str, Any]:
+def describe_usage(base: FrozenLM, baked: BakedVocabulary) -> dict[str, Any]:
     """What clients must know of baked prompts, as ``softprompt.json`` has it."""
     tasks = {
         name: {
-            **usage_of(prompt),
-            "prompt": "".join(virtual_words(name, prompt.state.length)),
+            **describe_task(prompt),
+            "prompt": "".join(name_virtual_tokens(name, prompt.state.length)),
             "ids": baked.ids(name),
-            "around": around(prompt.spec),
+            "around": split_template(prompt.spec),
             "method": prompt.method,
             # by which a server finds the version of a store that this is
             "digest": prompt.digest,
@@ -143,12 +152,12 @@ def embedding_factor(base: FrozenLM) -> float:
     return 1.0 if abs(factor - 1) < 1e-4 else factor
 
 
-def new_rows(baked: Baked, scale: float) -> Tensor:
+def make_rows(baked: BakedVocabulary, scale: float) -> Tensor:
     """The rows ``[P of all, H]`` of the new tokens, as an embedding stores them, in float32."""
     return torch.cat([prompt.state.tensor.float().cpu() for prompt in baked.prompts.values()]) / scale
 
 
-def _add_words(tokenizer: Any, baked: Baked) -> None:
+def _add_words(tokenizer: Any, baked: BakedVocabulary) -> None:
     from tokenizers import AddedToken
 
     if clash := [word for word in baked.words if word in tokenizer.get_vocab()]:
@@ -160,7 +169,7 @@ def _add_words(tokenizer: Any, baked: Baked) -> None:
         raise BaseModelError("this tokenizer numbers new tokens in a way of its own, which softprompt does not know")
 
 
-def _extended(base: FrozenLM, baked: Baked, scale: float, rows: int, tied: bool) -> dict[str, Tensor]:
+def _extended(base: FrozenLM, baked: BakedVocabulary, scale: float, rows: int, tied: bool) -> dict[str, Tensor]:
     """The model's tensors by name, those with a row a token having ``rows`` of them."""
     model = base.model
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
@@ -172,7 +181,7 @@ def _extended(base: FrozenLM, baked: Baked, scale: float, rows: int, tied: bool)
         tensor[ids] = new.to(old.device, old.dtype) if isinstance(new, Tensor) else new
         return tensor
 
-    own = {id(embedding.weight): longer(embedding.weight, new_rows(baked, scale))}
+    own = {id(embedding.weight): longer(embedding.weight, make_rows(baked, scale))}
     of_head = {id(head.weight): own[id(embedding.weight)] if tied else longer(head.weight, _mean_row(head.weight))}
     if getattr(head, "bias", None) is not None:
         # far below any logit, and finite in half precision too
@@ -190,7 +199,7 @@ def _gaps(base: FrozenLM, tokenizer: Any, prompts: Mapping[str, Prompt]) -> dict
     gaps: dict[str, str] = {}
     for name, prompt in prompts.items():
         for gap in ("", " "):
-            tokenizer.chat_template = chat_template(base, {name: prompt}, {name: gap})
+            tokenizer.chat_template = make_chat_template(base, {name: prompt}, {name: gap})
             if not _other_tokens(base, tokenizer, name, prompt):
                 gaps[name] = gap
                 break
@@ -199,7 +208,7 @@ def _gaps(base: FrozenLM, tokenizer: Any, prompts: Mapping[str, Prompt]) -> dict
 
 def _other_tokens(base: FrozenLM, tokenizer: Any, name: str, prompt: Prompt) -> list[str]:
     """Probes that the chat template gives other tokens than the prompt was learned with."""
-    words = tokenizer.convert_tokens_to_ids(virtual_words(name, prompt.state.length))
+    words = tokenizer.convert_tokens_to_ids(name_virtual_tokens(name, prompt.state.length))
     front = [*(base.bos_ids if prompt.state.behind_bos else ()), *words]
     found = []
     for probe in _PROBES:
@@ -212,7 +221,7 @@ def _other_tokens(base: FrozenLM, tokenizer: Any, name: str, prompt: Prompt) -> 
 
 def _learned_ids(base: FrozenLM, prompt: Prompt, text: str) -> list[int]:
     """Of a text in the prompt's template, or of one that is the whole where the template needs more than a text."""
-    if around(prompt.spec) is None:
+    if split_template(prompt.spec) is None:
         return safe_tokenizer(base.tokenizer).plain(text)
     return list(ExampleEncoder(base, prompt.spec, prompt.state.length).text_ids([Example(text)])[0])
 
@@ -222,7 +231,7 @@ def _mean_row(weight: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _checked(base: FrozenLM, baked: Baked, place: Path, tied: bool) -> dict[str, Any]:
+def _checked(base: FrozenLM, baked: BakedVocabulary, place: Path, tied: bool) -> dict[str, Any]:
     """Load what was written and compare it with the soft prompt.
 
     Raises:

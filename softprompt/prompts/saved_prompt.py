@@ -241,7 +241,7 @@ def prompt_of(files: Mapping[str, bytes], where: str) -> Prompt:
 
     if missing := [name for name in (MANIFEST_FILE, TENSOR_FILE) if name not in files]:
         raise PromptFileError(f"'{where}' is no saved prompt, it holds no {missing[0]}")
-    manifest, content = _manifest(files[MANIFEST_FILE], f"{where}/{MANIFEST_FILE}"), files[TENSOR_FILE]
+    manifest, content = parse_manifest(files[MANIFEST_FILE], f"{where}/{MANIFEST_FILE}"), files[TENSOR_FILE]
     said = validate_saved(SavedPrompt, manifest)
     try:
         if hashlib.sha256(content).hexdigest() != said.sha256:
@@ -280,7 +280,7 @@ def prompt_of(files: Mapping[str, bytes], where: str) -> Prompt:
     return prompt
 
 
-def _manifest_bytes(folder: Path) -> bytes:
+def read_manifest_bytes(folder: Path) -> bytes:
     try:
         return read_file(folder / MANIFEST_FILE, TEXT_LIMIT)
     except FileNotFoundError as error:
@@ -294,7 +294,7 @@ def _manifest_bytes(folder: Path) -> bytes:
         raise PromptFileError(f"'{folder / MANIFEST_FILE}' is damaged: {error}") from error
 
 
-def _manifest(content: bytes, where: str) -> dict[str, Any]:
+def parse_manifest(content: bytes, where: str) -> dict[str, Any]:
     """The values of a manifest; raises PromptFileError if they are none."""
     try:
         manifest = parse_json(content)

@@ -19,8 +19,8 @@ from typing import TypeVar
 from pydantic import ValidationError
 
 from softprompt.errors import StoreError
-from softprompt.store.backends import open_place
-from softprompt.store.metadata import MOST_FILES, FileFacts, Marker, Move, StoreRecord, Version
+from softprompt.store.backends import open_backend
+from softprompt.store.metadata import MOST_FILES, AliasChange, FileDigest, Marker, StoreRecord, Version
 from softprompt.store.references import LATEST, Reference, check_alias, check_name, is_name, is_number
 from softprompt.utils.safe_io import FILE_LIMIT, FILE_NAME, TEXT_LIMIT
 
@@ -30,7 +30,7 @@ SINGLE_WRITER = "SOFTPROMPT_SINGLE_WRITER"
 Kind = TypeVar("Kind", bound=StoreRecord)
 
 
-class Artifacts:
+class ArtifactStore:
     """Versions and aliases in one place."""
 
     def __init__(self, url: str | Path, *, single_writer: bool | None = None) -> None:
@@ -44,8 +44,8 @@ class Artifacts:
         Raises:
             StoreError, MissingExtraError: no such kind of place.
         """
-        self._place = open_place(url)
-        self.url = self._place.url
+        self._backend = open_backend(url)
+        self.url = self._backend.url
         self._single_writer = bool(os.environ.get(SINGLE_WRITER)) if single_writer is None else single_writer
 
     def names(self) -> list[str]:
@@ -55,12 +55,12 @@ class Artifacts:
     def possible_names(self) -> list[str]:
         """Names that may have versions, without a look at any of them; raises as ``names``."""
         self._check_store()
-        return [name for name in self._place.names("") if is_name(name)]
+        return [name for name in self._backend.list_names("") if is_name(name)]
 
     def numbers(self, name: str) -> list[int]:
         """The versions of a name, ascending; those that are still being written may be among them."""
         check_name(name)
-        return sorted(int(one) for one in self._place.names(name) if is_number(one))
+        return sorted(int(one) for one in self._backend.list_names(name) if is_number(one))
 
     def versions(self, name: str) -> list[Version]:
         """The records of all versions of a name, ascending.
@@ -98,7 +98,7 @@ class Artifacts:
             if facts is None:
                 raise StoreError(f"'{version}' in the store '{self.url}' is damaged: it holds no {name}")
             try:
-                content = self._place.read(path, facts.size)
+                content = self._backend.read(path, facts.size)
             except FileNotFoundError as error:
                 raise StoreError(f"'{version}' in the store '{self.url}' is damaged: {name} is missing") from error
             if len(content) != facts.size or hashlib.sha256(content).hexdigest() != facts.sha256:
@@ -125,7 +125,7 @@ class Artifacts:
         if large := [one for one, content in files.items() if len(content) > FILE_LIMIT]:
             raise StoreError(f"a version holds files of at most {FILE_LIMIT:,} bytes, '{large[0]}' is larger")
         facts = {
-            one: FileFacts(size=len(content), sha256=hashlib.sha256(content).hexdigest())
+            one: FileDigest(size=len(content), sha256=hashlib.sha256(content).hexdigest())
             for one, content in files.items()
         }
         try:  # before anything is written
@@ -141,7 +141,7 @@ class Artifacts:
                 raise StoreError(f"the store '{self.url}' has no more numbers for '{name}': use another name")
             version = Version.new(name, number, facts, parent=parent, by=by)
             try:
-                self._place.create_folder(f"{name}/{number}", {**files, RECORD: version.to_bytes()})
+                self._backend.create_folder(f"{name}/{number}", {**files, RECORD: version.to_bytes()})
             except FileExistsError:
                 continue
             return version
@@ -149,14 +149,14 @@ class Artifacts:
     def aliases(self, name: str) -> dict[str, int]:
         """The version that each alias of a name is at."""
         check_name(name)
-        found = {alias: self._current(name, alias) for alias in self._place.names(f"{name}/aliases")}
+        found = {alias: self._current(name, alias) for alias in self._backend.list_names(f"{name}/aliases")}
         return {alias: number for alias, number in found.items() if number is not None}
 
-    def moves(self, name: str, alias: str) -> list[Move]:
+    def alias_changes(self, name: str, alias: str) -> list[AliasChange]:
         """The history of an alias, the oldest move first; empty if there is none."""
         return [self._move(name, alias, number) for number in self._move_numbers(name, alias)]
 
-    def append(self, history: Sequence[Move], move: Move) -> Move:
+    def append(self, history: Sequence[AliasChange], move: AliasChange) -> AliasChange:
         """Move an alias, ``history`` being its moves so far.
 
         Raises:
@@ -165,7 +165,7 @@ class Artifacts:
         self._prepare()
         path, content = f"{move.name}/aliases/{move.alias}/{len(history) + 1}.json", move.to_bytes()
         try:
-            self._place.create(path, content)
+            self._backend.create(path, content)
         except FileExistsError as error:
             other = self._move(move.name, move.alias, len(history) + 1)
             # a request that was sent again, its first answer being lost, finds what it wrote itself
@@ -179,7 +179,7 @@ class Artifacts:
     @cached_property
     def _is_store(self) -> bool:
         try:
-            content = self._place.read(MARKER, TEXT_LIMIT)
+            content = self._backend.read(MARKER, TEXT_LIMIT)
         except FileNotFoundError:
             return False
         self._parsed(Marker, MARKER, content)
@@ -197,7 +197,7 @@ class Artifacts:
         self.__dict__.pop("_is_store", None)
         for _ in range(2):
             try:
-                self._place.create(MARKER, Marker().to_bytes())
+                self._backend.create(MARKER, Marker().to_bytes())
             except FileExistsError:
                 self._check_store()
                 return
@@ -229,16 +229,16 @@ class Artifacts:
     def _move_numbers(self, name: str, alias: str) -> list[int]:
         check_name(name)
         check_alias(alias)
-        stems = [one.removesuffix(".json") for one in self._place.names(f"{name}/aliases/{alias}")]
+        stems = [one.removesuffix(".json") for one in self._backend.list_names(f"{name}/aliases/{alias}")]
         numbers = sorted(int(one) for one in stems if is_number(one))
         if numbers != list(range(1, len(numbers) + 1)):
             raise StoreError(f"the history of {name}@{alias} in the store '{self.url}' is damaged: a move is missing")
         return numbers
 
-    def _move(self, name: str, alias: str, number: int) -> Move:
+    def _move(self, name: str, alias: str, number: int) -> AliasChange:
         path = f"{name}/aliases/{alias}/{number}.json"
         try:
-            move = self._parsed(Move, path, self._place.read(path, TEXT_LIMIT))
+            move = self._parsed(AliasChange, path, self._backend.read(path, TEXT_LIMIT))
         except FileNotFoundError as error:
             raise StoreError(f"'{path}' in the store '{self.url}' is gone: try again") from error
         if (move.name, move.alias) != (name, alias):
@@ -249,7 +249,7 @@ class Artifacts:
         """``None`` if there is none, or it is still being written."""
         path = f"{name}/{number}/{RECORD}"
         try:
-            version = self._parsed(Version, path, self._place.read(path, TEXT_LIMIT))
+            version = self._parsed(Version, path, self._backend.read(path, TEXT_LIMIT))
         except FileNotFoundError:
             return None
         if (version.name, version.number) != (name, number):
@@ -263,7 +263,7 @@ class Artifacts:
             raise StoreError(f"'{path}' in the store '{self.url}' is damaged: {error}") from error
 
 
-def referred(reference: Reference) -> tuple[Artifacts, Version]:
+def resolve_reference(reference: Reference) -> tuple[ArtifactStore, Version]:
     """The store and the version that are meant; raises StoreError if they are not there."""
-    artifacts = Artifacts(reference.store)
+    artifacts = ArtifactStore(reference.store)
     return artifacts, artifacts.version(reference.name, reference.which)

@@ -25,7 +25,7 @@ CLAIM = ".claim"  # in a folder of a bucket: who may write it
 ATTEMPTS, PAUSE = 5, 0.2  # at a write that another one is in the way of; seconds between them
 
 
-class Place(Protocol):
+class StorageBackend(Protocol):
     """Files by path, with ``/`` between names that were checked already.
 
     All raise FileNotFoundError or FileExistsError where the names say so, else StoreError or OutputError.
@@ -37,7 +37,7 @@ class Place(Protocol):
         """The bytes of a file; StoreError if it has more than ``limit``."""
         ...
 
-    def names(self, path: str) -> list[str]:
+    def list_names(self, path: str) -> list[str]:
         """Of files and folders in a folder, those that are hidden left out; none if it is no folder."""
         ...
 
@@ -50,7 +50,7 @@ class Place(Protocol):
         ...
 
 
-def open_place(url: str | Path) -> Place:
+def open_backend(url: str | Path) -> StorageBackend:
     """The place of a folder or URL; nothing is made or asked yet.
 
     Raises:
@@ -59,11 +59,11 @@ def open_place(url: str | Path) -> Place:
     """
     text = str(url)
     if text.startswith("file://"):
-        return Folder(Path(text.removeprefix("file://")))
-    return Bucket(text) if "://" in text else Folder(expand_user(url))
+        return LocalBackend(Path(text.removeprefix("file://")))
+    return FsspecBackend(text) if "://" in text else LocalBackend(expand_user(url))
 
 
-class Folder:
+class LocalBackend:
     """A place on a file system. Links below it are not followed: they could lead out of it."""
 
     def __init__(self, folder: Path) -> None:
@@ -74,7 +74,7 @@ class Folder:
         with _reading(f"{self.url}/{path}"):
             return read_open_file(self._opened(path, os.O_NONBLOCK), limit)
 
-    def names(self, path: str) -> list[str]:
+    def list_names(self, path: str) -> list[str]:
         with _reading(f"{self.url}/{path}"):
             try:
                 descriptor = self._opened(path, os.O_DIRECTORY)
@@ -145,7 +145,7 @@ class Folder:
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target))
 
 
-class Bucket:
+class FsspecBackend:
     """A place behind a URL of fsspec."""
 
     def __init__(self, url: str) -> None:
@@ -171,7 +171,7 @@ class Bucket:
                 raise ValueError(f"expected at most {limit:,} bytes, got {size:,}")
             return bytes(self._files.cat_file(where))
 
-    def names(self, path: str) -> list[str]:
+    def list_names(self, path: str) -> list[str]:
         where = self._path(path)
         try:
             with _reading(f"{self.url}/{path}"):

@@ -23,7 +23,7 @@ from softprompt.prompts.saved_prompt import Prompt
 
 
 @dataclass(frozen=True)
-class Lost:
+class LostExample:
     """An example that the new version answers worse.
 
     Attributes:
@@ -65,7 +65,7 @@ class Verdict:
     difference: PairedDifference
     p_value: float
     gained: int
-    lost: tuple[Lost, ...]
+    lost: tuple[LostExample, ...]
     config: GateConfig
     drawn: Subsample | None = None
 
@@ -149,13 +149,13 @@ class Gate:
         before, now = (
             evaluate(self._base_of(prompt), self.examples, prompt, generation=self._generation) for prompt in alike
         )
-        return replace(compared(self.examples, before, now, self._config), drawn=self._drawn)
+        return replace(judge_answers(self.examples, before, now, self._config), drawn=self._drawn)
 
     def _base_of(self, prompt: Prompt) -> FrozenLM:
         return self._base if isinstance(self._base, FrozenLM) else self._base(prompt)
 
 
-def compared(examples: Sequence[Example], before: Evaluation, now: Evaluation, config: GateConfig) -> Verdict:
+def judge_answers(examples: Sequence[Example], before: Evaluation, now: Evaluation, config: GateConfig) -> Verdict:
     """What the answers of two prompts to ``examples`` mean for the second of them."""
     metric = now.metric.metric
     indices = range(len(examples))
@@ -169,7 +169,9 @@ def compared(examples: Sequence[Example], before: Evaluation, now: Evaluation, c
     ).p_value
     was, score = (METRICS[metric].each(now.gold, words) for words in (old, new))
     lost = [
-        Lost(index, examples[index].text, _expected(examples[index]), old[index], new[index], was[index] - score[index])
+        LostExample(
+            index, examples[index].text, _expected(examples[index]), old[index], new[index], was[index] - score[index]
+        )
         for index in indices
         if score[index] < was[index]
     ]

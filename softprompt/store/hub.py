@@ -21,7 +21,7 @@ _PLACE = re.compile(r"([\w.-]+/[\w.-]+)(?:@(.+))?", re.ASCII)
 
 
 @dataclass(frozen=True)
-class Commit:
+class HubCommit:
     """Where a prompt is on the Hub: repository, and the commit's SHA."""
 
     repository: str
@@ -36,7 +36,7 @@ def is_on_hub(place: str) -> bool:
     return place.startswith(PREFIX)
 
 
-def push(files: Mapping[str, bytes], place: str, *, public: bool = False) -> Commit:
+def push(files: Mapping[str, bytes], place: str, *, public: bool = False) -> HubCommit:
     """Commit a saved prompt to ``hf:OWNER/NAME``, which is made if it is not there, private unless ``public``.
 
     A card is written where neither the prompt nor the repository has one.
@@ -55,13 +55,13 @@ def push(files: Mapping[str, bytes], place: str, *, public: bool = False) -> Com
         api = HfApi()
         api.create_repo(repository, private=not public, exist_ok=True)
         if CARD not in files and not api.file_exists(repository, CARD):
-            files = {**files, CARD: card(prompt, repository).encode()}
+            files = {**files, CARD: make_card(prompt, repository).encode()}
         operations = [CommitOperationAdd(name, content) for name, content in files.items()]
         done = api.create_commit(repository, operations, commit_message="Push a soft prompt")
-        return Commit(repository, done.oid)
+        return HubCommit(repository, done.oid)
 
 
-def pull(place: str) -> tuple[Commit, dict[str, bytes]]:
+def pull(place: str) -> tuple[HubCommit, dict[str, bytes]]:
     """The files of a saved prompt at ``hf:OWNER/NAME`` or ``hf:OWNER/NAME@REVISION``, checked, and where they were.
 
     Raises:
@@ -84,10 +84,10 @@ def pull(place: str) -> tuple[Commit, dict[str, bytes]]:
         paths = {name: api.hf_hub_download(repository, name, revision=info.sha) for name in sizes}
         files = {name: read_file(Path(path), FILE_LIMIT) for name, path in paths.items()}
     prompt_of(files, place)
-    return Commit(repository, info.sha), files
+    return HubCommit(repository, info.sha), files
 
 
-def card(prompt: Prompt, repository: str) -> str:
+def make_card(prompt: Prompt, repository: str) -> str:
     """A model card: what the prompt is for, on which model, what it reached, how it is used."""
     from huggingface_hub import ModelCardData
 

@@ -15,7 +15,7 @@ from pydantic import Field, FiniteFloat, model_validator
 
 from softprompt.errors import PromptFileError
 from softprompt.metrics.bootstrap import Floats
-from softprompt.store.artifacts import referred
+from softprompt.store.artifacts import resolve_reference
 from softprompt.store.metadata import StoreRecord
 from softprompt.store.references import Reference, is_reference
 from softprompt.utils.files import expand_user
@@ -73,7 +73,7 @@ class Distribution(Record):
         return self.points[min(place, len(self.points) - 1)]
 
 
-class Rate(Record):
+class TokenShare(Record):
     """A share of the tokens of ``n`` texts, with its standard error over texts: those of one text go together."""
 
     n: int = Field(ge=1)
@@ -89,7 +89,7 @@ class Rate(Record):
         return cls(n=n, value=_short(value), error=_short(min(1.0, error)))
 
 
-class Hidden(Record):
+class HiddenProfile(Record):
     """Hidden states where the answer begins.
 
     Attributes:
@@ -122,7 +122,7 @@ class Hidden(Record):
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
-        if {len(_unpacked(self.mean)), len(_unpacked(self.deviation))} != {len(coordinates(self.size))}:
+        if {len(_unpacked(self.mean)), len(_unpacked(self.deviation))} != {len(choose_coordinates(self.size))}:
             raise ValueError("its centre is not of the coordinates of such a hidden state")
         return self
 
@@ -131,7 +131,7 @@ class Hidden(Record):
         return _scaled(states - _unpacked(self.mean), _unpacked(self.deviation))
 
 
-class Profile(StoreRecord):
+class InputProfile(StoreRecord):
     """What a prompt saw.
 
     Attributes:
@@ -147,10 +147,10 @@ class Profile(StoreRecord):
     examples: int = Field(ge=1)
     frequent: tuple[Annotated[int, Field(ge=0, le=2**31)], ...] = Field(max_length=FREQUENT)
     lengths: Distribution
-    rare: Rate
+    rare: TokenShare
     labels: dict[str, Annotated[int, Field(ge=0)]] = Field(default_factory=dict)
     confidence: Distribution | None = None
-    hidden: Hidden | None = None
+    hidden: HiddenProfile | None = None
 
     @property
     def known(self) -> frozenset[int]:
@@ -169,18 +169,18 @@ def just_above(points: Sequence[float] | Floats) -> Floats:
     return found + 1e-5 * np.abs(found)
 
 
-def steps_of(ids: Sequence[int]) -> tuple[int, ...]:
+def encode_ids(ids: Sequence[int]) -> tuple[int, ...]:
     """Ids, in order, each as its distance from the one before."""
     ordered = sorted(ids)
     return tuple(b - a for a, b in zip((0, *ordered), ordered, strict=False))
 
 
-def coordinates(size: int) -> Sequence[int]:
+def choose_coordinates(size: int) -> Sequence[int]:
     """Which of ``size`` coordinates of a hidden state are looked at."""
     return range(size) if size <= COORDINATES else [index * size // COORDINATES for index in range(COORDINATES)]
 
 
-def read_profile(place: str) -> Profile | None:
+def read_profile(place: str) -> InputProfile | None:
     """The profile of a saved prompt, by its folder or reference; ``None`` if it has none.
 
     Raises:
@@ -188,10 +188,10 @@ def read_profile(place: str) -> Profile | None:
         StoreError: the prompt is not in the store, or damaged there.
     """
     if is_reference(place):
-        artifacts, version = referred(Reference.parse(place))
+        artifacts, version = resolve_reference(Reference.parse(place))
         if PROFILE_FILE not in version.files:
             return None
-        return profile_of_files(artifacts.read(version, [PROFILE_FILE]), place)
+        return parse_profile(artifacts.read(version, [PROFILE_FILE]), place)
     path = expand_user(place) / PROFILE_FILE
     try:
         content = read_file(path, TEXT_LIMIT)
@@ -199,13 +199,13 @@ def read_profile(place: str) -> Profile | None:
         return None
     except (OSError, ValueError) as error:
         raise PromptFileError(f"'{path}' is damaged: {error}; remove it, or learn the prompt again") from error
-    return profile_of_files({PROFILE_FILE: content}, place)
+    return parse_profile({PROFILE_FILE: content}, place)
 
 
-def profile_of_files(files: Mapping[str, Any], place: str) -> Profile:
+def parse_profile(files: Mapping[str, Any], place: str) -> InputProfile:
     """The profile among ``files``; raises PromptFileError if it is damaged."""
     try:
-        return Profile.from_bytes(files[PROFILE_FILE])
+        return InputProfile.from_bytes(files[PROFILE_FILE])
     except ValueError as error:
         raise PromptFileError(
             f"'{place}/{PROFILE_FILE}' is damaged: {error}; remove it, or learn the prompt again"

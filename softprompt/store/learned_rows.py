@@ -19,7 +19,7 @@ from softprompt.data.row_identity import hash_input, input_key
 from softprompt.data.split_assignment import describe_rows
 from softprompt.data.task import Task
 from softprompt.errors import PromptFileError
-from softprompt.store.artifacts import referred
+from softprompt.store.artifacts import resolve_reference
 from softprompt.store.references import Reference, is_reference
 from softprompt.utils.files import expand_user
 from softprompt.utils.safe_io import TEXT_LIMIT, parse_json, read_file
@@ -37,7 +37,7 @@ Hashes = NDArray[np.uint64]
 
 
 @dataclass(frozen=True)
-class Known:
+class KnownRows:
     """How many rows of some data a prompt knows.
 
     Attributes:
@@ -109,7 +109,7 @@ class LearnedRows:
         before = (replace(parent, earlier=()), *parent.earlier)
         return replace(self, earlier=before[:EARLIER])
 
-    def among(self, examples: Sequence[Example]) -> Known:
+    def among(self, examples: Sequence[Example]) -> KnownRows:
         """Which of ``examples`` are known."""
         found = self._hashes_of(examples)
         looked_at = np.array([int(one) < self.below for one in found], dtype=bool)
@@ -118,7 +118,7 @@ class LearnedRows:
             learned |= np.isin(one._hashes_of(examples), one.train)
         learned &= looked_at
         chosen = np.isin(found, self.validation) & looked_at & ~learned
-        return Known(len(found), int(looked_at.sum()), int(learned.sum()), int(chosen.sum()))
+        return KnownRows(len(found), int(looked_at.sum()), int(learned.sum()), int(chosen.sum()))
 
     def _hashes_of(self, examples: Sequence[Example]) -> Hashes:
         return np.array([hash_input(input_key(example, self.columns)) for example in examples], dtype=np.uint64)
@@ -163,7 +163,7 @@ def read_learned(place: str) -> LearnedRows | None:
     """
     try:
         if is_reference(place):
-            artifacts, version = referred(Reference.parse(place))
+            artifacts, version = resolve_reference(Reference.parse(place))
             if ROWS_FILE not in version.files:
                 return None
             return LearnedRows.from_bytes(artifacts.read(version, [ROWS_FILE])[ROWS_FILE])

@@ -52,7 +52,7 @@ class Marker(StoreRecord):
     what: Literal["softprompt store"] = "softprompt store"
 
 
-class FileFacts(Record):
+class FileDigest(Record):
     """Size in bytes and SHA-256 of a file."""
 
     size: int = Field(ge=0, le=FILE_LIMIT)
@@ -71,22 +71,26 @@ class Version(StoreRecord):
     created: AwareDatetime
     by: Who
     parent: Annotated[str, StringConstraints(max_length=4096)] | None = None
-    files: dict[FileName, FileFacts] = Field(max_length=MOST_FILES)
+    files: dict[FileName, FileDigest] = Field(max_length=MOST_FILES)
 
     @classmethod
     def new(
-        cls, name: str, number: int, files: Mapping[str, FileFacts], *, parent: str | None = None, by: str | None = None
+        cls,
+        name: str,
+        number: int,
+        files: Mapping[str, FileDigest],
+        *,
+        parent: str | None = None,
+        by: str | None = None,
     ) -> Self:
         """A version made now; ``by`` is whoever runs this, if not given."""
-        return cls(
-            name=name, number=number, created=now(), by=by or whoever_runs_this(), parent=parent, files={**files}
-        )
+        return cls(name=name, number=number, created=now(), by=by or name_user(), parent=parent, files={**files})
 
     def __str__(self) -> str:
         return f"{self.name}@{self.number}"
 
 
-class Move(StoreRecord):
+class AliasChange(StoreRecord):
     """One move of an alias.
 
     Attributes:
@@ -110,10 +114,10 @@ class Move(StoreRecord):
     @classmethod
     def new(cls, action: Literal["promote", "rollback"], *, by: str | None = None, **facts: Any) -> Self:
         """A move made now; ``by`` is whoever runs this, if not given."""
-        return cls(action=action, token=secrets.token_hex(16), when=now(), by=by or whoever_runs_this(), **facts)
+        return cls(action=action, token=secrets.token_hex(16), when=now(), by=by or name_user(), **facts)
 
 
-def whoever_runs_this() -> str:
+def name_user() -> str:
     """The user and the machine, as ``user@machine``."""
     try:
         user = getpass.getuser()

@@ -4,8 +4,15 @@ from pathlib import Path
 from typing import Any
 
 from softprompt.errors import PromptFileError
-from softprompt.prompts.saved_prompt import MANIFEST_FILE, TENSOR_FILE, Prompt, _manifest, _manifest_bytes, prompt_of
-from softprompt.store.artifacts import referred
+from softprompt.prompts.saved_prompt import (
+    MANIFEST_FILE,
+    TENSOR_FILE,
+    Prompt,
+    parse_manifest,
+    prompt_of,
+    read_manifest_bytes,
+)
+from softprompt.store.artifacts import resolve_reference
 from softprompt.store.references import Reference, is_reference
 from softprompt.utils.files import expand_user
 from softprompt.utils.safe_io import FILE_LIMIT, read_file
@@ -22,9 +29,9 @@ def read_manifest(place: str | Path) -> dict[str, Any]:
         StoreError: it is not in the store, or damaged there.
     """
     if isinstance(place, str) and is_reference(place):
-        artifacts, version = referred(Reference.parse(place))
-        return _manifest(artifacts.read(version, [MANIFEST_FILE])[MANIFEST_FILE], f"{place}/{MANIFEST_FILE}")
-    return _manifest(_manifest_bytes(expand_user(place)), str(expand_user(place) / MANIFEST_FILE))
+        artifacts, version = resolve_reference(Reference.parse(place))
+        return parse_manifest(artifacts.read(version, [MANIFEST_FILE])[MANIFEST_FILE], f"{place}/{MANIFEST_FILE}")
+    return parse_manifest(read_manifest_bytes(expand_user(place)), str(expand_user(place) / MANIFEST_FILE))
 
 
 def load_prompt(place: str | Path) -> Prompt:
@@ -38,10 +45,10 @@ def load_prompt(place: str | Path) -> Prompt:
         StoreError: it is not in the store, or damaged there.
     """
     if isinstance(place, str) and is_reference(place):
-        artifacts, version = referred(Reference.parse(place))
+        artifacts, version = resolve_reference(Reference.parse(place))
         return prompt_of(artifacts.read(version), place)
     folder = expand_user(place)
-    manifest = _manifest_bytes(folder)
+    manifest = read_manifest_bytes(folder)
     try:
         tensors = read_file(folder / TENSOR_FILE, FILE_LIMIT)
     except FileNotFoundError as error:
@@ -51,7 +58,7 @@ def load_prompt(place: str | Path) -> Prompt:
     return prompt_of({MANIFEST_FILE: manifest, TENSOR_FILE: tensors}, str(folder))
 
 
-def pinned(place: str) -> str:
+def pin_reference(place: str) -> str:
     """The same prompt by its version's number, where ``place`` refers to one in a store by an alias, which may move.
 
     Raises:
@@ -59,5 +66,5 @@ def pinned(place: str) -> str:
     """
     if not is_reference(place):
         return place
-    artifacts, version = referred(Reference.parse(place))
+    artifacts, version = resolve_reference(Reference.parse(place))
     return f"{artifacts.url}#{version}"

@@ -8,31 +8,31 @@ from typing import Protocol
 from softprompt.errors import ConfigError, StoreError
 from softprompt.models.fingerprint import Outline
 from softprompt.prompts.saved_prompt import MANIFEST_FILE, TENSOR_FILE, Identified, Prompt, prompt_of
-from softprompt.store.artifacts import Artifacts
-from softprompt.store.input_profile import Profile, read_profile
+from softprompt.store.artifacts import ArtifactStore
+from softprompt.store.input_profile import InputProfile, read_profile
 from softprompt.store.metadata import now
 from softprompt.store.prompt_loading import load_prompt
 from softprompt.store.references import check_name, is_name
-from softprompt.store.version_store import Listing
+from softprompt.store.version_store import PromptListing
 from softprompt.utils.files import expand_user
 
 
-class Gone(Exception):
+class VersionGoneError(Exception):
     """A version is no longer there."""
 
 
 @dataclass(frozen=True)
-class Stock:
+class PromptCatalog:
     """What a source has: each name with its versions and aliases, and what could not be read, in words."""
 
-    names: Mapping[str, Listing]
+    names: Mapping[str, PromptListing]
     troubles: tuple[str, ...] = ()
 
 
-class Source(Protocol):
+class PromptSource(Protocol):
     """All methods block; none is given a name that ``references`` has not checked."""
 
-    def stock(self, before: Mapping[str, Listing]) -> Stock:
+    def read_catalog(self, before: Mapping[str, PromptListing]) -> PromptCatalog:
         """What there is now.
 
         Args:
@@ -63,9 +63,9 @@ class StoreSource:
     def __init__(self, url: str) -> None:
         self._url = url
 
-    def stock(self, before: Mapping[str, Listing]) -> Stock:
+    def read_catalog(self, before: Mapping[str, PromptListing]) -> PromptCatalog:
         # a new one asks again whether this is a store: one that is not mounted at the moment has not lost its prompts
-        artifacts, names, troubles = Artifacts(self._url), {}, []
+        artifacts, names, troubles = ArtifactStore(self._url), {}, []
         for name in artifacts.possible_names():
             known = before.get(name)
             try:
@@ -79,22 +79,22 @@ class StoreSource:
                     names[name] = known
                 continue
             if numbers:
-                names[name] = Listing(name, tuple(numbers), aliases)
-        return Stock(names, tuple(troubles))
+                names[name] = PromptListing(name, tuple(numbers), aliases)
+        return PromptCatalog(names, tuple(troubles))
 
     def check_base(self, base: Identified | Outline) -> None:
         """Nothing: a store may hold prompts of several base models, and each is checked when it is loaded."""
 
     def load(self, name: str, number: int) -> tuple[Prompt, datetime]:
-        artifacts = Artifacts(self._url)
+        artifacts = ArtifactStore(self._url)
         if number not in artifacts.numbers(name):
-            raise Gone
+            raise VersionGoneError
         try:
             version = artifacts.version(name, str(number))
             files = artifacts.read(version, [MANIFEST_FILE, TENSOR_FILE])
         except StoreError as error:
             if number not in artifacts.numbers(name):  # removed while it was read
-                raise Gone from error
+                raise VersionGoneError from error
             raise
         return prompt_of(files, f"{artifacts.url}#{version}"), version.created
 
@@ -102,7 +102,7 @@ class StoreSource:
         return f"{self._url}#{name}@{number}"
 
     @staticmethod
-    def _whole(artifacts: Artifacts, name: str, numbers: list[int]) -> list[int]:
+    def _whole(artifacts: ArtifactStore, name: str, numbers: list[int]) -> list[int]:
         """Without the newest one, if that is still being written."""
         try:
             artifacts.version(name, str(numbers[-1]))
@@ -144,8 +144,8 @@ class FolderSource:
         for prompt in self._prompts.values():
             prompt.check_base(base)
 
-    def stock(self, before: Mapping[str, Listing]) -> Stock:
-        return Stock({name: Listing(name, (1,), {}) for name in self._prompts})
+    def read_catalog(self, before: Mapping[str, PromptListing]) -> PromptCatalog:
+        return PromptCatalog({name: PromptListing(name, (1,), {}) for name in self._prompts})
 
     def load(self, name: str, number: int) -> tuple[Prompt, datetime]:
         return self._prompts[name], self._made
@@ -154,7 +154,7 @@ class FolderSource:
         return self._folders[name]
 
 
-def profile_in(source: Source, which: str) -> Profile | None:
+def read_served_profile(source: PromptSource, which: str) -> InputProfile | None:
     """The profile of ``name@version``, if it has one; raises StoreError, PromptFileError."""
     name, _, number = which.rpartition("@")
     return read_profile(source.place(name, int(number)))

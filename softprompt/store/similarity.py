@@ -13,7 +13,7 @@ A vector of zeros has no direction and counts as 0.
 What the figures cannot tell is how much of the likeness was learned. A prompt is its start plus what was learned, and
 the start (the base model's embeddings of some words, or random numbers in their scale) is neither saved nor to be had
 without loading the base, so the cosine of what was learned is not given. Prompts that began at the same words are alike
-for that reason alone: ``Similar.same_start`` says where that is so. Weigh figures of the same start against each other.
+for that reason alone: ``SimilarPrompt.same_start`` says where that is so. Weigh figures of one start alone.
 """
 
 import os
@@ -40,7 +40,7 @@ Members = list[Layers]  # of an ensemble; most prompts have one
 
 
 @dataclass(frozen=True, kw_only=True)
-class Similar:
+class SimilarPrompt:
     """A saved prompt beside the one that others were compared with.
 
     Attributes:
@@ -92,7 +92,7 @@ class Similar:
         }
 
 
-def rank_similar(prompt: Prompt, folder: Path) -> list[Similar]:
+def rank_similar(prompt: Prompt, folder: Path) -> list[SimilarPrompt]:
     """Compare the saved prompts below ``folder`` with ``prompt``.
 
     Hidden folders are left out, as is ``prompt`` itself: the same virtual tokens for the same task on the same base. A
@@ -105,7 +105,7 @@ def rank_similar(prompt: Prompt, folder: Path) -> list[Similar]:
     Raises:
         ConfigError: no such folder, or no saved prompts in it but ``prompt`` itself.
     """
-    unreadable: list[Similar] = []
+    unreadable: list[SimilarPrompt] = []
 
     def failed(error: OSError) -> None:
         place = folder if error.filename is None else Path(error.filename)
@@ -114,7 +114,7 @@ def rank_similar(prompt: Prompt, folder: Path) -> list[Similar]:
                 f"expected a folder of saved prompts, got '{folder}' ({error.strerror}): give --store the folder that "
                 "holds them"
             ) from error
-        unreadable.append(Similar(folder=place, reason=f"it cannot be read: {error.strerror}"))
+        unreadable.append(SimilarPrompt(folder=place, reason=f"it cannot be read: {error.strerror}"))
 
     places = _prompt_folders(folder, failed)
     compared = [_compared(prompt, place) for place in places]
@@ -129,12 +129,12 @@ def rank_similar(prompt: Prompt, folder: Path) -> list[Similar]:
     return sorted(others, key=_order)
 
 
-def similarity(prompt: Prompt, other: Prompt) -> tuple[float, float] | str:
+def measure_similarity(prompt: Prompt, other: Prompt) -> tuple[float, float] | str:
     """Of average tokens, and per token, each -1..1; or why the two cannot be compared."""
     return _similarities(prompt, _members(prompt), other, _members(other))
 
 
-def nearness(prompt: Prompt, other: Prompt) -> tuple[float, float] | str:
+def measure_nearness(prompt: Prompt, other: Prompt) -> tuple[float, float] | str:
     """Of average tokens, and of each token to the nearest one of the other prompt, both ways: 1 for equal prompts.
 
     Or why the two cannot be compared.
@@ -153,7 +153,7 @@ def _nearest(tokens: Tensor, others: Tensor) -> float:
     return _within((cosines.amax(1).mean() + cosines.amax(0).mean()) / 2)
 
 
-def _order(other: Similar) -> tuple[bool, float, float, str]:
+def _order(other: SimilarPrompt) -> tuple[bool, float, float, str]:
     ranked = other.reason is None
     return not ranked, -(other.average_tokens or 0.0), -(other.per_token or 0.0), str(other.folder)
 
@@ -175,12 +175,12 @@ def _prompt_folders(folder: Path, failed: Callable[[OSError], None]) -> list[Pat
     return list(found.values())
 
 
-def _compared(prompt: Prompt, folder: Path) -> Similar | None:
+def _compared(prompt: Prompt, folder: Path) -> SimilarPrompt | None:
     """The prompt of ``folder`` beside ``prompt``; ``None`` if it is the same one."""
     try:
         other = load_prompt(folder)
     except PromptFileError as error:
-        return Similar(folder=folder, reason=str(error))
+        return SimilarPrompt(folder=folder, reason=str(error))
     tokens, others = _members(prompt), _members(other)
     if _is_same(prompt, tokens, other, others):
         return None
@@ -195,9 +195,9 @@ def _compared(prompt: Prompt, folder: Path) -> Similar | None:
     }
     alike = _similarities(prompt, tokens, other, others)
     if isinstance(alike, str):
-        return Similar(reason=alike, **facts)
+        return SimilarPrompt(reason=alike, **facts)
     starts = _start(prompt), _start(other)
-    return Similar(
+    return SimilarPrompt(
         average_tokens=alike[0],
         per_token=alike[1],
         same_start=None if None in starts else starts[0] == starts[1],

@@ -5,17 +5,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from softprompt.prompts.saved_prompt import Prompt
-from softprompt.store.similarity import nearness
+from softprompt.store.similarity import measure_nearness
 
 
 @dataclass(frozen=True)
-class Difference:
+class PromptDifference:
     """Of a prompt A and a prompt B.
 
     Attributes:
         settings: by dotted name, the values in A and B of what differs; ``None`` where one does not have it.
         metrics: by split and name, the metric of each as the manifest has it.
-        average_tokens, nearest_tokens: similarity of the vectors, 1 where they are equal (see ``nearness``).
+        average_tokens, nearest_tokens: similarity of the vectors, 1 where they are equal (see ``measure_nearness``).
         reason: why the vectors cannot be compared.
     """
 
@@ -35,14 +35,14 @@ class Difference:
         }
 
 
-def difference(a: Prompt, b: Prompt) -> Difference:
+def compare_prompts(a: Prompt, b: Prompt) -> PromptDifference:
     """Compare two prompts, of whatever tasks and models."""
-    alike = nearness(a, b)
+    alike = measure_nearness(a, b)
     figures: dict[str, Any] = (
         {"reason": alike} if isinstance(alike, str) else {"average_tokens": alike[0], "nearest_tokens": alike[1]}
     )
     settings = _pairs(*(dict(_settings(prompt)) for prompt in (a, b)))
-    return Difference(
+    return PromptDifference(
         settings={name: pair for name, pair in settings.items() if pair[0] != pair[1]},
         metrics=_pairs(*(dict(_metrics(prompt)) for prompt in (a, b))),
         **figures,

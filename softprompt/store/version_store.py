@@ -14,19 +14,19 @@ from typing import Any
 
 from softprompt.errors import GateError, PromptFileError, SoftpromptError, StoreError
 from softprompt.prompts.saved_prompt import Prompt, prompt_of
-from softprompt.store.artifacts import Artifacts, referred
-from softprompt.store.backends import open_place
+from softprompt.store.artifacts import ArtifactStore, resolve_reference
+from softprompt.store.backends import open_backend
 from softprompt.store.gate import Verdict
-from softprompt.store.metadata import Move, Version
+from softprompt.store.metadata import AliasChange, Version
 from softprompt.store.prompt_loading import read_manifest
 from softprompt.store.references import Reference, check_alias, default_store, is_reference
-from softprompt.store.version_diff import Difference, difference
+from softprompt.store.version_diff import PromptDifference, compare_prompts
 from softprompt.utils.files import check_free, expand_user, write_folder
 from softprompt.utils.safe_io import FILE_LIMIT, read_file
 
 
 @dataclass(frozen=True)
-class Listing:
+class PromptListing:
     """A name in a store, its versions by number, and where its aliases are."""
 
     name: str
@@ -48,7 +48,7 @@ class Store:
             url: of the store; what SOFTPROMPT_STORE says, if not given.
             single_writer: that nobody else writes meanwhile, where the backend cannot keep writers apart.
         """
-        self._artifacts = Artifacts(default_store() if url is None else url, single_writer=single_writer)
+        self._artifacts = ArtifactStore(default_store() if url is None else url, single_writer=single_writer)
         self.url = self._artifacts.url
 
     def put(self, prompt: Prompt | str | Path, name: str, *, by: str | None = None) -> Version:
@@ -60,7 +60,7 @@ class Store:
         Raises:
             PromptFileError: the saved prompt is damaged.
         """
-        files = prompt.files() if isinstance(prompt, Prompt) else saved_files(prompt)
+        files = prompt.files() if isinstance(prompt, Prompt) else read_saved_files(prompt)
         parent = prompt_of(files, name if isinstance(prompt, Prompt) else str(prompt)).parent
         return self._artifacts.add(name, files, parent=None if parent is None else self._within(parent), by=by)
 
@@ -83,10 +83,10 @@ class Store:
         write_folder(folder, files)
         return folder
 
-    def list(self) -> tuple[Listing, ...]:
+    def list(self) -> tuple[PromptListing, ...]:
         """What the store holds, by name."""
         return tuple(
-            Listing(name, tuple(self._artifacts.numbers(name)), self._artifacts.aliases(name))
+            PromptListing(name, tuple(self._artifacts.numbers(name)), self._artifacts.aliases(name))
             for name in self._artifacts.names()
         )
 
@@ -103,10 +103,10 @@ class Store:
         """The version that each alias of a name is at."""
         return self._artifacts.aliases(name)
 
-    def history(self, which: str) -> tuple[Move, ...]:
+    def history(self, which: str) -> tuple[AliasChange, ...]:
         """The moves of an alias, ``NAME@ALIAS``, the oldest first."""
         reference = self._reference(which)
-        return tuple(self._artifacts.moves(reference.name, reference.which))
+        return tuple(self._artifacts.alias_changes(reference.name, reference.which))
 
     def lineage(self, which: str) -> tuple[str, ...]:
         """A version and what it was started from, the youngest first, as far back as this store knows."""
@@ -119,9 +119,9 @@ class Store:
             version = self.version(version.parent)
         return tuple(chain)
 
-    def diff(self, a: str, b: str) -> Difference:
+    def diff(self, a: str, b: str) -> PromptDifference:
         """What tells two versions apart."""
-        return difference(self.get(a), self.get(b))
+        return compare_prompts(self.get(a), self.get(b))
 
     def promote(
         self,
@@ -131,7 +131,7 @@ class Store:
         gate: Callable[[Prompt, Prompt], Verdict] | None = None,
         force: bool = False,
         by: str | None = None,
-    ) -> Move:
+    ) -> AliasChange:
         """Move ``alias`` to a version, unless the gate finds that worse than the one in place.
 
         Args:
@@ -149,7 +149,7 @@ class Store:
         """
         check_alias(alias)
         version = self.version(which)
-        history = self._artifacts.moves(version.name, alias)
+        history = self._artifacts.alias_changes(version.name, alias)
         before = history[-1].to if history else None
         if before == version.number:
             return history[-1]
@@ -164,16 +164,16 @@ class Store:
             )
         facts = {"name": version.name, "alias": alias, "before": before, "to": version.number, "forced": refused}
         figures = None if verdict is None else verdict.figures()
-        return self._artifacts.append(history, Move.new("promote", by=by, gate=figures, **facts))
+        return self._artifacts.append(history, AliasChange.new("promote", by=by, gate=figures, **facts))
 
-    def rollback(self, which: str, *, by: str | None = None) -> Move:
+    def rollback(self, which: str, *, by: str | None = None) -> AliasChange:
         """Move an alias, ``NAME@ALIAS``, back to where it was before the last promotion that is not rolled back yet.
 
         Raises:
             StoreError: there is nothing before, or the alias was moved by somebody else meanwhile.
         """
         reference = self._reference(which)
-        history = self._artifacts.moves(reference.name, reference.which)
+        history = self._artifacts.alias_changes(reference.name, reference.which)
         places: list[int] = []
         for move in history:
             if move.action == "promote":
@@ -185,7 +185,7 @@ class Store:
             raise StoreError(f"{which} cannot be rolled back, {there}: promote another version")
         self.get(f"{reference.name}@{places[-2]}")
         facts = {"name": reference.name, "alias": reference.which, "before": places[-1], "to": places[-2]}
-        return self._artifacts.append(history, Move.new("rollback", by=by, **facts))
+        return self._artifacts.append(history, AliasChange.new("rollback", by=by, **facts))
 
     def _reference(self, which: str) -> Reference:
         if "#" in which:
@@ -198,19 +198,19 @@ class Store:
             # a parent of somewhere else keeps the name that it has there
             with suppress(SoftpromptError):
                 reference = Reference.parse(parent)
-                if open_place(reference.store).url == self.url and reference.number is not None:
+                if open_backend(reference.store).url == self.url and reference.number is not None:
                     return f"{reference.name}@{reference.which}"
         return parent
 
 
-def saved_files(place: str | Path) -> dict[str, bytes]:
+def read_saved_files(place: str | Path) -> dict[str, bytes]:
     """All files of a saved prompt, by name, from a folder or a reference.
 
     Raises:
         PromptFileError: there is something in the folder that cannot be kept.
     """
     if isinstance(place, str) and is_reference(place):
-        artifacts, version = referred(Reference.parse(place))
+        artifacts, version = resolve_reference(Reference.parse(place))
         return artifacts.read(version)
     folder, files = expand_user(place), {}
     try:

@@ -14,7 +14,7 @@ from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.methods.method_registry import METHODS
 from softprompt.prompts.saved_prompt import LONGEST_EXAMPLE, Prompt
 from softprompt.prompts.state import PromptState
-from softprompt.store.prompt_loading import pinned
+from softprompt.store.prompt_loading import pin_reference
 from softprompt.training.callbacks import Callback
 from softprompt.training.checkpoint import Checkpoint
 from softprompt.training.loop import TrainingResult, train_together
@@ -231,4 +231,8 @@ def _check_ensemble_and_example(
 def _started_from_a_version(config: TrainConfig) -> TrainConfig:
     """With the version that ``prompt:NAME@ALIAS`` means now: the parent of a prompt must not move with an alias."""
     name, colon, place = config.init.partition(":")
-    return config.model_copy(update={"init": f"prompt:{pinned(place)}"}) if (name, colon) == ("prompt", ":") else config
+    return (
+        config.model_copy(update={"init": f"prompt:{pin_reference(place)}"})
+        if (name, colon) == ("prompt", ":")
+        else config
+    )

@@ -17,7 +17,15 @@ from softprompt.metrics.bootstrap import Floats
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.prefix import make_prefix
 from softprompt.prompts.state import PromptState
-from softprompt.store.input_profile import FREQUENT, Distribution, Hidden, Profile, Rate, coordinates, steps_of
+from softprompt.store.input_profile import (
+    FREQUENT,
+    Distribution,
+    HiddenProfile,
+    InputProfile,
+    TokenShare,
+    choose_coordinates,
+    encode_ids,
+)
 
 TEXTS = 2000  # rows whose tokens are counted, at most
 STATES = 400  # rows that are read for their hidden states, at most: a forward pass each
@@ -34,7 +42,7 @@ def profile_of(
     states: Sequence[PromptState],
     task: Task,
     predictions: Sequence[Prediction] = (),
-) -> Profile | None:
+) -> InputProfile | None:
     """What the prompt ``states`` sees of a task's validation rows; ``None`` where there are none.
 
     Args:
@@ -51,14 +59,14 @@ def profile_of(
     known, texts = frozenset(frequent), encoder.text_ids(rows)
     answered = [one for one in predictions if one.probabilities]
     hidden, size = hidden_states(base, spec, states, sample_examples(rows, STATES))
-    return Profile(
+    return InputProfile(
         examples=len(rows),
-        frequent=steps_of(frequent),
+        frequent=encode_ids(frequent),
         lengths=Distribution.of([len(ids) for ids in texts]),
-        rare=Rate.of([rare_tokens(ids, known) for ids in texts], [len(ids) for ids in texts]),
+        rare=TokenShare.of([rare_tokens(ids, known) for ids in texts], [len(ids) for ids in texts]),
         labels=_label_counts(spec, answered),
         confidence=Distribution.of([max((one.probabilities or {}).values()) for one in answered]) if answered else None,
-        hidden=Hidden.of(hidden, size) if len(hidden) >= 3 and np.isfinite(hidden).all() else None,
+        hidden=HiddenProfile.of(hidden, size) if len(hidden) >= 3 and np.isfinite(hidden).all() else None,
     )
 
 
@@ -77,7 +85,7 @@ def hidden_states(
     for chunk in batch_by_token_budget(encoder.question_items(examples), EVALUATION_TOKENS):
         hidden = prefix.scored(collate(chunk, base.device))
         size = hidden.shape[1]
-        chosen = hidden.float().cpu()[:, list(coordinates(size))].double().numpy()
+        chosen = hidden.float().cpu()[:, list(choose_coordinates(size))].double().numpy()
         found |= {item.example: row for item, row in zip(chunk, chosen, strict=True)}
     return np.stack([found[index] for index in range(len(examples))]), size
 

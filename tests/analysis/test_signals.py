@@ -18,7 +18,15 @@ from softprompt.analysis.drift.drift_findings import (
 from softprompt.analysis.drift.signals import LEAST, LEAST_TRAINED, ComparedSignal, compare_signals, judge_signal
 from softprompt.metrics import hypothesis_tests
 from softprompt.metrics.hypothesis_tests import holm_adjust
-from softprompt.store.input_profile import POINTS, Distribution, Hidden, Profile, Rate, coordinates, steps_of
+from softprompt.store.input_profile import (
+    POINTS,
+    Distribution,
+    HiddenProfile,
+    InputProfile,
+    TokenShare,
+    choose_coordinates,
+    encode_ids,
+)
 from softprompt.utils.seals import unseal
 
 NAMES = ["length", "rare", "labels", "confidence", "hidden"]
@@ -143,7 +151,7 @@ def test_each_signal_is_shown_by_what_moved() -> None:
     assert np.argmax(far.weights) == np.argmax(far.values)
 
 
-def same_rate(one: Rate, other: Rate) -> float:
+def same_rate(one: TokenShare, other: TokenShare) -> float:
     return hypothesis_tests.z_test(other.value - one.value, np.hypot(one.error, other.error)).p_value
 
 
@@ -197,12 +205,12 @@ class TestStatistics:
             sides = []
             for _ in range(2):
                 totals = random.integers(5, 40, 150)
-                sides.append(Rate.of(totals * (random.random(150) < 0.3), totals))
+                sides.append(TokenShare.of(totals * (random.random(150) < 0.3), totals))
             wrong += same_rate(*sides) < 0.05
         assert 8 <= wrong <= 36
-        none = Rate.of([0, 0], [5, 5])
+        none = TokenShare.of([0, 0], [5, 5])
         assert same_rate(none, none) == 1.0
-        assert same_rate(none, Rate.of([5, 5], [5, 5])) == 0.0
+        assert same_rate(none, TokenShare.of([5, 5], [5, 5])) == 0.0
         assert hypothesis_tests.cohens_h(0.0, 1.0) == pytest.approx(np.pi)
 
 
@@ -210,16 +218,16 @@ class TestProfile:
     def test_written_and_read(self) -> None:
         world = World(0)
         known = profile(world)
-        assert Profile.from_bytes(known.to_bytes()) == known
+        assert InputProfile.from_bytes(known.to_bytes()) == known
         assert known.known == {1, 3, 7}
         assert len(known.to_bytes()) < 6000
 
     def test_frequent_tokens(self) -> None:
-        assert steps_of([9, 2, 5]) == (2, 3, 4)
+        assert encode_ids([9, 2, 5]) == (2, 3, 4)
 
     def test_each_state_is_measured_from_the_centre_of_the_others(self) -> None:
         states = World(2).states(7)
-        known = Hidden.of(states, SIZE)
+        known = HiddenProfile.of(states, SIZE)
         apart = []
         for index in range(7):
             others = np.delete(states, index, axis=0)
@@ -230,13 +238,13 @@ class TestProfile:
     def test_new_states_seem_no_farther(self) -> None:
         world = World(3)
         for n in (100, 400):
-            known = Hidden.of(world.states(n), SIZE)
+            known = HiddenProfile.of(world.states(n), SIZE)
             live = known.distances_of(world.states(4000))
             assert live.mean() == pytest.approx(known.distances.mean, abs=4 * known.distances.deviation / n**0.5)
 
     def test_coordinates(self) -> None:
-        assert list(coordinates(5)) == [0, 1, 2, 3, 4]
-        many = list(coordinates(5000))
+        assert list(choose_coordinates(5)) == [0, 1, 2, 3, 4]
+        many = list(choose_coordinates(5000))
         assert len(set(many)) == 192
         assert max(many) < 5000
 
@@ -255,10 +263,10 @@ class TestProfile:
     def test_a_damaged_one_is_refused_in_one_line(self, change: dict[str, Any]) -> None:
         values = unseal(json.loads(profile(World(0)).to_bytes())) | change
         with pytest.raises(ValueError, match=r"^[^\n]+$"):
-            Profile.from_bytes(json.dumps(values).encode())
+            InputProfile.from_bytes(json.dumps(values).encode())
 
     def test_a_centre_of_another_size_is_refused(self) -> None:
         values = unseal(json.loads(profile(World(0)).to_bytes()))
         values["hidden"]["size"] = 8
         with pytest.raises(ValueError, match="its centre is not of the coordinates"):
-            Profile.from_bytes(json.dumps(values).encode())
+            InputProfile.from_bytes(json.dumps(values).encode())

@@ -14,13 +14,13 @@ from helpers.small_tasks import TEMPLATE, Ended, command, reviews, write_data
 from helpers.tiny_models import save_tiny
 from training.test_resume import DYING
 
-from softprompt.experiments.comparison.candidates import KINDS
+from softprompt.experiments.comparison.candidates import CANDIDATE_KINDS
 from softprompt.experiments.comparison.study_records import Study
 from softprompt.inference.neutral_text import PASSAGES
 from softprompt.store.prompt_loading import load_prompt
 
 OPTIONS = ["--template", TEMPLATE, "--device", "cpu", "--dtype", "float32", "--batch-size", "8"]
-EVERY = ",".join([*(name for name in KINDS if name != "few-shot"), "few-shot:2"])
+EVERY = ",".join([*(name for name in CANDIDATE_KINDS if name != "few-shot"), "few-shot:2"])
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +63,7 @@ def study(whole: tuple[Ended, Path]) -> Study:
 class TestEveryMethod:
     def test_gives_results(self, study: Study) -> None:
         assert [row.method for row in study.rows] == EVERY.split(",")
-        assert [row.error for row in study.rows] == [None] * len(KINDS)
+        assert [row.error for row in study.rows] == [None] * len(CANDIDATE_KINDS)
         for row in study.rows:
             assert row.mean is not None
             assert row.shift is not None

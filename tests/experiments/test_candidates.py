@@ -8,7 +8,13 @@ from helpers.small_tasks import Recorder, reviews_task
 from helpers.tiny_models import tiny_base
 
 from softprompt.errors import ConfigError, MissingExtraError
-from softprompt.experiments.comparison.candidates import KINDS, Plan, Run, SoftPrompt, contestants
+from softprompt.experiments.comparison.candidates import (
+    CANDIDATE_KINDS,
+    Run,
+    RunSettings,
+    SoftPromptCandidate,
+    parse_methods,
+)
 from softprompt.inference.predictor import Predictor
 from softprompt.prompts.methods.method_registry import METHODS
 from softprompt.prompts.written_prompt import choose_shots, written_prompt
@@ -17,29 +23,29 @@ from softprompt.training.callbacks import StepTimer
 
 def refused(names: str) -> str:
     with pytest.raises(ConfigError) as raised:
-        contestants(names)
+        parse_methods(names)
     return str(raised.value)
 
 
 class TestNames:
     def test_every_kind_is_taken_in_the_order_given(self) -> None:
-        names = [*reversed(KINDS), "few-shot:4", "prompt-tuning:length=50"]
-        assert [one.name for one in contestants(",".join(names))] == names
+        names = [*reversed(CANDIDATE_KINDS), "few-shot:4", "prompt-tuning:length=50"]
+        assert [one.name for one in parse_methods(",".join(names))] == names
 
     def test_every_method_of_softprompt_takes_part(self) -> None:
-        assert set(METHODS) <= set(KINDS)
+        assert set(METHODS) <= set(CANDIDATE_KINDS)
 
     def test_families(self) -> None:
         given = "zero-shot,few-shot:2,tfidf,linear-probe,prefix-tuning,lora,full"
         found = ["written", "written", "classical", "classical", "soft prompt", "adapter", "full"]
-        assert [one.family for one in contestants(given)] == found
+        assert [one.family for one in parse_methods(given)] == found
 
     def test_what_no_seed_changes_runs_once(self) -> None:
-        once = {name for name in KINDS if not contestants(name)[0].seeded}
+        once = {name for name in CANDIDATE_KINDS if not parse_methods(name)[0].seeded}
         assert once == {"zero-shot", "zero-shot-calibrated", "few-shot-nearest", "tfidf", "linear-probe"}
 
     def test_only_what_learns_by_steps_has_a_rate_to_search(self) -> None:
-        searched = {name for name in KINDS if contestants(name)[0].learning_rate is not None}
+        searched = {name for name in CANDIDATE_KINDS if parse_methods(name)[0].learning_rate is not None}
         assert searched == {*METHODS, "lora", "full"}
 
     @pytest.mark.parametrize(
@@ -82,21 +88,21 @@ class TestNames:
         find_spec = importlib.util.find_spec
         monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == package else find_spec(name))
         with pytest.raises(MissingExtraError, match=rf"pip install 'softprompt\[{extra}\]'"):
-            contestants(f"zero-shot,{name}")
-        contestants("zero-shot,prompt-tuning,full")
+            parse_methods(f"zero-shot,{name}")
+        parse_methods("zero-shot,prompt-tuning,full")
 
 
 class TestOptions:
     def test_reach_the_settings_of_the_method(self) -> None:
-        (one,) = contestants("residual:length=7:lr=0.3:init=labels:bottleneck=5")
-        assert isinstance(one, SoftPrompt)
+        (one,) = parse_methods("residual:length=7:lr=0.3:init=labels:bottleneck=5")
+        assert isinstance(one, SoftPromptCandidate)
         assert (one.config.length, one.config.learning_rate, one.config.init) == (7, 0.3, "labels")
         assert one.config.method_options == {"bottleneck": 5}
         assert one.learning_rate == 0.3
 
     def test_of_lora(self, tmp_path: Path) -> None:
-        small, large = contestants("lora:rank=2:alpha=4,lora:lr=0.01")
-        task, plan = reviews_task(), Plan(1, 4)
+        small, large = parse_methods("lora:rank=2:alpha=4,lora:lr=0.01")
+        task, plan = reviews_task(), RunSettings(1, 4)
         (fitted,) = small.learn(tiny_base("llama"), task, [Run(3)], plan, Recorder(), tmp_path)
         assert (fitted.settings["rank"], fitted.settings["alpha"]) == (2, 4)  # type: ignore[union-attr]
         assert (fitted.settings["seed"], fitted.settings["learning_rate"]) == (3, 1e-3)  # type: ignore[union-attr]
@@ -107,8 +113,8 @@ class TestOptions:
 @pytest.mark.parametrize(("name", "shots"), [("zero-shot", 0), ("few-shot:2", 2)])
 def test_written_prompt_has_the_instruction_in_front(tmp_path: Path, name: str, shots: int) -> None:
     base, task, words = tiny_base("llama"), reviews_task(test=8), "Decide which."
-    plans = (Plan(3, instruction=words), Plan(3))
-    (own,), (bare,) = (contestants(name)[0].learn(base, task, [Run(1)], plan, Recorder(), tmp_path) for plan in plans)
+    plans = (RunSettings(3, instruction=words), RunSettings(3))
+    (own,), (bare,) = (parse_methods(name)[0].learn(base, task, [Run(1)], plan, Recorder(), tmp_path) for plan in plans)
     state = written_prompt(base, task.spec, words, choose_shots(task.train, shots, 1))
     expected = Predictor(base, task.spec, state).label_log_probabilities(task.test)
     assert own.answers.label_log_probabilities(task.test).equal(expected)
@@ -117,13 +123,13 @@ def test_written_prompt_has_the_instruction_in_front(tmp_path: Path, name: str, 
 
 
 def test_plan_evaluates_a_short_run_three_times_at_least() -> None:
-    assert [Plan(steps).eval_every for steps in (1, 6, 100, 300, 600)] == [1, 2, 34, 100, 100]
+    assert [RunSettings(steps).eval_every for steps in (1, 6, 100, 300, 600)] == [1, 2, 34, 100, 100]
 
 
 class TestTogether:
     def test_each_seed_ends_where_it_ends_alone(self, tmp_path: Path) -> None:
-        base, task, plan = tiny_base("llama"), reviews_task(), Plan(12, 8)
-        (method,) = contestants("prompt-tuning:length=4:init=random")
+        base, task, plan = tiny_base("llama"), reviews_task(), RunSettings(12, 8)
+        (method,) = parse_methods("prompt-tuning:length=4:init=random")
         runs = [Run(0), Run(1)]
         together = method.learn(base, task, runs, plan, Recorder(), tmp_path / "both")
         for run, one in zip(runs, together, strict=True):
@@ -133,18 +139,18 @@ class TestTogether:
             assert one.settings["learned_together"] == 2  # type: ignore[union-attr]
 
     def test_run_that_fails_beside_others_is_an_error_in_its_place(self, tmp_path: Path) -> None:
-        (method,) = contestants("prompt-tuning:length=4")
-        task, plan = reviews_task(), Plan(6, 8)
+        (method,) = parse_methods("prompt-tuning:length=4")
+        task, plan = reviews_task(), RunSettings(6, 8)
         good, bad = method.learn(tiny_base("gpt2"), task, [Run(0), Run(0, 1e30)], plan, Recorder(), tmp_path)
         assert not isinstance(good, Exception)
         assert "the loss is not a number" in str(bad)
 
     def test_unfinished_run_of_other_settings_is_begun_anew(self, tmp_path: Path) -> None:
         base, task = tiny_base("llama"), reviews_task()
-        (method,) = contestants("prompt-tuning:length=4")
-        method.learn(base, task, [Run(0)], Plan(4, 8), Recorder(), tmp_path)
+        (method,) = parse_methods("prompt-tuning:length=4")
+        method.learn(base, task, [Run(0)], RunSettings(4, 8), Recorder(), tmp_path)
         recorder = Recorder()
-        (found,) = method.learn(base, task, [Run(0)], Plan(6, 8), recorder, tmp_path)
+        (found,) = method.learn(base, task, [Run(0)], RunSettings(6, 8), recorder, tmp_path)
         assert any(note.startswith("begins anew") and "steps was 4, is 6" in note for note in recorder.notes)
         assert found.settings["steps_made"] == 6  # type: ignore[union-attr]
 

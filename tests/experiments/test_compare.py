@@ -14,8 +14,8 @@ from helpers.tiny_models import tiny_base
 from softprompt.data.splits import Splits
 from softprompt.data.task import Task
 from softprompt.errors import ConfigError, DataError, OutputError
-from softprompt.experiments.comparison.candidates import contestants
-from softprompt.experiments.comparison.compare import Terms, check_terms, compare, rates_around
+from softprompt.experiments.comparison.candidates import parse_methods
+from softprompt.experiments.comparison.compare import ComparisonSettings, check_comparison, compare, list_rates
 from softprompt.experiments.comparison.study_records import Result, Study
 from softprompt.experiments.failed_runs import error_line
 from softprompt.report.report_files import write_report
@@ -23,10 +23,10 @@ from softprompt.report.report_files import write_report
 pytestmark = pytest.mark.usefixtures("few_requests")
 
 TASK = reviews_task(test=60)
-TERMS = Terms(seeds=2, steps=4, batch_size=8)
+TERMS = ComparisonSettings(seeds=2, steps=4, batch_size=8)
 
 
-def run(out: Path, *methods: Any, task: Task = TASK, terms: Terms = TERMS, callback: Any = None) -> Study:
+def run(out: Path, *methods: Any, task: Task = TASK, terms: ComparisonSettings = TERMS, callback: Any = None) -> Study:
     study = compare(tiny_base("llama"), task, methods, out, terms, callback)
     write_report(study, out, figures=True)
     return study
@@ -66,7 +66,12 @@ class TestResults:
         assert [path for path in (tmp_path / "learning").iterdir() if path.is_dir()] == []
 
     def test_sum_up_to_the_study(self, tmp_path: Path) -> None:
-        study = run(tmp_path, Planted("good", 0.9), Planted("bad", 0.4), terms=Terms(seeds=2, steps=1, current="bad"))
+        study = run(
+            tmp_path,
+            Planted("good", 0.9),
+            Planted("bad", 0.4),
+            terms=ComparisonSettings(seeds=2, steps=1, current="bad"),
+        )
         assert Study.model_validate_json((tmp_path / "report.json").read_bytes()) == study
         good, bad = study.rows
         assert good.seeds == (0, 1)
@@ -96,7 +101,9 @@ class TestResults:
 
     def test_another_domain_is_scored_too(self, tmp_path: Path) -> None:
         shift = reviews(test=30, seed=5).test
-        study = run(tmp_path, Planted("a", 1.0), Planted("b", 0.0), terms=Terms(seeds=1, steps=1, shift=shift))
+        study = run(
+            tmp_path, Planted("a", 1.0), Planted("b", 0.0), terms=ComparisonSettings(seeds=1, steps=1, shift=shift)
+        )
         assert [row.shift for row in study.rows] == [1.0, 0.0]
         assert study.results[0].shift is not None
         assert study.results[0].shift.n == 30
@@ -107,8 +114,8 @@ class TestResults:
 
     def test_of_generation_are_scored_by_what_suits_the_references(self, tmp_path: Path) -> None:
         task = Task.generation(answers(validation=4, test=4))
-        methods = contestants("zero-shot,few-shot:2")
-        study = run(tmp_path, *methods, task=task, terms=Terms(seeds=1, steps=1))
+        methods = parse_methods("zero-shot,few-shot:2")
+        study = run(tmp_path, *methods, task=task, terms=ComparisonSettings(seeds=1, steps=1))
         assert (study.metric, study.kind, study.labels) == ("exact_match", "generation", ())
         assert study.rows[0].calibration_error is None
         assert study.results[0].confidences == ()
@@ -143,7 +150,7 @@ class TestSameTerms:
         alone = Planted("alone", peak, learning_rate=0.1)
         together = Planted("together", peak, learning_rate=0.1, together=True)
         fixed = Planted("fixed")
-        study = run(tmp_path, alone, together, fixed, terms=Terms(seeds=2, steps=4, rates=3))
+        study = run(tmp_path, alone, together, fixed, terms=ComparisonSettings(seeds=2, steps=4, rates=3))
         tried = [[(one.seed, one.learning_rate) for one in runs] for runs, _ in alone.calls]
         assert tried == [[(0, 0.1)], [(0, 0.0316)], [(0, 0.316)], [(0, 0.0316)], [(1, 0.0316)]]
         tried = [[(one.seed, one.learning_rate) for one in runs] for runs, _ in together.calls]
@@ -159,9 +166,9 @@ class TestSameTerms:
             assert result.cost.search_seconds == 6
 
     def test_rates_lie_around_the_methods_own(self) -> None:
-        assert rates_around(0.1, 1) == [0.1]
-        assert rates_around(0.1, 5) == [0.1, 0.0316, 0.316, 0.01, 1.0]
-        assert len(rates_around(2e-5, 4)) == 4
+        assert list_rates(0.1, 1) == [0.1]
+        assert list_rates(0.1, 5) == [0.1, 0.0316, 0.316, 0.01, 1.0]
+        assert len(list_rates(2e-5, 4)) == 4
 
     def test_rate_that_fails_is_only_left_out(self, tmp_path: Path) -> None:
         class Fails(Planted):
@@ -170,7 +177,9 @@ class TestSameTerms:
                     raise torch.OutOfMemoryError("no")
                 return super().learn(base, task, runs, *rest)
 
-        study = run(tmp_path, Fails("a", learning_rate=0.1), Planted("b"), terms=Terms(seeds=1, steps=4, rates=3))
+        study = run(
+            tmp_path, Fails("a", learning_rate=0.1), Planted("b"), terms=ComparisonSettings(seeds=1, steps=4, rates=3)
+        )
         assert [one.learning_rate for one in study.results[0].trials] == [0.0316, 0.1]
         assert study.results[0].status == "ok"
 
@@ -192,13 +201,13 @@ class TestSameTerms:
             Slow("slow", learning_rate=0.1, seconds_a_step=0.5),
             Slow("quick", learning_rate=0.1, seconds_a_step=0.125),
         )
-        terms = Terms(seeds=1, budget=60.0)
+        terms = ComparisonSettings(seeds=1, budget=60.0)
         run(tmp_path, slow, quick, terms=terms)
         assert [plan.steps for _, plan in slow.calls] == [6, 120]
         assert [plan.steps for _, plan in quick.calls] == [6, 480]
         # what was seen once holds for later seeds
         more = Slow("slow", learning_rate=0.1, seconds_a_step=9.0)
-        run(tmp_path, more, quick, terms=Terms(seeds=2, budget=60.0))
+        run(tmp_path, more, quick, terms=ComparisonSettings(seeds=2, budget=60.0))
         assert [plan.steps for _, plan in more.calls] == [120]
 
 
@@ -210,7 +219,7 @@ class TestSecondRun:
         assert [len(method.calls) for method in again] == [0, 0, 2]
         assert study.results[:4] == first.results
         more = Planted("a"), Planted("b")
-        run(tmp_path, *more, terms=Terms(seeds=3, steps=4, batch_size=8))
+        run(tmp_path, *more, terms=ComparisonSettings(seeds=3, steps=4, batch_size=8))
         assert [[one.seed for one in runs] for runs, _ in more[0].calls] == [[2]]
 
     @pytest.mark.parametrize(("together", "points"), [(True, (0, 1)), (False, (1, 3))])
@@ -226,7 +235,7 @@ class TestSecondRun:
 
             return [Planted("a"), Stopping("b", learning_rate=0.1, together=together), Planted("c")]
 
-        terms = Terms(seeds=2, steps=4, rates=2)
+        terms = ComparisonSettings(seeds=2, steps=4, rates=2)
         unbroken = run(tmp_path / "unbroken", *methods(99), terms=terms)
         for stops in points:
             with pytest.raises(KeyboardInterrupt):
@@ -242,7 +251,7 @@ class TestSecondRun:
                     raise KeyboardInterrupt
                 return super().learn(*arguments)
 
-        terms = Terms(seeds=1, steps=4, rates=3)
+        terms = ComparisonSettings(seeds=1, steps=4, rates=3)
         with pytest.raises(KeyboardInterrupt):
             run(tmp_path, Stopping("a", learning_rate=0.1), Planted("b"), terms=terms)
         second = Planted("a", learning_rate=0.1)
@@ -252,14 +261,16 @@ class TestSecondRun:
     @pytest.mark.parametrize(
         ("task", "terms", "words"),
         [
-            (TASK, Terms(seeds=2, steps=5, batch_size=8), "steps was 4, is 5"),
-            (TASK, Terms(seeds=2, budget=60, batch_size=8), "budget was None, is 60"),
-            (TASK, Terms(seeds=2, steps=4, rates=3, batch_size=8), "rates was 1, is 3"),
+            (TASK, ComparisonSettings(seeds=2, steps=5, batch_size=8), "steps was 4, is 5"),
+            (TASK, ComparisonSettings(seeds=2, budget=60, batch_size=8), "budget was None, is 60"),
+            (TASK, ComparisonSettings(seeds=2, steps=4, rates=3, batch_size=8), "rates was 1, is 3"),
             (reviews_task(test=60, seed=3), TERMS, "data was '"),
             (Task.classification(reviews(test=60), template="{{ text }} is"), TERMS, "template was '{{ text }}:', is"),
         ],
     )
-    def test_of_another_setup_is_refused(self, tmp_path: Path, task: Task, terms: Terms, words: str) -> None:
+    def test_of_another_setup_is_refused(
+        self, tmp_path: Path, task: Task, terms: ComparisonSettings, words: str
+    ) -> None:
         run(tmp_path, Planted("a"), Planted("b"))
         with pytest.raises(OutputError) as raised:
             run(tmp_path, Planted("a"), Planted("b"), task=task, terms=terms)
@@ -360,7 +371,7 @@ class TestKeep:
         def second_best(run: Any) -> float:
             return [0.5, 0.95, 0.6][run.seed]
 
-        terms = Terms(seeds=3, steps=1, keep=True)
+        terms = ComparisonSettings(seeds=3, steps=1, keep=True)
         run(tmp_path, Planted("a:x", second_best), Planted("b", 0.8, seeded=False), terms=terms)
         assert (tmp_path / "artifacts" / "a_x" / "weights").read_text() == "seed 1"
         assert names(tmp_path / "artifacts") == ["a_x", "b"]
@@ -376,7 +387,7 @@ class TestKeep:
             tmp_path,
             Planted("a"),
             Planted("b"),
-            terms=Terms(seeds=2, steps=4, batch_size=8, keep=True),
+            terms=ComparisonSettings(seeds=2, steps=4, batch_size=8, keep=True),
             callback=recorder,
         )
         assert any("nothing of 'a' was kept: it was measured before --keep" in note for note in recorder.notes)
@@ -386,14 +397,14 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("methods", "terms", "words"),
         [
-            ([Planted("a")], Terms(), "expected at least two methods to compare, got a"),
-            ([Planted("a"), Planted("b")], Terms(current="c"), "--current 'c' is not among the methods"),
-            ([Planted("a:1"), Planted("a_1")], Terms(), "two methods differ only in characters"),
+            ([Planted("a")], ComparisonSettings(), "expected at least two methods to compare, got a"),
+            ([Planted("a"), Planted("b")], ComparisonSettings(current="c"), "--current 'c' is not among the methods"),
+            ([Planted("a:1"), Planted("a_1")], ComparisonSettings(), "two methods differ only in characters"),
         ],
     )
-    def test_of_terms(self, methods: list[Planted], terms: Terms, words: str) -> None:
+    def test_of_terms(self, methods: list[Planted], terms: ComparisonSettings, words: str) -> None:
         with pytest.raises(ConfigError, match=words):
-            check_terms(methods, terms)
+            check_comparison(methods, terms)
 
     def test_of_data_without_what_is_needed(self, tmp_path: Path) -> None:
         task = Task.classification(noise(), template="{{ text }}")

@@ -15,8 +15,8 @@ from softprompt.data.examples import Example
 from softprompt.data.splits import Splits
 from softprompt.data.task import Task, TaskSpec
 from softprompt.errors import ConfigError, DataError, MissingExtraError, TemplateError
-from softprompt.experiments.baselines.few_shot_prompting import few_shot
-from softprompt.experiments.baselines.label_calibration import calibrated
+from softprompt.experiments.baselines.few_shot_prompting import fit_few_shot
+from softprompt.experiments.baselines.label_calibration import calibrate
 from softprompt.experiments.baselines.nearest_examples import NearestShots
 from softprompt.inference.evaluation import score
 from softprompt.inference.generation import GenerationConfig
@@ -50,13 +50,13 @@ def generation_task() -> Task:
 @every_family
 def test_examples_by_seed_are_the_written_prompt(family: str, instruction: str) -> None:
     base, task = tiny_base(family), reviews_task()
-    found = few_shot(base, task, 3, seed=2, instruction=instruction)
+    found = fit_few_shot(base, task, 3, seed=2, instruction=instruction)
     state = written_prompt(base, task.spec, instruction, choose_shots(task.train, 3, seed=2))
     assert state is not None
     expected = Predictor(base, task.spec, state).label_log_probabilities(task.test)
     assert torch.equal(found.answers.label_log_probabilities(task.test), expected)
     assert (found.added_tokens, found.trained_parameters, found.curve) == (state.length, 0, ())
-    other = few_shot(base, task, 3, seed=3, instruction=instruction)
+    other = fit_few_shot(base, task, 3, seed=3, instruction=instruction)
     assert not torch.equal(other.answers.label_log_probabilities(task.test), expected)
     on_validation = score(found.answers, task.validation)
     assert found.best_value == on_validation.metric.value
@@ -65,7 +65,7 @@ def test_examples_by_seed_are_the_written_prompt(family: str, instruction: str) 
 def test_no_examples_are_the_bare_template() -> None:
     base, task = tiny_base("llama"), reviews_task()
     for nearest in (False, True):
-        found = few_shot(base, task, 0, nearest=nearest)
+        found = fit_few_shot(base, task, 0, nearest=nearest)
         expected = Predictor(base, task.spec).label_log_probabilities(task.test)
         assert torch.equal(found.answers.label_log_probabilities(task.test), expected)
         assert found.added_tokens == 0
@@ -80,7 +80,7 @@ class TestNearest:
     def test_they_stand_in_front_the_most_similar_one_last(self, family: str) -> None:
         base = tiny_base(family)
         texts = [Example("a great, great film"), Example("the mat of a cat, and what it is about")]
-        found = few_shot(base, pool_task(), 2, nearest=True, instruction="Good?").answers
+        found = fit_few_shot(base, pool_task(), 2, nearest=True, instruction="Good?").answers
         scores = found.label_log_probabilities(texts)
         for text, shots, row in zip(texts, ((1, 2), (0, 3)), scores, strict=True):
             state = written_prompt(base, found.spec, "Good?", [POOL[index] for index in shots])
@@ -90,7 +90,7 @@ class TestNearest:
     @every_family
     def test_completions_too(self, family: str) -> None:
         base, task = tiny_base(family), generation_task()
-        found = few_shot(base, task, 2, nearest=True, generation=SHORT)
+        found = fit_few_shot(base, task, 2, nearest=True, generation=SHORT)
         near = found.answers
         assert isinstance(near, NearestShots)
         completions = {one.index: one.completion for one in near.predict(task.test)}
@@ -103,7 +103,7 @@ class TestNearest:
     def test_the_loss_is_that_of_the_outputs_behind_them(self, family: str) -> None:
         base, task = tiny_base(family), generation_task()
         one = Task(task.spec, Splits(task.train, task.validation[:1], (), "made here", ()))
-        found = few_shot(base, one, 2, nearest=True, generation=SHORT)
+        found = fit_few_shot(base, one, 2, nearest=True, generation=SHORT)
         near = found.answers
         assert isinstance(near, NearestShots)
         shots = [task.train[place] for place in reversed(near.nearest(one.validation)[0])]
@@ -122,12 +122,12 @@ class TestNearest:
         assert 0 < max(map(len, fronts)) <= CONTEXT - 100 - len(base.bos_ids)
         all_scores = near.label_log_probabilities(texts)
         assert all_scores.isfinite().all()
-        found = few_shot(base, reviews_task(), 12, nearest=True)
+        found = fit_few_shot(base, reviews_task(), 12, nearest=True)
         assert found.settings["left_out"] > 0
 
     def test_what_they_add_is_told(self) -> None:
         base = tiny_base("llama")
-        found = few_shot(base, pool_task(), 1, nearest=True)
+        found = fit_few_shot(base, pool_task(), 1, nearest=True)
         shots = [written_prompt(base, found.answers.spec, "", [one]) for one in POOL[:2]]
         assert found.added_tokens == sum(shot.length for shot in shots if shot is not None) / 2
 
@@ -143,31 +143,31 @@ class TestNearest:
     def test_without_scikit_learn(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, "sklearn.feature_extraction.text", None)
         with pytest.raises(MissingExtraError, match=r"'scikit-learn', .*pip install 'softprompt\[compare\]'"):
-            few_shot(tiny_base("llama"), pool_task(), 2, nearest=True)
+            fit_few_shot(tiny_base("llama"), pool_task(), 2, nearest=True)
 
     def test_texts_without_words(self) -> None:
         pool = (Example("?", "a"), Example("!", "b"))
         task = Task.classification(Splits(pool, pool, (), "made here", ()))
         with pytest.raises(DataError, match="made here: expected words in the training texts, got none"):
-            few_shot(tiny_base("llama"), task, 1, nearest=True)
+            fit_few_shot(tiny_base("llama"), task, 1, nearest=True)
 
 
 @pytest.mark.parametrize("nearest", [False, True])
 def test_more_examples_than_there_are(nearest: bool) -> None:
     with pytest.raises(DataError, match="8 examples wanted for the written prompt, but the training split has 4"):
-        few_shot(tiny_base("llama"), pool_task(), 8, nearest=nearest)
+        fit_few_shot(tiny_base("llama"), pool_task(), 8, nearest=nearest)
 
 
 def test_more_examples_than_the_context_holds() -> None:
     with pytest.raises(TemplateError, match=r"a prompt of \d+ virtual tokens .* in this model's context of 160"):
-        few_shot(tiny_base("llama"), reviews_task(), 40)
+        fit_few_shot(tiny_base("llama"), reviews_task(), 40)
 
 
 class TestCompletionsEnd:
     def stops(self, *outputs: str) -> tuple[str, ...]:
         rows = tuple(Example(f"text {i}", None, (output,)) for i, output in enumerate(outputs))
         task = Task.generation(Splits(rows, rows, (), "", ()), template=TEMPLATE)
-        found = few_shot(tiny_base("t5"), task, len(rows)).answers
+        found = fit_few_shot(tiny_base("t5"), task, len(rows)).answers
         assert isinstance(found, Predictor)
         return found.generation.stop
 
@@ -182,7 +182,7 @@ class TestSaved:
     @pytest.mark.parametrize("nearest", [False, True])
     def test_it_answers_as_before(self, nearest: bool, tmp_path: Path) -> None:
         base, task = tiny_base("llama"), reviews_task()
-        found = few_shot(base, task, 3, seed=1, nearest=nearest, instruction="Good?")
+        found = fit_few_shot(base, task, 3, seed=1, nearest=nearest, instruction="Good?")
         found.save(tmp_path / "saved")
         assert [path.name for path in (tmp_path / "saved").iterdir()] == ["few_shot.json"]
         facts = unseal(json.loads((tmp_path / "saved" / "few_shot.json").read_text()))
@@ -223,14 +223,14 @@ class TestCalibration:
     def test_a_planted_bias_is_undone(self) -> None:
         biased = Biased(self.SPEC, lean=3.0)
         assert score(biased, self.TEXTS).metric.value == pytest.approx(1 / 3)
-        fair = calibrated(biased)
+        fair = calibrate(biased)
         assert score(fair, self.TEXTS).metric.value == 1.0
         expected = Biased(self.SPEC, lean=0.0).label_log_probabilities(self.TEXTS)
         torch.testing.assert_close(fair.label_log_probabilities(self.TEXTS), expected)
 
     def test_every_column_of_the_template_is_without_content(self) -> None:
         biased = Biased(self.SPEC, lean=1.0)
-        calibrated(biased, ["N/A", ""])
+        calibrate(biased, ["N/A", ""])
         assert [(one.text, dict(one.columns)) for one in biased.asked] == [
             ("N/A", {"author": "N/A"}),
             ("", {"author": ""}),
@@ -242,14 +242,14 @@ class TestCalibration:
         spec = TaskSpec("classification", source, ("good", "bad"), ("good", "bad"))
         columns = {"turns": [{"who": "a", "said": "good"}, {"who": "b", "said": "bad"}], "year": 2001}
         biased = Biased(spec, lean=1.0)
-        calibrated(biased, ["N/A"], like=Example("good film", "good", columns=columns))
+        calibrate(biased, ["N/A"], like=Example("good film", "good", columns=columns))
         (asked,) = biased.asked
         assert spec.compiled.render(asked) == "N/A: N/AN/A: N/AnewN/A"
 
     @pytest.mark.parametrize("count", [0, 3])
     def test_a_prompt_leans_to_nothing_on_such_inputs(self, count: int) -> None:
         base, task = tiny_base("llama"), reviews_task()
-        found = calibrated(few_shot(base, task, count).answers, ["N/A"])
+        found = calibrate(fit_few_shot(base, task, count).answers, ["N/A"])
         fair = found.label_log_probabilities([Example("N/A")]).exp()
         torch.testing.assert_close(fair, torch.full((1, 2), 0.5))
         assert sum(one.label == "bad" for one in found.predict(task.test)) not in (0, len(task.test))
@@ -258,11 +258,11 @@ class TestCalibration:
     def test_inputs_that_the_template_leaves_empty_are_left_out(self) -> None:
         spec = TaskSpec("classification", "{{ text }}", ("good", "bad"), ("good", "bad"))
         biased = Biased(spec, lean=1.0)
-        calibrated(biased)
+        calibrate(biased)
         assert [one.text for one in biased.asked] == ["N/A", "[MASK]"]
         with pytest.raises(TemplateError, match=r"needs inputs that say nothing, .* an empty one from '{{ text }}'"):
-            calibrated(biased, [""])
+            calibrate(biased, [""])
 
     def test_generation(self) -> None:
         with pytest.raises(ConfigError, match=r"contextual calibration is for classification: .* a generation task"):
-            calibrated(few_shot(tiny_base("llama"), generation_task(), 1, generation=SHORT).answers)
+            calibrate(fit_few_shot(tiny_base("llama"), generation_task(), 1, generation=SHORT).answers)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from softprompt.experiments.comparison.model_sizes import what_gaps_say
+from softprompt.experiments.comparison.model_sizes import describe_gaps
 from softprompt.experiments.comparison.study_records import SizePoint
 
 
@@ -23,7 +23,7 @@ def point(parameters: int, **gaps: tuple[float, float, float]) -> SizePoint:
     ],
 )
 def test_is_closing_widening_or_neither(large: tuple[float, float, float], words: str) -> None:
-    told = what_gaps_say(["prompt", "full"], [point(10, full=(-0.1, -0.15, -0.05)), point(900, full=large)])
+    told = describe_gaps(["prompt", "full"], [point(10, full=(-0.1, -0.15, -0.05)), point(900, full=large)])
     assert told.startswith(words)
     assert f"prompt minus the best other method: -0.100 on 10M, {large[0]:+.3f} on 900M" in told
 
@@ -33,9 +33,9 @@ def test_is_to_the_best_of_the_others() -> None:
         point(10, lora=(0.2, 0.1, 0.3), full=(-0.1, -0.15, -0.05)),
         point(900, lora=(-0.01, -0.02, 0.0), full=(0.3, 0.2, 0.4)),
     ]
-    assert "-0.100 on 10M, -0.010 on 900M" in what_gaps_say(["prompt", "lora", "full"], points)
+    assert "-0.100 on 10M, -0.010 on 900M" in describe_gaps(["prompt", "lora", "full"], points)
 
 
 def test_says_nothing_of_a_single_model() -> None:
     points = [point(10, full=(-0.1, -0.15, -0.05)), point(900)]
-    assert what_gaps_say(["prompt", "full"], points).startswith("Too few models")
+    assert describe_gaps(["prompt", "full"], points).startswith("Too few models")

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from softprompt.experiments.comparison.recommendation import RULES, Evidence, cheapest, recommend
+from softprompt.experiments.comparison.recommendation import RULES, Evidence, choose_cheapest, recommend
 from softprompt.experiments.comparison.study_records import Cost, Row
 from softprompt.metrics.scores import Speed
 
@@ -210,8 +210,10 @@ class TestLimits:
     def test_half_as_much_memory_does_not_outweigh_half_the_speed(self) -> None:
         quick = row("lora", "adapter", 0.95, task_bytes=6_000_000)
         slow = row("prompt-tuning", "soft prompt", 0.95, per_second=50)
-        assert cheapest([quick, slow]) is quick
-        assert cheapest([quick, row("prompt-tuning", "soft prompt", 0.95, per_second=90)]).method == "prompt-tuning"
+        assert choose_cheapest([quick, slow]) is quick
+        assert (
+            choose_cheapest([quick, row("prompt-tuning", "soft prompt", 0.95, per_second=90)]).method == "prompt-tuning"
+        )
 
     def test_changed_weights_that_are_only_faster_are_not_called_better(self) -> None:
         given = evidence(row("lora", "adapter", 0.95), row("prompt-tuning", "soft prompt", 0.948, EVEN, per_second=50))
@@ -221,14 +223,14 @@ class TestLimits:
     def test_smaller_files_decide_where_memory_is_the_same(self) -> None:
         large = row("prefix-tuning", "soft prompt", 0.95, stored=3_700_000, seconds=10.0)
         small = row("prompt-tuning", "soft prompt", 0.95, stored=260_000, seconds=60.0)
-        assert cheapest([large, small]) is small
+        assert choose_cheapest([large, small]) is small
 
     def test_what_slowed_the_reference_is_not_held_against_a_method(self) -> None:
         disturbed = row("prompt-tuning", "soft prompt", 0.95, per_second=50, reference_ms=200)
         quiet = row("lora", "adapter", 0.95, task_bytes=6_000_000, reference_ms=100)
-        assert cheapest([disturbed, quiet]) is disturbed
+        assert choose_cheapest([disturbed, quiet]) is disturbed
         alone = row("prompt-tuning", "soft prompt", 0.95, per_second=50)  # nothing known of the machine
-        assert cheapest([alone, quiet]) is quiet
+        assert choose_cheapest([alone, quiet]) is quiet
 
     def test_failed_methods_are_left_out(self) -> None:
         assert recommend(evidence(PROMPT, ZERO_SHOT, row("full", "full", None))).deploy == "prompt-tuning"

@@ -6,7 +6,7 @@ import pytest
 
 from softprompt.config import TrainConfig
 from softprompt.errors import ConfigError
-from softprompt.experiments.sweep.search_space import Choice, Range, Space, with_settings
+from softprompt.experiments.sweep.search_space import Choice, Range, SearchSpace, build_trial_config
 
 TYPED = "learning-rate=0.03..0.3:log;length=20,50,100;method=prompt-tuning,prefix-tuning;steps=100..300"
 AXES = {
@@ -30,7 +30,7 @@ steps: {low: 100, high: 300}
 
 
 def test_is_read_as_it_is_typed() -> None:
-    space = Space.parse(TYPED)
+    space = SearchSpace.parse(TYPED)
     assert space.axes == AXES
     assert ";".join(f"{name}={values}" for name, values in space.to_dict().items()) == TYPED.replace("g-r", "g_r")
     assert isinstance(space.axes["steps"], Range)
@@ -40,37 +40,37 @@ def test_is_read_as_it_is_typed() -> None:
 @pytest.mark.parametrize(("name", "text"), [("s.toml", TOML), ("s.yaml", YAML)])
 def test_is_read_from_a_file(tmp_path: Path, name: str, text: str) -> None:
     (tmp_path / name).write_text(text)
-    assert Space.parse(str(tmp_path / name)).axes == AXES
+    assert SearchSpace.parse(str(tmp_path / name)).axes == AXES
 
 
 def test_numbers_with_an_exponent_are_numbers() -> None:
-    assert Space.parse("lr=1e-3..1e-1:log").axes["learning_rate"] == Range(0.001, 0.1, log=True)
-    assert Space.parse("lr=1e-3,1e-2").axes["learning_rate"] == Choice((0.001, 0.01))
+    assert SearchSpace.parse("lr=1e-3..1e-1:log").axes["learning_rate"] == Range(0.001, 0.1, log=True)
+    assert SearchSpace.parse("lr=1e-3,1e-2").axes["learning_rate"] == Choice((0.001, 0.01))
 
 
 def test_whole_numbers_make_a_range_of_real_ones_where_the_setting_is_real() -> None:
-    axis = Space.parse("lr=1..2").axes["learning_rate"]
+    axis = SearchSpace.parse("lr=1..2").axes["learning_rate"]
     assert isinstance(axis, Range)
     assert not axis.whole
 
 
 def test_counts_its_combinations() -> None:
-    assert Space.parse("length=2,4;steps=1..3").size == 6
-    assert len(list(Space.parse("length=2,4;steps=1..3").combinations())) == 6
-    assert Space.parse("length=2,4;lr=0.1..0.2").size == float("inf")
+    assert SearchSpace.parse("length=2,4;steps=1..3").size == 6
+    assert len(list(SearchSpace.parse("length=2,4;steps=1..3").combinations())) == 6
+    assert SearchSpace.parse("length=2,4;lr=0.1..0.2").size == float("inf")
 
 
 def test_knows_whether_the_usual_settings_lie_in_it() -> None:
-    assert Space.parse("lr=0.03..0.3:log;length=50,100").defaults(TrainConfig()) == {
+    assert SearchSpace.parse("lr=0.03..0.3:log;length=50,100").defaults(TrainConfig()) == {
         "learning_rate": 0.1,
         "length": 100,
     }
-    assert Space.parse("lr=0.03..0.3;length=20,50").defaults(TrainConfig()) is None
-    assert Space.parse("gradient_checkpointing=true").defaults(TrainConfig()) is None
+    assert SearchSpace.parse("lr=0.03..0.3;length=20,50").defaults(TrainConfig()) is None
+    assert SearchSpace.parse("gradient_checkpointing=true").defaults(TrainConfig()) is None
 
 
 def test_settings_of_a_trial_stand_over_those_that_are_fixed() -> None:
-    config = with_settings(TrainConfig.build(steps=7), {"length": 5})
+    config = build_trial_config(TrainConfig.build(steps=7), {"length": 5})
     assert (config.steps, config.length, config.batch_size) == (7, 5, 16)
 
 
@@ -101,7 +101,7 @@ def test_settings_of_a_trial_stand_over_those_that_are_fixed() -> None:
 )
 def test_what_cannot_be_read_is_one_line(typed: str, words: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        Space.parse(typed)
+        SearchSpace.parse(typed)
     assert words in str(caught.value)
 
 
@@ -119,7 +119,7 @@ def test_what_cannot_be_read_from_a_file_is_one_line(tmp_path: Path, text: str, 
     place = tmp_path / "space.yaml"
     place.write_text(text)
     with pytest.raises(ConfigError) as caught:
-        Space.parse(str(place))
+        SearchSpace.parse(str(place))
     assert words.replace("{place}", str(place)) in str(caught.value)
 
 
@@ -133,5 +133,5 @@ def test_what_cannot_be_read_from_a_file_is_one_line(tmp_path: Path, text: str, 
 )
 def test_values_that_no_run_takes_are_refused_at_once(typed: str, words: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        Space.parse(typed).check(TrainConfig.build(steps=3))
+        SearchSpace.parse(typed).check(TrainConfig.build(steps=3))
     assert words in str(caught.value)

@@ -15,19 +15,19 @@ from training.test_resume import DYING
 
 from softprompt.config import TrainConfig
 from softprompt.errors import ConfigError, OutputError, PromptFileError, TrainingError
-from softprompt.experiments.comparison.candidates import Swept, contestants
+from softprompt.experiments.comparison.candidates import SweepCandidate, parse_methods
 from softprompt.experiments.comparison.compare import compare
 from softprompt.experiments.comparison.study_records import CurvePoint
 from softprompt.experiments.sweep import trial as trials_module
 from softprompt.experiments.sweep.search import sweep
-from softprompt.experiments.sweep.search_space import Space
+from softprompt.experiments.sweep.search_space import SearchSpace
 from softprompt.experiments.sweep.sweep_folder import SweepFolder, SweepSummary, SweepTrial, best_of, read_sweep
-from softprompt.experiments.sweep.trial_sampler import Proposals, objective
+from softprompt.experiments.sweep.trial_sampler import TrialSampler, compute_objective
 from softprompt.report.report_files import write_report
 from softprompt.store.prompt_loading import load_prompt
 
 TASK = reviews_task(test=60)
-SPACE = Space.parse("lr=0.003..30:log;length=2,4")
+SPACE = SearchSpace.parse("lr=0.003..30:log;length=2,4")
 FIXED = TrainConfig.build(**{name: value for name, value in FAST.items() if name not in ("length", "learning_rate")})
 
 
@@ -47,7 +47,7 @@ def a_trial(number: int, value: float, status: Any = "finished", **settings: Any
 
 
 class TestProposals:
-    def history(self, proposals: Proposals, count: int) -> list[SweepTrial]:
+    def history(self, proposals: TrialSampler, count: int) -> list[SweepTrial]:
         landed: list[SweepTrial] = []
         for number in range(count):
             settings = proposals.propose(number, landed, {})
@@ -55,14 +55,14 @@ class TestProposals:
         return landed
 
     def test_depend_on_the_seed_and_on_what_landed_alone(self) -> None:
-        landed = self.history(Proposals(SPACE, None, 20, 0), 14)
-        again = Proposals(SPACE, None, 20, 0)
+        landed = self.history(TrialSampler(SPACE, None, 20, 0), 14)
+        again = TrialSampler(SPACE, None, 20, 0)
         assert [again.propose(k, landed[:k], {}) for k in range(14)] == [trial.settings for trial in landed]
-        others = Proposals(SPACE, None, 20, 1)
+        others = TrialSampler(SPACE, None, 20, 1)
         assert [others.propose(k, landed[:k], {}) for k in range(14)] != [trial.settings for trial in landed]
 
     def test_come_nearer_to_what_did_well(self) -> None:
-        landed = self.history(Proposals(SPACE, None, 40, 0), 40)
+        landed = self.history(TrialSampler(SPACE, None, 40, 0), 40)
 
         def far(some: list[SweepTrial]) -> float:
             return sum(abs(float(one.settings["learning_rate"]) - 0.1) for one in some) / len(some)
@@ -70,22 +70,22 @@ class TestProposals:
         assert far(landed[20:]) < far(landed[:10]) / 2
 
     def test_begin_with_the_usual_settings(self) -> None:
-        space = Space.parse("lr=0.03..0.3:log;length=50,100")
-        proposals = Proposals(space, space.defaults(TrainConfig()), 5, 0)
+        space = SearchSpace.parse("lr=0.03..0.3:log;length=50,100")
+        proposals = TrialSampler(space, space.defaults(TrainConfig()), 5, 0)
         assert proposals.propose(0, [], {}) == {"learning_rate": 0.1, "length": 100}
 
     def test_are_all_combinations_where_there_are_no_more(self) -> None:
-        space = Space.parse("length=50,100;batch-size=8,16")
-        proposals = Proposals(space, space.defaults(TrainConfig()), 9, 0)
+        space = SearchSpace.parse("length=50,100;batch-size=8,16")
+        proposals = TrialSampler(space, space.defaults(TrainConfig()), 9, 0)
         made = self.history(proposals, proposals.count([]))
         assert [tuple(trial.settings.values()) for trial in made] == [(100, 16), (50, 8), (50, 16), (100, 8)]
 
     def test_of_a_small_space_none_is_left_out_when_more_are_asked_for(self) -> None:
         """Eight that were proposed out of twelve, one of them twice, and then as many as there are."""
-        space = Space.parse("length=10,20,50,100;batch-size=8,16,32")
-        landed = self.history(Proposals(space, space.defaults(TrainConfig()), 8, 0), 7)
+        space = SearchSpace.parse("length=10,20,50,100;batch-size=8,16,32")
+        landed = self.history(TrialSampler(space, space.defaults(TrainConfig()), 8, 0), 7)
         landed.append(landed[2].model_copy(update={"number": 7}))
-        more = Proposals(space, space.defaults(TrainConfig()), 20, 0)
+        more = TrialSampler(space, space.defaults(TrainConfig()), 20, 0)
         while len(landed) < more.count(landed):
             number = len(landed)
             landed.append(landed[0].model_copy(update={"number": number, "settings": more.propose(number, landed, {})}))
@@ -94,14 +94,14 @@ class TestProposals:
         assert len(landed) == 12 + 8 - len({tuple(trial.settings.values()) for trial in landed[:8]})
 
     def test_differ_from_those_that_are_running(self) -> None:
-        proposals = Proposals(SPACE, None, 40, 0)
+        proposals = TrialSampler(SPACE, None, 40, 0)
         landed = self.history(proposals, 12)
         alone = proposals.propose(13, landed, {})
         assert proposals.propose(13, landed, {12: alone}) != alone
 
     def test_equal_metrics_are_told_apart_by_the_loss(self) -> None:
-        assert objective(0.9, 0.1) > objective(0.9, 0.2) > objective(0.898, 0.0)
-        assert objective(-0.5, 0.5) > objective(-0.6, 0.6)
+        assert compute_objective(0.9, 0.1) > compute_objective(0.9, 0.2) > compute_objective(0.898, 0.0)
+        assert compute_objective(-0.5, 0.5) > compute_objective(-0.6, 0.6)
 
 
 class TestSweep:
@@ -163,7 +163,7 @@ class TestSweep:
         assert len(run(tmp_path, trials=3)[1]) == 3
 
     def test_equal_settings_are_run_once(self, tmp_path: Path) -> None:
-        space = Space.parse("length=2,3,4,5,6,7;batch-size=8")
+        space = SearchSpace.parse("length=2,3,4,5,6,7;batch-size=8")
         folder = SweepFolder(tmp_path, {})
         callback = Recorder()
         _, trials = run(tmp_path, space=space, fixed=TrainConfig.build(steps=2, init="labels"), trials=5)
@@ -179,7 +179,7 @@ class TestSweep:
 
     def test_a_small_space_is_tried_through(self, tmp_path: Path) -> None:
         callback = Recorder()
-        summary, trials = run(tmp_path, space=Space.parse("length=2,4"), trials=9, callback=callback)
+        summary, trials = run(tmp_path, space=SearchSpace.parse("length=2,4"), trials=9, callback=callback)
         assert sorted(trial.settings["length"] for trial in trials) == [2, 4]
         assert summary.trials == {"finished": 2}
         assert "the space has 2 combinations: each is tried once" in callback.notes
@@ -203,7 +203,7 @@ class TestSweep:
         assert summary.settings["length"] == 2
 
     def test_a_loss_that_is_no_number_fails_its_trial(self, tmp_path: Path) -> None:
-        space = Space.parse("lr=0.1,1e30;method=residual")
+        space = SearchSpace.parse("lr=0.1,1e30;method=residual")
         fixed = FIXED.model_copy(update={"rate_unit": "raw"})
         summary, trials = run(tmp_path, space=space, fixed=TrainConfig.build(**fixed.model_dump(exclude_unset=True)))
         by_rate = {trial.settings["learning_rate"]: trial for trial in trials}
@@ -254,7 +254,7 @@ class TestSweep:
     def test_other_settings_are_refused_for_the_same_folder(self, tmp_path: Path) -> None:
         run(tmp_path, trials=1)
         with pytest.raises(OutputError, match=r"another sweep \(length was '2,4', is '2,5'\)"):
-            run(tmp_path, space=Space.parse("lr=0.003..30:log;length=2,5"), trials=1)
+            run(tmp_path, space=SearchSpace.parse("lr=0.003..30:log;length=2,5"), trials=1)
 
     def test_the_best_is_the_first_of_equals(self) -> None:
         trials = [a_trial(0, 0.5), a_trial(1, 0.9, "pruned"), a_trial(2, 0.7), a_trial(3, 0.7)]
@@ -266,14 +266,14 @@ class TestSweep:
 
 class TestInAComparison:
     def test_the_winning_settings_are_learned_anew(self, tmp_path: Path) -> None:
-        from softprompt.experiments.comparison.compare import Terms
+        from softprompt.experiments.comparison.compare import ComparisonSettings
 
         summary, trials = run(tmp_path / "sweep")
-        methods = contestants(f"zero-shot,sweep:{tmp_path / 'sweep'}")
+        methods = parse_methods(f"zero-shot,sweep:{tmp_path / 'sweep'}")
         swept = methods[1]
-        assert isinstance(swept, Swept)
+        assert isinstance(swept, SweepCandidate)
         assert swept.config.length == summary.settings["length"]
-        terms = Terms(seeds=2, steps=6, batch_size=8)
+        terms = ComparisonSettings(seeds=2, steps=6, batch_size=8)
         study = compare(tiny_base("llama"), TASK, methods, tmp_path / "study", terms)
         write_report(study, tmp_path / "study")
         results = [result for result in study.results if result.method == swept.name]
@@ -287,18 +287,18 @@ class TestInAComparison:
 
     def test_a_sweep_on_other_data_fails(self, tmp_path: Path) -> None:
         run(tmp_path, trials=1)
-        (method,) = contestants(f"sweep:{tmp_path}")
+        (method,) = parse_methods(f"sweep:{tmp_path}")
         with pytest.raises(ConfigError, match="was on another data"):
             method.learn(tiny_base("llama"), reviews_task(seed=1), [], None, Recorder(), tmp_path)  # type: ignore[arg-type]
 
     def test_what_is_no_sweep_is_refused(self, tmp_path: Path) -> None:
         with pytest.raises(PromptFileError, match="is no sweep"):
-            contestants(f"sweep:{tmp_path}")
+            parse_methods(f"sweep:{tmp_path}")
         with pytest.raises(ConfigError, match="expected the folder of a sweep"):
-            contestants("sweep")
-        run(tmp_path, space=Space.parse("steps=2,3"), fixed=TrainConfig.build(length=2, init="labels"), trials=2)
+            parse_methods("sweep")
+        run(tmp_path, space=SearchSpace.parse("steps=2,3"), fixed=TrainConfig.build(length=2, init="labels"), trials=2)
         with pytest.raises(ConfigError, match="searched steps, which all methods of a comparison share"):
-            contestants(f"sweep:{tmp_path}")
+            parse_methods(f"sweep:{tmp_path}")
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from transformers import AutoTokenizer
 
 from softprompt.data.task import TaskSpec
 from softprompt.export.engine_client import Tasks
-from softprompt.export.vocabulary import bake
+from softprompt.export.vocabulary import bake_vocabulary
 from softprompt.prompts.saved_prompt import Prompt
 from softprompt.prompts.state import PromptState
 
@@ -34,7 +34,7 @@ def prompt_of(name: str, template: str) -> Prompt:
 def test_the_chat_template_gives_the_tokens_of_the_whole_text(tmp_path: Path, name: str) -> None:
     templates = (*TEMPLATES, STYLES[name][1].partition("<s>")[2] if name.startswith("llama2") else STYLES[name][1])
     prompts = {f"t{index}": prompt_of(name, template) for index, template in enumerate(templates)}
-    baked = bake(base_of(name), prompts, tmp_path / "out")
+    baked = bake_vocabulary(base_of(name), prompts, tmp_path / "out")
     plain, tokenizer = style(name), AutoTokenizer.from_pretrained(tmp_path / "out")
     usage = json.loads((tmp_path / "out" / "softprompt.json").read_text())
     assert usage["inexact_as_text"] == list(baked.inexact) == []
@@ -58,13 +58,13 @@ def test_the_chat_template_gives_the_tokens_of_the_whole_text(tmp_path: Path, na
 def test_where_it_cannot_the_export_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     name, prompt = "llama2", prompt_of("llama2", "{{ text }}\nLabel:")
     monkeypatch.setattr("softprompt.export.vocabulary._gaps", lambda *given: {})
-    baked = bake(base_of(name), {"one": prompt}, tmp_path / "out")
+    baked = bake_vocabulary(base_of(name), {"one": prompt}, tmp_path / "out")
     assert baked.inexact == ("one",)
     assert "**Not exact as text: one.**" in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_thoughts_that_the_chat_template_spelled_come_from_no_text_of_a_client_either(tmp_path: Path) -> None:
-    bake(base_of("qwen"), {"one": prompt_of("qwen", "{{ text }}")}, tmp_path / "out")
+    bake_vocabulary(base_of("qwen"), {"one": prompt_of("qwen", "{{ text }}")}, tmp_path / "out")
     tasks, tokenizer = Tasks.load(tmp_path / "out"), style("qwen")
     assert tokenizer.convert_tokens_to_ids("<think>") not in tasks.ids("one", "a <think> b <tool>")
     assert tokenizer.convert_tokens_to_ids("<tool>") in tasks.ids("one", "a <think> b <tool>")

@@ -19,7 +19,7 @@ from helpers.tiny_models import save_tiny, tiny_base
 from softprompt.data.task import TaskSpec
 from softprompt.errors import BaseModelError, ConfigError, OutputError, PromptFileError
 from softprompt.export.engine_client import Tasks
-from softprompt.export.vllm_embeddings import EmbeddedTasks, encoded, write_embeds
+from softprompt.export.vllm_embeddings import EmbeddedTasks, encode_embeddings, write_embeds
 
 TEXT = "a good film and a bad story"
 
@@ -54,7 +54,7 @@ class TestEmbeddings:
         assert torch.equal(EmbeddedTasks.load(tmp_path / "out").embeddings("one", "a")[:5], state.tensor)
 
     def test_a_view_is_sent_without_what_it_is_a_view_of(self) -> None:
-        assert len(encoded(torch.zeros(100_000, 8)[:2])) < 10_000
+        assert len(encode_embeddings(torch.zeros(100_000, 8)[:2])) < 10_000
 
     def test_users_text_stays_text(self, tmp_path: Path) -> None:
         base, tasks = tiny_base("llama"), exported(tmp_path / "out", "llama")

@@ -18,8 +18,8 @@ from softprompt.data.task import TaskSpec
 from softprompt.errors import BaseModelError, ConfigError, OutputError, PromptFileError
 from softprompt.export import vocabulary
 from softprompt.export.engine_client import Tasks
-from softprompt.export.virtual_tokens import around
-from softprompt.export.vocabulary import bake
+from softprompt.export.virtual_tokens import split_template
+from softprompt.export.vocabulary import bake_vocabulary
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.saved_prompt import Prompt
 from softprompt.prompts.state import PromptState
@@ -58,7 +58,7 @@ def baked(tmp_path_factory: pytest.TempPathFactory) -> Path:
         name: replace(prompt, states=(PromptState.of_embeddings(prompt.state.tensor * 40),))
         for name, prompt in prompts.items()
     }
-    bake(base, loud, folder, tied=True)
+    bake_vocabulary(base, loud, folder, tied=True)
     return folder
 
 
@@ -68,7 +68,7 @@ class TestLogits:
     def test_are_those_of_the_prompts(self, tmp_path: Path, family: str) -> None:
         base, prompts = tiny_base(family), two(family)
         before = dict(base.fingerprint)
-        bake(base, prompts, tmp_path / "out")
+        bake_vocabulary(base, prompts, tmp_path / "out")
         compare(base, tmp_path / "out", prompts)
         base.__dict__.pop("fingerprint")
         assert base.fingerprint == before
@@ -76,7 +76,7 @@ class TestLogits:
 
     def test_an_untied_output_layer_never_prefers_the_new_tokens(self, tmp_path: Path) -> None:
         base, prompts = tiny_base("gemma3"), two("gemma3")
-        bake(base, prompts, tmp_path / "out")
+        bake_vocabulary(base, prompts, tmp_path / "out")
         compare(base, tmp_path / "out", prompts)
         model, _ = loaded(tmp_path / "out")
         assert model.config.tie_word_embeddings is False
@@ -93,16 +93,16 @@ class TestLogits:
             name: replace(prompt, base_name="padded", base_fingerprint=base.fingerprint)
             for name, prompt in two("qwen3").items()
         }
-        bake(base, prompts, tmp_path / "out")
+        bake_vocabulary(base, prompts, tmp_path / "out")
         compare(base, tmp_path / "out", prompts)
         assert json.loads((tmp_path / "out" / "config.json").read_text())["vocab_size"] == 328
-        bake(base, {"one": prompts["two"]}, tmp_path / "small")
+        bake_vocabulary(base, {"one": prompts["two"]}, tmp_path / "small")
         assert json.loads((tmp_path / "small" / "config.json").read_text())["vocab_size"] == 324
 
     def test_a_prompt_that_does_not_stand_behind_bos(self, tmp_path: Path) -> None:
         base = tiny_base("llama")
         prompt = replace(learned("llama"), states=(replace(learned("llama").state, behind_bos=False),))
-        bake(base, {"one": prompt}, tmp_path / "out")
+        bake_vocabulary(base, {"one": prompt}, tmp_path / "out")
         tasks = Tasks.load(tmp_path / "out")
         ids = tasks.ids("one", "a good film")
         assert ids[:5] == [320, 321, 322, 323, 324]
@@ -114,15 +114,15 @@ class TestLogits:
 
     def test_an_encoder_decoder_is_refused(self, tmp_path: Path) -> None:
         with pytest.raises(BaseModelError, match="is an encoder-decoder model"):
-            bake(tiny_base("t5"), {"one": learned("t5")}, tmp_path / "out")
+            bake_vocabulary(tiny_base("t5"), {"one": learned("t5")}, tmp_path / "out")
         assert not any(tmp_path.iterdir())
 
     def test_a_checkpoint_that_computes_something_else_is_not_kept(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(vocabulary, "new_rows", lambda baked, scale: torch.zeros(5, 32))
+        monkeypatch.setattr(vocabulary, "make_rows", lambda baked, scale: torch.zeros(5, 32))
         with pytest.raises(BaseModelError, match=r"reads more than embeddings .* logits are \d+\.\d% off"):
-            bake(tiny_base("llama"), {"one": learned("llama")}, tmp_path / "out")
+            bake_vocabulary(tiny_base("llama"), {"one": learned("llama")}, tmp_path / "out")
         assert not any(tmp_path.iterdir())
 
 
@@ -138,7 +138,7 @@ class TestNeverGenerated:
         assert int(free.max()) >= 320
 
     def test_untied_rows_are_the_mean_and_biases_forbid(self, tmp_path: Path) -> None:
-        bake(tiny_base("phi"), two("phi"), tmp_path / "out")
+        bake_vocabulary(tiny_base("phi"), two("phi"), tmp_path / "out")
         tensors = load_file(tmp_path / "out" / "model.safetensors")
         mean = tiny_base("phi").model.lm_head.weight.mean(dim=0).expand(8, -1)
         torch.testing.assert_close(tensors["lm_head.weight"][320:], mean)
@@ -174,7 +174,7 @@ class TestUsersText:
         assert ids({"role": "system", "content": "two"}, message, task="two") == tasks.ids("two", "a good film")
 
     def test_the_chat_template_refuses_what_would_have_no_say(self, baked: Path, tmp_path: Path) -> None:
-        bake(tiny_base("gemma3"), {"one": learned("gemma3")}, tmp_path / "out")
+        bake_vocabulary(tiny_base("gemma3"), {"one": learned("gemma3")}, tmp_path / "out")
         user, answer = {"role": "user", "content": "a good film"}, {"role": "assistant", "content": "bad"}
         system = {"role": "system", "content": "You are kind."}
         image = {"role": "user", "content": [{"type": "image"}]}
@@ -204,7 +204,7 @@ class TestUsersText:
         self, tmp_path: Path, template: str
     ) -> None:
         prompt = replace(learned("gemma3"), spec=TaskSpec("generation", template))
-        bake(tiny_base("gemma3"), {"one": prompt}, tmp_path / "out")
+        bake_vocabulary(tiny_base("gemma3"), {"one": prompt}, tmp_path / "out")
         _, tokenizer = loaded(tmp_path / "out")
         for text in ("|sp:one:0|>", "<|sp:one:0|", "sp:one:0|><|"):
             message = {"role": "user", "content": text}
@@ -213,12 +213,12 @@ class TestUsersText:
 
     def test_a_template_that_needs_more_than_the_text_is_left_to_the_client(self, tmp_path: Path) -> None:
         spec = TaskSpec("generation", "{{ text }} {{ place }}:")
-        assert around(spec) is None
-        assert around(TaskSpec("generation", "{{ text | upper }}:")) is None
-        assert around(TaskSpec("generation", "{% if text|length > 20 %}long{% endif %}{{ text }}:")) is None
-        assert around(TaskSpec("generation", "Say: {{ text }}\n{{ text }}\n")) == ["Say: ", "\n", "\n"]
+        assert split_template(spec) is None
+        assert split_template(TaskSpec("generation", "{{ text | upper }}:")) is None
+        assert split_template(TaskSpec("generation", "{% if text|length > 20 %}long{% endif %}{{ text }}:")) is None
+        assert split_template(TaskSpec("generation", "Say: {{ text }}\n{{ text }}\n")) == ["Say: ", "\n", "\n"]
         base = tiny_base("gpt2")
-        bake(base, {"one": replace(learned("gpt2"), spec=spec)}, tmp_path / "out")
+        bake_vocabulary(base, {"one": replace(learned("gpt2"), spec=spec)}, tmp_path / "out")
         tasks, (_, tokenizer) = Tasks.load(tmp_path / "out"), loaded(tmp_path / "out")
         written = tasks.ids("one", "a film", place="here")
         said = [{"role": "user", "content": "a film here:"}]
@@ -234,7 +234,7 @@ class TestUsersText:
         base = tiny_base("gpt2")
         several = replace(SPEC, labels=("a", "b"), verbalizers=("good", "good film"))
         prompts = {"s": replace(learned("gpt2"), spec=several), "g": replace(learned("gpt2"), spec=TaskSpec.of())}
-        bake(base, prompts, tmp_path / "out")
+        bake_vocabulary(base, prompts, tmp_path / "out")
         tasks = Tasks.load(tmp_path / "out")
         held = tasks.request("s", "a film", model="m")
         assert held["structured_outputs"] == {"choice": [" good", " good film"]}
@@ -275,18 +275,18 @@ class TestRefused:
         prompt = learned(change.get("family", "llama"), change.get("kind", "embeddings"))
         prompt = replace(prompt, states=prompt.states * change.get("members", 1))
         with pytest.raises(error, match=words):
-            bake(tiny_base("llama"), {change.get("name", "one"): prompt}, tmp_path / "out")
+            bake_vocabulary(tiny_base("llama"), {change.get("name", "one"): prompt}, tmp_path / "out")
         assert not any(tmp_path.iterdir())
 
     def test_a_taken_place_and_a_second_baking(self, tmp_path: Path) -> None:
         (tmp_path / "out").mkdir()
         with pytest.raises(OutputError, match="exists already"):
-            bake(tiny_base("llama"), {"one": learned("llama")}, tmp_path / "out")
-        bake(tiny_base("llama"), {"one": learned("llama")}, tmp_path / "first")
+            bake_vocabulary(tiny_base("llama"), {"one": learned("llama")}, tmp_path / "out")
+        bake_vocabulary(tiny_base("llama"), {"one": learned("llama")}, tmp_path / "first")
         again = FrozenLM(*loaded(tmp_path / "first"), "again")
         prompt = replace(learned("llama"), base_name="again", base_fingerprint=again.fingerprint)
         with pytest.raises(BaseModelError, match=r"the vocabulary has '<\|sp:one:0\|>' already"):
-            bake(again, {"one": prompt}, tmp_path / "second")
+            bake_vocabulary(again, {"one": prompt}, tmp_path / "second")
         assert sorted(path.name for path in tmp_path.iterdir()) == ["first", "out"]
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from softprompt.data.examples import Example
 from softprompt.data.task import TaskSpec
 from softprompt.experiments.baselines.fitted_baseline import FittedBaseline
-from softprompt.experiments.comparison.candidates import Plan, Run
+from softprompt.experiments.comparison.candidates import Run, RunSettings
 from softprompt.experiments.comparison.study_records import Study
 from softprompt.inference import benchmark
 from softprompt.inference.predictor import Prediction, likeliest
@@ -79,10 +79,12 @@ class Planted:
     uses_base: bool = True
     raises: BaseException | None = None
     seconds_a_step: float = 0.0
-    calls: list[tuple[list[Run], Plan]] = field(default_factory=list)
+    calls: list[tuple[list[Run], RunSettings]] = field(default_factory=list)
     given: list[tuple[str, ...]] = field(default_factory=list)
 
-    def learn(self, base: Any, task: Any, runs: Sequence[Run], plan: Plan, callback: Any, folder: Path) -> list[Any]:
+    def learn(
+        self, base: Any, task: Any, runs: Sequence[Run], plan: RunSettings, callback: Any, folder: Path
+    ) -> list[Any]:
         self.calls.append((list(runs), plan))
         splits = (task.train, task.validation, task.test)
         self.given.append(tuple(hashlib.sha256(repr(split).encode()).hexdigest() for split in splits))

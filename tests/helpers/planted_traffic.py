@@ -8,7 +8,7 @@ import numpy as np
 
 from softprompt.serving.request_log.request_samples import Keep, Sample
 from softprompt.serving.request_log.sample_files import open_samples
-from softprompt.store.input_profile import Distribution, Hidden, Profile, Rate, steps_of
+from softprompt.store.input_profile import Distribution, HiddenProfile, InputProfile, TokenShare, encode_ids
 
 NOW = 1_795_600_000.0
 LABELS = ("bad", "good")
@@ -40,17 +40,17 @@ class World:
         return mixed + away
 
 
-def profile(world: World, n: int = 800, **planted: Any) -> Profile:
+def profile(world: World, n: int = 800, **planted: Any) -> InputProfile:
     """Of rows of ``world``."""
     rows = world.draw(n, **planted)
-    return Profile(
+    return InputProfile(
         examples=n,
-        frequent=steps_of([3, 1, 7]),
+        frequent=encode_ids([3, 1, 7]),
         lengths=Distribution.of([row["tokens"] for row in rows]),
-        rare=Rate.of([row["rare"] for row in rows], [row["tokens"] for row in rows]),
+        rare=TokenShare.of([row["rare"] for row in rows], [row["tokens"] for row in rows]),
         labels={label: sum(row["label"] == label for row in rows) for label in LABELS},
         confidence=Distribution.of([row["confidence"] for row in rows]),
-        hidden=Hidden.of(world.states(min(n, 400)), SIZE),
+        hidden=HiddenProfile.of(world.states(min(n, 400)), SIZE),
     )
 
 

@@ -32,7 +32,7 @@ from softprompt.serving.request_log.request_sampler import Sampler
 from softprompt.serving.request_log.request_samples import Keep
 from softprompt.serving.request_log.sample_files import open_samples
 from softprompt.serving.runner import Server, listen
-from softprompt.store.prompt_sources import FolderSource, Source, StoreSource, profile_in
+from softprompt.store.prompt_sources import FolderSource, PromptSource, StoreSource, read_served_profile
 from softprompt.store.version_store import Store
 
 LABELS = TaskSpec.of(labels=["bad", "good"], verbalizers={"good": "great"}, template="{{ text }}:")
@@ -142,7 +142,7 @@ class Place:
 
     def __init__(
         self,
-        source: Source,
+        source: PromptSource,
         generation: tuple[Path, float, bool] | None = None,
         draining: bool = False,
         **settings: Any,
@@ -168,7 +168,7 @@ class Place:
         self.sampler: Sampler | None = None
         if generation is not None:
             path, rate, text = generation
-            file, profile = open_samples(path, Keep.of("100000")), partial(profile_in, source)
+            file, profile = open_samples(path, Keep.of("100000")), partial(read_served_profile, source)
             self.sampler = Sampler(the_base(), file, profile, self.metrics.sampled, rate=rate, text=text)
         self.app: FastAPI = create_app(
             self.engine,
@@ -183,7 +183,7 @@ class Place:
     def make_engine(self) -> Any:
         return DirectEngine(the_base())
 
-    def make_registry(self, source: Source) -> Registry:
+    def make_registry(self, source: PromptSource) -> Registry:
         return Registry(the_base(), source, base_name=BASE_NAME, default_alias=self.config.default_alias)
 
     @classmethod

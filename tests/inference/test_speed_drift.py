@@ -8,7 +8,7 @@ from helpers.planted_study import planted_study
 from helpers.told import told_lines
 
 from softprompt.experiments.comparison.recommendation import Evidence, recommend
-from softprompt.experiments.comparison.study_records import Row, Study, speeds_of
+from softprompt.experiments.comparison.study_records import Row, Study, collect_speeds
 from softprompt.inference.speed_drift import drift, steadied
 from softprompt.report.pages.comparison_page import make_comparison_document
 from softprompt.report.render.html import render_page
@@ -51,9 +51,9 @@ def slowed(steady: Study) -> Study:
 
 
 def test_ratios_and_relations_are_those_of_the_steady_machine(steady: Study, slowed: Study) -> None:
-    assert drift(speeds_of(steady.rows)) is None
-    assert drift(speeds_of(slowed.rows)) == (20.0, 80.0)
-    was, found = steadied(speeds_of(steady.rows)), steadied(speeds_of(slowed.rows))
+    assert drift(collect_speeds(steady.rows)) is None
+    assert drift(collect_speeds(slowed.rows)) == (20.0, 80.0)
+    was, found = steadied(collect_speeds(steady.rows)), steadied(collect_speeds(slowed.rows))
     for one, other in zip(was, found, strict=True):
         assert one is not None
         assert other is not None

@@ -22,7 +22,7 @@ from softprompt.report.render.document import Code, Document, Figure, Section
 from softprompt.report.render.html import render_page
 from softprompt.report.render.markdown import render_markdown
 from softprompt.report.report_files import write_page
-from softprompt.store.input_profile import Profile
+from softprompt.store.input_profile import InputProfile
 
 
 def full(word: str = "word", labels: int = 2) -> DriftReport:
@@ -61,7 +61,7 @@ def full(word: str = "word", labels: int = 2) -> DriftReport:
     )
 
 
-def _relabelled(known: Profile, names: dict[str, int]) -> Profile:
+def _relabelled(known: InputProfile, names: dict[str, int]) -> InputProfile:
     return known.model_copy(update={"labels": {name: 10 * count for name, count in names.items()}})
 
 

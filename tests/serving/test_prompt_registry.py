@@ -18,7 +18,7 @@ from starlette.testclient import TestClient
 from softprompt.data.examples import Example
 from softprompt.errors import ConfigError, PromptFileError, StoreError
 from softprompt.serving.engine.prompt_registry import Registry, Unavailable, Unknown
-from softprompt.store.artifacts import Artifacts
+from softprompt.store.artifacts import ArtifactStore
 from softprompt.store.prompt_sources import FolderSource, StoreSource
 from softprompt.store.version_store import Store
 
@@ -351,13 +351,13 @@ def test_a_version_that_is_removed_while_it_is_read_is_gone(
 ) -> None:
     store = a_store(tmp_path)
     store.put(prompt(seed=3), "tone")
-    read = Artifacts.read
+    read = ArtifactStore.read
 
-    def too_late(self: Artifacts, *arguments: Any) -> dict[str, bytes]:
+    def too_late(self: ArtifactStore, *arguments: Any) -> dict[str, bytes]:
         shutil.rmtree(tmp_path / "store" / "tone" / ("2" if what == "version" else ""))
         return read(self, *arguments)
 
     with Place.of_store(store).client() as client:
-        monkeypatch.setattr(Artifacts, "read", too_late)
+        monkeypatch.setattr(ArtifactStore, "read", too_late)
         response = client.post("/v1/classify", json={"model": "tone@2", "input": TEXT})
         assert error_of(response, 404)["code"] == "model_not_found"

@@ -26,12 +26,12 @@ from softprompt.serving.request_log import request_sampler
 from softprompt.serving.request_log.request_sampler import Answered, Sampler, Taken
 from softprompt.serving.request_log.request_samples import Keep, Sample, read_samples
 from softprompt.serving.request_log.sample_files import LinesFile, SampleFile, SqliteFile, open_samples
-from softprompt.store.input_profile import PROFILE_FILE, Profile
+from softprompt.store.input_profile import PROFILE_FILE, InputProfile
 
 ENDINGS = ("samples.db", "samples.jsonl")
 
 
-def no_profile(which: str) -> Profile | None:
+def no_profile(which: str) -> InputProfile | None:
     return None
 
 
@@ -201,7 +201,7 @@ class TestSampler:
         assert [row.request for row in file.rows] == ["r3"]
 
     def test_a_damaged_profile_costs_only_the_rare_tokens(self, caplog: pytest.LogCaptureFixture) -> None:
-        def damaged(which: str) -> Profile | None:
+        def damaged(which: str) -> InputProfile | None:
             raise PromptFileError("it is damaged")
 
         file = Memory()

@@ -27,7 +27,7 @@ from starlette.testclient import TestClient
 from softprompt.data.examples import Example
 from softprompt.errors import ConfigError, PromptFileError
 from softprompt.export.baked_checkpoint import BakedCheckpoint
-from softprompt.export.vocabulary import bake
+from softprompt.export.vocabulary import bake_vocabulary
 from softprompt.inference.predictor import Predictor
 from softprompt.models.loading import load_model
 from softprompt.prompts.saved_prompt import Prompt
@@ -55,7 +55,7 @@ def baked(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "more": prompt(MORE, seed=4),
         "several": SEVERAL,
     }
-    bake(the_base(), prompts, folder)
+    bake_vocabulary(the_base(), prompts, folder)
     return folder
 
 
@@ -373,7 +373,7 @@ class TestStart:
     def test_another_checkpoint_of_the_same_tokens(self, baked: Path, tmp_path: Path, url: str) -> None:
         usage = json.loads((baked / "softprompt.json").read_text())
         others = {name: prompt(seed=20 + seed) for seed, name in enumerate(usage["tasks"])}
-        bake(the_base(), others, tmp_path / "other")
+        bake_vocabulary(the_base(), others, tmp_path / "other")
         with pytest.raises(ConfigError, match="whose answers for 'tone-2' are not those of the checkpoint"):
             self.engine(tmp_path / "other", url)
 

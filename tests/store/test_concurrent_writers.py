@@ -7,26 +7,26 @@ from pathlib import Path
 
 import fsspec
 
-from softprompt.store.artifacts import Artifacts
+from softprompt.store.artifacts import ArtifactStore
 
 ROOT = Path(__file__).parents[2]
 
 WRITER = """
 import sys
-from softprompt.store.artifacts import Artifacts
+from softprompt.store.artifacts import ArtifactStore
 from softprompt.errors import StoreError
-from softprompt.store.metadata import Move
+from softprompt.store.metadata import AliasChange
 url, who, turns = sys.argv[1], sys.argv[2], int(sys.argv[3])
-store = Artifacts(url)
+store = ArtifactStore(url)
 print("ready", flush=True)
 sys.stdin.readline()
 for turn in range(turns):
     files = {f"{name}.txt": f"{who} {turn} {name}".encode() * 1000 for name in "abc"}
     print(store.add("p", files, by=who).number, flush=True)
 for turn in range(2 * turns):
-    history = store.moves("p", "prod")
+    history = store.alias_changes("p", "prod")
     before = history[-1].to if history else None
-    move = Move.new("promote", by=who, name="p", alias="prod", before=before, to=(before or 0) + 1)
+    move = AliasChange.new("promote", by=who, name="p", alias="prod", before=before, to=(before or 0) + 1)
     try:
         print(store.append(history, move).token, flush=True)
     except StoreError as error:
@@ -62,7 +62,7 @@ def together(url: str, writers: int, turns: int, **environment: str) -> list[lis
     return [out.split() for out, _ in outputs]
 
 
-def check(store: Artifacts, printed: list[list[str]], turns: int) -> None:
+def check(store: ArtifactStore, printed: list[list[str]], turns: int) -> None:
     numbers = [one[:turns] for one in printed]
     assert sorted(int(number) for own in numbers for number in own) == list(range(1, turns * len(printed) + 1))
     for who, own in enumerate(numbers):
@@ -72,7 +72,7 @@ def check(store: Artifacts, printed: list[list[str]], turns: int) -> None:
             assert store.read(version) == {
                 f"{name}.txt": f"writer{who} {turn} {name}".encode() * 1000 for name in "abc"
             }
-    history = store.moves("p", "prod")
+    history = store.alias_changes("p", "prod")
     assert sorted(move.token for move in history) == sorted(token for one in printed for token in one[turns:])
     assert [move.before for move in history] == [None, *(move.to for move in history[:-1])]
     assert [move.to for move in history] == list(range(1, len(history) + 1))
@@ -80,20 +80,20 @@ def check(store: Artifacts, printed: list[list[str]], turns: int) -> None:
 
 def test_on_a_folder(tmp_path: Path) -> None:
     store = tmp_path / "store"
-    check(Artifacts(store), together(str(store), 4, 10), 10)
+    check(ArtifactStore(store), together(str(store), 4, 10), 10)
     hidden = [one for one in store.rglob("*") if one.name.startswith(".")]
     assert hidden == []
 
 
 def test_on_s3(bucket: str, s3_environment: dict[str, str]) -> None:
-    check(Artifacts(bucket), together(bucket, 2, 4, **s3_environment), 4)
+    check(ArtifactStore(bucket), together(bucket, 2, 4, **s3_environment), 4)
 
 
 def test_a_bucket_holds_what_a_folder_would(bucket: str, tmp_path: Path) -> None:
     versions = []
     for url in (bucket, tmp_path / "store"):
-        Artifacts(url).add("p", {"x": b"1"}, by="me")
-        versions.append(Artifacts(url).version("p", "1").model_copy(update={"created": None}))
+        ArtifactStore(url).add("p", {"x": b"1"}, by="me")
+        versions.append(ArtifactStore(url).version("p", "1").model_copy(update={"created": None}))
     assert versions[0] == versions[1]
     fsspec.filesystem("s3").get(f"{bucket}/p/1", str(tmp_path / "copy"), recursive=True)
     assert {one.name for one in (tmp_path / "copy").iterdir()} == {".claim", "version.json", "x"}

@@ -14,7 +14,7 @@ from softprompt.inference.evaluation import Evaluation
 from softprompt.inference.predictor import Prediction
 from softprompt.metrics.scores import Score
 from softprompt.prompts.saved_prompt import Prompt
-from softprompt.store.gate import Gate, Verdict, compared
+from softprompt.store.gate import Gate, Verdict, judge_answers
 from softprompt.store.version_store import Store
 
 
@@ -36,7 +36,7 @@ def examples(count: int) -> list[Example]:
 
 
 def judged(before: Sequence[bool], now: Sequence[bool], **settings: float) -> Verdict:
-    return compared(examples(len(now)), answers(before), answers(now), GateConfig.build(**settings))
+    return judge_answers(examples(len(now)), answers(before), answers(now), GateConfig.build(**settings))
 
 
 class TestVerdict:
@@ -114,7 +114,7 @@ class TestVerdict:
                 0,
             )
 
-        verdict = compared(rows, said("the cat sat"), said("dogs run"), GateConfig())
+        verdict = judge_answers(rows, said("the cat sat"), said("dogs run"), GateConfig())
         assert (verdict.metric, verdict.before, verdict.passed) == ("chrf", 100.0, False)
         assert verdict.lost[0].expected == "the cat sat | a cat sat"
         assert verdict.lost[0].now == "dogs run"

@@ -26,8 +26,8 @@ from softprompt.prompts.saved_prompt import MANIFEST_FILE, TENSOR_FILE, Prompt, 
 from softprompt.prompts.state import PromptState
 from softprompt.report.pages.training_page import make_prompt_document
 from softprompt.report.render.terminal import render_terminal
-from softprompt.store.artifacts import Artifacts
-from softprompt.store.metadata import Marker, Move, Version
+from softprompt.store.artifacts import ArtifactStore
+from softprompt.store.metadata import AliasChange, Marker, Version
 from softprompt.store.prompt_loading import load_prompt
 from softprompt.store.version_store import Store
 from softprompt.utils.safe_io import FILE_LIMIT, TEXT_LIMIT, check_header, parse_json, read_file
@@ -279,7 +279,7 @@ def check_prompt(files: dict[str, bytes]) -> None:
 
 
 def check_record(content: bytes) -> None:
-    for kind in (Marker, Version, Move):
+    for kind in (Marker, Version, AliasChange):
         try:
             record = kind.from_bytes(content)
         except ValueError as error:
@@ -297,7 +297,7 @@ def check_reader(content: bytes) -> None:
 
 
 def records() -> list[bytes]:
-    move = Move.new("promote", by="me", name="p", alias="prod", before=None, to=1, gate={"p": 0.5})
+    move = AliasChange.new("promote", by="me", name="p", alias="prod", before=None, to=1, gate={"p": 0.5})
     version = Version.new("p", 1, {}, by="me")
     return [one.to_bytes() for one in (move, version, Marker())]
 
@@ -338,7 +338,7 @@ def test_fuzzed_records_by_the_thousand(content: bytes) -> None:
 @given(st.text(max_size=20))
 def test_fuzzed_references_touch_nothing(text: str) -> None:
     """Whatever is asked of an empty store, the answer is one line; nothing is made and no path leads out of it."""
-    store = Artifacts("memory://never-written")
+    store = ArtifactStore("memory://never-written")
     with pytest.raises(SoftpromptError) as caught:
         Store(store.url).get(text)
     assert "\n" not in str(caught.value)

@@ -20,7 +20,7 @@ from helpers.small_tasks import command
 from softprompt.errors import PromptFileError, StoreError
 from softprompt.store import hub
 from softprompt.store.prompt_loading import load_prompt
-from softprompt.store.version_store import Store, saved_files
+from softprompt.store.version_store import Store, read_saved_files
 
 
 class FakeHub(ThreadingHTTPServer):
@@ -146,7 +146,7 @@ def test_round_trip(fake: FakeHub, tmp_path: Path) -> None:
         (tmp_path / "p").mkdir(exist_ok=True)
         (tmp_path / "p" / name).write_bytes(content)
     assert load_prompt(tmp_path / "p").seed == 0
-    hub.push(saved_files(tmp_path / "p"), "hf:ada/copy", public=True)
+    hub.push(read_saved_files(tmp_path / "p"), "hf:ada/copy", public=True)
     assert fake.visibility["ada/copy"] == "public"
     assert fake.at("ada/copy", "main") == fake.at("ada/reviews", "main")
 
@@ -162,12 +162,12 @@ def test_every_push_is_one_commit_and_stays(fake: FakeHub) -> None:
 
 def test_a_card_is_written_once(fake: FakeHub) -> None:
     hub.push(a_prompt().files(), "hf:ada/reviews")
-    card = fake.commits["ada/reviews"][0]["README.md"].decode()
-    assert card.startswith("---\n")
-    assert "library_name: softprompt" in card
-    assert "$ softprompt pull hf:ada/reviews --out prompt" in card
+    make_card = fake.commits["ada/reviews"][0]["README.md"].decode()
+    assert make_card.startswith("---\n")
+    assert "library_name: softprompt" in make_card
+    assert "$ softprompt pull hf:ada/reviews --out prompt" in make_card
     # "tiny" is no name on the Hub
-    assert "base_model" not in card
+    assert "base_model" not in make_card
     fake.commits["ada/reviews"][0]["README.md"] = b"my own words"
     hub.push(a_prompt(1).files(), "hf:ada/reviews")
     assert fake.commits["ada/reviews"][1]["README.md"] == b"my own words"
@@ -175,7 +175,7 @@ def test_a_card_is_written_once(fake: FakeHub) -> None:
 
 def test_the_card_names_a_base_model_of_the_hub() -> None:
     prompt = replace(a_prompt(), base_name="google/gemma-3-270m")
-    assert "base_model: google/gemma-3-270m" in hub.card(prompt, "ada/reviews")
+    assert "base_model: google/gemma-3-270m" in hub.make_card(prompt, "ada/reviews")
 
 
 def test_only_what_a_saved_prompt_has_is_pulled(fake: FakeHub) -> None:

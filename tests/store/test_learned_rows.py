@@ -18,7 +18,7 @@ from softprompt.data.examples import Example
 from softprompt.data.splits import Splits
 from softprompt.data.task import Task
 from softprompt.errors import OutputError, PromptFileError
-from softprompt.experiments.comparison.compare import Terms, compare
+from softprompt.experiments.comparison.compare import ComparisonSettings, compare
 from softprompt.inference.evaluation import score_sample
 from softprompt.inference.predictor import Predictor
 from softprompt.models.loading import load_model
@@ -240,7 +240,7 @@ class TestLearning:
         monkeypatch.setitem(TEST_LIMIT, "classification", 20)
         test = sorted(reviews(test=90).test, key=lambda one: str(one.label))
         task = Task.classification(replace(reviews(validation=30), test=tuple(test)), template=TEMPLATE)
-        terms = Terms(seeds=1, steps=4, batch_size=8)
+        terms = ComparisonSettings(seeds=1, steps=4, batch_size=8)
         study = compare(tiny_base("llama"), task, [Planted("good", 0.9), Planted("bad", 0.4)], tmp_path / "a", terms)
         assert "scored on a sample of 20 of 90 test rows, seed 0" in study.notes
         shares = Counter(one.label for one in test)

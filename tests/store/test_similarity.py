@@ -20,7 +20,7 @@ from softprompt.models.loading import load_model
 from softprompt.prompts.saved_prompt import MANIFEST_FILE, TENSOR_FILE, Prompt
 from softprompt.prompts.state import PromptState
 from softprompt.store.prompt_loading import load_prompt
-from softprompt.store.similarity import Similar, nearness, rank_similar
+from softprompt.store.similarity import SimilarPrompt, measure_nearness, rank_similar
 from softprompt.training.fit import fit
 
 Rows = Sequence[Sequence[float]]
@@ -50,12 +50,12 @@ def other_task(prompt: Prompt) -> Prompt:
 QUERY = embeddings([[3.0, 0.0], [0.0, 1.0]])
 
 
-def only(prompt: Prompt, folder: Path) -> Similar:
+def only(prompt: Prompt, folder: Path) -> SimilarPrompt:
     (found,) = rank_similar(prompt, folder)
     return found
 
 
-def names(found: Sequence[Similar]) -> list[str]:
+def names(found: Sequence[SimilarPrompt]) -> list[str]:
     return [one.folder.name for one in found]
 
 
@@ -297,7 +297,7 @@ class TestSearch:
         (tmp_path / "closed").mkdir(mode=0)
         ranked, closed = rank_similar(QUERY, tmp_path)
         assert ranked.reason is None
-        assert closed == Similar(folder=tmp_path / "closed", reason="it cannot be read: Permission denied")
+        assert closed == SimilarPrompt(folder=tmp_path / "closed", reason="it cannot be read: Permission denied")
 
 
 class TestMistakes:
@@ -465,11 +465,11 @@ class TestNearness:
     def test_equal_prompts_are_1_and_order_does_not_matter(self) -> None:
         one = embeddings([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.5]])
         other = embeddings([[-1.0, 0.5], [1.0, 0.0], [0.0, 1.0]])
-        assert nearness(one, one) == nearness(one, other) == (pytest.approx(1.0), pytest.approx(1.0))
+        assert measure_nearness(one, one) == measure_nearness(one, other) == (pytest.approx(1.0), pytest.approx(1.0))
 
     def test_against_numpy(self) -> None:
         a, b = np.array([[1.0, 2.0], [3.0, -1.0]]), np.array([[0.5, 0.5], [1.0, -3.0], [2.0, 0.1]])
         unit = [x / np.linalg.norm(x, axis=1, keepdims=True) for x in (a, b)]
         cosines = unit[0] @ unit[1].T
-        found = nearness(embeddings(a.tolist()), embeddings(b.tolist()))
+        found = measure_nearness(embeddings(a.tolist()), embeddings(b.tolist()))
         assert found[1] == pytest.approx((cosines.max(1).mean() + cosines.max(0).mean()) / 2, abs=1e-6)

@@ -17,7 +17,7 @@ from softprompt.errors import OutputError, PromptFileError, SoftpromptError, Sto
 from softprompt.models.distributed import ALONE
 from softprompt.prompts.saved_prompt import Prompt
 from softprompt.store import artifacts, metadata
-from softprompt.store.prompt_loading import load_prompt, pinned, read_manifest
+from softprompt.store.prompt_loading import load_prompt, pin_reference, read_manifest
 from softprompt.store.version_store import Store
 from softprompt.training.fit import fit
 from softprompt.utils.seals import seal, unseal
@@ -265,11 +265,11 @@ class TestAliases:
 
     def test_an_answer_that_was_lost(self, store: Store) -> None:
         store.put(a_prompt(), "p")
-        files = artifacts.Artifacts(store.url)
-        move = metadata.Move.new("promote", name="p", alias="prod", before=None, to=1)
+        files = artifacts.ArtifactStore(store.url)
+        move = metadata.AliasChange.new("promote", name="p", alias="prod", before=None, to=1)
         assert files.append([], move) == move
         assert files.append([], move) == move
-        assert len(files.moves("p", "prod")) == 1
+        assert len(files.alias_changes("p", "prod")) == 1
 
 
 def slow_but_open(slow: Any) -> Any:
@@ -314,8 +314,8 @@ class TestLineage:
     def test_pinned(self, store: Store) -> None:
         store.put(a_prompt(), "a")
         store.promote("a@1", "prod")
-        assert pinned(f"{store.url}#a@prod") == f"{store.url}#a@1"
-        assert pinned("prompts/a") == "prompts/a"
+        assert pin_reference(f"{store.url}#a@prod") == f"{store.url}#a@1"
+        assert pin_reference("prompts/a") == "prompts/a"
 
 
 class TestDiff:

@@ -29,8 +29,8 @@ from softprompt.metrics.hypothesis_tests import holm_adjust
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.saved_prompt import Prompt
 from softprompt.serving.request_log.request_samples import Read, Sample
-from softprompt.store.input_profile import Profile
-from softprompt.store.prompt_sources import Source, profile_in
+from softprompt.store.input_profile import InputProfile
+from softprompt.store.prompt_sources import PromptSource, read_served_profile
 from softprompt.training.input_profiling import STATES, hidden_states, profile_of, rare_tokens
 from softprompt.training.training_run import TEST_LIMIT
 
@@ -51,7 +51,7 @@ class UnadjustedDrift:
 
 def monitor(
     read: Read,
-    source: Source,
+    source: PromptSource,
     *,
     place: str = "samples",
     since: float = 0.0,
@@ -80,7 +80,7 @@ def monitor(
     by_prompt: dict[str, list[Sample]] = defaultdict(list)
     for sample in read.samples:
         by_prompt[sample.prompt].append(sample)
-    stock = source.stock({})
+    stock = source.read_catalog({})
     there = {f"{name}@{number}" for name, one in stock.names.items() for number in one.numbers}
     unread = sorted({which.partition("@")[0] for which in by_prompt} - stock.names.keys())
     if stock.troubles and unread:
@@ -88,7 +88,7 @@ def monitor(
     gone = {which: len(some) for which, some in by_prompt.items() if which not in there}
     notes = [*stock.troubles]
     notes += [f"{which}: {count:,} samples of a prompt that is not here" for which, count in sorted(gone.items())]
-    profiles = {which: profile_in(source, which) for which in sorted(by_prompt.keys() & there)}
+    profiles = {which: read_served_profile(source, which) for which in sorted(by_prompt.keys() & there)}
     without = [which for which, profile in profiles.items() if profile is None]
     if data is not None and len(without) > 1:
         raise ConfigError(
@@ -121,14 +121,14 @@ def monitor(
 class _PromptSamples:
     """One prompt and its samples; the model is loaded when something needs it."""
 
-    def __init__(self, source: Source, which: str, samples: list[Sample], model: Model | None) -> None:
+    def __init__(self, source: PromptSource, which: str, samples: list[Sample], model: Model | None) -> None:
         self._which, self._samples, self._model = which, samples, model
         name, _, number = which.rpartition("@")
         self._prompt, _ = source.load(name, int(number))
         self._base: FrozenLM | None = None
 
     def look(
-        self, profile: Profile | None, data: Splits | str | None, columns: Mapping[str, str], *, states: bool
+        self, profile: InputProfile | None, data: Splits | str | None, columns: Mapping[str, str], *, states: bool
     ) -> UnadjustedDrift:
         made, notes = "saved with it", []
         if profile is None:
@@ -161,7 +161,7 @@ class _PromptSamples:
             self._prompt.check_base(self._base)
         return self._base
 
-    def _measured(self, task: Task) -> Profile:
+    def _measured(self, task: Task) -> InputProfile:
         prompt, base = self._prompt, self._loaded()
         rows = sample_examples(task.validation, TEST_LIMIT[prompt.spec.kind])
         answered: tuple[Prediction, ...] = ()
@@ -172,7 +172,7 @@ class _PromptSamples:
             raise DataError(f"{task.splits.source}: expected a validation split to compare with, got none")
         return profile
 
-    def _count_rare(self, profile: Profile) -> None:
+    def _count_rare(self, profile: InputProfile) -> None:
         """Of samples with a text that the server could not count them in."""
         encoder = ExampleEncoder(self._loaded(), self._prompt.spec, self._prompt.length)
         known = profile.known
@@ -185,7 +185,7 @@ class _PromptSamples:
                 counted = {"tokens": len(ids), "rare": rare_tokens(ids, known)}
                 self._samples[index] = one.model_copy(update=counted)
 
-    def _distances(self, profile: Profile) -> dict[int, float]:
+    def _distances(self, profile: InputProfile) -> dict[int, float]:
         """By the index of the sample, of some of those with a text."""
         assert profile.hidden is not None
         prompt = self._prompt

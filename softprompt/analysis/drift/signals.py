@@ -17,7 +17,7 @@ from softprompt.analysis.drift.drift_records import Curve, LabelShare, Signal, S
 from softprompt.metrics.bootstrap import Floats
 from softprompt.metrics.hypothesis_tests import Significance, chi_square, cohens_h, population_stability_index, z_test
 from softprompt.serving.request_log.request_samples import Sample
-from softprompt.store.input_profile import Distribution, Profile, Rate
+from softprompt.store.input_profile import Distribution, InputProfile, TokenShare
 
 LEAST, LEAST_TRAINED = 100, 50  # live samples, and validation rows, below which nothing is said
 SIGNIFICANCE = 0.01  # adjusted p-value below which a difference is sure
@@ -49,7 +49,9 @@ class ComparedSignal:
     weights: Floats
 
 
-def compare_signals(profile: Profile, samples: Sequence[Sample], distances: dict[int, float]) -> list[ComparedSignal]:
+def compare_signals(
+    profile: InputProfile, samples: Sequence[Sample], distances: dict[int, float]
+) -> list[ComparedSignal]:
     """Every signal that there are values of on both sides.
 
     Args:
@@ -119,12 +121,12 @@ def _numeric(name: SignalName, trained: Distribution, values: dict[int, float]) 
     return ComparedSignal(_tested(signal, "Kolmogorov-Smirnov", tested, effect, curve), rows, known, weights)
 
 
-def _rare(trained: Rate, samples: Sequence[Sample]) -> ComparedSignal:
+def _rare(trained: TokenShare, samples: Sequence[Sample]) -> ComparedSignal:
     counted = {
         index: (one.rare, one.tokens) for index, one in enumerate(samples) if one.rare is not None and one.tokens
     }
     pairs = list(counted.values())
-    live = Rate.of([rare for rare, _ in pairs], [tokens for _, tokens in pairs]) if pairs else None
+    live = TokenShare.of([rare for rare, _ in pairs], [tokens for _, tokens in pairs]) if pairs else None
     signal = _signal("rare", trained.n, len(pairs), trained=trained.value, live=None if live is None else live.value)
     shares = np.array([rare / tokens for rare, tokens in pairs])
     rows, known = tuple(counted), tuple(shares.tolist())
@@ -137,11 +139,11 @@ def _rare(trained: Rate, samples: Sequence[Sample]) -> ComparedSignal:
     return ComparedSignal(_tested(signal, "two rates", tested, effect), rows, known, weights)
 
 
-def _range(one: Rate) -> tuple[float, float]:
+def _range(one: TokenShare) -> tuple[float, float]:
     return max(0.0, one.value - 1.96 * one.error), min(1.0, one.value + 1.96 * one.error)
 
 
-def _labels(profile: Profile, samples: Sequence[Sample]) -> ComparedSignal:
+def _labels(profile: InputProfile, samples: Sequence[Sample]) -> ComparedSignal:
     rows = tuple(index for index, one in enumerate(samples) if one.probabilities and one.answer in profile.labels)
     answers = [str(samples[index].answer) for index in rows]
     counts = Counter(answers)

@@ -12,7 +12,7 @@ from softprompt.metrics.scores import Mean
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.saved_prompt import Prompt
 from softprompt.store.prompt_loading import load_prompt
-from softprompt.store.similarity import rank_similar, similarity
+from softprompt.store.similarity import measure_similarity, rank_similar
 
 MOST = 24  # prompts in the matrix: the most similar ones
 TRIED = 8  # whose loss on the task is measured
@@ -33,7 +33,7 @@ def compare_with_store(
     prompts = [prompt, *(load_prompt(one.folder) for one in shown)]
     matrix = [[1.0] * len(prompts) for _ in prompts]
     for i, j in combinations(range(len(prompts)), 2):
-        found = similarity(prompts[i], prompts[j])
+        found = measure_similarity(prompts[i], prompts[j])
         assert not isinstance(found, str), "all are of one base and kind"
         matrix[i][j] = matrix[j][i] = found[0]
     losses: dict[Path, Mean] = {}

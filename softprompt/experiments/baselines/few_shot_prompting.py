@@ -14,9 +14,9 @@ from softprompt.data.task import Task
 from softprompt.experiments.baselines.fitted_baseline import (
     VALIDATION_LIMIT,
     FittedBaseline,
-    bytes_of,
-    described,
-    prefix_bytes,
+    count_bytes,
+    count_prefix_bytes,
+    describe_baseline,
 )
 from softprompt.experiments.baselines.nearest_examples import NearestShots
 from softprompt.inference.generation import GenerationConfig, room_for
@@ -31,7 +31,7 @@ from softprompt.utils.files import check_free, write_folder
 _FACTS = "few_shot.json"
 
 
-def few_shot(
+def fit_few_shot(
     base: FrozenLM,
     task: Task,
     count: int,
@@ -70,13 +70,13 @@ def few_shot(
         settings["left_out"] = near.left_out
         added = near.instruction_tokens + near.added / len(validation)
         index = near.words.data.nbytes + near.words.indices.nbytes
-        memory = prefix_bytes(near.prefix) + index + sum(len(shot.text.encode()) for shot in shots)
+        memory = count_prefix_bytes(near.prefix) + index + sum(len(shot.text.encode()) for shot in shots)
     else:
         state = written_prompt(base, task.spec, instruction, shots)
         answers = same = Predictor(base, task.spec, state, generation)
         value, loss = _score(answers, validation)
         added = 0.0 if state is None else float(state.length)
-        memory = prefix_bytes(same.prefix)
+        memory = count_prefix_bytes(same.prefix)
 
     def save(folder: Path) -> None:
         check_free(folder)
@@ -84,7 +84,9 @@ def few_shot(
             {"text": shot.text, "label": shot.label, "references": shot.references, "columns": dict(shot.columns)}
             for shot in shots
         ]
-        facts = described(base, task.spec, count=count, nearest=nearest, instruction=instruction, examples=examples)
+        facts = describe_baseline(
+            base, task.spec, count=count, nearest=nearest, instruction=instruction, examples=examples
+        )
         write_folder(folder, {_FACTS: facts})
 
     return FittedBaseline(
@@ -94,7 +96,7 @@ def few_shot(
         best_loss=loss,
         seconds=time.perf_counter() - began,
         added_tokens=added,
-        base_bytes=bytes_of(base.model),
+        base_bytes=count_bytes(base.model),
         base_shared=True,
         task_bytes=memory,
         save=save,

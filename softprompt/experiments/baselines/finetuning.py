@@ -277,7 +277,7 @@ def finetune(
     return FinetuningResult(learner.learned, progress.best_value, progress.best_loss, seconds, curve, settings)
 
 
-def limited(task: Task, config: FinetuningConfig) -> Task:
+def limit_length(task: Task, config: FinetuningConfig) -> Task:
     """The task with the length limit that ``config`` sets, if it sets one."""
     return task if config.max_length is None else replace(task, spec=replace(task.spec, max_length=config.max_length))
 

@@ -76,13 +76,13 @@ def check_classification(spec: TaskSpec, what: str) -> None:
         raise ConfigError(f"{what} is for classification: expected rows with a label, got a {spec.kind} task: omit it")
 
 
-def bytes_of(module: nn.Module) -> int:
+def count_bytes(module: nn.Module) -> int:
     """Memory of a module's weights and buffers, those that are shared counted once."""
     tensors = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
     return sum(tensor.nbytes for tensor in tensors.values())
 
 
-def prefix_bytes(prefix: Prefix) -> int:
+def count_prefix_bytes(prefix: Prefix) -> int:
     """Memory that a server keeps for a prefix: keys and values, or embeddings where there is no cache."""
     if isinstance(prefix, CachedPrefix):
         layers = [] if prefix.cache is None else prefix.cache.layers
@@ -93,7 +93,7 @@ def prefix_bytes(prefix: Prefix) -> int:
     return sum(tensor.nbytes for tensor in tensors)
 
 
-def described(base: FrozenLM | None, spec: TaskSpec, **more: Any) -> bytes:
+def describe_baseline(base: FrozenLM | None, spec: TaskSpec, **more: Any) -> bytes:
     """JSON of the task, of the model it is for, and of ``more``."""
     of_base = {} if base is None else {"base": {"name": base.name, "fingerprint": base.fingerprint}}
     facts = {"task": spec.to_dict(), **of_base, **more}

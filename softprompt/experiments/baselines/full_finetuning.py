@@ -11,9 +11,9 @@ import torch
 
 from softprompt.data.task import Task
 from softprompt.errors import BaseModelError
-from softprompt.experiments.baselines.finetuning import FinetuningConfig, finetune, limited
-from softprompt.experiments.baselines.fitted_baseline import FittedBaseline, bytes_of, described
-from softprompt.experiments.baselines.model_copies import with_own_weights
+from softprompt.experiments.baselines.finetuning import FinetuningConfig, finetune, limit_length
+from softprompt.experiments.baselines.fitted_baseline import FittedBaseline, count_bytes, describe_baseline
+from softprompt.experiments.baselines.model_copies import copy_weights
 from softprompt.inference.generation import GenerationConfig
 from softprompt.inference.predictor import Predictor
 from softprompt.models.frozen_lm import FrozenLM
@@ -49,9 +49,9 @@ def fit_full(
             f"full fine-tuning needs a base model with plain weights, '{base.name}' is quantized ({base.quantization}):"
             " load it without --quantize, or use LoRA"
         )
-    task = limited(task, config)
+    task = limit_length(task, config)
     check_trainable(task)
-    own = with_own_weights(base)
+    own = copy_weights(base)
     if base.dtype == torch.float16:
         own.float()
     learning = FrozenLM(own, base.tokenizer, base.name, lasting=False)
@@ -63,8 +63,8 @@ def fit_full(
         with atomic_folder(folder) as place, no_progress_bars():
             own.save_pretrained(place)
             base.tokenizer.save_pretrained(place)
-            write_durably(place / "task.json", described(base, task.spec))
+            write_durably(place / "task.json", describe_baseline(base, task.spec))
 
     return tuning.fitted(
-        Predictor(model, task.spec, None, generation), base_bytes=0, task_bytes=bytes_of(own), save=save
+        Predictor(model, task.spec, None, generation), base_bytes=0, task_bytes=count_bytes(own), save=save
     )

@@ -22,7 +22,7 @@ CONTENT_FREE = ("N/A", "[MASK]", "")
 
 
 @dataclass(frozen=True)
-class Calibrated:
+class CalibratedPredictor:
     """Answers without their bias.
 
     Attributes:
@@ -51,7 +51,9 @@ class Calibrated:
         return likeliest(self.spec, self.label_log_probabilities(examples))
 
 
-def calibrated(answers: Answers, content_free: Sequence[str] = CONTENT_FREE, like: Example | None = None) -> Calibrated:
+def calibrate(
+    answers: Answers, content_free: Sequence[str] = CONTENT_FREE, like: Example | None = None
+) -> CalibratedPredictor:
     """Measure the bias of ``answers`` and take it out.
 
     Args:
@@ -73,7 +75,7 @@ def calibrated(answers: Answers, content_free: Sequence[str] = CONTENT_FREE, lik
         )
     probabilities = answers.label_log_probabilities(examples).exp().mean(0)
     # a label that never comes must not divide by zero
-    return Calibrated(answers, probabilities.clamp(min=torch.finfo(torch.float32).tiny).log())
+    return CalibratedPredictor(answers, probabilities.clamp(min=torch.finfo(torch.float32).tiny).log())
 
 
 def _filled(spec: TaskSpec, words: str, columns: Mapping[str, Any]) -> Example:

@@ -38,7 +38,7 @@ class LinearHead:
 
 
 @dataclass(frozen=True)
-class Choice:
+class HeadChoice:
     """The head that does best on validation.
 
     Attributes:
@@ -60,7 +60,7 @@ def fit_head(
     validation: Sequence[Example],
     strengths: Sequence[float],
     seed: int,
-) -> Choice:
+) -> HeadChoice:
     """Fit once for each of ``strengths`` and keep what does best on ``validation``.
 
     Raises:
@@ -69,7 +69,7 @@ def fit_head(
     LogisticRegression = extra_module("sklearn.linear_model").LogisticRegression
     ConvergenceWarning = extra_module("sklearn.exceptions").ConvergenceWarning
     gold = [spec.label_index[str(example.label)] for example in examples]
-    best: Choice | None = None
+    best: HeadChoice | None = None
     for strength in strengths:
         with warnings.catch_warnings():
             # what has not converged yet is a candidate like any other
@@ -78,7 +78,7 @@ def fit_head(
         head = _head(fitted, len(spec.labels))
         value, loss = value_and_loss(head.log_probabilities(validation_features), validation, spec)
         if best is None or (value, -loss) > (best.value, -best.loss):
-            best = Choice(head, strength, value, loss)
+            best = HeadChoice(head, strength, value, loss)
     assert best is not None
     return best
 

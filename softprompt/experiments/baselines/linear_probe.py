@@ -20,9 +20,9 @@ from softprompt.data.task import Task, TaskSpec
 from softprompt.experiments.baselines.fitted_baseline import (
     VALIDATION_LIMIT,
     FittedBaseline,
-    bytes_of,
     check_classification,
-    described,
+    count_bytes,
+    describe_baseline,
 )
 from softprompt.experiments.baselines.linear_head import LinearHead, fit_head
 from softprompt.inference.predictor import Prediction, likeliest, naming
@@ -92,7 +92,7 @@ class ProbeAnswers:
         """Write the classifier; raises OutputError."""
         check_free(folder)
         tensors = {"weight": self.head.weight, "bias": self.head.bias}
-        facts = described(self.features.base, self.spec)
+        facts = describe_baseline(self.features.base, self.spec)
         write_folder(folder, {_TENSORS: seal_tensors(tensors, {}), _FACTS: facts})
 
 
@@ -125,7 +125,7 @@ def fit_linear_probe(base: FrozenLM, task: Task, seed: int = 0, *, limit: int = 
         best_loss=choice.loss,
         seconds=time.perf_counter() - began,
         added_tokens=0.0,
-        base_bytes=bytes_of(base.model),
+        base_bytes=count_bytes(base.model),
         base_shared=True,
         task_bytes=weight.nbytes + head.bias.nbytes,
         save=answers.save,

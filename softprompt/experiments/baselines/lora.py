@@ -13,9 +13,14 @@ import torch
 
 from softprompt.data.task import Task
 from softprompt.errors import BaseModelError
-from softprompt.experiments.baselines.finetuning import FinetuningConfig, finetune, limited
-from softprompt.experiments.baselines.fitted_baseline import FittedBaseline, bytes_of, described, extra_module
-from softprompt.experiments.baselines.model_copies import with_shared_weights
+from softprompt.experiments.baselines.finetuning import FinetuningConfig, finetune, limit_length
+from softprompt.experiments.baselines.fitted_baseline import (
+    FittedBaseline,
+    count_bytes,
+    describe_baseline,
+    extra_module,
+)
+from softprompt.experiments.baselines.model_copies import copy_sharing_weights
 from softprompt.inference.generation import GenerationConfig
 from softprompt.inference.predictor import Predictor
 from softprompt.models.frozen_lm import FrozenLM
@@ -51,7 +56,7 @@ def fit_lora(
     """
     began = time.perf_counter()
     peft = extra_module("peft")
-    task = limited(task, config)
+    task = limit_length(task, config)
     check_trainable(task)
     torch.manual_seed(config.seed)
     adapted = _adapted(peft, base, rank, alpha)
@@ -66,11 +71,11 @@ def fit_lora(
             adapted.save_pretrained(place, save_embedding_layers=False)
             # a model card without content
             (place / "README.md").unlink(missing_ok=True)
-            write_durably(place / "task.json", described(base, task.spec))
+            write_durably(place / "task.json", describe_baseline(base, task.spec))
 
     return tuning.fitted(
         Predictor(model, task.spec, None, generation),
-        base_bytes=bytes_of(base.model),
+        base_bytes=count_bytes(base.model),
         task_bytes=sum(weight.nbytes for weight in weights),
         save=save,
         rank=rank,
@@ -82,7 +87,7 @@ def _adapted(peft: Any, base: FrozenLM, rank: int, alpha: float) -> Any:
     """A PeftModel around a copy of the base that shares its weights."""
     from transformers.pytorch_utils import Conv1D
 
-    model = with_shared_weights(base)
+    model = copy_sharing_weights(base)
     config = peft.LoraConfig(
         task_type="SEQ_2_SEQ_LM" if base.architecture == "encoder-decoder" else "CAUSAL_LM",
         r=rank,

@@ -6,7 +6,7 @@ from typing import Any
 from softprompt.models.frozen_lm import FrozenLM
 
 
-def with_shared_weights(base: FrozenLM) -> Any:
+def copy_sharing_weights(base: FrozenLM) -> Any:
     """The ``transformers`` model with modules of its own and the same weights in them: it takes no memory.
 
     Layers can be put around its modules; its weights must not be written to.
@@ -16,7 +16,7 @@ def with_shared_weights(base: FrozenLM) -> Any:
     return _unpatched(copy.deepcopy(model, weights))
 
 
-def with_own_weights(base: FrozenLM) -> Any:
+def copy_weights(base: FrozenLM) -> Any:
     """The ``transformers`` model with weights of its own."""
     return _unpatched(copy.deepcopy(base.model))
 

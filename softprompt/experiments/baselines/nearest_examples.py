@@ -15,7 +15,7 @@ from softprompt.data.examples import Example
 from softprompt.data.few_shot import BEHIND_WORDS, encode_solved, prepend_tokens
 from softprompt.data.task import Task
 from softprompt.experiments.baselines.fitted_baseline import extra_module
-from softprompt.experiments.baselines.tfidf import fit_words, make_vectorizer, words_of
+from softprompt.experiments.baselines.tfidf import extract_words, fit_words, make_vectorizer
 from softprompt.inference.generation import GenerationConfig, complete, room_for
 from softprompt.inference.predictor import Prediction, likeliest, naming
 from softprompt.inference.scoring import EVALUATION_TOKENS, Objective
@@ -76,7 +76,7 @@ class NearestShots:
 
     def nearest(self, examples: Sequence[Example]) -> list[list[int]]:
         """For each example the indices in ``pool`` of those near to it, the nearest first."""
-        words = self.vectorizer.transform(words_of(self.spec, examples))
+        words = self.vectorizer.transform(extract_words(self.spec, examples))
         found: list[list[int]] = self._neighbours.kneighbors(words, return_distance=False).tolist()
         return found
 

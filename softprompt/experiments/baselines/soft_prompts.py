@@ -7,7 +7,7 @@ from pathlib import Path
 from softprompt.config import TrainConfig
 from softprompt.data.task import Task
 from softprompt.errors import SoftpromptError, TrainingError
-from softprompt.experiments.baselines.fitted_baseline import FittedBaseline, bytes_of, prefix_bytes
+from softprompt.experiments.baselines.fitted_baseline import FittedBaseline, count_bytes, count_prefix_bytes
 from softprompt.inference.predictor import Predictor
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.training.callbacks import CLOCK_FILE, Callback, StepTimer
@@ -77,8 +77,8 @@ def _fitted(
             "learned_together": together,
         },
         added_tokens=float(outcome.state.length),
-        base_bytes=bytes_of(base.model),
+        base_bytes=count_bytes(base.model),
         base_shared=True,
-        task_bytes=prefix_bytes(answers.prefix),
+        task_bytes=count_prefix_bytes(answers.prefix),
         save=save,
     )

@@ -19,7 +19,7 @@ from softprompt.experiments.baselines.fitted_baseline import (
     VALIDATION_LIMIT,
     FittedBaseline,
     check_classification,
-    described,
+    describe_baseline,
     extra_module,
 )
 from softprompt.experiments.baselines.linear_head import LinearHead, fit_head
@@ -47,7 +47,7 @@ class TfidfAnswers:
         """Log-probabilities ``[examples, C]`` of the labels."""
         if not examples:
             return torch.zeros(0, len(self.spec.labels))
-        return self.head.log_probabilities(self.vectorizer.transform(words_of(self.spec, examples)))
+        return self.head.log_probabilities(self.vectorizer.transform(extract_words(self.spec, examples)))
 
     def predict(self, examples: Sequence[Example]) -> Iterator[Prediction]:
         """Predictions in the order of the examples."""
@@ -58,7 +58,7 @@ class TfidfAnswers:
         check_free(folder)
         frequencies = torch.from_numpy(self.vectorizer.idf_)
         tensors = {"weight": self.head.weight, "bias": self.head.bias, "idf": frequencies}
-        facts = described(None, self.spec, terms=self.vectorizer.get_feature_names_out().tolist())
+        facts = describe_baseline(None, self.spec, terms=self.vectorizer.get_feature_names_out().tolist())
         write_folder(folder, {_TENSORS: seal_tensors(tensors, {}), _FACTS: facts})
 
 
@@ -80,7 +80,7 @@ def fit_tfidf(task: Task, seed: int = 0) -> FittedBaseline:
     vectorizer = make_vectorizer(ngram_range=(1, 2), max_features=MOST_TERMS)
     features = fit_words(vectorizer, task, task.train)
     validation = validation_examples(task, VALIDATION_LIMIT)
-    of_validation = vectorizer.transform(words_of(spec, validation))
+    of_validation = vectorizer.transform(extract_words(spec, validation))
     choice = fit_head(spec, features, task.train, of_validation, validation, STRENGTHS, seed)
     answers = TfidfAnswers(spec, vectorizer, choice.head)
     terms = sum(len(term.encode()) for term in vectorizer.vocabulary_)
@@ -109,7 +109,7 @@ def make_vectorizer(**options: Any) -> Any:
 
 def fit_words(vectorizer: Any, task: Task, examples: Sequence[Example]) -> Any:
     """Features ``[examples, F]``, sparse; raises DataError if there is no word in any of the examples."""
-    words = words_of(task.spec, examples)
+    words = extract_words(task.spec, examples)
     try:
         return vectorizer.fit_transform(words)
     except ValueError as error:
@@ -118,6 +118,6 @@ def fit_words(vectorizer: Any, task: Task, examples: Sequence[Example]) -> Any:
         ) from error
 
 
-def words_of(spec: TaskSpec, examples: Sequence[Example]) -> list[str]:
+def extract_words(spec: TaskSpec, examples: Sequence[Example]) -> list[str]:
     """What the template takes from each example."""
     return ["\n".join(spec.compiled.fields(example)) for example in examples]

@@ -15,10 +15,10 @@ from softprompt.config import TrainConfig
 from softprompt.data.task import Task
 from softprompt.errors import ConfigError, MissingExtraError, SoftpromptError
 from softprompt.experiments.baselines import full_finetuning, lora
-from softprompt.experiments.baselines.few_shot_prompting import few_shot
+from softprompt.experiments.baselines.few_shot_prompting import fit_few_shot
 from softprompt.experiments.baselines.finetuning import FinetuningConfig
 from softprompt.experiments.baselines.fitted_baseline import PACKAGES, FittedBaseline
-from softprompt.experiments.baselines.label_calibration import calibrated
+from softprompt.experiments.baselines.label_calibration import calibrate
 from softprompt.experiments.baselines.linear_probe import fit_linear_probe
 from softprompt.experiments.baselines.tfidf import fit_tfidf
 from softprompt.experiments.sweep.sweep_folder import SweepSummary, SweepTrial, read_sweep
@@ -34,7 +34,7 @@ COMMON = ("steps", "seconds", "batch_size", "eval_every", "seed", "max_length", 
 
 
 @dataclass(frozen=True)
-class Plan:
+class RunSettings:
     """What methods have in common.
 
     Attributes:
@@ -60,7 +60,7 @@ class Run:
     seed: int
     learning_rate: float | None = None
 
-    def settings(self, plan: Plan, default_rate: float) -> dict[str, Any]:
+    def settings(self, plan: RunSettings, default_rate: float) -> dict[str, Any]:
         """What a method's own settings are completed with."""
         return {
             "seed": self.seed,
@@ -71,7 +71,7 @@ class Run:
         }
 
 
-class Contestant(Protocol):
+class Candidate(Protocol):
     """A method that a comparison can run.
 
     Attributes:
@@ -97,7 +97,7 @@ class Contestant(Protocol):
     def together(self) -> bool: ...
 
     def learn(
-        self, base: FrozenLM, task: Task, runs: Sequence[Run], plan: Plan, callback: Callback, folder: Path
+        self, base: FrozenLM, task: Task, runs: Sequence[Run], plan: RunSettings, callback: Callback, folder: Path
     ) -> list[FittedBaseline | SoftpromptError]:
         """Learn each of ``runs`` (one, unless ``together``); an error in place of one that failed beside others.
 
@@ -109,7 +109,7 @@ Fit: TypeAlias = Callable[[FrozenLM, Task, int, str], FittedBaseline]  # of a se
 
 
 @dataclass(frozen=True)
-class Fixed:
+class DirectCandidate:
     """A method without gradient steps: written prompts, and classifiers whose optimum is found directly."""
 
     name: str
@@ -121,13 +121,13 @@ class Fixed:
     together: bool = field(default=False, init=False)
 
     def learn(
-        self, base: FrozenLM, task: Task, runs: Sequence[Run], plan: Plan, callback: Callback, folder: Path
+        self, base: FrozenLM, task: Task, runs: Sequence[Run], plan: RunSettings, callback: Callback, folder: Path
     ) -> list[FittedBaseline | SoftpromptError]:
         return [self.fit(base, task, run.seed, plan.instruction) for run in runs]
 
 
 @dataclass(frozen=True)
-class SoftPrompt:
+class SoftPromptCandidate:
     """A method of softprompt's own, with what was set behind its name."""
 
     name: str
@@ -142,7 +142,7 @@ class SoftPrompt:
         return self.config.learning_rate
 
     def learn(
-        self, base: FrozenLM, task: Task, runs: Sequence[Run], plan: Plan, callback: Callback, folder: Path
+        self, base: FrozenLM, task: Task, runs: Sequence[Run], plan: RunSettings, callback: Callback, folder: Path
     ) -> list[FittedBaseline | SoftpromptError]:
         from softprompt.experiments.baselines.soft_prompts import learn_prompts
 
@@ -156,14 +156,14 @@ class SoftPrompt:
 
 
 @dataclass(frozen=True)
-class Swept(SoftPrompt):
+class SweepCandidate(SoftPromptCandidate):
     """The winning settings of a sweep, learned anew with the comparison's seeds and steps."""
 
     summary: SweepSummary
     trials: tuple[SweepTrial, ...]
 
     def learn(
-        self, base: FrozenLM, task: Task, runs: Sequence[Run], plan: Plan, callback: Callback, folder: Path
+        self, base: FrozenLM, task: Task, runs: Sequence[Run], plan: RunSettings, callback: Callback, folder: Path
     ) -> list[FittedBaseline | SoftpromptError]:
         """ConfigError if the sweep was of another model or data: it may have seen what is held out here."""
         for what, same in (
@@ -196,7 +196,7 @@ FitTuned: TypeAlias = Callable[[FrozenLM, Task, FinetuningConfig, Callback], Fit
 
 
 @dataclass(frozen=True)
-class Tuned:
+class FinetuningCandidate:
     """A method that changes what the model computes, with what was set behind its name."""
 
     name: str
@@ -209,7 +209,7 @@ class Tuned:
     together: bool = field(default=False, init=False)
 
     def learn(
-        self, base: FrozenLM, task: Task, runs: Sequence[Run], plan: Plan, callback: Callback, folder: Path
+        self, base: FrozenLM, task: Task, runs: Sequence[Run], plan: RunSettings, callback: Callback, folder: Path
     ) -> list[FittedBaseline | SoftpromptError]:
         return [
             self.fit(base, task, self.config.model_copy(update=run.settings(plan, self.learning_rate)), callback)
@@ -218,7 +218,7 @@ class Tuned:
 
 
 @dataclass(frozen=True)
-class Kind:
+class CandidateKind:
     """What can be named.
 
     Attributes:
@@ -226,7 +226,7 @@ class Kind:
         package: what has to be installed, as Python imports it.
     """
 
-    make: Callable[[str, str], Contestant]
+    make: Callable[[str, str], Candidate]
     package: str | None = None
 
     def check_installed(self) -> None:
@@ -235,14 +235,14 @@ class Kind:
             raise MissingExtraError(*PACKAGES[self.package])
 
 
-def contestants(names: str) -> list[Contestant]:
+def parse_methods(names: str) -> list[Candidate]:
     """``few-shot:8,prompt-tuning,...`` to who takes part, in this order.
 
     Raises:
         ConfigError: an unknown name or option, or the same name twice.
         MissingExtraError: a package that one of them needs is not installed.
     """
-    found: list[Contestant] = []
+    found: list[Candidate] = []
     for name in (part.strip() for part in names.split(",")):
         if not name:
             raise ConfigError(f"--methods '{names}': expected names with commas between them, as in zero-shot,tfidf")
@@ -252,20 +252,20 @@ def contestants(names: str) -> list[Contestant]:
         if kind == "sweep":
             found.append(_swept(name, options))
             continue
-        if kind not in KINDS:
-            raise ConfigError(f"unknown method '{kind}': {suggestion(kind, KINDS)}")
-        KINDS[kind].check_installed()
-        found.append(KINDS[kind].make(name, options))
+        if kind not in CANDIDATE_KINDS:
+            raise ConfigError(f"unknown method '{kind}': {suggest_names(kind, CANDIDATE_KINDS)}")
+        CANDIDATE_KINDS[kind].check_installed()
+        found.append(CANDIDATE_KINDS[kind].make(name, options))
     return found
 
 
-def suggestion(name: str, known: Sequence[str] | dict[str, Any]) -> str:
+def suggest_names(name: str, known: Sequence[str] | dict[str, Any]) -> str:
     """What may have been meant by ``name``."""
     near = difflib.get_close_matches(name.lower(), list(known), n=3, cutoff=0.5)
     return f"did you mean {' or '.join(map(repr, near))}?" if near else f"expected one of {', '.join(known)}"
 
 
-def settings_of(name: str, options: str) -> dict[str, Any]:
+def parse_options(name: str, options: str) -> dict[str, Any]:
     """``NAME=VALUE:NAME=VALUE`` behind a method's name to settings; ``lr`` stands for ``learning_rate``.
 
     Raises:
@@ -288,18 +288,18 @@ def settings_of(name: str, options: str) -> dict[str, Any]:
     return settings
 
 
-def _soft_prompt(name: str, options: str) -> Contestant:
+def _soft_prompt(name: str, options: str) -> Candidate:
     method = name.partition(":")[0]
-    settings = settings_of(name, options)
+    settings = parse_options(name, options)
     own = {key: settings.pop(key) for key in tuple(settings) if key in METHODS[method].options.model_fields}
     check_method(method, own)
     try:
-        return SoftPrompt(name, TrainConfig.build(method=method, method_options=own, **settings))
+        return SoftPromptCandidate(name, TrainConfig.build(method=method, method_options=own, **settings))
     except ConfigError as error:
         raise ConfigError(f"method '{name}': {error}") from error
 
 
-def _swept(name: str, place: str) -> Contestant:
+def _swept(name: str, place: str) -> Candidate:
     if not place:
         raise ConfigError(f"method '{name}': expected the folder of a sweep, as in sweep:runs/sweep")
     summary, trials = read_sweep(expand_user(place))
@@ -308,7 +308,7 @@ def _swept(name: str, place: str) -> Contestant:
             f"method '{name}' searched {shared[0]}, which all methods of a comparison share: leave it out"
         )
     settings = {key: value for key, value in summary.config.items() if key not in set(COMMON) - {"method"}}
-    return Swept(name, TrainConfig.build(**settings), summary, tuple(trials))
+    return SweepCandidate(name, TrainConfig.build(**settings), summary, tuple(trials))
 
 
 def _shots(name: str, options: str) -> int:
@@ -320,8 +320,8 @@ def _shots(name: str, options: str) -> int:
     return int(options)
 
 
-def _without_options(make: Callable[[str], Contestant]) -> Callable[[str, str], Contestant]:
-    def checked(name: str, options: str) -> Contestant:
+def _without_options(make: Callable[[str], Candidate]) -> Callable[[str, str], Candidate]:
+    def checked(name: str, options: str) -> Candidate:
         if options or name.endswith(":"):
             raise ConfigError(f"method '{name}' has no options: expected '{name.partition(':')[0]}'")
         return make(name)
@@ -329,33 +329,33 @@ def _without_options(make: Callable[[str], Contestant]) -> Callable[[str, str], 
     return checked
 
 
-def _few_shot(name: str, options: str, *, nearest: bool = False) -> Contestant:
+def _few_shot(name: str, options: str, *, nearest: bool = False) -> Candidate:
     count = _shots(name, options)
-    return Fixed(name, "written", partial(_written, count=count, nearest=nearest), seeded=not nearest)
+    return DirectCandidate(name, "written", partial(_written, count=count, nearest=nearest), seeded=not nearest)
 
 
 def _written(
     base: FrozenLM, task: Task, seed: int, instruction: str, *, count: int = 0, nearest: bool = False
 ) -> FittedBaseline:
-    return few_shot(base, task, count, seed, nearest, instruction=instruction)
+    return fit_few_shot(base, task, count, seed, nearest, instruction=instruction)
 
 
 def _calibrated(base: FrozenLM, task: Task, seed: int, instruction: str) -> FittedBaseline:
     """The written prompt without its bias; what it reaches on validation is measured anew by whoever compares."""
     fitted = _written(base, task, seed, instruction)
-    return replace(fitted, answers=calibrated(fitted.answers, like=next(iter(task.train), None)))
+    return replace(fitted, answers=calibrate(fitted.answers, like=next(iter(task.train), None)))
 
 
-def _fixed(family: Family, fit: Fit, *, uses_base: bool = True) -> Callable[[str, str], Contestant]:
+def _fixed(family: Family, fit: Fit, *, uses_base: bool = True) -> Callable[[str, str], Candidate]:
     """A method without options whose result no seed changes."""
-    return _without_options(lambda name: Fixed(name, family, fit, seeded=False, uses_base=uses_base))
+    return _without_options(lambda name: DirectCandidate(name, family, fit, seeded=False, uses_base=uses_base))
 
 
 def _tuned(
     family: Family, rate: float, fit: Callable[..., FittedBaseline], own: Sequence[str], name: str, options: str
-) -> Contestant:
+) -> Candidate:
     """``own``: what ``fit`` takes beside the settings of FinetuningConfig, positive whole numbers."""
-    settings = settings_of(name, options)
+    settings = parse_options(name, options)
     more = {key: settings.pop(key) for key in own if key in settings}
     for key, value in more.items():
         if not isinstance(value, int) or value < 1:
@@ -364,19 +364,21 @@ def _tuned(
         config = FinetuningConfig.build(**settings)
     except ConfigError as error:
         raise ConfigError(f"method '{name}': {error}") from error
-    return Tuned(name, family, config, config.learning_rate or rate, partial(fit, **more))
+    return FinetuningCandidate(name, family, config, config.learning_rate or rate, partial(fit, **more))
 
 
-KINDS: dict[str, Kind] = {
-    "zero-shot": Kind(_fixed("written", _written)),
-    "zero-shot-calibrated": Kind(_fixed("written", _calibrated)),
-    "few-shot": Kind(_few_shot),
-    "few-shot-nearest": Kind(partial(_few_shot, nearest=True), "sklearn"),
-    "tfidf": Kind(_fixed("classical", lambda base, task, seed, _: fit_tfidf(task, seed), uses_base=False), "sklearn"),
-    "linear-probe": Kind(
+CANDIDATE_KINDS: dict[str, CandidateKind] = {
+    "zero-shot": CandidateKind(_fixed("written", _written)),
+    "zero-shot-calibrated": CandidateKind(_fixed("written", _calibrated)),
+    "few-shot": CandidateKind(_few_shot),
+    "few-shot-nearest": CandidateKind(partial(_few_shot, nearest=True), "sklearn"),
+    "tfidf": CandidateKind(
+        _fixed("classical", lambda base, task, seed, _: fit_tfidf(task, seed), uses_base=False), "sklearn"
+    ),
+    "linear-probe": CandidateKind(
         _fixed("classical", lambda base, task, seed, _: fit_linear_probe(base, task, seed)), "sklearn"
     ),
-    **{name: Kind(_soft_prompt) for name in METHODS},
-    "lora": Kind(partial(_tuned, "adapter", lora.RATE, lora.fit_lora, ("rank", "alpha")), "peft"),
-    "full": Kind(partial(_tuned, "full", full_finetuning.RATE, full_finetuning.fit_full, ())),
+    **{name: CandidateKind(_soft_prompt) for name in METHODS},
+    "lora": CandidateKind(partial(_tuned, "adapter", lora.RATE, lora.fit_lora, ("rank", "alpha")), "peft"),
+    "full": CandidateKind(partial(_tuned, "full", full_finetuning.RATE, full_finetuning.fit_full, ())),
 }

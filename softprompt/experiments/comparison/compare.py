@@ -19,12 +19,12 @@ from softprompt.data.splits import Splits
 from softprompt.data.task import Task
 from softprompt.errors import ConfigError, OutputError
 from softprompt.experiments.baselines.fitted_baseline import FittedBaseline
-from softprompt.experiments.comparison.candidates import Contestant, Plan, Run
-from softprompt.experiments.comparison.engine_benchmark import EnginePython, engine_speed, find_engine
-from softprompt.experiments.comparison.study_folder import StudyFolder, file_name
+from softprompt.experiments.comparison.candidates import Candidate, Run, RunSettings
+from softprompt.experiments.comparison.engine_benchmark import EnginePython, find_engine, measure_engine_speed
+from softprompt.experiments.comparison.study_folder import StudyFolder, make_file_name
 from softprompt.experiments.comparison.study_records import Cost, CurvePoint, Forgetting, Result, Study, Trial
-from softprompt.experiments.comparison.study_summary import summarise
-from softprompt.experiments.comparison.time_budget import StepTimes, steps_within
+from softprompt.experiments.comparison.study_summary import summarize
+from softprompt.experiments.comparison.time_budget import StepTimes, fit_steps
 from softprompt.experiments.failed_runs import error_line
 from softprompt.inference import benchmark
 from softprompt.inference.evaluation import score, score_sample
@@ -40,7 +40,7 @@ PILOT_STEPS = 6  # made to see how long one takes
 
 
 @dataclass(frozen=True)
-class Terms:
+class ComparisonSettings:
     """What is the same for all methods.
 
     Attributes:
@@ -86,20 +86,20 @@ class Terms:
 def compare(
     base: FrozenLM,
     task: Task,
-    methods: Sequence[Contestant],
+    methods: Sequence[Candidate],
     out: Path,
-    terms: Terms | None = None,
+    terms: ComparisonSettings | None = None,
     callback: Callback | None = None,
 ) -> Study:
-    """Run every method with every seed, or what of it is not in ``out`` yet; measure, summarise, recommend.
+    """Run every method with every seed, or what of it is not in ``out`` yet; measure, summarize, recommend.
 
     Raises:
         ConfigError, DataError, OutputError: one line that says what to do. What goes wrong within one method (no
             memory, a loss that is not a number) is that method's result instead.
     """
-    terms, callback = terms or Terms(), callback or Callback()
+    terms, callback = terms or ComparisonSettings(), callback or Callback()
     base.processes.check_alone("a comparison")
-    check_terms(methods, terms)
+    check_comparison(methods, terms)
     check_trainable(task)
     task.splits["test"]  # refuses an empty one
     engine = find_engine(terms.engine_python, terms.engine_gguf)
@@ -117,25 +117,25 @@ def compare(
         if terms.keep:
             comparison.note_what_was_not_kept(results)
         told = {**terms.to_dict(), "seeds": terms.seeds, **({"command": terms.command} if terms.command else {})}
-        study = summarise(base, task, comparison.test, results, terms.current, terms.price_per_hour, told)
+        study = summarize(base, task, comparison.test, results, terms.current, terms.price_per_hour, told)
         if isinstance(engine, str) and any(row.family == "soft prompt" for row in study.rows):
             study = study.model_copy(update={"notes": (*study.notes, engine)})
     return study
 
 
-def check_terms(methods: Sequence[Contestant], terms: Terms) -> None:
+def check_comparison(methods: Sequence[Candidate], terms: ComparisonSettings) -> None:
     """Raise ConfigError for what can be seen before anything is loaded."""
     names = [method.name for method in methods]
     if len(methods) < 2:
         raise ConfigError(f"expected at least two methods to compare, got {', '.join(names) or 'none'}")
-    alike = {file_name(name) for name in names}
+    alike = {make_file_name(name) for name in names}
     if len(alike) < len(names):
         raise ConfigError("two methods differ only in characters that file names do not take: leave one of them out")
     if terms.current is not None and terms.current not in names:
         raise ConfigError(f"--current '{terms.current}' is not among the methods: expected one of {', '.join(names)}")
 
 
-def _setup(base: FrozenLM, task: Task, terms: Terms) -> dict[str, Any]:
+def _setup(base: FrozenLM, task: Task, terms: ComparisonSettings) -> dict[str, Any]:
     """What all results of a folder have in common."""
     shifted = Splits((), (), terms.shift, "", ()).fingerprint[:12] if terms.shift else None
     return {
@@ -155,7 +155,7 @@ def _setup(base: FrozenLM, task: Task, terms: Terms) -> dict[str, Any]:
 class _Comparison:
     base: FrozenLM
     task: Task
-    terms: Terms
+    terms: ComparisonSettings
     folder: StudyFolder
     callback: Callback
     engine: EnginePython | str
@@ -184,11 +184,11 @@ class _Comparison:
         """Of the base model on neutral text."""
         return benchmark.perplexity(self.base)
 
-    def seeds(self, method: Contestant) -> range:
+    def seeds(self, method: Candidate) -> range:
         """One, where another seed would give the same."""
         return range(self.terms.seeds if method.seeded else 1)
 
-    def finish(self, method: Contestant, title: str) -> None:
+    def finish(self, method: Candidate, title: str) -> None:
         """Learn and measure whatever has not landed of a method."""
         name = method.name
         while missing := [seed for seed in self.seeds(method) if self.folder.result(name, seed) is None]:
@@ -210,7 +210,7 @@ class _Comparison:
                     "results/ to measure it again"
                 )
 
-    def _land(self, method: Contestant, seeds: Sequence[int]) -> None:
+    def _land(self, method: Candidate, seeds: Sequence[int]) -> None:
         outcomes: Sequence[FittedBaseline | Exception]
         trials: tuple[Trial, ...] = ()
         rate: float | None = None
@@ -236,27 +236,27 @@ class _Comparison:
             if self.base.device.type == "cuda":
                 torch.cuda.empty_cache()
 
-    def _plan(self, method: Contestant) -> Plan:
+    def _plan(self, method: Candidate) -> RunSettings:
         """The steps of a run: those given, or as many as fit into the time."""
-        budget, plan = self.terms.budget, Plan(self.terms.steps, self.terms.batch_size, self.terms.instruction)
+        budget, plan = self.terms.budget, RunSettings(self.terms.steps, self.terms.batch_size, self.terms.instruction)
         if method.learning_rate is None or budget is None:
             return plan
         steps = self.folder.notes(method.name).get("steps")
         if steps is None:
             times = StepTimes()
-            pilot, folder = Plan(PILOT_STEPS, plan.batch_size), self.folder.unfinished(method.name) / "pilot"
+            pilot, folder = RunSettings(PILOT_STEPS, plan.batch_size), self.folder.unfinished(method.name) / "pilot"
             shutil.rmtree(folder, ignore_errors=True)
             method.learn(self.base, self.task, [Run(0)], pilot, times, folder)
-            steps = steps_within(budget, times, lambda steps: Plan(steps).eval_every)
+            steps = fit_steps(budget, times, lambda steps: RunSettings(steps).eval_every)
             self.callback.on_message(f"{steps} steps fit into {budget:.0f} seconds")
             self.folder.note(method.name, steps=steps)
-        return Plan(int(steps), plan.batch_size)
+        return RunSettings(int(steps), plan.batch_size)
 
-    def _search(self, method: Contestant, plan: Plan) -> tuple[tuple[Trial, ...], float | None]:
+    def _search(self, method: Candidate, plan: RunSettings) -> tuple[tuple[Trial, ...], float | None]:
         """Trials of the first seed, one for each rate, and the rate that did best on validation."""
         if method.learning_rate is None or self.terms.rates == 1:
             return (), None
-        rates = rates_around(method.learning_rate, self.terms.rates)
+        rates = list_rates(method.learning_rate, self.terms.rates)
         tried: dict[str, Any] = self.folder.notes(method.name).get("trials", {})
         missing = [rate for rate in rates if repr(rate) not in tried]
         for group in [missing] if method.together else [[rate] for rate in missing]:
@@ -287,7 +287,7 @@ class _Comparison:
 
     def _result(
         self,
-        method: Contestant,
+        method: Candidate,
         seed: int,
         outcome: FittedBaseline | Exception,
         trials: tuple[Trial, ...],
@@ -320,7 +320,7 @@ class _Comparison:
         self.callback.on_message(f"{method.name}, seed {seed}: failed, the others go on: {line}")
         return Result(status="failed", error=line, **facts)
 
-    def _measured(self, method: Contestant, fitted: FittedBaseline, peak: int | None) -> dict[str, Any]:
+    def _measured(self, method: Candidate, fitted: FittedBaseline, peak: int | None) -> dict[str, Any]:
         answers = fitted.answers
         test = score(answers, self.test)
         validation = score_sample(answers, self.task.validation, self._limit).metric
@@ -330,7 +330,9 @@ class _Comparison:
         # seeds change no computation: one's speed stands for all
         if not any(result is not None and result.speed is not None for result in before):
             speed = benchmark.measure_speed(answers, self.bare, self.test, fitted.added_tokens)
-            timed = engine_speed(self.engine, answers, self.test) if isinstance(self.engine, EnginePython) else ""
+            timed = (
+                measure_engine_speed(self.engine, answers, self.test) if isinstance(self.engine, EnginePython) else ""
+            )
             if isinstance(timed, str):
                 settings |= {"engine_note": timed} if timed else {}
             else:
@@ -373,7 +375,7 @@ class _Comparison:
             shutil.rmtree(saved)
         return size
 
-    def _forgetting(self, method: Contestant, fitted: FittedBaseline) -> Forgetting | None:
+    def _forgetting(self, method: Candidate, fitted: FittedBaseline) -> Forgetting | None:
         if not method.uses_base or self.perplexity is None:
             return None
         before, tokens = self.perplexity
@@ -382,7 +384,7 @@ class _Comparison:
         return None if measured is None else Forgetting(before=before, after=measured[0], tokens=tokens)
 
 
-def rates_around(default: float, count: int) -> list[float]:
+def list_rates(default: float, count: int) -> list[float]:
     """``count`` learning rates: the default, then its neighbours below and above by turns, a half decade apart."""
     powers = [(step + 1) // 2 * (-1 if step % 2 else 1) for step in range(count)]
     return [float(f"{default * RATE_STEP**power:.3g}") if power else default for power in powers]
@@ -392,6 +394,3 @@ def _tried(outcome: FittedBaseline | Exception) -> dict[str, Any]:
     if isinstance(outcome, FittedBaseline):
         return {"value": outcome.best_value, "loss": outcome.best_loss, "seconds": outcome.seconds}
     return {"error": error_line(outcome)}
-
-
-__all__ = ["Terms", "check_terms", "compare", "error_line", "rates_around"]

@@ -25,7 +25,7 @@ from softprompt.experiments.comparison import engine_script
 from softprompt.experiments.comparison.study_records import EngineSpeed
 from softprompt.export.engine_client import Tasks
 from softprompt.export.gguf import bake_gguf, gguf_usage
-from softprompt.export.vocabulary import bake
+from softprompt.export.vocabulary import bake_vocabulary
 from softprompt.inference import benchmark
 from softprompt.inference.predictor import Predictor
 from softprompt.metrics.scores import Speed
@@ -93,7 +93,7 @@ def _engines_of(python: Path) -> list[str]:
     return found
 
 
-def engine_speed(where: EnginePython, answers: Any, examples: Sequence[Example]) -> EngineSpeed | str:
+def measure_engine_speed(where: EnginePython, answers: Any, examples: Sequence[Example]) -> EngineSpeed | str:
     """The speed of a learned prompt in an engine; in words, why it was not measured."""
     name = ENGINES[where.engine]
     if not isinstance(answers, Predictor) or not answers.states:
@@ -125,7 +125,7 @@ def _job(
     base: FrozenLM = answers.base
     place = folder / "baked"
     if where.engine == "vllm":
-        bake(base, {_TASK: prompt}, place)
+        bake_vocabulary(base, {_TASK: prompt}, place)
         tasks = Tasks.load(place)
     else:
         assert where.gguf is not None

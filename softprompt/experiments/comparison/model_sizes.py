@@ -14,9 +14,9 @@ from softprompt.data.examples import gold_answers
 from softprompt.data.split_assignment import sample_examples
 from softprompt.data.task import Task
 from softprompt.errors import ConfigError
-from softprompt.experiments.comparison.candidates import Contestant
-from softprompt.experiments.comparison.compare import Terms, compare
-from softprompt.experiments.comparison.study_folder import file_name
+from softprompt.experiments.comparison.candidates import Candidate
+from softprompt.experiments.comparison.compare import ComparisonSettings, compare
+from softprompt.experiments.comparison.study_folder import make_file_name
 from softprompt.experiments.comparison.study_records import SizePoint, SizeStudy, Study
 from softprompt.metrics.bootstrap import paired_difference, resample_scores
 from softprompt.metrics.registry import score_runs
@@ -24,13 +24,13 @@ from softprompt.models.frozen_lm import FrozenLM
 from softprompt.training.callbacks import Callback
 
 
-def scale(
+def compare_sizes(
     models: Sequence[str],
     load: Callable[[str], FrozenLM],
     task: Task,
-    methods: Sequence[Contestant],
+    methods: Sequence[Candidate],
     out: Path,
-    terms: Terms,
+    terms: ComparisonSettings,
     callback: Callback,
 ) -> tuple[SizeStudy, dict[Path, Study]]:
     """Compare on each model in turn, one in memory at a time; a second run goes on.
@@ -45,7 +45,7 @@ def scale(
     studies: list[Study] = []
     for model in models:
         base = load(model)
-        folder = out / folder_name(model)
+        folder = out / make_folder_name(model)
         study = compare(base, task, methods, folder, terms, callback)
         points.append(
             SizePoint(
@@ -53,7 +53,7 @@ def scale(
                 parameters=base.parameter_count,
                 folder=folder.name,
                 rows={row.method: row for row in study.rows},
-                gaps=gaps_of(study, task, methods[0].name),
+                gaps=measure_gaps(study, task, methods[0].name),
             )
         )
         studies.append(study)
@@ -66,10 +66,10 @@ def scale(
         metric=studies[0].metric,
         data=studies[0].data,
         points=tuple(points),
-        sentence=what_gaps_say(names, points),
+        sentence=describe_gaps(names, points),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
-    return found, dict(zip((out / folder_name(base) for base in models), studies, strict=True))
+    return found, dict(zip((out / make_folder_name(base) for base in models), studies, strict=True))
 
 
 def check_models(names: str) -> list[str]:
@@ -77,17 +77,17 @@ def check_models(names: str) -> list[str]:
     models = [name.strip() for name in names.split(",")]
     if len(models) < 2 or not all(models):
         raise ConfigError(f"--models '{names}': expected two models or more, with commas between them")
-    if len({folder_name(model) for model in models}) < len(models):
+    if len({make_folder_name(model) for model in models}) < len(models):
         raise ConfigError(f"--models '{names}': expected each model once")
     return models
 
 
-def folder_name(model: str) -> str:
+def make_folder_name(model: str) -> str:
     """A model's name as a folder's."""
-    return file_name(model.strip("/"))
+    return make_file_name(model.strip("/"))
 
 
-def gaps_of(study: Study, task: Task, first: str) -> dict[str, dict[str, float | int]]:
+def measure_gaps(study: Study, task: Task, first: str) -> dict[str, dict[str, float | int]]:
     """The first method minus each other one that has a result, as ``paired_difference`` gives it."""
     gold = gold_answers(sample_examples(task.test, len(study.gold)))
     runs: dict[str, list[Any]] = {}
@@ -105,7 +105,7 @@ def gaps_of(study: Study, task: Task, first: str) -> dict[str, dict[str, float |
     }
 
 
-def what_gaps_say(methods: Sequence[str], points: Sequence[SizePoint]) -> str:
+def describe_gaps(methods: Sequence[str], points: Sequence[SizePoint]) -> str:
     """Whether the gap to the best of the other methods closes from the smallest to the largest model."""
     worst = [min(point.gaps.values(), key=lambda gap: gap["difference"], default=None) for point in points]
     known = [(point, gap) for point, gap in zip(points, worst, strict=True) if gap is not None]

@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from softprompt.experiments.comparison.study_records import Cost, Recommendation, Row, speeds_of
+from softprompt.experiments.comparison.study_records import Cost, Recommendation, Row, collect_speeds
 from softprompt.inference.speed_drift import comparable, drift, steadied, warning
 from softprompt.metrics.formatting import format_bytes, metric_limits
 from softprompt.metrics.scores import Speed
@@ -77,14 +77,14 @@ class Evidence:
         without_model = [row for row in level if needs_no_model(row)]
         for group in (in_use, written, without_model):
             if group:
-                return cheapest(group)
-        return cheapest(level)
+                return choose_cheapest(group)
+        return choose_cheapest(level)
 
 
-def cheapest(rows: Sequence[Row]) -> Row:
+def choose_cheapest(rows: Sequence[Row]) -> Row:
     """Among the fastest, to ``SAME_SPEED``, the least memory for ``TASKS`` tasks, then the smallest files, then the
     shortest training."""
-    speeds = throughputs(rows)
+    speeds = measure_throughputs(rows)
     fast = [row for row, speed in zip(rows, speeds, strict=True) if speed * SAME_SPEED >= max(speeds)]
 
     def price(row: Row) -> tuple[float, float, float]:
@@ -95,15 +95,15 @@ def cheapest(rows: Sequence[Row]) -> Row:
     return min(fast, key=price)
 
 
-def throughputs(rows: Sequence[Row]) -> list[float]:
+def measure_throughputs(rows: Sequence[Row]) -> list[float]:
     """Examples a second, 0 where it was not measured; where every speed has its reference, at the machine's mean speed:
     they are measured one after another, on machines that others use too."""
-    return [0.0 if speed is None else speed.examples_per_second for speed in steadied(speeds_of(rows))]
+    return [0.0 if speed is None else speed.examples_per_second for speed in steadied(collect_speeds(rows))]
 
 
 def is_slow(row: Row, rows: Sequence[Row]) -> bool:
     """Whether others, ``row`` among ``rows``, answer ``SLOW`` times as many examples a second."""
-    speeds = throughputs(rows)
+    speeds = measure_throughputs(rows)
     return speeds[list(rows).index(row)] * SLOW < max(speeds)
 
 
@@ -153,7 +153,7 @@ def intervals_too_wide(e: Evidence) -> Recommendation | None:
     if e.is_sure(row):
         return None
     assert row.against_best is not None
-    wanted = examples_to_settle(row.against_best, e.examples, TOO_WIDE * e.scale)
+    wanted = count_examples_to_settle(row.against_best, e.examples, TOO_WIDE * e.scale)
     return _undecided(
         e,
         "not enough data",
@@ -166,7 +166,7 @@ def intervals_too_wide(e: Evidence) -> Recommendation | None:
     )
 
 
-def examples_to_settle(against: Mapping[str, float | int], examples: int, loss: float) -> int:
+def count_examples_to_settle(against: Mapping[str, float | int], examples: int, loss: float) -> int:
     """How many examples it takes to tell, if the difference stays what it is: always more than there are.
 
     An interval shrinks with the root of their number. It is to end either before a ``loss`` that matters, at its lower
@@ -289,8 +289,8 @@ def _costs(e: Evidence, row: Row) -> list[str]:
         if largest is not None and _memory(largest.cost) > SAME_SPEED * _memory(row.cost):
             assert largest.cost is not None
             told[-1] += f"; '{largest.method}' needs {_memory_told(largest.cost)}"
-    changed = drift(speeds_of(e.rows))
-    found = zip(e.rows, comparable(speeds_of(e.rows)), strict=True)
+    changed = drift(collect_speeds(e.rows))
+    found = zip(e.rows, comparable(collect_speeds(e.rows)), strict=True)
     speeds = {one.method: speed for one, speed in found if speed is not None}
     if (own := speeds.get(row.method)) is not None:
         told.append(f"speed: {_speed_told(own, changed is not None)}{_price(e, own)}")

@@ -31,7 +31,7 @@ SETUP_FILE, LOCK_FILE = "setup.json", ".lock"
 Landed = TypeVar("Landed", bound=SealedRecord)
 
 
-class RecordFolder:
+class RunFolder:
     """A folder of immutable records that have a setup in common, for this process alone within ``with``.
 
     Attributes:
@@ -107,7 +107,7 @@ class RecordFolder:
 
     def unfinished(self, name: str) -> Path:
         """The folder of a method's unfinished run."""
-        return self.path / "learning" / file_name(name)
+        return self.path / "learning" / make_file_name(name)
 
     def drop_unfinished(self, name: str) -> None:
         """The run is finished."""
@@ -121,7 +121,7 @@ class RecordFolder:
 
     def artifact(self, name: str) -> Path:
         """Where the best of a method is kept."""
-        return self.path / "artifacts" / file_name(name)
+        return self.path / "artifacts" / make_file_name(name)
 
     def keep(self, name: str, saved: Path) -> None:
         """Put the folder ``saved`` in the place of a method's artifact."""
@@ -163,14 +163,14 @@ class RecordFolder:
         self._write(path, record.to_sealed())
 
     def _notes_path(self, name: str) -> Path:
-        return self.path / "learning" / f"{file_name(name)}.json"
+        return self.path / "learning" / f"{make_file_name(name)}.json"
 
     def _write(self, path: Path, text: str) -> None:
         with map_write_errors(path):
             replace_file(path, text.encode() + b"\n")
 
 
-class StudyFolder(RecordFolder):
+class StudyFolder(RunFolder):
     """A comparison's folder."""
 
     def result(self, name: str, seed: int) -> Result | None:
@@ -186,9 +186,9 @@ class StudyFolder(RecordFolder):
         self._land(self._result_path(result.method, result.seed), result)
 
     def _result_path(self, name: str, seed: int) -> Path:
-        return self.path / self.records / f"{file_name(name)}-{seed}.json"
+        return self.path / self.records / f"{make_file_name(name)}-{seed}.json"
 
 
-def file_name(method: str) -> str:
+def make_file_name(method: str) -> str:
     """A method's name as a file's: what some file systems do not take is left out."""
     return "".join(character if character.isalnum() or character in "-_.=" else "_" for character in method)

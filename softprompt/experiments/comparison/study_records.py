@@ -238,11 +238,11 @@ class SizeStudy(Record):
     created: str
 
 
-def speeds_of(rows: Iterable[Row]) -> list[Speed | None]:
+def collect_speeds(rows: Iterable[Row]) -> list[Speed | None]:
     return [row.speed for row in rows]
 
 
-def of_seconds(rows: Iterable[Row]) -> str:
+def warn_of_seconds(rows: Iterable[Row]) -> str:
     """What to say in front of seconds of learning, which have nothing timed beside them."""
-    changed = drift(speeds_of(rows))
+    changed = drift(collect_speeds(rows))
     return "The machine's speed changed meanwhile, so seconds of different methods do not compare. " if changed else ""

@@ -22,7 +22,7 @@ from softprompt.utils.messages import excerpt
 TEXT_SHOWN = 300  # characters of a test text that the study keeps
 
 
-def summarise(
+def summarize(
     base: FrozenLM,
     task: Task,
     test: Sequence[Example],
@@ -34,7 +34,7 @@ def summarise(
     """What the results of one comparison say together; ``test``: the examples that were scored."""
     spec, splits = task.spec, task.splits
     metric = next((result.test.metric for result in results if result.test is not None), "none")
-    rows = rows_of(metric, gold_answers(test), results, current)
+    rows = make_rows(metric, gold_answers(test), results, current)
     gold = tuple(str(one.label) if spec.kind == "classification" else one.references[0] for one in test)
     guessing = max(gold.count(label) for label in spec.labels) / len(gold) if spec.labels else None
     return Study(
@@ -60,7 +60,7 @@ def summarise(
     )
 
 
-def rows_of(metric: str, gold: Sequence[Any], results: Sequence[Result], current: str | None) -> tuple[Row, ...]:
+def make_rows(metric: str, gold: Sequence[Any], results: Sequence[Result], current: str | None) -> tuple[Row, ...]:
     """One row a method, in the order in which methods first appear; ``gold`` as ``gold_answers`` the test examples."""
     by_method: dict[str, list[Result]] = {}
     for result in results:

@@ -34,7 +34,7 @@ class StepTimes(Callback):
         return seconds
 
 
-def steps_within(seconds: float, times: StepTimes, eval_every: Callable[[int], int]) -> int:
+def fit_steps(seconds: float, times: StepTimes, eval_every: Callable[[int], int]) -> int:
     """The most steps, one at least, that with their evaluations take ``seconds`` or less.
 
     The mean of all steps but the first two counts, which are slower: for once-only work, and for compiling between
@@ -58,7 +58,7 @@ def steps_within(seconds: float, times: StepTimes, eval_every: Callable[[int], i
     return low
 
 
-def seconds_of(text: str) -> float:
+def parse_seconds(text: str) -> float:
     """``90s``, ``10m``, ``1.5h`` or plain seconds.
 
     Raises:

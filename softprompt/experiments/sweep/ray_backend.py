@@ -14,11 +14,11 @@ from typing import Any
 
 from softprompt.errors import BaseModelError, MissingExtraError, SoftpromptError
 from softprompt.experiments.sweep.sweep_folder import SweepTrial, trial_name
-from softprompt.experiments.sweep.trial import read_points, record, run_trial
-from softprompt.experiments.sweep.trial_log import Ledger
+from softprompt.experiments.sweep.trial import make_trial, read_points, run_trial
+from softprompt.experiments.sweep.trial_log import TrialLog
 from softprompt.experiments.sweep.trial_sampler import FULL_RUNS, Pruning
-from softprompt.experiments.sweep.worker_data import Source
-from softprompt.experiments.sweep.workers import died
+from softprompt.experiments.sweep.worker_data import WorkerData
+from softprompt.experiments.sweep.workers import record_dead_trial
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.training.callbacks import Callback
 from softprompt.utils.files import replace_file
@@ -43,7 +43,7 @@ def ray_module() -> Any:
     return ray
 
 
-def run_on_ray(ledger: Ledger, workers: int) -> None:
+def run_on_ray(ledger: TrialLog, workers: int) -> None:
     """Run what is missing, ``workers`` trials at a time, each on a GPU where the cluster has any.
 
     The cluster is that of ``RAY_ADDRESS``; without it one is started here, and ended again.
@@ -54,7 +54,7 @@ def run_on_ray(ledger: Ledger, workers: int) -> None:
     ray = ray_module()
     with _cluster(ray, workers):
         tune = ray.tune
-        source = ray.put(Source.of(ledger))
+        source = ray.put(WorkerData.of(ledger))
 
         def trainable(config: dict[str, Any]) -> None:
             run_on_node(config, ray.get(source))
@@ -87,7 +87,7 @@ def run_on_ray(ledger: Ledger, workers: int) -> None:
             raise BaseModelError(search.broken)
 
 
-def run_on_node(config: Mapping[str, Any], source: Source) -> None:
+def run_on_node(config: Mapping[str, Any], source: WorkerData) -> None:
     """A trial, in a process of the cluster."""
     from ray import tune
 
@@ -128,7 +128,7 @@ def _cluster(ray: Any, workers: int) -> Iterator[None]:
 
 
 def _scheduler(tune: Any, pruning: Pruning, least: int) -> Any:
-    """Ray's rules for giving trials up; see ``proposals.pruner``."""
+    """Ray's rules for giving trials up; see ``trial_sampler.make_pruner``."""
     if pruning == "none":
         return tune.schedulers.FIFOScheduler()
     if pruning == "median":
@@ -139,11 +139,11 @@ def _scheduler(tune: Any, pruning: Pruning, least: int) -> Any:
     return tune.schedulers.ASHAScheduler(time_attr=STEP, max_t=2**31, grace_period=least, reduction_factor=3)
 
 
-def _search(tune: Any, ledger: Ledger) -> Any:
+def _search(tune: Any, ledger: TrialLog) -> Any:
     """The ledger as Tune asks for trials, and tells how they ended."""
 
     class Search(tune.search.Searcher):  # type: ignore[misc]
-        def __init__(self, book: Ledger) -> None:
+        def __init__(self, book: TrialLog) -> None:
             super().__init__(metric=METRIC, mode="max")
             self._book = book
             self._numbers: dict[str, int] = {}
@@ -175,7 +175,7 @@ def _search(tune: Any, ledger: Ledger) -> Any:
     return Search(ledger)
 
 
-def _broken(ledger: Ledger) -> str | None:
+def _broken(ledger: TrialLog) -> str | None:
     """Why a process of the cluster could not begin, if one left word of that."""
     try:
         return (ledger.folder.path / BROKEN_FILE).read_text(encoding="utf-8")
@@ -183,14 +183,16 @@ def _broken(ledger: Ledger) -> str | None:
         return None
 
 
-def _landed(ledger: Ledger, number: int, *, died_there: bool) -> SweepTrial:
+def _landed(ledger: TrialLog, number: int, *, died_there: bool) -> SweepTrial:
     """What landed of a trial that has ended: by itself, given up by Ray, or dead."""
     folder, settings = ledger.folder, ledger.running[number]
     if died_there:
-        return died(folder, number, settings, "its process failed or died on the cluster: was it for memory?")
+        return record_dead_trial(
+            folder, number, settings, "its process failed or died on the cluster: was it for memory?"
+        )
     landed = folder.trial(number)
     if landed is None:
         metric, points = read_points(folder.unfinished(trial_name(number)))
-        landed = record(number, settings, "pruned", metric, points)
+        landed = make_trial(number, settings, "pruned", metric, points)
         folder.land_trial(landed)
     return landed

@@ -10,10 +10,10 @@ from softprompt.config import TrainConfig
 from softprompt.data.task import Task
 from softprompt.errors import TrainingError
 from softprompt.experiments.sweep.local_backend import run_here
-from softprompt.experiments.sweep.search_space import Space, with_settings
+from softprompt.experiments.sweep.search_space import SearchSpace, build_trial_config
 from softprompt.experiments.sweep.sweep_folder import SweepFolder, SweepSummary, SweepTrial, best_of, trial_name
-from softprompt.experiments.sweep.trial_log import Ledger, Terms
-from softprompt.experiments.sweep.trial_sampler import Proposals, Pruning, optuna_module
+from softprompt.experiments.sweep.trial_log import SweepSettings, TrialLog
+from softprompt.experiments.sweep.trial_sampler import Pruning, TrialSampler, optuna_module
 from softprompt.metrics.scores import Score
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.methods.method_registry import check_method
@@ -24,10 +24,10 @@ from softprompt.training.initialization import check_init, check_init_fits
 from softprompt.training.loop import check_trainable
 from softprompt.training.training_run import library_versions, say_sampled, with_metrics
 
-Engine: TypeAlias = Literal["optuna", "ray"]
+SweepEngine: TypeAlias = Literal["optuna", "ray"]
 
 
-def check_sweep(space: Space, fixed: TrainConfig, engine: Engine) -> None:
+def check_sweep(space: SearchSpace, fixed: TrainConfig, engine: SweepEngine) -> None:
     """Raise ConfigError or MissingExtraError for what can be seen before anything is loaded."""
     optuna_module()
     if engine == "ray":
@@ -45,13 +45,13 @@ def check_sweep(space: Space, fixed: TrainConfig, engine: Engine) -> None:
 def sweep(
     base: FrozenLM,
     task: Task,
-    space: Space,
+    space: SearchSpace,
     out: Path,
     *,
     fixed: TrainConfig | None = None,
     trials: int = 20,
     pruning: Pruning = "median",
-    engine: Engine = "optuna",
+    engine: SweepEngine = "optuna",
     workers: int = 1,
     options: Mapping[str, Any] | None = None,
     evaluate_test: bool = True,
@@ -78,10 +78,10 @@ def sweep(
     inits = space.axes["init"].probes if "init" in space.axes else (fixed.init,)
     for init in inits:
         check_init_fits(str(init), task.spec)
-    proposals = Proposals(space, space.defaults(fixed), trials, fixed.seed)
-    terms = Terms(fixed, pruning, base.name, dict(options or {}), base.fingerprint)
+    proposals = TrialSampler(space, space.defaults(fixed), trials, fixed.seed)
+    terms = SweepSettings(fixed, pruning, base.name, dict(options or {}), base.fingerprint)
     with SweepFolder(out, _setup(base, task, space, terms)) as folder:
-        ledger = Ledger(folder, proposals, terms, task, callback)
+        ledger = TrialLog(folder, proposals, terms, task, callback)
         if space.size < trials:
             callback.on_message(f"the space has {space.size} combinations: each is tried once")
         say_sampled(task, fixed, callback)
@@ -91,7 +91,7 @@ def sweep(
     return summary, ledger.landed
 
 
-def _run(ledger: Ledger, base: FrozenLM, engine: Engine, workers: int) -> None:
+def _run(ledger: TrialLog, base: FrozenLM, engine: SweepEngine, workers: int) -> None:
     if engine == "ray":
         from softprompt.experiments.sweep.ray_backend import run_on_ray
 
@@ -104,7 +104,7 @@ def _run(ledger: Ledger, base: FrozenLM, engine: Engine, workers: int) -> None:
         run_here(ledger, base)
 
 
-def _setup(base: FrozenLM, task: Task, space: Space, terms: Terms) -> dict[str, Any]:
+def _setup(base: FrozenLM, task: Task, space: SearchSpace, terms: SweepSettings) -> dict[str, Any]:
     """What all trials of a folder have in common."""
     return {
         "what": "sweep",
@@ -119,7 +119,7 @@ def _setup(base: FrozenLM, task: Task, space: Space, terms: Terms) -> dict[str, 
     }
 
 
-def _concluded(ledger: Ledger, base: FrozenLM, space: Space, *, evaluate_test: bool) -> SweepSummary:
+def _concluded(ledger: TrialLog, base: FrozenLM, space: SearchSpace, *, evaluate_test: bool) -> SweepSummary:
     """The winner, saved and scored if it is not the one of an earlier end."""
     folder, task, terms = ledger.folder, ledger.task, ledger.terms
     best = best_of(ledger.landed)
@@ -128,7 +128,7 @@ def _concluded(ledger: Ledger, base: FrozenLM, space: Space, *, evaluate_test: b
         raise TrainingError(
             f"no trial of the sweep in '{folder.path}' came to its end: {errors[0] if errors else 'all were given up'}"
         )
-    config = with_settings(terms.fixed, best.settings)
+    config = build_trial_config(terms.fixed, best.settings)
     known = folder.summary()
     scored = known is not None and (known.test is not None or not (evaluate_test and task.test))
     if known is not None and scored and known.winner == best.number and folder.prompt.is_dir():
@@ -160,7 +160,7 @@ def _concluded(ledger: Ledger, base: FrozenLM, space: Space, *, evaluate_test: b
 _STATUSES = ("finished", "pruned", "failed", "repeated")
 
 
-def _scored(ledger: Ledger, base: FrozenLM, best: SweepTrial, *, evaluate_test: bool) -> Prompt:
+def _scored(ledger: TrialLog, base: FrozenLM, best: SweepTrial, *, evaluate_test: bool) -> Prompt:
     folder, kept = ledger.folder, ledger.folder.artifact(trial_name(best.number))
     prompt = load_prompt(kept)
     prompt = with_metrics(prompt, base, ledger.task, evaluate_test=evaluate_test)
@@ -175,6 +175,3 @@ def _scored(ledger: Ledger, base: FrozenLM, best: SweepTrial, *, evaluate_test: 
 
 def _figure(prompt: Prompt, split: str) -> Score:
     return Score.model_validate({name: prompt.metrics[split][name] for name in Score.model_fields})
-
-
-__all__ = ["Engine", "check_sweep", "sweep"]

@@ -21,20 +21,20 @@ FORM = (
 # these decide what validation is, or where a run is kept: a trial that had its own could not be held against the others
 FIXED = ("validation_limit", "checkpoint_every", "method_options")
 
-Plain: TypeAlias = bool | int | float | str
+PlainValue: TypeAlias = bool | int | float | str
 
 
 @dataclass(frozen=True)
 class Choice:
     """One of some values."""
 
-    values: tuple[Plain, ...]
+    values: tuple[PlainValue, ...]
 
     def __contains__(self, value: object) -> bool:
         return any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in self.values)
 
     @property
-    def probes(self) -> tuple[Plain, ...]:
+    def probes(self) -> tuple[PlainValue, ...]:
         """The values whose being allowed makes all allowed."""
         return self.values
 
@@ -64,7 +64,7 @@ class Range:
         )
 
     @property
-    def probes(self) -> tuple[Plain, ...]:
+    def probes(self) -> tuple[PlainValue, ...]:
         return self.low, self.high
 
     def __str__(self) -> str:
@@ -75,13 +75,13 @@ Axis: TypeAlias = Choice | Range
 
 
 @dataclass(frozen=True)
-class Space:
+class SearchSpace:
     """Settings by name, each with what it may be."""
 
     axes: Mapping[str, Axis]
 
     @classmethod
-    def parse(cls, text: str) -> "Space":
+    def parse(cls, text: str) -> "SearchSpace":
         """Read it off the command line: the space itself, or the name of a file that holds it.
 
         Raises:
@@ -103,7 +103,7 @@ class Space:
         return cls(axes)
 
     @classmethod
-    def _of_file(cls, name: str) -> "Space":
+    def _of_file(cls, name: str) -> "SearchSpace":
         axes: dict[str, Axis] = {}
         for given, values in read_settings_file(Path(name)).items():
             where = f"space '{given}' in '{name}'"
@@ -124,7 +124,7 @@ class Space:
         )
         return math.prod(sizes)
 
-    def combinations(self) -> Iterator[dict[str, Plain]]:
+    def combinations(self) -> Iterator[dict[str, PlainValue]]:
         """Every combination of a space that has no range of real numbers, in a fixed order."""
         values = [
             axis.values if isinstance(axis, Choice) else range(int(axis.low), int(axis.high) + 1)
@@ -144,9 +144,9 @@ class Space:
         firsts = {name: axis.probes[0] for name, axis in self.axes.items()}
         for name, axis in self.axes.items():
             for value in axis.probes:
-                check(with_settings(fixed, {**firsts, name: value}))
+                check(build_trial_config(fixed, {**firsts, name: value}))
 
-    def defaults(self, fixed: TrainConfig) -> dict[str, Plain] | None:
+    def defaults(self, fixed: TrainConfig) -> dict[str, PlainValue] | None:
         """What the settings are when nobody searches, if all of that lies in the space."""
         usual = {name: getattr(fixed, name) for name in self.axes}
         return usual if all(usual[name] in axis for name, axis in self.axes.items()) else None
@@ -156,7 +156,7 @@ class Space:
         return {name: str(axis) for name, axis in self.axes.items()}
 
 
-def with_settings(fixed: TrainConfig, chosen: Mapping[str, Any]) -> TrainConfig:
+def build_trial_config(fixed: TrainConfig, chosen: Mapping[str, Any]) -> TrainConfig:
     """The settings of a trial; ConfigError if they do not go together."""
     return TrainConfig.build(**{**fixed.model_dump(exclude_unset=True), **chosen})
 
@@ -204,7 +204,7 @@ def _axis_of_file(key: str, values: Any, where: str) -> Axis:
 
 
 def _choice(values: list[Any], where: str) -> Choice:
-    if wrong := [value for value in values if not isinstance(value, Plain)]:
+    if wrong := [value for value in values if not isinstance(value, PlainValue)]:
         raise ConfigError(f"{where}: expected plain values (numbers, words, true, false), got {wrong[0]!r}")
     found = Choice(tuple(values))
     if not values or any(value in Choice(tuple(values[:place])) for place, value in enumerate(values)):

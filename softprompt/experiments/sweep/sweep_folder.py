@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from softprompt.errors import PromptFileError
-from softprompt.experiments.comparison.study_folder import SETUP_FILE, RecordFolder
+from softprompt.experiments.comparison.study_folder import SETUP_FILE, RunFolder
 from softprompt.experiments.comparison.study_records import CurvePoint
 from softprompt.metrics.scores import Score
 from softprompt.utils.seals import SealedRecord
@@ -89,7 +89,7 @@ class SweepSummary(SealedRecord):
     created: str
 
 
-class SweepFolder(RecordFolder):
+class SweepFolder(RunFolder):
     """A sweep's folder."""
 
     what: ClassVar[str] = "sweep"

@@ -17,9 +17,9 @@ from softprompt.experiments.baselines.fitted_baseline import FittedBaseline
 from softprompt.experiments.baselines.soft_prompts import learn_prompts
 from softprompt.experiments.comparison.study_records import CurvePoint
 from softprompt.experiments.failed_runs import error_line
-from softprompt.experiments.sweep.search_space import Plain, with_settings
+from softprompt.experiments.sweep.search_space import PlainValue, build_trial_config
 from softprompt.experiments.sweep.sweep_folder import SweepFolder, SweepTrial, trial_name
-from softprompt.experiments.sweep.trial_sampler import objective
+from softprompt.experiments.sweep.trial_sampler import compute_objective
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.training.callbacks import Callback, StepTimer
 from softprompt.training.training_run import library_versions, limited
@@ -28,18 +28,18 @@ from softprompt.utils.seals import read_sealed, seal
 
 CLOCK_FILE, POINTS_FILE = "watched.json", "evaluations.json"
 
-Stop: TypeAlias = Callable[[int, float], bool]
+ShouldPrune: TypeAlias = Callable[[int, float], bool]
 """Given the step and the objective of each evaluation: whether to give the trial up."""
 
 
-class GivenUp(Exception):
+class TrialPruned(Exception):
     """The engine gave the trial up."""
 
 
-class Watch(StepTimer):
+class TrialCallback(StepTimer):
     """Passes a run on to another callback, keeps its evaluations in a file, and ends it if told so."""
 
-    def __init__(self, callback: Callback, folder: Path, stop: Stop) -> None:
+    def __init__(self, callback: Callback, folder: Path, stop: ShouldPrune) -> None:
         super().__init__(callback, folder / CLOCK_FILE)
         self._points_path, self._stop = folder / POINTS_FILE, stop
         self.metric, self.points = read_points(folder)
@@ -61,8 +61,8 @@ class Watch(StepTimer):
         self._tell(self.points[-1])
 
     def _tell(self, point: CurvePoint) -> None:
-        if self._stop(point.step, objective(point.value, point.loss)):
-            raise GivenUp
+        if self._stop(point.step, compute_objective(point.value, point.loss)):
+            raise TrialPruned
 
 
 def read_points(folder: Path) -> tuple[str | None, list[CurvePoint]]:
@@ -81,11 +81,11 @@ def read_points(folder: Path) -> tuple[str | None, list[CurvePoint]]:
 def run_trial(
     folder: SweepFolder,
     number: int,
-    settings: Mapping[str, Plain],
+    settings: Mapping[str, PlainValue],
     fixed: TrainConfig,
     base: FrozenLM,
     task: Task,
-    stop: Stop,
+    stop: ShouldPrune,
     callback: Callback,
 ) -> SweepTrial:
     """Learn, or go on learning, with these settings; land the trial, and its prompt if it came to its end.
@@ -94,19 +94,19 @@ def run_trial(
     """
     name = trial_name(number)
     unfinished = folder.unfinished(name)
-    watch = Watch(callback, unfinished, stop)
+    watch = TrialCallback(callback, unfinished, stop)
     error: str | None = None
     fitted: FittedBaseline | None = None
     status: Literal["finished", "pruned", "failed"] = "finished"
     try:
-        config = with_settings(fixed, settings)
+        config = build_trial_config(fixed, settings)
         own = limited(task, config)
         config = config.model_copy(update={"max_length": own.spec.max_length})
         (outcome,) = learn_prompts(base, own, {"": config}, watch, unfinished)
         if not isinstance(outcome, FittedBaseline):
             raise outcome
         fitted = outcome
-    except GivenUp:
+    except TrialPruned:
         status = "pruned"
     except OutputError:
         raise
@@ -122,7 +122,7 @@ def run_trial(
         shutil.rmtree(saved, ignore_errors=True)
         fitted.save(saved)
         folder.put(saved, folder.artifact(name))
-    trial = record(number, settings, status, watch.metric, watch.points, error)
+    trial = make_trial(number, settings, status, watch.metric, watch.points, error)
     if fitted is not None:
         trial = trial.model_copy(
             update={
@@ -137,9 +137,9 @@ def run_trial(
     return trial
 
 
-def record(
+def make_trial(
     number: int,
-    settings: Mapping[str, Plain],
+    settings: Mapping[str, PlainValue],
     status: Literal["finished", "pruned", "failed", "repeated"],
     metric: str | None = None,
     points: list[CurvePoint] | None = None,
@@ -147,7 +147,7 @@ def record(
     **more: Any,
 ) -> SweepTrial:
     """A trial as far as its evaluations tell of it."""
-    best = max(points or (), key=lambda point: objective(point.value, point.loss), default=None)
+    best = max(points or (), key=lambda point: compute_objective(point.value, point.loss), default=None)
     reached = {} if best is None else {"value": best.value, "loss": best.loss, "best_step": best.step}
     return SweepTrial(
         number=number,
@@ -162,6 +162,3 @@ def record(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         **{**reached, **more},
     )
-
-
-__all__ = ["GivenUp", "Stop", "Watch", "read_points", "record", "run_trial"]

@@ -8,15 +8,15 @@ from typing import Any
 
 from softprompt.config import TrainConfig
 from softprompt.data.task import Task
-from softprompt.experiments.sweep.search_space import Plain
+from softprompt.experiments.sweep.search_space import PlainValue
 from softprompt.experiments.sweep.sweep_folder import SweepFolder, SweepTrial, best_of, trial_name
-from softprompt.experiments.sweep.trial import record
-from softprompt.experiments.sweep.trial_sampler import Proposals, Pruning
+from softprompt.experiments.sweep.trial import make_trial
+from softprompt.experiments.sweep.trial_sampler import Pruning, TrialSampler
 from softprompt.training.callbacks import Callback
 
 
 @dataclass(frozen=True)
-class Terms:
+class SweepSettings:
     """What is the same for all trials of a sweep.
 
     Attributes:
@@ -39,16 +39,16 @@ class Terms:
 
 
 @dataclass
-class Ledger:
+class TrialLog:
     """A sweep while it goes."""
 
     folder: SweepFolder
-    proposals: Proposals
-    terms: Terms
+    proposals: TrialSampler
+    terms: SweepSettings
     task: Task
     callback: Callback
     landed: list[SweepTrial] = field(init=False)
-    running: dict[int, dict[str, Plain]] = field(default_factory=dict, init=False)
+    running: dict[int, dict[str, PlainValue]] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
         self.landed = self.folder.landed()
@@ -64,7 +64,7 @@ class Ledger:
         """Trials that have neither landed nor begun."""
         return len(self._missing())
 
-    def start(self) -> tuple[int, dict[str, Plain]] | None:
+    def start(self) -> tuple[int, dict[str, PlainValue]] | None:
         """The next trial that has to be run, with its settings; ``None`` if there is none.
 
         Settings that have landed before are not run again: that trial is landed at once.
@@ -82,7 +82,7 @@ class Ledger:
                 self.callback.on_message(
                     f"trial {number} of {self.count}: {told}: as trial {same.number}, not run again"
                 )
-                again = record(number, settings, "repeated", same.metric, same_as=same.number)
+                again = make_trial(number, settings, "repeated", same.metric, same_as=same.number)
                 again = again.model_copy(update={"value": same.value, "loss": same.loss})
                 self.folder.land_trial(again)
                 self.ended(again)

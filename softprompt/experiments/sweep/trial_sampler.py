@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from softprompt.errors import MissingExtraError, map_write_errors
-from softprompt.experiments.sweep.search_space import Choice, Plain, Range, Space
+from softprompt.experiments.sweep.search_space import Choice, PlainValue, SearchSpace
 from softprompt.experiments.sweep.sweep_folder import SweepTrial
 
 Pruning: TypeAlias = Literal["median", "asha", "none"]
@@ -32,10 +32,10 @@ def optuna_module() -> Any:
     return optuna
 
 
-class Proposals:
+class TrialSampler:
     """Proposes the settings of trials, by number."""
 
-    def __init__(self, space: Space, usual: Mapping[str, Plain] | None, trials: int, seed: int) -> None:
+    def __init__(self, space: SearchSpace, usual: Mapping[str, PlainValue] | None, trials: int, seed: int) -> None:
         """
         Args:
             usual: settings to try first, if they lie in the space.
@@ -55,8 +55,8 @@ class Proposals:
         return len(landed) + sum(settings not in tried for settings in self._all)
 
     def propose(
-        self, number: int, landed: Sequence[SweepTrial], running: Mapping[int, Mapping[str, Plain]]
-    ) -> dict[str, Plain]:
+        self, number: int, landed: Sequence[SweepTrial], running: Mapping[int, Mapping[str, PlainValue]]
+    ) -> dict[str, PlainValue]:
         """The settings of trial ``number``.
 
         Args:
@@ -83,7 +83,7 @@ class Proposals:
             )
         return {name: self._rounded(name, value) for name, value in study.ask(distributions).params.items()}
 
-    def _rounded(self, name: str, value: Plain) -> Plain:
+    def _rounded(self, name: str, value: PlainValue) -> PlainValue:
         """Four digits of a number are enough to choose by, and can be read."""
         axis = self._space.axes[name]
         if isinstance(axis, Choice) or axis.whole:
@@ -107,8 +107,10 @@ class Proposals:
                     state=state,
                     params=trial.settings,
                     distributions=self.distributions(),
-                    value=None if told.status != "finished" else objective(told.value, told.loss),
-                    intermediate_values={point.step: objective(point.value, point.loss) for point in told.curve},
+                    value=None if told.status != "finished" else compute_objective(told.value, told.loss),
+                    intermediate_values={
+                        point.step: compute_objective(point.value, point.loss) for point in told.curve
+                    },
                     user_attrs={"number": trial.number, "status": trial.status},
                 )
             )
@@ -125,7 +127,7 @@ class Proposals:
                 found[name] = kind(axis.low, axis.high, log=axis.log)
         return found
 
-    def _every_combination(self) -> list[dict[str, Plain]]:
+    def _every_combination(self) -> list[dict[str, PlainValue]]:
         found = list(self._space.combinations())
         if self._usual is not None:
             # the usual first, as elsewhere; whatever else the settings are called, equal ones are equal
@@ -133,7 +135,7 @@ class Proposals:
         return found
 
 
-def pruner(pruning: Pruning, least: int = 1) -> Any:
+def make_pruner(pruning: Pruning, least: int = 1) -> Any:
     """Optuna's rule for giving a trial up.
 
     ``median``: its best is below the median of what finished trials had at the same step. ``asha``: it is not among the
@@ -147,7 +149,7 @@ def pruner(pruning: Pruning, least: int = 1) -> Any:
     return optuna.pruners.SuccessiveHalvingPruner(min_resource=least, reduction_factor=3)
 
 
-def objective(value: float | None, loss: float | None) -> float:
+def compute_objective(value: float | None, loss: float | None) -> float:
     """One number for the engines, more being better: the metric, and among equals the lower loss.
 
     The loss moves it by less than a millionth, which no share of right answers over a validation split comes near.
@@ -173,7 +175,7 @@ def open_study(journal: Path, pruning: Pruning, least: int, *, anew: bool = Fals
                 study_name=STUDY,
                 storage=storage,
                 direction="maximize",
-                pruner=pruner(pruning, least),
+                pruner=make_pruner(pruning, least),
                 load_if_exists=True,
             )
 
@@ -188,6 +190,3 @@ def _experimental(optuna: Any) -> Iterator[None]:
 def _seed(seed: int, number: int) -> int:
     """Another one for each trial; NumPy takes 32 bits."""
     return (seed * 1_000_003 + number) % 2**32
-
-
-__all__ = ["Choice", "Proposals", "Pruning", "Range", "objective", "open_study", "optuna_module", "pruner"]

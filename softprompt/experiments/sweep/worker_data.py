@@ -10,14 +10,14 @@ from softprompt.data.splits import Splits
 from softprompt.data.task import Task, TaskSpec
 from softprompt.errors import ConfigError
 from softprompt.experiments.sweep.sweep_folder import SweepFolder
-from softprompt.experiments.sweep.trial_log import Ledger
+from softprompt.experiments.sweep.trial_log import TrialLog
 from softprompt.metrics.user_metrics import import_metric
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.models.loading import load_model
 
 
 @dataclass(frozen=True)
-class Source:
+class WorkerData:
     """Plain values alone, to be sent to another process.
 
     Attributes:
@@ -35,7 +35,7 @@ class Source:
     fingerprint: dict[str, str]
 
     @classmethod
-    def of(cls, ledger: Ledger) -> "Source":
+    def of(cls, ledger: TrialLog) -> "WorkerData":
         """The source of a sweep's trials."""
         terms, task = ledger.terms, ledger.task
         return cls(

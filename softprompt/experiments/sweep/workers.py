@@ -7,11 +7,11 @@ from multiprocessing import connection, get_context
 from typing import Any, TypeAlias
 
 from softprompt.errors import BaseModelError, OutputError, SoftpromptError
-from softprompt.experiments.sweep.local_backend import Reports
+from softprompt.experiments.sweep.local_backend import PruningStudy
 from softprompt.experiments.sweep.sweep_folder import SweepFolder, SweepTrial, trial_name
-from softprompt.experiments.sweep.trial import read_points, record, run_trial
-from softprompt.experiments.sweep.trial_log import Ledger
-from softprompt.experiments.sweep.worker_data import Source
+from softprompt.experiments.sweep.trial import make_trial, read_points, run_trial
+from softprompt.experiments.sweep.trial_log import TrialLog
+from softprompt.experiments.sweep.worker_data import WorkerData
 from softprompt.training.callbacks import Callback
 
 Message: TypeAlias = tuple[str, Any]
@@ -31,7 +31,7 @@ class _Relay(Callback):
         self._send(text)
 
 
-def work(pipe: Any, source: Source, slot: int, threads: int) -> None:
+def work(pipe: Any, source: WorkerData, slot: int, threads: int) -> None:
     """A worker: settings in, messages out, until the pipe is closed."""
     import torch
 
@@ -62,25 +62,25 @@ class _Worker:
     number: int | None = None
 
 
-def run_in_processes(ledger: Ledger, workers: int) -> None:
+def run_in_processes(ledger: TrialLog, workers: int) -> None:
     """Run what is missing, ``workers`` trials at a time.
 
     Raises:
         BaseModelError, OutputError: a worker cannot load the model, or not write. One that dies costs its trial only.
     """
-    crew = _Crew(ledger)
+    crew = _WorkerPool(ledger)
     try:
         for slot in range(min(workers, ledger.missing)):
-            crew.hire(slot, workers)
+            crew.start_worker(slot, workers)
         while crew.busy:
-            crew.attend()
+            crew.handle_messages()
     finally:
-        crew.dismiss()
+        crew.shut_down()
 
 
-class _Crew:
-    def __init__(self, ledger: Ledger) -> None:
-        self._ledger, self._reports, self._source = ledger, Reports(ledger), Source.of(ledger)
+class _WorkerPool:
+    def __init__(self, ledger: TrialLog) -> None:
+        self._ledger, self._reports, self._source = ledger, PruningStudy(ledger), WorkerData.of(ledger)
         self._workers: dict[int, _Worker] = {}
         self._size = 1
 
@@ -89,7 +89,7 @@ class _Crew:
         """Whether trials are being run."""
         return bool(self._workers)
 
-    def hire(self, slot: int, size: int) -> None:
+    def start_worker(self, slot: int, size: int) -> None:
         """Start a worker and give it a trial, if there is one left."""
         import torch
 
@@ -105,20 +105,20 @@ class _Crew:
         process.start()
         theirs.close()
         self._workers[slot] = _Worker(process, ours)
-        self._give(slot, begun)
+        self._assign(slot, begun)
 
-    def attend(self) -> None:
+    def handle_messages(self) -> None:
         """Wait for a message, or a death, and see to it."""
         ready = connection.wait([worker.pipe for worker in self._workers.values()])
         for slot, worker in [(slot, worker) for slot, worker in self._workers.items() if worker.pipe in ready]:
             try:
                 kind, what = worker.pipe.recv()
             except (EOFError, ConnectionResetError):
-                self._bury(slot)
+                self._replace(slot)
                 continue
-            self._hear(slot, kind, what)
+            self._handle(slot, kind, what)
 
-    def dismiss(self) -> None:
+    def shut_down(self) -> None:
         """End all workers."""
         for worker in self._workers.values():
             worker.pipe.close()
@@ -126,7 +126,7 @@ class _Crew:
             worker.process.join()
         self._workers = {}
 
-    def _hear(self, slot: int, kind: str, what: Any) -> None:
+    def _handle(self, slot: int, kind: str, what: Any) -> None:
         worker, ledger = self._workers[slot], self._ledger
         assert worker.number is not None
         if kind == "evaluated":
@@ -141,19 +141,19 @@ class _Crew:
             assert trial is not None
             self._end(trial)
             if (begun := ledger.start()) is not None:
-                self._give(slot, begun)
+                self._assign(slot, begun)
             else:
                 worker.pipe.close()
                 worker.process.join()
                 del self._workers[slot]
 
-    def _give(self, slot: int, begun: tuple[int, Any]) -> None:
+    def _assign(self, slot: int, begun: tuple[int, Any]) -> None:
         worker = self._workers[slot]
         worker.number = begun[0]
         self._reports.begin(*begun)
         worker.pipe.send(begun)
 
-    def _bury(self, slot: int) -> None:
+    def _replace(self, slot: int) -> None:
         """A worker has died: its trial failed, unless that landed; another one takes its place."""
         worker = self._workers.pop(slot)
         worker.process.join()
@@ -161,22 +161,19 @@ class _Crew:
         code = worker.process.exitcode
         how = f"killed by signal {-code}" if code is not None and code < 0 else f"exit code {code}"
         line = f"its process died ({how}): if it was for memory, --workers or --batch-size may be too large"
-        self._end(died(self._ledger.folder, worker.number, self._ledger.running[worker.number], line))
-        self.hire(slot, self._size)
+        self._end(record_dead_trial(self._ledger.folder, worker.number, self._ledger.running[worker.number], line))
+        self.start_worker(slot, self._size)
 
     def _end(self, trial: SweepTrial) -> None:
         self._reports.end(trial)
         self._ledger.ended(trial)
 
 
-def died(folder: SweepFolder, number: int, settings: Any, line: str) -> SweepTrial:
+def record_dead_trial(folder: SweepFolder, number: int, settings: Any, line: str) -> SweepTrial:
     """Land a trial whose process died before it could, with what is known of it; or what it landed, if it did."""
     landed = folder.trial(number)
     if landed is None:
         metric, points = read_points(folder.unfinished(trial_name(number)))
-        landed = record(number, settings, "failed", metric, points, line)
+        landed = make_trial(number, settings, "failed", metric, points, line)
         folder.land_trial(landed)
     return landed
-
-
-__all__ = ["died", "run_in_processes", "work"]

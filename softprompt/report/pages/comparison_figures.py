@@ -7,7 +7,14 @@ from functools import partial
 from statistics import fmean
 from xml.etree.ElementTree import Element
 
-from softprompt.experiments.comparison.study_records import CurvePoint, Result, Row, Study, of_seconds, speeds_of
+from softprompt.experiments.comparison.study_records import (
+    CurvePoint,
+    Result,
+    Row,
+    Study,
+    collect_speeds,
+    warn_of_seconds,
+)
 from softprompt.inference.speed_drift import drift, warning
 from softprompt.metrics.formatting import (
     MISSING,
@@ -103,7 +110,7 @@ def plot_latency(study: Study) -> Figure | None:
         "Up and to the left is better. Methods on the stepped line are the best that can be had within so {}; "
         "differences of a few per cent in latency are within what a second measurement would change."
     )
-    if changed := drift(speeds_of(study.rows)):
+    if changed := drift(collect_speeds(study.rows)):
         return _against(
             study,
             "latency",
@@ -174,7 +181,7 @@ def plot_curves(study: Study) -> list[Figure]:
         Figure(
             "learning-by-time",
             "Learning by time",
-            f"{of_seconds(study.rows)}The same evaluations against the time they took, evaluations included: what "
+            f"{warn_of_seconds(study.rows)}The same evaluations against the time they took, evaluations included: what "
             "counts where time is short.",
             *by_time,
         ),

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeGuard
 
-from softprompt.experiments.comparison.study_records import Row, Study, of_seconds, speeds_of
+from softprompt.experiments.comparison.study_records import Row, Study, collect_speeds, warn_of_seconds
 from softprompt.inference.speed_drift import comparable, drift, warning
 from softprompt.metrics.formatting import (
     MISSING,
@@ -111,7 +111,7 @@ def tabulate_learning_cost(study: Study) -> Table:
             ]
         rows.append((make_name_cell(study, row), *cells))
     note = (
-        f"{of_seconds(study.rows)}Stored: files that one task needs beside the base model (1 kB is 1,000 bytes). "
+        f"{warn_of_seconds(study.rows)}Stored: files that one task needs beside the base model (1 kB is 1,000 bytes). "
         "Memory a task: what one more task adds while serving. Training: the run that is reported; search: its trials, "
         "or those of its sweep. Peak memory: of the process while learning."
     )
@@ -120,14 +120,14 @@ def tabulate_learning_cost(study: Study) -> Table:
 
 def tabulate_serving_cost(study: Study) -> Table:
     """What a request takes; where the machine's speed changed meanwhile, as multiples of the bare request."""
-    changed = drift(speeds_of(study.rows))
+    changed = drift(collect_speeds(study.rows))
     latencies = ("Latency p50, ms", "Latency p95, ms", "Times the bare request", "Requests a second")
     if changed:
         latencies = ("p50, times the bare request", "p95, times the bare median", "", "Requests a second, mean speed")
     columns = ("Method", *latencies, "Added tokens", "Cost of a million")
     rows, batches = [], {row.speed.batch_size for row in study.rows if row.speed is not None}
     order = rank_rows(study)
-    for row, speed in zip(order, comparable(speeds_of(order)), strict=True):
+    for row, speed in zip(order, comparable(collect_speeds(order)), strict=True):
         rows.append((make_name_cell(study, row), *_speed_cells(study, speed, batches, changed is not None)))
         if row.engine is not None:
             name = Cell(f"{row.method} in {row.engine.engine}", "exported, in a process of its own")

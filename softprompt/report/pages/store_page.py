@@ -12,15 +12,15 @@ from softprompt.report.pages.cells import format_saved_metric, format_subsample
 from softprompt.report.pages.training_page import make_prompt_document
 from softprompt.report.render.document import Block, Code, Column, Document, Points, Section, Table, Text
 from softprompt.store.gate import Verdict
-from softprompt.store.metadata import Move, Version
-from softprompt.store.similarity import Similar
-from softprompt.store.version_diff import Difference
-from softprompt.store.version_store import Listing
+from softprompt.store.metadata import AliasChange, Version
+from softprompt.store.similarity import SimilarPrompt
+from softprompt.store.version_diff import PromptDifference
+from softprompt.store.version_store import PromptListing
 
 WIDEST = 60  # characters of a value
 
 
-def make_names_document(url: str, names: Sequence[Listing]) -> Document:
+def make_names_document(url: str, names: Sequence[PromptListing]) -> Document:
     """The names of a store."""
     rows = [
         (one.name, format_count(len(one.numbers)), f"{one.name}@{one.numbers[-1]}", _aliases(one.aliases) or MISSING)
@@ -51,7 +51,7 @@ def make_version_document(
     version: Version,
     aliases: Mapping[str, int],
     lineage: Sequence[str],
-    history: Sequence[Move],
+    history: Sequence[AliasChange],
 ) -> Document:
     """A prompt, and where it stands in its store."""
     facts = {
@@ -67,7 +67,7 @@ def make_version_document(
     return replace(document, title=str(version), sections=(*document.sections, place))
 
 
-def make_move_document(move: Move) -> Document:
+def make_move_document(move: AliasChange) -> Document:
     """A move of an alias."""
     return _document(
         f"{move.name}@{move.alias}: {_moved(move)}",
@@ -82,7 +82,7 @@ def make_verdict_document(verdict: Verdict) -> Document:
     return _document(str(verdict), Table.of("Examples it lost", ("Example", *words), rows))
 
 
-def make_difference_document(a: str, b: str, found: Difference) -> Document:
+def make_difference_document(a: str, b: str, found: PromptDifference) -> Document:
     """What tells two prompts apart."""
     settings = [(name, _value(x), _value(y)) for name, (x, y) in found.settings.items()]
     metrics = [(name, _metric(x), _metric(y)) for name, (x, y) in found.metrics.items()]
@@ -101,7 +101,7 @@ def make_difference_document(a: str, b: str, found: Difference) -> Document:
 
 
 def make_similar_document(
-    place: str, prompt: Prompt, found: Sequence[Similar], best: Similar | None, command: str
+    place: str, prompt: Prompt, found: Sequence[SimilarPrompt], best: SimilarPrompt | None, command: str
 ) -> Document:
     """Prompts that are like ``prompt``, the likest first; ``command`` starts from the ``best`` of them."""
     ranked = [one for one in found if one.reason is None]
@@ -161,7 +161,7 @@ def _here(version: Version, aliases: Mapping[str, int]) -> str:
     return ", ".join(alias for alias, number in aliases.items() if number == version.number) or MISSING
 
 
-def _moved(move: Move) -> str:
+def _moved(move: AliasChange) -> str:
     before = "nothing" if move.before is None else f"{move.name}@{move.before}"
     forced = ", forced against the gate" if move.forced else ""
     return f"{before} -> {move.name}@{move.to}, {move.when:%Y-%m-%d %H:%M} UTC by {move.by}{forced}"

@@ -20,9 +20,9 @@ from softprompt.data.task import TaskSpec
 from softprompt.errors import SoftpromptError, shorten
 from softprompt.prompts.saved_prompt import Identified, Prompt
 from softprompt.serving.engine.engine_types import Served
-from softprompt.store.prompt_sources import Gone, Source
+from softprompt.store.prompt_sources import PromptSource, VersionGoneError
 from softprompt.store.references import LATEST, is_name, is_number
-from softprompt.store.version_store import Listing
+from softprompt.store.version_store import PromptListing
 
 BARE_TEMPLATE = "{{ text }}"
 BARE_LENGTH = 8192  # tokens of a bare text, where the base model does not say how many it takes
@@ -100,7 +100,7 @@ class Registry:
     def __init__(
         self,
         base: Ground,
-        source: Source,
+        source: PromptSource,
         *,
         base_name: str,
         default_alias: str = "prod",
@@ -121,7 +121,7 @@ class Registry:
         self.bare = Served(base_name, spec, ())
         self._source, self._check = source, check
         self._default_alias, self._most = default_alias, most
-        self._names: Mapping[str, Listing] = {}
+        self._names: Mapping[str, PromptListing] = {}
         self._kept: OrderedDict[str, Loaded] = OrderedDict()
         self._failed: dict[str, str] = {}
         self._logged: dict[str, str] = {}  # why a version failed: said once, though each refresh tries it again
@@ -130,7 +130,7 @@ class Registry:
         self._turn = asyncio.Lock()
 
     @property
-    def names(self) -> Mapping[str, Listing]:
+    def names(self) -> Mapping[str, PromptListing]:
         """What there is, by name."""
         return self._names
 
@@ -146,7 +146,7 @@ class Registry:
             StoreError: it cannot be read; all stays as it was.
         """
         before = self._names
-        stock = self._source.stock(before)
+        stock = self._source.read_catalog(before)
         with self._lock:
             self._failed.clear()
             there = _versions(stock.names)
@@ -252,7 +252,7 @@ class Registry:
             why = "is not in the checkpoint that the engine runs"
             if self._check is not None:
                 self._check(prompt)
-        except Gone as error:
+        except VersionGoneError as error:
             raise Unknown(f"there is no model '{found.id}' any more, it was removed") from error
         except SoftpromptError as error:
             reason = f"'{found.id}' {why}; the server's log says more, and other models are not affected"
@@ -275,11 +275,13 @@ class Registry:
         return loaded
 
 
-def _versions(names: Mapping[str, Listing]) -> set[str]:
+def _versions(names: Mapping[str, PromptListing]) -> set[str]:
     return {f"{name}@{number}" for name, listing in names.items() for number in listing.numbers}
 
 
-def _changes(before: Mapping[str, Listing], after: Mapping[str, Listing], troubles: tuple[str, ...]) -> Changes:
+def _changes(
+    before: Mapping[str, PromptListing], after: Mapping[str, PromptListing], troubles: tuple[str, ...]
+) -> Changes:
     old, new = _versions(before), _versions(after)
     moved = [
         f"{name}@{alias}"

@@ -21,7 +21,7 @@ from softprompt.serving.engine.engine_types import Served
 from softprompt.serving.engine.request_preparation import Recent, weight_of_labels
 from softprompt.serving.request_log.request_samples import ROW_BYTES, TEXT_CHARACTERS, Sample
 from softprompt.serving.request_log.sample_files import SampleFile
-from softprompt.store.input_profile import Profile
+from softprompt.store.input_profile import InputProfile
 from softprompt.training.input_profiling import rare_tokens
 
 QUEUE = 4096  # requests that wait to be written, at most
@@ -83,7 +83,7 @@ class Sampler:
         self,
         base: TokenizingModel,
         file: SampleFile,
-        profile: Callable[[str], Profile | None],
+        profile: Callable[[str], InputProfile | None],
         count: Callable[[str, int], None],
         *,
         rate: float,
@@ -193,7 +193,7 @@ class Sampler:
 class _Measuring:
     """Tokens of texts."""
 
-    def __init__(self, base: TokenizingModel, profile: Callable[[str], Profile | None]) -> None:
+    def __init__(self, base: TokenizingModel, profile: Callable[[str], InputProfile | None]) -> None:
         self._base, self._profile = base, profile
         self._prompts: Recent[tuple[ExampleEncoder, frozenset[int] | None]] = Recent(
             KEPT, lambda made: weight_of_labels(made[0])
