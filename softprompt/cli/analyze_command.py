@@ -29,7 +29,7 @@ from softprompt.report.pages.drift_page import make_drift_document
 from softprompt.report.pages.inspection_page import make_inspection_document, make_pruning_document
 from softprompt.report.pages.store_page import make_similar_document
 from softprompt.report.report_files import write_page
-from softprompt.serving.request_log.request_samples import seconds_of, read_samples
+from softprompt.serving.request_log.request_samples import read_samples, seconds_of
 from softprompt.store.learned_rows import ROWS_FILE, read_learned
 from softprompt.store.prompt_loading import load_prompt, pin_reference
 from softprompt.store.prompt_sources import FolderSource, StoreSource
