@@ -2,7 +2,7 @@
 
 store = sp.Store("prompts/store")                 # or s3://bucket/prompts
 store.put(prompt, "sentiment")                    # sentiment@1
-store.promote("sentiment@1", "prod", gate=sp.Gate(base, task.test))
+store.promote("sentiment@1", "prod", gate=Gate(base, task.test))
 sp.load_prompt("prompts/store#sentiment@prod")
 """
 

@@ -20,6 +20,8 @@ from helpers.tiny_models import tiny_base
 from safetensors.torch import load_file
 
 import softprompt as sp
+from softprompt.config import population
+from softprompt.training.distillation.teacher import Teacher
 
 SHARED: dict[str, dict[str, Any]] = {
     "checkpointing": {"gradient_checkpointing": True},
@@ -100,11 +102,11 @@ def multitask() -> Iterator[tuple[str, dict[str, Any]]]:
 def together() -> Iterator[tuple[str, dict[str, Any]]]:
     for name, settings in PROMPTS.items():
         rates = {} if "learning_rate" in settings else {"grid": "learning_rate=0.1,0.5"}
-        members = sp.population(config_of(**settings), **(rates or {"seeds": 2}))
+        members = population(config_of(**settings), **(rates or {"seeds": 2}))
         yield f"population {name}", r.saved(sp.fit(tiny_base("llama"), r.classification(), config=members))
     mixed = {name: config_of(method=name) for name in r.METHODS}
     yield "population of methods", r.saved(sp.fit(tiny_base("llama"), r.classification(), config=mixed))
-    members = sp.population(config_of(), grid="length=2,4")
+    members = population(config_of(), grid="length=2,4")
     for family in ("llama", "mamba", "t5"):
         yield f"population generation {family}", r.saved(sp.fit(tiny_base(family), r.generation(), config=members))
 
@@ -130,15 +132,15 @@ def weights(learn: Callable[..., Any], file: str, family: str, task: str, **sett
 def resumed() -> Iterator[tuple[str, dict[str, Any]]]:
     """Runs that ended in their fifth step, and went on."""
     base, config = tiny_base("llama"), config_of(checkpoint_every=2)
-    members = sp.population(config, seeds=2)
+    members = population(config, seeds=2)
 
-    def population(**how: Any) -> Any:
+    def members_of_task(**how: Any) -> Any:
         return sp.fit(base, r.classification(), config=members, **how)
 
     def tasks(**how: Any) -> Any:
         return sp.fit(base, two_tasks("classification"), config=config, **how)
 
-    for name, learn in {"population": population, "multitask": tasks}.items():
+    for name, learn in {"population": members_of_task, "multitask": tasks}.items():
         with tempfile.TemporaryDirectory() as place:
             out, stopped = Path(place) / "p", False
             try:
@@ -162,7 +164,7 @@ def students() -> Iterator[tuple[str, dict[str, Any]]]:
     words = "Is it good or bad? great and fine are good, dull and poor are bad."
     for task in r.TASKS:
         inputs = r.TASKS[task]()
-        teacher = sp.Teacher.written(base, inputs.spec, words)
+        teacher = Teacher.written(base, inputs.spec, words)
         configs = {str(length): config_of(length=length) for length in (2, 4)}
         found = sp.distill(base, inputs, teacher, config=configs, max_new_tokens=8, measure=False)
         yield f"students {task}", both({name: one.prompt for name, one in found.items()})

@@ -1,0 +1,21 @@
+"""The public names, each written here once: type checkers read this file, ``__init__`` finds names through it."""
+
+from .config import TrainConfig as TrainConfig
+from .data.examples import Example as Example
+from .data.splits import read_splits as read_splits
+from .data.task import Task as Task
+from .errors import SoftpromptError as SoftpromptError
+from .inference.evaluation import evaluate as evaluate
+from .inference.generation import GenerationConfig as GenerationConfig
+from .inference.predictor import Prediction as Prediction
+from .inference.predictor import Predictor as Predictor
+from .models.frozen_lm import FrozenLM as FrozenLM
+from .models.loading import load_model as load_model
+from .prompts.saved_prompt import Prompt as Prompt
+from .store.prompt_loading import load_prompt as load_prompt
+from .store.version_store import Store as Store
+from .training.distillation.distill import distill as distill
+from .training.fit import fit as fit
+
+__all__: list[str]
+__version__: str
