@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from softprompt.errors import ConfigError, map_write_errors
 from softprompt.utils.safe_io import TEXT_LIMIT, read_file
 
-MOST_TOGETHER = 1000  # prompts that learn together
+MAX_POPULATION = 1000  # prompts that learn together
 MOST = 10**9  # of any number that has no narrower bound of its own
 
 # of the learning rate behind the warm-up; all but cosine are those of transformers (training/optimization.py)
@@ -41,7 +41,7 @@ class Settings(BaseModel):
         try:
             return cls(**{name: value for name, value in settings.items() if value is not None})
         except ValidationError as error:
-            raise ConfigError(_first_problem(error, cls)) from error
+            raise ConfigError(_describe_error(error, cls)) from error
 
     @classmethod
     def load(cls, path: str | Path, **overrides: Any) -> Self:
@@ -197,7 +197,7 @@ def population(config: TrainConfig, seeds: int = 1, grid: str = "") -> dict[str,
         if not equals or not all(value.strip() for value in values.split(",")):
             raise ConfigError(f"grid '{part}': expected NAME=VALUE,VALUE, as in lr=0.03,0.1;length=10,20")
         name = "learning_rate" if name == "lr" else name
-        choices = [plain_value(value, f"grid '{part}'") for value in values.split(",")]
+        choices = [parse_value(value, f"grid '{part}'") for value in values.split(",")]
         if name in axes or any(one in choices[:place] for place, one in enumerate(choices)):
             raise ConfigError(f"grid '{part}': expected each setting once, and each of its values once")
         axes[name] = choices
@@ -205,8 +205,8 @@ def population(config: TrainConfig, seeds: int = 1, grid: str = "") -> dict[str,
         raise ConfigError(f"grid '{grid}': expected NAME=VALUE,VALUE, as in lr=0.03,0.1;length=10,20")
     if "seed" in axes and seeds > 1:
         raise ConfigError("seeds are given twice: leave --seeds out, or seed out of --grid")
-    if (count := seeds * math.prod(map(len, axes.values()))) > MOST_TOGETHER:
-        raise ConfigError(f"expected at most {MOST_TOGETHER:,} prompts that learn together, got {count:,}")
+    if (count := seeds * math.prod(map(len, axes.values()))) > MAX_POPULATION:
+        raise ConfigError(f"expected at most {MAX_POPULATION:,} prompts that learn together, got {count:,}")
     if seeds > 1:
         axes["seed"] = [config.seed + index for index in range(seeds)]
     given = config.model_dump(exclude_unset=True)
@@ -219,7 +219,7 @@ def population(config: TrainConfig, seeds: int = 1, grid: str = "") -> dict[str,
     return members
 
 
-def plain_value(text: str, where: str) -> Any:
+def parse_value(text: str, where: str) -> Any:
     """A value as it stands on the command line, as a number, a boolean or a word; ConfigError names ``where``."""
     import yaml
 
@@ -229,7 +229,7 @@ def plain_value(text: str, where: str) -> Any:
         raise ConfigError(f"{where}: expected plain values with commas between them") from error
 
 
-def unknown_setting(name: str, model: type[BaseModel]) -> str:
+def describe_unknown_setting(name: str, model: type[BaseModel]) -> str:
     """What to say of a setting that ``model`` does not have, with what may have been meant."""
     import difflib
 
@@ -238,11 +238,11 @@ def unknown_setting(name: str, model: type[BaseModel]) -> str:
     return f"unknown setting '{name}': {hint}"
 
 
-def _first_problem(error: ValidationError, model: type[BaseModel]) -> str:
+def _describe_error(error: ValidationError, model: type[BaseModel]) -> str:
     problem = error.errors()[0]
     name = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
-        return unknown_setting(name, model)
+        return describe_unknown_setting(name, model)
     what = problem["msg"].removeprefix("Value error, ")
     if not name:
         return what

@@ -35,7 +35,7 @@ from softprompt.store.prompt_loading import load_prompt, pin_reference
 from softprompt.store.prompt_sources import FolderSource, StoreSource
 from softprompt.store.similarity import SimilarPrompt, rank_similar
 from softprompt.store.version_store import read_saved_files
-from softprompt.training.training_run import with_metrics
+from softprompt.training.training_run import evaluate_prompt
 from softprompt.utils.files import check_free
 
 DRIFT = 3  # exit code: 1 is a failure of ours, 2 a mistake in what was given
@@ -121,7 +121,7 @@ def run_prune(
         say(note)
     shorter, report = run(base, prompt, task, tolerance=tolerance, parent=pin_reference(prompt_place), progress=say)
     kept = {name: read.decode() for name, read in read_saved_files(prompt_place).items() if name == ROWS_FILE}
-    with_metrics(replace(shorter, extra_files=kept), base, task, evaluate_test=True).save(out)
+    evaluate_prompt(replace(shorter, extra_files=kept), base, task, evaluate_test=True).save(out)
     result = {"prompt": str(out), "parent": shorter.parent, "length_before": prompt.length, **report.model_dump()}
     print_result(result, make_pruning_document(report, prompt.length, out), as_json)
 

@@ -14,12 +14,12 @@ from softprompt.prompts.methods.method_registry import check_method
 from softprompt.prompts.written_prompt import choose_shots
 from softprompt.report.pages.distillation_page import make_distillation_document
 from softprompt.store.prompt_loading import load_prompt
-from softprompt.training.distillation.distill import check_init, configs_of_lengths, distill
+from softprompt.training.distillation.distill import check_init, distill, make_length_configs
 from softprompt.training.distillation.teacher import Teacher, read_text
 from softprompt.training.initialization import check_init as check_start
 from softprompt.training.initialization import check_init_fits
-from softprompt.training.loop import check_there
-from softprompt.training.training_run import check_out
+from softprompt.training.loop import check_splits
+from softprompt.training.training_run import check_output
 
 
 def run_distill(
@@ -59,13 +59,13 @@ def run_distill(
         raise ConfigError("expected a teacher: --prompt FILE, --shots N or --teacher PROMPT; got none")
 
     # what is quickly checked comes before what takes long
-    members = {"": chosen} if lengths is None else configs_of_lengths(chosen, _numbers(lengths))
+    members = {"": chosen} if lengths is None else make_length_configs(chosen, _numbers(lengths))
     check_method(chosen.method, chosen.method_options)
     check_start(chosen.init, taught=True)
     check_init(chosen)
     text = "" if text_file is None else read_text(text_file)
     prompt = None if saved is None else load_prompt(saved).judged_by(metric)
-    check_out(out, resume=resume, restart=restart)
+    check_output(out, resume=resume, restart=restart)
     task = Task.of_inputs(
         inputs,
         spec=None if prompt is None else prompt.spec,
@@ -73,7 +73,7 @@ def run_distill(
         **task_settings(template, labels, verbalizer, metric),
         **columns,
     )
-    check_there(task)
+    check_splits(task)
     check_init_fits(chosen.init, task.spec)
     solved = choose_shots(keep_answered(task.train), shots, shots_seed) if shots else []
     base = load_base(model_name, model, None if prompt is None else prompt.check_base)

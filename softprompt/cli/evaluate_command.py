@@ -11,7 +11,7 @@ from softprompt.data.examples import Example
 from softprompt.data.split_assignment import Subsample, sample_examples
 from softprompt.data.task import Task
 from softprompt.errors import ConfigError, DataError
-from softprompt.inference.evaluation import Evaluation, cut_notes, evaluate
+from softprompt.inference.evaluation import Evaluation, evaluate, truncation_notes
 from softprompt.inference.generation import GenerationConfig, room_for
 from softprompt.inference.predictor import Prediction, Predictor, arriving_examples
 from softprompt.prompts.written_prompt import choose_shots, written_prompt
@@ -75,7 +75,7 @@ def run_eval(
         known = None if learned is None else learned.among(examples)
         if not same:
             say("these are not the data that this prompt was learned on (another fingerprint)")
-        if known is not None and (words := known.words(split)):
+        if known is not None and (words := known.describe(split)):
             say(words)
         notes = {"same_data": same, "known_rows": None if known is None else known.to_dict()}
         if precisions := prompt.precisions(base):
@@ -129,7 +129,7 @@ def run_predict(
         print_json({"predictions": collected, **({"precision": precisions} if precisions else {})})
     if left_out:
         say(f"{left_out:,} of {count:,} rows could not be used: their answers say why")
-    for note in [*predictor.encoder.cut_notes(), *cut_notes(at_limit, count)]:
+    for note in [*predictor.encoder.truncation_notes(), *truncation_notes(at_limit, count)]:
         say(note)
 
 

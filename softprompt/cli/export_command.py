@@ -12,7 +12,7 @@ from softprompt.errors import ConfigError
 from softprompt.export.export_formats import FORMATS, Export, ExportFormat, imported
 from softprompt.report.pages.training_page import make_import_document
 from softprompt.store.prompt_loading import load_prompt
-from softprompt.training.training_run import with_metrics
+from softprompt.training.training_run import evaluate_prompt
 from softprompt.utils.files import check_free
 
 
@@ -80,7 +80,7 @@ def run_import(
     if task is not None:
         for note in task.splits.notes:
             say(note)
-        prompt = with_metrics(prompt, base, task, evaluate_test=True)
+        prompt = evaluate_prompt(prompt, base, task, evaluate_test=True)
     prompt.save(out)
     result = {"prompt": str(out), **{key: prompt.manifest()[key] for key in ("length", "metrics", "training")}}
     print_result(result, make_import_document(prompt, out), as_json)

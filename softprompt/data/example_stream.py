@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol, Self
 
 from softprompt.data.examples import Columns, Example
-from softprompt.data.readers.example_reader import BadRows, ExampleCollector, named_rows
+from softprompt.data.readers.example_reader import BadRows, ExampleCollector, read_hub_rows
 from softprompt.data.readers.lines import Row
 from softprompt.errors import DataError
 
@@ -21,7 +21,7 @@ class ResumableRows(Protocol):
         """Where it stands, as JSON has it."""
         ...
 
-    def go_to(self, position: Any) -> None:
+    def seek(self, position: Any) -> None:
         """Stand where ``position`` was taken."""
         ...
 
@@ -90,17 +90,17 @@ class ExampleStreamReader:
 
     @property
     def position(self) -> dict[str, Any]:
-        """Where it stands, as JSON has it; ``go_to`` takes it back."""
+        """Where it stands, as JSON has it; ``seek`` takes it back."""
         return {"read": self._read, "state": copy.deepcopy(self._rows.position)}
 
-    def go_to(self, position: Mapping[str, Any]) -> None:
+    def seek(self, position: Mapping[str, Any]) -> None:
         """Stand where ``position`` was taken."""
-        self._rows.go_to(copy.deepcopy(position["state"]))
+        self._rows.seek(copy.deepcopy(position["state"]))
         self._read = int(position["read"])
 
     def rewind(self) -> None:
         """Stand before the first row."""
-        self.go_to({"read": 0, "state": self._start})
+        self.seek({"read": 0, "state": self._start})
 
 
 class HubRows:
@@ -115,7 +115,7 @@ class HubRows:
 
     def __next__(self) -> Row:
         if self._rows is None:
-            self._rows = named_rows(self._dataset, self._dataset.features, f"'{self._source}'", self._read + 1)
+            self._rows = read_hub_rows(self._dataset, self._dataset.features, f"'{self._source}'", self._read + 1)
         try:
             row = next(self._rows)
         except StopIteration:
@@ -134,7 +134,7 @@ class HubRows:
         state = self._begins if self._rows is None else self._dataset.state_dict()
         return {"read": self._read, "state": state}
 
-    def go_to(self, position: Mapping[str, Any]) -> None:
+    def seek(self, position: Mapping[str, Any]) -> None:
         """Stand where ``position`` was taken."""
         self._begins = position["state"]
         self._dataset.load_state_dict(self._begins)

@@ -25,7 +25,7 @@ class Example:
     columns: Mapping[str, Any] = field(default_factory=dict, hash=False)  # the others, with JSON's types
     place: str = field(default="", compare=False)  # where its row stands, for messages
 
-    def told(self, message: object) -> str:
+    def locate_message(self, message: object) -> str:
         """A message that begins with the place of the row, where it is known."""
         return f"{self.place}: {message}" if self.place else str(message)
 
@@ -45,8 +45,8 @@ class Columns(NamedTuple):
     target: str = "target"
     optional: bool = False
     remembered: bool = False
-    textless: bool = False
-    fills: Callable[[Example], object] | None = None
+    text_optional: bool = False
+    fill: Callable[[Example], object] | None = None
 
     @classmethod
     def of(cls, text: str | None, label: str | None, target: str | None, remembered: Self | None = None) -> Self:
@@ -90,7 +90,7 @@ class Columns(NamedTuple):
 
         ``None`` where label and output may be left out, and are: no such column, or nothing in it.
         """
-        has_text = self.text in row or self.textless
+        has_text = self.text in row or self.text_optional
         if self.optional and has_text:
             row = {name: value for name, value in row.items() if name == self.text or not _blank(value)}
             if not {self.label, self.target, "references"} & row.keys():
@@ -108,7 +108,7 @@ class Columns(NamedTuple):
 
     def text_of(self, row: Mapping[str, Any], place: str) -> str:
         """The row's text, empty where it may lack one and does."""
-        if self.textless and _blank(row.get(self.text)):
+        if self.text_optional and _blank(row.get(self.text)):
             return ""
         return _string(row[self.text], self.text, place)
 
@@ -234,7 +234,7 @@ def unlabelled_example(row: Mapping[str, Any], place: str, columns: Columns | No
     ``columns``: as the prompt that answers calls them.
     """
     found = (columns or Columns())._replace(remembered=True).in_row(row)
-    if found.text not in row and not found.textless:
+    if found.text not in row and not found.text_optional:
         names = list(dict.fromkeys([(columns or found).text, found.text]))
         raise DataError(f"{place}: {_lacks(row, names)}rename it")
     others = {name: _column(value, name, place) for name, value in row.items() if name != found.text}

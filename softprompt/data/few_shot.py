@@ -17,15 +17,15 @@ POOL = 64  # examples of each label among which those are looked for that fit
 def encode_few_shot(encoder: ExampleEncoder, instruction: str, shots: Sequence[Example]) -> list[int]:
     """Token ids of an instruction and solved examples, each with the gap behind it, in front of another text."""
     said: list[FilledText] = [(instruction, [(0, len(instruction))])] if instruction else []
-    return _ids(encoder, [*said, *_said(encoder, shots)], "")
+    return _encode_parts(encoder, [*said, *_fill_solved(encoder, shots)], "")
 
 
 def encode_solved(encoder: ExampleEncoder, shots: Sequence[Example], *, first: bool = False) -> list[list[int]]:
     """Token ids of each example with its answer and the gap behind it: words stand before it, or it is the first."""
-    return [_ids(encoder, [one], "" if first else BEHIND_WORDS) for one in _said(encoder, shots)]
+    return [_encode_parts(encoder, [one], "" if first else BEHIND_WORDS) for one in _fill_solved(encoder, shots)]
 
 
-def _said(encoder: ExampleEncoder, shots: Sequence[Example]) -> list[FilledText]:
+def _fill_solved(encoder: ExampleEncoder, shots: Sequence[Example]) -> list[FilledText]:
     spec = encoder.spec
     found: list[FilledText] = []
     for shot, (text, fields) in zip(shots, encoder.texts(shots), strict=True):
@@ -34,7 +34,7 @@ def _said(encoder: ExampleEncoder, shots: Sequence[Example]) -> list[FilledText]
     return found
 
 
-def _ids(encoder: ExampleEncoder, parts: Sequence[FilledText], before: str) -> list[int]:
+def _encode_parts(encoder: ExampleEncoder, parts: Sequence[FilledText], before: str) -> list[int]:
     """Of all parts as one text, which the template's first words go on from: gaps are read by what follows them."""
     if not parts:
         return []
@@ -43,11 +43,11 @@ def _ids(encoder: ExampleEncoder, parts: Sequence[FilledText], before: str) -> l
         fields += [(start + len(text), end + len(text)) for start, end in given if end > start]
         text += part + GAP
     following = encoder.spec.template.partition("{")[0] or "a"
-    (whole,) = tokens.behind(before, [(text + following, fields)])
-    (rest,) = tokens.behind(BEHIND_WORDS, [(following, ())])
+    (whole,) = tokens.encode_after(before, [(text + following, fields)])
+    (rest,) = tokens.encode_after(BEHIND_WORDS, [(following, ())])
     if whole[len(whole) - len(rest) :] == rest:
         return whole[: len(whole) - len(rest)]
-    (alone,) = tokens.behind(before, [(text, fields)])
+    (alone,) = tokens.encode_after(before, [(text, fields)])
     return alone
 
 

@@ -26,7 +26,7 @@ class Subsample:
     of: int
     seed: int = 0
 
-    def words(self, split: str) -> str:
+    def describe(self, split: str) -> str:
         """``on a sample of 5,000 of 8,600 test rows, seed 0``; nothing where it is all of them."""
         if self.rows >= self.of:
             return ""

@@ -22,11 +22,11 @@ from softprompt.data.readers.example_reader import (
     SPLITS,
     BadRows,
     collect_examples,
-    named_rows,
-    published,
+    find_split,
+    load_hub_parts,
     read_file,
+    read_hub_rows,
     split_files,
-    split_of,
 )
 from softprompt.data.readers.file_rows import read_records
 from softprompt.data.row_identity import InputKey, input_key, row_key
@@ -63,7 +63,7 @@ class Splits:
     stream: ExampleStream | None = None  # all training rows, where ``train`` is only the first of them
     columns: Columns | None = None  # that they were read from
     # by split, where what is here was drawn already: of how many rows
-    drawn_from: Mapping[str, int] = field(default_factory=dict, hash=False)
+    sampled_from: Mapping[str, int] = field(default_factory=dict, hash=False)
 
     def __getitem__(self, name: str) -> tuple[Example, ...]:
         """The examples of a split, or of ``all`` three in order; DataError when it is unknown or empty."""
@@ -104,7 +104,7 @@ def read_splits(
     remembered: Columns | None = None,
     bad_rows: BadRows = "refuse",
     names: Collection[str] | None = None,
-    fills: Callable[[Example], object] | None = None,
+    fill: Callable[[Example], object] | None = None,
     seed: int = 0,
     unlabelled: bool = False,
 ) -> Splits:
@@ -126,19 +126,23 @@ def read_splits(
         MissingExtraError: Parquet or ``hf:`` without the extra ``data``.
     """
     columns = Columns.of(text_column, label_column, target_column, remembered)
-    columns = columns._replace(optional=unlabelled, textless=names is not None and "text" not in names, fills=fills)
+    columns = columns._replace(optional=unlabelled, text_optional=names is not None and "text" not in names, fill=fill)
     key = cache(partial(input_key, names=names))  # asked for by each of the steps below
     if str(source).startswith("hf:"):
         parts, notes = _read_hub(str(source), columns, bad_rows)
-        return _told(_complete(parts, notes, str(source), names, key, seed, unlabelled), columns, names, key)
+        return _note_conflicts(
+            _fill_missing_splits(parts, notes, str(source), names, key, seed, unlabelled), columns, names, key
+        )
     path = expand_user(source)
     with map_read_errors(path):
         if path.is_dir():
             parts, notes = _read_folder(path, columns, bad_rows)
-            return _told(_complete(parts, notes, str(source), names, key, seed, unlabelled), columns, names, key)
+            return _note_conflicts(
+                _fill_missing_splits(parts, notes, str(source), names, key, seed, unlabelled), columns, names, key
+            )
     found = read_file(path, columns, bad_rows)
     splits = _split_file(found.examples, str(source), names, key, seed, unlabelled)
-    return _told(replace(splits, notes=(*found.notes, *splits.notes)), columns, names, key)
+    return _note_conflicts(replace(splits, notes=(*found.notes, *splits.notes)), columns, names, key)
 
 
 def read_examples(
@@ -177,12 +181,12 @@ def _split_file(
         f"seed {seed}): rows keep their split when others are added, equal inputs are on one side."
     ]
     if removed := len(examples) - len(distinct):
-        what = f"same {_read(names)}{'' if unlabelled else ', same answer'}"
+        what = f"same {_describe_input(names)}{'' if unlabelled else ', same answer'}"
         notes.append(f"Exact duplicates ({what}) were removed: {removed:,} of {len(examples):,}.")
     return Splits(*splits, source, tuple(notes))
 
 
-def _told(splits: Splits, columns: Columns, names: Collection[str] | None, key: KeyFunction) -> Splits:
+def _note_conflicts(splits: Splits, columns: Columns, names: Collection[str] | None, key: KeyFunction) -> Splits:
     """``splits`` with the names of their columns, and with what no answer to them can get right."""
     labels: defaultdict[object, Counter[str]] = defaultdict(Counter)
     unread: set[str] = set()
@@ -193,16 +197,16 @@ def _told(splits: Splits, columns: Columns, names: Collection[str] | None, key: 
     notes = list(splits.notes)
     if lost := sum(counts.total() for counts in labels.values() if len(counts) > 1):
         why = f": the template does not read {quote_names(sorted(unread))}" if unread else ""
-        notes.append(f"{lost:,} rows have the same input ({_read(names)}) as one with another label{why}.")
+        notes.append(f"{lost:,} rows have the same input ({_describe_input(names)}) as one with another label{why}.")
     return replace(splits, columns=columns.names(), notes=tuple(notes))
 
 
-def _read(names: Collection[str] | None) -> str:
+def _describe_input(names: Collection[str] | None) -> str:
     """The columns that make up an input, for people."""
     return "text and all columns" if not names else quote_names(sorted(names, key=lambda name: (name != "text", name)))
 
 
-def _complete(
+def _fill_missing_splits(
     parts: Parts,
     notes: list[str],
     source: str,
@@ -236,7 +240,8 @@ def _complete(
     for split, examples in (("validation", validation), ("test", test)):
         if shared := sum(key(example) in inputs for example in examples):
             notes.append(
-                f"{shared:,} of {len(examples):,} {split} examples also stand in train ({_read(names)} alike)."
+                f"{shared:,} of {len(examples):,} {split} examples also stand in train "
+                f"({_describe_input(names)} alike)."
             )
     return Splits(train, validation, test, source, tuple(notes))
 
@@ -266,19 +271,19 @@ def _read_folder(folder: Path, columns: Columns, bad_rows: BadRows) -> tuple[Par
 def _read_hub(source: str, columns: Columns, bad_rows: BadRows) -> tuple[Parts, list[str]]:
     parts: Parts = {}
     notes: list[str] = []
-    there = published(source, streaming=False)
+    there = load_hub_parts(source, streaming=False)
     for given, data in there.items():
-        split = split_of(given)
+        split = find_split(given)
         if split is None or split in parts or not len(data):
             notes.append(f"The split '{given}' of '{source}' was not used.")
             continue
-        rows = named_rows(data, data.features, f"'{source}' {given}")
+        rows = read_hub_rows(data, data.features, f"'{source}' {given}")
         found = collect_examples(rows, columns, bad_rows, may_lack_answers=not columns.optional)
         if found.unanswered and columns.label in data.features:
             notes.append(f"The split '{given}' of '{source}' was not used: its labels are not published.")
             continue
         if found.unanswered:  # what it lacks is told
-            collect_examples(named_rows(data, data.features, f"'{source}' {given}"), columns, bad_rows)
+            collect_examples(read_hub_rows(data, data.features, f"'{source}' {given}"), columns, bad_rows)
         parts[split] = found.examples
         notes += found.notes
     if not parts:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from softprompt.data.example_stream import ExampleStream, HubRows
 from softprompt.data.examples import Columns, Example, keep_answered
-from softprompt.data.readers.example_reader import SPLITS, BadRows, check_file, published, split_files, split_of
+from softprompt.data.readers.example_reader import SPLITS, BadRows, check_file, find_split, load_hub_parts, split_files
 from softprompt.data.readers.file_rows import FileRows
 from softprompt.data.row_identity import hash_input, input_key
 from softprompt.data.split_assignment import assign_split
@@ -28,7 +28,7 @@ LOOKED_AT = 100_000  # rows that these are drawn from
 _AT_ONCE = 1000
 
 
-def read_streamed(
+def stream_splits(
     source: str | Path,
     *,
     text_column: str | None = None,
@@ -36,7 +36,7 @@ def read_streamed(
     target_column: str | None = None,
     bad_rows: BadRows = "refuse",
     names: Collection[str] | None = None,
-    fills: Callable[[Example], object] | None = None,
+    fill: Callable[[Example], object] | None = None,
     seed: int = 0,
 ) -> Splits:
     """Splits whose training rows are streamed (``Splits.stream``); ``train`` holds the first of them.
@@ -49,8 +49,8 @@ def read_streamed(
         MissingExtraError: ``hf:`` or Parquet without the extra ``data``.
     """
     columns = Columns.of(text_column, label_column, target_column)
-    columns = columns._replace(textless=names is not None and "text" not in names, fills=fills)
-    streams = _opened(str(source), columns, bad_rows)
+    columns = columns._replace(text_optional=names is not None and "text" not in names, fill=fill)
+    streams = _open_streams(str(source), columns, bad_rows)
     if "train" not in streams:
         raise DataError(f"expected a train split in '{source}' to stream, got {quote_names(streams)}: name one train")
     notes = [
@@ -59,14 +59,14 @@ def read_streamed(
     ]
     if bad_rows == "skip":
         notes.append("Training rows that cannot be used are left out as they come.")
-    key = partial(_key, names=names, salt=f"sample {seed}")
+    key = partial(_hash_row, names=names, salt=f"sample {seed}")
     read: dict[str, list[Example]] = {}
     seen: dict[str, int] = {}
     for split in ("validation", "test"):
-        if split in streams and _unanswered(streams[split]):
+        if split in streams and _lacks_answers(streams[split]):
             notes.append(f"The split '{split}' of '{source}' was not used: no row has a label or output.")
         elif split in streams:
-            read[split], seen[split], told = _drawn(streams[split], split, KEPT, key)
+            read[split], seen[split], told = _sample_rows(streams[split], split, KEPT, key)
             notes += told
     train = streams["train"]
     if not read.get("validation"):
@@ -74,10 +74,10 @@ def read_streamed(
         tested = HELD_OUT_SHARE if alone else 0.0
         side = partial(assign_split, validation=HELD_OUT_SHARE, test=tested, seed=seed, names=names)
         for number, split in ((1, "validation"), *([(2, "test")] if alone else [])):
-            rest = train.without(partial(_elsewhere, side, number))
-            read[split], seen[split], told = _drawn(rest, split, KEPT, key)
+            rest = train.without(partial(_is_in_other_split, side, number))
+            read[split], seen[split], told = _sample_rows(rest, split, KEPT, key)
             notes += told
-        train = train.without(partial(_elsewhere, side, 0))
+        train = train.without(partial(_is_in_other_split, side, 0))
         what = "One file was given" if alone else "No validation split was given"
         notes.append(
             f"{what}: about {HELD_OUT_SHARE:.0%} of its rows were set aside for validation"
@@ -104,20 +104,22 @@ def read_streamed(
     return Splits(tuple(head), validation, test, str(source), tuple(told), train, columns.names(), seen)
 
 
-def _key(example: Example, names: Collection[str] | None, salt: str) -> int:
+def _hash_row(example: Example, names: Collection[str] | None, salt: str) -> int:
     return hash_input(input_key(example, names), salt)
 
 
-def _elsewhere(side: "partial[int]", number: int, example: Example) -> bool:
+def _is_in_other_split(side: "partial[int]", number: int, example: Example) -> bool:
     return side(example) != number
 
 
-def _unanswered(stream: ExampleStream) -> bool:
+def _lacks_answers(stream: ExampleStream) -> bool:
     found = replace(stream, columns=stream.columns._replace(optional=True), bad_rows="skip").open().read(_AT_ONCE)
     return bool(found) and not keep_answered(found)
 
 
-def _drawn(stream: ExampleStream, split: str, most: int, key: "partial[int]") -> tuple[list[Example], int, list[str]]:
+def _sample_rows(
+    stream: ExampleStream, split: str, most: int, key: "partial[int]"
+) -> tuple[list[Example], int, list[str]]:
     """At most so many rows of a split in their order, drawn by their hash; of how many; what there is to say of it."""
     rows, seen = stream.open(), 0
     kept: list[tuple[int, int, Example]] = []  # a heap: on top, with its sign turned, the largest hash
@@ -133,11 +135,11 @@ def _drawn(stream: ExampleStream, split: str, most: int, key: "partial[int]") ->
     return [example for _, _, example in sorted(kept, key=lambda one: -one[1])], seen, notes
 
 
-def _opened(source: str, columns: Columns, bad_rows: BadRows) -> dict[str, ExampleStream]:
+def _open_streams(source: str, columns: Columns, bad_rows: BadRows) -> dict[str, ExampleStream]:
     streams: dict[str, ExampleStream] = {}
     if source.startswith("hf:"):
-        for given, data in published(source, streaming=True).items():
-            split = split_of(given)
+        for given, data in load_hub_parts(source, streaming=True).items():
+            split = find_split(given)
             if split is not None and split not in streams:
                 name = f"{source} {given}"
                 streams[split] = ExampleStream(partial(HubRows, data, name), columns, name, source, bad_rows)

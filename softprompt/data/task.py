@@ -130,7 +130,7 @@ class TaskSpec:
         return spec
 
     @property
-    def in_words(self) -> "TaskSpec":
+    def as_generation(self) -> "TaskSpec":
         """The same texts, answered by words of any kind in place of a label."""
         return replace(self, kind="generation", labels=(), verbalizers=(), metric=None)
 
@@ -146,7 +146,7 @@ class TaskSpec:
     @property
     def row_columns(self) -> Columns:
         """What the columns of a row to be answered are called, and whether it needs a text."""
-        return self.columns._replace(textless="text" not in self.compiled.names)
+        return self.columns._replace(text_optional="text" not in self.compiled.names)
 
     @cached_property
     def label_index(self) -> dict[str, int]:
@@ -257,7 +257,7 @@ class Task:
             metric=metric,
             columns=splits.columns,
         )
-        return cls._checked(spec, splits, "correct the rows, or name all labels")
+        return cls._build(spec, splits, "correct the rows, or name all labels")
 
     @classmethod
     def generation(
@@ -277,7 +277,7 @@ class Task:
         if splits.kind != "generation":
             raise DataError(f"{splits.source}: expected rows with target or references, got classification rows")
         spec = TaskSpec.of(template=template, max_length=max_length, metric=metric, columns=splits.columns)
-        return cls._checked(*_judged(spec, splits))
+        return cls._build(*_with_chosen_metric(spec, splits))
 
     @classmethod
     def of(cls, source: str | Path | Splits, *, labels: Sequence[str] | None = None, **options: Any) -> Self:
@@ -302,7 +302,7 @@ class Task:
             raise DataError(
                 f"{splits.source}: the prompt was learned for {spec.kind}, these rows are for {splits.kind}"
             )
-        return cls._checked(spec, splits)
+        return cls._build(spec, splits)
 
     @classmethod
     def of_inputs(
@@ -346,13 +346,13 @@ class Task:
                 metric=metric,
                 columns=splits.columns,
             )
-            spec, splits = _judged(spec, splits)
+            spec, splits = _with_chosen_metric(spec, splits)
         elif told and kind != spec.kind:
             raise DataError(f"{splits.source}: the teacher was learned for {spec.kind}, these rows are for {kind}")
-        return cls._checked(spec, splits, "correct the rows, or name all labels")
+        return cls._build(spec, splits, "correct the rows, or name all labels")
 
     @classmethod
-    def _checked(cls, spec: TaskSpec, splits: Splits, advice: str = "correct the rows") -> Self:
+    def _build(cls, spec: TaskSpec, splits: Splits, advice: str = "correct the rows") -> Self:
         known = spec.label_index
         for split_name in ("train", "validation", "test") if spec.labels else ():
             examples: tuple[Example, ...] = getattr(splits, split_name)
@@ -375,7 +375,7 @@ class Task:
         return cls(spec, splits, Path(splits.source).stem or "task")
 
 
-def _judged(spec: TaskSpec, splits: Splits) -> tuple[TaskSpec, Splits]:
+def _with_chosen_metric(spec: TaskSpec, splits: Splits) -> tuple[TaskSpec, Splits]:
     """With the metric that the references ask for, where none was chosen, and a note that says so."""
     references = [one.references for one in keep_answered(splits.train + splits.validation + splits.test)]
     if spec.metric is not None or spec.kind == "classification" or not references:

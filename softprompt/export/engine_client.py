@@ -134,7 +134,7 @@ class Tasks:
 
     def _text_ids(self, task: str, text: str, columns: Mapping[str, Any]) -> list[int]:
         encoder = self._encoders[self._known(task)]
-        return list(encoder.text_ids([Example(text, columns=columns)])[0])
+        return list(encoder.encode_texts([Example(text, columns=columns)])[0])
 
     def _held(self, task: str, max_tokens: int) -> dict[str, Any]:
         """What keeps an answer to the labels, or off the virtual tokens."""

@@ -222,8 +222,8 @@ def _other_tokens(base: FrozenLM, tokenizer: Any, name: str, prompt: Prompt) -> 
 def _learned_ids(base: FrozenLM, prompt: Prompt, text: str) -> list[int]:
     """Of a text in the prompt's template, or of one that is the whole where the template needs more than a text."""
     if split_template(prompt.spec) is None:
-        return safe_tokenizer(base.tokenizer).plain(text)
-    return list(ExampleEncoder(base, prompt.spec, prompt.state.length).text_ids([Example(text)])[0])
+        return safe_tokenizer(base.tokenizer).encode_plain(text)
+    return list(ExampleEncoder(base, prompt.spec, prompt.state.length).encode_texts([Example(text)])[0])
 
 
 def _mean_row(weight: Tensor) -> Tensor:

@@ -56,9 +56,9 @@ class Evaluation:
         return sum(one.at_limit for one in self.predictions)
 
     @property
-    def cut_notes(self) -> list[str]:
+    def truncation_notes(self) -> list[str]:
         """What there is to say of completions that were cut."""
-        return cut_notes(self.cut, len(self.predictions))
+        return truncation_notes(self.cut, len(self.predictions))
 
 
 def evaluate(
@@ -93,7 +93,7 @@ def evaluate(
     return score(Predictor(base, known, prompt, generation), examples)
 
 
-def cut_notes(cut: int, of: int) -> list[str]:
+def truncation_notes(cut: int, of: int) -> list[str]:
     """What there is to say where so many completions were cut at the limit of tokens."""
     told = f"{cut:,} of {of:,} completions were cut at the limit of tokens: --max-new-tokens gives more"
     return [told] if cut else []

@@ -152,7 +152,7 @@ class Completion:
         return list(self._tokenizer("a", add_special_tokens=False)["input_ids"]) if self._goes_on else []
 
     def _words(self, tokens: Sequence[int]) -> str:
-        return safe_tokenizer(self._tokenizer).text(tokens)
+        return safe_tokenizer(self._tokenizer).decode(tokens)
 
     @property
     def exact(self) -> str:
@@ -222,7 +222,7 @@ def complete(
     """Complete token sequences; batch by batch, in the order they finish.
 
     Args:
-        texts: token ids without BOS (``Encoder.inputs``).
+        texts: token ids without BOS (``Encoder.encode_inputs``).
         token_budget: padded tokens of a batch, its completions counted.
         watch: is shown every choice of a token, that which ends a completion too.
 

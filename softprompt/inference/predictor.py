@@ -164,7 +164,7 @@ class Predictor:
         """Predictions in the order of the examples for classification, as they finish for generation."""
         if self.spec.kind == "generation":
             with naming(examples):
-                for index, text, cut in self._completions(self.encoder.inputs(examples)):
+                for index, text, cut in self._completions(self.encoder.encode_inputs(examples)):
                     yield Prediction(index, completion=text, at_limit=cut)
             return
         yield from likeliest(self.spec, self.label_log_probabilities(examples))

@@ -40,7 +40,7 @@ class Metric:
         limits: the least and the greatest value.
         rows: of gold and predictions what is kept ``[n, k]``.
         value: of how often each row was drawn ``[R, D]`` and the rows ``[D, k]`` the values ``[R]``.
-        each: the score of every example by itself, where that is not ``rows``.
+        score_each: the score of every example by itself, where that is not ``rows``.
         digits: behind the point, that the scale deserves.
     """
 
@@ -50,7 +50,7 @@ class Metric:
     limits: tuple[float, float]
     rows: Callable[[Gold, Sequence[str]], Floats]
     value: Callable[[Floats, Floats], Floats]
-    each: Callable[[Gold, Sequence[str]], list[float]]
+    score_each: Callable[[Gold, Sequence[str]], list[float]]
     digits: int = 3
 
     def __call__(self, gold: Gold, predicted: Sequence[str], *, resamples: int = 2000, seed: int = 0) -> Score:
@@ -59,24 +59,24 @@ class Metric:
         Raises:
             DataError: no examples, not as many predictions as rows of gold, or a row without references.
         """
-        distinct, counts = np.unique(self.checked_rows(gold, predicted), axis=0, return_counts=True)
+        distinct, counts = np.unique(self.compute_rows(gold, predicted), axis=0, return_counts=True)
         return bootstrap_score(self.name, lambda weights: self.value(weights, distinct), counts, resamples, seed)
 
-    def value_of(self, gold: Gold, predicted: Sequence[str]) -> float:
+    def compute(self, gold: Gold, predicted: Sequence[str]) -> float:
         """The score alone."""
-        rows = self.checked_rows(gold, predicted)
+        rows = self.compute_rows(gold, predicted)
         return float(self.value(np.ones((1, len(rows))), rows)[0])
 
     def standard_error(self, gold: Gold, predicted: Sequence[str], value: float) -> float:
         """Of the score ``value``: how far it moves by chance, by few resamples; exact for accuracy."""
         if self is accuracy:
             return math.sqrt(value * (1 - value) / len(gold))
-        distinct, counts = np.unique(self.checked_rows(gold, predicted), axis=0, return_counts=True)
+        distinct, counts = np.unique(self.compute_rows(gold, predicted), axis=0, return_counts=True)
         return float(
             np.concatenate([self.value(weights, distinct) for weights in draw_resamples(counts, 200, 0)]).std()
         )
 
-    def checked_rows(self, gold: Gold, predicted: Sequence[str]) -> Floats:
+    def compute_rows(self, gold: Gold, predicted: Sequence[str]) -> Floats:
         """``rows``, if they can be made; raises as a call."""
         check_lengths(gold, predicted, "rows of references" if self.kind == "generation" else "gold labels")
         for position, row in enumerate(gold if self.kind == "generation" else ()):
@@ -98,24 +98,24 @@ class Metric:
         )
 
 
-def mean_of(
+def mean_metric(
     name: str,
     kind: Kind | None,
     heading: str,
-    each: Callable[[Gold, Sequence[str]], list[float]],
+    score_each: Callable[[Gold, Sequence[str]], list[float]],
     limits: tuple[float, float] = (0.0, 1.0),
     digits: int = 3,
 ) -> Metric:
-    """A metric that is the mean of what ``each`` gives for every example."""
+    """A metric that is the mean of what ``score_each`` gives for every example."""
 
     def rows(gold: Gold, predicted: Sequence[str]) -> Floats:
-        return np.array(each(gold, predicted), dtype=np.float64)[:, None]
+        return np.array(score_each(gold, predicted), dtype=np.float64)[:, None]
 
     def value(weights: Floats, rows: Floats) -> Floats:
         means: Floats = weights @ rows[:, 0] / weights.sum(axis=1)
         return means
 
-    return Metric(name, kind, heading, limits, rows, value, each, digits)
+    return Metric(name, kind, heading, limits, rows, value, score_each, digits)
 
 
 def _right(gold: Gold, predicted: Sequence[str]) -> list[float]:
@@ -248,13 +248,13 @@ def _rouge_l(references: Gold, predicted: Sequence[str]) -> list[float]:
 
 _SHARE, _POINTS = (0.0, 1.0), (0.0, 100.0)
 
-accuracy = mean_of("accuracy", "classification", "Accuracy", _right)
+accuracy = mean_metric("accuracy", "classification", "Accuracy", _right)
 macro_f1 = Metric("macro_f1", "classification", "Macro-F1", _SHARE, _label_pairs, _macro_f1, _right)
-exact_match = mean_of("exact_match", "generation", "Exact match", _exact)
-token_f1 = mean_of("token_f1", "generation", "Token F1", _token_f1)
+exact_match = mean_metric("exact_match", "generation", "Exact match", _exact)
+token_f1 = mean_metric("token_f1", "generation", "Token F1", _token_f1)
 chrf = Metric("chrf", "generation", "chrF", _POINTS, _chrf_counts, _chrf, _chrf_of_each, digits=1)
 bleu = Metric("bleu", "generation", "BLEU", _POINTS, _bleu_counts, _bleu, _bleu_of_each, digits=1)
-rouge_l = mean_of("rouge_l", "generation", "ROUGE-L", _rouge_l, _POINTS, digits=1)
+rouge_l = mean_metric("rouge_l", "generation", "ROUGE-L", _rouge_l, _POINTS, digits=1)
 
 METRICS = {one.name: one for one in (accuracy, macro_f1, exact_match, token_f1, chrf, bleu, rouge_l)}
 
@@ -298,7 +298,7 @@ def check_metric_name(kind: Kind, name: str) -> None:
 def score_runs(metric: str, gold: Sequence[Any], runs: Sequence[Sequence[str]]) -> RunScores:
     """``runs``: the label or completion that each seed gave, in the order of ``gold``, labels or references."""
     known = METRICS[metric]
-    return RunScores(np.stack([known.checked_rows(gold, predicted) for predicted in runs]), known.value)
+    return RunScores(np.stack([known.compute_rows(gold, predicted) for predicted in runs]), known.value)
 
 
 def metric_digits(name: str) -> int:

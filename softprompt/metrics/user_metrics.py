@@ -18,7 +18,7 @@ import numpy as np
 
 from softprompt.errors import ConfigError, DataError, SoftpromptError
 from softprompt.metrics.bootstrap import Floats
-from softprompt.metrics.registry import IMPORT_PATH, METRICS, Gold, Metric, mean_of
+from softprompt.metrics.registry import IMPORT_PATH, METRICS, Gold, Metric, mean_metric
 
 Scorer = Callable[[Any, Any], float]
 _Function = TypeVar("_Function", bound=Scorer)
@@ -96,13 +96,13 @@ def make_metric(name: str, function: Scorer) -> Metric:
         except Exception as error:  # whatever the user's own code raises
             raise DataError(f"metric '{name}' failed: {type(error).__name__}: {error}") from error
 
-    def each(gold: Gold, predicted: Sequence[str]) -> list[float]:
+    def score_each(gold: Gold, predicted: Sequence[str]) -> list[float]:
         pairs = zip(predicted, map(_reference, gold), strict=True)
         return [call([one], [other]) if of_all else call(one, other) for one, other in pairs]
 
     of_all = _PARAMETERS[parameters]
     if not of_all:
-        return mean_of(name, None, heading, each, (low, high), digits)
+        return mean_metric(name, None, heading, score_each, (low, high), digits)
     place_of: dict[tuple[str, Any], int] = {}  # what rows stand for: equal examples are one row
     known: list[tuple[str, Any]] = []
 
@@ -123,7 +123,7 @@ def make_metric(name: str, function: Scorer) -> Metric:
             found.append(call([one for one, _ in drawn], [_reference(other) for _, other in drawn]))
         return np.array(found)
 
-    return Metric(name, None, heading, (low, high), rows, value, each, digits)
+    return Metric(name, None, heading, (low, high), rows, value, score_each, digits)
 
 
 def _reference(gold: Any) -> Any:

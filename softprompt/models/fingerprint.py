@@ -36,7 +36,7 @@ def tokenizer_sha256(tokenizer: Any, frame: SpecialTokens) -> str:
         {
             "vocab": tokenizer.get_vocab(),
             "bos": frame.bos,
-            **({"back": frame.back, "start": frame.start} if frame.start else {}),
+            **({"back": frame.suffix, "start": frame.decoder_start} if frame.decoder_start else {}),
             "eos": tokenizer.eos_token_id,
             "example": tokenizer("A test: 123,\n\tnaïve.", add_special_tokens=False).input_ids,
         }

@@ -78,7 +78,7 @@ class FrozenLM:
             tokenizer,
             self.vocabulary_size,
             name,
-            (*self.special_tokens.bos, *self.special_tokens.back, *self.special_tokens.start),
+            (*self.special_tokens.bos, *self.special_tokens.suffix, *self.special_tokens.decoder_start),
         )
         try:
             if lasting:

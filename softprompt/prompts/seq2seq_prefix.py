@@ -75,7 +75,7 @@ class GrowingAnswers:
         self._prefix, self._which = prefix, batch.which
         self._encoded, self._mask = prefix.encoded(batch)
         self._cache: Any = EncoderDecoderCache(DynamicCache(), DynamicCache())
-        start = torch.tensor(prefix.base.special_tokens.start, device=prefix.base.device)
+        start = torch.tensor(prefix.base.special_tokens.decoder_start, device=prefix.base.device)
         self.last = self._read(start.expand(len(batch.which), -1))
 
     def keep(self, rows: Tensor) -> None:
@@ -162,22 +162,22 @@ def keys_and_values_of_words(base: FrozenLM, virtual_tokens: Tensor) -> PromptSt
         return base.embed(torch.tensor(ids, dtype=torch.long, device=base.device))
 
     in_encoder, in_decoder = Watch(), Watch()
-    empty = torch.cat([embedded(*frame.bos), tokens, embedded(*frame.back)])
+    empty = torch.cat([embedded(*frame.bos), tokens, embedded(*frame.suffix)])
     encoded = encode(base.model, empty[None], prompt=in_encoder)
-    answer = torch.cat([embedded(*frame.start), tokens])[None]
+    answer = torch.cat([embedded(*frame.decoder_start), tokens])[None]
     # some decoders scale the embeddings that they are given
     as_ids, as_given = (
         decode(base.model, encoded, None, **start)
         for start in (
-            {"input_ids": torch.tensor([frame.start], device=base.device)},
-            {"inputs_embeds": embedded(*frame.start)[None]},
+            {"input_ids": torch.tensor([frame.decoder_start], device=base.device)},
+            {"inputs_embeds": embedded(*frame.decoder_start)[None]},
         )
     )
     if not torch.allclose(as_ids, as_given, rtol=1e-2, atol=1e-2):
         answer = answer / base.embedding_scale
     decode(base.model, encoded, None, inputs_embeds=answer, prompt=in_decoder)
     seen = [(one, len(frame.bos)) for one in in_encoder.seen_by(modules.encoder)]
-    seen += [(one, len(frame.start)) for one in in_decoder.seen_by(modules.decoder)]
+    seen += [(one, len(frame.decoder_start)) for one in in_decoder.seen_by(modules.decoder)]
     pairs = [torch.cat([one.key, one.value])[:, :, first : first + len(tokens)] for one, first in seen]
     return PromptState("key_values", tuple(pair.float().clone() for pair in pairs))
 

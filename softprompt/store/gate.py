@@ -97,7 +97,7 @@ class Verdict:
             f"{value:.{digits}f}"
             for value in (self.before, self.now, self.difference.difference, self.difference.low, self.difference.high)
         )
-        words = self.drawn.words("given") if self.drawn else ""
+        words = self.drawn.describe("given") if self.drawn else ""
         sample = f" ({words})" if words else ""
         return (
             f"{self.metric} {now} against {before}, difference {difference} [{low}, {high}], p {self.p_value:.2g}, "
@@ -167,7 +167,7 @@ def judge_answers(examples: Sequence[Example], before: Evaluation, now: Evaluati
     p_value = paired_difference(
         scores["now"], scores["before"], values["now"] + config.tolerance, values["before"]
     ).p_value
-    was, score = (METRICS[metric].each(now.gold, words) for words in (old, new))
+    was, score = (METRICS[metric].score_each(now.gold, words) for words in (old, new))
     lost = [
         LostExample(
             index, examples[index].text, _expected(examples[index]), old[index], new[index], was[index] - score[index]

@@ -51,7 +51,7 @@ class KnownRows:
     learned: int
     chosen: int
 
-    def words(self, split: str) -> str:
+    def describe(self, split: str) -> str:
         """A sentence, or nothing where it knows none of them."""
         found = [
             f"{count:,} of {self.looked_at:,} {describe_rows(split)} stand in {what}"

@@ -93,27 +93,27 @@ class StepTimer(CallbackList):
         super().on_train_begin(first_step, steps, learned, frozen)
 
     def on_step_end(self, step: int, loss: float, learning_rate: float, examples_per_second: float) -> None:
-        self._reached(step, keep=step % KEEP_EVERY == 0)
+        self._describe_evaluation(step, keep=step % KEEP_EVERY == 0)
         super().on_step_end(step, loss, learning_rate, examples_per_second)
 
     def on_evaluate(self, step: int, metric: str, value: float, loss: float, best: bool) -> None:
-        self._reached(step, keep=True)
+        self._describe_evaluation(step, keep=True)
         super().on_evaluate(step, metric, value, loss, best)
 
-    def _reached(self, step: int, *, keep: bool) -> None:
+    def _describe_evaluation(self, step: int, *, keep: bool) -> None:
         self._seconds[step] = time.perf_counter() - self._zero
         if keep and self._path is not None:
             write_file(self._path, json.dumps(seal(self._seconds)).encode())
 
 
-def _reached(metric: str, value: float, loss: float) -> str:
+def _describe_evaluation(metric: str, value: float, loss: float) -> str:
     """What an evaluation gave: the metric and the loss; the loss once where it is the metric itself."""
     if metric.startswith(LOSS_ITSELF):
         return f"validation {metric.removeprefix('negative ')} {loss:.4f}"
     return f"validation {metric} {value:.4f}  loss {loss:.4f}"
 
 
-class _Pace:
+class _ProgressMeter:
     """Smoothed loss and speed, and the time left; the clock starts when it is made."""
 
     def __init__(self, first_step: int = 0, steps: int = 0) -> None:
@@ -139,10 +139,10 @@ class ProgressPrinter(Callback):
 
     def __init__(self, stream: TextIO | None = None, every: int = 20) -> None:
         self._stream, self._every = stream or sys.stderr, every
-        self._pace = _Pace()
+        self._pace = _ProgressMeter()
 
     def on_train_begin(self, first_step: int, steps: int, learned: int, frozen: int) -> None:
-        self._pace = _Pace(first_step, steps)
+        self._pace = _ProgressMeter(first_step, steps)
         self.on_message(f"learning {learned:,} parameters; {frozen:,} stay frozen")
 
     def on_step_end(self, step: int, loss: float, learning_rate: float, examples_per_second: float) -> None:
@@ -156,7 +156,7 @@ class ProgressPrinter(Callback):
 
     def on_evaluate(self, step: int, metric: str, value: float, loss: float, best: bool) -> None:
         mark = "  (best so far)" if best else ""
-        self.on_message(f"step {step}  {_reached(metric, value, loss)}{mark}")
+        self.on_message(f"step {step}  {_describe_evaluation(metric, value, loss)}{mark}")
 
     def on_message(self, text: str) -> None:
         print(printable(text, ERROR_CHARACTERS), file=self._stream, flush=True)
@@ -183,11 +183,11 @@ class ProgressBar(Callback):
             console=self._console,
             transient=True,
         )
-        self._pace = _Pace()
+        self._pace = _ProgressMeter()
         self._row: Any = None
 
     def on_train_begin(self, first_step: int, steps: int, learned: int, frozen: int) -> None:
-        self._pace = _Pace(first_step, steps)
+        self._pace = _ProgressMeter(first_step, steps)
         self.on_message(f"learning {learned:,} parameters; {frozen:,} stay frozen")
         if self._row is not None:
             self._progress.remove_task(self._row)
@@ -208,9 +208,9 @@ class ProgressBar(Callback):
 
     def on_evaluate(self, step: int, metric: str, value: float, loss: float, best: bool) -> None:
         mark = " (best so far)" if best else ""
-        shown_now = _reached(metric, value, loss).partition("  ")[0]
+        shown_now = _describe_evaluation(metric, value, loss).partition("  ")[0]
         self._progress.update(self._row, metric=f"{shown_now}  ")
-        self.on_message(f"step {step}  {_reached(metric, value, loss)}{mark}")
+        self.on_message(f"step {step}  {_describe_evaluation(metric, value, loss)}{mark}")
 
     def on_message(self, text: str) -> None:
         self._console.print(printable(text, ERROR_CHARACTERS), markup=False, highlight=False)

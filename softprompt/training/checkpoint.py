@@ -20,7 +20,7 @@ CHECKPOINT_FILE, LOCK_FILE = "checkpoint.safetensors", ".lock"
 
 
 @dataclass(frozen=True)
-class Saved:
+class SavedCheckpoint:
     """A checkpoint that was read.
 
     Attributes:
@@ -81,7 +81,7 @@ class Checkpoint:
         return self
 
     def __exit__(self, *_: object) -> None:
-        # nothing to remove after ``place``; a folder that holds a checkpoint stays
+        # nothing to remove after ``publish``; a folder that holds a checkpoint stays
         with suppress(OSError):
             (self.folder / LOCK_FILE).unlink()
             self.folder.rmdir()
@@ -121,7 +121,7 @@ class Checkpoint:
         """Whether a run was left unfinished here."""
         return not self._ignored and self._path.exists()
 
-    def load(self) -> Saved | None:
+    def load(self) -> SavedCheckpoint | None:
         """Read the checkpoint, or ``None`` if there is none.
 
         Raises:
@@ -138,7 +138,7 @@ class Checkpoint:
             raise TrainingError(
                 f"the checkpoint '{self._path}' is damaged: {error}; start again with --restart"
             ) from error
-        saved = Saved(learners, str(identity.get("processes", ALONE)), tensors)
+        saved = SavedCheckpoint(learners, str(identity.get("processes", ALONE)), tensors)
         # JSON turns tuples into lists, so both sides are compared as JSON
         expected = json.loads(json.dumps(self.identity))
         if saved.processes != expected.get("processes", str(ALONE)):
@@ -154,14 +154,14 @@ class Checkpoint:
         return saved
 
     def stage(self) -> Path:
-        """A new folder within the run's, to write in what ``place`` shall put in place."""
+        """A new folder within the run's, to write in what ``publish`` shall put in place."""
         staged = self.folder / "finished"
         with map_write_errors(self.folder):
             shutil.rmtree(staged, ignore_errors=True)
             staged.mkdir()
         return staged
 
-    def place(self, finished: Path, out: Path, *working: str) -> None:
+    def publish(self, finished: Path, out: Path, *working: str) -> None:
         """Turn the run's folder into ``out``, with the content of ``finished``, which lies in it.
 
         ``working``: files of the run that go with the checkpoint.
@@ -189,7 +189,7 @@ class Checkpoint:
             (out / name).unlink(missing_ok=True)
 
 
-def load_for_all(checkpoint: Checkpoint | None, processes: Processes) -> Saved | None:
+def load_for_all(checkpoint: Checkpoint | None, processes: Processes) -> SavedCheckpoint | None:
     """The checkpoint that the main process reads, in all of them; the others are given none. Raises as ``load``."""
     saved = checkpoint.load() if checkpoint is not None else None
     if processes.size == 1:
@@ -198,7 +198,7 @@ def load_for_all(checkpoint: Checkpoint | None, processes: Processes) -> Saved |
     if facts is None:
         return None
     learners, written_by = facts
-    return Saved(learners, written_by, processes.tensors_of_main({} if saved is None else saved._tensors))
+    return SavedCheckpoint(learners, written_by, processes.tensors_of_main({} if saved is None else saved._tensors))
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

@@ -41,7 +41,7 @@ class DataLoader(Protocol):
 
     def batch(self, step: int) -> list[Sequence[EncodedSequence]]: ...
 
-    def go_to(self, position: Mapping[str, Any] | None) -> None:
+    def seek(self, position: Mapping[str, Any] | None) -> None:
         """Stand where ``position`` was taken."""
         ...
 
@@ -59,7 +59,7 @@ class InMemoryLoader:
     def batch(self, step: int) -> list[Sequence[EncodedSequence]]:
         return [self._examples[index] for index in self._order.batch(step)]
 
-    def go_to(self, position: Mapping[str, Any] | None) -> None:
+    def seek(self, position: Mapping[str, Any] | None) -> None:
         """The step says it all."""
 
 
@@ -88,10 +88,10 @@ class StreamingLoader:
             self._next_block()
         return [(self._items[index],) for index in self._batches[step - self._begun["first_step"]]]
 
-    def go_to(self, position: Mapping[str, Any] | None) -> None:
+    def seek(self, position: Mapping[str, Any] | None) -> None:
         if position is None:
             return
-        self._rows.go_to(position["rows"])
+        self._rows.seek(position["rows"])
         self.truncated = position["truncated"]
         if not self._read_block(dict(position)):
             raise DataError(f"'{self._source}' has fewer rows than when the run was left: start again with --restart")

@@ -20,14 +20,14 @@ from softprompt.training.checkpoint import Checkpoint
 from softprompt.training.loop import TrainingResult, train_together
 from softprompt.training.multitask import check_names, train_multitask
 from softprompt.training.training_run import (
-    announce,
-    best_prompt,
-    finish,
-    limited,
+    build_prompt,
+    evaluate_prompt,
+    limit_length,
     open_run,
-    roomy,
-    say_sampled,
-    with_metrics,
+    report_data_notes,
+    report_validation_sample,
+    reserve_answer_room,
+    save_run_result,
 )
 from softprompt.utils.files import expand_user
 
@@ -85,7 +85,7 @@ def fit(
         ConfigError, DataError, TemplateError, OutputError, PromptFileError, TrainingError: one line that says what
             to do.
     """
-    configs, processes = configs_of(config, settings), base.processes
+    configs, processes = resolve_configs(config, settings), base.processes
     first = next(iter(configs.values()))
     # the others learn and score with it, and neither say nor write anything
     callback = callback if callback is not None and processes.is_main else Callback()
@@ -93,7 +93,7 @@ def fit(
     identity: dict[str, Any] = {}
     if isinstance(task, Mapping):
         _check_several(base, task, configs, ensemble, example, teachers or {})
-        tasks = {name: limited(one, first) for name, one in task.items()}
+        tasks = {name: limit_length(one, first) for name, one in task.items()}
         states = {name: teacher.state for name, teacher in (teachers or {}).items()}
         taught = {name: state.digest for name, state in states.items()}
         identity = {"distillation": distillation, "teachers": taught}
@@ -106,15 +106,15 @@ def fit(
         run = open_run(out, base, tasks, configs, resume=resume, restart=restart, callback=callback, **identity)
     with run as checkpoint:
         for one in tasks.values():
-            announce(base, one, max(config.length for config in configs.values()), callback)
-            say_sampled(one, first, callback)
+            report_data_notes(base, one, max(config.length for config in configs.values()), callback)
+            report_validation_sample(one, first, callback)
         learned = (
             _learn_tasks(base, tasks, first, states, distillation, callback, checkpoint)
             if isinstance(task, Mapping)
             else _learn_prompts(base, tasks[""], configs, ensemble, example, callback, checkpoint)
         )
         prompts = {
-            name: with_metrics(prompt, base, tasks[name], evaluate_test=evaluate_test)
+            name: evaluate_prompt(prompt, base, tasks[name], evaluate_test=evaluate_test)
             for name, (prompt, _) in learned.items()
         }
         if out is not None and checkpoint is not None:
@@ -123,7 +123,7 @@ def fit(
     return prompts if isinstance(task, Mapping) else prompts[""]
 
 
-def configs_of(
+def resolve_configs(
     config: TrainConfig | Mapping[str, TrainConfig] | None, settings: Mapping[str, Any]
 ) -> dict[str, TrainConfig]:
     """By name, each with the single settings in place of its own."""
@@ -140,11 +140,11 @@ Learned: TypeAlias = dict[str, tuple[Prompt, TrainingResult]]
 def _prepare(base: FrozenLM, task: Task, configs: Mapping[str, TrainConfig]) -> tuple[Task, dict[str, TrainConfig]]:
     """Task and settings with the lengths that go together, and with the versions that references mean now."""
     first = next(iter(configs.values()))
-    task = roomy(base, limited(task, first))
+    task = reserve_answer_room(base, limit_length(task, first))
     if "max_length" not in first.model_fields_set:
         longest = {"max_length": task.spec.max_length}
         configs = {name: config.model_copy(update=longest) for name, config in configs.items()}
-    return task, {name: _started_from_a_version(config) for name, config in configs.items()}
+    return task, {name: _pin_version(config) for name, config in configs.items()}
 
 
 def _learn_prompts(
@@ -157,7 +157,7 @@ def _learn_prompts(
     checkpoint: Checkpoint | None,
 ) -> Learned:
     outcomes = train_together(base, task, configs, callback, checkpoint)
-    prompt = best_prompt(base, task, configs, outcomes, ensemble=ensemble)
+    prompt = build_prompt(base, task, configs, outcomes, ensemble=ensemble)
     if example is not None:
         prompt = replace(prompt, training={**prompt.training, "example": example})
     return {"": (prompt, outcomes[0])}
@@ -178,7 +178,7 @@ def _learn_tasks(
     told = {"tasks": list(tasks), "teachers": sorted(teachers), "distillation": distillation}
     learned = {}
     for name, task in tasks.items():
-        prompt = best_prompt(base, task, {"": config}, [outcomes[name]], ensemble=False)
+        prompt = build_prompt(base, task, {"": config}, [outcomes[name]], ensemble=False)
         learned[name] = replace(prompt, method=METHOD, training={**prompt.training, **told}), outcomes[name]
     return learned
 
@@ -193,8 +193,8 @@ def _save(
     """All of the prompts appear at once, or none; of one task, ``out`` itself is its folder."""
     finished = checkpoint.stage() / out.name
     for name, prompt in prompts.items():
-        finish(prompt, finished / name, outcomes[name], checkpoint.folder, processes)
-    checkpoint.place(finished, out)
+        save_run_result(prompt, finished / name, outcomes[name], checkpoint.folder, processes)
+    checkpoint.publish(finished, out)
 
 
 def _check_several(
@@ -228,7 +228,7 @@ def _check_ensemble_and_example(
         raise ConfigError("an example is a text, expected a template that uses it: leave the example out")
 
 
-def _started_from_a_version(config: TrainConfig) -> TrainConfig:
+def _pin_version(config: TrainConfig) -> TrainConfig:
     """With the version that ``prompt:NAME@ALIAS`` means now: the parent of a prompt must not move with an alias."""
     name, colon, place = config.init.partition(":")
     return (

@@ -31,7 +31,7 @@ def checkpoint_gradients(base: FrozenLM, enabled: bool = True) -> Iterator[None]
     layers = _layers(base)
     originals = [vars(layer).get("forward") for layer in layers]
     for layer in layers:
-        layer.forward = _recomputed(layer.forward)
+        layer.forward = _checkpoint_layer(layer.forward)
     try:
         with forgetful():
             yield
@@ -51,7 +51,7 @@ def _layers(base: FrozenLM) -> list[Any]:
     return layers
 
 
-def _recomputed(forward: Callable[..., Any]) -> Callable[..., Any]:
+def _checkpoint_layer(forward: Callable[..., Any]) -> Callable[..., Any]:
     from torch.utils.checkpoint import checkpoint
     from transformers import Cache
 

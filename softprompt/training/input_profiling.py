@@ -31,12 +31,12 @@ TEXTS = 2000  # rows whose tokens are counted, at most
 STATES = 400  # rows that are read for their hidden states, at most: a forward pass each
 
 
-def rare_tokens(ids: Sequence[int], known: frozenset[int]) -> int:
+def count_rare_tokens(ids: Sequence[int], known: frozenset[int]) -> int:
     """How many of a text's tokens are not among those known."""
     return sum(one not in known for one in ids)
 
 
-def profile_of(
+def profile_inputs(
     base: FrozenLM,
     spec: TaskSpec,
     states: Sequence[PromptState],
@@ -52,18 +52,18 @@ def profile_of(
     if not rows:
         return None
     encoder = ExampleEncoder(base, spec, max(state.length for state in states))
-    learned = encoder.text_ids(sample_examples(task.train, TEXTS))
+    learned = encoder.encode_texts(sample_examples(task.train, TEXTS))
     counts = Counter(token for ids in learned for token in ids)
     # the order decides between tokens that are as frequent
     frequent = sorted(counts, key=lambda token: (-counts[token], token))[:FREQUENT]
-    known, texts = frozenset(frequent), encoder.text_ids(rows)
+    known, texts = frozenset(frequent), encoder.encode_texts(rows)
     answered = [one for one in predictions if one.probabilities]
-    hidden, size = hidden_states(base, spec, states, sample_examples(rows, STATES))
+    hidden, size = compute_hidden_states(base, spec, states, sample_examples(rows, STATES))
     return InputProfile(
         examples=len(rows),
         frequent=encode_ids(frequent),
         lengths=Distribution.of([len(ids) for ids in texts]),
-        rare=TokenShare.of([rare_tokens(ids, known) for ids in texts], [len(ids) for ids in texts]),
+        rare=TokenShare.of([count_rare_tokens(ids, known) for ids in texts], [len(ids) for ids in texts]),
         labels=_label_counts(spec, answered),
         confidence=Distribution.of([max((one.probabilities or {}).values()) for one in answered]) if answered else None,
         hidden=HiddenProfile.of(hidden, size) if len(hidden) >= 3 and np.isfinite(hidden).all() else None,
@@ -71,7 +71,7 @@ def profile_of(
 
 
 @torch.no_grad()
-def hidden_states(
+def compute_hidden_states(
     base: FrozenLM, spec: TaskSpec, states: Sequence[PromptState], examples: Sequence[Example]
 ) -> tuple[Floats, int]:
     """Chosen coordinates ``[n, K]`` of the last hidden state where the answer to each example begins, and its size.

@@ -149,7 +149,7 @@ class Learner:
         """The prompt as it would be saved now."""
         raise NotImplementedError
 
-    def keep(self, candidate: PromptState | None) -> None:
+    def record_best(self, candidate: PromptState | None) -> None:
         """Have it as the best so far."""
         assert candidate is not None
         self.best = candidate
@@ -179,7 +179,7 @@ class Learner:
         """Whether no step comes behind this one, whatever the evaluation says."""
         return step == self.config.steps
 
-    def ending(self) -> str | None:
+    def describe_stop(self) -> str | None:
         """What to say where an evaluation has just ended the run early."""
         if self.progress.step >= self.config.steps or not self.progress.stopped_early:
             return None

@@ -23,11 +23,11 @@ from softprompt.prompts.methods.method_registry import check_method
 from softprompt.prompts.prefix import make_prefix
 from softprompt.prompts.state import PromptState
 from softprompt.training.callbacks import Callback
-from softprompt.training.checkpoint import Checkpoint, Saved, load_for_all
+from softprompt.training.checkpoint import Checkpoint, SavedCheckpoint, load_for_all
 from softprompt.training.gradient_checkpointing import checkpoint_gradients
 from softprompt.training.initialization import check_init, check_init_fits
 from softprompt.training.learner import Learner, PromptLearner
-from softprompt.training.training_objective import ForwardPass, TrainingObjective, labels
+from softprompt.training.training_objective import ForwardPass, TrainingObjective, make_task_objective
 
 # what prompts that learn together have in common: these decide when something happens, or for how many at once
 SHARED = (
@@ -74,7 +74,7 @@ class TrainingResult:
     failed: bool
 
 
-class Pace(NamedTuple):
+class Throughput(NamedTuple):
     """Of this process's part of a run, all learners together."""
 
     seconds: float
@@ -126,14 +126,16 @@ def train_together(
         check_init_fits(config.init, task.spec)
     if objective is None:
         check_trainable(task)
-        objective = labels(base, task, configs.values())
+        objective = make_task_objective(base, task, configs.values())
     learners = []
     for name, config in configs.items():
         start = objective.starts.get(config.length)
         learner = PromptLearner(base, task, config, name, objective.reference, start)
         learner.loader, learner.validation = objective.loader(config), objective.validations[config.length]
         learners.append(learner)
-    for note in dict.fromkeys(note for one in configs.values() for note in objective.encoders[one.length].cut_notes()):
+    for note in dict.fromkeys(
+        note for one in configs.values() for note in objective.encoders[one.length].truncation_notes()
+    ):
         callback.on_message(note)
     pace = run_training(base, learners, objective, callback, checkpoint)
     return [training_result(one, objective.encoders[one.config.length].truncated, pace) for one in learners]
@@ -145,7 +147,7 @@ def run_training(
     objective: TrainingObjective,
     callback: Callback,
     checkpoint: Checkpoint | None = None,
-) -> Pace:
+) -> Throughput:
     """The training loop: forward passes, gradients, clipping, steps, evaluations, checkpoints, early stops.
 
     Args:
@@ -190,16 +192,16 @@ def run_training(
             callback.on_step_end(step, sum(loss for _, loss in good) / max(len(good), 1), rate, speed)
             for learner, loss in good:
                 if (text := learner.record_step(loss)) is not None:
-                    callback.on_message(_named(text, learner))
+                    callback.on_message(_prefix_name(text, learner))
             due = [one for one, _ in good if one.is_last(step) or step % config.eval_every == 0]
             _evaluate(base, due, learners, callback, checkpoint)
             if checkpoint is not None and all(learner.done for learner in learners):
                 checkpoint.save(learners)
     seconds = time.perf_counter() - began
-    return Pace(seconds, seen / seconds if seconds else 0.0)
+    return Throughput(seconds, seen / seconds if seconds else 0.0)
 
 
-def training_result(learner: Learner, truncated: int, pace: Pace, learned: int | None = None) -> TrainingResult:
+def training_result(learner: Learner, truncated: int, pace: Throughput, learned: int | None = None) -> TrainingResult:
     """What a learner gave. ``truncated``: texts that its encoder has cut."""
     progress = learner.progress
     return TrainingResult(
@@ -235,7 +237,7 @@ def check_together(configs: Mapping[str, TrainConfig], *, sharded: bool = False)
                 )
 
 
-def check_there(task: Task) -> None:
+def check_splits(task: Task) -> None:
     """Raise DataError unless there are training and validation examples."""
     source = task.splits.source
     if not task.train:
@@ -249,7 +251,7 @@ def check_there(task: Task) -> None:
 
 def check_trainable(task: Task) -> None:
     """Raise DataError unless there are training examples, of more than one label, and validation examples."""
-    check_there(task)
+    check_splits(task)
     source = task.splits.source
     if task.spec.kind == "classification" and len({example.label for example in task.train}) == 1:
         raise DataError(
@@ -264,10 +266,10 @@ def _resume(base: FrozenLM, learners: Sequence[Learner], callback: Callback, che
     if saved is not None:
         for index, learner in enumerate(learners):
             learner.restore(*saved.learner(index))
-        callback.on_message(f"resumed at step {saved.step}{_elsewhere(saved, base)}")
+        callback.on_message(f"resumed at step {saved.step}{_describe_processes(saved, base)}")
     for learner in learners:
         base.processes.copy_main(learner.learned_tensors())
-        learner.loader.go_to(learner.progress.stream)
+        learner.loader.seek(learner.progress.stream)
     return max(learner.progress.step for learner in learners)
 
 
@@ -331,15 +333,15 @@ def _evaluate(
             _give_up(learner, "validation loss", learners, callback, checkpoint)
             continue
         step, patience = progress.step, learner.config.patience
-        improved = progress.record_evaluation(step, value, loss, validation.error(value), patience)
+        improved = progress.record_evaluation(step, value, loss, validation.standard_error(value), patience)
         if improved:
-            learner.keep(candidate)
+            learner.record_best(candidate)
         if base.processes.size > 1 or any("processes" in record for record in progress.history):
             progress.history[-1]["processes"] = base.processes.size
         metric = f"{validation.metric} of {learner.name}" if learner.name else validation.metric
         callback.on_evaluate(step, metric, value, loss, improved)
-        if (text := learner.ending()) is not None:
-            callback.on_message(_named(text, learner))
+        if (text := learner.describe_stop()) is not None:
+            callback.on_message(_prefix_name(text, learner))
 
 
 def _give_up(
@@ -356,18 +358,18 @@ def _give_up(
     step = learner.progress.step + (what == "training loss")
     told = f"the {what}{of} is not a number at step {step} (rate {learner.rate:.2g})"
     if not all(other.progress.failed for other in learners):
-        return callback.on_message(_named(f"{told}: it ends here", learner))
+        return callback.on_message(_prefix_name(f"{told}: it ends here", learner))
     kept = ""
     if checkpoint is not None and (saved := checkpoint.load()) is not None:
         kept = f"; the last good checkpoint (step {saved.step}) is kept in '{checkpoint.folder}'"
     raise TrainingError(f"{told}{kept}: start again with {learner.advice}, or with --dtype float32")
 
 
-def _elsewhere(saved: Saved, base: FrozenLM) -> str:
+def _describe_processes(saved: SavedCheckpoint, base: FrozenLM) -> str:
     """What to say where a run goes on over another number of processes."""
     now = str(base.processes)
     return "" if saved.processes == now else f" over {now} where it was {saved.processes}: from here equal to rounding"
 
 
-def _named(text: str, learner: Learner) -> str:
+def _prefix_name(text: str, learner: Learner) -> str:
     return f"{learner.name}: {text}" if learner.name else text

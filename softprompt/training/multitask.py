@@ -176,7 +176,7 @@ def train_multitask(
     ]
     for learner in learners:
         learner.partners = learners
-        for note in learner.encoder.cut_notes():
+        for note in learner.encoder.truncation_notes():
             callback.on_message(f"{learner.name}: {note}")
     losses = MultitaskLosses(base, learners, teachers or {}, distillation)
     objective = TrainingObjective(losses.count, losses.losses)

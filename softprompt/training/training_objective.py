@@ -1,6 +1,6 @@
 """What a run learns from: the items of each example, their losses, the validation that chooses the best step.
 
-The training loop knows no more of it than this. ``labels`` is the lesson of a task's own labels or outputs;
+The training loop knows no more of it than this. ``make_task_objective`` is that of a task's own labels or outputs;
 distillation has another, the distributions of a teacher (distillation_loss.py).
 """
 
@@ -77,24 +77,24 @@ class TrainingObjective:
         return InMemoryLoader(self.examples[config.length], config) if self.streamed is None else self.streamed(config)
 
 
-def labels(base: FrozenLM, task: Task, configs: Iterable[TrainConfig]) -> TrainingObjective:
+def make_task_objective(base: FrozenLM, task: Task, configs: Iterable[TrainConfig]) -> TrainingObjective:
     """A task's own labels or outputs; raises TemplateError or DataError."""
     configs = list(configs)
-    by_length = encoders(base, task.spec, [config.length for config in configs])
+    by_length = make_encoders(base, task.spec, [config.length for config in configs])
     objective = Objective(base, next(iter(by_length.values())).verbalizer)
     stream = task.splits.stream
     return TrainingObjective(
         objective.count,
         lambda step: Losses(objective.losses(step.prefix, step.batch)),
         by_length,
-        shared(by_length, lambda one: [(item,) for item in one.training_items(() if stream else task.train)]),
+        map_encoders(by_length, lambda one: [(item,) for item in one.training_items(() if stream else task.train)]),
         # tokenised, and counted where cut, once
-        shared(by_length, lambda one: Validation(task, one, objective, configs[0])),
+        map_encoders(by_length, lambda one: Validation(task, one, objective, configs[0])),
         streamed=None if stream is None else lambda config: StreamingLoader(stream, by_length[config.length], config),
     )
 
 
-def encoders(base: FrozenLM, spec: TaskSpec, lengths: Iterable[int]) -> dict[int, ExampleEncoder]:
+def make_encoders(base: FrozenLM, spec: TaskSpec, lengths: Iterable[int]) -> dict[int, ExampleEncoder]:
     """An encoder for each prompt length; lengths that cut texts alike share theirs."""
     by_limit: dict[int, ExampleEncoder] = {}
     by_length: dict[int, ExampleEncoder] = {}
@@ -106,7 +106,7 @@ def encoders(base: FrozenLM, spec: TaskSpec, lengths: Iterable[int]) -> dict[int
     return by_length
 
 
-def shared(by_length: Mapping[int, ExampleEncoder], make: Callable[[ExampleEncoder], Made]) -> dict[int, Made]:
+def map_encoders(by_length: Mapping[int, ExampleEncoder], make: Callable[[ExampleEncoder], Made]) -> dict[int, Made]:
     """What ``make`` gives for the encoder of each length, made once for each encoder."""
     made = {id(encoder): make(encoder) for encoder in {id(one): one for one in by_length.values()}.values()}
     return {length: made[id(encoder)] for length, encoder in by_length.items()}

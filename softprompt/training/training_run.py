@@ -29,7 +29,7 @@ from softprompt.store.input_profile import PROFILE_FILE
 from softprompt.store.learned_rows import ROWS_FILE, LearnedRows, read_learned
 from softprompt.training.callbacks import Callback
 from softprompt.training.checkpoint import Checkpoint
-from softprompt.training.input_profiling import profile_of
+from softprompt.training.input_profiling import profile_inputs
 from softprompt.training.loop import TrainingResult
 from softprompt.utils.files import check_free
 
@@ -37,14 +37,14 @@ from softprompt.utils.files import check_free
 TEST_LIMIT = {"classification": 5000, "generation": 100}
 
 
-def limited(task: Task, config: TrainConfig) -> Task:
+def limit_length(task: Task, config: TrainConfig) -> Task:
     """The task with the length limit that ``config`` sets, if it sets one."""
     if "max_length" not in config.model_fields_set:
         return task
     return replace(task, spec=replace(task.spec, max_length=config.max_length))
 
 
-def roomy(base: FrozenLM, task: Task) -> Task:
+def reserve_answer_room(base: FrozenLM, task: Task) -> Task:
     """The task with room for the longest of its references, where that is more than completions have anyway."""
     if task.spec.kind == "classification" or task.spec.max_new_tokens is not None:
         return task
@@ -52,7 +52,9 @@ def roomy(base: FrozenLM, task: Task) -> Task:
     return task.with_room(room) if room > ANSWER_ROOM else task
 
 
-def announce(base: FrozenLM, task: Task, length: int, callback: Callback, max_new_tokens: int | None = None) -> None:
+def report_data_notes(
+    base: FrozenLM, task: Task, length: int, callback: Callback, max_new_tokens: int | None = None
+) -> None:
     """Pass on what there is to know of the data; raise TemplateError if ``length`` virtual tokens leave no room."""
     for note in task.splits.notes:
         callback.on_message(note)
@@ -61,10 +63,10 @@ def announce(base: FrozenLM, task: Task, length: int, callback: Callback, max_ne
         ExampleEncoder(base, task.spec, length, max_new_tokens or room_for(base, task.spec))
 
 
-def say_sampled(task: Task, config: TrainConfig, callback: Callback) -> None:
+def report_validation_sample(task: Task, config: TrainConfig, callback: Callback) -> None:
     """Pass on that the step is chosen on a sample of the validation rows, where it is."""
     whole = len(task.validation)
-    if words := Subsample(min(whole, config.validation_limit), whole).words("validation"):
+    if words := Subsample(min(whole, config.validation_limit), whole).describe("validation"):
         callback.on_message(f"while learning, validation is measured {words} (setting validation_limit)")
 
 
@@ -73,7 +75,7 @@ def run_folder(out: Path) -> Path:
     return out.with_name(f"{out.name}.run")
 
 
-def check_out(out: Path, *, resume: bool = False, restart: bool = False) -> None:
+def check_output(out: Path, *, resume: bool = False, restart: bool = False) -> None:
     """Raise OutputError if ``out`` cannot be written, is being trained to, or has an unfinished run left in doubt.
 
     ConfigError if the run is to be kept and dropped at once.
@@ -93,7 +95,7 @@ def check_out(out: Path, *, resume: bool = False, restart: bool = False) -> None
             )
 
 
-def data_facts(task: Task) -> dict[str, Any]:
+def describe_data(task: Task) -> dict[str, Any]:
     """Source, fingerprint and sizes of a task's data."""
     sizes = {"train": len(task.train), "validation": len(task.validation), "test": len(task.test)}
     streamed = task.splits.stream is not None
@@ -126,8 +128,8 @@ def open_run(
     callback: Callback,
     **more: Any,
 ) -> Checkpoint:
-    """The checkpoint of the run for ``out``, which knows what the run is; raises as ``check_out``."""
-    check_out(out, resume=resume, restart=restart)
+    """The checkpoint of the run for ``out``, which knows what the run is; raises as ``check_output``."""
+    check_output(out, resume=resume, restart=restart)
     run = run_folder(out)
     identity = {
         "settings": _plain({name: config.model_dump() for name, config in configs.items()}),
@@ -152,7 +154,7 @@ def _plain(by_name: dict[str, Any]) -> Any:
     return by_name[""] if set(by_name) == {""} else by_name
 
 
-def best_prompt(
+def build_prompt(
     base: FrozenLM,
     task: Task,
     configs: Mapping[str, TrainConfig],
@@ -199,7 +201,7 @@ def best_prompt(
             "alarmed": outcome.alarmed,
             **({"chosen": name, "population": population} if len(ran) > 1 else {}),
         },
-        data=data_facts(task),
+        data=describe_data(task),
         seed=config.seed,
         versions=library_versions(),
         parent=config.init.removeprefix("prompt:") if config.init.startswith("prompt:") else None,
@@ -207,27 +209,27 @@ def best_prompt(
     )
 
 
-def with_metrics(prompt: Prompt, base: FrozenLM, task: Task, *, evaluate_test: bool) -> Prompt:
+def evaluate_prompt(prompt: Prompt, base: FrozenLM, task: Task, *, evaluate_test: bool) -> Prompt:
     """The prompt with what it reaches on validation, and on test if wanted, and with a profile of validation."""
     predictor = Predictor(base, prompt.spec, prompt.states)
     limit = TEST_LIMIT[prompt.spec.kind]
     splits: Mapping[str, tuple[Example, ...]] = {"validation": task.validation, "test": task.test}
     scored = {
-        name: score_sample(predictor, examples, limit, of=task.splits.drawn_from.get(name))
+        name: score_sample(predictor, examples, limit, of=task.splits.sampled_from.get(name))
         for name, examples in splits.items()
         if examples and (name == "validation" or evaluate_test)
     }
     answered = scored["validation"].predictions if "validation" in scored else ()
     metrics = {name: evaluation.to_dict() for name, evaluation in scored.items()}
-    return with_records(replace(prompt, metrics=metrics), base, task, answered)
+    return attach_records(replace(prompt, metrics=metrics), base, task, answered)
 
 
-def with_records(prompt: Prompt, base: FrozenLM, task: Task, answered: Sequence[Prediction]) -> Prompt:
+def attach_records(prompt: Prompt, base: FrozenLM, task: Task, answered: Sequence[Prediction]) -> Prompt:
     """The prompt with a profile of the validation rows, some of which it ``answered``, and with what it learned from.
 
     An older profile goes. What it learned from stays as it is where ``task`` has other data.
     """
-    profile = profile_of(base, prompt.spec, prompt.states, task, answered)
+    profile = profile_inputs(base, prompt.spec, prompt.states, task, answered)
     files = {name: text for name, text in prompt.extra_files.items() if name != PROFILE_FILE}
     if profile is not None:
         files[PROFILE_FILE] = profile.to_bytes().decode()
@@ -247,7 +249,9 @@ def _rows_read(training: Mapping[str, Any]) -> int:
     return int(-(-training.get("steps_made", 0) * batch // block) * block)
 
 
-def finish(prompt: Prompt, out: Path, outcome: TrainingResult, run: Path, processes: Processes = ALONE) -> None:
+def save_run_result(
+    prompt: Prompt, out: Path, outcome: TrainingResult, run: Path, processes: Processes = ALONE
+) -> None:
     """Save the prompt of a run, with a record of it; raises OutputError, the unfinished run being kept."""
     # kept apart from the manifest, whose bytes do not depend on the clock
     record = {

@@ -31,7 +31,7 @@ class Validator(Protocol):
         """The metric, more being better, and the loss (nats)."""
         ...
 
-    def error(self, value: float) -> float:
+    def standard_error(self, value: float) -> float:
         """Values of the metric that are no further apart cannot be told apart: the loss decides between them."""
         ...
 
@@ -58,9 +58,9 @@ class Validation:
             return -loss, loss
         scores = self._objective.label_log_probabilities(prefix, self._items, learning=True)
         self._latest = likeliest_labels(scores, self._spec)
-        return value_and_loss(scores, self._examples, self._spec)
+        return score_labels(scores, self._examples, self._spec)
 
-    def error(self, value: float) -> float:
+    def standard_error(self, value: float) -> float:
         """The standard error of the latest score; none where the metric is the loss itself."""
         if self._objective.verbalizer is None:
             return 0.0
@@ -72,7 +72,7 @@ def validation_examples(task: Task, limit: int) -> list[Example]:
     return list(sample_examples(task.validation, limit))
 
 
-def value_and_loss(scores: Tensor, examples: Sequence[Example], spec: TaskSpec) -> tuple[float, float]:
+def score_labels(scores: Tensor, examples: Sequence[Example], spec: TaskSpec) -> tuple[float, float]:
     """Of log-probabilities ``[examples, C]``: the task's metric of the likeliest labels, and the mean loss (nats).
 
     Both are NaN where a score is: the likeliest label of such a row would be the first, whatever it is.
@@ -82,7 +82,7 @@ def value_and_loss(scores: Tensor, examples: Sequence[Example], spec: TaskSpec) 
     if scores.isnan().any():
         return math.nan, math.nan
     labels = [str(example.label) for example in examples]
-    return choose_metric(spec.kind, spec.metric).value_of(labels, likeliest_labels(scores, spec)), loss
+    return choose_metric(spec.kind, spec.metric).compute(labels, likeliest_labels(scores, spec)), loss
 
 
 def likeliest_labels(scores: Tensor, spec: TaskSpec) -> list[str]:

@@ -22,7 +22,7 @@ from softprompt.inference.predictor import Predictor
 from softprompt.metrics.scores import Speed
 from softprompt.report.pages.distillation_page import make_distillation_document
 from softprompt.store.prompt_loading import load_prompt
-from softprompt.training.distillation.distillation_records import Distilled
+from softprompt.training.distillation.distillation_records import DistillationReport
 from softprompt.training.distillation.fidelity import UncachedTeacher, break_even
 from softprompt.training.distillation.teacher import Teacher
 
@@ -96,7 +96,7 @@ class TestTheCommand:
         for name in ("student_speed", "teacher_speed", "read_speed"):
             assert found[name]["p50_ms"] > 0
             assert found[name]["examples_per_second"] > 0
-        assert Distilled.model_validate_json((tmp_path / "p" / "distillation.json").read_text()).length == 4
+        assert DistillationReport.model_validate_json((tmp_path / "p" / "distillation.json").read_text()).length == 4
 
     def test_what_it_learned_can_be_inspected(self, place: Path, tmp_path: Path) -> None:
         """Its data are known again, though it used a part of them; what it has not is said."""
@@ -244,7 +244,7 @@ class TestBreakEven:
             "against_cached": break_even(60, speed(20, 97), speed(20, 100)),
             "against_read": break_even(60, speed(50, 20), speed(20, 100)),
         }
-        lines = told_lines(make_distillation_document({"": Distilled.model_validate(facts)}, Path("p")))
+        lines = told_lines(make_distillation_document({"": DistillationReport.model_validate(facts)}, Path("p")))
         (read,) = [line for line in lines if line.startswith("teacher, read with every request")]
         assert read.split()[-4:] == ["2,000", "requests", "1,500", "requests"]
         (cached,) = [line for line in lines if line.startswith("teacher, its prefix cached")]

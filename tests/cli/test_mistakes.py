@@ -228,7 +228,7 @@ class TestMultitask:
         assert train(place, tmp_path / "other", "--seed", "1").code == 0
         out, before = tmp_path / "m", f"a={place}/prompt"
         with monkeypatch.context() as patch:
-            patch.setattr("softprompt.training.checkpoint.Checkpoint.place", full)
+            patch.setattr("softprompt.training.checkpoint.Checkpoint.publish", full)
             assert self.tasks(place, out, "--teacher", before).code == 2
         done = self.tasks(place, out, "--resume", "--teacher", f"a={tmp_path}/other")
         refused(done, "m.run' is another one (a was '", before_loading=False)

@@ -149,7 +149,7 @@ class TestRoom:
     def test_texts_are_cut_within_what_stands_around_them(self) -> None:
         base = tiny_base("bart")
         encoder = ExampleEncoder(base, TaskSpec("generation", "{{ text }}:"), 4)
-        (ids,) = encoder.inputs([Example("the film is great " * CONTEXT)])
+        (ids,) = encoder.encode_inputs([Example("the film is great " * CONTEXT)])
         assert len(ids) + len(base.bos_ids) + 4 == CONTEXT
         assert ids[-2:] == (*tokens(base, ":"), base.tokenizer.eos_token_id)
         assert encoder.truncated == 1

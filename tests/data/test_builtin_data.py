@@ -44,7 +44,7 @@ def test_duplicates_are_dropped_and_contradictions_altogether() -> None:
         Example("So so", "positive"),
         Example("bad film", "negative"),
     ]
-    assert list(builtin_data._deduplicated(rows)) == [rows[0], rows[4]]
+    assert list(builtin_data._drop_duplicates(rows)) == [rows[0], rows[4]]
 
 
 def test_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:

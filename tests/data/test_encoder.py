@@ -88,18 +88,18 @@ class TestItems:
 
     def test_an_empty_template_is_an_error(self) -> None:
         with pytest.raises(TemplateError, match="the template gives an empty text for an example"):
-            encoder(classification("{{ text | trim }}")).text_ids([Example("a"), Example("  ")])
+            encoder(classification("{{ text | trim }}")).encode_texts([Example("a"), Example("  ")])
 
     @pytest.mark.parametrize("family", ["llama", "bart"])
     def test_question_items_ask_once_at_the_end(self, family: str) -> None:
         made = encoder(classification(), family=family)
         examples = [Example("the cat"), Example("a")]
         asked = made.question_items(examples)
-        assert [item.ids for item in asked] == made.inputs(examples)
+        assert [item.ids for item in asked] == made.encode_inputs(examples)
         for item in asked:
             read = item.decoder_ids or item.ids
             assert (item.positions, item.targets) == ((len(read) - 1,), ())
-            assert item.decoder_ids == made.base.special_tokens.start
+            assert item.decoder_ids == made.base.special_tokens.decoder_start
 
     @pytest.mark.parametrize(("family", "answer_room", "around"), [("llama", 20, 21), ("bart", 20, 1)])
     def test_spare_is_what_prompt_text_and_answer_leave(self, family: str, answer_room: int, around: int) -> None:
@@ -113,7 +113,7 @@ class TestTruncation:
     def test_only_the_text_is_cut_and_counted(self) -> None:
         made = encoder(classification("Review: {{ text }}\nIs it {{ other }}?", max_length=30))
         examples = [Example(words, columns={"other": "good"}) for words in ("a cat", "the film is great " * 40, "so")]
-        cut = made.text_ids(examples)
+        cut = made.encode_texts(examples)
         assert made.truncated == 1
         assert text_of(cut[0]) == "Review: a cat\nIs it good?"
         head, tail = "Review: ", "\nIs it good?"
@@ -122,7 +122,7 @@ class TestTruncation:
         assert text.endswith(tail)
         assert examples[1].text.startswith(text[len(head) : -len(tail)])
         assert 28 <= len(cut[1]) <= 30
-        made.text_ids(examples)
+        made.encode_texts(examples)
         assert made.truncated == 2
 
     def test_the_label_is_never_cut(self) -> None:
@@ -152,11 +152,11 @@ class TestTruncation:
         with pytest.raises(
             TemplateError, match=r"fill the limit of 10 tokens and leave no room for the text: shorten them"
         ):
-            made.text_ids([Example("a cat", columns={"other": "the story is good " * 5})])
+            made.encode_texts([Example("a cat", columns={"other": "the story is good " * 5})])
 
     def test_a_template_that_repeats_the_text_cuts_each_of_them(self) -> None:
         made = encoder(classification("{{ text }}; {{ text }}:", max_length=16))
-        (ids,) = made.text_ids([Example("the film is great " * 10)])
+        (ids,) = made.encode_texts([Example("the film is great " * 10)])
         first, _, second = text_of(ids).removesuffix(":").partition("; ")
         assert first.startswith("the film")
         assert first.strip() == second.strip()
@@ -182,7 +182,7 @@ class TestTruncation:
 
     def test_a_tokenizer_without_offsets_cuts_by_characters(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(PreTrainedTokenizerFast, "is_fast", False)
-        (ids,) = encoder(classification(max_length=20)).text_ids([Example("the film is great " * 40)])
+        (ids,) = encoder(classification(max_length=20)).encode_texts([Example("the film is great " * 40)])
         assert 15 <= len(ids) <= 20
         assert text_of(ids).endswith("\nLabel:")
 
@@ -196,38 +196,38 @@ class TestSpecialTokens:
         special = set(tiny_tokenizer(family).all_special_ids)
         for template in ("{{ text }}\nLabel:", "{{ text | upper | lower }} {{ other }}:"):
             made = encoder(classification(template), family=family)
-            (ids,) = made.text_ids([example])
+            (ids,) = made.encode_texts([example])
             assert not special & set(ids)
             assert text_of(ids) == made.spec.compiled.render(example)
             assert not special & set(made.training_items([example])[0].ids)
 
     def test_those_in_the_template_are_special(self) -> None:
         made = encoder(classification(f"{EOS}user: {{{{ text }}}}{EOS}model:"))
-        (ids,) = made.text_ids([Example(self.TEXT)])
+        (ids,) = made.encode_texts([Example(self.TEXT)])
         end = tiny_tokenizer("llama").eos_token_id
         middle = plain_ids_of(f"user: {self.TEXT}")
         assert list(ids) == [end, *middle, end, *plain_ids_of("model:")]
 
     def test_those_in_the_template_survive_cutting_and_those_in_the_data_do_not_appear(self) -> None:
         made = encoder(classification(f"{EOS}{{{{ text }}}}{EOS}:", max_length=20))
-        (ids,) = made.text_ids([Example(f"{EOS} " * 50)])
+        (ids,) = made.encode_texts([Example(f"{EOS} " * 50)])
         end = tiny_tokenizer("llama").eos_token_id
         assert len(ids) <= 20
         assert [place for place, token in enumerate(ids) if token == end] == [0, len(ids) - 2]
 
     def test_a_field_whose_end_was_cut_off_by_a_filter_is_still_data(self) -> None:
         made = encoder(classification(f"{EOS}{{{{ text|truncate(8, true, '', 0) }}}}"))
-        (ids,) = made.text_ids([Example(f"a {EOS} film and more")])
+        (ids,) = made.encode_texts([Example(f"a {EOS} film and more")])
         assert text_of(ids) == f"{EOS}a {EOS} "
         assert ids.count(tiny_tokenizer("llama").eos_token_id) == 1
 
     def test_a_beginning_that_is_written_twice_is_told(self) -> None:
         doubled = ExampleEncoder(tiny_base("llama"), classification(f"{BOS}{{{{ text }}}}"), 0)
-        assert doubled.text_ids([Example("a")])[0][0] == tiny_base("llama").bos_ids[0]
-        (note,) = doubled.cut_notes()
+        assert doubled.encode_texts([Example("a")])[0][0] == tiny_base("llama").bos_ids[0]
+        (note,) = doubled.truncation_notes()
         assert note.startswith(f"the template begins with {BOS}, which stands in front of every prompt anyway")
         for family, template in (("llama", f"{{{{ text }}}}{BOS}"), ("qwen3", f"{BOS}{{{{ text }}}}")):
-            assert ExampleEncoder(tiny_base(family), classification(template), 0).cut_notes() == []
+            assert ExampleEncoder(tiny_base(family), classification(template), 0).truncation_notes() == []
 
     def test_of_two_special_tokens_that_begin_alike_the_longer_is_taken(self) -> None:
         tokenizer = PreTrainedTokenizerFast(
@@ -240,10 +240,10 @@ class TestSpecialTokens:
         model = tiny_model("llama")
         spec = classification("<|im|>user{{ text }}<|im|>")
         with pytest.raises(TemplateError, match=r"spells '<.im.>user', token 321, .* no embedding.* below 320"):
-            ExampleEncoder(FrozenLM(model, tokenizer, "x"), spec, 0).text_ids([Example("a")])
+            ExampleEncoder(FrozenLM(model, tokenizer, "x"), spec, 0).encode_texts([Example("a")])
         model.resize_token_embeddings(VOCABULARY + 2)
         base = FrozenLM(model, tokenizer, "x")
-        (ids,) = ExampleEncoder(base, spec, 0).text_ids([Example("a")])
+        (ids,) = ExampleEncoder(base, spec, 0).encode_texts([Example("a")])
         assert tokenizer.convert_ids_to_tokens(list(ids)) == ["<|im|>user", "a", "<|im|>"]
 
 

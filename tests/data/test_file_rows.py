@@ -14,7 +14,7 @@ from helpers.tiny_models import save_tiny, tiny_base
 from softprompt.cli.option_values import task_settings
 from softprompt.data.examples import Columns, Example, unlabelled_example
 from softprompt.data.splits import Splits, read_examples, read_splits
-from softprompt.data.streaming import read_streamed
+from softprompt.data.streaming import stream_splits
 from softprompt.data.task import Task, TaskSpec
 from softprompt.data.templates.template import Template
 from softprompt.errors import DataError, TemplateError
@@ -127,11 +127,11 @@ class TestOneReader:
         assert [(one.label, one.columns["cell"]) for one in whole.train] == [
             (r["label"], r["cell"]) for r in self.rows()
         ]
-        streamed, hub = read_streamed(tmp_path / "d"), read_splits(f"hf:{tmp_path / 'd'}")
+        streamed, hub = stream_splits(tmp_path / "d"), read_splits(f"hf:{tmp_path / 'd'}")
         assert streamed.stream is not None
         assert tuple(streamed.stream.open().read(1000)) == hub.train == whole.train
         assert streamed.validation == hub.validation == whole.validation
-        assert read_streamed(f"hf:{tmp_path / 'd'}").test == whole.test
+        assert stream_splits(f"hf:{tmp_path / 'd'}").test == whole.test
 
     def test_names_of_classes_in_parquet_are_read_everywhere(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -148,7 +148,7 @@ class TestOneReader:
         folder, hub, streamed = (
             read_splits(tmp_path / "d"),
             read_splits(f"hf:{tmp_path / 'd'}"),
-            read_streamed(tmp_path / "d"),
+            stream_splits(tmp_path / "d"),
         )
         assert [one.label for one in folder.train] == ["bad", "good"] * 10
         assert folder.train == hub.train == streamed.train
@@ -199,7 +199,7 @@ class TestBadRows:
         left = [f"film {n}" for n in range(100) if n not in (6, 31, 77, 50, 60)]
         assert sorted(one.text for one in splits["all"]) == sorted(left)
         assert splits.notes[0].startswith("Left out: 5 of 100 rows cannot be used: ")
-        streamed = read_streamed(self.file(tmp_path), bad_rows="skip")
+        streamed = stream_splits(self.file(tmp_path), bad_rows="skip")
         assert sorted(one.text for one in (*streamed.train, *streamed.validation, *streamed.test)) == sorted(left)
 
     def test_a_name_that_stands_twice_in_a_row_is_told(self, tmp_path: Path) -> None:

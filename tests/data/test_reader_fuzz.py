@@ -231,7 +231,7 @@ def streamed(path: Path, pieces: random.Random) -> list[Example]:
         found += some
         position = json.loads(json.dumps(rows.position))
         rows = stream.open()
-        rows.go_to(position)
+        rows.seek(position)
     return found
 
 

@@ -205,7 +205,7 @@ class TestSample:
         assert len(set(sample_examples(examples, 4, seed=2))) == 4
 
     def test_is_said(self) -> None:
-        assert Subsample(5000, 8600).words("test") == "on a sample of 5,000 of 8,600 test rows, seed 0"
-        assert Subsample(10, 10).words("test") == ""
+        assert Subsample(5000, 8600).describe("test") == "on a sample of 5,000 of 8,600 test rows, seed 0"
+        assert Subsample(10, 10).describe("test") == ""
         assert Subsample(3, 10, 4).to_dict() == {"sample": {"rows": 3, "of": 10, "seed": 4}}
         assert Subsample(10, 10).to_dict() == {}

@@ -14,13 +14,13 @@ from helpers.tiny_models import save_tiny, tiny_base
 from softprompt.config import TrainConfig
 from softprompt.data.examples import Example
 from softprompt.data.splits import Splits, read_splits
-from softprompt.data.streaming import read_streamed
+from softprompt.data.streaming import stream_splits
 from softprompt.data.task import Task
 from softprompt.errors import DataError
 from softprompt.store.prompt_loading import load_prompt
 from softprompt.training.data_loader import StreamingLoader
 from softprompt.training.fit import fit
-from softprompt.training.training_objective import encoders
+from softprompt.training.training_objective import make_encoders
 
 pytest.importorskip("datasets")
 
@@ -38,7 +38,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def task_of(source: Path | str) -> Task:
-    return Task.of(read_streamed(source), template=TEMPLATE)
+    return Task.of(stream_splits(source), template=TEMPLATE)
 
 
 def as_parquet(folder: Path, target: Path) -> Path:
@@ -56,7 +56,7 @@ def feed_of(task: Task, **settings: Any) -> StreamingLoader:
     config = TrainConfig.build(**{**SETTINGS, **settings})
     assert task.splits.stream is not None
     return StreamingLoader(
-        task.splits.stream, encoders(tiny_base("llama"), task.spec, [config.length])[config.length], config
+        task.splits.stream, make_encoders(tiny_base("llama"), task.spec, [config.length])[config.length], config
     )
 
 
@@ -70,23 +70,23 @@ def batches_of(feed: StreamingLoader, steps: range) -> list[list[tuple[int, ...]
 
 class TestReading:
     def test_splits_are_those_of_the_folder(self, folder: Path) -> None:
-        splits = read_streamed(folder)
+        splits = stream_splits(folder)
         whole = reviews(train=70)
         assert (splits.train, splits.validation, splits.test) == (whole.train, whole.validation, whole.test)
         assert splits.stream is not None
         assert splits.stream.open().read(1000) == list(whole.train)
 
     def test_formats_are_alike(self, folder: Path, tmp_path: Path) -> None:
-        parquet = read_streamed(as_parquet(folder, tmp_path / "parquet"))
-        hub = read_streamed(f"hf:{folder}")
-        assert parquet.train == hub.train == read_streamed(folder).train
+        parquet = stream_splits(as_parquet(folder, tmp_path / "parquet"))
+        hub = stream_splits(f"hf:{folder}")
+        assert parquet.train == hub.train == stream_splits(folder).train
         assert parquet.validation == hub.validation
 
     def test_one_file_is_split_as_without_streaming(self, tmp_path: Path) -> None:
         """A file sorted by label but for its first rows: the rows set aside are of both halves, and not trained on."""
         rows = [Example(f"film {n}", "ab"[n % 2 if n < 100 else n >= 1500]) for n in range(3000)]
         path = write_data(tmp_path / "d", Splits(tuple(rows), (), (), "here", ())) / "train.jsonl"
-        splits = read_streamed(path)
+        splits = stream_splits(path)
         assert 240 < len(splits.validation) < 360  # four standard deviations of a binomial around 300
         assert 0.4 < sum(one.label == "a" for one in splits.validation) / len(splits.validation) < 0.6
         plain = read_splits(path)
@@ -98,11 +98,11 @@ class TestReading:
         assert list(splits.train) == left[:1000]
         stream.rewind()
         assert stream.read(3) == left[:3]
-        assert read_streamed(path).validation == splits.validation != read_streamed(path, seed=1).validation
+        assert stream_splits(path).validation == splits.validation != stream_splits(path, seed=1).validation
         assert any("set aside for validation, and as many for test" in note for note in splits.notes)
         more = [*rows, *(Example(f"more {n}", "ab"[n % 2]) for n in range(500))]
         random.Random(0).shuffle(more)
-        again = read_streamed(write_data(tmp_path / "e", Splits(tuple(more), (), (), "here", ())) / "train.jsonl")
+        again = stream_splits(write_data(tmp_path / "e", Splits(tuple(more), (), (), "here", ())) / "train.jsonl")
         assert again.stream is not None
         assert {one for one in again.stream.open().read(5000) if one.text.startswith("film")} == set(left)
 
@@ -110,11 +110,11 @@ class TestReading:
         """Sorted by label, as the first rows would be of one."""
         rows = tuple(Example(f"film {n}", "ab"[n >= 6000]) for n in range(12_000))
         write_data(tmp_path / "d", Splits(reviews(train=70).train, rows, rows[:6100], "here", ()))
-        splits = read_streamed(tmp_path / "d")
+        splits = stream_splits(tmp_path / "d")
         assert len(splits.validation) == len(splits.test) == 5000
         assert 0.47 < sum(one.label == "a" for one in splits.validation) / 5000 < 0.53
         assert "5,000 of 12,000 validation rows were drawn." in splits.notes
-        assert splits.drawn_from == {"validation": 12_000, "test": 6100}
+        assert splits.sampled_from == {"validation": 12_000, "test": 6100}
         assert list(splits.test) == sorted(splits.test, key=rows.index)
 
     def test_goes_on_from_any_row(self, folder: Path, tmp_path: Path) -> None:
@@ -129,7 +129,7 @@ class TestReading:
                     writer.writerows(rows)
             tables.append(tmp_path / ending)
         for source in (folder, as_parquet(folder, tmp_path / "parquet"), *tables):
-            stream = read_streamed(source).stream
+            stream = stream_splits(source).stream
             assert stream is not None
             whole = stream.open().read(100)
             for place in (0, 1, 8, 9, 10, 69, 70):
@@ -138,7 +138,7 @@ class TestReading:
                 position = json.loads(json.dumps(rows.position))
                 rows.read(100)  # a file of tables is closed at its end
                 other = stream.open()
-                other.go_to(position)
+                other.seek(position)
                 assert other.read(100) == whole[place:]
 
     @pytest.mark.parametrize(
@@ -156,18 +156,18 @@ class TestReading:
     def test_mistakes(self, tmp_path: Path, text: str, words: str) -> None:
         (tmp_path / "d.jsonl").write_text(text)
         with pytest.raises(DataError) as caught:
-            read_streamed(tmp_path / "d.jsonl")
+            stream_splits(tmp_path / "d.jsonl")
         assert words in str(caught.value)
 
     def test_mistaken_places(self, tmp_path: Path) -> None:
         with pytest.raises(DataError, match="found none"):
-            read_streamed(tmp_path / "nowhere")
+            stream_splits(tmp_path / "nowhere")
         (tmp_path / "d.txt").write_text("")
         with pytest.raises(DataError, match=r"expected a file ending in .jsonl, .json, .csv, .tsv, .parquet"):
-            read_streamed(tmp_path / "d.txt")
+            stream_splits(tmp_path / "d.txt")
         write_data(tmp_path / "d", reviews(train=0))
         with pytest.raises(DataError, match="expected a train split"):
-            read_streamed(tmp_path / "d")
+            stream_splits(tmp_path / "d")
 
 
 class TestFeed:
@@ -175,7 +175,7 @@ class TestFeed:
         task = task_of(folder)
         feed = feed_of(task, shuffle_buffer=24)
         first, second = (flat(batches_of(feed, steps)) for steps in (range(3), range(3, 6)))
-        encoder = encoders(tiny_base("llama"), task.spec, [4])[4]
+        encoder = make_encoders(tiny_base("llama"), task.spec, [4])[4]
         rows = [item.ids for item in encoder.training_items(reviews(train=70).train)]
         assert first != rows[:24]
         assert sorted(first) == sorted(rows[:24])
@@ -196,7 +196,7 @@ class TestFeed:
             feed = feed_of(task)
             batches_of(feed, range(step + 1))
             other = feed_of(task)
-            other.go_to(json.loads(json.dumps(feed.position)))
+            other.seek(json.loads(json.dumps(feed.position)))
             assert batches_of(other, range(step, 20)) == whole[step:]
 
     def test_seeds_have_orders_of_their_own(self, folder: Path) -> None:
@@ -263,10 +263,10 @@ class TestTraining:
             assert (tmp_path / "p" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
 
     def test_other_rows_are_another_run(self, folder: Path) -> None:
-        before = read_streamed(folder).fingerprint
+        before = stream_splits(folder).fingerprint
         with (folder / "train.jsonl").open("a") as stream:
             stream.write('{"text": "more", "label": "good"}\n')
-        assert read_streamed(folder).fingerprint != before
+        assert stream_splits(folder).fingerprint != before
 
     def test_a_label_that_the_first_rows_do_not_have(self, tmp_path: Path) -> None:
         generator = random.Random(0)

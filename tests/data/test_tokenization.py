@@ -42,7 +42,7 @@ def filled(template: str, text: str) -> tuple[str, list[tuple[int, int]]]:
 def protected(tokenizer: Any, text: str, fields: list[tuple[int, int]]) -> list[int]:
     tokens = safe_tokenizer(tokenizer)
     ((_, seen),) = tokens._read([text])
-    return tokens._protected(text, fields, seen)
+    return tokens._encode_protected(text, fields, seen)
 
 
 def whole(tokenizer: Any, text: str) -> list[int]:
@@ -54,7 +54,7 @@ class TestTokens:
     def test_texts_without_marks_are_what_the_tokenizer_makes_of_the_whole(self, name: str) -> None:
         tokenizer, template = style(name), STYLES[name][1]
         rows = [filled(template, text) for text in PLAIN]
-        assert safe_tokenizer(tokenizer).batch(rows) == [whole(tokenizer, text) for text, _ in rows]
+        assert safe_tokenizer(tokenizer).encode_batch(rows) == [whole(tokenizer, text) for text, _ in rows]
 
     def test_the_protected_way_gives_the_same(self, name: str) -> None:
         tokenizer, template = style(name), STYLES[name][1]
@@ -70,19 +70,19 @@ class TestTokens:
         ]
         texts = [form(f"-{mark}-") for mark in marks for form in (str, lambda mark: f"- {mark} film{mark}", str.upper)]
         texts += [mark.translate({ord("<"): "\uff1c", ord(">"): "\uff1e"}) for mark in marks]
-        for row in tokens.batch([filled(template, text) for text in texts]):
+        for row in tokens.encode_batch([filled(template, text) for text in texts]):
             assert [one for one in row if one in marks.values() and one != unknown] == own
         for mark in marks:
             for cut in range(1, len(mark)):
                 for seam in (mark[:cut] + "{{ text }}", "{{ text }}" + mark[cut:]):
                     text = mark[cut:] if seam.endswith("{{ text }}") else mark[:cut]
-                    ids = tokens.ids(*filled(seam, text))
+                    ids = tokens.encode(*filled(seam, text))
                     assert not set(ids) & (set(marks.values()) - {unknown}), (seam, text)
 
     def test_what_a_field_spells_is_read_as_its_characters(self, name: str) -> None:
         tokenizer = style(name)
         for mark in safe_tokenizer(tokenizer).marks:
-            ids = safe_tokenizer(tokenizer).plain(f"x{mark}x")
+            ids = safe_tokenizer(tokenizer).encode_plain(f"x{mark}x")
             if tokenizer.unk_token_id not in ids:
                 assert tokenizer.decode(ids).replace(" ", "").lower() == f"x{mark}x".replace(" ", "").lower()
 
@@ -91,19 +91,19 @@ class TestTokens:
         marks = safe_tokenizer(tokenizer).marks
         for token_id, token in tokenizer.added_tokens_decoder.items():
             if str(token) not in marks:
-                assert token_id in safe_tokenizer(tokenizer).plain(f"a {token} b")
+                assert token_id in safe_tokenizer(tokenizer).encode_plain(f"a {token} b")
         assert ("<think>" in marks, "<tool>" in marks) == (name == "qwen", False)
 
 
 def test_many_texts_at_once_are_each_what_it_is_alone() -> None:
     tokenizer, template = style("phi3"), STYLES["phi3"][1]
     rows = [filled(template, "".join(text)) for text in itertools.product(PLAIN, ("<|end|>", ""))]
-    assert safe_tokenizer(tokenizer).batch(rows) == [safe_tokenizer(tokenizer).ids(*row) for row in rows]
+    assert safe_tokenizer(tokenizer).encode_batch(rows) == [safe_tokenizer(tokenizer).encode(*row) for row in rows]
 
 
 def test_a_tokenizer_is_let_go() -> None:
     tokenizer = STYLES["qwen"][0]()
-    assert safe_tokenizer(tokenizer).plain("a <|im_end|>")
+    assert safe_tokenizer(tokenizer).encode_plain("a <|im_end|>")
     gone = weakref.ref(tokenizer)
     del tokenizer
     gc.collect()
@@ -119,7 +119,9 @@ def test_words_that_are_not_known_are_no_mark_of_the_template() -> None:
     for text, fields in (filled("[INST]{{ text }}", "\u00e9 a"), filled("{{ text }}[INST]b", "a\u00e9")):
         assert whole(tokenizer, text).count(tokenizer.unk_token_id) == 1
         assert (
-            protected(tokenizer, text, fields) == safe_tokenizer(tokenizer).ids(text, fields) == whole(tokenizer, text)
+            protected(tokenizer, text, fields)
+            == safe_tokenizer(tokenizer).encode(text, fields)
+            == whole(tokenizer, text)
         )
 
 
@@ -128,7 +130,7 @@ def test_a_tokenizer_that_got_more_tokens_is_read_anew() -> None:
     assert "<new>" not in safe_tokenizer(tokenizer).marks
     tokenizer.add_tokens(["<new>"], special_tokens=True)
     assert "<new>" in safe_tokenizer(tokenizer).marks
-    assert tokenizer.convert_tokens_to_ids("<new>") not in safe_tokenizer(tokenizer).plain("a <new> b")
+    assert tokenizer.convert_tokens_to_ids("<new>") not in safe_tokenizer(tokenizer).encode_plain("a <new> b")
 
 
 def test_a_tokenizer_written_in_python_is_protected_too() -> None:
@@ -138,7 +140,7 @@ def test_a_tokenizer_written_in_python_is_protected_too() -> None:
     assert not tokenizer.is_fast
     tokens, end = safe_tokenizer(tokenizer), tokenizer.eos_token_id
     text, fields = filled("user: {{ text }}</s>model:", "a </s> b")
-    ids = tokens.ids(text, fields)
+    ids = tokens.encode(text, fields)
     assert ids == [
         *tokenizer("user: a ", add_special_tokens=False).input_ids,
         *(ord(one) + 3 for one in "</s>"),
@@ -147,7 +149,7 @@ def test_a_tokenizer_written_in_python_is_protected_too() -> None:
         *tokenizer("model:", add_special_tokens=False).input_ids,
     ]
     plain, fields = filled("user: {{ text }}</s>model:", "a good film")
-    assert tokens.ids(plain, fields) == whole(tokenizer, plain)
+    assert tokens.encode(plain, fields) == whole(tokenizer, plain)
 
 
 @pytest.mark.parametrize("name", [name for name in STYLES if name != "t5"])
@@ -162,7 +164,7 @@ def test_random_templates_and_texts(name: str) -> None:
         template = "".join(chance.sample(pieces, 4))
         given = "".join(chance.choices(signs, k=chance.randrange(5)))
         text, fields = filled(template, given)
-        ids = tokens.ids(text, fields)
+        ids = tokens.encode(text, fields)
         places = [(at, at + len(mark)) for mark in marks for at in range(len(text)) if text.startswith(mark, at)]
         own = [place for place in places if all(end <= place[0] or place[1] <= start for start, end in fields)]
         if own == places:

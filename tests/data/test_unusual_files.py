@@ -107,7 +107,7 @@ def test_prompts(tmp_path: Path, kind: str, count: int) -> None:
                 ends_well(*more) if more != ("pull",) else ends_well("pull", f"{store}#a@1", "--out", store / "out")
         ends_well("similar", tmp_path / "whole", "--store", folder)
         try:
-            found = FolderSource([str(folder)]).stock({})
+            found = FolderSource([str(folder)]).read_catalog({})
             assert found is not None
         except SoftpromptError:
             assert codes[-1] == 2

@@ -60,14 +60,16 @@ class TestWholeText:
 
     def test_of_a_template(self, name: str, turns: bool) -> None:
         spec, tokenizer = self.spec(name, turns), style(name)
-        found = ExampleEncoder(base_of(name), spec, 4).text_ids([Example(text) for text in TEXTS if "<" not in text])
+        found = ExampleEncoder(base_of(name), spec, 4).encode_texts(
+            [Example(text) for text in TEXTS if "<" not in text]
+        )
         assert [list(ids) for ids in found] == [whole(tokenizer, said(spec, text)) for text in TEXTS if "<" not in text]
 
     def test_of_a_text_and_its_answer(self, name: str, turns: bool) -> None:
         spec, tokenizer = self.spec(name, turns), style(name)
         encoder = ExampleEncoder(base_of(name), spec, 4)
         assert encoder.verbalizer is not None
-        (ids,) = encoder.text_ids([Example("a film")])
+        (ids,) = encoder.encode_texts([Example("a film")])
         for words, sequence in zip(("bad", "good"), encoder.verbalizer.sequences, strict=True):
             text = said(spec, "a film", spec.answer_separator + words)
             # where the tokenizer reads the end of the template alike with and without an answer behind it
@@ -89,7 +91,7 @@ class TestWholeText:
         encoder = Predictor(base, spec, state).encoder
         assert words_before([] if state is None else [state]) == encoder._behind
         for text in ("the film is good", "  great"):
-            (behind,) = encoder.text_ids([Example(text)])
+            (behind,) = encoder.encode_texts([Example(text)])
             expected = whole(tokenizer, GAP.join([*parts, said(spec, text)]))
             assert [*front, *behind] == expected
 
@@ -100,7 +102,7 @@ class TestWholeText:
         near = NearestShots(base, task, 2)
         example = Example("a great film")
         (front,) = near.in_front([example], [0])
-        (ids,) = near.encoder.text_ids([example])
+        (ids,) = near.encoder.encode_texts([example])
         answers = {"pos": f"{spec.answer_separator}good", "neg": f"{spec.answer_separator}bad"}
         (order,) = near.nearest([example])
         parts = [said(spec, SHOTS[index].text, answers[str(SHOTS[index].label)]) for index in reversed(order)]

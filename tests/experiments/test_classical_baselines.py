@@ -96,7 +96,7 @@ def last_hidden_state(base: FrozenLM, text: str) -> torch.Tensor:
     """Where the answer's first token is asked for, through the transformers model: ``[H]``."""
     ids = torch.tensor([base.tokenizer(text).input_ids])
     if base.architecture == "encoder-decoder":
-        start = torch.tensor([base.special_tokens.start])
+        start = torch.tensor([base.special_tokens.decoder_start])
         output = base.model(input_ids=ids, decoder_input_ids=start, output_hidden_states=True)
         return output.decoder_hidden_states[-1][0, -1]  # type: ignore[no-any-return]
     return base.model(input_ids=ids, output_hidden_states=True).hidden_states[-1][0, -1]  # type: ignore[no-any-return]

@@ -34,7 +34,7 @@ from softprompt.models.frozen_lm import FrozenLM
 from softprompt.models.loading import load_model
 from softprompt.prompts.prefix import make_prefix
 from softprompt.training.data_loader import BatchSampler
-from softprompt.training.validation import value_and_loss
+from softprompt.training.validation import score_labels
 from softprompt.utils.seals import unseal
 
 FAST: dict[str, Any] = {"steps": 40, "batch_size": 8, "eval_every": 20}
@@ -183,7 +183,7 @@ def test_the_best_evaluation_is_kept(method: Callable[..., FittedBaseline]) -> N
     assert best["loss"] == min(point["loss"] for point in found.curve if point["value"] >= highest - error)
     assert found.settings["best_step"] < 12
     scores = found.answers.label_log_probabilities(task.validation)
-    assert value_and_loss(scores, task.validation, task.spec) == pytest.approx((found.best_value, found.best_loss))
+    assert score_labels(scores, task.validation, task.spec) == pytest.approx((found.best_value, found.best_loss))
 
 
 @both

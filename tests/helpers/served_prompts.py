@@ -69,7 +69,7 @@ def alone(
     base: FrozenLM, served: Served, texts: Sequence[Example], generation: GenerationConfig | None = None
 ) -> list[Prediction]:
     """What a Predictor answers."""
-    spec = served.spec if generation is None else served.spec.in_words
+    spec = served.spec if generation is None else served.spec.as_generation
     predictor = Predictor(base, spec, served.states, generation)
     return sorted(predictor.predict(texts), key=lambda prediction: prediction.index)
 

@@ -133,7 +133,7 @@ class DirectEngine:
 
     def _read(self, predictor: Predictor, example: Example) -> Reading:
         before = predictor.truncated
-        (ids,) = predictor.encoder.inputs([example])
+        (ids,) = predictor.encoder.encode_inputs([example])
         return Reading(len(ids) + sum(state.length for state in predictor.states), predictor.truncated > before)
 
 

@@ -148,13 +148,13 @@ class TestCut:
             expected.append(end not in made.tolist())
         assert [one.at_limit for one in found.predictions] == expected
         assert found.to_dict()["cut"] == found.cut == sum(expected) > 0
-        assert found.cut_notes == [
+        assert found.truncation_notes == [
             f"{sum(expected)} of 30 completions were cut at the limit of tokens: --max-new-tokens gives more"
         ]
         assert [one.to_dict().get("cut", False) for one in found.predictions] == expected
         # train tells it at its end
         trained = replace(a_prompt(0), metrics={"test": found.to_dict()}, training={"best_step": 1, "steps_made": 1})
-        assert f"- test: {found.cut_notes[0]}" in told_lines(make_training_document({"": trained}, Path("p")))
+        assert f"- test: {found.truncation_notes[0]}" in told_lines(make_training_document({"": trained}, Path("p")))
 
     def test_there_is_room_for_the_longest_reference(self) -> None:
         base, spec = tiny_base("llama"), spec_of("generation")
@@ -187,7 +187,7 @@ class TestDecoding:
         )
         ids = [words.index(one) for one in ("ok", ",", "do", "n't", ".")]
         assert tokenizer.decode(ids) == "ok, don't."
-        assert safe_tokenizer(tokenizer).text(ids) == "ok , do n't ."
+        assert safe_tokenizer(tokenizer).decode(ids) == "ok , do n't ."
 
     def test_marks_are_never_spelled_though_the_file_does_not_call_them_special(self) -> None:
         from softprompt.analysis.diagnostics.tiny_models import make_family_tokenizer
@@ -197,4 +197,4 @@ class TestDecoding:
         tokenizer.add_tokens([AddedToken(name, special=False) for name in names])
         image, turn, table = tokenizer.convert_tokens_to_ids(names)
         ids = tokenizer("a film", add_special_tokens=False).input_ids
-        assert safe_tokenizer(tokenizer).text([image, *ids, turn, table, tokenizer.eos_token_id]) == "a film<table>"
+        assert safe_tokenizer(tokenizer).decode([image, *ids, turn, table, tokenizer.eos_token_id]) == "a film<table>"

@@ -97,7 +97,7 @@ class TestAgainstOthers:
         references, outputs = [[right, near], [near], [right], [near]], [near + " x", right, "?", right]
         expected = CHRF().corpus_score(outputs, self.streams(references)).score
         assert chrf(references, outputs).value == pytest.approx(expected, abs=1e-9)
-        for one, row, output in zip(chrf.each(references, outputs), references, outputs, strict=True):
+        for one, row, output in zip(chrf.score_each(references, outputs), references, outputs, strict=True):
             assert one == pytest.approx(CHRF().sentence_score(output, row).score, abs=1e-9)
 
     def test_chrf_interval_equals_resampling_rows_with_sacrebleu(self) -> None:
@@ -258,7 +258,7 @@ class TestTheStepIsChosenByWhatIsReported:
                 f1_score([labels[i] for i in one], [predicted[i] for i in one], average="macro", zero_division=0)
                 for one in draws
             ]
-            assert held.error(value) == pytest.approx(np.std(drawn), rel=0.25, abs=0.003)
+            assert held.standard_error(value) == pytest.approx(np.std(drawn), rel=0.25, abs=0.003)
 
     def test_a_run_keeps_the_step_that_is_reported(self) -> None:
         task = Task.of(reviews(), template=TEMPLATE, metric="macro_f1")

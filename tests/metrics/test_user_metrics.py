@@ -15,7 +15,7 @@ from softprompt.inference.evaluation import score
 from softprompt.inference.predictor import Prediction
 from softprompt.metrics.bootstrap import bootstrap_interval, resample_scores
 from softprompt.metrics.formatting import format_interval, format_metric, metric_heading, metric_limits
-from softprompt.metrics.registry import METRICS, choose_metric, mean_of, metrics_of_kind, score_runs
+from softprompt.metrics.registry import METRICS, choose_metric, mean_metric, metrics_of_kind, score_runs
 from softprompt.metrics.user_metrics import import_metric
 
 MODULE = """
@@ -74,14 +74,14 @@ class TestFunctions:
         found = metric(GOLD, PREDICTED)
         assert (found.value, found.n, found.metric) == (0.5, 4, "my_metrics:same_first_letter")
         assert (found.low, found.high) == (0.0, 1.0)
-        assert metric.each(GOLD, PREDICTED) == [1.0, 1.0, 0.0, 0.0]
+        assert metric.score_each(GOLD, PREDICTED) == [1.0, 1.0, 0.0, 0.0]
 
     def test_of_all_examples_is_computed_on_each_resample(self, module: str) -> None:
         metric = METRICS[str(import_metric(f"{module}:share_right"))]
         same = METRICS["accuracy"](GOLD * 20, PREDICTED * 20)
         found = metric(GOLD * 20, PREDICTED * 20)
         assert (found.value, found.low, found.high) == pytest.approx((same.value, same.low, same.high), abs=0.03)
-        assert metric.each(GOLD, PREDICTED) == [1.0, 0.0, 0.0, 0.0]
+        assert metric.score_each(GOLD, PREDICTED) == [1.0, 0.0, 0.0, 0.0]
         assert metric.standard_error(GOLD * 20, PREDICTED * 20, 0.25) == pytest.approx(0.048, abs=0.01)
 
     def test_where_less_is_better_values_are_negated(self, module: str) -> None:
@@ -148,10 +148,10 @@ class TestTasks:
 def test_a_metric_is_added_in_one_place(monkeypatch: pytest.MonkeyPatch) -> None:
     """All else asks the registry: options, evaluation, interval, heading, digits and limits."""
 
-    def each(gold: list[str], predicted: list[str]) -> list[float]:
+    def score_each(gold: list[str], predicted: list[str]) -> list[float]:
         return [100.0 * (a[0] == b[0]) for a, b in zip(gold, predicted, strict=True)]
 
-    new = mean_of("initials", "classification", "Initials", each, (0.0, 100.0), digits=1)
+    new = mean_metric("initials", "classification", "Initials", score_each, (0.0, 100.0), digits=1)
     monkeypatch.setitem(METRICS, "initials", new)
     assert new in metrics_of_kind("classification")
     assert choose_metric("classification", "initials") is new

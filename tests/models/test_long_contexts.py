@@ -94,14 +94,14 @@ class TestPositionsThatChangeWithTheLength:
         found = predictor.label_log_probabilities(examples).exp()
         choices = torch.tensor([tokenizer(f":{separated}").input_ids[1] for separated in (" good", " bad")])
         whole = [tokenizer(f"{text}\nLabel:").input_ids for text in TEXTS]
-        cut = [list(ids) for ids in predictor.encoder.text_ids(examples)]
+        cut = [list(ids) for ids in predictor.encoder.encode_texts(examples)]
         assert [one for one, text in zip(cut, TEXTS, strict=True) if text != LONG] == [
             one for one, text in zip(whole, TEXTS, strict=True) if text != LONG
         ]
         assert len(whole[1]) + PROMPT > THRESHOLD >= max(map(len, cut)) + PROMPT
         expected = torch.stack([alone(plain, tokenizer, prompt, ids)[choices].softmax(-1) for ids in cut])
         assert torch.allclose(found, expected, atol=1e-5)
-        assert predictor.encoder.cut_notes()
+        assert predictor.encoder.truncation_notes()
 
     @torch.no_grad()
     def test_completions_end_before_positions_change(self, name: str) -> None:
@@ -112,7 +112,7 @@ class TestPositionsThatChangeWithTheLength:
         predictor = Predictor(base, spec, PromptState.of_embeddings(prompt), GenerationConfig(max_new_tokens=new))
         examples = [Example(text) for text in TEXTS]
         completions = {one.index: one.completion for one in predictor.predict(examples)}
-        for index, ids in enumerate(map(list, predictor.encoder.text_ids(examples))):
+        for index, ids in enumerate(map(list, predictor.encoder.encode_texts(examples))):
             made: list[int] = []
             while len(made) < new and (not made or made[-1] != tokenizer.convert_tokens_to_ids(EOS)):
                 made.append(int(alone(plain, tokenizer, prompt, ids + made).argmax()))
@@ -142,7 +142,7 @@ def test_blocks_that_only_long_texts_have_are_not_used() -> None:
     found = predictor.label_log_probabilities(examples).exp()
     alone = torch.cat([predictor.label_log_probabilities([example]).exp() for example in examples])
     assert torch.allclose(found, alone, atol=1e-5)
-    ids = torch.tensor([predictor.encoder.inputs(examples)[1]])
+    ids = torch.tensor([predictor.encoder.encode_inputs(examples)[1]])
     given = {"input_ids": ids, "decoder_input_ids": torch.tensor([[0]])}
     choices = [predictor.encoder.base.tokenizer(word).input_ids[0] for word in ("good", "bad")]
     assert 24 < ids.shape[1] <= 28

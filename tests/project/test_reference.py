@@ -96,7 +96,7 @@ def test_probabilities_and_completions_are_those_of_plain_transformers(family: s
     texts = [plain.ids(text) for text in TEXTS]
     spec = TaskSpec("classification", TURNS, ("a", "b", "c"), VERBALIZERS)
     predictor = Predictor(base, spec, state)
-    assert [list(ids) for ids in predictor.encoder.text_ids(examples)] == texts
+    assert [list(ids) for ids in predictor.encoder.encode_texts(examples)] == texts
     front = "" if plain.apart else "model:"
     head = plain.tokenizer(front, add_special_tokens=False).input_ids
     gap = "" if plain.apart else spec.answer_separator

@@ -44,11 +44,11 @@ def items_of(base: FrozenLM, prompts: Sequence[int] = ROWS) -> list[EncodedSeque
     frame = base.special_tokens
     items = []
     for index, (prompt, text, answer) in enumerate(zip(prompts, TEXTS, ANSWERS, strict=False)):
-        given = (*frame.start, *ids(answer - 1))
+        given = (*frame.decoder_start, *ids(answer - 1))
         positions = tuple(range(len(given)))
         items.append(
             EncodedSequence(
-                index, (*ids(text), *frame.back), positions, ids(len(given)), prompt=prompt, decoder_ids=given
+                index, (*ids(text), *frame.suffix), positions, ids(len(given)), prompt=prompt, decoder_ids=given
             )
         )
     return items
@@ -252,13 +252,13 @@ def test_the_start_is_what_the_layers_see_of_the_words(family: str) -> None:
                 hooks.enter_context(
                     module.register_forward_hook(lambda module, _, output: outputs.__setitem__(module, output[0]))
                 )
-        empty = torch.cat([embedded(base, frame.bos), prompt, embedded(base, frame.back)])
+        empty = torch.cat([embedded(base, frame.bos), prompt, embedded(base, frame.suffix)])
         states = encoder(inputs_embeds=empty[None]).last_hidden_state
-        answer = torch.cat([embedded(base, frame.start), prompt])
+        answer = torch.cat([embedded(base, frame.decoder_start), prompt])
         base.model(encoder_outputs=(states,), decoder_inputs_embeds=for_decoder(base, answer)[None])
     first = len(frame.bos)
     expected = [[outputs[module][first : first + 3] for module in pair] for pair in self_attention(encoder)]
-    expected += [[outputs[module][len(frame.start) :] for module in pair] for pair in self_attention(decoder)]
+    expected += [[outputs[module][len(frame.decoder_start) :] for module in pair] for pair in self_attention(decoder)]
     assert len(expected) == len(state.tensors)
     for own, pair in zip(state.tensors, expected, strict=True):
         assert own.dtype == torch.float32
@@ -347,7 +347,7 @@ def test_answers_that_grow_see_what_whole_ones_see(family: str) -> None:
         for step in range(4):
             for row, logits in zip(rows, base.logits(growing.last), strict=True):
                 item = items[row]
-                given = (*base.special_tokens.start, *tokens[:step, row].tolist())
+                given = (*base.special_tokens.decoder_start, *tokens[:step, row].tolist())
                 whole = EncodedSequence(0, item.ids, (), decoder_ids=given)
                 expected = logits_behind(base, states[item.prompt], whole)[-1]
                 torch.testing.assert_close(logits, expected, atol=ATOL, rtol=0)
@@ -368,7 +368,7 @@ def test_completions_are_those_of_whole_forward_passes(family: str, kind: str) -
         for item in items:
             tokens: list[int] = []
             while len(tokens) < GREEDY.max_new_tokens:
-                whole = EncodedSequence(0, item.ids, (), decoder_ids=(*base.special_tokens.start, *tokens))
+                whole = EncodedSequence(0, item.ids, (), decoder_ids=(*base.special_tokens.decoder_start, *tokens))
                 token = int(logits_behind(base, state, whole)[-1].argmax())
                 if token == base.tokenizer.eos_token_id:
                     break
@@ -390,11 +390,11 @@ def test_completions_are_those_of_generate(family: str) -> None:
     for index, ids in enumerate(texts):
         tokens = base.model.generate(
             inputs_embeds=torch.cat([embedded(base, base.special_tokens.bos), prompt, embedded(base, ids)])[None],
-            decoder_input_ids=torch.tensor([base.special_tokens.start]),
+            decoder_input_ids=torch.tensor([base.special_tokens.decoder_start]),
             max_new_tokens=GREEDY.max_new_tokens,
             do_sample=False,
             forced_eos_token_id=None,
-        )[0, len(base.special_tokens.start) :]
+        )[0, len(base.special_tokens.decoder_start) :]
         assert found[index] == base.tokenizer.decode(tokens, skip_special_tokens=True).strip()
 
 
@@ -459,5 +459,5 @@ def test_frames_of_the_two_families() -> None:
     tokenizer = tiny_tokenizer("t5")
     pad = tokenizer.convert_tokens_to_ids(PAD)
     bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
-    assert (t5.bos, t5.back, t5.start) == ((), (eos,), (pad,))
-    assert (bart.bos, bart.back, bart.start) == ((bos,), (eos,), (eos, bos))
+    assert (t5.bos, t5.suffix, t5.decoder_start) == ((), (eos,), (pad,))
+    assert (bart.bos, bart.suffix, bart.decoder_start) == ((bos,), (eos,), (eos, bos))

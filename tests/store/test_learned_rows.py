@@ -27,7 +27,7 @@ from softprompt.store.learned_rows import MOST, ROWS_FILE, LearnedRows, read_lea
 from softprompt.store.prompt_loading import load_prompt
 from softprompt.store.version_store import Store
 from softprompt.training.fit import fit
-from softprompt.training.training_run import TEST_LIMIT, with_metrics
+from softprompt.training.training_run import TEST_LIMIT, evaluate_prompt
 
 RUN = [
     "--length",
@@ -208,7 +208,7 @@ class TestRecord:
         # a third of the rows can be told, within four standard deviations
         assert abs(known.looked_at - 3000) < 4 * (9000 * 2 / 9) ** 0.5
         assert abs(known.learned / known.looked_at - 2 / 3) < 0.05
-        assert f"({known.looked_at:,} of 9,000 rows were looked at)" in known.words("test")
+        assert f"({known.looked_at:,} of 9,000 rows were looked at)" in known.describe("test")
 
     def test_what_the_template_uses_counts(self) -> None:
         train = tuple(Example("same", "ab"[i % 2], columns={"other": str(i)}) for i in range(20))
@@ -252,10 +252,10 @@ class TestLearning:
             compare(tiny_base("llama"), task, [Planted("good", 0.9), Planted("bad", 0.4)], tmp_path / "a", terms)
 
     def test_of_a_stream_what_was_read(self, tmp_path: Path) -> None:
-        from softprompt.data.streaming import read_streamed
+        from softprompt.data.streaming import stream_splits
 
         random.Random(0).shuffle(some := rows(4000))
-        task = Task.of(read_streamed(write(tmp_path / "d.jsonl", some), names={"text"}), template=TEMPLATE)
+        task = Task.of(stream_splits(write(tmp_path / "d.jsonl", some), names={"text"}), template=TEMPLATE)
         settings = {**FAST, "steps": 10, "batch_size": 8, "shuffle_buffer": 64}
         prompt = fit(tiny_base("llama"), task, **settings)
         record = LearnedRows.from_bytes(prompt.extra_files[ROWS_FILE].encode())
@@ -282,8 +282,8 @@ class TestLearning:
             assert abs(count - 20 * shares[label] / 90) < 1
         assert prompt.metrics["test"]["value"] == found.metric.value
         # rows that --streaming has drawn of more
-        drawn = replace(task, splits=replace(task.splits, drawn_from={"test": 400}))
-        again = with_metrics(prompt, base, drawn, evaluate_test=True)
+        drawn = replace(task, splits=replace(task.splits, sampled_from={"test": 400}))
+        again = evaluate_prompt(prompt, base, drawn, evaluate_test=True)
         assert again.metrics["test"] == {**prompt.metrics["test"], "sample": {"rows": 20, "of": 400, "seed": 0}}
         assert prompt.base_dtype == "float32"
 

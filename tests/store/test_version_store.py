@@ -402,7 +402,7 @@ def test_training_starts_from_a_version_not_from_an_alias(store: Store, monkeypa
         raise StopIteration
 
     fitting = import_module("softprompt.training.fit")
-    monkeypatch.setattr(fitting, "announce", lambda *_: None)
+    monkeypatch.setattr(fitting, "report_data_notes", lambda *_: None)
     monkeypatch.setattr(fitting, "train_together", stop)
     from helpers.small_tasks import reviews_task
 

@@ -38,7 +38,7 @@ def place(die_at):
         for name in ("a", "b/c"):
             (staged / "p" / name).parent.mkdir(parents=True, exist_ok=True)
             (staged / "p" / name).write_text(name)
-        checkpoint.place(staged / "p", root / "p")
+        checkpoint.publish(staged / "p", root / "p")
 
 ended, die_at = signal.SIGKILL, 0
 while ended == signal.SIGKILL:
@@ -79,7 +79,7 @@ def test_a_result_that_cannot_be_placed_keeps_the_run(tmp_path: Path) -> None:
         (staged / "a").touch()
         (tmp_path / "p").mkdir()
         with pytest.raises(OutputError) as caught:
-            checkpoint.place(staged, tmp_path / "p")
+            checkpoint.publish(staged, tmp_path / "p")
     assert str(caught.value) == (
         f"'{tmp_path}/p' exists already: give another --out, or remove it first; what was learned is kept in "
         f"'{tmp_path}/p.run', --resume saves it"

@@ -28,8 +28,8 @@ from softprompt.prompts.state import PromptState
 from softprompt.prompts.written_prompt import choose_shots, written_prompt
 from softprompt.store.input_profile import read_profile
 from softprompt.store.prompt_loading import load_prompt
-from softprompt.training.distillation.distill import configs_of_lengths, distill
-from softprompt.training.distillation.student_initialization import candidates
+from softprompt.training.distillation.distill import distill, make_length_configs
+from softprompt.training.distillation.student_initialization import make_candidates
 from softprompt.training.distillation.teacher import Teacher
 
 distilling = sys.modules["softprompt.training.distillation.distill"]
@@ -105,7 +105,7 @@ class TestStart:
         base, task = tiny_base("llama"), inputs()
         teacher = Teacher.written(base, task.spec, TEXT)
         rows = teacher.start.tensor
-        tried = candidates(base, task, teacher.start, 4)
+        tried = make_candidates(base, task, teacher.start, 4)
         assert torch.equal(tried["end"].tensor, rows[-4:])
         assert torch.equal(tried["beginning"].tensor, rows[:4])
         assert torch.equal(tried["spread"].tensor[[0, -1]], rows[[0, -1]])
@@ -296,7 +296,7 @@ class TestOneTeacher:
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         base, task, asked, calls = tiny_base("llama"), inputs(), [], []
-        whole, accumulate = distilling.ask, training._accumulate_gradients
+        whole, accumulate = distilling.ask_teacher, training._accumulate_gradients
 
         def counted(*arguments: Any) -> Any:
             asked.append(sum(map(len, arguments[4].values())))
@@ -308,10 +308,10 @@ class TestOneTeacher:
                 raise KeyboardInterrupt
             return accumulate(*arguments)
 
-        monkeypatch.setattr(distilling, "ask", counted)
+        monkeypatch.setattr(distilling, "ask_teacher", counted)
         monkeypatch.setattr(training, "_accumulate_gradients", interrupted)
         teacher = Teacher.written(base, task.spec, TEXT)
-        configs = configs_of_lengths(TrainConfig.build(**FAST, checkpoint_every=2), [3, 6])
+        configs = make_length_configs(TrainConfig.build(**FAST, checkpoint_every=2), [3, 6])
         settings: dict[str, Any] = {"out": tmp_path / "p", "measure": False}
         with pytest.raises(KeyboardInterrupt):
             distill(base, task, teacher, config=configs, **settings)
@@ -383,13 +383,13 @@ def test_lengths_that_learn_together_end_where_each_would_end_alone() -> None:
     base, task = tiny_base("gemma3"), inputs()
     config = TrainConfig.build(**FAST)
     teacher = Teacher.written(base, task.spec, TEXT)
-    together = distill(base, task, teacher, config=configs_of_lengths(config, [2, 5]), measure=False)
+    together = distill(base, task, teacher, config=make_length_configs(config, [2, 5]), measure=False)
     for name, one in together.items():
         alone = distill(base, task, TEXT, measure=False, **{**FAST, "length": int(name)})
         torch.testing.assert_close(one.prompt.state.tensor, alone.prompt.state.tensor, rtol=1e-3, atol=1e-3)
         assert losses(one.prompt) == pytest.approx(losses(alone.prompt), rel=1e-2, abs=1e-4)
     with pytest.raises(ConfigError, match="lengths 4, 4: expected each once"):
-        configs_of_lengths(config, [4, 4])
+        make_length_configs(config, [4, 4])
 
 
 def test_solved_examples_teach_generation_to_end_by_itself() -> None:

@@ -21,8 +21,8 @@ from softprompt.inference.scoring import Objective, divergence
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.prefix import make_prefix
 from softprompt.prompts.state import PromptState
-from softprompt.training.distillation.distillation_loss import Fidelity, LabelTargets, TokenTargets
-from softprompt.training.distillation.teacher import Completions, LabelAnswers, Teacher, ask
+from softprompt.training.distillation.distillation_loss import FidelityValidation, LabelTargets, TokenTargets
+from softprompt.training.distillation.teacher import Completions, LabelAnswers, Teacher, ask_teacher
 
 LABELS = {
     "one choice": ("good", "bad", "film"),
@@ -62,7 +62,7 @@ def tempered(labels: Tensor, objective: Objective, temperature: float) -> Tensor
 
 def taught(base: FrozenLM, spec: TaskSpec, teacher: PromptState, **settings: Any) -> Any:
     how = DistillConfig(max_new_tokens=6, **settings)
-    return ask(base, spec, Teacher((teacher.detached(),)), how, {"train": EXAMPLES}, print)["train"]
+    return ask_teacher(base, spec, Teacher((teacher.detached(),)), how, {"train": EXAMPLES}, print)["train"]
 
 
 @pytest.mark.parametrize("temperature", [1.0, 3.0])
@@ -94,7 +94,7 @@ class TestLabels:
         assert gradient is not None
         assert gradient.abs().sum() > 0
 
-        divergences, alike, places = Fidelity(base, targets, portions).of(make_prefix(base, student))
+        divergences, alike, places = FidelityValidation(base, targets, portions).of(make_prefix(base, student))
         plain = (targets.plain.exp() * (targets.plain - own)).sum(dim=1)
         torch.testing.assert_close(divergences, plain, rtol=1e-3, atol=1e-5)
         assert alike.tolist() == (own.argmax(1) == targets.plain.argmax(1)).float().tolist()
@@ -159,7 +159,7 @@ class TestTokens:
         items = [item for portion in targets.items(encoder, EXAMPLES) for item in portion]
         assert targets.count(items) == len(told.tokens)
         losses = targets.losses(make_prefix(base, student), collate(items, base.device))
-        texts = encoder.inputs(EXAMPLES)
+        texts = encoder.encode_inputs(EXAMPLES)
         whole, coarse = [], []
         for text, answer in zip(texts, told.answers, strict=True):
             own, its = (all_logits(base, one, text, answer) for one in (student, teacher))
@@ -184,13 +184,13 @@ class TestTokens:
         teacher = state(base, 4, 1)
         targets = TokenTargets(base, taught(base, GENERATION, teacher, top_k=top_k), temperature=1.0)
         portions = targets.items(ExampleEncoder(base, GENERATION, 4), EXAMPLES)
-        near = Fidelity(base, targets, portions)
+        near = FidelityValidation(base, targets, portions)
         assert near.score(teacher) == pytest.approx((1.0, 0.0), abs=1e-4)
         assert near.metric == "token agreement"
         agreement, loss = near.score(state(base, 4, 9))
         assert agreement < 1
         assert loss > 0.001
-        assert near.error(agreement) == math.inf
+        assert near.standard_error(agreement) == math.inf
 
 
 def test_chunks_of_positions_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -213,7 +213,9 @@ def test_a_portion_is_one_completion_and_many_learn_from_one_input() -> None:
     base = tiny_base("llama")
     examples: Sequence[Example] = answers().train[:3]
     how = DistillConfig(max_new_tokens=5, samples=2)
-    told = ask(base, GENERATION, Teacher((state(base, 4, 1).detached(),)), how, {"train": examples}, print)["train"]
+    told = ask_teacher(base, GENERATION, Teacher((state(base, 4, 1).detached(),)), how, {"train": examples}, print)[
+        "train"
+    ]
     assert isinstance(told, Completions)
     targets = TokenTargets(base, told, 1.0)
     portions = targets.items(ExampleEncoder(base, GENERATION, 2), examples)

@@ -152,8 +152,8 @@ class Scripted:
 
     metric = "accuracy"
 
-    def __init__(self, scores: list[tuple[float, float]], standard_error: float) -> None:
-        self.scores, self.standard_error = list(scores), standard_error
+    def __init__(self, scores: list[tuple[float, float]], error: float) -> None:
+        self.scores, self._error = list(scores), error
         self.states: list[torch.Tensor] = []
 
     def __call__(self, *arguments: Any) -> "Scripted":
@@ -163,8 +163,8 @@ class Scripted:
         self.states.append(state.tensor.clone())
         return self.scores[len(self.states) - 1]
 
-    def error(self, value: float) -> float:
-        return self.standard_error
+    def standard_error(self, value: float) -> float:
+        return self._error
 
 
 class TestChoiceOfTheBest:

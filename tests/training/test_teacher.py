@@ -15,7 +15,7 @@ from softprompt.inference.generation import GenerationConfig
 from softprompt.inference.predictor import Predictor
 from softprompt.prompts.state import PromptState
 from softprompt.prompts.written_prompt import written_prompt
-from softprompt.training.distillation.teacher import Completions, LabelAnswers, Teacher, ask, read_text
+from softprompt.training.distillation.teacher import Completions, LabelAnswers, Teacher, ask_teacher, read_text
 from softprompt.training.distillation.teacher_cache import load_answers, save_answers
 
 TEXT = "Is the film good or bad?"
@@ -26,7 +26,7 @@ INPUTS = answers().train[:4]
 
 def asked(spec: TaskSpec, teacher: Teacher, family: str = "llama", **settings: Any) -> Any:
     how = DistillConfig(**{"max_new_tokens": 8, "top_k": 5, **settings})
-    return ask(tiny_base(family), spec, teacher, how, {"train": INPUTS}, lambda text: None)["train"]
+    return ask_teacher(tiny_base(family), spec, teacher, how, {"train": INPUTS}, lambda text: None)["train"]
 
 
 class TestWritten:
@@ -99,7 +99,7 @@ class TestAnswers:
         expected = {one.index: one.completion for one in predictor.predict(INPUTS)}
         assert found.texts(base.tokenizer) == [expected[index] for index in range(len(INPUTS))]
         rows = iter(range(len(found.tokens)))
-        for text, answer in zip(predictor.encoder.inputs(INPUTS), found.answers, strict=True):
+        for text, answer in zip(predictor.encoder.encode_inputs(INPUTS), found.answers, strict=True):
             logits = plain_logits(base, prompt, [*text, *answer[:-1]])[len(text) - 1 :].log_softmax(-1)
             for place in logits:
                 row = next(rows)
@@ -125,7 +125,9 @@ class TestAnswers:
         assert len(one.answers) == 2 * len(INPUTS)
         assert one.answers[0] != one.answers[len(INPUTS)]
         how = DistillConfig(max_new_tokens=8, samples=2)
-        both = ask(tiny_base("llama"), WORDS, teacher, how, {"train": INPUTS, "test": INPUTS}, lambda text: None)
+        both = ask_teacher(
+            tiny_base("llama"), WORDS, teacher, how, {"train": INPUTS, "test": INPUTS}, lambda text: None
+        )
         plain = asked(WORDS, teacher)
         assert both["test"].answers == plain.answers  # type: ignore[union-attr]
         assert both["train"].answers[: len(INPUTS)] == plain.answers  # type: ignore[union-attr]

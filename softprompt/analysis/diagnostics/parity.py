@@ -213,7 +213,8 @@ def _text_lengths(base: FrozenLM) -> list[tuple[int, ...]]:
     longest = max(LONG_TEXT, *(place for place in places if place <= LONGEST_WINDOW + 16))
     if base.context_length is not None:
         longest = min(
-            longest, base.context_length - len((*base.bos_ids, *base.special_tokens.back)) - max(_prompt_lengths(base))
+            longest,
+            base.context_length - len((*base.bos_ids, *base.special_tokens.suffix)) - max(_prompt_lengths(base)),
         )
     batches = [(3, 7, 12, 5), (longest, longest - 9, 3)]
     return [tuple(max(STEPS + 1, min(length, longest)) for length in lengths) for lengths in batches]
@@ -238,10 +239,10 @@ def _items(
         spread = {round(step * (length - 1) / (SPREAD - 1)) for step in range(SPREAD)}
         positions = tuple(sorted(spread | {length - step for step in range(1, STEPS + 1)}))
         if base.architecture == "encoder-decoder":
-            start = base.special_tokens.start
+            start = base.special_tokens.decoder_start
             answer = [*start, *following[: min(length, STEPS + index)]]
             targets = tuple(known[torch.randint(len(known), (len(answer),), generator=generator)].tolist())
-            prompt, whole = index % prompts, (*ids, *base.special_tokens.back)
+            prompt, whole = index % prompts, (*ids, *base.special_tokens.suffix)
             items.append(EncodedSequence(index, whole, tuple(range(len(answer))), targets, (), prompt, tuple(answer)))
             continue
         targets = tuple(following[position] for position in positions)

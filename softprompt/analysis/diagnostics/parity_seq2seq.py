@@ -74,7 +74,7 @@ def measure_generation(base: FrozenLM, case: ParityCase) -> ParityErrors:
         by_length.setdefault(len(item.decoder_ids), []).append(index)
     for group in by_length.values():
         growing = GrowingAnswers(prefix, collate([case.items[index] for index in group], base.device))
-        first = len(base.special_tokens.start)
+        first = len(base.special_tokens.decoder_start)
         for place in range(first - 1, len(case.items[group[0]].decoder_ids)):
             if place >= first:
                 tokens = [case.items[index].decoder_ids[place] for index in group]

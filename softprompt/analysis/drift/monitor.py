@@ -31,7 +31,7 @@ from softprompt.prompts.saved_prompt import Prompt
 from softprompt.serving.request_log.request_samples import Read, Sample
 from softprompt.store.input_profile import InputProfile
 from softprompt.store.prompt_sources import PromptSource, read_served_profile
-from softprompt.training.input_profiling import STATES, hidden_states, profile_of, rare_tokens
+from softprompt.training.input_profiling import STATES, compute_hidden_states, count_rare_tokens, profile_inputs
 from softprompt.training.training_run import TEST_LIMIT
 
 Model = Callable[[Prompt], FrozenLM]
@@ -167,7 +167,7 @@ class _PromptSamples:
         answered: tuple[Prediction, ...] = ()
         if rows and prompt.spec.kind == "classification":
             answered = score(Predictor(base, prompt.spec, prompt.states), rows).predictions
-        profile = profile_of(base, prompt.spec, prompt.states, task, answered)
+        profile = profile_inputs(base, prompt.spec, prompt.states, task, answered)
         if profile is None:
             raise DataError(f"{task.splits.source}: expected a validation split to compare with, got none")
         return profile
@@ -179,10 +179,10 @@ class _PromptSamples:
         for index, one in enumerate(self._samples):
             if one.rare is None and one.text is not None:
                 try:
-                    (ids,) = encoder.text_ids([_example(one)])
+                    (ids,) = encoder.encode_texts([_example(one)])
                 except SoftpromptError:
                     continue
-                counted = {"tokens": len(ids), "rare": rare_tokens(ids, known)}
+                counted = {"tokens": len(ids), "rare": count_rare_tokens(ids, known)}
                 self._samples[index] = one.model_copy(update=counted)
 
     def _distances(self, profile: InputProfile) -> dict[int, float]:
@@ -193,7 +193,7 @@ class _PromptSamples:
         if not kept:
             return {}
         chosen = [kept[place] for place in sample_indices([_example(self._samples[index]) for index in kept], STATES)]
-        found, size = hidden_states(
+        found, size = compute_hidden_states(
             self._loaded(), prompt.spec, prompt.states, [_example(self._samples[index]) for index in chosen]
         )
         if size != profile.hidden.size:

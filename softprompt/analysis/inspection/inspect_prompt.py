@@ -125,7 +125,7 @@ def inspect(
     spec, notes = prompt.spec, asked.notes
     chosen = split or ("test" if task.test else "validation" if task.validation else "all")
     examples = asked.judged(chosen, task.splits[chosen], asked.limits.answers)
-    if learned is not None and chosen in ("validation", "test") and (words := learned.among(examples).words(chosen)):
+    if learned is not None and chosen in ("validation", "test") and (words := learned.among(examples).describe(chosen)):
         notes.append(words)
     progress(f"answers to {len(examples):,} examples ({chosen})")
     scored = score_ensemble(base, spec, prompt.states, examples)
@@ -205,7 +205,7 @@ class _Asked:
     def judged(self, split: str, examples: Sequence[Example], most: int) -> list[Example]:
         """``drawn``, and it is said."""
         found = self.drawn(examples, most)
-        if words := Subsample(len(found), len(examples), self.limits.seed).words(split):
+        if words := Subsample(len(found), len(examples), self.limits.seed).describe(split):
             self.notes.append(f"{split}: measured {words}")
         return found
 

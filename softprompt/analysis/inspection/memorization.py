@@ -68,7 +68,7 @@ def _gains(base: FrozenLM, spec: TaskSpec, state: PromptState, examples: Sequenc
         items = encoder.training_items(examples)
     else:
         # the first token is left out: some models have nothing in front of it
-        texts = [ids for ids in encoder.text_ids(examples) if len(ids) > 1]
+        texts = [ids for ids in encoder.encode_texts(examples) if len(ids) > 1]
         items = [
             EncodedSequence(i, ids[:-1], tuple(range(len(ids) - 1)), targets=ids[1:]) for i, ids in enumerate(texts)
         ]

@@ -209,7 +209,7 @@ def continue_prompt(base: FrozenLM, state: PromptState) -> tuple[Continuation, s
     if base.architecture == "encoder-decoder":
         remark = "an encoder-decoder model goes on in its decoder, behind the prompt and what ends a text"
         texts = [
-            _completed(base, one, base.special_tokens.back or encode_plain(base.tokenizer, "\n"))
+            _completed(base, one, base.special_tokens.suffix or encode_plain(base.tokenizer, "\n"))
             for one in (state, None)
         ]
         return Continuation(text=texts[0], next=(), without=texts[1], without_next=()), remark
@@ -249,7 +249,7 @@ def _alone(base: FrozenLM, state: PromptState | None) -> tuple[str, tuple[NextTo
             break
         said.append(token)
         embeddings = torch.cat([embeddings, base.embed(torch.tensor([token], device=base.device))])
-    return safe_tokenizer(base.tokenizer).text(said), first
+    return safe_tokenizer(base.tokenizer).decode(said), first
 
 
 def _next(base: FrozenLM, embeddings: Tensor) -> Tensor:

@@ -110,20 +110,20 @@ class ExampleEncoder:
         """
         self.base, self.spec, self._tokenizer = base, spec, base.tokenizer
         self._tokens, self._behind = safe_tokenizer(base.tokenizer), behind
-        self._apart = base.architecture == "encoder-decoder"  # the answer from the text, in a context of its own
+        self._encoder_decoder = base.architecture == "encoder-decoder"
         self.verbalizer = None
         if spec.kind == "classification":
-            self.verbalizer = Verbalizer.of_task(spec, base.tokenizer, alone=self._apart)
+            self.verbalizer = Verbalizer.of_task(spec, base.tokenizer, alone=self._encoder_decoder)
         self.truncated = 0
         # a client may not know it of its model
         self._rows: int | None = getattr(base, "vocabulary_size", None)
         self.limit = spec.max_length
         # behind the items; those for classification, or in a decoder, need none
-        self._kept_free = 0 if self._apart or self.verbalizer is not None else answer_room
+        self._kept_free = 0 if self._encoder_decoder or self.verbalizer is not None else answer_room
         self._room: int | None = None
         if base.context_length is not None:
             self._room = (
-                base.context_length - len((*base.special_tokens.bos, *base.special_tokens.back)) - prompt_length
+                base.context_length - len((*base.special_tokens.bos, *base.special_tokens.suffix)) - prompt_length
             )
             answer = max((len(path) for path in self.verbalizer.paths), default=0) if self.verbalizer else answer_room
             left = self._room_before(answer)
@@ -135,7 +135,7 @@ class ExampleEncoder:
                 )
             self.limit = min(self.limit, left)
 
-    def text_ids(self, examples: Sequence[Example], answers: Sequence[int] | None = None) -> list[tuple[int, ...]]:
+    def encode_texts(self, examples: Sequence[Example], answers: Sequence[int] | None = None) -> list[tuple[int, ...]]:
         """Token ids of template and text, cut to ``limit`` within the text.
 
         Args:
@@ -148,7 +148,7 @@ class ExampleEncoder:
         return [ids for _, ids in self._fitting(examples, answers)]
 
     def texts(self, examples: Sequence[Example]) -> list[FilledText]:
-        """Template and text, cut as ``text_ids`` are, and where the row's data stands in them."""
+        """Template and text, cut as ``encode_texts`` are, and where the row's data stands in them."""
         return [filled for filled, _ in self._fitting(examples, None)]
 
     def _fitting(self, examples: Sequence[Example], answers: Sequence[int] | None) -> list[_Fitting]:
@@ -159,7 +159,7 @@ class ExampleEncoder:
             limits = [self._limit_before(*one) for one in zip(answers, examples, strict=True)]
         if blank := next((one for one, ids in zip(examples, encoded, strict=True) if not ids), None):
             what = f"the template gives an empty text for an example; got {self.spec.template!r}"
-            raise TemplateError(blank.told(what))
+            raise TemplateError(blank.locate_message(what))
         if self._rows is not None and (most := max(map(max, encoded), default=0)) >= self._rows:
             raise TemplateError(
                 f"the template spells {self._tokenizer.convert_ids_to_tokens(most)!r}, token {most:,}, for which the "
@@ -170,11 +170,11 @@ class ExampleEncoder:
             for example, filled, ids, limit in zip(examples, whole, encoded, limits, strict=True)
         ]
 
-    def inputs(self, examples: Sequence[Example], answers: Sequence[int] | None = None) -> list[tuple[int, ...]]:
-        """``text_ids``, and what an encoder reads behind every text."""
-        return [(*ids, *self.base.special_tokens.back) for ids in self.text_ids(examples, answers)]
+    def encode_inputs(self, examples: Sequence[Example], answers: Sequence[int] | None = None) -> list[tuple[int, ...]]:
+        """``encode_texts``, and what an encoder reads behind every text."""
+        return [(*ids, *self.base.special_tokens.suffix) for ids in self.encode_texts(examples, answers)]
 
-    def cut_notes(self) -> list[str]:
+    def truncation_notes(self) -> list[str]:
         """What there is to say of texts that were cut so far, and of a beginning that is written twice."""
         why = "--max-length" if self.limit == self.spec.max_length else "the model's context holds no more"
         notes = [f"{self.truncated:,} texts were cut to {self.limit:,} tokens ({why})"] if self.truncated else []
@@ -189,7 +189,10 @@ class ExampleEncoder:
     def training_items(self, examples: Sequence[Example]) -> list[EncodedSequence]:
         """One item an example, with the answer to learn."""
         if self.verbalizer is not None:
-            return [self._label_item(i, text, self._label(examples[i])) for i, text in enumerate(self.inputs(examples))]
+            return [
+                self._label_item(i, text, self._label(examples[i]))
+                for i, text in enumerate(self.encode_inputs(examples))
+            ]
         return self.answer_items(examples, [self._answer(example) for example in examples])
 
     def answer_items(self, examples: Sequence[Example], answers: Sequence[tuple[int, ...]]) -> list[EncodedSequence]:
@@ -198,7 +201,7 @@ class ExampleEncoder:
         Raises:
             DataError: an answer leaves no room for its text.
         """
-        texts = self.inputs(examples, [len(answer) - 1 for answer in answers])
+        texts = self.encode_inputs(examples, [len(answer) - 1 for answer in answers])
         return [
             self._item(i, text, answer[:-1], range(len(answer)), targets=answer)
             for i, (text, answer) in enumerate(zip(texts, answers, strict=True))
@@ -209,7 +212,9 @@ class ExampleEncoder:
         if self.verbalizer is None:
             raise TypeError("scoring_items is for classification")
         paths = range(len(self.verbalizer.paths))
-        return [self.scoring_item(i, text, path) for i, text in enumerate(self.inputs(examples)) for path in paths]
+        return [
+            self.scoring_item(i, text, path) for i, text in enumerate(self.encode_inputs(examples)) for path in paths
+        ]
 
     def scoring_item(self, index: int, text: tuple[int, ...], path: int) -> EncodedSequence:
         """The item of a text of ``inputs`` that asks the decisions of one path (an index) of the verbalizer."""
@@ -220,13 +225,13 @@ class ExampleEncoder:
 
     def question_items(self, examples: Sequence[Example]) -> list[EncodedSequence]:
         """One item an example that asks, at the end of the text, for the first token of its answer."""
-        return [self._item(i, text, (), (0,)) for i, text in enumerate(self.inputs(examples))]
+        return [self._item(i, text, (), (0,)) for i, text in enumerate(self.encode_inputs(examples))]
 
     def spare(self, length: int) -> int | None:
         """Tokens that fit in front of ``length`` tokens of ``inputs``, or of an item; ``None``: any number."""
         if self._room is None:
             return None
-        return self._room + len(self.base.special_tokens.back) - length - self._kept_free
+        return self._room + len(self.base.special_tokens.suffix) - length - self._kept_free
 
     def _item(
         self,
@@ -238,8 +243,8 @@ class ExampleEncoder:
         decisions: tuple[int, ...] = (),
     ) -> EncodedSequence:
         """What the model is ``given`` of an answer, and after how many of its tokens the next one is asked for."""
-        if self._apart:
-            start = self.base.special_tokens.start
+        if self._encoder_decoder:
+            start = self.base.special_tokens.decoder_start
             positions = tuple(len(start) - 1 + step for step in steps)
             return EncodedSequence(index, text, positions, targets, decisions, decoder_ids=(*start, *given))
         return EncodedSequence(
@@ -249,7 +254,7 @@ class ExampleEncoder:
     def _label(self, example: Example) -> int:
         if example.label not in self.spec.label_index:
             raise DataError(
-                example.told(f"label '{example.label}' is not among {', '.join(self.spec.labels)}")
+                example.locate_message(f"label '{example.label}' is not among {', '.join(self.spec.labels)}")
                 + f"{suggest_label(example.label or '', self.spec.labels)}: name all with --labels"
             )
         return self.spec.label_index[example.label]
@@ -267,15 +272,17 @@ class ExampleEncoder:
         )
 
     def _answer(self, example: Example) -> tuple[int, ...]:
-        words = encode_answer(self._tokenizer, self.spec, example.references[0], alone=self._apart)
+        words = encode_answer(self._tokenizer, self.spec, example.references[0], alone=self._encoder_decoder)
         return (*words, end_token_id(self._tokenizer))
 
     def _room_before(self, answer: int) -> int:
         """Tokens that the context has for a text with such an answer; none if the answer does not fit where it goes."""
         assert self._room is not None
-        if not self._apart:
+        if not self._encoder_decoder:
             return self._room - answer
-        return self._room if len(self.base.special_tokens.start) + answer <= (self.base.context_length or 0) else 0
+        return (
+            self._room if len(self.base.special_tokens.decoder_start) + answer <= (self.base.context_length or 0) else 0
+        )
 
     def _limit_before(self, answer: int, example: Example) -> int:
         if self._room is None:
@@ -284,7 +291,7 @@ class ExampleEncoder:
         if left < _LEAST_ROOM:
             what = f"an output of {answer} tokens leaves {max(left, 0)} tokens for its text in the model's context"
             raise DataError(
-                example.told(f"{what} of {self.base.context_length}: shorten the output, or remove its row")
+                example.locate_message(f"{what} of {self.base.context_length}: shorten the output, or remove its row")
             )
         return min(self.limit, left)
 
@@ -293,17 +300,17 @@ class ExampleEncoder:
         return rendered.text, rendered.fields
 
     def _read(self, texts: Sequence[FilledText]) -> list[list[int]]:
-        return self._tokens.behind(self._behind, texts) if self._behind else self._tokens.batch(texts)
+        return self._tokens.encode_after(self._behind, texts) if self._behind else self._tokens.encode_batch(texts)
 
     def _cut(self, example: Example, length: int, limit: int) -> _Fitting:
         """Shorten the example's text, by whole tokens from its end, until template and text fit."""
-        ends = self._tokens.ends(example.text)
+        ends = self._tokens.token_ends(example.text)
         keep = len(ends)
         while length > limit:
             if keep <= 1:
                 what = f"the template and the other columns in it fill the limit of {limit} tokens"
                 raise TemplateError(
-                    example.told(f"{what} and leave no room for the text: shorten them or raise --max-length")
+                    example.locate_message(f"{what} and leave no room for the text: shorten them or raise --max-length")
                 )
             # where the template repeats the text, the excess may be more than there is of it
             keep = keep - (length - limit) if length - limit < keep else keep // 2

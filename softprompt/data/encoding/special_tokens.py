@@ -9,10 +9,10 @@ class SpecialTokens:
 
     Attributes:
         bos: in front of the prompt.
-        back: behind each text; empty for decoder-only models, where the answer stands there.
-        start: what the decoder is given before an answer; empty for decoder-only models.
+        suffix: behind each text; empty for decoder-only models, where the answer stands there.
+        decoder_start: what the decoder is given before an answer; empty for decoder-only models.
     """
 
     bos: tuple[int, ...]
-    back: tuple[int, ...] = ()
-    start: tuple[int, ...] = ()
+    suffix: tuple[int, ...] = ()
+    decoder_start: tuple[int, ...] = ()

@@ -48,42 +48,42 @@ class SafeTokenizer:
         self._pattern = re.compile("|".join(map(re.escape, sorted(self.marks, key=len, reverse=True))) or r"(?!)")
         self._making = Lock()
 
-    def ids(self, text: str, fields: Sequence[Span]) -> list[int]:
+    def encode(self, text: str, fields: Sequence[Span]) -> list[int]:
         """Of one text, with what a user's data brought at ``fields``, ascending and disjoint."""
-        return self.batch([(text, fields)])[0]
+        return self.encode_batch([(text, fields)])[0]
 
-    def behind(self, before: str, texts: Sequence[tuple[str, Sequence[Span]]]) -> list[list[int]]:
+    def encode_after(self, before: str, texts: Sequence[tuple[str, Sequence[Span]]]) -> list[list[int]]:
         """Of texts that follow the words ``before``, with which none of their tokens is shared.
 
         Tokenizers read the start of a text in another way than its middle, and what follows some marks too.
         """
-        head, size = self.ids(before, ()), len(before)
+        head, size = self.encode(before, ()), len(before)
         shifted = [(before + text, [(start + size, end + size) for start, end in fields]) for text, fields in texts]
-        read = self.batch(shifted)
+        read = self.encode_batch(shifted)
         alone = [one for one, ids in zip(texts, read, strict=True) if ids[: len(head)] != head]
-        others = iter(self.batch(alone))
+        others = iter(self.encode_batch(alone))
         return [ids[len(head) :] if ids[: len(head)] == head else next(others) for ids in read]
 
-    def plain(self, text: str) -> list[int]:
+    def encode_plain(self, text: str) -> list[int]:
         """Of a text in which nothing is a mark."""
-        return self.ids(text, [(0, len(text))] if text else [])
+        return self.encode(text, [(0, len(text))] if text else [])
 
-    def batch(self, texts: Sequence[tuple[str, Sequence[Span]]]) -> list[list[int]]:
+    def encode_batch(self, texts: Sequence[tuple[str, Sequence[Span]]]) -> list[list[int]]:
         """Of several texts."""
         if not texts:
             return []
         whole = self._read([text for text, _ in texts])
         return [
-            self._protected(text, fields, spans) if any(_meets(fields, span) for span in spans) else ids
+            self._encode_protected(text, fields, spans) if any(_overlaps(fields, span) for span in spans) else ids
             for (text, fields), (ids, spans) in zip(texts, whole, strict=True)
         ]
 
-    def text(self, ids: Sequence[int]) -> str:
+    def decode(self, ids: Sequence[int]) -> str:
         """What ``ids`` spell, to the blank, marks left out: an answer has none, for none is learned from a text."""
         words = [token for token in ids if token not in self._ids]
         return str(self._tokenizer.decode(words, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
-    def ends(self, text: str) -> list[int]:
+    def token_ends(self, text: str) -> list[int]:
         """Where each token of ``text`` ends, in characters; every character where the tokenizer cannot tell."""
         if not self._tokenizer.is_fast:
             return list(range(1, len(text) + 1))
@@ -123,22 +123,22 @@ class SafeTokenizer:
             for ids, spans in zip(read["input_ids"], read["offset_mapping"], strict=True)
         ]
 
-    def _protected(self, text: str, fields: Sequence[Span], seen: Sequence[_Seen]) -> list[int]:
+    def _encode_protected(self, text: str, fields: Sequence[Span], seen: Sequence[_Seen]) -> list[int]:
         starts, ends = [0, *(end for _, end in fields)], [*(start for start, _ in fields), len(text)]
         own = list(zip(starts, ends, strict=True))
         given = [*(text[start:end] for start, end in fields), ""]
         if not self._tokenizer.is_fast:
-            return self._in_pieces([text[start:end] for start, end in own], given)
+            return self._encode_pieces([text[start:end] for start, end in own], given)
 
         def named(mark: re.Match[str]) -> str:
-            return self._names[mark[0]] if self._holds(mark, text, seen) else mark[0]
+            return self._names[mark[0]] if self._is_mark(mark, text, seen) else mark[0]
 
         # within the whole text, for what stands beside a mark may decide
-        pieces = [self._replaced(text, span, named) + theirs for span, theirs in zip(own, given, strict=True)]
+        pieces = [self._replace_marks(text, span, named) + theirs for span, theirs in zip(own, given, strict=True)]
         copy, back = self._copy
         return [back.get(token, token) for token in copy.encode("".join(pieces), add_special_tokens=False).ids]
 
-    def _replaced(self, text: str, span: Span, named: Callable[[re.Match[str]], str]) -> str:
+    def _replace_marks(self, text: str, span: Span, named: Callable[[re.Match[str]], str]) -> str:
         start, end = span
         written = []
         for mark in self._pattern.finditer(text, start, end):
@@ -146,7 +146,7 @@ class SafeTokenizer:
             start = mark.end()
         return "".join([*written, text[start:end]])
 
-    def _holds(self, mark: re.Match[str], text: str, seen: Sequence[_Seen]) -> bool:
+    def _is_mark(self, mark: re.Match[str], text: str, seen: Sequence[_Seen]) -> bool:
         """Whether the tokenizer takes ``mark`` for one where it stands."""
         added = self._added.get(mark[0])
         if added is None or added.normalized:
@@ -157,7 +157,7 @@ class SafeTokenizer:
         beside = text[: mark.start()][-1:] + text[mark.end() :][:1]
         return not (added.single_word and any(map(_in_a_word, beside)))
 
-    def _in_pieces(self, own: Sequence[str], given: Sequence[str]) -> list[int]:
+    def _encode_pieces(self, own: Sequence[str], given: Sequence[str]) -> list[int]:
         """Of tokenizers written in Python: what stands between two marks of the template is read for itself."""
         ids: list[int] = []
         piece = ""
@@ -227,7 +227,7 @@ def _in_a_word(sign: str) -> bool:
     return kind[0] in "LM" or kind in ("Nd", "Nl", "Pc") or sign in "\u200c\u200d" or "\u24b6" <= sign <= "\u24e9"
 
 
-def _meets(fields: Sequence[Span], span: _Seen) -> bool:
+def _overlaps(fields: Sequence[Span], span: _Seen) -> bool:
     """Whether ``span`` shares a character with one of ``fields``, ascending and disjoint."""
     nearest = bisect_right(fields, span[0], key=lambda field: field[1])
     return nearest < len(fields) and fields[nearest][0] < span[1]

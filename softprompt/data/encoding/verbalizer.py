@@ -57,7 +57,7 @@ class Verbalizer:
     @classmethod
     def of_tokens(cls, sequences: Sequence[Sequence[int]], end_id: int) -> Self:
         """Find the decisions among label token sequences; ``end_id`` closes a label that another one continues."""
-        tree = _Tree()
+        tree = _Trie()
         ends = [tree.grow(sequence) for sequence in sequences]
         # those that others continue are known when all have grown
         continued = [bool(tree.children[end]) for end in ends]
@@ -133,7 +133,7 @@ class Verbalizer:
         return [self.decisions[decision] for decision in self.passed[label]]
 
 
-class _Tree:
+class _Trie:
     """Token sequences by their beginnings: ``children[node]`` are the nodes behind a node, by the token between."""
 
     def __init__(self) -> None:
@@ -180,21 +180,21 @@ def encode_answers(tokenizer: Any, spec: TaskSpec, answers: Sequence[str], *, al
     """``encode_answer`` of each of ``answers``."""
     tokens = safe_tokenizer(tokenizer)
     if alone:
-        return tokens.batch([(answer, [(0, len(answer))]) for answer in answers])
+        return tokens.encode_batch([(answer, [(0, len(answer))]) for answer in answers])
     rests = [spec.answer_separator + answer for answer in answers]
     found: dict[int, list[int]] = {}
     # behind the template's last words, then behind a new line, which joins no word: tokenizers treat the start of a
     # text differently from its middle, and what follows some turn marks too
     for before in (spec.template.rpartition("}")[2][-_BEFORE:] or "a", "\n"):
-        head, start = tokens.ids(before, ()), len(before)
+        head, start = tokens.encode(before, ()), len(before)
         left = [index for index in range(len(rests)) if index not in found]
         texts = [(before + rests[index], [(start, start + len(rests[index]))]) for index in left]
-        for index, whole in zip(left, tokens.batch(texts), strict=True):
+        for index, whole in zip(left, tokens.encode_batch(texts), strict=True):
             if whole[: len(head)] == head:
                 found[index] = whole[len(head) :]
-    return [found[index] if index in found else tokens.plain(rest) for index, rest in enumerate(rests)]
+    return [found[index] if index in found else tokens.encode_plain(rest) for index, rest in enumerate(rests)]
 
 
 def encode_plain(tokenizer: Any, text: str) -> list[int]:
     """Token ids of ``text`` alone: nothing added, and no part of it taken for a special token."""
-    return safe_tokenizer(tokenizer).plain(text)
+    return safe_tokenizer(tokenizer).encode_plain(text)

@@ -24,7 +24,7 @@ def read_table(path: Path, start: Place, remarks: ReadingNotes) -> Iterator[Step
         lines = LineReader(stream, path, Place(), old_ends=True)
         separator, header = _header(lines, path, remarks)
         if start.number:
-            lines.back_to(start)
+            lines.seek(start)
         while True:
             record, reason, ends = _record(lines, separator, len(header), remarks)
             if record is None:
@@ -46,19 +46,19 @@ def _header(lines: LineReader, path: Path, remarks: ReadingNotes) -> tuple[str, 
         if number == 1 and (told := re.fullmatch(r'"?sep=(.)"?\s*', line)):  # as spreadsheets say it
             expected = told[1]
         elif line.strip("\r\n"):
-            lines.back_to(Place(lines.place.offset - len(line.encode()), number - 1))
+            lines.seek(Place(lines.place.offset - len(line.encode()), number - 1))
             break
     else:
         return expected, []
     begins = lines.place
 
     def names(separator: str) -> list[str]:
-        lines.back_to(begins)
+        lines.seek(begins)
         record, reason, _ = _record(lines, separator, 0, ReadingNotes(path))
         return [] if reason or record is None else record
 
     best = max((expected, *SEPARATORS), key=lambda separator: len(names(separator)))
-    lines.back_to(begins)
+    lines.seek(begins)
     header, reason, _ = _record(lines, best, 0, remarks)
     if reason or header is None:
         raise DataError(f"'{path}' line {begins.number + 1}: {reason}")
@@ -93,7 +93,7 @@ def _record(lines: LineReader, separator: str, width: int, remarks: ReadingNotes
         if separator == "\t" and (reason or (len(taken) > 1 and (rows or len(record) != width))):
             if broken := lines.broken if len(taken) == 1 else "":
                 return [], broken, False
-            lines.back_to(begins)
+            lines.seek(begins)
             remarks.literal.append(begins.number)
             return as_they_stand[0], "", False
         if not reason and len(taken) > 1:

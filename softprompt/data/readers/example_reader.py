@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from softprompt.data.examples import Columns, Example, Kind, make_example
-from softprompt.data.readers.file_rows import ENDINGS, FileRows, class_name
+from softprompt.data.readers.file_rows import ENDINGS, FileRows, name_class
 from softprompt.data.readers.lines import Row
 from softprompt.errors import DataError, TemplateError
 from softprompt.utils.messages import import_optional, map_read_errors, quote_names
@@ -66,13 +66,13 @@ class ExampleCollector:
             advice = "" if self._ends or self.bad == self.rows else ", or leave it out with --bad-rows skip"
             raise DataError(f"{places[0]}: {reason}{of}{advice}")
         advice = "" if self._ends or self._skips else ": mend them, or leave them out with --bad-rows skip"
-        raise DataError(f"{self._told()}{advice}")
+        raise DataError(f"{self._describe_bad_rows()}{advice}")
 
     def notes(self) -> list[str]:
         """What was left out."""
-        return [f"Left out: {self._told()}."] if self.bad and self._skips else []
+        return [f"Left out: {self._describe_bad_rows()}."] if self.bad and self._skips else []
 
-    def _told(self) -> str:
+    def _describe_bad_rows(self) -> str:
         found = []
         for reason, places in self._reasons.items():
             numbers = [place.rpartition(" ")[2] for place in places[:_TOLD]]
@@ -99,8 +99,8 @@ class ExampleCollector:
             if columns.text in values and columns._replace(optional=True).kind(values, place) is None:
                 self.unanswered += 1
             raise
-        if columns.fills is not None:
-            columns.fills(example)
+        if columns.fill is not None:
+            columns.fill(example)
         self._kind = self._kind or kind
         return example
 
@@ -161,7 +161,7 @@ def check_file(path: Path) -> None:
             raise DataError(f"expected a file ending in {', '.join(ENDINGS)}, got {got} in '{path}': convert the data")
 
 
-def split_of(name: str) -> str | None:
+def find_split(name: str) -> str | None:
     """The split that files and published parts of this name are, if any."""
     return _ALIASES.get(name)
 
@@ -171,7 +171,7 @@ def split_files(folder: Path) -> dict[str, Path]:
     files: dict[str, Path] = {}
     paths = sorted(folder.iterdir())
     for path in paths:
-        split = split_of(path.stem.lower())
+        split = find_split(path.stem.lower())
         if split and path.suffix.lower() in ENDINGS:
             if split in files:
                 got = quote_names([files[split].name, path.name], " and ")
@@ -186,7 +186,7 @@ def split_files(folder: Path) -> dict[str, Path]:
     return {split: files[split] for split in SPLITS if split in files}
 
 
-def published(source: str, *, streaming: bool) -> dict[str, Any]:
+def load_hub_parts(source: str, *, streaming: bool) -> dict[str, Any]:
     """The parts of the data set ``hf:NAME[:CONFIG]`` by their names, cells of CSV as they stand in the file.
 
     Raises:
@@ -221,10 +221,10 @@ def _csv_header(config: Any) -> list[str]:
         return next(csv.reader(stream, delimiter=config.sep), [])
 
 
-def named_rows(data: Any, features: Any, place: str, first: int = 1) -> Iterator[Row]:
+def read_hub_rows(data: Any, features: Any, place: str, first: int = 1) -> Iterator[Row]:
     """The rows of a published part, numbers of classes as their names."""
     kinds = import_optional("datasets").ClassLabel
     classes = {key: kind.names for key, kind in (features or {}).items() if isinstance(kind, kinds)}
     for number, values in enumerate(data, start=first):
-        named = {key: class_name(values[key], names) for key, names in classes.items()}
+        named = {key: name_class(values[key], names) for key, names in classes.items()}
         yield Row(f"{place} row {number}", {**values, **named})

@@ -58,10 +58,10 @@ class FileRows:
 
     @property
     def position(self) -> list[int]:
-        """Where it stands, as JSON has it; ``go_to`` takes it back."""
+        """Where it stands, as JSON has it; ``seek`` takes it back."""
         return list(self._place)
 
-    def go_to(self, position: Sequence[int]) -> None:
+    def seek(self, position: Sequence[int]) -> None:
         """Stand where ``position`` was taken."""
         self._place, self._steps = Place(*position), None
 
@@ -110,11 +110,11 @@ def _array(path: Path, mark: int, start: Place) -> Iterator[Step]:
     if reason:
         line = 1 + text[: text.find("\ufffd")].count("\n")
         raise DataError(f"'{path}' line {line}: {reason}")
-    found, reason = _parsed(text.removeprefix("\ufeff"))
+    found, reason = _parse_json(text.removeprefix("\ufeff"))
     if reason:
         raise DataError(f"'{path}': {reason}")
     for number, item in enumerate(found[start.number :], start=start.number + 1):
-        yield _object(item, f"'{path}' item {number}"), Place(mark, number)
+        yield _make_row(item, f"'{path}' item {number}"), Place(mark, number)
 
 
 def _json_row(text: str, reason: str, place: str) -> Row | None:
@@ -123,14 +123,14 @@ def _json_row(text: str, reason: str, place: str) -> Row | None:
         return Row(place, {}, reason)
     if not text.strip():
         return None
-    value, reason = _parsed(text.rstrip())
-    return Row(place, {}, reason) if reason else _object(value, place)
+    value, reason = _parse_json(text.rstrip())
+    return Row(place, {}, reason) if reason else _make_row(value, place)
 
 
-def _parsed(text: str) -> tuple[Any, str]:
+def _parse_json(text: str) -> tuple[Any, str]:
     """The value of JSON, and why there is none."""
     try:
-        return json.loads(text, object_pairs_hook=_once), ""
+        return json.loads(text, object_pairs_hook=_refuse_duplicate_keys), ""
     except json.JSONDecodeError as error:
         # within one line the error's own line number would only mislead
         at = f"line {error.lineno} column {error.colno}" if error.lineno > 1 else f"column {error.colno}"
@@ -139,7 +139,7 @@ def _parsed(text: str) -> tuple[Any, str]:
         return None, f"expected JSON, got text that does not parse ({error}): mend or remove it"
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _refuse_duplicate_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
         names = [name for name, _ in pairs]
@@ -147,7 +147,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _object(value: Any, place: str) -> Row:
+def _make_row(value: Any, place: str) -> Row:
     if isinstance(value, dict):
         return Row(place, value)
     reason = f'expected an object such as {{"text": "…", "label": "…"}}, got {type_name(value)}: mend it'
@@ -177,7 +177,7 @@ def _parquet(path: Path, start: Place, remarks: ReadingNotes) -> Iterator[Step]:
                 number += read
                 for values in batch.slice(read).to_pylist():
                     number += 1
-                    named = {key: class_name(values[key], classes[key]) for key in classes if key in values}
+                    named = {key: name_class(values[key], classes[key]) for key in classes if key in values}
                     yield Row(f"'{path}' row {number}", {**values, **named}), Place(0, number)
     except (import_module("pyarrow").ArrowException, ValueError, OverflowError) as error:
         raise DataError(
@@ -187,7 +187,7 @@ def _parquet(path: Path, start: Place, remarks: ReadingNotes) -> Iterator[Step]:
 
 def _class_names(metadata: Mapping[bytes, bytes]) -> dict[str, list[str]]:
     """Names of the numbers of columns of classes, as the ``datasets`` library writes them beside a table."""
-    told, _ = _parsed(metadata.get(b"huggingface", b"{}").decode(errors="replace"))
+    told, _ = _parse_json(metadata.get(b"huggingface", b"{}").decode(errors="replace"))
     for name in ("info", "features"):
         told = told.get(name) if isinstance(told, dict) else None
     return {
@@ -197,7 +197,7 @@ def _class_names(metadata: Mapping[bytes, bytes]) -> dict[str, list[str]]:
     }
 
 
-def class_name(index: Any, names: Sequence[str]) -> Any:
+def name_class(index: Any, names: Sequence[str]) -> Any:
     """The label that a published number stands for; ``None`` for one that is not published, and for none of them."""
     if not isinstance(index, int):
         return index

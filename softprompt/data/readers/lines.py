@@ -119,7 +119,7 @@ class LineReader:
         text, self.broken = decode_line(line)
         return text.removeprefix("\ufeff")  # of a file that was joined to another
 
-    def back_to(self, place: Place) -> None:
+    def seek(self, place: Place) -> None:
         """Stand at an earlier place."""
         self.place, self._waiting = place, []
         self._stream.seek(place.offset)

@@ -74,13 +74,13 @@ class Template:
         try:
             syntax = Syntax.of(source)
         except TemplateError as error:
-            raise TemplateError(f"{error}; got {_quoted(source)}") from error
+            raise TemplateError(f"{error}; got {_quote(source)}") from error
         self._body, self._used, self._text = syntax.body, frozenset(syntax.names), text
         self.names = frozenset("text" if name == text else name for name in syntax.names)
         if not self.names:
             raise TemplateError(
                 f"the template must contain {{{{ text }}}}, the place of the example's text, or other columns of the "
-                f"data: without them every example reads the same; got {_quoted(source)}"
+                f"data: without them every example reads the same; got {_quote(source)}"
             )
 
     def fill(self, example: Example, text: str | None = None) -> Rendered:
@@ -92,20 +92,20 @@ class Template:
         columns = {**example.columns, **dict.fromkeys(("text", self._text), example.text if text is None else text)}
         row = {name: columns[name] for name in self._used if name in columns}
         size = len(self.source) + sum(map(measure_size, row.values()))
-        writing = _Writing(Budget(CHARACTERS + CHARACTERS_EACH * size, STEPS + STEPS_EACH * size))
+        writing = _Renderer(Budget(CHARACTERS + CHARACTERS_EACH * size, STEPS + STEPS_EACH * size))
         try:
             writing.write(self._body, row)
         except _Undefined as error:
             names = ", ".join(sorted(columns))
             raise TemplateError(
-                example.told(
+                example.locate_message(
                     f"the template uses a name that the data lacks: {error}; columns: {printable(names, _QUOTED)}"
                 )
             ) from error
         # RecursionError: lists in lists; ValueError: numbers of more digits than Python writes
         except (FillError, RecursionError, ValueError) as error:
-            what = f"the template fails on an example: {error}; got {_quoted(self.source)}"
-            raise TemplateError(example.told(what)) from error
+            what = f"the template fails on an example: {error}; got {_quote(self.source)}"
+            raise TemplateError(example.locate_message(what)) from error
         return Rendered("".join(writing.pieces), tuple(writing.fields))
 
     def render(self, example: Example) -> str:
@@ -126,18 +126,18 @@ def reader_options(source: str | None, text: str | None = None) -> dict[str, Any
     template = None if source is None else Template(source, text or "text")
     if template is None or template.names == {"text"}:
         return {"names": frozenset({"text"})}  # which every row fills
-    return {"names": template.names, "fills": template.fill}
+    return {"names": template.names, "fill": template.fill}
 
 
 class _Undefined(Exception):
     """A value that the row lacks is needed."""
 
 
-class _Own(str):
+class _TemplateText(str):
     """Text that stands in the template itself: printed as it is, it is none of the row's."""
 
 
-class _Writing:
+class _Renderer:
     """A filling under way: the pieces of its text, and which ranges of it are the row's."""
 
     def __init__(self, room: Budget) -> None:
@@ -152,11 +152,11 @@ class _Writing:
                     if isinstance(one, nodes.TemplateData):
                         self._put(one.data, own=True)
                     else:
-                        value = self._value(one, scope)
-                        self._put(print_value(self._room, value), own=isinstance(value, _Own))
+                        value = self._evaluate(one, scope)
+                        self._put(print_value(self._room, value), own=isinstance(value, _TemplateText))
             elif isinstance(node, nodes.If):
                 branches = (node, *node.elif_)
-                chosen = next((one for one in branches if self._value(one.test, scope)), None)
+                chosen = next((one for one in branches if self._evaluate(one.test, scope)), None)
                 self.write(node.else_ if chosen is None else chosen.body, scope)
             elif isinstance(node, nodes.For):
                 self._loop(node, scope)
@@ -170,15 +170,15 @@ class _Writing:
         self._length = end
 
     def _loop(self, node: nodes.For, scope: dict[str, Any]) -> None:
-        items = self._value(node.iter, scope)
+        items = self._evaluate(node.iter, scope)
         if not isinstance(items, list | dict):
             raise FillError(f"{{% for %}} expects a list, got {describe_type(items)}")
         names = loop_names(node)
         self._room.make(len(items) + len(scope))
         inner = dict(scope)
-        turns = [named for one in items if (named := self._named(names, one)) is not None]
+        turns = [named for one in items if (named := self._name_item(names, one)) is not None]
         if node.test is not None:
-            turns = [named for named in turns if self._value(node.test, {**inner, **named})]
+            turns = [named for named in turns if self._evaluate(node.test, {**inner, **named})]
         for index, named in enumerate(turns):
             self._room.step()
             inner.update(named)
@@ -195,7 +195,7 @@ class _Writing:
         if not turns:
             self.write(node.else_, scope)
 
-    def _named(self, names: Sequence[str], item: Any) -> dict[str, Any]:
+    def _name_item(self, names: Sequence[str], item: Any) -> dict[str, Any]:
         if len(names) == 1:
             return {names[0]: item}
         self._room.step()
@@ -204,55 +204,57 @@ class _Writing:
             raise FillError(f"{{% for {', '.join(names)} %}} expects lists of {len(names)} in the list, got {got}")
         return dict(zip(names, item, strict=True))
 
-    def _value(self, node: nodes.Node, scope: Mapping[str, Any]) -> Any:
+    def _evaluate(self, node: nodes.Node, scope: Mapping[str, Any]) -> Any:
         """What an expression comes to: a value of the row or a scalar."""
-        value = self._found(node, scope)
+        value = self._find(node, scope)
         if isinstance(value, Undefined):
             raise _Undefined(f"{value.name} is undefined")
         return value
 
-    def _found(self, node: nodes.Node, scope: Mapping[str, Any]) -> Any:
-        """``_value``, or that it is missing."""
+    def _find(self, node: nodes.Node, scope: Mapping[str, Any]) -> Any:
+        """``_evaluate``, or that it is missing."""
         self._room.step()
         match node:
             case nodes.Const():
-                return _Own(node.value) if isinstance(node.value, str) else node.value
+                return _TemplateText(node.value) if isinstance(node.value, str) else node.value
             case nodes.Name():
                 return scope[node.name] if node.name in scope else Undefined(f"'{node.name}'")
             case nodes.Neg():
                 return -node.node.value  # type: ignore[attr-defined]  # checked to be a number
             case nodes.Getattr():
-                return self._item(self._value(node.node, scope), node.attr)
+                return self._item(self._evaluate(node.node, scope), node.attr)
             case nodes.Getitem(arg=nodes.Slice()):
-                return self._part(node, scope)
+                return self._slice(node, scope)
             case nodes.Getitem():
-                return self._item(self._value(node.node, scope), self._value(node.arg, scope))
+                return self._item(self._evaluate(node.node, scope), self._evaluate(node.arg, scope))
             case nodes.Not():
-                return not self._value(node.node, scope)
+                return not self._evaluate(node.node, scope)
             case nodes.And():
-                left = self._value(node.left, scope)
-                return self._value(node.right, scope) if left else left
+                left = self._evaluate(node.left, scope)
+                return self._evaluate(node.right, scope) if left else left
             case nodes.Or():
-                left = self._value(node.left, scope)
-                return left if left else self._value(node.right, scope)
+                left = self._evaluate(node.left, scope)
+                return left if left else self._evaluate(node.right, scope)
             case nodes.CondExpr():
-                if self._value(node.test, scope):
-                    return self._value(node.expr1, scope)
-                return None if node.expr2 is None else self._value(node.expr2, scope)
+                if self._evaluate(node.test, scope):
+                    return self._evaluate(node.expr1, scope)
+                return None if node.expr2 is None else self._evaluate(node.expr2, scope)
             case nodes.Concat():
-                parts = [print_value(self._room, self._value(one, scope)) for one in node.nodes]
+                parts = [print_value(self._room, self._evaluate(one, scope)) for one in node.nodes]
                 self._room.make(sum(map(len, parts)))
                 return "".join(parts)
             case nodes.Compare():
-                return self._compared(node, scope)
+                return self._compare(node, scope)
             case nodes.Filter() | nodes.Test():
                 known = FILTERS if isinstance(node, nodes.Filter) else TESTS
-                find = self._found if node.name in LENIENT else self._value
+                find = self._find if node.name in LENIENT else self._evaluate
                 assert node.node is not None
                 named = {
-                    str(one.key): self._value(one.value, scope) for one in node.kwargs if isinstance(one, nodes.Keyword)
+                    str(one.key): self._evaluate(one.value, scope)
+                    for one in node.kwargs
+                    if isinstance(one, nodes.Keyword)
                 }
-                given = [self._value(one, scope) for one in node.args]
+                given = [self._evaluate(one, scope) for one in node.args]
                 return known[node.name](self._room, find(node.node, scope), *given, **named)
         raise AssertionError(f"{type(node).__name__} passed the check of the syntax")
 
@@ -264,45 +266,45 @@ class _Writing:
             return value[key] if -len(value) <= key < len(value) else Undefined(f"item {key} of {len(value)}")
         return Undefined(f"'{key}' of {describe_type(value)}")
 
-    def _part(self, node: nodes.Getitem, scope: Mapping[str, Any]) -> Any:
-        value = self._value(node.node, scope)
+    def _slice(self, node: nodes.Getitem, scope: Mapping[str, Any]) -> Any:
+        value = self._evaluate(node.node, scope)
         assert isinstance(node.arg, nodes.Slice)
-        start, stop = (None if one is None else self._value(one, scope) for one in (node.arg.start, node.arg.stop))
+        start, stop = (None if one is None else self._evaluate(one, scope) for one in (node.arg.start, node.arg.stop))
         if not isinstance(value, list | str) or not all(isinstance(one, int | None) for one in (start, stop)):
             raise FillError(f"[:] expects a list or text, and whole numbers, got {describe_type(value)}")
         self._room.make(len(range(*slice(start, stop).indices(len(value)))))
         return value[start:stop]
 
-    def _compared(self, node: nodes.Compare, scope: Mapping[str, Any]) -> bool:
-        left = self._value(node.expr, scope)
+    def _compare(self, node: nodes.Compare, scope: Mapping[str, Any]) -> bool:
+        left = self._evaluate(node.expr, scope)
         for one in node.ops:
             if one.op in ("in", "notin"):
-                right = one.expr if isinstance(one.expr, CHOICES) else self._value(one.expr, scope)
-                if self._holds(left, right, scope) is (one.op == "notin"):
+                right = one.expr if isinstance(one.expr, CHOICES) else self._evaluate(one.expr, scope)
+                if self._contains(left, right, scope) is (one.op == "notin"):
                     return False
             else:
-                right = self._value(one.expr, scope)
-                if not self._scalars(one.op, left, right):
+                right = self._evaluate(one.expr, scope)
+                if not self._compare_scalars(one.op, left, right):
                     return False
             left = right
         return True
 
-    def _holds(self, left: Any, right: Any, scope: Mapping[str, Any]) -> bool:
+    def _contains(self, left: Any, right: Any, scope: Mapping[str, Any]) -> bool:
         """Whether ``left`` is in ``right``: a part of a text, an item of a list, a name of an object."""
         if isinstance(right, CHOICES):
-            return any(self._scalars("eq", left, self._value(one, scope)) for one in right.items)
+            return any(self._compare_scalars("eq", left, self._evaluate(one, scope)) for one in right.items)
         if isinstance(right, str) and isinstance(left, str):
             self._room.step(3 * len(right))
             return left in right
         if isinstance(right, dict) and isinstance(left, str):
             return left in right
         if isinstance(right, list):
-            return any(self._scalars("eq", left, one) for one in right if not isinstance(one, list | dict))
+            return any(self._compare_scalars("eq", left, one) for one in right if not isinstance(one, list | dict))
         raise FillError(
             f"'in' expects text in a text, a list or an object, got {describe_type(left)} in {describe_type(right)}"
         )
 
-    def _scalars(self, op: str, left: Any, right: Any) -> bool:
+    def _compare_scalars(self, op: str, left: Any, right: Any) -> bool:
         for one in (left, right):
             if isinstance(one, list | dict):
                 raise FillError(
@@ -317,5 +319,5 @@ class _Writing:
             ) from error
 
 
-def _quoted(source: str) -> str:
+def _quote(source: str) -> str:
     return repr(printable(source, _QUOTED)) if len(source) > _QUOTED else repr(source)

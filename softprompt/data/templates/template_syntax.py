@@ -59,7 +59,7 @@ CHOICES = (nodes.List, nodes.Tuple)  # what may stand behind ``in``, and nowhere
 _HINTS = {"strip": "trim", "items": "items", "join": "join", **{name: name for name in FILTERS}}
 
 
-class Refused(Exception):
+class UnsupportedSyntax(Exception):
     """A part of Jinja2 that is none of the language; the message goes on behind "the template"."""
 
 
@@ -94,7 +94,7 @@ class Syntax:
         syntax = cls(tree.body)
         try:
             syntax._check_all(tree.body, frozenset(), 0)
-        except Refused as refused:
+        except UnsupportedSyntax as refused:
             raise TemplateError(f"the template {refused}") from refused
         return syntax
 
@@ -106,14 +106,14 @@ class Syntax:
         """Refuse what is not of the language; ``local`` names are those of loops, no columns."""
         self._nodes += 1
         if self._nodes > NODES:
-            raise Refused(f"has more than {NODES:,} parts: shorten it")
+            raise UnsupportedSyntax(f"has more than {NODES:,} parts: shorten it")
         if depth > DEPTH:
-            raise Refused(f"is nested more than {DEPTH} deep: simplify it")
+            raise UnsupportedSyntax(f"is nested more than {DEPTH} deep: simplify it")
         inner: Sequence[nodes.Node] = list(node.iter_child_nodes())
         if isinstance(node, nodes.Neg) and isinstance(node.node, nodes.Const) and _is_number(node.node.value):
             return
         if not isinstance(node, _ALLOWED):
-            raise Refused(_unknown(node))
+            raise UnsupportedSyntax(_describe_refusal(node))
         if isinstance(node, nodes.Name):
             if node.name not in local:
                 self.names.add(node.name)
@@ -125,7 +125,7 @@ class Syntax:
             inner = node.expr.items  # a list of choices
         elif isinstance(node, nodes.Getitem) and isinstance(node.arg, nodes.Slice):
             if node.arg.step is not None:
-                raise Refused("uses a step in [:]: only [first:last] is there")
+                raise UnsupportedSyntax("uses a step in [:]: only [first:last] is there")
             inner = [node.node, *(one for one in (node.arg.start, node.arg.stop) if one is not None)]
         elif isinstance(node, nodes.For):
             self._check_loop(node, local, depth)
@@ -134,7 +134,9 @@ class Syntax:
 
     def _check_loop(self, node: nodes.For, local: frozenset[str], depth: int) -> None:
         if node.recursive:
-            raise Refused("uses a recursive {% for %}, which is not part of its language: loop over a list of the row")
+            raise UnsupportedSyntax(
+                "uses a recursive {% for %}, which is not part of its language: loop over a list of the row"
+            )
         targets = loop_names(node)
         within = local | {*targets, "loop"}
         self._check_all([node.iter, *node.else_], local, depth + 1)
@@ -146,7 +148,7 @@ def loop_names(node: nodes.For) -> list[str]:
     parts = node.target.items if isinstance(node.target, nodes.Tuple) else [node.target]
     names = [part.name for part in parts if isinstance(part, nodes.Name)]
     if len(names) < len(parts):
-        raise Refused("uses a {% for %} with names in names: expected one name, or several with commas")
+        raise UnsupportedSyntax("uses a {% for %} with names in names: expected one name, or several with commas")
     return names
 
 
@@ -154,7 +156,7 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _unknown(node: nodes.Node) -> str:
+def _describe_refusal(node: nodes.Node) -> str:
     """Words for a node that is not of the language, and what to do instead."""
     if isinstance(node, nodes.Call):
         called = node.node
@@ -178,20 +180,20 @@ def _check_unicode(value: object) -> None:
     try:
         str(value).encode()
     except UnicodeEncodeError as error:
-        raise Refused(f"spells half a character (\\u{ord(str(value)[error.start]):x}): mend it") from error
+        raise UnsupportedSyntax(f"spells half a character (\\u{ord(str(value)[error.start]):x}): mend it") from error
 
 
 def _check_function(node: nodes.Filter | nodes.Test) -> None:
     what, known = ("filter", FILTERS) if isinstance(node, nodes.Filter) else ("test", TESTS)
     if node.name not in known:
-        raise Refused(
+        raise UnsupportedSyntax(
             f"uses the {what} '{node.name}', which is not part of its language: {', '.join(sorted(known))} are"
         )
     if node.dyn_args is not None or node.dyn_kwargs is not None:
-        raise Refused(f"gives the {what} '{node.name}' arguments by '*', which is not part of its language")
+        raise UnsupportedSyntax(f"gives the {what} '{node.name}' arguments by '*', which is not part of its language")
     named = {str(keyword.key): None for keyword in node.kwargs if isinstance(keyword, nodes.Keyword)}
     try:
         # in front of the arguments stand what there is to spend, and the value
         inspect.signature(known[node.name]).bind(None, None, *node.args, **named)
     except TypeError as error:
-        raise Refused(f"gives the {what} '{node.name}' other arguments than it takes: {error}") from error
+        raise UnsupportedSyntax(f"gives the {what} '{node.name}' other arguments than it takes: {error}") from error

@@ -25,7 +25,7 @@ from softprompt.inference.scoring import Objective
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.written_prompt import choose_shots, written_prompt
 from softprompt.training.loop import check_trainable
-from softprompt.training.validation import mean_loss, validation_examples, value_and_loss
+from softprompt.training.validation import mean_loss, score_labels, validation_examples
 from softprompt.utils.files import check_free, write_folder
 
 _FACTS = "few_shot.json"
@@ -107,7 +107,7 @@ def fit_few_shot(
 def _score(answers: Predictor | NearestShots, examples: Sequence[Example]) -> tuple[float, float]:
     """The metric, or minus the loss, and the loss."""
     if answers.spec.kind == "classification":
-        return value_and_loss(answers.label_log_probabilities(examples), examples, answers.spec)
+        return score_labels(answers.label_log_probabilities(examples), examples, answers.spec)
     items = answers.encoder.training_items(examples)
     if isinstance(answers, NearestShots):
         items = answers.behind_shots(items, examples)

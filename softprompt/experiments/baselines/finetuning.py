@@ -201,7 +201,7 @@ class WeightsLearner(Learner):
     def candidate(self) -> None:
         return None
 
-    def keep(self, candidate: PromptState | None) -> None:
+    def record_best(self, candidate: PromptState | None) -> None:
         self.best_weights = [weight.detach().to("cpu", copy=True) for weight in self.weights]
 
     def collect_gradients(self) -> None:
@@ -215,10 +215,10 @@ class WeightsLearner(Learner):
         self._spent = self._seconds is not None and time.perf_counter() - self._began >= self._seconds
         return self._spent or super().is_last(step)
 
-    def ending(self) -> str | None:
+    def describe_stop(self) -> str | None:
         if self._spent and self.progress.step < self.config.steps:
             return f"the time budget of {self._seconds:g} s ended the run at step {self.progress.step}"
-        return super().ending()
+        return super().describe_stop()
 
     def restore_best(self) -> None:
         """Have the model as it was at its best evaluation, and frozen."""
@@ -250,7 +250,7 @@ def finetune(
     learner = WeightsLearner(
         model, task, config.for_prompts(learning_rate=rate), weights, seconds=config.seconds, began=began
     )
-    for note in learner.encoder.cut_notes():
+    for note in learner.encoder.truncation_notes():
         callback.on_message(note)
     timer, prepared = StepTimer(callback, None), time.perf_counter() - began
     losses = learner.objective.losses

@@ -14,7 +14,7 @@ from torch import Tensor
 from softprompt.data.examples import Example
 from softprompt.data.task import TaskSpec
 from softprompt.experiments.baselines.fitted_baseline import extra_module
-from softprompt.training.validation import value_and_loss
+from softprompt.training.validation import score_labels
 
 _NEVER = -1e4  # score of a label that no training example has
 
@@ -76,7 +76,7 @@ def fit_head(
             warnings.simplefilter("ignore", ConvergenceWarning)
             fitted = LogisticRegression(C=strength, max_iter=1000, random_state=seed).fit(features, gold)
         head = _head(fitted, len(spec.labels))
-        value, loss = value_and_loss(head.log_probabilities(validation_features), validation, spec)
+        value, loss = score_labels(head.log_probabilities(validation_features), validation, spec)
         if best is None or (value, -loss) > (best.value, -best.loss):
             best = HeadChoice(head, strength, value, loss)
     assert best is not None

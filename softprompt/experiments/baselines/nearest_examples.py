@@ -123,7 +123,7 @@ class NearestShots:
         if self.spec.kind == "classification" or not examples:
             yield from likeliest(self.spec, self.label_log_probabilities(examples))
             return
-        texts = self.encoder.inputs(examples)
+        texts = self.encoder.encode_inputs(examples)
         fronts = self.in_front(examples, [len(text) for text in texts])
         whole = [(*front, *text) for front, text in zip(fronts, texts, strict=True)]
         with naming(examples):

@@ -13,7 +13,7 @@ from softprompt.models.frozen_lm import FrozenLM
 from softprompt.training.callbacks import CLOCK_FILE, Callback, StepTimer
 from softprompt.training.checkpoint import Checkpoint
 from softprompt.training.loop import TrainingResult, train_together
-from softprompt.training.training_run import best_prompt, open_run
+from softprompt.training.training_run import build_prompt, open_run
 
 NO_NUMBER = "the loss is not a number: try a lower rate, or --dtype float32"
 
@@ -60,7 +60,7 @@ def _fitted(
     )
 
     def save(folder: Path) -> None:
-        best_prompt(base, task, {"": config}, [outcome], ensemble=False).save(folder)
+        build_prompt(base, task, {"": config}, [outcome], ensemble=False).save(folder)
 
     return FittedBaseline(
         answers=answers,

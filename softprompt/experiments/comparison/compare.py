@@ -33,7 +33,7 @@ from softprompt.metrics.scores import Score
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.training.callbacks import Callback
 from softprompt.training.loop import check_trainable
-from softprompt.training.training_run import TEST_LIMIT, library_versions, roomy
+from softprompt.training.training_run import TEST_LIMIT, library_versions, reserve_answer_room
 
 RATE_STEP = math.sqrt(10)  # between neighbouring rates of a search
 PILOT_STEPS = 6  # made to see how long one takes
@@ -103,7 +103,7 @@ def compare(
     check_trainable(task)
     task.splits["test"]  # refuses an empty one
     engine = find_engine(terms.engine_python, terms.engine_gguf)
-    task = roomy(base, task)
+    task = reserve_answer_room(base, task)
     comparison = _Comparison(base, task, terms, StudyFolder(out, _setup(base, task, terms)), callback, engine)
     with comparison.folder as folder:
         for number, method in enumerate(methods, start=1):

@@ -12,7 +12,7 @@ from softprompt.experiments.baselines.fitted_baseline import VALIDATION_LIMIT
 from softprompt.experiments.comparison.recommendation import Evidence, recommend
 from softprompt.experiments.comparison.study_records import Cost, Forgetting, Result, Row, Study
 from softprompt.inference.benchmark import machine
-from softprompt.inference.evaluation import cut_notes
+from softprompt.inference.evaluation import truncation_notes
 from softprompt.inference.speed_drift import drift, warning
 from softprompt.metrics.bootstrap import Floats, RunScores, bootstrap_interval, paired_difference, resample_scores
 from softprompt.metrics.registry import score_runs
@@ -135,10 +135,10 @@ def _forgetting(some: Sequence[Forgetting]) -> Forgetting | None:
 
 def _notes(task: Task, test: Sequence[Example], results: Sequence[Result]) -> list[str]:
     notes = []
-    if words := Subsample(len(test), len(task.test)).words("test"):
+    if words := Subsample(len(test), len(task.test)).describe("test"):
         notes.append(f"scored {words}")
     whole = len(task.validation)
-    if words := Subsample(min(whole, VALIDATION_LIMIT), whole).words("validation"):
+    if words := Subsample(min(whole, VALIDATION_LIMIT), whole).describe("validation"):
         notes.append(f"the best step, rate or strength of each method is chosen {words}")
     together = {one.method for one in results if one.settings.get("learned_together", 1) > 1}
     if together:
@@ -151,7 +151,7 @@ def _notes(task: Task, test: Sequence[Example], results: Sequence[Result]) -> li
     notes += [
         f"{one.method} seed {one.seed}: {told}"
         for one in results
-        for told in cut_notes(one.settings.get("cut", 0), len(one.predictions))
+        for told in truncation_notes(one.settings.get("cut", 0), len(one.predictions))
     ]
     notes += dict.fromkeys(f"{one.method} {why}" for one in results if (why := one.settings.get("engine_note")))
     failed = [f"{one.method} seed {one.seed}: {one.error}" for one in results if one.status == "failed"]

@@ -22,7 +22,7 @@ from softprompt.store.prompt_loading import load_prompt
 from softprompt.training.callbacks import Callback
 from softprompt.training.initialization import check_init, check_init_fits
 from softprompt.training.loop import check_trainable
-from softprompt.training.training_run import library_versions, say_sampled, with_metrics
+from softprompt.training.training_run import evaluate_prompt, library_versions, report_validation_sample
 
 SweepEngine: TypeAlias = Literal["optuna", "ray"]
 
@@ -84,7 +84,7 @@ def sweep(
         ledger = TrialLog(folder, proposals, terms, task, callback)
         if space.size < trials:
             callback.on_message(f"the space has {space.size} combinations: each is tried once")
-        say_sampled(task, fixed, callback)
+        report_validation_sample(task, fixed, callback)
         if ledger.missing:
             _run(ledger, base, engine, workers)
         summary = _concluded(ledger, base, space, evaluate_test=evaluate_test)
@@ -163,7 +163,7 @@ _STATUSES = ("finished", "pruned", "failed", "repeated")
 def _scored(ledger: TrialLog, base: FrozenLM, best: SweepTrial, *, evaluate_test: bool) -> Prompt:
     folder, kept = ledger.folder, ledger.folder.artifact(trial_name(best.number))
     prompt = load_prompt(kept)
-    prompt = with_metrics(prompt, base, ledger.task, evaluate_test=evaluate_test)
+    prompt = evaluate_prompt(prompt, base, ledger.task, evaluate_test=evaluate_test)
     told = {"trial": best.number, "trials": len(ledger.landed), "settings": best.settings}
     history = {"history.jsonl": (kept / "history.jsonl").read_text(encoding="utf-8")}
     prompt = replace(prompt, training={**prompt.training, "sweep": told}, extra_files={**prompt.extra_files, **history})

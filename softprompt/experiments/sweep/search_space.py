@@ -12,7 +12,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, TypeAlias, get_args
 
-from softprompt.config import TrainConfig, plain_value, read_settings_file, unknown_setting
+from softprompt.config import TrainConfig, describe_unknown_setting, parse_value, read_settings_file
 from softprompt.errors import ConfigError
 
 FORM = (
@@ -164,7 +164,7 @@ def build_trial_config(fixed: TrainConfig, chosen: Mapping[str, Any]) -> TrainCo
 def _setting(name: str, where: str) -> str:
     key = {"lr": "learning_rate"}.get(name, name.replace("-", "_"))
     if key not in TrainConfig.model_fields:
-        raise ConfigError(f"{where}: {unknown_setting(key, TrainConfig)}")
+        raise ConfigError(f"{where}: {describe_unknown_setting(key, TrainConfig)}")
     if key in FIXED:
         raise ConfigError(f"{where}: '{name}' is the same for all trials of a sweep: leave it out of the space")
     return key
@@ -184,8 +184,8 @@ def _axis(key: str, values: str, where: str) -> Axis:
 
 
 def _value(text: str, where: str) -> Any:
-    """As ``plain_value``; what YAML 1.1 takes for a word though it is a number, ``1e-3``, is a number."""
-    value = plain_value(text, where)
+    """As ``parse_value``; what YAML 1.1 takes for a word though it is a number, ``1e-3``, is a number."""
+    value = parse_value(text, where)
     if isinstance(value, str) and re.fullmatch(r"[+-]?[\d.]+e[+-]?\d+", value, re.IGNORECASE):
         return float(value)
     return value

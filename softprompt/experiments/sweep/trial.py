@@ -22,7 +22,7 @@ from softprompt.experiments.sweep.sweep_folder import SweepFolder, SweepTrial, t
 from softprompt.experiments.sweep.trial_sampler import compute_objective
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.training.callbacks import Callback, StepTimer
-from softprompt.training.training_run import library_versions, limited
+from softprompt.training.training_run import library_versions, limit_length
 from softprompt.utils.files import replace_file
 from softprompt.utils.seals import read_sealed, seal
 
@@ -100,7 +100,7 @@ def run_trial(
     status: Literal["finished", "pruned", "failed"] = "finished"
     try:
         config = build_trial_config(fixed, settings)
-        own = limited(task, config)
+        own = limit_length(task, config)
         config = config.model_copy(update={"max_length": own.spec.max_length})
         (outcome,) = learn_prompts(base, own, {"": config}, watch, unfinished)
         if not isinstance(outcome, FittedBaseline):

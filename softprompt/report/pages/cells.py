@@ -61,7 +61,7 @@ def format_subsample(split: str, result: Mapping[str, Any]) -> str:
     """Of how many rows a saved result is a sample, if it is one; it may come out of somebody else's file."""
     try:
         found = result["sample"]
-        return Subsample(int(found["rows"]), int(found["of"]), int(found["seed"])).words(split)
+        return Subsample(int(found["rows"]), int(found["of"]), int(found["seed"])).describe(split)
     except (KeyError, TypeError, ValueError):
         return ""
 

@@ -8,10 +8,10 @@ from softprompt.metrics.formatting import MISSING, format_count
 from softprompt.metrics.scores import Speed
 from softprompt.report.pages.cells import DASH, make_metric_cell
 from softprompt.report.render.document import Block, Cell, Document, Section, Table, Text
-from softprompt.training.distillation.distillation_records import BreakEven, Distilled, Fidelity
+from softprompt.training.distillation.distillation_records import BreakEven, DistillationReport, Fidelity
 
 
-def make_distillation_document(reports: Mapping[str, Distilled], out: Path) -> Document:
+def make_distillation_document(reports: Mapping[str, DistillationReport], out: Path) -> Document:
     """One student at length, or several in a table, a row for each."""
     first = next(iter(reports.values()))
     alone = len(reports) == 1
@@ -28,7 +28,7 @@ def make_distillation_document(reports: Mapping[str, Distilled], out: Path) -> D
     )
 
 
-def _one(report: Distilled) -> tuple[Block, ...]:
+def _one(report: DistillationReport) -> tuple[Block, ...]:
     rows = [
         (split, name, metric, format_count(near.n))
         for split, near in report.held_out.items()
@@ -45,7 +45,7 @@ def _one(report: Distilled) -> tuple[Block, ...]:
     )
 
 
-def _several(reports: Mapping[str, Distilled]) -> tuple[Block, ...]:
+def _several(reports: Mapping[str, DistillationReport]) -> tuple[Block, ...]:
     """Fidelity against length."""
     first = next(iter(reports.values()))
     split = next(reversed(first.held_out))
@@ -66,7 +66,7 @@ def _several(reports: Mapping[str, Distilled]) -> tuple[Block, ...]:
     )
 
 
-def _figures(report: Distilled, near: Fidelity) -> dict[str, Cell]:
+def _figures(report: DistillationReport, near: Fidelity) -> dict[str, Cell]:
     """Each figure of a split by what it is."""
     named = {
         "agreement with the teacher": near.agreement,
@@ -79,7 +79,7 @@ def _figures(report: Distilled, near: Fidelity) -> dict[str, Cell]:
     return {name: make_metric_cell(one.model_dump()) for name, one in named.items() if one is not None}
 
 
-def _cost(report: Distilled, *, alone: bool) -> tuple[Block, ...]:
+def _cost(report: DistillationReport, *, alone: bool) -> tuple[Block, ...]:
     """Seconds spent; where they were measured, latency and throughput, and when the seconds are won back."""
     spent = f"learning took {report.training_seconds:.1f} s" + (
         "" if alone else " for each of those that learned together"

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from softprompt.experiments.demo import DemoResult
-from softprompt.inference.evaluation import Evaluation, cut_notes
+from softprompt.inference.evaluation import Evaluation, truncation_notes
 from softprompt.metrics.formatting import format_count, format_fixed, metric_heading
 from softprompt.prompts.saved_prompt import Prompt
 from softprompt.report.pages.cells import format_saved_metric, format_subsample, make_metric_cell, make_settings_table
@@ -67,10 +67,10 @@ def make_evaluation_document(result: Evaluation, facts: Mapping[str, Any]) -> Do
     """Every metric of an evaluation; ``facts``: prompt, data and split."""
     rows = [(m.metric, make_metric_cell(m.model_dump()), format_count(m.n)) for m in (result.metric, *result.others)]
     notes = [f"{result.truncated} texts were cut to the length limit"] if result.truncated else []
-    drawn = result.drawn.words(str(facts["split"])) if result.drawn else ""
+    drawn = result.drawn.describe(str(facts["split"])) if result.drawn else ""
     where = f"{facts['prompt'] or 'written prompt'} on {facts['data']}, {facts['split']} split"
     blocks: list[Block] = [Table.of("", _RESULT, rows)]
-    if notes := [*notes, *result.cut_notes]:
+    if notes := [*notes, *result.truncation_notes]:
         blocks.append(Points(tuple(notes)))
     results = Section("results", "Results", tuple(blocks))
     return Document("Evaluation", f"{where}, {drawn}" if drawn else where, (), (results,))
@@ -108,7 +108,7 @@ def _results(prompt: Prompt) -> tuple[Block, ...]:
         notes += [f"{split}: {words}"] if (words := format_subsample(split, result)) else []
         # a count of somebody else's file may be anything
         if isinstance(count := result.get("cut"), int):
-            notes += [f"{split}: {told}" for told in cut_notes(count, result["n"])]
+            notes += [f"{split}: {told}" for told in truncation_notes(count, result["n"])]
     table = Table.of("", ("Split", *_RESULT), rows, words=2)
     return (table, Points(tuple(notes))) if notes else (table,)
 

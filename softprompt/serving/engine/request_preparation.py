@@ -67,9 +67,9 @@ class Texts:
         # whatever its task is, words can follow
         encoder = self._generating.get(
             (served.key, new_tokens),
-            lambda: self._encoder(served, served.spec.in_words, new_tokens),
+            lambda: self._encoder(served, served.spec.as_generation, new_tokens),
         )
-        (ids,), cut = watched(encoder, [example], encoder.inputs)
+        (ids,), cut = watched(encoder, [example], encoder.encode_inputs)
         return EncodedSequence(0, ids, ()), Reading(virtual_tokens(served) + len(ids), bool(cut))
 
     def _encoder(self, served: Served, spec: TaskSpec, new_tokens: int = 0) -> ExampleEncoder:
@@ -129,7 +129,7 @@ class Preparing:
         """
         encoder = self._texts.labelling(served, examples)
         objective = self._objectives.get(served.key, lambda: Objective(self._base, encoder.verbalizer))
-        texts, cut = watched(encoder, examples, encoder.inputs)
+        texts, cut = watched(encoder, examples, encoder.encode_inputs)
         before = virtual_tokens(served)
         read = [Reading(before + len(text), index in cut) for index, text in enumerate(texts)]
         return Asking(encoder, objective, max(1, len(served.states))), texts, read

@@ -171,7 +171,7 @@ class VllmEngine:
         self, served: Served, examples: Sequence[Example]
     ) -> tuple[ExampleEncoder, tuple[int, ...], list[tuple[int, ...]], frozenset[int]]:
         encoder = self._texts.labelling(served, examples)
-        return encoder, self._front(served), *watched(encoder, examples, encoder.inputs)
+        return encoder, self._front(served), *watched(encoder, examples, encoder.encode_inputs)
 
     def _text(self, served: Served, example: Example, generation: GenerationConfig) -> tuple[list[int], Reading]:
         item, read = self._texts.text(served, example, generation.max_new_tokens)

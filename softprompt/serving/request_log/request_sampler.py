@@ -22,7 +22,7 @@ from softprompt.serving.engine.request_preparation import Recent, weight_of_labe
 from softprompt.serving.request_log.request_samples import ROW_BYTES, TEXT_CHARACTERS, Sample
 from softprompt.serving.request_log.sample_files import SampleFile
 from softprompt.store.input_profile import InputProfile
-from softprompt.training.input_profiling import rare_tokens
+from softprompt.training.input_profiling import count_rare_tokens
 
 QUEUE = 4096  # requests that wait to be written, at most
 QUEUE_CHARACTERS = 2**25  # of all their texts
@@ -203,10 +203,10 @@ class _Measuring:
         """How many a text has, and how many of them are rare; ``None`` for what cannot be told."""
         try:
             encoder, known = self._prompts.get(served.key, lambda: self._made(prompt, served))
-            (ids,) = encoder.text_ids([example])
+            (ids,) = encoder.encode_texts([example])
         except SoftpromptError:
             return None, None
-        return len(ids), None if known is None else rare_tokens(ids, known)
+        return len(ids), None if known is None else count_rare_tokens(ids, known)
 
     def _made(self, prompt: str, served: Served) -> tuple[ExampleEncoder, frozenset[int] | None]:
         known = None

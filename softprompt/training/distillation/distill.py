@@ -25,23 +25,29 @@ from softprompt.prompts.saved_prompt import Prompt
 from softprompt.training.callbacks import CLOCK_FILE, Callback, StepTimer
 from softprompt.training.checkpoint import Checkpoint
 from softprompt.training.distillation.distillation_loss import distillation_objective
-from softprompt.training.distillation.distillation_records import Distilled
-from softprompt.training.distillation.fidelity import fidelity, measured, request_tokens, with_speeds, without_clock
-from softprompt.training.distillation.student_initialization import check_can_begin, initialize_students
-from softprompt.training.distillation.teacher import Answers, Teacher, ask
+from softprompt.training.distillation.distillation_records import DistillationReport
+from softprompt.training.distillation.fidelity import (
+    add_speeds,
+    drop_timings,
+    measure_fidelity,
+    measure_speeds,
+    request_tokens,
+)
+from softprompt.training.distillation.student_initialization import check_teacher_start, initialize_students
+from softprompt.training.distillation.teacher import Answers, Teacher, ask_teacher
 from softprompt.training.distillation.teacher_cache import ANSWERS_FILE, load_answers, save_answers
-from softprompt.training.fit import configs_of
-from softprompt.training.loop import TrainingResult, check_there, train_together
+from softprompt.training.fit import resolve_configs
+from softprompt.training.loop import TrainingResult, check_splits, train_together
 from softprompt.training.training_run import (
     TEST_LIMIT,
-    announce,
-    best_prompt,
-    data_facts,
-    finish,
-    limited,
+    attach_records,
+    build_prompt,
+    describe_data,
+    limit_length,
     open_run,
-    roomy,
-    with_records,
+    report_data_notes,
+    reserve_answer_room,
+    save_run_result,
 )
 from softprompt.utils.files import expand_user
 
@@ -54,7 +60,7 @@ class Distillation:
     """A distilled prompt, and how it does beside its teacher."""
 
     prompt: Prompt
-    report: Distilled
+    report: DistillationReport
 
 
 @overload
@@ -101,7 +107,7 @@ def distill(
         out, callback, resume, restart, evaluate_test: as for ``fit``.
         config: the settings of learning; or single ones by name (``length=16``, ``steps=300``, ...), those of
             ``DistillConfig`` among them (``temperature=2``, ``samples=1``, ...). ``init`` is ``teacher`` by default.
-            The settings of several students (see ``configs_of_lengths``), by the folder within ``out`` that each is
+            The settings of several students (see ``make_length_configs``), by the folder within ``out`` that each is
             saved in, learn in the same forward passes, and all are given; ``""`` is ``out`` itself.
         measure: time student and teacher at the end.
 
@@ -110,7 +116,7 @@ def distill(
             to do.
     """
     how = {name: settings.pop(name) for name in tuple(settings) if name in DistillConfig.model_fields}
-    configs = configs_of(config, settings)
+    configs = resolve_configs(config, settings)
     if not isinstance(inputs, Task):
         inputs = Task.of_inputs(inputs, spec=teacher.spec if isinstance(teacher, Prompt) else None)
     done = _distill(
@@ -136,7 +142,7 @@ def make_teacher(base: FrozenLM, task: Task, teacher: Teacher | Prompt | str) ->
     return Teacher.saved(base, teacher) if isinstance(teacher, Prompt) else Teacher.written(base, task.spec, teacher)
 
 
-def configs_of_lengths(config: TrainConfig, lengths: Sequence[int]) -> dict[str, TrainConfig]:
+def make_length_configs(config: TrainConfig, lengths: Sequence[int]) -> dict[str, TrainConfig]:
     """The settings of students of several lengths, by what their folders are called; raises ConfigError."""
     if len(set(lengths)) < len(lengths):
         raise ConfigError(f"lengths {', '.join(map(str, lengths))}: expected each once")
@@ -160,13 +166,13 @@ def _distill(
 ) -> dict[str, Distillation]:
     """Students of one teacher, in the same forward passes; by the folders they are saved in."""
     base.processes.check_alone("distillation")
-    configs = {name: _started(config, teacher) for name, config in configs.items()}
+    configs = {name: _resolve_init(config, teacher) for name, config in configs.items()}
     first = next(iter(configs.values()))
-    check_there(task)
-    whole = roomy(base, limited(task, first))
+    check_splits(task)
+    whole = reserve_answer_room(base, limit_length(task, first))
     room = settings.max_new_tokens or room_for(base, whole.spec, whole.train + whole.validation + whole.test)
     settings = settings.model_copy(update={"max_new_tokens": room})
-    task, notes = _used(whole, first, settings, evaluate_test)
+    task, notes = _sample_inputs(whole, first, settings, evaluate_test)
     configs = {name: config.model_copy(update={"max_length": task.spec.max_length}) for name, config in configs.items()}
     run: AbstractContextManager[Checkpoint | None] = nullcontext()
     how = settings.model_dump()
@@ -174,13 +180,15 @@ def _distill(
         taught = {"teacher": teacher.digest, "distillation": how}
         run = open_run(out, base, {"": task}, configs, resume=resume, restart=restart, callback=callback, **taught)
     with run as checkpoint:
-        announce(base, task, max(config.length for config in configs.values()), callback, settings.max_new_tokens)
+        report_data_notes(
+            base, task, max(config.length for config in configs.values()), callback, settings.max_new_tokens
+        )
         for note in notes:
             callback.on_message(note)
         if checkpoint is not None:
             checkpoint.load()  # one of another run is refused before the teacher is asked
         splits = {"train": task.train, "validation": task.validation, **({"test": task.test} if task.test else {})}
-        answers, seconds = _answers(base, task, teacher, settings, splits, checkpoint, restart, callback)
+        answers, seconds = _ask_or_load(base, task, teacher, settings, splits, checkpoint, restart, callback)
         lengths = {name: config.length for name, config in configs.items() if config.init == "teacher"}
         starts = initialize_students(base, task, teacher.start, lengths, answers["validation"])
         given = {length: state for length, (_, state) in starts.items()}
@@ -193,18 +201,20 @@ def _distill(
         for name, outcome in by_name.items():
             spent = seconds, clock.at(outcome.steps) / len(configs)
             told = {**settings.model_dump(), "start": starts[lengths[name]][0] if name in lengths else None}
-            one = _reported(base, task, configs[name], outcome, teacher, told, answers, sizes, spent)
+            one = _build_report(base, task, configs[name], outcome, teacher, told, answers, sizes, spent)
             # what was given, which inspect can know again
-            done[name] = replace(one, prompt=replace(one.prompt, data=data_facts(whole)))
+            done[name] = replace(one, prompt=replace(one.prompt, data=describe_data(whole)))
         if measure:
-            done = _measured(base, task, done, teacher, settings)
+            done = _measure_students(base, task, done, teacher, settings)
         if out is not None and checkpoint is not None:
             finished = checkpoint.stage() / out.name
             for name, one in done.items():
                 facts = one.report.model_dump_json(indent=2) + "\n"
                 files = {**one.prompt.extra_files, REPORT_FILE: facts}
-                finish(replace(one.prompt, extra_files=files), finished / name, by_name[name], checkpoint.folder)
-            checkpoint.place(finished, out, ANSWERS_FILE, CLOCK_FILE)
+                save_run_result(
+                    replace(one.prompt, extra_files=files), finished / name, by_name[name], checkpoint.folder
+                )
+            checkpoint.publish(finished, out, ANSWERS_FILE, CLOCK_FILE)
     return done
 
 
@@ -217,17 +227,19 @@ def check_init(config: TrainConfig) -> None:
         )
 
 
-def _started(config: TrainConfig, teacher: Teacher) -> TrainConfig:
+def _resolve_init(config: TrainConfig, teacher: Teacher) -> TrainConfig:
     """With the start that is chosen where none is given: the teacher's own text, or, where it is none, ``text``."""
     check_init(config)
     if config.init == "teacher":
-        check_can_begin(teacher.start, config.length)
+        check_teacher_start(teacher.start, config.length)
     if "init" in config.model_fields_set:
         return config
     return config.model_copy(update={"init": "text" if teacher.start.kind == "key_values" else "teacher"})
 
 
-def _used(task: Task, config: TrainConfig, settings: DistillConfig, evaluate_test: bool) -> tuple[Task, list[str]]:
+def _sample_inputs(
+    task: Task, config: TrainConfig, settings: DistillConfig, evaluate_test: bool
+) -> tuple[Task, list[str]]:
     """The inputs that learning and reporting come by: the teacher need not answer others."""
     most = config.steps * config.batch_size
     train = sample_examples(task.train, most)
@@ -250,7 +262,7 @@ def _used(task: Task, config: TrainConfig, settings: DistillConfig, evaluate_tes
     return replace(task, splits=splits), notes
 
 
-def _answers(
+def _ask_or_load(
     base: FrozenLM,
     task: Task,
     teacher: Teacher,
@@ -273,14 +285,14 @@ def _answers(
             callback.on_message("the teacher's answers are there already")
             return kept
     began = time.perf_counter()
-    answers = ask(base, task.spec, teacher, settings, splits, callback.on_message)
+    answers = ask_teacher(base, task.spec, teacher, settings, splits, callback.on_message)
     seconds = time.perf_counter() - began
     if path is not None:
         save_answers(path, answers, identity, seconds)
     return answers, seconds
 
 
-def _reported(
+def _build_report(
     base: FrozenLM,
     task: Task,
     config: TrainConfig,
@@ -296,18 +308,20 @@ def _reported(
     ``told``: what its manifest says of how it was distilled; ``given``: rows of each split of which those of ``task``
     are a sample; ``spent``: seconds of teacher and training.
     """
-    prompt = best_prompt(base, task, {"": config}, [outcome], ensemble=False)
+    prompt = build_prompt(base, task, {"": config}, [outcome], ensemble=False)
     generation = GenerationConfig(max_new_tokens=told["max_new_tokens"])
     held_out, metrics, answered = {}, {}, {}
     for split, examples in (("validation", task.validation), ("test", task.test)):
         if examples:
             chosen = sample_indices(examples, TEST_LIMIT[task.spec.kind])
             some, own = [examples[index] for index in chosen], answers[split].at(chosen)
-            near, metrics[split], answered[split] = fidelity(base, task.spec, some, own, outcome.state, generation)
+            near, metrics[split], answered[split] = measure_fidelity(
+                base, task.spec, some, own, outcome.state, generation
+            )
             metrics[split] |= Subsample(len(chosen), given[split]).to_dict()
             held_out[split] = near
     last = next(reversed(held_out.values()))
-    report = Distilled(
+    report = DistillationReport(
         teacher=teacher.source,
         method=config.method,
         length=outcome.state.length,
@@ -317,19 +331,19 @@ def _reported(
         teacher_seconds=spent[0],
         training_seconds=spent[1],
     )
-    training = {**prompt.training, "distillation": {**told, **without_clock(report)}}
+    training = {**prompt.training, "distillation": {**told, **drop_timings(report)}}
     prompt = replace(prompt, metrics=metrics, training=training)
-    return Distillation(with_records(prompt, base, task, answered.get("validation", ())), report)
+    return Distillation(attach_records(prompt, base, task, answered.get("validation", ())), report)
 
 
-def _measured(
+def _measure_students(
     base: FrozenLM, task: Task, done: Mapping[str, Distillation], teacher: Teacher, settings: DistillConfig
 ) -> dict[str, Distillation]:
     """With latency and throughput before and after."""
     examples = sample_examples(task.test or task.validation, SPEED_EXAMPLES)
     states = [one.prompt.state for one in done.values()]
-    after, cached, read = measured(base, task.spec, examples, teacher, states, settings)
+    after, cached, read = measure_speeds(base, task.spec, examples, teacher, states, settings)
     return {
-        name: replace(one, report=with_speeds(one.report, speed, cached, read))
+        name: replace(one, report=add_speeds(one.report, speed, cached, read))
         for (name, one), speed in zip(done.items(), after, strict=True)
     }

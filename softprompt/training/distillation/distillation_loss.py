@@ -30,7 +30,7 @@ from softprompt.prompts.prefix import Prefix, make_prefix
 from softprompt.prompts.state import PromptState
 from softprompt.training.distillation.teacher import Answers, Completions, LabelAnswers
 from softprompt.training.learner import ReferenceLoss
-from softprompt.training.training_objective import Losses, TrainingObjective, encoders, shared
+from softprompt.training.training_objective import Losses, TrainingObjective, make_encoders, map_encoders
 
 ENOUGH = 0.01  # nats of divergence, below which no run is said not to learn
 
@@ -160,15 +160,15 @@ def distillation_objective(
     Raises:
         TemplateError, DataError: prompt and answer leave no room for text in the model's context.
     """
-    by_length = encoders(base, task.spec, [config.length for config in configs])
+    by_length = make_encoders(base, task.spec, [config.length for config in configs])
     objective = Objective(base, next(iter(by_length.values())).verbalizer)
     learned, held = (targets_of(objective, answers[split], temperature) for split in ("train", "validation"))
     return TrainingObjective(
         learned.count,
         lambda step: Losses(learned.losses(step.prefix, step.batch)),
         by_length,
-        shared(by_length, lambda one: learned.items(one, task.train)),
-        shared(by_length, lambda one: Fidelity(base, held, held.items(one, task.validation))),
+        map_encoders(by_length, lambda one: learned.items(one, task.train)),
+        map_encoders(by_length, lambda one: FidelityValidation(base, held, held.items(one, task.validation))),
         learned.reference,
         starts,
         scores_start=True,
@@ -182,7 +182,7 @@ def targets_of(objective: Objective, answers: Answers, temperature: float = 1.0)
     return TokenTargets(objective.base, answers, temperature)
 
 
-class Fidelity:
+class FidelityValidation:
     """How near a student is to its teacher on some examples."""
 
     def __init__(
@@ -204,6 +204,6 @@ class Fidelity:
         total = places.sum()
         return float((alike * places).sum() / total), float((divergences * places).sum() / total)
 
-    def error(self, value: float) -> float:
+    def standard_error(self, value: float) -> float:
         """No agreement decides: the divergence says more, whatever the agreement is."""
         return math.inf

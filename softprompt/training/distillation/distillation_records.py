@@ -54,7 +54,7 @@ class BreakEven(Record):
     batched: int | None
 
 
-class Distilled(Record):
+class DistillationReport(Record):
     """What came of a distillation.
 
     Attributes:

@@ -30,9 +30,8 @@ from softprompt.metrics.scores import Score, Speed
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.prefix import Prefix, make_prefix
 from softprompt.prompts.state import PromptState
-from softprompt.training.distillation.distillation_loss import Fidelity as Nearness
-from softprompt.training.distillation.distillation_loss import targets_of
-from softprompt.training.distillation.distillation_records import BreakEven, Distilled, Fidelity, RequestTokens
+from softprompt.training.distillation.distillation_loss import FidelityValidation, targets_of
+from softprompt.training.distillation.distillation_records import BreakEven, DistillationReport, Fidelity, RequestTokens
 from softprompt.training.distillation.teacher import Answers, LabelAnswers, Teacher
 
 NOISE = 0.05  # of the time of a request: less than that is not saved, for all that timing can tell
@@ -68,7 +67,7 @@ class UncachedTeacher:
         if self.spec.kind == "classification":
             yield from likeliest(self.spec, self.label_log_probabilities(examples))
             return
-        texts = [(*self._ids, *text) for text in self._encoder.inputs(examples)]
+        texts = [(*self._ids, *text) for text in self._encoder.encode_inputs(examples)]
         with naming(examples):
             for index, text, cut in complete(self.base, self.prefix, texts, self.generation, EVALUATION_TOKENS):
                 yield Prediction(index, completion=text, at_limit=cut)
@@ -101,7 +100,7 @@ class RecordedAnswers:
         return [str(one.completion if one.label is None else one.label) for one in self.predictions]
 
 
-def taught(base: FrozenLM, spec: TaskSpec, answers: Answers) -> RecordedAnswers:
+def record_answers(base: FrozenLM, spec: TaskSpec, answers: Answers) -> RecordedAnswers:
     """A teacher's answers as predictions."""
     if isinstance(answers, LabelAnswers):
         return RecordedAnswers(spec, list(likeliest(spec, answers.log_probabilities)))
@@ -109,7 +108,7 @@ def taught(base: FrozenLM, spec: TaskSpec, answers: Answers) -> RecordedAnswers:
     return RecordedAnswers(spec, [Prediction(index, completion=text) for index, text in enumerate(texts)])
 
 
-def fidelity(
+def measure_fidelity(
     base: FrozenLM,
     spec: TaskSpec,
     examples: Sequence[Example],
@@ -118,10 +117,10 @@ def fidelity(
     generation: GenerationConfig,
 ) -> tuple[Fidelity, dict[str, Any], Sequence[Prediction]]:
     """How a student does beside its teacher; also its evaluation as a manifest keeps it, and its answers."""
-    teacher, predictor = taught(base, spec, answers), Predictor(base, spec, state, generation)
+    teacher, predictor = record_answers(base, spec, answers), Predictor(base, spec, state, generation)
     objective = Objective(base, predictor.encoder.verbalizer)
     targets = targets_of(objective, answers)
-    near = Nearness(base, targets, targets.items(predictor.encoder, examples))
+    near = FidelityValidation(base, targets, targets.items(predictor.encoder, examples))
     divergences, alike, _ = near.of(predictor.prefix)
     student = RecordedAnswers(spec, sorted(predictor.predict(examples), key=lambda one: one.index))
     same = [float(one == other) for one, other in zip(student.words, teacher.words, strict=True)]
@@ -152,7 +151,7 @@ def request_tokens(
     base: FrozenLM, spec: TaskSpec, examples: Sequence[Example], teacher: Teacher, state: PromptState
 ) -> RequestTokens:
     """What a request has before and after."""
-    texts = ExampleEncoder(base, spec, state.length).inputs(examples)
+    texts = ExampleEncoder(base, spec, state.length).encode_inputs(examples)
     text = float(np.mean([len(ids) for ids in texts]))
     # each of several prompts reads the text
     before, after = teacher.tokens + len(teacher.states) * text, state.length + text
@@ -166,7 +165,7 @@ def request_tokens(
     )
 
 
-def measured(
+def measure_speeds(
     base: FrozenLM,
     spec: TaskSpec,
     examples: Sequence[Example],
@@ -193,7 +192,7 @@ def measured(
     return after, cached, read
 
 
-def with_speeds(report: Distilled, student: Speed, cached: Speed, read: Speed | None) -> Distilled:
+def add_speeds(report: DistillationReport, student: Speed, cached: Speed, read: Speed | None) -> DistillationReport:
     """The report with what was measured, and the break-even that follows."""
     spent = report.teacher_seconds + report.training_seconds
     # of times that were measured one after another, each beside the first student
@@ -223,7 +222,7 @@ def break_even(spent: float, before: Speed, after: Speed) -> BreakEven:
     )
 
 
-def without_clock(report: Distilled) -> Mapping[str, Any]:
+def drop_timings(report: DistillationReport) -> Mapping[str, Any]:
     """What does not depend on how fast the machine was: the same run gives the same bytes."""
     timed = {"teacher_seconds", "training_seconds", "student_speed", "teacher_speed", "read_speed"}
     return report.model_dump(exclude={*timed, "against_read", "against_cached"})

@@ -11,14 +11,14 @@ from softprompt.errors import ConfigError
 from softprompt.inference.scoring import Objective
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.state import PromptState
-from softprompt.training.distillation.distillation_loss import Fidelity, targets_of
+from softprompt.training.distillation.distillation_loss import FidelityValidation, targets_of
 from softprompt.training.distillation.teacher import Answers
 from softprompt.training.initialization import initialize
 
 TRIED_ON = 64  # held-out inputs, at most
 
 
-def check_can_begin(teacher: PromptState, length: int) -> None:
+def check_teacher_start(teacher: PromptState, length: int) -> None:
     """Raise ConfigError if nothing of ``length`` virtual tokens can be made of the teacher."""
     if teacher.kind == "key_values" and teacher.length != length:
         raise ConfigError(
@@ -27,9 +27,9 @@ def check_can_begin(teacher: PromptState, length: int) -> None:
         )
 
 
-def candidates(base: FrozenLM, task: Task, teacher: PromptState, length: int) -> dict[str, PromptState]:
+def make_candidates(base: FrozenLM, task: Task, teacher: PromptState, length: int) -> dict[str, PromptState]:
     """Starts of ``length`` virtual tokens by what they are; one alone where the whole teacher fits."""
-    check_can_begin(teacher, length)
+    check_teacher_start(teacher, length)
     if teacher.kind == "key_values":
         return {"whole": teacher}
     rows = teacher.tensor.float().cpu()
@@ -56,8 +56,8 @@ def initialize_students(
     for length in sorted(set(lengths.values())):
         encoder = ExampleEncoder(base, task.spec, length)
         targets = targets_of(Objective(base, encoder.verbalizer), answers.at(chosen))
-        near = Fidelity(base, targets, targets.items(encoder, [task.validation[index] for index in chosen]))
-        tried = candidates(base, task, teacher, length)
+        near = FidelityValidation(base, targets, targets.items(encoder, [task.validation[index] for index in chosen]))
+        tried = make_candidates(base, task, teacher, length)
         losses = {name: near.score(state)[1] if len(tried) > 1 else 0.0 for name, state in tried.items()}
         best = min(losses, key=losses.__getitem__)
         found[length] = best, tried[best]

@@ -158,7 +158,7 @@ class Completions:
     def texts(self, tokenizer: Any) -> list[str]:
         """Each completion as ``predict`` gives it."""
         words = [answer[: len(answer) - ended] for answer, ended in zip(self.answers, self.ended.tolist(), strict=True)]
-        return [safe_tokenizer(tokenizer).text(ids).strip() for ids in words]
+        return [safe_tokenizer(tokenizer).decode(ids).strip() for ids in words]
 
 
 Answers: TypeAlias = LabelAnswers | Completions
@@ -181,7 +181,7 @@ def read_text(path: Path) -> str:
     return text
 
 
-def ask(
+def ask_teacher(
     base: FrozenLM,
     spec: TaskSpec,
     teacher: Teacher,
@@ -206,13 +206,13 @@ def ask(
         if settings.samples and split == "train":
             sampled = replace(predictor.generation, temperature=settings.sample_temperature, seed=settings.sample_seed)
             runs.append((sampled, settings.samples))
-        found[split] = joined([_completions(predictor, examples, *run, settings) for run in runs])
-    for text in predictor.encoder.cut_notes():
+        found[split] = concatenate_completions([_completions(predictor, examples, *run, settings) for run in runs])
+    for text in predictor.encoder.truncation_notes():
         note(f"behind the teacher {text}")
     return found
 
 
-def joined(parts: Sequence[Completions]) -> Completions:
+def concatenate_completions(parts: Sequence[Completions]) -> Completions:
     """Completions of the same examples one after the other."""
     return Completions(*(torch.cat([getattr(part, one.name) for part in parts]) for one in fields(Completions)))
 
@@ -225,14 +225,14 @@ def _completions(
     settings: DistillConfig,
 ) -> Completions:
     """``times`` completions of each example."""
-    base, texts = predictor.base, predictor.encoder.inputs(examples)
+    base, texts = predictor.base, predictor.encoder.encode_inputs(examples)
     record = _Record(settings)
     with naming(examples):
         for _ in complete(base, predictor.prefix, texts * times, generation, EVALUATION_TOKENS, record):
             pass
     completions = record.completions(len(texts) * times, base)
     if generation.stop:
-        completions = _ending(completions, generation.stop, base)
+        completions = _truncate_at_stop(completions, generation.stop, base)
     return replace(completions, example=completions.example % len(texts))
 
 
@@ -263,7 +263,7 @@ class _Record:
         return Completions(torch.arange(count), counts, ended, tokens, *others)
 
 
-def _ending(completions: Completions, stop: Sequence[str], base: FrozenLM) -> Completions:
+def _truncate_at_stop(completions: Completions, stop: Sequence[str], base: FrozenLM) -> Completions:
     """Completions that end where a stop string begins: the token that begins it stands for the end of the answer.
 
     So a student learns to end there by itself, with the probability that its teacher has of going on to that string.
@@ -278,9 +278,9 @@ def _ending(completions: Completions, stop: Sequence[str], base: FrozenLM) -> Co
         words = list(answer[: len(answer) - int(ended[index])])
 
         def length(count: int, words: list[int] = words) -> int:
-            return len(safe_tokenizer(base.tokenizer).text(words[:count]))
+            return len(safe_tokenizer(base.tokenizer).decode(words[:count]))
 
-        text = safe_tokenizer(base.tokenizer).text(words)
+        text = safe_tokenizer(base.tokenizer).decode(words)
         cuts = [at for one in stop if (at := text.find(one)) >= 0]
         if not cuts:
             continue
