@@ -1,10 +1,16 @@
 """One thread for every test: tiny models are several times faster on it, and on a busy machine the real one is too."""
 
 import os
+import threading
 from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
 from uuid import uuid4
 
 import pytest
+
+if TYPE_CHECKING:
+    from helpers.fake_hub import FakeHub
 
 # read when torch is imported, and inherited by the processes that tests start
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -32,3 +38,24 @@ def bucket(s3_environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> s
     name = f"bucket-{uuid4().hex}"
     fsspec.filesystem("s3").mkdir(name)
     return f"s3://{name}/prompts"
+
+
+@pytest.fixture
+def fake_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator["FakeHub"]:
+    """Hugging Face's hub in memory, which ``huggingface_hub`` of this process asks."""
+    import huggingface_hub.constants
+    from helpers.fake_hub import FakeHub
+
+    with FakeHub() as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+        address = f"http://127.0.0.1:{server.server_port}"
+        template = address + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", address)
+        monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+        yield server
+        server.shutdown()
+        thread.join()

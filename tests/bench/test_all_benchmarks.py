@@ -1,23 +1,20 @@
 """bench/: growth, evaluation beside PEFT, start-up, the plan's check, and the table of all, with tiny models."""
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
-
-import pytest
-from bench.test_train_benchmark import BENCH
-from helpers.tiny_models import save_tiny
-from helpers.word_model import tiny_model, write_rows
-
-sys.path.insert(0, str(BENCH))
 
 import aims
 import evaluate_vs_peft
 import growth
 import plan_check
+import pytest
 import run_all
 import startup
+from helpers.tiny_models import save_tiny
+from helpers.word_model import tiny_model, write_rows
+
+BENCH = Path(__file__).resolve().parents[2] / "bench"
 
 
 @pytest.fixture(scope="module")

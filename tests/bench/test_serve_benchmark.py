@@ -10,14 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import serve
+import servers
 from helpers.word_model import tiny_model, write_rows
+from servers import Done, Peft, Request, Setup, Turn
 
 BENCH = Path(__file__).resolve().parents[2] / "bench"
-sys.path.insert(0, str(BENCH))
-
-import serve  # noqa: E402
-import servers  # noqa: E402
-from servers import Done, Peft, Request, Setup, Turn  # noqa: E402
 
 WAITS = {"peft-bf16": 100.0, "engine": 99.0, "http": 101.0}  # ms
 

@@ -9,8 +9,12 @@ import time
 from multiprocessing import Pipe
 from pathlib import Path
 
+import contestants
+import floor
 import pytest
 import torch
+import train_vs_peft
+from contestants import Gate, Measured, batch_order
 from helpers.small_tasks import reviews_task
 from helpers.tiny_models import tiny_base
 from helpers.word_model import tiny_model, write_rows
@@ -20,12 +24,6 @@ from softprompt.errors import ConfigError, DataError
 from softprompt.models.kernels.fused_decoder import fused
 
 BENCH = Path(__file__).resolve().parents[2] / "bench"
-sys.path.insert(0, str(BENCH))
-
-import contestants  # noqa: E402
-import floor  # noqa: E402
-import train_vs_peft  # noqa: E402
-from contestants import Gate, Measured, batch_order  # noqa: E402
 
 
 def measured(seconds: list[float], memory: float = 100.0) -> Measured:

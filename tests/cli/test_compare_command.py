@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.killed_runs import DYING
 from helpers.planted_candidates import without_times
 from helpers.small_tasks import TEMPLATE, Ended, command, reviews, write_data
 from helpers.tiny_models import save_tiny
-from training.test_resume import DYING
 
 from softprompt.experiments.comparison.candidates import CANDIDATE_KINDS
 from softprompt.experiments.comparison.study_records import Study

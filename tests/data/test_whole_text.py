@@ -3,9 +3,8 @@
 from typing import Any
 
 import pytest
-import torch
+from helpers.tokenizer_bases import NAMES, base_of
 from helpers.tokenizer_styles import STYLES, style
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from softprompt.data.encoding.encoder import ExampleEncoder
 from softprompt.data.examples import Example
@@ -14,30 +13,11 @@ from softprompt.data.splits import Splits
 from softprompt.data.task import Task, TaskSpec
 from softprompt.experiments.baselines.nearest_examples import NearestShots
 from softprompt.inference.predictor import Predictor
-from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.state import words_before
 from softprompt.prompts.written_prompt import written_ids, written_prompt
 
-# those with an end of text that a decoder-only model can have
-NAMES = [name for name in STYLES if name not in ("t5", "bert")]
 SHOTS = (Example("a great story", "pos"), Example("  a dull film", "neg"))
 TEXTS = ("the film is good", "  great", "<eos> </s> <|end|> bad", "\n")
-
-
-def base_of(name: str) -> FrozenLM:
-    torch.manual_seed(0)
-    tokenizer = style(name)
-    config = LlamaConfig(
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        vocab_size=len(tokenizer),
-        max_position_embeddings=512,
-        bos_token_id=1,
-        eos_token_id=2,
-    )
-    return FrozenLM(LlamaForCausalLM(config), tokenizer, name)
 
 
 def spec_of(template: str) -> TaskSpec:

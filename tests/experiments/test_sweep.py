@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.killed_runs import DYING
 from helpers.small_tasks import FAST, TEMPLATE, Ended, Recorder, command, reviews, reviews_task, write_data
 from helpers.tiny_models import save_tiny, tiny_base
-from training.test_resume import DYING
 
 from softprompt.config import TrainConfig
 from softprompt.errors import ConfigError, OutputError, PromptFileError, TrainingError

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from data.test_whole_text import NAMES, base_of
 from helpers.learned_prompts import learned
 from helpers.tiny_models import random_prompt
+from helpers.tokenizer_bases import NAMES, base_of
 from helpers.tokenizer_styles import STYLES, style
 from transformers import AutoTokenizer
 

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers.gguf_models import write_gguf
 from helpers.learned_prompts import learned, our_logits, text_ids
 from helpers.small_tasks import command
 from helpers.tiny_models import save_tiny, tiny_base
-from models.test_gguf_models import write_gguf
 
 from softprompt.errors import BaseModelError, OutputError, PromptFileError
 from softprompt.export.engine_client import Tasks

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers.made_prompts import a_prompt
 from helpers.small_tasks import TEMPLATE, Ended, command, reviews, write_data
 from helpers.tiny_models import as_state, plain_logits, save_tiny, tiny_base
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from prompts.test_saved_prompt import a_prompt
 
 from softprompt.cli.verbs.deploying_verbs import FORM, IMPORTED_FORM
 from softprompt.data.task import TaskSpec

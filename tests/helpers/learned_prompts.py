@@ -5,8 +5,8 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from helpers.made_prompts import a_prompt
 from helpers.tiny_models import tiny_base
-from prompts.test_saved_prompt import a_prompt
 from torch import Tensor
 
 from softprompt.data.task import TaskSpec

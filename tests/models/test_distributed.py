@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import torch
 from helpers.distributed_runs import CASES, FAMILIES, ROOT, SHARED, assert_close, launched, learn_all
+from helpers.killed_runs import DYING, RESULTS, SETTINGS
 from helpers.small_tasks import TEMPLATE, command, reviews, reviews_task, write_data
 from helpers.tiny_models import save_tiny, tiny_base
 from safetensors.torch import load_file
-from training.test_resume import DYING, RESULTS, SETTINGS
 
 import softprompt.inference.scoring as objective
 import softprompt.training.validation as validation

@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.gguf_models import write_gguf
 from helpers.learned_prompts import learned, text_ids
 from helpers.small_tasks import command
 from helpers.tiny_models import plain_logits
-from models.test_gguf_models import write_gguf
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from softprompt.errors import BaseModelError, OutputError

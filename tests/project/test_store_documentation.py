@@ -7,10 +7,10 @@ from pathlib import Path
 
 import fsspec
 import pytest
+from helpers.fake_hub import FakeHub
 from helpers.saved_prompts import a_prompt
 from helpers.small_tasks import WORDS, command, reviews, write_data
 from helpers.tiny_models import random_prompt, save_tiny
-from store.test_hub import FakeHub, fake  # noqa: F401 (the fixture)
 
 from softprompt.data.task import TaskSpec
 from softprompt.models.loading import load_model
@@ -25,7 +25,7 @@ def commands() -> list[str]:
 
 
 def test_every_command_runs_as_written(
-    fake: FakeHub,  # noqa: F811
+    fake_hub: FakeHub,
     bucket: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

@@ -11,34 +11,15 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.made_prompts import a_prompt
 from helpers.tiny_models import tiny_base
 from safetensors.torch import load, save
 
-from softprompt.data.task import TaskSpec
 from softprompt.errors import OutputError, PromptFileError
-from softprompt.prompts.saved_prompt import MANIFEST_FILE, SCHEMA_VERSION, TENSOR_FILE, Prompt
+from softprompt.prompts.saved_prompt import MANIFEST_FILE, SCHEMA_VERSION, TENSOR_FILE
 from softprompt.prompts.state import PromptState
 from softprompt.store.prompt_loading import load_prompt, read_manifest
 from softprompt.utils.files import check_free, replace_file, write_folder
-
-
-def a_prompt(family: str = "llama") -> Prompt:
-    base = tiny_base(family)
-    generator = torch.Generator().manual_seed(1)
-    return Prompt(
-        states=(PromptState.of_embeddings(torch.randn(5, base.embedding_size, generator=generator)),),
-        spec=TaskSpec("classification", "{{ text }} é:", ("a", "b"), ("gut", "schlecht"), 64),
-        base_name=base.name,
-        base_fingerprint=base.fingerprint,
-        method="prompt-tuning",
-        metrics={"test": {"metric": "accuracy", "value": 0.5}},
-        training={"steps": 3},
-        data={"source": "here"},
-        seed=7,
-        versions={"torch": "2"},
-        parent="prompts/older",
-        extra_files={"history.jsonl": '{"step": 1}\n'},
-    )
 
 
 @pytest.fixture

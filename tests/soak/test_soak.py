@@ -10,16 +10,14 @@ from typing import Any
 
 import httpx
 import pytest
+import soak_checks
 from helpers.tiny_models import tiny_base
+from soak_client import Clients
+from soak_world import Name, Timeline, World
+
+from softprompt.data.task import TaskSpec
 
 SOAK = Path(__file__).resolve().parents[2] / "tests_soak"
-sys.path.insert(0, str(SOAK))
-
-import soak_checks  # noqa: E402
-from soak_client import Clients  # noqa: E402
-from soak_world import Name, Timeline, World  # noqa: E402
-
-from softprompt.data.task import TaskSpec  # noqa: E402
 
 
 class TestTimeline:
