@@ -265,20 +265,20 @@ class InEngine:
 
         import softprompt as sp
         from softprompt.inference.generation import GenerationConfig
-        from softprompt.serving.engine.engine_types import Served
-        from softprompt.serving.engine.inference_engine import Engine, Limits
+        from softprompt.serving.engine.engine_types import ServedPrompt
+        from softprompt.serving.engine.inference_engine import EngineLimits, InferenceEngine
 
         self._setup = setup
         base = sp.load_model(setup.model, device="cpu")
         self._generation = GenerationConfig(max_new_tokens=setup.new_tokens)
-        self._served: dict[tuple[str, Kind], list[Served]] = {}
+        self._served: dict[tuple[str, Kind], list[ServedPrompt]] = {}
         for prompts in ("tasks", "long"):
             length = setup.length if prompts == "tasks" else setup.long
             states = [_state(base, task, length) for task in range(setup.tasks)]
             for kind in KINDS:
                 specs = [spec_of(kind, task) for task in range(setup.tasks)]
                 self._served[prompts, kind] = [
-                    Served(f"{prompts}-{setup.name(kind, task)}@1", spec, (state,))
+                    ServedPrompt(f"{prompts}-{setup.name(kind, task)}@1", spec, (state,))
                     for task, (spec, state) in enumerate(zip(specs, states, strict=True))
                 ]
                 if prompts == "tasks":
@@ -286,8 +286,8 @@ class InEngine:
                         _write(base, setup, kind, task, spec, state)
         for kind in KINDS:
             self._served["one", kind] = self._served["long", kind][:1]
-            self._served["none", kind] = [Served(f"none-{kind}@1", spec_of(kind, 0), ())]
-        self._engine = Engine(base, Limits(rows=setup.batch))
+            self._served["none", kind] = [ServedPrompt(f"none-{kind}@1", spec_of(kind, 0), ())]
+        self._engine = InferenceEngine(base, EngineLimits(rows=setup.batch))
         self.facts = {"dtype": str(base.dtype).removeprefix("torch."), "threads": torch.get_num_threads()}
 
     async def ask(self, turn: Turn, request: Request) -> tuple[str, int]:
@@ -314,7 +314,7 @@ class OverHttp:
         import httpx
 
         # the connections of a turn are its own: the server closes those that were idle meanwhile
-        limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
+        limits = httpx.EngineLimits(max_connections=None, max_keepalive_connections=None)
         async with httpx.AsyncClient(base_url=self._address, limits=limits, timeout=600, trust_env=False) as client:
 
             async def ask(turn: Turn, request: Request) -> tuple[str, int]:

@@ -29,7 +29,7 @@ from softprompt.report.pages.drift_page import make_drift_document
 from softprompt.report.pages.inspection_page import make_inspection_document, make_pruning_document
 from softprompt.report.pages.store_page import make_similar_document
 from softprompt.report.report_files import write_page
-from softprompt.serving.request_log.request_samples import read_samples, seconds_of
+from softprompt.serving.request_log.request_samples import parse_span, read_samples
 from softprompt.store.learned_rows import ROWS_FILE, read_learned
 from softprompt.store.prompt_loading import load_prompt, pin_reference
 from softprompt.store.prompt_sources import FolderSource, StoreSource
@@ -177,7 +177,7 @@ def run_monitor(
         raise ConfigError("--text-column, --label-column and --target-column are for --data: give it too")
     if report is not None and report.is_dir():
         raise OutputError(f"'{report}' is a folder: give --report the name of a file")
-    begins = 0.0 if since is None else time.time() - seconds_of(since, "--since")
+    begins = 0.0 if since is None else time.time() - parse_span(since, "--since")
     read = read_samples(samples, begins)
 
     found = monitor(

@@ -14,17 +14,17 @@ from softprompt.errors import ConfigError
 from softprompt.export.baked_checkpoint import BakedCheckpoint
 from softprompt.models.kernels.compilation import SERVED, compiles
 from softprompt.serving.app import create_app
-from softprompt.serving.engine.inference_engine import Engine, Limits
-from softprompt.serving.engine.prompt_registry import Registry
-from softprompt.serving.engine.vllm_client import VllmServer
+from softprompt.serving.engine.inference_engine import EngineLimits, InferenceEngine
+from softprompt.serving.engine.prompt_registry import PromptRegistry
+from softprompt.serving.engine.vllm_client import VllmClient
 from softprompt.serving.engine.vllm_engine import VllmEngine
-from softprompt.serving.http.auth import Access
-from softprompt.serving.http.connections import Bounds
-from softprompt.serving.http.prometheus import Metrics
-from softprompt.serving.http.server_settings import ServeConfig
-from softprompt.serving.logging_config import start_logging
-from softprompt.serving.request_log.request_sampler import Sampler
-from softprompt.serving.request_log.request_samples import Keep
+from softprompt.serving.http.auth import Authenticator
+from softprompt.serving.http.connections import ConnectionLimits
+from softprompt.serving.http.prometheus import ServerMetrics
+from softprompt.serving.http.server_settings import ServerSettings
+from softprompt.serving.logging_config import configure_logging
+from softprompt.serving.request_log.request_sampler import RequestSampler
+from softprompt.serving.request_log.request_samples import Retention
 from softprompt.serving.request_log.sample_files import open_samples
 from softprompt.serving.runner import Server, listen
 from softprompt.store.prompt_sources import FolderSource, StoreSource, read_served_profile
@@ -32,33 +32,39 @@ from softprompt.utils.files import expand_user
 
 
 def run_serve(config: Path | None, trust_remote_code: bool, **options: Any) -> None:
-    settings = ServeConfig.gathered(config, {**options, "prompts": options["prompts"] or None})
+    settings = ServerSettings.gathered(config, {**options, "prompts": options["prompts"] or None})
 
     # what is quickly checked comes before what takes long
-    limits = _limits(Limits, settings.engine)
-    access = Access(settings.keys_path, open_admin=settings.is_private, origins=settings.cors_origins)
+    limits = _limits(EngineLimits, settings.engine)
+    access = Authenticator(settings.keys_path, open_admin=settings.is_private, origins=settings.cors_origins)
     source = _source(settings)
     source.read_catalog({})
-    keep = Keep.of(settings.sample_keep)
+    keep = Retention.parse(settings.sample_keep)
     samples = None if settings.samples_path is None else open_samples(settings.samples_path, keep)
     with listen(settings.host, settings.port) as listening:
-        bounds = Bounds(settings.max_connections, settings.header_timeout, settings.timeout)
-        if bounds.possible < bounds.most:
-            say(f"at most {bounds.possible:,} connections at once: this process may open no more files (ulimit -n)")
-        metrics = Metrics()
+        bounds = ConnectionLimits(settings.max_connections, settings.header_timeout, settings.timeout)
+        if bounds.effective_connections < bounds.max_connections:
+            most = f"{bounds.effective_connections:,}"
+            say(f"at most {most} connections at once: this process may open no more files (ulimit -n)")
+        metrics = ServerMetrics()
         server = Server(shutdown_timeout=settings.shutdown_timeout, drain=settings.drain_delay, bounds=bounds)
-        engine: Engine | VllmEngine
+        engine: InferenceEngine | VllmEngine
         if settings.engine_kind == "vllm":
             engine, registry = _on_vllm(settings, source, limits)
         else:
             engine, registry = _own(settings, source, limits, metrics, trust_remote_code)
-        start_logging(text=settings.log_text)
+        configure_logging(text=settings.log_text)
         registry.refresh()
         sampler = None
         if samples is not None:
             rate, text = settings.sample_rate, settings.sample_text
-            sampler = Sampler(
-                registry.base, samples, partial(read_served_profile, source), metrics.sampled, rate=rate, text=text
+            sampler = RequestSampler(
+                registry.base,
+                samples,
+                partial(read_served_profile, source),
+                metrics.record_samples,
+                rate=rate,
+                text=text,
             )
         app = create_app(
             engine,
@@ -80,40 +86,40 @@ def run_serve(config: Path | None, trust_remote_code: bool, **options: Any) -> N
                 sampler.close()
 
 
-def _source(settings: "ServeConfig") -> "StoreSource | FolderSource":
+def _source(settings: "ServerSettings") -> "StoreSource | FolderSource":
     return FolderSource(settings.prompts) if settings.store is None else StoreSource(settings.store)
 
 
 def _own(
-    settings: "ServeConfig",
+    settings: "ServerSettings",
     source: "StoreSource | FolderSource",
-    limits: "Limits",
-    metrics: "Metrics",
+    limits: "EngineLimits",
+    metrics: "ServerMetrics",
     trust_remote_code: bool,
-) -> "tuple[Engine, Registry]":
+) -> "tuple[InferenceEngine, PromptRegistry]":
     """The model in this process."""
     model = {"device": settings.device, "dtype": settings.dtype, "quantize": settings.quantize}
     base = load_base(str(settings.model), {**model, "trust_remote_code": trust_remote_code}, source.check_base)
     source.check_base(base)
     if compiles(base, settings.compile, SERVED):
         say("compiling: up to two minutes the first time, less later (--compile never leaves it out)")
-    engine = Engine(base, limits, metrics, compile=settings.compile, note=say)
-    return engine, Registry(base, source, **_registered(settings, base.name))
+    engine = InferenceEngine(base, limits, metrics, compile=settings.compile, note=say)
+    return engine, PromptRegistry(base, source, **_registered(settings, base.name))
 
 
 def _on_vllm(
-    settings: "ServeConfig", source: "StoreSource | FolderSource", limits: "Limits"
-) -> "tuple[VllmEngine, Registry]":
+    settings: "ServerSettings", source: "StoreSource | FolderSource", limits: "EngineLimits"
+) -> "tuple[VllmEngine, PromptRegistry]":
     """A vLLM server; what is here of the checkpoint are its tokenizer and what it says of its tasks."""
     checkpoint = BakedCheckpoint(expand_user(str(settings.model)))
     source.check_base(checkpoint)
-    engine = VllmEngine(checkpoint, VllmServer(str(settings.engine_url), settings.engine_key), limits)
-    registry = Registry(checkpoint, source, check=checkpoint.check, **_registered(settings, checkpoint.name))
+    engine = VllmEngine(checkpoint, VllmClient(str(settings.engine_url), settings.engine_key), limits)
+    registry = PromptRegistry(checkpoint, source, check=checkpoint.check, **_registered(settings, checkpoint.name))
     say(f"vLLM at {settings.engine_url} runs '{engine.model}' with {', '.join(checkpoint.names)}")
     return engine, registry
 
 
-def _registered(settings: "ServeConfig", base_name: str) -> dict[str, Any]:
+def _registered(settings: "ServerSettings", base_name: str) -> dict[str, Any]:
     """What a registry is told by the settings."""
     return {
         "base_name": settings.base_name or _short(base_name),
@@ -122,7 +128,7 @@ def _registered(settings: "ServeConfig", base_name: str) -> dict[str, Any]:
     }
 
 
-def _limits(kind: "type[Limits]", given: dict[str, Any]) -> "Limits":
+def _limits(kind: "type[EngineLimits]", given: dict[str, Any]) -> "EngineLimits":
     """The engine's limits; raises ConfigError for a name it does not have, or a value of another type."""
     known = {field.name for field in fields(kind)}
     if unknown := sorted(given.keys() - known):

@@ -15,35 +15,45 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
 from softprompt.errors import ConfigError, SoftpromptError
-from softprompt.serving.engine.engine_types import Answering, Busy, Expired, Unreachable
-from softprompt.serving.engine.prompt_registry import Changes, Registry, Unavailable, Unknown
-from softprompt.serving.http.auth import Access
-from softprompt.serving.http.body_limits import guarded_route
-from softprompt.serving.http.http_errors import field_of, problem_of
-from softprompt.serving.http.middleware import HEADER, Observed
-from softprompt.serving.http.openapi import described, docs_headers, docs_page
-from softprompt.serving.http.prometheus import Metrics
-from softprompt.serving.http.request_context import Desk
+from softprompt.serving.engine.engine_types import (
+    DeadlineExceededError,
+    EngineBusyError,
+    EngineClient,
+    EngineUnreachableError,
+)
+from softprompt.serving.engine.prompt_registry import (
+    ModelNotFoundError,
+    ModelUnavailableError,
+    PromptRegistry,
+    StoreChanges,
+)
+from softprompt.serving.http.auth import Authenticator
+from softprompt.serving.http.body_limits import make_guarded_route
+from softprompt.serving.http.http_errors import loggable_field, to_api_error
+from softprompt.serving.http.middleware import HEADER, RequestMiddleware
+from softprompt.serving.http.openapi import build_openapi, make_docs_headers, render_docs
+from softprompt.serving.http.prometheus import ServerMetrics
+from softprompt.serving.http.request_context import ServingContext
 from softprompt.serving.http.routes.admin import health, operations
 from softprompt.serving.http.routes.chat import chat
 from softprompt.serving.http.routes.classify import classify
 from softprompt.serving.http.routes.completions import completions
 from softprompt.serving.http.routes.model_list import models
 from softprompt.serving.http.routes.playground import page
-from softprompt.serving.http.server_settings import ServeConfig
-from softprompt.serving.request_log.request_sampler import Sampler
+from softprompt.serving.http.server_settings import ServerSettings
+from softprompt.serving.request_log.request_sampler import RequestSampler
 
-log = logging.getLogger("softprompt.server")
+log = logging.getLogger("softprompt.serving")
 
 
 def create_app(
-    engine: Answering,
-    registry: Registry,
-    config: ServeConfig,
-    access: Access,
-    metrics: Metrics,
+    engine: EngineClient,
+    registry: PromptRegistry,
+    config: ServerSettings,
+    access: Authenticator,
+    metrics: ServerMetrics,
     *,
-    sampler: Sampler | None = None,
+    sampler: RequestSampler | None = None,
     stopping: Callable[[], bool] = lambda: False,
     closing: Callable[[], Awaitable[None]] | None = None,
     version: str = "unknown",
@@ -59,28 +69,28 @@ def create_app(
         version: of softprompt, for the OpenAPI page.
     """
     metrics.watch(engine, registry)
-    desk = Desk(engine, registry, config, metrics)
+    serving = ServingContext(engine, registry, config, metrics)
 
     told: tuple[str, ...] = ()  # of troubles: those that stay are said once, though each look finds them
 
-    async def reload() -> Changes:
+    async def reload() -> StoreChanges:
         nonlocal told
         troubles = []
         try:
             access.reload()
         except ConfigError as error:
-            log.warning("API keys not read, they stay as they were", extra={"facts": {"reason": str(error)}})
+            log.warning("API keys not read, they stay as they were", extra={"fields": {"reason": str(error)}})
             troubles.append(str(error))
         try:
             changes = await registry.reload()
         except SoftpromptError:
-            metrics.refreshed(None)
+            metrics.record_refresh(None)
             raise
         changes = replace(changes, troubles=(*changes.troubles, *troubles))
-        metrics.refreshed(changes)
+        metrics.record_refresh(changes)
         if any(asdict(replace(changes, troubles=())).values()) or changes.troubles != told:
             told = changes.troubles
-            log.info("store changed", extra={"facts": asdict(changes)})
+            log.info("store changed", extra={"fields": asdict(changes)})
         return changes
 
     @asynccontextmanager
@@ -105,21 +115,28 @@ def create_app(
         lifespan=lifespan,
     )
     ours = (HTTPException, RequestValidationError, SoftpromptError)
-    for kind in (*ours, Unknown, Unavailable, Unreachable, Busy, Expired):
+    for kind in (
+        *ours,
+        ModelNotFoundError,
+        ModelUnavailableError,
+        EngineUnreachableError,
+        EngineBusyError,
+        DeadlineExceededError,
+    ):
         app.add_exception_handler(kind, _answer_problem)
 
-    route = guarded_route(
-        access.identify, bytes_limit=config.body_limit, depth_limit=config.depth_limit, seconds=config.timeout
+    route = make_guarded_route(
+        access.authenticate, bytes_limit=config.body_limit, depth_limit=config.depth_limit, seconds=config.timeout
     )
     # the keys are checked by the route; this says so on the OpenAPI page
     keyed = [Security(HTTPBearer(auto_error=False))] if access.needs_key else []
-    for router in (completions(desk, route), chat(desk, route), classify(desk, route), models(desk, route)):
+    for router in (completions(serving, route), chat(serving, route), classify(serving, route), models(serving, route)):
         app.include_router(router, dependencies=keyed)
-    app.include_router(operations(desk, route, reload), dependencies=keyed)
-    app.include_router(health(desk, stopping))
+    app.include_router(operations(serving, route, reload), dependencies=keyed)
+    app.include_router(health(serving, stopping))
     app.include_router(page(needs_key=access.needs_key))
 
-    description = described(app, config)
+    description = build_openapi(app, config)
     app.openapi = lambda: description  # type: ignore[method-assign]
 
     @app.get("/openapi.json", include_in_schema=False)
@@ -128,7 +145,7 @@ def create_app(
 
     @app.get("/docs", include_in_schema=False)
     async def docs() -> Response:
-        return HTMLResponse(docs_page(description), headers=docs_headers())
+        return HTMLResponse(render_docs(description), headers=make_docs_headers())
 
     if config.cors_origins:
         app.add_middleware(
@@ -139,24 +156,24 @@ def create_app(
             allow_headers=["*"],
             expose_headers=[HEADER, "Retry-After"],
         )
-    app.add_middleware(Observed, metrics=metrics, config=config, stopping=stopping, sampler=sampler)
+    app.add_middleware(RequestMiddleware, metrics=metrics, config=config, stopping=stopping, sampler=sampler)
     return app
 
 
-async def _look_again(reload: Callable[[], Awaitable[Changes]], seconds: float) -> None:
+async def _look_again(reload: Callable[[], Awaitable[StoreChanges]], seconds: float) -> None:
     """Reload for ever; what fails is logged, and tried again later."""
     while True:
         await asyncio.sleep(seconds)
         try:
             await reload()
         except SoftpromptError as error:
-            log.warning("store not read, all stays as it was", extra={"facts": {"reason": str(error)}})
+            log.warning("store not read, all stays as it was", extra={"fields": {"reason": str(error)}})
         except Exception as error:
             log.error("store not read, all stays as it was", exc_info=error)
 
 
 async def _answer_problem(request: Request, error: Exception) -> Response:
-    problem = problem_of(error)
-    request.state.facts.code = problem.code
-    request.state.facts.param = field_of(problem.param)
+    problem = to_api_error(error)
+    request.state.outcome.code = problem.code
+    request.state.outcome.param = loggable_field(problem.param)
     return problem.response()

@@ -13,12 +13,12 @@ from typing import Any
 
 from softprompt.errors import printable_json
 
-SERVER = "softprompt.server"
+SERVER = "softprompt.serving"
 CONNECTIONS = f"{SERVER}.connections"
 
 
-class JsonLines(logging.Formatter):
-    """A record as a line of JSON; ``extra={"facts": {...}}`` becomes its fields."""
+class JsonFormatter(logging.Formatter):
+    """A record as a line of JSON; ``extra={"fields": {...}}`` becomes its fields."""
 
     def __init__(self, *, text: bool = False) -> None:
         """``text``: write messages of exceptions too."""
@@ -30,7 +30,7 @@ class JsonLines(logging.Formatter):
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
             "event": record.getMessage(),
-            **getattr(record, "facts", {}),
+            **getattr(record, "fields", {}),
         }
         if record.exc_info is not None and record.exc_info[1] is not None:
             line |= self._failure(record.exc_info[1])
@@ -43,7 +43,7 @@ class JsonLines(logging.Formatter):
         return {"error": type(error).__name__, **said, "where": where}
 
 
-class Repeated(logging.Filter):
+class RepeatFilter(logging.Filter):
     """Lets what is said again and again through once in so many seconds, and counts the rest: no fault that a client
     can repeat is to fill the disk."""
 
@@ -63,15 +63,15 @@ class Repeated(logging.Filter):
             return False
         self._said[what] = record.created, 0
         if kept_back:
-            record.facts = {**getattr(record, "facts", {}), "repeated": kept_back}
+            record.fields = {**getattr(record, "fields", {}), "repeated": kept_back}
         return True
 
 
-def start_logging(*, text: bool = False) -> None:
+def configure_logging(*, text: bool = False) -> None:
     """Write what this server, uvicorn and asyncio have to say to standard error."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JsonLines(text=text))
-    repeated = Repeated()
+    handler.setFormatter(JsonFormatter(text=text))
+    repeated = RepeatFilter()
     for name in (CONNECTIONS, "uvicorn.error", "asyncio"):
         logging.getLogger(name).filters = [repeated]
     for name in (SERVER, "uvicorn", "uvicorn.error", "asyncio"):

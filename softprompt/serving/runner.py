@@ -12,7 +12,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from softprompt.errors import ConfigError
-from softprompt.serving.http.connections import Bounds, Connection
+from softprompt.serving.http.connections import BoundedConnection, ConnectionLimits
 
 BACKLOG = 2048  # connections that wait to be accepted
 ACCEPTED_AT_ONCE = 64  # of them, before others have a turn and their number is looked at
@@ -56,8 +56,8 @@ class _Uvicorn(uvicorn.Server):
         now = asyncio.get_running_loop().time()
         if counter % TICKS == 0:
             for one in tuple(self.server_state.connections):
-                if isinstance(one, Connection):
-                    one.look(now)
+                if isinstance(one, BoundedConnection):
+                    one.close_if_slow(now)
         if not await super().on_tick(counter):
             return False
         if self._until is None:
@@ -69,7 +69,7 @@ class _Uvicorn(uvicorn.Server):
 class Server:
     """One application on one socket."""
 
-    def __init__(self, *, shutdown_timeout: int, drain: float = 0, bounds: Bounds | None = None) -> None:
+    def __init__(self, *, shutdown_timeout: int, drain: float = 0, bounds: ConnectionLimits | None = None) -> None:
         """How it ends.
 
         Args:
@@ -77,7 +77,7 @@ class Server:
             drain: seconds before that in which it still answers, but says that it is not ready.
             bounds: what its connections may take.
         """
-        self._seconds, self._drain, self._bounds = shutdown_timeout, drain, bounds or Bounds()
+        self._seconds, self._drain, self._bounds = shutdown_timeout, drain, bounds or ConnectionLimits()
         self._server: _Uvicorn | None = None
 
     @property
@@ -98,7 +98,7 @@ class Server:
     def serve(self, app: ASGIApp, listening: socket.socket) -> None:
         """Answer until an interrupt, SIGTERM or ``stop``; then finish what runs, within the time."""
         options: dict[str, Any] = {"log_config": None, "access_log": False, "server_header": False, "ws": "none"}
-        options["http"] = partial(Connection, bounds=self._bounds)
+        options["http"] = partial(BoundedConnection, bounds=self._bounds)
         config = uvicorn.Config(app, timeout_graceful_shutdown=self._seconds, backlog=ACCEPTED_AT_ONCE, **options)
         self._server = _Uvicorn(config, self._drain)
         restore = _ignored_afterwards()

@@ -58,7 +58,7 @@ def strange(n: int) -> list[str]:
 
 def sampled(place: Path, path: Path, asked: Iterable[tuple[str, list[str]]], *, text: bool = True) -> Path:
     """Samples of requests that a server answered."""
-    served = Place.of_store(Store(place / "store"), generation=(path, 1.0, text), batch_limit=1000)
+    served = Place.of_store(Store(place / "store"), sampling=(path, 1.0, text), batch_limit=1000)
     served.engine._base = load_model(place / "llama", device="cpu", dtype="float32")
     with served.client() as client:
         for model, some in asked:

@@ -25,7 +25,7 @@ from softprompt.data.examples import Example
 from softprompt.errors import ConfigError
 from softprompt.models.loading import load_model
 from softprompt.serving.http.api_keys import add_key
-from softprompt.serving.http.server_settings import ServeConfig
+from softprompt.serving.http.server_settings import ServerSettings
 from softprompt.serving.request_log.request_samples import read_samples
 from softprompt.serving.runner import listen
 from softprompt.store.version_store import Store
@@ -33,8 +33,8 @@ from softprompt.store.version_store import Store
 LEAST = {"model": "tiny", "store": "store"}
 
 
-def gathered(file: Path | None = None, environment: dict[str, str] | None = None, **options: Any) -> ServeConfig:
-    return ServeConfig.gathered(file, {**LEAST, **options}, environment or {})
+def gathered(file: Path | None = None, environment: dict[str, str] | None = None, **options: Any) -> ServerSettings:
+    return ServerSettings.gathered(file, {**LEAST, **options}, environment or {})
 
 
 class TestSettings:
@@ -78,7 +78,7 @@ class TestSettings:
 
     def test_a_yaml_file(self, tmp_path: Path) -> None:
         (tmp_path / "serve.yaml").write_text("model: tiny\nprompts: [a, b=c]\n")
-        config = ServeConfig.gathered(tmp_path / "serve.yaml", {}, {})
+        config = ServerSettings.gathered(tmp_path / "serve.yaml", {}, {})
         assert config.prompts == ("a", "b=c")
 
     @pytest.mark.parametrize(
@@ -126,10 +126,10 @@ class TestSettings:
     def test_prompts_given_win_over_a_store_of_the_environment(self, tmp_path: Path) -> None:
         (tmp_path / "serve.toml").write_text('store = "c"\n')
         environment = {"SOFTPROMPT_MODEL": "tiny", "SOFTPROMPT_STORE": "b"}
-        config = ServeConfig.gathered(tmp_path / "serve.toml", {"prompts": ("a",)}, environment)
+        config = ServerSettings.gathered(tmp_path / "serve.toml", {"prompts": ("a",)}, environment)
         assert (config.prompts, config.store) == (("a",), None)
         environment = {"SOFTPROMPT_MODEL": "tiny", "SOFTPROMPT_PROMPTS": "a"}
-        config = ServeConfig.gathered(None, {"store": "b", "prompts": ()}, environment)
+        config = ServerSettings.gathered(None, {"store": "b", "prompts": ()}, environment)
         assert (config.prompts, config.store) == ((), "b")
 
     def test_other_addresses_with_keys_or_without_saying(self) -> None:
@@ -147,8 +147,8 @@ def test_the_docs_have_every_setting_and_default() -> None:
         for names, defaults in rows
         for name, default in zip_longest(names.split(","), defaults.split(","), fillvalue=defaults)
     }
-    assert set(told) == set(ServeConfig.model_fields)
-    for name, field in ServeConfig.model_fields.items():
+    assert set(told) == set(ServerSettings.model_fields)
+    for name, field in ServerSettings.model_fields.items():
         if isinstance(field.default, int | float | str):
             assert told[name].lower() == str(field.default).lower().removesuffix(".0") or field.default == ""
 

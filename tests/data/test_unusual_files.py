@@ -22,7 +22,7 @@ from softprompt.config import DistillConfig, GateConfig, Settings, TrainConfig
 from softprompt.errors import ConfigError, SoftpromptError
 from softprompt.export.peft import read_peft
 from softprompt.prompts.saved_prompt import SEAL, Prompt
-from softprompt.serving.http.server_settings import ServeConfig
+from softprompt.serving.http.server_settings import ServerSettings
 from softprompt.store.prompt_loading import load_prompt
 from softprompt.store.prompt_sources import FolderSource
 from softprompt.store.version_store import Store
@@ -172,7 +172,7 @@ class TestAdapters:
 
 
 class TestSettings:
-    @pytest.mark.parametrize("kind", [TrainConfig, DistillConfig, GateConfig, ServeConfig])
+    @pytest.mark.parametrize("kind", [TrainConfig, DistillConfig, GateConfig, ServerSettings])
     @pytest.mark.parametrize("value", [10**40, 10**4000, 1e300, -(10**26)])
     def test_every_number_has_a_bound(self, kind: type[Settings], value: float) -> None:
         for name, field in kind.model_fields.items():

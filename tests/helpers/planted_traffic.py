@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from softprompt.serving.request_log.request_samples import Keep, Sample
+from softprompt.serving.request_log.request_samples import RequestRecord, Retention
 from softprompt.serving.request_log.sample_files import open_samples
 from softprompt.store.input_profile import Distribution, HiddenProfile, InputProfile, TokenShare, encode_ids
 
@@ -54,7 +54,7 @@ def profile(world: World, n: int = 800, **planted: Any) -> InputProfile:
     )
 
 
-def sample(row: dict[str, Any] | None = None, number: int = 0, prompt: str = "tone@1", **changes: Any) -> Sample:
+def sample(row: dict[str, Any] | None = None, number: int = 0, prompt: str = "tone@1", **changes: Any) -> RequestRecord:
     """A sample of a row."""
     row = row or {"tokens": 9, "rare": 1, "label": "good", "confidence": 0.9}
     other = {"good": "bad", "bad": "good"}[row["label"]]
@@ -70,17 +70,17 @@ def sample(row: dict[str, Any] | None = None, number: int = 0, prompt: str = "to
         "probabilities": {row["label"]: row["confidence"], other: 1 - row["confidence"]},
         "milliseconds": 12.5,
     }
-    return Sample(**{**fields, **changes})
+    return RequestRecord(**{**fields, **changes})
 
 
-def samples(rows: Iterable[dict[str, Any]], prompt: str = "tone@1") -> list[Sample]:
+def samples(rows: Iterable[dict[str, Any]], prompt: str = "tone@1") -> list[RequestRecord]:
     """Samples of rows, a second apart."""
     return [sample(row, number, prompt) for number, row in enumerate(rows)]
 
 
-def write(path: Path, some: Iterable[Sample], keep: str = "100000") -> Path:
+def write(path: Path, some: Iterable[RequestRecord], keep: str = "100000") -> Path:
     """A file of samples."""
-    file = open_samples(path, Keep.of(keep))
+    file = open_samples(path, Retention.parse(keep))
     file.write(list(some))
     file.close()
     return path

@@ -17,10 +17,10 @@ from softprompt.inference.predictor import Prediction, Predictor
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.prefix import keys_and_values, make_prefix
 from softprompt.prompts.state import PromptState
-from softprompt.serving.engine.engine_stats import Ran
-from softprompt.serving.engine.engine_types import Piece, Served
-from softprompt.serving.engine.inference_engine import Engine
-from softprompt.serving.engine.request_preparation import Preparing
+from softprompt.serving.engine.engine_stats import BatchStats
+from softprompt.serving.engine.engine_types import CompletionChunk, ServedPrompt
+from softprompt.serving.engine.inference_engine import InferenceEngine
+from softprompt.serving.engine.request_preparation import RequestPreparer
 
 ATOL = 1e-4  # of probabilities
 
@@ -40,19 +40,19 @@ def attention(base: FrozenLM, length: int, seed: int = 7) -> PromptState:
     return keys_and_values(base, random_prompt(base, length, seed).detach())
 
 
-def prompts(base: FrozenLM, *, in_layers: bool = True) -> list[Served]:
+def prompts(base: FrozenLM, *, in_layers: bool = True) -> list[ServedPrompt]:
     """Of every kind: lengths, tasks, in the layers or before them, several that vote, and none."""
     kinds = attention if in_layers else tokens
     return [
-        Served("short@1", TWO, (tokens(base, 2),)),
-        Served("long@1", MANY, (tokens(base, 14, 3),)),
-        Served("layers@1", TWO, (kinds(base, 5, 4),)),
-        Served("voting@2", MANY, (tokens(base, 3, 5), kinds(base, 1, 6), tokens(base, 9, 8))),
-        Served("plain@1", MANY, ()),
-        Served("bare@1", TWO, ()),
-        Served("words@1", WORDS, (tokens(base, 6, 9),)),
-        Served("other words@3", replace(WORDS, template="{{ text }}"), (kinds(base, 11, 10),)),
-        Served("no words@1", WORDS, ()),
+        ServedPrompt("short@1", TWO, (tokens(base, 2),)),
+        ServedPrompt("long@1", MANY, (tokens(base, 14, 3),)),
+        ServedPrompt("layers@1", TWO, (kinds(base, 5, 4),)),
+        ServedPrompt("voting@2", MANY, (tokens(base, 3, 5), kinds(base, 1, 6), tokens(base, 9, 8))),
+        ServedPrompt("plain@1", MANY, ()),
+        ServedPrompt("bare@1", TWO, ()),
+        ServedPrompt("words@1", WORDS, (tokens(base, 6, 9),)),
+        ServedPrompt("other words@3", replace(WORDS, template="{{ text }}"), (kinds(base, 11, 10),)),
+        ServedPrompt("no words@1", WORDS, ()),
     ]
 
 
@@ -66,7 +66,7 @@ def examples(generator: random.Random, count: int) -> list[Example]:
 
 
 def alone(
-    base: FrozenLM, served: Served, texts: Sequence[Example], generation: GenerationConfig | None = None
+    base: FrozenLM, served: ServedPrompt, texts: Sequence[Example], generation: GenerationConfig | None = None
 ) -> list[Prediction]:
     """What a Predictor answers."""
     spec = served.spec if generation is None else served.spec.as_generation
@@ -74,14 +74,14 @@ def alone(
     return sorted(predictor.predict(texts), key=lambda prediction: prediction.index)
 
 
-def completed(base: FrozenLM, served: Served, text: Example, generation: GenerationConfig) -> str:
+def completed(base: FrozenLM, served: ServedPrompt, text: Example, generation: GenerationConfig) -> str:
     """One completion, by a Predictor."""
     (prediction,) = alone(base, served, [text], generation)
     assert prediction.completion is not None
     return prediction.completion
 
 
-def joined(pieces: Sequence[Piece]) -> str:
+def joined(pieces: Sequence[CompletionChunk]) -> str:
     """The completion, if its pieces are as they must be."""
     assert [piece.finish is not None for piece in pieces] == [False] * (len(pieces) - 1) + [True]
     assert all(piece.text for piece in pieces[:-1])
@@ -89,7 +89,7 @@ def joined(pieces: Sequence[Piece]) -> str:
     return "".join(piece.text for piece in pieces)
 
 
-def said(pieces: Sequence[Piece]) -> str:
+def said(pieces: Sequence[CompletionChunk]) -> str:
     """The same, without the white space around it, as a Predictor gives it."""
     return joined(pieces).strip()
 
@@ -109,7 +109,7 @@ def assert_same(found: Sequence[Prediction], expected: Sequence[Prediction]) -> 
         )
 
 
-async def collected(pieces: AsyncIterator[Piece]) -> list[Piece]:
+async def collected(pieces: AsyncIterator[CompletionChunk]) -> list[CompletionChunk]:
     return [piece async for piece in pieces]
 
 
@@ -118,18 +118,19 @@ def examples_of(*texts: str) -> list[Example]:
 
 
 @torch.no_grad()
-def grown(base: FrozenLM, served: Served, text: Example, count: int) -> Completion:
+def grown(base: FrozenLM, served: ServedPrompt, text: Example, count: int) -> Completion:
     """The likeliest tokens, at most ``count``."""
     completion = Completion(base, GenerationConfig(count))
     growing = start_growing(
-        make_prefix(base, *(served.states or (None,))), [Preparing(base, 1000).text(served, text, count)[0]]
+        make_prefix(base, *(served.states or (None,))),
+        [RequestPreparer(base, 1000).encode_text(served, text, count)[0]],
     )
     while completion.add(*next_tokens(base.logits(growing.last), [completion])):
         growing.extend(torch.tensor(completion.tokens[-1:]))
     return completion
 
 
-def lasting(base: FrozenLM, served: Served, count: int) -> Example:
+def lasting(base: FrozenLM, served: ServedPrompt, count: int) -> Example:
     """A text whose likeliest completion goes on for so many tokens."""
     for text in examples_of("a good film", "the cat", "dull", "what is the mat?", "great", "story story"):
         if grown(base, served, text, count).finish == "length":
@@ -150,12 +151,12 @@ class Held:
     """An observer that can hold the model's thread after a batch, and remembers the batches."""
 
     def __init__(self) -> None:
-        self.batches: list[Ran] = []
+        self.batches: list[BatchStats] = []
         self.go = threading.Event()
         self.go.set()
         self._holding = False
 
-    def ran(self, batch: Ran) -> None:
+    def record_batch(self, batch: BatchStats) -> None:
         self.batches.append(batch)
         self._holding = not self.go.is_set()
         assert self.go.wait(30)
@@ -166,7 +167,7 @@ class Held:
         self.go.clear()
         await until(lambda: self._holding)
 
-    async def busy(self, engine: Engine, served: Served) -> "asyncio.Task[list[Prediction]]":
+    async def busy(self, engine: InferenceEngine, served: ServedPrompt) -> "asyncio.Task[list[Prediction]]":
         """Hold the thread, with a request of its own."""
         first = asyncio.create_task(engine.classify(served, [Example("first")]))
         await self.hold()

@@ -22,14 +22,14 @@ from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.saved_prompt import Prompt
 from softprompt.prompts.state import PromptState
 from softprompt.serving.app import create_app
-from softprompt.serving.engine.engine_types import Piece, Reading, Served
-from softprompt.serving.engine.prompt_registry import Registry
-from softprompt.serving.http.auth import Access
-from softprompt.serving.http.connections import Bounds
-from softprompt.serving.http.prometheus import Metrics
-from softprompt.serving.http.server_settings import ServeConfig
-from softprompt.serving.request_log.request_sampler import Sampler
-from softprompt.serving.request_log.request_samples import Keep
+from softprompt.serving.engine.engine_types import CompletionChunk, InputUsage, ServedPrompt
+from softprompt.serving.engine.prompt_registry import PromptRegistry
+from softprompt.serving.http.auth import Authenticator
+from softprompt.serving.http.connections import ConnectionLimits
+from softprompt.serving.http.prometheus import ServerMetrics
+from softprompt.serving.http.server_settings import ServerSettings
+from softprompt.serving.request_log.request_sampler import RequestSampler
+from softprompt.serving.request_log.request_samples import Retention
 from softprompt.serving.request_log.sample_files import open_samples
 from softprompt.serving.runner import Server, listen
 from softprompt.store.prompt_sources import FolderSource, PromptSource, StoreSource, read_served_profile
@@ -71,7 +71,7 @@ def expected(spec: TaskSpec, seed: int, *rows: Example) -> list[dict[str, Any]]:
 
 
 class DirectEngine:
-    """Implements ``Answering``, one request after the other.
+    """Implements ``EngineClient``, one request after the other.
 
     Attributes:
         hold: while it is set, nothing is answered.
@@ -91,7 +91,7 @@ class DirectEngine:
         self.asked: list[str] = []
 
     async def classify(
-        self, served: Served, examples: Sequence[Example], *, deadline: float | None = None
+        self, served: ServedPrompt, examples: Sequence[Example], *, deadline: float | None = None
     ) -> list[Prediction]:
         self.asked.append(served.key)
         await self._turn(self.hold)
@@ -106,8 +106,8 @@ class DirectEngine:
         return found
 
     async def generate(
-        self, served: Served, example: Example, generation: GenerationConfig, *, deadline: float | None = None
-    ) -> AsyncIterator[Piece]:
+        self, served: ServedPrompt, example: Example, generation: GenerationConfig, *, deadline: float | None = None
+    ) -> AsyncIterator[CompletionChunk]:
         self.asked.append(served.key)
         await self._turn(self.hold)
         predictor = Predictor(self._base, served.spec, served.states, generation)
@@ -116,9 +116,9 @@ class DirectEngine:
         for start in range(0, len(text), 3):
             if start:
                 await self._turn(self.hold_pieces)
-            yield Piece(text[start : start + 3], 1, read)
+            yield CompletionChunk(text[start : start + 3], 1, read)
         await self._turn(self.hold_pieces)
-        yield Piece("", 0, read, "stop")
+        yield CompletionChunk("", 0, read, "stop")
 
     async def _turn(self, hold: threading.Event) -> None:
         try:
@@ -131,10 +131,10 @@ class DirectEngine:
         if self.failure is not None:
             raise self.failure
 
-    def _read(self, predictor: Predictor, example: Example) -> Reading:
+    def _read(self, predictor: Predictor, example: Example) -> InputUsage:
         before = predictor.truncated
         (ids,) = predictor.encoder.encode_inputs([example])
-        return Reading(len(ids) + sum(state.length for state in predictor.states), predictor.truncated > before)
+        return InputUsage(len(ids) + sum(state.length for state in predictor.states), predictor.truncated > before)
 
 
 class Place:
@@ -143,7 +143,7 @@ class Place:
     def __init__(
         self,
         source: PromptSource,
-        generation: tuple[Path, float, bool] | None = None,
+        sampling: tuple[Path, float, bool] | None = None,
         draining: bool = False,
         **settings: Any,
     ) -> None:
@@ -154,22 +154,24 @@ class Place:
             draining: it goes on answering for a while when it is stopped.
         """
         values = {"model": "tiny", "prompts": ("x",), "refresh": 0, "default_max_tokens": 8, "max_tokens": 32}
-        self.config = ServeConfig.build(**{**values, **settings})
+        self.config = ServerSettings.build(**{**values, **settings})
         self.engine = self.make_engine()
         self.registry = self.make_registry(source)
         self.registry.refresh()
-        self.access = Access(self.config.keys_path, open_admin=self.config.is_private, origins=self.config.cors_origins)
+        self.access = Authenticator(
+            self.config.keys_path, open_admin=self.config.is_private, origins=self.config.cors_origins
+        )
         self.server = Server(
             shutdown_timeout=self.config.shutdown_timeout,
             drain=self.config.drain_delay if draining else 0,
-            bounds=Bounds(self.config.max_connections, self.config.header_timeout, self.config.timeout),
+            bounds=ConnectionLimits(self.config.max_connections, self.config.header_timeout, self.config.timeout),
         )
-        self.metrics = Metrics()
-        self.sampler: Sampler | None = None
-        if generation is not None:
-            path, rate, text = generation
-            file, profile = open_samples(path, Keep.of("100000")), partial(read_served_profile, source)
-            self.sampler = Sampler(the_base(), file, profile, self.metrics.sampled, rate=rate, text=text)
+        self.metrics = ServerMetrics()
+        self.sampler: RequestSampler | None = None
+        if sampling is not None:
+            path, rate, text = sampling
+            file, profile = open_samples(path, Retention.parse("100000")), partial(read_served_profile, source)
+            self.sampler = RequestSampler(the_base(), file, profile, self.metrics.record_samples, rate=rate, text=text)
         self.app: FastAPI = create_app(
             self.engine,
             self.registry,
@@ -183,8 +185,8 @@ class Place:
     def make_engine(self) -> Any:
         return DirectEngine(the_base())
 
-    def make_registry(self, source: PromptSource) -> Registry:
-        return Registry(the_base(), source, base_name=BASE_NAME, default_alias=self.config.default_alias)
+    def make_registry(self, source: PromptSource) -> PromptRegistry:
+        return PromptRegistry(the_base(), source, base_name=BASE_NAME, default_alias=self.config.default_alias)
 
     @classmethod
     def of_store(cls, store: Store, **settings: Any) -> "Place":

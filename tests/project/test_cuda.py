@@ -29,7 +29,7 @@ from softprompt.models.frozen_lm import FrozenLM
 from softprompt.models.loading import load_model
 from softprompt.prompts.methods.method_registry import METHODS
 from softprompt.prompts.state import PromptState
-from softprompt.serving.engine.inference_engine import Engine, Limits
+from softprompt.serving.engine.inference_engine import EngineLimits, InferenceEngine
 from softprompt.training.fit import fit
 from softprompt.training.multitask import train_multitask
 
@@ -173,7 +173,7 @@ def test_served_requests_get_what_they_get_alone(family: str) -> None:
     kinds = prompts(base, in_layers=family != "mamba")
 
     async def main() -> None:
-        async with Engine(base, Limits(rows=24, batch_tokens=900)) as engine:
+        async with InferenceEngine(base, EngineLimits(rows=24, batch_tokens=900)) as engine:
             asked = [(served, examples(generator, 3), GenerationConfig(8)) for served in kinds * 2]
             waiting = [
                 engine.classify(served, texts)

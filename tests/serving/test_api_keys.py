@@ -10,7 +10,7 @@ from helpers.small_tasks import command
 from helpers.tiny_server import BASE_NAME, Place, a_store, error_of
 
 from softprompt.errors import ConfigError
-from softprompt.serving.http.api_keys import KeyFile, add_key, read_keys, remove_key
+from softprompt.serving.http.api_keys import ApiKeyFile, add_key, read_keys, remove_key
 from softprompt.serving.http.prometheus import COUNTERS, GAUGES
 
 BODY = {"model": "tone", "input": "a fine film"}
@@ -169,7 +169,7 @@ class TestAsking:
             (trouble,) = client.post("/admin/reload", headers=boss).json()["troubles"]
             assert "cannot be read" in trouble
             assert (status(new), status(self.tokens["all"])) == (200, 401)
-            keys.write_bytes(KeyFile().to_bytes())
+            keys.write_bytes(ApiKeyFile().to_bytes())
             assert client.post("/admin/reload", headers=boss).json()["troubles"] == []
             # the last one was taken away: it asks no more
             assert status(new) == 401
@@ -182,10 +182,10 @@ class TestAsking:
         assert "security" not in page["paths"]["/healthz"]["get"]
 
     def test_the_log_has_the_keys_name(self, place: Place, caplog: pytest.LogCaptureFixture) -> None:
-        caplog.set_level("INFO", "softprompt.server")
+        caplog.set_level("INFO", "softprompt.serving")
         with place.client(self.tokens["tone"]) as client:
             client.post("/v1/classify", json=BODY)
-        assert [record.facts["key"] for record in caplog.records] == ["tone"]  # type: ignore[attr-defined]
+        assert [record.fields["key"] for record in caplog.records] == ["tone"]  # type: ignore[attr-defined]
         assert self.tokens["tone"] not in caplog.text
 
 
@@ -216,7 +216,7 @@ class TestMetrics:
 
     def test_an_engine_that_measures_itself(self, tmp_path: Path) -> None:
         place = Place.of_store(a_store(tmp_path))
-        place.metrics.ran(SimpleNamespace(what="label", rows=3, seconds=0.5))
+        place.metrics.record_batch(SimpleNamespace(what="label", rows=3, seconds=0.5))
         numbers = dict.fromkeys((*GAUGES, *COUNTERS), 7)
         place.engine.snapshot = lambda: SimpleNamespace(**numbers)  # type: ignore[attr-defined]
         with place.client() as client:

@@ -16,8 +16,8 @@ import httpx
 import pytest
 from helpers.tiny_server import Place, a_store, error_of, prompt, wait_for
 
-from softprompt.serving.http.connections import FEWEST, OTHER_FILES, Bounds
-from softprompt.serving.logging_config import Repeated
+from softprompt.serving.http.connections import FEWEST, OTHER_FILES, ConnectionLimits
+from softprompt.serving.logging_config import RepeatFilter
 
 GOOD = {"model": "tone", "input": "a fine film"}
 
@@ -146,8 +146,8 @@ class TestNumber:
 
     def test_no_more_than_the_process_may_open(self) -> None:
         files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-        assert Bounds(most=10**9).possible == max(FEWEST, files - OTHER_FILES)
-        assert Bounds(most=5).possible == 5
+        assert ConnectionLimits(max_connections=10**9).effective_connections == max(FEWEST, files - OTHER_FILES)
+        assert ConnectionLimits(max_connections=5).effective_connections == 5
 
     def test_few_descriptors(self, tmp_path: Path) -> None:
         """More connections than the process may open: others are served, and the log stays short."""
@@ -157,8 +157,8 @@ import resource, sys
 resource.setrlimit(resource.RLIMIT_NOFILE, (200, 200))
 sys.path.insert(0, {str(Path(__file__).parents[1])!r})
 from helpers.tiny_server import Place
-from softprompt.serving.logging_config import start_logging
-start_logging()
+from softprompt.serving.logging_config import configure_logging
+configure_logging()
 with Place.of_folders({str(tmp_path / "tone")!r}, header_timeout=60).running() as address:
     print(address, flush=True)
     sys.stdin.read()
@@ -184,13 +184,13 @@ with Place.of_folders({str(tmp_path / "tone")!r}, header_timeout=60).running() a
 
 
 def test_what_is_said_again_and_again_is_said_once_a_minute() -> None:
-    kept = Repeated(60)
+    kept = RepeatFilter(60)
     said = []
     for second in (0, 1, 59, 60.5, 61, 200):
         record = logging.makeLogRecord({"msg": f"no descriptor\nof socket {second}", "levelno": 40, "name": "asyncio"})
         record.created = second
         if kept.filter(record):
-            said.append((second, getattr(record, "facts", {})))
+            said.append((second, getattr(record, "fields", {})))
     assert said == [(0, {}), (60.5, {"repeated": 2}), (200, {"repeated": 1})]
     other = logging.makeLogRecord({"msg": "another", "levelno": 40, "name": "asyncio"})
     assert kept.filter(other)

@@ -32,14 +32,14 @@ from softprompt.inference.decoding_batch import Growing
 from softprompt.inference.generation import GenerationConfig
 from softprompt.prompts.state import PromptState
 from softprompt.serving.engine import decoding_loop
-from softprompt.serving.engine.engine_types import Busy, Expired, Served
-from softprompt.serving.engine.inference_engine import Closed, Engine, Limits
-from softprompt.serving.http.http_errors import problem_of
+from softprompt.serving.engine.engine_types import DeadlineExceededError, EngineBusyError, ServedPrompt
+from softprompt.serving.engine.inference_engine import EngineClosedError, EngineLimits, InferenceEngine
+from softprompt.serving.http.http_errors import to_api_error
 
 BASE = tiny_base("llama")
-LABELS = Served("labels@1", TWO, (tokens(BASE, 3),))
-OTHERS = Served("others@1", MANY, (tokens(BASE, 6, 2),))
-TEXTS = Served("texts@1", WORDS, (tokens(BASE, 4),))
+LABELS = ServedPrompt("labels@1", TWO, (tokens(BASE, 3),))
+OTHERS = ServedPrompt("others@1", MANY, (tokens(BASE, 6, 2),))
+TEXTS = ServedPrompt("texts@1", WORDS, (tokens(BASE, 4),))
 GOOD = examples_of("a good film", "the story", "dull: what is the cat? " * 3)
 
 
@@ -51,7 +51,7 @@ class TestGivenUp:
     def test_a_cancelled_request_leaves_the_queue(self) -> None:
         async def main() -> None:
             held = Held()
-            async with Engine(BASE, observer=held) as engine:
+            async with InferenceEngine(BASE, observer=held) as engine:
                 first = await held.busy(engine, LABELS)
                 waits = [asyncio.create_task(engine.classify(one, GOOD)) for one in (LABELS, OTHERS)]
                 text = asyncio.create_task(collected(engine.generate(TEXTS, GOOD[0], GenerationConfig(4))))
@@ -69,7 +69,7 @@ class TestGivenUp:
 
     def test_a_request_that_is_cancelled_before_it_waits_keeps_no_room(self) -> None:
         async def main() -> None:
-            async with Engine(BASE, Limits(waiting=3)) as engine:
+            async with InferenceEngine(BASE, EngineLimits(waiting=3)) as engine:
                 free = threading.Event()
                 engine._preparer.submit(free.wait)
                 task = asyncio.create_task(engine.classify(LABELS, GOOD))
@@ -85,7 +85,7 @@ class TestGivenUp:
     def test_a_completion_that_nobody_reads_leaves_its_batch(self, how: str) -> None:
         async def main() -> None:
             held, text = Held(), lasting(BASE, TEXTS, 100)
-            async with Engine(BASE, observer=held) as engine:
+            async with InferenceEngine(BASE, observer=held) as engine:
                 pieces = engine.generate(TEXTS, text, GenerationConfig(100))
                 other = asyncio.create_task(collected(engine.generate(TEXTS, GOOD[1], GenerationConfig(100))))
                 if how == "closed":
@@ -104,11 +104,11 @@ class TestGivenUp:
     def test_a_deadline_ends_the_waiting(self) -> None:
         async def main() -> None:
             held = Held()
-            async with Engine(BASE, observer=held) as engine:
+            async with InferenceEngine(BASE, observer=held) as engine:
                 first = await held.busy(engine, LABELS)
-                with pytest.raises(Expired):
+                with pytest.raises(DeadlineExceededError):
                     await engine.classify(OTHERS, GOOD, deadline=0.02)
-                with pytest.raises(Expired):
+                with pytest.raises(DeadlineExceededError):
                     await collected(engine.generate(TEXTS, GOOD[0], GenerationConfig(4), deadline=0.02))
                 assert (engine.snapshot().waiting, engine.snapshot().expired) == (0, 2)
                 held.go.set()
@@ -120,11 +120,11 @@ class TestGivenUp:
     def test_a_deadline_in_the_middle_of_a_completion(self) -> None:
         async def main() -> None:
             held = Held()
-            async with Engine(BASE, observer=held) as engine:
+            async with InferenceEngine(BASE, observer=held) as engine:
                 pieces = engine.generate(TEXTS, lasting(BASE, TEXTS, 100), GenerationConfig(100), deadline=0.5)
                 assert (await anext(pieces)).text
                 await held.hold()
-                with pytest.raises(Expired):
+                with pytest.raises(DeadlineExceededError):
                     await collected(pieces)
                 held.go.set()
                 await until(lambda: engine.snapshot().running == 0)
@@ -142,14 +142,14 @@ class TestGivenUp:
 )
 def test_limits_out_of_range_are_an_error(settings: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
-        Limits(**settings)
+        EngineLimits(**settings)
 
 
 class TestFull:
     def test_a_full_queue_refuses_and_says_when_to_come_again(self) -> None:
         async def main() -> None:
             held = Held()
-            async with Engine(BASE, Limits(waiting=4), held) as engine:
+            async with InferenceEngine(BASE, EngineLimits(waiting=4), held) as engine:
                 first = await held.busy(engine, LABELS)
                 waits = asyncio.create_task(engine.classify(LABELS, GOOD))
                 await until(lambda: engine.snapshot().waiting == 3)
@@ -160,7 +160,7 @@ class TestFull:
                     if engine.snapshot().waiting == 3 and engine.snapshot().refused:
                         last = asyncio.create_task(engine.classify(OTHERS, GOOD[:1]))
                         await until(lambda: engine.snapshot().waiting == 4)
-                    with pytest.raises(Busy) as caught:
+                    with pytest.raises(EngineBusyError) as caught:
                         await refused
                     assert 1 <= caught.value.retry_after <= 60
                 assert engine.snapshot().refused == 2
@@ -172,7 +172,7 @@ class TestFull:
 
     def test_more_at_once_than_can_ever_wait_is_a_mistake(self) -> None:
         async def main() -> None:
-            async with Engine(BASE, Limits(waiting=2)) as engine:
+            async with InferenceEngine(BASE, EngineLimits(waiting=2)) as engine:
                 with pytest.raises(DataError, match="3 examples at once: expected at most 2, send fewer"):
                     await engine.classify(LABELS, GOOD)
 
@@ -181,7 +181,7 @@ class TestFull:
     def test_a_request_of_many_examples_does_not_keep_another_waiting(self) -> None:
         async def main() -> None:
             held = Held()
-            async with Engine(BASE, Limits(rows=8), held) as engine:
+            async with InferenceEngine(BASE, EngineLimits(rows=8), held) as engine:
                 first = await held.busy(engine, LABELS)
                 many = asyncio.create_task(engine.classify(LABELS, GOOD * 100))
                 await until(lambda: engine.snapshot().waiting == 300)
@@ -196,18 +196,23 @@ class TestFull:
         run(main())
 
 
-def poisons() -> list[tuple[Served, Example, type[Exception], str]]:
+def poisons() -> list[tuple[ServedPrompt, Example, type[Exception], str]]:
     bad = tokens(BASE, 3).tensor.clone()
     bad[1, 2] = torch.nan
     column = TaskSpec.of(labels=["a", "b"], template="{{ text }} {{ author }}:")
     layers = (torch.zeros(2, 2, 3, 8),) * 5
     return [
-        (Served("nan@1", TWO, (PromptState.of_embeddings(bad),)), GOOD[0], PromptFileError, "prompt 'nan@1' makes"),
-        (Served("lacks@1", column, LABELS.states), GOOD[0], TemplateError, "a name that the data lacks"),
+        (
+            ServedPrompt("nan@1", TWO, (PromptState.of_embeddings(bad),)),
+            GOOD[0],
+            PromptFileError,
+            "prompt 'nan@1' makes",
+        ),
+        (ServedPrompt("lacks@1", column, LABELS.states), GOOD[0], TemplateError, "a name that the data lacks"),
         (LABELS, Example("a" * 200_001), DataError, "200,001 characters: expected at most 200,000"),
-        (Served("layers@1", TWO, (PromptState("key_values", layers),)), GOOD[0], PromptFileError, "damaged"),
-        (Served("wide@1", TWO, (tokens(BASE, 155),)), GOOD[0], TemplateError, "use a shorter prompt"),
-        (Served("size@1", TWO, (PromptState.of_embeddings(torch.zeros(3, 5)),)), GOOD[0], RuntimeError, "Sizes"),
+        (ServedPrompt("layers@1", TWO, (PromptState("key_values", layers),)), GOOD[0], PromptFileError, "damaged"),
+        (ServedPrompt("wide@1", TWO, (tokens(BASE, 155),)), GOOD[0], TemplateError, "use a shorter prompt"),
+        (ServedPrompt("size@1", TWO, (PromptState.of_embeddings(torch.zeros(3, 5)),)), GOOD[0], RuntimeError, "Sizes"),
     ]
 
 
@@ -218,7 +223,7 @@ def test_a_poison_request_hurts_only_itself(number: int, kind: str) -> None:
 
     async def main() -> None:
         held = Held()
-        async with Engine(BASE, observer=held) as engine:
+        async with InferenceEngine(BASE, observer=held) as engine:
             first = await held.busy(engine, LABELS)
             good = asyncio.gather(engine.classify(LABELS, GOOD), engine.classify(OTHERS, GOOD))
             text = asyncio.create_task(collected(engine.generate(TEXTS, GOOD[0], GenerationConfig(9))))
@@ -264,7 +269,7 @@ def test_a_batch_that_fails_is_taken_apart(after: int, monkeypatch: pytest.Monke
 
     async def main() -> None:
         held = Held()
-        async with Engine(BASE, observer=held) as engine:
+        async with InferenceEngine(BASE, observer=held) as engine:
             first = await held.busy(engine, LABELS)
             texts = [
                 asyncio.create_task(collected(engine.generate(TEXTS, text, GenerationConfig(9)))) for text in others
@@ -300,7 +305,7 @@ def test_texts_that_cannot_join_grow_beside_the_others(monkeypatch: pytest.Monke
 
     async def main() -> None:
         held = Held()
-        async with Engine(BASE, observer=held) as engine:
+        async with InferenceEngine(BASE, observer=held) as engine:
             first = await held.busy(engine, LABELS)
             asked = [asyncio.create_task(collected(engine.generate(TEXTS, texts[0], GenerationConfig(9))))]
             await until(lambda: engine.snapshot().waiting == 1)
@@ -319,17 +324,17 @@ def test_texts_that_cannot_join_grow_beside_the_others(monkeypatch: pytest.Monke
 
 def test_a_prompt_that_gives_no_numbers_is_no_fault_of_who_asks() -> None:
     for error in (PromptFileError("the prompt is damaged"), BaseModelError("numbers that are not finite")):
-        problem = problem_of(error)
+        problem = to_api_error(error)
         assert (problem.status_code, problem.code) == (503, "model_unavailable")
 
 
 def test_numbers_that_are_not_finite_without_a_prompt_are_the_models(monkeypatch: pytest.MonkeyPatch) -> None:
     async def main() -> None:
-        async with Engine(BASE) as engine:
+        async with InferenceEngine(BASE) as engine:
             monkeypatch.setattr(BASE, "embed", lambda ids: torch.full((*ids.shape, 32), torch.nan))
             for asked in (
-                engine.classify(Served("bare", TWO, ()), GOOD),
-                collected(engine.generate(Served("bare", TWO, ()), GOOD[0], GenerationConfig(3))),
+                engine.classify(ServedPrompt("bare", TWO, ()), GOOD),
+                collected(engine.generate(ServedPrompt("bare", TWO, ()), GOOD[0], GenerationConfig(3))),
             ):
                 with pytest.raises(BaseModelError, match="not finite for a text of 'bare'"):
                     await asked
@@ -339,16 +344,18 @@ def test_numbers_that_are_not_finite_without_a_prompt_are_the_models(monkeypatch
 
 def test_a_prompt_in_layers_that_the_model_cannot_take() -> None:
     base = tiny_base("mamba")
-    layers = Served("layers", TWO, (PromptState("key_values", (torch.zeros(2, 2, 3, 8),) * 2),))
+    layers = ServedPrompt("layers", TWO, (PromptState("key_values", (torch.zeros(2, 2, 3, 8),) * 2),))
 
     async def main() -> None:
-        async with Engine(base) as engine:
+        async with InferenceEngine(base) as engine:
             found = await asyncio.gather(
-                engine.classify(layers, GOOD), engine.classify(Served("bare", TWO, ()), GOOD), return_exceptions=True
+                engine.classify(layers, GOOD),
+                engine.classify(ServedPrompt("bare", TWO, ()), GOOD),
+                return_exceptions=True,
             )
             assert isinstance(found[0], BaseModelError)
             assert not isinstance(found[1], BaseException)
-            assert_same(found[1], alone(base, Served("bare", TWO, ()), GOOD))
+            assert_same(found[1], alone(base, ServedPrompt("bare", TWO, ()), GOOD))
 
     run(main())
 
@@ -357,14 +364,14 @@ class TestClosing:
     def test_what_runs_and_waits_is_finished(self) -> None:
         async def main() -> None:
             held = Held()
-            engine = Engine(BASE, observer=held)
+            engine = InferenceEngine(BASE, observer=held)
             first = await held.busy(engine, LABELS)
             text = asyncio.create_task(collected(engine.generate(TEXTS, GOOD[0], GenerationConfig(30))))
             labels = asyncio.create_task(engine.classify(OTHERS, GOOD))
             await until(lambda: engine.snapshot().waiting == 4)
             closing = asyncio.create_task(engine.close())
             await asyncio.sleep(0.02)
-            with pytest.raises(Closed, match="the engine is closing"):
+            with pytest.raises(EngineClosedError, match="the engine is closing"):
                 await engine.classify(LABELS, GOOD)
             held.go.set()
             await closing
@@ -377,7 +384,7 @@ class TestClosing:
     def test_what_runs_and_waits_is_dropped(self) -> None:
         async def main() -> None:
             held = Held()
-            engine = Engine(BASE, observer=held)
+            engine = InferenceEngine(BASE, observer=held)
             pieces = engine.generate(TEXTS, lasting(BASE, TEXTS, 100), GenerationConfig(100))
             await anext(pieces)
             await held.hold()
@@ -387,16 +394,16 @@ class TestClosing:
             await asyncio.sleep(0.02)
             held.go.set()
             await closing
-            with pytest.raises(Closed):
+            with pytest.raises(EngineClosedError):
                 await labels
-            with pytest.raises(Closed):
+            with pytest.raises(EngineClosedError):
                 await collected(pieces)
 
         run(main())
 
     def test_what_is_being_prepared_is_dropped_too(self) -> None:
         async def main() -> None:
-            engine = Engine(BASE)
+            engine = InferenceEngine(BASE)
             free = threading.Event()
             engine._preparer.submit(free.wait)
             few = asyncio.create_task(engine.classify(LABELS, GOOD))
@@ -405,17 +412,17 @@ class TestClosing:
             await engine.close(graceful=False)
             free.set()
             for task in (few, many):
-                with pytest.raises(Closed):
+                with pytest.raises(EngineClosedError):
                     await task
 
         run(main())
 
     def test_an_idle_engine_closes_and_may_be_closed_again(self) -> None:
         async def main() -> None:
-            engine = Engine(BASE)
+            engine = InferenceEngine(BASE)
             await engine.close()
             await engine.close()
-            with pytest.raises(Closed):
+            with pytest.raises(EngineClosedError):
                 await collected(engine.generate(TEXTS, GOOD[0], GenerationConfig(3)))
 
         run(main())

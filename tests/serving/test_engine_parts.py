@@ -33,29 +33,29 @@ from softprompt.data.examples import Example
 from softprompt.errors import DataError
 from softprompt.inference.generation import Completion, GenerationConfig
 from softprompt.prompts.state import PromptState
-from softprompt.serving.engine.detokenizer import Pieces, begun
-from softprompt.serving.engine.engine_stats import Ran
-from softprompt.serving.engine.engine_types import Piece, Reading, Served
-from softprompt.serving.engine.inference_engine import Engine, Limits
-from softprompt.serving.engine.prefix_cache import Prefixes
-from softprompt.serving.engine.request_preparation import Preparing
+from softprompt.serving.engine.detokenizer import Detokenizer, measure_partial_stop
+from softprompt.serving.engine.engine_stats import BatchStats
+from softprompt.serving.engine.engine_types import CompletionChunk, InputUsage, ServedPrompt
+from softprompt.serving.engine.inference_engine import EngineLimits, InferenceEngine
+from softprompt.serving.engine.prefix_cache import PrefixCache
+from softprompt.serving.engine.request_preparation import RequestPreparer
 
 BASE = tiny_base("llama")
-LABELS = Served("labels@1", TWO, (tokens(BASE, 3),))
-TEXTS = Served("texts@1", WORDS, (tokens(BASE, 4),))
+LABELS = ServedPrompt("labels@1", TWO, (tokens(BASE, 3),))
+TEXTS = ServedPrompt("texts@1", WORDS, (tokens(BASE, 4),))
 
 
 def pieces_of(
     ids: list[int], tokenizer: PreTrainedTokenizerFast, stop: tuple[str, ...] = ()
-) -> tuple[str, list[Piece]]:
+) -> tuple[str, list[CompletionChunk]]:
     """The completion of these tokens, and its pieces."""
     completion = Completion(BASE, GenerationConfig(len(ids), stop=stop))
     completion._tokenizer = tokenizer
-    pieces = Pieces(completion, tokenizer, Reading(7, False))
+    pieces = Detokenizer(completion, tokenizer, InputUsage(7, False))
     found = []
     for token in ids:
         going = completion.add(token)
-        if (piece := pieces.next()) is not None:
+        if (piece := pieces.next_chunk()) is not None:
             found.append(piece)
         if not going:
             break
@@ -114,11 +114,11 @@ class TestPieces:
         ],
     )
     def test_what_a_stop_may_begin_with(self, text: str, stops: tuple[str, ...], count: int) -> None:
-        assert begun(text, stops) == count
+        assert measure_partial_stop(text, stops) == count
 
     def test_what_may_have_begun_is_looked_for_in_the_text_only(self) -> None:
         """However long a stop string is: this would take minutes otherwise."""
-        assert begun("a good film ab", ["b" + "c" * 10**6]) == 1
+        assert measure_partial_stop("a good film ab", ["b" + "c" * 10**6]) == 1
 
     def test_a_tokenizer_that_takes_spaces_away_again(self) -> None:
         tokenizer = byte_tokenizer()
@@ -128,8 +128,8 @@ class TestPieces:
         assert joined(pieces) == text == tokenizer.decode(ids)
 
 
-def served(number: int, length: int = 4) -> Served:
-    return Served(f"prompt@{number}", TWO, (tokens(BASE, length, number),))
+def served(number: int, length: int = 4) -> ServedPrompt:
+    return ServedPrompt(f"prompt@{number}", TWO, (tokens(BASE, length, number),))
 
 
 def size(length: int) -> int:
@@ -140,20 +140,20 @@ def size(length: int) -> int:
 class TestPrefixes:
     def test_one_is_computed_once(self) -> None:
         with torch.no_grad():
-            prefixes = Prefixes(BASE, 10**6)
+            prefixes = PrefixCache(BASE, 10**6)
             for _ in range(3):
-                assert prefixes.failing([served(0), served(1)]) == {}
-                _, places = prefixes.together([served(1), served(0)])
+                assert prefixes.prepare([served(0), served(1)]) == {}
+                _, places = prefixes.join([served(1), served(0)])
         assert places == {"prompt@0": 0, "prompt@1": 1}
         assert (prefixes.hits, prefixes.misses, len(prefixes)) == (4, 2, 2)
         assert prefixes.bytes == 2 * size(4)
 
     def test_the_one_that_was_not_used_for_longest_goes(self) -> None:
         with torch.no_grad():
-            prefixes = Prefixes(BASE, 3 * size(4))
+            prefixes = PrefixCache(BASE, 3 * size(4))
             for number in (0, 1, 2, 0, 3, 0, 1):
-                prefixes.failing([served(number)])
-                prefixes.together([served(number)])
+                prefixes.prepare([served(number)])
+                prefixes.join([served(number)])
                 assert prefixes.bytes <= 3 * size(4)
         # 1 went when 3 came, and 2 when 1 came back
         assert (prefixes.hits, prefixes.misses, len(prefixes)) == (2, 5, 3)
@@ -161,10 +161,10 @@ class TestPrefixes:
     @pytest.mark.parametrize("family", ["llama", "gemma2", "mamba", "t5"])
     def test_what_a_batch_needs_stays_and_is_right(self, family: str) -> None:
         base = tiny_base(family)
-        some = [Served(f"prompt@{number}", TWO, (tokens(base, 3, number),)) for number in range(6)]
+        some = [ServedPrompt(f"prompt@{number}", TWO, (tokens(base, 3, number),)) for number in range(6)]
 
         async def main() -> None:
-            async with Engine(base, Limits(prefix_bytes=1)) as engine:
+            async with InferenceEngine(base, EngineLimits(prefix_bytes=1)) as engine:
                 for number in range(5):
                     asked = [some[number], some[number + 1]]
                     found = await asyncio.gather(*(engine.classify(one, examples_of("a film")) for one in asked))
@@ -173,15 +173,15 @@ class TestPrefixes:
                     await engine.classify(some[0], examples_of("a film"))
                     assert engine.snapshot().prefix_entries <= 2
                 # one more batch lets go of what the last one needed
-                await engine.classify(Served("bare", TWO, ()), examples_of("a film"))
+                await engine.classify(ServedPrompt("bare", TWO, ()), examples_of("a film"))
                 assert engine.snapshot().prefix_entries == 1
 
         asyncio.run(main())
 
     def test_all_templates_without_a_prompt_share_one(self) -> None:
         with torch.no_grad():
-            prefixes = Prefixes(BASE, 10**6)
-            _, places = prefixes.together([Served("a", TWO, ()), Served("b", MANY, ()), served(1)])
+            prefixes = PrefixCache(BASE, 10**6)
+            _, places = prefixes.join([ServedPrompt("a", TWO, ()), ServedPrompt("b", MANY, ()), served(1)])
         assert places == {"a": 0, "b": 0, "prompt@1": 1}
         assert len(prefixes) == 2
 
@@ -190,13 +190,13 @@ class TestSpecialTokens:
     def test_text_never_becomes_one(self) -> None:
         special = set(BASE.tokenizer.all_special_ids)
         text = Example("<bos> a <eos><pad>film</s>")
-        preparing = Preparing(BASE, 1000)
+        preparing = RequestPreparer(BASE, 1000)
         # what another thread may do meanwhile
         BASE.tokenizer("<bos>", split_special_tokens=False)
         assert BASE.tokenizer("<bos>").input_ids.count(BASE.tokenizer.bos_token_id) == 2
-        asking, (ids,), _ = preparing.questions(LABELS, [text])
+        asking, (ids,), _ = preparing.encode_examples(LABELS, [text])
         items = asking.items(ids, range(asking.count))
-        for item in (*items, preparing.text(TEXTS, text, 5)[0]):
+        for item in (*items, preparing.encode_text(TEXTS, text, 5)[0]):
             assert len(item.ids) > 12
             assert not special & set(item.ids)
 
@@ -204,11 +204,11 @@ class TestSpecialTokens:
         text = Example("<bos><eos> film")
 
         async def main() -> None:
-            async with Engine(BASE) as engine:
+            async with InferenceEngine(BASE) as engine:
                 assert_same(await engine.classify(LABELS, [text]), alone(BASE, LABELS, [text]))
                 pieces = await collected(engine.generate(TEXTS, text, GenerationConfig(8)))
                 assert said(pieces) == completed(BASE, TEXTS, text, GenerationConfig(8))
-                assert pieces[0].read.tokens == 4 + len(Preparing(BASE, 1000).text(TEXTS, text, 8)[0].ids)
+                assert pieces[0].read.tokens == 4 + len(RequestPreparer(BASE, 1000).encode_text(TEXTS, text, 8)[0].ids)
 
         asyncio.run(main())
 
@@ -217,13 +217,13 @@ class TestBatches:
     def test_what_waits_goes_into_one_batch_and_is_counted_by_task(self) -> None:
         async def main() -> None:
             held, film = Held(), examples_of("a film")
-            async with Engine(BASE, observer=held) as engine:
+            async with InferenceEngine(BASE, observer=held) as engine:
                 first = await held.busy(engine, LABELS)
                 waits = [asyncio.create_task(engine.classify(served(number), film)) for number in range(5)]
-                await until(lambda: engine._waiting.ready == 5)
+                await until(lambda: engine._queue.ready == 5)
                 held.go.set()
                 await asyncio.gather(first, *waits)
-            asking, (ids,), _ = Preparing(BASE, 1000).questions(served(0), film)
+            asking, (ids,), _ = RequestPreparer(BASE, 1000).encode_examples(served(0), film)
             count = sum(len(item.ids) for item in asking.items(ids, range(asking.count)))
             assert held.batches[1].what == "label"
             assert held.batches[1].tokens == {f"prompt@{number}": count for number in range(5)}
@@ -233,7 +233,7 @@ class TestBatches:
     def test_labels_do_not_wait_for_completions_and_texts_join_those_that_grow(self) -> None:
         async def main() -> None:
             held, text = Held(), lasting(BASE, TEXTS, 100)
-            async with Engine(BASE, observer=held) as engine:
+            async with InferenceEngine(BASE, observer=held) as engine:
                 long = asyncio.create_task(collected(engine.generate(TEXTS, text, GenerationConfig(100))))
                 await until(lambda: engine.snapshot().tokens_made > 5)
                 await held.hold()
@@ -256,11 +256,11 @@ class TestBatches:
 
     def test_an_observer_that_fails_changes_nothing(self, caplog: pytest.LogCaptureFixture) -> None:
         class Failing:
-            def ran(self, batch: Ran) -> None:
+            def record_batch(self, batch: BatchStats) -> None:
                 raise ValueError("no disk")
 
         async def main() -> None:
-            async with Engine(BASE, observer=Failing()) as engine:
+            async with InferenceEngine(BASE, observer=Failing()) as engine:
                 assert_same(await engine.classify(LABELS, examples_of("a")), alone(BASE, LABELS, examples_of("a")))
 
         asyncio.run(main())
@@ -268,11 +268,11 @@ class TestBatches:
 
     def test_what_is_asked_of_the_wrong_prompt(self) -> None:
         async def main() -> None:
-            async with Engine(BASE) as engine:
+            async with InferenceEngine(BASE) as engine:
                 assert await engine.classify(LABELS, []) == []
                 with pytest.raises(DataError, match="'texts@1' has no labels to choose from"):
                     await engine.classify(TEXTS, examples_of("a"))
-                voting = Served("voting@1", TWO, LABELS.states * 2)
+                voting = ServedPrompt("voting@1", TWO, LABELS.states * 2)
                 with pytest.raises(DataError, match="several prompts that vote on a label: expected one"):
                     await collected(engine.generate(voting, examples_of("a")[0], GenerationConfig(2)))
                 # words can follow whatever the task is
@@ -289,12 +289,12 @@ def test_memory_stays_as_it_is() -> None:
         gc.collect()
         return sum(issubclass(type(one), torch.Tensor | PromptState | Completion) for one in gc.get_objects())
 
-    async def many(engine: Engine, start: int) -> None:
+    async def many(engine: InferenceEngine, start: int) -> None:
         generator = random.Random(start)
         kinds = prompts(BASE)
         for number in range(start, start + 60):
             kind = generator.choice(kinds)
-            one = Served(f"{kind.key}/{number}", kind.spec, kind.states)
+            one = ServedPrompt(f"{kind.key}/{number}", kind.spec, kind.states)
             if kind.spec.kind == "classification":
                 task = asyncio.create_task(engine.classify(one, examples(generator, 2)))
             else:
@@ -307,7 +307,7 @@ def test_memory_stays_as_it_is() -> None:
             await asyncio.gather(task, return_exceptions=True)
 
     async def main() -> None:
-        async with Engine(BASE, Limits(prefix_bytes=3 * size(14))) as engine:
+        async with InferenceEngine(BASE, EngineLimits(prefix_bytes=3 * size(14))) as engine:
             texts = engine._preparing._texts
             engine._preparing._objectives._most = texts._labelling._most = texts._generating._most = 8
             await many(engine, 0)

@@ -17,8 +17,8 @@ from helpers.tiny_server import Place, a_store, error_of, prompt, wait_for
 from starlette.testclient import TestClient
 
 from softprompt.errors import DataError
-from softprompt.serving.engine.engine_types import Busy, Expired
-from softprompt.serving.logging_config import JsonLines
+from softprompt.serving.engine.engine_types import DeadlineExceededError, EngineBusyError
+from softprompt.serving.logging_config import JsonFormatter
 
 TEXT = "a fine film"
 GOOD = {"model": "tone", "input": TEXT}
@@ -142,7 +142,7 @@ class TestSizes:
 
 class TestEngine:
     def test_a_full_queue(self, place: Place, client: TestClient) -> None:
-        place.engine.failure = Busy(2.2)
+        place.engine.failure = EngineBusyError(2.2)
         for path, body in (
             ("/v1/classify", GOOD),
             ("/v1/completions", {"model": "words", "prompt": TEXT, "stream": True}),
@@ -156,7 +156,7 @@ class TestEngine:
     @pytest.mark.parametrize(
         ("failure", "status", "code"),
         [
-            (Expired(), 504, "timeout"),
+            (DeadlineExceededError(), 504, "timeout"),
             (DataError("a label that the task lacks"), 422, "unusable_text"),
             (RuntimeError(f"the tensor of {SECRET}"), 500, "internal_error"),
         ],
@@ -215,13 +215,13 @@ class TestLeaving:
             wait_for(lambda: place.engine.cancelled == 4)
 
     def test_a_client_that_leaves_a_stream(self, place: Place) -> None:
-        with self.begun(place, held=True):
+        with self.measure_partial_stop(place, held=True):
             assert place.engine.cancelled == 0
         assert place.engine.cancelled == 1
 
     def test_an_error_within_a_stream(self, place: Place) -> None:
-        with self.begun(place) as (client, lines):
-            place.engine.failure = Expired()
+        with self.measure_partial_stop(place) as (client, lines):
+            place.engine.failure = DeadlineExceededError()
             place.engine.hold_pieces.clear()
             last = [line for line in lines if line][-1]
             assert json.loads(last.removeprefix("data: "))["error"]["code"] == "timeout"
@@ -229,7 +229,7 @@ class TestLeaving:
             assert client.post("/v1/classify", json=GOOD).status_code == 200
 
     def test_a_stop_finishes_what_runs(self, place: Place) -> None:
-        with self.begun(place) as (client, lines):
+        with self.measure_partial_stop(place) as (client, lines):
             place.server.stop()
             wait_for(lambda: not reaches(client.base_url))
             place.engine.hold_pieces.clear()
@@ -250,7 +250,7 @@ class TestLeaving:
         assert error_of(answers[0], 503)["code"] == "stopping"
 
     @contextmanager
-    def begun(self, place: Place, held: bool = False) -> Iterator[tuple[httpx.Client, Iterator[str]]]:
+    def measure_partial_stop(self, place: Place, held: bool = False) -> Iterator[tuple[httpx.Client, Iterator[str]]]:
         """A stream of which one event was read, and that goes on when the engine's pieces are let go.
 
         ``held``: they are not, before the engine was told that the client has left.
@@ -343,7 +343,9 @@ class TestHosts:
 class TestLogs:
     def lines(self, caplog: pytest.LogCaptureFixture, text: bool = False) -> list[dict[str, Any]]:
         return [
-            json.loads(JsonLines(text=text).format(record)) for record in caplog.records if "softprompt" in record.name
+            json.loads(JsonFormatter(text=text).format(record))
+            for record in caplog.records
+            if "softprompt" in record.name
         ]
 
     def talk(self, place: Place) -> None:
@@ -361,7 +363,7 @@ class TestLogs:
         store = a_store(tmp_path)
         for name in ("foreign", "other"):
             store.put(replace(prompt(), base_fingerprint={"of": name}), name)
-        caplog.set_level(logging.INFO, "softprompt.server")
+        caplog.set_level(logging.INFO, "softprompt.serving")
         place = Place.of_store(store)
         for _ in range(3):
             place.registry.refresh()
@@ -369,7 +371,7 @@ class TestLogs:
         assert told == ["foreign@1", "other@1"]
 
     def test_no_text_of_users(self, place: Place, caplog: pytest.LogCaptureFixture) -> None:
-        caplog.set_level(logging.INFO, "softprompt.server")
+        caplog.set_level(logging.INFO, "softprompt.serving")
         self.talk(place)
         lines = self.lines(caplog)
         assert SECRET not in json.dumps(lines)
@@ -385,7 +387,7 @@ class TestLogs:
         assert any("tiny_server.py" in frame for frame in failure["where"])
 
     def test_texts_where_they_are_asked_for(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-        caplog.set_level(logging.INFO, "softprompt.server")
+        caplog.set_level(logging.INFO, "softprompt.serving")
         self.talk(Place.of_store(a_store(tmp_path), log_text=True))
         lines = self.lines(caplog, text=True)
         assert lines[0]["texts"] == [SECRET]

@@ -12,13 +12,13 @@ from softprompt.data.examples import Example
 from softprompt.inference.generation import GenerationConfig
 from softprompt.inference.predictor import Prediction
 from softprompt.models.frozen_lm import FrozenLM
-from softprompt.serving.engine.engine_types import Served
-from softprompt.serving.engine.inference_engine import Engine, Limits
+from softprompt.serving.engine.engine_types import ServedPrompt
+from softprompt.serving.engine.inference_engine import EngineLimits, InferenceEngine
 
 FAMILIES = {"llama": True, "gemma3": True, "gpt2": True, "mamba": False, "t5": True, "bart": True}
 
 
-Asked = tuple[Served, list[Example], GenerationConfig | None]
+Asked = tuple[ServedPrompt, list[Example], GenerationConfig | None]
 
 
 def mix(base: FrozenLM, seed: int, in_layers: bool, count: int = 14) -> list[Asked]:
@@ -44,11 +44,13 @@ def mix(base: FrozenLM, seed: int, in_layers: bool, count: int = 14) -> list[Ask
 
 
 async def answered(
-    engine: Engine, asked: Sequence[Asked], generator: random.Random, held: Held | None
+    engine: InferenceEngine, asked: Sequence[Asked], generator: random.Random, held: Held | None
 ) -> list[list[Prediction] | str]:
     """All requests, each starting some moment after the one before, or all at once, the engine being ``held``."""
 
-    async def one(served: Served, texts: list[Example], generation: GenerationConfig | None) -> list[Prediction] | str:
+    async def one(
+        served: ServedPrompt, texts: list[Example], generation: GenerationConfig | None
+    ) -> list[Prediction] | str:
         if generation is None:
             return await engine.classify(served, texts)
         return said(await collected(engine.generate(served, texts[0], generation)))
@@ -69,10 +71,14 @@ async def answered(
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_request_gets_what_it_gets_alone(family: str, at_once: bool) -> None:
     base, held = tiny_base(family), Held()
-    limits = Limits(rows=24, batch_tokens=900) if at_once else Limits(rows=7, batch_tokens=90, running_tokens=600)
+    limits = (
+        EngineLimits(rows=24, batch_tokens=900)
+        if at_once
+        else EngineLimits(rows=7, batch_tokens=90, running_tokens=600)
+    )
 
     async def main() -> None:
-        async with Engine(base, limits, held) as engine:
+        async with InferenceEngine(base, limits, held) as engine:
             for seed in range(8):
                 asked = mix(base, seed + 100 * at_once, FAMILIES[family])
                 found = await answered(engine, asked, random.Random(seed), held if at_once else None)

@@ -9,7 +9,7 @@ import pytest
 from helpers.tiny_server import BASE_NAME, LABELS, WORDS, Place, a_store, expected
 
 from softprompt.data.examples import Example
-from softprompt.serving.engine.engine_types import Busy
+from softprompt.serving.engine.engine_types import EngineBusyError
 from softprompt.serving.http.api_keys import add_key
 
 TEXT = "a fine film"
@@ -119,7 +119,7 @@ class TestErrors:
         assert refused.value.request_id
 
     def test_a_full_queue_is_tried_again(self, server: Running) -> None:
-        server.place.engine.failure = Busy(0.1)
+        server.place.engine.failure = EngineBusyError(0.1)
         try:
             with pytest.raises(openai.RateLimitError) as full:
                 server.client.completions.create(model="tone", prompt=TEXT)

@@ -10,7 +10,7 @@ from helpers.tiny_server import BASE_NAME, LABELS, MORE, WORDS, Place, a_store, 
 
 from softprompt.data.examples import Example
 from softprompt.data.task import TaskSpec
-from softprompt.serving.engine.engine_types import Busy, Expired
+from softprompt.serving.engine.engine_types import DeadlineExceededError, EngineBusyError
 from softprompt.serving.http.api_keys import add_key
 
 pytestmark = needs_chromium
@@ -196,7 +196,7 @@ class TestErrors:
     ) -> None:
         visit = Visit(browser, address)
         visit.pick("tone", "words")
-        place.engine.failure = Busy(2.2)
+        place.engine.failure = EngineBusyError(2.2)
         visit.ask()
         for title in ("tone", "words"):
             assert "The server is busy." in visit.card(title).inner_text()
@@ -240,7 +240,7 @@ class TestErrors:
         whole = expected(WORDS, 3, Example(TEXT))[0]["completion"]
         assert grown.text_content() == whole[:3]
         assert visit.card("words").get_attribute("aria-busy") == "true"
-        place.engine.failure = Expired()
+        place.engine.failure = DeadlineExceededError()
         place.engine.hold_pieces.clear()
         visit.answered()
         shown = visit.card("words").inner_text()

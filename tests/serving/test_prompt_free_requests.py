@@ -16,10 +16,10 @@ from softprompt.data.task import TaskSpec
 from softprompt.inference.generation import GenerationConfig
 from softprompt.inference.predictor import Prediction, Predictor
 from softprompt.prompts.written_prompt import written_prompt
-from softprompt.serving.engine.engine_types import Served
-from softprompt.serving.engine.inference_engine import Engine
+from softprompt.serving.engine.engine_types import ServedPrompt
+from softprompt.serving.engine.inference_engine import InferenceEngine
 from softprompt.serving.http.api_keys import add_key
-from softprompt.serving.http.prompt_free_requests import Baselines
+from softprompt.serving.http.prompt_free_requests import BaselinePrompts
 from softprompt.serving.http.schemas import LONGEST_INSTRUCTION, Baseline
 
 TEXT = "a fine film"
@@ -146,9 +146,9 @@ class TestAccess:
 
 def test_prompts_and_baselines_share_batches() -> None:
     base = the_base()
-    prompt = Served("tone@1", TWO, (tokens(base, 4),))
-    words = Served("words@1", TaskSpec.of(template="{{ text }}\nOutput:"), (tokens(base, 4, 9),))
-    baselines = Baselines(base)
+    prompt = ServedPrompt("tone@1", TWO, (tokens(base, 4),))
+    words = ServedPrompt("words@1", TaskSpec.of(template="{{ text }}\nOutput:"), (tokens(base, 4, 9),))
+    baselines = BaselinePrompts(base)
     forms = [Baseline(**form) for form in FORMS]
     mixed = [prompt, *(baselines.of(prompt, form) for form in forms)]
     # no instruction is one and the same, however it is not given
@@ -156,7 +156,7 @@ def test_prompts_and_baselines_share_batches() -> None:
     texts, generation = [Example(TEXT), Example("dull")], GenerationConfig(max_new_tokens=5)
 
     async def ask() -> tuple[list[list[Prediction]], list[str]]:
-        async with Engine(base) as engine:
+        async with InferenceEngine(base) as engine:
             labels = await asyncio.gather(*(engine.classify(one, texts) for one in mixed))
             grown = [baselines.of(words, form) for form in forms[:3]]
             pieces = await asyncio.gather(*(collected(engine.generate(one, texts[0], generation)) for one in grown))

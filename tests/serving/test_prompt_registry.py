@@ -17,7 +17,7 @@ from starlette.testclient import TestClient
 
 from softprompt.data.examples import Example
 from softprompt.errors import ConfigError, PromptFileError, StoreError
-from softprompt.serving.engine.prompt_registry import Registry, Unavailable, Unknown
+from softprompt.serving.engine.prompt_registry import ModelNotFoundError, ModelUnavailableError, PromptRegistry
 from softprompt.store.artifacts import ArtifactStore
 from softprompt.store.prompt_sources import FolderSource, StoreSource
 from softprompt.store.version_store import Store
@@ -64,7 +64,7 @@ class TestReload:
             told = [client.get(f"/v1/models/tone@{number}").json()["softprompt"] for number in (1, 3, 4)]
         assert [facts.get("learned_in") for facts in told] == [None, "bfloat16", None]
         reasons = [
-            vars(one)["facts"]["reason"] for one in caplog.records if one.getMessage() == "prompt of another precision"
+            vars(one)["fields"]["reason"] for one in caplog.records if one.getMessage() == "prompt of another precision"
         ]
         assert len(reasons) == 1
         assert "learned in bfloat16, the base model is loaded in float32" in reasons[0]
@@ -249,19 +249,19 @@ class TestRegistry:
         store = Store(tmp_path / "store")
         for seed in range(5):
             store.put(prompt(seed=seed), f"p{seed}")
-        registry = Registry(the_base(), StoreSource(str(store.url)), base_name=BASE_NAME, most=2)
+        registry = PromptRegistry(the_base(), StoreSource(str(store.url)), base_name=BASE_NAME, most=2)
         registry.refresh()
-        assert registry.held == 2
+        assert registry.loaded_count == 2
         for seed in (4, 3, 4, 0, 4):
-            asyncio.run(registry.loaded(registry.find(f"p{seed}")))
-        assert registry.held == 2
-        assert registry.in_memory("p4@1") is not None
-        assert registry.in_memory("p3@1") is None
+            asyncio.run(registry.load(registry.resolve(f"p{seed}")))
+        assert registry.loaded_count == 2
+        assert registry.get_loaded("p4@1") is not None
+        assert registry.get_loaded("p3@1") is None
 
     def test_who_wants_the_same_waits_for_one_reading(self, tmp_path: Path) -> None:
         store = a_store(tmp_path)
         source = StoreSource(str(store.url))
-        registry = Registry(the_base(), source, base_name=BASE_NAME)
+        registry = PromptRegistry(the_base(), source, base_name=BASE_NAME)
         registry.refresh()
         registry._kept.clear()
         read: list[str] = []
@@ -269,8 +269,8 @@ class TestRegistry:
         source.load = lambda name, number: read.append(name) or load(name, number)  # type: ignore[func-returns-value,method-assign]
 
         async def many() -> set[int]:
-            found = registry.find("tone")
-            return {id(one) for one in await asyncio.gather(*(registry.loaded(found) for _ in range(20)))}
+            found = registry.resolve("tone")
+            return {id(one) for one in await asyncio.gather(*(registry.load(found) for _ in range(20)))}
 
         assert len(asyncio.run(many())) == 1
         assert read == ["tone"]
@@ -279,7 +279,7 @@ class TestRegistry:
         store = a_store(tmp_path)
         source = StoreSource(str(store.url))
         (tmp_path / "store" / "tone" / "1" / "prompt.json").unlink()
-        registry = Registry(the_base(), source, base_name=BASE_NAME)
+        registry = PromptRegistry(the_base(), source, base_name=BASE_NAME)
         registry.refresh()
 
         def never(name: str, number: int) -> Any:
@@ -287,23 +287,23 @@ class TestRegistry:
 
         source.load = never  # type: ignore[method-assign]
         for _ in range(3):
-            with pytest.raises(Unavailable, match="'tone@1' is damaged"):
-                asyncio.run(registry.loaded(registry.find("tone")))
+            with pytest.raises(ModelUnavailableError, match="'tone@1' is damaged"):
+                asyncio.run(registry.load(registry.resolve("tone")))
 
     def test_a_bare_name_without_the_alias_is_the_newest(self, tmp_path: Path) -> None:
         store = a_store(tmp_path)
-        registry = Registry(the_base(), StoreSource(str(store.url)), base_name=BASE_NAME, default_alias="best")
+        registry = PromptRegistry(the_base(), StoreSource(str(store.url)), base_name=BASE_NAME, default_alias="best")
         registry.refresh()
-        assert registry.find("tone").id == "tone@2"
+        assert registry.resolve("tone").id == "tone@2"
         store.promote("tone@1", "best")
         registry.refresh()
-        assert registry.find("tone").id == "tone@1"
-        with pytest.raises(Unknown):
-            registry.find("tone@other")
+        assert registry.resolve("tone").id == "tone@1"
+        with pytest.raises(ModelNotFoundError):
+            registry.resolve("tone@other")
 
     def test_no_store(self, tmp_path: Path) -> None:
         with pytest.raises(StoreError, match="is no store"):
-            Registry(the_base(), StoreSource(str(tmp_path)), base_name=BASE_NAME).refresh()
+            PromptRegistry(the_base(), StoreSource(str(tmp_path)), base_name=BASE_NAME).refresh()
 
     def test_a_store_in_a_bucket(self, bucket: str) -> None:
         store = Store(bucket)

@@ -8,24 +8,24 @@ from helpers.tiny_models import tiny_base
 
 from softprompt.data.examples import Example
 from softprompt.data.task import LABELS, TaskSpec
-from softprompt.serving.engine.engine_types import Served
-from softprompt.serving.engine.inference_engine import Engine, Limits
-from softprompt.serving.engine.request_preparation import Preparing, Recent, portions
-from softprompt.serving.engine.request_queue import Waiting
+from softprompt.serving.engine.engine_types import ServedPrompt
+from softprompt.serving.engine.inference_engine import EngineLimits, InferenceEngine
+from softprompt.serving.engine.request_preparation import RequestPreparer, WeightedCache, split_portions
+from softprompt.serving.engine.request_queue import RequestQueue
 
 BASE = tiny_base("llama")
 
 
 def test_others_get_their_turn_between_few_or_long_texts() -> None:
     short, long = Example("a"), Example("b", columns={"c": "x" * 90_000})
-    assert [len(one) for one in portions("{{ text }}", [short] * 130)] == [64, 64, 2]
-    assert [len(one) for one in portions("{{ text }}", [long, long, short, long])] == [1, 2, 1]
-    assert [len(one) for one in portions("word " * 13_000 + "{{ text }}", [short] * 5)] == [2, 2, 1]
-    assert list(portions("{{ text }}", [])) == []
+    assert [len(one) for one in split_portions("{{ text }}", [short] * 130)] == [64, 64, 2]
+    assert [len(one) for one in split_portions("{{ text }}", [long, long, short, long])] == [1, 2, 1]
+    assert [len(one) for one in split_portions("word " * 13_000 + "{{ text }}", [short] * 5)] == [2, 2, 1]
+    assert list(split_portions("{{ text }}", [])) == []
 
 
 def test_few_heavy_values_are_kept_where_many_light_ones_would_be() -> None:
-    kept: Recent[int] = Recent(10, weigh=lambda value: value)
+    kept: WeightedCache[int] = WeightedCache(10, weigh=lambda value: value)
     for key, weight in (("a", 3), ("b", 3), ("c", 3), ("a", 0), ("d", 3)):
         kept.get(key, lambda weight=weight: weight)  # type: ignore[misc]
     assert list(kept._values) == ["c", "a", "d"]
@@ -35,18 +35,18 @@ def test_few_heavy_values_are_kept_where_many_light_ones_would_be() -> None:
     assert list(kept._values) == ["light"]
 
 
-def many(count: int, prompts: int = 1) -> Served:
+def many(count: int, prompts: int = 1) -> ServedPrompt:
     """Labels of eleven tokens, with about as many readings of a text as half of them."""
     names = tuple(" ".join(f"{number:011b}") for number in range(count))
-    return Served("many@1", TaskSpec("classification", "{{ text }}:", names, names), (tokens(BASE, 3),) * prompts)
+    return ServedPrompt("many@1", TaskSpec("classification", "{{ text }}:", names, names), (tokens(BASE, 3),) * prompts)
 
 
 def test_a_prompt_with_all_the_labels_there_may_be_counts_for_many() -> None:
     served = many(LABELS)
-    preparing = Preparing(BASE, 1_000)
-    preparing.questions(Served("two@1", TWO, (tokens(BASE, 3),)), [Example("film")])
+    preparing = RequestPreparer(BASE, 1_000)
+    preparing.encode_examples(ServedPrompt("two@1", TWO, (tokens(BASE, 3),)), [Example("film")])
     light = preparing._objectives._weight
-    asking, *_ = preparing.questions(served, [Example("film")])
+    asking, *_ = preparing.encode_examples(served, [Example("film")])
     assert asking.objective.verbalizer is not None
     assert len(asking.objective.verbalizer.decisions) == LABELS - 1
     assert light == 1
@@ -54,7 +54,7 @@ def test_a_prompt_with_all_the_labels_there_may_be_counts_for_many() -> None:
 
 
 def test_readings_of_a_text_are_made_when_they_are_asked() -> None:
-    asking, texts, _ = Preparing(BASE, 10_000).questions(many(LABELS), [Example("film " * 200)] * 64)
+    asking, texts, _ = RequestPreparer(BASE, 10_000).encode_examples(many(LABELS), [Example("film " * 200)] * 64)
     assert asking.count == LABELS // 2
     assert sum(len(text) for text in texts) < 64 * 300
     # what is held is the texts alone, not a thousand readings of each
@@ -63,20 +63,24 @@ def test_readings_of_a_text_are_made_when_they_are_asked() -> None:
 
 def test_many_labels_are_asked_batch_by_batch_and_other_prompts_are_answered_between() -> None:
     """However many requests there are for the prompt with many readings of each text."""
-    heavy, small, texts = many(300, prompts=2), Served("two@1", TWO, (tokens(BASE, 3),)), examples_of("a film", "dull")
+    heavy, small, texts = (
+        many(300, prompts=2),
+        ServedPrompt("two@1", TWO, (tokens(BASE, 3),)),
+        examples_of("a film", "dull"),
+    )
 
     async def main() -> None:
         held = Held()
-        async with Engine(BASE, Limits(rows=16), held) as engine:
+        async with InferenceEngine(BASE, EngineLimits(rows=16), held) as engine:
             first = await held.busy(engine, small)
             long = [asyncio.create_task(engine.classify(heavy, texts)) for _ in range(5)]
-            await until(lambda: engine._waiting.ready == 10)
+            await until(lambda: engine._queue.ready == 10)
             held.go.set()
             await until(lambda: len(held.batches) > 2)
             await held.hold()
-            before, waiting = len(held.batches), engine._waiting.ready
+            before, waiting = len(held.batches), engine._queue.ready
             short = asyncio.create_task(engine.classify(small, texts))
-            await until(lambda: engine._waiting.ready == waiting + 2)
+            await until(lambda: engine._queue.ready == waiting + 2)
             held.go.set()
             assert_same(await short, alone(BASE, small, texts))
             assert sum("two@1" in batch.tokens for batch in held.batches) == 2
@@ -89,23 +93,23 @@ def test_many_labels_are_asked_batch_by_batch_and_other_prompts_are_answered_bet
         assert sum(batch.rows for batch in held.batches) == 5 * 2 * 300 + 3
         assert engine.snapshot().answered == 13
         assert engine.snapshot().waiting == 0
-        assert not engine._waiting.of
+        assert not engine._queue.counts_by_prompt
 
     asyncio.run(main())
 
 
 def test_no_prompt_keeps_the_others_out_of_the_queue() -> None:
-    waiting = Waiting(16)
-    assert waiting.reserve("questions", "greedy", 16)
-    assert not waiting.reserve("questions", "greedy", 1)
-    assert not waiting.reserve("text", "other", 3)
-    assert waiting.reserve("text", "other", 1)
-    assert waiting.reserve("questions", "other", 1)
+    waiting = RequestQueue(16)
+    assert waiting.reserve("classification", "greedy", 16)
+    assert not waiting.reserve("classification", "greedy", 1)
+    assert not waiting.reserve("generation", "other", 3)
+    assert waiting.reserve("generation", "other", 1)
+    assert waiting.reserve("classification", "other", 1)
     # what there is for such prompts together is bounded too
-    assert not waiting.reserve("text", "third", 1)
-    waiting.release("questions", "other", 1)
-    assert waiting.reserve("text", "third", 1)
-    for kind, key, count in (("questions", "greedy", 16), ("text", "other", 1), ("text", "third", 1)):
+    assert not waiting.reserve("generation", "third", 1)
+    waiting.release("classification", "other", 1)
+    assert waiting.reserve("generation", "third", 1)
+    for kind, key, count in (("classification", "greedy", 16), ("generation", "other", 1), ("generation", "third", 1)):
         waiting.release(kind, key, count)  # type: ignore[arg-type]
-    assert not waiting.of
+    assert not waiting.counts_by_prompt
     assert not waiting.preparing

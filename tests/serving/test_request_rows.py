@@ -32,7 +32,7 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
         yield client
 
 
-def classified(client: TestClient, model: str, row: Any) -> Any:
+def classify_examples(client: TestClient, model: str, row: Any) -> Any:
     response = client.post("/v1/classify", json={"model": model, "input": row})
     assert response.status_code == 200, response.text
     (found,) = response.json()["results"]
@@ -43,13 +43,13 @@ def test_types_and_names_are_those_of_training(client: TestClient) -> None:
     as_written = TaskSpec.of(labels=["bad", "good"], template="{{ text }}")
     (direct,) = expected(as_written, 1, Example(WRITTEN))
     for name in ("body", "text"):
-        found = classified(client, "typed", {name: "a fine film", **VALUES})
+        found = classify_examples(client, "typed", {name: "a fine film", **VALUES})
         assert found == pytest.approx(direct["probabilities"], abs=1e-5)
 
 
 def test_a_row_without_text_where_the_template_needs_none(client: TestClient) -> None:
     (direct,) = expected(TaskSpec.of(labels=["bad", "good"], template="{{ text }}"), 2, Example("Heat:"))
-    assert classified(client, "titles", {"title": "Heat"}) == pytest.approx(direct["probabilities"], abs=1e-5)
+    assert classify_examples(client, "titles", {"title": "Heat"}) == pytest.approx(direct["probabilities"], abs=1e-5)
 
 
 @pytest.mark.parametrize("row", [{}, {"title": "x"}, {"text": None}, {"body": " "}, {"body": 5}])

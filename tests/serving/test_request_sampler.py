@@ -21,11 +21,11 @@ from starlette.testclient import TestClient
 
 from softprompt.data.examples import Example
 from softprompt.errors import ConfigError, PromptFileError
-from softprompt.serving.engine.engine_types import Busy, Served
+from softprompt.serving.engine.engine_types import EngineBusyError, ServedPrompt
 from softprompt.serving.request_log import request_sampler
-from softprompt.serving.request_log.request_sampler import Answered, Sampler, Taken
-from softprompt.serving.request_log.request_samples import Keep, Sample, read_samples
-from softprompt.serving.request_log.sample_files import LinesFile, SampleFile, SqliteFile, open_samples
+from softprompt.serving.request_log.request_sampler import RequestAnswer, RequestSampler, SampledRequest
+from softprompt.serving.request_log.request_samples import RequestRecord, Retention, read_samples
+from softprompt.serving.request_log.sample_files import JsonlSampleFile, SampleFile, SqliteSampleFile, open_samples
 from softprompt.store.input_profile import PROFILE_FILE, InputProfile
 
 ENDINGS = ("samples.db", "samples.jsonl")
@@ -35,34 +35,34 @@ def no_profile(which: str) -> InputProfile | None:
     return None
 
 
-def taken(text: str = "a fine film", number: int = 0, **changes: Any) -> Taken:
+def taken(text: str = "a fine film", number: int = 0, **changes: Any) -> SampledRequest:
     fields: dict[str, Any] = {
         "time": NOW + number,
         "request": f"r{number}",
         "prompt": "tone@1",
-        "served": Served("tone@1:x", LABELS, prompt().states),
+        "served": ServedPrompt("tone@1:x", LABELS, prompt().states),
         "key": "ci",
         "route": "/v1/classify",
         "examples": [Example(text)],
-        "answers": [Answered("good", {"bad": 0.25, "good": 0.75})],
+        "answers": [RequestAnswer("good", {"bad": 0.25, "good": 0.75})],
         "seconds": 0.0125,
         "status": 200,
         "error": "",
     }
-    return Taken(**{**fields, **changes})
+    return SampledRequest(**{**fields, **changes})
 
 
 class Memory:
     """A file that can be held, or fail."""
 
     def __init__(self) -> None:
-        self.rows: list[Sample] = []
+        self.rows: list[RequestRecord] = []
         self.go = threading.Event()
         self.go.set()
         self.failure: Exception | None = None
         self.closed = False
 
-    def write(self, samples: Sequence[Sample]) -> None:
+    def write(self, samples: Sequence[RequestRecord]) -> None:
         rows = list(samples)
         assert self.go.wait(30)
         if self.failure is not None:
@@ -73,8 +73,10 @@ class Memory:
         self.closed = True
 
 
-def sampler(file: SampleFile, counts: "Counter[str]", *, text: bool = True, profile: Any = no_profile) -> Sampler:
-    return Sampler(the_base(), file, profile, lambda what, n: counts.update({what: n}), rate=1.0, text=text)
+def sampler(
+    file: SampleFile, counts: "Counter[str]", *, text: bool = True, profile: Any = no_profile
+) -> RequestSampler:
+    return RequestSampler(the_base(), file, profile, lambda what, n: counts.update({what: n}), rate=1.0, text=text)
 
 
 class TestSampler:
@@ -99,7 +101,9 @@ class TestSampler:
         for text in (True, False):
             file = Memory()
             writing = sampler(file, Counter(), text=text)
-            writing.offer(taken(served=Served("w", WORDS, prompt(WORDS).states), answers=[Answered("secret words")]))
+            writing.offer(
+                taken(served=ServedPrompt("w", WORDS, prompt(WORDS).states), answers=[RequestAnswer("secret words")])
+            )
             writing.close()
             assert file.rows[0].answer == ("secret words" if text else None)
             assert file.rows[0].probabilities is None
@@ -132,8 +136,8 @@ class TestSampler:
             with lock:
                 counts.update({what: n})
 
-        file = open_samples(tmp_path / "s.db", Keep.of("1000000"))
-        writing = Sampler(the_base(), file, no_profile, count, rate=1.0, text=True)
+        file = open_samples(tmp_path / "s.db", Retention.parse("1000000"))
+        writing = RequestSampler(the_base(), file, no_profile, count, rate=1.0, text=True)
 
         def offer(start: int) -> None:
             for number in range(start, start + 3000):
@@ -183,7 +187,7 @@ class TestSampler:
 
     def test_one_line_in_the_log_however_often_it_fails(self, caplog: pytest.LogCaptureFixture) -> None:
         file, counts = Memory(), Counter[str]()
-        with caplog.at_level(logging.INFO, "softprompt.server"):
+        with caplog.at_level(logging.INFO, "softprompt.serving"):
             writing = sampler(file, counts)
             file.failure = OSError(28, "No space left on device")
             for number in range(3):
@@ -196,7 +200,7 @@ class TestSampler:
             "samples not written, tried again with the next ones",
             "samples are written again",
         ]
-        assert caplog.records[0].facts == {"reason": "No space left on device"}  # type: ignore[attr-defined]
+        assert caplog.records[0].fields == {"reason": "No space left on device"}  # type: ignore[attr-defined]
         assert counts == {"failed": 3, "written": 1}
         assert [row.request for row in file.rows] == ["r3"]
 
@@ -234,7 +238,7 @@ class TestFiles:
     def test_only_its_owner_reads_it(self, tmp_path: Path, name: str) -> None:
         umask = os.umask(0)
         try:
-            file = open_samples(tmp_path / name, Keep.of("9"))
+            file = open_samples(tmp_path / name, Retention.parse("9"))
             file.write([sample()])
             modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()}
             file.close()
@@ -263,7 +267,7 @@ class TestFiles:
         assert [one.request for one in read_samples(tmp_path / name).samples] == [one.request for one in new]
 
     def test_a_full_disk(self, tmp_path: Path, name: str) -> None:
-        file = open_samples(tmp_path / name, Keep.of("100000"))
+        file = open_samples(tmp_path / name, Retention.parse("100000"))
         file.write([sample(number=0)])
         with limited(200_000), pytest.raises((OSError, sqlite3.Error)):
             file.write([sample(number=i, text="x" * 20_000) for i in range(1, 60)])
@@ -278,7 +282,7 @@ class TestFiles:
         with pytest.raises(
             ConfigError, match=rf"samples cannot be written to '.*{name}': .*; give another --sample-file"
         ):
-            open_samples(tmp_path / name, Keep.of("9"))
+            open_samples(tmp_path / name, Retention.parse("9"))
         assert (tmp_path / name).read_text() == '{"a": "letter"}\nof mine\n'
 
     @pytest.mark.parametrize("kind", ["folder", "pipe", "no folder"])
@@ -291,10 +295,10 @@ class TestFiles:
         else:
             path = tmp_path / "none" / name
         with pytest.raises(ConfigError, match="samples cannot be written to"):
-            open_samples(path, Keep.of("9"))
+            open_samples(path, Retention.parse("9"))
 
     def test_two_writers_and_a_reader(self, tmp_path: Path, name: str) -> None:
-        files = [open_samples(tmp_path / name, Keep.of("100000")) for _ in range(2)]
+        files = [open_samples(tmp_path / name, Retention.parse("100000")) for _ in range(2)]
         for number in range(40):
             files[number % 2].write([sample(number=number)])
             assert len(read_samples(tmp_path / name).samples) == number + 1
@@ -323,9 +327,9 @@ def limited(size: int) -> Iterator[None]:
 
 @pytest.mark.parametrize("text", ["0", "-1", "1.5", "7w", "", "99999999999", "1 d"])
 def test_keep_is_rows_or_a_span(text: str) -> None:
-    assert (Keep.of("500"), Keep.of("2d")) == (Keep(rows=500), Keep(seconds=172_800))
+    assert (Retention.parse("500"), Retention.parse("2d")) == (Retention(rows=500), Retention(seconds=172_800))
     with pytest.raises(ConfigError, match="sample_keep: expected a number of rows, as 100000, or a span, as 30d, got"):
-        Keep.of(text)
+        Retention.parse(text)
 
 
 class TestServed:
@@ -336,7 +340,7 @@ class TestServed:
         self, tmp_path: Path, *, rate: float = 1.0, text: bool = True
     ) -> Iterator[tuple[TestClient, Place, Path]]:
         path = tmp_path / "samples.db"
-        place = Place.of_store(a_store(tmp_path), generation=(path, rate, text))
+        place = Place.of_store(a_store(tmp_path), sampling=(path, rate, text))
         with place.client() as client:
             yield client, place, path
 
@@ -348,7 +352,7 @@ class TestServed:
             streamed = client.post("/v1/chat/completions", json=chat)
             client.post("/v1/completions", json={"model": "tone@latest", "prompt": "dull"})
             client.post("/v1/completions", json={"model": BASE_NAME, "prompt": "not a prompt"})
-            place.engine.failure = Busy(1.0)
+            place.engine.failure = EngineBusyError(1.0)
             error_of(client.post("/v1/classify", json={"model": "tone", "input": "refused"}), 429)
             error_of(client.post("/v1/classify", json={"model": "none", "input": "unknown"}), 404)
         found = read_samples(path).samples
@@ -406,7 +410,7 @@ class TestServed:
         one = prompt()
         with_profile = type(one)(**{**vars(one), "extra_files": {PROFILE_FILE: known.to_bytes().decode()}})
         version = store.put(with_profile, "tone")
-        place = Place.of_store(store, generation=(tmp_path / "samples.db", 1.0, False))
+        place = Place.of_store(store, sampling=(tmp_path / "samples.db", 1.0, False))
         with place.client() as client:
             for which in ("tone@1", str(version)):
                 client.post("/v1/classify", json={"model": which, "input": "dull"})
@@ -415,5 +419,5 @@ class TestServed:
 
 
 def test_the_kind_of_file_is_told_by_its_name(tmp_path: Path) -> None:
-    assert isinstance(open_samples(tmp_path / "a.jsonl", Keep.of("9")), LinesFile)
-    assert isinstance(open_samples(tmp_path / "a.sqlite", Keep.of("9")), SqliteFile)
+    assert isinstance(open_samples(tmp_path / "a.jsonl", Retention.parse("9")), JsonlSampleFile)
+    assert isinstance(open_samples(tmp_path / "a.sqlite", Retention.parse("9")), SqliteSampleFile)

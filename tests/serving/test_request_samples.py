@@ -10,7 +10,7 @@ from helpers.planted_traffic import World, sample, samples, write
 from helpers.small_tasks import command
 
 from softprompt.errors import DataError
-from softprompt.serving.request_log.request_samples import COLUMNS, read_samples, seconds_of
+from softprompt.serving.request_log.request_samples import COLUMNS, parse_span, read_samples
 
 
 @pytest.fixture
@@ -163,7 +163,7 @@ def test_hostile_names_are_plain_in_the_terminal(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("span", "seconds"), [("7d", 604_800), ("12h", 43_200), ("30m", 1800)])
 def test_spans(span: str, seconds: int) -> None:
-    assert seconds_of(span, "--since") == seconds
+    assert parse_span(span, "--since") == seconds
 
 
 def test_columns_are_those_of_a_sample() -> None:

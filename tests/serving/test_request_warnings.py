@@ -15,11 +15,11 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from softprompt.inference.generation import Completion, GenerationConfig
-from softprompt.serving.engine.detokenizer import Pieces
-from softprompt.serving.engine.engine_types import Piece, Reading
-from softprompt.serving.engine.inference_engine import Engine
-from softprompt.serving.http.completion_service import Trimmed
-from softprompt.serving.logging_config import JsonLines
+from softprompt.serving.engine.detokenizer import Detokenizer
+from softprompt.serving.engine.engine_types import CompletionChunk, InputUsage
+from softprompt.serving.engine.inference_engine import InferenceEngine
+from softprompt.serving.http.completion_service import WhitespaceTrimmer
+from softprompt.serving.logging_config import JsonFormatter
 from softprompt.store.version_store import Store
 
 TEXT = "a fine film"
@@ -30,7 +30,7 @@ class RealPlace(Place):
     """With the real engine."""
 
     def make_engine(self) -> Any:
-        return Engine(the_base())
+        return InferenceEngine(the_base())
 
 
 def stocked(folder: Path) -> Store:
@@ -146,9 +146,9 @@ class TestWarnings:
         assert [one.split()[0] for one in warnings] == ["top_k", "top_p"]
 
     def test_the_log_counts_them(self, client: TestClient, caplog: pytest.LogCaptureFixture) -> None:
-        caplog.set_level(logging.INFO, "softprompt.server")
+        caplog.set_level(logging.INFO, "softprompt.serving")
         asked(client, "classify", model="short", input=["a fine film " * 20, "a", "a fine film " * 20])
-        line = json.loads(JsonLines().format(caplog.records[-1]))
+        line = json.loads(JsonFormatter().format(caplog.records[-1]))
         assert (line["warnings"], line["cut"]) == (2, 2)
 
 
@@ -228,21 +228,21 @@ class TestErrors:
         param: str,
         message: str,
     ) -> None:
-        caplog.set_level(logging.INFO, "softprompt.server")
+        caplog.set_level(logging.INFO, "softprompt.serving")
         error = error_of(client.post(f"/v1/{route}", json={"model": "tone", **body}), 422)
         assert error["param"] == param
         assert message in error["message"]
         for foreign in ("constrained", "Input should", "[str", "function-", "Row", "TextPart"):
             assert foreign not in error["message"]
-        assert json.loads(JsonLines().format(caplog.records[-1]))["param"] == param
+        assert json.loads(JsonFormatter().format(caplog.records[-1]))["param"] == param
 
     def test_a_name_that_may_be_a_text_is_not_in_the_log(
         self, client: TestClient, caplog: pytest.LogCaptureFixture
     ) -> None:
-        caplog.set_level(logging.INFO, "softprompt.server")
+        caplog.set_level(logging.INFO, "softprompt.serving")
         body = {"model": "tone", "prompt": TEXT, "my name is Kaspar, and this is a text": 1}
         error_of(client.post("/v1/completions", json=body), 422)
-        assert "Kaspar" not in JsonLines().format(caplog.records[-1])
+        assert "Kaspar" not in JsonFormatter().format(caplog.records[-1])
 
 
 class TestWhiteSpace:
@@ -251,10 +251,10 @@ class TestWhiteSpace:
     def of(self, ids: list[int], tokenizer: Any) -> tuple[str, str]:
         completion = Completion(the_base(), GenerationConfig(len(ids)))
         completion._tokenizer = tokenizer
-        pieces, found = Pieces(completion, tokenizer, Reading(1, False)), []
+        pieces, found = Detokenizer(completion, tokenizer, InputUsage(1, False)), []
         for token in ids:
             completion.add(token)
-            if (piece := pieces.next()) is not None:
+            if (piece := pieces.next_chunk()) is not None:
                 found.append(piece.text)
         return completion.exact, "".join(found)
 
@@ -279,8 +279,10 @@ class TestWhiteSpace:
 
     def test_a_chat_has_none_around_it(self) -> None:
         for parts in ([" \n", " a", " b ", "\n", "c", " \n"], ["a"], ["", "  "], [" a b "]):
-            trimmed = Trimmed()
-            pieces = [Piece(part, 1, Reading(1, False)) for part in parts] + [Piece("", 0, Reading(1, False), "stop")]
+            trimmed = WhitespaceTrimmer()
+            pieces = [CompletionChunk(part, 1, InputUsage(1, False)) for part in parts] + [
+                CompletionChunk("", 0, InputUsage(1, False), "stop")
+            ]
             assert "".join(trimmed(piece).text for piece in pieces) == "".join(parts).strip()
 
     def test_completions_and_chats(self, client: TestClient, tmp_path: Path) -> None:
@@ -288,8 +290,8 @@ class TestWhiteSpace:
         place = Place.of_store(a_store(tmp_path))
 
         async def generate(*arguments: Any, **more: Any) -> Any:
-            yield Piece(" the", 1, Reading(1, False))
-            yield Piece(" capital ", 1, Reading(1, False), "stop")
+            yield CompletionChunk(" the", 1, InputUsage(1, False))
+            yield CompletionChunk(" capital ", 1, InputUsage(1, False), "stop")
 
         place.engine.generate = generate
         with place.client() as own:

@@ -31,12 +31,12 @@ from softprompt.export.vocabulary import bake_vocabulary
 from softprompt.inference.predictor import Predictor
 from softprompt.models.loading import load_model
 from softprompt.prompts.saved_prompt import Prompt
-from softprompt.serving.engine.engine_types import Served
-from softprompt.serving.engine.inference_engine import Limits
-from softprompt.serving.engine.prompt_registry import Registry
-from softprompt.serving.engine.vllm_client import VllmServer
+from softprompt.serving.engine.engine_types import ServedPrompt
+from softprompt.serving.engine.inference_engine import EngineLimits
+from softprompt.serving.engine.prompt_registry import PromptRegistry
+from softprompt.serving.engine.vllm_client import VllmClient
 from softprompt.serving.engine.vllm_engine import VllmEngine, _together
-from softprompt.serving.http.server_settings import ServeConfig
+from softprompt.serving.http.server_settings import ServerSettings
 from softprompt.store.prompt_sources import StoreSource
 from softprompt.store.version_store import Store
 
@@ -73,15 +73,17 @@ def url(fake: FakeVllm) -> Iterator[str]:
 class OnVllm(Place):
     """A server whose engine is a vLLM server."""
 
-    def __init__(self, store: Store, baked: Path, url: str, limits: Limits | None = None, **settings: Any) -> None:
-        self._checkpoint, self._url, self._limits = BakedCheckpoint(baked), url, limits or Limits()
+    def __init__(
+        self, store: Store, baked: Path, url: str, limits: EngineLimits | None = None, **settings: Any
+    ) -> None:
+        self._checkpoint, self._url, self._limits = BakedCheckpoint(baked), url, limits or EngineLimits()
         super().__init__(StoreSource(str(store.url)), **settings)
 
     def make_engine(self) -> Any:
-        return VllmEngine(self._checkpoint, VllmServer(self._url), self._limits)
+        return VllmEngine(self._checkpoint, VllmClient(self._url), self._limits)
 
-    def make_registry(self, source: Any) -> Registry:
-        return Registry(self._checkpoint, source, base_name="tiny", check=self._checkpoint.check)
+    def make_registry(self, source: Any) -> PromptRegistry:
+        return PromptRegistry(self._checkpoint, source, base_name="tiny", check=self._checkpoint.check)
 
 
 @pytest.fixture
@@ -102,7 +104,7 @@ def client(place: OnVllm) -> Iterator[TestClient]:
         yield client
 
 
-def classified(client: TestClient, model: str, *inputs: Any) -> list[dict[str, Any]]:
+def classify_examples(client: TestClient, model: str, *inputs: Any) -> list[dict[str, Any]]:
     answer = client.post("/v1/classify", json={"model": model, "input": list(inputs)})
     assert answer.status_code == 200, answer.text
     return [{"label": one["label"], "probabilities": one["probabilities"]} for one in answer.json()["results"]]
@@ -118,15 +120,15 @@ class TestAnswers:
     def test_labels_of_each_version_are_those_of_its_own_prompt(self, client: TestClient) -> None:
         texts = [TEXT, HOSTILE, "dull", "a story " * 30]
         for model, spec, seed in (("tone", LABELS, 1), ("tone@2", LABELS, 2), ("tone@prod", LABELS, 1)):
-            assert_as_expected(classified(client, model, *texts), expected(spec, seed, *map(Example, texts)))
-        found = classified(client, "more", {"text": TEXT, "title": "Cinema"})
+            assert_as_expected(classify_examples(client, model, *texts), expected(spec, seed, *map(Example, texts)))
+        found = classify_examples(client, "more", {"text": TEXT, "title": "Cinema"})
         assert_as_expected(found, expected(MORE, 4, Example(TEXT, columns={"title": "Cinema"})))
 
     def test_labels_of_several_tokens(self, client: TestClient, fake: FakeVllm) -> None:
         texts = [TEXT, "the cat", "what?"]
         predictor = Predictor.of_prompt(the_base(), SEVERAL)
         ours = [one.to_dict() for one in predictor.predict([Example(text) for text in texts])]
-        assert_as_expected(classified(client, "several", *texts), ours)
+        assert_as_expected(classify_examples(client, "several", *texts), ours)
         decisions = predictor.encoder.verbalizer.decisions  # type: ignore[union-attr]
         assert len(decisions) > 1
         assert [len(body["prompt"]) for body in fake.bodies[-len(decisions) :]] == [len(texts)] * len(decisions)
@@ -135,7 +137,7 @@ class TestAnswers:
         self, client: TestClient, fake: FakeVllm, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr("softprompt.serving.engine.vllm_engine.MOST_CHOICES", 1)
-        assert_as_expected(classified(client, "tone", TEXT), expected(LABELS, 1, Example(TEXT)))
+        assert_as_expected(classify_examples(client, "tone", TEXT), expected(LABELS, 1, Example(TEXT)))
         assert [len(body["logprob_token_ids"]) for body in fake.bodies[-2:]] == [1, 1]
 
     def test_places_of_labels_are_asked_a_few_at_a_time(self) -> None:
@@ -186,7 +188,7 @@ class TestAnswers:
         assert len(sent["logit_bias"]) == 5 * 4
 
     def test_a_users_text_never_becomes_a_virtual_token(self, client: TestClient, fake: FakeVllm, baked: Path) -> None:
-        classified(client, "tone", HOSTILE)
+        classify_examples(client, "tone", HOSTILE)
         usage = json.loads((baked / "softprompt.json").read_text())
         (ids,) = fake.bodies[-1]["prompt"]
         virtual = [one for one in ids if one in usage["never_generate"]]
@@ -215,7 +217,7 @@ class TestAnswers:
     def test_many_at_once(self, place: OnVllm) -> None:
         async def ask() -> None:
             engine, checkpoint = place.make_engine(), prompt(seed=1)
-            served = Served("tone@1", LABELS, checkpoint.states)
+            served = ServedPrompt("tone@1", LABELS, checkpoint.states)
             texts = [[Example(f"{word} film")] for word in ("good", "bad", "dull", "fine", "a", "the", "what", "cat")]
             found = await asyncio.gather(*(engine.classify(served, text) for text in texts))
             predictor = Predictor.of_prompt(the_base(), checkpoint)
@@ -237,10 +239,10 @@ class TestVersions:
         for model in ("tone@3", "tone"):
             error = error_of(client.post("/v1/classify", json={"model": model, "input": TEXT}), 503)
             assert "'tone@3' is not in the checkpoint that the engine runs" in error["message"]
-        classified(client, "tone@1", TEXT)
+        classify_examples(client, "tone@1", TEXT)
         store.promote("tone@2", "prod")
         client.post("/admin/reload")
-        assert_as_expected(classified(client, "tone", TEXT), expected(LABELS, 2, Example(TEXT)))
+        assert_as_expected(classify_examples(client, "tone", TEXT), expected(LABELS, 2, Example(TEXT)))
 
     @pytest.mark.parametrize("change", ["template", "numbers"])
     def test_a_prompt_is_known_by_all_that_its_answers_depend_on(self, baked: Path, change: str) -> None:
@@ -335,7 +337,7 @@ class TestFaults:
             wait_for(lambda: fake.left == 2)
 
     def test_a_full_queue(self, store: Store, baked: Path, url: str, fake: FakeVllm) -> None:
-        place = OnVllm(store, baked, url, Limits(waiting=2))
+        place = OnVllm(store, baked, url, EngineLimits(waiting=2))
         with place.running() as address, httpx.Client(base_url=address, timeout=60) as client:
             error = error_of(client.post(self.GOOD[0], json={"model": "tone", "input": [TEXT] * 3}), 422)
             assert "expected at most 2" in error["message"]
@@ -353,7 +355,7 @@ class TestFaults:
 
 class TestStart:
     def engine(self, baked: Path, url: str, key: str | None = None) -> VllmEngine:
-        return VllmEngine(BakedCheckpoint(baked), VllmServer(url, key), Limits())
+        return VllmEngine(BakedCheckpoint(baked), VllmClient(url, key), EngineLimits())
 
     def test_nothing_there(self, baked: Path) -> None:
         with pytest.raises(ConfigError, match=r"no answer from 'http://127\.0\.0\.1:9' .*expected a vLLM server there"):
@@ -400,7 +402,7 @@ class TestStart:
     )
     def test_settings(self, settings: dict[str, Any], message: str) -> None:
         with pytest.raises(ConfigError, match=re.escape(message)):
-            ServeConfig.gathered(None, {"model": "m", "store": "s", **settings}, {})
+            ServerSettings.gathered(None, {"model": "m", "store": "s", **settings}, {})
 
     def test_mistakes_are_one_line(self, baked: Path, tmp_path: Path) -> None:
         options = ("--engine", "vllm", "--engine-url", "http://127.0.0.1:9", "--port", "0")

@@ -17,7 +17,7 @@ from softprompt.data.task import TaskSpec
 from softprompt.errors import ERROR_CHARACTERS, SoftpromptError, printable, printable_json, shorten
 from softprompt.export.export_readme import task_lines
 from softprompt.inference.predictor import Prediction
-from softprompt.serving.logging_config import JsonLines
+from softprompt.serving.logging_config import JsonFormatter
 from softprompt.training.callbacks import ProgressBar, ProgressPrinter
 
 HOSTILE = "\x1b]0;x\x07\x1b[2J\x9b31m\u202egood\u2066\u2028\n\r\tbad\t0.9999\x7f\u200f\u00ad\ufeff\U000e0041"
@@ -82,9 +82,9 @@ class TestWhereItIsWritten:
         assert "\\u202egood" in stream.getvalue()
 
     def test_logs(self) -> None:
-        record = logging.LogRecord("softprompt.server", logging.INFO, "", 1, HOSTILE, (), None)
-        record.facts = {"model": HOSTILE}
-        line = JsonLines().format(record)
+        record = logging.LogRecord("softprompt.serving", logging.INFO, "", 1, HOSTILE, (), None)
+        record.fields = {"model": HOSTILE}
+        line = JsonFormatter().format(record)
         assert harmless(line)
         assert "\n" not in line
         assert json.loads(line)["model"] == HOSTILE

@@ -17,7 +17,7 @@ from softprompt.errors import SoftpromptError
 from softprompt.experiments.comparison.study_folder import StudyFolder
 from softprompt.experiments.comparison.study_records import Result
 from softprompt.experiments.sweep.sweep_folder import SweepFolder, SweepTrial
-from softprompt.serving.request_log.request_samples import Keep, Sample, read_samples
+from softprompt.serving.request_log.request_samples import RequestRecord, Retention, read_samples
 from softprompt.serving.request_log.sample_files import open_samples
 from softprompt.store.prompt_loading import load_prompt
 from softprompt.store.version_store import Store
@@ -147,7 +147,7 @@ class TestFlippedBytes:
         """A row that was changed is counted as damaged."""
         path = tmp_path / name
         samples = tuple(
-            Sample(
+            RequestRecord(
                 time=1.5e9 + i,
                 request=f"r{i}",
                 prompt="p@1",
@@ -160,7 +160,7 @@ class TestFlippedBytes:
             )
             for i in range(20)
         )
-        file = open_samples(path, Keep(rows=100))
+        file = open_samples(path, Retention(rows=100))
         file.write(samples)
         file.close()
         assert read_samples(path).samples == samples
@@ -184,8 +184,8 @@ class TestFlippedBytes:
 
 def test_samples_of_an_earlier_release_are_read_and_gone_on_with(tmp_path: Path) -> None:
     path = tmp_path / "s.db"
-    sample = Sample(time=1.5e9, request="r", prompt="p@1", characters=12, milliseconds=5.0)
-    file = open_samples(path, Keep(rows=100))
+    sample = RequestRecord(time=1.5e9, request="r", prompt="p@1", characters=12, milliseconds=5.0)
+    file = open_samples(path, Retention(rows=100))
     file.write([sample])
     file.close()
     with sqlite3.connect(path) as connection:
@@ -193,7 +193,7 @@ def test_samples_of_an_earlier_release_are_read_and_gone_on_with(tmp_path: Path)
         connection.execute("PRAGMA user_version = 1")
     connection.close()
     assert read_samples(path).samples == (sample,)
-    file = open_samples(path, Keep(rows=100))
+    file = open_samples(path, Retention(rows=100))
     file.write([sample])
     file.close()
     assert read_samples(path).samples == (sample, sample)

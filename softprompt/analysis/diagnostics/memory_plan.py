@@ -18,7 +18,7 @@ from softprompt.errors import ConfigError
 from softprompt.inference.scoring import learning_tokens
 from softprompt.prompts.methods.method_registry import METHODS, check_method
 from softprompt.prompts.state import PromptState
-from softprompt.serving.engine.inference_engine import Limits
+from softprompt.serving.engine.inference_engine import EngineLimits
 
 PROCESS = 450 * 10**6  # bytes of Python with PyTorch and transformers (measured, on a CPU)
 TOKEN = 1040  # bytes of a tokenizer for each token of its vocabulary (measured, on that of Gemma 3)
@@ -185,7 +185,7 @@ def _told_work(kept: Activations, texts: int) -> str:
 
 def _serving(meta: MetaModel, workload: Workload, bos: int) -> MemoryEstimate:
     """By our own engine, on one GPU or the processor."""
-    size, limits, on_cpu = meta.dtype.itemsize, Limits(), workload.gpus == 0
+    size, limits, on_cpu = meta.dtype.itemsize, EngineLimits(), workload.gpus == 0
     whole = workload.length + bos
     cache = make_cache(meta, whole)
     each = size * whole * meta.embedding_size if cache is None else count_cache_bytes(cache)

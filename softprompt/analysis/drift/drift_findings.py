@@ -8,7 +8,7 @@ import numpy as np
 from softprompt.analysis.drift.drift_records import DriftExample, Signal, SignalName
 from softprompt.analysis.drift.signals import ComparedSignal
 from softprompt.analysis.inspection.inspection_records import Finding
-from softprompt.serving.request_log.request_samples import Sample
+from softprompt.serving.request_log.request_samples import RequestRecord
 
 SHOWN = 5  # texts that show a drift
 
@@ -81,7 +81,7 @@ def describe_significance(signal: Signal) -> str:
     return f"{signal.measure} {signal.effect:.2f}, {sure}"
 
 
-def select_examples(one: ComparedSignal, samples: Sequence[Sample]) -> list[DriftExample]:
+def select_examples(one: ComparedSignal, samples: Sequence[RequestRecord]) -> list[DriftExample]:
     """The samples that show a drift most, the newest first among equals; no text twice."""
     newest = np.array([samples[index].time for index in one.rows])
     found: list[DriftExample] = []
@@ -113,7 +113,7 @@ def format_time(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%S")
 
 
-def _why(one: ComparedSignal, sample: Sample, place: int) -> str:
+def _why(one: ComparedSignal, sample: RequestRecord, place: int) -> str:
     name = one.signal.name
     if name == "length":
         return f"{sample.tokens} tokens"

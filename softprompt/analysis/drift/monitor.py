@@ -28,7 +28,7 @@ from softprompt.inference.predictor import Prediction, Predictor
 from softprompt.metrics.hypothesis_tests import holm_adjust
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.saved_prompt import Prompt
-from softprompt.serving.request_log.request_samples import Read, Sample
+from softprompt.serving.request_log.request_samples import RecordedRequests, RequestRecord
 from softprompt.store.input_profile import InputProfile
 from softprompt.store.prompt_sources import PromptSource, read_served_profile
 from softprompt.training.input_profiling import STATES, compute_hidden_states, count_rare_tokens, profile_inputs
@@ -44,13 +44,13 @@ class UnadjustedDrift:
     prompt: str
     kind: str
     profile: str
-    samples: Sequence[Sample]
+    samples: Sequence[RequestRecord]
     compared: Sequence[ComparedSignal]
     notes: tuple[str, ...]
 
 
 def monitor(
-    read: Read,
+    read: RecordedRequests,
     source: PromptSource,
     *,
     place: str = "samples",
@@ -77,7 +77,7 @@ def monitor(
         DataError: data without validation rows, or not for this prompt.
         StoreError, PromptFileError: the prompts cannot be read.
     """
-    by_prompt: dict[str, list[Sample]] = defaultdict(list)
+    by_prompt: dict[str, list[RequestRecord]] = defaultdict(list)
     for sample in read.samples:
         by_prompt[sample.prompt].append(sample)
     stock = source.read_catalog({})
@@ -121,7 +121,7 @@ def monitor(
 class _PromptSamples:
     """One prompt and its samples; the model is loaded when something needs it."""
 
-    def __init__(self, source: PromptSource, which: str, samples: list[Sample], model: Model | None) -> None:
+    def __init__(self, source: PromptSource, which: str, samples: list[RequestRecord], model: Model | None) -> None:
         self._which, self._samples, self._model = which, samples, model
         name, _, number = which.rpartition("@")
         self._prompt, _ = source.load(name, int(number))
@@ -202,11 +202,11 @@ class _PromptSamples:
         return {index: float(one) for index, one in zip(chosen, apart, strict=True) if np.isfinite(one)}
 
 
-def _example(sample: Sample) -> Example:
+def _example(sample: RequestRecord) -> Example:
     return Example(sample.text or "", columns=dict(sample.columns or {}))
 
 
-def _readable(prompt: Prompt, sample: Sample) -> bool:
+def _readable(prompt: Prompt, sample: RequestRecord) -> bool:
     """Whether its template can be filled: columns that were too large are not kept."""
     try:
         prompt.spec.compiled.fill(_example(sample))

@@ -16,7 +16,7 @@ from softprompt.analysis.drift import distribution_tests
 from softprompt.analysis.drift.drift_records import Curve, LabelShare, Signal, SignalName, Verdict
 from softprompt.metrics.bootstrap import Floats
 from softprompt.metrics.hypothesis_tests import Significance, chi_square, cohens_h, population_stability_index, z_test
-from softprompt.serving.request_log.request_samples import Sample
+from softprompt.serving.request_log.request_samples import RequestRecord
 from softprompt.store.input_profile import Distribution, InputProfile, TokenShare
 
 LEAST, LEAST_TRAINED = 100, 50  # live samples, and validation rows, below which nothing is said
@@ -50,7 +50,7 @@ class ComparedSignal:
 
 
 def compare_signals(
-    profile: InputProfile, samples: Sequence[Sample], distances: dict[int, float]
+    profile: InputProfile, samples: Sequence[RequestRecord], distances: dict[int, float]
 ) -> list[ComparedSignal]:
     """Every signal that there are values of on both sides.
 
@@ -121,7 +121,7 @@ def _numeric(name: SignalName, trained: Distribution, values: dict[int, float]) 
     return ComparedSignal(_tested(signal, "Kolmogorov-Smirnov", tested, effect, curve), rows, known, weights)
 
 
-def _rare(trained: TokenShare, samples: Sequence[Sample]) -> ComparedSignal:
+def _rare(trained: TokenShare, samples: Sequence[RequestRecord]) -> ComparedSignal:
     counted = {
         index: (one.rare, one.tokens) for index, one in enumerate(samples) if one.rare is not None and one.tokens
     }
@@ -143,7 +143,7 @@ def _range(one: TokenShare) -> tuple[float, float]:
     return max(0.0, one.value - 1.96 * one.error), min(1.0, one.value + 1.96 * one.error)
 
 
-def _labels(profile: InputProfile, samples: Sequence[Sample]) -> ComparedSignal:
+def _labels(profile: InputProfile, samples: Sequence[RequestRecord]) -> ComparedSignal:
     rows = tuple(index for index, one in enumerate(samples) if one.probabilities and one.answer in profile.labels)
     answers = [str(samples[index].answer) for index in rows]
     counts = Counter(answers)

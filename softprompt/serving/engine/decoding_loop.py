@@ -9,12 +9,12 @@ import torch
 from softprompt.inference.decoding_batch import Growing, joined, start_growing
 from softprompt.inference.generation import next_tokens
 from softprompt.models.frozen_lm import FrozenLM
-from softprompt.serving.engine.engine_requests import Text
-from softprompt.serving.engine.engine_types import Piece
-from softprompt.serving.engine.label_scoring import not_finite
-from softprompt.serving.engine.prefix_cache import Prefixes
+from softprompt.serving.engine.engine_requests import GenerationRequest
+from softprompt.serving.engine.engine_types import CompletionChunk
+from softprompt.serving.engine.label_scoring import make_not_finite_error
+from softprompt.serving.engine.prefix_cache import PrefixCache
 
-_log = logging.getLogger("softprompt.server")
+_log = logging.getLogger("softprompt.serving")
 
 
 @dataclass
@@ -22,10 +22,10 @@ class _Group:
     """Texts that grow in one batch, a row each."""
 
     growing: Growing
-    texts: list[Text]
+    texts: list[GenerationRequest]
 
 
-class Running:
+class DecodingLoop:
     """All completions that grow.
 
     Attributes:
@@ -36,8 +36,8 @@ class Running:
     def __init__(
         self,
         base: FrozenLM,
-        prefixes: Prefixes,
-        deliver: Callable[[Text, Piece | Exception], None],
+        prefixes: PrefixCache,
+        deliver: Callable[[GenerationRequest, CompletionChunk | Exception], None],
         *,
         most_rows: int,
         most_tokens: int,
@@ -52,10 +52,10 @@ class Running:
         return sum(len(group.texts) for group in self._groups)
 
     @property
-    def texts(self) -> list[Text]:
+    def texts(self) -> list[GenerationRequest]:
         return [text for group in self._groups for text in group.texts]
 
-    def fits(self, beside: Sequence[Text], text: Text) -> bool:
+    def fits(self, beside: Sequence[GenerationRequest], text: GenerationRequest) -> bool:
         """Whether ``text`` may start, together with those ``beside`` it."""
         texts = [*self.texts, *beside, text]
         longest = max(len(one.item.ids) for one in (*beside, text))
@@ -65,9 +65,9 @@ class Running:
             and (not beside or (len(beside) + 1) * longest <= self._token_budget)
         )
 
-    def start(self, texts: Sequence[Text]) -> None:
+    def start(self, texts: Sequence[GenerationRequest]) -> None:
         """Read texts, and let them grow with the others."""
-        failing = self._prefixes.failing(text.served for text in texts)
+        failing = self._prefixes.prepare(text.served for text in texts)
         for text in texts:
             if text.served.key in failing:
                 self._deliver(text, failing[text.served.key])
@@ -81,9 +81,9 @@ class Running:
             return
         self._let_in(_Group(growing, sound))
 
-    def step(self) -> list[Text]:
+    def step(self) -> list[GenerationRequest]:
         """One more token for each; those that ended."""
-        ended: list[Text] = []
+        ended: list[GenerationRequest] = []
         for group in list(self._groups):
             try:
                 ended += self._grow(group)
@@ -100,14 +100,14 @@ class Running:
             self._deliver(text, error)
         self._groups.clear()
 
-    def _begun(self, texts: Sequence[Text]) -> Growing:
-        prefix, first = self._prefixes.together(text.served for text in texts)
+    def _begun(self, texts: Sequence[GenerationRequest]) -> Growing:
+        prefix, first = self._prefixes.join(text.served for text in texts)
         items = [replace(text.item, example=row, prompt=first[text.served.key]) for row, text in enumerate(texts)]
         return start_growing(prefix, items, max(text.final_length for text in texts))
 
     def _let_in(self, new: _Group) -> None:
         for group in self._groups:
-            if any(text.alone for text in (*group.texts, *new.texts)):
+            if any(text.isolated for text in (*group.texts, *new.texts)):
                 continue
             try:
                 together = joined(group.growing, new.growing)
@@ -119,9 +119,9 @@ class Running:
                 return
         self._groups.append(new)
 
-    def _grow(self, group: _Group) -> list[Text]:
+    def _grow(self, group: _Group) -> list[GenerationRequest]:
         """One more token for each of a group; those that ended."""
-        wanted = [row for row, text in enumerate(group.texts) if not text.given_up]
+        wanted = [row for row, text in enumerate(group.texts) if not text.cancelled]
         self._keep(group, wanted)
         finite = group.growing.last.isfinite().all(dim=1).tolist() if group.texts else []
         if not all(finite):
@@ -133,7 +133,7 @@ class Running:
         tokens = next_tokens(self._base.logits(group.growing.last), [text.completion for text in group.texts])
         for text, token in zip(group.texts, tokens, strict=True):
             text.completion.add(token)
-            if (piece := text.pieces.next()) is not None:
+            if (piece := text.detokenizer.next_chunk()) is not None:
                 self._deliver(text, piece)
         ended = [text for text in group.texts if text.completion.finish is not None]
         going = [row for row, text in enumerate(group.texts) if text.completion.finish is None]
@@ -149,13 +149,13 @@ class Running:
         if rows:
             group.growing.keep(torch.tensor(rows, device=self._base.device))
 
-    def _separate(self, texts: Sequence[Text], error: Exception | None) -> None:
+    def _separate(self, texts: Sequence[GenerationRequest], error: Exception | None) -> None:
         """Let texts whose batch failed grow each by itself; no ``error`` means numbers that are not finite."""
         for text in texts:
-            if text.alone:
-                self._deliver(text, error or not_finite(text.served))
+            if text.isolated:
+                self._deliver(text, error or make_not_finite_error(text.served))
                 continue
-            text.alone = True
+            text.isolated = True
             try:
                 growing = self._begun([text])
                 for token in text.completion.tokens:

@@ -5,22 +5,22 @@ from collections.abc import Sequence
 from typing import Any
 
 from softprompt.inference.generation import Completion
-from softprompt.serving.engine.engine_types import Piece, Reading
+from softprompt.serving.engine.engine_types import CompletionChunk, InputUsage
 
 _BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 
 
-class Pieces:
+class Detokenizer:
     """Cuts a completion into pieces that, joined, are its ``exact`` text."""
 
-    def __init__(self, completion: Completion, tokenizer: Any, read: Reading) -> None:
+    def __init__(self, completion: Completion, tokenizer: Any, read: InputUsage) -> None:
         self._completion, self._tokenizer, self._read = completion, tokenizer, read
         # where decoding takes spaces away again, what comes may change the last two words
         self._cleans_up = bool(getattr(tokenizer, "clean_up_tokenization_spaces", False))
         self._shown = ""
         self._tokens = 0
 
-    def next(self) -> Piece | None:
+    def next_chunk(self) -> CompletionChunk | None:
         """What is new since the last piece; ``None`` if there is nothing to show, while it goes on."""
         completion = self._completion
         text = self._settled() if completion.finish is None else completion.exact
@@ -28,7 +28,7 @@ class Pieces:
             return None
         new, tokens = text[len(self._shown) :], len(completion.tokens) - self._tokens
         self._shown, self._tokens = text, len(completion.tokens)
-        return Piece(new, tokens, self._read, completion.finish)
+        return CompletionChunk(new, tokens, self._read, completion.finish)
 
     def _settled(self) -> str:
         """The text so far without what a later token may change, or show to be no part of it."""
@@ -38,10 +38,10 @@ class Pieces:
         text = self._completion.decoded.rstrip("\ufffd")
         if self._cleans_up:
             text = "".join(re.split(r"(\s)", text)[:-4])
-        return text[: len(text) - begun(text, self._completion.generation.stop)]
+        return text[: len(text) - measure_partial_stop(text, self._completion.generation.stop)]
 
 
-def begun(text: str, stops: Sequence[str]) -> int:
+def measure_partial_stop(text: str, stops: Sequence[str]) -> int:
     """Characters at the end of ``text`` that a stop string may begin with."""
     return max(
         # no more of a stop string can have begun than there is text

@@ -15,14 +15,14 @@ from softprompt.inference.generation import Completion, GenerationConfig
 from softprompt.inference.predictor import Prediction
 from softprompt.inference.scoring import Objective
 from softprompt.models.frozen_lm import FrozenLM
-from softprompt.serving.engine.detokenizer import Pieces
-from softprompt.serving.engine.engine_types import Piece, Reading, Served
+from softprompt.serving.engine.detokenizer import Detokenizer
+from softprompt.serving.engine.engine_types import CompletionChunk, InputUsage, ServedPrompt
 
-Kind: TypeAlias = Literal["questions", "text"]
+RequestKind: TypeAlias = Literal["classification", "generation"]
 
 
 @dataclass(frozen=True)
-class Asking:
+class LabelQuery:
     """What a task asks of each of its texts: an item for each path of its labels, behind each of the prompts.
 
     There may be thousands of them, so they are made when they are asked.
@@ -56,7 +56,7 @@ class Asking:
         return self.objective.verbalizer
 
 
-class Questions:
+class ClassificationRequest:
     """A request for labels.
 
     Attributes:
@@ -68,14 +68,14 @@ class Questions:
         given_up: nobody waits for the answer any more.
     """
 
-    kind: Kind = "questions"
+    kind: RequestKind = "classification"
 
     def __init__(
         self,
-        served: Served,
-        asking: Asking,
+        served: ServedPrompt,
+        asking: LabelQuery,
         texts: Sequence[tuple[int, ...]],
-        read: Sequence[Reading],
+        read: Sequence[InputUsage],
         unshared: int,
         answer: "asyncio.Future[list[Prediction]]",
     ) -> None:
@@ -83,18 +83,18 @@ class Questions:
         self.served, self.asking, self.texts, self.read = served, asking, texts, read
         self.lengths = [unshared + len(text) + asking.longest for text in texts]
         self.waiting = deque(range(len(texts)))
-        self.asked: Counter[int] = Counter()
-        self.given_up = False
+        self.scheduled: Counter[int] = Counter()
+        self.cancelled = False
         self._answer = answer
         self._scores: dict[int, Tensor] = {}
         self._predictions: dict[int, Prediction] = {}
 
-    def question(self, index: int, most: int) -> "Question":
+    def schedule_example(self, index: int, most: int) -> "ScheduledExample":
         """The next ``most`` items of an example, or as many as are left."""
-        start = self.asked[index]
-        return Question(self, index, range(start, min(start + most, self.asking.count)))
+        start = self.scheduled[index]
+        return ScheduledExample(self, index, range(start, min(start + most, self.asking.count)))
 
-    def scored(self, question: "Question", scores: Tensor) -> Tensor | None:
+    def add_scores(self, question: "ScheduledExample", scores: Tensor) -> Tensor | None:
         """Scores of all items of an example, once its last ones are here (the worker says), and ``None`` before."""
         if question.index in self._scores:
             scores = self._scores.pop(question.index) + scores
@@ -103,7 +103,7 @@ class Questions:
         self._scores[question.index] = scores
         return None
 
-    def predicted(self, prediction: Prediction) -> bool:
+    def add_prediction(self, prediction: Prediction) -> bool:
         """One example is answered (the worker says); whether all are."""
         self._predictions[prediction.index] = prediction
         return len(self._predictions) == len(self.texts)
@@ -119,10 +119,10 @@ class Questions:
 
 
 @dataclass(frozen=True)
-class Question:
+class ScheduledExample:
     """What is asked of one example of a request in one batch: all of its items, or where there are many, the next."""
 
-    request: Questions
+    request: ClassificationRequest
     index: int
     numbers: range
 
@@ -140,7 +140,7 @@ class Question:
         return self.request.lengths[self.index]
 
 
-class Text:
+class GenerationRequest:
     """A request for a completion.
 
     Attributes:
@@ -151,29 +151,29 @@ class Text:
         given_up: nobody waits for the answer any more.
     """
 
-    kind: Kind = "text"
+    kind: RequestKind = "generation"
 
     def __init__(
         self,
         base: FrozenLM,
-        served: Served,
+        served: ServedPrompt,
         item: EncodedSequence,
-        read: Reading,
+        read: InputUsage,
         generation: GenerationConfig,
-        out: "asyncio.Queue[Piece | Exception]",
+        out: "asyncio.Queue[CompletionChunk | Exception]",
     ) -> None:
         self.served, self.item = served, item
         self.completion = Completion(base, generation)
-        self.pieces = Pieces(self.completion, base.tokenizer, read)
+        self.detokenizer = Detokenizer(self.completion, base.tokenizer, read)
         # BOS counted
         self.final_length = len(base.bos_ids) + read.tokens + generation.max_new_tokens
-        self.alone = False
-        self.given_up = False
+        self.isolated = False
+        self.cancelled = False
         self._out = out
 
-    def deliver(self, piece: Piece | Exception) -> None:
+    def deliver(self, piece: CompletionChunk | Exception) -> None:
         """Hand over a piece, or why there will be none (in the event loop)."""
         self._out.put_nowait(piece)
 
 
-Request: TypeAlias = Questions | Text
+EngineRequest: TypeAlias = ClassificationRequest | GenerationRequest

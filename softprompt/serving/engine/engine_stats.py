@@ -5,15 +5,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from softprompt.serving.engine.engine_requests import Kind
+from softprompt.serving.engine.engine_requests import RequestKind
 
-_log = logging.getLogger("softprompt.server")
+_log = logging.getLogger("softprompt.serving")
 
 _FORGOTTEN = 0.98  # share of what was measured that still counts after one more measurement
 
 
 @dataclass(frozen=True)
-class Ran:
+class BatchStats:
     """One batch.
 
     Attributes:
@@ -29,14 +29,14 @@ class Ran:
     seconds: float
 
 
-class Observer(Protocol):
+class BatchObserver(Protocol):
     """Is told of every batch, in the thread that runs the model: to be quick."""
 
-    def ran(self, batch: Ran) -> None: ...
+    def record_batch(self, batch: BatchStats) -> None: ...
 
 
 @dataclass(frozen=True)
-class Snapshot:
+class EngineStats:
     """Where an engine stands.
 
     Attributes:
@@ -69,17 +69,17 @@ class Snapshot:
     prefix_misses: int
 
 
-class Facts:
+class EngineCounters:
     """Counts, kept by the thread that runs the model."""
 
-    def __init__(self, observer: Observer | None) -> None:
+    def __init__(self, observer: BatchObserver | None) -> None:
         self._observer = observer
         self.batches = self.answered = self.tokens_read = self.tokens_made = 0
         self.seconds = 0.0
-        self._spent: dict[Kind, float] = {"questions": 0.0, "text": 0.0}
-        self._ended: dict[Kind, float] = {"questions": 0.0, "text": 0.0}
+        self._spent: dict[RequestKind, float] = {"classification": 0.0, "generation": 0.0}
+        self._ended: dict[RequestKind, float] = {"classification": 0.0, "generation": 0.0}
 
-    def ran(self, batch: Ran, ended: int) -> None:
+    def record_batch(self, batch: BatchStats, ended: int) -> None:
         """Take note of a batch in which ``ended`` examples were answered."""
         self.batches += 1
         self.answered += ended
@@ -88,15 +88,15 @@ class Facts:
             self.tokens_made += sum(batch.tokens.values())
         else:
             self.tokens_read += sum(batch.tokens.values())
-        kind: Kind = "questions" if batch.what == "label" else "text"
+        kind: RequestKind = "classification" if batch.what == "label" else "generation"
         self._spent[kind] = self._spent[kind] * _FORGOTTEN + batch.seconds
         self._ended[kind] = self._ended[kind] * _FORGOTTEN + ended
         if self._observer is not None:
             try:
-                self._observer.ran(batch)
+                self._observer.record_batch(batch)
             except Exception:  # counting must not stop the answers
                 _log.exception("an observer failed")
 
-    def seconds_for(self, waiting: Mapping[Kind, int]) -> float:
+    def seconds_for(self, waiting: Mapping[RequestKind, int]) -> float:
         """How long so many examples take, by what was measured lately; 0 before anything was."""
         return sum(self._spent[kind] / max(self._ended[kind], 1.0) * count for kind, count in waiting.items())

@@ -14,7 +14,7 @@ from softprompt.prompts.state import PromptState
 
 
 @dataclass(frozen=True)
-class Served:
+class ServedPrompt:
     """A prompt as the engine sees it.
 
     Attributes:
@@ -30,7 +30,7 @@ class Served:
 
 
 @dataclass(frozen=True)
-class Reading:
+class InputUsage:
     """What an engine reads of an example.
 
     Attributes:
@@ -43,7 +43,7 @@ class Reading:
 
 
 @dataclass(frozen=True)
-class Piece:
+class CompletionChunk:
     """A piece of a completion.
 
     Attributes:
@@ -55,11 +55,11 @@ class Piece:
 
     text: str
     tokens: int
-    read: Reading
+    read: InputUsage
     finish: Literal["stop", "length"] | None = None
 
 
-class Busy(Exception):
+class EngineBusyError(Exception):
     """The queue is full: to be tried again after ``retry_after`` seconds."""
 
     def __init__(self, retry_after: float) -> None:
@@ -67,48 +67,48 @@ class Busy(Exception):
         self.retry_after = retry_after
 
 
-class Expired(Exception):
+class DeadlineExceededError(Exception):
     """The answer was not there at its deadline."""
 
 
 @runtime_checkable
-class Elsewhere(Protocol):
+class RemoteEngine(Protocol):
     """An engine that runs in another process."""
 
-    async def reachable(self) -> bool:
+    async def is_reachable(self) -> bool:
         """Whether it can be asked now."""
         ...
 
 
-class Unreachable(Exception):
+class EngineUnreachableError(Exception):
     """The engine runs elsewhere and cannot be asked now; the message is for whoever asked."""
 
 
 @asynccontextmanager
-async def before(until: float | None) -> AsyncIterator[None]:
-    """Expired if what is in it takes until then, by the event loop's clock."""
+async def expire_at(until: float | None) -> AsyncIterator[None]:
+    """DeadlineExceededError if what is in it takes until then, by the event loop's clock."""
     try:
         async with asyncio.timeout_at(until) as timeout:
             yield
     except TimeoutError as error:
         if not timeout.expired():
             raise
-        raise Expired("the answer was not there at its deadline") from error
+        raise DeadlineExceededError("the answer was not there at its deadline") from error
 
 
-def moment(seconds: float | None) -> float | None:
+def deadline_after(seconds: float | None) -> float | None:
     """So many seconds from now, by the event loop's clock."""
     return None if seconds is None else asyncio.get_running_loop().time() + seconds
 
 
-class Answering(Protocol):
+class EngineClient(Protocol):
     """An engine: answers requests for any mix of prompts.
 
     Cancelling the task that waits (or closing the iterator) takes a request out of the queue or the running batch.
     """
 
     async def classify(
-        self, served: Served, examples: Sequence[Example], *, deadline: float | None = None
+        self, served: ServedPrompt, examples: Sequence[Example], *, deadline: float | None = None
     ) -> list[Prediction]:
         """One prediction for each example, in their order, with what was read for it.
 
@@ -116,13 +116,13 @@ class Answering(Protocol):
             deadline: seconds from now after which the answer is no longer wanted.
 
         Raises:
-            Busy, Expired, TemplateError, DataError: what concerns this request alone.
-            Unreachable: the engine runs elsewhere, and does not answer.
+            EngineBusyError, DeadlineExceededError, TemplateError, DataError: what concerns this request alone.
+            EngineUnreachableError: the engine runs elsewhere, and does not answer.
         """
         ...
 
     def generate(
-        self, served: Served, example: Example, generation: GenerationConfig, *, deadline: float | None = None
-    ) -> AsyncIterator[Piece]:
+        self, served: ServedPrompt, example: Example, generation: GenerationConfig, *, deadline: float | None = None
+    ) -> AsyncIterator[CompletionChunk]:
         """The completion of one example, piece by piece as it grows; raises as ``classify``."""
         ...

@@ -13,18 +13,18 @@ from typing import Literal
 import torch
 
 from softprompt.models.frozen_lm import FrozenLM
-from softprompt.serving.engine.decoding_loop import Running
-from softprompt.serving.engine.engine_requests import Question, Request, Text
-from softprompt.serving.engine.engine_stats import Facts, Ran
-from softprompt.serving.engine.engine_types import Piece
-from softprompt.serving.engine.label_scoring import answers
-from softprompt.serving.engine.prefix_cache import Prefixes
-from softprompt.serving.engine.request_queue import Waiting
+from softprompt.serving.engine.decoding_loop import DecodingLoop
+from softprompt.serving.engine.engine_requests import EngineRequest, GenerationRequest, ScheduledExample
+from softprompt.serving.engine.engine_stats import BatchStats, EngineCounters
+from softprompt.serving.engine.engine_types import CompletionChunk
+from softprompt.serving.engine.label_scoring import score_labels
+from softprompt.serving.engine.prefix_cache import PrefixCache
+from softprompt.serving.engine.request_queue import RequestQueue
 
-_log = logging.getLogger("softprompt.server")
+_log = logging.getLogger("softprompt.serving")
 
 
-class Worker(threading.Thread):
+class EngineWorker(threading.Thread):
     """Answers what waits, until it is told to end.
 
     Attributes:
@@ -35,9 +35,9 @@ class Worker(threading.Thread):
     def __init__(
         self,
         base: FrozenLM,
-        waiting: Waiting,
-        prefixes: Prefixes,
-        facts: Facts,
+        queue: RequestQueue,
+        prefixes: PrefixCache,
+        counters: EngineCounters,
         *,
         rows: int,
         token_budget: int,
@@ -45,11 +45,11 @@ class Worker(threading.Thread):
         gather: float,
         compiling: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
-        """The limits are those of ``Limits``; all is done within ``compiling``."""
+        """The limits are those of ``EngineLimits``; all is done within ``compiling``."""
         super().__init__(name="softprompt model", daemon=True)
-        self._base, self._waiting, self._prefixes, self._facts = base, waiting, prefixes, facts
+        self._base, self._queue, self._prefixes, self._counters = base, queue, prefixes, counters
         self._rows, self._token_budget, self._gather = rows, token_budget, gather
-        self.running = Running(
+        self.decoding = DecodingLoop(
             base,
             prefixes,
             self._deliver_text,
@@ -61,7 +61,7 @@ class Worker(threading.Thread):
         self.ready = threading.Event()
         self._compiling = compiling
         self.loop: asyncio.AbstractEventLoop | None = None
-        self._taken: list[Question] = []
+        self._taken: list[ScheduledExample] = []
         self._outbox: list[Callable[[], None]] = []
         self._several = False
         self._ending: Literal["finish", "drop"] | None = None
@@ -70,7 +70,7 @@ class Worker(threading.Thread):
     def end(self, *, finish: bool, why: Exception) -> None:
         """End when all is answered, or at once, those who wait being told ``why``."""
         self._ending, self._why = "finish" if finish else "drop", why
-        self._waiting.wake()
+        self._queue.wake()
 
     def run(self) -> None:
         try:
@@ -92,27 +92,25 @@ class Worker(threading.Thread):
         self._flush()
 
     def _goes_on(self) -> bool:
-        waiting = self._waiting
+        queue = self._queue
 
         def something() -> bool:
-            return bool(waiting.ready or self._ending)
+            return bool(queue.ready or self._ending)
 
-        if not self.running.texts and not waiting.ready:
+        if not self.decoding.texts and not queue.ready:
             if self._ending == "finish":
-                waiting.wait(lambda: bool(waiting.ready or not waiting.preparing or self._ending == "drop"))
+                queue.wait(lambda: bool(queue.ready or not queue.preparing or self._ending == "drop"))
             else:
-                waiting.wait(something)
+                queue.wait(something)
             # where requests come several at a time, the first is worth more with the others
-            if self._gather and (self._several or waiting.preparing):
-                waiting.wait(
-                    lambda: bool(
-                        waiting.ready >= self._rows or self._ending or not (self._several or waiting.preparing)
-                    ),
+            if self._gather and (self._several or queue.preparing):
+                queue.wait(
+                    lambda: bool(queue.ready >= self._rows or self._ending or not (self._several or queue.preparing)),
                     self._gather,
                 )
         if self._ending == "drop":
             return False
-        return self._ending is None or bool(self.running.texts or waiting.ready or waiting.preparing)
+        return self._ending is None or bool(self.decoding.texts or queue.ready or queue.preparing)
 
     def _turn(self) -> None:
         self._label()
@@ -122,66 +120,68 @@ class Worker(threading.Thread):
         self._grow()
 
     def _label(self) -> None:
-        self._taken = self._waiting.take_questions(self._rows, self._token_budget)
+        self._taken = self._queue.take_examples(self._rows, self._token_budget)
         if not self._taken:
             return
         start = time.perf_counter()
-        found = answers(self._base, self._prefixes, self._taken, self._token_budget)
+        found = score_labels(self._base, self._prefixes, self._taken, self._token_budget)
         seconds = time.perf_counter() - start
         self._several = len({id(question.request) for question in self._taken}) > 1
         tokens: Counter[str] = Counter()
         for question in self._taken:
             tokens[question.request.served.key] += sum(len(item.ids) for item in question.items)
         rows = sum(len(question.numbers) for question in self._taken)
-        self._facts.ran(Ran("label", rows, tokens, seconds), sum(question.last for question in self._taken))
+        self._counters.record_batch(
+            BatchStats("label", rows, tokens, seconds), sum(question.last for question in self._taken)
+        )
         for question, answer in zip(self._taken, found, strict=True):
             if isinstance(answer, Exception):
                 self._fail(question.request, answer)
-            elif answer is not None and question.request.predicted(answer):
+            elif answer is not None and question.request.add_prediction(answer):
                 self._outbox.append(question.request.deliver)
         self._taken = []
 
     def _read(self) -> None:
-        texts = [text for text in self._waiting.take_texts(self.running.fits) if not text.given_up]
+        texts = [text for text in self._queue.take_generations(self.decoding.fits) if not text.cancelled]
         if texts:
             start = time.perf_counter()
             try:
-                self.running.start(texts)
+                self.decoding.start(texts)
             except Exception as error:  # as in _answer; they stand nowhere else yet
                 for text in texts:
                     self._fail(text, error)
                 raise
             tokens = _counted(texts, [len(text.item.ids) for text in texts])
-            self._facts.ran(Ran("read", len(texts), tokens, time.perf_counter() - start), 0)
+            self._counters.record_batch(BatchStats("read", len(texts), tokens, time.perf_counter() - start), 0)
 
     def _grow(self) -> None:
-        if texts := self.running.texts:
+        if texts := self.decoding.texts:
             start = time.perf_counter()
-            ended = self.running.step()
+            ended = self.decoding.step()
             tokens = _counted(texts, [1] * len(texts))
-            self._facts.ran(Ran("grow", len(texts), tokens, time.perf_counter() - start), len(ended))
+            self._counters.record_batch(BatchStats("grow", len(texts), tokens, time.perf_counter() - start), len(ended))
 
-    def _deliver_text(self, text: Text, piece: Piece | Exception) -> None:
+    def _deliver_text(self, text: GenerationRequest, piece: CompletionChunk | Exception) -> None:
         if isinstance(piece, Exception):
             self.failed += 1
         self._outbox.append(partial(text.deliver, piece))
 
-    def _fail(self, request: Request, error: Exception) -> None:
-        if request.given_up:
+    def _fail(self, request: EngineRequest, error: Exception) -> None:
+        if request.cancelled:
             return
-        request.given_up = True
-        self._waiting.drop(request)
-        if isinstance(request, Text):
+        request.cancelled = True
+        self._queue.remove(request)
+        if isinstance(request, GenerationRequest):
             self._deliver_text(request, error)
         else:
             self.failed += 1
             self._outbox.append(partial(request.deliver, error))
 
     def _drop_all(self, error: Exception, *, close: bool = False) -> None:
-        for request in (*(question.request for question in self._taken), *self._waiting.take_all(close=close)):
+        for request in (*(question.request for question in self._taken), *self._queue.take_all(close=close)):
             self._fail(request, error)
         self._taken = []
-        self.running.stop(error)
+        self.decoding.stop(error)
 
     def _flush(self) -> None:
         """Hand over, in the event loop, what is ready."""
@@ -198,7 +198,7 @@ def _call_all(calls: Sequence[Callable[[], None]]) -> None:
         call()
 
 
-def _counted(texts: Sequence[Text], tokens: Sequence[int]) -> Counter[str]:
+def _counted(texts: Sequence[GenerationRequest], tokens: Sequence[int]) -> Counter[str]:
     counts: Counter[str] = Counter()
     for text, count in zip(texts, tokens, strict=True):
         counts[text.served.key] += count

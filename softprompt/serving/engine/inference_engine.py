@@ -1,8 +1,8 @@
 """The engine: one frozen model answers requests for any mix of prompts, in batches that form by themselves.
 
     event loop             classify, generate: reserve room, wait for the answer; cancelled or late: give up
-    a thread               templates and tokens (preparing.py)
-    the model's thread     batches of whatever waits (worker.py, scoring.py, running.py), prefixes (prefixes.py)
+    a thread               templates and tokens (request_preparation.py)
+    the model's thread     batches of whatever waits (engine_worker.py and what it imports)
 
 The event loop never waits for the model, and the model's thread never for a client.
 """
@@ -25,22 +25,35 @@ from softprompt.inference.scoring import EVALUATION_TOKENS
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.models.kernels.compilation import SERVED, compiled, compiles
 from softprompt.prompts.prefix import shares_prefix
-from softprompt.serving.engine.engine_requests import Kind, Questions, Request, Text
-from softprompt.serving.engine.engine_stats import Facts, Observer, Snapshot
-from softprompt.serving.engine.engine_types import Busy, Expired, Piece, Reading, Served, before, moment
-from softprompt.serving.engine.engine_worker import Worker
-from softprompt.serving.engine.prefix_cache import Prefixes
-from softprompt.serving.engine.request_preparation import Preparing, portions
-from softprompt.serving.engine.request_queue import Waiting
+from softprompt.serving.engine.engine_requests import (
+    ClassificationRequest,
+    EngineRequest,
+    GenerationRequest,
+    RequestKind,
+)
+from softprompt.serving.engine.engine_stats import BatchObserver, EngineCounters, EngineStats
+from softprompt.serving.engine.engine_types import (
+    CompletionChunk,
+    DeadlineExceededError,
+    EngineBusyError,
+    InputUsage,
+    ServedPrompt,
+    deadline_after,
+    expire_at,
+)
+from softprompt.serving.engine.engine_worker import EngineWorker
+from softprompt.serving.engine.prefix_cache import PrefixCache
+from softprompt.serving.engine.request_preparation import RequestPreparer, split_portions
+from softprompt.serving.engine.request_queue import RequestQueue
 
-_log = logging.getLogger("softprompt.server")
+_log = logging.getLogger("softprompt.serving")
 _Value = TypeVar("_Value")
-_Request = TypeVar("_Request", Questions, Text)
+_Request = TypeVar("_Request", ClassificationRequest, GenerationRequest)
 
 _LONGEST_WAIT = 60.0  # seconds that a client is told to wait, at most
 
 
-class Closed(Busy):
+class EngineClosedError(EngineBusyError):
     """The engine is closing, and takes no more requests."""
 
     def __init__(self) -> None:
@@ -49,7 +62,7 @@ class Closed(Busy):
 
 
 @dataclass(frozen=True)
-class Limits:
+class EngineLimits:
     """How much an engine takes at once.
 
     Attributes:
@@ -77,8 +90,8 @@ class Limits:
                 raise ConfigError(f"{field.name} must be at least {least}, got {value}")
 
 
-class Engine:
-    """Implements ``Answering``: to be used from one event loop, and closed at the end.
+class InferenceEngine:
+    """Implements ``EngineClient``: to be used from one event loop, and closed at the end.
 
     async with Engine(base) as engine:
         (prediction,) = await engine.classify(served, [Example("a quiet film")])
@@ -87,8 +100,8 @@ class Engine:
     def __init__(
         self,
         base: FrozenLM,
-        limits: Limits | None = None,
-        observer: Observer | None = None,
+        limits: EngineLimits | None = None,
+        observer: BatchObserver | None = None,
         *,
         compile: Literal["auto", "always", "never"] = "auto",
         note: Callable[[str], None] = _log.warning,
@@ -101,21 +114,21 @@ class Engine:
                 parameters.
             note: is told if the compiler fails.
         """
-        self.base, self.limits = base, limits or Limits()
+        self.base, self.limits = base, limits or EngineLimits()
         # measured here, for it takes a few forward passes
         self._shares = shares_prefix(base)
-        self._preparing = Preparing(base, self.limits.text_characters)
+        self._preparing = RequestPreparer(base, self.limits.text_characters)
         self._preparer = ThreadPoolExecutor(1, "softprompt tokens")
-        self._waiting = Waiting(self.limits.waiting)
-        self._prefixes = Prefixes(base, self.limits.prefix_bytes)
-        self._facts = Facts(observer)
+        self._queue = RequestQueue(self.limits.waiting)
+        self._prefixes = PrefixCache(base, self.limits.prefix_bytes)
+        self._counters = EngineCounters(observer)
         self._refused = self._expired = 0
         self._closing = False
-        self._worker = Worker(
+        self._worker = EngineWorker(
             base,
-            self._waiting,
+            self._queue,
             self._prefixes,
-            self._facts,
+            self._counters,
             rows=self.limits.rows,
             token_budget=self.limits.batch_tokens or (EVALUATION_TOKENS if base.device.type == "cpu" else 16_384),
             running_tokens=self.limits.running_tokens,
@@ -132,7 +145,7 @@ class Engine:
         await self.close(graceful=False)
 
     async def classify(
-        self, served: Served, examples: Sequence[Example], *, deadline: float | None = None
+        self, served: ServedPrompt, examples: Sequence[Example], *, deadline: float | None = None
     ) -> list[Prediction]:
         """One prediction for each example, in their order.
 
@@ -140,8 +153,8 @@ class Engine:
             deadline: seconds from now after which the answer is no longer wanted.
 
         Raises:
-            Busy: the queue is full, or the engine is closing.
-            Expired: the deadline came first.
+            EngineBusyError: the queue is full, or the engine is closing.
+            DeadlineExceededError: the deadline came first.
             TemplateError, DataError: the examples cannot be read, or the task has no labels.
             PromptFileError, BaseModelError: the prompt cannot be used with this model.
         """
@@ -151,41 +164,41 @@ class Engine:
             return []
         answer: asyncio.Future[list[Prediction]] = self._loop().create_future()
 
-        async def ready() -> Questions:
+        async def ready() -> ClassificationRequest:
             texts: list[tuple[int, ...]] = []
-            read: list[Reading] = []
-            for part in portions(served.spec.template, examples):
-                asking, some, of_them = await self._prepared(partial(self._preparing.questions, served, part))
+            read: list[InputUsage] = []
+            for part in split_portions(served.spec.template, examples):
+                asking, some, of_them = await self._prepared(partial(self._preparing.encode_examples, served, part))
                 texts += some
                 read += of_them
             unshared = 0 if self._shares else max((state.length for state in served.states), default=0)
-            return Questions(served, asking, texts, read, unshared, answer)
+            return ClassificationRequest(served, asking, texts, read, unshared, answer)
 
-        until = moment(deadline)
+        until = deadline_after(deadline)
         async with self._within(until):
-            request = await self._queued("questions", served.key, len(examples), ready)
+            request = await self._queued("classification", served.key, len(examples), ready)
             try:
                 return await answer
             finally:
                 self._give_up(request)
 
     async def generate(
-        self, served: Served, example: Example, generation: GenerationConfig, *, deadline: float | None = None
-    ) -> AsyncIterator[Piece]:
+        self, served: ServedPrompt, example: Example, generation: GenerationConfig, *, deadline: float | None = None
+    ) -> AsyncIterator[CompletionChunk]:
         """The completion of one example, piece by piece as it grows; raises as ``classify``."""
         if len(served.states) > 1:
             raise DataError(f"'{served.key}' is several prompts that vote on a label: expected one prompt")
         self._loop()
-        out: asyncio.Queue[Piece | Exception] = asyncio.Queue()
+        out: asyncio.Queue[CompletionChunk | Exception] = asyncio.Queue()
 
-        async def ready() -> Text:
-            work = partial(self._preparing.text, served, example, generation.max_new_tokens)
+        async def ready() -> GenerationRequest:
+            work = partial(self._preparing.encode_text, served, example, generation.max_new_tokens)
             item, read = await self._prepared(work)
-            return Text(self.base, served, item, read, generation, out)
+            return GenerationRequest(self.base, served, item, read, generation, out)
 
-        until = moment(deadline)
+        until = deadline_after(deadline)
         async with self._within(until):
-            request = await self._queued("text", served.key, 1, ready)
+            request = await self._queued("generation", served.key, 1, ready)
         try:
             while True:
                 # only while waiting: between pieces the caller's own time passes
@@ -200,26 +213,26 @@ class Engine:
             self._give_up(request)
 
     async def close(self, *, graceful: bool = True) -> None:
-        """Take no more requests, and end; those that wait or run are finished first, or else refused (Closed)."""
+        """Take no more requests, and end; those that wait or run are finished first, or refused (EngineClosedError)."""
         self._closing = True
-        self._worker.end(finish=graceful, why=Closed())
+        self._worker.end(finish=graceful, why=EngineClosedError())
         await asyncio.to_thread(self._worker.join)
         self._preparer.shutdown(wait=False)
 
-    def snapshot(self) -> Snapshot:
+    def snapshot(self) -> EngineStats:
         """Where it stands; from any thread."""
-        facts, prefixes = self._facts, self._prefixes
-        return Snapshot(
-            waiting=sum(self._waiting.count.values()),
-            running=len(self._worker.running),
-            batches=facts.batches,
-            answered=facts.answered,
+        counters, prefixes = self._counters, self._prefixes
+        return EngineStats(
+            waiting=sum(self._queue.counts.values()),
+            running=len(self._worker.decoding),
+            batches=counters.batches,
+            answered=counters.answered,
             refused=self._refused,
             expired=self._expired,
             failed=self._worker.failed,
-            tokens_read=facts.tokens_read,
-            tokens_made=facts.tokens_made,
-            seconds=facts.seconds,
+            tokens_read=counters.tokens_read,
+            tokens_made=counters.tokens_made,
+            seconds=counters.seconds,
             prefix_entries=len(prefixes),
             prefix_bytes=prefixes.bytes,
             prefix_hits=prefixes.hits,
@@ -237,39 +250,41 @@ class Engine:
         try:
             working = asyncio.get_running_loop().run_in_executor(self._preparer, work)
         except RuntimeError as error:  # it was shut down meanwhile
-            raise Closed from error
+            raise EngineClosedError from error
         return await working
 
-    async def _queued(self, kind: Kind, key: str, examples: int, ready: Callable[[], Awaitable[_Request]]) -> _Request:
+    async def _queued(
+        self, kind: RequestKind, key: str, examples: int, ready: Callable[[], Awaitable[_Request]]
+    ) -> _Request:
         """Keep room for a request, make it ready, and let it wait its turn."""
         if self._closing:
-            raise Closed
-        if examples > self._waiting.most:
-            raise DataError(f"{examples:,} examples at once: expected at most {self._waiting.most:,}, send fewer")
-        if not self._waiting.reserve(kind, key, examples):
+            raise EngineClosedError
+        if examples > self._queue.capacity:
+            raise DataError(f"{examples:,} examples at once: expected at most {self._queue.capacity:,}, send fewer")
+        if not self._queue.reserve(kind, key, examples):
             self._refused += 1
-            seconds = self._facts.seconds_for(self._waiting.count)
-            raise Busy(min(max(seconds, 1.0), _LONGEST_WAIT))
+            seconds = self._counters.seconds_for(self._queue.counts)
+            raise EngineBusyError(min(max(seconds, 1.0), _LONGEST_WAIT))
         try:
             request = await ready()
-            if not self._waiting.put(request):
-                raise Closed
+            if not self._queue.put(request):
+                raise EngineClosedError
         except BaseException:
-            self._waiting.release(kind, key, examples)
+            self._queue.release(kind, key, examples)
             raise
         return request
 
-    def _give_up(self, request: Request) -> None:
+    def _give_up(self, request: EngineRequest) -> None:
         """Nobody waits for it any more: out of the queue, or out of its batch at the next step."""
-        request.given_up = True
-        self._waiting.drop(request)
+        request.cancelled = True
+        self._queue.remove(request)
 
     @asynccontextmanager
     async def _within(self, until: float | None) -> AsyncIterator[None]:
-        """Expired, and counted, if what is in it takes until then."""
+        """DeadlineExceededError, and counted, if what is in it takes until then."""
         try:
-            async with before(until):
+            async with expire_at(until):
                 yield
-        except Expired:
+        except DeadlineExceededError:
             self._expired += 1
             raise

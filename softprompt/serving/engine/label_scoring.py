@@ -12,17 +12,17 @@ from softprompt.data.encoding.encoder import EncodedSequence
 from softprompt.errors import BaseModelError, PromptFileError, SoftpromptError
 from softprompt.inference.predictor import Prediction, likeliest
 from softprompt.models.frozen_lm import FrozenLM
-from softprompt.serving.engine.engine_requests import Question
-from softprompt.serving.engine.engine_types import Served
-from softprompt.serving.engine.prefix_cache import Prefixes
+from softprompt.serving.engine.engine_requests import ScheduledExample
+from softprompt.serving.engine.engine_types import ServedPrompt
+from softprompt.serving.engine.prefix_cache import PrefixCache
 
 
-def answers(
-    base: FrozenLM, prefixes: Prefixes, questions: Sequence[Question], token_budget: int
+def score_labels(
+    base: FrozenLM, prefixes: PrefixCache, questions: Sequence[ScheduledExample], token_budget: int
 ) -> list[Prediction | Exception | None]:
     """What each question is answered, ``None`` if more is to be asked of its example; one that fails is answered with
     why, and changes nothing for the others."""
-    failing = prefixes.failing(question.request.served for question in questions)
+    failing = prefixes.prepare(question.request.served for question in questions)
     sound = [question for question in questions if question.request.served.key not in failing]
     found = iter(_isolated(base, prefixes, sound, token_budget))
     return [
@@ -31,8 +31,8 @@ def answers(
     ]
 
 
-def _predicted(question: Question, scores: Tensor | Exception) -> Prediction | Exception | None:
-    if isinstance(scores, Exception) or (whole := question.request.scored(question, scores)) is None:
+def _predicted(question: ScheduledExample, scores: Tensor | Exception) -> Prediction | Exception | None:
+    if isinstance(scores, Exception) or (whole := question.request.add_scores(question, scores)) is None:
         return scores if isinstance(scores, Exception) else None
     mean = whole.logsumexp(dim=0, keepdim=True) - math.log(len(whole))
     (prediction,) = likeliest(question.request.served.spec, mean)
@@ -41,7 +41,7 @@ def _predicted(question: Question, scores: Tensor | Exception) -> Prediction | E
 
 
 def _isolated(
-    base: FrozenLM, prefixes: Prefixes, questions: Sequence[Question], token_budget: int
+    base: FrozenLM, prefixes: PrefixCache, questions: Sequence[ScheduledExample], token_budget: int
 ) -> list[Tensor | Exception]:
     """Scores as ``_scores``; what fails in a batch is asked again by itself."""
     found: Sequence[Tensor | Exception | None]
@@ -50,14 +50,14 @@ def _isolated(
     except Exception as error:  # whatever it is, the others are not to suffer
         found = [None if len(questions) > 1 else error] * len(questions)
     if len(questions) == 1:
-        return [not_finite(questions[0].request.served) if found[0] is None else found[0]]
+        return [make_not_finite_error(questions[0].request.served) if found[0] is None else found[0]]
     return [
         _isolated(base, prefixes, [question], token_budget)[0] if scores is None else scores
         for question, scores in zip(questions, found, strict=True)
     ]
 
 
-def not_finite(served: Served) -> SoftpromptError:
+def make_not_finite_error(served: ServedPrompt) -> SoftpromptError:
     """What is said of a prompt that makes the model give no numbers."""
     if not served.states:
         return BaseModelError(f"the base model gives numbers that are not finite for a text of '{served.key}'")
@@ -68,11 +68,11 @@ def not_finite(served: Served) -> SoftpromptError:
 
 
 def _scores(
-    base: FrozenLM, prefixes: Prefixes, questions: Sequence[Question], token_budget: int
+    base: FrozenLM, prefixes: PrefixCache, questions: Sequence[ScheduledExample], token_budget: int
 ) -> list[Tensor | None]:
     """What each question adds to the log-probabilities of its labels, behind each of the prompts that answer together;
     ``None`` where numbers are not finite."""
-    prefix, first = prefixes.together(question.request.served for question in questions)
+    prefix, first = prefixes.join(question.request.served for question in questions)
     members = [max(1, len(question.request.served.states)) for question in questions]
     items = [
         replace(item, example=number, prompt=first[question.request.served.key] + item.prompt)
@@ -92,7 +92,7 @@ def _scores(
 
 def _add_scores(
     base: FrozenLM,
-    questions: Sequence[Question],
+    questions: Sequence[ScheduledExample],
     chunk: Sequence[EncodedSequence],
     hidden: Tensor,
     first: dict[str, int],

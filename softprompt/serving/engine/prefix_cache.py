@@ -13,14 +13,14 @@ from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.prefix import CachedPrefix, ConcatenatedPrefix, Prefix, make_prefix, stacked
 from softprompt.prompts.seq2seq_prefix import EncodedPrefix, stacked_encoded
 from softprompt.prompts.shared_prefix_attention import PrefixesApart, stays_apart
-from softprompt.serving.engine.engine_types import Served
+from softprompt.serving.engine.engine_types import ServedPrompt
 
-Key: TypeAlias = str | None  # of a prompt; None is no prompt, which is the same whatever the template
+PrefixKey: TypeAlias = str | None  # of a prompt; None is no prompt, which is the same whatever the template
 
-MOST_JOINED = 64
+MAX_JOINED = 64
 
 
-class Prefixes:
+class PrefixCache:
     """The prefixes of one base model.
 
     Attributes:
@@ -30,15 +30,15 @@ class Prefixes:
 
     def __init__(self, base: FrozenLM, most_bytes: int) -> None:
         self._base, self._most_bytes = base, most_bytes
-        self._single: OrderedDict[Key, tuple[tuple[Prefix, ...], int]] = OrderedDict()
+        self._single: OrderedDict[PrefixKey, tuple[tuple[Prefix, ...], int]] = OrderedDict()
         # several of them as one, which batches that mix the same prompts use again
-        self._joined: OrderedDict[tuple[Key, ...], tuple[Prefix | PrefixesApart, int]] = OrderedDict()
+        self._join_prefixes: OrderedDict[tuple[PrefixKey, ...], tuple[Prefix | PrefixesApart, int]] = OrderedDict()
         self.hits = self.misses = self.bytes = 0
 
     def __len__(self) -> int:
         return len(self._single)
 
-    def failing(self, served: Iterable[Served]) -> dict[str, Exception]:
+    def prepare(self, served: Iterable[ServedPrompt]) -> dict[str, Exception]:
         """Have their prefixes; of those that cannot be had, why, by their key."""
         found: dict[str, Exception] = {}
         for one in {one.key: one for one in served}.values():
@@ -48,7 +48,7 @@ class Prefixes:
                 found[one.key] = error
         return found
 
-    def together(self, served: Iterable[Served]) -> tuple[Prefix | PrefixesApart, dict[str, int]]:
+    def join(self, served: Iterable[ServedPrompt]) -> tuple[Prefix | PrefixesApart, dict[str, int]]:
         """One prefix for a batch that mixes prompts, and the place of each one's first state in it, by its key.
 
         Raises what ``make_prefix`` does.
@@ -61,19 +61,19 @@ class Prefixes:
                 self._have(one)
         keys = tuple(prompts)
         singles = [prefix for key in keys for prefix in self._single[key][0]]
-        if keys not in self._joined:
-            joined = _joined(self._base, singles)
+        if keys not in self._join_prefixes:
+            joined = _join_prefixes(self._base, singles)
             size = _size(joined) if len(singles) > 1 and isinstance(joined, CachedPrefix | EncodedPrefix) else 0
-            self._joined[keys] = joined, size
+            self._join_prefixes[keys] = joined, size
             self.bytes += size
-        self._joined.move_to_end(keys)
+        self._join_prefixes.move_to_end(keys)
         self._shrink(keys)
-        places: dict[Key, int] = {}
+        places: dict[PrefixKey, int] = {}
         for key in keys:
             places[key] = sum(len(self._single[before][0]) for before in places)
-        return self._joined[keys][0], {one.key: places[_key(one)] for one in different}
+        return self._join_prefixes[keys][0], {one.key: places[_key(one)] for one in different}
 
-    def _have(self, served: Served) -> None:
+    def _have(self, served: ServedPrompt) -> None:
         key = _key(served)
         if key in self._single:
             self.hits += 1
@@ -84,22 +84,22 @@ class Prefixes:
         self._single[key] = prefixes, sum(map(_size, prefixes))
         self.bytes += self._single[key][1]
 
-    def _shrink(self, needed: tuple[Key, ...]) -> None:
+    def _shrink(self, needed: tuple[PrefixKey, ...]) -> None:
         """Let go of what is too much: first of what was joined, which is made again faster."""
-        while len(self._joined) > 1 and (self.bytes > self._most_bytes or len(self._joined) > MOST_JOINED):
-            self.bytes -= self._joined.popitem(last=False)[1][1]
+        while len(self._join_prefixes) > 1 and (self.bytes > self._most_bytes or len(self._join_prefixes) > MAX_JOINED):
+            self.bytes -= self._join_prefixes.popitem(last=False)[1][1]
         while self.bytes > self._most_bytes and (oldest := next(iter(self._single))) not in needed:
             self.bytes -= self._single.pop(oldest)[1]
             # what was joined of it would keep it alive
-            for joined in [joined for joined in self._joined if oldest in joined]:
-                self.bytes -= self._joined.pop(joined)[1]
+            for joined in [joined for joined in self._join_prefixes if oldest in joined]:
+                self.bytes -= self._join_prefixes.pop(joined)[1]
 
 
-def _key(served: Served) -> Key:
+def _key(served: ServedPrompt) -> PrefixKey:
     return served.key if served.states else None
 
 
-def _joined(base: FrozenLM, singles: Sequence[Prefix]) -> Prefix | PrefixesApart:
+def _join_prefixes(base: FrozenLM, singles: Sequence[Prefix]) -> Prefix | PrefixesApart:
     if isinstance(singles[0], CachedPrefix) and stays_apart(base):
         return PrefixesApart(base, tuple(one for one in singles if isinstance(one, CachedPrefix)))
     if len(singles) == 1:

@@ -19,7 +19,7 @@ from softprompt.data.encoding.encoder import TokenizingModel
 from softprompt.data.task import TaskSpec
 from softprompt.errors import SoftpromptError, shorten
 from softprompt.prompts.saved_prompt import Identified, Prompt
-from softprompt.serving.engine.engine_types import Served
+from softprompt.serving.engine.engine_types import ServedPrompt
 from softprompt.store.prompt_sources import PromptSource, VersionGoneError
 from softprompt.store.references import LATEST, is_name, is_number
 from softprompt.store.version_store import PromptListing
@@ -27,19 +27,19 @@ from softprompt.store.version_store import PromptListing
 BARE_TEMPLATE = "{{ text }}"
 BARE_LENGTH = 8192  # tokens of a bare text, where the base model does not say how many it takes
 
-log = logging.getLogger("softprompt.server")
+log = logging.getLogger("softprompt.serving")
 
 
-class Unknown(Exception):
+class ModelNotFoundError(Exception):
     """There is no such prompt; the message is for whoever asked."""
 
 
-class Unavailable(Exception):
+class ModelUnavailableError(Exception):
     """There is such a prompt, but it cannot be used now; the message is for whoever asked, and names no file."""
 
 
 @dataclass(frozen=True)
-class Found:
+class ResolvedModel:
     """What a request's model is.
 
     Attributes:
@@ -54,7 +54,7 @@ class Found:
 
 
 @dataclass(frozen=True)
-class Loaded:
+class LoadedPrompt:
     """A prompt in memory.
 
     Attributes:
@@ -65,7 +65,7 @@ class Loaded:
         example: a text that shows what to ask, if it was saved with one.
     """
 
-    served: Served
+    served: ServedPrompt
     created: datetime
     length: int
     metrics: Mapping[str, Any]
@@ -74,7 +74,7 @@ class Loaded:
 
 
 @dataclass(frozen=True)
-class Changes:
+class StoreChanges:
     """What a look at the source found: versions that came and went, aliases of known names that moved, troubles."""
 
     added: tuple[str, ...]
@@ -83,11 +83,11 @@ class Changes:
     troubles: tuple[str, ...]
 
 
-class Ground(Identified, TokenizingModel, Protocol):
+class BaseModelInfo(Identified, TokenizingModel, Protocol):
     """The base model as far as it must be known here."""
 
 
-class Registry:
+class PromptRegistry:
     """Prompts of one source, on one base model.
 
     Attributes:
@@ -99,7 +99,7 @@ class Registry:
 
     def __init__(
         self,
-        base: Ground,
+        base: BaseModelInfo,
         source: PromptSource,
         *,
         base_name: str,
@@ -118,14 +118,14 @@ class Registry:
         self.base, self.base_name = base, base_name
         self.refreshed = False
         spec = TaskSpec("generation", BARE_TEMPLATE, max_length=base.context_length or BARE_LENGTH)
-        self.bare = Served(base_name, spec, ())
+        self.bare = ServedPrompt(base_name, spec, ())
         self._source, self._check = source, check
         self._default_alias, self._most = default_alias, most
         self._names: Mapping[str, PromptListing] = {}
-        self._kept: OrderedDict[str, Loaded] = OrderedDict()
+        self._kept: OrderedDict[str, LoadedPrompt] = OrderedDict()
         self._failed: dict[str, str] = {}
         self._logged: dict[str, str] = {}  # why a version failed: said once, though each refresh tries it again
-        self._loading: dict[str, asyncio.Task[Loaded]] = {}
+        self._loading: dict[str, asyncio.Task[LoadedPrompt]] = {}
         self._lock = Lock()  # of _kept and _failed, which the thread of a refresh changes too
         self._turn = asyncio.Lock()
 
@@ -135,11 +135,11 @@ class Registry:
         return self._names
 
     @property
-    def held(self) -> int:
+    def loaded_count(self) -> int:
         """Prompts in memory."""
         return len(self._kept)
 
-    def refresh(self) -> Changes:
+    def refresh(self) -> StoreChanges:
         """Look at the source again, and load what aliases newly lead to before they do. Blocks.
 
         Raises:
@@ -152,7 +152,7 @@ class Registry:
             there = _versions(stock.names)
             self._logged = {id: why for id, why in self._logged.items() if id in there}
         led_to = [
-            Found(f"{name}@{number}", name, number)
+            ResolvedModel(f"{name}@{number}", name, number)
             for name, listing in stock.names.items()
             for number in sorted({*listing.aliases.values(), listing.numbers[-1]} & {*listing.numbers})
         ]
@@ -167,23 +167,23 @@ class Registry:
         self.refreshed = True
         return _changes(before, stock.names, stock.troubles)
 
-    async def reload(self) -> Changes:
+    async def reload(self) -> StoreChanges:
         """``refresh`` beside the running requests, one at a time."""
         async with self._turn:
             return await asyncio.to_thread(self.refresh)
 
-    def find(self, model: str) -> Found:
+    def resolve(self, model: str) -> ResolvedModel:
         """What ``model`` means now: the base model's name, ``name``, ``name@number`` or ``name@alias``.
 
         Raises:
-            Unknown: nothing of this name.
+            ModelNotFoundError: nothing of this name.
         """
         if model == self.base_name:
-            return Found(self.base_name, self.base_name, None)
+            return ResolvedModel(self.base_name, self.base_name, None)
         name, at, which = model.partition("@")
         listing = self._names.get(name) if is_name(name) else None
         if listing is None:
-            raise Unknown(f"there is no model '{shorten(model, 80)}': GET /v1/models tells which there are")
+            raise ModelNotFoundError(f"there is no model '{shorten(model, 80)}': GET /v1/models tells which there are")
         number: int | None
         if not at:
             number = listing.aliases.get(self._default_alias, listing.numbers[-1])
@@ -193,27 +193,27 @@ class Registry:
             number = int(which) if is_number(which) else listing.aliases.get(which)
         if number not in listing.numbers:
             there = ", ".join([*map(str, listing.numbers[-8:]), *sorted(listing.aliases)[:8], LATEST])
-            raise Unknown(f"there is no model '{shorten(model, 80)}': '{name}' has, behind '@', {there}")
-        return Found(f"{name}@{number}", name, number)
+            raise ModelNotFoundError(f"there is no model '{shorten(model, 80)}': '{name}' has, behind '@', {there}")
+        return ResolvedModel(f"{name}@{number}", name, number)
 
-    def found(self, model: str) -> Found | None:
+    def try_resolve(self, model: str) -> ResolvedModel | None:
         """``find``, or ``None``."""
         try:
-            return self.find(model)
-        except Unknown:
+            return self.resolve(model)
+        except ModelNotFoundError:
             return None
 
-    async def loaded(self, found: Found) -> Loaded:
+    async def load(self, found: ResolvedModel) -> LoadedPrompt:
         """A version, from memory or from the source; who wants it at the same time waits for the same reading.
 
         Raises:
-            Unknown: it was removed meanwhile.
-            Unavailable: it is damaged, of another base model, or out of reach.
+            ModelNotFoundError: it was removed meanwhile.
+            ModelUnavailableError: it is damaged, of another base model, or out of reach.
         """
-        if (kept := self.in_memory(found.id)) is not None:
+        if (kept := self.get_loaded(found.id)) is not None:
             return kept
         if (reason := self._failed.get(found.id)) is not None:
-            raise Unavailable(reason)
+            raise ModelUnavailableError(reason)
         task = self._loading.get(found.id)
         if task is None:
             task = self._loading[found.id] = asyncio.create_task(asyncio.to_thread(self._load, found))
@@ -221,7 +221,7 @@ class Registry:
         # shielded, for others may wait for it too
         return await asyncio.shield(task)
 
-    def in_memory(self, id: str) -> Loaded | None:
+    def get_loaded(self, id: str) -> LoadedPrompt | None:
         """A version, if it is loaded."""
         with self._lock:
             kept = self._kept.get(id)
@@ -229,20 +229,20 @@ class Registry:
                 self._kept.move_to_end(id)
             return kept
 
-    def failed(self, id: str) -> str | None:
+    def get_failure(self, id: str) -> str | None:
         """Why a version could not be loaded since the last refresh, if that was tried."""
         return self._failed.get(id)
 
-    def _loaded(self, id: str, task: "asyncio.Task[Loaded]") -> None:
+    def _loaded(self, id: str, task: "asyncio.Task[LoadedPrompt]") -> None:
         del self._loading[id]
         if not task.cancelled():
             task.exception()  # looked at, even if nobody waits any more
 
-    def _try_to_load(self, found: Found) -> None:
-        with suppress(Unknown, Unavailable):  # in the log, and told to whoever asks for it
+    def _try_to_load(self, found: ResolvedModel) -> None:
+        with suppress(ModelNotFoundError, ModelUnavailableError):  # in the log, and told to whoever asks for it
             self._load(found)
 
-    def _load(self, found: Found) -> Loaded:
+    def _load(self, found: ResolvedModel) -> LoadedPrompt:
         assert found.number is not None
         why = "is damaged or cannot be read"
         try:
@@ -253,20 +253,20 @@ class Registry:
             if self._check is not None:
                 self._check(prompt)
         except VersionGoneError as error:
-            raise Unknown(f"there is no model '{found.id}' any more, it was removed") from error
+            raise ModelNotFoundError(f"there is no model '{found.id}' any more, it was removed") from error
         except SoftpromptError as error:
             reason = f"'{found.id}' {why}; the server's log says more, and other models are not affected"
             with self._lock:
                 self._failed[found.id] = reason
                 known, self._logged[found.id] = self._logged.get(found.id), str(error)
             if known != str(error):
-                log.warning("prompt not loaded", extra={"facts": {"model": found.id, "reason": str(error)}})
-            raise Unavailable(reason) from error
+                log.warning("prompt not loaded", extra={"fields": {"model": found.id, "reason": str(error)}})
+            raise ModelUnavailableError(reason) from error
         if (note := prompt.precision_note(self.base)) is not None:
-            log.warning("prompt of another precision", extra={"facts": {"model": found.id, "reason": note}})
-        served = Served(f"{found.id}:{prompt.digest[:16]}", prompt.spec, prompt.states)
+            log.warning("prompt of another precision", extra={"fields": {"model": found.id, "reason": note}})
+        served = ServedPrompt(f"{found.id}:{prompt.digest[:16]}", prompt.spec, prompt.states)
         learned_in = prompt.precisions(self.base).get("learned")
-        loaded = Loaded(served, created, prompt.length, prompt.metrics, learned_in, prompt.example)
+        loaded = LoadedPrompt(served, created, prompt.length, prompt.metrics, learned_in, prompt.example)
         with self._lock:
             self._logged.pop(found.id, None)
             self._kept[found.id] = loaded
@@ -281,7 +281,7 @@ def _versions(names: Mapping[str, PromptListing]) -> set[str]:
 
 def _changes(
     before: Mapping[str, PromptListing], after: Mapping[str, PromptListing], troubles: tuple[str, ...]
-) -> Changes:
+) -> StoreChanges:
     old, new = _versions(before), _versions(after)
     moved = [
         f"{name}@{alias}"
@@ -289,4 +289,4 @@ def _changes(
         for alias in before[name].aliases.keys() | after[name].aliases.keys()
         if before[name].aliases.get(alias) != after[name].aliases.get(alias)
     ]
-    return Changes(tuple(sorted(new - old)), tuple(sorted(old - new)), tuple(sorted(moved)), troubles)
+    return StoreChanges(tuple(sorted(new - old)), tuple(sorted(old - new)), tuple(sorted(moved)), troubles)

@@ -12,8 +12,8 @@ from softprompt.errors import DataError
 from softprompt.inference.scoring import Objective
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.state import words_before
-from softprompt.serving.engine.engine_requests import Asking
-from softprompt.serving.engine.engine_types import Reading, Served
+from softprompt.serving.engine.engine_requests import LabelQuery
+from softprompt.serving.engine.engine_types import InputUsage, ServedPrompt
 
 _Value = TypeVar("_Value")
 
@@ -22,7 +22,7 @@ _TOKENS_OF_ONE, _CELLS_OF_ONE = 2_000, 2**16  # what the labels of a task that c
 _TOGETHER, _CHARACTERS_TOGETHER = 64, 2**17  # examples that are prepared together, and their characters
 
 
-class Recent(Generic[_Value]):
+class WeightedCache(Generic[_Value]):
     """The values of the last ``most`` keys that were asked for, or of fewer, where ``weigh`` counts some for more."""
 
     def __init__(self, most: int, weigh: Callable[[_Value], int] = lambda value: 1) -> None:
@@ -40,7 +40,7 @@ class Recent(Generic[_Value]):
         return self._values[key]
 
 
-class Texts:
+class TextEncoder:
     """Makes tokens of examples; to be called in one thread only."""
 
     def __init__(self, base: TokenizingModel, longest: int) -> None:
@@ -49,15 +49,17 @@ class Texts:
         self._base = base
         # now, and not while texts wait
         safe_tokenizer(base.tokenizer).prepare()
-        self._labelling: Recent[ExampleEncoder] = Recent(KEPT, weight_of_labels)
-        self._generating: Recent[ExampleEncoder] = Recent(KEPT)
+        self._labelling: WeightedCache[ExampleEncoder] = WeightedCache(KEPT, weigh_labels)
+        self._generating: WeightedCache[ExampleEncoder] = WeightedCache(KEPT)
 
-    def labelling(self, served: Served, examples: Sequence[Example]) -> ExampleEncoder:
+    def get_label_encoder(self, served: ServedPrompt, examples: Sequence[Example]) -> ExampleEncoder:
         """What reads ``examples`` for their labels; raises DataError for one that is too long."""
         self._check_lengths(examples)
         return self._labelling.get(served.key, lambda: self._encoder(served, served.spec))
 
-    def text(self, served: Served, example: Example, new_tokens: int) -> tuple[EncodedSequence, Reading]:
+    def encode_text(
+        self, served: ServedPrompt, example: Example, new_tokens: int
+    ) -> tuple[EncodedSequence, InputUsage]:
         """The item of a text that at most ``new_tokens`` are to follow.
 
         Raises:
@@ -69,10 +71,10 @@ class Texts:
             (served.key, new_tokens),
             lambda: self._encoder(served, served.spec.as_generation, new_tokens),
         )
-        (ids,), cut = watched(encoder, [example], encoder.encode_inputs)
-        return EncodedSequence(0, ids, ()), Reading(virtual_tokens(served) + len(ids), bool(cut))
+        (ids,), cut = encode_and_find_cuts(encoder, [example], encoder.encode_inputs)
+        return EncodedSequence(0, ids, ()), InputUsage(count_virtual_tokens(served) + len(ids), bool(cut))
 
-    def _encoder(self, served: Served, spec: TaskSpec, new_tokens: int = 0) -> ExampleEncoder:
+    def _encoder(self, served: ServedPrompt, spec: TaskSpec, new_tokens: int = 0) -> ExampleEncoder:
         length = max((state.length for state in served.states), default=0)
         return ExampleEncoder(self._base, spec, length, new_tokens, words_before(served.states))
 
@@ -82,8 +84,8 @@ class Texts:
                 raise DataError(f"a text of {length:,} characters: expected at most {self._longest:,}, shorten it")
 
 
-def weight_of_labels(encoder: ExampleEncoder) -> int:
-    """How many an encoder counts for in ``Recent``."""
+def weigh_labels(encoder: ExampleEncoder) -> int:
+    """How many an encoder counts for in ``WeightedCache``."""
     sequences = encoder.verbalizer.sequences if encoder.verbalizer is not None else ()
     return 1 + sum(map(len, sequences)) // _TOKENS_OF_ONE
 
@@ -93,7 +95,7 @@ def _weight_of_decisions(objective: Objective) -> int:
     return 1 + len(objective.verbalizer.decisions) * len(objective.verbalizer.sequences) // _CELLS_OF_ONE
 
 
-def portions(template: str, examples: Sequence[Example]) -> Iterator[list[Example]]:
+def split_portions(template: str, examples: Sequence[Example]) -> Iterator[list[Example]]:
     """The examples of a request as they are prepared: few and short enough that between them others get their turn.
 
     Each counts with the words of its ``template``, which are read with it.
@@ -111,40 +113,42 @@ def portions(template: str, examples: Sequence[Example]) -> Iterator[list[Exampl
         yield portion
 
 
-class Preparing:
+class RequestPreparer:
     """Makes items of examples; to be called in one thread only."""
 
     def __init__(self, base: FrozenLM, longest_text: int) -> None:
         """``longest_text``: characters of an example that are read at all."""
-        self._base, self._texts = base, Texts(base, longest_text)
-        self._objectives: Recent[Objective] = Recent(KEPT, _weight_of_decisions)
+        self._base, self._texts = base, TextEncoder(base, longest_text)
+        self._objectives: WeightedCache[Objective] = WeightedCache(KEPT, _weight_of_decisions)
 
-    def questions(
-        self, served: Served, examples: Sequence[Example]
-    ) -> tuple[Asking, list[tuple[int, ...]], list[Reading]]:
+    def encode_examples(
+        self, served: ServedPrompt, examples: Sequence[Example]
+    ) -> tuple[LabelQuery, list[tuple[int, ...]], list[InputUsage]]:
         """What asks for the labels and scores them, and of each example its tokens, and what is read of it.
 
         Raises:
             TemplateError, DataError: an example that cannot be read.
         """
-        encoder = self._texts.labelling(served, examples)
+        encoder = self._texts.get_label_encoder(served, examples)
         objective = self._objectives.get(served.key, lambda: Objective(self._base, encoder.verbalizer))
-        texts, cut = watched(encoder, examples, encoder.encode_inputs)
-        before = virtual_tokens(served)
-        read = [Reading(before + len(text), index in cut) for index, text in enumerate(texts)]
-        return Asking(encoder, objective, max(1, len(served.states))), texts, read
+        texts, cut = encode_and_find_cuts(encoder, examples, encoder.encode_inputs)
+        before = count_virtual_tokens(served)
+        read = [InputUsage(before + len(text), index in cut) for index, text in enumerate(texts)]
+        return LabelQuery(encoder, objective, max(1, len(served.states))), texts, read
 
-    def text(self, served: Served, example: Example, new_tokens: int) -> tuple[EncodedSequence, Reading]:
+    def encode_text(
+        self, served: ServedPrompt, example: Example, new_tokens: int
+    ) -> tuple[EncodedSequence, InputUsage]:
         """The item of a text that at most ``new_tokens`` are to follow; raises as ``questions``."""
-        return self._texts.text(served, example, new_tokens)
+        return self._texts.encode_text(served, example, new_tokens)
 
 
-def virtual_tokens(served: Served) -> int:
+def count_virtual_tokens(served: ServedPrompt) -> int:
     """Virtual tokens of all of its prompts."""
     return sum(state.length for state in served.states)
 
 
-def watched(
+def encode_and_find_cuts(
     encoder: ExampleEncoder, examples: Sequence[Example], read: Callable[[Sequence[Example]], _Value]
 ) -> tuple[_Value, frozenset[int]]:
     """What ``read`` makes of examples with ``encoder``, and which of them it cut."""

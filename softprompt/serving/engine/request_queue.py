@@ -8,12 +8,18 @@ import threading
 from collections import Counter, deque
 from collections.abc import Callable
 
-from softprompt.serving.engine.engine_requests import Kind, Question, Questions, Request, Text
+from softprompt.serving.engine.engine_requests import (
+    ClassificationRequest,
+    EngineRequest,
+    GenerationRequest,
+    RequestKind,
+    ScheduledExample,
+)
 
 LOOKED_AT = 4  # questions that a batch is chosen from, times as many as it can hold
 
 
-class Waiting:
+class RequestQueue:
     """Requests that wait; safe to use from several threads.
 
     Attributes:
@@ -25,39 +31,39 @@ class Waiting:
     """
 
     def __init__(self, most: int) -> None:
-        self.most = most
-        self.count: dict[Kind, int] = {"questions": 0, "text": 0}
-        self.of: Counter[str] = Counter()
+        self.capacity = most
+        self.counts: dict[RequestKind, int] = {"classification": 0, "generation": 0}
+        self.counts_by_prompt: Counter[str] = Counter()
         self.preparing = 0
-        self._questions: deque[Questions] = deque()
-        self._texts: deque[Text] = deque()
+        self._questions: deque[ClassificationRequest] = deque()
+        self._texts: deque[GenerationRequest] = deque()
         self._changed = threading.Condition()
         self._closed = False
 
-    def reserve(self, kind: Kind, key: str, examples: int) -> bool:
+    def reserve(self, kind: RequestKind, key: str, examples: int) -> bool:
         """Keep room for examples of a prompt while they are prepared; whether there was any."""
         with self._changed:
-            few = self.most // 8
-            room = self.most + (few if self.of[key] + examples <= few else 0)
-            if sum(self.count.values()) + examples > room:
+            few = self.capacity // 8
+            room = self.capacity + (few if self.counts_by_prompt[key] + examples <= few else 0)
+            if sum(self.counts.values()) + examples > room:
                 return False
             self._count(kind, key, examples)
             self.preparing += examples
             return True
 
-    def release(self, kind: Kind, key: str, examples: int) -> None:
+    def release(self, kind: RequestKind, key: str, examples: int) -> None:
         """Examples for which room was kept will not come."""
         with self._changed:
             self._count(kind, key, -examples)
             self.preparing -= examples
             self._changed.notify_all()
 
-    def put(self, request: Request) -> bool:
+    def put(self, request: EngineRequest) -> bool:
         """A request whose room was kept; whether it will be taken."""
         with self._changed:
             if self._closed:
                 return False
-            if isinstance(request, Questions):
+            if isinstance(request, ClassificationRequest):
                 self._questions.append(request)
             else:
                 self._texts.append(request)
@@ -65,17 +71,17 @@ class Waiting:
             self._changed.notify_all()
             return True
 
-    def drop(self, request: Request) -> None:
+    def remove(self, request: EngineRequest) -> None:
         """Take a request out, if it is still there."""
         with self._changed:
-            if isinstance(request, Questions) and request in self._questions:
+            if isinstance(request, ClassificationRequest) and request in self._questions:
                 self._questions.remove(request)
-                self._count("questions", request.served.key, -len(request.waiting))
-            elif isinstance(request, Text) and request in self._texts:
+                self._count("classification", request.served.key, -len(request.waiting))
+            elif isinstance(request, GenerationRequest) and request in self._texts:
                 self._texts.remove(request)
-                self._count("text", request.served.key, -1)
+                self._count("generation", request.served.key, -1)
 
-    def take_questions(self, rows: int, tokens: int) -> list[Question]:
+    def take_examples(self, rows: int, tokens: int) -> list[ScheduledExample]:
         """Examples for one forward pass of at most so many rows and padded tokens, if it is not just one row.
 
         The first is the one whose turn it is; those nearest to it in length go with it. Of an example of more rows as
@@ -94,10 +100,10 @@ class Waiting:
                     chosen.append(one)
                     filled, longest = more, length
             for one in chosen:
-                one.request.asked[one.index] = one.numbers.stop
+                one.request.scheduled[one.index] = one.numbers.stop
                 if one.last:
                     one.request.waiting.remove(one.index)
-                    self._count("questions", one.request.served.key, -1)
+                    self._count("classification", one.request.served.key, -1)
             # whose turn it was goes behind the others, and so do others of that prompt
             self._questions.rotate(-1)
             key = first.request.served.key
@@ -105,21 +111,23 @@ class Waiting:
             self._questions = deque(sorted(left, key=lambda request: request.served.key == key))
             return chosen
 
-    def take_texts(self, fits: Callable[[list[Text], Text], bool]) -> list[Text]:
+    def take_generations(
+        self, fits: Callable[[list[GenerationRequest], GenerationRequest], bool]
+    ) -> list[GenerationRequest]:
         """Texts from the front, as many as fit."""
         with self._changed:
-            taken: list[Text] = []
+            taken: list[GenerationRequest] = []
             while self._texts and fits(taken, self._texts[0]):
                 taken.append(self._texts.popleft())
             for text in taken:
-                self._count("text", text.served.key, -1)
+                self._count("generation", text.served.key, -1)
             return taken
 
-    def take_all(self, *, close: bool = False) -> list[Request]:
+    def take_all(self, *, close: bool = False) -> list[EngineRequest]:
         """Everything that waits; ``close`` if nothing will be taken any more."""
         with self._changed:
             self._closed |= close
-            everything: list[Request] = [*self._questions, *self._texts]
+            everything: list[EngineRequest] = [*self._questions, *self._texts]
             for request in everything:
                 self._count(request.kind, request.served.key, -_examples(request))
             self._questions.clear()
@@ -139,24 +147,26 @@ class Waiting:
     @property
     def ready(self) -> int:
         """Examples that wait, prepared."""
-        return sum(self.count.values()) - self.preparing
+        return sum(self.counts.values()) - self.preparing
 
-    def _count(self, kind: Kind, key: str, examples: int) -> None:
-        self.count[kind] += examples
-        self.of[key] += examples
-        if not self.of[key]:
-            del self.of[key]
+    def _count(self, kind: RequestKind, key: str, examples: int) -> None:
+        self.counts[kind] += examples
+        self.counts_by_prompt[key] += examples
+        if not self.counts_by_prompt[key]:
+            del self.counts_by_prompt[key]
 
-    def _in_turn(self, most: int, rows: int, tokens: int) -> list[Question]:
+    def _in_turn(self, most: int, rows: int, tokens: int) -> list[ScheduledExample]:
         """The next examples, one of each request after the other, of each as many rows as a forward pass takes."""
-        found: list[Question] = []
+        found: list[ScheduledExample] = []
         places = [(request, iter(request.waiting)) for request in self._questions]
         while places and len(found) < most:
             going = []
             for request, rest in places:
                 if (index := next(rest, None)) is None:
                     continue
-                found.append(request.question(index, max(1, min(rows, tokens // max(1, request.lengths[index])))))
+                found.append(
+                    request.schedule_example(index, max(1, min(rows, tokens // max(1, request.lengths[index]))))
+                )
                 going.append((request, rest))
                 if len(found) == most:
                     break
@@ -164,5 +174,5 @@ class Waiting:
         return found
 
 
-def _examples(request: Request) -> int:
-    return len(request.waiting) if isinstance(request, Questions) else 1
+def _examples(request: EngineRequest) -> int:
+    return len(request.waiting) if isinstance(request, ClassificationRequest) else 1

@@ -1,8 +1,8 @@
 """A vLLM server over HTTP: completions by token ids, and what its errors mean here.
 
-no answer, 401, 403, 404, 502, 503, 504    Unreachable    it is not there, or is not the one that was meant
-429                                        Busy           with its Retry-After
-other 4xx                                  DataError      it refuses the request, as one that is too long
+no answer, 401, 403, 404, 502, 503, 504    EngineUnreachableError    it is not there, or not the one that was meant
+429                                        EngineBusyError           with its Retry-After
+other 4xx                                  DataError                 it refuses the request, as one that is too long
 other 5xx                                  a failure of ours, with its status in the log
 """
 
@@ -17,11 +17,11 @@ from typing import Any, TypeVar
 import httpx
 
 from softprompt.errors import ConfigError, DataError
-from softprompt.serving.engine.engine_types import Busy, Unreachable
+from softprompt.serving.engine.engine_types import EngineBusyError, EngineUnreachableError
 
 _Value = TypeVar("_Value")
 
-log = logging.getLogger("softprompt.server")
+log = logging.getLogger("softprompt.serving")
 
 CONNECT_SECONDS = 5.0  # until a connection must be there; how long an answer may take, deadlines say
 LOOK_SECONDS = 60.0  # for questions about the server itself; its first answers take longer
@@ -31,14 +31,14 @@ NOT_THERE = (401, 403, 404, 502, 503, 504)
 
 
 @dataclass(frozen=True)
-class Running:
+class VllmModelInfo:
     """What a vLLM server says that it runs: the name of its model, and the longest sequence in tokens."""
 
     model: str
     context_length: int | None
 
 
-class VllmServer:
+class VllmClient:
     """The server at ``http://host:port``, with or without ``/v1`` behind it."""
 
     def __init__(self, url: str, key: str | None = None) -> None:
@@ -54,7 +54,7 @@ class VllmServer:
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=64),
         )
 
-    def look(self) -> Running:
+    def describe_model(self) -> VllmModelInfo:
         """What it runs; blocks.
 
         Raises:
@@ -63,15 +63,15 @@ class VllmServer:
         models = self._asked_once("GET", "/v1/models")
         try:
             length = models["data"][0].get("max_model_len")
-            return Running(str(models["data"][0]["id"]), None if length is None else int(length))
+            return VllmModelInfo(str(models["data"][0]["id"]), None if length is None else int(length))
         except (ValueError, LookupError, TypeError, AttributeError) as error:
             raise ConfigError(f"'{self.url}' answers otherwise than vLLM: {EXPECTED}") from error
 
-    def ask(self, body: Mapping[str, Any]) -> list[dict[str, Any]]:
+    def complete_once(self, body: Mapping[str, Any]) -> list[dict[str, Any]]:
         """The choices of a completion; blocks, raises as ``look``."""
         return _choices(self._asked_once("POST", "/v1/completions", body))
 
-    async def healthy(self) -> bool:
+    async def is_healthy(self) -> bool:
         """Whether it says that it can be asked."""
         try:
             return (await self._client.get("/health", timeout=LOOK_SECONDS)).is_success
@@ -160,8 +160,8 @@ class VllmServer:
                     raise _problem(response, await response.aread())
                 yield response
         except httpx.TransportError as error:
-            log.warning("engine not reached", extra={"facts": {"reason": f"{type(error).__name__}: {error}"}})
-            raise Unreachable("the engine behind this server does not answer: try again later") from error
+            log.warning("engine not reached", extra={"fields": {"reason": f"{type(error).__name__}: {error}"}})
+            raise EngineUnreachableError("the engine behind this server does not answer: try again later") from error
 
 
 def _parsed(content: bytes) -> Any:
@@ -183,12 +183,14 @@ def _problem(response: httpx.Response, content: bytes) -> Exception:
     status, reason = response.status_code, _reason(content)
     if status == 429:
         seconds = response.headers.get("retry-after", "")
-        return Busy(float(seconds) if seconds.isdecimal() else 1.0)
+        return EngineBusyError(float(seconds) if seconds.isdecimal() else 1.0)
     if 400 <= status < 500 and status not in NOT_THERE:
         return DataError(f"the engine refuses this request: {reason}")
-    log.warning("engine failed", extra={"facts": {"status": status}})
+    log.warning("engine failed", extra={"fields": {"status": status}})
     if status in NOT_THERE:
-        return Unreachable(f"the engine behind this server cannot be asked now (it answers {status}): try again later")
+        return EngineUnreachableError(
+            f"the engine behind this server cannot be asked now (it answers {status}): try again later"
+        )
     return RuntimeError(f"the engine answers {status}")
 
 

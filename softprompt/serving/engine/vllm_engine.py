@@ -24,11 +24,25 @@ from softprompt.export.baked_checkpoint import BakedCheckpoint
 from softprompt.inference.generation import Completion, GenerationConfig
 from softprompt.inference.predictor import Prediction
 from softprompt.prompts.saved_prompt import digest_of
-from softprompt.serving.engine.detokenizer import Pieces
-from softprompt.serving.engine.engine_types import Busy, Piece, Reading, Served, before, moment
-from softprompt.serving.engine.inference_engine import Limits
-from softprompt.serving.engine.request_preparation import KEPT, Recent, Texts, portions, virtual_tokens, watched
-from softprompt.serving.engine.vllm_client import VllmServer
+from softprompt.serving.engine.detokenizer import Detokenizer
+from softprompt.serving.engine.engine_types import (
+    CompletionChunk,
+    EngineBusyError,
+    InputUsage,
+    ServedPrompt,
+    deadline_after,
+    expire_at,
+)
+from softprompt.serving.engine.inference_engine import EngineLimits
+from softprompt.serving.engine.request_preparation import (
+    KEPT,
+    TextEncoder,
+    WeightedCache,
+    count_virtual_tokens,
+    encode_and_find_cuts,
+    split_portions,
+)
+from softprompt.serving.engine.vllm_client import VllmClient
 
 _Value = TypeVar("_Value")
 
@@ -40,13 +54,13 @@ PLAIN = {"repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty"
 
 
 class VllmEngine:
-    """Implements ``Answering`` on a vLLM server.
+    """Implements ``EngineClient`` on a vLLM server.
 
     Attributes:
         model: what the server calls the model that it runs.
     """
 
-    def __init__(self, checkpoint: BakedCheckpoint, server: VllmServer, limits: Limits) -> None:
+    def __init__(self, checkpoint: BakedCheckpoint, server: VllmClient, limits: EngineLimits) -> None:
         """Look at the server, once; blocks.
 
         Args:
@@ -55,34 +69,34 @@ class VllmEngine:
         Raises:
             ConfigError: there is no such server, or it does not run this checkpoint.
         """
-        running = server.look()
+        running = server.describe_model()
         self._checkpoint, self._server, self._limits = checkpoint, server, limits
         self.model = running.model
         self._check()
         lengths = [one for one in (checkpoint.context_length, running.context_length) if one is not None]
         # vLLM wants room for the token that it is asked for
-        self._texts = Texts(_Shortened(checkpoint, min(lengths) - 1 if lengths else None), limits.text_characters)
-        self._fronts: Recent[tuple[int, ...]] = Recent(KEPT)
+        self._texts = TextEncoder(_Shortened(checkpoint, min(lengths) - 1 if lengths else None), limits.text_characters)
+        self._fronts: WeightedCache[tuple[int, ...]] = WeightedCache(KEPT)
         self._preparer = ThreadPoolExecutor(1, "softprompt tokens")
         self._inside = 0
 
-    async def reachable(self) -> bool:
+    async def is_reachable(self) -> bool:
         """Whether vLLM says that it can be asked."""
-        return await self._server.healthy()
+        return await self._server.is_healthy()
 
     async def classify(
-        self, served: Served, examples: Sequence[Example], *, deadline: float | None = None
+        self, served: ServedPrompt, examples: Sequence[Example], *, deadline: float | None = None
     ) -> list[Prediction]:
-        """See ``Answering``."""
+        """See ``EngineClient``."""
         if served.spec.kind != "classification":
             raise DataError(f"'{served.key}' has no labels to choose from: expected a prompt for classification")
         if not examples:
             return []
         with self._admitted(len(examples)):
-            async with before(moment(deadline)):
+            async with expire_at(deadline_after(deadline)):
                 texts: list[tuple[int, ...]] = []
                 cut: set[int] = set()
-                for part in portions(served.spec.template, examples):
+                for part in split_portions(served.spec.template, examples):
                     encoder, front, some, shortened = await self._prepared(partial(self._labelling, served, part))
                     cut |= {len(texts) + index for index in shortened}
                     texts += some
@@ -97,31 +111,31 @@ class VllmEngine:
             for score, choices in zip(scores, answers, strict=True):
                 for label, choice in decision.choice_of_label.items():
                     score[label] += choices[choice]
-        length = virtual_tokens(served)
+        length = count_virtual_tokens(served)
         return [
-            _prediction(index, served, score, Reading(length + len(text), index in cut))
+            _prediction(index, served, score, InputUsage(length + len(text), index in cut))
             for index, (score, text) in enumerate(zip(scores, texts, strict=True))
         ]
 
     async def generate(
-        self, served: Served, example: Example, generation: GenerationConfig, *, deadline: float | None = None
-    ) -> AsyncIterator[Piece]:
-        """See ``Answering``."""
-        until = moment(deadline)
+        self, served: ServedPrompt, example: Example, generation: GenerationConfig, *, deadline: float | None = None
+    ) -> AsyncIterator[CompletionChunk]:
+        """See ``EngineClient``."""
+        until = deadline_after(deadline)
         with self._admitted(1):
-            async with before(until):
+            async with expire_at(until):
                 ids, read = await self._prepared(partial(self._text, served, example, generation))
             completion = Completion(self._checkpoint, generation)
-            pieces = Pieces(completion, self._checkpoint.tokenizer, read)
+            pieces = Detokenizer(completion, self._checkpoint.tokenizer, read)
             async with aclosing(self._server.stream(self._continuation(ids, generation))) as events:
                 while completion.finish is None:
                     # only while waiting: between pieces the caller's own time passes
-                    async with before(until):
+                    async with expire_at(until):
                         choice = await anext(events, None)
                     if choice is None:
                         raise RuntimeError("the engine's stream ended before the completion did")
                     _take(completion, choice)
-                    if (completion.tokens or completion.finish) and (piece := pieces.next()) is not None:
+                    if (completion.tokens or completion.finish) and (piece := pieces.next_chunk()) is not None:
                         yield piece
 
     async def close(self) -> None:
@@ -133,7 +147,7 @@ class VllmEngine:
         """Compare the server with what the checkpoint gave when it was made; raises ConfigError."""
         url = self._server.url
         for name, probe in self._checkpoint.probes.items():
-            (choice,) = self._server.ask(self._question([list(probe.ids)], probe.tokens))
+            (choice,) = self._server.complete_once(self._question([list(probe.ids)], probe.tokens))
             given = _given(choice)
             if not given.keys() >= set(probe.tokens):
                 raise ConfigError(
@@ -157,7 +171,7 @@ class VllmEngine:
         if examples > most:
             raise DataError(f"{examples:,} examples at once: expected at most {most:,}, send fewer")
         if self._inside + examples > most:
-            raise Busy(1.0)
+            raise EngineBusyError(1.0)
         self._inside += examples
         try:
             yield
@@ -168,16 +182,18 @@ class VllmEngine:
         return await asyncio.get_running_loop().run_in_executor(self._preparer, work)
 
     def _labelling(
-        self, served: Served, examples: Sequence[Example]
+        self, served: ServedPrompt, examples: Sequence[Example]
     ) -> tuple[ExampleEncoder, tuple[int, ...], list[tuple[int, ...]], frozenset[int]]:
-        encoder = self._texts.labelling(served, examples)
-        return encoder, self._front(served), *watched(encoder, examples, encoder.encode_inputs)
+        encoder = self._texts.get_label_encoder(served, examples)
+        return encoder, self._front(served), *encode_and_find_cuts(encoder, examples, encoder.encode_inputs)
 
-    def _text(self, served: Served, example: Example, generation: GenerationConfig) -> tuple[list[int], Reading]:
-        item, read = self._texts.text(served, example, generation.max_new_tokens)
+    def _text(
+        self, served: ServedPrompt, example: Example, generation: GenerationConfig
+    ) -> tuple[list[int], InputUsage]:
+        item, read = self._texts.encode_text(served, example, generation.max_new_tokens)
         return [*self._front(served), *item.ids], read
 
-    def _front(self, served: Served) -> tuple[int, ...]:
+    def _front(self, served: ServedPrompt) -> tuple[int, ...]:
         """What stands in front of every text: BOS and virtual tokens."""
         if not served.states:
             return self._checkpoint.special_tokens.bos
@@ -286,7 +302,7 @@ def _normalised(logarithms: list[float]) -> list[float]:
     return [one - total for one in logarithms]
 
 
-def _prediction(index: int, served: Served, score: list[float], read: Reading) -> Prediction:
+def _prediction(index: int, served: ServedPrompt, score: list[float], read: InputUsage) -> Prediction:
     probabilities = dict(zip(served.spec.labels, map(math.exp, score), strict=True))
     likeliest = max(probabilities, key=probabilities.__getitem__)
     return Prediction(index, likeliest, probabilities, prompt_tokens=read.tokens, cut=read.cut)

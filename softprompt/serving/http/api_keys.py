@@ -29,7 +29,7 @@ Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,6
 Glob = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 
 
-class Key(Record):
+class ApiKey(Record):
     """One key, without the key itself.
 
     Attributes:
@@ -50,10 +50,10 @@ class Key(Record):
         return any(fnmatchcase(name, pattern) for pattern in self.prompts)
 
 
-class KeyFile(StoreRecord):
+class ApiKeyFile(StoreRecord):
     """All keys. Who runs the server may edit the file by hand, so it has no seal, and one that is there is not read."""
 
-    keys: tuple[Key, ...] = Field((), max_length=10_000)
+    keys: tuple[ApiKey, ...] = Field((), max_length=10_000)
 
     @model_validator(mode="before")
     @classmethod
@@ -63,7 +63,7 @@ class KeyFile(StoreRecord):
     def to_bytes(self) -> bytes:
         return (self.model_dump_json(indent=1) + "\n").encode()
 
-    def find(self, token: str) -> Key | None:
+    def find(self, token: str) -> ApiKey | None:
         """The key that ``token`` is. It takes as long whichever it is, or if it is none."""
         digest = _digest(token[:LONGEST])
         found = None
@@ -73,10 +73,10 @@ class KeyFile(StoreRecord):
         return found
 
 
-def read_keys(path: Path) -> KeyFile:
+def read_keys(path: Path) -> ApiKeyFile:
     """The keys of a file; raises ConfigError if it is not there, or not such a file."""
     try:
-        return KeyFile.from_bytes(read_file(path, TEXT_LIMIT))
+        return ApiKeyFile.from_bytes(read_file(path, TEXT_LIMIT))
     except FileNotFoundError as error:
         raise ConfigError(f"the file of API keys '{path}' does not exist: softprompt keys add makes one") from error
     except (OSError, ValueError) as error:
@@ -97,11 +97,11 @@ def add_key(path: Path, name: str, prompts: Sequence[str] = (), *, admin: bool =
     with map_write_errors(path, "give another file"):
         path.absolute().parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{path}.lock"):
-            before = read_keys(path) if path.exists() else KeyFile()
+            before = read_keys(path) if path.exists() else ApiKeyFile()
             if any(key.name == name for key in before.keys):
                 raise ConfigError(f"there is a key named '{name}' in '{path}': give another name, or remove it first")
             try:
-                key = Key(
+                key = ApiKey(
                     name=name,
                     sha256=_digest(token),
                     prompts=tuple(prompts) or ("*",),
@@ -112,7 +112,7 @@ def add_key(path: Path, name: str, prompts: Sequence[str] = (), *, admin: bool =
                 raise ConfigError(
                     f"expected a name of letters, digits, '.', '-' and '_' (at most 64), got {name[:80]!r}"
                 ) from error
-            _write(path, KeyFile(keys=(*before.keys, key)))
+            _write(path, ApiKeyFile(keys=(*before.keys, key)))
     return token
 
 
@@ -124,10 +124,10 @@ def remove_key(path: Path, name: str) -> None:
         if len(left) == len(before.keys):
             known = ", ".join(key.name for key in before.keys) or "none"
             raise ConfigError(f"there is no key named '{name}' in '{path}', its keys are: {known}")
-        _write(path, KeyFile(keys=left))
+        _write(path, ApiKeyFile(keys=left))
 
 
-def _write(path: Path, keys: KeyFile) -> None:
+def _write(path: Path, keys: ApiKeyFile) -> None:
     replace_file(path, keys.to_bytes())
     path.chmod(0o600)
 

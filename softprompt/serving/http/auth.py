@@ -7,12 +7,12 @@ from pathlib import Path
 from starlette.requests import Request
 
 from softprompt.errors import ConfigError
-from softprompt.serving.http.api_keys import Key, KeyFile, read_keys
+from softprompt.serving.http.api_keys import ApiKey, ApiKeyFile, read_keys
 from softprompt.serving.http.http_errors import ApiError
 from softprompt.serving.http.server_settings import host_name
 
 
-class Access:
+class Authenticator:
     """The keys in use, or everybody's access where there are none."""
 
     def __init__(self, path: Path | None, *, open_admin: bool = False, origins: Collection[str] = ()) -> None:
@@ -27,8 +27,8 @@ class Access:
             ConfigError: the file cannot be read, or holds no key: nobody could ask.
         """
         self._path, self._origins = path, origins
-        self._keys = KeyFile()
-        self._everybody = Key(
+        self._keys = ApiKeyFile()
+        self._everybody = ApiKey(
             name="everybody", sha256="0" * 64, admin=open_admin, created=datetime.fromtimestamp(0, UTC)
         )
         self.reload()
@@ -47,7 +47,7 @@ class Access:
         if self._path is not None:
             self._keys = read_keys(self._path)
 
-    def identify(self, request: Request) -> None:
+    def authenticate(self, request: Request) -> None:
         """Put the key of whoever asks into the request's state.
 
         Raises:
@@ -56,8 +56,8 @@ class Access:
         if self._path is None and self._is_foreign(request):
             message = "a page of another origin asks, without an API key: name its origin in cors_origins"
             raise ApiError(403, "foreign_origin", message)
-        request.state.key = self._everybody if self._path is None else self._key_of(request)
-        request.state.facts.key = request.state.key.name if self.needs_key else ""
+        request.state.key = self._everybody if self._path is None else self._find_key(request)
+        request.state.outcome.key = request.state.key.name if self.needs_key else ""
 
     def _is_foreign(self, request: Request) -> bool:
         """Whether a page of another origin made its browser ask.
@@ -78,7 +78,7 @@ class Access:
         # a proxy may leave out the port
         return asking.lower() != own.lower() and host_name(asking) != own.lower()
 
-    def _key_of(self, request: Request) -> Key:
+    def _find_key(self, request: Request) -> ApiKey:
         scheme, _, token = request.headers.get("authorization", "").partition(" ")
         key = self._keys.find(token.strip()) if scheme.lower() == "bearer" else None
         if key is None:
@@ -88,7 +88,7 @@ class Access:
         return key
 
 
-def check_model(request: Request, name: str) -> None:
+def check_model_allowed(request: Request, name: str) -> None:
     """Raise ApiError (403) unless whoever asks may ask the prompt, or base model, ``name``."""
     if not request.state.key.allows(name):
         raise ApiError(403, "model_not_allowed", "this API key may not ask this model", param="model")

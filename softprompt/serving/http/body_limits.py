@@ -8,7 +8,7 @@ from fastapi.routing import APIRoute
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
-from softprompt.serving.http.http_errors import ApiError, ClientGone
+from softprompt.serving.http.http_errors import ApiError, ClientDisconnectedError
 from softprompt.utils.safe_io import parse_json
 
 LEAST_VALUES, BYTES_A_VALUE = 10_000, 50  # of a body of JSON: so many at most, or one for so many bytes of the limit
@@ -29,7 +29,7 @@ class BoundedRequest(Request):
             except TimeoutError as error:
                 raise ApiError(408, "body_timeout", f"the body was not there within {self._seconds:g} s") from error
             except ClientDisconnect as error:
-                raise ClientGone from error
+                raise ClientDisconnectedError from error
         return self._body
 
     async def json(self) -> Any:
@@ -67,7 +67,7 @@ class BoundedRequest(Request):
         return ApiError(413, "body_too_large", f"a body has at most {self._bytes_limit:,} bytes")
 
 
-def guarded_route(
+def make_guarded_route(
     before: Callable[[Request], None], *, bytes_limit: int, depth_limit: int, seconds: float
 ) -> type[APIRoute]:
     """The kind of route whose requests are read so, after ``before`` has let them in."""

@@ -13,42 +13,44 @@ from typing import Any, Literal
 from softprompt.data.examples import Example
 from softprompt.inference.generation import GenerationConfig
 from softprompt.inference.predictor import Prediction
-from softprompt.serving.engine.engine_types import Piece, Reading
-from softprompt.serving.http.http_errors import CLIENT_GONE, ApiError, problem_of
-from softprompt.serving.http.request_context import Asked, Desk
-from softprompt.serving.http.schemas import Asking
-from softprompt.serving.http.sse import END, EventStream, event, merged
+from softprompt.serving.engine.engine_types import CompletionChunk, InputUsage
+from softprompt.serving.http.http_errors import CLIENT_GONE, ApiError, to_api_error
+from softprompt.serving.http.request_context import RequestContext, ServingContext
+from softprompt.serving.http.schemas import BaseCompletionRequest
+from softprompt.serving.http.sse import DONE, EventStream, encode_event, merge_streams
 
 NEUTRAL = {"temperature": (None, 0), "top_k": (None, 0, -1), "top_p": (None, 1)}  # what changes nothing
 
-log = logging.getLogger("softprompt.server")
+log = logging.getLogger("softprompt.serving")
 
 
-def generation_of(desk: Desk, asked: Asked, request: Asking, max_tokens: int | None) -> GenerationConfig:
+def build_generation_config(
+    serving: ServingContext, context: RequestContext, request: BaseCompletionRequest, max_tokens: int | None
+) -> GenerationConfig:
     """How to choose tokens; greedy unless asked otherwise, as softprompt predict does. What is asked for and has no
     effect is noted.
 
     Raises:
         ApiError: more tokens than are allowed.
     """
-    most = desk.config.max_tokens
+    most = serving.config.max_tokens
     if max_tokens is not None and max_tokens > most:
         raise ApiError(
             422, "too_many_tokens", f"expected at most {most:,} tokens, got {max_tokens:,}", param="max_tokens"
         )
     warm = {name for name in ("temperature", "top_k", "top_p") if getattr(request, name) not in NEUTRAL[name]}
-    if asked.served.spec.kind == "classification":
+    if context.served.spec.kind == "classification":
         idle = {*warm, *(["max_tokens"] if max_tokens else []), *(["stop"] if request.stop else [])}
-        why = f"'{asked.found.id}' answers with the words of the likeliest label"
+        why = f"'{context.found.id}' answers with the words of the likeliest label"
     else:
         idle = set() if request.temperature else warm
         why = "without a temperature above 0 the likeliest token is taken"
-    asked.facts.warnings += [f"{name} has no effect: {why}" for name in sorted(idle)]
+    context.outcome.warnings += [f"{name} has no effect: {why}" for name in sorted(idle)]
     if request.ignore_eos:
-        asked.facts.warnings.append("ignore_eos has no effect: a completion ends where the model ends it")
+        context.outcome.warnings.append("ignore_eos has no effect: a completion ends where the model ends it")
     stop = (request.stop,) if isinstance(request.stop, str) else tuple(request.stop or ())
     return GenerationConfig(
-        max_new_tokens=max_tokens or desk.config.default_max_tokens,
+        max_new_tokens=max_tokens or serving.config.default_max_tokens,
         temperature=request.temperature or 0.0,
         top_p=1.0 if request.top_p is None else request.top_p,
         top_k=max(request.top_k or 0, 0),
@@ -58,13 +60,13 @@ def generation_of(desk: Desk, asked: Asked, request: Asking, max_tokens: int | N
 
 
 @dataclass
-class Trimmed:
+class WhitespaceTrimmer:
     """Pieces without the white space around the whole, as far as that can be told."""
 
     begun: bool = False
     held_back: str = ""
 
-    def __call__(self, piece: Piece) -> Piece:
+    def __call__(self, piece: CompletionChunk) -> CompletionChunk:
         text = self.held_back + piece.text
         if not self.begun:
             text = text.lstrip()
@@ -75,7 +77,7 @@ class Trimmed:
 
 
 @dataclass
-class Grown:
+class PartialCompletion:
     """A completion as far as it has grown."""
 
     text: list[str] = field(default_factory=list)
@@ -83,14 +85,14 @@ class Grown:
     prompt_tokens: int = 0
     finish: str | None = None
 
-    def take(self, piece: Piece) -> None:
+    def take(self, piece: CompletionChunk) -> None:
         self.text.append(piece.text)
         self.tokens += piece.tokens
         self.prompt_tokens = piece.read.tokens
         self.finish = piece.finish
 
 
-class Completing:
+class CompletionService:
     """The completions of one request.
 
     Attributes:
@@ -100,8 +102,8 @@ class Completing:
 
     def __init__(
         self,
-        desk: Desk,
-        asked: Asked,
+        serving: ServingContext,
+        context: RequestContext,
         examples: Sequence[Example],
         generation: GenerationConfig,
         prefix: str,
@@ -114,25 +116,25 @@ class Completing:
             prefix: of the id, which tells OpenAI's kinds of answers apart.
             exact: a completion goes on where its text ends, with the white space between them.
         """
-        self._desk, self._asked, self._examples, self._generation = desk, asked, examples, generation
+        self._serving, self._context, self._examples, self._generation = serving, context, examples, generation
         self._exact = exact
-        self.id, self.created, self.model = f"{prefix}-{secrets.token_hex(12)}", int(time.time()), asked.found.id
-        self.grown = [Grown() for _ in examples]
+        self.id, self.created, self.model = f"{prefix}-{secrets.token_hex(12)}", int(time.time()), context.found.id
+        self.grown = [PartialCompletion() for _ in examples]
         self._predictions: list[Prediction] = []
 
-    async def whole(self) -> list[Grown]:
+    async def collect(self) -> list[PartialCompletion]:
         """All of them, when they are finished."""
 
-        async def collect() -> list[Grown]:
+        async def collect() -> list[PartialCompletion]:
             async for _ in self._pieces():
                 pass
             return self.grown
 
-        return await self._asked.attended(collect())
+        return await self._context.finish_or_cancel(collect())
 
     async def stream(
         self,
-        chunk: Callable[[int, Piece, bool], list[dict[str, Any]]],
+        chunk: Callable[[int, CompletionChunk, bool], list[dict[str, Any]]],
         head: dict[str, Any],
         *,
         usage: bool | Literal["always"],
@@ -159,70 +161,74 @@ class Completing:
                             more["usage"] = self.usage() if usage == "always" else None
                         if news := self.warnings[told:]:
                             more["warnings"], told = news, len(self.warnings)
-                        yield event({**head, "choices": [choice], **more})
+                        yield encode_event({**head, "choices": [choice], **more})
                     begun.add(index)
             if usage:
-                yield event({**head, "choices": [], "usage": self.usage()})
+                yield encode_event({**head, "choices": [], "usage": self.usage()})
 
         coming = events()
-        first = await self._asked.attended(anext(coming, None))
+        first = await self._context.finish_or_cancel(anext(coming, None))
         return EventStream(self._guarded(first, coming))
 
     @property
     def warnings(self) -> list[str]:
         """What whoever asked may not expect of the answer."""
-        return self._asked.facts.warnings
+        return self._context.outcome.warnings
 
     def usage(self) -> dict[str, int]:
         """Tokens of all of them."""
-        return usage_of([one.prompt_tokens for one in self.grown], sum(one.tokens for one in self.grown))
+        return count_usage([one.prompt_tokens for one in self.grown], sum(one.tokens for one in self.grown))
 
     async def _guarded(self, first: bytes | None, coming: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
-        facts, ended = self._asked.facts, False
+        outcome, ended = self._context.outcome, False
         try:
             part = first
             while part is not None:
                 yield part
-                part = await self._asked.in_time(coming)
-            yield END
+                part = await self._context.next_event(coming)
+            yield DONE
             ended = True
         except Exception as error:
-            problem = problem_of(error)
+            problem = to_api_error(error)
             if problem.status_code >= 500 and problem.code == "internal_error":
-                log.error("failure", exc_info=error, extra={"facts": {"request_id": facts.id}})
-            facts.status, facts.code, ended = problem.status_code, problem.code, True
-            yield event(problem.to_dict())
+                log.error("failure", exc_info=error, extra={"fields": {"request_id": outcome.id}})
+            outcome.status, outcome.code, ended = problem.status_code, problem.code, True
+            yield encode_event(problem.to_dict())
         finally:
             if not ended:
-                facts.status, facts.code = CLIENT_GONE, "client_gone"
+                outcome.status, outcome.code = CLIENT_GONE, "client_gone"
             await coming.aclose()
 
-    async def _pieces(self) -> AsyncGenerator[tuple[int, Piece], None]:
+    async def _pieces(self) -> AsyncGenerator[tuple[int, CompletionChunk], None]:
         """Pieces as they come, each kept in ``grown`` too, and all of them accounted for at the end."""
-        if self._asked.served.spec.kind == "classification":
+        if self._context.served.spec.kind == "classification":
             coming = self._labels()
         else:
-            coming = merged([self._generated(index, example) for index, example in enumerate(self._examples)])
+            coming = merge_streams([self._generated(index, example) for index, example in enumerate(self._examples)])
         try:
             async for index, piece in coming:
                 if piece.read.cut and not self.grown[index].prompt_tokens:
-                    self._desk.warn_of_cut(self._asked, index, piece.read.tokens)
+                    self._serving.warn_of_cut(self._context, index, piece.read.tokens)
                 self.grown[index].take(piece)
                 yield index, piece
         finally:
             read = sum(one.prompt_tokens for one in self.grown)
-            self._desk.account(self._asked.facts, read, sum(one.tokens for one in self.grown))
-            self._desk.note(self._asked.facts, ["".join(one.text) for one in self.grown], self._predictions)
+            self._serving.record_usage(self._context.outcome, read, sum(one.tokens for one in self.grown))
+            self._serving.record_answers(
+                self._context.outcome, ["".join(one.text) for one in self.grown], self._predictions
+            )
             await coming.aclose()
 
-    async def _generated(self, index: int, example: Example) -> AsyncGenerator[Piece, None]:
-        asked, generation = self._asked, self._generation
+    async def _generated(self, index: int, example: Example) -> AsyncGenerator[CompletionChunk, None]:
+        context, generation = self._context, self._generation
         if index:
             # the same text twice is not to give the same sample twice
             drawn = hashlib.sha256(f"{generation.seed}/{index}".encode()).digest()
             generation = replace(generation, seed=int.from_bytes(drawn[:7], "big"))
-        coming = self._desk.engine.generate(asked.served, example, generation, deadline=asked.left)
-        shown: Callable[[Piece], Piece] = (lambda piece: piece) if self._exact else Trimmed()
+        coming = self._serving.engine.generate(context.served, example, generation, deadline=context.seconds_left)
+        shown: Callable[[CompletionChunk], CompletionChunk] = (
+            (lambda piece: piece) if self._exact else WhitespaceTrimmer()
+        )
         try:
             async for piece in coming:
                 yield shown(piece)
@@ -230,29 +236,31 @@ class Completing:
             if isinstance(coming, AsyncGenerator):
                 await coming.aclose()
 
-    async def _labels(self) -> AsyncGenerator[tuple[int, Piece], None]:
+    async def _labels(self) -> AsyncGenerator[tuple[int, CompletionChunk], None]:
         """A prompt for classification says the words of the likeliest label."""
-        spec = self._asked.served.spec
-        self._predictions = await classified(self._desk, self._asked, self._examples)
+        spec = self._context.served.spec
+        self._predictions = await classify_examples(self._serving, self._context, self._examples)
         for index, one in enumerate(self._predictions):
             words = spec.verbalizers[spec.label_index[str(one.label)]]
-            yield index, Piece(words, 0, Reading(one.prompt_tokens or 0, one.cut), "stop")
+            yield index, CompletionChunk(words, 0, InputUsage(one.prompt_tokens or 0, one.cut), "stop")
 
 
-async def classified(desk: Desk, asked: Asked, examples: Sequence[Example]) -> list[Prediction]:
+async def classify_examples(
+    serving: ServingContext, context: RequestContext, examples: Sequence[Example]
+) -> list[Prediction]:
     """Labels with probabilities.
 
     Raises:
         ApiError: the model gave no numbers.
     """
-    predictions = await desk.engine.classify(asked.served, examples, deadline=asked.left)
+    predictions = await serving.engine.classify(context.served, examples, deadline=context.seconds_left)
     for one in predictions:
         if not all(math.isfinite(value) for value in (one.probabilities or {}).values()):
             raise ApiError(500, "not_finite", "the model's numbers for this text are not finite: no label can be told")
     return predictions
 
 
-def usage_of(prompt_tokens: Sequence[int], completion_tokens: int) -> dict[str, int]:
+def count_usage(prompt_tokens: Sequence[int], completion_tokens: int) -> dict[str, int]:
     """OpenAI's count of tokens."""
     read = sum(prompt_tokens)
     return {

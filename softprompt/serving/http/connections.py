@@ -33,7 +33,7 @@ log = logging.getLogger(CONNECTIONS)
 
 
 @dataclass(frozen=True)
-class Bounds:
+class ConnectionLimits:
     """What connections may take.
 
     Attributes:
@@ -42,23 +42,27 @@ class Bounds:
         read_seconds: that a client may take nothing of an answer that waits for it.
     """
 
-    most: int = 1000
+    max_connections: int = 1000
     head_seconds: float = 10
     read_seconds: float = 60
 
     @property
-    def possible(self) -> int:
+    def effective_connections(self) -> int:
         """``most``, or fewer where this process may not open as many files."""
         if resource is None:
-            return self.most
+            return self.max_connections
         files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-        return self.most if files == resource.RLIM_INFINITY else min(self.most, max(FEWEST, files - OTHER_FILES))
+        return (
+            self.max_connections
+            if files == resource.RLIM_INFINITY
+            else min(self.max_connections, max(FEWEST, files - OTHER_FILES))
+        )
 
 
-class Connection(H11Protocol):
+class BoundedConnection(H11Protocol):
     """A connection within bounds; ``look`` is to be called again and again."""
 
-    def __init__(self, *args: Any, bounds: Bounds, **more: Any) -> None:
+    def __init__(self, *args: Any, bounds: ConnectionLimits, **more: Any) -> None:
         super().__init__(*args, **more)
         self._bounds = bounds
         self._asked: Any = None
@@ -66,7 +70,7 @@ class Connection(H11Protocol):
         self._unread, self._unread_since = 0, self.loop.time()
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        full = len(self.connections) >= self._bounds.possible and not self._made_room()
+        full = len(self.connections) >= self._bounds.effective_connections and not self._made_room()
         super().connection_made(transport)
         if full:
             log.warning("too many connections: one was refused")
@@ -78,7 +82,7 @@ class Connection(H11Protocol):
         """Whether nothing is being answered on it."""
         return (self.cycle is None or self.cycle.response_complete) and not self.transport.get_write_buffer_size()
 
-    def look(self, now: float) -> None:
+    def close_if_slow(self, now: float) -> None:
         """Close it if its client takes too long."""
         unread = self.transport.get_write_buffer_size()
         if not unread or unread < self._unread:
@@ -97,7 +101,7 @@ class Connection(H11Protocol):
 
     def _made_room(self) -> bool:
         """Close the connection that waits for its client for longest; whether there is one."""
-        waiting = [one for one in self.connections if isinstance(one, Connection) and one.waits]
+        waiting = [one for one in self.connections if isinstance(one, BoundedConnection) and one.waits]
         if not waiting:
             return False
         longest = min(waiting, key=lambda one: one._asking_since)

@@ -19,8 +19,8 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
 from softprompt.errors import BaseModelError, DataError, PromptFileError, SoftpromptError, TemplateError, shorten
-from softprompt.serving.engine.engine_types import Busy, Expired, Unreachable
-from softprompt.serving.engine.prompt_registry import Unavailable, Unknown
+from softprompt.serving.engine.engine_types import DeadlineExceededError, EngineBusyError, EngineUnreachableError
+from softprompt.serving.engine.prompt_registry import ModelNotFoundError, ModelUnavailableError
 
 _FIELD = re.compile(r"[A-Za-z_][A-Za-z0-9_.\[\]-]{0,59}")
 
@@ -64,29 +64,29 @@ class ApiError(HTTPException):
         return JSONResponse(self.to_dict(), self.status_code, headers=self.headers)
 
 
-class ClientGone(ApiError):
+class ClientDisconnectedError(ApiError):
     """Whoever asked does not wait for the answer any more."""
 
     def __init__(self) -> None:
         super().__init__(CLIENT_GONE, "client_gone", "the client closed the connection")
 
 
-def problem_of(error: Exception) -> ApiError:
+def to_api_error(error: Exception) -> ApiError:
     """What to answer for an error; 500, which says nothing of the inside, for one that is not the request's fault."""
     if isinstance(error, ApiError):
         return error
     if isinstance(error, RequestValidationError):
         return _invalid(error.errors(), error.body)
-    if isinstance(error, Unknown):
+    if isinstance(error, ModelNotFoundError):
         return ApiError(404, "model_not_found", str(error), param="model")
-    if isinstance(error, Unavailable):
+    if isinstance(error, ModelUnavailableError):
         return ApiError(503, "model_unavailable", str(error), param="model")
-    if isinstance(error, Busy):
+    if isinstance(error, EngineBusyError):
         seconds = str(max(1, math.ceil(error.retry_after)))
         return ApiError(429, "queue_full", str(error), headers={"Retry-After": seconds})
-    if isinstance(error, Unreachable):
+    if isinstance(error, EngineUnreachableError):
         return ApiError(503, "engine_unavailable", str(error), headers={"Retry-After": "1"})
-    if isinstance(error, Expired | TimeoutError):
+    if isinstance(error, DeadlineExceededError | TimeoutError):
         return ApiError(504, "timeout", "the answer was not there in time: ask for less, or allow more time")
     if isinstance(error, TemplateError | DataError):
         return ApiError(422, "unusable_text", str(error))
@@ -183,6 +183,6 @@ def _got(value: Any) -> str:
     return f"a list of {len(value):,}" if isinstance(value, list) else "an object"
 
 
-def field_of(param: str | None) -> str:
+def loggable_field(param: str | None) -> str:
     """The name of a field for the log, unless it looks like anything else than a name."""
     return param if param is not None and _FIELD.fullmatch(param) else ""

@@ -13,23 +13,23 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from softprompt.data.examples import Example
-from softprompt.serving.engine.engine_types import Served
-from softprompt.serving.http.http_errors import CLIENT_GONE, ApiError, problem_of
-from softprompt.serving.http.prometheus import Metrics
-from softprompt.serving.http.server_settings import ServeConfig
-from softprompt.serving.http.sse import EVENTS, event
-from softprompt.serving.request_log.request_sampler import Answered, Sampler, Taken
+from softprompt.serving.engine.engine_types import ServedPrompt
+from softprompt.serving.http.http_errors import CLIENT_GONE, ApiError, to_api_error
+from softprompt.serving.http.prometheus import ServerMetrics
+from softprompt.serving.http.server_settings import ServerSettings
+from softprompt.serving.http.sse import EVENTS, encode_event
+from softprompt.serving.request_log.request_sampler import RequestAnswer, RequestSampler, SampledRequest
 
 HEADER = "X-Request-Id"
 # of every answer that has none of its own: data, that no browser is to take for a page
 SAFE = {"Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'", "X-Content-Type-Options": "nosniff"}
 _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
-log = logging.getLogger("softprompt.server")
+log = logging.getLogger("softprompt.serving")
 
 
 @dataclass
-class Facts:
+class RequestOutcome:
     """What is known of a request by its end.
 
     Attributes:
@@ -58,21 +58,21 @@ class Facts:
     warnings: list[str] = field(default_factory=list)
     cut: int = 0
     said: dict[str, Any] = field(default_factory=dict)
-    served: Served | None = None
+    served: ServedPrompt | None = None
     examples: Sequence[Example] = ()
-    answers: Sequence[Answered] = ()
+    answers: Sequence[RequestAnswer] = ()
 
 
-class Observed:
+class RequestMiddleware:
     """ASGI middleware, the outermost one of ours."""
 
     def __init__(
         self,
         app: ASGIApp,
-        metrics: Metrics,
-        config: ServeConfig,
+        metrics: ServerMetrics,
+        config: ServerSettings,
         stopping: Callable[[], bool],
-        sampler: Sampler | None = None,
+        sampler: RequestSampler | None = None,
     ) -> None:
         """Wrap ``app``.
 
@@ -89,8 +89,8 @@ class Observed:
             return
         headers = Headers(scope=scope)
         given = headers.get(HEADER, "")
-        facts = Facts(given if _ID.fullmatch(given) else secrets.token_hex(16))
-        scope.setdefault("state", {})["facts"] = facts
+        outcome = RequestOutcome(given if _ID.fullmatch(given) else secrets.token_hex(16))
+        scope.setdefault("state", {})["outcome"] = outcome
         started, status, growing = time.perf_counter(), 0, False
         head = scope["method"] == "HEAD"
         # whatever is there to be got has a head too
@@ -101,7 +101,7 @@ class Observed:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 sent = MutableHeaders(scope=message)
-                sent[HEADER] = facts.id
+                sent[HEADER] = outcome.id
                 for name, value in SAFE.items():
                     sent.setdefault(name, value)
                 if self._stopping():
@@ -119,61 +119,61 @@ class Observed:
                 await self._app(asked, receive, sending)
             else:
                 refused = ApiError(400, "unknown_host", "this server is not known under the name in Host")
-                facts.code = refused.code
+                outcome.code = refused.code
                 await refused.response()(scope, receive, sending)
         except asyncio.CancelledError:
             # uvicorn does so when the time to finish is over; nothing waits outside for the cancellation
             stopped = ApiError(503, "stopping", "the server was stopped before the answer was there")
-            facts.status, facts.code = 503, stopped.code
+            outcome.status, outcome.code = 503, stopped.code
             if not status:
                 await stopped.response()(scope, receive, sending)
             elif growing:
-                await sending({"type": "http.response.body", "body": event(stopped.to_dict())})
+                await sending({"type": "http.response.body", "body": encode_event(stopped.to_dict())})
         except Exception as error:
-            log.error("failure", exc_info=error, extra={"facts": {"request_id": facts.id}})
-            problem = problem_of(error)
-            facts.status, facts.code = 500, problem.code
+            log.error("failure", exc_info=error, extra={"fields": {"request_id": outcome.id}})
+            problem = to_api_error(error)
+            outcome.status, outcome.code = 500, problem.code
             if not status:
                 await ApiError(500, problem.code, problem.detail).response()(scope, receive, sending)
         finally:
             self._metrics.in_progress.dec()
             seconds = time.perf_counter() - started
-            self._ended(asked, scope["method"], facts, facts.status or status or CLIENT_GONE, seconds)
+            self._ended(asked, scope["method"], outcome, outcome.status or status or CLIENT_GONE, seconds)
 
-    def _ended(self, scope: Scope, method: str, facts: Facts, status: int, seconds: float) -> None:
+    def _ended(self, scope: Scope, method: str, outcome: RequestOutcome, status: int, seconds: float) -> None:
         # the path that was declared, not the one that was sent: that can be anything
         route = getattr(scope.get("route"), "path", "other")
-        self._metrics.answered(route, status, facts.task, seconds)
-        if self._sampler is not None and facts.served is not None and facts.examples and self._sampler.chosen():
+        self._metrics.record_request(route, status, outcome.task, seconds)
+        if self._sampler is not None and outcome.served is not None and outcome.examples and self._sampler.is_chosen():
             self._sampler.offer(
-                Taken(
+                SampledRequest(
                     time=time.time(),
-                    request=facts.id,
-                    prompt=facts.model,
-                    served=facts.served,
-                    key=facts.key,
+                    request=outcome.id,
+                    prompt=outcome.model,
+                    served=outcome.served,
+                    key=outcome.key,
                     route=route,
-                    examples=facts.examples,
-                    answers=facts.answers,
+                    examples=outcome.examples,
+                    answers=outcome.answers,
                     seconds=seconds,
                     status=status,
-                    error=facts.code,
+                    error=outcome.code,
                 )
             )
         line = {
-            "request_id": facts.id,
+            "request_id": outcome.id,
             "method": method if method in ("GET", "POST", "HEAD", "OPTIONS") else "other",
             "route": route,
             "status": status,
             "milliseconds": round(1000 * seconds, 1),
-            "key": facts.key,
-            "model": facts.model,
-            "prompt_tokens": facts.prompt_tokens,
-            "completion_tokens": facts.completion_tokens,
-            "code": facts.code,
-            "param": facts.param,
-            "warnings": len(facts.warnings),
-            "cut": facts.cut,
-            **facts.said,
+            "key": outcome.key,
+            "model": outcome.model,
+            "prompt_tokens": outcome.prompt_tokens,
+            "completion_tokens": outcome.completion_tokens,
+            "code": outcome.code,
+            "param": outcome.param,
+            "warnings": len(outcome.warnings),
+            "cut": outcome.cut,
+            **outcome.said,
         }
-        log.info("request", extra={"facts": {name: value for name, value in line.items() if value not in ("", 0)}})
+        log.info("request", extra={"fields": {name: value for name, value in line.items() if value not in ("", 0)}})

@@ -11,7 +11,7 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 
 from softprompt.serving.http.schemas import SEEDS, Error
-from softprompt.serving.http.server_settings import ServeConfig
+from softprompt.serving.http.server_settings import ServerSettings
 
 REASONS = {
     400: "The body is no JSON that can be read.",
@@ -36,7 +36,9 @@ STYLE = (
 )
 
 
-def answers(model: type[BaseModel] | None, *, streams: bool = False, text: str | None = None) -> dict[int | str, Any]:
+def describe_responses(
+    model: type[BaseModel] | None, *, streams: bool = False, text: str | None = None
+) -> dict[int | str, Any]:
     """What a route answers, for FastAPI's ``responses``.
 
     Args:
@@ -59,7 +61,7 @@ def answers(model: type[BaseModel] | None, *, streams: bool = False, text: str |
     }
 
 
-def described(app: FastAPI, config: ServeConfig) -> dict[str, Any]:
+def build_openapi(app: FastAPI, config: ServerSettings) -> dict[str, Any]:
     """The page of ``app``, with the limits of ``config`` in its schemas."""
     page = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
     page["servers"] = [{"url": config.root_path or "/"}]
@@ -88,7 +90,7 @@ def described(app: FastAPI, config: ServeConfig) -> dict[str, Any]:
     return page
 
 
-def docs_page(page: dict[str, Any]) -> str:
+def render_docs(page: dict[str, Any]) -> str:
     """``/docs``: the routes in a table, readable without JavaScript and without a network."""
     rows = "".join(
         f"<tr><td>{method.upper()}</td><td><code>{escape(path)}</code></td>"
@@ -107,7 +109,7 @@ def docs_page(page: dict[str, Any]) -> str:
     )
 
 
-def docs_headers() -> dict[str, str]:
+def make_docs_headers() -> dict[str, str]:
     """Of ``/docs``: its own style is all that a browser may take for more than text."""
     style = base64.b64encode(hashlib.sha256(STYLE.encode()).digest()).decode()
     policy = (

@@ -15,8 +15,8 @@ from prometheus_client import (
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from softprompt.serving.engine.engine_types import Answering
-from softprompt.serving.engine.prompt_registry import Changes, Registry
+from softprompt.serving.engine.engine_types import EngineClient
+from softprompt.serving.engine.prompt_registry import PromptRegistry, StoreChanges
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
@@ -48,13 +48,13 @@ class Batch(Protocol):
 
 
 @runtime_checkable
-class Measured(Protocol):
+class StatsProvider(Protocol):
     """An engine that tells where it stands: numbers by the names in ``GAUGES`` and ``COUNTERS``."""
 
     def snapshot(self) -> object: ...
 
 
-class Metrics:
+class ServerMetrics:
     """Counters of one server. An engine that observes itself is given this as its observer."""
 
     def __init__(self) -> None:
@@ -87,35 +87,35 @@ class Metrics:
             "softprompt_batch_seconds", "Seconds of forward passes.", ("what",), registry=self._all
         )
 
-    def watch(self, engine: Answering, registry: Registry) -> None:
+    def watch(self, engine: EngineClient, registry: PromptRegistry) -> None:
         """Have these asked whenever the metrics are read."""
         self._all.register(_Inside(engine, registry))
 
-    def ran(self, batch: Batch) -> None:
+    def record_batch(self, batch: Batch) -> None:
         """Count a forward pass; from any thread."""
         self._rows.labels(batch.what).observe(batch.rows)
         self._batch_seconds.labels(batch.what).inc(batch.seconds)
 
-    def answered(self, route: str, status: int, task: str, seconds: float) -> None:
+    def record_request(self, route: str, status: int, task: str, seconds: float) -> None:
         """Count a request that has ended."""
         self._requests.labels(route, str(status), task).inc()
         self._seconds.labels(route, task).observe(seconds)
 
-    def read(self, task: str, prompt_tokens: int, completion_tokens: int) -> None:
+    def record_tokens(self, task: str, prompt_tokens: int, completion_tokens: int) -> None:
         """Count tokens."""
         self._tokens.labels(task, "prompt").inc(prompt_tokens)
         self._tokens.labels(task, "completion").inc(completion_tokens)
 
-    def sampled(self, result: str, requests: int) -> None:
+    def record_samples(self, result: str, requests: int) -> None:
         """Count requests that were chosen as samples; from any thread."""
         self._samples.labels(result).inc(requests)
 
-    def refreshed(self, changes: Changes | None) -> None:
+    def record_refresh(self, changes: StoreChanges | None) -> None:
         """Count a look at the store; ``None`` for one that failed."""
         result = "failed" if changes is None else "in part" if changes.troubles else "ok"
         self._refreshes.labels(result).inc()
 
-    def exposition(self) -> bytes:
+    def render(self) -> bytes:
         """Everything in Prometheus's text format."""
         return generate_latest(self._all)
 
@@ -123,7 +123,7 @@ class Metrics:
 class _Inside(Collector):
     """What engine and registry have at the moment of reading."""
 
-    def __init__(self, engine: Answering, registry: Registry) -> None:
+    def __init__(self, engine: EngineClient, registry: PromptRegistry) -> None:
         self._engine, self._registry = engine, registry
 
     def describe(self) -> Iterator[Metric]:
@@ -133,8 +133,8 @@ class _Inside(Collector):
     def collect(self) -> Iterator[Metric]:
         versions = sum(len(listing.numbers) for listing in self._registry.names.values())
         yield GaugeMetricFamily("softprompt_prompt_versions", "Versions that can be asked.", versions)
-        yield GaugeMetricFamily("softprompt_prompts_loaded", "Versions in memory.", self._registry.held)
-        if not isinstance(self._engine, Measured):
+        yield GaugeMetricFamily("softprompt_prompts_loaded", "Versions in memory.", self._registry.loaded_count)
+        if not isinstance(self._engine, StatsProvider):
             return
         snapshot = self._engine.snapshot()
         for name, what in GAUGES.items():

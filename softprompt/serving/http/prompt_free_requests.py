@@ -7,21 +7,21 @@ from functools import lru_cache
 from softprompt.data.task import TaskSpec
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.written_prompt import written_prompt
-from softprompt.serving.engine.engine_types import Served
-from softprompt.serving.engine.prompt_registry import BARE_TEMPLATE, Ground
+from softprompt.serving.engine.engine_types import ServedPrompt
+from softprompt.serving.engine.prompt_registry import BARE_TEMPLATE, BaseModelInfo
 from softprompt.serving.http.http_errors import ApiError
 from softprompt.serving.http.schemas import Baseline
 
 KEPT = 256  # tasks whose form with the bare text is kept
 
 
-class Baselines:
+class BaselinePrompts:
     """What prompts are compared with, on one base model."""
 
-    def __init__(self, base: Ground) -> None:
+    def __init__(self, base: BaseModelInfo) -> None:
         self._base = base
 
-    def of(self, served: Served, asked: Baseline) -> Served:
+    def of(self, served: ServedPrompt, asked: Baseline) -> ServedPrompt:
         """The task of ``served`` without its learned prompt. From any thread; takes as long as an instruction does.
 
         Raises:
@@ -36,7 +36,7 @@ class Baselines:
                 raise ApiError(422, "no_instruction", f"{why}: write it into the text", param="baseline.instruction")
             state = written_prompt(self._base, spec, words)
         form = hashlib.sha256(f"{asked.template} {words}".encode()).hexdigest()[:16]
-        return Served(f"{served.key} as {form}", spec, () if state is None else (state,))
+        return ServedPrompt(f"{served.key} as {form}", spec, () if state is None else (state,))
 
 
 @lru_cache(KEPT)

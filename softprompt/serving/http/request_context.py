@@ -11,16 +11,16 @@ from starlette.requests import Request
 from softprompt.data.examples import Example, count_characters, unlabelled_example
 from softprompt.errors import DataError, shorten
 from softprompt.inference.predictor import Prediction
-from softprompt.serving.engine.engine_types import Answering, Expired, Served
-from softprompt.serving.engine.prompt_registry import Found, Registry
-from softprompt.serving.http.auth import check_model
-from softprompt.serving.http.http_errors import ApiError, ClientGone
-from softprompt.serving.http.middleware import Facts
-from softprompt.serving.http.prometheus import Metrics
-from softprompt.serving.http.prompt_free_requests import Baselines
+from softprompt.serving.engine.engine_types import DeadlineExceededError, EngineClient, ServedPrompt
+from softprompt.serving.engine.prompt_registry import PromptRegistry, ResolvedModel
+from softprompt.serving.http.auth import check_model_allowed
+from softprompt.serving.http.http_errors import ApiError, ClientDisconnectedError
+from softprompt.serving.http.middleware import RequestOutcome
+from softprompt.serving.http.prometheus import ServerMetrics
+from softprompt.serving.http.prompt_free_requests import BaselinePrompts
 from softprompt.serving.http.schemas import Baseline
-from softprompt.serving.http.server_settings import ServeConfig
-from softprompt.serving.request_log.request_sampler import Answered
+from softprompt.serving.http.server_settings import ServerSettings
+from softprompt.serving.request_log.request_sampler import RequestAnswer
 
 T = TypeVar("T")
 
@@ -33,7 +33,7 @@ Timeout = Annotated[
 
 
 @dataclass(frozen=True)
-class Asked:
+class RequestContext:
     """A request whose model is found.
 
     Attributes:
@@ -47,57 +47,59 @@ class Asked:
     """
 
     request: Request
-    found: Found
-    served: Served
-    ends: float
-    facts: Facts
+    found: ResolvedModel
+    served: ServedPrompt
+    deadline: float
+    outcome: RequestOutcome
     model: str
     columns: frozenset[str]
 
     @property
-    def left(self) -> float:
-        """Seconds until the deadline; raises Expired behind it."""
-        seconds = self.ends - asyncio.get_running_loop().time()
+    def seconds_left(self) -> float:
+        """Seconds until the deadline; raises DeadlineExceededError behind it."""
+        seconds = self.deadline - asyncio.get_running_loop().time()
         if seconds <= 0:
-            raise Expired
+            raise DeadlineExceededError
         return seconds
 
-    async def attended(self, work: Coroutine[Any, Any, T]) -> T:
+    async def finish_or_cancel(self, work: Coroutine[Any, Any, T]) -> T:
         """What ``work`` comes to, which is cancelled when its deadline passes or the client goes away.
 
         Raises:
-            Expired, ClientGone: that happened.
+            DeadlineExceededError, ClientDisconnectedError: that happened.
         """
         task, watch = asyncio.create_task(work), asyncio.create_task(_gone(self.request))
         try:
-            done, _ = await asyncio.wait({task, watch}, timeout=self.left, return_when=asyncio.FIRST_COMPLETED)
+            done, _ = await asyncio.wait({task, watch}, timeout=self.seconds_left, return_when=asyncio.FIRST_COMPLETED)
             if task in done:
                 return task.result()
-            raise ClientGone if watch in done else Expired
+            raise ClientDisconnectedError if watch in done else DeadlineExceededError
         finally:
             task.cancel()
             watch.cancel()
             await asyncio.gather(task, watch, return_exceptions=True)
 
-    async def in_time(self, events: AsyncGenerator[T, None]) -> T | None:
-        """The next one of a stream whose response has begun, ``None`` at its end; raises Expired."""
+    async def next_event(self, events: AsyncGenerator[T, None]) -> T | None:
+        """The next one of a stream whose response has begun, ``None`` at its end; raises DeadlineExceededError."""
         try:
-            async with asyncio.timeout(self.left):
+            async with asyncio.timeout(self.seconds_left):
                 return await anext(events, None)
         except TimeoutError as error:
-            raise Expired from error
+            raise DeadlineExceededError from error
 
 
-class Desk:
+class ServingContext:
     """What the routes share."""
 
-    def __init__(self, engine: Answering, registry: Registry, config: ServeConfig, metrics: Metrics) -> None:
+    def __init__(
+        self, engine: EngineClient, registry: PromptRegistry, config: ServerSettings, metrics: ServerMetrics
+    ) -> None:
         self.engine, self.registry, self.config, self.metrics = engine, registry, config, metrics
-        self._baselines = Baselines(registry.base)
+        self._baselines = BaselinePrompts(registry.base)
 
-    async def ask(
+    async def resolve(
         self, request: Request, model: str, seconds: int | None = None, baseline: Baseline | None = None
-    ) -> Asked:
+    ) -> RequestContext:
         """Find what a request means, once.
 
         Args:
@@ -105,33 +107,33 @@ class Desk:
             baseline: the base model answers in place of the prompt.
 
         Raises:
-            ApiError, Unknown, Unavailable: it may not be asked, is not there, or cannot be used.
+            ApiError, ModelNotFoundError, ModelUnavailableError: it may not be asked, is not there, or cannot be used.
         """
-        ends = asyncio.get_running_loop().time() + min(self.config.timeout, seconds or self.config.timeout)
+        deadline = asyncio.get_running_loop().time() + min(self.config.timeout, seconds or self.config.timeout)
         # before it is looked up, so that a key learns nothing of what it may not ask
-        check_model(request, model if model == self.registry.base_name else model.partition("@")[0])
+        check_model_allowed(request, model if model == self.registry.base_name else model.partition("@")[0])
         if baseline is not None:
-            check_model(request, self.registry.base_name)
-        found = self.registry.find(model)
-        facts: Facts = request.state.facts
-        facts.task, facts.model = found.name, found.id
+            check_model_allowed(request, self.registry.base_name)
+        found = self.registry.resolve(model)
+        outcome: RequestOutcome = request.state.outcome
+        outcome.task, outcome.model = found.name, found.id
         bare = self.registry.bare
-        asked = Asked(request, found, bare, ends, facts, found.id, bare.spec.compiled.names)
+        context = RequestContext(request, found, bare, deadline, outcome, found.id, bare.spec.compiled.names)
         if found.number is not None:
-            loaded = self.registry.in_memory(found.id)
+            loaded = self.registry.get_loaded(found.id)
             if loaded is None:
-                loaded = await asked.attended(self.registry.loaded(found))
-            asked = replace(asked, served=loaded.served, columns=loaded.served.spec.compiled.names)
+                loaded = await context.finish_or_cancel(self.registry.load(found))
+            context = replace(context, served=loaded.served, columns=loaded.served.spec.compiled.names)
             if baseline is None:
-                facts.served = loaded.served
+                outcome.served = loaded.served
         if baseline is not None:
-            served = await asked.attended(asyncio.to_thread(self._baselines.of, asked.served, baseline))
-            found = self.registry.find(self.registry.base_name)
-            facts.task, facts.model = found.name, found.id
-            asked = replace(asked, found=found, served=served)
-        return asked
+            served = await context.finish_or_cancel(asyncio.to_thread(self._baselines.of, context.served, baseline))
+            found = self.registry.resolve(self.registry.base_name)
+            outcome.task, outcome.model = found.name, found.id
+            context = replace(context, found=found, served=served)
+        return context
 
-    def examples(self, asked: Asked, rows: Sequence[Mapping[str, Any]]) -> list[Example]:
+    def build_examples(self, context: RequestContext, rows: Sequence[Mapping[str, Any]]) -> list[Example]:
         """Rows of a request for the engine; columns and texts that the template does not use are noted.
 
         Raises:
@@ -142,62 +144,64 @@ class Desk:
         most = min(self.config.batch_limit, int(self.config.engine.get("waiting", self.config.batch_limit)))
         if len(rows) > most:
             raise ApiError(422, "too_many_texts", f"a request has at most {most:,} texts")
-        columns = asked.served.spec.row_columns
+        columns = context.served.spec.row_columns
         examples = [unlabelled_example(row, f"text {index}", columns) for index, row in enumerate(rows)]
         for index, one in enumerate(examples):
             if (length := count_characters(one)) > self.config.text_limit:
                 limit = f"at most {self.config.text_limit:,} characters, got {length:,}"
                 raise ApiError(422, "text_too_long", f"text {index}: expected {limit}")
-        used = sorted(asked.columns)
-        for name in sorted({name for one in examples for name in one.columns} - asked.columns)[:MOST_NAMED]:
-            asked.facts.warnings.append(
-                f"the column '{shorten(name, 80)}' has no effect: the template of '{asked.model}' uses "
+        used = sorted(context.columns)
+        for name in sorted({name for one in examples for name in one.columns} - context.columns)[:MOST_NAMED]:
+            context.outcome.warnings.append(
+                f"the column '{shorten(name, 80)}' has no effect: the template of '{context.model}' uses "
                 f"{', '.join(used)}"
             )
-        needed = asked.served.spec.compiled.names
+        needed = context.served.spec.compiled.names
         if "text" not in needed and any(one.text for one in examples):
-            asked.facts.warnings.append(
-                f"the text has no effect: the template of '{asked.model}' uses {', '.join(sorted(needed))}"
+            context.outcome.warnings.append(
+                f"the text has no effect: the template of '{context.model}' uses {', '.join(sorted(needed))}"
             )
-        asked.facts.examples = examples
+        context.outcome.examples = examples
         return examples
 
-    def row(self, asked: Asked, text: str, columns: Mapping[str, Any] | None) -> dict[str, Any]:
+    def build_row(self, context: RequestContext, text: str, columns: Mapping[str, Any] | None) -> dict[str, Any]:
         """The row of a text with its columns; raises DataError for a second text."""
-        for name in ("text", asked.served.spec.columns.text):
+        for name in ("text", context.served.spec.columns.text):
             if columns and name in columns:
                 raise DataError(
                     f"columns: expected columns beside '{name}', which the request has already: leave it out"
                 )
         return {**(columns or {}), "text": text}
 
-    def warn_of_cut(self, asked: Asked, index: int, tokens: int) -> None:
+    def warn_of_cut(self, context: RequestContext, index: int, tokens: int) -> None:
         """Note that a text was too long to be read whole."""
-        asked.facts.cut += 1
-        if asked.facts.cut <= MOST_NAMED:
-            asked.facts.warnings.append(
-                f"text {index} was cut: it is longer than the {tokens:,} tokens that '{asked.model}' reads, prompt and "
-                "template included"
+        context.outcome.cut += 1
+        if context.outcome.cut <= MOST_NAMED:
+            context.outcome.warnings.append(
+                f"text {index} was cut: it is longer than the {tokens:,} tokens that '{context.model}' reads, prompt "
+                "and template included"
             )
 
-    def account(self, facts: Facts, prompt_tokens: int, completion_tokens: int) -> None:
+    def record_usage(self, outcome: RequestOutcome, prompt_tokens: int, completion_tokens: int) -> None:
         """Count what was read and generated for a request."""
-        facts.prompt_tokens += prompt_tokens
-        facts.completion_tokens += completion_tokens
-        self.metrics.read(facts.task, prompt_tokens, completion_tokens)
+        outcome.prompt_tokens += prompt_tokens
+        outcome.completion_tokens += completion_tokens
+        self.metrics.record_tokens(outcome.task, prompt_tokens, completion_tokens)
 
-    def note(self, facts: Facts, answers: Sequence[str], predictions: Sequence[Prediction] = ()) -> None:
+    def record_answers(
+        self, outcome: RequestOutcome, answers: Sequence[str], predictions: Sequence[Prediction] = ()
+    ) -> None:
         """Keep what was answered for samples, and put it into the log with its texts, where that is asked for."""
         if self.config.log_text:
-            facts.said = {"texts": [one.text for one in facts.examples], "answers": list(answers)}
-        facts.answers = [Answered(str(one.label), one.probabilities) for one in predictions] or [
-            Answered(one) for one in answers
+            outcome.said = {"texts": [one.text for one in outcome.examples], "answers": list(answers)}
+        outcome.answers = [RequestAnswer(str(one.label), one.probabilities) for one in predictions] or [
+            RequestAnswer(one) for one in answers
         ]
 
 
-def warned(facts: Facts) -> dict[str, Any]:
+def warned(outcome: RequestOutcome) -> dict[str, Any]:
     """What an answer has beside OpenAI's fields, where there is something to tell."""
-    return {"warnings": facts.warnings} if facts.warnings else {}
+    return {"warnings": outcome.warnings} if outcome.warnings else {}
 
 
 async def _gone(request: Request) -> None:

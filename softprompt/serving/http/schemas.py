@@ -74,7 +74,7 @@ class StreamOptions(Body):
     include_obfuscation: bool | None = Field(None, description="has no effect")
 
 
-class Asking(Body):
+class BaseCompletionRequest(Body):
     """What requests for completions of both kinds have."""
 
     model: str = Field(
@@ -128,7 +128,7 @@ class Asking(Body):
         return "always" if options.continuous_usage_stats else True
 
 
-class CompletionRequest(Asking):
+class CompletionRequest(BaseCompletionRequest):
     """``POST /v1/completions``"""
 
     prompt: Text | Annotated[list[Text], Field(min_length=1, fail_fast=True)] = Field(
@@ -168,7 +168,7 @@ class TextFormat(Body):
     type: Literal["text"]
 
 
-class _Chat(Asking):
+class _Chat(BaseCompletionRequest):
     max_tokens: Positive | None = None
     max_completion_tokens: Positive | None = None
 
@@ -275,7 +275,7 @@ class ChatCompletion(BaseModel):
     warnings: list[str] | None = WARNINGS
 
 
-class Classified(BaseModel):
+class LabelResult(BaseModel):
     index: int
     label: str
     probabilities: dict[str, float]
@@ -284,12 +284,12 @@ class Classified(BaseModel):
 class Classification(BaseModel):
     object: Literal["classification"]
     model: str = Field(description="what answered, with its version")
-    results: list[Classified] = Field(description="in the order of the input")
+    results: list[LabelResult] = Field(description="in the order of the input")
     usage: Usage
     warnings: list[str] | None = WARNINGS
 
 
-class Measured(BaseModel):
+class MetricInterval(BaseModel):
     """A metric with its 95% interval."""
 
     model_config = ConfigDict(strict=True, allow_inf_nan=False, extra="ignore")
@@ -302,7 +302,7 @@ class Measured(BaseModel):
     n: int = Field(ge=1, description="examples")
 
 
-class PromptFacts(BaseModel):
+class PromptInfo(BaseModel):
     """What is known of a prompt; of a version that was not asked yet, only where it is."""
 
     version: str = Field(description="name@version")
@@ -312,7 +312,7 @@ class PromptFacts(BaseModel):
     template: str | None = Field(None, description="Jinja2; text is the text that is asked")
     columns: list[str] | None = Field(None, description="that the template uses")
     virtual_tokens: int | None = None
-    measured: Measured | None = Field(None, description="when it was learned")
+    measured: MetricInterval | None = Field(None, description="when it was learned")
     example: str | None = Field(None, description="a text to begin with, of the settings or the prompt")
     learned_in: str | None = Field(None, description="precision, where the base model is loaded in another one")
     error: str | None = Field(None, description="why it cannot be used")
@@ -323,7 +323,7 @@ class Model(BaseModel):
     object: Literal["model"]
     created: int
     owned_by: str
-    softprompt: PromptFacts | None = Field(None, description="an extension; the base model has none")
+    softprompt: PromptInfo | None = Field(None, description="an extension; the base model has none")
 
 
 class Models(BaseModel):
@@ -331,7 +331,7 @@ class Models(BaseModel):
     data: list[Model]
 
 
-class ErrorFacts(BaseModel):
+class ErrorDetails(BaseModel):
     message: str
     type: str
     param: str | None
@@ -339,10 +339,10 @@ class ErrorFacts(BaseModel):
 
 
 class Error(BaseModel):
-    error: ErrorFacts
+    error: ErrorDetails
 
 
-class Reloaded(BaseModel):
+class ReloadResult(BaseModel):
     added: list[str] = Field(description="versions that came")
     removed: list[str] = Field(description="versions that went")
     moved: list[str] = Field(description="aliases that moved")

@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 
 from softprompt.config import Settings
 from softprompt.errors import ConfigError
-from softprompt.serving.request_log.request_samples import Keep
+from softprompt.serving.request_log.request_samples import Retention
 from softprompt.store.references import check_alias
 from softprompt.utils.files import expand_user
 
@@ -24,7 +24,7 @@ SAMPLING = {"sample_rate", "sample_text", "sample_keep"}
 _OWN_NAMES = ("localhost", "127.0.0.1", "::1")
 
 
-class ServeConfig(Settings):
+class ServerSettings(Settings):
     """What ``softprompt serve`` is told."""
 
     model: str | None = Field(None, description="base model: hub name, folder, .gguf file or embedded:gemma-3-270m")
@@ -131,7 +131,7 @@ class ServeConfig(Settings):
         check_alias(self.default_alias)
         if self.sample_file is None and (given := sorted(SAMPLING & self.model_fields_set)):
             raise ConfigError(f"{given[0]} is for samples of requests: give --sample-file too, or leave it out")
-        Keep.of(self.sample_keep)
+        Retention.parse(self.sample_keep)
         if self.keys is not None and self.no_auth:
             raise ConfigError("--no-auth lets everybody in, and keys are given: leave one of them out")
         if self.keys is None and not self.no_auth and not self.is_private:
@@ -229,7 +229,7 @@ def is_address(name: str) -> bool:
 def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
     """Settings by name; lists have commas between their parts, the engine's settings are ``name=value`` each."""
     found: dict[str, Any] = {}
-    for name, field in ServeConfig.model_fields.items():
+    for name, field in ServerSettings.model_fields.items():
         value = environment.get(f"{ENVIRONMENT}{name.upper()}", "").strip()
         if not value:
             continue

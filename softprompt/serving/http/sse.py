@@ -11,10 +11,10 @@ from starlette.types import Receive, Scope, Send
 T = TypeVar("T")
 
 EVENTS = "text/event-stream"
-END = b"data: [DONE]\n\n"
+DONE = b"data: [DONE]\n\n"
 
 
-async def merged(sources: Sequence[AsyncIterator[T]]) -> AsyncGenerator[tuple[int, T], None]:
+async def merge_streams(sources: Sequence[AsyncIterator[T]]) -> AsyncGenerator[tuple[int, T], None]:
     """What several iterators give, as it comes, each item with the index of its iterator.
 
     All are closed when this one ends, is closed, or one of them raises, which is raised here.
@@ -49,7 +49,7 @@ async def merged(sources: Sequence[AsyncIterator[T]]) -> AsyncGenerator[tuple[in
                 await source.aclose()
 
 
-def event(data: Any) -> bytes:
+def encode_event(data: Any) -> bytes:
     """One server-sent event; JSON has no line breaks of its own."""
     return f"data: {json.dumps(data, ensure_ascii=False, allow_nan=False)}\n\n".encode()
 

@@ -17,9 +17,9 @@ from typing import Any
 from softprompt.data.encoding.encoder import ExampleEncoder, TokenizingModel
 from softprompt.data.examples import Example, count_characters
 from softprompt.errors import SoftpromptError
-from softprompt.serving.engine.engine_types import Served
-from softprompt.serving.engine.request_preparation import Recent, weight_of_labels
-from softprompt.serving.request_log.request_samples import ROW_BYTES, TEXT_CHARACTERS, Sample
+from softprompt.serving.engine.engine_types import ServedPrompt
+from softprompt.serving.engine.request_preparation import WeightedCache, weigh_labels
+from softprompt.serving.request_log.request_samples import ROW_BYTES, TEXT_CHARACTERS, RequestRecord
 from softprompt.serving.request_log.sample_files import SampleFile
 from softprompt.store.input_profile import InputProfile
 from softprompt.training.input_profiling import count_rare_tokens
@@ -30,11 +30,11 @@ AT_ONCE = 256  # requests that are written together
 KEPT = 256  # prompts whose encoder and profile are held
 CLOSING = 60.0  # seconds that the thread has to write what is queued
 
-log = logging.getLogger("softprompt.server")
+log = logging.getLogger("softprompt.serving")
 
 
 @dataclass(frozen=True)
-class Answered:
+class RequestAnswer:
     """What came of one text; ``text`` is the label or the completion."""
 
     text: str
@@ -42,7 +42,7 @@ class Answered:
 
 
 @dataclass(frozen=True)
-class Taken:
+class SampledRequest:
     """A request that has ended.
 
     Attributes:
@@ -56,11 +56,11 @@ class Taken:
     time: float
     request: str
     prompt: str
-    served: Served
+    served: ServedPrompt
     key: str
     route: str
     examples: Sequence[Example]
-    answers: Sequence[Answered]
+    answers: Sequence[RequestAnswer]
     seconds: float
     status: int
     error: str
@@ -72,7 +72,7 @@ class Taken:
         return texts + sum(len(one.text) for one in self.answers)
 
 
-class Sampler:
+class RequestSampler:
     """Takes a share of the requests.
 
     Attributes:
@@ -99,18 +99,18 @@ class Sampler:
         self.rate = rate
         self._file, self._count, self._text = file, count, text
         self._measuring = _Measuring(base, profile)
-        self._queue: deque[Taken] = deque()
+        self._queue: deque[SampledRequest] = deque()
         self._characters = 0
         self._closed = self._failing = False
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._run, name="softprompt samples", daemon=True)
         self._thread.start()
 
-    def chosen(self) -> bool:
+    def is_chosen(self) -> bool:
         """Whether the next request is one of the share."""
         return random.random() < self.rate
 
-    def offer(self, taken: Taken) -> None:
+    def offer(self, taken: SampledRequest) -> None:
         """Have a request written, if there is room; at once, from any thread."""
         characters = taken.characters
         with self._changed:
@@ -129,7 +129,7 @@ class Sampler:
             self._changed.notify()
         self._thread.join(CLOSING)
         if self._thread.is_alive():
-            log.error("samples not written in time", extra={"facts": {"requests": len(self._queue)}})
+            log.error("samples not written in time", extra={"fields": {"requests": len(self._queue)}})
 
     def _run(self) -> None:
         while batch := self._next():
@@ -148,9 +148,9 @@ class Sampler:
         try:
             self._file.close()
         except (OSError, sqlite3.Error) as error:
-            log.error("samples not closed", extra={"facts": {"reason": str(error)}})
+            log.error("samples not closed", extra={"fields": {"reason": str(error)}})
 
-    def _next(self) -> list[Taken]:
+    def _next(self) -> list[SampledRequest]:
         """Requests that wait, when there are some; none at the end."""
         with self._changed:
             while not self._queue and not self._closed:
@@ -159,19 +159,19 @@ class Sampler:
             self._characters -= sum(taken.characters for taken in batch)
             return batch
 
-    def _failed(self, batch: Sequence[Taken], error: Exception) -> None:
+    def _failed(self, batch: Sequence[SampledRequest], error: Exception) -> None:
         self._count("failed", len(batch))
         if not self._failing:  # one line, however long the disk is full
             reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
-            log.error("samples not written, tried again with the next ones", extra={"facts": {"reason": reason}})
+            log.error("samples not written, tried again with the next ones", extra={"fields": {"reason": reason}})
         self._failing = True
 
-    def _rows(self, taken: Taken) -> Iterator[Sample]:
+    def _rows(self, taken: SampledRequest) -> Iterator[RequestRecord]:
         tells = self._text or taken.served.spec.kind == "classification"  # a label is none of the user's text
         for index, example in enumerate(taken.examples):
             answer = taken.answers[index] if index < len(taken.answers) else None
             tokens, rare = self._measuring.tokens(taken.prompt, taken.served, example)
-            yield Sample(
+            yield RequestRecord(
                 time=taken.time,
                 request=taken.request,
                 prompt=taken.prompt,
@@ -195,11 +195,11 @@ class _Measuring:
 
     def __init__(self, base: TokenizingModel, profile: Callable[[str], InputProfile | None]) -> None:
         self._base, self._profile = base, profile
-        self._prompts: Recent[tuple[ExampleEncoder, frozenset[int] | None]] = Recent(
-            KEPT, lambda made: weight_of_labels(made[0])
+        self._prompts: WeightedCache[tuple[ExampleEncoder, frozenset[int] | None]] = WeightedCache(
+            KEPT, lambda made: weigh_labels(made[0])
         )
 
-    def tokens(self, prompt: str, served: Served, example: Example) -> tuple[int | None, int | None]:
+    def tokens(self, prompt: str, served: ServedPrompt, example: Example) -> tuple[int | None, int | None]:
         """How many a text has, and how many of them are rare; ``None`` for what cannot be told."""
         try:
             encoder, known = self._prompts.get(served.key, lambda: self._made(prompt, served))
@@ -208,13 +208,13 @@ class _Measuring:
             return None, None
         return len(ids), None if known is None else count_rare_tokens(ids, known)
 
-    def _made(self, prompt: str, served: Served) -> tuple[ExampleEncoder, frozenset[int] | None]:
+    def _made(self, prompt: str, served: ServedPrompt) -> tuple[ExampleEncoder, frozenset[int] | None]:
         known = None
         try:
             profile = self._profile(prompt)
             known = None if profile is None else profile.known
         except SoftpromptError as error:
-            log.warning("profile not read", extra={"facts": {"model": prompt, "reason": str(error)}})
+            log.warning("profile not read", extra={"fields": {"model": prompt, "reason": str(error)}})
         length = max((state.length for state in served.states), default=0)
         return ExampleEncoder(self._base, served.spec, length), known
 

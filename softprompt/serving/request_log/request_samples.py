@@ -36,7 +36,7 @@ Words = Annotated[str, Field(max_length=TEXT_CHARACTERS)]
 Count = Annotated[int, Field(ge=0, le=2**31)]
 
 
-class Sample(BaseModel):
+class RequestRecord(BaseModel):
     """One text of a request.
 
     Attributes:
@@ -80,13 +80,13 @@ class Sample(BaseModel):
         return min(max(self.probabilities.values()), 1.0) if self.probabilities else None
 
 
-COLUMNS = tuple(Sample.model_fields)
+COLUMNS = tuple(RequestRecord.model_fields)
 STORED = (*COLUMNS, SEAL)
 _STRUCTURED = ("columns", "probabilities")  # JSON within a column of SQLite
 
 
 @dataclass(frozen=True)
-class Read:
+class RecordedRequests:
     """What a file of samples holds: the newest rows, the oldest of them first.
 
     Attributes:
@@ -94,7 +94,7 @@ class Read:
         left_out: rows older than those read.
     """
 
-    samples: tuple[Sample, ...]
+    samples: tuple[RequestRecord, ...]
     damaged: int = 0
     left_out: int = 0
 
@@ -102,7 +102,7 @@ class Read:
 LONGEST_SPAN = 36_500 * 86_400  # seconds: a century
 
 
-def seconds_of(span: str, what: str) -> int:
+def parse_span(span: str, what: str) -> int:
     """Seconds of a span as ``7d``, ``12h``, ``30m``; raises ConfigError, which calls it ``what``."""
     found = _SPAN.fullmatch(span)
     if found is None:
@@ -114,31 +114,31 @@ def seconds_of(span: str, what: str) -> int:
 
 
 @dataclass(frozen=True)
-class Keep:
+class Retention:
     """How much of a file of samples stays: so many rows, or those of so many seconds."""
 
     rows: int | None = None
     seconds: int | None = None
 
     @classmethod
-    def of(cls, text: str) -> "Keep":
+    def parse(cls, text: str) -> "Retention":
         """``100000`` rows, or ``30d``; raises ConfigError."""
         if re.fullmatch(r"[1-9][0-9]{0,8}", text):
             return cls(rows=int(text))
         try:
-            return cls(seconds=seconds_of(text, ""))
+            return cls(seconds=parse_span(text, ""))
         except ConfigError as error:
             raise ConfigError(
                 f"sample_keep: expected a number of rows, as 100000, or a span, as 30d, got '{text}'"
             ) from error
 
 
-def is_lines(path: Path) -> bool:
+def is_jsonl(path: Path) -> bool:
     """Whether a file of this name holds JSON lines."""
     return path.suffix.lower() == ".jsonl"
 
 
-def row_of(sample: Sample) -> tuple[Any, ...]:
+def encode_row(sample: RequestRecord) -> tuple[Any, ...]:
     """The values of a row of SQLite, the last one being the digest of the others."""
     values = sample.model_dump()
     seal = json_digest(sample.model_dump(exclude_none=True))
@@ -147,12 +147,12 @@ def row_of(sample: Sample) -> tuple[Any, ...]:
     return *(values[name] for name in COLUMNS), seal
 
 
-def line_of(sample: Sample) -> bytes:
+def encode_line(sample: RequestRecord) -> bytes:
     """A line of a JSONL file."""
     return json.dumps(seal(sample.model_dump(exclude_none=True)), ensure_ascii=False).encode() + b"\n"
 
 
-def read_samples(path: Path, since: float = 0.0, most: int = MOST_ROWS) -> Read:
+def read_samples(path: Path, since: float = 0.0, most: int = MOST_ROWS) -> RecordedRequests:
     """The newest samples of a file.
 
     Args:
@@ -164,7 +164,7 @@ def read_samples(path: Path, since: float = 0.0, most: int = MOST_ROWS) -> Read:
     try:
         if not stat.S_ISREG(path.stat().st_mode):
             raise DataError(f"--samples '{path}': expected a file of samples, got no regular file")
-        raw = _lines(path, most) if is_lines(path) else _rows(path, since, most)
+        raw = _lines(path, most) if is_jsonl(path) else _rows(path, since, most)
     except FileNotFoundError as error:
         raise DataError(f"--samples '{path}': expected a file that softprompt serve wrote, found none") from error
     except OSError as error:
@@ -178,13 +178,13 @@ def read_samples(path: Path, since: float = 0.0, most: int = MOST_ROWS) -> Read:
     sound, damaged = _checked(rows)
     if damaged and not sound:
         raise DataError(f"--samples '{path}': none of its {damaged:,} rows is a sample: give the file that serve wrote")
-    return Read(tuple(one for one in sound if one.time >= since), damaged, left_out)
+    return RecordedRequests(tuple(one for one in sound if one.time >= since), damaged, left_out)
 
 
 Raw: TypeAlias = tuple[Iterable[dict[str, Any] | None], int]  # None: it is no row; and how many were left out
 
 
-def _checked(rows: Iterable[dict[str, Any] | None]) -> tuple[list[Sample], int]:
+def _checked(rows: Iterable[dict[str, Any] | None]) -> tuple[list[RequestRecord], int]:
     """Sound samples in the order of time, and how many are none; ``rows`` with the newest first."""
     sound, damaged, held = [], 0, 0
     for row in rows:
@@ -192,7 +192,7 @@ def _checked(rows: Iterable[dict[str, Any] | None]) -> tuple[list[Sample], int]:
             if row is None:
                 raise ValueError
             seal = row.pop(SEAL, None)
-            sample = Sample.model_validate(row)
+            sample = RequestRecord.model_validate(row)
             if seal is not None and seal != json_digest(sample.model_dump(exclude_none=True)):
                 raise ValueError
         except (ValidationError, ValueError):

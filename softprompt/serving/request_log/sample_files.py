@@ -15,12 +15,12 @@ from softprompt.serving.request_log.request_samples import (
     ROW_BYTES,
     SCHEMA,
     STORED,
-    Keep,
-    Sample,
+    RequestRecord,
+    Retention,
     check_schema,
-    is_lines,
-    line_of,
-    row_of,
+    encode_line,
+    encode_row,
+    is_jsonl,
 )
 from softprompt.utils.safe_io import parse_json
 
@@ -33,7 +33,7 @@ _WHOLE = 10_000  # rows for that, where a span is to be kept
 class SampleFile(Protocol):
     """Where samples go; used by one thread. All methods raise OSError or sqlite3.Error."""
 
-    def write(self, samples: Sequence[Sample]) -> None:
+    def write(self, samples: Sequence[RequestRecord]) -> None:
         """Add rows, all or none, and take the oldest out where there are too many."""
         ...
 
@@ -42,13 +42,13 @@ class SampleFile(Protocol):
         ...
 
 
-def open_samples(path: Path, keep: Keep) -> SampleFile:
+def open_samples(path: Path, keep: Retention) -> SampleFile:
     """A file that can be written, made if it is not there.
 
     Raises:
         ConfigError: it cannot, or is something else.
     """
-    file: SampleFile = LinesFile(path, keep) if is_lines(path) else SqliteFile(path, keep)
+    file: SampleFile = JsonlSampleFile(path, keep) if is_jsonl(path) else SqliteSampleFile(path, keep)
     try:
         file.write(())
     except (OSError, sqlite3.Error, UnicodeDecodeError) as error:
@@ -60,21 +60,21 @@ def open_samples(path: Path, keep: Keep) -> SampleFile:
     return file
 
 
-class SqliteFile:
+class SqliteSampleFile:
     """One table in an SQLite file, with a write-ahead log so that others read it meanwhile."""
 
-    def __init__(self, path: Path, keep: Keep) -> None:
+    def __init__(self, path: Path, keep: Retention) -> None:
         self._path, self._keep = path, keep
         self._connection: sqlite3.Connection | None = None
 
-    def write(self, samples: Sequence[Sample]) -> None:
+    def write(self, samples: Sequence[RequestRecord]) -> None:
         if self._connection is None:
             self._connection = self._opened()
         try:
             self._connection.execute("BEGIN IMMEDIATE")
             marks = ", ".join("?" * len(STORED))
             self._connection.executemany(
-                f"INSERT INTO samples ({', '.join(STORED)}) VALUES ({marks})", map(row_of, samples)
+                f"INSERT INTO samples ({', '.join(STORED)}) VALUES ({marks})", map(encode_row, samples)
             )
             self._prune(self._connection)
             self._connection.execute("COMMIT")
@@ -124,19 +124,19 @@ class SqliteFile:
         connection.execute("COMMIT")
 
 
-class LinesFile:
+class JsonlSampleFile:
     """JSON lines; written anew now and then, without the oldest."""
 
-    def __init__(self, path: Path, keep: Keep) -> None:
+    def __init__(self, path: Path, keep: Retention) -> None:
         self._path, self._keep = path, keep
         self._descriptor: int | None = None
         self._count = 0
 
-    def write(self, samples: Sequence[Sample]) -> None:
+    def write(self, samples: Sequence[RequestRecord]) -> None:
         if self._descriptor is None:
             self._open()
         assert self._descriptor is not None
-        content = b"".join(map(line_of, samples))
+        content = b"".join(map(encode_line, samples))
         before = os.fstat(self._descriptor).st_size
         try:
             _write_all(self._descriptor, content)

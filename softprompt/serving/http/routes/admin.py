@@ -10,16 +10,16 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from softprompt.errors import SoftpromptError
-from softprompt.serving.engine.engine_types import Elsewhere
-from softprompt.serving.engine.prompt_registry import Changes
+from softprompt.serving.engine.engine_types import RemoteEngine
+from softprompt.serving.engine.prompt_registry import StoreChanges
 from softprompt.serving.http.auth import check_admin
 from softprompt.serving.http.http_errors import ApiError
-from softprompt.serving.http.openapi import answers
-from softprompt.serving.http.request_context import Desk
-from softprompt.serving.http.schemas import Health, Reloaded
+from softprompt.serving.http.openapi import describe_responses
+from softprompt.serving.http.request_context import ServingContext
+from softprompt.serving.http.schemas import Health, ReloadResult
 
 
-def health(desk: Desk, stopping: Callable[[], bool]) -> APIRouter:
+def health(serving: ServingContext, stopping: Callable[[], bool]) -> APIRouter:
     """What is answered without a key. ``stopping``: whether the server takes no more requests."""
     router = APIRouter()
 
@@ -31,25 +31,31 @@ def health(desk: Desk, stopping: Callable[[], bool]) -> APIRouter:
     async def readyz() -> Response:
         """503 before the store was read for the first time, while an engine that runs elsewhere cannot be asked, and
         while the server stops."""
-        status = "stopping" if stopping() else "ok" if desk.registry.refreshed else "starting"
-        if status == "ok" and isinstance(desk.engine, Elsewhere) and not await desk.engine.reachable():
+        status = "stopping" if stopping() else "ok" if serving.registry.refreshed else "starting"
+        if status == "ok" and isinstance(serving.engine, RemoteEngine) and not await serving.engine.is_reachable():
             status = "waiting for the engine"
         return JSONResponse({"status": status}, 200 if status == "ok" else 503)
 
     return router
 
 
-def operations(desk: Desk, route: type[APIRoute], reload: Callable[[], Awaitable[Changes]]) -> APIRouter:
+def operations(
+    serving: ServingContext, route: type[APIRoute], reload: Callable[[], Awaitable[StoreChanges]]
+) -> APIRouter:
     """What needs an admin."""
     router = APIRouter(route_class=route)
 
-    @router.get("/metrics", responses=answers(None, text="Prometheus's text format"), summary="Figures for Prometheus")
+    @router.get(
+        "/metrics",
+        responses=describe_responses(None, text="Prometheus's text format"),
+        summary="Figures for Prometheus",
+    )
     async def metrics(request: Request) -> Response:
-        if not desk.config.public_metrics:
+        if not serving.config.public_metrics:
             check_admin(request)
-        return Response(desk.metrics.exposition(), media_type=CONTENT_TYPE_LATEST)
+        return Response(serving.metrics.render(), media_type=CONTENT_TYPE_LATEST)
 
-    @router.post("/admin/reload", responses=answers(Reloaded), summary="Look at the store now")
+    @router.post("/admin/reload", responses=describe_responses(ReloadResult), summary="Look at the store now")
     async def reload_now(request: Request) -> Response:
         """Also reads the API keys again."""
         check_admin(request)

@@ -13,48 +13,48 @@ from fastapi.routing import APIRoute
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from softprompt.serving.engine.engine_types import Piece
-from softprompt.serving.http.completion_service import Completing, generation_of
+from softprompt.serving.engine.engine_types import CompletionChunk
+from softprompt.serving.http.completion_service import CompletionService, build_generation_config
 from softprompt.serving.http.http_errors import ApiError
-from softprompt.serving.http.openapi import answers
-from softprompt.serving.http.request_context import Desk, Timeout, warned
+from softprompt.serving.http.openapi import describe_responses
+from softprompt.serving.http.request_context import ServingContext, Timeout, warned
 from softprompt.serving.http.schemas import ChatCompletion, ChatRequest, LastMessageRequest, UserMessage
 
 
-def chat(desk: Desk, route: type[APIRoute]) -> APIRouter:
+def chat(serving: ServingContext, route: type[APIRoute]) -> APIRouter:
     """The route."""
     router = APIRouter(route_class=route)
-    kind: Any = ChatRequest if desk.config.chat == "single" else LastMessageRequest
+    kind: Any = ChatRequest if serving.config.chat == "single" else LastMessageRequest
 
     async def complete(request: Request, body: ChatRequest | LastMessageRequest, timeout: Timeout = None) -> Response:
         """The message's text becomes the ``text`` of the prompt's template. A prompt for classification answers with
         the words of the likeliest label. Greedy unless ``temperature`` is above 0."""
-        asked = await desk.ask(request, body.model, timeout, body.baseline)
+        context = await serving.resolve(request, body.model, timeout, body.baseline)
         last = body.messages[-1]
         if not isinstance(last, UserMessage):
             raise ApiError(422, "invalid_value", "messages: expected a last one of the user", param="messages")
         content = last.content
         text = content if isinstance(content, str) else "\n".join(part.text for part in content)
-        generation = generation_of(desk, asked, body, body.max_completion_tokens or body.max_tokens)
-        examples = desk.examples(asked, [desk.row(asked, text, body.columns)])
-        completing = Completing(desk, asked, examples, generation, "chatcmpl")
+        generation = build_generation_config(serving, context, body, body.max_completion_tokens or body.max_tokens)
+        examples = serving.build_examples(context, [serving.build_row(context, text, body.columns)])
+        completing = CompletionService(serving, context, examples, generation, "chatcmpl")
         head: dict[str, Any] = {"id": completing.id, "created": completing.created, "model": completing.model}
         if body.stream:
             head["object"] = "chat.completion.chunk"
             return await completing.stream(_deltas, head, usage=body.usage_in_stream)
-        (grown,) = await completing.whole()
+        (grown,) = await completing.collect()
         message = {"role": "assistant", "content": "".join(grown.text), "refusal": None}
         choice = {"index": 0, "message": message, "finish_reason": grown.finish, "logprobs": None}
         answer = {**head, "object": "chat.completion", "choices": [choice], "usage": completing.usage()}
-        return JSONResponse({**answer, **warned(asked.facts)})
+        return JSONResponse({**answer, **warned(context.outcome)})
 
     complete.__annotations__["body"] = kind
-    responses = answers(ChatCompletion, streams=True)
+    responses = describe_responses(ChatCompletion, streams=True)
     router.post("/v1/chat/completions", responses=responses, summary="Answer a message")(complete)
     return router
 
 
-def _deltas(index: int, piece: Piece, first: bool) -> list[dict[str, Any]]:
+def _deltas(index: int, piece: CompletionChunk, first: bool) -> list[dict[str, Any]]:
     """A role first, then what is new of the content."""
     deltas: list[tuple[dict[str, str], str | None]] = [({"role": "assistant", "content": ""}, None)] if first else []
     if piece.text or piece.finish:

@@ -7,27 +7,27 @@ from fastapi.routing import APIRoute
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from softprompt.serving.engine.engine_types import Piece
-from softprompt.serving.http.completion_service import Completing, generation_of
-from softprompt.serving.http.openapi import answers
-from softprompt.serving.http.request_context import Desk, Timeout, warned
+from softprompt.serving.engine.engine_types import CompletionChunk
+from softprompt.serving.http.completion_service import CompletionService, build_generation_config
+from softprompt.serving.http.openapi import describe_responses
+from softprompt.serving.http.request_context import ServingContext, Timeout, warned
 from softprompt.serving.http.schemas import Completion, CompletionRequest
 
 
-def completions(desk: Desk, route: type[APIRoute]) -> APIRouter:
+def completions(serving: ServingContext, route: type[APIRoute]) -> APIRouter:
     """The route."""
     router = APIRouter(route_class=route)
 
-    @router.post("/v1/completions", responses=answers(Completion, streams=True), summary="Complete texts")
+    @router.post("/v1/completions", responses=describe_responses(Completion, streams=True), summary="Complete texts")
     async def complete(request: Request, body: CompletionRequest, timeout: Timeout = None) -> Response:
         """Each text becomes the ``text`` of the prompt's template; the completion goes on where that ends, with the
         white space between them. A prompt for classification answers with the words of the likeliest label. Greedy
         unless ``temperature`` is above 0."""
-        asked = await desk.ask(request, body.model, timeout, body.baseline)
+        context = await serving.resolve(request, body.model, timeout, body.baseline)
         texts = [body.prompt] if isinstance(body.prompt, str) else body.prompt
-        examples = desk.examples(asked, [desk.row(asked, text, body.columns) for text in texts])
-        generation = generation_of(desk, asked, body, body.max_tokens)
-        completing = Completing(desk, asked, examples, generation, "cmpl", exact=True)
+        examples = serving.build_examples(context, [serving.build_row(context, text, body.columns) for text in texts])
+        generation = build_generation_config(serving, context, body, body.max_tokens)
+        completing = CompletionService(serving, context, examples, generation, "cmpl", exact=True)
         head = {
             "id": completing.id,
             "object": "text_completion",
@@ -36,14 +36,14 @@ def completions(desk: Desk, route: type[APIRoute]) -> APIRouter:
         }
         if body.stream:
             return await completing.stream(_choices, head, usage=body.usage_in_stream)
-        grown = await completing.whole()
+        grown = await completing.collect()
         choices = [_choice(index, "".join(one.text), one.finish) for index, one in enumerate(grown)]
-        return JSONResponse({**head, "choices": choices, "usage": completing.usage(), **warned(asked.facts)})
+        return JSONResponse({**head, "choices": choices, "usage": completing.usage(), **warned(context.outcome)})
 
     return router
 
 
-def _choices(index: int, piece: Piece, first: bool) -> list[dict[str, Any]]:
+def _choices(index: int, piece: CompletionChunk, first: bool) -> list[dict[str, Any]]:
     return [_choice(index, piece.text, piece.finish)] if piece.text or piece.finish else []
 
 

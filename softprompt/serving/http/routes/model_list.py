@@ -10,19 +10,19 @@ from pydantic import ValidationError
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from softprompt.serving.engine.prompt_registry import Found, Loaded
-from softprompt.serving.http.openapi import answers
-from softprompt.serving.http.request_context import Desk
-from softprompt.serving.http.schemas import Measured, Model, Models
+from softprompt.serving.engine.prompt_registry import LoadedPrompt, ResolvedModel
+from softprompt.serving.http.openapi import describe_responses
+from softprompt.serving.http.request_context import ServingContext
+from softprompt.serving.http.schemas import MetricInterval, Model, Models
 from softprompt.store.metadata import now
 from softprompt.store.references import LATEST
 
 
-def models(desk: Desk, route: type[APIRoute]) -> APIRouter:
+def models(serving: ServingContext, route: type[APIRoute]) -> APIRouter:
     """The routes."""
-    router, registry, started = APIRouter(route_class=route), desk.registry, int(now().timestamp())
+    router, registry, started = APIRouter(route_class=route), serving.registry, int(now().timestamp())
 
-    @router.get("/v1/models", responses=answers(Models), summary="List what may be asked")
+    @router.get("/v1/models", responses=describe_responses(Models), summary="List what may be asked")
     async def list_models(request: Request) -> Response:
         """The base model, and of each prompt its name, aliases and versions, as far as the API key may ask them."""
         allows = request.state.key.allows
@@ -31,27 +31,29 @@ def models(desk: Desk, route: type[APIRoute]) -> APIRouter:
             if allows(name):
                 which = [*sorted(listing.aliases), LATEST, *map(str, listing.numbers)]
                 names += [name, *(f"{name}@{one}" for one in which)]
-        found = [(one, known) for one in names if (known := registry.found(one)) is not None]
-        data = [_model(desk, one, known, registry.in_memory(known.id), started) for one, known in found]
+        found = [(one, known) for one in names if (known := registry.try_resolve(one)) is not None]
+        data = [_model(serving, one, known, registry.get_loaded(known.id), started) for one, known in found]
         return JSONResponse({"object": "list", "data": data})
 
-    @router.get("/v1/models/{model:path}", responses=answers(Model), summary="Tell about one of them")
+    @router.get("/v1/models/{model:path}", responses=describe_responses(Model), summary="Tell about one of them")
     async def get_model(request: Request, model: str) -> Response:
         """The prompt is loaded, so that its labels, template and columns are told."""
-        asked = await desk.ask(request, model)
-        return JSONResponse(_model(desk, model, asked.found, registry.in_memory(asked.found.id), started))
+        context = await serving.resolve(request, model)
+        return JSONResponse(_model(serving, model, context.found, registry.get_loaded(context.found.id), started))
 
     return router
 
 
-def _model(desk: Desk, id: str, found: Found, loaded: Loaded | None, started: int) -> dict[str, Any]:
+def _model(
+    serving: ServingContext, id: str, found: ResolvedModel, loaded: LoadedPrompt | None, started: int
+) -> dict[str, Any]:
     """``started``: seconds; when the server did, for what has no date yet."""
     created = int(loaded.created.timestamp()) if loaded else started
-    facts = None if found.number is None else _facts(desk, found, loaded)
+    facts = None if found.number is None else _facts(serving, found, loaded)
     return {"id": id, "object": "model", "created": created, "owned_by": "softprompt", "softprompt": facts}
 
 
-def _facts(desk: Desk, found: Found, loaded: Loaded | None) -> dict[str, Any]:
+def _facts(serving: ServingContext, found: ResolvedModel, loaded: LoadedPrompt | None) -> dict[str, Any]:
     facts: dict[str, Any] = {"version": found.id, "loaded": loaded is not None}
     if loaded is not None:
         spec = loaded.served.spec
@@ -65,17 +67,17 @@ def _facts(desk: Desk, found: Found, loaded: Loaded | None) -> dict[str, Any]:
         }
         if (measured := _measured(loaded)) is not None:
             facts["measured"] = measured
-        if (example := desk.config.examples.get(found.name, loaded.example)) is not None:
+        if (example := serving.config.examples.get(found.name, loaded.example)) is not None:
             facts["example"] = example
-    elif (reason := desk.registry.failed(found.id)) is not None:
+    elif (reason := serving.registry.get_failure(found.id)) is not None:
         facts["error"] = reason
     return facts
 
 
-def _measured(loaded: Loaded) -> dict[str, Any] | None:
+def _measured(loaded: LoadedPrompt) -> dict[str, Any] | None:
     """How well the prompt did, on what it had not seen if that is known; whoever saved it wrote this."""
     for split in ("test", "validation"):
         if isinstance(found := loaded.metrics.get(split), Mapping):
             with suppress(ValidationError):
-                return Measured.model_validate({**found, "split": split}).model_dump()
+                return MetricInterval.model_validate({**found, "split": split}).model_dump()
     return None

@@ -41,7 +41,7 @@ FOR_EVER = "public, max-age=31536000, immutable"
 
 
 @dataclass(frozen=True)
-class File:
+class StaticFile:
     """A file as it is sent."""
 
     content: bytes
@@ -49,7 +49,7 @@ class File:
     headers: dict[str, str]
 
     @classmethod
-    def of(cls, name: str, content: bytes, cache: str) -> "File":
+    def of(cls, name: str, content: bytes, cache: str) -> "StaticFile":
         # weak, for it is of the content whether packed or not
         tag = f'W/"{_digest(content)}"'
         headers = {"Content-Type": f"{TYPES[name]}; charset=utf-8", "Cache-Control": cache, "ETag": tag}
@@ -70,8 +70,8 @@ def page(*, needs_key: bool) -> APIRouter:
     contents = {name: (folder / name).read_bytes() for name in TYPES}
     digest = _digest(b"".join(contents.values()))
     filled = contents.pop(FIRST).replace(DIGEST, digest.encode()).replace(KEYS, b"yes" if needs_key else b"no")
-    first = File.of(FIRST, filled, "no-cache")
-    others = {name: File.of(name, content, FOR_EVER) for name, content in contents.items()}
+    first = StaticFile.of(FIRST, filled, "no-cache")
+    others = {name: StaticFile.of(name, content, FOR_EVER) for name, content in contents.items()}
     router = APIRouter(include_in_schema=False)
 
     @router.get("/")
