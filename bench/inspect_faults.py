@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from softprompt.analysis.inspection.inspect_prompt import InspectionLimits, inspect, read_history
+from softprompt.analysis.inspection.inspect_prompt import InspectionLimits, inspect
 from softprompt.analysis.inspection.inspection_records import Inspection
 from softprompt.data.builtin_data import rotten_tomatoes
 from softprompt.data.examples import Example
@@ -103,7 +103,6 @@ def run(base: FrozenLM, splits: Splits, options: Any, name: str) -> dict[str, An
         splits = replace(splits, train=tuple(flip(one) if i in flipped else one for i, one in enumerate(splits.train)))
     task = Task.classification(splits, template=TEMPLATE)
     prompt = fit(base, task, **settings)
-    history = read_history(prompt.extra_files["history.jsonl"].encode(), prompt)
     if name == "template changed afterwards":
         prompt = replace(prompt, spec=replace(prompt.spec, template=SERVED))
     if name == "half of the tokens zeroed":
@@ -113,7 +112,6 @@ def run(base: FrozenLM, splits: Splits, options: Any, name: str) -> dict[str, An
         prompt,
         Task.matching(prompt.spec, splits),
         template=SERVED if name == "another template served" else None,
-        history=history,
         limits=InspectionLimits(train=len(splits.train), ablation=100, texts=100),
         progress=say,
     )

@@ -3,20 +3,13 @@
 import shlex
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from softprompt.analysis.drift.monitor import monitor
-from softprompt.analysis.inspection.inspect_prompt import (
-    InspectionLimits,
-    inspect,
-    make_reference,
-    make_written_reference,
-    read_history,
-)
-from softprompt.analysis.inspection.pruning import check_prunable
-from softprompt.analysis.inspection.pruning import prune as run
+from softprompt.analysis.inspection.inspect_prompt import InspectionLimits, inspect
+from softprompt.analysis.inspection.pruning import check_prunable, prune
+from softprompt.analysis.inspection.score_records import judging_metric
 from softprompt.cli.base_loading import load_base_of
 from softprompt.cli.option_values import columns_of, model_of
 from softprompt.cli.printing import print_result, say
@@ -24,18 +17,15 @@ from softprompt.data.task import Task
 from softprompt.data.templates.template import Template
 from softprompt.errors import ConfigError, OutputError
 from softprompt.models.frozen_lm import FrozenLM
-from softprompt.prompts.saved_prompt import HISTORY_FILE, Prompt, prompt_of
+from softprompt.prompts.saved_prompt import Prompt
 from softprompt.report.pages.drift_page import make_drift_document
 from softprompt.report.pages.inspection_page import make_inspection_document, make_pruning_document
 from softprompt.report.pages.store_page import make_similar_document
 from softprompt.report.report_files import write_page
 from softprompt.serving.request_log.request_samples import parse_span, read_samples
-from softprompt.store.learned_rows import ROWS_FILE, read_learned
-from softprompt.store.prompt_loading import load_prompt, pin_reference
+from softprompt.store.prompt_loading import load_prompt
 from softprompt.store.prompt_sources import FolderSource, StoreSource
 from softprompt.store.similarity import SimilarPrompt, rank_similar
-from softprompt.store.version_store import read_saved_files
-from softprompt.training.training_run import evaluate_prompt
 from softprompt.utils.files import check_free
 
 DRIFT = 3  # exit code: 1 is a failure of ours, 2 a mistake in what was given
@@ -44,66 +34,60 @@ DRIFT = 3  # exit code: 1 is a failure of ours, 2 a mistake in what was given
 def run_inspect(
     prompt_place: str,
     data: str,
-    split: str | None,
     against: str | None,
-    instruction: str | None,
     template: str | None,
     store: Path | None,
     limit: int | None,
     train_rows: int | None,
+    metric: str | None,
     html: Path | None,
     model_name: str | None,
     as_json: bool,
     **options: Any,
 ) -> None:
     model, columns = model_of(options), columns_of(options)
-    if against is not None and instruction is not None:
+    if against is not None and options["instruction"] is not None:
         raise ConfigError("--against and --instruction exclude each other: give the one to compare with")
     if html is not None and html.is_dir():
         raise OutputError(f"'{html}' is a folder: give --html the name of a file")
     # what is quickly checked comes before what takes long
-    prompt = load_prompt(prompt_place)
+    prompt = load_prompt(prompt_place).judged_by(metric)
+    judging_metric(prompt.spec)
     other = None if against is None else load_prompt(against)
     if template is not None:
         Template(template, prompt.spec.columns.text)
     if store is not None:
         rank_similar(prompt, store)
     task = Task.matching(prompt.spec, data, **columns)
-    if split is not None:
-        _ = task.splits[split]
+    if options["split"] is not None:
+        _ = task.splits[options["split"]]
 
     for note in task.splits.notes:
         say(note)
-    base = load_base_of(prompt, model_name, model)
-    reference = None
-    if other is not None and against is not None:
-        reference = make_reference(base, prompt.spec, against, other)
-    elif instruction is not None:
-        reference = make_written_reference(base, prompt.spec, instruction)
     found = inspect(
-        base,
+        load_base_of(prompt, model_name, model),
         prompt,
         task,
         place=prompt_place,
-        split=split,
-        reference=reference,
+        against=None if other is None else (str(against), other),
         template=template,
         store=store,
-        history=_history(prompt_place, prompt),
-        learned=read_learned(prompt_place),
         limits=InspectionLimits.of(limit, train_rows),
         progress=say,
+        **options,
     )
+    document = make_inspection_document(found)
     if html is not None:
-        write_page(make_inspection_document(found), html, "--html")
+        write_page(document, html, "--html")
         say(f"page written to {html}")
-    print_result(found.model_dump(mode="json"), make_inspection_document(found), as_json)
+    print_result(found.model_dump(mode="json"), document, as_json)
 
 
 def run_prune(
     prompt_place: str,
     data: str,
     tolerance: float,
+    metric: str | None,
     out: Path,
     model_name: str | None,
     as_json: bool,
@@ -111,17 +95,15 @@ def run_prune(
 ) -> None:
     model, columns = model_of(options), columns_of(options)
     check_free(out)
-    prompt = load_prompt(prompt_place)
-
+    prompt = load_prompt(prompt_place).judged_by(metric)
     check_prunable(prompt)
     task = Task.matching(prompt.spec, data, **columns)
 
     base = load_base_of(prompt, model_name, model)
     for note in task.splits.notes:
         say(note)
-    shorter, report = run(base, prompt, task, tolerance=tolerance, parent=pin_reference(prompt_place), progress=say)
-    kept = {name: read.decode() for name, read in read_saved_files(prompt_place).items() if name == ROWS_FILE}
-    evaluate_prompt(replace(shorter, extra_files=kept), base, task, evaluate_test=True).save(out)
+    shorter, report = prune(base, prompt, task, tolerance=tolerance, place=prompt_place, progress=say)
+    shorter.save(out)
     result = {"prompt": str(out), "parent": shorter.parent, "length_before": prompt.length, **report.model_dump()}
     print_result(result, make_pruning_document(report, prompt.length, out), as_json)
 
@@ -141,13 +123,6 @@ def run_similar(prompt_folder: str, store: Path, as_json: bool) -> None:
         "command": command,
     }
     print_result(result, make_similar_document(prompt_folder, prompt, found, best, command or ""), as_json)
-
-
-def _history(place: str, prompt: "Prompt") -> list[dict[str, float]]:
-    """How it learned, where that is kept beside it."""
-    files = read_saved_files(place)
-    prompt_of(files, place)  # its digest is in the manifest
-    return read_history(files.get(HISTORY_FILE, b""), prompt)
 
 
 def _command(prompt: "Prompt", best: "SimilarPrompt") -> str:

@@ -2,7 +2,7 @@
 
 import math
 
-from softprompt.metrics.registry import METRICS, metric_digits
+from softprompt.metrics.registry import NEGATIVE_LOSS, metric_format
 
 MISSING = "\N{EN DASH}"
 _BYTES = ("B", "kB", "MB", "GB", "TB", "PB")
@@ -10,29 +10,17 @@ _BYTES = ("B", "kB", "MB", "GB", "TB", "PB")
 
 def metric_heading(name: str) -> str:
     """A metric as a heading names it."""
-    if name in METRICS:
-        return METRICS[name].heading
-    own = name.rpartition(":")[2]  # of a user's function
-    return (own[:1].upper() + own[1:]).replace("_", " ")
+    return metric_format(name).heading
 
 
 def choose_step_metric(kind: str, metric: str) -> str:
     """What validation chose steps and learning rates by: outputs are too costly to generate for that."""
-    return "negative_loss" if kind == "generation" else metric
-
-
-def metric_limits(name: str) -> tuple[float, float]:
-    """The least and the greatest value that a metric can have, as far as that is known."""
-    if name in METRICS:
-        return METRICS[name].limits
-    if name == "negative_loss":
-        return (-math.inf, 0.0)
-    return (-math.inf, math.inf) if ":" in name else (0.0, 1.0)
+    return NEGATIVE_LOSS if kind == "generation" else metric
 
 
 def format_metric(name: str, value: float | None, signed: bool = False) -> str:
     """A metric, or with ``signed`` a difference of two, in the digits that its scale deserves."""
-    return format_fixed(value, metric_digits(name), signed)
+    return format_fixed(value, metric_format(name).digits, signed)
 
 
 def format_interval(name: str, low: float | None, high: float | None, signed: bool = False) -> str:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -23,6 +23,7 @@ from softprompt.metrics.scores import Score
 from softprompt.metrics.text_tokenization import choose_bleu_tokenizer, median_word_count, split_words
 
 IMPORT_PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")  # of a user's function
+NEGATIVE_LOSS = "negative_loss"  # what generation is judged by where completions would be too costly
 SHORT = 4  # words of a reference (median), below which answers are right or wrong as a whole
 
 Kind = Literal["classification", "generation"]
@@ -42,6 +43,8 @@ class Metric:
         value: of how often each row was drawn ``[R, D]`` and the rows ``[D, k]`` the values ``[R]``.
         score_each: the score of every example by itself, where that is not ``rows``.
         digits: behind the point, that the scale deserves.
+        is_binary: whether the score of an example is 1, right, or 0, wrong.
+        is_mean: whether the value is the mean of the scores of the examples.
     """
 
     name: str
@@ -52,6 +55,8 @@ class Metric:
     value: Callable[[Floats, Floats], Floats]
     score_each: Callable[[Gold, Sequence[str]], list[float]]
     digits: int = 3
+    is_binary: bool = False
+    is_mean: bool = False
 
     def __call__(self, gold: Gold, predicted: Sequence[str], *, resamples: int = 2000, seed: int = 0) -> Score:
         """The score over all examples.
@@ -105,6 +110,7 @@ def mean_metric(
     score_each: Callable[[Gold, Sequence[str]], list[float]],
     limits: tuple[float, float] = (0.0, 1.0),
     digits: int = 3,
+    is_binary: bool = False,
 ) -> Metric:
     """A metric that is the mean of what ``score_each`` gives for every example."""
 
@@ -115,7 +121,7 @@ def mean_metric(
         means: Floats = weights @ rows[:, 0] / weights.sum(axis=1)
         return means
 
-    return Metric(name, kind, heading, limits, rows, value, score_each, digits)
+    return Metric(name, kind, heading, limits, rows, value, score_each, digits, is_binary, is_mean=True)
 
 
 def _right(gold: Gold, predicted: Sequence[str]) -> list[float]:
@@ -248,9 +254,9 @@ def _rouge_l(references: Gold, predicted: Sequence[str]) -> list[float]:
 
 _SHARE, _POINTS = (0.0, 1.0), (0.0, 100.0)
 
-accuracy = mean_metric("accuracy", "classification", "Accuracy", _right)
-macro_f1 = Metric("macro_f1", "classification", "Macro-F1", _SHARE, _label_pairs, _macro_f1, _right)
-exact_match = mean_metric("exact_match", "generation", "Exact match", _exact)
+accuracy = mean_metric("accuracy", "classification", "Accuracy", _right, is_binary=True)
+macro_f1 = Metric("macro_f1", "classification", "Macro-F1", _SHARE, _label_pairs, _macro_f1, _right, is_binary=True)
+exact_match = mean_metric("exact_match", "generation", "Exact match", _exact, is_binary=True)
 token_f1 = mean_metric("token_f1", "generation", "Token F1", _token_f1)
 chrf = Metric("chrf", "generation", "chrF", _POINTS, _chrf_counts, _chrf, _chrf_of_each, digits=1)
 bleu = Metric("bleu", "generation", "BLEU", _POINTS, _bleu_counts, _bleu, _bleu_of_each, digits=1)
@@ -301,6 +307,22 @@ def score_runs(metric: str, gold: Sequence[Any], runs: Sequence[Sequence[str]]) 
     return RunScores(np.stack([known.compute_rows(gold, predicted) for predicted in runs]), known.value)
 
 
-def metric_digits(name: str) -> int:
-    """How many digits behind the point the scale of a metric deserves; of what is no metric, as a divergence, too."""
-    return METRICS[name].digits if name in METRICS else 3
+class MetricFormat(NamedTuple):
+    """How a figure is written: its name for people, the least and the greatest value, digits behind the point."""
+
+    heading: str
+    limits: tuple[float, float] = _SHARE
+    digits: int = 3
+
+
+# what no predictions give, but stands where metrics do
+_FORMATS = {NEGATIVE_LOSS: MetricFormat("Negative loss", (-math.inf, 0.0))}
+
+
+def metric_format(name: str) -> MetricFormat:
+    """Of a metric, of a user's function that is not imported here, or of another figure, as a divergence."""
+    if (known := METRICS.get(name)) is not None:
+        return MetricFormat(known.heading, known.limits, known.digits)
+    own = name.rpartition(":")[2]
+    heading = (own[:1].upper() + own[1:]).replace("_", " ")
+    return _FORMATS.get(name, MetricFormat(heading, _SHARE if own == name else (-math.inf, math.inf)))

@@ -24,9 +24,9 @@ class Score(Record):
     n: int
 
     def __str__(self) -> str:
-        from softprompt.metrics.registry import metric_digits
+        from softprompt.metrics.registry import metric_format
 
-        digits = metric_digits(self.metric)
+        digits = metric_format(self.metric).digits
         return f"{self.metric} {self.value:.{digits}f} [{self.low:.{digits}f}, {self.high:.{digits}f}] n={self.n}"
 
 

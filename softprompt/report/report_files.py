@@ -14,7 +14,7 @@ from softprompt.report.pages.drift_page import make_drift_document
 from softprompt.report.pages.inspection_page import make_inspection_document
 from softprompt.report.pages.model_sizes_page import make_model_sizes_document
 from softprompt.report.render.document import Block, Document, Figure, Fold
-from softprompt.report.render.html import render_figure, render_page
+from softprompt.report.render.html import render_figure, render_html
 from softprompt.report.render.markdown import render_markdown
 from softprompt.utils.files import expand_user, write_file
 
@@ -58,14 +58,14 @@ def write_page(document: Document, path: Path, option: str = "--report") -> None
     Raises:
         OutputError: the file cannot be written; the message tells to give another ``option``.
     """
-    write_file(expand_user(path), render_page(document).encode(), f"give another {option}")
+    write_file(expand_user(path), render_html(document).encode(), f"give another {option}")
 
 
 def page_files(document: Document, name: str, figures: bool = False) -> dict[str, str]:
     """A document as files: ``NAME.html``, ``NAME.md``, and with ``figures`` its charts."""
     found = [figure for section in document.sections for figure in _figures(section.blocks)] if figures else []
     drawings = {f"figures/{figure.name}.svg": render_figure(figure) for figure in found}
-    return {f"{name}.html": render_page(document), f"{name}.md": render_markdown(document, figures), **drawings}
+    return {f"{name}.html": render_html(document), f"{name}.md": render_markdown(document, figures), **drawings}
 
 
 def _figures(blocks: tuple[Block, ...]) -> list[Figure]:

@@ -15,7 +15,7 @@ from softprompt.data.split_assignment import Subsample, sample_examples
 from softprompt.inference.evaluation import Evaluation, evaluate
 from softprompt.inference.generation import GenerationConfig
 from softprompt.metrics.bootstrap import paired_difference, resample_scores
-from softprompt.metrics.registry import METRICS, metric_digits, score_runs
+from softprompt.metrics.registry import METRICS, metric_format, score_runs
 from softprompt.metrics.scores import PairedDifference
 from softprompt.metrics.user_metrics import import_metric
 from softprompt.models.frozen_lm import FrozenLM
@@ -92,7 +92,7 @@ class Verdict:
         return {**self.figures(), "examples": [asdict(one) for one in self.lost[:examples]]}
 
     def __str__(self) -> str:
-        digits = metric_digits(self.metric)
+        digits = metric_format(self.metric).digits
         before, now, difference, low, high = (
             f"{value:.{digits}f}"
             for value in (self.before, self.now, self.difference.difference, self.difference.low, self.difference.high)

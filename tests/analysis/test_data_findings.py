@@ -6,7 +6,7 @@ from itertools import combinations
 
 import numpy as np
 import pytest
-from analysis.test_planted_faults import rows
+from helpers.planted_faults import rows
 from helpers.small_tasks import answers, reviews
 from helpers.tiny_models import as_state, plain_logits, random_prompt, tiny_base
 
@@ -165,7 +165,7 @@ class TestAnswers:
         base = tiny_base("llama")
         examples = [Example("a", label) for label in ("bad", "bad", "good", "good")]
         probabilities = np.array([[0.95, 0.05], [0.3, 0.7], [0.05, 0.95], [0.65, 0.35]])
-        scored = PromptScores(np.zeros((1, 4)), np.log(probabilities)[None], 0)
+        scored = PromptScores(np.zeros((1, 4)), np.log(probabilities)[None], 0, SPEC.labels)
         found = analyze_answers(base, SPEC, scored, examples, "test")
         assert found.confusion == (("bad", "bad", 1), ("bad", "good", 1), ("good", "bad", 1), ("good", "good", 1))
         assert found.metric.value == 0.5

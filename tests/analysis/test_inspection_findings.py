@@ -4,108 +4,27 @@ import re
 from typing import Any
 
 import pytest
+from helpers.planted_inspections import (
+    about,
+    answers,
+    calibration,
+    comparison,
+    fit,
+    inspection,
+    losses,
+    memorization,
+    reproduction,
+    token,
+    twins,
+)
 
 from softprompt.analysis.inspection.inspection_findings import judge_inspection
 from softprompt.analysis.inspection.inspection_records import (
-    Answers,
-    Calibration,
-    Comparison,
-    Duplicates,
     Inspection,
     LabelErrors,
-    Memorization,
-    Quantiles,
-    Reproduction,
-    TrainingFit,
-    VirtualToken,
-    Vocabulary,
 )
 from softprompt.cli.verbs.lazy_verbs import cli
 from softprompt.config import TrainConfig
-from softprompt.metrics.scores import Mean, Score
-
-
-def about(value: float, width: float = 0.02, n: int = 200) -> Mean:
-    return Mean(value=value, low=value - width, high=value + width, n=n)
-
-
-def accuracy(value: float, width: float = 0.02, n: int = 200) -> Score:
-    return Score(metric="accuracy", value=value, low=value - width, high=value + width, n=n)
-
-
-def spread(middle: float) -> Quantiles:
-    return Quantiles(least=0.5 * middle, p5=0.8 * middle, median=middle, p95=1.2 * middle, most=1.5 * middle)
-
-
-def token(index: int, **fields: Any) -> VirtualToken:
-    return VirtualToken(**{"index": index, "norm": 12.0, "moved": 1.0, "ablation": about(0.1), "changed": 0.1} | fields)
-
-
-def answers(**fields: Any) -> Answers:
-    sound = {"split": "test", "metric": accuracy(0.9), "loss": about(0.3)}
-    return Answers(**sound | {"confusion": (("a", "a", 90), ("a", "b", 10), ("b", "b", 100))} | fields)
-
-
-def inspection(**fields: Any) -> Inspection:
-    """A sound one, but for what is given."""
-    sound: dict[str, Any] = {
-        "place": "p",
-        "base": "m",
-        "kind": "classification",
-        "state_kind": "embeddings",
-        "labels": ("a", "b"),
-        "length": 4,
-        "embedding_size": 8,
-        "members": 1,
-        "data": "d",
-        "sizes": {"train": 1000, "validation": 200, "test": 200},
-        "same_data": True,
-        "training": {"learning_rate": 0.1},
-        "vocabulary": Vocabulary(sampled=10, cosine=spread(0.5), distance=spread(1.0), norm=spread(10.0)),
-        "tokens": tuple(token(index) for index in range(4)),
-        "answers": answers(),
-        "fit": fit(0.3, 0.3),
-        "prior_loss": 0.69,
-    }
-    return Inspection(**sound | fields)
-
-
-def fit(train: float, validation: float) -> TrainingFit:
-    gap = about(validation - train)
-    return TrainingFit(
-        train_loss=about(train), validation_loss=about(validation), gap=gap, train_metric=0.9, validation_metric=0.9
-    )
-
-
-def losses(*pairs: tuple[float, float]) -> tuple[dict[str, float], ...]:
-    return tuple({"step": 10.0 * i, "train_loss": a, "validation_loss": b} for i, (a, b) in enumerate(pairs, 1))
-
-
-def comparison(difference: float, broken: int = 12) -> Comparison:
-    return Comparison(
-        reference="written", before=accuracy(0.9), difference=about(difference), p_value=0.5, fixed=2, broken=broken
-    )
-
-
-def calibration(excess: float) -> Calibration:
-    return Calibration(error=accuracy(0.1), excess=about(excess), bins=())
-
-
-def twins(**fields: int) -> Duplicates:
-    none = {"rows": 400, "groups": 0, "redundant": 0, "leaked": 0, "held_out": 200, "conflicting": 0}
-    return Duplicates(**{**none, **fields}, listed=())
-
-
-def memorization(difference: float, auc: float, same: bool = True) -> Memorization:
-    gain = about(0.1)
-    return Memorization(
-        what="texts", trained=gain, held_out=gain, difference=about(difference), auc=auc, same_data=same
-    )
-
-
-def reproduction(now: float, n: int = 200, same: bool = True, saved: int = 200) -> tuple[Reproduction, ...]:
-    before, after = accuracy(0.9, n=saved), accuracy(now, n=n)
-    return (Reproduction(split="test", saved=before, now=after, same_data=same),)
 
 
 def names(found: Inspection) -> list[str]:

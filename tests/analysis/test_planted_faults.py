@@ -1,64 +1,21 @@
 """Planted faults are found: each is learned by a tiny model, inspected, and named; a sound prompt is not accused."""
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
-from functools import cache
-from typing import Any
 
 import pytest
 import torch
-from helpers.small_tasks import FAST, TEMPLATE, WORDS
+from helpers.planted_faults import FAMILY, OTHER, SETTINGS, data, inspected, learned, rows, shuffled
+from helpers.small_tasks import TEMPLATE
 from helpers.tiny_models import tiny_base
 
-from softprompt.analysis.inspection.inspect_prompt import InspectionLimits, inspect, read_history
+from softprompt.analysis.inspection.inspect_prompt import InspectionLimits, inspect
 from softprompt.analysis.inspection.inspection_records import Inspection
-from softprompt.data.examples import Example
-from softprompt.data.splits import Splits
 from softprompt.data.task import Task
 from softprompt.prompts.saved_prompt import Prompt
 from softprompt.prompts.state import PromptState
 from softprompt.training.fit import fit
-
-SETTINGS: dict[str, Any] = {**FAST, "steps": 160, "eval_every": 16, "patience": 0, "length": 8}
-FAMILY = "gemma3"
-OTHER = {"good": "bad", "bad": "good"}
-FILLERS = ("actor", "ending", "plot", "music", "song", "scene", "story", "camera", "voice", "cast", "pace", "joke")
-
-
-def rows(count: int, seed: int) -> tuple[Example, ...]:
-    """Sentences that differ enough to be no near duplicates; the last three words tell the label."""
-    generator = random.Random(seed)
-
-    def one() -> Example:
-        label = generator.choice(sorted(WORDS))
-        words = " ".join(generator.choice(WORDS[label]) for _ in range(3))
-        return Example(f"{' '.join(generator.sample(FILLERS, 4))} film is {words}", label)
-
-    return tuple(one() for _ in range(count))
-
-
-def data(train: Sequence[Example] | None = None, validation: Sequence[Example] | None = None) -> Splits:
-    return Splits(tuple(train or rows(240, 1)), tuple(validation or rows(80, 2)), rows(80, 3), "made here", ())
-
-
-def shuffled(examples: Sequence[Example]) -> list[Example]:
-    labels = [str(example.label) for example in examples]
-    random.Random(5).shuffle(labels)
-    return [replace(example, label=label) for example, label in zip(examples, labels, strict=True)]
-
-
-@cache
-def learned(**settings: Any) -> Prompt:
-    return fit(tiny_base(FAMILY), Task.classification(data(), template=TEMPLATE), **{**SETTINGS, **settings})
-
-
-def inspected(prompt: Prompt, splits: Splits | None = None, **options: Any) -> Inspection:
-    task = Task.matching(prompt.spec, splits or data())
-    history = read_history(prompt.extra_files.get("history.jsonl", "").encode(), prompt)
-    return inspect(
-        tiny_base(FAMILY), prompt, task, history=history, limits=InspectionLimits(ablation=60, texts=60), **options
-    )
 
 
 def names(found: Inspection, *severities: str) -> set[str]:

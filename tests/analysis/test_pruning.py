@@ -7,23 +7,27 @@ from typing import Any
 
 import pytest
 import torch
-from analysis.test_planted_faults import FAMILY, SETTINGS, data, learned
+from helpers.html_page import Page
+from helpers.planted_faults import FAMILY, SETTINGS, data, inspected, learned
 from helpers.tiny_models import as_state, random_prompt, tiny_base
+from helpers.told import told_lines
 
 from softprompt.analysis.inspection.ablation import rebuild_starts
 from softprompt.analysis.inspection.pruning import prune
 from softprompt.analysis.inspection.score_records import score_states
 from softprompt.data.task import Task
 from softprompt.errors import ConfigError, DataError
+from softprompt.inference.evaluation import evaluate
 from softprompt.prompts.saved_prompt import Prompt
 from softprompt.prompts.state import PromptState
+from softprompt.report.pages.inspection_page import make_inspection_document, make_pruning_document
+from softprompt.report.render.html import render_html
 from softprompt.store.prompt_loading import load_prompt
 from softprompt.training.fit import fit
 
 
 def pruned(prompt: Prompt, tolerance: float = 0.0, **options: Any) -> tuple[Prompt, Any]:
-    task = Task.matching(prompt.spec, options.pop("splits", data()))
-    return prune(tiny_base(FAMILY), prompt, task, tolerance=tolerance, parent="prompts/p", **options)
+    return prune(tiny_base(FAMILY), prompt, options.pop("splits", data()), tolerance=tolerance, **options)
 
 
 def accuracy(prompt: Prompt) -> float:
@@ -86,10 +90,13 @@ def test_keys_and_values_too(tmp_path: Path) -> None:
 
 def test_what_is_saved_knows_where_it_comes_from(tmp_path: Path) -> None:
     prompt = learned()
-    shorter, report = pruned(prompt, 0.02)
+    prompt.save(tmp_path / "p")
+    shorter, report = pruned(prompt, 0.02, place=str(tmp_path / "p"))
     shorter.save(tmp_path / "q")
     manifest = json.loads((tmp_path / "q" / "prompt.json").read_text())
-    assert manifest["parent"] == "prompts/p"
+    assert manifest["parent"] == str(tmp_path / "p")
+    assert manifest["metrics"]["test"]["value"] == pytest.approx(report.test_after)
+    assert (tmp_path / "q" / "rows.json").exists()
     assert manifest["length"] == report.length
     assert manifest["training"]["pruned"]["kept"] == list(report.kept)
     # its start is that of the tokens that stayed
@@ -124,3 +131,52 @@ def test_one_token_stays_one() -> None:
     shorter, report = pruned(prompt, 1.0)
     assert shorter.length == 1
     assert report.difference.value == 0
+
+
+MEAN = """
+def cautious(prediction, reference):
+    return {("good", "bad"): -2.0}.get((prediction, reference), float(prediction == reference))
+"""
+OF_ALL = """
+def worst_class(predictions, references):
+    pairs = list(zip(predictions, references))
+    right = {b: [a == b for a, c in pairs if b == c] for b in references}
+    return min(sum(one) / len(one) for one in right.values())
+"""
+
+
+@pytest.mark.parametrize(("source", "name"), [(MEAN, "cautious"), (OF_ALL, "worst_class")])
+def test_a_metric_of_the_users_own_judges_as_a_built_in_one_does(
+    source: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Inspection, page and pruning: the figure is the function's, with its interval."""
+    (tmp_path / f"own_{name}.py").write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+    metric = f"own_{name}:{name}"
+    prompt = learned().judged_by(metric)
+    expected = evaluate(tiny_base(FAMILY), data().test, prompt).metric
+    found = inspected(prompt)
+    assert found.answers is not None
+    assert found.answers.metric == expected
+    assert found.answers.comparison is not None
+    assert found.answers.comparison.before.metric == metric
+    change = expected.value - found.answers.comparison.before.value
+    assert found.answers.comparison.difference.value == pytest.approx(change)
+    heading = name.replace("_", " ").capitalize()
+    text = Page(render_html(make_inspection_document(found))).text
+    assert f"{heading} on test" in text
+    assert ("Mean score of a row" in text) == (source is OF_ALL)
+    shorter, report = pruned(prompt, 0.05)
+    assert report.metric == metric
+    assert report.after >= report.before - 0.05
+    assert shorter.metrics["test"]["metric"] == metric
+    assert shorter.metrics["test"]["value"] == pytest.approx(report.test_after)
+    assert heading in "\n".join(told_lines(make_pruning_document(report, prompt.length, tmp_path)))
+
+
+def test_a_foreign_metric_is_not_imported() -> None:
+    """A file may name any function: only who asks for it by name has it called."""
+    foreign = replace(learned(), spec=replace(learned().spec, metric="os:getcwd"))
+    for verb in (pruned, inspected):
+        with pytest.raises(ConfigError, match="give --metric os:getcwd if you trust it"):
+            verb(foreign)

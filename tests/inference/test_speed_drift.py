@@ -11,7 +11,7 @@ from softprompt.experiments.comparison.recommendation import Evidence, recommend
 from softprompt.experiments.comparison.study_records import Row, Study, collect_speeds
 from softprompt.inference.speed_drift import drift, steadied
 from softprompt.report.pages.comparison_page import make_comparison_document
-from softprompt.report.render.html import render_page
+from softprompt.report.render.html import render_html
 from softprompt.report.report_files import write_report
 
 SLOWED = ("prompt-tuning", "lora")  # measured while something else ran
@@ -78,7 +78,7 @@ def test_no_form_tells_milliseconds_that_do_not_compare(slowed: Study, tmp_path:
     forms = {
         "text": "\n".join(told_lines(make_comparison_document(slowed))),
         "markdown": (tmp_path / "report.md").read_text(),
-        "html": render_page(make_comparison_document(slowed)),
+        "html": render_html(make_comparison_document(slowed)),
         "chart": (tmp_path / "figures" / "latency.svg").read_text(),
     }
     row = next(row for row in slowed.rows if row.method == SLOWED[0])
@@ -112,7 +112,7 @@ def test_the_warning_stands_where_the_figures_are(slowed: Study) -> None:
 
 
 def test_a_steady_machine_is_told_in_milliseconds_without_a_word(steady: Study, tmp_path: Path) -> None:
-    html = render_page(make_comparison_document(steady))
+    html = render_html(make_comparison_document(steady))
     assert "speed changed" not in html
     assert "Latency p50, ms" in html
     assert "Latency p50, ms" in "\n".join(told_lines(make_comparison_document(steady)))

@@ -14,8 +14,8 @@ from softprompt.errors import ConfigError, DataError
 from softprompt.inference.evaluation import score
 from softprompt.inference.predictor import Prediction
 from softprompt.metrics.bootstrap import bootstrap_interval, resample_scores
-from softprompt.metrics.formatting import format_interval, format_metric, metric_heading, metric_limits
-from softprompt.metrics.registry import METRICS, choose_metric, mean_metric, metrics_of_kind, score_runs
+from softprompt.metrics.formatting import format_interval, format_metric, metric_heading
+from softprompt.metrics.registry import METRICS, choose_metric, mean_metric, metric_format, metrics_of_kind, score_runs
 from softprompt.metrics.user_metrics import import_metric
 
 MODULE = """
@@ -89,7 +89,7 @@ class TestFunctions:
         assert METRICS[name]([["four"], ["fives"]], ["four", "six"]).value == -1.0
         assert metric_heading(name) == "Length off"
         assert format_metric(name, -1.25) == "\N{MINUS SIGN}1.2"
-        assert metric_limits(name) == (-50.0, 0.0)
+        assert metric_format(name).limits == (-50.0, 0.0)
 
     def test_compared_runs_share_their_resamples(self, module: str) -> None:
         name = str(import_metric(f"{module}:share_right"))
@@ -161,4 +161,4 @@ def test_a_metric_is_added_in_one_place(monkeypatch: pytest.MonkeyPatch) -> None
     assert [one.metric for one in result.others] == ["accuracy", "macro_f1"]
     assert metric_heading("initials") == "Initials"
     assert format_interval("initials", result.metric.low, result.metric.high) == "[0.0, 100.0]"
-    assert metric_limits("initials") == (0.0, 100.0)
+    assert metric_format("initials").limits == (0.0, 100.0)

@@ -17,7 +17,7 @@ from softprompt.errors import OutputError
 from softprompt.experiments.comparison.study_records import Forgetting, Recommendation, Result, Row, Study
 from softprompt.report.pages import comparison_answers, comparison_figures, comparison_tables
 from softprompt.report.pages.comparison_page import make_comparison_document
-from softprompt.report.render.html import render_page
+from softprompt.report.render.html import render_html
 from softprompt.report.render.markdown import escape_markdown, render_markdown
 from softprompt.report.report_files import write_report
 
@@ -29,7 +29,7 @@ def study() -> Study:
 
 @pytest.fixture(scope="module")
 def html(study: Study) -> str:
-    return render_page(make_comparison_document(study))
+    return render_html(make_comparison_document(study))
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +128,7 @@ class TestPage:
 
 class TestWithoutNumbers:
     def test_nothing_measured_still_makes_a_report(self) -> None:
-        text = Page(render_page(make_comparison_document(bare_study()))).text
+        text = Page(render_html(make_comparison_document(bare_study()))).text
         assert "Not enough data to tell." in text
         assert "the loss is not a number" in text
         assert "zero-shot" in text
@@ -141,7 +141,7 @@ class TestWithoutNumbers:
             one = study.rows[5].model_copy(update={name: None})
             for rows in ((one,), (*study.rows[:5], one)):
                 changed = study.model_copy(update={"rows": rows})
-                assert "None" not in Page(render_page(make_comparison_document(changed))).text
+                assert "None" not in Page(render_html(make_comparison_document(changed))).text
                 assert "None" not in render_markdown(make_comparison_document(changed))
 
     def test_what_was_not_measured_for_any_method_is_left_out_and_named(self, study: Study) -> None:
@@ -152,14 +152,14 @@ class TestWithoutNumbers:
 
     def test_one_method_one_seed_one_example(self) -> None:
         alone = planted_study(n=1, seeds=1, methods=METHODS[5:6], current=None, price_per_hour=None)
-        assert alone.title in render_page(make_comparison_document(alone))
+        assert alone.title in render_html(make_comparison_document(alone))
 
     def test_numbers_that_are_none_are_said(self, study: Study) -> None:
         wild = study.rows[0].model_copy(
             update={"mean": float("nan"), "forgetting": Forgetting(before=0, after=float("inf"), tokens=1)}
         )
         text = Page(
-            render_page(make_comparison_document(study.model_copy(update={"rows": (wild, *study.rows[1:])})))
+            render_html(make_comparison_document(study.model_copy(update={"rows": (wild, *study.rows[1:])})))
         ).text
         assert "not a number" in text
         assert "0 → ∞" in text
@@ -176,7 +176,7 @@ class TestWithoutNumbers:
 
     def test_study_without_an_answer_says_so(self) -> None:
         open_study = planted_study(n=60, deploy=None)
-        text = Page(render_page(make_comparison_document(open_study))).text
+        text = Page(render_html(make_comparison_document(open_study))).text
         assert "Not enough data to tell" in text
         assert "Level with the best, best first: lora, prompt-tuning" in text
 
@@ -206,7 +206,7 @@ def hostile() -> Study:
 
 class TestHostileText:
     def test_stays_text_on_the_page(self, hostile: Study) -> None:
-        read = Page(render_page(make_comparison_document(hostile)))
+        read = Page(render_html(make_comparison_document(hostile)))
         assert len(read.all("script")) == len(read.all("style")) == 1
         assert read.all("img") == []
         assert not any(name.startswith("on") for _, given in read.elements for name in given)
@@ -352,7 +352,7 @@ class TestAnswers:
 
     def test_texts_that_are_not_right_or_wrong_are_not_marked(self) -> None:
         study = answered("ab", p="aa", q="bb").model_copy(update={"kind": "generation", "metric": "bleu"})
-        text = Page(render_page(make_comparison_document(study))).text
+        text = Page(render_html(make_comparison_document(study))).text
         assert "✗" not in text
         assert "most different answers" in text
 
@@ -373,5 +373,5 @@ class TestManyClasses:
 
 def test_the_command_that_was_typed_is_shown(study: Study) -> None:
     typed = study.model_copy(update={"settings": {"command": "softprompt compare --data 'my file'"}})
-    assert "softprompt compare --data 'my file'" in Page(render_page(make_comparison_document(typed))).text
-    assert "--methods zero-shot,few-shot:8" in Page(render_page(make_comparison_document(study))).text
+    assert "softprompt compare --data 'my file'" in Page(render_html(make_comparison_document(typed))).text
+    assert "--methods zero-shot,few-shot:8" in Page(render_html(make_comparison_document(study))).text

@@ -8,9 +8,9 @@ from xml.etree.ElementTree import fromstring, tostring
 
 import pytest
 from helpers.html_page import HOSTILE, Page
+from helpers.planted_inspections import full_inspection
 from helpers.planted_traffic import World, profile, sample, samples
 from helpers.told import told_lines
-from report.test_inspection_page import full as inspected
 
 from softprompt.analysis.drift.drift_records import DriftReport
 from softprompt.analysis.drift.monitor import UnadjustedDrift, adjust_and_judge
@@ -19,7 +19,7 @@ from softprompt.cli.printing import print_result
 from softprompt.report.pages.drift_page import make_drift_document
 from softprompt.report.pages.inspection_page import make_inspection_document
 from softprompt.report.render.document import Code, Document, Figure, Section
-from softprompt.report.render.html import render_page
+from softprompt.report.render.html import render_html
 from softprompt.report.render.markdown import render_markdown
 from softprompt.report.report_files import write_page
 from softprompt.store.input_profile import InputProfile
@@ -72,7 +72,7 @@ def figures(found: DriftReport) -> list[Figure]:
 
 def test_every_part_is_there() -> None:
     found = full()
-    read = Page(render_page(make_drift_document(found)))
+    read = Page(render_html(make_drift_document(found)))
     parts = ["recommendation", "prompt-1", "prompt-2", "prompt-3", "measured"]
     assert [one["id"] for one in read.all("section")] == parts
     assert [one.verdict for one in found.prompts] == ["drift", "none", "too few"]
@@ -100,11 +100,11 @@ def test_the_terminal_says_the_same() -> None:
 
 def test_nothing_to_compare() -> None:
     none = full().model_copy(update={"prompts": ()})
-    assert "There is nothing to compare." in Page(render_page(make_drift_document(none))).text
+    assert "There is nothing to compare." in Page(render_html(make_drift_document(none))).text
     quiet = full().model_copy(update={"prompts": full().prompts[1:2]})
-    assert "No drift was seen." in Page(render_page(make_drift_document(quiet))).text
+    assert "No drift was seen." in Page(render_html(make_drift_document(quiet))).text
     few = full().model_copy(update={"prompts": full().prompts[2:]})
-    assert "Too few samples to tell: each prompt needs 100." in Page(render_page(make_drift_document(few))).text
+    assert "Too few samples to tell: each prompt needs 100." in Page(render_html(make_drift_document(few))).text
 
 
 def test_drawings_are_sound_at_both_widths() -> None:
@@ -116,12 +116,12 @@ def test_drawings_are_sound_at_both_widths() -> None:
 
 
 def test_of_many_labels_those_that_moved_most() -> None:
-    text = Page(render_page(make_drift_document(full(labels=30)))).text
+    text = Page(render_html(make_drift_document(full(labels=30)))).text
     assert "Shown are the 20 of 30 that moved most." in text
 
 
 def test_hostile_text_is_text(capsys: pytest.CaptureFixture[str]) -> None:
-    read = Page(render_page(make_drift_document(full(HOSTILE))))
+    read = Page(render_html(make_drift_document(full(HOSTILE))))
     assert len(read.all("script")) == 1
     assert read.all("img") == []
     assert "javascript:d" in read.text
@@ -133,7 +133,7 @@ def test_hostile_text_is_text(capsys: pytest.CaptureFixture[str]) -> None:
 def test_is_written_whole(tmp_path: Path) -> None:
     found = full()
     write_page(make_drift_document(found), tmp_path / "a" / "b.html")
-    assert (tmp_path / "a" / "b.html").read_text() == render_page(make_drift_document(found))
+    assert (tmp_path / "a" / "b.html").read_text() == render_html(make_drift_document(found))
 
 
 @pytest.mark.parametrize(("scheme", "width"), [("light", 1280), ("dark", 375), ("light", 320)])
@@ -146,12 +146,12 @@ def test_in_a_browser(tmp_path: Path, scheme: str, width: int) -> None:
         assert opened.page.locator("figure table:visible").count() == 9
 
 
-@pytest.mark.parametrize("form", [render_page, render_markdown])
+@pytest.mark.parametrize("form", [render_html, render_markdown])
 def test_long_texts_are_cut_and_their_length_told(form: Callable[[Document], str]) -> None:
     long = "wörd " * 12_000
     for made, usual in (
         (make_drift_document(full(long)), make_drift_document(full())),
-        (make_inspection_document(inspected(long)), make_inspection_document(inspected())),
+        (make_inspection_document(full_inspection(long)), make_inspection_document(full_inspection())),
     ):
         written = form(made)
         # in every place that shows any of it

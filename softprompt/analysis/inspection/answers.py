@@ -14,23 +14,30 @@ from softprompt.analysis.inspection.inspection_records import (
     ReliabilityBin,
     Slice,
 )
-from softprompt.analysis.inspection.score_records import PromptScores, score_ensemble, score_states
+from softprompt.analysis.inspection.score_records import (
+    PromptScores,
+    compare_metric,
+    gold_labels,
+    judging_metric,
+    measure_metric,
+    score_ensemble,
+    score_examples,
+    score_states,
+)
 from softprompt.data.examples import Example, format_value
 from softprompt.data.task import TaskSpec
+from softprompt.errors import ConfigError
 from softprompt.metrics import hypothesis_tests
 from softprompt.metrics.bootstrap import Floats
 from softprompt.metrics.calibration import calibration_error
-from softprompt.metrics.registry import accuracy
-from softprompt.metrics.scores import Score
 from softprompt.models.frozen_lm import FrozenLM
+from softprompt.prompts.methods.initializers import default_instruction
+from softprompt.prompts.saved_prompt import Prompt
 from softprompt.prompts.state import PromptState
+from softprompt.prompts.written_prompt import written_prompt
 
 LEAST = 20  # examples of a part that is judged
-
-
 MOST_VALUES = 20  # of a column that is a category; of one with more that are no numbers, the most frequent
-
-
 SHOWN = 8  # fixed and broken examples
 BINS = 10
 _MOVED = 0.1  # nats a token: what counts as fixed or broken in generation
@@ -48,6 +55,22 @@ class ComparedReference:
         return score_ensemble(base, self.spec, [state for state in self.states if state is not None], examples)
 
 
+def make_written_reference(base: FrozenLM, spec: TaskSpec, instruction: str | None = None) -> ComparedReference:
+    """The written prompt: the instruction given, or a plain one made of the labels, in front of the same template."""
+    words = default_instruction(spec) if instruction is None else instruction
+    return ComparedReference(f"written prompt '{words}'", spec, [written_prompt(base, spec, words)])
+
+
+def make_reference(base: FrozenLM, spec: TaskSpec, place: str, other: Prompt) -> ComparedReference:
+    """Another saved prompt; raises ConfigError if it answers another task, PromptFileError if on another base."""
+    other.check_base(base)
+    if (other.spec.kind, set(other.spec.labels)) != (spec.kind, set(spec.labels)):
+        expected = f"{spec.kind} with the labels {', '.join(spec.labels)}" if spec.labels else spec.kind
+        got = f"{other.spec.kind} with {', '.join(other.spec.labels)}" if other.spec.labels else other.spec.kind
+        raise ConfigError(f"--against '{place}': expected a prompt for {expected}, got one for {got}")
+    return ComparedReference(place, other.spec, other.states)
+
+
 def analyze_answers(
     base: FrozenLM,
     spec: TaskSpec,
@@ -57,12 +80,12 @@ def analyze_answers(
     reference: ComparedReference | None = None,
 ) -> Answers:
     """Everything about the answers to ``examples``, which ``scored`` has the scores of (one prompt, or an ensemble)."""
-    values = score_examples(spec, scored, examples)
+    values, metric = score_examples(spec, scored, examples), judging_metric(spec)
     lengths = [len(example.text.split()) for example in examples]
-    found, small, unsliced = judge_slices(examples, values, lengths, exact=spec.kind == "classification")
+    found, small, unsliced = judge_slices(examples, values, lengths, exact=metric is not None and metric.is_binary)
     return Answers(
         split=split,
-        metric=summarize_values(spec, scored, examples),
+        metric=measure_metric(spec, scored, examples),
         loss=hypothesis_tests.bootstrap_mean(scored.losses[0]),
         comparison=None if reference is None else _against(base, spec, scored, examples, reference),
         confusion=_confusion(spec, scored, examples),
@@ -75,31 +98,9 @@ def analyze_answers(
     )
 
 
-def score_examples(spec: TaskSpec, scored: PromptScores, examples: Sequence[Example]) -> Floats:
-    """What the metric is the mean of: 1 where right, or the negative loss."""
-    if spec.kind == "generation":
-        negative: Floats = -scored.losses[0]
-        return negative
-    return np.array(
-        [float(a == b) for a, b in zip(predicted_labels(spec, scored), given_labels(examples), strict=True)]
-    )
-
-
-def summarize_values(spec: TaskSpec, scored: PromptScores, examples: Sequence[Example]) -> Score:
-    """Accuracy, or the mean negative loss, with its interval."""
-    if spec.kind == "classification":
-        return accuracy(given_labels(examples), predicted_labels(spec, scored))
-    return Score(metric="negative_loss", **hypothesis_tests.bootstrap_mean(-scored.losses[0]).model_dump())
-
-
-def predicted_labels(spec: TaskSpec, scored: PromptScores) -> list[str]:
-    """The answers."""
-    assert scored.answers is not None
-    return [spec.labels[int(index)] for index in scored.answers[0]]
-
-
-def given_labels(examples: Sequence[Example]) -> list[str]:
-    return [str(example.label) for example in examples]
+def _right(scored: PromptScores, examples: Sequence[Example]) -> Floats:
+    """1 where the label is the right one."""
+    return np.array([float(a == b) for a, b in zip(scored.predicted, gold_labels(examples), strict=True)])
 
 
 def expected_answer(example: Example) -> str:
@@ -111,12 +112,12 @@ def _against(
     base: FrozenLM, spec: TaskSpec, scored: PromptScores, examples: Sequence[Example], reference: ComparedReference
 ) -> Comparison:
     other = reference.scored(base, examples)
-    now, before = score_examples(spec, scored, examples), score_examples(reference.spec, other, examples)
-    difference, p_value = hypothesis_tests.paired_mean_difference(now, before)
+    difference, p_value = compare_metric(spec, scored, other, examples)
     gains = other.losses[0] - scored.losses[0]
     if spec.kind == "classification":
+        now, before = (_right(one, examples) for one in (scored, other))
         better, worse = now > before, now < before
-        answers, earlier = predicted_labels(spec, scored), predicted_labels(reference.spec, other)
+        answers, earlier = scored.predicted, other.predicted
     else:
         better, worse = gains > _MOVED, gains < -_MOVED
         answers, earlier = ([f"{loss:.2f} nats a token" for loss in one.losses[0]] for one in (scored, other))
@@ -137,7 +138,7 @@ def _against(
 
     return Comparison(
         reference=reference.name,
-        before=summarize_values(reference.spec, other, examples),
+        before=measure_metric(spec, other, examples),
         difference=difference,
         p_value=p_value,
         fixed=int(better.sum()),
@@ -150,7 +151,7 @@ def _against(
 def _confusion(spec: TaskSpec, scored: PromptScores, examples: Sequence[Example]) -> tuple[tuple[str, str, int], ...]:
     if spec.kind == "generation":
         return ()
-    counts = Counter(zip(given_labels(examples), predicted_labels(spec, scored), strict=True))
+    counts = Counter(zip(gold_labels(examples), scored.predicted, strict=True))
     return tuple((gold, answer, n) for (gold, answer), n in sorted(counts.items()))
 
 
@@ -158,7 +159,7 @@ def _calibration(spec: TaskSpec, scored: PromptScores, examples: Sequence[Exampl
     if scored.log_probabilities is None:
         return None
     confidence = np.minimum(np.exp(scored.log_probabilities[0].max(axis=1)), 1.0)
-    right = score_examples(spec, scored, examples)
+    right = _right(scored, examples)
     edges = np.linspace(0, 1, BINS + 1)
     places = np.searchsorted(edges[1:-1], confidence, side="left")
     bins = []

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,30 +18,44 @@ from softprompt.analysis.inspection.answers import (
     LEAST,
     ComparedReference,
     analyze_answers,
-    score_examples,
-    summarize_values,
+    make_reference,
+    make_written_reference,
 )
 from softprompt.analysis.inspection.attention_weights import measure_attention
 from softprompt.analysis.inspection.duplicates import find_duplicates
 from softprompt.analysis.inspection.inspection_findings import judge_inspection
-from softprompt.analysis.inspection.inspection_records import Inspection, Reproduction, TrainingFit, VirtualToken
+from softprompt.analysis.inspection.inspection_records import (
+    Answers,
+    Continuation,
+    Inspection,
+    Memorization,
+    Reproduction,
+    TrainingFit,
+    VirtualToken,
+)
 from softprompt.analysis.inspection.label_errors import find_label_errors
 from softprompt.analysis.inspection.memorization import measure_memorization
-from softprompt.analysis.inspection.score_records import PromptScores, score_ensemble
+from softprompt.analysis.inspection.score_records import (
+    PromptScores,
+    compute_metric,
+    judging_metric,
+    measure_metric,
+    score_ensemble,
+)
 from softprompt.analysis.inspection.store_neighbors import compare_with_store
 from softprompt.analysis.inspection.template_mismatch import check_served_template
 from softprompt.analysis.inspection.token_meaning import continue_prompt, describe_tokens
 from softprompt.data.examples import Example
 from softprompt.data.split_assignment import Subsample, sample_examples, sample_indices
-from softprompt.data.task import Task, TaskSpec
-from softprompt.errors import BaseModelError, ConfigError, DataError
+from softprompt.data.splits import Splits
+from softprompt.data.task import Task
+from softprompt.errors import BaseModelError, DataError
 from softprompt.metrics import hypothesis_tests
 from softprompt.metrics.scores import Score
 from softprompt.models.frozen_lm import FrozenLM
-from softprompt.prompts.methods.initializers import default_instruction
-from softprompt.prompts.saved_prompt import Prompt
-from softprompt.prompts.written_prompt import written_prompt
-from softprompt.store.learned_rows import LearnedRows
+from softprompt.prompts.saved_prompt import HISTORY_FILE, Prompt, prompt_of
+from softprompt.store.learned_rows import LearnedRows, read_learned
+from softprompt.store.version_store import read_saved_files
 
 ABLATION_PASSES = 4000  # examples times virtual tokens: what 20 tokens on 200 examples take
 FEWEST_EXAMPLES = 20
@@ -73,87 +88,61 @@ class InspectionLimits:
         return limits if train is None else replace(limits, train=train)
 
 
-def make_written_reference(base: FrozenLM, spec: TaskSpec, instruction: str | None = None) -> ComparedReference:
-    """The written prompt: the instruction given, or a plain one made of the labels, in front of the same template."""
-    words = default_instruction(spec) if instruction is None else instruction
-    return ComparedReference(f"written prompt '{words}'", spec, [written_prompt(base, spec, words)])
-
-
-def make_reference(base: FrozenLM, spec: TaskSpec, place: str, other: Prompt) -> ComparedReference:
-    """Another saved prompt; raises ConfigError if it answers another task, PromptFileError if on another base."""
-    other.check_base(base)
-    if (other.spec.kind, set(other.spec.labels)) != (spec.kind, set(spec.labels)):
-        expected = f"{spec.kind} with the labels {', '.join(spec.labels)}" if spec.labels else spec.kind
-        got = f"{other.spec.kind} with {', '.join(other.spec.labels)}" if other.spec.labels else other.spec.kind
-        raise ConfigError(f"--against '{place}': expected a prompt for {expected}, got one for {got}")
-    return ComparedReference(place, other.spec, other.states)
-
-
 def inspect(
     base: FrozenLM,
     prompt: Prompt,
-    task: Task,
+    task: Task | Splits | str | Path,
     *,
-    place: str = "prompt",
+    place: str | None = None,
     split: str | None = None,
-    reference: ComparedReference | None = None,
+    against: Prompt | tuple[str, Prompt] | None = None,
+    instruction: str | None = None,
     template: str | None = None,
     store: Path | None = None,
-    history: Sequence[Mapping[str, float]] = (),
-    learned: LearnedRows | None = None,
     limits: InspectionLimits | None = None,
     progress: Callable[[str], None] = lambda _: None,
 ) -> Inspection:
     """Ask every question.
 
     Args:
-        task: data for the prompt's own spec (``Task.matching``).
-        place: what the prompt is called.
+        task: data for the prompt's own spec, or what ``Task.matching`` makes them of.
+        place: where the prompt was loaded from: its name, and where its history and what it learned from lie.
         split: that the answers are judged on; test if there is one, else validation.
-        reference: what it is compared with; the written prompt if not given.
+        against: another prompt to compare with, with its name if it has one; the written prompt if not given.
+        instruction: words of the written prompt; made of the labels, if not given.
         template: the one that is served, if it may differ.
         store: a folder of saved prompts to compare with.
-        history: what ``history.jsonl`` holds.
-        learned: what it kept of the rows it was learned from.
 
     Raises:
+        ConfigError: ``against`` answers another task, or a metric that is not imported here.
         DataError: no examples to judge on.
         PromptFileError: the prompt was learned on another base model.
     """
     prompt.check_base(base)
-    asked = _Asked(base, prompt, task, limits or InspectionLimits(), progress)
-    spec, notes = prompt.spec, asked.notes
+    task = task if isinstance(task, Task) else Task.matching(prompt.spec, task)
+    asked = _Questions(base, prompt, task, limits or InspectionLimits(), progress)
+    spec, name = prompt.spec, place or "prompt"
     chosen = split or ("test" if task.test else "validation" if task.validation else "all")
+    history, learned = _read_beside(prompt, place)
     examples = asked.judged(chosen, task.splits[chosen], asked.limits.answers)
     if learned is not None and chosen in ("validation", "test") and (words := learned.among(examples).describe(chosen)):
-        notes.append(words)
+        asked.notes.append(words)
+    if against is None:
+        reference = make_written_reference(base, spec, instruction)
+    else:
+        other = against if isinstance(against, tuple) else ("the other prompt", against)
+        reference = make_reference(base, spec, *other)
     progress(f"answers to {len(examples):,} examples ({chosen})")
     scored = score_ensemble(base, spec, prompt.states, examples)
-    against = reference or make_written_reference(base, spec)
-    answers = analyze_answers(base, spec, scored, examples, chosen, against)
-    if answers.unsliced:
-        notes.append(f"slices by {', '.join(answers.unsliced)}: no value has {LEAST} rows")
-    few = sample_indices(examples, asked.limits.ablation, asked.limits.seed)
-    serving = check_served_template(
-        base,
-        spec,
-        prompt.states,
-        [examples[index] for index in few],
-        PromptScores(scored.losses[:, few], None, scored.truncated),
-        task.train,
-        template,
-    )
-    fit, prior, train_facts = asked.training()
+    answers = asked.answers(scored, examples, chosen, reference)
+    indices = sample_indices(examples, asked.limits.ablation, asked.limits.seed)
+    few, of_few = [examples[index] for index in indices], replace(scored, losses=scored.losses[:, indices])
+    serving = check_served_template(base, spec, prompt.states, few, of_few, task.train, template)
+    training = asked.training()
     vocabulary, tokens = asked.tokens(examples)
     attention, tokens = asked.attention(tokens, examples)
-    continued = None
-    if len(prompt.states) == 1:
-        continued, remark = continue_prompt(base, prompt.state)
-        notes += [f"what it says: {remark}"] if remark else []
-    else:
-        notes.append("what it says: several prompts answer by vote, which goes on with no text")
     made = Inspection(
-        place=place,
+        place=name,
         base=base.name,
         kind=spec.kind,
         state_kind=prompt.states[0].kind,
@@ -162,30 +151,26 @@ def inspect(
         embedding_size=base.embedding_size,
         members=len(prompt.states),
         data=task.splits.source,
-        sizes={name: len(some) for name, some in _splits(task).items()},
+        sizes={split: len(some) for split, some in _splits(task).items()},
         same_data=asked.same_data,
         training=_facts(prompt),
         vocabulary=vocabulary,
         tokens=tuple(tokens),
         attention=attention,
-        continuation=continued,
+        continuation=asked.continuation(),
         answers=answers,
-        fit=fit,
-        prior_loss=prior,
-        **train_facts,
-        memorization=asked.memorization(),
         serving=serving,
+        **training,
+        memorization=asked.memorization(),
         reproduction=tuple(asked.reproduction(chosen, scored, examples)),
-        history=tuple(map(dict, history)),
-        neighbors=None
-        if store is None
-        else compare_with_store(base, prompt, place, store, [examples[index] for index in few]),
+        history=tuple(history),
+        neighbors=None if store is None else compare_with_store(base, prompt, name, store, few),
         created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
     )
-    return made.model_copy(update={"findings": tuple(judge_inspection(made)), "notes": tuple(notes)})
+    return made.model_copy(update={"findings": tuple(judge_inspection(made)), "notes": tuple(asked.notes)})
 
 
-class _Asked:
+class _Questions:
     """The questions that may have no answer; ``notes`` says why."""
 
     def __init__(
@@ -196,7 +181,6 @@ class _Asked:
         self.same_data = prompt.data.get("fingerprint") == task.splits.fingerprint
         if not self.same_data:
             self.notes.append("the data given are not those that it was learned on (another fingerprint)")
-        self._validation: tuple[list[Example], PromptScores] | None = None
         self._leaked: set[tuple[str, int]] = set()
 
     def drawn(self, examples: Sequence[Example], most: int) -> list[Example]:
@@ -209,46 +193,60 @@ class _Asked:
             self.notes.append(f"{split}: measured {words}")
         return found
 
-    def validation(self) -> tuple[list[Example], PromptScores] | None:
-        """Validation rows with their scores, made once."""
-        if self._validation is None and self.task.validation:
-            rows = self.judged("validation", self.task.validation, self.limits.answers)
-            self._validation = rows, score_ensemble(self.base, self.prompt.spec, self.prompt.states, rows)
-        return self._validation
+    def answers(
+        self, scored: PromptScores, examples: Sequence[Example], split: str, reference: ComparedReference
+    ) -> Answers:
+        answers = analyze_answers(self.base, self.prompt.spec, scored, examples, split, reference)
+        if answers.unsliced:
+            self.notes.append(f"slices by {', '.join(answers.unsliced)}: no value has {LEAST} rows")
+        return answers
 
-    def training(self) -> tuple[TrainingFit | None, float | None, dict[str, Any]]:
+    @cached_property
+    def validation(self) -> tuple[list[Example], PromptScores] | None:
+        """Validation rows with their scores."""
+        if not self.task.validation:
+            return None
+        rows = self.judged("validation", self.task.validation, self.limits.answers)
+        return rows, score_ensemble(self.base, self.prompt.spec, self.prompt.states, rows)
+
+    def training(self) -> dict[str, Any]:
         """Overfitting, the loss of the label prior, and what there is to say of the training rows."""
         task, spec = self.task, self.prompt.spec
-        validation = self.validation()
-        prior = None
-        if validation is not None and spec.kind == "classification":
-            counts = Counter(example.label for example in validation[0]).values()
-            if len(counts) > 1:
-                prior = -sum(count * math.log(count / len(validation[0])) for count in counts) / len(validation[0])
-            else:
-                self.notes.append("what label frequencies alone would give: validation has one label only")
+        prior = self._prior_loss()
         self.progress("near duplicates")
         twins, answers, self._leaked = find_duplicates(_splits(task), spec.compiled.names)
         if not task.train:
             self.notes.append("training rows (overfitting, suspects, memorisation): the data have no train split")
-            return None, prior, {"duplicates": twins}
+            return {"prior_loss": prior, "duplicates": twins}
         indices = sample_indices(task.train, self.limits.train, self.limits.seed)
         rows = self.judged("train", task.train, self.limits.train)
         self.progress(f"{len(rows):,} training rows")
         scored = score_ensemble(self.base, spec, self.prompt.states, rows)
-        found = {"duplicates": twins, "label_errors": find_label_errors(spec, scored, rows, indices, answers)}
-        if validation is None:
+        label_errors = find_label_errors(spec, scored, rows, indices, answers)
+        found = {"prior_loss": prior, "duplicates": twins, "label_errors": label_errors}
+        if self.validation is None:
             self.notes.append("overfitting: the data have no validation split")
-            return None, prior, found
-        held, of_held = validation
+            return found
+        held, of_held = self.validation
         fit = TrainingFit(
             train_loss=hypothesis_tests.bootstrap_mean(scored.losses[0]),
             validation_loss=hypothesis_tests.bootstrap_mean(of_held.losses[0]),
             gap=hypothesis_tests.mean_difference(of_held.losses[0], scored.losses[0]),
-            train_metric=float(score_examples(spec, scored, rows).mean()),
-            validation_metric=float(score_examples(spec, of_held, held).mean()),
+            train_metric=compute_metric(spec, scored, rows),
+            validation_metric=compute_metric(spec, of_held, held),
         )
-        return fit, prior, found
+        return {**found, "fit": fit}
+
+    def _prior_loss(self) -> float | None:
+        """The loss of knowing nothing but how frequent each label is in validation."""
+        if self.validation is None or self.prompt.spec.kind != "classification":
+            return None
+        rows, _ = self.validation
+        counts = Counter(example.label for example in rows).values()
+        if len(counts) < 2:
+            self.notes.append("what label frequencies alone would give: validation has one label only")
+            return None
+        return -sum(count * math.log(count / len(rows)) for count in counts) / len(rows)
 
     def tokens(self, examples: Sequence[Example]) -> tuple[Any, list[VirtualToken]]:
         """Neighbours, norms, movement and the effect of removal."""
@@ -269,9 +267,14 @@ class _Asked:
         rows = self.drawn(examples, min(most, count))
         return vocabulary, add_ablations(found, base, prompt.spec, prompt.states, rows)
 
-    def attention(self, tokens: list[VirtualToken], examples: Sequence[Example]) -> tuple[Any, list[VirtualToken]]:
+    def single(self, what: str) -> bool:
+        """Whether there is one prompt; if not, it is said of ``what`` is told of one only."""
         if len(self.prompt.states) > 1:
-            self.notes.append("attention: told for a single prompt, this is an ensemble")
+            self.notes.append(f"{what}: told for a single prompt, this is an ensemble")
+        return len(self.prompt.states) == 1
+
+    def attention(self, tokens: list[VirtualToken], examples: Sequence[Example]) -> tuple[Any, list[VirtualToken]]:
+        if not self.single("attention"):
             return None, tokens
         try:
             rows = self.drawn(examples, self.limits.attention)
@@ -279,61 +282,65 @@ class _Asked:
         except BaseModelError as error:
             self.notes.append(f"attention: {error}")
             return None, tokens
-        return found, [
-            token.model_copy(update={"attention": tuple(row.tolist())})
-            for token, row in zip(tokens, shares, strict=True)
-        ]
+        pairs = zip(tokens, shares, strict=True)
+        return found, [token.model_copy(update={"attention": tuple(row.tolist())}) for token, row in pairs]
 
-    def memorization(self) -> Any:
+    def continuation(self) -> Continuation | None:
+        if len(self.prompt.states) > 1:
+            self.notes.append("what it says: several prompts answer by vote, which goes on with no text")
+            return None
+        continued, remark = continue_prompt(self.base, self.prompt.state)
+        self.notes += [f"what it says: {remark}"] if remark else []
+        return continued
+
+    def memorization(self) -> Memorization | None:
         """The probe on rows that it has seen, and on held-out rows that are no near duplicates of training rows."""
         task = self.task
+        if not self.single("memorisation") or not task.train or not (task.validation or task.test):
+            return None
         held = [
             example
             for split, some in _splits(task).items()
             for index, example in enumerate(some)
             if split != "train" and (split, index) not in self._leaked
         ]
-        if len(self.prompt.states) > 1:
-            self.notes.append("memorisation: told for a single prompt, this is an ensemble")
-            return None
-        if not task.train or not (task.validation or task.test):
-            return None
         self.progress("memorisation")
-        seen: Sequence[Example] | None = None
-        if self.same_data:
-            seen = select_seen_rows(self.prompt, self.base, task)
-            if seen is None:
-                self.notes.append(
-                    "memorisation: which training rows it has seen is not known, so they are drawn from all of them; "
-                    "the fewer it saw, the more the difference understates"
-                )
-        most = self.limits.texts
-        try:
-            return measure_memorization(
-                self.base,
-                self.prompt.spec,
-                self.prompt.state,
-                self.drawn(task.train if seen is None else seen, most),
-                self.drawn(held, most),
-                same_data=self.same_data,
+        seen = select_seen_rows(self.prompt, self.base, task) if self.same_data else None
+        if self.same_data and seen is None:
+            self.notes.append(
+                "memorisation: which training rows it has seen is not known, so they are drawn from all of them; "
+                "the fewer it saw, the more the difference understates"
             )
+        pair = (self.drawn(some, self.limits.texts) for some in (task.train if seen is None else seen, held))
+        try:
+            return measure_memorization(self.base, self.prompt.spec, self.prompt.state, *pair, same_data=self.same_data)
         except DataError as error:
             left_out = f"; {len(self._leaked):,} near duplicates of training rows are left out" if self._leaked else ""
             self.notes.append(f"memorisation: {error}{left_out}")
             return None
 
     def reproduction(self, split: str, scored: PromptScores, examples: Sequence[Example]) -> list[Reproduction]:
-        """Accuracies of the manifest beside those of now."""
+        """The metric in the manifest beside that of now."""
         spec, found = self.prompt.spec, []
-        now = {split: (scored, examples)}
-        if (validation := self.validation()) is not None:
-            now["validation"] = (validation[1], validation[0])
-        for name, (scores, rows) in now.items():
-            saved = _saved(self.prompt.metrics.get(name))
-            if saved is not None and spec.kind == "classification":
-                measured = summarize_values(spec, scores, rows)
+        if (metric := judging_metric(spec)) is None:
+            return []
+        now = {split: (examples, scored)}
+        if self.validation is not None:
+            now["validation"] = self.validation
+        for name, (rows, scores) in now.items():
+            if (saved := _saved(self.prompt.metrics.get(name), metric.name)) is not None:
+                measured = measure_metric(spec, scores, rows)
                 found.append(Reproduction(split=name, saved=saved, now=measured, same_data=self.same_data))
         return found
+
+
+def _read_beside(prompt: Prompt, place: str | None) -> tuple[list[dict[str, float]], LearnedRows | None]:
+    """How it learned, and the rows that it learned from, where these are kept with it."""
+    if place is None:
+        return read_history(prompt.extra_files.get(HISTORY_FILE, "").encode(), prompt), None
+    files = read_saved_files(place)
+    prompt_of(files, place)  # its digest is in the manifest
+    return read_history(files.get(HISTORY_FILE, b""), prompt), read_learned(place)
 
 
 def _splits(task: Task) -> dict[str, tuple[Example, ...]]:
@@ -341,10 +348,10 @@ def _splits(task: Task) -> dict[str, tuple[Example, ...]]:
     return {name: some for name, some in named.items() if some}
 
 
-def _saved(metric: Any) -> Score | None:
-    """The accuracy that a manifest tells, as its main metric or among the others."""
+def _saved(metric: Any, name: str) -> Score | None:
+    """The metric called ``name`` that a manifest tells, as its main one or among the others."""
     try:
-        told = metric if metric["metric"] == "accuracy" else metric["others"]["accuracy"]
+        told = metric if metric["metric"] == name else metric["others"][name]
         return Score(**{name: told[name] for name in ("metric", "value", "low", "high", "n")})
     except (KeyError, TypeError, ValueError):
         return None

@@ -18,6 +18,8 @@ from softprompt.analysis.inspection.training_findings import (
     rate,
 )
 from softprompt.metrics.hypothesis_tests import sign_test, wilson_interval
+from softprompt.metrics.registry import METRICS
+from softprompt.metrics.scores import Score
 
 _ORDER = {"problem": 0, "warning": 1, "note": 2}
 
@@ -126,7 +128,7 @@ def _worse_than_reference(found: Inspection) -> Iterator[Finding]:
     if comparison is None or comparison.difference.high >= 0:
         return
     # the bootstrap is too sure where few answers differ
-    if found.kind == "classification" and sign_test(comparison.fixed, comparison.broken) >= 0.05:
+    if _is_share(comparison.before.metric) and sign_test(comparison.fixed, comparison.broken) >= 0.05:
         return
     one = comparison.difference
     yield Finding(
@@ -187,14 +189,8 @@ def _template(found: Inspection) -> Iterator[Finding]:
 def _not_reproduced(found: Inspection) -> Iterator[Finding]:
     for one in found.reproduction:
         saved, now = one.saved, one.now
-        if saved.n == now.n:
-            # in other arithmetic a row or two may fall on the other side
-            off = abs(now.value - saved.value) > max(0.01, 2.5 / now.n)
-        else:
-            before, after = (wilson_interval(figure.value * figure.n, figure.n) for figure in (saved, now))
-            off = after[1] < before[0] or after[0] > before[1]
         # other data may well be harder: that is no fault of the prompt
-        if not off or not one.same_data:
+        if not one.same_data or not _differ(saved, now):
             continue
         yield Finding(
             name="not-reproduced",
@@ -207,6 +203,22 @@ def _not_reproduced(found: Inspection) -> Iterator[Finding]:
             advice=("compare with an earlier version (softprompt diff)", "learn it again with the template in use"),
         )
         return
+
+
+def _differ(saved: Score, now: Score) -> bool:
+    """Whether two scores on the same data, or on parts of them, are not those of one prompt."""
+    if not _is_share(now.metric):
+        return now.high < saved.low or now.low > saved.high
+    if saved.n == now.n:
+        # in other arithmetic a row or two may fall on the other side
+        return abs(now.value - saved.value) > max(0.01, 2.5 / now.n)
+    before, after = (wilson_interval(figure.value * figure.n, figure.n) for figure in (saved, now))
+    return after[1] < before[0] or after[0] > before[1]
+
+
+def _is_share(name: str) -> bool:
+    """Whether a metric is the share of right answers."""
+    return (known := METRICS.get(name)) is not None and known.is_binary and known.is_mean
 
 
 def _overconfident(found: Inspection) -> Iterator[Finding]:

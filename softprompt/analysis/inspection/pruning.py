@@ -6,26 +6,38 @@ full measurement ranked lowest, on a part of the validation examples; the metric
 on all of them. Where the best of the few breaks the tolerance, all are measured once more before the search ends.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 
 from softprompt.analysis.inspection.ablation import keep_tokens
-from softprompt.analysis.inspection.answers import ComparedReference, score_examples
 from softprompt.analysis.inspection.inspection_records import Pruning
-from softprompt.analysis.inspection.score_records import PromptScores, score_states
+from softprompt.analysis.inspection.score_records import (
+    PromptScores,
+    compare_metric,
+    compute_metric,
+    judging_metric,
+    score_states,
+)
 from softprompt.data.examples import Example
 from softprompt.data.split_assignment import sample_examples
-from softprompt.data.task import Task
+from softprompt.data.splits import Splits
+from softprompt.data.task import Task, TaskSpec
 from softprompt.errors import ConfigError, DataError
-from softprompt.metrics import hypothesis_tests
+from softprompt.metrics.registry import NEGATIVE_LOSS, choose_metric
 from softprompt.metrics.scores import Mean
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.saved_prompt import Prompt
 from softprompt.prompts.state import PromptState
+from softprompt.store.learned_rows import ROWS_FILE
+from softprompt.store.prompt_loading import pin_reference
+from softprompt.store.version_store import read_saved_files
+from softprompt.training.training_run import evaluate_prompt
 
 SEARCHED = 200  # validation examples that choose what to take out
+TOLERANCE = 0.01
 JUDGED = 1000  # that the tolerance is about, at most
 FEW = 4  # candidates of a round
 
@@ -35,7 +47,7 @@ class _Search:
     """What was measured so far, and on what."""
 
     base: FrozenLM
-    spec: ComparedReference
+    spec: TaskSpec
     state: PromptState
     examples: Sequence[Example]
     measured: int = 0
@@ -43,7 +55,7 @@ class _Search:
     def scored(self, kept: Sequence[Sequence[int]], examples: Sequence[Example]) -> PromptScores:
         self.measured += len(kept) * len(examples)
         states = [keep_tokens(self.state, indices) for indices in kept]
-        return score_states(self.base, self.spec.spec, states, examples)
+        return score_states(self.base, self.spec, states, examples)
 
     def ranked(self, kept: Sequence[int], candidates: Sequence[int]) -> list[int]:
         """``candidates``, the one whose absence costs least first."""
@@ -55,39 +67,38 @@ class _Search:
 def prune(
     base: FrozenLM,
     prompt: Prompt,
-    task: Task,
+    task: Task | Splits | str | Path,
     *,
-    tolerance: float,
-    parent: str,
+    tolerance: float = TOLERANCE,
+    place: str | None = None,
     progress: Callable[[str], None] = lambda _: None,
 ) -> tuple[Prompt, Pruning]:
-    """The shorter prompt, not yet saved and without metrics of its own, and what was done.
+    """The shorter prompt with metrics of its own, not yet saved, and what was done.
 
     Args:
-        tolerance: by how much the metric on validation may fall (accuracy, or nats a token of negative loss).
-        parent: what the pruned prompt is recorded to come from.
+        task: data for the prompt's own spec, or what ``Task.matching`` makes them of.
+        tolerance: by how much the task's metric on validation may fall; nats a token of negative loss in generation.
+        place: where the prompt was loaded from: what the shorter one is recorded to come from.
 
     Raises:
-        ConfigError: an ensemble, or a tolerance below 0.
+        ConfigError: an ensemble, a tolerance below 0, or a metric that is not imported here.
         DataError: no validation examples.
         PromptFileError: the prompt was learned on another base model.
     """
     check_prunable(prompt)
     if tolerance < 0:
         raise ConfigError(f"expected a tolerance of 0 or more, got {tolerance}: it is a loss that is accepted")
+    task = task if isinstance(task, Task) else Task.matching(prompt.spec, task)
     if not task.validation:
         raise DataError(f"{task.splits.source}: expected validation examples to judge by, got none: add some")
     prompt.check_base(base)
+    spec = prompt.spec
     judged = sample_examples(task.validation, JUDGED)
     few = sample_examples(judged, SEARCHED, seed=1)
-    search = _Search(base, ComparedReference(parent, prompt.spec, prompt.states), prompt.state, few)
+    search = _Search(base, spec, prompt.state, few)
     everything = list(range(prompt.state.length))
-    values = score_examples(prompt.spec, search.scored([everything], judged), judged)
-    start = float(values.mean())
-
-    def value(kept: Sequence[int]) -> float:
-        return float(score_examples(prompt.spec, search.scored([kept], judged), judged).mean())
-
+    before = search.scored([everything], judged)
+    start = compute_metric(spec, before, judged)
     kept, fresh = everything, True
     order = search.ranked(kept, kept) if len(kept) > 1 else []
     while len(kept) > 1:
@@ -95,32 +106,32 @@ def prune(
             order = [*search.ranked(kept, order[:FEW]), *order[FEW:]]
         shorter = [index for index in kept if index != order[0]]
         # dust of rounding must not count against equality
-        if (now := value(shorter)) >= start - tolerance - 1e-9:
+        if (now := compute_metric(spec, search.scored([shorter], judged), judged)) >= start - tolerance - 1e-9:
             progress(f"{len(shorter)} virtual tokens: {now:.4f} (at first {start:.4f})")
             kept, order, fresh = shorter, order[1:], False
         elif fresh:
             break
         else:
             order, fresh = search.ranked(kept, kept), True
-    after = score_examples(prompt.spec, search.scored([kept], judged), judged)
-    difference, _ = hypothesis_tests.paired_mean_difference(after, values)
-    test = _on_test(search, prompt, task, kept, everything)
+    after = search.scored([kept], judged)
+    metric = judging_metric(spec)
     report = Pruning(
-        metric="accuracy" if prompt.spec.kind == "classification" else "negative_loss",
+        metric=NEGATIVE_LOSS if metric is None else metric.name,
         tolerance=tolerance,
         length=len(kept),
         kept=tuple(kept),
         before=start,
-        after=float(after.mean()),
-        difference=difference,
-        **test,
+        after=compute_metric(spec, after, judged),
+        difference=compare_metric(spec, after, before, judged)[0],
+        **_measure_test(search, task, kept, everything),
         measured=search.measured,
     )
-    return _shorter(prompt, kept, report, parent), report
+    return evaluate_prompt(_shorten(prompt, kept, report, place), base, task, evaluate_test=True), report
 
 
 def check_prunable(prompt: Prompt) -> None:
-    """Raise ConfigError for an ensemble."""
+    """Raise ConfigError for an ensemble, and for a metric that is not imported here."""
+    choose_metric(prompt.spec.kind, prompt.spec.metric)
     if len(prompt.states) > 1:
         raise ConfigError(
             f"prune shortens a single prompt, got an ensemble of {len(prompt.states)}: learn a single one (train "
@@ -128,25 +139,22 @@ def check_prunable(prompt: Prompt) -> None:
         )
 
 
-def _on_test(
-    search: _Search, prompt: Prompt, task: Task, kept: Sequence[int], everything: Sequence[int]
+def _measure_test(
+    search: _Search, task: Task, kept: Sequence[int], everything: Sequence[int]
 ) -> dict[str, float | Mean]:
     """Both on test, which had no part in the choice."""
     if not task.test:
         return {}
     examples = sample_examples(task.test, JUDGED)
-    before, after = (
-        score_examples(prompt.spec, search.scored([indices], examples), examples) for indices in (everything, kept)
-    )
-    difference, _ = hypothesis_tests.paired_mean_difference(after, before)
+    before, after = (search.scored([indices], examples) for indices in (everything, kept))
     return {
-        "test_before": float(before.mean()),
-        "test_after": float(after.mean()),
-        "test_difference": difference,
+        "test_before": compute_metric(search.spec, before, examples),
+        "test_after": compute_metric(search.spec, after, examples),
+        "test_difference": compare_metric(search.spec, after, before, examples)[0],
     }
 
 
-def _shorter(prompt: Prompt, kept: Sequence[int], report: Pruning, parent: str) -> Prompt:
+def _shorten(prompt: Prompt, kept: Sequence[int], report: Pruning, place: str | None) -> Prompt:
     state = keep_tokens(prompt.state, kept)
     assert state is not None
     before = prompt.training.get("pruned")
@@ -164,6 +172,15 @@ def _shorter(prompt: Prompt, kept: Sequence[int], report: Pruning, parent: str) 
         states=(state,),
         training={**prompt.training, "pruned": pruned},
         metrics={},
-        parent=parent,
-        extra_files={},
+        parent=None if place is None else pin_reference(place),
+        extra_files={name: read for name, read in _files_of(prompt, place).items() if name == ROWS_FILE},
+    )
+
+
+def _files_of(prompt: Prompt, place: str | None) -> Mapping[str, str]:
+    """What lies beside the prompt: what it was learned from is what the shorter one was."""
+    return (
+        prompt.extra_files
+        if place is None
+        else {name: read.decode(errors="replace") for name, read in read_saved_files(place).items()}
     )

@@ -1,4 +1,4 @@
-"""Losses and answers of several prompts on the same examples, in the same batches.
+"""Losses and answers of several prompts on the same examples, in the same batches; and the task's metric of them.
 
 Shapes: ``M`` prompts, ``n`` examples, ``C`` labels.
 """
@@ -15,7 +15,10 @@ from softprompt.data.examples import Example
 from softprompt.data.task import TaskSpec
 from softprompt.inference.predictor import Predictor, naming
 from softprompt.inference.scoring import EVALUATION_TOKENS, Objective, all_finite
-from softprompt.metrics.bootstrap import Floats
+from softprompt.metrics import hypothesis_tests
+from softprompt.metrics.bootstrap import Floats, paired_difference, resample_scores
+from softprompt.metrics.registry import NEGATIVE_LOSS, Metric, choose_metric, score_runs
+from softprompt.metrics.scores import Mean, Score
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.prefix import Prefix, make_prefix
 from softprompt.prompts.state import PromptState, words_before
@@ -31,16 +34,24 @@ class PromptScores:
         losses: ``[M, n]``, nats an example, or a target token in generation.
         log_probabilities: ``[M, n, C]`` of the labels; ``None`` for generation.
         truncated: texts that were cut.
+        labels: names of the ``C``.
     """
 
     losses: Floats
     log_probabilities: Floats | None
     truncated: int
+    labels: tuple[str, ...] = ()
 
     @property
     def answers(self) -> Floats | None:
         """The likeliest label of each, ``[M, n]``."""
         return None if self.log_probabilities is None else self.log_probabilities.argmax(axis=2)
+
+    @property
+    def predicted(self) -> list[str]:
+        """The first prompt's answers by name."""
+        assert self.answers is not None
+        return [self.labels[int(index)] for index in self.answers[0]]
 
 
 def score_states(
@@ -66,7 +77,9 @@ def score_states(
         shaped = scores.double().numpy().reshape(len(chunk), len(examples), -1)
         answers.append(shaped)
         losses.append(-np.take_along_axis(shaped, label_indices(spec, examples)[None, :, None], axis=2)[:, :, 0])
-    return PromptScores(np.concatenate(losses), np.concatenate(answers) if answers else None, encoder.truncated)
+    return PromptScores(
+        np.concatenate(losses), np.concatenate(answers) if answers else None, encoder.truncated, spec.labels
+    )
 
 
 def score_ensemble(
@@ -78,7 +91,7 @@ def score_ensemble(
     predictor = Predictor(base, spec, states)
     scores = predictor.label_log_probabilities(examples).double().numpy()
     gold = label_indices(spec, examples)
-    return PromptScores(-scores[np.arange(len(gold)), gold][None], scores[None], predictor.truncated)
+    return PromptScores(-scores[np.arange(len(gold)), gold][None], scores[None], predictor.truncated, spec.labels)
 
 
 @torch.no_grad()
@@ -111,3 +124,52 @@ def repeated(items: Sequence[EncodedSequence], members: int, examples: int) -> l
 def label_indices(spec: TaskSpec, examples: Sequence[Example]) -> np.ndarray:
     """Index of each example's label."""
     return np.array([spec.label_index[str(example.label)] for example in examples])
+
+
+def gold_labels(examples: Sequence[Example]) -> list[str]:
+    return [str(example.label) for example in examples]
+
+
+def judging_metric(spec: TaskSpec) -> Metric | None:
+    """What labels are judged by; ``None`` for generation, which is judged by the negative loss: completions cost much.
+
+    Raises:
+        ConfigError: a function of its maker's own, which nobody asked for here.
+    """
+    return choose_metric(spec.kind, spec.metric) if spec.kind == "classification" else None
+
+
+def score_examples(spec: TaskSpec, scored: PromptScores, examples: Sequence[Example]) -> Floats:
+    """How well each example is answered by itself: the metric's score of it, or the negative loss."""
+    if (metric := judging_metric(spec)) is None:
+        negative: Floats = -scored.losses[0]
+        return negative
+    return np.array(metric.score_each(gold_labels(examples), scored.predicted), dtype=np.float64)
+
+
+def compute_metric(spec: TaskSpec, scored: PromptScores, examples: Sequence[Example]) -> float:
+    """The metric over all examples, or the mean negative loss."""
+    if (metric := judging_metric(spec)) is None:
+        return float(-scored.losses[0].mean())
+    return metric.compute(gold_labels(examples), scored.predicted)
+
+
+def measure_metric(spec: TaskSpec, scored: PromptScores, examples: Sequence[Example]) -> Score:
+    """``compute_metric`` with its interval."""
+    if (metric := judging_metric(spec)) is None:
+        return Score(metric=NEGATIVE_LOSS, **hypothesis_tests.bootstrap_mean(-scored.losses[0]).model_dump())
+    return metric(gold_labels(examples), scored.predicted)
+
+
+def compare_metric(
+    spec: TaskSpec, now: PromptScores, before: PromptScores, examples: Sequence[Example]
+) -> tuple[Mean, float]:
+    """The metric of ``now`` minus that of ``before``, paired, and the p-value."""
+    metric = judging_metric(spec)
+    if metric is None or metric.is_mean:
+        pair = (score_examples(spec, one, examples) for one in (now, before))
+        return hypothesis_tests.paired_mean_difference(*pair)
+    answered = {name: [one.predicted] for name, one in (("now", now), ("before", before))}
+    runs = {name: score_runs(metric.name, gold_labels(examples), one) for name, one in answered.items()}
+    found = paired_difference(runs["now"], runs["before"], *resample_scores(runs).values())
+    return Mean(value=found.difference, low=found.low, high=found.high, n=found.n), found.p_value

@@ -148,6 +148,7 @@ def doctor() -> None:
 @click.option(
     "--train-rows", type=click.IntRange(min=1), help="Training rows to look for mislabelled ones in.  [default: 2000]"
 )
+@metric_option
 @click.option("--html", type=PLACE, metavar="FILE", help="Write a page, complete in one file.")
 @prompt_model_option
 @column_options
@@ -169,8 +170,9 @@ def inspect_command() -> None:
     type=click.FloatRange(min=0),
     default=0.01,
     show_default=True,
-    help="How much the metric on validation may fall: accuracy (0..1), or nats a token for generation.",
+    help="How much the metric on validation may fall: the task's own, or nats a token for generation.",
 )
+@metric_option
 @click.option("--out", required=True, type=PLACE, help="Folder for the shorter prompt.")
 @prompt_model_option
 @column_options

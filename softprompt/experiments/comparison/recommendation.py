@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 from softprompt.experiments.comparison.study_records import Cost, Recommendation, Row, collect_speeds
 from softprompt.inference.speed_drift import comparable, drift, steadied, warning
-from softprompt.metrics.formatting import format_bytes, metric_limits
+from softprompt.metrics.formatting import format_bytes
+from softprompt.metrics.registry import metric_format
 from softprompt.metrics.scores import Speed
 
 MARGIN = 0.01  # of the metric's scale: a loss that is too small to matter
@@ -44,7 +45,7 @@ class Evidence:
     @property
     def scale(self) -> float:
         """The metric's largest value."""
-        return metric_limits(self.metric)[1]
+        return metric_format(self.metric).limits[1]
 
     @property
     def scored(self) -> list[Row]:

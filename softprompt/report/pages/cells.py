@@ -1,6 +1,7 @@
 """Cells and tables that several pages are made of."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from softprompt.data.split_assignment import Subsample
@@ -12,7 +13,9 @@ from softprompt.metrics.formatting import (
     format_metric,
     format_percent,
 )
+from softprompt.metrics.registry import metric_format
 from softprompt.metrics.scores import Mean, Score
+from softprompt.report.render.axes import Axis
 from softprompt.report.render.document import Cell, Table
 
 DASH = Cell(MISSING)
@@ -33,6 +36,12 @@ def make_mean_cell(one: Mean | Score | None, signed: bool = False) -> Cell:
         f"[{format_fixed(one.low, 3, signed)}, {format_fixed(one.high, 3, signed)}]",
         one.value,
     )
+
+
+def make_metric_axis(metric: str, title: str) -> Axis:
+    """An axis of a metric's values, within its limits."""
+    known = metric_format(metric)
+    return Axis(title, partial(format_fixed, digits=max(0, known.digits - 1)), limits=known.limits)
 
 
 def format_mean(one: Mean | Score, signed: bool = False) -> str:

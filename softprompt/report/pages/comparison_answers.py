@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from softprompt.experiments.comparison.study_records import Study
+from softprompt.metrics.registry import METRICS
 from softprompt.report.render.document import Answer, Example
 
 Answers = Mapping[str, tuple[str, ...]]
@@ -34,7 +35,7 @@ def count_confusion(study: Study, method: str) -> tuple[tuple[str, ...], dict[tu
 
 def is_judged(study: Study) -> bool:
     """Whether an answer is either right or wrong."""
-    return study.kind == "classification" or study.metric == "exact_match"
+    return study.kind == "classification" or ((known := METRICS.get(study.metric)) is not None and known.is_binary)
 
 
 def _right(gold: str, answer: str) -> bool:

@@ -26,9 +26,9 @@ from softprompt.metrics.formatting import (
     format_metric,
     format_short,
     metric_heading,
-    metric_limits,
 )
 from softprompt.report.pages import comparison_tables
+from softprompt.report.pages.cells import make_metric_axis
 from softprompt.report.render import charts
 from softprompt.report.render.axes import Axis
 from softprompt.report.render.document import Cell, Column, Figure, Table
@@ -84,7 +84,9 @@ def plot_quality(study: Study) -> Figure | None:
         "Marks are means over seeds, lines their 95% intervals over seeds and examples, rings the single seeds. Where "
         "two lines overlap widely, more test examples or seeds are needed to part the methods.",
         _list("Test metric by method", [f"{one.name} {one.text}" for one in drawn]),
-        partial(charts.draw_intervals, drawn, _metric_axis(study.metric)),
+        partial(
+            charts.draw_intervals, drawn, make_metric_axis(study.metric, f"{metric_heading(study.metric)} on test")
+        ),
         numbers,
         page_only=True,
     )
@@ -225,7 +227,7 @@ def _learning(
         ),
     )
     last = [f"{one.name} {format_metric(metric, one.ys[-1])}" for one in series]
-    draw = partial(charts.draw_lines, series, Axis(title, show), _metric_axis(metric, name))
+    draw = partial(charts.draw_lines, series, Axis(title, show), make_metric_axis(metric, name))
     return _list(f"{name} at the end", last), draw, numbers
 
 
@@ -277,19 +279,15 @@ def _against(
         title,
         caption,
         _list("On the Pareto front", [text for index, text in enumerate(on_front) if index in front]),
-        partial(charts.draw_scatter, points, x, _metric_axis(study.metric)),
+        partial(
+            charts.draw_scatter, points, x, make_metric_axis(study.metric, f"{metric_heading(study.metric)} on test")
+        ),
         numbers,
     )
 
 
 def _measured(study: Study) -> list[Row]:
     return [row for row in comparison_tables.rank_rows(study) if row.mean is not None and math.isfinite(row.mean)]
-
-
-def _metric_axis(metric: str, title: str = "") -> Axis:
-    low, high = metric_limits(metric)
-    show = partial(format_fixed, digits=0 if high > 1 else 2)
-    return Axis(title or f"{metric_heading(metric)} on test", show, limits=(low, high))
 
 
 def _seed_values(study: Study, method: str) -> tuple[float, ...]:

@@ -4,8 +4,10 @@ from collections.abc import Sequence
 from functools import partial
 
 from softprompt.analysis.inspection.inspection_records import Inspection, Slice, VirtualToken
-from softprompt.metrics.formatting import format_count, format_fixed, format_short, metric_heading, metric_limits
+from softprompt.metrics.formatting import format_count, format_fixed, format_short, metric_heading
+from softprompt.metrics.registry import METRICS
 from softprompt.metrics.scores import Mean, Score
+from softprompt.report.pages.cells import make_metric_axis
 from softprompt.report.render import charts
 from softprompt.report.render.axes import Axis
 from softprompt.report.render.document import Cell, Figure, Table
@@ -22,10 +24,7 @@ def plot_quality(found: Inspection) -> Figure | None:
     metric = answers.metric.metric
     pairs = [("this prompt", _GROUP, answers.metric), ("reference", _OTHER, answers.comparison.before)]
     rows = [_interval(*pair) for pair in pairs]
-    show = partial(format_fixed, digits=2)
-    axis = Axis(f"{metric_heading(metric)} on {answers.split}", show)
-    if metric == "accuracy":
-        axis = Axis(axis.title, show, limits=metric_limits(metric))
+    axis = make_metric_axis(metric, f"{metric_heading(metric)} on {answers.split}")
     return Figure(
         "quality",
         "The prompt and its reference",
@@ -88,14 +87,17 @@ def plot_slices(found: Inspection, most: int = 12) -> Figure | None:
     answers = found.answers
     if answers is None or not answers.slices:
         return None
-    metric = answers.metric
-    rows = [_interval("all", _OTHER, metric)]
+    # what is no mean over rows is told of rows by themselves, which the figure of all rows is not
+    known = METRICS.get(answers.metric.metric)
+    is_mean = known is None or known.is_mean
+    heading = metric_heading(answers.metric.metric) if is_mean else "Mean score of a row"
+    rows = [_interval("all", _OTHER, answers.metric)] if is_mean else []
     rows += [
         _interval(f"{one.by}: {one.name}", _GROUP, one, strong=one.adjusted < 0.05) for one in answers.slices[:most]
     ]
     table = Table.of(
         "Slices",
-        ("Slice", "Rows", metric_heading(metric.metric), "Elsewhere", "p", "p, adjusted"),
+        ("Slice", "Rows", heading, "Elsewhere", "p", "p, adjusted"),
         (
             (
                 f"{one.by}: {one.name}",
@@ -118,7 +120,7 @@ def plot_slices(found: Inspection, most: int = 12) -> Figure | None:
         f"Of {len(answers.slices)} slices looked at, some look bad by chance: names in bold are worse than the rest "
         f"even when that is counted in (Holm, 5%).{small}",
         _list("Metric by slice, the worst first", [f"{row.name} {row.text}" for row in rows]),
-        partial(charts.draw_intervals, rows, Axis(metric_heading(metric.metric), partial(format_fixed, digits=2))),
+        partial(charts.draw_intervals, rows, Axis(heading, partial(format_fixed, digits=2))),
         table,
     )
 

@@ -13,7 +13,7 @@ from softprompt.analysis.inspection.inspection_records import (
     StoreNeighbors,
     TrainingFit,
 )
-from softprompt.metrics.formatting import format_fixed, format_percent, format_short
+from softprompt.metrics.formatting import format_fixed, format_percent, format_short, metric_heading
 from softprompt.report.pages.cells import DASH, format_mean, make_confusion_table, make_mean_cell
 from softprompt.report.pages.inspection_figures import name_token
 from softprompt.report.render.document import Block, Cell, Column, Table, Text
@@ -197,7 +197,11 @@ def tabulate_reproduction(found: Sequence[Reproduction]) -> Table:
         )
         for one in found
     )
-    return Table.of("Accuracy as saved, and now", ("Split", "Saved", "Now", Column("Same data", False)), rows)
+    return Table.of(
+        f"{metric_heading(found[0].now.metric)} as saved, and now",
+        ("Split", "Saved", "Now", Column("Same data", False)),
+        rows,
+    )
 
 
 def _ranged(one: Quantiles) -> str:

@@ -10,8 +10,8 @@ from softprompt.metrics.formatting import (
     format_interval,
     format_metric,
     metric_heading,
-    metric_limits,
 )
+from softprompt.metrics.registry import metric_format
 from softprompt.report.pages import comparison_tables
 from softprompt.report.render import charts
 from softprompt.report.render.axes import Axis
@@ -60,7 +60,7 @@ def _quality(study: SizeStudy) -> Figure | None:
     if not any(len(one.xs) > 1 for one in series):
         return None
     name = metric_heading(study.metric)
-    axis = Axis(f"{name} on test", partial(format_metric, study.metric), limits=metric_limits(study.metric))
+    axis = Axis(f"{name} on test", partial(format_metric, study.metric), limits=metric_format(study.metric).limits)
     return Figure(
         "quality-by-size",
         f"{name} by model size",

@@ -15,7 +15,7 @@ WIDE, NARROW = 700, 330  # pixels at which charts are drawn
 _MARGIN = 16  # pixels around a chart that stands alone
 
 
-def render_page(document: Document) -> str:
+def render_html(document: Document) -> str:
     """The page. What comes from users is escaped, and a content security policy allows no script but the page's own."""
     script = _resource("page.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
