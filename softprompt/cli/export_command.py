@@ -9,10 +9,11 @@ from softprompt.cli.option_values import columns_of, model_of, task_settings
 from softprompt.cli.printing import print_result, say
 from softprompt.data.task import Task, TaskSpec
 from softprompt.errors import ConfigError
-from softprompt.export.export_formats import FORMATS, Export, ExportFormat, imported
+from softprompt.export.export_formats import FORMATS
+from softprompt.export.prompt_exchange import check_export, export_prompt, import_prompt
+from softprompt.models.frozen_lm import FrozenLM
 from softprompt.report.pages.training_page import make_import_document
 from softprompt.store.prompt_loading import load_prompt
-from softprompt.training.training_run import evaluate_prompt
 from softprompt.utils.files import check_free
 
 
@@ -27,25 +28,23 @@ def run_export(
     **model: Any,
 ) -> None:
     # what is quickly checked comes before what takes long
-    check_free(out)
-    _check_options(form, FORMATS[form], prompts, gguf, tied)
-    folders = _named(prompts)
+    check_export(form, len(prompts), out, gguf, tied=tied)
+    folders, target = _name_prompts(prompts), FORMATS[form]
     named = {name: load_prompt(folder) for name, folder in folders.items()}
-    FORMATS[form].check(named)
-    base = None
-    if FORMATS[form].needs_base:
+
+    def load() -> FrozenLM:
         first = next(iter(named.values()))
         # weights are quantized from the precision that they are saved in, and would be others from another one
         plain = first.quantization is None and model["quantize"] is None
-        model["dtype"] = model["dtype"] or (FORMATS[form].dtype if plain else "saved")
-        base = load_base_of(first, model_name, model, fixed=FORMATS[form].dtype != "saved")
-    facts = FORMATS[form].write(Export(named, out, base, gguf, tied))
+        dtype = model["dtype"] or (target.dtype if plain else "saved")
+        return load_base_of(first, model_name, {**model, "dtype": dtype}, fixed=target.dtype != "saved")
 
+    facts = export_prompt(load, named, out, format=form, gguf=gguf, tied=tied)
     states = [prompt.state for prompt in named.values()]
-    which: dict[str, Any] = {"prompts": folders} if FORMATS[form].several else {"prompt": prompts[0]}
+    which: dict[str, Any] = {"prompts": folders} if target.several else {"prompt": prompts[0]}
     sizes = {"length": sum(state.length for state in states), "size": states[0].tensors[0].shape[-1]}
     lines = [f"{sizes['length']} virtual tokens of {sizes['size']} written to {out}"]
-    lines += [f"{key.replace('_', ' ')}: {_told(value)}" for key, value in facts.items()]
+    lines += [f"{key.replace('_', ' ')}: {_format_fact(value)}" for key, value in facts.items()]
     print_result({**which, "format": form, "out": str(out), **sizes, **facts}, lines, as_json)
 
 
@@ -66,41 +65,21 @@ def run_import(
         raise ConfigError("--text-column, --label-column and --target-column are for --data: give it too")
     # what is quickly checked comes before what takes long
     check_free(out)
-    read = FORMATS[form].read
-    assert read is not None
-    found = read(source)
     settings = task_settings(template, labels, verbalizer)
-    task = None if data is None else Task.of(data, **settings, **columns)
-    spec = task.spec if task is not None else found.spec if found.spec and not settings else TaskSpec.of(**settings)
-    if form == "peft" and model["quantize"] is None:
-        model["dtype"] = model["dtype"] or FORMATS[form].dtype
-    base = load_base(model_name, model)
-
-    prompt = imported(base, spec, found.on(base), source, form, found.file)
-    if task is not None:
+    task: Task | TaskSpec | None = TaskSpec.of(**settings) if settings else None
+    if data is not None:
+        task = Task.of(data, **settings, **columns)
         for note in task.splits.notes:
             say(note)
-        prompt = evaluate_prompt(prompt, base, task, evaluate_test=True)
+    if FORMATS[form].dtype != "saved" and model["quantize"] is None:
+        model["dtype"] = model["dtype"] or FORMATS[form].dtype
+    prompt = import_prompt(lambda: load_base(model_name, model), source, format=form, task=task)
     prompt.save(out)
     result = {"prompt": str(out), **{key: prompt.manifest()[key] for key in ("length", "metrics", "training")}}
     print_result(result, make_import_document(prompt, out), as_json)
 
 
-def _check_options(form: str, format_: ExportFormat, prompts: tuple[str, ...], gguf: Path | None, tied: bool) -> None:
-    """Raise ConfigError for options that do not go together."""
-    if len(prompts) > 1 and not format_.several:
-        raise ConfigError(f"--format {form} holds one prompt, got {len(prompts)}: export them one by one")
-    if (gguf is None) == (form == "gguf"):
-        raise ConfigError(
-            "--format gguf extends a GGUF file of the base model: give yours with --gguf FILE"
-            if gguf is None
-            else f"--gguf is for --format gguf, got --format {form}: leave it out"
-        )
-    if tied and form != "vocab":
-        raise ConfigError(f"--tied is for --format vocab, got --format {form}: leave it out")
-
-
-def _named(references: tuple[str, ...]) -> dict[str, str]:
+def _name_prompts(references: tuple[str, ...]) -> dict[str, str]:
     """Folders by name: that of the folder without its version, or the one in front of ``=``."""
     named: dict[str, str] = {}
     for reference in references:
@@ -114,5 +93,5 @@ def _named(references: tuple[str, ...]) -> dict[str, str]:
     return named
 
 
-def _told(value: Any) -> str:
+def _format_fact(value: Any) -> str:
     return ", ".join(f"{key} {one}" for key, one in value.items()) if isinstance(value, dict) else str(value)

@@ -81,12 +81,12 @@ def peft_readme(base: FrozenLM, prompt: Prompt, name: str) -> str:
         "In float32 these are softprompt's logits to 1e-4; other precisions round them as they do any. Pad batches on "
         "the right, or not at all. `softprompt import` reads this folder back to the bit.",
         "",
-        *task_lines(prompt),
+        *list_task_lines(prompt),
     ]
     return "\n".join(lines)
 
 
-def task_lines(prompt: Prompt) -> list[str]:
+def list_task_lines(prompt: Prompt) -> list[str]:
     """Template and labels, as Markdown."""
     spec = prompt.spec
     names = " or ".join(f"`{{{{ {name} }}}}`" for name in dict.fromkeys(("text", spec.columns.text)))
@@ -135,7 +135,7 @@ def vocabulary_readme(
         "",
     ]
     for task, prompt in prompts.items():
-        lines += [f"## {task}", "", *task_lines(prompt)]
+        lines += [f"## {task}", "", *list_task_lines(prompt)]
     return "\n".join(lines)
 
 
@@ -213,5 +213,5 @@ def embeds_readme(base: FrozenLM, prompts: Mapping[str, Prompt], name: str) -> s
         "",
     ]
     for task, prompt in prompts.items():
-        lines += [f"## {task}", "", *task_lines(prompt)]
+        lines += [f"## {task}", "", *list_task_lines(prompt)]
     return "\n".join(lines)

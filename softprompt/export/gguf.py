@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from softprompt.errors import BaseModelError, MissingExtraError
+from softprompt.export.export_formats import ExportRequest
 from softprompt.export.virtual_tokens import BakedVocabulary, check_expressible, make_chat_template
 from softprompt.export.vocabulary import describe_usage, embedding_factor, make_rows
 from softprompt.models.frozen_lm import FrozenLM
@@ -95,6 +96,13 @@ def bake_gguf(base: FrozenLM, prompts: Mapping[str, Prompt], source: Path, place
     with atomic_path(place) as path:
         _copy(reader, path, fields, changed)
     return GgufExport(baked, kind.name, rounding)
+
+
+def write(request: ExportRequest) -> dict[str, Any]:
+    """``bake_gguf`` as an export format."""
+    assert request.gguf is not None
+    done = bake_gguf(request.model, request.prompts, request.gguf, request.out)
+    return {"first_ids": dict(done.baked.first), "stored_as": done.stored_as, "rounding": round(done.rounding, 6)}
 
 
 def gguf_usage(path: Path) -> dict[str, Any]:

@@ -6,7 +6,8 @@ embeddings: T5, for which these prompts were made, does not scale its embeddings
 """
 
 import io
-import re
+import tokenize
+import warnings
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -14,6 +15,7 @@ import numpy as np
 import torch
 
 from softprompt.errors import PromptFileError
+from softprompt.export.export_formats import ExportRequest, ImportedState
 from softprompt.prompts.saved_prompt import Prompt
 from softprompt.prompts.state import PromptState
 from softprompt.utils.files import check_free, write_file
@@ -22,12 +24,7 @@ from softprompt.utils.messages import map_read_errors
 MOST_BYTES = 2**30  # of numbers in a file: more than any prompt has, less than fills the memory
 MOST_HEADER_BYTES = 10_000
 
-_LENGTHS = {b"\x93NUMPY\x01\x00": 2, b"\x93NUMPY\x02\x00": 4}  # bytes that the length of the header has, by version
-_TYPES = {f"{order}f{size}" for order in "<>" for size in (2, 4, 8)}
-_HEADER = re.compile(
-    r"\{'descr': '(?P<type>[^']{1,8})', 'fortran_order': (?P<columns_first>True|False), "
-    r"'shape': \((?P<shape>[\d, ]{0,99})\), \} *\n"
-)
+_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
 
 def write_npy(prompt: Prompt, path: Path) -> None:
@@ -52,6 +49,18 @@ def write_npy(prompt: Prompt, path: Path) -> None:
     write_file(path, content.getvalue())
 
 
+def write(request: ExportRequest) -> dict[str, Any]:
+    """``write_npy`` as an export format."""
+    write_npy(request.prompt, request.out)
+    return {}
+
+
+def read(place: Path) -> ImportedState:
+    """``read_npy`` as an export format."""
+    state = read_npy(place)
+    return ImportedState(place, lambda base: state)
+
+
 def read_npy(path: Path) -> PromptState:
     """Virtual tokens ``[P, H]`` out of a file; nothing in it is believed unchecked, and nothing is unpickled.
 
@@ -64,7 +73,7 @@ def read_npy(path: Path) -> PromptState:
         if path.exists() and not path.is_file():
             raise PromptFileError(f"'{path}' is no file: expected a .npy file of virtual tokens")
         with path.open("rb") as stream:
-            shape, columns_first, dtype = _header(stream, path)
+            shape, columns_first, dtype = _read_header(stream, path)
             size = shape[0] * shape[1] * dtype.itemsize
             if size > MOST_BYTES:
                 raise PromptFileError(
@@ -82,24 +91,28 @@ def read_npy(path: Path) -> PromptState:
     return PromptState.of_embeddings(torch.from_numpy(np.ascontiguousarray(values)))
 
 
-def _header(stream: BinaryIO, path: Path) -> tuple[list[int], bool, np.dtype[Any]]:
+def _read_header(stream: BinaryIO, path: Path) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
     """Shape, whether columns come first, and type of the numbers that follow in ``stream``."""
-    start = stream.read(8)
-    length = _LENGTHS.get(start)
-    size = int.from_bytes(stream.read(length), "little") if length is not None else 0
-    # a Python literal, which is matched here and never evaluated
-    found = _HEADER.fullmatch(stream.read(size).decode("latin-1")) if 0 < size <= MOST_HEADER_BYTES else None
-    if found is None:
-        raise PromptFileError(f"'{path}' is no .npy file, or its header is damaged: expected a plain NumPy array")
-    if found["type"] not in _TYPES:
-        what = "objects, which are never unpickled" if found["type"] == "|O" else "no floating-point numbers"
+    # a Python literal, of which numpy evaluates no more than this
+    head = io.BytesIO(stream.read(MOST_HEADER_BYTES))
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            shape, columns_first, dtype = _HEADERS[np.lib.format.read_magic(head)](head)
+        if dtype.names or min(shape, default=0) < 0:
+            raise ValueError
+    except (ValueError, KeyError, SyntaxError, RecursionError, MemoryError, tokenize.TokenError) as error:
         raise PromptFileError(
-            f"'{path}' holds {found['type']} ({what}): expected float32, float64 or float16; save it as float32"
+            f"'{path}' is no .npy file, or its header is damaged: expected a plain NumPy array"
+        ) from error
+    if dtype.kind != "f" or dtype.itemsize > 8:
+        what = "objects, which are never unpickled" if dtype.hasobject else "no floating-point numbers"
+        raise PromptFileError(
+            f"'{path}' holds {dtype.str} ({what}): expected float32, float64 or float16; save it as float32"
         )
-    shape = [int(number) for number in re.findall(r"\d+", found["shape"])]
     if len(shape) != 2 or min(shape) < 1:
         raise PromptFileError(
-            f"'{path}' has shape {tuple(shape)}: expected two dimensions, virtual tokens and embedding size, such as "
+            f"'{path}' has shape {shape}: expected two dimensions, virtual tokens and embedding size, such as "
             "(100, 768)"
         )
-    return shape, found["columns_first"] == "True", np.dtype(found["type"])
+    stream.seek(head.tell())
+    return shape, columns_first, dtype

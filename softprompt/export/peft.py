@@ -15,8 +15,10 @@ from typing import Any
 
 import torch
 
+from softprompt.data.task import TaskSpec
 from softprompt.errors import BaseModelError, PromptFileError
 from softprompt.export.bos import append_bos, check_bos_precision, prepend_bos
+from softprompt.export.export_formats import ExportRequest, ImportedState
 from softprompt.export.export_readme import USAGE_FILE, peft_readme, read_object, tokenizer_files
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.prefix import keys_and_values
@@ -133,6 +135,22 @@ def write_peft(base: FrozenLM, prompt: Prompt, folder: Path) -> None:
             **tokenizer_files(base),
         },
     )
+
+
+def write(request: ExportRequest) -> dict[str, Any]:
+    """``write_peft`` as an export format."""
+    write_peft(request.model, request.prompt, request.out)
+    texts = (
+        "without BOS, as README.md there says" if request.model.special_tokens.bos else "as the tokenizer gives them"
+    )
+    return {"texts": texts}
+
+
+def read(place: Path) -> ImportedState:
+    """``read_peft`` as an export format."""
+    adapter = read_peft(place)
+    task = adapter.usage.get("task")
+    return ImportedState(place / TENSOR_FILE, adapter.on, None if task is None else TaskSpec.from_dict(task))
 
 
 def read_peft(folder: Path) -> Adapter:

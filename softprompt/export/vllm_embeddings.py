@@ -19,6 +19,7 @@ from torch import Tensor
 from softprompt.errors import BaseModelError, PromptFileError
 from softprompt.export.bos import prepend_bos
 from softprompt.export.engine_client import Tasks
+from softprompt.export.export_formats import ExportRequest
 from softprompt.export.export_readme import USAGE_FILE, describe_task, embeds_readme, read_usage
 from softprompt.export.virtual_tokens import check_expressible
 from softprompt.models.frozen_lm import FrozenLM
@@ -64,6 +65,12 @@ def write_embeds(base: FrozenLM, prompts: Mapping[str, Prompt], folder: Path) ->
             json.dumps(usage, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"
         )
         (place / "README.md").write_text(embeds_readme(base, prompts, folder.name), encoding="utf-8")
+
+
+def write(request: ExportRequest) -> dict[str, Any]:
+    """``write_embeds`` as an export format."""
+    write_embeds(request.model, request.prompts, request.out)
+    return {}
 
 
 class EmbeddedTasks(Tasks):

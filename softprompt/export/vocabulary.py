@@ -25,6 +25,7 @@ from softprompt.data.encoding.encoder import ExampleEncoder
 from softprompt.data.encoding.tokenization import safe_tokenizer
 from softprompt.data.examples import Example
 from softprompt.errors import BaseModelError
+from softprompt.export.export_formats import ExportRequest
 from softprompt.export.export_readme import USAGE_FILE, describe_task, vocabulary_readme
 from softprompt.export.virtual_tokens import (
     MARKER,
@@ -100,6 +101,13 @@ def bake_vocabulary(
         readme = vocabulary_readme(folder.name, prompts, MARKER, _limits(tied), baked.inexact)
         (place / "README.md").write_text(readme, encoding="utf-8")
     return baked
+
+
+def write(request: ExportRequest) -> dict[str, Any]:
+    """``bake_vocabulary`` as an export format."""
+    baked = bake_vocabulary(request.model, request.prompts, request.out, tied=request.tied)
+    told = {"not_exact_as_text": f"{', '.join(baked.inexact)}: feed token ids (softprompt.export.engine_client)"}
+    return {"first_ids": dict(baked.first), **(told if baked.inexact else {})}
 
 
 def describe_usage(base: FrozenLM, baked: BakedVocabulary) -> dict[str, Any]:

@@ -22,8 +22,9 @@ from hypothesis import strategies as st
 from softprompt.cli.verbs.deploying_verbs import FORM, IMPORTED_FORM
 from softprompt.data.task import TaskSpec
 from softprompt.errors import DataError, OutputError, PromptFileError
-from softprompt.export.export_formats import FORMATS, imported
+from softprompt.export.export_formats import FORMATS
 from softprompt.export.numpy_array import MOST_BYTES, read_npy, write_npy
+from softprompt.export.prompt_exchange import import_prompt
 from softprompt.models.loading import load_model
 from softprompt.prompts.prefix import make_prefix
 from softprompt.prompts.state import PromptState
@@ -164,7 +165,7 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
         "holds |O (objects, which are never unpickled): expected float32, float64 or float16",
     ),
     "integers": (bytes_of(np.ones((5, 32), np.int64)), "holds <i8 (no floating-point numbers): expected float32"),
-    "bfloat16, as numpy saves it": (headed(describing("(5, 32)", "'<V2'"), bytes(320)), "holds <V2 (no floating-point"),
+    "bfloat16, as numpy saves it": (headed(describing("(5, 32)", "'<V2'"), bytes(320)), "holds |V2 (no floating-point"),
     "fields": (headed(describing("(5,)", "[('a', '<f4')]"), bytes(20)), "header is damaged"),
     "strings": (bytes_of(np.array([["a", "b"]])), "holds <U1 (no floating-point numbers): expected float32"),
     "not a number": (bytes_of(np.full((5, 32), np.nan, np.float32)), "has values that are no finite numbers"),
@@ -281,10 +282,9 @@ class TestImport:
         done = import_(place, saved(tmp_path / "p.npy", vectors()), tmp_path / "p")
         assert (done.code, "exists already" in done.error) == (2, True)
 
-    def test_several_prompts_in_a_file_are_no_prompt_of_ours(self) -> None:
-        state = PromptState.of_embeddings(torch.zeros(2, 16))
+    def test_several_prompts_in_a_file_are_no_prompt_of_ours(self, tmp_path: Path) -> None:
         with pytest.raises(PromptFileError, match="holds virtual tokens of 16 values, expected 32"):
-            imported(tiny_base("llama"), TaskSpec.of(), state, Path("x.npy"), "npy")
+            import_prompt(tiny_base("llama"), saved(tmp_path / "x.npy", vectors(2, 16)))
 
 
 class TestExport:
@@ -317,5 +317,5 @@ class TestExport:
 
     def test_the_command_line_knows_the_formats_that_there_are(self) -> None:
         assert sorted(FORM.choices) == sorted(FORMATS)
-        assert sorted(IMPORTED_FORM.choices) == sorted(name for name, entry in FORMATS.items() if entry.read)
+        assert sorted(IMPORTED_FORM.choices) == sorted(name for name, entry in FORMATS.items() if entry.imported)
         assert all(entry.summary for entry in FORMATS.values())

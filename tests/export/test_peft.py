@@ -252,9 +252,9 @@ class TestImport:
 
 
 def _export(prompt: Prompt, out: Path) -> Any:
-    from softprompt.export.export_formats import Export
+    from softprompt.export.export_formats import ExportRequest
 
-    return Export({"p": prompt}, out)
+    return ExportRequest({"p": prompt}, out)
 
 
 class TestHostile:

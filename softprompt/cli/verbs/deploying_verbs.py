@@ -21,9 +21,11 @@ from softprompt.cli.verbs.options import (
     trust_option,
 )
 from softprompt.config import GateConfig, TrainConfig
+from softprompt.export.export_formats import FORMATS
 
-FORM = click.Choice(["peft", "vocab", "vllm-embeds", "gguf", "npy"])
-IMPORTED_FORM = click.Choice(["peft", "npy"])
+FORM = click.Choice(list(FORMATS))
+IMPORTED_FORM = click.Choice([name for name, one in FORMATS.items() if one.imported])
+SEVERAL = [name for name, one in FORMATS.items() if one.several]
 FILE = click.option("--file", "path", type=PLACE, required=True, help="The file of keys.")
 
 
@@ -32,7 +34,20 @@ def keys() -> None:
     """API keys for softprompt serve."""
 
 
-@verb("export", "export_command:run_export")
+@verb(
+    "export",
+    "export_command:run_export",
+    help_text="\n".join(
+        [
+            "Write saved prompts in the format of others.\n",
+            "PROMPT is its folder, or STORE#NAME@VERSION or STORE#NAME@ALIAS in a store.\n",
+            "\b",
+            *(f"{name:<11}  {one.summary}" for name, one in FORMATS.items()),
+            f"\n{', '.join(SEVERAL[:-1])} and {SEVERAL[-1]} take several prompts; each has the name of its folder, or "
+            "give NAME=FOLDER.",
+        ]
+    ),
+)
 @click.argument("prompts", metavar="PROMPT...", nargs=-1, required=True)
 @click.option("--format", "form", required=True, type=FORM, help="See above.")
 @click.option("--out", required=True, type=PLACE, help="Where it is written; nothing may be there yet.")
@@ -46,19 +61,7 @@ def keys() -> None:
 @model_options
 @json_option
 def export() -> None:
-    """Write saved prompts in the format of others.
-
-    PROMPT is its folder, or STORE#NAME@VERSION or STORE#NAME@ALIAS in a store.
-
-    \b
-    peft         an adapter folder of Hugging Face PEFT; of keys and values too
-    vocab        a plain checkpoint with the prompts as new tokens, for transformers, vLLM and others
-    vllm-embeds  input embeddings, for vLLM with --enable-prompt-embeds on the model itself
-    gguf         your GGUF file with the prompts as new tokens, for llama.cpp
-    npy          one NumPy array, float32, as google-research/prompt-tuning has it
-
-    vocab, vllm-embeds and gguf take several prompts; each has the name of its folder, or give NAME=FOLDER.
-    """
+    """Of ``FORMATS``."""
 
 
 @verb("import", "export_command:run_import")

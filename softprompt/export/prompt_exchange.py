@@ -1,0 +1,133 @@
+"""Prompts out of softprompt and into it, in the formats of others."""
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from softprompt.data.task import Task, TaskSpec
+from softprompt.errors import ConfigError, PromptFileError
+from softprompt.export.export_formats import FORMATS, ExportFormat, ExportRequest
+from softprompt.export.virtual_tokens import check_kinds
+from softprompt.models.frozen_lm import FrozenLM
+from softprompt.prompts.saved_prompt import Prompt
+from softprompt.training.training_run import library_versions, evaluate_prompt
+from softprompt.utils.files import check_free
+from softprompt.utils.messages import map_read_errors
+
+
+def export_prompt(
+    base: FrozenLM | Callable[[], FrozenLM] | None,
+    prompts: Prompt | Mapping[str, Prompt],
+    out: str | Path,
+    *,
+    format: str,
+    gguf: str | Path | None = None,
+    tied: bool = False,
+) -> dict[str, Any]:
+    """Write saved prompts in the format of others.
+
+    Args:
+        base: the model that they were learned on, or what loads it, called once all else was checked; ``npy`` needs
+            none.
+        prompts: one, or several by the names that their tasks get outside, for formats that hold several.
+        out: the file or folder to write; nothing may be there yet.
+        format: of ``FORMATS``: ``peft``, ``vocab``, ``vllm-embeds``, ``gguf`` or ``npy``.
+        gguf: your GGUF file of the base model, which ``gguf`` extends.
+        tied: ``vocab``: keep the output layer tied; smaller, but clients must forbid the new tokens.
+
+    Returns:
+        What there is to tell of it beside its place: ids of the new tokens, how they are stored.
+
+    Raises:
+        ConfigError: an unknown format, or options that are not of it.
+        PromptFileError: a prompt that the format cannot hold.
+        BaseModelError: a model for which it would compute something else.
+        OutputError: ``out`` is taken or cannot be written.
+        MissingExtraError: a package is not installed.
+    """
+    target = find_format(format)
+    named = {Path(out).stem: prompts} if isinstance(prompts, Prompt) else dict(prompts)
+    request = ExportRequest(named, Path(out), None, None if gguf is None else Path(gguf), tied)
+    check_export(format, len(named), request.out, request.gguf, tied=tied)
+    if target.several:
+        check_kinds(named)
+    else:
+        request.prompt.state  # noqa: B018 (raises for an ensemble)
+    if target.needs_base:
+        request = replace(request, base=base() if not isinstance(base, FrozenLM) and base is not None else base)
+    return target.write(request)
+
+
+def check_export(format: str, count: int, out: Path, gguf: Path | None, *, tied: bool) -> None:
+    """Raise ConfigError or OutputError for what can be seen before any of ``count`` prompts is read."""
+    target = find_format(format)
+    check_free(out)
+    if count > 1 and not target.several:
+        raise ConfigError(f"--format {format} holds one prompt, got {count}: export them one by one")
+    if (gguf is None) == (format == "gguf"):
+        raise ConfigError(
+            "--format gguf extends a GGUF file of the base model: give yours with --gguf FILE"
+            if gguf is None
+            else f"--gguf is for --format gguf, got --format {format}: leave it out"
+        )
+    if tied and format != "vocab":
+        raise ConfigError(f"--tied is for --format vocab, got --format {format}: leave it out")
+
+
+def import_prompt(
+    base: FrozenLM | Callable[[], FrozenLM],
+    source: str | Path,
+    *,
+    format: str = "npy",
+    task: Task | TaskSpec | None = None,
+) -> Prompt:
+    """A prompt that was learned elsewhere, as one of ours.
+
+    Args:
+        base: the model that it was learned on, or what loads it, called once ``source`` was read.
+        source: the file or folder of others.
+        format: of ``FORMATS``: ``npy`` or ``peft``.
+        task: what it is for; of a ``Task`` the validation and test splits are scored. What ``source`` says, else
+            generation from the text alone, if not given.
+
+    Raises:
+        ConfigError: an unknown format, or one that is only written.
+        PromptFileError, DataError: ``source`` is damaged, cannot be read, or is not of the size of ``base``.
+    """
+    target, source = find_format(format), Path(source)
+    if not target.imported:
+        raise ConfigError(f"format '{format}' is only written: expected one of {', '.join(name_imported())}")
+    found = target.read(source)
+    base = base if isinstance(base, FrozenLM) else base()
+    state = found.on(base)
+    if state.kind == "embeddings" and (size := state.tensor.shape[1]) != base.embedding_size:
+        raise PromptFileError(
+            f"'{source}' holds virtual tokens of {size} values, expected {base.embedding_size} as the embeddings of "
+            f"'{base.name}' have: give --model the model that it was learned on"
+        )
+    with map_read_errors(source):
+        digest = hashlib.sha256(found.file.read_bytes()).hexdigest()
+    prompt = Prompt(
+        states=(state,),
+        spec=task.spec if isinstance(task, Task) else task or found.spec or TaskSpec.of(),
+        base_name=base.name,
+        base_fingerprint=base.fingerprint,
+        method="imported",
+        training={"imported_from": source.name, "format": format, "sha256": digest},
+        versions=library_versions(),
+    )
+    return evaluate_prompt(prompt, base, task, evaluate_test=True) if isinstance(task, Task) else prompt
+
+
+def find_format(name: str) -> ExportFormat:
+    """The format of this name; raises ConfigError if there is none."""
+    if name not in FORMATS:
+        raise ConfigError(f"unknown format '{name}': expected one of {', '.join(FORMATS)}")
+    return FORMATS[name]
+
+
+def name_imported() -> list[str]:
+    """The formats that prompts can be read from."""
+    return [name for name, one in FORMATS.items() if one.imported]
