@@ -13,7 +13,8 @@ from softprompt.config import TrainConfig
 from softprompt.data.task import Task
 from softprompt.errors import ConfigError
 from softprompt.experiments.comparison.candidates import Candidate, parse_methods
-from softprompt.experiments.comparison.compare import ComparisonSettings, check_comparison, compare
+from softprompt.experiments.comparison.compare import check_comparison, compare
+from softprompt.experiments.comparison.comparison_run import ComparisonSettings
 from softprompt.experiments.comparison.engine_benchmark import find_engine
 from softprompt.experiments.comparison.model_sizes import check_models, compare_sizes
 from softprompt.experiments.comparison.study_folder import StudyFolder
@@ -81,7 +82,7 @@ def run_scale(
 
 def _prepared(
     options: dict[str, Any], columns: dict[str, Any], out: Path, *, folder_of_folders: bool = False, **more: Any
-) -> tuple[list["Candidate"], "ComparisonSettings", "Task"]:
+) -> tuple[list[Candidate], ComparisonSettings, Task]:
     """Methods, terms and task of the options; what is quickly checked comes before what takes long."""
     if options["budget"] is not None and options["steps"] is not None:
         raise ConfigError("--steps and --budget exclude each other: give one of them")
@@ -104,7 +105,7 @@ def _prepared(
     return methods, terms, task
 
 
-def _shifted(terms: "ComparisonSettings", task: "Task", source: str, columns: dict[str, Any]) -> "ComparisonSettings":
+def _shifted(terms: ComparisonSettings, task: Task, source: str, columns: dict[str, Any]) -> ComparisonSettings:
     """The terms with the examples of another domain: its test split, or all of it where there is none."""
     other = Task.matching(task.spec, source, **columns)
     return replace(terms, shift=other.test or other.splits["all"])

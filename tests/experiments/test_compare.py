@@ -1,4 +1,4 @@
-"""The study, with contestants of known quality: same terms for all, results that land, failures that stay alone."""
+"""The study, with candidates of known quality: same settings for all, results that land, failures that stay alone."""
 
 import json
 from dataclasses import replace
@@ -15,7 +15,8 @@ from softprompt.data.splits import Splits
 from softprompt.data.task import Task
 from softprompt.errors import ConfigError, DataError, OutputError
 from softprompt.experiments.comparison.candidates import parse_methods
-from softprompt.experiments.comparison.compare import ComparisonSettings, check_comparison, compare, list_rates
+from softprompt.experiments.comparison.compare import check_comparison, compare
+from softprompt.experiments.comparison.comparison_run import ComparisonSettings, list_rates
 from softprompt.experiments.comparison.study_records import Result, Study
 from softprompt.experiments.failed_runs import error_line
 from softprompt.report.report_files import write_report
@@ -23,11 +24,13 @@ from softprompt.report.report_files import write_report
 pytestmark = pytest.mark.usefixtures("few_requests")
 
 TASK = reviews_task(test=60)
-TERMS = ComparisonSettings(seeds=2, steps=4, batch_size=8)
+SETTINGS = ComparisonSettings(seeds=2, steps=4, batch_size=8)
 
 
-def run(out: Path, *methods: Any, task: Task = TASK, terms: ComparisonSettings = TERMS, callback: Any = None) -> Study:
-    study = compare(tiny_base("llama"), task, methods, out, terms, callback)
+def run(
+    out: Path, *methods: Any, task: Task = TASK, settings: ComparisonSettings = SETTINGS, callback: Any = None
+) -> Study:
+    study = compare(tiny_base("llama"), task, methods, out, settings, callback)
     write_report(study, out, figures=True)
     return study
 
@@ -70,7 +73,7 @@ class TestResults:
             tmp_path,
             Planted("good", 0.9),
             Planted("bad", 0.4),
-            terms=ComparisonSettings(seeds=2, steps=1, current="bad"),
+            settings=ComparisonSettings(seeds=2, steps=1, current="bad"),
         )
         assert Study.model_validate_json((tmp_path / "report.json").read_bytes()) == study
         good, bad = study.rows
@@ -102,7 +105,7 @@ class TestResults:
     def test_another_domain_is_scored_too(self, tmp_path: Path) -> None:
         shift = reviews(test=30, seed=5).test
         study = run(
-            tmp_path, Planted("a", 1.0), Planted("b", 0.0), terms=ComparisonSettings(seeds=1, steps=1, shift=shift)
+            tmp_path, Planted("a", 1.0), Planted("b", 0.0), settings=ComparisonSettings(seeds=1, steps=1, shift=shift)
         )
         assert [row.shift for row in study.rows] == [1.0, 0.0]
         assert study.results[0].shift is not None
@@ -115,7 +118,7 @@ class TestResults:
     def test_of_generation_are_scored_by_what_suits_the_references(self, tmp_path: Path) -> None:
         task = Task.generation(answers(validation=4, test=4))
         methods = parse_methods("zero-shot,few-shot:2")
-        study = run(tmp_path, *methods, task=task, terms=ComparisonSettings(seeds=1, steps=1))
+        study = run(tmp_path, *methods, task=task, settings=ComparisonSettings(seeds=1, steps=1))
         assert (study.metric, study.kind, study.labels) == ("exact_match", "generation", ())
         assert study.rows[0].calibration_error is None
         assert study.results[0].confidences == ()
@@ -150,7 +153,7 @@ class TestSameTerms:
         alone = Planted("alone", peak, learning_rate=0.1)
         together = Planted("together", peak, learning_rate=0.1, together=True)
         fixed = Planted("fixed")
-        study = run(tmp_path, alone, together, fixed, terms=ComparisonSettings(seeds=2, steps=4, rates=3))
+        study = run(tmp_path, alone, together, fixed, settings=ComparisonSettings(seeds=2, steps=4, rates=3))
         tried = [[(one.seed, one.learning_rate) for one in runs] for runs, _ in alone.calls]
         assert tried == [[(0, 0.1)], [(0, 0.0316)], [(0, 0.316)], [(0, 0.0316)], [(1, 0.0316)]]
         tried = [[(one.seed, one.learning_rate) for one in runs] for runs, _ in together.calls]
@@ -178,7 +181,10 @@ class TestSameTerms:
                 return super().learn(base, task, runs, *rest)
 
         study = run(
-            tmp_path, Fails("a", learning_rate=0.1), Planted("b"), terms=ComparisonSettings(seeds=1, steps=4, rates=3)
+            tmp_path,
+            Fails("a", learning_rate=0.1),
+            Planted("b"),
+            settings=ComparisonSettings(seeds=1, steps=4, rates=3),
         )
         assert [one.learning_rate for one in study.results[0].trials] == [0.0316, 0.1]
         assert study.results[0].status == "ok"
@@ -201,13 +207,13 @@ class TestSameTerms:
             Slow("slow", learning_rate=0.1, seconds_a_step=0.5),
             Slow("quick", learning_rate=0.1, seconds_a_step=0.125),
         )
-        terms = ComparisonSettings(seeds=1, budget=60.0)
-        run(tmp_path, slow, quick, terms=terms)
+        settings = ComparisonSettings(seeds=1, budget=60.0)
+        run(tmp_path, slow, quick, settings=settings)
         assert [plan.steps for _, plan in slow.calls] == [6, 120]
         assert [plan.steps for _, plan in quick.calls] == [6, 480]
         # what was seen once holds for later seeds
         more = Slow("slow", learning_rate=0.1, seconds_a_step=9.0)
-        run(tmp_path, more, quick, terms=ComparisonSettings(seeds=2, budget=60.0))
+        run(tmp_path, more, quick, settings=ComparisonSettings(seeds=2, budget=60.0))
         assert [plan.steps for _, plan in more.calls] == [120]
 
 
@@ -219,7 +225,7 @@ class TestSecondRun:
         assert [len(method.calls) for method in again] == [0, 0, 2]
         assert study.results[:4] == first.results
         more = Planted("a"), Planted("b")
-        run(tmp_path, *more, terms=ComparisonSettings(seeds=3, steps=4, batch_size=8))
+        run(tmp_path, *more, settings=ComparisonSettings(seeds=3, steps=4, batch_size=8))
         assert [[one.seed for one in runs] for runs, _ in more[0].calls] == [[2]]
 
     @pytest.mark.parametrize(("together", "points"), [(True, (0, 1)), (False, (1, 3))])
@@ -235,13 +241,13 @@ class TestSecondRun:
 
             return [Planted("a"), Stopping("b", learning_rate=0.1, together=together), Planted("c")]
 
-        terms = ComparisonSettings(seeds=2, steps=4, rates=2)
-        unbroken = run(tmp_path / "unbroken", *methods(99), terms=terms)
+        settings = ComparisonSettings(seeds=2, steps=4, rates=2)
+        unbroken = run(tmp_path / "unbroken", *methods(99), settings=settings)
         for stops in points:
             with pytest.raises(KeyboardInterrupt):
-                run(tmp_path / str(stops), *methods(stops), terms=terms)
+                run(tmp_path / str(stops), *methods(stops), settings=settings)
             assert not (tmp_path / str(stops) / "report.json").exists()
-            study = run(tmp_path / str(stops), *methods(99), terms=terms)
+            study = run(tmp_path / str(stops), *methods(99), settings=settings)
             assert without_times(study) == without_times(unbroken)
 
     def test_goes_on_with_the_trials_that_were_made(self, tmp_path: Path) -> None:
@@ -251,36 +257,40 @@ class TestSecondRun:
                     raise KeyboardInterrupt
                 return super().learn(*arguments)
 
-        terms = ComparisonSettings(seeds=1, steps=4, rates=3)
+        settings = ComparisonSettings(seeds=1, steps=4, rates=3)
         with pytest.raises(KeyboardInterrupt):
-            run(tmp_path, Stopping("a", learning_rate=0.1), Planted("b"), terms=terms)
+            run(tmp_path, Stopping("a", learning_rate=0.1), Planted("b"), settings=settings)
         second = Planted("a", learning_rate=0.1)
-        run(tmp_path, second, Planted("b"), terms=terms)
+        run(tmp_path, second, Planted("b"), settings=settings)
         assert [runs[0].learning_rate for runs, _ in second.calls] == [0.316, 0.1]
 
     @pytest.mark.parametrize(
-        ("task", "terms", "words"),
+        ("task", "settings", "words"),
         [
             (TASK, ComparisonSettings(seeds=2, steps=5, batch_size=8), "steps was 4, is 5"),
             (TASK, ComparisonSettings(seeds=2, budget=60, batch_size=8), "budget was None, is 60"),
             (TASK, ComparisonSettings(seeds=2, steps=4, rates=3, batch_size=8), "rates was 1, is 3"),
-            (reviews_task(test=60, seed=3), TERMS, "data was '"),
-            (Task.classification(reviews(test=60), template="{{ text }} is"), TERMS, "template was '{{ text }}:', is"),
+            (reviews_task(test=60, seed=3), SETTINGS, "data was '"),
+            (
+                Task.classification(reviews(test=60), template="{{ text }} is"),
+                SETTINGS,
+                "template was '{{ text }}:', is",
+            ),
         ],
     )
     def test_of_another_setup_is_refused(
-        self, tmp_path: Path, task: Task, terms: ComparisonSettings, words: str
+        self, tmp_path: Path, task: Task, settings: ComparisonSettings, words: str
     ) -> None:
         run(tmp_path, Planted("a"), Planted("b"))
         with pytest.raises(OutputError) as raised:
-            run(tmp_path, Planted("a"), Planted("b"), task=task, terms=terms)
+            run(tmp_path, Planted("a"), Planted("b"), task=task, settings=settings)
         assert words in str(raised.value)
         assert str(raised.value).endswith("to go on with it, or another --out")
 
     def test_on_another_base_is_refused(self, tmp_path: Path) -> None:
         run(tmp_path, Planted("a"), Planted("b"))
         with pytest.raises(OutputError, match="weights was"):
-            compare(tiny_base("qwen3"), TASK, [Planted("a"), Planted("b")], tmp_path, TERMS)
+            compare(tiny_base("qwen3"), TASK, [Planted("a"), Planted("b")], tmp_path, SETTINGS)
 
     def test_damaged_result_is_named(self, tmp_path: Path) -> None:
         run(tmp_path, Planted("a"), Planted("b"))
@@ -371,8 +381,8 @@ class TestKeep:
         def second_best(run: Any) -> float:
             return [0.5, 0.95, 0.6][run.seed]
 
-        terms = ComparisonSettings(seeds=3, steps=1, keep=True)
-        run(tmp_path, Planted("a:x", second_best), Planted("b", 0.8, seeded=False), terms=terms)
+        settings = ComparisonSettings(seeds=3, steps=1, keep=True)
+        run(tmp_path, Planted("a:x", second_best), Planted("b", 0.8, seeded=False), settings=settings)
         assert (tmp_path / "artifacts" / "a_x" / "weights").read_text() == "seed 1"
         assert names(tmp_path / "artifacts") == ["a_x", "b"]
 
@@ -387,7 +397,7 @@ class TestKeep:
             tmp_path,
             Planted("a"),
             Planted("b"),
-            terms=ComparisonSettings(seeds=2, steps=4, batch_size=8, keep=True),
+            settings=ComparisonSettings(seeds=2, steps=4, batch_size=8, keep=True),
             callback=recorder,
         )
         assert any("nothing of 'a' was kept: it was measured before --keep" in note for note in recorder.notes)
@@ -395,16 +405,16 @@ class TestKeep:
 
 class TestRefusals:
     @pytest.mark.parametrize(
-        ("methods", "terms", "words"),
+        ("methods", "settings", "words"),
         [
             ([Planted("a")], ComparisonSettings(), "expected at least two methods to compare, got a"),
             ([Planted("a"), Planted("b")], ComparisonSettings(current="c"), "--current 'c' is not among the methods"),
             ([Planted("a:1"), Planted("a_1")], ComparisonSettings(), "two methods differ only in characters"),
         ],
     )
-    def test_of_terms(self, methods: list[Planted], terms: ComparisonSettings, words: str) -> None:
+    def test_of_terms(self, methods: list[Planted], settings: ComparisonSettings, words: str) -> None:
         with pytest.raises(ConfigError, match=words):
-            check_comparison(methods, terms)
+            check_comparison(methods, settings)
 
     def test_of_data_without_what_is_needed(self, tmp_path: Path) -> None:
         task = Task.classification(noise(), template="{{ text }}")
@@ -422,4 +432,4 @@ def test_setup_says_what_the_results_have_in_common(tmp_path: Path) -> None:
     assert setup["task"]["template"] == "{{ text }}:"
     assert "instruction" not in setup
     with pytest.raises(OutputError, match=r"instruction was None, is 'Decide\."):
-        run(tmp_path, Planted("a"), Planted("b"), terms=replace(TERMS, instruction="Decide."))
+        run(tmp_path, Planted("a"), Planted("b"), settings=replace(SETTINGS, instruction="Decide."))

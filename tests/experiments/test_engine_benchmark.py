@@ -13,7 +13,8 @@ from helpers.told import told_lines
 
 from softprompt.errors import ConfigError
 from softprompt.experiments.comparison.candidates import parse_methods
-from softprompt.experiments.comparison.compare import ComparisonSettings, compare
+from softprompt.experiments.comparison.compare import compare
+from softprompt.experiments.comparison.comparison_run import ComparisonSettings
 from softprompt.experiments.comparison.engine_benchmark import find_engine
 from softprompt.experiments.comparison.study_records import Study
 from softprompt.report.pages.comparison_page import make_comparison_document
@@ -63,9 +64,9 @@ def python(tmp_path: Path) -> Path:
 
 
 def run(out: Path, python: Path | None = None, price: float | None = None) -> Study:
-    terms = ComparisonSettings(seeds=2, steps=2, batch_size=4, engine_python=python, price_per_hour=price)
+    settings = ComparisonSettings(seeds=2, steps=2, batch_size=4, engine_python=python, price_per_hour=price)
     methods = parse_methods("zero-shot,prompt-tuning:length=3,prefix-tuning:length=2")
-    study = compare(tiny_base("llama"), reviews_task(test=60), methods, out, terms)
+    study = compare(tiny_base("llama"), reviews_task(test=60), methods, out, settings)
     write_report(study, out)
     return study
 

@@ -266,15 +266,15 @@ class TestSweep:
 
 class TestInAComparison:
     def test_the_winning_settings_are_learned_anew(self, tmp_path: Path) -> None:
-        from softprompt.experiments.comparison.compare import ComparisonSettings
+        from softprompt.experiments.comparison.comparison_run import ComparisonSettings
 
         summary, trials = run(tmp_path / "sweep")
         methods = parse_methods(f"zero-shot,sweep:{tmp_path / 'sweep'}")
         swept = methods[1]
         assert isinstance(swept, SweepCandidate)
         assert swept.config.length == summary.settings["length"]
-        terms = ComparisonSettings(seeds=2, steps=6, batch_size=8)
-        study = compare(tiny_base("llama"), TASK, methods, tmp_path / "study", terms)
+        settings = ComparisonSettings(seeds=2, steps=6, batch_size=8)
+        study = compare(tiny_base("llama"), TASK, methods, tmp_path / "study", settings)
         write_report(study, tmp_path / "study")
         results = [result for result in study.results if result.method == swept.name]
         assert [result.seed for result in results] == [0, 1]

@@ -18,7 +18,8 @@ from softprompt.data.examples import Example
 from softprompt.data.splits import Splits
 from softprompt.data.task import Task
 from softprompt.errors import OutputError, PromptFileError
-from softprompt.experiments.comparison.compare import ComparisonSettings, compare
+from softprompt.experiments.comparison.compare import compare
+from softprompt.experiments.comparison.comparison_run import ComparisonSettings
 from softprompt.inference.evaluation import score_sample
 from softprompt.inference.predictor import Predictor
 from softprompt.models.loading import load_model
@@ -240,8 +241,8 @@ class TestLearning:
         monkeypatch.setitem(TEST_LIMIT, "classification", 20)
         test = sorted(reviews(test=90).test, key=lambda one: str(one.label))
         task = Task.classification(replace(reviews(validation=30), test=tuple(test)), template=TEMPLATE)
-        terms = ComparisonSettings(seeds=1, steps=4, batch_size=8)
-        study = compare(tiny_base("llama"), task, [Planted("good", 0.9), Planted("bad", 0.4)], tmp_path / "a", terms)
+        settings = ComparisonSettings(seeds=1, steps=4, batch_size=8)
+        study = compare(tiny_base("llama"), task, [Planted("good", 0.9), Planted("bad", 0.4)], tmp_path / "a", settings)
         assert "scored on a sample of 20 of 90 test rows, seed 0" in study.notes
         shares = Counter(one.label for one in test)
         for label, count in Counter(study.gold).items():
@@ -249,7 +250,7 @@ class TestLearning:
         # a folder whose results are of other rows is another comparison
         monkeypatch.setitem(TEST_LIMIT, "classification", 30)
         with pytest.raises(OutputError, match="another comparison"):
-            compare(tiny_base("llama"), task, [Planted("good", 0.9), Planted("bad", 0.4)], tmp_path / "a", terms)
+            compare(tiny_base("llama"), task, [Planted("good", 0.9), Planted("bad", 0.4)], tmp_path / "a", settings)
 
     def test_of_a_stream_what_was_read(self, tmp_path: Path) -> None:
         from softprompt.data.streaming import stream_splits

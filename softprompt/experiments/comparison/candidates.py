@@ -235,16 +235,19 @@ class CandidateKind:
             raise MissingExtraError(*PACKAGES[self.package])
 
 
-def parse_methods(names: str) -> list[Candidate]:
-    """``few-shot:8,prompt-tuning,...`` to who takes part, in this order.
+def parse_methods(names: str | Sequence[str | Candidate]) -> list[Candidate]:
+    """``few-shot:8,prompt-tuning,...``, or a list of such names, to who takes part, in this order.
 
     Raises:
         ConfigError: an unknown name or option, or the same name twice.
         MissingExtraError: a package that one of them needs is not installed.
     """
     found: list[Candidate] = []
-    for name in (part.strip() for part in names.split(",")):
-        if not name:
+    for name in names.split(",") if isinstance(names, str) else names:
+        if not isinstance(name, str):
+            found.append(name)
+            continue
+        if not (name := name.strip()):
             raise ConfigError(f"--methods '{names}': expected names with commas between them, as in zero-shot,tfidf")
         if any(other.name == name for other in found):
             raise ConfigError(f"--methods names '{name}' twice: expected each method once")

@@ -15,7 +15,8 @@ from softprompt.data.split_assignment import sample_examples
 from softprompt.data.task import Task
 from softprompt.errors import ConfigError
 from softprompt.experiments.comparison.candidates import Candidate
-from softprompt.experiments.comparison.compare import ComparisonSettings, compare
+from softprompt.experiments.comparison.compare import compare
+from softprompt.experiments.comparison.comparison_run import ComparisonSettings
 from softprompt.experiments.comparison.study_folder import make_file_name
 from softprompt.experiments.comparison.study_records import SizePoint, SizeStudy, Study
 from softprompt.metrics.bootstrap import paired_difference, resample_scores
@@ -30,7 +31,7 @@ def compare_sizes(
     task: Task,
     methods: Sequence[Candidate],
     out: Path,
-    terms: ComparisonSettings,
+    settings: ComparisonSettings,
     callback: Callback,
 ) -> tuple[SizeStudy, dict[Path, Study]]:
     """Compare on each model in turn, one in memory at a time; a second run goes on.
@@ -46,7 +47,7 @@ def compare_sizes(
     for model in models:
         base = load(model)
         folder = out / make_folder_name(model)
-        study = compare(base, task, methods, folder, terms, callback)
+        study = compare(base, task, methods, folder, settings, callback)
         points.append(
             SizePoint(
                 model=model,

@@ -45,8 +45,8 @@ def check_sweep(space: SearchSpace, fixed: TrainConfig, engine: SweepEngine) -> 
 def sweep(
     base: FrozenLM,
     task: Task,
-    space: SearchSpace,
-    out: Path,
+    space: SearchSpace | str,
+    out: str | Path,
     *,
     fixed: TrainConfig | None = None,
     trials: int = 20,
@@ -60,10 +60,17 @@ def sweep(
     """Make the trials that are not in ``out`` yet; save the best on validation as ``out/prompt``, scored on test once.
 
     Args:
-        space: what may be chosen; ``fixed``: everything else, the seed of the proposals too.
+        base: the frozen model.
+        task: with training and validation examples; those of test are for the winner alone.
+        space: what may be chosen, as ``"learning-rate=0.03..0.3:log;length=20,50"``.
+        out: folder of the sweep: each trial is kept there as it ends, and a second call goes on.
+        fixed: everything else, the seed of the proposals too.
         trials: how many in all; or all combinations, where the space has no more.
+        pruning: the rule for giving trials up: ``median``, ``asha`` or ``none``.
         engine: who runs the trials and gives them up: Optuna on this machine, or Ray Tune, on a cluster too.
         workers: trials at a time. One shares ``base``; several load their own, by its name and with these ``options``.
+        evaluate_test: whether the winner is scored on test.
+        callback: told of how it goes.
 
     Returns:
         What came of it, and all trials.
@@ -72,7 +79,8 @@ def sweep(
         ConfigError, DataError, OutputError, MissingExtraError: one line that says what to do. What goes wrong within
             one trial is that trial's result; TrainingError only if there is none that did not fail.
     """
-    fixed, callback = fixed or TrainConfig.build(), callback or Callback()
+    fixed, callback, out = fixed or TrainConfig.build(), callback or Callback(), Path(out)
+    space = SearchSpace.parse(space) if isinstance(space, str) else space
     check_sweep(space, fixed, engine)
     check_trainable(task)
     inits = space.axes["init"].probes if "init" in space.axes else (fixed.init,)
