@@ -12,7 +12,7 @@ from softprompt.export.export_formats import FORMATS, ExportFormat, ExportReques
 from softprompt.export.virtual_tokens import check_kinds
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.saved_prompt import Prompt
-from softprompt.training.training_run import library_versions, evaluate_prompt
+from softprompt.training.training_run import evaluate_prompt, library_versions
 from softprompt.utils.files import check_free
 from softprompt.utils.messages import map_read_errors
 
