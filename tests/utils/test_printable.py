@@ -15,7 +15,7 @@ from helpers.small_tasks import command
 from softprompt.cli.evaluate_command import answer_columns
 from softprompt.data.task import TaskSpec
 from softprompt.errors import ERROR_CHARACTERS, SoftpromptError, printable, printable_json, shorten
-from softprompt.export.export_readme import task_lines
+from softprompt.export.export_readme import list_task_lines
 from softprompt.inference.predictor import Prediction
 from softprompt.serving.logging_config import JsonFormatter
 from softprompt.training.callbacks import ProgressBar, ProgressPrinter
@@ -129,7 +129,7 @@ class TestWhereItIsWritten:
 
     def test_the_readme_of_an_export(self) -> None:
         labels = ("bad", HOSTILE)
-        lines = task_lines(a_prompt(spec=TaskSpec("classification", "{{ text }}", labels, labels, 64)))
+        lines = list_task_lines(a_prompt(spec=TaskSpec("classification", "{{ text }}", labels, labels, 64)))
         assert harmless("\n".join(lines))
         assert not any("\n0.9999" in line or "bad\t" in line for line in lines)
 
