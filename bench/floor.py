@@ -28,15 +28,15 @@ from softprompt.data.encoding.batching import collate
 from softprompt.data.encoding.encoder import EncodedSequence, ExampleEncoder
 from softprompt.data.task import Task
 from softprompt.errors import ConfigError
-from softprompt.inference.scoring import Objective
+from softprompt.inference.scoring import AnswerScorer
 from softprompt.models.builtin_models import MODEL_NAME
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.models.kernels.compilation import compiled
 from softprompt.models.kernels.decoder_blocks import Linear
-from softprompt.models.kernels.fused_decoder import fused
+from softprompt.models.kernels.fused_decoder import find_fused_decoder
 from softprompt.models.kernels.fused_layer import Layer
 from softprompt.models.loading import load_model
-from softprompt.prompts.inline_prefix import learning_prefix
+from softprompt.prompts.inline_prefix import make_learning_prefix
 from softprompt.prompts.state import PromptState
 
 AIM = 0.55  # the floor as a share of a step, at least
@@ -47,7 +47,7 @@ Product = tuple[int, int, int, int]
 
 def linears(layer: Layer) -> dict[str, tuple[int, int]]:
     """Inputs and outputs of the linear parts of a layer."""
-    parts = {**layer.entrance._asdict(), **layer.exit._asdict()}
+    parts = {**layer.input_projection._asdict(), **layer.feed_forward._asdict()}
     return {name: (part.inputs, part.outputs) for name, part in parts.items() if isinstance(part, Linear)}
 
 
@@ -56,7 +56,7 @@ def products(layers: Sequence[Layer], prefix: int, lengths: Sequence[int]) -> It
     texts, longest = len(lengths), max(lengths)
     for index, layer in enumerate(layers):
         last, first = index == len(layers) - 1, index == 0
-        sizes, size = linears(layer), layer.entrance.size
+        sizes, size = linears(layer), layer.input_projection.size
         kv_heads = sizes["key"][1] // size
         group = sizes["query"][1] // sizes["key"][1]
         for name, (inner, outer) in sizes.items():
@@ -118,7 +118,7 @@ class Steps:
     def __init__(self, base: FrozenLM, task: Task, prefix: int, batch_size: int) -> None:
         self.base = base
         encoder = ExampleEncoder(base, task.spec, prefix)
-        self.objective = Objective(base, encoder.verbalizer)
+        self.objective = AnswerScorer(base, encoder.verbalizer)
         items = sorted(encoder.training_items(task.train), key=lambda item: len(item.ids))
         # whole batches of like lengths, from short to long
         self.batches = [items[start : start + batch_size] for start in range(0, len(items), batch_size)]
@@ -128,7 +128,7 @@ class Steps:
     def step(self, batch: Sequence[EncodedSequence]) -> float:
         """Seconds that it takes."""
         began = time.perf_counter()
-        prefix = learning_prefix(self.base, PromptState.of_embeddings(self.prompt))
+        prefix = make_learning_prefix(self.base, PromptState.of_embeddings(self.prompt))
         loss = self.objective.losses(prefix, collate(batch, self.base.device)).mean()
         torch.autograd.grad(loss, self.prompt)
         return time.perf_counter() - began
@@ -137,7 +137,7 @@ class Steps:
 def benchmark(options: argparse.Namespace) -> dict[str, Any]:
     described = machine()
     base = load_model(options.model)
-    decoder = fused(base)
+    decoder = find_fused_decoder(base)
     if decoder is None:
         raise ConfigError(f"'{base.name}' does not run in our own layers: its products are not counted here")
     splits = choose_data(options.data, options.examples)
@@ -215,4 +215,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.feed_forward(main())

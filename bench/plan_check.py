@@ -72,8 +72,8 @@ def measure(case: Case) -> dict[str, int]:
     from softprompt.data.encoding.batching import batch_by_token_budget, collate
     from softprompt.data.encoding.encoder import EncodedSequence
     from softprompt.inference.benchmark import PeakMemory
-    from softprompt.inference.scoring import EVALUATION_TOKENS, Objective
-    from softprompt.prompts.inline_prefix import learning_prefix
+    from softprompt.inference.scoring import EVALUATION_TOKENS, AnswerScorer
+    from softprompt.prompts.inline_prefix import make_learning_prefix
     from softprompt.prompts.methods.prompt_tuning import PromptTuning
     from softprompt.training.gradient_checkpointing import checkpoint_gradients
 
@@ -93,7 +93,7 @@ def measure(case: Case) -> dict[str, int]:
     ]
     method = PromptTuning(base.embed(torch.arange(2, 2 + case.length) % known).float(), base.embedding_std)
     optimizer = torch.optim.AdamW(method.parameters(), lr=0.1)
-    objective, rows = Objective(base, None), torch.arange(2, 4)
+    objective, rows = AnswerScorer(base, None), torch.arange(2, 4)
 
     # as train.py cuts a step on a CPU; the formulas of transformers' layers are asked about a whole batch
     budget = EVALUATION_TOKENS if case.own else case.batch * case.text
@@ -101,7 +101,7 @@ def measure(case: Case) -> dict[str, int]:
     def step(some: Sequence[EncodedSequence]) -> None:
         for chunk in batch_by_token_budget(some, budget):
             with checkpoint_gradients(base, case.checkpointing):
-                prefix = learning_prefix(base, method.state())
+                prefix = make_learning_prefix(base, method.state())
                 batch = collate(chunk, base.device)
                 if case.generation:
                     loss = objective.losses(prefix, batch).mean()
@@ -128,19 +128,19 @@ def loaded(case: Case) -> Any:
     from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
     from softprompt.analysis.diagnostics.tiny_models import make_family_tokenizer
-    from softprompt.models.devices import dtype_of
+    from softprompt.models.devices import parse_dtype
     from softprompt.models.frozen_lm import FrozenLM
     from softprompt.models.loading import load_model
 
     if case.model in LLAMAS:
-        torch.set_default_dtype(dtype_of(case.dtype))
+        torch.set_default_dtype(parse_dtype(case.dtype))
         model: Any = LlamaForCausalLM(llama(case.model))
         torch.set_default_dtype(torch.float32)
         return FrozenLM(model, make_family_tokenizer("llama"), case.model, lasting=case.own)
     if case.own:
         return load_model(case.model, device="cpu", dtype=case.dtype)
     folder = embedded_model_folder()
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype_of(case.dtype))
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=parse_dtype(case.dtype))
     return FrozenLM(model, AutoTokenizer.from_pretrained(folder), case.model, lasting=False)
 
 
@@ -173,12 +173,12 @@ def predicted(case: Case) -> dict[str, int]:
     from softprompt.analysis.diagnostics.memory_estimate import Workload
     from softprompt.analysis.diagnostics.memory_plan import plan_memory
     from softprompt.analysis.diagnostics.meta_model import make_meta_model
-    from softprompt.models.devices import dtype_of
+    from softprompt.models.devices import parse_dtype
 
     with tempfile.TemporaryDirectory() as folder:
         if case.model in LLAMAS:
             llama(case.model).save_pretrained(folder)
-        made = make_meta_model(folder if case.model in LLAMAS else case.model, dtype_of(case.dtype))
+        made = make_meta_model(folder if case.model in LLAMAS else case.model, parse_dtype(case.dtype))
     workload = Workload(
         gpus=0,
         memory=10**12,

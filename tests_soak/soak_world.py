@@ -14,7 +14,7 @@ import torch
 
 import softprompt as sp
 from softprompt.data.task import TaskSpec
-from softprompt.prompts.prefix import keys_and_values
+from softprompt.prompts.prefix import compute_keys_and_values
 from softprompt.prompts.saved_prompt import Prompt
 from softprompt.prompts.state import PromptState
 
@@ -165,7 +165,7 @@ class World:
         numbers = torch.Generator().manual_seed(self._draw.randrange(2**31))
         shape = self._draw.choice(LENGTHS), self._base.embedding_size
         tokens = torch.randn(shape, generator=numbers) * self._base.embedding_std
-        return keys_and_values(self._base, tokens) if keys else PromptState.of_embeddings(tokens)
+        return compute_keys_and_values(self._base, tokens) if keys else PromptState.of_embeddings(tokens)
 
     def _remove(self, place: Path) -> None:
         """As an operator would: out of the store at once, then out of the disk."""

@@ -11,8 +11,8 @@ from transformers.utils import logging
 
 from softprompt.cli.launch import launched
 from softprompt.cli.printing import say
-from softprompt.models.distributed import ALONE, Processes, joined
-from softprompt.models.fingerprint import Outline
+from softprompt.models.distributed import SINGLE_PROCESS, ProcessGroup, join_process_group
+from softprompt.models.fingerprint import UnloadedModel
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.models.loading import load_model
 from softprompt.models.quantization import SCHEMES
@@ -22,13 +22,13 @@ from softprompt.training.callbacks import Callback, CallbackList, ProgressBar, P
 Run = TypeVar("Run", bound=Callable[..., None])
 
 
-def load_base(name: str, options: dict[str, Any], check: Callable[[Outline], None] | None = None) -> FrozenLM:
+def load_base(name: str, options: dict[str, Any], check: Callable[[UnloadedModel], None] | None = None) -> FrozenLM:
     """The model called ``name``; ``check`` raises for one that is not wanted, before its weights are loaded."""
     logging.set_verbosity_error()
     say(f"loading {name}")
     context = click.get_current_context(silent=True)
-    processes = context.find_object(Processes) if context else None
-    return load_model(name, progress=say, processes=processes or ALONE, check=check, **options)
+    processes = context.find_object(ProcessGroup) if context else None
+    return load_model(name, progress=say, processes=processes or SINGLE_PROCESS, check=check, **options)
 
 
 def load_base_of(prompt: Prompt, name: str | None, options: dict[str, Any], *, fixed: bool = False) -> FrozenLM:
@@ -57,7 +57,7 @@ def over_processes(run: Run) -> Run:
         if not launched():
             return run(**options)
         try:
-            with joined(options["device"]) as processes:
+            with join_process_group(options["device"]) as processes:
                 click.get_current_context().obj = processes
                 return run(**options)
         except BaseException:

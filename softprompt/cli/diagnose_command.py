@@ -11,7 +11,7 @@ from softprompt.analysis.diagnostics.meta_model import make_meta_model
 from softprompt.cli.base_loading import load_base
 from softprompt.cli.printing import print_result, say
 from softprompt.errors import ConfigError
-from softprompt.models.devices import dtype_of
+from softprompt.models.devices import parse_dtype
 from softprompt.report.pages.diagnosis_page import make_diagnosis_document, make_families_document, make_plan_document
 from softprompt.report.render.markdown import render_markdown
 
@@ -36,7 +36,7 @@ def run_plan(
     workload = Workload(gpus=gpus, memory=memory, checkpointing=bool(gradient_checkpointing), **given)
     workload.check()
     made = plan_memory(
-        make_meta_model(model_name, dtype_of(workload.dtype or "bfloat16"), trust_remote_code=trust_remote_code),
+        make_meta_model(model_name, parse_dtype(workload.dtype or "bfloat16"), trust_remote_code=trust_remote_code),
         workload,
     )
     print_result(made.to_dict(), make_plan_document(made), as_json)

@@ -12,7 +12,7 @@ from softprompt.data.split_assignment import Subsample, sample_examples
 from softprompt.data.task import Task
 from softprompt.errors import ConfigError, DataError
 from softprompt.inference.evaluation import Evaluation, evaluate, truncation_notes
-from softprompt.inference.generation import GenerationConfig, room_for
+from softprompt.inference.generation import GenerationConfig, choose_max_new_tokens
 from softprompt.inference.predictor import Prediction, Predictor, arriving_examples
 from softprompt.prompts.written_prompt import choose_shots, written_prompt
 from softprompt.report.pages.training_page import make_evaluation_document
@@ -104,7 +104,7 @@ def run_predict(
     spec = prompt.spec
     base = load_base_of(prompt, model_name, model)
     if room is None:
-        chosen = replace(chosen, max_new_tokens=room_for(base, spec))
+        chosen = replace(chosen, max_new_tokens=choose_max_new_tokens(base, spec))
     predictor = Predictor.of_prompt(base, prompt, chosen, vote)
 
     collected: list[dict[str, Any]] = []

@@ -17,7 +17,7 @@ from softprompt.errors import ConfigError
 from softprompt.experiments.demo import STEPS, TEMPLATE, free_folder
 from softprompt.experiments.demo import run_demo as tell_story
 from softprompt.models.builtin_models import MODEL_NAME
-from softprompt.models.fingerprint import Outline
+from softprompt.models.fingerprint import UnloadedModel
 from softprompt.prompts.methods.method_registry import check_method
 from softprompt.report.pages.training_page import make_demo_document, make_training_document
 from softprompt.store.prompt_loading import load_prompt
@@ -140,7 +140,7 @@ def run_multitask(
     }
     check_init_fits(chosen.init, next(iter(read.values())).spec)
 
-    def check(base: "Outline") -> None:
+    def check(base: "UnloadedModel") -> None:
         check_init_base([chosen.init], base)
         for teacher in loaded.values():
             teacher.check_base(base)

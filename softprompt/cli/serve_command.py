@@ -12,7 +12,7 @@ from softprompt.cli.base_loading import load_base
 from softprompt.cli.printing import say
 from softprompt.errors import ConfigError
 from softprompt.export.baked_checkpoint import BakedCheckpoint
-from softprompt.models.kernels.compilation import SERVED, compiles
+from softprompt.models.kernels.compilation import SERVED, should_compile
 from softprompt.serving.app import create_app
 from softprompt.serving.engine.inference_engine import EngineLimits, InferenceEngine
 from softprompt.serving.engine.prompt_registry import PromptRegistry
@@ -101,7 +101,7 @@ def _own(
     model = {"device": settings.device, "dtype": settings.dtype, "quantize": settings.quantize}
     base = load_base(str(settings.model), {**model, "trust_remote_code": trust_remote_code}, source.check_base)
     source.check_base(base)
-    if compiles(base, settings.compile, SERVED):
+    if should_compile(base, settings.compile, SERVED):
         say("compiling: up to two minutes the first time, less later (--compile never leaves it out)")
     engine = InferenceEngine(base, limits, metrics, compile=settings.compile, note=say)
     return engine, PromptRegistry(base, source, **_registered(settings, base.name))

@@ -40,7 +40,7 @@ class TaskSpec:
         metric: what answers are judged by first, a name or a function's ``package.module:function``; ``None``: what
             suits the kind and the references (see ``metrics.registry``).
         columns: what the data calls its columns of text, label and output.
-        max_new_tokens: room of a completion; ``None``: what ``generate.room_for`` gives.
+        max_new_tokens: room of a completion; ``None``: what ``generate.choose_max_new_tokens`` gives.
     """
 
     kind: Literal["classification", "generation"]

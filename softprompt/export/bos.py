@@ -10,7 +10,7 @@ from torch import Tensor
 
 from softprompt.errors import BaseModelError
 from softprompt.models.frozen_lm import FrozenLM
-from softprompt.prompts.prefix import CachedPrefix, cached_prefix, check_keys_and_values
+from softprompt.prompts.prefix import CachedPrefix, check_keys_and_values, make_cached_prefix
 from softprompt.prompts.state import PromptState
 
 
@@ -33,7 +33,7 @@ def prepend_bos(base: FrozenLM, state: PromptState) -> PromptState:
         first = [base.embed(torch.tensor(base.bos_ids, device=base.device))]
     else:
         check_keys_and_values(base)
-        first = _pairs(cached_prefix(base, None), len(base.bos_ids))
+        first = _pairs(make_cached_prefix(base, None), len(base.bos_ids))
     tensors = tuple(
         torch.cat([one.float().cpu(), tensor.float().cpu()], dim=-2)
         for one, tensor in zip(first, state.tensors, strict=True)
@@ -50,7 +50,7 @@ def append_bos(base: FrozenLM, state: PromptState) -> PromptState:
     ids = torch.tensor(base.bos_ids, device=base.device)
     if state.kind == "embeddings":
         return replace(first, tensors=(torch.cat([state.tensor, base.embed(ids).float().cpu()]),))
-    prefix = cached_prefix(base, first)
+    prefix = make_cached_prefix(base, first)
     one = ids.new_zeros(1)
     cache = prefix.expand(one)
     prefix.hidden(ids[None], torch.ones_like(ids)[None], one, cache)

@@ -21,7 +21,7 @@ from softprompt.export.bos import append_bos, check_bos_precision, prepend_bos
 from softprompt.export.export_formats import ExportRequest, ImportedState
 from softprompt.export.export_readme import USAGE_FILE, peft_readme, read_object, tokenizer_files
 from softprompt.models.frozen_lm import FrozenLM
-from softprompt.prompts.prefix import keys_and_values
+from softprompt.prompts.prefix import compute_keys_and_values
 from softprompt.prompts.saved_prompt import Prompt
 from softprompt.prompts.state import PromptState
 from softprompt.utils.files import check_free, write_folder
@@ -70,7 +70,7 @@ class Adapter:
     def _check(self, base: FrozenLM) -> None:
         one: PromptState | None = None
         if self.state.kind == "key_values":
-            one = keys_and_values(base, base.embed(torch.zeros(1, dtype=torch.long, device=base.device)))
+            one = compute_keys_and_values(base, base.embed(torch.zeros(1, dtype=torch.long, device=base.device)))
         expected = f"{base.embedding_size} values" if one is None else _sizes(one)
         if (found := _sizes(self.state)) != expected:
             raise PromptFileError(

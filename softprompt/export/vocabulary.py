@@ -37,8 +37,8 @@ from softprompt.export.virtual_tokens import (
 )
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.models.gguf_conversion import no_progress_bars
-from softprompt.models.quantization import quiet
-from softprompt.prompts.prefix import concatenated_prefix
+from softprompt.models.quantization import silence_logging
+from softprompt.prompts.prefix import make_concatenated_prefix
 from softprompt.prompts.saved_prompt import Prompt
 from softprompt.utils.files import atomic_path, check_free
 
@@ -87,7 +87,7 @@ def bake_vocabulary(
     config.tie_word_embeddings = tied
     generation: Any = copy.deepcopy(base.model.generation_config)
     generation.suppress_tokens = sorted({*(generation.suppress_tokens or ()), *baked.all_ids})
-    with atomic_path(folder) as place, quiet(), no_progress_bars():
+    with atomic_path(folder) as place, silence_logging(), no_progress_bars():
         base.model.save_pretrained(place, state_dict=_extended(base, baked, scale, rows, tied))
         config.dtype, config.architectures = base.model.config.dtype, base.model.config.architectures
         for part in (config, generation, tokenizer):
@@ -259,7 +259,9 @@ def _checked(base: FrozenLM, baked: BakedVocabulary, place: Path, tied: bool) ->
         if _other_tokens(base, tokenizer, name, prompt):
             inexact.append(name)
         given = torch.tensor([text], device=base.device)
-        expected = base.logits(concatenated_prefix(base, prompt.state).hidden(given, torch.ones_like(given))[0, -1:])
+        expected = base.logits(
+            make_concatenated_prefix(base, prompt.state).hidden(given, torch.ones_like(given))[0, -1:]
+        )
         logits = model(input_ids=torch.tensor([ids], device=base.device)).logits[0, -1:].float()
         likeliest = logits[0].log_softmax(-1).topk(min(PROBED, logits.shape[1]))
         probes[name] = {

@@ -32,19 +32,21 @@ POSITIONS_AT_ONCE = 64  # whose logits over the whole vocabulary are in memory t
 CALIBRATION_BINS = 15
 
 
-class Answering(Protocol):
+class PredictorLike(Protocol):
     """What is timed: anything that predicts."""
 
     def predict(self, examples: Sequence[Example]) -> Any: ...
 
 
-def measure_speed(answers: Answering, reference: Answering, examples: Sequence[Example], added_tokens: float) -> Speed:
+def measure_speed(
+    answers: PredictorLike, reference: PredictorLike, examples: Sequence[Example], added_tokens: float
+) -> Speed:
     """Latency of single requests and throughput of batches; also the median latency of ``reference``.
 
     Requests to the two alternate on the same texts, drawn from ``examples``: what slows the machine down for a while
     slows both, and the reference tells how far figures that were measured at different times can be compared.
     """
-    examples = timed_of(examples)
+    examples = draw_timed_examples(examples)
     for one in (answers, reference):
         _seconds(one, examples[:1])
     own: list[float] = []
@@ -75,14 +77,14 @@ def measure_speed(answers: Answering, reference: Answering, examples: Sequence[E
     )
 
 
-def timed_of(examples: Sequence[Example]) -> list[Example]:
+def draw_timed_examples(examples: Sequence[Example]) -> list[Example]:
     """Examples to time requests and batches with, in random order: files are sorted, by length too."""
     some = list(sample_examples(examples, max(REQUESTS, BATCHES * BATCH_SIZE)))
     random.Random(0).shuffle(some)
     return some
 
 
-def _seconds(answers: Answering, examples: Sequence[Example]) -> float:
+def _seconds(answers: PredictorLike, examples: Sequence[Example]) -> float:
     began = time.perf_counter()
     for _ in answers.predict(examples):
         pass
@@ -158,7 +160,7 @@ def confidences(evaluation: Evaluation) -> tuple[float, ...]:
     return tuple(max(one.probabilities.values()) for one in evaluation.predictions if one.probabilities)
 
 
-def further_figures(evaluation: Evaluation) -> dict[str, Score]:
+def collect_metrics(evaluation: Evaluation) -> dict[str, Score]:
     """The further metrics by name, the calibration error of classification among them."""
     metrics = list(evaluation.others)
     if probabilities := confidences(evaluation):
@@ -167,7 +169,7 @@ def further_figures(evaluation: Evaluation) -> dict[str, Score]:
     return {metric.metric: metric for metric in metrics}
 
 
-def machine() -> str:
+def describe_machine() -> str:
     """The processor, how many cores this process may use, and how many threads it computes with."""
     import platform
 

@@ -20,13 +20,13 @@ from torch import Tensor
 from softprompt.data.encoding.batching import collate
 from softprompt.data.encoding.encoder import Batch, EncodedSequence
 from softprompt.models import fast_attention
-from softprompt.prompts.kv_cache import keeping_all, padded, resized, right_aligned
-from softprompt.prompts.prefix import CachedPrefix, ConcatenatedPrefix, Prefix, read_one_more, stacked
-from softprompt.prompts.seq2seq_prefix import EncodedPrefix, GrowingAnswers
-from softprompt.prompts.shared_prefix_attention import Fronts, PrefixesApart
+from softprompt.prompts.kv_cache import align_right, keep_all_columns, pad_left, resize_cache
+from softprompt.prompts.prefix import CachedPrefix, ConcatenatedPrefix, Prefix, read_one_more, stack_prefixes
+from softprompt.prompts.seq2seq_prefix import EncodedPrefix, Seq2SeqDecodingBatch
+from softprompt.prompts.shared_prefix_attention import RowPrefixes, SharedPrefixes
 
 
-class Growing(Protocol):
+class DecodingBatch(Protocol):
     """Rows of one batch.
 
     Attributes:
@@ -44,9 +44,9 @@ class Growing(Protocol):
         ...
 
 
-def start_growing(
-    prefix: Prefix | PrefixesApart, items: Sequence[EncodedSequence], longest: int | None = None
-) -> Growing:
+def start_decoding(
+    prefix: Prefix | SharedPrefixes, items: Sequence[EncodedSequence], longest: int | None = None
+) -> DecodingBatch:
     """Read texts behind their prompts, to go on from.
 
     Args:
@@ -54,53 +54,53 @@ def start_growing(
     """
     batch = collate(items, prefix.base.device)
     if isinstance(prefix, EncodedPrefix):
-        return GrowingAnswers(prefix, batch)
+        return Seq2SeqDecodingBatch(prefix, batch)
     if isinstance(prefix, ConcatenatedPrefix):
-        return RereadTexts(prefix, items)
-    if isinstance(prefix, PrefixesApart) and not prefix.can_read(batch, longest):
-        prefix = stacked(prefix.prefixes)
-    return GrowingTexts(prefix, batch)
+        return UncachedDecodingBatch(prefix, items)
+    if isinstance(prefix, SharedPrefixes) and not prefix.can_read(batch, longest):
+        prefix = stack_prefixes(prefix.prefixes)
+    return CachedDecodingBatch(prefix, batch)
 
 
-def joined(rows: Growing, others: Growing) -> bool:
+def join_batches(rows: DecodingBatch, others: DecodingBatch) -> bool:
     """Take the rows of ``others`` in, behind those of ``rows``; whether they can grow together."""
     match rows, others:
-        case GrowingTexts(), GrowingTexts():
+        case CachedDecodingBatch(), CachedDecodingBatch():
             return rows.join(others)
-        case RereadTexts(), RereadTexts():
+        case UncachedDecodingBatch(), UncachedDecodingBatch():
             return rows.join(others)
     return False
 
 
-class GrowingTexts:
+class CachedDecodingBatch:
     """With cached keys and values, in a ``transformers`` cache; prompts stand in it too, or apart from it."""
 
-    def __init__(self, prefix: CachedPrefix | PrefixesApart, batch: Batch) -> None:
+    def __init__(self, prefix: CachedPrefix | SharedPrefixes, batch: Batch) -> None:
         from transformers import DynamicCache
 
         lengths = batch.mask.sum(dim=1)
         self._base = prefix.base
-        self._fronts: Fronts | None = None
+        self._fronts: RowPrefixes | None = None
         if isinstance(prefix, CachedPrefix):
-            cache = keeping_all(prefix.expand(batch.which))
+            cache = keep_all_columns(prefix.expand(batch.which))
             hidden = prefix.hidden(batch.input_ids, batch.mask, batch.which, cache)
             self._sizes = prefix.starts(batch.which) + lengths
         else:
-            self._fronts = prefix.fronts(batch.which.tolist())
-            cache = keeping_all(DynamicCache(config=self._base.model.config))
+            self._fronts = prefix.rows(batch.which.tolist())
+            cache = keep_all_columns(DynamicCache(config=self._base.model.config))
             hidden = self._fronts.hidden(batch.input_ids, batch.mask, cache)
             self._sizes = lengths
         self._width = int(self._sizes.max())
-        self._cache = right_aligned(cache, batch.mask.shape[1] - lengths, self._width)
+        self._cache = align_right(cache, batch.mask.shape[1] - lengths, self._width)
         self.last = hidden[torch.arange(len(lengths), device=lengths.device), lengths - 1]
 
     def keep(self, rows: Tensor) -> None:
         """Go on with these rows only."""
         self._sizes, self.last = self._sizes[rows], self.last[rows]
         self._width = int(self._sizes.max())
-        self._cache = resized(self._cache, self._width, lambda kept, width: kept[rows.to(kept.device), :, -width:])
+        self._cache = resize_cache(self._cache, self._width, lambda kept, width: kept[rows.to(kept.device), :, -width:])
         if self._fronts is not None:
-            self._fronts = Fronts([self._fronts.of_rows[row] for row in rows.tolist()])
+            self._fronts = RowPrefixes([self._fronts.prefixes[row] for row in rows.tolist()])
 
     def extend(self, tokens: Tensor) -> None:
         """One more token ``[B]`` each."""
@@ -110,17 +110,17 @@ class GrowingTexts:
         if self._fronts is None:
             self.last = read_one_more(self._base, tokens, mask, self._sizes, self._cache)
         else:
-            with fast_attention.behind(self._fronts):
+            with fast_attention.attend_to(self._fronts):
                 positions = self._fronts.lengths + self._sizes
                 self.last = read_one_more(self._base, tokens, mask, positions, self._cache)
         self._sizes = self._sizes + 1
 
-    def join(self, other: "GrowingTexts") -> bool:
+    def join(self, other: "CachedDecodingBatch") -> bool:
         """Take the rows of ``other`` in, behind those that are here; not if prompts stand apart in one of them only."""
         if (self._fronts is None) != (other._fronts is None):
             return False
         width = max(self._width, other._width)
-        mine, others = (padded(one._cache, width) for one in (self, other))
+        mine, others = (pad_left(one._cache, width) for one in (self, other))
         for layer, added in zip(mine.layers, others.layers, strict=True):
             if layer.keys is not None:
                 layer.keys = torch.cat([layer.keys, added.keys])
@@ -128,12 +128,12 @@ class GrowingTexts:
         sizes, last = torch.cat([self._sizes, other._sizes]), torch.cat([self.last, other.last])
         # nothing has changed here if one of these fails for lack of memory
         if self._fronts is not None and other._fronts is not None:
-            self._fronts = Fronts([*self._fronts.of_rows, *other._fronts.of_rows])
+            self._fronts = RowPrefixes([*self._fronts.prefixes, *other._fronts.prefixes])
         self._cache, self._width, self._sizes, self.last = mine, width, sizes, last
         return True
 
 
-class RereadTexts:
+class UncachedDecodingBatch:
     """Without a cache: the whole sequence again for every token."""
 
     def __init__(self, prefix: ConcatenatedPrefix, items: Sequence[EncodedSequence]) -> None:
@@ -153,7 +153,7 @@ class RereadTexts:
         self._ids = [(*ids, token) for ids, token in zip(self._ids, tokens.tolist(), strict=True)]
         self.last = self._read()
 
-    def join(self, other: "RereadTexts") -> bool:
+    def join(self, other: "UncachedDecodingBatch") -> bool:
         """Take the rows of ``other`` in, behind those that are here."""
         self._fronts, self._ids = self._fronts + other._fronts, self._ids + other._ids
         self.last = torch.cat([self.last, other.last])

@@ -8,8 +8,8 @@ from softprompt.data.examples import Example
 from softprompt.data.split_assignment import Subsample, sample_examples
 from softprompt.data.task import TaskSpec
 from softprompt.errors import ConfigError, DataError
-from softprompt.inference.generation import GenerationConfig, room_for
-from softprompt.inference.predictor import Answers, Prediction, Predictor, Vote
+from softprompt.inference.generation import GenerationConfig, choose_max_new_tokens
+from softprompt.inference.predictor import Prediction, Predictor, PredictorLike, Vote
 from softprompt.metrics.registry import choose_metric, metrics_of_kind
 from softprompt.metrics.scores import Score
 from softprompt.models.frozen_lm import FrozenLM
@@ -87,7 +87,7 @@ def evaluate(
     if known is None:
         raise ConfigError("expected the task's spec beside a prompt that was not learned: give spec=task.spec")
     if generation is None:
-        generation = GenerationConfig(max_new_tokens=room_for(base, known, examples))
+        generation = GenerationConfig(max_new_tokens=choose_max_new_tokens(base, known, examples))
     if isinstance(prompt, Prompt):
         return score(Predictor.of_prompt(base, prompt, generation, vote), examples)
     return score(Predictor(base, known, prompt, generation), examples)
@@ -99,7 +99,7 @@ def truncation_notes(cut: int, of: int) -> list[str]:
     return [told] if cut else []
 
 
-def score(answers: Answers, examples: Sequence[Example]) -> Evaluation:
+def score(answers: PredictorLike, examples: Sequence[Example]) -> Evaluation:
     """``evaluate`` for a predictor, or whatever else answers, that is there already."""
     if not examples:
         raise DataError("no examples to evaluate on: the split is empty")
@@ -115,7 +115,7 @@ def score(answers: Answers, examples: Sequence[Example]) -> Evaluation:
 
 
 def score_sample(
-    answers: Answers, examples: Sequence[Example], limit: int | None, seed: int = 0, of: int | None = None
+    answers: PredictorLike, examples: Sequence[Example], limit: int | None, seed: int = 0, of: int | None = None
 ) -> Evaluation:
     """``score`` on at most ``limit`` of ``examples``, drawn by ``seed``; the result says of how many.
 

@@ -16,13 +16,13 @@ from softprompt.data.encoding.verbalizer import encode_answer, end_token_id
 from softprompt.data.examples import Example
 from softprompt.data.task import TaskSpec
 from softprompt.errors import ConfigError, NotFiniteError
-from softprompt.inference.decoding_batch import start_growing
-from softprompt.inference.scoring import all_finite
+from softprompt.inference.decoding_batch import start_decoding
+from softprompt.inference.scoring import check_finite
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.prefix import Prefix
 
 # of every token: the texts that get one, as indices; logits [texts, V] as the model gives them; the tokens chosen
-Watch: TypeAlias = Callable[[list[int], Tensor, list[int]], None]
+TokenObserver: TypeAlias = Callable[[list[int], Tensor, list[int]], None]
 
 ANSWER_ROOM = 128  # tokens of a completion, where nothing asks for more
 
@@ -32,7 +32,7 @@ Completed: TypeAlias = tuple[int, str, bool]
 _BLOCK = 512  # logits
 
 
-class Speaking(Protocol):
+class DecodingModel(Protocol):
     """What turns tokens into text, and knows which ones end it: a ``FrozenLM``, or what a client knows of one."""
 
     @property
@@ -99,11 +99,11 @@ class Completion:
         finish: why it ended: a stop string or end of text, or the limit of tokens; ``None`` while it goes on.
     """
 
-    def __init__(self, base: Speaking, generation: GenerationConfig, index: int = 0) -> None:
+    def __init__(self, base: DecodingModel, generation: GenerationConfig, index: int = 0) -> None:
         """``index``: of its text; completions of other texts by the same seed are other samples."""
         self._tokenizer = base.tokenizer
         self._goes_on = base.architecture == "decoder-only"
-        self._ends = ends_of(base)
+        self._ends = end_token_ids(base)
         self.generation = generation
         # one generator for each text: what it samples does not depend on its neighbours
         self._generator = torch.Generator().manual_seed((generation.seed * 1_000_003 + index) % 2**63)
@@ -165,7 +165,7 @@ class Completion:
         return self.exact.strip()
 
 
-def room_for(base: FrozenLM, spec: TaskSpec, examples: Sequence[Example] = ()) -> int:
+def choose_max_new_tokens(base: FrozenLM, spec: TaskSpec, examples: Sequence[Example] = ()) -> int:
     """Tokens that completions are given: the task's own number, or ``ANSWER_ROOM``; more where a reference of
     ``examples`` is longer, to half of the model's context."""
     room = spec.max_new_tokens or ANSWER_ROOM
@@ -176,7 +176,7 @@ def room_for(base: FrozenLM, spec: TaskSpec, examples: Sequence[Example] = ()) -
     return max(room, needed if base.context_length is None else min(needed, base.context_length // 2))
 
 
-def ends_of(base: Speaking) -> frozenset[int]:
+def end_token_ids(base: DecodingModel) -> frozenset[int]:
     """The tokens that end a completion: the tokenizer's end of sequence, and those of the model's own settings."""
     ends = getattr(base.generation_config, "eos_token_id", None)
     return frozenset((end_token_id(base.tokenizer), *([ends] if isinstance(ends, int) else ends or ())))
@@ -185,7 +185,7 @@ def ends_of(base: Speaking) -> frozenset[int]:
 def next_tokens(logits: Tensor, completions: Sequence[Completion]) -> list[int]:
     """The next token of each completion, from ``logits [B, V]``; NotFiniteError names a row that has no numbers."""
     largest = first_largest(logits)
-    all_finite(logits.gather(1, largest[:, None]))
+    check_finite(logits.gather(1, largest[:, None]))
     likeliest = largest.tolist()
     return [
         completion.sampled(row) if completion.generation.warpers else token
@@ -217,7 +217,7 @@ def complete(
     texts: Sequence[Sequence[int]],
     generation: GenerationConfig,
     token_budget: int,
-    watch: Watch | None = None,
+    observe: TokenObserver | None = None,
 ) -> Iterator[Completed]:
     """Complete token sequences; batch by batch, in the order they finish.
 
@@ -233,15 +233,15 @@ def complete(
     room = max((len(item.ids) for item in items), default=0) + generation.max_new_tokens
     for chunk in batch_by_token_budget(items, token_budget, most=max(1, token_budget // max(room, 1))):
         completions = [Completion(base, generation, item.example) for item in chunk]
-        growing, going, indices = start_growing(prefix, chunk), completions, [item.example for item in chunk]
+        decoding_batch, going, indices = start_decoding(prefix, chunk), completions, [item.example for item in chunk]
         while True:
-            logits = base.logits(growing.last)
+            logits = base.logits(decoding_batch.last)
             try:
                 tokens = next_tokens(logits, going)
             except NotFiniteError as error:
                 raise NotFiniteError(indices[error.row]) from error
-            if watch is not None:
-                watch(indices, logits, tokens)
+            if observe is not None:
+                observe(indices, logits, tokens)
             goes_on = [one.add(token) for one, token in zip(going, tokens, strict=True)]
             kept = torch.tensor([row for row, goes in enumerate(goes_on) if goes], device=base.device)
             indices = [index for index, goes in zip(indices, goes_on, strict=True) if goes]
@@ -249,7 +249,7 @@ def complete(
             if not going:
                 break
             if len(going) < len(goes_on):
-                growing.keep(kept)
-            growing.extend(torch.tensor(tokens, device=base.device)[kept])
+                decoding_batch.keep(kept)
+            decoding_batch.extend(torch.tensor(tokens, device=base.device)[kept])
         for item, one in zip(chunk, completions, strict=True):
             yield item.example, one.text, one.finish == "length"

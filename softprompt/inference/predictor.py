@@ -17,8 +17,8 @@ from softprompt.data.readers.file_rows import read_records
 from softprompt.data.task import TaskSpec
 from softprompt.data.templates.template import Template
 from softprompt.errors import ConfigError, DataError, NotFiniteError, SoftpromptError, TemplateError, printable
-from softprompt.inference.generation import Completed, GenerationConfig, complete, room_for
-from softprompt.inference.scoring import EVALUATION_TOKENS, Objective
+from softprompt.inference.generation import Completed, GenerationConfig, choose_max_new_tokens, complete
+from softprompt.inference.scoring import EVALUATION_TOKENS, AnswerScorer
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.prefix import Prefix, make_prefix
 from softprompt.prompts.saved_prompt import Prompt
@@ -56,7 +56,7 @@ class Prediction:
         return {"index": self.index, **told, **({"cut": True} if self.at_limit else {})}
 
 
-class Answers(Protocol):
+class PredictorLike(Protocol):
     """Whatever answers the examples of one task: a prompt, a baseline, another model."""
 
     @property
@@ -103,10 +103,10 @@ class Predictor:
         self.states = (states,) if isinstance(states, PromptState) else tuple(states or ())
         if len(self.states) > 1 and spec.kind == "generation":
             raise ConfigError("an ensemble answers by vote, expected a classification task, got generation")
-        self.generation = generation or GenerationConfig(max_new_tokens=room_for(base, spec))
+        self.generation = generation or GenerationConfig(max_new_tokens=choose_max_new_tokens(base, spec))
         length = max((state.length for state in self.states), default=0)
         self.encoder = ExampleEncoder(base, spec, length, self.generation.max_new_tokens, words_before(self.states))
-        self._objective = Objective(base, self.encoder.verbalizer)
+        self._objective = AnswerScorer(base, self.encoder.verbalizer)
 
     @classmethod
     def of_prompt(
@@ -142,7 +142,7 @@ class Predictor:
             for item in items
             for member in range(members)
         ]
-        with naming(examples):
+        with name_failing_example(examples):
             scores = self._objective.label_log_probabilities(self.prefix, asked)
         return scores.view(members, len(examples), -1)
 
@@ -163,26 +163,26 @@ class Predictor:
     def predict(self, examples: Sequence[Example]) -> Iterator[Prediction]:
         """Predictions in the order of the examples for classification, as they finish for generation."""
         if self.spec.kind == "generation":
-            with naming(examples):
+            with name_failing_example(examples):
                 for index, text, cut in self._completions(self.encoder.encode_inputs(examples)):
                     yield Prediction(index, completion=text, at_limit=cut)
             return
-        yield from likeliest(self.spec, self.label_log_probabilities(examples))
+        yield from predict_labels(self.spec, self.label_log_probabilities(examples))
 
     def _completions(self, texts: Sequence[tuple[int, ...]]) -> Iterator[Completed]:
         processes = self.base.processes
         # in step all make every token together; a sample is drawn by the place of its text
-        if processes.size == 1 or processes.in_step or self.generation.warpers:
+        if processes.size == 1 or processes.in_lockstep or self.generation.warpers:
             yield from complete(self.base, self.prefix, texts, self.generation, EVALUATION_TOKENS)
             return
         places = range(processes.index, len(texts), processes.size)
         own = complete(self.base, self.prefix, [texts[i] for i in places], self.generation, EVALUATION_TOKENS)
-        for part in processes.gathered([(places[index], text, cut) for index, text, cut in own]):
+        for part in processes.all_gather([(places[index], text, cut) for index, text, cut in own]):
             yield from ((index, text, cut) for index, text, cut in part)
 
 
 @contextmanager
-def naming(examples: Sequence[Example]) -> Iterator[None]:
+def name_failing_example(examples: Sequence[Example]) -> Iterator[None]:
     """What goes wrong within with one of ``examples`` names it: its row, or the beginning of its text."""
     try:
         yield
@@ -192,7 +192,7 @@ def naming(examples: Sequence[Example]) -> Iterator[None]:
         raise NotFiniteError(row, one.place or f"text {printable(repr(one.text), 60)}") from error
 
 
-def likeliest(spec: TaskSpec, log_probabilities: Tensor) -> Iterator[Prediction]:
+def predict_labels(spec: TaskSpec, log_probabilities: Tensor) -> Iterator[Prediction]:
     """Predictions from log-probabilities ``[examples, C]`` of the labels."""
     for index, row in enumerate(log_probabilities.exp()):
         probabilities = dict(zip(spec.labels, row.tolist(), strict=True))

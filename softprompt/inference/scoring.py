@@ -17,7 +17,7 @@ from softprompt.data.encoding.encoder import Batch, EncodedSequence
 from softprompt.data.encoding.verbalizer import Verbalizer
 from softprompt.errors import NotFiniteError
 from softprompt.models.frozen_lm import FrozenLM
-from softprompt.prompts.inline_prefix import Scored
+from softprompt.prompts.inline_prefix import ScoringPrefix
 from softprompt.prompts.prefix import Prefix
 
 # padded tokens of a forward pass without gradient: more of them fall out of the processor's cache
@@ -34,7 +34,7 @@ def learning_tokens(budget: int, *, on_cpu: bool) -> int:
     return min(budget, EVALUATION_TOKENS) if on_cpu else budget
 
 
-class Objective:
+class AnswerScorer:
     """Losses and scores of one task on one base model."""
 
     def __init__(self, base: FrozenLM, verbalizer: Verbalizer | None) -> None:
@@ -56,7 +56,7 @@ class Objective:
         """What a mean loss of ``items`` is over: examples for classification, target tokens for generation."""
         return sum(len(item.targets) for item in items) if self.verbalizer is None else len(items)
 
-    def losses(self, prefix: Scored, batch: Batch) -> Tensor:
+    def losses(self, prefix: ScoringPrefix, batch: Batch) -> Tensor:
         """Negative log-likelihood (nats) of each of the batch's targets ``[N]`` behind ``prefix``."""
         return self.losses_of(prefix.scored(batch), batch.targets, batch.decisions)
 
@@ -99,15 +99,15 @@ class Objective:
         assert self.verbalizer is not None
         examples = max(item.example for item in items) + 1
         scores = torch.zeros(examples, len(self.verbalizer.sequences))
-        for chunk in self.base.processes.turns(list(batch_by_token_budget(items, EVALUATION_TOKENS))):
+        for chunk in self.base.processes.take_turns(list(batch_by_token_budget(items, EVALUATION_TOKENS))):
             batch = collate(chunk, self.base.device)
             hidden = prefix.scored(batch)
             example = torch.tensor([item.example for item in chunk])[batch.row.cpu()]
             scores.index_add_(0, example, self.label_scores(hidden, batch.decisions).cpu())
         scores = self.base.processes.sum(scores)
-        return scores if learning else all_finite(scores)
+        return scores if learning else check_finite(scores)
 
-    def choices_of(self, labels: Tensor, decisions: Tensor) -> tuple[Tensor, Tensor]:
+    def condition_on_decisions(self, labels: Tensor, decisions: Tensor) -> tuple[Tensor, Tensor]:
         """What log-probabilities of labels ``[N, C]`` say of ``decisions [N]``.
 
         Returns:
@@ -123,7 +123,7 @@ class Objective:
         reached = choices.logsumexp(dim=1)
         return choices - reached[:, None], reached.exp()
 
-    def tempered(self, labels: Tensor, temperature: float) -> Tensor:
+    def apply_temperature(self, labels: Tensor, temperature: float) -> Tensor:
         """Log-probabilities of labels ``[n, C]`` with the logits of every decision divided by ``temperature``."""
         if temperature == 1:
             return labels
@@ -131,7 +131,7 @@ class Objective:
         changed = torch.zeros_like(labels)
         for index in range(len(self.verbalizer.decisions)):
             decision = torch.full((len(labels),), index, device=self._taken.device)
-            choices = (self.choices_of(labels, decision)[0] / temperature).log_softmax(-1)
+            choices = (self.condition_on_decisions(labels, decision)[0] / temperature).log_softmax(-1)
             taken = self._taken[index].to(labels.device).expand_as(labels)
             changed += choices.gather(1, taken.clamp(min=0)).masked_fill(taken < 0, 0.0)
         return changed
@@ -148,7 +148,7 @@ class Objective:
         return logits.masked_fill(~self._allowed[decisions], float("-inf")).log_softmax(-1)
 
 
-def all_finite(scores: Tensor) -> Tensor:
+def check_finite(scores: Tensor) -> Tensor:
     """``scores [n, ...]``; raises NotFiniteError with the first row that has one that is not finite."""
     good = scores.isfinite().flatten(1).all(dim=1)
     if not good.all():
@@ -156,7 +156,7 @@ def all_finite(scores: Tensor) -> Tensor:
     return scores
 
 
-def divergence(target: Tensor, student: Tensor) -> Tensor:
+def kl_divergence(target: Tensor, student: Tensor) -> Tensor:
     """Kullback-Leibler divergence (nats) ``[N]`` of distributions ``student`` from ``target``.
 
     Both are log-probabilities ``[N, R]``. What has no probability in ``target`` (-inf) adds nothing.

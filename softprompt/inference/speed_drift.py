@@ -12,13 +12,13 @@ from softprompt.metrics.scores import Speed
 DRIFT = 1.1  # of the reference's latency over a study, from which on milliseconds are not told
 
 
-def drift(speeds: Iterable[Speed | None]) -> tuple[float, float] | None:
+def find_speed_drift(speeds: Iterable[Speed | None]) -> tuple[float, float] | None:
     """The least and the largest latency of the reference, where they differ by more than ``DRIFT``."""
     found = _references(speeds)
     return (min(found), max(found)) if found and max(found) > DRIFT * min(found) else None
 
 
-def steadied(speeds: Sequence[Speed | None]) -> list[Speed | None]:
+def normalize_speeds(speeds: Sequence[Speed | None]) -> list[Speed | None]:
     """Each as it would be at the machine's mean speed; as they are, where one has no reference."""
     references = _references(speeds)
     if not references or len(references) < sum(speed is not None for speed in speeds):
@@ -27,13 +27,13 @@ def steadied(speeds: Sequence[Speed | None]) -> list[Speed | None]:
     return [None if speed is None else _at(speed, usual) for speed in speeds]
 
 
-def comparable(speeds: Sequence[Speed | None]) -> list[Speed | None]:
-    """As they were measured, where they can be compared so; else ``steadied``."""
-    return steadied(speeds) if drift(speeds) else list(speeds)
+def make_comparable(speeds: Sequence[Speed | None]) -> list[Speed | None]:
+    """As they were measured, where they can be compared so; else ``normalize_speeds``."""
+    return normalize_speeds(speeds) if find_speed_drift(speeds) else list(speeds)
 
 
-def warning(changed: tuple[float, float]) -> str:
-    """What to say beside figures, where ``drift`` found something."""
+def describe_drift(changed: tuple[float, float]) -> str:
+    """What to say beside figures, where ``find_speed_drift`` found something."""
     least, most = changed
     return (
         f"The machine's speed changed while this was measured: the same request with the bare template, timed beside "

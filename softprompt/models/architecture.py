@@ -45,7 +45,7 @@ def decode(model: Any, encoded: Tensor, mask: Tensor | None, cache: Any = None, 
     return hidden
 
 
-def alike_up_to(config: Any) -> int | None:
+def find_batch_independent_length(config: Any) -> int | None:
     """Tokens up to which a text is read alike whatever stands beside it; ``None``: any number.
 
     Of longrope and dynamic NTK, the length of a batch decides beyond it how all of its positions are encoded, those of
@@ -69,7 +69,7 @@ def alike_up_to(config: Any) -> int | None:
     return min((one for one in found if isinstance(one, int)), default=None)
 
 
-def ask_for_states(model: Any) -> None:
+def configure_outputs(model: Any) -> None:
     """Turn off what a configuration asks for beside the answer, or in another form, in all of a model's parts."""
     plain = {"return_dict": True, "output_attentions": False, "output_hidden_states": False}
     for module in model.modules():

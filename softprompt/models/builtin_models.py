@@ -16,9 +16,9 @@ from softprompt.models.gguf_conversion import (
     LIBRARIES,
     Progress,
     cache_folder,
-    convert,
-    ready_folder,
-    sha256_of,
+    convert_gguf,
+    hash_file,
+    prepare_folder,
     writing_cache,
 )
 
@@ -45,7 +45,7 @@ def embedded_model_folder(*, progress: Progress | None = None) -> Path:
         BaseModelError: the package carries something else than the model expected.
         OutputError: the cache folder cannot be written.
     """
-    return ready_folder(cache_folder(), _FOLDER_NAME, _GGUF_SHA256, _build_gemma, progress or (lambda _: None))
+    return prepare_folder(cache_folder(), _FOLDER_NAME, _GGUF_SHA256, _build_gemma, progress or (lambda _: None))
 
 
 def _build_gemma(folder: Path, say: Progress) -> Mapping[str, Any]:
@@ -59,7 +59,7 @@ def _build_gemma(folder: Path, say: Progress) -> Mapping[str, Any]:
     gguf = folder / "source.gguf"
     _assemble(gguf)
     say("converting the weights to bfloat16")
-    convert(gguf, folder, torch.bfloat16)
+    convert_gguf(gguf, folder, torch.bfloat16)
     gguf.unlink()
     return {"model": MODEL_NAME, "libraries": {name: version(name) for name in (_MODEL_PACKAGE, *LIBRARIES)}}
 
@@ -75,6 +75,6 @@ def _assemble(gguf: Path) -> None:
                 shutil.copyfile(Path(package.__file__ or "").parent / "data" / name, gguf.parent / name)
         except (ImportError, FileNotFoundError, ValueError) as error:
             raise BaseModelError(f"expected all parts of {MODEL_NAME}, got '{error}': {reinstall}") from error
-        found = sha256_of(gguf)
+        found = hash_file(gguf)
     if found != _GGUF_SHA256:
         raise BaseModelError(f"expected {MODEL_NAME} with SHA-256 {_GGUF_SHA256}, got {found}: {reinstall}")

@@ -24,7 +24,7 @@ def _cpu_flags() -> set[str]:
     return {flag for line in lines if line.startswith(("flags", "Features")) for flag in line.split(":", 1)[1].split()}
 
 
-def device_of(name: str | None) -> torch.device:
+def choose_device(name: str | None) -> torch.device:
     """The device of this name; a GPU where there is one, if none is named.
 
     Raises:
@@ -44,7 +44,7 @@ def device_of(name: str | None) -> torch.device:
     return device
 
 
-def dtype_of(name: str | torch.dtype) -> torch.dtype:
+def parse_dtype(name: str | torch.dtype) -> torch.dtype:
     """The dtype of this name.
 
     Raises:

@@ -28,7 +28,7 @@ _GOES_ON = "--resume goes on from the last checkpoint"
 
 
 @dataclass(frozen=True)
-class Processes:
+class ProcessGroup:
     """The processes of one run.
 
     Attributes:
@@ -41,12 +41,12 @@ class Processes:
     index: int = 0
     size: int = 1
     local_index: int = 0
-    in_step: bool = False
+    in_lockstep: bool = False
     _store: Any = field(default=None, repr=False, compare=False)
 
     def __str__(self) -> str:
         number = "1 process" if self.size == 1 else f"{self.size} processes"
-        return f"{number} that share the weights" if self.in_step else number
+        return f"{number} that share the weights" if self.in_lockstep else number
 
     @property
     def is_main(self) -> bool:
@@ -81,21 +81,21 @@ class Processes:
         dealt = sorted(items, key=lambda item: len(item.ids), reverse=True)
         return [dealt[index :: self.size] for index in range(self.size)]
 
-    def own(self, passes: Sequence[Sequence[list[Any]]]) -> list[list[Any]]:
+    def share_passes(self, passes: Sequence[Sequence[list[Any]]]) -> list[list[Any]]:
         """The forward passes of this process among those of each.
 
         In step, all make as many: a pass too many reads an item and asks nothing of it.
         """
         own = list(passes[self.index])
-        if self.in_step:
+        if self.in_lockstep:
             first = next(chunk[0] for chunks in passes for chunk in chunks)
             idle = replace(first, positions=(), targets=(), decisions=())
             own += [[idle]] * (max(map(len, passes)) - len(own))
         return own
 
-    def turns(self, chunks: Sequence[list[Any]]) -> list[list[Any]]:
+    def take_turns(self, chunks: Sequence[list[Any]]) -> list[list[Any]]:
         """The forward passes of this process where they are taken in turn."""
-        return self.own([chunks[index :: self.size] for index in range(self.size)])
+        return self.share_passes([chunks[index :: self.size] for index in range(self.size)])
 
     def sum(self, tensor: Tensor) -> Tensor:
         """The sum over all processes, the same in each; ``tensor`` becomes it."""
@@ -120,23 +120,23 @@ class Processes:
         for parameter, summed in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
             parameter.grad = summed.view_as(parameter)
 
-    def copy_main(self, tensors: Sequence[Tensor]) -> None:
+    def broadcast_in_place(self, tensors: Sequence[Tensor]) -> None:
         """Give ``tensors`` the values that they have in the main process."""
         if self.size > 1:
             for tensor in tensors:
                 torch.distributed.broadcast(tensor, src=0)
 
-    def of_main(self, value: Any) -> Any:
+    def broadcast(self, value: Any) -> Any:
         """What the main process has for ``value``, which JSON must have words for."""
         return value if self.size == 1 else json.loads(self._bytes_of_main(json.dumps(value).encode()))
 
-    def tensors_of_main(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def broadcast_tensors(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """What the main process has for ``tensors``, by name."""
         from safetensors.torch import load, save
 
         return load(self._bytes_of_main(save(dict(tensors)) if self.is_main else b""))
 
-    def gathered(self, value: Any) -> list[Any]:
+    def all_gather(self, value: Any) -> list[Any]:
         """What each process has for ``value``, which JSON must have words for."""
         if self.size == 1:
             return [value]
@@ -176,11 +176,11 @@ class Processes:
         return sent.numpy().tobytes()
 
 
-ALONE = Processes()
+SINGLE_PROCESS = ProcessGroup()
 
 
 @contextmanager
-def joined(device: str | None = None) -> Iterator[Processes]:
+def join_process_group(device: str | None = None) -> Iterator[ProcessGroup]:
     """Join the processes that a launcher has started beside this one; alone where none has.
 
     Where one fails, all end: the first one with its error, the others with ``SystemExit``.
@@ -191,14 +191,14 @@ def joined(device: str | None = None) -> Iterator[Processes]:
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1 or "RANK" not in os.environ:
-        yield ALONE
+        yield SINGLE_PROCESS
         return
     from torch.distributed.rendezvous import rendezvous
 
     # not accelerate's PartialState: it takes its device from the machine, not from the user, and keeps the store,
     # which here tells who is to speak when the run fails
     store, index, size = next(rendezvous("env://", timeout=TIMEOUT))
-    processes = Processes(index, size, int(os.environ.get("LOCAL_RANK", index)), _store=store)
+    processes = ProcessGroup(index, size, int(os.environ.get("LOCAL_RANK", index)), _store=store)
     chosen = processes.device(device)  # as all know it, so all refuse it
     on_gpu = chosen is not None and chosen.startswith("cuda")
     if on_gpu:

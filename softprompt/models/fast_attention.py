@@ -21,19 +21,19 @@ SHORT_ATTENTION = 2**22
 NAME = "softprompt"  # of our attention
 
 
-class Front(Protocol):
+class PrefixAttention(Protocol):
     """What attention looks at before its keys and values."""
 
-    def seen(self, module: nn.Module, query: Tensor, scaling: float) -> tuple[Tensor, Tensor]:
+    def attend(self, module: nn.Module, query: Tensor, scaling: float) -> tuple[Tensor, Tensor]:
         """What queries ``[B, heads, T, D]`` find there, float32, and the logarithm of its weight ``[B, heads, T]``."""
         ...
 
 
-_front: ContextVar[Front | None] = ContextVar("front", default=None)
+_front: ContextVar[PrefixAttention | None] = ContextVar("front", default=None)
 
 
 @contextmanager
-def behind(front: Front) -> Iterator[None]:
+def attend_to(front: PrefixAttention) -> Iterator[None]:
     """Within it, our attention looks at ``front`` too, without gradient."""
     token = _front.set(front)
     try:
@@ -42,12 +42,12 @@ def behind(front: Front) -> Iterator[None]:
         _front.reset(token)
 
 
-def moved(before: Tensor, after: Tensor) -> float:
+def relative_error(before: Tensor, after: Tensor) -> float:
     """The norm of the difference between two results, as a share of the first one's norm."""
     return float((after - before).float().norm() / before.float().norm())
 
 
-def make_faster(model: Any, run: Callable[[], Tensor]) -> None:
+def replace_slow_parts(model: Any, run: Callable[[], Tensor]) -> None:
     """Replace what can be replaced in ``model``.
 
     Args:
@@ -127,7 +127,7 @@ def _replace_attention(model: Any, run: Callable[[], Tensor]) -> None:
     try:
         model.set_attn_implementation(NAME)
         actual = run()
-        error = moved(expected, actual)
+        error = relative_error(expected, actual)
     except (RuntimeError, TypeError, ValueError, KeyError, AttributeError):
         error = float("inf")
     if not error < (1e-5 if expected.dtype == torch.float32 else 2e-2):
@@ -174,7 +174,7 @@ def _attention(
     weights = scores.softmax(-1).view(batch, kv_heads, group * length, keys)
     mixed = (weights @ value.float()).view(batch, heads, length, value.shape[-1])
     if front is not None:
-        before, weight = front.seen(module, query, scaling)
+        before, weight = front.attend(module, query, scaling)
         share = (weight - scores.logsumexp(-1).view(batch, heads, length)).sigmoid()
         mixed = torch.lerp(mixed, before, share[..., None])
     return mixed.transpose(1, 2).to(value.dtype).contiguous(), None

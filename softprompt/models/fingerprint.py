@@ -10,7 +10,7 @@ from softprompt.data.encoding.special_tokens import SpecialTokens
 
 
 @dataclass(frozen=True)
-class Outline:
+class UnloadedModel:
     """What tells a model from others before its weights are loaded.
 
     Attributes:
@@ -27,12 +27,12 @@ class Outline:
 def config_sha256(config: Any) -> str:
     """Of the part of a ``transformers`` configuration that identifies a model."""
     # what differs from the family's defaults: another release of transformers adds defaults of its own
-    return sha256_of_json(identifying(config.get_text_config().to_diff_dict()))
+    return hash_json(identifying(config.get_text_config().to_diff_dict()))
 
 
 def tokenizer_sha256(tokenizer: Any, frame: SpecialTokens) -> str:
     """Of the vocabulary, of what stands around texts, and of how a text is cut."""
-    return sha256_of_json(
+    return hash_json(
         {
             "vocab": tokenizer.get_vocab(),
             "bos": frame.bos,
@@ -54,5 +54,5 @@ def identifying(config: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def sha256_of_json(value: Any) -> str:
+def hash_json(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()

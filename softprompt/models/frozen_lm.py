@@ -15,21 +15,21 @@ from softprompt.data.encoding.tokenization import check_embedding_rows
 from softprompt.errors import BaseModelError, SoftpromptError
 from softprompt.models.architecture import (
     after_head_candidates,
-    alike_up_to,
-    ask_for_states,
+    configure_outputs,
     decode,
     embedding_scale,
     encode,
+    find_batch_independent_length,
     is_encoder_decoder,
     logits_bias,
     read_special_tokens,
 )
-from softprompt.models.distributed import ALONE, Processes
-from softprompt.models.fast_attention import make_faster
+from softprompt.models.distributed import SINGLE_PROCESS, ProcessGroup
+from softprompt.models.fast_attention import replace_slow_parts
 from softprompt.models.fingerprint import config_sha256, tokenizer_sha256
 from softprompt.models.last_layer import shorten_last_layer
-from softprompt.models.quantization import count, is_plain, sampled_sha256, scheme_of
-from softprompt.models.sharding import weights_of
+from softprompt.models.quantization import count_values, find_quantization, is_plain, sampled_sha256
+from softprompt.models.sharding import iterate_weights
 
 
 class FrozenLM:
@@ -49,7 +49,7 @@ class FrozenLM:
     """
 
     architecture: Literal["decoder-only", "encoder-decoder"]
-    processes: Processes = ALONE
+    processes: ProcessGroup = SINGLE_PROCESS
 
     def __init__(self, model: Any, tokenizer: Any, name: str, *, lasting: bool = True) -> None:
         """Freeze ``model`` and check what it can do.
@@ -61,7 +61,7 @@ class FrozenLM:
             BaseModelError: its logits are not a known function of its hidden states, or its tokenizer is another's.
         """
         self.model: Any = model.eval().requires_grad_(False)
-        ask_for_states(model)
+        configure_outputs(model)
         self.architecture = "encoder-decoder" if is_encoder_decoder(model.config) else "decoder-only"
         self.backbone: Any = self.model.base_model
         if self.backbone is self.model and self.architecture == "decoder-only":
@@ -82,7 +82,7 @@ class FrozenLM:
         )
         try:
             if lasting:
-                make_faster(self.model, self._probe)
+                replace_slow_parts(self.model, self._probe)
             shorten_last_layer(self.backbone, self._probe)
             self._after_head = self._find_after_head()
         except (SoftpromptError, torch.OutOfMemoryError):
@@ -111,7 +111,7 @@ class FrozenLM:
     @property
     def quantization(self) -> str | None:
         """How the weights of linear layers are stored, if not as plain floating-point numbers."""
-        return scheme_of(self.model.config)
+        return find_quantization(self.model.config)
 
     @property
     def embedding_weight(self) -> Tensor:
@@ -130,19 +130,19 @@ class FrozenLM:
     @cached_property
     def parameter_count(self) -> int:
         """Parameters of the frozen model, tied weights counted once."""
-        return sum(count(parameter) for parameter in self.model.parameters())
+        return sum(count_values(parameter) for parameter in self.model.parameters())
 
     @property
     def context_length(self) -> int | None:
         """Longest sequence in tokens whose answer depends on nothing beside it, if there is one."""
         names = ("max_position_embeddings", "n_positions", "max_sequence_length", "max_seq_len")
         stated = next((one for name in names if isinstance(one := getattr(self.config, name, None), int)), None)
-        return min((one for one in (stated, self.alike_up_to) if one is not None), default=None)
+        return min((one for one in (stated, self.batch_independent_length) if one is not None), default=None)
 
     @property
-    def alike_up_to(self) -> int | None:
+    def batch_independent_length(self) -> int | None:
         """Tokens up to which a text is read alike whatever stands beside it; ``None``: any number."""
-        return alike_up_to(self.config)
+        return find_batch_independent_length(self.config)
 
     @property
     def generation_config(self) -> Any:
@@ -152,7 +152,7 @@ class FrozenLM:
     @property
     def sliding_window(self) -> int | None:
         """Tokens that the narrowest attention layer sees, if any layer sees fewer than all."""
-        return window_of(self.config)
+        return find_sliding_window(self.config)
 
     @cached_property
     def embedding_std(self) -> float:
@@ -203,7 +203,7 @@ class FrozenLM:
             **({} if self.quantization is None else {"quantization": self.quantization}),
             "config": config_sha256(self.config),
             "tokenizer": tokenizer_sha256(self.tokenizer, self.special_tokens),
-            "weights": sampled_sha256(weights_of(self.model)),
+            "weights": sampled_sha256(iterate_weights(self.model)),
         }
 
     def _through_head(self, hidden: Tensor) -> Tensor:
@@ -264,7 +264,7 @@ class FrozenLM:
         )
 
 
-def window_of(config: Any) -> int | None:
+def find_sliding_window(config: Any) -> int | None:
     """Tokens that the narrowest attention layer of a text configuration sees, if any layer sees fewer than all."""
     names = ["window_size", "attention_window_size", "attention_chunk_size"]
     if getattr(config, "use_sliding_window", True) is not False:

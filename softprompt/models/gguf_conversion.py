@@ -60,17 +60,19 @@ def gguf_folder(gguf: Path, dtype: "torch.dtype", *, progress: Progress | None =
         Exception: what ``transformers`` raises for a file that it cannot read.
     """
     precision = str(dtype).removeprefix("torch.")
-    digest = sha256_of(gguf)
+    digest = hash_file(gguf)
 
     def build(folder: Path, say: Progress) -> Mapping[str, Any]:
         say(f"converting {gguf.name} to {precision}, once: kept in {folder.parent}")
-        convert(gguf, folder, dtype)
+        convert_gguf(gguf, folder, dtype)
         return {"model": gguf.name, "libraries": {name: version(name) for name in LIBRARIES}}
 
-    return ready_folder(cache_folder(), f"gguf-{digest[:24]}-{precision}", digest, build, progress or (lambda _: None))
+    return prepare_folder(
+        cache_folder(), f"gguf-{digest[:24]}-{precision}", digest, build, progress or (lambda _: None)
+    )
 
 
-def ready_folder(cache: Path, name: str, source_sha256: str, build: Builder, say: Progress) -> Path:
+def prepare_folder(cache: Path, name: str, source_sha256: str, build: Builder, say: Progress) -> Path:
     """``cache/name``, made by ``build`` unless a good one is there.
 
     It appears whole or not at all, whatever interrupts it; of several processes at once, one builds and the others
@@ -127,7 +129,7 @@ def _seal(folder: Path, source_sha256: str, facts: Mapping[str, Any]) -> None:
     marker = {
         "schema": _MARKER_SCHEMA,
         "source_sha256": source_sha256,
-        "files": {path.name: {"bytes": path.stat().st_size, "sha256": sha256_of(path)} for path in files},
+        "files": {path.name: {"bytes": path.stat().st_size, "sha256": hash_file(path)} for path in files},
         **facts,
     }
     (folder / _MARKER).write_text(json.dumps(marker, indent=2) + "\n", encoding="utf-8")
@@ -150,10 +152,10 @@ def _is_good(folder: Path, source_sha256: str) -> bool:
 
 def _is_file(path: Path, facts: Mapping[str, Any]) -> bool:
     """Whether a file is the one of these facts. What rots on a disk keeps its time, so the digest is always taken."""
-    return bool(path.stat().st_size == facts["bytes"] and sha256_of(path) == facts["sha256"])
+    return bool(path.stat().st_size == facts["bytes"] and hash_file(path) == facts["sha256"])
 
 
-def convert(gguf: Path, folder: Path, dtype: "torch.dtype") -> None:
+def convert_gguf(gguf: Path, folder: Path, dtype: "torch.dtype") -> None:
     """Write what a GGUF file holds as a plain checkpoint into ``folder``."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -164,10 +166,10 @@ def convert(gguf: Path, folder: Path, dtype: "torch.dtype") -> None:
         # the weights are plain by now, yet save_pretrained refuses as long as these say 'quantized'
         del model.config.quantization_config
         model.hf_quantizer = None
-        save(model, tokenizer, folder)
+        save_checkpoint(model, tokenizer, folder)
 
 
-def save(model: Any, tokenizer: Any, folder: Path) -> None:
+def save_checkpoint(model: Any, tokenizer: Any, folder: Path) -> None:
     """Write a checkpoint; raises OutputError, with advice that fits the cache."""
     with writing_cache(folder):
         model.save_pretrained(folder)
@@ -199,7 +201,7 @@ def writing_cache(path: Path) -> AbstractContextManager[None]:
     return map_write_errors(path, "set SOFTPROMPT_CACHE to another folder")
 
 
-def sha256_of(path: Path) -> str:
+def hash_file(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from softprompt.models.fast_attention import moved
+from softprompt.models.fast_attention import relative_error
 
 # what families call the parts of a layer that look at one position at a time; all but keys and values
 _POSITIONWISE = frozenset(
@@ -40,7 +40,7 @@ _scored: ContextVar[Tensor | None] = ContextVar("scored", default=None)
 
 
 @contextmanager
-def only_at(positions: Tensor | None) -> Iterator[None]:
+def limit_last_layer(positions: Tensor | None) -> Iterator[None]:
     """Within it, the last layer is right at ``positions [N]`` only (indices into ``B * T``); everywhere if ``None``."""
     token = _scored.set(positions)
     try:
@@ -49,7 +49,7 @@ def only_at(positions: Tensor | None) -> Iterator[None]:
         _scored.reset(token)
 
 
-def layers_of(backbone: nn.Module) -> list[Any]:
+def find_layers(backbone: nn.Module) -> list[Any]:
     """The layers of a ``transformers`` backbone, first to last; none where they are not known."""
     from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -58,13 +58,13 @@ def layers_of(backbone: nn.Module) -> list[Any]:
 
 @torch.no_grad()
 def shorten_last_layer(backbone: nn.Module, run: Callable[[], Tensor]) -> None:
-    """Make the last layer of ``backbone`` heed ``only_at``.
+    """Make the last layer of ``backbone`` heed ``limit_last_layer``.
 
     Args:
         run: a forward pass over two rows of six tokens each, of which it gives those of the first row and the first
             three of the second, ``[9, H]``, to compare before and after.
     """
-    if not (layers := layers_of(backbone)):
+    if not (layers := find_layers(backbone)):
         return
     parts = list(_parts(layers[-1]))
     expected = run()
@@ -73,9 +73,9 @@ def shorten_last_layer(backbone: nn.Module, run: Callable[[], Tensor]) -> None:
     # one token of each row; up to there, what run gives is counted as the batch is
     scored = torch.tensor([4, 8], device=expected.device)
     try:
-        with only_at(scored):
+        with limit_last_layer(scored):
             actual = run()[scored]
-        error = moved(expected[scored], actual)
+        error = relative_error(expected[scored], actual)
     except (RuntimeError, TypeError, ValueError, IndexError):
         error = float("inf")
     if not error < (1e-5 if expected.dtype == torch.float32 else 2e-2):

@@ -11,14 +11,20 @@ import torch
 from softprompt.errors import BaseModelError, SoftpromptError
 from softprompt.models.architecture import is_encoder_decoder, read_special_tokens
 from softprompt.models.builtin_models import MODEL_NAME as EMBEDDED_NAME
-from softprompt.models.devices import default_dtype, device_of, dtype_of
-from softprompt.models.distributed import ALONE, Processes
-from softprompt.models.fingerprint import Outline, config_sha256, tokenizer_sha256
+from softprompt.models.devices import choose_device, default_dtype, parse_dtype
+from softprompt.models.distributed import SINGLE_PROCESS, ProcessGroup
+from softprompt.models.fingerprint import UnloadedModel, config_sha256, tokenizer_sha256
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.models.gguf_conversion import no_progress_bars
-from softprompt.models.model_files import source_of
-from softprompt.models.quantization import check_quantized, keep_packed, loading_options, quiet, scheme_of
-from softprompt.models.sharding import check_placement, settle, shard
+from softprompt.models.model_files import find_source
+from softprompt.models.quantization import (
+    check_quantized,
+    find_quantization,
+    keep_packed,
+    loading_options,
+    silence_logging,
+)
+from softprompt.models.sharding import align_hidden_states, check_placement, shard
 
 
 def load_model(
@@ -29,10 +35,10 @@ def load_model(
     quantize: str | None = None,
     device_map: str | dict[str, Any] | None = None,
     sharding: str | None = None,
-    processes: Processes = ALONE,
+    processes: ProcessGroup = SINGLE_PROCESS,
     trust_remote_code: bool = False,
     progress: Callable[[str], None] | None = None,
-    check: Callable[[Outline], None] | None = None,
+    check: Callable[[UnloadedModel], None] | None = None,
 ) -> FrozenLM:
     """Load and freeze a language model, decoder-only or encoder-decoder.
 
@@ -45,7 +51,7 @@ def load_model(
             layers. A model that is saved quantized is loaded as it is.
         device_map: ``auto``: over all devices, memory and disk; or a device for each module (``from_pretrained``).
         sharding: ``fsdp``: each of several processes holds a part of every layer.
-        processes: those of the run (``spread.joined``), which will share its work.
+        processes: those of the run (``spread.join_process_group``), which will share its work.
         trust_remote_code: let the model's repository run its own code. Off unless you trust it.
         progress: receives a line of text when something takes long.
         check: raises for a model that is not wanted (``Prompt.check_base``), before its weights are loaded.
@@ -56,18 +62,18 @@ def load_model(
         MissingExtraError: a package is not installed.
     """
     check_placement(device_map, sharding, device, quantize, processes)
-    chosen_device = device_of(processes.device(device))
+    chosen_device = choose_device(processes.device(device))
     as_saved = dtype == "saved"
-    chosen_dtype = default_dtype(chosen_device) if dtype is None or as_saved else dtype_of(dtype)
+    chosen_dtype = default_dtype(chosen_device) if dtype is None or as_saved else parse_dtype(dtype)
     text_name = str(name)
-    source = source_of(text_name, trust_remote_code=trust_remote_code, progress=progress)
+    source = find_source(text_name, trust_remote_code=trust_remote_code, progress=progress)
 
-    with quiet():
+    with silence_logging():
         from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
     try:
-        with quiet(), no_progress_bars():
-            source = source.converted(chosen_dtype, progress)
+        with silence_logging(), no_progress_bars():
+            source = source.convert_gguf(chosen_dtype, progress)
             config: Any = AutoConfig.from_pretrained(source.place, **source.options)
             family: Any = AutoModelForSeq2SeqLM if is_encoder_decoder(config) else AutoModelForCausalLM
             if as_saved:
@@ -105,22 +111,22 @@ def load_model(
     if sharding is not None:
         shard(model, chosen_device, processes, text_name)
     elif device_map is not None:
-        settle(model, text_name)
+        align_hidden_states(model, text_name)
     elif "device_map" not in quantized:
         model = model.to(chosen_device)
     # what is moved or shared cannot be folded into faster parts
     base = FrozenLM(model, tokenizer, text_name, lasting=device_map is None and sharding is None)
-    base.processes = replace(processes, in_step=sharding is not None)
+    base.processes = replace(processes, in_lockstep=sharding is not None)
     if sharding is not None:
         _ = base.fingerprint  # read by all processes together, once
     return base
 
 
-def _outline(config: Any, tokenizer: Any, name: str, quantize: str | None) -> Outline:
+def _outline(config: Any, tokenizer: Any, name: str, quantize: str | None) -> UnloadedModel:
     parts = {"config": config_sha256(config)}
     # where answers of an encoder-decoder model start may be told by its generation_config.json only
     if not is_encoder_decoder(config) or isinstance(getattr(config, "decoder_start_token_id", None), int):
         parts["tokenizer"] = tokenizer_sha256(
             tokenizer, read_special_tokens(SimpleNamespace(config=config), tokenizer, name)
         )
-    return Outline(name, scheme_of(config) or quantize, parts)
+    return UnloadedModel(name, find_quantization(config) or quantize, parts)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Source:
+class ModelSource:
     """What ``from_pretrained`` is given.
 
     Attributes:
@@ -30,7 +30,7 @@ class Source:
     place: str
     options: dict[str, Any]
 
-    def converted(self, dtype: "torch.dtype", progress: Callable[[str], None] | None = None) -> "Source":
+    def convert_gguf(self, dtype: "torch.dtype", progress: Callable[[str], None] | None = None) -> "ModelSource":
         """This source, or in place of a GGUF file the checkpoint in ``dtype`` that it is converted to, once.
 
         Raises:
@@ -51,7 +51,9 @@ class Source:
         return AutoTokenizer.from_pretrained(self.place, **self.options)
 
 
-def source_of(name: str, *, trust_remote_code: bool = False, progress: Callable[[str], None] | None = None) -> Source:
+def find_source(
+    name: str, *, trust_remote_code: bool = False, progress: Callable[[str], None] | None = None
+) -> ModelSource:
     """A model's name to where it is read from.
 
     Raises:
@@ -62,22 +64,22 @@ def source_of(name: str, *, trust_remote_code: bool = False, progress: Callable[
     if name.startswith("embedded:"):
         if name != MODEL_NAME:
             raise BaseModelError(f"unknown embedded model '{name}': expected '{MODEL_NAME}'")
-        return Source(name, str(embedded_model_folder(progress=progress)), options)
+        return ModelSource(name, str(embedded_model_folder(progress=progress)), options)
     path = expand_user(name)
     if path.suffix == ".gguf":
         if not path.is_file():
             raise BaseModelError(f"base model file '{name}' does not exist")
         if importlib.util.find_spec("gguf") is None:
             raise MissingExtraError("gguf", "gguf")
-        return Source(name, str(path.parent), options | {"gguf_file": path.name})
+        return ModelSource(name, str(path.parent), options | {"gguf_file": path.name})
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise BaseModelError(f"'{name}' is no model folder: expected config.json in it, which is missing")
-        return Source(name, str(path), options)
+        return ModelSource(name, str(path), options)
     looks_local = name.startswith((".", "/", "~")) or name.count("/") != 1
     if looks_local and "/" in name:
         raise BaseModelError(f"base model folder '{name}' does not exist")
-    return Source(name, name, options | {"local_files_only": not _reachable(name)})
+    return ModelSource(name, name, options | {"local_files_only": not _reachable(name)})
 
 
 def _reachable(name: str) -> bool:

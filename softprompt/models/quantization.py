@@ -67,7 +67,7 @@ def loading_options(
     """
     if quantize is not None and quantize not in SCHEMES:
         raise BaseModelError(f"unknown quantization '{quantize}': expected one of {', '.join(SCHEMES)}")
-    saved = scheme_of(config)
+    saved = find_quantization(config)
     if saved is not None:
         package = SCHEMES[saved][0] if saved in SCHEMES else saved.split()[0]
         if package not in _EXTRAS:
@@ -95,7 +95,7 @@ def loading_options(
         raise MissingExtraError(package, _EXTRAS[package])
     options: dict[str, Any] = {}
     if saved is None and quantize is not None:
-        with quiet():
+        with silence_logging():
             options["quantization_config"] = SCHEMES[quantize][1](dtype)
     if package == "bitsandbytes":
         # it tells at every layer of every pass that eight bits are multiplied in float16
@@ -105,7 +105,7 @@ def loading_options(
     return options
 
 
-def scheme_of(config: Any) -> str | None:
+def find_quantization(config: Any) -> str | None:
     """How a configuration says that weights are quantized: one of ``SCHEMES``, or method and type; ``None`` if not."""
     found = getattr(config, "quantization_config", None)
     if found is None:
@@ -176,7 +176,7 @@ def sampled_sha256(parameters: Iterable[tuple[str, Tensor]]) -> str:
     digest = hashlib.sha256()
     for name, parameter in sorted(parameters, key=lambda one: one[0]):
         digest.update(f"{name}{tuple(parameter.shape)}".encode())
-        for part in stored(parameter):
+        for part in iterate_plain_tensors(parameter):
             flat = part.reshape(-1)
             sample = flat[:: max(1, flat.numel() // 4096)].cpu()
             sample = sample.to(torch.bfloat16).view(torch.int16) if sample.is_floating_point() else sample
@@ -184,7 +184,7 @@ def sampled_sha256(parameters: Iterable[tuple[str, Tensor]]) -> str:
     return digest.hexdigest()
 
 
-def stored(weight: Tensor) -> Iterator[Tensor]:
+def iterate_plain_tensors(weight: Tensor) -> Iterator[Tensor]:
     """The plain tensors that a weight is made of: itself, or numbers and scales of a quantized one."""
     if hasattr(weight, "full_tensor"):  # of which this process has a part
         yield weight.full_tensor().detach()
@@ -194,17 +194,17 @@ def stored(weight: Tensor) -> Iterator[Tensor]:
         return
     names, _ = weight.__tensor_flatten__()
     for part in names:
-        yield from stored(getattr(weight, part))
+        yield from iterate_plain_tensors(getattr(weight, part))
 
 
-def count(weight: Tensor) -> int:
+def count_values(weight: Tensor) -> int:
     """Values of a weight, also where several share a byte."""
     packed = getattr(weight, "quant_state", None)
     return weight.numel() if packed is None else math.prod(packed.shape)
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
+def silence_logging() -> Iterator[None]:
     """Keep off the terminal what packages log while they are imported, such as kernels for other devices."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)

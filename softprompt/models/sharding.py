@@ -13,20 +13,20 @@ import torch
 from torch import Tensor, nn
 
 from softprompt.errors import BaseModelError, ConfigError
-from softprompt.models.distributed import Processes
-from softprompt.models.last_layer import layers_of
+from softprompt.models.distributed import ProcessGroup
+from softprompt.models.last_layer import find_layers
 
-HOW = "torchrun --nproc-per-node 8 -m softprompt train ..."
+LAUNCH_EXAMPLE = "torchrun --nproc-per-node 8 -m softprompt train ..."
 
 
 def check_placement(
-    device_map: Any, sharding: str | None, device: str | None, quantize: str | None, processes: Processes
+    device_map: Any, sharding: str | None, device: str | None, quantize: str | None, processes: ProcessGroup
 ) -> None:
     """Raise ConfigError unless a model can be placed so."""
     if sharding not in (None, "fsdp"):
         raise ConfigError(f"unknown sharding '{sharding}': expected fsdp, or none")
     if sharding is not None and processes.size == 1:
-        raise ConfigError(f"sharding {sharding} is for several processes: start them as in {HOW}")
+        raise ConfigError(f"sharding {sharding} is for several processes: start them as in {LAUNCH_EXAMPLE}")
     if sharding is not None and quantize is not None:
         raise ConfigError(f"sharding {sharding} shares plain weights: leave the quantization {quantize} out")
     if device_map is None:
@@ -39,7 +39,7 @@ def check_placement(
         raise ConfigError(f"a device map says where everything goes: leave the device {device} out")
 
 
-def shard(model: Any, device: torch.device, processes: Processes, name: str) -> None:
+def shard(model: Any, device: torch.device, processes: ProcessGroup, name: str) -> None:
     """Leave each process its part of every layer of ``model``, which all have whole, and the rest on ``device``.
 
     Raises:
@@ -49,7 +49,7 @@ def shard(model: Any, device: torch.device, processes: Processes, name: str) -> 
     from torch.distributed.fsdp import fully_shard
 
     model.requires_grad_(False)
-    layers = layers_of(model.base_model)
+    layers = find_layers(model.base_model)
     if not layers or len(layers) != getattr(model.config.get_text_config(), "num_hidden_layers", None):
         raise BaseModelError(
             f"sharding: '{name}' ({type(model).__name__}) has no plain row of layers: use --device-map auto, or "
@@ -71,7 +71,7 @@ def gather_before_backward(backbone: nn.Module, cache: Any) -> None:
 
     FSDP2 waits for gradient at what a layer returns; that of a shared prefix comes by the cache.
     """
-    for layer, kept in zip(layers_of(backbone), cache.layers, strict=True):
+    for layer, kept in zip(find_layers(backbone), cache.layers, strict=True):
 
         def gather(_: Tensor, layer: Any = layer) -> None:
             layer.unshard()
@@ -81,7 +81,7 @@ def gather_before_backward(backbone: nn.Module, cache: Any) -> None:
                 tensor.register_hook(gather)
 
 
-def settle(model: Any, name: str) -> None:
+def align_hidden_states(model: Any, name: str) -> None:
     """Make a model that ``accelerate`` has dealt to devices give its hidden states where its embeddings are.
 
     Raises:
@@ -100,12 +100,12 @@ def settle(model: Any, name: str) -> None:
         )
 
 
-def devices_of_layers(backbone: nn.Module, otherwise: torch.device) -> list[torch.device]:
+def find_layer_devices(backbone: nn.Module, otherwise: torch.device) -> list[torch.device]:
     """Where each layer computes, and so keeps its keys and values."""
-    return [next((torch.device(d) for d in _execution_devices(layer)), otherwise) for layer in layers_of(backbone)]
+    return [next((torch.device(d) for d in _execution_devices(layer)), otherwise) for layer in find_layers(backbone)]
 
 
-def weights_of(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+def iterate_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Every parameter by name, those too that wait in memory or on disk."""
     for name, parameter in model.named_parameters():
         yield name, _fetched(model, name) if parameter.is_meta else parameter

@@ -23,10 +23,10 @@ from softprompt.models.architecture import decode, encode
 from softprompt.models.frozen_lm import FrozenLM
 
 _SUFFIX = "_behind_prompt"
-_layers: WeakKeyDictionary[FrozenLM, "Layers"] = WeakKeyDictionary()
+_layers: WeakKeyDictionary[FrozenLM, "SelfAttentionLayers"] = WeakKeyDictionary()
 
 
-class Seen(NamedTuple):
+class AttentionInputs(NamedTuple):
     """What one call of attention looks at: ``[B, heads, S, D]`` keys and values, mask and bias ``[B, heads, Q, S]``."""
 
     key: Tensor
@@ -38,11 +38,11 @@ class Seen(NamedTuple):
 class LayerPrompt(Protocol):
     """What an encoder or a decoder can be called with, as ``prompt``."""
 
-    def before(self, module: nn.Module, query: Tensor, seen: Seen) -> Seen:
+    def extend_inputs(self, module: nn.Module, query: Tensor, seen: AttentionInputs) -> AttentionInputs:
         """What ``module`` looks at instead of ``seen``, its queries being ``[B, heads, Q, D]``."""
 
 
-class Layers(NamedTuple):
+class SelfAttentionLayers(NamedTuple):
     """The self-attention modules of each layer, first to last."""
 
     encoder: tuple[nn.Module, ...]
@@ -50,7 +50,7 @@ class Layers(NamedTuple):
 
 
 @dataclass(frozen=True)
-class KeysAndValues:
+class LayerPrefixes:
     """Several prompts in the layers of an encoder or a decoder.
 
     Attributes:
@@ -66,7 +66,7 @@ class KeysAndValues:
     which: Tensor
 
     @classmethod
-    def of(cls, modules: tuple[nn.Module, ...], prompts: Sequence[Sequence[Tensor]], which: Tensor) -> "KeysAndValues":
+    def of(cls, modules: tuple[nn.Module, ...], prompts: Sequence[Sequence[Tensor]], which: Tensor) -> "LayerPrefixes":
         """``prompts``: of each, a tensor ``[2, heads, P, D]`` a layer, or none at all; ``which`` may be empty."""
         lengths = [tensors[0].shape[2] if tensors else 0 for tensors in prompts]
         width = max(lengths)
@@ -84,15 +84,15 @@ class KeysAndValues:
         mask = column >= width - torch.tensor(lengths, device=which.device)[:, None]
         return cls(modules, tuple(layers), mask, which)
 
-    def rows(self, which: Tensor) -> "KeysAndValues":
+    def rows(self, which: Tensor) -> "LayerPrefixes":
         """The same prompts for other rows."""
-        return KeysAndValues(self.modules, self.tensors, self.mask, which)
+        return LayerPrefixes(self.modules, self.tensors, self.mask, which)
 
     @cached_property
     def _index(self) -> dict[nn.Module, int]:
         return {module: index for index, module in enumerate(self.modules)}
 
-    def before(self, module: nn.Module, query: Tensor, seen: Seen) -> Seen:
+    def extend_inputs(self, module: nn.Module, query: Tensor, seen: AttentionInputs) -> AttentionInputs:
         if module not in self._index:
             return seen
         own = self.tensors[self._index[module]]
@@ -113,7 +113,7 @@ class KeysAndValues:
             whole = width + keys
             ahead = table.compute_bias(queries, whole, device=query.device, past_seen_tokens=whole - queries)
             bias = torch.cat([ahead[..., :width].to(bias.dtype).expand(len(bias), -1, -1, -1), bias], dim=-1)
-        return Seen(
+        return AttentionInputs(
             torch.cat([own[:, 0], seen.key], dim=2),
             torch.cat([own[:, 1], seen.value], dim=2),
             torch.cat([front, mask.expand(len(query), -1, -1, -1)], dim=-1),
@@ -121,23 +121,23 @@ class KeysAndValues:
         )
 
 
-class Watch:
+class AttentionRecorder:
     """Takes note of what attention sees, and changes nothing."""
 
     def __init__(self) -> None:
-        self.calls: list[tuple[nn.Module, Seen]] = []
+        self.calls: list[tuple[nn.Module, AttentionInputs]] = []
 
-    def before(self, module: nn.Module, query: Tensor, seen: Seen) -> Seen:
+    def extend_inputs(self, module: nn.Module, query: Tensor, seen: AttentionInputs) -> AttentionInputs:
         self.calls.append((module, seen))
         return seen
 
-    def seen_by(self, modules: Sequence[nn.Module]) -> list[Seen]:
+    def seen_by(self, modules: Sequence[nn.Module]) -> list[AttentionInputs]:
         """What each of ``modules`` saw."""
         by_module = dict(self.calls)
         return [by_module[module] for module in modules]
 
 
-def prompted_layers(base: FrozenLM) -> Layers:
+def find_prompted_layers(base: FrozenLM) -> SelfAttentionLayers:
     """The self-attention of an encoder-decoder model, found by watching it; from then on it takes a ``prompt``.
 
     Raises:
@@ -148,13 +148,13 @@ def prompted_layers(base: FrozenLM) -> Layers:
     return _layers[base]
 
 
-def own_attention(name: str) -> str:
+def strip_prompt_suffix(name: str) -> str:
     """The attention that ``name`` stands for, apart from prompts."""
     return name.removesuffix(_SUFFIX)
 
 
 @torch.no_grad()
-def _found(base: FrozenLM) -> Layers:
+def _found(base: FrozenLM) -> SelfAttentionLayers:
     model = base.model
     refused = BaseModelError(
         f"'{base.name}' ({type(model).__name__}) has layers that take no keys and values of a prompt: use a method "
@@ -164,7 +164,7 @@ def _found(base: FrozenLM) -> Layers:
     if not name.endswith(_SUFFIX) and not _admit_prompts(model, name):
         raise refused
     ids = torch.ones(1, 3, dtype=torch.long, device=base.device)
-    in_encoder, in_decoder = Watch(), Watch()
+    in_encoder, in_decoder = AttentionRecorder(), AttentionRecorder()
     encoded = encode(model, base.embed(ids.new_ones(1, 5)), prompt=in_encoder)
     decode(model, encoded, None, input_ids=ids, prompt=in_decoder)
     own = tuple(module for module, _ in in_encoder.calls)
@@ -172,7 +172,7 @@ def _found(base: FrozenLM) -> Layers:
     answering = tuple(module for module, seen in in_decoder.calls if seen.key.shape[2] == 3)
     if not own or not answering:
         raise refused
-    return Layers(own, answering)
+    return SelfAttentionLayers(own, answering)
 
 
 def _admit_prompts(model: Any, name: str) -> bool:
@@ -203,9 +203,9 @@ def _attention(
     **options: Any,
 ) -> Any:
     """``inner`` attention, as transformers calls it, behind ``prompt``."""
-    seen = Seen(key, value, attention_mask, position_bias)
+    seen = AttentionInputs(key, value, attention_mask, position_bias)
     if prompt is not None:
-        seen = prompt.before(module, query, seen)
+        seen = prompt.extend_inputs(module, query, seen)
     if seen.bias is not None:
         options["position_bias"] = seen.bias
     return inner(module, query, seen.key, seen.value, seen.mask, **options)

@@ -11,12 +11,12 @@ from torch import Tensor
 
 from softprompt.data.encoding.encoder import Batch
 from softprompt.models.frozen_lm import FrozenLM
-from softprompt.models.kernels.fused_decoder import fused
-from softprompt.prompts.prefix import concatenated_prefix, make_prefix, shares_prefix
+from softprompt.models.kernels.fused_decoder import find_fused_decoder
+from softprompt.prompts.prefix import make_concatenated_prefix, make_prefix, shares_prefix
 from softprompt.prompts.state import PromptState
 
 
-class Scored(Protocol):
+class ScoringPrefix(Protocol):
     """What a loss asks of prompts."""
 
     def scored(self, batch: Batch) -> Tensor:
@@ -24,7 +24,7 @@ class Scored(Protocol):
 
 
 @dataclass(frozen=True)
-class PromptsAlong:
+class InlinePrompts:
     """Virtual tokens in front of one batch."""
 
     base: FrozenLM
@@ -32,15 +32,15 @@ class PromptsAlong:
 
     def scored(self, batch: Batch) -> Tensor:
         """Hidden states ``[N, H]`` at the batch's scored positions; gradient flows to the states."""
-        prompts = concatenated_prefix(self.base, *self.states).embeddings
-        decoder = fused(self.base)
+        prompts = make_concatenated_prefix(self.base, *self.states).embeddings
+        decoder = find_fused_decoder(self.base)
         if decoder is None or not decoder.fits(max(map(len, prompts)) + batch.input_ids.shape[1]):
             return make_prefix(self.base, *self.states).scored(batch)
         texts = self.base.embed(batch.input_ids)
         return decoder.read(texts, batch.mask, batch.row, batch.column, batch.which, prompts=prompts)
 
 
-def learning_prefix(base: FrozenLM, *states: PromptState) -> Scored:
+def make_learning_prefix(base: FrozenLM, *states: PromptState) -> ScoringPrefix:
     """Prompts for the loss of one batch, the fastest exact way for this model; raises as ``make_prefix`` does."""
-    with_texts = all(state.kind == "embeddings" for state in states) and fused(base) is not None
-    return PromptsAlong(base, states) if with_texts and shares_prefix(base) else make_prefix(base, *states)
+    with_texts = all(state.kind == "embeddings" for state in states) and find_fused_decoder(base) is not None
+    return InlinePrompts(base, states) if with_texts and shares_prefix(base) else make_prefix(base, *states)

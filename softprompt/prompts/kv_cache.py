@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 
-def mapped(cache: Any, change: Callable[[Tensor], Tensor]) -> Any:
+def map_tensors(cache: Any, change: Callable[[Tensor], Tensor]) -> Any:
     """A copy whose keys and values went through ``change``."""
     changed = copy.copy(cache)
     changed.layers = []
@@ -25,10 +25,10 @@ def mapped(cache: Any, change: Callable[[Tensor], Tensor]) -> Any:
     return changed
 
 
-def resized(cache: Any, width: int, change: Callable[[Tensor, int], Tensor]) -> Any:
+def resize_cache(cache: Any, width: int, change: Callable[[Tensor, int], Tensor]) -> Any:
     """A copy of ``width`` columns; ``change`` gives a layer the number that it keeps, the last ones of a window."""
 
-    changed = mapped(cache, lambda tensor: tensor)
+    changed = map_tensors(cache, lambda tensor: tensor)
     for layer in changed.layers:
         window = getattr(layer, "sliding_window", None)
         kept = width if window is None else min(width, window - 1)
@@ -39,7 +39,7 @@ def resized(cache: Any, width: int, change: Callable[[Tensor, int], Tensor]) -> 
     return changed
 
 
-def right_aligned(cache: Any, padding: Tensor, width: int) -> Any:
+def align_right(cache: Any, padding: Tensor, width: int) -> Any:
     """A copy of ``width`` columns with all rows at their right end, where they have ``padding [B]`` behind them."""
 
     def shifted(tensor: Tensor, kept: int) -> Tensor:
@@ -48,17 +48,17 @@ def right_aligned(cache: Any, padding: Tensor, width: int) -> Any:
         source = source.to(tensor.device)
         return tensor.gather(2, source.clamp(min=0)[:, None, :, None].expand(-1, tensor.shape[1], -1, tensor.shape[3]))
 
-    return resized(cache, width, shifted)
+    return resize_cache(cache, width, shifted)
 
 
-def padded(cache: Any, width: int) -> Any:
+def pad_left(cache: Any, width: int) -> Any:
     """A copy of ``width`` columns, padded on the left."""
-    return resized(
+    return resize_cache(
         cache, width, lambda tensor, kept: torch.nn.functional.pad(tensor, (0, 0, kept - tensor.shape[2], 0))
     )
 
 
-def keeping_all(cache: Any) -> Any:
+def keep_all_columns(cache: Any) -> Any:
     """``cache``, from now on keeping what falls out of sliding windows too; for one pass over texts."""
     from transformers.cache_utils import DynamicLayer
 

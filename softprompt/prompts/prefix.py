@@ -23,15 +23,15 @@ from torch import Tensor
 
 from softprompt.data.encoding.encoder import Batch
 from softprompt.errors import BaseModelError, PromptFileError
-from softprompt.models.fast_attention import moved
+from softprompt.models.fast_attention import relative_error
 from softprompt.models.frozen_lm import FrozenLM
-from softprompt.models.kernels.fused_decoder import FusedDecoder, fused
-from softprompt.models.last_layer import only_at
-from softprompt.models.sharding import devices_of_layers, gather_before_backward
-from softprompt.prompts.attention_prefix import prompted_layers
-from softprompt.prompts.kv_cache import mapped, read_only
-from softprompt.prompts.seq2seq_prefix import EncodedPrefix, encoded_prefix, keys_and_values_of_words
-from softprompt.prompts.state import PromptState, concatenated
+from softprompt.models.kernels.fused_decoder import FusedDecoder, find_fused_decoder
+from softprompt.models.last_layer import limit_last_layer
+from softprompt.models.sharding import find_layer_devices, gather_before_backward
+from softprompt.prompts.attention_prefix import find_prompted_layers
+from softprompt.prompts.kv_cache import map_tensors, read_only
+from softprompt.prompts.seq2seq_prefix import EncodedPrefix, compute_seq2seq_keys_and_values, make_encoded_prefix
+from softprompt.prompts.state import PromptState, concatenate_prefixes
 
 _shares: WeakKeyDictionary[FrozenLM, bool] = WeakKeyDictionary()
 _bos_caches: WeakKeyDictionary[FrozenLM, Any] = WeakKeyDictionary()
@@ -75,8 +75,8 @@ class CachedPrefix:
         if self.cache is None:
             return DynamicCache(config=self.base.model.config)
         if len(self.lengths) == 1:
-            return mapped(self.cache, lambda tensor: tensor.expand(len(which), -1, -1, -1))
-        return mapped(self.cache, lambda tensor: tensor.index_select(0, which.to(tensor.device)))
+            return map_tensors(self.cache, lambda tensor: tensor.expand(len(which), -1, -1, -1))
+        return map_tensors(self.cache, lambda tensor: tensor.index_select(0, which.to(tensor.device)))
 
     def hidden(self, input_ids: Tensor, mask: Tensor, which: Tensor | None = None, cache: Any = None) -> Tensor:
         """Hidden states ``[B, T, H]`` of texts ``[B, T]``, each behind its prompt.
@@ -106,12 +106,12 @@ class CachedPrefix:
         """Hidden states ``[N, H]`` at the batch's scored positions, and the last layer's work for these only."""
         if (decoder := self._fused(batch.input_ids)) is not None:
             return self._read(decoder, batch.input_ids, batch.mask, batch.row, batch.column, batch.which)
-        with only_at(batch.row * batch.input_ids.shape[1] + batch.column):
+        with limit_last_layer(batch.row * batch.input_ids.shape[1] + batch.column):
             return self.hidden(batch.input_ids, batch.mask, batch.which)[batch.row, batch.column]
 
     def _fused(self, input_ids: Tensor) -> FusedDecoder | None:
         """Our own layers, where they can read texts ``[B, T]``."""
-        decoder = fused(self.base)
+        decoder = find_fused_decoder(self.base)
         return decoder if decoder is not None and decoder.fits(self.width + input_ids.shape[1]) else None
 
     def _read(self, decoder: FusedDecoder, input_ids: Tensor, mask: Tensor, *places: Tensor) -> Tensor:
@@ -142,7 +142,7 @@ class ConcatenatedPrefix:
         """Hidden states ``[B, T, H]`` of texts ``[B, T]``; ``mask [B, T]`` may pad on either side."""
         which = input_ids.new_zeros(len(input_ids)) if which is None else which
         # behind the text no family sees padding, however it counts and remembers
-        rows, ends = concatenated(self.embeddings, self.base.embed(input_ids), mask, which)
+        rows, ends = concatenate_prefixes(self.embeddings, self.base.embed(input_ids), mask, which)
         column = torch.arange(rows.shape[1], device=mask.device).expand(len(rows), -1)
         hidden: Tensor = self.base.run_backbone(
             inputs_embeds=rows,
@@ -171,13 +171,13 @@ def make_prefix(base: FrozenLM, *states: PromptState | None) -> Prefix:
         BaseModelError: a prompt of keys and values on a model that keeps none.
     """
     if base.architecture == "encoder-decoder":
-        return encoded_prefix(base, *states)
+        return make_encoded_prefix(base, *states)
     if shares_prefix(base):
-        return stacked([cached_prefix(base, state) for state in states])
-    return concatenated_prefix(base, *states)
+        return stack_prefixes([make_cached_prefix(base, state) for state in states])
+    return make_concatenated_prefix(base, *states)
 
 
-def concatenated_prefix(base: FrozenLM, *states: PromptState | None) -> ConcatenatedPrefix:
+def make_concatenated_prefix(base: FrozenLM, *states: PromptState | None) -> ConcatenatedPrefix:
     """BOS followed by virtual tokens, in the model's dtype; raises as ``make_prefix`` does."""
     for state in states:
         if state is not None and state.kind != "embeddings":
@@ -196,7 +196,7 @@ def concatenated_prefix(base: FrozenLM, *states: PromptState | None) -> Concaten
 def check_keys_and_values(base: FrozenLM) -> None:
     """Raise BaseModelError unless the model can take a prompt as keys and values."""
     if base.architecture == "encoder-decoder":
-        prompted_layers(base)
+        find_prompted_layers(base)
         return
     if not shares_prefix(base):
         raise BaseModelError(
@@ -214,35 +214,35 @@ def check_keys_and_values(base: FrozenLM) -> None:
         )
 
 
-def cached_prefix(base: FrozenLM, state: PromptState | None) -> CachedPrefix:
+def make_cached_prefix(base: FrozenLM, state: PromptState | None) -> CachedPrefix:
     """Keys and values of BOS and one prompt: computed once, or taken as they are."""
     if state is not None and state.kind == "key_values":
         return _given_prefix(base, state)
-    embeddings = concatenated_prefix(base, state).embeddings[0]
+    embeddings = make_concatenated_prefix(base, state).embeddings[0]
     return CachedPrefix(base, _run(base, embeddings), (len(embeddings),))
 
 
-def keys_and_values(base: FrozenLM, virtual_tokens: Tensor, *, behind_bos: bool = True) -> PromptState:
+def compute_keys_and_values(base: FrozenLM, virtual_tokens: Tensor, *, behind_bos: bool = True) -> PromptState:
     """What every layer's attention sees of virtual tokens ``[P, H]``, with BOS in front of them; without gradient.
 
     Raises:
         BaseModelError: the model keeps no such cache.
     """
     if base.architecture == "encoder-decoder":
-        return keys_and_values_of_words(base, virtual_tokens)
+        return compute_seq2seq_keys_and_values(base, virtual_tokens)
     from transformers import DynamicCache
 
     check_keys_and_values(base)
     words = PromptState("embeddings", (virtual_tokens,), behind_bos)
     # a cache that was not told of sliding windows keeps all of the tokens
     with torch.no_grad():
-        embeddings = concatenated_prefix(base, words).embeddings[0]
+        embeddings = make_concatenated_prefix(base, words).embeddings[0]
         cache = _run(base, embeddings, DynamicCache())
     pairs = [torch.cat([layer.keys, layer.values])[:, :, -words.length :] for layer in cache.layers]
     return PromptState("key_values", tuple(pair.float() for pair in pairs), behind_bos)
 
 
-def stacked(prefixes: Sequence[CachedPrefix]) -> CachedPrefix:
+def stack_prefixes(prefixes: Sequence[CachedPrefix]) -> CachedPrefix:
     """Several prompts as one prefix, for batches that mix them."""
     if len(prefixes) == 1:
         return prefixes[0]
@@ -297,8 +297,8 @@ def _run(base: FrozenLM, embeddings: Tensor, cache: Any = None) -> Any:
     if len(embeddings) == 0:
         return None
     cache = DynamicCache(config=base.model.config) if cache is None else cache
-    if (decoder := fused(base)) is not None and decoder.fits(len(embeddings)):
-        for index, pair in enumerate(decoder.keys_and_values(embeddings[None])):
+    if (decoder := find_fused_decoder(base)) is not None and decoder.fits(len(embeddings)):
+        for index, pair in enumerate(decoder.compute_keys_and_values(embeddings[None])):
             cache.update(*pair, index)
         return cache
     base.run_backbone(
@@ -307,7 +307,7 @@ def _run(base: FrozenLM, embeddings: Tensor, cache: Any = None) -> Any:
         past_key_values=cache,
         use_cache=True,
     )
-    if base.processes.in_step:
+    if base.processes.in_lockstep:
         gather_before_backward(base.backbone, cache)
     return cache
 
@@ -317,8 +317,8 @@ def _given_prefix(base: FrozenLM, state: PromptState) -> CachedPrefix:
 
     if base not in _bos_caches:
         with torch.no_grad():
-            _bos_caches[base] = _run(base, concatenated_prefix(base, None).embeddings[0], DynamicCache())
-    known, devices = _bos_caches[base], devices_of_layers(base.backbone, base.device)
+            _bos_caches[base] = _run(base, make_concatenated_prefix(base, None).embeddings[0], DynamicCache())
+    known, devices = _bos_caches[base], find_layer_devices(base.backbone, base.device)
     sizes = [(pair.shape[1], pair.shape[3]) for pair in state.tensors]
     if known is not None and sizes != [(layer.keys.shape[1], layer.keys.shape[3]) for layer in known.layers]:
         raise PromptFileError(
@@ -351,11 +351,11 @@ def _sharing_is_exact(base: FrozenLM) -> bool:
     texts, mask = whole[:, :-1], (torch.arange(width, device=base.device) < ends).long()
     whole[1, 2] = whole[0, -1]
     one = mask.new_ones(2, 1)
-    full = concatenated_prefix(base, state).hidden(whole, torch.cat([one, mask], dim=1))
+    full = make_concatenated_prefix(base, state).hidden(whole, torch.cat([one, mask], dim=1))
     last = mask.sum(dim=1)
     expected = torch.cat([full[:, :-1][mask.bool()], full[torch.arange(2, device=base.device), last]])
     try:
-        prefix = cached_prefix(base, state)
+        prefix = make_cached_prefix(base, state)
         # hybrid layers hold more than keys and values, which expand() would leave at batch 1
         if not all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in prefix.cache.layers):
             return False
@@ -368,7 +368,7 @@ def _sharing_is_exact(base: FrozenLM) -> bool:
     except (TypeError, ValueError, AttributeError, NotImplementedError, RuntimeError, IndexError):
         return False
     tolerance = 1e-3 if base.dtype == torch.float32 else min(5e-1, 4 * _rounding(base, state, whole[0]))
-    return moved(expected, actual) < tolerance
+    return relative_error(expected, actual) < tolerance
 
 
 def _rounding(base: FrozenLM, state: PromptState, ids: Tensor) -> float:
@@ -376,11 +376,11 @@ def _rounding(base: FrozenLM, state: PromptState, ids: Tensor) -> float:
 
     It grows with depth, as does what another order of the same operations does.
     """
-    embeddings = torch.cat([concatenated_prefix(base, state).embeddings[0], base.embed(ids)])[None]
+    embeddings = torch.cat([make_concatenated_prefix(base, state).embeddings[0], base.embed(ids)])[None]
     share = torch.rand(embeddings.shape, generator=torch.Generator().manual_seed(0)).to(base.device) - 0.5
     noisy = (embeddings * (1 + torch.finfo(base.dtype).eps * share)).to(base.dtype)
     before, after = (base.run_backbone(inputs_embeds=each, use_cache=False) for each in (embeddings, noisy))
-    return moved(before.last_hidden_state, after.last_hidden_state)
+    return relative_error(before.last_hidden_state, after.last_hidden_state)
 
 
 __all__ = [
@@ -389,12 +389,12 @@ __all__ = [
     "EncodedPrefix",
     "Prefix",
     "PromptState",
-    "cached_prefix",
     "check_keys_and_values",
-    "concatenated_prefix",
-    "keys_and_values",
+    "compute_keys_and_values",
+    "make_cached_prefix",
+    "make_concatenated_prefix",
     "make_prefix",
     "read_one_more",
     "shares_prefix",
-    "stacked",
+    "stack_prefixes",
 ]

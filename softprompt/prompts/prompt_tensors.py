@@ -8,7 +8,7 @@ import torch
 from softprompt.prompts.state import PromptState
 
 
-def named_tensors(states: Sequence[PromptState]) -> dict[str, torch.Tensor]:
+def name_tensors(states: Sequence[PromptState]) -> dict[str, torch.Tensor]:
     """By name: ``prompt``, or ``layer.0``, ... for keys and values; behind ``member.0.`` and so on in an ensemble."""
     named = {}
     for member, state in enumerate(states):
@@ -19,8 +19,10 @@ def named_tensors(states: Sequence[PromptState]) -> dict[str, torch.Tensor]:
     return named
 
 
-def states_of(named: Mapping[str, torch.Tensor], kind: Any, members: int, behind_bos: Any) -> tuple[PromptState, ...]:
-    """``named_tensors`` undone.
+def parse_states(
+    named: Mapping[str, torch.Tensor], kind: Any, members: int, behind_bos: Any
+) -> tuple[PromptState, ...]:
+    """``name_tensors`` undone.
 
     Raises:
         KeyError, ValueError: the tensors are not those of such a prompt.

@@ -17,9 +17,9 @@ from softprompt.data.task import TaskSpec
 from softprompt.data.task_manifest import validate_saved
 from softprompt.errors import PromptFileError
 from softprompt.metrics.user_metrics import import_metric
-from softprompt.models.fingerprint import Outline
+from softprompt.models.fingerprint import UnloadedModel
 from softprompt.prompts.manifest import SavedPrompt
-from softprompt.prompts.prompt_tensors import named_tensors, states_of
+from softprompt.prompts.prompt_tensors import name_tensors, parse_states
 from softprompt.prompts.state import PromptState
 from softprompt.utils.files import check_free, expand_user, write_folder
 from softprompt.utils.safe_io import TEXT_LIMIT, check_header, parse_json, read_file
@@ -33,7 +33,7 @@ TENSOR_FILE, MANIFEST_FILE, HISTORY_FILE = "prompt.safetensors", "prompt.json", 
 _RENAMED = {"quantisation": "quantization"}  # parts of a fingerprint, as version 0.1 wrote them
 
 
-class Identified(Protocol):
+class IdentifiedModel(Protocol):
     """What tells a base model from others: a ``FrozenLM``, or what an export says of the one it was made of."""
 
     @property
@@ -103,7 +103,7 @@ class Prompt:
         """The same prompt, judged by another metric; by its own, if none is given. Raises ConfigError."""
         return self if metric is None else replace(self, spec=replace(self.spec, metric=import_metric(metric)))
 
-    def check_base(self, base: Identified | Outline) -> None:
+    def check_base(self, base: IdentifiedModel | UnloadedModel) -> None:
         """Raise PromptFileError unless ``base`` is the model that this prompt was learned on, as far as it is known."""
         if self.quantization != base.quantization:
             learned, got = (
@@ -114,7 +114,7 @@ class Prompt:
                 f"{got}, which has other weights: load it as it was (--quantize), or learn the prompt again"
             )
         # before the weights are loaded there is no digest of them yet
-        parts = set(base.fingerprint) if isinstance(base, Outline) else set(self.base_fingerprint)
+        parts = set(base.fingerprint) if isinstance(base, UnloadedModel) else set(self.base_fingerprint)
         differing = [
             part
             for part, digest in self.base_fingerprint.items()
@@ -125,7 +125,7 @@ class Prompt:
                 f"this prompt was learned on '{self.base_name}', but the base model given is '{base.name}' "
                 f"(differing: {', '.join(differing) or 'no fingerprint saved'}): load it on the model it was learned on"
             )
-        if isinstance(base, Outline):
+        if isinstance(base, UnloadedModel):
             return
         sizes = {state.tensor.shape[1] for state in self.states if state.kind == "embeddings"}
         if sizes - {base.embedding_size}:
@@ -134,13 +134,13 @@ class Prompt:
                 f"{base.embedding_size}, though its fingerprint is the same: it is damaged, learn it again"
             )
 
-    def precisions(self, base: Identified) -> dict[str, str]:
+    def precisions(self, base: IdentifiedModel) -> dict[str, str]:
         """``learned`` and ``loaded``, where the prompt was learned in another precision than ``base`` computes in."""
         if None in (self.base_dtype, base.precision) or self.base_dtype == base.precision:
             return {}
         return {"learned": str(self.base_dtype), "loaded": str(base.precision)}
 
-    def precision_note(self, base: Identified, *, fixed: bool = False) -> str | None:
+    def precision_note(self, base: IdentifiedModel, *, fixed: bool = False) -> str | None:
         """What to say where ``precisions`` differ; ``fixed`` where the base model is loaded in no other precision."""
         if not (found := self.precisions(base)):
             return None
@@ -158,8 +158,8 @@ class Prompt:
 
     @property
     def digest(self) -> str:
-        """See ``digest_of``."""
-        return digest_of(self.spec, self.states)
+        """See ``hash_prompt``."""
+        return hash_prompt(self.spec, self.states)
 
     def manifest(self) -> dict[str, Any]:
         """What ``prompt.json`` holds, without the digest of the tensor file."""
@@ -205,7 +205,7 @@ class Prompt:
 
         if len({(state.kind, state.behind_bos) for state in self.states}) != 1:
             raise PromptFileError("the prompts of an ensemble are of one kind: save them one by one")
-        tensor_bytes = save(named_tensors(self.states))
+        tensor_bytes = save(name_tensors(self.states))
         others = {name: text.encode() for name, text in self.extra_files.items()}
         digests = {"sha256": hashlib.sha256(tensor_bytes).hexdigest()}
         # what else is read of a prompt has its own; run.json is for people, and has the time in it
@@ -219,7 +219,7 @@ class Prompt:
         }
 
 
-def digest_of(spec: TaskSpec, states: Sequence[PromptState]) -> str:
+def hash_prompt(spec: TaskSpec, states: Sequence[PromptState]) -> str:
     """SHA-256 of all that an answer depends on: the task and the prompt's numbers, not its name, history or judge."""
     facts = {name: value for name, value in spec.to_dict().items() if name != "metric"}
     digest = hashlib.sha256(json.dumps(facts).encode())
@@ -230,7 +230,7 @@ def digest_of(spec: TaskSpec, states: Sequence[PromptState]) -> str:
     return digest.hexdigest()
 
 
-def prompt_of(files: Mapping[str, bytes], where: str) -> Prompt:
+def parse_prompt(files: Mapping[str, bytes], where: str) -> Prompt:
     """The prompt that ``files``, by name, make up; ``where`` is what errors call it.
 
     Raises:
@@ -251,7 +251,7 @@ def prompt_of(files: Mapping[str, bytes], where: str) -> Prompt:
             raise PromptFileError(f"'{where}/{HISTORY_FILE}' is damaged: {BROKEN}")
         check_header(content)
         prompt = Prompt(
-            states=states_of(
+            states=parse_states(
                 load(content), manifest["kind"], manifest.get("members", 1), manifest.get("behind_bos", True)
             ),
             spec=TaskSpec.from_dict(manifest["task"]),

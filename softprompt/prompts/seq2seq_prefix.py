@@ -27,8 +27,8 @@ from torch import Tensor
 from softprompt.data.encoding.encoder import Batch
 from softprompt.models.architecture import decode, encode
 from softprompt.models.frozen_lm import FrozenLM
-from softprompt.prompts.attention_prefix import KeysAndValues, Watch, prompted_layers
-from softprompt.prompts.state import PromptState, concatenated
+from softprompt.prompts.attention_prefix import AttentionRecorder, LayerPrefixes, find_prompted_layers
+from softprompt.prompts.state import PromptState, concatenate_prefixes
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,8 @@ class EncodedPrefix:
 
     base: FrozenLM
     embeddings: tuple[Tensor, ...]
-    encoder: KeysAndValues | None = None
-    decoder: KeysAndValues | None = None
+    encoder: LayerPrefixes | None = None
+    decoder: LayerPrefixes | None = None
 
     def scored(self, batch: Batch) -> Tensor:
         """Hidden states ``[N, H]`` of the decoder at the batch's scored positions."""
@@ -55,13 +55,13 @@ class EncodedPrefix:
     def encoded(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """What the decoder looks at for each item, ``[B, P'+T, H]``, and where that is no padding, ``[B, P'+T]``."""
         which = batch.which.new_zeros(len(batch.input_ids)).index_copy(0, batch.reads, batch.which)
-        rows, ends = concatenated(self.embeddings, self.base.embed(batch.input_ids), batch.mask, which)
+        rows, ends = concatenate_prefixes(self.embeddings, self.base.embed(batch.input_ids), batch.mask, which)
         mask = (torch.arange(rows.shape[1], device=rows.device) < ends).long()
         states = encode(self.base.model, rows, mask, **_prompted(self.encoder, which))
         return states[batch.reads], mask[batch.reads]
 
 
-class GrowingAnswers:
+class Seq2SeqDecodingBatch:
     """Answers of one batch, token by token, all of them of one length.
 
     Attributes:
@@ -95,7 +95,7 @@ class GrowingAnswers:
         return hidden[:, -1]
 
 
-def encoded_prefix(base: FrozenLM, *states: PromptState | None) -> EncodedPrefix:
+def make_encoded_prefix(base: FrozenLM, *states: PromptState | None) -> EncodedPrefix:
     """Prompts for the texts of an encoder-decoder model; gradient flows to them. ``None`` is BOS alone.
 
     Raises:
@@ -112,20 +112,20 @@ def encoded_prefix(base: FrozenLM, *states: PromptState | None) -> EncodedPrefix
         layers.append(tensors if in_layers else ())
     if not any(layers):
         return EncodedPrefix(base, tuple(embeddings))
-    modules, split = prompted_layers(base), len(prompted_layers(base).encoder)
+    modules, split = find_prompted_layers(base), len(find_prompted_layers(base).encoder)
     no_rows = torch.zeros(0, dtype=torch.long, device=base.device)
     return EncodedPrefix(
         base,
         tuple(embeddings),
-        KeysAndValues.of(modules.encoder, [tensors[:split] for tensors in layers], no_rows),
-        KeysAndValues.of(modules.decoder, [tensors[split:] for tensors in layers], no_rows),
+        LayerPrefixes.of(modules.encoder, [tensors[:split] for tensors in layers], no_rows),
+        LayerPrefixes.of(modules.decoder, [tensors[split:] for tensors in layers], no_rows),
     )
 
 
-def stacked_encoded(prefixes: Sequence[EncodedPrefix]) -> EncodedPrefix:
+def stack_encoded_prefixes(prefixes: Sequence[EncodedPrefix]) -> EncodedPrefix:
     """Several prompts as one prefix, for batches that mix them."""
 
-    def stacked(parts: Sequence[KeysAndValues | None]) -> KeysAndValues | None:
+    def stacked(parts: Sequence[LayerPrefixes | None]) -> LayerPrefixes | None:
         full = next((part for part in parts if part is not None), None)
         if full is None:
             return None
@@ -135,7 +135,7 @@ def stacked_encoded(prefixes: Sequence[EncodedPrefix]) -> EncodedPrefix:
                 width = 0 if part is None else int(part.mask[row].sum())
                 own = [] if part is None else [tensor[row] for tensor in part.tensors]
                 prompts.append([tensor[:, :, tensor.shape[2] - width :] for tensor in own] if width else [])
-        return KeysAndValues.of(full.modules, prompts, full.which)
+        return LayerPrefixes.of(full.modules, prompts, full.which)
 
     return EncodedPrefix(
         prefixes[0].base,
@@ -146,7 +146,7 @@ def stacked_encoded(prefixes: Sequence[EncodedPrefix]) -> EncodedPrefix:
 
 
 @torch.no_grad()
-def keys_and_values_of_words(base: FrozenLM, virtual_tokens: Tensor) -> PromptState:
+def compute_seq2seq_keys_and_values(base: FrozenLM, virtual_tokens: Tensor) -> PromptState:
     """What self-attention sees of virtual tokens ``[P, H]``, in every layer of encoder and decoder.
 
     In the encoder they stand where a prompt does, in front of an empty text. In the decoder they are an answer to that:
@@ -155,13 +155,13 @@ def keys_and_values_of_words(base: FrozenLM, virtual_tokens: Tensor) -> PromptSt
     Raises:
         BaseModelError: the model's layers take no keys and values.
     """
-    modules, frame = prompted_layers(base), base.special_tokens
+    modules, frame = find_prompted_layers(base), base.special_tokens
     tokens = virtual_tokens.to(base.device, base.dtype)
 
     def embedded(*ids: int) -> Tensor:
         return base.embed(torch.tensor(ids, dtype=torch.long, device=base.device))
 
-    in_encoder, in_decoder = Watch(), Watch()
+    in_encoder, in_decoder = AttentionRecorder(), AttentionRecorder()
     empty = torch.cat([embedded(*frame.bos), tokens, embedded(*frame.suffix)])
     encoded = encode(base.model, empty[None], prompt=in_encoder)
     answer = torch.cat([embedded(*frame.decoder_start), tokens])[None]
@@ -182,6 +182,6 @@ def keys_and_values_of_words(base: FrozenLM, virtual_tokens: Tensor) -> PromptSt
     return PromptState("key_values", tuple(pair.float().clone() for pair in pairs))
 
 
-def _prompted(layers: KeysAndValues | None, which: Tensor) -> dict[str, Any]:
+def _prompted(layers: LayerPrefixes | None, which: Tensor) -> dict[str, Any]:
     """What an encoder or decoder is called with, for rows behind prompts ``which [B]``."""
     return {} if layers is None else {"prompt": layers.rows(which)}

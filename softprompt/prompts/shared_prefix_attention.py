@@ -22,16 +22,16 @@ from softprompt.data.encoding.batching import collate
 from softprompt.data.encoding.encoder import Batch, EncodedSequence
 from softprompt.models import fast_attention
 from softprompt.models.frozen_lm import FrozenLM
-from softprompt.models.kernels.fused_decoder import fused
-from softprompt.models.last_layer import only_at
-from softprompt.prompts.attention_prefix import own_attention
-from softprompt.prompts.prefix import CachedPrefix, cached_prefix, shares_prefix, stacked
+from softprompt.models.kernels.fused_decoder import find_fused_decoder
+from softprompt.models.last_layer import limit_last_layer
+from softprompt.prompts.attention_prefix import strip_prompt_suffix
+from softprompt.prompts.prefix import CachedPrefix, make_cached_prefix, shares_prefix, stack_prefixes
 from softprompt.prompts.state import PromptState
 
 _exact: WeakKeyDictionary[FrozenLM, bool] = WeakKeyDictionary()
 
 
-class Fronts:
+class RowPrefixes:
     """What stands before each row of a batch, for attention to look at.
 
     Attributes:
@@ -39,17 +39,17 @@ class Fronts:
         lengths: tokens of each, ``[B]``, BOS counted.
     """
 
-    def __init__(self, of_rows: Sequence[CachedPrefix]) -> None:
-        self.of_rows = tuple(of_rows)
-        device = self.of_rows[0].base.device
-        self.lengths = torch.tensor([prefix.width for prefix in self.of_rows], device=device)
+    def __init__(self, prefixes: Sequence[CachedPrefix]) -> None:
+        self.prefixes = tuple(prefixes)
+        device = self.prefixes[0].base.device
+        self.lengths = torch.tensor([prefix.width for prefix in self.prefixes], device=device)
         rows: dict[int, list[int]] = {}
-        for row, prefix in enumerate(self.of_rows):
+        for row, prefix in enumerate(self.prefixes):
             if prefix.cache is not None:
                 rows.setdefault(id(prefix), []).append(row)
-        self._places = [(self.of_rows[same[0]].cache.layers, _place(same, device)) for same in rows.values()]
+        self._places = [(self.prefixes[same[0]].cache.layers, _place(same, device)) for same in rows.values()]
 
-    def seen(self, module: Any, query: Tensor, scaling: float) -> tuple[Tensor, Tensor]:
+    def attend(self, module: Any, query: Tensor, scaling: float) -> tuple[Tensor, Tensor]:
         """What queries ``[B, heads, T, D]`` find there, and the logarithm of its weight ``[B, heads, T]``; float32."""
         found = torch.zeros_like(query, dtype=torch.float32)
         weights = found.new_full(found.shape[:3], -torch.inf)
@@ -74,8 +74,8 @@ class Fronts:
         Args:
             cache: it is filled with the texts' keys and values.
         """
-        base = self.of_rows[0].base
-        with fast_attention.behind(self):
+        base = self.prefixes[0].base
+        with fast_attention.attend_to(self):
             hidden: Tensor = base.run_backbone(
                 inputs_embeds=base.embed(input_ids),
                 attention_mask=mask,
@@ -87,7 +87,7 @@ class Fronts:
 
 
 @dataclass(frozen=True)
-class PrefixesApart:
+class SharedPrefixes:
     """Several prompts, none of them copied.
 
     Attributes:
@@ -97,9 +97,9 @@ class PrefixesApart:
     base: FrozenLM
     prefixes: tuple[CachedPrefix, ...]
 
-    def fronts(self, which: Sequence[int]) -> Fronts:
+    def rows(self, which: Sequence[int]) -> RowPrefixes:
         """For rows behind the prompts ``which [B]``."""
-        return Fronts([self.prefixes[one] for one in which])
+        return RowPrefixes([self.prefixes[one] for one in which])
 
     def can_read(self, batch: Batch, longest: int | None) -> bool:
         """Whether texts can be read so that are to come to ``longest`` tokens (``None``: any number), prompts counted.
@@ -114,19 +114,19 @@ class PrefixesApart:
     def scored(self, batch: Batch) -> Tensor:
         """Hidden states ``[N, H]`` at the batch's scored positions."""
         longest = max(prefix.width for prefix in self.prefixes) + batch.input_ids.shape[1]
-        if fused(self.base) is None and self.can_read(batch, longest):
-            return self.scored_apart(batch)
+        if find_fused_decoder(self.base) is None and self.can_read(batch, longest):
+            return self.scored_without_copies(batch)
         used, which = batch.which.unique(return_inverse=True)
-        return stacked([self.prefixes[one] for one in used.tolist()]).scored(replace(batch, which=which))
+        return stack_prefixes([self.prefixes[one] for one in used.tolist()]).scored(replace(batch, which=which))
 
-    def scored_apart(self, batch: Batch) -> Tensor:
+    def scored_without_copies(self, batch: Batch) -> Tensor:
         """The same, where ``can_read`` says so, without any copy."""
-        fronts = self.fronts(batch.which.tolist())
-        with only_at(batch.row * batch.input_ids.shape[1] + batch.column):
+        fronts = self.rows(batch.which.tolist())
+        with limit_last_layer(batch.row * batch.input_ids.shape[1] + batch.column):
             return fronts.hidden(batch.input_ids, batch.mask)[batch.row, batch.column]
 
 
-def stays_apart(base: FrozenLM) -> bool:
+def supports_shared_attention(base: FrozenLM) -> bool:
     """Whether prefixes that stay where they are give the same numbers: measured once a model, not assumed."""
     if base not in _exact:
         _exact[base] = _is_exact(base)
@@ -135,27 +135,27 @@ def stays_apart(base: FrozenLM) -> bool:
 
 @torch.no_grad()
 def _is_exact(base: FrozenLM) -> bool:
-    ours = own_attention(str(getattr(base.model.config, "_attn_implementation", None))) == fast_attention.NAME
+    ours = strip_prompt_suffix(str(getattr(base.model.config, "_attn_implementation", None))) == fast_attention.NAME
     if not ours or not shares_prefix(base) or not hasattr(base.config, "num_attention_heads"):
         return False
     known = min(base.vocabulary_size - 1, 31)
     states = [PromptState.of_embeddings(base.embed(torch.arange(1, 1 + length) % known)) for length in (3, 2)]
-    apart = PrefixesApart(base, tuple(cached_prefix(base, state) for state in (*states, None)))
+    apart = SharedPrefixes(base, tuple(make_cached_prefix(base, state) for state in (*states, None)))
     # rows of one prompt together, and not
     asked = (((1, 2, 3), 0), ((3,), 0), ((2, 5), 1), ((4, 1), 2), ((5, 1), 0))
     items = [EncodedSequence(row, text, (len(text) - 1,), prompt=prompt) for row, (text, prompt) in enumerate(asked)]
     batch = collate(items, base.device)
     if not apart.can_read(batch, apart.prefixes[0].width + batch.input_ids.shape[1]):
         return False
-    together = stacked(apart.prefixes)
+    together = stack_prefixes(apart.prefixes)
     # with a cache of its own it is the model's layers that read, not ours
     hidden = together.hidden(batch.input_ids, batch.mask, batch.which, together.expand(batch.which))
     expected = hidden[batch.row, batch.column]
     try:
-        actual = apart.scored_apart(batch)
+        actual = apart.scored_without_copies(batch)
     except (RuntimeError, TypeError, ValueError, AttributeError, IndexError, NotImplementedError):
         return False
-    error = fast_attention.moved(expected, actual)
+    error = fast_attention.relative_error(expected, actual)
     return error < (1e-5 if base.dtype == torch.float32 else 2e-2)
 
 

@@ -64,7 +64,9 @@ class PromptState:
         return replace(self, tensors=tuple(tensor.detach().clone() for tensor in self.tensors))
 
 
-def concatenated(prefixes: Sequence[Tensor], texts: Tensor, mask: Tensor, which: Tensor) -> tuple[Tensor, Tensor]:
+def concatenate_prefixes(
+    prefixes: Sequence[Tensor], texts: Tensor, mask: Tensor, which: Tensor
+) -> tuple[Tensor, Tensor]:
     """Rows of prefix, text, padding, whichever side the texts were padded on.
 
     Args:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from softprompt.errors import SoftpromptError, StoreError
-from softprompt.prompts.saved_prompt import Prompt, prompt_of
+from softprompt.prompts.saved_prompt import Prompt, parse_prompt
 from softprompt.store.metadata import MOST_FILES
 from softprompt.utils.safe_io import FILE_LIMIT, FILE_NAME, read_file
 
@@ -50,7 +50,7 @@ def push(files: Mapping[str, bytes], place: str, *, public: bool = False) -> Hub
     repository, revision = _parts(place)
     if revision is not None:
         raise StoreError(f"expected {PREFIX}OWNER/NAME to push to, got '{place}': leave '@{revision}' out")
-    prompt = prompt_of(files, "the prompt to push")
+    prompt = parse_prompt(files, "the prompt to push")
     with _asking(place):
         api = HfApi()
         api.create_repo(repository, private=not public, exist_ok=True)
@@ -83,7 +83,7 @@ def pull(place: str) -> tuple[HubCommit, dict[str, bytes]]:
             )
         paths = {name: api.hf_hub_download(repository, name, revision=info.sha) for name in sizes}
         files = {name: read_file(Path(path), FILE_LIMIT) for name, path in paths.items()}
-    prompt_of(files, place)
+    parse_prompt(files, place)
     return HubCommit(repository, info.sha), files
 
 

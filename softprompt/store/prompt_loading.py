@@ -9,7 +9,7 @@ from softprompt.prompts.saved_prompt import (
     TENSOR_FILE,
     Prompt,
     parse_manifest,
-    prompt_of,
+    parse_prompt,
     read_manifest_bytes,
 )
 from softprompt.store.artifacts import resolve_reference
@@ -46,7 +46,7 @@ def load_prompt(place: str | Path) -> Prompt:
     """
     if isinstance(place, str) and is_reference(place):
         artifacts, version = resolve_reference(Reference.parse(place))
-        return prompt_of(artifacts.read(version), place)
+        return parse_prompt(artifacts.read(version), place)
     folder = expand_user(place)
     manifest = read_manifest_bytes(folder)
     try:
@@ -55,7 +55,7 @@ def load_prompt(place: str | Path) -> Prompt:
         raise PromptFileError(f"the saved prompt '{place}' is damaged: it holds no {TENSOR_FILE}") from error
     except (OSError, ValueError) as error:
         raise PromptFileError(f"the saved prompt '{place}' is damaged: {TENSOR_FILE}: {error}") from error
-    return prompt_of({MANIFEST_FILE: manifest, TENSOR_FILE: tensors}, str(folder))
+    return parse_prompt({MANIFEST_FILE: manifest, TENSOR_FILE: tensors}, str(folder))
 
 
 def pin_reference(place: str) -> str:

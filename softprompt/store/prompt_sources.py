@@ -6,8 +6,8 @@ from datetime import datetime
 from typing import Protocol
 
 from softprompt.errors import ConfigError, StoreError
-from softprompt.models.fingerprint import Outline
-from softprompt.prompts.saved_prompt import MANIFEST_FILE, TENSOR_FILE, Identified, Prompt, prompt_of
+from softprompt.models.fingerprint import UnloadedModel
+from softprompt.prompts.saved_prompt import MANIFEST_FILE, TENSOR_FILE, IdentifiedModel, Prompt, parse_prompt
 from softprompt.store.artifacts import ArtifactStore
 from softprompt.store.input_profile import InputProfile, read_profile
 from softprompt.store.metadata import now
@@ -82,7 +82,7 @@ class StoreSource:
                 names[name] = PromptListing(name, tuple(numbers), aliases)
         return PromptCatalog(names, tuple(troubles))
 
-    def check_base(self, base: Identified | Outline) -> None:
+    def check_base(self, base: IdentifiedModel | UnloadedModel) -> None:
         """Nothing: a store may hold prompts of several base models, and each is checked when it is loaded."""
 
     def load(self, name: str, number: int) -> tuple[Prompt, datetime]:
@@ -96,7 +96,7 @@ class StoreSource:
             if number not in artifacts.numbers(name):  # removed while it was read
                 raise VersionGoneError from error
             raise
-        return prompt_of(files, f"{artifacts.url}#{version}"), version.created
+        return parse_prompt(files, f"{artifacts.url}#{version}"), version.created
 
     def place(self, name: str, number: int) -> str:
         return f"{self._url}#{name}@{number}"
@@ -139,7 +139,7 @@ class FolderSource:
             self._prompts[name] = load_prompt(expand_user(folder))
             self._folders[name] = str(expand_user(folder))
 
-    def check_base(self, base: Identified | Outline) -> None:
+    def check_base(self, base: IdentifiedModel | UnloadedModel) -> None:
         """Raise PromptFileError unless all were learned on ``base``."""
         for prompt in self._prompts.values():
             prompt.check_base(base)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from softprompt.errors import GateError, PromptFileError, SoftpromptError, StoreError
-from softprompt.prompts.saved_prompt import Prompt, prompt_of
+from softprompt.prompts.saved_prompt import Prompt, parse_prompt
 from softprompt.store.artifacts import ArtifactStore, resolve_reference
 from softprompt.store.backends import open_backend
 from softprompt.store.gate import Verdict
@@ -61,13 +61,13 @@ class Store:
             PromptFileError: the saved prompt is damaged.
         """
         files = prompt.files() if isinstance(prompt, Prompt) else read_saved_files(prompt)
-        parent = prompt_of(files, name if isinstance(prompt, Prompt) else str(prompt)).parent
+        parent = parse_prompt(files, name if isinstance(prompt, Prompt) else str(prompt)).parent
         return self._artifacts.add(name, files, parent=None if parent is None else self._within(parent), by=by)
 
     def get(self, which: str) -> Prompt:
         """The prompt of a version, its files checked."""
         version = self.version(which)
-        return prompt_of(self._artifacts.read(version), f"{self.url}#{version}")
+        return parse_prompt(self._artifacts.read(version), f"{self.url}#{version}")
 
     def manifest(self, which: str) -> dict[str, Any]:
         """What ``prompt.json`` of a version says; raises PromptFileError if it is damaged."""
@@ -79,7 +79,7 @@ class Store:
         check_free(folder)
         version = self.version(which)
         files = self._artifacts.read(version)
-        prompt_of(files, f"{self.url}#{version}")
+        parse_prompt(files, f"{self.url}#{version}")
         write_folder(folder, files)
         return folder
 

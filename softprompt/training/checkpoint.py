@@ -12,7 +12,7 @@ from filelock import FileLock
 from torch import Tensor
 
 from softprompt.errors import OutputError, TrainingError, map_write_errors
-from softprompt.models.distributed import ALONE, Processes
+from softprompt.models.distributed import SINGLE_PROCESS, ProcessGroup
 from softprompt.utils.files import acquire_lock, check_free, replace_file
 from softprompt.utils.seals import read_sealed_tensors, seal_tensors
 
@@ -138,10 +138,10 @@ class Checkpoint:
             raise TrainingError(
                 f"the checkpoint '{self._path}' is damaged: {error}; start again with --restart"
             ) from error
-        saved = SavedCheckpoint(learners, str(identity.get("processes", ALONE)), tensors)
+        saved = SavedCheckpoint(learners, str(identity.get("processes", SINGLE_PROCESS)), tensors)
         # JSON turns tuples into lists, so both sides are compared as JSON
         expected = json.loads(json.dumps(self.identity))
-        if saved.processes != expected.get("processes", str(ALONE)):
+        if saved.processes != expected.get("processes", str(SINGLE_PROCESS)):
             # another number of them adds up in another order, whatever the threads: it goes on, to rounding; weights
             # that several share are not compiled
             for name in ("processes", "threads", "compiled"):
@@ -189,16 +189,16 @@ class Checkpoint:
             (out / name).unlink(missing_ok=True)
 
 
-def load_for_all(checkpoint: Checkpoint | None, processes: Processes) -> SavedCheckpoint | None:
+def load_for_all(checkpoint: Checkpoint | None, processes: ProcessGroup) -> SavedCheckpoint | None:
     """The checkpoint that the main process reads, in all of them; the others are given none. Raises as ``load``."""
     saved = checkpoint.load() if checkpoint is not None else None
     if processes.size == 1:
         return saved
-    facts = processes.of_main(None if saved is None else [saved.learners, saved.processes])
+    facts = processes.broadcast(None if saved is None else [saved.learners, saved.processes])
     if facts is None:
         return None
     learners, written_by = facts
-    return SavedCheckpoint(learners, written_by, processes.tensors_of_main({} if saved is None else saved._tensors))
+    return SavedCheckpoint(learners, written_by, processes.broadcast_tensors({} if saved is None else saved._tensors))
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

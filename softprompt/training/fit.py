@@ -9,7 +9,7 @@ from typing import Any, TypeAlias, overload
 from softprompt.config import TrainConfig
 from softprompt.data.task import Task
 from softprompt.errors import ConfigError
-from softprompt.models.distributed import Processes
+from softprompt.models.distributed import ProcessGroup
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.methods.method_registry import METHODS
 from softprompt.prompts.saved_prompt import LONGEST_EXAMPLE, Prompt
@@ -188,7 +188,7 @@ def _save(
     outcomes: Mapping[str, TrainingResult],
     out: Path,
     checkpoint: Checkpoint,
-    processes: Processes,
+    processes: ProcessGroup,
 ) -> None:
     """All of the prompts appear at once, or none; of one task, ``out`` itself is its folder."""
     finished = checkpoint.stage() / out.name

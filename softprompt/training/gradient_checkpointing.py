@@ -14,8 +14,8 @@ import torch
 
 from softprompt.errors import ConfigError
 from softprompt.models.frozen_lm import FrozenLM
-from softprompt.models.kernels.fused_layer import forgetful
-from softprompt.models.last_layer import layers_of
+from softprompt.models.kernels.fused_layer import checkpoint_layers
+from softprompt.models.last_layer import find_layers
 
 
 @contextmanager
@@ -33,7 +33,7 @@ def checkpoint_gradients(base: FrozenLM, enabled: bool = True) -> Iterator[None]
     for layer in layers:
         layer.forward = _checkpoint_layer(layer.forward)
     try:
-        with forgetful():
+        with checkpoint_layers():
             yield
     finally:
         for layer, original in zip(layers, originals, strict=True):
@@ -43,7 +43,7 @@ def checkpoint_gradients(base: FrozenLM, enabled: bool = True) -> Iterator[None]
 
 
 def _layers(base: FrozenLM) -> list[Any]:
-    if not (layers := layers_of(base.backbone)):
+    if not (layers := find_layers(base.backbone)):
         raise ConfigError(
             f"gradient checkpointing: the layers of '{base.name}' ({type(base.model).__name__}) are not known; "
             "save memory by a smaller --micro-batch-size instead"

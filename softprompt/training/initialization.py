@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from softprompt.data.examples import Example
 from softprompt.data.task import TaskSpec
 from softprompt.errors import ConfigError, PromptFileError
-from softprompt.models.fingerprint import Outline
+from softprompt.models.fingerprint import UnloadedModel
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.methods.initializers import INITIALIZERS, InitializerContext, embed_text
 from softprompt.prompts.state import PromptState
@@ -73,7 +73,7 @@ def check_init(how: str, *, taught: bool = False) -> None:
         read_manifest(argument)
 
 
-def check_init_base(hows: Iterable[str], base: Outline) -> None:
+def check_init_base(hows: Iterable[str], base: UnloadedModel) -> None:
     """Raise PromptFileError if one starts from a saved prompt that was learned on another model than ``base``."""
     for how in hows:
         name, _, argument = how.partition(":")

@@ -13,7 +13,7 @@ from softprompt.data.encoding.encoder import EncodedSequence
 from softprompt.data.task import Task
 from softprompt.inference.scoring import learning_tokens
 from softprompt.models.frozen_lm import FrozenLM
-from softprompt.prompts.methods.method_registry import fold, make_method, state_of
+from softprompt.prompts.methods.method_registry import fold_method, make_method, read_state
 from softprompt.prompts.state import PromptState
 from softprompt.training.data_loader import DataLoader
 from softprompt.training.initialization import initialize
@@ -232,11 +232,11 @@ class PromptLearner(Learner):
         self.method: Any = make_method(config.method, config.method_options, base, start, unit, config.seed)
         super().__init__(name, config, list(self.method.parameters()), make_optimizer(self.method, config))
         self.averaged = {name: parameter.detach().clone() for name, parameter in self.method.named_parameters()}
-        self.best = fold(self.method)
+        self.best = fold_method(self.method)
         self._reference = reference or _label_prior_loss(task)
 
     def state(self) -> PromptState:
-        return state_of(self.method)
+        return read_state(self.method)
 
     def learned_tensors(self) -> list[Tensor]:
         return [*self.method.state_dict().values(), *self.averaged.values()]
@@ -249,11 +249,11 @@ class PromptLearner(Learner):
 
     def candidate(self) -> PromptState:
         if not self.config.averaging:
-            return fold(self.method)
+            return fold_method(self.method)
         current = {name: parameter.detach().clone() for name, parameter in self.method.named_parameters()}
         self.method.load_state_dict(self.averaged, strict=False)
         try:
-            return fold(self.method)
+            return fold_method(self.method)
         finally:
             self.method.load_state_dict(current, strict=False)
 

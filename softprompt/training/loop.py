@@ -18,7 +18,7 @@ from softprompt.data.task import Task
 from softprompt.errors import ConfigError, DataError, TrainingError
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.models.kernels.compilation import CompiledRun
-from softprompt.prompts.inline_prefix import learning_prefix
+from softprompt.prompts.inline_prefix import make_learning_prefix
 from softprompt.prompts.methods.method_registry import check_method
 from softprompt.prompts.prefix import make_prefix
 from softprompt.prompts.state import PromptState
@@ -119,7 +119,7 @@ def train_together(
         as ``train``; a loss that is no number ends only the prompt whose it is, unless it was the last.
     """
     processes = base.processes
-    check_together(configs, sharded=processes.in_step)
+    check_together(configs, sharded=processes.in_lockstep)
     for config in configs.values():
         check_method(config.method, config.method_options)
         check_init(config.init, taught=objective is not None and config.length in objective.starts)
@@ -268,7 +268,7 @@ def _resume(base: FrozenLM, learners: Sequence[Learner], callback: Callback, che
             learner.restore(*saved.learner(index))
         callback.on_message(f"resumed at step {saved.step}{_describe_processes(saved, base)}")
     for learner in learners:
-        base.processes.copy_main(learner.learned_tensors())
+        base.processes.broadcast_in_place(learner.learned_tensors())
         learner.loader.seek(learner.progress.stream)
     return max(learner.progress.step for learner in learners)
 
@@ -310,10 +310,10 @@ def _forward_passes(
     budget = learners[0].token_budget(on_cpu=base.device.type == "cpu")
     size = learners[0].config.micro_batch_size
     parts = [list(batch_by_token_budget(part, budget, size)) for part in base.processes.parts(items)]
-    for chunk in base.processes.own(parts):
+    for chunk in base.processes.share_passes(parts):
         owners = sorted({item.prompt for item in chunk})
         states = [state for owner in owners if (state := learners[owner].state()) is not None]
-        prefix = learning_prefix(base, *states) if states else make_prefix(base, None)
+        prefix = make_learning_prefix(base, *states) if states else make_prefix(base, None)
         batch = collate([replace(item, prompt=owners.index(item.prompt)) for item in chunk], base.device)
         yield ForwardPass(chunk, owners, prefix, batch)
 

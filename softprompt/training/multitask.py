@@ -25,7 +25,7 @@ from softprompt.data.encoding.batching import collate
 from softprompt.data.encoding.encoder import Batch, EncodedSequence, ExampleEncoder
 from softprompt.data.task import Task
 from softprompt.errors import ConfigError
-from softprompt.inference.scoring import Objective, divergence
+from softprompt.inference.scoring import AnswerScorer, kl_divergence
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.methods.multitask_prompt_tuning import MultitaskPrompt
 from softprompt.prompts.prefix import Prefix, make_prefix
@@ -53,7 +53,7 @@ class TaskLearner(Learner):
         )
         self.index, self.method = index, method
         self.encoder = ExampleEncoder(base, task.spec, config.length)
-        self.objective = Objective(base, self.encoder.verbalizer)
+        self.objective = AnswerScorer(base, self.encoder.verbalizer)
         self.validation = Validation(task, self.encoder, self.objective, config)
         # generation asks no decision; beside tasks that do, every position needs an entry
         self.loader = InMemoryLoader(
@@ -66,7 +66,7 @@ class TaskLearner(Learner):
         self.best = self.candidate()
 
     def state(self) -> PromptState:
-        state: PromptState = self.method.state_of(self.index)
+        state: PromptState = self.method.read_state(self.index)
         return state
 
     def candidate(self) -> PromptState:
@@ -118,7 +118,7 @@ class MultitaskLosses:
         return Losses(task, penalty if self._teachers and self._weight else None)
 
 
-def distance_from_teacher(objective: Objective, teacher: Prefix, hidden: Tensor, own: Batch) -> Tensor:
+def distance_from_teacher(objective: AnswerScorer, teacher: Prefix, hidden: Tensor, own: Batch) -> Tensor:
     """Distance ``[N]`` from the teacher at hidden states ``[N, H]`` of ``own``, one task's items of a batch."""
     with torch.no_grad():
         taught = teacher.scored(own)
@@ -128,7 +128,7 @@ def distance_from_teacher(objective: Objective, teacher: Prefix, hidden: Tensor,
     student = objective.decision_log_probabilities(hidden, own.decisions)
     with torch.no_grad():
         target = objective.decision_log_probabilities(taught, own.decisions)
-    return distance + divergence(target, student)
+    return distance + kl_divergence(target, student)
 
 
 def train_multitask(

@@ -13,9 +13,9 @@ from torch import Tensor
 from softprompt.config import TrainConfig
 from softprompt.data.encoding.encoder import Batch, EncodedSequence, ExampleEncoder
 from softprompt.data.task import Task, TaskSpec
-from softprompt.inference.scoring import Objective
+from softprompt.inference.scoring import AnswerScorer
 from softprompt.models.frozen_lm import FrozenLM
-from softprompt.prompts.inline_prefix import Scored
+from softprompt.prompts.inline_prefix import ScoringPrefix
 from softprompt.prompts.state import PromptState
 from softprompt.training.data_loader import DataLoader, InMemoryLoader, StreamingLoader
 from softprompt.training.learner import ReferenceLoss
@@ -35,7 +35,7 @@ class ForwardPass:
 
     items: list[EncodedSequence]
     owners: list[int]
-    prefix: Scored
+    prefix: ScoringPrefix
     batch: Batch
 
 
@@ -81,7 +81,7 @@ def make_task_objective(base: FrozenLM, task: Task, configs: Iterable[TrainConfi
     """A task's own labels or outputs; raises TemplateError or DataError."""
     configs = list(configs)
     by_length = make_encoders(base, task.spec, [config.length for config in configs])
-    objective = Objective(base, next(iter(by_length.values())).verbalizer)
+    objective = AnswerScorer(base, next(iter(by_length.values())).verbalizer)
     stream = task.splits.stream
     return TrainingObjective(
         objective.count,

@@ -19,11 +19,11 @@ from softprompt.data.split_assignment import Subsample
 from softprompt.data.task import Task
 from softprompt.errors import ConfigError, OutputError, SoftpromptError
 from softprompt.inference.evaluation import score_sample
-from softprompt.inference.generation import ANSWER_ROOM, room_for
+from softprompt.inference.generation import ANSWER_ROOM, choose_max_new_tokens
 from softprompt.inference.predictor import Prediction, Predictor
-from softprompt.models.distributed import ALONE, Processes
+from softprompt.models.distributed import SINGLE_PROCESS, ProcessGroup
 from softprompt.models.frozen_lm import FrozenLM
-from softprompt.models.kernels.compilation import compiles
+from softprompt.models.kernels.compilation import should_compile
 from softprompt.prompts.saved_prompt import Prompt
 from softprompt.store.input_profile import PROFILE_FILE
 from softprompt.store.learned_rows import ROWS_FILE, LearnedRows, read_learned
@@ -48,7 +48,7 @@ def reserve_answer_room(base: FrozenLM, task: Task) -> Task:
     """The task with room for the longest of its references, where that is more than completions have anyway."""
     if task.spec.kind == "classification" or task.spec.max_new_tokens is not None:
         return task
-    room = room_for(base, task.spec, (*task.train, *task.validation, *task.test))
+    room = choose_max_new_tokens(base, task.spec, (*task.train, *task.validation, *task.test))
     return task.with_room(room) if room > ANSWER_ROOM else task
 
 
@@ -60,7 +60,7 @@ def report_data_notes(
         callback.on_message(note)
     if task.spec.kind == "generation":
         # what the evaluation at the end needs room for; better refused now than after the training
-        ExampleEncoder(base, task.spec, length, max_new_tokens or room_for(base, task.spec))
+        ExampleEncoder(base, task.spec, length, max_new_tokens or choose_max_new_tokens(base, task.spec))
 
 
 def report_validation_sample(task: Task, config: TrainConfig, callback: Callback) -> None:
@@ -136,7 +136,7 @@ def open_run(
         "base": base.fingerprint,
         "device and dtype": [str(base.device), str(base.dtype)],
         "threads": torch.get_num_threads(),
-        "compiled": any(compiles(base, config.compile, config.steps) for config in configs.values()),
+        "compiled": any(should_compile(base, config.compile, config.steps) for config in configs.values()),
         **({"processes": str(base.processes)} if base.processes.size > 1 else {}),
         "task": _plain({name: task.spec.to_dict() for name, task in tasks.items()}),
         "data": _plain({name: task.splits.fingerprint for name, task in tasks.items()}),
@@ -250,7 +250,7 @@ def _rows_read(training: Mapping[str, Any]) -> int:
 
 
 def save_run_result(
-    prompt: Prompt, out: Path, outcome: TrainingResult, run: Path, processes: Processes = ALONE
+    prompt: Prompt, out: Path, outcome: TrainingResult, run: Path, processes: ProcessGroup = SINGLE_PROCESS
 ) -> None:
     """Save the prompt of a run, with a record of it; raises OutputError, the unfinished run being kept."""
     # kept apart from the manifest, whose bytes do not depend on the clock

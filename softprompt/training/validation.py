@@ -13,7 +13,7 @@ from softprompt.data.encoding.encoder import EncodedSequence, ExampleEncoder
 from softprompt.data.examples import Example
 from softprompt.data.split_assignment import sample_examples
 from softprompt.data.task import Task, TaskSpec
-from softprompt.inference.scoring import EVALUATION_TOKENS, Objective
+from softprompt.inference.scoring import EVALUATION_TOKENS, AnswerScorer
 from softprompt.metrics.registry import METRICS, choose_metric
 from softprompt.prompts.prefix import Prefix, make_prefix
 from softprompt.prompts.state import PromptState
@@ -39,7 +39,7 @@ class Validator(Protocol):
 class Validation:
     """The validation examples, tokenised once, and how a prompt does on them."""
 
-    def __init__(self, task: Task, encoder: ExampleEncoder, objective: Objective, config: TrainConfig) -> None:
+    def __init__(self, task: Task, encoder: ExampleEncoder, objective: AnswerScorer, config: TrainConfig) -> None:
         self._objective, self._spec = objective, task.spec
         self._examples = validation_examples(task, config.validation_limit)
         self.metric = (
@@ -91,11 +91,11 @@ def likeliest_labels(scores: Tensor, spec: TaskSpec) -> list[str]:
 
 
 @torch.no_grad()
-def mean_loss(objective: Objective, prefix: Prefix, items: Sequence[EncodedSequence]) -> float:
+def mean_loss(objective: AnswerScorer, prefix: Prefix, items: Sequence[EncodedSequence]) -> float:
     """Mean loss (nats) of the target tokens of ``items`` behind ``prefix``."""
     total, count = 0.0, 0
     processes = objective.base.processes
-    for chunk in processes.turns(list(batch_by_token_budget(items, EVALUATION_TOKENS))):
+    for chunk in processes.take_turns(list(batch_by_token_budget(items, EVALUATION_TOKENS))):
         batch = collate(chunk, objective.base.device)
         total += objective.losses(prefix, batch).sum().item()
         count += len(batch.targets)

@@ -22,7 +22,7 @@ from softprompt.data.templates.template import Template
 from softprompt.errors import DataError
 from softprompt.inference.predictor import Predictor
 from softprompt.metrics import hypothesis_tests
-from softprompt.prompts.prefix import keys_and_values
+from softprompt.prompts.prefix import compute_keys_and_values
 from softprompt.prompts.state import PromptState
 from softprompt.training.fit import fit
 
@@ -336,5 +336,5 @@ def test_template_differences(served: str, words: list[str]) -> None:
 def test_keys_and_values_score_as_what_they_are_made_of() -> None:
     base, state = tiny_base("llama"), states(1)[0]
     examples = list(rows(6, 1))
-    pair = score_states(base, SPEC, [state, keys_and_values(base, state.tensor)], examples)
+    pair = score_states(base, SPEC, [state, compute_keys_and_values(base, state.tensor)], examples)
     assert pair.losses[0] == pytest.approx(pair.losses[1], abs=1e-4)

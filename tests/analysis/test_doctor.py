@@ -231,12 +231,12 @@ class TestFaults:
         assert diagnosis.way == "refused"
 
     def test_keys_and_values_that_are_not_those_of_the_embeddings(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        honest = prefix.keys_and_values
+        honest = prefix.compute_keys_and_values
 
         def swapped(base: FrozenLM, virtual_tokens: Tensor) -> prefix.PromptState:
             return honest(base, virtual_tokens.flip(0))
 
-        monkeypatch.setattr(parity, "keys_and_values", swapped)
+        monkeypatch.setattr(parity, "compute_keys_and_values", swapped)
         diagnosis = diagnose(family_base("llama"))
         assert verdicts(diagnosis) == {**dict.fromkeys(CHECKS, "exact"), "keys and values": "refused"}
         assert (diagnosis.way, blocked(diagnosis)) == ("shared prefix", OF_KEYS_AND_VALUES)

@@ -22,8 +22,8 @@ from softprompt.data.encoding.batching import collate
 from softprompt.data.encoding.encoder import EncodedSequence
 from softprompt.errors import BaseModelError, ConfigError
 from softprompt.models.frozen_lm import FrozenLM
-from softprompt.models.kernels.fused_decoder import fused
-from softprompt.prompts.inline_prefix import learning_prefix
+from softprompt.models.kernels.fused_decoder import find_fused_decoder
+from softprompt.prompts.inline_prefix import make_learning_prefix
 from softprompt.prompts.state import PromptState
 from softprompt.training.gradient_checkpointing import checkpoint_gradients
 
@@ -127,7 +127,7 @@ class Saved:
 def step(base: FrozenLM, prompt: Tensor, text: int, batch: int, checkpointing: bool) -> Tensor:
     items = [EncodedSequence(i, tuple(range(5, 5 + text)), (text - 1,), (1,)) for i in range(batch)]
     with checkpoint_gradients(base, checkpointing):
-        hidden = learning_prefix(base, PromptState.of_embeddings(prompt)).scored(collate(items, base.device))
+        hidden = make_learning_prefix(base, PromptState.of_embeddings(prompt)).scored(collate(items, base.device))
     return hidden.float().sum()
 
 
@@ -149,7 +149,7 @@ def tensors_of(value: Any) -> list[Tensor]:
         return [value]
     if isinstance(value, list | tuple):
         return [tensor for each in value for tensor in tensors_of(each)]
-    if type(value).__name__ in ("Run", "Attended"):
+    if type(value).__name__ in ("LayerRun", "AttentionCache"):
         return [
             t for name, each in vars(value).items() if name not in ("layer", "plan", "group") for t in tensors_of(each)
         ]
@@ -184,7 +184,7 @@ class TestActivations:
     def test_of_our_own_layers(self, family: str, length: int, text: int, batch: int, tmp_path: Path) -> None:
         settings = {} if family == "llama" else {"head_dim": 16}
         base, made = self.both(family, True, tmp_path, **settings)
-        assert fused(base) is not None
+        assert find_fused_decoder(base) is not None
         prompt = torch.randn(length, 128, requires_grad=True)
         loss = step(base, prompt, text, batch, False)
         pieces = {

@@ -23,7 +23,7 @@ from softprompt.config import TrainConfig, population
 from softprompt.data.task import TaskSpec
 from softprompt.errors import BaseModelError
 from softprompt.inference.predictor import Predictor
-from softprompt.prompts.prefix import keys_and_values
+from softprompt.prompts.prefix import compute_keys_and_values
 from softprompt.prompts.saved_prompt import Prompt
 from softprompt.prompts.state import PromptState
 from softprompt.training.data_loader import BatchSampler
@@ -77,7 +77,7 @@ class TestNeighbours:
 
     def test_keys_and_values_have_no_place_among_words(self) -> None:
         base = tiny_base("llama")
-        vocabulary, found = describe_tokens(base, [keys_and_values(base, a_state("llama").tensor)], None)
+        vocabulary, found = describe_tokens(base, [compute_keys_and_values(base, a_state("llama").tensor)], None)
         assert vocabulary is None
         assert [one.by_cosine for one in found] == [()] * 4
         assert all(one.norm > 0 for one in found)
@@ -191,7 +191,7 @@ class TestRemoval:
 
     def test_keys_and_values_lose_the_same_token(self) -> None:
         base, state = tiny_base("gpt2"), a_state("gpt2")
-        pair = keys_and_values(base, state.tensor)
+        pair = compute_keys_and_values(base, state.tensor)
         kept = keep_tokens(pair, [0, 2])
         assert kept is not None
         assert [t.shape[2] for t in kept.tensors] == [2, 2]
@@ -223,7 +223,7 @@ class TestAttention:
     def test_keys_and_values_get_what_their_tokens_get(self, family: str) -> None:
         base, state = tiny_base(family), a_state(family)
         _, plain = measure_attention(base, SPEC, state, EXAMPLES)
-        _, folded = measure_attention(base, SPEC, keys_and_values(base, state.tensor), EXAMPLES)
+        _, folded = measure_attention(base, SPEC, compute_keys_and_values(base, state.tensor), EXAMPLES)
         assert folded == pytest.approx(plain, abs=1e-5)
 
     @pytest.mark.parametrize(
@@ -258,7 +258,7 @@ class TestSays:
 
     def test_keys_and_values_need_something_behind_them(self) -> None:
         base = tiny_base("llama")
-        _, remark = continue_prompt(base, keys_and_values(base, a_state("llama").tensor))
+        _, remark = continue_prompt(base, compute_keys_and_values(base, a_state("llama").tensor))
         assert "a new line" in str(remark)
 
 

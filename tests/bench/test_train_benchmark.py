@@ -21,7 +21,7 @@ from helpers.word_model import tiny_model, write_rows
 
 from softprompt.config import TrainConfig
 from softprompt.errors import ConfigError, DataError
-from softprompt.models.kernels.fused_decoder import fused
+from softprompt.models.kernels.fused_decoder import find_fused_decoder
 
 BENCH = Path(__file__).resolve().parents[2] / "bench"
 
@@ -269,7 +269,7 @@ class TestFloor:
         from torch.utils.flop_counter import FlopCounterMode
 
         base = tiny_base(family)
-        decoder = fused(base)
+        decoder = find_fused_decoder(base)
         assert decoder is not None
         steps = floor.Steps(base, reviews_task(), 4, 4)
         steps.step(steps.batches[0])  # what is measured once a model

@@ -19,7 +19,7 @@ from softprompt.data.examples import Example
 from softprompt.data.task import Task, TaskSpec
 from softprompt.errors import DataError, TemplateError
 from softprompt.inference.predictor import Predictor
-from softprompt.inference.scoring import Objective
+from softprompt.inference.scoring import AnswerScorer
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.models.loading import load_model
 from softprompt.prompts.prefix import make_prefix
@@ -81,7 +81,7 @@ def brute_force(base: FrozenLM, prompt: Tensor, text: str, labels: Sequence[str]
 def test_labels_are_scored_and_learned_as_decoding_held_to_them(family: str, labels: Sequence[str]) -> None:
     base, prompt = tiny_base(family), random_prompt(tiny_base(family), PROMPT)
     encoder = ExampleEncoder(base, spec_of(labels), PROMPT)
-    objective = Objective(base, encoder.verbalizer)
+    objective = AnswerScorer(base, encoder.verbalizer)
     with torch.no_grad():
         items = encoder.scoring_items([Example(text) for text in TEXTS])
         found = objective.label_log_probabilities(make_prefix(base, as_state(prompt)), items).exp()
@@ -105,7 +105,7 @@ def test_outputs_are_learned_to_their_end(family: str) -> None:
     outputs = ("the mat", "so", "a", "a great story")
     examples = [Example(text, None, (output,)) for text, output in zip(TEXTS, outputs, strict=True)]
     batch = collate(encoder.training_items(examples), base.device)
-    loss = Objective(base, None).losses(make_prefix(base, as_state(prompt)), batch).sum()
+    loss = AnswerScorer(base, None).losses(make_prefix(base, as_state(prompt)), batch).sum()
     expected = torch.zeros(())
     for one, output in zip(examples, outputs, strict=True):
         answer = [*tokens(base, output), base.tokenizer.eos_token_id]

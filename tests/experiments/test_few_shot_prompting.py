@@ -20,8 +20,8 @@ from softprompt.experiments.baselines.label_calibration import calibrate
 from softprompt.experiments.baselines.nearest_examples import NearestShots
 from softprompt.inference.evaluation import score
 from softprompt.inference.generation import GenerationConfig
-from softprompt.inference.predictor import Prediction, Predictor, likeliest
-from softprompt.inference.scoring import Objective
+from softprompt.inference.predictor import Prediction, Predictor, predict_labels
+from softprompt.inference.scoring import AnswerScorer
 from softprompt.prompts.written_prompt import choose_shots, written_prompt
 from softprompt.training.validation import mean_loss
 from softprompt.utils.seals import unseal
@@ -109,7 +109,7 @@ class TestNearest:
         shots = [task.train[place] for place in reversed(near.nearest(one.validation)[0])]
         same = Predictor(base, task.spec, written_prompt(base, task.spec, "", shots), SHORT)
         items = same.encoder.training_items(one.validation)
-        assert found.best_loss == pytest.approx(mean_loss(Objective(base, None), same.prefix, items), rel=1e-4)
+        assert found.best_loss == pytest.approx(mean_loss(AnswerScorer(base, None), same.prefix, items), rel=1e-4)
         assert found.best_value == -found.best_loss
 
     @pytest.mark.parametrize("family", ["llama", "bart"])
@@ -213,7 +213,7 @@ class Biased:
         return scores.log_softmax(1)
 
     def predict(self, examples: Sequence[Example]) -> Iterator[Prediction]:
-        return likeliest(self.spec, self.label_log_probabilities(examples))
+        return predict_labels(self.spec, self.label_log_probabilities(examples))
 
 
 class TestCalibration:

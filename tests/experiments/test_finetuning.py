@@ -29,7 +29,7 @@ from softprompt.experiments.baselines.lora import fit_lora
 from softprompt.inference.evaluation import score
 from softprompt.inference.generation import GenerationConfig
 from softprompt.inference.predictor import Predictor
-from softprompt.inference.scoring import Objective
+from softprompt.inference.scoring import AnswerScorer
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.models.loading import load_model
 from softprompt.prompts.prefix import make_prefix
@@ -123,7 +123,7 @@ def test_the_first_loss_is_that_of_the_bare_template_on_the_batch_that_prompts_l
     order = BatchSampler([len(item.ids) for item in items], TrainConfig(batch_size=8, seed=3)).batch(0)
     with torch.no_grad():
         batch = collate([items[index] for index in order], base.device)
-        expected = Objective(base, encoder.verbalizer).losses(make_prefix(base, None), batch).mean()
+        expected = AnswerScorer(base, encoder.verbalizer).losses(make_prefix(base, None), batch).mean()
     assert seen.losses == [pytest.approx(float(expected), rel=1e-5)]
 
 

@@ -22,7 +22,7 @@ TEXTS = ("the film is good", "  two  blanks ", "\nline\n", "Caf\u00e9, 123", "a 
 TEMPLATES = ("Film: {{ text }}\nLabel:", "{{ text }}\nLabel:", "<{{ text }}")
 
 
-def prompt_of(name: str, template: str) -> Prompt:
+def parse_prompt(name: str, template: str) -> Prompt:
     base = base_of(name)
     states = (PromptState.of_embeddings(random_prompt(base, 3).detach()),)
     return replace(
@@ -33,7 +33,7 @@ def prompt_of(name: str, template: str) -> Prompt:
 @pytest.mark.parametrize("name", NAMES)
 def test_the_chat_template_gives_the_tokens_of_the_whole_text(tmp_path: Path, name: str) -> None:
     templates = (*TEMPLATES, STYLES[name][1].partition("<s>")[2] if name.startswith("llama2") else STYLES[name][1])
-    prompts = {f"t{index}": prompt_of(name, template) for index, template in enumerate(templates)}
+    prompts = {f"t{index}": parse_prompt(name, template) for index, template in enumerate(templates)}
     baked = bake_vocabulary(base_of(name), prompts, tmp_path / "out")
     plain, tokenizer = style(name), AutoTokenizer.from_pretrained(tmp_path / "out")
     usage = json.loads((tmp_path / "out" / "softprompt.json").read_text())
@@ -56,7 +56,7 @@ def test_the_chat_template_gives_the_tokens_of_the_whole_text(tmp_path: Path, na
 
 
 def test_where_it_cannot_the_export_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    name, prompt = "llama2", prompt_of("llama2", "{{ text }}\nLabel:")
+    name, prompt = "llama2", parse_prompt("llama2", "{{ text }}\nLabel:")
     monkeypatch.setattr("softprompt.export.vocabulary._gaps", lambda *given: {})
     baked = bake_vocabulary(base_of(name), {"one": prompt}, tmp_path / "out")
     assert baked.inexact == ("one",)
@@ -64,7 +64,7 @@ def test_where_it_cannot_the_export_says_so(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_thoughts_that_the_chat_template_spelled_come_from_no_text_of_a_client_either(tmp_path: Path) -> None:
-    bake_vocabulary(base_of("qwen"), {"one": prompt_of("qwen", "{{ text }}")}, tmp_path / "out")
+    bake_vocabulary(base_of("qwen"), {"one": parse_prompt("qwen", "{{ text }}")}, tmp_path / "out")
     tasks, tokenizer = Tasks.load(tmp_path / "out"), style("qwen")
     assert tokenizer.convert_tokens_to_ids("<think>") not in tasks.ids("one", "a <think> b <tool>")
     assert tokenizer.convert_tokens_to_ids("<tool>") in tasks.ids("one", "a <think> b <tool>")

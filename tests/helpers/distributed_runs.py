@@ -24,7 +24,7 @@ import softprompt.inference.scoring as objective
 import softprompt.training.validation as validation
 from softprompt.config import TrainConfig, population
 from softprompt.data.task import Task
-from softprompt.models.distributed import Processes, joined
+from softprompt.models.distributed import ProcessGroup, join_process_group
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.models.loading import load_model
 from softprompt.training.fit import fit
@@ -114,7 +114,7 @@ def _facts(base: FrozenLM) -> dict[str, Any]:
     return {"weights": local, "parameters": base.parameter_count, "fingerprint": dict(base.fingerprint)}
 
 
-def learn_all(models: Path, out: Path, processes: Processes, sharding: str | None) -> dict[str, Any]:
+def learn_all(models: Path, out: Path, processes: ProcessGroup, sharding: str | None) -> dict[str, Any]:
     """Learn every case that can be learned so; what the first model is like in this process."""
     bases = {
         family: load_model(models / family, device="cpu", dtype="float32", sharding=sharding, processes=processes)
@@ -126,7 +126,7 @@ def learn_all(models: Path, out: Path, processes: Processes, sharding: str | Non
     return _facts(bases[FAMILIES[0]])
 
 
-def main(models: Path, out: Path, processes: Processes) -> None:
+def main(models: Path, out: Path, processes: ProcessGroup) -> None:
     asked = [0]
 
     def counted(items: Any, *rest: Any) -> Any:
@@ -141,11 +141,11 @@ def main(models: Path, out: Path, processes: Processes) -> None:
         asked[0] = 0
         facts[kind] = learn_all(models, out / kind, processes, sharding)
         facts[kind]["asked"] = asked[0]
-    of_all: list[Mapping[str, Any]] = processes.gathered(facts)
+    of_all: list[Mapping[str, Any]] = processes.all_gather(facts)
     if processes.is_main:
         (out / "facts.json").write_text(json.dumps(of_all))
 
 
 if __name__ == "__main__":
-    with joined("cpu") as started:
+    with join_process_group("cpu") as started:
         main(Path(sys.argv[1]), Path(sys.argv[2]), started)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from softprompt.data.task import TaskSpec
 from softprompt.models.frozen_lm import FrozenLM
-from softprompt.prompts.prefix import keys_and_values, make_prefix
+from softprompt.prompts.prefix import compute_keys_and_values, make_prefix
 from softprompt.prompts.saved_prompt import Prompt
 from softprompt.prompts.state import PromptState
 
@@ -25,7 +25,7 @@ def learned(family: str, kind: str = "embeddings", length: int = 5, seed: int = 
     tokens = torch.randn(length, base.embedding_size, generator=generator) * base.embedding_std
     state = PromptState.of_embeddings(tokens)
     if kind == "key_values":
-        state = keys_and_values(base, tokens)
+        state = compute_keys_and_values(base, tokens)
         noisy = (one + 0.1 * torch.randn(one.shape, generator=generator) for one in state.tensors)
         state = replace(state, tensors=tuple(noisy))
     return replace(a_prompt(family), states=(state,), spec=SPEC, **changes)

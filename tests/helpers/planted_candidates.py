@@ -16,7 +16,7 @@ from softprompt.experiments.baselines.fitted_baseline import FittedBaseline
 from softprompt.experiments.comparison.candidates import Run, RunSettings
 from softprompt.experiments.comparison.study_records import Study
 from softprompt.inference import benchmark
-from softprompt.inference.predictor import Prediction, likeliest
+from softprompt.inference.predictor import Prediction, predict_labels
 
 TIMES = (
     "created",
@@ -63,7 +63,7 @@ class PlantedAnswers:
         return torch.tensor(rows).log()
 
     def predict(self, examples: Sequence[Example]) -> Iterator[Prediction]:
-        return likeliest(self.spec, self.label_log_probabilities(examples))
+        return predict_labels(self.spec, self.label_log_probabilities(examples))
 
 
 @dataclass

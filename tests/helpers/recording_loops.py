@@ -78,7 +78,7 @@ def single() -> Iterator[tuple[str, dict[str, Any]]]:
     for method in ("p-tuning", "residual", "prefix-tuning"):
         for family in ("t5", "gemma3"):
             yield f"fit {method} {family}", r.fitted(family, "classification", method=method)
-    through = {"method": "prefix-tuning", "method_options": {"reparametrisation": "mlp", "width": 16}}
+    through = {"method": "prefix-tuning", "method_options": {"reparameterization": "mlp", "width": 16}}
     yield "fit prefix through mlp", r.fitted("llama", "classification", **through)
     narrow = {"method": "residual", "method_options": {"bottleneck": 8}}
     yield "fit residual narrow", r.fitted("llama", "classification", **narrow)

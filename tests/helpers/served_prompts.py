@@ -11,11 +11,11 @@ from helpers.tiny_models import random_prompt
 
 from softprompt.data.examples import Example
 from softprompt.data.task import TaskSpec
-from softprompt.inference.decoding_batch import start_growing
+from softprompt.inference.decoding_batch import start_decoding
 from softprompt.inference.generation import Completion, GenerationConfig, next_tokens
 from softprompt.inference.predictor import Prediction, Predictor
 from softprompt.models.frozen_lm import FrozenLM
-from softprompt.prompts.prefix import keys_and_values, make_prefix
+from softprompt.prompts.prefix import compute_keys_and_values, make_prefix
 from softprompt.prompts.state import PromptState
 from softprompt.serving.engine.engine_stats import BatchStats
 from softprompt.serving.engine.engine_types import CompletionChunk, ServedPrompt
@@ -37,7 +37,7 @@ def tokens(base: FrozenLM, length: int, seed: int = 7) -> PromptState:
 
 def attention(base: FrozenLM, length: int, seed: int = 7) -> PromptState:
     """The same, as keys and values in every layer."""
-    return keys_and_values(base, random_prompt(base, length, seed).detach())
+    return compute_keys_and_values(base, random_prompt(base, length, seed).detach())
 
 
 def prompts(base: FrozenLM, *, in_layers: bool = True) -> list[ServedPrompt]:
@@ -121,7 +121,7 @@ def examples_of(*texts: str) -> list[Example]:
 def grown(base: FrozenLM, served: ServedPrompt, text: Example, count: int) -> Completion:
     """The likeliest tokens, at most ``count``."""
     completion = Completion(base, GenerationConfig(count))
-    growing = start_growing(
+    growing = start_decoding(
         make_prefix(base, *(served.states or (None,))),
         [RequestPreparer(base, 1000).encode_text(served, text, count)[0]],
     )

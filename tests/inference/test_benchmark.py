@@ -15,7 +15,7 @@ from helpers.tiny_models import plain_logits, tiny_base
 from softprompt.data.examples import Example
 from softprompt.experiments.comparison.study_records import Cost
 from softprompt.inference import benchmark
-from softprompt.inference.benchmark import folder_bytes, further_figures, measure_speed, perplexity
+from softprompt.inference.benchmark import collect_metrics, folder_bytes, measure_speed, perplexity
 from softprompt.inference.evaluation import Evaluation
 from softprompt.inference.neutral_text import PASSAGES
 from softprompt.inference.predictor import Prediction
@@ -73,10 +73,10 @@ class TestCalibrationError:
     def test_is_among_the_further_figures_of_classification_alone(self) -> None:
         metric = Score(metric="accuracy", value=0.5, low=0, high=1, n=2)
         labelled = [Prediction(0, "a", {"a": 0.9, "b": 0.1}), Prediction(1, "a", {"a": 0.6, "b": 0.4})]
-        found = further_figures(Evaluation(metric, (), tuple(labelled), ("a", "b"), 0))
+        found = collect_metrics(Evaluation(metric, (), tuple(labelled), ("a", "b"), 0))
         assert found["calibration_error"].value == pytest.approx((0.1 + 0.6) / 2)
         completed = (Prediction(0, completion="x"),)
-        assert further_figures(Evaluation(metric, (metric,), completed, (("x",),), 0)).keys() == {"accuracy"}
+        assert collect_metrics(Evaluation(metric, (metric,), completed, (("x",),), 0)).keys() == {"accuracy"}
 
 
 class Sleeping:

@@ -21,7 +21,7 @@ from softprompt.inference import scoring as objective_module
 from softprompt.inference.evaluation import evaluate
 from softprompt.inference.predictor import Predictor, Vote
 from softprompt.models.frozen_lm import FrozenLM
-from softprompt.prompts.prefix import keys_and_values
+from softprompt.prompts.prefix import compute_keys_and_values
 from softprompt.prompts.saved_prompt import MANIFEST_FILE, SEAL, TENSOR_FILE, Prompt
 from softprompt.prompts.state import PromptState
 from softprompt.store.prompt_loading import load_prompt
@@ -36,7 +36,7 @@ LENGTHS = (3, 12, 1, 5)  # virtual tokens; the window is 8
 def members(base: FrozenLM, kind: str = "embeddings") -> tuple[PromptState, ...]:
     tokens = [random_prompt(base, length, seed).detach() for seed, length in enumerate(LENGTHS)]
     if kind == "key_values":
-        return tuple(keys_and_values(base, one) for one in tokens)
+        return tuple(compute_keys_and_values(base, one) for one in tokens)
     return tuple(PromptState.of_embeddings(one) for one in tokens)
 
 

@@ -26,8 +26,8 @@ from softprompt.prompts.prefix import (
     CachedPrefix,
     ConcatenatedPrefix,
     Prefix,
-    concatenated_prefix,
-    keys_and_values,
+    compute_keys_and_values,
+    make_concatenated_prefix,
     make_prefix,
 )
 from softprompt.prompts.state import PromptState
@@ -112,7 +112,7 @@ def test_each_row_gets_what_it_gets_alone(family: str, size: str) -> None:
     expected = [plain_logits(base, prompts[one], text.tolist()) for one, text in zip(ROWS, texts, strict=True)]
     tokens = [as_state(prompt) for prompt in prompts]
     for side in ("right", "left"):
-        prefix: Prefix = concatenated_prefix(base, *tokens)
+        prefix: Prefix = make_concatenated_prefix(base, *tokens)
         assert_same(prompts, logits_of(base, prefix, texts, ROWS, side), expected, texts)
     prefix = make_prefix(base, *tokens)
     assert isinstance(prefix, ConcatenatedPrefix if family in NOT_SHARING else CachedPrefix)
@@ -144,7 +144,7 @@ def test_a_short_text_behind_a_long_prompt_may_stand_beside_a_long_text(family: 
     prompts, texts, which = [random_prompt(base, 150), random_prompt(base, 2, 3)], texts_of((9, 100)), (0, 1)
     assert len(base.bos_ids) + 150 + 9 <= CONTEXT < 150 + 100
     expected = [plain_logits(base, prompts[one], text.tolist()) for one, text in zip(which, texts, strict=True)]
-    for make, side in ((make_prefix, "right"), (concatenated_prefix, "right"), (concatenated_prefix, "left")):
+    for make, side in ((make_prefix, "right"), (make_concatenated_prefix, "right"), (make_concatenated_prefix, "left")):
         prefix = make(base, *map(as_state, prompts))
         assert_same(prompts, logits_of(base, prefix, texts, which, side), expected, texts)
 
@@ -159,7 +159,7 @@ def test_the_rows_differ_from_each_other(family: str) -> None:
     assert torch.nn.functional.pdist(found, p=torch.inf).min() > 0.05
 
 
-@pytest.mark.parametrize("make", [make_prefix, concatenated_prefix])
+@pytest.mark.parametrize("make", [make_prefix, make_concatenated_prefix])
 def test_a_prompt_that_no_row_stands_behind_gets_no_gradient(make: object) -> None:
     base, texts = tiny_base("gemma3"), texts_of((4, 9))
     prompts = prompts_of(base, (3, 12))[:2]
@@ -233,7 +233,7 @@ def test_extending_mixed_rows_equals_the_whole_texts(family: str) -> None:
 def test_keys_and_values_are_what_the_virtual_tokens_are(family: str, length: int) -> None:
     base, prompt = tiny_base(family), random_prompt(tiny_base(family), length)
     assert (length > WINDOW) == (length == 12)
-    state = keys_and_values(base, prompt)
+    state = compute_keys_and_values(base, prompt)
     config = base.config
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
@@ -249,7 +249,7 @@ def test_keys_and_values_are_what_the_virtual_tokens_are(family: str, length: in
 
 
 def test_some_families_have_fewer_key_heads_than_query_heads() -> None:
-    state = keys_and_values(tiny_base("gemma3"), random_prompt(tiny_base("gemma3"), 2))
+    state = compute_keys_and_values(tiny_base("gemma3"), random_prompt(tiny_base("gemma3"), 2))
     assert tiny_base("gemma3").config.num_attention_heads == 2 * state.tensors[0].shape[1]
 
 
@@ -260,8 +260,8 @@ def test_a_family_without_such_a_cache_refuses_keys_and_values(family: str) -> N
     for refused in (
         lambda: make_prefix(base, state),
         lambda: make_prefix(base, as_state(random_prompt(base, 2)), state),
-        lambda: concatenated_prefix(base, state),
-        lambda: keys_and_values(base, random_prompt(base, 2)),
+        lambda: make_concatenated_prefix(base, state),
+        lambda: compute_keys_and_values(base, random_prompt(base, 2)),
     ):
         with pytest.raises(BaseModelError) as caught:
             refused()
@@ -282,6 +282,6 @@ def test_completions_behind_keys_and_values_are_those_behind_the_virtual_tokens(
             return {index: text for index, text, _ in complete(base, make_prefix(base, state), texts, generation, 2048)}
 
     generation = GenerationConfig(6)
-    found = completions(keys_and_values(base, prompt), generation)
+    found = completions(compute_keys_and_values(base, prompt), generation)
     assert found == completions(as_state(prompt), generation)
     assert found != completions(None, generation)

@@ -26,7 +26,7 @@ from softprompt.errors import NotFiniteError
 from softprompt.experiments.baselines.linear_probe import fit_linear_probe
 from softprompt.experiments.baselines.nearest_examples import NearestShots
 from softprompt.inference.evaluation import evaluate, score
-from softprompt.inference.generation import GenerationConfig, room_for
+from softprompt.inference.generation import GenerationConfig, choose_max_new_tokens
 from softprompt.inference.predictor import Predictor
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.state import PromptState
@@ -161,15 +161,17 @@ class TestCut:
         long = " ".join(f"w{n}" for n in range(60))
         tokens = len(base.tokenizer(f"a {long}", add_special_tokens=False).input_ids)
         assert tokens > 128
-        assert room_for(base, spec, [Example("t", references=("no",))]) == 128
+        assert choose_max_new_tokens(base, spec, [Example("t", references=("no",))]) == 128
         # half of this model's context is less than that; a roomier one holds the answer and its end
-        assert room_for(base, spec, [Example("t", references=("no", long))]) == max(128, base.context_length // 2)
+        assert choose_max_new_tokens(base, spec, [Example("t", references=("no", long))]) == max(
+            128, base.context_length // 2
+        )
         roomy = FrozenLM(tiny_model("llama"), tiny_tokenizer("llama"), "roomy")
         roomy.model.config.max_position_embeddings = 4096
         roomy = FrozenLM(roomy.model, roomy.tokenizer, "roomy")
-        assert tokens <= room_for(roomy, spec, [Example("t", references=("no", long))]) <= tokens + 1
+        assert tokens <= choose_max_new_tokens(roomy, spec, [Example("t", references=("no", long))]) <= tokens + 1
         assert (
-            room_for(
+            choose_max_new_tokens(
                 roomy, Task.generation(Splits((Example("t", references=("no",)),), (), (), "", ())).with_room(5).spec
             )
             == 5

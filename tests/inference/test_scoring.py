@@ -21,9 +21,9 @@ from softprompt.data.encoding.encoder import ExampleEncoder
 from softprompt.data.examples import Example
 from softprompt.data.task import TaskSpec
 from softprompt.inference import scoring as objective_module
-from softprompt.inference.scoring import Objective
+from softprompt.inference.scoring import AnswerScorer
 from softprompt.models.frozen_lm import FrozenLM
-from softprompt.prompts.prefix import Prefix, cached_prefix, concatenated_prefix, make_prefix
+from softprompt.prompts.prefix import Prefix, make_cached_prefix, make_concatenated_prefix, make_prefix
 from softprompt.prompts.state import PromptState
 
 FAMILIES = [family for family in EVERY_FAMILY if family != "falcon_h1"]  # slow, and no other than Mamba here
@@ -59,9 +59,9 @@ def brute_force(base: FrozenLM, prompt: Tensor, text: str, labels: Sequence[str]
     return torch.stack(probabilities)
 
 
-def encoded(base: FrozenLM, spec: TaskSpec) -> tuple[ExampleEncoder, Objective]:
+def encoded(base: FrozenLM, spec: TaskSpec) -> tuple[ExampleEncoder, AnswerScorer]:
     encoder = ExampleEncoder(base, spec, PROMPT)
-    return encoder, Objective(base, encoder.verbalizer)
+    return encoder, AnswerScorer(base, encoder.verbalizer)
 
 
 @pytest.mark.parametrize("labels", LABELS.values(), ids=LABELS.keys())
@@ -81,7 +81,7 @@ def test_label_probabilities_equal_decoding_held_to_the_labels(family: str, labe
 
 
 @pytest.mark.parametrize("labels", LABELS.values(), ids=LABELS.keys())
-@pytest.mark.parametrize("make", [cached_prefix, concatenated_prefix], ids=["shared", "concatenated"])
+@pytest.mark.parametrize("make", [make_cached_prefix, make_concatenated_prefix], ids=["shared", "concatenated"])
 @pytest.mark.parametrize("family", [family for family in FAMILIES if family not in NOT_SHARING])
 def test_the_training_loss_is_that_of_the_label(
     family: str, make: Callable[[FrozenLM, PromptState | None], Prefix], labels: Sequence[str]
@@ -175,9 +175,9 @@ def test_an_output_layer_that_learns_gets_its_gradient(family: str, monkeypatch:
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(5, base.embedding_size, generator=generator).requires_grad_()
     targets = torch.tensor([3, 1, 4, 1, 5])
-    frozen = Objective(base, None).losses_of(hidden, targets, targets)
+    frozen = AnswerScorer(base, None).losses_of(hidden, targets, targets)
     weight = base.model.get_output_embeddings().weight.requires_grad_()
-    learning = Objective(base, None).losses_of(hidden, targets, targets)
+    learning = AnswerScorer(base, None).losses_of(hidden, targets, targets)
     plain = torch.nn.functional.cross_entropy(base.logits(hidden), targets, reduction="none")
     torch.testing.assert_close(learning, plain)
     torch.testing.assert_close(learning, frozen)

@@ -9,7 +9,7 @@ from helpers.told import told_lines
 
 from softprompt.experiments.comparison.recommendation import Evidence, recommend
 from softprompt.experiments.comparison.study_records import Row, Study, collect_speeds
-from softprompt.inference.speed_drift import drift, steadied
+from softprompt.inference.speed_drift import find_speed_drift, normalize_speeds
 from softprompt.report.pages.comparison_page import make_comparison_document
 from softprompt.report.render.html import render_html
 from softprompt.report.report_files import write_report
@@ -51,9 +51,9 @@ def slowed(steady: Study) -> Study:
 
 
 def test_ratios_and_relations_are_those_of_the_steady_machine(steady: Study, slowed: Study) -> None:
-    assert drift(collect_speeds(steady.rows)) is None
-    assert drift(collect_speeds(slowed.rows)) == (20.0, 80.0)
-    was, found = steadied(collect_speeds(steady.rows)), steadied(collect_speeds(slowed.rows))
+    assert find_speed_drift(collect_speeds(steady.rows)) is None
+    assert find_speed_drift(collect_speeds(slowed.rows)) == (20.0, 80.0)
+    was, found = normalize_speeds(collect_speeds(steady.rows)), normalize_speeds(collect_speeds(slowed.rows))
     for one, other in zip(was, found, strict=True):
         assert one is not None
         assert other is not None

@@ -21,7 +21,7 @@ from softprompt.data.splits import Splits
 from softprompt.data.task import Task, TaskSpec
 from softprompt.errors import ConfigError, PromptFileError
 from softprompt.inference.predictor import Predictor
-from softprompt.inference.scoring import Objective
+from softprompt.inference.scoring import AnswerScorer
 from softprompt.metrics.bootstrap import resample_scores
 from softprompt.metrics.registry import (
     METRICS,
@@ -246,7 +246,7 @@ class TestTheStepIsChosenByWhatIsReported:
         task = Task.of(replace(splits, validation=uneven), template=TEMPLATE, metric="macro_f1")
         config = TrainConfig.build(length=3)
         encoder = ExampleEncoder(base, task.spec, 3)
-        held = Validation(task, encoder, Objective(base, encoder.verbalizer), config)
+        held = Validation(task, encoder, AnswerScorer(base, encoder.verbalizer), config)
         for seed in (1, 2, 3):
             state = PromptState.of_embeddings(random_prompt(base, 3, seed).detach())
             predicted = [str(one.label) for one in Predictor(base, task.spec, state).predict(uneven)]

@@ -52,7 +52,7 @@ class TestModel:
         code = (
             "from transformers import GPT2Config, GPT2LMHeadModel; "
             "model = GPT2LMHeadModel(GPT2Config(vocab_size=64, n_positions=64, n_embd=64, n_layer=1, n_head=1)); "
-            f"gguf_conversion.save(model, None, builtin_models.Path({str(tmp_path)!r}))"
+            f"gguf_conversion.save_checkpoint(model, None, builtin_models.Path({str(tmp_path)!r}))"
         )
         message = with_file_size_limit(code, limit=1 << 14)
         assert message.startswith(f"no space left to write '{tmp_path}': free some space, or set SOFTPROMPT_CACHE")

@@ -20,7 +20,7 @@ import softprompt.training.validation as validation
 from softprompt.data.encoding.encoder import EncodedSequence
 from softprompt.errors import ConfigError
 from softprompt.experiments.comparison.compare import compare
-from softprompt.models.distributed import ALONE, Processes, joined
+from softprompt.models.distributed import SINGLE_PROCESS, ProcessGroup, join_process_group
 from softprompt.training.distillation.distill import distill
 from softprompt.training.fit import fit
 
@@ -83,12 +83,14 @@ class TestDealing:
 
     ITEMS = tuple(EncodedSequence(index, tuple(range(length)), (0,)) for index, length in enumerate((3, 9, 4, 7, 5)))
 
-    def of(self, size: int, **more: Any) -> list[Processes]:
-        return [Processes(index, size, index, **more) for index in range(size)]
+    def of(self, size: int, **more: Any) -> list[ProcessGroup]:
+        return [ProcessGroup(index, size, index, **more) for index in range(size)]
 
     def test_one_process_has_all_as_they_are(self) -> None:
-        assert ALONE.parts(self.ITEMS) == ALONE.own([[list(self.ITEMS)]]) == [list(self.ITEMS)]
-        assert ALONE.turns([[item] for item in self.ITEMS]) == [[item] for item in self.ITEMS]
+        assert (
+            SINGLE_PROCESS.parts(self.ITEMS) == SINGLE_PROCESS.share_passes([[list(self.ITEMS)]]) == [list(self.ITEMS)]
+        )
+        assert SINGLE_PROCESS.take_turns([[item] for item in self.ITEMS]) == [[item] for item in self.ITEMS]
 
     @pytest.mark.parametrize("size", [2, 3, 7])
     def test_parts_hold_every_item_once_and_are_alike(self, size: int) -> None:
@@ -97,17 +99,17 @@ class TestDealing:
             assert sorted(item.example for part in parts for item in part) == [0, 1, 2, 3, 4]
             assert max(map(len, parts)) - min(map(len, parts)) <= 1
             assert parts == self.of(size)[0].parts(self.ITEMS)
-        lengths = [sum(len(item.ids) for item in part) for part in Processes(0, 2).parts(self.ITEMS)]
+        lengths = [sum(len(item.ids) for item in part) for part in ProcessGroup(0, 2).parts(self.ITEMS)]
         assert max(lengths) - min(lengths) <= 9
 
     def test_turns_are_taken_by_all(self) -> None:
         chunks = [[item] for item in self.ITEMS]
-        taken = [processes.turns(chunks) for processes in self.of(3)]
+        taken = [processes.take_turns(chunks) for processes in self.of(3)]
         assert taken == [[chunks[0], chunks[3]], [chunks[1], chunks[4]], [chunks[2]]]
 
     def test_in_step_all_make_as_many_passes_and_ask_once(self) -> None:
         chunks = [[item] for item in self.ITEMS]
-        taken = [processes.turns(chunks) for processes in self.of(7, in_step=True)]
+        taken = [processes.take_turns(chunks) for processes in self.of(7, in_lockstep=True)]
         assert [len(passes) for passes in taken] == [1] * 7
         asked = [item for passes in taken for chunk in passes for item in chunk if item.positions]
         assert asked == list(self.ITEMS)
@@ -118,13 +120,13 @@ class TestDealing:
         monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
         assert [processes.device(None) for processes in self.of(2)] == ["cuda:0", "cuda:1"]
-        assert Processes(5, 8, 1).device("cuda") == "cuda:1"
-        assert Processes(1, 2, 1).device("cpu") == "cpu"
-        assert (ALONE.device(None), ALONE.device("cuda:1")) == (None, "cuda:1")
+        assert ProcessGroup(5, 8, 1).device("cuda") == "cuda:1"
+        assert ProcessGroup(1, 2, 1).device("cpu") == "cpu"
+        assert (SINGLE_PROCESS.device(None), SINGLE_PROCESS.device("cuda:1")) == (None, "cuda:1")
         with pytest.raises(ConfigError, match=r"--device cuda:1: several processes take cpu, or cuda, each a GPU of"):
-            Processes(1, 2, 1).device("cuda:1")
+            ProcessGroup(1, 2, 1).device("cuda:1")
         with pytest.raises(ConfigError, match="expected a GPU for each process of a machine, found 2: start no more"):
-            Processes(2, 3, 2).device(None)
+            ProcessGroup(2, 3, 2).device(None)
 
 
 class TestAlone:
@@ -133,13 +135,13 @@ class TestAlone:
             monkeypatch.delenv("WORLD_SIZE", raising=False)
             if size:
                 monkeypatch.setenv("WORLD_SIZE", size)
-            with joined() as processes:
-                assert processes == ALONE
+            with join_process_group() as processes:
+                assert processes == SINGLE_PROCESS
         assert not torch.distributed.is_initialized()
 
     def test_what_writes_several_results_is_for_one_process(self, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         base = tiny_base("llama")
-        monkeypatch.setattr(base, "processes", Processes(0, 2))
+        monkeypatch.setattr(base, "processes", ProcessGroup(0, 2))
         wanted = "is for one process, got 2 processes: load the base model without processes"
         with pytest.raises(ConfigError, match=f"learning several tasks {wanted}"):
             fit(base, {})
@@ -155,7 +157,7 @@ def alone(place: Path) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(objective, "EVALUATION_TOKENS", 64)
         patch.setattr(validation, "EVALUATION_TOKENS", 64)
-        learn_all(place, place / "alone", ALONE, None)
+        learn_all(place, place / "alone", SINGLE_PROCESS, None)
     return place / "alone"
 
 

@@ -19,7 +19,7 @@ OWN_ATTENTION = ("gemma2", "bloom", "gpt_neo", "mpt", "mamba")
 def build(family: str, monkeypatch: pytest.MonkeyPatch, *, fast: bool) -> FrozenLM:
     with monkeypatch.context() as patch:
         if not fast:
-            patch.setattr(softprompt.models.frozen_lm, "make_faster", lambda model, run: None)
+            patch.setattr(softprompt.models.frozen_lm, "replace_slow_parts", lambda model, run: None)
         return FrozenLM(tiny_model(family), tiny_tokenizer(family), f"tiny {family}")
 
 

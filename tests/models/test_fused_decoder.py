@@ -14,9 +14,9 @@ from softprompt.data.encoding.encoder import EncodedSequence
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.models.kernels import compilation as compiling
 from softprompt.models.kernels import decoder_blocks, elementwise, fused_layer, length_bucketing
-from softprompt.models.kernels.fused_decoder import fused
-from softprompt.prompts.prefix import cached_prefix, concatenated_prefix, keys_and_values, make_prefix
-from softprompt.prompts.shared_prefix_attention import PrefixesApart
+from softprompt.models.kernels.fused_decoder import find_fused_decoder
+from softprompt.prompts.prefix import compute_keys_and_values, make_cached_prefix, make_concatenated_prefix, make_prefix
+from softprompt.prompts.shared_prefix_attention import SharedPrefixes
 from softprompt.prompts.state import PromptState
 from softprompt.training.gradient_checkpointing import checkpoint_gradients
 
@@ -44,29 +44,29 @@ def learned(base: FrozenLM, length: int, seed: int) -> Tensor:
 
 
 def test_families_built_like_llama(base: FrozenLM) -> None:
-    assert fused(base) is not None
+    assert find_fused_decoder(base) is not None
 
 
 @pytest.mark.parametrize("family", OTHERS)
 def test_other_families_keep_their_own_layers(family: str) -> None:
-    assert fused(tiny_base(family)) is None
+    assert find_fused_decoder(tiny_base(family)) is None
 
 
 def test_weights_that_may_change_keep_their_own_layers() -> None:
-    assert fused(FrozenLM(tiny_model("llama"), tiny_tokenizer("llama"), "tiny", lasting=False)) is None
+    assert find_fused_decoder(FrozenLM(tiny_model("llama"), tiny_tokenizer("llama"), "tiny", lasting=False)) is None
 
 
 def test_queries_that_grow_with_their_place_keep_their_own_layers(monkeypatch: pytest.MonkeyPatch) -> None:
     """As Ministral's, beyond the length that it was first trained on: a few tokens do not show it."""
     model = tiny_model("llama")
-    assert fused(FrozenLM(model, tiny_tokenizer("llama"), "tiny")) is not None
+    assert find_fused_decoder(FrozenLM(model, tiny_tokenizer("llama"), "tiny")) is not None
     monkeypatch.setitem(model.config.rope_parameters, "llama_4_scaling_beta", 0.1)
-    assert fused(FrozenLM(model, tiny_tokenizer("llama"), "tiny")) is None
+    assert find_fused_decoder(FrozenLM(model, tiny_tokenizer("llama"), "tiny")) is None
 
 
 def test_a_layer_of_other_numbers_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(elementwise.CURVES, "silu", (1.1, 0.0))
-    assert fused(FrozenLM(tiny_model("llama"), tiny_tokenizer("llama"), "tiny")) is None
+    monkeypatch.setitem(elementwise.ACTIVATIONS, "silu", (1.1, 0.0))
+    assert find_fused_decoder(FrozenLM(tiny_model("llama"), tiny_tokenizer("llama"), "tiny")) is None
 
 
 @pytest.mark.parametrize("lengths", [(3,), (3, 3), (2, 5, 1)])
@@ -80,7 +80,7 @@ def test_mixed_prompts_and_ragged_texts(
     ids, mask = ids_of(len(sizes), max(sizes)), ragged(sizes)
     which = torch.tensor([2, 0, 1, 0, 2, 1, 0, 0]) % len(lengths)
     results = []
-    for make in (make_prefix, concatenated_prefix):
+    for make in (make_prefix, make_concatenated_prefix):
         prompts = [learned(base, length, seed) for seed, length in enumerate(lengths)]
         prefix = make(base, *map(PromptState.of_embeddings, prompts))
         hidden = prefix.hidden(ids, mask, which)[mask.bool()]
@@ -98,7 +98,7 @@ def test_several_prompts_in_one_call(base: FrozenLM, lengths: tuple[int, ...], m
     attend = decoder_blocks.attend
 
     def counted(own: Any, prefix: Any, texts: Any) -> Any:
-        calls.append((len(texts.hidden), 0 if prefix is None else len(prefix[0])))
+        calls.append((len(texts.attention_mask), 0 if prefix is None else len(prefix[0])))
         return attend(own, prefix, texts)
 
     monkeypatch.setattr(decoder_blocks, "attend", counted)
@@ -106,7 +106,7 @@ def test_several_prompts_in_one_call(base: FrozenLM, lengths: tuple[int, ...], m
     ids, mask = ids_of(len(sizes), max(sizes)), ragged(sizes)
     which = torch.tensor([1, 0, 1, 0, 0, 1, 0, 0]) if len(lengths) == 2 else torch.tensor([2, 0, 1, 0, 2, 1, 0, 0])
     prompts = [PromptState.of_embeddings(learned(base, size, seed).detach()) for seed, size in enumerate(lengths)]
-    right = concatenated_prefix(base, *prompts).hidden(ids, mask, which)[mask.bool()]
+    right = make_concatenated_prefix(base, *prompts).hidden(ids, mask, which)[mask.bool()]
     with torch.no_grad():
         prefix = make_prefix(base, *prompts)
         calls.clear()
@@ -121,11 +121,11 @@ def test_several_prompts_in_one_call(base: FrozenLM, lengths: tuple[int, ...], m
 def test_keys_and_values_learn(base: FrozenLM) -> None:
     """The gradient of a prompt of keys and values, against ``transformers``' cache."""
     ids, mask = ids_of(3, 5), ragged([5, 2, 4])
-    state = keys_and_values(base, learned(base, 4, 0).detach())
+    state = compute_keys_and_values(base, learned(base, 4, 0).detach())
     results = []
     for own in (True, False):
         tensors = [tensor.clone().requires_grad_() for tensor in state.tensors]
-        prefix = cached_prefix(base, PromptState("key_values", tuple(tensors)))
+        prefix = make_cached_prefix(base, PromptState("key_values", tuple(tensors)))
         # with a cache of its own to fill, the model's layers run
         cache = None if own else prefix.expand(torch.zeros(3, dtype=torch.long))
         hidden = prefix.hidden(ids, mask, cache=cache)[mask.bool()]
@@ -135,7 +135,7 @@ def test_keys_and_values_learn(base: FrozenLM) -> None:
 
 
 def test_the_same_place_may_be_read_twice(base: FrozenLM) -> None:
-    decoder = fused(base)
+    decoder = find_fused_decoder(base)
     assert decoder is not None
     ids, mask = ids_of(2, 4), ragged([4, 3])
     row, column = torch.tensor([1, 0, 1, 0]), torch.tensor([2, 3, 2, 0])
@@ -152,7 +152,7 @@ def test_the_same_place_may_be_read_twice(base: FrozenLM) -> None:
 def test_an_outgrown_window_is_left_to_the_model(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     base = tiny_base(family)
     prefix = make_prefix(base, PromptState.of_embeddings(learned(base, 3, 0)))
-    assert fused(base) is not None
+    assert find_fused_decoder(base) is not None
     calls: list[int] = []
     original = fused_layer.LayerPass.apply
     monkeypatch.setattr(fused_layer.LayerPass, "apply", lambda *given: calls.append(1) or original(*given))
@@ -167,13 +167,13 @@ def test_recomputing_runs_each_layer_twice_with_the_same_gradient(
 ) -> None:
     runs: list[int] = []
 
-    class Counted(fused_layer.Run):
+    class Counted(fused_layer.LayerRun):
         def __init__(self, *given: Any) -> None:
             runs.append(1)
             super().__init__(*given)
 
     make_prefix(base, None)  # what is measured once a model is not counted
-    monkeypatch.setattr(fused_layer, "Run", Counted)
+    monkeypatch.setattr(fused_layer, "LayerRun", Counted)
     counts, gradients = [], []
     for enabled in (False, True):
         runs.clear()
@@ -215,23 +215,25 @@ class TestPasses:
     def test_heads(self, normed: bool) -> None:
         by = elementwise.Norm(self.drawn(8, seed=1), 1e-6, False) if normed else None
         angle = self.drawn(5, 1, 4, seed=2)
-        turns = (torch.cat([angle.cos()] * 2, -1), torch.cat([angle.sin()] * 2, -1))
+        rotation = (torch.cat([angle.cos()] * 2, -1), torch.cat([angle.sin()] * 2, -1))
         self.check(
-            lambda x: elementwise.heads(x, by, *turns)[0],
-            lambda g, x: elementwise.heads_backward(g, x, elementwise.heads(x, by, *turns)[1], by, *turns),
+            lambda x: elementwise.rotate_heads(x, by, *rotation)[0],
+            lambda g, x: elementwise.rotate_heads_backward(
+                g, x, elementwise.rotate_heads(x, by, *rotation)[1], by, *rotation
+            ),
             [self.drawn(5, 3, 8)],
         )
 
-    @pytest.mark.parametrize("curve", sorted(elementwise.CURVES))
+    @pytest.mark.parametrize("curve", sorted(elementwise.ACTIVATIONS))
     def test_gated(self, curve: str) -> None:
         from transformers.activations import ACT2FN
 
-        numbers, own = elementwise.CURVES[curve], ACT2FN[curve]
+        numbers, own = elementwise.ACTIVATIONS[curve], ACT2FN[curve]
         gate, up = self.drawn(5, 8), self.drawn(5, 8, seed=1)
-        torch.testing.assert_close(elementwise.gated(gate, up, *numbers), own(gate) * up)
+        torch.testing.assert_close(elementwise.activate_gate(gate, up, *numbers), own(gate) * up)
         self.check(
-            lambda gate, up: elementwise.gated(gate, up, *numbers),
-            lambda g, gate, up: elementwise.gated_backward(g, gate, up, *numbers),
+            lambda gate, up: elementwise.activate_gate(gate, up, *numbers),
+            lambda g, gate, up: elementwise.activate_gate_backward(g, gate, up, *numbers),
             [gate, up],
         )
 
@@ -239,15 +241,15 @@ class TestPasses:
         hidden = torch.zeros(2, 3, 4).masked_fill(torch.ones(3, 4).triu(1).bool(), -torch.inf)
 
         def forward(prefix: Tensor, text: Tensor) -> Tensor:
-            return torch.cat(elementwise.weights(prefix, text, hidden, 0.5, torch.float32), dim=-1)
+            return torch.cat(elementwise.attention_weights(prefix, text, hidden, 0.5, torch.float32), dim=-1)
 
         prefix, text = self.drawn(2, 3, 6), self.drawn(2, 3, 4, seed=1)
         whole = torch.cat([prefix * 0.5, text * 0.5 + hidden], dim=-1).softmax(-1)
         torch.testing.assert_close(forward(prefix, text), whole)
         self.check(
             forward,
-            lambda g, *given: elementwise.weights_backward(
-                *elementwise.weights(*given, hidden, 0.5, torch.float32), g[..., :6], g[..., 6:], 0.5
+            lambda g, *given: elementwise.attention_weights_backward(
+                *elementwise.attention_weights(*given, hidden, 0.5, torch.float32), g[..., :6], g[..., 6:], 0.5
             ),
             [prefix, text],
         )
@@ -257,14 +259,14 @@ class TestCompiled:
     def test_long_runs_of_large_models_are(self, monkeypatch: pytest.MonkeyPatch) -> None:
         base = tiny_base("llama")
         monkeypatch.setattr(compiling.shutil, "which", lambda name: "/usr/bin/g++")
-        assert not compiling.compiles(base, "auto", 300)
+        assert not compiling.should_compile(base, "auto", 300)
         monkeypatch.setattr(compiling, "ENOUGH", 300 * base.parameter_count)
-        assert compiling.compiles(base, "auto", 300)
-        assert not compiling.compiles(base, "auto", 299)
-        assert not compiling.compiles(base, "never", 300)
-        assert not compiling.compiles(tiny_base("gpt2"), "always", 300)
+        assert compiling.should_compile(base, "auto", 300)
+        assert not compiling.should_compile(base, "auto", 299)
+        assert not compiling.should_compile(base, "never", 300)
+        assert not compiling.should_compile(tiny_base("gpt2"), "always", 300)
         monkeypatch.setattr(compiling.shutil, "which", lambda name: None)
-        assert not compiling.compiles(base, "always", 300)
+        assert not compiling.should_compile(base, "always", 300)
 
     def test_a_compiler_that_fails_only_costs_time(self, monkeypatch: pytest.MonkeyPatch) -> None:
         def failing(*given: Any, **options: Any) -> Any:
@@ -323,7 +325,7 @@ class TestCompiled:
         states = [PromptState.of_embeddings(prompt) for prompt in prompts]
         monkeypatch.setattr(length_bucketing, "COPIED", 1e9)
         with torch.no_grad():
-            prefixes = tuple(cached_prefix(base, state) for state in (*states, None))
+            prefixes = tuple(make_cached_prefix(base, state) for state in (*states, None))
         results: list[list[Tensor]] = []
         for enabled in (False, True):
             results.append([])
@@ -336,7 +338,7 @@ class TestCompiled:
                         EncodedSequence(row, tuple(ids_of(1, 3 + row % 3, row)[0].tolist()), (2,), prompt=prompt)
                         for row, prompt in enumerate(which)
                     ]
-                    results[-1].append(PrefixesApart(base, prefixes).scored(collate(items, base.device)))
+                    results[-1].append(SharedPrefixes(base, prefixes).scored(collate(items, base.device)))
         for found, right in zip(*results, strict=True):
             torch.testing.assert_close(found, right, rtol=1e-4, atol=1e-4)
 

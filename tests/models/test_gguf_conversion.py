@@ -45,7 +45,7 @@ def build_tiny(folder: Path, say: Callable[[str], None]) -> Mapping[str, Any]:
 
 
 def ready(cache: Path, build: gguf_conversion.Builder = build_tiny, say: Callable[[str], None] = quiet) -> Path:
-    return gguf_conversion.ready_folder(cache, NAME, SOURCE, build, say)
+    return gguf_conversion.prepare_folder(cache, NAME, SOURCE, build, say)
 
 
 def builds(cache: Path) -> int:
@@ -155,7 +155,7 @@ class TestReadyFolder:
 
     def test_folder_from_another_source_is_built_anew(self, tmp_path: Path) -> None:
         ready(tmp_path)
-        gguf_conversion.ready_folder(tmp_path, NAME, "0" * 64, build_tiny, quiet)
+        gguf_conversion.prepare_folder(tmp_path, NAME, "0" * 64, build_tiny, quiet)
         assert builds(tmp_path) == 2
 
     def test_failed_build_leaves_nothing(self, tmp_path: Path) -> None:

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from softprompt.data.encoding.encoder import Batch
 from softprompt.models.frozen_lm import FrozenLM
-from softprompt.models.last_layer import layers_of, only_at, shorten_last_layer
-from softprompt.prompts.prefix import CachedPrefix, ConcatenatedPrefix, concatenated_prefix, make_prefix
+from softprompt.models.last_layer import find_layers, limit_last_layer, shorten_last_layer
+from softprompt.prompts.prefix import CachedPrefix, ConcatenatedPrefix, make_concatenated_prefix, make_prefix
 from softprompt.training.gradient_checkpointing import checkpoint_gradients
 
 IDS = torch.randint(5, 320, (3, 9), generator=torch.Generator().manual_seed(2))
@@ -56,7 +56,7 @@ def test_scored_positions_are_as_before(family: str) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_is_shortened(family: str) -> None:
     base = tiny_base(family)
-    layers = layers_of(base.backbone)
+    layers = find_layers(base.backbone)
     forwards = [vars(part).get("forward") for layer in layers for part in layer.modules()]
     exchanged = [
         forward for forward in forwards if getattr(forward, "__module__", "") == "softprompt.models.last_layer"
@@ -79,7 +79,7 @@ def test_layers_that_run_twice_see_the_same_positions() -> None:
 
 def test_a_concatenated_prefix_is_right_everywhere() -> None:
     base = tiny_base("llama")
-    prefix = concatenated_prefix(base, as_state(random_prompt(base, 4)))
+    prefix = make_concatenated_prefix(base, as_state(random_prompt(base, 4)))
     found = prefix.scored(BATCH)
     torch.testing.assert_close(found, prefix.hidden(IDS, MASK)[ROW, COLUMN])
 
@@ -108,7 +108,7 @@ def test_a_layer_that_would_change_is_left_alone(part: type[Mixing]) -> None:
     model: Any = tiny_model("llama")
     model.model.layers[-1].mlp = part(model.model.layers[-1].mlp)
     base = FrozenLM(model, tiny_tokenizer("llama"), "mixing")
-    with only_at(torch.tensor([2])):
+    with limit_last_layer(torch.tensor([2])):
         hidden = base.run_backbone(inputs_embeds=base.embed(IDS)).last_hidden_state
     torch.testing.assert_close(hidden, base.run_backbone(inputs_embeds=base.embed(IDS)).last_hidden_state)
 

@@ -17,7 +17,7 @@ from softprompt.models.kernels import length_bucketing
     ],
 )
 def test_texts_are_read_with_those_of_like_length(counts: list[int], groups: list[int]) -> None:
-    assert length_bucketing.of_like_length(sorted(counts)) == groups
+    assert length_bucketing.bucket_lengths(sorted(counts)) == groups
 
 
 def test_no_padding_is_read_that_pays_to_leave_out() -> None:
@@ -31,7 +31,7 @@ def test_no_padding_is_read_that_pays_to_leave_out() -> None:
     def ways(left: int) -> list[list[int]]:
         return [[left]] + [[*way, size] for size in range(2, left - 1) for way in ways(left - size)]
 
-    assert cost(length_bucketing.of_like_length(counts)) == min(map(cost, ways(len(counts)))) < cost([len(counts)])
+    assert cost(length_bucketing.bucket_lengths(counts)) == min(map(cost, ways(len(counts)))) < cost([len(counts)])
 
 
 WORDS = [5, 9, 5, 6, 7, 8, 9, 9]
@@ -52,9 +52,9 @@ WORDS = [5, 9, 5, 6, 7, 8, 9, 9]
     ],
 )
 def test_prompts_of_one_length_share_a_call(which: list[int], lengths: list[int], groups: list[list[int]]) -> None:
-    assert length_bucketing.arranged(WORDS[: len(which)], which, lengths, copies=True) == groups
+    assert length_bucketing.arrange_texts(WORDS[: len(which)], which, lengths, copies=True) == groups
 
 
 def test_without_copies_each_prompt_has_its_own() -> None:
-    found = length_bucketing.arranged(WORDS, [0, 1, 2, 3, 0, 1, 2, 3], [20] * 4, copies=False)
+    found = length_bucketing.arrange_texts(WORDS, [0, 1, 2, 3, 0, 1, 2, 3], [20] * 4, copies=False)
     assert found == [[0, 4], [5, 1], [2, 6], [3, 7]]

@@ -121,7 +121,7 @@ class TestPositionsThatChangeWithTheLength:
 
     def test_the_doctor_looks_there_and_says_so(self, name: str) -> None:
         diagnosis = diagnose(FrozenLM(model_of(name), make_family_tokenizer("phi3"), name))
-        assert (diagnosis.alike_up_to, diagnosis.longest_text) == (THRESHOLD, THRESHOLD - 4)
+        assert (diagnosis.batch_independent_length, diagnosis.longest_text) == (THRESHOLD, THRESHOLD - 4)
         assert {check.verdict for check in diagnosis.checks} == {"exact"}
         assert any(f"beyond {THRESHOLD} tokens" in line for line in told_lines(make_diagnosis_document(diagnosis)))
 
@@ -136,7 +136,7 @@ def test_blocks_that_only_long_texts_have_are_not_used() -> None:
     torch.manual_seed(0)
     plain = BigBirdPegasusForConditionalGeneration(config).eval()
     base = FrozenLM(copy.deepcopy(plain), make_family_tokenizer("bigbird_pegasus"), "x")
-    assert (base.alike_up_to, base.context_length) == (28, 28)
+    assert (base.batch_independent_length, base.context_length) == (28, 28)
     predictor = Predictor(base, TaskSpec("classification", "{{ text }}:", ("good", "bad"), ("good", "bad")))
     examples = [Example("bad"), Example(LONG)]
     found = predictor.label_log_probabilities(examples).exp()
@@ -151,6 +151,6 @@ def test_blocks_that_only_long_texts_have_are_not_used() -> None:
 
 @pytest.mark.parametrize("name", ["phi3", "phimoe"])
 def test_the_doctors_texts_are_such_that_it_would_find_it(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("softprompt.models.frozen_lm.alike_up_to", lambda config: None)
+    monkeypatch.setattr("softprompt.models.frozen_lm.find_batch_independent_length", lambda config: None)
     diagnosis = diagnose(FrozenLM(model_of(name), make_family_tokenizer("phi3"), name))
     assert "refused" in {check.verdict for check in diagnosis.checks}

@@ -12,7 +12,7 @@ from transformers import AutoTokenizer
 from softprompt.errors import BaseModelError
 from softprompt.models import model_files
 from softprompt.models.builtin_models import MODEL_NAME
-from softprompt.models.model_files import Source, source_of
+from softprompt.models.model_files import ModelSource, find_source
 
 TEXTS = ("", "Hello <bos> wörld,  two\n", "\ta\n\nb ", "naïve <eos>", "1,234.5")
 
@@ -32,16 +32,16 @@ def assert_same(one: Any, other: Any) -> None:
 
 def test_folder_and_embedded_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = save_tiny(tmp_path / "tiny", "gemma3")
-    plain = source_of(str(folder), trust_remote_code=True)
-    assert plain == Source(str(folder), str(folder), {"trust_remote_code": True})
-    assert plain.converted(torch.float32) is plain
+    plain = find_source(str(folder), trust_remote_code=True)
+    assert plain == ModelSource(str(folder), str(folder), {"trust_remote_code": True})
+    assert plain.convert_gguf(torch.float32) is plain
     monkeypatch.setattr(model_files, "embedded_model_folder", lambda progress: folder)
-    assert source_of(MODEL_NAME) == Source(MODEL_NAME, str(folder), {"trust_remote_code": False})
+    assert find_source(MODEL_NAME) == ModelSource(MODEL_NAME, str(folder), {"trust_remote_code": False})
 
 
 def test_the_embedded_models_tokenizer_is_read_as_it_was_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tiny_tokenizer("gemma3").save_pretrained(tmp_path)
-    source = Source(MODEL_NAME, str(tmp_path), {"trust_remote_code": False})
+    source = ModelSource(MODEL_NAME, str(tmp_path), {"trust_remote_code": False})
     expected = AutoTokenizer.from_pretrained(tmp_path, padding_side="left")  # as Gemma's is
     monkeypatch.delattr(AutoTokenizer, "from_pretrained")
     assert_same(source.tokenizer(), expected)
@@ -49,12 +49,12 @@ def test_the_embedded_models_tokenizer_is_read_as_it_was_saved(tmp_path: Path, m
 
 def test_another_embedded_model_is_unknown() -> None:
     with pytest.raises(BaseModelError, match=f"unknown embedded model 'embedded:x': expected '{MODEL_NAME}'"):
-        source_of("embedded:x")
+        find_source("embedded:x")
 
 
 @pytest.mark.slow
 def test_the_real_one() -> None:
-    source = source_of(MODEL_NAME)
+    source = find_source(MODEL_NAME)
     settings = json.loads((Path(source.place) / "tokenizer_config.json").read_text())
     assert settings["tokenizer_class"] == "GemmaTokenizer"
     assert_same(source.tokenizer(), AutoTokenizer.from_pretrained(source.place))

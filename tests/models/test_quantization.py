@@ -22,7 +22,13 @@ from softprompt.models import quantization
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.models.loading import load_model
 from softprompt.prompts.methods.method_registry import METHODS
-from softprompt.prompts.prefix import cached_prefix, concatenated_prefix, keys_and_values, make_prefix, shares_prefix
+from softprompt.prompts.prefix import (
+    compute_keys_and_values,
+    make_cached_prefix,
+    make_concatenated_prefix,
+    make_prefix,
+    shares_prefix,
+)
 from softprompt.prompts.saved_prompt import Prompt
 from softprompt.store.prompt_loading import load_prompt
 from softprompt.training.fit import fit
@@ -74,7 +80,7 @@ def save_base(base: FrozenLM, folder: Path) -> Path:
 def digest(base: FrozenLM) -> str:
     whole = hashlib.sha256()
     for _, parameter in sorted(base.model.named_parameters(), key=lambda one: one[0]):
-        for part in quantization.stored(parameter):
+        for part in quantization.iterate_plain_tensors(parameter):
             whole.update(part.cpu().contiguous().view(torch.uint8).numpy().tobytes())
     return whole.hexdigest()
 
@@ -115,7 +121,7 @@ class TestLoading:
         linear = [layer for layer in base.backbone.modules() if isinstance(layer, nn.Linear)]
         assert len(linear) >= 14
         for layer in linear:
-            assert max(quantization.stored(layer.weight), key=Tensor.numel).dtype == torch.int8
+            assert max(quantization.iterate_plain_tensors(layer.weight), key=Tensor.numel).dtype == torch.int8
         assert not any(parameter.requires_grad for parameter in base.model.parameters())
 
     @every_family
@@ -212,7 +218,7 @@ class TestComputation:
     def test_shared_prefix_equals_concatenation(self, int8: Callable[[str], FrozenLM], family: str) -> None:
         base = int8(family)
         assert shares_prefix(base)
-        shared, plain = (hidden_and_gradient(base, make) for make in (cached_prefix, concatenated_prefix))
+        shared, plain = (hidden_and_gradient(base, make) for make in (make_cached_prefix, make_concatenated_prefix))
         for one, other in zip(shared, plain, strict=True):
             torch.testing.assert_close(one, other, atol=1e-4 * float(other.abs().max()), rtol=1e-4)
 
@@ -387,6 +393,6 @@ class TestBitsandbytes:
         base = load_model(folder("llama"), device="cuda", quantize=quantize)
         assert (base.quantization, base.device.type) == (quantize, "cuda")
         assert base.parameter_count == tiny_base("llama").parameter_count
-        assert keys_and_values(base, random_prompt(tiny_base("llama"), 3)).length == 3
+        assert compute_keys_and_values(base, random_prompt(tiny_base("llama"), 3)).length == 3
         fit(base, reviews_task(), **{**FAST, "method": "prefix-tuning", "gradient_checkpointing": True})
         self.check(base, tmp_path)

@@ -12,11 +12,11 @@ from helpers.tiny_models import random_prompt, save_tiny
 from softprompt.data.encoding.batching import collate
 from softprompt.data.encoding.encoder import EncodedSequence
 from softprompt.errors import BaseModelError, ConfigError
-from softprompt.models.distributed import Processes
+from softprompt.models.distributed import ProcessGroup
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.models.loading import load_model
-from softprompt.models.sharding import devices_of_layers, weights_of
-from softprompt.prompts.prefix import keys_and_values, make_prefix
+from softprompt.models.sharding import find_layer_devices, iterate_weights
+from softprompt.prompts.prefix import compute_keys_and_values, make_prefix
 from softprompt.prompts.state import PromptState
 from softprompt.training.fit import fit
 from softprompt.training.gradient_checkpointing import checkpoint_gradients
@@ -64,9 +64,9 @@ class TestOnDisk:
         assert mapped.fingerprint == whole.fingerprint
         assert mapped.parameter_count == whole.parameter_count
         expected = dict(whole.model.named_parameters())
-        for name, weight in weights_of(mapped.model):
+        for name, weight in iterate_weights(mapped.model):
             assert torch.equal(weight, expected[name])
-        assert devices_of_layers(mapped.backbone, torch.device("meta")) == [torch.device("cpu")] * 2
+        assert find_layer_devices(mapped.backbone, torch.device("meta")) == [torch.device("cpu")] * 2
 
     @pytest.mark.parametrize("enabled", [False, True], ids=["remembered", "recomputed"])
     @pytest.mark.parametrize("kind", ["embeddings", "key_values"])
@@ -79,7 +79,9 @@ class TestOnDisk:
             state = PromptState.of_embeddings(prompt)
             learned: list[torch.Tensor] = [prompt]
             if kind == "key_values":
-                learned = [pair.clone().requires_grad_() for pair in keys_and_values(base, prompt.detach()).tensors]
+                learned = [
+                    pair.clone().requires_grad_() for pair in compute_keys_and_values(base, prompt.detach()).tensors
+                ]
                 state = PromptState("key_values", tuple(learned))
             with checkpoint_gradients(base, enabled):
                 hidden = make_prefix(base, state).scored(collate(ITEMS, base.device))
@@ -117,9 +119,9 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"sharding": "fsdp"}, "sharding fsdp is for several processes: start them as in torchrun"),
     ({"device_map": "balanced"}, "unknown device map 'balanced': expected auto"),
     ({"device_map": "auto", "device": "cpu"}, "a device map says where everything goes: leave the device cpu out"),
-    ({"device_map": "auto", "processes": Processes(0, 2)}, "a device map is for one process: give --sharding fsdp"),
+    ({"device_map": "auto", "processes": ProcessGroup(0, 2)}, "a device map is for one process: give --sharding fsdp"),
     (
-        {"sharding": "fsdp", "quantize": "int8", "processes": Processes(0, 2)},
+        {"sharding": "fsdp", "quantize": "int8", "processes": ProcessGroup(0, 2)},
         "sharding fsdp shares plain weights: leave the quantization int8 out",
     ),
 ]
@@ -133,4 +135,4 @@ def test_what_cannot_be_placed_so(folder: Path, given: dict[str, Any], words: st
 
 def test_layers_that_are_no_plain_row_are_not_shared(folder: Path) -> None:
     with pytest.raises(BaseModelError, match="has no plain row of layers: use --device-map auto, or a model that fits"):
-        load_model(folder / "t5", device="cpu", sharding="fsdp", processes=Processes(0, 2))
+        load_model(folder / "t5", device="cpu", sharding="fsdp", processes=ProcessGroup(0, 2))

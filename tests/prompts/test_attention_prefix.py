@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from softprompt.inference.evaluation import evaluate
 from softprompt.models.frozen_lm import FrozenLM
-from softprompt.prompts.prefix import cached_prefix, keys_and_values
+from softprompt.prompts.prefix import compute_keys_and_values, make_cached_prefix
 from softprompt.store.prompt_loading import load_prompt
 from softprompt.training.fit import fit
 
@@ -59,23 +59,25 @@ def case(request: pytest.FixtureRequest) -> tuple[FrozenLM, list[tuple[int, ...]
 def test_keys_and_values_of_words_are_the_words(case: tuple[FrozenLM, list[tuple[int, ...]]]) -> None:
     base, shapes = case
     prompt, ids = random_prompt(base, 4).detach(), list(range(5, 20))
-    state = keys_and_values(base, prompt)
+    state = compute_keys_and_values(base, prompt)
     assert [tuple(tensor.shape) for tensor in state.tensors] == shapes
     assert len(set(shapes)) == 2
     with torch.no_grad():
-        hidden = cached_prefix(base, state).hidden(torch.tensor([ids]), torch.ones(1, len(ids), dtype=torch.long))[0]
+        hidden = make_cached_prefix(base, state).hidden(torch.tensor([ids]), torch.ones(1, len(ids), dtype=torch.long))[
+            0
+        ]
         torch.testing.assert_close(base.logits(hidden), plain_logits(base, prompt, ids), atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize(("reparametrisation", "checkpointing"), [("none", False), ("mlp", True)])
+@pytest.mark.parametrize(("reparameterization", "checkpointing"), [("none", False), ("mlp", True)])
 def test_learns_every_layer(
-    case: tuple[FrozenLM, list[tuple[int, ...]]], reparametrisation: str, checkpointing: bool, tmp_path: Any
+    case: tuple[FrozenLM, list[tuple[int, ...]]], reparameterization: str, checkpointing: bool, tmp_path: Any
 ) -> None:
     base, shapes = case
     task, seen = reviews_task(), Recorder()
-    options = {"reparametrisation": reparametrisation, **({"width": 128} if reparametrisation == "mlp" else {})}
+    options = {"reparameterization": reparameterization, **({"width": 128} if reparameterization == "mlp" else {})}
     # keys and values of every layer learn at a fifth of the rate
-    rate = 1.5 if reparametrisation == "none" else 0.3
+    rate = 1.5 if reparameterization == "none" else 0.3
     settings = {
         **FAST,
         "learning_rate": rate,

@@ -10,8 +10,8 @@ from softprompt.data.encoding.encoder import Batch
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.models.kernels import compilation as compiling
 from softprompt.models.kernels import fused_layer
-from softprompt.prompts.inline_prefix import PromptsAlong, learning_prefix
-from softprompt.prompts.prefix import CachedPrefix, concatenated_prefix, keys_and_values, make_prefix
+from softprompt.prompts.inline_prefix import InlinePrompts, make_learning_prefix
+from softprompt.prompts.prefix import CachedPrefix, compute_keys_and_values, make_concatenated_prefix, make_prefix
 from softprompt.prompts.state import PromptState
 from softprompt.training.gradient_checkpointing import checkpoint_gradients
 
@@ -44,11 +44,11 @@ def outcome(prefix: object, batch: Batch, prompts: list[Tensor]) -> list[Tensor]
 @pytest.mark.parametrize("again", [False, True])
 def test_hidden_states_and_gradient(base: FrozenLM, lengths: tuple[int, ...], again: bool) -> None:
     batch, results = batch_of(len(lengths)), []
-    for make in (learning_prefix, concatenated_prefix):
+    for make in (make_learning_prefix, make_concatenated_prefix):
         prompts = [learned(base, length, seed) for seed, length in enumerate(lengths)]
-        with checkpoint_gradients(base, again and make is learning_prefix):
+        with checkpoint_gradients(base, again and make is make_learning_prefix):
             prefix = make(base, *map(PromptState.of_embeddings, prompts))
-            assert isinstance(prefix, PromptsAlong) == (make is learning_prefix)
+            assert isinstance(prefix, InlinePrompts) == (make is make_learning_prefix)
             results.append(outcome(prefix, batch, prompts))
     for found, right in zip(*results, strict=True):
         torch.testing.assert_close(found, right, rtol=1e-4, atol=1e-4)
@@ -61,13 +61,13 @@ def test_one_pass_over_the_layers(base: FrozenLM, monkeypatch: pytest.MonkeyPatc
         fused_layer.LayerPass, "apply", lambda x, *given: positions.append(len(x)) or original(x, *given)
     )
     state = PromptState.of_embeddings(learned(base, 3, 0))
-    learning_prefix(base, state).scored(batch_of(1))
+    make_learning_prefix(base, state).scored(batch_of(1))
     assert positions == [sum(SIZES) + 3 + len(base.bos_ids)] * base.config.num_hidden_layers
 
 
 def test_a_prompt_that_stands_behind_no_bos(base: FrozenLM) -> None:
     batch, results = batch_of(1), []
-    for make in (learning_prefix, make_prefix):
+    for make in (make_learning_prefix, make_prefix):
         prompt = learned(base, 3, 0)
         results.append(outcome(make(base, PromptState("embeddings", (prompt,), False)), batch, [prompt]))
     for found, right in zip(*results, strict=True):
@@ -78,7 +78,7 @@ def test_a_prompt_that_stands_behind_no_bos(base: FrozenLM) -> None:
 def test_an_outgrown_window_is_left_to_the_model(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     base, results = tiny_base(family), []
     batch = batch_of(1, [WINDOW, 2])
-    for make in (learning_prefix, concatenated_prefix):
+    for make in (make_learning_prefix, make_concatenated_prefix):
         prompt = learned(base, 3, 0)
         results.append(outcome(make(base, PromptState.of_embeddings(prompt)), batch, [prompt]))
     for found, right in zip(*results, strict=True):
@@ -87,8 +87,10 @@ def test_an_outgrown_window_is_left_to_the_model(family: str, monkeypatch: pytes
 
 def test_others_are_read_before_their_texts() -> None:
     llama, gpt = tiny_base("llama"), tiny_base("gpt2")
-    assert isinstance(learning_prefix(gpt, PromptState.of_embeddings(learned(gpt, 3, 0))), CachedPrefix)
-    assert isinstance(learning_prefix(llama, keys_and_values(llama, learned(llama, 3, 0).detach())), CachedPrefix)
+    assert isinstance(make_learning_prefix(gpt, PromptState.of_embeddings(learned(gpt, 3, 0))), CachedPrefix)
+    assert isinstance(
+        make_learning_prefix(llama, compute_keys_and_values(llama, learned(llama, 3, 0).detach())), CachedPrefix
+    )
 
 
 @pytest.mark.slow
@@ -106,7 +108,7 @@ def test_compiled_gives_the_same_and_nothing_is_compiled_later() -> None:
                 ((4,), [9, 8]),
             ):
                 prompts = [learned(base, length, seed) for seed, length in enumerate(lengths)]
-                prefix = learning_prefix(base, *map(PromptState.of_embeddings, prompts))
+                prefix = make_learning_prefix(base, *map(PromptState.of_embeddings, prompts))
                 results[-1] += outcome(prefix, batch_of(len(lengths), sizes), prompts)
     for found, right in zip(*results, strict=True):
         torch.testing.assert_close(found, right, rtol=1e-4, atol=1e-4)

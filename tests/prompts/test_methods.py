@@ -20,10 +20,10 @@ from softprompt.data.task import TaskSpec
 from softprompt.errors import BaseModelError, ConfigError
 from softprompt.inference.evaluation import evaluate
 from softprompt.inference.predictor import Predictor
-from softprompt.inference.scoring import Objective
+from softprompt.inference.scoring import AnswerScorer
 from softprompt.models.frozen_lm import FrozenLM
-from softprompt.prompts.methods.method_registry import METHODS, check_method, fold, make_method
-from softprompt.prompts.prefix import cached_prefix, concatenated_prefix, keys_and_values, make_prefix
+from softprompt.prompts.methods.method_registry import METHODS, check_method, fold_method, make_method
+from softprompt.prompts.prefix import compute_keys_and_values, make_cached_prefix, make_concatenated_prefix, make_prefix
 from softprompt.prompts.saved_prompt import TENSOR_FILE, Prompt
 from softprompt.prompts.state import PromptState
 from softprompt.store.prompt_loading import load_prompt
@@ -40,7 +40,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "prefix-tuning": {"method": "prefix-tuning"},
     "prefix-tuning with an MLP": {
         "method": "prefix-tuning",
-        "method_options": {"reparametrisation": "mlp", "width": 128},
+        "method_options": {"reparameterization": "mlp", "width": 128},
     },
 }
 FAMILIES = ("gemma3", "gpt2", "mt5", "bart")
@@ -84,7 +84,7 @@ def same(one: PromptState, other: PromptState) -> bool:
 def log_probabilities(base: FrozenLM, make: Callable[..., Any], state: PromptState) -> Tensor:
     task = reviews_task()
     encoder = ExampleEncoder(base, task.spec, state.length)
-    objective = Objective(base, encoder.verbalizer)
+    objective = AnswerScorer(base, encoder.verbalizer)
     with torch.no_grad():
         return objective.label_log_probabilities(make(base, state), encoder.scoring_items(task.test))
 
@@ -113,13 +113,13 @@ def test_every_method_is_among_the_variants() -> None:
 class TestContract:
     def test_starts_exactly_at_its_start(self, variant: str, family: str) -> None:
         base = tiny_base(family)
-        start, found = start_of(base), fold(made(variant, base))
+        start, found = start_of(base), fold_method(made(variant, base))
         assert found.kind == METHODS[VARIANTS[variant]["method"]].kind
-        expected = start if found.kind == "embeddings" else keys_and_values(base, start.tensor)
+        expected = start if found.kind == "embeddings" else compute_keys_and_values(base, start.tensor)
         assert len(found.tensors) == len(expected.tensors)
         for one, other in zip(found.tensors, expected.tensors, strict=True):
             torch.testing.assert_close(one, other, atol=1e-6 * float(other.std()), rtol=1e-6)
-        plain = concatenated_prefix if base.architecture == "decoder-only" else make_prefix
+        plain = make_concatenated_prefix if base.architecture == "decoder-only" else make_prefix
         if found.kind == "key_values" and plain is make_prefix:
             return  # in an encoder words see the text too, which keys and values cannot
         given, words = log_probabilities(base, make_prefix, found), log_probabilities(base, plain, start)
@@ -130,7 +130,7 @@ class TestContract:
         settings = {**FAST, **VARIANTS[variant], "warmup": 0, "schedule": "constant"}
         learner = PromptLearner(base, task, TrainConfig.build(**settings))
         encoder = ExampleEncoder(base, task.spec, 4)
-        objective = Objective(base, encoder.verbalizer)
+        objective = AnswerScorer(base, encoder.verbalizer)
         batch = collate(encoder.training_items(SHORT), base.device)
         before = {name: parameter.detach().clone() for name, parameter in learner.method.named_parameters()}
         for step in range(2):
@@ -170,14 +170,14 @@ class TestContract:
         base, task = tiny_base(family), reviews_task(validation=5)
         module = shaken(variant, base)
         encoder = ExampleEncoder(base, task.spec, 4)
-        objective = Objective(base, encoder.verbalizer)
+        objective = AnswerScorer(base, encoder.verbalizer)
         batch = collate(encoder.training_items(SHORT), base.device)
         gradients = []
         for _ in range(2):
             module.zero_grad()
             objective.losses(make_prefix(base, module.state()), batch).sum().backward()
             gradients.append([parameter.grad.clone() for parameter in module.parameters()])
-            evaluate(base, task.validation, fold(module), spec=task.spec)
+            evaluate(base, task.validation, fold_method(module), spec=task.spec)
         assert all(gradient.abs().max() > 0 for gradient in gradients[0])
         assert all(torch.equal(*pair) for pair in zip(*gradients, strict=True))
 
@@ -216,7 +216,7 @@ class TestContract:
     def test_folds_to_what_the_model_saw(self, variant: str, family: str) -> None:
         base = tiny_base(family)
         module = shaken(variant, base)
-        state = fold(module)
+        state = fold_method(module)
         assert state.length == 4
         assert all(tensor.dtype == torch.float32 and not tensor.requires_grad for tensor in state.tensors)
         assert all(tensor.requires_grad for tensor in module.state().tensors)
@@ -228,7 +228,7 @@ class TestContract:
             for parameter in module.parameters():
                 parameter.add_(0.3)
         assert same(state, kept)
-        assert not same(fold(module), kept)
+        assert not same(fold_method(module), kept)
 
 
 @pytest.mark.parametrize("family", FAMILIES[:2])
@@ -237,7 +237,9 @@ class TestContract:
 )
 def test_cached_prefix_equals_concatenation(variant: str, family: str) -> None:
     state = learned(variant, family).prompt.state
-    shared, plain = (log_probabilities(tiny_base(family), make, state) for make in (cached_prefix, concatenated_prefix))
+    shared, plain = (
+        log_probabilities(tiny_base(family), make, state) for make in (make_cached_prefix, make_concatenated_prefix)
+    )
     torch.testing.assert_close(shared, plain, atol=1e-4, rtol=1e-4)
     assert shared.std() > 0.1
 
@@ -248,17 +250,17 @@ def test_one_unit_is_one_standard_deviation_of_the_embeddings() -> None:
         module = made(name, base)
         with torch.no_grad():
             module.theta.add_(1)
-        torch.testing.assert_close(fold(module).tensor, start_of(base).tensor + base.embedding_std)
+        torch.testing.assert_close(fold_method(module).tensor, start_of(base).tensor + base.embedding_std)
 
 
 def test_one_unit_is_one_standard_deviation_of_a_layers_keys_and_of_its_values() -> None:
     base = tiny_base("gemma3")
-    start, module = keys_and_values(base, start_of(base).tensor), made("prefix-tuning", base)
+    start, module = compute_keys_and_values(base, start_of(base).tensor), made("prefix-tuning", base)
     with torch.no_grad():
         for theta in module.theta:
             theta.add_(1)
     assert len(start.tensors) == base.config.num_hidden_layers
-    for before, after in zip(start.tensors, fold(module).tensors, strict=True):
+    for before, after in zip(start.tensors, fold_method(module).tensors, strict=True):
         keys, values = before
         torch.testing.assert_close(after[0], keys + keys.std(correction=0))
         torch.testing.assert_close(after[1], values + values.std(correction=0))
@@ -267,7 +269,10 @@ def test_one_unit_is_one_standard_deviation_of_a_layers_keys_and_of_its_values()
 
 def test_the_whole_prefix_is_learned_not_only_its_first_layer() -> None:
     base = tiny_base("gemma3")
-    before, after = keys_and_values(base, start_of(base).tensor), learned("prefix-tuning", "gemma3").prompt.state
+    before, after = (
+        compute_keys_and_values(base, start_of(base).tensor),
+        learned("prefix-tuning", "gemma3").prompt.state,
+    )
     shapes = [tensor.shape for tensor in before.tensors]
     assert [tensor.shape for tensor in after.tensors] == shapes == [(2, 2, 4, 8)] * 3
 
@@ -295,8 +300,8 @@ class TestMistakes:
             ),
             (
                 "prefix-tuning",
-                {"reparametrisation": "lstm"},
-                "option 'reparametrisation' of method 'prefix-tuning': input should be 'none' or 'mlp', got 'lstm'",
+                {"reparameterization": "lstm"},
+                "option 'reparameterization' of method 'prefix-tuning': input should be 'none' or 'mlp', got 'lstm'",
             ),
             (
                 "p-tuning",

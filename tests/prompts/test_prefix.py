@@ -26,8 +26,8 @@ from softprompt.prompts.prefix import (
     CachedPrefix,
     ConcatenatedPrefix,
     Prefix,
-    cached_prefix,
-    concatenated_prefix,
+    make_cached_prefix,
+    make_concatenated_prefix,
     make_prefix,
     shares_prefix,
 )
@@ -38,9 +38,9 @@ RTOL = 1e-4  # of the gradient's norm
 
 Maker = Callable[[FrozenLM, PromptState | None], Prefix]
 WAYS: dict[str, tuple[Maker, str]] = {
-    "right-padded": (concatenated_prefix, "right"),
-    "left-padded": (concatenated_prefix, "left"),
-    "shared": (cached_prefix, "right"),
+    "right-padded": (make_concatenated_prefix, "right"),
+    "left-padded": (make_concatenated_prefix, "left"),
+    "shared": (make_cached_prefix, "right"),
     "chosen": (make_prefix, "right"),
 }
 # virtual tokens and text lengths; the window is 8 tokens
@@ -163,7 +163,7 @@ def test_a_prefix_can_be_used_again(family: str) -> None:
 @pytest.mark.parametrize("family", [family for family in FAMILIES if family not in NOT_SHARING])
 def test_expanding_takes_no_memory_and_leaves_the_prefix_as_it_is(family: str) -> None:
     base, prompt = tiny_base(family), random_prompt(tiny_base(family), 4)
-    prefix = cached_prefix(base, as_state(prompt))
+    prefix = make_cached_prefix(base, as_state(prompt))
     assert prefix.width == len(base.bos_ids) + 4
     kept = [(layer.keys.clone(), layer.values.clone(), layer.get_seq_length()) for layer in prefix.cache.layers]
     which = torch.zeros(5, dtype=torch.long)
@@ -200,7 +200,7 @@ def test_extending_a_padded_batch_equals_the_whole_text(family: str) -> None:
     lengths = (3, 1) if family in SLIDING else (9, 4)
     whole = texts_of([length + 1 for length in lengths])
     with torch.no_grad():
-        prefix = cached_prefix(base, as_state(random_prompt(base, 3)))
+        prefix = make_cached_prefix(base, as_state(random_prompt(base, 3)))
         expected = one_by_one(base, random_prompt(base, 3), whole)
         ids = torch.nn.utils.rnn.pad_sequence([text[:-1] for text in whole], batch_first=True)
         mask = (torch.arange(ids.shape[1]) < torch.tensor(lengths)[:, None]).long()

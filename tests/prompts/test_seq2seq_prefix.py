@@ -15,9 +15,9 @@ from softprompt.data.encoding.encoder import EncodedSequence
 from softprompt.errors import BaseModelError
 from softprompt.inference.generation import GenerationConfig, complete
 from softprompt.models.frozen_lm import FrozenLM
-from softprompt.prompts.attention_prefix import KeysAndValues, prompted_layers
-from softprompt.prompts.prefix import keys_and_values, make_prefix
-from softprompt.prompts.seq2seq_prefix import EncodedPrefix, GrowingAnswers
+from softprompt.prompts.attention_prefix import LayerPrefixes, find_prompted_layers
+from softprompt.prompts.prefix import compute_keys_and_values, make_prefix
+from softprompt.prompts.seq2seq_prefix import EncodedPrefix, Seq2SeqDecodingBatch
 from softprompt.prompts.state import PromptState
 
 ATOL = 1e-4  # of logits
@@ -162,7 +162,7 @@ def assert_same(
 def random_layers(base: FrozenLM, length: int, seed: int = 3) -> PromptState:
     """Keys and values as large as the model's own, requiring gradient."""
     generator = torch.Generator().manual_seed(seed)
-    own = keys_and_values(base, random_prompt(base, length).detach())
+    own = compute_keys_and_values(base, random_prompt(base, length).detach())
     tensors = [tensor.std() * torch.randn(tensor.shape, generator=generator) for tensor in own.tensors]
     return PromptState("key_values", tuple(tensor.requires_grad_() for tensor in tensors))
 
@@ -242,7 +242,7 @@ def test_both_kinds_in_one_batch(family: str) -> None:
 @pytest.mark.parametrize("family", IN_LAYERS)
 def test_the_start_is_what_the_layers_see_of_the_words(family: str) -> None:
     base, prompt = tiny_base(family), random_prompt(tiny_base(family), 3).detach()
-    state = keys_and_values(base, prompt)
+    state = compute_keys_and_values(base, prompt)
     encoder, decoder = base.model.get_encoder(), base.model.get_decoder()
     frame = base.special_tokens
     outputs: dict[nn.Module, Tensor] = {}
@@ -272,7 +272,7 @@ def test_a_family_whose_attention_takes_nothing_refuses_keys_and_values(family: 
     base = tiny_base(family)
     words = r"has layers that take no keys and values of a prompt: use a method that learns virtual tokens"
     with pytest.raises(BaseModelError, match=words):
-        keys_and_values(base, random_prompt(base, 2))
+        compute_keys_and_values(base, random_prompt(base, 2))
     with pytest.raises(BaseModelError, match=words):
         make_prefix(base, PromptState("key_values", (torch.zeros(2, 4, 3, 8),) * 4))
 
@@ -283,7 +283,7 @@ def test_a_model_that_takes_prompts_in_its_layers_is_the_same_without(family: st
     items = items_of(base, [0] * len(ROWS))
     with torch.no_grad():
         before = batched(base, make_prefix(base, None), items)
-        prompted_layers(base)
+        find_prompted_layers(base)
         after = batched(base, make_prefix(base, None), items)
         expected = [plain_logits(base, None, item) for item in items]
     for one, other, plain in zip(before, after, expected, strict=True):
@@ -342,20 +342,20 @@ def test_answers_that_grow_see_what_whole_ones_see(family: str) -> None:
     with torch.no_grad():
         prefix = make_prefix(base, *states)
         assert isinstance(prefix, EncodedPrefix)
-        growing = GrowingAnswers(prefix, collate(items, base.device))
+        decoding_batch = Seq2SeqDecodingBatch(prefix, collate(items, base.device))
         rows = list(range(len(items)))
         for step in range(4):
-            for row, logits in zip(rows, base.logits(growing.last), strict=True):
+            for row, logits in zip(rows, base.logits(decoding_batch.last), strict=True):
                 item = items[row]
                 given = (*base.special_tokens.decoder_start, *tokens[:step, row].tolist())
                 whole = EncodedSequence(0, item.ids, (), decoder_ids=given)
                 expected = logits_behind(base, states[item.prompt], whole)[-1]
                 torch.testing.assert_close(logits, expected, atol=ATOL, rtol=0)
             if step == 1:
-                growing.keep(torch.tensor([0, 2, 3, 6]))
+                decoding_batch.keep(torch.tensor([0, 2, 3, 6]))
                 rows = [0, 2, 3, 6]
             if step < 3:
-                growing.extend(tokens[step, rows])
+                decoding_batch.extend(tokens[step, rows])
 
 
 @pytest.mark.parametrize("kind", STATES)
@@ -439,9 +439,9 @@ def test_prefix_tuning_of_the_decoder_is_that_of_peft() -> None:
     base = tiny_base("t5")
     peft = peft_model("t5", PrefixTuningConfig(task_type=TaskType.SEQ_2_SEQ_LM, num_virtual_tokens=4))
     pair = random_layers(base, 4).tensors[-1].detach()
-    modules = prompted_layers(base).decoder
+    modules = find_prompted_layers(base).decoder
     assert len(modules) == 2
-    decoder = KeysAndValues.of(modules, [(pair, pair)], torch.zeros(0, dtype=torch.long))
+    decoder = LayerPrefixes.of(modules, [(pair, pair)], torch.zeros(0, dtype=torch.long))
     prefix = EncodedPrefix(base, (torch.zeros(0, base.embedding_size),), None, decoder)
     with torch.no_grad():
         # [layers, 2, heads, P, D] to [P, layers * 2 * heads * D]

@@ -6,13 +6,13 @@ from helpers.tiny_models import FAMILIES, NOT_SHARING, WINDOW, as_state, random_
 
 from softprompt.data.encoding.batching import collate
 from softprompt.data.encoding.encoder import Batch, EncodedSequence
-from softprompt.inference.decoding_batch import Growing, GrowingTexts, joined, start_growing
+from softprompt.inference.decoding_batch import CachedDecodingBatch, DecodingBatch, join_batches, start_decoding
 from softprompt.inference.generation import Completion, GenerationConfig, next_tokens
 from softprompt.models import fast_attention
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts import shared_prefix_attention
-from softprompt.prompts.prefix import CachedPrefix, cached_prefix, keys_and_values, stacked
-from softprompt.prompts.shared_prefix_attention import PrefixesApart, stays_apart
+from softprompt.prompts.prefix import CachedPrefix, compute_keys_and_values, make_cached_prefix, stack_prefixes
+from softprompt.prompts.shared_prefix_attention import SharedPrefixes, supports_shared_attention
 
 ATOL = 1e-4
 OWN_ATTENTION = ("gemma2", "bloom", "gpt_neo", "mpt", "mamba")  # of the model, which nothing can be put in front of
@@ -23,7 +23,10 @@ WHICH = (1, 0, 2, 1, 1, 3, 0)  # the prompt of each row: five tokens, one, none,
 
 def prompts(base: FrozenLM, *, longest: int = 3) -> tuple[CachedPrefix, ...]:
     states = [as_state(random_prompt(base, length, 20 + length).detach()) for length in (longest, 1)]
-    return tuple(cached_prefix(base, state) for state in (*states, None, keys_and_values(base, random_prompt(base, 2))))
+    return tuple(
+        make_cached_prefix(base, state)
+        for state in (*states, None, compute_keys_and_values(base, random_prompt(base, 2)))
+    )
 
 
 def items() -> list[EncodedSequence]:
@@ -41,7 +44,7 @@ def batch_of(base: FrozenLM) -> Batch:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_where_prompts_stay_apart(family: str) -> None:
-    assert stays_apart(tiny_base(family)) == (family in APART)
+    assert supports_shared_attention(tiny_base(family)) == (family in APART)
 
 
 @torch.no_grad()
@@ -49,14 +52,14 @@ def test_where_prompts_stay_apart(family: str) -> None:
 def test_scores_are_those_of_copies(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     base = tiny_base(family)
     prefixes, batch = prompts(base), batch_of(base)
-    expected = stacked(prefixes).scored(batch)
-    torch.testing.assert_close(PrefixesApart(base, prefixes).scored(batch), expected, atol=ATOL, rtol=0)
+    expected = stack_prefixes(prefixes).scored(batch)
+    torch.testing.assert_close(SharedPrefixes(base, prefixes).scored(batch), expected, atol=ATOL, rtol=0)
     # windows are kept to by copies, our own layers have one for all rows; elsewhere nothing is copied
     assert base.sliding_window in (None, WINDOW)
-    monkeypatch.setattr(shared_prefix_attention, "fused", lambda base: None)
+    monkeypatch.setattr(shared_prefix_attention, "find_fused_decoder", lambda base: None)
     if base.sliding_window is None:
-        monkeypatch.setattr(shared_prefix_attention, "stacked", None)
-    torch.testing.assert_close(PrefixesApart(base, prefixes).scored(batch), expected, atol=ATOL, rtol=0)
+        monkeypatch.setattr(shared_prefix_attention, "stack_prefixes", None)
+    torch.testing.assert_close(SharedPrefixes(base, prefixes).scored(batch), expected, atol=ATOL, rtol=0)
 
 
 @torch.no_grad()
@@ -64,9 +67,11 @@ def test_only_prompts_of_the_batch_are_copied(monkeypatch: pytest.MonkeyPatch) -
     base = tiny_base("llama")
     prefixes = prompts(base)
     some = collate([item for item in items() if item.prompt in (1, 3)], base.device)
-    expected, seen = stacked(prefixes).scored(some), []
-    monkeypatch.setattr(shared_prefix_attention, "stacked", lambda used: seen.append(used) or stacked(used))
-    torch.testing.assert_close(PrefixesApart(base, prefixes).scored(some), expected, atol=ATOL, rtol=0)
+    expected, seen = stack_prefixes(prefixes).scored(some), []
+    monkeypatch.setattr(
+        shared_prefix_attention, "stack_prefixes", lambda used: seen.append(used) or stack_prefixes(used)
+    )
+    torch.testing.assert_close(SharedPrefixes(base, prefixes).scored(some), expected, atol=ATOL, rtol=0)
     assert seen == [[prefixes[1], prefixes[3]]]
 
 
@@ -76,9 +81,9 @@ def test_only_prompts_of_the_batch_are_copied(monkeypatch: pytest.MonkeyPatch) -
 def test_windows_are_kept_to(family: str, longest: int, monkeypatch: pytest.MonkeyPatch) -> None:
     base = tiny_base(family)
     prefixes, batch = prompts(base, longest=longest), batch_of(base)
-    monkeypatch.setattr(shared_prefix_attention, "fused", lambda base: None)
-    found = PrefixesApart(base, prefixes).scored(batch)
-    torch.testing.assert_close(found, stacked(prefixes).scored(batch), atol=ATOL, rtol=0)
+    monkeypatch.setattr(shared_prefix_attention, "find_fused_decoder", lambda base: None)
+    found = SharedPrefixes(base, prefixes).scored(batch)
+    torch.testing.assert_close(found, stack_prefixes(prefixes).scored(batch), atol=ATOL, rtol=0)
 
 
 @torch.no_grad()
@@ -91,42 +96,42 @@ def test_texts_grow_as_behind_copies(family: str, longest: int | None) -> None:
     new = [item for item in items() if len(item.ids) < 4]
     steps = 1 if longest == WINDOW and base.sliding_window else 5
     both = [
-        grown(base, kind, new, steps, longest if isinstance(kind, PrefixesApart) else None)
-        for kind in (stacked(prefixes), PrefixesApart(base, prefixes))
+        grown(base, kind, new, steps, longest if isinstance(kind, SharedPrefixes) else None)
+        for kind in (stack_prefixes(prefixes), SharedPrefixes(base, prefixes))
     ]
-    (expected, _), (found, growing) = both
-    assert isinstance(growing, GrowingTexts)
-    assert (growing._fronts is not None) == (base.sliding_window is None or longest == WINDOW)
+    (expected, _), (found, decoding_batch) = both
+    assert isinstance(decoding_batch, CachedDecodingBatch)
+    assert (decoding_batch._fronts is not None) == (base.sliding_window is None or longest == WINDOW)
     assert found == expected
     assert len({tuple(tokens) for tokens in expected}) > 2
 
 
 def grown(
-    base: FrozenLM, prefix: CachedPrefix | PrefixesApart, texts: list[EncodedSequence], steps: int, longest: int | None
-) -> tuple[list[list[int]], Growing]:
+    base: FrozenLM, prefix: CachedPrefix | SharedPrefixes, texts: list[EncodedSequence], steps: int, longest: int | None
+) -> tuple[list[list[int]], DecodingBatch]:
     """Tokens of each text: the last two join after a step, the first leaves after one more."""
     completions = [Completion(base, GenerationConfig(99)) for _ in texts]
-    growing, going = start_growing(prefix, texts[:-2], longest), completions[:-2]
+    decoding_batch, going = start_decoding(prefix, texts[:-2], longest), completions[:-2]
     for step in range(steps):
         if step == min(1, steps - 1):
-            assert joined(growing, start_growing(prefix, texts[-2:], longest))
+            assert join_batches(decoding_batch, start_decoding(prefix, texts[-2:], longest))
             going = [*going, *completions[-2:]]
-        tokens = next_tokens(base.logits(growing.last), going)
+        tokens = next_tokens(base.logits(decoding_batch.last), going)
         for completion, token in zip(going, tokens, strict=True):
             completion.tokens.append(token)
         if step == 2:
-            growing.keep(torch.arange(1, len(going)))
+            decoding_batch.keep(torch.arange(1, len(going)))
             going, tokens = going[1:], tokens[1:]
-        growing.extend(torch.tensor(tokens))
-    return [completion.tokens for completion in completions], growing
+        decoding_batch.extend(torch.tensor(tokens))
+    return [completion.tokens for completion in completions], decoding_batch
 
 
 @torch.no_grad()
 def test_long_texts_are_left_to_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     base = tiny_base("llama")
     prefixes, batch = prompts(base), batch_of(base)
-    expected = PrefixesApart(base, prefixes).scored(batch)
-    monkeypatch.setattr(shared_prefix_attention, "fused", lambda base: None)
+    expected = SharedPrefixes(base, prefixes).scored(batch)
+    monkeypatch.setattr(shared_prefix_attention, "find_fused_decoder", lambda base: None)
     monkeypatch.setattr(fast_attention, "SHORT_ATTENTION", 0)
-    monkeypatch.setattr(shared_prefix_attention.Fronts, "hidden", None)
-    torch.testing.assert_close(PrefixesApart(base, prefixes).scored(batch), expected, atol=ATOL, rtol=0)
+    monkeypatch.setattr(shared_prefix_attention.RowPrefixes, "hidden", None)
+    torch.testing.assert_close(SharedPrefixes(base, prefixes).scored(batch), expected, atol=ATOL, rtol=0)

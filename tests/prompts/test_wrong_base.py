@@ -9,7 +9,7 @@ from helpers.small_tasks import command
 from helpers.tiny_models import FAMILIES, save_tiny, tiny_base
 
 from softprompt.errors import PromptFileError
-from softprompt.models.fingerprint import Outline
+from softprompt.models.fingerprint import UnloadedModel
 from softprompt.models.loading import load_model
 
 CPU = ["--device", "cpu", "--dtype", "float32"]
@@ -25,7 +25,7 @@ def without_weights(folder: Path, family: str) -> Path:
 
 @pytest.mark.parametrize("family", [*FAMILIES, "t5", "bart"])
 def test_what_is_known_before_is_what_is_known_after(tmp_path: Path, family: str) -> None:
-    seen: list[Outline] = []
+    seen: list[UnloadedModel] = []
     base = load_model(save_tiny(tmp_path / family, family), device="cpu", dtype="float32", check=seen.append)
     (outline,) = seen
     assert outline.fingerprint == {part: base.fingerprint[part] for part in ("config", "tokenizer")}

@@ -28,7 +28,7 @@ from helpers.tiny_models import tiny_base
 from softprompt.data.examples import Example
 from softprompt.data.task import TaskSpec
 from softprompt.errors import BaseModelError, ConfigError, DataError, PromptFileError, TemplateError
-from softprompt.inference.decoding_batch import Growing
+from softprompt.inference.decoding_batch import DecodingBatch
 from softprompt.inference.generation import GenerationConfig
 from softprompt.prompts.state import PromptState
 from softprompt.serving.engine import decoding_loop
@@ -297,9 +297,9 @@ def test_texts_that_cannot_join_grow_beside_the_others(monkeypatch: pytest.Monke
     """As for lack of memory: nobody's completion is lost, or another."""
     texts = examples_of("a good film", "the story", "what is great?")
     expected = [completed(BASE, TEXTS, text, GenerationConfig(9)) for text in texts]
-    tried: list[Growing] = []
+    tried: list[DecodingBatch] = []
 
-    def failing(rows: Growing, others: Growing) -> bool:
+    def failing(rows: DecodingBatch, others: DecodingBatch) -> bool:
         tried.append(others)
         raise RuntimeError("out of memory")
 
@@ -312,7 +312,7 @@ def test_texts_that_cannot_join_grow_beside_the_others(monkeypatch: pytest.Monke
             held.go.set()
             await first
             await until(lambda: engine.snapshot().running == 1)
-            monkeypatch.setattr(decoding_loop, "joined", failing)
+            monkeypatch.setattr(decoding_loop, "join_batches", failing)
             asked += [
                 asyncio.create_task(collected(engine.generate(TEXTS, text, GenerationConfig(9)))) for text in texts[1:]
             ]

@@ -22,7 +22,7 @@ from safetensors.torch import save
 
 from softprompt.errors import PromptFileError, SoftpromptError, StoreError
 from softprompt.inference.predictor import Predictor
-from softprompt.prompts.saved_prompt import MANIFEST_FILE, TENSOR_FILE, Prompt, prompt_of
+from softprompt.prompts.saved_prompt import MANIFEST_FILE, TENSOR_FILE, Prompt, parse_prompt
 from softprompt.prompts.state import PromptState
 from softprompt.report.pages.training_page import make_prompt_document
 from softprompt.report.render.terminal import render_terminal
@@ -124,10 +124,10 @@ def test_hostile_files_end_in_one_line(how: str, tmp_path: Path) -> None:
     files = make()
     if not words:
         with in_time():
-            prompt_of(files, "it")
+            parse_prompt(files, "it")
     else:
         with in_time(), pytest.raises(PromptFileError, match=words) as caught:
-            prompt_of(files, "it")
+            parse_prompt(files, "it")
         assert "\n" not in str(caught.value)
         assert len(str(caught.value)) < 1000
         # the same from a folder, and nothing of it gets into a store
@@ -202,7 +202,7 @@ def test_keys_and_values_of_another_shape_than_the_base_has(shapes: list[tuple[i
     base = tiny_base("llama")
     state = PromptState("key_values", tuple(torch.zeros(shape) for shape in shapes))
     prompt = replace(a_prompt(), states=(state,), base_fingerprint=base.fingerprint)
-    loaded = prompt_of(prompt.files(), "it")
+    loaded = parse_prompt(prompt.files(), "it")
     with pytest.raises(PromptFileError, match=r"keys and values of \d layers that are not as 'tiny llama' has them"):
         _ = Predictor.of_prompt(base, loaded).prefix
 
@@ -268,7 +268,7 @@ def check_prompt(files: dict[str, bytes]) -> None:
     """Either a prompt that can be told of, or one line."""
     try:
         with in_time():
-            prompt = prompt_of(files, "it")
+            prompt = parse_prompt(files, "it")
     except PromptFileError as error:
         assert "\n" not in str(error)  # noqa: PT017
         return

@@ -14,7 +14,7 @@ from helpers.saved_prompts import a_prompt
 
 from softprompt.config import TrainConfig
 from softprompt.errors import OutputError, PromptFileError, SoftpromptError, StoreError
-from softprompt.models.distributed import ALONE
+from softprompt.models.distributed import SINGLE_PROCESS
 from softprompt.prompts.saved_prompt import Prompt
 from softprompt.store import artifacts, metadata
 from softprompt.store.prompt_loading import load_prompt, pin_reference, read_manifest
@@ -411,5 +411,5 @@ def test_training_starts_from_a_version_not_from_an_alias(store: Store, monkeypa
         "b": TrainConfig.build(init="text:prompt:x@1"),
     }
     with pytest.raises(StopIteration):
-        fit(SimpleNamespace(processes=ALONE), reviews_task(), config=configs)  # type: ignore[call-overload]
+        fit(SimpleNamespace(processes=SINGLE_PROCESS), reviews_task(), config=configs)  # type: ignore[call-overload]
     assert seen == [f"prompt:{store.url}#p@1", "text:prompt:x@1"]

@@ -22,7 +22,7 @@ from softprompt.errors import ConfigError, DataError, TrainingError
 from softprompt.inference.evaluation import evaluate
 from softprompt.inference.predictor import Predictor
 from softprompt.prompts.methods.method_registry import METHODS
-from softprompt.prompts.prefix import keys_and_values
+from softprompt.prompts.prefix import compute_keys_and_values
 from softprompt.prompts.saved_prompt import Prompt
 from softprompt.prompts.state import PromptState
 from softprompt.prompts.written_prompt import choose_shots, written_prompt
@@ -133,7 +133,7 @@ class TestStart:
 
     def test_of_keys_and_values(self) -> None:
         base = tiny_base("llama")
-        teacher = Teacher((keys_and_values(base, random_prompt(base, 6).detach()),))
+        teacher = Teacher((compute_keys_and_values(base, random_prompt(base, 6).detach()),))
         settings = {**FAST, "learning_rate": 1e-12, "steps": 1, "measure": False}
         done = distill(base, inputs(), teacher, method="prefix-tuning", init="teacher", **settings)
         assert losses(done.prompt)[0] == pytest.approx(0, abs=1e-5)

@@ -17,7 +17,7 @@ from softprompt.data.examples import Example
 from softprompt.data.task import TaskSpec
 from softprompt.inference import scoring as objective_module
 from softprompt.inference.predictor import Predictor
-from softprompt.inference.scoring import Objective, divergence
+from softprompt.inference.scoring import AnswerScorer, kl_divergence
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.prefix import make_prefix
 from softprompt.prompts.state import PromptState
@@ -43,7 +43,7 @@ def state(base: FrozenLM, length: int, seed: int) -> PromptState:
     return found
 
 
-def tempered(labels: Tensor, objective: Objective, temperature: float) -> Tensor:
+def tempered(labels: Tensor, objective: AnswerScorer, temperature: float) -> Tensor:
     """The distribution that decoding gives whose every choice is made at ``temperature``, label by label."""
     verbalizer = objective.verbalizer
     assert verbalizer is not None
@@ -75,7 +75,7 @@ class TestLabels:
         base, spec = tiny_base(family), spec_of(labels)
         teacher, student = state(base, 5, 1), state(base, 3, 2)
         encoder = ExampleEncoder(base, spec, 3)
-        objective = Objective(base, encoder.verbalizer)
+        objective = AnswerScorer(base, encoder.verbalizer)
         targets = LabelTargets(objective, taught(base, spec, teacher), temperature)
         portions = targets.items(encoder, EXAMPLES)
         items = [item for portion in portions for item in portion]
@@ -104,7 +104,7 @@ class TestLabels:
         base, spec = tiny_base(family), spec_of(labels)
         teacher = state(base, 4, 1)
         encoder = ExampleEncoder(base, spec, 4)
-        targets = LabelTargets(Objective(base, encoder.verbalizer), taught(base, spec, teacher), temperature)
+        targets = LabelTargets(AnswerScorer(base, encoder.verbalizer), taught(base, spec, teacher), temperature)
         items = [item for portion in targets.items(encoder, EXAMPLES) for item in portion]
         losses = targets.losses(make_prefix(base, teacher), collate(items, base.device))
         assert float(losses.detach().abs().max()) < 1e-4
@@ -112,20 +112,20 @@ class TestLabels:
 
 def test_labels_next_to_impossible_still_have_their_ratios() -> None:
     base, spec = tiny_base("llama"), spec_of(LABELS["several choices"])
-    objective = Objective(base, ExampleEncoder(base, spec, 0).verbalizer)
+    objective = AnswerScorer(base, ExampleEncoder(base, spec, 0).verbalizer)
     labels = torch.tensor([[0.0, -400.0, -500.0, -500.0 - math.log(3)]])
     last = len(objective.verbalizer.decisions) - 1 if objective.verbalizer else 0
     for decision in range(last + 1):
-        choices, reached = objective.choices_of(labels, torch.tensor([decision]))
+        choices, reached = objective.condition_on_decisions(labels, torch.tensor([decision]))
         assert float(choices.exp().sum()) == pytest.approx(1, abs=1e-4)
         assert reached.isfinite().all()
-    assert objective.tempered(labels, 2.0).isfinite().all()
+    assert objective.apply_temperature(labels, 2.0).isfinite().all()
 
 
 def test_the_bar_is_what_the_best_constant_answer_reaches() -> None:
     base, spec = tiny_base("llama"), spec_of(LABELS["one choice"])
     answer = LabelAnswers(torch.tensor([[0.7, 0.2, 0.1], [0.1, 0.1, 0.8], [0.2, 0.6, 0.2]]).log())
-    reference = LabelTargets(Objective(base, ExampleEncoder(base, spec, 0).verbalizer), answer, 1.0).reference
+    reference = LabelTargets(AnswerScorer(base, ExampleEncoder(base, spec, 0).verbalizer), answer, 1.0).reference
     probabilities = answer.log_probabilities.exp()
 
     def reached(constant: Tensor) -> float:
@@ -164,11 +164,11 @@ class TestTokens:
         for text, answer in zip(texts, told.answers, strict=True):
             own, its = (all_logits(base, one, text, answer) for one in (student, teacher))
             soft = [(one / temperature).log_softmax(-1) for one in (its, own)]
-            whole.append(temperature**2 * divergence(*soft))
+            whole.append(temperature**2 * kl_divergence(*soft))
             ids = its.topk(min(top_k, its.shape[1])).indices
             parts = [one.exp().gather(1, ids) for one in soft]
             kept = [torch.cat([one, (1 - one.sum(1, keepdim=True)).clamp(min=1e-12)], dim=1).log() for one in parts]
-            coarse.append(temperature**2 * divergence(*kept))
+            coarse.append(temperature**2 * kl_divergence(*kept))
         torch.testing.assert_close(losses, torch.cat(coarse), rtol=1e-3, atol=1e-4)
         assert (losses <= torch.cat(whole) + 1e-4).all()
         if top_k == 1000:

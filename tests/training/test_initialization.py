@@ -15,7 +15,7 @@ from softprompt.data.task import Task, TaskSpec
 from softprompt.errors import ConfigError, PromptFileError
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.methods.initializers import default_instruction
-from softprompt.prompts.methods.method_registry import METHODS, fold, make_method
+from softprompt.prompts.methods.method_registry import METHODS, fold_method, make_method
 from softprompt.store.prompt_loading import load_prompt
 from softprompt.training.fit import fit
 from softprompt.training.initialization import check_init, initialize
@@ -151,8 +151,8 @@ class TestFromAPrompt:
         state = load_prompt(saved_prefix).state
         assert state.kind == "key_values"
         start = initialize(f"prompt:{saved_prefix}", base, SPEC, 4, 0)
-        for options in ({}, {"reparametrisation": "mlp", "width": 8}):
-            folded = fold(make_method("prefix-tuning", options, base, start, 1.0, 0))
+        for options in ({}, {"reparameterization": "mlp", "width": 8}):
+            folded = fold_method(make_method("prefix-tuning", options, base, start, 1.0, 0))
             assert all(torch.equal(one, other) for one, other in zip(folded.tensors, state.tensors, strict=True))
 
     @pytest.mark.parametrize("method", sorted(name for name, entry in METHODS.items() if entry.kind == "embeddings"))

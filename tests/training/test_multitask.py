@@ -14,7 +14,7 @@ from softprompt.data.examples import Example
 from softprompt.data.splits import Splits
 from softprompt.data.task import Task
 from softprompt.errors import ConfigError, TrainingError
-from softprompt.inference.scoring import Objective
+from softprompt.inference.scoring import AnswerScorer
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.methods.multitask_prompt_tuning import FACTOR_RATE, MultitaskPrompt
 from softprompt.prompts.prefix import make_prefix
@@ -51,7 +51,7 @@ def distance(base: FrozenLM, task: Task, teacher: PromptState, student: PromptSt
     encoder = ExampleEncoder(base, task.spec, CONFIG.length)
     batch = collate(encoder.training_items(task.train)[:count], base.device)
     hidden = make_prefix(base, student).hidden(batch.input_ids, batch.mask)[batch.row, batch.column]
-    objective = Objective(base, encoder.verbalizer)
+    objective = AnswerScorer(base, encoder.verbalizer)
     return float(distance_from_teacher(objective, make_prefix(base, teacher), hidden, batch).sum())
 
 

@@ -30,7 +30,7 @@ MEMBERS: dict[str, dict[str, Any]] = {
     "p-tuning": {"method": "p-tuning", "method_options": {"width": 32}},
     "residual": {"method": "residual"},
     "prefix-tuning": {"method": "prefix-tuning", "length": 6},
-    "prefix-tuning with an MLP": {"method": "prefix-tuning", "method_options": {"reparametrisation": "mlp"}},
+    "prefix-tuning with an MLP": {"method": "prefix-tuning", "method_options": {"reparameterization": "mlp"}},
     # what it adds is lost in rounding: nothing gets better, so it stops at the second evaluation
     "stuck": {"learning_rate": 1e-12, "patience": 1},
     "wild": {"learning_rate": 1e30},

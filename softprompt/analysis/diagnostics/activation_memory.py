@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from softprompt.analysis.diagnostics.meta_model import MetaModel, SavedBytes, StepBytes, count_saved_bytes
 from softprompt.inference.scoring import LOGITS_CHUNK
-from softprompt.models.frozen_lm import window_of
+from softprompt.models.frozen_lm import find_sliding_window
 from softprompt.models.kernels.fused_layer import Layer
 
 FLOAT = 4  # bytes of float32
@@ -84,7 +84,7 @@ def activations(
     """
     size = meta.dtype.itemsize
     layers = meta.own_layers if own_layers else None
-    window = window_of(meta.model.config.get_text_config())
+    window = find_sliding_window(meta.model.config.get_text_config())
     if layers is not None and (window is None or prefix + text <= window):
         passes = _own_passes(layers, prefix, text, size, learned_cache)
         work = max(own_work(layer, prefix + text, size) for layer in layers)
@@ -106,12 +106,12 @@ def own_layer(layer: Layer, seen: int, size: int) -> tuple[int, int]:
     ``e (H + 2Q + 3K + N seen)``: what enters, queries and keys before and after they are turned, values, weights.
     ``e (3H + 2F)``: what attention gives, the sum, what the feed-forward part gives; gate and up.
     """
-    before = layer.entrance
+    before = layer.input_projection
     hidden, queries, keys = before.query.inputs, before.query.outputs, before.key.outputs
     heads = queries // before.size
     roots = FLOAT * (1 + (heads if before.of_query else 0) + (keys // before.size if before.of_key else 0))
     attention = size * (hidden + 2 * queries + 3 * keys + heads * seen) + roots
-    return attention, size * (3 * hidden + 2 * layer.exit.gate.outputs) + 3 * FLOAT
+    return attention, size * (3 * hidden + 2 * layer.feed_forward.gate.outputs) + 3 * FLOAT
 
 
 def own_work(layer: Layer, seen: int, size: int) -> int:
@@ -120,8 +120,8 @@ def own_work(layer: Layer, seen: int, size: int) -> int:
     The activation's gradient holds seven tensors ``F`` in float32 (two of them are there anyway in a float32 model)
     beside three in the model's dtype; that of attention five of ``N seen`` beside two.
     """
-    hidden, wide = layer.entrance.query.inputs, layer.exit.gate.outputs
-    weights = layer.entrance.query.outputs // layer.entrance.size * seen
+    hidden, wide = layer.input_projection.query.inputs, layer.feed_forward.gate.outputs
+    weights = layer.input_projection.query.outputs // layer.input_projection.size * seen
     own = 0 if size == FLOAT else 2
     feed_forward = (5 + own) * FLOAT * wide + 3 * size * wide + 2 * size * hidden
     return max(feed_forward, weights * (2 * size + 5 * FLOAT))
@@ -133,7 +133,7 @@ def _own_passes(layers: Sequence[Layer], prefix: int, text: int, size: int, lear
     cache = 0
     for layer in layers:
         last = layer is layers[-1]
-        before = layer.entrance
+        before = layer.input_projection
         keys = before.key.outputs
         cache += 2 * size * keys * prefix
         attention, behind = own_layer(layer, prefix + text, size)
@@ -145,7 +145,7 @@ def _own_passes(layers: Sequence[Layer], prefix: int, text: int, size: int, lear
         else:
             # its keys, turned, and its values are the cache
             of_prefix.append(prefix * (attention + behind - 2 * size * keys))
-    hidden = size * layers[0].entrance.query.inputs
+    hidden = size * layers[0].input_projection.query.inputs
     of_both = SavedBytes((0,) * len(layers), 0) if learned_cache else SavedBytes(tuple(of_prefix), prefix * hidden)
     return StepBytes(of_both, SavedBytes(tuple(of_text), text * hidden), cache)
 

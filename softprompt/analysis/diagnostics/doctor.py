@@ -11,7 +11,7 @@ from softprompt.analysis.diagnostics import parity, parity_seq2seq
 from softprompt.analysis.diagnostics.parity import ParityCase, ParityErrors, make_cases, measure_rounding
 from softprompt.analysis.diagnostics.tiny_models import FAMILIES, make_family_model
 from softprompt.errors import BaseModelError
-from softprompt.models.devices import device_of
+from softprompt.models.devices import choose_device
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.methods.method_registry import METHODS
 from softprompt.prompts.prefix import shares_prefix
@@ -82,8 +82,8 @@ class Diagnosis:
         tolerance, gradient_tolerance: relative errors up to these count as exact.
         longest_text: tokens of the longest text measured.
         sliding_window: tokens that the narrowest layer sees, if any sees fewer than all.
-        alike_up_to: tokens beyond which the model reads texts by the longest of a batch; none is longer, prompt and
-            all.
+        batch_independent_length: tokens beyond which the model reads texts by the longest of a
+            batch; none is longer, prompt and all.
         way: how softprompt runs the model.
         reason: why not with a shared prefix, in one line; empty if with one.
         methods: of each method, why it does not work, in one line; empty if it does.
@@ -97,7 +97,7 @@ class Diagnosis:
     gradient_tolerance: float
     longest_text: int
     sliding_window: int | None
-    alike_up_to: int | None
+    batch_independent_length: int | None
     checks: tuple[ParityCheck, ...]
     way: Way
     reason: str
@@ -145,7 +145,7 @@ def diagnose(base: FrozenLM, seed: int = 0) -> Diagnosis:
         "dtype": str(base.dtype).removeprefix("torch."),
         "device": base.device.type,
         "sliding_window": base.sliding_window,
-        "alike_up_to": base.alike_up_to,
+        "batch_independent_length": base.batch_independent_length,
     }
     try:
         alone, together = make_cases(base, seed)
@@ -177,7 +177,7 @@ def diagnose_families(progress: Callable[[str], None] | None = None, device: str
     Raises:
         BaseModelError: ``device`` cannot be used here.
     """
-    place = device_of(device)
+    place = choose_device(device)
     rows = []
     for family in FAMILIES:
         if progress is not None:

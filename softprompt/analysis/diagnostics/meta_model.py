@@ -18,12 +18,12 @@ from torch import Tensor, nn
 from softprompt.errors import BaseModelError
 from softprompt.models.architecture import decode, encode, is_encoder_decoder
 from softprompt.models.builtin_models import MODEL_NAME
-from softprompt.models.kernels.fused_decoder import layers_built_so
+from softprompt.models.kernels.fused_decoder import parse_layers
 from softprompt.models.kernels.fused_layer import Layer
-from softprompt.models.last_layer import layers_of
-from softprompt.models.model_files import source_of
-from softprompt.models.quantization import quiet
-from softprompt.prompts.kv_cache import mapped, read_only
+from softprompt.models.last_layer import find_layers
+from softprompt.models.model_files import find_source
+from softprompt.models.quantization import silence_logging
+from softprompt.prompts.kv_cache import map_tensors, read_only
 
 ANSWER = 8  # tokens of an answer that a decoder is given
 
@@ -73,7 +73,7 @@ class MetaModel:
     @cached_property
     def layers(self) -> tuple[nn.Module, ...]:
         """First to last; of an encoder-decoder model those of both."""
-        return tuple(layers_of(self.model.base_model))
+        return tuple(find_layers(self.model.base_model))
 
     @property
     def in_linears(self) -> int:
@@ -93,7 +93,7 @@ class MetaModel:
         if self.architecture != "decoder-only":
             return None
         with _norms_with_numbers(self.model):
-            built = layers_built_so(self.model.base_model, self.model.config.get_text_config())
+            built = parse_layers(self.model.base_model, self.model.config.get_text_config())
         return None if built is None else built[0]
 
 
@@ -109,12 +109,12 @@ def make_meta_model(name: str, dtype: torch.dtype, *, trust_remote_code: bool = 
         BaseModelError: no usable configuration is there under this name.
         MissingExtraError: a package is not installed.
     """
-    source = source_of(name, trust_remote_code=trust_remote_code)
-    with quiet():
+    source = find_source(name, trust_remote_code=trust_remote_code)
+    with silence_logging():
         from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
     try:
-        with quiet(), torch.device("meta"):
+        with silence_logging(), torch.device("meta"):
             config: Any = AutoConfig.from_pretrained(source.place, **source.options)
             # a quantized model's weights are counted as what they stand for
             if hasattr(config, "quantization_config"):
@@ -224,7 +224,7 @@ def count_saved_bytes(meta: MetaModel, prefix: int, text: int, *, given: bool = 
             held = count_cache_bytes(cache)
             kept = SavedBytes((0,) * len(watch.sizes), 0) if given else watch.kept(prefix * size * dtype.itemsize)
             if given:
-                cache = mapped(cache, lambda tensor: tensor.detach().requires_grad_())
+                cache = map_tensors(cache, lambda tensor: tensor.detach().requires_grad_())
             own = watch.known | {_key(each) for layer in cache.layers for each in (layer.keys, layer.values)}
             of_text.known |= own
             with of_text:
@@ -337,10 +337,10 @@ def _attending(model: Any) -> Iterator[None]:
         yield
         return
     # families that cannot change theirs say so, and keep it
-    with quiet():
+    with silence_logging():
         model.set_attn_implementation(_ATTENTION)
     try:
         yield
     finally:
-        with quiet():
+        with silence_logging():
             model.set_attn_implementation(before)

@@ -26,14 +26,14 @@ from softprompt.data.encoding.encoder import Batch, EncodedSequence
 from softprompt.errors import BaseModelError
 from softprompt.models import fast_attention, last_layer
 from softprompt.models.frozen_lm import FrozenLM
-from softprompt.prompts.attention_prefix import own_attention
+from softprompt.prompts.attention_prefix import strip_prompt_suffix
 from softprompt.prompts.prefix import (
     CachedPrefix,
     Prefix,
-    cached_prefix,
     check_keys_and_values,
-    concatenated_prefix,
-    keys_and_values,
+    compute_keys_and_values,
+    make_cached_prefix,
+    make_concatenated_prefix,
     make_prefix,
 )
 from softprompt.prompts.state import PromptState
@@ -112,7 +112,7 @@ def measure_rounding(base: FrozenLM, among: Sequence[ParityCase], seed: int) -> 
 def measure_right_padded(base: FrozenLM, case: ParityCase) -> ParityErrors:
     """Texts of different lengths, padding behind them."""
     batch = collate(case.items, base.device)
-    hidden = concatenated_prefix(base, *case.states).hidden(batch.input_ids, batch.mask, batch.which)
+    hidden = make_concatenated_prefix(base, *case.states).hidden(batch.input_ids, batch.mask, batch.which)
     return compare_with_reference(_logits(base, hidden, batch), case)
 
 
@@ -123,7 +123,7 @@ def measure_left_padded(base: FrozenLM, case: ParityCase) -> ParityErrors:
     shift = length - batch.mask.sum(dim=1)
     source = (torch.arange(length, device=base.device) - shift[:, None]) % length
     ids, mask = batch.input_ids.gather(1, source), batch.mask.gather(1, source)
-    hidden = concatenated_prefix(base, *case.states).hidden(ids, mask, batch.which)
+    hidden = make_concatenated_prefix(base, *case.states).hidden(ids, mask, batch.which)
     return compare_with_reference(_logits(base, hidden, batch, shift), case)
 
 
@@ -160,9 +160,9 @@ def measure_keys_and_values(base: FrozenLM, case: ParityCase) -> ParityErrors:
     with original_modules(base.model):
         base.run_backbone(inputs_embeds=_embedded(base, prompt, ()), past_key_values=own, use_cache=True)
     pairs = [torch.cat([layer.keys, layer.values])[:, :, len(base.bos_ids) :].float() for layer in own.layers]
-    tensors = tuple(tensor.requires_grad_() for tensor in keys_and_values(base, prompt.detach()).tensors)
+    tensors = tuple(tensor.requires_grad_() for tensor in compute_keys_and_values(base, prompt.detach()).tensors)
     batch = collate(case.items, base.device)
-    prefix = cached_prefix(base, PromptState("key_values", tensors))
+    prefix = make_cached_prefix(base, PromptState("key_values", tensors))
     logits = _logits(base, prefix.hidden(batch.input_ids, batch.mask, batch.which), batch)
     to_tensors = torch.autograd.grad(sum_loss(logits, case.items), tensors)
     (gradient,) = torch.autograd.grad(pairs, prompt, to_tensors)
@@ -189,7 +189,7 @@ def measure_generation(base: FrozenLM, case: ParityCase) -> ParityErrors:
 
 
 def _cached(base: FrozenLM, case: ParityCase) -> CachedPrefix:
-    prefix = cached_prefix(base, case.states[0])
+    prefix = make_cached_prefix(base, case.states[0])
     kinds = {type(layer).__name__ for layer in prefix.cache.layers}
     if others := sorted(kinds - {"DynamicLayer", "DynamicSlidingWindowLayer"}):
         raise BaseModelError(f"its cache holds {', '.join(others)}, which is more than keys and values")
@@ -209,7 +209,7 @@ def _prompt_lengths(base: FrozenLM) -> tuple[int, int]:
 def _text_lengths(base: FrozenLM) -> list[tuple[int, ...]]:
     """Of two batches: short texts, and texts longer than a sliding window, and up to where positions change."""
     # a window reaches further back with every layer
-    places = [0 if base.sliding_window is None else base.sliding_window + 16, base.alike_up_to or 0]
+    places = [0 if base.sliding_window is None else base.sliding_window + 16, base.batch_independent_length or 0]
     longest = max(LONG_TEXT, *(place for place in places if place <= LONGEST_WINDOW + 16))
     if base.context_length is not None:
         longest = min(
@@ -303,7 +303,7 @@ def original_modules(model: Any) -> Iterator[None]:
     ours = (fast_attention.__name__, last_layer.__name__)
     replaced = [pair for pair in forwards if getattr(pair[1], "__module__", None) in ours]
     attention = getattr(model.config, "_attn_implementation", None)
-    plain = own_attention(attention) if attention else attention
+    plain = strip_prompt_suffix(attention) if attention else attention
     plain = "sdpa" if plain == fast_attention.NAME else plain
     try:
         for module, _ in replaced:

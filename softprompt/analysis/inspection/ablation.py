@@ -17,7 +17,7 @@ from softprompt.data.task import Task, TaskSpec
 from softprompt.errors import SoftpromptError
 from softprompt.metrics import hypothesis_tests
 from softprompt.models.frozen_lm import FrozenLM
-from softprompt.prompts.methods.method_registry import METHODS, fold, make_method
+from softprompt.prompts.methods.method_registry import METHODS, fold_method, make_method
 from softprompt.prompts.saved_prompt import Prompt
 from softprompt.prompts.state import PromptState
 from softprompt.store.references import is_reference
@@ -100,7 +100,7 @@ def _start(
             torch.manual_seed(config.seed)
             first = initialize(config.init, base, prompt.spec, config.length, config.seed, train or ())
             unit = base.embedding_std if config.rate_unit == "embedding-std" else 1.0
-            start = fold(make_method(config.method, config.method_options, base, first, unit, config.seed))
+            start = fold_method(make_method(config.method, config.method_options, base, first, unit, config.seed))
     except SoftpromptError as error:
         return f"its start cannot be made again: {error}"
     kept = _kept(prompt, start.length)

@@ -24,8 +24,8 @@ from softprompt.errors import BaseModelError
 from softprompt.inference.scoring import EVALUATION_TOKENS
 from softprompt.metrics.bootstrap import Floats
 from softprompt.models.frozen_lm import FrozenLM
-from softprompt.prompts.prefix import cached_prefix, concatenated_prefix
-from softprompt.prompts.state import PromptState, concatenated
+from softprompt.prompts.prefix import make_cached_prefix, make_concatenated_prefix
+from softprompt.prompts.state import PromptState, concatenate_prefixes
 
 
 @torch.no_grad()
@@ -67,8 +67,8 @@ def _weights(base: FrozenLM, state: PromptState, batch: Batch, width: int) -> Fl
     lengths = batch.mask.sum(dim=1)
     row = torch.arange(len(lengths), device=base.device)
     if state.kind == "embeddings":
-        embeddings = concatenated_prefix(base, state).embeddings
-        rows, ends = concatenated(embeddings, base.embed(batch.input_ids), batch.mask, batch.which)
+        embeddings = make_concatenated_prefix(base, state).embeddings
+        rows, ends = concatenate_prefixes(embeddings, base.embed(batch.input_ids), batch.mask, batch.which)
         column = torch.arange(rows.shape[1], device=base.device).expand(len(rows), -1)
         inputs: dict[str, Any] = {
             "inputs_embeds": rows,
@@ -78,7 +78,7 @@ def _weights(base: FrozenLM, state: PromptState, batch: Batch, width: int) -> Fl
         }
         asked, behind = (ends[:, 0] - 1), rows.shape[1]
     else:
-        prefix = cached_prefix(base, state)
+        prefix = make_cached_prefix(base, state)
         inputs = {
             "inputs_embeds": base.embed(batch.input_ids),
             "attention_mask": torch.cat([prefix.mask(batch.which), batch.mask], dim=1),

@@ -53,7 +53,7 @@ from softprompt.errors import BaseModelError, DataError
 from softprompt.metrics import hypothesis_tests
 from softprompt.metrics.scores import Score
 from softprompt.models.frozen_lm import FrozenLM
-from softprompt.prompts.saved_prompt import HISTORY_FILE, Prompt, prompt_of
+from softprompt.prompts.saved_prompt import HISTORY_FILE, Prompt, parse_prompt
 from softprompt.store.learned_rows import LearnedRows, read_learned
 from softprompt.store.version_store import read_saved_files
 
@@ -339,7 +339,7 @@ def _read_beside(prompt: Prompt, place: str | None) -> tuple[list[dict[str, floa
     if place is None:
         return read_history(prompt.extra_files.get(HISTORY_FILE, "").encode(), prompt), None
     files = read_saved_files(place)
-    prompt_of(files, place)  # its digest is in the manifest
+    parse_prompt(files, place)  # its digest is in the manifest
     return read_history(files.get(HISTORY_FILE, b""), prompt), read_learned(place)
 
 

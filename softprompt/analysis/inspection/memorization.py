@@ -19,7 +19,7 @@ from softprompt.data.encoding.encoder import EncodedSequence, ExampleEncoder
 from softprompt.data.examples import Example
 from softprompt.data.task import TaskSpec
 from softprompt.errors import DataError
-from softprompt.inference.scoring import Objective
+from softprompt.inference.scoring import AnswerScorer
 from softprompt.metrics import hypothesis_tests
 from softprompt.metrics.bootstrap import Floats
 from softprompt.models.frozen_lm import FrozenLM
@@ -76,6 +76,6 @@ def _gains(base: FrozenLM, spec: TaskSpec, state: PromptState, examples: Sequenc
         return np.zeros(0)
     with torch.no_grad():
         prefix = make_prefix(base, None, state)
-    losses = measure_losses(Objective(base, None), prefix, items, 2, len(items))
+    losses = measure_losses(AnswerScorer(base, None), prefix, items, 2, len(items))
     gains: Floats = losses[0] - losses[1]
     return gains

@@ -13,8 +13,8 @@ from softprompt.data.encoding.batching import batch_by_token_budget, collate
 from softprompt.data.encoding.encoder import EncodedSequence, ExampleEncoder
 from softprompt.data.examples import Example
 from softprompt.data.task import TaskSpec
-from softprompt.inference.predictor import Predictor, naming
-from softprompt.inference.scoring import EVALUATION_TOKENS, Objective, all_finite
+from softprompt.inference.predictor import Predictor, name_failing_example
+from softprompt.inference.scoring import EVALUATION_TOKENS, AnswerScorer, check_finite
 from softprompt.metrics import hypothesis_tests
 from softprompt.metrics.bootstrap import Floats, paired_difference, resample_scores
 from softprompt.metrics.registry import NEGATIVE_LOSS, Metric, choose_metric, score_runs
@@ -61,7 +61,7 @@ def score_states(
     given = [state for state in states if state is not None]
     length = max((state.length for state in given), default=0)
     encoder = ExampleEncoder(base, spec, length, behind=words_before(given))
-    objective = Objective(base, encoder.verbalizer)
+    objective = AnswerScorer(base, encoder.verbalizer)
     items = encoder.training_items(examples) if spec.kind == "generation" else encoder.scoring_items(examples)
     losses, answers = [], []
     for start in range(0, len(states), MEMBERS):
@@ -69,10 +69,10 @@ def score_states(
         with torch.no_grad():
             prefix = make_prefix(base, *chunk)
         if spec.kind == "generation":
-            with naming(examples):
+            with name_failing_example(examples):
                 losses.append(measure_losses(objective, prefix, items, len(chunk), len(examples)))
             continue
-        with naming(examples):
+        with name_failing_example(examples):
             scores = objective.label_log_probabilities(prefix, repeated(items, len(chunk), len(examples)))
         shaped = scores.double().numpy().reshape(len(chunk), len(examples), -1)
         answers.append(shaped)
@@ -96,7 +96,7 @@ def score_ensemble(
 
 @torch.no_grad()
 def measure_losses(
-    objective: Objective, prefix: Prefix, items: Sequence[EncodedSequence], members: int, examples: int
+    objective: AnswerScorer, prefix: Prefix, items: Sequence[EncodedSequence], members: int, examples: int
 ) -> Floats:
     """Mean loss of the targets of each example behind each prompt, ``[M, n]``."""
     sums = torch.zeros(members * examples, dtype=torch.float64)
@@ -107,7 +107,7 @@ def measure_losses(
         owner = torch.tensor([item.example for item in chunk])[batch.row.cpu()]
         sums.index_add_(0, owner, found)
         counts.index_add_(0, owner, torch.ones_like(found))
-    all_finite(sums.view(members, examples).T)
+    check_finite(sums.view(members, examples).T)
     shaped: Floats = (sums / counts).view(members, examples).numpy()
     return shaped
 

@@ -28,7 +28,7 @@ from softprompt.inference.generation import GenerationConfig, complete
 from softprompt.inference.scoring import EVALUATION_TOKENS
 from softprompt.metrics.bootstrap import Floats
 from softprompt.models.frozen_lm import FrozenLM
-from softprompt.prompts.prefix import concatenated_prefix, make_prefix
+from softprompt.prompts.prefix import make_concatenated_prefix, make_prefix
 from softprompt.prompts.state import PromptState
 
 TOKENS = 24
@@ -230,7 +230,7 @@ def _completed(base: FrozenLM, state: PromptState | None, text: tuple[int, ...] 
 
 def _alone(base: FrozenLM, state: PromptState | None) -> tuple[str, tuple[NextToken, ...]]:
     """Token by token behind the virtual tokens themselves; nothing if there are none and the model has no BOS."""
-    embeddings = concatenated_prefix(base, state).embeddings[0]
+    embeddings = make_concatenated_prefix(base, state).embeddings[0]
     if not len(embeddings):
         return "", ()
     said: list[int] = []

@@ -19,9 +19,9 @@ from softprompt.experiments.baselines.fitted_baseline import (
     describe_baseline,
 )
 from softprompt.experiments.baselines.nearest_examples import NearestShots
-from softprompt.inference.generation import GenerationConfig, room_for
+from softprompt.inference.generation import GenerationConfig, choose_max_new_tokens
 from softprompt.inference.predictor import Predictor
-from softprompt.inference.scoring import Objective
+from softprompt.inference.scoring import AnswerScorer
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.written_prompt import choose_shots, written_prompt
 from softprompt.training.loop import check_trainable
@@ -59,7 +59,7 @@ def fit_few_shot(
     check_trainable(task)
     nearest = nearest and count > 0
     shots = task.train if nearest else tuple(choose_shots(task.train, count, seed))
-    generation = generation or _until_next_example(shots, room_for(base, task.spec))
+    generation = generation or _until_next_example(shots, choose_max_new_tokens(base, task.spec))
     validation = validation_examples(task, VALIDATION_LIMIT)
     settings: dict[str, Any] = {"count": count, "nearest": nearest, "seed": seed, "instruction": instruction}
 
@@ -111,7 +111,7 @@ def _score(answers: Predictor | NearestShots, examples: Sequence[Example]) -> tu
     items = answers.encoder.training_items(examples)
     if isinstance(answers, NearestShots):
         items = answers.behind_shots(items, examples)
-    loss = mean_loss(Objective(answers.base, None), answers.prefix, items)
+    loss = mean_loss(AnswerScorer(answers.base, None), answers.prefix, items)
     return -loss, loss
 
 

@@ -19,8 +19,8 @@ from softprompt.config import Schedule, Settings, TrainConfig
 from softprompt.data.encoding.encoder import EncodedSequence, ExampleEncoder
 from softprompt.data.task import Task
 from softprompt.experiments.baselines.fitted_baseline import FittedBaseline
-from softprompt.inference.predictor import Answers
-from softprompt.inference.scoring import Objective
+from softprompt.inference.predictor import PredictorLike
+from softprompt.inference.scoring import AnswerScorer
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.state import PromptState
 from softprompt.training.callbacks import Callback, StepTimer
@@ -83,7 +83,7 @@ class FinetuningResult:
     settings: Mapping[str, Any]
 
     def fitted(
-        self, answers: Answers, base_bytes: int, task_bytes: int, save: Callable[[Path], None], **settings: Any
+        self, answers: PredictorLike, base_bytes: int, task_bytes: int, save: Callable[[Path], None], **settings: Any
     ) -> FittedBaseline:
         """What was learned, as a baseline; the base is shared where it has to be in memory at all."""
         return FittedBaseline(
@@ -153,7 +153,7 @@ class WeightsLearner(Learner):
     ) -> None:
         """``seconds`` run from ``began``."""
         self.encoder = ExampleEncoder(model, task.spec, 0)
-        self.objective = Objective(model, self.encoder.verbalizer)
+        self.objective = AnswerScorer(model, self.encoder.verbalizer)
         items = self.encoder.training_items(task.train)
         self.loader = InMemoryLoader([(item,) for item in items], config)
         self.validation = Validation(task, self.encoder, self.objective, config)
@@ -282,7 +282,7 @@ def limit_length(task: Task, config: FinetuningConfig) -> Task:
     return task if config.max_length is None else replace(task, spec=replace(task.spec, max_length=config.max_length))
 
 
-def _touched(model: FrozenLM, objective: Objective, items: Sequence[EncodedSequence]) -> dict[nn.Parameter, Tensor]:
+def _touched(model: FrozenLM, objective: AnswerScorer, items: Sequence[EncodedSequence]) -> dict[nn.Parameter, Tensor]:
     """Rows of the tables of a decoder that classification can give a gradient: its texts' tokens, and its labels'."""
     if objective.verbalizer is None or model.architecture != "decoder-only":
         return {}

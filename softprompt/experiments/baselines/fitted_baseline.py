@@ -11,7 +11,7 @@ from torch import nn
 
 from softprompt.data.task import TaskSpec
 from softprompt.errors import ConfigError, MissingExtraError
-from softprompt.inference.predictor import Answers
+from softprompt.inference.predictor import PredictorLike
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.prefix import CachedPrefix, Prefix
 from softprompt.prompts.seq2seq_prefix import EncodedPrefix
@@ -41,7 +41,7 @@ class FittedBaseline:
         save: writes what one task needs to be deployed into a new folder.
     """
 
-    answers: Answers
+    answers: PredictorLike
     trained_parameters: int
     best_value: float
     best_loss: float

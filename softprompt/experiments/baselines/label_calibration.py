@@ -16,7 +16,7 @@ from softprompt.data.examples import Example
 from softprompt.data.task import TaskSpec
 from softprompt.errors import TemplateError
 from softprompt.experiments.baselines.fitted_baseline import check_classification
-from softprompt.inference.predictor import Answers, Prediction, likeliest
+from softprompt.inference.predictor import Prediction, PredictorLike, predict_labels
 
 CONTENT_FREE = ("N/A", "[MASK]", "")
 
@@ -30,7 +30,7 @@ class CalibratedPredictor:
         bias: log-probabilities ``[C]`` of the labels for inputs without content.
     """
 
-    answers: Answers
+    answers: PredictorLike
     bias: Tensor
 
     @property
@@ -48,11 +48,11 @@ class CalibratedPredictor:
 
     def predict(self, examples: Sequence[Example]) -> Iterator[Prediction]:
         """Predictions in the order of the examples."""
-        return likeliest(self.spec, self.label_log_probabilities(examples))
+        return predict_labels(self.spec, self.label_log_probabilities(examples))
 
 
 def calibrate(
-    answers: Answers, content_free: Sequence[str] = CONTENT_FREE, like: Example | None = None
+    answers: PredictorLike, content_free: Sequence[str] = CONTENT_FREE, like: Example | None = None
 ) -> CalibratedPredictor:
     """Measure the bias of ``answers`` and take it out.
 

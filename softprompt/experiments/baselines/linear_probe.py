@@ -25,8 +25,8 @@ from softprompt.experiments.baselines.fitted_baseline import (
     describe_baseline,
 )
 from softprompt.experiments.baselines.linear_head import LinearHead, fit_head
-from softprompt.inference.predictor import Prediction, likeliest, naming
-from softprompt.inference.scoring import EVALUATION_TOKENS, all_finite
+from softprompt.inference.predictor import Prediction, name_failing_example, predict_labels
+from softprompt.inference.scoring import EVALUATION_TOKENS, check_finite
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.prefix import make_prefix
 from softprompt.training.loop import check_trainable
@@ -81,12 +81,12 @@ class ProbeAnswers:
         """Log-probabilities ``[examples, C]`` of the labels."""
         if not examples:
             return torch.zeros(0, len(self.spec.labels))
-        with naming(examples):
-            return all_finite(self.head.log_probabilities(self.features.of(examples).numpy()))
+        with name_failing_example(examples):
+            return check_finite(self.head.log_probabilities(self.features.of(examples).numpy()))
 
     def predict(self, examples: Sequence[Example]) -> Iterator[Prediction]:
         """Predictions in the order of the examples."""
-        return likeliest(self.spec, self.label_log_probabilities(examples))
+        return predict_labels(self.spec, self.label_log_probabilities(examples))
 
     def save(self, folder: Path) -> None:
         """Write the classifier; raises OutputError."""

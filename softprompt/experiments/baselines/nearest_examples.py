@@ -16,9 +16,9 @@ from softprompt.data.few_shot import BEHIND_WORDS, encode_solved, prepend_tokens
 from softprompt.data.task import Task
 from softprompt.experiments.baselines.fitted_baseline import extra_module
 from softprompt.experiments.baselines.tfidf import extract_words, fit_words, make_vectorizer
-from softprompt.inference.generation import GenerationConfig, complete, room_for
-from softprompt.inference.predictor import Prediction, likeliest, naming
-from softprompt.inference.scoring import EVALUATION_TOKENS, Objective
+from softprompt.inference.generation import GenerationConfig, choose_max_new_tokens, complete
+from softprompt.inference.predictor import Prediction, name_failing_example, predict_labels
+from softprompt.inference.scoring import EVALUATION_TOKENS, AnswerScorer
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.prefix import make_prefix
 from softprompt.prompts.written_prompt import check_enough, written_prompt
@@ -51,13 +51,13 @@ class NearestShots:
         """
         check_enough(task.train, count)
         self.base, self.spec, self.pool, self.count = base, task.spec, task.train, count
-        self.generation = generation or GenerationConfig(max_new_tokens=room_for(base, task.spec))
+        self.generation = generation or GenerationConfig(max_new_tokens=choose_max_new_tokens(base, task.spec))
         state = written_prompt(base, self.spec, instruction)
         self.instruction_tokens = 0 if state is None else state.length
         # behind solved examples, whether or not there is an instruction
         room = self.generation.max_new_tokens
         self.encoder = ExampleEncoder(base, self.spec, self.instruction_tokens, room, BEHIND_WORDS)
-        self.objective = Objective(base, self.encoder.verbalizer)
+        self.objective = AnswerScorer(base, self.encoder.verbalizer)
         with torch.no_grad():
             self.prefix = make_prefix(base, state)
         self.left_out = self.added = 0
@@ -115,17 +115,17 @@ class NearestShots:
         if not examples:
             return torch.zeros(0, len(self.spec.labels))
         items = self.behind_shots(self.encoder.scoring_items(examples), examples)
-        with naming(examples):
+        with name_failing_example(examples):
             return self.objective.label_log_probabilities(self.prefix, items)
 
     def predict(self, examples: Sequence[Example]) -> Iterator[Prediction]:
         """Predictions in the order of the examples for classification, as they finish for generation."""
         if self.spec.kind == "classification" or not examples:
-            yield from likeliest(self.spec, self.label_log_probabilities(examples))
+            yield from predict_labels(self.spec, self.label_log_probabilities(examples))
             return
         texts = self.encoder.encode_inputs(examples)
         fronts = self.in_front(examples, [len(text) for text in texts])
         whole = [(*front, *text) for front, text in zip(fronts, texts, strict=True)]
-        with naming(examples):
+        with name_failing_example(examples):
             for index, text, cut in complete(self.base, self.prefix, whole, self.generation, EVALUATION_TOKENS):
                 yield Prediction(index, completion=text, at_limit=cut)

@@ -23,7 +23,7 @@ from softprompt.experiments.baselines.fitted_baseline import (
     extra_module,
 )
 from softprompt.experiments.baselines.linear_head import LinearHead, fit_head
-from softprompt.inference.predictor import Prediction, likeliest
+from softprompt.inference.predictor import Prediction, predict_labels
 from softprompt.training.loop import check_trainable
 from softprompt.training.validation import validation_examples
 from softprompt.utils.files import check_free, write_folder
@@ -51,7 +51,7 @@ class TfidfAnswers:
 
     def predict(self, examples: Sequence[Example]) -> Iterator[Prediction]:
         """Predictions in the order of the examples."""
-        return likeliest(self.spec, self.label_log_probabilities(examples))
+        return predict_labels(self.spec, self.label_log_probabilities(examples))
 
     def save(self, folder: Path) -> None:
         """Write weights and vocabulary; raises OutputError."""

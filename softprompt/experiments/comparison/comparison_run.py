@@ -279,7 +279,7 @@ class ComparisonRun:
             "curve": tuple(CurvePoint.model_validate(point) for point in fitted.curve),
             "validation": validation,
             "test": test.metric,
-            "others": benchmark.further_figures(test),
+            "others": benchmark.collect_metrics(test),
             "shift": score(answers, shift).metric if shift else None,
             "predictions": tuple(str(one.label or one.completion or "") for one in test.predictions),
             "confidences": benchmark.confidences(test),

@@ -132,7 +132,7 @@ def _job(
         place = folder / "baked.gguf"
         bake_gguf(base, {_TASK: prompt}, where.gguf, place)
         tasks = Tasks(base.tokenizer, gguf_usage(place))
-    some = benchmark.timed_of(examples)
+    some = benchmark.draw_timed_examples(examples)
     requests = [
         tasks.request(_TASK, one.text, model="", max_tokens=answers.generation.max_new_tokens, **one.columns)
         for one in some

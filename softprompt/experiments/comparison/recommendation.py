@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from softprompt.experiments.comparison.study_records import Cost, Recommendation, Row, collect_speeds
-from softprompt.inference.speed_drift import comparable, drift, steadied, warning
+from softprompt.inference.speed_drift import describe_drift, find_speed_drift, make_comparable, normalize_speeds
 from softprompt.metrics.formatting import format_bytes
 from softprompt.metrics.registry import metric_format
 from softprompt.metrics.scores import Speed
@@ -99,7 +99,7 @@ def choose_cheapest(rows: Sequence[Row]) -> Row:
 def measure_throughputs(rows: Sequence[Row]) -> list[float]:
     """Examples a second, 0 where it was not measured; where every speed has its reference, at the machine's mean speed:
     they are measured one after another, on machines that others use too."""
-    return [0.0 if speed is None else speed.examples_per_second for speed in steadied(collect_speeds(rows))]
+    return [0.0 if speed is None else speed.examples_per_second for speed in normalize_speeds(collect_speeds(rows))]
 
 
 def is_slow(row: Row, rows: Sequence[Row]) -> bool:
@@ -290,8 +290,8 @@ def _costs(e: Evidence, row: Row) -> list[str]:
         if largest is not None and _memory(largest.cost) > SAME_SPEED * _memory(row.cost):
             assert largest.cost is not None
             told[-1] += f"; '{largest.method}' needs {_memory_told(largest.cost)}"
-    changed = drift(collect_speeds(e.rows))
-    found = zip(e.rows, comparable(collect_speeds(e.rows)), strict=True)
+    changed = find_speed_drift(collect_speeds(e.rows))
+    found = zip(e.rows, make_comparable(collect_speeds(e.rows)), strict=True)
     speeds = {one.method: speed for one, speed in found if speed is not None}
     if (own := speeds.get(row.method)) is not None:
         told.append(f"speed: {_speed_told(own, changed is not None)}{_price(e, own)}")
@@ -304,7 +304,7 @@ def _costs(e: Evidence, row: Row) -> list[str]:
                 f"one within {ours}"
             )
         if changed:
-            told.append(warning(changed))
+            told.append(describe_drift(changed))
     return told
 
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from softprompt.inference.speed_drift import drift
+from softprompt.inference.speed_drift import find_speed_drift
 from softprompt.metrics.scores import SCHEMA_VERSION, Score, Speed
 from softprompt.utils.records import Record
 from softprompt.utils.seals import SealedRecord
@@ -244,5 +244,5 @@ def collect_speeds(rows: Iterable[Row]) -> list[Speed | None]:
 
 def warn_of_seconds(rows: Iterable[Row]) -> str:
     """What to say in front of seconds of learning, which have nothing timed beside them."""
-    changed = drift(collect_speeds(rows))
+    changed = find_speed_drift(collect_speeds(rows))
     return "The machine's speed changed meanwhile, so seconds of different methods do not compare. " if changed else ""

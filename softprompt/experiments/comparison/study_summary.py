@@ -11,9 +11,9 @@ from softprompt.data.task import Task
 from softprompt.experiments.baselines.fitted_baseline import VALIDATION_LIMIT
 from softprompt.experiments.comparison.recommendation import Evidence, recommend
 from softprompt.experiments.comparison.study_records import Cost, Forgetting, Result, Row, Study
-from softprompt.inference.benchmark import machine
+from softprompt.inference.benchmark import describe_machine
 from softprompt.inference.evaluation import truncation_notes
-from softprompt.inference.speed_drift import drift, warning
+from softprompt.inference.speed_drift import describe_drift, find_speed_drift
 from softprompt.metrics.bootstrap import Floats, RunScores, bootstrap_interval, paired_difference, resample_scores
 from softprompt.metrics.registry import score_runs
 from softprompt.models.frozen_lm import FrozenLM
@@ -50,7 +50,7 @@ def summarize(
         texts=tuple(excerpt(one.text, TEXT_SHOWN) for one in test),
         current=current,
         price_per_hour=price_per_hour,
-        machine=f"{machine()}, {base.device.type}, {str(base.dtype).removeprefix('torch.')}",
+        machine=f"{describe_machine()}, {base.device.type}, {str(base.dtype).removeprefix('torch.')}",
         settings={**settings, "template": spec.template, "max_length": spec.max_length},
         notes=(*splits.notes, *_notes(task, test, results)),
         rows=rows,
@@ -146,8 +146,8 @@ def _notes(task: Task, test: Sequence[Example], results: Sequence[Result]) -> li
             f"the seeds of {', '.join(sorted(together))} learned in the same forward passes: training seconds are the "
             "share of one, peak memory is of all together"
         )
-    if (changed := drift(one.speed for one in results)) is not None:
-        notes.append(warning(changed))
+    if (changed := find_speed_drift(one.speed for one in results)) is not None:
+        notes.append(describe_drift(changed))
     notes += [
         f"{one.method} seed {one.seed}: {told}"
         for one in results

@@ -19,7 +19,7 @@ from torch import Tensor
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.models.gguf_conversion import cache_folder
 from softprompt.models.kernels import decoder_blocks
-from softprompt.models.kernels.fused_decoder import FusedDecoder, fused
+from softprompt.models.kernels.fused_decoder import FusedDecoder, find_fused_decoder
 
 # parameters times steps from which on it pays: 200 steps of a model of 270 million
 ENOUGH = 5e10
@@ -28,11 +28,11 @@ SERVED = 1000  # passes that a server is taken to make, at least
 _TEXTS, _LENGTH, _PREFIX = 13, 23, 101  # all different: equal ones would be taken for one and the same
 
 
-def compiles(base: FrozenLM, wish: Literal["auto", "always", "never"], steps: int) -> bool:
+def should_compile(base: FrozenLM, wish: Literal["auto", "always", "never"], steps: int) -> bool:
     """Whether a run of ``steps`` on this model and machine is compiled."""
     if wish == "never" or (wish == "auto" and base.parameter_count * steps < ENOUGH):
         return False
-    return shutil.which(os.environ.get("CXX", "g++")) is not None and fused(base) is not None
+    return shutil.which(os.environ.get("CXX", "g++")) is not None and find_fused_decoder(base) is not None
 
 
 @contextmanager
@@ -42,7 +42,7 @@ def compiled(base: FrozenLM, enabled: bool, note: Callable[[str], None], *, lear
     Args:
         learning: with their gradient; else for texts that are read behind prompts which are there already.
     """
-    decoder = fused(base) if enabled else None
+    decoder = find_fused_decoder(base) if enabled else None
     if decoder is None or not _warmed_up(decoder, _learn if learning else _answer, note):
         yield
         return
@@ -68,7 +68,7 @@ class CompiledRun:
         """``stack`` ends it, ``note`` is told of it."""
         self._stack, self._base, self._note = stack, base, note
         self._plain = 0 if wish == "always" else PLAIN
-        self._waits = compiles(base, wish, steps)
+        self._waits = should_compile(base, wish, steps)
 
     def before(self, step: int) -> None:
         """To be called before each step, counted from 0."""
@@ -100,7 +100,7 @@ def _learn(decoder: FusedDecoder) -> None:
     start = _prompt(decoder).requires_grad_()
     with torch.enable_grad():
         for padding in (0, 1):
-            prefix = decoder.keys_and_values(start[None])
+            prefix = decoder.compute_keys_and_values(start[None])
             for before in ({"prompts": (start,)}, {"prefix": prefix, "lengths": (_PREFIX,)}):
                 _read(decoder, _TEXTS, padding, before).float().sum().backward()
 
@@ -109,7 +109,7 @@ def _learn(decoder: FusedDecoder) -> None:
 def _answer(decoder: FusedDecoder) -> None:
     """Several texts and one alone, behind a prompt and behind a single token: what is 1 is compiled for itself; and
     each behind a prompt of its own."""
-    whole = decoder.keys_and_values(_prompt(decoder)[None])
+    whole = decoder.compute_keys_and_values(_prompt(decoder)[None])
     for length in (_PREFIX, 1):
         prefix = [(keys[:, :, :length], values[:, :, :length]) for keys, values in whole]
         for texts, padding in ((_TEXTS, 0), (_TEXTS, 1), (1, 0)):

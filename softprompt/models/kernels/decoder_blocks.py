@@ -72,7 +72,7 @@ class Linear(NamedTuple):
         return self.weight.shape[0]
 
 
-class Entrance(NamedTuple):
+class InputProjection(NamedTuple):
     """What a layer does before attention: a norm, three linear parts, queries and keys normed in some families.
 
     Attributes:
@@ -88,11 +88,11 @@ class Entrance(NamedTuple):
     size: int
 
 
-class Exit(NamedTuple):
+class FeedForward(NamedTuple):
     """What it does behind attention: a linear part, and the feed-forward part, its sums normed in some families.
 
     Attributes:
-        slope, bend: as in ``passes.CURVES``.
+        slope, bend: as in ``passes.ACTIVATIONS``.
     """
 
     out: Linear
@@ -116,14 +116,14 @@ class Texts(NamedTuple):
         size: ``D``.
     """
 
-    hidden: Tensor
+    attention_mask: Tensor
     slots: Tensor | None
     scaling: float
     size: int
 
 
-class Entered(NamedTuple):
-    """What the gradient of ``enter`` needs: queries and keys before they are normed, and the norms' inverse roots."""
+class InputProjectionCache(NamedTuple):
+    """What the gradient of ``project_input`` needs: queries and keys before they are normed, and inverse roots."""
 
     inverse: Tensor
     query: Tensor
@@ -132,7 +132,7 @@ class Entered(NamedTuple):
     key_inverse: Tensor | None
 
 
-class Attended(NamedTuple):
+class AttentionCache(NamedTuple):
     """What the gradient of ``attend`` needs.
 
     Attributes:
@@ -147,8 +147,8 @@ class Attended(NamedTuple):
     after: Tensor
 
 
-class Left(NamedTuple):
-    """What the gradient of ``leave`` needs."""
+class FeedForwardCache(NamedTuple):
+    """What the gradient of ``feed_forward`` needs."""
 
     mixed: Tensor
     mixed_inverse: Tensor | None
@@ -161,36 +161,45 @@ class Left(NamedTuple):
 
 
 @_one_call
-def enter(x: Tensor, parts: Entrance, cosine: Tensor, sine: Tensor) -> tuple[Tensor, Tensor, Tensor, Entered]:
+def project_input(
+    x: Tensor, parts: InputProjection, cosine: Tensor, sine: Tensor
+) -> tuple[Tensor, Tensor, Tensor, InputProjectionCache]:
     """``x [M, H]`` to queries and keys, turned, and values ``[M, heads * D]``; ``cosine, sine [M, 1, D]``."""
     shape = (len(x), -1, parts.size)
     normed, inverse = elementwise.norm(x, parts.before)
     query_in, key_in = functional.linear(normed, *parts.query), functional.linear(normed, *parts.key)
-    query, query_inverse = elementwise.heads(query_in.view(shape), parts.of_query, cosine, sine)
-    key, key_inverse = elementwise.heads(key_in.view(shape), parts.of_key, cosine, sine)
+    query, query_inverse = elementwise.rotate_heads(query_in.view(shape), parts.of_query, cosine, sine)
+    key, key_inverse = elementwise.rotate_heads(key_in.view(shape), parts.of_key, cosine, sine)
     value = functional.linear(normed, *parts.value)
-    return query.flatten(1), key.flatten(1), value, Entered(inverse, query_in, query_inverse, key_in, key_inverse)
+    return (
+        query.flatten(1),
+        key.flatten(1),
+        value,
+        InputProjectionCache(inverse, query_in, query_inverse, key_in, key_inverse),
+    )
 
 
 @_one_call
-def enter_backward(
+def project_input_backward(
     coming: Tensor | None,
     queries: Tensor | None,
     keys: Tensor,
     values: Tensor,
     x: Tensor,
-    entered: Entered,
-    parts: Entrance,
+    entered: InputProjectionCache,
+    parts: InputProjection,
     cosine: Tensor,
     sine: Tensor,
 ) -> Tensor:
     """Gradient with respect to ``x``, from those of ``query, key, value`` and ``coming``, which goes past them."""
     shape = (len(x), -1, parts.size)
     key_in, query_in = entered.key.view(shape), entered.query.view(shape)
-    through = elementwise.heads_backward(keys.view(shape), key_in, entered.key_inverse, parts.of_key, cosine, sine)
+    through = elementwise.rotate_heads_backward(
+        keys.view(shape), key_in, entered.key_inverse, parts.of_key, cosine, sine
+    )
     inner = torch.addmm(through.flatten(1) @ parts.key.weight, values, parts.value.weight)
     if queries is not None:
-        through = elementwise.heads_backward(
+        through = elementwise.rotate_heads_backward(
             queries.view(shape), query_in, entered.query_inverse, parts.of_query, cosine, sine
         )
         inner = torch.addmm(inner, through.flatten(1), parts.query.weight)
@@ -199,36 +208,36 @@ def enter_backward(
 
 
 @_one_call
-def attend(own: Triple, prefix: Pair | None, texts: Texts) -> tuple[Tensor, Attended]:
+def attend(own: Triple, prefix: Pair | None, texts: Texts) -> tuple[Tensor, AttentionCache]:
     """What the queries of packed texts find, ``[M, K * G * D]``, in their own text and in a prefix, where there is one.
 
     Args:
         own: their queries, keys and values, ``[M, heads * D]``.
         prefix: keys and values ``[K, P, D]`` for all texts, or ``[K * B, P, D]``.
     """
-    count, length = texts.hidden.shape[:2]
+    count, length = texts.attention_mask.shape[:2]
     heads = own[1].shape[1] // texts.size
     query, key, value = _padded(own[0], heads, texts), _padded(own[1], heads, texts), _padded(own[2], heads, texts)
     wide, shape = query.float(), (heads, count, length, -1, length)
     text = (wide @ key.float().transpose(2, 3)).view(shape)
     if prefix is None:
         before = None
-        after = elementwise.only_text_weights(text, texts.hidden, texts.scaling, query.dtype).flatten(2, 3)
+        after = elementwise.text_attention_weights(text, texts.attention_mask, texts.scaling, query.dtype).flatten(2, 3)
         found = after @ value
     else:
         keys, values = prefix
         rows = (len(keys), -1, texts.size)
         front = _scores(query.reshape(rows), wide.reshape(rows), keys).view(*text.shape[:-1], keys.shape[1])
-        before, after = elementwise.weights(front, text, texts.hidden, texts.scaling, query.dtype)
+        before, after = elementwise.attention_weights(front, text, texts.attention_mask, texts.scaling, query.dtype)
         after = after.flatten(2, 3)
         seen = before.reshape(len(keys), -1, keys.shape[1])
         found = torch.baddbmm((after @ value).reshape(rows), seen, values).view_as(query)
-    return _packed(found, texts), Attended(query, key, value, before, after)
+    return _packed(found, texts), AttentionCache(query, key, value, before, after)
 
 
 @_one_call
 def attend_backward(
-    gradient: Tensor, attended: Attended, prefix: Pair | None, texts: Texts
+    gradient: Tensor, attended: AttentionCache, prefix: Pair | None, texts: Texts
 ) -> tuple[Triple, Pair | None]:
     """From the gradient of what was found to those of ``own`` and ``prefix``."""
     query, key, value, before, after = attended
@@ -237,12 +246,12 @@ def attend_backward(
     of_values = after.transpose(2, 3) @ coming
     of_prefix = None
     if before is None or prefix is None:
-        scores = elementwise.only_text_weights_backward(after, coming_after, texts.scaling)
+        scores = elementwise.text_attention_weights_backward(after, coming_after, texts.scaling)
         of_query = scores @ key
     else:
         keys, values = prefix
         joined, first = coming.flatten(1, 2), before.flatten(1, 3)
-        front, scores = elementwise.weights_backward(
+        front, scores = elementwise.attention_weights_backward(
             first, after.flatten(1, 2), joined @ values.transpose(1, 2), coming_after.flatten(1, 2), texts.scaling
         )
         scores = scores.view_as(after)
@@ -253,25 +262,27 @@ def attend_backward(
 
 
 @_one_call
-def leave(x: Tensor, found: Tensor, parts: Exit) -> tuple[Tensor, Left]:
+def feed_forward(x: Tensor, found: Tensor, parts: FeedForward) -> tuple[Tensor, FeedForwardCache]:
     """``x [M, H]`` and what attention found for it to what comes out."""
     mixed = functional.linear(found, *parts.out)
-    middle, mixed_inverse = elementwise.joined(x, mixed, parts.after)
+    middle, mixed_inverse = elementwise.add_residual(x, mixed, parts.after)
     normed, middle_inverse = elementwise.norm(middle, parts.before_mlp)
     gate, up = functional.linear(normed, *parts.gate), functional.linear(normed, *parts.up)
-    through = functional.linear(elementwise.gated(gate, up, parts.slope, parts.bend), *parts.down)
-    result, through_inverse = elementwise.joined(middle, through, parts.after_mlp)
-    return result, Left(mixed, mixed_inverse, middle, middle_inverse, gate, up, through, through_inverse)
+    through = functional.linear(elementwise.activate_gate(gate, up, parts.slope, parts.bend), *parts.down)
+    result, through_inverse = elementwise.add_residual(middle, through, parts.after_mlp)
+    return result, FeedForwardCache(mixed, mixed_inverse, middle, middle_inverse, gate, up, through, through_inverse)
 
 
 @_one_call
-def leave_backward(gradient: Tensor, left: Left, parts: Exit) -> tuple[Tensor, Tensor]:
+def feed_forward_backward(gradient: Tensor, left: FeedForwardCache, parts: FeedForward) -> tuple[Tensor, Tensor]:
     """From the gradient of what comes out to those of ``x``, past attention, and of what attention found."""
-    inner = elementwise.joined_backward(gradient, left.through, left.through_inverse, parts.after_mlp)
-    gate, up = elementwise.gated_backward(inner @ parts.down.weight, left.gate, left.up, parts.slope, parts.bend)
+    inner = elementwise.add_residual_backward(gradient, left.through, left.through_inverse, parts.after_mlp)
+    gate, up = elementwise.activate_gate_backward(
+        inner @ parts.down.weight, left.gate, left.up, parts.slope, parts.bend
+    )
     inner = torch.addmm(gate @ parts.gate.weight, up, parts.up.weight)
     coming = gradient + elementwise.norm_backward(inner, left.middle, left.middle_inverse, parts.before_mlp)
-    mixed = elementwise.joined_backward(coming, left.mixed, left.mixed_inverse, parts.after)
+    mixed = elementwise.add_residual_backward(coming, left.mixed, left.mixed_inverse, parts.after)
     return coming, mixed @ parts.out.weight
 
 
@@ -290,7 +301,7 @@ def _scores(query: Tensor, wide: Tensor, keys: Tensor) -> Tensor:
 
 def _padded(packed: Tensor, heads: int, texts: Texts) -> Tensor:
     """``[M, K * G * D]`` to ``[K, B, T * G, D]``."""
-    count, length = texts.hidden.shape[:2]
+    count, length = texts.attention_mask.shape[:2]
     if texts.slots is not None:
         packed = packed.new_zeros(count * length, packed.shape[1]).index_copy_(0, texts.slots, packed)
     rows = packed.view(count, length, heads, -1, texts.size).permute(2, 0, 1, 3, 4)
@@ -300,6 +311,6 @@ def _padded(packed: Tensor, heads: int, texts: Texts) -> Tensor:
 def _packed(padded: Tensor, texts: Texts) -> Tensor:
     """The way back."""
     heads, count, _, size = padded.shape
-    length = texts.hidden.shape[1]
+    length = texts.attention_mask.shape[1]
     rows = padded.view(heads, count, length, -1, size).permute(1, 2, 0, 3, 4).reshape(count * length, -1)
     return rows if texts.slots is None else rows.index_select(0, texts.slots)

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 # sigmoid(slope * (x + bend * x^3)) times x: GELU by tanh (Hendrycks and Gimpel 2016), and SiLU
-CURVES = {"gelu_pytorch_tanh": (1.5957691216057308, 0.044715), "gelu_new": (1.5957691216057308, 0.044715)}
-CURVES |= {"silu": (1.0, 0.0), "swish": (1.0, 0.0)}
+ACTIVATIONS = {"gelu_pytorch_tanh": (1.5957691216057308, 0.044715), "gelu_new": (1.5957691216057308, 0.044715)}
+ACTIVATIONS |= {"silu": (1.0, 0.0), "swish": (1.0, 0.0)}
 
 
 class Norm(NamedTuple):
@@ -42,7 +42,7 @@ def norm_backward(gradient: Tensor, x: Tensor, inverse: Tensor, by: Norm) -> Ten
     return ((coming - wide * along) * inverse).to(x.dtype)
 
 
-def heads(x: Tensor, by: Norm | None, cosine: Tensor, sine: Tensor) -> tuple[Tensor, Tensor | None]:
+def rotate_heads(x: Tensor, by: Norm | None, cosine: Tensor, sine: Tensor) -> tuple[Tensor, Tensor | None]:
     """Heads ``x [M, N, D]`` normed, where they are, and turned; and the norm's inverse.
 
     Turned is rotary embedding (Su et al. 2021), halves apart, by ``cosine, sine [M, 1, D]``.
@@ -55,10 +55,10 @@ def heads(x: Tensor, by: Norm | None, cosine: Tensor, sine: Tensor) -> tuple[Ten
     return (wide * cosine + other * sine).to(x.dtype), inverse
 
 
-def heads_backward(
+def rotate_heads_backward(
     gradient: Tensor, x: Tensor, inverse: Tensor | None, by: Norm | None, cosine: Tensor, sine: Tensor
 ) -> Tensor:
-    """Gradient with respect to ``x`` of ``heads``."""
+    """Gradient with respect to ``x`` of ``rotate_heads``."""
     wide, half = gradient.float(), gradient.shape[-1] // 2
     leaning = wide * sine
     turned = wide * cosine + torch.cat([leaning[..., half:], -leaning[..., :half]], dim=-1)
@@ -67,7 +67,7 @@ def heads_backward(
     return norm_backward(turned, x, inverse, by)
 
 
-def joined(x: Tensor, inner: Tensor, by: Norm | None) -> tuple[Tensor, Tensor | None]:
+def add_residual(x: Tensor, inner: Tensor, by: Norm | None) -> tuple[Tensor, Tensor | None]:
     """The residual connection ``x + inner``, ``inner`` normed where it is; and the norm's inverse."""
     if by is None:
         return x + inner, None
@@ -75,20 +75,22 @@ def joined(x: Tensor, inner: Tensor, by: Norm | None) -> tuple[Tensor, Tensor | 
     return x + normed, inverse
 
 
-def joined_backward(gradient: Tensor, inner: Tensor, inverse: Tensor | None, by: Norm | None) -> Tensor:
-    """Gradient with respect to ``inner`` of ``joined``; that to ``x`` is the one that comes."""
+def add_residual_backward(gradient: Tensor, inner: Tensor, inverse: Tensor | None, by: Norm | None) -> Tensor:
+    """Gradient with respect to ``inner`` of ``add_residual``; that to ``x`` is the one that comes."""
     return gradient if by is None or inverse is None else norm_backward(gradient, inner, inverse, by)
 
 
-def gated(gate: Tensor, up: Tensor, slope: float, bend: float) -> Tensor:
-    """The feed-forward part's ``activation(gate) * up``, ``[M, F]``; ``slope`` and ``bend`` as in ``CURVES``."""
+def activate_gate(gate: Tensor, up: Tensor, slope: float, bend: float) -> Tensor:
+    """The feed-forward part's ``activation(gate) * up``, ``[M, F]``; ``slope`` and ``bend`` as in ``ACTIVATIONS``."""
     wide = gate.float()
     share = torch.sigmoid(slope * (wide + bend * wide * wide * wide))
     return (wide * share * up.float()).to(gate.dtype)
 
 
-def gated_backward(gradient: Tensor, gate: Tensor, up: Tensor, slope: float, bend: float) -> tuple[Tensor, Tensor]:
-    """Gradients with respect to ``gate`` and ``up`` of ``gated``."""
+def activate_gate_backward(
+    gradient: Tensor, gate: Tensor, up: Tensor, slope: float, bend: float
+) -> tuple[Tensor, Tensor]:
+    """Gradients with respect to ``gate`` and ``up`` of ``activate_gate``."""
     wide, coming = gate.float(), gradient.float()
     square = wide * wide
     share = torch.sigmoid(slope * (wide + bend * wide * square))
@@ -96,7 +98,9 @@ def gated_backward(gradient: Tensor, gate: Tensor, up: Tensor, slope: float, ben
     return (coming * up.float() * steepness).to(gate.dtype), (coming * wide * share).to(gate.dtype)
 
 
-def weights(prefix: Tensor, text: Tensor, hidden: Tensor, scaling: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def attention_weights(
+    prefix: Tensor, text: Tensor, attention_mask: Tensor, scaling: float, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
     """Attention weights, one softmax over both parts.
 
     Args:
@@ -107,17 +111,17 @@ def weights(prefix: Tensor, text: Tensor, hidden: Tensor, scaling: float, dtype:
     Returns:
         The weights of both in ``dtype``.
     """
-    before, after = prefix * scaling, text * scaling + hidden
+    before, after = prefix * scaling, text * scaling + attention_mask
     most = torch.maximum(before.amax(-1, keepdim=True), after.amax(-1, keepdim=True))
     before, after = (before - most).exp(), (after - most).exp()
     whole = 1 / (before.sum(-1, keepdim=True) + after.sum(-1, keepdim=True))
     return (before * whole).to(dtype), (after * whole).to(dtype)
 
 
-def weights_backward(
+def attention_weights_backward(
     before: Tensor, after: Tensor, coming_before: Tensor, coming_after: Tensor, scaling: float
 ) -> tuple[Tensor, Tensor]:
-    """Gradients with respect to the scores of ``weights``, which it gave as ``before`` and ``after``."""
+    """Gradients with respect to the scores of ``attention_weights``, which it gave as ``before`` and ``after``."""
     first, second = before.float(), after.float()
     coming_first, coming_second = coming_before.float(), coming_after.float()
     along = (first * coming_first).sum(-1, keepdim=True) + (second * coming_second).sum(-1, keepdim=True)
@@ -127,12 +131,12 @@ def weights_backward(
     )
 
 
-def only_text_weights(text: Tensor, hidden: Tensor, scaling: float, dtype: torch.dtype) -> Tensor:
-    """``weights`` where no prefix is."""
-    return (text * scaling + hidden).softmax(-1).to(dtype)
+def text_attention_weights(text: Tensor, attention_mask: Tensor, scaling: float, dtype: torch.dtype) -> Tensor:
+    """``attention_weights`` where no prefix is."""
+    return (text * scaling + attention_mask).softmax(-1).to(dtype)
 
 
-def only_text_weights_backward(after: Tensor, coming: Tensor, scaling: float) -> Tensor:
-    """Gradient with respect to the scores of ``only_text_weights``."""
+def text_attention_weights_backward(after: Tensor, coming: Tensor, scaling: float) -> Tensor:
+    """Gradient with respect to the scores of ``text_attention_weights``."""
     share, wide = after.float(), coming.float()
     return (share * (wide - (share * wide).sum(-1, keepdim=True)) * scaling).to(after.dtype)

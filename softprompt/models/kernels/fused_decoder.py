@@ -16,17 +16,25 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from softprompt.models.fast_attention import moved
+from softprompt.models.fast_attention import relative_error
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.models.kernels import elementwise
 from softprompt.models.kernels.elementwise import Norm
-from softprompt.models.kernels.fused_layer import Group, KeysAndValues, Layer, LayerPass, Plan, norm_of, remembering
-from softprompt.models.kernels.length_bucketing import arranged
+from softprompt.models.kernels.fused_layer import (
+    KeysAndValues,
+    Layer,
+    LayerPass,
+    PassPlan,
+    TextGroup,
+    keeps_activations,
+    parse_norm,
+)
+from softprompt.models.kernels.length_bucketing import arrange_texts
 
 _known: WeakKeyDictionary[FrozenLM, "FusedDecoder | None"] = WeakKeyDictionary()
 
 
-def fused(base: FrozenLM) -> "FusedDecoder | None":
+def find_fused_decoder(base: FrozenLM) -> "FusedDecoder | None":
     """Our layers for this model, if they give its numbers."""
     if base not in _known:
         _known[base] = _checked(base)
@@ -70,7 +78,7 @@ class FusedDecoder:
         which = row.new_zeros(len(mask)) if which is None else which
         # copied keys and values would owe their gradient to those that they are copies of
         copies = prefix is not None and not torch.is_grad_enabled()
-        together = arranged(mask.sum(dim=1).tolist(), which.tolist(), lengths, copies=copies)
+        together = arrange_texts(mask.sum(dim=1).tolist(), which.tolist(), lengths, copies=copies)
         order = torch.tensor([row for rows in together for row in rows], device=mask.device)
         mask, which = mask[order].bool(), which[order]
         places = torch.full(mask.shape, -1, device=mask.device)
@@ -84,11 +92,11 @@ class FusedDecoder:
         if prompts:
             x = torch.cat([x, *prompts])
             positions = torch.cat([positions, *(torch.arange(length, device=mask.device) for length in lengths)])
-        plan = Plan(
+        plan = PassPlan(
             _groups(mask, which, [len(rows) for rows in together], lengths),
-            self._turns(embeddings, positions),
+            self._rotations(embeddings, positions),
             places[back[row], column],
-            remembering(),
+            keeps_activations(),
             along,
         )
         pairs: Sequence[tuple[Tensor | None, Tensor | None]] = prefix or [(None, None)] * len(self.layers)
@@ -96,29 +104,31 @@ class FusedDecoder:
             x, _, _ = LayerPass.apply(x, *pair, layer, plan, layer is self.layers[-1])  # type: ignore[no-untyped-call]
         return _Normed.apply(x, self.norm)  # type: ignore[no-untyped-call, no-any-return]
 
-    def keys_and_values(self, embeddings: Tensor) -> list[KeysAndValues]:
+    def compute_keys_and_values(self, embeddings: Tensor) -> list[KeysAndValues]:
         """Of each layer, what it sees of prefixes ``embeddings [R, P, H]``: ``[R, K, P, D]``, with gradient."""
         rows, length, _ = embeddings.shape
         mask = torch.ones(rows, length, dtype=torch.bool, device=embeddings.device)
         which = torch.zeros(rows, dtype=torch.long, device=embeddings.device)
         positions = torch.arange(length, device=embeddings.device).repeat(rows)
-        plan = Plan(_groups(mask, which, (rows,), (0,)), self._turns(embeddings, positions), None, remembering())
+        plan = PassPlan(
+            _groups(mask, which, (rows,), (0,)), self._rotations(embeddings, positions), None, keeps_activations()
+        )
         x, pairs = embeddings.flatten(0, 1), []
         for layer in self.layers:
             x, *pair = LayerPass.apply(x, None, None, layer, plan, layer is self.layers[-1])  # type: ignore[no-untyped-call]
-            pairs.append([each.view(rows, length, -1, layer.entrance.size).transpose(1, 2) for each in pair])
+            pairs.append([each.view(rows, length, -1, layer.input_projection.size).transpose(1, 2) for each in pair])
         return [(keys, values) for keys, values in pairs]
 
-    def _turns(self, embeddings: Tensor, positions: Tensor) -> dict[str | None, tuple[Tensor, Tensor]]:
+    def _rotations(self, embeddings: Tensor, positions: Tensor) -> dict[str | None, tuple[Tensor, Tensor]]:
         """Cosine and sine of each kind of layer at ``positions [M]``."""
         embed = self.base.backbone.rotary_emb
         takes_kind = "layer_type" in inspect.signature(embed.forward).parameters
-        turns: dict[str | None, tuple[Tensor, Tensor]] = {}
+        rotations: dict[str | None, tuple[Tensor, Tensor]] = {}
         for kind in {layer.kind for layer in self.layers}:
             given = embed(embeddings, positions[None], *([kind] if takes_kind else []))
             cosine, sine = (each[0, :, None].float().detach() for each in given)
-            turns[kind] = (cosine, sine)
-        return turns
+            rotations[kind] = (cosine, sine)
+        return rotations
 
 
 class _Normed(torch.autograd.Function):
@@ -137,7 +147,7 @@ class _Normed(torch.autograd.Function):
         return elementwise.norm_backward(grad_outputs[0], x, inverse, ctx.norm), None
 
 
-def _groups(mask: Tensor, which: Tensor, sizes: Sequence[int], lengths: Sequence[int]) -> tuple[Group, ...]:
+def _groups(mask: Tensor, which: Tensor, sizes: Sequence[int], lengths: Sequence[int]) -> tuple[TextGroup, ...]:
     """Texts ``mask [B, T]`` behind prompts ``which [B]``, so many in each group; the last of each is its longest."""
     groups, start = [], 0
     for behind, own in zip(which.split(list(sizes)), mask.sum(dim=1).split(list(sizes)), strict=True):
@@ -148,12 +158,12 @@ def _groups(mask: Tensor, which: Tensor, sizes: Sequence[int], lengths: Sequence
         hidden = torch.zeros(seen.shape, device=mask.device).masked_fill(~seen, -torch.inf)
         slots = None if bool(there.all()) else there.flatten().nonzero()[:, 0]
         each = None if bool((behind == prompt).all()) else behind
-        groups.append(Group(start, stop, slots, hidden[:, :, None], prompt, max(lengths) - lengths[prompt], each))
+        groups.append(TextGroup(start, stop, slots, hidden[:, :, None], prompt, max(lengths) - lengths[prompt], each))
         start = stop
     return tuple(groups)
 
 
-def _along(prompts: Sequence[Tensor], start: int) -> tuple[Group, ...]:
+def _along(prompts: Sequence[Tensor], start: int) -> tuple[TextGroup, ...]:
     """Prompts ``[P, H]`` each, one behind the other behind ``start`` positions."""
     groups = []
     for prompt in prompts:
@@ -164,19 +174,19 @@ def _along(prompts: Sequence[Tensor], start: int) -> tuple[Group, ...]:
     return tuple(groups)
 
 
-def layers_built_so(backbone: Any, config: Any) -> tuple[tuple[Layer, ...], Norm] | None:
+def parse_layers(backbone: Any, config: Any) -> tuple[tuple[Layer, ...], Norm] | None:
     """The layers of a decoder with this text configuration and the norm behind them, if it is built as ours are."""
     try:
         if (getattr(config, "rope_parameters", None) or {}).get("llama_4_scaling_beta"):
             return None  # queries that grow with their place, which a few tokens would not show
-        curve = elementwise.CURVES[getattr(config, "hidden_activation", None) or config.hidden_act]
-        return tuple(Layer.of(module, curve) for module in backbone.layers), norm_of(backbone.norm)
+        curve = elementwise.ACTIVATIONS[getattr(config, "hidden_activation", None) or config.hidden_act]
+        return tuple(Layer.of(module, curve) for module in backbone.layers), parse_norm(backbone.norm)
     except (AttributeError, KeyError, ValueError):
         return None
 
 
 def _decoder(base: FrozenLM) -> FusedDecoder | None:
-    built = layers_built_so(base.backbone, base.config)
+    built = parse_layers(base.backbone, base.config)
     return None if built is None else FusedDecoder(base, *built)
 
 
@@ -210,7 +220,7 @@ def _differences(decoder: FusedDecoder) -> tuple[float, float]:
         for ours in (False, True):
             learned = start.clone().requires_grad_()
             if ours:
-                prefix = decoder.keys_and_values(learned.to(base.dtype)[None])
+                prefix = decoder.compute_keys_and_values(learned.to(base.dtype)[None])
                 hidden = decoder.read(texts, mask, row, column, prefix=prefix, lengths=(3,))
             else:
                 rows = [torch.cat([learned.to(base.dtype), each[3:]])[None] for each in whole]
@@ -218,4 +228,4 @@ def _differences(decoder: FusedDecoder) -> tuple[float, float]:
                 hidden = torch.cat([each[0, 3:] for each in passed])
             results.append((hidden.detach(), *torch.autograd.grad((hidden * wanted).sum(), learned)))
     (hidden, gradient), (our_hidden, our_gradient) = results
-    return moved(hidden, our_hidden), moved(gradient, our_gradient)
+    return relative_error(hidden, our_hidden), relative_error(gradient, our_gradient)

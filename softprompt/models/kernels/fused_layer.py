@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from softprompt.models.fast_attention import norm_scale
 from softprompt.models.kernels import decoder_blocks
-from softprompt.models.kernels.decoder_blocks import Entrance, Exit, Linear
+from softprompt.models.kernels.decoder_blocks import FeedForward, InputProjection, Linear
 from softprompt.models.kernels.elementwise import Norm
 from softprompt.models.quantization import is_plain
 
@@ -32,7 +32,7 @@ KeysAndValues = tuple[Tensor, Tensor]  # each [R, K, P, D]
 
 
 @contextmanager
-def forgetful() -> Iterator[None]:
+def checkpoint_layers() -> Iterator[None]:
     """Within it, a layer remembers what comes in and is run again in the backward pass (gradient checkpointing)."""
     token = _remember.set(False)
     try:
@@ -41,19 +41,19 @@ def forgetful() -> Iterator[None]:
         _remember.reset(token)
 
 
-def remembering() -> bool:
+def keeps_activations() -> bool:
     """Whether layers keep what their backward pass needs."""
     return _remember.get()
 
 
-def norm_of(module: Any) -> Norm:
+def parse_norm(module: Any) -> Norm:
     """Raises ValueError for other norms."""
     if (found := norm_scale(module)) is None:
         raise ValueError(f"a norm of another kind: {type(module).__name__}")
     return Norm(*found)
 
 
-def linear_of(module: Any) -> Linear:
+def parse_linear(module: Any) -> Linear:
     """Raises ValueError for quantized ones and other kinds."""
     if type(module) is not nn.Linear or not is_plain(module.weight):
         raise ValueError(f"a linear layer that is not plain: {type(module).__name__}")
@@ -64,8 +64,8 @@ def linear_of(module: Any) -> Linear:
 class Layer:
     """The parts of one layer, and which rotary embedding turns it, where there are several."""
 
-    entrance: Entrance
-    exit: Exit
+    input_projection: InputProjection
+    feed_forward: FeedForward
     scaling: float
     kind: str | None
 
@@ -88,30 +88,30 @@ class Layer:
         ):
             raise ValueError("attention with a soft cap, or sinks")
         outer = names > known
-        entrance = Entrance(
-            norm_of(module.input_layernorm),
-            linear_of(attention.q_proj),
-            linear_of(attention.k_proj),
-            linear_of(attention.v_proj),
-            norm_of(attention.q_norm) if hasattr(attention, "q_norm") else None,
-            norm_of(attention.k_norm) if hasattr(attention, "k_norm") else None,
+        input_projection = InputProjection(
+            parse_norm(module.input_layernorm),
+            parse_linear(attention.q_proj),
+            parse_linear(attention.k_proj),
+            parse_linear(attention.v_proj),
+            parse_norm(attention.q_norm) if hasattr(attention, "q_norm") else None,
+            parse_norm(attention.k_norm) if hasattr(attention, "k_norm") else None,
             attention.head_dim,
         )
-        leaving = Exit(
-            linear_of(attention.o_proj),
-            norm_of(module.post_attention_layernorm) if outer else None,
-            norm_of(module.pre_feedforward_layernorm if outer else module.post_attention_layernorm),
-            linear_of(mlp.gate_proj),
-            linear_of(mlp.up_proj),
-            linear_of(mlp.down_proj),
-            norm_of(module.post_feedforward_layernorm) if outer else None,
+        leaving = FeedForward(
+            parse_linear(attention.o_proj),
+            parse_norm(module.post_attention_layernorm) if outer else None,
+            parse_norm(module.pre_feedforward_layernorm if outer else module.post_attention_layernorm),
+            parse_linear(mlp.gate_proj),
+            parse_linear(mlp.up_proj),
+            parse_linear(mlp.down_proj),
+            parse_norm(module.post_feedforward_layernorm) if outer else None,
             *curve,
         )
-        return cls(entrance, leaving, attention.scaling, getattr(attention, "layer_type", None))
+        return cls(input_projection, leaving, attention.scaling, getattr(attention, "layer_type", None))
 
 
 @dataclass(frozen=True)
-class Group:
+class TextGroup:
     """Texts behind one prompt or several of one length, or a prompt itself, neighbours among the packed positions.
 
     Attributes:
@@ -126,7 +126,7 @@ class Group:
     start: int
     stop: int
     slots: Tensor | None
-    hidden: Tensor
+    attention_mask: Tensor
     prompt: int
     behind: int
     each: Tensor | None = None
@@ -137,7 +137,7 @@ class Group:
 
 
 @dataclass(frozen=True)
-class Plan:
+class PassPlan:
     """What all layers of one pass need to know.
 
     Attributes:
@@ -149,27 +149,27 @@ class Plan:
             they are given as keys and values.
     """
 
-    groups: tuple[Group, ...]
-    turns: dict[str | None, tuple[Tensor, Tensor]]
+    groups: tuple[TextGroup, ...]
+    rotations: dict[str | None, tuple[Tensor, Tensor]]
     read: Tensor | None
-    remember: bool
-    prompts: tuple[Group, ...] = ()
+    keep_activations: bool
+    prompts: tuple[TextGroup, ...] = ()
 
 
-class Run:
+class LayerRun:
     """One layer over packed positions; it keeps what its backward pass needs, and nothing else."""
 
-    def __init__(self, layer: Layer, plan: Plan, last: bool) -> None:
+    def __init__(self, layer: Layer, plan: PassPlan, last: bool) -> None:
         self.layer, self.plan, self.last = layer, plan, last
         # each with the prompt of this pass that it stands behind
-        self._groups: list[tuple[Group, Group | None]] = [
+        self._groups: list[tuple[TextGroup, TextGroup | None]] = [
             (group, plan.prompts[group.prompt] if plan.prompts else None) for group in plan.groups
         ]
         if not last:  # there, keys and values are all that is wanted of prompts
             self._groups += [(prompt, None) for prompt in plan.prompts]
         self._fronts: list[KeysAndValues | None] = []
-        self._attended: list[decoder_blocks.Attended] = []
-        self._left: decoder_blocks.Left | None = None
+        self._attended: list[decoder_blocks.AttentionCache] = []
+        self._left: decoder_blocks.FeedForwardCache | None = None
 
     def forward(self, x: Tensor, keys: Tensor | None, values: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """What comes out, ``[M, H]`` or of the last layer ``[N, H]``; keys, turned, and values ``[M, K * D]``.
@@ -181,7 +181,9 @@ class Run:
         layer, plan = self.layer, self.plan
         self._x = x = _bare(x)
         self._prefix = None if keys is None or values is None else (_bare(keys), _bare(values))
-        query, key, value, self._entered = decoder_blocks.enter(x, layer.entrance, *plan.turns[layer.kind])
+        query, key, value, self._entered = decoder_blocks.project_input(
+            x, layer.input_projection, *plan.rotations[layer.kind]
+        )
         if self.last and plan.read is None:
             return x[:0], key, value
         parts = []
@@ -195,7 +197,7 @@ class Run:
         found = _joined(parts)
         if self.last and plan.read is not None:
             x, found = x.index_select(0, plan.read), found.index_select(0, plan.read)
-        result, self._left = decoder_blocks.leave(x, found, layer.exit)
+        result, self._left = decoder_blocks.feed_forward(x, found, layer.feed_forward)
         return result, key, value
 
     def backward(
@@ -207,7 +209,7 @@ class Run:
         coming: Tensor | None = None
         of_prefix: tuple[Tensor | None, Tensor | None] = (None, None)
         if result is not None and self._left is not None and len(result):
-            coming, found = decoder_blocks.leave_backward(result, self._left, layer.exit)
+            coming, found = decoder_blocks.feed_forward_backward(result, self._left, layer.feed_forward)
             if self.last and plan.read is not None:
                 coming, found = (
                     each.new_zeros(len(self._x), each.shape[1]).index_add_(0, plan.read, each)
@@ -227,21 +229,23 @@ class Run:
             key, value = keys if key is None else key + keys, values if value is None else value + values
         if not wanted or key is None or value is None:
             return None, *of_prefix
-        turns = plan.turns[layer.kind]
-        own = decoder_blocks.enter_backward(
-            coming, queries, _bare(key), _bare(value), self._x, self._entered, layer.entrance, *turns
+        rotations = plan.rotations[layer.kind]
+        own = decoder_blocks.project_input_backward(
+            coming, queries, _bare(key), _bare(value), self._x, self._entered, layer.input_projection, *rotations
         )
         return own, *of_prefix
 
-    def _texts(self, group: Group) -> decoder_blocks.Texts:
-        return decoder_blocks.Texts(group.hidden, group.slots, self.layer.scaling, self.layer.entrance.size)
+    def _texts(self, group: TextGroup) -> decoder_blocks.Texts:
+        return decoder_blocks.Texts(
+            group.attention_mask, group.slots, self.layer.scaling, self.layer.input_projection.size
+        )
 
-    def _of(self, group: Group, rows: Tensor) -> Tensor:
+    def _of(self, group: TextGroup, rows: Tensor) -> Tensor:
         """A group's part of all positions; a prompt's is copied, to be like that of a prompt that is read alone."""
         part = rows[group.rows]
         return _apart(part) if any(group is prompt for prompt in self.plan.prompts) else _bare(part)
 
-    def _given(self, group: Group) -> KeysAndValues | None:
+    def _given(self, group: TextGroup) -> KeysAndValues | None:
         """Keys and values ``[K, P, D]`` of a group's prefix, if it has one; ``[K * B, P, D]`` of each text's own."""
         if self._prefix is None or group.behind == self._prefix[0].shape[2]:
             return None
@@ -252,9 +256,9 @@ class Run:
         keys, values = (each[group.prompt, :, group.behind :] for each in self._prefix)
         return _apart(keys), _apart(values)
 
-    def _read_along(self, prompt: Group, key: Tensor, value: Tensor) -> KeysAndValues:
+    def _read_along(self, prompt: TextGroup, key: Tensor, value: Tensor) -> KeysAndValues:
         """Those of a prompt, out of the keys and values of all positions."""
-        shape = (prompt.stop - prompt.start, -1, self.layer.entrance.size)
+        shape = (prompt.stop - prompt.start, -1, self.layer.input_projection.size)
         keys, values = (each[prompt.rows].view(shape).transpose(0, 1) for each in (key, value))
         return _apart(keys), _apart(values)
 
@@ -299,25 +303,25 @@ def _filled(parts: Sequence[Tensor], rows: int) -> Tensor:
 
 
 class LayerPass(torch.autograd.Function):
-    """``Run`` with gradient: ``result``, ``key`` and ``value``."""
+    """``LayerRun`` with gradient: ``result``, ``key`` and ``value``."""
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, keys: Tensor | None, values: Tensor | None, layer: Layer, plan: Plan, last: bool
+        ctx: Any, x: Tensor, keys: Tensor | None, values: Tensor | None, layer: Layer, plan: PassPlan, last: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
         ctx.set_materialize_grads(False)
-        run = Run(layer, plan, last)
+        run = LayerRun(layer, plan, last)
         found = run.forward(x, keys, values)
         ctx.arguments = (layer, plan, last)
         ctx.save_for_backward(x, keys, values)
-        ctx.run = run if plan.remember and any(ctx.needs_input_grad) else None
+        ctx.run = run if plan.keep_activations and any(ctx.needs_input_grad) else None
         return found
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Any) -> tuple[Any, ...]:
         run = ctx.run
         if run is None:
-            run = Run(*ctx.arguments)
+            run = LayerRun(*ctx.arguments)
             run.forward(*ctx.saved_tensors)
         ctx.run = None
         return (*run.backward(*grad_outputs, wanted=ctx.needs_input_grad[0]), None, None, None)

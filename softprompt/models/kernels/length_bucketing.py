@@ -14,7 +14,9 @@ CALL = 64
 COPIED = 24
 
 
-def arranged(counts: Sequence[int], which: Sequence[int], lengths: Sequence[int], *, copies: bool) -> list[list[int]]:
+def arrange_texts(
+    counts: Sequence[int], which: Sequence[int], lengths: Sequence[int], *, copies: bool
+) -> list[list[int]]:
     """Texts to read together, as places in ``counts``; within each group shorter ones first.
 
     Args:
@@ -41,7 +43,7 @@ def arranged(counts: Sequence[int], which: Sequence[int], lengths: Sequence[int]
     return groups
 
 
-def of_like_length(counts: Sequence[int]) -> list[int]:
+def bucket_lengths(counts: Sequence[int]) -> list[int]:
     """How many of texts with ``counts`` tokens, sorted, to read together, so that padding and calls cost least.
 
     No text is alone among several: what is 1 is compiled for itself.
@@ -63,7 +65,7 @@ def of_like_length(counts: Sequence[int]) -> list[int]:
 def _cut(texts: Sequence[int], counts: Sequence[int]) -> list[list[int]]:
     """``texts``, sorted by length, in groups of like length."""
     groups, start = [], 0
-    for size in of_like_length([counts[text] for text in texts]):
+    for size in bucket_lengths([counts[text] for text in texts]):
         groups.append(list(texts[start : start + size]))
         start += size
     return groups

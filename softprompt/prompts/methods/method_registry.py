@@ -21,14 +21,14 @@ class Method(Protocol):
     """Whether BOS stands in front of the prompt, as it did of the one it started from."""
 
     def state(self) -> PromptState:
-        """The prompt as it stands, float32, with gradient to the method's parameters (see ``state_of``)."""
+        """The prompt as it stands, float32, with gradient to the method's parameters (see ``read_state``)."""
 
     def rate_factors(self) -> Mapping[str, float]:
         """What the learning rate is multiplied by, for parameters whose names begin so; 1 for all others."""
 
 
 @dataclass(frozen=True)
-class Registered:
+class MethodDefinition:
     """A method by its name.
 
     Attributes:
@@ -46,20 +46,20 @@ class Registered:
     prepare: Callable[[FrozenLM, PromptState], PromptState] = lambda base, start: start
 
 
-METHODS: dict[str, Registered] = {
-    "prompt-tuning": Registered(
+METHODS: dict[str, MethodDefinition] = {
+    "prompt-tuning": MethodDefinition(
         prompt_tuning.build, prompt_tuning.Options, "embeddings", "virtual tokens learned directly"
     ),
-    "p-tuning": Registered(
+    "p-tuning": MethodDefinition(
         p_tuning.build, p_tuning.Options, "embeddings", "virtual tokens out of a small network (MLP or LSTM)"
     ),
-    "residual": Registered(
+    "residual": MethodDefinition(
         residual_prompt_tuning.build,
         residual_prompt_tuning.Options,
         "embeddings",
         "virtual tokens plus a small network's output",
     ),
-    "prefix-tuning": Registered(
+    "prefix-tuning": MethodDefinition(
         prefix_tuning.build,
         prefix_tuning.Options,
         "key_values",
@@ -114,15 +114,15 @@ def make_method(
     return method
 
 
-def state_of(method: Method) -> PromptState:
+def read_state(method: Method) -> PromptState:
     """The prompt as it stands, where it stands, with gradient to the method's parameters."""
     return replace(method.state(), behind_bos=method.behind_bos)
 
 
-def fold(method: Method) -> PromptState:
+def fold_method(method: Method) -> PromptState:
     """What remains after learning: the state, free of the parametrisation."""
     with torch.no_grad():
-        return state_of(method).detached()
+        return read_state(method).detached()
 
 
-__all__ = ["METHODS", "Method", "Registered", "check_method", "fold", "make_method", "state_of"]
+__all__ = ["METHODS", "Method", "MethodDefinition", "check_method", "fold_method", "make_method", "read_state"]

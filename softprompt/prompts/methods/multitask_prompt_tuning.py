@@ -33,7 +33,7 @@ class MultitaskPrompt(nn.Module):
         self.rows = nn.Parameter(torch.zeros(tasks, init.shape[0]))
         self.columns = nn.Parameter(torch.zeros(tasks, init.shape[1]))
 
-    def state_of(self, task: int) -> PromptState:
+    def read_state(self, task: int) -> PromptState:
         """The prompt ``[P, H]`` of one task, float32, with gradient to what it shares and what is its own."""
         shared = self.init + self.unit * self.theta
         return PromptState.of_embeddings(shared * (1 + self.rows[task])[:, None] * (1 + self.columns[task]))

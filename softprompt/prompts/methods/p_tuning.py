@@ -16,7 +16,7 @@ from typing import Literal
 from pydantic import BaseModel, Field
 from torch import Tensor, nn
 
-from softprompt.prompts.methods.reparameterization import NETWORK_RATE, seeded, start_at_zero
+from softprompt.prompts.methods.reparameterization import NETWORK_RATE, draw_weights, initialize_to_zero
 from softprompt.prompts.state import PromptState
 
 
@@ -44,9 +44,9 @@ class PTuning(nn.Module):
         last = nn.Linear(width, size)
         self.mlp = nn.Sequential(nn.Linear(inner, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), last)
         if self.lstm is not None:
-            seeded(self.lstm, seed)
-        seeded(self.mlp, seed + 1)
-        start_at_zero(last)
+            draw_weights(self.lstm, seed)
+        draw_weights(self.mlp, seed + 1)
+        initialize_to_zero(last)
 
     def state(self) -> PromptState:
         """``[P, H]`` float32, with gradient to inputs and encoder."""

@@ -4,7 +4,7 @@
     with an MLP:              init_l + unit_l * MLP(inputs)_l,   inputs [P, width] and the MLP learned
 
 What every layer's attention sees of the prompt is learned, not only the input of the first; the MLP is the
-reparametrisation of Li and Liang, which P-tuning v2 leaves out, and is folded away.
+reparameterization of Li and Liang, which P-tuning v2 leaves out, and is folded away.
 
 Deviations from the papers: learning starts at the keys and values that the frozen model computes for the words of
 ``init``, so at first the prompt does exactly what these words do; keys are learned as attention sees them, rotary
@@ -20,8 +20,8 @@ from pydantic import BaseModel, Field
 from torch import Tensor, nn
 
 from softprompt.models.frozen_lm import FrozenLM
-from softprompt.prompts.methods.reparameterization import NETWORK_RATE, seeded, start_at_zero
-from softprompt.prompts.prefix import check_keys_and_values, keys_and_values
+from softprompt.prompts.methods.reparameterization import NETWORK_RATE, draw_weights, initialize_to_zero
+from softprompt.prompts.prefix import check_keys_and_values, compute_keys_and_values
 from softprompt.prompts.state import PromptState
 
 # many more of them: at the rate that suits virtual tokens the loss goes up first (docs/results/findings.md)
@@ -31,7 +31,7 @@ RATE = 0.2
 class Options(BaseModel):
     """Beside the settings of every method."""
 
-    reparametrisation: Literal["none", "mlp"] = Field("none", description="learn through an MLP (Li and Liang 2021)")
+    reparameterization: Literal["none", "mlp"] = Field("none", description="learn through an MLP (Li and Liang 2021)")
     width: int = Field(256, ge=1, le=65536, description="hidden units of the MLP")
 
 
@@ -56,8 +56,8 @@ class PrefixTuning(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(mlp_width, mlp_width), nn.Tanh(), last)
         generator = torch.Generator().manual_seed(seed)
         self.inputs = nn.Parameter(torch.randn(length, mlp_width, generator=generator))
-        seeded(self.mlp, seed)
-        start_at_zero(last)
+        draw_weights(self.mlp, seed)
+        initialize_to_zero(last)
 
     def state(self) -> PromptState:
         """Keys and values of each layer, float32, with gradient to the parameters."""
@@ -89,11 +89,11 @@ def prepare(base: FrozenLM, start: PromptState) -> PromptState:
         BaseModelError: the model cannot take a prompt of keys and values.
     """
     if start.kind == "embeddings":
-        return keys_and_values(base, start.tensor, behind_bos=start.behind_bos)
+        return compute_keys_and_values(base, start.tensor, behind_bos=start.behind_bos)
     check_keys_and_values(base)
     return start
 
 
 def build(start: PromptState, unit: float, seed: int, options: Options) -> PrefixTuning:
     """From keys and values to learn on."""
-    return PrefixTuning(start.tensors, seed, options.width if options.reparametrisation == "mlp" else None)
+    return PrefixTuning(start.tensors, seed, options.width if options.reparameterization == "mlp" else None)

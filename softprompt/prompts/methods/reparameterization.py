@@ -7,7 +7,7 @@ from torch import nn
 NETWORK_RATE = 0.01
 
 
-def seeded(module: nn.Module, seed: int) -> None:
+def draw_weights(module: nn.Module, seed: int) -> None:
     """Draw all weights anew: uniform with variance ``1 / (3 * inputs)``, biases zero; norms are left as they are."""
     generator = torch.Generator().manual_seed(seed)
     norms = {id(p) for part in module.modules() if isinstance(part, nn.LayerNorm) for p in part.parameters()}
@@ -22,7 +22,7 @@ def seeded(module: nn.Module, seed: int) -> None:
                 parameter.copy_(torch.rand(parameter.shape, generator=generator) * 2 * bound - bound)
 
 
-def start_at_zero(layer: nn.Linear) -> None:
+def initialize_to_zero(layer: nn.Linear) -> None:
     """Make ``layer`` give zeros until it has learned."""
     nn.init.zeros_(layer.weight)
     if layer.bias is not None:

@@ -15,7 +15,7 @@ import torch
 from pydantic import BaseModel, Field
 from torch import Tensor, nn
 
-from softprompt.prompts.methods.reparameterization import NETWORK_RATE, seeded
+from softprompt.prompts.methods.reparameterization import NETWORK_RATE, draw_weights
 from softprompt.prompts.state import PromptState
 
 
@@ -39,7 +39,7 @@ class ResidualPromptTuning(nn.Module):
         self.theta = nn.Parameter(torch.zeros_like(self.init))
         self.network = nn.Sequential(nn.Linear(size, bottleneck), nn.ReLU(), nn.Linear(bottleneck, size))
         self.norm = nn.LayerNorm(size)
-        seeded(self.network, seed)
+        draw_weights(self.network, seed)
         nn.init.zeros_(self.norm.weight)
 
     def state(self) -> PromptState:

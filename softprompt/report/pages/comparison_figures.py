@@ -15,7 +15,7 @@ from softprompt.experiments.comparison.study_records import (
     collect_speeds,
     warn_of_seconds,
 )
-from softprompt.inference.speed_drift import drift, warning
+from softprompt.inference.speed_drift import describe_drift, find_speed_drift
 from softprompt.metrics.formatting import (
     MISSING,
     choose_step_metric,
@@ -112,13 +112,13 @@ def plot_latency(study: Study) -> Figure | None:
         "Up and to the left is better. Methods on the stepped line are the best that can be had within so {}; "
         "differences of a few per cent in latency are within what a second measurement would change."
     )
-    if changed := drift(collect_speeds(study.rows)):
+    if changed := find_speed_drift(collect_speeds(study.rows)):
         return _against(
             study,
             "latency",
             "Quality against latency, in bare requests",
             "Median latency of a request, times that with the bare template",
-            f"{warning(changed)} {caption.format('many times the bare request')}",
+            f"{describe_drift(changed)} {caption.format('many times the bare request')}",
             lambda row: None if row.speed is None else row.speed.times_reference,
             lambda times: f"{comparison_tables.TIMES}{times:.2f}",
         )

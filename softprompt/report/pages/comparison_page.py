@@ -4,7 +4,7 @@ import shlex
 from collections import Counter
 
 from softprompt.experiments.comparison.study_records import Row, Study, collect_speeds
-from softprompt.inference.speed_drift import drift
+from softprompt.inference.speed_drift import find_speed_drift
 from softprompt.metrics.formatting import (
     format_bytes,
     format_count,
@@ -106,7 +106,7 @@ def _facts(study: Study, row: Row) -> tuple[Fact, ...]:
 
 def _latency(study: Study, speed: Speed) -> Fact:
     """In milliseconds; as a multiple of the bare request, where the machine's speed changed."""
-    if drift(collect_speeds(study.rows)) and speed.reference_ms:
+    if find_speed_drift(collect_speeds(study.rows)) and speed.reference_ms:
         p50, p95 = (f"{comparison_tables.TIMES}{one / speed.reference_ms:.2f}" for one in (speed.p50_ms, speed.p95_ms))
         return Fact("Latency p50, in bare requests", p50, f"p95 {p95}; the machine's speed changed")
     return Fact("Latency p50", f"{format_short(speed.p50_ms)} ms", f"p95 {format_short(speed.p95_ms)} ms")

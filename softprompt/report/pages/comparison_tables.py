@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeGuard
 
 from softprompt.experiments.comparison.study_records import Row, Study, collect_speeds, warn_of_seconds
-from softprompt.inference.speed_drift import comparable, drift, warning
+from softprompt.inference.speed_drift import describe_drift, find_speed_drift, make_comparable
 from softprompt.metrics.formatting import (
     MISSING,
     choose_step_metric,
@@ -120,14 +120,14 @@ def tabulate_learning_cost(study: Study) -> Table:
 
 def tabulate_serving_cost(study: Study) -> Table:
     """What a request takes; where the machine's speed changed meanwhile, as multiples of the bare request."""
-    changed = drift(collect_speeds(study.rows))
+    changed = find_speed_drift(collect_speeds(study.rows))
     latencies = ("Latency p50, ms", "Latency p95, ms", "Times the bare request", "Requests a second")
     if changed:
         latencies = ("p50, times the bare request", "p95, times the bare median", "", "Requests a second, mean speed")
     columns = ("Method", *latencies, "Added tokens", "Cost of a million")
     rows, batches = [], {row.speed.batch_size for row in study.rows if row.speed is not None}
     order = rank_rows(study)
-    for row, speed in zip(order, comparable(collect_speeds(order)), strict=True):
+    for row, speed in zip(order, make_comparable(collect_speeds(order)), strict=True):
         rows.append((make_name_cell(study, row), *_speed_cells(study, speed, batches, changed is not None)))
         if row.engine is not None:
             name = Cell(f"{row.method} in {row.engine.engine}", "exported, in a process of its own")
@@ -139,7 +139,7 @@ def tabulate_serving_cost(study: Study) -> Table:
     )
     size = f" of {max(batches):,}" if len(batches) == 1 else ""
     note = f"Latency of single requests, throughput of batches{size}, in one process on {study.machine}.{price_note}"
-    note = f"{warning(changed)} {note}" if changed else note
+    note = f"{describe_drift(changed)} {note}" if changed else note
     return _without_empty("What a request takes", columns, rows, note)
 
 

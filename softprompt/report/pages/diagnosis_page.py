@@ -105,7 +105,7 @@ def _small_print(diagnosis: Diagnosis) -> Iterator[str]:
         )
     if diagnosis.sliding_window is not None and diagnosis.longest_text <= diagnosis.sliding_window:
         yield f"no text was longer than the sliding window of {diagnosis.sliding_window} tokens"
-    if (most := diagnosis.alike_up_to) is not None:
+    if (most := diagnosis.batch_independent_length) is not None:
         yield (
             f"beyond {most:,} tokens this model reads all texts of a batch by the longest (longrope, dynamic NTK, "
             "sparse blocks): texts with their prompt and answer are cut to that"

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from softprompt.inference.speed_drift import comparable, drift
+from softprompt.inference.speed_drift import find_speed_drift, make_comparable
 from softprompt.metrics.formatting import MISSING, format_count
 from softprompt.metrics.scores import Speed
 from softprompt.report.pages.cells import DASH, make_metric_cell
@@ -53,7 +53,7 @@ def _several(reports: Mapping[str, DistillationReport]) -> tuple[Block, ...]:
     teachers = f"{first.metric} of the teacher"
     shown = [name for name in named[0] if name != teachers]
     rows = []
-    speeds = comparable([one.student_speed for one in reports.values()])
+    speeds = make_comparable([one.student_speed for one in reports.values()])
     for one, figures, speed in zip(reports.values(), named, speeds, strict=True):
         times = (MISSING, MISSING) if speed is None else (f"{speed.p50_ms:.1f}", f"{speed.examples_per_second:.1f}")
         requests = (f"{one.tokens.after:.1f}", f"{one.tokens.times_fewer:.1f}")
@@ -85,7 +85,7 @@ def _cost(report: DistillationReport, *, alone: bool) -> tuple[Block, ...]:
         "" if alone else " for each of those that learned together"
     )
     measured = [report.student_speed, report.teacher_speed, report.read_speed]
-    student, cached, read = comparable(measured)
+    student, cached, read = make_comparable(measured)
     if student is None or cached is None:
         return (Text(spent),)
     rows = []
@@ -93,7 +93,7 @@ def _cost(report: DistillationReport, *, alone: bool) -> tuple[Block, ...]:
         rows.append(("teacher, read with every request", *_times(read), *_paid(report.against_read)))
     rows.append(("teacher, its prefix cached", *_times(cached), *_paid(report.against_cached)))
     rows.append((f"student of {report.length}, its prefix cached", *_times(student), "", ""))
-    if changed := drift(measured):
+    if changed := find_speed_drift(measured):
         least, most = changed
         spent = (
             f"the machine's speed changed meanwhile (the student's request took {least:.1f} to {most:.1f} ms): times "

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from softprompt.inference.decoding_batch import Growing, joined, start_growing
+from softprompt.inference.decoding_batch import DecodingBatch, join_batches, start_decoding
 from softprompt.inference.generation import next_tokens
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.serving.engine.engine_requests import GenerationRequest
@@ -21,7 +21,7 @@ _log = logging.getLogger("softprompt.serving")
 class _Group:
     """Texts that grow in one batch, a row each."""
 
-    growing: Growing
+    decoding_batch: DecodingBatch
     texts: list[GenerationRequest]
 
 
@@ -75,11 +75,11 @@ class DecodingLoop:
         if not sound:
             return
         try:
-            growing = self._begun(sound)
+            decoding_batch = self._begun(sound)
         except Exception as error:  # whatever it is, the others are not to suffer
             self._separate(sound, error)
             return
-        self._let_in(_Group(growing, sound))
+        self._let_in(_Group(decoding_batch, sound))
 
     def step(self) -> list[GenerationRequest]:
         """One more token for each; those that ended."""
@@ -100,17 +100,17 @@ class DecodingLoop:
             self._deliver(text, error)
         self._groups.clear()
 
-    def _begun(self, texts: Sequence[GenerationRequest]) -> Growing:
+    def _begun(self, texts: Sequence[GenerationRequest]) -> DecodingBatch:
         prefix, first = self._prefixes.join(text.served for text in texts)
         items = [replace(text.item, example=row, prompt=first[text.served.key]) for row, text in enumerate(texts)]
-        return start_growing(prefix, items, max(text.final_length for text in texts))
+        return start_decoding(prefix, items, max(text.final_length for text in texts))
 
     def _let_in(self, new: _Group) -> None:
         for group in self._groups:
             if any(text.isolated for text in (*group.texts, *new.texts)):
                 continue
             try:
-                together = joined(group.growing, new.growing)
+                together = join_batches(group.decoding_batch, new.decoding_batch)
             except Exception as error:  # of memory above all: they grow beside each other then
                 _log.warning("texts could not join others: %s", error)
                 break
@@ -123,14 +123,14 @@ class DecodingLoop:
         """One more token for each of a group; those that ended."""
         wanted = [row for row, text in enumerate(group.texts) if not text.cancelled]
         self._keep(group, wanted)
-        finite = group.growing.last.isfinite().all(dim=1).tolist() if group.texts else []
+        finite = group.decoding_batch.last.isfinite().all(dim=1).tolist() if group.texts else []
         if not all(finite):
             strange = [text for text, good in zip(group.texts, finite, strict=True) if not good]
             self._keep(group, [row for row, good in enumerate(finite) if good])
             self._separate(strange, None)
         if not group.texts:
             return []
-        tokens = next_tokens(self._base.logits(group.growing.last), [text.completion for text in group.texts])
+        tokens = next_tokens(self._base.logits(group.decoding_batch.last), [text.completion for text in group.texts])
         for text, token in zip(group.texts, tokens, strict=True):
             text.completion.add(token)
             if (piece := text.detokenizer.next_chunk()) is not None:
@@ -139,7 +139,7 @@ class DecodingLoop:
         going = [row for row, text in enumerate(group.texts) if text.completion.finish is None]
         self._keep(group, going)
         if going:
-            group.growing.extend(torch.tensor([tokens[row] for row in going], device=self._base.device))
+            group.decoding_batch.extend(torch.tensor([tokens[row] for row in going], device=self._base.device))
         return ended
 
     def _keep(self, group: _Group, rows: list[int]) -> None:
@@ -147,7 +147,7 @@ class DecodingLoop:
             return
         group.texts = [group.texts[row] for row in rows]
         if rows:
-            group.growing.keep(torch.tensor(rows, device=self._base.device))
+            group.decoding_batch.keep(torch.tensor(rows, device=self._base.device))
 
     def _separate(self, texts: Sequence[GenerationRequest], error: Exception | None) -> None:
         """Let texts whose batch failed grow each by itself; no ``error`` means numbers that are not finite."""
@@ -157,10 +157,10 @@ class DecodingLoop:
                 continue
             text.isolated = True
             try:
-                growing = self._begun([text])
+                decoding_batch = self._begun([text])
                 for token in text.completion.tokens:
-                    growing.extend(torch.tensor([token], device=self._base.device))
+                    decoding_batch.extend(torch.tensor([token], device=self._base.device))
             except Exception as own:  # of this text alone
                 self._deliver(text, own)
                 continue
-            self._groups.append(_Group(growing, [text]))
+            self._groups.append(_Group(decoding_batch, [text]))

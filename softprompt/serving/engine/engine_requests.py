@@ -13,7 +13,7 @@ from softprompt.data.encoding.encoder import EncodedSequence, ExampleEncoder
 from softprompt.data.encoding.verbalizer import Verbalizer
 from softprompt.inference.generation import Completion, GenerationConfig
 from softprompt.inference.predictor import Prediction
-from softprompt.inference.scoring import Objective
+from softprompt.inference.scoring import AnswerScorer
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.serving.engine.detokenizer import Detokenizer
 from softprompt.serving.engine.engine_types import CompletionChunk, InputUsage, ServedPrompt
@@ -29,7 +29,7 @@ class LabelQuery:
     """
 
     encoder: ExampleEncoder
-    objective: Objective
+    objective: AnswerScorer
     prompts: int
 
     @cached_property

@@ -23,7 +23,7 @@ from softprompt.inference.generation import GenerationConfig
 from softprompt.inference.predictor import Prediction
 from softprompt.inference.scoring import EVALUATION_TOKENS
 from softprompt.models.frozen_lm import FrozenLM
-from softprompt.models.kernels.compilation import SERVED, compiled, compiles
+from softprompt.models.kernels.compilation import SERVED, compiled, should_compile
 from softprompt.prompts.prefix import shares_prefix
 from softprompt.serving.engine.engine_requests import (
     ClassificationRequest,
@@ -133,7 +133,7 @@ class InferenceEngine:
             token_budget=self.limits.batch_tokens or (EVALUATION_TOKENS if base.device.type == "cpu" else 16_384),
             running_tokens=self.limits.running_tokens,
             gather=self.limits.gather,
-            compiling=partial(compiled, base, compiles(base, compile, SERVED), note, learning=False),
+            compiling=partial(compiled, base, should_compile(base, compile, SERVED), note, learning=False),
         )
         self._worker.start()
         self._worker.ready.wait()

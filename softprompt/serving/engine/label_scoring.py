@@ -10,7 +10,7 @@ from torch import Tensor
 from softprompt.data.encoding.batching import batch_by_token_budget, collate
 from softprompt.data.encoding.encoder import EncodedSequence
 from softprompt.errors import BaseModelError, PromptFileError, SoftpromptError
-from softprompt.inference.predictor import Prediction, likeliest
+from softprompt.inference.predictor import Prediction, predict_labels
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.serving.engine.engine_requests import ScheduledExample
 from softprompt.serving.engine.engine_types import ServedPrompt
@@ -35,7 +35,7 @@ def _predicted(question: ScheduledExample, scores: Tensor | Exception) -> Predic
     if isinstance(scores, Exception) or (whole := question.request.add_scores(question, scores)) is None:
         return scores if isinstance(scores, Exception) else None
     mean = whole.logsumexp(dim=0, keepdim=True) - math.log(len(whole))
-    (prediction,) = likeliest(question.request.served.spec, mean)
+    (prediction,) = predict_labels(question.request.served.spec, mean)
     read = question.request.read[question.index]
     return replace(prediction, index=question.index, prompt_tokens=read.tokens, cut=read.cut)
 

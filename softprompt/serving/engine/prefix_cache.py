@@ -10,9 +10,9 @@ from typing import TypeAlias
 from torch import Tensor
 
 from softprompt.models.frozen_lm import FrozenLM
-from softprompt.prompts.prefix import CachedPrefix, ConcatenatedPrefix, Prefix, make_prefix, stacked
-from softprompt.prompts.seq2seq_prefix import EncodedPrefix, stacked_encoded
-from softprompt.prompts.shared_prefix_attention import PrefixesApart, stays_apart
+from softprompt.prompts.prefix import CachedPrefix, ConcatenatedPrefix, Prefix, make_prefix, stack_prefixes
+from softprompt.prompts.seq2seq_prefix import EncodedPrefix, stack_encoded_prefixes
+from softprompt.prompts.shared_prefix_attention import SharedPrefixes, supports_shared_attention
 from softprompt.serving.engine.engine_types import ServedPrompt
 
 PrefixKey: TypeAlias = str | None  # of a prompt; None is no prompt, which is the same whatever the template
@@ -32,7 +32,7 @@ class PrefixCache:
         self._base, self._most_bytes = base, most_bytes
         self._single: OrderedDict[PrefixKey, tuple[tuple[Prefix, ...], int]] = OrderedDict()
         # several of them as one, which batches that mix the same prompts use again
-        self._join_prefixes: OrderedDict[tuple[PrefixKey, ...], tuple[Prefix | PrefixesApart, int]] = OrderedDict()
+        self._join_prefixes: OrderedDict[tuple[PrefixKey, ...], tuple[Prefix | SharedPrefixes, int]] = OrderedDict()
         self.hits = self.misses = self.bytes = 0
 
     def __len__(self) -> int:
@@ -48,7 +48,7 @@ class PrefixCache:
                 found[one.key] = error
         return found
 
-    def join(self, served: Iterable[ServedPrompt]) -> tuple[Prefix | PrefixesApart, dict[str, int]]:
+    def join(self, served: Iterable[ServedPrompt]) -> tuple[Prefix | SharedPrefixes, dict[str, int]]:
         """One prefix for a batch that mixes prompts, and the place of each one's first state in it, by its key.
 
         Raises what ``make_prefix`` does.
@@ -99,15 +99,15 @@ def _key(served: ServedPrompt) -> PrefixKey:
     return served.key if served.states else None
 
 
-def _join_prefixes(base: FrozenLM, singles: Sequence[Prefix]) -> Prefix | PrefixesApart:
-    if isinstance(singles[0], CachedPrefix) and stays_apart(base):
-        return PrefixesApart(base, tuple(one for one in singles if isinstance(one, CachedPrefix)))
+def _join_prefixes(base: FrozenLM, singles: Sequence[Prefix]) -> Prefix | SharedPrefixes:
+    if isinstance(singles[0], CachedPrefix) and supports_shared_attention(base):
+        return SharedPrefixes(base, tuple(one for one in singles if isinstance(one, CachedPrefix)))
     if len(singles) == 1:
         return singles[0]
     if base.architecture == "encoder-decoder":
-        return stacked_encoded([one for one in singles if isinstance(one, EncodedPrefix)])
+        return stack_encoded_prefixes([one for one in singles if isinstance(one, EncodedPrefix)])
     if isinstance(singles[0], CachedPrefix):
-        return stacked([one for one in singles if isinstance(one, CachedPrefix)])
+        return stack_prefixes([one for one in singles if isinstance(one, CachedPrefix)])
     return ConcatenatedPrefix(
         base, tuple(rows for one in singles if isinstance(one, ConcatenatedPrefix) for rows in one.embeddings)
     )

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 from softprompt.data.encoding.encoder import TokenizingModel
 from softprompt.data.task import TaskSpec
 from softprompt.errors import SoftpromptError, shorten
-from softprompt.prompts.saved_prompt import Identified, Prompt
+from softprompt.prompts.saved_prompt import IdentifiedModel, Prompt
 from softprompt.serving.engine.engine_types import ServedPrompt
 from softprompt.store.prompt_sources import PromptSource, VersionGoneError
 from softprompt.store.references import LATEST, is_name, is_number
@@ -83,7 +83,7 @@ class StoreChanges:
     troubles: tuple[str, ...]
 
 
-class BaseModelInfo(Identified, TokenizingModel, Protocol):
+class BaseModelInfo(IdentifiedModel, TokenizingModel, Protocol):
     """The base model as far as it must be known here."""
 
 

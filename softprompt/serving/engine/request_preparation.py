@@ -9,7 +9,7 @@ from softprompt.data.encoding.tokenization import safe_tokenizer
 from softprompt.data.examples import Example, count_characters
 from softprompt.data.task import TaskSpec
 from softprompt.errors import DataError
-from softprompt.inference.scoring import Objective
+from softprompt.inference.scoring import AnswerScorer
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.state import words_before
 from softprompt.serving.engine.engine_requests import LabelQuery
@@ -90,7 +90,7 @@ def weigh_labels(encoder: ExampleEncoder) -> int:
     return 1 + sum(map(len, sequences)) // _TOKENS_OF_ONE
 
 
-def _weight_of_decisions(objective: Objective) -> int:
+def _weight_of_decisions(objective: AnswerScorer) -> int:
     assert objective.verbalizer is not None
     return 1 + len(objective.verbalizer.decisions) * len(objective.verbalizer.sequences) // _CELLS_OF_ONE
 
@@ -119,7 +119,7 @@ class RequestPreparer:
     def __init__(self, base: FrozenLM, longest_text: int) -> None:
         """``longest_text``: characters of an example that are read at all."""
         self._base, self._texts = base, TextEncoder(base, longest_text)
-        self._objectives: WeightedCache[Objective] = WeightedCache(KEPT, _weight_of_decisions)
+        self._objectives: WeightedCache[AnswerScorer] = WeightedCache(KEPT, _weight_of_decisions)
 
     def encode_examples(
         self, served: ServedPrompt, examples: Sequence[Example]
@@ -130,7 +130,7 @@ class RequestPreparer:
             TemplateError, DataError: an example that cannot be read.
         """
         encoder = self._texts.get_label_encoder(served, examples)
-        objective = self._objectives.get(served.key, lambda: Objective(self._base, encoder.verbalizer))
+        objective = self._objectives.get(served.key, lambda: AnswerScorer(self._base, encoder.verbalizer))
         texts, cut = encode_and_find_cuts(encoder, examples, encoder.encode_inputs)
         before = count_virtual_tokens(served)
         read = [InputUsage(before + len(text), index in cut) for index, text in enumerate(texts)]

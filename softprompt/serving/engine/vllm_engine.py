@@ -23,7 +23,7 @@ from softprompt.errors import ConfigError, DataError
 from softprompt.export.baked_checkpoint import BakedCheckpoint
 from softprompt.inference.generation import Completion, GenerationConfig
 from softprompt.inference.predictor import Prediction
-from softprompt.prompts.saved_prompt import digest_of
+from softprompt.prompts.saved_prompt import hash_prompt
 from softprompt.serving.engine.detokenizer import Detokenizer
 from softprompt.serving.engine.engine_types import (
     CompletionChunk,
@@ -197,7 +197,7 @@ class VllmEngine:
         """What stands in front of every text: BOS and virtual tokens."""
         if not served.states:
             return self._checkpoint.special_tokens.bos
-        return self._fronts.get(served.key, lambda: self._checkpoint.front(digest_of(served.spec, served.states)))
+        return self._fronts.get(served.key, lambda: self._checkpoint.front(hash_prompt(served.spec, served.states)))
 
     async def _decided(self, decision: Decision, prompts: list[list[int]]) -> list[list[float]]:
         """Log-probabilities of the choices behind each of ``prompts``, normalised over them."""

@@ -19,7 +19,7 @@ from softprompt.data.split_assignment import Subsample, sample_examples, sample_
 from softprompt.data.splits import Splits
 from softprompt.data.task import Task
 from softprompt.errors import ConfigError
-from softprompt.inference.generation import GenerationConfig, room_for
+from softprompt.inference.generation import GenerationConfig, choose_max_new_tokens
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.saved_prompt import Prompt
 from softprompt.training.callbacks import CLOCK_FILE, Callback, StepTimer
@@ -170,7 +170,9 @@ def _distill(
     first = next(iter(configs.values()))
     check_splits(task)
     whole = reserve_answer_room(base, limit_length(task, first))
-    room = settings.max_new_tokens or room_for(base, whole.spec, whole.train + whole.validation + whole.test)
+    room = settings.max_new_tokens or choose_max_new_tokens(
+        base, whole.spec, whole.train + whole.validation + whole.test
+    )
     settings = settings.model_copy(update={"max_new_tokens": room})
     task, notes = _sample_inputs(whole, first, settings, evaluate_test)
     configs = {name: config.model_copy(update={"max_length": task.spec.max_length}) for name, config in configs.items()}

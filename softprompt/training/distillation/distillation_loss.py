@@ -23,9 +23,9 @@ from softprompt.data.encoding.batching import batch_by_token_budget, collate
 from softprompt.data.encoding.encoder import Batch, EncodedSequence, ExampleEncoder
 from softprompt.data.examples import Example
 from softprompt.data.task import Task
-from softprompt.inference.scoring import EVALUATION_TOKENS, Objective, divergence, vocabulary_losses
+from softprompt.inference.scoring import EVALUATION_TOKENS, AnswerScorer, kl_divergence, vocabulary_losses
 from softprompt.models.frozen_lm import FrozenLM
-from softprompt.prompts.inline_prefix import Scored
+from softprompt.prompts.inline_prefix import ScoringPrefix
 from softprompt.prompts.prefix import Prefix, make_prefix
 from softprompt.prompts.state import PromptState
 from softprompt.training.distillation.teacher import Answers, Completions, LabelAnswers
@@ -38,10 +38,10 @@ ENOUGH = 0.01  # nats of divergence, below which no run is said not to learn
 class LabelTargets:
     """Label distributions. ``EncodedSequence.targets`` are rows of the table: each position's example."""
 
-    def __init__(self, objective: Objective, answers: LabelAnswers, temperature: float) -> None:
+    def __init__(self, objective: AnswerScorer, answers: LabelAnswers, temperature: float) -> None:
         self._objective, self._temperature = objective, temperature
         self.plain = answers.log_probabilities
-        self.tempered = objective.tempered(self.plain, temperature)
+        self.tempered = objective.apply_temperature(self.plain, temperature)
 
     def items(self, encoder: ExampleEncoder, examples: Sequence[Example]) -> list[tuple[EncodedSequence, ...]]:
         """Of each example the items that together ask every decision."""
@@ -54,25 +54,25 @@ class LabelTargets:
         """Examples."""
         return len({item.example for item in items})
 
-    def losses(self, prefix: Scored, batch: Batch) -> Tensor:
+    def losses(self, prefix: ScoringPrefix, batch: Batch) -> Tensor:
         """Divergence ``[N]`` (nats) at each scored position, weighted by the probability of coming by."""
         student = self._objective.decision_log_probabilities(prefix.scored(batch), batch.decisions)
         student = (student / self._temperature).log_softmax(-1)
         labels = self.tempered[batch.targets.cpu()].to(student.device)
-        chosen, reached = self._objective.choices_of(labels, batch.decisions)
-        return self._temperature**2 * reached * divergence(chosen, student)
+        chosen, reached = self._objective.condition_on_decisions(labels, batch.decisions)
+        return self._temperature**2 * reached * kl_divergence(chosen, student)
 
     def fidelity(self, prefix: Prefix, items: Sequence[EncodedSequence]) -> tuple[Tensor, Tensor, Tensor]:
         """At temperature 1, of each example: divergence, 1 where both choose the same label, 1; on the CPU."""
         student = self._objective.label_log_probabilities(prefix, items, learning=True)
         alike = (student.argmax(1) == self.plain.argmax(1)).float()
-        return divergence(self.plain, student), alike, torch.ones_like(alike)
+        return kl_divergence(self.plain, student), alike, torch.ones_like(alike)
 
     @property
     def reference(self) -> ReferenceLoss:
         """The divergence of the best constant answer: how often the teacher gives each label, whatever the input."""
         mean = self.tempered.logsumexp(dim=0, keepdim=True) - math.log(len(self.tempered))
-        loss = self._temperature**2 * float(divergence(self.tempered, mean.expand_as(self.tempered)).mean())
+        loss = self._temperature**2 * float(kl_divergence(self.tempered, mean.expand_as(self.tempered)).mean())
         return ReferenceLoss(loss, "that of the teacher's label frequencies", ENOUGH, LOOK)
 
 
@@ -96,7 +96,7 @@ class TokenTargets:
         """Places."""
         return sum(len(item.targets) for item in items)
 
-    def losses(self, prefix: Scored, batch: Batch) -> Tensor:
+    def losses(self, prefix: ScoringPrefix, batch: Batch) -> Tensor:
         """Divergence ``[N]`` (nats) at each scored position."""
         return self._divergence(prefix, batch, self._temperature)[0]
 
@@ -118,7 +118,7 @@ class TokenTargets:
         """That of the first steps: what a constant answer would be is not known."""
         return ReferenceLoss(None, enough=ENOUGH, look=LOOK)
 
-    def _divergence(self, prefix: Scored, batch: Batch, temperature: float) -> tuple[Tensor, Tensor]:
+    def _divergence(self, prefix: ScoringPrefix, batch: Batch, temperature: float) -> tuple[Tensor, Tensor]:
         """Divergence ``[N]``, and 1 where the student's likeliest token is the one that the teacher chose."""
         rows, told = batch.targets.cpu(), self._completions
         alike: list[Tensor] = []
@@ -134,7 +134,7 @@ class TokenTargets:
             if ids.shape[1] < student.shape[1]:
                 among = torch.cat([among, student.scatter(1, ids, -math.inf).logsumexp(-1, keepdim=True)], dim=1)
                 target = torch.cat([target, rest[:, None]], dim=1)
-            return temperature**2 * divergence(target.to(logits.device), among)
+            return temperature**2 * kl_divergence(target.to(logits.device), among)
 
         losses = vocabulary_losses(prefix.scored(batch), self._base, losses_of)
         return losses, torch.cat(alike)
@@ -161,7 +161,7 @@ def distillation_objective(
         TemplateError, DataError: prompt and answer leave no room for text in the model's context.
     """
     by_length = make_encoders(base, task.spec, [config.length for config in configs])
-    objective = Objective(base, next(iter(by_length.values())).verbalizer)
+    objective = AnswerScorer(base, next(iter(by_length.values())).verbalizer)
     learned, held = (targets_of(objective, answers[split], temperature) for split in ("train", "validation"))
     return TrainingObjective(
         learned.count,
@@ -175,7 +175,7 @@ def distillation_objective(
     )
 
 
-def targets_of(objective: Objective, answers: Answers, temperature: float = 1.0) -> LabelTargets | TokenTargets:
+def targets_of(objective: AnswerScorer, answers: Answers, temperature: float = 1.0) -> LabelTargets | TokenTargets:
     """What a student is to give in place of the teacher."""
     if isinstance(answers, LabelAnswers):
         return LabelTargets(objective, answers, temperature)

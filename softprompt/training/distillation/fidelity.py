@@ -21,9 +21,9 @@ from softprompt.data.task import TaskSpec
 from softprompt.inference.benchmark import measure_speed
 from softprompt.inference.evaluation import score
 from softprompt.inference.generation import ANSWER_ROOM, GenerationConfig, complete
-from softprompt.inference.predictor import Prediction, Predictor, likeliest, naming
-from softprompt.inference.scoring import EVALUATION_TOKENS, Objective
-from softprompt.inference.speed_drift import comparable
+from softprompt.inference.predictor import Prediction, Predictor, name_failing_example, predict_labels
+from softprompt.inference.scoring import EVALUATION_TOKENS, AnswerScorer
+from softprompt.inference.speed_drift import make_comparable
 from softprompt.metrics.bootstrap import QUANTILES, mean_score, resample_scores
 from softprompt.metrics.registry import score_runs
 from softprompt.metrics.scores import Score, Speed
@@ -48,7 +48,7 @@ class UncachedTeacher:
         """
         self.base, self.spec, self.generation, self._ids = base, spec, generation, tuple(ids)
         self._encoder = ExampleEncoder(base, spec, len(ids), generation.max_new_tokens, BEHIND_WORDS)
-        self._objective = Objective(base, self._encoder.verbalizer)
+        self._objective = AnswerScorer(base, self._encoder.verbalizer)
 
     @cached_property
     def prefix(self) -> Prefix:
@@ -59,16 +59,16 @@ class UncachedTeacher:
     def label_log_probabilities(self, examples: Sequence[Example]) -> Tensor:
         """Log-probabilities ``[n, C]`` of the labels."""
         items = prepend_tokens(self._encoder.scoring_items(examples), [self._ids] * len(examples))
-        with naming(examples):
+        with name_failing_example(examples):
             return self._objective.label_log_probabilities(self.prefix, items)
 
     def predict(self, examples: Sequence[Example]) -> Iterator[Prediction]:
         """One prediction for each example, in any order."""
         if self.spec.kind == "classification":
-            yield from likeliest(self.spec, self.label_log_probabilities(examples))
+            yield from predict_labels(self.spec, self.label_log_probabilities(examples))
             return
         texts = [(*self._ids, *text) for text in self._encoder.encode_inputs(examples)]
-        with naming(examples):
+        with name_failing_example(examples):
             for index, text, cut in complete(self.base, self.prefix, texts, self.generation, EVALUATION_TOKENS):
                 yield Prediction(index, completion=text, at_limit=cut)
 
@@ -103,7 +103,7 @@ class RecordedAnswers:
 def record_answers(base: FrozenLM, spec: TaskSpec, answers: Answers) -> RecordedAnswers:
     """A teacher's answers as predictions."""
     if isinstance(answers, LabelAnswers):
-        return RecordedAnswers(spec, list(likeliest(spec, answers.log_probabilities)))
+        return RecordedAnswers(spec, list(predict_labels(spec, answers.log_probabilities)))
     texts = answers.texts(base.tokenizer)
     return RecordedAnswers(spec, [Prediction(index, completion=text) for index, text in enumerate(texts)])
 
@@ -118,7 +118,7 @@ def measure_fidelity(
 ) -> tuple[Fidelity, dict[str, Any], Sequence[Prediction]]:
     """How a student does beside its teacher; also its evaluation as a manifest keeps it, and its answers."""
     teacher, predictor = record_answers(base, spec, answers), Predictor(base, spec, state, generation)
-    objective = Objective(base, predictor.encoder.verbalizer)
+    objective = AnswerScorer(base, predictor.encoder.verbalizer)
     targets = targets_of(objective, answers)
     near = FidelityValidation(base, targets, targets.items(predictor.encoder, examples))
     divergences, alike, _ = near.of(predictor.prefix)
@@ -196,7 +196,7 @@ def add_speeds(report: DistillationReport, student: Speed, cached: Speed, read: 
     """The report with what was measured, and the break-even that follows."""
     spent = report.teacher_seconds + report.training_seconds
     # of times that were measured one after another, each beside the first student
-    at_student, at_cached, at_read = comparable([student, cached, read])
+    at_student, at_cached, at_read = make_comparable([student, cached, read])
     assert at_student is not None
     assert at_cached is not None
     return report.model_copy(

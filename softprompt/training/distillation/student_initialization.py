@@ -8,7 +8,7 @@ from softprompt.data.encoding.encoder import ExampleEncoder
 from softprompt.data.split_assignment import sample_indices
 from softprompt.data.task import Task
 from softprompt.errors import ConfigError
-from softprompt.inference.scoring import Objective
+from softprompt.inference.scoring import AnswerScorer
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.state import PromptState
 from softprompt.training.distillation.distillation_loss import FidelityValidation, targets_of
@@ -55,7 +55,7 @@ def initialize_students(
     chosen = sample_indices(task.validation, TRIED_ON)
     for length in sorted(set(lengths.values())):
         encoder = ExampleEncoder(base, task.spec, length)
-        targets = targets_of(Objective(base, encoder.verbalizer), answers.at(chosen))
+        targets = targets_of(AnswerScorer(base, encoder.verbalizer), answers.at(chosen))
         near = FidelityValidation(base, targets, targets.items(encoder, [task.validation[index] for index in chosen]))
         tried = make_candidates(base, task, teacher, length)
         losses = {name: near.score(state)[1] if len(tried) > 1 else 0.0 for name, state in tried.items()}

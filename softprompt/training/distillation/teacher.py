@@ -24,8 +24,8 @@ from softprompt.data.examples import Example
 from softprompt.data.few_shot import GAP
 from softprompt.data.task import TaskSpec
 from softprompt.errors import ConfigError
-from softprompt.inference.generation import ANSWER_ROOM, GenerationConfig, complete, ends_of
-from softprompt.inference.predictor import Predictor, naming
+from softprompt.inference.generation import ANSWER_ROOM, GenerationConfig, complete, end_token_ids
+from softprompt.inference.predictor import Predictor, name_failing_example
 from softprompt.inference.scoring import EVALUATION_TOKENS
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.saved_prompt import Prompt
@@ -227,7 +227,7 @@ def _completions(
     """``times`` completions of each example."""
     base, texts = predictor.base, predictor.encoder.encode_inputs(examples)
     record = _Record(settings)
-    with naming(examples):
+    with name_failing_example(examples):
         for _ in complete(base, predictor.prefix, texts * times, generation, EVALUATION_TOKENS, record):
             pass
     completions = record.completions(len(texts) * times, base)
@@ -259,7 +259,7 @@ class _Record:
         tokens, *others = (one[texts.argsort(stable=True)] for one in rest)
         counts = texts.bincount(minlength=count)
         last = tokens[counts.cumsum(0) - 1]
-        ended = torch.isin(last, torch.tensor(sorted(ends_of(base)))).long()
+        ended = torch.isin(last, torch.tensor(sorted(end_token_ids(base)))).long()
         return Completions(torch.arange(count), counts, ended, tokens, *others)
 
 
