@@ -11,8 +11,9 @@ from softprompt.analysis.inspection.inspect_prompt import InspectionLimits, insp
 from softprompt.analysis.inspection.pruning import check_prunable, prune
 from softprompt.analysis.inspection.score_records import judging_metric
 from softprompt.cli.base_loading import load_base_of
+from softprompt.cli.console import say
 from softprompt.cli.option_values import columns_of, model_of
-from softprompt.cli.printing import print_result, say
+from softprompt.cli.printing import print_result
 from softprompt.data.task import Task
 from softprompt.data.templates.template import Template
 from softprompt.errors import ConfigError, OutputError

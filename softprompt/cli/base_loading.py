@@ -9,8 +9,7 @@ from typing import Any, TypeVar
 import click
 from transformers.utils import logging
 
-from softprompt.cli.launch import launched
-from softprompt.cli.printing import say
+from softprompt.cli.console import launched, say
 from softprompt.models.distributed import SINGLE_PROCESS, ProcessGroup, join_process_group
 from softprompt.models.fingerprint import UnloadedModel
 from softprompt.models.frozen_lm import FrozenLM

@@ -4,12 +4,15 @@ import os
 import re
 from typing import Any
 
+from transformers.utils import logging
+
 from softprompt.analysis.diagnostics.doctor import diagnose, diagnose_families
 from softprompt.analysis.diagnostics.memory_estimate import Workload
 from softprompt.analysis.diagnostics.memory_plan import plan_memory
 from softprompt.analysis.diagnostics.meta_model import make_meta_model
 from softprompt.cli.base_loading import load_base
-from softprompt.cli.printing import print_result, say
+from softprompt.cli.console import say
+from softprompt.cli.printing import print_result
 from softprompt.errors import ConfigError
 from softprompt.models.devices import parse_dtype
 from softprompt.report.pages.diagnosis_page import make_diagnosis_document, make_families_document, make_plan_document
@@ -49,8 +52,6 @@ def run_doctor(model_name: str | None, families: bool, as_json: bool, **model: A
     device = model["device"] or "cpu"
     if families and any(value for name, value in model.items() if name != "device"):
         raise ConfigError("--dtype, --quantize and --trust-remote-code are for --model: leave them out with --families")
-
-    from transformers.utils import logging
 
     if model_name is None:
         logging.set_verbosity_error()

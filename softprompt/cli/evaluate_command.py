@@ -5,8 +5,9 @@ from dataclasses import replace
 from typing import Any
 
 from softprompt.cli.base_loading import load_base, load_base_of
+from softprompt.cli.console import say
 from softprompt.cli.option_values import columns_of, given, model_of, task_settings
-from softprompt.cli.printing import print_json, print_result, say
+from softprompt.cli.printing import print_json, print_result
 from softprompt.data.examples import Example
 from softprompt.data.split_assignment import Subsample, sample_examples
 from softprompt.data.task import Task

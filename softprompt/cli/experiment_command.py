@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from softprompt.cli.base_loading import load_base, make_callback
+from softprompt.cli.console import say
 from softprompt.cli.option_values import columns_of, given, model_of, task_settings
-from softprompt.cli.printing import print_result, say
+from softprompt.cli.printing import print_result
 from softprompt.config import TrainConfig
 from softprompt.data.task import Task
 from softprompt.errors import ConfigError

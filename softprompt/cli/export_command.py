@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from softprompt.cli.base_loading import load_base, load_base_of
+from softprompt.cli.console import say
 from softprompt.cli.option_values import columns_of, model_of, task_settings
-from softprompt.cli.printing import print_result, say
+from softprompt.cli.printing import print_result
 from softprompt.data.task import Task, TaskSpec
 from softprompt.errors import ConfigError
 from softprompt.export.export_formats import FORMATS

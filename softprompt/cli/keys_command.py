@@ -22,6 +22,3 @@ def run_keys_list(path: Path, as_json: bool) -> None:
 def run_keys_remove(name: str, path: Path, as_json: bool) -> None:
     remove_key(path, name)
     print_result({"removed": name}, [f"removed {name}"], as_json)
-
-
-PACKAGES = ("fastapi", "uvicorn", "prometheus_client", "httpx")  # of the extra ``serve``

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from softprompt.cli.base_loading import load_base, make_callback, over_processes
-from softprompt.cli.launch import is_main
+from softprompt.cli.console import is_main, say
 from softprompt.cli.option_values import columns_of, model_of, pairs, task_settings
-from softprompt.cli.printing import print_result, say
+from softprompt.cli.printing import print_result
 from softprompt.config import TrainConfig, population
 from softprompt.data.builtin_data import rotten_tomatoes
 from softprompt.data.streaming import stream_splits

@@ -10,8 +10,7 @@ import sys
 
 import click
 
-from softprompt.cli.launch import hush
-from softprompt.cli.printing import say
+from softprompt.cli.console import hush, say
 from softprompt.cli.verbs import deploying_verbs, judging_verbs, learning_verbs  # noqa: F401 (they declare verbs)
 from softprompt.cli.verbs.lazy_verbs import cli
 from softprompt.errors import SoftpromptError

@@ -1,4 +1,4 @@
-"""What the command line says: results on standard output, everything else on standard error."""
+"""Results on standard output: as JSON, as a document, or in lines."""
 
 import os
 import shutil
@@ -8,8 +8,9 @@ from typing import Any, TypeAlias
 
 import click
 
-from softprompt.errors import ERROR_CHARACTERS, printable, printable_json
+from softprompt.errors import printable, printable_json
 from softprompt.report.render.document import Document
+from softprompt.report.render.terminal import render_terminal
 
 Line: TypeAlias = "str | tuple[str, ...]"  # several columns have a tab between them
 
@@ -26,8 +27,6 @@ def print_result(result: dict[str, Any], told: Document | Sequence[Line], as_jso
 
 def print_document(document: Document) -> None:
     """A document as wide as the terminal; elsewhere each row of a table is one line."""
-    from softprompt.report.render.terminal import render_terminal
-
     seen = sys.stdout.isatty()
     styled = seen and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
     width = shutil.get_terminal_size().columns if seen else None
@@ -41,8 +40,3 @@ def print_json(value: Any) -> None:
 def print_lines(lines: Sequence[Line]) -> None:
     r"""A line each, whatever is in it: a value with a new line or a tab cannot pass for another line or column."""
     click.echo("\n".join("\t".join(map(printable, (line,) if isinstance(line, str) else line)) for line in lines))
-
-
-def say(text: str) -> None:
-    """A note or an error: one line of bounded length on standard error."""
-    click.echo(printable(text, ERROR_CHARACTERS), err=True)

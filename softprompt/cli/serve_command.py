@@ -9,7 +9,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from softprompt import __version__
 from softprompt.cli.base_loading import load_base
-from softprompt.cli.printing import say
+from softprompt.cli.console import say
 from softprompt.errors import ConfigError
 from softprompt.export.baked_checkpoint import BakedCheckpoint
 from softprompt.models.kernels.compilation import SERVED, should_compile

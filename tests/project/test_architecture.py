@@ -21,12 +21,18 @@ ROOMS = (
 """In the order data flows: each room imports from those before it. ``__init__`` and ``__main__`` stand above all."""
 ENTRANCES = ("__init__", "__main__")
 MOST_MODULES = 15  # in one folder
+MOST_LINES = 80  # of a function
 
 HEAVY = {"torch", "transformers", "pandas", "pyarrow", "datasets", "sacrebleu", "rouge_score", "sklearn", "peft"}
 HEAVY |= {"fastapi", "uvicorn", "prometheus_client", "optuna", "ray"}
 TOLD = {"echo", "secho", "echo_via_pager", "confirm", "prompt", "progressbar"}
 # the Console of render/terminal.py writes into a string, which printing.py shows
-WRITERS = {"printing": ["click.echo"] * 4, "callbacks": ["print", "Console"], "terminal": ["Console"]}
+WRITERS = {
+    "printing": ["click.echo"] * 3,
+    "console": ["click.echo"],
+    "callbacks": ["print", "Console"],
+    "terminal": ["Console"],
+}
 RUNS_CODE_ON_LOADING = {"pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
 
 
@@ -59,6 +65,14 @@ def upward_imports(room: str, code: str) -> list[str]:
         return [other for other in imported_rooms(code) if other == "."]
     allowed = (*ROOMS[: ROOMS.index(room) + 1], *(["__init__"] if room == "cli" else []))
     return [other for other in imported_rooms(code) if other not in allowed]
+
+
+def functions_of(code: str) -> list[ast.FunctionDef | ast.AsyncFunctionDef]:
+    return [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+
+
+def lines_of(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    return (function.end_lineno or 0) - function.lineno + 1
 
 
 def written_past(code: str) -> list[str]:
@@ -107,7 +121,18 @@ class TestSources:
         assert written == WRITERS.get(source.stem, [])
 
     def test_is_short_enough_to_read(self, source: Path) -> None:
-        assert len(source.read_text(encoding="utf-8").splitlines()) <= 400
+        code = source.read_text(encoding="utf-8")
+        assert len(code.splitlines()) <= 400
+
+    def test_verbs_import_at_the_top(self, source: Path) -> None:
+        if room_of(source) == "cli":
+            inside = [
+                ast.unparse(node)
+                for function in functions_of(source.read_text(encoding="utf-8"))
+                for node in ast.walk(function)
+                if isinstance(node, ast.Import | ast.ImportFrom)
+            ]
+            assert inside == []
 
 
 def test_no_room_is_too_full() -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from softprompt import __version__
-from softprompt.cli.launch import check_spreads
+from softprompt.cli.console import check_spreads
 from softprompt.config import MOST
 from softprompt.errors import ConfigError, MissingExtraError
 

@@ -1,13 +1,15 @@
-"""Verbs under a launcher: `torchrun` or `accelerate launch` start the command several times at once.
+"""Notes on standard error, of one process where `torchrun` or `accelerate launch` start the command several times.
 
-Nothing heavy is imported here: every command comes by, and few are launched.
+Nothing heavy is imported here: every command comes by, ``--help`` too.
 """
 
 import os
 import sys
 from pathlib import Path
 
-from softprompt.errors import ConfigError
+import click
+
+from softprompt.errors import ERROR_CHARACTERS, ConfigError, printable
 
 _SPREADS = {"train"}
 
@@ -32,3 +34,8 @@ def check_spreads(verb: str | None) -> None:
     """Raise ConfigError for a verb that several processes would each do whole."""
     if launched() and verb not in _SPREADS:
         raise ConfigError(f"several processes are for softprompt {', '.join(sorted(_SPREADS))}: start one of '{verb}'")
+
+
+def say(text: str) -> None:
+    """A note or an error: one line of bounded length on standard error."""
+    click.echo(printable(text, ERROR_CHARACTERS), err=True)
