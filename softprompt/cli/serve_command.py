@@ -22,6 +22,7 @@ from softprompt.serving.http.auth import Authenticator
 from softprompt.serving.http.connections import ConnectionLimits
 from softprompt.serving.http.prometheus import ServerMetrics
 from softprompt.serving.http.server_settings import ServerSettings
+from softprompt.serving.http.settings_sources import load_server_settings
 from softprompt.serving.logging_config import configure_logging
 from softprompt.serving.request_log.request_sampler import RequestSampler
 from softprompt.serving.request_log.request_samples import Retention
@@ -32,7 +33,7 @@ from softprompt.utils.files import expand_user
 
 
 def run_serve(config: Path | None, trust_remote_code: bool, **options: Any) -> None:
-    settings = ServerSettings.gathered(config, {**options, "prompts": options["prompts"] or None})
+    settings = load_server_settings(config, options)
 
     # what is quickly checked comes before what takes long
     limits = _limits(EngineLimits, settings.engine)

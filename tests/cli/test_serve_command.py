@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import httpx
 import pytest
@@ -26,6 +27,7 @@ from softprompt.errors import ConfigError
 from softprompt.models.loading import load_model
 from softprompt.serving.http.api_keys import add_key
 from softprompt.serving.http.server_settings import ServerSettings
+from softprompt.serving.http.settings_sources import load_server_settings
 from softprompt.serving.request_log.request_samples import read_samples
 from softprompt.serving.runner import listen
 from softprompt.store.version_store import Store
@@ -34,7 +36,12 @@ LEAST = {"model": "tiny", "store": "store"}
 
 
 def gathered(file: Path | None = None, environment: dict[str, str] | None = None, **options: Any) -> ServerSettings:
-    return ServerSettings.gathered(file, {**LEAST, **options}, environment or {})
+    return settings_of(file, {**LEAST, **options}, environment or {})
+
+
+def settings_of(file: Path | None, options: dict[str, Any], environment: dict[str, str]) -> ServerSettings:
+    with patch.dict(os.environ, environment, clear=True):
+        return load_server_settings(file, options)
 
 
 class TestSettings:
@@ -78,7 +85,7 @@ class TestSettings:
 
     def test_a_yaml_file(self, tmp_path: Path) -> None:
         (tmp_path / "serve.yaml").write_text("model: tiny\nprompts: [a, b=c]\n")
-        config = ServerSettings.gathered(tmp_path / "serve.yaml", {}, {})
+        config = settings_of(tmp_path / "serve.yaml", {}, {})
         assert config.prompts == ("a", "b=c")
 
     @pytest.mark.parametrize(
@@ -126,10 +133,10 @@ class TestSettings:
     def test_prompts_given_win_over_a_store_of_the_environment(self, tmp_path: Path) -> None:
         (tmp_path / "serve.toml").write_text('store = "c"\n')
         environment = {"SOFTPROMPT_MODEL": "tiny", "SOFTPROMPT_STORE": "b"}
-        config = ServerSettings.gathered(tmp_path / "serve.toml", {"prompts": ("a",)}, environment)
+        config = settings_of(tmp_path / "serve.toml", {"prompts": ("a",)}, environment)
         assert (config.prompts, config.store) == (("a",), None)
         environment = {"SOFTPROMPT_MODEL": "tiny", "SOFTPROMPT_PROMPTS": "a"}
-        config = ServerSettings.gathered(None, {"store": "b", "prompts": ()}, environment)
+        config = settings_of(None, {"store": "b", "prompts": ()}, environment)
         assert (config.prompts, config.store) == ((), "b")
 
     def test_other_addresses_with_keys_or_without_saying(self) -> None:

@@ -36,7 +36,7 @@ from softprompt.serving.engine.inference_engine import EngineLimits
 from softprompt.serving.engine.prompt_registry import PromptRegistry
 from softprompt.serving.engine.vllm_client import VllmClient
 from softprompt.serving.engine.vllm_engine import VllmEngine, _together
-from softprompt.serving.http.server_settings import ServerSettings
+from softprompt.serving.http.settings_sources import load_server_settings
 from softprompt.store.prompt_sources import StoreSource
 from softprompt.store.version_store import Store
 
@@ -402,7 +402,7 @@ class TestStart:
     )
     def test_settings(self, settings: dict[str, Any], message: str) -> None:
         with pytest.raises(ConfigError, match=re.escape(message)):
-            ServerSettings.gathered(None, {"model": "m", "store": "s", **settings}, {})
+            load_server_settings(None, {"model": "m", "store": "s", **settings})
 
     def test_mistakes_are_one_line(self, baked: Path, tmp_path: Path) -> None:
         options = ("--engine", "vllm", "--engine-url", "http://127.0.0.1:9", "--port", "0")

@@ -14,18 +14,21 @@ from softprompt.cli.verbs.options import (
     metric_option,
     model_options,
     prompt_model_option,
-    quantize_option,
     room_option,
     setting_options,
     task_options,
-    trust_option,
 )
-from softprompt.config import GateConfig, TrainConfig
+from softprompt.config import GateConfig
 from softprompt.export.export_formats import FORMATS
+from softprompt.serving.http.server_settings import ServerSettings
 
 FORM = click.Choice(list(FORMATS))
 IMPORTED_FORM = click.Choice([name for name, one in FORMATS.items() if one.imported])
 SEVERAL = [name for name, one in FORMATS.items() if one.several]
+# settings of the server that are options too
+SERVER_OPTIONS = ["model", "store", "prompts", "engine_kind", "engine_url", "host", "port", "keys", "no_auth"]
+SERVER_OPTIONS += ["base_name", "refresh", "timeout", "drain_delay", "shutdown_timeout", "log_text"]
+SERVER_OPTIONS += ["sample_file", "sample_rate", "sample_text", "sample_keep", "compile"]
 FILE = click.option("--file", "path", type=PLACE, required=True, help="The file of keys.")
 
 
@@ -89,39 +92,8 @@ def import_command() -> None:
 
 @verb("serve", "serve_command:run_serve", extra="serve")
 @click.option("--config", type=PLACE, help="Settings from a .toml or .yaml file (docs/how-to/serve.md).")
-@click.option("--model", type=GIVEN, help="Hub name, folder, .gguf file, embedded:gemma-3-270m, or a baked checkpoint.")
-@click.option("--store", type=GIVEN, help="Folder or URL of a store; its prompts come and go while the server runs.")
-@click.option(
-    "--prompt", "prompts", type=GIVEN, multiple=True, metavar="[NAME=]FOLDER", help="A saved prompt, or more."
-)
-@click.option(
-    "--engine",
-    "engine_kind",
-    type=click.Choice(["own", "vllm"]),
-    help="What runs the model: this process, or a vLLM server with the baked checkpoint.  [default: own]",
-)
-@click.option("--engine-url", type=GIVEN, help="Address of the vLLM server; its API key is SOFTPROMPT_ENGINE_KEY.")
-@click.option("--host", type=GIVEN, help="Address to listen on.  [default: 127.0.0.1]")
-@click.option("--port", type=int, help="Port to listen on, 0: a free one.  [default: 8000]")
-@click.option("--keys", type=GIVEN, help="File of API keys, as softprompt keys makes it.")
-@click.option("--no-auth", is_flag=True, default=None, help="Answer everybody, on any address.")
-@click.option("--base-name", type=GIVEN, help="What requests call the base model.  [default: its own name]")
-@click.option("--refresh", type=float, help="Seconds between looks at the store.  [default: 10]")
-@click.option("--timeout", type=float, help="Seconds for a request.  [default: 60]")
-@click.option("--drain-delay", type=float, help="Seconds on SIGTERM in which only /readyz is 503.  [default: 5]")
-@click.option("--shutdown-timeout", type=int, help="Seconds to finish what runs when stopped.  [default: 30]")
-@click.option("--log-text", is_flag=True, default=None, help="Write texts and answers to the log.")
-@click.option("--sample-file", type=GIVEN, help="Keep samples of requests there: SQLite, or JSON lines in a .jsonl.")
-@click.option("--sample-rate", type=float, help="Share of the requests that are kept.  [default: 0.01]")
-@click.option("--sample-text", is_flag=True, default=None, help="Keep texts and completions in the samples.")
-@click.option(
-    "--sample-keep", type=GIVEN, metavar="N|Nd", help="Rows of samples that stay, or days.  [default: 100000]"
-)
-@click.option("--device", help="cpu, cuda, cuda:1, mps. Default: a GPU if there is one.")
-@click.option("--dtype", help="float32, bfloat16 or float16. Default: what is fast here.")
-@quantize_option
-@setting_options(TrainConfig, only=["compile"], compile="compile what answers with labels, on a CPU")
-@trust_option
+@setting_options(ServerSettings, only=SERVER_OPTIONS, flags={"prompts": "--prompt", "engine_kind": "--engine"})
+@model_options
 def serve() -> None:
     """Serve prompts over HTTP: many tasks on one frozen model.
 

@@ -16,7 +16,8 @@ from softprompt.cli.console import check_spreads
 from softprompt.config import MOST
 from softprompt.errors import ConfigError, MissingExtraError
 
-EXTRAS = {"serve": ("fastapi", "uvicorn", "prometheus_client", "httpx")}  # packages that verbs import at their top
+# packages that verbs import at their top
+EXTRAS = {"serve": ("fastapi", "uvicorn", "prometheus_client", "httpx", "pydantic_settings")}
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

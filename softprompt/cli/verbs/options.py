@@ -1,7 +1,7 @@
 """What the verbs of the command line share: options, loading, printing."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
@@ -66,7 +66,13 @@ def together(*options: Callable[[Command], Command]) -> Callable[[Command], Comm
 
 
 def setting_options(
-    model: type[BaseModel], only: Sequence[str] = (), without: Sequence[str] = (), *, checked: bool = False, **told: str
+    model: type[BaseModel],
+    only: Sequence[str] = (),
+    without: Sequence[str] = (),
+    *,
+    checked: bool = False,
+    flags: Mapping[str, str] | None = None,
+    **told: str,
 ) -> Callable[[Command], Command]:
     """An option for each field of ``model``, with its type, its description and its default; not given, it is None.
 
@@ -74,37 +80,47 @@ def setting_options(
         only: of these fields alone, if there are any.
         without: not of these.
         checked: numbers out of a field's range are refused here, for a verb that builds no ``model`` of them.
+        flags: options of fields that have another name on the command line.
         told: what the help says of a field in place of its description.
     """
     names = [name for name in only or model.model_fields if name not in without]
-    return together(*(_setting_option(name, model.model_fields[name], told.get(name), checked) for name in names))
+    return together(
+        *(
+            _setting_option(name, (flags or {}).get(name), model.model_fields[name], told.get(name), checked)
+            for name in names
+        )
+    )
 
 
-def _setting_option(name: str, field: FieldInfo, told: str | None, checked: bool) -> Callable[[Command], Command]:
-    flag, kinds = f"--{name.replace('_', '-')}", get_args(field.annotation)
+def _setting_option(
+    name: str, flag: str | None, field: FieldInfo, told: str | None, checked: bool
+) -> Callable[[Command], Command]:
+    flag, kinds = flag or f"--{name.replace('_', '-')}", get_args(field.annotation)
     help = told or str(field.description)
     default = field.get_default(call_default_factory=True)
     if help.partition(",")[0] != default:  # else it begins with the names of values
         help = help[0].upper() + help[1:]
     help += "."
     if isinstance(default, bool):
-        return click.option(f"{flag}/--no-{flag[2:]}" if default else flag, is_flag=True, default=None, help=help)
+        return click.option(f"{flag}/--no-{flag[2:]}" if default else flag, name, is_flag=True, default=None, help=help)
     if default not in (None, ()):
         help += f"  [default: {default}]"
     if get_origin(field.annotation) is Literal:
-        return click.option(flag, type=click.Choice(kinds), help=help)
+        return click.option(flag, name, type=click.Choice(kinds), help=help)
+    kind: Any
     if get_origin(field.annotation) is tuple:
-        return click.option(flag, type=WORDS, multiple=True, callback=lambda *given: given[2] or None, help=help)
-    kind: Any = next((kind for kind in kinds if kind is not type(None)), field.annotation)
+        kind = _TYPES.get(name, WORDS)
+        return click.option(flag, name, type=kind, multiple=True, callback=lambda *given: given[2] or None, help=help)
+    kind = next((kind for kind in kinds if kind is not type(None)), field.annotation)
     if checked and kind is int:
         least, most = (
             next((getattr(one, end) for one in field.metadata if hasattr(one, end)), None) for end in ("ge", "le")
         )
         kind = click.IntRange(least, most)
-    return click.option(flag, type=_TYPES.get(name, GIVEN if kind is str else kind), help=help)
+    return click.option(flag, name, type=_TYPES.get(name, GIVEN if kind is str else kind), help=help)
 
 
-_TYPES = {"init": INIT_WORDS}  # of settings that are words for the model
+_TYPES = {"init": INIT_WORDS, "prompts": GIVEN}  # where words for the model are expected or not
 
 model_name_option = click.option(
     "--model", "model_name", type=GIVEN, required=True, help="Hub name, folder, .gguf file or embedded:gemma-3-270m."

@@ -1,13 +1,8 @@
-"""Settings of the server: each default written once, each number with its unit.
-
-An option of the command line wins over the environment (``SOFTPROMPT_PORT`` and so on), the environment over the file.
-"""
+"""Settings of the server: each default written once, each number with its unit."""
 
 import ipaddress
-import os
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Self, get_origin
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -17,29 +12,30 @@ from softprompt.serving.request_log.request_samples import Retention
 from softprompt.store.references import check_alias
 from softprompt.utils.files import expand_user
 
-ENVIRONMENT = "SOFTPROMPT_"
 SAMPLING = {"sample_rate", "sample_text", "sample_keep"}
-
-
 _OWN_NAMES = ("localhost", "127.0.0.1", "::1")
 
 
 class ServerSettings(Settings):
     """What ``softprompt serve`` is told."""
 
-    model: str | None = Field(None, description="base model: hub name, folder, .gguf file or embedded:gemma-3-270m")
-    store: str | None = Field(None, description="folder or URL of a store of prompts")
-    prompts: tuple[str, ...] = Field((), description="folders of saved prompts, FOLDER or NAME=FOLDER, without a store")
+    model: str | None = Field(
+        None, description="hub name, folder, .gguf file, embedded:gemma-3-270m, or a baked checkpoint"
+    )
+    store: str | None = Field(
+        None, description="folder or URL of a store, whose prompts come and go while the server runs"
+    )
+    prompts: tuple[str, ...] = Field((), description="a saved prompt instead of a store, or more, as [NAME=]FOLDER")
     device: str | None = Field(None, description="cpu, cuda, cuda:1, mps (default: a GPU if there is one)")
     dtype: str | None = Field(None, description="float32, bfloat16 or float16 (default: what is fast here)")
     quantize: str | None = Field(None, description="int8, bnb-int8 or bnb-nf4 (default: weights as saved)")
     compile: Literal["auto", "always", "never"] = Field(
-        "auto", description="compile what labels are found by, on a CPU; auto: where a C++ compiler is"
+        "auto", description="compile what answers with labels, on a CPU; auto: where a C++ compiler is"
     )
     engine_kind: Literal["own", "vllm"] = Field(
         "own", description="what runs the model: this process, or a vLLM server with the baked checkpoint"
     )
-    engine_url: str | None = Field(None, description="address of the vLLM server")
+    engine_url: str | None = Field(None, description="address of the vLLM server; its API key is SOFTPROMPT_ENGINE_KEY")
     engine_key: str | None = Field(None, repr=False, description="API key of the vLLM server, if it wants one")
     engine: dict[str, int | float | str | bool] = Field(
         default_factory=dict, description="how much the engine takes at once (docs/how-to/serve.md)"
@@ -62,7 +58,7 @@ class ServerSettings(Settings):
     )
     cors_origins: tuple[str, ...] = Field((), description="web origins whose pages may ask (default: none)")
     keys: str | None = Field(None, description="file of API keys, as softprompt keys writes it")
-    no_auth: bool = Field(False, description="answer everybody on an address that others reach")
+    no_auth: bool = Field(False, description="answer everybody, on any address")
     public_metrics: bool = Field(False, description="give /metrics to everybody, without an admin's key")
 
     body_limit: int = Field(2**20, ge=1024, le=2**26, description="bytes of a request's body")
@@ -78,9 +74,9 @@ class ServerSettings(Settings):
     max_connections: int = Field(1000, ge=1, description="connections at once; fewer if this process has fewer files")
     header_timeout: float = Field(10, gt=0, le=3600, description="seconds for the headers of a request")
     drain_delay: float = Field(
-        5, ge=0, le=3600, description="seconds on SIGTERM in which /readyz is 503 and all else is still answered"
+        5, ge=0, le=3600, description="seconds on SIGTERM in which only /readyz is 503, and all else is still answered"
     )
-    shutdown_timeout: int = Field(30, ge=0, le=3600, description="seconds for what runs when the server is stopped")
+    shutdown_timeout: int = Field(30, ge=0, le=3600, description="seconds to finish what runs when stopped")
     examples: dict[str, str] = Field(
         default_factory=dict, description="a text for each name of a prompt, which the page offers to begin with"
     )
@@ -100,25 +96,6 @@ class ServerSettings(Settings):
                 f"default_max_tokens ({self.default_max_tokens}) must be at most max_tokens ({self.max_tokens})"
             )
         return self
-
-    @classmethod
-    def gathered(
-        cls, file: Path | None, options: Mapping[str, Any], environment: Mapping[str, str] = os.environ
-    ) -> Self:
-        """Settings of a file, the environment and options, the later over the earlier.
-
-        Raises:
-            ConfigError: one is unknown, of the wrong type, out of range, or does not go with another.
-        """
-        chosen = {name: value for name, value in options.items() if value is not None}
-        given = {**_from_environment(environment), **chosen}
-        config = cls.build(**given) if file is None else cls.load(file, **given)
-        for name, other in (("store", "prompts"), ("prompts", "store")):
-            if chosen.get(name) and not chosen.get(other):
-                # of the two there is one, whatever a file or the environment has of the other
-                config = config.model_copy(update={other: cls.model_fields[other].get_default()})
-        config.check()
-        return config
 
     def check(self) -> None:
         """Raise ConfigError for settings that contradict each other, or let anybody in without saying so."""
@@ -224,19 +201,3 @@ def is_address(name: str) -> bool:
     except ValueError:
         return False
     return True
-
-
-def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
-    """Settings by name; lists have commas between their parts, the engine's settings are ``name=value`` each."""
-    found: dict[str, Any] = {}
-    for name, field in ServerSettings.model_fields.items():
-        value = environment.get(f"{ENVIRONMENT}{name.upper()}", "").strip()
-        if not value:
-            continue
-        kind = get_origin(field.annotation)
-        parts = [part.strip() for part in value.split(",") if part.strip()]
-        if kind is dict:
-            found[name] = dict(part.partition("=")[::2] for part in parts)
-        else:
-            found[name] = tuple(parts) if kind is tuple else value
-    return found
