@@ -25,6 +25,7 @@ from softprompt.models.architecture import (
     read_special_tokens,
 )
 from softprompt.models.distributed import SINGLE_PROCESS, ProcessGroup
+from softprompt.models.exactness import relative_error
 from softprompt.models.fast_attention import replace_slow_parts
 from softprompt.models.fingerprint import config_sha256, tokenizer_sha256
 from softprompt.models.last_layer import shorten_last_layer
@@ -254,9 +255,8 @@ class FrozenLM:
             raw = self._through_head(hidden).float()
             # the nearest, not the first within tolerance: a soft cap hardly shows on small logits
             candidates = after_head_candidates(self.config)
-            errors = [float((candidate(raw) - expected).abs().max()) for candidate in candidates]
-            tolerance = (1e-4 if self.dtype == torch.float32 else 2e-2) * float(expected.abs().max() + 1)
-            if min(errors) <= tolerance:
+            errors = [relative_error(candidate(raw), expected) for candidate in candidates]
+            if min(errors) <= (1e-4 if self.dtype == torch.float32 else 2e-2):
                 return candidates[errors.index(min(errors))]
         raise BaseModelError(
             f"'{self.name}' ({type(self.model).__name__}): its logits are not a known function of its embeddings and "

@@ -6,13 +6,14 @@ Devices are filled by ``accelerate``, which moves what enters a layer to where t
 in memory or on disk and is fetched for each pass.
 """
 
+import importlib.util
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from softprompt.errors import BaseModelError, ConfigError
+from softprompt.errors import BaseModelError, ConfigError, MissingExtraError
 from softprompt.models.distributed import ProcessGroup
 from softprompt.models.last_layer import find_layers
 
@@ -22,7 +23,7 @@ LAUNCH_EXAMPLE = "torchrun --nproc-per-node 8 -m softprompt train ..."
 def check_placement(
     device_map: Any, sharding: str | None, device: str | None, quantize: str | None, processes: ProcessGroup
 ) -> None:
-    """Raise ConfigError unless a model can be placed so."""
+    """Raise ConfigError unless a model can be placed so, MissingExtraError where that needs ``accelerate``."""
     if sharding not in (None, "fsdp"):
         raise ConfigError(f"unknown sharding '{sharding}': expected fsdp, or none")
     if sharding is not None and processes.size == 1:
@@ -37,6 +38,8 @@ def check_placement(
         raise ConfigError("a device map is for one process: give --sharding fsdp to share a model over several")
     if device is not None:
         raise ConfigError(f"a device map says where everything goes: leave the device {device} out")
+    if importlib.util.find_spec("accelerate") is None:
+        raise MissingExtraError("accelerate", "device-map")
 
 
 def shard(model: Any, device: torch.device, processes: ProcessGroup, name: str) -> None:

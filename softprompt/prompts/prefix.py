@@ -23,7 +23,7 @@ from torch import Tensor
 
 from softprompt.data.encoding.encoder import Batch
 from softprompt.errors import BaseModelError, PromptFileError
-from softprompt.models.fast_attention import relative_error
+from softprompt.models.exactness import is_exact, relative_error
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.models.kernels.fused_decoder import FusedDecoder, find_fused_decoder
 from softprompt.models.last_layer import limit_last_layer
@@ -354,21 +354,21 @@ def _sharing_is_exact(base: FrozenLM) -> bool:
     full = make_concatenated_prefix(base, state).hidden(whole, torch.cat([one, mask], dim=1))
     last = mask.sum(dim=1)
     expected = torch.cat([full[:, :-1][mask.bool()], full[torch.arange(2, device=base.device), last]])
-    try:
+
+    def share() -> Tensor:
         prefix = make_cached_prefix(base, state)
         # hybrid layers hold more than keys and values, which expand() would leave at batch 1
         if not all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in prefix.cache.layers):
-            return False
+            raise TypeError("layers that hold more than keys and values")
         which = whole.new_zeros(2)
         cache = prefix.expand(which)
         of_texts = prefix.hidden(texts, mask, which, cache)[mask.bool()]
         seen = torch.cat([prefix.mask(which), mask, one], dim=1)
         new = prefix.extend(whole[:1, -1].expand(2), seen, prefix.starts(which) + last, cache)
-        actual = torch.cat([of_texts, new])
-    except (TypeError, ValueError, AttributeError, NotImplementedError, RuntimeError, IndexError):
-        return False
-    tolerance = 1e-3 if base.dtype == torch.float32 else min(5e-1, 4 * _rounding(base, state, whole[0]))
-    return relative_error(expected, actual) < tolerance
+        return torch.cat([of_texts, new])
+
+    rounded = 0.0 if base.dtype == torch.float32 else min(5e-1, 4 * _rounding(base, state, whole[0]))
+    return is_exact(share, expected, base.dtype, float32=1e-3, rounded=rounded)
 
 
 def _rounding(base: FrozenLM, state: PromptState, ids: Tensor) -> float:
@@ -380,21 +380,4 @@ def _rounding(base: FrozenLM, state: PromptState, ids: Tensor) -> float:
     share = torch.rand(embeddings.shape, generator=torch.Generator().manual_seed(0)).to(base.device) - 0.5
     noisy = (embeddings * (1 + torch.finfo(base.dtype).eps * share)).to(base.dtype)
     before, after = (base.run_backbone(inputs_embeds=each, use_cache=False) for each in (embeddings, noisy))
-    return relative_error(before.last_hidden_state, after.last_hidden_state)
-
-
-__all__ = [
-    "CachedPrefix",
-    "ConcatenatedPrefix",
-    "EncodedPrefix",
-    "Prefix",
-    "PromptState",
-    "check_keys_and_values",
-    "compute_keys_and_values",
-    "make_cached_prefix",
-    "make_concatenated_prefix",
-    "make_prefix",
-    "read_one_more",
-    "shares_prefix",
-    "stack_prefixes",
-]
+    return relative_error(after.last_hidden_state, before.last_hidden_state)

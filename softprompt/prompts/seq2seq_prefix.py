@@ -26,6 +26,7 @@ from torch import Tensor
 
 from softprompt.data.encoding.encoder import Batch
 from softprompt.models.architecture import decode, encode
+from softprompt.models.exactness import relative_error
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.attention_prefix import AttentionRecorder, LayerPrefixes, find_prompted_layers
 from softprompt.prompts.state import PromptState, concatenate_prefixes
@@ -173,7 +174,7 @@ def compute_seq2seq_keys_and_values(base: FrozenLM, virtual_tokens: Tensor) -> P
             {"inputs_embeds": embedded(*frame.decoder_start)[None]},
         )
     )
-    if not torch.allclose(as_ids, as_given, rtol=1e-2, atol=1e-2):
+    if relative_error(as_given, as_ids) > 1e-2:
         answer = answer / base.embedding_scale
     decode(base.model, encoded, None, inputs_embeds=answer, prompt=in_decoder)
     seen = [(one, len(frame.bos)) for one in in_encoder.seen_by(modules.encoder)]

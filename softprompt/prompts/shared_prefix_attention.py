@@ -21,6 +21,7 @@ from torch import Tensor
 from softprompt.data.encoding.batching import collate
 from softprompt.data.encoding.encoder import Batch, EncodedSequence
 from softprompt.models import fast_attention
+from softprompt.models.exactness import is_exact
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.models.kernels.fused_decoder import find_fused_decoder
 from softprompt.models.last_layer import limit_last_layer
@@ -151,12 +152,7 @@ def _is_exact(base: FrozenLM) -> bool:
     # with a cache of its own it is the model's layers that read, not ours
     hidden = together.hidden(batch.input_ids, batch.mask, batch.which, together.expand(batch.which))
     expected = hidden[batch.row, batch.column]
-    try:
-        actual = apart.scored_without_copies(batch)
-    except (RuntimeError, TypeError, ValueError, AttributeError, IndexError, NotImplementedError):
-        return False
-    error = fast_attention.relative_error(expected, actual)
-    return error < (1e-5 if base.dtype == torch.float32 else 2e-2)
+    return is_exact(lambda: apart.scored_without_copies(batch), expected, base.dtype)
 
 
 def _place(rows: list[int], device: torch.device) -> Any:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.fused_inputs import FUSED, ids_of, learned, ragged
 from helpers.tiny_models import WINDOW, tiny_base, tiny_model, tiny_tokenizer
 from torch import Tensor
 
@@ -20,7 +21,6 @@ from softprompt.prompts.shared_prefix_attention import SharedPrefixes
 from softprompt.prompts.state import PromptState
 from softprompt.training.gradient_checkpointing import checkpoint_gradients
 
-FUSED = ("llama", "gemma3", "qwen3", "mistral", "qwen2")
 COMPILER = pytest.mark.skipif(compiling.shutil.which("g++") is None, reason="no C++ compiler is installed")
 OTHERS = ("gpt2", "gemma2", "cohere", "phi", "bloom", "mamba", "opt")
 
@@ -28,19 +28,6 @@ OTHERS = ("gpt2", "gemma2", "cohere", "phi", "bloom", "mamba", "opt")
 @pytest.fixture(params=FUSED)
 def base(request: pytest.FixtureRequest) -> FrozenLM:
     return tiny_base(request.param)
-
-
-def ids_of(rows: int, length: int, seed: int = 0) -> Tensor:
-    return torch.randint(5, 300, (rows, length), generator=torch.Generator().manual_seed(seed))
-
-
-def ragged(lengths: list[int]) -> Tensor:
-    return (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]).long()
-
-
-def learned(base: FrozenLM, length: int, seed: int) -> Tensor:
-    noise = torch.randn(length, base.embedding_size, generator=torch.Generator().manual_seed(seed))
-    return (noise * base.embedding_std).requires_grad_()
 
 
 def test_families_built_like_llama(base: FrozenLM) -> None:

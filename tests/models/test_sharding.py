@@ -11,7 +11,7 @@ from helpers.tiny_models import random_prompt, save_tiny
 
 from softprompt.data.encoding.batching import collate
 from softprompt.data.encoding.encoder import EncodedSequence
-from softprompt.errors import BaseModelError, ConfigError
+from softprompt.errors import BaseModelError, ConfigError, MissingExtraError
 from softprompt.models.distributed import ProcessGroup
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.models.loading import load_model
@@ -131,6 +131,12 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
 def test_what_cannot_be_placed_so(folder: Path, given: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         load_model(folder / "llama", **given)
+
+
+def test_a_map_needs_accelerate(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(MissingExtraError, match=r"'accelerate', .*pip install 'softprompt\[device-map\]'"):
+        load_model(folder / "llama", device_map="auto")
 
 
 def test_layers_that_are_no_plain_row_are_not_shared(folder: Path) -> None:

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
+from helpers.fused_inputs import FUSED, ids_of, learned, ragged
 from helpers.tiny_models import WINDOW, tiny_base
-from models.test_fused_decoder import FUSED, ids_of, learned, ragged
 from torch import Tensor
 
 from softprompt.data.encoding.encoder import Batch

@@ -108,6 +108,11 @@ def test_every_method_is_among_the_variants() -> None:
     assert {chosen["method"] for chosen in VARIANTS.values()} == set(METHODS)
 
 
+def test_help_names_every_method() -> None:
+    description = str(TrainConfig.model_fields["method"].description)
+    assert set(description.replace(" or ", ", ").split(", ")) == set(METHODS)
+
+
 @every_family
 @every_variant
 class TestContract:

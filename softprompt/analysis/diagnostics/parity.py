@@ -25,6 +25,7 @@ from softprompt.data.encoding.batching import collate
 from softprompt.data.encoding.encoder import Batch, EncodedSequence
 from softprompt.errors import BaseModelError
 from softprompt.models import fast_attention, last_layer
+from softprompt.models.exactness import relative_error
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.attention_prefix import strip_prompt_suffix
 from softprompt.prompts.prefix import (
@@ -366,8 +367,3 @@ def compare_with_reference(logits: Sequence[Tensor], case: ParityCase) -> Parity
 def largest_relative_error(logits: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
     """The largest relative error of a pair."""
     return largest([relative_error(*pair) for pair in zip(logits, expected, strict=True)])
-
-
-def relative_error(actual: Tensor, expected: Tensor) -> float:
-    """``||actual - expected|| / ||expected||``."""
-    return float((actual.detach() - expected).norm() / expected.norm())

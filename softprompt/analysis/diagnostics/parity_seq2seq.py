@@ -12,13 +12,13 @@ from softprompt.analysis.diagnostics.parity import (
     compare_with_reference,
     largest,
     largest_relative_error,
-    relative_error,
     scored_logits,
     sum_loss,
 )
 from softprompt.data.encoding.batching import collate
 from softprompt.data.encoding.encoder import EncodedSequence
 from softprompt.errors import BaseModelError
+from softprompt.models.exactness import relative_error
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.seq2seq_prefix import Seq2SeqDecodingBatch, compute_seq2seq_keys_and_values, make_encoded_prefix
 from softprompt.prompts.state import PromptState

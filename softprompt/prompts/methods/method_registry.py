@@ -123,6 +123,3 @@ def fold_method(method: Method) -> PromptState:
     """What remains after learning: the state, free of the parametrisation."""
     with torch.no_grad():
         return read_state(method).detached()
-
-
-__all__ = ["METHODS", "Method", "MethodDefinition", "check_method", "fold_method", "make_method", "read_state"]
