@@ -1,10 +1,16 @@
 """The public names, each written here once: type checkers read this file, ``__init__`` finds names through it."""
 
+from .analysis.inspection.inspect_prompt import inspect as inspect
+from .analysis.inspection.pruning import prune as prune
 from .config import TrainConfig as TrainConfig
 from .data.examples import Example as Example
 from .data.splits import read_splits as read_splits
 from .data.task import Task as Task
 from .errors import SoftpromptError as SoftpromptError
+from .experiments.comparison.compare import compare as compare
+from .experiments.sweep.search import sweep as sweep
+from .export.prompt_exchange import export_prompt as export_prompt
+from .export.prompt_exchange import import_prompt as import_prompt
 from .inference.evaluation import evaluate as evaluate
 from .inference.generation import GenerationConfig as GenerationConfig
 from .inference.predictor import Prediction as Prediction

@@ -207,11 +207,21 @@ def verb_part(name: str, command: click.Command, level: str = "##") -> Iterator[
         words.append("COMMAND")
     yield f"```console\n$ {' '.join(words)}\n```\n"
     yield inspect.cleandoc(command.help or "").replace("\b\n", "").replace("``", "`").strip() + "\n"
+    if command.epilog:
+        yield in_python(command.epilog) + "\n"
     if options:
         yield from table(("option", "what it is"), [(option_names(one), option_help(one)) for one in options])
     if isinstance(command, click.Group):
         for part, inner in sorted(command.commands.items()):
             yield from verb_part(f"{name} {part}", inner, level + "#")
+
+
+def in_python(epilog: str) -> str:
+    """The function that does what a verb does, with a link where it is one of the public names."""
+    words, _, path = epilog.rpartition(" ")
+    name = path.removeprefix("softprompt.").partition(".")[0]
+    anchor = f"{name}" if inspect.isroutine(getattr(softprompt, name, None)) else name.lower()
+    return f"{words} [`{path}`](python.md#{anchor})." if name in softprompt.__all__ else f"{words} `{path}`."
 
 
 def argument_name(argument: click.Argument) -> str:

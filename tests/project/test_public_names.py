@@ -1,12 +1,32 @@
 """What ``import softprompt`` offers: each name, written once in ``__init__.pyi``."""
 
 import ast
+import inspect
+from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 
+import click
+import pytest
+
 import softprompt
+from softprompt.cli.main import cli
 
 STUB = Path(softprompt.__file__).with_suffix(".pyi")
-FUNCTIONS = ["distill", "evaluate", "fit", "load_model", "load_prompt", "read_splits"]
+FUNCTIONS = [
+    *(
+        "compare",
+        "distill",
+        "evaluate",
+        "export_prompt",
+        "fit",
+        "import_prompt",
+        "inspect",
+        "load_model",
+        "load_prompt",
+    ),
+    *("prune", "read_splits", "sweep"),
+]
 CLASSES = [
     *("Example", "FrozenLM", "GenerationConfig", "Prediction", "Predictor", "Prompt", "SoftpromptError", "Store"),
     *("Task", "TrainConfig"),
@@ -45,3 +65,26 @@ def test_each_is_written_once() -> None:
     assert sorted(name for name, _ in imported) == sorted(softprompt.__all__)
     code = Path(softprompt.__file__).read_text(encoding="utf-8").split('"""')[-1]
     assert [name for name, _ in imported if name in code] == []
+
+
+def verbs(group: click.Group = cli) -> Iterator[click.Command]:
+    for command in group.commands.values():
+        if isinstance(command, click.Group):
+            yield from verbs(command)
+        else:
+            yield command
+
+
+@pytest.mark.parametrize("command", list(verbs()), ids=lambda command: command.callback.__name__)
+def test_every_verb_names_a_function_that_it_calls(command: click.Command) -> None:
+    path = (command.epilog or "").removeprefix("In Python: softprompt.")
+    *module, owner, name = ["", *path.split(".")]
+    if owner in ("", "Store"):
+        found = getattr(softprompt.Store if owner else softprompt, name)
+    else:
+        found = getattr(import_module(".".join(["softprompt", *module, owner]).replace("..", ".")), name)
+    assert inspect.isroutine(found) or path == "Predictor"
+    declared = inspect.getclosurevars(inspect.unwrap(command.callback, stop=lambda _: True)).nonlocals
+    code = inspect.getsource(import_module(f"softprompt.cli.{declared['module']}"))
+    used = {getattr(node, key, "") for node in ast.walk(ast.parse(code)) for key in ("attr", "id", "name")}
+    assert name in used

@@ -40,6 +40,7 @@ def keys() -> None:
 @verb(
     "export",
     "export_command:run_export",
+    "export_prompt",
     help_text="\n".join(
         [
             "Write saved prompts in the format of others.\n",
@@ -67,7 +68,7 @@ def export() -> None:
     """Of ``FORMATS``."""
 
 
-@verb("import", "export_command:run_import")
+@verb("import", "export_command:run_import", "import_prompt")
 @click.argument("source", metavar="SOURCE", type=click.Path(path_type=Path))
 @click.option("--format", "form", default="npy", show_default=True, type=IMPORTED_FORM, help="Of SOURCE.")
 @click.option(
@@ -90,7 +91,7 @@ def import_command() -> None:
     """
 
 
-@verb("serve", "serve_command:run_serve", extra="serve")
+@verb("serve", "serve_command:run_serve", "serving.app.create_app", extra="serve")
 @click.option("--config", type=PLACE, help="Settings from a .toml or .yaml file (docs/how-to/serve.md).")
 @setting_options(ServerSettings, only=SERVER_OPTIONS, flags={"prompts": "--prompt", "engine_kind": "--engine"})
 @model_options
@@ -102,7 +103,7 @@ def serve() -> None:
     """
 
 
-@verb("add", "keys_command:run_keys_add", group=keys)
+@verb("add", "keys_command:run_keys_add", "serving.http.api_keys.add_key", group=keys)
 @click.argument("name", type=GIVEN)
 @FILE
 @click.option("--prompts", type=GIVEN, multiple=True, metavar="PATTERN", help="Names it may ask, as 'spam-*'; or more.")
@@ -112,14 +113,14 @@ def add() -> None:
     """Make a key and print it; only its hash is kept."""
 
 
-@verb("list", "keys_command:run_keys_list", group=keys)
+@verb("list", "keys_command:run_keys_list", "serving.http.api_keys.read_keys", group=keys)
 @FILE
 @json_option
 def list_keys() -> None:
     """Tell which keys there are."""
 
 
-@verb("remove", "keys_command:run_keys_remove", group=keys)
+@verb("remove", "keys_command:run_keys_remove", "serving.http.api_keys.remove_key", group=keys)
 @click.argument("name", type=GIVEN)
 @FILE
 @json_option
@@ -127,7 +128,7 @@ def remove() -> None:
     """Take a key out; a running server sees it at its next look at the store."""
 
 
-@verb("list", "store_command:run_list")
+@verb("list", "store_command:run_list", "Store.list")
 @click.argument("store", type=GIVEN, required=False, metavar="[STORE]")
 @click.option("--name", type=GIVEN, help="The versions of this name.")
 @json_option
@@ -138,7 +139,7 @@ def list_command() -> None:
     """
 
 
-@verb("show", "store_command:run_show")
+@verb("show", "store_command:run_show", "load_prompt")
 @click.argument("prompt_place", type=GIVEN, metavar="PROMPT")
 @json_option
 def show() -> None:
@@ -148,7 +149,7 @@ def show() -> None:
     """
 
 
-@verb("push", "store_command:run_push")
+@verb("push", "store_command:run_push", "Store.put")
 @click.argument("prompt_place", type=GIVEN, metavar="PROMPT")
 @click.argument("target", type=GIVEN, metavar="TARGET")
 @click.option("--public", is_flag=True, help="A new repository on the Hub is for everybody.  [default: private]")
@@ -160,7 +161,7 @@ def push() -> None:
     """
 
 
-@verb("pull", "store_command:run_pull")
+@verb("pull", "store_command:run_pull", "Store.pull")
 @click.argument("source", type=GIVEN, metavar="SOURCE")
 @click.option("--out", required=True, type=PLACE, help="Folder for the saved prompt.")
 @json_option
@@ -171,7 +172,7 @@ def pull() -> None:
     """
 
 
-@verb("promote", "store_command:run_promote")
+@verb("promote", "store_command:run_promote", "Store.promote")
 @click.argument("version", type=GIVEN, metavar="[STORE#]NAME@VERSION")
 @click.argument("alias", type=GIVEN, metavar="ALIAS")
 @data_option("Refuse if the version is worse on it than the one in place.", required=False)
@@ -193,14 +194,14 @@ def promote() -> None:
     """
 
 
-@verb("rollback", "store_command:run_rollback")
+@verb("rollback", "store_command:run_rollback", "Store.rollback")
 @click.argument("alias", type=GIVEN, metavar="[STORE#]NAME@ALIAS")
 @json_option
 def rollback() -> None:
     """Move an alias back to where it was before its last promotion."""
 
 
-@verb("diff", "store_command:run_diff")
+@verb("diff", "store_command:run_diff", "store.version_diff.compare_prompts")
 @click.argument("a", type=GIVEN, metavar="PROMPT")
 @click.argument("b", type=GIVEN, metavar="OTHER")
 @json_option

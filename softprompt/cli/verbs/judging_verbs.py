@@ -63,7 +63,7 @@ def study_options(methods: str) -> Callable[[Command], Command]:
     )
 
 
-@verb("compare", "experiment_command:run_compare")
+@verb("compare", "experiment_command:run_compare", "compare")
 @model_name_option
 @study_options(METHODS)
 @click.option("--shift-data", type=GIVEN, help="Data of another domain with the same labels, to be scored too.")
@@ -83,7 +83,7 @@ def compare() -> None:
     """
 
 
-@verb("scale", "experiment_command:run_scale")
+@verb("scale", "experiment_command:run_scale", "experiments.comparison.model_sizes.compare_sizes")
 @click.option("--models", type=GIVEN, required=True, metavar="A,B,C", help="Base models, each as for train.")
 @study_options(SCALED)
 @model_options
@@ -95,7 +95,7 @@ def scale() -> None:
     """
 
 
-@verb("plan", "diagnose_command:run_plan")
+@verb("plan", "diagnose_command:run_plan", "analysis.diagnostics.memory_plan.plan_memory")
 @model_name_option
 @click.option("--gpus", type=click.IntRange(min=0), required=True, help="GPUs of the machine; 0: its processor.")
 @click.option(
@@ -122,7 +122,7 @@ def plan_command() -> None:
     """
 
 
-@verb("doctor", "diagnose_command:run_doctor")
+@verb("doctor", "diagnose_command:run_doctor", "analysis.diagnostics.doctor.diagnose")
 @click.option("--model", "model_name", type=GIVEN, help="Hub name, folder, .gguf file or embedded:gemma-3-270m.")
 @click.option("--families", is_flag=True, help="A tiny model of every known family instead, as a Markdown table.")
 @model_options
@@ -136,7 +136,7 @@ def doctor() -> None:
     """
 
 
-@verb("inspect", "analyze_command:run_inspect")
+@verb("inspect", "analyze_command:run_inspect", "inspect")
 @click.argument("prompt_place", type=GIVEN, metavar="PROMPT")
 @data_option("Best the data that it was learned on.")
 @click.option("--split", type=GIVEN, help="Whose answers are judged.  [default: test, else validation]")
@@ -162,7 +162,7 @@ def inspect_command() -> None:
     """
 
 
-@verb("prune", "analyze_command:run_prune")
+@verb("prune", "analyze_command:run_prune", "prune")
 @click.argument("prompt_place", type=GIVEN, metavar="PROMPT")
 @data_option("Its validation split decides.")
 @click.option(
@@ -185,7 +185,7 @@ def prune() -> None:
     """
 
 
-@verb("similar", "analyze_command:run_similar")
+@verb("similar", "analyze_command:run_similar", "store.similarity.rank_similar")
 @click.argument("prompt_folder", type=GIVEN, metavar="PROMPT")
 @click.option("--store", required=True, type=PLACE, help="Folder that holds saved prompts.")
 @json_option
@@ -197,7 +197,7 @@ def similar() -> None:
     """
 
 
-@verb("eval", "evaluate_command:run_eval")
+@verb("eval", "evaluate_command:run_eval", "evaluate")
 @click.argument("prompt_folder", type=GIVEN, required=False, metavar="[PROMPT]")
 @data_option()
 @click.option("--split", default="test", show_default=True, help="train, validation, test or all.")
@@ -221,7 +221,7 @@ def evaluate_command() -> None:
     """
 
 
-@verb("monitor", "analyze_command:run_monitor")
+@verb("monitor", "analyze_command:run_monitor", "analysis.drift.monitor.monitor")
 @click.option("--samples", type=PLACE, required=True, metavar="FILE", help="What serve --sample-file wrote.")
 @click.option("--store", type=GIVEN, help="Folder or URL of the store that was served.")
 @click.option(
@@ -242,7 +242,7 @@ def monitor_command() -> None:
     """
 
 
-@verb("predict", "evaluate_command:run_predict")
+@verb("predict", "evaluate_command:run_predict", "Predictor")
 @click.argument("prompt_folder", type=GIVEN, metavar="PROMPT")
 @click.argument("texts", nargs=-1)
 @prompt_model_option

@@ -29,12 +29,19 @@ def cli(context: click.Context) -> None:
 
 
 def verb(
-    name: str, runs: str, *, group: click.Group = cli, extra: str | None = None, help_text: str | None = None
+    name: str,
+    runs: str,
+    in_python: str,
+    *,
+    group: click.Group = cli,
+    extra: str | None = None,
+    help_text: str | None = None,
 ) -> Callable[[Callable[..., Any]], click.Command]:
     """Declare a verb by a function that has its options as decorators and its help as docstring, and no body.
 
     Args:
         runs: ``MODULE:FUNCTION`` of this package, called with the options by name.
+        in_python: what does the same from Python, within ``softprompt``; the help ends with it.
         extra: of this package's, without which it cannot be run.
         help_text: in place of the docstring.
     """
@@ -47,7 +54,7 @@ def verb(
             check_extra(extra)
             return getattr(import_module(f"softprompt.cli.{module}"), function)(**options)
 
-        return group.command(name=name, help=help_text)(run)
+        return group.command(name=name, help=help_text, epilog=f"In Python: softprompt.{in_python}")(run)
 
     return declared
 

@@ -26,7 +26,7 @@ from softprompt.cli.verbs.options import (
 from softprompt.config import DistillConfig, TrainConfig
 
 
-@verb("demo", "learn_command:run_demo")
+@verb("demo", "learn_command:run_demo", "experiments.demo.run_demo")
 @click.option("--out", type=PLACE, default="prompts", show_default=True, help="Folder, the prompt in one of its own.")
 @setting_options(TrainConfig, only=["steps"], checked=True)
 @model_options
@@ -38,7 +38,7 @@ def demo() -> None:
     """
 
 
-@verb("train", "learn_command:run_train")
+@verb("train", "learn_command:run_train", "fit")
 @model_name_option
 @data_option()
 @click.option("--out", required=True, type=PLACE, help="Folder for the learned prompt.")
@@ -68,7 +68,7 @@ def train() -> None:
     """Learn a prompt from data and save it."""
 
 
-@verb("multitask", "learn_command:run_multitask")
+@verb("multitask", "learn_command:run_multitask", "fit")
 @model_name_option
 @click.option("--task", "tasks", multiple=True, required=True, metavar="NAME=DATA", help="Repeat for each task.")
 @click.option("--teacher", "teachers", multiple=True, metavar="NAME=PROMPT", help="A prompt learned for it alone.")
@@ -92,7 +92,7 @@ def multitask() -> None:
     """
 
 
-@verb("distill", "distill_command:run_distill")
+@verb("distill", "distill_command:run_distill", "distill")
 @model_name_option
 @click.option("--prompt", "text_file", type=PLACE, metavar="FILE", help="Teacher: the text of this file in front.")
 @click.option("--shots", type=click.IntRange(min=1), help="Teacher: so many solved train examples, behind the text.")
@@ -125,7 +125,7 @@ def distill() -> None:
     """
 
 
-@verb("sweep", "experiment_command:run_sweep")
+@verb("sweep", "experiment_command:run_sweep", "sweep")
 @model_name_option
 @data_option()
 @click.option(
