@@ -13,6 +13,7 @@ from softprompt.errors import ConfigError
 from softprompt.prompts.methods.method_registry import check_method
 from softprompt.prompts.written_prompt import choose_shots
 from softprompt.report.pages.distillation_page import make_distillation_document
+from softprompt.report.report_files import write_document
 from softprompt.store.prompt_loading import load_prompt
 from softprompt.training.distillation.distill import check_init, distill, make_length_configs
 from softprompt.training.distillation.teacher import Teacher, read_text
@@ -97,7 +98,9 @@ def run_distill(
         for name, one in done.items()
     }
     result = described[""] if lengths is None else {"prompts": described}
-    print_result(result, make_distillation_document(reports, out), as_json)
+    document = make_distillation_document(reports, out)
+    write_document(document, out, "distillation")
+    print_result(result, document, as_json)
 
 
 def _numbers(lengths: str) -> list[int]:

@@ -27,7 +27,7 @@ from softprompt.experiments.sweep.sweep_folder import SweepFolder
 from softprompt.report.pages.comparison_page import make_comparison_document
 from softprompt.report.pages.model_sizes_page import make_model_sizes_document
 from softprompt.report.pages.sweep_page import make_sweep_document
-from softprompt.report.report_files import write_report
+from softprompt.report.report_files import write_document, write_report
 from softprompt.training.loop import check_trainable
 
 
@@ -170,4 +170,6 @@ def run_sweep(
         "trials": [trial.model_dump(mode="json", exclude={"versions"}) for trial in made],
         "out": str(out),
     }
-    print_result(result, make_sweep_document(summary, made, out), as_json)
+    document = make_sweep_document(summary, made, out)
+    write_document(document, out, "sweep")
+    print_result(result, document, as_json)

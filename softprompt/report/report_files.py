@@ -1,6 +1,6 @@
 """The pages that there are, and their files: HTML to read, Markdown to commit, and JSON to compute with."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -45,7 +45,15 @@ def write_report(record: BaseModel, out: str | Path, *, figures: bool = False) -
     """
     kind = PAGES[type(record)]
     contents = {f"{kind.name}.json": record.model_dump_json(indent=2) + "\n"}
-    contents |= page_files(kind.document(record), kind.name, figures)
+    return _write_files(contents | page_files(kind.document(record), kind.name, figures), out)
+
+
+def write_document(document: Document, out: str | Path, name: str) -> list[Path]:
+    """Write ``NAME.html`` and ``NAME.md`` into ``out``; raises as ``write_report``."""
+    return _write_files(page_files(document, name), out)
+
+
+def _write_files(contents: Mapping[str, str], out: str | Path) -> list[Path]:
     paths = {expand_user(out) / name: content for name, content in contents.items()}
     for path, content in paths.items():
         write_file(path, content.encode())

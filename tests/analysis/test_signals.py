@@ -10,9 +10,9 @@ from scipy import stats
 
 from softprompt.analysis.drift import distribution_tests
 from softprompt.analysis.drift.drift_findings import (
+    RULES,
     describe_significance,
     describe_values,
-    make_finding,
     select_examples,
 )
 from softprompt.analysis.drift.signals import LEAST, LEAST_TRAINED, ComparedSignal, compare_signals, judge_signal
@@ -133,7 +133,8 @@ def test_samples_that_show_it() -> None:
     assert [one.why for one in shown] == ["90 tokens"] * 5
     assert [one.text for one in shown] == ["long 7", "long 6", "long 5", "long 4", "long 3"]
     assert shown[0].time == "2026-11-25 10:06:39"
-    told = make_finding(judge_signal(found["length"].signal, 1e-9))
+    told = RULES["length"].judge(judge_signal(found["length"].signal, 1e-9))
+    assert told is not None
     assert (told.name, told.severity) == ("drift-length", "problem")
     assert "live; PSI" in told.evidence
     assert told.evidence.endswith("p<0.0001")

@@ -63,7 +63,9 @@ class TestTheCommand:
             assert words in done.out
         assert "accuracy" not in done.out
         assert sorted(path.name for path in out.iterdir()) == [
+            "distillation.html",
             "distillation.json",
+            "distillation.md",
             "history.jsonl",
             "profile.json",
             "prompt.json",
@@ -71,6 +73,8 @@ class TestTheCommand:
             "rows.json",
             "run.json",
         ]
+        page = (out / "distillation.html").read_text()
+        assert all(words in page for words in ("A student of 6 virtual tokens", "teacher, read with every request"))
         prompt = load_prompt(out)
         assert (prompt.length, prompt.training["init"]) == (6, "teacher")
         assert prompt.metrics["test"]["metric"] == "agreement"

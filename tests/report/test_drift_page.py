@@ -77,9 +77,9 @@ def test_every_part_is_there() -> None:
     assert [one["id"] for one in read.all("section")] == parts
     assert [one.verdict for one in found.prompts] == ["drift", "none", "too few"]
     assert len(found.prompts[0].findings) == 5
-    for make_finding in found.prompts[0].findings:
-        assert make_finding.title in read.text
-        assert all(advice in read.text for advice in make_finding.advice)
+    for finding in found.prompts[0].findings:
+        assert finding.title in read.text
+        assert all(advice in read.text for advice in finding.advice)
     assert "word@1: live texts are not as those that the prompt was measured on." in read.text
     assert len(read.all("figure")) == len(figures(found)) == 9
 
@@ -92,10 +92,10 @@ def test_the_terminal_says_the_same() -> None:
     assert "- 7 older samples were not read" in lines
     assert "- Ended in an error: word 3." in lines
     assert lines[lines.index("== few@2") + 1].startswith("Too few samples to tell: 1 samples")
-    for make_finding in found.prompts[0].findings:
-        assert f"Seen: {make_finding.evidence}." in lines
-        assert f"Means: {make_finding.meaning}" in lines
-        assert {f"- {advice}" for advice in make_finding.advice} <= set(lines)
+    for finding in found.prompts[0].findings:
+        assert f"Seen: {finding.evidence}." in lines
+        assert f"Means: {finding.meaning}" in lines
+        assert {f"- {advice}" for advice in finding.advice} <= set(lines)
 
 
 def test_nothing_to_compare() -> None:

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from unicodedata import bidirectional, category
 
 import pytest
@@ -23,6 +24,8 @@ from softprompt.report.render.document import (
     Table,
     Text,
 )
+from softprompt.report.render.html import render_html
+from softprompt.report.render.markdown import render_markdown
 from softprompt.report.render.terminal import render_terminal
 
 
@@ -40,10 +43,11 @@ ROWS = (("lora", Cell("0.912", "[0.900, 0.924]"), "3"), ("zero-shot", Cell("\N{M
 
 
 def test_a_row_of_a_log_is_a_line() -> None:
-    lines = told_lines(document(table(*ROWS)))
+    one = document(table(*ROWS))
+    lines = told_lines(replace(one, sections=(*one.sections, Section("other", "Another", (Text("x"),)))))
     assert [lines[:5], lines[9:]] == [
         ["Title", "one fact", "", "== The part", "Scores"],
-        ["The note.", "", "saved in p"],
+        ["The note.", "", "== Another", "x", "", "saved in p"],
     ]
     assert [line.split() for line in (lines[5], *lines[7:9])] == [
         ["Method", "Accuracy", "Seeds"],
@@ -51,6 +55,19 @@ def test_a_row_of_a_log_is_a_line() -> None:
         ["zero-shot", "-0.4", "-"],
     ]
     assert len({len(line) for line in (lines[5], *lines[7:9])}) == 1  # numbers end below each other
+
+
+def test_a_single_part_needs_no_heading() -> None:
+    assert "The part" not in render_terminal(document(Text("x")))
+    assert "The part" not in render_markdown(document(Text("x")))
+    assert '<h2 id="part-title" class="unseen">' in render_html(document(Text("x")))
+
+
+def test_a_ranked_table_shows_its_largest_values_first() -> None:
+    rows = [(f"token {n}", Cell(f"{n}", value=float(-n if n % 2 else n))) for n in range(100)]
+    ranked = Table.of("", ("Token", "Effect"), rows, ranked_by=1)
+    assert [line.split()[1] for line in told_lines(document(ranked))[5:8]] == ["99", "98", "97"]
+    assert render_html(document(ranked)).index("token 0") < render_html(document(ranked)).index("token 99")
 
 
 @pytest.mark.parametrize("width", [20, 40, 80, 120])

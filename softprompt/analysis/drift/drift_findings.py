@@ -5,59 +5,23 @@ from datetime import UTC, datetime
 
 import numpy as np
 
-from softprompt.analysis.drift.drift_records import DriftExample, Signal, SignalName
+from softprompt.analysis.drift.drift_records import DriftExample, Signal
 from softprompt.analysis.drift.signals import ComparedSignal
-from softprompt.analysis.inspection.inspection_records import Finding
+from softprompt.analysis.finding_rules import Rule
 from softprompt.serving.request_log.request_samples import RequestRecord
 
 SHOWN = 5  # texts that show a drift
 
-_MEANING: dict[SignalName, str] = {
-    "length": "Texts are longer or shorter than those that the prompt was measured on: another source, or other "
-    "preparation of the texts. What it reached on validation need not hold for them.",
-    "rare": "The texts have other words, or another spelling or language, than those that the prompt learned from.",
-    "labels": "Labels are answered in other shares than on validation. Either the world has changed, or the prompt "
-    "errs in one direction on these texts; only labelled samples tell which.",
-    "confidence": "The prompt is surer, or less sure, of its answers than on validation. Less sure often goes with "
-    "more mistakes; surer on unlike texts is no proof of being right.",
-    "hidden": "To the base model, texts behind this prompt look unlike those of validation, whatever their length and "
-    "words.",
-}
-_ADVICE: dict[SignalName, tuple[str, ...]] = {
-    "length": (
-        "look at the texts below: are they cut, joined, or wrapped in something that was not there in training?",
-        "if longer texts are to stay, learn again with such rows, and with a --max-length that holds them",
-    ),
-    "rare": (
-        "look for another language, markup, or a broken encoding in the texts below",
-        "label some of these texts, and learn again with them: softprompt train --init prompt:NAME@VERSION",
-    ),
-    "labels": (
-        "label a hundred recent samples, and measure: softprompt eval PROMPT --data samples.jsonl --split all",
-        "if the new shares are right, nothing is wrong with the prompt; if not, learn again with these rows",
-    ),
-    "confidence": (
-        "label the samples below, those that it is least sure of first",
-        "learn again with them, or send what it is not sure of to a person",
-    ),
-    "hidden": (
-        "look at the farthest texts below: do they belong to this task at all?",
-        "if they do, label some, and learn again with them; if not, do not send them to this prompt",
-    ),
-}
 
-
-def make_finding(signal: Signal) -> Finding:
-    """Of a signal that drifts."""
-    large = signal.effect is not None and signal.effect >= signal.large
-    return Finding(
-        name=f"drift-{signal.name}",
-        severity="problem" if large else "warning",
-        title=f"{signal.title.capitalize()} {'differ' if signal.title.endswith('s') else 'differs'} from validation",
-        evidence=f"{describe_values(signal)}; {describe_significance(signal)}",
-        meaning=_MEANING[signal.name],
-        advice=_ADVICE[signal.name],
-    )
+def describe_drift(signal: Signal) -> dict[str, str] | None:
+    """What is to be said of a signal that drifts; ``None`` of others."""
+    if signal.verdict != "drift" or signal.effect is None:
+        return None
+    return {
+        "evidence": f"{describe_values(signal)}; {describe_significance(signal)}",
+        "title": f"{signal.title.capitalize()} {'differ' if signal.title.endswith('s') else 'differs'} from validation",
+        "severity": "problem" if signal.effect >= signal.large else "warning",
+    }
 
 
 def describe_values(signal: Signal) -> str:
@@ -124,3 +88,55 @@ def _why(one: ComparedSignal, sample: RequestRecord, place: int) -> str:
     if name == "confidence":
         return f"confidence {sample.confidence:.2f}"
     return f"distance {one.values[place]:.2f}"
+
+
+RULES = {
+    name: Rule(f"drift-{name}", "warning", "", describe_drift, meaning, advice)
+    for name, meaning, advice in (
+        (
+            "length",
+            "Texts are longer or shorter than those that the prompt was measured on: another source, or other "
+            "preparation of the texts. What it reached on validation need not hold for them.",
+            (
+                "look at the texts below: are they cut, joined, or wrapped in something that was not there in "
+                "training?",
+                "if longer texts are to stay, learn again with such rows, and with a --max-length that holds them",
+            ),
+        ),
+        (
+            "rare",
+            "The texts have other words, or another spelling or language, than those that the prompt learned from.",
+            (
+                "look for another language, markup, or a broken encoding in the texts below",
+                "label some of these texts, and learn again with them: softprompt train --init prompt:NAME@VERSION",
+            ),
+        ),
+        (
+            "labels",
+            "Labels are answered in other shares than on validation. Either the world has changed, or the prompt errs "
+            "in one direction on these texts; only labelled samples tell which.",
+            (
+                "label a hundred recent samples, and measure: softprompt eval PROMPT --data samples.jsonl --split all",
+                "if the new shares are right, nothing is wrong with the prompt; if not, learn again with these rows",
+            ),
+        ),
+        (
+            "confidence",
+            "The prompt is surer, or less sure, of its answers than on validation. Less sure often goes with more "
+            "mistakes; surer on unlike texts is no proof of being right.",
+            (
+                "label the samples below, those that it is least sure of first",
+                "learn again with them, or send what it is not sure of to a person",
+            ),
+        ),
+        (
+            "hidden",
+            "To the base model, texts behind this prompt look unlike those of validation, whatever their length and "
+            "words.",
+            (
+                "look at the farthest texts below: do they belong to this task at all?",
+                "if they do, label some, and learn again with them; if not, do not send them to this prompt",
+            ),
+        ),
+    )
+}

@@ -6,7 +6,7 @@ Shares and p-values lie in 0..1. *Trained* is what the prompt's profile holds, o
 
 from typing import Literal
 
-from softprompt.analysis.inspection.inspection_records import Finding
+from softprompt.analysis.finding_rules import Finding
 from softprompt.utils.records import Record
 
 SignalName = Literal["length", "rare", "labels", "confidence", "hidden"]

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 import numpy as np
 
-from softprompt.analysis.drift.drift_findings import format_time, make_finding, select_examples
+from softprompt.analysis.drift.drift_findings import RULES, format_time, select_examples
 from softprompt.analysis.drift.drift_records import DriftReport, PromptDrift, Signal, Verdict
 from softprompt.analysis.drift.signals import (
     LEAST,
@@ -256,7 +256,7 @@ def _told(each: UnadjustedDrift, compared: Sequence[ComparedSignal]) -> PromptDr
         last=format_time(max(times)),
         milliseconds=round(float(np.median([one.milliseconds for one in each.samples])), 1),
         signals=tuple(one.signal for one in compared),
-        findings=tuple(make_finding(one.signal) for one in drifting),
+        findings=tuple(found for one in drifting if (found := RULES[one.signal.name].judge(one.signal))),
         examples=tuple(found for one in drifting for found in select_examples(one, each.samples)),
         notes=each.notes,
     )

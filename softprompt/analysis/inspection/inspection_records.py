@@ -8,10 +8,9 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from softprompt.analysis.finding_rules import Finding
 from softprompt.metrics.scores import Mean, Score
 from softprompt.utils.records import Record
-
-Severity = Literal["problem", "warning", "note"]
 
 # what makes a training row suspected, in words that follow "rows"
 SUSPECTED = {
@@ -320,17 +319,6 @@ class StoreNeighbors(Record):
     starts: tuple[StartCandidate, ...]
     own_loss: Mean | None = None
     left_out: int = 0
-
-
-class Finding(Record):
-    """Something about the prompt's health: what was seen, what it means, what to try."""
-
-    name: str
-    severity: Severity
-    title: str
-    evidence: str
-    meaning: str
-    advice: tuple[str, ...]
 
 
 class Inspection(Record):

@@ -24,7 +24,7 @@ def make_distillation_document(reports: Mapping[str, DistillationReport], out: P
             Section("fidelity", "How near it is", _one(first) if alone else _several(reports)),
             Section("cost", "What it costs", _cost(first, alone=alone)),
         ),
-        closing=(f"saved in {out}",),
+        closing=(f"saved in {out}; the report is beside it: distillation.html, distillation.md",),
     )
 
 

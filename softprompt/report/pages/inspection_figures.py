@@ -77,6 +77,7 @@ def plot_calibration(found: Inspection) -> Figure | None:
             [observed, ideal],
             Axis("Mean confidence", show, limits=(0.0, 1.0)),
             Axis("Share of right answers", show, limits=(0.0, 1.0)),
+            legend=False,
         ),
         table,
     )
@@ -214,6 +215,7 @@ def plot_attention(found: Inspection) -> Figure | None:
             [charts.Series(one.name, _GROUP, one.xs, one.ys) for one in series],
             Axis("Layer", format_count),
             Axis("Share of attention", partial(format_fixed, digits=2), limits=(0.0, 1.0)),
+            legend=False,
         ),
         table,
     )
@@ -250,7 +252,7 @@ def plot_history(found: Inspection) -> Figure | None:
         f"{max(over):g}, drawn in the middle of them: while both fall the mean lags behind. Both falling: good. "
         "Validation rising alone: overfitting. Training rising or jumping: the learning rate is too high.",
         _list("At the end", [f"{one.name} {one.ys[-1]:.3f}" for one in series]),
-        partial(charts.draw_lines, series, Axis("Step", format_count), Axis("Loss, nats", format_short)),
+        partial(charts.draw_lines, series, Axis("Step", format_count), Axis("Loss, nats", format_short), legend=False),
         table,
         page_only=True,
     )

@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from softprompt.analysis.finding_rules import Finding
 from softprompt.analysis.inspection.inspection_records import (
     SUSPECTED,
     ChangedAnswer,
     Comparison,
-    Finding,
     Inspection,
     Pruning,
 )

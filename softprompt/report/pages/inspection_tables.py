@@ -64,7 +64,7 @@ def tabulate_virtual_tokens(found: Inspection) -> Table:
     )
     note += f"Moved: from its start, in {unit}, and the cosine to it. Without it: change of the loss, in nats."
     caption = "The virtual tokens, in the order in which the model reads them"
-    return Table.of(caption, (*names, *numbers), rows, note, words=3, sortable=True)
+    return Table.of(caption, (*names, *numbers), rows, note, words=3, sortable=True, ranked_by=6)
 
 
 def tabulate_token_attention(found: Inspection) -> Table:

@@ -40,7 +40,7 @@ def make_sweep_document(summary: SweepSummary, trials: Sequence[SweepTrial], out
             Section("winner", "The winner", tuple(winner)),
             Section("trials", "The trials, best first", (_trials(summary, trials, metric, out),)),
         ),
-        closing=(f"saved in {out}/{PROMPT}",),
+        closing=(f"saved in {out}/{PROMPT}", f"the report is in {out}: sweep.html, sweep.md, sweep.json"),
     )
 
 

@@ -149,7 +149,7 @@ def draw_intervals(rows: Sequence[Interval], axis: Axis, width: int) -> Element:
     names = [shorten_label(row.name, 26 if wide else 18) for row in rows]
     texts = [row.text if wide else row.text.partition(" [")[0] for row in rows]
     left = 26 + max((measure_text(name, SIZE) for name in names), default=0)
-    right = width - 12 - max((measure_text(text, SIZE) for text in texts), default=0)
+    right = width - 18 - max((measure_text(text, SIZE) for text in texts), default=0)
     step, top = 25, 8
     height = top + step * len(rows) + 40
     svg = _svg(width, height)

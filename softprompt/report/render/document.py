@@ -84,7 +84,12 @@ class Column:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows under columns; the first cell of a row names it."""
+    """Rows under columns; the first cell of a row names it.
+
+    Attributes:
+        sortable: by a reader of the page.
+        ranked_by: the column whose largest values, up or down, a terminal shows first.
+    """
 
     kind: ClassVar[str] = "table"
     caption: str
@@ -92,6 +97,7 @@ class Table:
     rows: tuple[tuple[Cell, ...], ...]
     note: str = ""
     sortable: bool = False
+    ranked_by: int | None = None
 
     @classmethod
     def of(
@@ -103,11 +109,12 @@ class Table:
         *,
         words: int = 1,
         sortable: bool = False,
+        ranked_by: int | None = None,
     ) -> "Table":
         """A table of cells and columns, or of what stands in them; the first ``words`` hold words, others numbers."""
         named = (one if isinstance(one, Column) else Column(str(one), at >= words) for at, one in enumerate(columns))
         cells = (tuple(one if isinstance(one, Cell) else Cell(str(one)) for one in row) for row in rows)
-        return cls(caption, tuple(named), tuple(cells), note, sortable)
+        return cls(caption, tuple(named), tuple(cells), note, sortable, ranked_by)
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ def render_markdown(document: Document, figures: bool = False) -> str:
     """The document; with ``figures`` it shows ``figures/NAME.svg`` over each figure's numbers."""
     lines = [f"# {escape_markdown(document.title)}", "", *(f"- {escape_markdown(fact)}" for fact in document.facts)]
     for section in document.sections:
-        lines += ["", f"## {escape_markdown(section.title)}"]
+        lines += ["", f"## {escape_markdown(section.title)}"] if len(document.sections) > 1 else []
         for block in section.blocks:
             lines += ["", *_block(block, figures)]
     for line in document.closing:
@@ -93,7 +93,7 @@ def _statement(statement: Statement) -> Iterator[str]:
 
 
 def _table(table: Table, captioned: bool = True) -> Iterator[str]:
-    if captioned:
+    if captioned and table.caption:
         yield from (f"### {escape_markdown(table.caption)}", "")
     yield from _row(escape_markdown(column.name) for column in table.columns)
     yield from _row("---:" if column.number else "---" for column in table.columns)

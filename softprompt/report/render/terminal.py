@@ -58,7 +58,8 @@ def render_terminal(document: Document, width: int | None = None, styled: bool =
     for section in document.sections:
         shown = [list(_block(block, console)) for block in section.blocks if not section.page_only]
         for at, block in enumerate(block for block in shown if block):
-            parts.append([_styled(f"== {section.title}", "bold"), *block] if at == 0 else block)
+            headed = at == 0 and len(document.sections) > 1
+            parts.append([_styled(f"== {section.title}", "bold"), *block] if headed else block)
     parts.append([_styled(line) for line in document.closing])
     for at, part in enumerate(part for part in parts if part):
         console.print(*([""] if at else []), *part, sep="\n")
@@ -115,9 +116,10 @@ def _table(table: Table, console: Console) -> Iterator[Styled | Grid]:
 
 def _rows(table: Table, console: Console) -> Iterator[Styled | Grid]:
     """A grid; where its longest words do not fit, each row as lines of name and value."""
-    rows = [
-        [_cell(cell, column) for cell, column in zip(row, table.columns, strict=True)] for row in table.rows[:MOST_ROWS]
-    ]
+    shown = table.rows
+    if table.ranked_by is not None:
+        shown = tuple(sorted(shown, key=lambda row: -abs(row[table.ranked_by or 0].value or 0.0)))
+    rows = [[_cell(cell, column) for cell, column in zip(row, table.columns, strict=True)] for row in shown[:MOST_ROWS]]
     names = [column.name for column in table.columns]
     widths = _widths([names, *rows], console.width)
     if widths:
