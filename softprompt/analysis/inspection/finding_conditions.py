@@ -18,6 +18,9 @@ from softprompt.metrics.scores import Mean, Score
 Seen: TypeAlias = str | Mapping[str, Any] | None  # evidence, with what else is to be said; or all is well
 
 
+_THROWN = "the virtual tokens moved {:.1f} standard deviations of the embeddings; 1 or 2 is usual"
+
+
 def knows_frequencies_only(found: Inspection) -> Seen:
     if found.prior_loss is None or found.fit is None:
         return None
@@ -162,11 +165,10 @@ def had_high_rate(found: Inspection) -> Seen:
     risen = max(trained) > 1.05 * trained[0] or far
     prior = None if "teacher" in found.training or not risen else found.prior_loss
     signs = _loss_signs(trained, validated, prior)
-    thrown = [f"the virtual tokens moved {median(moves):.1f} standard deviations of the embeddings; 1 or 2 is usual"]
     if not signs and not far:
         return None
     given = found.training.get("learning_rate")
-    seen: dict[str, Any] = {"evidence": "; ".join([*signs, *(thrown if far else [])])}
+    seen: dict[str, Any] = {"evidence": "; ".join([*signs, *([_THROWN.format(median(moves))] if far else [])])}
     if isinstance(given, int | float):
         seen["evidence"] += f"; the rate was {given:g}"
         lower = f"a rate three to ten times lower (--learning-rate {given / 3:.2g} or {given / 10:.2g})"
