@@ -17,8 +17,8 @@ from softprompt.data.splits import Splits
 from softprompt.data.task import Task, TaskSpec
 from softprompt.errors import ConfigError, DataError, MissingExtraError
 from softprompt.experiments.baselines.linear_head import LinearHead, fit_head
-from softprompt.experiments.baselines.linear_probe import Features, ProbeAnswers, fit_linear_probe
-from softprompt.experiments.baselines.tfidf import TfidfAnswers, fit_tfidf, make_vectorizer
+from softprompt.experiments.baselines.linear_probe import HiddenFeatures, fit_linear_probe, make_probe_answers
+from softprompt.experiments.baselines.tfidf import fit_tfidf, make_tfidf_answers, make_vectorizer
 from softprompt.inference.evaluation import score
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.utils.seals import unseal
@@ -45,7 +45,7 @@ class TestTfidf:
         vectorizer = make_vectorizer(ngram_range=(1, 2), vocabulary=facts["terms"])
         vectorizer.idf_ = tensors["idf"].numpy()
         head = LinearHead(tensors["weight"], tensors["bias"])
-        again = TfidfAnswers(TaskSpec.from_dict(facts["task"]), vectorizer, head)
+        again = make_tfidf_answers(TaskSpec.from_dict(facts["task"]), vectorizer, head)
         assert again.spec == task.spec
         expected = found.answers.label_log_probabilities(task.test)
         assert torch.equal(again.label_log_probabilities(task.test), expected)
@@ -107,8 +107,8 @@ class TestProbe:
     def test_features_are_hidden_states_at_the_end_of_the_template(self, family: str) -> None:
         base = tiny_base(family)
         texts = ["a dull story", "so", "what is the film about? the cat sat on the mat"]
-        features = Features(base, TaskSpec("classification", "{{ text }}\nLabel:", ("a", "b"), ("good", "bad")))
-        found = features.of([Example(text) for text in texts])
+        features = HiddenFeatures(base, TaskSpec("classification", "{{ text }}\nLabel:", ("a", "b"), ("good", "bad")))
+        found = features.extract([Example(text) for text in texts])
         with torch.no_grad():
             expected = torch.stack([last_hidden_state(base, f"{text}\nLabel:") for text in texts])
         torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
@@ -125,7 +125,7 @@ class TestProbe:
         facts = unseal(json.loads((tmp_path / "saved" / "probe.json").read_text()))
         assert facts["base"] == {"name": base.name, "fingerprint": base.fingerprint}
         head = LinearHead(**load_file(tmp_path / "saved" / "probe.safetensors"))
-        again = ProbeAnswers(TaskSpec.from_dict(facts["task"]), Features(base, task.spec), head)
+        again = make_probe_answers(TaskSpec.from_dict(facts["task"]), HiddenFeatures(base, task.spec), head)
         expected = found.answers.label_log_probabilities(task.test)
         assert torch.equal(again.label_log_probabilities(task.test), expected)
 
@@ -137,7 +137,7 @@ class TestProbe:
 
     def test_of_many_examples_a_seed_chooses(self) -> None:
         rows = (*(Example(f"film {i}", "b") for i in range(60)), Example("the only one", "a"))
-        chosen = [linear_probe._some_of(rows, 10, seed) for seed in (0, 0, 1)]
+        chosen = [linear_probe.choose_examples(rows, 10, seed) for seed in (0, 0, 1)]
         assert chosen[0] == chosen[1] != chosen[2]
         assert all(Counter(one.label for one in some) == {"a": 1, "b": 9} for some in chosen)
         found = fit_linear_probe(tiny_base("llama"), reviews_task(), limit=20)

@@ -1,19 +1,22 @@
-"""Logistic regression on features, by scikit-learn; how much it is held back is chosen on validation.
+"""Labels by logistic regression on features, by scikit-learn; how much it is held back is chosen on validation.
 
 Shapes: ``N`` examples, ``F`` features, ``C`` labels.
 """
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from softprompt.data.encoding.encoder import ExampleEncoder
 from softprompt.data.examples import Example
 from softprompt.data.task import TaskSpec
 from softprompt.experiments.baselines.fitted_baseline import extra_module
+from softprompt.inference.predictor import Prediction, name_failing_example, predict_labels
+from softprompt.inference.scoring import check_finite
 from softprompt.training.validation import score_labels
 
 _NEVER = -1e4  # score of a label that no training example has
@@ -35,6 +38,37 @@ class LinearHead:
         """``[N, C]`` of features ``[N, F]``, a NumPy array or a SciPy sparse matrix."""
         scores = torch.from_numpy(features @ self.weight.T.numpy()) + self.bias
         return scores.float().log_softmax(1)
+
+
+@dataclass(frozen=True)
+class LinearAnswers:
+    """Labels by a linear classifier on features of the texts.
+
+    Attributes:
+        extract: examples to their features ``[N, F]``.
+        encoder: what makes tokens of examples, where there is one.
+    """
+
+    spec: TaskSpec
+    extract: Callable[[Sequence[Example]], Any]
+    head: LinearHead
+    encoder: ExampleEncoder | None = None
+
+    @property
+    def truncated(self) -> int:
+        """Texts cut so far."""
+        return 0 if self.encoder is None else self.encoder.truncated
+
+    def label_log_probabilities(self, examples: Sequence[Example]) -> Tensor:
+        """Log-probabilities ``[examples, C]`` of the labels."""
+        if not examples:
+            return torch.zeros(0, len(self.spec.labels))
+        with name_failing_example(examples):
+            return check_finite(self.head.log_probabilities(self.extract(examples)))
+
+    def predict(self, examples: Sequence[Example]) -> Iterator[Prediction]:
+        """Predictions in the order of the examples."""
+        return predict_labels(self.spec, self.label_log_probabilities(examples))
 
 
 @dataclass(frozen=True)

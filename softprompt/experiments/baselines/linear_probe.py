@@ -6,8 +6,7 @@ asked for; each is brought to mean 0 and deviation 1, for some are a hundred tim
 
 import random
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -24,9 +23,8 @@ from softprompt.experiments.baselines.fitted_baseline import (
     count_bytes,
     describe_baseline,
 )
-from softprompt.experiments.baselines.linear_head import LinearHead, fit_head
-from softprompt.inference.predictor import Prediction, name_failing_example, predict_labels
-from softprompt.inference.scoring import EVALUATION_TOKENS, check_finite
+from softprompt.experiments.baselines.linear_head import LinearAnswers, LinearHead, fit_head
+from softprompt.inference.scoring import EVALUATION_TOKENS
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.prefix import make_prefix
 from softprompt.training.loop import check_trainable
@@ -39,13 +37,8 @@ MOST_EXAMPLES = 10_000  # of the training split: read once; the other methods se
 _TENSORS, _FACTS = "probe.safetensors", "probe.json"
 
 
-class Features:
-    """The frozen model's hidden state ``[H]`` at the end of each text.
-
-    Attributes:
-        base: the frozen model.
-        encoder: what makes tokens of examples.
-    """
+class HiddenFeatures:
+    """The frozen model's hidden state ``[H]`` at the end of each text."""
 
     def __init__(self, base: FrozenLM, spec: TaskSpec) -> None:
         self.base, self.encoder = base, ExampleEncoder(base, spec, 0)
@@ -53,7 +46,7 @@ class Features:
             self._prefix = make_prefix(base, None)
 
     @torch.no_grad()
-    def of(self, examples: Sequence[Example]) -> Tensor:
+    def extract(self, examples: Sequence[Example]) -> Tensor:
         """``[examples, H]``, float32 on the CPU."""
         items = self.encoder.question_items(examples)
         found: list[Tensor] = [torch.empty(0)] * len(items)
@@ -64,36 +57,9 @@ class Features:
         return torch.stack(found)
 
 
-@dataclass(frozen=True)
-class ProbeAnswers:
+def make_probe_answers(spec: TaskSpec, features: HiddenFeatures, head: LinearHead) -> LinearAnswers:
     """Labels by a linear classifier on the frozen model's hidden states."""
-
-    spec: TaskSpec
-    features: Features
-    head: LinearHead
-
-    @property
-    def truncated(self) -> int:
-        """Texts cut so far."""
-        return self.features.encoder.truncated
-
-    def label_log_probabilities(self, examples: Sequence[Example]) -> Tensor:
-        """Log-probabilities ``[examples, C]`` of the labels."""
-        if not examples:
-            return torch.zeros(0, len(self.spec.labels))
-        with name_failing_example(examples):
-            return check_finite(self.head.log_probabilities(self.features.of(examples).numpy()))
-
-    def predict(self, examples: Sequence[Example]) -> Iterator[Prediction]:
-        """Predictions in the order of the examples."""
-        return predict_labels(self.spec, self.label_log_probabilities(examples))
-
-    def save(self, folder: Path) -> None:
-        """Write the classifier; raises OutputError."""
-        check_free(folder)
-        tensors = {"weight": self.head.weight, "bias": self.head.bias}
-        facts = describe_baseline(self.features.base, self.spec)
-        write_folder(folder, {_TENSORS: seal_tensors(tensors, {}), _FACTS: facts})
+    return LinearAnswers(spec, lambda examples: features.extract(examples).numpy(), head, features.encoder)
 
 
 def fit_linear_probe(base: FrozenLM, task: Task, seed: int = 0, *, limit: int = MOST_EXAMPLES) -> FittedBaseline:
@@ -108,16 +74,22 @@ def fit_linear_probe(base: FrozenLM, task: Task, seed: int = 0, *, limit: int = 
     spec = task.spec
     check_classification(spec, "a linear probe")
     check_trainable(task)
-    features = Features(base, spec)
-    examples = _some_of(task.train, limit, seed)
-    seen = features.of(examples)
+    features = HiddenFeatures(base, spec)
+    examples = choose_examples(task.train, limit, seed)
+    seen = features.extract(examples)
     mean, deviation = seen.mean(0), seen.std(0, correction=0).clamp(min=1e-6)
     validation = validation_examples(task, VALIDATION_LIMIT)
-    normed, of_validation = (((one - mean) / deviation).numpy() for one in (seen, features.of(validation)))
+    normed, of_validation = (((one - mean) / deviation).numpy() for one in (seen, features.extract(validation)))
     choice = fit_head(spec, normed, examples, of_validation, validation, STRENGTHS, seed)
     weight = choice.head.weight / deviation
     head = LinearHead(weight, choice.head.bias - weight @ mean)
-    answers = ProbeAnswers(spec, features, head)
+    answers = make_probe_answers(spec, features, head)
+
+    def save(folder: Path) -> None:
+        check_free(folder)
+        tensors = {"weight": head.weight, "bias": head.bias}
+        write_folder(folder, {_TENSORS: seal_tensors(tensors, {}), _FACTS: describe_baseline(base, spec)})
+
     return FittedBaseline(
         answers=answers,
         trained_parameters=weight.numel() + len(head.bias),
@@ -128,12 +100,12 @@ def fit_linear_probe(base: FrozenLM, task: Task, seed: int = 0, *, limit: int = 
         base_bytes=count_bytes(base.model),
         base_shared=True,
         task_bytes=weight.nbytes + head.bias.nbytes,
-        save=answers.save,
+        save=save,
         settings={"C": choice.strength, "examples": len(examples), "seed": seed},
     )
 
 
-def _some_of(examples: Sequence[Example], limit: int, seed: int) -> list[Example]:
+def choose_examples(examples: Sequence[Example], limit: int, seed: int) -> list[Example]:
     """At most ``limit`` examples, one of each label among them."""
     firsts: list[Example] = []
     others: list[Example] = []

@@ -4,13 +4,11 @@ What the template takes from the data is read, its own words are not. Sparck Jon
 """
 
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from softprompt.data.examples import Example
 from softprompt.data.task import Task, TaskSpec
@@ -22,8 +20,7 @@ from softprompt.experiments.baselines.fitted_baseline import (
     describe_baseline,
     extra_module,
 )
-from softprompt.experiments.baselines.linear_head import LinearHead, fit_head
-from softprompt.inference.predictor import Prediction, predict_labels
+from softprompt.experiments.baselines.linear_head import LinearAnswers, LinearHead, fit_head
 from softprompt.training.loop import check_trainable
 from softprompt.training.validation import validation_examples
 from softprompt.utils.files import check_free, write_folder
@@ -32,34 +29,6 @@ from softprompt.utils.seals import seal_tensors
 STRENGTHS = (0.1, 1.0, 10.0, 100.0)
 MOST_TERMS = 100_000  # the most frequent words and pairs
 _TENSORS, _FACTS = "tfidf.safetensors", "tfidf.json"
-
-
-@dataclass(frozen=True)
-class TfidfAnswers:
-    """Labels by the words of the text."""
-
-    spec: TaskSpec
-    vectorizer: Any
-    head: LinearHead
-    truncated: int = 0
-
-    def label_log_probabilities(self, examples: Sequence[Example]) -> Tensor:
-        """Log-probabilities ``[examples, C]`` of the labels."""
-        if not examples:
-            return torch.zeros(0, len(self.spec.labels))
-        return self.head.log_probabilities(self.vectorizer.transform(extract_words(self.spec, examples)))
-
-    def predict(self, examples: Sequence[Example]) -> Iterator[Prediction]:
-        """Predictions in the order of the examples."""
-        return predict_labels(self.spec, self.label_log_probabilities(examples))
-
-    def save(self, folder: Path) -> None:
-        """Write weights and vocabulary; raises OutputError."""
-        check_free(folder)
-        frequencies = torch.from_numpy(self.vectorizer.idf_)
-        tensors = {"weight": self.head.weight, "bias": self.head.bias, "idf": frequencies}
-        facts = describe_baseline(None, self.spec, terms=self.vectorizer.get_feature_names_out().tolist())
-        write_folder(folder, {_TENSORS: seal_tensors(tensors, {}), _FACTS: facts})
 
 
 def fit_tfidf(task: Task, seed: int = 0) -> FittedBaseline:
@@ -82,7 +51,14 @@ def fit_tfidf(task: Task, seed: int = 0) -> FittedBaseline:
     validation = validation_examples(task, VALIDATION_LIMIT)
     of_validation = vectorizer.transform(extract_words(spec, validation))
     choice = fit_head(spec, features, task.train, of_validation, validation, STRENGTHS, seed)
-    answers = TfidfAnswers(spec, vectorizer, choice.head)
+    answers = make_tfidf_answers(spec, vectorizer, choice.head)
+
+    def save(folder: Path) -> None:
+        check_free(folder)
+        tensors = {"weight": choice.head.weight, "bias": choice.head.bias, "idf": torch.from_numpy(vectorizer.idf_)}
+        facts = describe_baseline(None, spec, terms=vectorizer.get_feature_names_out().tolist())
+        write_folder(folder, {_TENSORS: seal_tensors(tensors, {}), _FACTS: facts})
+
     terms = sum(len(term.encode()) for term in vectorizer.vocabulary_)
     weights = choice.head.weight
     return FittedBaseline(
@@ -95,9 +71,14 @@ def fit_tfidf(task: Task, seed: int = 0) -> FittedBaseline:
         base_bytes=0,
         base_shared=True,
         task_bytes=weights.nbytes + vectorizer.idf_.nbytes + terms,
-        save=answers.save,
+        save=save,
         settings={"C": choice.strength, "terms": weights.shape[1], "seed": seed},
     )
+
+
+def make_tfidf_answers(spec: TaskSpec, vectorizer: Any, head: LinearHead) -> LinearAnswers:
+    """Labels by the words of the text."""
+    return LinearAnswers(spec, lambda examples: vectorizer.transform(extract_words(spec, examples)), head)
 
 
 def make_vectorizer(**options: Any) -> Any:

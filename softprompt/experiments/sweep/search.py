@@ -64,7 +64,7 @@ def sweep(
         task: with training and validation examples; those of test are for the winner alone.
         space: what may be chosen, as ``"learning-rate=0.03..0.3:log;length=20,50"``.
         out: folder of the sweep: each trial is kept there as it ends, and a second call goes on.
-        fixed: everything else, the seed of the proposals too.
+        fixed: everything else, the seed of the sampler too.
         trials: how many in all; or all combinations, where the space has no more.
         pruning: the rule for giving trials up: ``median``, ``asha`` or ``none``.
         engine: who runs the trials and gives them up: Optuna on this machine, or Ray Tune, on a cluster too.
@@ -86,39 +86,39 @@ def sweep(
     inits = space.axes["init"].probes if "init" in space.axes else (fixed.init,)
     for init in inits:
         check_init_fits(str(init), task.spec)
-    proposals = TrialSampler(space, space.defaults(fixed), trials, fixed.seed)
-    terms = SweepSettings(fixed, pruning, base.name, dict(options or {}), base.fingerprint)
-    with SweepFolder(out, _setup(base, task, space, terms)) as folder:
-        ledger = TrialLog(folder, proposals, terms, task, callback)
+    sampler = TrialSampler(space, space.defaults(fixed), trials, fixed.seed)
+    settings = SweepSettings(fixed, pruning, base.name, dict(options or {}), base.fingerprint)
+    with SweepFolder(out, _setup(base, task, space, settings)) as folder:
+        log = TrialLog(folder, sampler, settings, task, callback)
         if space.size < trials:
             callback.on_message(f"the space has {space.size} combinations: each is tried once")
         report_validation_sample(task, fixed, callback)
-        if ledger.missing:
-            _run(ledger, base, engine, workers)
-        summary = _concluded(ledger, base, space, evaluate_test=evaluate_test)
-    return summary, ledger.landed
+        if log.missing:
+            _run(log, base, engine, workers)
+        summary = _concluded(log, base, space, evaluate_test=evaluate_test)
+    return summary, log.landed
 
 
-def _run(ledger: TrialLog, base: FrozenLM, engine: SweepEngine, workers: int) -> None:
+def _run(log: TrialLog, base: FrozenLM, engine: SweepEngine, workers: int) -> None:
     if engine == "ray":
         from softprompt.experiments.sweep.ray_backend import run_on_ray
 
-        run_on_ray(ledger, workers)
+        run_on_ray(log, workers)
     elif workers > 1:
         from softprompt.experiments.sweep.workers import run_in_processes
 
-        run_in_processes(ledger, workers)
+        run_in_processes(log, workers)
     else:
-        run_here(ledger, base)
+        run_here(log, base)
 
 
-def _setup(base: FrozenLM, task: Task, space: SearchSpace, terms: SweepSettings) -> dict[str, Any]:
+def _setup(base: FrozenLM, task: Task, space: SearchSpace, settings: SweepSettings) -> dict[str, Any]:
     """What all trials of a folder have in common."""
     return {
         "what": "sweep",
         "space": space.to_dict(),
-        "fixed": terms.fixed.model_dump(exclude_unset=True),
-        "pruning": terms.pruning,
+        "fixed": settings.fixed.model_dump(exclude_unset=True),
+        "pruning": settings.pruning,
         "base": {part: digest[:12] for part, digest in base.fingerprint.items()},
         "device": base.device.type,
         "dtype": str(base.dtype).removeprefix("torch."),
@@ -127,25 +127,25 @@ def _setup(base: FrozenLM, task: Task, space: SearchSpace, terms: SweepSettings)
     }
 
 
-def _concluded(ledger: TrialLog, base: FrozenLM, space: SearchSpace, *, evaluate_test: bool) -> SweepSummary:
+def _concluded(log: TrialLog, base: FrozenLM, space: SearchSpace, *, evaluate_test: bool) -> SweepSummary:
     """The winner, saved and scored if it is not the one of an earlier end."""
-    folder, task, terms = ledger.folder, ledger.task, ledger.terms
-    best = best_of(ledger.landed)
+    folder, task, settings = log.folder, log.task, log.settings
+    best = best_of(log.landed)
     if best is None:
-        errors = [trial.error for trial in ledger.landed if trial.error]
+        errors = [trial.error for trial in log.landed if trial.error]
         raise TrainingError(
             f"no trial of the sweep in '{folder.path}' came to its end: {errors[0] if errors else 'all were given up'}"
         )
-    config = build_trial_config(terms.fixed, best.settings)
+    config = build_trial_config(settings.fixed, best.settings)
     known = folder.summary()
     scored = known is not None and (known.test is not None or not (evaluate_test and task.test))
     if known is not None and scored and known.winner == best.number and folder.prompt.is_dir():
         prompt = load_prompt(folder.prompt)
     else:
-        ledger.callback.on_message(f"trial {best.number} is the best on validation")
-        prompt = _scored(ledger, base, best, evaluate_test=evaluate_test)
-    usual = space.defaults(terms.fixed)
-    counts = {status: sum(one.status == status for one in ledger.landed) for status in _STATUSES}
+        log.callback.on_message(f"trial {best.number} is the best on validation")
+        prompt = _scored(log, base, best, evaluate_test=evaluate_test)
+    usual = space.defaults(settings.fixed)
+    counts = {status: sum(one.status == status for one in log.landed) for status in _STATUSES}
     summary = SweepSummary(
         model=base.name,
         winner=best.number,
@@ -153,9 +153,9 @@ def _concluded(ledger: TrialLog, base: FrozenLM, space: SearchSpace, *, evaluate
         config=config.model_dump(exclude_unset=True),
         validation=_figure(prompt, "validation"),
         test=_figure(prompt, "test") if "test" in prompt.metrics else None,
-        usual=next((one.number for one in ledger.landed if one.settings == usual), None),
+        usual=next((one.number for one in log.landed if one.settings == usual), None),
         trials={status: count for status, count in counts.items() if count},
-        seconds=sum(one.seconds for one in ledger.landed),
+        seconds=sum(one.seconds for one in log.landed),
         data=task.splits.fingerprint,
         base=dict(base.fingerprint),
         versions=library_versions(),
@@ -168,11 +168,11 @@ def _concluded(ledger: TrialLog, base: FrozenLM, space: SearchSpace, *, evaluate
 _STATUSES = ("finished", "pruned", "failed", "repeated")
 
 
-def _scored(ledger: TrialLog, base: FrozenLM, best: SweepTrial, *, evaluate_test: bool) -> Prompt:
-    folder, kept = ledger.folder, ledger.folder.artifact(trial_name(best.number))
+def _scored(log: TrialLog, base: FrozenLM, best: SweepTrial, *, evaluate_test: bool) -> Prompt:
+    folder, kept = log.folder, log.folder.artifact(trial_name(best.number))
     prompt = load_prompt(kept)
-    prompt = evaluate_prompt(prompt, base, ledger.task, evaluate_test=evaluate_test)
-    told = {"trial": best.number, "trials": len(ledger.landed), "settings": best.settings}
+    prompt = evaluate_prompt(prompt, base, log.task, evaluate_test=evaluate_test)
+    told = {"trial": best.number, "trials": len(log.landed), "settings": best.settings}
     history = {"history.jsonl": (kept / "history.jsonl").read_text(encoding="utf-8")}
     prompt = replace(prompt, training={**prompt.training, "sweep": told}, extra_files={**prompt.extra_files, **history})
     saved = folder.scratch()

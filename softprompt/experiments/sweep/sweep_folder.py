@@ -4,7 +4,6 @@ setup.json             what all trials have in common; another setup is refused
 trials/NUMBER.json     one trial each, immutable
 learning/NUMBER.json   the settings that were proposed for a trial that has not landed
 learning/NUMBER/       its unfinished run
-learning/optuna.log    the engine's view of the trials that landed, made anew from them at every start
 artifacts/NUMBER/      the prompt of the best trial so far
 prompt/                the winner, with its figures on validation and test
 sweep.json             what came of it
@@ -21,7 +20,7 @@ from softprompt.experiments.comparison.study_records import CurvePoint
 from softprompt.metrics.scores import Score
 from softprompt.utils.seals import SealedRecord
 
-PROMPT, SUMMARY_FILE, JOURNAL_FILE = "prompt", "sweep.json", "optuna.log"
+PROMPT, SUMMARY_FILE = "prompt", "sweep.json"
 
 
 class SweepTrial(SealedRecord):
@@ -116,11 +115,6 @@ class SweepFolder(RunFolder):
     def conclude(self, summary: SweepSummary) -> None:
         """Keep what came of it."""
         self._land(self.path / SUMMARY_FILE, summary)
-
-    @property
-    def journal(self) -> Path:
-        """Where the engine keeps its view of the trials."""
-        return self.path / "learning" / JOURNAL_FILE
 
     @property
     def prompt(self) -> Path:

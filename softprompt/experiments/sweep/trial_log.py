@@ -32,19 +32,14 @@ class SweepSettings:
     options: Mapping[str, Any]
     fingerprint: Mapping[str, str]
 
-    @property
-    def seed(self) -> int:
-        """Of the proposals, and of every trial that has none of its own."""
-        return self.fixed.seed
-
 
 @dataclass
 class TrialLog:
     """A sweep while it goes."""
 
     folder: SweepFolder
-    proposals: TrialSampler
-    terms: SweepSettings
+    sampler: TrialSampler
+    settings: SweepSettings
     task: Task
     callback: Callback
     landed: list[SweepTrial] = field(init=False)
@@ -57,7 +52,7 @@ class TrialLog:
     @property
     def count(self) -> int:
         """Trials that are asked for."""
-        return self.proposals.count(self.landed)
+        return self.sampler.count(self.landed)
 
     @property
     def missing(self) -> int:
@@ -74,7 +69,7 @@ class TrialLog:
             name = trial_name(number)
             settings = self.folder.notes(name).get("settings")
             if settings is None:
-                settings = self.proposals.propose(number, self.landed, self.running)
+                settings = self.sampler.propose(number, self.landed, self.running)
                 self.folder.note(name, settings=settings)
             told = ", ".join(f"{key} {value}" for key, value in settings.items())
             same = next((one for one in self.landed if one.settings == settings and one.same_as is None), None)

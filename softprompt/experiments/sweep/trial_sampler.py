@@ -5,13 +5,10 @@ with the trials of an unbroken one. So each number has a sampler of its own; a s
 anew with the process.
 """
 
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeAlias
 
-from softprompt.errors import MissingExtraError, map_write_errors
+from softprompt.errors import MissingExtraError
 from softprompt.experiments.sweep.search_space import Choice, PlainValue, SearchSpace
 from softprompt.experiments.sweep.sweep_folder import SweepTrial
 
@@ -19,7 +16,6 @@ Pruning: TypeAlias = Literal["median", "asha", "none"]
 
 STARTUP_TRIALS = 10  # drawn at random, before the sampler has something to go by (Optuna's default)
 FULL_RUNS = 4  # trials that run to their end before any is given up
-STUDY = "sweep"
 
 
 def optuna_module() -> Any:
@@ -111,7 +107,6 @@ class TrialSampler:
                     intermediate_values={
                         point.step: compute_objective(point.value, point.loss) for point in told.curve
                     },
-                    user_attrs={"number": trial.number, "status": trial.status},
                 )
             )
 
@@ -157,34 +152,6 @@ def compute_objective(value: float | None, loss: float | None) -> float:
     assert value is not None
     assert loss is not None
     return value - 1e-6 * loss / (1 + abs(loss))
-
-
-def open_study(journal: Path, pruning: Pruning, least: int, *, anew: bool = False) -> Any:
-    """The study that trials of one machine are reported to, in a file that several processes share."""
-    optuna = optuna_module()
-    with map_write_errors(journal):
-        if anew:
-            # whatever a killed process left half-written; the trials themselves are safe elsewhere
-            journal.unlink(missing_ok=True)
-        with _experimental(optuna):
-            backend = optuna.storages.journal.JournalFileBackend(
-                str(journal), lock_obj=optuna.storages.journal.JournalFileOpenLock(str(journal))
-            )
-            storage = optuna.storages.JournalStorage(backend)
-            return optuna.create_study(
-                study_name=STUDY,
-                storage=storage,
-                direction="maximize",
-                pruner=make_pruner(pruning, least),
-                load_if_exists=True,
-            )
-
-
-@contextmanager
-def _experimental(optuna: Any) -> Iterator[None]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        yield
 
 
 def _seed(seed: int, number: int) -> int:

@@ -38,7 +38,7 @@ def work(pipe: Any, source: WorkerData, slot: int, threads: int) -> None:
     torch.set_num_threads(threads)
     try:
         relay = _Relay(lambda text: pipe.send(("noted", text)))
-        base, task, fixed, folder = source.load(slot), source.task, source.config, source.folder
+        base, task, fixed, folder = source.load(slot), source.task, source.settings.fixed, source.folder
         while True:
             number, settings = pipe.recv()
 
@@ -62,25 +62,26 @@ class _Worker:
     number: int | None = None
 
 
-def run_in_processes(ledger: TrialLog, workers: int) -> None:
+def run_in_processes(log: TrialLog, workers: int) -> None:
     """Run what is missing, ``workers`` trials at a time.
 
     Raises:
         BaseModelError, OutputError: a worker cannot load the model, or not write. One that dies costs its trial only.
     """
-    crew = _WorkerPool(ledger)
+    pool = _WorkerPool(log)
     try:
-        for slot in range(min(workers, ledger.missing)):
-            crew.start_worker(slot, workers)
-        while crew.busy:
-            crew.handle_messages()
+        for slot in range(min(workers, log.missing)):
+            pool.start_worker(slot, workers)
+        while pool.busy:
+            pool.handle_messages()
     finally:
-        crew.shut_down()
+        pool.shut_down()
 
 
 class _WorkerPool:
-    def __init__(self, ledger: TrialLog) -> None:
-        self._ledger, self._reports, self._source = ledger, PruningStudy(ledger), WorkerData.of(ledger)
+    def __init__(self, log: TrialLog) -> None:
+        self._log, self._source = log, WorkerData.of(log)
+        self._study = PruningStudy(log.sampler, log.settings, log.landed)
         self._workers: dict[int, _Worker] = {}
         self._size = 1
 
@@ -94,7 +95,7 @@ class _WorkerPool:
         import torch
 
         self._size = size
-        begun = self._ledger.start()
+        begun = self._log.start()
         if begun is None:
             return
         # a forked process cannot use what the libraries set up in this one
@@ -127,20 +128,20 @@ class _WorkerPool:
         self._workers = {}
 
     def _handle(self, slot: int, kind: str, what: Any) -> None:
-        worker, ledger = self._workers[slot], self._ledger
+        worker, log = self._workers[slot], self._log
         assert worker.number is not None
         if kind == "evaluated":
-            worker.pipe.send(self._reports.evaluated(worker.number, *what))
+            worker.pipe.send(self._study.should_prune(worker.number, *what))
         elif kind == "noted":
-            ledger.callback.on_message(f"trial {worker.number}: {what}")
+            log.callback.on_message(f"trial {worker.number}: {what}")
         elif kind == "broken":
             writing, line = what
             raise OutputError(line) if writing else BaseModelError(line)
         else:
-            trial = ledger.folder.trial(worker.number)
+            trial = log.folder.trial(worker.number)
             assert trial is not None
             self._end(trial)
-            if (begun := ledger.start()) is not None:
+            if (begun := log.start()) is not None:
                 self._assign(slot, begun)
             else:
                 worker.pipe.close()
@@ -150,7 +151,7 @@ class _WorkerPool:
     def _assign(self, slot: int, begun: tuple[int, Any]) -> None:
         worker = self._workers[slot]
         worker.number = begun[0]
-        self._reports.begin(*begun)
+        self._study.begin(*begun)
         worker.pipe.send(begun)
 
     def _replace(self, slot: int) -> None:
@@ -161,12 +162,12 @@ class _WorkerPool:
         code = worker.process.exitcode
         how = f"killed by signal {-code}" if code is not None and code < 0 else f"exit code {code}"
         line = f"its process died ({how}): if it was for memory, --workers or --batch-size may be too large"
-        self._end(record_dead_trial(self._ledger.folder, worker.number, self._ledger.running[worker.number], line))
+        self._end(record_dead_trial(self._log.folder, worker.number, self._log.running[worker.number], line))
         self.start_worker(slot, self._size)
 
     def _end(self, trial: SweepTrial) -> None:
-        self._reports.end(trial)
-        self._ledger.ended(trial)
+        self._study.end(trial)
+        self._log.ended(trial)
 
 
 def record_dead_trial(folder: SweepFolder, number: int, settings: Any, line: str) -> SweepTrial:
