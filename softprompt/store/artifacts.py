@@ -11,23 +11,25 @@ here needs to know what the files mean.
 
 import hashlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
 
 from pydantic import ValidationError
 
-from softprompt.errors import StoreError
+from softprompt.errors import PromptFileError, StoreError
 from softprompt.store.backends import open_backend
 from softprompt.store.metadata import MOST_FILES, AliasChange, FileDigest, Marker, StoreRecord, Version
-from softprompt.store.references import LATEST, Reference, check_alias, check_name, is_name, is_number
-from softprompt.utils.safe_io import FILE_LIMIT, FILE_NAME, TEXT_LIMIT
+from softprompt.store.references import LATEST, Reference, check_alias, check_name, is_name, is_number, is_reference
+from softprompt.utils.files import expand_user
+from softprompt.utils.safe_io import FILE_LIMIT, FILE_NAME, TEXT_LIMIT, read_file
 
 MARKER, RECORD = "softprompt-store.json", "version.json"
 SINGLE_WRITER = "SOFTPROMPT_SINGLE_WRITER"
 
 Kind = TypeVar("Kind", bound=StoreRecord)
+Content = TypeVar("Content")
 
 
 class ArtifactStore:
@@ -267,3 +269,21 @@ def resolve_reference(reference: Reference) -> tuple[ArtifactStore, Version]:
     """The store and the version that are meant; raises StoreError if they are not there."""
     artifacts = ArtifactStore(reference.store)
     return artifacts, artifacts.version(reference.name, reference.which)
+
+
+def read_record(place: str, name: str, parse: Callable[[bytes], Content]) -> Content | None:
+    """A file beside a saved prompt, by the prompt's folder or reference, parsed; ``None`` if there is none.
+
+    Raises:
+        PromptFileError: it is damaged.
+        StoreError: the prompt is not in the store, or damaged there.
+    """
+    try:
+        if is_reference(place):
+            artifacts, version = resolve_reference(Reference.parse(place))
+            return parse(artifacts.read(version, [name])[name]) if name in version.files else None
+        return parse(read_file(expand_user(place) / name, TEXT_LIMIT))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError) as error:
+        raise PromptFileError(f"'{place}/{name}' is damaged: {error}; remove it, or learn the prompt again") from error

@@ -6,21 +6,17 @@ confidence and hidden states are those of rows that are new to it.
 
 import base64
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import accumulate
-from typing import Annotated, Any, Self
+from typing import Annotated, Self
 
 import numpy as np
 from pydantic import Field, FiniteFloat, model_validator
 
-from softprompt.errors import PromptFileError
 from softprompt.metrics.bootstrap import Floats
-from softprompt.store.artifacts import resolve_reference
+from softprompt.store.artifacts import read_record
 from softprompt.store.metadata import StoreRecord
-from softprompt.store.references import Reference, is_reference
-from softprompt.utils.files import expand_user
 from softprompt.utils.records import Record
-from softprompt.utils.safe_io import TEXT_LIMIT, read_file
 from softprompt.utils.seals import seal
 
 PROFILE_FILE = "profile.json"
@@ -181,35 +177,8 @@ def choose_coordinates(size: int) -> Sequence[int]:
 
 
 def read_profile(place: str) -> InputProfile | None:
-    """The profile of a saved prompt, by its folder or reference; ``None`` if it has none.
-
-    Raises:
-        PromptFileError: it is damaged.
-        StoreError: the prompt is not in the store, or damaged there.
-    """
-    if is_reference(place):
-        artifacts, version = resolve_reference(Reference.parse(place))
-        if PROFILE_FILE not in version.files:
-            return None
-        return parse_profile(artifacts.read(version, [PROFILE_FILE]), place)
-    path = expand_user(place) / PROFILE_FILE
-    try:
-        content = read_file(path, TEXT_LIMIT)
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except (OSError, ValueError) as error:
-        raise PromptFileError(f"'{path}' is damaged: {error}; remove it, or learn the prompt again") from error
-    return parse_profile({PROFILE_FILE: content}, place)
-
-
-def parse_profile(files: Mapping[str, Any], place: str) -> InputProfile:
-    """The profile among ``files``; raises PromptFileError if it is damaged."""
-    try:
-        return InputProfile.from_bytes(files[PROFILE_FILE])
-    except ValueError as error:
-        raise PromptFileError(
-            f"'{place}/{PROFILE_FILE}' is damaged: {error}; remove it, or learn the prompt again"
-        ) from error
+    """The profile of a saved prompt (see ``read_record``); ``None`` if it has none."""
+    return read_record(place, PROFILE_FILE, InputProfile.from_bytes)
 
 
 def _scaled(off: Floats, deviation: Floats) -> Floats:

@@ -18,11 +18,8 @@ from softprompt.data.examples import Example
 from softprompt.data.row_identity import hash_input, input_key
 from softprompt.data.split_assignment import describe_rows
 from softprompt.data.task import Task
-from softprompt.errors import PromptFileError
-from softprompt.store.artifacts import resolve_reference
-from softprompt.store.references import Reference, is_reference
-from softprompt.utils.files import expand_user
-from softprompt.utils.safe_io import TEXT_LIMIT, parse_json, read_file
+from softprompt.store.artifacts import read_record
+from softprompt.utils.safe_io import parse_json
 from softprompt.utils.seals import SEAL, seal, unseal
 
 ROWS_FILE = "rows.json"
@@ -155,25 +152,8 @@ class LearnedRows:
 
 
 def read_learned(place: str) -> LearnedRows | None:
-    """What a saved prompt, by its folder or reference, was learned from; ``None`` if that was not kept.
-
-    Raises:
-        PromptFileError: it is damaged.
-        StoreError: the prompt is not in the store, or damaged there.
-    """
-    try:
-        if is_reference(place):
-            artifacts, version = resolve_reference(Reference.parse(place))
-            if ROWS_FILE not in version.files:
-                return None
-            return LearnedRows.from_bytes(artifacts.read(version, [ROWS_FILE])[ROWS_FILE])
-        return LearnedRows.from_bytes(read_file(expand_user(place) / ROWS_FILE, TEXT_LIMIT))
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except (OSError, ValueError) as error:
-        raise PromptFileError(
-            f"'{place}/{ROWS_FILE}' is damaged: {error}; remove it, or learn the prompt again"
-        ) from error
+    """What a saved prompt was learned from (see ``read_record``); ``None`` if that was not kept."""
+    return read_record(place, ROWS_FILE, LearnedRows.from_bytes)
 
 
 def _first(stream: ExampleStream, count: int) -> Iterator[Example]:
