@@ -265,7 +265,7 @@ class InEngine:
 
         import softprompt as sp
         from softprompt.inference.generation import GenerationConfig
-        from softprompt.serving.engine.engine_types import ServedPrompt
+        from softprompt.serving.engine.engine_requests import ServedPrompt
         from softprompt.serving.engine.inference_engine import EngineLimits, InferenceEngine
 
         self._setup = setup

@@ -23,7 +23,8 @@ from softprompt.report.pages.drift_page import make_drift_document
 from softprompt.report.pages.inspection_page import make_inspection_document, make_pruning_document
 from softprompt.report.pages.store_page import make_similar_document
 from softprompt.report.report_files import write_page
-from softprompt.serving.request_log.request_samples import parse_span, read_samples
+from softprompt.serving.request_log.request_records import parse_span
+from softprompt.serving.request_log.sample_files import read_samples
 from softprompt.store.prompt_loading import load_prompt
 from softprompt.store.prompt_sources import FolderSource, StoreSource
 from softprompt.store.similarity import SimilarPrompt, rank_similar

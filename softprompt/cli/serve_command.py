@@ -18,16 +18,15 @@ from softprompt.serving.engine.inference_engine import EngineLimits, InferenceEn
 from softprompt.serving.engine.prompt_registry import PromptRegistry
 from softprompt.serving.engine.vllm_client import VllmClient
 from softprompt.serving.engine.vllm_engine import VllmEngine
-from softprompt.serving.http.auth import Authenticator
-from softprompt.serving.http.connections import ConnectionLimits
+from softprompt.serving.http.guarded_route import Authenticator
 from softprompt.serving.http.prometheus import ServerMetrics
 from softprompt.serving.http.server_settings import ServerSettings
 from softprompt.serving.http.settings_sources import load_server_settings
 from softprompt.serving.logging_config import configure_logging
+from softprompt.serving.request_log.request_records import Retention
 from softprompt.serving.request_log.request_sampler import RequestSampler
-from softprompt.serving.request_log.request_samples import Retention
 from softprompt.serving.request_log.sample_files import open_samples
-from softprompt.serving.runner import Server, listen
+from softprompt.serving.uvicorn_server import ConnectionLimits, Server, listen
 from softprompt.store.prompt_sources import FolderSource, StoreSource, read_served_profile
 from softprompt.utils.files import expand_user
 

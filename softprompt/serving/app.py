@@ -15,7 +15,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
 from softprompt.errors import ConfigError, SoftpromptError
-from softprompt.serving.engine.engine_types import (
+from softprompt.serving.engine.engine_requests import (
     DeadlineExceededError,
     EngineBusyError,
     EngineClient,
@@ -27,8 +27,7 @@ from softprompt.serving.engine.prompt_registry import (
     PromptRegistry,
     StoreChanges,
 )
-from softprompt.serving.http.auth import Authenticator
-from softprompt.serving.http.body_limits import make_guarded_route
+from softprompt.serving.http.guarded_route import Authenticator, make_guarded_route
 from softprompt.serving.http.http_errors import loggable_field, to_api_error
 from softprompt.serving.http.middleware import HEADER, RequestMiddleware
 from softprompt.serving.http.openapi import build_openapi, make_docs_headers, render_docs

@@ -18,7 +18,7 @@ from starlette.testclient import TestClient
 from softprompt.cli.analyze_command import DRIFT
 from softprompt.data.task import Task
 from softprompt.models.loading import load_model
-from softprompt.serving.request_log.request_samples import read_samples
+from softprompt.serving.request_log.sample_files import read_samples
 from softprompt.store.input_profile import PROFILE_FILE, read_profile
 from softprompt.store.version_store import Store
 from softprompt.training.fit import fit

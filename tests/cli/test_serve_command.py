@@ -28,8 +28,8 @@ from softprompt.models.loading import load_model
 from softprompt.serving.http.api_keys import add_key
 from softprompt.serving.http.server_settings import ServerSettings
 from softprompt.serving.http.settings_sources import load_server_settings
-from softprompt.serving.request_log.request_samples import read_samples
-from softprompt.serving.runner import listen
+from softprompt.serving.request_log.sample_files import read_samples
+from softprompt.serving.uvicorn_server import listen
 from softprompt.store.version_store import Store
 
 LEAST = {"model": "tiny", "store": "store"}

@@ -15,7 +15,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from softprompt.serving.runner import Server, listen
+from softprompt.serving.uvicorn_server import Server, listen
 
 
 class FakeVllm:

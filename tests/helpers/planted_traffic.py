@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from softprompt.serving.request_log.request_samples import RequestRecord, Retention
+from softprompt.serving.request_log.request_records import RequestRecord, Retention
 from softprompt.serving.request_log.sample_files import open_samples
 from softprompt.store.input_profile import Distribution, HiddenProfile, InputProfile, TokenShare, encode_ids
 

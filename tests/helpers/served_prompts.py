@@ -17,8 +17,8 @@ from softprompt.inference.predictor import Prediction, Predictor
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.prefix import compute_keys_and_values, make_prefix
 from softprompt.prompts.state import PromptState
+from softprompt.serving.engine.engine_requests import CompletionChunk, ServedPrompt
 from softprompt.serving.engine.engine_stats import BatchStats
-from softprompt.serving.engine.engine_types import CompletionChunk, ServedPrompt
 from softprompt.serving.engine.inference_engine import InferenceEngine
 from softprompt.serving.engine.request_preparation import RequestPreparer
 

@@ -22,16 +22,15 @@ from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.saved_prompt import Prompt
 from softprompt.prompts.state import PromptState
 from softprompt.serving.app import create_app
-from softprompt.serving.engine.engine_types import CompletionChunk, InputUsage, ServedPrompt
+from softprompt.serving.engine.engine_requests import CompletionChunk, InputUsage, ServedPrompt
 from softprompt.serving.engine.prompt_registry import PromptRegistry
-from softprompt.serving.http.auth import Authenticator
-from softprompt.serving.http.connections import ConnectionLimits
+from softprompt.serving.http.guarded_route import Authenticator
 from softprompt.serving.http.prometheus import ServerMetrics
 from softprompt.serving.http.server_settings import ServerSettings
+from softprompt.serving.request_log.request_records import Retention
 from softprompt.serving.request_log.request_sampler import RequestSampler
-from softprompt.serving.request_log.request_samples import Retention
 from softprompt.serving.request_log.sample_files import open_samples
-from softprompt.serving.runner import Server, listen
+from softprompt.serving.uvicorn_server import ConnectionLimits, Server, listen
 from softprompt.store.prompt_sources import FolderSource, PromptSource, StoreSource, read_served_profile
 from softprompt.store.version_store import Store
 

@@ -16,8 +16,8 @@ import httpx
 import pytest
 from helpers.tiny_server import Place, a_store, error_of, prompt, wait_for
 
-from softprompt.serving.http.connections import FEWEST, OTHER_FILES, ConnectionLimits
 from softprompt.serving.logging_config import RepeatFilter
+from softprompt.serving.uvicorn_server import FEWEST, OTHER_FILES, ConnectionLimits
 
 GOOD = {"model": "tone", "input": "a fine film"}
 

@@ -32,7 +32,7 @@ from softprompt.inference.decoding_batch import DecodingBatch
 from softprompt.inference.generation import GenerationConfig
 from softprompt.prompts.state import PromptState
 from softprompt.serving.engine import decoding_loop
-from softprompt.serving.engine.engine_types import DeadlineExceededError, EngineBusyError, ServedPrompt
+from softprompt.serving.engine.engine_requests import DeadlineExceededError, EngineBusyError, ServedPrompt
 from softprompt.serving.engine.inference_engine import EngineClosedError, EngineLimits, InferenceEngine
 from softprompt.serving.http.http_errors import to_api_error
 

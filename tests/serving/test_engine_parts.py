@@ -33,9 +33,14 @@ from softprompt.data.examples import Example
 from softprompt.errors import DataError
 from softprompt.inference.generation import Completion, GenerationConfig
 from softprompt.prompts.state import PromptState
-from softprompt.serving.engine.detokenizer import Detokenizer, measure_partial_stop
+from softprompt.serving.engine.engine_requests import (
+    CompletionChunk,
+    Detokenizer,
+    InputUsage,
+    ServedPrompt,
+    measure_partial_stop,
+)
 from softprompt.serving.engine.engine_stats import BatchStats
-from softprompt.serving.engine.engine_types import CompletionChunk, InputUsage, ServedPrompt
 from softprompt.serving.engine.inference_engine import EngineLimits, InferenceEngine
 from softprompt.serving.engine.prefix_cache import PrefixCache
 from softprompt.serving.engine.request_preparation import RequestPreparer
@@ -308,8 +313,8 @@ def test_memory_stays_as_it_is() -> None:
 
     async def main() -> None:
         async with InferenceEngine(BASE, EngineLimits(prefix_bytes=3 * size(14))) as engine:
-            texts = engine._preparing._texts
-            engine._preparing._objectives._most = texts._labelling._most = texts._generating._most = 8
+            texts = engine._preparing
+            texts._objectives._most = texts._labelling._most = texts._generating._most = 8
             await many(engine, 0)
             before = tensors()
             for start in (100, 200, 300):

@@ -17,7 +17,7 @@ from helpers.tiny_server import Place, a_store, error_of, prompt, wait_for
 from starlette.testclient import TestClient
 
 from softprompt.errors import DataError
-from softprompt.serving.engine.engine_types import DeadlineExceededError, EngineBusyError
+from softprompt.serving.engine.engine_requests import DeadlineExceededError, EngineBusyError
 from softprompt.serving.logging_config import JsonFormatter
 
 TEXT = "a fine film"

@@ -12,7 +12,7 @@ from softprompt.data.examples import Example
 from softprompt.inference.generation import GenerationConfig
 from softprompt.inference.predictor import Prediction
 from softprompt.models.frozen_lm import FrozenLM
-from softprompt.serving.engine.engine_types import ServedPrompt
+from softprompt.serving.engine.engine_requests import ServedPrompt
 from softprompt.serving.engine.inference_engine import EngineLimits, InferenceEngine
 
 FAMILIES = {"llama": True, "gemma3": True, "gpt2": True, "mamba": False, "t5": True, "bart": True}

@@ -9,7 +9,7 @@ import pytest
 from helpers.tiny_server import BASE_NAME, LABELS, WORDS, Place, a_store, expected
 
 from softprompt.data.examples import Example
-from softprompt.serving.engine.engine_types import EngineBusyError
+from softprompt.serving.engine.engine_requests import EngineBusyError
 from softprompt.serving.http.api_keys import add_key
 
 TEXT = "a fine film"

@@ -10,7 +10,7 @@ from helpers.tiny_server import BASE_NAME, LABELS, MORE, WORDS, Place, a_store, 
 
 from softprompt.data.examples import Example
 from softprompt.data.task import TaskSpec
-from softprompt.serving.engine.engine_types import DeadlineExceededError, EngineBusyError
+from softprompt.serving.engine.engine_requests import DeadlineExceededError, EngineBusyError
 from softprompt.serving.http.api_keys import add_key
 
 pytestmark = needs_chromium

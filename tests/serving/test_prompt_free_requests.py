@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,10 @@ from softprompt.data.task import TaskSpec
 from softprompt.inference.generation import GenerationConfig
 from softprompt.inference.predictor import Prediction, Predictor
 from softprompt.prompts.written_prompt import written_prompt
-from softprompt.serving.engine.engine_types import ServedPrompt
+from softprompt.serving.engine.engine_requests import ServedPrompt
 from softprompt.serving.engine.inference_engine import InferenceEngine
 from softprompt.serving.http.api_keys import add_key
-from softprompt.serving.http.prompt_free_requests import BaselinePrompts
+from softprompt.serving.http.request_context import make_baseline
 from softprompt.serving.http.schemas import LONGEST_INSTRUCTION, Baseline
 
 TEXT = "a fine film"
@@ -148,9 +149,9 @@ def test_prompts_and_baselines_share_batches() -> None:
     base = the_base()
     prompt = ServedPrompt("tone@1", TWO, (tokens(base, 4),))
     words = ServedPrompt("words@1", TaskSpec.of(template="{{ text }}\nOutput:"), (tokens(base, 4, 9),))
-    baselines = BaselinePrompts(base)
+    baselines = partial(make_baseline, base)
     forms = [Baseline(**form) for form in FORMS]
-    mixed = [prompt, *(baselines.of(prompt, form) for form in forms)]
+    mixed = [prompt, *(baselines(prompt, form) for form in forms)]
     # no instruction is one and the same, however it is not given
     assert len({one.key for one in mixed}) == 1 + len(FORMS) - 2
     texts, generation = [Example(TEXT), Example("dull")], GenerationConfig(max_new_tokens=5)
@@ -158,12 +159,12 @@ def test_prompts_and_baselines_share_batches() -> None:
     async def ask() -> tuple[list[list[Prediction]], list[str]]:
         async with InferenceEngine(base) as engine:
             labels = await asyncio.gather(*(engine.classify(one, texts) for one in mixed))
-            grown = [baselines.of(words, form) for form in forms[:3]]
+            grown = [baselines(words, form) for form in forms[:3]]
             pieces = await asyncio.gather(*(collected(engine.generate(one, texts[0], generation)) for one in grown))
             return list(labels), [said(one) for one in pieces]
 
     labels, completions = asyncio.run(ask())
     for served, found in zip(mixed, labels, strict=True):
         assert_same(found, sorted(Predictor(base, served.spec, served.states).predict(texts), key=lambda p: p.index))
-    expected = [completed(base, baselines.of(words, form), texts[0], generation) for form in forms[:3]]
+    expected = [completed(base, baselines(words, form), texts[0], generation) for form in forms[:3]]
     assert completions == expected

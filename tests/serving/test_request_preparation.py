@@ -8,7 +8,7 @@ from helpers.tiny_models import tiny_base
 
 from softprompt.data.examples import Example
 from softprompt.data.task import LABELS, TaskSpec
-from softprompt.serving.engine.engine_types import ServedPrompt
+from softprompt.serving.engine.engine_requests import ServedPrompt
 from softprompt.serving.engine.inference_engine import EngineLimits, InferenceEngine
 from softprompt.serving.engine.request_preparation import RequestPreparer, WeightedCache, split_portions
 from softprompt.serving.engine.request_queue import RequestQueue

@@ -21,11 +21,17 @@ from starlette.testclient import TestClient
 
 from softprompt.data.examples import Example
 from softprompt.errors import ConfigError, PromptFileError
-from softprompt.serving.engine.engine_types import EngineBusyError, ServedPrompt
+from softprompt.serving.engine.engine_requests import EngineBusyError, ServedPrompt
 from softprompt.serving.request_log import request_sampler
-from softprompt.serving.request_log.request_sampler import RequestAnswer, RequestSampler, SampledRequest
-from softprompt.serving.request_log.request_samples import RequestRecord, Retention, read_samples
-from softprompt.serving.request_log.sample_files import JsonlSampleFile, SampleFile, SqliteSampleFile, open_samples
+from softprompt.serving.request_log.request_records import RequestRecord, Retention
+from softprompt.serving.request_log.request_sampler import RequestAnswer, RequestOutcome, RequestSampler
+from softprompt.serving.request_log.sample_files import (
+    JsonlSampleFile,
+    SampleFile,
+    SqliteSampleFile,
+    open_samples,
+    read_samples,
+)
 from softprompt.store.input_profile import PROFILE_FILE, InputProfile
 
 ENDINGS = ("samples.db", "samples.jsonl")
@@ -35,11 +41,11 @@ def no_profile(which: str) -> InputProfile | None:
     return None
 
 
-def taken(text: str = "a fine film", number: int = 0, **changes: Any) -> SampledRequest:
+def taken(text: str = "a fine film", number: int = 0, **changes: Any) -> RequestOutcome:
     fields: dict[str, Any] = {
         "time": NOW + number,
-        "request": f"r{number}",
-        "prompt": "tone@1",
+        "id": f"r{number}",
+        "model": "tone@1",
         "served": ServedPrompt("tone@1:x", LABELS, prompt().states),
         "key": "ci",
         "route": "/v1/classify",
@@ -47,9 +53,9 @@ def taken(text: str = "a fine film", number: int = 0, **changes: Any) -> Sampled
         "answers": [RequestAnswer("good", {"bad": 0.25, "good": 0.75})],
         "seconds": 0.0125,
         "status": 200,
-        "error": "",
+        "code": "",
     }
-    return SampledRequest(**{**fields, **changes})
+    return RequestOutcome(**{**fields, **changes})
 
 
 class Memory:
@@ -111,7 +117,7 @@ class TestSampler:
     def test_a_request_that_failed(self) -> None:
         file = Memory()
         writing = sampler(file, Counter())
-        writing.offer(taken(answers=[], status=504, error="deadline"))
+        writing.offer(taken(answers=[], status=504, code="deadline"))
         writing.close()
         assert (file.rows[0].answer, file.rows[0].status, file.rows[0].error) == (None, 504, "deadline")
 

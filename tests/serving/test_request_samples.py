@@ -10,7 +10,8 @@ from helpers.planted_traffic import World, sample, samples, write
 from helpers.small_tasks import command
 
 from softprompt.errors import DataError
-from softprompt.serving.request_log.request_samples import COLUMNS, parse_span, read_samples
+from softprompt.serving.request_log.request_records import parse_span
+from softprompt.serving.request_log.sample_files import COLUMNS, read_samples
 
 
 @pytest.fixture
@@ -149,7 +150,7 @@ def test_a_line_without_end_does_not_fill_the_memory(tmp_path: Path) -> None:
 
 
 def test_texts_are_held_up_to_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("softprompt.serving.request_log.request_samples.READ_CHARACTERS", 10_000)
+    monkeypatch.setattr("softprompt.serving.request_log.sample_files.READ_CHARACTERS", 10_000)
     path = write(tmp_path / "s.db", [sample(number=i, text="x" * 1000) for i in range(50)])
     kept = [one.text is not None for one in read_samples(path).samples]
     assert kept == [False] * (50 - sum(kept)) + [True] * sum(kept)

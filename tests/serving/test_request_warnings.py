@@ -15,8 +15,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from softprompt.inference.generation import Completion, GenerationConfig
-from softprompt.serving.engine.detokenizer import Detokenizer
-from softprompt.serving.engine.engine_types import CompletionChunk, InputUsage
+from softprompt.serving.engine.engine_requests import CompletionChunk, Detokenizer, InputUsage
 from softprompt.serving.engine.inference_engine import InferenceEngine
 from softprompt.serving.http.completion_service import WhitespaceTrimmer
 from softprompt.serving.logging_config import JsonFormatter

@@ -31,7 +31,7 @@ from softprompt.export.vocabulary import bake_vocabulary
 from softprompt.inference.predictor import Predictor
 from softprompt.models.loading import load_model
 from softprompt.prompts.saved_prompt import Prompt
-from softprompt.serving.engine.engine_types import ServedPrompt
+from softprompt.serving.engine.engine_requests import ServedPrompt
 from softprompt.serving.engine.inference_engine import EngineLimits
 from softprompt.serving.engine.prompt_registry import PromptRegistry
 from softprompt.serving.engine.vllm_client import VllmClient

@@ -17,8 +17,8 @@ from softprompt.errors import SoftpromptError
 from softprompt.experiments.comparison.study_folder import StudyFolder
 from softprompt.experiments.comparison.study_records import Result
 from softprompt.experiments.sweep.sweep_folder import SweepFolder, SweepTrial
-from softprompt.serving.request_log.request_samples import RequestRecord, Retention, read_samples
-from softprompt.serving.request_log.sample_files import open_samples
+from softprompt.serving.request_log.request_records import RequestRecord, Retention
+from softprompt.serving.request_log.sample_files import open_samples, read_samples
 from softprompt.store.prompt_loading import load_prompt
 from softprompt.store.version_store import Store
 from softprompt.training.checkpoint import Checkpoint

@@ -8,7 +8,7 @@ import numpy as np
 from softprompt.analysis.drift.drift_records import DriftExample, Signal
 from softprompt.analysis.drift.signals import ComparedSignal
 from softprompt.analysis.finding_rules import Rule
-from softprompt.serving.request_log.request_samples import RequestRecord
+from softprompt.serving.request_log.request_records import RequestRecord
 
 SHOWN = 5  # texts that show a drift
 

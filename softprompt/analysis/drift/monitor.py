@@ -28,7 +28,8 @@ from softprompt.inference.predictor import Prediction, Predictor
 from softprompt.metrics.hypothesis_tests import holm_adjust
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.saved_prompt import Prompt
-from softprompt.serving.request_log.request_samples import RecordedRequests, RequestRecord
+from softprompt.serving.request_log.request_records import RequestRecord
+from softprompt.serving.request_log.sample_files import RecordedRequests
 from softprompt.store.input_profile import InputProfile
 from softprompt.store.prompt_sources import PromptSource, read_served_profile
 from softprompt.training.input_profiling import STATES, compute_hidden_states, count_rare_tokens, profile_inputs

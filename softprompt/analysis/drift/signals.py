@@ -16,7 +16,7 @@ from softprompt.analysis.drift import distribution_tests
 from softprompt.analysis.drift.drift_records import Curve, LabelShare, Signal, SignalName, Verdict
 from softprompt.metrics.bootstrap import Floats
 from softprompt.metrics.hypothesis_tests import Significance, chi_square, cohens_h, population_stability_index, z_test
-from softprompt.serving.request_log.request_samples import RequestRecord
+from softprompt.serving.request_log.request_records import RequestRecord
 from softprompt.store.input_profile import Distribution, InputProfile, TokenShare
 
 LEAST, LEAST_TRAINED = 100, 50  # live samples, and validation rows, below which nothing is said

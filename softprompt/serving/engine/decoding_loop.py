@@ -9,8 +9,7 @@ import torch
 from softprompt.inference.decoding_batch import DecodingBatch, join_batches, start_decoding
 from softprompt.inference.generation import next_tokens
 from softprompt.models.frozen_lm import FrozenLM
-from softprompt.serving.engine.engine_requests import GenerationRequest
-from softprompt.serving.engine.engine_types import CompletionChunk
+from softprompt.serving.engine.engine_requests import CompletionChunk, GenerationRequest
 from softprompt.serving.engine.label_scoring import make_not_finite_error
 from softprompt.serving.engine.prefix_cache import PrefixCache
 

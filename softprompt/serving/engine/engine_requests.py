@@ -1,22 +1,189 @@
-"""Requests on their way between the event loop and the thread that runs the model."""
+"""What an engine is asked and answers: prompts that are served, requests on their way to the model, pieces, errors."""
 
 import asyncio
+import re
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Literal, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 from torch import Tensor
 
 from softprompt.data.encoding.encoder import EncodedSequence, ExampleEncoder
 from softprompt.data.encoding.verbalizer import Verbalizer
+from softprompt.data.examples import Example
+from softprompt.data.task import TaskSpec
 from softprompt.inference.generation import Completion, GenerationConfig
 from softprompt.inference.predictor import Prediction
 from softprompt.inference.scoring import AnswerScorer
 from softprompt.models.frozen_lm import FrozenLM
-from softprompt.serving.engine.detokenizer import Detokenizer
-from softprompt.serving.engine.engine_types import CompletionChunk, InputUsage, ServedPrompt
+from softprompt.prompts.state import PromptState
+
+
+@dataclass(frozen=True)
+class ServedPrompt:
+    """A prompt as the engine sees it.
+
+    Attributes:
+        key: what tells it from every other one ever served, ``name@version`` for a version of a store: versions
+            never change, so whatever is computed from it can be kept under it.
+        spec: its task.
+        states: the prompt; several that answer together; none for the bare template.
+    """
+
+    key: str
+    spec: TaskSpec
+    states: tuple[PromptState, ...]
+
+
+@dataclass(frozen=True)
+class InputUsage:
+    """What an engine reads of an example.
+
+    Attributes:
+        tokens: of virtual tokens, template and text.
+        cut: the text is longer than what is read of it.
+    """
+
+    tokens: int
+    cut: bool
+
+
+@dataclass(frozen=True)
+class CompletionChunk:
+    """A piece of a completion.
+
+    Attributes:
+        text: what is new of the text; pieces joined are the completion.
+        tokens: how many tokens it took.
+        read: for the completion, the same in every piece.
+        finish: in the last piece, why it is the last: a stop string or end of text, or the limit of tokens.
+    """
+
+    text: str
+    tokens: int
+    read: InputUsage
+    finish: Literal["stop", "length"] | None = None
+
+
+class EngineBusyError(Exception):
+    """The queue is full: to be tried again after ``retry_after`` seconds."""
+
+    def __init__(self, retry_after: float) -> None:
+        super().__init__(f"the queue is full, try again after {retry_after:.0f} s")
+        self.retry_after = retry_after
+
+
+class DeadlineExceededError(Exception):
+    """The answer was not there at its deadline."""
+
+
+@runtime_checkable
+class RemoteEngine(Protocol):
+    """An engine that runs in another process."""
+
+    async def is_reachable(self) -> bool:
+        """Whether it can be asked now."""
+        ...
+
+
+class EngineUnreachableError(Exception):
+    """The engine runs elsewhere and cannot be asked now; the message is for whoever asked."""
+
+
+@asynccontextmanager
+async def expire_at(until: float | None) -> AsyncIterator[None]:
+    """DeadlineExceededError if what is in it takes until then, by the event loop's clock."""
+    try:
+        async with asyncio.timeout_at(until) as timeout:
+            yield
+    except TimeoutError as error:
+        if not timeout.expired():
+            raise
+        raise DeadlineExceededError("the answer was not there at its deadline") from error
+
+
+def deadline_after(seconds: float | None) -> float | None:
+    """So many seconds from now, by the event loop's clock."""
+    return None if seconds is None else asyncio.get_running_loop().time() + seconds
+
+
+class EngineClient(Protocol):
+    """An engine: answers requests for any mix of prompts.
+
+    Cancelling the task that waits (or closing the iterator) takes a request out of the queue or the running batch.
+    """
+
+    async def classify(
+        self, served: ServedPrompt, examples: Sequence[Example], *, deadline: float | None = None
+    ) -> list[Prediction]:
+        """One prediction for each example, in their order, with what was read for it.
+
+        Args:
+            deadline: seconds from now after which the answer is no longer wanted.
+
+        Raises:
+            EngineBusyError, DeadlineExceededError, TemplateError, DataError: what concerns this request alone.
+            EngineUnreachableError: the engine runs elsewhere, and does not answer.
+        """
+        ...
+
+    def generate(
+        self, served: ServedPrompt, example: Example, generation: GenerationConfig, *, deadline: float | None = None
+    ) -> AsyncIterator[CompletionChunk]:
+        """The completion of one example, piece by piece as it grows; raises as ``classify``."""
+        ...
+
+
+_BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
+
+
+class Detokenizer:
+    """Cuts a completion into pieces that, joined, are its ``exact`` text."""
+
+    def __init__(self, completion: Completion, tokenizer: Any, read: InputUsage) -> None:
+        self._completion, self._tokenizer, self._read = completion, tokenizer, read
+        # where decoding takes spaces away again, what comes may change the last two words
+        self._cleans_up = bool(getattr(tokenizer, "clean_up_tokenization_spaces", False))
+        self._shown = ""
+        self._tokens = 0
+
+    def next_chunk(self) -> CompletionChunk | None:
+        """What is new since the last piece; ``None`` if there is nothing to show, while it goes on."""
+        completion = self._completion
+        text = self._settled() if completion.finish is None else completion.exact
+        if completion.finish is None and (len(text) <= len(self._shown) or not text.startswith(self._shown)):
+            return None
+        new, tokens = text[len(self._shown) :], len(completion.tokens) - self._tokens
+        self._shown, self._tokens = text, len(completion.tokens)
+        return CompletionChunk(new, tokens, self._read, completion.finish)
+
+    def _settled(self) -> str:
+        """The text so far without what a later token may change, or show to be no part of it."""
+        # single bytes are decoded together with those beside them
+        if _BYTE.fullmatch(str(self._tokenizer.convert_ids_to_tokens(self._completion.tokens[-1]))):
+            return self._shown
+        text = self._completion.decoded.rstrip("\ufffd")
+        if self._cleans_up:
+            text = "".join(re.split(r"(\s)", text)[:-4])
+        return text[: len(text) - measure_partial_stop(text, self._completion.generation.stop)]
+
+
+def measure_partial_stop(text: str, stops: Sequence[str]) -> int:
+    """Characters at the end of ``text`` that a stop string may begin with."""
+    return max(
+        # no more of a stop string can have begun than there is text
+        (
+            length
+            for stop in stops
+            for length in range(1, min(len(stop), len(text) + 1))
+            if text.endswith(stop[:length])
+        ),
+        default=0,
+    )
+
 
 RequestKind: TypeAlias = Literal["classification", "generation"]
 

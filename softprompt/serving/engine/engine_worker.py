@@ -14,9 +14,13 @@ import torch
 
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.serving.engine.decoding_loop import DecodingLoop
-from softprompt.serving.engine.engine_requests import EngineRequest, GenerationRequest, ScheduledExample
+from softprompt.serving.engine.engine_requests import (
+    CompletionChunk,
+    EngineRequest,
+    GenerationRequest,
+    ScheduledExample,
+)
 from softprompt.serving.engine.engine_stats import BatchStats, EngineCounters
-from softprompt.serving.engine.engine_types import CompletionChunk
 from softprompt.serving.engine.label_scoring import score_labels
 from softprompt.serving.engine.prefix_cache import PrefixCache
 from softprompt.serving.engine.request_queue import RequestQueue

@@ -27,20 +27,18 @@ from softprompt.models.kernels.compilation import SERVED, compiled, should_compi
 from softprompt.prompts.prefix import shares_prefix
 from softprompt.serving.engine.engine_requests import (
     ClassificationRequest,
-    EngineRequest,
-    GenerationRequest,
-    RequestKind,
-)
-from softprompt.serving.engine.engine_stats import BatchObserver, EngineCounters, EngineStats
-from softprompt.serving.engine.engine_types import (
     CompletionChunk,
     DeadlineExceededError,
     EngineBusyError,
+    EngineRequest,
+    GenerationRequest,
     InputUsage,
+    RequestKind,
     ServedPrompt,
     deadline_after,
     expire_at,
 )
+from softprompt.serving.engine.engine_stats import BatchObserver, EngineCounters, EngineStats
 from softprompt.serving.engine.engine_worker import EngineWorker
 from softprompt.serving.engine.prefix_cache import PrefixCache
 from softprompt.serving.engine.request_preparation import RequestPreparer, split_portions

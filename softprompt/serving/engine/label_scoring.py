@@ -12,8 +12,7 @@ from softprompt.data.encoding.encoder import EncodedSequence
 from softprompt.errors import BaseModelError, PromptFileError, SoftpromptError
 from softprompt.inference.predictor import Prediction, predict_labels
 from softprompt.models.frozen_lm import FrozenLM
-from softprompt.serving.engine.engine_requests import ScheduledExample
-from softprompt.serving.engine.engine_types import ServedPrompt
+from softprompt.serving.engine.engine_requests import ScheduledExample, ServedPrompt
 from softprompt.serving.engine.prefix_cache import PrefixCache
 
 

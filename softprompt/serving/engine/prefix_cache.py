@@ -13,7 +13,7 @@ from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.prefix import CachedPrefix, ConcatenatedPrefix, Prefix, make_prefix, stack_prefixes
 from softprompt.prompts.seq2seq_prefix import EncodedPrefix, stack_encoded_prefixes
 from softprompt.prompts.shared_prefix_attention import SharedPrefixes, supports_shared_attention
-from softprompt.serving.engine.engine_types import ServedPrompt
+from softprompt.serving.engine.engine_requests import ServedPrompt
 
 PrefixKey: TypeAlias = str | None  # of a prompt; None is no prompt, which is the same whatever the template
 

@@ -19,7 +19,7 @@ from softprompt.data.encoding.encoder import TokenizingModel
 from softprompt.data.task import TaskSpec
 from softprompt.errors import SoftpromptError, shorten
 from softprompt.prompts.saved_prompt import IdentifiedModel, Prompt
-from softprompt.serving.engine.engine_types import ServedPrompt
+from softprompt.serving.engine.engine_requests import ServedPrompt
 from softprompt.store.prompt_sources import PromptSource, VersionGoneError
 from softprompt.store.references import LATEST, is_name, is_number
 from softprompt.store.version_store import PromptListing

@@ -12,8 +12,7 @@ from softprompt.errors import DataError
 from softprompt.inference.scoring import AnswerScorer
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.state import words_before
-from softprompt.serving.engine.engine_requests import LabelQuery
-from softprompt.serving.engine.engine_types import InputUsage, ServedPrompt
+from softprompt.serving.engine.engine_requests import InputUsage, LabelQuery, ServedPrompt
 
 _Value = TypeVar("_Value")
 
@@ -71,7 +70,7 @@ class TextEncoder:
             (served.key, new_tokens),
             lambda: self._encoder(served, served.spec.as_generation, new_tokens),
         )
-        (ids,), cut = encode_and_find_cuts(encoder, [example], encoder.encode_inputs)
+        (ids,), cut = encode_and_find_cuts(encoder, [example])
         return EncodedSequence(0, ids, ()), InputUsage(count_virtual_tokens(served) + len(ids), bool(cut))
 
     def _encoder(self, served: ServedPrompt, spec: TaskSpec, new_tokens: int = 0) -> ExampleEncoder:
@@ -113,12 +112,12 @@ def split_portions(template: str, examples: Sequence[Example]) -> Iterator[list[
         yield portion
 
 
-class RequestPreparer:
-    """Makes items of examples; to be called in one thread only."""
+class RequestPreparer(TextEncoder):
+    """Makes items of examples for the model of this process; to be called in one thread only."""
 
-    def __init__(self, base: FrozenLM, longest_text: int) -> None:
-        """``longest_text``: characters of an example that are read at all."""
-        self._base, self._texts = base, TextEncoder(base, longest_text)
+    def __init__(self, base: FrozenLM, longest: int) -> None:
+        super().__init__(base, longest)
+        self._model = base
         self._objectives: WeightedCache[AnswerScorer] = WeightedCache(KEPT, _weight_of_decisions)
 
     def encode_examples(
@@ -129,18 +128,12 @@ class RequestPreparer:
         Raises:
             TemplateError, DataError: an example that cannot be read.
         """
-        encoder = self._texts.get_label_encoder(served, examples)
-        objective = self._objectives.get(served.key, lambda: AnswerScorer(self._base, encoder.verbalizer))
-        texts, cut = encode_and_find_cuts(encoder, examples, encoder.encode_inputs)
+        encoder = self.get_label_encoder(served, examples)
+        objective = self._objectives.get(served.key, lambda: AnswerScorer(self._model, encoder.verbalizer))
+        texts, cut = encode_and_find_cuts(encoder, examples)
         before = count_virtual_tokens(served)
         read = [InputUsage(before + len(text), index in cut) for index, text in enumerate(texts)]
         return LabelQuery(encoder, objective, max(1, len(served.states))), texts, read
-
-    def encode_text(
-        self, served: ServedPrompt, example: Example, new_tokens: int
-    ) -> tuple[EncodedSequence, InputUsage]:
-        """The item of a text that at most ``new_tokens`` are to follow; raises as ``questions``."""
-        return self._texts.encode_text(served, example, new_tokens)
 
 
 def count_virtual_tokens(served: ServedPrompt) -> int:
@@ -149,13 +142,13 @@ def count_virtual_tokens(served: ServedPrompt) -> int:
 
 
 def encode_and_find_cuts(
-    encoder: ExampleEncoder, examples: Sequence[Example], read: Callable[[Sequence[Example]], _Value]
-) -> tuple[_Value, frozenset[int]]:
-    """What ``read`` makes of examples with ``encoder``, and which of them it cut."""
+    encoder: ExampleEncoder, examples: Sequence[Example]
+) -> tuple[list[tuple[int, ...]], frozenset[int]]:
+    """Tokens of examples, and which of them were cut."""
 
-    def cuts(some: Sequence[Example]) -> tuple[_Value, int]:
+    def cuts(some: Sequence[Example]) -> tuple[list[tuple[int, ...]], int]:
         before = encoder.truncated
-        return read(some), encoder.truncated - before
+        return encoder.encode_inputs(some), encoder.truncated - before
 
     found, count = cuts(examples)
     if count in (0, len(examples)):

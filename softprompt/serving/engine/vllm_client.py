@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import httpx
 
 from softprompt.errors import ConfigError, DataError
-from softprompt.serving.engine.engine_types import EngineBusyError, EngineUnreachableError
+from softprompt.serving.engine.engine_requests import EngineBusyError, EngineUnreachableError
 
 _Value = TypeVar("_Value")
 

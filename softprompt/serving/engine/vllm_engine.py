@@ -24,9 +24,9 @@ from softprompt.export.baked_checkpoint import BakedCheckpoint
 from softprompt.inference.generation import Completion, GenerationConfig
 from softprompt.inference.predictor import Prediction
 from softprompt.prompts.saved_prompt import hash_prompt
-from softprompt.serving.engine.detokenizer import Detokenizer
-from softprompt.serving.engine.engine_types import (
+from softprompt.serving.engine.engine_requests import (
     CompletionChunk,
+    Detokenizer,
     EngineBusyError,
     InputUsage,
     ServedPrompt,
@@ -185,7 +185,7 @@ class VllmEngine:
         self, served: ServedPrompt, examples: Sequence[Example]
     ) -> tuple[ExampleEncoder, tuple[int, ...], list[tuple[int, ...]], frozenset[int]]:
         encoder = self._texts.get_label_encoder(served, examples)
-        return encoder, self._front(served), *encode_and_find_cuts(encoder, examples, encoder.encode_inputs)
+        return encoder, self._front(served), *encode_and_find_cuts(encoder, examples)
 
     def _text(
         self, served: ServedPrompt, example: Example, generation: GenerationConfig

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from softprompt.data.examples import Example
 from softprompt.inference.generation import GenerationConfig
 from softprompt.inference.predictor import Prediction
-from softprompt.serving.engine.engine_types import CompletionChunk, InputUsage
+from softprompt.serving.engine.engine_requests import CompletionChunk, InputUsage
 from softprompt.serving.http.http_errors import CLIENT_GONE, ApiError, to_api_error
 from softprompt.serving.http.request_context import RequestContext, ServingContext
 from softprompt.serving.http.schemas import BaseCompletionRequest

@@ -19,7 +19,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
 from softprompt.errors import BaseModelError, DataError, PromptFileError, SoftpromptError, TemplateError, shorten
-from softprompt.serving.engine.engine_types import DeadlineExceededError, EngineBusyError, EngineUnreachableError
+from softprompt.serving.engine.engine_requests import DeadlineExceededError, EngineBusyError, EngineUnreachableError
 from softprompt.serving.engine.prompt_registry import ModelNotFoundError, ModelUnavailableError
 
 _FIELD = re.compile(r"[A-Za-z_][A-Za-z0-9_.\[\]-]{0,59}")

@@ -5,20 +5,16 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from softprompt.data.examples import Example
-from softprompt.serving.engine.engine_types import ServedPrompt
 from softprompt.serving.http.http_errors import CLIENT_GONE, ApiError, to_api_error
 from softprompt.serving.http.prometheus import ServerMetrics
 from softprompt.serving.http.server_settings import ServerSettings
 from softprompt.serving.http.sse import EVENTS, encode_event
-from softprompt.serving.request_log.request_sampler import RequestAnswer, RequestSampler, SampledRequest
+from softprompt.serving.request_log.request_sampler import RequestOutcome, RequestSampler
 
 HEADER = "X-Request-Id"
 # of every answer that has none of its own: data, that no browser is to take for a page
@@ -26,41 +22,6 @@ SAFE = {"Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
 _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 log = logging.getLogger("softprompt.serving")
-
-
-@dataclass
-class RequestOutcome:
-    """What is known of a request by its end.
-
-    Attributes:
-        id: of the request; the client's own, if it sent one.
-        key: name of the API key.
-        task: name of the prompt, if it is one that there is.
-        model: what answered, with its version.
-        prompt_tokens, completion_tokens: read and generated.
-        status: what it came to, where that is not the response's status: it had begun already.
-        code, param: of the error, if it ended in one, and of the field that is wrong.
-        warnings: what whoever asked is told beside the answer.
-        cut: texts that were too long to be read whole.
-        said: texts and answers, where they are to be logged.
-        served, examples, answers: of a request to a prompt, as far as it got, for samples.
-    """
-
-    id: str
-    key: str = ""
-    task: str = ""
-    model: str = ""
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    status: int | None = None
-    code: str = ""
-    param: str = ""
-    warnings: list[str] = field(default_factory=list)
-    cut: int = 0
-    said: dict[str, Any] = field(default_factory=dict)
-    served: ServedPrompt | None = None
-    examples: Sequence[Example] = ()
-    answers: Sequence[RequestAnswer] = ()
 
 
 class RequestMiddleware:
@@ -137,35 +98,23 @@ class RequestMiddleware:
                 await ApiError(500, problem.code, problem.detail).response()(scope, receive, sending)
         finally:
             self._metrics.in_progress.dec()
-            seconds = time.perf_counter() - started
-            self._ended(asked, scope["method"], outcome, outcome.status or status or CLIENT_GONE, seconds)
+            outcome.status = outcome.status or status or CLIENT_GONE
+            outcome.seconds = time.perf_counter() - started
+            # the path that was declared, not the one that was sent: that can be anything
+            outcome.route = getattr(asked.get("route"), "path", "other")
+            self._record(scope["method"], outcome)
 
-    def _ended(self, scope: Scope, method: str, outcome: RequestOutcome, status: int, seconds: float) -> None:
-        # the path that was declared, not the one that was sent: that can be anything
-        route = getattr(scope.get("route"), "path", "other")
-        self._metrics.record_request(route, status, outcome.task, seconds)
+    def _record(self, method: str, outcome: RequestOutcome) -> None:
+        self._metrics.record_request(outcome.route, outcome.status, outcome.task, outcome.seconds)
         if self._sampler is not None and outcome.served is not None and outcome.examples and self._sampler.is_chosen():
-            self._sampler.offer(
-                SampledRequest(
-                    time=time.time(),
-                    request=outcome.id,
-                    prompt=outcome.model,
-                    served=outcome.served,
-                    key=outcome.key,
-                    route=route,
-                    examples=outcome.examples,
-                    answers=outcome.answers,
-                    seconds=seconds,
-                    status=status,
-                    error=outcome.code,
-                )
-            )
+            outcome.time = time.time()
+            self._sampler.offer(outcome)
         line = {
             "request_id": outcome.id,
             "method": method if method in ("GET", "POST", "HEAD", "OPTIONS") else "other",
-            "route": route,
-            "status": status,
-            "milliseconds": round(1000 * seconds, 1),
+            "route": outcome.route,
+            "status": outcome.status,
+            "milliseconds": round(1000 * outcome.seconds, 1),
             "key": outcome.key,
             "model": outcome.model,
             "prompt_tokens": outcome.prompt_tokens,

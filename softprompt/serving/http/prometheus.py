@@ -1,6 +1,7 @@
 """What Prometheus is told. Labels are routes and the names of prompts that there are, never what a request made up."""
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Protocol, runtime_checkable
 
 from prometheus_client import (
@@ -15,7 +16,8 @@ from prometheus_client import (
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from softprompt.serving.engine.engine_types import EngineClient
+from softprompt.serving.engine.engine_requests import EngineClient
+from softprompt.serving.engine.engine_stats import BatchStats
 from softprompt.serving.engine.prompt_registry import PromptRegistry, StoreChanges
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
@@ -36,17 +38,6 @@ COUNTERS = {
 }
 
 
-class Batch(Protocol):
-    """A forward pass, as an engine tells of it."""
-
-    @property
-    def what(self) -> str: ...
-    @property
-    def rows(self) -> int: ...
-    @property
-    def seconds(self) -> float: ...
-
-
 @runtime_checkable
 class StatsProvider(Protocol):
     """An engine that tells where it stands: numbers by the names in ``GAUGES`` and ``COUNTERS``."""
@@ -62,36 +53,23 @@ class ServerMetrics:
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self._all = CollectorRegistry()
         ProcessCollector(registry=self._all)
-        self._requests = Counter(
-            "softprompt_requests", "Requests answered.", ("route", "status", "task"), registry=self._all
-        )
-        self._seconds = Histogram(
-            "softprompt_request_seconds",
-            "Seconds from the request's head to the end of its answer.",
-            ("route", "task"),
-            buckets=SECONDS,
-            registry=self._all,
-        )
-        self._tokens = Counter("softprompt_tokens", "Tokens read and generated.", ("task", "kind"), registry=self._all)
-        self._refreshes = Counter(
-            "softprompt_refreshes", "Looks at the store, by how they ended.", ("result",), registry=self._all
-        )
-        self._samples = Counter(
-            "softprompt_samples", "Requests chosen as samples, by what became of them.", ("result",), registry=self._all
-        )
+        counter, histogram = partial(Counter, registry=self._all), partial(Histogram, registry=self._all)
+        self._requests = counter("softprompt_requests", "Requests answered.", ("route", "status", "task"))
+        took = "Seconds from the request's head to the end of its answer."
+        self._seconds = histogram("softprompt_request_seconds", took, ("route", "task"), buckets=SECONDS)
+        self._tokens = counter("softprompt_tokens", "Tokens read and generated.", ("task", "kind"))
+        self._refreshes = counter("softprompt_refreshes", "Looks at the store, by how they ended.", ("result",))
+        chosen = "Requests chosen as samples, by what became of them."
+        self._samples = counter("softprompt_samples", chosen, ("result",))
         self.in_progress = Gauge("softprompt_requests_in_progress", "Requests being answered.", registry=self._all)
-        self._rows = Histogram(
-            "softprompt_batch_rows", "Rows of a forward pass.", ("what",), buckets=ROWS, registry=self._all
-        )
-        self._batch_seconds = Counter(
-            "softprompt_batch_seconds", "Seconds of forward passes.", ("what",), registry=self._all
-        )
+        self._rows = histogram("softprompt_batch_rows", "Rows of a forward pass.", ("what",), buckets=ROWS)
+        self._batch_seconds = counter("softprompt_batch_seconds", "Seconds of forward passes.", ("what",))
 
     def watch(self, engine: EngineClient, registry: PromptRegistry) -> None:
         """Have these asked whenever the metrics are read."""
         self._all.register(_Inside(engine, registry))
 
-    def record_batch(self, batch: Batch) -> None:
+    def record_batch(self, batch: BatchStats) -> None:
         """Count a forward pass; from any thread."""
         self._rows.labels(batch.what).observe(batch.rows)
         self._batch_seconds.labels(batch.what).inc(batch.seconds)

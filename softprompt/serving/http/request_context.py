@@ -1,26 +1,54 @@
 """What every request for an answer goes through: permission, prompt, limits, a deadline, a client that may leave."""
 
 import asyncio
+import hashlib
 from collections.abc import AsyncGenerator, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Annotated, Any, TypeVar
 
 from fastapi import Header
 from starlette.requests import Request
 
 from softprompt.data.examples import Example, count_characters, unlabelled_example
+from softprompt.data.task import TaskSpec
 from softprompt.errors import DataError, shorten
 from softprompt.inference.predictor import Prediction
-from softprompt.serving.engine.engine_types import DeadlineExceededError, EngineClient, ServedPrompt
-from softprompt.serving.engine.prompt_registry import PromptRegistry, ResolvedModel
-from softprompt.serving.http.auth import check_model_allowed
+from softprompt.models.frozen_lm import FrozenLM
+from softprompt.prompts.written_prompt import written_prompt
+from softprompt.serving.engine.engine_requests import DeadlineExceededError, EngineClient, ServedPrompt
+from softprompt.serving.engine.prompt_registry import BARE_TEMPLATE, BaseModelInfo, PromptRegistry, ResolvedModel
+from softprompt.serving.http.guarded_route import check_model_allowed
 from softprompt.serving.http.http_errors import ApiError, ClientDisconnectedError
-from softprompt.serving.http.middleware import RequestOutcome
 from softprompt.serving.http.prometheus import ServerMetrics
-from softprompt.serving.http.prompt_free_requests import BaselinePrompts
 from softprompt.serving.http.schemas import Baseline
 from softprompt.serving.http.server_settings import ServerSettings
-from softprompt.serving.request_log.request_sampler import RequestAnswer
+from softprompt.serving.request_log.request_sampler import RequestAnswer, RequestOutcome
+
+KEPT = 256  # tasks whose form with the bare text is kept
+
+
+def make_baseline(base: BaseModelInfo, served: ServedPrompt, asked: Baseline) -> ServedPrompt:
+    """The task of ``served`` without its learned prompt: by its template, a written instruction, or the bare text.
+
+    From any thread; takes as long as an instruction does. Raises ApiError for one where the model runs elsewhere.
+    """
+    spec = served.spec if asked.template else _strip_template(served.spec)
+    words = asked.instruction or ""
+    state = None
+    if words:
+        if not isinstance(base, FrozenLM):
+            why = "instructions need the model in the server's own process, which here runs in vLLM"
+            raise ApiError(422, "no_instruction", f"{why}: write it into the text", param="baseline.instruction")
+        state = written_prompt(base, spec, words)
+    form = hashlib.sha256(f"{asked.template} {words}".encode()).hexdigest()[:16]
+    return ServedPrompt(f"{served.key} as {form}", spec, () if state is None else (state,))
+
+
+@lru_cache(KEPT)
+def _strip_template(spec: TaskSpec) -> TaskSpec:
+    return replace(spec, template=BARE_TEMPLATE)
+
 
 T = TypeVar("T")
 
@@ -95,7 +123,6 @@ class ServingContext:
         self, engine: EngineClient, registry: PromptRegistry, config: ServerSettings, metrics: ServerMetrics
     ) -> None:
         self.engine, self.registry, self.config, self.metrics = engine, registry, config, metrics
-        self._baselines = BaselinePrompts(registry.base)
 
     async def resolve(
         self, request: Request, model: str, seconds: int | None = None, baseline: Baseline | None = None
@@ -127,7 +154,9 @@ class ServingContext:
             if baseline is None:
                 outcome.served = loaded.served
         if baseline is not None:
-            served = await context.finish_or_cancel(asyncio.to_thread(self._baselines.of, context.served, baseline))
+            served = await context.finish_or_cancel(
+                asyncio.to_thread(make_baseline, self.registry.base, context.served, baseline)
+            )
             found = self.registry.resolve(self.registry.base_name)
             outcome.task, outcome.model = found.name, found.id
             context = replace(context, found=found, served=served)

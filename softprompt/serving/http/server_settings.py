@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from softprompt.config import Settings
 from softprompt.errors import ConfigError
-from softprompt.serving.request_log.request_samples import Retention
+from softprompt.serving.request_log.request_records import Retention
 from softprompt.store.references import check_alias
 from softprompt.utils.files import expand_user
 

@@ -11,16 +11,16 @@ import sqlite3
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from softprompt.data.encoding.encoder import ExampleEncoder, TokenizingModel
 from softprompt.data.examples import Example, count_characters
 from softprompt.errors import SoftpromptError
-from softprompt.serving.engine.engine_types import ServedPrompt
+from softprompt.serving.engine.engine_requests import ServedPrompt
 from softprompt.serving.engine.request_preparation import WeightedCache, weigh_labels
-from softprompt.serving.request_log.request_samples import ROW_BYTES, TEXT_CHARACTERS, RequestRecord
-from softprompt.serving.request_log.sample_files import SampleFile
+from softprompt.serving.request_log.request_records import TEXT_CHARACTERS, RequestRecord
+from softprompt.serving.request_log.sample_files import ROW_BYTES, SampleFile
 from softprompt.store.input_profile import InputProfile
 from softprompt.training.input_profiling import count_rare_tokens
 
@@ -41,35 +41,50 @@ class RequestAnswer:
     probabilities: Mapping[str, float] | None = None
 
 
-@dataclass(frozen=True)
-class SampledRequest:
-    """A request that has ended.
+@dataclass
+class RequestOutcome:
+    """What is known of a request by its end.
 
     Attributes:
-        time: in seconds since 1970.
-        prompt: ``name@version``.
-        served: that answered.
-        examples, answers: in the same order; no answers where it ended in an error.
+        id: of the request; the client's own, if it sent one.
+        key: name of the API key.
+        task: name of the prompt, if it is one that there is.
+        model: what answered, with its version.
+        prompt_tokens, completion_tokens: read and generated.
+        route: that was asked.
+        status: of the response, or what it came to where that had begun already; 0 before its end.
+        code, param: of the error, if it ended in one, and of the field that is wrong.
         seconds: of the whole request.
+        time: when it ended, in seconds since 1970.
+        warnings: what whoever asked is told beside the answer.
+        cut: texts that were too long to be read whole.
+        said: texts and answers, where they are to be logged.
+        served, examples, answers: of a request to a prompt, as far as it got, for samples.
     """
 
-    time: float
-    request: str
-    prompt: str
-    served: ServedPrompt
-    key: str
-    route: str
-    examples: Sequence[Example]
-    answers: Sequence[RequestAnswer]
-    seconds: float
-    status: int
-    error: str
+    id: str
+    key: str = ""
+    task: str = ""
+    model: str = ""
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    route: str = ""
+    status: int = 0
+    code: str = ""
+    param: str = ""
+    seconds: float = 0.0
+    time: float = 0.0
+    warnings: list[str] = field(default_factory=list)
+    cut: int = 0
+    said: dict[str, Any] = field(default_factory=dict)
+    served: ServedPrompt | None = None
+    examples: Sequence[Example] = ()
+    answers: Sequence[RequestAnswer] = ()
 
     @property
     def characters(self) -> int:
-        """That it holds in memory."""
-        texts = sum(map(count_characters, self.examples))
-        return texts + sum(len(one.text) for one in self.answers)
+        """Of the texts and answers that it holds in memory."""
+        return sum(map(count_characters, self.examples)) + sum(len(one.text) for one in self.answers)
 
 
 class RequestSampler:
@@ -99,7 +114,7 @@ class RequestSampler:
         self.rate = rate
         self._file, self._count, self._text = file, count, text
         self._measuring = _Measuring(base, profile)
-        self._queue: deque[SampledRequest] = deque()
+        self._queue: deque[RequestOutcome] = deque()
         self._characters = 0
         self._closed = self._failing = False
         self._changed = threading.Condition()
@@ -110,13 +125,13 @@ class RequestSampler:
         """Whether the next request is one of the share."""
         return random.random() < self.rate
 
-    def offer(self, taken: SampledRequest) -> None:
+    def offer(self, outcome: RequestOutcome) -> None:
         """Have a request written, if there is room; at once, from any thread."""
-        characters = taken.characters
+        characters = outcome.characters
         with self._changed:
             full = len(self._queue) >= QUEUE or self._characters + characters > QUEUE_CHARACTERS
             if not full and not self._closed:
-                self._queue.append(taken)
+                self._queue.append(outcome)
                 self._characters += characters
                 self._changed.notify()
                 return
@@ -134,7 +149,7 @@ class RequestSampler:
     def _run(self) -> None:
         while batch := self._next():
             try:
-                self._file.write([row for taken in batch for row in self._rows(taken)])
+                self._file.write([row for outcome in batch for row in self._rows(outcome)])
             except (OSError, sqlite3.Error) as error:
                 self._failed(batch, error)
             except Exception as error:  # whatever it is, the next ones are to be tried
@@ -150,33 +165,34 @@ class RequestSampler:
         except (OSError, sqlite3.Error) as error:
             log.error("samples not closed", extra={"fields": {"reason": str(error)}})
 
-    def _next(self) -> list[SampledRequest]:
+    def _next(self) -> list[RequestOutcome]:
         """Requests that wait, when there are some; none at the end."""
         with self._changed:
             while not self._queue and not self._closed:
                 self._changed.wait()
             batch = [self._queue.popleft() for _ in range(min(len(self._queue), AT_ONCE))]
-            self._characters -= sum(taken.characters for taken in batch)
+            self._characters -= sum(outcome.characters for outcome in batch)
             return batch
 
-    def _failed(self, batch: Sequence[SampledRequest], error: Exception) -> None:
+    def _failed(self, batch: Sequence[RequestOutcome], error: Exception) -> None:
         self._count("failed", len(batch))
         if not self._failing:  # one line, however long the disk is full
             reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
             log.error("samples not written, tried again with the next ones", extra={"fields": {"reason": reason}})
         self._failing = True
 
-    def _rows(self, taken: SampledRequest) -> Iterator[RequestRecord]:
-        tells = self._text or taken.served.spec.kind == "classification"  # a label is none of the user's text
-        for index, example in enumerate(taken.examples):
-            answer = taken.answers[index] if index < len(taken.answers) else None
-            tokens, rare = self._measuring.tokens(taken.prompt, taken.served, example)
+    def _rows(self, outcome: RequestOutcome) -> Iterator[RequestRecord]:
+        assert outcome.served is not None
+        tells = self._text or outcome.served.spec.kind == "classification"  # a label is none of the user's text
+        for index, example in enumerate(outcome.examples):
+            answer = outcome.answers[index] if index < len(outcome.answers) else None
+            tokens, rare = self._measuring.tokens(outcome.model, outcome.served, example)
             yield RequestRecord(
-                time=taken.time,
-                request=taken.request,
-                prompt=taken.prompt,
-                key=taken.key[:300],
-                route=taken.route,
+                time=outcome.time,
+                request=outcome.id,
+                prompt=outcome.model,
+                key=outcome.key[:300],
+                route=outcome.route,
                 characters=len(example.text),
                 tokens=tokens,
                 rare=rare,
@@ -184,9 +200,9 @@ class RequestSampler:
                 columns=_columns(example) if self._text else None,
                 answer=_cut(answer.text) if answer is not None and tells else None,
                 probabilities=dict(answer.probabilities) if answer is not None and answer.probabilities else None,
-                milliseconds=round(1000 * taken.seconds, 1),
-                status=taken.status,
-                error=taken.error,
+                milliseconds=round(1000 * outcome.seconds, 1),
+                status=outcome.status,
+                error=outcome.code,
             )
 
 

@@ -10,9 +10,9 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from softprompt.errors import SoftpromptError
-from softprompt.serving.engine.engine_types import RemoteEngine
+from softprompt.serving.engine.engine_requests import RemoteEngine
 from softprompt.serving.engine.prompt_registry import StoreChanges
-from softprompt.serving.http.auth import check_admin
+from softprompt.serving.http.guarded_route import check_admin
 from softprompt.serving.http.http_errors import ApiError
 from softprompt.serving.http.openapi import describe_responses
 from softprompt.serving.http.request_context import ServingContext
