@@ -23,6 +23,7 @@ from softprompt.analysis.diagnostics.doctor import (
     diagnose_families,
     diagnose_family,
 )
+from softprompt.analysis.diagnostics.parity_cases import original_modules
 from softprompt.analysis.diagnostics.tiny_models import FAMILIES, VOCABULARY, make_family_model, make_family_tokenizer
 from softprompt.cli.verbs.judging_verbs import doctor
 from softprompt.errors import BaseModelError, ConfigError
@@ -275,7 +276,7 @@ class TestMeasuring:
 
     def test_the_reference_goes_through_the_models_own_parts(self) -> None:
         model = family_base("qwen3").model
-        with parity.original_modules(model):
+        with original_modules(model):
             assert model.config._attn_implementation == "sdpa"
             assert not any("forward" in vars(module) for module in model.modules())
 

@@ -72,6 +72,17 @@ def test_json_is_one_object_with_every_part(place: Path) -> None:
         assert found[name] is not None, name
 
 
+def test_another_metric_is_asked_for(place: Path, tmp_path: Path) -> None:
+    found = inspected(place, "prompts/p", "--metric", "macro_f1")
+    assert found["answers"]["metric"]["metric"] == found["answers"]["comparison"]["before"]["metric"] == "macro_f1"
+    assert all(one["saved"]["metric"] == one["now"]["metric"] == "macro_f1" for one in found["reproduction"])
+    assert all(one["saved"]["value"] == one["now"]["value"] for one in found["reproduction"])
+    given = ("--data", place / "reviews", "--metric", "macro_f1", "--out", tmp_path / "q", "--json", *CPU)
+    done = command("prune", place / "prompts/p", *given)
+    assert done.code == 0, done.err
+    assert json.loads(done.out)["metric"] == load_prompt(tmp_path / "q").metrics["validation"]["metric"] == "macro_f1"
+
+
 def test_lines_for_people(place: Path) -> None:
     done = command("inspect", place / "prompts/p", "--data", place / "reviews", *CPU)
     assert done.code == 0

@@ -326,6 +326,8 @@ class TestCommand:
         assert "best on validation: trial" in done.out
         assert f"saved in {tmp_path / 'out'}/prompt" in done.out
         assert "trial 4 of 5: learning_rate" in done.err
+        written = [(tmp_path / "out" / f"sweep.{form}").read_text() for form in ("html", "md")]
+        assert all("The trials, best first" in text and "best on validation: trial" in text for text in written)
         again = command(*arguments(place, tmp_path / "out", *SEARCHED, "--trials", 5, "--json"))
         assert "of 5: learning_rate" not in again.err
         printed = json.loads(again.out)

@@ -7,8 +7,9 @@ from typing import Any, Literal
 
 import torch
 
-from softprompt.analysis.diagnostics import parity, parity_seq2seq
-from softprompt.analysis.diagnostics.parity import ParityCase, ParityErrors, make_cases, measure_rounding
+from softprompt.analysis.diagnostics import parity
+from softprompt.analysis.diagnostics.parity import ParityErrors, measure_rounding
+from softprompt.analysis.diagnostics.parity_cases import ParityCase, make_cases
 from softprompt.analysis.diagnostics.tiny_models import FAMILIES, make_family_model
 from softprompt.errors import BaseModelError
 from softprompt.models.devices import choose_device
@@ -44,11 +45,11 @@ _MEASURES: dict[str, dict[str, Callable[[FrozenLM, ParityCase], ParityErrors]]] 
         STEP: parity.measure_generation,
     },
     "encoder-decoder": {
-        RIGHT: parity_seq2seq.measure_right_padded,
-        LEFT: parity_seq2seq.measure_left_padded,
-        MIXED: parity_seq2seq.measure_right_padded,
-        KEYS_AND_VALUES: parity_seq2seq.measure_keys_and_values,
-        STEP: parity_seq2seq.measure_generation,
+        RIGHT: parity.measure_right_padded,
+        LEFT: parity.measure_left_padded,
+        MIXED: parity.measure_mixed_prompts,
+        KEYS_AND_VALUES: parity.measure_encoder_keys_and_values,
+        STEP: parity.measure_decoder_answers,
     },
 }
 

@@ -256,8 +256,7 @@ def _serving_on_vllm(meta: MetaModel, workload: Workload, bos: int, cache: Any) 
 
 def _widest(meta: MetaModel) -> int:
     """Outputs of the widest linear part of a layer."""
-    parts = (part for layer in meta.layers for part in layer.modules() if isinstance(part, torch.nn.Linear))
-    return max((max(part.in_features, part.out_features) for part in parts), default=4 * meta.embedding_size)
+    return max((max(part.in_features, part.out_features) for part in meta.linears), default=4 * meta.embedding_size)
 
 
 def _most(fits: Any) -> int | None:

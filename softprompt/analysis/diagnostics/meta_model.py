@@ -75,17 +75,20 @@ class MetaModel:
         """First to last; of an encoder-decoder model those of both."""
         return tuple(find_layers(self.model.base_model))
 
+    @cached_property
+    def linears(self) -> set[nn.Linear]:
+        """The layers' linear parts."""
+        return {part for layer in self.layers for part in layer.modules() if isinstance(part, nn.Linear)}
+
     @property
     def in_linears(self) -> int:
         """Parameters that a quantization packs: matrices of the layers' linear parts."""
-        parts = {part for layer in self.layers for part in layer.modules() if isinstance(part, nn.Linear)}
-        return sum(part.weight.numel() for part in parts)
+        return sum(part.weight.numel() for part in self.linears)
 
     @property
     def largest_linear(self) -> int:
         """Parameters of the largest of them."""
-        parts = (part for layer in self.layers for part in layer.modules() if isinstance(part, nn.Linear))
-        return max((part.weight.numel() for part in parts), default=0)
+        return max((part.weight.numel() for part in self.linears), default=0)
 
     @cached_property
     def own_layers(self) -> tuple[Layer, ...] | None:

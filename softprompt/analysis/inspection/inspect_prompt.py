@@ -7,7 +7,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
@@ -68,7 +68,7 @@ class InspectionLimits:
     Attributes:
         answers: of the split that is judged, and of validation.
         train: training rows that are scored, for label errors and overfitting.
-        removal: for the effect of each virtual token; each costs as many passes as there are tokens.
+        ablation: for the effect of each virtual token; each costs as many passes as there are tokens.
         attention: whose attention is averaged.
         texts: on each side of the memorization probe, where every token is scored.
         seed: of the draw, where there are more.
@@ -84,8 +84,10 @@ class InspectionLimits:
     @classmethod
     def of(cls, most: int | None, train: int | None = None) -> "InspectionLimits":
         """Each at most ``most``; ``train`` training rows, if given."""
-        limits = cls() if most is None else cls(*(min(most, own) for own in (1000, 2000, 200, 32, 200)))
-        return limits if train is None else replace(limits, train=train)
+        limits = asdict(cls())
+        if most is not None:
+            limits |= {name: min(most, usual) for name, usual in limits.items() if name != "seed"}
+        return cls(**limits if train is None else limits | {"train": train})
 
 
 def inspect(

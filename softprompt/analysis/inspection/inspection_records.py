@@ -175,7 +175,7 @@ class Answers(Record):
     """How the prompt does on a split.
 
     Attributes:
-        metric: accuracy, or ``negative_loss`` for generation.
+        metric: the task's, of labels; ``negative_loss`` for generation.
         confusion: ``[gold, answer, count]`` of what occurs.
         slices: the worst first; ``small_slices`` more had fewer than ``least_slice`` examples and were not judged.
         unsliced: columns whose values are too many, and too rare, to be judged.
@@ -367,7 +367,7 @@ class Pruning(Record):
 
     Attributes:
         kept: indices of the virtual tokens that stayed, in the old prompt.
-        before, after: the metric on validation, accuracy or negative loss; ``test_*`` on test, if there is one.
+        before, after: the metric on validation; ``test_*`` on test, if there is one.
         difference: after minus before on validation, paired.
     """
 

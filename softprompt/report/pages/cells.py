@@ -1,9 +1,10 @@
 """Cells and tables that several pages are made of."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+from softprompt.analysis.inspection.inspection_records import Slice
 from softprompt.data.split_assignment import Subsample
 from softprompt.metrics.formatting import (
     MISSING,
@@ -15,8 +16,9 @@ from softprompt.metrics.formatting import (
 )
 from softprompt.metrics.registry import metric_format
 from softprompt.metrics.scores import Mean, Score
+from softprompt.report.render import charts
 from softprompt.report.render.axes import Axis
-from softprompt.report.render.document import Cell, Table
+from softprompt.report.render.document import Cell, Figure, Table
 
 DASH = Cell(MISSING)
 CLASSES_IN_A_MATRIX = 12
@@ -27,7 +29,7 @@ def make_number_cell(value: float | None, text: str) -> Cell:
     return DASH if value is None else Cell(text, value=value)
 
 
-def make_mean_cell(one: Mean | Score | None, signed: bool = False) -> Cell:
+def make_mean_cell(one: Mean | Score | Slice | None, signed: bool = False) -> Cell:
     """A mean with its interval."""
     if one is None:
         return DASH
@@ -44,7 +46,38 @@ def make_metric_axis(metric: str, title: str) -> Axis:
     return Axis(title, partial(format_fixed, digits=max(0, known.digits - 1)), limits=known.limits)
 
 
-def format_mean(one: Mean | Score, signed: bool = False) -> str:
+def describe_items(what: str, items: Iterable[str]) -> str:
+    """What a reader who cannot see a figure is told of it."""
+    return f"{what}: {'; '.join(items)}."
+
+
+def make_interval_figure(
+    name: str,
+    title: str,
+    caption: str,
+    what: str,
+    rows: Sequence[charts.Interval],
+    axis: Axis,
+    *,
+    page_only: bool = False,
+) -> Figure:
+    """A line for each row; ``what`` the values are."""
+    numbers = (
+        (row.name, *(make_number_cell(one, format_fixed(one, 4)) for one in (row.value, row.low, row.high)))
+        for row in rows
+    )
+    return Figure(
+        name,
+        title,
+        caption,
+        describe_items(what, (f"{row.name} {row.text}" for row in rows)),
+        partial(charts.draw_intervals, rows, axis),
+        Table.of(what, ("Name", "Value", "Low", "High"), numbers),
+        page_only=page_only,
+    )
+
+
+def format_mean(one: Mean | Score | Slice, signed: bool = False) -> str:
     """A mean with its interval, within a sentence."""
     cell = make_mean_cell(one, signed)
     return f"{cell.text} {cell.detail}"

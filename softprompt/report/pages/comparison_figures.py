@@ -28,7 +28,7 @@ from softprompt.metrics.formatting import (
     metric_heading,
 )
 from softprompt.report.pages import comparison_tables
-from softprompt.report.pages.cells import make_metric_axis
+from softprompt.report.pages.cells import describe_items, make_metric_axis
 from softprompt.report.render import charts
 from softprompt.report.render.axes import Axis
 from softprompt.report.render.document import Cell, Column, Figure, Table
@@ -83,7 +83,7 @@ def plot_quality(study: Study) -> Figure | None:
         f"{metric_heading(study.metric)} on test, best first",
         "Marks are means over seeds, lines their 95% intervals over seeds and examples, rings the single seeds. Where "
         "two lines overlap widely, more test examples or seeds are needed to part the methods.",
-        _list("Test metric by method", [f"{one.name} {one.text}" for one in drawn]),
+        describe_items("Test metric by method", [f"{one.name} {one.text}" for one in drawn]),
         partial(
             charts.draw_intervals, drawn, make_metric_axis(study.metric, f"{metric_heading(study.metric)} on test")
         ),
@@ -150,7 +150,7 @@ def plot_memory(study: Study) -> Figure | None:
         "Memory on one machine, by number of tasks",
         "Flat lines are methods whose tasks share one copy of the base model; a line "
         "that rises from the start holds a whole model for each task.",
-        _list("Memory for 1,000 tasks", [f"{one.name} {format_bytes(one.ys[-1])}" for one in series]),
+        describe_items("Memory for 1,000 tasks", [f"{one.name} {format_bytes(one.ys[-1])}" for one in series]),
         partial(charts.draw_lines, series, x, y),
         comparison_tables.tabulate_memory(study),
     )
@@ -228,7 +228,7 @@ def _learning(
     )
     last = [f"{one.name} {format_metric(metric, one.ys[-1])}" for one in series]
     draw = partial(charts.draw_lines, series, Axis(title, show), make_metric_axis(metric, name))
-    return _list(f"{name} at the end", last), draw, numbers
+    return describe_items(f"{name} at the end", last), draw, numbers
 
 
 def _against(
@@ -278,7 +278,7 @@ def _against(
         name,
         title,
         caption,
-        _list("On the Pareto front", [text for index, text in enumerate(on_front) if index in front]),
+        describe_items("On the Pareto front", [text for index, text in enumerate(on_front) if index in front]),
         partial(
             charts.draw_scatter, points, x, make_metric_axis(study.metric, f"{metric_heading(study.metric)} on test")
         ),
@@ -323,7 +323,3 @@ def _curve(study: Study, method: str) -> list[_Evaluated]:
         )
         for step, found in sorted(by_step.items())
     ]
-
-
-def _list(what: str, items: Sequence[str]) -> str:
-    return f"{what}: {'; '.join(items)}."

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 
 from softprompt.analysis.diagnostics.doctor import KEYS_AND_VALUES, MEANINGS, Diagnosis, FamilyDiagnosis, format_error
 from softprompt.analysis.diagnostics.memory_estimate import GB, ROOM, MemoryEstimate, MemoryPlan
-from softprompt.analysis.diagnostics.parity import LONG_TEXT
+from softprompt.analysis.diagnostics.parity_cases import LONG_TEXT
 from softprompt.report.pages.cells import make_settings_table
 from softprompt.report.render.document import Block, Code, Column, Document, Points, Section, Table
 

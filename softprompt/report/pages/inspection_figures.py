@@ -1,13 +1,20 @@
 """An inspection's figures, each with what to read out of it and its numbers as a table."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 
 from softprompt.analysis.inspection.inspection_records import Inspection, Slice, VirtualToken
 from softprompt.metrics.formatting import format_count, format_fixed, format_short, metric_heading
 from softprompt.metrics.registry import METRICS
 from softprompt.metrics.scores import Mean, Score
-from softprompt.report.pages.cells import make_metric_axis
+from softprompt.report.pages.cells import (
+    describe_items,
+    format_mean,
+    make_interval_figure,
+    make_mean_cell,
+    make_metric_axis,
+)
 from softprompt.report.render import charts
 from softprompt.report.render.axes import Axis
 from softprompt.report.render.document import Cell, Figure, Table
@@ -25,14 +32,14 @@ def plot_quality(found: Inspection) -> Figure | None:
     pairs = [("this prompt", _GROUP, answers.metric), ("reference", _OTHER, answers.comparison.before)]
     rows = [_interval(*pair) for pair in pairs]
     axis = make_metric_axis(metric, f"{metric_heading(metric)} on {answers.split}")
-    return Figure(
+    return make_interval_figure(
         "quality",
         "The prompt and its reference",
         f"Lines are 95% intervals over examples. The reference is: {answers.comparison.reference}. The difference is "
         "measured on the same examples, so it can be sure where the two lines overlap.",
-        _list(metric_heading(metric), [f"{row.name} {row.text}" for row in rows]),
-        partial(charts.draw_intervals, rows, axis),
-        _numbers("Metric", [(row.name, row.value, row.low, row.high) for row in rows]),
+        metric_heading(metric),
+        rows,
+        axis,
     )
 
 
@@ -69,9 +76,8 @@ def plot_calibration(found: Inspection) -> Figure | None:
         "calibration",
         "Is it as sure as it is right?",
         "Each mark is the answers of one range of confidence. Below the dashed line it is too sure, above it not sure "
-        f"enough; the band is the 95% interval. Calibration error {format_fixed(one.error.value, 3)} "
-        f"[{format_fixed(one.error.low, 3)}, {format_fixed(one.error.high, 3)}], 0 is best.",
-        _list("Share right by mean confidence", [f"{a.confidence:.2f}: {a.right:.2f}" for a in one.bins]),
+        f"enough; the band is the 95% interval. Calibration error {format_mean(one.error)}, 0 is best.",
+        describe_items("Share right by mean confidence", [f"{a.confidence:.2f}: {a.right:.2f}" for a in one.bins]),
         partial(
             charts.draw_lines,
             [observed, ideal],
@@ -103,12 +109,8 @@ def plot_slices(found: Inspection, most: int = 12) -> Figure | None:
             (
                 f"{one.by}: {one.name}",
                 Cell(format_count(one.n), value=one.n),
-                Cell(
-                    format_fixed(one.value, 3), f"[{format_fixed(one.low, 3)}, {format_fixed(one.high, 3)}]", one.value
-                ),
-                Cell(format_fixed(one.rest, 3), value=one.rest),
-                Cell(format_fixed(one.p_value, 3), value=one.p_value),
-                Cell(format_fixed(one.adjusted, 3), value=one.adjusted),
+                make_mean_cell(one),
+                *(Cell(format_fixed(number, 3), value=number) for number in (one.rest, one.p_value, one.adjusted)),
             )
             for one in answers.slices
         ),
@@ -120,7 +122,7 @@ def plot_slices(found: Inspection, most: int = 12) -> Figure | None:
         "Parts of the data, the worst first",
         f"Of {len(answers.slices)} slices looked at, some look bad by chance: names in bold are worse than the rest "
         f"even when that is counted in (Holm, 5%).{small}",
-        _list("Metric by slice, the worst first", [f"{row.name} {row.text}" for row in rows]),
+        describe_items("Metric by slice, the worst first", [f"{row.name} {row.text}" for row in rows]),
         partial(charts.draw_intervals, rows, Axis(heading, partial(format_fixed, digits=2))),
         table,
     )
@@ -133,27 +135,19 @@ def plot_ablation(found: Inspection) -> Figure | None:
         return None
     shown = _shown(known)
     rows = [
-        charts.Interval(
-            name_token(one, found),
-            _GROUP,
-            effect.value,
-            effect.low,
-            effect.high,
-            (),
-            format_fixed(effect.value, 3, signed=True),
-        )
+        replace(_interval(name_token(one, found), _GROUP, effect), text=format_fixed(effect.value, 3, signed=True))
         for one in shown
         if (effect := one.ablation) is not None
     ]
     left = f" Shown are the {len(shown)} of {len(known)} with the largest effect." if len(shown) < len(known) else ""
-    return Figure(
+    return make_interval_figure(
         "ablation",
         "What each virtual token is good for",
         "The loss without a token minus the loss with it, on the same examples, with its 95% interval. Right of 0 it "
         f"is of use; at 0 it could go (softprompt prune); left of 0 it does harm.{left}",
-        _list("Change of the loss", [f"{row.name} {row.text}" for row in rows]),
-        partial(charts.draw_intervals, rows, Axis("Change of the loss without it, nats", format_short)),
-        _numbers("Change of the loss", [(row.name, row.value, row.low, row.high) for row in rows]),
+        "Change of the loss",
+        rows,
+        Axis("Change of the loss without it, nats", format_short),
         page_only=True,
     )
 
@@ -173,16 +167,16 @@ def plot_nearness(found: Inspection) -> Figure | None:
         )
         for one in _shown(known)
     ]
-    return Figure(
+    return make_interval_figure(
         "nearness",
         "How near is the nearest word?",
         "The cosine between each virtual token and the word nearest to it. The first line is the same for ordinary "
         f"words and their own nearest other word (median, and 5% to 95% of {scale.sampled} words): only a virtual "
         "token at or right of it is as near to a word as words are to each other. Left of it, the name is a label to "
         "tell tokens apart, no translation.",
-        _list("Cosine to the nearest word", [f"{row.name} {row.text}" for row in rows]),
-        partial(charts.draw_intervals, rows, Axis("Cosine to the nearest word", partial(format_fixed, digits=2))),
-        _numbers("Cosine", [(row.name, row.value, row.low, row.high) for row in rows]),
+        "Cosine to the nearest word",
+        rows,
+        Axis("Cosine to the nearest word", partial(format_fixed, digits=2)),
         page_only=True,
     )
 
@@ -209,7 +203,7 @@ def plot_attention(found: Inspection) -> Figure | None:
         "Shares of attention at the position that answers, mean over heads and "
         f"{one.examples} examples. Spread evenly, the prompt would get {format_fixed(one.even, 2)}. Much goes to the "
         "start of text in most models, whatever the prompt. Attention says where a layer reads, not what that does.",
-        _list("Mean over layers", [f"{name} {sum(shares) / len(shares):.2f}" for name, _, shares in parts]),
+        describe_items("Mean over layers", [f"{name} {sum(shares) / len(shares):.2f}" for name, _, shares in parts]),
         partial(
             charts.draw_lines,
             [charts.Series(one.name, _GROUP, one.xs, one.ys) for one in series],
@@ -251,7 +245,7 @@ def plot_history(found: Inspection) -> Figure | None:
         "Validation loss at each evaluation, and the mean training loss of the steps before it, at most "
         f"{max(over):g}, drawn in the middle of them: while both fall the mean lags behind. Both falling: good. "
         "Validation rising alone: overfitting. Training rising or jumping: the learning rate is too high.",
-        _list("At the end", [f"{one.name} {one.ys[-1]:.3f}" for one in series]),
+        describe_items("At the end", [f"{one.name} {one.ys[-1]:.3f}" for one in series]),
         partial(charts.draw_lines, series, Axis("Step", format_count), Axis("Loss, nats", format_short), legend=False),
         table,
         page_only=True,
@@ -269,15 +263,15 @@ def plot_memorization(found: Inspection) -> Figure | None:
         ("difference", _GROUP, one.difference),
     )
     rows = [_interval(*one, signed=True) for one in named]
-    return Figure(
+    return make_interval_figure(
         "memorization",
         f"Are training {one.what} known by heart?",
         "Gain of the log-likelihood a token, prompt minus no prompt. The prompt changes how well all texts are "
         "continued; what training texts gain more than held-out ones, the difference, is what it knows of them in "
         "particular. An interval that includes 0 shows no memorisation; it is no proof that there is none.",
-        _list("Gain, nats a token", [f"{row.name} {row.text}" for row in rows]),
-        partial(charts.draw_intervals, rows, Axis("Gain of the log-likelihood, nats a token", format_short)),
-        _numbers("Gain, nats a token", [(row.name, row.value, row.low, row.high) for row in rows]),
+        "Gain, nats a token",
+        rows,
+        Axis("Gain of the log-likelihood, nats a token", format_short),
     )
 
 
@@ -297,15 +291,4 @@ def _shown(tokens: Sequence[VirtualToken]) -> list[VirtualToken]:
 def _interval(
     name: str, group: str, one: Mean | Score | Slice, *, signed: bool = False, strong: bool = False
 ) -> charts.Interval:
-    value, low, high = (format_fixed(number, 3, signed) for number in (one.value, one.low, one.high))
-    text = f"{value} [{low}, {high}]"
-    return charts.Interval(name, group, one.value, one.low, one.high, (), text, strong)
-
-
-def _numbers(title: str, rows: Sequence[tuple[str, float, float | None, float | None]]) -> Table:
-    cells = ((name, *(Cell(format_fixed(one, 4), value=one) for one in numbers)) for name, *numbers in rows)
-    return Table.of(title, ("Name", "Value", "Low", "High"), cells)
-
-
-def _list(what: str, items: Sequence[str]) -> str:
-    return f"{what}: {'; '.join(items)}."
+    return charts.Interval(name, group, one.value, one.low, one.high, (), format_mean(one, signed), strong)

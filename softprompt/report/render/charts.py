@@ -24,7 +24,14 @@ from softprompt.report.render.label_placement import (
 
 SIZE = 12.5  # of text, in pixels
 _DASHES = ("", "7 3", "2 3", "9 3 2 3", "4 2", "1 4")
-_SHAPES = {"written": "square", "classical": "triangle", "soft-prompt": "circle", "adapter": "diamond", "full": "cross"}
+_CIRCLE = "M-5,0a5,5 0 1,0 10,0a5,5 0 1,0 -10,0z"
+_SHAPES = {
+    "written": "M-4.6,-4.6h9.2v9.2h-9.2z",
+    "classical": "M0,-5.8L5.6,4.4H-5.6z",
+    "soft-prompt": _CIRCLE,
+    "adapter": "M0,-6.4L6.4,0L0,6.4L-6.4,0z",
+    "full": "M-1.8,-5.6h3.6v3.8h3.8v3.6h-3.8v3.8h-3.6v-3.8h-3.8v-3.6h3.8z",
+}
 
 
 @dataclass(frozen=True)
@@ -239,24 +246,9 @@ def _legend(svg: Element, groups: Sequence[str], width: float) -> None:
 
 def _mark(parent: Element, group: str, x: float, y: float, filled: bool) -> Element:
     """The shape of a group."""
-    mark = SubElement(parent, "g", {"class": f"mark {group}" + ("" if filled else " hollow")})
-    shape = _SHAPES.get(group, "circle")
-    if shape == "circle":
-        SubElement(mark, "circle", {"cx": _px(x), "cy": _px(y), "r": "5"})
-        return mark
-    corners = {
-        "square": [(-4.6, -4.6), (4.6, -4.6), (4.6, 4.6), (-4.6, 4.6)],
-        "triangle": [(0, -5.8), (5.6, 4.4), (-5.6, 4.4)],
-        "diamond": [(0, -6.4), (6.4, 0), (0, 6.4), (-6.4, 0)],
-        "cross": [
-            (along * a, along * b)
-            for along, a, b in (
-                *((1, -1.8, -5.6), (1, 1.8, -5.6), (1, 1.8, -1.8), (1, 5.6, -1.8), (1, 5.6, 1.8), (1, 1.8, 1.8)),
-                *((-1, -1.8, -5.6), (-1, 1.8, -5.6), (-1, 1.8, -1.8), (-1, 5.6, -1.8), (-1, 5.6, 1.8), (-1, 1.8, 1.8)),
-            )
-        ],
-    }[shape]
-    SubElement(mark, "polygon", {"points": " ".join(f"{_px(x + a)},{_px(y + b)}" for a, b in corners)})
+    style = {"class": f"mark {group}" + ("" if filled else " hollow"), "transform": f"translate({_px(x)},{_px(y)})"}
+    mark = SubElement(parent, "g", style)
+    SubElement(mark, "path", {"d": _SHAPES.get(group, _CIRCLE)})
     return mark
 
 

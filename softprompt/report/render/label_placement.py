@@ -3,7 +3,9 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import fmean
+
+import numpy as np
+from scipy.optimize import isotonic_regression
 
 _NARROW, _WIDE = frozenset("iljtfrI.,:;'|!()[] -"), frozenset("mwMW@%…")
 
@@ -87,19 +89,12 @@ def spread_labels(wanted: Sequence[float], gap: float, low: float, high: float) 
 
     Where there is no room for all, they go beyond ``high``.
     """
-    order = sorted(range(len(wanted)), key=lambda index: wanted[index])
-    # isotonic regression by pooling neighbours: a cluster that would overlap is laid out around its middle
-    clusters: list[list[float]] = []
-    for place_in_order, index in enumerate(order):
-        clusters.append([wanted[index] - gap * place_in_order])
-        while len(clusters) > 1 and fmean(clusters[-2]) > fmean(clusters[-1]):
-            clusters[-2:] = [clusters[-2] + clusters[-1]]
-    offsets = [fmean(cluster) for cluster in clusters for _ in cluster]
-    highest = max(high - gap * (len(wanted) - 1), low)
-    positions = [0.0] * len(wanted)
-    for place_in_order, (index, offset) in enumerate(zip(order, offsets, strict=True)):
-        positions[index] = min(max(offset, low), highest) + gap * place_in_order
-    return positions
+    order, steps = np.argsort(wanted, kind="stable"), gap * np.arange(len(wanted))
+    # a cluster that would overlap is laid out around its middle
+    offsets = isotonic_regression(np.asarray(wanted)[order] - steps).x
+    positions = np.empty(len(wanted))
+    positions[order] = offsets.clip(low, max(high - gap * (len(wanted) - 1), low)) + steps
+    return [float(one) for one in positions]
 
 
 def _candidates(x: float, y: float, width: float, size: float) -> list[Placed]:
