@@ -35,7 +35,7 @@ class ProcessGroup:
         index: of this one, from 0. That one is the main one, which alone writes and prints.
         size: how many there are.
         local_index: of this one among those of its machine.
-        in_step: each holds a part of the weights (placement.py), so all make every forward pass together.
+        in_lockstep: each holds a part of the weights (sharding.py), so all make every forward pass together.
     """
 
     index: int = 0

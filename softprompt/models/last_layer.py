@@ -19,23 +19,19 @@ from torch import Tensor, nn
 from softprompt.models.exactness import is_exact
 
 # what families call the parts of a layer that look at one position at a time; all but keys and values
-_POSITIONWISE = frozenset(
-    {
-        "mlp",
-        "feed_forward",
-        "fc1",
-        "fc2",
-        "up_proj",
-        "down_proj",
-        "gate_proj",
-        "q_proj",
-        "o_proj",
-        "out_proj",
-        "c_proj",
-        "dense",
-    }
-)
-
+_POSITIONWISE = {
+    "mlp",
+    "feed_forward",
+    "fc1",
+    "fc2",
+    "up_proj",
+    "down_proj",
+    "gate_proj",
+    "q_proj",
+    "o_proj",
+    "out_proj",
+}
+_POSITIONWISE |= {"c_proj", "dense"}
 _scored: ContextVar[Tensor | None] = ContextVar("scored", default=None)
 
 

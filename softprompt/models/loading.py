@@ -16,7 +16,7 @@ from softprompt.models.distributed import SINGLE_PROCESS, ProcessGroup
 from softprompt.models.fingerprint import UnloadedModel, config_sha256, tokenizer_sha256
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.models.gguf_conversion import no_progress_bars
-from softprompt.models.model_files import find_source
+from softprompt.models.model_files import ModelSource, find_source
 from softprompt.models.quantization import (
     check_quantized,
     find_quantization,
@@ -51,7 +51,7 @@ def load_model(
             layers. A model that is saved quantized is loaded as it is.
         device_map: ``auto``: over all devices, memory and disk; or a device for each module (``from_pretrained``).
         sharding: ``fsdp``: each of several processes holds a part of every layer.
-        processes: those of the run (``spread.join_process_group``), which will share its work.
+        processes: those of the run (``join_process_group``), which will share its work.
         trust_remote_code: let the model's repository run its own code. Off unless you trust it.
         progress: receives a line of text when something takes long.
         check: raises for a model that is not wanted (``Prompt.check_base``), before its weights are loaded.
@@ -63,63 +63,73 @@ def load_model(
     """
     check_placement(device_map, sharding, device, quantize, processes)
     chosen_device = choose_device(processes.device(device))
-    as_saved = dtype == "saved"
-    chosen_dtype = default_dtype(chosen_device) if dtype is None or as_saved else parse_dtype(dtype)
-    text_name = str(name)
-    source = find_source(text_name, trust_remote_code=trust_remote_code, progress=progress)
+    chosen_dtype = default_dtype(chosen_device) if dtype is None else None if dtype == "saved" else parse_dtype(dtype)
+    source = find_source(str(name), trust_remote_code=trust_remote_code, progress=progress)
+    options = {} if device_map is None else {"device_map": device_map}
+    model, tokenizer = _read_model(source, chosen_device, chosen_dtype, quantize, options, check, progress)
+    keep_packed(model)
+    if sharding is not None:
+        shard(model, chosen_device, processes, source.name)
+    elif device_map is not None:
+        align_hidden_states(model, source.name)
+    elif "device_map" not in options:
+        model = model.to(chosen_device)
+    # what is moved or shared cannot be folded into faster parts
+    base = FrozenLM(model, tokenizer, source.name, lasting=device_map is None and sharding is None)
+    base.processes = replace(processes, in_lockstep=sharding is not None)
+    if sharding is not None:
+        _ = base.fingerprint  # read by all processes together, once
+    return base
 
+
+def _read_model(
+    source: ModelSource,
+    device: torch.device,
+    dtype: torch.dtype | None,
+    quantize: str | None,
+    options: dict[str, Any],
+    check: Callable[[UnloadedModel], None] | None,
+    progress: Callable[[str], None] | None,
+) -> tuple[Any, Any]:
+    """Model and tokenizer; in the dtype that the weights are saved in, if none is given.
+
+    Args:
+        options: of ``from_pretrained``; those that quantization needs are put into it.
+    """
     with silence_logging():
         from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
     try:
         with silence_logging(), no_progress_bars():
-            source = source.convert_gguf(chosen_dtype, progress)
+            source = source.convert_gguf(dtype or default_dtype(device), progress)
             config: Any = AutoConfig.from_pretrained(source.place, **source.options)
             family: Any = AutoModelForSeq2SeqLM if is_encoder_decoder(config) else AutoModelForCausalLM
-            if as_saved:
-                chosen_dtype = config.dtype or torch.float32
-            quantized = loading_options(config, quantize, chosen_device, chosen_dtype, text_name)
-            quantized |= {} if device_map is None else {"device_map": device_map}
+            dtype = dtype or config.dtype or torch.float32
+            for option, value in loading_options(config, quantize, device, dtype, source.name).items():
+                options.setdefault(option, value)
             tokenizer = source.tokenizer()
-            if check is not None and not trust_remote_code:  # code of one's own may change its configuration later
-                check(_outline(config, tokenizer, text_name, quantize))
-            loaded: Any = family.from_pretrained(
-                source.place,
-                dtype=chosen_dtype,
-                use_safetensors=True,
-                output_loading_info=True,
-                **source.options,
-                **quantized,
+            # code of one's own may change its configuration later
+            if check is not None and not source.options["trust_remote_code"]:
+                check(_outline(config, tokenizer, source.name, quantize))
+            model, info = family.from_pretrained(
+                source.place, dtype=dtype, use_safetensors=True, output_loading_info=True, **source.options, **options
             )
     except SoftpromptError:
         raise
     except Exception as error:  # what damaged files raise is not of one family
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise BaseModelError(
-            f"cannot load the base model '{text_name}': {reason} (expected a hub name, a folder with config.json and "
+            f"cannot load the base model '{source.name}': {reason} (expected a hub name, a folder with config.json and "
             f"safetensors weights, a .gguf file, or '{EMBEDDED_NAME}')"
         ) from error
-    model, info = loaded
     if missing := sorted(info["missing_keys"]):
         raise BaseModelError(
-            f"the base model '{text_name}' lacks weights: expected all of them, {len(missing)} are missing, such as "
+            f"the base model '{source.name}' lacks weights: expected all of them, {len(missing)} are missing, such as "
             f"'{missing[0]}': get the complete model"
         )
     if quantize is not None:
-        check_quantized(model, quantize, text_name)
-    keep_packed(model)
-    if sharding is not None:
-        shard(model, chosen_device, processes, text_name)
-    elif device_map is not None:
-        align_hidden_states(model, text_name)
-    elif "device_map" not in quantized:
-        model = model.to(chosen_device)
-    # what is moved or shared cannot be folded into faster parts
-    base = FrozenLM(model, tokenizer, text_name, lasting=device_map is None and sharding is None)
-    base.processes = replace(processes, in_lockstep=sharding is not None)
-    if sharding is not None:
-        _ = base.fingerprint  # read by all processes together, once
-    return base
+        check_quantized(model, quantize, source.name)
+    return model, tokenizer
 
 
 def _outline(config: Any, tokenizer: Any, name: str, quantize: str | None) -> UnloadedModel:
