@@ -20,7 +20,7 @@ from torch import Tensor
 from softprompt.data.encoding.batching import collate
 from softprompt.data.encoding.encoder import Batch, EncodedSequence
 from softprompt.models import fast_attention
-from softprompt.prompts.kv_cache import align_right, keep_all_columns, pad_left, resize_cache
+from softprompt.prompts.kv_cache import align_right, keep_all_columns, pad_left, resize_cache, stack_rows
 from softprompt.prompts.prefix import CachedPrefix, ConcatenatedPrefix, Prefix, read_one_more, stack_prefixes
 from softprompt.prompts.seq2seq_prefix import EncodedPrefix, Seq2SeqDecodingBatch
 from softprompt.prompts.shared_prefix_attention import RowPrefixes, SharedPrefixes
@@ -107,12 +107,9 @@ class CachedDecodingBatch:
         self._width += 1
         column = torch.arange(self._width, device=tokens.device)
         mask = (column >= self._width - 1 - self._sizes[:, None]).long()
-        if self._fronts is None:
-            self.last = read_one_more(self._base, tokens, mask, self._sizes, self._cache)
-        else:
-            with fast_attention.attend_to(self._fronts):
-                positions = self._fronts.lengths + self._sizes
-                self.last = read_one_more(self._base, tokens, mask, positions, self._cache)
+        positions = self._sizes if self._fronts is None else self._fronts.lengths + self._sizes
+        with fast_attention.attend_to(self._fronts):
+            self.last = read_one_more(self._base, tokens, mask, positions, self._cache)
         self._sizes = self._sizes + 1
 
     def join(self, other: "CachedDecodingBatch") -> bool:
@@ -120,16 +117,12 @@ class CachedDecodingBatch:
         if (self._fronts is None) != (other._fronts is None):
             return False
         width = max(self._width, other._width)
-        mine, others = (pad_left(one._cache, width) for one in (self, other))
-        for layer, added in zip(mine.layers, others.layers, strict=True):
-            if layer.keys is not None:
-                layer.keys = torch.cat([layer.keys, added.keys])
-                layer.values = torch.cat([layer.values, added.values])
+        cache = stack_rows([pad_left(one._cache, width) for one in (self, other)])
         sizes, last = torch.cat([self._sizes, other._sizes]), torch.cat([self.last, other.last])
         # nothing has changed here if one of these fails for lack of memory
         if self._fronts is not None and other._fronts is not None:
             self._fronts = RowPrefixes([*self._fronts.prefixes, *other._fronts.prefixes])
-        self._cache, self._width, self._sizes, self.last = mine, width, sizes, last
+        self._cache, self._width, self._sizes, self.last = cache, width, sizes, last
         return True
 
 
@@ -160,15 +153,7 @@ class UncachedDecodingBatch:
         return True
 
     def _read(self) -> Tensor:
-        places: dict[int, int] = {}
-        which = [places.setdefault(id(front), len(places)) for front in self._fronts]
-        different = {id(front): front for front in self._fronts}
-        items = [
-            EncodedSequence(row, ids, (), prompt=prompt)
-            for row, (ids, prompt) in enumerate(zip(self._ids, which, strict=True))
-        ]
-        batch = collate(items, self._base.device)
-        hidden = ConcatenatedPrefix(self._base, tuple(different.values())).hidden(
-            batch.input_ids, batch.mask, batch.which
-        )
+        items = [EncodedSequence(row, ids, (), prompt=row) for row, ids in enumerate(self._ids)]
+        batch, prefix = collate(items, self._base.device), ConcatenatedPrefix(self._base, tuple(self._fronts))
+        hidden = prefix.hidden(batch.input_ids, batch.mask, batch.which)
         return hidden[torch.arange(len(items), device=hidden.device), batch.mask.sum(dim=1) - 1]

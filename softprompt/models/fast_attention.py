@@ -35,7 +35,7 @@ _front: ContextVar[PrefixAttention | None] = ContextVar("front", default=None)
 
 
 @contextmanager
-def attend_to(front: PrefixAttention) -> Iterator[None]:
+def attend_to(front: PrefixAttention | None) -> Iterator[None]:
     """Within it, our attention looks at ``front`` too, without gradient."""
     token = _front.set(front)
     try:

@@ -11,7 +11,7 @@ Shapes: ``K`` prompts, ``B`` batch, ``Q`` queries, ``S`` keys, ``W`` length of t
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
@@ -33,13 +33,6 @@ class AttentionInputs(NamedTuple):
     value: Tensor
     mask: Tensor | None
     bias: Tensor | None
-
-
-class LayerPrompt(Protocol):
-    """What an encoder or a decoder can be called with, as ``prompt``."""
-
-    def extend_inputs(self, module: nn.Module, query: Tensor, seen: AttentionInputs) -> AttentionInputs:
-        """What ``module`` looks at instead of ``seen``, its queries being ``[B, heads, Q, D]``."""
 
 
 class SelfAttentionLayers(NamedTuple):
@@ -198,7 +191,7 @@ def _attention(
     value: Tensor,
     attention_mask: Tensor | None,
     *,
-    prompt: LayerPrompt | None = None,
+    prompt: LayerPrefixes | AttentionRecorder | None = None,
     position_bias: Tensor | None = None,
     **options: Any,
 ) -> Any:

@@ -4,7 +4,7 @@ A cache has a layer for each of the model's; keys and values are ``[B, heads, S,
 """
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ def map_tensors(cache: Any, change: Callable[[Tensor], Tensor]) -> Any:
     changed.layers = []
     for layer in cache.layers:
         view = copy.copy(layer)
-        # what keeping_all and read_only set is on the object, not on its class
+        # what keep_all_columns and read_only set is on the object, not on its class
         vars(view).pop("update", None)
         if view.keys is not None:
             view.keys, view.values = change(view.keys), change(view.values)
@@ -56,6 +56,16 @@ def pad_left(cache: Any, width: int) -> Any:
     return resize_cache(
         cache, width, lambda tensor, kept: torch.nn.functional.pad(tensor, (0, 0, kept - tensor.shape[2], 0))
     )
+
+
+def stack_rows(caches: Sequence[Any]) -> Any:
+    """One cache with the rows of all, which have as many columns."""
+    stacked = map_tensors(caches[0], lambda tensor: tensor)
+    for layer, *others in zip(stacked.layers, *(cache.layers for cache in caches[1:]), strict=True):
+        if layer.keys is not None:
+            layer.keys = torch.cat([layer.keys, *(other.keys for other in others)])
+            layer.values = torch.cat([layer.values, *(other.values for other in others)])
+    return stacked
 
 
 def keep_all_columns(cache: Any) -> Any:

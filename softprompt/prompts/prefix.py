@@ -11,7 +11,6 @@ everything that looks at it and neither positions nor sliding windows shift. Sev
 each row behind its own: shorter prefixes are padded on the left, where only the mask and the positions know of it.
 """
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -29,7 +28,7 @@ from softprompt.models.kernels.fused_decoder import FusedDecoder, find_fused_dec
 from softprompt.models.last_layer import limit_last_layer
 from softprompt.models.sharding import find_layer_devices, gather_before_backward
 from softprompt.prompts.attention_prefix import find_prompted_layers
-from softprompt.prompts.kv_cache import map_tensors, read_only
+from softprompt.prompts.kv_cache import map_tensors, pad_left, read_only, stack_rows
 from softprompt.prompts.seq2seq_prefix import EncodedPrefix, compute_seq2seq_keys_and_values, make_encoded_prefix
 from softprompt.prompts.state import PromptState, concatenate_prefixes
 
@@ -251,21 +250,9 @@ def stack_prefixes(prefixes: Sequence[CachedPrefix]) -> CachedPrefix:
     if longest.cache is None:
         return CachedPrefix(base, None, lengths)
 
-    def join(index: int, name: str) -> Tensor:
-        model: Tensor = getattr(longest.cache.layers[index], name)
-        rows = []
-        for prefix in prefixes:
-            empty = model[:, :, :0]
-            tensor = empty[:1] if prefix.cache is None else getattr(prefix.cache.layers[index], name)
-            rows.append(torch.nn.functional.pad(tensor, (0, 0, model.shape[2] - tensor.shape[2], 0)))
-        return torch.cat(rows)
-
-    cache = copy.copy(longest.cache)
-    cache.layers = [copy.copy(layer) for layer in longest.cache.layers]
-    for index, layer in enumerate(cache.layers):
-        if layer.keys is not None:
-            layer.keys, layer.values = join(index, "keys"), join(index, "values")
-    return CachedPrefix(base, cache, lengths)
+    empty = map_tensors(longest.cache, lambda tensor: torch.zeros_like(tensor[:1]))
+    caches = [empty if prefix.cache is None else pad_left(prefix.cache, longest.width) for prefix in prefixes]
+    return CachedPrefix(base, stack_rows(caches), lengths)
 
 
 def shares_prefix(base: FrozenLM) -> bool:

@@ -266,18 +266,15 @@ def parse_prompt(files: Mapping[str, bytes], where: str) -> Prompt:
             versions=said.versions,
             parent=said.parent,
         )
+        if prompt.length != manifest.get("length"):
+            raise ValueError(f"{prompt.length} virtual tokens, its length says {manifest.get('length')!r}")
+        if not all(torch.isfinite(tensor).all() for state in prompt.states for tensor in state.tensors):
+            raise ValueError("it has values that are not numbers")
+        return prompt
     except KeyError as error:
         raise PromptFileError(f"the saved prompt '{where}' is damaged: it lacks {error}") from error
     except (SafetensorError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise PromptFileError(f"the saved prompt '{where}' is damaged: {error}") from error
-    if prompt.length != manifest.get("length"):
-        raise PromptFileError(
-            f"the saved prompt '{where}' is damaged: {prompt.length} virtual tokens, its length says "
-            f"{manifest.get('length')!r}"
-        )
-    if not all(torch.isfinite(tensor).all() for state in prompt.states for tensor in state.tensors):
-        raise PromptFileError(f"the saved prompt '{where}' is damaged: it has values that are not numbers")
-    return prompt
 
 
 def read_manifest_bytes(folder: Path) -> bytes:

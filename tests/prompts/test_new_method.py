@@ -11,7 +11,7 @@ from helpers.small_tasks import FAST, TEMPLATE, command, reviews, reviews_task, 
 from helpers.tiny_models import save_tiny, tiny_base
 
 from softprompt.inference.evaluation import evaluate
-from softprompt.prompts.methods.method_registry import METHODS, MethodDefinition
+from softprompt.prompts.methods.method_registry import METHODS, define_method
 from softprompt.prompts.saved_prompt import Prompt
 from softprompt.store.prompt_loading import load_prompt
 from softprompt.training.fit import fit
@@ -61,7 +61,7 @@ def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     file = tmp_path / "low_rank.py"
     file.write_text(MODULE)
     low_rank = import_file(file)
-    monkeypatch.setitem(METHODS, "low-rank", MethodDefinition(low_rank.build, low_rank.Options, "embeddings", "A B"))
+    monkeypatch.setitem(METHODS, "low-rank", define_method(low_rank, "embeddings"))
     return [file.name, "METHODS", "description of TrainConfig.method"]
 
 

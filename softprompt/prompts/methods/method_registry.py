@@ -35,37 +35,25 @@ class MethodDefinition:
         build: start (of its kind), unit, seed and options to the module.
         options: what can be set beside the settings that all methods share.
         kind: of the state it folds into.
-        summary: one line for people.
         prepare: base model and what it is to start from to a start of its kind.
     """
 
     build: Callable[[PromptState, float, int, Any], nn.Module]
     options: type[BaseModel]
     kind: Literal["embeddings", "key_values"]
-    summary: str
-    prepare: Callable[[FrozenLM, PromptState], PromptState] = lambda base, start: start
+    prepare: Callable[[FrozenLM, PromptState], PromptState]
 
 
-METHODS: dict[str, MethodDefinition] = {
-    "prompt-tuning": MethodDefinition(
-        prompt_tuning.build, prompt_tuning.Options, "embeddings", "virtual tokens learned directly"
-    ),
-    "p-tuning": MethodDefinition(
-        p_tuning.build, p_tuning.Options, "embeddings", "virtual tokens out of a small network (MLP or LSTM)"
-    ),
-    "residual": MethodDefinition(
-        residual_prompt_tuning.build,
-        residual_prompt_tuning.Options,
-        "embeddings",
-        "virtual tokens plus a small network's output",
-    ),
-    "prefix-tuning": MethodDefinition(
-        prefix_tuning.build,
-        prefix_tuning.Options,
-        "key_values",
-        "keys and values in every layer (P-tuning v2)",
-        prefix_tuning.prepare,
-    ),
+def define_method(module: Any, kind: Literal["embeddings", "key_values"]) -> MethodDefinition:
+    """The method of a module that has ``build`` and ``Options``, and ``prepare`` if it does not start from words."""
+    return MethodDefinition(module.build, module.Options, kind, getattr(module, "prepare", lambda base, start: start))
+
+
+METHODS = {
+    "prompt-tuning": define_method(prompt_tuning, "embeddings"),
+    "p-tuning": define_method(p_tuning, "embeddings"),
+    "residual": define_method(residual_prompt_tuning, "embeddings"),
+    "prefix-tuning": define_method(prefix_tuning, "key_values"),
 }
 
 
