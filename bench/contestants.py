@@ -162,7 +162,7 @@ def run_softprompt(connection: Pipe, setup: Setup, steps: int) -> None:
     from softprompt.models.builtin_models import MODEL_NAME
     from softprompt.models.loading import load_model
     from softprompt.training.callbacks import Callback
-    from softprompt.training.loop import train
+    from softprompt.training.loop import train_together
 
     base = load_model(setup.model, device=setup.device)
     task = Task.classification(setup.splits)
@@ -194,7 +194,7 @@ def run_softprompt(connection: Pipe, setup: Setup, steps: int) -> None:
         def on_step_end(self, step: int, loss: float, learning_rate: float, examples_per_second: float) -> None:
             self.gate.step_done()
 
-    train(base, task, config, Timer())
+    train_together(base, task, {"": config}, Timer())
 
 
 def with_virtual_tokens(model: Any, spec: Any, folder: str, length: int) -> Any:

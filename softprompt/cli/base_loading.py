@@ -3,6 +3,7 @@
 import functools
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,6 +18,7 @@ from softprompt.models.loading import load_model
 from softprompt.models.quantization import SCHEMES
 from softprompt.prompts.saved_prompt import Prompt
 from softprompt.training.callbacks import Callback, CallbackList, ProgressBar, ProgressPrinter, TensorBoardLogger
+from softprompt.training.run_checks import DeferredBase
 
 Run = TypeVar("Run", bound=Callable[..., None])
 
@@ -25,9 +27,18 @@ def load_base(name: str, options: dict[str, Any], check: Callable[[UnloadedModel
     """The model called ``name``; ``check`` raises for one that is not wanted, before its weights are loaded."""
     logging.set_verbosity_error()
     say(f"loading {name}")
+    return load_model(name, progress=say, processes=_own_processes(), check=check, **options)
+
+
+def defer_base(name: str, options: dict[str, Any]) -> DeferredBase:
+    """The model called ``name``, for a run that loads it once everything else is checked."""
+    processes = replace(_own_processes(), in_lockstep=options.get("sharding") is not None)
+    return DeferredBase(lambda check: load_base(name, options, check), processes)
+
+
+def _own_processes() -> ProcessGroup:
     context = click.get_current_context(silent=True)
-    processes = context.find_object(ProcessGroup) if context else None
-    return load_model(name, progress=say, processes=processes or SINGLE_PROCESS, check=check, **options)
+    return (context.find_object(ProcessGroup) if context else None) or SINGLE_PROCESS
 
 
 def load_base_of(prompt: Prompt, name: str | None, options: dict[str, Any], *, fixed: bool = False) -> FrozenLM:

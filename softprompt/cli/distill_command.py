@@ -3,24 +3,19 @@
 from pathlib import Path
 from typing import Any
 
-from softprompt.cli.base_loading import load_base, make_callback
+from softprompt.cli.base_loading import defer_base, make_callback
 from softprompt.cli.option_values import columns_of, model_of, pairs, task_settings
 from softprompt.cli.printing import print_result
 from softprompt.config import DistillConfig, TrainConfig
 from softprompt.data.examples import keep_answered
 from softprompt.data.task import Task
 from softprompt.errors import ConfigError
-from softprompt.prompts.methods.method_registry import check_method
 from softprompt.prompts.written_prompt import choose_shots
 from softprompt.report.pages.distillation_page import make_distillation_document
 from softprompt.report.report_files import write_document
 from softprompt.store.prompt_loading import load_prompt
-from softprompt.training.distillation.distill import check_init, distill, make_length_configs
-from softprompt.training.distillation.teacher import Teacher, read_text
-from softprompt.training.initialization import check_init as check_start
-from softprompt.training.initialization import check_init_fits
-from softprompt.training.loop import check_splits
-from softprompt.training.training_run import check_output
+from softprompt.training.distillation.distill import distill, make_length_configs
+from softprompt.training.distillation.teacher import read_text
 
 
 def run_distill(
@@ -58,15 +53,9 @@ def run_distill(
         )
     if saved is None and text_file is None and shots is None:
         raise ConfigError("expected a teacher: --prompt FILE, --shots N or --teacher PROMPT; got none")
-
-    # what is quickly checked comes before what takes long
     members = {"": chosen} if lengths is None else make_length_configs(chosen, _numbers(lengths))
-    check_method(chosen.method, chosen.method_options)
-    check_start(chosen.init, taught=True)
-    check_init(chosen)
     text = "" if text_file is None else read_text(text_file)
     prompt = None if saved is None else load_prompt(saved).judged_by(metric)
-    check_output(out, resume=resume, restart=restart)
     task = Task.of_inputs(
         inputs,
         spec=None if prompt is None else prompt.spec,
@@ -74,15 +63,12 @@ def run_distill(
         **task_settings(template, labels, verbalizer, metric),
         **columns,
     )
-    check_splits(task)
-    check_init_fits(chosen.init, task.spec)
     solved = choose_shots(keep_answered(task.train), shots, shots_seed) if shots else []
-    base = load_base(model_name, model, None if prompt is None else prompt.check_base)
-    teacher = Teacher.written(base, task.spec, text, solved) if prompt is None else Teacher.saved(base, prompt)
     done = distill(
-        base,
+        defer_base(model_name, model),
         task,
-        teacher,
+        text if prompt is None else prompt,
+        shots=solved,
         config=members,
         **how.model_dump(),
         out=out,

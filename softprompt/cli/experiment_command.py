@@ -28,7 +28,7 @@ from softprompt.report.pages.comparison_page import make_comparison_document
 from softprompt.report.pages.model_sizes_page import make_model_sizes_document
 from softprompt.report.pages.sweep_page import make_sweep_document
 from softprompt.report.report_files import write_document, write_report
-from softprompt.training.loop import check_trainable
+from softprompt.training.run_checks import check_trainable
 
 
 def run_compare(

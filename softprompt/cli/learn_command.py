@@ -1,11 +1,10 @@
 """``demo``, ``train`` and ``multitask``: prompts that are learned from data."""
 
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from softprompt.cli.base_loading import load_base, make_callback, over_processes
-from softprompt.cli.console import is_main, say
+from softprompt.cli.base_loading import defer_base, load_base, make_callback, over_processes
+from softprompt.cli.console import say
 from softprompt.cli.option_values import columns_of, model_of, pairs, task_settings
 from softprompt.cli.printing import print_result
 from softprompt.config import TrainConfig, population
@@ -17,15 +16,8 @@ from softprompt.errors import ConfigError
 from softprompt.experiments.demo import STEPS, TEMPLATE, free_folder
 from softprompt.experiments.demo import run_demo as tell_story
 from softprompt.models.builtin_models import MODEL_NAME
-from softprompt.models.fingerprint import UnloadedModel
-from softprompt.prompts.methods.method_registry import check_method
 from softprompt.report.pages.training_page import make_demo_document, make_training_document
-from softprompt.store.prompt_loading import load_prompt
 from softprompt.training.fit import fit
-from softprompt.training.initialization import check_init, check_init_base, check_init_fits
-from softprompt.training.loop import check_together, check_trainable
-from softprompt.training.multitask import check_names, check_tasks
-from softprompt.training.training_run import check_output
 from softprompt.utils.files import check_free
 
 
@@ -69,14 +61,6 @@ def run_train(
     members = population(chosen, seeds, grid or "")
     if ensemble and len(members) == 1:
         raise ConfigError("--ensemble keeps several prompts, expected --seeds or --grid beside it")
-
-    # what is quickly checked comes before what takes long
-    for member in members.values():
-        check_method(member.method, member.method_options)
-        check_init(member.init)
-    check_together(members, sharded=sharding is not None)
-    if is_main():
-        check_output(out, resume=resume, restart=restart)
     callback = make_callback(as_json, tensorboard)
     source: Any = data
     if streaming:
@@ -85,12 +69,8 @@ def run_train(
         source, max_length=chosen.max_length, **task_settings(template, labels, verbalizer, metric), **columns
     )
     task = task.with_room(max_new_tokens)
-    check_trainable(task)
-    for member in members.values():
-        check_init_fits(member.init, task.spec)
-    base = load_base(model_name, model, partial(check_init_base, [member.init for member in members.values()]))
     prompt = fit(
-        base,
+        defer_base(model_name, model),
         task,
         config=members,
         ensemble=ensemble,
@@ -126,32 +106,15 @@ def run_multitask(
     chosen = TrainConfig.load(config, **settings) if config else TrainConfig.build(**settings)
     sources = pairs("--task", tasks, "NAME=DATA", "reviews=data/reviews")
     taught = pairs("--teacher", teachers, "NAME=PROMPT", "reviews=prompts/reviews")
-
-    # what is quickly checked comes before what takes long
-    check_names(sources)
-    check_tasks(sources, chosen, taught, distillation)
-    check_init(chosen.init)
-    check_output(out, resume=resume, restart=restart)
-    loaded = {name: load_prompt(folder) for name, folder in taught.items()}
-    for teacher in loaded.values():
-        teacher.state  # noqa: B018 (an ensemble is refused before the model is loaded)
     read = {
         name: Task.of(data, max_length=chosen.max_length, metric=metric, **columns) for name, data in sources.items()
     }
-    check_init_fits(chosen.init, next(iter(read.values())).spec)
-
-    def check(base: "UnloadedModel") -> None:
-        check_init_base([chosen.init], base)
-        for teacher in loaded.values():
-            teacher.check_base(base)
-
-    base = load_base(model_name, model, check)
     prompts = fit(
-        base,
+        defer_base(model_name, model),
         read,
         out=out,
         config=chosen,
-        teachers=loaded,
+        teachers=taught,
         distillation=distillation,
         callback=make_callback(as_json),
         resume=resume,

@@ -13,13 +13,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 
 from softprompt.errors import ConfigError, DataError
 from softprompt.metrics.bootstrap import Floats, RunScores, bootstrap_score, check_lengths, draw_resamples
-from softprompt.metrics.scores import Score
+from softprompt.metrics.scores import FORMATS, MetricFormat, Score
 from softprompt.metrics.text_tokenization import choose_bleu_tokenizer, median_word_count, split_words
 
 IMPORT_PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")  # of a user's function
@@ -65,7 +65,14 @@ class Metric:
             DataError: no examples, not as many predictions as rows of gold, or a row without references.
         """
         distinct, counts = np.unique(self.compute_rows(gold, predicted), axis=0, return_counts=True)
-        return bootstrap_score(self.name, lambda weights: self.value(weights, distinct), counts, resamples, seed)
+        found = bootstrap_score(self.name, lambda weights: self.value(weights, distinct), counts, resamples, seed)
+        return found.model_copy(update={"format": self.format}) if self.kind is None else found
+
+    @property
+    def format(self) -> MetricFormat:
+        """How its values are shown."""
+        low, high = (limit if math.isfinite(limit) else None for limit in self.limits)
+        return MetricFormat(heading=self.heading[:100], low=low, high=high, digits=min(self.digits, 12))
 
     def compute(self, gold: Gold, predicted: Sequence[str]) -> float:
         """The score alone."""
@@ -73,8 +80,8 @@ class Metric:
         return float(self.value(np.ones((1, len(rows))), rows)[0])
 
     def standard_error(self, gold: Gold, predicted: Sequence[str], value: float) -> float:
-        """Of the score ``value``: how far it moves by chance, by few resamples; exact for accuracy."""
-        if self is accuracy:
+        """Of the score ``value``: how far it moves by chance, by few resamples; exact for a share."""
+        if self.is_binary and self.is_mean:
             return math.sqrt(value * (1 - value) / len(gold))
         distinct, counts = np.unique(self.compute_rows(gold, predicted), axis=0, return_counts=True)
         return float(
@@ -307,22 +314,10 @@ def score_runs(metric: str, gold: Sequence[Any], runs: Sequence[Sequence[str]]) 
     return RunScores(np.stack([known.compute_rows(gold, predicted) for predicted in runs]), known.value)
 
 
-class MetricFormat(NamedTuple):
-    """How a figure is written: its name for people, the least and the greatest value, digits behind the point."""
-
-    heading: str
-    limits: tuple[float, float] = _SHARE
-    digits: int = 3
-
-
-# what no predictions give, but stands where metrics do
-_FORMATS = {NEGATIVE_LOSS: MetricFormat("Negative loss", (-math.inf, 0.0))}
-
-
 def metric_format(name: str) -> MetricFormat:
     """Of a metric, of a user's function that is not imported here, or of another figure, as a divergence."""
-    if (known := METRICS.get(name)) is not None:
-        return MetricFormat(known.heading, known.limits, known.digits)
-    own = name.rpartition(":")[2]
-    heading = (own[:1].upper() + own[1:]).replace("_", " ")
-    return _FORMATS.get(name, MetricFormat(heading, _SHARE if own == name else (-math.inf, math.inf)))
+    if name in METRICS:
+        return METRICS[name].format
+    own = name.rpartition(":")[2].replace("_", " ")
+    limits = {} if ":" in name else {"low": 0.0, "high": 1.0}
+    return FORMATS.get(name, MetricFormat(heading=(own[:1].upper() + own[1:])[:100], **limits))

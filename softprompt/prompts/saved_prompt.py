@@ -16,6 +16,7 @@ import torch
 from softprompt.data.task import TaskSpec
 from softprompt.data.task_manifest import validate_saved
 from softprompt.errors import PromptFileError
+from softprompt.metrics.scores import read_score
 from softprompt.metrics.user_metrics import import_metric
 from softprompt.models.fingerprint import UnloadedModel
 from softprompt.prompts.manifest import SavedPrompt
@@ -305,7 +306,9 @@ def parse_manifest(content: bytes, where: str) -> dict[str, Any]:
         )
     try:
         values = unseal(manifest, SEAL)
-        validate_saved(SavedPrompt, values)
-        return values
+        saved = validate_saved(SavedPrompt, values)
     except ValueError as error:
         raise PromptFileError(f"'{where}' is damaged: {error}") from error
+    for result in saved.metrics.values():
+        read_score(result)  # whose scale is known from here on
+    return values

@@ -3,22 +3,33 @@
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias, overload
 
 from softprompt.config import TrainConfig
 from softprompt.data.task import Task
-from softprompt.errors import ConfigError
 from softprompt.models.distributed import ProcessGroup
 from softprompt.models.frozen_lm import FrozenLM
-from softprompt.prompts.methods.method_registry import METHODS
-from softprompt.prompts.saved_prompt import LONGEST_EXAMPLE, Prompt
+from softprompt.prompts.saved_prompt import Prompt
 from softprompt.prompts.state import PromptState
 from softprompt.store.prompt_loading import pin_reference
 from softprompt.training.callbacks import Callback
 from softprompt.training.checkpoint import Checkpoint
 from softprompt.training.loop import TrainingResult, train_together
-from softprompt.training.multitask import check_names, train_multitask
+from softprompt.training.multitask import train_multitask
+from softprompt.training.run_checks import (
+    DeferredBase,
+    check_ensemble,
+    check_example,
+    check_multitask,
+    check_output,
+    check_prompts_base,
+    check_settings,
+    check_tasks,
+    load_checked,
+    load_teachers,
+)
 from softprompt.training.training_run import (
     build_prompt,
     evaluate_prompt,
@@ -35,15 +46,15 @@ METHOD = "multitask"
 
 
 @overload
-def fit(base: FrozenLM, task: Task, **options: Any) -> Prompt: ...
+def fit(base: FrozenLM | DeferredBase, task: Task, **options: Any) -> Prompt: ...
 
 
 @overload
-def fit(base: FrozenLM, task: Mapping[str, Task], **options: Any) -> dict[str, Prompt]: ...
+def fit(base: FrozenLM | DeferredBase, task: Mapping[str, Task], **options: Any) -> dict[str, Prompt]: ...
 
 
 def fit(
-    base: FrozenLM,
+    base: FrozenLM | DeferredBase,
     task: Task | Mapping[str, Task],
     *,
     out: str | Path | None = None,
@@ -54,13 +65,14 @@ def fit(
     evaluate_test: bool = True,
     ensemble: bool = False,
     example: str | None = None,
-    teachers: Mapping[str, Prompt] | None = None,
+    teachers: Mapping[str, Prompt | str] | None = None,
     distillation: float = 0.9,
     **settings: Any,
 ) -> Prompt | dict[str, Prompt]:
     """Learn a prompt for ``task`` on ``base``; evaluate it on validation and test.
 
     Args:
+        base: the model; deferred, it is loaded once everything else is checked.
         task: a task; or several, which learn together (Wang et al. 2023; see ``train_multitask``), each by a name of
             letters, digits, ``.``, ``_`` and ``-``, which is also its prompt's folder within ``out``.
         out: folder to save to. The unfinished run is kept beside it, in ``OUT.run``, so that it can be resumed.
@@ -74,7 +86,7 @@ def fit(
         evaluate_test: score the test split once at the end, if there is one.
         ensemble: give the prompts of several settings as one that answers by vote, instead of the best.
         example: a text, saved with the prompt, that the page of a server offers to begin with.
-        teachers: of several tasks, prompts saved for single ones to learn from, by the task's name.
+        teachers: of several tasks, prompts saved for single ones to learn from, or their places, by the task's name.
         distillation: weight of the distance from the teachers.
 
     Returns:
@@ -86,21 +98,34 @@ def fit(
             to do.
     """
     configs, processes = resolve_configs(config, settings), base.processes
-    first = next(iter(configs.values()))
+    first = next(iter(configs.values()), TrainConfig())
     # the others learn and score with it, and neither say nor write anything
     callback = callback if callback is not None and processes.is_main else Callback()
     out = None if out is None or not processes.is_main else expand_user(out)
+    tasks = dict(task) if isinstance(task, Mapping) else {"": task}
+    check_settings(configs, sharded=processes.in_lockstep)
+    if isinstance(task, Mapping):
+        processes.check_alone("learning several tasks")
+        check_multitask(tasks, configs, teachers or {}, distillation, ensemble or example is not None)
+    taught = load_teachers(teachers or {})
+    check_tasks(tasks, configs)
+    if ensemble:
+        check_ensemble(tasks[""], configs)
+    if example is not None:
+        check_example(tasks[""], example)
+    if out is not None:
+        check_output(out, resume=resume, restart=restart)
+    base = load_checked(base, partial(check_prompts_base, configs, taught.values()))
+    processes = base.processes
+
     identity: dict[str, Any] = {}
     if isinstance(task, Mapping):
-        _check_several(base, task, configs, ensemble, example, teachers or {})
         tasks = {name: limit_length(one, first) for name, one in task.items()}
-        states = {name: teacher.state for name, teacher in (teachers or {}).items()}
-        taught = {name: state.digest for name, state in states.items()}
-        identity = {"distillation": distillation, "teachers": taught}
+        states = {name: teacher.state for name, teacher in taught.items()}
+        digests = {name: state.digest for name, state in states.items()}
+        identity = {"distillation": distillation, "teachers": digests}
     else:
-        _check_ensemble_and_example(task, configs, ensemble, example)
-        one, configs = _prepare(base, task, configs)
-        tasks = {"": one}
+        tasks[""], configs = _prepare(base, task, configs)
     run: AbstractContextManager[Checkpoint | None] = nullcontext()
     if out is not None:
         run = open_run(out, base, tasks, configs, resume=resume, restart=restart, callback=callback, **identity)
@@ -195,37 +220,6 @@ def _save(
     for name, prompt in prompts.items():
         save_run_result(prompt, finished / name, outcomes[name], checkpoint.folder, processes)
     checkpoint.publish(finished, out)
-
-
-def _check_several(
-    base: FrozenLM,
-    tasks: Mapping[str, Task],
-    configs: Mapping[str, TrainConfig],
-    ensemble: bool,
-    example: str | None,
-    teachers: Mapping[str, Prompt],
-) -> None:
-    check_names(tasks)
-    base.processes.check_alone("learning several tasks")
-    if len(configs) > 1 or ensemble or example is not None:
-        raise ConfigError("several tasks learn with one configuration, without an ensemble or an example")
-    for teacher in teachers.values():
-        teacher.check_base(base)
-
-
-def _check_ensemble_and_example(
-    task: Task, configs: Mapping[str, TrainConfig], ensemble: bool, example: str | None
-) -> None:
-    if ensemble and len({METHODS[config.method].kind for config in configs.values() if config.method in METHODS}) > 1:
-        raise ConfigError("the prompts of an ensemble are of one kind: give methods that learn the same kind")
-    if ensemble and task.spec.kind == "generation":
-        raise ConfigError("an ensemble answers by vote, expected a classification task, got generation")
-    if example is None:
-        return
-    if not example.strip() or len(example) > LONGEST_EXAMPLE:
-        raise ConfigError(f"expected an example of 1 to {LONGEST_EXAMPLE:,} characters, got {len(example.strip()):,}")
-    if "text" not in task.spec.compiled.names:
-        raise ConfigError("an example is a text, expected a template that uses it: leave the example out")
 
 
 def _pin_version(config: TrainConfig) -> TrainConfig:

@@ -15,33 +15,17 @@ from softprompt.config import TrainConfig
 from softprompt.data.encoding.batching import batch_by_token_budget, collate
 from softprompt.data.encoding.encoder import EncodedSequence
 from softprompt.data.task import Task
-from softprompt.errors import ConfigError, DataError, TrainingError
+from softprompt.errors import TrainingError
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.models.kernels.compilation import CompiledRun
 from softprompt.prompts.inline_prefix import make_learning_prefix
-from softprompt.prompts.methods.method_registry import check_method
 from softprompt.prompts.prefix import make_prefix
 from softprompt.prompts.state import PromptState
 from softprompt.training.callbacks import Callback
 from softprompt.training.checkpoint import Checkpoint, SavedCheckpoint, load_for_all
 from softprompt.training.gradient_checkpointing import checkpoint_gradients
-from softprompt.training.initialization import check_init, check_init_fits
 from softprompt.training.learner import Learner, PromptLearner
 from softprompt.training.training_objective import ForwardPass, TrainingObjective, make_task_objective
-
-# what prompts that learn together have in common: these decide when something happens, or for how many at once
-SHARED = (
-    "steps",
-    "batch_size",
-    "micro_batch_size",
-    "token_budget",
-    "gradient_checkpointing",
-    "compile",
-    "max_length",
-    "eval_every",
-    "validation_limit",
-    "checkpoint_every",
-)
 
 
 @dataclass(frozen=True)
@@ -81,22 +65,6 @@ class Throughput(NamedTuple):
     examples_per_second: float
 
 
-def train(
-    base: FrozenLM, task: Task, config: TrainConfig, callback: Callback, checkpoint: Checkpoint | None = None
-) -> TrainingResult:
-    """Learn one prompt.
-
-    Args:
-        checkpoint: where the run is kept while it lasts; it goes on from there if there is one.
-
-    Raises:
-        ConfigError, DataError, TemplateError: the settings or the data cannot be used.
-        TrainingError: the loss is no longer a number, or the checkpoint is of another run.
-        OutputError: the checkpoint cannot be written.
-    """
-    return train_together(base, task, {"": config}, callback, checkpoint)[0]
-
-
 def train_together(
     base: FrozenLM,
     task: Task,
@@ -111,21 +79,17 @@ def train_together(
     and its early stop are its own.
 
     Args:
-        configs: by the name each is reported under; the settings of ``SHARED`` must be the same in all.
-        checkpoint: as for ``train``.
-        lesson: what is learned from; the task's labels or outputs, if not given.
+        configs: by the name each is reported under; checked, with the task, by ``run_checks``.
+        checkpoint: where the run is kept while it lasts; it goes on from there if there is one.
+        objective: what is learned from; the task's labels or outputs, if not given.
 
     Raises:
-        as ``train``; a loss that is no number ends only the prompt whose it is, unless it was the last.
+        DataError, TemplateError: the data cannot be used.
+        TrainingError: the loss is no longer a number, which ends only the prompt whose it is unless it was the last;
+            or the checkpoint is of another run.
+        OutputError: the checkpoint cannot be written.
     """
-    processes = base.processes
-    check_together(configs, sharded=processes.in_lockstep)
-    for config in configs.values():
-        check_method(config.method, config.method_options)
-        check_init(config.init, taught=objective is not None and config.length in objective.starts)
-        check_init_fits(config.init, task.spec)
     if objective is None:
-        check_trainable(task)
         objective = make_task_objective(base, task, configs.values())
     learners = []
     for name, config in configs.items():
@@ -151,7 +115,7 @@ def run_training(
     """The training loop: forward passes, gradients, clipping, steps, evaluations, checkpoints, early stops.
 
     Args:
-        learners: the settings of ``SHARED`` are the same in all.
+        learners: the settings of ``run_checks.SHARED`` are the same in all.
         checkpoint: where the run is kept while it lasts; it goes on from there if there is one.
 
     Raises:
@@ -219,45 +183,6 @@ def training_result(learner: Learner, truncated: int, pace: Throughput, learned:
         alarmed=progress.alarmed,
         failed=progress.failed,
     )
-
-
-def check_together(configs: Mapping[str, TrainConfig], *, sharded: bool = False) -> None:
-    """Raise ConfigError unless prompts with these settings can learn in the same passes, of a ``sharded`` model."""
-    if not configs:
-        raise ConfigError("expected the settings of at least one prompt, got none")
-    if sharded and len(configs) > 1:
-        raise ConfigError("--sharding fsdp: expected one prompt to learn, got several: leave --seeds and --grid out")
-    first = next(iter(configs.values()))
-    for config in configs.values():
-        for name in SHARED:
-            if getattr(config, name) != getattr(first, name):
-                raise ConfigError(
-                    f"prompts that learn together share '{name}', got {getattr(first, name)!r} and "
-                    f"{getattr(config, name)!r}: train them one by one"
-                )
-
-
-def check_splits(task: Task) -> None:
-    """Raise DataError unless there are training and validation examples."""
-    source = task.splits.source
-    if not task.train:
-        raise DataError(f"{source}: expected a train split, got no training examples: add train.jsonl or the like")
-    if not task.validation:
-        raise DataError(
-            f"{source}: expected validation examples, got none and too few others to set some aside: add rows, or a "
-            "validation file"
-        )
-
-
-def check_trainable(task: Task) -> None:
-    """Raise DataError unless there are training examples, of more than one label, and validation examples."""
-    check_splits(task)
-    source = task.splits.source
-    if task.spec.kind == "classification" and len({example.label for example in task.train}) == 1:
-        raise DataError(
-            f"{source}: expected training examples of at least two labels, got only '{task.train[0].label}': "
-            "add examples of another class"
-        )
 
 
 def _resume(base: FrozenLM, learners: Sequence[Learner], callback: Callback, checkpoint: Checkpoint | None) -> int:

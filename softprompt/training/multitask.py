@@ -10,9 +10,6 @@ Deviations from the paper: a batch of every task in every step, where the paper 
 compared at the scored positions of the last layer. Generation tasks are distilled by hidden states only.
 """
 
-import json
-import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -35,7 +32,7 @@ from softprompt.training.checkpoint import Checkpoint
 from softprompt.training.data_loader import InMemoryLoader
 from softprompt.training.initialization import initialize
 from softprompt.training.learner import Learner
-from softprompt.training.loop import TrainingResult, check_trainable, run_training, training_result
+from softprompt.training.loop import TrainingResult, run_training, training_result
 from softprompt.training.optimization import make_optimizer
 from softprompt.training.training_objective import ForwardPass, Losses, TrainingObjective
 from softprompt.training.validation import Validation
@@ -154,13 +151,10 @@ def train_multitask(
         For each task the prompt of its own best evaluation, and how it did.
 
     Raises:
-        ConfigError: fewer than two tasks, a teacher for a task that is not there, a start that cannot be used.
+        ConfigError: a start that stands in front of BOS.
         DataError, TemplateError: the data cannot be used.
         TrainingError: the loss is no longer a number, or the checkpoint is of another run.
     """
-    check_tasks(tasks, config, teachers or {}, distillation)
-    for task in tasks.values():
-        check_trainable(task)
     torch.manual_seed(config.seed)
     first = next(iter(tasks.values()))
     start = initialize(config.init, base, first.spec, config.length, config.seed, first.train)
@@ -182,27 +176,3 @@ def train_multitask(
     objective = TrainingObjective(losses.count, losses.losses)
     pace = run_training(base, learners, objective, callback, checkpoint)
     return {one.name: training_result(one, one.encoder.truncated, pace, learners[0].learned) for one in learners}
-
-
-def check_tasks(
-    tasks: Mapping[str, Any], config: TrainConfig, teachers: Mapping[str, Any], distillation: float
-) -> None:
-    """What can be said of tasks and teachers by their names, before any is read; raises ConfigError."""
-    if len(tasks) < 2:
-        raise ConfigError(
-            f"multitask prompt tuning needs at least two tasks, got {len(tasks)}: learn a single one by train"
-        )
-    if unknown := sorted(set(teachers) - set(tasks)):
-        raise ConfigError(f"a teacher for '{unknown[0]}': expected one of the tasks {', '.join(tasks)}")
-    if config.averaging:
-        raise ConfigError("averaging is not available for multitask prompt tuning: leave it at 0")
-    if not 0 <= distillation < math.inf:
-        raise ConfigError(f"distillation must be 0 or more, got {distillation}")
-
-
-def check_names(tasks: Mapping[str, Task] | Mapping[str, str]) -> None:
-    """Raise ConfigError unless every task's name can be a folder's."""
-    for name in tasks:
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name):
-            shown = json.dumps(name)
-            raise ConfigError(f"task name {shown}: expected at most 64 letters, digits, '.', '_' and '-'")

@@ -17,7 +17,7 @@ from softprompt.data.encoding.encoder import ExampleEncoder
 from softprompt.data.examples import Example
 from softprompt.data.split_assignment import Subsample
 from softprompt.data.task import Task
-from softprompt.errors import ConfigError, OutputError, SoftpromptError
+from softprompt.errors import OutputError, SoftpromptError
 from softprompt.inference.evaluation import score_sample
 from softprompt.inference.generation import ANSWER_ROOM, choose_max_new_tokens
 from softprompt.inference.predictor import Prediction, Predictor
@@ -31,7 +31,7 @@ from softprompt.training.callbacks import Callback
 from softprompt.training.checkpoint import Checkpoint
 from softprompt.training.input_profiling import profile_inputs
 from softprompt.training.loop import TrainingResult
-from softprompt.utils.files import check_free
+from softprompt.training.run_checks import run_folder
 
 # examples of a split scored at the end of a run: generation takes seconds where classification takes milliseconds
 TEST_LIMIT = {"classification": 5000, "generation": 100}
@@ -70,31 +70,6 @@ def report_validation_sample(task: Task, config: TrainConfig, callback: Callback
         callback.on_message(f"while learning, validation is measured {words} (setting validation_limit)")
 
 
-def run_folder(out: Path) -> Path:
-    """Where the unfinished run of ``out`` is kept."""
-    return out.with_name(f"{out.name}.run")
-
-
-def check_output(out: Path, *, resume: bool = False, restart: bool = False) -> None:
-    """Raise OutputError if ``out`` cannot be written, is being trained to, or has an unfinished run left in doubt.
-
-    ConfigError if the run is to be kept and dropped at once.
-    """
-    if resume and restart:
-        raise ConfigError("--resume and --restart exclude each other: give one of them")
-    check_free(out)
-    run = run_folder(out)
-    if run.exists() and not run.is_dir():
-        raise OutputError(f"'{run}' is where the unfinished run is kept, but it is a file: give another --out")
-    if not run.exists():
-        return
-    with Checkpoint(run, {}) as unfinished:
-        if unfinished.exists() and not (resume or restart):
-            raise OutputError(
-                f"'{run}' holds an unfinished run for '{out}': --resume goes on with it, --restart drops it"
-            )
-
-
 def describe_data(task: Task) -> dict[str, Any]:
     """Source, fingerprint and sizes of a task's data."""
     sizes = {"train": len(task.train), "validation": len(task.validation), "test": len(task.test)}
@@ -128,8 +103,7 @@ def open_run(
     callback: Callback,
     **more: Any,
 ) -> Checkpoint:
-    """The checkpoint of the run for ``out``, which knows what the run is; raises as ``check_output``."""
-    check_output(out, resume=resume, restart=restart)
+    """The checkpoint of the run for ``out``, which knows what the run is."""
     run = run_folder(out)
     identity = {
         "settings": _plain({name: config.model_dump() for name, config in configs.items()}),

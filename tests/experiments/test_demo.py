@@ -19,7 +19,7 @@ from softprompt.experiments import demo
 from softprompt.experiments.demo import CORRECTED, INSTRUCTION, TEMPLATE, DemoResult, free_folder, run_demo
 from softprompt.report.pages.training_page import make_demo_document
 from softprompt.store.prompt_loading import load_prompt
-from softprompt.training.training_run import run_folder
+from softprompt.training.run_checks import run_folder
 
 FAMILY = "llama"
 LENGTH = TrainConfig().length

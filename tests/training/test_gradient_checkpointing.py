@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.runs import train
 from helpers.small_tasks import Recorder, reviews_task
 from helpers.tiny_models import NOT_SHARING, tiny_base
 from torch import Tensor
@@ -13,7 +14,6 @@ from softprompt.errors import ConfigError
 from softprompt.prompts.prefix import make_prefix
 from softprompt.prompts.state import PromptState
 from softprompt.training.gradient_checkpointing import checkpoint_gradients
-from softprompt.training.loop import train
 
 METHODS = ("prompt-tuning", "prefix-tuning")
 

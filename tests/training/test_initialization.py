@@ -1,12 +1,11 @@
 """Where a prompt starts: each initialiser, and a start from a saved prompt."""
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from helpers.small_tasks import FAST, reviews, reviews_task
+from helpers.small_tasks import FAST, answers, reviews, reviews_task
 from helpers.tiny_models import tiny_base, tiny_model, tiny_tokenizer
 from torch import Tensor
 
@@ -18,7 +17,8 @@ from softprompt.prompts.methods.initializers import default_instruction
 from softprompt.prompts.methods.method_registry import METHODS, fold_method, make_method
 from softprompt.store.prompt_loading import load_prompt
 from softprompt.training.fit import fit
-from softprompt.training.initialization import check_init, initialize
+from softprompt.training.initialization import initialize
+from softprompt.training.run_checks import check_init
 
 SPEC = TaskSpec("classification", "{{ text }}:", ("bad", "good"), ("poor", "great story"))
 
@@ -71,7 +71,7 @@ class TestInitialisers:
 
     def test_labels_need_labels(self, base: FrozenLM) -> None:
         with pytest.raises(ConfigError, match="init 'labels' needs a classification task: use text, vocab or random"):
-            virtual_tokens("labels", base, TaskSpec("generation", "{{ text }}"), 4, 0)
+            fit(base, Task.generation(answers()), **{**FAST, "init": "labels"})
 
     def test_vocabulary_is_sampled_without_special_tokens(self, base: FrozenLM) -> None:
         start = virtual_tokens("vocab", base, SPEC, 200, seed=3)
@@ -123,13 +123,9 @@ class TestInitialisers:
         ],
     )
     def test_mistakes(self, base: FrozenLM, how: str, words: str) -> None:
-        for check in (check_init, _initialise_with(base)):
+        for check in (check_init, lambda init: fit(base, reviews_task(), **{**FAST, "init": init})):
             with pytest.raises(ConfigError, match=words):
                 check(how)
-
-
-def _initialise_with(base: FrozenLM) -> Callable[[str], object]:
-    return lambda how: initialize(how, base, SPEC, 4, 0)
 
 
 @pytest.fixture(scope="module")
@@ -190,7 +186,7 @@ class TestFromAPrompt:
 
     def test_another_base_is_refused_with_both_names(self, saved: Path) -> None:
         with pytest.raises(PromptFileError, match="learned on 'tiny llama', but the base model given is 'tiny qwen3'"):
-            virtual_tokens(f"prompt:{saved}", tiny_base("qwen3"), SPEC, 4, 0)
+            fit(tiny_base("qwen3"), reviews_task(), **{**FAST, "init": f"prompt:{saved}"})
 
     def test_no_prompt_there(self, tmp_path: Path) -> None:
         with pytest.raises(PromptFileError, match="is no saved prompt, it does not exist"):

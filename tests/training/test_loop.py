@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.runs import train
 from helpers.small_tasks import FAST, TEMPLATE, Recorder, answers, noise, reviews, reviews_task
 from helpers.tiny_models import tiny_base
 
@@ -26,7 +27,7 @@ from softprompt.training.data_loader import BatchSampler
 from softprompt.training.fit import fit
 from softprompt.training.initialization import initialize
 from softprompt.training.learner import PromptLearner
-from softprompt.training.loop import TrainingResult, train
+from softprompt.training.loop import TrainingResult
 from softprompt.training.optimization import rate_factor
 
 
@@ -340,14 +341,14 @@ class TestMistakesBeforeTheFirstStep:
                 DataError,
                 match="made here: expected a train split" if split == "train" else "made here: expected validation ex",
             ):
-                run(base, task)
+                fit(base, task, **FAST)
 
     def test_one_class_only_though_two_are_named(self, base: FrozenLM) -> None:
         splits = reviews()
         only = tuple(example for example in splits.train if example.label == "good")
         task = Task.classification(replace(splits, train=only), labels=["good", "bad"])
         with pytest.raises(DataError, match="training examples of at least two labels, got only 'good': add examples"):
-            run(base, task)
+            fit(base, task, **FAST)
 
     @pytest.mark.parametrize("length", [152, 200, 4000])
     def test_prompt_longer_than_the_context(self, base: FrozenLM, tmp_path: Path, length: int) -> None:
@@ -367,7 +368,7 @@ class TestMistakesBeforeTheFirstStep:
     def test_no_room_to_evaluate_is_found_before_training(self, base: FrozenLM) -> None:
         task, seen = Task.generation(answers(), template=TEMPLATE), Recorder()
         with pytest.raises(TemplateError, match="an answer of 128 leave"):
-            fit(base, task, callback=seen, **{**FAST, "length": 30})
+            fit(base, task, callback=seen, **{**FAST, "length": 30, "init": "text"})
         assert seen.losses == []
 
 

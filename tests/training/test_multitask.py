@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.runs import train
 from helpers.small_tasks import FAST, Recorder, answers, command, reviews, reviews_task, write_data
 from helpers.tiny_models import save_tiny, tiny_base
 
@@ -22,7 +23,6 @@ from softprompt.prompts.state import PromptState
 from softprompt.store.prompt_loading import load_prompt
 from softprompt.training.checkpoint import Checkpoint
 from softprompt.training.fit import fit
-from softprompt.training.loop import train
 from softprompt.training.multitask import distance_from_teacher, train_multitask
 from softprompt.training.optimization import make_optimizer
 
@@ -158,12 +158,11 @@ class TestTeachers:
 class TestMistakes:
     def test_one_task(self) -> None:
         with pytest.raises(ConfigError, match="needs at least two tasks, got 1: learn a single one by train"):
-            train_multitask(tiny_base("llama"), {"a": reviews_task()}, CONFIG, Recorder())
+            fit(tiny_base("llama"), {"a": reviews_task()}, config=CONFIG)
 
     def test_a_teacher_of_no_task(self) -> None:
-        state = PromptState.of_embeddings(torch.zeros(4, 32))
         with pytest.raises(ConfigError, match="a teacher for 'z': expected one of the tasks a, b, words"):
-            train_multitask(tiny_base("llama"), tasks(), CONFIG, Recorder(), teachers={"z": state})
+            fit(tiny_base("llama"), tasks(), config=CONFIG, teachers={"z": "prompts/z"})
 
     @pytest.mark.parametrize("name", ["", "../a", "a/b", ".a", "a b", "x" * 65])
     def test_names_that_are_no_folders(self, name: str, tmp_path: Path) -> None:

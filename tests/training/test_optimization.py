@@ -3,12 +3,12 @@
 from typing import Any, get_args
 
 import pytest
+from helpers.runs import train
 from helpers.small_tasks import FAST, Recorder, reviews_task
 from helpers.tiny_models import tiny_base
 
 from softprompt.config import Schedule, TrainConfig
 from softprompt.errors import ConfigError
-from softprompt.training.loop import train
 from softprompt.training.optimization import rate_factor
 
 

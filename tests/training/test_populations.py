@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.runs import train
 from helpers.small_tasks import FAST, TEMPLATE, Recorder, answers, reviews, reviews_task
 from helpers.tiny_models import tiny_base
 
@@ -16,7 +17,9 @@ from softprompt.data.task import Task
 from softprompt.errors import ConfigError, SoftpromptError, TrainingError
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.training.checkpoint import CHECKPOINT_FILE, Checkpoint
-from softprompt.training.loop import SHARED, TrainingResult, check_together, train, train_together
+from softprompt.training.fit import fit
+from softprompt.training.loop import TrainingResult, train_together
+from softprompt.training.run_checks import SHARED, check_settings
 
 COMMON: dict[str, Any] = {**FAST, "steps": 6, "eval_every": 2, "checkpoint_every": 2}
 MEMBERS: dict[str, dict[str, Any]] = {
@@ -291,7 +294,7 @@ class TestMistakes:
         another = "never" if isinstance(value, str) else not value if isinstance(value, bool) else (value or 1) + 1
         other = config_of("plain", **{name: another})
         with pytest.raises(ConfigError) as caught:
-            train_together(tiny_base("gpt2"), task_of("classification"), {"a": one, "b": one, "c": other}, seen)
+            fit(tiny_base("gpt2"), task_of("classification"), config={"a": one, "b": one, "c": other}, callback=seen)
         assert str(caught.value) == (
             f"prompts that learn together share '{name}', got {value!r} and {another!r}: train them one by one"
         )
@@ -299,16 +302,16 @@ class TestMistakes:
 
     def test_everything_else_may_differ(self) -> None:
         free = {name: config_of(name) for name in MEMBERS} | {"other": config_of("plain", clip=0.1, alarm_after=3)}
-        check_together(free)
+        check_settings(free)
 
     def test_of_one_member_ends_all_before_the_first_step(self) -> None:
         seen = Recorder()
         configs = {"good": config_of("plain"), "bad": config_of("plain", method="magic")}
         with pytest.raises(SoftpromptError, match="unknown method 'magic'"):
-            train_together(tiny_base("gpt2"), task_of("classification"), configs, seen)
+            fit(tiny_base("gpt2"), task_of("classification"), config=configs, callback=seen)
         assert seen.first_step == -1
 
 
 def test_nothing_to_learn_is_a_mistake() -> None:
     with pytest.raises(ConfigError, match="expected the settings of at least one prompt, got none"):
-        check_together({})
+        check_settings({})

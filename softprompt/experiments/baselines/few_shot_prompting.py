@@ -24,7 +24,6 @@ from softprompt.inference.predictor import Predictor
 from softprompt.inference.scoring import AnswerScorer
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.written_prompt import choose_shots, written_prompt
-from softprompt.training.loop import check_trainable
 from softprompt.training.validation import mean_loss, score_labels, validation_examples
 from softprompt.utils.files import check_free, write_folder
 
@@ -56,7 +55,6 @@ def fit_few_shot(
         MissingExtraError: scikit-learn is not installed (nearest).
     """
     began = time.perf_counter()
-    check_trainable(task)
     nearest = nearest and count > 0
     shots = task.train if nearest else tuple(choose_shots(task.train, count, seed))
     generation = generation or _until_next_example(shots, choose_max_new_tokens(base, task.spec))

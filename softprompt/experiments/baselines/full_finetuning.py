@@ -19,7 +19,6 @@ from softprompt.inference.predictor import Predictor
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.models.gguf_conversion import no_progress_bars
 from softprompt.training.callbacks import Callback
-from softprompt.training.loop import check_trainable
 from softprompt.utils.files import atomic_folder, check_free, write_durably
 
 RATE = 2e-5
@@ -50,7 +49,6 @@ def fit_full(
             " load it without --quantize, or use LoRA"
         )
     task = limit_length(task, config)
-    check_trainable(task)
     own = copy_weights(base)
     if base.dtype == torch.float16:
         own.float()

@@ -27,7 +27,6 @@ from softprompt.experiments.baselines.linear_head import LinearAnswers, LinearHe
 from softprompt.inference.scoring import EVALUATION_TOKENS
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.prefix import make_prefix
-from softprompt.training.loop import check_trainable
 from softprompt.training.validation import validation_examples
 from softprompt.utils.files import check_free, write_folder
 from softprompt.utils.seals import seal_tensors
@@ -73,7 +72,6 @@ def fit_linear_probe(base: FrozenLM, task: Task, seed: int = 0, *, limit: int = 
     began = time.perf_counter()
     spec = task.spec
     check_classification(spec, "a linear probe")
-    check_trainable(task)
     features = HiddenFeatures(base, spec)
     examples = choose_examples(task.train, limit, seed)
     seen = features.extract(examples)

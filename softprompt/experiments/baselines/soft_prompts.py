@@ -13,6 +13,7 @@ from softprompt.models.frozen_lm import FrozenLM
 from softprompt.training.callbacks import CLOCK_FILE, Callback, StepTimer
 from softprompt.training.checkpoint import Checkpoint
 from softprompt.training.loop import TrainingResult, train_together
+from softprompt.training.run_checks import check_prompts_base, check_settings
 from softprompt.training.training_run import build_prompt, open_run
 
 NO_NUMBER = "the loss is not a number: try a lower rate, or --dtype float32"
@@ -22,6 +23,8 @@ def learn_prompts(
     base: FrozenLM, task: Task, configs: Mapping[str, TrainConfig], callback: Callback, folder: Path
 ) -> list[FittedBaseline | SoftpromptError]:
     """Learn together, going on from where a process before left off; the seconds of each are its share of them all."""
+    check_settings(configs)
+    check_prompts_base(configs, (), base)
     with _run(folder / "prompts", base, task, configs, callback) as checkpoint:
         clock = StepTimer(callback, folder / CLOCK_FILE)
         try:

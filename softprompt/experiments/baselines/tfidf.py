@@ -21,7 +21,6 @@ from softprompt.experiments.baselines.fitted_baseline import (
     extra_module,
 )
 from softprompt.experiments.baselines.linear_head import LinearAnswers, LinearHead, fit_head
-from softprompt.training.loop import check_trainable
 from softprompt.training.validation import validation_examples
 from softprompt.utils.files import check_free, write_folder
 from softprompt.utils.seals import seal_tensors
@@ -45,7 +44,6 @@ def fit_tfidf(task: Task, seed: int = 0) -> FittedBaseline:
     began = time.perf_counter()
     spec = task.spec
     check_classification(spec, "TF-IDF")
-    check_trainable(task)
     vectorizer = make_vectorizer(ngram_range=(1, 2), max_features=MOST_TERMS)
     features = fit_words(vectorizer, task, task.train)
     validation = validation_examples(task, VALIDATION_LIMIT)

@@ -16,7 +16,7 @@ from softprompt.experiments.comparison.study_records import Study
 from softprompt.experiments.comparison.study_summary import summarize
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.training.callbacks import Callback
-from softprompt.training.loop import check_trainable
+from softprompt.training.run_checks import check_trainable
 from softprompt.training.training_run import TEST_LIMIT, reserve_answer_room
 
 

@@ -14,14 +14,13 @@ from softprompt.experiments.sweep.search_space import SearchSpace, build_trial_c
 from softprompt.experiments.sweep.sweep_folder import SweepFolder, SweepSummary, SweepTrial, best_of, trial_name
 from softprompt.experiments.sweep.trial_log import SweepSettings, TrialLog
 from softprompt.experiments.sweep.trial_sampler import Pruning, TrialSampler, optuna_module
-from softprompt.metrics.scores import Score
+from softprompt.metrics.scores import Score, read_score
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.methods.method_registry import check_method
 from softprompt.prompts.saved_prompt import Prompt
 from softprompt.store.prompt_loading import load_prompt
 from softprompt.training.callbacks import Callback
-from softprompt.training.initialization import check_init, check_init_fits
-from softprompt.training.loop import check_trainable
+from softprompt.training.run_checks import check_init, check_init_fits, check_trainable
 from softprompt.training.training_run import evaluate_prompt, library_versions, report_validation_sample
 
 SweepEngine: TypeAlias = Literal["optuna", "ray"]
@@ -182,4 +181,6 @@ def _scored(log: TrialLog, base: FrozenLM, best: SweepTrial, *, evaluate_test: b
 
 
 def _figure(prompt: Prompt, split: str) -> Score:
-    return Score.model_validate({name: prompt.metrics[split][name] for name in Score.model_fields})
+    found = read_score(prompt.metrics[split])
+    assert found is not None
+    return found

@@ -10,6 +10,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, overload
 
@@ -37,7 +38,16 @@ from softprompt.training.distillation.student_initialization import check_teache
 from softprompt.training.distillation.teacher import Answers, Teacher, ask_teacher
 from softprompt.training.distillation.teacher_cache import ANSWERS_FILE, load_answers, save_answers
 from softprompt.training.fit import resolve_configs
-from softprompt.training.loop import TrainingResult, check_splits, train_together
+from softprompt.training.loop import TrainingResult, train_together
+from softprompt.training.run_checks import (
+    DeferredBase,
+    check_init_fits,
+    check_output,
+    check_prompts_base,
+    check_settings,
+    check_splits,
+    load_checked,
+)
 from softprompt.training.training_run import (
     TEST_LIMIT,
     attach_records,
@@ -65,7 +75,7 @@ class Distillation:
 
 @overload
 def distill(
-    base: FrozenLM,
+    base: FrozenLM | DeferredBase,
     inputs: Task | Splits | str | Path,
     teacher: Teacher | Prompt | str,
     *,
@@ -76,7 +86,7 @@ def distill(
 
 @overload
 def distill(
-    base: FrozenLM,
+    base: FrozenLM | DeferredBase,
     inputs: Task | Splits | str | Path,
     teacher: Teacher | Prompt | str,
     *,
@@ -86,10 +96,11 @@ def distill(
 
 
 def distill(
-    base: FrozenLM,
+    base: FrozenLM | DeferredBase,
     inputs: Task | Splits | str | Path,
     teacher: Teacher | Prompt | str,
     *,
+    shots: Sequence[Example] = (),
     out: str | Path | None = None,
     config: TrainConfig | Mapping[str, TrainConfig] | None = None,
     callback: Callback | None = None,
@@ -103,7 +114,8 @@ def distill(
 
     Args:
         inputs: a task (``Task.of_inputs`` makes one of unlabelled rows), or what it is read from.
-        teacher: a text, a saved prompt, or what ``Teacher.written`` gives for a text with solved examples.
+        teacher: a text, empty where there are only ``shots``; a saved prompt; or a ``Teacher``.
+        shots: solved examples behind the text.
         out, callback, resume, restart, evaluate_test: as for ``fit``.
         config: the settings of learning; or single ones by name (``length=16``, ``steps=300``, ...), those of
             ``DistillConfig`` among them (``temperature=2``, ``samples=1``, ...). ``init`` is ``teacher`` by default.
@@ -119,13 +131,24 @@ def distill(
     configs = resolve_configs(config, settings)
     if not isinstance(inputs, Task):
         inputs = Task.of_inputs(inputs, spec=teacher.spec if isinstance(teacher, Prompt) else None)
+    out = None if out is None else expand_user(out)
+    base.processes.check_alone("distillation")
+    check_settings(configs, taught=True)
+    check_splits(inputs)
+    for one in configs.values():
+        check_student_init(one)
+        check_init_fits(one.init, inputs.spec)
+    if out is not None:
+        check_output(out, resume=resume, restart=restart)
+    saved = [teacher] if isinstance(teacher, Prompt) else []
+    base = load_checked(base, partial(check_prompts_base, configs, saved))
     done = _distill(
         base,
         inputs,
         configs,
-        make_teacher(base, inputs, teacher),
+        make_teacher(base, inputs, teacher, shots),
         DistillConfig.build(**how),
-        out=None if out is None else expand_user(out),
+        out=out,
         callback=callback or Callback(),
         resume=resume,
         restart=restart,
@@ -135,11 +158,11 @@ def distill(
     return done if isinstance(config, Mapping) else done[""]
 
 
-def make_teacher(base: FrozenLM, task: Task, teacher: Teacher | Prompt | str) -> Teacher:
-    """A text or a saved prompt as a teacher; raises ConfigError or PromptFileError."""
+def make_teacher(base: FrozenLM, task: Task, teacher: Teacher | Prompt | str, shots: Sequence[Example] = ()) -> Teacher:
+    """A text with solved examples, or a saved prompt, as a teacher; raises ConfigError."""
     if isinstance(teacher, Teacher):
         return teacher
-    return Teacher.saved(base, teacher) if isinstance(teacher, Prompt) else Teacher.written(base, task.spec, teacher)
+    return Teacher.saved(teacher) if isinstance(teacher, Prompt) else Teacher.written(base, task.spec, teacher, shots)
 
 
 def make_length_configs(config: TrainConfig, lengths: Sequence[int]) -> dict[str, TrainConfig]:
@@ -165,10 +188,8 @@ def _distill(
     measure: bool,
 ) -> dict[str, Distillation]:
     """Students of one teacher, in the same forward passes; by the folders they are saved in."""
-    base.processes.check_alone("distillation")
     configs = {name: _resolve_init(config, teacher) for name, config in configs.items()}
     first = next(iter(configs.values()))
-    check_splits(task)
     whole = reserve_answer_room(base, limit_length(task, first))
     room = settings.max_new_tokens or choose_max_new_tokens(
         base, whole.spec, whole.train + whole.validation + whole.test
@@ -220,7 +241,7 @@ def _distill(
     return done
 
 
-def check_init(config: TrainConfig) -> None:
+def check_student_init(config: TrainConfig) -> None:
     """Raise ConfigError if a start is asked for that would need labels."""
     if "init" in config.model_fields_set and config.init == "examples":
         raise ConfigError(
@@ -231,7 +252,6 @@ def check_init(config: TrainConfig) -> None:
 
 def _resolve_init(config: TrainConfig, teacher: Teacher) -> TrainConfig:
     """With the start that is chosen where none is given: the teacher's own text, or, where it is none, ``text``."""
-    check_init(config)
     if config.init == "teacher":
         check_teacher_start(teacher.start, config.length)
     if "init" in config.model_fields_set:

@@ -70,13 +70,8 @@ class Teacher:
         return cls((state,), tuple(written_ids(base, spec, text, shots)), stop, " and ".join(parts))
 
     @classmethod
-    def saved(cls, base: FrozenLM, prompt: Prompt) -> "Teacher":
-        """A saved prompt of any method and length; an ensemble for classification only.
-
-        Raises:
-            PromptFileError: it was learned on another base model.
-        """
-        prompt.check_base(base)
+    def saved(cls, prompt: Prompt) -> "Teacher":
+        """A saved prompt of any method and length; an ensemble for classification only."""
         members = f"an ensemble of {len(prompt.states)} saved prompts" if len(prompt.states) > 1 else "a saved prompt"
         return cls(prompt.states, source=f"{members} ({prompt.method})")
 
