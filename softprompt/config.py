@@ -153,6 +153,17 @@ class DistillConfig(Settings):
         return self
 
 
+class DataOptions(Settings):
+    """How the rows of a data set are read."""
+
+    text_column: str | None = Field(None, description="column of the text (default: text)")
+    label_column: str | None = Field(None, description="column of the label (default: label)")
+    target_column: str | None = Field(None, description="column of the text to generate (default: target)")
+    bad_rows: Literal["refuse", "skip"] = Field(
+        "refuse", description="refuse, or skip: leave out rows that cannot be used, and say so"
+    )
+
+
 class GateConfig(Settings):
     """When a version is too much worse than the one in place to be promoted."""
 

@@ -5,6 +5,7 @@ import json
 from contextlib import suppress
 from typing import Any
 
+from softprompt.config import DataOptions
 from softprompt.errors import ConfigError
 
 
@@ -85,4 +86,4 @@ def model_of(options: dict[str, Any]) -> dict[str, Any]:
 
 def columns_of(options: dict[str, Any]) -> dict[str, Any]:
     """What ``column_options`` gave, where it was given, taken out of ``options``."""
-    return given(**{name: options.pop(name) for name in ("text_column", "label_column", "target_column", "bad_rows")})
+    return given(**{name: options.pop(name) for name in DataOptions.model_fields})

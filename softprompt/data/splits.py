@@ -11,11 +11,13 @@ What was decided for the user (sizes, seed, duplicates, overlap) is told in ``Sp
 import hashlib
 import json
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache, partial
+from functools import cache, cached_property, partial
 from pathlib import Path
+from typing import Any, Self
 
+from softprompt.config import DataOptions
 from softprompt.data.example_stream import ExampleStream
 from softprompt.data.examples import Columns, Example, Kind, infer_kind, keep_answered, unlabelled_example
 from softprompt.data.readers.example_reader import (
@@ -30,6 +32,7 @@ from softprompt.data.readers.example_reader import (
 )
 from softprompt.data.readers.file_rows import read_records
 from softprompt.data.row_identity import InputKey, input_key, row_key
+from softprompt.data.split_assignment import Parts as ThreeParts
 from softprompt.data.split_assignment import split_examples
 from softprompt.errors import DataError
 from softprompt.utils.files import expand_user
@@ -46,7 +49,6 @@ __all__ = [
 ]
 
 Parts = dict[str, list["Example"]]  # by split, none of them empty
-KeyFunction = Callable[[Example], InputKey]  # what the model reads of a row
 
 HELD_OUT_SHARE = 0.1  # of the examples, about, for each split that is cut for the user
 
@@ -95,19 +97,67 @@ class Splits:
         return digest.hexdigest()
 
 
-def read_splits(
-    source: str | Path,
-    *,
-    text_column: str | None = None,
-    label_column: str | None = None,
-    target_column: str | None = None,
-    remembered: Columns | None = None,
-    bad_rows: BadRows = "refuse",
-    names: Collection[str] | None = None,
-    fill: Callable[[Example], object] | None = None,
-    seed: int = 0,
-    unlabelled: bool = False,
-) -> Splits:
+@dataclass(frozen=True)
+class ReadOptions:
+    """How rows become examples, and which split each goes to.
+
+    Attributes:
+        columns: what they are called, and what a row may lack.
+        names: the columns that the template uses, ``text`` among them: what the model reads; ``None``: all columns.
+        seed: of the splits that are cut for the user.
+        unlabelled: rows may come without label and output; which side an example goes to then never depends on them.
+    """
+
+    columns: Columns
+    bad_rows: BadRows = "refuse"
+    names: Collection[str] | None = None
+    seed: int = 0
+    unlabelled: bool = False
+
+    @classmethod
+    def build(
+        cls,
+        *,
+        remembered: Columns | None = None,
+        names: Collection[str] | None = None,
+        fill: Callable[[Example], object] | None = None,
+        seed: int = 0,
+        unlabelled: bool = False,
+        **options: Any,
+    ) -> Self:
+        """Of what the user gives (``options``: see ``config.DataOptions``) and what the task is known to be.
+
+        Args:
+            remembered: what a saved prompt calls its columns, where no name is given; the usual names will do too.
+            fill: raises TemplateError for an example that the template cannot be filled with, which is then a bad row.
+        """
+        given = DataOptions.build(**options)
+        columns = Columns.of(given.text_column, given.label_column, given.target_column, remembered)
+        text_optional = names is not None and "text" not in names
+        columns = columns._replace(optional=unlabelled, text_optional=text_optional, fill=fill)
+        return cls(columns, given.bad_rows, names, seed, unlabelled)
+
+    @cached_property
+    def key(self) -> Callable[[Example], InputKey]:
+        """What the model reads of a row; asked for by each of the steps below."""
+        return cache(partial(input_key, names=self.names))
+
+    @property
+    def input_description(self) -> str:
+        """The columns that make up an input, for people."""
+        if not self.names:
+            return "text and all columns"
+        return quote_names(sorted(self.names, key=lambda name: (name != "text", name)))
+
+    def split(self, examples: Sequence[Example], validation: float, test: float) -> ThreeParts:
+        """Cut them into train, validation and test."""
+        labelled = not self.unlabelled
+        return split_examples(
+            examples, validation=validation, test=test, seed=self.seed, key=self.key, labelled=labelled
+        )
+
+
+def read_splits(source: str | Path, **options: Any) -> Splits:
     """Read a folder, a file or ``hf:NAME[:CONFIG]`` and fill in the splits that are missing.
 
     A folder or data set without validation gives up about 10% of train for it; without test, test is empty, and so is
@@ -115,107 +165,70 @@ def read_splits(
     80/10/10. Where this function cuts, a row's side follows from what the model reads of it (``split_examples``).
 
     Args:
-        remembered: what a saved prompt calls its columns, where no name is given here; the usual names will do too.
-        bad_rows: ``skip`` leaves out rows that cannot be used and says so; otherwise all of them are told as an error.
-        names: the columns that the template uses, ``text`` among them: what the model reads; without, all columns.
-        fills: raises TemplateError for an example that the template cannot be filled with, which is then a bad row.
-        unlabelled: rows may come without label and output; which side an example goes to then never depends on them.
+        options: ``text_column=``, ``label_column=``, ``target_column=``, ``bad_rows=``, ``seed=`` and what else
+            ``ReadOptions.build`` takes.
 
     Raises:
+        ConfigError: an unknown option.
         DataError: anything missing, malformed or ambiguous, with file and line where there is one.
         MissingExtraError: Parquet or ``hf:`` without the extra ``data``.
     """
-    columns = Columns.of(text_column, label_column, target_column, remembered)
-    columns = columns._replace(optional=unlabelled, text_optional=names is not None and "text" not in names, fill=fill)
-    key = cache(partial(input_key, names=names))  # asked for by each of the steps below
+    how = ReadOptions.build(**options)
     if str(source).startswith("hf:"):
-        parts, notes = _read_hub(str(source), columns, bad_rows)
-        return _note_conflicts(
-            _fill_missing_splits(parts, notes, str(source), names, key, seed, unlabelled), columns, names, key
-        )
+        return _note_conflicts(_fill_missing_splits(*_read_hub(str(source), how), str(source), how), how)
     path = expand_user(source)
     with map_read_errors(path):
         if path.is_dir():
-            parts, notes = _read_folder(path, columns, bad_rows)
-            return _note_conflicts(
-                _fill_missing_splits(parts, notes, str(source), names, key, seed, unlabelled), columns, names, key
-            )
-    found = read_file(path, columns, bad_rows)
-    splits = _split_file(found.examples, str(source), names, key, seed, unlabelled)
-    return _note_conflicts(replace(splits, notes=(*found.notes, *splits.notes)), columns, names, key)
+            return _note_conflicts(_fill_missing_splits(*_read_folder(path, how), str(source), how), how)
+    found = read_file(path, how.columns, how.bad_rows)
+    splits = _split_file(found.examples, str(source), how)
+    return _note_conflicts(replace(splits, notes=(*found.notes, *splits.notes)), how)
 
 
-def read_examples(
-    path: Path,
-    *,
-    text_column: str | None = None,
-    label_column: str | None = None,
-    target_column: str | None = None,
-    bad_rows: BadRows = "refuse",
-) -> list[Example]:
+def read_examples(path: Path, **options: Any) -> list[Example]:
     """Read one ``.jsonl``, ``.json``, ``.csv``, ``.tsv`` or ``.parquet`` file whose rows are all of one kind.
 
     ``label`` wins over ``target`` where a row has both, unless ``target_column`` is given another name. Numbers and
     booleans in ``label`` become strings: ``"1"``, ``"1.0"``, ``"true"``; what is no string in ``target`` is its JSON.
-    All else is left as it is, blanks too.
-
-    Raises:
-        DataError: the file is missing, empty, of another ending or malformed, with the line where there is one.
-        MissingExtraError: Parquet without the extra ``data``.
+    All else is left as it is, blanks too. ``options`` and errors as for ``read_splits``.
     """
-    return read_file(path, Columns.of(text_column, label_column, target_column), bad_rows).examples
+    how = ReadOptions.build(**options)
+    return read_file(path, how.columns, how.bad_rows).examples
 
 
-def _split_file(
-    examples: list[Example], source: str, names: Collection[str] | None, key: KeyFunction, seed: int, unlabelled: bool
-) -> Splits:
+def _split_file(examples: list[Example], source: str, how: ReadOptions) -> Splits:
     distinct: dict[object, Example] = {}
     for one in examples:
-        distinct.setdefault(key(one) if unlabelled else row_key(one, key(one)), one)
-    share = HELD_OUT_SHARE
-    rows = list(distinct.values())
-    splits = split_examples(rows, validation=share, test=share, seed=seed, key=key, labelled=not unlabelled)
+        distinct.setdefault(how.key(one) if how.unlabelled else row_key(one, how.key(one)), one)
+    splits = how.split(list(distinct.values()), HELD_OUT_SHARE, HELD_OUT_SHARE)
     sizes = ", ".join(f"{len(some):,} {split}" for split, some in zip(SPLITS, splits, strict=True))
     notes = [
         f"One file was given: split into {sizes} examples (about 80/10/10, by a hash of what is read of each row and "
-        f"seed {seed}): rows keep their split when others are added, equal inputs are on one side."
+        f"seed {how.seed}): rows keep their split when others are added, equal inputs are on one side."
     ]
     if removed := len(examples) - len(distinct):
-        what = f"same {_describe_input(names)}{'' if unlabelled else ', same answer'}"
+        what = f"same {how.input_description}{'' if how.unlabelled else ', same answer'}"
         notes.append(f"Exact duplicates ({what}) were removed: {removed:,} of {len(examples):,}.")
     return Splits(*splits, source, tuple(notes))
 
 
-def _note_conflicts(splits: Splits, columns: Columns, names: Collection[str] | None, key: KeyFunction) -> Splits:
+def _note_conflicts(splits: Splits, how: ReadOptions) -> Splits:
     """``splits`` with the names of their columns, and with what no answer to them can get right."""
     labels: defaultdict[object, Counter[str]] = defaultdict(Counter)
     unread: set[str] = set()
     for one in (*splits.train, *splits.validation, *splits.test):
         if one.label is not None:
-            labels[key(one)][one.label] += 1
-            unread |= one.columns.keys() - (names or one.columns.keys())
+            labels[how.key(one)][one.label] += 1
+            unread |= one.columns.keys() - (how.names or one.columns.keys())
     notes = list(splits.notes)
     if lost := sum(counts.total() for counts in labels.values() if len(counts) > 1):
         why = f": the template does not read {quote_names(sorted(unread))}" if unread else ""
-        notes.append(f"{lost:,} rows have the same input ({_describe_input(names)}) as one with another label{why}.")
-    return replace(splits, columns=columns.names(), notes=tuple(notes))
+        notes.append(f"{lost:,} rows have the same input ({how.input_description}) as one with another label{why}.")
+    return replace(splits, columns=how.columns.names(), notes=tuple(notes))
 
 
-def _describe_input(names: Collection[str] | None) -> str:
-    """The columns that make up an input, for people."""
-    return "text and all columns" if not names else quote_names(sorted(names, key=lambda name: (name != "text", name)))
-
-
-def _fill_missing_splits(
-    parts: Parts,
-    notes: list[str],
-    source: str,
-    names: Collection[str] | None,
-    key: KeyFunction,
-    seed: int,
-    unlabelled: bool,
-) -> Splits:
-    told = {split: keep_answered(examples) if unlabelled else examples for split, examples in parts.items()}
+def _fill_missing_splits(parts: Parts, notes: list[str], source: str, how: ReadOptions) -> Splits:
+    told = {split: keep_answered(examples) if how.unlabelled else examples for split, examples in parts.items()}
     kinds = [f"{infer_kind(examples)} in {split}" for split, examples in told.items() if examples]
     if len({kind.split()[0] for kind in kinds}) > 1:
         raise DataError(
@@ -224,36 +237,34 @@ def _fill_missing_splits(
     train, validation, test = (tuple(parts.get(split, ())) for split in SPLITS)
     if not validation and len(train) > 1:
         share, given = HELD_OUT_SHARE, len(train)
-        train, validation, _ = split_examples(
-            train, validation=share, test=0, seed=seed, key=key, labelled=not unlabelled
-        )
+        train, validation, _ = how.split(train, share, 0)
         notes.append(
             f"No validation split was given: {len(validation):,} of {given:,} train examples were set aside for it "
-            f"(about {share:.0%}, by a hash of what is read of each row and seed {seed})."
+            f"(about {share:.0%}, by a hash of what is read of each row and seed {how.seed})."
         )
     notes += [
         f"No {split} split was given: it is empty."
         for split in ("train", "test")
         if split not in parts and not any(note.startswith(f"The split '{split}' of") for note in notes)
     ]
-    inputs = {key(example) for example in train}
+    inputs = {how.key(example) for example in train}
     for split, examples in (("validation", validation), ("test", test)):
-        if shared := sum(key(example) in inputs for example in examples):
+        if shared := sum(how.key(example) in inputs for example in examples):
             notes.append(
-                f"{shared:,} of {len(examples):,} {split} examples also stand in train "
-                f"({_describe_input(names)} alike)."
+                f"{shared:,} of {len(examples):,} {split} examples also stand in train ({how.input_description} alike)."
             )
     return Splits(train, validation, test, source, tuple(notes))
 
 
-def _read_folder(folder: Path, columns: Columns, bad_rows: BadRows) -> tuple[Parts, list[str]]:
+def _read_folder(folder: Path, how: ReadOptions) -> tuple[Parts, list[str]]:
+    columns = how.columns
     found = {
-        split: read_file(path, columns, bad_rows, may_lack_answers=split != "train" and not columns.optional)
+        split: read_file(path, columns, how.bad_rows, may_lack_answers=split != "train" and not columns.optional)
         for split, path in split_files(folder).items()
     }
     if all(one.unanswered for one in found.values()):
         # nothing is left, so what they lack is told
-        found = {split: read_file(path, columns, bad_rows) for split, path in split_files(folder).items()}
+        found = {split: read_file(path, columns, how.bad_rows) for split, path in split_files(folder).items()}
     labels = {one.label for one in found["train"].examples} if "train" in found else set()
     parts: Parts = {}
     notes: list[str] = []
@@ -268,10 +279,10 @@ def _read_folder(folder: Path, columns: Columns, bad_rows: BadRows) -> tuple[Par
     return parts, notes
 
 
-def _read_hub(source: str, columns: Columns, bad_rows: BadRows) -> tuple[Parts, list[str]]:
+def _read_hub(source: str, how: ReadOptions) -> tuple[Parts, list[str]]:
     parts: Parts = {}
     notes: list[str] = []
-    there = load_hub_parts(source, streaming=False)
+    there, columns, bad_rows = load_hub_parts(source, streaming=False), how.columns, how.bad_rows
     for given, data in there.items():
         split = find_split(given)
         if split is None or split in parts or not len(data):

@@ -6,10 +6,11 @@ hf:NAME       as published
 """
 
 import heapq
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from softprompt.data.example_stream import ExampleStream, HubRows
 from softprompt.data.examples import Columns, Example, keep_answered
@@ -17,7 +18,7 @@ from softprompt.data.readers.example_reader import SPLITS, BadRows, check_file, 
 from softprompt.data.readers.file_rows import FileRows
 from softprompt.data.row_identity import hash_input, input_key
 from softprompt.data.split_assignment import assign_split
-from softprompt.data.splits import HELD_OUT_SHARE, Splits
+from softprompt.data.splits import HELD_OUT_SHARE, ReadOptions, Splits
 from softprompt.errors import DataError
 from softprompt.utils.files import expand_user
 from softprompt.utils.messages import map_read_errors, quote_names
@@ -28,36 +29,25 @@ LOOKED_AT = 100_000  # rows that these are drawn from
 _AT_ONCE = 1000
 
 
-def stream_splits(
-    source: str | Path,
-    *,
-    text_column: str | None = None,
-    label_column: str | None = None,
-    target_column: str | None = None,
-    bad_rows: BadRows = "refuse",
-    names: Collection[str] | None = None,
-    fill: Callable[[Example], object] | None = None,
-    seed: int = 0,
-) -> Splits:
+def stream_splits(source: str | Path, **options: Any) -> Splits:
     """Splits whose training rows are streamed (``Splits.stream``); ``train`` holds the first of them.
 
-    Args:
-        bad_rows, names, fills, seed: as for ``read_splits``.
+    ``options`` as for ``read_splits``.
 
     Raises:
         DataError: anything missing, malformed or ambiguous; rows that are sorted by label.
         MissingExtraError: ``hf:`` or Parquet without the extra ``data``.
     """
-    columns = Columns.of(text_column, label_column, target_column)
-    columns = columns._replace(text_optional=names is not None and "text" not in names, fill=fill)
-    streams = _open_streams(str(source), columns, bad_rows)
+    how = ReadOptions.build(**options)
+    names, seed = how.names, how.seed
+    streams = _open_streams(str(source), how.columns, how.bad_rows)
     if "train" not in streams:
         raise DataError(f"expected a train split in '{source}' to stream, got {quote_names(streams)}: name one train")
     notes = [
         f"Training rows are streamed: labels and start come from the first {HEAD:,}, and rows are shuffled within "
         "blocks (setting shuffle_buffer)."
     ]
-    if bad_rows == "skip":
+    if how.bad_rows == "skip":
         notes.append("Training rows that cannot be used are left out as they come.")
     key = partial(_hash_row, names=names, salt=f"sample {seed}")
     read: dict[str, list[Example]] = {}
@@ -101,7 +91,7 @@ def stream_splits(
         )
     validation, test = tuple(read["validation"]), tuple(read.get("test", ()))
     told = list(dict.fromkeys(notes))
-    return Splits(tuple(head), validation, test, str(source), tuple(told), train, columns.names(), seen)
+    return Splits(tuple(head), validation, test, str(source), tuple(told), train, how.columns.names(), seen)
 
 
 def _hash_row(example: Example, names: Collection[str] | None, salt: str) -> int:

@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Self
 
-from softprompt.data.examples import Columns, Example, infer_kind, keep_answered
+from softprompt.data.examples import Columns, Example, Kind, infer_kind, keep_answered
 from softprompt.data.label_names import check_label_names, suggest_label
 from softprompt.data.splits import Splits, read_splits
 from softprompt.data.task_manifest import SavedTask, validate_saved
@@ -43,7 +43,7 @@ class TaskSpec:
         max_new_tokens: room of a completion; ``None``: what ``generate.choose_max_new_tokens`` gives.
     """
 
-    kind: Literal["classification", "generation"]
+    kind: Kind
     template: str
     labels: tuple[str, ...] = ()
     verbalizers: tuple[str, ...] = ()
@@ -215,144 +215,97 @@ class Task:
         return self.splits.test
 
     @classmethod
-    def classification(
+    def of(
         cls,
         source: str | Path | Splits,
         *,
-        template: str | None = None,
-        labels: Sequence[str] | None = None,
-        verbalizers: Mapping[str, str] | None = None,
-        max_length: int = 512,
-        metric: str | None = None,
-        **columns: str,
-    ) -> Self:
-        """A classification task.
-
-        Args:
-            source: what ``data.read_splits`` reads, or splits already read.
-            labels: class names in the order wanted; those of the training examples, sorted, if not given.
-            verbalizers: words for some or all labels; a label's own name for the others.
-            max_length: tokens of template and text, at most.
-            metric: what it is judged by first: accuracy, if not given, macro_f1, or ``package.module:function``.
-            columns: ``text_column=``, ``label_column=``, ``bad_rows=`` of the reader.
-
-        Raises:
-            DataError: no examples, one class only, a label that is not among ``labels``.
-            ConfigError: a metric that there is not for this kind.
-            TemplateError: a template that cannot be used.
-        """
-        splits = _splits(source, columns, template)
-        if splits.kind != "classification":
-            raise DataError(f"{splits.source}: expected rows with a label, got generation rows (target or references)")
-        found = sorted({example.label for example in splits.train or splits["all"] if example.label is not None})
-        names = tuple(found) if labels is None else tuple(labels)
-        if labels is None:
-            notes = check_label_names(found, len(splits["all"]), splits.source)
-            splits = replace(splits, notes=(*splits.notes, *notes))
-        spec = TaskSpec.of(
-            labels=names,
-            template=template,
-            verbalizers=verbalizers,
-            max_length=max_length,
-            metric=metric,
-            columns=splits.columns,
-        )
-        return cls._build(spec, splits, "correct the rows, or name all labels")
-
-    @classmethod
-    def generation(
-        cls,
-        source: str | Path | Splits,
-        *,
-        template: str | None = None,
-        max_length: int = 512,
-        metric: str | None = None,
-        **columns: str,
-    ) -> Self:
-        """A text-to-text task; arguments and errors as for ``classification``, ``target_column=`` among ``columns``.
-
-        Without a ``metric`` its references choose one (see ``metrics.registry``), which the notes then say.
-        """
-        splits = _splits(source, columns, template)
-        if splits.kind != "generation":
-            raise DataError(f"{splits.source}: expected rows with target or references, got classification rows")
-        spec = TaskSpec.of(template=template, max_length=max_length, metric=metric, columns=splits.columns)
-        return cls._build(*_with_chosen_metric(spec, splits))
-
-    @classmethod
-    def of(cls, source: str | Path | Splits, *, labels: Sequence[str] | None = None, **options: Any) -> Self:
-        """The kind of task that the columns of ``source`` show."""
-        columns = {name: options.pop(name) for name in tuple(options) if name.endswith(("_column", "bad_rows"))}
-        splits = _splits(source, columns, options.get("template"))
-        if splits.kind == "classification":
-            return cls.classification(splits, labels=labels, **options)
-        if labels is not None or options.pop("verbalizers", None):
-            raise DataError(f"{splits.source}: labels were given, but its rows are for generation")
-        return cls.generation(splits, **options)
-
-    @classmethod
-    def matching(cls, spec: TaskSpec, source: str | Path | Splits, **columns: str) -> Self:
-        """Other data for a task that is known already, as ``eval`` needs it.
-
-        Raises:
-            DataError: the data is of the other kind, or holds labels that the task does not know.
-        """
-        splits = _splits(source, columns, spec.template, remembered=spec.columns)
-        if splits.kind != spec.kind:
-            raise DataError(
-                f"{splits.source}: the prompt was learned for {spec.kind}, these rows are for {splits.kind}"
-            )
-        return cls._build(spec, splits)
-
-    @classmethod
-    def of_inputs(
-        cls,
-        source: str | Path | Splits,
-        *,
+        kind: Kind | None = None,
         spec: TaskSpec | None = None,
         labels: Sequence[str] | None = None,
         template: str | None = None,
         verbalizers: Mapping[str, str] | None = None,
         max_length: int = 512,
         metric: str | None = None,
-        **columns: str,
+        unlabelled: bool = False,
+        **options: Any,
     ) -> Self:
-        """A task whose rows may come without label and output: inputs, to learn from a teacher.
+        """A task of the kind that the columns of ``source`` show.
 
         Args:
-            spec: of the task, where it is known already; the other arguments then play no role.
-            labels: class names; without them, and without any labelled row, it is generation.
+            source: what ``data.read_splits`` reads, or splits already read.
+            kind: that it must be, if given.
+            spec: of the task, where it is known already; the arguments down to ``metric`` then play no role.
+            labels: class names in the order wanted; those of the training examples, sorted, if not given.
+            verbalizers: words for some or all labels; a label's own name for the others.
+            max_length: tokens of template and text, at most.
+            metric: what it is judged by first, a name or ``package.module:function``. Without one it is accuracy, or
+                what the references ask for (see ``metrics.registry``), which the notes then say.
+            unlabelled: rows may come without label and output: inputs, to learn from a teacher.
+            options: of the reader, as ``text_column=`` (see ``config.DataOptions``).
 
         Raises:
-            DataError: rows of the other kind, labels that differ, fewer than two, or one that is not among ``labels``.
+            DataError: no examples, one class only, rows of another kind, a label that is not among ``labels``.
+            ConfigError: a metric that there is not for this kind.
             TemplateError: a template that cannot be used.
         """
-        known = None if spec is None else spec.columns
-        given = template if spec is None else spec.template
-        splits = _splits(source, columns, given, remembered=known, unlabelled=True)
-        told = keep_answered(splits["all"])
-        kind = infer_kind(told) if told else "classification" if labels is not None else "generation"
-        if spec is None:
-            if kind == "generation" and labels is not None:
-                raise DataError(f"{splits.source}: labels were given, but its rows are for generation")
-            found = sorted({str(example.label) for example in told}) if kind == "classification" else None
-            if found and labels is None:
-                splits = replace(splits, notes=(*splits.notes, *check_label_names(found, len(told), splits.source)))
-            spec = TaskSpec.of(
-                labels=found if labels is None else labels,
-                template=template,
-                verbalizers=verbalizers,
-                max_length=max_length,
-                metric=metric,
-                columns=splits.columns,
+        splits = source
+        if not isinstance(splits, Splits):
+            known = None if spec is None else spec.columns
+            shown, text = (template, options.get("text_column")) if spec is None else (spec.template, spec.columns.text)
+            read = {**reader_options(shown, text), **options}
+            splits = read_splits(source, remembered=known, unlabelled=unlabelled, **read)  # type: ignore[arg-type]
+        answered = keep_answered(splits["all"]) if unlabelled else splits["all"]
+        found = infer_kind(answered) if answered else "classification" if labels is not None else "generation"
+        if spec is not None:
+            if answered and found != spec.kind:
+                who = "teacher" if unlabelled else "prompt"
+                raise DataError(f"{splits.source}: the {who} was learned for {spec.kind}, these rows are for {found}")
+            return cls._build(
+                spec, splits, "correct the rows, or name all labels" if unlabelled else "correct the rows"
             )
-            spec, splits = _with_chosen_metric(spec, splits)
-        elif told and kind != spec.kind:
-            raise DataError(f"{splits.source}: the teacher was learned for {spec.kind}, these rows are for {kind}")
-        return cls._build(spec, splits, "correct the rows, or name all labels")
+        if kind not in (None, found):
+            expected = "a label" if kind == "classification" else "target or references"
+            got = f"{found} rows" + (" (target or references)" if found == "generation" else "")
+            raise DataError(f"{splits.source}: expected rows with {expected}, got {got}")
+        if found == "generation" and (labels is not None or (verbalizers and not unlabelled)):
+            raise DataError(f"{splits.source}: labels were given, but its rows are for generation")
+        if found == "classification" and labels is None:
+            rows = answered if unlabelled else splits.train or answered
+            labels = sorted({one.label for one in rows if one.label is not None})
+            notes = check_label_names(labels, len(answered), splits.source)
+            splits = replace(splits, notes=(*splits.notes, *notes))
+        spec = TaskSpec.of(
+            labels=labels,
+            template=template,
+            verbalizers=verbalizers,
+            max_length=max_length,
+            metric=metric,
+            columns=splits.columns,
+        )
+        return cls._build(*_with_chosen_metric(spec, splits), "correct the rows, or name all labels")
 
     @classmethod
-    def _build(cls, spec: TaskSpec, splits: Splits, advice: str = "correct the rows") -> Self:
+    def classification(cls, source: str | Path | Splits, **options: Any) -> Self:
+        """A task whose rows have a label; ``options`` and errors as for ``of``."""
+        return cls.of(source, kind="classification", **options)
+
+    @classmethod
+    def generation(cls, source: str | Path | Splits, **options: Any) -> Self:
+        """A task whose rows have a target or references; ``options`` and errors as for ``of``."""
+        return cls.of(source, kind="generation", **options)
+
+    @classmethod
+    def matching(cls, spec: TaskSpec, source: str | Path | Splits, **options: Any) -> Self:
+        """Other data for a task that is known already, as ``eval`` needs it; ``options`` of the reader."""
+        return cls.of(source, spec=spec, **options)
+
+    @classmethod
+    def of_inputs(cls, source: str | Path | Splits, **options: Any) -> Self:
+        """A task whose rows may come without label and output; generation where neither they nor labels tell."""
+        return cls.of(source, unlabelled=True, **options)
+
+    @classmethod
+    def _build(cls, spec: TaskSpec, splits: Splits, advice: str) -> Self:
         known = spec.label_index
         for split_name in ("train", "validation", "test") if spec.labels else ():
             examples: tuple[Example, ...] = getattr(splits, split_name)
@@ -382,19 +335,3 @@ def _with_chosen_metric(spec: TaskSpec, splits: Splits) -> tuple[TaskSpec, Split
         return spec, splits
     scorer = choose_metric(spec.kind, None, references)
     return replace(spec, metric=scorer.name), replace(splits, notes=(*splits.notes, scorer.note))
-
-
-def _splits(
-    source: str | Path | Splits,
-    columns: Mapping[str, str],
-    template: str | None,
-    *,
-    remembered: Columns | None = None,
-    unlabelled: bool = False,
-) -> Splits:
-    """What is read from ``source``, its rows told apart by what ``template`` shows of them."""
-    if isinstance(source, Splits):
-        return source
-    text = columns.get("text_column") if remembered is None else remembered.text  # as the template may call it
-    asked = reader_options(template, text)
-    return read_splits(source, remembered=remembered, unlabelled=unlabelled, **asked, **columns)  # type: ignore[arg-type]

@@ -9,6 +9,7 @@ import click
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from softprompt.config import DataOptions
 from softprompt.utils.files import expand_user
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -143,19 +144,8 @@ device_map_option = click.option(
 )
 
 
-bad_rows_option = click.option(
-    "--bad-rows",
-    type=click.Choice(["refuse", "skip"]),
-    help="skip: leave out rows that cannot be used, and say so.  [default: refuse]",
-)
-
-
-column_options = together(
-    click.option("--text-column", type=GIVEN, help="Column of the text.  [default: text]"),
-    click.option("--label-column", type=GIVEN, help="Column of the label.  [default: label]"),
-    click.option("--target-column", type=GIVEN, help="Column of the text to generate.  [default: target]"),
-    bad_rows_option,
-)
+bad_rows_option = setting_options(DataOptions, only=("bad_rows",))
+column_options = setting_options(DataOptions)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object, and nothing else.")
 
 
