@@ -156,9 +156,9 @@ class DistillConfig(Settings):
 class DataOptions(Settings):
     """How the rows of a data set are read."""
 
-    text_column: str | None = Field(None, description="column of the text (default: text)")
-    label_column: str | None = Field(None, description="column of the label (default: label)")
-    target_column: str | None = Field(None, description="column of the text to generate (default: target)")
+    text_column: str | None = Field(None, description="column of the text.  [default: text]")
+    label_column: str | None = Field(None, description="column of the label.  [default: label]")
+    target_column: str | None = Field(None, description="column of the text to generate.  [default: target]")
     bad_rows: Literal["refuse", "skip"] = Field(
         "refuse", description="refuse, or skip: leave out rows that cannot be used, and say so"
     )

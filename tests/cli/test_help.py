@@ -1,6 +1,5 @@
 """Defaults that help texts repeat, so that ``--help`` need not import what has them, are the ones that count."""
 
-import inspect
 import re
 from dataclasses import fields
 
@@ -8,16 +7,15 @@ import click
 import pytest
 
 from softprompt.cli.verbs.lazy_verbs import cli
-from softprompt.config import TrainConfig
+from softprompt.config import DataOptions, TrainConfig
 from softprompt.data.examples import Columns
-from softprompt.data.splits import read_splits
 from softprompt.experiments.demo import STEPS
 from softprompt.inference.generation import GenerationConfig
 from softprompt.prompts.methods.method_registry import METHODS
 
 SETTINGS = {name: field.default for name, field in TrainConfig.model_fields.items() if field.default is not None}
 READER = {f"{name}_column": getattr(Columns(), name) for name in ("text", "label", "target")}
-READER |= {"bad_rows": inspect.signature(read_splits).parameters["bad_rows"].default}
+READER |= {"bad_rows": DataOptions.model_fields["bad_rows"].default}
 SAMPLING = {field.name: field.default for field in fields(GenerationConfig)}
 
 

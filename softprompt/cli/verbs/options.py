@@ -101,7 +101,7 @@ def _setting_option(
     default = field.get_default(call_default_factory=True)
     if help.partition(",")[0] != default:  # else it begins with the names of values
         help = help[0].upper() + help[1:]
-    help += "."
+    help += "" if help.endswith("]") else "."
     if isinstance(default, bool):
         return click.option(f"{flag}/--no-{flag[2:]}" if default else flag, name, is_flag=True, default=None, help=help)
     if default not in (None, ()):
