@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from softprompt.cli.base_loading import load_base, make_callback
+from softprompt.cli.base_loading import defer_base, make_callback
 from softprompt.cli.console import say
 from softprompt.cli.option_values import columns_of, given, model_of, task_settings
 from softprompt.cli.printing import print_result
@@ -14,21 +14,15 @@ from softprompt.config import TrainConfig
 from softprompt.data.task import Task
 from softprompt.errors import ConfigError
 from softprompt.experiments.comparison.candidates import Candidate, parse_methods
-from softprompt.experiments.comparison.compare import check_comparison, compare
+from softprompt.experiments.comparison.compare import compare
 from softprompt.experiments.comparison.comparison_run import ComparisonSettings
-from softprompt.experiments.comparison.engine_benchmark import find_engine
 from softprompt.experiments.comparison.model_sizes import check_models, compare_sizes
-from softprompt.experiments.comparison.study_folder import StudyFolder
 from softprompt.experiments.comparison.time_budget import parse_seconds
-from softprompt.experiments.sweep.search import check_sweep
 from softprompt.experiments.sweep.search import sweep as run
-from softprompt.experiments.sweep.search_space import SearchSpace
-from softprompt.experiments.sweep.sweep_folder import SweepFolder
 from softprompt.report.pages.comparison_page import make_comparison_document
 from softprompt.report.pages.model_sizes_page import make_model_sizes_document
 from softprompt.report.pages.sweep_page import make_sweep_document
 from softprompt.report.report_files import write_document, write_report
-from softprompt.training.run_checks import check_trainable
 
 
 def run_compare(
@@ -45,14 +39,13 @@ def run_compare(
 ) -> None:
     columns = columns_of(options)
 
-    find_engine(engine_python, engine_gguf)  # refuses what is wrong before anything takes long
     asked: dict[str, Any] = {"keep": keep, "current": current, "price_per_hour": price_per_hour}
     asked |= {"engine_python": engine_python, "engine_gguf": engine_gguf}
-    methods, terms, task = _prepared(options, columns, out, **asked)
+    methods, terms, task = _prepared(options, columns, **asked)
     if shift_data is not None:
         terms = _shifted(terms, task, shift_data, columns)
 
-    base = load_base(model_name, model_of(options))
+    base = defer_base(model_name, model_of(options))
     study = compare(base, task, methods, out, terms, make_callback(as_json))
     write_report(study, out, figures=True)
     summary = study.model_dump(mode="json", exclude={"results", "gold", "texts"})
@@ -67,10 +60,10 @@ def run_scale(
     **options: Any,
 ) -> None:
     names = check_models(models)
-    methods, terms, task = _prepared(options, columns_of(options), out, folder_of_folders=True)
+    methods, terms, task = _prepared(options, columns_of(options))
     model = model_of(options)
     found, studies = compare_sizes(
-        names, lambda name: load_base(name, model), task, methods, out, terms, make_callback(as_json)
+        names, lambda name: defer_base(name, model), task, methods, out, terms, make_callback(as_json)
     )
     for folder, study in studies.items():
         write_report(study, folder, figures=True)
@@ -82,9 +75,9 @@ def run_scale(
 
 
 def _prepared(
-    options: dict[str, Any], columns: dict[str, Any], out: Path, *, folder_of_folders: bool = False, **more: Any
+    options: dict[str, Any], columns: dict[str, Any], **more: Any
 ) -> tuple[list[Candidate], ComparisonSettings, Task]:
-    """Methods, terms and task of the options; what is quickly checked comes before what takes long."""
+    """Methods, terms and task of the options."""
     if options["budget"] is not None and options["steps"] is not None:
         raise ConfigError("--steps and --budget exclude each other: give one of them")
     budget = None if options["budget"] is None else parse_seconds(options["budget"])
@@ -94,13 +87,9 @@ def _prepared(
     terms = ComparisonSettings(
         **given(**common, budget=budget, **more), command=shlex.join(["softprompt", *sys.argv[1:]])
     )
-    check_comparison(methods, terms)
-    if not folder_of_folders:
-        StudyFolder.check(out)
     settings = task_settings(options["template"], options["labels"], options["verbalizer"], options["metric"])
     task = Task.of(options["data"], **settings, **given(max_length=options["max_length"]), **columns)
     task = task.with_room(options["max_new_tokens"])
-    check_trainable(task)
     for note in task.splits.notes:
         say(note)
     return methods, terms, task
@@ -133,12 +122,6 @@ def run_sweep(
 ) -> None:
     model, columns = model_of(settings), columns_of(settings)
     fixed = TrainConfig.load(config, **settings) if config else TrainConfig.build(**settings)
-
-    # what is quickly checked comes before what takes long
-    searched = SearchSpace.parse(space)
-    check_sweep(searched, fixed, engine)
-    SweepFolder.check(out)
-
     task = Task.of(
         data,
         **task_settings(template, labels, verbalizer, metric),
@@ -146,14 +129,12 @@ def run_sweep(
         **columns,
     )
     task = task.with_room(max_new_tokens)
-    check_trainable(task)
     for note in task.splits.notes:
         say(note)
-    base = load_base(model_name, model)
     summary, made = run(
-        base,
+        defer_base(model_name, model),
         task,
-        searched,
+        space,
         out,
         fixed=fixed,
         trials=trials,

@@ -51,7 +51,7 @@ class DeferredBase:
     processes: ProcessGroup = SINGLE_PROCESS
 
 
-def load_checked(base: FrozenLM | DeferredBase, check: BaseCheck) -> FrozenLM:
+def load_checked(base: FrozenLM | DeferredBase, check: BaseCheck = lambda base: None) -> FrozenLM:
     """The model, if it passes ``check``."""
     if isinstance(base, DeferredBase):
         return base.load(check)

@@ -19,6 +19,7 @@ from softprompt.errors import ConfigError, DataError, MissingExtraError
 from softprompt.experiments.baselines.linear_head import LinearHead, fit_head
 from softprompt.experiments.baselines.linear_probe import HiddenFeatures, fit_linear_probe, make_probe_answers
 from softprompt.experiments.baselines.tfidf import fit_tfidf, make_tfidf_answers, make_vectorizer
+from softprompt.experiments.comparison.compare import compare
 from softprompt.inference.evaluation import score
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.utils.seals import unseal
@@ -172,9 +173,8 @@ def test_generation_is_refused_in_one_line(what: str, words: str) -> None:
         fit_tfidf(task) if what == "tfidf" else fit_linear_probe(tiny_base("llama"), task)
 
 
-@pytest.mark.parametrize("what", ["tfidf", "probe"])
-def test_one_class_is_an_error(what: str) -> None:
+def test_one_class_is_an_error(tmp_path: Path) -> None:
     rows = tuple(Example(f"film {i}", "a") for i in range(4))
     task = Task.classification(Splits(rows, rows, (), "made here", ()), labels=["a", "b"])
     with pytest.raises(DataError, match="training examples of at least two labels, got only 'a'"):
-        fit_tfidf(task) if what == "tfidf" else fit_linear_probe(tiny_base("llama"), task)
+        compare(tiny_base("llama"), task, "tfidf,linear-probe", tmp_path)

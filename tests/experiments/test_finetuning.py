@@ -26,6 +26,7 @@ from softprompt.experiments.baselines.finetuning import FinetuningConfig
 from softprompt.experiments.baselines.fitted_baseline import FittedBaseline
 from softprompt.experiments.baselines.full_finetuning import fit_full
 from softprompt.experiments.baselines.lora import fit_lora
+from softprompt.experiments.comparison.compare import compare
 from softprompt.inference.evaluation import score
 from softprompt.inference.generation import GenerationConfig
 from softprompt.inference.predictor import Predictor
@@ -321,7 +322,6 @@ class TestConfig:
 
 
 class TestMistakes:
-    @both
     @pytest.mark.parametrize(
         ("train", "validation", "words"),
         [
@@ -331,12 +331,12 @@ class TestMistakes:
         ],
     )
     def test_data_that_nothing_can_be_learned_from(
-        self, method: Callable[..., FittedBaseline], train: Sequence[str], validation: Sequence[str], words: str
+        self, tmp_path: Path, train: Sequence[str], validation: Sequence[str], words: str
     ) -> None:
         parts = [tuple(Example("the film", label) for label in labels) for labels in (train, validation)]
         splits = Splits(*parts, (Example("the film", "b"),), "made here", ())
         with pytest.raises(DataError, match=words):
-            fitted(method, tiny_base("llama"), Task.classification(splits, labels=["a", "b"]), Recorder())
+            compare(tiny_base("llama"), Task.classification(splits, labels=["a", "b"]), "lora,full", tmp_path)
 
     @both
     @pytest.mark.parametrize("kind", ["classification", "generation"])

@@ -16,12 +16,12 @@ from softprompt.experiments.comparison.study_records import Study
 from softprompt.experiments.comparison.study_summary import summarize
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.training.callbacks import Callback
-from softprompt.training.run_checks import check_trainable
+from softprompt.training.run_checks import DeferredBase, check_trainable, load_checked
 from softprompt.training.training_run import TEST_LIMIT, reserve_answer_room
 
 
 def compare(
-    base: FrozenLM,
+    base: FrozenLM | DeferredBase,
     task: Task,
     methods: str | Sequence[str | Candidate],
     out: str | Path,
@@ -31,7 +31,7 @@ def compare(
     """Run every method with every seed, or what of it is not in ``out`` yet; measure, summarize, recommend.
 
     Args:
-        base: the frozen model.
+        base: the frozen model; deferred, it is loaded once everything else is checked.
         task: with examples in all three splits.
         methods: as ``--methods`` takes them, ``"zero-shot,few-shot:8,prompt-tuning,lora"`` or a list of such names.
         out: folder of the comparison: each result is kept there as it lands, and a second call goes on.
@@ -51,7 +51,9 @@ def compare(
     check_comparison(methods, settings)
     check_trainable(task)
     task.splits["test"]  # refuses an empty one
+    StudyFolder.check(out)
     engine = find_engine(settings.engine_python, settings.engine_gguf)
+    base = load_checked(base)
     task = reserve_answer_room(base, task)
     comparison = ComparisonRun(base, task, settings, StudyFolder(out, _setup(base, task, settings)), callback, engine)
     with comparison.folder as folder:

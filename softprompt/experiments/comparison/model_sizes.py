@@ -23,11 +23,12 @@ from softprompt.metrics.bootstrap import paired_difference, resample_scores
 from softprompt.metrics.registry import score_runs
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.training.callbacks import Callback
+from softprompt.training.run_checks import DeferredBase
 
 
 def compare_sizes(
     models: Sequence[str],
-    load: Callable[[str], FrozenLM],
+    load: Callable[[str], FrozenLM | DeferredBase],
     task: Task,
     methods: Sequence[Candidate],
     out: Path,
@@ -45,20 +46,18 @@ def compare_sizes(
     points: list[SizePoint] = []
     studies: list[Study] = []
     for model in models:
-        base = load(model)
         folder = out / make_folder_name(model)
-        study = compare(base, task, methods, folder, settings, callback)
+        study = compare(load(model), task, methods, folder, settings, callback)
         points.append(
             SizePoint(
                 model=model,
-                parameters=base.parameter_count,
+                parameters=study.base_parameters,
                 folder=folder.name,
                 rows={row.method: row for row in study.rows},
                 gaps=measure_gaps(study, task, methods[0].name),
             )
         )
         studies.append(study)
-        del base
         gc.collect()
     points.sort(key=lambda point: point.parameters)
     names = tuple(method.name for method in methods)

@@ -20,7 +20,7 @@ from softprompt.prompts.methods.method_registry import check_method
 from softprompt.prompts.saved_prompt import Prompt
 from softprompt.store.prompt_loading import load_prompt
 from softprompt.training.callbacks import Callback
-from softprompt.training.run_checks import check_init, check_init_fits, check_trainable
+from softprompt.training.run_checks import DeferredBase, check_init, check_init_fits, check_trainable, load_checked
 from softprompt.training.training_run import evaluate_prompt, library_versions, report_validation_sample
 
 SweepEngine: TypeAlias = Literal["optuna", "ray"]
@@ -42,7 +42,7 @@ def check_sweep(space: SearchSpace, fixed: TrainConfig, engine: SweepEngine) -> 
 
 
 def sweep(
-    base: FrozenLM,
+    base: FrozenLM | DeferredBase,
     task: Task,
     space: SearchSpace | str,
     out: str | Path,
@@ -85,6 +85,8 @@ def sweep(
     inits = space.axes["init"].probes if "init" in space.axes else (fixed.init,)
     for init in inits:
         check_init_fits(str(init), task.spec)
+    SweepFolder.check(out)
+    base = load_checked(base)
     sampler = TrialSampler(space, space.defaults(fixed), trials, fixed.seed)
     settings = SweepSettings(fixed, pruning, base.name, dict(options or {}), base.fingerprint)
     with SweepFolder(out, _setup(base, task, space, settings)) as folder:
