@@ -1,13 +1,19 @@
 """Settings of a training run, and of the gate of a store: each default written once, each number with its unit."""
 
+import difflib
+import itertools
 import math
+import tomllib
 from pathlib import Path
 from typing import Any, Literal, Self, TypeAlias
 
+import lazy_loader
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from softprompt.errors import ConfigError, map_write_errors
 from softprompt.utils.safe_io import TEXT_LIMIT, read_file
+
+yaml = lazy_loader.load("yaml")  # a tenth of the time that help takes
 
 MAX_POPULATION = 1000  # prompts that learn together
 MOST = 10**9  # of any number that has no narrower bound of its own
@@ -44,10 +50,10 @@ class Settings(BaseModel):
             raise ConfigError(_describe_error(error, cls)) from error
 
     @classmethod
-    def load(cls, path: str | Path, **overrides: Any) -> Self:
+    def load(cls, path: str | Path | None, **overrides: Any) -> Self:
         """Read a ``.toml``, ``.yaml`` or ``.json`` file, settings given here over those in it; raises ConfigError."""
         given = {name: value for name, value in overrides.items() if value is not None}
-        return cls.build(**{**read_settings_file(Path(path)), **given})
+        return cls.build(**{**({} if path is None else read_settings_file(Path(path))), **given})
 
 
 class TrainConfig(Settings):
@@ -122,8 +128,6 @@ class TrainConfig(Settings):
         Raises:
             OutputError: the file cannot be written.
         """
-        import yaml
-
         with map_write_errors(Path(path), "give another path"):
             Path(path).write_text(yaml.safe_dump(self.model_dump(), sort_keys=False), encoding="utf-8")
 
@@ -200,8 +204,6 @@ def population(config: TrainConfig, seeds: int = 1, grid: str = "") -> dict[str,
     Raises:
         ConfigError: the grid cannot be read, or a setting or value is wrong.
     """
-    import itertools
-
     axes: dict[str, list[Any]] = {}
     for part in filter(None, map(str.strip, grid.split(";"))):
         name, equals, values = (piece.strip() for piece in part.partition("="))
@@ -232,8 +234,6 @@ def population(config: TrainConfig, seeds: int = 1, grid: str = "") -> dict[str,
 
 def parse_value(text: str, where: str) -> Any:
     """A value as it stands on the command line, as a number, a boolean or a word; ConfigError names ``where``."""
-    import yaml
-
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError as error:
@@ -242,8 +242,6 @@ def parse_value(text: str, where: str) -> Any:
 
 def describe_unknown_setting(name: str, model: type[BaseModel]) -> str:
     """What to say of a setting that ``model`` does not have, with what may have been meant."""
-    import difflib
-
     near = difflib.get_close_matches(name, model.model_fields, n=1)
     hint = f"did you mean '{near[0]}'?" if near else f"known settings: {', '.join(model.model_fields)}"
     return f"unknown setting '{name}': {hint}"
@@ -272,12 +270,8 @@ def read_settings_file(path: Path) -> dict[str, Any]:
     try:
         ending = path.suffix.lower()
         if ending == ".toml":
-            import tomllib
-
             loaded: Any = tomllib.loads(text)
         elif ending in {".yaml", ".yml", ".json"}:
-            import yaml
-
             loaded = yaml.safe_load(text)
         else:
             raise ConfigError(f"configuration file '{path}': expected .toml, .yaml or .json, got '{path.suffix}'")

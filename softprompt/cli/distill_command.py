@@ -45,7 +45,7 @@ def run_distill(
     settings["method_options"] = pairs("--method-option", method_option, "NAME=VALUE", "encoder=lstm") or None
     if lengths is not None and settings["length"] is not None:
         raise ConfigError("--length and --lengths exclude each other: give one of them")
-    chosen = TrainConfig.load(config, **settings) if config else TrainConfig.build(**settings)
+    chosen = TrainConfig.load(config, **settings)
     if saved is not None and (text_file or shots or template or labels or verbalizer):
         raise ConfigError(
             "--teacher brings its own task, --prompt, --shots, --template, --labels and --verbalizer are for text: "

@@ -121,7 +121,7 @@ def run_sweep(
     **settings: Any,
 ) -> None:
     model, columns = model_of(settings), columns_of(settings)
-    fixed = TrainConfig.load(config, **settings) if config else TrainConfig.build(**settings)
+    fixed = TrainConfig.load(config, **settings)
     task = Task.of(
         data,
         **task_settings(template, labels, verbalizer, metric),

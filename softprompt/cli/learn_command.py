@@ -57,7 +57,7 @@ def run_train(
 ) -> None:
     model, columns = {**model_of(settings), "sharding": sharding}, columns_of(settings)
     settings["method_options"] = pairs("--method-option", method_option, "NAME=VALUE", "encoder=lstm") or None
-    chosen = TrainConfig.load(config, **settings) if config else TrainConfig.build(**settings)
+    chosen = TrainConfig.load(config, **settings)
     members = population(chosen, seeds, grid or "")
     if ensemble and len(members) == 1:
         raise ConfigError("--ensemble keeps several prompts, expected --seeds or --grid beside it")
@@ -103,7 +103,7 @@ def run_multitask(
     **settings: Any,
 ) -> None:
     model, columns = model_of(settings), columns_of(settings)
-    chosen = TrainConfig.load(config, **settings) if config else TrainConfig.build(**settings)
+    chosen = TrainConfig.load(config, **settings)
     sources = pairs("--task", tasks, "NAME=DATA", "reviews=data/reviews")
     taught = pairs("--teacher", teachers, "NAME=PROMPT", "reviews=prompts/reviews")
     read = {

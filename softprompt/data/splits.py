@@ -19,7 +19,7 @@ from typing import Any, Self
 
 from softprompt.config import DataOptions
 from softprompt.data.example_stream import ExampleStream
-from softprompt.data.examples import Columns, Example, Kind, infer_kind, keep_answered, unlabelled_example
+from softprompt.data.examples import Columns, Example, Kind, infer_kind, keep_answered
 from softprompt.data.readers.example_reader import (
     SPLITS,
     BadRows,
@@ -30,7 +30,6 @@ from softprompt.data.readers.example_reader import (
     read_hub_rows,
     split_files,
 )
-from softprompt.data.readers.file_rows import read_records
 from softprompt.data.row_identity import InputKey, input_key, row_key
 from softprompt.data.split_assignment import Parts as ThreeParts
 from softprompt.data.split_assignment import split_examples
@@ -38,17 +37,7 @@ from softprompt.errors import DataError
 from softprompt.utils.files import expand_user
 from softprompt.utils.messages import map_read_errors, quote_names
 
-__all__ = [
-    "Example",
-    "Kind",
-    "Splits",
-    "read_examples",
-    "read_records",
-    "read_splits",
-    "unlabelled_example",
-]
-
-Parts = dict[str, list["Example"]]  # by split, none of them empty
+Parts = dict[str, list[Example]]  # by split, none of them empty
 
 HELD_OUT_SHARE = 0.1  # of the examples, about, for each split that is cut for the user
 

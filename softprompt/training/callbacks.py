@@ -3,7 +3,7 @@
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -41,25 +41,17 @@ class CallbackList(Callback):
     def __init__(self, callbacks: Sequence[Callback]) -> None:
         self._callbacks = tuple(callbacks)
 
-    def on_train_begin(self, first_step: int, steps: int, learned: int, frozen: int) -> None:
-        for callback in self._callbacks:
-            callback.on_train_begin(first_step, steps, learned, frozen)
 
-    def on_step_end(self, step: int, loss: float, learning_rate: float, examples_per_second: float) -> None:
+def _call_all(name: str) -> Callable[..., None]:
+    def call(self: CallbackList, *values: Any) -> None:
         for callback in self._callbacks:
-            callback.on_step_end(step, loss, learning_rate, examples_per_second)
+            getattr(callback, name)(*values)
 
-    def on_evaluate(self, step: int, metric: str, value: float, loss: float, best: bool) -> None:
-        for callback in self._callbacks:
-            callback.on_evaluate(step, metric, value, loss, best)
+    return call
 
-    def on_message(self, text: str) -> None:
-        for callback in self._callbacks:
-            callback.on_message(text)
 
-    def on_train_end(self) -> None:
-        for callback in self._callbacks:
-            callback.on_train_end()
+for _name in ("on_train_begin", "on_step_end", "on_evaluate", "on_message", "on_train_end"):
+    setattr(CallbackList, _name, _call_all(_name))
 
 
 class StepTimer(CallbackList):
@@ -160,9 +152,6 @@ class ProgressPrinter(Callback):
 
     def on_message(self, text: str) -> None:
         print(printable(text, ERROR_CHARACTERS), file=self._stream, flush=True)
-
-    def on_train_end(self) -> None:
-        """Nothing to take away."""
 
 
 class ProgressBar(Callback):

@@ -14,7 +14,7 @@ from torch import Tensor
 from softprompt.errors import OutputError, TrainingError, map_write_errors
 from softprompt.models.distributed import SINGLE_PROCESS, ProcessGroup
 from softprompt.utils.files import acquire_lock, check_free, replace_file
-from softprompt.utils.seals import read_sealed_tensors, seal_tensors
+from softprompt.utils.sealed_tensors import read_sealed_tensors, seal_tensors
 
 CHECKPOINT_FILE, LOCK_FILE = "checkpoint.safetensors", ".lock"
 

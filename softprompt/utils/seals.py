@@ -8,15 +8,12 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic import model_validator
 
 from softprompt.utils.records import Record
 from softprompt.utils.safe_io import FILE_LIMIT, parse_json, read_file
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 SEAL = "sha256"
 BROKEN = "its SHA-256 is not the one that it was written with"
@@ -59,50 +56,3 @@ class SealedRecord(Record):
     def to_sealed(self) -> str:
         """JSON that the model reads, and that says if it was changed since."""
         return json.dumps(seal(self.model_dump(mode="json")), indent=1, ensure_ascii=False)
-
-
-def seal_tensors(tensors: Mapping[str, "Tensor"], facts: Mapping[str, Any]) -> bytes:
-    """A safetensors file of ``tensors`` and what is said of them."""
-    from safetensors.torch import save
-
-    content = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    # one entry, for safetensors does not keep the order of several
-    told = seal({**facts, "tensors": _digest(content)})
-    return save(content, metadata={"softprompt": json.dumps(told)})
-
-
-def read_sealed_tensors(path: Path) -> tuple[dict[str, "Tensor"], dict[str, Any]]:
-    """What ``seal_tensors`` was given; no facts if it was written by something else.
-
-    Raises:
-        OSError: it is not there, or cannot be read.
-        ValueError: it is damaged.
-    """
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="pt") as stream:
-            told = (stream.metadata() or {}).get("softprompt")
-            tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118 (no mapping)
-        if told is None:
-            return tensors, {}
-        facts = unseal(parse_json(told.encode(), limit=FILE_LIMIT))
-        whole = _digest(tensors) == facts.pop("tensors")
-    except (OSError, ValueError):
-        raise
-    except (SafetensorError, KeyError, TypeError, AttributeError, RuntimeError, ArithmeticError) as error:
-        raise ValueError(str(error) or type(error).__name__) from error
-    if not whole:
-        raise ValueError(BROKEN)
-    return tensors, facts
-
-
-def _digest(tensors: Mapping[str, "Tensor"]) -> str:
-    import torch
-
-    digest = hashlib.sha256()
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
-        if tensor.numel():
-            digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()

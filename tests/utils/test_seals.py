@@ -26,7 +26,8 @@ from softprompt.training.distillation.teacher import LabelAnswers
 from softprompt.training.distillation.teacher_cache import load_answers, save_answers
 from softprompt.training.learner import PromptLearner
 from softprompt.training.training_run import library_versions
-from softprompt.utils.seals import read_sealed_tensors, seal, seal_tensors, unseal
+from softprompt.utils.sealed_tensors import read_sealed_tensors, seal_tensors
+from softprompt.utils.seals import seal, unseal
 
 TRIES = 200  # flipped bytes a file, evenly spaced
 

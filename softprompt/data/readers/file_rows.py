@@ -16,17 +16,6 @@ from softprompt.data.readers.lines import LineReader, Place, ReadingNotes, Row, 
 from softprompt.errors import DataError
 from softprompt.utils.messages import import_optional, map_read_errors, quote_names, type_name
 
-__all__ = [
-    "ENDINGS",
-    "FileRows",
-    "Row",
-    "import_optional",
-    "map_read_errors",
-    "quote_names",
-    "read_records",
-    "type_name",
-]
-
 ENDINGS = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 
 

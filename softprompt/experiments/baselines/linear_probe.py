@@ -29,7 +29,7 @@ from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.prefix import make_prefix
 from softprompt.training.validation import validation_examples
 from softprompt.utils.files import check_free, write_folder
-from softprompt.utils.seals import seal_tensors
+from softprompt.utils.sealed_tensors import seal_tensors
 
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 MOST_EXAMPLES = 10_000  # of the training split: read once; the other methods see 4,800 in 300 steps of 16

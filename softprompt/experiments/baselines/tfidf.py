@@ -23,7 +23,7 @@ from softprompt.experiments.baselines.fitted_baseline import (
 from softprompt.experiments.baselines.linear_head import LinearAnswers, LinearHead, fit_head
 from softprompt.training.validation import validation_examples
 from softprompt.utils.files import check_free, write_folder
-from softprompt.utils.seals import seal_tensors
+from softprompt.utils.sealed_tensors import seal_tensors
 
 STRENGTHS = (0.1, 1.0, 10.0, 100.0)
 MOST_TERMS = 100_000  # the most frequent words and pairs

@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, TypeAlias, overload
 
 from softprompt.config import DistillConfig, TrainConfig
 from softprompt.data.examples import Example
@@ -73,11 +73,15 @@ class Distillation:
     report: DistillationReport
 
 
+Inputs: TypeAlias = Task | Splits | str | Path
+AnyTeacher: TypeAlias = Teacher | Prompt | str
+
+
 @overload
 def distill(
     base: FrozenLM | DeferredBase,
-    inputs: Task | Splits | str | Path,
-    teacher: Teacher | Prompt | str,
+    inputs: Inputs,
+    teacher: AnyTeacher,
     *,
     config: TrainConfig | None = None,
     **options: Any,
@@ -87,8 +91,8 @@ def distill(
 @overload
 def distill(
     base: FrozenLM | DeferredBase,
-    inputs: Task | Splits | str | Path,
-    teacher: Teacher | Prompt | str,
+    inputs: Inputs,
+    teacher: AnyTeacher,
     *,
     config: Mapping[str, TrainConfig],
     **options: Any,
@@ -97,8 +101,8 @@ def distill(
 
 def distill(
     base: FrozenLM | DeferredBase,
-    inputs: Task | Splits | str | Path,
-    teacher: Teacher | Prompt | str,
+    inputs: Inputs,
+    teacher: AnyTeacher,
     *,
     shots: Sequence[Example] = (),
     out: str | Path | None = None,
@@ -158,7 +162,7 @@ def distill(
     return done if isinstance(config, Mapping) else done[""]
 
 
-def make_teacher(base: FrozenLM, task: Task, teacher: Teacher | Prompt | str, shots: Sequence[Example] = ()) -> Teacher:
+def make_teacher(base: FrozenLM, task: Task, teacher: AnyTeacher, shots: Sequence[Example] = ()) -> Teacher:
     """A text with solved examples, or a saved prompt, as a teacher; raises ConfigError."""
     if isinstance(teacher, Teacher):
         return teacher

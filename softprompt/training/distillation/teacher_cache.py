@@ -9,7 +9,7 @@ from torch import Tensor
 from softprompt.errors import TrainingError, map_write_errors
 from softprompt.training.distillation.teacher import Answers, Completions, LabelAnswers
 from softprompt.utils.files import replace_file
-from softprompt.utils.seals import read_sealed_tensors, seal_tensors
+from softprompt.utils.sealed_tensors import read_sealed_tensors, seal_tensors
 
 ANSWERS_FILE = "teacher.safetensors"
 
