@@ -241,8 +241,7 @@ def adjust_and_judge(measured: Sequence[UnadjustedDrift]) -> list[PromptDrift]:
 
 def _told(each: UnadjustedDrift, compared: Sequence[ComparedSignal]) -> PromptDrift:
     drifting = sorted(
-        (one for one in compared if one.signal.verdict == "drift"),
-        key=lambda one: -(one.signal.effect or 0.0),
+        (one for one in compared if one.signal.verdict == "drift"), key=lambda one: -(one.signal.effect or 0.0)
     )
     times = [one.time for one in each.samples]
     return PromptDrift(

@@ -90,10 +90,7 @@ def _facts(study: Study, row: Row) -> tuple[Fact, ...]:
             format_interval(study.metric, row.low, row.high),
         )
     ]
-    for name, found in (
-        (f"Against {study.current}", row.against_current),
-        ("Against the best", row.against_best),
-    ):
+    for name, found in ((f"Against {study.current}", row.against_current), ("Against the best", row.against_best)):
         if found is not None and len(facts) < 2:
             text = format_metric(study.metric, found["difference"], signed=True)
             facts.append(Fact(name, text, format_interval(study.metric, found["low"], found["high"], signed=True)))

@@ -4,13 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from softprompt.analysis.finding_rules import Finding
-from softprompt.analysis.inspection.inspection_records import (
-    SUSPECTED,
-    ChangedAnswer,
-    Comparison,
-    Inspection,
-    Pruning,
-)
+from softprompt.analysis.inspection.inspection_records import SUSPECTED, ChangedAnswer, Comparison, Inspection, Pruning
 from softprompt.metrics.formatting import format_count, format_fixed, format_interval, format_metric, metric_heading
 from softprompt.report.pages import inspection_figures as figures
 from softprompt.report.pages import inspection_tables as tables

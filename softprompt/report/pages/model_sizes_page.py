@@ -4,13 +4,7 @@ from collections.abc import Sequence
 from functools import partial
 
 from softprompt.experiments.comparison.study_records import Row, SizePoint, SizeStudy
-from softprompt.metrics.formatting import (
-    MISSING,
-    format_count,
-    format_interval,
-    format_metric,
-    metric_heading,
-)
+from softprompt.metrics.formatting import MISSING, format_count, format_interval, format_metric, metric_heading
 from softprompt.metrics.registry import metric_format
 from softprompt.report.pages import comparison_tables
 from softprompt.report.render import charts
@@ -35,11 +29,7 @@ def make_model_sizes_document(study: SizeStudy, closing: tuple[str, ...] = ()) -
             Section("answer", "What it says", (Statement(study.sentence),)),
             Section("gap", "The gap", _present(_gap(study), _gap_numbers(study))),
             Section("methods", "The methods", _present(_quality(study), _numbers(study))),
-            Section(
-                "models",
-                "The models",
-                (_folders(study.points),),
-            ),
+            Section("models", "The models", (_folders(study.points),)),
         ),
         created=study.created,
         closing=closing,

@@ -70,8 +70,7 @@ def make_version_document(
 def make_move_document(move: AliasChange) -> Document:
     """A move of an alias."""
     return _document(
-        f"{move.name}@{move.alias}: {_moved(move)}",
-        *([] if move.gate is None else [Text(f"gate: {_gate(move.gate)}")]),
+        f"{move.name}@{move.alias}: {_moved(move)}", *([] if move.gate is None else [Text(f"gate: {_gate(move.gate)}")])
     )
 
 

@@ -8,7 +8,13 @@ from softprompt.experiments.demo import DemoResult
 from softprompt.inference.evaluation import Evaluation, truncation_notes
 from softprompt.metrics.formatting import format_count, format_fixed, metric_heading
 from softprompt.prompts.saved_prompt import Prompt
-from softprompt.report.pages.cells import format_saved_metric, format_subsample, make_metric_cell, make_settings_table
+from softprompt.report.pages.cells import (
+    format_saved_metric,
+    format_setting,
+    format_subsample,
+    make_metric_cell,
+    make_settings_table,
+)
 from softprompt.report.render.document import Block, Code, Document, Points, Section, Table, Text
 
 _RESULT = ("Metric", "Value [95% interval]", "n")
@@ -87,7 +93,7 @@ def make_prompt_document(prompt: Prompt) -> Document:
         "base model": f"{prompt.base_name}, weights {prompt.base_fingerprint.get('weights', '')[:12]}"
         + (f", quantized as {prompt.quantization}" if prompt.quantization else "")
         + (f", learned in {prompt.base_dtype}" if prompt.base_dtype else ""),
-        "data": f"{prompt.data.get('source', '-')}, {prompt.data.get('examples', {})}",
+        "data": f"{prompt.data.get('source', '-')}: {format_setting(prompt.data.get('examples'))}",
         "learned with": ", ".join(
             f"{key} {training[key]}" for key in ("steps", "batch_size", "learning_rate") if key in training
         ),

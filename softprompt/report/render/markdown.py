@@ -25,7 +25,8 @@ _MARKS = {True: "✓ ", False: "✗ ", None: ""}
 
 def render_markdown(document: Document, figures: bool = False) -> str:
     """The document; with ``figures`` it shows ``figures/NAME.svg`` over each figure's numbers."""
-    lines = [f"# {escape_markdown(document.title)}", "", *(f"- {escape_markdown(fact)}" for fact in document.facts)]
+    lines = [f"# {escape_markdown(document.title)}"]
+    lines += ["", *(f"- {escape_markdown(fact)}" for fact in document.facts)] if document.facts else []
     for section in document.sections:
         lines += ["", f"## {escape_markdown(section.title)}"] if len(document.sections) > 1 else []
         for block in section.blocks:
