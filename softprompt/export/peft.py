@@ -7,7 +7,6 @@ same computation. What is imported from others keeps its place in front of BOS, 
 Shapes: ``P`` virtual tokens, ``H`` embedding size, ``L`` layers; keys and values are flattened to ``[P, L*2*heads*D]``.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +18,7 @@ from softprompt.data.task import TaskSpec
 from softprompt.errors import BaseModelError, PromptFileError
 from softprompt.export.bos import append_bos, check_bos_precision, prepend_bos
 from softprompt.export.export_formats import ExportRequest, ImportedState
-from softprompt.export.export_readme import USAGE_FILE, peft_readme, read_object, tokenizer_files
+from softprompt.export.export_readme import USAGE_FILE, encode_json, peft_readme, read_object, tokenizer_files
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.prefix import compute_keys_and_values
 from softprompt.prompts.saved_prompt import Prompt
@@ -128,9 +127,9 @@ def write_peft(base: FrozenLM, prompt: Prompt, folder: Path) -> None:
     write_folder(
         folder,
         {
-            CONFIG_FILE: _json(config),
+            CONFIG_FILE: encode_json(config),
             TENSOR_FILE: save({"prompt_embeddings": rows}),
-            USAGE_FILE: _json(usage),
+            USAGE_FILE: encode_json(usage),
             "README.md": peft_readme(base, prompt, folder.name).encode(),
             **tokenizer_files(base),
         },
@@ -262,7 +261,3 @@ def _sizes(state: PromptState) -> str:
         return f"{state.tensor.shape[1]} values"
     kinds = dict.fromkeys((tensor.shape[1], tensor.shape[3]) for tensor in state.tensors)
     return f"{len(state.tensors)} layers with " + " and ".join(f"{heads} heads of {size}" for heads, size in kinds)
-
-
-def _json(values: Mapping[str, Any]) -> bytes:
-    return (json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()

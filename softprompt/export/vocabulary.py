@@ -12,7 +12,6 @@ Shapes: ``P`` virtual tokens, ``H`` embedding size, ``V`` rows of the embedding.
 """
 
 import copy
-import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -26,9 +25,8 @@ from softprompt.data.encoding.tokenization import safe_tokenizer
 from softprompt.data.examples import Example
 from softprompt.errors import BaseModelError
 from softprompt.export.export_formats import ExportRequest
-from softprompt.export.export_readme import USAGE_FILE, describe_task, vocabulary_readme
+from softprompt.export.export_readme import USAGE_FILE, describe_task, encode_json, vocabulary_readme
 from softprompt.export.virtual_tokens import (
-    MARKER,
     BakedVocabulary,
     check_expressible,
     make_chat_template,
@@ -95,10 +93,8 @@ def bake_vocabulary(
         checked = _checked(base, baked, place, tied)
         baked = replace(baked, inexact=tuple(checked["inexact_as_text"]))
         usage = {**describe_usage(base, baked), **checked}
-        (place / USAGE_FILE).write_text(
-            json.dumps(usage, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"
-        )
-        readme = vocabulary_readme(folder.name, prompts, MARKER, _limits(tied), baked.inexact)
+        (place / USAGE_FILE).write_bytes(encode_json(usage))
+        readme = vocabulary_readme(folder.name, prompts, _list_limits(tied), baked.inexact)
         (place / "README.md").write_text(readme, encoding="utf-8")
     return baked
 
@@ -290,7 +286,7 @@ def _is_tied(base: FrozenLM) -> bool:
     return weight is base.embedding_weight
 
 
-def _limits(tied: bool) -> list[str]:
+def _list_limits(tied: bool) -> list[str]:
     by_weights = (
         "the output layer of this model is its embedding, so their logits follow from the prompt and mean nothing"
         if tied

@@ -11,13 +11,14 @@ from softprompt.errors import ConfigError
 from softprompt.experiments.comparison.candidates import Candidate, parse_methods
 from softprompt.experiments.comparison.comparison_run import ComparisonRun, ComparisonSettings
 from softprompt.experiments.comparison.engine_benchmark import find_engine
-from softprompt.experiments.comparison.study_folder import StudyFolder, make_file_name
+from softprompt.experiments.comparison.study_folder import StudyFolder
 from softprompt.experiments.comparison.study_records import Study
 from softprompt.experiments.comparison.study_summary import summarize
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.training.callbacks import Callback
 from softprompt.training.run_checks import DeferredBase, check_trainable, load_checked
 from softprompt.training.training_run import TEST_LIMIT, reserve_answer_room
+from softprompt.utils.run_folder import make_file_name
 
 
 def compare(

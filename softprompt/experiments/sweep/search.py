@@ -63,10 +63,10 @@ def sweep(
         task: with training and validation examples; those of test are for the winner alone.
         space: what may be chosen, as ``"learning-rate=0.03..0.3:log;length=20,50"``.
         out: folder of the sweep: each trial is kept there as it ends, and a second call goes on.
-        fixed: everything else, the seed of the sampler too.
+        fixed: everything else, the sampler's seed too.
         trials: how many in all; or all combinations, where the space has no more.
         pruning: the rule for giving trials up: ``median``, ``asha`` or ``none``.
-        engine: who runs the trials and gives them up: Optuna on this machine, or Ray Tune, on a cluster too.
+        engine: where trials run: on this machine (``optuna``), or on a cluster (``ray``).
         workers: trials at a time. One shares ``base``; several load their own, by its name and with these ``options``.
         evaluate_test: whether the winner is scored on test.
         callback: told of how it goes.

@@ -15,9 +15,9 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from softprompt.errors import PromptFileError
-from softprompt.experiments.comparison.study_folder import SETUP_FILE, RunFolder
 from softprompt.experiments.comparison.study_records import CurvePoint
 from softprompt.metrics.scores import Score
+from softprompt.utils.run_folder import SETUP_FILE, RunFolder
 from softprompt.utils.seals import SealedRecord
 
 PROMPT, SUMMARY_FILE = "prompt", "sweep.json"
