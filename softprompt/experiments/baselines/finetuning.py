@@ -5,10 +5,9 @@ kept in 16 bits learn through a copy in float32 (Micikevicius et al. 2018), of w
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from copy import copy
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,8 +17,7 @@ from torch import Tensor, nn
 from softprompt.config import Schedule, Settings, TrainConfig
 from softprompt.data.encoding.encoder import EncodedSequence, ExampleEncoder
 from softprompt.data.task import Task
-from softprompt.experiments.baselines.fitted_baseline import FittedBaseline
-from softprompt.inference.predictor import PredictorLike
+from softprompt.experiments.baselines.fitted_baseline import make_curve
 from softprompt.inference.scoring import AnswerScorer
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.state import PromptState
@@ -61,45 +59,6 @@ class FinetuningConfig(Settings):
         """The settings that prompts have too; nothing of the model's own layers is compiled while they learn."""
         shared = self.model_dump(exclude={"learning_rate", "seconds", "max_length"})
         return TrainConfig(**shared, **more, compile="never")
-
-
-@dataclass(frozen=True)
-class FinetuningResult:
-    """How a run went; the weights are those of its best evaluation.
-
-    Attributes:
-        learned: numbers that learned.
-        best_value, best_loss: of that evaluation.
-        seconds: evaluations included.
-        curve: an evaluation each: ``step``, ``seconds``, ``value``, ``loss``.
-        settings: those of the run, the rate and the steps made among them.
-    """
-
-    learned: int
-    best_value: float
-    best_loss: float
-    seconds: float
-    curve: tuple[Mapping[str, float], ...]
-    settings: Mapping[str, Any]
-
-    def fitted(
-        self, answers: PredictorLike, base_bytes: int, task_bytes: int, save: Callable[[Path], None], **settings: Any
-    ) -> FittedBaseline:
-        """What was learned, as a baseline; the base is shared where it has to be in memory at all."""
-        return FittedBaseline(
-            answers=answers,
-            trained_parameters=self.learned,
-            best_value=self.best_value,
-            best_loss=self.best_loss,
-            seconds=self.seconds,
-            added_tokens=0.0,
-            base_bytes=base_bytes,
-            base_shared=base_bytes > 0,
-            task_bytes=task_bytes,
-            save=save,
-            curve=self.curve,
-            settings={**self.settings, **settings},
-        )
 
 
 class _Masters:
@@ -235,12 +194,15 @@ def finetune(
     *,
     default_rate: float,
     began: float,
-) -> FinetuningResult:
+) -> dict[str, Any]:
     """Let ``weights`` of ``model`` learn the task; they end as they were at the best evaluation, and frozen.
 
     Args:
         default_rate: peak learning rate where ``config`` has none.
         began: ``time.perf_counter()`` when the method began: its time budget runs from there.
+
+    Returns:
+        What a ``FittedBaseline`` says of how it was learned.
 
     Raises:
         DataError, TemplateError: the data cannot be used.
@@ -258,23 +220,20 @@ def finetune(
     run_training(model, [learner], objective, timer)
     learner.restore_best()
     progress = learner.progress
-    curve = tuple(
-        {
-            "step": int(point["step"]),
-            "seconds": prepared + timer.at(int(point["step"])),
-            "value": point["value"],
-            "loss": point["validation_loss"],
-        }
-        for point in progress.history
-    )
-    settings = {
-        **config.model_dump(exclude_none=True),
-        "learning_rate": rate,
-        "steps_made": progress.step,
-        "best_step": progress.best_step,
+    return {
+        "trained_parameters": learner.learned,
+        "best_value": progress.best_value,
+        "best_loss": progress.best_loss,
+        "seconds": time.perf_counter() - began,
+        "added_tokens": 0.0,
+        "curve": make_curve(progress.history, lambda step: prepared + timer.at(step)),
+        "settings": {
+            **config.model_dump(exclude_none=True),
+            "learning_rate": rate,
+            "steps_made": progress.step,
+            "best_step": progress.best_step,
+        },
     }
-    seconds = time.perf_counter() - began
-    return FinetuningResult(learner.learned, progress.best_value, progress.best_loss, seconds, curve, settings)
 
 
 def limit_length(task: Task, config: FinetuningConfig) -> Task:

@@ -60,7 +60,7 @@ def fit_lora(
     adapted = _adapted(peft, base, rank, alpha)
     weights = [weight for weight in adapted.parameters() if weight.requires_grad]
     model = FrozenLM(adapted.get_base_model(), base.tokenizer, base.name)
-    tuning = finetune(model, task, config, weights, callback, default_rate=RATE, began=began)
+    learned = finetune(model, task, config, weights, callback, default_rate=RATE, began=began)
 
     def save(folder: Path) -> None:
         check_free(folder)
@@ -71,13 +71,14 @@ def fit_lora(
             (place / "README.md").unlink(missing_ok=True)
             write_durably(place / "task.json", describe_baseline(base, task.spec))
 
-    return tuning.fitted(
-        Predictor(model, task.spec, None, generation),
+    learned["settings"] |= {"rank": rank, "alpha": alpha}
+    return FittedBaseline(
+        **learned,
+        answers=Predictor(model, task.spec, None, generation),
         base_bytes=count_bytes(base.model),
+        base_shared=True,
         task_bytes=sum(weight.nbytes for weight in weights),
         save=save,
-        rank=rank,
-        alpha=alpha,
     )
 
 

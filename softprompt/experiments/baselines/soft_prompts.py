@@ -7,7 +7,7 @@ from pathlib import Path
 from softprompt.config import TrainConfig
 from softprompt.data.task import Task
 from softprompt.errors import SoftpromptError, TrainingError
-from softprompt.experiments.baselines.fitted_baseline import FittedBaseline, count_bytes, count_prefix_bytes
+from softprompt.experiments.baselines.fitted_baseline import FittedBaseline, count_bytes, count_prefix_bytes, make_curve
 from softprompt.inference.predictor import Predictor
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.training.callbacks import CLOCK_FILE, Callback, StepTimer
@@ -52,15 +52,6 @@ def _fitted(
     base: FrozenLM, task: Task, config: TrainConfig, outcome: TrainingResult, clock: StepTimer, together: int
 ) -> FittedBaseline:
     answers = Predictor(base, task.spec, outcome.state)
-    curve = tuple(
-        {
-            "step": int(point["step"]),
-            "seconds": clock.at(int(point["step"])) / together,
-            "value": point["value"],
-            "loss": point["validation_loss"],
-        }
-        for point in outcome.history
-    )
 
     def save(folder: Path) -> None:
         build_prompt(base, task, {"": config}, [outcome], ensemble=False).save(folder)
@@ -68,7 +59,7 @@ def _fitted(
     return FittedBaseline(
         answers=answers,
         trained_parameters=outcome.learned,
-        curve=curve,
+        curve=make_curve(outcome.history, lambda step: clock.at(step) / together),
         seconds=clock.at(outcome.steps) / together,
         best_value=outcome.value,
         best_loss=outcome.loss,
