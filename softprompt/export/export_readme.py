@@ -38,7 +38,7 @@ def _is_public(base: FrozenLM) -> bool:
     return base.name != EMBEDDED_NAME and not expand_user(base.name).exists()
 
 
-def _base_lines(base: FrozenLM) -> tuple[str, str]:
+def _describe_base(base: FrozenLM) -> tuple[str, str]:
     """Python that finds the model, and what ``from_pretrained`` is then given."""
     if base.name == EMBEDDED_NAME:
         source = "from softprompt.models.builtin_models import embedded_model_folder  # pip install 'softprompt[demo]'"
@@ -55,7 +55,7 @@ def peft_readme(base: FrozenLM, prompt: Prompt, name: str) -> str:
     feeding = "no bos" if not base.special_tokens.bos else "whole" if prompt.state.behind_bos else "as it is"
     apart = base.architecture == "encoder-decoder"
     family = "AutoModelForSeq2SeqLM" if apart else "AutoModelForCausalLM"
-    found, given = _base_lines(base)
+    found, given = _describe_base(base)
     skipped, tokenizer = len(base.special_tokens.bos), "base" if _is_public(base) else repr(name)
     ids = "tokenizer(text, return_tensors='pt').input_ids" + (f"[:, {skipped}:]  # without BOS" if skipped else "")
     task = "\n".join(list_task_lines(prompt))

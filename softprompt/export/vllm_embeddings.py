@@ -95,18 +95,12 @@ class EmbeddedTasks(Tasks):
 
     def embeddings(self, task: str, text: str, **columns: Any) -> Tensor:
         """What the model's first layer sees of BOS, prompt and text: ``[T, H]``."""
-        ids = torch.tensor(self._text_ids(task, text, columns))
+        ids = torch.tensor(self._encode_text(task, text, columns))
         return torch.cat([self._tensors[f"prompt.{task}"], self._tensors["tokens"][ids]])
 
-    def request(self, task: str, text: str, *, model: str, max_tokens: int = 64, **columns: Any) -> dict[str, Any]:
-        """The body of a request to ``/v1/completions`` of vLLM: greedy, and held to the labels if the task has some."""
-        return {
-            "model": model,
-            "prompt": None,  # an empty one would be a second input
-            "prompt_embeds": encode_embeddings(self.embeddings(task, text, **columns)),
-            "temperature": 0,
-            **self._held(task, max_tokens),
-        }
+    def _make_input(self, task: str, text: str, columns: Mapping[str, Any]) -> dict[str, Any]:
+        # an empty prompt would be a second input
+        return {"prompt": None, "prompt_embeds": encode_embeddings(self.embeddings(task, text, **columns))}
 
 
 def encode_embeddings(embeddings: Tensor) -> str:

@@ -153,7 +153,7 @@ def measure_nearness(prompt: Prompt, other: Prompt) -> tuple[float, float] | str
 
 
 def _compare_nearest(tokens: Tensor, others: Tensor) -> float:
-    cosines = _unit(tokens) @ _unit(others).T
+    cosines = _normalize(tokens) @ _normalize(others).T
     return _clip((cosines.amax(1).mean() + cosines.amax(0).mean()) / 2)
 
 
@@ -199,7 +199,7 @@ def _compare_saved(prompt: Prompt, folder: Path) -> SimilarPrompt | None:
     alike = measure_similarity(prompt, other)
     if isinstance(alike, str):
         return SimilarPrompt(reason=alike, **facts)
-    starts = _start(prompt), _start(other)
+    starts = _describe_start(prompt), _describe_start(other)
     return SimilarPrompt(
         average_tokens=alike[0],
         per_token=alike[1],
@@ -247,13 +247,13 @@ def _find_hindrance(prompt: Prompt, tokens: Members, other: Prompt, others: Memb
 
 def _compare_layers(tokens: Layers, others: Layers) -> tuple[float, float]:
     """Cosine of average tokens, and mean cosine of all pairs of tokens; of layers ``[P, size]`` and ``[Q, size]``."""
-    average = [_clip(_unit(a.mean(0)) @ _unit(b.mean(0))) for a, b in zip(tokens, others, strict=True)]
+    average = [_clip(_normalize(a.mean(0)) @ _normalize(b.mean(0))) for a, b in zip(tokens, others, strict=True)]
     # the mean of all pairs' products is the product of the means
-    per_token = [_clip(_unit(a).mean(0) @ _unit(b).mean(0)) for a, b in zip(tokens, others, strict=True)]
+    per_token = [_clip(_normalize(a).mean(0) @ _normalize(b).mean(0)) for a, b in zip(tokens, others, strict=True)]
     return fmean(average), fmean(per_token)
 
 
-def _unit(vectors: Tensor) -> Tensor:
+def _normalize(vectors: Tensor) -> Tensor:
     return torch.nn.functional.normalize(vectors, dim=-1)
 
 
@@ -261,7 +261,7 @@ def _clip(cosine: Tensor) -> float:
     return min(1.0, max(-1.0, cosine.item()))
 
 
-def _start(prompt: Prompt) -> tuple[str, ...] | None:
+def _describe_start(prompt: Prompt) -> tuple[str, ...] | None:
     """What the prompt began at, equal for equal starts on one base; ``None`` if the manifest cannot tell."""
     how, spec = prompt.training.get("init"), prompt.spec
     # learned otherwise, on several tasks at once say, a prompt need not start at the words of its own task

@@ -30,7 +30,7 @@ from softprompt.training.training_objective import Losses, TrainingObjective
 from softprompt.training.validation import Validation
 
 
-def _as_for_prompts(name: str) -> Any:
+def _copy_setting(name: str) -> Any:
     """The setting of this name, its default and its limits as TrainConfig has them."""
     return copy(TrainConfig.model_fields[name])
 
@@ -42,18 +42,18 @@ class FinetuningConfig(Settings):
     seconds: float | None = Field(
         None, gt=0, description="time budget; the schedule is fitted to it, steps stay a limit"
     )
-    steps: int = _as_for_prompts("steps")
-    batch_size: int = _as_for_prompts("batch_size")
-    token_budget: int = _as_for_prompts("token_budget")
-    schedule: Schedule = _as_for_prompts("schedule")
-    warmup: float = _as_for_prompts("warmup")
-    weight_decay: float = _as_for_prompts("weight_decay")
-    clip: float = _as_for_prompts("clip")
-    eval_every: int = _as_for_prompts("eval_every")
-    patience: int = _as_for_prompts("patience")
-    validation_limit: int = _as_for_prompts("validation_limit")
+    steps: int = _copy_setting("steps")
+    batch_size: int = _copy_setting("batch_size")
+    token_budget: int = _copy_setting("token_budget")
+    schedule: Schedule = _copy_setting("schedule")
+    warmup: float = _copy_setting("warmup")
+    weight_decay: float = _copy_setting("weight_decay")
+    clip: float = _copy_setting("clip")
+    eval_every: int = _copy_setting("eval_every")
+    patience: int = _copy_setting("patience")
+    validation_limit: int = _copy_setting("validation_limit")
     max_length: int | None = Field(None, ge=8, description="tokens of template and text, at most (default: the task's)")
-    seed: int = _as_for_prompts("seed")
+    seed: int = _copy_setting("seed")
 
     def for_prompts(self, **more: Any) -> TrainConfig:
         """The settings that prompts have too; nothing of the model's own layers is compiled while they learn."""
@@ -61,7 +61,7 @@ class FinetuningConfig(Settings):
         return TrainConfig(**shared, **more, compile="never")
 
 
-class _Masters:
+class _MasterWeights:
     """The weights in float32, which the optimiser changes; the model's own where they are float32 already.
 
     Of a table of which only some rows can get a gradient, only these are here: Adam without weight decay leaves the
@@ -119,7 +119,9 @@ class WeightsLearner(Learner):
         self.weights = weights
         for weight in weights:
             weight.requires_grad_(True)
-        self._masters = _Masters(weights, {} if config.weight_decay else _touched(model, self.objective, items))
+        self._masters = _MasterWeights(
+            weights, {} if config.weight_decay else _find_touched_rows(model, self.objective, items)
+        )
         self._seconds, self._began, self._spent, self._place = seconds, began, False, 0
         self.best_weights: list[Tensor] = []
         values, rate, decay = self._masters.values, config.learning_rate, config.weight_decay
@@ -241,7 +243,9 @@ def limit_length(task: Task, config: FinetuningConfig) -> Task:
     return task if config.max_length is None else replace(task, spec=replace(task.spec, max_length=config.max_length))
 
 
-def _touched(model: FrozenLM, objective: AnswerScorer, items: Sequence[EncodedSequence]) -> dict[nn.Parameter, Tensor]:
+def _find_touched_rows(
+    model: FrozenLM, objective: AnswerScorer, items: Sequence[EncodedSequence]
+) -> dict[nn.Parameter, Tensor]:
     """Rows of the tables of a decoder that classification can give a gradient: its texts' tokens, and its labels'."""
     if objective.verbalizer is None or model.architecture != "decoder-only":
         return {}

@@ -57,7 +57,7 @@ def fit_lora(
     peft = extra_module("peft")
     task = limit_length(task, config)
     torch.manual_seed(config.seed)
-    adapted = _adapted(peft, base, rank, alpha)
+    adapted = _add_adapter(peft, base, rank, alpha)
     weights = [weight for weight in adapted.parameters() if weight.requires_grad]
     model = FrozenLM(adapted.get_base_model(), base.tokenizer, base.name)
     learned = finetune(model, task, config, weights, callback, default_rate=RATE, began=began)
@@ -82,7 +82,7 @@ def fit_lora(
     )
 
 
-def _adapted(peft: Any, base: FrozenLM, rank: int, alpha: float) -> Any:
+def _add_adapter(peft: Any, base: FrozenLM, rank: int, alpha: float) -> Any:
     """A PeftModel around a copy of the base that shares its weights."""
     from transformers.pytorch_utils import Conv1D
 

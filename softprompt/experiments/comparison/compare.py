@@ -56,7 +56,9 @@ def compare(
     engine = find_engine(settings.engine_python, settings.engine_gguf)
     base = load_checked(base)
     task = reserve_answer_room(base, task)
-    comparison = ComparisonRun(base, task, settings, StudyFolder(out, _setup(base, task, settings)), callback, engine)
+    comparison = ComparisonRun(
+        base, task, settings, StudyFolder(out, _describe_setup(base, task, settings)), callback, engine
+    )
     with comparison.folder as folder:
         for number, method in enumerate(methods, start=1):
             comparison.finish(method, f"[{number}/{len(methods)}] {method.name}")
@@ -93,7 +95,7 @@ def check_comparison(methods: Sequence[Candidate], settings: ComparisonSettings)
         )
 
 
-def _setup(base: FrozenLM, task: Task, settings: ComparisonSettings) -> dict[str, Any]:
+def _describe_setup(base: FrozenLM, task: Task, settings: ComparisonSettings) -> dict[str, Any]:
     """What all results of a folder have in common."""
     shifted = Splits((), (), settings.shift, "", ()).fingerprint[:12] if settings.shift else None
     return {

@@ -23,11 +23,11 @@ class StudyFolder(RunFolder):
         Raises:
             DataError: the file is damaged.
         """
-        return self._read(self._result_path(name, seed), Result)
+        return self._read(self._locate_result(name, seed), Result)
 
     def land(self, result: Result) -> None:
         """Keep a result: whole or not at all."""
-        self._land(self._result_path(result.method, result.seed), result)
+        self._land(self._locate_result(result.method, result.seed), result)
 
-    def _result_path(self, name: str, seed: int) -> Path:
+    def _locate_result(self, name: str, seed: int) -> Path:
         return self.path / self.records / f"{make_file_name(name)}-{seed}.json"

@@ -117,7 +117,7 @@ class _WorkerPool:
             code = worker.process.exitcode
             how = f"killed by signal {-code}" if code is not None and code < 0 else f"exit code {code}"
             line = f"its process died ({how}): if it was for memory, --workers or --batch-size may be too large"
-            self._end(find_landed(log, worker.number, line))
+            self._end_trial(find_landed(log, worker.number, line))
             self.start_worker(slot)
             return
         if kind == "evaluated":
@@ -128,7 +128,7 @@ class _WorkerPool:
             writing, line = what
             raise OutputError(line) if writing else BaseModelError(line)
         else:
-            self._end(find_landed(log, worker.number, ""))
+            self._end_trial(find_landed(log, worker.number, ""))
             if (begun := log.start()) is not None:
                 self._assign(worker, begun)
             else:
@@ -141,7 +141,7 @@ class _WorkerPool:
         self._study.begin(*begun)
         worker.pipe.send(begun)
 
-    def _end(self, trial: SweepTrial) -> None:
+    def _end_trial(self, trial: SweepTrial) -> None:
         self._study.end(trial)
         self._log.ended(trial)
 
