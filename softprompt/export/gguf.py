@@ -75,7 +75,7 @@ def bake_gguf(base: FrozenLM, prompts: Mapping[str, Prompt], source: Path, place
 
     rows = make_rows(baked, scale).numpy()
     embedding = tensors[EMBEDDING]
-    kind = _choose_type(embedding.tensor_type, rows)
+    kind = choose_type(embedding.tensor_type, rows)
     added = gguf.quants.quantize(rows, kind)
     rounding = float(np.linalg.norm(gguf.quants.dequantize(added, kind) - rows) / np.linalg.norm(rows))
     changed = {EMBEDDING: _LongerTensor(embedding, kind, added)}
@@ -192,7 +192,7 @@ def _find_scale(base: FrozenLM) -> float:
     return root if abs(factor / root - 1) < 1e-2 else factor
 
 
-def _choose_type(kind: Any, rows: np.ndarray[Any, Any]) -> Any:
+def choose_type(kind: Any, rows: np.ndarray[Any, Any]) -> Any:
     """The type of the embedding if rows can be quantized to it, else the nearest larger one."""
     import gguf
 
