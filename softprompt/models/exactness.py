@@ -1,12 +1,35 @@
 """Whether a faster way of computing gives a model's own numbers: measured on each model, never assumed."""
 
 from collections.abc import Callable, Sequence
+from functools import update_wrapper
+from typing import Generic, TypeVar
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
 # what models of unknown families raise where a way is not one for them
 _REFUSALS = (RuntimeError, TypeError, ValueError, IndexError, AttributeError, KeyError)
+
+Model = TypeVar("Model")
+Result = TypeVar("Result")
+
+
+class OncePerModel(Generic[Model, Result]):
+    """A function of a model that is computed once for each, and known as long as there is the model.
+
+    Attributes:
+        known: by the model.
+    """
+
+    def __init__(self, compute: Callable[[Model], Result]) -> None:
+        update_wrapper(self, compute)
+        self._compute, self.known = compute, WeakKeyDictionary[Model, Result]()
+
+    def __call__(self, base: Model) -> Result:
+        if base not in self.known:
+            self.known[base] = self._compute(base)
+        return self.known[base]
 
 
 def relative_error(actual: Tensor, expected: Tensor) -> float:

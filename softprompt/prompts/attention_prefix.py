@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any, NamedTuple
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -20,10 +19,10 @@ from torch import Tensor, nn
 from softprompt.errors import BaseModelError
 from softprompt.models import fast_attention
 from softprompt.models.architecture import decode, encode
+from softprompt.models.exactness import OncePerModel
 from softprompt.models.frozen_lm import FrozenLM
 
 _SUFFIX = "_behind_prompt"
-_layers: WeakKeyDictionary[FrozenLM, "SelfAttentionLayers"] = WeakKeyDictionary()
 
 
 class AttentionInputs(NamedTuple):
@@ -130,24 +129,19 @@ class AttentionRecorder:
         return [by_module[module] for module in modules]
 
 
+def strip_prompt_suffix(name: str) -> str:
+    """The attention that ``name`` stands for, apart from prompts."""
+    return name.removesuffix(_SUFFIX)
+
+
+@OncePerModel
+@torch.no_grad()
 def find_prompted_layers(base: FrozenLM) -> SelfAttentionLayers:
     """The self-attention of an encoder-decoder model, found by watching it; from then on it takes a ``prompt``.
 
     Raises:
         BaseModelError: its layers do not go through the attention interface.
     """
-    if base not in _layers:
-        _layers[base] = _found(base)
-    return _layers[base]
-
-
-def strip_prompt_suffix(name: str) -> str:
-    """The attention that ``name`` stands for, apart from prompts."""
-    return name.removesuffix(_SUFFIX)
-
-
-@torch.no_grad()
-def _found(base: FrozenLM) -> SelfAttentionLayers:
     model = base.model
     refused = BaseModelError(
         f"'{base.name}' ({type(model).__name__}) has layers that take no keys and values of a prompt: use a method "

@@ -15,14 +15,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
 from softprompt.data.encoding.encoder import Batch
 from softprompt.errors import BaseModelError, PromptFileError
-from softprompt.models.exactness import is_exact, relative_error
+from softprompt.models.exactness import OncePerModel, is_exact, relative_error
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.models.kernels.fused_decoder import FusedDecoder, find_fused_decoder
 from softprompt.models.last_layer import limit_last_layer
@@ -31,9 +30,6 @@ from softprompt.prompts.attention_prefix import find_prompted_layers
 from softprompt.prompts.kv_cache import map_tensors, pad_left, read_only, stack_rows
 from softprompt.prompts.seq2seq_prefix import EncodedPrefix, compute_seq2seq_keys_and_values, make_encoded_prefix
 from softprompt.prompts.state import PromptState, concatenate_prefixes
-
-_shares: WeakKeyDictionary[FrozenLM, bool] = WeakKeyDictionary()
-_bos_caches: WeakKeyDictionary[FrozenLM, Any] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -255,13 +251,6 @@ def stack_prefixes(prefixes: Sequence[CachedPrefix]) -> CachedPrefix:
     return CachedPrefix(base, stack_rows(caches), lengths)
 
 
-def shares_prefix(base: FrozenLM) -> bool:
-    """Whether a prefix computed once may stand in for it in every example: measured once a model, not assumed."""
-    if base not in _shares:
-        _shares[base] = base.architecture == "decoder-only" and _sharing_is_exact(base)
-    return _shares[base]
-
-
 def read_one_more(base: FrozenLM, token_ids: Tensor, mask: Tensor, positions: Tensor, cache: Any) -> Tensor:
     """Hidden states ``[B, H]`` of one token each, ``[B]``, at ``positions [B]`` behind what ``cache`` holds.
 
@@ -302,10 +291,7 @@ def _run(base: FrozenLM, embeddings: Tensor, cache: Any = None) -> Any:
 def _given_prefix(base: FrozenLM, state: PromptState) -> CachedPrefix:
     from transformers import DynamicCache
 
-    if base not in _bos_caches:
-        with torch.no_grad():
-            _bos_caches[base] = _run(base, make_concatenated_prefix(base, None).embeddings[0], DynamicCache())
-    known, devices = _bos_caches[base], find_layer_devices(base.backbone, base.device)
+    known, devices = _cache_bos(base), find_layer_devices(base.backbone, base.device)
     sizes = [(pair.shape[1], pair.shape[3]) for pair in state.tensors]
     if known is not None and sizes != [(layer.keys.shape[1], layer.keys.shape[3]) for layer in known.layers]:
         raise PromptFileError(
@@ -323,8 +309,21 @@ def _given_prefix(base: FrozenLM, state: PromptState) -> CachedPrefix:
     return CachedPrefix(base, cache, (len(base.bos_ids) * state.behind_bos + state.length,))
 
 
+@OncePerModel
 @torch.no_grad()
-def _sharing_is_exact(base: FrozenLM) -> bool:
+def _cache_bos(base: FrozenLM) -> Any:
+    """The cache of BOS alone, with all of its columns; ``None`` for a model without BOS."""
+    from transformers import DynamicCache
+
+    return _run(base, make_concatenated_prefix(base, None).embeddings[0], DynamicCache())
+
+
+@OncePerModel
+@torch.no_grad()
+def shares_prefix(base: FrozenLM) -> bool:
+    """Whether a prefix computed once may stand in for it in every example: measured once a model, not assumed."""
+    if base.architecture != "decoder-only":
+        return False
     from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
     state = PromptState.of_embeddings(base.embed(torch.arange(1, 4, device=base.device)))

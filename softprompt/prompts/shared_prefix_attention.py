@@ -13,7 +13,6 @@ Shapes: ``B`` rows, ``T`` text length, ``P`` prefix length, ``H`` hidden size, `
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -21,15 +20,13 @@ from torch import Tensor
 from softprompt.data.encoding.batching import collate
 from softprompt.data.encoding.encoder import Batch, EncodedSequence
 from softprompt.models import fast_attention
-from softprompt.models.exactness import is_exact
+from softprompt.models.exactness import OncePerModel, is_exact
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.models.kernels.fused_decoder import find_fused_decoder
 from softprompt.models.last_layer import limit_last_layer
 from softprompt.prompts.attention_prefix import strip_prompt_suffix
 from softprompt.prompts.prefix import CachedPrefix, make_cached_prefix, shares_prefix, stack_prefixes
 from softprompt.prompts.state import PromptState
-
-_exact: WeakKeyDictionary[FrozenLM, bool] = WeakKeyDictionary()
 
 
 class RowPrefixes:
@@ -127,15 +124,10 @@ class SharedPrefixes:
             return fronts.hidden(batch.input_ids, batch.mask)[batch.row, batch.column]
 
 
+@OncePerModel
+@torch.no_grad()
 def supports_shared_attention(base: FrozenLM) -> bool:
     """Whether prefixes that stay where they are give the same numbers: measured once a model, not assumed."""
-    if base not in _exact:
-        _exact[base] = _is_exact(base)
-    return _exact[base]
-
-
-@torch.no_grad()
-def _is_exact(base: FrozenLM) -> bool:
     ours = strip_prompt_suffix(str(getattr(base.model.config, "_attn_implementation", None))) == fast_attention.NAME
     if not ours or not shares_prefix(base) or not hasattr(base.config, "num_attention_heads"):
         return False

@@ -217,7 +217,7 @@ class TestFaults:
     def test_a_model_that_shares_but_should_not(self, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
         model, tokenizer = make_family_model("mpt")
         base = FrozenLM(model.to(dtype), tokenizer, "mpt")
-        monkeypatch.setitem(prefix._shares, base, True)
+        monkeypatch.setitem(prefix.shares_prefix.known, base, True)
         diagnosis = diagnose(base)
         assert verdicts(diagnosis) == {**dict.fromkeys(CHECKS, "exact"), "generation step": "refused"}
         assert diagnosis.way == "refused"
@@ -247,7 +247,7 @@ class TestFaults:
         base = family_base("llama")
         assert base.model.config._attn_implementation == "softprompt"
         monkeypatch.setitem(AttentionInterface._global_mapping, "softprompt", sees_all)
-        monkeypatch.setitem(prefix._shares, base, True)
+        monkeypatch.setitem(prefix.shares_prefix.known, base, True)
         diagnosis = diagnose(base)
         assert diagnosis.way == "refused"
         assert verdicts(diagnosis)["right-padded batch"] == "fallback"

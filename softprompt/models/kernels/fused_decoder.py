@@ -12,12 +12,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
-from softprompt.models.exactness import is_exact
+from softprompt.models.exactness import OncePerModel, is_exact
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.models.kernels import elementwise
 from softprompt.models.kernels.elementwise import Norm
@@ -31,15 +30,6 @@ from softprompt.models.kernels.fused_layer import (
     parse_norm,
 )
 from softprompt.models.kernels.length_bucketing import arrange_texts
-
-_known: WeakKeyDictionary[FrozenLM, "FusedDecoder | None"] = WeakKeyDictionary()
-
-
-def find_fused_decoder(base: FrozenLM) -> "FusedDecoder | None":
-    """Our layers for this model, if they give its numbers."""
-    if base not in _known:
-        _known[base] = _checked(base)
-    return _known[base]
 
 
 @dataclass(frozen=True)
@@ -186,7 +176,9 @@ def parse_layers(backbone: Any, config: Any) -> tuple[tuple[Layer, ...], Norm] |
         return None
 
 
-def _checked(base: FrozenLM) -> FusedDecoder | None:
+@OncePerModel
+def find_fused_decoder(base: FrozenLM) -> FusedDecoder | None:
+    """Our layers for this model, if they give its numbers."""
     others = base.device.type != "cpu" or base.architecture != "decoder-only" or base.dtype == torch.float16
     if others or not base.lasting or (parts := parse_layers(base.backbone, base.config)) is None:
         return None
