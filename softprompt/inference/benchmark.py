@@ -48,7 +48,7 @@ def measure_speed(
     """
     examples = draw_timed_examples(examples)
     for one in (answers, reference):
-        _seconds(one, examples[:1])
+        _time_answers(one, examples[:1])
     own: list[float] = []
     others: list[float] = []
     began = time.perf_counter()
@@ -56,14 +56,14 @@ def measure_speed(
         if number >= FEWEST_REQUESTS and time.perf_counter() - began > SECONDS:
             break
         example = examples[number % len(examples)]
-        own.append(_seconds(answers, [example]))
-        others.append(_seconds(reference, [example]))
+        own.append(_time_answers(answers, [example]))
+        others.append(_time_answers(reference, [example]))
     answered, spent = 0, 0.0
     for number in range(BATCHES):
         if number and spent > SECONDS:
             break
         batch = [examples[(number * BATCH_SIZE + index) % len(examples)] for index in range(BATCH_SIZE)]
-        spent += _seconds(answers, batch)
+        spent += _time_answers(answers, batch)
         answered += len(batch)
     p50, p95 = (1000 * float(value) for value in np.quantile(own, (0.5, 0.95)))
     return Speed(
@@ -84,7 +84,7 @@ def draw_timed_examples(examples: Sequence[Example]) -> list[Example]:
     return some
 
 
-def _seconds(answers: PredictorLike, examples: Sequence[Example]) -> float:
+def _time_answers(answers: PredictorLike, examples: Sequence[Example]) -> float:
     began = time.perf_counter()
     for _ in answers.predict(examples):
         pass

@@ -104,7 +104,7 @@ def score(answers: PredictorLike, examples: Sequence[Example]) -> Evaluation:
     if not examples:
         raise DataError("no examples to evaluate on: the split is empty")
     spec = answers.spec
-    gold = tuple(_label(one) if spec.kind == "classification" else one.references for one in examples)
+    gold = tuple(_read_label(one) if spec.kind == "classification" else one.references for one in examples)
     first = choose_metric(spec.kind, spec.metric, gold)
     before = answers.truncated
     predictions = tuple(sorted(answers.predict(examples), key=lambda prediction: prediction.index))
@@ -125,7 +125,7 @@ def score_sample(
     return replace(score(answers, chosen), drawn=Subsample(len(chosen), len(examples) if of is None else of, seed))
 
 
-def _label(example: Example) -> str:
+def _read_label(example: Example) -> str:
     if example.label is None:
         raise DataError("an example has no label: evaluation needs labelled rows")
     return example.label

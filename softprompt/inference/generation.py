@@ -140,9 +140,9 @@ class Completion:
         if self._decoded[0] != len(self.tokens):
             # some tokenizers leave out a blank at the very beginning, which is none where a text goes on
             before = self._before
-            text = self._words([*before, *self.tokens])
-            front = self._words(before)
-            whole = text[len(front) :] if text.startswith(front) else self._words(self.tokens)
+            text = self._decode_tokens([*before, *self.tokens])
+            front = self._decode_tokens(before)
+            whole = text[len(front) :] if text.startswith(front) else self._decode_tokens(self.tokens)
             self._decoded = len(self.tokens), whole
         return self._decoded[1]
 
@@ -151,7 +151,7 @@ class Completion:
         """The tokens of a word to decode together with what comes behind it."""
         return list(self._tokenizer("a", add_special_tokens=False)["input_ids"]) if self._goes_on else []
 
-    def _words(self, tokens: Sequence[int]) -> str:
+    def _decode_tokens(self, tokens: Sequence[int]) -> str:
         return safe_tokenizer(self._tokenizer).decode(tokens)
 
     @property

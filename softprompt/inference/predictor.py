@@ -199,7 +199,7 @@ def predict_labels(spec: TaskSpec, log_probabilities: Tensor) -> Iterator[Predic
         yield Prediction(index, max(probabilities, key=probabilities.__getitem__), probabilities)
 
 
-class _Lines:
+class _ArrivingLines:
     """Lines of a stream as they arrive; ``waiting`` counts those that are here already, blank ones left out."""
 
     def __init__(self, stream: BinaryIO) -> None:
@@ -211,10 +211,10 @@ class _Lines:
         # read1 waits for some bytes, then gives what is there, where iterating over the stream may wait for more
         while chunk := self._stream.read1(1 << 16):
             *whole, rest = (rest + chunk).split(b"\n")
-            yield from self._given(whole)
-        yield from self._given([rest] if rest else [])
+            yield from self._yield_lines(whole)
+        yield from self._yield_lines([rest] if rest else [])
 
-    def _given(self, lines: list[bytes]) -> Iterator[bytes]:
+    def _yield_lines(self, lines: list[bytes]) -> Iterator[bytes]:
         self.waiting = sum(bool(line.strip()) for line in lines)
         for line in lines:
             self.waiting -= bool(line.strip())
@@ -238,7 +238,7 @@ def arriving_examples(
     Raises:
         DataError: a row that cannot be used, with its number; the rows before it are yielded first.
     """
-    lines = _Lines(stream)
+    lines = _ArrivingLines(stream)
     ready: list[Example | DataError] = []
     try:
         for row in read_records(lines, "standard input"):

@@ -14,17 +14,17 @@ DRIFT = 1.1  # of the reference's latency over a study, from which on millisecon
 
 def find_speed_drift(speeds: Iterable[Speed | None]) -> tuple[float, float] | None:
     """The least and the largest latency of the reference, where they differ by more than ``DRIFT``."""
-    found = _references(speeds)
+    found = _list_references(speeds)
     return (min(found), max(found)) if found and max(found) > DRIFT * min(found) else None
 
 
 def normalize_speeds(speeds: Sequence[Speed | None]) -> list[Speed | None]:
     """Each as it would be at the machine's mean speed; as they are, where one has no reference."""
-    references = _references(speeds)
+    references = _list_references(speeds)
     if not references or len(references) < sum(speed is not None for speed in speeds):
         return list(speeds)
     usual = mean(references)
-    return [None if speed is None else _at(speed, usual) for speed in speeds]
+    return [None if speed is None else _rescale_speed(speed, usual) for speed in speeds]
 
 
 def make_comparable(speeds: Sequence[Speed | None]) -> list[Speed | None]:
@@ -42,11 +42,11 @@ def describe_drift(changed: tuple[float, float]) -> str:
     )
 
 
-def _references(speeds: Iterable[Speed | None]) -> list[float]:
+def _list_references(speeds: Iterable[Speed | None]) -> list[float]:
     return [speed.reference_ms for speed in speeds if speed is not None and speed.reference_ms]
 
 
-def _at(speed: Speed, usual: float) -> Speed:
+def _rescale_speed(speed: Speed, usual: float) -> Speed:
     assert speed.reference_ms
     slower = speed.reference_ms / usual
     return speed.model_copy(

@@ -92,7 +92,7 @@ def logits_bias(model: Any) -> Tensor | None:
     return None if bias is None else bias[0]
 
 
-def after_head_candidates(config: Any) -> list[Callable[[Tensor], Tensor]]:
+def list_logit_transforms(config: Any) -> list[Callable[[Tensor], Tensor]]:
     """What families are known to do to ``head(hidden)``, where their configuration says that they may."""
     candidates: list[Callable[[Tensor], Tensor]] = [lambda logits: logits]
     for attribute in ("final_logit_softcapping", "logits_soft_cap"):
@@ -115,7 +115,7 @@ def read_special_tokens(model: Any, tokenizer: Any, name: str) -> SpecialTokens:
     Raises:
         BaseModelError: an encoder-decoder model that does not say what an answer starts with.
     """
-    bos, back = _around(tokenizer)
+    bos, back = _find_frame(tokenizer)
     if not is_encoder_decoder(model.config):
         return SpecialTokens(bos)
     start = getattr(model.config, "decoder_start_token_id", None)
@@ -135,7 +135,7 @@ def is_encoder_decoder(config: Any) -> bool:
     return bool(getattr(config, "is_encoder_decoder", False))
 
 
-def _around(tokenizer: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def _find_frame(tokenizer: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Token ids that the tokenizer puts before and behind every text."""
     whole = list(tokenizer("a").input_ids)
     plain = list(tokenizer("a", add_special_tokens=False).input_ids)

@@ -205,7 +205,7 @@ def join_process_group(device: str | None = None) -> Iterator[ProcessGroup]:
         torch.cuda.set_device(processes.local_index)
     else:
         # a process that waits on NCCL would not hear it, and is better ended at once
-        signal.signal(signal.SIGTERM, _end)
+        signal.signal(signal.SIGTERM, _raise_ended)
     try:
         torch.distributed.init_process_group(
             "cpu:gloo,cuda:nccl" if on_gpu else "gloo", store=store, rank=index, world_size=size, timeout=TIMEOUT
@@ -217,7 +217,7 @@ def join_process_group(device: str | None = None) -> Iterator[ProcessGroup]:
             raise SystemExit(2) from error
         if isinstance(error, _Ended):
             raise TrainingError(f"ended from outside, or because another process ended: {_GOES_ON}") from None
-        if isinstance(error, RuntimeError) and _tells_of_others(error):
+        if isinstance(error, RuntimeError) and _comes_of_others(error):
             raise TrainingError(f"another process of this run has ended: {_GOES_ON}") from error
         if isinstance(error, Exception) and not processes.is_main:
             error.args = (f"rank {index}: {error}",)
@@ -231,10 +231,10 @@ class _Ended(BaseException):
     """A signal asks the process to end."""
 
 
-def _end(*_: object) -> None:
+def _raise_ended(*_: object) -> None:
     raise _Ended
 
 
-def _tells_of_others(error: RuntimeError) -> bool:
+def _comes_of_others(error: RuntimeError) -> bool:
     """Whether it comes of a process that is not there any more; gloo has no class for that."""
     return isinstance(error, torch.distributed.DistError) or "gloo" in str(error)

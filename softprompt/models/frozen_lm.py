@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from softprompt.data.encoding.tokenization import check_embedding_rows
 from softprompt.errors import BaseModelError, SoftpromptError
 from softprompt.models.architecture import (
-    after_head_candidates,
     configure_outputs,
     decode,
     embedding_scale,
     encode,
     find_batch_independent_length,
     is_encoder_decoder,
+    list_logit_transforms,
     logits_bias,
     read_special_tokens,
 )
@@ -85,7 +85,7 @@ class FrozenLM:
             if lasting:
                 replace_slow_parts(self.model, self._probe)
             shorten_last_layer(self.backbone, self._probe)
-            self._after_head = self._find_after_head()
+            self._transform_logits = self._find_logit_transform()
         except (SoftpromptError, torch.OutOfMemoryError):
             raise
         except Exception as error:  # what models raise is not of one kind
@@ -178,7 +178,7 @@ class FrozenLM:
         """Hidden states ``[N, H]`` to logits in float32: ``[N, V]``, or ``[N, R]`` for the ``R`` token ids ``rows``."""
         head = self.model.get_output_embeddings()
         if rows is None:
-            logits = self._through_head(hidden)
+            logits = self._apply_head(hidden)
         elif is_plain(head.weight) and head.weight.device == hidden.device:
             bias = getattr(head, "bias", None)
             # in float32: logits of 20 move by eighths in bfloat16, and a few rows cost nothing
@@ -186,8 +186,8 @@ class FrozenLM:
                 hidden.float(), head.weight[rows].float(), None if bias is None else bias[rows].float()
             )
         else:
-            logits = self._through_head(hidden)[:, rows]
-        logits = self._after_head(logits.float())
+            logits = self._apply_head(hidden)[:, rows]
+        logits = self._transform_logits(logits.float())
         added = logits_bias(self.model)
         return (logits if added is None else logits + (added if rows is None else added[rows]).float()).to(self.device)
 
@@ -207,7 +207,7 @@ class FrozenLM:
             "weights": sampled_sha256(iterate_weights(self.model)),
         }
 
-    def _through_head(self, hidden: Tensor) -> Tensor:
+    def _apply_head(self, hidden: Tensor) -> Tensor:
         """Hidden states ``[N, H]`` to what the output layer makes of them ``[N, V]``."""
         head = self.model.get_output_embeddings()
         # some families keep their residual stream in float32
@@ -228,7 +228,7 @@ class FrozenLM:
         return hidden
 
     @torch.no_grad()
-    def _find_after_head(self) -> Callable[[Tensor], Tensor]:
+    def _find_logit_transform(self) -> Callable[[Tensor], Tensor]:
         """Find what this family does to ``head(hidden)``, by comparing with its own full forward pass on token ids."""
         ids = torch.arange(1, 5, device=self.device)[None]
         answers = {"decoder_input_ids": ids} if self.architecture == "encoder-decoder" else {}
@@ -252,9 +252,9 @@ class FrozenLM:
         hidden = self._plain_hidden(self.embed(ids), ids)[0]
         head = self.model.get_output_embeddings()
         if head is not None:
-            raw = self._through_head(hidden).float()
+            raw = self._apply_head(hidden).float()
             # the nearest, not the first within tolerance: a soft cap hardly shows on small logits
-            candidates = after_head_candidates(self.config)
+            candidates = list_logit_transforms(self.config)
             errors = [relative_error(candidate(raw), expected) for candidate in candidates]
             if min(errors) <= (1e-4 if self.dtype == torch.float32 else 2e-2):
                 return candidates[errors.index(min(errors))]

@@ -144,13 +144,13 @@ def _is_good(folder: Path, source_sha256: str) -> bool:
         return (
             marker["schema"] == _MARKER_SCHEMA
             and marker["source_sha256"] == source_sha256
-            and all(_is_file(folder / name, facts) for name, facts in marker["files"].items())
+            and all(_has_digest(folder / name, facts) for name, facts in marker["files"].items())
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
 
 
-def _is_file(path: Path, facts: Mapping[str, Any]) -> bool:
+def _has_digest(path: Path, facts: Mapping[str, Any]) -> bool:
     """Whether a file is the one of these facts. What rots on a disk keeps its time, so the digest is always taken."""
     return bool(path.stat().st_size == facts["bytes"] and hash_file(path) == facts["sha256"])
 

@@ -62,10 +62,10 @@ def shorten_last_layer(backbone: nn.Module, run: Callable[[], Tensor]) -> None:
     """
     if not (layers := find_layers(backbone)):
         return
-    parts = list(_parts(layers[-1]))
+    parts = list(_list_parts(layers[-1]))
     expected = run()
     for part in parts:
-        _exchange(part)
+        _shorten_part(part)
     # one token of each row; up to there, what run gives is counted as the batch is
     scored = torch.tensor([4, 8], device=expected.device)
 
@@ -78,17 +78,17 @@ def shorten_last_layer(backbone: nn.Module, run: Callable[[], Tensor]) -> None:
             del part.forward
 
 
-def _parts(module: nn.Module) -> Iterator[nn.Module]:
+def _list_parts(module: nn.Module) -> Iterator[nn.Module]:
     """The outermost position-wise parts of a layer, those that were exchanged already left out."""
     for name, child in module.named_children():
         if name in _POSITIONWISE:
             if "forward" not in vars(child):
                 yield child
         else:
-            yield from _parts(child)
+            yield from _list_parts(child)
 
 
-def _exchange(part: Any) -> None:
+def _shorten_part(part: Any) -> None:
     everywhere = part.forward
 
     def forward(hidden: Tensor, *others: Any, **options: Any) -> Any:

@@ -110,7 +110,7 @@ def _read_model(
             tokenizer = source.tokenizer()
             # code of one's own may change its configuration later
             if check is not None and not source.options["trust_remote_code"]:
-                check(_outline(config, tokenizer, source.name, quantize))
+                check(_describe_unloaded(config, tokenizer, source.name, quantize))
             model, info = family.from_pretrained(
                 source.place, dtype=dtype, use_safetensors=True, output_loading_info=True, **source.options, **options
             )
@@ -132,7 +132,7 @@ def _read_model(
     return model, tokenizer
 
 
-def _outline(config: Any, tokenizer: Any, name: str, quantize: str | None) -> UnloadedModel:
+def _describe_unloaded(config: Any, tokenizer: Any, name: str, quantize: str | None) -> UnloadedModel:
     parts = {"config": config_sha256(config)}
     # where answers of an encoder-decoder model start may be told by its generation_config.json only
     if not is_encoder_decoder(config) or isinstance(getattr(config, "decoder_start_token_id", None), int):

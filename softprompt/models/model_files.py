@@ -45,7 +45,7 @@ class ModelSource:
     def tokenizer(self) -> Any:
         """The ``transformers`` tokenizer; raises what it raises."""
         if self.name == MODEL_NAME or (self.name.endswith(".gguf") and "gguf_file" not in self.options):
-            return _as_saved(Path(self.place))
+            return _load_saved_tokenizer(Path(self.place))
         from transformers import AutoTokenizer
 
         return AutoTokenizer.from_pretrained(self.place, **self.options)
@@ -79,10 +79,10 @@ def find_source(
     looks_local = name.startswith((".", "/", "~")) or name.count("/") != 1
     if looks_local and "/" in name:
         raise BaseModelError(f"base model folder '{name}' does not exist")
-    return ModelSource(name, name, options | {"local_files_only": not _reachable(name)})
+    return ModelSource(name, name, options | {"local_files_only": not _can_reach_hub(name)})
 
 
-def _reachable(name: str) -> bool:
+def _can_reach_hub(name: str) -> bool:
     """Whether the hub can be reached, asked once for ``name``; transformers tries for half a minute, file by file.
 
     Raises:
@@ -104,7 +104,7 @@ def _reachable(name: str) -> bool:
     return True
 
 
-def _as_saved(folder: Path) -> Any:
+def _load_saved_tokenizer(folder: Path) -> Any:
     """The tokenizer of a folder that we wrote, from its file as it is.
 
     ``AutoTokenizer`` takes a Gemma tokenizer's vocabulary out of that file and builds the same tokenizer again, which

@@ -138,7 +138,7 @@ def check_quantized(model: Any, quantize: str, name: str) -> None:
         )
 
 
-class _Multiplied(torch.autograd.Function):
+class _QuantizedLinear(torch.autograd.Function):
     """``x [..., in]`` times a quantized ``weight [out, in]``, which is unpacked anew for the gradient.
 
     Autograd would keep what the product was made with, the unpacked weights: of all layers until the backward pass.
@@ -159,11 +159,11 @@ def keep_packed(model: nn.Module) -> None:
     """Let torchao's linear layers keep nothing unpacked for the backward pass."""
     for module in model.modules():
         if type(module) is nn.Linear and hasattr(module.weight, "__tensor_flatten__"):
-            module.forward = MethodType(_multiplied, module)  # type: ignore[method-assign]
+            module.forward = MethodType(_multiply, module)  # type: ignore[method-assign]
 
 
-def _multiplied(layer: nn.Linear, input: Tensor) -> Any:
-    return _Multiplied.apply(input, layer.weight, layer.bias)  # type: ignore[no-untyped-call]
+def _multiply(layer: nn.Linear, input: Tensor) -> Any:
+    return _QuantizedLinear.apply(input, layer.weight, layer.bias)  # type: ignore[no-untyped-call]
 
 
 def is_plain(weight: Tensor) -> bool:

@@ -111,25 +111,25 @@ def find_layer_devices(backbone: nn.Module, otherwise: torch.device) -> list[tor
 def iterate_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Every parameter by name, those too that wait in memory or on disk."""
     for name, parameter in model.named_parameters():
-        yield name, _fetched(model, name) if parameter.is_meta else parameter
+        yield name, _fetch_weight(model, name) if parameter.is_meta else parameter
 
 
-def _fetched(model: nn.Module, name: str) -> Tensor:
+def _fetch_weight(model: nn.Module, name: str) -> Tensor:
     module, _, last = name.rpartition(".")
-    for hook in _hooks(model.get_submodule(module)):
+    for hook in _list_hooks(model.get_submodule(module)):
         if getattr(hook, "weights_map", None) is not None:
             weight: Tensor = hook.weights_map[last]
             return weight
     raise BaseModelError(f"the weight '{name}' of the base model is nowhere: load the model again")
 
 
-def _hooks(module: Any) -> tuple[Any, ...]:
+def _list_hooks(module: Any) -> tuple[Any, ...]:
     hook = getattr(module, "_hf_hook", None)
     return tuple(getattr(hook, "hooks", (hook,)))
 
 
 def _execution_devices(layer: nn.Module) -> Iterator[Any]:
     for module in layer.modules():
-        for hook in _hooks(module):
+        for hook in _list_hooks(module):
             if (device := getattr(hook, "execution_device", None)) is not None:
                 yield device

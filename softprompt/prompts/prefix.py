@@ -82,7 +82,7 @@ class CachedPrefix:
             cache: from ``expand``; it is filled with the texts' keys and values, for generation to go on from.
         """
         which = input_ids.new_zeros(len(input_ids)) if which is None else which
-        if cache is None and (decoder := self._fused(input_ids)) is not None:
+        if cache is None and (decoder := self._find_decoder(input_ids)) is not None:
             places = mask.nonzero(as_tuple=True)
             read = self._read(decoder, input_ids, mask, *places, which)
             return read.new_zeros(*input_ids.shape, read.shape[-1]).index_put(places, read)
@@ -99,12 +99,12 @@ class CachedPrefix:
 
     def scored(self, batch: Batch) -> Tensor:
         """Hidden states ``[N, H]`` at the batch's scored positions, and the last layer's work for these only."""
-        if (decoder := self._fused(batch.input_ids)) is not None:
+        if (decoder := self._find_decoder(batch.input_ids)) is not None:
             return self._read(decoder, batch.input_ids, batch.mask, batch.row, batch.column, batch.which)
         with limit_last_layer(batch.row * batch.input_ids.shape[1] + batch.column):
             return self.hidden(batch.input_ids, batch.mask, batch.which)[batch.row, batch.column]
 
-    def _fused(self, input_ids: Tensor) -> FusedDecoder | None:
+    def _find_decoder(self, input_ids: Tensor) -> FusedDecoder | None:
         """Our own layers, where they can read texts ``[B, T]``."""
         decoder = find_fused_decoder(self.base)
         return decoder if decoder is not None and decoder.fits(self.width + input_ids.shape[1]) else None
@@ -113,13 +113,6 @@ class CachedPrefix:
         """Hidden states ``[N, H]`` at ``row [N], column [N]`` of texts behind prompts ``which [B]``."""
         prefix = None if self.cache is None else [(layer.keys, layer.values) for layer in self.cache.layers]
         return decoder.read(self.base.embed(input_ids), mask, *places, prefix=prefix, lengths=self.lengths)
-
-    def extend(self, token_ids: Tensor, mask: Tensor, positions: Tensor, cache: Any) -> Tensor:
-        """Hidden states ``[B, H]`` of one more token each, ``[B]``, behind what ``cache`` holds.
-
-        ``mask [B, width + T + 1]`` counts prefix, text and the new token; ``positions [B]`` leave padding out.
-        """
-        return read_one_more(self.base, token_ids, mask, positions, cache)
 
 
 @dataclass(frozen=True)
@@ -201,7 +194,7 @@ def check_keys_and_values(base: FrozenLM) -> None:
     from transformers import DynamicCache
 
     with torch.no_grad():
-        cache = _run(base, base.embed(torch.ones(1, dtype=torch.long, device=base.device)), DynamicCache())
+        cache = _compute_cache(base, base.embed(torch.ones(1, dtype=torch.long, device=base.device)), DynamicCache())
     if any(layer.keys.shape != layer.values.shape for layer in cache.layers):
         raise BaseModelError(
             f"'{base.name}' keeps keys and values of different sizes, as no prompt of keys and values has them: use "
@@ -212,9 +205,9 @@ def check_keys_and_values(base: FrozenLM) -> None:
 def make_cached_prefix(base: FrozenLM, state: PromptState | None) -> CachedPrefix:
     """Keys and values of BOS and one prompt: computed once, or taken as they are."""
     if state is not None and state.kind == "key_values":
-        return _given_prefix(base, state)
+        return _make_given_prefix(base, state)
     embeddings = make_concatenated_prefix(base, state).embeddings[0]
-    return CachedPrefix(base, _run(base, embeddings), (len(embeddings),))
+    return CachedPrefix(base, _compute_cache(base, embeddings), (len(embeddings),))
 
 
 def compute_keys_and_values(base: FrozenLM, virtual_tokens: Tensor, *, behind_bos: bool = True) -> PromptState:
@@ -232,7 +225,7 @@ def compute_keys_and_values(base: FrozenLM, virtual_tokens: Tensor, *, behind_bo
     # a cache that was not told of sliding windows keeps all of the tokens
     with torch.no_grad():
         embeddings = make_concatenated_prefix(base, words).embeddings[0]
-        cache = _run(base, embeddings, DynamicCache())
+        cache = _compute_cache(base, embeddings, DynamicCache())
     pairs = [torch.cat([layer.keys, layer.values])[:, :, -words.length :] for layer in cache.layers]
     return PromptState("key_values", tuple(pair.float() for pair in pairs), behind_bos)
 
@@ -266,7 +259,7 @@ def read_one_more(base: FrozenLM, token_ids: Tensor, mask: Tensor, positions: Te
     return hidden[:, -1]
 
 
-def _run(base: FrozenLM, embeddings: Tensor, cache: Any = None) -> Any:
+def _compute_cache(base: FrozenLM, embeddings: Tensor, cache: Any = None) -> Any:
     """The cache after a pass over ``embeddings [P', H]``; ``None`` if there are none."""
     from transformers import DynamicCache
 
@@ -288,7 +281,7 @@ def _run(base: FrozenLM, embeddings: Tensor, cache: Any = None) -> Any:
     return cache
 
 
-def _given_prefix(base: FrozenLM, state: PromptState) -> CachedPrefix:
+def _make_given_prefix(base: FrozenLM, state: PromptState) -> CachedPrefix:
     from transformers import DynamicCache
 
     known, devices = _cache_bos(base), find_layer_devices(base.backbone, base.device)
@@ -315,7 +308,7 @@ def _cache_bos(base: FrozenLM) -> Any:
     """The cache of BOS alone, with all of its columns; ``None`` for a model without BOS."""
     from transformers import DynamicCache
 
-    return _run(base, make_concatenated_prefix(base, None).embeddings[0], DynamicCache())
+    return _compute_cache(base, make_concatenated_prefix(base, None).embeddings[0], DynamicCache())
 
 
 @OncePerModel
@@ -350,14 +343,14 @@ def shares_prefix(base: FrozenLM) -> bool:
         cache = prefix.expand(which)
         of_texts = prefix.hidden(texts, mask, which, cache)[mask.bool()]
         seen = torch.cat([prefix.mask(which), mask, one], dim=1)
-        new = prefix.extend(whole[:1, -1].expand(2), seen, prefix.starts(which) + last, cache)
+        new = read_one_more(base, whole[:1, -1].expand(2), seen, prefix.starts(which) + last, cache)
         return torch.cat([of_texts, new])
 
-    rounded = 0.0 if base.dtype == torch.float32 else min(5e-1, 4 * _rounding(base, state, whole[0]))
+    rounded = 0.0 if base.dtype == torch.float32 else min(5e-1, 4 * _measure_rounding(base, state, whole[0]))
     return is_exact(share, expected, base.dtype, float32=1e-3, rounded=rounded)
 
 
-def _rounding(base: FrozenLM, state: PromptState, ids: Tensor) -> float:
+def _measure_rounding(base: FrozenLM, state: PromptState, ids: Tensor) -> float:
     """How far hidden states move when every input embedding moves by up to half a unit in its last place.
 
     It grows with depth, as does what another order of the same operations does.

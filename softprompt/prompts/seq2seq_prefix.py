@@ -49,7 +49,7 @@ class EncodedPrefix:
     def scored(self, batch: Batch) -> Tensor:
         """Hidden states ``[N, H]`` of the decoder at the batch's scored positions."""
         encoded, mask = self.encoded(batch)
-        options = _prompted(self.decoder, batch.which)
+        options = _prompt_options(self.decoder, batch.which)
         hidden = decode(self.base.model, encoded, mask, input_ids=batch.decoder_ids, **options)
         return hidden[batch.row, batch.column]
 
@@ -58,7 +58,7 @@ class EncodedPrefix:
         which = batch.which.new_zeros(len(batch.input_ids)).index_copy(0, batch.reads, batch.which)
         rows, ends = concatenate_prefixes(self.embeddings, self.base.embed(batch.input_ids), batch.mask, which)
         mask = (torch.arange(rows.shape[1], device=rows.device) < ends).long()
-        states = encode(self.base.model, rows, mask, **_prompted(self.encoder, which))
+        states = encode(self.base.model, rows, mask, **_prompt_options(self.encoder, which))
         return states[batch.reads], mask[batch.reads]
 
 
@@ -91,7 +91,7 @@ class Seq2SeqDecodingBatch:
 
     def _read(self, ids: Tensor) -> Tensor:
         prefix = self._prefix
-        options = _prompted(prefix.decoder, self._which)
+        options = _prompt_options(prefix.decoder, self._which)
         hidden = decode(prefix.base.model, self._encoded, self._mask, self._cache, input_ids=ids, **options)
         return hidden[:, -1]
 
@@ -183,6 +183,6 @@ def compute_seq2seq_keys_and_values(base: FrozenLM, virtual_tokens: Tensor) -> P
     return PromptState("key_values", tuple(pair.float().clone() for pair in pairs))
 
 
-def _prompted(layers: LayerPrefixes | None, which: Tensor) -> dict[str, Any]:
+def _prompt_options(layers: LayerPrefixes | None, which: Tensor) -> dict[str, Any]:
     """What an encoder or decoder is called with, for rows behind prompts ``which [B]``."""
     return {} if layers is None else {"prompt": layers.rows(which)}

@@ -45,7 +45,7 @@ class RowPrefixes:
         for row, prefix in enumerate(self.prefixes):
             if prefix.cache is not None:
                 rows.setdefault(id(prefix), []).append(row)
-        self._places = [(self.prefixes[same[0]].cache.layers, _place(same, device)) for same in rows.values()]
+        self._places = [(self.prefixes[same[0]].cache.layers, _make_index(same, device)) for same in rows.values()]
 
     def attend(self, module: Any, query: Tensor, scaling: float) -> tuple[Tensor, Tensor]:
         """What queries ``[B, heads, T, D]`` find there, and the logarithm of its weight ``[B, heads, T]``; float32."""
@@ -147,7 +147,7 @@ def supports_shared_attention(base: FrozenLM) -> bool:
     return is_exact(lambda: apart.scored_without_copies(batch), expected, base.dtype)
 
 
-def _place(rows: list[int], device: torch.device) -> Any:
+def _make_index(rows: list[int], device: torch.device) -> Any:
     """An index for ``rows``: a slice where they stand together, which copies nothing."""
     if rows == list(range(rows[0], rows[-1] + 1)):
         return slice(rows[0], rows[-1] + 1)

@@ -29,6 +29,7 @@ from softprompt.prompts.prefix import (
     compute_keys_and_values,
     make_concatenated_prefix,
     make_prefix,
+    read_one_more,
 )
 from softprompt.prompts.state import PromptState
 
@@ -221,7 +222,7 @@ def test_extending_mixed_rows_equals_the_whole_texts(family: str) -> None:
         prefix.hidden(ids, mask, which, cache)
         seen = torch.cat([prefix.mask(which), mask, mask.new_ones(len(order), 1)], dim=1)
         last = torch.stack([text[-1] for text in whole])
-        hidden = prefix.extend(last, seen, prefix.starts(which) + torch.tensor(lengths), cache)
+        hidden = read_one_more(base, last, seen, prefix.starts(which) + torch.tensor(lengths), cache)
     torch.testing.assert_close(base.logits(hidden), torch.stack(expected), atol=ATOL, rtol=0)
     for layer, (keys, values) in zip(prefix.cache.layers, kept, strict=True):
         assert torch.equal(layer.keys, keys)

@@ -299,7 +299,7 @@ class TestCompiled:
         draw = torch.Generator().manual_seed(0)
         query, keys = (torch.randn(2, count, 64, generator=draw).bfloat16() for count in (96, 21))
         right = query.double() @ keys.double().transpose(1, 2)
-        found = torch.compile(decoder_blocks._scores, backend=backend)(query, query.float(), keys)
+        found = torch.compile(decoder_blocks._multiply_in_float32, backend=backend)(query, query.float(), keys)
         assert found.dtype == torch.float32
         assert (found - right).abs().max() < 2**-16 * right.abs().max()
         assert (right.bfloat16() - right).abs().max() > 2**-10 * right.abs().max()

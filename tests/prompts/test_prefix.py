@@ -29,6 +29,7 @@ from softprompt.prompts.prefix import (
     make_cached_prefix,
     make_concatenated_prefix,
     make_prefix,
+    read_one_more,
     shares_prefix,
 )
 from softprompt.prompts.state import PromptState
@@ -209,5 +210,5 @@ def test_extending_a_padded_batch_equals_the_whole_text(family: str) -> None:
         prefix.hidden(ids, mask, which, cache)
         seen = torch.cat([mask.new_ones(2, prefix.width), mask, mask.new_ones(2, 1)], dim=1)
         last = torch.stack([text[-1] for text in whole])
-        hidden = prefix.extend(last, seen, prefix.width + torch.tensor(lengths), cache)
+        hidden = read_one_more(base, last, seen, prefix.width + torch.tensor(lengths), cache)
     torch.testing.assert_close(base.logits(hidden), torch.stack([row[-1] for row in expected]), atol=ATOL, rtol=0)

@@ -36,6 +36,7 @@ from softprompt.prompts.prefix import (
     make_cached_prefix,
     make_concatenated_prefix,
     make_prefix,
+    read_one_more,
 )
 from softprompt.prompts.seq2seq_prefix import Seq2SeqDecodingBatch, compute_seq2seq_keys_and_values, make_encoded_prefix
 from softprompt.prompts.state import PromptState
@@ -215,7 +216,7 @@ def _extended(base: FrozenLM, prefix: CachedPrefix, items: Sequence[EncodedSeque
     for step in range(STEPS):
         tokens = torch.tensor([item.ids[step - STEPS] for item in items], device=base.device)
         mask = torch.cat([mask, mask.new_ones(len(items), 1)], dim=1)
-        logits.append(base.logits(prefix.extend(tokens, mask, positions + step, cache)))
+        logits.append(base.logits(read_one_more(base, tokens, mask, positions + step, cache)))
     return torch.stack(logits)
 
 

@@ -43,7 +43,7 @@ def compiled(base: FrozenLM, enabled: bool, note: Callable[[str], None], *, lear
         learning: with their gradient; else for texts that are read behind prompts which are there already.
     """
     decoder = find_fused_decoder(base) if enabled else None
-    if decoder is None or not _warmed_up(decoder, _learn if learning else _answer, note):
+    if decoder is None or not _warm_up(decoder, _learn if learning else _answer, note):
         yield
         return
     with decoder_blocks.compiled(), torch.compiler.set_stance("eager_on_recompile"):
@@ -78,7 +78,7 @@ class CompiledRun:
             self._stack.enter_context(compiled(self._base, True, self._note))
 
 
-def _warmed_up(decoder: FusedDecoder, use: Callable[[FusedDecoder], None], note: Callable[[str], None]) -> bool:
+def _warm_up(decoder: FusedDecoder, use: Callable[[FusedDecoder], None], note: Callable[[str], None]) -> bool:
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "compiled"))
     # it tells of its own tuning
     logging.getLogger("torch._inductor").setLevel(logging.ERROR)
@@ -97,7 +97,7 @@ def _warmed_up(decoder: FusedDecoder, use: Callable[[FusedDecoder], None], note:
 def _learn(decoder: FusedDecoder) -> None:
     """Forward and backward, the last text as long as the others and shorter; the prompt read with the texts, and before
     them."""
-    start = _prompt(decoder).requires_grad_()
+    start = _embed_prompt(decoder).requires_grad_()
     with torch.enable_grad():
         for padding in (0, 1):
             prefix = decoder.compute_keys_and_values(start[None])
@@ -109,7 +109,7 @@ def _learn(decoder: FusedDecoder) -> None:
 def _answer(decoder: FusedDecoder) -> None:
     """Several texts and one alone, behind a prompt and behind a single token: what is 1 is compiled for itself; and
     each behind a prompt of its own."""
-    whole = decoder.compute_keys_and_values(_prompt(decoder)[None])
+    whole = decoder.compute_keys_and_values(_embed_prompt(decoder)[None])
     for length in (_PREFIX, 1):
         prefix = [(keys[:, :, :length], values[:, :, :length]) for keys, values in whole]
         for texts, padding in ((_TEXTS, 0), (_TEXTS, 1), (1, 0)):
@@ -120,7 +120,7 @@ def _answer(decoder: FusedDecoder) -> None:
         _read(decoder, _TEXTS, padding, behind)
 
 
-def _prompt(decoder: FusedDecoder) -> Tensor:
+def _embed_prompt(decoder: FusedDecoder) -> Tensor:
     base = decoder.base
     return base.embed(torch.arange(_PREFIX, device=base.device) % base.vocabulary_size).detach()
 

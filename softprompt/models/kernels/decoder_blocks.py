@@ -40,7 +40,7 @@ def is_compiled() -> bool:
     return _compiled.get()
 
 
-def _one_call(plain: _Function) -> _Function:
+def _make_compilable(plain: _Function) -> _Function:
     """``plain``, or within ``compiled`` what a compiler made of it."""
     made: list[Any] = []
 
@@ -160,7 +160,7 @@ class FeedForwardCache(NamedTuple):
     through_inverse: Tensor | None
 
 
-@_one_call
+@_make_compilable
 def project_input(
     x: Tensor, parts: InputProjection, cosine: Tensor, sine: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, InputProjectionCache]:
@@ -179,7 +179,7 @@ def project_input(
     )
 
 
-@_one_call
+@_make_compilable
 def project_input_backward(
     coming: Tensor | None,
     queries: Tensor | None,
@@ -207,7 +207,7 @@ def project_input_backward(
     return own if coming is None else coming + own
 
 
-@_one_call
+@_make_compilable
 def attend(own: Triple, prefix: Pair | None, texts: Texts) -> tuple[Tensor, AttentionCache]:
     """What the queries of packed texts find, ``[M, K * G * D]``, in their own text and in a prefix, where there is one.
 
@@ -217,7 +217,7 @@ def attend(own: Triple, prefix: Pair | None, texts: Texts) -> tuple[Tensor, Atte
     """
     count, length = texts.attention_mask.shape[:2]
     heads = own[1].shape[1] // texts.size
-    query, key, value = _padded(own[0], heads, texts), _padded(own[1], heads, texts), _padded(own[2], heads, texts)
+    query, key, value = _pad(own[0], heads, texts), _pad(own[1], heads, texts), _pad(own[2], heads, texts)
     wide, shape = query.float(), (heads, count, length, -1, length)
     text = (wide @ key.float().transpose(2, 3)).view(shape)
     if prefix is None:
@@ -227,21 +227,23 @@ def attend(own: Triple, prefix: Pair | None, texts: Texts) -> tuple[Tensor, Atte
     else:
         keys, values = prefix
         rows = (len(keys), -1, texts.size)
-        front = _scores(query.reshape(rows), wide.reshape(rows), keys).view(*text.shape[:-1], keys.shape[1])
+        front = _multiply_in_float32(query.reshape(rows), wide.reshape(rows), keys).view(
+            *text.shape[:-1], keys.shape[1]
+        )
         before, after = elementwise.attention_weights(front, text, texts.attention_mask, texts.scaling, query.dtype)
         after = after.flatten(2, 3)
         seen = before.reshape(len(keys), -1, keys.shape[1])
         found = torch.baddbmm((after @ value).reshape(rows), seen, values).view_as(query)
-    return _packed(found, texts), AttentionCache(query, key, value, before, after)
+    return _pack(found, texts), AttentionCache(query, key, value, before, after)
 
 
-@_one_call
+@_make_compilable
 def attend_backward(
     gradient: Tensor, attended: AttentionCache, prefix: Pair | None, texts: Texts
 ) -> tuple[Triple, Pair | None]:
     """From the gradient of what was found to those of ``own`` and ``prefix``."""
     query, key, value, before, after = attended
-    coming = _padded(gradient, query.shape[0], texts)
+    coming = _pad(gradient, query.shape[0], texts)
     coming_after = coming @ value.transpose(2, 3)
     of_values = after.transpose(2, 3) @ coming
     of_prefix = None
@@ -258,10 +260,10 @@ def attend_backward(
         of_query = torch.baddbmm((scores @ key).flatten(1, 2), front, keys).view_as(query)
         of_prefix = (front.transpose(1, 2) @ query.flatten(1, 2), first.transpose(1, 2) @ joined)
     of_keys = scores.transpose(2, 3) @ query
-    return (_packed(of_query, texts), _packed(of_keys, texts), _packed(of_values, texts)), of_prefix
+    return (_pack(of_query, texts), _pack(of_keys, texts), _pack(of_values, texts)), of_prefix
 
 
-@_one_call
+@_make_compilable
 def feed_forward(x: Tensor, found: Tensor, parts: FeedForward) -> tuple[Tensor, FeedForwardCache]:
     """``x [M, H]`` and what attention found for it to what comes out."""
     mixed = functional.linear(found, *parts.out)
@@ -273,7 +275,7 @@ def feed_forward(x: Tensor, found: Tensor, parts: FeedForward) -> tuple[Tensor, 
     return result, FeedForwardCache(mixed, mixed_inverse, middle, middle_inverse, gate, up, through, through_inverse)
 
 
-@_one_call
+@_make_compilable
 def feed_forward_backward(gradient: Tensor, left: FeedForwardCache, parts: FeedForward) -> tuple[Tensor, Tensor]:
     """From the gradient of what comes out to those of ``x``, past attention, and of what attention found."""
     inner = elementwise.add_residual_backward(gradient, left.through, left.through_inverse, parts.after_mlp)
@@ -286,7 +288,7 @@ def feed_forward_backward(gradient: Tensor, left: FeedForwardCache, parts: FeedF
     return coming, mixed @ parts.out.weight
 
 
-def _scores(query: Tensor, wide: Tensor, keys: Tensor) -> Tensor:
+def _multiply_in_float32(query: Tensor, wide: Tensor, keys: Tensor) -> Tensor:
     """``[N, Q, P]``, float32, of queries ``[N, Q, D]``, which ``wide`` are in float32, and ``keys [N, P, D]``.
 
     Compiled, in bfloat16: a product, and what rounding took from it. Each takes a quarter of the time of the product in
@@ -299,7 +301,7 @@ def _scores(query: Tensor, wide: Tensor, keys: Tensor) -> Tensor:
     return rounded.float() + torch.baddbmm(rounded, query, turned, beta=-1).float()
 
 
-def _padded(packed: Tensor, heads: int, texts: Texts) -> Tensor:
+def _pad(packed: Tensor, heads: int, texts: Texts) -> Tensor:
     """``[M, K * G * D]`` to ``[K, B, T * G, D]``."""
     count, length = texts.attention_mask.shape[:2]
     if texts.slots is not None:
@@ -308,7 +310,7 @@ def _padded(packed: Tensor, heads: int, texts: Texts) -> Tensor:
     return rows.reshape(heads, count, -1, texts.size)
 
 
-def _packed(padded: Tensor, texts: Texts) -> Tensor:
+def _pack(padded: Tensor, texts: Texts) -> Tensor:
     """The way back."""
     heads, count, _, size = padded.shape
     length = texts.attention_mask.shape[1]

@@ -79,13 +79,13 @@ class FusedDecoder:
         starts = torch.tensor(lengths, device=mask.device)[which]
         positions = (starts[:, None] + torch.arange(mask.shape[1], device=mask.device))[mask]
         x = embeddings[order][mask]
-        along = _along(prompts, len(x))
+        along = _group_prompts(prompts, len(x))
         if prompts:
             x = torch.cat([x, *prompts])
             positions = torch.cat([positions, *(torch.arange(length, device=mask.device) for length in lengths)])
         plan = PassPlan(
-            _groups(mask, which, [len(rows) for rows in together], lengths),
-            self._rotations(embeddings, positions),
+            _group_texts(mask, which, [len(rows) for rows in together], lengths),
+            self._compute_rotations(embeddings, positions),
             places[back[row], column],
             keeps_activations(),
             along,
@@ -93,7 +93,7 @@ class FusedDecoder:
         pairs: Sequence[tuple[Tensor | None, Tensor | None]] = prefix or [(None, None)] * len(self.layers)
         for layer, pair in zip(self.layers, pairs, strict=True):
             x, _, _ = LayerPass.apply(x, *pair, layer, plan, layer is self.layers[-1])  # type: ignore[no-untyped-call]
-        return _Normed.apply(x, self.norm)  # type: ignore[no-untyped-call, no-any-return]
+        return _FinalNorm.apply(x, self.norm)  # type: ignore[no-untyped-call, no-any-return]
 
     def compute_keys_and_values(self, embeddings: Tensor) -> list[KeysAndValues]:
         """Of each layer, what it sees of prefixes ``embeddings [R, P, H]``: ``[R, K, P, D]``, with gradient."""
@@ -102,7 +102,10 @@ class FusedDecoder:
         which = torch.zeros(rows, dtype=torch.long, device=embeddings.device)
         positions = torch.arange(length, device=embeddings.device).repeat(rows)
         plan = PassPlan(
-            _groups(mask, which, (rows,), (0,)), self._rotations(embeddings, positions), None, keeps_activations()
+            _group_texts(mask, which, (rows,), (0,)),
+            self._compute_rotations(embeddings, positions),
+            None,
+            keeps_activations(),
         )
         x, pairs = embeddings.flatten(0, 1), []
         for layer in self.layers:
@@ -110,7 +113,7 @@ class FusedDecoder:
             pairs.append([each.view(rows, length, -1, layer.input_projection.size).transpose(1, 2) for each in pair])
         return [(keys, values) for keys, values in pairs]
 
-    def _rotations(self, embeddings: Tensor, positions: Tensor) -> dict[str | None, tuple[Tensor, Tensor]]:
+    def _compute_rotations(self, embeddings: Tensor, positions: Tensor) -> dict[str | None, tuple[Tensor, Tensor]]:
         """Cosine and sine of each kind of layer at ``positions [M]``."""
         embed = self.base.backbone.rotary_emb
         takes_kind = "layer_type" in inspect.signature(embed.forward).parameters
@@ -122,7 +125,7 @@ class FusedDecoder:
         return rotations
 
 
-class _Normed(torch.autograd.Function):
+class _FinalNorm(torch.autograd.Function):
     """The last norm."""
 
     @staticmethod
@@ -138,7 +141,7 @@ class _Normed(torch.autograd.Function):
         return elementwise.norm_backward(grad_outputs[0], x, inverse, ctx.norm), None
 
 
-def _groups(mask: Tensor, which: Tensor, sizes: Sequence[int], lengths: Sequence[int]) -> tuple[TextGroup, ...]:
+def _group_texts(mask: Tensor, which: Tensor, sizes: Sequence[int], lengths: Sequence[int]) -> tuple[TextGroup, ...]:
     """Texts ``mask [B, T]`` behind prompts ``which [B]``, so many in each group; the last of each is its longest."""
     groups, start = [], 0
     for behind, own in zip(which.split(list(sizes)), mask.sum(dim=1).split(list(sizes)), strict=True):
@@ -154,12 +157,12 @@ def _groups(mask: Tensor, which: Tensor, sizes: Sequence[int], lengths: Sequence
     return tuple(groups)
 
 
-def _along(prompts: Sequence[Tensor], start: int) -> tuple[TextGroup, ...]:
+def _group_prompts(prompts: Sequence[Tensor], start: int) -> tuple[TextGroup, ...]:
     """Prompts ``[P, H]`` each, one behind the other behind ``start`` positions."""
     groups = []
     for prompt in prompts:
         whole = torch.ones(1, len(prompt), dtype=torch.bool, device=prompt.device)
-        (group,) = _groups(whole, whole.new_zeros(1, dtype=torch.long), (1,), (0,))
+        (group,) = _group_texts(whole, whole.new_zeros(1, dtype=torch.long), (1,), (0,))
         groups.append(replace(group, start=start, stop=start + len(prompt)))
         start += len(prompt)
     return tuple(groups)
@@ -183,12 +186,12 @@ def find_fused_decoder(base: FrozenLM) -> FusedDecoder | None:
     if others or not base.lasting or (parts := parse_layers(base.backbone, base.config)) is None:
         return None
     decoder = FusedDecoder(base, *parts)
-    run_ours, expected = partial(_probe, base, decoder), _probe(base, None)
+    run_ours, expected = partial(_run_probe, base, decoder), _run_probe(base, None)
     return decoder if is_exact(run_ours, expected, base.dtype, float32=1e-4, rounded=6e-2) else None
 
 
 @torch.enable_grad()
-def _probe(base: FrozenLM, decoder: FusedDecoder | None) -> tuple[Tensor, Tensor]:
+def _run_probe(base: FrozenLM, decoder: FusedDecoder | None) -> tuple[Tensor, Tensor]:
     """Hidden states behind a prefix, and their gradient to it: by our layers, or the model's own."""
     known = min(base.vocabulary_size - 1, 31)
     learned = base.embed(1 + torch.arange(3, device=base.device) % known).float().requires_grad_()

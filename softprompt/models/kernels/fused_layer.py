@@ -179,8 +179,9 @@ class LayerRun:
             keys, values: of the prefixes, ``[R, K, P, D]``.
         """
         layer, plan = self.layer, self.plan
-        self._x = x = _bare(x)
-        self._prefix = None if keys is None or values is None else (_bare(keys), _bare(values))
+        # bare: what is compiled for tensors without gradient, and that are no part of another, is not for others
+        self._x = x = x.detach()
+        self._prefix = None if keys is None or values is None else (keys.detach(), values.detach())
         query, key, value, self._entered = decoder_blocks.project_input(
             x, layer.input_projection, *plan.rotations[layer.kind]
         )
@@ -188,13 +189,13 @@ class LayerRun:
             return x[:0], key, value
         parts = []
         for group, prompt in self._groups:
-            own = (self._of(group, query), self._of(group, key), self._of(group, value))
-            front = self._given(group) if prompt is None else self._read_along(prompt, key, value)
-            part, attended = decoder_blocks.attend(own, front, self._texts(group))
+            own = (self._select_rows(group, query), self._select_rows(group, key), self._select_rows(group, value))
+            front = self._select_prefix(group) if prompt is None else self._select_inline_prefix(prompt, key, value)
+            part, attended = decoder_blocks.attend(own, front, self._describe_texts(group))
             parts.append(part)
             self._fronts.append(front)
             self._attended.append(attended)
-        found = _joined(parts)
+        found = _concatenate(parts)
         if self.last and plan.read is not None:
             x, found = x.index_select(0, plan.read), found.index_select(0, plan.read)
         result, self._left = decoder_blocks.feed_forward(x, found, layer.feed_forward)
@@ -217,35 +218,35 @@ class LayerRun:
                 )
             parts = []
             for (group, _), front, attended in zip(self._groups, self._fronts, self._attended, strict=True):
-                own = self._of(group, found)
-                parts.append(decoder_blocks.attend_backward(own, attended, front, self._texts(group)))
+                own = self._select_rows(group, found)
+                parts.append(decoder_blocks.attend_backward(own, attended, front, self._describe_texts(group)))
             of_fronts = [part for _, part in parts]
-            of_prefix = self._of_prefix(of_fronts)
+            of_prefix = self._add_prefix_gradients(of_fronts)
             if not wanted:
                 return None, *of_prefix
             gradients = zip(*(own for own, _ in parts), strict=True)
-            queries, keys, values = (_filled(each, len(self._x)) for each in gradients)
-            self._add_along(keys, values, of_fronts)
+            queries, keys, values = (_concatenate_padded(each, len(self._x)) for each in gradients)
+            self._add_inline_gradients(keys, values, of_fronts)
             key, value = keys if key is None else key + keys, values if value is None else value + values
         if not wanted or key is None or value is None:
             return None, *of_prefix
         rotations = plan.rotations[layer.kind]
         own = decoder_blocks.project_input_backward(
-            coming, queries, _bare(key), _bare(value), self._x, self._entered, layer.input_projection, *rotations
+            coming, queries, key.detach(), value.detach(), self._x, self._entered, layer.input_projection, *rotations
         )
         return own, *of_prefix
 
-    def _texts(self, group: TextGroup) -> decoder_blocks.Texts:
+    def _describe_texts(self, group: TextGroup) -> decoder_blocks.Texts:
         return decoder_blocks.Texts(
             group.attention_mask, group.slots, self.layer.scaling, self.layer.input_projection.size
         )
 
-    def _of(self, group: TextGroup, rows: Tensor) -> Tensor:
+    def _select_rows(self, group: TextGroup, rows: Tensor) -> Tensor:
         """A group's part of all positions; a prompt's is copied, to be like that of a prompt that is read alone."""
         part = rows[group.rows]
-        return _apart(part) if any(group is prompt for prompt in self.plan.prompts) else _bare(part)
+        return _copy_contiguous(part) if any(group is prompt for prompt in self.plan.prompts) else part.detach()
 
-    def _given(self, group: TextGroup) -> KeysAndValues | None:
+    def _select_prefix(self, group: TextGroup) -> KeysAndValues | None:
         """Keys and values ``[K, P, D]`` of a group's prefix, if it has one; ``[K * B, P, D]`` of each text's own."""
         if self._prefix is None or group.behind == self._prefix[0].shape[2]:
             return None
@@ -254,15 +255,15 @@ class LayerRun:
             keys, values = (each.index_select(1, group.each).flatten(0, 1) for each in seen)
             return keys, values
         keys, values = (each[group.prompt, :, group.behind :] for each in self._prefix)
-        return _apart(keys), _apart(values)
+        return _copy_contiguous(keys), _copy_contiguous(values)
 
-    def _read_along(self, prompt: TextGroup, key: Tensor, value: Tensor) -> KeysAndValues:
+    def _select_inline_prefix(self, prompt: TextGroup, key: Tensor, value: Tensor) -> KeysAndValues:
         """Those of a prompt, out of the keys and values of all positions."""
         shape = (prompt.stop - prompt.start, -1, self.layer.input_projection.size)
         keys, values = (each[prompt.rows].view(shape).transpose(0, 1) for each in (key, value))
-        return _apart(keys), _apart(values)
+        return _copy_contiguous(keys), _copy_contiguous(values)
 
-    def _of_prefix(self, parts: Sequence[KeysAndValues | None]) -> tuple[Tensor | None, Tensor | None]:
+    def _add_prefix_gradients(self, parts: Sequence[KeysAndValues | None]) -> tuple[Tensor | None, Tensor | None]:
         """Gradients of all prefixes ``[R, K, P, D]``, from those of each group's."""
         if self._prefix is None:
             return None, None
@@ -273,7 +274,7 @@ class LayerRun:
                 values[group.prompt, :, group.behind :] += part[1]
         return keys, values
 
-    def _add_along(self, keys: Tensor, values: Tensor, parts: Sequence[KeysAndValues | None]) -> None:
+    def _add_inline_gradients(self, keys: Tensor, values: Tensor, parts: Sequence[KeysAndValues | None]) -> None:
         """To the gradients of all keys and values ``[M, K * D]``, what texts owe to those of prompts read along."""
         for (_, prompt), part in zip(self._groups, parts, strict=True):
             if prompt is not None and part is not None:
@@ -281,25 +282,20 @@ class LayerRun:
                 values[prompt.rows] += part[1].transpose(0, 1).flatten(1)
 
 
-def _bare(tensor: Tensor) -> Tensor:
-    """The same without gradient and without being part of another: what is compiled for such is not for others."""
-    return tensor.detach()
-
-
-def _apart(tensor: Tensor) -> Tensor:
+def _copy_contiguous(tensor: Tensor) -> Tensor:
     """A copy of its own: strides are part of what is compiled, those of what it is a part of too."""
     return tensor.clone(memory_format=torch.contiguous_format)
 
 
-def _joined(parts: Sequence[Tensor]) -> Tensor:
+def _concatenate(parts: Sequence[Tensor]) -> Tensor:
     """``[M, ...]`` of all groups."""
     return parts[0] if len(parts) == 1 else torch.cat(list(parts))
 
 
-def _filled(parts: Sequence[Tensor], rows: int) -> Tensor:
+def _concatenate_padded(parts: Sequence[Tensor], rows: int) -> Tensor:
     """``[rows, ...]`` of all groups, and zeros behind them."""
     missing = rows - sum(map(len, parts))
-    return _joined([*parts, parts[0].new_zeros(missing, *parts[0].shape[1:])] if missing else parts)
+    return _concatenate([*parts, parts[0].new_zeros(missing, *parts[0].shape[1:])] if missing else parts)
 
 
 class LayerPass(torch.autograd.Function):

@@ -33,11 +33,11 @@ def arrange_texts(
         alike.setdefault(lengths[prompt] if copies else prompt, []).append(prompt)
     groups = []
     for prompts in alike.values():
-        chosen = [group for prompt in prompts for group in _cut(behind[prompt], counts)]
+        chosen = [group for prompt in prompts for group in _split_by_length(behind[prompt], counts)]
         if len(prompts) > 1:
             texts = sorted((text for prompt in prompts for text in behind[prompt]), key=lambda text: counts[text])
-            together, copied = _cut(texts, counts), len(texts) * lengths[prompts[0]] / COPIED
-            if _cost(together, counts) + copied < _cost(chosen, counts):
+            together, copied = _split_by_length(texts, counts), len(texts) * lengths[prompts[0]] / COPIED
+            if _estimate_cost(together, counts) + copied < _estimate_cost(chosen, counts):
                 chosen = together
         groups += chosen
     return groups
@@ -62,7 +62,7 @@ def bucket_lengths(counts: Sequence[int]) -> list[int]:
     return groups[::-1]
 
 
-def _cut(texts: Sequence[int], counts: Sequence[int]) -> list[list[int]]:
+def _split_by_length(texts: Sequence[int], counts: Sequence[int]) -> list[list[int]]:
     """``texts``, sorted by length, in groups of like length."""
     groups, start = [], 0
     for size in bucket_lengths([counts[text] for text in texts]):
@@ -71,6 +71,6 @@ def _cut(texts: Sequence[int], counts: Sequence[int]) -> list[list[int]]:
     return groups
 
 
-def _cost(groups: Sequence[Sequence[int]], counts: Sequence[int]) -> int:
+def _estimate_cost(groups: Sequence[Sequence[int]], counts: Sequence[int]) -> int:
     """Padded positions, and calls."""
     return sum(len(group) * counts[group[-1]] + CALL for group in groups)
