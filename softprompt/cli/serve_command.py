@@ -35,9 +35,9 @@ def run_serve(config: Path | None, trust_remote_code: bool, **options: Any) -> N
     settings = load_server_settings(config, options)
 
     # what is quickly checked comes before what takes long
-    limits = _limits(EngineLimits, settings.engine)
-    access = Authenticator(settings.keys_path, open_admin=settings.is_private, origins=settings.cors_origins)
-    source = _source(settings)
+    limits = _build_limits(settings.engine)
+    authenticator = Authenticator(settings.keys_path, open_admin=settings.is_private, origins=settings.cors_origins)
+    source = FolderSource(settings.prompts) if settings.store is None else StoreSource(settings.store)
     source.read_catalog({})
     keep = Retention.parse(settings.sample_keep)
     samples = None if settings.samples_path is None else open_samples(settings.samples_path, keep)
@@ -50,27 +50,21 @@ def run_serve(config: Path | None, trust_remote_code: bool, **options: Any) -> N
         server = Server(shutdown_timeout=settings.shutdown_timeout, drain=settings.drain_delay, bounds=bounds)
         engine: InferenceEngine | VllmEngine
         if settings.engine_kind == "vllm":
-            engine, registry = _on_vllm(settings, source, limits)
+            engine, registry = _create_vllm_engine(settings, source, limits)
         else:
-            engine, registry = _own(settings, source, limits, metrics, trust_remote_code)
+            engine, registry = _create_own_engine(settings, source, limits, metrics, trust_remote_code)
         configure_logging(text=settings.log_text)
         registry.refresh()
         sampler = None
         if samples is not None:
             rate, text = settings.sample_rate, settings.sample_text
-            sampler = RequestSampler(
-                registry.base,
-                samples,
-                partial(read_served_profile, source),
-                metrics.record_samples,
-                rate=rate,
-                text=text,
-            )
+            profile = partial(read_served_profile, source)
+            sampler = RequestSampler(registry.base, samples, profile, metrics.record_samples, rate=rate, text=text)
         app = create_app(
             engine,
             registry,
             settings,
-            access,
+            authenticator,
             metrics,
             sampler=sampler,
             stopping=lambda: server.stopping,
@@ -86,17 +80,13 @@ def run_serve(config: Path | None, trust_remote_code: bool, **options: Any) -> N
                 sampler.close()
 
 
-def _source(settings: "ServerSettings") -> "StoreSource | FolderSource":
-    return FolderSource(settings.prompts) if settings.store is None else StoreSource(settings.store)
-
-
-def _own(
-    settings: "ServerSettings",
-    source: "StoreSource | FolderSource",
-    limits: "EngineLimits",
-    metrics: "ServerMetrics",
+def _create_own_engine(
+    settings: ServerSettings,
+    source: StoreSource | FolderSource,
+    limits: EngineLimits,
+    metrics: ServerMetrics,
     trust_remote_code: bool,
-) -> "tuple[InferenceEngine, PromptRegistry]":
+) -> tuple[InferenceEngine, PromptRegistry]:
     """The model in this process."""
     model = {"device": settings.device, "dtype": settings.dtype, "quantize": settings.quantize}
     base = load_base(str(settings.model), {**model, "trust_remote_code": trust_remote_code}, source.check_base)
@@ -104,43 +94,45 @@ def _own(
     if should_compile(base, settings.compile, SERVED):
         say("compiling: up to two minutes the first time, less later (--compile never leaves it out)")
     engine = InferenceEngine(base, limits, metrics, compile=settings.compile, note=say)
-    return engine, PromptRegistry(base, source, **_registered(settings, base.name))
+    return engine, PromptRegistry(base, source, **_registry_options(settings, base.name))
 
 
-def _on_vllm(
-    settings: "ServerSettings", source: "StoreSource | FolderSource", limits: "EngineLimits"
-) -> "tuple[VllmEngine, PromptRegistry]":
+def _create_vllm_engine(
+    settings: ServerSettings, source: StoreSource | FolderSource, limits: EngineLimits
+) -> tuple[VllmEngine, PromptRegistry]:
     """A vLLM server; what is here of the checkpoint are its tokenizer and what it says of its tasks."""
     checkpoint = BakedCheckpoint(expand_user(str(settings.model)))
     source.check_base(checkpoint)
     engine = VllmEngine(checkpoint, VllmClient(str(settings.engine_url), settings.engine_key), limits)
-    registry = PromptRegistry(checkpoint, source, check=checkpoint.check, **_registered(settings, checkpoint.name))
+    registry = PromptRegistry(
+        checkpoint, source, check=checkpoint.check, **_registry_options(settings, checkpoint.name)
+    )
     say(f"vLLM at {settings.engine_url} runs '{engine.model}' with {', '.join(checkpoint.names)}")
     return engine, registry
 
 
-def _registered(settings: "ServerSettings", base_name: str) -> dict[str, Any]:
+def _registry_options(settings: ServerSettings, base_name: str) -> dict[str, Any]:
     """What a registry is told by the settings."""
     return {
-        "base_name": settings.base_name or _short(base_name),
+        "base_name": settings.base_name or _shorten_name(base_name),
         "default_alias": settings.default_alias,
-        "most": settings.max_loaded,
+        "max_loaded": settings.max_loaded,
     }
 
 
-def _limits(kind: "type[EngineLimits]", given: dict[str, Any]) -> "EngineLimits":
+def _build_limits(given: dict[str, Any]) -> EngineLimits:
     """The engine's limits; raises ConfigError for a name it does not have, or a value of another type."""
-    known = {field.name for field in fields(kind)}
+    known = {field.name for field in fields(EngineLimits)}
     if unknown := sorted(given.keys() - known):
         raise ConfigError(f"unknown setting 'engine.{unknown[0]}': expected one of {', '.join(sorted(known))}")
     try:
-        return TypeAdapter(kind).validate_python(given)
+        return TypeAdapter(EngineLimits).validate_python(given)
     except ValidationError as error:
         first = error.errors()[0]
         raise ConfigError(f"setting 'engine.{first['loc'][0]}': {first['msg']}, got {first['input']!r}") from error
 
 
-def _short(name: str) -> str:
+def _shorten_name(name: str) -> str:
     """A model's name for requests, which need not know folders of this machine."""
     path = expand_user(name)
     return path.resolve().name if path.exists() else name

@@ -7,6 +7,7 @@ same computation. What is imported from others keeps its place in front of BOS, 
 Shapes: ``P`` virtual tokens, ``H`` embedding size, ``L`` layers; keys and values are flattened to ``[P, L*2*heads*D]``.
 """
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from softprompt.data.task import TaskSpec
 from softprompt.errors import BaseModelError, PromptFileError
 from softprompt.export.bos import append_bos, check_bos_precision, prepend_bos
 from softprompt.export.export_formats import ExportRequest, ImportedState
-from softprompt.export.export_readme import USAGE_FILE, encode_json, peft_readme, read_object, tokenizer_files
+from softprompt.export.export_readme import USAGE_FILE, peft_readme, read_object, tokenizer_files
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.prefix import compute_keys_and_values
 from softprompt.prompts.saved_prompt import Prompt
@@ -58,7 +59,7 @@ class Adapter:
             PromptFileError: it is of another size than ``base``.
             BaseModelError: ``base`` is not in float32, in which BOS's row is computed.
         """
-        self._check_size(base)
+        self._check(base)
         if self.bos_rows is None:
             if base.bos_ids:
                 check_bos_precision(base)
@@ -66,12 +67,12 @@ class Adapter:
         tensors = tuple(tensor[..., self.bos_rows :, :].contiguous() for tensor in self.state.tensors)
         return replace(self.state, tensors=tensors, behind_bos=self.bos_rows > 0 or not base.bos_ids)
 
-    def _check_size(self, base: FrozenLM) -> None:
+    def _check(self, base: FrozenLM) -> None:
         one: PromptState | None = None
         if self.state.kind == "key_values":
             one = compute_keys_and_values(base, base.embed(torch.zeros(1, dtype=torch.long, device=base.device)))
-        expected = f"{base.embedding_size} values" if one is None else _describe_sizes(one)
-        if (found := _describe_sizes(self.state)) != expected:
+        expected = f"{base.embedding_size} values" if one is None else _sizes(one)
+        if (found := _sizes(self.state)) != expected:
             raise PromptFileError(
                 f"the adapter holds {'virtual tokens' if one is None else 'keys and values'} of {found}, expected "
                 f"{expected} as '{base.name}' has: give --model the model that it was learned on"
@@ -105,7 +106,7 @@ def write_peft(base: FrozenLM, prompt: Prompt, folder: Path) -> None:
     if prompt.state.behind_bos and base.bos_ids:
         check_bos_precision(base)
     state = prepend_bos(base, prompt.state)
-    rows, sizes = _flatten(state)
+    rows, sizes = _flattened(state)
     config = {
         "peft_type": "PROMPT_TUNING" if state.kind == "embeddings" else "PREFIX_TUNING",
         "task_type": "SEQ_2_SEQ_LM" if apart else "CAUSAL_LM",
@@ -127,9 +128,9 @@ def write_peft(base: FrozenLM, prompt: Prompt, folder: Path) -> None:
     write_folder(
         folder,
         {
-            CONFIG_FILE: encode_json(config),
+            CONFIG_FILE: _json(config),
             TENSOR_FILE: save({"prompt_embeddings": rows}),
-            USAGE_FILE: encode_json(usage),
+            USAGE_FILE: _json(usage),
             "README.md": peft_readme(base, prompt, folder.name).encode(),
             **tokenizer_files(base),
         },
@@ -199,7 +200,7 @@ def read_peft(folder: Path) -> Adapter:
     rows = rows[:count].float()
     if not torch.isfinite(rows).all():
         raise PromptFileError(f"'{path}' is damaged: it has values that are not numbers")
-    state = PromptState.of_embeddings(rows) if kind == "embeddings" else _unflatten(folder, rows, config)
+    state = PromptState.of_embeddings(rows) if kind == "embeddings" else _unflattened(folder, rows, config)
     usage = read_object(folder / USAGE_FILE) if (folder / USAGE_FILE).is_file() else {}
     bos_rows = usage.get("bos_rows") if usage.get("format") == "peft" else None
     if bos_rows is not None and (type(bos_rows) is not int or not 0 <= bos_rows < count):
@@ -207,7 +208,7 @@ def read_peft(folder: Path) -> Adapter:
     return Adapter(state, bos_rows, usage)
 
 
-def _flatten(state: PromptState) -> tuple[torch.Tensor, dict[str, Any]]:
+def _flattened(state: PromptState) -> tuple[torch.Tensor, dict[str, Any]]:
     """The matrix that PEFT saves, and the sizes in its configuration.
 
     Raises:
@@ -233,8 +234,8 @@ def _flatten(state: PromptState) -> tuple[torch.Tensor, dict[str, Any]]:
     }
 
 
-def _unflatten(folder: Path, rows: torch.Tensor, config: Mapping[str, Any]) -> PromptState:
-    """``_flatten`` undone for keys and values.
+def _unflattened(folder: Path, rows: torch.Tensor, config: Mapping[str, Any]) -> PromptState:
+    """``_flattened`` undone for keys and values.
 
     Raises:
         PromptFileError: the matrix is not of the configuration's sizes, or of an encoder-decoder model.
@@ -256,8 +257,12 @@ def _unflatten(folder: Path, rows: torch.Tensor, config: Mapping[str, Any]) -> P
     return PromptState("key_values", tuple(tensor.contiguous() for tensor in whole))
 
 
-def _describe_sizes(state: PromptState) -> str:
+def _sizes(state: PromptState) -> str:
     if state.kind == "embeddings":
         return f"{state.tensor.shape[1]} values"
     kinds = dict.fromkeys((tensor.shape[1], tensor.shape[3]) for tensor in state.tensors)
     return f"{len(state.tensors)} layers with " + " and ".join(f"{heads} heads of {size}" for heads, size in kinds)
+
+
+def _json(values: Mapping[str, Any]) -> bytes:
+    return (json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()

@@ -33,12 +33,12 @@ from softprompt.serving.http.middleware import HEADER, RequestMiddleware
 from softprompt.serving.http.openapi import build_openapi, make_docs_headers, render_docs
 from softprompt.serving.http.prometheus import ServerMetrics
 from softprompt.serving.http.request_context import ServingContext
-from softprompt.serving.http.routes.admin import health, operations
-from softprompt.serving.http.routes.chat import chat
-from softprompt.serving.http.routes.classify import classify
-from softprompt.serving.http.routes.completions import completions
-from softprompt.serving.http.routes.model_list import models
-from softprompt.serving.http.routes.playground import page
+from softprompt.serving.http.routes.admin import create_admin_router, create_health_router
+from softprompt.serving.http.routes.chat import create_chat_router
+from softprompt.serving.http.routes.classify import create_classify_router
+from softprompt.serving.http.routes.completions import create_completions_router
+from softprompt.serving.http.routes.model_list import create_models_router
+from softprompt.serving.http.routes.playground import create_playground_router
 from softprompt.serving.http.server_settings import ServerSettings
 from softprompt.serving.request_log.request_sampler import RequestSampler
 
@@ -49,7 +49,7 @@ def create_app(
     engine: EngineClient,
     registry: PromptRegistry,
     config: ServerSettings,
-    access: Authenticator,
+    authenticator: Authenticator,
     metrics: ServerMetrics,
     *,
     sampler: RequestSampler | None = None,
@@ -70,13 +70,13 @@ def create_app(
     metrics.watch(engine, registry)
     serving = ServingContext(engine, registry, config, metrics)
 
-    told: tuple[str, ...] = ()  # of troubles: those that stay are said once, though each look finds them
+    known_troubles: tuple[str, ...] = ()  # of troubles: those that stay are said once, though each look finds them
 
     async def reload() -> StoreChanges:
-        nonlocal told
+        nonlocal known_troubles
         troubles = []
         try:
-            access.reload()
+            authenticator.reload()
         except ConfigError as error:
             log.warning("API keys not read, they stay as they were", extra={"fields": {"reason": str(error)}})
             troubles.append(str(error))
@@ -87,14 +87,14 @@ def create_app(
             raise
         changes = replace(changes, troubles=(*changes.troubles, *troubles))
         metrics.record_refresh(changes)
-        if any(asdict(replace(changes, troubles=())).values()) or changes.troubles != told:
-            told = changes.troubles
+        if any(asdict(replace(changes, troubles=())).values()) or changes.troubles != known_troubles:
+            known_troubles = changes.troubles
             log.info("store changed", extra={"fields": asdict(changes)})
         return changes
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        task = asyncio.create_task(_look_again(reload, config.refresh)) if config.refresh else None
+        task = asyncio.create_task(_refresh_forever(reload, config.refresh)) if config.refresh else None
         yield
         if task is not None:
             task.cancel()
@@ -122,18 +122,16 @@ def create_app(
         EngineBusyError,
         DeadlineExceededError,
     ):
-        app.add_exception_handler(kind, _answer_problem)
+        app.add_exception_handler(kind, _answer_error)
 
-    route = make_guarded_route(
-        access.authenticate, bytes_limit=config.body_limit, depth_limit=config.depth_limit, seconds=config.timeout
-    )
+    route = make_guarded_route(authenticator, config)
     # the keys are checked by the route; this says so on the OpenAPI page
-    keyed = [Security(HTTPBearer(auto_error=False))] if access.needs_key else []
-    for router in (completions(serving, route), chat(serving, route), classify(serving, route), models(serving, route)):
-        app.include_router(router, dependencies=keyed)
-    app.include_router(operations(serving, route, reload), dependencies=keyed)
-    app.include_router(health(serving, stopping))
-    app.include_router(page(needs_key=access.needs_key))
+    keyed = [Security(HTTPBearer(auto_error=False))] if authenticator.needs_key else []
+    for create in (create_completions_router, create_chat_router, create_classify_router, create_models_router):
+        app.include_router(create(serving, route), dependencies=keyed)
+    app.include_router(create_admin_router(serving, route, reload), dependencies=keyed)
+    app.include_router(create_health_router(serving, stopping))
+    app.include_router(create_playground_router(needs_key=authenticator.needs_key))
 
     description = build_openapi(app, config)
     app.openapi = lambda: description  # type: ignore[method-assign]
@@ -159,7 +157,7 @@ def create_app(
     return app
 
 
-async def _look_again(reload: Callable[[], Awaitable[StoreChanges]], seconds: float) -> None:
+async def _refresh_forever(reload: Callable[[], Awaitable[StoreChanges]], seconds: float) -> None:
     """Reload for ever; what fails is logged, and tried again later."""
     while True:
         await asyncio.sleep(seconds)
@@ -171,7 +169,7 @@ async def _look_again(reload: Callable[[], Awaitable[StoreChanges]], seconds: fl
             log.error("store not read, all stays as it was", exc_info=error)
 
 
-async def _answer_problem(request: Request, error: Exception) -> Response:
+async def _answer_error(request: Request, error: Exception) -> Response:
     problem = to_api_error(error)
     request.state.outcome.code = problem.code
     request.state.outcome.param = loggable_field(problem.param)

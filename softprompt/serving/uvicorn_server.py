@@ -8,7 +8,8 @@ import asyncio
 import logging
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from types import FrameType
@@ -78,7 +79,7 @@ class BoundedConnection(H11Protocol):
         self._unread, self._unread_since = 0, self.loop.time()
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        full = len(self.connections) >= self._bounds.effective_connections and not self._made_room()
+        full = len(self.connections) >= self._bounds.effective_connections and not self._make_room()
         super().connection_made(transport)
         if full:
             log.warning("too many connections: one was refused")
@@ -107,7 +108,7 @@ class BoundedConnection(H11Protocol):
             log.warning("a connection was closed whose headers did not come in time")
             self.transport.abort()
 
-    def _made_room(self) -> bool:
+    def _make_room(self) -> bool:
         """Close the connection that waits for its client for longest; whether there is one."""
         waiting = [one for one in self.connections if isinstance(one, BoundedConnection) and one.waits]
         if not waiting:
@@ -124,7 +125,7 @@ ACCEPTED_AT_ONCE = 64  # of them, before others have a turn and their number is 
 TICKS = 10  # of uvicorn's tenths of a second: how often connections are looked at
 
 
-class _Listening(socket.socket):
+class _ListeningSocket(socket.socket):
     """A socket that keeps its backlog: asyncio takes that for the number of connections to accept at once."""
 
     def listen(self, backlog: int = BACKLOG) -> None:
@@ -137,14 +138,14 @@ def listen(host: str, port: int) -> socket.socket:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         # of a name with both kinds of address, the one that most clients try
         family, _, _, _, address = min(found, key=lambda one: one[0] != socket.AF_INET)
-        made = socket.create_server(address[:2], family=family, backlog=BACKLOG)
+        listener = socket.create_server(address[:2], family=family, backlog=BACKLOG)
     except OSError as error:
         reason = error.strerror or error
         raise ConfigError(f"cannot listen on '{host}' port {port}: {reason}; give another --host or --port") from error
-    return _Listening(fileno=made.detach())
+    return _ListeningSocket(fileno=listener.detach())
 
 
-class _Uvicorn(uvicorn.Server):
+class _DrainingServer(uvicorn.Server):
     """Looks at its connections, and goes on answering for a while when it is told to end."""
 
     def __init__(self, config: uvicorn.Config, drain: float) -> None:
@@ -183,7 +184,7 @@ class Server:
             bounds: what its connections may take.
         """
         self._seconds, self._drain, self._bounds = shutdown_timeout, drain, bounds or ConnectionLimits()
-        self._server: _Uvicorn | None = None
+        self._server: _DrainingServer | None = None
 
     @property
     def stopping(self) -> bool:
@@ -205,27 +206,19 @@ class Server:
         options: dict[str, Any] = {"log_config": None, "access_log": False, "server_header": False, "ws": "none"}
         options["http"] = partial(BoundedConnection, bounds=self._bounds)
         config = uvicorn.Config(app, timeout_graceful_shutdown=self._seconds, backlog=ACCEPTED_AT_ONCE, **options)
-        self._server = _Uvicorn(config, self._drain)
-        restore = _ignored_afterwards()
-        try:
+        self._server = _DrainingServer(config, self._drain)
+        with _keep_signal_handlers():
             self._server.run(sockets=[listening])
-        finally:
-            restore()
 
 
-def _ignored_afterwards() -> Callable[[], None]:
+@contextmanager
+def _keep_signal_handlers() -> Iterator[None]:
     """Let signals that ended the server be over with that: uvicorn raises them anew when it is done."""
-
-    def nothing(number: int, frame: FrameType | None) -> None:
-        pass
-
+    before = {}
+    with suppress(ValueError):  # not the main thread: uvicorn leaves signals alone, too
+        before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        before = {number: signal.signal(number, nothing) for number in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:  # not the main thread: uvicorn leaves signals alone, too
-        return lambda: None
-
-    def restore() -> None:
+        yield
+    finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-    return restore

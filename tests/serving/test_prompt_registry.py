@@ -249,7 +249,7 @@ class TestRegistry:
         store = Store(tmp_path / "store")
         for seed in range(5):
             store.put(prompt(seed=seed), f"p{seed}")
-        registry = PromptRegistry(the_base(), StoreSource(str(store.url)), base_name=BASE_NAME, most=2)
+        registry = PromptRegistry(the_base(), StoreSource(str(store.url)), base_name=BASE_NAME, max_loaded=2)
         registry.refresh()
         assert registry.loaded_count == 2
         for seed in (4, 3, 4, 0, 4):

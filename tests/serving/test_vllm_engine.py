@@ -35,7 +35,7 @@ from softprompt.serving.engine.engine_requests import ServedPrompt
 from softprompt.serving.engine.inference_engine import EngineLimits
 from softprompt.serving.engine.prompt_registry import PromptRegistry
 from softprompt.serving.engine.vllm_client import VllmClient
-from softprompt.serving.engine.vllm_engine import VllmEngine, _together
+from softprompt.serving.engine.vllm_engine import VllmEngine, gather_in_order
 from softprompt.serving.http.settings_sources import load_server_settings
 from softprompt.store.prompt_sources import StoreSource
 from softprompt.store.version_store import Store
@@ -157,7 +157,7 @@ class TestAnswers:
                 made += 1
                 yield work(number)
 
-        assert asyncio.run(_together(works())) == [number * number for number in range(100)]
+        assert asyncio.run(gather_in_order(works())) == [number * number for number in range(100)]
         assert 1 < most <= 16
 
     def test_completions(self, client: TestClient) -> None:

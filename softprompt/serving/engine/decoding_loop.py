@@ -28,8 +28,8 @@ class DecodingLoop:
     """All completions that grow.
 
     Attributes:
-        most_rows: completions at once, at most.
-        most_tokens: that they may come to, padding counted; a single one may be longer.
+        max_rows: completions at once, at most.
+        max_tokens: that they may come to, padding counted; a single one may be longer.
     """
 
     def __init__(
@@ -38,13 +38,13 @@ class DecodingLoop:
         prefixes: PrefixCache,
         deliver: Callable[[GenerationRequest, CompletionChunk | Exception], None],
         *,
-        most_rows: int,
-        most_tokens: int,
+        max_rows: int,
+        max_tokens: int,
         token_budget: int,
     ) -> None:
         """``token_budget``: padded tokens of texts that are read at once."""
         self._base, self._prefixes, self._deliver = base, prefixes, deliver
-        self.most_rows, self.most_tokens, self._token_budget = most_rows, most_tokens, token_budget
+        self.max_rows, self.max_tokens, self._token_budget = max_rows, max_tokens, token_budget
         self._groups: list[_Group] = []
 
     def __len__(self) -> int:
@@ -59,8 +59,8 @@ class DecodingLoop:
         texts = [*self.texts, *beside, text]
         longest = max(len(one.item.ids) for one in (*beside, text))
         return len(texts) == 1 or (
-            len(texts) <= self.most_rows
-            and len(texts) * max(one.final_length for one in texts) <= self.most_tokens
+            len(texts) <= self.max_rows
+            and len(texts) * max(one.final_length for one in texts) <= self.max_tokens
             and (not beside or (len(beside) + 1) * longest <= self._token_budget)
         )
 
@@ -74,22 +74,22 @@ class DecodingLoop:
         if not sound:
             return
         try:
-            decoding_batch = self._begun(sound)
+            decoding_batch = self._start_batch(sound)
         except Exception as error:  # whatever it is, the others are not to suffer
-            self._separate(sound, error)
+            self._isolate(sound, error)
             return
-        self._let_in(_Group(decoding_batch, sound))
+        self._merge_group(_Group(decoding_batch, sound))
 
     def step(self) -> list[GenerationRequest]:
         """One more token for each; those that ended."""
         ended: list[GenerationRequest] = []
         for group in list(self._groups):
             try:
-                ended += self._grow(group)
+                ended += self._decode_group(group)
             except Exception as error:  # as above
                 self._groups.remove(group)
                 ended += [text for text in group.texts if text.completion.finish is not None]
-                self._separate([text for text in group.texts if text.completion.finish is None], error)
+                self._isolate([text for text in group.texts if text.completion.finish is None], error)
         self._groups = [group for group in self._groups if group.texts]
         return ended
 
@@ -99,12 +99,12 @@ class DecodingLoop:
             self._deliver(text, error)
         self._groups.clear()
 
-    def _begun(self, texts: Sequence[GenerationRequest]) -> DecodingBatch:
+    def _start_batch(self, texts: Sequence[GenerationRequest]) -> DecodingBatch:
         prefix, first = self._prefixes.join(text.served for text in texts)
         items = [replace(text.item, example=row, prompt=first[text.served.key]) for row, text in enumerate(texts)]
         return start_decoding(prefix, items, max(text.final_length for text in texts))
 
-    def _let_in(self, new: _Group) -> None:
+    def _merge_group(self, new: _Group) -> None:
         for group in self._groups:
             if any(text.isolated for text in (*group.texts, *new.texts)):
                 continue
@@ -118,15 +118,15 @@ class DecodingLoop:
                 return
         self._groups.append(new)
 
-    def _grow(self, group: _Group) -> list[GenerationRequest]:
+    def _decode_group(self, group: _Group) -> list[GenerationRequest]:
         """One more token for each of a group; those that ended."""
         wanted = [row for row, text in enumerate(group.texts) if not text.cancelled]
-        self._keep(group, wanted)
+        self._keep_rows(group, wanted)
         finite = group.decoding_batch.last.isfinite().all(dim=1).tolist() if group.texts else []
         if not all(finite):
             strange = [text for text, good in zip(group.texts, finite, strict=True) if not good]
-            self._keep(group, [row for row, good in enumerate(finite) if good])
-            self._separate(strange, None)
+            self._keep_rows(group, [row for row, good in enumerate(finite) if good])
+            self._isolate(strange, None)
         if not group.texts:
             return []
         tokens = next_tokens(self._base.logits(group.decoding_batch.last), [text.completion for text in group.texts])
@@ -136,19 +136,19 @@ class DecodingLoop:
                 self._deliver(text, piece)
         ended = [text for text in group.texts if text.completion.finish is not None]
         going = [row for row, text in enumerate(group.texts) if text.completion.finish is None]
-        self._keep(group, going)
+        self._keep_rows(group, going)
         if going:
             group.decoding_batch.extend(torch.tensor([tokens[row] for row in going], device=self._base.device))
         return ended
 
-    def _keep(self, group: _Group, rows: list[int]) -> None:
+    def _keep_rows(self, group: _Group, rows: list[int]) -> None:
         if len(rows) == len(group.texts):
             return
         group.texts = [group.texts[row] for row in rows]
         if rows:
             group.decoding_batch.keep(torch.tensor(rows, device=self._base.device))
 
-    def _separate(self, texts: Sequence[GenerationRequest], error: Exception | None) -> None:
+    def _isolate(self, texts: Sequence[GenerationRequest], error: Exception | None) -> None:
         """Let texts whose batch failed grow each by itself; no ``error`` means numbers that are not finite."""
         for text in texts:
             if text.isolated:
@@ -156,7 +156,7 @@ class DecodingLoop:
                 continue
             text.isolated = True
             try:
-                decoding_batch = self._begun([text])
+                decoding_batch = self._start_batch([text])
                 for token in text.completion.tokens:
                     decoding_batch.extend(torch.tensor([token], device=self._base.device))
             except Exception as own:  # of this text alone

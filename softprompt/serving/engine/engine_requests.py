@@ -228,11 +228,11 @@ class ClassificationRequest:
 
     Attributes:
         waiting: numbers of the examples of which not all was taken into batches yet.
-        asked: of each example, how many of its items were taken; the others come in later batches.
+        scheduled: of each example, how many of its items were taken; the others come in later batches.
         texts: tokens of each example.
         read: of each example.
         lengths: of each example, the tokens of its longest row that a forward pass reads.
-        given_up: nobody waits for the answer any more.
+        cancelled: nobody waits for the answer any more.
     """
 
     kind: RequestKind = "classification"
@@ -256,10 +256,10 @@ class ClassificationRequest:
         self._scores: dict[int, Tensor] = {}
         self._predictions: dict[int, Prediction] = {}
 
-    def schedule_example(self, index: int, most: int) -> "ScheduledExample":
-        """The next ``most`` items of an example, or as many as are left."""
+    def schedule_example(self, index: int, limit: int) -> "ScheduledExample":
+        """The next ``limit`` items of an example, or as many as are left."""
         start = self.scheduled[index]
-        return ScheduledExample(self, index, range(start, min(start + most, self.asking.count)))
+        return ScheduledExample(self, index, range(start, min(start + limit, self.asking.count)))
 
     def add_scores(self, question: "ScheduledExample", scores: Tensor) -> Tensor | None:
         """Scores of all items of an example, once its last ones are here (the worker says), and ``None`` before."""
@@ -313,9 +313,9 @@ class GenerationRequest:
     Attributes:
         item: its tokens.
         completion: what has grown so far.
-        pieces: what of it may be shown.
-        alone: it was in a batch that failed, and shares no batch any more.
-        given_up: nobody waits for the answer any more.
+        detokenizer: what of it may be shown.
+        isolated: it was in a batch that failed, and shares no batch any more.
+        cancelled: nobody waits for the answer any more.
     """
 
     kind: RequestKind = "generation"

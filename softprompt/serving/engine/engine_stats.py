@@ -35,9 +35,9 @@ class BatchObserver(Protocol):
     def record_batch(self, batch: BatchStats) -> None: ...
 
 
-@dataclass(frozen=True)
+@dataclass
 class EngineStats:
-    """Where an engine stands.
+    """Where an engine stands; it counts on while that works.
 
     Attributes:
         waiting: examples that wait or are being prepared.
@@ -53,41 +53,45 @@ class EngineStats:
         prefix_hits, prefix_misses: prompts of batches whose prefix was there, and those computed.
     """
 
-    waiting: int
-    running: int
-    batches: int
-    answered: int
-    refused: int
-    expired: int
-    failed: int
-    tokens_read: int
-    tokens_made: int
-    seconds: float
-    prefix_entries: int
-    prefix_bytes: int
-    prefix_hits: int
-    prefix_misses: int
+    waiting: int = 0
+    running: int = 0
+    batches: int = 0
+    answered: int = 0
+    refused: int = 0
+    expired: int = 0
+    failed: int = 0
+    tokens_read: int = 0
+    tokens_made: int = 0
+    seconds: float = 0.0
+    prefix_entries: int = 0
+    prefix_bytes: int = 0
+    prefix_hits: int = 0
+    prefix_misses: int = 0
 
 
 class EngineCounters:
-    """Counts, kept by the thread that runs the model."""
+    """Counts, kept by the thread that runs the model.
+
+    Attributes:
+        stats: all of them, but for what is asked for when they are read: what waits, runs and is kept.
+    """
 
     def __init__(self, observer: BatchObserver | None) -> None:
         self._observer = observer
-        self.batches = self.answered = self.tokens_read = self.tokens_made = 0
-        self.seconds = 0.0
+        self.stats = EngineStats()
         self._spent: dict[RequestKind, float] = {"classification": 0.0, "generation": 0.0}
         self._ended: dict[RequestKind, float] = {"classification": 0.0, "generation": 0.0}
 
     def record_batch(self, batch: BatchStats, ended: int) -> None:
         """Take note of a batch in which ``ended`` examples were answered."""
-        self.batches += 1
-        self.answered += ended
-        self.seconds += batch.seconds
+        stats = self.stats
+        stats.batches += 1
+        stats.answered += ended
+        stats.seconds += batch.seconds
         if batch.what == "grow":
-            self.tokens_made += sum(batch.tokens.values())
+            stats.tokens_made += sum(batch.tokens.values())
         else:
-            self.tokens_read += sum(batch.tokens.values())
+            stats.tokens_read += sum(batch.tokens.values())
         kind: RequestKind = "classification" if batch.what == "label" else "generation"
         self._spent[kind] = self._spent[kind] * _FORGOTTEN + batch.seconds
         self._ended[kind] = self._ended[kind] * _FORGOTTEN + ended

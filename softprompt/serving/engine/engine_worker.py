@@ -32,7 +32,6 @@ class EngineWorker(threading.Thread):
     """Answers what waits, until it is told to end.
 
     Attributes:
-        failed: requests that ended with an error of their own.
         ready: set when it takes requests.
     """
 
@@ -56,16 +55,15 @@ class EngineWorker(threading.Thread):
         self.decoding = DecodingLoop(
             base,
             prefixes,
-            self._deliver_text,
-            most_rows=rows,
-            most_tokens=running_tokens,
+            self._deliver_later,
+            max_rows=rows,
+            max_tokens=running_tokens,
             token_budget=token_budget,
         )
-        self.failed = 0
         self.ready = threading.Event()
         self._compiling = compiling
         self.loop: asyncio.AbstractEventLoop | None = None
-        self._taken: list[ScheduledExample] = []
+        self._scheduled: list[ScheduledExample] = []
         self._outbox: list[Callable[[], None]] = []
         self._several = False
         self._ending: Literal["finish", "drop"] | None = None
@@ -80,22 +78,22 @@ class EngineWorker(threading.Thread):
         try:
             with torch.no_grad(), self._compiling():
                 self.ready.set()
-                self._answer()
+                self._answer_requests()
         finally:  # nobody is to wait for a thread that is gone
             self.ready.set()
 
-    def _answer(self) -> None:
-        while self._goes_on():
+    def _answer_requests(self) -> None:
+        while self._has_work():
             try:
-                self._turn()
+                self._run_iteration()
             except Exception as error:  # a fault of ours: whoever it hits is told, the next are served
                 _log.exception("a batch failed")
-                self._drop_all(error)
-            self._flush()
-        self._drop_all(self._why, close=True)
-        self._flush()
+                self._fail_all(error)
+            self._deliver_all()
+        self._fail_all(self._why, close=True)
+        self._deliver_all()
 
-    def _goes_on(self) -> bool:
+    def _has_work(self) -> bool:
         queue = self._queue
 
         def something() -> bool:
@@ -116,36 +114,36 @@ class EngineWorker(threading.Thread):
             return False
         return self._ending is None or bool(self.decoding.texts or queue.ready or queue.preparing)
 
-    def _turn(self) -> None:
-        self._label()
-        self._flush()
-        self._read()
-        self._flush()
-        self._grow()
+    def _run_iteration(self) -> None:
+        self._score_labels()
+        self._deliver_all()
+        self._prefill()
+        self._deliver_all()
+        self._decode()
 
-    def _label(self) -> None:
-        self._taken = self._queue.take_examples(self._rows, self._token_budget)
-        if not self._taken:
+    def _score_labels(self) -> None:
+        self._scheduled = self._queue.take_examples(self._rows, self._token_budget)
+        if not self._scheduled:
             return
         start = time.perf_counter()
-        found = score_labels(self._base, self._prefixes, self._taken, self._token_budget)
+        found = score_labels(self._base, self._prefixes, self._scheduled, self._token_budget)
         seconds = time.perf_counter() - start
-        self._several = len({id(question.request) for question in self._taken}) > 1
+        self._several = len({id(question.request) for question in self._scheduled}) > 1
         tokens: Counter[str] = Counter()
-        for question in self._taken:
+        for question in self._scheduled:
             tokens[question.request.served.key] += sum(len(item.ids) for item in question.items)
-        rows = sum(len(question.numbers) for question in self._taken)
+        rows = sum(len(question.numbers) for question in self._scheduled)
         self._counters.record_batch(
-            BatchStats("label", rows, tokens, seconds), sum(question.last for question in self._taken)
+            BatchStats("label", rows, tokens, seconds), sum(question.last for question in self._scheduled)
         )
-        for question, answer in zip(self._taken, found, strict=True):
+        for question, answer in zip(self._scheduled, found, strict=True):
             if isinstance(answer, Exception):
                 self._fail(question.request, answer)
             elif answer is not None and question.request.add_prediction(answer):
                 self._outbox.append(question.request.deliver)
-        self._taken = []
+        self._scheduled = []
 
-    def _read(self) -> None:
+    def _prefill(self) -> None:
         texts = [text for text in self._queue.take_generations(self.decoding.fits) if not text.cancelled]
         if texts:
             start = time.perf_counter()
@@ -155,19 +153,19 @@ class EngineWorker(threading.Thread):
                 for text in texts:
                     self._fail(text, error)
                 raise
-            tokens = _counted(texts, [len(text.item.ids) for text in texts])
+            tokens = _count_tokens(texts, [len(text.item.ids) for text in texts])
             self._counters.record_batch(BatchStats("read", len(texts), tokens, time.perf_counter() - start), 0)
 
-    def _grow(self) -> None:
+    def _decode(self) -> None:
         if texts := self.decoding.texts:
             start = time.perf_counter()
             ended = self.decoding.step()
-            tokens = _counted(texts, [1] * len(texts))
+            tokens = _count_tokens(texts, [1] * len(texts))
             self._counters.record_batch(BatchStats("grow", len(texts), tokens, time.perf_counter() - start), len(ended))
 
-    def _deliver_text(self, text: GenerationRequest, piece: CompletionChunk | Exception) -> None:
+    def _deliver_later(self, text: GenerationRequest, piece: CompletionChunk | Exception) -> None:
         if isinstance(piece, Exception):
-            self.failed += 1
+            self._counters.stats.failed += 1
         self._outbox.append(partial(text.deliver, piece))
 
     def _fail(self, request: EngineRequest, error: Exception) -> None:
@@ -176,18 +174,18 @@ class EngineWorker(threading.Thread):
         request.cancelled = True
         self._queue.remove(request)
         if isinstance(request, GenerationRequest):
-            self._deliver_text(request, error)
+            self._deliver_later(request, error)
         else:
-            self.failed += 1
+            self._counters.stats.failed += 1
             self._outbox.append(partial(request.deliver, error))
 
-    def _drop_all(self, error: Exception, *, close: bool = False) -> None:
-        for request in (*(question.request for question in self._taken), *self._queue.take_all(close=close)):
+    def _fail_all(self, error: Exception, *, close: bool = False) -> None:
+        for request in (*(question.request for question in self._scheduled), *self._queue.take_all(close=close)):
             self._fail(request, error)
-        self._taken = []
+        self._scheduled = []
         self.decoding.stop(error)
 
-    def _flush(self) -> None:
+    def _deliver_all(self) -> None:
         """Hand over, in the event loop, what is ready."""
         outbox, self._outbox = self._outbox, []
         if outbox and self.loop is not None:
@@ -202,7 +200,7 @@ def _call_all(calls: Sequence[Callable[[], None]]) -> None:
         call()
 
 
-def _counted(texts: Sequence[GenerationRequest], tokens: Sequence[int]) -> Counter[str]:
+def _count_tokens(texts: Sequence[GenerationRequest], tokens: Sequence[int]) -> Counter[str]:
     counts: Counter[str] = Counter()
     for text, count in zip(texts, tokens, strict=True):
         counts[text.served.key] += count

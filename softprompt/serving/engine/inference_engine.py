@@ -12,7 +12,7 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from math import inf
 from typing import Literal, Self, TypeVar
@@ -120,7 +120,6 @@ class InferenceEngine:
         self._queue = RequestQueue(self.limits.waiting)
         self._prefixes = PrefixCache(base, self.limits.prefix_bytes)
         self._counters = EngineCounters(observer)
-        self._refused = self._expired = 0
         self._closing = False
         self._worker = EngineWorker(
             base,
@@ -145,62 +144,52 @@ class InferenceEngine:
     async def classify(
         self, served: ServedPrompt, examples: Sequence[Example], *, deadline: float | None = None
     ) -> list[Prediction]:
-        """One prediction for each example, in their order.
-
-        Args:
-            deadline: seconds from now after which the answer is no longer wanted.
-
-        Raises:
-            EngineBusyError: the queue is full, or the engine is closing.
-            DeadlineExceededError: the deadline came first.
-            TemplateError, DataError: the examples cannot be read, or the task has no labels.
-            PromptFileError, BaseModelError: the prompt cannot be used with this model.
-        """
+        """See ``EngineClient``; raises PromptFileError and BaseModelError too, for a prompt that does not work here."""
         if served.spec.kind != "classification":
             raise DataError(f"'{served.key}' has no labels to choose from: expected a prompt for classification")
         if not examples:
             return []
-        answer: asyncio.Future[list[Prediction]] = self._loop().create_future()
+        answer: asyncio.Future[list[Prediction]] = self._bind_loop().create_future()
 
         async def ready() -> ClassificationRequest:
             texts: list[tuple[int, ...]] = []
             read: list[InputUsage] = []
             for part in split_portions(served.spec.template, examples):
-                asking, some, of_them = await self._prepared(partial(self._preparing.encode_examples, served, part))
+                asking, some, of_them = await self._run_preparer(partial(self._preparing.encode_examples, served, part))
                 texts += some
                 read += of_them
             unshared = 0 if self._shares else max((state.length for state in served.states), default=0)
             return ClassificationRequest(served, asking, texts, read, unshared, answer)
 
         until = deadline_after(deadline)
-        async with self._within(until):
-            request = await self._queued("classification", served.key, len(examples), ready)
+        async with self._expire_at(until):
+            request = await self._enqueue("classification", served.key, len(examples), ready)
             try:
                 return await answer
             finally:
-                self._give_up(request)
+                self._cancel(request)
 
     async def generate(
         self, served: ServedPrompt, example: Example, generation: GenerationConfig, *, deadline: float | None = None
     ) -> AsyncIterator[CompletionChunk]:
-        """The completion of one example, piece by piece as it grows; raises as ``classify``."""
+        """See ``EngineClient``; raises as ``classify``."""
         if len(served.states) > 1:
             raise DataError(f"'{served.key}' is several prompts that vote on a label: expected one prompt")
-        self._loop()
+        self._bind_loop()
         out: asyncio.Queue[CompletionChunk | Exception] = asyncio.Queue()
 
         async def ready() -> GenerationRequest:
             work = partial(self._preparing.encode_text, served, example, generation.max_new_tokens)
-            item, read = await self._prepared(work)
+            item, read = await self._run_preparer(work)
             return GenerationRequest(self.base, served, item, read, generation, out)
 
         until = deadline_after(deadline)
-        async with self._within(until):
-            request = await self._queued("generation", served.key, 1, ready)
+        async with self._expire_at(until):
+            request = await self._enqueue("generation", served.key, 1, ready)
         try:
             while True:
                 # only while waiting: between pieces the caller's own time passes
-                async with self._within(until):
+                async with self._expire_at(until):
                     piece = await out.get()
                 if isinstance(piece, Exception):
                     raise piece
@@ -208,7 +197,7 @@ class InferenceEngine:
                 if piece.finish is not None:
                     return
         finally:
-            self._give_up(request)
+            self._cancel(request)
 
     async def close(self, *, graceful: bool = True) -> None:
         """Take no more requests, and end; those that wait or run are finished first, or refused (EngineClosedError)."""
@@ -219,39 +208,32 @@ class InferenceEngine:
 
     def snapshot(self) -> EngineStats:
         """Where it stands; from any thread."""
-        counters, prefixes = self._counters, self._prefixes
-        return EngineStats(
+        prefixes = self._prefixes
+        return replace(
+            self._counters.stats,
             waiting=sum(self._queue.counts.values()),
             running=len(self._worker.decoding),
-            batches=counters.batches,
-            answered=counters.answered,
-            refused=self._refused,
-            expired=self._expired,
-            failed=self._worker.failed,
-            tokens_read=counters.tokens_read,
-            tokens_made=counters.tokens_made,
-            seconds=counters.seconds,
             prefix_entries=len(prefixes),
             prefix_bytes=prefixes.bytes,
             prefix_hits=prefixes.hits,
             prefix_misses=prefixes.misses,
         )
 
-    def _loop(self) -> asyncio.AbstractEventLoop:
+    def _bind_loop(self) -> asyncio.AbstractEventLoop:
         loop = asyncio.get_running_loop()
         if self._worker.loop not in (None, loop):
             raise RuntimeError("an engine is to be used from one event loop")
         self._worker.loop = loop
         return loop
 
-    async def _prepared(self, work: Callable[[], _Value]) -> _Value:
+    async def _run_preparer(self, work: Callable[[], _Value]) -> _Value:
         try:
             working = asyncio.get_running_loop().run_in_executor(self._preparer, work)
         except RuntimeError as error:  # it was shut down meanwhile
             raise EngineClosedError from error
         return await working
 
-    async def _queued(
+    async def _enqueue(
         self, kind: RequestKind, key: str, examples: int, ready: Callable[[], Awaitable[_Request]]
     ) -> _Request:
         """Keep room for a request, make it ready, and let it wait its turn."""
@@ -260,7 +242,7 @@ class InferenceEngine:
         if examples > self._queue.capacity:
             raise DataError(f"{examples:,} examples at once: expected at most {self._queue.capacity:,}, send fewer")
         if not self._queue.reserve(kind, key, examples):
-            self._refused += 1
+            self._counters.stats.refused += 1
             seconds = self._counters.seconds_for(self._queue.counts)
             raise EngineBusyError(min(max(seconds, 1.0), _LONGEST_WAIT))
         try:
@@ -272,17 +254,17 @@ class InferenceEngine:
             raise
         return request
 
-    def _give_up(self, request: EngineRequest) -> None:
+    def _cancel(self, request: EngineRequest) -> None:
         """Nobody waits for it any more: out of the queue, or out of its batch at the next step."""
         request.cancelled = True
         self._queue.remove(request)
 
     @asynccontextmanager
-    async def _within(self, until: float | None) -> AsyncIterator[None]:
+    async def _expire_at(self, until: float | None) -> AsyncIterator[None]:
         """DeadlineExceededError, and counted, if what is in it takes until then."""
         try:
             async with expire_at(until):
                 yield
         except DeadlineExceededError:
-            self._expired += 1
+            self._counters.stats.expired += 1
             raise

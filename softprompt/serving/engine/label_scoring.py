@@ -23,14 +23,14 @@ def score_labels(
     why, and changes nothing for the others."""
     failing = prefixes.prepare(question.request.served for question in questions)
     sound = [question for question in questions if question.request.served.key not in failing]
-    found = iter(_isolated(base, prefixes, sound, token_budget))
+    found = iter(_score_isolated(base, prefixes, sound, token_budget))
     return [
-        error if (error := failing.get(question.request.served.key)) is not None else _predicted(question, next(found))
+        error if (error := failing.get(question.request.served.key)) is not None else _predict(question, next(found))
         for question in questions
     ]
 
 
-def _predicted(question: ScheduledExample, scores: Tensor | Exception) -> Prediction | Exception | None:
+def _predict(question: ScheduledExample, scores: Tensor | Exception) -> Prediction | Exception | None:
     if isinstance(scores, Exception) or (whole := question.request.add_scores(question, scores)) is None:
         return scores if isinstance(scores, Exception) else None
     mean = whole.logsumexp(dim=0, keepdim=True) - math.log(len(whole))
@@ -39,19 +39,19 @@ def _predicted(question: ScheduledExample, scores: Tensor | Exception) -> Predic
     return replace(prediction, index=question.index, prompt_tokens=read.tokens, cut=read.cut)
 
 
-def _isolated(
+def _score_isolated(
     base: FrozenLM, prefixes: PrefixCache, questions: Sequence[ScheduledExample], token_budget: int
 ) -> list[Tensor | Exception]:
-    """Scores as ``_scores``; what fails in a batch is asked again by itself."""
+    """Scores as ``_score_batch``; what fails in a batch is asked again by itself."""
     found: Sequence[Tensor | Exception | None]
     try:
-        found = _scores(base, prefixes, questions, token_budget) if questions else []
+        found = _score_batch(base, prefixes, questions, token_budget) if questions else []
     except Exception as error:  # whatever it is, the others are not to suffer
         found = [None if len(questions) > 1 else error] * len(questions)
     if len(questions) == 1:
         return [make_not_finite_error(questions[0].request.served) if found[0] is None else found[0]]
     return [
-        _isolated(base, prefixes, [question], token_budget)[0] if scores is None else scores
+        _score_isolated(base, prefixes, [question], token_budget)[0] if scores is None else scores
         for question, scores in zip(questions, found, strict=True)
     ]
 
@@ -66,7 +66,7 @@ def make_not_finite_error(served: ServedPrompt) -> SoftpromptError:
     )
 
 
-def _scores(
+def _score_batch(
     base: FrozenLM, prefixes: PrefixCache, questions: Sequence[ScheduledExample], token_budget: int
 ) -> list[Tensor | None]:
     """What each question adds to the log-probabilities of its labels, behind each of the prompts that answer together;

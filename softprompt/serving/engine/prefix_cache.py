@@ -25,14 +25,14 @@ class PrefixCache:
 
     Attributes:
         hits, misses: prompts of a batch that were there, and that had to be computed.
-        bytes: of all that is kept; above ``most_bytes`` only what one batch needs.
+        bytes: of all that is kept; above ``max_bytes`` only what one batch needs.
     """
 
-    def __init__(self, base: FrozenLM, most_bytes: int) -> None:
-        self._base, self._most_bytes = base, most_bytes
+    def __init__(self, base: FrozenLM, max_bytes: int) -> None:
+        self._base, self._max_bytes = base, max_bytes
         self._single: OrderedDict[PrefixKey, tuple[tuple[Prefix, ...], int]] = OrderedDict()
         # several of them as one, which batches that mix the same prompts use again
-        self._join_prefixes: OrderedDict[tuple[PrefixKey, ...], tuple[Prefix | SharedPrefixes, int]] = OrderedDict()
+        self._combined: OrderedDict[tuple[PrefixKey, ...], tuple[Prefix | SharedPrefixes, int]] = OrderedDict()
         self.hits = self.misses = self.bytes = 0
 
     def __len__(self) -> int:
@@ -43,7 +43,7 @@ class PrefixCache:
         found: dict[str, Exception] = {}
         for one in {one.key: one for one in served}.values():
             try:
-                self._have(one)
+                self._load(one)
             except Exception as error:  # whatever it is, it is this prompt's alone
                 found[one.key] = error
         return found
@@ -55,47 +55,49 @@ class PrefixCache:
         """
         # in one order, so that the same prompts are the same batch
         different = sorted({one.key: one for one in served}.values(), key=lambda one: one.key)
-        prompts = {_key(one): one for one in different}
+        prompts = {_make_key(one): one for one in different}
         for key, one in prompts.items():
             if key not in self._single:
-                self._have(one)
+                self._load(one)
         keys = tuple(prompts)
         singles = [prefix for key in keys for prefix in self._single[key][0]]
-        if keys not in self._join_prefixes:
-            joined = _join_prefixes(self._base, singles)
-            size = _size(joined) if len(singles) > 1 and isinstance(joined, CachedPrefix | EncodedPrefix) else 0
-            self._join_prefixes[keys] = joined, size
+        if keys not in self._combined:
+            combined = _join_prefixes(self._base, singles)
+            size = 0
+            if len(singles) > 1 and isinstance(combined, CachedPrefix | EncodedPrefix):
+                size = _count_bytes(combined)
+            self._combined[keys] = combined, size
             self.bytes += size
-        self._join_prefixes.move_to_end(keys)
-        self._shrink(keys)
+        self._combined.move_to_end(keys)
+        self._evict(keys)
         places: dict[PrefixKey, int] = {}
         for key in keys:
             places[key] = sum(len(self._single[before][0]) for before in places)
-        return self._join_prefixes[keys][0], {one.key: places[_key(one)] for one in different}
+        return self._combined[keys][0], {one.key: places[_make_key(one)] for one in different}
 
-    def _have(self, served: ServedPrompt) -> None:
-        key = _key(served)
+    def _load(self, served: ServedPrompt) -> None:
+        key = _make_key(served)
         if key in self._single:
             self.hits += 1
             self._single.move_to_end(key)
             return
         self.misses += 1
         prefixes = tuple(make_prefix(self._base, state) for state in served.states or (None,))
-        self._single[key] = prefixes, sum(map(_size, prefixes))
+        self._single[key] = prefixes, sum(map(_count_bytes, prefixes))
         self.bytes += self._single[key][1]
 
-    def _shrink(self, needed: tuple[PrefixKey, ...]) -> None:
+    def _evict(self, needed: tuple[PrefixKey, ...]) -> None:
         """Let go of what is too much: first of what was joined, which is made again faster."""
-        while len(self._join_prefixes) > 1 and (self.bytes > self._most_bytes or len(self._join_prefixes) > MAX_JOINED):
-            self.bytes -= self._join_prefixes.popitem(last=False)[1][1]
-        while self.bytes > self._most_bytes and (oldest := next(iter(self._single))) not in needed:
+        while len(self._combined) > 1 and (self.bytes > self._max_bytes or len(self._combined) > MAX_JOINED):
+            self.bytes -= self._combined.popitem(last=False)[1][1]
+        while self.bytes > self._max_bytes and (oldest := next(iter(self._single))) not in needed:
             self.bytes -= self._single.pop(oldest)[1]
             # what was joined of it would keep it alive
-            for joined in [joined for joined in self._join_prefixes if oldest in joined]:
-                self.bytes -= self._join_prefixes.pop(joined)[1]
+            for combined in [combined for combined in self._combined if oldest in combined]:
+                self.bytes -= self._combined.pop(combined)[1]
 
 
-def _key(served: ServedPrompt) -> PrefixKey:
+def _make_key(served: ServedPrompt) -> PrefixKey:
     return served.key if served.states else None
 
 
@@ -113,12 +115,12 @@ def _join_prefixes(base: FrozenLM, singles: Sequence[Prefix]) -> Prefix | Shared
     )
 
 
-def _size(prefix: Prefix) -> int:
+def _count_bytes(prefix: Prefix) -> int:
     """Bytes of its tensors."""
-    return sum(tensor.numel() * tensor.element_size() for tensor in _tensors(prefix))
+    return sum(tensor.numel() * tensor.element_size() for tensor in _list_tensors(prefix))
 
 
-def _tensors(prefix: Prefix) -> list[Tensor]:
+def _list_tensors(prefix: Prefix) -> list[Tensor]:
     if isinstance(prefix, CachedPrefix):
         layers = [] if prefix.cache is None else prefix.cache.layers
         return [tensor for layer in layers if layer.keys is not None for tensor in (layer.keys, layer.values)]

@@ -104,7 +104,7 @@ class PromptRegistry:
         *,
         base_name: str,
         default_alias: str = "prod",
-        most: int = 1024,
+        max_loaded: int = 1024,
         check: Callable[[Prompt], None] | None = None,
     ) -> None:
         """Nothing is read yet: ``refresh`` does it.
@@ -112,7 +112,7 @@ class PromptRegistry:
         Args:
             base_name: what requests call the base model.
             default_alias: where a bare name leads, if it has this alias; else to its newest version.
-            most: prompts held in memory.
+            max_loaded: prompts held in memory.
             check: raises PromptFileError for a prompt of this base model that the engine has no way to run.
         """
         self.base, self.base_name = base, base_name
@@ -120,14 +120,14 @@ class PromptRegistry:
         spec = TaskSpec("generation", BARE_TEMPLATE, max_length=base.context_length or BARE_LENGTH)
         self.bare = ServedPrompt(base_name, spec, ())
         self._source, self._check = source, check
-        self._default_alias, self._most = default_alias, most
+        self._default_alias, self._max_loaded = default_alias, max_loaded
         self._names: Mapping[str, PromptListing] = {}
         self._kept: OrderedDict[str, LoadedPrompt] = OrderedDict()
         self._failed: dict[str, str] = {}
         self._logged: dict[str, str] = {}  # why a version failed: said once, though each refresh tries it again
         self._loading: dict[str, asyncio.Task[LoadedPrompt]] = {}
         self._lock = Lock()  # of _kept and _failed, which the thread of a refresh changes too
-        self._turn = asyncio.Lock()
+        self._refreshing = asyncio.Lock()
 
     @property
     def names(self) -> Mapping[str, PromptListing]:
@@ -149,27 +149,27 @@ class PromptRegistry:
         stock = self._source.read_catalog(before)
         with self._lock:
             self._failed.clear()
-            there = _versions(stock.names)
+            there = _list_versions(stock.names)
             self._logged = {id: why for id, why in self._logged.items() if id in there}
-        led_to = [
+        pointed_to = [
             ResolvedModel(f"{name}@{number}", name, number)
             for name, listing in stock.names.items()
             for number in sorted({*listing.aliases.values(), listing.numbers[-1]} & {*listing.numbers})
         ]
-        for found in led_to[: self._most]:
+        for found in pointed_to[: self._max_loaded]:
             if found.id not in self._kept:
                 self._try_to_load(found)
         self._names = stock.names
-        there = _versions(stock.names)
+        there = _list_versions(stock.names)
         with self._lock:
             for id in [id for id in self._kept if id not in there]:
                 del self._kept[id]
         self.refreshed = True
-        return _changes(before, stock.names, stock.troubles)
+        return _compare_catalogs(before, stock.names, stock.troubles)
 
     async def reload(self) -> StoreChanges:
         """``refresh`` beside the running requests, one at a time."""
-        async with self._turn:
+        async with self._refreshing:
             return await asyncio.to_thread(self.refresh)
 
     def resolve(self, model: str) -> ResolvedModel:
@@ -217,7 +217,7 @@ class PromptRegistry:
         task = self._loading.get(found.id)
         if task is None:
             task = self._loading[found.id] = asyncio.create_task(asyncio.to_thread(self._load, found))
-            task.add_done_callback(lambda done: self._loaded(found.id, done))
+            task.add_done_callback(lambda done: self._forget_task(found.id, done))
         # shielded, for others may wait for it too
         return await asyncio.shield(task)
 
@@ -233,7 +233,7 @@ class PromptRegistry:
         """Why a version could not be loaded since the last refresh, if that was tried."""
         return self._failed.get(id)
 
-    def _loaded(self, id: str, task: "asyncio.Task[LoadedPrompt]") -> None:
+    def _forget_task(self, id: str, task: "asyncio.Task[LoadedPrompt]") -> None:
         del self._loading[id]
         if not task.cancelled():
             task.exception()  # looked at, even if nobody waits any more
@@ -270,19 +270,19 @@ class PromptRegistry:
         with self._lock:
             self._logged.pop(found.id, None)
             self._kept[found.id] = loaded
-            while len(self._kept) > self._most:
+            while len(self._kept) > self._max_loaded:
                 self._kept.popitem(last=False)
         return loaded
 
 
-def _versions(names: Mapping[str, PromptListing]) -> set[str]:
+def _list_versions(names: Mapping[str, PromptListing]) -> set[str]:
     return {f"{name}@{number}" for name, listing in names.items() for number in listing.numbers}
 
 
-def _changes(
+def _compare_catalogs(
     before: Mapping[str, PromptListing], after: Mapping[str, PromptListing], troubles: tuple[str, ...]
 ) -> StoreChanges:
-    old, new = _versions(before), _versions(after)
+    old, new = _list_versions(before), _list_versions(after)
     moved = [
         f"{name}@{alias}"
         for name in before.keys() & after.keys()

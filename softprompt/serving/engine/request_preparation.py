@@ -54,7 +54,7 @@ class TextEncoder:
     def get_label_encoder(self, served: ServedPrompt, examples: Sequence[Example]) -> ExampleEncoder:
         """What reads ``examples`` for their labels; raises DataError for one that is too long."""
         self._check_lengths(examples)
-        return self._labelling.get(served.key, lambda: self._encoder(served, served.spec))
+        return self._labelling.get(served.key, lambda: self._make_encoder(served, served.spec))
 
     def encode_text(
         self, served: ServedPrompt, example: Example, new_tokens: int
@@ -68,12 +68,12 @@ class TextEncoder:
         # whatever its task is, words can follow
         encoder = self._generating.get(
             (served.key, new_tokens),
-            lambda: self._encoder(served, served.spec.as_generation, new_tokens),
+            lambda: self._make_encoder(served, served.spec.as_generation, new_tokens),
         )
         (ids,), cut = encode_and_find_cuts(encoder, [example])
         return EncodedSequence(0, ids, ()), InputUsage(count_virtual_tokens(served) + len(ids), bool(cut))
 
-    def _encoder(self, served: ServedPrompt, spec: TaskSpec, new_tokens: int = 0) -> ExampleEncoder:
+    def _make_encoder(self, served: ServedPrompt, spec: TaskSpec, new_tokens: int = 0) -> ExampleEncoder:
         length = max((state.length for state in served.states), default=0)
         return ExampleEncoder(self._base, spec, length, new_tokens, words_before(served.states))
 
@@ -89,7 +89,7 @@ def weigh_labels(encoder: ExampleEncoder) -> int:
     return 1 + sum(map(len, sequences)) // _TOKENS_OF_ONE
 
 
-def _weight_of_decisions(objective: AnswerScorer) -> int:
+def _weigh_decisions(objective: AnswerScorer) -> int:
     assert objective.verbalizer is not None
     return 1 + len(objective.verbalizer.decisions) * len(objective.verbalizer.sequences) // _CELLS_OF_ONE
 
@@ -118,7 +118,7 @@ class RequestPreparer(TextEncoder):
     def __init__(self, base: FrozenLM, longest: int) -> None:
         super().__init__(base, longest)
         self._model = base
-        self._objectives: WeightedCache[AnswerScorer] = WeightedCache(KEPT, _weight_of_decisions)
+        self._objectives: WeightedCache[AnswerScorer] = WeightedCache(KEPT, _weigh_decisions)
 
     def encode_examples(
         self, served: ServedPrompt, examples: Sequence[Example]

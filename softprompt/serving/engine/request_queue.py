@@ -16,22 +16,22 @@ from softprompt.serving.engine.engine_requests import (
     ScheduledExample,
 )
 
-LOOKED_AT = 4  # questions that a batch is chosen from, times as many as it can hold
+LOOKED_AT = 4  # examples that a batch is chosen from, times as many as it can hold
 
 
 class RequestQueue:
     """Requests that wait; safe to use from several threads.
 
     Attributes:
-        most: examples that may wait; and an eighth of it more, of prompts of which no more than that waits, so that
+        capacity: examples that may wait; and an eighth of it more, of prompts of which no more than that waits, so that
             one prompt never fills the queue for all.
-        count: examples that wait or are being prepared, by the kind of their requests.
-        of: the same by the keys of their prompts.
+        counts: examples that wait or are being prepared, by the kind of their requests.
+        counts_by_prompt: the same by the keys of their prompts.
         preparing: those that are being prepared.
     """
 
-    def __init__(self, most: int) -> None:
-        self.capacity = most
+    def __init__(self, limit: int) -> None:
+        self.capacity = limit
         self.counts: dict[RequestKind, int] = {"classification": 0, "generation": 0}
         self.counts_by_prompt: Counter[str] = Counter()
         self.preparing = 0
@@ -47,14 +47,14 @@ class RequestQueue:
             room = self.capacity + (few if self.counts_by_prompt[key] + examples <= few else 0)
             if sum(self.counts.values()) + examples > room:
                 return False
-            self._count(kind, key, examples)
+            self._add_count(kind, key, examples)
             self.preparing += examples
             return True
 
     def release(self, kind: RequestKind, key: str, examples: int) -> None:
         """Examples for which room was kept will not come."""
         with self._changed:
-            self._count(kind, key, -examples)
+            self._add_count(kind, key, -examples)
             self.preparing -= examples
             self._changed.notify_all()
 
@@ -67,7 +67,7 @@ class RequestQueue:
                 self._questions.append(request)
             else:
                 self._texts.append(request)
-            self.preparing -= _examples(request)
+            self.preparing -= _count_examples(request)
             self._changed.notify_all()
             return True
 
@@ -76,10 +76,10 @@ class RequestQueue:
         with self._changed:
             if isinstance(request, ClassificationRequest) and request in self._questions:
                 self._questions.remove(request)
-                self._count("classification", request.served.key, -len(request.waiting))
+                self._add_count("classification", request.served.key, -len(request.waiting))
             elif isinstance(request, GenerationRequest) and request in self._texts:
                 self._texts.remove(request)
-                self._count("generation", request.served.key, -1)
+                self._add_count("generation", request.served.key, -1)
 
     def take_examples(self, rows: int, tokens: int) -> list[ScheduledExample]:
         """Examples for one forward pass of at most so many rows and padded tokens, if it is not just one row.
@@ -88,7 +88,7 @@ class RequestQueue:
         many as fit, so that others get their turn before the rest of it.
         """
         with self._changed:
-            if not (candidates := self._in_turn(rows * LOOKED_AT, rows, tokens)):
+            if not (candidates := self._next_in_turn(rows * LOOKED_AT, rows, tokens)):
                 return []
             first, *others = candidates
             others.sort(key=lambda one: abs(one.length - first.length))
@@ -103,7 +103,7 @@ class RequestQueue:
                 one.request.scheduled[one.index] = one.numbers.stop
                 if one.last:
                     one.request.waiting.remove(one.index)
-                    self._count("classification", one.request.served.key, -1)
+                    self._add_count("classification", one.request.served.key, -1)
             # whose turn it was goes behind the others, and so do others of that prompt
             self._questions.rotate(-1)
             key = first.request.served.key
@@ -120,7 +120,7 @@ class RequestQueue:
             while self._texts and fits(taken, self._texts[0]):
                 taken.append(self._texts.popleft())
             for text in taken:
-                self._count("generation", text.served.key, -1)
+                self._add_count("generation", text.served.key, -1)
             return taken
 
     def take_all(self, *, close: bool = False) -> list[EngineRequest]:
@@ -129,7 +129,7 @@ class RequestQueue:
             self._closed |= close
             everything: list[EngineRequest] = [*self._questions, *self._texts]
             for request in everything:
-                self._count(request.kind, request.served.key, -_examples(request))
+                self._add_count(request.kind, request.served.key, -_count_examples(request))
             self._questions.clear()
             self._texts.clear()
             return everything
@@ -149,17 +149,17 @@ class RequestQueue:
         """Examples that wait, prepared."""
         return sum(self.counts.values()) - self.preparing
 
-    def _count(self, kind: RequestKind, key: str, examples: int) -> None:
+    def _add_count(self, kind: RequestKind, key: str, examples: int) -> None:
         self.counts[kind] += examples
         self.counts_by_prompt[key] += examples
         if not self.counts_by_prompt[key]:
             del self.counts_by_prompt[key]
 
-    def _in_turn(self, most: int, rows: int, tokens: int) -> list[ScheduledExample]:
+    def _next_in_turn(self, limit: int, rows: int, tokens: int) -> list[ScheduledExample]:
         """The next examples, one of each request after the other, of each as many rows as a forward pass takes."""
         found: list[ScheduledExample] = []
         places = [(request, iter(request.waiting)) for request in self._questions]
-        while places and len(found) < most:
+        while places and len(found) < limit:
             going = []
             for request, rest in places:
                 if (index := next(rest, None)) is None:
@@ -168,11 +168,11 @@ class RequestQueue:
                     request.schedule_example(index, max(1, min(rows, tokens // max(1, request.lengths[index]))))
                 )
                 going.append((request, rest))
-                if len(found) == most:
+                if len(found) == limit:
                     break
             places = going
         return found
 
 
-def _examples(request: EngineRequest) -> int:
+def _count_examples(request: EngineRequest) -> int:
     return len(request.waiting) if isinstance(request, ClassificationRequest) else 1

@@ -44,7 +44,7 @@ class VllmClient:
     def __init__(self, url: str, key: str | None = None) -> None:
         """Nothing is asked yet; ``key``: its API key, if it wants one."""
         self.url = url.rstrip("/").removesuffix("/v1")
-        self._works: set[asyncio.Task[Any]] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()
         self._headers = {} if key is None else {"Authorization": f"Bearer {key}"}
         # a request is bounded by its deadline and by how many may wait, not by the number of connections
         self._client = httpx.AsyncClient(
@@ -60,7 +60,7 @@ class VllmClient:
         Raises:
             ConfigError: nothing answers there, or something else than vLLM.
         """
-        models = self._asked_once("GET", "/v1/models")
+        models = self._request_once("GET", "/v1/models")
         try:
             length = models["data"][0].get("max_model_len")
             return VllmModelInfo(str(models["data"][0]["id"]), None if length is None else int(length))
@@ -69,7 +69,7 @@ class VllmClient:
 
     def complete_once(self, body: Mapping[str, Any]) -> list[dict[str, Any]]:
         """The choices of a completion; blocks, raises as ``look``."""
-        return _choices(self._asked_once("POST", "/v1/completions", body))
+        return _read_choices(self._request_once("POST", "/v1/completions", body))
 
     async def is_healthy(self) -> bool:
         """Whether it says that it can be asked."""
@@ -80,51 +80,51 @@ class VllmClient:
 
     async def complete(self, body: Mapping[str, Any]) -> list[dict[str, Any]]:
         """The choices of a completion, in the order of the texts; raises what stands on top."""
-        work = self._begun(self._content(body))
+        task = self._start_task(self._fetch(body))
         try:
-            return _choices(_parsed(await asyncio.shield(work)))
+            return _read_choices(_parse_json(await asyncio.shield(task)))
         finally:
-            work.cancel()
+            task.cancel()
 
     async def stream(self, body: Mapping[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
         """The choice in each event of a completion as it grows; raises what stands on top."""
         arrived: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
-        work = self._begun(self._events({**body, "stream": True}, arrived))
+        task = self._start_task(self._forward_events({**body, "stream": True}, arrived))
         try:
             while (choice := await arrived.get()) is not None:
                 yield choice
-            await work
+            await task
         finally:
-            work.cancel()
+            task.cancel()
 
     async def close(self) -> None:
         """End what runs."""
-        for work in self._works:
-            work.cancel()
-        await asyncio.gather(*self._works, return_exceptions=True)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._client.aclose()
 
-    def _begun(self, work: Coroutine[Any, Any, _Value]) -> "asyncio.Task[_Value]":
+    def _start_task(self, work: Coroutine[Any, Any, _Value]) -> "asyncio.Task[_Value]":
         """A task that is cancelled once at most: cancelled again while it closes its connection, that would stay open,
         and the engine at work."""
         task = asyncio.create_task(work)
-        self._works.add(task)
-        task.add_done_callback(self._ended)
+        self._tasks.add(task)
+        task.add_done_callback(self._forget_task)
         return task
 
-    def _ended(self, task: "asyncio.Task[Any]") -> None:
-        self._works.discard(task)
+    def _forget_task(self, task: "asyncio.Task[Any]") -> None:
+        self._tasks.discard(task)
         if not task.cancelled():
             task.exception()  # looked at, even if nobody waits any more
 
-    async def _content(self, body: Mapping[str, Any]) -> bytes:
-        async with self._answer(body) as response:
+    async def _fetch(self, body: Mapping[str, Any]) -> bytes:
+        async with self._open_response(body) as response:
             return await response.aread()
 
-    async def _events(self, body: Mapping[str, Any], arrived: "asyncio.Queue[dict[str, Any] | None]") -> None:
+    async def _forward_events(self, body: Mapping[str, Any], arrived: "asyncio.Queue[dict[str, Any] | None]") -> None:
         """Hand over the choices of a stream, and ``None`` when there are no more, whatever the reason."""
         try:
-            async with self._answer(body) as response:
+            async with self._open_response(body) as response:
                 async for line in response.aiter_lines():
                     kind, _, data = line.partition(":")
                     if kind != "data" or data.strip() == "[DONE]":
@@ -137,7 +137,7 @@ class VllmClient:
         finally:
             arrived.put_nowait(None)
 
-    def _asked_once(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
+    def _request_once(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
         try:
             response = httpx.request(
                 method, f"{self.url}{path}", json=body, headers=self._headers, timeout=LOOK_SECONDS
@@ -147,31 +147,31 @@ class VllmClient:
         if response.status_code in (401, 403):
             raise ConfigError(f"'{self.url}' wants another API key: give it in SOFTPROMPT_ENGINE_KEY")
         if not response.is_success:
-            reason = f"{response.status_code}: {_reason(response.content)}"
+            reason = f"{response.status_code}: {_read_reason(response.content)}"
             raise ConfigError(f"'{self.url}{path}' answers {reason}; {EXPECTED}")
-        return _parsed(response.content)
+        return _parse_json(response.content)
 
     @asynccontextmanager
-    async def _answer(self, body: Mapping[str, Any]) -> AsyncGenerator[httpx.Response, None]:
+    async def _open_response(self, body: Mapping[str, Any]) -> AsyncGenerator[httpx.Response, None]:
         """A response that has begun well; left early, it closes its connection, which ends the engine's work on it."""
         try:
             async with self._client.stream("POST", "/v1/completions", json=body) as response:
                 if not response.is_success:
-                    raise _problem(response, await response.aread())
+                    raise _to_error(response, await response.aread())
                 yield response
         except httpx.TransportError as error:
             log.warning("engine not reached", extra={"fields": {"reason": f"{type(error).__name__}: {error}"}})
             raise EngineUnreachableError("the engine behind this server does not answer: try again later") from error
 
 
-def _parsed(content: bytes) -> Any:
+def _parse_json(content: bytes) -> Any:
     try:
         return json.loads(content)
     except ValueError:
         return None
 
 
-def _choices(answer: Any) -> list[dict[str, Any]]:
+def _read_choices(answer: Any) -> list[dict[str, Any]]:
     """In the order of the texts."""
     try:
         return sorted(answer["choices"], key=lambda one: int(one["index"]))
@@ -179,8 +179,8 @@ def _choices(answer: Any) -> list[dict[str, Any]]:
         raise RuntimeError(f"the engine's answer is none of vLLM's: {type(error).__name__}") from error
 
 
-def _problem(response: httpx.Response, content: bytes) -> Exception:
-    status, reason = response.status_code, _reason(content)
+def _to_error(response: httpx.Response, content: bytes) -> Exception:
+    status, reason = response.status_code, _read_reason(content)
     if status == 429:
         seconds = response.headers.get("retry-after", "")
         return EngineBusyError(float(seconds) if seconds.isdecimal() else 1.0)
@@ -194,7 +194,7 @@ def _problem(response: httpx.Response, content: bytes) -> Exception:
     return RuntimeError(f"the engine answers {status}")
 
 
-def _reason(content: bytes) -> str:
+def _read_reason(content: bytes) -> str:
     """The message of an error in OpenAI's format, on one line."""
     try:
         parsed = json.loads(content)

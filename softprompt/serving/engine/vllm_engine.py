@@ -12,9 +12,12 @@ import math
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, contextmanager
+from copy import copy
 from functools import partial
 from statistics import fmean
 from typing import Any, TypeVar
+
+import torch
 
 from softprompt.data.encoding.encoder import ExampleEncoder
 from softprompt.data.encoding.verbalizer import Decision
@@ -74,9 +77,11 @@ class VllmEngine:
         self.model = running.model
         self._check()
         lengths = [one for one in (checkpoint.context_length, running.context_length) if one is not None]
+        shortened = copy(checkpoint)
         # vLLM wants room for the token that it is asked for
-        self._texts = TextEncoder(_Shortened(checkpoint, min(lengths) - 1 if lengths else None), limits.text_characters)
-        self._fronts: WeightedCache[tuple[int, ...]] = WeightedCache(KEPT)
+        shortened.context_length = min(lengths) - 1 if lengths else None
+        self._texts = TextEncoder(shortened, limits.text_characters)
+        self._leading_tokens: WeightedCache[tuple[int, ...]] = WeightedCache(KEPT)
         self._preparer = ThreadPoolExecutor(1, "softprompt tokens")
         self._inside = 0
 
@@ -92,28 +97,30 @@ class VllmEngine:
             raise DataError(f"'{served.key}' has no labels to choose from: expected a prompt for classification")
         if not examples:
             return []
-        with self._admitted(len(examples)):
+        with self._reserve_room(len(examples)):
             async with expire_at(deadline_after(deadline)):
                 texts: list[tuple[int, ...]] = []
                 cut: set[int] = set()
                 for part in split_portions(served.spec.template, examples):
-                    encoder, front, some, shortened = await self._prepared(partial(self._labelling, served, part))
+                    encoder, leading, some, shortened = await self._run_preparer(
+                        partial(self._encode_for_labels, served, part)
+                    )
                     cut |= {len(texts) + index for index in shortened}
                     texts += some
                 assert encoder.verbalizer is not None
                 decisions = encoder.verbalizer.decisions
-                asked = await _together(
-                    self._decided(decision, [[*front, *text, *decision.path] for text in texts])
+                scored = await gather_in_order(
+                    self._score_decision(decision, [[*leading, *text, *decision.path] for text in texts])
                     for decision in decisions
                 )
         scores = [[0.0] * len(served.spec.labels) for _ in texts]
-        for decision, answers in zip(decisions, asked, strict=True):
+        for decision, answers in zip(decisions, scored, strict=True):
             for score, choices in zip(scores, answers, strict=True):
                 for label, choice in decision.choice_of_label.items():
                     score[label] += choices[choice]
         length = count_virtual_tokens(served)
         return [
-            _prediction(index, served, score, InputUsage(length + len(text), index in cut))
+            _make_prediction(index, served, score, InputUsage(length + len(text), index in cut))
             for index, (score, text) in enumerate(zip(scores, texts, strict=True))
         ]
 
@@ -122,19 +129,19 @@ class VllmEngine:
     ) -> AsyncIterator[CompletionChunk]:
         """See ``EngineClient``."""
         until = deadline_after(deadline)
-        with self._admitted(1):
+        with self._reserve_room(1):
             async with expire_at(until):
-                ids, read = await self._prepared(partial(self._text, served, example, generation))
+                ids, read = await self._run_preparer(partial(self._encode_text, served, example, generation))
             completion = Completion(self._checkpoint, generation)
             pieces = Detokenizer(completion, self._checkpoint.tokenizer, read)
-            async with aclosing(self._server.stream(self._continuation(ids, generation))) as events:
+            async with aclosing(self._server.stream(self._build_completion_body(ids, generation))) as events:
                 while completion.finish is None:
                     # only while waiting: between pieces the caller's own time passes
                     async with expire_at(until):
                         choice = await anext(events, None)
                     if choice is None:
                         raise RuntimeError("the engine's stream ended before the completion did")
-                    _take(completion, choice)
+                    _add_tokens(completion, choice)
                     if (completion.tokens or completion.finish) and (piece := pieces.next_chunk()) is not None:
                         yield piece
 
@@ -147,8 +154,8 @@ class VllmEngine:
         """Compare the server with what the checkpoint gave when it was made; raises ConfigError."""
         url = self._server.url
         for name, probe in self._checkpoint.probes.items():
-            (choice,) = self._server.complete_once(self._question([list(probe.ids)], probe.tokens))
-            given = _given(choice)
+            (choice,) = self._server.complete_once(self._build_scoring_body([list(probe.ids)], probe.tokens))
+            given = _read_log_probabilities(choice)
             if not given.keys() >= set(probe.tokens):
                 raise ConfigError(
                     f"'{url}' does not tell the log-probabilities of the tokens that it is asked for "
@@ -165,7 +172,7 @@ class VllmEngine:
                 )
 
     @contextmanager
-    def _admitted(self, examples: int) -> Iterator[None]:
+    def _reserve_room(self, examples: int) -> Iterator[None]:
         """vLLM's own queue has no end: what may wait there is counted here."""
         most = self._limits.waiting
         if examples > most:
@@ -178,40 +185,43 @@ class VllmEngine:
         finally:
             self._inside -= examples
 
-    async def _prepared(self, work: Callable[[], _Value]) -> _Value:
+    async def _run_preparer(self, work: Callable[[], _Value]) -> _Value:
         return await asyncio.get_running_loop().run_in_executor(self._preparer, work)
 
-    def _labelling(
+    def _encode_for_labels(
         self, served: ServedPrompt, examples: Sequence[Example]
     ) -> tuple[ExampleEncoder, tuple[int, ...], list[tuple[int, ...]], frozenset[int]]:
         encoder = self._texts.get_label_encoder(served, examples)
-        return encoder, self._front(served), *encode_and_find_cuts(encoder, examples)
+        return encoder, self._get_leading_tokens(served), *encode_and_find_cuts(encoder, examples)
 
-    def _text(
+    def _encode_text(
         self, served: ServedPrompt, example: Example, generation: GenerationConfig
     ) -> tuple[list[int], InputUsage]:
         item, read = self._texts.encode_text(served, example, generation.max_new_tokens)
-        return [*self._front(served), *item.ids], read
+        return [*self._get_leading_tokens(served), *item.ids], read
 
-    def _front(self, served: ServedPrompt) -> tuple[int, ...]:
+    def _get_leading_tokens(self, served: ServedPrompt) -> tuple[int, ...]:
         """What stands in front of every text: BOS and virtual tokens."""
         if not served.states:
             return self._checkpoint.special_tokens.bos
-        return self._fronts.get(served.key, lambda: self._checkpoint.front(hash_prompt(served.spec, served.states)))
+        return self._leading_tokens.get(
+            served.key, lambda: self._checkpoint.front(hash_prompt(served.spec, served.states))
+        )
 
-    async def _decided(self, decision: Decision, prompts: list[list[int]]) -> list[list[float]]:
+    async def _score_decision(self, decision: Decision, prompts: list[list[int]]) -> list[list[float]]:
         """Log-probabilities of the choices behind each of ``prompts``, normalised over them."""
         parts = [
             decision.choices[start : start + MOST_CHOICES] for start in range(0, len(decision.choices), MOST_CHOICES)
         ]
-        asked = await _together(self._server.complete(self._question(prompts, part)) for part in parts)
+        scored = await gather_in_order(self._server.complete(self._build_scoring_body(prompts, part)) for part in parts)
         found: list[dict[int, float]] = [{} for _ in prompts]
-        for answers in asked:
+        for answers in scored:
             for known, choice in zip(found, answers, strict=True):
-                known.update(_given(choice))
-        return [_normalised([known[token] for token in decision.choices]) for known in found]
+                known.update(_read_log_probabilities(choice))
+        given = torch.tensor([[known[token] for token in decision.choices] for known in found], dtype=torch.float64)
+        return given.log_softmax(dim=-1).tolist()
 
-    def _question(self, prompts: list[list[int]], tokens: Sequence[int]) -> dict[str, Any]:
+    def _build_scoring_body(self, prompts: list[list[int]], tokens: Sequence[int]) -> dict[str, Any]:
         """The request for the log-probabilities of ``tokens`` behind each of ``prompts``."""
         return {
             "model": self.model,
@@ -224,7 +234,7 @@ class VllmEngine:
             **PLAIN,
         }
 
-    def _continuation(self, ids: list[int], generation: GenerationConfig) -> dict[str, Any]:
+    def _build_completion_body(self, ids: list[int], generation: GenerationConfig) -> dict[str, Any]:
         return {
             "model": self.model,
             "prompt": ids,
@@ -242,20 +252,7 @@ class VllmEngine:
         }
 
 
-class _Shortened:
-    """A checkpoint, to be read with a shorter context."""
-
-    architecture = "decoder-only"
-
-    def __init__(self, checkpoint: BakedCheckpoint, context_length: int | None) -> None:
-        self.tokenizer, self.special_tokens, self.context_length = (
-            checkpoint.tokenizer,
-            checkpoint.special_tokens,
-            context_length,
-        )
-
-
-async def _together(works: Iterable[Coroutine[Any, Any, _Value]]) -> list[_Value]:
+async def gather_in_order(works: Iterable[Coroutine[Any, Any, _Value]]) -> list[_Value]:
     """What all of them come to, some at once; the first that fails ends the others, and is raised as it is."""
     left = enumerate(works)
     found: dict[int, _Value] = {}
@@ -275,7 +272,7 @@ async def _together(works: Iterable[Coroutine[Any, Any, _Value]]) -> list[_Value
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def _take(completion: Completion, choice: dict[str, Any]) -> None:
+def _add_tokens(completion: Completion, choice: dict[str, Any]) -> None:
     """Add the tokens of an event of the stream."""
     for token in choice.get("token_ids") or ():
         if not completion.add(int(token)):
@@ -285,7 +282,7 @@ def _take(completion: Completion, choice: dict[str, Any]) -> None:
         completion.finish = "length" if reason == "length" else "stop"
 
 
-def _given(choice: dict[str, Any]) -> dict[int, float]:
+def _read_log_probabilities(choice: dict[str, Any]) -> dict[int, float]:
     """Log-probabilities by token of the one place that was asked for."""
     try:
         top = choice["logprobs"]["top_logprobs"][0]
@@ -294,15 +291,7 @@ def _given(choice: dict[str, Any]) -> dict[int, float]:
         raise RuntimeError(f"the engine's log-probabilities are none of vLLM's: {type(error).__name__}") from error
 
 
-def _normalised(logarithms: list[float]) -> list[float]:
-    most = max(logarithms)
-    if not math.isfinite(most):
-        return [math.nan] * len(logarithms)
-    total = most + math.log(sum(math.exp(one - most) for one in logarithms))
-    return [one - total for one in logarithms]
-
-
-def _prediction(index: int, served: ServedPrompt, score: list[float], read: InputUsage) -> Prediction:
+def _make_prediction(index: int, served: ServedPrompt, score: list[float], read: InputUsage) -> Prediction:
     probabilities = dict(zip(served.spec.labels, map(math.exp, score), strict=True))
     likeliest = max(probabilities, key=probabilities.__getitem__)
     return Prediction(index, likeliest, probabilities, prompt_tokens=read.tokens, cut=read.cut)

@@ -10,12 +10,14 @@ from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from starlette.responses import JSONResponse
+
 from softprompt.data.examples import Example
 from softprompt.inference.generation import GenerationConfig
 from softprompt.inference.predictor import Prediction
 from softprompt.serving.engine.engine_requests import CompletionChunk, InputUsage
 from softprompt.serving.http.http_errors import CLIENT_GONE, ApiError, to_api_error
-from softprompt.serving.http.request_context import RequestContext, ServingContext
+from softprompt.serving.http.request_context import RequestContext, ServingContext, make_warnings_field
 from softprompt.serving.http.schemas import BaseCompletionRequest
 from softprompt.serving.http.sse import DONE, EventStream, encode_event, merge_streams
 
@@ -96,7 +98,6 @@ class CompletionService:
     """The completions of one request.
 
     Attributes:
-        id, created, model: of the answer and of every event of it.
         grown: the completions, one for each text.
     """
 
@@ -118,24 +119,32 @@ class CompletionService:
         """
         self._serving, self._context, self._examples, self._generation = serving, context, examples, generation
         self._exact = exact
-        self.id, self.created, self.model = f"{prefix}-{secrets.token_hex(12)}", int(time.time()), context.found.id
+        id = f"{prefix}-{secrets.token_hex(12)}"
+        self._head = {"id": id, "created": int(time.time()), "model": context.found.id}
         self.grown = [PartialCompletion() for _ in examples]
         self._predictions: list[Prediction] = []
 
-    async def collect(self) -> list[PartialCompletion]:
-        """All of them, when they are finished."""
+    async def respond(self, kind: str, choice: Callable[[int, str, str | None], dict[str, Any]]) -> JSONResponse:
+        """All of them, when they are finished.
 
-        async def collect() -> list[PartialCompletion]:
-            async for _ in self._pieces():
+        Args:
+            kind: what OpenAI calls the object.
+            choice: what tells of a completion, by its index, its text and why it ended.
+        """
+
+        async def collect() -> None:
+            async for _ in self._produce():
                 pass
-            return self.grown
 
-        return await self._context.finish_or_cancel(collect())
+        await self._context.finish_or_cancel(collect())
+        choices = [choice(index, "".join(one.text), one.finish) for index, one in enumerate(self.grown)]
+        answer = {**self._head, "object": kind, "choices": choices, "usage": self.usage()}
+        return JSONResponse({**answer, **make_warnings_field(self._context.outcome)})
 
     async def stream(
         self,
+        kind: str,
         chunk: Callable[[int, CompletionChunk, bool], list[dict[str, Any]]],
-        head: dict[str, Any],
         *,
         usage: bool | Literal["always"],
     ) -> EventStream:
@@ -144,16 +153,18 @@ class CompletionService:
         What goes wrong before the first piece has a status of its own; later it becomes an event, and the stream ends.
 
         Args:
+            kind: what OpenAI calls the object of each event.
             chunk: the choices, each for an event of its own, that tell of a piece of the completion of this index;
                 whether it is the first one of that.
-            head: what every event has beside them.
             usage: one more event at the end, and in every one what was used so far if that is ``"always"``.
         """
+
+        head = {**self._head, "object": kind}
 
         async def events() -> AsyncGenerator[bytes, None]:
             begun: set[int] = set()
             told = 0
-            async with aclosing(self._pieces()) as pieces:
+            async with aclosing(self._produce()) as pieces:
                 async for index, piece in pieces:
                     for choice in chunk(index, piece, index not in begun):
                         more: dict[str, Any] = {}
@@ -168,7 +179,7 @@ class CompletionService:
 
         coming = events()
         first = await self._context.finish_or_cancel(anext(coming, None))
-        return EventStream(self._guarded(first, coming))
+        return EventStream(self._guard_stream(first, coming))
 
     @property
     def warnings(self) -> list[str]:
@@ -179,7 +190,9 @@ class CompletionService:
         """Tokens of all of them."""
         return count_usage([one.prompt_tokens for one in self.grown], sum(one.tokens for one in self.grown))
 
-    async def _guarded(self, first: bytes | None, coming: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
+    async def _guard_stream(
+        self, first: bytes | None, coming: AsyncGenerator[bytes, None]
+    ) -> AsyncGenerator[bytes, None]:
         outcome, ended = self._context.outcome, False
         try:
             part = first
@@ -199,12 +212,12 @@ class CompletionService:
                 outcome.status, outcome.code = CLIENT_GONE, "client_gone"
             await coming.aclose()
 
-    async def _pieces(self) -> AsyncGenerator[tuple[int, CompletionChunk], None]:
+    async def _produce(self) -> AsyncGenerator[tuple[int, CompletionChunk], None]:
         """Pieces as they come, each kept in ``grown`` too, and all of them accounted for at the end."""
         if self._context.served.spec.kind == "classification":
-            coming = self._labels()
+            coming = self._classify()
         else:
-            coming = merge_streams([self._generated(index, example) for index, example in enumerate(self._examples)])
+            coming = merge_streams([self._generate(index, example) for index, example in enumerate(self._examples)])
         try:
             async for index, piece in coming:
                 if piece.read.cut and not self.grown[index].prompt_tokens:
@@ -219,7 +232,7 @@ class CompletionService:
             )
             await coming.aclose()
 
-    async def _generated(self, index: int, example: Example) -> AsyncGenerator[CompletionChunk, None]:
+    async def _generate(self, index: int, example: Example) -> AsyncGenerator[CompletionChunk, None]:
         context, generation = self._context, self._generation
         if index:
             # the same text twice is not to give the same sample twice
@@ -236,7 +249,7 @@ class CompletionService:
             if isinstance(coming, AsyncGenerator):
                 await coming.aclose()
 
-    async def _labels(self) -> AsyncGenerator[tuple[int, CompletionChunk], None]:
+    async def _classify(self) -> AsyncGenerator[tuple[int, CompletionChunk], None]:
         """A prompt for classification says the words of the likeliest label."""
         spec = self._context.served.spec
         self._predictions = await classify_examples(self._serving, self._context, self._examples)

@@ -13,7 +13,7 @@ from starlette.responses import Response
 from softprompt.errors import ConfigError
 from softprompt.serving.http.api_keys import ApiKey, ApiKeyFile, read_keys
 from softprompt.serving.http.http_errors import ApiError, ClientDisconnectedError
-from softprompt.serving.http.server_settings import host_name
+from softprompt.serving.http.server_settings import ServerSettings, host_name
 from softprompt.utils.safe_io import parse_json
 
 
@@ -111,9 +111,9 @@ LEAST_VALUES, BYTES_A_VALUE = 10_000, 50  # of a body of JSON: so many at most, 
 class BoundedRequest(Request):
     """A request whose body is JSON in UTF-8, of so many bytes and levels, and there within a time."""
 
-    def __init__(self, request: Request, *, bytes_limit: int, depth_limit: int, seconds: float) -> None:
+    def __init__(self, request: Request, config: ServerSettings) -> None:
         super().__init__(request.scope, request.receive)
-        self._bytes_limit, self._depth_limit, self._seconds = bytes_limit, depth_limit, seconds
+        self._bytes_limit, self._depth_limit, self._seconds = config.body_limit, config.depth_limit, config.timeout
 
     async def body(self) -> bytes:
         if not hasattr(self, "_body"):
@@ -134,7 +134,7 @@ class BoundedRequest(Request):
             raise ApiError(400, "invalid_utf8", f"the body is not UTF-8, at byte {error.start}") from error
         except ValueError as error:
             raise ApiError(400, "invalid_json", f"the body is no JSON that can be read: {error}") from error
-        depth, values = _size(value)
+        depth, values = _measure_json(value)
         if depth > self._depth_limit:
             raise ApiError(400, "too_deep", f"the body's JSON is nested deeper than {self._depth_limit} levels")
         # each may be wrong, and what is said of a wrong one takes a thousand times its bytes
@@ -161,19 +161,16 @@ class BoundedRequest(Request):
         return ApiError(413, "body_too_large", f"a body has at most {self._bytes_limit:,} bytes")
 
 
-def make_guarded_route(
-    before: Callable[[Request], None], *, bytes_limit: int, depth_limit: int, seconds: float
-) -> type[APIRoute]:
-    """The kind of route whose requests are read so, after ``before`` has let them in."""
+def make_guarded_route(authenticator: Authenticator, config: ServerSettings) -> type[APIRoute]:
+    """The kind of route whose requests are let in by ``authenticator`` and then read so."""
 
     class GuardedRoute(APIRoute):
         def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
             handle = super().get_route_handler()
 
             async def guarded(request: Request) -> Response:
-                before(request)
-                limits = {"bytes_limit": bytes_limit, "depth_limit": depth_limit}
-                return await handle(BoundedRequest(request, **limits, seconds=seconds))
+                authenticator.authenticate(request)
+                return await handle(BoundedRequest(request, config))
 
             return guarded
 
@@ -185,7 +182,7 @@ def _is_json(content_type: str) -> bool:
     return kind == "application/json" or (kind.startswith("application/") and kind.endswith("+json"))
 
 
-def _size(value: Any) -> tuple[int, int]:
+def _measure_json(value: Any) -> tuple[int, int]:
     """Levels of lists and objects, and values in them, counted without recursion."""
     depth, values, level = 0, 1, [value]
     while level := [one for one in level if isinstance(one, list | dict)]:

@@ -35,6 +35,18 @@ TYPES = {
 }
 
 
+# errors whose message is for whoever asked, with their status and code, and the field that is wrong; the first counts
+KNOWN: tuple[tuple[type[Exception], int, str, str | None], ...] = (
+    (ModelNotFoundError, 404, "model_not_found", "model"),
+    (ModelUnavailableError, 503, "model_unavailable", "model"),
+    (TemplateError, 422, "unusable_text", None),
+    (DataError, 422, "unusable_text", None),
+    (PromptFileError, 503, "model_unavailable", "model"),
+    (BaseModelError, 503, "model_unavailable", "model"),
+    (SoftpromptError, 422, "unusable_request", None),
+)
+
+
 class ApiError(HTTPException):
     """An error with a status, in OpenAI's format.
 
@@ -76,11 +88,7 @@ def to_api_error(error: Exception) -> ApiError:
     if isinstance(error, ApiError):
         return error
     if isinstance(error, RequestValidationError):
-        return _invalid(error.errors(), error.body)
-    if isinstance(error, ModelNotFoundError):
-        return ApiError(404, "model_not_found", str(error), param="model")
-    if isinstance(error, ModelUnavailableError):
-        return ApiError(503, "model_unavailable", str(error), param="model")
+        return _describe_invalid(error.errors(), error.body)
     if isinstance(error, EngineBusyError):
         seconds = str(max(1, math.ceil(error.retry_after)))
         return ApiError(429, "queue_full", str(error), headers={"Retry-After": seconds})
@@ -88,12 +96,9 @@ def to_api_error(error: Exception) -> ApiError:
         return ApiError(503, "engine_unavailable", str(error), headers={"Retry-After": "1"})
     if isinstance(error, DeadlineExceededError | TimeoutError):
         return ApiError(504, "timeout", "the answer was not there in time: ask for less, or allow more time")
-    if isinstance(error, TemplateError | DataError):
-        return ApiError(422, "unusable_text", str(error))
-    if isinstance(error, PromptFileError | BaseModelError):
-        return ApiError(503, "model_unavailable", str(error), param="model")
-    if isinstance(error, SoftpromptError):
-        return ApiError(422, "unusable_request", str(error))
+    for kind, status, code, param in KNOWN:
+        if isinstance(error, kind):
+            return ApiError(status, code, str(error), param=param)
     if isinstance(error, HTTPException):
         code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "invalid_request")
         message = {404: "there is nothing at this path: /docs tells what there is"}.get(error.status_code, error.detail)
@@ -125,9 +130,9 @@ WORDS = {
 }  # what pydantic's errors expect
 
 
-def _invalid(errors: Sequence[Mapping[str, Any]], body: Any) -> ApiError:
+def _describe_invalid(errors: Sequence[Mapping[str, Any]], body: Any) -> ApiError:
     """The first problem of a field, the one that went deepest where a field may be of several types."""
-    paths = [_path(error, body) for error in errors]
+    paths = [_find_path(error, body) for error in errors]
     where = max((path for path in paths if path[:1] == paths[0][:1]), key=len)
     here = [error for error, path in zip(errors, paths, strict=True) if path == where]
     kinds = {error["type"] for error in here}
@@ -136,14 +141,14 @@ def _invalid(errors: Sequence[Mapping[str, Any]], body: Any) -> ApiError:
     elif "missing" in kinds:
         message = "expected this field, it is not there" if where else "expected a body of JSON, got none"
     else:
-        expected = dict.fromkeys(_expected(error) for error in here)
-        message = f"expected {' or '.join(expected)}, got {_got(here[0]['input'])}"
+        expected = dict.fromkeys(_describe_expected(error) for error in here)
+        message = f"expected {' or '.join(expected)}, got {_describe_value(here[0]['input'])}"
     # names of fields are of whoever asks
     name = "".join(f"[{part}]" if isinstance(part, int) else f".{shorten(part, 80)}" for part in where).lstrip(".")
     return ApiError(422, "invalid_value", f"{name}: {message}" if name else message, param=name or None)
 
 
-def _path(error: Mapping[str, Any], body: Any) -> tuple[str | int, ...]:
+def _find_path(error: Mapping[str, Any], body: Any) -> tuple[str | int, ...]:
     """Where an error is, by names of fields and numbers in lists; pydantic names the types in between, too."""
     source, *parts = error["loc"]
     if source != "body":
@@ -151,7 +156,7 @@ def _path(error: Mapping[str, Any], body: Any) -> tuple[str | int, ...]:
     path: list[str | int] = []
     for number, part in enumerate(parts):
         absent = error["type"] == "missing" and number == len(parts) - 1
-        inside = isinstance(part, int) and part < len(body) if isinstance(body, list) else _has(body, part)
+        inside = isinstance(part, int) and part < len(body) if isinstance(body, list) else _has_name(body, part)
         if inside:
             body = body[part]
         elif not absent:
@@ -160,11 +165,11 @@ def _path(error: Mapping[str, Any], body: Any) -> tuple[str | int, ...]:
     return tuple(path)
 
 
-def _has(body: Any, name: Any) -> bool:
+def _has_name(body: Any, name: Any) -> bool:
     return isinstance(body, dict) and name in body
 
 
-def _expected(error: Mapping[str, Any]) -> str:
+def _describe_expected(error: Mapping[str, Any]) -> str:
     words = WORDS.get(error["type"])
     bounds = error.get("ctx", {})
     if error["type"] == "literal_error":
@@ -174,7 +179,7 @@ def _expected(error: Mapping[str, Any]) -> str:
     return str(error["msg"]) if words is None else words.format(**{**bounds, **whole})
 
 
-def _got(value: Any) -> str:
+def _describe_value(value: Any) -> str:
     """What came, without a text of whoever sent it."""
     if value is None or isinstance(value, bool | int | float):
         return json.dumps(value)

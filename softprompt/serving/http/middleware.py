@@ -55,9 +55,9 @@ class RequestMiddleware:
         started, status, growing = time.perf_counter(), 0, False
         head = scope["method"] == "HEAD"
         # whatever is there to be got has a head too
-        asked = {**scope, "method": "GET" if head else scope["method"], "root_path": self._config.root_path}
+        inner = {**scope, "method": "GET" if head else scope["method"], "root_path": self._config.root_path}
 
-        async def sending(message: Message) -> None:
+        async def send_observed(message: Message) -> None:
             nonlocal status, growing
             if message["type"] == "http.response.start":
                 status = message["status"]
@@ -76,32 +76,32 @@ class RequestMiddleware:
 
         self._metrics.in_progress.inc()
         try:
-            if self._config.answers_as(headers.get("host", ""), scope["path"]):
-                await self._app(asked, receive, sending)
+            if self._config.accepts_host(headers.get("host", ""), scope["path"]):
+                await self._app(inner, receive, send_observed)
             else:
                 refused = ApiError(400, "unknown_host", "this server is not known under the name in Host")
                 outcome.code = refused.code
-                await refused.response()(scope, receive, sending)
+                await refused.response()(scope, receive, send_observed)
         except asyncio.CancelledError:
             # uvicorn does so when the time to finish is over; nothing waits outside for the cancellation
             stopped = ApiError(503, "stopping", "the server was stopped before the answer was there")
             outcome.status, outcome.code = 503, stopped.code
             if not status:
-                await stopped.response()(scope, receive, sending)
+                await stopped.response()(scope, receive, send_observed)
             elif growing:
-                await sending({"type": "http.response.body", "body": encode_event(stopped.to_dict())})
+                await send_observed({"type": "http.response.body", "body": encode_event(stopped.to_dict())})
         except Exception as error:
             log.error("failure", exc_info=error, extra={"fields": {"request_id": outcome.id}})
             problem = to_api_error(error)
             outcome.status, outcome.code = 500, problem.code
             if not status:
-                await ApiError(500, problem.code, problem.detail).response()(scope, receive, sending)
+                await ApiError(500, problem.code, problem.detail).response()(scope, receive, send_observed)
         finally:
             self._metrics.in_progress.dec()
             outcome.status = outcome.status or status or CLIENT_GONE
             outcome.seconds = time.perf_counter() - started
             # the path that was declared, not the one that was sent: that can be anything
-            outcome.route = getattr(asked.get("route"), "path", "other")
+            outcome.route = getattr(inner.get("route"), "path", "other")
             self._record(scope["method"], outcome)
 
     def _record(self, method: str, outcome: RequestOutcome) -> None:

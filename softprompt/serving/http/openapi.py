@@ -10,7 +10,7 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 
-from softprompt.serving.http.schemas import SEEDS, Error
+from softprompt.serving.http.schemas import MAX_SEED, Error
 from softprompt.serving.http.server_settings import ServerSettings
 
 REASONS = {
@@ -68,21 +68,23 @@ def build_openapi(app: FastAPI, config: ServerSettings) -> dict[str, Any]:
     schemas = page["components"]["schemas"]
     # of a seed again: FastAPI makes floats of bounds, which rounds these
     bounds = {name: {"maximum": config.max_tokens} for name in ("max_tokens", "max_completion_tokens")}
-    bounds["seed"] = {"minimum": -SEEDS - 1, "maximum": SEEDS}
+    bounds["seed"] = {"minimum": -MAX_SEED - 1, "maximum": MAX_SEED}
     for body in schemas.values():
         for name, limits in bounds.items():
-            for one in _alternatives(body.get("properties", {}).get(name, {})):
+            for one in _list_alternatives(body.get("properties", {}).get(name, {})):
                 if one.get("type") == "integer":
                     one.update(limits)
     for body, name in (("CompletionRequest", "prompt"), ("ClassifyRequest", "input")):
-        for one in _alternatives(schemas[body]["properties"][name]):
+        for one in _list_alternatives(schemas[body]["properties"][name]):
             if one.get("type") == "array":
                 one["maxItems"] = config.batch_limit
     # a header is there or not, it is never null
     for path in page["paths"].values():
         for operation in path.values():
             for parameter in operation.get("parameters", ()):
-                (kind,) = [one for one in _alternatives(parameter["schema"]) if one.get("type") not in (None, "null")]
+                (kind,) = [
+                    one for one in _list_alternatives(parameter["schema"]) if one.get("type") not in (None, "null")
+                ]
                 parameter["schema"] = kind
     # FastAPI's own form of invalid requests, which this server does not send
     for name in ("HTTPValidationError", "ValidationError"):
@@ -118,6 +120,6 @@ def make_docs_headers() -> dict[str, str]:
     return {"Content-Security-Policy": policy, "Referrer-Policy": "no-referrer"}
 
 
-def _alternatives(schema: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def _list_alternatives(schema: dict[str, Any]) -> Iterator[dict[str, Any]]:
     yield schema
     yield from schema.get("anyOf", ())

@@ -67,7 +67,7 @@ class ServerMetrics:
 
     def watch(self, engine: EngineClient, registry: PromptRegistry) -> None:
         """Have these asked whenever the metrics are read."""
-        self._all.register(_Inside(engine, registry))
+        self._all.register(_StateCollector(engine, registry))
 
     def record_batch(self, batch: BatchStats) -> None:
         """Count a forward pass; from any thread."""
@@ -98,7 +98,7 @@ class ServerMetrics:
         return generate_latest(self._all)
 
 
-class _Inside(Collector):
+class _StateCollector(Collector):
     """What engine and registry have at the moment of reading."""
 
     def __init__(self, engine: EngineClient, registry: PromptRegistry) -> None:

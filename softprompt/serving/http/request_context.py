@@ -68,8 +68,8 @@ class RequestContext:
         request: for the client's leaving.
         found: what answers.
         served: the same for the engine.
-        ends: when the answer is no longer wanted, on the event loop's clock.
-        facts: for log and metrics.
+        deadline: when the answer is no longer wanted, on the event loop's clock.
+        outcome: for log and metrics.
         model: that was asked for, with its version, which may be another than answers (a baseline).
         columns: that its template uses.
     """
@@ -96,7 +96,7 @@ class RequestContext:
         Raises:
             DeadlineExceededError, ClientDisconnectedError: that happened.
         """
-        task, watch = asyncio.create_task(work), asyncio.create_task(_gone(self.request))
+        task, watch = asyncio.create_task(work), asyncio.create_task(_wait_for_disconnect(self.request))
         try:
             done, _ = await asyncio.wait({task, watch}, timeout=self.seconds_left, return_when=asyncio.FIRST_COMPLETED)
             if task in done:
@@ -228,12 +228,12 @@ class ServingContext:
         ]
 
 
-def warned(outcome: RequestOutcome) -> dict[str, Any]:
+def make_warnings_field(outcome: RequestOutcome) -> dict[str, Any]:
     """What an answer has beside OpenAI's fields, where there is something to tell."""
     return {"warnings": outcome.warnings} if outcome.warnings else {}
 
 
-async def _gone(request: Request) -> None:
+async def _wait_for_disconnect(request: Request) -> None:
     """Wait until the client has closed the connection; the body has been read before."""
     while (await request.receive())["type"] != "http.disconnect":
         pass

@@ -9,26 +9,26 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, StringConstraints
 
-MOST_STOPS = 16
-LONGEST_STOP = 256  # characters
-LONGEST_INSTRUCTION = 4000
-SEEDS = 2**63 - 1  # the largest one
-MOST = 2**53  # of other whole numbers: up to there all readers of JSON agree
+MAX_STOPS = 16
+MAX_STOP_LENGTH = 256  # characters
+MAX_INSTRUCTION_LENGTH = 4000
+MAX_SEED = 2**63 - 1  # the largest one
+MAX_INTEGER = 2**53  # of other whole numbers: up to there all readers of JSON agree
 
 
-def _whole(value: Any) -> Any:
+def _accept_whole_float(value: Any) -> Any:
     # 1.0 is a whole number in JSON
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 # the bounds come first: behind the validator they would be checked, but would not be on the OpenAPI page
-Whole = Annotated[int, Field(ge=-MOST, le=MOST), BeforeValidator(_whole)]
-Positive = Annotated[int, Field(ge=1, le=MOST), BeforeValidator(_whole)]
-TopK = Annotated[int, Field(ge=-1, le=MOST), BeforeValidator(_whole)]
-Seed = Annotated[int, Field(ge=-SEEDS - 1, le=SEEDS), BeforeValidator(_whole)]
+WholeNumber = Annotated[int, Field(ge=-MAX_INTEGER, le=MAX_INTEGER), BeforeValidator(_accept_whole_float)]
+Positive = Annotated[int, Field(ge=1, le=MAX_INTEGER), BeforeValidator(_accept_whole_float)]
+TopK = Annotated[int, Field(ge=-1, le=MAX_INTEGER), BeforeValidator(_accept_whole_float)]
+Seed = Annotated[int, Field(ge=-MAX_SEED - 1, le=MAX_SEED), BeforeValidator(_accept_whole_float)]
 # more than white space, as Python and JavaScript both see it
 Text = Annotated[str, StringConstraints(min_length=1, pattern=r"[^\s\x1c-\x1f\x85\ufeff]")]
-Stop = Annotated[str, StringConstraints(min_length=1, max_length=LONGEST_STOP)]
+Stop = Annotated[str, StringConstraints(min_length=1, max_length=MAX_STOP_LENGTH)]
 Columns = Annotated[
     dict[str, JsonValue],
     Field(
@@ -36,15 +36,15 @@ Columns = Annotated[
     ),
 ]
 
-One = Annotated[int, Field(ge=1, le=1), BeforeValidator(_whole)]
-Zero = Annotated[int, Field(ge=0, le=0), BeforeValidator(_whole)]
-Nought = Annotated[float, Field(ge=0, le=0)]
-Unit = Annotated[float, Field(ge=1, le=1)]
+OneInteger = Annotated[int, Field(ge=1, le=1), BeforeValidator(_accept_whole_float)]
+ZeroInteger = Annotated[int, Field(ge=0, le=0), BeforeValidator(_accept_whole_float)]
+ZeroFloat = Annotated[float, Field(ge=0, le=0)]
+OneFloat = Annotated[float, Field(ge=1, le=1)]
 NoItems = Annotated[list[Any], Field(max_length=0)]
 NoEntries = Annotated[dict[str, Any], Field(max_length=0)]
 
 
-class Body(BaseModel):
+class RequestBody(BaseModel):
     """The body of a request."""
 
     model_config = ConfigDict(
@@ -52,10 +52,10 @@ class Body(BaseModel):
     )
 
 
-class Baseline(Body):
+class Baseline(RequestBody):
     """The base model answers in place of the learned prompt, which shows what that gains."""
 
-    instruction: Annotated[str, StringConstraints(max_length=LONGEST_INSTRUCTION)] | None = Field(
+    instruction: Annotated[str, StringConstraints(max_length=MAX_INSTRUCTION_LENGTH)] | None = Field(
         None, description="words in front, and a blank line behind them"
     )
     template: bool = Field(True, description="whether the text stands in the task's template, or bare")
@@ -68,13 +68,13 @@ BASELINE = Field(
 )
 
 
-class StreamOptions(Body):
+class StreamOptions(RequestBody):
     include_usage: bool | None = Field(None, description="one more event at the end, with the usage")
     continuous_usage_stats: bool | None = Field(None, description="with include_usage: what was used so far, in all")
     include_obfuscation: bool | None = Field(None, description="has no effect")
 
 
-class BaseCompletionRequest(Body):
+class BaseCompletionRequest(RequestBody):
     """What requests for completions of both kinds have."""
 
     model: str = Field(
@@ -84,23 +84,23 @@ class BaseCompletionRequest(Body):
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     top_k: TopK | None = Field(None, description="an extension: of so many likeliest tokens; 0 or -1: of all")
     seed: Seed | None = Field(None, description="of sampling")
-    stop: Stop | Annotated[list[Stop], Field(max_length=MOST_STOPS)] | None = None
+    stop: Stop | Annotated[list[Stop], Field(max_length=MAX_STOPS)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     columns: Columns | None = None
     baseline: Baseline | None = BASELINE
 
-    n: One | None = None
-    frequency_penalty: Nought | None = None
-    presence_penalty: Nought | None = None
+    n: OneInteger | None = None
+    frequency_penalty: ZeroFloat | None = None
+    presence_penalty: ZeroFloat | None = None
     logit_bias: NoEntries | None = None
 
     # of vLLM, whose load testers send them
     ignore_eos: bool | None = Field(None, description="has no effect, of which a warning tells if it is true")
-    min_tokens: Zero | None = None
-    min_p: Nought | None = None
-    repetition_penalty: Unit | None = None
-    length_penalty: Unit | None = None
+    min_tokens: ZeroInteger | None = None
+    min_p: ZeroFloat | None = None
+    repetition_penalty: OneFloat | None = None
+    length_penalty: OneFloat | None = None
     stop_token_ids: NoItems | None = None
     use_beam_search: Literal[False] | None = None
     include_stop_str_in_output: Literal[False] | None = None
@@ -108,7 +108,7 @@ class BaseCompletionRequest(Body):
     spaces_between_special_tokens: bool | None = Field(None, description="has no effect")
     truncate_prompt_tokens: None = None
     prompt_logprobs: None = None
-    priority: Whole | None = Field(None, description="has no effect")
+    priority: WholeNumber | None = Field(None, description="has no effect")
     request_id: str | None = Field(None, description="has no effect: the header X-Request-Id has one")
 
     user: str | None = Field(None, description="has no effect")
@@ -136,13 +136,13 @@ class CompletionRequest(BaseCompletionRequest):
     )
     max_tokens: Positive | None = None
 
-    best_of: One | None = None
+    best_of: OneInteger | None = None
     echo: Literal[False] | None = None
     suffix: Literal[""] | None = None
     logprobs: None = None
 
 
-class TextPart(Body):
+class TextPart(RequestBody):
     type: Literal["text"]
     text: Text
 
@@ -150,7 +150,7 @@ class TextPart(Body):
 Content = Text | Annotated[list[TextPart], Field(min_length=1)]
 
 
-class UserMessage(Body):
+class UserMessage(RequestBody):
     role: Literal["user"]
     content: Content
     name: str | None = Field(None, description="has no effect")
@@ -164,7 +164,7 @@ class OtherMessage(BaseModel):
     role: Literal["system", "developer", "assistant", "tool", "function"]
 
 
-class TextFormat(Body):
+class TextFormat(RequestBody):
     type: Literal["text"]
 
 
@@ -173,7 +173,7 @@ class _Chat(BaseCompletionRequest):
     max_completion_tokens: Positive | None = None
 
     logprobs: Literal[False] | None = None
-    top_logprobs: Zero | None = None
+    top_logprobs: ZeroInteger | None = None
     tools: NoItems | None = None
     functions: NoItems | None = None
     tool_choice: Literal["none", "auto"] | None = None
@@ -216,7 +216,7 @@ class TextRow(BaseModel):
 Row = Text | TextRow
 
 
-class ClassifyRequest(Body):
+class ClassifyRequest(RequestBody):
     """``POST /v1/classify``"""
 
     model: str = Field(min_length=1, description="name, name@version or name@alias of a prompt for classification")

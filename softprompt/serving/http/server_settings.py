@@ -90,7 +90,7 @@ class ServerSettings(Settings):
     sample_keep: str = Field("100000", description="rows of samples that stay, or their age, as 30d; the oldest go")
 
     @model_validator(mode="after")
-    def _fits(self) -> Self:
+    def _check_token_limits(self) -> Self:
         if self.default_max_tokens > self.max_tokens:
             raise ValueError(
                 f"default_max_tokens ({self.default_max_tokens}) must be at most max_tokens ({self.max_tokens})"
@@ -168,7 +168,7 @@ class ServerSettings(Settings):
             return tuple(map(host_name, self.allowed_hosts))
         return tuple(dict.fromkeys((self.host, *_OWN_NAMES)))
 
-    def answers_as(self, host: str, path: str) -> bool:
+    def accepts_host(self, host: str, path: str) -> bool:
         """Whether a request for ``path`` may have this Host.
 
         Probes and scrapers ask the process by its address, whatever its name is for others. An address is never the
@@ -178,10 +178,10 @@ class ServerSettings(Settings):
         if not self.hosts or name in self.hosts:
             return True
         path = path.removeprefix(self.root_path)
-        return path in ("/healthz", "/readyz") or (path == "/metrics" and (self._metrics_kept or is_address(name)))
+        return path in ("/healthz", "/readyz") or (path == "/metrics" and (self._metrics_guarded or is_address(name)))
 
     @property
-    def _metrics_kept(self) -> bool:
+    def _metrics_guarded(self) -> bool:
         """Whether what is asked for as ``/metrics`` depends on something else than the name of the server."""
         return self.keys is not None or self.public_metrics
 

@@ -113,7 +113,7 @@ class RequestSampler:
         """
         self.rate = rate
         self._file, self._count, self._text = file, count, text
-        self._measuring = _Measuring(base, profile)
+        self._counter = _TokenCounter(base, profile)
         self._queue: deque[RequestOutcome] = deque()
         self._characters = 0
         self._closed = self._failing = False
@@ -147,11 +147,11 @@ class RequestSampler:
             log.error("samples not written in time", extra={"fields": {"requests": len(self._queue)}})
 
     def _run(self) -> None:
-        while batch := self._next():
+        while batch := self._take_batch():
             try:
-                self._file.write([row for outcome in batch for row in self._rows(outcome)])
+                self._file.write([row for outcome in batch for row in self._make_records(outcome)])
             except (OSError, sqlite3.Error) as error:
-                self._failed(batch, error)
+                self._record_failure(batch, error)
             except Exception as error:  # whatever it is, the next ones are to be tried
                 log.error("samples not written", exc_info=error)
                 self._count("failed", len(batch))
@@ -165,7 +165,7 @@ class RequestSampler:
         except (OSError, sqlite3.Error) as error:
             log.error("samples not closed", extra={"fields": {"reason": str(error)}})
 
-    def _next(self) -> list[RequestOutcome]:
+    def _take_batch(self) -> list[RequestOutcome]:
         """Requests that wait, when there are some; none at the end."""
         with self._changed:
             while not self._queue and not self._closed:
@@ -174,19 +174,19 @@ class RequestSampler:
             self._characters -= sum(outcome.characters for outcome in batch)
             return batch
 
-    def _failed(self, batch: Sequence[RequestOutcome], error: Exception) -> None:
+    def _record_failure(self, batch: Sequence[RequestOutcome], error: Exception) -> None:
         self._count("failed", len(batch))
         if not self._failing:  # one line, however long the disk is full
             reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
             log.error("samples not written, tried again with the next ones", extra={"fields": {"reason": reason}})
         self._failing = True
 
-    def _rows(self, outcome: RequestOutcome) -> Iterator[RequestRecord]:
+    def _make_records(self, outcome: RequestOutcome) -> Iterator[RequestRecord]:
         assert outcome.served is not None
         tells = self._text or outcome.served.spec.kind == "classification"  # a label is none of the user's text
         for index, example in enumerate(outcome.examples):
             answer = outcome.answers[index] if index < len(outcome.answers) else None
-            tokens, rare = self._measuring.tokens(outcome.model, outcome.served, example)
+            tokens, rare = self._counter.tokens(outcome.model, outcome.served, example)
             yield RequestRecord(
                 time=outcome.time,
                 request=outcome.id,
@@ -196,9 +196,9 @@ class RequestSampler:
                 characters=len(example.text),
                 tokens=tokens,
                 rare=rare,
-                text=_cut(example.text) if self._text else None,
-                columns=_columns(example) if self._text else None,
-                answer=_cut(answer.text) if answer is not None and tells else None,
+                text=_truncate(example.text) if self._text else None,
+                columns=_select_columns(example) if self._text else None,
+                answer=_truncate(answer.text) if answer is not None and tells else None,
                 probabilities=dict(answer.probabilities) if answer is not None and answer.probabilities else None,
                 milliseconds=round(1000 * outcome.seconds, 1),
                 status=outcome.status,
@@ -206,7 +206,7 @@ class RequestSampler:
             )
 
 
-class _Measuring:
+class _TokenCounter:
     """Tokens of texts."""
 
     def __init__(self, base: TokenizingModel, profile: Callable[[str], InputProfile | None]) -> None:
@@ -218,13 +218,13 @@ class _Measuring:
     def tokens(self, prompt: str, served: ServedPrompt, example: Example) -> tuple[int | None, int | None]:
         """How many a text has, and how many of them are rare; ``None`` for what cannot be told."""
         try:
-            encoder, known = self._prompts.get(served.key, lambda: self._made(prompt, served))
+            encoder, known = self._prompts.get(served.key, lambda: self._load(prompt, served))
             (ids,) = encoder.encode_texts([example])
         except SoftpromptError:
             return None, None
         return len(ids), None if known is None else count_rare_tokens(ids, known)
 
-    def _made(self, prompt: str, served: ServedPrompt) -> tuple[ExampleEncoder, frozenset[int] | None]:
+    def _load(self, prompt: str, served: ServedPrompt) -> tuple[ExampleEncoder, frozenset[int] | None]:
         known = None
         try:
             profile = self._profile(prompt)
@@ -235,12 +235,12 @@ class _Measuring:
         return ExampleEncoder(self._base, served.spec, length), known
 
 
-def _cut(text: str) -> str:
+def _truncate(text: str) -> str:
     # half of a surrogate pair is no text that can be stored
     return text[:TEXT_CHARACTERS].encode(errors="replace").decode()
 
 
-def _columns(example: Example) -> dict[str, Any] | None:
+def _select_columns(example: Example) -> dict[str, Any] | None:
     """Small enough to be read back; ``None`` if there are none, or they are too large."""
-    found = {name: _cut(value) if isinstance(value, str) else value for name, value in example.columns.items()}
+    found = {name: _truncate(value) if isinstance(value, str) else value for name, value in example.columns.items()}
     return found if found and len(json.dumps(found)) < ROW_BYTES and all(len(name) <= 300 for name in found) else None

@@ -101,7 +101,7 @@ class SqliteSampleFile:
 
     def _connect(self) -> sqlite3.Connection:
         # made before SQLite does, which would ask nobody but the umask; its log gets the same mode
-        new = _touch(self._path) == 0
+        new = _create_file(self._path) == 0
         connection = sqlite3.connect(self._path, timeout=10, isolation_level=None, check_same_thread=False)
         try:
             if new:
@@ -154,7 +154,7 @@ class JsonlSampleFile:
             raise
         self._count += len(samples)
         if self._count > self._most():
-            self._shorten()
+            self._rewrite()
 
     def close(self) -> None:
         if self._descriptor is not None:
@@ -162,12 +162,12 @@ class JsonlSampleFile:
             os.close(descriptor)
 
     def _open(self) -> None:
-        _touch(self._path)
+        _create_file(self._path)
         self._descriptor = os.open(self._path, os.O_RDWR | os.O_APPEND)
         self._count, last = 0, b"\n"
         with open(self._descriptor, "rb", closefd=False) as stream:
             first = stream.readline(ROW_BYTES)
-            if first and not _time_of(first):
+            if first and not _read_time(first):
                 self.close()
                 raise OSError("its first line is no sample")
             os.fchmod(self._descriptor, 0o600)
@@ -182,16 +182,16 @@ class JsonlSampleFile:
         """Rows at which the file is written anew."""
         return _WHOLE if self._keep.rows is None else self._keep.rows + max(1, int(_SLACK * self._keep.rows))
 
-    def _shorten(self) -> None:
+    def _rewrite(self) -> None:
         skipped = 0 if self._keep.rows is None else self._count - self._keep.rows
         since = 0.0 if self._keep.seconds is None else time.time() - self._keep.seconds
         temporary = self._path.with_name(f".{self._path.name}.tmp")
         self.close()
         try:
-            _touch(temporary)
+            _create_file(temporary)
             with self._path.open("rb") as old, temporary.open("wb") as new:
                 for number, line in enumerate(old):
-                    if number >= skipped and (not since or _time_of(line) >= since):
+                    if number >= skipped and (not since or _read_time(line) >= since):
                         new.write(line)
             temporary.replace(self._path)
         finally:
@@ -202,7 +202,7 @@ class JsonlSampleFile:
             self._count = 0
 
 
-def _touch(path: Path) -> int:
+def _create_file(path: Path) -> int:
     """The size of a file, which only its owner reads if it is new. Raises OSError for anything but a file."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NONBLOCK, 0o600)
     try:
@@ -220,7 +220,7 @@ def _write_all(descriptor: int, content: bytes) -> None:
         left = left[os.write(descriptor, left) :]
 
 
-def _time_of(line: bytes) -> float:
+def _read_time(line: bytes) -> float:
     """0 for what is no row."""
     try:
         return float(parse_json(line)["time"])

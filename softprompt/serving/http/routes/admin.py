@@ -19,7 +19,7 @@ from softprompt.serving.http.request_context import ServingContext
 from softprompt.serving.http.schemas import Health, ReloadResult
 
 
-def health(serving: ServingContext, stopping: Callable[[], bool]) -> APIRouter:
+def create_health_router(serving: ServingContext, stopping: Callable[[], bool]) -> APIRouter:
     """What is answered without a key. ``stopping``: whether the server takes no more requests."""
     router = APIRouter()
 
@@ -39,7 +39,7 @@ def health(serving: ServingContext, stopping: Callable[[], bool]) -> APIRouter:
     return router
 
 
-def operations(
+def create_admin_router(
     serving: ServingContext, route: type[APIRoute], reload: Callable[[], Awaitable[StoreChanges]]
 ) -> APIRouter:
     """What needs an admin."""

@@ -11,17 +11,17 @@ from typing import Any
 from fastapi import APIRouter
 from fastapi.routing import APIRoute
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from softprompt.serving.engine.engine_requests import CompletionChunk
 from softprompt.serving.http.completion_service import CompletionService, build_generation_config
 from softprompt.serving.http.http_errors import ApiError
 from softprompt.serving.http.openapi import describe_responses
-from softprompt.serving.http.request_context import ServingContext, Timeout, warned
+from softprompt.serving.http.request_context import ServingContext, Timeout
 from softprompt.serving.http.schemas import ChatCompletion, ChatRequest, LastMessageRequest, UserMessage
 
 
-def chat(serving: ServingContext, route: type[APIRoute]) -> APIRouter:
+def create_chat_router(serving: ServingContext, route: type[APIRoute]) -> APIRouter:
     """The route."""
     router = APIRouter(route_class=route)
     kind: Any = ChatRequest if serving.config.chat == "single" else LastMessageRequest
@@ -37,16 +37,10 @@ def chat(serving: ServingContext, route: type[APIRoute]) -> APIRouter:
         text = content if isinstance(content, str) else "\n".join(part.text for part in content)
         generation = build_generation_config(serving, context, body, body.max_completion_tokens or body.max_tokens)
         examples = serving.build_examples(context, [serving.build_row(context, text, body.columns)])
-        completing = CompletionService(serving, context, examples, generation, "chatcmpl")
-        head: dict[str, Any] = {"id": completing.id, "created": completing.created, "model": completing.model}
+        service = CompletionService(serving, context, examples, generation, "chatcmpl")
         if body.stream:
-            head["object"] = "chat.completion.chunk"
-            return await completing.stream(_deltas, head, usage=body.usage_in_stream)
-        (grown,) = await completing.collect()
-        message = {"role": "assistant", "content": "".join(grown.text), "refusal": None}
-        choice = {"index": 0, "message": message, "finish_reason": grown.finish, "logprobs": None}
-        answer = {**head, "object": "chat.completion", "choices": [choice], "usage": completing.usage()}
-        return JSONResponse({**answer, **warned(context.outcome)})
+            return await service.stream("chat.completion.chunk", _make_deltas, usage=body.usage_in_stream)
+        return await service.respond("chat.completion", _make_message)
 
     complete.__annotations__["body"] = kind
     responses = describe_responses(ChatCompletion, streams=True)
@@ -54,7 +48,12 @@ def chat(serving: ServingContext, route: type[APIRoute]) -> APIRouter:
     return router
 
 
-def _deltas(index: int, piece: CompletionChunk, first: bool) -> list[dict[str, Any]]:
+def _make_message(index: int, text: str, finish: str | None) -> dict[str, Any]:
+    message = {"role": "assistant", "content": text, "refusal": None}
+    return {"index": index, "message": message, "finish_reason": finish, "logprobs": None}
+
+
+def _make_deltas(index: int, piece: CompletionChunk, first: bool) -> list[dict[str, Any]]:
     """A role first, then what is new of the content."""
     deltas: list[tuple[dict[str, str], str | None]] = [({"role": "assistant", "content": ""}, None)] if first else []
     if piece.text or piece.finish:

@@ -8,11 +8,11 @@ from starlette.responses import JSONResponse, Response
 from softprompt.serving.http.completion_service import classify_examples, count_usage
 from softprompt.serving.http.http_errors import ApiError
 from softprompt.serving.http.openapi import describe_responses
-from softprompt.serving.http.request_context import ServingContext, Timeout, warned
+from softprompt.serving.http.request_context import ServingContext, Timeout, make_warnings_field
 from softprompt.serving.http.schemas import Classification, ClassifyRequest
 
 
-def classify(serving: ServingContext, route: type[APIRoute]) -> APIRouter:
+def create_classify_router(serving: ServingContext, route: type[APIRoute]) -> APIRouter:
     """The route."""
     router = APIRouter(route_class=route)
 
@@ -39,6 +39,6 @@ def classify(serving: ServingContext, route: type[APIRoute]) -> APIRouter:
             for index, one in enumerate(predictions)
         ]
         answer = {"object": "classification", "model": context.found.id, "results": results, "usage": usage}
-        return JSONResponse({**answer, **warned(context.outcome)})
+        return JSONResponse({**answer, **make_warnings_field(context.outcome)})
 
     return router

@@ -5,16 +5,16 @@ from typing import Any
 from fastapi import APIRouter
 from fastapi.routing import APIRoute
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from softprompt.serving.engine.engine_requests import CompletionChunk
 from softprompt.serving.http.completion_service import CompletionService, build_generation_config
 from softprompt.serving.http.openapi import describe_responses
-from softprompt.serving.http.request_context import ServingContext, Timeout, warned
+from softprompt.serving.http.request_context import ServingContext, Timeout
 from softprompt.serving.http.schemas import Completion, CompletionRequest
 
 
-def completions(serving: ServingContext, route: type[APIRoute]) -> APIRouter:
+def create_completions_router(serving: ServingContext, route: type[APIRoute]) -> APIRouter:
     """The route."""
     router = APIRouter(route_class=route)
 
@@ -27,25 +27,17 @@ def completions(serving: ServingContext, route: type[APIRoute]) -> APIRouter:
         texts = [body.prompt] if isinstance(body.prompt, str) else body.prompt
         examples = serving.build_examples(context, [serving.build_row(context, text, body.columns) for text in texts])
         generation = build_generation_config(serving, context, body, body.max_tokens)
-        completing = CompletionService(serving, context, examples, generation, "cmpl", exact=True)
-        head = {
-            "id": completing.id,
-            "object": "text_completion",
-            "created": completing.created,
-            "model": completing.model,
-        }
+        service = CompletionService(serving, context, examples, generation, "cmpl", exact=True)
         if body.stream:
-            return await completing.stream(_choices, head, usage=body.usage_in_stream)
-        grown = await completing.collect()
-        choices = [_choice(index, "".join(one.text), one.finish) for index, one in enumerate(grown)]
-        return JSONResponse({**head, "choices": choices, "usage": completing.usage(), **warned(context.outcome)})
+            return await service.stream("text_completion", _make_choices, usage=body.usage_in_stream)
+        return await service.respond("text_completion", _make_choice)
 
     return router
 
 
-def _choices(index: int, piece: CompletionChunk, first: bool) -> list[dict[str, Any]]:
-    return [_choice(index, piece.text, piece.finish)] if piece.text or piece.finish else []
+def _make_choices(index: int, piece: CompletionChunk, first: bool) -> list[dict[str, Any]]:
+    return [_make_choice(index, piece.text, piece.finish)] if piece.text or piece.finish else []
 
 
-def _choice(index: int, text: str, finish: str | None) -> dict[str, Any]:
+def _make_choice(index: int, text: str, finish: str | None) -> dict[str, Any]:
     return {"index": index, "text": text, "finish_reason": finish, "logprobs": None}

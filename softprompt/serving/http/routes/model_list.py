@@ -18,7 +18,7 @@ from softprompt.store.metadata import now
 from softprompt.store.references import LATEST
 
 
-def models(serving: ServingContext, route: type[APIRoute]) -> APIRouter:
+def create_models_router(serving: ServingContext, route: type[APIRoute]) -> APIRouter:
     """The routes."""
     router, registry, started = APIRouter(route_class=route), serving.registry, int(now().timestamp())
 
@@ -32,28 +32,30 @@ def models(serving: ServingContext, route: type[APIRoute]) -> APIRouter:
                 which = [*sorted(listing.aliases), LATEST, *map(str, listing.numbers)]
                 names += [name, *(f"{name}@{one}" for one in which)]
         found = [(one, known) for one in names if (known := registry.try_resolve(one)) is not None]
-        data = [_model(serving, one, known, registry.get_loaded(known.id), started) for one, known in found]
+        data = [_describe_model(serving, one, known, registry.get_loaded(known.id), started) for one, known in found]
         return JSONResponse({"object": "list", "data": data})
 
     @router.get("/v1/models/{model:path}", responses=describe_responses(Model), summary="Tell about one of them")
     async def get_model(request: Request, model: str) -> Response:
         """The prompt is loaded, so that its labels, template and columns are told."""
         context = await serving.resolve(request, model)
-        return JSONResponse(_model(serving, model, context.found, registry.get_loaded(context.found.id), started))
+        return JSONResponse(
+            _describe_model(serving, model, context.found, registry.get_loaded(context.found.id), started)
+        )
 
     return router
 
 
-def _model(
+def _describe_model(
     serving: ServingContext, id: str, found: ResolvedModel, loaded: LoadedPrompt | None, started: int
 ) -> dict[str, Any]:
     """``started``: seconds; when the server did, for what has no date yet."""
     created = int(loaded.created.timestamp()) if loaded else started
-    facts = None if found.number is None else _facts(serving, found, loaded)
+    facts = None if found.number is None else _describe_prompt(serving, found, loaded)
     return {"id": id, "object": "model", "created": created, "owned_by": "softprompt", "softprompt": facts}
 
 
-def _facts(serving: ServingContext, found: ResolvedModel, loaded: LoadedPrompt | None) -> dict[str, Any]:
+def _describe_prompt(serving: ServingContext, found: ResolvedModel, loaded: LoadedPrompt | None) -> dict[str, Any]:
     facts: dict[str, Any] = {"version": found.id, "loaded": loaded is not None}
     if loaded is not None:
         spec = loaded.served.spec
@@ -65,7 +67,7 @@ def _facts(serving: ServingContext, found: ResolvedModel, loaded: LoadedPrompt |
             "virtual_tokens": loaded.length,
             **({} if loaded.learned_in is None else {"learned_in": loaded.learned_in}),
         }
-        if (measured := _measured(loaded)) is not None:
+        if (measured := _read_metric(loaded)) is not None:
             facts["measured"] = measured
         if (example := serving.config.examples.get(found.name, loaded.example)) is not None:
             facts["example"] = example
@@ -74,7 +76,7 @@ def _facts(serving: ServingContext, found: ResolvedModel, loaded: LoadedPrompt |
     return facts
 
 
-def _measured(loaded: LoadedPrompt) -> dict[str, Any] | None:
+def _read_metric(loaded: LoadedPrompt) -> dict[str, Any] | None:
     """How well the prompt did, on what it had not seen if that is known; whoever saved it wrote this."""
     for split in ("test", "validation"):
         if isinstance(found := loaded.metrics.get(split), Mapping):

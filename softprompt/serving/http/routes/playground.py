@@ -51,7 +51,7 @@ class StaticFile:
     @classmethod
     def of(cls, name: str, content: bytes, cache: str) -> "StaticFile":
         # weak, for it is of the content whether packed or not
-        tag = f'W/"{_digest(content)}"'
+        tag = f'W/"{_hash_content(content)}"'
         headers = {"Content-Type": f"{TYPES[name]}; charset=utf-8", "Cache-Control": cache, "ETag": tag}
         return cls(content, gzip.compress(content, mtime=0), {**HEADERS, **headers})
 
@@ -64,11 +64,11 @@ class StaticFile:
         return Response(self.content, headers=self.headers)
 
 
-def page(*, needs_key: bool) -> APIRouter:
+def create_playground_router(*, needs_key: bool) -> APIRouter:
     """The routes of the page; they need no API key, though what it asks may: ``needs_key``."""
     folder = files("softprompt.serving.http") / "static"
     contents = {name: (folder / name).read_bytes() for name in TYPES}
-    digest = _digest(b"".join(contents.values()))
+    digest = _hash_content(b"".join(contents.values()))
     filled = contents.pop(FIRST).replace(DIGEST, digest.encode()).replace(KEYS, b"yes" if needs_key else b"no")
     first = StaticFile.of(FIRST, filled, "no-cache")
     others = {name: StaticFile.of(name, content, FOR_EVER) for name, content in contents.items()}
@@ -87,5 +87,5 @@ def page(*, needs_key: bool) -> APIRouter:
     return router
 
 
-def _digest(content: bytes) -> str:
+def _hash_content(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()[:16]

@@ -21,7 +21,7 @@ from softprompt.serving.engine.engine_requests import ServedPrompt
 from softprompt.serving.engine.inference_engine import InferenceEngine
 from softprompt.serving.http.api_keys import add_key
 from softprompt.serving.http.request_context import make_baseline
-from softprompt.serving.http.schemas import LONGEST_INSTRUCTION, Baseline
+from softprompt.serving.http.schemas import MAX_INSTRUCTION_LENGTH, Baseline
 
 TEXT = "a fine film"
 WORDS_IN_FRONT = "Is the film good?"
@@ -108,7 +108,14 @@ class TestAnswers:
 
     @pytest.mark.parametrize(
         "form",
-        [{"instruction": "x" * (LONGEST_INSTRUCTION + 1)}, {"instruction": 3}, {"template": "no"}, {"more": 1}, "", []],
+        [
+            {"instruction": "x" * (MAX_INSTRUCTION_LENGTH + 1)},
+            {"instruction": 3},
+            {"template": "no"},
+            {"more": 1},
+            "",
+            [],
+        ],
         ids=lambda form: str(form)[:30],
     )
     def test_mistakes(self, client: TestClient, form: Any) -> None:
