@@ -18,6 +18,7 @@ yaml = lazy_loader.load("yaml")  # a tenth of the time that help takes
 MAX_POPULATION = 1000  # prompts that learn together
 MOST = 10**9  # of any number that has no narrower bound of its own
 
+TaskKind: TypeAlias = Literal["classification", "generation"]
 # of the learning rate behind the warm-up; all but cosine are those of transformers (training/optimization.py)
 Schedule: TypeAlias = Literal["cosine", "constant", "linear", "polynomial", "inverse_sqrt", "warmup_stable_decay"]
 

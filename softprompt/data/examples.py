@@ -4,13 +4,12 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
+from softprompt.config import TaskKind
 from softprompt.data.label_names import fold_label, quote_label
 from softprompt.errors import DataError
 from softprompt.utils.messages import quote_names, type_name
-
-Kind = Literal["classification", "generation"]
 
 _DEEPEST = 32  # levels of lists and objects in a column
 
@@ -85,7 +84,7 @@ class Columns(NamedTuple):
             if getattr(self, name) != getattr(usual, name)
         }
 
-    def kind(self, row: Mapping[str, Any], place: str) -> Kind | None:
+    def kind(self, row: Mapping[str, Any], place: str) -> TaskKind | None:
         """What the row's columns make of it; a column whose name the caller chose must be there.
 
         ``None`` where label and output may be left out, and are: no such column, or nothing in it.
@@ -113,7 +112,7 @@ class Columns(NamedTuple):
         return _string(row[self.text], self.text, place)
 
 
-def make_example(row: Mapping[str, Any], kind: Kind | None, columns: Columns, place: str) -> Example:
+def make_example(row: Mapping[str, Any], kind: TaskKind | None, columns: Columns, place: str) -> Example:
     """The example that a row of this ``kind`` is (see ``Columns.kind``); DataError names ``place``."""
     label: str | None = None
     references: tuple[str, ...] = ()
@@ -241,7 +240,7 @@ def unlabelled_example(row: Mapping[str, Any], place: str, columns: Columns | No
     return Example(found.text_of(row, place), columns=others, place=place)
 
 
-def infer_kind(examples: Sequence[Example]) -> Kind:
+def infer_kind(examples: Sequence[Example]) -> TaskKind:
     """What the examples carry; outputs where the first has no label."""
     return "classification" if examples[0].label is not None else "generation"
 

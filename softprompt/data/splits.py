@@ -17,9 +17,9 @@ from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any, Self
 
-from softprompt.config import DataOptions
+from softprompt.config import DataOptions, TaskKind
 from softprompt.data.example_stream import ExampleStream
-from softprompt.data.examples import Columns, Example, Kind, infer_kind, keep_answered
+from softprompt.data.examples import Columns, Example, infer_kind, keep_answered
 from softprompt.data.readers.example_reader import (
     SPLITS,
     BadRows,
@@ -69,7 +69,7 @@ class Splits:
         return examples
 
     @property
-    def kind(self) -> Kind:
+    def kind(self) -> TaskKind:
         """Whether the examples carry labels or outputs; DataError without examples."""
         return infer_kind(self["all"])
 

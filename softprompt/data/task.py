@@ -7,7 +7,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
-from softprompt.data.examples import Columns, Example, Kind, infer_kind, keep_answered
+from softprompt.config import TaskKind
+from softprompt.data.examples import Columns, Example, infer_kind, keep_answered
 from softprompt.data.label_names import check_label_names, suggest_label
 from softprompt.data.splits import Splits, read_splits
 from softprompt.data.task_manifest import SavedTask, validate_saved
@@ -43,7 +44,7 @@ class TaskSpec:
         max_new_tokens: room of a completion; ``None``: what ``generate.choose_max_new_tokens`` gives.
     """
 
-    kind: Kind
+    kind: TaskKind
     template: str
     labels: tuple[str, ...] = ()
     verbalizers: tuple[str, ...] = ()
@@ -219,7 +220,7 @@ class Task:
         cls,
         source: str | Path | Splits,
         *,
-        kind: Kind | None = None,
+        kind: TaskKind | None = None,
         spec: TaskSpec | None = None,
         labels: Sequence[str] | None = None,
         template: str | None = None,

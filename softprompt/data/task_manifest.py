@@ -1,8 +1,10 @@
 """What a saved prompt says of its task, and how what is saved is checked: types, sizes, and nothing that cannot be."""
 
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+
+from softprompt.config import TaskKind
 
 LONGEST_NAME = 4096  # of a model, a place, a parent
 
@@ -24,7 +26,7 @@ class _Saved(BaseModel):
 class SavedTask(_Saved):
     """What ``TaskSpec.from_dict`` reads."""
 
-    kind: Literal["classification", "generation"]
+    kind: TaskKind
     template: str
     labels: list[str]
     verbalizers: list[str]
@@ -34,10 +36,10 @@ class SavedTask(_Saved):
     columns: dict[Key, Any] = Field(default_factory=dict)
 
 
-Kind = TypeVar("Kind", bound=_Saved)
+Saved = TypeVar("Saved", bound=_Saved)
 
 
-def validate_saved(kind: type[Kind], values: Any) -> Kind:
+def validate_saved(kind: type[Saved], values: Any) -> Saved:
     """``values`` as one of these; raises ValueError, in one line, if they are not."""
     try:
         return kind.model_validate(values)

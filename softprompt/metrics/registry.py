@@ -13,10 +13,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
+from softprompt.config import TaskKind
 from softprompt.errors import ConfigError, DataError
 from softprompt.metrics.bootstrap import Floats, RunScores, bootstrap_score, check_lengths, draw_resamples
 from softprompt.metrics.scores import FORMATS, MetricFormat, Score
@@ -26,7 +27,6 @@ IMPORT_PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")  # of a 
 NEGATIVE_LOSS = "negative_loss"  # what generation is judged by where completions would be too costly
 SHORT = 4  # words of a reference (median), below which answers are right or wrong as a whole
 
-Kind = Literal["classification", "generation"]
 Gold = Sequence[Any]  # of each example its label, or its references
 
 
@@ -48,7 +48,7 @@ class Metric:
     """
 
     name: str
-    kind: Kind | None
+    kind: TaskKind | None
     heading: str
     limits: tuple[float, float]
     rows: Callable[[Gold, Sequence[str]], Floats]
@@ -112,7 +112,7 @@ class Metric:
 
 def mean_metric(
     name: str,
-    kind: Kind | None,
+    kind: TaskKind | None,
     heading: str,
     score_each: Callable[[Gold, Sequence[str]], list[float]],
     limits: tuple[float, float] = (0.0, 1.0),
@@ -272,12 +272,12 @@ rouge_l = mean_metric("rouge_l", "generation", "ROUGE-L", _rouge_l, _POINTS, dig
 METRICS = {one.name: one for one in (accuracy, macro_f1, exact_match, token_f1, chrf, bleu, rouge_l)}
 
 
-def metrics_of_kind(kind: Kind) -> list[Metric]:
+def metrics_of_kind(kind: TaskKind) -> list[Metric]:
     """The built-in ones that tasks of this kind are judged by."""
     return [one for one in METRICS.values() if one.kind == kind]
 
 
-def choose_metric(kind: Kind, name: str | None = None, references: Gold = ()) -> Metric:
+def choose_metric(kind: TaskKind, name: str | None = None, references: Gold = ()) -> Metric:
     """The metric called ``name``; without a name the one that suits: accuracy, or what ``references`` ask for.
 
     Short references are matched exactly or not; longer ones are compared by chrF, which needs no words, hence is for
@@ -299,7 +299,7 @@ def choose_metric(kind: Kind, name: str | None = None, references: Gold = ()) ->
     return exact_match if references and median_word_count(row[0] for row in references) < SHORT else chrf
 
 
-def check_metric_name(kind: Kind, name: str) -> None:
+def check_metric_name(kind: TaskKind, name: str) -> None:
     """Raise ConfigError for what is neither a metric of this kind of task, nor written as a function's import path."""
     known = [one.name for one in metrics_of_kind(kind)]
     if name not in known and not IMPORT_PATH.fullmatch(name):

@@ -126,16 +126,25 @@ class _ProgressMeter:
         return f"{seconds // 60}:{seconds % 60:02d}"
 
 
-class ProgressPrinter(Callback):
-    """One line every ``every`` steps, for logs and pipes."""
+class _Progress(Callback):
+    """What a person is told of a run, by whatever shows messages."""
 
-    def __init__(self, stream: TextIO | None = None, every: int = 20) -> None:
-        self._stream, self._every = stream or sys.stderr, every
-        self._pace = _ProgressMeter()
+    _pace, _gap = _ProgressMeter(), "  "
 
     def on_train_begin(self, first_step: int, steps: int, learned: int, frozen: int) -> None:
         self._pace = _ProgressMeter(first_step, steps)
         self.on_message(f"learning {learned:,} parameters; {frozen:,} stay frozen")
+
+    def on_evaluate(self, step: int, metric: str, value: float, loss: float, best: bool) -> None:
+        mark = f"{self._gap}(best so far)" if best else ""
+        self.on_message(f"step {step}  {_describe_evaluation(metric, value, loss)}{mark}")
+
+
+class ProgressPrinter(_Progress):
+    """One line every ``every`` steps, for logs and pipes."""
+
+    def __init__(self, stream: TextIO | None = None, every: int = 20) -> None:
+        self._stream, self._every = stream or sys.stderr, every
 
     def on_step_end(self, step: int, loss: float, learning_rate: float, examples_per_second: float) -> None:
         pace = self._pace
@@ -146,16 +155,14 @@ class ProgressPrinter(Callback):
                 f"{pace.speed:.1f} examples/s  {pace.left()} left"
             )
 
-    def on_evaluate(self, step: int, metric: str, value: float, loss: float, best: bool) -> None:
-        mark = "  (best so far)" if best else ""
-        self.on_message(f"step {step}  {_describe_evaluation(metric, value, loss)}{mark}")
-
     def on_message(self, text: str) -> None:
         print(printable(text, ERROR_CHARACTERS), file=self._stream, flush=True)
 
 
-class ProgressBar(Callback):
+class ProgressBar(_Progress):
     """A rich progress bar: step, loss, last validation metric, examples a second, time left."""
+
+    _gap = " "
 
     def __init__(self, stream: TextIO | None = None) -> None:
         from rich.console import Console
@@ -172,12 +179,10 @@ class ProgressBar(Callback):
             console=self._console,
             transient=True,
         )
-        self._pace = _ProgressMeter()
         self._row: Any = None
 
     def on_train_begin(self, first_step: int, steps: int, learned: int, frozen: int) -> None:
-        self._pace = _ProgressMeter(first_step, steps)
-        self.on_message(f"learning {learned:,} parameters; {frozen:,} stay frozen")
+        super().on_train_begin(first_step, steps, learned, frozen)
         if self._row is not None:
             self._progress.remove_task(self._row)
         self._row = self._progress.add_task(
@@ -196,10 +201,9 @@ class ProgressBar(Callback):
         )
 
     def on_evaluate(self, step: int, metric: str, value: float, loss: float, best: bool) -> None:
-        mark = " (best so far)" if best else ""
         shown_now = _describe_evaluation(metric, value, loss).partition("  ")[0]
         self._progress.update(self._row, metric=f"{shown_now}  ")
-        self.on_message(f"step {step}  {_describe_evaluation(metric, value, loss)}{mark}")
+        super().on_evaluate(step, metric, value, loss, best)
 
     def on_message(self, text: str) -> None:
         self._console.print(printable(text, ERROR_CHARACTERS), markup=False, highlight=False)

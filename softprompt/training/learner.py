@@ -17,7 +17,7 @@ from softprompt.prompts.methods.method_registry import fold_method, make_method,
 from softprompt.prompts.state import PromptState
 from softprompt.training.data_loader import DataLoader
 from softprompt.training.initialization import initialize
-from softprompt.training.optimization import make_optimizer, rate_factor
+from softprompt.training.optimization import learning_unit, make_optimizer, rate_factor
 from softprompt.training.validation import Validator
 
 WINDOW = 50  # steps that the training loss is averaged over
@@ -228,8 +228,9 @@ class PromptLearner(Learner):
         """
         torch.manual_seed(config.seed)
         start = initialize(config.init, base, task.spec, config.length, config.seed, task.train, start)
-        unit = base.embedding_std if config.rate_unit == "embedding-std" else 1.0
-        self.method: Any = make_method(config.method, config.method_options, base, start, unit, config.seed)
+        self.method: Any = make_method(
+            config.method, config.method_options, base, start, learning_unit(base, config), config.seed
+        )
         super().__init__(name, config, list(self.method.parameters()), make_optimizer(self.method, config))
         self.averaged = {name: parameter.detach().clone() for name, parameter in self.method.named_parameters()}
         self.best = fold_method(self.method)

@@ -33,7 +33,7 @@ from softprompt.training.data_loader import InMemoryLoader
 from softprompt.training.initialization import initialize
 from softprompt.training.learner import Learner
 from softprompt.training.loop import TrainingResult, run_training, training_result
-from softprompt.training.optimization import make_optimizer
+from softprompt.training.optimization import learning_unit, make_optimizer
 from softprompt.training.training_objective import ForwardPass, Losses, TrainingObjective
 from softprompt.training.validation import Validation
 
@@ -163,8 +163,7 @@ def train_multitask(
             f"init '{config.init}' stands in front of BOS, as prompts learned elsewhere do, expected one behind it: "
             "learn on from it by train"
         )
-    unit = base.embedding_std if config.rate_unit == "embedding-std" else 1.0
-    method = MultitaskPrompt(start.tensor, unit, len(tasks)).to(base.device)
+    method = MultitaskPrompt(start.tensor, learning_unit(base, config), len(tasks)).to(base.device)
     learners = [
         TaskLearner(base, index, name, task, config, method) for index, (name, task) in enumerate(tasks.items())
     ]

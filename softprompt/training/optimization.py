@@ -9,12 +9,18 @@ import torch
 from torch import nn
 
 from softprompt.config import TrainConfig
+from softprompt.models.frozen_lm import FrozenLM
 
 # of schedules that need more than warm-up and steps: as transformers.get_scheduler takes it
 SCHEDULE_OPTIONS: dict[str, Callable[[int], dict[str, Any]]] = {
     "polynomial": lambda steps: {"power": 2.0},
     "warmup_stable_decay": lambda steps: {"num_decay_steps": max(1, steps // 5)},
 }
+
+
+def learning_unit(base: FrozenLM, config: TrainConfig) -> float:
+    """What a learned value of 1 is worth in virtual tokens."""
+    return base.embedding_std if config.rate_unit == "embedding-std" else 1.0
 
 
 def rate_factor(step: int, config: TrainConfig) -> float:

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from softprompt.data.examples import Columns, Example, Kind, make_example
+from softprompt.config import TaskKind
+from softprompt.data.examples import Columns, Example, make_example
 from softprompt.data.readers.file_rows import ENDINGS, FileRows, name_class
 from softprompt.data.readers.lines import Row
 from softprompt.errors import DataError, TemplateError
@@ -31,7 +32,7 @@ class ExampleCollector:
     def __init__(self, columns: Columns, bad_rows: BadRows = "refuse") -> None:
         self.rows = self.bad = self.unanswered = 0
         self._columns, self._skips = columns, bad_rows == "skip"
-        self._kind: Kind | None = None
+        self._kind: TaskKind | None = None
         self._reasons: dict[str, list[str]] = {}
         self._ends = False
         self._template: TemplateError | None = None

@@ -107,26 +107,21 @@ def _whole(value: Any, what: str) -> int:
     return value
 
 
-def _capitalize(room: Budget, value: Any) -> str:
-    return _text(room, value, "capitalize").capitalize()
-
-
 def _default(room: Budget, value: Any, default_value: Any = "", boolean: Any = False) -> Any:
     return default_value if isinstance(value, Undefined) or (boolean and not value) else value
 
 
-def _first(room: Budget, value: Any) -> Any:
-    return _at(value, 0, "first")
+def _change_text(name: str, change: Callable[[str], str]) -> Callable[[Budget, Any], str]:
+    return lambda room, value: change(_text(room, value, name))
 
 
-def _last(room: Budget, value: Any) -> Any:
-    return _at(value, -1, "last")
+def _take_end(name: str, index: int) -> Callable[[Budget, Any], Any]:
+    def take(room: Budget, value: Any) -> Any:
+        if not isinstance(value, str | list):
+            raise FillError(f"{name} expects a list or text, got {describe_type(value)}")
+        return value[index] if value else Undefined(f"the {name} of nothing")
 
-
-def _at(value: Any, index: int, what: str) -> Any:
-    if not isinstance(value, str | list):
-        raise FillError(f"{what} expects a list or text, got {describe_type(value)}")
-    return value[index] if value else Undefined(f"the {what} of nothing")
+    return take
 
 
 def _items(room: Budget, value: Any) -> list[list[Any]]:
@@ -149,28 +144,16 @@ def _length(room: Budget, value: Any) -> int:
     return len(value)
 
 
-def _lower(room: Budget, value: Any) -> str:
-    return _text(room, value, "lower").lower()
-
-
 def _replace(room: Budget, value: Any, old: Any, new: Any) -> str:
     text, gone, put = (_text(room, one, "replace") for one in (value, old, new))
     room.make(len(text) + text.count(gone) * max(0, len(put) - len(gone)))
     return text.replace(gone, put)
 
 
-def _string(room: Budget, value: Any) -> str:
-    return print_value(room, value)
-
-
 def _title(room: Budget, value: Any) -> str:
     parts = _WORDS.split(_text(room, value, "title"))
     room.make(8 * len(parts))
     return "".join(part[0].upper() + part[1:].lower() for part in parts if part)
-
-
-def _trim(room: Budget, value: Any) -> str:
-    return _text(room, value, "trim").strip()
 
 
 def _truncate(
@@ -186,28 +169,24 @@ def _truncate(
     return (kept if killwords else kept.rsplit(" ", 1)[0]) + behind
 
 
-def _upper(room: Budget, value: Any) -> str:
-    return _text(room, value, "upper").upper()
-
-
 FILTERS: Mapping[str, Callable[..., Any]] = {
-    "capitalize": _capitalize,
+    "capitalize": _change_text("capitalize", str.capitalize),
     "count": _length,
     "d": _default,
     "default": _default,
-    "first": _first,
+    "first": _take_end("first", 0),
     "items": _items,
     "join": _join,
-    "last": _last,
+    "last": _take_end("last", -1),
     "length": _length,
-    "lower": _lower,
+    "lower": _change_text("lower", str.lower),
     "replace": _replace,
-    "string": _string,
+    "string": print_value,
     "title": _title,
     "tojson": _to_json,
-    "trim": _trim,
+    "trim": _change_text("trim", str.strip),
     "truncate": _truncate,
-    "upper": _upper,
+    "upper": _change_text("upper", str.upper),
 }
 
 

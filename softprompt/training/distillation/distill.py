@@ -199,7 +199,7 @@ def _distill(
         base, whole.spec, whole.train + whole.validation + whole.test
     )
     settings = settings.model_copy(update={"max_new_tokens": room})
-    task, notes = _sample_inputs(whole, first, settings, evaluate_test)
+    task, notes = _sample_inputs(whole, first, evaluate_test)
     configs = {name: config.model_copy(update={"max_length": task.spec.max_length}) for name, config in configs.items()}
     run: AbstractContextManager[Checkpoint | None] = nullcontext()
     how = settings.model_dump()
@@ -263,29 +263,21 @@ def _resolve_init(config: TrainConfig, teacher: Teacher) -> TrainConfig:
     return config.model_copy(update={"init": "text" if teacher.start.kind == "key_values" else "teacher"})
 
 
-def _sample_inputs(
-    task: Task, config: TrainConfig, settings: DistillConfig, evaluate_test: bool
-) -> tuple[Task, list[str]]:
+def _sample_inputs(task: Task, config: TrainConfig, evaluate_test: bool) -> tuple[Task, list[str]]:
     """The inputs that learning and reporting come by: the teacher need not answer others."""
-    most = config.steps * config.batch_size
-    train = sample_examples(task.train, most)
-    validation = sample_examples(task.validation, config.validation_limit)
-    test = sample_examples(task.test, TEST_LIMIT[task.spec.kind]) if evaluate_test else ()
-    notes = []
-    whys = {
-        "train": f"{config.steps:,} steps see no more",
-        "validation": "validation_limit",
-        "test": "scored at the end",
+    limits = {
+        "train": (config.steps * config.batch_size, f"{config.steps:,} steps see no more"),
+        "validation": (config.validation_limit, "validation_limit"),
+        "test": (TEST_LIMIT[task.spec.kind] if evaluate_test else 0, "scored at the end"),
     }
-    for split, used, given in (
-        ("train", train, task.train),
-        ("validation", validation, task.validation),
-        ("test", test, task.test),
-    ):
-        if used and len(used) < len(given):
-            notes.append(f"{len(used):,} of {len(given):,} {split} inputs are used, drawn by seed 0 ({whys[split]})")
-    splits = replace(task.splits, train=train, validation=validation, test=test)
-    return replace(task, splits=splits), notes
+    given = {split: getattr(task, split) for split in limits}
+    used: dict[str, Any] = {split: sample_examples(given[split], most) for split, (most, _) in limits.items()}
+    notes = [
+        f"{len(used[split]):,} of {len(given[split]):,} {split} inputs are used, drawn by seed 0 ({why})"
+        for split, (_, why) in limits.items()
+        if 0 < len(used[split]) < len(given[split])
+    ]
+    return replace(task, splits=replace(task.splits, **used)), notes
 
 
 def _ask_or_load(
