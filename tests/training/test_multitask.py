@@ -60,7 +60,7 @@ class TestParametrisation:
         init = torch.randn(3, 5, generator=torch.Generator().manual_seed(0))
         method = MultitaskPrompt(init, 0.5, tasks=2)
         for task in range(2):
-            assert torch.equal(method.state_of(task).tensor, init)
+            assert torch.equal(method.read_state(task).tensor, init)
 
     def test_it_is_the_shared_prompt_times_a_rank_one_matrix(self) -> None:
         generator = torch.Generator().manual_seed(0)
@@ -70,10 +70,10 @@ class TestParametrisation:
                 parameter.copy_(torch.randn(parameter.shape, generator=generator))
         shared = method.init + 0.5 * method.theta
         for task in range(2):
-            matrix = method.state_of(task).tensor / shared
+            matrix = method.read_state(task).tensor / shared
             assert int(torch.linalg.matrix_rank(matrix, rtol=1e-4)) == 1
             torch.testing.assert_close(matrix, torch.outer(1 + method.rows[task], 1 + method.columns[task]))
-        assert not torch.equal(method.state_of(0).tensor, method.state_of(1).tensor)
+        assert not torch.equal(method.read_state(0).tensor, method.read_state(1).tensor)
 
     def test_factors_learn_in_smaller_steps(self) -> None:
         method = MultitaskPrompt(torch.ones(3, 5), 0.5, tasks=2)
