@@ -145,7 +145,7 @@ def _expected(base: sp.FrozenLM, prompts: dict[str, sp.Prompt], requests: list[t
         for at, answer in zip(places, predictor.predict(examples), strict=True):
             first, second, *_ = sorted((answer.probabilities or {}).values(), reverse=True)
             labels[at], margins[at] = answer.label or "", first - second
-        texts = predictor.encoder.inputs(examples)
+        texts = predictor.encoder.encode_inputs(examples)
         generation = sp.GenerationConfig(max_new_tokens=TOKENS)
         for index, text, _ in complete(base, predictor.prefix, texts, generation, CONTEXT * 16):
             completions[places[index]] = text

@@ -93,7 +93,7 @@ class Right:
             margins.append(first - second)
 
         ((_, text, _),) = complete(
-            self._base, predictor.prefix, predictor.encoder.inputs([example]), generation, 100_000, watch
+            self._base, predictor.prefix, predictor.encoder.encode_inputs([example]), generation, 100_000, watch
         )
         return Expected(text, min(margins), None, len(margins))
 
