@@ -41,9 +41,9 @@ def run_compare(
 
     asked: dict[str, Any] = {"keep": keep, "current": current, "price_per_hour": price_per_hour}
     asked |= {"engine_python": engine_python, "engine_gguf": engine_gguf}
-    methods, terms, task = _prepared(options, columns, **asked)
+    methods, terms, task = _prepare_comparison(options, columns, **asked)
     if shift_data is not None:
-        terms = _shifted(terms, task, shift_data, columns)
+        terms = _add_shift(terms, task, shift_data, columns)
 
     base = defer_base(model_name, model_of(options))
     study = compare(base, task, methods, out, terms, make_callback(as_json))
@@ -60,7 +60,7 @@ def run_scale(
     **options: Any,
 ) -> None:
     names = check_models(models)
-    methods, terms, task = _prepared(options, columns_of(options))
+    methods, terms, task = _prepare_comparison(options, columns_of(options))
     model = model_of(options)
     found, studies = compare_sizes(
         names, lambda name: defer_base(name, model), task, methods, out, terms, make_callback(as_json)
@@ -74,7 +74,7 @@ def run_scale(
     )
 
 
-def _prepared(
+def _prepare_comparison(
     options: dict[str, Any], columns: dict[str, Any], **more: Any
 ) -> tuple[list[Candidate], ComparisonSettings, Task]:
     """Methods, terms and task of the options."""
@@ -95,7 +95,7 @@ def _prepared(
     return methods, terms, task
 
 
-def _shifted(terms: ComparisonSettings, task: Task, source: str, columns: dict[str, Any]) -> ComparisonSettings:
+def _add_shift(terms: ComparisonSettings, task: Task, source: str, columns: dict[str, Any]) -> ComparisonSettings:
     """The terms with the examples of another domain: its test split, or all of it where there is none."""
     other = Task.matching(task.spec, source, **columns)
     return replace(terms, shift=other.test or other.splits["all"])

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from softprompt.cli.base_loading import load_base, load_base_of
+from softprompt.cli.base_loading import defer_base, load_base_of
 from softprompt.cli.console import say
 from softprompt.cli.option_values import columns_of, model_of, task_settings
 from softprompt.cli.printing import print_result
@@ -15,6 +15,7 @@ from softprompt.export.prompt_exchange import check_export, export_prompt, impor
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.report.pages.training_page import make_import_document
 from softprompt.store.prompt_loading import load_prompt
+from softprompt.training.run_checks import BaseCheck, DeferredBase
 from softprompt.utils.files import check_free
 
 
@@ -33,14 +34,14 @@ def run_export(
     folders, target = _name_prompts(prompts), FORMATS[form]
     named = {name: load_prompt(folder) for name, folder in folders.items()}
 
-    def load() -> FrozenLM:
+    def load(_: BaseCheck) -> FrozenLM:
         first = next(iter(named.values()))
         # weights are quantized from the precision that they are saved in, and would be others from another one
         plain = first.quantization is None and model["quantize"] is None
         dtype = model["dtype"] or (target.dtype if plain else "saved")
         return load_base_of(first, model_name, {**model, "dtype": dtype}, fixed=target.dtype != "saved")
 
-    facts = export_prompt(load, named, out, format=form, gguf=gguf, tied=tied)
+    facts = export_prompt(DeferredBase(load), named, out, format=form, gguf=gguf, tied=tied)
     states = [prompt.state for prompt in named.values()]
     which: dict[str, Any] = {"prompts": folders} if target.several else {"prompt": prompts[0]}
     sizes = {"length": sum(state.length for state in states), "size": states[0].tensors[0].shape[-1]}
@@ -74,7 +75,7 @@ def run_import(
             say(note)
     if FORMATS[form].dtype != "saved" and model["quantize"] is None:
         model["dtype"] = model["dtype"] or FORMATS[form].dtype
-    prompt = import_prompt(lambda: load_base(model_name, model), source, format=form, task=task)
+    prompt = import_prompt(defer_base(model_name, model), source, format=form, task=task)
     prompt.save(out)
     result = {"prompt": str(out), **{key: prompt.manifest()[key] for key in ("length", "metrics", "training")}}
     print_result(result, make_import_document(prompt, out), as_json)

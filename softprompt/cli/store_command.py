@@ -140,7 +140,9 @@ def run_promote(
         gate = Gate(base_of, task.splits[split], config, limit=limit, generation=generation, metric=metric)
         in_place = store.aliases(found.name).get(alias)
         compared = [str(found), *([f"{found.name}@{in_place}"] if in_place is not None else [])]
-        told["known_rows"] = {which: _known(f"{store.url}#{which}", which, gate.examples, split) for which in compared}
+        told["known_rows"] = {
+            which: _count_known_rows(f"{store.url}#{which}", which, gate.examples, split) for which in compared
+        }
         told["precisions"] = base_of.precisions
     try:
         move = store.promote(str(found), alias, gate=gate, force=force)
@@ -166,7 +168,7 @@ def run_diff(a: str, b: str, as_json: bool) -> None:
     print_result({"a": a, "b": b, **found.to_dict()}, make_difference_document(a, b, found), as_json)
 
 
-def _known(place: str, which: str, examples: "Sequence[Example]", split: str) -> dict[str, int] | None:
+def _count_known_rows(place: str, which: str, examples: "Sequence[Example]", split: str) -> dict[str, int] | None:
     """How many of the examples a version was learned from, said where there are any; ``None``: it kept no record."""
     learned = read_learned(place)
     if learned is None:

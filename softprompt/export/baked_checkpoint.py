@@ -61,7 +61,9 @@ class BakedCheckpoint:
                 )
                 for name, probe in usage["probes"].items()
             }
-            self._tasks = {str(task["digest"]): (str(name), self._front(task)) for name, task in usage["tasks"].items()}
+            self._tasks = {
+                str(task["digest"]): (str(name), self._list_front(task)) for name, task in usage["tasks"].items()
+            }
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise PromptFileError(
                 f"'{folder / USAGE_FILE}' lacks or misuses {error}: expected a checkpoint of this version's "
@@ -91,5 +93,5 @@ class BakedCheckpoint:
         """Raise PromptFileError unless ``prompt``, as it is, was baked."""
         self.front(prompt.digest)
 
-    def _front(self, task: Mapping[str, Any]) -> tuple[int, ...]:
+    def _list_front(self, task: Mapping[str, Any]) -> tuple[int, ...]:
         return (*(self.special_tokens.bos if task["add_special_tokens"] else ()), *(int(one) for one in task["ids"]))

@@ -33,7 +33,7 @@ def prepend_bos(base: FrozenLM, state: PromptState) -> PromptState:
         first = [base.embed(torch.tensor(base.bos_ids, device=base.device))]
     else:
         check_keys_and_values(base)
-        first = _pairs(make_cached_prefix(base, None), len(base.bos_ids))
+        first = _take_last(make_cached_prefix(base, None), len(base.bos_ids))
     tensors = tuple(
         torch.cat([one.float().cpu(), tensor.float().cpu()], dim=-2)
         for one, tensor in zip(first, state.tensors, strict=True)
@@ -54,13 +54,13 @@ def append_bos(base: FrozenLM, state: PromptState) -> PromptState:
     one = ids.new_zeros(1)
     cache = prefix.expand(one)
     prefix.hidden(ids[None], torch.ones_like(ids)[None], one, cache)
-    last = _pairs(CachedPrefix(base, cache, prefix.lengths), len(ids))
+    last = _take_last(CachedPrefix(base, cache, prefix.lengths), len(ids))
     return replace(
         first,
         tensors=tuple(torch.cat(pair, dim=-2) for pair in zip(state.tensors, last, strict=True)),
     )
 
 
-def _pairs(prefix: CachedPrefix, count: int) -> list[Tensor]:
+def _take_last(prefix: CachedPrefix, count: int) -> list[Tensor]:
     """Keys and values ``[2, heads, count, head_dim]`` of each layer's last ``count`` tokens, in float32 on the CPU."""
     return [torch.cat([layer.keys, layer.values])[:, :, -count:].float().cpu() for layer in prefix.cache.layers]

@@ -79,15 +79,15 @@ class Tasks:
         Args:
             columns: what the template uses beside ``{{ text }}``.
         """
-        return [*self._front[self._known(task)], *self._text_ids(task, text, columns)]
+        return [*self._front[self._check_known(task)], *self._encode_text(task, text, columns)]
 
     def request(self, task: str, text: str, *, model: str, max_tokens: int = 64, **columns: Any) -> dict[str, Any]:
         """The body of a request to ``/v1/completions`` of vLLM: greedy, and held to the labels if the task has some."""
         return {
             "model": model,
-            "prompt": self.ids(task, text, **columns),
+            **self._make_input(task, text, columns),
             "temperature": 0,
-            **self._held(task, max_tokens),
+            **self._restrict_answer(task, max_tokens),
         }
 
     def labels(self, task: str) -> list[int]:
@@ -96,15 +96,15 @@ class Tasks:
         Raises:
             ConfigError: the task has no labels, or they part later: hold answers to their words instead.
         """
-        verbalizer = self._encoders[self._known(task)].verbalizer
-        if verbalizer is None or not _at_once(verbalizer):
+        verbalizer = self._encoders[self._check_known(task)].verbalizer
+        if verbalizer is None or not _is_told_at_once(verbalizer):
             raise ConfigError(f"task '{task}' has no labels that their first token tells apart: see Tasks.request")
         return list(verbalizer.rows)
 
     def answer(self, task: str, completion: str) -> str:
         """The label that a completion stands for; of a task without labels the completion, without blanks around it."""
         words = completion.strip()
-        return self._answers(task).get(words, words)
+        return self._list_answers(task).get(words, words)
 
     def ask(self, url: str, task: str, text: str, *, model: str, **options: Any) -> str:
         """One request to the engine at ``url`` (``http://host:port/v1``), and its answer.
@@ -127,39 +127,42 @@ class Tasks:
             raise ConfigError(f"no answer from {url}: {error}; expected an OpenAI-compatible server there") from error
         return self.answer(task, completion)
 
-    def _known(self, task: str) -> str:
+    def _make_input(self, task: str, text: str, columns: Mapping[str, Any]) -> dict[str, Any]:
+        return {"prompt": self.ids(task, text, **columns)}
+
+    def _check_known(self, task: str) -> str:
         if task not in self._encoders:
             raise ConfigError(f"unknown task '{task}': expected one of {', '.join(self._encoders)}")
         return task
 
-    def _text_ids(self, task: str, text: str, columns: Mapping[str, Any]) -> list[int]:
-        encoder = self._encoders[self._known(task)]
+    def _encode_text(self, task: str, text: str, columns: Mapping[str, Any]) -> list[int]:
+        encoder = self._encoders[self._check_known(task)]
         return list(encoder.encode_texts([Example(text, columns=columns)])[0])
 
-    def _held(self, task: str, max_tokens: int) -> dict[str, Any]:
+    def _restrict_answer(self, task: str, max_tokens: int) -> dict[str, Any]:
         """What keeps an answer to the labels, or off the virtual tokens."""
         spec, verbalizer = self._encoders[task].spec, self._encoders[task].verbalizer
         if verbalizer is None:
             bias = {"logit_bias": {str(one): -100 for one in self.never}} if self.never else {}
             return {"max_tokens": max_tokens, **bias}
-        if _at_once(verbalizer):
+        if _is_told_at_once(verbalizer):
             # the labels part at their first token, which is then all that is asked
             return {"max_tokens": 1, "allowed_token_ids": self.labels(task)}
         longest = max(len(sequence) for sequence in verbalizer.sequences)
         words = [spec.answer_separator + words for words in spec.verbalizers]
         return {"max_tokens": longest + 1, "structured_outputs": {"choice": words}}
 
-    def _answers(self, task: str) -> dict[str, str]:
+    def _list_answers(self, task: str) -> dict[str, str]:
         """Label by what a completion may say."""
-        spec, verbalizer = self._encoders[self._known(task)].spec, self._encoders[task].verbalizer
+        spec, verbalizer = self._encoders[self._check_known(task)].spec, self._encoders[task].verbalizer
         said = {words.strip(): label for label, words in zip(spec.labels, spec.verbalizers, strict=True)}
-        if verbalizer is not None and _at_once(verbalizer):
+        if verbalizer is not None and _is_told_at_once(verbalizer):
             decision = verbalizer.decisions[0]
             for label, choice in decision.choice_of_label.items():
                 said[self._tokenizer.decode([decision.choices[choice]]).strip()] = spec.labels[label]
         return said
 
 
-def _at_once(verbalizer: Verbalizer) -> bool:
+def _is_told_at_once(verbalizer: Verbalizer) -> bool:
     """Whether the first token of an answer tells its label."""
     return [decision.path for decision in verbalizer.decisions] == [()]

@@ -1,5 +1,6 @@
 """What stands beside an export for whoever uses it: how texts must be fed."""
 
+import json
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from softprompt.utils.messages import map_read_errors
 from softprompt.utils.safe_io import TEXT_LIMIT, parse_json, read_file
 
 USAGE_FILE = "softprompt.json"
+MARKER = "<|sp:"  # what virtual tokens begin with
 
 _FEEDING = {
     "whole": "BOS is its first virtual token. Tokenise texts **without** BOS, or the model sees it twice:",
@@ -36,20 +38,16 @@ def _is_public(base: FrozenLM) -> bool:
     return base.name != EMBEDDED_NAME and not expand_user(base.name).exists()
 
 
-def _base_lines(base: FrozenLM) -> tuple[list[str], str]:
+def _describe_base(base: FrozenLM) -> tuple[str, str]:
     """Python that finds the model, and what ``from_pretrained`` is then given."""
     if base.name == EMBEDDED_NAME:
-        found = [
-            "from softprompt.models.builtin_models import embedded_model_folder  # pip install 'softprompt[demo]'",
-            "",
-        ]
-        return [*found, "base = str(embedded_model_folder())"], "base"
-    if expand_user(base.name).is_file():
-        path = expand_user(base.name)
-        found = [f"base = {str(path.parent)!r}  # a folder with {path.name}, wherever yours is"]
+        source = "from softprompt.models.builtin_models import embedded_model_folder  # pip install 'softprompt[demo]'"
+        return f"{source}\n\nbase = str(embedded_model_folder())", "base"
+    path = expand_user(base.name)
+    if path.is_file():
+        found = f"base = {str(path.parent)!r}  # a folder with {path.name}, wherever yours is"
         return found, f"base, gguf_file={path.name!r}"
-    where = "" if _is_public(base) else "  # or wherever yours is"
-    return [f"base = {base.name!r}{where}"], "base"
+    return f"base = {base.name!r}{'' if _is_public(base) else '  # or wherever yours is'}", "base"
 
 
 def peft_readme(base: FrozenLM, prompt: Prompt, name: str) -> str:
@@ -57,40 +55,38 @@ def peft_readme(base: FrozenLM, prompt: Prompt, name: str) -> str:
     feeding = "no bos" if not base.special_tokens.bos else "whole" if prompt.state.behind_bos else "as it is"
     apart = base.architecture == "encoder-decoder"
     family = "AutoModelForSeq2SeqLM" if apart else "AutoModelForCausalLM"
-    found, given = _base_lines(base)
+    found, given = _describe_base(base)
     skipped, tokenizer = len(base.special_tokens.bos), "base" if _is_public(base) else repr(name)
     ids = "tokenizer(text, return_tensors='pt').input_ids" + (f"[:, {skipped}:]  # without BOS" if skipped else "")
-    call = "input_ids=ids, decoder_input_ids=..." if apart else "input_ids=ids"
-    lines = [
-        f"# {name}",
-        "",
-        f"A prompt learned with softprompt ({prompt.method}) for `{base.name}`, as a PEFT adapter. {_FEEDING[feeding]}",
-        "",
-        "```python",
-        "from peft import PeftModel",
-        f"from transformers import {family}, AutoTokenizer",
-        "",
-        *found,
-        f"tokenizer = AutoTokenizer.from_pretrained({tokenizer})",
-        f"model = PeftModel.from_pretrained({family}.from_pretrained({given}, dtype='float32'), {name!r})",
-        "text = ...  # the template below, filled in",
-        f"ids = {ids}",
-        f"logits = model({call}).logits",
-        "```",
-        "",
-        "In float32 these are softprompt's logits to 1e-4; other precisions round them as they do any. Pad batches on "
-        "the right, or not at all. `softprompt import` reads this folder back to the bit.",
-        "",
-        *list_task_lines(prompt),
-    ]
-    return "\n".join(lines)
+    task = "\n".join(list_task_lines(prompt))
+    return f"""\
+# {name}
+
+A prompt learned with softprompt ({prompt.method}) for `{base.name}`, as a PEFT adapter. {_FEEDING[feeding]}
+
+```python
+from peft import PeftModel
+from transformers import {family}, AutoTokenizer
+
+{found}
+tokenizer = AutoTokenizer.from_pretrained({tokenizer})
+model = PeftModel.from_pretrained({family}.from_pretrained({given}, dtype='float32'), {name!r})
+text = ...  # the template below, filled in
+ids = {ids}
+logits = model({"input_ids=ids, decoder_input_ids=..." if apart else "input_ids=ids"}).logits
+```
+
+In float32 these are softprompt's logits to 1e-4; other precisions round them as they do any. Pad batches on the \
+right, or not at all. `softprompt import` reads this folder back to the bit.
+
+{task}"""
 
 
 def list_task_lines(prompt: Prompt) -> list[str]:
     """Template and labels, as Markdown."""
     spec = prompt.spec
     names = " or ".join(f"`{{{{ {name} }}}}`" for name in dict.fromkeys(("text", spec.columns.text)))
-    lines = [f"The template (as in Jinja2; {names} is your text):", "", _fenced(spec.template), ""]
+    lines = [f"The template (as in Jinja2; {names} is your text):", "", f"```jinja\n{spec.template}\n```", ""]
     if spec.labels:
         answers = [
             f"`{printable(spec.answer_separator + words)}` for {printable(label)}"
@@ -100,55 +96,81 @@ def list_task_lines(prompt: Prompt) -> list[str]:
     return lines
 
 
-def vocabulary_readme(
-    name: str, prompts: Mapping[str, Prompt], marker: str, limits: Sequence[str], inexact: Sequence[str] = ()
-) -> str:
+def vocabulary_readme(name: str, prompts: Mapping[str, Prompt], limits: Sequence[str], inexact: Sequence[str]) -> str:
     """What a checkpoint with baked prompts is, and how clients feed it.
 
     ``inexact``: tasks for which the chat template is none that they were learned with.
     """
-    said = [] if not inexact else [describe_inexact(inexact), ""]
-    lines = [
-        f"# {name}",
-        "",
-        f"`{next(iter(prompts.values())).base_name}` with learned prompts of softprompt as tokens of its vocabulary. "
-        "A request for a task is BOS, the tokens of the task, and the text. The task's own string of tokens, template "
-        f"and labels are in `{USAGE_FILE}`.",
-        "",
-        "Users' text must never be read as these tokens. Feed token ids:",
-        "",
-        "```python",
-        "from softprompt.export.engine_client import Tasks",
-        "",
-        f"tasks = Tasks.load({name!r})",
-        f'ids = tasks.ids({next(iter(prompts))!r}, "the user\'s text")  # the `prompt` of a completions request',
-        "```",
-        "",
-        f'The chat template chooses a task by `chat_template_kwargs={{"task": ...}}` or by a system message that is '
-        f"the task's name, and takes `{marker}` apart wherever a message contains it. It answers one message of the "
-        "user; earlier turns and other system messages are refused.",
-        "",
-        *said,
-        "The tokens must never be generated:",
-        "",
-        *(f"- {line}" for line in limits),
-        "",
-    ]
-    for task, prompt in prompts.items():
-        lines += [f"## {task}", "", *list_task_lines(prompt)]
-    return "\n".join(lines)
+    first = next(iter(prompts))
+    # where a chat template cannot write what was learned
+    said = f"""\
+**Not exact as text: {", ".join(inexact)}.** This tokenizer reads the template behind a task's tokens as other tokens \
+than the prompt was learned with, so answers through the chat template are others: feed token ids.
+
+"""
+    forbidden = "\n".join(f"- {line}" for line in limits)
+    return f"""\
+# {name}
+
+`{prompts[first].base_name}` with learned prompts of softprompt as tokens of its vocabulary. A request for a task is \
+BOS, the tokens of the task, and the text. The task's own string of tokens, template and labels are in `{USAGE_FILE}`.
+
+Users' text must never be read as these tokens. Feed token ids:
+
+```python
+from softprompt.export.engine_client import Tasks
+
+tasks = Tasks.load({name!r})
+ids = tasks.ids({first!r}, "the user's text")  # the `prompt` of a completions request
+```
+
+The chat template chooses a task by `chat_template_kwargs={{"task": ...}}` or by a system message that is the task's \
+name, and takes `{MARKER}` apart wherever a message contains it. It answers one message of the user; earlier turns and \
+other system messages are refused.
+
+{said if inexact else ""}The tokens must never be generated:
+
+{forbidden}
+
+{_describe_tasks(prompts)}"""
 
 
-def describe_inexact(tasks: Sequence[str]) -> str:
-    """What there is to say where a chat template cannot write what was learned."""
-    return (
-        f"**Not exact as text: {', '.join(tasks)}.** This tokenizer reads the template behind a task's tokens as other "
-        "tokens than the prompt was learned with, so answers through the chat template are others: feed token ids."
-    )
+def embeds_readme(base: FrozenLM, prompts: Mapping[str, Prompt], name: str) -> str:
+    """How to ask a vLLM server by embeddings."""
+    source, tokenizer = base.name, ""
+    if base.name == EMBEDDED_NAME:
+        # its folder is another one on every machine
+        source = "$(python -c 'from softprompt.models.builtin_models import embedded_model_folder as f; print(f())')"
+    elif expand_user(base.name).is_file():
+        tokenizer = f" --tokenizer {name}"
+    return f"""\
+# {name}
+
+Learned prompts of softprompt for `{base.name}` as input embeddings, and the model's token embeddings to put texts \
+behind them. Start the server on the model itself, and only where you trust who can reach it, as vLLM's documentation \
+advises:
+
+```console
+$ vllm serve {source} --served-model-name base{tokenizer} --enable-prompt-embeds
+```
+
+```python
+from softprompt.export.vllm_embeddings import EmbeddedTasks
+
+tasks, url = EmbeddedTasks.load({name!r}), 'http://localhost:8000/v1'
+answer = tasks.ask(url, {next(iter(prompts))!r}, "the user's text", model='base')
+```
+
+{_describe_tasks(prompts)}"""
 
 
-def _fenced(text: str) -> str:
-    return f"```jinja\n{text}\n```"
+def _describe_tasks(prompts: Mapping[str, Prompt]) -> str:
+    return "\n".join(line for name, one in prompts.items() for line in (f"## {name}", "", *list_task_lines(one)))
+
+
+def encode_json(values: Mapping[str, Any]) -> bytes:
+    """A JSON file for people to read."""
+    return (json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
 def describe_task(prompt: Prompt) -> dict[str, Any]:
@@ -183,35 +205,3 @@ def read_object(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise PromptFileError(f"'{path}' is damaged: expected a JSON object")
     return values
-
-
-def embeds_readme(base: FrozenLM, prompts: Mapping[str, Prompt], name: str) -> str:
-    """How to ask a vLLM server by embeddings."""
-    source, tokenizer = base.name, ""
-    if base.name == EMBEDDED_NAME:
-        # its folder is another one on every machine
-        source = "$(python -c 'from softprompt.models.builtin_models import embedded_model_folder as f; print(f())')"
-    elif expand_user(base.name).is_file():
-        tokenizer = f" --tokenizer {name}"
-    lines = [
-        f"# {name}",
-        "",
-        f"Learned prompts of softprompt for `{base.name}` as input embeddings, and the model's token embeddings to put "
-        "texts behind them. Start the server on the model itself, and only where you trust who can reach it, as "
-        "vLLM's documentation advises:",
-        "",
-        "```console",
-        f"$ vllm serve {source} --served-model-name base{tokenizer} --enable-prompt-embeds",
-        "```",
-        "",
-        "```python",
-        "from softprompt.export.vllm_embeddings import EmbeddedTasks",
-        "",
-        f"tasks, url = EmbeddedTasks.load({name!r}), 'http://localhost:8000/v1'",
-        f"answer = tasks.ask(url, {next(iter(prompts))!r}, \"the user's text\", model='base')",
-        "```",
-        "",
-    ]
-    for task, prompt in prompts.items():
-        lines += [f"## {task}", "", *list_task_lines(prompt)]
-    return "\n".join(lines)

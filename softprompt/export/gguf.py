@@ -63,38 +63,42 @@ def bake_gguf(base: FrozenLM, prompts: Mapping[str, Prompt], source: Path, place
     """
     check_free(place)
     check_expressible(base, prompts)
-    scale = _scale_in_gguf(base)
+    scale = _find_scale(base)
     import_gguf()
     import gguf
 
     reader = open_gguf(source)
     tensors = {tensor.name: tensor for tensor in reader.tensors}
-    words = _contents(reader, gguf.Keys.Tokenizer.LIST)
+    words = _read_field(reader, gguf.Keys.Tokenizer.LIST)
     _check_same_model(base, source, tensors, words)
     baked = BakedVocabulary.behind(prompts, len(words))
 
     rows = make_rows(baked, scale).numpy()
     embedding = tensors[EMBEDDING]
-    kind = _own_or_near(embedding.tensor_type, rows)
+    kind = choose_type(embedding.tensor_type, rows)
     added = gguf.quants.quantize(rows, kind)
     rounding = float(np.linalg.norm(gguf.quants.dequantize(added, kind) - rows) / np.linalg.norm(rows))
-    changed = {EMBEDDING: _Longer(embedding, kind, added)}
+    changed = {EMBEDDING: _LongerTensor(embedding, kind, added)}
     if head := tensors.get(HEAD):
         # copied as stored: no type is too coarse for it
-        changed[HEAD] = _Longer(head, head.tensor_type, np.repeat(head.data[[_middle_row(head)]], len(rows), axis=0))
+        changed[HEAD] = _LongerTensor(
+            head, head.tensor_type, np.repeat(head.data[[_find_middle_row(head)]], len(rows), axis=0)
+        )
     if bias := tensors.get(HEAD_BIAS):
-        changed[HEAD_BIAS] = _Longer(bias, bias.tensor_type, np.full(len(rows), _FORBIDDEN, dtype=bias.data.dtype))
+        changed[HEAD_BIAS] = _LongerTensor(
+            bias, bias.tensor_type, np.full(len(rows), _FORBIDDEN, dtype=bias.data.dtype)
+        )
 
     fields = {
         gguf.Keys.Tokenizer.LIST: [*words, *baked.words],
-        gguf.Keys.Tokenizer.TOKEN_TYPE: [*_contents(reader, gguf.Keys.Tokenizer.TOKEN_TYPE), *[_CONTROL] * len(rows)],
-        gguf.Keys.Tokenizer.SCORES: [*_contents(reader, gguf.Keys.Tokenizer.SCORES), *[0.0] * len(rows)],
-        f"{_contents(reader, gguf.Keys.General.ARCHITECTURE)}.vocab_size": baked.size,
+        gguf.Keys.Tokenizer.TOKEN_TYPE: [*_read_field(reader, gguf.Keys.Tokenizer.TOKEN_TYPE), *[_CONTROL] * len(rows)],
+        gguf.Keys.Tokenizer.SCORES: [*_read_field(reader, gguf.Keys.Tokenizer.SCORES), *[0.0] * len(rows)],
+        f"{_read_field(reader, gguf.Keys.General.ARCHITECTURE)}.vocab_size": baked.size,
         gguf.Keys.Tokenizer.CHAT_TEMPLATE: make_chat_template(base, prompts),
         USAGE_KEY: json.dumps(describe_usage(base, baked), ensure_ascii=False),
     }
     with atomic_path(place) as path:
-        _copy(reader, path, fields, changed)
+        _copy_file(reader, path, fields, changed)
     return GgufExport(baked, kind.name, rounding)
 
 
@@ -111,7 +115,7 @@ def gguf_usage(path: Path) -> dict[str, Any]:
     Raises:
         BaseModelError: it is no GGUF file, or has no prompts of ours.
     """
-    text = _contents(open_gguf(path), USAGE_KEY)
+    text = _read_field(open_gguf(path), USAGE_KEY)
     if not text:
         raise BaseModelError(f"'{path}' has no prompts in its vocabulary: expected a file that softprompt wrote")
     try:
@@ -142,7 +146,7 @@ def open_gguf(path: Path) -> Any:
 
 
 @dataclass(frozen=True)
-class _Longer:
+class _LongerTensor:
     """A tensor of the source with more rows behind its own.
 
     Attributes:
@@ -170,7 +174,7 @@ class _Longer:
         yield self.added
 
 
-def _middle_row(tensor: Any) -> int:
+def _find_middle_row(tensor: Any) -> int:
     """The row of a matrix that is nearest to the mean of all."""
     from gguf.quants import dequantize
 
@@ -182,13 +186,13 @@ def _middle_row(tensor: Any) -> int:
     return int(np.concatenate([np.square(part - mean).sum(axis=1) for part in parts()]).argmin())
 
 
-def _scale_in_gguf(base: FrozenLM) -> float:
+def _find_scale(base: FrozenLM) -> float:
     """What llama.cpp multiplies embeddings by: the exact root of ``H`` where the model has it rounded to its dtype."""
     factor, root = embedding_factor(base), math.sqrt(base.embedding_size)
     return root if abs(factor / root - 1) < 1e-2 else factor
 
 
-def _own_or_near(kind: Any, rows: np.ndarray[Any, Any]) -> Any:
+def choose_type(kind: Any, rows: np.ndarray[Any, Any]) -> Any:
     """The type of the embedding if rows can be quantized to it, else the nearest larger one."""
     import gguf
 
@@ -225,17 +229,17 @@ def _check_same_model(base: FrozenLM, source: Path, tensors: Mapping[str, Any], 
         raise BaseModelError(f"'{source}' is damaged: {rows:,} embeddings for {len(words):,} tokens")
 
 
-def _contents(reader: Any, key: str) -> Any:
+def _read_field(reader: Any, key: str) -> Any:
     field = reader.get_field(key)
     return [] if field is None else field.contents()
 
 
-def _copy(reader: Any, path: Path, fields: Mapping[str, Any], changed: Mapping[str, _Longer]) -> None:
+def _copy_file(reader: Any, path: Path, fields: Mapping[str, Any], changed: Mapping[str, _LongerTensor]) -> None:
     """Write all of ``reader`` to ``path`` with other values for some fields and other rows for some tensors."""
     import gguf
 
     architecture = gguf.Keys.General.ARCHITECTURE
-    writer = gguf.GGUFWriter(path, _contents(reader, architecture), endianess=reader.endianess)
+    writer = gguf.GGUFWriter(path, _read_field(reader, architecture), endianess=reader.endianess)
     writer.data_alignment = reader.alignment
     new = {key: (gguf.GGUFValueType.STRING, fields[key]) for key in (gguf.Keys.Tokenizer.CHAT_TEMPLATE, USAGE_KEY)}
     for field in reader.fields.values():

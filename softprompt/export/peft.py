@@ -7,7 +7,6 @@ same computation. What is imported from others keeps its place in front of BOS, 
 Shapes: ``P`` virtual tokens, ``H`` embedding size, ``L`` layers; keys and values are flattened to ``[P, L*2*heads*D]``.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +18,7 @@ from softprompt.data.task import TaskSpec
 from softprompt.errors import BaseModelError, PromptFileError
 from softprompt.export.bos import append_bos, check_bos_precision, prepend_bos
 from softprompt.export.export_formats import ExportRequest, ImportedState
-from softprompt.export.export_readme import USAGE_FILE, peft_readme, read_object, tokenizer_files
+from softprompt.export.export_readme import USAGE_FILE, encode_json, peft_readme, read_object, tokenizer_files
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.prefix import compute_keys_and_values
 from softprompt.prompts.saved_prompt import Prompt
@@ -59,7 +58,7 @@ class Adapter:
             PromptFileError: it is of another size than ``base``.
             BaseModelError: ``base`` is not in float32, in which BOS's row is computed.
         """
-        self._check(base)
+        self._check_size(base)
         if self.bos_rows is None:
             if base.bos_ids:
                 check_bos_precision(base)
@@ -67,12 +66,12 @@ class Adapter:
         tensors = tuple(tensor[..., self.bos_rows :, :].contiguous() for tensor in self.state.tensors)
         return replace(self.state, tensors=tensors, behind_bos=self.bos_rows > 0 or not base.bos_ids)
 
-    def _check(self, base: FrozenLM) -> None:
+    def _check_size(self, base: FrozenLM) -> None:
         one: PromptState | None = None
         if self.state.kind == "key_values":
             one = compute_keys_and_values(base, base.embed(torch.zeros(1, dtype=torch.long, device=base.device)))
-        expected = f"{base.embedding_size} values" if one is None else _sizes(one)
-        if (found := _sizes(self.state)) != expected:
+        expected = f"{base.embedding_size} values" if one is None else _describe_sizes(one)
+        if (found := _describe_sizes(self.state)) != expected:
             raise PromptFileError(
                 f"the adapter holds {'virtual tokens' if one is None else 'keys and values'} of {found}, expected "
                 f"{expected} as '{base.name}' has: give --model the model that it was learned on"
@@ -106,7 +105,7 @@ def write_peft(base: FrozenLM, prompt: Prompt, folder: Path) -> None:
     if prompt.state.behind_bos and base.bos_ids:
         check_bos_precision(base)
     state = prepend_bos(base, prompt.state)
-    rows, sizes = _flattened(state)
+    rows, sizes = _flatten(state)
     config = {
         "peft_type": "PROMPT_TUNING" if state.kind == "embeddings" else "PREFIX_TUNING",
         "task_type": "SEQ_2_SEQ_LM" if apart else "CAUSAL_LM",
@@ -128,9 +127,9 @@ def write_peft(base: FrozenLM, prompt: Prompt, folder: Path) -> None:
     write_folder(
         folder,
         {
-            CONFIG_FILE: _json(config),
+            CONFIG_FILE: encode_json(config),
             TENSOR_FILE: save({"prompt_embeddings": rows}),
-            USAGE_FILE: _json(usage),
+            USAGE_FILE: encode_json(usage),
             "README.md": peft_readme(base, prompt, folder.name).encode(),
             **tokenizer_files(base),
         },
@@ -200,7 +199,7 @@ def read_peft(folder: Path) -> Adapter:
     rows = rows[:count].float()
     if not torch.isfinite(rows).all():
         raise PromptFileError(f"'{path}' is damaged: it has values that are not numbers")
-    state = PromptState.of_embeddings(rows) if kind == "embeddings" else _unflattened(folder, rows, config)
+    state = PromptState.of_embeddings(rows) if kind == "embeddings" else _unflatten(folder, rows, config)
     usage = read_object(folder / USAGE_FILE) if (folder / USAGE_FILE).is_file() else {}
     bos_rows = usage.get("bos_rows") if usage.get("format") == "peft" else None
     if bos_rows is not None and (type(bos_rows) is not int or not 0 <= bos_rows < count):
@@ -208,7 +207,7 @@ def read_peft(folder: Path) -> Adapter:
     return Adapter(state, bos_rows, usage)
 
 
-def _flattened(state: PromptState) -> tuple[torch.Tensor, dict[str, Any]]:
+def _flatten(state: PromptState) -> tuple[torch.Tensor, dict[str, Any]]:
     """The matrix that PEFT saves, and the sizes in its configuration.
 
     Raises:
@@ -234,8 +233,8 @@ def _flattened(state: PromptState) -> tuple[torch.Tensor, dict[str, Any]]:
     }
 
 
-def _unflattened(folder: Path, rows: torch.Tensor, config: Mapping[str, Any]) -> PromptState:
-    """``_flattened`` undone for keys and values.
+def _unflatten(folder: Path, rows: torch.Tensor, config: Mapping[str, Any]) -> PromptState:
+    """``_flatten`` undone for keys and values.
 
     Raises:
         PromptFileError: the matrix is not of the configuration's sizes, or of an encoder-decoder model.
@@ -257,12 +256,8 @@ def _unflattened(folder: Path, rows: torch.Tensor, config: Mapping[str, Any]) ->
     return PromptState("key_values", tuple(tensor.contiguous() for tensor in whole))
 
 
-def _sizes(state: PromptState) -> str:
+def _describe_sizes(state: PromptState) -> str:
     if state.kind == "embeddings":
         return f"{state.tensor.shape[1]} values"
     kinds = dict.fromkeys((tensor.shape[1], tensor.shape[3]) for tensor in state.tensors)
     return f"{len(state.tensors)} layers with " + " and ".join(f"{heads} heads of {size}" for heads, size in kinds)
-
-
-def _json(values: Mapping[str, Any]) -> bytes:
-    return (json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()

@@ -1,7 +1,7 @@
 """Prompts out of softprompt and into it, in the formats of others."""
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,13 +12,14 @@ from softprompt.export.export_formats import FORMATS, ExportFormat, ExportReques
 from softprompt.export.virtual_tokens import check_kinds
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.saved_prompt import Prompt
+from softprompt.training.run_checks import DeferredBase, load_checked
 from softprompt.training.training_run import evaluate_prompt, library_versions
 from softprompt.utils.files import check_free
 from softprompt.utils.messages import map_read_errors
 
 
 def export_prompt(
-    base: FrozenLM | Callable[[], FrozenLM] | None,
+    base: FrozenLM | DeferredBase | None,
     prompts: Prompt | Mapping[str, Prompt],
     out: str | Path,
     *,
@@ -29,7 +30,7 @@ def export_prompt(
     """Write saved prompts in the format of others.
 
     Args:
-        base: the model that they were learned on, or what loads it, called once all else was checked; ``npy`` needs
+        base: the model that they were learned on, or one that is loaded once all else is checked; ``npy`` needs
             none.
         prompts: one, or several by the names that their tasks get outside, for formats that hold several.
         out: the file or folder to write; nothing may be there yet.
@@ -56,7 +57,7 @@ def export_prompt(
     else:
         request.prompt.state  # noqa: B018 (raises for an ensemble)
     if target.needs_base:
-        request = replace(request, base=base() if not isinstance(base, FrozenLM) and base is not None else base)
+        request = replace(request, base=None if base is None else load_checked(base))
     return target.write(request)
 
 
@@ -77,7 +78,7 @@ def check_export(format: str, count: int, out: Path, gguf: Path | None, *, tied:
 
 
 def import_prompt(
-    base: FrozenLM | Callable[[], FrozenLM],
+    base: FrozenLM | DeferredBase,
     source: str | Path,
     *,
     format: str = "npy",
@@ -86,7 +87,7 @@ def import_prompt(
     """A prompt that was learned elsewhere, as one of ours.
 
     Args:
-        base: the model that it was learned on, or what loads it, called once ``source`` was read.
+        base: the model that it was learned on, or one that is loaded once ``source`` is read.
         source: the file or folder of others.
         format: of ``FORMATS``: ``npy`` or ``peft``.
         task: what it is for; of a ``Task`` the validation and test splits are scored. What ``source`` says, else
@@ -100,7 +101,7 @@ def import_prompt(
     if not target.imported:
         raise ConfigError(f"format '{format}' is only written: expected one of {', '.join(name_imported())}")
     found = target.read(source)
-    base = base if isinstance(base, FrozenLM) else base()
+    base = load_checked(base)
     state = found.on(base)
     if state.kind == "embeddings" and (size := state.tensor.shape[1]) != base.embedding_size:
         raise PromptFileError(

@@ -14,10 +14,10 @@ from softprompt.data.encoding.tokenization import safe_tokenizer
 from softprompt.data.examples import Example
 from softprompt.data.task import TaskSpec
 from softprompt.errors import ConfigError, PromptFileError, TemplateError
+from softprompt.export.export_readme import MARKER
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.saved_prompt import Prompt
 
-MARKER = "<|sp:"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 

@@ -8,7 +8,6 @@ Shapes: ``T`` tokens of BOS, prompt and text, ``H`` embedding size, ``V`` vocabu
 
 import base64
 import io
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from softprompt.errors import BaseModelError, PromptFileError
 from softprompt.export.bos import prepend_bos
 from softprompt.export.engine_client import Tasks
 from softprompt.export.export_formats import ExportRequest
-from softprompt.export.export_readme import USAGE_FILE, describe_task, embeds_readme, read_usage
+from softprompt.export.export_readme import USAGE_FILE, describe_task, embeds_readme, encode_json, read_usage
 from softprompt.export.virtual_tokens import check_expressible
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.saved_prompt import Prompt
@@ -61,9 +60,7 @@ def write_embeds(base: FrozenLM, prompts: Mapping[str, Prompt], folder: Path) ->
         place.mkdir()
         save_file(tensors, place / TENSOR_FILE)
         base.tokenizer.save_pretrained(place)
-        (place / USAGE_FILE).write_text(
-            json.dumps(usage, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"
-        )
+        (place / USAGE_FILE).write_bytes(encode_json(usage))
         (place / "README.md").write_text(embeds_readme(base, prompts, folder.name), encoding="utf-8")
 
 
@@ -98,18 +95,12 @@ class EmbeddedTasks(Tasks):
 
     def embeddings(self, task: str, text: str, **columns: Any) -> Tensor:
         """What the model's first layer sees of BOS, prompt and text: ``[T, H]``."""
-        ids = torch.tensor(self._text_ids(task, text, columns))
+        ids = torch.tensor(self._encode_text(task, text, columns))
         return torch.cat([self._tensors[f"prompt.{task}"], self._tensors["tokens"][ids]])
 
-    def request(self, task: str, text: str, *, model: str, max_tokens: int = 64, **columns: Any) -> dict[str, Any]:
-        """The body of a request to ``/v1/completions`` of vLLM: greedy, and held to the labels if the task has some."""
-        return {
-            "model": model,
-            "prompt": None,  # an empty one would be a second input
-            "prompt_embeds": encode_embeddings(self.embeddings(task, text, **columns)),
-            "temperature": 0,
-            **self._held(task, max_tokens),
-        }
+    def _make_input(self, task: str, text: str, columns: Mapping[str, Any]) -> dict[str, Any]:
+        # an empty prompt would be a second input
+        return {"prompt": None, "prompt_embeds": encode_embeddings(self.embeddings(task, text, **columns))}
 
 
 def encode_embeddings(embeddings: Tensor) -> str:

@@ -12,7 +12,6 @@ Shapes: ``P`` virtual tokens, ``H`` embedding size, ``V`` rows of the embedding.
 """
 
 import copy
-import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -26,9 +25,8 @@ from softprompt.data.encoding.tokenization import safe_tokenizer
 from softprompt.data.examples import Example
 from softprompt.errors import BaseModelError
 from softprompt.export.export_formats import ExportRequest
-from softprompt.export.export_readme import USAGE_FILE, describe_task, vocabulary_readme
+from softprompt.export.export_readme import USAGE_FILE, describe_task, encode_json, vocabulary_readme
 from softprompt.export.virtual_tokens import (
-    MARKER,
     BakedVocabulary,
     check_expressible,
     make_chat_template,
@@ -77,7 +75,7 @@ def bake_vocabulary(
     tokenizer = copy.deepcopy(base.tokenizer)
     baked = BakedVocabulary.behind(prompts, len(tokenizer))
     _add_words(tokenizer, baked)
-    gaps = _gaps(base, tokenizer, prompts)
+    gaps = _choose_gaps(base, tokenizer, prompts)
     tokenizer.chat_template = make_chat_template(base, prompts, gaps)
     rows = max(base.vocabulary_size, baked.size)
 
@@ -88,17 +86,15 @@ def bake_vocabulary(
     generation: Any = copy.deepcopy(base.model.generation_config)
     generation.suppress_tokens = sorted({*(generation.suppress_tokens or ()), *baked.all_ids})
     with atomic_path(folder) as place, silence_logging(), no_progress_bars():
-        base.model.save_pretrained(place, state_dict=_extended(base, baked, scale, rows, tied))
+        base.model.save_pretrained(place, state_dict=_extend_tensors(base, baked, scale, rows, tied))
         config.dtype, config.architectures = base.model.config.dtype, base.model.config.architectures
         for part in (config, generation, tokenizer):
             part.save_pretrained(place)
-        checked = _checked(base, baked, place, tied)
+        checked = _check_checkpoint(base, baked, place, tied)
         baked = replace(baked, inexact=tuple(checked["inexact_as_text"]))
         usage = {**describe_usage(base, baked), **checked}
-        (place / USAGE_FILE).write_text(
-            json.dumps(usage, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"
-        )
-        readme = vocabulary_readme(folder.name, prompts, MARKER, _limits(tied), baked.inexact)
+        (place / USAGE_FILE).write_bytes(encode_json(usage))
+        readme = vocabulary_readme(folder.name, prompts, _list_limits(tied), baked.inexact)
         (place / "README.md").write_text(readme, encoding="utf-8")
     return baked
 
@@ -177,7 +173,7 @@ def _add_words(tokenizer: Any, baked: BakedVocabulary) -> None:
         raise BaseModelError("this tokenizer numbers new tokens in a way of its own, which softprompt does not know")
 
 
-def _extended(base: FrozenLM, baked: BakedVocabulary, scale: float, rows: int, tied: bool) -> dict[str, Tensor]:
+def _extend_tensors(base: FrozenLM, baked: BakedVocabulary, scale: float, rows: int, tied: bool) -> dict[str, Tensor]:
     """The model's tensors by name, those with a row a token having ``rows`` of them."""
     model = base.model
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
@@ -190,7 +186,7 @@ def _extended(base: FrozenLM, baked: BakedVocabulary, scale: float, rows: int, t
         return tensor
 
     own = {id(embedding.weight): longer(embedding.weight, make_rows(baked, scale))}
-    of_head = {id(head.weight): own[id(embedding.weight)] if tied else longer(head.weight, _mean_row(head.weight))}
+    of_head = {id(head.weight): own[id(embedding.weight)] if tied else longer(head.weight, _average_rows(head.weight))}
     if getattr(head, "bias", None) is not None:
         # far below any logit, and finite in half precision too
         of_head[id(head.bias)] = longer(head.bias, -1e4)
@@ -202,19 +198,19 @@ def _extended(base: FrozenLM, baked: BakedVocabulary, scale: float, rows: int, t
     }
 
 
-def _gaps(base: FrozenLM, tokenizer: Any, prompts: Mapping[str, Prompt]) -> dict[str, str]:
+def _choose_gaps(base: FrozenLM, tokenizer: Any, prompts: Mapping[str, Prompt]) -> dict[str, str]:
     """What makes each task's texts what they were learned as: nothing, or a blank where the tokenizer swallows one."""
     gaps: dict[str, str] = {}
     for name, prompt in prompts.items():
         for gap in ("", " "):
             tokenizer.chat_template = make_chat_template(base, {name: prompt}, {name: gap})
-            if not _other_tokens(base, tokenizer, name, prompt):
+            if not _find_other_tokens(base, tokenizer, name, prompt):
                 gaps[name] = gap
                 break
     return gaps
 
 
-def _other_tokens(base: FrozenLM, tokenizer: Any, name: str, prompt: Prompt) -> list[str]:
+def _find_other_tokens(base: FrozenLM, tokenizer: Any, name: str, prompt: Prompt) -> list[str]:
     """Probes that the chat template gives other tokens than the prompt was learned with."""
     words = tokenizer.convert_tokens_to_ids(name_virtual_tokens(name, prompt.state.length))
     front = [*(base.bos_ids if prompt.state.behind_bos else ()), *words]
@@ -222,24 +218,24 @@ def _other_tokens(base: FrozenLM, tokenizer: Any, name: str, prompt: Prompt) -> 
     for probe in _PROBES:
         said = [{"role": "user", "content": probe}]
         ids = tokenizer.apply_chat_template(said, task=name, tokenize=True, return_dict=True)["input_ids"]
-        if list(ids) != [*front, *_learned_ids(base, prompt, probe)]:
+        if list(ids) != [*front, *_encode_learned(base, prompt, probe)]:
             found.append(probe)
     return found
 
 
-def _learned_ids(base: FrozenLM, prompt: Prompt, text: str) -> list[int]:
+def _encode_learned(base: FrozenLM, prompt: Prompt, text: str) -> list[int]:
     """Of a text in the prompt's template, or of one that is the whole where the template needs more than a text."""
     if split_template(prompt.spec) is None:
         return safe_tokenizer(base.tokenizer).encode_plain(text)
     return list(ExampleEncoder(base, prompt.spec, prompt.state.length).encode_texts([Example(text)])[0])
 
 
-def _mean_row(weight: Tensor) -> Tensor:
+def _average_rows(weight: Tensor) -> Tensor:
     return weight.mean(dim=0, dtype=torch.float32)
 
 
 @torch.no_grad()
-def _checked(base: FrozenLM, baked: BakedVocabulary, place: Path, tied: bool) -> dict[str, Any]:
+def _check_checkpoint(base: FrozenLM, baked: BakedVocabulary, place: Path, tied: bool) -> dict[str, Any]:
     """Load what was written and compare it with the soft prompt.
 
     Raises:
@@ -254,9 +250,9 @@ def _checked(base: FrozenLM, baked: BakedVocabulary, place: Path, tied: bool) ->
     probes: dict[str, Any] = {}
     for name, prompt in baked.prompts.items():
         front = list(base.bos_ids) if prompt.state.behind_bos else []
-        text = _learned_ids(base, prompt, _PROBES[0])
+        text = _encode_learned(base, prompt, _PROBES[0])
         ids = [*front, *baked.ids(name), *text]
-        if _other_tokens(base, tokenizer, name, prompt):
+        if _find_other_tokens(base, tokenizer, name, prompt):
             inexact.append(name)
         given = torch.tensor([text], device=base.device)
         expected = base.logits(
@@ -290,7 +286,7 @@ def _is_tied(base: FrozenLM) -> bool:
     return weight is base.embedding_weight
 
 
-def _limits(tied: bool) -> list[str]:
+def _list_limits(tied: bool) -> list[str]:
     by_weights = (
         "the output layer of this model is its embedding, so their logits follow from the prompt and mean nothing"
         if tied

@@ -71,7 +71,7 @@ class ArtifactStore:
             StoreError: there is none, or a record is damaged.
         """
         self._check_store()
-        found = [record for number in self.numbers(name) if (record := self._record(name, number)) is not None]
+        found = [record for number in self.numbers(name) if (record := self._read_record(name, number)) is not None]
         if not found:
             raise StoreError(
                 f"the store '{self.url}' holds no '{name}': softprompt list '{self.url}' tells what it has"
@@ -81,8 +81,8 @@ class ArtifactStore:
     def version(self, name: str, which: str) -> Version:
         """The record of one version, by number, alias, or ``latest``; raises StoreError if there is none."""
         self._check_store()
-        number = self._number(name, which)
-        record = self._record(name, number)
+        number = self._find_number(name, which)
+        record = self._read_record(name, number)
         if record is None:
             there = ", ".join(str(one.number) for one in self.versions(name))
             raise StoreError(f"the store '{self.url}' holds no {name}@{number}, its versions are {there}")
@@ -135,7 +135,7 @@ class ArtifactStore:
         except ValidationError as error:
             first = error.errors()[0]
             raise StoreError(f"cannot keep '{name}': its {first['loc'][0]} is no good, {first['msg']}") from error
-        self._prepare()
+        self._make_store()
         number = max(self.numbers(name), default=0)
         while True:
             number += 1
@@ -151,12 +151,12 @@ class ArtifactStore:
     def aliases(self, name: str) -> dict[str, int]:
         """The version that each alias of a name is at."""
         check_name(name)
-        found = {alias: self._current(name, alias) for alias in self._backend.list_names(f"{name}/aliases")}
+        found = {alias: self._read_alias(name, alias) for alias in self._backend.list_names(f"{name}/aliases")}
         return {alias: number for alias, number in found.items() if number is not None}
 
     def alias_changes(self, name: str, alias: str) -> list[AliasChange]:
         """The history of an alias, the oldest move first; empty if there is none."""
-        return [self._move(name, alias, number) for number in self._move_numbers(name, alias)]
+        return [self._read_change(name, alias, number) for number in self._list_changes(name, alias)]
 
     def append(self, history: Sequence[AliasChange], move: AliasChange) -> AliasChange:
         """Move an alias, ``history`` being its moves so far.
@@ -164,12 +164,12 @@ class ArtifactStore:
         Raises:
             StoreError: it has moved meanwhile.
         """
-        self._prepare()
+        self._make_store()
         path, content = f"{move.name}/aliases/{move.alias}/{len(history) + 1}.json", move.to_bytes()
         try:
             self._backend.create(path, content)
         except FileExistsError as error:
-            other = self._move(move.name, move.alias, len(history) + 1)
+            other = self._read_change(move.name, move.alias, len(history) + 1)
             # a request that was sent again, its first answer being lost, finds what it wrote itself
             if other.token != move.token:
                 raise StoreError(
@@ -184,14 +184,14 @@ class ArtifactStore:
             content = self._backend.read(MARKER, TEXT_LIMIT)
         except FileNotFoundError:
             return False
-        self._parsed(Marker, MARKER, content)
+        self._parse(Marker, MARKER, content)
         return True
 
     def _check_store(self) -> None:
         if not self._is_store:
             raise StoreError(f"'{self.url}' is no store, it holds no {MARKER}: softprompt push makes one")
 
-    def _prepare(self) -> None:
+    def _make_store(self) -> None:
         """Make this a store if it is none.
 
         The marker is created twice: a place that keeps two writers apart refuses the second time.
@@ -209,26 +209,26 @@ class ArtifactStore:
                 f"Storage, or set {SINGLE_WRITER}=1 if nobody else writes at the same time"
             )
 
-    def _number(self, name: str, which: str) -> int:
+    def _find_number(self, name: str, which: str) -> int:
         check_name(name)
         if is_number(which):
             return int(which)
         if which == LATEST:
-            whole = (number for number in reversed(self.numbers(name)) if self._record(name, number) is not None)
+            whole = (number for number in reversed(self.numbers(name)) if self._read_record(name, number) is not None)
             number = next(whole, None)
         else:
-            number = self._current(name, which)
+            number = self._read_alias(name, which)
         if number is None:
             self.versions(name)
             there = ", ".join(sorted([*self.aliases(name), LATEST]))
             raise StoreError(f"'{name}' in the store '{self.url}' has no alias '{which}', its aliases are {there}")
         return number
 
-    def _current(self, name: str, alias: str) -> int | None:
-        numbers = self._move_numbers(name, alias)
-        return self._move(name, alias, numbers[-1]).to if numbers else None
+    def _read_alias(self, name: str, alias: str) -> int | None:
+        numbers = self._list_changes(name, alias)
+        return self._read_change(name, alias, numbers[-1]).to if numbers else None
 
-    def _move_numbers(self, name: str, alias: str) -> list[int]:
+    def _list_changes(self, name: str, alias: str) -> list[int]:
         check_name(name)
         check_alias(alias)
         stems = [one.removesuffix(".json") for one in self._backend.list_names(f"{name}/aliases/{alias}")]
@@ -237,28 +237,28 @@ class ArtifactStore:
             raise StoreError(f"the history of {name}@{alias} in the store '{self.url}' is damaged: a move is missing")
         return numbers
 
-    def _move(self, name: str, alias: str, number: int) -> AliasChange:
+    def _read_change(self, name: str, alias: str, number: int) -> AliasChange:
         path = f"{name}/aliases/{alias}/{number}.json"
         try:
-            move = self._parsed(AliasChange, path, self._backend.read(path, TEXT_LIMIT))
+            move = self._parse(AliasChange, path, self._backend.read(path, TEXT_LIMIT))
         except FileNotFoundError as error:
             raise StoreError(f"'{path}' in the store '{self.url}' is gone: try again") from error
         if (move.name, move.alias) != (name, alias):
             raise StoreError(f"'{path}' in the store '{self.url}' is damaged: it is a move of {move.name}@{move.alias}")
         return move
 
-    def _record(self, name: str, number: int) -> Version | None:
+    def _read_record(self, name: str, number: int) -> Version | None:
         """``None`` if there is none, or it is still being written."""
         path = f"{name}/{number}/{RECORD}"
         try:
-            version = self._parsed(Version, path, self._backend.read(path, TEXT_LIMIT))
+            version = self._parse(Version, path, self._backend.read(path, TEXT_LIMIT))
         except FileNotFoundError:
             return None
         if (version.name, version.number) != (name, number):
             raise StoreError(f"'{path}' in the store '{self.url}' is damaged: it is the record of {version}")
         return version
 
-    def _parsed(self, kind: type[Kind], path: str, content: bytes) -> Kind:
+    def _parse(self, kind: type[Kind], path: str, content: bytes) -> Kind:
         try:
             return kind.from_bytes(content)
         except ValueError as error:

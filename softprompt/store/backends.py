@@ -71,13 +71,13 @@ class LocalBackend:
         self.url = os.path.normpath(self._folder)
 
     def read(self, path: str, limit: int) -> bytes:
-        with _reading(f"{self.url}/{path}"):
-            return read_open_file(self._opened(path, os.O_NONBLOCK), limit)
+        with _map_read_errors(f"{self.url}/{path}"):
+            return read_open_file(self._open(path, os.O_NONBLOCK), limit)
 
     def list_names(self, path: str) -> list[str]:
-        with _reading(f"{self.url}/{path}"):
+        with _map_read_errors(f"{self.url}/{path}"):
             try:
-                descriptor = self._opened(path, os.O_DIRECTORY)
+                descriptor = self._open(path, os.O_DIRECTORY)
             except (FileNotFoundError, NotADirectoryError):
                 return []
         try:
@@ -88,7 +88,7 @@ class LocalBackend:
 
     def create(self, path: str, content: bytes) -> None:
         target = self._folder / path
-        with self._written(target):
+        with self._writing_to(target):
             temporary = target.with_name(f".{target.name}.{secrets.token_hex(8)}")
             try:
                 write_durably(temporary, content)
@@ -98,7 +98,7 @@ class LocalBackend:
 
     def create_folder(self, path: str, files: Mapping[str, bytes]) -> None:
         target = self._folder / path
-        with self._written(target):
+        with self._writing_to(target):
             temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
             try:
                 for name, content in files.items():
@@ -108,7 +108,7 @@ class LocalBackend:
             finally:
                 shutil.rmtree(temporary, ignore_errors=True)
 
-    def _opened(self, path: str, flags: int) -> int:
+    def _open(self, path: str, flags: int) -> int:
         """A descriptor of what lies there, each step to it being taken from the one before."""
         *folders, last = (one for one in path.split("/") if one) if path else (".",)
         within = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY)
@@ -121,7 +121,7 @@ class LocalBackend:
         return within
 
     @contextmanager
-    def _written(self, target: Path) -> Iterator[None]:
+    def _writing_to(self, target: Path) -> Iterator[None]:
         """Make the folder of ``target`` first, and put it on the disk after."""
         taken = False
         with map_write_errors(target, "give another store"):
@@ -164,17 +164,17 @@ class FsspecBackend:
             raise StoreError(f"cannot open the store '{url}': {error}; expected a folder or a URL of fsspec") from error
 
     def read(self, path: str, limit: int) -> bytes:
-        where = self._path(path)
-        with _reading(f"{self.url}/{path}"):
+        where = self._locate(path)
+        with _map_read_errors(f"{self.url}/{path}"):
             size = self._files.info(where)["size"]
             if size > limit:
                 raise ValueError(f"expected at most {limit:,} bytes, got {size:,}")
             return bytes(self._files.cat_file(where))
 
     def list_names(self, path: str) -> list[str]:
-        where = self._path(path)
+        where = self._locate(path)
         try:
-            with _reading(f"{self.url}/{path}"):
+            with _map_read_errors(f"{self.url}/{path}"):
                 found = self._files.ls(where, detail=False)
         except FileNotFoundError:
             return []
@@ -182,8 +182,8 @@ class FsspecBackend:
         return sorted(name for name in names if not name.startswith("."))
 
     def create(self, path: str, content: bytes) -> None:
-        where = self._path(path)
-        with _bucket_written(f"{self.url}/{path}"):
+        where = self._locate(path)
+        with _map_write_errors(f"{self.url}/{path}"):
             for attempt in range(1, ATTEMPTS + 1):
                 try:
                     self._files.pipe_file(where, content, mode="create")
@@ -192,7 +192,7 @@ class FsspecBackend:
                     if self._files.exists(where):
                         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), path) from error
                     # another writer was in the way, and may have failed
-                    if _code(error) not in ("ConditionalRequestConflict", "409") or attempt == ATTEMPTS:
+                    if _find_code(error) not in ("ConditionalRequestConflict", "409") or attempt == ATTEMPTS:
                         raise
                     time.sleep(PAUSE)
 
@@ -204,16 +204,16 @@ class FsspecBackend:
             # a request that was sent again, its first answer being lost, finds what it wrote itself
             if self.read(f"{path}/{CLAIM}", len(claim)) != claim:
                 raise
-        with _bucket_written(f"{self.url}/{path}"):
+        with _map_write_errors(f"{self.url}/{path}"):
             for name, content in files.items():
-                self._files.pipe_file(self._path(f"{path}/{name}"), content)
+                self._files.pipe_file(self._locate(f"{path}/{name}"), content)
 
-    def _path(self, path: str) -> str:
+    def _locate(self, path: str) -> str:
         return f"{self._root}/{path}".rstrip("/")
 
 
 @contextmanager
-def _reading(what: str) -> Iterator[None]:
+def _map_read_errors(what: str) -> Iterator[None]:
     """Turn whatever goes wrong, but a file that is not there, into one StoreError."""
     try:
         yield
@@ -221,25 +221,27 @@ def _reading(what: str) -> Iterator[None]:
         raise
     except Exception as error:  # backends have classes of their own
         link = isinstance(error, OSError) and error.errno in (errno.ELOOP, errno.EMLINK, errno.ENOTDIR)
-        reason = "expected plain files and folders, got a link or another kind of file" if link else _words(error)
+        reason = (
+            "expected plain files and folders, got a link or another kind of file" if link else _describe_error(error)
+        )
         raise StoreError(f"cannot read '{what}': {reason}") from error
 
 
 @contextmanager
-def _bucket_written(what: str) -> Iterator[None]:
+def _map_write_errors(what: str) -> Iterator[None]:
     try:
         yield
     except (FileExistsError, SoftpromptError):
         raise
     except Exception as error:  # backends have classes of their own
-        raise StoreError(f"cannot write '{what}': {_words(error)}") from error
+        raise StoreError(f"cannot write '{what}': {_describe_error(error)}") from error
 
 
-def _code(error: Exception) -> str:
+def _find_code(error: Exception) -> str:
     """What botocore calls an error, if it is one of its."""
     response: Any = getattr(error.__cause__, "response", None) or {}
     return str(response.get("Error", {}).get("Code", ""))
 
 
-def _words(error: Exception) -> str:
+def _describe_error(error: Exception) -> str:
     return (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__

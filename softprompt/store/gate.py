@@ -147,11 +147,11 @@ class Gate:
         metric = self._metric or new.spec.metric
         alike = [replace(one, spec=replace(one.spec, metric=metric)) for one in (in_place, new)]
         before, now = (
-            evaluate(self._base_of(prompt), self.examples, prompt, generation=self._generation) for prompt in alike
+            evaluate(self._load_base(prompt), self.examples, prompt, generation=self._generation) for prompt in alike
         )
         return replace(judge_answers(self.examples, before, now, self._config), drawn=self._drawn)
 
-    def _base_of(self, prompt: Prompt) -> FrozenLM:
+    def _load_base(self, prompt: Prompt) -> FrozenLM:
         return self._base if isinstance(self._base, FrozenLM) else self._base(prompt)
 
 
@@ -159,7 +159,7 @@ def judge_answers(examples: Sequence[Example], before: Evaluation, now: Evaluati
     """What the answers of two prompts to ``examples`` mean for the second of them."""
     metric = now.metric.metric
     indices = range(len(examples))
-    old, new = ([_answer(one, index) for index in indices] for one in (before, now))
+    old, new = ([_format_answer(one, index) for index in indices] for one in (before, now))
     scores = {name: score_runs(metric, now.gold, [words]) for name, words in (("now", new), ("before", old))}
     values = resample_scores(scores, config.resamples, config.seed)
     difference = paired_difference(scores["now"], scores["before"], values["now"], values["before"])
@@ -170,7 +170,12 @@ def judge_answers(examples: Sequence[Example], before: Evaluation, now: Evaluati
     was, score = (METRICS[metric].score_each(now.gold, words) for words in (old, new))
     lost = [
         LostExample(
-            index, examples[index].text, _expected(examples[index]), old[index], new[index], was[index] - score[index]
+            index,
+            examples[index].text,
+            _format_expected(examples[index]),
+            old[index],
+            new[index],
+            was[index] - score[index],
         )
         for index in indices
         if score[index] < was[index]
@@ -188,10 +193,10 @@ def judge_answers(examples: Sequence[Example], before: Evaluation, now: Evaluati
     )
 
 
-def _expected(example: Example) -> str:
+def _format_expected(example: Example) -> str:
     return example.label if example.label is not None else " | ".join(example.references)
 
 
-def _answer(evaluation: Evaluation, index: int) -> str:
+def _format_answer(evaluation: Evaluation, index: int) -> str:
     prediction = evaluation.predictions[index]
     return str(prediction.completion if prediction.label is None else prediction.label)

@@ -47,11 +47,11 @@ def push(files: Mapping[str, bytes], place: str, *, public: bool = False) -> Hub
     """
     from huggingface_hub import CommitOperationAdd, HfApi
 
-    repository, revision = _parts(place)
+    repository, revision = _parse_place(place)
     if revision is not None:
         raise StoreError(f"expected {PREFIX}OWNER/NAME to push to, got '{place}': leave '@{revision}' out")
     prompt = parse_prompt(files, "the prompt to push")
-    with _asking(place):
+    with _map_hub_errors(place):
         api = HfApi()
         api.create_repo(repository, private=not public, exist_ok=True)
         if CARD not in files and not api.file_exists(repository, CARD):
@@ -70,8 +70,8 @@ def pull(place: str) -> tuple[HubCommit, dict[str, bytes]]:
     """
     from huggingface_hub import HfApi
 
-    repository, revision = _parts(place)
-    with _asking(place):
+    repository, revision = _parse_place(place)
+    with _map_hub_errors(place):
         api = HfApi()
         info = api.model_info(repository, revision=revision, files_metadata=True)
         # what lies in folders, or is hidden, is no part of a saved prompt
@@ -117,7 +117,7 @@ def make_card(prompt: Prompt, repository: str) -> str:
     )
 
 
-def _parts(place: str) -> tuple[str, str | None]:
+def _parse_place(place: str) -> tuple[str, str | None]:
     found = _PLACE.fullmatch(place.removeprefix(PREFIX))
     if found is None:
         raise StoreError(f"expected {PREFIX}OWNER/NAME or {PREFIX}OWNER/NAME@REVISION, got '{place}'")
@@ -125,7 +125,7 @@ def _parts(place: str) -> tuple[str, str | None]:
 
 
 @contextmanager
-def _asking(place: str) -> Iterator[None]:
+def _map_hub_errors(place: str) -> Iterator[None]:
     try:
         yield
     except SoftpromptError:

@@ -43,18 +43,18 @@ class Distribution(Record):
         points = np.unique(array)
         if len(points) > POINTS:
             points = np.unique(np.quantile(array, np.linspace(0, 1, POINTS), method="inverted_cdf"))
-        points = np.unique([_short(point) for point in points])
+        points = np.unique([_shorten(point) for point in points])
         upto = np.searchsorted(array, just_above(points), side="right") / len(array)
         return cls(
             n=len(array),
-            mean=_short(array.mean()),
-            deviation=_short(array.std(ddof=1)) if len(array) > 1 else 0.0,
+            mean=_shorten(array.mean()),
+            deviation=_shorten(array.std(ddof=1)) if len(array) > 1 else 0.0,
             points=tuple(points.tolist()),
-            upto=tuple(_short(share) for share in upto),
+            upto=tuple(_shorten(share) for share in upto),
         )
 
     @model_validator(mode="after")
-    def _rises(self) -> Self:
+    def _check_rising(self) -> Self:
         if len(self.points) != len(self.upto):
             raise ValueError("points and their shares differ in number")
         if any(a >= b for a, b in zip(self.points, self.points[1:], strict=False)) or list(self.upto) != sorted(
@@ -82,7 +82,7 @@ class TokenShare(Record):
         part, whole = np.asarray(counts, dtype=np.float64), np.asarray(totals, dtype=np.float64)
         value, n = part.sum() / whole.sum(), len(part)
         error = np.sqrt(((part - value * whole) ** 2).sum() * n / max(1, n - 1)) / whole.sum()
-        return cls(n=n, value=_short(value), error=_short(min(1.0, error)))
+        return cls(n=n, value=_shorten(value), error=_shorten(min(1.0, error)))
 
 
 class HiddenProfile(Record):
@@ -108,23 +108,23 @@ class HiddenProfile(Record):
         # each row from the centre of the others, in closed form: from one that it is part of, it would seem nearer
         off = states - mean
         others = ((n - 1) * variance - off**2 * n / (n - 1)) / (n - 2)
-        apart = _scaled(off * n / (n - 1), np.sqrt(others.clip(min=0)))
+        apart = _measure_distances(off * n / (n - 1), np.sqrt(others.clip(min=0)))
         return cls(
             size=size,
-            mean=_packed(mean),
-            deviation=_packed(np.sqrt(variance)),
+            mean=_pack(mean),
+            deviation=_pack(np.sqrt(variance)),
             distances=Distribution.of(apart),
         )
 
     @model_validator(mode="after")
-    def _fits(self) -> Self:
-        if {len(_unpacked(self.mean)), len(_unpacked(self.deviation))} != {len(choose_coordinates(self.size))}:
+    def _check_size(self) -> Self:
+        if {len(_unpack(self.mean)), len(_unpack(self.deviation))} != {len(choose_coordinates(self.size))}:
             raise ValueError("its centre is not of the coordinates of such a hidden state")
         return self
 
     def distances_of(self, states: Floats) -> Floats:
         """How far states ``[n, K]`` are from the centre: root mean square over coordinates, in deviations of each."""
-        return _scaled(states - _unpacked(self.mean), _unpacked(self.deviation))
+        return _measure_distances(states - _unpack(self.mean), _unpack(self.deviation))
 
 
 class InputProfile(StoreRecord):
@@ -181,7 +181,7 @@ def read_profile(place: str) -> InputProfile | None:
     return read_record(place, PROFILE_FILE, InputProfile.from_bytes)
 
 
-def _scaled(off: Floats, deviation: Floats) -> Floats:
+def _measure_distances(off: Floats, deviation: Floats) -> Floats:
     """Root mean square over coordinates ``[n]`` of ``off [n, K]``; a coordinate that never varied is left out."""
     varied = deviation > 0
     parts = np.divide(off, deviation, out=np.zeros_like(off), where=np.broadcast_to(varied, off.shape))
@@ -189,18 +189,18 @@ def _scaled(off: Floats, deviation: Floats) -> Floats:
     return found
 
 
-def _packed(values: Floats) -> str:
+def _pack(values: Floats) -> str:
     return base64.b64encode(values.astype("<f4").tobytes()).decode()
 
 
-def _unpacked(text: str) -> Floats:
-    """Raises ValueError for what ``_packed`` does not give."""
+def _unpack(text: str) -> Floats:
+    """Raises ValueError for what ``_pack`` does not give."""
     values = np.frombuffer(base64.b64decode(text, validate=True), dtype="<f4").astype(np.float64)
     if not np.isfinite(values).all():
         raise ValueError("its centre has values that are not numbers")
     return values
 
 
-def _short(value: float) -> float:
+def _shorten(value: float) -> float:
     """Five significant digits: more would be noise, and bytes."""
     return float(f"{value:.5g}")

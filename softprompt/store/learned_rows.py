@@ -90,8 +90,10 @@ class LearnedRows:
         names = task.spec.compiled.names
         train: Iterable[Example] = task.train
         if (stream := task.splits.stream) is not None:
-            train = _first(stream, min(streamed_rows, READ_AGAIN))
-        return cls(tuple(sorted(names)), ALL, _hashes(train, names), _hashes(task.validation, names)).bounded()
+            train = _read_first(stream, min(streamed_rows, READ_AGAIN))
+        return cls(
+            tuple(sorted(names)), ALL, _hash_examples(train, names), _hash_examples(task.validation, names)
+        ).bounded()
 
     def bounded(self) -> Self:
         """With no more than ``MOST`` hashes of each split, by one measure for both."""
@@ -108,35 +110,35 @@ class LearnedRows:
 
     def among(self, examples: Sequence[Example]) -> KnownRows:
         """Which of ``examples`` are known."""
-        found = self._hashes_of(examples)
+        found = self._hash_rows(examples)
         looked_at = np.array([int(one) < self.below for one in found], dtype=bool)
         learned = np.isin(found, self.train)
         for one in self.earlier:
-            learned |= np.isin(one._hashes_of(examples), one.train)
+            learned |= np.isin(one._hash_rows(examples), one.train)
         learned &= looked_at
         chosen = np.isin(found, self.validation) & looked_at & ~learned
         return KnownRows(len(found), int(looked_at.sum()), int(learned.sum()), int(chosen.sum()))
 
-    def _hashes_of(self, examples: Sequence[Example]) -> Hashes:
+    def _hash_rows(self, examples: Sequence[Example]) -> Hashes:
         return np.array([hash_input(input_key(example, self.columns)) for example in examples], dtype=np.uint64)
 
     def to_text(self) -> str:
         """The file's text; the same rows give the same bytes."""
-        facts = {"schema": SCHEMA, **self._facts(), "earlier": [one._facts() for one in self.earlier]}
+        facts = {"schema": SCHEMA, **self._to_facts(), "earlier": [one._to_facts() for one in self.earlier]}
         return json.dumps(seal(facts), indent=1) + "\n"
 
-    def _facts(self) -> dict[str, Any]:
+    def _to_facts(self) -> dict[str, Any]:
         return {
             "columns": list(self.columns),
             "below": str(self.below),
-            "train": _packed(self.train),
-            "validation": _packed(self.validation),
+            "train": _pack(self.train),
+            "validation": _pack(self.validation),
         }
 
     @classmethod
-    def _of_facts(cls, facts: Mapping[str, Any]) -> Self:
+    def _from_facts(cls, facts: Mapping[str, Any]) -> Self:
         columns, below = tuple(map(str, facts["columns"])), int(facts["below"])
-        return cls(columns, below, _unpacked(facts["train"]), _unpacked(facts["validation"]))
+        return cls(columns, below, _unpack(facts["train"]), _unpack(facts["validation"]))
 
     @classmethod
     def from_bytes(cls, content: bytes) -> Self:
@@ -146,7 +148,7 @@ class LearnedRows:
         if facts.get("schema") != SCHEMA or SEAL not in values:
             raise ValueError(f"expected schema {SCHEMA} of {ROWS_FILE}, and its SHA-256")
         try:
-            return replace(cls._of_facts(facts), earlier=tuple(map(cls._of_facts, facts["earlier"])))
+            return replace(cls._from_facts(facts), earlier=tuple(map(cls._from_facts, facts["earlier"])))
         except (KeyError, TypeError) as error:
             raise ValueError(f"it lacks or misuses {error}") from error
 
@@ -156,7 +158,7 @@ def read_learned(place: str) -> LearnedRows | None:
     return read_record(place, ROWS_FILE, LearnedRows.from_bytes)
 
 
-def _first(stream: ExampleStream, count: int) -> Iterator[Example]:
+def _read_first(stream: ExampleStream, count: int) -> Iterator[Example]:
     """The first rows of a stream."""
     rows = stream.open()
     while count > 0 and (found := rows.read(min(count, AT_ONCE))):
@@ -164,14 +166,14 @@ def _first(stream: ExampleStream, count: int) -> Iterator[Example]:
         count -= len(found)
 
 
-def _hashes(examples: Iterable[Example], names: Collection[str]) -> Hashes:
+def _hash_examples(examples: Iterable[Example], names: Collection[str]) -> Hashes:
     found = np.fromiter((hash_input(input_key(example, names)) for example in examples), dtype=np.uint64)
     return np.unique(found)
 
 
-def _packed(values: Hashes) -> str:
+def _pack(values: Hashes) -> str:
     return base64.b64encode(values.astype("<u8").tobytes()).decode()
 
 
-def _unpacked(text: str) -> Hashes:
+def _unpack(text: str) -> Hashes:
     return np.frombuffer(base64.b64decode(text, validate=True), dtype="<u8").astype(np.uint64)

@@ -71,7 +71,7 @@ class StoreSource:
             try:
                 numbers = artifacts.numbers(name)
                 if numbers and (known is None or numbers[-1] not in known.numbers):
-                    numbers = self._whole(artifacts, name, numbers)
+                    numbers = self._drop_unfinished(artifacts, name, numbers)
                 aliases = artifacts.aliases(name) if numbers else {}
             except StoreError as error:
                 troubles.append(str(error))
@@ -102,7 +102,7 @@ class StoreSource:
         return f"{self._url}#{name}@{number}"
 
     @staticmethod
-    def _whole(artifacts: ArtifactStore, name: str, numbers: list[int]) -> list[int]:
+    def _drop_unfinished(artifacts: ArtifactStore, name: str, numbers: list[int]) -> list[int]:
         """Without the newest one, if that is still being written."""
         try:
             artifacts.version(name, str(numbers[-1]))

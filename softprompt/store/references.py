@@ -93,14 +93,14 @@ def is_name(name: str) -> bool:
 def check_name(name: str) -> None:
     """Raise StoreError unless ``name`` can be that of a prompt."""
     if not is_name(name):
-        raise StoreError(f"expected the name of a prompt, {_RULE}; got {_shown(name)}")
+        raise StoreError(f"expected the name of a prompt, {_RULE}; got {_quote(name)}")
 
 
 def check_alias(alias: str, what: str = "an alias") -> None:
     """Raise StoreError unless ``alias`` can be one that moves."""
     if alias == LATEST or not _ALIAS.fullmatch(alias):
         own = f"; '{LATEST}' is always the newest version and cannot be moved" if alias == LATEST else ""
-        raise StoreError(f"expected {what}: {_RULE}, no digit first; got {_shown(alias)}{own}")
+        raise StoreError(f"expected {what}: {_RULE}, no digit first; got {_quote(alias)}{own}")
 
 
 def is_number(which: str) -> bool:
@@ -108,5 +108,5 @@ def is_number(which: str) -> bool:
     return _VERSION.fullmatch(which) is not None
 
 
-def _shown(text: str) -> str:
+def _quote(text: str) -> str:
     return repr(text if len(text) <= 80 else f"{text[:79]}…")

@@ -116,8 +116,8 @@ def rank_similar(prompt: Prompt, folder: Path) -> list[SimilarPrompt]:
             ) from error
         unreadable.append(SimilarPrompt(folder=place, reason=f"it cannot be read: {error.strerror}"))
 
-    places = _prompt_folders(folder, failed)
-    compared = [_compared(prompt, place) for place in places]
+    places = _find_prompt_folders(folder, failed)
+    compared = [_compare_saved(prompt, place) for place in places]
     others = [other for other in compared if other is not None] + unreadable
     if not others:
         found = "only the prompt itself" if places else "none"
@@ -126,12 +126,16 @@ def rank_similar(prompt: Prompt, folder: Path) -> list[SimilarPrompt]:
             f"expected saved prompts to compare with below '{folder}'{within}, got {found}: "
             "give --store the folder that holds them"
         )
-    return sorted(others, key=_order)
+    return sorted(others, key=_rank)
 
 
 def measure_similarity(prompt: Prompt, other: Prompt) -> tuple[float, float] | str:
     """Of average tokens, and per token, each -1..1; or why the two cannot be compared."""
-    return _similarities(prompt, _members(prompt), other, _members(other))
+    tokens, others = _list_members(prompt), _list_members(other)
+    if (reason := _find_hindrance(prompt, tokens, other, others)) is not None:
+        return reason
+    pairs = [_compare_layers(one, another) for one, another in product(tokens, others)]
+    return fmean(average for average, _ in pairs), fmean(per_token for _, per_token in pairs)
 
 
 def measure_nearness(prompt: Prompt, other: Prompt) -> tuple[float, float] | str:
@@ -139,26 +143,26 @@ def measure_nearness(prompt: Prompt, other: Prompt) -> tuple[float, float] | str
 
     Or why the two cannot be compared.
     """
-    tokens, others = _members(prompt), _members(other)
-    if (reason := _hindrance(prompt, tokens, other, others)) is not None:
+    tokens, others = _list_members(prompt), _list_members(other)
+    if (reason := _find_hindrance(prompt, tokens, other, others)) is not None:
         return reason
     # members of two ensembles belong together by their places
     pairs = list(zip(tokens, others, strict=True) if len(tokens) == len(others) else product(tokens, others))
-    average = fmean(_similarity(one, another)[0] for one, another in pairs)
-    return average, fmean(_nearest(a, b) for one, another in pairs for a, b in zip(one, another, strict=True))
+    average = fmean(_compare_layers(one, another)[0] for one, another in pairs)
+    return average, fmean(_compare_nearest(a, b) for one, another in pairs for a, b in zip(one, another, strict=True))
 
 
-def _nearest(tokens: Tensor, others: Tensor) -> float:
-    cosines = _unit(tokens) @ _unit(others).T
-    return _within((cosines.amax(1).mean() + cosines.amax(0).mean()) / 2)
+def _compare_nearest(tokens: Tensor, others: Tensor) -> float:
+    cosines = _normalize(tokens) @ _normalize(others).T
+    return _clip((cosines.amax(1).mean() + cosines.amax(0).mean()) / 2)
 
 
-def _order(other: SimilarPrompt) -> tuple[bool, float, float, str]:
+def _rank(other: SimilarPrompt) -> tuple[bool, float, float, str]:
     ranked = other.reason is None
     return not ranked, -(other.average_tokens or 0.0), -(other.per_token or 0.0), str(other.folder)
 
 
-def _prompt_folders(folder: Path, failed: Callable[[OSError], None]) -> list[Path]:
+def _find_prompt_folders(folder: Path, failed: Callable[[OSError], None]) -> list[Path]:
     """Folders below ``folder`` with a manifest, each once; ``failed`` is called with the error of an unreadable one."""
     found: dict[Path, Path] = {}
     links: list[Path] = []
@@ -175,14 +179,13 @@ def _prompt_folders(folder: Path, failed: Callable[[OSError], None]) -> list[Pat
     return list(found.values())
 
 
-def _compared(prompt: Prompt, folder: Path) -> SimilarPrompt | None:
+def _compare_saved(prompt: Prompt, folder: Path) -> SimilarPrompt | None:
     """The prompt of ``folder`` beside ``prompt``; ``None`` if it is the same one."""
     try:
         other = load_prompt(folder)
     except PromptFileError as error:
         return SimilarPrompt(folder=folder, reason=str(error))
-    tokens, others = _members(prompt), _members(other)
-    if _is_same(prompt, tokens, other, others):
+    if _is_same(prompt, other):
         return None
     init, validation = other.training.get("init"), other.metrics.get("validation")
     facts: dict[str, Any] = {
@@ -193,48 +196,38 @@ def _compared(prompt: Prompt, folder: Path) -> SimilarPrompt | None:
         "length": other.length,
         "members": len(other.states),
     }
-    alike = _similarities(prompt, tokens, other, others)
+    alike = measure_similarity(prompt, other)
     if isinstance(alike, str):
         return SimilarPrompt(reason=alike, **facts)
-    starts = _start(prompt), _start(other)
+    starts = _describe_start(prompt), _describe_start(other)
     return SimilarPrompt(
         average_tokens=alike[0],
         per_token=alike[1],
         same_start=None if None in starts else starts[0] == starts[1],
-        start=_start_options(other, folder) if len(others) == 1 else (),
+        start=_list_start_options(other, folder) if len(other.states) == 1 else (),
         **facts,
     )
 
 
-def _similarities(prompt: Prompt, tokens: Members, other: Prompt, others: Members) -> tuple[float, float] | str:
-    if (reason := _hindrance(prompt, tokens, other, others)) is not None:
-        return reason
-    pairs = [_similarity(one, another) for one, another in product(tokens, others)]
-    return fmean(average for average, _ in pairs), fmean(per_token for _, per_token in pairs)
+def _list_members(prompt: Prompt) -> Members:
+    """``[P, size]`` in float64 for each layer of each member; embeddings have one layer."""
+
+    def list_layers(state: PromptState) -> Layers:
+        tensors = [tensor.detach().cpu().double() for tensor in state.tensors]
+        # [2, kv_heads, P, head_dim] to [P, 2 * kv_heads * head_dim]
+        return tensors if state.kind == "embeddings" else [one.permute(2, 0, 1, 3).flatten(1) for one in tensors]
+
+    return [list_layers(state) for state in prompt.states]
 
 
-def _members(prompt: Prompt) -> Members:
-    return [_tokens(state) for state in prompt.states]
-
-
-def _tokens(state: PromptState) -> Layers:
-    """``[P, size]`` in float64 for each layer; embeddings have one."""
-    tensors = [tensor.detach().cpu().double() for tensor in state.tensors]
-    if state.kind == "embeddings":
-        return tensors
-    # [2, kv_heads, P, head_dim] to [P, 2 * kv_heads * head_dim]
-    return [tensor.permute(2, 0, 1, 3).flatten(1) for tensor in tensors]
-
-
-def _is_same(prompt: Prompt, tokens: Members, other: Prompt, others: Members) -> bool:
+def _is_same(prompt: Prompt, other: Prompt) -> bool:
+    """Whether both are the same virtual tokens for the same task on the same base."""
     facts, of_other = ((one.spec, dict(one.base_fingerprint), one.states[0].kind) for one in (prompt, other))
-    if facts != of_other or [len(layers) for layers in tokens] != [len(layers) for layers in others]:
-        return False
-    members = zip(tokens, others, strict=True)
-    return all(torch.equal(a, b) for one, another in members for a, b in zip(one, another, strict=True))
+    tensors, others = ([tensor for state in one.states for tensor in state.tensors] for one in (prompt, other))
+    return facts == of_other and len(tensors) == len(others) and all(map(torch.equal, tensors, others))
 
 
-def _hindrance(prompt: Prompt, tokens: Members, other: Prompt, others: Members) -> str | None:
+def _find_hindrance(prompt: Prompt, tokens: Members, other: Prompt, others: Members) -> str | None:
     """Why two prompts cannot be compared, if they cannot."""
     expected, got = dict(prompt.base_fingerprint), dict(other.base_fingerprint)
     differing = sorted(part for part in {**expected, **got} if expected.get(part) != got.get(part))
@@ -252,23 +245,23 @@ def _hindrance(prompt: Prompt, tokens: Members, other: Prompt, others: Members) 
     return None
 
 
-def _similarity(tokens: Layers, others: Layers) -> tuple[float, float]:
+def _compare_layers(tokens: Layers, others: Layers) -> tuple[float, float]:
     """Cosine of average tokens, and mean cosine of all pairs of tokens; of layers ``[P, size]`` and ``[Q, size]``."""
-    average = [_within(_unit(a.mean(0)) @ _unit(b.mean(0))) for a, b in zip(tokens, others, strict=True)]
+    average = [_clip(_normalize(a.mean(0)) @ _normalize(b.mean(0))) for a, b in zip(tokens, others, strict=True)]
     # the mean of all pairs' products is the product of the means
-    per_token = [_within(_unit(a).mean(0) @ _unit(b).mean(0)) for a, b in zip(tokens, others, strict=True)]
+    per_token = [_clip(_normalize(a).mean(0) @ _normalize(b).mean(0)) for a, b in zip(tokens, others, strict=True)]
     return fmean(average), fmean(per_token)
 
 
-def _unit(vectors: Tensor) -> Tensor:
+def _normalize(vectors: Tensor) -> Tensor:
     return torch.nn.functional.normalize(vectors, dim=-1)
 
 
-def _within(cosine: Tensor) -> float:
+def _clip(cosine: Tensor) -> float:
     return min(1.0, max(-1.0, cosine.item()))
 
 
-def _start(prompt: Prompt) -> tuple[str, ...] | None:
+def _describe_start(prompt: Prompt) -> tuple[str, ...] | None:
     """What the prompt began at, equal for equal starts on one base; ``None`` if the manifest cannot tell."""
     how, spec = prompt.training.get("init"), prompt.spec
     # learned otherwise, on several tasks at once say, a prompt need not start at the words of its own task
@@ -284,7 +277,7 @@ def _start(prompt: Prompt) -> tuple[str, ...] | None:
     return ("text", words) if name == "text" else None
 
 
-def _start_options(prompt: Prompt, folder: Path) -> tuple[str, ...]:
+def _list_start_options(prompt: Prompt, folder: Path) -> tuple[str, ...]:
     options = ("--init", f"prompt:{folder}", "--length", str(prompt.length))
     if prompt.state.kind == "embeddings":
         return options

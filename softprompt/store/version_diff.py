@@ -41,35 +41,35 @@ def compare_prompts(a: Prompt, b: Prompt) -> PromptDifference:
     figures: dict[str, Any] = (
         {"reason": alike} if isinstance(alike, str) else {"average_tokens": alike[0], "nearest_tokens": alike[1]}
     )
-    settings = _pairs(*(dict(_settings(prompt)) for prompt in (a, b)))
+    settings = _pair(*(dict(_list_settings(prompt)) for prompt in (a, b)))
     return PromptDifference(
         settings={name: pair for name, pair in settings.items() if pair[0] != pair[1]},
-        metrics=_pairs(*(dict(_metrics(prompt)) for prompt in (a, b))),
+        metrics=_pair(*(dict(_list_metrics(prompt)) for prompt in (a, b))),
         **figures,
     )
 
 
-def _pairs(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+def _pair(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     return {name: (a.get(name), b.get(name)) for name in dict.fromkeys([*a, *b])}
 
 
-def _settings(prompt: Prompt) -> Iterator[tuple[str, Any]]:
+def _list_settings(prompt: Prompt) -> Iterator[tuple[str, Any]]:
     facts = prompt.manifest()
     # the first says the same as the states, the second is compared on its own
     for name in ("schema_version", "metrics"):
         del facts[name]
-    return _flat("", facts)
+    return _flatten("", facts)
 
 
-def _flat(name: str, value: Any) -> Iterator[tuple[str, Any]]:
+def _flatten(name: str, value: Any) -> Iterator[tuple[str, Any]]:
     if isinstance(value, Mapping):
         for key, inner in value.items():
-            yield from _flat(f"{name}.{key}" if name else str(key), inner)
+            yield from _flatten(f"{name}.{key}" if name else str(key), inner)
     else:
         yield name, value
 
 
-def _metrics(prompt: Prompt) -> Iterator[tuple[str, Any]]:
+def _list_metrics(prompt: Prompt) -> Iterator[tuple[str, Any]]:
     for split, result in prompt.metrics.items():
         if not isinstance(result, Mapping):
             continue

@@ -62,7 +62,7 @@ class Store:
         """
         files = prompt.files() if isinstance(prompt, Prompt) else read_saved_files(prompt)
         parent = parse_prompt(files, name if isinstance(prompt, Prompt) else str(prompt)).parent
-        return self._artifacts.add(name, files, parent=None if parent is None else self._within(parent), by=by)
+        return self._artifacts.add(name, files, parent=None if parent is None else self._shorten_parent(parent), by=by)
 
     def get(self, which: str) -> Prompt:
         """The prompt of a version, its files checked."""
@@ -92,7 +92,7 @@ class Store:
 
     def version(self, which: str) -> Version:
         """What is known of a version beside its prompt."""
-        reference = self._reference(which)
+        reference = self._parse_reference(which)
         return self._artifacts.version(reference.name, reference.which)
 
     def versions(self, name: str) -> tuple[Version, ...]:
@@ -105,7 +105,7 @@ class Store:
 
     def history(self, which: str) -> tuple[AliasChange, ...]:
         """The moves of an alias, ``NAME@ALIAS``, the oldest first."""
-        reference = self._reference(which)
+        reference = self._parse_reference(which)
         return tuple(self._artifacts.alias_changes(reference.name, reference.which))
 
     def lineage(self, which: str) -> tuple[str, ...]:
@@ -172,7 +172,7 @@ class Store:
         Raises:
             StoreError: there is nothing before, or the alias was moved by somebody else meanwhile.
         """
-        reference = self._reference(which)
+        reference = self._parse_reference(which)
         history = self._artifacts.alias_changes(reference.name, reference.which)
         places: list[int] = []
         for move in history:
@@ -187,12 +187,12 @@ class Store:
         facts = {"name": reference.name, "alias": reference.which, "before": places[-1], "to": places[-2]}
         return self._artifacts.append(history, AliasChange.new("rollback", by=by, **facts))
 
-    def _reference(self, which: str) -> Reference:
+    def _parse_reference(self, which: str) -> Reference:
         if "#" in which:
             raise StoreError(f"expected NAME@VERSION or NAME@ALIAS in the store '{self.url}', got '{which}'")
         return Reference.parse(f"{self.url}#{which}")
 
-    def _within(self, parent: str) -> str:
+    def _shorten_parent(self, parent: str) -> str:
         """``NAME@NUMBER`` for what is in this store, so that it stays true where the store is copied to."""
         if is_reference(parent):
             # a parent of somewhere else keeps the name that it has there

@@ -14,6 +14,7 @@ from torch import Tensor
 from softprompt.errors import OutputError, TrainingError, map_write_errors
 from softprompt.models.distributed import SINGLE_PROCESS, ProcessGroup
 from softprompt.utils.files import acquire_lock, check_free, replace_file
+from softprompt.utils.run_folder import list_differences
 from softprompt.utils.sealed_tensors import read_sealed_tensors, seal_tensors
 
 CHECKPOINT_FILE, LOCK_FILE = "checkpoint.safetensors", ".lock"
@@ -146,7 +147,7 @@ class Checkpoint:
             # that several share are not compiled
             for name in ("processes", "threads", "compiled"):
                 identity.pop(name, None), expected.pop(name, None)
-        if differing := differences(identity, expected):
+        if differing := list_differences(identity, expected):
             raise TrainingError(
                 f"the unfinished run in '{self.folder}' is another one ({', '.join(differing)}): give the same "
                 "settings, or start again with --restart"
@@ -199,17 +200,3 @@ def load_for_all(checkpoint: Checkpoint | None, processes: ProcessGroup) -> Save
         return None
     learners, written_by = facts
     return SavedCheckpoint(learners, written_by, processes.broadcast_tensors({} if saved is None else saved._tensors))
-
-
-def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """What differs, by name; within mappings only the entries that do."""
-    found = []
-    for key in sorted(old.keys() | new.keys()):
-        was, now = old.get(key), new.get(key)
-        if was == now:
-            continue
-        if isinstance(was, dict) and isinstance(now, dict):
-            found += differences(was, now)
-        else:
-            found.append(f"{key} was {was!r}, is {now!r}")
-    return found

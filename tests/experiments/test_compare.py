@@ -39,6 +39,16 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
+def test_methods_are_named_as_on_the_command_line(tmp_path: Path) -> None:
+    base, settings = tiny_base("llama"), ComparisonSettings(seeds=1, steps=2, batch_size=4)
+    study = compare(base, TASK, "zero-shot, few-shot:2", str(tmp_path / "study"), settings)
+    assert [row.method for row in study.rows] == ["zero-shot", "few-shot:2"]
+    again = compare(base, TASK, ["zero-shot", "few-shot:2"], tmp_path / "study", settings)
+    assert again.results == study.results
+    with pytest.raises(ConfigError, match="unknown method 'none'"):
+        compare(base, TASK, ["zero-shot", "none"], tmp_path / "other", settings)
+
+
 class TestResults:
     def test_land_one_file_each_with_all_that_was_measured(self, tmp_path: Path) -> None:
         study = run(tmp_path, Planted("good", 0.9), Planted("bad:8", 0.4, "written", seeded=False))

@@ -73,8 +73,8 @@ def test_rows_that_get_no_gradient_may_be_left_out(family: str, monkeypatch: pyt
         return original(values, *given, **options)
 
     monkeypatch.setattr(torch.optim, "AdamW", noted)
-    for touched in (finetuning._touched, lambda *_: {}):
-        monkeypatch.setattr(finetuning, "_touched", touched)
+    for touched in (finetuning._find_touched_rows, lambda *_: {}):
+        monkeypatch.setattr(finetuning, "_find_touched_rows", touched)
         found = fitted(fit_full, tiny_base(family), reviews_task(), Recorder(), steps=6)
         assert isinstance(found.answers, Predictor)
         weights.append(dict(found.answers.base.model.named_parameters()))

@@ -179,7 +179,7 @@ class TestSweep:
 
     def test_a_small_space_is_tried_through(self, tmp_path: Path) -> None:
         callback = Recorder()
-        summary, trials = run(tmp_path, space=SearchSpace.parse("length=2,4"), trials=9, callback=callback)
+        summary, trials = run(tmp_path, space="length=2,4", trials=9, callback=callback)
         assert sorted(trial.settings["length"] for trial in trials) == [2, 4]
         assert summary.trials == {"finished": 2}
         assert "the space has 2 combinations: each is tried once" in callback.notes

@@ -57,7 +57,7 @@ def test_the_chat_template_gives_the_tokens_of_the_whole_text(tmp_path: Path, na
 
 def test_where_it_cannot_the_export_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     name, prompt = "llama2", parse_prompt("llama2", "{{ text }}\nLabel:")
-    monkeypatch.setattr("softprompt.export.vocabulary._gaps", lambda *given: {})
+    monkeypatch.setattr("softprompt.export.vocabulary._choose_gaps", lambda *given: {})
     baked = bake_vocabulary(base_of(name), {"one": prompt}, tmp_path / "out")
     assert baked.inexact == ("one",)
     assert "**Not exact as text: one.**" in (tmp_path / "out" / "README.md").read_text()

@@ -15,7 +15,7 @@ from helpers.tiny_models import save_tiny, tiny_base
 
 from softprompt.errors import BaseModelError, OutputError, PromptFileError
 from softprompt.export.engine_client import Tasks
-from softprompt.export.gguf import _own_or_near, bake_gguf, gguf_usage
+from softprompt.export.gguf import bake_gguf, choose_type, gguf_usage
 from softprompt.models.loading import load_model
 from softprompt.prompts.saved_prompt import Prompt
 from softprompt.prompts.state import PromptState
@@ -87,9 +87,9 @@ class TestBaking:
     def test_rows_that_cannot_be_quantized_so_become_larger_ones(self) -> None:
         kinds = gguf.GGMLQuantizationType
         rows = np.ones((2, 256), dtype=np.float32)
-        assert _own_or_near(kinds.Q6_K, rows) == kinds.Q8_0
-        assert _own_or_near(kinds.Q4_1, rows) == kinds.Q4_1
-        assert _own_or_near(kinds.Q6_K, rows[:, :80]) == kinds.F16
+        assert choose_type(kinds.Q6_K, rows) == kinds.Q8_0
+        assert choose_type(kinds.Q4_1, rows) == kinds.Q4_1
+        assert choose_type(kinds.Q6_K, rows[:, :80]) == kinds.F16
 
     def test_a_client_needs_only_the_file_and_a_tokenizer(self, tmp_path: Path) -> None:
         bake_gguf(tiny_base("llama"), two(), write_gguf(tmp_path / "tiny.gguf"), tmp_path / "out.gguf")

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.learned_prompts import SPEC, learned, our_logits, text_ids
+from helpers.learned_prompts import CLOSE, SPEC, learned, our_logits, peft_logits, text_ids
 from helpers.small_tasks import command, reviews_task
 from helpers.tiny_models import save_tiny, tiny_base, tiny_model
 from safetensors.torch import load_file, save_file
@@ -32,15 +32,7 @@ peft = pytest.importorskip("peft")
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 
 CPU = ["--device", "cpu", "--dtype", "float32"]
-CLOSE = {"atol": 1e-4, "rtol": 1e-4}
 WITH_BOS, WITHOUT = ["llama", "gemma3", "mistral", "cohere"], ["gpt2", "qwen3", "bloom"]
-
-
-@torch.no_grad()
-def peft_logits(model: Any, ids: list[int]) -> torch.Tensor:
-    """Of the last ``len(ids)`` tokens that PEFT's model computed: ``[T, V]``."""
-    logits: torch.Tensor = model.eval()(input_ids=torch.tensor([ids])).logits[0]
-    return logits[len(logits) - len(ids) :]
 
 
 class TestExport:

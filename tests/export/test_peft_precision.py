@@ -8,9 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from export.test_peft import CLOSE, peft_logits
 from helpers.gguf_models import write_gguf
-from helpers.learned_prompts import learned, our_logits, text_ids
+from helpers.learned_prompts import CLOSE, learned, our_logits, peft_logits, text_ids
 from helpers.small_tasks import command
 from helpers.tiny_models import plain_logits, save_tiny, tiny_base, tiny_model, tiny_tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer

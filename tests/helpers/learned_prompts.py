@@ -15,6 +15,7 @@ from softprompt.prompts.prefix import compute_keys_and_values, make_prefix
 from softprompt.prompts.saved_prompt import Prompt
 from softprompt.prompts.state import PromptState
 
+CLOSE = {"atol": 1e-4, "rtol": 1e-4}  # of logits in float32
 SPEC = TaskSpec("classification", "{{ text }}; label:", ("bad", "good"), ("bad", "good"), 64)
 
 
@@ -41,3 +42,10 @@ def our_logits(base: FrozenLM, state: PromptState, ids: Sequence[int]) -> Tensor
 
 def text_ids(base: FrozenLM, text: str = "a good film and a bad story") -> list[int]:
     return list(base.tokenizer(text, add_special_tokens=False).input_ids)
+
+
+@torch.no_grad()
+def peft_logits(model: Any, ids: list[int]) -> Tensor:
+    """Of the last ``len(ids)`` tokens that PEFT's model computed: ``[T, V]``."""
+    logits: Tensor = model.eval()(input_ids=torch.tensor([ids])).logits[0]
+    return logits[len(logits) - len(ids) :]

@@ -141,7 +141,7 @@ def distill() -> None:
     type=click.Choice(["optuna", "ray"]),
     default="optuna",
     show_default=True,
-    help="optuna: this machine; ray: Ray Tune, on the cluster of RAY_ADDRESS if that is set.",
+    help="optuna: this machine; ray: actors of Ray, on the cluster of RAY_ADDRESS if that is set.",
 )
 @click.option("--workers", type=click.IntRange(1, 1024), default=1, show_default=True, help="Trials at a time.")
 @click.option(

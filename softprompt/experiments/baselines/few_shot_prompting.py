@@ -57,14 +57,14 @@ def fit_few_shot(
     began = time.perf_counter()
     nearest = nearest and count > 0
     shots = task.train if nearest else tuple(choose_shots(task.train, count, seed))
-    generation = generation or _until_next_example(shots, choose_max_new_tokens(base, task.spec))
+    generation = generation or _stop_at_next_example(shots, choose_max_new_tokens(base, task.spec))
     validation = validation_examples(task, VALIDATION_LIMIT)
     settings: dict[str, Any] = {"count": count, "nearest": nearest, "seed": seed, "instruction": instruction}
 
     answers: Predictor | NearestShots
     if nearest:
         answers = near = NearestShots(base, task, count, instruction, generation)
-        value, loss = _score(answers, validation)
+        value, loss = _score_validation(answers, validation)
         settings["left_out"] = near.left_out
         added = near.instruction_tokens + near.added / len(validation)
         index = near.words.data.nbytes + near.words.indices.nbytes
@@ -72,7 +72,7 @@ def fit_few_shot(
     else:
         state = written_prompt(base, task.spec, instruction, shots)
         answers = same = Predictor(base, task.spec, state, generation)
-        value, loss = _score(answers, validation)
+        value, loss = _score_validation(answers, validation)
         added = 0.0 if state is None else float(state.length)
         memory = count_prefix_bytes(same.prefix)
 
@@ -102,7 +102,7 @@ def fit_few_shot(
     )
 
 
-def _score(answers: Predictor | NearestShots, examples: Sequence[Example]) -> tuple[float, float]:
+def _score_validation(answers: Predictor | NearestShots, examples: Sequence[Example]) -> tuple[float, float]:
     """The metric, or minus the loss, and the loss."""
     if answers.spec.kind == "classification":
         return score_labels(answers.label_log_probabilities(examples), examples, answers.spec)
@@ -113,7 +113,7 @@ def _score(answers: Predictor | NearestShots, examples: Sequence[Example]) -> tu
     return -loss, loss
 
 
-def _until_next_example(shots: Sequence[Example], room: int) -> GenerationConfig:
+def _stop_at_next_example(shots: Sequence[Example], room: int) -> GenerationConfig:
     """Completions end at the gap that the model has seen behind each example, unless an output has one within."""
     gap_within = any(GAP in output for shot in shots for output in shot.references)
     return GenerationConfig(max_new_tokens=room, stop=() if gap_within or not shots else (GAP,))

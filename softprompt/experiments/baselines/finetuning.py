@@ -5,10 +5,9 @@ kept in 16 bits learn through a copy in float32 (Micikevicius et al. 2018), of w
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from copy import copy
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,8 +17,7 @@ from torch import Tensor, nn
 from softprompt.config import Schedule, Settings, TrainConfig
 from softprompt.data.encoding.encoder import EncodedSequence, ExampleEncoder
 from softprompt.data.task import Task
-from softprompt.experiments.baselines.fitted_baseline import FittedBaseline
-from softprompt.inference.predictor import PredictorLike
+from softprompt.experiments.baselines.fitted_baseline import make_curve
 from softprompt.inference.scoring import AnswerScorer
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.state import PromptState
@@ -32,7 +30,7 @@ from softprompt.training.training_objective import Losses, TrainingObjective
 from softprompt.training.validation import Validation
 
 
-def _as_for_prompts(name: str) -> Any:
+def _copy_setting(name: str) -> Any:
     """The setting of this name, its default and its limits as TrainConfig has them."""
     return copy(TrainConfig.model_fields[name])
 
@@ -44,18 +42,18 @@ class FinetuningConfig(Settings):
     seconds: float | None = Field(
         None, gt=0, description="time budget; the schedule is fitted to it, steps stay a limit"
     )
-    steps: int = _as_for_prompts("steps")
-    batch_size: int = _as_for_prompts("batch_size")
-    token_budget: int = _as_for_prompts("token_budget")
-    schedule: Schedule = _as_for_prompts("schedule")
-    warmup: float = _as_for_prompts("warmup")
-    weight_decay: float = _as_for_prompts("weight_decay")
-    clip: float = _as_for_prompts("clip")
-    eval_every: int = _as_for_prompts("eval_every")
-    patience: int = _as_for_prompts("patience")
-    validation_limit: int = _as_for_prompts("validation_limit")
+    steps: int = _copy_setting("steps")
+    batch_size: int = _copy_setting("batch_size")
+    token_budget: int = _copy_setting("token_budget")
+    schedule: Schedule = _copy_setting("schedule")
+    warmup: float = _copy_setting("warmup")
+    weight_decay: float = _copy_setting("weight_decay")
+    clip: float = _copy_setting("clip")
+    eval_every: int = _copy_setting("eval_every")
+    patience: int = _copy_setting("patience")
+    validation_limit: int = _copy_setting("validation_limit")
     max_length: int | None = Field(None, ge=8, description="tokens of template and text, at most (default: the task's)")
-    seed: int = _as_for_prompts("seed")
+    seed: int = _copy_setting("seed")
 
     def for_prompts(self, **more: Any) -> TrainConfig:
         """The settings that prompts have too; nothing of the model's own layers is compiled while they learn."""
@@ -63,46 +61,7 @@ class FinetuningConfig(Settings):
         return TrainConfig(**shared, **more, compile="never")
 
 
-@dataclass(frozen=True)
-class FinetuningResult:
-    """How a run went; the weights are those of its best evaluation.
-
-    Attributes:
-        learned: numbers that learned.
-        best_value, best_loss: of that evaluation.
-        seconds: evaluations included.
-        curve: an evaluation each: ``step``, ``seconds``, ``value``, ``loss``.
-        settings: those of the run, the rate and the steps made among them.
-    """
-
-    learned: int
-    best_value: float
-    best_loss: float
-    seconds: float
-    curve: tuple[Mapping[str, float], ...]
-    settings: Mapping[str, Any]
-
-    def fitted(
-        self, answers: PredictorLike, base_bytes: int, task_bytes: int, save: Callable[[Path], None], **settings: Any
-    ) -> FittedBaseline:
-        """What was learned, as a baseline; the base is shared where it has to be in memory at all."""
-        return FittedBaseline(
-            answers=answers,
-            trained_parameters=self.learned,
-            best_value=self.best_value,
-            best_loss=self.best_loss,
-            seconds=self.seconds,
-            added_tokens=0.0,
-            base_bytes=base_bytes,
-            base_shared=base_bytes > 0,
-            task_bytes=task_bytes,
-            save=save,
-            curve=self.curve,
-            settings={**self.settings, **settings},
-        )
-
-
-class _Masters:
+class _MasterWeights:
     """The weights in float32, which the optimiser changes; the model's own where they are float32 already.
 
     Of a table of which only some rows can get a gradient, only these are here: Adam without weight decay leaves the
@@ -160,7 +119,9 @@ class WeightsLearner(Learner):
         self.weights = weights
         for weight in weights:
             weight.requires_grad_(True)
-        self._masters = _Masters(weights, {} if config.weight_decay else _touched(model, self.objective, items))
+        self._masters = _MasterWeights(
+            weights, {} if config.weight_decay else _find_touched_rows(model, self.objective, items)
+        )
         self._seconds, self._began, self._spent, self._place = seconds, began, False, 0
         self.best_weights: list[Tensor] = []
         values, rate, decay = self._masters.values, config.learning_rate, config.weight_decay
@@ -235,12 +196,15 @@ def finetune(
     *,
     default_rate: float,
     began: float,
-) -> FinetuningResult:
+) -> dict[str, Any]:
     """Let ``weights`` of ``model`` learn the task; they end as they were at the best evaluation, and frozen.
 
     Args:
         default_rate: peak learning rate where ``config`` has none.
         began: ``time.perf_counter()`` when the method began: its time budget runs from there.
+
+    Returns:
+        What a ``FittedBaseline`` says of how it was learned.
 
     Raises:
         DataError, TemplateError: the data cannot be used.
@@ -258,23 +222,20 @@ def finetune(
     run_training(model, [learner], objective, timer)
     learner.restore_best()
     progress = learner.progress
-    curve = tuple(
-        {
-            "step": int(point["step"]),
-            "seconds": prepared + timer.at(int(point["step"])),
-            "value": point["value"],
-            "loss": point["validation_loss"],
-        }
-        for point in progress.history
-    )
-    settings = {
-        **config.model_dump(exclude_none=True),
-        "learning_rate": rate,
-        "steps_made": progress.step,
-        "best_step": progress.best_step,
+    return {
+        "trained_parameters": learner.learned,
+        "best_value": progress.best_value,
+        "best_loss": progress.best_loss,
+        "seconds": time.perf_counter() - began,
+        "added_tokens": 0.0,
+        "curve": make_curve(progress.history, lambda step: prepared + timer.at(step)),
+        "settings": {
+            **config.model_dump(exclude_none=True),
+            "learning_rate": rate,
+            "steps_made": progress.step,
+            "best_step": progress.best_step,
+        },
     }
-    seconds = time.perf_counter() - began
-    return FinetuningResult(learner.learned, progress.best_value, progress.best_loss, seconds, curve, settings)
 
 
 def limit_length(task: Task, config: FinetuningConfig) -> Task:
@@ -282,7 +243,9 @@ def limit_length(task: Task, config: FinetuningConfig) -> Task:
     return task if config.max_length is None else replace(task, spec=replace(task.spec, max_length=config.max_length))
 
 
-def _touched(model: FrozenLM, objective: AnswerScorer, items: Sequence[EncodedSequence]) -> dict[nn.Parameter, Tensor]:
+def _find_touched_rows(
+    model: FrozenLM, objective: AnswerScorer, items: Sequence[EncodedSequence]
+) -> dict[nn.Parameter, Tensor]:
     """Rows of the tables of a decoder that classification can give a gradient: its texts' tokens, and its labels'."""
     if objective.verbalizer is None or model.architecture != "decoder-only":
         return {}

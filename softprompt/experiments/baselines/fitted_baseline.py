@@ -1,7 +1,7 @@
 """Fitted: what every baseline gives, and what baselines have in common."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -55,6 +55,21 @@ class FittedBaseline:
     settings: Mapping[str, Any] = field(default_factory=dict)
     searched: tuple[Mapping[str, Any], ...] = ()
     search_seconds: float = 0.0
+
+
+def make_curve(
+    history: Iterable[Mapping[str, float]], seconds_at: Callable[[int], float]
+) -> tuple[Mapping[str, float], ...]:
+    """The evaluations of a run; ``seconds_at``: when each step was made."""
+    return tuple(
+        {
+            "step": int(point["step"]),
+            "seconds": seconds_at(int(point["step"])),
+            "value": point["value"],
+            "loss": point["validation_loss"],
+        }
+        for point in history
+    )
 
 
 def extra_module(name: str) -> Any:

@@ -53,7 +53,7 @@ def fit_full(
     if base.dtype == torch.float16:
         own.float()
     learning = FrozenLM(own, base.tokenizer, base.name, lasting=False)
-    tuning = finetune(learning, task, config, list(own.parameters()), callback, default_rate=RATE, began=began)
+    learned = finetune(learning, task, config, list(own.parameters()), callback, default_rate=RATE, began=began)
     model = FrozenLM(own, base.tokenizer, base.name)
 
     def save(folder: Path) -> None:
@@ -63,6 +63,7 @@ def fit_full(
             base.tokenizer.save_pretrained(place)
             write_durably(place / "task.json", describe_baseline(base, task.spec))
 
-    return tuning.fitted(
-        Predictor(model, task.spec, None, generation), base_bytes=0, task_bytes=count_bytes(own), save=save
+    answers = Predictor(model, task.spec, None, generation)
+    return FittedBaseline(
+        **learned, answers=answers, base_bytes=0, base_shared=False, task_bytes=count_bytes(own), save=save
     )

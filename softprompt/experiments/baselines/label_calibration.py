@@ -66,7 +66,7 @@ def calibrate(
     """
     spec = answers.spec
     check_classification(spec, "contextual calibration")
-    examples = [_filled(spec, words, {} if like is None else like.columns) for words in content_free]
+    examples = [_fill_columns(spec, words, {} if like is None else like.columns) for words in content_free]
     examples = [example for example in examples if spec.compiled.render(example)]
     if not examples:
         raise TemplateError(
@@ -78,15 +78,15 @@ def calibrate(
     return CalibratedPredictor(answers, probabilities.clamp(min=torch.finfo(torch.float32).tiny).log())
 
 
-def _filled(spec: TaskSpec, words: str, columns: Mapping[str, Any]) -> Example:
+def _fill_columns(spec: TaskSpec, words: str, columns: Mapping[str, Any]) -> Example:
     names = spec.compiled.names - {"text"}
-    return Example(words, columns={name: _emptied(columns.get(name), words) for name in names})
+    return Example(words, columns={name: _empty_value(columns.get(name), words) for name in names})
 
 
-def _emptied(value: Any, words: str) -> Any:
+def _empty_value(value: Any, words: str) -> Any:
     """A column's value with ``words`` in place of all of its own; numbers, which a template may compare, stay."""
     if isinstance(value, list):
-        return [_emptied(one, words) for one in value]
+        return [_empty_value(one, words) for one in value]
     if isinstance(value, dict):
-        return {name: _emptied(one, words) for name, one in value.items()}
+        return {name: _empty_value(one, words) for name, one in value.items()}
     return words if value is None or isinstance(value, str) else value

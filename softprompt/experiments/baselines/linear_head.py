@@ -109,7 +109,7 @@ def fit_head(
             # what has not converged yet is a candidate like any other
             warnings.simplefilter("ignore", ConvergenceWarning)
             fitted = LogisticRegression(C=strength, max_iter=1000, random_state=seed).fit(features, gold)
-        head = _head(fitted, len(spec.labels))
+        head = _make_head(fitted, len(spec.labels))
         value, loss = score_labels(head.log_probabilities(validation_features), validation, spec)
         if best is None or (value, -loss) > (best.value, -best.loss):
             best = HeadChoice(head, strength, value, loss)
@@ -117,7 +117,7 @@ def fit_head(
     return best
 
 
-def _head(fitted: Any, labels: int) -> LinearHead:
+def _make_head(fitted: Any, labels: int) -> LinearHead:
     coefficients, intercepts = torch.from_numpy(fitted.coef_), torch.from_numpy(fitted.intercept_)
     if len(fitted.classes_) == 2:
         # scikit-learn keeps the second label's only: its sigmoid is the softmax beside zeros

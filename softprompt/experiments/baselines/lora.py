@@ -57,10 +57,10 @@ def fit_lora(
     peft = extra_module("peft")
     task = limit_length(task, config)
     torch.manual_seed(config.seed)
-    adapted = _adapted(peft, base, rank, alpha)
+    adapted = _add_adapter(peft, base, rank, alpha)
     weights = [weight for weight in adapted.parameters() if weight.requires_grad]
     model = FrozenLM(adapted.get_base_model(), base.tokenizer, base.name)
-    tuning = finetune(model, task, config, weights, callback, default_rate=RATE, began=began)
+    learned = finetune(model, task, config, weights, callback, default_rate=RATE, began=began)
 
     def save(folder: Path) -> None:
         check_free(folder)
@@ -71,17 +71,18 @@ def fit_lora(
             (place / "README.md").unlink(missing_ok=True)
             write_durably(place / "task.json", describe_baseline(base, task.spec))
 
-    return tuning.fitted(
-        Predictor(model, task.spec, None, generation),
+    learned["settings"] |= {"rank": rank, "alpha": alpha}
+    return FittedBaseline(
+        **learned,
+        answers=Predictor(model, task.spec, None, generation),
         base_bytes=count_bytes(base.model),
+        base_shared=True,
         task_bytes=sum(weight.nbytes for weight in weights),
         save=save,
-        rank=rank,
-        alpha=alpha,
     )
 
 
-def _adapted(peft: Any, base: FrozenLM, rank: int, alpha: float) -> Any:
+def _add_adapter(peft: Any, base: FrozenLM, rank: int, alpha: float) -> Any:
     """A PeftModel around a copy of the base that shares its weights."""
     from transformers.pytorch_utils import Conv1D
 

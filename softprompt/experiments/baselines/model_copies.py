@@ -13,15 +13,15 @@ def copy_sharing_weights(base: FrozenLM) -> Any:
     """
     model = base.model
     weights = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
-    return _unpatched(copy.deepcopy(model, weights))
+    return _remove_patches(copy.deepcopy(model, weights))
 
 
 def copy_weights(base: FrozenLM) -> Any:
     """The ``transformers`` model with weights of its own."""
-    return _unpatched(copy.deepcopy(base.model))
+    return _remove_patches(copy.deepcopy(base.model))
 
 
-def _unpatched(model: Any) -> Any:
+def _remove_patches(model: Any) -> Any:
     """``model`` without the parts that FrozenLM exchanged: copied as they are, they belong to the original."""
     for module in model.modules():
         vars(module).pop("forward", None)

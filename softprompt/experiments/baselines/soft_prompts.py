@@ -7,7 +7,7 @@ from pathlib import Path
 from softprompt.config import TrainConfig
 from softprompt.data.task import Task
 from softprompt.errors import SoftpromptError, TrainingError
-from softprompt.experiments.baselines.fitted_baseline import FittedBaseline, count_bytes, count_prefix_bytes
+from softprompt.experiments.baselines.fitted_baseline import FittedBaseline, count_bytes, count_prefix_bytes, make_curve
 from softprompt.inference.predictor import Predictor
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.training.callbacks import CLOCK_FILE, Callback, StepTimer
@@ -25,19 +25,21 @@ def learn_prompts(
     """Learn together, going on from where a process before left off; the seconds of each are its share of them all."""
     check_settings(configs)
     check_prompts_base(configs, (), base)
-    with _run(folder / "prompts", base, task, configs, callback) as checkpoint:
+    with _open_checkpoint(folder / "prompts", base, task, configs, callback) as checkpoint:
         clock = StepTimer(callback, folder / CLOCK_FILE)
         try:
             outcomes = train_together(base, task, configs, clock, checkpoint)
         except TrainingError:
             return [TrainingError(NO_NUMBER)] * len(configs)
     return [
-        TrainingError(NO_NUMBER) if outcome.failed else _fitted(base, task, config, outcome, clock, len(configs))
+        TrainingError(NO_NUMBER) if outcome.failed else _make_baseline(base, task, config, outcome, clock, len(configs))
         for config, outcome in zip(configs.values(), outcomes, strict=True)
     ]
 
 
-def _run(out: Path, base: FrozenLM, task: Task, configs: Mapping[str, TrainConfig], callback: Callback) -> Checkpoint:
+def _open_checkpoint(
+    out: Path, base: FrozenLM, task: Task, configs: Mapping[str, TrainConfig], callback: Callback
+) -> Checkpoint:
     """The checkpoint of this run; one that cannot be gone on with here (other versions, threads) is thrown away."""
     run = open_run(out, base, {"": task}, configs, resume=True, restart=False, callback=Callback())
     try:
@@ -48,19 +50,10 @@ def _run(out: Path, base: FrozenLM, task: Task, configs: Mapping[str, TrainConfi
     return run
 
 
-def _fitted(
+def _make_baseline(
     base: FrozenLM, task: Task, config: TrainConfig, outcome: TrainingResult, clock: StepTimer, together: int
 ) -> FittedBaseline:
     answers = Predictor(base, task.spec, outcome.state)
-    curve = tuple(
-        {
-            "step": int(point["step"]),
-            "seconds": clock.at(int(point["step"])) / together,
-            "value": point["value"],
-            "loss": point["validation_loss"],
-        }
-        for point in outcome.history
-    )
 
     def save(folder: Path) -> None:
         build_prompt(base, task, {"": config}, [outcome], ensemble=False).save(folder)
@@ -68,7 +61,7 @@ def _fitted(
     return FittedBaseline(
         answers=answers,
         trained_parameters=outcome.learned,
-        curve=curve,
+        curve=make_curve(outcome.history, lambda step: clock.at(step) / together),
         seconds=clock.at(outcome.steps) / together,
         best_value=outcome.value,
         best_loss=outcome.loss,

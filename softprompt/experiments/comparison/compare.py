@@ -11,13 +11,14 @@ from softprompt.errors import ConfigError
 from softprompt.experiments.comparison.candidates import Candidate, parse_methods
 from softprompt.experiments.comparison.comparison_run import ComparisonRun, ComparisonSettings
 from softprompt.experiments.comparison.engine_benchmark import find_engine
-from softprompt.experiments.comparison.study_folder import StudyFolder, make_file_name
+from softprompt.experiments.comparison.study_folder import StudyFolder
 from softprompt.experiments.comparison.study_records import Study
 from softprompt.experiments.comparison.study_summary import summarize
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.training.callbacks import Callback
 from softprompt.training.run_checks import DeferredBase, check_trainable, load_checked
 from softprompt.training.training_run import TEST_LIMIT, reserve_answer_room
+from softprompt.utils.run_folder import make_file_name
 
 
 def compare(
@@ -55,7 +56,9 @@ def compare(
     engine = find_engine(settings.engine_python, settings.engine_gguf)
     base = load_checked(base)
     task = reserve_answer_room(base, task)
-    comparison = ComparisonRun(base, task, settings, StudyFolder(out, _setup(base, task, settings)), callback, engine)
+    comparison = ComparisonRun(
+        base, task, settings, StudyFolder(out, _describe_setup(base, task, settings)), callback, engine
+    )
     with comparison.folder as folder:
         for number, method in enumerate(methods, start=1):
             comparison.finish(method, f"[{number}/{len(methods)}] {method.name}")
@@ -92,7 +95,7 @@ def check_comparison(methods: Sequence[Candidate], settings: ComparisonSettings)
         )
 
 
-def _setup(base: FrozenLM, task: Task, settings: ComparisonSettings) -> dict[str, Any]:
+def _describe_setup(base: FrozenLM, task: Task, settings: ComparisonSettings) -> dict[str, Any]:
     """What all results of a folder have in common."""
     shifted = Splits((), (), settings.shift, "", ()).fingerprint[:12] if settings.shift else None
     return {

@@ -147,8 +147,8 @@ class ComparisonRun:
         rate: float | None = None
         with benchmark.PeakMemory(self.base.device) as peak:
             try:
-                plan = self._plan(method)
-                trials, rate = self._search(method, plan)
+                plan = self._plan_steps(method)
+                trials, rate = self._search_rate(method, plan)
                 runs = [Run(seed, rate) for seed in seeds]
                 folder = self.folder.unfinished(method.name) / "seeds"
                 outcomes = method.learn(self.base, self.task, runs, plan, self.callback, folder)
@@ -158,7 +158,7 @@ class ComparisonRun:
                 outcomes = [error] * len(seeds)
         for seed, outcome in zip(seeds, outcomes, strict=True):
             if self.folder.result(method.name, seed) is None:
-                self.folder.land(self._result(method, seed, outcome, trials, peak.bytes))
+                self.folder.land(self._make_result(method, seed, outcome, trials, peak.bytes))
         if not all(isinstance(outcome, FittedBaseline) and outcome.base_shared for outcome in outcomes):
             # a model of its own, perhaps held by a traceback: its memory is the next method's
             del outcome
@@ -167,7 +167,7 @@ class ComparisonRun:
             if self.base.device.type == "cuda":
                 torch.cuda.empty_cache()
 
-    def _plan(self, method: Candidate) -> RunSettings:
+    def _plan_steps(self, method: Candidate) -> RunSettings:
         """The steps of a run: those given, or as many as fit into the time."""
         budget, plan = (
             self.settings.budget,
@@ -186,7 +186,7 @@ class ComparisonRun:
             self.folder.note(method.name, steps=steps)
         return RunSettings(int(steps), plan.batch_size)
 
-    def _search(self, method: Candidate, plan: RunSettings) -> tuple[tuple[Trial, ...], float | None]:
+    def _search_rate(self, method: Candidate, plan: RunSettings) -> tuple[tuple[Trial, ...], float | None]:
         """Trials of the first seed, one for each rate, and the rate that did best on validation."""
         if method.learning_rate is None or self.settings.rates == 1:
             return (), None
@@ -207,7 +207,7 @@ class ComparisonRun:
             except Exception as error:
                 outcomes = [error] * len(group)
             for rate, outcome in zip(group, outcomes, strict=True):
-                tried[repr(rate)] = _tried(outcome)
+                tried[repr(rate)] = _describe_outcome(outcome)
             self.folder.note(method.name, trials=tried)
         good = {rate: tried[repr(rate)] for rate in rates if "value" in tried[repr(rate)]}
         if not good:
@@ -219,7 +219,7 @@ class ComparisonRun:
         )
         return trials, best
 
-    def _result(
+    def _make_result(
         self,
         method: Candidate,
         seed: int,
@@ -237,7 +237,7 @@ class ComparisonRun:
         }
         if isinstance(outcome, FittedBaseline):
             try:
-                measured = self._measured(method, outcome, peak)
+                measured = self._measure(method, outcome, peak)
             except OutputError:
                 raise
             except Exception as error:
@@ -254,7 +254,7 @@ class ComparisonRun:
         self.callback.on_message(f"{method.name}, seed {seed}: failed, the others go on: {line}")
         return Result(status="failed", error=line, **facts)
 
-    def _measured(self, method: Candidate, fitted: FittedBaseline, peak: int | None) -> dict[str, Any]:
+    def _measure(self, method: Candidate, fitted: FittedBaseline, peak: int | None) -> dict[str, Any]:
         answers = fitted.answers
         test = score(answers, self.test)
         validation = score_sample(answers, self.task.validation, self._limit).metric
@@ -285,7 +285,7 @@ class ComparisonRun:
             "confidences": benchmark.confidences(test),
             "cost": Cost(
                 trained_parameters=fitted.trained_parameters,
-                stored_bytes=self._saved_bytes(method.name, fitted, best=all(validation.value > one for one in kept)),
+                stored_bytes=self._measure_files(method.name, fitted, best=all(validation.value > one for one in kept)),
                 base_shared=fitted.base_shared,
                 base_bytes=fitted.base_bytes,
                 task_bytes=fitted.task_bytes,
@@ -295,10 +295,10 @@ class ComparisonRun:
             ),
             "speed": speed,
             "engine": engine,
-            "forgetting": self._forgetting(method, fitted),
+            "forgetting": self._measure_forgetting(method, fitted),
         }
 
-    def _saved_bytes(self, name: str, fitted: FittedBaseline, *, best: bool) -> int:
+    def _measure_files(self, name: str, fitted: FittedBaseline, *, best: bool) -> int:
         """Bytes of what one task needs as files; they are kept if wanted and the best so far."""
         saved = self.folder.scratch()
         fitted.save(saved)
@@ -309,7 +309,7 @@ class ComparisonRun:
             shutil.rmtree(saved)
         return size
 
-    def _forgetting(self, method: Candidate, fitted: FittedBaseline) -> Forgetting | None:
+    def _measure_forgetting(self, method: Candidate, fitted: FittedBaseline) -> Forgetting | None:
         if not method.uses_base or self.perplexity is None:
             return None
         before, tokens = self.perplexity
@@ -324,7 +324,7 @@ def list_rates(default: float, count: int) -> list[float]:
     return [float(f"{default * RATE_STEP**power:.3g}") if power else default for power in powers]
 
 
-def _tried(outcome: FittedBaseline | Exception) -> dict[str, Any]:
+def _describe_outcome(outcome: FittedBaseline | Exception) -> dict[str, Any]:
     if isinstance(outcome, FittedBaseline):
         return {"value": outcome.best_value, "loss": outcome.best_loss, "seconds": outcome.seconds}
     return {"error": error_line(outcome)}

@@ -66,7 +66,7 @@ def find_engine(python: Path | None, gguf: Path | None = None) -> EnginePython |
     if python is None:
         asked, found = Path(sys.executable), [name for name in ENGINES if find_spec(name) is not None]
     else:
-        asked, found = python, _engines_of(python)
+        asked, found = python, _list_engines(python)
     if not found:
         return (
             "no exported engine was timed: neither vLLM nor llama.cpp is installed here; --engine-python names the "
@@ -80,7 +80,7 @@ def find_engine(python: Path | None, gguf: Path | None = None) -> EnginePython |
     return EnginePython(asked, found[0], gguf)
 
 
-def _engines_of(python: Path) -> list[str]:
+def _list_engines(python: Path) -> list[str]:
     try:
         done = subprocess.run(
             [python, "-c", LOOK, *ENGINES], capture_output=True, text=True, timeout=60, check=True, cwd=os.path.sep
@@ -101,8 +101,8 @@ def measure_engine_speed(where: EnginePython, answers: Any, examples: Sequence[E
     prompt = Prompt(answers.states, answers.spec, answers.base.name, answers.base.fingerprint, "compared")
     with tempfile.TemporaryDirectory(prefix="softprompt-engine-") as folder:
         try:
-            job = _job(where, answers, prompt, examples, Path(folder))
-            result = _run(where.python, job, Path(folder))
+            job = _make_job(where, answers, prompt, examples, Path(folder))
+            result = _run_job(where.python, job, Path(folder))
         except SoftpromptError as error:
             return f"not timed in {name}: {error}"
     singles = [float(one) for one in result["singles"]]
@@ -118,7 +118,7 @@ def measure_engine_speed(where: EnginePython, answers: Any, examples: Sequence[E
     return EngineSpeed(engine=f"{name} {result['version']}", speed=speed)
 
 
-def _job(
+def _make_job(
     where: EnginePython, answers: Predictor, prompt: Prompt, examples: Sequence[Example], folder: Path
 ) -> dict[str, Any]:
     """What the engine is to do; bakes the prompt into ``folder``."""
@@ -160,7 +160,7 @@ def _job(
     }
 
 
-def _run(python: Path, job: dict[str, Any], folder: Path) -> dict[str, Any]:
+def _run_job(python: Path, job: dict[str, Any], folder: Path) -> dict[str, Any]:
     """What came of it; raises ConfigError with the last line that the engine said."""
     asked, answered, log = folder / "job.json", folder / "result.json", folder / "log"
     asked.write_text(json.dumps(job))

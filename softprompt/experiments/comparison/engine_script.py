@@ -15,7 +15,7 @@ from typing import Any
 
 def main(job_file: str, result_file: str) -> None:
     job: dict[str, Any] = json.loads(Path(job_file).read_text())
-    answer = {"vllm": _vllm, "llama_cpp": _llama}[job["engine"]](job)
+    answer = {"vllm": _load_vllm, "llama_cpp": _load_llama}[job["engine"]](job)
     prompts, size = job["prompts"], job["batch_size"]
 
     def seconds(some: Sequence[list[int]]) -> float:
@@ -38,11 +38,11 @@ def main(job_file: str, result_file: str) -> None:
             break
         spent += seconds([prompts[(number * size + index) % len(prompts)] for index in range(size)])
         answered += size
-    result = {"singles": singles, "answered": answered, "spent": spent, "version": _version(job["engine"])}
+    result = {"singles": singles, "answered": answered, "spent": spent, "version": _read_version(job["engine"])}
     Path(result_file).write_text(json.dumps(result))
 
 
-def _vllm(job: dict[str, Any]) -> Callable[[Sequence[list[int]]], Any]:
+def _load_vllm(job: dict[str, Any]) -> Callable[[Sequence[list[int]]], Any]:
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")  # GiB
     import vllm  # type: ignore[import-not-found, unused-ignore]
 
@@ -55,7 +55,7 @@ def _vllm(job: dict[str, Any]) -> Callable[[Sequence[list[int]]], Any]:
     return lambda prompts: model.generate([{"prompt_token_ids": ids} for ids in prompts], generation, use_tqdm=False)
 
 
-def _llama(job: dict[str, Any]) -> Callable[[Sequence[list[int]]], Any]:
+def _load_llama(job: dict[str, Any]) -> Callable[[Sequence[list[int]]], Any]:
     from llama_cpp import Llama  # type: ignore[import-not-found, unused-ignore]
 
     threads = {"n_threads": job["threads"], "n_threads_batch": job["threads"]}
@@ -70,7 +70,7 @@ def _llama(job: dict[str, Any]) -> Callable[[Sequence[list[int]]], Any]:
     return answer
 
 
-def _version(module: str) -> str:
+def _read_version(module: str) -> str:
     """Of whatever package brings it: vLLM for CPUs has a name of its own."""
     return version(packages_distributions()[module][0])
 

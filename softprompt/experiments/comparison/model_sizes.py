@@ -17,13 +17,13 @@ from softprompt.errors import ConfigError
 from softprompt.experiments.comparison.candidates import Candidate
 from softprompt.experiments.comparison.compare import compare
 from softprompt.experiments.comparison.comparison_run import ComparisonSettings
-from softprompt.experiments.comparison.study_folder import make_file_name
 from softprompt.experiments.comparison.study_records import SizePoint, SizeStudy, Study
 from softprompt.metrics.bootstrap import paired_difference, resample_scores
 from softprompt.metrics.registry import score_runs
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.training.callbacks import Callback
 from softprompt.training.run_checks import DeferredBase
+from softprompt.utils.run_folder import make_file_name
 
 
 def compare_sizes(

@@ -130,7 +130,7 @@ def nothing_finished(e: Evidence) -> Recommendation | None:
 def too_few_examples(e: Evidence) -> Recommendation | None:
     if e.examples >= FEWEST_EXAMPLES:
         return None
-    return _undecided(
+    return _decide_nothing(
         e,
         "too few examples",
         f"Not enough data to tell: the test split has {e.examples} examples, {FEWEST_EXAMPLES} is the least.",
@@ -141,11 +141,11 @@ def too_few_examples(e: Evidence) -> Recommendation | None:
 def no_better_than_guessing(e: Evidence) -> Recommendation | None:
     if e.guessing is None or e.best.low is None or e.best.low > e.guessing:
         return None
-    return _undecided(
+    return _decide_nothing(
         e,
         "no better than guessing",
         "Deploy none of them: no method is clearly better than always giving the most frequent label.",
-        (_score(e, e.best), f"the most frequent label alone: {_value(e, e.guessing)}"),
+        (_format_score(e, e.best), f"the most frequent label alone: {_format_value(e, e.guessing)}"),
     )
 
 
@@ -155,14 +155,14 @@ def intervals_too_wide(e: Evidence) -> Recommendation | None:
         return None
     assert row.against_best is not None
     wanted = count_examples_to_settle(row.against_best, e.examples, TOO_WIDE * e.scale)
-    return _undecided(
+    return _decide_nothing(
         e,
         "not enough data",
         f"Not enough data to tell whether '{row.method}', the least costly, is as good as '{e.best.method}'.",
         (
-            _difference(e, row),
-            f"a loss of more than {_points(e, TOO_WIDE * e.scale)} is not ruled out; about {_round(wanted):,} test "
-            "examples would settle it",
+            _format_difference(e, row),
+            f"a loss of more than {_format_points(e, TOO_WIDE * e.scale)} is not ruled out; about "
+            f"{_round_up(wanted):,} test examples would settle it",
         ),
     )
 
@@ -183,7 +183,7 @@ def keep_current(e: Evidence) -> Recommendation | None:
     row = e.preferred
     if row.method != e.current:
         return None
-    sentence = f"Keep '{row.method}': nothing that was tried is {_no_better(e, row)}."
+    sentence = f"Keep '{row.method}': nothing that was tried is {_say_no_better(e, row)}."
     return _deploy(e, row, "keep what is in use", sentence)
 
 
@@ -191,7 +191,7 @@ def keep_written(e: Evidence) -> Recommendation | None:
     row = e.preferred
     if row.family != "written":
         return None
-    sentence = f"Keep the written prompt ('{row.method}'): nothing that was learned is {_no_better(e, row)}."
+    sentence = f"Keep the written prompt ('{row.method}'): nothing that was learned is {_say_no_better(e, row)}."
     return _deploy(e, row, "keep the written prompt", sentence)
 
 
@@ -199,7 +199,7 @@ def no_model_needed(e: Evidence) -> Recommendation | None:
     row = e.preferred
     if not needs_no_model(row):
         return None
-    sentence = f"'{row.method}' is enough: nothing that uses the language model is {_no_better(e, row)}."
+    sentence = f"'{row.method}' is enough: nothing that uses the language model is {_say_no_better(e, row)}."
     return _deploy(e, row, "no language model needed", sentence)
 
 
@@ -210,7 +210,7 @@ def weights_clearly_better(e: Evidence) -> Recommendation | None:
     if row.family not in ("adapter", "full") or not prompts or any(one.family == "soft prompt" for one in e.level):
         return None
     sentence = f"Use '{row.method}': it is clearly better than the best soft prompt ('{prompts[0].method}')."
-    return _deploy(e, row, "changed weights are clearly better", sentence, (_difference(e, prompts[0]),))
+    return _deploy(e, row, "changed weights are clearly better", sentence, (_format_difference(e, prompts[0]),))
 
 
 def cheapest_of_the_best(e: Evidence) -> Recommendation | None:
@@ -226,7 +226,7 @@ def cheapest_of_the_best(e: Evidence) -> Recommendation | None:
     elif _is_clearly_worse(row):
         sentence = (
             f"Use '{row.method}': the least costly, and behind '{e.best.method}', the best here, by no more than "
-            f"{_points(e, MARGIN * e.scale)}."
+            f"{_format_points(e, MARGIN * e.scale)}."
         )
     else:
         sentence = (
@@ -254,24 +254,24 @@ def _is_clearly_worse(row: Row) -> bool:
     return row.against_best is not None and row.against_best["high"] < 0
 
 
-def _no_better(e: Evidence, row: Row) -> str:
+def _say_no_better(e: Evidence, row: Row) -> str:
     """What nothing is that was held against ``row``, which is level with the best."""
-    return f"better by more than {_points(e, MARGIN * e.scale)}" if _is_clearly_worse(row) else "clearly better"
+    return f"better by more than {_format_points(e, MARGIN * e.scale)}" if _is_clearly_worse(row) else "clearly better"
 
 
-def _undecided(e: Evidence, rule: str, sentence: str, reasons: tuple[str, ...]) -> Recommendation:
+def _decide_nothing(e: Evidence, rule: str, sentence: str, reasons: tuple[str, ...]) -> Recommendation:
     candidates = tuple(row.method for row in e.level)
     return Recommendation(deploy=None, rule=rule, sentence=sentence, reasons=reasons, candidates=candidates)
 
 
 def _deploy(e: Evidence, row: Row, rule: str, sentence: str, more: tuple[str, ...] = ()) -> Recommendation:
     """The numbers that decided: its score, how it stands to the best and to what is in use, and what it costs."""
-    reasons = [_score(e, row), *more]
+    reasons = [_format_score(e, row), *more]
     if row.against_best is not None:
-        reasons.append(_difference(e, row))
+        reasons.append(_format_difference(e, row))
     if row.against_current is not None and e.current is not None:
-        reasons.append(_against(e, row.method, e.current, row.against_current))
-    reasons += _costs(e, row)
+        reasons.append(_format_against(e, row.method, e.current, row.against_current))
+    reasons += _list_costs(e, row)
     return Recommendation(
         deploy=row.method,
         rule=rule,
@@ -281,24 +281,26 @@ def _deploy(e: Evidence, row: Row, rule: str, sentence: str, more: tuple[str, ..
     )
 
 
-def _costs(e: Evidence, row: Row) -> list[str]:
+def _list_costs(e: Evidence, row: Row) -> list[str]:
     told: list[str] = []
     rivals = [one for one in e.level if one is not row]
     if row.cost is not None:
-        largest = max((one for one in rivals if one.cost is not None), key=lambda one: _memory(one.cost), default=None)
-        told.append(f"memory: {_memory_told(row.cost)}")
-        if largest is not None and _memory(largest.cost) > SAME_SPEED * _memory(row.cost):
+        largest = max(
+            (one for one in rivals if one.cost is not None), key=lambda one: _count_memory(one.cost), default=None
+        )
+        told.append(f"memory: {_format_memory(row.cost)}")
+        if largest is not None and _count_memory(largest.cost) > SAME_SPEED * _count_memory(row.cost):
             assert largest.cost is not None
-            told[-1] += f"; '{largest.method}' needs {_memory_told(largest.cost)}"
+            told[-1] += f"; '{largest.method}' needs {_format_memory(largest.cost)}"
     changed = find_speed_drift(collect_speeds(e.rows))
     found = zip(e.rows, make_comparable(collect_speeds(e.rows)), strict=True)
     speeds = {one.method: speed for one, speed in found if speed is not None}
     if (own := speeds.get(row.method)) is not None:
-        told.append(f"speed: {_speed_told(own, changed is not None)}{_price(e, own)}")
+        told.append(f"speed: {_format_speed(own, changed is not None)}{_format_price(e, own)}")
         others = [one.method for one in rivals if one.method in speeds]
         quickest = min(others, key=lambda name: speeds[name].p95_ms, default=None)
         if quickest is not None and own.p95_ms > SLOW * speeds[quickest].p95_ms:
-            theirs, ours = (_within(one, changed is not None) for one in (speeds[quickest], own))
+            theirs, ours = (_format_latency(one, changed is not None) for one in (speeds[quickest], own))
             told.append(
                 f"if latency matters, look at '{quickest}' too: 95 of 100 single requests within {theirs}, with this "
                 f"one within {ours}"
@@ -308,16 +310,16 @@ def _costs(e: Evidence, row: Row) -> list[str]:
     return told
 
 
-def _memory(cost: Cost | None) -> int:
+def _count_memory(cost: Cost | None) -> int:
     return cost.memory_for(MANY_TASKS) if cost else 0
 
 
-def _memory_told(cost: Cost) -> str:
+def _format_memory(cost: Cost) -> str:
     one, many = (format_bytes(cost.memory_for(tasks)) for tasks in (1, MANY_TASKS))
     return f"{one} for one task, {many} for {MANY_TASKS:,}"
 
 
-def _speed_told(speed: Speed, changed: bool) -> str:
+def _format_speed(speed: Speed, changed: bool) -> str:
     """``changed``: the machine's speed did, so that only ratios can be compared."""
     rate = f"{speed.examples_per_second:.0f} examples a second in batches"
     if changed and speed.times_reference:
@@ -327,48 +329,43 @@ def _speed_told(speed: Speed, changed: bool) -> str:
     return f"{speed.p50_ms:.1f} ms a request (median), {rate}"
 
 
-def _within(speed: Speed, changed: bool) -> str:
+def _format_latency(speed: Speed, changed: bool) -> str:
     if changed and speed.reference_ms:
         return f"{speed.p95_ms / speed.reference_ms:.1f} times the bare request"
     return f"{speed.p95_ms:.0f} ms"
 
 
-def _price(e: Evidence, speed: Speed) -> str:
+def _format_price(e: Evidence, speed: Speed) -> str:
     if e.price_per_hour is None:
         return ""
     return f", {speed.cost_per_million(e.price_per_hour):.2f} for a million requests at {e.price_per_hour:g} an hour"
 
 
-def _score(e: Evidence, row: Row) -> str:
-    assert row.mean is not None
-    assert row.low is not None
-    assert row.high is not None
-    return (
-        f"'{row.method}': {e.metric} {_value(e, row.mean)} [{_value(e, row.low)}, {_value(e, row.high)}], "
-        f"n={e.examples:,}, seeds: {len(row.seeds)}"
-    )
+def _format_score(e: Evidence, row: Row) -> str:
+    mean, low, high = (_format_value(e, value or 0.0) for value in (row.mean, row.low, row.high))
+    return f"'{row.method}': {e.metric} {mean} [{low}, {high}], n={e.examples:,}, seeds: {len(row.seeds)}"
 
 
-def _difference(e: Evidence, row: Row) -> str:
+def _format_difference(e: Evidence, row: Row) -> str:
     assert row.against_best is not None
-    return _against(e, row.method, e.best.method, row.against_best)
+    return _format_against(e, row.method, e.best.method, row.against_best)
 
 
-def _against(e: Evidence, one: str, other: str, difference: dict[str, float | int]) -> str:
+def _format_against(e: Evidence, one: str, other: str, difference: dict[str, float | int]) -> str:
     value, low, high = (f"{100 * difference[key] / e.scale:+.1f}" for key in ("difference", "low", "high"))
     return f"'{one}' minus '{other}': {value} points [{low}, {high}], p={difference['p_value']:.3f}"
 
 
-def _value(e: Evidence, value: float) -> str:
+def _format_value(e: Evidence, value: float) -> str:
     return f"{value:.1f}" if e.scale == 100 else f"{value:.3f}"
 
 
-def _points(e: Evidence, value: float) -> str:
+def _format_points(e: Evidence, value: float) -> str:
     """A difference in hundredths of the scale."""
     return f"{100 * value / e.scale:.1f} points"
 
 
-def _round(number: int) -> int:
+def _round_up(number: int) -> int:
     """To two digits, upwards."""
     unit = int(10 ** max(0, len(str(number)) - 2))
     return -(-number // unit) * unit

@@ -52,7 +52,7 @@ def summarize(
         price_per_hour=price_per_hour,
         machine=f"{describe_machine()}, {base.device.type}, {str(base.dtype).removeprefix('torch.')}",
         settings={**settings, "template": spec.template, "max_length": spec.max_length},
-        notes=(*splits.notes, *_notes(task, test, results)),
+        notes=(*splits.notes, *_collect_notes(task, test, results)),
         rows=rows,
         results=tuple(results),
         recommendation=recommend(Evidence(rows, metric, len(gold), guessing, current, price_per_hour)),
@@ -69,10 +69,10 @@ def make_rows(metric: str, gold: Sequence[Any], results: Sequence[Result], curre
     scores = {name: score_runs(metric, gold, [one.predictions for one in some]) for name, some in good.items() if some}
     values = resample_scores(scores)
     best = max(scores, key=lambda name: scores[name].means.mean(), default=None)
-    return tuple(_row(name, by_method[name], good[name], scores, values, best, current) for name in by_method)
+    return tuple(_make_row(name, by_method[name], good[name], scores, values, best, current) for name in by_method)
 
 
-def _row(
+def _make_row(
     name: str,
     results: Sequence[Result],
     good: Sequence[Result],
@@ -107,16 +107,16 @@ def _row(
         high=own.high,
         against_best=against(best),
         against_current=against(current),
-        cost=_cost([one.cost for one in good if one.cost is not None]),
+        cost=_average_costs([one.cost for one in good if one.cost is not None]),
         speed=next((one.speed for one in good if one.speed is not None), None),
         engine=next((one.engine for one in good if one.engine is not None), None),
-        forgetting=_forgetting([one.forgetting for one in good if one.forgetting is not None]),
+        forgetting=_average_forgetting([one.forgetting for one in good if one.forgetting is not None]),
         calibration_error=mean(errors) if errors else None,
         shift=mean(shifts) if shifts else None,
     )
 
 
-def _cost(costs: Sequence[Cost]) -> Cost | None:
+def _average_costs(costs: Sequence[Cost]) -> Cost | None:
     """The mean time, the highest peak; sizes are the same for all seeds but for the last bytes of their files."""
     if not costs:
         return None
@@ -129,11 +129,11 @@ def _cost(costs: Sequence[Cost]) -> Cost | None:
     )
 
 
-def _forgetting(some: Sequence[Forgetting]) -> Forgetting | None:
+def _average_forgetting(some: Sequence[Forgetting]) -> Forgetting | None:
     return some[0].model_copy(update={"after": mean(one.after for one in some)}) if some else None
 
 
-def _notes(task: Task, test: Sequence[Example], results: Sequence[Result]) -> list[str]:
+def _collect_notes(task: Task, test: Sequence[Example], results: Sequence[Result]) -> list[str]:
     notes = []
     if words := Subsample(len(test), len(task.test)).describe("test"):
         notes.append(f"scored {words}")

@@ -23,12 +23,12 @@ class StepTimes(Callback):
         self._last = time.perf_counter()
 
     def on_step_end(self, step: int, loss: float, learning_rate: float, examples_per_second: float) -> None:
-        self.steps.append(self._since())
+        self.steps.append(self._take_time())
 
     def on_evaluate(self, step: int, metric: str, value: float, loss: float, best: bool) -> None:
-        self.evaluations.append(self._since())
+        self.evaluations.append(self._take_time())
 
-    def _since(self) -> float:
+    def _take_time(self) -> float:
         now = time.perf_counter()
         seconds, self._last = now - self._last, now
         return seconds

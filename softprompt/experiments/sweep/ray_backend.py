@@ -16,7 +16,7 @@ from softprompt.experiments.sweep.search_space import PlainValue
 from softprompt.experiments.sweep.trial import run_trial
 from softprompt.experiments.sweep.trial_log import TrialLog
 from softprompt.experiments.sweep.worker_data import WorkerData
-from softprompt.experiments.sweep.workers import record_dead_trial
+from softprompt.experiments.sweep.workers import find_landed
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.training.callbacks import Callback
 
@@ -93,7 +93,7 @@ def run_on_ray(log: TrialLog, workers: int) -> None:
             if failure is not None:
                 raise failure
             line = "its process failed or died on the cluster: was it for memory?"
-            trial = record_dead_trial(log.folder, number, log.running[number], line)
+            trial = find_landed(log, number, line)
             ray.get(study.end.remote(trial))
             log.ended(trial)
 

@@ -63,10 +63,10 @@ def sweep(
         task: with training and validation examples; those of test are for the winner alone.
         space: what may be chosen, as ``"learning-rate=0.03..0.3:log;length=20,50"``.
         out: folder of the sweep: each trial is kept there as it ends, and a second call goes on.
-        fixed: everything else, the seed of the sampler too.
+        fixed: everything else, the sampler's seed too.
         trials: how many in all; or all combinations, where the space has no more.
         pruning: the rule for giving trials up: ``median``, ``asha`` or ``none``.
-        engine: who runs the trials and gives them up: Optuna on this machine, or Ray Tune, on a cluster too.
+        engine: where trials run: on this machine (``optuna``), or on a cluster (``ray``).
         workers: trials at a time. One shares ``base``; several load their own, by its name and with these ``options``.
         evaluate_test: whether the winner is scored on test.
         callback: told of how it goes.
@@ -89,18 +89,18 @@ def sweep(
     base = load_checked(base)
     sampler = TrialSampler(space, space.defaults(fixed), trials, fixed.seed)
     settings = SweepSettings(fixed, pruning, base.name, dict(options or {}), base.fingerprint)
-    with SweepFolder(out, _setup(base, task, space, settings)) as folder:
+    with SweepFolder(out, _describe_setup(base, task, space, settings)) as folder:
         log = TrialLog(folder, sampler, settings, task, callback)
         if space.size < trials:
             callback.on_message(f"the space has {space.size} combinations: each is tried once")
         report_validation_sample(task, fixed, callback)
         if log.missing:
-            _run(log, base, engine, workers)
-        summary = _concluded(log, base, space, evaluate_test=evaluate_test)
+            _run_trials(log, base, engine, workers)
+        summary = _conclude(log, base, space, evaluate_test=evaluate_test)
     return summary, log.landed
 
 
-def _run(log: TrialLog, base: FrozenLM, engine: SweepEngine, workers: int) -> None:
+def _run_trials(log: TrialLog, base: FrozenLM, engine: SweepEngine, workers: int) -> None:
     if engine == "ray":
         from softprompt.experiments.sweep.ray_backend import run_on_ray
 
@@ -113,7 +113,7 @@ def _run(log: TrialLog, base: FrozenLM, engine: SweepEngine, workers: int) -> No
         run_here(log, base)
 
 
-def _setup(base: FrozenLM, task: Task, space: SearchSpace, settings: SweepSettings) -> dict[str, Any]:
+def _describe_setup(base: FrozenLM, task: Task, space: SearchSpace, settings: SweepSettings) -> dict[str, Any]:
     """What all trials of a folder have in common."""
     return {
         "what": "sweep",
@@ -128,7 +128,7 @@ def _setup(base: FrozenLM, task: Task, space: SearchSpace, settings: SweepSettin
     }
 
 
-def _concluded(log: TrialLog, base: FrozenLM, space: SearchSpace, *, evaluate_test: bool) -> SweepSummary:
+def _conclude(log: TrialLog, base: FrozenLM, space: SearchSpace, *, evaluate_test: bool) -> SweepSummary:
     """The winner, saved and scored if it is not the one of an earlier end."""
     folder, task, settings = log.folder, log.task, log.settings
     best = best_of(log.landed)
@@ -144,7 +144,7 @@ def _concluded(log: TrialLog, base: FrozenLM, space: SearchSpace, *, evaluate_te
         prompt = load_prompt(folder.prompt)
     else:
         log.callback.on_message(f"trial {best.number} is the best on validation")
-        prompt = _scored(log, base, best, evaluate_test=evaluate_test)
+        prompt = _save_winner(log, base, best, evaluate_test=evaluate_test)
     usual = space.defaults(settings.fixed)
     counts = {status: sum(one.status == status for one in log.landed) for status in _STATUSES}
     summary = SweepSummary(
@@ -152,8 +152,8 @@ def _concluded(log: TrialLog, base: FrozenLM, space: SearchSpace, *, evaluate_te
         winner=best.number,
         settings=best.settings,
         config=config.model_dump(exclude_unset=True),
-        validation=_figure(prompt, "validation"),
-        test=_figure(prompt, "test") if "test" in prompt.metrics else None,
+        validation=_read_split_score(prompt, "validation"),
+        test=_read_split_score(prompt, "test") if "test" in prompt.metrics else None,
         usual=next((one.number for one in log.landed if one.settings == usual), None),
         trials={status: count for status, count in counts.items() if count},
         seconds=sum(one.seconds for one in log.landed),
@@ -169,7 +169,7 @@ def _concluded(log: TrialLog, base: FrozenLM, space: SearchSpace, *, evaluate_te
 _STATUSES = ("finished", "pruned", "failed", "repeated")
 
 
-def _scored(log: TrialLog, base: FrozenLM, best: SweepTrial, *, evaluate_test: bool) -> Prompt:
+def _save_winner(log: TrialLog, base: FrozenLM, best: SweepTrial, *, evaluate_test: bool) -> Prompt:
     folder, kept = log.folder, log.folder.artifact(trial_name(best.number))
     prompt = load_prompt(kept)
     prompt = evaluate_prompt(prompt, base, log.task, evaluate_test=evaluate_test)
@@ -182,7 +182,7 @@ def _scored(log: TrialLog, base: FrozenLM, best: SweepTrial, *, evaluate_test: b
     return prompt
 
 
-def _figure(prompt: Prompt, split: str) -> Score:
+def _read_split_score(prompt: Prompt, split: str) -> Score:
     found = read_score(prompt.metrics[split])
     assert found is not None
     return found

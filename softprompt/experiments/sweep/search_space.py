@@ -88,29 +88,29 @@ class SearchSpace:
             ConfigError: it cannot be read, names a setting that there is not, or one twice.
         """
         if "=" not in text and Path(text).suffix.lower() in (".toml", ".yaml", ".yml", ".json"):
-            return cls._of_file(text)
+            return cls._read_file(text)
         axes: dict[str, Axis] = {}
         for part in filter(None, map(str.strip, text.split(";"))):
             name, equals, values = (piece.strip() for piece in part.partition("="))
             if not equals or not name or not values:
                 raise ConfigError(f"space '{part}': {FORM}")
-            key = _setting(name, f"space '{part}'")
+            key = _find_setting(name, f"space '{part}'")
             if key in axes:
                 raise ConfigError(f"space '{part}': expected each setting once, got '{name}' twice")
-            axes[key] = _axis(key, values, f"space '{part}'")
+            axes[key] = _parse_axis(key, values, f"space '{part}'")
         if not axes:
             raise ConfigError(f"space '{text}': {FORM}")
         return cls(axes)
 
     @classmethod
-    def _of_file(cls, name: str) -> "SearchSpace":
+    def _read_file(cls, name: str) -> "SearchSpace":
         axes: dict[str, Axis] = {}
         for given, values in read_settings_file(Path(name)).items():
             where = f"space '{given}' in '{name}'"
-            key = _setting(given, where)
+            key = _find_setting(given, where)
             if key in axes:
                 raise ConfigError(f"{where}: expected each setting once, got it twice")
-            axes[key] = _axis_of_file(key, values, where)
+            axes[key] = _convert_axis(key, values, where)
         if not axes:
             raise ConfigError(f"space in '{name}': expected settings by name, got none")
         return cls(axes)
@@ -161,7 +161,7 @@ def build_trial_config(fixed: TrainConfig, chosen: Mapping[str, Any]) -> TrainCo
     return TrainConfig.build(**{**fixed.model_dump(exclude_unset=True), **chosen})
 
 
-def _setting(name: str, where: str) -> str:
+def _find_setting(name: str, where: str) -> str:
     key = {"lr": "learning_rate"}.get(name, name.replace("-", "_"))
     if key not in TrainConfig.model_fields:
         raise ConfigError(f"{where}: {describe_unknown_setting(key, TrainConfig)}")
@@ -170,20 +170,20 @@ def _setting(name: str, where: str) -> str:
     return key
 
 
-def _axis(key: str, values: str, where: str) -> Axis:
+def _parse_axis(key: str, values: str, where: str) -> Axis:
     low, dots, rest = values.partition("..")
     if not dots:
         pieces = [value.strip() for value in values.split(",")]
         if not all(pieces):
             raise ConfigError(f"{where}: {FORM}")
-        return _choice([_value(piece, where) for piece in pieces], where)
+        return _make_choice([_parse_value(piece, where) for piece in pieces], where)
     high, colon, scale = rest.partition(":")
     if colon and scale.strip() != "log":
         raise ConfigError(f"{where}: expected nothing or ':log' behind a range, got ':{scale.strip()}'")
-    return _range(key, _value(low, where), _value(high, where), bool(colon), where)
+    return _make_range(key, _parse_value(low, where), _parse_value(high, where), bool(colon), where)
 
 
-def _value(text: str, where: str) -> Any:
+def _parse_value(text: str, where: str) -> Any:
     """As ``parse_value``; what YAML 1.1 takes for a word though it is a number, ``1e-3``, is a number."""
     value = parse_value(text, where)
     if isinstance(value, str) and re.fullmatch(r"[+-]?[\d.]+e[+-]?\d+", value, re.IGNORECASE):
@@ -191,19 +191,19 @@ def _value(text: str, where: str) -> Any:
     return value
 
 
-def _axis_of_file(key: str, values: Any, where: str) -> Axis:
+def _convert_axis(key: str, values: Any, where: str) -> Axis:
     if isinstance(values, str) and ".." in values:
-        return _axis(key, values, where)
+        return _parse_axis(key, values, where)
     if isinstance(values, Mapping):
         if not {"low", "high"} <= values.keys() <= {"low", "high", "log"} or not isinstance(
             values.get("log", False), bool
         ):
             raise ConfigError(f"{where}: expected low, high and perhaps log (true or false), got {dict(values)!r}")
-        return _range(key, values["low"], values["high"], values.get("log", False), where)
-    return _choice(values if isinstance(values, list) else [values], where)
+        return _make_range(key, values["low"], values["high"], values.get("log", False), where)
+    return _make_choice(values if isinstance(values, list) else [values], where)
 
 
-def _choice(values: list[Any], where: str) -> Choice:
+def _make_choice(values: list[Any], where: str) -> Choice:
     if wrong := [value for value in values if not isinstance(value, PlainValue)]:
         raise ConfigError(f"{where}: expected plain values (numbers, words, true, false), got {wrong[0]!r}")
     found = Choice(tuple(values))
@@ -212,7 +212,7 @@ def _choice(values: list[Any], where: str) -> Choice:
     return found
 
 
-def _range(key: str, low: Any, high: Any, log: bool, where: str) -> Range:
+def _make_range(key: str, low: Any, high: Any, log: bool, where: str) -> Range:
     if not all(
         isinstance(end, int | float) and not isinstance(end, bool) and math.isfinite(end) for end in (low, high)
     ):

@@ -15,9 +15,9 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from softprompt.errors import PromptFileError
-from softprompt.experiments.comparison.study_folder import SETUP_FILE, RunFolder
 from softprompt.experiments.comparison.study_records import CurvePoint
 from softprompt.metrics.scores import Score
+from softprompt.utils.run_folder import SETUP_FILE, RunFolder
 from softprompt.utils.seals import SealedRecord
 
 PROMPT, SUMMARY_FILE = "prompt", "sweep.json"
@@ -97,11 +97,11 @@ class SweepFolder(RunFolder):
 
     def trial(self, number: int) -> SweepTrial | None:
         """What landed of a trial, if anything; DataError if the file is damaged."""
-        return self._read(self._trial_path(number), SweepTrial)
+        return self._read(self._locate_trial(number), SweepTrial)
 
     def land_trial(self, trial: SweepTrial) -> None:
         """Keep a trial: whole or not at all."""
-        self._land(self._trial_path(trial.number), trial)
+        self._land(self._locate_trial(trial.number), trial)
 
     def landed(self) -> list[SweepTrial]:
         """All trials that landed, by number."""
@@ -121,7 +121,7 @@ class SweepFolder(RunFolder):
         """Where the winner is saved."""
         return self.path / PROMPT
 
-    def _trial_path(self, number: int) -> Path:
+    def _locate_trial(self, number: int) -> Path:
         return self.path / self.records / f"{trial_name(number)}.json"
 
 

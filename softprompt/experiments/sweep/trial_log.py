@@ -57,14 +57,14 @@ class TrialLog:
     @property
     def missing(self) -> int:
         """Trials that have neither landed nor begun."""
-        return len(self._missing())
+        return len(self._list_missing())
 
     def start(self) -> tuple[int, dict[str, PlainValue]] | None:
         """The next trial that has to be run, with its settings; ``None`` if there is none.
 
         Settings that have landed before are not run again: that trial is landed at once.
         """
-        while missing := self._missing():
+        while missing := self._list_missing():
             number = missing[0]
             name = trial_name(number)
             settings = self.folder.notes(name).get("settings")
@@ -96,9 +96,9 @@ class TrialLog:
         self.folder.forget(name)
         self._drop_all_but_the_best()
         if trial.status != "repeated":
-            self.callback.on_message(f"trial {trial.number}: {_told(trial)}")
+            self.callback.on_message(f"trial {trial.number}: {_describe_trial(trial)}")
 
-    def _missing(self) -> list[int]:
+    def _list_missing(self) -> list[int]:
         known = {trial.number for trial in self.landed} | self.running.keys()
         return [number for number in range(self.count) if number not in known]
 
@@ -111,7 +111,7 @@ class TrialLog:
             (self.folder.path / "artifacts").rmdir()
 
 
-def _told(trial: SweepTrial) -> str:
+def _describe_trial(trial: SweepTrial) -> str:
     if trial.status == "failed":
         return f"failed, the others go on: {trial.error}"
     reached = f"validation {trial.metric} {trial.value:.4f}, loss {trial.loss:.4f}" if trial.value is not None else ""

@@ -37,9 +37,9 @@ class TrialSampler:
             usual: settings to try first, if they lie in the space.
             trials: how many are asked for; a space that has no more combinations is tried through instead.
         """
-        self._optuna, self._space, self._seed = optuna_module(), space, seed
+        self._optuna, self._space, self._make_seed = optuna_module(), space, seed
         self._usual = usual
-        self._all = self._every_combination() if trials >= space.size else None
+        self._all = self._list_combinations() if trials >= space.size else None
         self._trials = trials
 
     def count(self, landed: Sequence[SweepTrial]) -> int:
@@ -66,7 +66,7 @@ class TrialSampler:
             return dict(self._usual)
         optuna = self._optuna
         sampler = optuna.samplers.TPESampler(
-            n_startup_trials=STARTUP_TRIALS, seed=_seed(self._seed, number), constant_liar=bool(running)
+            n_startup_trials=STARTUP_TRIALS, seed=_make_seed(self._make_seed, number), constant_liar=bool(running)
         )
         study = optuna.create_study(direction="maximize", sampler=sampler)
         self.tell(study, landed)
@@ -77,9 +77,9 @@ class TrialSampler:
                     state=optuna.trial.TrialState.RUNNING, params=dict(settings), distributions=distributions
                 )
             )
-        return {name: self._rounded(name, value) for name, value in study.ask(distributions).params.items()}
+        return {name: self._round(name, value) for name, value in study.ask(distributions).params.items()}
 
-    def _rounded(self, name: str, value: PlainValue) -> PlainValue:
+    def _round(self, name: str, value: PlainValue) -> PlainValue:
         """Four digits of a number are enough to choose by, and can be read."""
         axis = self._space.axes[name]
         if isinstance(axis, Choice) or axis.whole:
@@ -122,7 +122,7 @@ class TrialSampler:
                 found[name] = kind(axis.low, axis.high, log=axis.log)
         return found
 
-    def _every_combination(self) -> list[dict[str, PlainValue]]:
+    def _list_combinations(self) -> list[dict[str, PlainValue]]:
         found = list(self._space.combinations())
         if self._usual is not None:
             # the usual first, as elsewhere; whatever else the settings are called, equal ones are equal
@@ -154,6 +154,6 @@ def compute_objective(value: float | None, loss: float | None) -> float:
     return value - 1e-6 * loss / (1 + abs(loss))
 
 
-def _seed(seed: int, number: int) -> int:
+def _make_seed(seed: int, number: int) -> int:
     """Another one for each trial; NumPy takes 32 bits."""
     return (seed * 1_000_003 + number) % 2**32

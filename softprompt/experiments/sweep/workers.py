@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 
 from softprompt.errors import BaseModelError, OutputError, SoftpromptError
 from softprompt.experiments.sweep.local_backend import PruningStudy
-from softprompt.experiments.sweep.sweep_folder import SweepFolder, SweepTrial, trial_name
+from softprompt.experiments.sweep.sweep_folder import SweepTrial, trial_name
 from softprompt.experiments.sweep.trial import make_trial, read_points, run_trial
 from softprompt.experiments.sweep.trial_log import TrialLog
 from softprompt.experiments.sweep.worker_data import WorkerData
@@ -59,7 +59,7 @@ def work(pipe: Any, source: WorkerData, slot: int, threads: int) -> None:
 class _Worker:
     process: Any
     pipe: Any
-    number: int | None = None
+    number: int = -1
 
 
 def run_in_processes(log: TrialLog, workers: int) -> None:
@@ -68,68 +68,58 @@ def run_in_processes(log: TrialLog, workers: int) -> None:
     Raises:
         BaseModelError, OutputError: a worker cannot load the model, or not write. One that dies costs its trial only.
     """
-    pool = _WorkerPool(log)
+    pool = _WorkerPool(log, workers)
     try:
         for slot in range(min(workers, log.missing)):
-            pool.start_worker(slot, workers)
-        while pool.busy:
-            pool.handle_messages()
+            pool.start_worker(slot)
+        while pool.workers:
+            ready = connection.wait([worker.pipe for worker in pool.workers.values()])
+            for slot, worker in list(pool.workers.items()):
+                if worker.pipe in ready:
+                    pool.handle_message(slot, worker)
     finally:
-        pool.shut_down()
+        for worker in pool.workers.values():
+            worker.pipe.close()
+            worker.process.terminate()
+            worker.process.join()
 
 
 class _WorkerPool:
-    def __init__(self, log: TrialLog) -> None:
-        self._log, self._source = log, WorkerData.of(log)
+    def __init__(self, log: TrialLog, size: int) -> None:
+        self._log, self._data, self._size = log, WorkerData.of(log), size
         self._study = PruningStudy(log.sampler, log.settings, log.landed)
-        self._workers: dict[int, _Worker] = {}
-        self._size = 1
+        self.workers: dict[int, _Worker] = {}
 
-    @property
-    def busy(self) -> bool:
-        """Whether trials are being run."""
-        return bool(self._workers)
-
-    def start_worker(self, slot: int, size: int) -> None:
+    def start_worker(self, slot: int) -> None:
         """Start a worker and give it a trial, if there is one left."""
         import torch
 
-        self._size = size
-        begun = self._log.start()
-        if begun is None:
+        if (begun := self._log.start()) is None:
             return
         # a forked process cannot use what the libraries set up in this one
         context = get_context("spawn")
         ours, theirs = context.Pipe()
-        threads = max(1, torch.get_num_threads() // size)
-        process = context.Process(target=work, args=(theirs, self._source, slot, threads), daemon=True)
+        threads = max(1, torch.get_num_threads() // self._size)
+        process = context.Process(target=work, args=(theirs, self._data, slot, threads), daemon=True)
         process.start()
         theirs.close()
-        self._workers[slot] = _Worker(process, ours)
-        self._assign(slot, begun)
+        self.workers[slot] = _Worker(process, ours)
+        self._assign(self.workers[slot], begun)
 
-    def handle_messages(self) -> None:
-        """Wait for a message, or a death, and see to it."""
-        ready = connection.wait([worker.pipe for worker in self._workers.values()])
-        for slot, worker in [(slot, worker) for slot, worker in self._workers.items() if worker.pipe in ready]:
-            try:
-                kind, what = worker.pipe.recv()
-            except (EOFError, ConnectionResetError):
-                self._replace(slot)
-                continue
-            self._handle(slot, kind, what)
-
-    def shut_down(self) -> None:
-        """End all workers."""
-        for worker in self._workers.values():
-            worker.pipe.close()
-            worker.process.terminate()
+    def handle_message(self, slot: int, worker: _Worker) -> None:
+        """See to a message, or to a death: its trial failed, unless that landed, and another worker takes its place."""
+        log = self._log
+        try:
+            kind, what = worker.pipe.recv()
+        except (EOFError, ConnectionResetError):
+            del self.workers[slot]
             worker.process.join()
-        self._workers = {}
-
-    def _handle(self, slot: int, kind: str, what: Any) -> None:
-        worker, log = self._workers[slot], self._log
-        assert worker.number is not None
+            code = worker.process.exitcode
+            how = f"killed by signal {-code}" if code is not None and code < 0 else f"exit code {code}"
+            line = f"its process died ({how}): if it was for memory, --workers or --batch-size may be too large"
+            self._end_trial(find_landed(log, worker.number, line))
+            self.start_worker(slot)
+            return
         if kind == "evaluated":
             worker.pipe.send(self._study.should_prune(worker.number, *what))
         elif kind == "noted":
@@ -138,43 +128,29 @@ class _WorkerPool:
             writing, line = what
             raise OutputError(line) if writing else BaseModelError(line)
         else:
-            trial = log.folder.trial(worker.number)
-            assert trial is not None
-            self._end(trial)
+            self._end_trial(find_landed(log, worker.number, ""))
             if (begun := log.start()) is not None:
-                self._assign(slot, begun)
+                self._assign(worker, begun)
             else:
                 worker.pipe.close()
                 worker.process.join()
-                del self._workers[slot]
+                del self.workers[slot]
 
-    def _assign(self, slot: int, begun: tuple[int, Any]) -> None:
-        worker = self._workers[slot]
+    def _assign(self, worker: _Worker, begun: tuple[int, Any]) -> None:
         worker.number = begun[0]
         self._study.begin(*begun)
         worker.pipe.send(begun)
 
-    def _replace(self, slot: int) -> None:
-        """A worker has died: its trial failed, unless that landed; another one takes its place."""
-        worker = self._workers.pop(slot)
-        worker.process.join()
-        assert worker.number is not None
-        code = worker.process.exitcode
-        how = f"killed by signal {-code}" if code is not None and code < 0 else f"exit code {code}"
-        line = f"its process died ({how}): if it was for memory, --workers or --batch-size may be too large"
-        self._end(record_dead_trial(self._log.folder, worker.number, self._log.running[worker.number], line))
-        self.start_worker(slot, self._size)
-
-    def _end(self, trial: SweepTrial) -> None:
+    def _end_trial(self, trial: SweepTrial) -> None:
         self._study.end(trial)
         self._log.ended(trial)
 
 
-def record_dead_trial(folder: SweepFolder, number: int, settings: Any, line: str) -> SweepTrial:
-    """Land a trial whose process died before it could, with what is known of it; or what it landed, if it did."""
-    landed = folder.trial(number)
+def find_landed(log: TrialLog, number: int, line: str) -> SweepTrial:
+    """What landed of a trial; with what is known of it, if its process died before it could."""
+    landed = log.folder.trial(number)
     if landed is None:
-        metric, points = read_points(folder.unfinished(trial_name(number)))
-        landed = make_trial(number, settings, "failed", metric, points, line)
-        folder.land_trial(landed)
+        metric, points = read_points(log.folder.unfinished(trial_name(number)))
+        landed = make_trial(number, log.running[number], "failed", metric, points, line)
+        log.folder.land_trial(landed)
     return landed

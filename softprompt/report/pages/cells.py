@@ -46,6 +46,11 @@ def make_metric_axis(metric: str, title: str) -> Axis:
     return Axis(title, partial(format_fixed, digits=max(0, known.digits - 1)), limits=known.limits)
 
 
+def make_share_axis(title: str) -> Axis:
+    """From 0 to 1."""
+    return Axis(title, partial(format_fixed, digits=2), limits=(0.0, 1.0))
+
+
 def describe_items(what: str, items: Iterable[str]) -> str:
     """What a reader who cannot see a figure is told of it."""
     return f"{what}: {'; '.join(items)}."

@@ -1,12 +1,13 @@
 """Monitoring as a page: which prompt drifts, then each prompt with its distributions and the texts that show it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from xml.etree.ElementTree import Element
 
 from softprompt.analysis.drift.drift_records import DriftReport, PromptDrift, Signal
 from softprompt.metrics.formatting import MISSING, format_count, format_fixed, format_percent, format_short
-from softprompt.report.pages.cells import DASH
+from softprompt.report.pages.cells import DASH, describe_items, make_share_axis
 from softprompt.report.pages.inspection_page import make_finding_fold
 from softprompt.report.render import charts
 from softprompt.report.render.axes import Axis
@@ -172,14 +173,14 @@ def _sure(value: float) -> str:
 
 
 def _figure(signal: Signal, prompt: str, number: int) -> Figure | None:
-    if signal.labels:
-        return _label_figure(signal, prompt, number)
-    if signal.ranges:
-        return _rate_figure(signal, prompt, number)
-    return _curve_figure(signal, prompt, number)
+    drawn = (_draw_labels if signal.labels else _draw_rates if signal.ranges else _draw_curves)(signal)
+    return drawn and Figure(f"{signal.name}-{number}", f"{prompt}: {signal.title}", *drawn, page_only=True)
 
 
-def _curve_figure(signal: Signal, prompt: str, number: int) -> Figure | None:
+_Drawn = tuple[str, str, Callable[[int], Element], Table] | None  # caption, description, drawing, numbers
+
+
+def _draw_curves(signal: Signal) -> _Drawn:
     curve = signal.curve
     if curve is None or len(curve.points) < 2:
         return None
@@ -187,106 +188,75 @@ def _curve_figure(signal: Signal, prompt: str, number: int) -> Figure | None:
         charts.Series("validation", _TRAINED, curve.points, curve.trained, dashed=True),
         charts.Series("live", _LIVE, curve.points, curve.live),
     ]
-    gap = max(range(len(curve.points)), key=lambda at: abs(curve.trained[at] - curve.live[at]))
-    widest = (
-        f"At {format_short(curve.points[gap])} the two are farthest apart: {format_percent(curve.trained[gap])} of the "
-        f"validation rows and {format_percent(curve.live[gap])} of the live ones are at or below it."
-    )
-    numbers = Table.of(
-        signal.title.capitalize(),
-        (signal.unit.capitalize(), "Validation rows up to it", "Live rows up to it"),
-        (
-            (format_short(point), format_fixed(a, 3), format_fixed(b, 3))
-            for point, a, b in zip(curve.points, curve.trained, curve.live, strict=True)
-        ),
-        words=0,
-    )
-    return Figure(
-        f"{signal.name}-{number}",
-        f"{prompt}: {signal.title}",
+    rows = list(zip(curve.points, curve.trained, curve.live, strict=True))
+    at, trained, live = max(rows, key=lambda row: abs(row[1] - row[2]))
+    title = signal.unit.capitalize()
+    return (
         "Share of rows up to each value, live (solid) and on validation (dashed): where the live line lies lower, live "
-        f"values are larger. {widest}",
+        f"values are larger. At {format_short(at)} the two are farthest apart: {format_percent(trained)} of the "
+        f"validation rows and {format_percent(live)} of the live ones are at or below it.",
         f"Cumulative shares of {signal.title} on validation and in live traffic.",
         partial(
             charts.draw_lines,
             series,
-            Axis(signal.unit.capitalize(), format_short),
-            Axis("Share of rows up to it", partial(format_fixed, digits=2), limits=(0.0, 1.0)),
+            Axis(title, format_short),
+            make_share_axis("Share of rows up to it"),
             legend=False,
         ),
-        numbers,
-        page_only=True,
+        Table.of(
+            signal.title.capitalize(),
+            (title, "Validation rows up to it", "Live rows up to it"),
+            ((format_short(point), *(format_fixed(share, 3) for share in shares)) for point, *shares in rows),
+            words=0,
+        ),
     )
 
 
-def _rate_figure(signal: Signal, prompt: str, number: int) -> Figure:
+def _draw_rates(signal: Signal) -> _Drawn:
     sides = (("validation", _TRAINED, signal.trained or 0.0), ("live", _LIVE, signal.live or 0.0))
     rows = [
         charts.Interval(name, group, value, low, high, (), _rate(value))
         for (name, group, value), (low, high) in zip(sides, signal.ranges, strict=True)
     ]
-    numbers = Table.of(
-        signal.title.capitalize(),
-        ("Where", "Share", "Low", "High"),
-        ((one.name, *(_rate(value or 0.0) for value in (one.value, one.low, one.high))) for one in rows),
-    )
-    return Figure(
-        f"{signal.name}-{number}",
-        f"{prompt}: {signal.title}",
+    return (
         "Share of the tokens that are not among the 1,000 most frequent of the training texts, with 95% intervals.",
-        f"Rare tokens: {'; '.join(f'{one.name} {one.text}' for one in rows)}.",
-        partial(
-            charts.draw_intervals, rows, Axis("Share of the tokens", partial(format_fixed, digits=2), limits=(0.0, 1.0))
+        describe_items("Rare tokens", (f"{one.name} {one.text}" for one in rows)),
+        partial(charts.draw_intervals, rows, make_share_axis("Share of the tokens")),
+        Table.of(
+            signal.title.capitalize(),
+            ("Where", "Share", "Low", "High"),
+            ((one.name, *(_rate(value or 0.0) for value in (one.value, one.low, one.high))) for one in rows),
         ),
-        numbers,
-        page_only=True,
     )
 
 
-def _rate(value: float) -> str:
-    return f"{100 * value:.1f}%"
-
-
-def _label_figure(signal: Signal, prompt: str, number: int) -> Figure | None:
+def _draw_labels(signal: Signal) -> _Drawn:
     if signal.effect is None:
         return None
     shares = [(one, one.trained / signal.trained_n, one.live / signal.live_n) for one in signal.labels]
     shown = sorted(shares, key=lambda one: -abs(one[2] - one[1]))[:MOST_LABELS]
     rows = [
-        charts.Interval(
-            one.label, _LIVE, now, singles=(before,), text=f"{format_percent(before)} → {format_percent(now)}"
-        )
-        for one, before, now in shares
+        charts.Interval(one.label, _LIVE, b, singles=(a,), text=f"{format_percent(a)} → {format_percent(b)}")
+        for one, a, b in shares
         if any(one is each[0] for each in shown)
     ]
-    numbers = Table.of(
-        "Answers",
-        ("Label", "Validation", "Live"),
-        (
-            (
-                one.label,
-                Cell(format_percent(a), format_count(one.trained)),
-                Cell(format_percent(b), format_count(one.live)),
-            )
-            for one, a, b in shares
-        ),
+    fewer = f" Shown are the {MOST_LABELS} of {len(shares)} that moved most." if len(shown) < len(shares) else ""
+    counts = (
+        (one.label, *(Cell(format_percent(share), format_count(n)) for share, n in ((a, one.trained), (b, one.live))))
+        for one, a, b in shares
     )
-    return Figure(
-        f"{signal.name}-{number}",
-        f"{prompt}: {signal.title}",
-        "How often each label was answered: marks are live, rings validation."
-        + (f" Shown are the {MOST_LABELS} of {len(shares)} that moved most." if len(shown) < len(shares) else ""),
-        "Shares of the answers: "
-        + "; ".join(f"{one.label} {format_percent(a)} and {format_percent(b)}" for one, a, b in shown)
-        + ".",
-        partial(
-            charts.draw_intervals,
-            rows,
-            Axis("Share of the answers", partial(format_fixed, digits=2), limits=(0.0, 1.0)),
+    return (
+        f"How often each label was answered: marks are live, rings validation.{fewer}",
+        describe_items(
+            "Shares of the answers", (f"{one.label} {format_percent(a)} and {format_percent(b)}" for one, a, b in shown)
         ),
-        numbers,
-        page_only=True,
+        partial(charts.draw_intervals, rows, make_share_axis("Share of the answers")),
+        Table.of("Answers", ("Label", "Validation", "Live"), counts),
     )
+
+
+def _rate(value: float) -> str:
+    return f"{100 * value:.1f}%"
 
 
 def _shown_examples(one: PromptDrift) -> Table:

@@ -14,6 +14,7 @@ from softprompt.report.pages.cells import (
     make_interval_figure,
     make_mean_cell,
     make_metric_axis,
+    make_share_axis,
 )
 from softprompt.report.render import charts
 from softprompt.report.render.axes import Axis
@@ -71,7 +72,6 @@ def plot_calibration(found: Inspection) -> Figure | None:
             for a in one.bins
         ),
     )
-    show = partial(format_fixed, digits=2)
     return Figure(
         "calibration",
         "Is it as sure as it is right?",
@@ -81,8 +81,8 @@ def plot_calibration(found: Inspection) -> Figure | None:
         partial(
             charts.draw_lines,
             [observed, ideal],
-            Axis("Mean confidence", show, limits=(0.0, 1.0)),
-            Axis("Share of right answers", show, limits=(0.0, 1.0)),
+            make_share_axis("Mean confidence"),
+            make_share_axis("Share of right answers"),
             legend=False,
         ),
         table,
@@ -208,7 +208,7 @@ def plot_attention(found: Inspection) -> Figure | None:
             charts.draw_lines,
             [charts.Series(one.name, _GROUP, one.xs, one.ys) for one in series],
             Axis("Layer", format_count),
-            Axis("Share of attention", partial(format_fixed, digits=2), limits=(0.0, 1.0)),
+            make_share_axis("Share of attention"),
             legend=False,
         ),
         table,

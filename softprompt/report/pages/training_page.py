@@ -24,7 +24,7 @@ def make_demo_document(result: DemoResult) -> Document:
     """The story of the demo."""
     training = result.prompt.training
     learned, frozen = training["learned_parameters"], training["base_parameters"]
-    n = result.results["learned prompt"].metric.n
+    metric = result.results["learned prompt"].metric
     rows = [(name, make_metric_cell(evaluation.metric.model_dump())) for name, evaluation in result.results.items()]
     return Document(
         "Demo",
@@ -38,7 +38,7 @@ def make_demo_document(result: DemoResult) -> Document:
                 "results",
                 "On the test split",
                 (
-                    Table.of("", ("", f"accuracy [95% interval], n={n:,}"), rows),
+                    Table.of("", ("", f"{metric.metric} [95% interval], n={metric.n:,}"), rows),
                     Text(
                         f"against zero-shot it corrected {result.fixed} sentences and broke {result.broken}; "
                         "corrected, for example:"
