@@ -11,7 +11,7 @@ from softprompt.errors import ConfigError
 from softprompt.experiments.comparison.candidates import Candidate, parse_methods
 from softprompt.experiments.comparison.comparison_run import ComparisonRun, ComparisonSettings
 from softprompt.experiments.comparison.engine_benchmark import find_engine
-from softprompt.experiments.comparison.study_folder import StudyFolder
+from softprompt.experiments.comparison.study_folder import StudyFolder, describe_base_and_task
 from softprompt.experiments.comparison.study_records import Study
 from softprompt.experiments.comparison.study_summary import summarize
 from softprompt.models.frozen_lm import FrozenLM
@@ -100,12 +100,8 @@ def _describe_setup(base: FrozenLM, task: Task, settings: ComparisonSettings) ->
     shifted = Splits((), (), settings.shift, "", ()).fingerprint[:12] if settings.shift else None
     return {
         **settings.to_dict(),
-        "base": {part: digest[:12] for part, digest in base.fingerprint.items()},
-        "device": base.device.type,
-        "dtype": str(base.dtype).removeprefix("torch."),
-        "data": task.splits.fingerprint[:12],
+        **describe_base_and_task(base, task),
         "shift_data": shifted,
-        "task": task.spec.to_dict(),
         # a folder whose scores are of the first rows is another comparison
         **Subsample(min(len(task.test), TEST_LIMIT[task.spec.kind]), len(task.test)).to_dict(),
     }

@@ -9,8 +9,11 @@ report.json, ...       all of it, once every method is finished (see report/)
 """
 
 from pathlib import Path
+from typing import Any
 
+from softprompt.data.task import Task
 from softprompt.experiments.comparison.study_records import Result
+from softprompt.models.frozen_lm import FrozenLM
 from softprompt.utils.run_folder import RunFolder, make_file_name
 
 
@@ -31,3 +34,14 @@ class StudyFolder(RunFolder):
 
     def _locate_result(self, name: str, seed: int) -> Path:
         return self.path / self.records / f"{make_file_name(name)}-{seed}.json"
+
+
+def describe_base_and_task(base: FrozenLM, task: Task) -> dict[str, Any]:
+    """What all runs of a folder have in common of the model and the data."""
+    return {
+        "base": {part: digest[:12] for part, digest in base.fingerprint.items()},
+        "device": base.device.type,
+        "dtype": str(base.dtype).removeprefix("torch."),
+        "data": task.splits.fingerprint[:12],
+        "task": task.spec.to_dict(),
+    }

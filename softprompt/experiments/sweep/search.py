@@ -9,11 +9,14 @@ from typing import Any, Literal, TypeAlias
 from softprompt.config import TrainConfig
 from softprompt.data.task import Task
 from softprompt.errors import TrainingError
+from softprompt.experiments.comparison.study_folder import describe_base_and_task
 from softprompt.experiments.sweep.local_backend import run_here
+from softprompt.experiments.sweep.ray_backend import ray_module, run_on_ray
 from softprompt.experiments.sweep.search_space import SearchSpace, build_trial_config
 from softprompt.experiments.sweep.sweep_folder import SweepFolder, SweepSummary, SweepTrial, best_of, trial_name
 from softprompt.experiments.sweep.trial_log import SweepSettings, TrialLog
 from softprompt.experiments.sweep.trial_sampler import Pruning, TrialSampler, optuna_module
+from softprompt.experiments.sweep.workers import run_in_processes
 from softprompt.metrics.scores import Score, read_score
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.methods.method_registry import check_method
@@ -30,8 +33,6 @@ def check_sweep(space: SearchSpace, fixed: TrainConfig, engine: SweepEngine) -> 
     """Raise ConfigError or MissingExtraError for what can be seen before anything is loaded."""
     optuna_module()
     if engine == "ray":
-        from softprompt.experiments.sweep.ray_backend import ray_module
-
         ray_module()
 
     def check(config: TrainConfig) -> None:
@@ -102,12 +103,8 @@ def sweep(
 
 def _run_trials(log: TrialLog, base: FrozenLM, engine: SweepEngine, workers: int) -> None:
     if engine == "ray":
-        from softprompt.experiments.sweep.ray_backend import run_on_ray
-
         run_on_ray(log, workers)
     elif workers > 1:
-        from softprompt.experiments.sweep.workers import run_in_processes
-
         run_in_processes(log, workers)
     else:
         run_here(log, base)
@@ -120,11 +117,7 @@ def _describe_setup(base: FrozenLM, task: Task, space: SearchSpace, settings: Sw
         "space": space.to_dict(),
         "fixed": settings.fixed.model_dump(exclude_unset=True),
         "pruning": settings.pruning,
-        "base": {part: digest[:12] for part, digest in base.fingerprint.items()},
-        "device": base.device.type,
-        "dtype": str(base.dtype).removeprefix("torch."),
-        "data": task.splits.fingerprint[:12],
-        "task": task.spec.to_dict(),
+        **describe_base_and_task(base, task),
     }
 
 
