@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from helpers.planted_candidates import few_requests  # noqa: F401 (a fixture)
-from helpers.small_tasks import command, reviews_task
+from helpers.small_tasks import command, reviews, reviews_task, write_data
 from helpers.tiny_models import tiny_base
 from helpers.told import told_lines
 
@@ -142,7 +142,8 @@ class TestFinding:
         found: Any = find_engine(python, tmp_path / "model.gguf")
         assert (found.engine, found.gguf) == ("llama_cpp", tmp_path / "model.gguf")
 
-    def test_the_command_refuses_at_once(self, tmp_path: Path) -> None:
-        options = ("--data", "nothing", "--out", tmp_path / "out", "--engine-python", tmp_path / "nothing")
+    def test_the_command_refuses_before_the_model_is_loaded(self, tmp_path: Path) -> None:
+        write_data(tmp_path / "data", reviews())
+        options = ("--data", tmp_path / "data", "--out", tmp_path / "out", "--engine-python", tmp_path / "nothing")
         ended = command("compare", "--model", "nothing", *options)
         assert (ended.code, ended.error.partition(" does")[0]) == (2, f"--engine-python '{tmp_path / 'nothing'}'")
