@@ -12,7 +12,6 @@ from softprompt.data.task import Task
 from softprompt.models.distributed import ProcessGroup
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.saved_prompt import Prompt
-from softprompt.prompts.state import PromptState
 from softprompt.store.prompt_loading import pin_reference
 from softprompt.training.callbacks import Callback
 from softprompt.training.checkpoint import Checkpoint
@@ -81,8 +80,7 @@ def fit(
             on validation is given, and what each reached is under ``training["population"]``. Of several tasks, the
             method and its options play no role.
         callback: is told of the run (see ``callbacks.py``).
-        resume: go on with the unfinished run of ``out``, to the same bytes.
-        restart: throw the unfinished run of ``out`` away.
+        resume, restart: go on with the unfinished run of ``out``, to the same bytes; or throw it away.
         evaluate_test: score the test split once at the end, if there is one.
         ensemble: give the prompts of several settings as one that answers by vote, instead of the best.
         example: a text, saved with the prompt, that the page of a server offers to begin with.
@@ -94,8 +92,7 @@ def fit(
         tasks one each, by name.
 
     Raises:
-        ConfigError, DataError, TemplateError, OutputError, PromptFileError, TrainingError: one line that says what
-            to do.
+        SoftpromptError: one line that says what to do.
     """
     configs, processes = resolve_configs(config, settings), base.processes
     first = next(iter(configs.values()), TrainConfig())
@@ -103,29 +100,17 @@ def fit(
     callback = callback if callback is not None and processes.is_main else Callback()
     out = None if out is None or not processes.is_main else expand_user(out)
     tasks = dict(task) if isinstance(task, Mapping) else {"": task}
-    check_settings(configs, sharded=processes.in_lockstep)
     if isinstance(task, Mapping):
         processes.check_alone("learning several tasks")
         check_multitask(tasks, configs, teachers or {}, distillation, ensemble or example is not None)
     taught = load_teachers(teachers or {})
-    check_tasks(tasks, configs)
-    if ensemble:
-        check_ensemble(tasks[""], configs)
-    if example is not None:
-        check_example(tasks[""], example)
+    _check_prompts(tasks, configs, ensemble, example, sharded=processes.in_lockstep)
     if out is not None:
         check_output(out, resume=resume, restart=restart)
     base = load_checked(base, partial(check_prompts_base, configs, taught.values()))
-    processes = base.processes
-
-    identity: dict[str, Any] = {}
-    if isinstance(task, Mapping):
-        tasks = {name: limit_length(one, first) for name, one in task.items()}
-        states = {name: teacher.state for name, teacher in taught.items()}
-        digests = {name: state.digest for name, state in states.items()}
-        identity = {"distillation": distillation, "teachers": digests}
-    else:
-        tasks[""], configs = _prepare(base, task, configs)
+    tasks, configs = _prepare(base, tasks, configs)
+    digests = {name: teacher.state.digest for name, teacher in taught.items()}
+    identity = {"distillation": distillation, "teachers": digests} if isinstance(task, Mapping) else {}
     run: AbstractContextManager[Checkpoint | None] = nullcontext()
     if out is not None:
         run = open_run(out, base, tasks, configs, resume=resume, restart=restart, callback=callback, **identity)
@@ -134,7 +119,7 @@ def fit(
             report_data_notes(base, one, max(config.length for config in configs.values()), callback)
             report_validation_sample(one, first, callback)
         learned = (
-            _learn_tasks(base, tasks, first, states, distillation, callback, checkpoint)
+            _learn_tasks(base, tasks, first, taught, distillation, callback, checkpoint)
             if isinstance(task, Mapping)
             else _learn_prompts(base, tasks[""], configs, ensemble, example, callback, checkpoint)
         )
@@ -143,9 +128,25 @@ def fit(
             for name, (prompt, _) in learned.items()
         }
         if out is not None and checkpoint is not None:
-            _save(prompts, {name: outcome for name, (_, outcome) in learned.items()}, out, checkpoint, processes)
-    processes.wait()
+            _save(prompts, {name: outcome for name, (_, outcome) in learned.items()}, out, checkpoint, base.processes)
+    base.processes.wait()
     return prompts if isinstance(task, Mapping) else prompts[""]
+
+
+def _check_prompts(
+    tasks: Mapping[str, Task],
+    configs: Mapping[str, TrainConfig],
+    ensemble: bool,
+    example: str | None,
+    *,
+    sharded: bool,
+) -> None:
+    check_settings(configs, sharded=sharded)
+    check_tasks(tasks, configs)
+    if ensemble:
+        check_ensemble(tasks[""], configs)
+    if example is not None:
+        check_example(tasks[""], example)
 
 
 def resolve_configs(
@@ -162,14 +163,19 @@ def resolve_configs(
 Learned: TypeAlias = dict[str, tuple[Prompt, TrainingResult]]
 
 
-def _prepare(base: FrozenLM, task: Task, configs: Mapping[str, TrainConfig]) -> tuple[Task, dict[str, TrainConfig]]:
-    """Task and settings with the lengths that go together, and with the versions that references mean now."""
+def _prepare(
+    base: FrozenLM, tasks: Mapping[str, Task], configs: Mapping[str, TrainConfig]
+) -> tuple[dict[str, Task], dict[str, TrainConfig]]:
+    """Tasks and settings with the lengths that go together, and with the versions that references mean now."""
     first = next(iter(configs.values()))
-    task = reserve_answer_room(base, limit_length(task, first))
+    limited = {name: limit_length(task, first) for name, task in tasks.items()}
+    if set(tasks) != {""}:
+        return limited, dict(configs)
+    task = reserve_answer_room(base, limited[""])
     if "max_length" not in first.model_fields_set:
         longest = {"max_length": task.spec.max_length}
         configs = {name: config.model_copy(update=longest) for name, config in configs.items()}
-    return task, {name: _pin_version(config) for name, config in configs.items()}
+    return {"": task}, {name: _pin_version(config) for name, config in configs.items()}
 
 
 def _learn_prompts(
@@ -192,13 +198,14 @@ def _learn_tasks(
     base: FrozenLM,
     tasks: Mapping[str, Task],
     config: TrainConfig,
-    teachers: Mapping[str, PromptState],
+    teachers: Mapping[str, Prompt],
     distillation: float,
     callback: Callback,
     checkpoint: Checkpoint | None,
 ) -> Learned:
+    states = {name: teacher.state for name, teacher in teachers.items()}
     outcomes = train_multitask(
-        base, tasks, config, callback, teachers=teachers, distillation=distillation, checkpoint=checkpoint
+        base, tasks, config, callback, teachers=states, distillation=distillation, checkpoint=checkpoint
     )
     told = {"tasks": list(tasks), "teachers": sorted(teachers), "distillation": distillation}
     learned = {}
