@@ -314,7 +314,7 @@ class OverHttp:
         import httpx
 
         # the connections of a turn are its own: the server closes those that were idle meanwhile
-        limits = httpx.EngineLimits(max_connections=None, max_keepalive_connections=None)
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
         async with httpx.AsyncClient(base_url=self._address, limits=limits, timeout=600, trust_env=False) as client:
 
             async def ask(turn: Turn, request: Request) -> tuple[str, int]:

@@ -85,14 +85,14 @@ class StepTimer(CallbackList):
         super().on_train_begin(first_step, steps, learned, frozen)
 
     def on_step_end(self, step: int, loss: float, learning_rate: float, examples_per_second: float) -> None:
-        self._describe_evaluation(step, keep=step % KEEP_EVERY == 0)
+        self._record_seconds(step, keep=step % KEEP_EVERY == 0)
         super().on_step_end(step, loss, learning_rate, examples_per_second)
 
     def on_evaluate(self, step: int, metric: str, value: float, loss: float, best: bool) -> None:
-        self._describe_evaluation(step, keep=True)
+        self._record_seconds(step, keep=True)
         super().on_evaluate(step, metric, value, loss, best)
 
-    def _describe_evaluation(self, step: int, *, keep: bool) -> None:
+    def _record_seconds(self, step: int, *, keep: bool) -> None:
         self._seconds[step] = time.perf_counter() - self._zero
         if keep and self._path is not None:
             write_file(self._path, json.dumps(seal(self._seconds)).encode())

@@ -161,4 +161,4 @@ def test_the_files_come_with_the_package(tmp_path: Path) -> None:
     assert settings == {"packages": ["softprompt"]}  # with all that is in the folder
     builder = pytest.importorskip("hatchling.builders.wheel", reason="no hatchling to build a wheel with")
     (built,) = builder.WheelBuilder(str(root)).build(directory=str(tmp_path))
-    assert {f"softprompt/server/assets/{name}" for name in TYPES} <= set(ZipFile(built).namelist())
+    assert {f"softprompt/serving/http/static/{name}" for name in TYPES} <= set(ZipFile(built).namelist())

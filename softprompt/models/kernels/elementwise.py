@@ -106,7 +106,7 @@ def attention_weights(
     Args:
         prefix: scores ``[..., Q, P]``, float32; ``-inf`` where a shorter prefix has none.
         text: scores ``[..., Q, T]``, float32.
-        hidden: what to add to them, ``[..., Q, T]``, float32: 0 where a query may look, ``-inf`` where not.
+        attention_mask: what to add to them, ``[..., Q, T]``, float32: 0 where a query may look, ``-inf`` where not.
 
     Returns:
         The weights of both in ``dtype``.
