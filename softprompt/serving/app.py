@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict, replace
 
@@ -70,31 +70,11 @@ def create_app(
     metrics.watch(engine, registry)
     serving = ServingContext(engine, registry, config, metrics)
 
-    known_troubles: tuple[str, ...] = ()  # of troubles: those that stay are said once, though each look finds them
-
-    async def reload() -> StoreChanges:
-        nonlocal known_troubles
-        troubles = []
-        try:
-            authenticator.reload()
-        except ConfigError as error:
-            log.warning("API keys not read, they stay as they were", extra={"fields": {"reason": str(error)}})
-            troubles.append(str(error))
-        try:
-            changes = await registry.reload()
-        except SoftpromptError:
-            metrics.record_refresh(None)
-            raise
-        changes = replace(changes, troubles=(*changes.troubles, *troubles))
-        metrics.record_refresh(changes)
-        if any(asdict(replace(changes, troubles=())).values()) or changes.troubles != known_troubles:
-            known_troubles = changes.troubles
-            log.info("store changed", extra={"fields": asdict(changes)})
-        return changes
+    refresh = StoreRefresh(registry, authenticator, metrics)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        task = asyncio.create_task(_refresh_forever(reload, config.refresh)) if config.refresh else None
+        task = asyncio.create_task(refresh.repeat(config.refresh)) if config.refresh else None
         yield
         if task is not None:
             task.cancel()
@@ -129,10 +109,57 @@ def create_app(
     keyed = [Security(HTTPBearer(auto_error=False))] if authenticator.needs_key else []
     for create in (create_completions_router, create_chat_router, create_classify_router, create_models_router):
         app.include_router(create(serving, route), dependencies=keyed)
-    app.include_router(create_admin_router(serving, route, reload), dependencies=keyed)
+    app.include_router(create_admin_router(serving, route, refresh.reload), dependencies=keyed)
     app.include_router(create_health_router(serving, stopping))
     app.include_router(create_playground_router(needs_key=authenticator.needs_key))
 
+    _add_documentation(app, config)
+    if config.cors_origins:
+        _admit_origins(app, config.cors_origins)
+    app.add_middleware(RequestMiddleware, metrics=metrics, config=config, stopping=stopping, sampler=sampler)
+    return app
+
+
+class StoreRefresh:
+    """The store and the keys, looked at again; the log tells what changed."""
+
+    def __init__(self, registry: PromptRegistry, authenticator: Authenticator, metrics: ServerMetrics) -> None:
+        self._registry, self._authenticator, self._metrics = registry, authenticator, metrics
+        self._known_troubles: tuple[str, ...] = ()  # those that stay are said once, though each look finds them
+
+    async def reload(self) -> StoreChanges:
+        """Look once; raises SoftpromptError where the store cannot be read."""
+        troubles = []
+        try:
+            self._authenticator.reload()
+        except ConfigError as error:
+            log.warning("API keys not read, they stay as they were", extra={"fields": {"reason": str(error)}})
+            troubles.append(str(error))
+        try:
+            changes = await self._registry.reload()
+        except SoftpromptError:
+            self._metrics.record_refresh(None)
+            raise
+        changes = replace(changes, troubles=(*changes.troubles, *troubles))
+        self._metrics.record_refresh(changes)
+        if any(asdict(replace(changes, troubles=())).values()) or changes.troubles != self._known_troubles:
+            self._known_troubles = changes.troubles
+            log.info("store changed", extra={"fields": asdict(changes)})
+        return changes
+
+    async def repeat(self, seconds: float) -> None:
+        """Look for ever; what fails is logged, and tried again later."""
+        while True:
+            await asyncio.sleep(seconds)
+            try:
+                await self.reload()
+            except SoftpromptError as error:
+                log.warning("store not read, all stays as it was", extra={"fields": {"reason": str(error)}})
+            except Exception as error:
+                log.error("store not read, all stays as it was", exc_info=error)
+
+
+def _add_documentation(app: FastAPI, config: ServerSettings) -> None:
     description = build_openapi(app, config)
     app.openapi = lambda: description  # type: ignore[method-assign]
 
@@ -144,29 +171,16 @@ def create_app(
     async def docs() -> Response:
         return HTMLResponse(render_docs(description), headers=make_docs_headers())
 
-    if config.cors_origins:
-        app.add_middleware(
-            CORSMiddleware,
-            allow_origins=list(config.cors_origins),
-            allow_methods=["GET", "HEAD", "POST"],
-            # whatever these origins' clients send: OpenAI's has a dozen of its own, more with each version
-            allow_headers=["*"],
-            expose_headers=[HEADER, "Retry-After"],
-        )
-    app.add_middleware(RequestMiddleware, metrics=metrics, config=config, stopping=stopping, sampler=sampler)
-    return app
 
-
-async def _refresh_forever(reload: Callable[[], Awaitable[StoreChanges]], seconds: float) -> None:
-    """Reload for ever; what fails is logged, and tried again later."""
-    while True:
-        await asyncio.sleep(seconds)
-        try:
-            await reload()
-        except SoftpromptError as error:
-            log.warning("store not read, all stays as it was", extra={"fields": {"reason": str(error)}})
-        except Exception as error:
-            log.error("store not read, all stays as it was", exc_info=error)
+def _admit_origins(app: FastAPI, origins: Sequence[str]) -> None:
+    app.add_middleware(
+        CORSMiddleware,
+        allow_origins=list(origins),
+        allow_methods=["GET", "HEAD", "POST"],
+        # whatever these origins' clients send: OpenAI's has a dozen of its own, more with each version
+        allow_headers=["*"],
+        expose_headers=[HEADER, "Retry-After"],
+    )
 
 
 async def _answer_error(request: Request, error: Exception) -> Response:

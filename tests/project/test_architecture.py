@@ -123,6 +123,7 @@ class TestSources:
     def test_is_short_enough_to_read(self, source: Path) -> None:
         code = source.read_text(encoding="utf-8")
         assert len(code.splitlines()) <= 400
+        assert [function.name for function in functions_of(code) if lines_of(function) > MOST_LINES] == []
 
     def test_verbs_import_at_the_top(self, source: Path) -> None:
         if room_of(source) == "cli":
