@@ -194,7 +194,7 @@ RECIPES: dict[str, dict[str, Any]] = {
 }
 
 
-def population(config: TrainConfig, seeds: int = 1, grid: str = "") -> dict[str, TrainConfig]:
+def make_population(config: TrainConfig, seeds: int = 1, grid: str = "") -> dict[str, TrainConfig]:
     """The settings of several prompts that learn together, by what tells them apart.
 
     Args:

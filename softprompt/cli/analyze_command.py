@@ -12,7 +12,7 @@ from softprompt.analysis.inspection.pruning import check_prunable, prune
 from softprompt.analysis.inspection.score_records import judging_metric
 from softprompt.cli.base_loading import load_base_of
 from softprompt.cli.console import say
-from softprompt.cli.option_values import columns_of, model_of
+from softprompt.cli.option_values import pop_column_options, pop_model_options
 from softprompt.cli.printing import print_result
 from softprompt.data.task import Task
 from softprompt.data.templates.template import Template
@@ -47,7 +47,7 @@ def run_inspect(
     as_json: bool,
     **options: Any,
 ) -> None:
-    model, columns = model_of(options), columns_of(options)
+    model, columns = pop_model_options(options), pop_column_options(options)
     if against is not None and options["instruction"] is not None:
         raise ConfigError("--against and --instruction exclude each other: give the one to compare with")
     if html is not None and html.is_dir():
@@ -95,7 +95,7 @@ def run_prune(
     as_json: bool,
     **options: Any,
 ) -> None:
-    model, columns = model_of(options), columns_of(options)
+    model, columns = pop_model_options(options), pop_column_options(options)
     check_free(out)
     prompt = load_prompt(prompt_place).judged_by(metric)
     check_prunable(prompt)
@@ -146,7 +146,7 @@ def run_monitor(
     as_json: bool,
     **options: Any,
 ) -> None:
-    chosen, columns = model_of(options), columns_of(options)
+    chosen, columns = pop_model_options(options), pop_column_options(options)
     if (store is None) == (not prompts):
         got = "neither" if store is None else "both"
         raise ConfigError(f"expected a store or saved prompts, got {got}: give --store or --prompt")

@@ -59,7 +59,7 @@ def make_callback(as_json: bool, tensorboard: Path | None = None) -> Callback:
     return callback if tensorboard is None else CallbackList([callback, TensorBoardLogger(tensorboard)])
 
 
-def over_processes(run: Run) -> Run:
+def join_processes(run: Run) -> Run:
     """``run``, which has ``device`` among its options, as one of the processes that a launcher may have started."""
 
     @functools.wraps(run)

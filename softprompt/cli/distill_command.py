@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from softprompt.cli.base_loading import defer_base, make_callback
-from softprompt.cli.option_values import columns_of, model_of, pairs, task_settings
+from softprompt.cli.option_values import parse_pairs, parse_task_settings, pop_column_options, pop_model_options
 from softprompt.cli.printing import print_result
 from softprompt.config import DistillConfig, TrainConfig
 from softprompt.data.examples import keep_answered
@@ -40,9 +40,9 @@ def run_distill(
     as_json: bool,
     **settings: Any,
 ) -> None:
-    model, columns = model_of(settings), columns_of(settings)
+    model, columns = pop_model_options(settings), pop_column_options(settings)
     how = DistillConfig.build(**{name: settings.pop(name) for name in DistillConfig.model_fields})
-    settings["method_options"] = pairs("--method-option", method_option, "NAME=VALUE", "encoder=lstm") or None
+    settings["method_options"] = parse_pairs("--method-option", method_option, "NAME=VALUE", "encoder=lstm") or None
     if lengths is not None and settings["length"] is not None:
         raise ConfigError("--length and --lengths exclude each other: give one of them")
     chosen = TrainConfig.load(config, **settings)
@@ -60,7 +60,7 @@ def run_distill(
         inputs,
         spec=None if prompt is None else prompt.spec,
         max_length=chosen.max_length,
-        **task_settings(template, labels, verbalizer, metric),
+        **parse_task_settings(template, labels, verbalizer, metric),
         **columns,
     )
     solved = choose_shots(keep_answered(task.train), shots, shots_seed) if shots else []

@@ -6,7 +6,7 @@ from typing import Any
 
 from softprompt.cli.base_loading import load_base, load_base_of
 from softprompt.cli.console import say
-from softprompt.cli.option_values import columns_of, given, model_of, task_settings
+from softprompt.cli.option_values import drop_unset, parse_task_settings, pop_column_options, pop_model_options
 from softprompt.cli.printing import print_json, print_result
 from softprompt.data.examples import Example
 from softprompt.data.split_assignment import Subsample, sample_examples
@@ -41,7 +41,7 @@ def run_eval(
     as_json: bool,
     **options: Any,
 ) -> None:
-    model, columns = model_of(options), columns_of(options)
+    model, columns = pop_model_options(options), pop_column_options(options)
     if prompt_folder is None and model_name is None:
         raise ConfigError("expected a saved prompt, or --model for the written prompt; got neither")
     if prompt_folder is not None and (template or labels or verbalizer or instruction or shots):
@@ -53,7 +53,7 @@ def run_eval(
         prompt = load_prompt(prompt_folder).judged_by(metric)
         task = Task.matching(prompt.spec, data, **columns)
     else:
-        task = Task.of(data, **task_settings(template, labels, verbalizer, metric), **columns)
+        task = Task.of(data, **parse_task_settings(template, labels, verbalizer, metric), **columns)
     whole = task.splits[split]
     examples = sample_examples(whole, limit, seed)
 
@@ -98,9 +98,9 @@ def run_predict(
         raise ConfigError("expected texts as arguments, or JSONL on standard input; got neither")
     if blank := [number for number, text in enumerate(texts, start=1) if not text.strip()]:
         raise DataError(f"text {blank[0]} is blank: expected words to answer")
-    model = model_of(generation)
+    model = pop_model_options(generation)
     room = generation.pop("max_new_tokens")
-    chosen = GenerationConfig(**given(max_new_tokens=room), **generation)
+    chosen = GenerationConfig(**drop_unset(max_new_tokens=room), **generation)
     prompt = load_prompt(prompt_folder)
     spec = prompt.spec
     base = load_base_of(prompt, model_name, model)

@@ -8,7 +8,7 @@ from typing import Any
 
 from softprompt.cli.base_loading import defer_base, make_callback
 from softprompt.cli.console import say
-from softprompt.cli.option_values import columns_of, given, model_of, task_settings
+from softprompt.cli.option_values import drop_unset, parse_task_settings, pop_column_options, pop_model_options
 from softprompt.cli.printing import print_result
 from softprompt.config import TrainConfig
 from softprompt.data.task import Task
@@ -37,7 +37,7 @@ def run_compare(
     as_json: bool,
     **options: Any,
 ) -> None:
-    columns = columns_of(options)
+    columns = pop_column_options(options)
 
     asked: dict[str, Any] = {"keep": keep, "current": current, "price_per_hour": price_per_hour}
     asked |= {"engine_python": engine_python, "engine_gguf": engine_gguf}
@@ -45,7 +45,7 @@ def run_compare(
     if shift_data is not None:
         terms = _add_shift(terms, task, shift_data, columns)
 
-    base = defer_base(model_name, model_of(options))
+    base = defer_base(model_name, pop_model_options(options))
     study = compare(base, task, methods, out, terms, make_callback(as_json))
     write_report(study, out, figures=True)
     summary = study.model_dump(mode="json", exclude={"results", "gold", "texts"})
@@ -60,8 +60,8 @@ def run_scale(
     **options: Any,
 ) -> None:
     names = check_models(models)
-    methods, terms, task = _prepare_comparison(options, columns_of(options))
-    model = model_of(options)
+    methods, terms, task = _prepare_comparison(options, pop_column_options(options))
+    model = pop_model_options(options)
     found, studies = compare_sizes(
         names, lambda name: defer_base(name, model), task, methods, out, terms, make_callback(as_json)
     )
@@ -85,10 +85,10 @@ def _prepare_comparison(
     methods = parse_methods(options["methods"])
     common = {name: options[name] for name in ("seeds", "steps", "rates", "batch_size", "instruction")}
     terms = ComparisonSettings(
-        **given(**common, budget=budget, **more), command=shlex.join(["softprompt", *sys.argv[1:]])
+        **drop_unset(**common, budget=budget, **more), command=shlex.join(["softprompt", *sys.argv[1:]])
     )
-    settings = task_settings(options["template"], options["labels"], options["verbalizer"], options["metric"])
-    task = Task.of(options["data"], **settings, **given(max_length=options["max_length"]), **columns)
+    settings = parse_task_settings(options["template"], options["labels"], options["verbalizer"], options["metric"])
+    task = Task.of(options["data"], **settings, **drop_unset(max_length=options["max_length"]), **columns)
     task = task.with_room(options["max_new_tokens"])
     for note in task.splits.notes:
         say(note)
@@ -120,12 +120,12 @@ def run_sweep(
     as_json: bool,
     **settings: Any,
 ) -> None:
-    model, columns = model_of(settings), columns_of(settings)
+    model, columns = pop_model_options(settings), pop_column_options(settings)
     fixed = TrainConfig.load(config, **settings)
     task = Task.of(
         data,
-        **task_settings(template, labels, verbalizer, metric),
-        **given(max_length=settings["max_length"]),
+        **parse_task_settings(template, labels, verbalizer, metric),
+        **drop_unset(max_length=settings["max_length"]),
         **columns,
     )
     task = task.with_room(max_new_tokens)

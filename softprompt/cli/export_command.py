@@ -6,7 +6,7 @@ from typing import Any
 
 from softprompt.cli.base_loading import defer_base, load_base_of
 from softprompt.cli.console import say
-from softprompt.cli.option_values import columns_of, model_of, task_settings
+from softprompt.cli.option_values import parse_task_settings, pop_column_options, pop_model_options
 from softprompt.cli.printing import print_result
 from softprompt.data.task import Task, TaskSpec
 from softprompt.errors import ConfigError
@@ -62,12 +62,12 @@ def run_import(
     as_json: bool,
     **options: Any,
 ) -> None:
-    model, columns = model_of(options), columns_of(options)
+    model, columns = pop_model_options(options), pop_column_options(options)
     if columns and data is None:
         raise ConfigError("--text-column, --label-column and --target-column are for --data: give it too")
     # what is quickly checked comes before what takes long
     check_free(out)
-    settings = task_settings(template, labels, verbalizer)
+    settings = parse_task_settings(template, labels, verbalizer)
     task: Task | TaskSpec | None = TaskSpec.of(**settings) if settings else None
     if data is not None:
         task = Task.of(data, **settings, **columns)

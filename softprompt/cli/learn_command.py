@@ -3,11 +3,11 @@
 from pathlib import Path
 from typing import Any
 
-from softprompt.cli.base_loading import defer_base, load_base, make_callback, over_processes
+from softprompt.cli.base_loading import defer_base, join_processes, load_base, make_callback
 from softprompt.cli.console import say
-from softprompt.cli.option_values import columns_of, model_of, pairs, task_settings
+from softprompt.cli.option_values import parse_pairs, parse_task_settings, pop_column_options, pop_model_options
 from softprompt.cli.printing import print_result
-from softprompt.config import TrainConfig, population
+from softprompt.config import TrainConfig, make_population
 from softprompt.data.builtin_data import rotten_tomatoes
 from softprompt.data.streaming import stream_splits
 from softprompt.data.task import Task
@@ -30,7 +30,7 @@ def run_demo(out: Path, steps: int | None, as_json: bool, **model: Any) -> None:
     print_result(result.to_dict(), make_demo_document(result), as_json)
 
 
-@over_processes
+@join_processes
 def run_train(
     model_name: str,
     data: str,
@@ -55,10 +55,10 @@ def run_train(
     as_json: bool,
     **settings: Any,
 ) -> None:
-    model, columns = {**model_of(settings), "sharding": sharding}, columns_of(settings)
-    settings["method_options"] = pairs("--method-option", method_option, "NAME=VALUE", "encoder=lstm") or None
+    model, columns = {**pop_model_options(settings), "sharding": sharding}, pop_column_options(settings)
+    settings["method_options"] = parse_pairs("--method-option", method_option, "NAME=VALUE", "encoder=lstm") or None
     chosen = TrainConfig.load(config, **settings)
-    members = population(chosen, seeds, grid or "")
+    members = make_population(chosen, seeds, grid or "")
     if ensemble and len(members) == 1:
         raise ConfigError("--ensemble keeps several prompts, expected --seeds or --grid beside it")
     callback = make_callback(as_json, tensorboard)
@@ -66,7 +66,7 @@ def run_train(
     if streaming:
         source, columns = stream_splits(data, **reader_options(template, columns.get("text_column")), **columns), {}
     task = Task.of(
-        source, max_length=chosen.max_length, **task_settings(template, labels, verbalizer, metric), **columns
+        source, max_length=chosen.max_length, **parse_task_settings(template, labels, verbalizer, metric), **columns
     )
     task = task.with_room(max_new_tokens)
     prompt = fit(
@@ -102,10 +102,10 @@ def run_multitask(
     as_json: bool,
     **settings: Any,
 ) -> None:
-    model, columns = model_of(settings), columns_of(settings)
+    model, columns = pop_model_options(settings), pop_column_options(settings)
     chosen = TrainConfig.load(config, **settings)
-    sources = pairs("--task", tasks, "NAME=DATA", "reviews=data/reviews")
-    taught = pairs("--teacher", teachers, "NAME=PROMPT", "reviews=prompts/reviews")
+    sources = parse_pairs("--task", tasks, "NAME=DATA", "reviews=data/reviews")
+    taught = parse_pairs("--teacher", teachers, "NAME=PROMPT", "reviews=prompts/reviews")
     read = {
         name: Task.of(data, max_length=chosen.max_length, metric=metric, **columns) for name, data in sources.items()
     }

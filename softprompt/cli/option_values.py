@@ -9,7 +9,7 @@ from softprompt.config import DataOptions
 from softprompt.errors import ConfigError
 
 
-def pairs(flag: str, options: tuple[str, ...], form: str, example: str) -> dict[str, str]:
+def parse_pairs(flag: str, options: tuple[str, ...], form: str, example: str) -> dict[str, str]:
     """``NAME=VALUE`` options by name; raises ConfigError for one that is not of this ``form``, or given twice."""
     found: dict[str, str] = {}
     for option in options:
@@ -22,11 +22,11 @@ def pairs(flag: str, options: tuple[str, ...], form: str, example: str) -> dict[
     return found
 
 
-def task_settings(
+def parse_task_settings(
     template: str | None, labels: str | None, verbalizer: tuple[str, ...], metric: str | None = None
 ) -> dict[str, Any]:
     """What ``Task.of`` and ``TaskSpec.of`` take of them: those that were given."""
-    return given(
+    return drop_unset(
         template=template,
         metric=metric,
         labels=None if labels is None else _label_names(labels),
@@ -56,7 +56,9 @@ def _verbalizers(options: tuple[str, ...]) -> dict[str, str]:
     for option in options:
         told = _json_of(option, dict)
         if told is None:
-            told = pairs("--verbalizer", (option,), "LABEL=WORDS", '1=good, or {"a=b": "good"} for a label with =')
+            told = parse_pairs(
+                "--verbalizer", (option,), "LABEL=WORDS", '1=good, or {"a=b": "good"} for a label with ='
+            )
         for name, words in told.items():
             if not isinstance(words, str) or name in found:
                 what = "another label" if name in found else "words"
@@ -74,16 +76,17 @@ def _json_of(option: str, kind: type) -> Any:
     return value if isinstance(value, kind) else None
 
 
-def given(**options: Any) -> dict[str, Any]:
+def drop_unset(**options: Any) -> dict[str, Any]:
+    """The options that were given."""
     return {name: value for name, value in options.items() if value is not None}
 
 
-def model_of(options: dict[str, Any]) -> dict[str, Any]:
+def pop_model_options(options: dict[str, Any]) -> dict[str, Any]:
     """What ``model_options`` gave, and ``device_map_option`` where a verb has it, taken out of ``options``."""
     model = {name: options.pop(name) for name in ("device", "dtype", "quantize", "trust_remote_code")}
     return {**model, "device_map": options.pop("device_map", None)}
 
 
-def columns_of(options: dict[str, Any]) -> dict[str, Any]:
+def pop_column_options(options: dict[str, Any]) -> dict[str, Any]:
     """What ``column_options`` gave, where it was given, taken out of ``options``."""
-    return given(**{name: options.pop(name) for name in DataOptions.model_fields})
+    return drop_unset(**{name: options.pop(name) for name in DataOptions.model_fields})

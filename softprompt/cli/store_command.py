@@ -6,7 +6,7 @@ from typing import Any
 
 from softprompt.cli.base_loading import load_base_of
 from softprompt.cli.console import say
-from softprompt.cli.option_values import columns_of, given, model_of
+from softprompt.cli.option_values import drop_unset, pop_column_options, pop_model_options
 from softprompt.cli.printing import print_result
 from softprompt.config import GateConfig
 from softprompt.data.examples import Example
@@ -121,8 +121,8 @@ def run_promote(
 ) -> None:
     thresholds = {"significance": significance, "tolerance": tolerance}
     config = GateConfig.load(gate_file, **thresholds) if gate_file else GateConfig.build(**thresholds)
-    model, columns = model_of(options), columns_of(options)
-    if data is None and (columns or limit or gate_file or given(**thresholds)):
+    model, columns = pop_model_options(options), pop_column_options(options)
+    if data is None and (columns or limit or gate_file or drop_unset(**thresholds)):
         raise ConfigError("--limit, thresholds and columns are for --data: give it too, or leave them out")
     check_alias(alias)
     reference = Reference.parse(version)

@@ -172,10 +172,10 @@ class Predictor:
     def _completions(self, texts: Sequence[tuple[int, ...]]) -> Iterator[Completed]:
         processes = self.base.processes
         # in step all make every token together; a sample is drawn by the place of its text
-        if processes.size == 1 or processes.in_lockstep or self.generation.warpers:
+        if processes.world_size == 1 or processes.in_lockstep or self.generation.warpers:
             yield from complete(self.base, self.prefix, texts, self.generation, EVALUATION_TOKENS)
             return
-        places = range(processes.index, len(texts), processes.size)
+        places = range(processes.rank, len(texts), processes.world_size)
         own = complete(self.base, self.prefix, [texts[i] for i in places], self.generation, EVALUATION_TOKENS)
         for part in processes.all_gather([(places[index], text, cut) for index, text, cut in own]):
             yield from ((index, text, cut) for index, text, cut in part)

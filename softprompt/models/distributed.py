@@ -32,29 +32,29 @@ class ProcessGroup:
     """The processes of one run.
 
     Attributes:
-        index: of this one, from 0. That one is the main one, which alone writes and prints.
-        size: how many there are.
-        local_index: of this one among those of its machine.
+        rank: of this one, from 0. That one is the main one, which alone writes and prints.
+        world_size: how many there are.
+        local_rank: of this one among those of its machine.
         in_lockstep: each holds a part of the weights (sharding.py), so all make every forward pass together.
     """
 
-    index: int = 0
-    size: int = 1
-    local_index: int = 0
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
     in_lockstep: bool = False
     _store: Any = field(default=None, repr=False, compare=False)
 
     def __str__(self) -> str:
-        number = "1 process" if self.size == 1 else f"{self.size} processes"
+        number = "1 process" if self.world_size == 1 else f"{self.world_size} processes"
         return f"{number} that share the weights" if self.in_lockstep else number
 
     @property
     def is_main(self) -> bool:
-        return self.index == 0
+        return self.rank == 0
 
     def check_alone(self, what: str) -> None:
         """Raise ConfigError for ``what`` each process would do whole."""
-        if self.size > 1:
+        if self.world_size > 1:
             raise ConfigError(f"{what} is for one process, got {self}: load the base model without processes")
 
     def device(self, name: str | None) -> str | None:
@@ -63,30 +63,30 @@ class ProcessGroup:
         Raises:
             ConfigError: several processes cannot share it.
         """
-        if self.size == 1:
+        if self.world_size == 1:
             return name
         chosen = name or ("cuda" if torch.cuda.is_available() else "cpu")
         if chosen not in ("cpu", "cuda"):
             raise ConfigError(f"--device {chosen}: several processes take cpu, or cuda, each a GPU of its own")
         if chosen == "cpu":
             return chosen
-        if self.local_index >= (found := torch.cuda.device_count()):
+        if self.local_rank >= (found := torch.cuda.device_count()):
             raise ConfigError(f"expected a GPU for each process of a machine, found {found}: start no more than that")
-        return f"cuda:{self.local_index}"
+        return f"cuda:{self.local_rank}"
 
     def parts(self, items: Sequence[Any]) -> list[list[Any]]:
         """Items with ``ids`` dealt to the processes, so that each has as many and as long ones."""
-        if self.size == 1:
+        if self.world_size == 1:
             return [list(items)]
         dealt = sorted(items, key=lambda item: len(item.ids), reverse=True)
-        return [dealt[index :: self.size] for index in range(self.size)]
+        return [dealt[index :: self.world_size] for index in range(self.world_size)]
 
     def share_passes(self, passes: Sequence[Sequence[list[Any]]]) -> list[list[Any]]:
         """The forward passes of this process among those of each.
 
         In step, all make as many: a pass too many reads an item and asks nothing of it.
         """
-        own = list(passes[self.index])
+        own = list(passes[self.rank])
         if self.in_lockstep:
             first = next(chunk[0] for chunks in passes for chunk in chunks)
             idle = replace(first, positions=(), targets=(), decisions=())
@@ -95,24 +95,24 @@ class ProcessGroup:
 
     def take_turns(self, chunks: Sequence[list[Any]]) -> list[list[Any]]:
         """The forward passes of this process where they are taken in turn."""
-        return self.share_passes([chunks[index :: self.size] for index in range(self.size)])
+        return self.share_passes([chunks[index :: self.world_size] for index in range(self.world_size)])
 
     def sum(self, tensor: Tensor) -> Tensor:
         """The sum over all processes, the same in each; ``tensor`` becomes it."""
-        if self.size > 1:
+        if self.world_size > 1:
             torch.distributed.all_reduce(tensor)
         return tensor
 
     def sum_numbers(self, *numbers: float) -> list[float]:
         """The sum of each number over all processes."""
-        if self.size == 1:
+        if self.world_size == 1:
             return list(numbers)
         summed: list[float] = self.sum(torch.tensor(numbers, dtype=torch.float64)).tolist()
         return summed
 
     def sum_gradients(self, parameters: Sequence[Tensor]) -> None:
         """Put in place of each gradient its sum over all processes; a process without examples has none to add."""
-        if self.size == 1:
+        if self.world_size == 1:
             return
         gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
         # one message: there are few numbers, and much to wait for with every message
@@ -122,13 +122,13 @@ class ProcessGroup:
 
     def broadcast_in_place(self, tensors: Sequence[Tensor]) -> None:
         """Give ``tensors`` the values that they have in the main process."""
-        if self.size > 1:
+        if self.world_size > 1:
             for tensor in tensors:
                 torch.distributed.broadcast(tensor, src=0)
 
     def broadcast(self, value: Any) -> Any:
         """What the main process has for ``value``, which JSON must have words for."""
-        return value if self.size == 1 else json.loads(self._bytes_of_main(json.dumps(value).encode()))
+        return value if self.world_size == 1 else json.loads(self._bytes_of_main(json.dumps(value).encode()))
 
     def broadcast_tensors(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """What the main process has for ``tensors``, by name."""
@@ -138,11 +138,11 @@ class ProcessGroup:
 
     def all_gather(self, value: Any) -> list[Any]:
         """What each process has for ``value``, which JSON must have words for."""
-        if self.size == 1:
+        if self.world_size == 1:
             return [value]
         content = json.dumps(value).encode()
-        sizes = [0] * self.size
-        sizes[self.index] = len(content)
+        sizes = [0] * self.world_size
+        sizes[self.rank] = len(content)
         sizes = [int(size) for size in self.sum_numbers(*sizes)]
         own = torch.zeros(max(sizes), dtype=torch.uint8)
         own[: len(content)] = torch.frombuffer(bytearray(content), dtype=torch.uint8)
@@ -152,7 +152,7 @@ class ProcessGroup:
 
     def wait(self) -> None:
         """Until all processes have come here."""
-        if self.size > 1:
+        if self.world_size > 1:
             self.sum_numbers(0.0)
 
     def is_first_to_fail(self) -> bool:
@@ -163,7 +163,7 @@ class ProcessGroup:
             if not self.is_main:
                 with suppress(torch.distributed.DistStoreError):
                     self._store.wait([_FAILED], _PATIENCE)
-            return int(self._store.compare_set(_FAILED, "", str(self.index))) == self.index
+            return int(self._store.compare_set(_FAILED, "", str(self.rank))) == self.rank
         except RuntimeError:  # where the store was, there is nobody to say it any more
             return True
 
@@ -202,7 +202,7 @@ def join_process_group(device: str | None = None) -> Iterator[ProcessGroup]:
     chosen = processes.device(device)  # as all know it, so all refuse it
     on_gpu = chosen is not None and chosen.startswith("cuda")
     if on_gpu:
-        torch.cuda.set_device(processes.local_index)
+        torch.cuda.set_device(processes.local_rank)
     else:
         # a process that waits on NCCL would not hear it, and is better ended at once
         signal.signal(signal.SIGTERM, _raise_ended)

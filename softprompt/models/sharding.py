@@ -26,7 +26,7 @@ def check_placement(
     """Raise ConfigError unless a model can be placed so, MissingExtraError where that needs ``accelerate``."""
     if sharding not in (None, "fsdp"):
         raise ConfigError(f"unknown sharding '{sharding}': expected fsdp, or none")
-    if sharding is not None and processes.size == 1:
+    if sharding is not None and processes.world_size == 1:
         raise ConfigError(f"sharding {sharding} is for several processes: start them as in {LAUNCH_EXAMPLE}")
     if sharding is not None and quantize is not None:
         raise ConfigError(f"sharding {sharding} shares plain weights: leave the quantization {quantize} out")
@@ -34,7 +34,7 @@ def check_placement(
         return
     if isinstance(device_map, str) and device_map != "auto":
         raise ConfigError(f"unknown device map '{device_map}': expected auto, or in Python a device for each module")
-    if processes.size > 1:
+    if processes.world_size > 1:
         raise ConfigError("a device map is for one process: give --sharding fsdp to share a model over several")
     if device is not None:
         raise ConfigError(f"a device map says where everything goes: leave the device {device} out")
@@ -62,7 +62,7 @@ def shard(model: Any, device: torch.device, processes: ProcessGroup, name: str) 
     whole = {parameter for parameter in model.parameters() if parameter not in shared}
     for tensor in (*whole, *model.buffers()):
         tensor.data = tensor.data.to(device)
-    mesh = init_device_mesh(device.type, (processes.size,))
+    mesh = init_device_mesh(device.type, (processes.world_size,))
     for layer in layers:
         fully_shard(layer, mesh=mesh)
     # with one root above them, a layer is fetched while the one before it computes

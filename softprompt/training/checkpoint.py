@@ -193,7 +193,7 @@ class Checkpoint:
 def load_for_all(checkpoint: Checkpoint | None, processes: ProcessGroup) -> SavedCheckpoint | None:
     """The checkpoint that the main process reads, in all of them; the others are given none. Raises as ``load``."""
     saved = checkpoint.load() if checkpoint is not None else None
-    if processes.size == 1:
+    if processes.world_size == 1:
         return saved
     facts = processes.broadcast(None if saved is None else [saved.learners, saved.processes])
     if facts is None:

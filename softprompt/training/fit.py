@@ -76,9 +76,9 @@ def fit(
             letters, digits, ``.``, ``_`` and ``-``, which is also its prompt's folder within ``out``.
         out: folder to save to. The unfinished run is kept beside it, in ``OUT.run``, so that it can be resumed.
         config: the settings; or single ones by name (``length=20``, ``steps=300``, ``init="labels"``, ...). Several,
-            by the name each is reported under (see ``population``), learn one task in the same forward passes; the best
-            on validation is given, and what each reached is under ``training["population"]``. Of several tasks, the
-            method and its options play no role.
+            by the name each is reported under (see ``make_population``), learn one task in the same forward passes; the
+            best on validation is given, and what each reached is under ``training["population"]``. Of several tasks,
+            the method and its options play no role.
         callback: is told of the run (see ``callbacks.py``).
         resume, restart: go on with the unfinished run of ``out``, to the same bytes; or throw it away.
         evaluate_test: score the test split once at the end, if there is one.

@@ -261,8 +261,8 @@ def _evaluate(
         improved = progress.record_evaluation(step, value, loss, validation.standard_error(value), patience)
         if improved:
             learner.record_best(candidate)
-        if base.processes.size > 1 or any("processes" in record for record in progress.history):
-            progress.history[-1]["processes"] = base.processes.size
+        if base.processes.world_size > 1 or any("processes" in record for record in progress.history):
+            progress.history[-1]["processes"] = base.processes.world_size
         metric = f"{validation.metric} of {learner.name}" if learner.name else validation.metric
         callback.on_evaluate(step, metric, value, loss, improved)
         if (text := learner.describe_stop()) is not None:

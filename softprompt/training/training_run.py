@@ -111,7 +111,7 @@ def open_run(
         "device and dtype": [str(base.device), str(base.dtype)],
         "threads": torch.get_num_threads(),
         "compiled": any(should_compile(base, config.compile, config.steps) for config in configs.values()),
-        **({"processes": str(base.processes)} if base.processes.size > 1 else {}),
+        **({"processes": str(base.processes)} if base.processes.world_size > 1 else {}),
         "task": _plain({name: task.spec.to_dict() for name, task in tasks.items()}),
         "data": _plain({name: task.splits.fingerprint for name, task in tasks.items()}),
         "versions": library_versions(),
@@ -235,7 +235,7 @@ def save_run_result(
         "command": sys.argv,
         "machine": f"{platform.machine()} {platform.system()}",
         "threads": torch.get_num_threads(),
-        **({"processes": str(processes)} if processes.size > 1 else {}),
+        **({"processes": str(processes)} if processes.world_size > 1 else {}),
     }
     facts = json.dumps({**record, **prompt.manifest()}, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     try:

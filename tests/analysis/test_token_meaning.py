@@ -19,7 +19,7 @@ from softprompt.analysis.inspection.ablation import (
 )
 from softprompt.analysis.inspection.attention_weights import measure_attention
 from softprompt.analysis.inspection.token_meaning import continue_prompt, describe_tokens
-from softprompt.config import TrainConfig, population
+from softprompt.config import TrainConfig, make_population
 from softprompt.data.task import TaskSpec
 from softprompt.errors import BaseModelError
 from softprompt.inference.predictor import Predictor
@@ -109,7 +109,7 @@ class TestStart:
     def test_of_each_member_of_an_ensemble(self) -> None:
         base, task = tiny_base("llama"), reviews_task()
         config = TrainConfig.build(**{**FAST, "steps": 2, "learning_rate": 1e-9, "init": "vocab"})
-        prompt = fit(base, task, config=population(config, seeds=3), ensemble=True)
+        prompt = fit(base, task, config=make_population(config, seeds=3), ensemble=True)
         starts = rebuild_starts(prompt, base, None)
         assert not isinstance(starts, str)
         assert len(starts) == 3

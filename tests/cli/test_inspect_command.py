@@ -11,7 +11,7 @@ from helpers.small_tasks import FAST, answers, command, noise, reviews, reviews_
 from helpers.tiny_models import save_tiny, tiny_base
 
 from softprompt.analysis.inspection.inspect_prompt import read_history
-from softprompt.config import TrainConfig, population
+from softprompt.config import TrainConfig, make_population
 from softprompt.data.task import Task
 from softprompt.models.loading import load_model
 from softprompt.store.prompt_loading import load_prompt
@@ -38,7 +38,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     fit(base, task, out=folder / "prompts" / "p", **FAST)
     fit(base, task, out=folder / "prompts" / "other", **FAST, seed=1)
     fit(base, task, out=folder / "keys", **FAST, method="prefix-tuning")
-    fit(base, task, config=population(TrainConfig.build(**FAST), seeds=2), ensemble=True, out=folder / "both")
+    fit(base, task, config=make_population(TrainConfig.build(**FAST), seeds=2), ensemble=True, out=folder / "both")
     says = Task.generation(answers(), template="{{ text }}:")
     fit(base, says, out=folder / "says", evaluate_test=False, **{**FAST, "init": "text"})
     write_data(folder / "outputs", answers())

@@ -11,7 +11,7 @@ import pytest
 from helpers.small_tasks import FAST, command, reviews, write_data
 from helpers.tiny_models import save_tiny, tiny_base
 
-from softprompt.cli.option_values import task_settings
+from softprompt.cli.option_values import parse_task_settings
 from softprompt.data.examples import Columns, Example, unlabelled_example
 from softprompt.data.splits import Splits, read_examples, read_splits
 from softprompt.data.streaming import stream_splits
@@ -328,7 +328,7 @@ class TestLabels:
         for labels in ("a,\nb\rc", "[]", '["a", ""]', "a,,b"):
             done = command("train", "--model", "none", "--data", "none", "--out", tmp_path / "p", "--labels", labels)
             assert (done.code, "expected names with commas between them" in done.err) == (2, True), done.err
-        assert task_settings(None, "[0, 1, true]", ())["labels"] == ["0", "1", "true"]
+        assert parse_task_settings(None, "[0, 1, true]", ())["labels"] == ["0", "1", "true"]
 
 
 class TestColumns:

@@ -22,7 +22,7 @@ from helpers.small_tasks import FAST, TEMPLATE, Recorder, answers, reviews_task
 
 import softprompt.inference.scoring as objective
 import softprompt.training.validation as validation
-from softprompt.config import TrainConfig, population
+from softprompt.config import TrainConfig, make_population
 from softprompt.data.task import Task
 from softprompt.models.distributed import ProcessGroup, join_process_group
 from softprompt.models.frozen_lm import FrozenLM
@@ -53,7 +53,7 @@ def made(base: FrozenLM, name: str, out: Path) -> Recorder:
     seeds = settings.pop("seeds", 1)
     config = TrainConfig.build(**{**FAST, "patience": 0, "init": "random", **settings})
     seen = Recorder()
-    fit(base, task, config=population(config, seeds, ""), out=out, callback=seen)
+    fit(base, task, config=make_population(config, seeds, ""), out=out, callback=seen)
     return seen
 
 

@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import softprompt as sp
-from softprompt.config import population
+from softprompt.config import make_population
 from softprompt.experiments.baselines.finetuning import FinetuningConfig
 from softprompt.experiments.baselines.full_finetuning import fit_full
 from softprompt.experiments.baselines.lora import fit_lora
@@ -156,7 +156,7 @@ def several() -> Iterator[tuple[str, dict[str, Any]]]:
         yield f"multitask {name}", saved(prompt)
     for name, prompt in sp.fit(base, tasks, config=config, teachers=teachers).items():
         yield f"multitask taught {name}", saved(prompt)
-    members = population(config, seeds=2, grid="learning_rate=0.1,0.5")
+    members = make_population(config, seeds=2, grid="learning_rate=0.1,0.5")
     yield "population", saved(sp.fit(base, classification(), config=members))
     yield "ensemble", saved(sp.fit(base, classification(), config=members, ensemble=True))
 

@@ -20,7 +20,7 @@ from helpers.tiny_models import tiny_base
 from safetensors.torch import load_file
 
 import softprompt as sp
-from softprompt.config import population
+from softprompt.config import make_population
 from softprompt.training.distillation.teacher import Teacher
 
 SHARED: dict[str, dict[str, Any]] = {
@@ -102,11 +102,11 @@ def multitask() -> Iterator[tuple[str, dict[str, Any]]]:
 def together() -> Iterator[tuple[str, dict[str, Any]]]:
     for name, settings in PROMPTS.items():
         rates = {} if "learning_rate" in settings else {"grid": "learning_rate=0.1,0.5"}
-        members = population(config_of(**settings), **(rates or {"seeds": 2}))
+        members = make_population(config_of(**settings), **(rates or {"seeds": 2}))
         yield f"population {name}", r.saved(sp.fit(tiny_base("llama"), r.classification(), config=members))
     mixed = {name: config_of(method=name) for name in r.METHODS}
     yield "population of methods", r.saved(sp.fit(tiny_base("llama"), r.classification(), config=mixed))
-    members = population(config_of(), grid="length=2,4")
+    members = make_population(config_of(), grid="length=2,4")
     for family in ("llama", "mamba", "t5"):
         yield f"population generation {family}", r.saved(sp.fit(tiny_base(family), r.generation(), config=members))
 
@@ -132,7 +132,7 @@ def weights(learn: Callable[..., Any], file: str, family: str, task: str, **sett
 def resumed() -> Iterator[tuple[str, dict[str, Any]]]:
     """Runs that ended in their fifth step, and went on."""
     base, config = tiny_base("llama"), config_of(checkpoint_every=2)
-    members = population(config, seeds=2)
+    members = make_population(config, seeds=2)
 
     def members_of_task(**how: Any) -> Any:
         return sp.fit(base, r.classification(), config=members, **how)

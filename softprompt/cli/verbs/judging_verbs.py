@@ -12,6 +12,7 @@ from softprompt.cli.verbs.options import (
     Command,
     bad_rows_option,
     column_options,
+    combine_options,
     data_option,
     device_map_option,
     json_option,
@@ -23,7 +24,6 @@ from softprompt.cli.verbs.options import (
     room_option,
     setting_options,
     task_options,
-    together,
     trust_option,
     vote_option,
 )
@@ -38,7 +38,7 @@ SCALED = "prompt-tuning,lora,full"
 
 def study_options(methods: str) -> Callable[[Command], Command]:
     """What both verbs take, with the methods that each compares by default."""
-    return together(
+    return combine_options(
         data_option("With a test split."),
         click.option(
             "--methods", type=GIVEN, default=methods, help=f"Comma-separated (docs/how-to/compare.md).  [{methods}]"

@@ -55,7 +55,7 @@ WORDS, SETTING_WORDS, LABEL_NAMES, LABEL_WORDS = _Words(empty=True), _Words(), _
 INIT_WORDS = _Words(only="text:")
 
 
-def together(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
+def combine_options(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
     """One decorator of several, whose options are shown in this order."""
 
     def added(command: Command) -> Command:
@@ -85,7 +85,7 @@ def setting_options(
         told: what the help says of a field in place of its description.
     """
     names = [name for name in only or model.model_fields if name not in without]
-    return together(
+    return combine_options(
         *(
             _setting_option(name, (flags or {}).get(name), model.model_fields[name], told.get(name), checked)
             for name in names
@@ -133,7 +133,7 @@ trust_option = click.option("--trust-remote-code", is_flag=True, help="Let the m
 quantize_option = click.option(
     "--quantize", help="int8 (torchao), bnb-int8 or bnb-nf4 (bitsandbytes). Default: weights as saved."
 )
-model_options = together(
+model_options = combine_options(
     click.option("--device", help="cpu, cuda, cuda:1, mps. Default: a GPU if there is one."),
     click.option("--dtype", help="float32, bfloat16 or float16. Default: what is fast here."),
     quantize_option,
@@ -180,7 +180,7 @@ def data_option(told: str = "", *, required: bool = True) -> Callable[[Command],
     return click.option("--data", type=GIVEN, required=required, help=f"{what} {told}".rstrip())
 
 
-task_options = together(
+task_options = combine_options(
     click.option(
         "--template",
         type=WORDS,
@@ -202,7 +202,7 @@ method_option = click.option(
     metavar="NAME=VALUE",
     help="What only this method has, as encoder=lstm. Repeatable.",
 )
-resume_options = together(
+resume_options = combine_options(
     click.option("--resume", is_flag=True, help="Go on with the unfinished run of --out."),
     click.option("--restart", is_flag=True, help="Drop the unfinished run of --out and begin anew."),
 )

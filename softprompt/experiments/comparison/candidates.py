@@ -11,6 +11,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
+import yaml
+
 from softprompt.config import TrainConfig
 from softprompt.data.task import Task
 from softprompt.errors import ConfigError, MissingExtraError, SoftpromptError
@@ -162,8 +164,6 @@ def parse_options(name: str, options: str) -> dict[str, Any]:
     Raises:
         ConfigError: it is not of this form, or sets what all methods of a comparison have in common.
     """
-    import yaml
-
     settings: dict[str, Any] = {}
     for part in filter(None, options.split(":")):
         key, equals, value = (piece.strip() for piece in part.partition("="))
