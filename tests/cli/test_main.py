@@ -188,6 +188,8 @@ class TestMistakesInTraining:
             (["--verbalizer", "god=fine"], "verbalizer for unknown label 'god': labels are bad, good"),
             (["--labels", "good,neutral"], "the train split has label 'bad'"),
             (["--lenght", "4"], "No such option '--lenght'"),
+            (["--example", " "], "expected an example of 1 to 2,000 characters, got 0"),
+            (["--example", "x" * 2001], "expected an example of 1 to 2,000 characters, got 2,001"),
         ],
     )
     def test_settings(self, place: Path, tmp_path: Path, more: list[str], words: str) -> None:
@@ -196,8 +198,6 @@ class TestMistakesInTraining:
     @pytest.mark.parametrize(
         ("more", "words"),
         [
-            (["--example", " "], "expected an example of 1 to 2,000 characters, got 0"),
-            (["--example", "x" * 2001], "expected an example of 1 to 2,000 characters, got 2,001"),
             (["--dtype", "float12"], "unknown dtype 'float12': expected one of float32"),
             (["--device", "abacus"], "device 'abacus' cannot be used here"),
             (["--verbalizer", "good=bad"], "labels 'bad' and 'good' are the same tokens"),
