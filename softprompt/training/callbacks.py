@@ -3,7 +3,7 @@
 import json
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -41,17 +41,25 @@ class CallbackList(Callback):
     def __init__(self, callbacks: Sequence[Callback]) -> None:
         self._callbacks = tuple(callbacks)
 
-
-def _call_all(name: str) -> Callable[..., None]:
-    def call(self: CallbackList, *values: Any) -> None:
+    def on_train_begin(self, first_step: int, steps: int, learned: int, frozen: int) -> None:
         for callback in self._callbacks:
-            getattr(callback, name)(*values)
+            callback.on_train_begin(first_step, steps, learned, frozen)
 
-    return call
+    def on_step_end(self, step: int, loss: float, learning_rate: float, examples_per_second: float) -> None:
+        for callback in self._callbacks:
+            callback.on_step_end(step, loss, learning_rate, examples_per_second)
 
+    def on_evaluate(self, step: int, metric: str, value: float, loss: float, best: bool) -> None:
+        for callback in self._callbacks:
+            callback.on_evaluate(step, metric, value, loss, best)
 
-for _name in ("on_train_begin", "on_step_end", "on_evaluate", "on_message", "on_train_end"):
-    setattr(CallbackList, _name, _call_all(_name))
+    def on_message(self, text: str) -> None:
+        for callback in self._callbacks:
+            callback.on_message(text)
+
+    def on_train_end(self) -> None:
+        for callback in self._callbacks:
+            callback.on_train_end()
 
 
 class StepTimer(CallbackList):

@@ -1,6 +1,7 @@
 """What learns in the training loop: its parameters and optimiser, its data, where it stands, the best it has been."""
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -86,7 +87,7 @@ class Progress:
         return best
 
 
-class Learner:
+class Learner(ABC):
     """What the training loop knows of a learner; several can share the forward passes of one frozen model.
 
     Attributes:
@@ -141,20 +142,20 @@ class Learner:
         self.progress.stream = self.loader.position
         return batch
 
+    @abstractmethod
     def state(self) -> PromptState | None:
         """The prompt as it stands, with gradient; ``None``: it is the model that learns."""
-        raise NotImplementedError
 
+    @abstractmethod
     def candidate(self) -> PromptState | None:
         """The prompt as it would be saved now."""
-        raise NotImplementedError
 
     def record_best(self, candidate: PromptState | None) -> None:
         """Have it as the best so far."""
         assert candidate is not None
         self.best = candidate
 
-    def collect_gradients(self) -> None:
+    def collect_gradients(self) -> None:  # noqa: B027 (a hook; most learners need none)
         """Called after each backward pass."""
 
     def clip_gradients(self) -> float:

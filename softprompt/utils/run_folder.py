@@ -30,9 +30,9 @@ class RunFolder:
         records: the folder in it that the records land in.
     """
 
-    what: ClassVar[str] = "comparison"
-    doing: ClassVar[str] = "comparing"
-    records: ClassVar[str] = "results"
+    what: ClassVar[str]
+    doing: ClassVar[str]
+    records: ClassVar[str]
 
     def __init__(self, path: Path, setup: Mapping[str, Any]) -> None:
         """``setup``: what must be the same in all results, as JSON has it."""

@@ -9,7 +9,7 @@ report.json, ...       all of it, once every method is finished (see report/)
 """
 
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from softprompt.data.task import Task
 from softprompt.experiments.comparison.study_records import Result
@@ -19,6 +19,10 @@ from softprompt.utils.run_folder import RunFolder, make_file_name
 
 class StudyFolder(RunFolder):
     """A comparison's folder."""
+
+    what: ClassVar[str] = "comparison"
+    doing: ClassVar[str] = "comparing"
+    records: ClassVar[str] = "results"
 
     def result(self, name: str, seed: int) -> Result | None:
         """What landed of a method's seed, if anything.

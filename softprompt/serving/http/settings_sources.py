@@ -31,7 +31,7 @@ class EnvironmentSource(EnvSettingsSource):
 class LayeredServerSettings(ServerSettings, BaseSettings):
     """Settings from all of their sources; ``config``: the file."""
 
-    model_config = SettingsConfigDict(env_prefix="SOFTPROMPT_", case_sensitive=True)
+    model_config = SettingsConfigDict(env_prefix="SOFTPROMPT_")
 
     @classmethod
     def settings_customise_sources(
@@ -39,7 +39,7 @@ class LayeredServerSettings(ServerSettings, BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         assert isinstance(init_settings, InitSettingsSource)
         file = init_settings.init_kwargs.pop("config", None)
-        environment = EnvironmentSource(settings_cls, case_sensitive=False)
+        environment = EnvironmentSource(settings_cls)
         # pydantic-settings would mix objects of several sources
         known = environment().keys()
         values = {} if file is None else read_settings_file(file)
