@@ -161,7 +161,7 @@ def run_softprompt(connection: Pipe, setup: Setup, steps: int) -> None:
     from softprompt.data.task import Task
     from softprompt.models.builtin_models import MODEL_NAME
     from softprompt.models.loading import load_model
-    from softprompt.training.callbacks import Callback
+    from softprompt.training.callbacks.callback import Callback
     from softprompt.training.loop import train_together
 
     base = load_model(setup.model, device=setup.device)

@@ -17,7 +17,9 @@ from softprompt.models.frozen_lm import FrozenLM
 from softprompt.models.loading import load_model
 from softprompt.models.quantization import SCHEMES
 from softprompt.prompts.saved_prompt import Prompt
-from softprompt.training.callbacks import Callback, CallbackList, ProgressBar, ProgressPrinter, TensorBoardLogger
+from softprompt.training.callbacks.callback import Callback, CallbackList
+from softprompt.training.callbacks.progress import ProgressBar, ProgressPrinter
+from softprompt.training.callbacks.trackers import TensorBoardLogger
 from softprompt.training.run_checks import DeferredBase
 
 Run = TypeVar("Run", bound=Callable[..., None])

@@ -14,7 +14,7 @@ from softprompt.inference.evaluation import Evaluation, evaluate
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.saved_prompt import Prompt
 from softprompt.prompts.written_prompt import choose_shots, written_prompt
-from softprompt.training.callbacks import Callback
+from softprompt.training.callbacks.callback import Callback
 from softprompt.training.fit import fit
 from softprompt.utils.files import check_free
 

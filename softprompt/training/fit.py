@@ -13,7 +13,7 @@ from softprompt.models.distributed import ProcessGroup
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.saved_prompt import Prompt
 from softprompt.store.prompt_loading import pin_reference
-from softprompt.training.callbacks import Callback
+from softprompt.training.callbacks.callback import Callback
 from softprompt.training.checkpoint import Checkpoint
 from softprompt.training.loop import TrainingResult, train_together
 from softprompt.training.multitask import train_multitask
@@ -79,7 +79,7 @@ def fit(
             by the name each is reported under (see ``make_population``), learn one task in the same forward passes; the
             best on validation is given, and what each reached is under ``training["population"]``. Of several tasks,
             the method and its options play no role.
-        callback: is told of the run (see ``callbacks.py``).
+        callback: is told of the run (see ``callbacks/callback.py``).
         resume, restart: go on with the unfinished run of ``out``, to the same bytes; or throw it away.
         evaluate_test: score the test split once at the end, if there is one.
         ensemble: give the prompts of several settings as one that answers by vote, instead of the best.

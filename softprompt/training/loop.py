@@ -21,7 +21,7 @@ from softprompt.models.kernels.compilation import CompiledRun
 from softprompt.prompts.inline_prefix import make_learning_prefix
 from softprompt.prompts.prefix import make_prefix
 from softprompt.prompts.state import PromptState
-from softprompt.training.callbacks import Callback
+from softprompt.training.callbacks.callback import Callback
 from softprompt.training.checkpoint import Checkpoint, SavedCheckpoint, load_for_all
 from softprompt.training.gradient_checkpointing import checkpoint_gradients
 from softprompt.training.learner import Learner, PromptLearner

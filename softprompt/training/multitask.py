@@ -27,7 +27,7 @@ from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.methods.multitask_prompt_tuning import MultitaskPrompt
 from softprompt.prompts.prefix import Prefix, make_prefix
 from softprompt.prompts.state import PromptState
-from softprompt.training.callbacks import Callback
+from softprompt.training.callbacks.callback import Callback
 from softprompt.training.checkpoint import Checkpoint
 from softprompt.training.data_loader import InMemoryLoader
 from softprompt.training.initialization import initialize

@@ -27,7 +27,7 @@ from softprompt.models.kernels.compilation import should_compile
 from softprompt.prompts.saved_prompt import Prompt
 from softprompt.store.input_profile import PROFILE_FILE
 from softprompt.store.learned_rows import ROWS_FILE, LearnedRows, read_learned
-from softprompt.training.callbacks import Callback
+from softprompt.training.callbacks.callback import Callback
 from softprompt.training.checkpoint import Checkpoint
 from softprompt.training.input_profiling import profile_inputs
 from softprompt.training.loop import TrainingResult

@@ -17,7 +17,7 @@ from softprompt.experiments.comparison.candidates import (
 from softprompt.inference.predictor import Predictor
 from softprompt.prompts.methods.method_registry import METHODS
 from softprompt.prompts.written_prompt import choose_shots, written_prompt
-from softprompt.training.callbacks import StepTimer
+from softprompt.training.callbacks.step_timer import StepTimer
 
 
 def refused(names: str) -> str:
@@ -156,7 +156,7 @@ class TestTogether:
 class TestStepTimer:
     def test_goes_on_where_an_earlier_process_ended(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         now = 100.0
-        monkeypatch.setattr("softprompt.training.callbacks.time.perf_counter", lambda: now)
+        monkeypatch.setattr("softprompt.training.callbacks.step_timer.time.perf_counter", lambda: now)
         first = StepTimer(Recorder(), tmp_path / "clock.json")
         first.on_train_begin(0, 60, 1, 1)
         for step in range(1, 31):

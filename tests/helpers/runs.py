@@ -3,7 +3,7 @@
 from softprompt.config import TrainConfig
 from softprompt.data.task import Task
 from softprompt.models.frozen_lm import FrozenLM
-from softprompt.training.callbacks import Callback
+from softprompt.training.callbacks.callback import Callback
 from softprompt.training.checkpoint import Checkpoint
 from softprompt.training.loop import TrainingResult, train_together
 

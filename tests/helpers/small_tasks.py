@@ -14,7 +14,7 @@ from softprompt.cli.main import main
 from softprompt.data.examples import Example
 from softprompt.data.splits import Splits
 from softprompt.data.task import Task
-from softprompt.training.callbacks import Callback
+from softprompt.training.callbacks.callback import Callback
 
 WORDS = {"good": ("great", "fine"), "bad": ("dull", "poor")}
 TEMPLATE = "{{ text }}:"

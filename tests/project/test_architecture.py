@@ -30,7 +30,7 @@ TOLD = {"echo", "secho", "echo_via_pager", "confirm", "prompt", "progressbar"}
 WRITERS = {
     "printing": ["click.echo"] * 3,
     "console": ["click.echo"],
-    "callbacks": ["print", "Console"],
+    "progress": ["print", "Console"],
     "terminal": ["Console"],
 }
 RUNS_CODE_ON_LOADING = {"pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}

@@ -18,7 +18,7 @@ from softprompt.errors import ERROR_CHARACTERS, SoftpromptError, printable, prin
 from softprompt.export.export_readme import list_task_lines
 from softprompt.inference.predictor import Prediction
 from softprompt.serving.logging_config import JsonFormatter
-from softprompt.training.callbacks import ProgressBar, ProgressPrinter
+from softprompt.training.callbacks.progress import ProgressBar, ProgressPrinter
 
 HOSTILE = "\x1b]0;x\x07\x1b[2J\x9b31m\u202egood\u2066\u2028\n\r\tbad\t0.9999\x7f\u200f\u00ad\ufeff\U000e0041"
 

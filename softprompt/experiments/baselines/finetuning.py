@@ -21,7 +21,8 @@ from softprompt.experiments.baselines.fitted_baseline import make_curve
 from softprompt.inference.scoring import AnswerScorer
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.state import PromptState
-from softprompt.training.callbacks import Callback, StepTimer
+from softprompt.training.callbacks.callback import Callback
+from softprompt.training.callbacks.step_timer import StepTimer
 from softprompt.training.data_loader import InMemoryLoader
 from softprompt.training.learner import Learner
 from softprompt.training.loop import run_training

@@ -24,7 +24,7 @@ from softprompt.experiments.baselines.model_copies import copy_sharing_weights
 from softprompt.inference.generation import GenerationConfig
 from softprompt.inference.predictor import Predictor
 from softprompt.models.frozen_lm import FrozenLM
-from softprompt.training.callbacks import Callback
+from softprompt.training.callbacks.callback import Callback
 from softprompt.utils.files import atomic_folder, check_free, write_durably
 
 RATE = 1e-3

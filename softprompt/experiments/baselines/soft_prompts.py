@@ -10,7 +10,8 @@ from softprompt.errors import SoftpromptError, TrainingError
 from softprompt.experiments.baselines.fitted_baseline import FittedBaseline, count_bytes, count_prefix_bytes, make_curve
 from softprompt.inference.predictor import Predictor
 from softprompt.models.frozen_lm import FrozenLM
-from softprompt.training.callbacks import CLOCK_FILE, Callback, StepTimer
+from softprompt.training.callbacks.callback import Callback
+from softprompt.training.callbacks.step_timer import CLOCK_FILE, StepTimer
 from softprompt.training.checkpoint import Checkpoint
 from softprompt.training.loop import TrainingResult, train_together
 from softprompt.training.run_checks import check_prompts_base, check_settings

@@ -27,7 +27,7 @@ from softprompt.experiments.baselines.tfidf import fit_tfidf
 from softprompt.experiments.sweep.sweep_folder import read_sweep
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.methods.method_registry import METHODS, check_method
-from softprompt.training.callbacks import Callback
+from softprompt.training.callbacks.callback import Callback
 from softprompt.utils.files import expand_user
 
 Family: TypeAlias = Literal["written", "classical", "soft prompt", "adapter", "full"]

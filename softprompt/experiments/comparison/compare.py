@@ -15,7 +15,7 @@ from softprompt.experiments.comparison.study_folder import StudyFolder, describe
 from softprompt.experiments.comparison.study_records import Study
 from softprompt.experiments.comparison.study_summary import summarize
 from softprompt.models.frozen_lm import FrozenLM
-from softprompt.training.callbacks import Callback
+from softprompt.training.callbacks.callback import Callback
 from softprompt.training.run_checks import DeferredBase, check_trainable, load_checked
 from softprompt.training.training_run import TEST_LIMIT, reserve_answer_room
 from softprompt.utils.run_folder import make_file_name

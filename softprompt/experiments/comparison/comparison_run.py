@@ -29,7 +29,7 @@ from softprompt.inference.evaluation import score, score_sample
 from softprompt.inference.predictor import Predictor
 from softprompt.metrics.scores import Score
 from softprompt.models.frozen_lm import FrozenLM
-from softprompt.training.callbacks import Callback
+from softprompt.training.callbacks.callback import Callback
 from softprompt.training.training_run import TEST_LIMIT, library_versions
 
 RATE_STEP = math.sqrt(10)  # between neighbouring rates of a search

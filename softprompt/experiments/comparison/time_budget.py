@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 
 from softprompt.errors import ConfigError, TrainingError
-from softprompt.training.callbacks import Callback
+from softprompt.training.callbacks.callback import Callback
 
 _UNITS = {"s": 1, "m": 60, "h": 3600}
 

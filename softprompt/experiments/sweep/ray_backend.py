@@ -18,7 +18,7 @@ from softprompt.experiments.sweep.trial_log import TrialLog
 from softprompt.experiments.sweep.worker_data import WorkerData
 from softprompt.experiments.sweep.workers import find_landed
 from softprompt.models.frozen_lm import FrozenLM
-from softprompt.training.callbacks import Callback
+from softprompt.training.callbacks.callback import Callback
 
 STORE_BYTES = 100_000_000  # of Ray's object store on one machine: the task's examples are all that goes in there
 

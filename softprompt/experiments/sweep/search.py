@@ -22,7 +22,7 @@ from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.methods.method_registry import check_method
 from softprompt.prompts.saved_prompt import Prompt
 from softprompt.store.prompt_loading import load_prompt
-from softprompt.training.callbacks import Callback
+from softprompt.training.callbacks.callback import Callback
 from softprompt.training.run_checks import DeferredBase, check_init, check_init_fits, check_trainable, load_checked
 from softprompt.training.training_run import evaluate_prompt, library_versions, report_validation_sample
 

@@ -21,7 +21,8 @@ from softprompt.experiments.sweep.search_space import PlainValue, build_trial_co
 from softprompt.experiments.sweep.sweep_folder import SweepFolder, SweepTrial, trial_name
 from softprompt.experiments.sweep.trial_sampler import compute_objective
 from softprompt.models.frozen_lm import FrozenLM
-from softprompt.training.callbacks import Callback, StepTimer
+from softprompt.training.callbacks.callback import Callback
+from softprompt.training.callbacks.step_timer import StepTimer
 from softprompt.training.training_run import library_versions, limit_length
 from softprompt.utils.files import replace_file
 from softprompt.utils.seals import read_sealed, seal

@@ -12,7 +12,7 @@ from softprompt.experiments.sweep.search_space import PlainValue
 from softprompt.experiments.sweep.sweep_folder import SweepFolder, SweepTrial, best_of, trial_name
 from softprompt.experiments.sweep.trial import make_trial
 from softprompt.experiments.sweep.trial_sampler import Pruning, TrialSampler
-from softprompt.training.callbacks import Callback
+from softprompt.training.callbacks.callback import Callback
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from softprompt.experiments.sweep.sweep_folder import SweepTrial, trial_name
 from softprompt.experiments.sweep.trial import make_trial, read_points, run_trial
 from softprompt.experiments.sweep.trial_log import TrialLog
 from softprompt.experiments.sweep.worker_data import WorkerData
-from softprompt.training.callbacks import Callback
+from softprompt.training.callbacks.callback import Callback
 
 Message: TypeAlias = tuple[str, Any]
 """Of a worker: evaluated (step and objective; it waits for the answer), noted, landed (its number), broken (a line)."""

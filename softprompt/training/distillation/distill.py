@@ -23,7 +23,8 @@ from softprompt.errors import ConfigError
 from softprompt.inference.generation import GenerationConfig, choose_max_new_tokens
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.saved_prompt import Prompt
-from softprompt.training.callbacks import CLOCK_FILE, Callback, StepTimer
+from softprompt.training.callbacks.callback import Callback
+from softprompt.training.callbacks.step_timer import CLOCK_FILE, StepTimer
 from softprompt.training.checkpoint import Checkpoint
 from softprompt.training.distillation.distillation_loss import distillation_objective
 from softprompt.training.distillation.distillation_records import DistillationReport

@@ -1,64 +1,20 @@
-"""What a run shows: plain lines, a live line that is always taken away again, TensorBoard."""
+"""What a run shows: plain lines, and a live line that is always taken away again."""
 
 import io
 import re
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.small_tasks import FAST, Recorder, reviews_task
+from helpers.small_tasks import FAST, reviews_task
 from helpers.tiny_models import tiny_base
+from helpers.told_runs import Clock, Terminal, told
 
 import softprompt.training.loop as training
-from softprompt.errors import MissingExtraError, OutputError, TrainingError
-from softprompt.training import callbacks
-from softprompt.training.callbacks import Callback, CallbackList, ProgressBar, ProgressPrinter, TensorBoardLogger
+from softprompt.errors import TrainingError
+from softprompt.training.callbacks.progress import ProgressBar, ProgressPrinter
 from softprompt.training.fit import fit
 from softprompt.training.validation import Validation
-
-
-class Terminal(io.StringIO):
-    """A stream that says it is a terminal."""
-
-    def isatty(self) -> bool:
-        return True
-
-
-class Clock:
-    """Replaces the clock by one that goes when told."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.now = 1000.0
-        monkeypatch.setattr(callbacks.time, "monotonic", lambda: self.now)
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    return Clock(monkeypatch)
-
-
-@pytest.fixture
-def terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
-    for name in ("NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.setenv("COLUMNS", "120")
-    return Terminal()
-
-
-def told(callback: Callback, clock: Clock | None = None, steps: int = 40, first: int = 0, seconds: float = 0.5) -> None:
-    """Go half of the way."""
-    callback.on_message("data was split")
-    if clock is not None:
-        clock.now += 60.0
-    callback.on_train_begin(first, steps, 2560, 268_000_000)
-    for step in range(first + 1, steps // 2 + 1):
-        if clock is not None:
-            clock.now += seconds
-        callback.on_step_end(step, 0.5, 0.3, 32.0)
-    callback.on_evaluate(steps // 2, "accuracy", 0.875, 0.25, True)
 
 
 class TestProgressPrinter:
@@ -196,98 +152,3 @@ class TestProgressBar:
             fit(tiny_base("llama"), reviews_task(), callback=line, **FAST)
         assert not line._progress.live.is_started
         assert SHOW in terminal.getvalue()
-
-
-def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    events = EventAccumulator(str(folder)).Reload()
-    return {name: [(event.step, event.value) for event in events.Scalars(name)] for name in events.Tags()["scalars"]}
-
-
-class TestTensorBoard:
-    def test_writes_what_its_own_reader_reads(self, tmp_path: Path) -> None:
-        seen = Recorder()
-        fit(
-            tiny_base("llama"),
-            reviews_task(),
-            callback=CallbackList([TensorBoardLogger(tmp_path / "tb"), seen]),
-            **FAST,
-        )
-        found = scalars(tmp_path / "tb")
-        assert set(found) == {
-            "train/loss",
-            "train/learning_rate",
-            "train/examples_per_second",
-            "validation/accuracy",
-            "validation/loss",
-        }
-        steps = list(range(1, 13))
-        assert [step for step, _ in found["train/loss"]] == steps
-        assert [value for _, value in found["train/loss"]] == pytest.approx(seen.losses)
-        assert [value for _, value in found["train/learning_rate"]] == pytest.approx(seen.rates)
-        assert found["validation/accuracy"] == [
-            (step, pytest.approx(value)) for step, _, value, _, _ in seen.evaluations
-        ]
-
-    def test_resumed_run_replaces_what_came_behind_its_checkpoint(self, tmp_path: Path) -> None:
-        for first, loss in ((0, 1.0), (5, 2.0)):
-            board = TensorBoardLogger(tmp_path)
-            board.on_train_begin(first, 10, 1, 1)
-            for step in range(first + 1, 11):
-                board.on_step_end(step, loss, 0.3, 1.0)
-            board.on_train_end()
-        assert scalars(tmp_path)["train/loss"] == [(step, 1.0 if step <= 5 else 2.0) for step in range(1, 11)]
-
-    def test_makes_no_folder_before_the_run_starts(self, tmp_path: Path) -> None:
-        board = TensorBoardLogger(tmp_path / "tb")
-        board.on_message("data was split")
-        board.on_train_end()
-        assert list(tmp_path.iterdir()) == []
-
-    def test_place_that_is_a_file(self, tmp_path: Path) -> None:
-        (tmp_path / "tb").write_text("mine")
-        with pytest.raises(OutputError, match=r"cannot write '.*tb'.*give another --tensorboard"):
-            fit(tiny_base("llama"), reviews_task(), callback=TensorBoardLogger(tmp_path / "tb"), **FAST)
-
-    def test_not_installed(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-        with pytest.raises(
-            MissingExtraError, match=r"'tensorboard', which is not installed: pip install 'softprompt\[t"
-        ):
-            TensorBoardLogger(tmp_path)
-
-
-class TestCallbackList:
-    def test_passes_everything_on(self) -> None:
-        one, other = Recorder(), Recorder()
-        both = CallbackList([one, other])
-        told(both)
-        both.on_train_end()
-        assert vars(one) == vars(other)
-        assert (one.first_step, len(one.losses), len(one.evaluations), one.notes, one.ended) == (
-            0,
-            20,
-            1,
-            ["data was split"],
-            1,
-        )
-
-    def test_first_is_taken_away_when_the_second_does_not_start(self, terminal: Terminal, tmp_path: Path) -> None:
-        (tmp_path / "tb").write_text("mine")
-        line = ProgressBar(terminal)
-        with pytest.raises(OutputError):
-            fit(
-                tiny_base("llama"),
-                reviews_task(),
-                callback=CallbackList([line, TensorBoardLogger(tmp_path / "tb")]),
-                **FAST,
-            )
-        assert not line._progress.live.is_started
-
-
-def test_silent_shows_nothing(capsys: pytest.CaptureFixture[str]) -> None:
-    silent = Callback()
-    told(silent)
-    silent.on_train_end()
-    assert capsys.readouterr() == ("", "")

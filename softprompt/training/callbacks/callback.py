@@ -1,0 +1,49 @@
+"""Callbacks: what is told of a run while it goes."""
+
+from collections.abc import Sequence
+
+
+class Callback:
+    """Is told of a run; every method does nothing, a subclass defines those it needs."""
+
+    def on_train_begin(self, first_step: int, steps: int, learned: int, frozen: int) -> None:
+        """The run begins, or goes on, behind ``first_step``; ``learned`` and ``frozen`` count parameters."""
+
+    def on_step_end(self, step: int, loss: float, learning_rate: float, examples_per_second: float) -> None:
+        """One optimiser step was made, on a mean ``loss`` (nats)."""
+
+    def on_evaluate(self, step: int, metric: str, value: float, loss: float, best: bool) -> None:
+        """The prompt was scored on validation."""
+
+    def on_message(self, text: str) -> None:
+        """Something the user should know."""
+
+    def on_train_end(self) -> None:
+        """No more steps will come: all are made, or the run ended early, or it failed. Always called."""
+
+
+class CallbackList(Callback):
+    """Passes everything on to several callbacks."""
+
+    def __init__(self, callbacks: Sequence[Callback]) -> None:
+        self._callbacks = tuple(callbacks)
+
+    def on_train_begin(self, first_step: int, steps: int, learned: int, frozen: int) -> None:
+        for callback in self._callbacks:
+            callback.on_train_begin(first_step, steps, learned, frozen)
+
+    def on_step_end(self, step: int, loss: float, learning_rate: float, examples_per_second: float) -> None:
+        for callback in self._callbacks:
+            callback.on_step_end(step, loss, learning_rate, examples_per_second)
+
+    def on_evaluate(self, step: int, metric: str, value: float, loss: float, best: bool) -> None:
+        for callback in self._callbacks:
+            callback.on_evaluate(step, metric, value, loss, best)
+
+    def on_message(self, text: str) -> None:
+        for callback in self._callbacks:
+            callback.on_message(text)
+
+    def on_train_end(self) -> None:
+        for callback in self._callbacks:
+            callback.on_train_end()
