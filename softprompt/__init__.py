@@ -11,6 +11,17 @@ The flow, each name being public here::
 
 import lazy_loader
 
+from softprompt.utils.notebook_display import set_renderer
+
 __version__ = "0.1.0"
 # torch and transformers take seconds to import: only when a name that needs them is used
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+
+
+def _render_for_notebook(shown: object) -> str | None:
+    from softprompt.report.notebook import render_for_notebook
+
+    return render_for_notebook(shown)
+
+
+set_renderer(_render_for_notebook)

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from softprompt.errors import ConfigError, map_write_errors
 from softprompt.utils.safe_io import TEXT_LIMIT, read_file
+from softprompt.utils.summaries import summarize_fields
 
 yaml = lazy_loader.load("yaml")  # a tenth of the time that help takes
 
@@ -27,6 +28,12 @@ class Settings(BaseModel):
     """Settings that a user gives. Immutable; unknown names are refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    def __repr__(self) -> str:
+        return summarize_fields(self, only_changed=True)
+
+    def __str__(self) -> str:
+        return repr(self)
 
     @model_validator(mode="after")
     def _numbers_are_possible(self) -> Self:

@@ -10,12 +10,14 @@ from softprompt.config import TaskKind
 from softprompt.data.label_names import fold_label, quote_label
 from softprompt.errors import DataError
 from softprompt.utils.messages import quote_names, type_name
+from softprompt.utils.notebook_display import Displayed
+from softprompt.utils.summaries import describe_value, summarize
 
 _DEEPEST = 32  # levels of lists and objects in a column
 
 
 @dataclass(frozen=True, slots=True)
-class Example:
+class Example(Displayed):
     """One row; ``label`` is set in classification, ``references`` in generation."""
 
     text: str
@@ -23,6 +25,11 @@ class Example:
     references: tuple[str, ...] = ()  # accepted outputs; the first is the one that is learned
     columns: Mapping[str, Any] = field(default_factory=dict, hash=False)  # the others, with JSON's types
     place: str = field(default="", compare=False)  # where its row stands, for messages
+
+    def __repr__(self) -> str:
+        return summarize(
+            self, describe_value(self.text), label=self.label, references=self.references, columns=self.columns
+        )
 
     def locate_message(self, message: object) -> str:
         """A message that begins with the place of the row, where it is known."""

@@ -36,6 +36,8 @@ from softprompt.data.split_assignment import split_examples
 from softprompt.errors import DataError
 from softprompt.utils.files import expand_user
 from softprompt.utils.messages import map_read_errors, quote_names
+from softprompt.utils.notebook_display import Displayed
+from softprompt.utils.summaries import describe_value, summarize
 
 Parts = dict[str, list[Example]]  # by split, none of them empty
 
@@ -43,7 +45,7 @@ HELD_OUT_SHARE = 0.1  # of the examples, about, for each split that is cut for t
 
 
 @dataclass(frozen=True, slots=True)
-class Splits:
+class Splits(Displayed):
     """Examples in splits that may be empty: ``splits["test"]`` refuses an empty one, ``splits.test`` returns it."""
 
     train: tuple[Example, ...]
@@ -55,6 +57,10 @@ class Splits:
     columns: Columns | None = None  # that they were read from
     # by split, where what is here was drawn already: of how many rows
     sampled_from: Mapping[str, int] = field(default_factory=dict, hash=False)
+
+    def __repr__(self) -> str:
+        sizes = {split: len(getattr(self, split)) for split in SPLITS}
+        return summarize(self, describe_value(self.source), **sizes, streamed=self.stream is not None or None)
 
     def __getitem__(self, name: str) -> tuple[Example, ...]:
         """The examples of a split, or of ``all`` three in order; DataError when it is unknown or empty."""

@@ -17,6 +17,8 @@ from softprompt.errors import ConfigError, DataError, PromptFileError, TemplateE
 from softprompt.metrics.registry import check_metric_name, choose_metric
 from softprompt.metrics.user_metrics import import_metric
 from softprompt.utils.messages import quote_names
+from softprompt.utils.notebook_display import Displayed
+from softprompt.utils.summaries import describe_value, summarize
 
 CLASSIFICATION_TEMPLATE = "{{ text }}\nLabel:"
 GENERATION_TEMPLATE = "{{ text }}\nOutput:"
@@ -29,7 +31,7 @@ LONGEST = 2**31  # tokens
 
 
 @dataclass(frozen=True)
-class TaskSpec:
+class TaskSpec(Displayed):
     """What a prompt was learned for, without the examples.
 
     Attributes:
@@ -52,6 +54,10 @@ class TaskSpec:
     metric: str | None = None
     columns: Columns = Columns()  # noqa: RUF009 (immutable)
     max_new_tokens: int | None = None
+
+    def __repr__(self) -> str:
+        facts = {"labels": self.labels, "template": self.template, "metric": self.metric, "max_length": self.max_length}
+        return summarize(self, self.kind, **facts, max_new_tokens=self.max_new_tokens)
 
     def __post_init__(self) -> None:
         if self.metric is not None:
@@ -191,12 +197,18 @@ class TaskSpec:
 
 
 @dataclass(frozen=True)
-class Task:
+class Task(Displayed):
     """A TaskSpec with its examples. Build one with ``Task.classification``, ``Task.generation`` or ``Task.of``."""
 
     spec: TaskSpec
     splits: Splits
     name: str = field(default="task")
+
+    def __repr__(self) -> str:
+        sizes = {split: len(getattr(self.splits, split)) for split in ("train", "validation", "test")}
+        streamed = True if self.splits.stream is not None else None
+        facts = {"labels": self.spec.labels, "template": self.spec.template, "metric": self.spec.metric}
+        return summarize(self, describe_value(self.name), self.spec.kind, **sizes, streamed=streamed, **facts)
 
     def with_room(self, max_new_tokens: int | None) -> "Task":
         """With so much room for completions, if it is given; raises ConfigError."""

@@ -15,10 +15,12 @@ from softprompt.metrics.scores import Score
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.saved_prompt import Prompt
 from softprompt.prompts.state import PromptState
+from softprompt.utils.notebook_display import Displayed
+from softprompt.utils.summaries import summarize
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class Evaluation(Displayed):
     """Results on one set of examples.
 
     Attributes:
@@ -36,6 +38,9 @@ class Evaluation:
     gold: tuple[Any, ...]
     truncated: int
     drawn: Subsample | None = None
+
+    def __repr__(self) -> str:
+        return summarize(self, str(self), truncated=self.truncated or None)
 
     def __str__(self) -> str:
         return ", ".join(map(str, (self.metric, *self.others)))

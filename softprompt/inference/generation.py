@@ -20,6 +20,7 @@ from softprompt.inference.decoding_batch import start_decoding
 from softprompt.inference.scoring import check_finite
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.prefix import Prefix
+from softprompt.utils.summaries import summarize_fields
 
 # of every token: the texts that get one, as indices; logits [texts, V] as the model gives them; the tokens chosen
 TokenObserver: TypeAlias = Callable[[list[int], Tensor, list[int]], None]
@@ -62,6 +63,9 @@ class GenerationConfig:
     top_k: int = 0
     stop: tuple[str, ...] = ()
     seed: int = 0
+
+    def __repr__(self) -> str:
+        return summarize_fields(self, only_changed=True)
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:

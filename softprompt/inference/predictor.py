@@ -22,13 +22,15 @@ from softprompt.inference.scoring import EVALUATION_TOKENS, AnswerScorer
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.prefix import Prefix, make_prefix
 from softprompt.prompts.saved_prompt import Prompt
-from softprompt.prompts.state import PromptState, words_before
+from softprompt.prompts.state import PromptState, describe_state, words_before
+from softprompt.utils.notebook_display import Displayed
+from softprompt.utils.summaries import describe_value, summarize
 
 Vote: TypeAlias = Literal["mean", "majority"]
 
 
 @dataclass(frozen=True)
-class Prediction:
+class Prediction(Displayed):
     """One answer.
 
     Attributes:
@@ -48,6 +50,11 @@ class Prediction:
     at_limit: bool = False
     prompt_tokens: int | None = None
     cut: bool = False
+
+    def __repr__(self) -> str:
+        probability = None if self.probabilities is None or self.label is None else self.probabilities[self.label]
+        answer = describe_value(self.completion if self.label is None else self.label)
+        return summarize(self, answer, probability=probability, at_limit=self.at_limit or None, index=self.index)
 
     def to_dict(self) -> dict[str, Any]:
         """The fields that this kind of task has."""
@@ -76,7 +83,7 @@ class PredictorLike(Protocol):
         ...
 
 
-class Predictor:
+class Predictor(Displayed):
     """Answers for examples of one task."""
 
     def __init__(
@@ -107,6 +114,12 @@ class Predictor:
         length = max((state.length for state in self.states), default=0)
         self.encoder = ExampleEncoder(base, spec, length, self.generation.max_new_tokens, words_before(self.states))
         self._objective = AnswerScorer(base, self.encoder.verbalizer)
+
+    def __repr__(self) -> str:
+        states = " and ".join(describe_state(state) for state in self.states[:2]) or "the bare template"
+        members = f"{len(self.states)} prompts, of " if len(self.states) > 1 else ""
+        task = f"{self.spec.kind} on {describe_value(self.base.name)}"
+        return summarize(self, task, members + states, labels=self.spec.labels)
 
     @classmethod
     def of_prompt(

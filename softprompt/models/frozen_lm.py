@@ -31,9 +31,11 @@ from softprompt.models.fingerprint import config_sha256, tokenizer_sha256
 from softprompt.models.last_layer import shorten_last_layer
 from softprompt.models.quantization import count_values, find_quantization, is_plain, sampled_sha256
 from softprompt.models.sharding import iterate_weights
+from softprompt.utils.notebook_display import Displayed
+from softprompt.utils.summaries import describe_value, summarize
 
 
-class FrozenLM:
+class FrozenLM(Displayed):
     """A language model whose weights never change, with its tokenizer.
 
     Attributes:
@@ -94,6 +96,12 @@ class FrozenLM:
                 f"'{name}' ({type(model).__name__}) does not run as a language model of one stack, or of an encoder "
                 f"and a decoder of one family: {reason}; softprompt cannot use this family yet"
             ) from error
+
+    def __repr__(self) -> str:
+        size = f"{self.parameter_count:,} frozen parameters"
+        stored = self.quantization and f"quantized as {self.quantization}"
+        where = f"{self.precision} on {self.device}"
+        return summarize(self, describe_value(self.name), size, stored or "", where, self.architecture)
 
     @property
     def device(self) -> torch.device:

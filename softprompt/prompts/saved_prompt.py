@@ -21,10 +21,12 @@ from softprompt.metrics.user_metrics import import_metric
 from softprompt.models.fingerprint import UnloadedModel
 from softprompt.prompts.manifest import SavedPrompt
 from softprompt.prompts.prompt_tensors import name_tensors, parse_states
-from softprompt.prompts.state import PromptState
+from softprompt.prompts.state import PromptState, describe_state
 from softprompt.utils.files import check_free, expand_user, write_folder
+from softprompt.utils.notebook_display import Displayed
 from softprompt.utils.safe_io import TEXT_LIMIT, check_header, parse_json, read_file
 from softprompt.utils.seals import BROKEN, seal, unseal
+from softprompt.utils.summaries import describe_value, summarize
 
 SCHEMA_VERSION = 1
 LONGEST_EXAMPLE = 2_000  # characters
@@ -50,7 +52,7 @@ class IdentifiedModel(Protocol):
 
 
 @dataclass(frozen=True)
-class Prompt:
+class Prompt(Displayed):
     """A learned prompt with what it was learned for, on and from.
 
     Attributes:
@@ -82,6 +84,13 @@ class Prompt:
     parent: str | None = None
     base_dtype: str | None = None
     extra_files: Mapping[str, str] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        members = f"{len(self.states)} times " if len(self.states) > 1 else ""
+        scores = [f"{split} {score}" for split, one in self.metrics.items() if (score := read_score(one)) is not None]
+        task = f"{self.spec.kind} on {describe_value(self.base_name)}"
+        size = f"{members}{describe_state(self.states[0])}"
+        return summarize(self, self.method, size, task, *reversed(scores), labels=self.spec.labels)
 
     @property
     def state(self) -> PromptState:

@@ -12,10 +12,12 @@ import torch
 from torch import Tensor
 
 from softprompt.data.few_shot import BEHIND_WORDS
+from softprompt.utils.notebook_display import Displayed
+from softprompt.utils.summaries import summarize
 
 
 @dataclass(frozen=True)
-class PromptState:
+class PromptState(Displayed):
     """What a method leaves behind after learning, and all that evaluation, store and export see of it.
 
     Attributes:
@@ -33,6 +35,9 @@ class PromptState:
     tensors: tuple[Tensor, ...]
     behind_bos: bool = True
     words: bool = False
+
+    def __repr__(self) -> str:
+        return summarize(self, describe_state(self), words=self.words or None)
 
     @classmethod
     def of_embeddings(cls, virtual_tokens: Tensor) -> "PromptState":
@@ -62,6 +67,13 @@ class PromptState:
     def detached(self) -> "PromptState":
         """A copy without gradient."""
         return replace(self, tensors=tuple(tensor.detach().clone() for tensor in self.tensors))
+
+
+def describe_state(state: PromptState) -> str:
+    """Kind and size in words."""
+    if state.kind == "embeddings":
+        return f"{state.length} virtual tokens of {state.tensor.shape[1]}"
+    return f"{state.length} virtual tokens as keys and values of {len(state.tensors)} layers"
 
 
 def concatenate_prefixes(

@@ -20,6 +20,7 @@ from softprompt.metrics.scores import PairedDifference
 from softprompt.metrics.user_metrics import import_metric
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.saved_prompt import Prompt
+from softprompt.utils.summaries import summarize
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,10 @@ class Verdict:
     lost: tuple[LostExample, ...]
     config: GateConfig
     drawn: Subsample | None = None
+
+    def __repr__(self) -> str:
+        told = "passed" if self.passed else "refused"
+        return summarize(self, told, str(self), gained=self.gained, lost=len(self.lost))
 
     def figures(self) -> dict[str, Any]:
         """All but the examples, ready for JSON: what the history of an alias keeps."""

@@ -13,6 +13,7 @@ from pydantic import AwareDatetime, Field, StringConstraints, ValidationError
 from softprompt.utils.records import Record
 from softprompt.utils.safe_io import FILE_LIMIT, FILE_NAME, parse_json
 from softprompt.utils.seals import SealedRecord
+from softprompt.utils.summaries import summarize
 
 MOST_FILES = 64  # of one version
 
@@ -88,6 +89,10 @@ class Version(StoreRecord):
 
     def __str__(self) -> str:
         return f"{self.name}@{self.number}"
+
+    def __repr__(self) -> str:
+        made = f"{self.created:%Y-%m-%d %H:%M} by {self.by}"
+        return summarize(self, str(self), made, parent=self.parent, files=list(self.files))
 
 
 class AliasChange(StoreRecord):

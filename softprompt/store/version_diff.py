@@ -6,6 +6,7 @@ from typing import Any
 
 from softprompt.prompts.saved_prompt import Prompt
 from softprompt.store.similarity import measure_nearness
+from softprompt.utils.summaries import summarize_fields
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,9 @@ class PromptDifference:
     average_tokens: float | None = None
     nearest_tokens: float | None = None
     reason: str | None = None
+
+    def __repr__(self) -> str:
+        return summarize_fields(self)
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON object that ``softprompt diff --json`` prints."""

@@ -22,7 +22,9 @@ from softprompt.store.prompt_loading import read_manifest
 from softprompt.store.references import Reference, check_alias, default_store, is_reference
 from softprompt.store.version_diff import PromptDifference, compare_prompts
 from softprompt.utils.files import check_free, expand_user, write_folder
+from softprompt.utils.notebook_display import Displayed
 from softprompt.utils.safe_io import FILE_LIMIT, read_file
+from softprompt.utils.summaries import describe_value, summarize
 
 
 @dataclass(frozen=True)
@@ -33,8 +35,12 @@ class PromptListing:
     numbers: tuple[int, ...]
     aliases: dict[str, int]
 
+    def __repr__(self) -> str:
+        newest = f"newest {self.name}@{self.numbers[-1]}" if self.numbers else ""
+        return summarize(self, describe_value(self.name), f"{len(self.numbers)} versions", newest, aliases=self.aliases)
 
-class Store:
+
+class Store(Displayed):
     """A folder, or any URL of fsspec, that holds versions of prompts.
 
     Versions are named in it as ``NAME@NUMBER``, ``NAME@ALIAS`` or ``NAME@latest``. Every method that reads raises
@@ -50,6 +56,9 @@ class Store:
         """
         self._artifacts = ArtifactStore(default_store() if url is None else url, single_writer=single_writer)
         self.url = self._artifacts.url
+
+    def __repr__(self) -> str:
+        return summarize(self, describe_value(self.url))
 
     def put(self, prompt: Prompt | str | Path, name: str, *, by: str | None = None) -> Version:
         """Make a prompt, or a saved one by its folder or reference, the next version of ``name``.

@@ -7,6 +7,7 @@ Shares and p-values lie in 0..1. *Trained* is what the prompt's profile holds, o
 from typing import Literal
 
 from softprompt.analysis.finding_rules import Finding
+from softprompt.utils.notebook_display import Displayed
 from softprompt.utils.records import Record
 
 SignalName = Literal["length", "rare", "labels", "confidence", "hidden"]
@@ -112,7 +113,7 @@ class PromptDrift(Record):
     notes: tuple[str, ...] = ()
 
 
-class DriftReport(Record):
+class DriftReport(Displayed, Record):
     """All of it.
 
     Attributes:

@@ -4,13 +4,16 @@ Losses are nats (an example, or a target token in generation), shares lie in 0..
 be had is ``None`` or empty, and ``Inspection.notes`` says why.
 """
 
+from collections import Counter
 from typing import Any, Literal
 
 from pydantic import Field
 
 from softprompt.analysis.finding_rules import Finding
 from softprompt.metrics.scores import Mean, Score
+from softprompt.utils.notebook_display import Displayed
 from softprompt.utils.records import Record
+from softprompt.utils.summaries import describe_value, summarize
 
 # what makes a training row suspected, in words that follow "rows"
 SUSPECTED = {
@@ -321,7 +324,7 @@ class StoreNeighbors(Record):
     left_out: int = 0
 
 
-class Inspection(Record):
+class Inspection(Displayed, Record):
     """All of it.
 
     Attributes:
@@ -361,8 +364,16 @@ class Inspection(Record):
     notes: tuple[str, ...] = ()
     created: str = ""
 
+    def __repr__(self) -> str:
+        counts = Counter(one.severity for one in self.findings)
+        found = ", ".join(f"{count} {severity}s" for severity, count in counts.items()) or "nothing found"
+        score = "" if self.answers is None else f"{self.answers.split} {self.answers.metric}"
+        return summarize(
+            self, describe_value(self.place), found, score, f"{self.length} virtual tokens", base=self.base
+        )
 
-class Pruning(Record):
+
+class Pruning(Displayed, Record):
     """What ``prune`` did.
 
     Attributes:

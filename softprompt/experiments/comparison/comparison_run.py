@@ -31,6 +31,7 @@ from softprompt.metrics.scores import Score
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.training.callbacks.callback import Callback
 from softprompt.training.training_run import TEST_LIMIT, library_versions
+from softprompt.utils.summaries import summarize_fields
 
 RATE_STEP = math.sqrt(10)  # between neighbouring rates of a search
 PILOT_STEPS = 6  # made to see how long one takes
@@ -68,6 +69,9 @@ class ComparisonSettings:
     engine_python: Path | None = None
     engine_gguf: Path | None = None
     command: str = ""
+
+    def __repr__(self) -> str:
+        return summarize_fields(self, only_changed=True)
 
     def to_dict(self) -> dict[str, Any]:
         """What results depend on."""

@@ -10,9 +10,12 @@ from typing import Any, Literal
 from pydantic import Field
 
 from softprompt.inference.speed_drift import find_speed_drift
+from softprompt.metrics.formatting import format_interval, format_metric
 from softprompt.metrics.scores import SCHEMA_VERSION, Score, Speed
+from softprompt.utils.notebook_display import Displayed
 from softprompt.utils.records import Record
 from softprompt.utils.seals import SealedRecord
+from softprompt.utils.summaries import describe_value, summarize
 
 
 class CurvePoint(Record):
@@ -173,7 +176,7 @@ class Recommendation(Record):
     candidates: tuple[str, ...] = ()
 
 
-class Study(Record):
+class Study(Displayed, Record):
     """All of a comparison, as the report needs it.
 
     Attributes:
@@ -203,6 +206,16 @@ class Study(Record):
     recommendation: Recommendation
     created: str
 
+    def __repr__(self) -> str:
+        scored = sorted((row for row in self.rows if row.mean is not None), key=lambda row: -float(row.mean or 0.0))
+        shown = [row for row in scored if row.method == self.recommendation.deploy] or scored[:1]
+        best = [
+            f"{row.method} {format_metric(self.metric, row.mean)} {format_interval(self.metric, row.low, row.high)}"
+            for row in shown
+        ]
+        facts = {"methods": len(self.rows), "runs": len(self.results), "n": len(self.gold), "metric": self.metric}
+        return summarize(self, describe_value(self.title), *best, **facts, deploy=self.recommendation.deploy)
+
 
 class SizePoint(Record):
     """A comparison on one of several base models.
@@ -221,7 +234,7 @@ class SizePoint(Record):
     gaps: dict[str, dict[str, float | int]]
 
 
-class SizeStudy(Record):
+class SizeStudy(Displayed, Record):
     """The same comparison on base models of several sizes, smallest first.
 
     Attributes:

@@ -17,8 +17,10 @@ from pydantic import Field
 from softprompt.errors import PromptFileError
 from softprompt.experiments.comparison.study_records import CurvePoint
 from softprompt.metrics.scores import Score
+from softprompt.utils.notebook_display import Displayed
 from softprompt.utils.run_folder import SETUP_FILE, RunFolder
 from softprompt.utils.seals import SealedRecord
+from softprompt.utils.summaries import summarize
 
 PROMPT, SUMMARY_FILE = "prompt", "sweep.json"
 
@@ -52,6 +54,10 @@ class SweepTrial(SealedRecord):
     versions: dict[str, str] = Field(default_factory=dict)
     created: str = ""
 
+    def __repr__(self) -> str:
+        reached = {"value": self.value, "loss": self.loss, "best_step": self.best_step}
+        return summarize(self, f"{self.number}", self.status, self.metric or "", **reached, settings=self.settings)
+
     @property
     def rank(self) -> tuple[float, float]:
         """More is better, for trials with a value."""
@@ -60,7 +66,7 @@ class SweepTrial(SealedRecord):
         return self.value, -self.loss
 
 
-class SweepSummary(SealedRecord):
+class SweepSummary(Displayed, SealedRecord):
     """What came of a sweep.
 
     Attributes:
@@ -86,6 +92,11 @@ class SweepSummary(SealedRecord):
     base: dict[str, str]
     versions: dict[str, str]
     created: str
+
+    def __repr__(self) -> str:
+        scores = [f"{split} {one}" for split, one in (("test", self.test), ("validation", self.validation)) if one]
+        told = {"trials": sum(self.trials.values()), "winner": self.winner, "settings": self.settings}
+        return summarize(self, *scores, **told)
 
 
 class SweepFolder(RunFolder):

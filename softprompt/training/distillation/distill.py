@@ -61,17 +61,23 @@ from softprompt.training.training_run import (
     save_run_result,
 )
 from softprompt.utils.files import expand_user
+from softprompt.utils.notebook_display import Displayed
+from softprompt.utils.summaries import summarize
 
 REPORT_FILE = "distillation.json"
 SPEED_EXAMPLES = 256  # held-out inputs whose requests are timed, at most
 
 
 @dataclass(frozen=True)
-class Distillation:
+class Distillation(Displayed):
     """A distilled prompt, and how it does beside its teacher."""
 
     prompt: Prompt
     report: DistillationReport
+
+    def __repr__(self) -> str:
+        report = repr(self.report).partition("(")[2].removesuffix(")")
+        return summarize(self, report)
 
 
 Inputs: TypeAlias = Task | Splits | str | Path

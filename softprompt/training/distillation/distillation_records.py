@@ -1,7 +1,9 @@
 """What a distillation measured, as records."""
 
 from softprompt.metrics.scores import SCHEMA_VERSION, Score, Speed
+from softprompt.utils.notebook_display import Displayed
 from softprompt.utils.records import Record
+from softprompt.utils.summaries import summarize
 
 
 class Fidelity(Record):
@@ -54,7 +56,7 @@ class BreakEven(Record):
     batched: int | None
 
 
-class DistillationReport(Record):
+class DistillationReport(Displayed, Record):
     """What came of a distillation.
 
     Attributes:
@@ -82,3 +84,7 @@ class DistillationReport(Record):
     read_speed: Speed | None = None
     against_read: BreakEven | None = None
     against_cached: BreakEven | None = None
+
+    def __repr__(self) -> str:
+        near = [f"{split} {one.agreement}" for split, one in reversed(self.held_out.items())]
+        return summarize(self, f"{self.length} virtual tokens", *near, teacher=self.teacher, method=self.method)
