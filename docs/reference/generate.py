@@ -17,6 +17,7 @@ import pydantic
 
 import softprompt
 from softprompt.cli.main import cli
+from softprompt.utils.notebook_display import Displayed
 
 HERE = Path(__file__).parent
 MADE = "Made from the code by `make reference`; change the docstrings there."
@@ -60,7 +61,8 @@ def function_part(name: str, value: Any) -> Iterator[str]:
 
 def class_part(name: str, value: type) -> Iterator[str]:
     yield f"## {name}\n"
-    bases = [base.__name__ for base in value.__bases__ if base.__module__.startswith("softprompt")]
+    kinds = (base for base in value.__bases__ if base is not Displayed)
+    bases = [base.__name__ for base in kinds if base.__module__.startswith("softprompt")]
     if bases:
         yield f"A {' and '.join(f'`{base}`' for base in bases)}.\n"
     node = definition_of(value)

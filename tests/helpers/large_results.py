@@ -1,4 +1,4 @@
-"""One object of each kind that users come to hold, as large as they get, with ``word`` wherever a user's text stands."""
+"""One object of each kind that users come to hold, as large as they get; ``word`` is wherever a user's text stands."""
 
 from dataclasses import replace
 from datetime import UTC, datetime
