@@ -19,7 +19,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
 
 
 def _render_for_notebook(shown: object) -> str | None:
-    from softprompt.report.notebook import render_for_notebook
+    from softprompt.report.notebook.notebook_documents import render_for_notebook
 
     return render_for_notebook(shown)
 
