@@ -32,6 +32,7 @@ from softprompt.serving.http.http_errors import loggable_field, to_api_error
 from softprompt.serving.http.middleware import HEADER, RequestMiddleware
 from softprompt.serving.http.openapi import build_openapi, make_docs_headers, render_docs
 from softprompt.serving.http.prometheus import ServerMetrics
+from softprompt.serving.http.rate_limits import RATE_HEADERS, RateLimiter
 from softprompt.serving.http.request_context import ServingContext
 from softprompt.serving.http.routes.admin import create_admin_router, create_health_router
 from softprompt.serving.http.routes.chat import create_chat_router
@@ -56,6 +57,7 @@ def create_app(
     stopping: Callable[[], bool] = lambda: False,
     closing: Callable[[], Awaitable[None]] | None = None,
     version: str = "unknown",
+    limiter: RateLimiter | None = None,
 ) -> FastAPI:
     """Put the server together.
 
@@ -66,6 +68,7 @@ def create_app(
         stopping: whether no more requests are taken.
         closing: what is to be done when the last request has ended.
         version: of softprompt, for the OpenAPI page.
+        limiter: in place of one with the settings' limits.
     """
     metrics.watch(engine, registry)
     serving = ServingContext(engine, registry, config, metrics)
@@ -104,11 +107,14 @@ def create_app(
     ):
         app.add_exception_handler(kind, _answer_error)
 
-    route = make_guarded_route(authenticator, config)
+    if limiter is None:
+        limiter = RateLimiter(config.requests_per_minute, config.tokens_per_minute, count=metrics.record_rate_limited)
+    limited, route = make_guarded_route(authenticator, config, limiter), make_guarded_route(authenticator, config)
     # the keys are checked by the route; this says so on the OpenAPI page
     keyed = [Security(HTTPBearer(auto_error=False))] if authenticator.needs_key else []
-    for create in (create_completions_router, create_chat_router, create_classify_router, create_models_router):
-        app.include_router(create(serving, route), dependencies=keyed)
+    for create in (create_completions_router, create_chat_router, create_classify_router):
+        app.include_router(create(serving, limited), dependencies=keyed)
+    app.include_router(create_models_router(serving, route), dependencies=keyed)
     app.include_router(create_admin_router(serving, route, refresh.reload), dependencies=keyed)
     app.include_router(create_health_router(serving, stopping))
     app.include_router(create_playground_router(needs_key=authenticator.needs_key))
@@ -179,7 +185,7 @@ def _admit_origins(app: FastAPI, origins: Sequence[str]) -> None:
         allow_methods=["GET", "HEAD", "POST"],
         # whatever these origins' clients send: OpenAI's has a dozen of its own, more with each version
         allow_headers=["*"],
-        expose_headers=[HEADER, "Retry-After"],
+        expose_headers=[HEADER, "Retry-After", *RATE_HEADERS],
     )
 
 

@@ -6,6 +6,7 @@ import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from softprompt.serving.engine.engine_requests import CompletionChunk, InputUsag
 from softprompt.serving.engine.prompt_registry import PromptRegistry
 from softprompt.serving.http.guarded_route import Authenticator
 from softprompt.serving.http.prometheus import ServerMetrics
+from softprompt.serving.http.rate_limits import RateLimiter
 from softprompt.serving.http.server_settings import ServerSettings
 from softprompt.serving.request_log.request_records import Retention
 from softprompt.serving.request_log.request_sampler import RequestSampler
@@ -136,6 +138,20 @@ class DirectEngine:
         return InputUsage(len(ids) + sum(state.length for state in predictor.states), predictor.truncated > before)
 
 
+class Clock:
+    """A clock that goes on only when it is told to, in seconds and as the time of the day."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.start = datetime.now(UTC)
+
+    def __call__(self) -> float:
+        return self.now
+
+    def date(self) -> datetime:
+        return self.start + timedelta(seconds=self.now)
+
+
 class Place:
     """A server in parts, for tests to take hold of."""
 
@@ -144,11 +160,13 @@ class Place:
         source: PromptSource,
         sampling: tuple[Path, float, bool] | None = None,
         draining: bool = False,
+        clock: Clock | None = None,
         **settings: Any,
     ) -> None:
         """Put it together.
 
         Args:
+            clock: by which limits and keys go.
             sampling: into which file, what share, and whether with texts.
             draining: it goes on answering for a while when it is stopped.
         """
@@ -157,8 +175,9 @@ class Place:
         self.engine = self.make_engine()
         self.registry = self.make_registry(source)
         self.registry.refresh()
+        clocks = {} if clock is None else {"clock": clock.date}
         self.access = Authenticator(
-            self.config.keys_path, open_admin=self.config.is_private, origins=self.config.cors_origins
+            self.config.keys_path, open_admin=self.config.is_private, origins=self.config.cors_origins, **clocks
         )
         self.server = Server(
             shutdown_timeout=self.config.shutdown_timeout,
@@ -166,6 +185,10 @@ class Place:
             bounds=ConnectionLimits(self.config.max_connections, self.config.header_timeout, self.config.timeout),
         )
         self.metrics = ServerMetrics()
+        limiter = None
+        if clock is not None:
+            most = (self.config.requests_per_minute, self.config.tokens_per_minute)
+            limiter = RateLimiter(*most, clock, self.metrics.record_rate_limited)
         self.sampler: RequestSampler | None = None
         if sampling is not None:
             path, rate, text = sampling
@@ -179,6 +202,7 @@ class Place:
             self.metrics,
             sampler=self.sampler,
             stopping=lambda: self.server.stopping,
+            limiter=limiter,
         )
 
     def make_engine(self) -> Any:

@@ -9,6 +9,7 @@ from softprompt.cli.verbs.options import (
     GIVEN,
     PLACE,
     column_options,
+    combine_options,
     data_option,
     json_option,
     metric_option,
@@ -27,6 +28,7 @@ IMPORTED_FORM = click.Choice([name for name, one in FORMATS.items() if one.impor
 SEVERAL = [name for name, one in FORMATS.items() if one.several]
 # settings of the server that are options too
 SERVER_OPTIONS = ["model", "store", "prompts", "engine_kind", "engine_url", "host", "port", "keys", "no_auth"]
+SERVER_OPTIONS += ["requests_per_minute", "tokens_per_minute"]
 SERVER_OPTIONS += ["base_name", "refresh", "timeout", "drain_delay", "shutdown_timeout", "log_text"]
 SERVER_OPTIONS += ["sample_file", "sample_rate", "sample_text", "sample_keep", "compile"]
 FILE = click.option("--file", "path", type=PLACE, required=True, help="The file of keys.")
@@ -103,14 +105,33 @@ def serve() -> None:
     """
 
 
+A_MINUTE = "a minute: a number, unlimited, or default for the server's."
+key_options = combine_options(
+    click.option("--expires", type=GIVEN, metavar="WHEN", help="In 90d or 12h, on a date as 2030-01-31, or never."),
+    click.option("--requests-per-minute", type=GIVEN, metavar="N", help=f"Requests {A_MINUTE}"),
+    click.option("--tokens-per-minute", type=GIVEN, metavar="N", help=f"Tokens {A_MINUTE}"),
+)
+
+
 @verb("add", "keys_command:run_keys_add", "serving.http.api_keys.add_key", group=keys)
 @click.argument("name", type=GIVEN)
 @FILE
 @click.option("--prompts", type=GIVEN, multiple=True, metavar="PATTERN", help="Names it may ask, as 'spam-*'; or more.")
 @click.option("--admin", is_flag=True, help="It may reload and read the metrics too.")
+@key_options
 @json_option
 def add() -> None:
     """Make a key and print it; only its hash is kept."""
+
+
+@verb("update", "keys_command:run_keys_update", "serving.http.api_keys.update_key", group=keys)
+@click.argument("name", type=GIVEN)
+@FILE
+@click.option("--prompts", type=GIVEN, multiple=True, metavar="PATTERN", help="Names it may ask from now on; or more.")
+@key_options
+@json_option
+def update() -> None:
+    """Change what a key may do; the key itself stays, and a running server sees it at its next look."""
 
 
 @verb("list", "keys_command:run_keys_list", "serving.http.api_keys.read_keys", group=keys)

@@ -1,21 +1,23 @@
-"""API keys: a file of their SHA-256, and what each may do.
+"""API keys: a file of their SHA-256, and what each may do, how often, and until when.
 
 A key is 256 random bits, so a plain hash of it tells nothing: what makes passwords need salt and slow hashes, that they
 can be guessed, does not apply.
 """
 
 import hashlib
-import hmac
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime, timedelta
 from fnmatch import fnmatchcase
+from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, TypeAlias
 
 from filelock import FileLock
-from pydantic import AwareDatetime, Field, StringConstraints, model_validator
+from pydantic import AwareDatetime, Field, StringConstraints, ValidationError, model_validator
 
-from softprompt.errors import ConfigError, map_write_errors
+from softprompt.errors import ConfigError, map_write_errors, shorten
+from softprompt.serving.request_log.request_records import parse_span
 from softprompt.store.metadata import StoreRecord, now
 from softprompt.utils.files import replace_file
 from softprompt.utils.records import Record
@@ -24,9 +26,13 @@ from softprompt.utils.seals import SEAL
 
 PREFIX = "sp-"
 LONGEST = 200  # characters of anything that may be a key
+MOST_A_MINUTE = 10**9
+MOST_KEYS = 10_000
+UNLIMITED: Literal["unlimited"] = "unlimited"
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 Glob = Annotated[str, StringConstraints(min_length=1, max_length=200)]
+PerMinute: TypeAlias = Annotated[int, Field(ge=1, le=MOST_A_MINUTE, strict=True)] | Literal["unlimited"]
 
 
 class ApiKey(Record):
@@ -37,6 +43,8 @@ class ApiKey(Record):
         sha256: of the key, hexadecimal.
         prompts: patterns (``*``, ``?``, ``[...]``) of the prompts' names, and of the base model's, that it may ask.
         admin: whether it may reload and read the metrics.
+        expires: from when on it is refused; never, if not given.
+        requests_per_minute, tokens_per_minute: that it may ask; the server's defaults, if not given.
     """
 
     name: Name
@@ -44,6 +52,13 @@ class ApiKey(Record):
     prompts: tuple[Glob, ...] = ("*",)
     admin: bool = False
     created: AwareDatetime
+    expires: AwareDatetime | None = None
+    requests_per_minute: PerMinute | None = None
+    tokens_per_minute: PerMinute | None = None
+
+    def is_expired(self, at: datetime) -> bool:
+        """Whether it is refused at this time."""
+        return self.expires is not None and at >= self.expires
 
     def allows(self, name: str) -> bool:
         """Whether it may ask the prompt, or base model, of this name."""
@@ -53,7 +68,7 @@ class ApiKey(Record):
 class ApiKeyFile(StoreRecord):
     """All keys. Who runs the server may edit the file by hand, so it has no seal, and one that is there is not read."""
 
-    keys: tuple[ApiKey, ...] = Field((), max_length=10_000)
+    keys: tuple[ApiKey, ...] = Field((), max_length=MOST_KEYS)
 
     @model_validator(mode="before")
     @classmethod
@@ -61,16 +76,16 @@ class ApiKeyFile(StoreRecord):
         return {key: value for key, value in values.items() if key != SEAL} if isinstance(values, dict) else values
 
     def to_bytes(self) -> bytes:
-        return (self.model_dump_json(indent=1) + "\n").encode()
+        # without what is not set, so that earlier releases read it
+        return (self.model_dump_json(indent=1, exclude_none=True) + "\n").encode()
 
     def find(self, token: str) -> ApiKey | None:
-        """The key that ``token`` is. It takes as long whichever it is, or if it is none."""
-        digest = _digest(token[:LONGEST])
-        found = None
-        for key in self.keys:
-            if hmac.compare_digest(digest, key.sha256):
-                found = key
-        return found
+        """The key that ``token`` is, expired or not. The time it takes tells of hashes, and of no key."""
+        return self._keys_by_digest.get(_digest(token[:LONGEST]))
+
+    @cached_property
+    def _keys_by_digest(self) -> dict[str, ApiKey]:
+        return {key.sha256: key for key in self.keys}
 
 
 def read_keys(path: Path) -> ApiKeyFile:
@@ -83,14 +98,23 @@ def read_keys(path: Path) -> ApiKeyFile:
         raise ConfigError(f"the file of API keys '{path}' cannot be read: {error}") from error
 
 
-def add_key(path: Path, name: str, prompts: Sequence[str] = (), *, admin: bool = False) -> str:
-    """Make a key and put it into the file, which is made if it is not there.
+def add_key(
+    path: Path,
+    name: str,
+    prompts: Sequence[str] = (),
+    *,
+    admin: bool = False,
+    expires: datetime | None = None,
+    requests_per_minute: PerMinute | None = None,
+    tokens_per_minute: PerMinute | None = None,
+) -> str:
+    """Make a key and put it into the file, which is made if it is not there; see ``ApiKey``.
 
     Returns:
         The key, which is nowhere else.
 
     Raises:
-        ConfigError: the name is taken or no name, or the file cannot be read.
+        ConfigError: the name is taken or no name, another value is none, or the file cannot be read.
         OutputError: the file cannot be written.
     """
     token = f"{PREFIX}{secrets.token_urlsafe(32)}"
@@ -100,35 +124,92 @@ def add_key(path: Path, name: str, prompts: Sequence[str] = (), *, admin: bool =
             before = read_keys(path) if path.exists() else ApiKeyFile()
             if any(key.name == name for key in before.keys):
                 raise ConfigError(f"there is a key named '{name}' in '{path}': give another name, or remove it first")
-            try:
-                key = ApiKey(
-                    name=name,
-                    sha256=_digest(token),
-                    prompts=tuple(prompts) or ("*",),
-                    admin=admin,
-                    created=now(),
-                )
-            except ValueError as error:
-                raise ConfigError(
-                    f"expected a name of letters, digits, '.', '-' and '_' (at most 64), got {name[:80]!r}"
-                ) from error
-            _write(path, ApiKeyFile(keys=(*before.keys, key)))
+            key = _make_key(
+                name=name,
+                sha256=_digest(token),
+                prompts=tuple(prompts) or ("*",),
+                admin=admin,
+                created=now(),
+                expires=expires,
+                requests_per_minute=requests_per_minute,
+                tokens_per_minute=tokens_per_minute,
+            )
+            _write(path, (*before.keys, key))
     return token
+
+
+def update_key(path: Path, name: str, **changes: Any) -> ApiKey:
+    """Change what a key may do, by fields of ``ApiKey``; the key itself stays. Raises as ``add_key``."""
+
+    def change(key: ApiKey) -> tuple[ApiKey]:
+        return (_make_key(**{**dict(key), **changes}),)
+
+    (changed,) = [key for key in _rewrite(path, name, change) if key.name == name]
+    return changed
 
 
 def remove_key(path: Path, name: str) -> None:
     """Take a key out of the file; raises as ``add_key``."""
+    _rewrite(path, name, lambda key: ())
+
+
+def parse_expiry(text: str, at: datetime) -> datetime | None:
+    """When a key expires: ``90d`` (``12h``, ``30m``) from ``at`` on, a date or time (of UTC, if it has no zone of its
+    own), or ``never``; raises ConfigError."""
+    if text == "never":
+        return None
+    try:
+        when = datetime.fromisoformat(text) if "-" in text else at + timedelta(seconds=parse_span(text, ""))
+        # summer time and the like: what is written is in UTC
+        when = (when if when.tzinfo else when.replace(tzinfo=UTC)).astimezone(UTC)
+    except (ConfigError, ValueError, OverflowError) as error:
+        expected = "a span as 90d or 12h, a date as 2030-01-31, or never"
+        raise ConfigError(f"expires: expected {expected}, got '{text[:80]}'") from error
+    if when <= at:
+        raise ConfigError(f"expires: expected a time to come, got {when:%Y-%m-%d %H:%M} UTC")
+    return when
+
+
+def parse_per_minute(text: str, what: str) -> PerMinute | None:
+    """A limit: a number, ``unlimited``, or ``default`` for the server's; raises ConfigError, with its name ``what``."""
+    if text == UNLIMITED:
+        return UNLIMITED
+    if text == "default":
+        return None
+    if not (text.isascii() and text.isdecimal() and len(text) <= 10 and 1 <= int(text) <= MOST_A_MINUTE):
+        raise ConfigError(
+            f"{what}: expected a number of 1 to {MOST_A_MINUTE:,}, unlimited, or default for the server's, got "
+            f"'{text[:80]}'"
+        )
+    return int(text)
+
+
+def _make_key(**values: Any) -> ApiKey:
+    try:
+        return ApiKey(**values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = str(first["loc"][0])
+        expected = "letters, digits, '.', '-' and '_' (at most 64)" if field == "name" else first["msg"]
+        raise ConfigError(f"expected a {field} of {expected}, got {str(first['input'])[:80]!r}") from error
+
+
+def _rewrite(path: Path, name: str, change: Callable[[ApiKey], tuple[ApiKey, ...]]) -> tuple[ApiKey, ...]:
+    """Put what ``change`` gives in the place of a key; all keys as they are then."""
     with map_write_errors(path, "give another file"), FileLock(f"{path}.lock"):
-        before = read_keys(path)
-        left = tuple(key for key in before.keys if key.name != name)
-        if len(left) == len(before.keys):
-            known = ", ".join(key.name for key in before.keys) or "none"
-            raise ConfigError(f"there is no key named '{name}' in '{path}', its keys are: {known}")
-        _write(path, ApiKeyFile(keys=left))
+        before = read_keys(path).keys
+        if all(key.name != name for key in before):
+            known = ", ".join(key.name for key in before) or "none"
+            raise ConfigError(f"there is no key named '{name}' in '{path}', its keys are: {shorten(known, 500)}")
+        after = tuple(new for key in before for new in (change(key) if key.name == name else (key,)))
+        _write(path, after)
+    return after
 
 
-def _write(path: Path, keys: ApiKeyFile) -> None:
-    replace_file(path, keys.to_bytes())
+def _write(path: Path, keys: Sequence[ApiKey]) -> None:
+    if len(keys) > MOST_KEYS:
+        raise ConfigError(f"'{path}' has {MOST_KEYS:,} keys, as many as a file may have: remove one first")
+    replace_file(path, ApiKeyFile(keys=tuple(keys)).to_bytes())
     path.chmod(0o600)
 
 

@@ -116,7 +116,12 @@ class CompletionService:
         Args:
             prefix: of the id, which tells OpenAI's kinds of answers apart.
             exact: a completion goes on where its text ends, with the white space between them.
+
+        Raises:
+            ApiError: the API key may not have as many tokens now.
         """
+        grows = context.served.spec.kind != "classification"
+        serving.reserve_tokens(context, examples, generation.max_new_tokens if grows else 0)
         self._serving, self._context, self._examples, self._generation = serving, context, examples, generation
         self._exact = exact
         id = f"{prefix}-{secrets.token_hex(12)}"

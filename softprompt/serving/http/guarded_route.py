@@ -1,4 +1,4 @@
-"""Before a route is run: who asks, by an API key; and a body that is bounded while it comes in, and is sound JSON."""
+"""Before a route is run: who asks, by an API key, and how often; and a body that is bounded and sound JSON."""
 
 import asyncio
 from collections.abc import Callable, Collection, Coroutine
@@ -13,6 +13,7 @@ from starlette.responses import Response
 from softprompt.errors import ConfigError
 from softprompt.serving.http.api_keys import ApiKey, ApiKeyFile, read_keys
 from softprompt.serving.http.http_errors import ApiError, ClientDisconnectedError
+from softprompt.serving.http.rate_limits import RateLimiter
 from softprompt.serving.http.server_settings import ServerSettings, host_name
 from softprompt.utils.safe_io import parse_json
 
@@ -20,18 +21,26 @@ from softprompt.utils.safe_io import parse_json
 class Authenticator:
     """The keys in use, or everybody's access where there are none."""
 
-    def __init__(self, path: Path | None, *, open_admin: bool = False, origins: Collection[str] = ()) -> None:
+    def __init__(
+        self,
+        path: Path | None,
+        *,
+        open_admin: bool = False,
+        origins: Collection[str] = (),
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
         """Read the keys.
 
         Args:
             path: of the file of keys; ``None`` lets everybody ask.
             open_admin: without keys, everybody may reload and read the metrics too.
             origins: of the web, whose pages may ask; ``*`` for all.
+            clock: the time, by which keys expire.
 
         Raises:
-            ConfigError: the file cannot be read, or holds no key: nobody could ask.
+            ConfigError: the file cannot be read, or holds no key, or expired ones alone: nobody could ask.
         """
-        self._path, self._origins = path, origins
+        self._path, self._origins, self._clock = path, origins, clock
         self._keys = ApiKeyFile()
         self._everybody = ApiKey(
             name="everybody", sha256="0" * 64, admin=open_admin, created=datetime.fromtimestamp(0, UTC)
@@ -39,10 +48,25 @@ class Authenticator:
         self.reload()
         if path is not None and not self._keys.keys:
             raise ConfigError(f"there is no API key in '{path}', nobody could ask: softprompt keys add makes one")
+        if path is not None and not self.list_valid_keys():
+            raise ConfigError(
+                f"every API key in '{path}' has expired, nobody could ask: softprompt keys add makes one, softprompt "
+                "keys update NAME --expires 90d lets one go on"
+            )
 
     @property
     def needs_key(self) -> bool:
         return self._path is not None
+
+    def list_valid_keys(self) -> list[ApiKey]:
+        """Those that have not expired."""
+        now = self._clock()
+        return [key for key in self._keys.keys if not key.is_expired(now)]
+
+    @property
+    def expired_count(self) -> int:
+        """Keys that have expired."""
+        return len(self._keys.keys) - len(self.list_valid_keys())
 
     def reload(self) -> None:
         """Read the file again; raises ConfigError, the keys staying as they were, if it cannot be read.
@@ -56,7 +80,8 @@ class Authenticator:
         """Put the key of whoever asks into the request's state.
 
         Raises:
-            ApiError: 401, there is no key, or a wrong one; 403, a page of the web asks that has no business here.
+            ApiError: 401, there is no key, a wrong or an expired one; 403, a page of the web asks that has no business
+                here.
         """
         if self._path is None and self._is_foreign(request):
             message = "a page of another origin asks, without an API key: name its origin in cors_origins"
@@ -90,6 +115,11 @@ class Authenticator:
             got = "a wrong one" if token else "none"
             message = f"expected an API key, got {got}: send it as 'Authorization: Bearer sp-...'"
             raise ApiError(401, "invalid_api_key", message, headers={"WWW-Authenticate": "Bearer"})
+        if key.is_expired(self._clock()):
+            message = f"this API key expired on {key.expires:%Y-%m-%d at %H:%M} UTC: ask for a new one"
+            headers = {"WWW-Authenticate": 'Bearer error="invalid_token", error_description="expired"'}
+            request.state.outcome.key = key.name
+            raise ApiError(401, "expired_api_key", message, headers=headers)
         return key
 
 
@@ -161,8 +191,10 @@ class BoundedRequest(Request):
         return ApiError(413, "body_too_large", f"a body has at most {self._bytes_limit:,} bytes")
 
 
-def make_guarded_route(authenticator: Authenticator, config: ServerSettings) -> type[APIRoute]:
-    """The kind of route whose requests are let in by ``authenticator`` and then read so."""
+def make_guarded_route(
+    authenticator: Authenticator, config: ServerSettings, limiter: RateLimiter | None = None
+) -> type[APIRoute]:
+    """The kind of route whose requests are let in by ``authenticator`` and ``limiter``, and then read so."""
 
     class GuardedRoute(APIRoute):
         def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
@@ -170,6 +202,7 @@ def make_guarded_route(authenticator: Authenticator, config: ServerSettings) -> 
 
             async def guarded(request: Request) -> Response:
                 authenticator.authenticate(request)
+                request.state.admission = None if limiter is None else limiter.admit(request.state.key)
                 return await handle(BoundedRequest(request, config))
 
             return guarded

@@ -1,10 +1,11 @@
 """What goes wrong with a request, as HTTP: OpenAI's format of errors, and which error has which status.
 
 400  the body is no JSON, or not the kind of JSON that is meant; the Host is not ours
-401  no API key, or a wrong one           403  the key is not for this
+401  no API key, a wrong or expired one   403  the key is not for this
 404  no such model, or no such path       413  the body is too large
 422  a field has a wrong value, or the template cannot take the text
-429  the queue is full (Retry-After)      503  the prompt, or the engine, is damaged or out of reach
+429  the queue is full, or the key asks   503  the prompt, or the engine, is damaged or out of reach
+     too often (Retry-After)
 504  the answer took too long             500  a failure of ours
 """
 
@@ -53,6 +54,7 @@ class ApiError(HTTPException):
     Attributes:
         code: what a program tells it by.
         param: the field of the request that is wrong, if it is one.
+        kind: OpenAI's ``type``; that of the status, if not given.
     """
 
     def __init__(
@@ -62,15 +64,16 @@ class ApiError(HTTPException):
         message: str,
         *,
         param: str | None = None,
+        kind: str | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(status, message, headers=headers)
         self.code, self.param = code, param
+        self.kind = kind or TYPES.get(status, "invalid_request_error")
 
     def to_dict(self) -> dict[str, Any]:
         """What the body of the response is."""
-        kind = TYPES.get(self.status_code, "invalid_request_error")
-        return {"error": {"message": self.detail, "type": kind, "param": self.param, "code": self.code}}
+        return {"error": {"message": self.detail, "type": self.kind, "param": self.param, "code": self.code}}
 
     def response(self) -> JSONResponse:
         return JSONResponse(self.to_dict(), self.status_code, headers=self.headers)

@@ -5,13 +5,15 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from softprompt.serving.http.http_errors import CLIENT_GONE, ApiError, to_api_error
 from softprompt.serving.http.prometheus import ServerMetrics
+from softprompt.serving.http.rate_limits import Admission
 from softprompt.serving.http.server_settings import ServerSettings
 from softprompt.serving.http.sse import EVENTS, encode_event
 from softprompt.serving.request_log.request_sampler import RequestOutcome, RequestSampler
@@ -51,7 +53,8 @@ class RequestMiddleware:
         headers = Headers(scope=scope)
         given = headers.get(HEADER, "")
         outcome = RequestOutcome(given if _ID.fullmatch(given) else secrets.token_hex(16))
-        scope.setdefault("state", {})["outcome"] = outcome
+        state = scope.setdefault("state", {})
+        state["outcome"] = outcome
         started, status, growing = time.perf_counter(), 0, False
         head = scope["method"] == "HEAD"
         # whatever is there to be got has a head too
@@ -63,11 +66,12 @@ class RequestMiddleware:
                 status = message["status"]
                 sent = MutableHeaders(scope=message)
                 sent[HEADER] = outcome.id
+                growing = sent.get("content-type", "").startswith(EVENTS)
+                _add_rate_headers(state, status, sent, ended=not growing)
                 for name, value in SAFE.items():
                     sent.setdefault(name, value)
                 if self._stopping():
                     sent["Connection"] = "close"
-                growing = sent.get("content-type", "").startswith(EVENTS)
             elif head:
                 message = {**message, "body": b""}
             if message["type"] == "http.response.body" and not message.get("more_body"):
@@ -100,6 +104,8 @@ class RequestMiddleware:
             self._metrics.in_progress.dec()
             outcome.status = outcome.status or status or CLIENT_GONE
             outcome.seconds = time.perf_counter() - started
+            if (admission := state.get("admission")) is not None:
+                admission.settle(_count_spent(outcome, outcome.status))
             # the path that was declared, not the one that was sent: that can be anything
             outcome.route = getattr(inner.get("route"), "path", "other")
             self._record(scope["method"], outcome)
@@ -126,3 +132,19 @@ class RequestMiddleware:
             **outcome.said,
         }
         log.info("request", extra={"fields": {name: value for name, value in line.items() if value not in ("", 0)}})
+
+
+def _add_rate_headers(state: Mapping[str, Any], status: int, headers: MutableHeaders, *, ended: bool) -> None:
+    """Where its key stands, for a request that was let in; of a stream what it may come to is taken from that."""
+    admission: Admission | None = state.get("admission")
+    if admission is not None:
+        if ended:
+            admission.settle(_count_spent(state["outcome"], status))
+        for name, value in admission.to_headers().items():
+            headers.setdefault(name, value)
+
+
+def _count_spent(outcome: RequestOutcome, status: int) -> int:
+    """Tokens of a request; of one that was given up, which the model may have read by then, at least its texts'."""
+    spent = outcome.prompt_tokens + outcome.completion_tokens
+    return max(spent, outcome.expected_tokens) if status in (CLIENT_GONE, 504) else spent

@@ -15,7 +15,7 @@ from softprompt.serving.http.server_settings import ServerSettings
 
 REASONS = {
     400: "The body is no JSON that can be read.",
-    401: "No API key, or a wrong one.",
+    401: "No API key, a wrong or an expired one.",
     403: "The API key is not for this.",
     404: "There is no such model.",
     405: "Not by this method.",
@@ -23,7 +23,7 @@ REASONS = {
     413: "The body is too large.",
     415: "The body is not announced as JSON.",
     422: "A field has a wrong value, or the template cannot take the text.",
-    429: "The queue is full; Retry-After says when to try again.",
+    429: "The queue is full, or the API key has asked too much; Retry-After says when to try again.",
     500: "A failure of the server.",
     503: "The prompt, or the engine, is damaged or out of reach.",
     504: "The answer was not there in time.",

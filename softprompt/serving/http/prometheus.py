@@ -59,6 +59,7 @@ class ServerMetrics:
         self._seconds = histogram("softprompt_request_seconds", took, ("route", "task"), buckets=SECONDS)
         self._tokens = counter("softprompt_tokens", "Tokens read and generated.", ("task", "kind"))
         self._refreshes = counter("softprompt_refreshes", "Looks at the store, by how they ended.", ("result",))
+        self._rate_limited = counter("softprompt_rate_limited", "Requests refused by their key's limits.", ("limit",))
         chosen = "Requests chosen as samples, by what became of them."
         self._samples = counter("softprompt_samples", chosen, ("result",))
         self.in_progress = Gauge("softprompt_requests_in_progress", "Requests being answered.", registry=self._all)
@@ -83,6 +84,10 @@ class ServerMetrics:
         """Count tokens."""
         self._tokens.labels(task, "prompt").inc(prompt_tokens)
         self._tokens.labels(task, "completion").inc(completion_tokens)
+
+    def record_rate_limited(self, limit: str) -> None:
+        """Count a request that was refused because its key had its ``requests`` or ``tokens``."""
+        self._rate_limited.labels(limit).inc()
 
     def record_samples(self, result: str, requests: int) -> None:
         """Count requests that were chosen as samples; from any thread."""

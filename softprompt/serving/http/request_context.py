@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import math
 from collections.abc import AsyncGenerator, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -18,9 +19,11 @@ from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.written_prompt import written_prompt
 from softprompt.serving.engine.engine_requests import DeadlineExceededError, EngineClient, ServedPrompt
 from softprompt.serving.engine.prompt_registry import BARE_TEMPLATE, BaseModelInfo, PromptRegistry, ResolvedModel
+from softprompt.serving.engine.request_preparation import count_virtual_tokens
 from softprompt.serving.http.guarded_route import check_model_allowed
 from softprompt.serving.http.http_errors import ApiError, ClientDisconnectedError
 from softprompt.serving.http.prometheus import ServerMetrics
+from softprompt.serving.http.rate_limits import CHARACTERS_A_TOKEN, Admission
 from softprompt.serving.http.schemas import Baseline
 from softprompt.serving.http.server_settings import ServerSettings
 from softprompt.serving.request_log.request_sampler import RequestAnswer, RequestOutcome
@@ -192,6 +195,20 @@ class ServingContext:
             )
         context.outcome.examples = examples
         return examples
+
+    def reserve_tokens(self, context: RequestContext, examples: Sequence[Example], max_new_tokens: int) -> None:
+        """Take from what the API key may have as many tokens as answers of so many new tokens may come to.
+
+        Raises:
+            ApiError: it may not have as many now.
+        """
+        spec = context.served.spec
+        around = count_virtual_tokens(context.served) + math.ceil(len(spec.template) / CHARACTERS_A_TOKEN)
+        texts = [around + math.ceil(count_characters(one) / CHARACTERS_A_TOKEN) for one in examples]
+        context.outcome.expected_tokens = sum(min(length, spec.max_length) for length in texts)
+        admission: Admission | None = context.request.state.admission
+        if admission is not None:
+            admission.take("tokens", context.outcome.expected_tokens + max_new_tokens * len(examples))
 
     def build_row(self, context: RequestContext, text: str, columns: Mapping[str, Any] | None) -> dict[str, Any]:
         """The row of a text with its columns; raises DataError for a second text."""

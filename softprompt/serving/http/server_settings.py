@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from softprompt.config import Settings
 from softprompt.errors import ConfigError
+from softprompt.serving.http.api_keys import MOST_A_MINUTE
 from softprompt.serving.request_log.request_records import Retention
 from softprompt.store.references import check_alias
 from softprompt.utils.files import expand_user
@@ -59,6 +60,12 @@ class ServerSettings(Settings):
     cors_origins: tuple[str, ...] = Field((), description="web origins whose pages may ask (default: none)")
     keys: str | None = Field(None, description="file of API keys, as softprompt keys writes it")
     no_auth: bool = Field(False, description="answer everybody, on any address")
+    requests_per_minute: int | None = Field(
+        None, ge=1, le=MOST_A_MINUTE, description="requests of an API key that has no limit of its own (default: any)"
+    )
+    tokens_per_minute: int | None = Field(
+        None, ge=1, le=MOST_A_MINUTE, description="tokens of an API key that has no limit of its own (default: any)"
+    )
     public_metrics: bool = Field(False, description="give /metrics to everybody, without an admin's key")
 
     body_limit: int = Field(2**20, ge=1024, le=2**26, description="bytes of a request's body")

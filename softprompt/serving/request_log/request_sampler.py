@@ -51,6 +51,7 @@ class RequestOutcome:
         task: name of the prompt, if it is one that there is.
         model: what answered, with its version.
         prompt_tokens, completion_tokens: read and generated.
+        expected_tokens: of the texts, before they were read: about as many.
         route: that was asked.
         status: of the response, or what it came to where that had begun already; 0 before its end.
         code, param: of the error, if it ended in one, and of the field that is wrong.
@@ -68,6 +69,7 @@ class RequestOutcome:
     model: str = ""
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    expected_tokens: int = 0
     route: str = ""
     status: int = 0
     code: str = ""

@@ -27,6 +27,7 @@ def create_classify_router(serving: ServingContext, route: type[APIRoute]) -> AP
         given = body.input if isinstance(body.input, list) else [body.input]
         rows = [{"text": one} if isinstance(one, str) else one.model_dump(exclude_unset=True) for one in given]
         examples = serving.build_examples(context, rows)
+        serving.reserve_tokens(context, examples, 0)
         predictions = await context.finish_or_cancel(classify_examples(serving, context, examples))
         for index, one in enumerate(predictions):
             if one.cut:
