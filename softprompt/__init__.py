@@ -12,8 +12,8 @@ The flow, each name being public here::
 import lazy_loader
 
 from softprompt.utils.notebook_display import set_renderer
+from softprompt.utils.version import VERSION as __version__  # noqa: F401
 
-__version__ = "0.1.0"
 # torch and transformers take seconds to import: only when a name that needs them is used
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
 

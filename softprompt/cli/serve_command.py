@@ -7,7 +7,6 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from softprompt import __version__
 from softprompt.cli.base_loading import load_base
 from softprompt.cli.console import say
 from softprompt.errors import ConfigError
@@ -29,6 +28,7 @@ from softprompt.serving.request_log.sample_files import open_samples
 from softprompt.serving.uvicorn_server import ConnectionLimits, Server, listen
 from softprompt.store.prompt_sources import FolderSource, StoreSource, read_served_profile
 from softprompt.utils.files import expand_user
+from softprompt.utils.version import VERSION
 
 
 def run_serve(config: Path | None, trust_remote_code: bool, **options: Any) -> None:
@@ -69,7 +69,7 @@ def run_serve(config: Path | None, trust_remote_code: bool, **options: Any) -> N
             sampler=sampler,
             stopping=lambda: server.stopping,
             closing=engine.close,
-            version=__version__,
+            version=VERSION,
         )
         host, port = listening.getsockname()[:2]
         say(f"listening on http://{f'[{host}]' if ':' in host else host}:{port}, docs at /docs")

@@ -13,9 +13,10 @@ from softprompt.export.virtual_tokens import check_kinds
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.saved_prompt import Prompt
 from softprompt.training.run_checks import DeferredBase, load_checked
-from softprompt.training.training_run import evaluate_prompt, library_versions
+from softprompt.training.training_run import evaluate_prompt
 from softprompt.utils.files import check_free
 from softprompt.utils.messages import map_read_errors
+from softprompt.utils.version import read_versions
 
 
 def export_prompt(
@@ -117,7 +118,7 @@ def import_prompt(
         base_fingerprint=base.fingerprint,
         method="imported",
         training={"imported_from": source.name, "format": format, "sha256": digest},
-        versions=library_versions(),
+        versions=read_versions(),
     )
     return evaluate_prompt(prompt, base, task, evaluate_test=True) if isinstance(task, Task) else prompt
 

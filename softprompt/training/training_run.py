@@ -6,7 +6,6 @@ import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +31,7 @@ from softprompt.training.checkpoint import Checkpoint
 from softprompt.training.input_profiling import profile_inputs
 from softprompt.training.loop import TrainingResult
 from softprompt.training.run_checks import run_folder
+from softprompt.utils.version import read_versions
 
 # examples of a split scored at the end of a run: generation takes seconds where classification takes milliseconds
 TEST_LIMIT = {"classification": 5000, "generation": 100}
@@ -81,17 +81,6 @@ def describe_data(task: Task) -> dict[str, Any]:
     return {"source": task.splits.source, "fingerprint": task.splits.fingerprint, "examples": sizes, **more}
 
 
-def library_versions() -> dict[str, str]:
-    """Versions of what took part in learning."""
-    versions = {"python": platform.python_version()}
-    for package in ("softprompt", "torch", "transformers", "tokenizers", "safetensors"):
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            versions[package] = "unknown"
-    return versions
-
-
 def open_run(
     out: Path,
     base: FrozenLM,
@@ -114,7 +103,7 @@ def open_run(
         **({"processes": str(base.processes)} if base.processes.world_size > 1 else {}),
         "task": _plain({name: task.spec.to_dict() for name, task in tasks.items()}),
         "data": _plain({name: task.splits.fingerprint for name, task in tasks.items()}),
-        "versions": library_versions(),
+        "versions": read_versions(),
         **more,
     }
     checkpoint = Checkpoint(run, identity, restart=restart)
@@ -177,7 +166,7 @@ def build_prompt(
         },
         data=describe_data(task),
         seed=config.seed,
-        versions=library_versions(),
+        versions=read_versions(),
         parent=config.init.removeprefix("prompt:") if config.init.startswith("prompt:") else None,
         extra_files={"history.jsonl": history},
     )

@@ -25,9 +25,9 @@ from softprompt.training.checkpoint import Checkpoint
 from softprompt.training.distillation.teacher import LabelAnswers
 from softprompt.training.distillation.teacher_cache import load_answers, save_answers
 from softprompt.training.learner import PromptLearner
-from softprompt.training.training_run import library_versions
 from softprompt.utils.sealed_tensors import read_sealed_tensors, seal_tensors
 from softprompt.utils.seals import seal, unseal
+from softprompt.utils.version import read_versions
 
 TRIES = 200  # flipped bytes a file, evenly spaced
 
@@ -61,7 +61,7 @@ def tensors_equal(a: Any, b: Any) -> bool:
 class TestFlippedBytes:
     def test_checkpoint(self, tmp_path: Path) -> None:
         base, task = tiny_base("llama"), reviews_task()
-        with Checkpoint(tmp_path / "p.run", {"config": "c", "versions": library_versions()}) as checkpoint:
+        with Checkpoint(tmp_path / "p.run", {"config": "c", "versions": read_versions()}) as checkpoint:
             learner = PromptLearner(base, task, TrainConfig.build(**FAST))
             checkpoint.save([learner])
 

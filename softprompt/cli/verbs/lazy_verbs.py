@@ -11,17 +11,31 @@ from typing import Any
 
 import click
 
-from softprompt import __version__
 from softprompt.cli.console import check_spreads
 from softprompt.config import MOST
 from softprompt.errors import ConfigError, MissingExtraError
+from softprompt.utils.version import describe_version
 
 # packages that verbs import at their top
 EXTRAS = {"serve": ("fastapi", "uvicorn", "prometheus_client", "httpx", "pydantic_settings")}
 
 
+def tell_version(context: click.Context, option: click.Parameter, asked: bool) -> None:
+    """Print the versions of this and of what it runs on, and end."""
+    if asked and not context.resilient_parsing:
+        import_module("softprompt.cli.printing").print_lines([describe_version()])
+        context.exit()
+
+
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.version_option(__version__, prog_name="softprompt")
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=tell_version,
+    help="Show the versions and exit.",
+)
 @click.pass_context
 def cli(context: click.Context) -> None:
     """Learn a few virtual tokens for a task on a frozen language model, see what they gain, use them."""

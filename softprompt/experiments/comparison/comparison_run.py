@@ -30,8 +30,9 @@ from softprompt.inference.predictor import Predictor
 from softprompt.metrics.scores import Score
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.training.callbacks.callback import Callback
-from softprompt.training.training_run import TEST_LIMIT, library_versions
+from softprompt.training.training_run import TEST_LIMIT
 from softprompt.utils.summaries import summarize_fields
+from softprompt.utils.version import read_versions
 
 RATE_STEP = math.sqrt(10)  # between neighbouring rates of a search
 PILOT_STEPS = 6  # made to see how long one takes
@@ -112,7 +113,7 @@ class ComparisonRun:
     @cached_property
     def versions(self) -> dict[str, str]:
         """Of the libraries at work."""
-        return library_versions()
+        return read_versions()
 
     @cached_property
     def perplexity(self) -> tuple[float, int] | None:

@@ -24,7 +24,8 @@ from softprompt.prompts.saved_prompt import Prompt
 from softprompt.store.prompt_loading import load_prompt
 from softprompt.training.callbacks.callback import Callback
 from softprompt.training.run_checks import DeferredBase, check_init, check_init_fits, check_trainable, load_checked
-from softprompt.training.training_run import evaluate_prompt, library_versions, report_validation_sample
+from softprompt.training.training_run import evaluate_prompt, report_validation_sample
+from softprompt.utils.version import read_versions
 
 SweepEngine: TypeAlias = Literal["optuna", "ray"]
 
@@ -152,7 +153,7 @@ def _conclude(log: TrialLog, base: FrozenLM, space: SearchSpace, *, evaluate_tes
         seconds=sum(one.seconds for one in log.landed),
         data=task.splits.fingerprint,
         base=dict(base.fingerprint),
-        versions=library_versions(),
+        versions=read_versions(),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
     folder.conclude(summary)

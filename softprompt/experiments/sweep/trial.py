@@ -23,9 +23,10 @@ from softprompt.experiments.sweep.trial_sampler import compute_objective
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.training.callbacks.callback import Callback
 from softprompt.training.callbacks.step_timer import StepTimer
-from softprompt.training.training_run import library_versions, limit_length
+from softprompt.training.training_run import limit_length
 from softprompt.utils.files import replace_file
 from softprompt.utils.seals import read_sealed, seal
+from softprompt.utils.version import read_versions
 
 CLOCK_FILE, POINTS_FILE = "watched.json", "evaluations.json"
 
@@ -159,7 +160,7 @@ def make_trial(
         curve=tuple(points or ()),
         steps_made=points[-1].step if points else 0,
         seconds=points[-1].seconds if points else 0.0,
-        versions=library_versions(),
+        versions=read_versions(),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         **{**reached, **more},
     )
