@@ -78,6 +78,13 @@ class TrainConfig(Settings):
     length: int = Field(100, ge=1, le=4096, description="virtual tokens")
     init: str = Field("examples", description="examples, text, text:WORDS, labels, vocab, random, or prompt:FOLDER")
     steps: int = Field(300, ge=1, description="optimiser steps")
+    epochs: float | None = Field(
+        None,
+        gt=0,
+        le=MOST,
+        exclude_if=lambda epochs: epochs is None,  # a run has steps, however they were counted
+        description="passes over the training rows, in place of steps",
+    )
     batch_size: int = Field(16, ge=1, description="examples per optimiser step")
     micro_batch_size: int | None = Field(
         None, ge=1, description="examples per forward pass; gradients accumulate up to batch_size (default: batch_size)"
@@ -93,7 +100,7 @@ class TrainConfig(Settings):
     )
     max_length: int = Field(512, ge=8, description="tokens of template and text, at most; the text is cut to fit")
     optimizer: Literal["adam", "adafactor"] = Field("adam", description="adam, or adafactor as in Lester et al. 2021")
-    learning_rate: float = Field(0.1, gt=0, le=1e30, description="peak rate, in the units that rate_unit names")
+    learning_rate: float = Field(0.1, gt=0, le=1e30, description="peak rate (lr), in the units that rate_unit names")
     rate_unit: Literal["embedding-std", "raw"] = Field(
         "embedding-std", description="learn in standard deviations of the token embeddings, or in raw values"
     )
@@ -109,6 +116,21 @@ class TrainConfig(Settings):
     alarm_after: int = Field(150, ge=1, description="steps without beating the label prior before the alarm")
     checkpoint_every: int = Field(25, ge=1, description="steps between checkpoints")
     seed: int = Field(0, ge=0, lt=2**63, description="of initialisation and data order")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _rename_aliases(cls, given: Any) -> Any:
+        if not isinstance(given, dict) or given.get("lr") is None:
+            return given
+        if given.get("learning_rate") is not None:
+            raise ValueError("lr and learning_rate are the same: give one of them")
+        return {**{name: value for name, value in given.items() if name != "lr"}, "learning_rate": given["lr"]}
+
+    @model_validator(mode="after")
+    def _steps_or_epochs(self) -> Self:
+        if self.epochs is not None and "steps" in self.model_fields_set:
+            raise ValueError(f"steps ({self.steps}) and epochs ({self.epochs:g}) exclude each other: give one of them")
+        return self
 
     @model_validator(mode="after")
     def _micro_batch_fits(self) -> Self:
@@ -129,6 +151,14 @@ class TrainConfig(Settings):
             raise ConfigError(f"unknown recipe {recipe!r}: expected one of {', '.join(sorted(RECIPES))}")
         given = {name: value for name, value in settings.items() if value is not None}
         return super().build(**{**(RECIPES[recipe] if recipe else {}), **given})
+
+    def with_steps_for(self, rows: int) -> Self:
+        """With ``steps`` in place of ``epochs``, if these are set, for so many training rows; a last batch that is not
+        full is left out of an epoch."""
+        if self.epochs is None:
+            return self
+        given = self.model_dump(exclude_unset=True, exclude={"epochs"})
+        return type(self).build(**given, steps=max(1, round(self.epochs * max(1, rows // self.batch_size))))
 
     def save(self, path: str | Path) -> None:
         """Write every setting to a YAML file that ``load`` reads back to an equal object.
@@ -248,8 +278,33 @@ def parse_value(text: str, where: str) -> Any:
         raise ConfigError(f"{where}: expected plain values with commas between them") from error
 
 
+# what transformers and PEFT call a setting of ours
+_ELSEWHERE = {
+    "num_train_epochs": "epochs",
+    "num_epochs": "epochs",
+    "max_steps": "steps",
+    "per_device_train_batch_size": "batch_size",
+    "num_virtual_tokens": "length",
+    "prompt_length": "length",
+    "max_seq_length": "max_length",
+    "warmup_ratio": "warmup",
+    "warmup_steps": "warmup",
+    "lr_scheduler_type": "schedule",
+    "lr_scheduler": "schedule",
+    "max_grad_norm": "clip",
+    "optim": "optimizer",
+    "gradient_accumulation_steps": "micro_batch_size",
+    "eval_steps": "eval_every",
+    "save_steps": "checkpoint_every",
+    "early_stopping_patience": "patience",
+    "output_dir": "out",
+}
+
+
 def describe_unknown_setting(name: str, model: type[BaseModel]) -> str:
     """What to say of a setting that ``model`` does not have, with what may have been meant."""
+    if (ours := _ELSEWHERE.get(name)) in (*model.model_fields, "out"):
+        return f"unknown setting '{name}': it is called '{ours}' here"
     near = difflib.get_close_matches(name, model.model_fields, n=1)
     hint = f"did you mean '{near[0]}'?" if near else f"known settings: {', '.join(model.model_fields)}"
     return f"unknown setting '{name}': {hint}"

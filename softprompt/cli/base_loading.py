@@ -11,6 +11,7 @@ import click
 from transformers.utils import logging
 
 from softprompt.cli.console import launched, say
+from softprompt.models.deferred_base import DeferredBase
 from softprompt.models.distributed import SINGLE_PROCESS, ProcessGroup, join_process_group
 from softprompt.models.fingerprint import UnloadedModel
 from softprompt.models.frozen_lm import FrozenLM
@@ -20,7 +21,6 @@ from softprompt.prompts.saved_prompt import Prompt
 from softprompt.training.callbacks.callback import Callback, CallbackList
 from softprompt.training.callbacks.progress import ProgressBar, ProgressPrinter
 from softprompt.training.callbacks.trackers import TensorBoardLogger
-from softprompt.training.run_checks import DeferredBase
 
 Run = TypeVar("Run", bound=Callable[..., None])
 

@@ -14,7 +14,8 @@ from softprompt.data.task import Task
 from softprompt.errors import ConfigError, DataError
 from softprompt.inference.evaluation import Evaluation, evaluate, truncation_notes
 from softprompt.inference.generation import GenerationConfig, choose_max_new_tokens
-from softprompt.inference.predictor import Prediction, Predictor, arriving_examples
+from softprompt.inference.predictions import Prediction
+from softprompt.inference.predictor import Predictor, arriving_examples
 from softprompt.prompts.written_prompt import choose_shots, written_prompt
 from softprompt.report.pages.training_page import make_evaluation_document
 from softprompt.store.learned_rows import read_learned

@@ -12,10 +12,10 @@ from softprompt.data.task import Task, TaskSpec
 from softprompt.errors import ConfigError
 from softprompt.export.export_formats import FORMATS
 from softprompt.export.prompt_exchange import check_export, export_prompt, import_prompt
+from softprompt.models.deferred_base import BaseCheck, DeferredBase
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.report.pages.training_page import make_import_document
 from softprompt.store.prompt_loading import load_prompt
-from softprompt.training.run_checks import BaseCheck, DeferredBase
 from softprompt.utils.files import check_free
 
 

@@ -12,6 +12,7 @@ from softprompt.config import GateConfig
 from softprompt.data.examples import Example
 from softprompt.data.task import Task
 from softprompt.errors import ConfigError, GateError, StoreError
+from softprompt.inference.gate import Gate
 from softprompt.inference.generation import GenerationConfig
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.saved_prompt import Prompt
@@ -25,7 +26,6 @@ from softprompt.report.pages.store_page import (
 )
 from softprompt.report.pages.training_page import make_prompt_document
 from softprompt.store import hub
-from softprompt.store.gate import Gate
 from softprompt.store.learned_rows import read_learned
 from softprompt.store.prompt_loading import load_prompt
 from softprompt.store.references import LATEST, Reference, check_alias, check_name, is_reference, split_store

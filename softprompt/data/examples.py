@@ -247,6 +247,18 @@ def unlabelled_example(row: Mapping[str, Any], place: str, columns: Columns | No
     return Example(found.text_of(row, place), columns=others, place=place)
 
 
+def find_answer(row: Mapping[str, Any], kind: TaskKind, columns: Columns) -> str | tuple[str, ...] | None:
+    """The label or the references that a row has, as those of training rows are read; ``None`` without."""
+    found = columns._replace(remembered=True, text_optional=True).in_row(row)
+    if kind == "classification" and found.label not in row:
+        return None
+    try:
+        example = make_example(row, kind, found, "")
+    except DataError:
+        return None
+    return example.references if example.label is None else example.label
+
+
 def infer_kind(examples: Sequence[Example]) -> TaskKind:
     """What the examples carry; outputs where the first has no label."""
     return "classification" if examples[0].label is not None else "generation"

@@ -3,6 +3,8 @@
     FOLDER                                train, validation (or valid, val, dev) and test, one file each
     FILE.jsonl .json .csv .tsv .parquet   split 80/10/10, each row by a hash of what the model reads of it
     hf:NAME[:CONFIG]                      as published; NAME may be a local folder
+    a table in memory                     as a file of the same rows
+    a mapping of split names to tables    as a folder of such files
 
 A row with ``text`` and ``label`` is classification, one with ``text`` and ``target`` or ``references`` generation.
 What was decided for the user (sizes, seed, duplicates, overlap) is told in ``Splits.notes``.
@@ -23,6 +25,7 @@ from softprompt.data.examples import Columns, Example, infer_kind, keep_answered
 from softprompt.data.readers.example_reader import (
     SPLITS,
     BadRows,
+    CollectedExamples,
     collect_examples,
     find_split,
     load_hub_parts,
@@ -30,10 +33,12 @@ from softprompt.data.readers.example_reader import (
     read_hub_rows,
     split_files,
 )
+from softprompt.data.readers.in_memory import DataSource, Part, find_parts, make_part
 from softprompt.data.row_identity import InputKey, input_key, row_key
 from softprompt.data.split_assignment import Parts as ThreeParts
 from softprompt.data.split_assignment import split_examples
 from softprompt.errors import DataError
+from softprompt.utils.arguments import check_arguments
 from softprompt.utils.files import expand_user
 from softprompt.utils.messages import map_read_errors, quote_names
 from softprompt.utils.notebook_display import Displayed
@@ -152,14 +157,18 @@ class ReadOptions:
         )
 
 
-def read_splits(source: str | Path, **options: Any) -> Splits:
-    """Read a folder, a file or ``hf:NAME[:CONFIG]`` and fill in the splits that are missing.
+@check_arguments
+def read_splits(source: DataSource, **options: Any) -> Splits:
+    """Read a folder, a file, ``hf:NAME[:CONFIG]`` or data in memory, and fill in the splits that are missing.
 
     A folder or data set without validation gives up about 10% of train for it; without test, test is empty, and so is
     train without train. A file is freed of exact duplicates (all that the model reads, and the answer) and split about
     80/10/10. Where this function cuts, a row's side follows from what the model reads of it (``split_examples``).
 
     Args:
+        source: a place as a string or path, or rows: a DataFrame, an Arrow table, a ``datasets.Dataset``, a list of
+            dicts, a dict of columns, each read as a file of the same rows; a ``DatasetDict``, or a mapping of split
+            names to any of these, is read as a folder of such files.
         options: ``text_column=``, ``label_column=``, ``target_column=``, ``bad_rows=``, ``seed=`` and what else
             ``ReadOptions.build`` takes.
 
@@ -169,15 +178,16 @@ def read_splits(source: str | Path, **options: Any) -> Splits:
         MissingExtraError: Parquet or ``hf:`` without the extra ``data``.
     """
     how = ReadOptions.build(**options)
+    if not isinstance(source, str | Path):
+        return _note_conflicts(_read_memory(source, how), how)
     if str(source).startswith("hf:"):
         return _note_conflicts(_fill_missing_splits(*_read_hub(str(source), how), str(source), how), how)
     path = expand_user(source)
     with map_read_errors(path):
         if path.is_dir():
-            return _note_conflicts(_fill_missing_splits(*_read_folder(path, how), str(source), how), how)
-    found = read_file(path, how.columns, how.bad_rows)
-    splits = _split_file(found.examples, str(source), how)
-    return _note_conflicts(replace(splits, notes=(*found.notes, *splits.notes)), how)
+            parts = {split: Part(str(file), file) for split, file in split_files(path).items()}
+            return _note_conflicts(_fill_missing_splits(*_read_parts(parts, str(path), how), str(source), how), how)
+    return _note_conflicts(_read_whole(Part(str(source), path), "One file", how), how)
 
 
 def read_examples(path: Path, **options: Any) -> list[Example]:
@@ -191,14 +201,29 @@ def read_examples(path: Path, **options: Any) -> list[Example]:
     return read_file(path, how.columns, how.bad_rows).examples
 
 
-def _split_file(examples: list[Example], source: str, how: ReadOptions) -> Splits:
+def _read_memory(source: Any, how: ReadOptions) -> Splits:
+    name = type(source).__name__
+    if (found := find_parts(source)) is None:
+        return _read_whole(make_part(name, source), "One table", how)
+    given, left_out = found
+    parts, notes = _read_parts(given, name, how)
+    return _fill_missing_splits(parts, [*left_out, *notes], name, how)
+
+
+def _read_whole(part: Part, what: str, how: ReadOptions) -> Splits:
+    found = part.read(how.columns, how.bad_rows)
+    splits = _split_whole(found.examples, part.name, what, how)
+    return replace(splits, notes=(*found.notes, *splits.notes))
+
+
+def _split_whole(examples: list[Example], source: str, what: str, how: ReadOptions) -> Splits:
     distinct: dict[object, Example] = {}
     for one in examples:
         distinct.setdefault(how.key(one) if how.unlabelled else row_key(one, how.key(one)), one)
     splits = how.split(list(distinct.values()), HELD_OUT_SHARE, HELD_OUT_SHARE)
     sizes = ", ".join(f"{len(some):,} {split}" for split, some in zip(SPLITS, splits, strict=True))
     notes = [
-        f"One file was given: split into {sizes} examples (about 80/10/10, by a hash of what is read of each row and "
+        f"{what} was given: split into {sizes} examples (about 80/10/10, by a hash of what is read of each row and "
         f"seed {how.seed}): rows keep their split when others are added, equal inputs are on one side."
     ]
     if removed := len(examples) - len(distinct):
@@ -251,15 +276,16 @@ def _fill_missing_splits(parts: Parts, notes: list[str], source: str, how: ReadO
     return Splits(train, validation, test, source, tuple(notes))
 
 
-def _read_folder(folder: Path, how: ReadOptions) -> tuple[Parts, list[str]]:
+def _read_parts(given: Mapping[str, Part], source: str, how: ReadOptions) -> tuple[Parts, list[str]]:
+    """The examples of each split, but for those whose answers are hidden."""
     columns = how.columns
-    found = {
-        split: read_file(path, columns, how.bad_rows, may_lack_answers=split != "train" and not columns.optional)
-        for split, path in split_files(folder).items()
+    found: dict[str, CollectedExamples] = {
+        split: part.read(columns, how.bad_rows, may_lack_answers=split != "train" and not columns.optional)
+        for split, part in given.items()
     }
     if all(one.unanswered for one in found.values()):
         # nothing is left, so what they lack is told
-        found = {split: read_file(path, columns, how.bad_rows) for split, path in split_files(folder).items()}
+        found = {split: part.read(columns, how.bad_rows) for split, part in given.items()}
     labels = {one.label for one in found["train"].examples} if "train" in found else set()
     parts: Parts = {}
     notes: list[str] = []
@@ -268,7 +294,7 @@ def _read_folder(folder: Path, how: ReadOptions) -> tuple[Parts, list[str]]:
         hidden = labels and "-1" not in labels and {example.label for example in one.examples} == {"-1"}
         if one.unanswered or hidden:
             what = "all its labels are -1, that is unknown" if hidden else "no row has a label or output"
-            notes.append(f"The split '{split}' of '{folder}' was not used: {what}.")
+            notes.append(f"The split '{split}' of '{source}' was not used: {what}.")
         else:
             parts[split] = one.examples
     return parts, notes

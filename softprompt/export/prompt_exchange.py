@@ -10,9 +10,9 @@ from softprompt.data.task import Task, TaskSpec
 from softprompt.errors import ConfigError, PromptFileError
 from softprompt.export.export_formats import FORMATS, ExportFormat, ExportRequest
 from softprompt.export.virtual_tokens import check_kinds
+from softprompt.models.deferred_base import DeferredBase, load_checked
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.saved_prompt import Prompt
-from softprompt.training.run_checks import DeferredBase, load_checked
 from softprompt.training.training_run import evaluate_prompt
 from softprompt.utils.files import check_free
 from softprompt.utils.messages import map_read_errors

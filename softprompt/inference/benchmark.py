@@ -35,7 +35,7 @@ CALIBRATION_BINS = 15
 class PredictorLike(Protocol):
     """What is timed: anything that predicts."""
 
-    def predict(self, examples: Sequence[Example]) -> Any: ...
+    def iterate_predictions(self, examples: Sequence[Example]) -> Any: ...
 
 
 def measure_speed(
@@ -86,7 +86,7 @@ def draw_timed_examples(examples: Sequence[Example]) -> list[Example]:
 
 def _time_answers(answers: PredictorLike, examples: Sequence[Example]) -> float:
     began = time.perf_counter()
-    for _ in answers.predict(examples):
+    for _ in answers.iterate_predictions(examples):
         pass
     return time.perf_counter() - began
 

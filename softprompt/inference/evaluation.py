@@ -6,15 +6,18 @@ from typing import Any
 
 from softprompt.data.examples import Example
 from softprompt.data.split_assignment import Subsample, sample_examples
-from softprompt.data.task import TaskSpec
+from softprompt.data.task import Task, TaskSpec
+from softprompt.data.task_arguments import Data, check_option_names, resolve_task
 from softprompt.errors import ConfigError, DataError
 from softprompt.inference.generation import GenerationConfig, choose_max_new_tokens
-from softprompt.inference.predictor import Prediction, Predictor, PredictorLike, Vote
+from softprompt.inference.predictions import Prediction
+from softprompt.inference.predictor import Predictor, PredictorLike, Vote, load_base_of
 from softprompt.metrics.registry import choose_metric, metrics_of_kind
 from softprompt.metrics.scores import Score
-from softprompt.models.frozen_lm import FrozenLM
+from softprompt.models.deferred_base import BaseSource, load_checked, resolve_base
 from softprompt.prompts.saved_prompt import Prompt
-from softprompt.prompts.state import PromptState
+from softprompt.store.prompt_loading import AnyPrompt, resolve_prompt
+from softprompt.utils.arguments import check_arguments
 from softprompt.utils.notebook_display import Displayed
 from softprompt.utils.summaries import summarize
 
@@ -30,6 +33,7 @@ class Evaluation(Displayed):
         gold: labels, or references.
         truncated: texts that had to be cut.
         drawn: of how many rows the examples are a sample, if they are one.
+        split: that the examples are of, where it is known.
     """
 
     metric: Score
@@ -38,12 +42,14 @@ class Evaluation(Displayed):
     gold: tuple[Any, ...]
     truncated: int
     drawn: Subsample | None = None
+    split: str | None = None
 
     def __repr__(self) -> str:
         return summarize(self, str(self), truncated=self.truncated or None)
 
     def __str__(self) -> str:
-        return ", ".join(map(str, (self.metric, *self.others)))
+        where = "" if self.split is None else f" ({self.split} split)"
+        return ", ".join(map(str, (self.metric, *self.others))) + where
 
     def to_dict(self) -> dict[str, Any]:
         """The main metric's fields on top, the others by name below ``others``."""
@@ -66,36 +72,61 @@ class Evaluation(Displayed):
         return truncation_notes(self.cut, len(self.predictions))
 
 
+@check_arguments
 def evaluate(
-    base: FrozenLM,
-    examples: Sequence[Example],
-    prompt: Prompt | PromptState | None = None,
+    base: BaseSource,
+    data: Data | Sequence[Example],
+    prompt: AnyPrompt | None = None,
     *,
+    split: str | None = None,
     spec: TaskSpec | None = None,
     generation: GenerationConfig | None = None,
     vote: Vote = "mean",
+    **options: Any,
 ) -> Evaluation:
     """Predict and score.
 
     Args:
-        prompt: a learned prompt, a written one as a state (see ``written_prompt``), or none: the bare template.
-        spec: the task, where ``prompt`` does not bring it.
-        sampling: how completions are made (generation); greedily, with room for the longest reference, if not given.
+        base: the frozen model, or its name.
+        data: a task, or what it is made from (see ``Task.of``), for the task of ``prompt`` where it has one; or the
+            examples themselves, all of which are scored.
+        prompt: a learned prompt, its folder or its reference in a store; a written one as a state (see
+            ``written_prompt``); or none: the bare template.
+        split: of a task: ``train``, ``validation``, ``test`` or ``all``. Test, if not given, or validation where
+            there is no test; the result says which.
+        spec: the task of examples, where ``prompt`` does not bring it.
+        generation: how completions are made; greedily, with room for the longest reference, if not given.
         vote: how an ensemble comes to one answer (see ``Predictor``).
+        options: of rows that become a task here: ``template=``, ``labels=``, ``text_column=``, ... (see ``Task.of``).
 
     Raises:
-        ConfigError: no ``spec``, and no prompt that has one.
+        ConfigError: examples without ``spec``, and no prompt that has one.
         DataError: no examples, or examples without label or references.
         PromptFileError: the prompt was learned on another base model.
     """
-    known = prompt.spec if isinstance(prompt, Prompt) else spec
-    if known is None:
-        raise ConfigError("expected the task's spec beside a prompt that was not learned: give spec=task.spec")
+    model, saved = resolve_base(base), resolve_prompt(prompt)
+    known = saved.spec if isinstance(saved, Prompt) else spec
+    examples: Sequence[Example]
+    if isinstance(data, list | tuple) and all(isinstance(one, Example) for one in data):
+        examples = data
+        if known is None:
+            raise ConfigError("expected the task's spec beside a prompt that was not learned: give spec=task.spec")
+    else:
+        check_option_names("evaluate", options)
+        task = resolve_task(data, known, options=options)
+        known, split = task.spec, split or choose_split(task)
+        examples = task.splits[split]
+    model = load_base_of(saved, base) if isinstance(saved, Prompt) else load_checked(model)
     if generation is None:
-        generation = GenerationConfig(max_new_tokens=choose_max_new_tokens(base, known, examples))
-    if isinstance(prompt, Prompt):
-        return score(Predictor.of_prompt(base, prompt, generation, vote), examples)
-    return score(Predictor(base, known, prompt, generation), examples)
+        generation = GenerationConfig(max_new_tokens=choose_max_new_tokens(model, known, examples))
+    states = saved.states if isinstance(saved, Prompt) else saved
+    found = score(Predictor(model, known, states, generation, vote), examples)
+    return replace(found, split=split)
+
+
+def choose_split(task: Task) -> str:
+    """Test, or validation where there is no test, or else all there is."""
+    return "test" if task.test else "validation" if task.validation else "all"
 
 
 def truncation_notes(cut: int, of: int) -> list[str]:
@@ -112,7 +143,7 @@ def score(answers: PredictorLike, examples: Sequence[Example]) -> Evaluation:
     gold = tuple(_read_label(one) if spec.kind == "classification" else one.references for one in examples)
     first = choose_metric(spec.kind, spec.metric, gold)
     before = answers.truncated
-    predictions = tuple(sorted(answers.predict(examples), key=lambda prediction: prediction.index))
+    predictions = tuple(sorted(answers.iterate_predictions(examples), key=lambda prediction: prediction.index))
     truncated = answers.truncated - before
     answered = [str(one.completion if one.label is None else one.label) for one in predictions]
     others = tuple(scorer(gold, answered) for scorer in metrics_of_kind(spec.kind) if scorer is not first)

@@ -3,9 +3,10 @@
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
-from typing import Any, BinaryIO, Literal, Protocol, TypeAlias
+from pathlib import Path
+from typing import Any, BinaryIO, Literal, Protocol, TypeAlias, overload
 
 import torch
 from torch import Tensor
@@ -15,52 +16,23 @@ from softprompt.data.examples import Columns, Example, unlabelled_example
 from softprompt.data.readers.example_reader import BadRows
 from softprompt.data.readers.file_rows import read_records
 from softprompt.data.task import TaskSpec
-from softprompt.data.templates.template import Template
-from softprompt.errors import ConfigError, DataError, NotFiniteError, SoftpromptError, TemplateError, printable
+from softprompt.data.templates.template import Template, check_fills
+from softprompt.errors import ConfigError, DataError, NotFiniteError, SoftpromptError, printable
 from softprompt.inference.generation import Completed, GenerationConfig, choose_max_new_tokens, complete
+from softprompt.inference.predictions import Inputs, Prediction, Predictions, is_single, read_inputs
 from softprompt.inference.scoring import EVALUATION_TOKENS, AnswerScorer
+from softprompt.models.deferred_base import BaseSource, load_checked, resolve_base
 from softprompt.models.frozen_lm import FrozenLM
+from softprompt.models.quantization import SCHEMES
 from softprompt.prompts.prefix import Prefix, make_prefix
 from softprompt.prompts.saved_prompt import Prompt
 from softprompt.prompts.state import PromptState, describe_state, words_before
+from softprompt.store.prompt_loading import resolve_saved_prompt
+from softprompt.utils.arguments import check_arguments, describe_kind
 from softprompt.utils.notebook_display import Displayed
 from softprompt.utils.summaries import describe_value, summarize
 
 Vote: TypeAlias = Literal["mean", "majority"]
-
-
-@dataclass(frozen=True)
-class Prediction(Displayed):
-    """One answer.
-
-    Attributes:
-        index: of the example.
-        label: the likeliest label (classification).
-        probabilities: of every label, summing to 1 (classification).
-        completion: the text generated (generation).
-        at_limit: whether the completion was cut at the limit of tokens, before it ended.
-        prompt_tokens: virtual tokens, template and text that were read for it, where whoever answered counts them.
-        cut: only the beginning of the text was read, where whoever answered tells.
-    """
-
-    index: int
-    label: str | None = None
-    probabilities: dict[str, float] | None = None
-    completion: str | None = None
-    at_limit: bool = False
-    prompt_tokens: int | None = None
-    cut: bool = False
-
-    def __repr__(self) -> str:
-        probability = None if self.probabilities is None or self.label is None else self.probabilities[self.label]
-        answer = describe_value(self.completion if self.label is None else self.label)
-        return summarize(self, answer, probability=probability, at_limit=self.at_limit or None, index=self.index)
-
-    def to_dict(self) -> dict[str, Any]:
-        """The fields that this kind of task has."""
-        fields = {"label": self.label, "probabilities": self.probabilities, "completion": self.completion}
-        told = {name: value for name, value in fields.items() if value is not None}
-        return {"index": self.index, **told, **({"cut": True} if self.at_limit else {})}
 
 
 class PredictorLike(Protocol):
@@ -78,7 +50,7 @@ class PredictorLike(Protocol):
         """Log-probabilities ``[examples, C]`` of the labels (classification)."""
         ...
 
-    def predict(self, examples: Sequence[Example]) -> Iterator[Prediction]:
+    def iterate_predictions(self, examples: Sequence[Example]) -> Iterator[Prediction]:
         """One prediction for each example, in any order."""
         ...
 
@@ -122,16 +94,52 @@ class Predictor(Displayed):
         return summarize(self, task, members + states, labels=self.spec.labels)
 
     @classmethod
+    @check_arguments
     def of_prompt(
-        cls, base: FrozenLM, prompt: Prompt, generation: GenerationConfig | None = None, vote: Vote = "mean"
+        cls,
+        base: BaseSource,
+        prompt: Prompt | str | Path,
+        generation: GenerationConfig | None = None,
+        vote: Vote = "mean",
     ) -> "Predictor":
         """A predictor for a saved prompt.
+
+        Args:
+            base: the model that it was learned on, or its name.
+            prompt: the prompt, its folder, or its reference in a store.
+            generation, vote: as for ``Predictor``.
 
         Raises:
             PromptFileError: it was learned on another base model.
         """
-        prompt.check_base(base)
-        return cls(base, prompt.spec, prompt.states, generation, vote)
+        saved = resolve_saved_prompt(prompt)
+        return cls(load_base_of(saved, base), saved.spec, saved.states, generation, vote)
+
+    @classmethod
+    @check_arguments
+    def load(
+        cls,
+        prompt: str | Path,
+        base: BaseSource | None = None,
+        generation: GenerationConfig | None = None,
+        vote: Vote = "mean",
+        **options: Any,
+    ) -> "Predictor":
+        """A predictor for a prompt that is saved somewhere, with the base model that it was learned on.
+
+        Args:
+            prompt: its folder, or its reference in a store (``STORE#NAME@WHICH``).
+            base: the base model, or its name where it is called otherwise here.
+            generation, vote: as for ``Predictor``.
+            options: of ``load_model`` (``device=``, ``dtype=``, ...).
+
+        Raises:
+            PromptFileError: no saved prompt is there, or it was learned on another base model.
+            BaseModelError: its base model is not there.
+        """
+        saved = resolve_saved_prompt(prompt)
+        model = load_base_of(saved, saved.base_name if base is None else base, **options)
+        return cls(model, saved.spec, saved.states, generation, vote)
 
     @property
     def truncated(self) -> int:
@@ -173,7 +181,36 @@ class Predictor(Displayed):
         shares = votes + mean.exp() / (2 * len(scores))
         return (shares / shares.sum(dim=1, keepdim=True)).log()
 
-    def predict(self, examples: Sequence[Example]) -> Iterator[Prediction]:
+    @overload
+    def predict(self, inputs: str | Example) -> Prediction: ...
+
+    @overload
+    def predict(self, inputs: Sequence[str | Example]) -> Predictions: ...
+
+    @overload
+    def predict(self, inputs: Inputs) -> Any: ...
+
+    @check_arguments
+    def predict(self, inputs: Inputs) -> Prediction | Predictions:
+        """Answer a text or a row, or many of them.
+
+        Args:
+            inputs: a text, a row as a dict, or an ``Example``: one prediction. A list of these, a column of texts, a
+                DataFrame, an Arrow table, a ``datasets.Dataset`` or a dict of columns: one for each, in order, with
+                ``to_pandas()``.
+
+        Raises:
+            ConfigError: nothing that could be asked.
+            DataError, TemplateError: a row that cannot be asked; its number is in the message.
+        """
+        asked = read_inputs(inputs, self.spec)
+        found = self.iterate_predictions([one.example for one in asked])
+        answered = sorted(found, key=lambda prediction: prediction.index)
+        if is_single(inputs):
+            return answered[0]
+        return Predictions(answered, asked, inputs if describe_kind(inputs) == "a DataFrame" else None)
+
+    def iterate_predictions(self, examples: Sequence[Example]) -> Iterator[Prediction]:
         """Predictions in the order of the examples for classification, as they finish for generation."""
         if self.spec.kind == "generation":
             with name_failing_example(examples):
@@ -192,6 +229,12 @@ class Predictor(Displayed):
         own = complete(self.base, self.prefix, [texts[i] for i in places], self.generation, EVALUATION_TOKENS)
         for part in processes.all_gather([(places[index], text, cut) for index, text, cut in own]):
             yield from ((index, text, cut) for index, text, cut in part)
+
+
+def load_base_of(prompt: Prompt, base: BaseSource, **options: Any) -> FrozenLM:
+    """The base model of a prompt, which is checked; quantized as it was learned on, if it is loaded here."""
+    learned = prompt.quantization if prompt.quantization in SCHEMES else None
+    return load_checked(resolve_base(base, **{"quantize": learned, **options}), prompt.check_base)
 
 
 @contextmanager
@@ -260,7 +303,7 @@ def arriving_examples(
                     raise DataError(f"{row.place}: {row.reason}")
                 example = unlabelled_example(row.values, row.place, columns)
                 if template is not None:
-                    _check_fills(template, example)
+                    check_fills(template, example)
                 ready.append(example)
             except DataError as error:
                 if bad_rows != "skip":
@@ -275,10 +318,3 @@ def arriving_examples(
         raise
     if ready:
         yield ready
-
-
-def _check_fills(template: Template, example: Example) -> None:
-    try:
-        template.fill(example)
-    except TemplateError as error:
-        raise DataError(str(error)) from error

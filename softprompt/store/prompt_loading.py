@@ -1,7 +1,7 @@
 """Saved prompts by folder or by reference into a store."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from softprompt.errors import PromptFileError
 from softprompt.prompts.saved_prompt import (
@@ -12,10 +12,29 @@ from softprompt.prompts.saved_prompt import (
     parse_prompt,
     read_manifest_bytes,
 )
+from softprompt.prompts.state import PromptState
 from softprompt.store.artifacts import resolve_reference
 from softprompt.store.references import Reference, is_reference
+from softprompt.utils.arguments import check_arguments, refuse_argument
 from softprompt.utils.files import expand_user
 from softprompt.utils.safe_io import FILE_LIMIT, read_file
+
+AnyPrompt: TypeAlias = Prompt | PromptState | str | Path
+_EXPECTED = "a prompt, its folder or its reference in a store (STORE#NAME@WHICH)"
+_ADVICE = {
+    "FrozenLM": "the base model comes first, the prompt behind it",
+    "DeferredBase": "the base model comes first, the prompt behind it",
+    "Task": "the prompt comes behind the data",
+    "DataFrame": "the prompt comes behind the data",
+    "PeftModel": "sp.import_prompt(base, folder, format='peft') reads what PEFT saved",
+    "PreTrainedModel": "a model is no prompt; sp.fit learns one on it",
+    "Tensor": "sp.import_prompt(base, 'FILE.npy') makes one of virtual tokens",
+    "ndarray": "sp.import_prompt(base, 'FILE.npy') makes one of virtual tokens",
+    "Store": "give STORE.get(NAME)",
+    "Predictor": "a predictor has its prompt already: call its predict",
+    "NoneType": "sp.fit gives one; was a variable not set?",
+    "": "sp.fit or sp.load_prompt gives one",
+}
 
 
 def read_manifest(place: str | Path) -> dict[str, Any]:
@@ -34,6 +53,7 @@ def read_manifest(place: str | Path) -> dict[str, Any]:
     return parse_manifest(read_manifest_bytes(expand_user(place)), str(expand_user(place) / MANIFEST_FILE))
 
 
+@check_arguments
 def load_prompt(place: str | Path) -> Prompt:
     """Read a saved prompt and check it: schema, digests, shapes, numbers.
 
@@ -68,3 +88,25 @@ def pin_reference(place: str) -> str:
         return place
     artifacts, version = resolve_reference(Reference.parse(place))
     return f"{artifacts.url}#{version}"
+
+
+def resolve_prompt(prompt: AnyPrompt | None) -> Prompt | PromptState | None:
+    """A prompt as it is, or read from its place.
+
+    Raises:
+        ConfigError: neither a prompt nor a place.
+        PromptFileError, StoreError: as ``load_prompt``.
+    """
+    if prompt is None or isinstance(prompt, Prompt | PromptState):
+        return prompt
+    if not isinstance(prompt, str | Path) or not str(prompt).strip():
+        raise refuse_argument("prompt", _EXPECTED, prompt, _ADVICE)
+    return load_prompt(prompt)
+
+
+def resolve_saved_prompt(prompt: Prompt | str | Path) -> Prompt:
+    """As ``resolve_prompt``, for a prompt that says what it was learned for."""
+    found = None if isinstance(prompt, PromptState) else resolve_prompt(prompt)
+    if not isinstance(found, Prompt):
+        raise refuse_argument("prompt", _EXPECTED, prompt, _ADVICE)
+    return found

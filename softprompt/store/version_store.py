@@ -16,10 +16,10 @@ from softprompt.errors import GateError, PromptFileError, SoftpromptError, Store
 from softprompt.prompts.saved_prompt import Prompt, parse_prompt
 from softprompt.store.artifacts import ArtifactStore, resolve_reference
 from softprompt.store.backends import open_backend
-from softprompt.store.gate import Verdict
 from softprompt.store.metadata import AliasChange, Version
 from softprompt.store.prompt_loading import read_manifest
 from softprompt.store.references import Reference, check_alias, default_store, is_reference
+from softprompt.store.verdict import Verdict
 from softprompt.store.version_diff import PromptDifference, compare_prompts
 from softprompt.utils.files import check_free, expand_user, write_folder
 from softprompt.utils.notebook_display import Displayed

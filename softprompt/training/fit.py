@@ -9,6 +9,8 @@ from typing import Any, TypeAlias, overload
 
 from softprompt.config import TrainConfig
 from softprompt.data.task import Task
+from softprompt.data.task_arguments import Data, is_several_tasks, pop_task_options, resolve_task
+from softprompt.models.deferred_base import BaseSource, load_checked, resolve_base
 from softprompt.models.distributed import ProcessGroup
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.saved_prompt import Prompt
@@ -18,7 +20,6 @@ from softprompt.training.checkpoint import Checkpoint
 from softprompt.training.loop import TrainingResult, train_together
 from softprompt.training.multitask import train_multitask
 from softprompt.training.run_checks import (
-    DeferredBase,
     check_ensemble,
     check_example,
     check_multitask,
@@ -26,8 +27,8 @@ from softprompt.training.run_checks import (
     check_prompts_base,
     check_settings,
     check_tasks,
-    load_checked,
     load_teachers,
+    resolve_steps,
 )
 from softprompt.training.training_run import (
     build_prompt,
@@ -39,22 +40,24 @@ from softprompt.training.training_run import (
     reserve_answer_room,
     save_run_result,
 )
+from softprompt.utils.arguments import check_arguments
 from softprompt.utils.files import expand_user
 
 METHOD = "multitask"
 
 
 @overload
-def fit(base: FrozenLM | DeferredBase, task: Task, **options: Any) -> Prompt: ...
+def fit(base: BaseSource, data: Mapping[str, Task], **options: Any) -> dict[str, Prompt]: ...
 
 
 @overload
-def fit(base: FrozenLM | DeferredBase, task: Mapping[str, Task], **options: Any) -> dict[str, Prompt]: ...
+def fit(base: BaseSource, data: Data, **options: Any) -> Prompt: ...
 
 
+@check_arguments
 def fit(
-    base: FrozenLM | DeferredBase,
-    task: Task | Mapping[str, Task],
+    base: BaseSource,
+    data: Data | Mapping[str, Task],
     *,
     out: str | Path | None = None,
     config: TrainConfig | Mapping[str, TrainConfig] | None = None,
@@ -68,17 +71,20 @@ def fit(
     distillation: float = 0.9,
     **settings: Any,
 ) -> Prompt | dict[str, Prompt]:
-    """Learn a prompt for ``task`` on ``base``; evaluate it on validation and test.
+    """Learn a prompt for ``data`` on ``base``; evaluate it on validation and test.
 
     Args:
-        base: the model; deferred, it is loaded once everything else is checked.
-        task: a task; or several, which learn together (Wang et al. 2023; see ``train_multitask``), each by a name of
-            letters, digits, ``.``, ``_`` and ``-``, which is also its prompt's folder within ``out``.
+        base: the model, or its name; it is then loaded once everything else is checked.
+        data: a task, or what it is made from (see ``Task.of``); or several tasks, which learn together (Wang et al.
+            2023; see ``train_multitask``), each by a name of letters, digits, ``.``, ``_`` and ``-``, which is also its
+            prompt's folder within ``out``.
         out: folder to save to. The unfinished run is kept beside it, in ``OUT.run``, so that it can be resumed.
-        config: the settings; or single ones by name (``length=20``, ``steps=300``, ``init="labels"``, ...). Several,
-            by the name each is reported under (see ``make_population``), learn one task in the same forward passes; the
-            best on validation is given, and what each reached is under ``training["population"]``. Of several tasks,
-            the method and its options play no role.
+        config: the settings; or single ones by name (``length=20``, ``steps=300`` or ``epochs=3``, ``init="labels"``,
+            ``lr=0.1`` in standard deviations of the base's token embeddings, ...), beside which stand those of a task
+            that is made here (``template=``, ``label_column=``, ..., see ``Task.of``). Several configurations, by the
+            name each is reported under (see ``make_population``), learn one task in the same forward passes; the best
+            on validation is given, and what each reached is under ``training["population"]``. Of several tasks, the
+            method and its options play no role.
         callback: is told of the run (see ``callbacks/callback.py``).
         resume, restart: go on with the unfinished run of ``out``, to the same bytes; or throw it away.
         evaluate_test: score the test split once at the end, if there is one.
@@ -94,7 +100,11 @@ def fit(
     Raises:
         SoftpromptError: one line that says what to do.
     """
+    base, task_options = resolve_base(base), pop_task_options(settings)
     configs, processes = resolve_configs(config, settings), base.processes
+    task = data if is_several_tasks(data) else resolve_task(data, options=task_options)
+    if isinstance(task, Task):
+        configs = resolve_steps(configs, task)
     first = next(iter(configs.values()), TrainConfig())
     # the others learn and score with it, and neither say nor write anything
     callback = callback if callback is not None and processes.is_main else Callback()
@@ -156,8 +166,9 @@ def resolve_configs(
     configs = dict(config) if isinstance(config, Mapping) else {"": config or TrainConfig()}
     if not settings:
         return configs
-    given = {name: {**one.model_dump(exclude_unset=True), **settings} for name, one in configs.items()}
-    return {name: TrainConfig.build(**one) for name, one in given.items()}
+    counted = "epochs" if settings.get("steps") else "steps" if settings.get("epochs") else None
+    known = {name: one.model_dump(exclude_unset=True, exclude={counted}) for name, one in configs.items()}
+    return {name: TrainConfig.build(**(one | settings)) for name, one in known.items()}
 
 
 Learned: TypeAlias = dict[str, tuple[Prompt, TrainingResult]]

@@ -11,7 +11,7 @@ from softprompt.data.encoding.encoder import ExampleEncoder
 from softprompt.data.examples import Example
 from softprompt.data.split_assignment import sample_examples
 from softprompt.data.task import Task, TaskSpec
-from softprompt.inference.predictor import Prediction
+from softprompt.inference.predictions import Prediction
 from softprompt.inference.scoring import EVALUATION_TOKENS
 from softprompt.metrics.bootstrap import Floats
 from softprompt.models.frozen_lm import FrozenLM

@@ -3,15 +3,13 @@
 import json
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from softprompt.config import TrainConfig
 from softprompt.data.task import Task, TaskSpec
 from softprompt.errors import ConfigError, DataError, OutputError
-from softprompt.models.distributed import SINGLE_PROCESS, ProcessGroup
 from softprompt.models.fingerprint import UnloadedModel
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.methods.initializers import INITIALIZERS
@@ -34,29 +32,7 @@ SHARED = (
     "validation_limit",
     "checkpoint_every",
 )
-BaseCheck = Callable[[UnloadedModel | FrozenLM], None]
 _INITS_WITH_ARGUMENT = {"text": "text:Classify the review.", "prompt": "prompt:prompts/sentiment"}
-
-
-@dataclass(frozen=True)
-class DeferredBase:
-    """A base model that is loaded once all that can be told without it is checked.
-
-    Attributes:
-        load: takes a check of the model's outline, which raises before its weights are loaded.
-        processes: those that it will be loaded for.
-    """
-
-    load: Callable[[BaseCheck], FrozenLM]
-    processes: ProcessGroup = SINGLE_PROCESS
-
-
-def load_checked(base: FrozenLM | DeferredBase, check: BaseCheck = lambda base: None) -> FrozenLM:
-    """The model, if it passes ``check``."""
-    if isinstance(base, DeferredBase):
-        return base.load(check)
-    check(base)
-    return base
 
 
 def run_folder(out: Path) -> Path:
@@ -91,6 +67,8 @@ def check_settings(configs: Mapping[str, TrainConfig], *, taught: bool = False, 
     """
     if not configs:
         raise ConfigError("expected the settings of at least one prompt, got none")
+    if any(config.epochs is not None for config in configs.values()):
+        raise ConfigError("epochs are not counted here: give steps")
     for config in configs.values():
         check_method(config.method, config.method_options)
         check_init(config.init, taught=taught)
@@ -104,6 +82,13 @@ def check_settings(configs: Mapping[str, TrainConfig], *, taught: bool = False, 
                     f"prompts that learn together share '{name}', got {getattr(first, name)!r} and "
                     f"{getattr(config, name)!r}: train them one by one"
                 )
+
+
+def resolve_steps(configs: Mapping[str, TrainConfig], task: Task) -> dict[str, TrainConfig]:
+    """The settings with steps in place of epochs; raises ConfigError where the training rows are not counted."""
+    if any(config.epochs is not None for config in configs.values()) and task.splits.stream is not None:
+        raise ConfigError("epochs need the number of training rows, and streamed rows are not counted: give steps")
+    return {name: config.with_steps_for(len(task.train)) for name, config in configs.items()}
 
 
 def check_init(how: str, *, taught: bool = False) -> None:

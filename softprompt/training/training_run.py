@@ -19,7 +19,8 @@ from softprompt.data.task import Task
 from softprompt.errors import OutputError, SoftpromptError
 from softprompt.inference.evaluation import score_sample
 from softprompt.inference.generation import ANSWER_ROOM, choose_max_new_tokens
-from softprompt.inference.predictor import Prediction, Predictor
+from softprompt.inference.predictions import Prediction
+from softprompt.inference.predictor import Predictor
 from softprompt.models.distributed import SINGLE_PROCESS, ProcessGroup
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.models.kernels.compilation import should_compile

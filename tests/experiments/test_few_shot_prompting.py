@@ -20,7 +20,8 @@ from softprompt.experiments.baselines.label_calibration import calibrate
 from softprompt.experiments.baselines.nearest_examples import NearestShots
 from softprompt.inference.evaluation import score
 from softprompt.inference.generation import GenerationConfig
-from softprompt.inference.predictor import Prediction, Predictor, predict_labels
+from softprompt.inference.predictions import Prediction
+from softprompt.inference.predictor import Predictor, predict_labels
 from softprompt.inference.scoring import AnswerScorer
 from softprompt.prompts.written_prompt import choose_shots, written_prompt
 from softprompt.training.validation import mean_loss
@@ -93,7 +94,7 @@ class TestNearest:
         found = fit_few_shot(base, task, 2, nearest=True, generation=SHORT)
         near = found.answers
         assert isinstance(near, NearestShots)
-        completions = {one.index: one.completion for one in near.predict(task.test)}
+        completions = {one.index: one.completion for one in near.iterate_predictions(task.test)}
         for index, (text, chosen) in enumerate(zip(task.test, near.nearest(task.test), strict=True)):
             state = written_prompt(base, task.spec, "", [task.train[place] for place in reversed(chosen)])
             (expected,) = Predictor(base, task.spec, state, SHORT).predict([text])
@@ -212,7 +213,7 @@ class Biased:
         scores = torch.tensor([[self.lean + one.text.count("good"), 0.0 + one.text.count("bad")] for one in examples])
         return scores.log_softmax(1)
 
-    def predict(self, examples: Sequence[Example]) -> Iterator[Prediction]:
+    def iterate_predictions(self, examples: Sequence[Example]) -> Iterator[Prediction]:
         return predict_labels(self.spec, self.label_log_probabilities(examples))
 
 
@@ -252,7 +253,7 @@ class TestCalibration:
         found = calibrate(fit_few_shot(base, task, count).answers, ["N/A"])
         fair = found.label_log_probabilities([Example("N/A")]).exp()
         torch.testing.assert_close(fair, torch.full((1, 2), 0.5))
-        assert sum(one.label == "bad" for one in found.predict(task.test)) not in (0, len(task.test))
+        assert sum(one.label == "bad" for one in found.iterate_predictions(task.test)) not in (0, len(task.test))
         assert found.truncated == 0
 
     def test_inputs_that_the_template_leaves_empty_are_left_out(self) -> None:

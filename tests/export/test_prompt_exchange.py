@@ -13,8 +13,8 @@ from helpers.tiny_models import tiny_base
 from softprompt.data.task import TaskSpec
 from softprompt.errors import ConfigError, OutputError, PromptFileError
 from softprompt.export.prompt_exchange import export_prompt, import_prompt
+from softprompt.models.deferred_base import DeferredBase
 from softprompt.models.frozen_lm import FrozenLM
-from softprompt.training.run_checks import DeferredBase
 
 
 def refuse(check: Any) -> FrozenLM:

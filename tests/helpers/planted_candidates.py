@@ -16,7 +16,8 @@ from softprompt.experiments.baselines.fitted_baseline import FittedBaseline
 from softprompt.experiments.comparison.candidates import Run, RunSettings
 from softprompt.experiments.comparison.study_records import Study
 from softprompt.inference import benchmark
-from softprompt.inference.predictor import Prediction, predict_labels
+from softprompt.inference.predictions import Prediction
+from softprompt.inference.predictor import predict_labels
 
 TIMES = (
     "created",
@@ -62,7 +63,7 @@ class PlantedAnswers:
             rows.append([0.8 if index == chosen else 0.2 for index in range(len(self.spec.labels))])
         return torch.tensor(rows).log()
 
-    def predict(self, examples: Sequence[Example]) -> Iterator[Prediction]:
+    def iterate_predictions(self, examples: Sequence[Example]) -> Iterator[Prediction]:
         return predict_labels(self.spec, self.label_log_probabilities(examples))
 
 

@@ -13,7 +13,8 @@ from softprompt.data.examples import Example
 from softprompt.data.task import TaskSpec
 from softprompt.inference.decoding_batch import start_decoding
 from softprompt.inference.generation import Completion, GenerationConfig, next_tokens
-from softprompt.inference.predictor import Prediction, Predictor
+from softprompt.inference.predictions import Prediction
+from softprompt.inference.predictor import Predictor
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.prefix import compute_keys_and_values, make_prefix
 from softprompt.prompts.state import PromptState

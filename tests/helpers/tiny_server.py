@@ -18,7 +18,8 @@ from starlette.testclient import TestClient
 from softprompt.data.examples import Example
 from softprompt.data.task import TaskSpec
 from softprompt.inference.generation import GenerationConfig
-from softprompt.inference.predictor import Prediction, Predictor
+from softprompt.inference.predictions import Prediction
+from softprompt.inference.predictor import Predictor
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.saved_prompt import Prompt
 from softprompt.prompts.state import PromptState

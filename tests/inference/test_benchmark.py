@@ -18,7 +18,7 @@ from softprompt.inference import benchmark
 from softprompt.inference.benchmark import collect_metrics, folder_bytes, measure_speed, perplexity
 from softprompt.inference.evaluation import Evaluation
 from softprompt.inference.neutral_text import PASSAGES
-from softprompt.inference.predictor import Prediction
+from softprompt.inference.predictions import Prediction
 from softprompt.metrics.calibration import calibration_error, expected_calibration_error
 from softprompt.metrics.scores import Score, Speed
 
@@ -85,7 +85,7 @@ class Sleeping:
     def __init__(self, name: str, seconds: float, log: list[tuple[str, int]]) -> None:
         self.name, self.seconds, self.log = name, seconds, log
 
-    def predict(self, examples: Sequence[Example]) -> Iterator[Any]:
+    def iterate_predictions(self, examples: Sequence[Example]) -> Iterator[Any]:
         self.log.append((self.name, len(examples)))
         time.sleep(self.seconds * len(examples))
         yield from examples

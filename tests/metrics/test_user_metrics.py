@@ -12,7 +12,7 @@ from softprompt.data.splits import Splits
 from softprompt.data.task import Task, TaskSpec
 from softprompt.errors import ConfigError, DataError
 from softprompt.inference.evaluation import score
-from softprompt.inference.predictor import Prediction
+from softprompt.inference.predictions import Prediction
 from softprompt.metrics.bootstrap import bootstrap_interval, resample_scores
 from softprompt.metrics.formatting import format_interval, format_metric, metric_heading
 from softprompt.metrics.registry import METRICS, choose_metric, mean_metric, metric_format, metrics_of_kind, score_runs
@@ -62,7 +62,7 @@ class Answers:
     def __init__(self, spec: TaskSpec, words: list[str]) -> None:
         self.spec, self._words = spec, words
 
-    def predict(self, examples: list[Example]) -> Iterator[Prediction]:
+    def iterate_predictions(self, examples: list[Example]) -> Iterator[Prediction]:
         for index, word in enumerate(self._words):
             label = word if self.spec.kind == "classification" else None
             yield Prediction(index, label, None, None if label else word)

@@ -15,7 +15,7 @@ PACKAGE = TESTS.parent / "softprompt"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 
 ROOMS = (
-    *("errors", "utils", "config", "metrics", "data", "models", "prompts", "inference", "store", "training"),
+    *("errors", "utils", "config", "metrics", "data", "models", "prompts", "store", "inference", "training"),
     *("export", "experiments", "serving", "analysis", "report", "cli"),
 )
 """In the order data flows: each room imports from those before it. ``__init__`` and ``__main__`` stand above all."""

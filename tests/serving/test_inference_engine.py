@@ -10,7 +10,7 @@ from helpers.tiny_models import tiny_base
 
 from softprompt.data.examples import Example
 from softprompt.inference.generation import GenerationConfig
-from softprompt.inference.predictor import Prediction
+from softprompt.inference.predictions import Prediction
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.serving.engine.engine_requests import ServedPrompt
 from softprompt.serving.engine.inference_engine import EngineLimits, InferenceEngine

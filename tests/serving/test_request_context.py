@@ -15,7 +15,8 @@ from starlette.testclient import TestClient
 from softprompt.data.examples import Example
 from softprompt.data.task import TaskSpec
 from softprompt.inference.generation import GenerationConfig
-from softprompt.inference.predictor import Prediction, Predictor
+from softprompt.inference.predictions import Prediction
+from softprompt.inference.predictor import Predictor
 from softprompt.prompts.written_prompt import written_prompt
 from softprompt.serving.engine.engine_requests import ServedPrompt
 from softprompt.serving.engine.inference_engine import InferenceEngine

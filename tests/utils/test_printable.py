@@ -16,7 +16,7 @@ from softprompt.cli.evaluate_command import answer_columns
 from softprompt.data.task import TaskSpec
 from softprompt.errors import ERROR_CHARACTERS, SoftpromptError, printable, printable_json, shorten
 from softprompt.export.export_readme import list_task_lines
-from softprompt.inference.predictor import Prediction
+from softprompt.inference.predictions import Prediction
 from softprompt.serving.logging_config import JsonFormatter
 from softprompt.training.callbacks.progress import ProgressBar, ProgressPrinter
 

@@ -24,7 +24,8 @@ from softprompt.data.splits import Splits
 from softprompt.data.task import Task
 from softprompt.errors import ConfigError, DataError, SoftpromptError, StoreError
 from softprompt.inference.evaluation import score
-from softprompt.inference.predictor import Prediction, Predictor
+from softprompt.inference.predictions import Prediction
+from softprompt.inference.predictor import Predictor
 from softprompt.metrics.hypothesis_tests import holm_adjust
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.saved_prompt import Prompt

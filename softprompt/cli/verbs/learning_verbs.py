@@ -79,7 +79,9 @@ def train() -> None:
 @column_options
 @metric_option
 @config_option
-@setting_options(TrainConfig, without=["method", "method_options"], batch_size="examples of each task per step")
+@setting_options(
+    TrainConfig, without=["method", "method_options", "epochs"], batch_size="examples of each task per step"
+)
 @no_test_option
 @resume_options
 @model_options

@@ -118,9 +118,12 @@ def _setting_option(
             next((getattr(one, end) for one in field.metadata if hasattr(one, end)), None) for end in ("ge", "le")
         )
         kind = click.IntRange(least, most)
-    return click.option(flag, name, type=_TYPES.get(name, GIVEN if kind is str else kind), help=help)
+    return click.option(
+        flag, *_ALIASES.get(name, ()), name, type=_TYPES.get(name, GIVEN if kind is str else kind), help=help
+    )
 
 
+_ALIASES = {"learning_rate": ("--lr",)}  # further flags of a setting
 _TYPES = {"init": INIT_WORDS, "prompts": GIVEN}  # where words for the model are expected or not
 
 model_name_option = click.option(

@@ -152,7 +152,7 @@ def _parquet(path: Path, start: Place, remarks: ReadingNotes) -> Iterator[Step]:
                 raise DataError(
                     f"expected columns of different names in '{path}', got {quote_names(names)}: rename them"
                 )
-            classes = _class_names(file.schema_arrow.metadata or {})
+            classes = read_class_names(file.schema_arrow.metadata or {})
             number = 0
             groups: list[int] = []
             for group in range(file.num_row_groups):
@@ -174,7 +174,7 @@ def _parquet(path: Path, start: Place, remarks: ReadingNotes) -> Iterator[Step]:
         ) from error
 
 
-def _class_names(metadata: Mapping[bytes, bytes]) -> dict[str, list[str]]:
+def read_class_names(metadata: Mapping[bytes, bytes]) -> dict[str, list[str]]:
     """Names of the numbers of columns of classes, as the ``datasets`` library writes them beside a table."""
     told, _ = _parse_json(metadata.get(b"huggingface", b"{}").decode(errors="replace"))
     for name in ("info", "features"):

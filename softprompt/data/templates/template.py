@@ -25,7 +25,7 @@ from softprompt.data.templates.template_filters import (
     print_value,
 )
 from softprompt.data.templates.template_syntax import CHOICES, Syntax, loop_names
-from softprompt.errors import TemplateError, printable
+from softprompt.errors import DataError, TemplateError, printable
 
 # what one filling may make: so many characters, and so many for each of the template's and of the row's
 CHARACTERS, CHARACTERS_EACH = 100_000, 16
@@ -127,6 +127,14 @@ def reader_options(source: str | None, text: str | None = None) -> dict[str, Any
     if template is None or template.names == {"text"}:
         return {"names": frozenset({"text"})}  # which every row fills
     return {"names": template.names, "fill": template.fill}
+
+
+def check_fills(template: Template, example: Example) -> None:
+    """Raise DataError for a row that the template cannot be filled with."""
+    try:
+        template.fill(example)
+    except TemplateError as error:
+        raise DataError(str(error)) from error
 
 
 class _Undefined(Exception):

@@ -16,7 +16,8 @@ from softprompt.data.examples import Example
 from softprompt.data.task import TaskSpec
 from softprompt.errors import TemplateError
 from softprompt.experiments.baselines.fitted_baseline import check_classification
-from softprompt.inference.predictor import Prediction, PredictorLike, predict_labels
+from softprompt.inference.predictions import Prediction
+from softprompt.inference.predictor import PredictorLike, predict_labels
 
 CONTENT_FREE = ("N/A", "[MASK]", "")
 
@@ -46,7 +47,7 @@ class CalibratedPredictor:
         """Log-probabilities ``[examples, C]`` of the labels."""
         return (self.answers.label_log_probabilities(examples) - self.bias).log_softmax(1)
 
-    def predict(self, examples: Sequence[Example]) -> Iterator[Prediction]:
+    def iterate_predictions(self, examples: Sequence[Example]) -> Iterator[Prediction]:
         """Predictions in the order of the examples."""
         return predict_labels(self.spec, self.label_log_probabilities(examples))
 

@@ -15,7 +15,8 @@ from softprompt.data.encoding.encoder import ExampleEncoder
 from softprompt.data.examples import Example
 from softprompt.data.task import TaskSpec
 from softprompt.experiments.baselines.fitted_baseline import extra_module
-from softprompt.inference.predictor import Prediction, name_failing_example, predict_labels
+from softprompt.inference.predictions import Prediction
+from softprompt.inference.predictor import name_failing_example, predict_labels
 from softprompt.inference.scoring import check_finite
 from softprompt.training.validation import score_labels
 
@@ -66,7 +67,7 @@ class LinearAnswers:
         with name_failing_example(examples):
             return check_finite(self.head.log_probabilities(self.extract(examples)))
 
-    def predict(self, examples: Sequence[Example]) -> Iterator[Prediction]:
+    def iterate_predictions(self, examples: Sequence[Example]) -> Iterator[Prediction]:
         """Predictions in the order of the examples."""
         return predict_labels(self.spec, self.label_log_probabilities(examples))
 

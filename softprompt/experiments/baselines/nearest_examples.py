@@ -17,7 +17,8 @@ from softprompt.data.task import Task
 from softprompt.experiments.baselines.fitted_baseline import extra_module
 from softprompt.experiments.baselines.tfidf import extract_words, fit_words, make_vectorizer
 from softprompt.inference.generation import GenerationConfig, choose_max_new_tokens, complete
-from softprompt.inference.predictor import Prediction, name_failing_example, predict_labels
+from softprompt.inference.predictions import Prediction
+from softprompt.inference.predictor import name_failing_example, predict_labels
 from softprompt.inference.scoring import EVALUATION_TOKENS, AnswerScorer
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.prefix import make_prefix
@@ -118,7 +119,7 @@ class NearestShots:
         with name_failing_example(examples):
             return self.objective.label_log_probabilities(self.prefix, items)
 
-    def predict(self, examples: Sequence[Example]) -> Iterator[Prediction]:
+    def iterate_predictions(self, examples: Sequence[Example]) -> Iterator[Prediction]:
         """Predictions in the order of the examples for classification, as they finish for generation."""
         if self.spec.kind == "classification" or not examples:
             yield from predict_labels(self.spec, self.label_log_probabilities(examples))

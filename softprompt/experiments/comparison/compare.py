@@ -14,9 +14,10 @@ from softprompt.experiments.comparison.engine_benchmark import find_engine
 from softprompt.experiments.comparison.study_folder import StudyFolder, describe_base_and_task
 from softprompt.experiments.comparison.study_records import Study
 from softprompt.experiments.comparison.study_summary import summarize
+from softprompt.models.deferred_base import DeferredBase, load_checked
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.training.callbacks.callback import Callback
-from softprompt.training.run_checks import DeferredBase, check_trainable, load_checked
+from softprompt.training.run_checks import check_trainable
 from softprompt.training.training_run import TEST_LIMIT, reserve_answer_room
 from softprompt.utils.run_folder import make_file_name
 

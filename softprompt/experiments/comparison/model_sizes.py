@@ -20,9 +20,9 @@ from softprompt.experiments.comparison.comparison_run import ComparisonSettings
 from softprompt.experiments.comparison.study_records import SizePoint, SizeStudy, Study
 from softprompt.metrics.bootstrap import paired_difference, resample_scores
 from softprompt.metrics.registry import score_runs
+from softprompt.models.deferred_base import DeferredBase
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.training.callbacks.callback import Callback
-from softprompt.training.run_checks import DeferredBase
 from softprompt.utils.run_folder import make_file_name
 
 

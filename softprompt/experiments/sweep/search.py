@@ -18,12 +18,13 @@ from softprompt.experiments.sweep.trial_log import SweepSettings, TrialLog
 from softprompt.experiments.sweep.trial_sampler import Pruning, TrialSampler, optuna_module
 from softprompt.experiments.sweep.workers import run_in_processes
 from softprompt.metrics.scores import Score, read_score
+from softprompt.models.deferred_base import DeferredBase, load_checked
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.methods.method_registry import check_method
 from softprompt.prompts.saved_prompt import Prompt
 from softprompt.store.prompt_loading import load_prompt
 from softprompt.training.callbacks.callback import Callback
-from softprompt.training.run_checks import DeferredBase, check_init, check_init_fits, check_trainable, load_checked
+from softprompt.training.run_checks import check_init, check_init_fits, check_trainable
 from softprompt.training.training_run import evaluate_prompt, report_validation_sample
 from softprompt.utils.version import read_versions
 

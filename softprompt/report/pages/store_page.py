@@ -11,9 +11,9 @@ from softprompt.prompts.saved_prompt import Prompt
 from softprompt.report.pages.cells import format_saved_metric, format_subsample
 from softprompt.report.pages.training_page import make_prompt_document
 from softprompt.report.render.document import Block, Code, Column, Document, Points, Section, Table, Text
-from softprompt.store.gate import Verdict
 from softprompt.store.metadata import AliasChange, Version
 from softprompt.store.similarity import SimilarPrompt
+from softprompt.store.verdict import Verdict
 from softprompt.store.version_diff import PromptDifference
 from softprompt.store.version_store import PromptListing
 

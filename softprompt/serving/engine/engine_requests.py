@@ -16,7 +16,7 @@ from softprompt.data.encoding.verbalizer import Verbalizer
 from softprompt.data.examples import Example
 from softprompt.data.task import TaskSpec
 from softprompt.inference.generation import Completion, GenerationConfig
-from softprompt.inference.predictor import Prediction
+from softprompt.inference.predictions import Prediction
 from softprompt.inference.scoring import AnswerScorer
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.state import PromptState

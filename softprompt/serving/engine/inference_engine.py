@@ -20,7 +20,7 @@ from typing import Literal, Self, TypeVar
 from softprompt.data.examples import Example
 from softprompt.errors import ConfigError, DataError
 from softprompt.inference.generation import GenerationConfig
-from softprompt.inference.predictor import Prediction
+from softprompt.inference.predictions import Prediction
 from softprompt.inference.scoring import EVALUATION_TOKENS
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.models.kernels.compilation import SERVED, compiled, should_compile

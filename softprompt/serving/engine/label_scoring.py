@@ -10,7 +10,8 @@ from torch import Tensor
 from softprompt.data.encoding.batching import batch_by_token_budget, collate
 from softprompt.data.encoding.encoder import EncodedSequence
 from softprompt.errors import BaseModelError, PromptFileError, SoftpromptError
-from softprompt.inference.predictor import Prediction, predict_labels
+from softprompt.inference.predictions import Prediction
+from softprompt.inference.predictor import predict_labels
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.serving.engine.engine_requests import ScheduledExample, ServedPrompt
 from softprompt.serving.engine.prefix_cache import PrefixCache

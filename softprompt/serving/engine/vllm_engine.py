@@ -25,7 +25,7 @@ from softprompt.data.examples import Example
 from softprompt.errors import ConfigError, DataError
 from softprompt.export.baked_checkpoint import BakedCheckpoint
 from softprompt.inference.generation import Completion, GenerationConfig
-from softprompt.inference.predictor import Prediction
+from softprompt.inference.predictions import Prediction
 from softprompt.prompts.saved_prompt import hash_prompt
 from softprompt.serving.engine.engine_requests import (
     CompletionChunk,

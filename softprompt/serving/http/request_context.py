@@ -14,7 +14,7 @@ from starlette.requests import Request
 from softprompt.data.examples import Example, count_characters, unlabelled_example
 from softprompt.data.task import TaskSpec
 from softprompt.errors import DataError, shorten
-from softprompt.inference.predictor import Prediction
+from softprompt.inference.predictions import Prediction
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.written_prompt import written_prompt
 from softprompt.serving.engine.engine_requests import DeadlineExceededError, EngineClient, ServedPrompt

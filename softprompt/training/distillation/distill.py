@@ -21,6 +21,7 @@ from softprompt.data.splits import Splits
 from softprompt.data.task import Task
 from softprompt.errors import ConfigError
 from softprompt.inference.generation import GenerationConfig, choose_max_new_tokens
+from softprompt.models.deferred_base import DeferredBase, load_checked
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.saved_prompt import Prompt
 from softprompt.training.callbacks.callback import Callback
@@ -41,13 +42,11 @@ from softprompt.training.distillation.teacher_cache import ANSWERS_FILE, load_an
 from softprompt.training.fit import resolve_configs
 from softprompt.training.loop import TrainingResult, train_together
 from softprompt.training.run_checks import (
-    DeferredBase,
     check_init_fits,
     check_output,
     check_prompts_base,
     check_settings,
     check_splits,
-    load_checked,
 )
 from softprompt.training.training_run import (
     TEST_LIMIT,

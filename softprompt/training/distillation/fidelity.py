@@ -21,7 +21,8 @@ from softprompt.data.task import TaskSpec
 from softprompt.inference.benchmark import measure_speed
 from softprompt.inference.evaluation import score
 from softprompt.inference.generation import ANSWER_ROOM, GenerationConfig, complete
-from softprompt.inference.predictor import Prediction, Predictor, name_failing_example, predict_labels
+from softprompt.inference.predictions import Prediction
+from softprompt.inference.predictor import Predictor, name_failing_example, predict_labels
 from softprompt.inference.scoring import EVALUATION_TOKENS, AnswerScorer
 from softprompt.inference.speed_drift import make_comparable
 from softprompt.metrics.bootstrap import QUANTILES, mean_score, resample_scores
@@ -62,7 +63,7 @@ class UncachedTeacher:
         with name_failing_example(examples):
             return self._objective.label_log_probabilities(self.prefix, items)
 
-    def predict(self, examples: Sequence[Example]) -> Iterator[Prediction]:
+    def iterate_predictions(self, examples: Sequence[Example]) -> Iterator[Prediction]:
         """One prediction for each example, in any order."""
         if self.spec.kind == "classification":
             yield from predict_labels(self.spec, self.label_log_probabilities(examples))
@@ -91,7 +92,7 @@ class RecordedAnswers:
         rows = [list((one.probabilities or {}).values()) for one in self.predictions]
         return torch.tensor(rows).log()
 
-    def predict(self, examples: Sequence[Example]) -> Iterator[Prediction]:
+    def iterate_predictions(self, examples: Sequence[Example]) -> Iterator[Prediction]:
         yield from self.predictions
 
     @property
@@ -122,7 +123,7 @@ def measure_fidelity(
     targets = targets_of(objective, answers)
     near = FidelityValidation(base, targets, targets.items(predictor.encoder, examples))
     divergences, alike, _ = near.of(predictor.prefix)
-    student = RecordedAnswers(spec, sorted(predictor.predict(examples), key=lambda one: one.index))
+    student = RecordedAnswers(spec, sorted(predictor.iterate_predictions(examples), key=lambda one: one.index))
     same = [float(one == other) for one, other in zip(student.words, teacher.words, strict=True)]
     agreement, divergence = mean_score("agreement", same), mean_score("kl", divergences.tolist())
     further = [divergence]

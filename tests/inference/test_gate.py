@@ -11,10 +11,11 @@ from softprompt.config import GateConfig
 from softprompt.data.examples import Example
 from softprompt.errors import ConfigError, DataError, GateError
 from softprompt.inference.evaluation import Evaluation
-from softprompt.inference.predictor import Prediction
+from softprompt.inference.gate import Gate, judge_answers
+from softprompt.inference.predictions import Prediction
 from softprompt.metrics.scores import Score
 from softprompt.prompts.saved_prompt import Prompt
-from softprompt.store.gate import Gate, Verdict, judge_answers
+from softprompt.store.verdict import Verdict
 from softprompt.store.version_store import Store
 
 
