@@ -6,7 +6,7 @@ hf:NAME       as published
 """
 
 import heapq
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -29,10 +29,12 @@ LOOKED_AT = 100_000  # rows that these are drawn from
 _AT_ONCE = 1000
 
 
-def stream_splits(source: str | Path, **options: Any) -> Splits:
+def stream_splits(source: Any, **options: Any) -> Splits:
     """Splits whose training rows are streamed (``Splits.stream``); ``train`` holds the first of them.
 
-    ``options`` as for ``read_splits``.
+    Args:
+        source: a file, a folder, ``hf:NAME``, or an ``IterableDataset`` or several by their splits.
+        options: as for ``read_splits``.
 
     Raises:
         DataError: anything missing, malformed or ambiguous; rows that are sorted by label.
@@ -40,7 +42,9 @@ def stream_splits(source: str | Path, **options: Any) -> Splits:
     """
     how = ReadOptions.build(**options)
     names, seed = how.names, how.seed
-    streams = _open_streams(str(source), how.columns, how.bad_rows)
+    streams = _open_streams(source, how.columns, how.bad_rows)
+    published = not isinstance(source, str | Path) or str(source).startswith("hf:")
+    source = str(source) if isinstance(source, str | Path) else type(source).__name__
     if "train" not in streams:
         raise DataError(f"expected a train split in '{source}' to stream, got {quote_names(streams)}: name one train")
     notes = [
@@ -60,7 +64,7 @@ def stream_splits(source: str | Path, **options: Any) -> Splits:
             notes += told
     train = streams["train"]
     if not read.get("validation"):
-        alone = streams.keys() == {"train"} and not str(source).startswith("hf:") and not expand_user(source).is_dir()
+        alone = streams.keys() == {"train"} and not published and not expand_user(source).is_dir()
         tested = HELD_OUT_SHARE if alone else 0.0
         side = partial(assign_split, validation=HELD_OUT_SHARE, test=tested, seed=seed, names=names)
         for number, split in ((1, "validation"), *([(2, "test")] if alone else [])):
@@ -91,7 +95,7 @@ def stream_splits(source: str | Path, **options: Any) -> Splits:
         )
     validation, test = tuple(read["validation"]), tuple(read.get("test", ()))
     told = list(dict.fromkeys(notes))
-    return Splits(tuple(head), validation, test, str(source), tuple(told), train, how.columns.names(), seen)
+    return Splits(tuple(head), validation, test, source, tuple(told), train, how.columns.names(), seen)
 
 
 def _hash_row(example: Example, names: Collection[str] | None, salt: str) -> int:
@@ -125,10 +129,15 @@ def _sample_rows(
     return [example for _, _, example in sorted(kept, key=lambda one: -one[1])], seen, notes
 
 
-def _open_streams(source: str, columns: Columns, bad_rows: BadRows) -> dict[str, ExampleStream]:
+def _open_streams(source: Any, columns: Columns, bad_rows: BadRows) -> dict[str, ExampleStream]:
     streams: dict[str, ExampleStream] = {}
-    if source.startswith("hf:"):
-        for given, data in load_hub_parts(source, streaming=True).items():
+    there = None
+    if not isinstance(source, str | Path):
+        there, source = source if isinstance(source, Mapping) else {"train": source}, type(source).__name__
+    elif str(source).startswith("hf:"):
+        there, source = load_hub_parts(str(source), streaming=True), str(source)
+    if there is not None:
+        for given, data in there.items():
             split = find_split(given)
             if split is not None and split not in streams:
                 name = f"{source} {given}"

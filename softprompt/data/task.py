@@ -1,7 +1,7 @@
 """Task: examples, template, labels and metric; TaskSpec is the part that a saved prompt keeps."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -10,12 +10,14 @@ from typing import Any, Self
 from softprompt.config import TaskKind
 from softprompt.data.examples import Columns, Example, infer_kind, keep_answered
 from softprompt.data.label_names import check_label_names, suggest_label
+from softprompt.data.readers.in_memory import DataSource
 from softprompt.data.splits import Splits, read_splits
 from softprompt.data.task_manifest import SavedTask, validate_saved
 from softprompt.data.templates.template import Template, reader_options
 from softprompt.errors import ConfigError, DataError, PromptFileError, TemplateError, printable
 from softprompt.metrics.registry import check_metric_name, choose_metric
 from softprompt.metrics.user_metrics import import_metric
+from softprompt.utils.arguments import check_arguments, describe_value
 from softprompt.utils.messages import quote_names
 from softprompt.utils.notebook_display import Displayed
 from softprompt.utils.summaries import describe_value, summarize
@@ -119,7 +121,7 @@ class TaskSpec(Displayed):
             ConfigError: a metric that there is not for this kind.
             TemplateError: a template that cannot be used.
         """
-        names, words = tuple(labels or ()), dict(verbalizers or {})
+        names, words = check_labels(labels), check_verbalizers(verbalizers)
         if unknown := sorted(set(words) - set(names)):
             known = f"labels are {', '.join(names)}" if names else "there are no labels"
             raise DataError(f"verbalizer for unknown label '{unknown[0]}': {known}")
@@ -196,6 +198,29 @@ class TaskSpec(Displayed):
         return spec
 
 
+def check_labels(labels: Any) -> tuple[str, ...]:
+    """The names of the classes; raises ConfigError for what is no list of strings."""
+    names = () if labels is None else labels
+    if isinstance(names, str | Mapping) or not isinstance(names, Iterable):
+        raise ConfigError(f"labels: expected a list of names, as ['no', 'yes'], got {describe_value(labels)}")
+    names = tuple(names)
+    if wrong := [one for one in names if not isinstance(one, str)]:
+        raise ConfigError(f"labels: expected names, got {describe_value(wrong[0])}: labels are strings here, as '1'")
+    return names
+
+
+def check_verbalizers(verbalizers: Any) -> dict[str, str]:
+    """Words by label; raises ConfigError for what is no mapping of strings."""
+    if verbalizers is not None and not isinstance(verbalizers, Mapping):
+        raise ConfigError(
+            f"verbalizers: expected words by label, as {{'pos': 'good'}}, got {describe_value(verbalizers)}"
+        )
+    words = dict(verbalizers or {})
+    if wrong := [one for pair in words.items() for one in pair if not isinstance(one, str)]:
+        raise ConfigError(f"verbalizers: expected words by label, got {describe_value(wrong[0])}: give strings")
+    return words
+
+
 @dataclass(frozen=True)
 class Task(Displayed):
     """A TaskSpec with its examples. Build one with ``Task.classification``, ``Task.generation`` or ``Task.of``."""
@@ -228,9 +253,10 @@ class Task(Displayed):
         return self.splits.test
 
     @classmethod
+    @check_arguments
     def of(
         cls,
-        source: str | Path | Splits,
+        source: "DataSource | Splits | Task",
         *,
         kind: TaskKind | None = None,
         spec: TaskSpec | None = None,
@@ -245,7 +271,8 @@ class Task(Displayed):
         """A task of the kind that the columns of ``source`` show.
 
         Args:
-            source: what ``data.read_splits`` reads, or splits already read.
+            source: what ``sp.read_splits`` reads: a place, a DataFrame, an Arrow table, a ``datasets.Dataset``, a list
+                of dicts, a mapping of split names to any of these; or splits already read, or a task of these.
             kind: that it must be, if given.
             spec: of the task, where it is known already; the arguments down to ``metric`` then play no role.
             labels: class names in the order wanted; those of the training examples, sorted, if not given.
@@ -261,12 +288,12 @@ class Task(Displayed):
             ConfigError: a metric that there is not for this kind.
             TemplateError: a template that cannot be used.
         """
-        splits = source
+        splits = source.splits if isinstance(source, Task) else source
         if not isinstance(splits, Splits):
             known = None if spec is None else spec.columns
             shown, text = (template, options.get("text_column")) if spec is None else (spec.template, spec.columns.text)
             read = {**reader_options(shown, text), **options}
-            splits = read_splits(source, remembered=known, unlabelled=unlabelled, **read)  # type: ignore[arg-type]
+            splits = read_splits(splits, remembered=known, unlabelled=unlabelled, **read)
         answered = keep_answered(splits["all"]) if unlabelled else splits["all"]
         found = infer_kind(answered) if answered else "classification" if labels is not None else "generation"
         if spec is not None:
@@ -298,22 +325,22 @@ class Task(Displayed):
         return cls._build(*_with_chosen_metric(spec, splits), "correct the rows, or name all labels")
 
     @classmethod
-    def classification(cls, source: str | Path | Splits, **options: Any) -> Self:
+    def classification(cls, source: DataSource | Splits, **options: Any) -> Self:
         """A task whose rows have a label; ``options`` and errors as for ``of``."""
         return cls.of(source, kind="classification", **options)
 
     @classmethod
-    def generation(cls, source: str | Path | Splits, **options: Any) -> Self:
+    def generation(cls, source: DataSource | Splits, **options: Any) -> Self:
         """A task whose rows have a target or references; ``options`` and errors as for ``of``."""
         return cls.of(source, kind="generation", **options)
 
     @classmethod
-    def matching(cls, spec: TaskSpec, source: str | Path | Splits, **options: Any) -> Self:
+    def matching(cls, spec: TaskSpec, source: DataSource | Splits, **options: Any) -> Self:
         """Other data for a task that is known already, as ``eval`` needs it; ``options`` of the reader."""
         return cls.of(source, spec=spec, **options)
 
     @classmethod
-    def of_inputs(cls, source: str | Path | Splits, **options: Any) -> Self:
+    def of_inputs(cls, source: DataSource | Splits, **options: Any) -> Self:
         """A task whose rows may come without label and output; generation where neither they nor labels tell."""
         return cls.of(source, unlabelled=True, **options)
 

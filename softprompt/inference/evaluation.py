@@ -75,7 +75,7 @@ class Evaluation(Displayed):
 @check_arguments
 def evaluate(
     base: BaseSource,
-    data: Data | Sequence[Example],
+    data: Data,
     prompt: AnyPrompt | None = None,
     *,
     split: str | None = None,
@@ -106,9 +106,8 @@ def evaluate(
     """
     model, saved = resolve_base(base), resolve_prompt(prompt)
     known = saved.spec if isinstance(saved, Prompt) else spec
-    examples: Sequence[Example]
     if isinstance(data, list | tuple) and all(isinstance(one, Example) for one in data):
-        examples = data
+        examples: Sequence[Example] = data
         if known is None:
             raise ConfigError("expected the task's spec beside a prompt that was not learned: give spec=task.spec")
     else:

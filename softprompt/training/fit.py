@@ -10,6 +10,7 @@ from typing import Any, TypeAlias, overload
 from softprompt.config import TrainConfig
 from softprompt.data.task import Task
 from softprompt.data.task_arguments import Data, is_several_tasks, pop_task_options, resolve_task
+from softprompt.errors import ConfigError
 from softprompt.models.deferred_base import BaseSource, load_checked, resolve_base
 from softprompt.models.distributed import ProcessGroup
 from softprompt.models.frozen_lm import FrozenLM
@@ -94,43 +95,36 @@ def fit(
         distillation: weight of the distance from the teachers.
 
     Returns:
-        The prompt, its metrics with intervals under ``metrics["validation"]`` and ``metrics["test"]``; of several
-        tasks one each, by name.
+        The prompt, with intervals under ``metrics["validation"]`` and ``["test"]``; of several tasks one each, by name.
 
     Raises:
         SoftpromptError: one line that says what to do.
     """
     base, task_options = resolve_base(base), pop_task_options(settings)
-    configs, processes = resolve_configs(config, settings), base.processes
-    task = data if is_several_tasks(data) else resolve_task(data, options=task_options)
-    if isinstance(task, Task):
-        configs = resolve_steps(configs, task)
+    processes = base.processes
+    tasks, configs = _resolve_tasks(data, task_options, resolve_configs(config, settings))
+    several = "" not in tasks
     first = next(iter(configs.values()), TrainConfig())
-    # the others learn and score with it, and neither say nor write anything
+    # the other processes learn and score with it, and neither say nor write anything
     callback = callback if callback is not None and processes.is_main else Callback()
     out = None if out is None or not processes.is_main else expand_user(out)
-    tasks = dict(task) if isinstance(task, Mapping) else {"": task}
-    if isinstance(task, Mapping):
-        processes.check_alone("learning several tasks")
-        check_multitask(tasks, configs, teachers or {}, distillation, ensemble or example is not None)
+    if several:
+        _check_several(tasks, configs, teachers or {}, distillation, ensemble or example is not None, processes)
     taught = load_teachers(teachers or {})
     _check_prompts(tasks, configs, ensemble, example, sharded=processes.in_lockstep)
     if out is not None:
         check_output(out, resume=resume, restart=restart)
     base = load_checked(base, partial(check_prompts_base, configs, taught.values()))
     tasks, configs = _prepare(base, tasks, configs)
-    digests = {name: teacher.state.digest for name, teacher in taught.items()}
-    identity = {"distillation": distillation, "teachers": digests} if isinstance(task, Mapping) else {}
+    identity = _describe_teaching(taught, distillation) if several else {}
     run: AbstractContextManager[Checkpoint | None] = nullcontext()
     if out is not None:
         run = open_run(out, base, tasks, configs, resume=resume, restart=restart, callback=callback, **identity)
     with run as checkpoint:
-        for one in tasks.values():
-            report_data_notes(base, one, max(config.length for config in configs.values()), callback)
-            report_validation_sample(one, first, callback)
+        _report_data(base, tasks, configs, callback)
         learned = (
             _learn_tasks(base, tasks, first, taught, distillation, callback, checkpoint)
-            if isinstance(task, Mapping)
+            if several
             else _learn_prompts(base, tasks[""], configs, ensemble, example, callback, checkpoint)
         )
         prompts = {
@@ -140,7 +134,44 @@ def fit(
         if out is not None and checkpoint is not None:
             _save(prompts, {name: outcome for name, (_, outcome) in learned.items()}, out, checkpoint, base.processes)
     base.processes.wait()
-    return prompts if isinstance(task, Mapping) else prompts[""]
+    return prompts if several else prompts[""]
+
+
+def _resolve_tasks(
+    data: Data | Mapping[str, Task], options: Mapping[str, Any], configs: dict[str, TrainConfig]
+) -> tuple[dict[str, Task], dict[str, TrainConfig]]:
+    """Tasks by name, the name of a single one being empty, and the settings with steps for its rows."""
+    if not is_several_tasks(data):
+        task = resolve_task(data, options=options)
+        return {"": task}, resolve_steps(configs, task)
+    if options:
+        raise ConfigError(f"these are tasks already: give {', '.join(options)} where they are made")
+    return dict(data), configs
+
+
+def _report_data(
+    base: FrozenLM, tasks: Mapping[str, Task], configs: Mapping[str, TrainConfig], callback: Callback
+) -> None:
+    for task in tasks.values():
+        report_data_notes(base, task, max(config.length for config in configs.values()), callback)
+        report_validation_sample(task, next(iter(configs.values())), callback)
+
+
+def _describe_teaching(teachers: Mapping[str, Prompt], distillation: float) -> dict[str, Any]:
+    digests = {name: teacher.state.digest for name, teacher in teachers.items()}
+    return {"distillation": distillation, "teachers": digests}
+
+
+def _check_several(
+    tasks: Mapping[str, Task],
+    configs: Mapping[str, TrainConfig],
+    teachers: Mapping[str, Any],
+    distillation: float,
+    of_one_task: bool,
+    processes: ProcessGroup,
+) -> None:
+    processes.check_alone("learning several tasks")
+    check_multitask(tasks, configs, teachers, distillation, of_one_task)
 
 
 def _check_prompts(
@@ -166,9 +197,10 @@ def resolve_configs(
     configs = dict(config) if isinstance(config, Mapping) else {"": config or TrainConfig()}
     if not settings:
         return configs
-    counted = "epochs" if settings.get("steps") else "steps" if settings.get("epochs") else None
-    known = {name: one.model_dump(exclude_unset=True, exclude={counted}) for name, one in configs.items()}
-    return {name: TrainConfig.build(**(one | settings)) for name, one in known.items()}
+    # steps given here are in place of a configuration's epochs, and the other way round
+    counted = {"epochs"} if settings.get("steps") else {"steps"} if settings.get("epochs") else set()
+    known = {name: one.model_dump(exclude_unset=True, exclude=counted) for name, one in configs.items()}
+    return {name: TrainConfig.build(**{**one, **settings}) for name, one in known.items()}
 
 
 Learned: TypeAlias = dict[str, tuple[Prompt, TrainingResult]]

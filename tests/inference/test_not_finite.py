@@ -78,15 +78,15 @@ def spec_of(kind: str) -> TaskSpec:
 class TestEveryWayToAnAnswer:
     def refused(self, made: Any, examples: list[Example]) -> None:
         sound = [examples[0], examples[2]]
-        assert len(list(made.predict(sound))) == 2
+        assert len(list(made.iterate_predictions(sound))) == 2
         with pytest.raises(NotFiniteError, match=r"'rows' row 2: the model gives numbers that are not finite here"):
-            list(made.predict(examples))
+            list(made.iterate_predictions(examples))
         if not isinstance(made, UncachedTeacher):  # which is only timed
             with pytest.raises(NotFiniteError, match="'rows' row 2"):
                 score(made, examples)
         # alone too, and in another place
         with pytest.raises(NotFiniteError, match="'rows' row 2"):
-            list(made.predict([examples[1]]))
+            list(made.iterate_predictions([examples[1]]))
 
     def test_a_prompt(self, base: FrozenLM, kind: str) -> None:
         states = [PromptState.of_embeddings(random_prompt(tiny_base("llama"), 3, seed).detach()) for seed in (1, 2)]

@@ -28,7 +28,17 @@ FUNCTIONS = [
     *("prune", "read_splits", "sweep"),
 ]
 CLASSES = [
-    *("Example", "FrozenLM", "GenerationConfig", "Prediction", "Predictor", "Prompt", "SoftpromptError", "Store"),
+    *(
+        "Example",
+        "FrozenLM",
+        "GenerationConfig",
+        "Prediction",
+        "Predictions",
+        "Predictor",
+        "Prompt",
+        "SoftpromptError",
+        "Store",
+    ),
     *("Task", "TrainConfig"),
 ]
 

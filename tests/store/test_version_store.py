@@ -403,7 +403,7 @@ def test_training_starts_from_a_version_not_from_an_alias(store: Store, monkeypa
 
     fitting = import_module("softprompt.training.fit")
     monkeypatch.setattr(fitting, "report_data_notes", lambda *_: None)
-    monkeypatch.setattr(fitting, "load_checked", lambda base, check: base)
+    monkeypatch.setattr(fitting, "load_checked", lambda base, check: SimpleNamespace(processes=SINGLE_PROCESS))
     monkeypatch.setattr(fitting, "train_together", stop)
     from helpers.small_tasks import reviews_task
 
@@ -412,5 +412,5 @@ def test_training_starts_from_a_version_not_from_an_alias(store: Store, monkeypa
         "b": TrainConfig.build(init="text:prompt:x@1"),
     }
     with pytest.raises(StopIteration):
-        fit(SimpleNamespace(processes=SINGLE_PROCESS), reviews_task(), config=configs)  # type: ignore[call-overload]
+        fit("a model", reviews_task(), config=configs)
     assert seen == [f"prompt:{store.url}#p@1", "text:prompt:x@1"]

@@ -62,7 +62,7 @@ class ArrowTable(Protocol):
     def __arrow_c_stream__(self, requested_schema: object | None = None) -> object: ...
 
 
-DataSource: TypeAlias = str | Path | Mapping[str, Any] | Iterable[Mapping[str, Any]] | ArrowTable
+DataSource: TypeAlias = str | Path | Mapping[str, Any] | Iterable[Mapping[str, Any] | Example] | ArrowTable
 
 
 @dataclass(frozen=True)
