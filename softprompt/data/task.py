@@ -17,7 +17,7 @@ from softprompt.data.templates.template import Template, reader_options
 from softprompt.errors import ConfigError, DataError, PromptFileError, TemplateError, printable
 from softprompt.metrics.registry import check_metric_name, choose_metric
 from softprompt.metrics.user_metrics import import_metric
-from softprompt.utils.arguments import check_arguments, describe_value
+from softprompt.utils.arguments import check_arguments, describe_argument
 from softprompt.utils.messages import quote_names
 from softprompt.utils.notebook_display import Displayed
 from softprompt.utils.summaries import describe_value, summarize
@@ -202,10 +202,10 @@ def check_labels(labels: Any) -> tuple[str, ...]:
     """The names of the classes; raises ConfigError for what is no list of strings."""
     names = () if labels is None else labels
     if isinstance(names, str | Mapping) or not isinstance(names, Iterable):
-        raise ConfigError(f"labels: expected a list of names, as ['no', 'yes'], got {describe_value(labels)}")
+        raise ConfigError(f"labels: expected a list of names, as ['no', 'yes'], got {describe_argument(labels)}")
     names = tuple(names)
     if wrong := [one for one in names if not isinstance(one, str)]:
-        raise ConfigError(f"labels: expected names, got {describe_value(wrong[0])}: labels are strings here, as '1'")
+        raise ConfigError(f"labels: expected names, got {describe_argument(wrong[0])}: labels are strings here, as '1'")
     return names
 
 
@@ -213,11 +213,11 @@ def check_verbalizers(verbalizers: Any) -> dict[str, str]:
     """Words by label; raises ConfigError for what is no mapping of strings."""
     if verbalizers is not None and not isinstance(verbalizers, Mapping):
         raise ConfigError(
-            f"verbalizers: expected words by label, as {{'pos': 'good'}}, got {describe_value(verbalizers)}"
+            f"verbalizers: expected words by label, as {{'pos': 'good'}}, got {describe_argument(verbalizers)}"
         )
     words = dict(verbalizers or {})
     if wrong := [one for pair in words.items() for one in pair if not isinstance(one, str)]:
-        raise ConfigError(f"verbalizers: expected words by label, got {describe_value(wrong[0])}: give strings")
+        raise ConfigError(f"verbalizers: expected words by label, got {describe_argument(wrong[0])}: give strings")
     return words
 
 

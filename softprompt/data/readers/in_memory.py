@@ -29,7 +29,7 @@ from softprompt.data.readers.example_reader import (
 from softprompt.data.readers.file_rows import name_class, read_class_names
 from softprompt.data.readers.lines import Row
 from softprompt.errors import ConfigError, DataError
-from softprompt.utils.arguments import class_names, describe_kind, describe_argument, refuse_argument
+from softprompt.utils.arguments import class_names, describe_argument, describe_kind, refuse_argument
 from softprompt.utils.files import expand_user
 from softprompt.utils.messages import import_optional, quote_names
 
@@ -235,12 +235,13 @@ def _listed_rows(source: Iterable[Any], name: str) -> Iterator[Row]:
         elif isinstance(one, Mapping):
             yield make_row(one, place)
         elif number == 1:
+            got = describe_argument(one)
             raise DataError(
-                f"{place}: expected a dict such as {{'text': ..., 'label': ...}}, got {describe_argument(one)}: give each "
-                "row its columns by name"
+                f"{place}: expected a dict such as {{'text': ..., 'label': ...}}, got {got}: give each row its columns "
+                "by name"
             )
         else:
-            reason = f"expected a dict such as {{'text': ..., 'label': ...}}, got {describe_argument(one)}: mend it"
+            reason = f"expected a dict as in the rows before, got {describe_argument(one)}: mend it"
             yield Row(place, {}, reason)
 
 
