@@ -36,6 +36,7 @@ CLASSES = [
         "Predictions",
         "Predictor",
         "Prompt",
+        "SoftPrompt",
         "SoftpromptError",
         "Store",
     ),
