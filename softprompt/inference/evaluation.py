@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from softprompt.data.examples import Example
 from softprompt.data.split_assignment import Subsample, sample_examples
@@ -19,7 +19,11 @@ from softprompt.prompts.saved_prompt import Prompt
 from softprompt.store.prompt_loading import AnyPrompt, resolve_prompt
 from softprompt.utils.arguments import check_arguments
 from softprompt.utils.notebook_display import Displayed
+from softprompt.utils.pandas_tables import make_table
 from softprompt.utils.summaries import summarize
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,16 @@ class Evaluation(Displayed):
     def __str__(self) -> str:
         where = "" if self.split is None else f" ({self.split} split)"
         return ", ".join(map(str, (self.metric, *self.others))) + where
+
+    def to_pandas(self) -> "DataFrame":
+        """A row for each metric, the main one first: ``value``, ``low`` and ``high`` of its interval, ``n``.
+
+        Raises:
+            MissingExtraError: pandas is not installed.
+        """
+        rows = [one.model_dump(include={"metric", "value", "low", "high", "n"}) for one in (self.metric, *self.others)]
+        types = {"metric": "str", "value": "float64", "low": "float64", "high": "float64", "n": "int64"}
+        return make_table(rows, types, index="metric")
 
     def to_dict(self) -> dict[str, Any]:
         """The main metric's fields on top, the others by name below ``others``."""

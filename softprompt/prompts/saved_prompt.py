@@ -22,6 +22,7 @@ from softprompt.models.fingerprint import UnloadedModel
 from softprompt.prompts.manifest import SavedPrompt
 from softprompt.prompts.prompt_tensors import name_tensors, parse_states
 from softprompt.prompts.state import PromptState, describe_state
+from softprompt.prompts.training_history import TrainingHistory, parse_history
 from softprompt.utils.files import check_free, expand_user, write_folder
 from softprompt.utils.notebook_display import Displayed
 from softprompt.utils.safe_io import TEXT_LIMIT, check_header, parse_json, read_file
@@ -108,6 +109,17 @@ class Prompt(Displayed):
     def quantization(self) -> str | None:
         """How the weights of the base model were stored, if they were quantized."""
         return self.base_fingerprint.get("quantization")
+
+    @property
+    def history(self) -> TrainingHistory:
+        """The evaluations while it learned; none where they were not kept with it."""
+        text, training = self.extra_files.get(HISTORY_FILE, ""), self.training
+        best, result = training.get("best_step"), read_score(self.metrics.get("validation"))
+        metric = None if result is None or self.spec.kind == "generation" else result.metric
+        if "distillation" in training:
+            metric = "agreement" if self.spec.kind == "classification" else "token_agreement"
+        records = parse_history(text.encode(), training.get("chosen"))
+        return TrainingHistory(tuple(records), metric, best if isinstance(best, int) else None)
 
     def judged_by(self, metric: str | None) -> "Prompt":
         """The same prompt, judged by another metric; by its own, if none is given. Raises ConfigError."""
@@ -275,6 +287,7 @@ def parse_prompt(files: Mapping[str, bytes], where: str) -> Prompt:
             seed=said.seed,
             versions=said.versions,
             parent=said.parent,
+            extra_files=_read_history_file(files),
         )
         if prompt.length != manifest.get("length"):
             raise ValueError(f"{prompt.length} virtual tokens, its length says {manifest.get('length')!r}")
@@ -285,6 +298,10 @@ def parse_prompt(files: Mapping[str, bytes], where: str) -> Prompt:
         raise PromptFileError(f"the saved prompt '{where}' is damaged: it lacks {error}") from error
     except (SafetensorError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise PromptFileError(f"the saved prompt '{where}' is damaged: {error}") from error
+
+
+def _read_history_file(files: Mapping[str, bytes]) -> dict[str, str]:
+    return {HISTORY_FILE: files[HISTORY_FILE].decode(errors="replace")} if HISTORY_FILE in files else {}
 
 
 def read_manifest_bytes(folder: Path) -> bytes:

@@ -5,6 +5,7 @@ from typing import Any, TypeAlias
 
 from softprompt.errors import PromptFileError
 from softprompt.prompts.saved_prompt import (
+    HISTORY_FILE,
     MANIFEST_FILE,
     TENSOR_FILE,
     Prompt,
@@ -69,13 +70,16 @@ def load_prompt(place: str | Path) -> Prompt:
         return parse_prompt(artifacts.read(version), place)
     folder = expand_user(place)
     manifest = read_manifest_bytes(folder)
-    try:
-        tensors = read_file(folder / TENSOR_FILE, FILE_LIMIT)
-    except FileNotFoundError as error:
-        raise PromptFileError(f"the saved prompt '{place}' is damaged: it holds no {TENSOR_FILE}") from error
-    except (OSError, ValueError) as error:
-        raise PromptFileError(f"the saved prompt '{place}' is damaged: {TENSOR_FILE}: {error}") from error
-    return parse_prompt({MANIFEST_FILE: manifest, TENSOR_FILE: tensors}, str(folder))
+    files = {MANIFEST_FILE: manifest}
+    for name in (TENSOR_FILE, HISTORY_FILE):
+        try:
+            files[name] = read_file(folder / name, FILE_LIMIT)
+        except FileNotFoundError as error:
+            if name == TENSOR_FILE:  # a history need not be kept
+                raise PromptFileError(f"the saved prompt '{place}' is damaged: it holds no {name}") from error
+        except (OSError, ValueError) as error:
+            raise PromptFileError(f"the saved prompt '{place}' is damaged: {name}: {error}") from error
+    return parse_prompt(files, str(folder))
 
 
 def pin_reference(place: str) -> str:

@@ -6,13 +6,14 @@ store.promote("sentiment@1", "prod", gate=Gate(base, task.test))
 sp.load_prompt("prompts/store#sentiment@prod")
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from softprompt.errors import GateError, PromptFileError, SoftpromptError, StoreError
+from softprompt.metrics.scores import read_score
 from softprompt.prompts.saved_prompt import Prompt, parse_prompt
 from softprompt.store.artifacts import ArtifactStore, resolve_reference
 from softprompt.store.backends import open_backend
@@ -23,8 +24,12 @@ from softprompt.store.verdict import Verdict
 from softprompt.store.version_diff import PromptDifference, compare_prompts
 from softprompt.utils.files import check_free, expand_user, write_folder
 from softprompt.utils.notebook_display import Displayed
+from softprompt.utils.pandas_tables import make_table
 from softprompt.utils.safe_io import FILE_LIMIT, read_file
 from softprompt.utils.summaries import describe_value, summarize
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 
 @dataclass(frozen=True)
@@ -127,6 +132,33 @@ class Store(Displayed):
                 break
             version = self.version(version.parent)
         return tuple(chain)
+
+    def to_pandas(self, name: str | None = None) -> "DataFrame":
+        """A row for each version, of ``name`` or of all names, by ``NAME@NUMBER``.
+
+        Columns: ``name``, ``number``, ``created``, ``by``, ``parent``, ``aliases`` (with commas between them), the
+        ``metric`` and its value on ``validation`` and ``test``, as saved.
+
+        Raises:
+            MissingExtraError: pandas is not installed.
+        """
+        names = [listing.name for listing in self.list()] if name is None else [name]
+        rows = [self._describe_version(version, self.aliases(one)) for one in names for version in self.versions(one)]
+        types = {"version": "str", "name": "str", "number": "int64", "created": "datetime64[us, UTC]"}
+        texts = dict.fromkeys(("by", "parent", "aliases", "metric"), "str")
+        return make_table(rows, types | texts | {"validation": "float64", "test": "float64"}, index="version")
+
+    def _describe_version(self, version: Version, aliases: Mapping[str, int]) -> dict[str, Any]:
+        metrics = self.manifest(str(version))["metrics"]
+        scores = {split: read_score(metrics.get(split)) for split in ("validation", "test")}
+        known = next((score.metric for score in scores.values() if score is not None), None)
+        return {
+            "version": str(version),
+            **version.model_dump(include={"name", "number", "created", "by", "parent"}),
+            "aliases": ", ".join(alias for alias, number in aliases.items() if number == version.number),
+            "metric": known,
+            **{split: None if score is None else score.value for split, score in scores.items()},
+        }
 
     def diff(self, a: str, b: str) -> PromptDifference:
         """What tells two versions apart."""

@@ -182,7 +182,7 @@ class TestCharts:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_colours_can_be_told_from_their_ground(scheme: str) -> None:
-    palette = palette_of((files("softprompt.report.render") / "templates/chart.css").read_text(), scheme)
+    palette = palette_of((files("softprompt.report.render") / "templates/palette.css").read_text(), scheme)
     for text in ("ink", "soft", "accent", "better", "worse"):
         assert contrast(palette[text], palette["paper"]) >= 4.5
         assert contrast(palette[text], palette["wash"]) >= 4.5

@@ -3,7 +3,6 @@
 A question that cannot be answered for a model, a prompt or data is left out, and ``Inspection.notes`` says why.
 """
 
-import json
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -54,6 +53,7 @@ from softprompt.metrics import hypothesis_tests
 from softprompt.metrics.scores import Score
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.saved_prompt import HISTORY_FILE, Prompt, parse_prompt
+from softprompt.prompts.training_history import parse_history
 from softprompt.store.learned_rows import LearnedRows, read_learned
 from softprompt.store.version_store import read_saved_files
 
@@ -381,18 +381,5 @@ def _facts(prompt: Prompt) -> dict[str, Any]:
 
 
 def read_history(content: bytes, prompt: Prompt) -> list[dict[str, float]]:
-    """The records of a ``history.jsonl`` that are of ``prompt``, where several learned together.
-
-    What is no record is left out: anybody may have written into that file.
-    """
-    chosen = prompt.training.get("chosen")
-    records = []
-    for line in content.decode(errors="replace").splitlines():
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(record, dict) and (chosen is None or record.get("name") == chosen):
-            numbers = {str(k): float(v) for k, v in record.items() if isinstance(v, int | float) and math.isfinite(v)}
-            records.append(numbers)
-    return records
+    """The records of a ``history.jsonl`` that are of ``prompt``, where several learned together."""
+    return parse_history(content, prompt.training.get("chosen"))

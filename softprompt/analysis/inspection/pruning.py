@@ -9,6 +9,7 @@ on all of them. Where the best of the few breaks the tolerance, all are measured
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -35,6 +36,8 @@ from softprompt.store.learned_rows import ROWS_FILE
 from softprompt.store.prompt_loading import pin_reference
 from softprompt.store.version_store import read_saved_files
 from softprompt.training.training_run import evaluate_prompt
+from softprompt.utils.notebook_display import Displayed
+from softprompt.utils.summaries import summarize
 
 SEARCHED = 200  # validation examples that choose what to take out
 TOLERANCE = 0.01
@@ -64,6 +67,15 @@ class _Search:
         return [candidates[place] for place in np.argsort(losses, kind="stable")]
 
 
+class PrunedPrompt(Displayed, NamedTuple("_PrunedPrompt", [("prompt", Prompt), ("report", Pruning)])):
+    """What ``prune`` gives: the shorter prompt, and what was done."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return summarize(self, repr(self.report).partition("(")[2].removesuffix(")"))
+
+
 def prune(
     base: FrozenLM,
     prompt: Prompt,
@@ -72,7 +84,7 @@ def prune(
     tolerance: float = TOLERANCE,
     place: str | None = None,
     progress: Callable[[str], None] = lambda _: None,
-) -> tuple[Prompt, Pruning]:
+) -> PrunedPrompt:
     """The shorter prompt with metrics of its own, not yet saved, and what was done.
 
     Args:
@@ -126,7 +138,8 @@ def prune(
         **_measure_test(search, task, kept, everything),
         measured=search.measured,
     )
-    return evaluate_prompt(_shorten(prompt, kept, report, place), base, task, evaluate_test=True), report
+    short = evaluate_prompt(_shorten(prompt, kept, report, place), base, task, evaluate_test=True)
+    return PrunedPrompt(short, report)
 
 
 def check_prunable(prompt: Prompt) -> None:

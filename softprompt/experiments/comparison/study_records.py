@@ -5,17 +5,22 @@ apply to a method, or was not measured, is ``None``.
 """
 
 from collections.abc import Iterable
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from pydantic import Field
 
+from softprompt.errors import ConfigError
 from softprompt.inference.speed_drift import find_speed_drift
 from softprompt.metrics.formatting import format_interval, format_metric
 from softprompt.metrics.scores import SCHEMA_VERSION, Score, Speed
 from softprompt.utils.notebook_display import Displayed
+from softprompt.utils.pandas_tables import make_table
 from softprompt.utils.records import Record
 from softprompt.utils.seals import SealedRecord
 from softprompt.utils.summaries import describe_value, summarize
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 
 class CurvePoint(Record):
@@ -216,6 +221,21 @@ class Study(Displayed, Record):
         facts = {"methods": len(self.rows), "runs": len(self.results), "n": len(self.gold), "metric": self.metric}
         return summarize(self, describe_value(self.title), *best, **facts, deploy=self.recommendation.deploy)
 
+    def to_pandas(self, by: Literal["method", "run"] = "method") -> "DataFrame":
+        """A table of the numbers on test, in the order of the study.
+
+        Args:
+            by: ``method``: a row for each method, its mean over seeds with the interval over seeds and examples, its
+                difference to the best one, what it costs; or ``run``: a row for each method and seed.
+
+        Raises:
+            ConfigError: another ``by``.
+            MissingExtraError: pandas is not installed.
+        """
+        if by not in ("method", "run"):
+            raise ConfigError(f"expected a row by 'method' or by 'run', got {by!r}")
+        return make_table(*(_list_methods(self) if by == "method" else _list_runs(self)))
+
 
 class SizePoint(Record):
     """A comparison on one of several base models.
@@ -249,6 +269,57 @@ class SizeStudy(Displayed, Record):
     points: tuple[SizePoint, ...]
     sentence: str
     created: str
+
+
+Columns: TypeAlias = dict[str, str | None]
+
+
+def _list_methods(study: Study) -> tuple[list[dict[str, Any]], Columns, str]:
+    """Rows, types of columns and the index of a table by method."""
+    counts, times = ("trained_parameters", "stored_bytes"), ("training_seconds",)
+    speeds = ("p50_ms", "examples_per_second")
+    differences = {"difference": "difference", "difference_low": "low", "difference_high": "high", "p_value": "p_value"}
+    rows = [
+        {
+            "method": row.method,
+            "family": row.family,
+            "recommended": row.method == study.recommendation.deploy,
+            "value": row.mean,
+            "low": row.low,
+            "high": row.high,
+            "deviation": row.deviation,
+            "seeds": len(row.seeds),
+            "failed": row.failed,
+            **{name: (row.against_best or {}).get(key) for name, key in differences.items()},
+            **{name: getattr(row.cost, name, None) for name in (*counts, *times)},
+            **{name: getattr(row.speed, name, None) for name in speeds},
+        }
+        for row in study.rows
+    ]
+    types: Columns = {"method": "str", "family": "str", "recommended": "bool"}
+    types |= dict.fromkeys(("value", "low", "high", "deviation"), "float64") | dict.fromkeys(
+        ("seeds", "failed"), "int64"
+    )
+    types |= dict.fromkeys(differences, "float64") | dict.fromkeys(counts, "Int64")
+    return rows, {**types, **dict.fromkeys((*times, *speeds), "float64")}, "method"
+
+
+def _list_runs(study: Study) -> tuple[list[dict[str, Any]], Columns, list[str]]:
+    """Rows, types of columns and the index of a table by method and seed."""
+    scores: Columns = {"value": "float64", "low": "float64", "high": "float64", "n": "Int64"}
+    rows = [
+        {
+            "method": one.method,
+            "seed": one.seed,
+            "status": one.status,
+            **{name: getattr(one.test, name, None) for name in scores},
+            "training_seconds": None if one.cost is None else one.cost.training_seconds,
+            "error": one.error,
+        }
+        for one in study.results
+    ]
+    types: Columns = {"method": "str", "seed": "int64", "status": "str", **scores, "training_seconds": "float64"}
+    return rows, {**types, "error": "str"}, ["method", "seed"]
 
 
 def collect_speeds(rows: Iterable[Row]) -> list[Speed | None]:

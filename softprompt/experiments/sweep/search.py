@@ -13,7 +13,14 @@ from softprompt.experiments.comparison.study_folder import describe_base_and_tas
 from softprompt.experiments.sweep.local_backend import run_here
 from softprompt.experiments.sweep.ray_backend import ray_module, run_on_ray
 from softprompt.experiments.sweep.search_space import SearchSpace, build_trial_config
-from softprompt.experiments.sweep.sweep_folder import SweepFolder, SweepSummary, SweepTrial, best_of, trial_name
+from softprompt.experiments.sweep.sweep_folder import (
+    SweepFolder,
+    SweepResult,
+    SweepSummary,
+    SweepTrial,
+    best_of,
+    trial_name,
+)
 from softprompt.experiments.sweep.trial_log import SweepSettings, TrialLog
 from softprompt.experiments.sweep.trial_sampler import Pruning, TrialSampler, optuna_module
 from softprompt.experiments.sweep.workers import run_in_processes
@@ -58,7 +65,7 @@ def sweep(
     options: Mapping[str, Any] | None = None,
     evaluate_test: bool = True,
     callback: Callback | None = None,
-) -> tuple[SweepSummary, list[SweepTrial]]:
+) -> SweepResult:
     """Make the trials that are not in ``out`` yet; save the best on validation as ``out/prompt``, scored on test once.
 
     Args:
@@ -75,7 +82,7 @@ def sweep(
         callback: told of how it goes.
 
     Returns:
-        What came of it, and all trials.
+        What came of it, and all trials: ``summary, trials = sweep(...)``, or a table of them by ``to_pandas()``.
 
     Raises:
         ConfigError, DataError, OutputError, MissingExtraError: one line that says what to do. What goes wrong within
@@ -100,7 +107,7 @@ def sweep(
         if log.missing:
             _run_trials(log, base, engine, workers)
         summary = _conclude(log, base, space, evaluate_test=evaluate_test)
-    return summary, log.landed
+    return SweepResult(summary, log.landed)
 
 
 def _run_trials(log: TrialLog, base: FrozenLM, engine: SweepEngine, workers: int) -> None:

@@ -10,7 +10,7 @@ sweep.json             what came of it
 """
 
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 from pydantic import Field
 
@@ -18,9 +18,13 @@ from softprompt.errors import PromptFileError
 from softprompt.experiments.comparison.study_records import CurvePoint
 from softprompt.metrics.scores import Score
 from softprompt.utils.notebook_display import Displayed
+from softprompt.utils.pandas_tables import make_table
 from softprompt.utils.run_folder import SETUP_FILE, RunFolder
 from softprompt.utils.seals import SealedRecord
 from softprompt.utils.summaries import summarize
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 PROMPT, SUMMARY_FILE = "prompt", "sweep.json"
 
@@ -97,6 +101,38 @@ class SweepSummary(Displayed, SealedRecord):
         scores = [f"{split} {one}" for split, one in (("test", self.test), ("validation", self.validation)) if one]
         told = {"trials": sum(self.trials.values()), "winner": self.winner, "settings": self.settings}
         return summarize(self, *scores, **told)
+
+
+class SweepResult(Displayed, NamedTuple("_SweepResult", [("summary", SweepSummary), ("trials", list[SweepTrial])])):
+    """What ``sweep`` gives: what came of it, and all trials."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return summarize(self, repr(self.summary).partition("(")[2].removesuffix(")"))
+
+    def to_pandas(self) -> "DataFrame":
+        """A row for each trial, by its number: ``status``, its settings, ``value`` and ``loss`` on validation, ...
+
+        Settings that are called as one of the other columns have ``setting_`` in front.
+
+        Raises:
+            MissingExtraError: pandas is not installed.
+        """
+        types: dict[str, str | None] = {"trial": "int64", "status": "str"}
+        reached = {"value": "float64", "loss": "float64", "best_step": "Int64", "steps_made": "int64"}
+        told = {**reached, "seconds": "float64", "same_as": "Int64", "error": "str"}
+        rows = [
+            {
+                "trial": one.number,
+                "status": one.status,
+                **{f"setting_{name}" if name in told else name: value for name, value in one.settings.items()},
+                **{name: getattr(one, name) for name in told},
+            }
+            for one in self.trials
+        ]
+        settings = {name: None for row in rows for name in row if name not in {**types, **told}}
+        return make_table(rows, types | settings | told, index="trial")
 
 
 class SweepFolder(RunFolder):

@@ -1,6 +1,6 @@
 """An inspection's figures, each with what to read out of it and its numbers as a table."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -218,10 +218,10 @@ def plot_attention(found: Inspection) -> Figure | None:
 _FORMERLY = 50  # steps that the training loss of a record is the mean of, where it does not say
 
 
-def plot_history(found: Inspection) -> Figure | None:
+def plot_history(history: Iterable[Mapping[str, float]]) -> Figure | None:
     """Loss while it learned."""
     names = ("train_loss", "validation_loss")
-    kept = [one for one in found.history if {"step", *names} <= one.keys()]
+    kept = [one for one in history if {"step", *names} <= one.keys()]
     if len(kept) < 2:
         return None
     # a mean over steps stands in their middle; records of earlier releases do not say over how many

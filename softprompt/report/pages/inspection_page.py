@@ -195,7 +195,7 @@ def _alone(found: Inspection) -> list[Block]:
 
 
 def _rows(found: Inspection) -> list[Block]:
-    blocks: list[Block] = _present(figures.plot_history(found))
+    blocks: list[Block] = _present(figures.plot_history(found.history))
     if found.fit is not None:
         blocks.append(tables.tabulate_fit(found.fit))
     if (label_errors := found.label_errors) is not None:

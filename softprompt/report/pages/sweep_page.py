@@ -11,8 +11,8 @@ from softprompt.report.render.document import Block, Column, Document, Section, 
 SHOWN = 20  # trials, the best first
 
 
-def make_sweep_document(summary: SweepSummary, trials: Sequence[SweepTrial], out: Path) -> Document:
-    """Everything that a sweep into ``out`` found."""
+def make_sweep_document(summary: SweepSummary, trials: Sequence[SweepTrial], out: Path | None = None) -> Document:
+    """Everything that a sweep into ``out`` found; where that is not known, without saying where things lie."""
     metric = next((trial.metric for trial in trials if trial.metric), "metric")
     counts = ", ".join(f"{count} {status}" for status, count in summary.trials.items())
     settings = ", ".join(f"{name} {value}" for name, value in summary.settings.items())
@@ -40,11 +40,13 @@ def make_sweep_document(summary: SweepSummary, trials: Sequence[SweepTrial], out
             Section("winner", "The winner", tuple(winner)),
             Section("trials", "The trials, best first", (_trials(summary, trials, metric, out),)),
         ),
-        closing=(f"saved in {out}/{PROMPT}", f"the report is in {out}: sweep.html, sweep.md, sweep.json"),
+        closing=()
+        if out is None
+        else (f"saved in {out}/{PROMPT}", f"the report is in {out}: sweep.html, sweep.md, sweep.json"),
     )
 
 
-def _trials(summary: SweepSummary, trials: Sequence[SweepTrial], metric: str, out: Path) -> Table:
+def _trials(summary: SweepSummary, trials: Sequence[SweepTrial], metric: str, out: Path | None) -> Table:
     reached = [trial for trial in trials if trial.value is not None]
     ranked = sorted(reached, key=lambda trial: (trial.rank, -trial.number), reverse=True)
     ranked += [trial for trial in trials if trial.value is None]
@@ -60,7 +62,8 @@ def _trials(summary: SweepSummary, trials: Sequence[SweepTrial], metric: str, ou
         )
         for trial in ranked[:SHOWN]
     ]
-    more = f"and {len(trials) - SHOWN} more in {out}/trials" if len(trials) > SHOWN else ""
+    where = "" if out is None else f" in {out}/trials"
+    more = f"and {len(trials) - SHOWN} more{where}" if len(trials) > SHOWN else ""
     columns = ("Trial", *names, f"Validation {metric}", "Loss", "Step", Column("Status", False))
     return Table.of("", columns, rows, more)
 
