@@ -11,8 +11,8 @@ from softprompt.data.task import TaskSpec
 from softprompt.data.templates.template import check_fills
 from softprompt.errors import ConfigError, DataError
 from softprompt.utils.arguments import describe_argument, refuse_argument
-from softprompt.utils.messages import import_optional
 from softprompt.utils.notebook_display import Displayed
+from softprompt.utils.pandas_tables import import_pandas
 from softprompt.utils.summaries import describe_value, summarize
 
 Inputs: TypeAlias = str | Example | Mapping[str, Any] | Sequence[str] | Sequence[Example] | DataSource
@@ -124,7 +124,7 @@ class Predictions(Displayed, list[Prediction]):
         Raises:
             MissingExtraError: pandas is not installed.
         """
-        pandas = import_optional("pandas")
+        pandas = import_pandas()
         generated = any(one.label is None for one in self)
         answers: dict[str, list[Any]] = {"completion": self.completions} if generated else {"label": self.labels}
         if not generated:

@@ -16,7 +16,8 @@ from softprompt.data.splits import Splits
 from softprompt.data.task import Task, TaskSpec
 from softprompt.experiments.sweep.sweep_folder import SweepSummary, SweepTrial
 from softprompt.inference.evaluation import Evaluation, score
-from softprompt.inference.predictor import Prediction, Predictor
+from softprompt.inference.predictions import AskedRow, Prediction, Predictions
+from softprompt.inference.predictor import Predictor
 from softprompt.metrics.scores import Score
 from softprompt.prompts.saved_prompt import Prompt
 from softprompt.prompts.state import PromptState
@@ -74,6 +75,12 @@ def large_predictions(word: str = "word", rows: int = ROWS, labels: int = LABELS
     return tuple(Prediction(number, names[number % labels], share) for number in range(rows))
 
 
+def large_answers(word: str = "word") -> Predictions:
+    task = large_task(word)
+    asked = [AskedRow(one, {"text": one.text, "label": one.label}, one.label) for one in task.train]
+    return Predictions(large_predictions(word), asked)
+
+
 class Answers:
     """Answers that are there already."""
 
@@ -85,7 +92,7 @@ class Answers:
     def label_log_probabilities(self, examples: Any) -> Any:
         raise NotImplementedError
 
-    def predict(self, examples: Any) -> Any:
+    def iterate_predictions(self, examples: Any) -> Any:
         return iter(self.predictions)
 
 
@@ -193,6 +200,7 @@ def large_results(folder: Path, word: str = "word") -> dict[str, Any]:
         "state": large_state(),
         "keys and values": PromptState("key_values", (torch.zeros(2, 1, LENGTH, 64),) * 18),
         "evaluation": large_evaluation(word),
+        "predictions": large_answers(word),
         "prediction": large_predictions(word)[0],
         "completion": Prediction(3, completion=word * 1_000, at_limit=True),
         "predictor": Predictor(base, task.spec),

@@ -12,6 +12,7 @@ from helpers.html_page import HOSTILE, Page
 from helpers.large_results import (
     LABELS,
     ROWS,
+    large_answers,
     large_evaluation,
     large_predictions,
     large_prompt,
@@ -210,6 +211,18 @@ class TestResults:
     def test_prediction_ranks_labels(self) -> None:
         rows = rows_of(large_predictions(labels=3)[0]._repr_html_())
         assert rows == [["Label", "Probability"], ["word 0", "0.500"], ["word 1", "0.250"], ["word 2", "0.250"]]
+
+    def test_predictions_stand_beside_their_texts(self) -> None:
+        asked = large_answers()
+        rows = rows_of(asked._repr_html_())
+        assert rows[0] == ["Text", "Answer", "Probability", "Gold"]
+        assert [row[1:] for row in rows[1:4]] == [
+            ["word 0", "0.500", "word 0"],
+            ["word 1", "0.013", "word 1"],
+            rows[3][1:],
+        ]
+        assert len(rows) == 1 + 10 + 1 + 12
+        assert rows[12:] == [[f"word {n}", "50"] for n in range(12)]
 
     def test_comparison_has_its_sentence_and_its_figure(self) -> None:
         study = planted_study()

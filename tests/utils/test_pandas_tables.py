@@ -28,7 +28,7 @@ import softprompt as sp
 from softprompt.errors import ConfigError, MissingExtraError
 from softprompt.experiments.sweep.sweep_folder import SweepResult
 from softprompt.inference.evaluation import score
-from softprompt.inference.predictor import Prediction
+from softprompt.inference.predictions import Prediction
 
 
 class TestEvaluation:

@@ -13,8 +13,9 @@ from softprompt.errors import SoftpromptError
 from softprompt.experiments.comparison.study_records import SizeStudy, Study
 from softprompt.experiments.sweep.sweep_folder import SweepResult, SweepSummary
 from softprompt.inference.evaluation import Evaluation
-from softprompt.inference.predictor import Prediction, Predictor
-from softprompt.metrics.formatting import format_count, format_fixed, metric_heading
+from softprompt.inference.predictions import Prediction, Predictions
+from softprompt.inference.predictor import Predictor
+from softprompt.metrics.formatting import MISSING, format_count, format_fixed, metric_heading
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.saved_prompt import Prompt
 from softprompt.prompts.state import PromptState, describe_state
@@ -30,12 +31,13 @@ from softprompt.report.pages.model_sizes_page import make_model_sizes_document
 from softprompt.report.pages.store_page import make_names_document
 from softprompt.report.pages.sweep_page import make_sweep_document
 from softprompt.report.pages.training_page import make_prompt_document
-from softprompt.report.render.document import Block, Cell, Document, Fold, Points, Section, Table, Text
+from softprompt.report.render.document import Block, Cell, Column, Document, Fold, Points, Section, Table, Text
 from softprompt.store.version_store import Store
 from softprompt.training.distillation.distill import Distillation
 from softprompt.training.distillation.distillation_records import DistillationReport
 
 MOST_LABELS = 12  # of a prediction
+MOST_ANSWERS = 10
 MOST_RECORDS = 12  # of a history
 
 
@@ -79,6 +81,34 @@ def make_prediction_document(found: Prediction) -> Document:
         blocks.append(Points(("it was cut at the limit of tokens",)))
     title = found.label if found.label is not None else "a completion"
     return Document("Prediction", title, (), (Section("content", "", tuple(blocks)),))
+
+
+def make_predictions_document(found: Predictions) -> Document:
+    """The first answers beside what was asked, and how often each label was given."""
+    answered = found[0].label is not None if found else False
+    shown = list(zip(found.asked, found, strict=False))[:MOST_ANSWERS]
+    rows = [
+        (
+            row.example.text,
+            one.answer,
+            *([format_fixed(one.probability, 3)] if answered else []),
+            *([MISSING if row.gold is None else str(row.gold)] if _has_gold(found) else []),
+        )
+        for row, one in shown
+    ]
+    more = f"and {len(found) - len(shown):,} more: to_pandas() has them all" if len(found) > len(shown) else ""
+    texts = (Column("Text", False, data=True), Column("Answer", False, data=True))
+    gold = (Column("Gold", False, data=True),) if _has_gold(found) else ()
+    blocks: list[Block] = [Table.of("", (*texts, *(("Probability",) if answered else ()), *gold), rows, more)]
+    if answered and len(found) > 1:
+        counts = Counter(one.answer for one in found).most_common(MOST_LABELS)
+        blocks.append(Table.of("Answers", ("Label", "Times"), ((label, format_count(n)) for label, n in counts)))
+    title = f"{len(found):,} answer{'' if len(found) == 1 else 's'}"
+    return Document("Predictions", title, (), (Section("content", "", tuple(blocks)),))
+
+
+def _has_gold(found: Predictions) -> bool:
+    return any(row.gold is not None for row in found.asked)
 
 
 def make_history_document(history: TrainingHistory) -> Document:
@@ -225,6 +255,7 @@ DOCUMENTS: Mapping[type, Callable[[Any], Document]] = {
     FrozenLM: make_base_document,
     Predictor: make_predictor_document,
     Prediction: make_prediction_document,
+    Predictions: make_predictions_document,
     Evaluation: make_evaluation_document,
     Prompt: make_prompt_card,
     PromptState: make_state_document,
