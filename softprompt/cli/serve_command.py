@@ -47,7 +47,12 @@ def run_serve(config: Path | None, trust_remote_code: bool, **options: Any) -> N
             most = f"{bounds.effective_connections:,}"
             say(f"at most {most} connections at once: this process may open no more files (ulimit -n)")
         metrics = ServerMetrics()
-        server = Server(shutdown_timeout=settings.shutdown_timeout, drain=settings.drain_delay, bounds=bounds)
+        server = Server(
+            shutdown_timeout=settings.shutdown_timeout,
+            drain=settings.drain_delay,
+            bounds=bounds,
+            proxies=settings.forwarded_allow_ips,
+        )
         engine: InferenceEngine | VllmEngine
         if settings.engine_kind == "vllm":
             engine, registry = _create_vllm_engine(settings, source, limits)

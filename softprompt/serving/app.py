@@ -70,7 +70,7 @@ def create_app(
         version: of softprompt, for the OpenAPI page.
         limiter: in place of one with the settings' limits.
     """
-    metrics.watch(engine, registry)
+    metrics.watch(engine, registry, authenticator)
     serving = ServingContext(engine, registry, config, metrics)
 
     refresh = StoreRefresh(registry, authenticator, metrics)

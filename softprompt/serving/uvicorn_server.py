@@ -8,7 +8,7 @@ import asyncio
 import logging
 import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -175,14 +175,23 @@ class _DrainingServer(uvicorn.Server):
 class Server:
     """One application on one socket."""
 
-    def __init__(self, *, shutdown_timeout: int, drain: float = 0, bounds: ConnectionLimits | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        shutdown_timeout: int,
+        drain: float = 0,
+        bounds: ConnectionLimits | None = None,
+        proxies: Sequence[str] = (),
+    ) -> None:
         """How it ends.
 
         Args:
             shutdown_timeout: seconds for what runs when the server is stopped.
             drain: seconds before that in which it still answers, but says that it is not ready.
             bounds: what its connections may take.
+            proxies: addresses and networks whose word for a client's address is taken.
         """
+        self._proxies = list(proxies)
         self._seconds, self._drain, self._bounds = shutdown_timeout, drain, bounds or ConnectionLimits()
         self._server: _DrainingServer | None = None
 
@@ -205,6 +214,8 @@ class Server:
         """Answer until an interrupt, SIGTERM or ``stop``; then finish what runs, within the time."""
         options: dict[str, Any] = {"log_config": None, "access_log": False, "server_header": False, "ws": "none"}
         options["http"] = partial(BoundedConnection, bounds=self._bounds)
+        # not uvicorn's default, which takes the word of whoever asks from this machine
+        options |= {"proxy_headers": bool(self._proxies), "forwarded_allow_ips": self._proxies}
         config = uvicorn.Config(app, timeout_graceful_shutdown=self._seconds, backlog=ACCEPTED_AT_ONCE, **options)
         self._server = _DrainingServer(config, self._drain)
         with _keep_signal_handlers():

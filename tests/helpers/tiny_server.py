@@ -25,7 +25,9 @@ from softprompt.prompts.saved_prompt import Prompt
 from softprompt.prompts.state import PromptState
 from softprompt.serving.app import create_app
 from softprompt.serving.engine.engine_requests import CompletionChunk, InputUsage, ServedPrompt
+from softprompt.serving.engine.inference_engine import InferenceEngine
 from softprompt.serving.engine.prompt_registry import PromptRegistry
+from softprompt.serving.engine.request_timing import RequestTiming
 from softprompt.serving.http.guarded_route import Authenticator
 from softprompt.serving.http.prometheus import ServerMetrics
 from softprompt.serving.http.rate_limits import RateLimiter
@@ -93,7 +95,12 @@ class DirectEngine:
         self.asked: list[str] = []
 
     async def classify(
-        self, served: ServedPrompt, examples: Sequence[Example], *, deadline: float | None = None
+        self,
+        served: ServedPrompt,
+        examples: Sequence[Example],
+        *,
+        deadline: float | None = None,
+        timing: RequestTiming | None = None,
     ) -> list[Prediction]:
         self.asked.append(served.key)
         await self._turn(self.hold)
@@ -105,10 +112,18 @@ class DirectEngine:
         ]
         if self.numbers is not None:
             found = [replace(one, probabilities=dict.fromkeys(served.spec.labels, self.numbers)) for one in found]
+        if timing is not None:
+            timing.mark_tokens()
         return found
 
     async def generate(
-        self, served: ServedPrompt, example: Example, generation: GenerationConfig, *, deadline: float | None = None
+        self,
+        served: ServedPrompt,
+        example: Example,
+        generation: GenerationConfig,
+        *,
+        deadline: float | None = None,
+        timing: RequestTiming | None = None,
     ) -> AsyncIterator[CompletionChunk]:
         self.asked.append(served.key)
         await self._turn(self.hold)
@@ -118,6 +133,8 @@ class DirectEngine:
         for start in range(0, len(text), 3):
             if start:
                 await self._turn(self.hold_pieces)
+            if timing is not None:
+                timing.mark_tokens()
             yield CompletionChunk(text[start : start + 3], 1, read)
         await self._turn(self.hold_pieces)
         yield CompletionChunk("", 0, read, "stop")
@@ -173,6 +190,7 @@ class Place:
         """
         values = {"model": "tiny", "prompts": ("x",), "refresh": 0, "default_max_tokens": 8, "max_tokens": 32}
         self.config = ServerSettings.build(**{**values, **settings})
+        self.metrics = ServerMetrics()
         self.engine = self.make_engine()
         self.registry = self.make_registry(source)
         self.registry.refresh()
@@ -184,8 +202,8 @@ class Place:
             shutdown_timeout=self.config.shutdown_timeout,
             drain=self.config.drain_delay if draining else 0,
             bounds=ConnectionLimits(self.config.max_connections, self.config.header_timeout, self.config.timeout),
+            proxies=self.config.forwarded_allow_ips,
         )
-        self.metrics = ServerMetrics()
         limiter = None
         if clock is not None:
             most = (self.config.requests_per_minute, self.config.tokens_per_minute)
@@ -243,6 +261,13 @@ class Place:
             self.server.stop()
             thread.join(60)
             assert not thread.is_alive()
+
+
+class RealPlace(Place):
+    """With the real engine, which is to be closed (``place.engine.close``) from its event loop."""
+
+    def make_engine(self) -> Any:
+        return InferenceEngine(the_base(), observer=self.metrics)
 
 
 def wait_for(condition: Any, seconds: float = 60) -> None:

@@ -9,27 +9,19 @@ from typing import Any
 
 import pytest
 from helpers.tiny_models import tiny_base
-from helpers.tiny_server import BASE_NAME, LABELS, WORDS, Place, a_store, error_of, prompt, the_base
+from helpers.tiny_server import BASE_NAME, LABELS, WORDS, Place, RealPlace, a_store, error_of, prompt, the_base
 from starlette.testclient import TestClient
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from softprompt.inference.generation import Completion, GenerationConfig
 from softprompt.serving.engine.engine_requests import CompletionChunk, Detokenizer, InputUsage
-from softprompt.serving.engine.inference_engine import InferenceEngine
 from softprompt.serving.http.completion_service import WhitespaceTrimmer
 from softprompt.serving.logging_config import JsonFormatter
 from softprompt.store.version_store import Store
 
 TEXT = "a fine film"
 SHORT = replace(LABELS, max_length=12)
-
-
-class RealPlace(Place):
-    """With the real engine."""
-
-    def make_engine(self) -> Any:
-        return InferenceEngine(the_base())
 
 
 def stocked(folder: Path) -> Store:

@@ -127,6 +127,16 @@ def test_too_large_a_body_never_reaches_it(behind: Behind) -> None:
     assert behind.client.post("/v1/classify", content=b"x" * (2**20 + 1)).status_code == 413
 
 
+def test_the_log_has_the_clients_address_as_nginx_tells_it(behind: Behind, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "softprompt.serving")
+    for client, told in ((behind.client, "203.0.113.7"), (behind.direct, "203.0.113.9")):
+        client.get("/healthz", headers={"X-Forwarded-For": told})
+    wait_for(lambda: len(caplog.records) == 2)
+    found = [record.fields["client"] for record in caplog.records]  # type: ignore[attr-defined]
+    # nginx writes it anew; who asks the server from the proxy's own address is believed
+    assert found == ["127.0.0.1", "203.0.113.9"]
+
+
 def test_probes_ask_the_server_itself_by_address(behind: Behind) -> None:
     for path in ("/healthz", "/readyz", "/metrics"):
         assert behind.direct.get(path).status_code == 200

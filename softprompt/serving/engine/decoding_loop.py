@@ -132,6 +132,7 @@ class DecodingLoop:
         tokens = next_tokens(self._base.logits(group.decoding_batch.last), [text.completion for text in group.texts])
         for text, token in zip(group.texts, tokens, strict=True):
             text.completion.add(token)
+            text.timing.mark_tokens()
             if (piece := text.detokenizer.next_chunk()) is not None:
                 self._deliver(text, piece)
         ended = [text for text in group.texts if text.completion.finish is not None]

@@ -20,6 +20,7 @@ from softprompt.inference.predictions import Prediction
 from softprompt.inference.scoring import AnswerScorer
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.state import PromptState
+from softprompt.serving.engine.request_timing import RequestTiming
 
 
 @dataclass(frozen=True)
@@ -117,12 +118,18 @@ class EngineClient(Protocol):
     """
 
     async def classify(
-        self, served: ServedPrompt, examples: Sequence[Example], *, deadline: float | None = None
+        self,
+        served: ServedPrompt,
+        examples: Sequence[Example],
+        *,
+        deadline: float | None = None,
+        timing: RequestTiming | None = None,
     ) -> list[Prediction]:
         """One prediction for each example, in their order, with what was read for it.
 
         Args:
             deadline: seconds from now after which the answer is no longer wanted.
+            timing: is noted there.
 
         Raises:
             EngineBusyError, DeadlineExceededError, TemplateError, DataError: what concerns this request alone.
@@ -131,7 +138,13 @@ class EngineClient(Protocol):
         ...
 
     def generate(
-        self, served: ServedPrompt, example: Example, generation: GenerationConfig, *, deadline: float | None = None
+        self,
+        served: ServedPrompt,
+        example: Example,
+        generation: GenerationConfig,
+        *,
+        deadline: float | None = None,
+        timing: RequestTiming | None = None,
     ) -> AsyncIterator[CompletionChunk]:
         """The completion of one example, piece by piece as it grows; raises as ``classify``."""
         ...
@@ -232,6 +245,7 @@ class ClassificationRequest:
         texts: tokens of each example.
         read: of each example.
         lengths: of each example, the tokens of its longest row that a forward pass reads.
+        timing: what the worker notes.
         cancelled: nobody waits for the answer any more.
     """
 
@@ -245,9 +259,11 @@ class ClassificationRequest:
         read: Sequence[InputUsage],
         unshared: int,
         answer: "asyncio.Future[list[Prediction]]",
+        timing: RequestTiming | None = None,
     ) -> None:
         """``unshared``: tokens of the prompt, where they are read with every text."""
         self.served, self.asking, self.texts, self.read = served, asking, texts, read
+        self.timing = timing or RequestTiming()
         self.lengths = [unshared + len(text) + asking.longest for text in texts]
         self.waiting = deque(range(len(texts)))
         self.scheduled: Counter[int] = Counter()
@@ -315,6 +331,7 @@ class GenerationRequest:
         completion: what has grown so far.
         detokenizer: what of it may be shown.
         isolated: it was in a batch that failed, and shares no batch any more.
+        timing: what the worker notes.
         cancelled: nobody waits for the answer any more.
     """
 
@@ -328,8 +345,10 @@ class GenerationRequest:
         read: InputUsage,
         generation: GenerationConfig,
         out: "asyncio.Queue[CompletionChunk | Exception]",
+        timing: RequestTiming | None = None,
     ) -> None:
         self.served, self.item = served, item
+        self.timing = timing or RequestTiming()
         self.completion = Completion(base, generation)
         self.detokenizer = Detokenizer(self.completion, base.tokenizer, read)
         # BOS counted

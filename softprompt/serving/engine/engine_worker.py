@@ -125,6 +125,8 @@ class EngineWorker(threading.Thread):
         self._scheduled = self._queue.take_examples(self._rows, self._token_budget)
         if not self._scheduled:
             return
+        for question in self._scheduled:
+            question.request.timing.mark_scheduled()
         start = time.perf_counter()
         found = score_labels(self._base, self._prefixes, self._scheduled, self._token_budget)
         seconds = time.perf_counter() - start
@@ -140,12 +142,15 @@ class EngineWorker(threading.Thread):
             if isinstance(answer, Exception):
                 self._fail(question.request, answer)
             elif answer is not None and question.request.add_prediction(answer):
+                question.request.timing.mark_tokens()
                 self._outbox.append(question.request.deliver)
         self._scheduled = []
 
     def _prefill(self) -> None:
         texts = [text for text in self._queue.take_generations(self.decoding.fits) if not text.cancelled]
         if texts:
+            for text in texts:
+                text.timing.mark_scheduled()
             start = time.perf_counter()
             try:
                 self.decoding.start(texts)

@@ -43,6 +43,7 @@ from softprompt.serving.engine.engine_worker import EngineWorker
 from softprompt.serving.engine.prefix_cache import PrefixCache
 from softprompt.serving.engine.request_preparation import RequestPreparer, split_portions
 from softprompt.serving.engine.request_queue import RequestQueue
+from softprompt.serving.engine.request_timing import RequestTiming
 
 _log = logging.getLogger("softprompt.serving")
 _Value = TypeVar("_Value")
@@ -142,7 +143,12 @@ class InferenceEngine:
         await self.close(graceful=False)
 
     async def classify(
-        self, served: ServedPrompt, examples: Sequence[Example], *, deadline: float | None = None
+        self,
+        served: ServedPrompt,
+        examples: Sequence[Example],
+        *,
+        deadline: float | None = None,
+        timing: RequestTiming | None = None,
     ) -> list[Prediction]:
         """See ``EngineClient``; raises PromptFileError and BaseModelError too, for a prompt that does not work here."""
         if served.spec.kind != "classification":
@@ -159,7 +165,7 @@ class InferenceEngine:
                 texts += some
                 read += of_them
             unshared = 0 if self._shares else max((state.length for state in served.states), default=0)
-            return ClassificationRequest(served, asking, texts, read, unshared, answer)
+            return ClassificationRequest(served, asking, texts, read, unshared, answer, timing)
 
         until = deadline_after(deadline)
         async with self._expire_at(until):
@@ -170,7 +176,13 @@ class InferenceEngine:
                 self._cancel(request)
 
     async def generate(
-        self, served: ServedPrompt, example: Example, generation: GenerationConfig, *, deadline: float | None = None
+        self,
+        served: ServedPrompt,
+        example: Example,
+        generation: GenerationConfig,
+        *,
+        deadline: float | None = None,
+        timing: RequestTiming | None = None,
     ) -> AsyncIterator[CompletionChunk]:
         """See ``EngineClient``; raises as ``classify``."""
         if len(served.states) > 1:
@@ -181,7 +193,7 @@ class InferenceEngine:
         async def ready() -> GenerationRequest:
             work = partial(self._preparing.encode_text, served, example, generation.max_new_tokens)
             item, read = await self._run_preparer(work)
-            return GenerationRequest(self.base, served, item, read, generation, out)
+            return GenerationRequest(self.base, served, item, read, generation, out, timing)
 
         until = deadline_after(deadline)
         async with self._expire_at(until):

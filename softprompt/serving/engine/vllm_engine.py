@@ -45,6 +45,7 @@ from softprompt.serving.engine.request_preparation import (
     encode_and_find_cuts,
     split_portions,
 )
+from softprompt.serving.engine.request_timing import RequestTiming
 from softprompt.serving.engine.vllm_client import VllmClient
 
 _Value = TypeVar("_Value")
@@ -90,7 +91,12 @@ class VllmEngine:
         return await self._server.is_healthy()
 
     async def classify(
-        self, served: ServedPrompt, examples: Sequence[Example], *, deadline: float | None = None
+        self,
+        served: ServedPrompt,
+        examples: Sequence[Example],
+        *,
+        deadline: float | None = None,
+        timing: RequestTiming | None = None,
     ) -> list[Prediction]:
         """See ``EngineClient``."""
         if served.spec.kind != "classification":
@@ -113,6 +119,8 @@ class VllmEngine:
                     self._score_decision(decision, [[*leading, *text, *decision.path] for text in texts])
                     for decision in decisions
                 )
+        if timing is not None:
+            timing.mark_tokens()
         scores = [[0.0] * len(served.spec.labels) for _ in texts]
         for decision, answers in zip(decisions, scored, strict=True):
             for score, choices in zip(scores, answers, strict=True):
@@ -125,7 +133,13 @@ class VllmEngine:
         ]
 
     async def generate(
-        self, served: ServedPrompt, example: Example, generation: GenerationConfig, *, deadline: float | None = None
+        self,
+        served: ServedPrompt,
+        example: Example,
+        generation: GenerationConfig,
+        *,
+        deadline: float | None = None,
+        timing: RequestTiming | None = None,
     ) -> AsyncIterator[CompletionChunk]:
         """See ``EngineClient``."""
         until = deadline_after(deadline)
@@ -141,7 +155,10 @@ class VllmEngine:
                         choice = await anext(events, None)
                     if choice is None:
                         raise RuntimeError("the engine's stream ended before the completion did")
+                    before = len(completion.tokens)
                     _add_tokens(completion, choice)
+                    if timing is not None and len(completion.tokens) > before:
+                        timing.mark_tokens(len(completion.tokens) - before)
                     if (completion.tokens or completion.finish) and (piece := pieces.next_chunk()) is not None:
                         yield piece
 

@@ -243,7 +243,13 @@ class CompletionService:
             # the same text twice is not to give the same sample twice
             drawn = hashlib.sha256(f"{generation.seed}/{index}".encode()).digest()
             generation = replace(generation, seed=int.from_bytes(drawn[:7], "big"))
-        coming = self._serving.engine.generate(context.served, example, generation, deadline=context.seconds_left)
+        coming = self._serving.engine.generate(
+            context.served,
+            example,
+            generation,
+            deadline=context.seconds_left,
+            timing=self._serving.start_timing(context),
+        )
         shown: Callable[[CompletionChunk], CompletionChunk] = (
             (lambda piece: piece) if self._exact else WhitespaceTrimmer()
         )
@@ -271,7 +277,8 @@ async def classify_examples(
     Raises:
         ApiError: the model gave no numbers.
     """
-    predictions = await serving.engine.classify(context.served, examples, deadline=context.seconds_left)
+    timing = serving.start_timing(context)
+    predictions = await serving.engine.classify(context.served, examples, deadline=context.seconds_left, timing=timing)
     for one in predictions:
         if not all(math.isfinite(value) for value in (one.probabilities or {}).values()):
             raise ApiError(500, "not_finite", "the model's numbers for this text are not finite: no label can be told")

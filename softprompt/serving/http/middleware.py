@@ -14,7 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from softprompt.serving.http.http_errors import CLIENT_GONE, ApiError, to_api_error
 from softprompt.serving.http.prometheus import ServerMetrics
 from softprompt.serving.http.rate_limits import Admission
-from softprompt.serving.http.server_settings import ServerSettings
+from softprompt.serving.http.server_settings import ServerSettings, is_address
 from softprompt.serving.http.sse import EVENTS, encode_event
 from softprompt.serving.request_log.request_sampler import RequestOutcome, RequestSampler
 
@@ -52,7 +52,7 @@ class RequestMiddleware:
             return
         headers = Headers(scope=scope)
         given = headers.get(HEADER, "")
-        outcome = RequestOutcome(given if _ID.fullmatch(given) else secrets.token_hex(16))
+        outcome = RequestOutcome(given if _ID.fullmatch(given) else secrets.token_hex(16), _find_client(scope))
         state = scope.setdefault("state", {})
         state["outcome"] = outcome
         started, status, growing = time.perf_counter(), 0, False
@@ -66,7 +66,7 @@ class RequestMiddleware:
                 status = message["status"]
                 sent = MutableHeaders(scope=message)
                 sent[HEADER] = outcome.id
-                growing = sent.get("content-type", "").startswith(EVENTS)
+                outcome.streamed = growing = sent.get("content-type", "").startswith(EVENTS)
                 _add_rate_headers(state, status, sent, ended=not growing)
                 for name, value in SAFE.items():
                     sent.setdefault(name, value)
@@ -111,7 +111,7 @@ class RequestMiddleware:
             self._record(scope["method"], outcome)
 
     def _record(self, method: str, outcome: RequestOutcome) -> None:
-        self._metrics.record_request(outcome.route, outcome.status, outcome.task, outcome.seconds)
+        self._metrics.record_request(outcome)
         if self._sampler is not None and outcome.served is not None and outcome.examples and self._sampler.is_chosen():
             outcome.time = time.time()
             self._sampler.offer(outcome)
@@ -121,6 +121,8 @@ class RequestMiddleware:
             "route": outcome.route,
             "status": outcome.status,
             "milliseconds": round(1000 * outcome.seconds, 1),
+            "first_token_milliseconds": round(1000 * (outcome.first_token_seconds or 0), 1),
+            "client": outcome.client,
             "key": outcome.key,
             "model": outcome.model,
             "prompt_tokens": outcome.prompt_tokens,
@@ -132,6 +134,12 @@ class RequestMiddleware:
             **outcome.said,
         }
         log.info("request", extra={"fields": {name: value for name, value in line.items() if value not in ("", 0)}})
+
+
+def _find_client(scope: Scope) -> str:
+    """Address of the client, if it is one: what a proxy says may be anything."""
+    host = str((scope.get("client") or ("",))[0])
+    return host if is_address(host) else ""
 
 
 def _add_rate_headers(state: Mapping[str, Any], status: int, headers: MutableHeaders, *, ended: bool) -> None:

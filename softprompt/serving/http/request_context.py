@@ -20,6 +20,7 @@ from softprompt.prompts.written_prompt import written_prompt
 from softprompt.serving.engine.engine_requests import DeadlineExceededError, EngineClient, ServedPrompt
 from softprompt.serving.engine.prompt_registry import BARE_TEMPLATE, BaseModelInfo, PromptRegistry, ResolvedModel
 from softprompt.serving.engine.request_preparation import count_virtual_tokens
+from softprompt.serving.engine.request_timing import RequestTiming
 from softprompt.serving.http.guarded_route import check_model_allowed
 from softprompt.serving.http.http_errors import ApiError, ClientDisconnectedError
 from softprompt.serving.http.prometheus import ServerMetrics
@@ -195,6 +196,12 @@ class ServingContext:
             )
         context.outcome.examples = examples
         return examples
+
+    def start_timing(self, context: RequestContext) -> RequestTiming:
+        """What the engine is to note of this request, or of one text of it; from now on."""
+        timing = RequestTiming()
+        context.outcome.timings.append(timing)
+        return timing
 
     def reserve_tokens(self, context: RequestContext, examples: Sequence[Example], max_new_tokens: int) -> None:
         """Take from what the API key may have as many tokens as answers of so many new tokens may come to.

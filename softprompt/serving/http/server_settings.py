@@ -58,6 +58,9 @@ class ServerSettings(Settings):
         (), description="names that requests may have as Host (default: those of this machine without keys, else any)"
     )
     cors_origins: tuple[str, ...] = Field((), description="web origins whose pages may ask (default: none)")
+    forwarded_allow_ips: tuple[str, ...] = Field(
+        (), description="addresses or networks of proxies whose X-Forwarded-For says who asks (default: none)"
+    )
     keys: str | None = Field(None, description="file of API keys, as softprompt keys writes it")
     no_auth: bool = Field(False, description="answer everybody, on any address")
     requests_per_minute: int | None = Field(
@@ -113,6 +116,13 @@ class ServerSettings(Settings):
             got = "neither" if self.store is None else "both"
             raise ConfigError(f"expected a store or saved prompts, got {got}: give --store or --prompt")
         check_alias(self.default_alias)
+        for proxy in self.forwarded_allow_ips:
+            try:
+                ipaddress.ip_network(proxy)
+            except ValueError as error:
+                raise ConfigError(
+                    f"forwarded_allow_ips: expected an address as 127.0.0.1, or a network as 10.0.0.0/8, got '{proxy}'"
+                ) from error
         if self.sample_file is None and (given := sorted(SAMPLING & self.model_fields_set)):
             raise ConfigError(f"{given[0]} is for samples of requests: give --sample-file too, or leave it out")
         Retention.parse(self.sample_keep)

@@ -19,6 +19,7 @@ from softprompt.data.examples import Example, count_characters
 from softprompt.errors import SoftpromptError
 from softprompt.serving.engine.engine_requests import ServedPrompt
 from softprompt.serving.engine.request_preparation import WeightedCache, weigh_labels
+from softprompt.serving.engine.request_timing import RequestTiming
 from softprompt.serving.request_log.request_records import TEXT_CHARACTERS, RequestRecord
 from softprompt.serving.request_log.sample_files import ROW_BYTES, SampleFile
 from softprompt.store.input_profile import InputProfile
@@ -47,6 +48,7 @@ class RequestOutcome:
 
     Attributes:
         id: of the request; the client's own, if it sent one.
+        client: address that it came from; of whoever asked a proxy, if that is trusted.
         key: name of the API key.
         task: name of the prompt, if it is one that there is.
         model: what answered, with its version.
@@ -55,6 +57,8 @@ class RequestOutcome:
         route: that was asked.
         status: of the response, or what it came to where that had begun already; 0 before its end.
         code, param: of the error, if it ended in one, and of the field that is wrong.
+        streamed: it was answered by a stream of events.
+        timings: what the engine noted, for each of its completions, or for all of its labels.
         seconds: of the whole request.
         time: when it ended, in seconds since 1970.
         warnings: what whoever asked is told beside the answer.
@@ -64,6 +68,7 @@ class RequestOutcome:
     """
 
     id: str
+    client: str = ""
     key: str = ""
     task: str = ""
     model: str = ""
@@ -74,6 +79,8 @@ class RequestOutcome:
     status: int = 0
     code: str = ""
     param: str = ""
+    streamed: bool = False
+    timings: list[RequestTiming] = field(default_factory=list)
     seconds: float = 0.0
     time: float = 0.0
     warnings: list[str] = field(default_factory=list)
@@ -82,6 +89,12 @@ class RequestOutcome:
     served: ServedPrompt | None = None
     examples: Sequence[Example] = ()
     answers: Sequence[RequestAnswer] = ()
+
+    @property
+    def first_token_seconds(self) -> float | None:
+        """Until the first token of any of its completions, or its labels; ``None`` if it came to none."""
+        found = [one.first_token_seconds for one in self.timings]
+        return min((seconds for seconds in found if seconds is not None), default=None)
 
     @property
     def characters(self) -> int:
