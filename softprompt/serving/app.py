@@ -137,7 +137,7 @@ class StoreRefresh:
         """Look once; raises SoftpromptError where the store cannot be read."""
         troubles = []
         try:
-            self._authenticator.reload()
+            await asyncio.to_thread(self._authenticator.reload)
         except ConfigError as error:
             log.warning("API keys not read, they stay as they were", extra={"fields": {"reason": str(error)}})
             troubles.append(str(error))

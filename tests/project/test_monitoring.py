@@ -99,8 +99,6 @@ def selectors(node: Any) -> list[Any]:
     def see(one: Any) -> None:
         if isinstance(one, promql_parser.VectorSelector):
             found.append(one)
-        elif isinstance(one, promql_parser.MatrixSelector):
-            found.append(one.vector_selector)
 
     promql_parser.walk(node, see)
     return found
@@ -116,15 +114,13 @@ def find_label_faults(query: str, series: Mapping[str, dict[str, set[str]]]) -> 
             for label in node.modifier.labels if node.modifier is not None else ():
                 if not any(label in known.get(name, ()) or label in SCRAPED for name in names):
                     faults.append(f"no label '{label}' in {names}")
-        for one in (
-            selectors(node) if isinstance(node, promql_parser.VectorSelector | promql_parser.MatrixSelector) else ()
-        ):
-            if one.name not in known:
-                faults.append(f"no metric '{one.name}'")
+        if isinstance(node, promql_parser.VectorSelector):
+            if node.name not in known:
+                faults.append(f"no metric '{node.name}'")
                 continue
-            for matcher in one.matchers.matchers:
-                if matcher.name not in known[one.name] | SCRAPED:
-                    faults.append(f"no label '{matcher.name}' of '{one.name}'")
+            for matcher in node.matchers.matchers:
+                if matcher.name not in known[node.name] | SCRAPED:
+                    faults.append(f"no label '{matcher.name}' of '{node.name}'")
     return faults
 
 

@@ -1,6 +1,7 @@
 """Keys with an end, and terms that are changed: the file, the command, and a running server."""
 
 import json
+import threading
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -131,6 +132,9 @@ class TestFile:
         assert found.find(token) == key
         with pytest.raises(ConfigError, match="has 10,000 keys, as many as a file may have: remove one first"):
             add_key(keys, "more")
+        many = tuple(f"{number:0200d}" for number in range(25_000))
+        with pytest.raises(ConfigError, match=r"would have 5,\d+,\d+ bytes, more than is read: remove a key first"):
+            add_key(keys.with_name("wide.json"), "wide", many)
         # and not all of their names
         with pytest.raises(ConfigError, match="there is no key named 'more'") as caught:
             update_key(keys, "more", expires=None)
@@ -207,6 +211,28 @@ class TestServer:
             update_key(keys, "ci", expires=clock.date() + timedelta(hours=1))
             place.access.reload()
             assert client.post("/v1/classify", json=BODY).status_code == 200
+
+    def test_keys_are_read_beside_the_loop_of_requests_and_only_when_they_changed(
+        self, keys: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        token = add_key(keys, "ci", admin=True)
+        place = Place.of_store(a_store(tmp_path), keys=str(keys))
+        read: list[int] = []
+        parse = ApiKeyFile.from_bytes
+
+        def from_bytes(content: bytes) -> ApiKeyFile:
+            read.append(threading.get_ident())
+            return parse(content)
+
+        monkeypatch.setattr(ApiKeyFile, "from_bytes", from_bytes)
+        with place.client(token) as client:
+            assert client.post("/admin/reload").status_code == 200
+            assert read == []
+            add_key(keys, "other")
+            read.clear()
+            assert client.post("/admin/reload").status_code == 200
+            (thread,) = read
+            assert thread != client.portal.call(threading.get_ident)  # type: ignore[union-attr]
 
     def test_a_stream_that_has_begun_goes_on(self, keys: Path, tmp_path: Path) -> None:
         clock = Clock()

@@ -27,7 +27,7 @@ def a_key(name: str = "ci", **limits: Any) -> ApiKey:
 
 def refusal(limiter: RateLimiter, key: ApiKey) -> ApiError:
     with pytest.raises(ApiError) as caught:
-        limiter.admit(key)
+        limiter.admit(key, key.name)
     return caught.value
 
 
@@ -35,7 +35,7 @@ def let_in(limiter: RateLimiter, key: ApiKey) -> int:
     """How many requests of a key are let in now."""
     for number in range(10_000):
         try:
-            limiter.admit(key)
+            limiter.admit(key, key.name)
         except ApiError:
             return number
     raise AssertionError("no limit")
@@ -69,13 +69,13 @@ class TestBuckets:
         assert let_in(limiter, a_key("three", requests_per_minute=5)) == 5
 
     def test_a_key_without_limits(self) -> None:
-        assert RateLimiter(clock=Clock()).admit(a_key()) is None
+        assert RateLimiter(clock=Clock()).admit(a_key(), "ci") is None
         free = a_key(requests_per_minute="unlimited", tokens_per_minute="unlimited")
-        assert RateLimiter(1, 1, Clock()).admit(free) is None
+        assert RateLimiter(1, 1, Clock()).admit(free, "ci") is None
 
     def test_tokens_that_did_not_come_are_given_back(self) -> None:
         limiter, key = RateLimiter(clock=Clock()), a_key(tokens_per_minute=100)
-        first, second = limiter.admit(key), limiter.admit(key)
+        first, second = limiter.admit(key, key.name), limiter.admit(key, key.name)
         assert first is not None
         assert second is not None
         first.take("tokens", 60)
@@ -89,7 +89,7 @@ class TestBuckets:
     def test_more_tokens_than_were_thought_are_paid_for_later(self) -> None:
         clock, key = Clock(), a_key(tokens_per_minute=60)
         limiter = RateLimiter(clock=clock)
-        admission = limiter.admit(key)
+        admission = limiter.admit(key, key.name)
         assert admission is not None
         admission.take("tokens", 10)
         admission.settle(90)
@@ -102,14 +102,14 @@ class TestBuckets:
     def test_what_is_refused_for_its_tokens_takes_no_request(self) -> None:
         limiter, key = RateLimiter(clock=Clock()), a_key(requests_per_minute=2, tokens_per_minute=10)
         for _ in range(5):
-            admission = limiter.admit(key)
+            admission = limiter.admit(key, key.name)
             assert admission is not None
             with pytest.raises(ApiError):
                 admission.take("tokens", 11)
         assert let_in(limiter, key) == 2
 
     def test_what_never_fits_is_not_to_be_tried_again(self) -> None:
-        admission = RateLimiter(clock=Clock()).admit(a_key(tokens_per_minute=10))
+        admission = RateLimiter(clock=Clock()).admit(a_key(tokens_per_minute=10), "ci")
         assert admission is not None
         with pytest.raises(ApiError, match="limit 10, this one may come to 11: send fewer texts, or") as caught:
             admission.take("tokens", 11)
@@ -136,7 +136,7 @@ class TestBuckets:
         assert let_in(limiter, key) == 1
 
     def test_a_huge_limit(self) -> None:
-        admission = RateLimiter(clock=Clock()).admit(a_key(requests_per_minute=10**9, tokens_per_minute=10**9))
+        admission = RateLimiter(clock=Clock()).admit(a_key(requests_per_minute=10**9, tokens_per_minute=10**9), "ci")
         assert admission is not None
         admission.take("tokens", 10**9)
         assert admission.to_headers()["x-ratelimit-remaining-requests"] == str(10**9 - 1)
@@ -145,14 +145,14 @@ class TestBuckets:
     def test_keys_that_ask_no_more_are_forgotten(self) -> None:
         clock = Clock()
         limiter = RateLimiter(3, clock=clock)
-        owing = limiter.admit(a_key("owing", tokens_per_minute=1))
+        owing = limiter.admit(a_key("owing", tokens_per_minute=1), "owing")
         assert owing is not None
         owing.take("tokens", 1)
         owing.settle(10)
         for number in range(MOST_KEPT):
-            limiter.admit(a_key(f"key{number}"))
+            limiter.admit(a_key(f"key{number}"), "ci")
         clock.now = 120
-        limiter.admit(a_key("new"))
+        limiter.admit(a_key("new"), "new")
         assert len(limiter._buckets) == 2  # those who owe stay
         assert refusal_of_tokens(limiter, "owing")
 
@@ -174,7 +174,7 @@ class TestBuckets:
 
 
 def refusal_of_tokens(limiter: RateLimiter, name: str) -> bool:
-    admission = limiter.admit(a_key(name, tokens_per_minute=1))
+    admission = limiter.admit(a_key(name, tokens_per_minute=1), name)
     assert admission is not None
     with pytest.raises(ApiError):
         admission.take("tokens", 1)
@@ -290,8 +290,9 @@ class TestServer:
     def test_without_keys_the_servers_limits_are_for_all_together(self, tmp_path: Path, clock: Clock) -> None:
         (tmp_path / "open").mkdir()
         with Place.of_store(a_store(tmp_path / "open"), clock=clock, requests_per_minute=2).client() as client:
-            found = [client.post("/v1/classify", json=BODY).status_code for _ in range(3)]
-        assert found == [200, 200, 429]
+            found = [client.post("/v1/classify", json=BODY) for _ in range(3)]
+        assert [one.status_code for one in found] == [200, 200, 429]
+        assert error_of(found[2], 429)["message"].startswith("rate limit of this server, requests a minute: limit 2")
 
     def test_many_at_once_are_not_more(self, client: TestClient, keys: Path) -> None:
         update_key(keys, "ci", requests_per_minute=20, tokens_per_minute="unlimited")

@@ -90,8 +90,16 @@ class ApiKeyFile(StoreRecord):
 
 def read_keys(path: Path) -> ApiKeyFile:
     """The keys of a file; raises ConfigError if it is not there, or not such a file."""
+    return read_changed_keys(path, "")[0] or ApiKeyFile()
+
+
+def read_changed_keys(path: Path, known: str) -> tuple[ApiKeyFile | None, str]:
+    """The keys of a file with the SHA-256 of its content; none, if that is the one that is ``known``. Thousands of keys
+    take a second to be read. Raises as ``read_keys``."""
     try:
-        return ApiKeyFile.from_bytes(read_file(path, TEXT_LIMIT))
+        content = read_file(path, TEXT_LIMIT)
+        digest = hashlib.sha256(content).hexdigest()
+        return (None if digest == known else ApiKeyFile.from_bytes(content)), digest
     except FileNotFoundError as error:
         raise ConfigError(f"the file of API keys '{path}' does not exist: softprompt keys add makes one") from error
     except (OSError, ValueError) as error:
@@ -209,7 +217,10 @@ def _rewrite(path: Path, name: str, change: Callable[[ApiKey], tuple[ApiKey, ...
 def _write(path: Path, keys: Sequence[ApiKey]) -> None:
     if len(keys) > MOST_KEYS:
         raise ConfigError(f"'{path}' has {MOST_KEYS:,} keys, as many as a file may have: remove one first")
-    replace_file(path, ApiKeyFile(keys=tuple(keys)).to_bytes())
+    content = ApiKeyFile(keys=tuple(keys)).to_bytes()
+    if len(content) > TEXT_LIMIT:
+        raise ConfigError(f"'{path}' would have {len(content):,} bytes, more than is read: remove a key first")
+    replace_file(path, content)
     path.chmod(0o600)
 
 

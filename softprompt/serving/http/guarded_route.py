@@ -1,6 +1,7 @@
 """Before a route is run: who asks, by an API key, and how often; and a body that is bounded and sound JSON."""
 
 import asyncio
+import threading
 from collections.abc import Callable, Collection, Coroutine
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,7 +12,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from softprompt.errors import ConfigError
-from softprompt.serving.http.api_keys import ApiKey, ApiKeyFile, read_keys
+from softprompt.serving.http.api_keys import ApiKey, ApiKeyFile, read_changed_keys
 from softprompt.serving.http.http_errors import ApiError, ClientDisconnectedError
 from softprompt.serving.http.rate_limits import RateLimiter
 from softprompt.serving.http.server_settings import ServerSettings, host_name
@@ -41,7 +42,7 @@ class Authenticator:
             ConfigError: the file cannot be read, or holds no key, or expired ones alone: nobody could ask.
         """
         self._path, self._origins, self._clock = path, origins, clock
-        self._keys = ApiKeyFile()
+        self._keys, self._digest, self._reading = ApiKeyFile(), "", threading.Lock()
         self._everybody = ApiKey(
             name="everybody", sha256="0" * 64, admin=open_admin, created=datetime.fromtimestamp(0, UTC)
         )
@@ -69,12 +70,17 @@ class Authenticator:
         return len(self._keys.keys) - len(self.list_valid_keys())
 
     def reload(self) -> None:
-        """Read the file again; raises ConfigError, the keys staying as they were, if it cannot be read.
+        """Read the file again, from any thread.
 
-        A sound file without keys lets nobody in: the last one was taken away.
+        Raises ConfigError, the keys staying as they were, if it cannot be read. A sound file without keys lets
+        nobody in: the last one was taken away.
         """
-        if self._path is not None:
-            self._keys = read_keys(self._path)
+        if self._path is None:
+            return
+        with self._reading:  # what was read later is to stay
+            keys, self._digest = read_changed_keys(self._path, self._digest)
+            if keys is not None:
+                self._keys = keys
 
     def authenticate(self, request: Request) -> None:
         """Put the key of whoever asks into the request's state.
@@ -202,7 +208,8 @@ def make_guarded_route(
 
             async def guarded(request: Request) -> Response:
                 authenticator.authenticate(request)
-                request.state.admission = None if limiter is None else limiter.admit(request.state.key)
+                key: ApiKey = request.state.key
+                request.state.admission = None if limiter is None else limiter.admit(key, request.state.outcome.key)
                 return await handle(BoundedRequest(request, config))
 
             return guarded

@@ -73,8 +73,11 @@ class RateLimiter:
         self._clock, self._count = clock, count
         self._buckets: dict[str, dict[Kind, Bucket]] = {}
 
-    def admit(self, key: ApiKey) -> "Admission | None":
+    def admit(self, key: ApiKey, name: str) -> "Admission | None":
         """Take a request of a key; ``None`` where it has no limits.
+
+        Args:
+            name: of the key, for whoever asks; empty where there are no keys.
 
         Raises:
             ApiError: 429, it has asked too often.
@@ -91,7 +94,7 @@ class RateLimiter:
             bucket = buckets.setdefault(kind, Bucket(limit))
             bucket.refill(self._clock())
             bucket.limit = limit  # which the file may have changed meanwhile
-        admission = Admission(key.name, {kind: buckets[kind] for kind in limits}, self._clock, self._count)
+        admission = Admission(name, {kind: buckets[kind] for kind in limits}, self._clock, self._count)
         admission.take("requests", 1)
         return admission
 
@@ -108,7 +111,7 @@ class Admission:
     """A request that was let in, and what it has taken.
 
     Attributes:
-        name: of the key.
+        name: of the key; none, where all who ask share the limits.
         buckets: of the limits that it has.
     """
 
@@ -155,7 +158,8 @@ class Admission:
 
     def _make_error(self, kind: Kind, amount: int) -> ApiError:
         bucket = self.buckets[kind]
-        head = f"rate limit of the API key '{self.name}', {kind} a minute: limit {bucket.limit:,}"
+        whose = f"the API key '{self.name}'" if self.name else "this server"
+        head = f"rate limit of {whose}, {kind} a minute: limit {bucket.limit:,}"
         headers = self.to_headers()
         if amount > bucket.limit:
             message = f"{head}, this one may come to {amount:,}: send fewer texts, or a smaller max_tokens"
