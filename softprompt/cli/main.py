@@ -14,6 +14,7 @@ from softprompt.cli.console import hush, say
 from softprompt.cli.verbs import deploying_verbs, judging_verbs, learning_verbs  # noqa: F401 (they declare verbs)
 from softprompt.cli.verbs.lazy_verbs import cli
 from softprompt.errors import SoftpromptError
+from softprompt.utils.threads import prepare_threads
 
 # how to go on after an interruption
 RESUMING = {
@@ -27,6 +28,7 @@ def main() -> None:
     # closed by whoever started us; what is said is then said to nobody, not to the other stream
     sys.stdout, sys.stderr = sys.stdout or io.StringIO(), sys.stderr or io.StringIO()
     hush()
+    prepare_threads()
     try:
         cli.main(prog_name="softprompt", standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError:

@@ -4,6 +4,8 @@ A folder there appears whole or not at all, is known by the SHA-256 of what it w
 digests of its files noted in it, which are compared at every call. Later calls only find it.
 """
 
+import copy
+import functools
 import hashlib
 import json
 import os
@@ -13,6 +15,8 @@ from contextlib import AbstractContextManager, contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from softprompt.errors import OutputError, map_write_errors
 
@@ -160,13 +164,41 @@ def convert_gguf(gguf: Path, folder: Path, dtype: "torch.dtype") -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     read: dict[str, Any] = {"gguf_file": gguf.name, "local_files_only": True}
-    with no_progress_bars():
+    with no_progress_bars(), _read_fields_once():
         model: Any = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=dtype, **read)
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, **read)
         # the weights are plain by now, yet save_pretrained refuses as long as these say 'quantized'
         del model.config.quantization_config
         model.hf_quantizer = None
         save_checkpoint(model, tokenizer, folder)
+
+
+@contextmanager
+def _read_fields_once() -> Iterator[None]:
+    """Within it transformers reads a GGUF file's fields once, where it would for configuration, tokenizer and weights.
+
+    A vocabulary of 262,144 tokens is a million small reads, each of which a ``memmap`` makes five times as slow.
+    """
+    import gguf
+    from transformers import modeling_gguf_pytorch_utils
+
+    class PlainReader(gguf.GGUFReader):  # type: ignore[misc]
+        def _get(self, *place: Any, **options: Any) -> Any:
+            self.data = self.data.view(np.ndarray)
+            return super()._get(*place, **options)
+
+    library, reader = vars(modeling_gguf_pytorch_utils), gguf.GGUFReader
+    load = library["load_gguf_checkpoint"]
+    load_fields = functools.cache(load)
+
+    def load_once(path: str, return_tensors: bool = False, **options: Any) -> Any:
+        return load(path, return_tensors=True, **options) if return_tensors else copy.deepcopy(load_fields(path))
+
+    library["load_gguf_checkpoint"], gguf.GGUFReader = load_once, functools.cache(PlainReader)
+    try:
+        yield
+    finally:
+        library["load_gguf_checkpoint"], gguf.GGUFReader = load, reader
 
 
 def save_checkpoint(model: Any, tokenizer: Any, folder: Path) -> None:
