@@ -138,6 +138,8 @@ def run_training(
             compiling.before(step)
             step_began = time.perf_counter()
             batches = [learner.next_batch(step) for learner in active]
+            if step == first_step:
+                callback.on_plan(config.eval_every, _evaluation_cost(active, batches))
             with checkpoint_gradients(base, config.gradient_checkpointing):
                 losses = _accumulate_gradients(base, active, objective, batches)
             for learner, loss in zip(active, losses, strict=True):
@@ -163,6 +165,16 @@ def run_training(
                 checkpoint.save(learners)
     seconds = time.perf_counter() - began
     return Throughput(seconds, seen / seconds if seconds else 0.0)
+
+
+def _evaluation_cost(learners: Sequence[Learner], batches: Sequence[Sequence[Sequence[EncodedSequence]]]) -> float:
+    """How many steps an evaluation of all learners takes, by the tokens that both read.
+
+    A step's backward pass costs as much as its forward pass: the weights need no gradient.
+    """
+    texts = sum(len(item.ids) for batch in batches for example in batch for item in example)
+    prompts = sum(learner.config.length for learner in learners)
+    return sum(learner.validation.tokens for learner in learners) / max(1, 2 * (texts + prompts))
 
 
 def training_result(learner: Learner, truncated: int, pace: Throughput, learned: int | None = None) -> TrainingResult:

@@ -27,6 +27,11 @@ class Validator(Protocol):
     @property
     def metric(self) -> str: ...
 
+    @property
+    def tokens(self) -> int:
+        """Tokens that a score reads, those of the prompt left out."""
+        ...
+
     def score(self, state: PromptState | None) -> tuple[float, float]:
         """The metric, more being better, and the loss (nats)."""
         ...
@@ -48,6 +53,7 @@ class Validation:
         self._latest: list[str] = []
         items = encoder.training_items if encoder.verbalizer is None else encoder.scoring_items
         self._items = items(self._examples)
+        self.tokens = sum(len(item.ids) for item in self._items)
 
     @torch.no_grad()
     def score(self, state: PromptState | None) -> tuple[float, float]:

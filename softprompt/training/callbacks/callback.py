@@ -9,6 +9,12 @@ class Callback:
     def on_train_begin(self, first_step: int, steps: int, learned: int, frozen: int) -> None:
         """The run begins, or goes on, behind ``first_step``; ``learned`` and ``frozen`` count parameters."""
 
+    def on_plan(self, eval_every: int, evaluation_cost: float) -> None:
+        """Once, in the first step: validation will be scored every ``eval_every`` steps and behind the last.
+
+        Each time takes about as long as ``evaluation_cost`` steps, by the tokens that are read.
+        """
+
     def on_step_end(self, step: int, loss: float, learning_rate: float, examples_per_second: float) -> None:
         """One optimiser step was made, on a mean ``loss`` (nats)."""
 
@@ -31,6 +37,10 @@ class CallbackList(Callback):
     def on_train_begin(self, first_step: int, steps: int, learned: int, frozen: int) -> None:
         for callback in self._callbacks:
             callback.on_train_begin(first_step, steps, learned, frozen)
+
+    def on_plan(self, eval_every: int, evaluation_cost: float) -> None:
+        for callback in self._callbacks:
+            callback.on_plan(eval_every, evaluation_cost)
 
     def on_step_end(self, step: int, loss: float, learning_rate: float, examples_per_second: float) -> None:
         for callback in self._callbacks:

@@ -2,11 +2,15 @@
 
 import sys
 import time
+from collections import deque
 from typing import Any, TextIO
 
 from softprompt.errors import ERROR_CHARACTERS, printable
 from softprompt.training.callbacks.callback import Callback
 from softprompt.training.validation import LOSS_ITSELF
+
+STARTING_STEPS = 2  # that say little of the time of those to come
+REMEMBERED_STEPS = 50  # the latest, whose mean time is taken for that of those to come
 
 
 def _describe_evaluation(metric: str, value: float, loss: float) -> str:
@@ -22,19 +26,42 @@ class _ProgressMeter:
     def __init__(self, first_step: int = 0, steps: int = 0) -> None:
         self.loss = self.speed = 0.0
         self._first, self.steps, self._made = first_step, steps, first_step
-        self._began = time.monotonic()
+        self._eval_every, self._cost = max(1, steps), 0.0
+        self._step_seconds: deque[float] = deque(maxlen=REMEMBERED_STEPS)
+        self._evaluation_seconds: dict[int, float] = {}  # by the step behind which it was
+        self._last = time.monotonic()
+
+    def plan(self, eval_every: int, evaluation_cost: float) -> None:
+        """What ``Callback.on_plan`` is told."""
+        self._eval_every, self._cost = eval_every, evaluation_cost
 
     def update(self, step: int, loss: float, examples_per_second: float) -> None:
         keep = 0.0 if self._made == self._first else 0.95
         self.loss = keep * self.loss + (1 - keep) * loss
         self.speed = keep * self.speed + (1 - keep) * examples_per_second
+        if step - self._first <= STARTING_STEPS + 1:
+            # steps that warm up, and may wait for a compiler, say little of those to come
+            self._step_seconds.clear()
+        self._step_seconds.append(self._lap())
         self._made = step
 
+    def count_evaluation(self, step: int) -> None:
+        """Validation was scored, by one learner or several: the time since the step was for that."""
+        self._evaluation_seconds[step] = self._evaluation_seconds.get(step, 0.0) + self._lap()
+
     def left(self) -> str:
-        """The mean time of a step so far, evaluations included, times the steps that are left."""
-        a_step = (time.monotonic() - self._began) / max(1, self._made - self._first)
-        seconds = round(a_step * (self.steps - self._made))
+        """The mean time of the latest steps times those that are left, and the evaluations that will come."""
+        a_step = sum(self._step_seconds) / max(1, len(self._step_seconds))
+        scored = self._evaluation_seconds
+        an_evaluation = sum(scored.values()) / len(scored) if scored else self._cost * a_step
+        evaluations = -(-self.steps // self._eval_every) - self._first // self._eval_every
+        evaluations -= sum(step > self._first for step in scored)
+        seconds = round(a_step * (self.steps - self._made) + an_evaluation * evaluations)
         return f"{seconds // 60}:{seconds % 60:02d}"
+
+    def _lap(self) -> float:
+        before, self._last = self._last, time.monotonic()
+        return self._last - before
 
 
 class _Progress(Callback):
@@ -46,7 +73,11 @@ class _Progress(Callback):
         self._pace = _ProgressMeter(first_step, steps)
         self.on_message(f"learning {learned:,} parameters; {frozen:,} stay frozen")
 
+    def on_plan(self, eval_every: int, evaluation_cost: float) -> None:
+        self._pace.plan(eval_every, evaluation_cost)
+
     def on_evaluate(self, step: int, metric: str, value: float, loss: float, best: bool) -> None:
+        self._pace.count_evaluation(step)
         mark = f"{self._gap}(best so far)" if best else ""
         self.on_message(f"step {step}  {_describe_evaluation(metric, value, loss)}{mark}")
 

@@ -190,6 +190,7 @@ class FidelityValidation:
     ) -> None:
         self._base, self._targets = base, targets
         self._items = [item for portion in portions for item in portion]
+        self.tokens = sum(len(item.ids) for item in self._items)
         self.metric = "agreement" if isinstance(targets, LabelTargets) else "token agreement"
 
     @torch.no_grad()

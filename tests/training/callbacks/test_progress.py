@@ -56,15 +56,55 @@ class TestProgressPrinter:
         told(ProgressPrinter(stream), clock, first=10, seconds=12.0)
         assert "4:00 left" in stream.getvalue()
 
+    def test_time_left_is_right_from_the_tenth_step_on(self, clock: Clock) -> None:
+        """A run of 100 steps of a second, evaluations of 8 and a slow start; the plan says 8 steps an evaluation."""
+        stream = io.StringIO()
+        lines = ProgressPrinter(stream, every=10)
+        lines.on_train_begin(0, 100, 1, 1)
+        expected, ends = [], []
+        for step in range(1, 101):
+            clock.now += {1: 5.0, 2: 40.0}.get(step, 1.0)
+            if step == 1:
+                lines.on_plan(25, 8.0)
+            lines.on_step_end(step, 1.0, 0.3, 10.0)
+            if step % 10 == 0:
+                ends.append(clock.now)
+            if step % 25 == 0:
+                clock.now += 8.0
+                lines.on_evaluate(step, "accuracy", 0.5, 1.0, True)
+        expected = [round(clock.now - at) for at in ends]
+        told_left = [int(m) * 60 + int(s) for m, s in re.findall(r"(\d+):(\d\d) left", stream.getvalue())]
+        assert told_left == expected
+
+    def test_time_left_of_several_that_are_scored_one_after_the_other(self, clock: Clock) -> None:
+        stream = io.StringIO()
+        lines = ProgressPrinter(stream, every=5)
+        lines.on_train_begin(0, 10, 1, 1)
+        for step in range(1, 6):
+            clock.now += 1.0
+            lines.on_step_end(step, 1.0, 0.3, 10.0)
+            if step == 1:
+                lines.on_plan(2, 6.0)
+            if step % 2 == 0:
+                for _ in range(3):
+                    clock.now += 2.0
+                    lines.on_evaluate(step, "accuracy", 0.5, 1.0, True)
+        # five steps of a second, and the scores behind 6, 8 and 10
+        assert "step 5/10" in stream.getvalue() and "0:23 left" in stream.getvalue()
+
     def test_time_left_counts_evaluations_too(self, clock: Clock) -> None:
         stream = io.StringIO()
         lines = ProgressPrinter(stream, every=1)
         lines.on_train_begin(0, 4, 1, 1)
         clock.now += 1
+        lines.on_plan(1, 3.0)
         lines.on_step_end(1, 1.0, 0.3, 10.0)
-        clock.now += 9  # an evaluation
+        clock.now += 9
+        lines.on_evaluate(1, "accuracy", 0.5, 1.0, True)
+        clock.now += 1
         lines.on_step_end(2, 1.0, 0.3, 10.0)
-        assert re.findall(r"(\S+) left", stream.getvalue()) == ["0:03", "0:10"]
+        # the plan's three steps an evaluation, four of them; then the nine seconds that one took, three of them
+        assert re.findall(r"(\S+) left", stream.getvalue()) == ["0:15", "0:29"]
 
     def test_loss_is_smoothed(self) -> None:
         stream = io.StringIO()
