@@ -66,7 +66,8 @@ def test_the_command_line_chooses_before_pytorch_is_loaded():
         "import json, os, sys\n"
         "from softprompt.cli import main\n"
         "assert 'torch' not in sys.modules\n"
-        "main.cli.main = lambda **options: print(json.dumps([os.environ.get('GOMP_SPINCOUNT'), 'torch' in sys.modules]))\n"
+        "told = lambda **options: print(json.dumps([os.environ.get('GOMP_SPINCOUNT'), 'torch' in sys.modules]))\n"
+        "main.cli.main = told\n"
         "main.main()\n"
     )
     environment = {

@@ -90,7 +90,7 @@ class TestProgressPrinter:
                     clock.now += 2.0
                     lines.on_evaluate(step, "accuracy", 0.5, 1.0, True)
         # five steps of a second, and the scores behind 6, 8 and 10
-        assert "step 5/10" in stream.getvalue() and "0:23 left" in stream.getvalue()
+        assert "0:23 left" in stream.getvalue()
 
     def test_time_left_counts_evaluations_too(self, clock: Clock) -> None:
         stream = io.StringIO()
