@@ -182,23 +182,26 @@ def _read_fields_once() -> Iterator[None]:
     import gguf
     from transformers import modeling_gguf_pytorch_utils
 
-    class PlainReader(gguf.GGUFReader):  # type: ignore[misc]
+    class PlainReader(gguf.GGUFReader):
+        data: Any
+
         def _get(self, *place: Any, **options: Any) -> Any:
             self.data = self.data.view(np.ndarray)
             return super()._get(*place, **options)
 
-    library, reader = vars(modeling_gguf_pytorch_utils), gguf.GGUFReader
+    library, reading = vars(modeling_gguf_pytorch_utils), vars(gguf)
+    reader = reading["GGUFReader"]
     load = library["load_gguf_checkpoint"]
     load_fields = functools.cache(load)
 
     def load_once(path: str, return_tensors: bool = False, **options: Any) -> Any:
         return load(path, return_tensors=True, **options) if return_tensors else copy.deepcopy(load_fields(path))
 
-    library["load_gguf_checkpoint"], gguf.GGUFReader = load_once, functools.cache(PlainReader)
+    library["load_gguf_checkpoint"], reading["GGUFReader"] = load_once, functools.cache(PlainReader)
     try:
         yield
     finally:
-        library["load_gguf_checkpoint"], gguf.GGUFReader = load, reader
+        library["load_gguf_checkpoint"], reading["GGUFReader"] = load, reader
 
 
 def save_checkpoint(model: Any, tokenizer: Any, folder: Path) -> None:
