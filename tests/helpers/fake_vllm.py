@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import sys
 import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ class FakeVllm:
     """vLLM on a baked checkpoint.
 
     Attributes:
+        name: of the model.
         key: the API key that it wants.
         refusal: status and headers that every completion is answered with.
         tells: whether it knows ``logprob_token_ids``; older ones leave unknown fields out.
@@ -34,6 +36,7 @@ class FakeVllm:
     def __init__(self, folder: Path) -> None:
         self._model: Any = AutoModelForCausalLM.from_pretrained(folder).eval()
         self._tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+        self.name = "baked"
         self.key: str | None = None
         self.refusal: tuple[int, dict[str, str]] | None = None
         self.tells = True
@@ -65,7 +68,7 @@ class FakeVllm:
     def _models(self, request: Request) -> Response:
         if (refused := self._refused(request)) is not None:
             return refused
-        return JSONResponse({"object": "list", "data": [{"id": "baked", "max_model_len": 96}]})
+        return JSONResponse({"object": "list", "data": [{"id": self.name, "max_model_len": 96}]})
 
     async def _completions(self, request: Request) -> Response:
         if (refused := self._refused(request)) is not None:
@@ -135,3 +138,12 @@ class FakeVllm:
     def _logits(self, ids: list[int]) -> torch.Tensor:
         logits: torch.Tensor = self._model(input_ids=torch.tensor([ids])).logits[0, -1].float()
         return logits
+
+
+def main() -> None:
+    """``vllm serve FOLDER --port PORT``, until it is stopped."""
+    listening = listen("127.0.0.1", int(sys.argv[sys.argv.index("--port") + 1]))
+    print(f"listening on {listening.getsockname()[1]}", flush=True)
+    served = FakeVllm(Path(sys.argv[2]))
+    served.name = sys.argv[2]
+    Server(shutdown_timeout=0).serve(served.app, listening)
