@@ -3,7 +3,6 @@
 import json
 import os
 import platform
-from importlib.metadata import Distribution, PackageNotFoundError, version
 
 # written here once: the distribution, its pages and its images take it from here
 VERSION = "0.1.0"
@@ -24,6 +23,8 @@ def read_revision() -> str | None:
 
     None where neither tells, as for a release from an index.
     """
+    from importlib.metadata import Distribution, PackageNotFoundError  # takes longer than all else that --help needs
+
     if told := os.environ.get("SOFTPROMPT_REVISION", "").strip():
         return told
     try:
@@ -43,6 +44,8 @@ def describe_version() -> str:
 
 
 def _installed(package: str) -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
     try:
         return version(package)
     except PackageNotFoundError:

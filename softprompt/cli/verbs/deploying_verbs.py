@@ -54,7 +54,7 @@ def keys() -> None:
         ]
     ),
 )
-@click.argument("prompts", metavar="PROMPT...", nargs=-1, required=True)
+@click.argument("prompts", type=GIVEN, metavar="PROMPT...", nargs=-1, required=True)
 @click.option("--format", "form", required=True, type=FORM, help="See above.")
 @click.option("--out", required=True, type=PLACE, help="Where it is written; nothing may be there yet.")
 @click.option(

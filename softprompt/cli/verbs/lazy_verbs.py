@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from softprompt.cli.console import check_spreads
+from softprompt.cli.verbs.shell_completion import add_completion_options
 from softprompt.config import MOST
 from softprompt.errors import ConfigError, MissingExtraError
 from softprompt.utils.version import describe_version
@@ -36,6 +37,7 @@ def tell_version(context: click.Context, option: click.Parameter, asked: bool) -
     callback=tell_version,
     help="Show the versions and exit.",
 )
+@add_completion_options
 @click.pass_context
 def cli(context: click.Context) -> None:
     """Learn a few virtual tokens for a task on a frozen language model, see what they gain, use them."""

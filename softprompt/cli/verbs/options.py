@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
 import click
+from click.shell_completion import CompletionItem
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from softprompt.cli.verbs.shell_completion import complete_value
 from softprompt.config import DataOptions
 from softprompt.utils.files import expand_user
 
@@ -24,6 +26,9 @@ class _Given(click.ParamType[Any]):
         if not str(value).strip():
             self.fail("expected a value, got an empty one: is a shell variable not set?", param, context)
         return value
+
+    def shell_complete(self, context: click.Context, param: click.Parameter, typed: str) -> list[CompletionItem[str]]:
+        return complete_value(param, typed)
 
 
 class _Place(_Given):
