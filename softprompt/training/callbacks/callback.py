@@ -32,28 +32,28 @@ class CallbackList(Callback):
     """Passes everything on to several callbacks."""
 
     def __init__(self, callbacks: Sequence[Callback]) -> None:
-        self._callbacks = tuple(callbacks)
+        self.callbacks = tuple(callbacks)
 
     def on_train_begin(self, first_step: int, steps: int, learned: int, frozen: int) -> None:
-        for callback in self._callbacks:
+        for callback in self.callbacks:
             callback.on_train_begin(first_step, steps, learned, frozen)
 
     def on_plan(self, eval_every: int, evaluation_cost: float) -> None:
-        for callback in self._callbacks:
+        for callback in self.callbacks:
             callback.on_plan(eval_every, evaluation_cost)
 
     def on_step_end(self, step: int, loss: float, learning_rate: float, examples_per_second: float) -> None:
-        for callback in self._callbacks:
+        for callback in self.callbacks:
             callback.on_step_end(step, loss, learning_rate, examples_per_second)
 
     def on_evaluate(self, step: int, metric: str, value: float, loss: float, best: bool) -> None:
-        for callback in self._callbacks:
+        for callback in self.callbacks:
             callback.on_evaluate(step, metric, value, loss, best)
 
     def on_message(self, text: str) -> None:
-        for callback in self._callbacks:
+        for callback in self.callbacks:
             callback.on_message(text)
 
     def on_train_end(self) -> None:
-        for callback in self._callbacks:
+        for callback in self.callbacks:
             callback.on_train_end()

@@ -1,12 +1,16 @@
 """What a person sees of a run: plain lines, or a live line."""
 
+import math
 import sys
 import time
 from collections import deque
-from typing import Any, TextIO
+from collections.abc import Callable
+from html import escape
+from importlib import import_module
+from typing import Any, Literal, TextIO, TypeAlias
 
-from softprompt.errors import ERROR_CHARACTERS, printable
-from softprompt.training.callbacks.callback import Callback
+from softprompt.errors import ERROR_CHARACTERS, ConfigError, printable
+from softprompt.training.callbacks.callback import Callback, CallbackList
 from softprompt.training.validation import LOSS_ITSELF
 
 STARTING_STEPS = 2  # that say little of the time of those to come
@@ -153,3 +157,102 @@ class ProgressBar(_Progress):
     def on_train_end(self) -> None:
         """Take the bar away; the terminal is as it was."""
         self._progress.stop()
+
+
+class NotebookProgress(_Progress):
+    """One output of a notebook that is written anew: a bar, the figures of ``ProgressBar``, and the latest messages."""
+
+    _gap = " "
+    _LINES, _SECONDS = 8, 0.25  # messages that are shown; between two steps that are
+
+    def __init__(self) -> None:
+        self._display = import_module("IPython.display").display
+        self._handle: Any = None
+        self._step = self._steps = 0
+        self._loss = self._metric = self._speed = ""
+        self._told: list[str] = []
+        self._written = -math.inf
+
+    def on_train_begin(self, first_step: int, steps: int, learned: int, frozen: int) -> None:
+        self._step, self._steps = first_step, steps
+        self._loss = self._metric = self._speed = ""
+        super().on_train_begin(first_step, steps, learned, frozen)
+
+    def on_step_end(self, step: int, loss: float, learning_rate: float, examples_per_second: float) -> None:
+        pace = self._pace
+        pace.update(step, loss, examples_per_second)
+        self._step, self._loss = step, f"training loss {pace.loss:.4f}"
+        self._speed = f"{pace.speed:.1f} examples/s  {pace.left()} left"
+        if time.monotonic() - self._written >= self._SECONDS or step == self._steps:
+            self._write()
+
+    def on_evaluate(self, step: int, metric: str, value: float, loss: float, best: bool) -> None:
+        self._metric = _describe_evaluation(metric, value, loss).partition("  ")[0]
+        super().on_evaluate(step, metric, value, loss, best)
+
+    def on_message(self, text: str) -> None:
+        self._told.append(printable(text, ERROR_CHARACTERS))
+        self._write()
+
+    def on_train_end(self) -> None:
+        """Leave the bar where it came to, without a time that is left."""
+        self._speed = self._speed.partition("  ")[0]
+        self._write()
+
+    def _write(self) -> None:
+        """Show what there is, in place of what was shown before."""
+        figures = [f"step {self._step}/{self._steps}", self._loss, self._metric, self._speed] if self._steps else []
+        told = "  ".join(filter(None, figures))
+        hidden = len(self._told) - self._LINES
+        lines = [*([f"… {hidden:,} lines before"] if hidden > 0 else []), *self._told[-self._LINES :]]
+        bar = f'<progress value="{self._step}" max="{self._steps}"></progress> {escape(told)}' if told else ""
+        messages = f'<pre style="margin: .3em 0 0; white-space: pre-wrap">{escape(chr(10).join(lines))}</pre>'
+        html = f'<div style="white-space: pre-wrap; font-variant-numeric: tabular-nums">{bar}{messages}</div>'
+        content = {"text/html": html, "text/plain": "\n".join(filter(None, [told, *lines]))}
+        self._written = time.monotonic()
+        if self._handle is None:
+            self._handle = self._display(content, raw=True, display_id=True)
+        else:
+            self._handle.update(content, raw=True)
+
+
+ProgressChoice: TypeAlias = bool | Literal["bar", "lines", "notebook"] | None
+
+
+def choose_progress(choice: ProgressChoice = None) -> Callback:
+    """What shows a run: in a notebook and in a terminal a bar, elsewhere lines; ``False``: nothing.
+
+    Raises:
+        ConfigError: another choice.
+    """
+    if choice is False:
+        return Callback()
+    if choice is None or choice is True:
+        choice = "notebook" if is_notebook() else "bar" if sys.stderr.isatty() else "lines"
+    shown: dict[str, Callable[[], Callback]] = {
+        "bar": ProgressBar,
+        "lines": ProgressPrinter,
+        "notebook": NotebookProgress,
+    }
+    if not isinstance(choice, str) or choice not in shown:
+        raise ConfigError(f"progress: expected True, False, {', '.join(map(repr, shown))}, got {choice!r}")
+    return shown[choice]()
+
+
+def is_notebook() -> bool:
+    """Whether this process is the kernel of a notebook."""
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    return shell is not None and "IPKernelApp" in shell.config
+
+
+def show_progress(callback: Callback, choice: ProgressChoice = None) -> Callback:
+    """``callback``, and beside it what shows the run; by default not if it does so itself. Raises as above."""
+    if choice is False or (choice is None and _shows_progress(callback)):
+        return callback
+    return CallbackList([choose_progress(choice), callback])
+
+
+def _shows_progress(callback: Callback) -> bool:
+    if isinstance(callback, CallbackList):
+        return any(_shows_progress(one) for one in callback.callbacks)
+    return isinstance(callback, _Progress)
