@@ -99,6 +99,7 @@ def test_a_trusted_proxy_is(tmp_path: Path, lines: list[str], trusted: str) -> N
         'x", "status": 500': "",
         "<script>": "",
         "203.0.113.7, unknown": "",
+        'fe80::1%" forged': "fe80::1",
         "a" * 4000: "",
     }
     found = clients(tmp_path, lines, *map(forwarded, chains), forwarded_allow_ips=(trusted,))

@@ -201,6 +201,25 @@ class TestServer:
             clock.now = 7200
             error_of(client.post("/v1/classify", json=BODY), 401)
 
+    @pytest.mark.parametrize(
+        ("written", "said"),
+        [("2020-01-01T09:00:00+09:00", "2020-01-01 at 00:00 UTC"), ("0001-01-01T00:00:00+14:00", "")],
+    )
+    def test_a_time_of_another_zone_in_the_file(self, keys: Path, tmp_path: Path, written: str, said: str) -> None:
+        token = add_key(keys, "ci")
+        add_key(keys, "other")
+        place = Place.of_store(a_store(tmp_path), keys=str(keys))
+        edited = json.loads(keys.read_text())
+        edited["keys"][0]["expires"] = written
+        keys.write_text(json.dumps(edited))
+        if not said:
+            with pytest.raises(ConfigError, match=r"keys\.0\.expires: expected a time of the years 1 to 9999 in UTC"):
+                place.access.reload()
+            return
+        place.access.reload()
+        with place.client(token) as client:
+            assert said in error_of(client.get("/v1/models"), 401)["message"]
+
     def test_a_longer_time_is_seen_at_the_next_look(self, keys: Path, tmp_path: Path) -> None:
         clock = Clock()
         token = add_key(keys, "ci", admin=True, expires=clock.start + timedelta(hours=1))

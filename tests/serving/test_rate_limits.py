@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import openai
 import pytest
-from helpers.tiny_server import Clock, Place, a_store, error_of
+from helpers.tiny_server import Clock, Place, a_store, error_of, wait_for
 from starlette.testclient import TestClient
 
 from softprompt.serving.http.api_keys import ApiKey, add_key, remove_key, update_key
@@ -99,14 +99,17 @@ class TestBuckets:
         assert caught.value.headers is not None
         assert caught.value.headers["Retry-After"] == "31"
 
-    def test_what_is_refused_for_its_tokens_takes_no_request(self) -> None:
-        limiter, key = RateLimiter(clock=Clock()), a_key(requests_per_minute=2, tokens_per_minute=10)
-        for _ in range(5):
+    def test_what_is_refused_for_its_tokens_was_a_request(self) -> None:
+        """Whoever asks for too much cannot ask without end."""
+        limiter, key = RateLimiter(clock=Clock()), a_key(requests_per_minute=5, tokens_per_minute=10)
+        for _ in range(3):
             admission = limiter.admit(key, key.name)
             assert admission is not None
             with pytest.raises(ApiError):
                 admission.take("tokens", 11)
         assert let_in(limiter, key) == 2
+        assert admission is not None
+        assert admission.to_headers()["x-ratelimit-remaining-tokens"] == "10"
 
     def test_what_never_fits_is_not_to_be_tried_again(self) -> None:
         admission = RateLimiter(clock=Clock()).admit(a_key(tokens_per_minute=10), "ci")
@@ -339,6 +342,35 @@ class TestServer:
         self.place.engine.hold.clear()
         after = client.post("/v1/classify", json={"model": "nobody", "input": "x"})
         assert int(after.headers["x-ratelimit-remaining-tokens"]) < 100
+
+    @pytest.mark.parametrize("grown", [True, False])
+    def test_a_client_that_leaves_a_stream_pays_for_what_grew(
+        self, client: TestClient, keys: Path, grown: bool
+    ) -> None:
+        update_key(keys, "ci", requests_per_minute="unlimited", tokens_per_minute=200)
+        self.place.access.reload()
+        hold = self.place.engine.hold_pieces if grown else self.place.engine.hold
+        hold.set()
+        body, headers = {**WORDS, "stream": True, "max_tokens": 32}, dict(client.headers)
+        with self.place.running() as address:
+
+            def left() -> int:
+                asked = httpx.post(f"{address}/v1/classify", json={"model": "nobody", "input": "x"}, headers=headers)
+                return int(asked.headers["x-ratelimit-remaining-tokens"])
+
+            with httpx.Client(headers=headers, timeout=60) as leaving:
+                if grown:
+                    with leaving.stream("POST", f"{address}/v1/completions", json=body) as response:
+                        lines = response.iter_lines()  # kept: without it the stream is closed
+                        next(lines)
+                        assert 100 < left() < 160
+                else:
+                    with pytest.raises(httpx.ReadTimeout):
+                        leaving.post(f"{address}/v1/completions", json=body, timeout=1)
+            # all but what was read, and perhaps a piece
+            wait_for(lambda: left() > 160)
+            assert left() < 200
+            hold.clear()
 
     def test_the_openai_client_understands(self, client: TestClient, keys: Path, clock: Clock) -> None:
         asked = openai.OpenAI(

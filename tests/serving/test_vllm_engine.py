@@ -228,6 +228,18 @@ class TestAnswers:
         asyncio.run(ask())
 
 
+def test_what_the_metrics_have_of_it(client: TestClient) -> None:
+    client.post("/v1/classify", json={"model": "tone", "input": "x"})
+    answer = client.post("/v1/completions", json={"model": "words", "prompt": "x"}).json()
+    text = client.get("/metrics").text
+    assert 'device="vllm"' in text
+    for route, task in (("classify", "tone"), ("completions", "words")):
+        labels = f'{{route="/v1/{route}",stream="false",task="{task}"}}'
+        assert f"softprompt_time_to_first_token_seconds_count{labels} 1.0" in text
+    between = answer["usage"]["completion_tokens"] - 1
+    assert f'softprompt_inter_token_latency_seconds_count{{task="words"}} {between:.1f}' in text
+
+
 class TestVersions:
     def test_one_that_was_not_baked_is_unavailable_and_others_are_not_affected(
         self, store: Store, place: OnVllm, client: TestClient

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
 
 from filelock import FileLock
-from pydantic import AwareDatetime, Field, StringConstraints, ValidationError, model_validator
+from pydantic import AfterValidator, AwareDatetime, Field, StringConstraints, ValidationError, model_validator
 
 from softprompt.errors import ConfigError, map_write_errors, shorten
 from softprompt.serving.request_log.request_records import parse_span
@@ -32,6 +32,7 @@ UNLIMITED: Literal["unlimited"] = "unlimited"
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 Glob = Annotated[str, StringConstraints(min_length=1, max_length=200)]
+UtcTime = Annotated[AwareDatetime, AfterValidator(lambda when: _to_utc(when))]
 PerMinute: TypeAlias = Annotated[int, Field(ge=1, le=MOST_A_MINUTE, strict=True)] | Literal["unlimited"]
 
 
@@ -52,7 +53,7 @@ class ApiKey(Record):
     prompts: tuple[Glob, ...] = ("*",)
     admin: bool = False
     created: AwareDatetime
-    expires: AwareDatetime | None = None
+    expires: UtcTime | None = None
     requests_per_minute: PerMinute | None = None
     tokens_per_minute: PerMinute | None = None
 
@@ -168,8 +169,7 @@ def parse_expiry(text: str, at: datetime) -> datetime | None:
         return None
     try:
         when = datetime.fromisoformat(text) if "-" in text else at + timedelta(seconds=parse_span(text, ""))
-        # summer time and the like: what is written is in UTC
-        when = (when if when.tzinfo else when.replace(tzinfo=UTC)).astimezone(UTC)
+        when = _to_utc(when if when.tzinfo else when.replace(tzinfo=UTC))
     except (ConfigError, ValueError, OverflowError) as error:
         expected = "a span as 90d or 12h, a date as 2030-01-31, or never"
         raise ConfigError(f"expires: expected {expected}, got '{text[:80]}'") from error
@@ -190,6 +190,13 @@ def parse_per_minute(text: str, what: str) -> PerMinute | None:
             f"'{text[:80]}'"
         )
     return int(text)
+
+
+def _to_utc(when: datetime) -> datetime:
+    try:
+        return when.astimezone(UTC)
+    except OverflowError as error:
+        raise ValueError("expected a time of the years 1 to 9999 in UTC") from error
 
 
 def _make_key(**values: Any) -> ApiKey:

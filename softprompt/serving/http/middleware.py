@@ -138,7 +138,7 @@ class RequestMiddleware:
 
 def _find_client(scope: Scope) -> str:
     """Address of the client, if it is one: what a proxy says may be anything."""
-    host = str((scope.get("client") or ("",))[0])
+    host = str((scope.get("client") or ("",))[0]).partition("%")[0]  # what follows is no part of an address
     return host if is_address(host) else ""
 
 

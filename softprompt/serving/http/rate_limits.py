@@ -2,13 +2,13 @@
 
 A bucket holds a minute's worth and refills evenly, by a clock that nobody sets. Tokens are taken when a request comes,
 as many as it may come to, and those that it did not come to are given back at its end: however many come at once, no
-more are let in than there is room for. What is refused takes nothing.
+more are let in than there is room for. What is refused for its tokens was a request all the same.
 """
 
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from softprompt.serving.http.api_keys import ApiKey, PerMinute
@@ -113,36 +113,32 @@ class Admission:
     Attributes:
         name: of the key; none, where all who ask share the limits.
         buckets: of the limits that it has.
+        tokens: that were taken for it.
     """
 
     name: str
     buckets: dict[Kind, Bucket]
     clock: Callable[[], float]
     count: Callable[[Kind], None]
-    taken: dict[Kind, int] = field(default_factory=dict)
+    tokens: int = 0
 
     def take(self, kind: Kind, amount: int) -> None:
-        """Take from a bucket, if the key has this limit; raises ApiError (429), everything being given back."""
+        """Take from a bucket, if the key has this limit; raises ApiError (429) if there is not as much."""
         if (bucket := self.buckets.get(kind)) is None:
             return
         bucket.refill(self.clock())
         if bucket.seconds_until(amount) > 0:
             self.count(kind)
-            self.give_back()
             raise self._make_error(kind, amount)
         bucket.add(amount)
-        self.taken[kind] = self.taken.get(kind, 0) + amount
+        if kind == "tokens":
+            self.tokens += amount
 
     def settle(self, tokens: int) -> None:
         """What the request came to at its end takes the place of what was taken for it; the first time counts."""
-        if "tokens" in self.taken:
-            self.buckets["tokens"].add(tokens - self.taken.pop("tokens"))
-
-    def give_back(self) -> None:
-        """It was refused, and has asked nothing."""
-        for kind, amount in self.taken.items():
-            self.buckets[kind].add(-amount)
-        self.taken.clear()
+        if self.tokens:
+            self.buckets["tokens"].add(tokens - self.tokens)
+            self.tokens = 0
 
     def to_headers(self) -> dict[str, str]:
         """OpenAI's headers: limit, what is left of it, and the time until all of it is."""
