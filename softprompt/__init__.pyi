@@ -19,9 +19,11 @@ from .inference.predictor import Predictor as Predictor
 from .models.frozen_lm import FrozenLM as FrozenLM
 from .models.loading import load_model as load_model
 from .prompts.saved_prompt import Prompt as Prompt
+from .serving.serve import serve as serve
 from .store.prompt_loading import load_prompt as load_prompt
 from .store.version_store import Store as Store
 from .training.attached_prompts.soft_prompt import SoftPrompt as SoftPrompt
+from .training.callbacks.callback import Callback as Callback
 from .training.distillation.distill import distill as distill
 from .training.fit import fit as fit
 

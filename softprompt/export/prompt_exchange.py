@@ -10,18 +10,20 @@ from softprompt.data.task import Task, TaskSpec
 from softprompt.errors import ConfigError, PromptFileError
 from softprompt.export.export_formats import FORMATS, ExportFormat, ExportRequest
 from softprompt.export.virtual_tokens import check_kinds
-from softprompt.models.deferred_base import DeferredBase, load_checked
-from softprompt.models.frozen_lm import FrozenLM
+from softprompt.models.deferred_base import BaseSource, load_checked, resolve_base
 from softprompt.prompts.saved_prompt import Prompt
+from softprompt.store.prompt_loading import resolve_saved_prompt
 from softprompt.training.training_run import evaluate_prompt
+from softprompt.utils.arguments import check_arguments
 from softprompt.utils.files import check_free
 from softprompt.utils.messages import map_read_errors
 from softprompt.utils.version import read_versions
 
 
+@check_arguments
 def export_prompt(
-    base: FrozenLM | DeferredBase | None,
-    prompts: Prompt | Mapping[str, Prompt],
+    base: BaseSource | None,
+    prompts: Prompt | str | Path | Mapping[str, Prompt | str | Path],
     out: str | Path,
     *,
     format: str,
@@ -31,9 +33,9 @@ def export_prompt(
     """Write saved prompts in the format of others.
 
     Args:
-        base: the model that they were learned on, or one that is loaded once all else is checked; ``npy`` needs
-            none.
-        prompts: one, or several by the names that their tasks get outside, for formats that hold several.
+        base: the model that they were learned on, or its name; ``npy`` needs none.
+        prompts: one, its folder or its reference in a store; or several by the names that their tasks get
+            outside, for formats that hold several.
         out: the file or folder to write; nothing may be there yet.
         format: of ``FORMATS``: ``peft``, ``vocab``, ``vllm-embeds``, ``gguf`` or ``npy``.
         gguf: your GGUF file of the base model, which ``gguf`` extends.
@@ -50,7 +52,9 @@ def export_prompt(
         MissingExtraError: a package is not installed.
     """
     target = find_format(format)
-    named = {Path(out).stem: prompts} if isinstance(prompts, Prompt) else dict(prompts)
+    given = prompts if isinstance(prompts, Mapping) else {Path(out).stem: prompts}
+    named = {name: resolve_saved_prompt(prompt) for name, prompt in given.items()}
+    base = None if base is None else resolve_base(base)
     request = ExportRequest(named, Path(out), None, None if gguf is None else Path(gguf), tied)
     check_export(format, len(named), request.out, request.gguf, tied=tied)
     if target.several:
@@ -78,8 +82,9 @@ def check_export(format: str, count: int, out: Path, gguf: Path | None, *, tied:
         raise ConfigError(f"--tied is for --format vocab, got --format {format}: leave it out")
 
 
+@check_arguments
 def import_prompt(
-    base: FrozenLM | DeferredBase,
+    base: BaseSource,
     source: str | Path,
     *,
     format: str = "npy",
@@ -88,7 +93,7 @@ def import_prompt(
     """A prompt that was learned elsewhere, as one of ours.
 
     Args:
-        base: the model that it was learned on, or one that is loaded once ``source`` is read.
+        base: the model that it was learned on, or its name; it is then loaded once ``source`` is read.
         source: the file or folder of others.
         format: of ``FORMATS``: ``npy`` or ``peft``.
         task: what it is for; of a ``Task`` the validation and test splits are scored. What ``source`` says, else
@@ -98,7 +103,7 @@ def import_prompt(
         ConfigError: an unknown format, or one that is only written.
         PromptFileError, DataError: ``source`` is damaged, cannot be read, or is not of the size of ``base``.
     """
-    target, source = find_format(format), Path(source)
+    target, source, base = find_format(format), Path(source), resolve_base(base)
     if not target.imported:
         raise ConfigError(f"format '{format}' is only written: expected one of {', '.join(name_imported())}")
     found = target.read(source)

@@ -15,7 +15,8 @@ from softprompt.data.encoding.encoder import ExampleEncoder
 from softprompt.data.examples import Columns, Example, unlabelled_example
 from softprompt.data.readers.example_reader import BadRows
 from softprompt.data.readers.file_rows import read_records
-from softprompt.data.task import TaskSpec
+from softprompt.data.task import Task, TaskSpec
+from softprompt.data.task_arguments import Data, resolve_task
 from softprompt.data.templates.template import Template, check_fills
 from softprompt.errors import ConfigError, DataError, NotFiniteError, SoftpromptError, printable
 from softprompt.inference.generation import Completed, GenerationConfig, choose_max_new_tokens, complete
@@ -235,6 +236,13 @@ def load_base_of(prompt: Prompt, base: BaseSource, **options: Any) -> FrozenLM:
     """The base model of a prompt, which is checked; quantized as it was learned on, if it is loaded here."""
     learned = prompt.quantization if prompt.quantization in SCHEMES else None
     return load_checked(resolve_base(base, **{"quantize": learned, **options}), prompt.check_base)
+
+
+def resolve_prompt_and_data(base: BaseSource, prompt: Prompt | str | Path, data: Data) -> tuple[FrozenLM, Prompt, Task]:
+    """A saved prompt, its base model, which is checked, and data for its task."""
+    saved, model = resolve_saved_prompt(prompt), resolve_base(base)
+    task = data if isinstance(data, Task) else resolve_task(data, saved.spec)
+    return load_base_of(saved, model), saved, task
 
 
 @contextmanager

@@ -25,8 +25,10 @@ from softprompt.models.quantization import (
     silence_logging,
 )
 from softprompt.models.sharding import align_hidden_states, check_placement, shard
+from softprompt.utils.arguments import check_arguments
 
 
+@check_arguments
 def load_model(
     name: str | Path,
     *,

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Protocol
+from typing import Protocol, Self
 
 from softprompt.errors import ConfigError, StoreError
 from softprompt.models.fingerprint import UnloadedModel
@@ -53,7 +53,7 @@ class PromptSource(Protocol):
         ...
 
     def place(self, name: str, number: int) -> str:
-        """Where a version is: its folder or reference."""
+        """Where a version is: its folder or reference; empty if it is in memory alone."""
         ...
 
 
@@ -139,6 +139,16 @@ class FolderSource:
             self._prompts[name] = load_prompt(expand_user(folder))
             self._folders[name] = str(expand_user(folder))
 
+    @classmethod
+    def of_prompts(cls, prompts: Mapping[str, Prompt], places: Mapping[str, str]) -> Self:
+        """Prompts that are read already, by their names, and where those lie that lie somewhere."""
+        source = cls([])
+        for name, prompt in prompts.items():
+            check_name(name)
+            source._prompts[name] = prompt
+        source._folders = dict(places)
+        return source
+
     def check_base(self, base: IdentifiedModel | UnloadedModel) -> None:
         """Raise PromptFileError unless all were learned on ``base``."""
         for prompt in self._prompts.values():
@@ -151,10 +161,11 @@ class FolderSource:
         return self._prompts[name], self._made
 
     def place(self, name: str, number: int) -> str:
-        return self._folders[name]
+        return self._folders.get(name, "")
 
 
 def read_served_profile(source: PromptSource, which: str) -> InputProfile | None:
     """The profile of ``name@version``, if it has one; raises StoreError, PromptFileError."""
     name, _, number = which.rpartition("@")
-    return read_profile(source.place(name, int(number)))
+    place = source.place(name, int(number))
+    return read_profile(place) if place else None

@@ -17,6 +17,7 @@ from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.saved_prompt import Prompt
 from softprompt.store.prompt_loading import pin_reference
 from softprompt.training.callbacks.callback import Callback
+from softprompt.training.callbacks.callback_arguments import AnyCallback, resolve_callback
 from softprompt.training.checkpoint import Checkpoint
 from softprompt.training.loop import TrainingResult, train_together
 from softprompt.training.multitask import train_multitask
@@ -62,7 +63,8 @@ def fit(
     *,
     out: str | Path | None = None,
     config: TrainConfig | Mapping[str, TrainConfig] | None = None,
-    callback: Callback | None = None,
+    callback: AnyCallback | None = None,
+    callbacks: AnyCallback | None = None,
     resume: bool = False,
     restart: bool = False,
     evaluate_test: bool = True,
@@ -79,14 +81,15 @@ def fit(
         data: a task, or what it is made from (see ``Task.of``); or several tasks, which learn together (Wang et al.
             2023; see ``train_multitask``), each by a name of letters, digits, ``.``, ``_`` and ``-``, which is also its
             prompt's folder within ``out``.
-        out: folder to save to. The unfinished run is kept beside it, in ``OUT.run``, so that it can be resumed.
+        out: folder to save to. The unfinished run is kept beside it, in ``OUT.run``.
         config: the settings; or single ones by name (``length=20``, ``steps=300`` or ``epochs=3``, ``init="labels"``,
             ``lr=0.1`` in standard deviations of the base's token embeddings, ...), beside which stand those of a task
             that is made here (``template=``, ``label_column=``, ..., see ``Task.of``). Several configurations, by the
             name each is reported under (see ``make_population``), learn one task in the same forward passes; the best
             on validation is given, and what each reached is under ``training["population"]``. Of several tasks, the
             method and its options play no role.
-        callback: is told of the run (see ``callbacks/callback.py``).
+        callback, callbacks: told of the run, one or several: any object with some of ``Callback``'s methods, or a
+            ``transformers.TrainerCallback``.
         resume, restart: go on with the unfinished run of ``out``, to the same bytes; or throw it away.
         evaluate_test: score the test split once at the end, if there is one.
         ensemble: give the prompts of several settings as one that answers by vote, instead of the best.
@@ -106,7 +109,7 @@ def fit(
     several = "" not in tasks
     first = next(iter(configs.values()), TrainConfig())
     # the other processes learn and score with it, and neither say nor write anything
-    callback = callback if callback is not None and processes.is_main else Callback()
+    told = resolve_callback(callback, callbacks) if processes.is_main else Callback()
     out = None if out is None or not processes.is_main else expand_user(out)
     if several:
         _check_several(tasks, configs, teachers or {}, distillation, ensemble or example is not None, processes)
@@ -119,13 +122,13 @@ def fit(
     identity = _describe_teaching(taught, distillation) if several else {}
     run: AbstractContextManager[Checkpoint | None] = nullcontext()
     if out is not None:
-        run = open_run(out, base, tasks, configs, resume=resume, restart=restart, callback=callback, **identity)
+        run = open_run(out, base, tasks, configs, resume=resume, restart=restart, callback=told, **identity)
     with run as checkpoint:
-        _report_data(base, tasks, configs, callback)
+        _report_data(base, tasks, configs, told)
         learned = (
-            _learn_tasks(base, tasks, first, taught, distillation, callback, checkpoint)
+            _learn_tasks(base, tasks, first, taught, distillation, told, checkpoint)
             if several
-            else _learn_prompts(base, tasks[""], configs, ensemble, example, callback, checkpoint)
+            else _learn_prompts(base, tasks[""], configs, ensemble, example, told, checkpoint)
         )
         prompts = {
             name: evaluate_prompt(prompt, base, tasks[name], evaluate_test=evaluate_test)

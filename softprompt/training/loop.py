@@ -159,8 +159,14 @@ def run_training(
             for learner, loss in good:
                 if (text := learner.record_step(loss)) is not None:
                     callback.on_message(_prefix_name(text, learner))
-            due = [one for one, _ in good if one.is_last(step) or step % config.eval_every == 0]
+            regular = step % config.eval_every == 0
+            ends = _is_told_to_stop(base, callback, regular)
+            due = [one for one, _ in good if ends or regular or one.is_last(step)]
             _evaluate(base, due, learners, callback, checkpoint)
+            if due and (ends or _is_told_to_stop(base, callback, regular)):
+                for learner in active:
+                    learner.progress.stopped_early = True
+                callback.on_message(f"stopped at step {step}: a callback asked for it")
             if checkpoint is not None and all(learner.done for learner in learners):
                 checkpoint.save(learners)
     seconds = time.perf_counter() - began
@@ -279,6 +285,13 @@ def _evaluate(
         callback.on_evaluate(step, metric, value, loss, improved)
         if (text := learner.describe_stop()) is not None:
             callback.on_message(_prefix_name(text, learner))
+
+
+def _is_told_to_stop(base: FrozenLM, callback: Callback, shared: bool) -> bool:
+    """Whether a callback wants the run to end; several processes, one of which knows, talk where all evaluate."""
+    if base.processes.world_size == 1:
+        return callback.should_stop
+    return shared and any(base.processes.all_gather(callback.should_stop))
 
 
 def _give_up(

@@ -25,7 +25,7 @@ FUNCTIONS = [
         "load_model",
         "load_prompt",
     ),
-    *("prune", "read_splits", "sweep"),
+    *("prune", "read_splits", "serve", "sweep"),
 ]
 CLASSES = [
     *(

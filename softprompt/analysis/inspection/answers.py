@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +36,7 @@ from softprompt.prompts.methods.initializers import default_instruction
 from softprompt.prompts.saved_prompt import Prompt
 from softprompt.prompts.state import PromptState
 from softprompt.prompts.written_prompt import written_prompt
+from softprompt.store.prompt_loading import resolve_saved_prompt
 
 LEAST = 20  # examples of a part that is judged
 MOST_VALUES = 20  # of a column that is a category; of one with more that are no numbers, the most frequent
@@ -61,8 +63,16 @@ def make_written_reference(base: FrozenLM, spec: TaskSpec, instruction: str | No
     return ComparedReference(f"written prompt '{words}'", spec, [written_prompt(base, spec, words)])
 
 
-def make_reference(base: FrozenLM, spec: TaskSpec, place: str, other: Prompt) -> ComparedReference:
-    """Another saved prompt; raises ConfigError if it answers another task, PromptFileError if on another base."""
+def make_reference(
+    base: FrozenLM, spec: TaskSpec, against: Prompt | str | Path | tuple[str, Prompt]
+) -> ComparedReference:
+    """Another saved prompt, its place, or both; ConfigError if it answers another task, PromptFileError if on another
+    base."""
+    if isinstance(against, tuple):
+        place, other = against
+    else:
+        place = str(against) if isinstance(against, str | Path) else "the other prompt"
+        other = resolve_saved_prompt(against)
     other.check_base(base)
     if (other.spec.kind, set(other.spec.labels)) != (spec.kind, set(spec.labels)):
         expected = f"{spec.kind} with the labels {', '.join(spec.labels)}" if spec.labels else spec.kind

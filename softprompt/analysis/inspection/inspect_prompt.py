@@ -46,16 +46,19 @@ from softprompt.analysis.inspection.template_mismatch import check_served_templa
 from softprompt.analysis.inspection.token_meaning import continue_prompt, describe_tokens
 from softprompt.data.examples import Example
 from softprompt.data.split_assignment import Subsample, sample_examples, sample_indices
-from softprompt.data.splits import Splits
 from softprompt.data.task import Task
+from softprompt.data.task_arguments import Data
 from softprompt.errors import BaseModelError, DataError
+from softprompt.inference.predictor import resolve_prompt_and_data
 from softprompt.metrics import hypothesis_tests
 from softprompt.metrics.scores import Score
+from softprompt.models.deferred_base import BaseSource
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.saved_prompt import HISTORY_FILE, Prompt, parse_prompt
 from softprompt.prompts.training_history import parse_history
 from softprompt.store.learned_rows import LearnedRows, read_learned
 from softprompt.store.version_store import read_saved_files
+from softprompt.utils.arguments import check_arguments
 
 ABLATION_PASSES = 4000  # examples times virtual tokens: what 20 tokens on 200 examples take
 FEWEST_EXAMPLES = 20
@@ -90,26 +93,26 @@ class InspectionLimits:
         return cls(**limits if train is None else limits | {"train": train})
 
 
+@check_arguments
 def inspect(
-    base: FrozenLM,
-    prompt: Prompt,
-    task: Task | Splits | str | Path,
+    base: BaseSource,
+    prompt: Prompt | str | Path,
+    data: Data,
     *,
     place: str | None = None,
     split: str | None = None,
-    against: Prompt | tuple[str, Prompt] | None = None,
+    against: Prompt | str | Path | tuple[str, Prompt] | None = None,
     instruction: str | None = None,
     template: str | None = None,
-    store: Path | None = None,
+    store: str | Path | None = None,
     limits: InspectionLimits | None = None,
     progress: Callable[[str], None] = lambda _: None,
 ) -> Inspection:
     """Ask every question.
 
     Args:
-        task: data for the prompt's own spec, or what ``Task.matching`` makes them of.
-        place: where the prompt was loaded from: its name, and where its history and what it learned from lie.
-        split: that the answers are judged on; test if there is one, else validation.
+        base, prompt, data: as for ``prune``.
+        place: where it was loaded from, if it is not given as one. split: that is judged; test, or else validation.
         against: another prompt to compare with, with its name if it has one; the written prompt if not given.
         instruction: words of the written prompt; made of the labels, if not given.
         template: the one that is served, if it may differ.
@@ -120,8 +123,8 @@ def inspect(
         DataError: no examples to judge on.
         PromptFileError: the prompt was learned on another base model.
     """
-    prompt.check_base(base)
-    task = task if isinstance(task, Task) else Task.matching(prompt.spec, task)
+    place = str(prompt) if place is None and isinstance(prompt, str | Path) else place
+    base, prompt, task = resolve_prompt_and_data(base, prompt, data)
     asked = _Questions(base, prompt, task, limits or InspectionLimits(), progress)
     spec, name = prompt.spec, place or "prompt"
     chosen = split or ("test" if task.test else "validation" if task.validation else "all")
@@ -132,8 +135,7 @@ def inspect(
     if against is None:
         reference = make_written_reference(base, spec, instruction)
     else:
-        other = against if isinstance(against, tuple) else ("the other prompt", against)
-        reference = make_reference(base, spec, *other)
+        reference = make_reference(base, spec, against)
     progress(f"answers to {len(examples):,} examples ({chosen})")
     scored = score_ensemble(base, spec, prompt.states, examples)
     answers = asked.answers(scored, examples, chosen, reference)
@@ -166,7 +168,7 @@ def inspect(
         memorization=asked.memorization(),
         reproduction=tuple(asked.reproduction(chosen, scored, examples)),
         history=tuple(history),
-        neighbors=None if store is None else compare_with_store(base, prompt, name, store, few),
+        neighbors=None if store is None else compare_with_store(base, prompt, name, Path(store), few),
         created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
     )
     return made.model_copy(update={"findings": tuple(judge_inspection(made)), "notes": tuple(asked.notes)})

@@ -24,20 +24,23 @@ from softprompt.analysis.inspection.score_records import (
 )
 from softprompt.data.examples import Example
 from softprompt.data.split_assignment import sample_examples
-from softprompt.data.splits import Splits
 from softprompt.data.task import Task, TaskSpec
+from softprompt.data.task_arguments import Data
 from softprompt.errors import ConfigError, DataError
+from softprompt.inference.predictor import resolve_prompt_and_data
 from softprompt.metrics.registry import NEGATIVE_LOSS, choose_metric
 from softprompt.metrics.scores import Mean
+from softprompt.models.deferred_base import BaseSource
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.saved_prompt import Prompt
 from softprompt.prompts.state import PromptState
 from softprompt.store.learned_rows import ROWS_FILE
-from softprompt.store.prompt_loading import pin_reference
+from softprompt.store.prompt_loading import pin_reference, resolve_saved_prompt
 from softprompt.store.version_store import read_saved_files
 from softprompt.training.training_run import evaluate_prompt
 from softprompt.utils.notebook_display import Displayed
 from softprompt.utils.summaries import summarize
+from softprompt.utils.arguments import check_arguments
 
 SEARCHED = 200  # validation examples that choose what to take out
 TOLERANCE = 0.01
@@ -76,10 +79,11 @@ class PrunedPrompt(Displayed, NamedTuple("_PrunedPrompt", [("prompt", Prompt), (
         return summarize(self, repr(self.report).partition("(")[2].removesuffix(")"))
 
 
+@check_arguments
 def prune(
-    base: FrozenLM,
-    prompt: Prompt,
-    task: Task | Splits | str | Path,
+    base: BaseSource,
+    prompt: Prompt | str | Path,
+    data: Data,
     *,
     tolerance: float = TOLERANCE,
     place: str | None = None,
@@ -88,22 +92,25 @@ def prune(
     """The shorter prompt with metrics of its own, not yet saved, and what was done.
 
     Args:
-        task: data for the prompt's own spec, or what ``Task.matching`` makes them of.
+        base: the model that the prompt was learned on, or its name.
+        prompt: the prompt, its folder, or its reference in a store.
+        data: a task, or rows for the prompt's own (see ``Task.matching``).
         tolerance: by how much the task's metric on validation may fall; nats a token of negative loss in generation.
-        place: where the prompt was loaded from: what the shorter one is recorded to come from.
+        place: where the prompt was loaded from, if it is not given as one: what the shorter one is recorded to come
+            from.
 
     Raises:
         ConfigError: an ensemble, a tolerance below 0, or a metric that is not imported here.
         DataError: no validation examples.
         PromptFileError: the prompt was learned on another base model.
     """
-    check_prunable(prompt)
     if tolerance < 0:
         raise ConfigError(f"expected a tolerance of 0 or more, got {tolerance}: it is a loss that is accepted")
-    task = task if isinstance(task, Task) else Task.matching(prompt.spec, task)
+    place = str(prompt) if place is None and isinstance(prompt, str | Path) else place
+    check_prunable(prompt := resolve_saved_prompt(prompt))
+    base, prompt, task = resolve_prompt_and_data(base, prompt, data)
     if not task.validation:
         raise DataError(f"{task.splits.source}: expected validation examples to judge by, got none: add some")
-    prompt.check_base(base)
     spec = prompt.spec
     judged = sample_examples(task.validation, JUDGED)
     few = sample_examples(judged, SEARCHED, seed=1)

@@ -7,38 +7,45 @@ from typing import Any
 from softprompt.data.split_assignment import Subsample
 from softprompt.data.splits import Splits
 from softprompt.data.task import Task
+from softprompt.data.task_arguments import Data, pop_task_options, resolve_task
 from softprompt.errors import ConfigError
 from softprompt.experiments.comparison.candidates import Candidate, parse_methods
-from softprompt.experiments.comparison.comparison_run import ComparisonRun, ComparisonSettings
+from softprompt.experiments.comparison.comparison_run import ComparisonRun, ComparisonSettings, resolve_settings
 from softprompt.experiments.comparison.engine_benchmark import find_engine
 from softprompt.experiments.comparison.study_folder import StudyFolder, describe_base_and_task
 from softprompt.experiments.comparison.study_records import Study
 from softprompt.experiments.comparison.study_summary import summarize
-from softprompt.models.deferred_base import DeferredBase, load_checked
+from softprompt.models.deferred_base import BaseSource, load_checked, resolve_base
 from softprompt.models.frozen_lm import FrozenLM
-from softprompt.training.callbacks.callback import Callback
+from softprompt.training.callbacks.callback_arguments import AnyCallback, resolve_callback
 from softprompt.training.run_checks import check_trainable
 from softprompt.training.training_run import TEST_LIMIT, reserve_answer_room
+from softprompt.utils.arguments import check_arguments
 from softprompt.utils.run_folder import make_file_name
 
 
+@check_arguments
 def compare(
-    base: FrozenLM | DeferredBase,
-    task: Task,
+    base: BaseSource,
+    data: Data,
     methods: str | Sequence[str | Candidate],
     out: str | Path,
     settings: ComparisonSettings | None = None,
-    callback: Callback | None = None,
+    callback: AnyCallback | None = None,
+    callbacks: AnyCallback | None = None,
+    **options: Any,
 ) -> Study:
     """Run every method with every seed, or what of it is not in ``out`` yet; measure, summarize, recommend.
 
     Args:
-        base: the frozen model; deferred, it is loaded once everything else is checked.
-        task: with examples in all three splits.
+        base: the frozen model, or its name; it is then loaded once everything else is checked.
+        data: a task, or what it is made from, with examples in all three splits.
         methods: as ``--methods`` takes them, ``"zero-shot,few-shot:8,prompt-tuning,lora"`` or a list of such names.
         out: folder of the comparison: each result is kept there as it lands, and a second call goes on.
         settings: what is the same for all methods: seeds, steps, learning rates tried.
-        callback: told of how it goes.
+        callback, callbacks: told of how it goes, as for ``fit``.
+        options: single ones of the settings by name (``seeds=3``, ``steps=300``, ...); and of rows that become a task
+            here (``template=``, ``label_column=``, ...; see ``Task.of``).
 
     Returns:
         Scores with intervals, costs and differences of all methods, and which of them to deploy.
@@ -47,7 +54,9 @@ def compare(
         ConfigError, DataError, OutputError: one line that says what to do. What goes wrong within one method (no
             memory, a loss that is not a number) is that method's result instead.
     """
-    settings, callback = settings or ComparisonSettings(), callback or Callback()
+    told, task_options = resolve_callback(callback, callbacks), pop_task_options(options)
+    settings = resolve_settings(settings, options)
+    base, task = resolve_base(base), resolve_task(data, options=task_options)
     methods, out = parse_methods(methods), Path(out)
     base.processes.check_alone("a comparison")
     check_comparison(methods, settings)
@@ -58,7 +67,7 @@ def compare(
     base = load_checked(base)
     task = reserve_answer_room(base, task)
     comparison = ComparisonRun(
-        base, task, settings, StudyFolder(out, _describe_setup(base, task, settings)), callback, engine
+        base, task, settings, StudyFolder(out, _describe_setup(base, task, settings)), told, engine
     )
     with comparison.folder as folder:
         for number, method in enumerate(methods, start=1):
@@ -71,12 +80,12 @@ def compare(
         ]
         if settings.keep:
             comparison.note_what_was_not_kept(results)
-        told = {
+        facts = {
             **settings.to_dict(),
             "seeds": settings.seeds,
             **({"command": settings.command} if settings.command else {}),
         }
-        study = summarize(base, task, comparison.test, results, settings.current, settings.price_per_hour, told)
+        study = summarize(base, task, comparison.test, results, settings.current, settings.price_per_hour, facts)
         if isinstance(engine, str) and any(row.family == "soft prompt" for row in study.rows):
             study = study.model_copy(update={"notes": (*study.notes, engine)})
     return study

@@ -3,8 +3,8 @@
 import gc
 import math
 import shutil
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
@@ -31,6 +31,7 @@ from softprompt.metrics.scores import Score
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.training.callbacks.callback import Callback
 from softprompt.training.training_run import TEST_LIMIT
+from softprompt.utils.arguments import describe_argument, suggest_name
 from softprompt.utils.summaries import summarize_fields
 from softprompt.utils.version import read_versions
 
@@ -83,6 +84,20 @@ class ComparisonSettings:
             "batch_size": self.batch_size,
             **({"instruction": self.instruction} if self.instruction else {}),
         }
+
+
+def resolve_settings(settings: ComparisonSettings | None, given: Mapping[str, Any]) -> ComparisonSettings:
+    """``settings`` with single ones in place of their own; raises ConfigError for one of another name or type."""
+    names = [one.name for one in fields(ComparisonSettings)]
+    if unknown := [name for name in given if name not in names]:
+        raise ConfigError(f"unknown setting '{unknown[0]}': {suggest_name(unknown[0], names)}")
+    chosen = replace(settings or ComparisonSettings(), **given)
+    for name in ("seeds", "steps", "rates", "batch_size"):
+        if not isinstance(value := getattr(chosen, name), int) or value < 1:
+            raise ConfigError(
+                f"setting '{name}': expected a whole number of at least 1, got {describe_argument(value)}"
+            )
+    return chosen
 
 
 @dataclass

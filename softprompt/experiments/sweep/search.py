@@ -8,7 +8,8 @@ from typing import Any, Literal, TypeAlias
 
 from softprompt.config import TrainConfig
 from softprompt.data.task import Task
-from softprompt.errors import TrainingError
+from softprompt.data.task_arguments import Data, pop_task_options, resolve_task
+from softprompt.errors import ConfigError, TrainingError
 from softprompt.experiments.comparison.study_folder import describe_base_and_task
 from softprompt.experiments.sweep.local_backend import run_here
 from softprompt.experiments.sweep.ray_backend import ray_module, run_on_ray
@@ -25,14 +26,16 @@ from softprompt.experiments.sweep.trial_log import SweepSettings, TrialLog
 from softprompt.experiments.sweep.trial_sampler import Pruning, TrialSampler, optuna_module
 from softprompt.experiments.sweep.workers import run_in_processes
 from softprompt.metrics.scores import Score, read_score
-from softprompt.models.deferred_base import DeferredBase, load_checked
+from softprompt.models.deferred_base import BaseSource, load_checked, resolve_base
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.methods.method_registry import check_method
 from softprompt.prompts.saved_prompt import Prompt
 from softprompt.store.prompt_loading import load_prompt
-from softprompt.training.callbacks.callback import Callback
-from softprompt.training.run_checks import check_init, check_init_fits, check_trainable
+from softprompt.training.callbacks.callback_arguments import AnyCallback, resolve_callback
+from softprompt.training.fit import resolve_configs
+from softprompt.training.run_checks import check_init, check_init_fits, check_trainable, resolve_steps
 from softprompt.training.training_run import evaluate_prompt, report_validation_sample
+from softprompt.utils.arguments import check_arguments
 from softprompt.utils.version import read_versions
 
 SweepEngine: TypeAlias = Literal["optuna", "ray"]
@@ -51,9 +54,10 @@ def check_sweep(space: SearchSpace, fixed: TrainConfig, engine: SweepEngine) -> 
     space.check(fixed, check)
 
 
+@check_arguments
 def sweep(
-    base: FrozenLM | DeferredBase,
-    task: Task,
+    base: BaseSource,
+    data: Data,
     space: SearchSpace | str,
     out: str | Path,
     *,
@@ -64,13 +68,16 @@ def sweep(
     workers: int = 1,
     options: Mapping[str, Any] | None = None,
     evaluate_test: bool = True,
-    callback: Callback | None = None,
+    callback: AnyCallback | None = None,
+    callbacks: AnyCallback | None = None,
+    **settings: Any,
 ) -> SweepResult:
     """Make the trials that are not in ``out`` yet; save the best on validation as ``out/prompt``, scored on test once.
 
     Args:
-        base: the frozen model.
-        task: with training and validation examples; those of test are for the winner alone.
+        base: the frozen model, or its name.
+        data: a task, or what it is made from, with training and validation examples; those of test are for the winner
+            alone.
         space: what may be chosen, as ``"learning-rate=0.03..0.3:log;length=20,50"``.
         out: folder of the sweep: each trial is kept there as it ends, and a second call goes on.
         fixed: everything else, the sampler's seed too.
@@ -79,7 +86,9 @@ def sweep(
         engine: where trials run: on this machine (``optuna``), or on a cluster (``ray``).
         workers: trials at a time. One shares ``base``; several load their own, by its name and with these ``options``.
         evaluate_test: whether the winner is scored on test.
-        callback: told of how it goes.
+        callback, callbacks: told of how it goes, as for ``fit``.
+        settings: single settings that all trials have (``steps=300`` or ``epochs=3``, ...), and those of a task that is
+            made here (``template=``, ...), as for ``fit``.
 
     Returns:
         What came of it, and all trials: ``summary, trials = sweep(...)``, or a table of them by ``to_pandas()``.
@@ -88,8 +97,10 @@ def sweep(
         ConfigError, DataError, OutputError, MissingExtraError: one line that says what to do. What goes wrong within
             one trial is that trial's result; TrainingError only if there is none that did not fail.
     """
-    fixed, callback, out = fixed or TrainConfig.build(), callback or Callback(), Path(out)
+    base, told, out = resolve_base(base), resolve_callback(callback, callbacks), Path(out)
     space = SearchSpace.parse(space) if isinstance(space, str) else space
+    task = resolve_task(data, options=pop_task_options(settings))
+    fixed = _resolve_fixed(fixed, settings, space, task)
     check_sweep(space, fixed, engine)
     check_trainable(task)
     inits = space.axes["init"].probes if "init" in space.axes else (fixed.init,)
@@ -98,16 +109,26 @@ def sweep(
     SweepFolder.check(out)
     base = load_checked(base)
     sampler = TrialSampler(space, space.defaults(fixed), trials, fixed.seed)
-    settings = SweepSettings(fixed, pruning, base.name, dict(options or {}), base.fingerprint)
-    with SweepFolder(out, _describe_setup(base, task, space, settings)) as folder:
-        log = TrialLog(folder, sampler, settings, task, callback)
+    chosen = SweepSettings(fixed, pruning, base.name, dict(options or {}), base.fingerprint)
+    with SweepFolder(out, _describe_setup(base, task, space, chosen)) as folder:
+        log = TrialLog(folder, sampler, chosen, task, told)
         if space.size < trials:
-            callback.on_message(f"the space has {space.size} combinations: each is tried once")
-        report_validation_sample(task, fixed, callback)
+            told.on_message(f"the space has {space.size} combinations: each is tried once")
+        report_validation_sample(task, fixed, told)
         if log.missing:
             _run_trials(log, base, engine, workers)
         summary = _conclude(log, base, space, evaluate_test=evaluate_test)
     return SweepResult(summary, log.landed)
+
+
+def _resolve_fixed(
+    fixed: TrainConfig | None, settings: Mapping[str, Any], space: SearchSpace, task: Task
+) -> TrainConfig:
+    """With single settings in place of its own, and steps in place of epochs."""
+    chosen = resolve_configs(fixed, settings)[""]
+    if chosen.epochs is not None and {"batch_size", "epochs", "steps"} & space.axes.keys():
+        raise ConfigError("epochs are counted once for all trials, whose batch size differs: give steps")
+    return resolve_steps({"": chosen}, task)[""]
 
 
 def _run_trials(log: TrialLog, base: FrozenLM, engine: SweepEngine, workers: int) -> None:

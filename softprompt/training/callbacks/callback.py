@@ -6,6 +6,11 @@ from collections.abc import Sequence
 class Callback:
     """Is told of a run; every method does nothing, a subclass defines those it needs."""
 
+    @property
+    def should_stop(self) -> bool:
+        """Whether the run is to end: it is asked behind each step, evaluates once more, and keeps the best so far."""
+        return False
+
     def on_train_begin(self, first_step: int, steps: int, learned: int, frozen: int) -> None:
         """The run begins, or goes on, behind ``first_step``; ``learned`` and ``frozen`` count parameters."""
 
@@ -33,6 +38,10 @@ class CallbackList(Callback):
 
     def __init__(self, callbacks: Sequence[Callback]) -> None:
         self.callbacks = tuple(callbacks)
+
+    @property
+    def should_stop(self) -> bool:
+        return any(callback.should_stop for callback in self._callbacks)
 
     def on_train_begin(self, first_step: int, steps: int, learned: int, frozen: int) -> None:
         for callback in self.callbacks:

@@ -17,14 +17,16 @@ from typing import Any, TypeAlias, overload
 from softprompt.config import DistillConfig, TrainConfig
 from softprompt.data.examples import Example
 from softprompt.data.split_assignment import Subsample, sample_examples, sample_indices
-from softprompt.data.splits import Splits
 from softprompt.data.task import Task
+from softprompt.data.task_arguments import Data, pop_task_options, resolve_task
 from softprompt.errors import ConfigError
 from softprompt.inference.generation import GenerationConfig, choose_max_new_tokens
-from softprompt.models.deferred_base import DeferredBase, load_checked
+from softprompt.models.deferred_base import BaseSource, load_checked, resolve_base
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.saved_prompt import Prompt
+from softprompt.store.prompt_loading import load_prompt
 from softprompt.training.callbacks.callback import Callback
+from softprompt.training.callbacks.callback_arguments import AnyCallback, resolve_callback
 from softprompt.training.callbacks.step_timer import CLOCK_FILE, StepTimer
 from softprompt.training.checkpoint import Checkpoint
 from softprompt.training.distillation.distillation_loss import distillation_objective
@@ -47,6 +49,7 @@ from softprompt.training.run_checks import (
     check_prompts_base,
     check_settings,
     check_splits,
+    resolve_steps,
 )
 from softprompt.training.training_run import (
     TEST_LIMIT,
@@ -59,6 +62,7 @@ from softprompt.training.training_run import (
     reserve_answer_room,
     save_run_result,
 )
+from softprompt.utils.arguments import check_arguments, refuse_argument
 from softprompt.utils.files import expand_user
 from softprompt.utils.notebook_display import Displayed
 from softprompt.utils.summaries import summarize
@@ -79,14 +83,13 @@ class Distillation(Displayed):
         return summarize(self, report)
 
 
-Inputs: TypeAlias = Task | Splits | str | Path
-AnyTeacher: TypeAlias = Teacher | Prompt | str
+AnyTeacher: TypeAlias = Teacher | Prompt | Path | str
 
 
 @overload
 def distill(
-    base: FrozenLM | DeferredBase,
-    inputs: Inputs,
+    base: BaseSource,
+    inputs: Data,
     teacher: AnyTeacher,
     *,
     config: TrainConfig | None = None,
@@ -96,8 +99,8 @@ def distill(
 
 @overload
 def distill(
-    base: FrozenLM | DeferredBase,
-    inputs: Inputs,
+    base: BaseSource,
+    inputs: Data,
     teacher: AnyTeacher,
     *,
     config: Mapping[str, TrainConfig],
@@ -105,15 +108,17 @@ def distill(
 ) -> dict[str, Distillation]: ...
 
 
+@check_arguments
 def distill(
-    base: FrozenLM | DeferredBase,
-    inputs: Inputs,
+    base: BaseSource,
+    inputs: Data,
     teacher: AnyTeacher,
     *,
     shots: Sequence[Example] = (),
     out: str | Path | None = None,
     config: TrainConfig | Mapping[str, TrainConfig] | None = None,
-    callback: Callback | None = None,
+    callback: AnyCallback | None = None,
+    callbacks: AnyCallback | None = None,
     resume: bool = False,
     restart: bool = False,
     evaluate_test: bool = True,
@@ -123,14 +128,16 @@ def distill(
     """Learn a soft prompt under which ``base`` behaves as under ``teacher``.
 
     Args:
-        inputs: a task (``Task.of_inputs`` makes one of unlabelled rows), or what it is read from.
-        teacher: a text, empty where there are only ``shots``; a saved prompt; or a ``Teacher``.
+        inputs: a task (``Task.of_inputs`` makes one of unlabelled rows), or what it is made from.
+        teacher: a text, empty where there are only ``shots``; a saved prompt, or its folder as a ``Path``; or a
+            ``Teacher``.
         shots: solved examples behind the text.
-        out, callback, resume, restart, evaluate_test: as for ``fit``.
+        out, callback, callbacks, resume, restart, evaluate_test: as for ``fit``.
         config: the settings of learning; or single ones by name (``length=16``, ``steps=300``, ...), those of
-            ``DistillConfig`` among them (``temperature=2``, ``samples=1``, ...). ``init`` is ``teacher`` by default.
-            The settings of several students (see ``make_length_configs``), by the folder within ``out`` that each is
-            saved in, learn in the same forward passes, and all are given; ``""`` is ``out`` itself.
+            ``DistillConfig`` and of a task that is made here among them (``temperature=2``, ``samples=1``, ...).
+            ``init`` is ``teacher`` by default. The settings of several students (see ``make_length_configs``), by the
+            folder within ``out`` that each is saved in, learn in the same forward passes, and all are given; ``""`` is
+            ``out`` itself.
         measure: time student and teacher at the end.
 
     Raises:
@@ -138,28 +145,31 @@ def distill(
             to do.
     """
     how = {name: settings.pop(name) for name in tuple(settings) if name in DistillConfig.model_fields}
-    configs = resolve_configs(config, settings)
-    if not isinstance(inputs, Task):
-        inputs = Task.of_inputs(inputs, spec=teacher.spec if isinstance(teacher, Prompt) else None)
+    task_options = pop_task_options(settings)
+    configs, base = resolve_configs(config, settings), resolve_base(base)
+    teacher, told = resolve_teacher(teacher), resolve_callback(callback, callbacks)
+    spec = teacher.spec if isinstance(teacher, Prompt) and not isinstance(inputs, Task) else None
+    task = resolve_task(inputs, spec, unlabelled=True, options=task_options)
+    configs = resolve_steps(configs, task)
     out = None if out is None else expand_user(out)
     base.processes.check_alone("distillation")
     check_settings(configs, taught=True)
-    check_splits(inputs)
+    check_splits(task)
     for one in configs.values():
         check_student_init(one)
-        check_init_fits(one.init, inputs.spec)
+        check_init_fits(one.init, task.spec)
     if out is not None:
         check_output(out, resume=resume, restart=restart)
     saved = [teacher] if isinstance(teacher, Prompt) else []
     base = load_checked(base, partial(check_prompts_base, configs, saved))
     done = _distill(
         base,
-        inputs,
+        task,
         configs,
-        make_teacher(base, inputs, teacher, shots),
+        make_teacher(base, task, teacher, shots),
         DistillConfig.build(**how),
         out=out,
-        callback=callback or Callback(),
+        callback=told,
         resume=resume,
         restart=restart,
         evaluate_test=evaluate_test,
@@ -168,7 +178,16 @@ def distill(
     return done if isinstance(config, Mapping) else done[""]
 
 
-def make_teacher(base: FrozenLM, task: Task, teacher: AnyTeacher, shots: Sequence[Example] = ()) -> Teacher:
+def resolve_teacher(teacher: AnyTeacher) -> Teacher | Prompt | str:
+    """A teacher as it is; a saved prompt read from its folder. Raises ConfigError for what is none of these."""
+    if isinstance(teacher, Path):
+        return load_prompt(teacher)
+    if not isinstance(teacher, Teacher | Prompt | str):
+        raise refuse_argument("teacher", "a text, a saved prompt or its folder as a Path", teacher, {})
+    return teacher
+
+
+def make_teacher(base: FrozenLM, task: Task, teacher: Teacher | Prompt | str, shots: Sequence[Example] = ()) -> Teacher:
     """A text with solved examples, or a saved prompt, as a teacher; raises ConfigError."""
     if isinstance(teacher, Teacher):
         return teacher
