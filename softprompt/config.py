@@ -4,6 +4,7 @@ import difflib
 import itertools
 import math
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self, TypeAlias
 
@@ -60,8 +61,15 @@ class Settings(BaseModel):
     @classmethod
     def load(cls, path: str | Path | None, **overrides: Any) -> Self:
         """Read a ``.toml``, ``.yaml`` or ``.json`` file, settings given here over those in it; raises ConfigError."""
-        given = {name: value for name, value in overrides.items() if value is not None}
-        return cls.build(**{**({} if path is None else read_settings_file(Path(path))), **given})
+        return cls.build(**cls.override({} if path is None else read_settings_file(Path(path)), overrides))
+
+    @classmethod
+    def override(cls, settings: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+        """``settings`` with those given in their place; ``None`` values count as not given."""
+        return {**settings, **{name: value for name, value in given.items() if value is not None}}
+
+
+_INSTEAD = ({"steps", "epochs"}, {"lr", "learning_rate"})  # settings that stand in each other's place
 
 
 class TrainConfig(Settings):
@@ -149,8 +157,14 @@ class TrainConfig(Settings):
         """
         if recipe is not None and (not isinstance(recipe, str) or recipe not in RECIPES):
             raise ConfigError(f"unknown recipe {recipe!r}: expected one of {', '.join(sorted(RECIPES))}")
-        given = {name: value for name, value in settings.items() if value is not None}
-        return super().build(**{**(RECIPES[recipe] if recipe else {}), **given})
+        return super().build(**cls.override(RECIPES[recipe] if recipe else {}, settings))
+
+    @classmethod
+    def override(cls, settings: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+        """As for all settings; steps are in place of epochs and the other way round, ``lr`` of ``learning_rate``."""
+        named = {name for name, value in given.items() if value is not None}
+        taken = {one for some in _INSTEAD if some & named for one in some - named}
+        return super().override({name: value for name, value in settings.items() if name not in taken}, given)
 
     def with_steps_for(self, rows: int) -> Self:
         """With ``steps`` in place of ``epochs``, if these are set, for so many training rows; a last batch that is not
@@ -167,7 +181,8 @@ class TrainConfig(Settings):
             OutputError: the file cannot be written.
         """
         with map_write_errors(Path(path), "give another path"):
-            Path(path).write_text(yaml.safe_dump(self.model_dump(), sort_keys=False), encoding="utf-8")
+            settings = self.model_dump(exclude=None if self.epochs is None else {"steps"})
+            Path(path).write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
 
 
 class DistillConfig(Settings):

@@ -106,7 +106,7 @@ def fit(
     base, task_options = resolve_base(base), pop_task_options(settings)
     processes = base.processes
     tasks, configs = _resolve_tasks(data, task_options, resolve_configs(config, settings))
-    several = "" not in tasks
+    several = is_several_tasks(data)
     first = next(iter(configs.values()), TrainConfig())
     # the other processes learn and score with it, and neither say nor write anything
     told = resolve_callback(callback, callbacks) if processes.is_main else Callback()
@@ -200,10 +200,8 @@ def resolve_configs(
     configs = dict(config) if isinstance(config, Mapping) else {"": config or TrainConfig()}
     if not settings:
         return configs
-    # steps given here are in place of a configuration's epochs, and the other way round
-    counted = {"epochs"} if settings.get("steps") else {"steps"} if settings.get("epochs") else set()
-    known = {name: one.model_dump(exclude_unset=True, exclude=counted) for name, one in configs.items()}
-    return {name: TrainConfig.build(**{**one, **settings}) for name, one in known.items()}
+    known = {name: one.model_dump(exclude_unset=True) for name, one in configs.items()}
+    return {name: TrainConfig.build(**TrainConfig.override(one, settings)) for name, one in known.items()}
 
 
 Learned: TypeAlias = dict[str, tuple[Prompt, TrainingResult]]

@@ -131,6 +131,26 @@ class TestMistakesInTraining:
         words = f"was learned on '{place}/llama', but the base model given is '{place}/gpt2'"
         self.refused(done, tmp_path, words, before_loading=False)
 
+    def test_steps_and_epochs(self, place: Path, tmp_path: Path) -> None:
+        done = train(place, tmp_path / "p", "--epochs", "2")
+        assert (done.code, done.error) == (2, "steps (12) and epochs (2) exclude each other: give one of them")
+
+    def test_epochs_and_the_short_name_of_the_rate(self, place: Path, tmp_path: Path) -> None:
+        given = [
+            "--model",
+            place / "llama",
+            "--data",
+            place / "reviews",
+            "--out",
+            tmp_path / "p",
+            "--template",
+            TEMPLATE,
+        ]
+        done = command("train", *given, *CPU, "--epochs", "2", "--lr", "0.05", "--batch-size", "20", "--length", "2")
+        assert done.code == 0
+        training = json.loads((tmp_path / "p" / "prompt.json").read_text())["training"]
+        assert (training["steps"], training["learning_rate"]) == (6, 0.05)
+
     def test_nan_loss(self, place: Path, tmp_path: Path) -> None:
         done = train(place, tmp_path / "p", "--learning-rate", "1e30", model="gpt2")
         assert done.code == 2

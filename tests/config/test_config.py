@@ -113,18 +113,54 @@ class TestFiles:
         [
             TrainConfig(),
             TrainConfig.build("lester"),
+            TrainConfig(epochs=2.5),
             TrainConfig(micro_batch_size=4, learning_rate=1 / 3, init="text:a: b # c\n'd'", averaging=0.99),
         ],
-        ids=["default", "lester", "odd"],
+        ids=["default", "lester", "epochs", "odd"],
     )
     def test_round_trip(self, tmp_path: Path, config: TrainConfig) -> None:
         config.save(tmp_path / "saved.yaml")
         assert TrainConfig.load(tmp_path / "saved.yaml") == config
-        assert set(yaml.safe_load((tmp_path / "saved.yaml").read_text())) == set(TrainConfig.model_fields)
+        # epochs stand in the place of steps
+        left_out = "steps" if config.epochs else "epochs"
+        assert set(yaml.safe_load((tmp_path / "saved.yaml").read_text())) == set(TrainConfig.model_fields) - {left_out}
 
     def test_saving_where_one_cannot(self, tmp_path: Path) -> None:
         with pytest.raises(OutputError, match=r"cannot write '.*none/run\.yaml'.*give another path"):
             TrainConfig().save(tmp_path / "none" / "run.yaml")
+
+
+class TestEpochs:
+    @pytest.mark.parametrize(
+        ("epochs", "rows", "batch_size", "steps"),
+        [(1, 160, 16, 10), (2, 160, 16, 20), (0.5, 160, 16, 5), (3, 100, 16, 18), (1, 3, 16, 1), (0.01, 160, 16, 1)],
+    )
+    def test_become_steps(self, epochs: float, rows: int, batch_size: int, steps: int) -> None:
+        """A last batch that is not full is left out of an epoch, as the sampler does it."""
+        config = TrainConfig(epochs=epochs, batch_size=batch_size, length=7).with_steps_for(rows)
+        assert (config.steps, config.epochs, config.length) == (steps, None, 7)
+
+    def test_steps_stay(self) -> None:
+        assert TrainConfig(steps=7).with_steps_for(1000) == TrainConfig(steps=7)
+
+    def test_are_told_only_where_they_are_set(self) -> None:
+        assert "epochs" not in TrainConfig().model_dump()
+        assert TrainConfig(epochs=2).model_dump()["epochs"] == 2
+
+    @pytest.mark.parametrize("given", [{"steps": 3, "epochs": 2}, {"lr": 0.1, "learning_rate": 0.2}])
+    def test_one_of_two(self, given: dict[str, float]) -> None:
+        with pytest.raises(ConfigError, match="give one of them"):
+            TrainConfig.build(**given)
+
+    def test_rate_by_its_short_name(self) -> None:
+        assert TrainConfig.build(lr=0.2) == TrainConfig(learning_rate=0.2)
+        assert TrainConfig.build("lester", lr=0.2).learning_rate == 0.2
+
+    def test_stand_in_place_of_what_a_file_has(self, tmp_path: Path) -> None:
+        (tmp_path / "run.toml").write_text("steps = 40\nlearning_rate = 0.3\n")
+        assert TrainConfig.load(tmp_path / "run.toml", epochs=2, lr=0.1) == TrainConfig(epochs=2, learning_rate=0.1)
+        (tmp_path / "run.toml").write_text("epochs = 4\nlr = 0.3\n")
+        assert TrainConfig.load(tmp_path / "run.toml", steps=2) == TrainConfig(steps=2, learning_rate=0.3)
 
 
 class TestWrongFiles:

@@ -29,6 +29,7 @@ FUNCTIONS = [
 ]
 CLASSES = [
     *(
+        "Callback",
         "Example",
         "FrozenLM",
         "GenerationConfig",

@@ -38,9 +38,9 @@ from softprompt.store.learned_rows import ROWS_FILE
 from softprompt.store.prompt_loading import pin_reference, resolve_saved_prompt
 from softprompt.store.version_store import read_saved_files
 from softprompt.training.training_run import evaluate_prompt
+from softprompt.utils.arguments import check_arguments
 from softprompt.utils.notebook_display import Displayed
 from softprompt.utils.summaries import summarize
-from softprompt.utils.arguments import check_arguments
 
 SEARCHED = 200  # validation examples that choose what to take out
 TOLERANCE = 0.01

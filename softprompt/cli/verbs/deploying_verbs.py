@@ -93,7 +93,7 @@ def import_command() -> None:
     """
 
 
-@verb("serve", "serve_command:run_serve", "serving.app.create_app", extra="serve")
+@verb("serve", "serve_command:run_serve", "serve", extra="serve")
 @click.option("--config", type=PLACE, help="Settings from a .toml or .yaml file (docs/how-to/serve.md).")
 @setting_options(ServerSettings, only=SERVER_OPTIONS, flags={"prompts": "--prompt", "engine_kind": "--engine"})
 @model_options
