@@ -41,7 +41,7 @@ class CallbackList(Callback):
 
     @property
     def should_stop(self) -> bool:
-        return any(callback.should_stop for callback in self._callbacks)
+        return any(callback.should_stop for callback in self.callbacks)
 
     def on_train_begin(self, first_step: int, steps: int, learned: int, frozen: int) -> None:
         for callback in self.callbacks:

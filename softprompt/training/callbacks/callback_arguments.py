@@ -42,6 +42,9 @@ class PartialCallback(Callback):
     def on_train_begin(self, first_step: int, steps: int, learned: int, frozen: int) -> None:
         self._pass_on("on_train_begin", first_step=first_step, steps=steps, learned=learned, frozen=frozen)
 
+    def on_plan(self, eval_every: int, evaluation_cost: float) -> None:
+        self._pass_on("on_plan", eval_every=eval_every, evaluation_cost=evaluation_cost)
+
     def on_step_end(self, step: int, loss: float, learning_rate: float, examples_per_second: float) -> None:
         facts = {"learning_rate": learning_rate, "examples_per_second": examples_per_second}
         self._pass_on("on_step_end", step=step, loss=loss, **facts)
