@@ -107,7 +107,6 @@ def fit(
     processes = base.processes
     tasks, configs = _resolve_tasks(data, task_options, resolve_configs(config, settings))
     several = is_several_tasks(data)
-    first = next(iter(configs.values()), TrainConfig())
     # the other processes learn and score with it, and neither say nor write anything
     told = resolve_callback(callback, callbacks) if processes.is_main else Callback()
     out = None if out is None or not processes.is_main else expand_user(out)
@@ -126,7 +125,7 @@ def fit(
     with run as checkpoint:
         _report_data(base, tasks, configs, told)
         learned = (
-            _learn_tasks(base, tasks, first, taught, distillation, told, checkpoint)
+            _learn_tasks(base, tasks, next(iter(configs.values())), taught, distillation, told, checkpoint)
             if several
             else _learn_prompts(base, tasks[""], configs, ensemble, example, told, checkpoint)
         )

@@ -120,7 +120,7 @@ def with_method(name: str, method: Any = lambda self: None) -> object:
         (with_method("finished"), "'finished': did you mean on_train_end"),
         (with_method("on_log"), "'on_log': did you mean on_step_end"),
         (with_method("on_step_ends"), "'on_step_ends': did you mean on_step_end"),
-        (with_method("step"), "'step': the methods are on_train_begin, on_step_end"),
+        (with_method("step"), "'step': the methods are on_train_begin, on_plan, on_step_end"),
         (type("Told", (Callback,), {"on_evaluation": print})(), "'on_evaluation': did you mean on_evaluate"),
         (
             with_method("on_step_end", lambda self, logs: None),
