@@ -17,6 +17,7 @@ from softprompt.data.examples import Example
 from softprompt.data.task import TaskSpec
 from softprompt.errors import ConfigError, NotFiniteError
 from softprompt.inference.decoding_batch import start_decoding
+from softprompt.inference.reading_progress import track
 from softprompt.inference.scoring import check_finite
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.prefix import Prefix
@@ -235,7 +236,8 @@ def complete(
     """
     items = [EncodedSequence(i, tuple(ids), ()) for i, ids in enumerate(texts)]
     room = max((len(item.ids) for item in items), default=0) + generation.max_new_tokens
-    for chunk in batch_by_token_budget(items, token_budget, most=max(1, token_budget // max(room, 1))):
+    chunks = list(batch_by_token_budget(items, token_budget, most=max(1, token_budget // max(room, 1))))
+    for chunk in track(chunks, len):
         completions = [Completion(base, generation, item.example) for item in chunk]
         decoding_batch, going, indices = start_decoding(prefix, chunk), completions, [item.example for item in chunk]
         while True:

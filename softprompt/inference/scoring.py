@@ -16,6 +16,7 @@ from softprompt.data.encoding.batching import batch_by_token_budget, collate
 from softprompt.data.encoding.encoder import Batch, EncodedSequence
 from softprompt.data.encoding.verbalizer import Verbalizer
 from softprompt.errors import NotFiniteError
+from softprompt.inference.reading_progress import track
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.inline_prefix import ScoringPrefix
 from softprompt.prompts.prefix import Prefix
@@ -26,6 +27,11 @@ EVALUATION_TOKENS = 2048
 LOGITS_CHUNK = 64  # positions whose logits over the whole vocabulary are held at once
 
 LEARNED_CHUNK = 256  # positions whose logits over the whole vocabulary are held at once where the output layer learns
+
+
+def count_tokens(items: Sequence[EncodedSequence]) -> int:
+    """Of all items, those of prompts left out."""
+    return sum(len(item.ids) for item in items)
 
 
 def learning_tokens(budget: int, *, on_cpu: bool) -> int:
@@ -99,7 +105,8 @@ class AnswerScorer:
         assert self.verbalizer is not None
         examples = max(item.example for item in items) + 1
         scores = torch.zeros(examples, len(self.verbalizer.sequences))
-        for chunk in self.base.processes.take_turns(list(batch_by_token_budget(items, EVALUATION_TOKENS))):
+        turns = self.base.processes.take_turns(list(batch_by_token_budget(items, EVALUATION_TOKENS)))
+        for chunk in track(turns, count_tokens):
             batch = collate(chunk, self.base.device)
             hidden = prefix.scored(batch)
             example = torch.tensor([item.example for item in chunk])[batch.row.cpu()]

@@ -13,7 +13,7 @@ from softprompt.data.encoding.encoder import EncodedSequence, ExampleEncoder
 from softprompt.data.examples import Example
 from softprompt.data.split_assignment import sample_examples
 from softprompt.data.task import Task, TaskSpec
-from softprompt.inference.scoring import EVALUATION_TOKENS, AnswerScorer
+from softprompt.inference.scoring import EVALUATION_TOKENS, AnswerScorer, count_tokens
 from softprompt.metrics.registry import METRICS, choose_metric
 from softprompt.prompts.prefix import Prefix, make_prefix
 from softprompt.prompts.state import PromptState
@@ -53,7 +53,7 @@ class Validation:
         self._latest: list[str] = []
         items = encoder.training_items if encoder.verbalizer is None else encoder.scoring_items
         self._items = items(self._examples)
-        self.tokens = sum(len(item.ids) for item in self._items)
+        self.tokens = count_tokens(self._items)
 
     @torch.no_grad()
     def score(self, state: PromptState | None) -> tuple[float, float]:

@@ -23,7 +23,7 @@ from softprompt.data.encoding.batching import batch_by_token_budget, collate
 from softprompt.data.encoding.encoder import Batch, EncodedSequence, ExampleEncoder
 from softprompt.data.examples import Example
 from softprompt.data.task import Task
-from softprompt.inference.scoring import EVALUATION_TOKENS, AnswerScorer, kl_divergence, vocabulary_losses
+from softprompt.inference.scoring import EVALUATION_TOKENS, AnswerScorer, count_tokens, kl_divergence, vocabulary_losses
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.inline_prefix import ScoringPrefix
 from softprompt.prompts.prefix import Prefix, make_prefix
@@ -190,7 +190,7 @@ class FidelityValidation:
     ) -> None:
         self._base, self._targets = base, targets
         self._items = [item for portion in portions for item in portion]
-        self.tokens = sum(len(item.ids) for item in self._items)
+        self.tokens = count_tokens(self._items)
         self.metric = "agreement" if isinstance(targets, LabelTargets) else "token agreement"
 
     @torch.no_grad()
