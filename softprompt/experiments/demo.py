@@ -11,8 +11,10 @@ from typing import Any
 from softprompt.config import TrainConfig
 from softprompt.data.task import Task
 from softprompt.inference.evaluation import Evaluation, evaluate
+from softprompt.inference.reading_progress import report_progress
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.saved_prompt import Prompt
+from softprompt.prompts.state import PromptState
 from softprompt.prompts.written_prompt import choose_shots, written_prompt
 from softprompt.training.callbacks.callback import Callback
 from softprompt.training.fit import fit
@@ -21,7 +23,8 @@ from softprompt.utils.files import check_free
 TEMPLATE = "Review: {{ text }}\nSentiment:"
 INSTRUCTION = "Decide whether each movie review is negative or positive."
 SHOTS = 8
-STEPS = 300
+STEPS = 150
+EVAL_EVERY = 50
 EXAMPLE = "a quiet film that stays with you for days"  # of nobody's data
 CORRECTED = 5  # sentences shown
 
@@ -82,18 +85,24 @@ def run_demo(
         say: receives a line before each part.
     """
     check_free(folder)
+
+    def read(name: str, prompt: Prompt | PromptState | None) -> Evaluation:
+        say(f"{name}: reading {len(task.test):,} test sentences")
+        with report_progress(callback.on_read):
+            evaluation = evaluate(base, task, prompt)
+        say(f"{name}: {evaluation.metric}")
+        return evaluation
+
     results: dict[str, Evaluation] = {}
     for name, count in (("written prompt, zero-shot", 0), (f"written prompt, {SHOTS} examples", SHOTS)):
-        say(f"{name}: reading {len(task.test):,} test sentences")
         state = written_prompt(base, task.spec, INSTRUCTION, choose_shots(task.train, count, seed=0))
-        results[name] = evaluate(base, task.test, state, spec=task.spec)
+        results[name] = read(name, state)
     say(f"learned prompt: {steps} steps on {len(task.train):,} training sentences")
-    config = TrainConfig(steps=steps)
+    config = TrainConfig(steps=steps, eval_every=EVAL_EVERY)
     prompt = fit(
         base, task, out=folder, config=config, callback=callback, restart=True, evaluate_test=False, example=EXAMPLE
     )
-    say(f"learned prompt: reading {len(task.test):,} test sentences")
-    results["learned prompt"] = evaluate(base, task.test, prompt)
+    results["learned prompt"] = read("learned prompt", prompt)
 
     written, learned = results["written prompt, zero-shot"], results["learned prompt"]
     right = [

@@ -13,12 +13,17 @@ _listener: ContextVar[Listener | None] = ContextVar("listener", default=None)
 
 @contextmanager
 def report_progress(listener: Listener | None) -> Iterator[None]:
-    """Within it ``listener`` is told the share (0 to 1) of each reading that is done, behind each of its batches."""
+    """Within it ``listener`` is told the share (0 to 1) of each reading that is done, behind each of its batches.
+
+    1 is told at the end too, whatever ends it.
+    """
     token = _listener.set(listener)
     try:
         yield
     finally:
         _listener.reset(token)
+        if listener is not None:
+            listener(1.0)
 
 
 def track(parts: Sequence[Part], size: Callable[[Part], int]) -> Iterator[Part]:

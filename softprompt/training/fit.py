@@ -11,6 +11,7 @@ from softprompt.config import TrainConfig
 from softprompt.data.task import Task
 from softprompt.data.task_arguments import Data, is_several_tasks, pop_task_options, resolve_task
 from softprompt.errors import ConfigError
+from softprompt.inference.reading_progress import report_progress
 from softprompt.models.deferred_base import BaseSource, load_checked, resolve_base
 from softprompt.models.distributed import ProcessGroup
 from softprompt.models.frozen_lm import FrozenLM
@@ -129,10 +130,11 @@ def fit(
             if several
             else _learn_prompts(base, tasks[""], configs, ensemble, example, told, checkpoint)
         )
-        prompts = {
-            name: evaluate_prompt(prompt, base, tasks[name], evaluate_test=evaluate_test)
-            for name, (prompt, _) in learned.items()
-        }
+        with report_progress(callback.on_read):
+            prompts = {
+                name: evaluate_prompt(prompt, base, tasks[name], evaluate_test=evaluate_test)
+                for name, (prompt, _) in learned.items()
+            }
         if out is not None and checkpoint is not None:
             _save(prompts, {name: outcome for name, (_, outcome) in learned.items()}, out, checkpoint, base.processes)
     base.processes.wait()

@@ -56,7 +56,10 @@ class TestStory:
         for evaluation in result.results.values():
             assert (evaluation.metric.metric, evaluation.metric.n) == ("accuracy", 24)
             assert evaluation.gold == tuple(example.label for example in task().test)
-        assert [line.split(":")[0] for line in said] == [*result.results, "learned prompt"][:2] + ["learned prompt"] * 2
+        zero_shot, few_shot, learned = result.results
+        assert [line.split(":")[0] for line in said] == [zero_shot] * 2 + [few_shot] * 2 + [learned] * 3
+        # each figure is told as soon as it is known
+        assert [said[1], said[3], said[6]] == [f"{name}: {one.metric}" for name, one in result.results.items()]
         assert len(seen.losses) == 25
 
     def test_learned_prompt_is_saved(self, told: Told) -> None:

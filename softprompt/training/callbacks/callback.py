@@ -26,6 +26,9 @@ class Callback:
     def on_evaluate(self, step: int, metric: str, value: float, loss: float, best: bool) -> None:
         """The prompt was scored on validation."""
 
+    def on_read(self, share: float) -> None:
+        """Of rows that are read outside of the steps, for the figures of the end, so much (0 to 1) is done."""
+
     def on_message(self, text: str) -> None:
         """Something the user should know."""
 
@@ -58,6 +61,10 @@ class CallbackList(Callback):
     def on_evaluate(self, step: int, metric: str, value: float, loss: float, best: bool) -> None:
         for callback in self.callbacks:
             callback.on_evaluate(step, metric, value, loss, best)
+
+    def on_read(self, share: float) -> None:
+        for callback in self._callbacks:
+            callback.on_read(share)
 
     def on_message(self, text: str) -> None:
         for callback in self.callbacks:

@@ -15,6 +15,13 @@ from softprompt.training.validation import LOSS_ITSELF
 
 STARTING_STEPS = 2  # that say little of the time of those to come
 REMEMBERED_STEPS = 50  # the latest, whose mean time is taken for that of those to come
+READING_GAP = 15.0  # seconds between two lines of a reading
+
+
+def format_seconds(seconds: float) -> str:
+    """As ``M:SS``."""
+    whole = round(seconds)
+    return f"{whole // 60}:{whole % 60:02d}"
 
 
 def _describe_evaluation(metric: str, value: float, loss: float) -> str:
@@ -60,18 +67,38 @@ class _ProgressMeter:
         an_evaluation = sum(scored.values()) / len(scored) if scored else self._cost * a_step
         evaluations = -(-self.steps // self._eval_every) - self._first // self._eval_every
         evaluations -= sum(step > self._first for step in scored)
-        seconds = round(a_step * (self.steps - self._made) + an_evaluation * evaluations)
-        return f"{seconds // 60}:{seconds % 60:02d}"
+        return format_seconds(a_step * (self.steps - self._made) + an_evaluation * evaluations)
 
     def _lap(self) -> float:
         before, self._last = self._last, time.monotonic()
         return self._last - before
 
 
+class _ReadingMeter:
+    """The time left of a reading of rows, whose clock starts when its first batch is done."""
+
+    def __init__(self, first: float) -> None:
+        self._first, self._began = first, time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """Since the first batch."""
+        return time.monotonic() - self._began
+
+    def left(self, share: float) -> str:
+        """As ``M:SS``; nothing behind the first batch."""
+        read = share - self._first
+        return format_seconds(self.seconds * (1 - share) / read) if read > 0 else "-"
+
+
 class _Progress(Callback):
     """What a person is told of a run, by whatever shows messages."""
 
-    _pace, _gap = _ProgressMeter(), "  "
+    _gap = "  "
+
+    def __init__(self) -> None:
+        self._pace = _ProgressMeter()
+        self._reading: _ReadingMeter | None = None
 
     def on_train_begin(self, first_step: int, steps: int, learned: int, frozen: int) -> None:
         self._pace = _ProgressMeter(first_step, steps)
@@ -90,7 +117,8 @@ class ProgressPrinter(_Progress):
     """One line every ``every`` steps, for logs and pipes."""
 
     def __init__(self, stream: TextIO | None = None, every: int = 20) -> None:
-        self._stream, self._every = stream or sys.stderr, every
+        super().__init__()
+        self._stream, self._every, self._told = stream or sys.stderr, every, 0.0
 
     def on_step_end(self, step: int, loss: float, learning_rate: float, examples_per_second: float) -> None:
         pace = self._pace
@@ -100,6 +128,15 @@ class ProgressPrinter(_Progress):
                 f"step {step}/{pace.steps}  training loss {pace.loss:.4f}  "
                 f"{pace.speed:.1f} examples/s  {pace.left()} left"
             )
+
+    def on_read(self, share: float) -> None:
+        if share >= 1:
+            self._reading = None
+        elif self._reading is None:
+            self._reading, self._told = _ReadingMeter(share), 0.0
+        elif (seconds := self._reading.seconds) - self._told >= READING_GAP:
+            self._told = seconds
+            self.on_message(f"{share:.0%} read, {self._reading.left(share)} left")
 
     def on_message(self, text: str) -> None:
         print(printable(text, ERROR_CHARACTERS), file=self._stream, flush=True)
@@ -112,8 +149,9 @@ class ProgressBar(_Progress):
 
     def __init__(self, stream: TextIO | None = None) -> None:
         from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn
 
+        super().__init__()
         self._console = Console(file=stream or sys.stderr)
         self._progress = Progress(
             TextColumn("step"),
@@ -126,6 +164,15 @@ class ProgressBar(_Progress):
             transient=True,
         )
         self._row: Any = None
+        self._rows_read = Progress(
+            TextColumn("reading"),
+            BarColumn(bar_width=20),
+            TaskProgressColumn(),
+            TextColumn("{task.fields[left]} left"),
+            console=self._console,
+            transient=True,
+        )
+        self._reading_row: Any = None
 
     def on_train_begin(self, first_step: int, steps: int, learned: int, frozen: int) -> None:
         super().on_train_begin(first_step, steps, learned, frozen)
@@ -150,6 +197,19 @@ class ProgressBar(_Progress):
         shown_now = _describe_evaluation(metric, value, loss).partition("  ")[0]
         self._progress.update(self._row, metric=f"{shown_now}  ")
         super().on_evaluate(step, metric, value, loss, best)
+
+    def on_read(self, share: float) -> None:
+        if share >= 1:
+            if self._reading is not None:
+                self._rows_read.remove_task(self._reading_row)
+                self._rows_read.stop()
+            self._reading = None
+            return
+        if self._reading is None:
+            self._reading = _ReadingMeter(share)
+            self._reading_row = self._rows_read.add_task("", total=1.0, left="-")
+            self._rows_read.start()
+        self._rows_read.update(self._reading_row, completed=share, left=self._reading.left(share))
 
     def on_message(self, text: str) -> None:
         self._console.print(printable(text, ERROR_CHARACTERS), markup=False, highlight=False)

@@ -12,6 +12,8 @@ from helpers.told_runs import Clock, Terminal, told
 
 import softprompt.training.loop as training
 from softprompt.errors import TrainingError
+from softprompt.inference.reading_progress import report_progress, track
+from softprompt.training.callbacks.callback import Callback
 from softprompt.training.callbacks.progress import ProgressBar, ProgressPrinter
 from softprompt.training.fit import fit
 from softprompt.training.validation import Validation
@@ -192,3 +194,50 @@ class TestProgressBar:
             fit(tiny_base("llama"), reviews_task(), callback=line, **FAST)
         assert not line._progress.live.is_started
         assert SHOW in terminal.getvalue()
+
+
+class TestReading:
+    """Rows that are read outside of the steps."""
+
+    def test_lines_tell_the_share_and_the_time_left_now_and_then(self, clock: Clock) -> None:
+        stream = io.StringIO()
+        lines = ProgressPrinter(stream)
+        for share in (0.1, 0.2, 0.3, 0.4, 1.0, 0.5, 1.0):
+            lines.on_read(share)
+            clock.now += 10.0
+        # behind the first batch a tenth took ten seconds; the second reading is done before there is much to tell
+        assert stream.getvalue().splitlines() == ["30% read, 1:10 left"]
+
+    def test_what_is_read_at_once_is_not_told(self, clock: Clock) -> None:
+        stream = io.StringIO()
+        ProgressPrinter(stream).on_read(1.0)
+        ProgressBar(stream).on_read(1.0)
+        assert stream.getvalue() == ""
+
+    def test_a_bar_goes_on_and_is_taken_away(self) -> None:
+        stream = Terminal()
+        bar = ProgressBar(stream)
+        for share in (0.25, 0.5, 0.75):
+            bar.on_read(share)
+        bar.on_read(1.0)
+        shown = stream.getvalue()
+        assert "reading" in shown
+        assert "\x1b[?25h" in shown[shown.rindex("reading") :], "the cursor is back"
+
+    def test_a_bar_is_taken_away_when_reading_fails(self) -> None:
+        stream = Terminal()
+        bar = ProgressBar(stream)
+        with pytest.raises(ZeroDivisionError), report_progress(bar.on_read):
+            [1 / part for part in track([1, 1, 0], lambda size: 1)]
+        assert "\x1b[?25h" in stream.getvalue()
+
+    def test_fit_tells_how_much_of_the_end_is_read(self) -> None:
+        shares: list[float] = []
+
+        class Reader(Callback):
+            def on_read(self, share: float) -> None:
+                shares.append(share)
+
+        fit(tiny_base("llama"), reviews_task(), callback=Reader(), **FAST)
+        assert shares[-1] == 1.0
+        assert all(0 < share <= 1 for share in shares)
