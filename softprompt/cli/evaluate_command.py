@@ -4,7 +4,7 @@ import sys
 from dataclasses import replace
 from typing import Any
 
-from softprompt.cli.base_loading import load_base, load_base_of
+from softprompt.cli.base_loading import load_base, load_base_of, make_callback
 from softprompt.cli.console import say
 from softprompt.cli.option_values import drop_unset, parse_task_settings, pop_column_options, pop_model_options
 from softprompt.cli.printing import print_json, print_result
@@ -16,6 +16,7 @@ from softprompt.inference.evaluation import Evaluation, evaluate, truncation_not
 from softprompt.inference.generation import GenerationConfig, choose_max_new_tokens
 from softprompt.inference.predictions import Prediction
 from softprompt.inference.predictor import Predictor, arriving_examples
+from softprompt.inference.reading_progress import report_progress
 from softprompt.prompts.written_prompt import choose_shots, written_prompt
 from softprompt.report.pages.training_page import make_evaluation_document
 from softprompt.store.learned_rows import read_learned
@@ -64,11 +65,12 @@ def run_eval(
     for note in task.splits.notes:
         say(note)
     result: Evaluation
-    if prompt_folder is not None:
-        result = evaluate(base, examples, prompt, generation=generation, vote=vote)
-    else:
-        state = written_prompt(base, task.spec, instruction, examples_in_front)
-        result = evaluate(base, examples, state, spec=task.spec, generation=generation)
+    with report_progress(make_callback(as_json).on_read):
+        if prompt_folder is not None:
+            result = evaluate(base, examples, prompt, generation=generation, vote=vote)
+        else:
+            state = written_prompt(base, task.spec, instruction, examples_in_front)
+            result = evaluate(base, examples, state, spec=task.spec, generation=generation)
     result = replace(result, drawn=Subsample(len(examples), len(whole), seed))
     notes: dict[str, Any] = {}
     if prompt_folder is not None:
