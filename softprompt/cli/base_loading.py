@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import click
-from transformers.utils import logging
 
 from softprompt.cli.console import launched, say
 from softprompt.models.deferred_base import DeferredBase
 from softprompt.models.distributed import SINGLE_PROCESS, ProcessGroup, join_process_group
 from softprompt.models.fingerprint import UnloadedModel
 from softprompt.models.frozen_lm import FrozenLM
-from softprompt.models.loading import load_model
+from softprompt.models.loading import load_model, silence_transformers
 from softprompt.models.quantization import SCHEMES
 from softprompt.prompts.saved_prompt import Prompt
 from softprompt.training.callbacks.callback import Callback, CallbackList
@@ -27,7 +26,7 @@ Run = TypeVar("Run", bound=Callable[..., None])
 
 def load_base(name: str, options: dict[str, Any], check: Callable[[UnloadedModel], None] | None = None) -> FrozenLM:
     """The model called ``name``; ``check`` raises for one that is not wanted, before its weights are loaded."""
-    logging.set_verbosity_error()
+    silence_transformers()
     say(f"loading {name}")
     return load_model(name, progress=say, processes=_own_processes(), check=check, **options)
 

@@ -4,8 +4,6 @@ import os
 import re
 from typing import Any
 
-from transformers.utils import logging
-
 from softprompt.analysis.diagnostics.doctor import diagnose, diagnose_families
 from softprompt.analysis.diagnostics.memory_estimate import Workload
 from softprompt.analysis.diagnostics.memory_plan import plan_memory
@@ -15,6 +13,7 @@ from softprompt.cli.console import say
 from softprompt.cli.printing import print_result
 from softprompt.errors import ConfigError
 from softprompt.models.devices import parse_dtype
+from softprompt.models.loading import silence_transformers
 from softprompt.report.pages.diagnosis_page import make_diagnosis_document, make_families_document, make_plan_document
 from softprompt.report.render.markdown import render_markdown
 
@@ -54,7 +53,7 @@ def run_doctor(model_name: str | None, families: bool, as_json: bool, **model: A
         raise ConfigError("--dtype, --quantize and --trust-remote-code are for --model: leave them out with --families")
 
     if model_name is None:
-        logging.set_verbosity_error()
+        silence_transformers()
         rows = diagnose_families(say, device)
         lines = render_markdown(make_families_document(rows)).splitlines()
         print_result({"families": [row.to_dict() for row in rows]}, lines, as_json)

@@ -84,6 +84,13 @@ def load_model(
     return base
 
 
+def silence_transformers() -> None:
+    """Keep what transformers warns of off the terminal, for good."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+
+
 def _read_model(
     source: ModelSource,
     device: torch.device,

@@ -2,9 +2,8 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from softprompt.experiments.demo import DemoResult
 from softprompt.inference.evaluation import Evaluation, truncation_notes
 from softprompt.metrics.formatting import format_count, format_fixed, metric_heading
 from softprompt.prompts.saved_prompt import Prompt
@@ -17,10 +16,13 @@ from softprompt.report.pages.cells import (
 )
 from softprompt.report.render.document import Block, Code, Document, Points, Section, Table, Text
 
+if TYPE_CHECKING:
+    from softprompt.experiments.demo import DemoResult
+
 _RESULT = ("Metric", "Value [95% interval]", "n")
 
 
-def make_demo_document(result: DemoResult) -> Document:
+def make_demo_document(result: "DemoResult") -> Document:
     """The story of the demo."""
     training = result.prompt.training
     learned, frozen = training["learned_parameters"], training["base_parameters"]

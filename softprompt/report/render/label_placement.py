@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.optimize import isotonic_regression
 
 _NARROW, _WIDE = frozenset("iljtfrI.,:;'|!()[] -"), frozenset("mwMW@%…")
 
@@ -91,6 +90,8 @@ def spread_labels(wanted: Sequence[float], gap: float, low: float, high: float) 
     """
     order, steps = np.argsort(wanted, kind="stable"), gap * np.arange(len(wanted))
     # a cluster that would overlap is laid out around its middle
+    from scipy.optimize import isotonic_regression  # a second, for pages that mostly have no such names
+
     offsets = isotonic_regression(np.asarray(wanted)[order] - steps).x
     positions = np.empty(len(wanted))
     positions[order] = offsets.clip(low, max(high - gap * (len(wanted) - 1), low)) + steps
