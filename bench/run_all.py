@@ -21,6 +21,7 @@ RESULTS = BENCH / "results"
 
 # result: script and its options; what is added here is run, and has its place in the table
 BENCHMARKS: dict[str, tuple[str, ...]] = {
+    "first_hour": ("first_hour",),
     "startup": ("startup",),
     "train_vs_peft_20": ("train_vs_peft", "--length", "20"),
     "train_vs_peft_100": ("train_vs_peft", "--length", "100"),
@@ -28,6 +29,7 @@ BENCHMARKS: dict[str, tuple[str, ...]] = {
     "growth": ("growth",),
     "evaluate_vs_peft": ("evaluate_vs_peft",),
     "serve": ("serve",),
+    "shared_machine": ("shared_machine",),
 }
 
 
