@@ -63,7 +63,7 @@ class CallbackList(Callback):
             callback.on_evaluate(step, metric, value, loss, best)
 
     def on_read(self, share: float) -> None:
-        for callback in self._callbacks:
+        for callback in self.callbacks:
             callback.on_read(share)
 
     def on_message(self, text: str) -> None:

@@ -52,6 +52,9 @@ class PartialCallback(Callback):
     def on_evaluate(self, step: int, metric: str, value: float, loss: float, best: bool) -> None:
         self._pass_on("on_evaluate", step=step, metric=metric, value=value, loss=loss, best=best)
 
+    def on_read(self, share: float) -> None:
+        self._pass_on("on_read", share=share)
+
     def on_message(self, text: str) -> None:
         self._pass_on("on_message", text=text)
 

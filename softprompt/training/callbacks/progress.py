@@ -226,6 +226,7 @@ class NotebookProgress(_Progress):
     _LINES, _SECONDS = 8, 0.25  # messages that are shown; between two steps that are
 
     def __init__(self) -> None:
+        super().__init__()
         self._display = import_module("IPython.display").display
         self._handle: Any = None
         self._step = self._steps = 0
@@ -249,6 +250,16 @@ class NotebookProgress(_Progress):
     def on_evaluate(self, step: int, metric: str, value: float, loss: float, best: bool) -> None:
         self._metric = _describe_evaluation(metric, value, loss).partition("  ")[0]
         super().on_evaluate(step, metric, value, loss, best)
+
+    def on_read(self, share: float) -> None:
+        self._speed = ""
+        if share >= 1:
+            self._reading = None
+        else:
+            self._reading = self._reading or _ReadingMeter(share)
+            self._speed = f"{share:.0%} read  {self._reading.left(share)} left"
+        if share >= 1 or time.monotonic() - self._written >= self._SECONDS:
+            self._write()
 
     def on_message(self, text: str) -> None:
         self._told.append(printable(text, ERROR_CHARACTERS))
