@@ -15,15 +15,23 @@ _listener: ContextVar[Listener | None] = ContextVar("listener", default=None)
 def report_progress(listener: Listener | None) -> Iterator[None]:
     """Within it ``listener`` is told the share (0 to 1) of each reading that is done, behind each of its batches.
 
-    1 is told at the end too, whatever ends it.
+    The last is told 1, whatever ends it.
     """
-    token = _listener.set(listener)
+    latest = 1.0
+
+    def listen(share: float) -> None:
+        nonlocal latest
+        latest = share
+        if listener is not None:
+            listener(share)
+
+    token = _listener.set(None if listener is None else listen)
     try:
         yield
     finally:
         _listener.reset(token)
-        if listener is not None:
-            listener(1.0)
+        if latest < 1:
+            listen(1.0)
 
 
 def track(parts: Sequence[Part], size: Callable[[Part], int]) -> Iterator[Part]:

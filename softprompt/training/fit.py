@@ -130,7 +130,7 @@ def fit(
             if several
             else _learn_prompts(base, tasks[""], configs, ensemble, example, told, checkpoint)
         )
-        with report_progress(callback.on_read):
+        with report_progress(told.on_read):
             prompts = {
                 name: evaluate_prompt(prompt, base, tasks[name], evaluate_test=evaluate_test)
                 for name, (prompt, _) in learned.items()
