@@ -130,11 +130,7 @@ def fit(
             if several
             else _learn_prompts(base, tasks[""], configs, ensemble, example, told, checkpoint)
         )
-        with report_progress(told.on_read):
-            prompts = {
-                name: evaluate_prompt(prompt, base, tasks[name], evaluate_test=evaluate_test)
-                for name, (prompt, _) in learned.items()
-            }
+        prompts = _score_prompts(base, tasks, learned, told, evaluate_test=evaluate_test)
         if out is not None and checkpoint is not None:
             _save(prompts, {name: outcome for name, (_, outcome) in learned.items()}, out, checkpoint, base.processes)
     base.processes.wait()
@@ -258,6 +254,16 @@ def _learn_tasks(
         prompt = build_prompt(base, task, {"": config}, [outcomes[name]], ensemble=False)
         learned[name] = replace(prompt, method=METHOD, training={**prompt.training, **told}), outcomes[name]
     return learned
+
+
+def _score_prompts(
+    base: FrozenLM, tasks: Mapping[str, Task], learned: Learned, callback: Callback, *, evaluate_test: bool
+) -> dict[str, Prompt]:
+    with report_progress(callback.on_read):
+        return {
+            name: evaluate_prompt(prompt, base, tasks[name], evaluate_test=evaluate_test)
+            for name, (prompt, _) in learned.items()
+        }
 
 
 def _save(
