@@ -17,7 +17,7 @@ from softprompt.utils.files import expand_user
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
-class _Given(click.ParamType[Any]):
+class _Given(click.ParamType):  # type: ignore[type-arg]  # click 8.5 made it generic
     """A value with something in it: that of an unset shell variable has not, and must not mean ``.`` or a default."""
 
     name = "text"
@@ -27,7 +27,7 @@ class _Given(click.ParamType[Any]):
             self.fail("expected a value, got an empty one: is a shell variable not set?", param, context)
         return value
 
-    def shell_complete(self, context: click.Context, param: click.Parameter, typed: str) -> list[CompletionItem[str]]:
+    def shell_complete(self, context: click.Context, param: click.Parameter, typed: str) -> "list[CompletionItem[str]]":
         return complete_value(param, typed)
 
 

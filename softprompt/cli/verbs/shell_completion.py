@@ -73,7 +73,7 @@ def find_shell_files(shell: str) -> ShellFiles:
     return ShellFiles(script, home / ".bashrc", f"source {shlex.quote(str(script))}")
 
 
-def complete_value(option: click.Parameter, typed: str) -> list[CompletionItem[str]]:
+def complete_value(option: click.Parameter, typed: str) -> "list[CompletionItem[str]]":
     """What may stand where ``typed`` begins: prompts of a store, the embedded model, or a file."""
     found: list[str] = []
     if "PROMPT" in (option.metavar or "") or "NAME@" in (option.metavar or ""):
@@ -122,7 +122,7 @@ class JoinedWords(BashComplete):
         self._typed = words.pop()
         return words, self._typed
 
-    def format_completion(self, item: CompletionItem[str]) -> str:
+    def format_completion(self, item: "CompletionItem[str]") -> str:
         known = max(self._typed.rfind(one) for one in self._BREAKS) + 1
         if known and item.value.startswith(self._typed[:known]):
             item = CompletionItem(item.value[known:], type=item.type)
