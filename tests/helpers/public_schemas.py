@@ -14,7 +14,7 @@ def find_mistakes(content: Any, address: str) -> list[str]:
     """What of ``content`` the schema at ``address`` does not admit."""
     schema = _read(address)
     registry: Registry[Any] = Registry(retrieve=lambda uri: Resource.from_contents(_read(uri), DRAFT7))
-    kind = jsonschema.validators.validator_for(schema)
+    kind = jsonschema.validators.validator_for(schema, default=jsonschema.Draft7Validator)
     return [f"{error.json_path}: {error.message}" for error in kind(schema, registry=registry).iter_errors(content)]
 
 
