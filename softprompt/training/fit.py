@@ -19,6 +19,7 @@ from softprompt.prompts.saved_prompt import Prompt
 from softprompt.store.prompt_loading import pin_reference
 from softprompt.training.callbacks.callback import Callback
 from softprompt.training.callbacks.callback_arguments import AnyCallback, resolve_callback
+from softprompt.training.callbacks.progress import ProgressChoice
 from softprompt.training.checkpoint import Checkpoint
 from softprompt.training.loop import TrainingResult, train_together
 from softprompt.training.multitask import train_multitask
@@ -66,6 +67,7 @@ def fit(
     config: TrainConfig | Mapping[str, TrainConfig] | None = None,
     callback: AnyCallback | None = None,
     callbacks: AnyCallback | None = None,
+    progress: ProgressChoice = None,
     resume: bool = False,
     restart: bool = False,
     evaluate_test: bool = True,
@@ -91,6 +93,7 @@ def fit(
             method and its options play no role.
         callback, callbacks: told of the run, one or several: any object with some of ``Callback``'s methods, or a
             ``transformers.TrainerCallback``.
+        progress: what shows the run: a bar in a notebook or terminal, else lines on standard error; ``False``: nothing.
         resume, restart: go on with the unfinished run of ``out``, to the same bytes; or throw it away.
         evaluate_test: score the test split once at the end, if there is one.
         ensemble: give the prompts of several settings as one that answers by vote, instead of the best.
@@ -109,7 +112,7 @@ def fit(
     tasks, configs = _resolve_tasks(data, task_options, resolve_configs(config, settings))
     several = is_several_tasks(data)
     # the other processes learn and score with it, and neither say nor write anything
-    told = resolve_callback(callback, callbacks) if processes.is_main else Callback()
+    told = resolve_callback(callback, callbacks, progress) if processes.is_main else Callback()
     out = None if out is None or not processes.is_main else expand_user(out)
     if several:
         _check_several(tasks, configs, teachers or {}, distillation, ensemble or example is not None, processes)

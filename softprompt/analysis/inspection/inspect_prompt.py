@@ -58,6 +58,7 @@ from softprompt.prompts.saved_prompt import HISTORY_FILE, Prompt, parse_prompt
 from softprompt.prompts.training_history import parse_history
 from softprompt.store.learned_rows import LearnedRows, read_learned
 from softprompt.store.version_store import read_saved_files
+from softprompt.training.callbacks.progress import ProgressChoice, choose_progress
 from softprompt.utils.arguments import check_arguments
 
 ABLATION_PASSES = 4000  # examples times virtual tokens: what 20 tokens on 200 examples take
@@ -106,7 +107,7 @@ def inspect(
     template: str | None = None,
     store: str | Path | None = None,
     limits: InspectionLimits | None = None,
-    progress: Callable[[str], None] = lambda _: None,
+    progress: Callable[[str], None] | ProgressChoice = None,
 ) -> Inspection:
     """Ask every question.
 
@@ -125,7 +126,8 @@ def inspect(
     """
     place = str(prompt) if place is None and isinstance(prompt, str | Path) else place
     base, prompt, task = resolve_prompt_and_data(base, prompt, data)
-    asked = _Questions(base, prompt, task, limits or InspectionLimits(), progress)
+    say = progress if callable(progress) else choose_progress(progress).on_message
+    asked = _Questions(base, prompt, task, limits or InspectionLimits(), say)
     spec, name = prompt.spec, place or "prompt"
     chosen = split or ("test" if task.test else "validation" if task.validation else "all")
     history, learned = _read_beside(prompt, place)
@@ -136,7 +138,7 @@ def inspect(
         reference = make_written_reference(base, spec, instruction)
     else:
         reference = make_reference(base, spec, against)
-    progress(f"answers to {len(examples):,} examples ({chosen})")
+    say(f"answers to {len(examples):,} examples ({chosen})")
     scored = score_ensemble(base, spec, prompt.states, examples)
     answers = asked.answers(scored, examples, chosen, reference)
     indices = sample_indices(examples, asked.limits.ablation, asked.limits.seed)

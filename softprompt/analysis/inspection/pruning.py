@@ -37,6 +37,7 @@ from softprompt.prompts.state import PromptState
 from softprompt.store.learned_rows import ROWS_FILE
 from softprompt.store.prompt_loading import pin_reference, resolve_saved_prompt
 from softprompt.store.version_store import read_saved_files
+from softprompt.training.callbacks.progress import ProgressChoice, choose_progress
 from softprompt.training.training_run import evaluate_prompt
 from softprompt.utils.arguments import check_arguments
 from softprompt.utils.notebook_display import Displayed
@@ -87,7 +88,7 @@ def prune(
     *,
     tolerance: float = TOLERANCE,
     place: str | None = None,
-    progress: Callable[[str], None] = lambda _: None,
+    progress: Callable[[str], None] | ProgressChoice = None,
 ) -> PrunedPrompt:
     """The shorter prompt with metrics of its own, not yet saved, and what was done.
 
@@ -98,6 +99,7 @@ def prune(
         tolerance: by how much the task's metric on validation may fall; nats a token of negative loss in generation.
         place: where the prompt was loaded from, if it is not given as one: what the shorter one is recorded to come
             from.
+        progress: what is given each line; or as for ``fit``.
 
     Raises:
         ConfigError: an ensemble, a tolerance below 0, or a metric that is not imported here.
@@ -108,6 +110,7 @@ def prune(
         raise ConfigError(f"expected a tolerance of 0 or more, got {tolerance}: it is a loss that is accepted")
     place = str(prompt) if place is None and isinstance(prompt, str | Path) else place
     check_prunable(prompt := resolve_saved_prompt(prompt))
+    say = progress if callable(progress) else choose_progress(progress).on_message
     base, prompt, task = resolve_prompt_and_data(base, prompt, data)
     if not task.validation:
         raise DataError(f"{task.splits.source}: expected validation examples to judge by, got none: add some")
@@ -126,7 +129,7 @@ def prune(
         shorter = [index for index in kept if index != order[0]]
         # dust of rounding must not count against equality
         if (now := compute_metric(spec, search.scored([shorter], judged), judged)) >= start - tolerance - 1e-9:
-            progress(f"{len(shorter)} virtual tokens: {now:.4f} (at first {start:.4f})")
+            say(f"{len(shorter)} virtual tokens: {now:.4f} (at first {start:.4f})")
             kept, order, fresh = shorter, order[1:], False
         elif fresh:
             break

@@ -18,6 +18,7 @@ from softprompt.experiments.comparison.study_summary import summarize
 from softprompt.models.deferred_base import BaseSource, load_checked, resolve_base
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.training.callbacks.callback_arguments import AnyCallback, resolve_callback
+from softprompt.training.callbacks.progress import ProgressChoice
 from softprompt.training.run_checks import check_trainable
 from softprompt.training.training_run import TEST_LIMIT, reserve_answer_room
 from softprompt.utils.arguments import check_arguments
@@ -33,6 +34,7 @@ def compare(
     settings: ComparisonSettings | None = None,
     callback: AnyCallback | None = None,
     callbacks: AnyCallback | None = None,
+    progress: ProgressChoice = None,
     **options: Any,
 ) -> Study:
     """Run every method with every seed, or what of it is not in ``out`` yet; measure, summarize, recommend.
@@ -43,7 +45,7 @@ def compare(
         methods: as ``--methods`` takes them, ``"zero-shot,few-shot:8,prompt-tuning,lora"`` or a list of such names.
         out: folder of the comparison: each result is kept there as it lands, and a second call goes on.
         settings: what is the same for all methods: seeds, steps, learning rates tried.
-        callback, callbacks: told of how it goes, as for ``fit``.
+        callback, callbacks, progress: told of how it goes, and what shows it, as for ``fit``.
         options: single ones of the settings by name (``seeds=3``, ``steps=300``, ...); and of rows that become a task
             here (``template=``, ``label_column=``, ...; see ``Task.of``).
 
@@ -54,7 +56,7 @@ def compare(
         ConfigError, DataError, OutputError: one line that says what to do. What goes wrong within one method (no
             memory, a loss that is not a number) is that method's result instead.
     """
-    told, task_options = resolve_callback(callback, callbacks), pop_task_options(options)
+    told, task_options = resolve_callback(callback, callbacks, progress), pop_task_options(options)
     settings = resolve_settings(settings, options)
     base, task = resolve_base(base), resolve_task(data, options=task_options)
     methods, out = parse_methods(methods), Path(out)

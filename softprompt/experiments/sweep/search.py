@@ -32,6 +32,7 @@ from softprompt.prompts.methods.method_registry import check_method
 from softprompt.prompts.saved_prompt import Prompt
 from softprompt.store.prompt_loading import load_prompt
 from softprompt.training.callbacks.callback_arguments import AnyCallback, resolve_callback
+from softprompt.training.callbacks.progress import ProgressChoice
 from softprompt.training.fit import resolve_configs
 from softprompt.training.run_checks import check_init, check_init_fits, check_trainable, resolve_steps
 from softprompt.training.training_run import evaluate_prompt, report_validation_sample
@@ -70,6 +71,7 @@ def sweep(
     evaluate_test: bool = True,
     callback: AnyCallback | None = None,
     callbacks: AnyCallback | None = None,
+    progress: ProgressChoice = None,
     **settings: Any,
 ) -> SweepResult:
     """Make the trials that are not in ``out`` yet; save the best on validation as ``out/prompt``, scored on test once.
@@ -86,7 +88,7 @@ def sweep(
         engine: where trials run: on this machine (``optuna``), or on a cluster (``ray``).
         workers: trials at a time. One shares ``base``; several load their own, by its name and with these ``options``.
         evaluate_test: whether the winner is scored on test.
-        callback, callbacks: told of how it goes, as for ``fit``.
+        callback, callbacks, progress: told of how it goes, and what shows it, as for ``fit``.
         settings: single settings that all trials have (``steps=300`` or ``epochs=3``, ...), and those of a task that is
             made here (``template=``, ...), as for ``fit``.
 
@@ -97,7 +99,7 @@ def sweep(
         ConfigError, DataError, OutputError, MissingExtraError: one line that says what to do. What goes wrong within
             one trial is that trial's result; TrainingError only if there is none that did not fail.
     """
-    base, told, out = resolve_base(base), resolve_callback(callback, callbacks), Path(out)
+    base, told, out = resolve_base(base), resolve_callback(callback, callbacks, progress), Path(out)
     space = SearchSpace.parse(space) if isinstance(space, str) else space
     task = resolve_task(data, options=pop_task_options(settings))
     fixed = _resolve_fixed(fixed, settings, space, task)

@@ -7,6 +7,7 @@ from typing import Any, Literal, TypeAlias
 
 from softprompt.errors import ConfigError
 from softprompt.training.callbacks.callback import Callback, CallbackList
+from softprompt.training.callbacks.progress import ProgressChoice, show_progress
 from softprompt.training.callbacks.trainer_callback import TrainerCallbackAdapter
 from softprompt.utils.arguments import class_names, describe_argument
 
@@ -71,11 +72,13 @@ class PartialCallback(Callback):
             method(**{name: facts[name] for name in wanted})
 
 
-def resolve_callback(callback: AnyCallback | None, callbacks: AnyCallback | None = None) -> Callback:
-    """All that are given, one or several by either name, as one.
+def resolve_callback(
+    callback: AnyCallback | None, callbacks: AnyCallback | None = None, progress: ProgressChoice = False
+) -> Callback:
+    """All that are given, one or several by either name, as one, and what shows the run beside them.
 
     Raises:
-        ConfigError: an object that has none of the methods, or one that is called nearly so.
+        ConfigError: an object that has none of the methods, or one that is called nearly so; no choice of progress.
     """
     given = [
         one
@@ -84,7 +87,8 @@ def resolve_callback(callback: AnyCallback | None, callbacks: AnyCallback | None
         for one in (some if isinstance(some, list | tuple) else (some,))
     ]
     found = [_resolve_one(one) for one in given]
-    return found[0] if len(found) == 1 else CallbackList(found) if found else Callback()
+    told = found[0] if len(found) == 1 else CallbackList(found) if found else Callback()
+    return show_progress(told, progress)
 
 
 def _resolve_one(callback: Any) -> Callback:

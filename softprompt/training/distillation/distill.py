@@ -27,6 +27,7 @@ from softprompt.prompts.saved_prompt import Prompt
 from softprompt.store.prompt_loading import load_prompt
 from softprompt.training.callbacks.callback import Callback
 from softprompt.training.callbacks.callback_arguments import AnyCallback, resolve_callback
+from softprompt.training.callbacks.progress import ProgressChoice
 from softprompt.training.callbacks.step_timer import CLOCK_FILE, StepTimer
 from softprompt.training.checkpoint import Checkpoint
 from softprompt.training.distillation.distillation_loss import distillation_objective
@@ -119,6 +120,7 @@ def distill(
     config: TrainConfig | Mapping[str, TrainConfig] | None = None,
     callback: AnyCallback | None = None,
     callbacks: AnyCallback | None = None,
+    progress: ProgressChoice = None,
     resume: bool = False,
     restart: bool = False,
     evaluate_test: bool = True,
@@ -132,7 +134,7 @@ def distill(
         teacher: a text, empty where there are only ``shots``; a saved prompt, or its folder as a ``Path``; or a
             ``Teacher``.
         shots: solved examples behind the text.
-        out, callback, callbacks, resume, restart, evaluate_test: as for ``fit``.
+        out, callback, callbacks, progress, resume, restart, evaluate_test: as for ``fit``.
         config: the settings of learning; or single ones by name (``length=16``, ``steps=300``, ...), those of
             ``DistillConfig`` and of a task that is made here among them (``temperature=2``, ``samples=1``, ...).
             ``init`` is ``teacher`` by default. The settings of several students (see ``make_length_configs``), by the
@@ -147,7 +149,7 @@ def distill(
     how = {name: settings.pop(name) for name in tuple(settings) if name in DistillConfig.model_fields}
     task_options = pop_task_options(settings)
     configs, base = resolve_configs(config, settings), resolve_base(base)
-    teacher, told = resolve_teacher(teacher), resolve_callback(callback, callbacks)
+    teacher, told = resolve_teacher(teacher), resolve_callback(callback, callbacks, progress)
     spec = teacher.spec if isinstance(teacher, Prompt) and not isinstance(inputs, Task) else None
     task = resolve_task(inputs, spec, unlabelled=True, options=task_options)
     configs = resolve_steps(configs, task)
