@@ -91,8 +91,7 @@ def fit(
             name each is reported under (see ``make_population``), learn one task in the same forward passes; the best
             on validation is given, and what each reached is under ``training["population"]``. Of several tasks, the
             method and its options play no role.
-        callback, callbacks: told of the run, one or several: any object with some of ``Callback``'s methods, or a
-            ``transformers.TrainerCallback``.
+        callback, callbacks: told of the run: objects with some of ``Callback``'s methods, or of ``transformers``.
         progress: what shows the run: a bar in a notebook or terminal, else lines on standard error; ``False``: nothing.
         resume, restart: go on with the unfinished run of ``out``, to the same bytes; or throw it away.
         evaluate_test: score the test split once at the end, if there is one.
@@ -108,9 +107,8 @@ def fit(
         SoftpromptError: one line that says what to do.
     """
     base, task_options = resolve_base(base), pop_task_options(settings)
-    processes = base.processes
     tasks, configs = _resolve_tasks(data, task_options, resolve_configs(config, settings))
-    several = is_several_tasks(data)
+    several, processes = is_several_tasks(data), base.processes
     # the other processes learn and score with it, and neither say nor write anything
     told = resolve_callback(callback, callbacks, progress) if processes.is_main else Callback()
     out = None if out is None or not processes.is_main else expand_user(out)

@@ -198,6 +198,7 @@ def large_results(folder: Path, word: str = "word") -> dict[str, Any]:
         "prompt": large_prompt(word),
         "ensemble": large_prompt(word, members=5),
         "state": large_state(),
+        "module": sp.SoftPrompt(base, length=20, init="random"),
         "keys and values": PromptState("key_values", (torch.zeros(2, 1, LENGTH, 64),) * 18),
         "evaluation": large_evaluation(word),
         "predictions": large_answers(word),

@@ -30,7 +30,7 @@ from softprompt.experiments.sweep.sweep_folder import SweepResult
 from softprompt.utils.notebook_display import Displayed
 
 WITHOUT = {"Row", "Result", "SweepTrial", "PromptListing", "Version", "AliasChange", "PromptDifference"}
-WITHOUT |= {"TrainConfig", "GenerationConfig"}
+WITHOUT |= {"TrainConfig", "GenerationConfig", "SoftPrompt"}
 
 
 def all_results(folder: Path, word: str) -> dict[str, Any]:
@@ -60,7 +60,7 @@ def all_kinds() -> set[type]:
     return {one for one in (getattr(sp, name) for name in sp.__all__) if isinstance(one, type)}
 
 
-PUBLIC = {kind.__name__ for kind in all_kinds()} - {"SoftpromptError"}
+PUBLIC = {kind.__name__ for kind in all_kinds()} - {"SoftpromptError", "Callback"}
 
 
 class TestUsersTexts:
