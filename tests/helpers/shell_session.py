@@ -33,7 +33,7 @@ while "-c" in words:
     assert (Path(sys.argv[1]).parent / words[at + 1]).is_file(), words[at + 1]
     del words[at : at + 2]
 for word in words:
-    found = re.fullmatch(r"(?:\\.|softprompt)(?:\\[([\\w,-]+)\\])?(?:==[\\w.]+)?|[-\\w.=<>]+", word)
+    found = re.fullmatch(r"(?:\\.|softprompt)(?:\\[([\\w,-]+)\\])?(?:==[\\w.]+)?|[-\\w.=<>:/+]+", word)
     assert found, word
     for extra in filter(None, (found[1] or "").split(",")):
         assert extra in project["optional-dependencies"], extra

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import tarfile
+import tomllib
 import zipfile
 from email import message_from_bytes, message_from_string
 from email.message import Message
@@ -70,6 +71,13 @@ def test_what_it_says(metadata: Message, wheel: zipfile.ZipFile) -> None:
     assert {"demo", "serve", "data", "peft"} <= set(metadata.get_all("Provides-Extra", ()))
     told = wheel.read(f"softprompt-{VERSION}.dist-info/entry_points.txt").decode()
     assert told.split() == ["[console_scripts]", "softprompt", "=", "softprompt.cli.main:main"]
+
+
+def test_the_page_on_installing_has_every_extra() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    page = (ROOT / "docs" / "how-to" / "install.md").read_text(encoding="utf-8")
+    rows = page.partition("| extra |")[2].partition("\n\n")[0].splitlines()[2:]
+    assert {name for row in rows for name in re.findall(r"`([\w-]+)`", row.split("|")[1])} == set(extras)
 
 
 def test_its_page_leads_nowhere_that_is_not_there(metadata: Message) -> None:
