@@ -6,7 +6,7 @@ import math
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Self, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias
 
 import lazy_loader
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -29,6 +29,15 @@ class Settings(BaseModel):
     """Settings that a user gives. Immutable; unknown names are refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    if not TYPE_CHECKING:  # type checkers know the fields
+
+        def __init__(self, **settings: Any) -> None:
+            """Settings over the defaults; raises ConfigError as ``build``."""
+            try:
+                super().__init__(**settings)
+            except ValidationError as error:
+                raise ConfigError(_describe_error(error, type(self))) from error
 
     def __repr__(self) -> str:
         return summarize_fields(self, only_changed=True)
@@ -53,10 +62,7 @@ class Settings(BaseModel):
         Raises:
             ConfigError: an unknown setting, a wrong type, a value out of range.
         """
-        try:
-            return cls(**{name: value for name, value in settings.items() if value is not None})
-        except ValidationError as error:
-            raise ConfigError(_describe_error(error, cls)) from error
+        return cls(**{name: value for name, value in settings.items() if value is not None})
 
     @classmethod
     def load(cls, path: str | Path | None, **overrides: Any) -> Self:
@@ -313,12 +319,15 @@ _ELSEWHERE = {
     "save_steps": "checkpoint_every",
     "early_stopping_patience": "patience",
     "output_dir": "out",
+    "eval_dataset": "data={'train': ..., 'validation': ...}",
+    "verbose": "callback",
 }
 
 
 def describe_unknown_setting(name: str, model: type[BaseModel]) -> str:
     """What to say of a setting that ``model`` does not have, with what may have been meant."""
-    if (ours := _ELSEWHERE.get(name)) in (*model.model_fields, "out"):
+    ours = _ELSEWHERE.get(name)
+    if ours is not None and (model is TrainConfig or ours in model.model_fields):
         return f"unknown setting '{name}': it is called '{ours}' here"
     near = difflib.get_close_matches(name, model.model_fields, n=1)
     hint = f"did you mean '{near[0]}'?" if near else f"known settings: {', '.join(model.model_fields)}"

@@ -125,7 +125,7 @@ def make_example(row: Mapping[str, Any], kind: TaskKind | None, columns: Columns
     references: tuple[str, ...] = ()
     if kind == "classification":
         used = {columns.text, columns.label}
-        label = _string(_scalar(row[columns.label]), columns.label, place)
+        label = _string(plain_label(row[columns.label]), columns.label, place)
     elif kind == "generation":
         used = {columns.text, columns.target, "references"}
         references = _references(row, columns.target, place)
@@ -175,8 +175,8 @@ def _blank(value: Any) -> bool:
     return value is None or value != value or (isinstance(value, str) and not value.strip())
 
 
-def _scalar(value: Any) -> Any:
-    """Numbers and booleans as strings; all else as it is."""
+def plain_label(value: Any) -> Any:
+    """A label as it is called: numbers and booleans as strings; all else as it is."""
     if isinstance(value, bool):
         return "true" if value else "false"
     finite = isinstance(value, int) or (isinstance(value, float) and math.isfinite(value))  # NaN stands for null

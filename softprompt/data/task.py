@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from softprompt.config import TaskKind
-from softprompt.data.examples import Columns, Example, infer_kind, keep_answered
+from softprompt.data.examples import Columns, Example, infer_kind, keep_answered, plain_label
 from softprompt.data.label_names import check_label_names, suggest_label
 from softprompt.data.readers.in_memory import DataSource
 from softprompt.data.splits import Splits, read_splits
@@ -202,11 +202,10 @@ def check_labels(labels: Any) -> tuple[str, ...]:
     """The names of the classes; raises ConfigError for what is no list of strings."""
     names = () if labels is None else labels
     if isinstance(names, str | Mapping) or not isinstance(names, Iterable):
-        raise ConfigError(f"labels: expected a list of names, as ['no', 'yes'], got {describe_argument(labels)}")
-    names = tuple(names)
-    if wrong := [one for one in names if not isinstance(one, str)]:
-        raise ConfigError(f"labels: expected names, got {describe_argument(wrong[0])}: labels are strings here, as '1'")
-    return names
+        advice = ": words for the labels of the data are verbalizers" if isinstance(names, Mapping) else ""
+        got = describe_argument(labels)
+        raise ConfigError(f"labels: expected a list of names, as ['no', 'yes'], got {got}{advice}")
+    return tuple(_label_name(one, "labels") for one in names)
 
 
 def check_verbalizers(verbalizers: Any) -> dict[str, str]:
@@ -215,10 +214,18 @@ def check_verbalizers(verbalizers: Any) -> dict[str, str]:
         raise ConfigError(
             f"verbalizers: expected words by label, as {{'pos': 'good'}}, got {describe_argument(verbalizers)}"
         )
-    words = dict(verbalizers or {})
-    if wrong := [one for pair in words.items() for one in pair if not isinstance(one, str)]:
+    words = {_label_name(label, "verbalizers"): word for label, word in (verbalizers or {}).items()}
+    if wrong := [word for word in words.values() if not isinstance(word, str)]:
         raise ConfigError(f"verbalizers: expected words by label, got {describe_argument(wrong[0])}: give strings")
     return words
+
+
+def _label_name(label: Any, where: str) -> str:
+    """A label as rows that have it are read."""
+    name = plain_label(label)
+    if not isinstance(name, str):
+        raise ConfigError(f"{where}: expected names of labels, got {describe_argument(label)}: give strings, as '1'")
+    return name
 
 
 @dataclass(frozen=True)

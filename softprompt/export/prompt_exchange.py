@@ -54,7 +54,9 @@ def export_prompt(
     target = find_format(format)
     given = prompts if isinstance(prompts, Mapping) else {Path(out).stem: prompts}
     named = {name: resolve_saved_prompt(prompt) for name, prompt in given.items()}
-    base = None if base is None else resolve_base(base)
+    # weights are quantized from the precision that they are saved in
+    plain = all(prompt.quantization is None for prompt in named.values())
+    base = None if base is None else resolve_base(base, dtype=target.dtype if plain else "saved")
     request = ExportRequest(named, Path(out), None, None if gguf is None else Path(gguf), tied)
     check_export(format, len(named), request.out, request.gguf, tied=tied)
     if target.several:

@@ -183,7 +183,14 @@ def _read_one(one: Any, number: int, spec: TaskSpec) -> AskedRow:
     if isinstance(one, Mapping):
         return _read_row(make_row(one, f"row {number}"), spec)
     if isinstance(one, str):
-        return _read_row(Row(f"text {number}", {spec.columns.text: one}), spec)
+        try:
+            return _read_row(Row(f"text {number}", {spec.columns.text: one}), spec)
+        except DataError as error:
+            names = sorted(spec.compiled.names - {"text"})
+            asked = {spec.columns.text: "...", **dict.fromkeys(names, "...")} if names else {}
+            if "text" not in spec.compiled.names:
+                asked.pop(spec.columns.text, None)
+            raise DataError(f"{error}{f': give the row, as {asked}' if asked else ''}") from error
     raise DataError(f"text {number}: expected a text or a row as a dict, got {describe_argument(one)}: leave it out")
 
 

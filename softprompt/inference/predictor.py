@@ -29,10 +29,11 @@ from softprompt.prompts.prefix import Prefix, make_prefix
 from softprompt.prompts.saved_prompt import Prompt
 from softprompt.prompts.state import PromptState, describe_state, words_before
 from softprompt.store.prompt_loading import resolve_saved_prompt
-from softprompt.utils.arguments import check_arguments, describe_kind
+from softprompt.utils.arguments import check_arguments, describe_kind, refuse_argument
 from softprompt.utils.notebook_display import Displayed
 from softprompt.utils.summaries import describe_value, summarize
 
+_SPEC_ADVICE = {"Prompt": "sp.Predictor.of_prompt(base, prompt) makes one of a prompt", "Task": "give task.spec"}
 Vote: TypeAlias = Literal["mean", "majority"]
 
 
@@ -79,6 +80,8 @@ class Predictor(Displayed):
             TemplateError: the prompt leaves no room for text in the model's context.
             ConfigError: several prompts for generation.
         """
+        if not isinstance(spec, TaskSpec):
+            raise refuse_argument("spec", "the task's spec", spec, _SPEC_ADVICE)
         self.base, self.spec, self.vote = base, spec, vote
         self.states = (states,) if isinstance(states, PromptState) else tuple(states or ())
         if len(self.states) > 1 and spec.kind == "generation":
@@ -210,6 +213,8 @@ class Predictor(Displayed):
         if is_single(inputs):
             return answered[0]
         return Predictions(answered, asked, inputs if describe_kind(inputs) == "a DataFrame" else None)
+
+    __call__ = predict
 
     def iterate_predictions(self, examples: Sequence[Example]) -> Iterator[Prediction]:
         """Predictions in the order of the examples for classification, as they finish for generation."""

@@ -44,7 +44,7 @@ from softprompt.training.training_run import (
     reserve_answer_room,
     save_run_result,
 )
-from softprompt.utils.arguments import check_arguments
+from softprompt.utils.arguments import check_arguments, refuse_argument
 from softprompt.utils.files import expand_user
 
 METHOD = "multitask"
@@ -195,6 +195,11 @@ def resolve_configs(
     config: TrainConfig | Mapping[str, TrainConfig] | None, settings: Mapping[str, Any]
 ) -> dict[str, TrainConfig]:
     """By name, each with the single settings in place of its own."""
+    if config is not None and not isinstance(config, TrainConfig | Mapping):
+        advice = {"": "give sp.TrainConfig(steps=300, ...), or single settings by name"}
+        raise refuse_argument("config", "a TrainConfig, or several by name", config, advice)
+    if isinstance(config, Mapping) and config and not any(isinstance(one, TrainConfig) for one in config.values()):
+        config = TrainConfig(**config)
     configs = dict(config) if isinstance(config, Mapping) else {"": config or TrainConfig()}
     if not settings:
         return configs

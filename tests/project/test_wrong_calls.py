@@ -110,8 +110,8 @@ CALLS: dict[str, tuple[Call, str]] = {
         r"labels: expected a list of names, as .* got 'a,b'",
     ),
     "labels as numbers": (
-        lambda: sp.Task.of(ROWS, labels=[0, 1]),
-        "labels: expected names, got the number 0: labels are strings",
+        lambda: sp.Task.of(ROWS, labels=[None, "a"]),
+        "labels: expected names of labels, got None: give strings",
     ),
     "label that is not named": (
         lambda: sp.Task.of(ROWS, labels=["a", "c"]),
