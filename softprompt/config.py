@@ -106,8 +106,7 @@ class TrainConfig(Settings):
     gradient_checkpointing: bool = Field(False, description="compute layers twice to save the memory between")
     compile: Literal["auto", "always", "never"] = Field(
         "auto",
-        description="compile what stands between matrix products; auto: behind the first step of a long run, if there "
-        "is a C++ compiler",
+        description="compile parts of the model's work on a CPU; auto: where it pays and there is a C++ compiler",
     )
     token_budget: int = Field(
         8192, ge=1, description="padded tokens per forward pass, at most (2,048 on a CPU); longer batches are cut"
@@ -194,10 +193,12 @@ class TrainConfig(Settings):
 class DistillConfig(Settings):
     """What a student learns of its teacher; how it learns is said by ``TrainConfig``."""
 
-    temperature: float = Field(
+    distillation_temperature: float = Field(
         1.0, ge=0.1, le=100, description="what both distributions' logits are divided by (Hinton et al. 2015)"
     )
-    top_k: int = Field(64, ge=1, le=4096, description="likeliest tokens kept of the teacher at each place (generation)")
+    teacher_top_k: int = Field(
+        64, ge=1, le=4096, description="likeliest tokens kept of the teacher at each place (generation)"
+    )
     greedy: bool = Field(True, description="learn the teacher's greedy completion of each input (generation)")
     samples: int = Field(0, ge=0, le=1000, description="sampled completions of each input beside it (generation)")
     sample_temperature: float = Field(1.0, gt=0, le=100, description="of sampling")
@@ -329,8 +330,10 @@ def describe_unknown_setting(name: str, model: type[BaseModel]) -> str:
     ours = _ELSEWHERE.get(name)
     if ours is not None and (model is TrainConfig or ours in model.model_fields):
         return f"unknown setting '{name}': it is called '{ours}' here"
-    near = difflib.get_close_matches(name, model.model_fields, n=1)
-    hint = f"did you mean '{near[0]}'?" if near else f"known settings: {', '.join(model.model_fields)}"
+    near = difflib.get_close_matches(name, model.model_fields, n=2, cutoff=0.62)
+    hint = (
+        f"did you mean {' or '.join(map(repr, near))}?" if near else f"known settings: {', '.join(model.model_fields)}"
+    )
     return f"unknown setting '{name}': {hint}"
 
 

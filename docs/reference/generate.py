@@ -17,6 +17,7 @@ import pydantic
 
 import softprompt
 from softprompt.cli.main import cli
+from softprompt.cli.verbs.help_pages import group_options
 from softprompt.utils.notebook_display import Displayed
 
 HERE = Path(__file__).parent
@@ -188,10 +189,14 @@ def table(heads: tuple[str, ...], rows: list[tuple[str, ...]]) -> Iterator[str]:
 
 
 def command_page() -> Iterator[str]:
-    verbs = dict(sorted(cli.commands.items()))
     yield "# Command line\n"
     yield f"`softprompt VERB --help` says the same. {MADE}\n"
-    yield from table(("verb", "does"), [(f"[{name}](#{name})", summary_of(command)) for name, command in verbs.items()])
+    verbs: dict[str, click.Command] = {}
+    for heading, commands in cli.sections().items():
+        yield f"**{heading}**\n"
+        rows = [(f"[{name}](#{name})", summary_of(command)) for name, command in commands.items()]
+        yield from table(("verb", "does"), rows)
+        verbs |= commands
     for name, command in verbs.items():
         yield from verb_part(name, command)
 
@@ -211,8 +216,11 @@ def verb_part(name: str, command: click.Command, level: str = "##") -> Iterator[
     yield inspect.cleandoc(command.help or "").replace("\b\n", "").replace("``", "`").strip() + "\n"
     if command.epilog:
         yield in_python(command.epilog) + "\n"
-    if options:
-        yield from table(("option", "what it is"), [(option_names(one), option_help(one)) for one in options])
+    for heading, grouped in group_options(command).items() if options else ():
+        if heading != "Options":
+            yield f"**{heading}**\n"
+        rows = [(option_names(one), option_help(one)) for one in grouped if isinstance(one, click.Option)]
+        yield from table(("option", "what it is"), rows)
     if isinstance(command, click.Group):
         for part, inner in sorted(command.commands.items()):
             yield from verb_part(f"{name} {part}", inner, level + "#")

@@ -37,8 +37,8 @@ def run_inspect(
     prompt_place: str,
     data: str,
     against: str | None,
-    template: str | None,
-    store: Path | None,
+    served_template: str | None,
+    among: Path | None,
     limit: int | None,
     train_rows: int | None,
     metric: str | None,
@@ -56,10 +56,10 @@ def run_inspect(
     prompt = load_prompt(prompt_place).judged_by(metric)
     judging_metric(prompt.spec)
     other = None if against is None else load_prompt(against)
-    if template is not None:
-        Template(template, prompt.spec.columns.text)
-    if store is not None:
-        rank_similar(prompt, store)
+    if served_template is not None:
+        Template(served_template, prompt.spec.columns.text)
+    if among is not None:
+        rank_similar(prompt, among)
     task = Task.matching(prompt.spec, data, **columns)
     if options["split"] is not None:
         _ = task.splits[options["split"]]
@@ -72,15 +72,15 @@ def run_inspect(
         task,
         place=prompt_place,
         against=None if other is None else (str(against), other),
-        template=template,
-        store=store,
+        served_template=served_template,
+        among=among,
         limits=InspectionLimits.of(limit, train_rows),
         progress=say,
         **options,
     )
     document = make_inspection_document(found)
     if html is not None:
-        write_page(document, html, "--html")
+        write_page(document, html)
         say(f"page written to {html}")
     print_result(found.model_dump(mode="json"), document, as_json)
 
@@ -110,14 +110,14 @@ def run_prune(
     print_result(result, make_pruning_document(report, prompt.length, out), as_json)
 
 
-def run_similar(prompt_folder: str, store: Path, as_json: bool) -> None:
+def run_similar(prompt_folder: str, among: Path, as_json: bool) -> None:
     prompt = load_prompt(prompt_folder)
-    found = rank_similar(prompt, store)
+    found = rank_similar(prompt, among)
     best = next((one for one in found if one.start), None)
     command = None if best is None else _command(prompt, best)
     result = {
         "prompt": prompt_folder,
-        "store": str(store),
+        "among": str(among),
         "base": prompt.base_name,
         "kind": prompt.states[0].kind,
         "ranked": [one.to_dict() for one in found if one.reason is None],
@@ -135,13 +135,13 @@ def _command(prompt: "Prompt", best: "SimilarPrompt") -> str:
 
 
 def run_monitor(
-    samples: Path,
+    sample_file: Path,
     store: str | None,
     prompts: tuple[str, ...],
     since: str | None,
     data: str | None,
     model_name: str | None,
-    report: Path | None,
+    html: Path | None,
     fail_on_drift: bool,
     as_json: bool,
     **options: Any,
@@ -152,15 +152,15 @@ def run_monitor(
         raise ConfigError(f"expected a store or saved prompts, got {got}: give --store or --prompt")
     if columns and data is None:
         raise ConfigError("--text-column, --label-column and --target-column are for --data: give it too")
-    if report is not None and report.is_dir():
-        raise OutputError(f"'{report}' is a folder: give --report the name of a file")
+    if html is not None and html.is_dir():
+        raise OutputError(f"'{html}' is a folder: give --html the name of a file")
     begins = 0.0 if since is None else time.time() - parse_span(since, "--since")
-    read = read_samples(samples, begins)
+    read = read_samples(sample_file, begins)
 
     found = monitor(
         read,
         FolderSource(prompts) if store is None else StoreSource(store),
-        place=str(samples),
+        place=str(sample_file),
         since=begins,
         data=data,
         columns=columns,
@@ -168,9 +168,9 @@ def run_monitor(
         states=model_name is not None,
         progress=say,
     )
-    if report is not None:
-        write_page(make_drift_document(found), report)
-        say(f"page written to {report}")
+    if html is not None:
+        write_page(make_drift_document(found), html)
+        say(f"page written to {html}")
     print_result(found.model_dump(mode="json"), make_drift_document(found), as_json)
     if fail_on_drift and found.drifting:
         sys.exit(DRIFT)

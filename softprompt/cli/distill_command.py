@@ -20,11 +20,11 @@ from softprompt.training.distillation.teacher import read_text
 
 def run_distill(
     model_name: str,
-    text_file: Path | None,
-    shots: int | None,
+    teacher_text: Path | None,
+    shots: int,
     shots_seed: int,
-    saved: str | None,
-    inputs: str,
+    teacher: str | None,
+    data: str,
     out: Path,
     lengths: str | None,
     template: str | None,
@@ -46,18 +46,18 @@ def run_distill(
     if lengths is not None and settings["length"] is not None:
         raise ConfigError("--length and --lengths exclude each other: give one of them")
     chosen = TrainConfig.load(config, **settings)
-    if saved is not None and (text_file or shots or template or labels or verbalizer):
+    if teacher is not None and (teacher_text or shots or template or labels or verbalizer):
         raise ConfigError(
-            "--teacher brings its own task, --prompt, --shots, --template, --labels and --verbalizer are for text: "
-            "leave them or --teacher out"
+            "--teacher brings its own task, --teacher-text, --shots, --template, --labels and --verbalizer are for "
+            "text: leave them or --teacher out"
         )
-    if saved is None and text_file is None and shots is None:
-        raise ConfigError("expected a teacher: --prompt FILE, --shots N or --teacher PROMPT; got none")
+    if teacher is None and teacher_text is None and not shots:
+        raise ConfigError("expected a teacher: --teacher-text FILE, --shots N or --teacher PROMPT; got none")
     members = {"": chosen} if lengths is None else make_length_configs(chosen, _numbers(lengths))
-    text = "" if text_file is None else read_text(text_file)
-    prompt = None if saved is None else load_prompt(saved).judged_by(metric)
+    text = "" if teacher_text is None else read_text(teacher_text)
+    prompt = None if teacher is None else load_prompt(teacher).judged_by(metric)
     task = Task.of_inputs(
-        inputs,
+        data,
         spec=None if prompt is None else prompt.spec,
         max_length=chosen.max_length,
         **parse_task_settings(template, labels, verbalizer, metric),

@@ -12,7 +12,7 @@ from softprompt.data.examples import Example
 from softprompt.data.split_assignment import Subsample, sample_examples
 from softprompt.data.task import Task
 from softprompt.errors import ConfigError, DataError
-from softprompt.inference.evaluation import Evaluation, evaluate, truncation_notes
+from softprompt.inference.evaluation import Evaluation, add_baseline, evaluate, truncation_notes
 from softprompt.inference.generation import GenerationConfig, choose_max_new_tokens
 from softprompt.inference.predictions import Prediction
 from softprompt.inference.predictor import Predictor, arriving_examples
@@ -34,12 +34,13 @@ def run_eval(
     template: str | None,
     labels: str | None,
     verbalizer: tuple[str, ...],
-    instruction: str,
+    instruction: str | None,
     shots: int,
     seed: int,
     max_new_tokens: int | None,
     vote: Any,
     metric: str | None,
+    baseline: bool,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -51,6 +52,8 @@ def run_eval(
             "--template, --labels, --verbalizer, --instruction and --shots are for the written prompt: "
             "leave them or PROMPT out"
         )
+    if prompt_folder is None and baseline:
+        raise ConfigError("--baseline tells what a saved prompt gains over the written one: give PROMPT too")
     if prompt_folder is not None:
         prompt = load_prompt(prompt_folder).judged_by(metric)
         task = Task.matching(prompt.spec, data, **columns)
@@ -69,9 +72,11 @@ def run_eval(
         if prompt_folder is not None:
             result = evaluate(base, examples, prompt, generation=generation, vote=vote)
         else:
-            state = written_prompt(base, task.spec, instruction, examples_in_front)
+            state = written_prompt(base, task.spec, instruction or "", examples_in_front)
             result = evaluate(base, examples, state, spec=task.spec, generation=generation)
     result = replace(result, drawn=Subsample(len(examples), len(whole), seed))
+    if baseline:
+        result = add_baseline(base, prompt, task.train, examples, result, generation)
     notes: dict[str, Any] = {}
     if prompt_folder is not None:
         same = prompt.data.get("fingerprint") == task.splits.fingerprint

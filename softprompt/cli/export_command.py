@@ -11,7 +11,7 @@ from softprompt.cli.printing import print_result
 from softprompt.data.task import Task, TaskSpec
 from softprompt.errors import ConfigError
 from softprompt.export.export_formats import FORMATS
-from softprompt.export.prompt_exchange import check_export, export_prompt, import_prompt
+from softprompt.export.prompt_exchange import check_export, export_prompt, import_prompt, recognize_format
 from softprompt.models.deferred_base import BaseCheck, DeferredBase
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.report.pages.training_page import make_import_document
@@ -52,7 +52,7 @@ def run_export(
 
 def run_import(
     source: Path,
-    form: str,
+    form: str | None,
     model_name: str,
     out: Path,
     data: str | None,
@@ -73,6 +73,7 @@ def run_import(
         task = Task.of(data, **settings, **columns)
         for note in task.splits.notes:
             say(note)
+    form = form or recognize_format(source)
     if FORMATS[form].dtype != "saved" and model["quantize"] is None:
         model["dtype"] = model["dtype"] or FORMATS[form].dtype
     prompt = import_prompt(defer_base(model_name, model), source, format=form, task=task)

@@ -51,6 +51,7 @@ def run_train(
     sharding: str | None,
     streaming: bool,
     no_test: bool,
+    no_baseline: bool,
     example: str | None,
     as_json: bool,
     **settings: Any,
@@ -79,6 +80,7 @@ def run_train(
         resume=resume,
         restart=restart,
         evaluate_test=not no_test,
+        baseline=not no_baseline,
         example=example,
     )
     result = {
@@ -98,6 +100,7 @@ def run_multitask(
     resume: bool,
     restart: bool,
     no_test: bool,
+    no_baseline: bool,
     metric: str | None,
     as_json: bool,
     **settings: Any,
@@ -120,6 +123,7 @@ def run_multitask(
         resume=resume,
         restart=restart,
         evaluate_test=not no_test,
+        baseline=not no_baseline,
     )
     if not as_json:
         say("")

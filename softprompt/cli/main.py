@@ -16,6 +16,21 @@ from softprompt.cli.verbs.lazy_verbs import cli
 from softprompt.errors import SoftpromptError
 from softprompt.utils.threads import prepare_threads
 
+# said to who gives no verb; on standard error and with exit code 2, for a script that forgot it
+BEGINNING = """\
+softprompt learns a few virtual tokens for your task on a frozen language model.
+
+Three commands to begin with:
+
+  softprompt demo
+      the whole story on a small model and data, on this machine
+  softprompt train --model MODEL --data FILE --out prompts/mine
+      learn a prompt from rows with a text and a label, or a target; say what it gains
+  softprompt predict prompts/mine "a text"
+      answer with it
+
+softprompt --help lists all verbs in the order of use, softprompt VERB --help explains one."""
+
 # how to go on after an interruption
 RESUMING = {
     **dict.fromkeys(("train", "multitask", "distill"), "; --resume goes on from the last checkpoint"),
@@ -31,8 +46,10 @@ def main() -> None:
     prepare_threads()
     try:
         cli.main(prog_name="softprompt", standalone_mode=False)
-    except click.exceptions.NoArgsIsHelpError:
-        _fail(f"expected a verb, one of {', '.join(sorted(cli.commands))}; got none (softprompt --help explains)", 2)
+    except click.exceptions.NoArgsIsHelpError as error:
+        for line in (error.format_message() if _verb() else BEGINNING).splitlines():
+            say(line)
+        sys.exit(2)
     except click.ClickException as error:
         _fail(f"{error.format_message()} (softprompt {_verb()}--help explains)", 2)
     except SoftpromptError as error:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Self
 
 from softprompt.config import TaskKind
+from softprompt.data.known_formats import recognize_rows, suggest_columns
 from softprompt.data.label_names import fold_label, quote_label
 from softprompt.errors import DataError
 from softprompt.utils.messages import quote_names, type_name
@@ -109,8 +110,17 @@ class Columns(NamedTuple):
             if not label_chosen and (self.target in row or "references" in row):
                 return "generation"
         missing = wanted if has_text else [self.text]
+        raise DataError(f"{place}: {_lacks(row, missing)}{self._advise(row, missing)}")
+
+    def _advise(self, row: Mapping[str, Any], missing: Sequence[str]) -> str:
+        """How a row that lacks these columns may be read."""
+        usual = Columns()
+        if self.names() == usual and (found := recognize_rows(row)) is not None:
+            return f"these are {found.name}; {found.advice}"
         names = "--text-column, --label-column or --target-column"
-        raise DataError(f"{place}: {_lacks(row, missing)}name it with {names}")
+        answers = {"label", "target", "references"} & row.keys()
+        likely = suggest_columns(row, [*missing, *(() if answers else ("label", "target"))])
+        return f"name it with {names}" + (f", here perhaps {likely}" if likely else "")
 
     def text_of(self, row: Mapping[str, Any], place: str) -> str:
         """The row's text, empty where it may lack one and does."""

@@ -66,6 +66,11 @@ def prepend_tokens(items: Sequence[EncodedSequence], fronts: Sequence[Sequence[i
 
 
 def encode_solved_within(encoder: ExampleEncoder, examples: Sequence[Example], length: int, seed: int) -> list[int]:
+    """Token ids of the examples of ``fit_solved``, one behind the other."""
+    return [token for ids in fit_solved(encoder, examples, length, seed) for token in ids]
+
+
+def fit_solved(encoder: ExampleEncoder, examples: Sequence[Example], length: int, seed: int) -> list[list[int]]:
     """Token ids of as many solved examples as fit into ``length``, of each label in turn, drawn by ``seed``.
 
     None at all where no example of some label fits into its share of ``length``: examples of some labels only would
@@ -82,17 +87,17 @@ def encode_solved_within(encoder: ExampleEncoder, examples: Sequence[Example], l
     ready = {label: encode_solved(encoder, pool) for label, pool in sorted(pools.items(), key=lambda one: str(one[0]))}
     labels = list(ready)
     generator.shuffle(labels)
-    chosen: list[int] = []
-    turn = 0
+    chosen: list[list[int]] = []
+    turn, left = 0, length
     while labels:
         label = labels[turn % len(labels)]
-        room = length // len(labels) if turn < len(labels) else length - len(chosen)
+        room = length // len(labels) if turn < len(labels) else left
         fitting = next((ids for ids in ready[label] if len(ids) <= room), None)
         if fitting is None:
             return chosen if turn >= len(labels) else []
         ready[label].remove(fitting)
-        chosen += fitting
-        turn += 1
+        chosen.append(fitting)
+        turn, left = turn + 1, left - len(fitting)
     return chosen
 
 

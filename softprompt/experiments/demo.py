@@ -100,7 +100,15 @@ def run_demo(
     say(f"learned prompt: {steps} steps on {len(task.train):,} training sentences")
     config = TrainConfig(steps=steps, eval_every=EVAL_EVERY)
     prompt = fit(
-        base, task, out=folder, config=config, callback=callback, restart=True, evaluate_test=False, example=EXAMPLE
+        base,
+        task,
+        out=folder,
+        config=config,
+        callback=callback,
+        restart=True,
+        evaluate_test=False,
+        baseline=False,
+        example=EXAMPLE,
     )
     results["learned prompt"] = read("learned prompt", prompt)
 

@@ -170,7 +170,8 @@ def read_peft(folder: Path) -> Adapter:
     if kind is None:
         raise PromptFileError(
             f"'{folder}' is an adapter of the type {config.get('peft_type')!r}: expected one that is a prompt, "
-            f"{', '.join(_FLAT_KINDS)}"
+            f"{', '.join(_FLAT_KINDS)}; one that changes weights, as LoRA, is merged into its model (merge_and_unload "
+            "of PEFT), whose folder is then given with --model"
         )
     path = folder / TENSOR_FILE
     if not path.is_file():

@@ -17,6 +17,7 @@ from softprompt.training.training_run import evaluate_prompt
 from softprompt.utils.arguments import check_arguments
 from softprompt.utils.files import check_free
 from softprompt.utils.messages import map_read_errors
+from softprompt.utils.place_kinds import describe_mistaken_place, recognize_place
 from softprompt.utils.version import read_versions
 
 
@@ -89,7 +90,7 @@ def import_prompt(
     base: BaseSource,
     source: str | Path,
     *,
-    format: str = "npy",
+    format: str | None = None,
     task: Task | TaskSpec | None = None,
 ) -> Prompt:
     """A prompt that was learned elsewhere, as one of ours.
@@ -97,7 +98,7 @@ def import_prompt(
     Args:
         base: the model that it was learned on, or its name; it is then loaded once ``source`` is read.
         source: the file or folder of others.
-        format: of ``FORMATS``: ``npy`` or ``peft``.
+        format: of ``FORMATS``: ``npy`` or ``peft``; what ``source`` looks like, if not given.
         task: what it is for; of a ``Task`` the validation and test splits are scored. What ``source`` says, else
             generation from the text alone, if not given.
 
@@ -105,7 +106,9 @@ def import_prompt(
         ConfigError: an unknown format, or one that is only written.
         PromptFileError, DataError: ``source`` is damaged, cannot be read, or is not of the size of ``base``.
     """
-    target, source, base = find_format(format), Path(source), resolve_base(base)
+    source, base = Path(source), resolve_base(base)
+    format = format or recognize_format(source)
+    target = find_format(format)
     if not target.imported:
         raise ConfigError(f"format '{format}' is only written: expected one of {', '.join(name_imported())}")
     found = target.read(source)
@@ -135,6 +138,25 @@ def find_format(name: str) -> ExportFormat:
     if name not in FORMATS:
         raise ConfigError(f"unknown format '{name}': expected one of {', '.join(FORMATS)}")
     return FORMATS[name]
+
+
+def recognize_format(source: Path) -> str:
+    """The format of what lies at ``source``.
+
+    Raises:
+        PromptFileError: it is none that prompts can be imported from.
+    """
+    kind = recognize_place(source)
+    if kind is not None and kind.is_a == "import":
+        return "peft" if source.is_dir() else "npy"
+    if told := describe_mistaken_place(source, "import"):
+        raise PromptFileError(f"expected a prompt of another program; {told}")
+    if source.suffix == ".npy":
+        return "npy"
+    what = "no such place" if not source.exists() else "a folder" if source.is_dir() else "a file"
+    raise PromptFileError(
+        f"'{source}': expected a .npy file of virtual tokens or the adapter folder of a prompt of PEFT, got {what}"
+    )
 
 
 def name_imported() -> list[str]:

@@ -5,16 +5,19 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from softprompt.data.examples import Example
-from softprompt.data.split_assignment import Subsample, sample_examples
+from softprompt.data.split_assignment import Subsample, sample_examples, sample_indices
 from softprompt.data.task import Task, TaskSpec
 from softprompt.data.task_arguments import Data, check_option_names, resolve_task
 from softprompt.errors import ConfigError, DataError
 from softprompt.inference.generation import GenerationConfig, choose_max_new_tokens
 from softprompt.inference.predictions import Prediction
 from softprompt.inference.predictor import Predictor, PredictorLike, Vote, load_base_of
+from softprompt.inference.written_baseline import MOST_ROWS, WrittenBaseline, compare_answers, write_baseline
+from softprompt.metrics.baseline_gain import format_gain
 from softprompt.metrics.registry import choose_metric, metrics_of_kind
 from softprompt.metrics.scores import Score
 from softprompt.models.deferred_base import BaseSource, load_checked, resolve_base
+from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.saved_prompt import Prompt
 from softprompt.store.prompt_loading import AnyPrompt, resolve_prompt
 from softprompt.utils.arguments import check_arguments
@@ -38,6 +41,7 @@ class Evaluation(Displayed):
         truncated: texts that had to be cut.
         drawn: of how many rows the examples are a sample, if they are one.
         split: that the examples are of, where it is known.
+        baseline: what the written prompt reaches on the same rows, where that was measured.
     """
 
     metric: Score
@@ -47,13 +51,15 @@ class Evaluation(Displayed):
     truncated: int
     drawn: Subsample | None = None
     split: str | None = None
+    baseline: WrittenBaseline | None = None
 
     def __repr__(self) -> str:
         return summarize(self, str(self), truncated=self.truncated or None)
 
     def __str__(self) -> str:
+        gain = "" if self.baseline is None else f", gain over the written prompt {format_gain(self.to_dict())}"
         where = "" if self.split is None else f" ({self.split} split)"
-        return ", ".join(map(str, (self.metric, *self.others))) + where
+        return ", ".join(map(str, (self.metric, *self.others))) + where + gain
 
     def to_pandas(self) -> "DataFrame":
         """A row for each metric, the main one first: ``value``, ``low`` and ``high`` of its interval, ``n``.
@@ -73,7 +79,13 @@ class Evaluation(Displayed):
             "truncated": self.truncated,
             **({} if self.drawn is None else self.drawn.to_dict()),
             **({} if isinstance(self.gold[0], str) else {"cut": self.cut}),
+            **({} if self.baseline is None else {"baseline": self.baseline.to_dict()}),
         }
+
+    @property
+    def answers(self) -> list[str]:
+        """The label or completion of each prediction."""
+        return [str(one.completion if one.label is None else one.label) for one in self.predictions]
 
     @property
     def cut(self) -> int:
@@ -96,6 +108,7 @@ def evaluate(
     spec: TaskSpec | None = None,
     generation: GenerationConfig | None = None,
     vote: Vote = "mean",
+    baseline: bool = False,
     **options: Any,
 ) -> Evaluation:
     """Predict and score.
@@ -111,6 +124,7 @@ def evaluate(
         spec: the task of examples, where ``prompt`` does not bring it.
         generation: how completions are made; greedily, with room for the longest reference, if not given.
         vote: how an ensemble comes to one answer (see ``Predictor``).
+        baseline: score the written prompt that ``prompt`` started from too, and tell the gain over it.
         options: of rows that become a task here: ``template=``, ``labels=``, ``text_column=``, ... (see ``Task.of``).
 
     Raises:
@@ -119,6 +133,9 @@ def evaluate(
         PromptFileError: the prompt was learned on another base model.
     """
     model, saved = resolve_base(base), resolve_prompt(prompt)
+    if baseline and not isinstance(saved, Prompt):
+        raise ConfigError("baseline=True tells what a saved prompt gains over the written one: give prompt= too")
+    train: Sequence[Example] = ()
     known = saved.spec if isinstance(saved, Prompt) else spec
     if isinstance(data, list | tuple) and all(isinstance(one, Example) for one in data):
         examples: Sequence[Example] = data
@@ -128,12 +145,14 @@ def evaluate(
         check_option_names("evaluate", options)
         task = resolve_task(data, known, options=options)
         known, split = task.spec, split or choose_split(task)
-        examples = task.splits[split]
+        examples, train = task.splits[split], task.train
     model = load_base_of(saved, base) if isinstance(saved, Prompt) else load_checked(model)
     if generation is None:
         generation = GenerationConfig(max_new_tokens=choose_max_new_tokens(model, known, examples))
     states = saved.states if isinstance(saved, Prompt) else saved
     found = score(Predictor(model, known, states, generation, vote), examples)
+    if baseline and isinstance(saved, Prompt):
+        found = add_baseline(model, saved, train, examples, found, generation)
     return replace(found, split=split)
 
 
@@ -172,6 +191,33 @@ def score_sample(
     """
     chosen = sample_examples(examples, limit, seed)
     return replace(score(answers, chosen), drawn=Subsample(len(chosen), len(examples) if of is None else of, seed))
+
+
+def add_baseline(
+    base: FrozenLM,
+    prompt: Prompt,
+    train: Sequence[Example],
+    examples: Sequence[Example],
+    learned: Evaluation,
+    generation: GenerationConfig | None = None,
+) -> Evaluation:
+    """``learned``, with what the written prompt reaches on the same examples; on a sample of them where they are many.
+
+    Args:
+        prompt: whose start was the written one.
+        train: solved examples to write.
+        examples: that ``learned`` has the predictions of, in order.
+        generation: as for the learned prompt.
+    """
+    metric, kind = learned.metric.metric, prompt.spec.kind
+    written = write_baseline(base, prompt.spec, prompt.training, prompt.states[0].length, prompt.seed, train)
+    indices = sample_indices(examples, MOST_ROWS[kind])
+    answers = Predictor(base, replace(prompt.spec, metric=metric), written.state, generation)
+    found = score(answers, [examples[index] for index in indices])
+    told = learned.answers
+    value, gain = compare_answers(metric, found.gold, [told[index] for index in indices], found.answers)
+    drawn = Subsample(len(indices), len(examples) if learned.drawn is None else learned.drawn.of)
+    return replace(learned, baseline=WrittenBaseline(written, found.metric, value, gain, drawn))
 
 
 def _read_label(example: Example) -> str:

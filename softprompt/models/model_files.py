@@ -11,6 +11,7 @@ from softprompt.errors import BaseModelError, MissingExtraError
 from softprompt.models.builtin_models import MODEL_NAME, embedded_model_folder
 from softprompt.models.gguf_conversion import gguf_folder
 from softprompt.utils.files import expand_user
+from softprompt.utils.place_kinds import describe_mistaken_place
 
 if TYPE_CHECKING:
     import torch
@@ -74,8 +75,12 @@ def find_source(
         return ModelSource(name, str(path.parent), options | {"gguf_file": path.name})
     if path.is_dir():
         if not (path / "config.json").is_file():
+            if told := describe_mistaken_place(name, "model"):
+                raise BaseModelError(f"expected a model; {told}")
             raise BaseModelError(f"'{name}' is no model folder: expected config.json in it, which is missing")
         return ModelSource(name, str(path), options)
+    if path.is_file() and (told := describe_mistaken_place(name, "model")):
+        raise BaseModelError(f"expected a model; {told}")
     looks_local = name.startswith((".", "/", "~")) or name.count("/") != 1
     if looks_local and "/" in name:
         raise BaseModelError(f"base model folder '{name}' does not exist")

@@ -25,6 +25,7 @@ from softprompt.prompts.state import PromptState, describe_state
 from softprompt.prompts.training_history import TrainingHistory, parse_history
 from softprompt.utils.files import check_free, expand_user, write_folder
 from softprompt.utils.notebook_display import Displayed
+from softprompt.utils.place_kinds import describe_mistaken_place
 from softprompt.utils.safe_io import TEXT_LIMIT, check_header, parse_json, read_file
 from softprompt.utils.seals import BROKEN, seal, unseal
 from softprompt.utils.summaries import describe_value, summarize
@@ -307,13 +308,11 @@ def _read_history_file(files: Mapping[str, bytes]) -> dict[str, str]:
 def read_manifest_bytes(folder: Path) -> bytes:
     try:
         return read_file(folder / MANIFEST_FILE, TEXT_LIMIT)
-    except FileNotFoundError as error:
-        what = f"holds no {MANIFEST_FILE}" if folder.exists() else "does not exist"
+    except (FileNotFoundError, NotADirectoryError) as error:
+        if told := describe_mistaken_place(folder, "prompt"):
+            raise PromptFileError(f"expected a saved prompt; {told}") from error
+        what = "is a file" if folder.is_file() else f"holds no {MANIFEST_FILE}" if folder.exists() else "does not exist"
         raise PromptFileError(f"'{folder}' is no saved prompt, it {what}: give the folder that train wrote") from error
-    except NotADirectoryError as error:
-        raise PromptFileError(
-            f"'{folder}' is no saved prompt, it is a file: give the folder that train wrote"
-        ) from error
     except (OSError, ValueError) as error:
         raise PromptFileError(f"'{folder / MANIFEST_FILE}' is damaged: {error}") from error
 

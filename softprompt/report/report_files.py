@@ -60,7 +60,7 @@ def _write_files(contents: Mapping[str, str], out: str | Path) -> list[Path]:
     return list(paths)
 
 
-def write_page(document: Document, path: Path, option: str = "--report") -> None:
+def write_page(document: Document, path: Path, option: str = "--html") -> None:
     """Write a document as one HTML file, in place of an older one.
 
     Raises:

@@ -23,6 +23,7 @@ from softprompt.store.backends import open_backend
 from softprompt.store.metadata import MOST_FILES, AliasChange, FileDigest, Marker, StoreRecord, Version
 from softprompt.store.references import LATEST, Reference, check_alias, check_name, is_name, is_number, is_reference
 from softprompt.utils.files import expand_user
+from softprompt.utils.place_kinds import describe_mistaken_place
 from softprompt.utils.safe_io import FILE_LIMIT, FILE_NAME, TEXT_LIMIT, read_file
 
 MARKER, RECORD = "softprompt-store.json", "version.json"
@@ -180,6 +181,8 @@ class ArtifactStore:
 
     @cached_property
     def _is_store(self) -> bool:
+        if Path(self.url).is_file():
+            return False
         try:
             content = self._backend.read(MARKER, TEXT_LIMIT)
         except FileNotFoundError:
@@ -189,6 +192,8 @@ class ArtifactStore:
 
     def _check_store(self) -> None:
         if not self._is_store:
+            if told := describe_mistaken_place(self.url, "store"):
+                raise StoreError(f"expected a store; {told}")
             raise StoreError(f"'{self.url}' is no store, it holds no {MARKER}: softprompt push makes one")
 
     def _make_store(self) -> None:

@@ -111,7 +111,7 @@ def rank_similar(prompt: Prompt, folder: Path) -> list[SimilarPrompt]:
         place = folder if error.filename is None else Path(error.filename)
         if place == folder:
             raise ConfigError(
-                f"expected a folder of saved prompts, got '{folder}' ({error.strerror}): give --store the folder that "
+                f"expected a folder of saved prompts, got '{folder}' ({error.strerror}): give --among the folder that "
                 "holds them"
             ) from error
         unreadable.append(SimilarPrompt(folder=place, reason=f"it cannot be read: {error.strerror}"))
@@ -124,7 +124,7 @@ def rank_similar(prompt: Prompt, folder: Path) -> list[SimilarPrompt]:
         within = ", which is a saved prompt itself" if os.access(folder / MANIFEST_FILE, os.F_OK) else ""
         raise ConfigError(
             f"expected saved prompts to compare with below '{folder}'{within}, got {found}: "
-            "give --store the folder that holds them"
+            "give --among the folder that holds them"
         )
     return sorted(others, key=_rank)
 

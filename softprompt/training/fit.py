@@ -71,6 +71,7 @@ def fit(
     resume: bool = False,
     restart: bool = False,
     evaluate_test: bool = True,
+    baseline: bool = True,
     ensemble: bool = False,
     example: str | None = None,
     teachers: Mapping[str, Prompt | str] | None = None,
@@ -89,12 +90,11 @@ def fit(
             ``lr=0.1`` in standard deviations of the base's token embeddings, ...), beside which stand those of a task
             that is made here (``template=``, ``label_column=``, ..., see ``Task.of``). Several configurations, by the
             name each is reported under (see ``make_population``), learn one task in the same forward passes; the best
-            on validation is given, and what each reached is under ``training["population"]``. Of several tasks, the
-            method and its options play no role.
+            on validation is given, what each reached is under ``training["population"]``. Several tasks take no method.
         callback, callbacks: told of the run: objects with some of ``Callback``'s methods, or of ``transformers``.
         progress: what shows the run: a bar in a notebook or terminal, else lines on standard error; ``False``: nothing.
         resume, restart: go on with the unfinished run of ``out``, to the same bytes; or throw it away.
-        evaluate_test: score the test split once at the end, if there is one.
+        evaluate_test, baseline: score the test split at the end; and the written prompt on its rows, to tell the gain.
         ensemble: give the prompts of several settings as one that answers by vote, instead of the best.
         example: a text, saved with the prompt, that the page of a server offers to begin with.
         teachers: of several tasks, prompts saved for single ones to learn from, or their places, by the task's name.
@@ -120,9 +120,9 @@ def fit(
         check_output(out, resume=resume, restart=restart)
     base = load_checked(base, partial(check_prompts_base, configs, taught.values()))
     tasks, configs = _prepare(base, tasks, configs)
-    identity = _describe_teaching(taught, distillation) if several else {}
     run: AbstractContextManager[Checkpoint | None] = nullcontext()
     if out is not None:
+        identity = _describe_teaching(taught, distillation) if several else {}
         run = open_run(out, base, tasks, configs, resume=resume, restart=restart, callback=told, **identity)
     with run as checkpoint:
         _report_data(base, tasks, configs, told)
@@ -131,10 +131,10 @@ def fit(
             if several
             else _learn_prompts(base, tasks[""], configs, ensemble, example, told, checkpoint)
         )
-        prompts = _score_prompts(base, tasks, learned, told, evaluate_test=evaluate_test)
+        prompts = _score_prompts(base, tasks, learned, told, evaluate_test=evaluate_test, baseline=baseline)
         if out is not None and checkpoint is not None:
-            _save(prompts, {name: outcome for name, (_, outcome) in learned.items()}, out, checkpoint, base.processes)
-    base.processes.wait()
+            _save(prompts, {name: outcome for name, (_, outcome) in learned.items()}, out, checkpoint, processes)
+    processes.wait()
     return prompts if several else prompts[""]
 
 
@@ -263,11 +263,17 @@ def _learn_tasks(
 
 
 def _score_prompts(
-    base: FrozenLM, tasks: Mapping[str, Task], learned: Learned, callback: Callback, *, evaluate_test: bool
+    base: FrozenLM,
+    tasks: Mapping[str, Task],
+    learned: Learned,
+    callback: Callback,
+    *,
+    evaluate_test: bool,
+    baseline: bool,
 ) -> dict[str, Prompt]:
     with report_progress(callback.on_read):
         return {
-            name: evaluate_prompt(prompt, base, tasks[name], evaluate_test=evaluate_test)
+            name: evaluate_prompt(prompt, base, tasks[name], callback, evaluate_test=evaluate_test, baseline=baseline)
             for name, (prompt, _) in learned.items()
         }
 

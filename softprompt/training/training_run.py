@@ -14,13 +14,14 @@ import torch
 from softprompt.config import TrainConfig
 from softprompt.data.encoding.encoder import ExampleEncoder
 from softprompt.data.examples import Example
-from softprompt.data.split_assignment import Subsample
+from softprompt.data.split_assignment import Subsample, sample_examples
 from softprompt.data.task import Task
 from softprompt.errors import OutputError, SoftpromptError
-from softprompt.inference.evaluation import score_sample
+from softprompt.inference.evaluation import add_baseline, score_sample
 from softprompt.inference.generation import ANSWER_ROOM, choose_max_new_tokens
 from softprompt.inference.predictions import Prediction
 from softprompt.inference.predictor import Predictor
+from softprompt.inference.written_baseline import MOST_ROWS
 from softprompt.models.distributed import SINGLE_PROCESS, ProcessGroup
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.models.kernels.compilation import should_compile
@@ -173,8 +174,19 @@ def build_prompt(
     )
 
 
-def evaluate_prompt(prompt: Prompt, base: FrozenLM, task: Task, *, evaluate_test: bool) -> Prompt:
-    """The prompt with what it reaches on validation, and on test if wanted, and with a profile of validation."""
+def evaluate_prompt(
+    prompt: Prompt,
+    base: FrozenLM,
+    task: Task,
+    callback: Callback | None = None,
+    *,
+    evaluate_test: bool,
+    baseline: bool = False,
+) -> Prompt:
+    """The prompt with what it reaches on validation, and on test if wanted, and with a profile of validation.
+
+    ``baseline``: with what the written prompt reaches on the last of these, too.
+    """
     predictor = Predictor(base, prompt.spec, prompt.states)
     limit = TEST_LIMIT[prompt.spec.kind]
     splits: Mapping[str, tuple[Example, ...]] = {"validation": task.validation, "test": task.test}
@@ -183,6 +195,15 @@ def evaluate_prompt(prompt: Prompt, base: FrozenLM, task: Task, *, evaluate_test
         for name, examples in splits.items()
         if examples and (name == "validation" or evaluate_test)
     }
+    if baseline and scored:
+        name = "test" if "test" in scored else "validation"
+        examples = sample_examples(splits[name], limit)
+        tell, rows = (callback or Callback()).on_message, min(len(examples), MOST_ROWS[prompt.spec.kind])
+        tell(f"the written prompt answers {rows:,} {name} rows too, to tell the gain over it")
+        try:
+            scored[name] = add_baseline(base, prompt, task.train, examples, scored[name])
+        except SoftpromptError as error:  # its words may leave no room for a text: no reason to lose what was learned
+            tell(f"the gain over the written prompt cannot be told: {error}")
     answered = scored["validation"].predictions if "validation" in scored else ()
     metrics = {name: evaluation.to_dict() for name, evaluation in scored.items()}
     return attach_records(replace(prompt, metrics=metrics), base, task, answered)

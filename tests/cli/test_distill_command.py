@@ -28,6 +28,7 @@ from softprompt.training.distillation.teacher import Teacher
 
 TEXT = "great fine good\ndull poor bad\nSay whether the film is good or bad.\n"
 CPU = ["--device", "cpu", "--dtype", "float32"]
+TEACHER = ["--teacher-text", "{place}/prompt.txt"]
 FAST = ["--steps", "8", "--batch-size", "8", "--eval-every", "4", "--template", TEMPLATE, *CPU]
 
 
@@ -46,11 +47,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def distill(place: Path, out: Path, *more: object, inputs: str = "inputs.jsonl") -> Ended:
-    return command("distill", "--model", place / "model", "--inputs", place / inputs, "--out", out, *FAST, *more)
+    return command("distill", "--model", place / "model", "--data", place / inputs, "--out", out, *FAST, *more)
 
 
 def text(place: Path) -> list[object]:
-    return ["--prompt", place / "prompt.txt", "--labels", "bad,good"]
+    return ["--teacher-text", place / "prompt.txt", "--labels", "bad,good"]
 
 
 class TestTheCommand:
@@ -131,7 +132,7 @@ class TestTheCommand:
         first = distill(place, tmp_path / "long", *text(place), "--length", "12", "--no-measure", "--no-test")
         assert first.code == 0, first.err
         arguments = ["distill", "--model", place / "model", "--teacher", tmp_path / "long", "--length", "3"]
-        settings = ["--inputs", place / "reviews", "--steps", "4", "--out", tmp_path / "short", *CPU, "--json"]
+        settings = ["--data", place / "reviews", "--steps", "4", "--out", tmp_path / "short", *CPU, "--json"]
         done = command(*arguments, *settings)
         assert done.code == 0, done.err
         found = json.loads(done.out)
@@ -140,41 +141,68 @@ class TestTheCommand:
         assert load_prompt(tmp_path / "short").spec == load_prompt(tmp_path / "long").spec
 
     def test_generation(self, place: Path, tmp_path: Path) -> None:
-        how = ["--max-new-tokens", "5", "--samples", "1", "--temperature", "2", "--top-k", "8", "--stop", "\\n"]
-        done = distill(place, tmp_path / "p", "--prompt", place / "prompt.txt", *how, "--length", "6", inputs="answers")
+        how = [
+            "--max-new-tokens",
+            "5",
+            "--samples",
+            "1",
+            "--distillation-temperature",
+            "2",
+            "--teacher-top-k",
+            "8",
+            "--stop",
+            "\\n",
+        ]
+        done = distill(
+            place, tmp_path / "p", "--teacher-text", place / "prompt.txt", *how, "--length", "6", inputs="answers"
+        )
         assert done.code == 0, done.err
         assert "token agreement" in done.out
         assert "exact_match of the teacher" in done.out
         kept = load_prompt(tmp_path / "p").training["distillation"]
-        assert [kept[name] for name in ("samples", "temperature", "top_k", "stop")] == [1, 2.0, 8, ["\n"]]
+        assert [kept[name] for name in ("samples", "distillation_temperature", "teacher_top_k", "stop")] == [
+            1,
+            2.0,
+            8,
+            ["\n"],
+        ]
 
 
 @pytest.mark.parametrize(
     ("more", "words"),
     [
-        ([], "expected a teacher: --prompt FILE, --shots N or --teacher PROMPT; got none"),
-        (["--prompt", "nothing.txt"], "the prompt's file 'nothing.txt' does not exist"),
-        (["--prompt", "{place}/empty.txt"], "is empty: expected the text that stands in front"),
-        (["--prompt", "{place}"], "cannot be read: expected a regular file"),
-        (["--teacher", "{place}/nothing"], "--teacher brings its own task, --prompt, --shots, --template"),
+        ([], "expected a teacher: --teacher-text FILE, --shots N or --teacher PROMPT; got none"),
+        (["--teacher-text", "nothing.txt"], "the prompt's file 'nothing.txt' does not exist"),
+        (["--teacher-text", "{place}/empty.txt"], "is empty: expected the text that stands in front"),
+        (["--teacher-text", "{place}"], "cannot be read: expected a regular file"),
+        (["--teacher", "{place}/nothing"], "--teacher brings its own task, --teacher-text, --shots, --template"),
         (
             ["--shots", "4", "--labels", "bad,good"],
             "4 examples wanted for the written prompt, but the training split has",
         ),
-        (["--prompt", "{place}/prompt.txt", "--labels", "good"], "classification needs at least two labels"),
-        (["--prompt", "{place}/prompt.txt", "--init", "examples"], "init 'examples' needs labels"),
-        (["--prompt", "{place}/prompt.txt", "--init", "labels"], "init 'labels' needs a classification task"),
-        (["--prompt", "{place}/prompt.txt", "--length", "4", "--lengths", "4,8"], "--length and --lengths exclude"),
-        (["--prompt", "{place}/prompt.txt", "--lengths", "4,x"], "--lengths '4,x': expected numbers with commas"),
-        (["--prompt", "{place}/prompt.txt", "--lengths", "4,4"], "lengths 4, 4: expected each once"),
-        (["--prompt", "{place}/prompt.txt", "--lengths", "0,4"], "setting 'length' (virtual tokens)"),
-        (["--prompt", "{place}/prompt.txt", "--temperature", "0"], "setting 'temperature'"),
-        (["--prompt", "{place}/prompt.txt", "--no-greedy"], "expected completions to learn, greedy or samples"),
-        (["--prompt", "{place}/prompt.txt", "--stop", ""], "a stop string must not be empty"),
-        (["--prompt", "{place}/prompt.txt", "--method", "none"], "unknown method 'none'"),
-        (["--prompt", ""], "Invalid value for '--prompt': expected a value, got an empty one"),
-        (["--prompt", "{place}/prompt.txt", "--resume", "--restart"], "--resume and --restart exclude each other"),
-        (["--prompt", "{place}/prompt.txt", "--text-column", "x"], "expected a column 'x'"),
+        ([*TEACHER, "--labels", "good"], "classification needs at least two labels"),
+        ([*TEACHER, "--init", "examples"], "init 'examples' needs labels"),
+        ([*TEACHER, "--init", "labels"], "init 'labels' needs a classification task"),
+        (
+            [*TEACHER, "--length", "4", "--lengths", "4,8"],
+            "--length and --lengths exclude",
+        ),
+        ([*TEACHER, "--lengths", "4,x"], "--lengths '4,x': expected numbers with commas"),
+        ([*TEACHER, "--lengths", "4,4"], "lengths 4, 4: expected each once"),
+        ([*TEACHER, "--lengths", "0,4"], "setting 'length' (virtual tokens)"),
+        (
+            [*TEACHER, "--distillation-temperature", "0"],
+            "setting 'distillation_temperature'",
+        ),
+        ([*TEACHER, "--no-greedy"], "expected completions to learn, greedy or samples"),
+        ([*TEACHER, "--stop", ""], "a stop string must not be empty"),
+        ([*TEACHER, "--method", "none"], "unknown method 'none'"),
+        (["--teacher-text", ""], "Invalid value for '--teacher-text': expected a value, got an empty one"),
+        (
+            [*TEACHER, "--resume", "--restart"],
+            "--resume and --restart exclude each other",
+        ),
+        ([*TEACHER, "--text-column", "x"], "expected a column 'x'"),
     ],
     ids=lambda value: value if isinstance(value, str) else None,
 )
@@ -190,7 +218,7 @@ def test_mistakes_end_in_one_line_before_anything_is_loaded(
 
 def test_a_text_too_long_for_the_model_is_one_line(place: Path, tmp_path: Path) -> None:
     (tmp_path / "long.txt").write_text("the film is good " * 100)
-    done = distill(place, tmp_path / "p", "--prompt", tmp_path / "long.txt", "--labels", "bad,good")
+    done = distill(place, tmp_path / "p", "--teacher-text", tmp_path / "long.txt", "--labels", "bad,good")
     assert done.code == 2
     assert "tokens for the text in this model's context of 160: use a shorter prompt" in done.error
 
@@ -209,7 +237,8 @@ class TestReadAnew:
             found, expected = (one.label_log_probabilities(examples) for one in (read, cached))
             torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
         answers = [
-            {one.index: (one.label, one.completion) for one in some.predict(examples)} for some in (read, cached)
+            {one.index: (one.label, one.completion) for one in some.iterate_predictions(examples)}
+            for some in (read, cached)
         ]
         assert answers[0] == answers[1]
 
@@ -260,7 +289,7 @@ class TestKilled:
     def started(self, place: Path, out: Path, *more: str) -> "subprocess.Popen[str]":
         settings = ["--steps", "60", "--batch-size", "8", "--eval-every", "10", "--template", TEMPLATE, *CPU]
         arguments = [
-            *("distill", "--model", place / "model", "--inputs", place / "inputs.jsonl", "--out", out, "--no-measure"),
+            *("distill", "--model", place / "model", "--data", place / "inputs.jsonl", "--out", out, "--no-measure"),
             *(*text(place), *settings, "--length", "6", "--patience", "0", *more),
         ]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}

@@ -53,7 +53,7 @@ def inspected(place: Path, prompt: str = "prompts/p", *options: object) -> dict[
 
 
 def test_json_is_one_object_with_every_part(place: Path) -> None:
-    found = inspected(place, "prompts/p", "--store", place / "prompts")
+    found = inspected(place, "prompts/p", "--among", place / "prompts")
     assert found["same_data"] is True
     assert found["answers"]["split"] == "test"
     assert found["answers"]["comparison"]["reference"].startswith("written prompt 'Classify the text")
@@ -153,7 +153,7 @@ def test_html_is_one_file_that_replaces_an_older_one(place: Path, tmp_path: Path
     ("options", "words"),
     [
         (["--against", "p", "--instruction", "x"], "exclude each other"),
-        (["--template", "no text"], "must contain {{ text }}"),
+        (["--served-template", "no text"], "must contain {{ text }}"),
         (["--split", "dev"], "expected a split named"),
         (["--html", "."], "is a folder: give --html the name of a file"),
         (["--against", "no/such"], "is no saved prompt"),
@@ -204,7 +204,7 @@ def test_history_is_read_with_care() -> None:
 
 
 def test_a_store_without_others_is_a_mistake(place: Path, tmp_path: Path) -> None:
-    done = command("inspect", place / "prompts/p", "--data", place / "reviews", "--store", tmp_path, *CPU)
+    done = command("inspect", place / "prompts/p", "--data", place / "reviews", "--among", tmp_path, *CPU)
     assert done.code == 2
     assert "expected saved prompts to compare with" in done.error
     assert "loading" not in done.err

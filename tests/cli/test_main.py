@@ -124,6 +124,9 @@ class TestMistakesInTraining:
 
     def test_folder_without_a_model(self, place: Path, tmp_path: Path) -> None:
         done = train(place, tmp_path / "p", model="reviews")
+        self.refused(done, tmp_path, "reviews' is data: give it with --data", before_loading=False)
+        (place / "nothing").mkdir()
+        done = train(place, tmp_path / "p", model="nothing")
         self.refused(done, tmp_path, "is no model folder: expected config.json in it", before_loading=False)
 
     def test_start_from_a_prompt_of_another_base(self, place: Path, tmp_path: Path) -> None:
@@ -231,8 +234,7 @@ class TestOtherMistakes:
     @pytest.mark.parametrize(
         ("arguments", "words"),
         [
-            ([], "expected a verb, one of compare, demo, "),
-            (["learn"], "No such command 'learn'"),
+            (["lern"], "No such command 'lern'"),
             (["--fast"], "No such option '--fast'"),
             (["train"], "Missing option '--model'"),
             (["show"], "Missing argument 'PROMPT'"),
@@ -354,7 +356,7 @@ class TestJson:
         assert list((tmp_path / "tb").iterdir())
 
     def test_eval(self, place: Path) -> None:
-        result = self.only(command("eval", place / "prompt", "--data", place / "reviews", "--json", *CPU))
+        result = self.only(command("eval", place / "prompt", "--data", place / "reviews", "--baseline", "--json", *CPU))
         expected = load_prompt(place / "prompt").metrics["test"]
         assert {key: result[key] for key in expected} == expected
         assert (result["metric"], result["n"], result["split"]) == ("accuracy", 24, "test")

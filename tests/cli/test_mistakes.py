@@ -71,7 +71,7 @@ class TestEmptyValues:
             ["show", ""],
             ["predict", " ", "text"],
             ["eval", "", "--data", "d"],
-            ["similar", "p", "--store", ""],
+            ["similar", "p", "--among", ""],
             ["demo", "--out", ""],
             ["doctor", "--model", ""],
         ],
@@ -99,7 +99,7 @@ class TestHomeFolder:
         assert train(place, "~/p", "--no-test").code == 0
         load_prompt(tmp_path / "home" / "p")
         assert command("show", "~/p").code == 0
-        assert command("similar", "~/p", "--store", "~").code == 2
+        assert command("similar", "~/p", "--among", "~").code == 2
         assert train(place, "~/q", "--no-test", "--init", "prompt:~/p").code == 0
         assert list((tmp_path / "work").iterdir()) == []
 

@@ -74,7 +74,7 @@ def ask(client: TestClient, model: str, some: list[str]) -> None:
 
 
 def monitored(place: Path, path: Path, *options: object) -> dict[str, Any]:
-    done = command("monitor", "--samples", path, "--store", place / "store", "--json", *CPU, *options)
+    done = command("monitor", "--sample-file", path, "--store", place / "store", "--json", *CPU, *options)
     assert done.code == 0, done.err
     found: dict[str, Any] = json.loads(done.out)
     return {one["prompt"]: one for one in found["prompts"]} | {"whole": found}
@@ -100,14 +100,14 @@ def test_traffic_as_in_training_does_not_drift(place: Path, tmp_path: Path) -> N
 def test_strange_texts_are_told_with_those_that_show_it(place: Path, tmp_path: Path) -> None:
     path = sampled(place, tmp_path / "s.jsonl", [("tone", texts(100)), ("tone", strange(100))])
     page = tmp_path / "page.html"
-    found = monitored(place, path, "--model", place / "llama", "--report", page)["tone@1"]
+    found = monitored(place, path, "--model", place / "llama", "--html", page)["tone@1"]
     assert found["verdict"] == "drift"
     assert {name for name, verdict in verdicts(found).items() if verdict == "drift"} >= {"length", "rare", "hidden"}
     shown = {one["text"] for one in found["examples"] if one["signal"] in ("length", "rare", "hidden")}
     assert shown <= set(strange(100))
     assert len(shown) >= 5
     assert "tone@1: live texts are not as those" in page.read_text()
-    done = command("monitor", "--samples", path, "--store", place / "store", *CPU)
+    done = command("monitor", "--sample-file", path, "--store", place / "store", *CPU)
     assert "== tone@1\nDrift: 200 samples" in done.out
     assert "Problem: Rare tokens differ from validation" in done.out
     assert "idden states: not looked at without --model" in done.out
@@ -133,14 +133,14 @@ def test_generation(place: Path, tmp_path: Path) -> None:
 
 def test_too_few(place: Path, tmp_path: Path) -> None:
     path = sampled(place, tmp_path / "s.db", [("tone", strange(99))])
-    done = command("monitor", "--samples", path, "--store", place / "store", "--fail-on-drift", *CPU)
+    done = command("monitor", "--sample-file", path, "--store", place / "store", "--fail-on-drift", *CPU)
     assert done.code == 0
     assert "== tone@1\nToo few samples to tell: 99 samples" in done.out
 
 
 def test_exit_code_on_drift(place: Path, tmp_path: Path) -> None:
     path = sampled(place, tmp_path / "s.db", [("tone", strange(120))])
-    options = ("--samples", path, "--store", place / "store", *CPU)
+    options = ("--sample-file", path, "--store", place / "store", *CPU)
     assert command("monitor", *options).code == 0
     done = command("monitor", *options, "--fail-on-drift", "--json")
     assert done.code == DRIFT == 3
@@ -157,7 +157,7 @@ def test_since(place: Path, tmp_path: Path) -> None:
 
 def test_a_span_of_centuries_is_a_mistake(place: Path, tmp_path: Path) -> None:
     path = write(tmp_path / "s.db", [sample(number=0, time=time.time())])
-    done = command("monitor", "--store", place / "store", "--samples", path, "--since", "999999d")
+    done = command("monitor", "--store", place / "store", "--sample-file", path, "--since", "999999d")
     assert (done.code, done.error) == (2, "--since: expected at most 36,500d, got '999999d'")
 
 
@@ -169,7 +169,7 @@ def test_a_name_that_cannot_be_read_is_not_taken_for_gone(place: Path, tmp_path:
     assert aliases
     for one in aliases:
         one.write_text("{")
-    done = command("monitor", "--store", tmp_path / "store", "--samples", path)
+    done = command("monitor", "--store", tmp_path / "store", "--sample-file", path)
     assert done.code != 0
     assert done.error.startswith("tone: sampled, and not found; in the store, ")
 
@@ -191,7 +191,7 @@ def test_a_prompt_without_profile(place: Path, tmp_path: Path) -> None:
 
 def test_a_folder_instead_of_a_store(place: Path, tmp_path: Path) -> None:
     path = write(tmp_path / "s.db", [sample(number=i, prompt=name) for i in range(3) for name in ("a@1", "b@1")])
-    done = command("monitor", "--samples", path, "--prompt", f"a={place / 'says'}", "--json")
+    done = command("monitor", "--sample-file", path, "--prompt", f"a={place / 'says'}", "--json")
     found = json.loads(done.out)
     assert [one["prompt"] for one in found["prompts"]] == ["a@1"]
     assert found["notes"] == ["b@1: 3 samples of a prompt that is not here"]
@@ -199,16 +199,16 @@ def test_a_folder_instead_of_a_store(place: Path, tmp_path: Path) -> None:
 
 def test_what_is_refused(place: Path, tmp_path: Path) -> None:
     path = write(tmp_path / "s.db", [sample()])
-    some, store = ("--samples", path), ("--store", place / "store")
+    some, store = ("--sample-file", path), ("--store", place / "store")
     for options, words in (
         (some, "expected a store or saved prompts, got neither"),
         ((*some, *store, "--prompt", "a"), "expected a store or saved prompts, got both"),
         ((*some, *store, "--since", "week"), "--since: expected a number with m, h or d, as in 7d, got 'week'"),
         ((*some, "--store", tmp_path), "is no store"),
-        ((*some, *store, "--report", tmp_path), "is a folder: give --report the name of a file"),
+        ((*some, *store, "--html", tmp_path), "is a folder: give --html the name of a file"),
         ((*some, *store, "--text-column", "a"), "are for --data: give it too"),
-        ((*some, *store, "--report", "/proc/none/a.html"), "give another --report"),
-        (store, "Missing option '--samples'"),
+        ((*some, *store, "--html", "/proc/none/a.html"), "give another --html"),
+        (store, "Missing option '--sample-file'"),
     ):
         done = command("monitor", *options)
         assert done.code == 2
@@ -222,7 +222,7 @@ def test_a_damaged_profile(place: Path, tmp_path: Path) -> None:
         (folder / one.name).write_bytes(one.read_bytes())
     (folder / PROFILE_FILE).write_text("{}")
     path = write(tmp_path / "s.db", [sample()])
-    done = command("monitor", "--samples", path, "--prompt", folder)
+    done = command("monitor", "--sample-file", path, "--prompt", folder)
     assert done.code == 2
     assert "profile.json' is damaged: it has schema version None, expected 1" in done.error
 

@@ -267,7 +267,7 @@ class TestCommandLine:
                 command("train", *where, *SHORT, "--method", "prefix-tuning", "--seed", seed, "--init", "vocab").code
                 == 0
             )
-        done = command("similar", tmp_path / "one", "--store", tmp_path, "--json")
+        done = command("similar", tmp_path / "one", "--among", tmp_path, "--json")
         assert done.code == 0
         assert "average_tokens" in done.out
 

@@ -181,7 +181,7 @@ class TestWhereverAPromptIsTaken:
             assert ours | {"prompt": None} == theirs | {"prompt": None}
         told("export", reference, "--format", "npy", "--out", tmp_path / "p.npy")
         assert (tmp_path / "p.npy").exists()
-        ranked = answered("similar", "good@2", "--store", store.url)["ranked"]
+        ranked = answered("similar", "good@2", "--among", store.url)["ranked"]
         assert str(Path(store.url) / "good" / "1") in [one["folder"] for one in ranked]
         train = ["train", "--model", learned, "--data", data, "--out", tmp_path / "more", "--steps", "1", *CPU]
         told(*train, "--init", "prompt:good@prod", "--length", "3", "--template", "{{ text }}:", "--no-test")

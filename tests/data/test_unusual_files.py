@@ -105,7 +105,7 @@ def test_prompts(tmp_path: Path, kind: str, count: int) -> None:
         if pushed == 0:
             for more in (("list", store), ("list", store, "--name", "a"), ("show", f"{store}#a@1"), ("pull",)):
                 ends_well(*more) if more != ("pull",) else ends_well("pull", f"{store}#a@1", "--out", store / "out")
-        ends_well("similar", tmp_path / "whole", "--store", folder)
+        ends_well("similar", tmp_path / "whole", "--among", folder)
         try:
             found = FolderSource([str(folder)]).read_catalog({})
             assert found is not None

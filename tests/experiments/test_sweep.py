@@ -343,7 +343,7 @@ class TestCommand:
             (["--space", "init=labels,nowhere"], "'init' is given and in the space too"),
             (["--space", "steps=5,6"], "'steps' is given and in the space too"),
             ([*SEARCHED, "--trials", "0"], "--trials"),
-            ([*SEARCHED, "--engine", "spark"], "'spark' is not one of 'optuna', 'ray'"),
+            ([*SEARCHED, "--backend", "spark"], "'spark' is not one of 'optuna', 'ray'"),
             ([*SEARCHED, "--data", "nowhere.csv"], "nowhere.csv"),
         ],
     )
@@ -361,7 +361,7 @@ class TestCommand:
         self, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engine: str, module: str, extra: str
     ) -> None:
         monkeypatch.setitem(sys.modules, module, None)
-        done = command(*arguments(place, tmp_path / "out", *SEARCHED, "--engine", engine))
+        done = command(*arguments(place, tmp_path / "out", *SEARCHED, "--backend", engine))
         assert (done.code, f"pip install 'softprompt[{extra}]'" in done.error) == (2, True)
         assert "loading" not in done.err
 
@@ -421,7 +421,7 @@ class TestProcesses:
         pytest.importorskip("ray")
         out = tmp_path / "ray"
         dies = out / "learning" / "0002" / "evaluations.json"
-        done = process(place, out, "--trials", 3, "--engine", "ray", "--pruning", "none", "--json", dies=dies)
+        done = process(place, out, "--trials", 3, "--backend", "ray", "--pruning", "none", "--json", dies=dies)
         assert done.returncode == 0, done.stderr
         assert json.loads(done.stdout)["winner"] in (0, 1)
         _, trials = read_sweep(out)
@@ -436,7 +436,7 @@ class TestProcesses:
 
     def test_ray_gives_up_what_promises_nothing(self, place: Path, tmp_path: Path) -> None:
         pytest.importorskip("ray")
-        done = process(place, tmp_path, "--trials", 8, "--engine", "ray", "--pruning", "asha")
+        done = process(place, tmp_path, "--trials", 8, "--backend", "ray", "--pruning", "asha")
         assert done.returncode == 0, done.stderr
         _, trials = read_sweep(tmp_path)
         assert len(trials) == 8

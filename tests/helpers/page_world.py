@@ -202,6 +202,13 @@ def _give_inputs(world: PageWorld) -> None:
     write_rows(world.folder / "inputs.jsonl", [{"text": f"a film {number}"} for number in range(60)])
 
 
+def _give_tickets(world: PageWorld) -> None:
+    """``tickets.csv``: a subject, a body and a category in each row."""
+    rows = [(f"subject {n}", f"it is broken {n}", ("bug", "question")[n % 2]) for n in range(120)]
+    lines = ["subject,body,category", *(",".join(row) for row in rows)]
+    (world.folder / "tickets.csv").write_text("\n".join(lines) + "\n")
+
+
 def _give_three_tasks(world: PageWorld) -> None:
     for name in ("sst2", "trec", "subj"):
         shutil.copytree(world.folder / "reviews", world.folder / "data" / name)
@@ -316,6 +323,7 @@ GIVEN: dict[str, Callable[[PageWorld], None]] = {
     "NAME": lambda world: (world.folder / "NAME").symlink_to("reviews"),
     "long.txt": _give_long_text,
     "inputs.jsonl": _give_inputs,
+    "tickets.csv": _give_tickets,
     "data/sst2": _give_three_tasks,
     "adapters/theirs": _give_adapter,
     "sst2.npy": _give_array,

@@ -194,7 +194,7 @@ def cases() -> Iterator[tuple[str, dict[str, Any]]]:
         yield f"distill {task}", taught(task)
     for name, settings in OPTIONS.items():
         yield f"option {name}", fitted("llama", "classification", **settings)
-    yield "distill sampled", taught("generation", samples=1, temperature=2.0)
+    yield "distill sampled", taught("generation", samples=1, distillation_temperature=2.0)
     yield "resumed", resumed()
     yield from several()
     yield from tuned()

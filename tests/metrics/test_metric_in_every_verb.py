@@ -75,7 +75,7 @@ def test_every_verb_judges_by_it(place: Path, tmp_path: Path, metric: str) -> No
     assert found["test"]["metric"] == metric
 
     taught = [*FAST, "--length", "4", "--no-measure", "--shots", "2"]
-    distilled = run("distill", *model, "--inputs", data, "--out", tmp_path / "d", *taught)
+    distilled = run("distill", *model, "--data", data, "--out", tmp_path / "d", *taught)
     assert distilled["metric"] == metric
 
     store = tmp_path / "store"

@@ -237,7 +237,7 @@ class TestCommandLine:
                 "model",
                 "--teacher",
                 "p",
-                "--inputs",
+                "--data",
                 "inputs.jsonl",
                 "--length",
                 "2",

@@ -142,7 +142,7 @@ def test_compare(story: Story, tmp_path: Path) -> None:
 
 
 def test_distill(story: Story, tmp_path: Path) -> None:
-    arguments = ("--teacher", story.prompt, "--inputs", story.data, "--length", "2", "--steps", "4", "--no-measure")
+    arguments = ("--teacher", story.prompt, "--data", story.data, "--length", "2", "--steps", "4", "--no-measure")
     found = ran(command("distill", "--model", story.model, *arguments, "--out", tmp_path / "short", *CPU, "--json"))
     test = found["held_out"]["test"]
     assert test["teacher"]["metric"] == test["student"]["metric"] == story.metric

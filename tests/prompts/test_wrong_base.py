@@ -67,7 +67,7 @@ def test_commands_refuse_it(tmp_path: Path) -> None:
         ["inspect", tmp_path / "p", "--data", rows, *on],
         ["serve", "--prompt", tmp_path / "p", *on],
         ["train", "--data", rows, "--init", f"prompt:{tmp_path / 'p'}", "--out", tmp_path / "out", *on],
-        ["distill", "--teacher", tmp_path / "p", "--inputs", rows, "--out", tmp_path / "out", *on],
+        ["distill", "--teacher", tmp_path / "p", "--data", rows, "--out", tmp_path / "out", *on],
     ):
         done = command(*arguments)
         assert done.code == 2, (arguments[0], done.err)

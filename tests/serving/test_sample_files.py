@@ -30,7 +30,7 @@ def changed(path: Path, *statements: str) -> Path:
 
 def refused(path: Path) -> str:
     """The one line of the command."""
-    done = command("monitor", "--samples", path, "--prompt", "tone=/nowhere")
+    done = command("monitor", "--sample-file", path, "--prompt", "tone=/nowhere")
     assert done.code == 2
     return done.error
 

@@ -312,17 +312,17 @@ class TestMistakes:
                 rank_similar(QUERY, tmp_path / name)
             assert str(caught.value) == (
                 f"expected a folder of saved prompts, got '{tmp_path / name}' ({words}): "
-                "give --store the folder that holds them"
+                "give --among the folder that holds them"
             )
 
     def test_nothing_to_compare_with(self, tmp_path: Path) -> None:
         (tmp_path / "store" / "empty").mkdir(parents=True)
-        with pytest.raises(ConfigError, match=r"to compare with below '.*store', got none: give --store the folder"):
+        with pytest.raises(ConfigError, match=r"to compare with below '.*store', got none: give --among the folder"):
             rank_similar(QUERY, tmp_path / "store")
         QUERY.save(tmp_path / "store" / "p")
-        with pytest.raises(ConfigError, match=r"below '.*store', got only the prompt itself: give --store"):
+        with pytest.raises(ConfigError, match=r"below '.*store', got only the prompt itself: give --among"):
             rank_similar(QUERY, tmp_path / "store")
-        with pytest.raises(ConfigError, match=r"below '.*p', which is a saved prompt itself, got none: give --store"):
+        with pytest.raises(ConfigError, match=r"below '.*p', which is a saved prompt itself, got none: give --among"):
             rank_similar(QUERY, tmp_path / "store" / "p")
 
 
@@ -343,7 +343,7 @@ class TestCommand:
         return done.out
 
     def test_lines(self, store: Path) -> None:
-        out = self.answered(command("similar", store / "query", "--store", store))
+        out = self.answered(command("similar", store / "query", "--among", store))
         lines = [line.split(f"{store}/")[1].split() for line in out.splitlines() if line.startswith(f"{store}/")]
         query, *ranked = lines
         assert query[:3] == ["query:", "labels", "a,"]
@@ -361,7 +361,7 @@ class TestCommand:
         ]
 
     def test_json(self, store: Path) -> None:
-        done = self.answered(command("similar", store / "query", "--store", store, "--json"))
+        done = self.answered(command("similar", store / "query", "--among", store, "--json"))
         result = json.loads(done)
         assert [Path(one["folder"]).name for one in result["ranked"]] == ["ensemble", "near", "far"]
         assert result["ranked"][1] == {
@@ -388,14 +388,14 @@ class TestCommand:
         query = QUERY.save(tmp_path / "query")
         store = tmp_path / "store"
         embeddings([[1.0, 1.0]], base_fingerprint={}).save(store / "other")
-        out = self.answered(command("similar", query, "--store", store))
+        out = self.answered(command("similar", query, "--among", store))
         assert "none can be compared with it" in out
         assert "softprompt train" not in out
         embeddings([[3.0, 1.0]], [[3.0, 1.0]]).save(store / "ensemble")
-        out = self.answered(command("similar", query, "--store", store))
+        out = self.answered(command("similar", query, "--among", store))
         assert out.endswith("an ensemble cannot be a start: training starts from a single prompt\n")
         assert "softprompt train" not in out
-        done = self.answered(command("similar", query, "--store", store, "--json"))
+        done = self.answered(command("similar", query, "--among", store, "--json"))
         assert json.loads(done)["command"] is None
 
     def test_odd_manifests_stay_on_their_line(self, tmp_path: Path) -> None:
@@ -403,7 +403,7 @@ class TestCommand:
         spec = replace(SPEC, labels=("a\x1b[31m\nb", "c" * 200))
         metrics = {"validation": {"metric": "accuracy", "value": "high"}}
         embeddings([[1.0, 1.0]], spec=spec, metrics=metrics).save(tmp_path / "store" / "p")
-        out = self.answered(command("similar", query, "--store", tmp_path / "store"))
+        out = self.answered(command("similar", query, "--among", tmp_path / "store"))
         assert "\x1b" not in out
         (line,) = [line for line in out.splitlines() if "ccc" in line]
         assert r"a\x1b[31m b, ccc" in line
@@ -413,18 +413,18 @@ class TestCommand:
         (tmp_path / "empty").mkdir()
         (store / "far" / TENSOR_FILE).write_bytes(b"")
         for prompt, folder, words in (
-            (store / "near", tmp_path / "none", "(No such file or directory): give --store the folder"),
-            (store / "near", tmp_path / "empty", "got none: give --store the folder"),
+            (store / "near", tmp_path / "none", "(No such file or directory): give --among the folder"),
+            (store / "near", tmp_path / "empty", "got none: give --among the folder"),
             (store / "far", store, "far/prompt.safetensors' is damaged: its SHA-256 is not"),
             (tmp_path / "none", store, "is no saved prompt, it does not exist: give the folder that train wrote"),
         ):
             for more in ([], ["--json"]):
-                done = command("similar", prompt, "--store", folder, *more)
+                done = command("similar", prompt, "--among", folder, *more)
                 assert done.code == 2
                 assert words in done.error
         done = command("similar", store / "near")
         assert done.code == 2
-        assert "Missing option '--store'" in done.error
+        assert "Missing option '--among'" in done.error
 
 
 @pytest.fixture(scope="module")
@@ -446,7 +446,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 class TestTheCommandItNames:
     @pytest.mark.parametrize("method", ["prompt-tuning", "prefix-tuning"])
     def test_starts_there(self, place: Path, tmp_path: Path, method: str) -> None:
-        done = command("similar", place / method / "0", "--store", place, "--json")
+        done = command("similar", place / method / "0", "--among", place, "--json")
         result = json.loads(done.out)
         # seeds are the order of the data here: the start is the labels for both
         assert [(one["folder"], one["same_start"]) for one in result["ranked"]] == [(str(place / method / "1"), True)]

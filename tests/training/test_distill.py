@@ -173,7 +173,9 @@ class TestLearning:
         assert last < 0.6 * start
         assert done.prompt.method == method
 
-    @pytest.mark.parametrize("settings", [{}, {"temperature": 2.0}, {"samples": 2, "greedy": False}], ids=str)
+    @pytest.mark.parametrize(
+        "settings", [{}, {"distillation_temperature": 2.0}, {"samples": 2, "greedy": False}], ids=str
+    )
     def test_completions_come_nearer(self, settings: dict[str, Any]) -> None:
         seen = Recorder()
         how = {**FAST, "steps": 60, "eval_every": 30, "init": "random", "max_new_tokens": 5, **settings}
@@ -364,8 +366,8 @@ class TestOneTeacher:
             distill(base, inputs(), TEXT, callback=Stop(), **settings)
         with pytest.raises(TrainingError, match=r"is another one \(teacher was '.*', is '.*'\): give the same"):
             distill(base, inputs(), TEXT + "!", resume=True, **settings)
-        with pytest.raises(TrainingError, match=r"is another one \(temperature was 1\.0, is 2\.0\)"):
-            distill(base, inputs(), TEXT, resume=True, temperature=2.0, **settings)
+        with pytest.raises(TrainingError, match=r"is another one \(distillation_temperature was 1\.0, is 2\.0\)"):
+            distill(base, inputs(), TEXT, resume=True, distillation_temperature=2.0, **settings)
 
     def test_does_not_answer_what_no_step_sees(self) -> None:
         seen = Recorder()

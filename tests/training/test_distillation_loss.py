@@ -152,7 +152,7 @@ class TestTokens:
     ) -> None:
         base = tiny_base("llama")
         teacher, student = state(base, 5, 1), state(base, 3, 2)
-        told = taught(base, GENERATION, teacher, top_k=top_k, temperature=temperature)
+        told = taught(base, GENERATION, teacher, teacher_top_k=top_k, distillation_temperature=temperature)
         assert isinstance(told, Completions)
         targets = TokenTargets(base, told, temperature)
         encoder = ExampleEncoder(base, GENERATION, 3)
@@ -182,7 +182,7 @@ class TestTokens:
     def test_the_teacher_itself_has_none_and_agrees_with_itself(self, top_k: int, temperature: float) -> None:
         base = tiny_base("gemma3")
         teacher = state(base, 4, 1)
-        targets = TokenTargets(base, taught(base, GENERATION, teacher, top_k=top_k), temperature=1.0)
+        targets = TokenTargets(base, taught(base, GENERATION, teacher, teacher_top_k=top_k), temperature=1.0)
         portions = targets.items(ExampleEncoder(base, GENERATION, 4), EXAMPLES)
         near = FidelityValidation(base, targets, portions)
         assert near.score(teacher) == pytest.approx((1.0, 0.0), abs=1e-4)
@@ -195,7 +195,7 @@ class TestTokens:
 
 def test_chunks_of_positions_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     base = tiny_base("llama")
-    told = taught(base, GENERATION, state(base, 5, 1), top_k=10)
+    told = taught(base, GENERATION, state(base, 5, 1), teacher_top_k=10)
     targets, found = TokenTargets(base, told, 2.0), []
     for chunk in (64, 3):
         monkeypatch.setattr(objective_module, "LOGITS_CHUNK", chunk)

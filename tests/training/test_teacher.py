@@ -25,7 +25,7 @@ INPUTS = answers().train[:4]
 
 
 def asked(spec: TaskSpec, teacher: Teacher, family: str = "llama", **settings: Any) -> Any:
-    how = DistillConfig(**{"max_new_tokens": 8, "top_k": 5, **settings})
+    how = DistillConfig(**{"max_new_tokens": 8, "teacher_top_k": 5, **settings})
     return ask_teacher(tiny_base(family), spec, teacher, how, {"train": INPUTS}, lambda text: None)["train"]
 
 

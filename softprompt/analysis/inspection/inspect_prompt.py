@@ -104,8 +104,8 @@ def inspect(
     split: str | None = None,
     against: Prompt | str | Path | tuple[str, Prompt] | None = None,
     instruction: str | None = None,
-    template: str | None = None,
-    store: str | Path | None = None,
+    served_template: str | None = None,
+    among: str | Path | None = None,
     limits: InspectionLimits | None = None,
     progress: Callable[[str], None] | ProgressChoice = None,
 ) -> Inspection:
@@ -116,8 +116,8 @@ def inspect(
         place: where it was loaded from, if it is not given as one. split: that is judged; test, or else validation.
         against: another prompt to compare with, with its name if it has one; the written prompt if not given.
         instruction: words of the written prompt; made of the labels, if not given.
-        template: the one that is served, if it may differ.
-        store: a folder of saved prompts to compare with.
+        served_template: the one that is served, if it may differ.
+        among: a folder of saved prompts to compare with.
 
     Raises:
         ConfigError: ``against`` answers another task, or a metric that is not imported here.
@@ -143,7 +143,7 @@ def inspect(
     answers = asked.answers(scored, examples, chosen, reference)
     indices = sample_indices(examples, asked.limits.ablation, asked.limits.seed)
     few, of_few = [examples[index] for index in indices], replace(scored, losses=scored.losses[:, indices])
-    serving = check_served_template(base, spec, prompt.states, few, of_few, task.train, template)
+    serving = check_served_template(base, spec, prompt.states, few, of_few, task.train, served_template)
     training = asked.training()
     vocabulary, tokens = asked.tokens(examples)
     attention, tokens = asked.attention(tokens, examples)
@@ -170,7 +170,7 @@ def inspect(
         memorization=asked.memorization(),
         reproduction=tuple(asked.reproduction(chosen, scored, examples)),
         history=tuple(history),
-        neighbors=None if store is None else compare_with_store(base, prompt, name, Path(store), few),
+        neighbors=None if among is None else compare_with_store(base, prompt, name, Path(among), few),
         created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
     )
     return made.model_copy(update={"findings": tuple(judge_inspection(made)), "notes": tuple(asked.notes)})

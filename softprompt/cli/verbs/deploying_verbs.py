@@ -8,21 +8,31 @@ from softprompt.cli.verbs.lazy_verbs import cli, verb
 from softprompt.cli.verbs.options import (
     GIVEN,
     PLACE,
+    PROMPTS,
+    SAMPLE_FILE,
+    STORE,
+    TOLERANCE,
     column_options,
     combine_options,
+    config_option,
     data_option,
     json_option,
+    limit_option,
     metric_option,
+    model_name_option,
     model_options,
-    prompt_model_option,
+    out_option,
+    remark,
     room_option,
     setting_options,
+    split_option,
     task_options,
 )
 from softprompt.config import GateConfig
 from softprompt.export.export_formats import FORMATS
 from softprompt.serving.http.server_settings import ServerSettings
 
+FORMAT = "Of the other program's file or folder."
 FORM = click.Choice(list(FORMATS))
 IMPORTED_FORM = click.Choice([name for name, one in FORMATS.items() if one.imported])
 SEVERAL = [name for name, one in FORMATS.items() if one.several]
@@ -31,6 +41,8 @@ SERVER_OPTIONS = ["model", "store", "prompts", "engine_kind", "engine_url", "hos
 SERVER_OPTIONS += ["requests_per_minute", "tokens_per_minute"]
 SERVER_OPTIONS += ["base_name", "refresh", "timeout", "drain_delay", "shutdown_timeout", "log_text"]
 SERVER_OPTIONS += ["sample_file", "sample_rate", "sample_text", "sample_keep", "compile"]
+A_MINUTE = "a number, unlimited, or default for the server's"
+REQUESTS, TOKENS = "Requests of an API key in a minute.", "Tokens of an API key in a minute."
 FILE = click.option("--file", "path", type=PLACE, required=True, help="The file of keys.")
 
 
@@ -55,11 +67,9 @@ def keys() -> None:
     ),
 )
 @click.argument("prompts", type=GIVEN, metavar="PROMPT...", nargs=-1, required=True)
-@click.option("--format", "form", required=True, type=FORM, help="See above.")
-@click.option("--out", required=True, type=PLACE, help="Where it is written; nothing may be there yet.")
-@click.option(
-    "--model", "model_name", type=GIVEN, help="The base model, if it lies elsewhere now.  [default: the prompt's]"
-)
+@click.option("--format", "form", required=True, type=FORM, help=remark(FORMAT, "above"))
+@out_option("a file or folder; nothing may be there yet")
+@model_name_option(default="the one the prompt was learned on")
 @click.option("--gguf", type=PLACE, help="Your GGUF file of the base model, which is copied and extended.")
 @click.option(
     "--tied", is_flag=True, help="vocab: keep the output layer tied. Smaller; clients must forbid the new tokens."
@@ -70,20 +80,25 @@ def export() -> None:
     """Of ``FORMATS``."""
 
 
-@verb("import", "export_command:run_import", "import_prompt")
-@click.argument("source", metavar="SOURCE", type=click.Path(path_type=Path))
-@click.option("--format", "form", default="npy", show_default=True, type=IMPORTED_FORM, help="Of SOURCE.")
-@click.option(
-    "--model", "model_name", type=GIVEN, required=True, help="The model that it was learned on, named as for train."
+@verb(
+    "import",
+    "export_command:run_import",
+    "import_prompt",
+    first=("model_name", "out", "form", "data", "template", "labels"),
 )
-@click.option("--out", required=True, type=PLACE, help="Folder for the saved prompt.")
-@data_option("Labels come from it, and its validation and test splits are scored.", required=False)
+@click.argument("source", metavar="SOURCE", type=click.Path(path_type=Path))
+@click.option("--format", "form", type=IMPORTED_FORM, help=remark(FORMAT, "of SOURCE", "what SOURCE looks like"))
+@model_name_option("that it was learned on", required=True)
+@out_option("a folder, for the saved prompt")
+@data_option("labels come from it, and its validation and test splits are scored", required=False)
 @task_options
 @column_options
 @model_options
 @json_option
 def import_command() -> None:
-    """Save a prompt that was learned elsewhere as one of ours.
+    """Save a prompt that was learned elsewhere as one here.
+
+    SOURCE is looked at, and --format need not be given.
 
     npy: a NumPy array, one row a virtual token, as google-research/prompt-tuning publishes prompts. The rows are taken
     as they are, as what the model's first layer sees in place of token embeddings.
@@ -93,9 +108,25 @@ def import_command() -> None:
     """
 
 
-@verb("serve", "serve_command:run_serve", "serve", extra="serve")
-@click.option("--config", type=PLACE, help="Settings from a .toml or .yaml file (docs/how-to/serve.md).")
-@setting_options(ServerSettings, only=SERVER_OPTIONS, flags={"prompts": "--prompt", "engine_kind": "--engine"})
+@verb(
+    "serve",
+    "serve_command:run_serve",
+    "serve",
+    extra="serve",
+    first=("model", "store", "prompts", "host", "port", "keys", "no_auth", "engine_kind", "sample_file", "config"),
+)
+@config_option("docs/how-to/serve.md lists them")
+@setting_options(
+    ServerSettings,
+    only=SERVER_OPTIONS,
+    flags={"prompts": "--prompt", "engine_kind": "--engine"},
+    model=remark("Base model: Hub name, folder, .gguf file or embedded:gemma-3-270m.", "or a baked checkpoint"),
+    store=remark(STORE, "its prompts come and go while the server runs"),
+    prompts=PROMPTS,
+    sample_file=SAMPLE_FILE,
+    requests_per_minute=remark(REQUESTS, "of one that has no limit of its own", "any"),
+    tokens_per_minute=remark(TOKENS, "of one that has no limit of its own", "any"),
+)
 @model_options
 def serve() -> None:
     """Serve prompts over HTTP: many tasks on one frozen model.
@@ -105,18 +136,20 @@ def serve() -> None:
     """
 
 
-A_MINUTE = "a minute: a number, unlimited, or default for the server's."
+patterns_option = click.option(
+    "--prompts", type=GIVEN, multiple=True, metavar="PATTERN", help="Names it may ask, as 'spam-*'. Repeatable."
+)
 key_options = combine_options(
     click.option("--expires", type=GIVEN, metavar="WHEN", help="In 90d or 12h, on a date as 2030-01-31, or never."),
-    click.option("--requests-per-minute", type=GIVEN, metavar="N", help=f"Requests {A_MINUTE}"),
-    click.option("--tokens-per-minute", type=GIVEN, metavar="N", help=f"Tokens {A_MINUTE}"),
+    click.option("--requests-per-minute", type=GIVEN, metavar="N", help=remark(REQUESTS, A_MINUTE)),
+    click.option("--tokens-per-minute", type=GIVEN, metavar="N", help=remark(TOKENS, A_MINUTE)),
 )
 
 
 @verb("add", "keys_command:run_keys_add", "serving.http.api_keys.add_key", group=keys)
 @click.argument("name", type=GIVEN)
 @FILE
-@click.option("--prompts", type=GIVEN, multiple=True, metavar="PATTERN", help="Names it may ask, as 'spam-*'; or more.")
+@patterns_option
 @click.option("--admin", is_flag=True, help="It may reload and read the metrics too.")
 @key_options
 @json_option
@@ -127,7 +160,7 @@ def add() -> None:
 @verb("update", "keys_command:run_keys_update", "serving.http.api_keys.update_key", group=keys)
 @click.argument("name", type=GIVEN)
 @FILE
-@click.option("--prompts", type=GIVEN, multiple=True, metavar="PATTERN", help="Names it may ask from now on; or more.")
+@patterns_option
 @key_options
 @json_option
 def update() -> None:
@@ -176,7 +209,7 @@ def show() -> None:
 @click.option("--public", is_flag=True, help="A new repository on the Hub is for everybody.  [default: private]")
 @json_option
 def push() -> None:
-    """Put a saved prompt into a store, or on the Hugging Face Hub.
+    """Put a saved prompt into a store, or on the Hub.
 
     TARGET is [STORE#]NAME, where it becomes the next version, or hf:OWNER/NAME, where it becomes a commit.
     """
@@ -184,32 +217,39 @@ def push() -> None:
 
 @verb("pull", "store_command:run_pull", "Store.pull")
 @click.argument("source", type=GIVEN, metavar="SOURCE")
-@click.option("--out", required=True, type=PLACE, help="Folder for the saved prompt.")
+@out_option("a folder, for the saved prompt")
 @json_option
 def pull() -> None:
-    """Write a prompt of a store, or of the Hugging Face Hub, as a folder.
+    """Write a prompt of a store, or of the Hub, as a folder.
 
     SOURCE is [STORE#]NAME@VERSION or [STORE#]NAME@ALIAS, or hf:OWNER/NAME, with @REVISION if you like.
     """
 
 
-@verb("promote", "store_command:run_promote", "Store.promote")
+@verb(
+    "promote",
+    "store_command:run_promote",
+    "Store.promote",
+    first=("data", "split", "limit", "gate_file", "significance", "tolerance", "force", "metric"),
+)
 @click.argument("version", type=GIVEN, metavar="[STORE#]NAME@VERSION")
 @click.argument("alias", type=GIVEN, metavar="ALIAS")
-@data_option("Refuse if the version is worse on it than the one in place.", required=False)
-@click.option("--split", default="test", show_default=True, help="train, validation, test or all.")
-@click.option("--limit", type=click.IntRange(min=1), help="Only this many examples, drawn, each label in proportion.")
+@data_option("refuse if the version is worse on it than the one in place", required=False)
+@split_option()
+@limit_option()
 @click.option("--gate", "gate_file", type=PLACE, help="Thresholds from a .toml or .yaml file.")
-@setting_options(GateConfig, only=["significance", "tolerance"])
+@setting_options(
+    GateConfig, only=["significance", "tolerance"], tolerance=remark(TOLERANCE, "than that of the version in place")
+)
 @click.option("--force", is_flag=True, help="Promote even so; the history keeps that it was forced.")
-@prompt_model_option
-@room_option
+@model_name_option(default="the one the prompt was learned on")
+@room_option()
 @metric_option
 @column_options
 @model_options
 @json_option
 def promote() -> None:
-    """Move an alias to a version.
+    """Move an alias, as prod, to a version.
 
     With --data both versions answer it first, and one that is significantly worse (paired bootstrap) is not promoted.
     """
@@ -219,7 +259,7 @@ def promote() -> None:
 @click.argument("alias", type=GIVEN, metavar="[STORE#]NAME@ALIAS")
 @json_option
 def rollback() -> None:
-    """Move an alias back to where it was before its last promotion."""
+    """Move an alias back to before its last promotion."""
 
 
 @verb("diff", "store_command:run_diff", "store.version_diff.compare_prompts")
@@ -227,7 +267,7 @@ def rollback() -> None:
 @click.argument("b", type=GIVEN, metavar="OTHER")
 @json_option
 def diff() -> None:
-    """Tell what differs between two saved prompts: settings, results, vectors.
+    """Tell what differs between two saved prompts.
 
-    Each is a folder, or [STORE#]NAME@VERSION or [STORE#]NAME@ALIAS.
+    Settings, results, vectors. Each is a folder, or [STORE#]NAME@VERSION or [STORE#]NAME@ALIAS.
     """

@@ -10,20 +10,36 @@ from softprompt.cli.verbs.options import (
     PLACE,
     WORDS,
     Command,
+    among_option,
     bad_rows_option,
     column_options,
     combine_options,
     data_option,
     device_map_option,
+    dtype_option,
+    html_option,
+    instruction_option,
     json_option,
+    limit_option,
     metric_option,
     model_name_option,
     model_options,
-    prompt_model_option,
+    out_option,
+    prompts_option,
     quantize_option,
+    remark,
     room_option,
+    sample_file_option,
+    seed_option,
+    seeds_option,
     setting_options,
+    sharding_option,
+    shots_option,
+    split_option,
+    stop_option,
+    store_option,
     task_options,
+    tolerance_option,
     trust_option,
     vote_option,
 )
@@ -39,11 +55,14 @@ SCALED = "prompt-tuning,lora,full"
 def study_options(methods: str) -> Callable[[Command], Command]:
     """What both verbs take, with the methods that each compares by default."""
     return combine_options(
-        data_option("With a test split."),
+        data_option("with a test split"),
         click.option(
-            "--methods", type=GIVEN, default=methods, help=f"Comma-separated (docs/how-to/compare.md).  [{methods}]"
+            "--methods",
+            type=GIVEN,
+            default=methods,
+            help=remark("Comma-separated; docs/how-to/compare.md lists them.", default=methods),
         ),
-        click.option("--seeds", type=click.IntRange(1, 1000), default=3, show_default=True, help="Runs of each."),
+        seeds_option(1000, 3, "runs of each method"),
         setting_options(TrainConfig, only=["steps"], checked=True),
         click.option("--budget", type=GIVEN, metavar="TIME", help="Instead of --steps: 90s, 10m, 1h a run."),
         click.option(
@@ -54,17 +73,22 @@ def study_options(methods: str) -> Callable[[Command], Command]:
             help="Learning rates tried for each trained method, its own among them; 1: no search.",
         ),
         setting_options(TrainConfig, only=["batch_size", "max_length"], checked=True),
-        click.option("--out", type=PLACE, required=True, help="Folder; a second run goes on there."),
-        click.option("--instruction", type=WORDS, help="Words in front of everything, for zero-shot and few-shot."),
+        out_option("a folder; a second run goes on there"),
+        instruction_option("of zero-shot and few-shot"),
         task_options,
         column_options,
         metric_option,
-        room_option,
+        room_option(),
     )
 
 
-@verb("compare", "experiment_command:run_compare", "compare")
-@model_name_option
+@verb(
+    "compare",
+    "experiment_command:run_compare",
+    "compare",
+    first=("model_name", "data", "out", "methods", "seeds", "steps", "budget", "template", "labels", "instruction"),
+)
+@model_name_option(required=True)
 @study_options(METHODS)
 @click.option("--shift-data", type=GIVEN, help="Data of another domain with the same labels, to be scored too.")
 @click.option("--current", type=GIVEN, metavar="METHOD", help="The one of the methods that is in use now.")
@@ -77,26 +101,32 @@ def study_options(methods: str) -> Callable[[Command], Command]:
 @model_options
 @json_option
 def compare() -> None:
-    """Which method to deploy for a task: measure them all, recommend one.
+    """Measure every method on a task, recommend one.
 
     Same splits, same steps or time, several seeds; results land one by one, and a second run goes on.
     """
 
 
-@verb("scale", "experiment_command:run_scale", "experiments.comparison.model_sizes.compare_sizes")
+@verb(
+    "scale",
+    "experiment_command:run_scale",
+    "experiments.comparison.model_sizes.compare_sizes",
+    first=("models", "data", "out", "methods", "seeds", "steps", "budget", "template", "labels", "instruction"),
+)
 @click.option("--models", type=GIVEN, required=True, metavar="A,B,C", help="Base models, each as for train.")
 @study_options(SCALED)
 @model_options
 @json_option
 def scale() -> None:
-    """How the gap between the first method and the others changes with the size of the model.
+    """Compare methods over models of several sizes.
 
-    A comparison on each model, in a folder of its own below --out; a second run goes on.
+    How the gap between the first method and the others changes with the size of the model. A comparison on each
+    model, in a folder of its own below --out; a second run goes on.
     """
 
 
 @verb("plan", "diagnose_command:run_plan", "analysis.diagnostics.memory_plan.plan_memory")
-@model_name_option
+@model_name_option("its configuration is read, no weights", required=True)
 @click.option("--gpus", type=click.IntRange(min=0), required=True, help="GPUs of the machine; 0: its processor.")
 @click.option(
     "--gpu-memory",
@@ -105,12 +135,12 @@ def scale() -> None:
 )
 @setting_options(TrainConfig, only=["length", "method", "batch_size", "gradient_checkpointing"])
 @click.option(
-    "--text-length", type=int, help="Tokens of template and text of an example, answer counted.  (default: 128)"
+    "--text-length", type=int, help="Tokens of template and text of an example, answer counted.  [default: 128]"
 )
-@click.option("--tasks", type=click.IntRange(min=1), help="Prompts to serve.  (default: 1000)")
+@click.option("--tasks", type=click.IntRange(min=1), help="Prompts to serve.  [default: 1000]")
 @click.option("--generation", is_flag=True, help="The prompts complete texts, and do not label them.")
-@click.option("--dtype", help="float32, bfloat16 or float16.  (default: bfloat16)")
-@click.option("--sharding", help="fsdp or none.  (default: fsdp where one GPU does not hold the model)")
+@dtype_option("bfloat16")
+@sharding_option("or none", "fsdp where one GPU does not hold the model")
 @quantize_option
 @trust_option
 @json_option
@@ -123,7 +153,7 @@ def plan_command() -> None:
 
 
 @verb("doctor", "diagnose_command:run_doctor", "analysis.diagnostics.doctor.diagnose")
-@click.option("--model", "model_name", type=GIVEN, help="Hub name, folder, .gguf file or embedded:gemma-3-270m.")
+@model_name_option()
 @click.option("--families", is_flag=True, help="A tiny model of every known family instead, as a Markdown table.")
 @model_options
 @json_option
@@ -136,50 +166,52 @@ def doctor() -> None:
     """
 
 
-@verb("inspect", "analyze_command:run_inspect", "inspect")
+@verb(
+    "inspect",
+    "analyze_command:run_inspect",
+    "inspect",
+    first=("data", "html", "split", "limit", "against", "instruction", "served_template", "among", "metric"),
+)
 @click.argument("prompt_place", type=GIVEN, metavar="PROMPT")
-@data_option("Best the data that it was learned on.")
-@click.option("--split", type=GIVEN, help="Whose answers are judged.  [default: test, else validation]")
+@data_option("best the data that it was learned on")
+@split_option(None, "test, else validation")
 @click.option("--against", type=GIVEN, metavar="PROMPT", help="Another saved prompt, instead of the written one.")
-@click.option("--instruction", type=WORDS, help="Words of the written prompt.  [default: made of the labels]")
-@click.option("--template", type=WORDS, help="The template that is served, to be compared with the learned one.")
-@click.option("--store", type=PLACE, help="Folder of saved prompts: similarities, and which would be a start.")
-@click.option("--limit", type=click.IntRange(min=1), help="Examples of each question, at most: a quicker look.")
+@instruction_option(default="made of the labels")
+@click.option("--served-template", type=WORDS, help="The template that is served, to be compared with the learned one.")
+@among_option("how alike they are, and which would be a start")
+@limit_option("of each question: a quicker look")
 @click.option(
     "--train-rows", type=click.IntRange(min=1), help="Training rows to look for mislabelled ones in.  [default: 2000]"
 )
 @metric_option
-@click.option("--html", type=PLACE, metavar="FILE", help="Write a page, complete in one file.")
-@prompt_model_option
+@html_option()
+@model_name_option(default="the one the prompt was learned on")
 @column_options
 @model_options
 @json_option
 def inspect_command() -> None:
-    """What a prompt has learned, what it changed, and what is wrong with it.
+    """What a prompt has learned, fixed and broken.
 
-    PROMPT is its folder, or STORE#NAME@VERSION or STORE#NAME@ALIAS in a store. docs/how-to/inspect.md tells how to
+    And what is wrong with it, or with its data. PROMPT is its folder, or STORE#NAME@VERSION or STORE#NAME@ALIAS
+    in a store. docs/how-to/inspect.md tells how to
     read the answers.
     """
 
 
 @verb("prune", "analyze_command:run_prune", "prune")
 @click.argument("prompt_place", type=GIVEN, metavar="PROMPT")
-@data_option("Its validation split decides.")
-@click.option(
-    "--tolerance",
-    type=click.FloatRange(min=0),
-    default=0.01,
-    show_default=True,
-    help="How much the metric on validation may fall: the task's own, or nats a token for generation.",
-)
+@data_option("its validation split decides")
+@tolerance_option("on validation; of generation without --metric, in nats a token")
 @metric_option
-@click.option("--out", required=True, type=PLACE, help="Folder for the shorter prompt.")
-@prompt_model_option
+@out_option("a folder, for the shorter prompt")
+@model_name_option(default="the one the prompt was learned on")
 @column_options
 @model_options
 @json_option
 def prune() -> None:
-    """Take virtual tokens out of a prompt while validation stays within a tolerance; save the shorter one.
+    """Make a prompt shorter, as far as validation allows.
+
+    Takes virtual tokens out while the metric on validation stays within a tolerance, and saves the shorter prompt.
 
     PROMPT is its folder, or STORE#NAME@VERSION or STORE#NAME@ALIAS in a store; the new prompt names it as its parent.
     """
@@ -187,29 +219,37 @@ def prune() -> None:
 
 @verb("similar", "analyze_command:run_similar", "store.similarity.rank_similar")
 @click.argument("prompt_folder", type=GIVEN, metavar="PROMPT")
-@click.option("--store", required=True, type=PLACE, help="Folder that holds saved prompts.")
+@among_option(required=True)
 @json_option
 def similar() -> None:
     """Rank saved prompts by their similarity to PROMPT.
 
-    A prompt of a similar task is a good start for another (Vu et al. 2022). Looks at every saved prompt below --store
+    A prompt of a similar task is a good start for another (Vu et al. 2022). Looks at every saved prompt below --among
     that was learned on the same base model; nothing is loaded but the prompts.
     """
 
 
-@verb("eval", "evaluate_command:run_eval", "evaluate")
+@verb(
+    "eval",
+    "evaluate_command:run_eval",
+    "evaluate",
+    first=("data", "split", "limit", "model_name", "template", "labels", "instruction", "shots", "baseline", "metric"),
+)
 @click.argument("prompt_folder", type=GIVEN, required=False, metavar="[PROMPT]")
 @data_option()
-@click.option("--split", default="test", show_default=True, help="train, validation, test or all.")
-@click.option("--limit", type=click.IntRange(min=1), help="Only this many examples, drawn, each label in proportion.")
-@prompt_model_option
+@split_option()
+@limit_option()
+@model_name_option(default="the one the prompt was learned on")
 @task_options
-@click.option("--instruction", type=WORDS, default="", help="Without a saved prompt: words in front.")
-@click.option("--shots", type=click.IntRange(min=0), default=0, help="Without a saved prompt: examples in front.")
-@click.option("--seed", default=0, help="Of what --limit draws; without a saved prompt, of --shots too.")
-@room_option
+@instruction_option("without a saved prompt")
+@shots_option("without a saved prompt")
+@seed_option("of --limit and --shots")
+@room_option()
 @vote_option
 @metric_option
+@click.option(
+    "--baseline", is_flag=True, help="Score the written prompt too, to tell the gain of the saved one over it."
+)
 @column_options
 @model_options
 @device_map_option
@@ -221,37 +261,45 @@ def evaluate_command() -> None:
     """
 
 
-@verb("monitor", "analyze_command:run_monitor", "analysis.drift.monitor.monitor")
-@click.option("--samples", type=PLACE, required=True, metavar="FILE", help="What serve --sample-file wrote.")
-@click.option("--store", type=GIVEN, help="Folder or URL of the store that was served.")
-@click.option(
-    "--prompt", "prompts", type=GIVEN, multiple=True, metavar="[NAME=]FOLDER", help="A saved prompt, or more, instead."
+@verb(
+    "monitor",
+    "analyze_command:run_monitor",
+    "analysis.drift.monitor.monitor",
+    first=("sample_file", "store", "prompts", "since", "html", "fail_on_drift", "data", "model_name"),
 )
+@sample_file_option()
+@store_option("that was served")
+@prompts_option()
 @click.option("--since", type=GIVEN, metavar="SPAN", help="Only samples of the last 7d, 12h or 30m.")
-@data_option("What a prompt saved without a profile was learned on.", required=False)
-@click.option("--model", "model_name", type=GIVEN, help="The base model; then hidden states are compared too.")
-@click.option("--report", type=PLACE, metavar="FILE", help="Write a page, complete in one file.")
+@data_option("that a prompt saved without a profile was learned on", required=False)
+@model_name_option("then hidden states are compared too")
+@html_option()
 @click.option("--fail-on-drift", is_flag=True, help=f"End with exit code {DRIFT} if a prompt drifts.")
 @column_options
 @model_options
 @json_option
 def monitor_command() -> None:
-    """Tell which prompts get other texts than they were measured on.
+    """Tell which prompts get other texts than they know.
 
     Compares samples of live requests with the profile that each prompt was saved with (docs/how-to/monitor.md).
     """
 
 
-@verb("predict", "evaluate_command:run_predict", "Predictor")
+@verb(
+    "predict",
+    "evaluate_command:run_predict",
+    "Predictor",
+    first=("model_name", "max_new_tokens", "temperature", "top_p", "top_k", "stop", "seed", "as_json"),
+)
 @click.argument("prompt_folder", type=GIVEN, metavar="PROMPT")
 @click.argument("texts", nargs=-1)
-@prompt_model_option
-@click.option("--max-new-tokens", type=int, help="Of a completion.  [default: 128, or as learned]")
-@click.option("--temperature", default=0.0, show_default=True, help="0 is greedy.")
+@model_name_option(default="the one the prompt was learned on")
+@room_option("128, or as learned")
+@click.option("--temperature", default=0.0, show_default=True, help="Of sampling; 0 is greedy.")
 @click.option("--top-p", default=1.0, show_default=True, help="Sample among the likeliest with this probability.")
 @click.option("--top-k", default=0, show_default=True, help="Sample among this many likeliest, 0: all.")
-@click.option("--stop", type=WORDS, multiple=True, help="A string that ends a completion. Repeatable.")
-@click.option("--seed", default=0, show_default=True, help="Of sampling.")
+@stop_option()
+@seed_option("of sampling")
 @bad_rows_option
 @vote_option
 @model_options

@@ -4,7 +4,7 @@ So ``--help`` is answered without PyTorch, and the modules of the verbs import w
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from softprompt.cli.console import check_spreads
+from softprompt.cli.verbs.help_pages import GroupedCommand, GroupedVerbs
 from softprompt.cli.verbs.shell_completion import add_completion_options
 from softprompt.config import MOST
 from softprompt.errors import ConfigError, MissingExtraError
@@ -28,7 +29,7 @@ def tell_version(context: click.Context, option: click.Parameter, asked: bool) -
         context.exit()
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(cls=GroupedVerbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.option(
     "--version",
     is_flag=True,
@@ -52,6 +53,7 @@ def verb(
     group: click.Group = cli,
     extra: str | None = None,
     help_text: str | None = None,
+    first: Sequence[str] = (),
 ) -> Callable[[Callable[..., Any]], click.Command]:
     """Declare a verb by a function that has its options as decorators and its help as docstring, and no body.
 
@@ -60,6 +62,7 @@ def verb(
         in_python: what does the same from Python, within ``softprompt``; the help ends with it.
         extra: of this package's, without which it cannot be run.
         help_text: in place of the docstring.
+        first: names of the options that matter first, in order, where a verb has many.
     """
     module, function = runs.split(":")
 
@@ -70,7 +73,8 @@ def verb(
             check_extra(extra)
             return getattr(import_module(f"softprompt.cli.{module}"), function)(**options)
 
-        return group.command(name=name, help=help_text, epilog=f"In Python: softprompt.{in_python}")(run)
+        epilog = f"In Python: softprompt.{in_python}"
+        return group.command(name=name, cls=GroupedCommand, first=first, help=help_text, epilog=epilog)(run)
 
     return declared
 

@@ -6,7 +6,10 @@ from softprompt.cli.verbs.lazy_verbs import verb
 from softprompt.cli.verbs.options import (
     GIVEN,
     PLACE,
+    ROOM,
+    SEED,
     SETTING_WORDS,
+    STOP,
     WORDS,
     column_options,
     config_option,
@@ -17,18 +20,28 @@ from softprompt.cli.verbs.options import (
     metric_option,
     model_name_option,
     model_options,
+    no_baseline_option,
     no_test_option,
+    out_option,
+    remark,
     resume_options,
     room_option,
+    seeds_option,
     setting_options,
+    sharding_option,
+    shots_option,
     task_options,
+    teacher_option,
 )
 from softprompt.config import DistillConfig, TrainConfig
 
+TRAINING_SEED = remark(SEED, "initialisation and data order")
+BATCH_OF_EACH = remark("Examples per optimiser step.", "of each task")
+
 
 @verb("demo", "learn_command:run_demo", "experiments.demo.run_demo")
-@click.option("--out", type=PLACE, default="prompts", show_default=True, help="Folder, the prompt in one of its own.")
-@setting_options(TrainConfig, only=["steps"], checked=True)
+@out_option("a folder, the prompt in one of its own", "prompts")
+@setting_options(TrainConfig, only=["steps"], checked=True, steps=remark("Optimiser steps.", default="150"))
 @model_options
 @json_option
 def demo() -> None:
@@ -38,19 +51,24 @@ def demo() -> None:
     """
 
 
-@verb("train", "learn_command:run_train", "fit")
-@model_name_option
+@verb(
+    "train",
+    "learn_command:run_train",
+    "fit",
+    first=("model_name", "data", "out", "template", "labels", "length", "steps", "epochs", "init", "method"),
+)
+@model_name_option(required=True)
 @data_option()
-@click.option("--out", required=True, type=PLACE, help="Folder for the learned prompt.")
+@out_option("a folder, for the learned prompt")
 @task_options
 @column_options
 @metric_option
-@room_option
+@room_option()
 @click.option("--recipe", help="default, or lester (Adafactor, 0.3, constant, batch 32).")
-@config_option
-@setting_options(TrainConfig, without=["method_options"])
+@config_option()
+@setting_options(TrainConfig, without=["method_options"], seed=TRAINING_SEED)
 @method_option
-@click.option("--seeds", type=click.IntRange(min=1), default=1, help="Learn so many prompts together, keep the best.")
+@seeds_option(None, 1, "so many prompts learn together, the best is kept")
 @click.option(
     "--grid", type=SETTING_WORDS, metavar="NAME=A,B;...", help="One prompt for each combination, all together."
 )
@@ -59,59 +77,79 @@ def demo() -> None:
 @click.option("--example", type=WORDS, help="A text to be saved with the prompt, that the server's page offers.")
 @click.option("--streaming", is_flag=True, help="Read training rows as they are needed, never all of them.")
 @no_test_option
+@no_baseline_option
 @resume_options
 @model_options
 @device_map_option
-@click.option("--sharding", help="fsdp: each of several processes holds a part of the model's layers.")
+@sharding_option()
 @json_option
 def train() -> None:
-    """Learn a prompt from data and save it."""
+    """Learn a prompt from data, say what it gains, save it."""
 
 
-@verb("multitask", "learn_command:run_multitask", "fit")
-@model_name_option
+@verb(
+    "multitask",
+    "learn_command:run_multitask",
+    "fit",
+    first=("model_name", "tasks", "out", "length", "steps", "init", "seed", "batch_size", "teachers", "distillation"),
+)
+@model_name_option(required=True)
 @click.option("--task", "tasks", multiple=True, required=True, metavar="NAME=DATA", help="Repeat for each task.")
-@click.option("--teacher", "teachers", multiple=True, metavar="NAME=PROMPT", help="A prompt learned for it alone.")
+@teacher_option("teachers", "learned for that task alone; repeatable", several=True)
 @click.option(
     "--distillation", type=click.FloatRange(min=0), default=0.9, show_default=True, help="Weight of teachers."
 )
-@click.option("--out", required=True, type=PLACE, help="Folder; each task's prompt in its own.")
+@out_option("a folder; each task's prompt in its own")
 @column_options
 @metric_option
-@config_option
+@config_option()
 @setting_options(
-    TrainConfig, without=["method", "method_options", "epochs"], batch_size="examples of each task per step"
+    TrainConfig, without=["method", "method_options", "epochs"], batch_size=BATCH_OF_EACH, seed=TRAINING_SEED
 )
 @no_test_option
+@no_baseline_option
 @resume_options
 @model_options
 @json_option
 def multitask() -> None:
-    """Learn several tasks together; where --init needs labels, they are the first task's.
+    """Learn several tasks together.
 
-    One shared prompt and a rank-one matrix for each task; batches mix the tasks; each task folds to a plain prompt,
+    Where --init needs labels, they are the first task's. One shared prompt and a rank-one matrix for each task;
+    batches mix the tasks; each task folds to a plain prompt,
     which eval, predict and train --init prompt:OUT/NAME take like any other (Wang et al. 2023).
     """
 
 
-@verb("distill", "distill_command:run_distill", "distill")
-@model_name_option
-@click.option("--prompt", "text_file", type=PLACE, metavar="FILE", help="Teacher: the text of this file in front.")
-@click.option("--shots", type=click.IntRange(min=1), help="Teacher: so many solved train examples, behind the text.")
-@click.option("--shots-seed", default=0, show_default=True, help="Of the choice of examples.")
-@click.option("--teacher", "saved", type=GIVEN, metavar="PROMPT", help="Teacher: a saved prompt, of any length.")
-@click.option("--inputs", type=GIVEN, required=True, help="Rows with a text, labels not needed; as --data of train.")
-@click.option("--out", required=True, type=PLACE, help="Folder for the learned prompt.")
+@verb(
+    "distill",
+    "distill_command:run_distill",
+    "distill",
+    first=("model_name", "data", "out", "teacher_text", "shots", "teacher", "template", "labels", "length", "steps"),
+)
+@model_name_option(required=True)
+@click.option("--teacher-text", type=PLACE, metavar="FILE", help="The teacher is the text of this file.")
+@shots_option("of the teacher, behind its text")
+@click.option("--shots-seed", default=0, show_default=True, help="Of the choice of those examples.")
+@teacher_option("teacher", "of any length, instead of text and examples")
+@data_option("labels are not needed")
+@out_option("a folder, for the learned prompt")
 @click.option("--lengths", type=GIVEN, metavar="N,N,...", help="Learn several lengths together; OUT/N each.")
 @task_options
 @column_options
 @metric_option
-@setting_options(DistillConfig, sample_temperature="of these", sample_seed="of these")
-@config_option
+@setting_options(
+    DistillConfig,
+    sample_temperature="of these completions",
+    sample_seed="of these completions",
+    max_new_tokens=remark(ROOM, default="128, more where a reference is longer"),
+    stop=remark(STOP, "the teacher's"),
+)
+@config_option()
 @setting_options(
     TrainConfig,
     without=["method_options"],
-    init="teacher (its own text, if not given), text, text:WORDS, labels, vocab, random, prompt:FOLDER",
+    init=remark(f"{TrainConfig.model_fields['init'].description}.", "or teacher, its own text, which is the default"),
+    seed=TRAINING_SEED,
 )
 @method_option
 @click.option("--no-measure", is_flag=True, help="Do not time teacher and student at the end.")
@@ -127,8 +165,13 @@ def distill() -> None:
     """
 
 
-@verb("sweep", "experiment_command:run_sweep", "sweep")
-@model_name_option
+@verb(
+    "sweep",
+    "experiment_command:run_sweep",
+    "sweep",
+    first=("model_name", "data", "out", "space", "trials", "template", "labels", "metric", "backend", "workers"),
+)
+@model_name_option(required=True)
 @data_option()
 @click.option(
     "--space",
@@ -137,9 +180,9 @@ def distill() -> None:
     help="'learning-rate=0.03..0.3:log;length=20,50;method=...', any settings of train; or a .toml or .yaml file.",
 )
 @click.option("--trials", type=click.IntRange(1, 100_000), default=20, show_default=True, help="In all.")
-@click.option("--out", type=PLACE, required=True, help="Folder; a second run goes on there.")
+@out_option("a folder; a second run goes on there")
 @click.option(
-    "--engine",
+    "--backend",
     type=click.Choice(["optuna", "ray"]),
     default="optuna",
     show_default=True,
@@ -156,14 +199,15 @@ def distill() -> None:
 @task_options
 @column_options
 @metric_option
-@room_option
-@click.option("--config", type=PLACE, help="Settings that are not searched, from a .toml or .yaml file.")
-@setting_options(TrainConfig, without=["method_options"], seed="of the proposals and of each trial")
+@room_option()
+@config_option("of what is not searched")
+@setting_options(TrainConfig, without=["method_options"], seed=remark(SEED, "of the proposals and of each trial"))
 @no_test_option
 @model_options
 @json_option
 def sweep() -> None:
-    """Search over the settings of a run: the best on validation is saved, and scored on test once.
+    """Search over the settings of a run, keep the best.
 
-    Trials land one by one, and a second run goes on, with more trials too.
+    The best on validation is saved, and scored on test once. Trials land one by one, and a second run goes on,
+    with more trials too.
     """

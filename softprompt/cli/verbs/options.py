@@ -73,6 +73,7 @@ def combine_options(*options: Callable[[Command], Command]) -> Callable[[Command
 
 def setting_options(
     model: type[BaseModel],
+    /,
     only: Sequence[str] = (),
     without: Sequence[str] = (),
     *,
@@ -106,10 +107,10 @@ def _setting_option(
     default = field.get_default(call_default_factory=True)
     if help.partition(",")[0] != default:  # else it begins with the names of values
         help = help[0].upper() + help[1:]
-    help += "" if help.endswith("]") else "."
+    help += "" if help.endswith(("]", ".")) or ".  (" in help else "."
     if isinstance(default, bool):
         return click.option(f"{flag}/--no-{flag[2:]}" if default else flag, name, is_flag=True, default=None, help=help)
-    if default not in (None, ()):
+    if default not in (None, ()) and "[default: " not in help:
         help += f"  [default: {default}]"
     if get_origin(field.annotation) is Literal:
         return click.option(flag, name, type=click.Choice(kinds), help=help)
@@ -131,19 +132,131 @@ def _setting_option(
 _ALIASES = {"learning_rate": ("--lr",)}  # further flags of a setting
 _TYPES = {"init": INIT_WORDS, "prompts": GIVEN}  # where words for the model are expected or not
 
-model_name_option = click.option(
-    "--model", "model_name", type=GIVEN, required=True, help="Hub name, folder, .gguf file or embedded:gemma-3-270m."
-)
-prompt_model_option = click.option(
-    "--model", "model_name", type=GIVEN, help="The base model.  [default: the one the prompt was learned on]"
-)
+
+def remark(told: str, here: str = "", default: str = "") -> str:
+    """Help of an option that many verbs have: what it means everywhere, then what there is to say of it in this one."""
+    told += f"  ({here})" if here else ""
+    return f"{told}  [default: {default}]" if default else told
+
+
+def model_name_option(here: str = "", default: str = "", *, required: bool = False) -> Callable[[Command], Command]:
+    """``--model``."""
+    told = remark("Base model: Hub name, folder, .gguf file or embedded:gemma-3-270m.", here, default)
+    return click.option("--model", "model_name", type=GIVEN, required=required, help=told)
+
+
+def out_option(here: str, default: str | None = None) -> Callable[[Command], Command]:
+    """``--out``; required, if there is no default."""
+    told = remark("Where it is written.", here)
+    return click.option(
+        "--out", type=PLACE, required=default is None, default=default, show_default=default is not None, help=told
+    )
+
+
+def html_option() -> Callable[[Command], Command]:
+    """``--html``."""
+    return click.option("--html", type=PLACE, metavar="FILE", help="Write a page, complete in one file.")
+
+
+def limit_option(here: str = "") -> Callable[[Command], Command]:
+    """``--limit``."""
+    told = remark("Only so many examples, drawn, each label in proportion.", here)
+    return click.option("--limit", type=click.IntRange(min=1), help=told)
+
+
+def split_option(default: str | None = "test", told: str = "") -> Callable[[Command], Command]:
+    """``--split``; ``told`` is the default in words, where there is none in one."""
+    text = remark("train, validation, test or all.", default=told)
+    return click.option("--split", type=GIVEN, default=default, show_default=default is not None, help=text)
+
+
+def seed_option(here: str) -> Callable[[Command], Command]:
+    """``--seed`` of a verb that does not learn."""
+    return click.option("--seed", type=int, default=0, show_default=True, help=remark(SEED, here))
+
+
+def instruction_option(here: str = "", default: str = "") -> Callable[[Command], Command]:
+    """``--instruction``."""
+    return click.option("--instruction", type=WORDS, help=remark("Words of the written prompt.", here, default))
+
+
+def shots_option(here: str = "") -> Callable[[Command], Command]:
+    """``--shots``."""
+    told = remark("Solved training examples in the written prompt, behind its words.", here)
+    return click.option("--shots", type=click.IntRange(min=0), default=0, show_default=True, help=told)
+
+
+def seeds_option(most: int | None, default: int, here: str) -> Callable[[Command], Command]:
+    """``--seeds``."""
+    told = remark("How many seeds, counted up.", here)
+    return click.option("--seeds", type=click.IntRange(1, most), default=default, show_default=True, help=told)
+
+
+def stop_option(here: str = "") -> Callable[[Command], Command]:
+    """``--stop`` of a verb without settings for it."""
+    return click.option("--stop", type=WORDS, multiple=True, help=remark(STOP, here))
+
+
+def teacher_option(name: str, here: str = "", *, several: bool = False) -> Callable[[Command], Command]:
+    """``--teacher``."""
+    return click.option(
+        "--teacher",
+        name,
+        type=GIVEN,
+        multiple=several,
+        metavar="NAME=PROMPT" if several else "PROMPT",
+        help=remark("A saved prompt to learn from.", here),
+    )
+
+
+def sample_file_option() -> Callable[[Command], Command]:
+    """``--sample-file`` of a verb that reads it."""
+    told = remark(SAMPLE_FILE, "that serve --sample-file wrote")
+    return click.option("--sample-file", type=PLACE, required=True, metavar="FILE", help=told)
+
+
+def prompts_option() -> Callable[[Command], Command]:
+    """``--prompt`` of a verb without settings for it."""
+    return click.option("--prompt", "prompts", type=GIVEN, multiple=True, help=PROMPTS)
+
+
+def store_option(here: str = "") -> Callable[[Command], Command]:
+    """``--store`` of a verb without settings for it."""
+    return click.option("--store", type=GIVEN, help=remark(STORE, here))
+
+
+def among_option(here: str = "", *, required: bool = False) -> Callable[[Command], Command]:
+    """``--among``."""
+    told = remark("Folder that holds saved prompts, at any depth.", here)
+    return click.option("--among", type=PLACE, required=required, help=told)
+
+
+def tolerance_option(here: str) -> Callable[[Command], Command]:
+    """``--tolerance`` of a verb without settings for it."""
+    told = remark(TOLERANCE, here)
+    return click.option("--tolerance", type=click.FloatRange(min=0), default=0.01, show_default=True, help=told)
+
+
+SEED = "Seed of what is drawn at random."
+STOP = "A string that ends a completion. Repeatable."
+SAMPLE_FILE = "File of samples of requests: SQLite, or JSON lines if it ends with .jsonl."
+PROMPTS = "A saved prompt instead of a store, as [NAME=]FOLDER. Repeatable."
+STORE = "Folder or URL of a store."
+TOLERANCE = "How much worse the metric may become."
+
+
+def dtype_option(default: str = "what is fast here") -> Callable[[Command], Command]:
+    """``--dtype``."""
+    return click.option("--dtype", help=remark("float32, bfloat16 or float16.", default=default))
+
+
 trust_option = click.option("--trust-remote-code", is_flag=True, help="Let the model's repository run its own code.")
 quantize_option = click.option(
-    "--quantize", help="int8 (torchao), bnb-int8 or bnb-nf4 (bitsandbytes). Default: weights as saved."
+    "--quantize", help="int8 (torchao), bnb-int8 or bnb-nf4 (bitsandbytes).  [default: weights as saved]"
 )
 model_options = combine_options(
-    click.option("--device", help="cpu, cuda, cuda:1, mps. Default: a GPU if there is one."),
-    click.option("--dtype", help="float32, bfloat16 or float16. Default: what is fast here."),
+    click.option("--device", help="cpu, cuda, cuda:1, mps.  [default: a GPU if there is one]"),
+    dtype_option(),
     quantize_option,
     trust_option,
 )
@@ -175,17 +288,18 @@ metric_option = click.option(
 )
 
 
-room_option = click.option(
-    "--max-new-tokens",
-    type=int,
-    help="Of a completion.  [default: 128, more where a reference is longer]",
-)
+def room_option(default: str = "128, more where a reference is longer") -> Callable[[Command], Command]:
+    """``--max-new-tokens``."""
+    return click.option("--max-new-tokens", type=int, help=remark(ROOM, default=default))
 
 
-def data_option(told: str = "", *, required: bool = True) -> Callable[[Command], Command]:
-    """``--data``, of which ``told`` says what it is for."""
-    what = "Folder with train.jsonl, ...; a .jsonl/.csv/.tsv/.parquet file; hf:NAME."
-    return click.option("--data", type=GIVEN, required=required, help=f"{what} {told}".rstrip())
+ROOM = "Tokens of a completion, at most."
+
+
+def data_option(here: str = "", *, required: bool = True) -> Callable[[Command], Command]:
+    """``--data``."""
+    told = remark("Folder with train.jsonl, ...; a .jsonl/.csv/.tsv/.parquet file; hf:NAME.", here)
+    return click.option("--data", type=GIVEN, required=required, help=told)
 
 
 task_options = combine_options(
@@ -202,8 +316,24 @@ task_options = combine_options(
         "--verbalizer", type=LABEL_WORDS, multiple=True, metavar="LABEL=WORDS", help="Words for a label. Repeatable."
     ),
 )
-config_option = click.option("--config", type=PLACE, help="Settings from a .toml or .yaml file.")
+
+
+def config_option(here: str = "") -> Callable[[Command], Command]:
+    """``--config``."""
+    told = remark("Settings from a .toml, .yaml or .json file; options win over it.", here)
+    return click.option("--config", type=PLACE, help=told)
+
+
+def sharding_option(here: str = "", default: str = "") -> Callable[[Command], Command]:
+    """``--sharding``."""
+    told = remark("fsdp: each of several processes holds a part of the model's layers.", here, default)
+    return click.option("--sharding", help=told)
+
+
 no_test_option = click.option("--no-test", is_flag=True, help="Do not score the test split at the end.")
+no_baseline_option = click.option(
+    "--no-baseline", is_flag=True, help="Do not score the written prompt at the end, to tell the gain over it."
+)
 method_option = click.option(
     "--method-option",
     multiple=True,

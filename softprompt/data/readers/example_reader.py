@@ -12,6 +12,7 @@ from softprompt.data.readers.file_rows import ENDINGS, FileRows, name_class
 from softprompt.data.readers.lines import Row
 from softprompt.errors import DataError, TemplateError
 from softprompt.utils.messages import import_optional, map_read_errors, quote_names
+from softprompt.utils.place_kinds import describe_mistaken_place
 
 BadRows = Literal["refuse", "skip"]
 SPLITS = ("train", "validation", "test")
@@ -158,6 +159,8 @@ def check_file(path: Path) -> None:
                 f"expected a file or folder at '{path}', found none: {hint}Hugging Face data sets are hf:NAME"
             )
         if path.is_dir() or ending not in ENDINGS:
+            if told := describe_mistaken_place(path, "data"):
+                raise DataError(f"expected data; {told}")
             got = "a folder" if path.is_dir() else f"'{ending}'" if ending else "no ending"
             raise DataError(f"expected a file ending in {', '.join(ENDINGS)}, got {got} in '{path}': convert the data")
 
@@ -179,6 +182,8 @@ def split_files(folder: Path) -> dict[str, Path]:
                 raise DataError(f"expected one {split} file in '{folder}', got {got}: move or rename one of them")
             files[split] = path
     if not files:
+        if told := describe_mistaken_place(folder, "data"):
+            raise DataError(f"expected data; {told}")
         raise DataError(
             f"expected train, validation or test ({', '.join(ENDINGS)}) in the folder '{folder}', "
             f"got {quote_names(path.name for path in paths)}: rename the files, or give one file to have it split "

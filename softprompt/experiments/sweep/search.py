@@ -39,13 +39,13 @@ from softprompt.training.training_run import evaluate_prompt, report_validation_
 from softprompt.utils.arguments import check_arguments
 from softprompt.utils.version import read_versions
 
-SweepEngine: TypeAlias = Literal["optuna", "ray"]
+SweepBackend: TypeAlias = Literal["optuna", "ray"]
 
 
-def check_sweep(space: SearchSpace, fixed: TrainConfig, engine: SweepEngine) -> None:
+def check_sweep(space: SearchSpace, fixed: TrainConfig, backend: SweepBackend) -> None:
     """Raise ConfigError or MissingExtraError for what can be seen before anything is loaded."""
     optuna_module()
-    if engine == "ray":
+    if backend == "ray":
         ray_module()
 
     def check(config: TrainConfig) -> None:
@@ -65,7 +65,7 @@ def sweep(
     fixed: TrainConfig | None = None,
     trials: int = 20,
     pruning: Pruning = "median",
-    engine: SweepEngine = "optuna",
+    backend: SweepBackend = "optuna",
     workers: int = 1,
     options: Mapping[str, Any] | None = None,
     evaluate_test: bool = True,
@@ -85,7 +85,7 @@ def sweep(
         fixed: everything else, the sampler's seed too.
         trials: how many in all; or all combinations, where the space has no more.
         pruning: the rule for giving trials up: ``median``, ``asha`` or ``none``.
-        engine: where trials run: on this machine (``optuna``), or on a cluster (``ray``).
+        backend: where trials run: on this machine (``optuna``), or on a cluster (``ray``).
         workers: trials at a time. One shares ``base``; several load their own, by its name and with these ``options``.
         evaluate_test: whether the winner is scored on test.
         callback, callbacks, progress: told of how it goes, and what shows it, as for ``fit``.
@@ -103,7 +103,7 @@ def sweep(
     space = SearchSpace.parse(space) if isinstance(space, str) else space
     task = resolve_task(data, options=pop_task_options(settings))
     fixed = _resolve_fixed(fixed, settings, space, task)
-    check_sweep(space, fixed, engine)
+    check_sweep(space, fixed, backend)
     check_trainable(task)
     inits = space.axes["init"].probes if "init" in space.axes else (fixed.init,)
     for init in inits:
@@ -118,7 +118,7 @@ def sweep(
             told.on_message(f"the space has {space.size} combinations: each is tried once")
         report_validation_sample(task, fixed, told)
         if log.missing:
-            _run_trials(log, base, engine, workers)
+            _run_trials(log, base, backend, workers)
         summary = _conclude(log, base, space, evaluate_test=evaluate_test)
     return SweepResult(summary, log.landed)
 
@@ -133,8 +133,8 @@ def _resolve_fixed(
     return resolve_steps({"": chosen}, task)[""]
 
 
-def _run_trials(log: TrialLog, base: FrozenLM, engine: SweepEngine, workers: int) -> None:
-    if engine == "ray":
+def _run_trials(log: TrialLog, base: FrozenLM, backend: SweepBackend, workers: int) -> None:
+    if backend == "ray":
         run_on_ray(log, workers)
     elif workers > 1:
         run_in_processes(log, workers)

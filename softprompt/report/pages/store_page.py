@@ -6,6 +6,7 @@ from typing import Any
 
 from softprompt.data.task import TaskSpec
 from softprompt.errors import shorten
+from softprompt.metrics.baseline_gain import format_gain
 from softprompt.metrics.formatting import MISSING, format_count, format_fixed
 from softprompt.prompts.saved_prompt import Prompt
 from softprompt.report.pages.cells import format_saved_metric, format_subsample
@@ -39,9 +40,13 @@ def make_versions_document(
         found = manifests[one.number].get("metrics")
         metrics = found if isinstance(found, Mapping) else {}
         figures = [_metric(metrics.get(split)) for split in ("validation", "test")]
+        figures.append(
+            next(filter(None, (format_gain(metrics.get(split)) for split in ("test", "validation"))), MISSING)
+        )
         created = f"{one.created:%Y-%m-%d %H:%M}"
         rows.append((str(one), created, one.by, one.parent or MISSING, *figures, _here(one, aliases)))
-    columns = ("Version", "Created", "By", "Parent", "Validation [95% interval]", "Test [95% interval]", "Aliases")
+    scores = ("Validation [95% interval]", "Test [95% interval]", "Gain over the written prompt")
+    columns = ("Version", "Created", "By", "Parent", *scores, "Aliases")
     return _document(versions[0].name if versions else "", Table.of("", columns, rows, words=len(columns)))
 
 

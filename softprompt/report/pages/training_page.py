@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from softprompt.inference.evaluation import Evaluation, truncation_notes
+from softprompt.metrics.baseline_gain import describe_gain
 from softprompt.metrics.formatting import format_count, format_fixed, metric_heading
 from softprompt.prompts.saved_prompt import Prompt
 from softprompt.report.pages.cells import (
@@ -19,6 +20,7 @@ from softprompt.report.render.document import Block, Code, Document, Points, Sec
 if TYPE_CHECKING:
     from softprompt.experiments.demo import DemoResult
 
+GAIN = "gain over the written prompt"
 _RESULT = ("Metric", "Value [95% interval]", "n")
 
 
@@ -78,7 +80,8 @@ def make_evaluation_document(result: Evaluation, facts: Mapping[str, Any]) -> Do
     drawn = result.drawn.describe(str(facts["split"])) if result.drawn else ""
     where = f"{facts['prompt'] or 'written prompt'} on {facts['data']}, {facts['split']} split"
     blocks: list[Block] = [Table.of("", _RESULT, rows)]
-    if notes := [*notes, *result.truncation_notes]:
+    told = describe_gain(str(facts["split"]), result.to_dict())
+    if notes := [*notes, *result.truncation_notes, *([f"{GAIN}: {told}"] if told else [])]:
         blocks.append(Points(tuple(notes)))
     results = Section("results", "Results", tuple(blocks))
     return Document("Evaluation", f"{where}, {drawn}" if drawn else where, (), (results,))
@@ -103,6 +106,8 @@ def make_prompt_document(prompt: Prompt) -> Document:
         "parent": prompt.parent or None,
     }
     facts |= {split: _split_words(split, result) for split, result in prompt.metrics.items()}
+    gains = [words for split, result in prompt.metrics.items() if (words := describe_gain(split, result))]
+    facts |= {GAIN: "; ".join(gains)} if gains else {}
     return Document(
         "Prompt", spec.kind, (), (Section("prompt", "Prompt", (make_settings_table("", facts, ("", "")),)),)
     )
@@ -114,6 +119,7 @@ def _results(prompt: Prompt) -> tuple[Block, ...]:
         for metric in (result, *result["others"].values()):
             rows.append((split, metric["metric"], make_metric_cell(metric), format_count(metric["n"])))
         notes += [f"{split}: {words}"] if (words := format_subsample(split, result)) else []
+        notes += [f"{GAIN}: {words}"] if (words := describe_gain(split, result)) else []
         # a count of somebody else's file may be anything
         if isinstance(count := result.get("cut"), int):
             notes += [f"{split}: {told}" for told in truncation_notes(count, result["n"])]

@@ -14,6 +14,7 @@ from softprompt.store.references import check_alias
 from softprompt.utils.files import expand_user
 
 SAMPLING = {"sample_rate", "sample_text", "sample_keep"}
+COMPILE = "compile parts of the model's work on a CPU; auto: where it pays and there is a C++ compiler"
 _OWN_NAMES = ("localhost", "127.0.0.1", "::1")
 
 
@@ -30,9 +31,7 @@ class ServerSettings(Settings):
     device: str | None = Field(None, description="cpu, cuda, cuda:1, mps (default: a GPU if there is one)")
     dtype: str | None = Field(None, description="float32, bfloat16 or float16 (default: what is fast here)")
     quantize: str | None = Field(None, description="int8, bnb-int8 or bnb-nf4 (default: weights as saved)")
-    compile: Literal["auto", "always", "never"] = Field(
-        "auto", description="compile what answers with labels, on a CPU; auto: where a C++ compiler is"
-    )
+    compile: Literal["auto", "always", "never"] = Field("auto", description=COMPILE)
     engine_kind: Literal["own", "vllm"] = Field(
         "own", description="what runs the model: this process, or a vLLM server with the baked checkpoint"
     )

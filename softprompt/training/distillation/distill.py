@@ -136,10 +136,10 @@ def distill(
         shots: solved examples behind the text.
         out, callback, callbacks, progress, resume, restart, evaluate_test: as for ``fit``.
         config: the settings of learning; or single ones by name (``length=16``, ``steps=300``, ...), those of
-            ``DistillConfig`` and of a task that is made here among them (``temperature=2``, ``samples=1``, ...).
-            ``init`` is ``teacher`` by default. The settings of several students (see ``make_length_configs``), by the
-            folder within ``out`` that each is saved in, learn in the same forward passes, and all are given; ``""`` is
-            ``out`` itself.
+            ``DistillConfig`` and of a task that is made here among them (``distillation_temperature=2``, ...). ``init``
+            is ``teacher`` by default. The settings of several students (see ``make_length_configs``), by the folder
+            within ``out`` that each is saved in, learn in the same forward passes, and all are given; ``""`` is ``out``
+            itself.
         measure: time student and teacher at the end.
 
     Raises:
@@ -246,7 +246,9 @@ def _distill(
         lengths = {name: config.length for name, config in configs.items() if config.init == "teacher"}
         starts = initialize_students(base, task, teacher.start, lengths, answers["validation"])
         given = {length: state for length, (_, state) in starts.items()}
-        objective = distillation_objective(base, task, list(configs.values()), answers, given, settings.temperature)
+        objective = distillation_objective(
+            base, task, list(configs.values()), answers, given, settings.distillation_temperature
+        )
         clock = StepTimer(callback, None if checkpoint is None else checkpoint.folder / CLOCK_FILE)
         outcomes = train_together(base, task, configs, clock, checkpoint, objective)
         by_name = {name: one for name, one in zip(configs, outcomes, strict=True) if not one.failed}

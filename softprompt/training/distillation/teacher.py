@@ -240,8 +240,8 @@ class _Record:
 
     def __call__(self, texts: list[int], logits: Tensor, tokens: list[int]) -> None:
         plain = logits.float().log_softmax(-1)
-        top, ids = plain.topk(min(self.settings.top_k, plain.shape[1]), dim=-1)
-        tempered = plain / self.settings.temperature
+        top, ids = plain.topk(min(self.settings.teacher_top_k, plain.shape[1]), dim=-1)
+        tempered = plain / self.settings.distillation_temperature
         scale = tempered.logsumexp(-1)
         rest, tempered_rest = (one.scatter(1, ids, -math.inf).logsumexp(-1) for one in (plain, tempered))
         kept = (ids.int(), top, rest, scale, tempered_rest - scale)

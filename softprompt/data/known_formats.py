@@ -1,0 +1,97 @@
+"""Rows in the form of other programs, recognised by their columns: what they are called, and how they are read here."""
+
+import re
+import shlex
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+_CHAT = (
+    "write a row for each answer, with the messages before it as the text and the answer as target "
+    '({"text": ..., "target": ...})'
+)
+_LIKELY = {  # what texts, labels and outputs are called elsewhere, by what they are called here
+    "text": "sentence review content body message tweet question input prompt instruction document article"
+    " query utterance premise source description title",
+    "label": "category class sentiment labels label_text topic intent stars rating score y",
+    "target": "output completion response answer summary reference translation highlights chosen",
+}
+
+
+@dataclass(frozen=True)
+class RowFormat:
+    """A form that rows have elsewhere.
+
+    Attributes:
+        name: as people call it.
+        columns: that such rows have, all of them.
+        advice: how to read it here.
+    """
+
+    name: str
+    columns: tuple[str, ...]
+    advice: str
+
+
+FORMATS = (
+    RowFormat("chats in OpenAI's form", ("messages",), _CHAT),
+    RowFormat("chats in ShareGPT's form", ("conversations",), _CHAT),
+    RowFormat(
+        "preference pairs",
+        ("prompt", "chosen", "rejected"),
+        "the answers preferred can be learned with --text-column prompt --target-column chosen --template '{{ text }}'",
+    ),
+    RowFormat(
+        "rows in Alpaca's form",
+        ("instruction", "input", "output"),
+        "read it with --text-column instruction --target-column output "
+        r"--template '{{ text }}\n{{ input }}\nAnswer:'",
+    ),
+    RowFormat(
+        "rows in Alpaca's form, without inputs",
+        ("instruction", "output"),
+        r"read it with --text-column instruction --target-column output --template '{{ text }}\nAnswer:'",
+    ),
+    RowFormat(
+        "prompts and completions",
+        ("prompt", "completion"),
+        "read it with --text-column prompt --target-column completion --template '{{ text }}'",
+    ),
+    RowFormat(
+        "prompts and responses",
+        ("prompt", "response"),
+        "read it with --text-column prompt --target-column response --template '{{ text }}'",
+    ),
+    RowFormat(
+        "sentence pairs",
+        ("premise", "hypothesis", "label"),
+        r"read it with --template '{{ premise }}\n{{ hypothesis }}\nLabel:', no column of the text is needed then",
+    ),
+    RowFormat(
+        "questions on passages",
+        ("question", "context", "answer"),
+        "read it with --text-column question --target-column answer "
+        r"--template '{{ context }}\n{{ text }}\nAnswer:'",
+    ),
+)
+
+
+def recognize_rows(row: Mapping[str, Any]) -> RowFormat | None:
+    """The form that a row has, by its columns."""
+    return next((one for one in FORMATS if set(one.columns) <= row.keys()), None)
+
+
+def suggest_columns(row: Iterable[str], missing: Collection[str]) -> str:
+    """Options that name the columns of a row where these are likely the text, label or output that are ``missing``."""
+    names = {re.sub(r"[\W_]+", "_", str(name).lower()): str(name) for name in row}
+    found: dict[str, str] = {}
+    for what, likely in _LIKELY.items():
+        whole = (names[one] for one in likely.split() if one in names)
+        near = next(whole, None) or next(
+            (name for key, name in names.items() if {*key.split("_")} & {*likely.split()}), None
+        )
+        # a row has a label or an output, and a column one meaning
+        taken = near in found.values() or (what == "target" and "label" in found)
+        if what in missing and near is not None and not taken:
+            found[what] = near
+    return " ".join(f"--{what}-column {shlex.quote(name)}" for what, name in found.items())
