@@ -4,7 +4,6 @@ import functools
 import sys
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, TypeVar
 
 import click
@@ -17,9 +16,8 @@ from softprompt.models.frozen_lm import FrozenLM
 from softprompt.models.loading import load_model, silence_transformers
 from softprompt.models.quantization import SCHEMES
 from softprompt.prompts.saved_prompt import Prompt
-from softprompt.training.callbacks.callback import Callback, CallbackList
+from softprompt.training.callbacks.callback import Callback
 from softprompt.training.callbacks.progress import ProgressBar, ProgressPrinter
-from softprompt.training.callbacks.trackers import TensorBoardLogger
 
 Run = TypeVar("Run", bound=Callable[..., None])
 
@@ -55,9 +53,8 @@ def load_base_of(prompt: Prompt, name: str | None, options: dict[str, Any], *, f
     return base
 
 
-def make_callback(as_json: bool, tensorboard: Path | None = None) -> Callback:
-    callback: Callback = ProgressBar() if sys.stderr.isatty() and not as_json else ProgressPrinter()
-    return callback if tensorboard is None else CallbackList([callback, TensorBoardLogger(tensorboard)])
+def make_callback(as_json: bool) -> Callback:
+    return ProgressBar() if sys.stderr.isatty() and not as_json else ProgressPrinter()
 
 
 def join_processes(run: Run) -> Run:

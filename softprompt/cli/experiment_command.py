@@ -33,6 +33,7 @@ def run_compare(
     engine_python: Path | None,
     engine_gguf: Path | None,
     keep: bool,
+    track: tuple[str, ...],
     out: Path,
     as_json: bool,
     **options: Any,
@@ -46,7 +47,7 @@ def run_compare(
         terms = _add_shift(terms, task, shift_data, columns)
 
     base = defer_base(model_name, pop_model_options(options))
-    study = compare(base, task, methods, out, terms, make_callback(as_json))
+    study = compare(base, task, methods, out, terms, make_callback(as_json), track=track)
     write_report(study, out, figures=True)
     summary = study.model_dump(mode="json", exclude={"results", "gold", "texts"})
     closing = f"the report is in {out}: report.html, report.md, report.json"
@@ -112,6 +113,7 @@ def run_sweep(
     pruning: Any,
     config: Path | None,
     no_test: bool,
+    track: tuple[str, ...],
     template: str | None,
     labels: str | None,
     verbalizer: tuple[str, ...],
@@ -144,6 +146,7 @@ def run_sweep(
         options=model,
         evaluate_test=not no_test,
         callback=make_callback(as_json),
+        track=track,
     )
     result = {
         **summary.model_dump(mode="json"),

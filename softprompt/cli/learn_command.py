@@ -47,7 +47,7 @@ def run_train(
     ensemble: bool,
     resume: bool,
     restart: bool,
-    tensorboard: Path | None,
+    track: tuple[str, ...],
     sharding: str | None,
     streaming: bool,
     no_test: bool,
@@ -62,7 +62,7 @@ def run_train(
     members = make_population(chosen, seeds, grid or "")
     if ensemble and len(members) == 1:
         raise ConfigError("--ensemble keeps several prompts, expected --seeds or --grid beside it")
-    callback = make_callback(as_json, tensorboard)
+    callback = make_callback(as_json)
     source: Any = data
     if streaming:
         source, columns = stream_splits(data, **reader_options(template, columns.get("text_column")), **columns), {}
@@ -77,6 +77,7 @@ def run_train(
         ensemble=ensemble,
         out=out,
         callback=callback,
+        track=track,
         resume=resume,
         restart=restart,
         evaluate_test=not no_test,

@@ -20,6 +20,7 @@ from softprompt.store.prompt_loading import pin_reference
 from softprompt.training.callbacks.callback import Callback
 from softprompt.training.callbacks.callback_arguments import AnyCallback, resolve_callback
 from softprompt.training.callbacks.progress import ProgressChoice
+from softprompt.training.callbacks.trackers import TRACKED_FILE, RunTracker, Track, describe_run
 from softprompt.training.checkpoint import Checkpoint
 from softprompt.training.loop import TrainingResult, train_together
 from softprompt.training.multitask import train_multitask
@@ -68,6 +69,7 @@ def fit(
     callback: AnyCallback | None = None,
     callbacks: AnyCallback | None = None,
     progress: ProgressChoice = None,
+    track: Track = None,
     resume: bool = False,
     restart: bool = False,
     evaluate_test: bool = True,
@@ -93,6 +95,7 @@ def fit(
             on validation is given, what each reached is under ``training["population"]``. Several tasks take no method.
         callback, callbacks: told of the run: objects with some of ``Callback``'s methods, or of ``transformers``.
         progress: what shows the run: a bar in a notebook or terminal, else lines on standard error; ``False``: nothing.
+        track: where it is written down: ``wandb``, ``mlflow``, ``trackio``, ``tensorboard:FOLDER``, one or several.
         resume, restart: go on with the unfinished run of ``out``, to the same bytes; or throw it away.
         evaluate_test, baseline: score the test split at the end; and the written prompt on its rows, to tell the gain.
         ensemble: give the prompts of several settings as one that answers by vote, instead of the best.
@@ -111,6 +114,7 @@ def fit(
     several, processes = is_several_tasks(data), base.processes
     # the other processes learn and score with it, and neither say nor write anything
     told = resolve_callback(callback, callbacks, progress) if processes.is_main else Callback()
+    tracker = RunTracker.of(track if processes.is_main else None, told)
     out = None if out is None or not processes.is_main else expand_user(out)
     if several:
         _check_several(tasks, configs, teachers or {}, distillation, ensemble or example is not None, processes)
@@ -124,14 +128,14 @@ def fit(
     if out is not None:
         identity = _describe_teaching(taught, distillation) if several else {}
         run = open_run(out, base, tasks, configs, resume=resume, restart=restart, callback=told, **identity)
-    with run as checkpoint:
+    with run as checkpoint, tracker:
+        told = tracker.join(told, describe_run(base, tasks, configs, out), checkpoint)
         _report_data(base, tasks, configs, told)
-        learned = (
-            _learn_tasks(base, tasks, next(iter(configs.values())), taught, distillation, told, checkpoint)
-            if several
-            else _learn_prompts(base, tasks[""], configs, ensemble, example, told, checkpoint)
-        )
+        learn = partial(_learn_tasks, tasks, taught, distillation)
+        learn = learn if several else partial(_learn_prompts, tasks[""], ensemble, example)
+        learned = learn(base, configs, told, checkpoint)
         prompts = _score_prompts(base, tasks, learned, told, evaluate_test=evaluate_test, baseline=baseline)
+        tracker.conclude_splits({name: prompt.metrics for name, prompt in prompts.items()})
         if out is not None and checkpoint is not None:
             _save(prompts, {name: outcome for name, (_, outcome) in learned.items()}, out, checkpoint, processes)
     processes.wait()
@@ -226,11 +230,11 @@ def _prepare(
 
 
 def _learn_prompts(
-    base: FrozenLM,
     task: Task,
-    configs: Mapping[str, TrainConfig],
     ensemble: bool,
     example: str | None,
+    base: FrozenLM,
+    configs: Mapping[str, TrainConfig],
     callback: Callback,
     checkpoint: Checkpoint | None,
 ) -> Learned:
@@ -242,14 +246,15 @@ def _learn_prompts(
 
 
 def _learn_tasks(
-    base: FrozenLM,
     tasks: Mapping[str, Task],
-    config: TrainConfig,
     teachers: Mapping[str, Prompt],
     distillation: float,
+    base: FrozenLM,
+    configs: Mapping[str, TrainConfig],
     callback: Callback,
     checkpoint: Checkpoint | None,
 ) -> Learned:
+    config = next(iter(configs.values()))
     states = {name: teacher.state for name, teacher in teachers.items()}
     outcomes = train_multitask(
         base, tasks, config, callback, teachers=states, distillation=distillation, checkpoint=checkpoint
@@ -289,7 +294,7 @@ def _save(
     finished = checkpoint.stage() / out.name
     for name, prompt in prompts.items():
         save_run_result(prompt, finished / name, outcomes[name], checkpoint.folder, processes)
-    checkpoint.publish(finished, out)
+    checkpoint.publish(finished, out, TRACKED_FILE)
 
 
 def _pin_version(config: TrainConfig) -> TrainConfig:

@@ -348,7 +348,7 @@ class TestJson:
         return found
 
     def test_train(self, place: Path, tmp_path: Path) -> None:
-        result = self.only(train(place, tmp_path / "p", "--json", "--tensorboard", tmp_path / "tb"))
+        result = self.only(train(place, tmp_path / "p", "--json", "--track", f"tensorboard:{tmp_path / 'tb'}"))
         assert result["prompt"] == str(tmp_path / "p")
         assert (result["method"], result["length"], result["training"]["steps_made"]) == ("prompt-tuning", 4, 12)
         assert set(result["metrics"]) == {"validation", "test"}

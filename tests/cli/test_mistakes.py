@@ -57,9 +57,7 @@ def rows(path: Path, *pairs: tuple[str, str]) -> Path:
 class TestEmptyValues:
     """As ``--data "$DATA"`` gives them where the variable is not set: not the current folder, not a default."""
 
-    @pytest.mark.parametrize(
-        "option", ["--data", "--model", "--out", "--labels", "--grid", "--tensorboard", "--config"]
-    )
+    @pytest.mark.parametrize("option", ["--data", "--model", "--out", "--labels", "--grid", "--track", "--config"])
     def test_of_train(self, place: Path, tmp_path: Path, option: str, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.chdir(tmp_path)
         refused(train(place, "p", option, ""), f"Invalid value for '{option}': expected a value, got an empty one")

@@ -211,6 +211,7 @@ def large_results(folder: Path, word: str = "word") -> dict[str, Any]:
         "sweep summary": large_summary(word),
         "trial": large_trials(word)[3],
         "inspection": full_inspection(word * 100),
+        "soft prompt": sp.SoftPrompt(base, length=3),
         "distillation": large_distillation(word),
         "distillation report": large_distillation(word).report,
         "pruning": large_pruning(),

@@ -40,6 +40,7 @@ from softprompt.cli.verbs.options import (
     store_option,
     task_options,
     tolerance_option,
+    track_option,
     trust_option,
     vote_option,
 )
@@ -99,6 +100,7 @@ def study_options(methods: str) -> Callable[[Command], Command]:
 @click.option("--engine-gguf", type=PLACE, help="GGUF file of the base model, for llama.cpp.")
 @click.option("--keep", is_flag=True, help="Keep what the best seed of each method needs to be deployed.")
 @model_options
+@track_option
 @json_option
 def compare() -> None:
     """Measure every method on a task, recommend one.

@@ -32,6 +32,7 @@ from softprompt.cli.verbs.options import (
     shots_option,
     task_options,
     teacher_option,
+    track_option,
 )
 from softprompt.config import DistillConfig, TrainConfig
 
@@ -73,7 +74,7 @@ def demo() -> None:
     "--grid", type=SETTING_WORDS, metavar="NAME=A,B;...", help="One prompt for each combination, all together."
 )
 @click.option("--ensemble", is_flag=True, help="With --seeds or --grid: keep all, they answer by vote.")
-@click.option("--tensorboard", type=PLACE, help="Folder for TensorBoard.")
+@track_option
 @click.option("--example", type=WORDS, help="A text to be saved with the prompt, that the server's page offers.")
 @click.option("--streaming", is_flag=True, help="Read training rows as they are needed, never all of them.")
 @no_test_option
@@ -153,6 +154,7 @@ def multitask() -> None:
 )
 @method_option
 @click.option("--no-measure", is_flag=True, help="Do not time teacher and student at the end.")
+@track_option
 @no_test_option
 @resume_options
 @model_options
@@ -202,6 +204,7 @@ def distill() -> None:
 @room_option()
 @config_option("of what is not searched")
 @setting_options(TrainConfig, without=["method_options"], seed=remark(SEED, "of the proposals and of each trial"))
+@track_option
 @no_test_option
 @model_options
 @json_option

@@ -267,6 +267,13 @@ device_map_option = click.option(
 
 bad_rows_option = setting_options(DataOptions, only=("bad_rows",))
 column_options = setting_options(DataOptions)
+track_option = click.option(
+    "--track",
+    type=GIVEN,
+    multiple=True,
+    metavar="TOOL",
+    help="Write the run down in wandb, mlflow, trackio, tensorboard or tensorboard:FOLDER; several with commas.",
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object, and nothing else.")
 
 

@@ -19,6 +19,7 @@ from softprompt.models.deferred_base import BaseSource, load_checked, resolve_ba
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.training.callbacks.callback_arguments import AnyCallback, resolve_callback
 from softprompt.training.callbacks.progress import ProgressChoice
+from softprompt.training.callbacks.trackers import GroupTracker, Track, parse_trackers
 from softprompt.training.run_checks import check_trainable
 from softprompt.training.training_run import TEST_LIMIT, reserve_answer_room
 from softprompt.utils.arguments import check_arguments
@@ -35,6 +36,7 @@ def compare(
     callback: AnyCallback | None = None,
     callbacks: AnyCallback | None = None,
     progress: ProgressChoice = None,
+    track: Track = None,
     **options: Any,
 ) -> Study:
     """Run every method with every seed, or what of it is not in ``out`` yet; measure, summarize, recommend.
@@ -46,6 +48,7 @@ def compare(
         out: folder of the comparison: each result is kept there as it lands, and a second call goes on.
         settings: what is the same for all methods: seeds, steps, learning rates tried.
         callback, callbacks, progress: told of how it goes, and what shows it, as for ``fit``.
+        track: where each run is written down, as for ``fit``, in a group of the name of ``out``.
         options: single ones of the settings by name (``seeds=3``, ``steps=300``, ...); and of rows that become a task
             here (``template=``, ``label_column=``, ...; see ``Task.of``).
 
@@ -65,11 +68,12 @@ def compare(
     check_trainable(task)
     task.splits["test"]  # refuses an empty one
     StudyFolder.check(out)
+    tracker = GroupTracker(parse_trackers(track), out.name, told.on_message)
     engine = find_engine(settings.engine_python, settings.engine_gguf)
     base = load_checked(base)
     task = reserve_answer_room(base, task)
     comparison = ComparisonRun(
-        base, task, settings, StudyFolder(out, _describe_setup(base, task, settings)), told, engine
+        base, task, settings, StudyFolder(out, _describe_setup(base, task, settings)), told, engine, tracker
     )
     with comparison.folder as folder:
         for number, method in enumerate(methods, start=1):

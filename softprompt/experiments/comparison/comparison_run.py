@@ -30,6 +30,7 @@ from softprompt.inference.predictor import Predictor
 from softprompt.metrics.scores import Score
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.training.callbacks.callback import Callback
+from softprompt.training.callbacks.trackers import GroupTracker, flatten_scores, flatten_settings
 from softprompt.training.training_run import TEST_LIMIT
 from softprompt.utils.arguments import describe_argument, suggest_name
 from softprompt.utils.summaries import summarize_fields
@@ -110,6 +111,7 @@ class ComparisonRun:
     folder: StudyFolder
     callback: Callback
     engine: EnginePython | str
+    tracker: GroupTracker
 
     @property
     def _limit(self) -> int:
@@ -178,7 +180,9 @@ class ComparisonRun:
                 outcomes = [error] * len(seeds)
         for seed, outcome in zip(seeds, outcomes, strict=True):
             if self.folder.result(method.name, seed) is None:
-                self.folder.land(self._make_result(method, seed, outcome, trials, peak.bytes))
+                result = self._make_result(method, seed, outcome, trials, peak.bytes)
+                self.folder.land(result)
+                self._track(result)
         if not all(isinstance(outcome, FittedBaseline) and outcome.base_shared for outcome in outcomes):
             # a model of its own, perhaps held by a traceback: its memory is the next method's
             del outcome
@@ -186,6 +190,20 @@ class ComparisonRun:
             gc.collect()
             if self.base.device.type == "cuda":
                 torch.cuda.empty_cache()
+
+    def _track(self, result: Result) -> None:
+        scores = {"validation": result.validation, "test": result.test}
+        metrics = {split: score.model_dump() for split, score in scores.items() if score is not None}
+        if "test" in metrics:
+            metrics["test"]["others"] = {name: score.model_dump() for name, score in result.others.items()}
+        cost = {} if result.cost is None else flatten_settings(result.cost.model_dump(), "cost/")
+        self.tracker.land(
+            f"{result.method}, seed {result.seed}",
+            {"method": result.method, "family": result.family, "seed": result.seed, **result.settings},
+            [(point.step, {"value": point.value, "loss": point.loss}) for point in result.curve],
+            {**flatten_scores(metrics), **{name: float(value) for name, value in cost.items()}},
+            failed=result.status == "failed",
+        )
 
     def _plan_steps(self, method: Candidate) -> RunSettings:
         """The steps of a run: those given, or as many as fit into the time."""

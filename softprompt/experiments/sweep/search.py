@@ -33,6 +33,7 @@ from softprompt.prompts.saved_prompt import Prompt
 from softprompt.store.prompt_loading import load_prompt
 from softprompt.training.callbacks.callback_arguments import AnyCallback, resolve_callback
 from softprompt.training.callbacks.progress import ProgressChoice
+from softprompt.training.callbacks.trackers import GroupTracker, Track, parse_trackers
 from softprompt.training.fit import resolve_configs
 from softprompt.training.run_checks import check_init, check_init_fits, check_trainable, resolve_steps
 from softprompt.training.training_run import evaluate_prompt, report_validation_sample
@@ -72,6 +73,7 @@ def sweep(
     callback: AnyCallback | None = None,
     callbacks: AnyCallback | None = None,
     progress: ProgressChoice = None,
+    track: Track = None,
     **settings: Any,
 ) -> SweepResult:
     """Make the trials that are not in ``out`` yet; save the best on validation as ``out/prompt``, scored on test once.
@@ -89,6 +91,7 @@ def sweep(
         workers: trials at a time. One shares ``base``; several load their own, by its name and with these ``options``.
         evaluate_test: whether the winner is scored on test.
         callback, callbacks, progress: told of how it goes, and what shows it, as for ``fit``.
+        track: where each trial is written down, as for ``fit``, in a group of the name of ``out``.
         settings: single settings that all trials have (``steps=300`` or ``epochs=3``, ...), and those of a task that is
             made here (``template=``, ...), as for ``fit``.
 
@@ -109,11 +112,12 @@ def sweep(
     for init in inits:
         check_init_fits(str(init), task.spec)
     SweepFolder.check(out)
+    tracker = GroupTracker(parse_trackers(track), out.name, told.on_message)
     base = load_checked(base)
     sampler = TrialSampler(space, space.defaults(fixed), trials, fixed.seed)
     chosen = SweepSettings(fixed, pruning, base.name, dict(options or {}), base.fingerprint)
     with SweepFolder(out, _describe_setup(base, task, space, chosen)) as folder:
-        log = TrialLog(folder, sampler, chosen, task, told)
+        log = TrialLog(folder, sampler, chosen, task, told, tracker)
         if space.size < trials:
             told.on_message(f"the space has {space.size} combinations: each is tried once")
         report_validation_sample(task, fixed, told)

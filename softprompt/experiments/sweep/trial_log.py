@@ -13,6 +13,7 @@ from softprompt.experiments.sweep.sweep_folder import SweepFolder, SweepTrial, b
 from softprompt.experiments.sweep.trial import make_trial
 from softprompt.experiments.sweep.trial_sampler import Pruning, TrialSampler
 from softprompt.training.callbacks.callback import Callback
+from softprompt.training.callbacks.trackers import GroupTracker
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ class TrialLog:
     settings: SweepSettings
     task: Task
     callback: Callback
+    tracker: GroupTracker
     landed: list[SweepTrial] = field(init=False)
     running: dict[int, dict[str, PlainValue]] = field(default_factory=dict, init=False)
 
@@ -96,7 +98,19 @@ class TrialLog:
         self.folder.forget(name)
         self._drop_all_but_the_best()
         if trial.status != "repeated":
+            self._track(trial)
             self.callback.on_message(f"trial {trial.number}: {_describe_trial(trial)}")
+
+    def _track(self, trial: SweepTrial) -> None:
+        reached = {"value": trial.value, "loss": trial.loss, "best_step": trial.best_step, "seconds": trial.seconds}
+        settings = {**self.settings.fixed.model_dump(exclude_unset=True), **trial.settings}
+        self.tracker.land(
+            f"trial {trial.number}",
+            {**settings, "model": self.settings.model, "status": trial.status, "metric": trial.metric},
+            [(point.step, {"value": point.value, "loss": point.loss}) for point in trial.curve],
+            {f"best/{name}": float(value) for name, value in reached.items() if value is not None},
+            failed=trial.status == "failed",
+        )
 
     def _list_missing(self) -> list[int]:
         known = {trial.number for trial in self.landed} | self.running.keys()

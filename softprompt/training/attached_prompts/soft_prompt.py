@@ -23,6 +23,7 @@ from softprompt.training.attached_prompts.prompted_rows import check_room, count
 from softprompt.training.initialization import initialize
 from softprompt.training.optimization import learning_unit
 from softprompt.training.training_run import describe_data, evaluate_prompt
+from softprompt.utils.summaries import summarize
 from softprompt.utils.version import read_versions
 
 SETTINGS = ("method", "method_options", "length", "init", "seed", "rate_unit")  # of TrainConfig, that make a prompt
@@ -125,7 +126,7 @@ class SoftPrompt(nn.Module):
 
     def __repr__(self) -> str:
         learned = sum(one.numel() for one in self.method.parameters())
-        return f"SoftPrompt({self.config.method}, length={self.length}, {learned:,} parameters, on '{self.base.name}')"
+        return summarize(self, self.config.method, length=self.length, parameters=learned, base=self.base.name)
 
     def state(self) -> PromptState:
         """The prompt as it stands, float32, with gradient to the parameters."""

@@ -29,6 +29,7 @@ from softprompt.training.callbacks.callback import Callback
 from softprompt.training.callbacks.callback_arguments import AnyCallback, resolve_callback
 from softprompt.training.callbacks.progress import ProgressChoice
 from softprompt.training.callbacks.step_timer import CLOCK_FILE, StepTimer
+from softprompt.training.callbacks.trackers import TRACKED_FILE, RunTracker, Track, describe_run
 from softprompt.training.checkpoint import Checkpoint
 from softprompt.training.distillation.distillation_loss import distillation_objective
 from softprompt.training.distillation.distillation_records import DistillationReport
@@ -121,6 +122,7 @@ def distill(
     callback: AnyCallback | None = None,
     callbacks: AnyCallback | None = None,
     progress: ProgressChoice = None,
+    track: Track = None,
     resume: bool = False,
     restart: bool = False,
     evaluate_test: bool = True,
@@ -131,15 +133,13 @@ def distill(
 
     Args:
         inputs: a task (``Task.of_inputs`` makes one of unlabelled rows), or what it is made from.
-        teacher: a text, empty where there are only ``shots``; a saved prompt, or its folder as a ``Path``; or a
-            ``Teacher``.
+        teacher: a text, or none beside ``shots``; a saved prompt, or its folder as a ``Path``; or a ``Teacher``.
         shots: solved examples behind the text.
-        out, callback, callbacks, progress, resume, restart, evaluate_test: as for ``fit``.
+        out, callback, callbacks, progress, track, resume, restart, evaluate_test: as for ``fit``.
         config: the settings of learning; or single ones by name (``length=16``, ``steps=300``, ...), those of
             ``DistillConfig`` and of a task that is made here among them (``distillation_temperature=2``, ...). ``init``
             is ``teacher`` by default. The settings of several students (see ``make_length_configs``), by the folder
-            within ``out`` that each is saved in, learn in the same forward passes, and all are given; ``""`` is ``out``
-            itself.
+            within ``out`` that each is saved in (``""``: ``out``), learn in the same passes, and all are given.
         measure: time student and teacher at the end.
 
     Raises:
@@ -153,7 +153,7 @@ def distill(
     spec = teacher.spec if isinstance(teacher, Prompt) and not isinstance(inputs, Task) else None
     task = resolve_task(inputs, spec, unlabelled=True, options=task_options)
     configs = resolve_steps(configs, task)
-    out = None if out is None else expand_user(out)
+    out, tracker = None if out is None else expand_user(out), RunTracker.of(track, told)
     base.processes.check_alone("distillation")
     check_settings(configs, taught=True)
     check_splits(task)
@@ -172,6 +172,7 @@ def distill(
         DistillConfig.build(**how),
         out=out,
         callback=told,
+        tracker=tracker,
         resume=resume,
         restart=restart,
         evaluate_test=evaluate_test,
@@ -213,6 +214,7 @@ def _distill(
     *,
     out: Path | None,
     callback: Callback,
+    tracker: RunTracker,
     resume: bool,
     restart: bool,
     evaluate_test: bool,
@@ -233,7 +235,9 @@ def _distill(
     if out is not None:
         taught = {"teacher": teacher.digest, "distillation": how}
         run = open_run(out, base, {"": task}, configs, resume=resume, restart=restart, callback=callback, **taught)
-    with run as checkpoint:
+    with run as checkpoint, tracker:
+        described = describe_run(base, {"": task}, configs, out, teacher=teacher.source, **how)
+        callback = tracker.join(callback, described, checkpoint)
         report_data_notes(
             base, task, max(config.length for config in configs.values()), callback, settings.max_new_tokens
         )
@@ -246,9 +250,8 @@ def _distill(
         lengths = {name: config.length for name, config in configs.items() if config.init == "teacher"}
         starts = initialize_students(base, task, teacher.start, lengths, answers["validation"])
         given = {length: state for length, (_, state) in starts.items()}
-        objective = distillation_objective(
-            base, task, list(configs.values()), answers, given, settings.distillation_temperature
-        )
+        scale = settings.distillation_temperature
+        objective = distillation_objective(base, task, list(configs.values()), answers, given, scale)
         clock = StepTimer(callback, None if checkpoint is None else checkpoint.folder / CLOCK_FILE)
         outcomes = train_together(base, task, configs, clock, checkpoint, objective)
         by_name = {name: one for name, one in zip(configs, outcomes, strict=True) if not one.failed}
@@ -262,6 +265,7 @@ def _distill(
             done[name] = replace(one, prompt=replace(one.prompt, data=describe_data(whole)))
         if measure:
             done = _measure_students(base, task, done, teacher, settings)
+        tracker.conclude_splits({name: one.prompt.metrics for name, one in done.items()})
         if out is not None and checkpoint is not None:
             finished = checkpoint.stage() / out.name
             for name, one in done.items():
@@ -270,7 +274,7 @@ def _distill(
                 save_run_result(
                     replace(one.prompt, extra_files=files), finished / name, by_name[name], checkpoint.folder
                 )
-            checkpoint.publish(finished, out, ANSWERS_FILE, CLOCK_FILE)
+            checkpoint.publish(finished, out, ANSWERS_FILE, CLOCK_FILE, TRACKED_FILE)
     return done
 
 

@@ -10,7 +10,7 @@ from helpers.told_runs import Terminal, told
 from softprompt.errors import OutputError
 from softprompt.training.callbacks.callback import Callback, CallbackList
 from softprompt.training.callbacks.progress import ProgressBar
-from softprompt.training.callbacks.trackers import TensorBoardLogger
+from softprompt.training.callbacks.trackers import RunTracker, parse_trackers
 from softprompt.training.fit import fit
 
 
@@ -36,7 +36,9 @@ class TestCallbackList:
             fit(
                 tiny_base("llama"),
                 reviews_task(),
-                callback=CallbackList([line, TensorBoardLogger(tmp_path / "tb")]),
+                callback=CallbackList(
+                    [line, RunTracker(parse_trackers(f"tensorboard:{tmp_path / 'tb'}"), line.on_message)]
+                ),
                 **FAST,
             )
         assert not line._progress.live.is_started
