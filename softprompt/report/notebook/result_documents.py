@@ -35,9 +35,10 @@ from softprompt.report.render.document import Block, Cell, Column, Document, Fol
 from softprompt.store.version_store import Store
 from softprompt.training.distillation.distill import Distillation
 from softprompt.training.distillation.distillation_records import DistillationReport
+from softprompt.utils.messages import excerpt
 
 MOST_LABELS = 12  # of a prediction
-MOST_ANSWERS = 10
+MOST_ANSWERS, BEGINNING = 10, 160  # of predictions; characters of each text
 MOST_RECORDS = 12  # of a history
 
 
@@ -89,8 +90,8 @@ def make_predictions_document(found: Predictions) -> Document:
     shown = list(zip(found.asked, found, strict=False))[:MOST_ANSWERS]
     rows = [
         (
-            row.example.text,
-            one.answer,
+            excerpt(row.example.text, BEGINNING),
+            excerpt(one.answer, BEGINNING),
             *([format_fixed(one.probability, 3)] if answered else []),
             *([MISSING if row.gold is None else str(row.gold)] if _has_gold(found) else []),
         )
