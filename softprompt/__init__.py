@@ -9,11 +9,15 @@ The flow, each name being public here::
     prompt.save("prompts/sentiment")
 """
 
+import warnings
+
 import lazy_loader
 
 from softprompt.utils.notebook_display import set_renderer
 from softprompt.utils.version import VERSION as __version__  # noqa: F401
 
+# of tqdm, which transformers imports: its bars want ipywidgets in a notebook, and ours do without
+warnings.filterwarnings("ignore", message="IProgress not found")
 # torch and transformers take seconds to import: only when a name that needs them is used
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
 

@@ -4,6 +4,7 @@ The model that is called ``embedded:gemma-3-270m`` is a tiny random Llama in a c
 ``google/gemma-3-270m`` are folders with the same, ``DATA`` is ``reviews/``. Runs have at most ``STEPS`` steps.
 """
 
+import csv
 import json
 import os
 import random
@@ -43,7 +44,7 @@ def _shorten_settings(settings: Any, patch: pytest.MonkeyPatch) -> None:
     make, copy = settings.__init__, settings.model_copy
 
     def shorten(values: dict[str, Any]) -> dict[str, Any]:
-        fits = isinstance(steps := values.get("steps", STEPS), int)
+        fits = isinstance(steps := values.get("steps", STEPS), int) and values.get("epochs") is None
         return {**values, "steps": min(steps, STEPS), "eval_every": STEPS // 2} if fits else values
 
     def make_short(self: Any, **values: Any) -> None:
@@ -111,6 +112,13 @@ def write_data(folder: Path) -> None:
 
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def write_table(path: Path, rows: list[dict[str, Any]]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 class SharedParts:
@@ -200,13 +208,6 @@ def _give_long_text(world: PageWorld) -> None:
 
 def _give_inputs(world: PageWorld) -> None:
     write_rows(world.folder / "inputs.jsonl", [{"text": f"a film {number}"} for number in range(60)])
-
-
-def _give_tickets(world: PageWorld) -> None:
-    """``tickets.csv``: a subject, a body and a category in each row."""
-    rows = [(f"subject {n}", f"it is broken {n}", ("bug", "question")[n % 2]) for n in range(120)]
-    lines = ["subject,body,category", *(",".join(row) for row in rows)]
-    (world.folder / "tickets.csv").write_text("\n".join(lines) + "\n")
 
 
 def _give_three_tasks(world: PageWorld) -> None:
@@ -305,6 +306,27 @@ def _give_hub(world: PageWorld) -> None:
     }
 
 
+def _give_reviews_file(world: PageWorld) -> None:
+    rows = [json.loads(line) for line in (world.folder / "reviews" / "train.jsonl").read_text().splitlines()]
+    write_table(world.folder / "reviews.csv", rows)
+
+
+def _give_tickets(world: PageWorld) -> None:
+    """``tickets.csv``, and the same rows as JSON lines."""
+    draw = random.Random(0)
+    bodies = {
+        "account": ("i can not log in", "my password is lost"),
+        "billing": ("my invoice is wrong", "send the bill"),
+    }
+    kinds = [draw.choice(sorted(bodies)) for _ in range(80)]
+    rows = [
+        {"subject": f"ticket {number}", "body": f"{draw.choice(bodies[kind])} {number}", "category": kind}
+        for number, kind in enumerate(kinds)
+    ]
+    write_table(world.folder / "tickets.csv", rows)
+    write_rows(world.folder / "tickets.jsonl", rows)
+
+
 def _give_aliases(world: PageWorld) -> None:
     import softprompt as sp
 
@@ -321,9 +343,10 @@ GIVEN: dict[str, Callable[[PageWorld], None]] = {
     "DATA1": lambda world: (world.folder / "DATA1").symlink_to("reviews"),
     "DATA2": lambda world: (world.folder / "DATA2").symlink_to("questions"),
     "NAME": lambda world: (world.folder / "NAME").symlink_to("reviews"),
+    "reviews.csv": _give_reviews_file,
+    "tickets.csv": _give_tickets,
     "long.txt": _give_long_text,
     "inputs.jsonl": _give_inputs,
-    "tickets.csv": _give_tickets,
     "data/sst2": _give_three_tasks,
     "adapters/theirs": _give_adapter,
     "sst2.npy": _give_array,

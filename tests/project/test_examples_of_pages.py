@@ -3,12 +3,17 @@
 Models are tiny and random, data small, runs a few steps: numbers are not compared, words and keys are.
 """
 
+import contextlib
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
+import threading
+import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -59,6 +64,8 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         server.terminate()
 
 
+# of Trainer where there is no GPU, and of TRL
+@pytest.mark.filterwarnings("ignore:'pin_memory' argument:UserWarning", "ignore:`gradient_checkpointing`:FutureWarning")
 @pytest.mark.parametrize("page", WITH_EXAMPLES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_examples_run(
     page: Path,
@@ -102,7 +109,18 @@ def test_examples_run(
 def run_python(block: Block, text: str, world: PageWorld) -> None:
     """The block in the names of its page; a traceback shows the page's lines."""
     code = compile("\n" * (block.line - 1) + text, ROOT / block.page, "exec")
+    if "sp.serve(" in text and "block=False" not in text:
+        threading.Thread(target=_interrupt_server, args=[os.environ["SOFTPROMPT_PORT"]]).start()
     exec(code, world.names)
+
+
+def _interrupt_server(port: str) -> None:
+    """Press Ctrl+C once a server of this process answers, or is not there after a minute."""
+    for _ in range(600):
+        time.sleep(0.1)
+        with contextlib.suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=5):
+            break
+    os.kill(os.getpid(), signal.SIGINT)
 
 
 def run_commands(block: Block, text: str, shell: ShellSession) -> None:
