@@ -182,7 +182,10 @@ def answered() -> Iterator[tuple[str, dict[str, Any]]]:
     yield "label scores", tensors_of({"scores": scores})
     for name, how in {"greedy": {}, "sampled": {"temperature": 0.8, "top_p": 0.9, "seed": 3}}.items():
         predictor = Predictor(base, generation().spec, None, GenerationConfig(max_new_tokens=8, **how))
-        yield f"{name} completions", {"texts": [one.completion for one in predictor.predict(generation().test)]}
+        yield (
+            f"{name} completions",
+            {"texts": [one.completion for one in predictor.iterate_predictions(generation().test)]},
+        )
 
 
 def cases() -> Iterator[tuple[str, dict[str, Any]]]:

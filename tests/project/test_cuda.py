@@ -151,7 +151,7 @@ class TestLearning:
         assert_close(*losses)
 
     def test_linear_probe(self) -> None:
-        predictions = fit_linear_probe(gpu_base("llama"), reviews_task()).answers.predict(reviews().test)
+        predictions = fit_linear_probe(gpu_base("llama"), reviews_task()).answers.iterate_predictions(reviews().test)
         assert {one.label for one in predictions} == {"good", "bad"}
 
 
