@@ -330,7 +330,8 @@ def describe_unknown_setting(name: str, model: type[BaseModel]) -> str:
     ours = _ELSEWHERE.get(name)
     if ours is not None and (model is TrainConfig or ours in model.model_fields):
         return f"unknown setting '{name}': it is called '{ours}' here"
-    near = difflib.get_close_matches(name, model.model_fields, n=2, cutoff=0.62)
+    fields = model.model_fields
+    near = difflib.get_close_matches(name, fields, n=1, cutoff=0.8) or difflib.get_close_matches(name, fields, n=2)
     hint = (
         f"did you mean {' or '.join(map(repr, near))}?" if near else f"known settings: {', '.join(model.model_fields)}"
     )

@@ -138,7 +138,7 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
     "empty": (b"", "is no .npy file, or its header is damaged"),
     "text": (b"label,text\n" * 30, "is no .npy file, or its header is damaged"),
     "pickle": (b"cos\nsystem\n(S'touch owned'\ntR.", "is no .npy file, or its header is damaged"),
-    "zip": (b"PK\x03\x04" + bytes(60), "is no .npy file, or its header is damaged"),
+    "zip": (b"PK\x03\x04" + bytes(60), "is an archive: unpack it and give what is in it"),
     "half a header": (GOOD[:60], "is no .npy file, or its header is damaged"),
     "unknown version": (GOOD[:6] + b"\x07" + GOOD[7:], "is no .npy file, or its header is damaged"),
     "truncated": (GOOD[:-1], "is damaged: its header announces 640 bytes of numbers, 639 are there"),
