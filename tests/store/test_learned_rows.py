@@ -284,8 +284,10 @@ class TestLearning:
         assert prompt.metrics["test"]["value"] == found.metric.value
         # rows that --streaming has drawn of more
         drawn = replace(task, splits=replace(task.splits, sampled_from={"test": 400}))
-        again = evaluate_prompt(prompt, base, drawn, evaluate_test=True)
-        assert again.metrics["test"] == {**prompt.metrics["test"], "sample": {"rows": 20, "of": 400, "seed": 0}}
+        again = evaluate_prompt(prompt, base, drawn, evaluate_test=True, baseline=True)
+        before, sample = prompt.metrics["test"], {"rows": 20, "of": 400, "seed": 0}
+        written = {**before["baseline"], "sample": sample}
+        assert again.metrics["test"] == {**before, "sample": sample, "baseline": written}
         assert prompt.base_dtype == "float32"
 
     def test_a_saved_prompt_of_before_still_loads(self, tmp_path: Path) -> None:
