@@ -5,9 +5,9 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-# turns of GNU OpenMP's waiting loop before a thread sleeps; its own default of 300,000 keeps a core for milliseconds,
-# which on a machine that others use are taken from the thread that is waited for (measured in bench/results)
-SPINS = 1000
+# turns of GNU OpenMP's waiting loop before a thread sleeps. Its own 300,000 keep a core for milliseconds, which beside
+# other work are taken from the thread that is waited for; with so few it is as fast alone (bench/shared_machine.py)
+SPINS = 10_000
 
 _WAITING = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
 _COUNTS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")

@@ -226,7 +226,7 @@ class TestCells:
             (pandas.NaT, None),
             (pandas.NA, None),
             ({"a": (1, {"b": numpy.int64(2)})}, {"a": [1, {"b": 2}]}),
-            ({"b", "a"}, ["a", "b"]),
+            pytest.param({"b", "a"}, ["a", "b"], id="a set"),
             (Color.RED, "red"),
             (decimal.Decimal("1.10"), "1.10"),
             (datetime.date(2024, 1, 2), "2024-01-02"),
