@@ -11,7 +11,7 @@ from softprompt.data.builtin_data import rotten_tomatoes
 OUT = Path(__file__).parent / "out" / "sweep"
 
 sentences = rotten_tomatoes()
-rows = [{"text": one.text, "label": one.label} for one in sentences.train[:300]]
+rows = [{"text": one.text, "label": one.label} for one in sentences.train[::20]]
 found = sp.sweep(
     "embedded:gemma-3-270m",
     rows,

@@ -3,7 +3,10 @@
 python examples/torch_loop.py    # a few minutes on two cores; docs/how-to/train-with-trainer.md has Trainer and TRL
 """
 
+from itertools import islice
+
 import torch
+from torch.utils.data import DataLoader
 
 import softprompt as sp
 from softprompt.data.builtin_data import rotten_tomatoes
@@ -11,7 +14,7 @@ from softprompt.data.builtin_data import rotten_tomatoes
 STEPS, BATCH_SIZE = 30, 8
 
 sentences = rotten_tomatoes()
-rows = [{"text": one.text, "label": one.label} for one in sentences.train[:300]]
+rows = [{"text": one.text, "label": one.label} for one in sentences.train[::20]]
 task = sp.Task.of(rows, template="Review: {{ text }}\nSentiment:")
 
 base = sp.load_model("embedded:gemma-3-270m")
@@ -20,8 +23,9 @@ model = soft.attach()  # the same transformers model, the prompt in front of eve
 optimizer = torch.optim.AdamW(soft.parameter_groups(0.1), weight_decay=0.0)
 
 tokenizer = base.tokenizer
-for step in range(1, STEPS + 1):
-    some = [task.train[(step * BATCH_SIZE + place) % len(task.train)] for place in range(BATCH_SIZE)]
+torch.manual_seed(0)
+batches = DataLoader(task.train, BATCH_SIZE, shuffle=True, collate_fn=list)
+for step, some in enumerate(islice(batches, STEPS), start=1):
     texts = [f"Review: {one.text}\nSentiment: {one.label}" for one in some]
     batch = tokenizer(texts, padding=True, return_tensors="pt")
     # only the label counts, which is each text's last token here
