@@ -52,7 +52,7 @@ def test_shuffled_labels() -> None:
     ],
 )
 def test_another_template_when_served(template: str, words: str) -> None:
-    found = inspected(learned(), template=template)
+    found = inspected(learned(), served_template=template)
     assert "template-mismatch" in names(found, "problem", "warning")
     assert words in " ".join(found.serving.differences)
     if "title" not in template:
@@ -64,7 +64,7 @@ def test_another_template_when_served(template: str, words: str) -> None:
 
 
 def test_the_own_template_is_no_mismatch() -> None:
-    assert "template-mismatch" not in names(inspected(learned(), template=TEMPLATE))
+    assert "template-mismatch" not in names(inspected(learned(), served_template=TEMPLATE))
 
 
 def test_a_template_that_was_changed_after_learning() -> None:

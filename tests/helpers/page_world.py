@@ -293,7 +293,7 @@ def _give_bucket(world: PageWorld) -> None:
 
     for name, value in world.fixture("s3_environment").items():
         world.variables[name] = os.environ[name] = value
-    fsspec.filesystem("s3").mkdir("my-bucket")
+    fsspec.filesystem("s3").makedirs("my-bucket", exist_ok=True)
 
 
 def _give_hub(world: PageWorld) -> None:

@@ -144,7 +144,7 @@ class TestAlone:
         monkeypatch.setattr(base, "processes", ProcessGroup(0, 2))
         wanted = "is for one process, got 2 processes: load the base model without processes"
         with pytest.raises(ConfigError, match=f"learning several tasks {wanted}"):
-            fit(base, {})
+            fit(base, {"reviews": reviews_task()})
         with pytest.raises(ConfigError, match=f"distillation {wanted}"):
             distill(base, reviews_task(), "Say what it is.")
         with pytest.raises(ConfigError, match=f"a comparison {wanted}"):

@@ -50,7 +50,7 @@ GROUPS: dict[str, list[str]] = {
     "Keys and log": _names("keys no_auth requests_per_minute tokens_per_minute log_text"),
     "Samples of requests": _names("sample_file sample_rate sample_text sample_keep"),
     "Other programs": _names("engine_python engine_gguf gguf price_per_hour"),
-    "Saving and going on": _names("out keep checkpoint_every resume restart tensorboard track html"),
+    "Saving and going on": _names("out keep checkpoint_every resume restart track html"),
 }
 FEW = 12  # options, up to which they need no groups
 
