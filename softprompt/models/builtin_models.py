@@ -34,7 +34,7 @@ _FOLDER_NAME = "gemma-3-270m-bf16"
 def embedded_model_folder(*, progress: Progress | None = None) -> Path:
     """The folder of the embedded model, a plain Hugging Face checkpoint in bfloat16; built at the first call.
 
-    Building takes about a minute and needs 0.6 GB of space. It appears whole or not at
+    Building takes a quarter of a minute and needs 0.6 GB of space. It appears whole or not at
     all, whatever interrupts it; of several processes at once, one builds and the others wait.
 
     Args:
@@ -55,7 +55,7 @@ def _build_gemma(folder: Path, say: Progress) -> Mapping[str, Any]:
     for module, package in ((_MODEL_MODULE, _MODEL_PACKAGE), ("gguf", "gguf")):
         if importlib.util.find_spec(module) is None:
             raise MissingExtraError(package, "demo")
-    say(f"preparing {MODEL_NAME} in {folder.parent}: once, about a minute")
+    say(f"preparing {MODEL_NAME} in {folder.parent}: once, a quarter of a minute")
     gguf = folder / "source.gguf"
     _assemble(gguf)
     say("converting the weights to bfloat16")

@@ -161,10 +161,13 @@ def _has_digest(path: Path, facts: Mapping[str, Any]) -> bool:
 
 def convert_gguf(gguf: Path, folder: Path, dtype: "torch.dtype") -> None:
     """Write what a GGUF file holds as a plain checkpoint into ``folder``."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from softprompt.models.quantization import silence_logging
+
+    with silence_logging():
+        from transformers import AutoModelForCausalLM, AutoTokenizer
 
     read: dict[str, Any] = {"gguf_file": gguf.name, "local_files_only": True}
-    with no_progress_bars(), _read_fields_once():
+    with silence_logging(), no_progress_bars(), _read_fields_once():
         model: Any = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=dtype, **read)
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, **read)
         # the weights are plain by now, yet save_pretrained refuses as long as these say 'quantized'
