@@ -54,7 +54,8 @@ class DemoResult:
         found = shutil.which("softprompt")
         # another environment's may come first in the user's shell
         same = found is not None and Path(found).parent == Path(sys.executable).parent
-        program = "softprompt" if same else shlex.quote(sys.argv[0])
+        typed = [sys.executable, "-m", "softprompt"] if Path(sys.argv[0]).name == "__main__.py" else sys.argv[:1]
+        program = "softprompt" if same else shlex.join(typed)
         return [
             f'{program} predict {shlex.quote(str(self.folder))} "{EXAMPLE}"',
             f"{program} show {shlex.quote(str(self.folder))}",

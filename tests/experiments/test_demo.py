@@ -124,6 +124,12 @@ class TestStory:
         assert command(*show[1:]).code == 0
         assert train[:2] == [program, "train"]
 
+    def test_next_commands_of_a_module_that_was_run(self, told: Told, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("shutil.which", lambda name: None)
+        monkeypatch.setattr("sys.argv", ["/somewhere/softprompt/__main__.py", "demo"])
+        for line in told[0].next_commands:
+            assert shlex.split(line)[:3] == [sys.executable, "-m", "softprompt"]
+
 
 class TestPlace:
     def test_free_folder_counts_on(self, tmp_path: Path) -> None:
