@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Self
 
 from softprompt.config import TaskKind
+from softprompt.data.chats.messages import Conversation
 from softprompt.data.known_formats import recognize_rows, suggest_columns
 from softprompt.data.label_names import fold_label, quote_label
 from softprompt.errors import DataError
@@ -26,6 +27,7 @@ class Example(Displayed):
     references: tuple[str, ...] = ()  # accepted outputs; the first is the one that is learned
     columns: Mapping[str, Any] = field(default_factory=dict, hash=False)  # the others, with JSON's types
     place: str = field(default="", compare=False)  # where its row stands, for messages
+    conversation: Conversation | None = None  # all turns, where the row is a chat; ``text`` is then made of them
 
     def __repr__(self) -> str:
         return summarize(
