@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Self
 
 from softprompt.config import TaskKind
-from softprompt.data.chats.messages import Conversation
+from softprompt.data.chats.conversation import Conversation
 from softprompt.data.known_formats import recognize_rows, suggest_columns
 from softprompt.data.label_names import fold_label, quote_label
 from softprompt.errors import DataError

@@ -1,4 +1,4 @@
-from softprompt.data.chats.messages import Conversation, Message, ToolCall
+from softprompt.data.chats.conversation import Conversation, Message, ToolCall
 
 
 def test_messages_are_what_chat_templates_take() -> None:
