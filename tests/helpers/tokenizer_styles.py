@@ -14,7 +14,7 @@ WORDS = (
 BLANK = "\u2581"
 
 
-def _pieces(extra: list[str], blank: str = BLANK) -> Tokenizer:
+def piece_tokenizer(extra: list[str], blank: str = BLANK) -> Tokenizer:
     """A BPE over characters with byte fallback, as sentencepiece's are written by transformers."""
     trained = Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True, byte_fallback=True))
     trained.normalizer = normalizers.Replace(" ", blank)
@@ -28,7 +28,7 @@ def _pieces(extra: list[str], blank: str = BLANK) -> Tokenizer:
     return plain
 
 
-def _bytes(special: list[str]) -> Tokenizer:
+def byte_tokenizer(special: list[str]) -> Tokenizer:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -40,30 +40,30 @@ def _bytes(special: list[str]) -> Tokenizer:
     return tokenizer
 
 
-def _with_bos(tokenizer: Tokenizer, bos: str) -> None:
+def put_bos_in_front(tokenizer: Tokenizer, bos: str) -> None:
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{bos} $A", special_tokens=[(bos, tokenizer.token_to_id(bos))]
     )
 
 
-def _added(tokenizer: Tokenizer, marks: list[str], **flags: bool) -> None:
+def add_marks(tokenizer: Tokenizer, marks: list[str], **flags: bool) -> None:
     tokenizer.add_special_tokens([AddedToken(mark, normalized=False, special=True, **flags) for mark in marks])
 
 
 def llama2_legacy() -> Any:
     """A blank in front of every piece, by a normalizer."""
-    tokenizer = _pieces([])
+    tokenizer = piece_tokenizer([])
     tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend(BLANK), normalizers.Replace(" ", BLANK)])
-    _added(tokenizer, ["<unk>", "<s>", "</s>"])
-    _with_bos(tokenizer, "<s>")
+    add_marks(tokenizer, ["<unk>", "<s>", "</s>"])
+    put_bos_in_front(tokenizer, "<s>")
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
 
 
 def _metaspace(scheme: str, marks: list[str]) -> Any:
-    tokenizer = _pieces(marks)
+    tokenizer = piece_tokenizer(marks)
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(replacement=BLANK, prepend_scheme=scheme, split=False)
-    _added(tokenizer, ["<unk>", "<s>", "</s>", *marks])
-    _with_bos(tokenizer, "<s>")
+    add_marks(tokenizer, ["<unk>", "<s>", "</s>", *marks])
+    put_bos_in_front(tokenizer, "<s>")
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
 
 
@@ -84,28 +84,28 @@ def always() -> Any:
 
 def phi3() -> Any:
     """Turn marks that take in the blanks behind them."""
-    tokenizer = _pieces([])
+    tokenizer = piece_tokenizer([])
     tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend(BLANK), normalizers.Replace(" ", BLANK)])
-    _added(tokenizer, ["<unk>", "<s>", "</s>"])
-    _added(tokenizer, ["<|user|>", "<|assistant|>", "<|end|>"], rstrip=True)
+    add_marks(tokenizer, ["<unk>", "<s>", "</s>"])
+    add_marks(tokenizer, ["<|user|>", "<|assistant|>", "<|end|>"], rstrip=True)
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
 
 
 def gemma() -> Any:
     """Runs of line breaks and HTML tags are added words, no blank in front."""
-    tokenizer = _pieces(["<start_of_turn>", "<end_of_turn>"])
+    tokenizer = piece_tokenizer(["<start_of_turn>", "<end_of_turn>"])
     tokenizer.normalizer = normalizers.Replace(" ", BLANK)
     tokenizer.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
-    _added(tokenizer, ["<unk>", "<s>", "</s>", "<start_of_turn>", "<end_of_turn>"])
+    add_marks(tokenizer, ["<unk>", "<s>", "</s>", "<start_of_turn>", "<end_of_turn>"])
     words = ["\n", "\n\n", "<table>", "</table>"]
     tokenizer.add_tokens([AddedToken(word, normalized=False) for word in words])
-    _with_bos(tokenizer, "<s>")
+    put_bos_in_front(tokenizer, "<s>")
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
 
 
 def qwen() -> Any:
     """Bytes, NFC, no BOS; thoughts are added words that the chat template spells."""
-    tokenizer = _bytes(["<|endoftext|>", "<|im_start|>", "<|im_end|>"])
+    tokenizer = byte_tokenizer(["<|endoftext|>", "<|im_start|>", "<|im_end|>"])
     tokenizer.normalizer = normalizers.NFC()
     tokenizer.add_tokens([AddedToken(word, normalized=False) for word in ("<think>", "</think>", "<tool>")])
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>")
@@ -115,9 +115,9 @@ def qwen() -> Any:
 
 def gpt_oss() -> Any:
     """Bytes; a mark that takes in the blanks before it, and one that stands for itself only between words."""
-    tokenizer = _bytes(["<|endoftext|>"])
-    _added(tokenizer, ["<mask>"], lstrip=True)
-    _added(tokenizer, ["<w>"], single_word=True)
+    tokenizer = byte_tokenizer(["<|endoftext|>"])
+    add_marks(tokenizer, ["<mask>"], lstrip=True)
+    add_marks(tokenizer, ["<w>"], single_word=True)
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|endoftext|>", bos_token="<|endoftext|>")
 
 

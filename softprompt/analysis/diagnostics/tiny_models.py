@@ -38,8 +38,12 @@ _WORDS = (
 )
 
 
-def make_family_model(family: str) -> tuple[Any, Any]:
+def make_family_model(family: str, tokenizer: Any = None, **changes: Any) -> tuple[Any, Any]:
     """A new model of the family, in float32 and always with the same weights, and its tokenizer.
+
+    Args:
+        tokenizer: another than the family's of ``make_family_tokenizer``.
+        changes: settings of its configuration that are to be others than in tiny_families.toml.
 
     Raises:
         KeyError: ``family`` is not one of ``FAMILIES``.
@@ -47,7 +51,7 @@ def make_family_model(family: str) -> tuple[Any, Any]:
     import torch
     from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
-    tokenizer = make_family_tokenizer(family)
+    tokenizer = make_family_tokenizer(family) if tokenizer is None else tokenizer
     ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     maker: Any = AutoModelForCausalLM
     settings = {name: value for name, value in _FAMILIES[family].items() if name not in ("type", "bos", "start")}
@@ -55,7 +59,7 @@ def make_family_model(family: str) -> tuple[Any, Any]:
         ids["decoder_start_token_id"] = tokenizer.convert_tokens_to_ids(_FAMILIES[family]["start"])
         maker = AutoModelForSeq2SeqLM
     model_type = _FAMILIES[family].get("type", family)
-    config = CONFIG_MAPPING[model_type](**{**settings, **ids, "vocab_size": VOCABULARY})
+    config = CONFIG_MAPPING[model_type](**{**settings, **ids, "vocab_size": len(tokenizer), **changes})
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model: Any = maker.from_config(config).eval()
