@@ -22,7 +22,7 @@ from softprompt.serving.engine.engine_requests import ServedPrompt
 from softprompt.serving.engine.inference_engine import InferenceEngine
 from softprompt.serving.http.api_keys import add_key
 from softprompt.serving.http.request_context import make_baseline
-from softprompt.serving.http.schemas import MAX_INSTRUCTION_LENGTH, Baseline
+from softprompt.serving.http.schemas.request_schemas import MAX_INSTRUCTION_LENGTH, Baseline
 
 TEXT = "a fine film"
 WORDS_IN_FRONT = "Is the film good?"

@@ -18,7 +18,7 @@ from softprompt.inference.predictions import Prediction
 from softprompt.serving.engine.engine_requests import CompletionChunk, InputUsage
 from softprompt.serving.http.http_errors import CLIENT_GONE, ApiError, to_api_error
 from softprompt.serving.http.request_context import RequestContext, ServingContext, make_warnings_field
-from softprompt.serving.http.schemas import BaseCompletionRequest
+from softprompt.serving.http.schemas.request_schemas import BaseCompletionRequest
 from softprompt.serving.http.sse import DONE, EventStream, encode_event, merge_streams
 
 NEUTRAL = {"temperature": (None, 0), "top_k": (None, 0, -1), "top_p": (None, 1)}  # what changes nothing

@@ -10,7 +10,8 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 
-from softprompt.serving.http.schemas import MAX_SEED, Error
+from softprompt.serving.http.schemas.answer_schemas import Error
+from softprompt.serving.http.schemas.request_schemas import MAX_SEED
 from softprompt.serving.http.server_settings import ServerSettings
 
 REASONS = {

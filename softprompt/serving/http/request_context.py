@@ -25,7 +25,7 @@ from softprompt.serving.http.guarded_route import check_model_allowed
 from softprompt.serving.http.http_errors import ApiError, ClientDisconnectedError
 from softprompt.serving.http.prometheus import ServerMetrics
 from softprompt.serving.http.rate_limits import CHARACTERS_A_TOKEN, Admission
-from softprompt.serving.http.schemas import Baseline
+from softprompt.serving.http.schemas.request_schemas import Baseline
 from softprompt.serving.http.server_settings import ServerSettings
 from softprompt.serving.request_log.request_sampler import RequestAnswer, RequestOutcome
 

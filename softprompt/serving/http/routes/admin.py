@@ -16,7 +16,7 @@ from softprompt.serving.http.guarded_route import check_admin
 from softprompt.serving.http.http_errors import ApiError
 from softprompt.serving.http.openapi import describe_responses
 from softprompt.serving.http.request_context import ServingContext
-from softprompt.serving.http.schemas import Health, ReloadResult
+from softprompt.serving.http.schemas.answer_schemas import Health, ReloadResult
 
 
 def create_health_router(serving: ServingContext, stopping: Callable[[], bool]) -> APIRouter:

@@ -18,7 +18,8 @@ from softprompt.serving.http.completion_service import CompletionService, build_
 from softprompt.serving.http.http_errors import ApiError
 from softprompt.serving.http.openapi import describe_responses
 from softprompt.serving.http.request_context import ServingContext, Timeout
-from softprompt.serving.http.schemas import ChatCompletion, ChatRequest, LastMessageRequest, UserMessage
+from softprompt.serving.http.schemas.answer_schemas import ChatCompletion
+from softprompt.serving.http.schemas.request_schemas import ChatRequest, LastMessageRequest, UserMessage
 
 
 def create_chat_router(serving: ServingContext, route: type[APIRoute]) -> APIRouter:

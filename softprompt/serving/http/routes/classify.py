@@ -9,7 +9,8 @@ from softprompt.serving.http.completion_service import classify_examples, count_
 from softprompt.serving.http.http_errors import ApiError
 from softprompt.serving.http.openapi import describe_responses
 from softprompt.serving.http.request_context import ServingContext, Timeout, make_warnings_field
-from softprompt.serving.http.schemas import Classification, ClassifyRequest
+from softprompt.serving.http.schemas.answer_schemas import Classification
+from softprompt.serving.http.schemas.request_schemas import ClassifyRequest
 
 
 def create_classify_router(serving: ServingContext, route: type[APIRoute]) -> APIRouter:

@@ -11,7 +11,8 @@ from softprompt.serving.engine.engine_requests import CompletionChunk
 from softprompt.serving.http.completion_service import CompletionService, build_generation_config
 from softprompt.serving.http.openapi import describe_responses
 from softprompt.serving.http.request_context import ServingContext, Timeout
-from softprompt.serving.http.schemas import Completion, CompletionRequest
+from softprompt.serving.http.schemas.answer_schemas import Completion
+from softprompt.serving.http.schemas.request_schemas import CompletionRequest
 
 
 def create_completions_router(serving: ServingContext, route: type[APIRoute]) -> APIRouter:

@@ -13,7 +13,7 @@ from starlette.responses import JSONResponse, Response
 from softprompt.serving.engine.prompt_registry import LoadedPrompt, ResolvedModel
 from softprompt.serving.http.openapi import describe_responses
 from softprompt.serving.http.request_context import ServingContext
-from softprompt.serving.http.schemas import MetricInterval, Model, Models
+from softprompt.serving.http.schemas.answer_schemas import MetricInterval, Model, Models
 from softprompt.store.metadata import now
 from softprompt.store.references import LATEST
 

@@ -1,0 +1,131 @@
+"""Answers, in OpenAI's schema where it has one."""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+WARNINGS = Field(None, description="an extension: what was cut, or asked for without effect; not there if nothing was")
+
+
+class Usage(BaseModel):
+    prompt_tokens: int = Field(description="virtual tokens, template and text")
+    completion_tokens: int = Field(description="tokens generated; a label is chosen, not generated")
+    total_tokens: int
+
+
+class Choice(BaseModel):
+    index: int
+    text: str
+    finish_reason: Literal["stop", "length"] | None
+    logprobs: None = None
+
+
+class Completion(BaseModel):
+    id: str
+    object: Literal["text_completion"]
+    created: int
+    model: str = Field(description="what answered, with its version")
+    choices: list[Choice]
+    usage: Usage
+    warnings: list[str] | None = WARNINGS
+
+
+class Message(BaseModel):
+    role: Literal["assistant"]
+    content: str
+    refusal: None = None
+
+
+class ChatChoice(BaseModel):
+    index: int
+    message: Message
+    finish_reason: Literal["stop", "length"]
+    logprobs: None = None
+
+
+class ChatCompletion(BaseModel):
+    id: str
+    object: Literal["chat.completion"]
+    created: int
+    model: str = Field(description="what answered, with its version")
+    choices: list[ChatChoice]
+    usage: Usage
+    warnings: list[str] | None = WARNINGS
+
+
+class LabelResult(BaseModel):
+    index: int
+    label: str
+    probabilities: dict[str, float]
+
+
+class Classification(BaseModel):
+    object: Literal["classification"]
+    model: str = Field(description="what answered, with its version")
+    results: list[LabelResult] = Field(description="in the order of the input")
+    usage: Usage
+    warnings: list[str] | None = WARNINGS
+
+
+class MetricInterval(BaseModel):
+    """A metric with its 95% interval."""
+
+    model_config = ConfigDict(strict=True, allow_inf_nan=False, extra="ignore")
+
+    split: Literal["test", "validation"]
+    metric: str = Field(max_length=100)
+    value: float
+    low: float
+    high: float
+    n: int = Field(ge=1, description="examples")
+
+
+class PromptInfo(BaseModel):
+    """What is known of a prompt; of a version that was not asked yet, only where it is."""
+
+    version: str = Field(description="name@version")
+    loaded: bool
+    kind: Literal["classification", "generation"] | None = None
+    labels: list[str] | None = None
+    template: str | None = Field(None, description="Jinja2; text is the text that is asked")
+    columns: list[str] | None = Field(None, description="that the template uses")
+    virtual_tokens: int | None = None
+    measured: MetricInterval | None = Field(None, description="when it was learned")
+    example: str | None = Field(None, description="a text to begin with, of the settings or the prompt")
+    learned_in: str | None = Field(None, description="precision, where the base model is loaded in another one")
+    error: str | None = Field(None, description="why it cannot be used")
+
+
+class Model(BaseModel):
+    id: str
+    object: Literal["model"]
+    created: int
+    owned_by: str
+    softprompt: PromptInfo | None = Field(None, description="an extension; the base model has none")
+
+
+class Models(BaseModel):
+    object: Literal["list"]
+    data: list[Model]
+
+
+class ErrorDetails(BaseModel):
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class Error(BaseModel):
+    error: ErrorDetails
+
+
+class ReloadResult(BaseModel):
+    added: list[str] = Field(description="versions that came")
+    removed: list[str] = Field(description="versions that went")
+    moved: list[str] = Field(description="aliases that moved")
+    troubles: list[str] = Field(description="what could not be read, and stays as it was")
+
+
+class Health(BaseModel):
+    status: Literal["ok", "starting", "waiting for the engine", "stopping"]
