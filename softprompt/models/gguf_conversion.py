@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     import torch
 
 LIBRARIES = ("torch", "transformers", "safetensors", "gguf")
+# tokens that end an answer of a chat model: a GGUF file names one of them, llama.cpp knows the others by these names
+_TURN_ENDS = ("<|endoftext|>", "<|end_of_text|>", "<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<end_of_turn>", "<|end|>")
 _MARKER = "softprompt.json"
 _MARKER_SCHEMA = 1
 
@@ -173,7 +175,18 @@ def convert_gguf(gguf: Path, folder: Path, dtype: "torch.dtype") -> None:
         # the weights are plain by now, yet save_pretrained refuses as long as these say 'quantized'
         del model.config.quantization_config
         model.hf_quantizer = None
+        if ends := _list_turn_ends(tokenizer, model.get_input_embeddings().weight.shape[0]):
+            model.generation_config.eos_token_id = list(dict.fromkeys([tokenizer.eos_token_id, *ends]))
         save_checkpoint(model, tokenizer, folder)
+
+
+def _list_turn_ends(tokenizer: Any, rows: int) -> list[int]:
+    """The ids below ``rows`` of special tokens that end an answer, if the tokenizer has a chat template."""
+    added = tokenizer.added_tokens_decoder.items() if tokenizer.chat_template else ()
+    special = {token.content: number for number, token in added if token.special and number < rows}
+    # in gpt-oss, which returns, it ends a message of the answer only
+    going_on = {"<|end|>"} if "<|return|>" in special else set()
+    return [special[token] for token in _TURN_ENDS if token in special and token not in going_on]
 
 
 @contextmanager

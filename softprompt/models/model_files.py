@@ -119,4 +119,7 @@ def _load_saved_tokenizer(folder: Path) -> Any:
 
     settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
     known = {name: value for name, value in settings.items() if name.endswith("_token") or name == "model_max_length"}
+    template = folder / "chat_template.jinja"
+    if template.is_file():
+        known["chat_template"] = template.read_text(encoding="utf-8")
     return PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"), padding_side="left", **known)

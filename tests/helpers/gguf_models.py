@@ -25,8 +25,13 @@ NAMES = {
 """Llama's modules, in a layer and outside, in ``transformers`` and in GGUF."""
 
 
-def write_gguf(path: Path, embedding: str = "F32", *, tied: bool = False) -> Path:
-    """The tiny Llama in float32, but for embeddings in the type ``embedding``; without an output layer if ``tied``."""
+def write_gguf(
+    path: Path, embedding: str = "F32", *, tied: bool = False, chat_template: str | None = None, turn_end: str = PAD
+) -> Path:
+    """The tiny Llama in float32, but for embeddings in the type ``embedding``; without an output layer if ``tied``.
+
+    ``turn_end`` is what the first token of its vocabulary, a special one, is called.
+    """
     base = tiny_base("llama")
     config = base.model.config
     writer = gguf.GGUFWriter(path, "llama")
@@ -42,8 +47,10 @@ def write_gguf(path: Path, embedding: str = "F32", *, tied: bool = False) -> Pat
     vocabulary = json.loads(base.tokenizer.backend_tokenizer.to_str())["model"]
     tokens = sorted(vocabulary["vocab"], key=vocabulary["vocab"].get)
     writer.add_tokenizer_model("gpt2")
-    writer.add_token_list(tokens)
+    writer.add_token_list([turn_end if token == PAD else token for token in tokens])
     writer.add_token_types([3 if token in (BOS, EOS, PAD) else 1 for token in tokens])
+    if chat_template is not None:
+        writer.add_chat_template(chat_template)
     writer.add_token_merges([" ".join(pair) for pair in vocabulary["merges"]])
     writer.add_bos_token_id(base.tokenizer.bos_token_id)
     writer.add_eos_token_id(base.tokenizer.eos_token_id)

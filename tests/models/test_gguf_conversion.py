@@ -28,6 +28,7 @@ NAME = "tiny"
 SOURCE = hashlib.sha256(b"source").hexdigest()
 LOG = "builds.log"
 PATIENCE_S = 60
+CHAT = "{% for turn in messages %}{{ turn.content }}<|im_end|>{% endfor %}"
 
 
 def quiet(_: str) -> None:
@@ -275,6 +276,20 @@ class TestGguf:
         # a disk that rots leaves the times as they were
         os.utime(folder / "model.safetensors", ns=(0, 0))
         assert torch.equal(load_model(file, device="cpu", dtype="float32").model.lm_head.weight, first)
+
+    @pytest.mark.parametrize(
+        ("template", "turn_end", "ends"),
+        [(CHAT, "<|im_end|>", [2, 0]), (None, "<|im_end|>", 2), (CHAT, "<|start|>", 2)],
+        ids=["of a chat", "without a template", "another token"],
+    )
+    def test_the_ends_of_turns_end_answers(
+        self, tmp_path: Path, cache: Path, template: str | None, turn_end: str, ends: list[int] | int
+    ) -> None:
+        file = write_gguf(tmp_path / "tiny.gguf", chat_template=template, turn_end=turn_end)
+        base = load_model(file, device="cpu", dtype="float32")
+        assert base.model.generation_config.eos_token_id == ends
+        assert base.tokenizer.chat_template == template
+        assert base.tokenizer("a<|im_end|>").input_ids[-1:] == [0] or turn_end == "<|start|>"
 
     def test_it_can_be_quantized(self, tmp_path: Path, cache: Path) -> None:
         base = load_model(write_gguf(tmp_path / "tiny.gguf"), device="cpu", dtype="float32", quantize="int8")
