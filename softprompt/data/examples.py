@@ -1,21 +1,21 @@
 """Rows to examples: text, label or outputs, and the other columns with the types that they have in the data."""
 
-import json
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Self
 
 from softprompt.config import TaskKind
-from softprompt.data.chats.conversation import Conversation
+from softprompt.data.chats.conversation import Conversation, Message
+from softprompt.data.chats.conversation_rows import ConversationForm, find_form
+from softprompt.data.chats.plain_text import answer_text, readable_text
+from softprompt.data.column_values import format_value, is_blank, read_output, read_string, read_value
 from softprompt.data.known_formats import recognize_rows, suggest_columns
 from softprompt.data.label_names import fold_label, quote_label
 from softprompt.errors import DataError
 from softprompt.utils.messages import quote_names, type_name
 from softprompt.utils.notebook_display import Displayed
 from softprompt.utils.summaries import describe_value, summarize
-
-_DEEPEST = 32  # levels of lists and objects in a column
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,14 +39,19 @@ class Example(Displayed):
         return f"{self.place}: {message}" if self.place else str(message)
 
 
+class UnansweredError(DataError):
+    """A row only lacks its label or output."""
+
+
 class Columns(NamedTuple):
     """What the columns of text, label and output are called.
 
     Attributes:
         optional: a row may come without label and output.
         remembered: the names are a saved prompt's, so that a row may have the usual ones instead.
-        textless: a row may come without text, for the template uses other columns.
-        fills: raises TemplateError for an example that the template cannot be filled with.
+        text_optional: a row may come without text, for the template uses other columns.
+        fill: raises TemplateError for an example that the template cannot be filled with.
+        read: the columns that the template uses, as far as it is known.
     """
 
     text: str = "text"
@@ -56,6 +61,7 @@ class Columns(NamedTuple):
     remembered: bool = False
     text_optional: bool = False
     fill: Callable[[Example], object] | None = None
+    read: Collection[str] = ()
 
     @classmethod
     def of(cls, text: str | None, label: str | None, target: str | None, remembered: Self | None = None) -> Self:
@@ -94,6 +100,19 @@ class Columns(NamedTuple):
             if getattr(self, name) != getattr(usual, name)
         }
 
+    def find_form(self, row: Mapping[str, Any], *, asked: bool = False) -> ConversationForm | None:
+        """The form of conversations that a row has, unless its text is in a column of its own.
+
+        Args:
+            asked: the row is to be answered.
+        """
+        answers = {self.label, self.target, "references"} & row.keys()
+        if self.text != "text" or (self.text in row and (asked or answers)) or (self.text_optional and answers):
+            return None
+        chosen = {self.label, self.target} - {"label", "target"}
+        form = find_form(row, answered=not (asked or self.optional or chosen & row.keys()))
+        return None if form is None or form.used & set(self.read) else form
+
     def kind(self, row: Mapping[str, Any], place: str) -> TaskKind | None:
         """What the row's columns make of it; a column whose name the caller chose must be there.
 
@@ -101,7 +120,7 @@ class Columns(NamedTuple):
         """
         has_text = self.text in row or self.text_optional
         if self.optional and has_text:
-            row = {name: value for name, value in row.items() if name == self.text or not _blank(value)}
+            row = {name: value for name, value in row.items() if name == self.text or not is_blank(value)}
             if not {self.label, self.target, "references"} & row.keys():
                 return None
         label_chosen, target_chosen = self.label != "label", self.target != "target"
@@ -117,6 +136,11 @@ class Columns(NamedTuple):
     def _advise(self, row: Mapping[str, Any], missing: Sequence[str]) -> str:
         """How a row that lacks these columns may be read."""
         usual = Columns()
+        form = find_form(row, answered=True)
+        if form is not None and form.answers in row and self.names() == usual:
+            return (
+                f"these are {form.name}, and the template reads them: name the answer, --target-column {form.answers}"
+            )
         if self.names() == usual and (found := recognize_rows(row)) is not None:
             return f"these are {found.name}; {found.advice}"
         names = "--text-column, --label-column or --target-column"
@@ -126,25 +150,89 @@ class Columns(NamedTuple):
 
     def text_of(self, row: Mapping[str, Any], place: str) -> str:
         """The row's text, empty where it may lack one and does."""
-        if self.text_optional and _blank(row.get(self.text)):
+        if self.text_optional and is_blank(row.get(self.text)):
             return ""
-        return _string(row[self.text], self.text, place)
+        return read_string(row[self.text], self.text, place)
 
 
-def make_example(row: Mapping[str, Any], kind: TaskKind | None, columns: Columns, place: str) -> Example:
-    """The example that a row of this ``kind`` is (see ``Columns.kind``); DataError names ``place``."""
+def make_example(row: Mapping[str, Any], columns: Columns, place: str) -> Example:
+    """The example that a row is, with what ``columns`` make of it; DataError names ``place``."""
+    if (form := columns.find_form(row)) is not None:
+        return _make_chat(row, form, columns, place)
+    return _make_plain(row, columns.kind(row, place), columns, place)
+
+
+def _make_plain(row: Mapping[str, Any], kind: TaskKind | None, columns: Columns, place: str) -> Example:
     label: str | None = None
     references: tuple[str, ...] = ()
     if kind == "classification":
         used = {columns.text, columns.label}
-        label = _string(plain_label(row[columns.label]), columns.label, place)
+        label = read_string(plain_label(row[columns.label]), columns.label, place)
     elif kind == "generation":
         used = {columns.text, columns.target, "references"}
         references = _references(row, columns.target, place)
     else:
         used = {columns.text, columns.label, columns.target, "references"}
-    others = {name: _column(value, name, place) for name, value in row.items() if name not in used}
+    others = {name: read_value(value, name, place) for name, value in row.items() if name not in used}
     return Example(columns.text_of(row, place), label, references, others, place)
+
+
+def _make_chat(row: Mapping[str, Any], form: ConversationForm, columns: Columns, place: str) -> Example:
+    """The example that a row of such a form is; without label and references only where it may lack them."""
+    conversation = form.read(row, place)
+    given = conversation.answer
+    kept = {name: value for name, value in row.items() if not (columns.optional and is_blank(value))}
+    label_chosen, target_chosen = columns.label != "label", columns.target != "target"
+    chosen = columns.label if label_chosen else columns.target if target_chosen else None
+    if chosen is not None and chosen not in kept and not columns.optional:
+        raise DataError(f"{place}: {_lacks(row, [chosen])}name it with --label-column or --target-column")
+    label: str | None = None
+    references: tuple[str, ...] = ()
+    used = {*form.used}
+    # 'label' and 'target' may be anything in forms that have a column of the answer
+    if columns.label in kept and (label_chosen or not (target_chosen or form.answers)):
+        label = read_string(plain_label(row[columns.label]), columns.label, place)
+        conversation = _end_before(conversation, form, (columns.label, label), place)
+        used |= {columns.label}
+    elif columns.target in kept and (target_chosen or given is None):
+        references = _references(kept, columns.target, place)
+        asked = _end_before(conversation, form, (columns.target, references[0]), place)
+        conversation = replace(asked, messages=(*asked.messages, Message("assistant", references[0])))
+        used |= {columns.target, "references"}
+    elif given is not None:
+        if not any(one.learned for one in conversation.messages if one.role == "assistant"):
+            raise DataError(f"{place}: expected a turn of assistant to learn, got a weight of 0 for all: weigh one 1")
+        more = _references(row, "references", place) if row.get("references") else ()
+        references = tuple(dict.fromkeys((answer_text(given), *more)))
+        used |= {"references"}
+    elif not columns.optional:
+        raise UnansweredError(f"{place}: {_lacks_answer(conversation, form)}")
+    if label is not None or not references:
+        used -= {form.answers}
+    others = {name: read_value(value, name, place) for name, value in row.items() if name not in used}
+    return Example(readable_text(conversation), label, references, others, place, conversation)
+
+
+def _end_before(
+    conversation: Conversation, form: ConversationForm, answer: tuple[str, str], place: str
+) -> Conversation:
+    """The turns before the answer, which a column of its name has; DataError for another one at their end."""
+    given = conversation.answer
+    if given is not None and form.answers is None and answer_text(given).strip() != answer[1].strip():
+        raise DataError(
+            f"{place}: expected a conversation that ends before its answer, which is in column '{answer[0]}', got "
+            "another turn of assistant at its end: remove the turn, or the column"
+        )
+    return conversation.without_answer()
+
+
+def _lacks_answer(conversation: Conversation, form: ConversationForm) -> str:
+    if form.answers is not None:
+        return f"expected an answer in column '{form.answers}', got none: write it, or remove the row"
+    return (
+        "expected a last turn of assistant, which is the answer to learn, got one of "
+        f"{conversation.messages[-1].role}: add it, or a column 'label' or 'target'"
+    )
 
 
 def _references(row: Mapping[str, Any], target: str, place: str) -> tuple[str, ...]:
@@ -158,21 +246,7 @@ def _references(row: Mapping[str, Any], target: str, place: str) -> tuple[str, .
         outputs.insert(0, (target, row[target]))
     if not outputs:
         raise DataError(f"{place}: expected at least one output in 'references', got none: add one, or remove the row")
-    return tuple(dict.fromkeys(_string(_output(output, name, place), name, place) for name, output in outputs))
-
-
-def _output(value: Any, name: str, place: str) -> Any:
-    """What is to be written for a value: JSON for what is neither a string nor missing."""
-    if not isinstance(value, bool | int | float | Mapping | list) or value in (math.inf, -math.inf):
-        return value
-    found = _column(value, name, place)
-    try:
-        json.dumps(found, allow_nan=False)
-    except ValueError as error:
-        raise DataError(
-            f"{place}: expected finite numbers in column '{name}', got one that JSON has no word for: mend it"
-        ) from error
-    return None if found is None else format_value(found)
+    return tuple(dict.fromkeys(read_output(output, name, place) for name, output in outputs))
 
 
 def _lacks(row: Mapping[str, Any], names: Sequence[str]) -> str:
@@ -183,10 +257,6 @@ def _lacks(row: Mapping[str, Any], names: Sequence[str]) -> str:
     return f"expected a column {quote_names(names, ' or ')}, got {quote_names(row)}: {hint}"
 
 
-def _blank(value: Any) -> bool:
-    return value is None or value != value or (isinstance(value, str) and not value.strip())
-
-
 def plain_label(value: Any) -> Any:
     """A label as it is called: numbers and booleans as strings; all else as it is."""
     if isinstance(value, bool):
@@ -195,55 +265,9 @@ def plain_label(value: Any) -> Any:
     return str(value) if finite else value
 
 
-def _column(value: Any, name: str, place: str, depth: int = 0) -> Any:
-    """A value with one of JSON's types: what is none of them (a date, a decimal number) is its string."""
-    if depth > _DEEPEST:
-        raise DataError(f"{place}: expected at most {_DEEPEST} levels in column '{name}', got more: flatten it")
-    if value is None or isinstance(value, bool | int):
-        return value
-    if isinstance(value, float):
-        return None if value != value else value  # NaN stands for null
-    if isinstance(value, Mapping):
-        return {str(_column(str(key), name, place)): _column(one, name, place, depth + 1) for key, one in value.items()}
-    if isinstance(value, list | tuple):
-        return [_column(one, name, place, depth + 1) for one in value]
-    if isinstance(value, bytes):
-        value = value.decode(errors="replace")
-    return _unicode(str(value), name, place)
-
-
-def format_value(value: Any) -> str:
-    """The value of a column as words, as templates and reports have it."""
-    if isinstance(value, str):
-        return value
-    if value is None:
-        return ""
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return str(value)
-    return json.dumps(value, ensure_ascii=False)
-
-
 def count_characters(example: Example) -> int:
     """Of the text and the columns beside it, their names counted."""
     return len(example.text) + sum(len(name) + len(format_value(value)) for name, value in example.columns.items())
-
-
-def _string(value: Any, name: str, place: str) -> str:
-    if not isinstance(value, str) or not value.strip():
-        got = "a blank string" if isinstance(value, str) else type_name(value)
-        raise DataError(f"{place}: expected a string in column '{name}', got {got}: mend or remove this row")
-    return _unicode(value, name, place)
-
-
-def _unicode(value: str, name: str, place: str) -> str:
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        code = f"\\u{ord(value[error.start]):x}"
-        raise DataError(
-            f"{place}: expected Unicode text in column '{name}', got half a character ({code}): mend it"
-        ) from error
-    return value
 
 
 def unlabelled_example(row: Mapping[str, Any], place: str, columns: Columns | None = None) -> Example:
@@ -252,23 +276,36 @@ def unlabelled_example(row: Mapping[str, Any], place: str, columns: Columns | No
     ``columns``: as the prompt that answers calls them.
     """
     found = (columns or Columns())._replace(remembered=True).in_row(row)
+    if (form := found.find_form(row, asked=True)) is not None:
+        conversation = form.read(row, place).without_answer()
+        others = {name: read_value(value, name, place) for name, value in row.items() if name not in form.used}
+        return Example(readable_text(conversation), columns=others, place=place, conversation=conversation)
     if found.text not in row and not found.text_optional:
         names = list(dict.fromkeys([(columns or found).text, found.text]))
         raise DataError(f"{place}: {_lacks(row, names)}rename it")
-    others = {name: _column(value, name, place) for name, value in row.items() if name != found.text}
+    others = {name: read_value(value, name, place) for name, value in row.items() if name != found.text}
     return Example(found.text_of(row, place), columns=others, place=place)
 
 
 def find_answer(row: Mapping[str, Any], kind: TaskKind, columns: Columns) -> str | tuple[str, ...] | None:
     """The label or the references that a row has, as those of training rows are read; ``None`` without."""
-    found = columns._replace(remembered=True, text_optional=True).in_row(row)
+    found = columns._replace(remembered=True).in_row(row)
     if kind == "classification" and found.label not in row:
         return None
+    form = found.find_form(row)
     try:
-        example = make_example(row, kind, found, "")
+        if form is not None:
+            example = _make_chat(row, form, found, "")
+        else:
+            example = _make_plain(row, kind, found._replace(text_optional=True), "")
     except DataError:
         return None
-    return example.references if example.label is None else example.label
+    return (example.references or None) if example.label is None else example.label
+
+
+def kind_of(example: Example) -> TaskKind | None:
+    """What the example carries; ``None`` without label and output."""
+    return "classification" if example.label is not None else "generation" if example.references else None
 
 
 def infer_kind(examples: Sequence[Example]) -> TaskKind:

@@ -1,4 +1,4 @@
-"""Rows in the form of other programs, recognised by their columns: what they are called, and how they are read here."""
+"""Rows in forms that need to be told how they are read, recognised by their columns: their names, and what to say."""
 
 import re
 import shlex
@@ -6,10 +6,6 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-_CHAT = (
-    "write a row for each answer, with the messages before it as the text and the answer as target "
-    '({"text": ..., "target": ...})'
-)
 _LIKELY = {  # what texts, labels and outputs are called elsewhere, by what they are called here
     "text": "sentence review content body message tweet question input prompt instruction document article"
     " query utterance premise source description title",
@@ -34,33 +30,10 @@ class RowFormat:
 
 
 FORMATS = (
-    RowFormat("chats in OpenAI's form", ("messages",), _CHAT),
-    RowFormat("chats in ShareGPT's form", ("conversations",), _CHAT),
     RowFormat(
-        "preference pairs",
-        ("prompt", "chosen", "rejected"),
-        "the answers preferred can be learned with --text-column prompt --target-column chosen --template '{{ text }}'",
-    ),
-    RowFormat(
-        "rows in Alpaca's form",
-        ("instruction", "input", "output"),
-        "read it with --text-column instruction --target-column output "
-        r"--template '{{ text }}\n{{ input }}\nAnswer:'",
-    ),
-    RowFormat(
-        "rows in Alpaca's form, without inputs",
-        ("instruction", "output"),
-        r"read it with --text-column instruction --target-column output --template '{{ text }}\nAnswer:'",
-    ),
-    RowFormat(
-        "prompts and completions",
-        ("prompt", "completion"),
-        "read it with --text-column prompt --target-column completion --template '{{ text }}'",
-    ),
-    RowFormat(
-        "prompts and responses",
-        ("prompt", "response"),
-        "read it with --text-column prompt --target-column response --template '{{ text }}'",
+        "completions judged true or false",
+        ("prompt", "completion", "label"),
+        "keep the rows whose label is true, and leave the column 'label' out: then they are prompts and completions",
     ),
     RowFormat(
         "sentence pairs",

@@ -8,7 +8,8 @@ import hashlib
 import json
 from collections.abc import Collection
 
-from softprompt.data.examples import Example, format_value
+from softprompt.data.column_values import format_value
+from softprompt.data.examples import Example
 
 InputKey = tuple[tuple[str, str], ...]  # column by column, in the order of their names
 RowKey = tuple[InputKey, tuple[str, ...]]
@@ -18,7 +19,11 @@ def input_key(example: Example, names: Collection[str] | None = None) -> InputKe
     """What the model reads of ``example`` through a template that uses the columns ``names``, ``text`` among them."""
     if not names:
         names = {"text", *example.columns}
-    elif len(names) == 1 and "text" in names:
+    if example.conversation is not None:
+        turns = json.dumps(example.conversation.without_answer().to_row(), sort_keys=True, ensure_ascii=False)
+        beside = sorted(name for name in names if name in example.columns)
+        return (("messages", turns), *((name, format_value(example.columns[name])) for name in beside))
+    if len(names) == 1 and "text" in names:
         return (("text", example.text),)  # what most tasks have
     values = {**example.columns, "text": example.text}
     # a row that has none of the columns is still told from others by its text

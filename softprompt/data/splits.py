@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from softprompt.config import DataOptions, TaskKind
+from softprompt.data.chats.shared_parts import describe_shared_parts
 from softprompt.data.example_stream import ExampleStream
 from softprompt.data.examples import Columns, Example, infer_kind, keep_answered
 from softprompt.data.readers.example_reader import (
@@ -91,7 +92,8 @@ class Splits(Displayed):
         for split in SPLITS:
             for one in getattr(self, split):
                 row = [split, one.text, one.label, one.references, sorted(one.columns.items())]
-                digest.update(json.dumps(row).encode() + b"\n")
+                turns = [] if one.conversation is None else [one.conversation.to_row()]
+                digest.update(json.dumps([*row, *turns]).encode() + b"\n")
         if self.stream is not None:
             digest.update(self.stream.identity.encode())
         return digest.hexdigest()
@@ -134,7 +136,7 @@ class ReadOptions:
         given = DataOptions.build(**options)
         columns = Columns.of(given.text_column, given.label_column, given.target_column, remembered)
         text_optional = names is not None and "text" not in names
-        columns = columns._replace(optional=unlabelled, text_optional=text_optional, fill=fill)
+        columns = columns._replace(optional=unlabelled, text_optional=text_optional, fill=fill, read=names or ())
         return cls(columns, given.bad_rows, names, seed, unlabelled)
 
     @cached_property
@@ -244,7 +246,8 @@ def _note_conflicts(splits: Splits, how: ReadOptions) -> Splits:
     if lost := sum(counts.total() for counts in labels.values() if len(counts) > 1):
         why = f": the template does not read {quote_names(sorted(unread))}" if unread else ""
         notes.append(f"{lost:,} rows have the same input ({how.input_description}) as one with another label{why}.")
-    return replace(splits, columns=how.columns.names(), notes=tuple(notes))
+    notes += describe_shared_parts((*splits.train, *splits.validation, *splits.test))
+    return replace(splits, columns=how.columns.names(), notes=tuple(dict.fromkeys(notes)))
 
 
 def _fill_missing_splits(parts: Parts, notes: list[str], source: str, how: ReadOptions) -> Splits:

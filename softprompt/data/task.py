@@ -155,7 +155,8 @@ class TaskSpec(Displayed):
     @property
     def row_columns(self) -> Columns:
         """What the columns of a row to be answered are called, and whether it needs a text."""
-        return self.columns._replace(text_optional="text" not in self.compiled.names)
+        names = self.compiled.names
+        return self.columns._replace(text_optional="text" not in names, read=names)
 
     @cached_property
     def label_index(self) -> dict[str, int]:

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
 
+from softprompt.data.chats.message_parsing import is_messages
 from softprompt.data.examples import Example, find_answer, unlabelled_example
 from softprompt.data.readers.in_memory import DataSource, example_values, is_column, iterate_rows, list_cells, make_row
 from softprompt.data.readers.lines import Row
@@ -17,7 +18,7 @@ from softprompt.utils.summaries import describe_value, summarize
 
 Inputs: TypeAlias = str | Example | Mapping[str, Any] | Sequence[str] | Sequence[Example] | DataSource
 
-_EXPECTED = "a text, a row as a dict, a list of these, a DataFrame or a Dataset"
+_EXPECTED = "a text, a row as a dict, a list of messages, a list of these, a DataFrame or a Dataset"
 _ADVICE = {
     "Task": "give one of its splits, as task.test",
     "Splits": "give one of its splits, as splits.test",
@@ -142,8 +143,10 @@ class Predictions(Displayed, list[Prediction]):
 
 
 def is_single(inputs: Any) -> bool:
-    """Whether one text or row is asked, and one answer is given."""
-    return isinstance(inputs, str | Example) or (isinstance(inputs, Mapping) and not _is_table(inputs))
+    """Whether one text, row or conversation is asked, and one answer is given."""
+    if isinstance(inputs, Mapping):
+        return not _is_table(inputs)
+    return isinstance(inputs, str | Example) or is_messages(inputs)
 
 
 def read_inputs(inputs: Any, spec: TaskSpec) -> list[AskedRow]:
@@ -166,8 +169,9 @@ def read_inputs(inputs: Any, spec: TaskSpec) -> list[AskedRow]:
 
 
 def _is_table(inputs: Mapping[Any, Any]) -> bool:
-    """Whether a mapping holds columns; a row may have lists in some of its own."""
-    return bool(inputs) and all(is_column(one) for one in inputs.values())
+    """Whether a mapping holds columns; a row may have lists in some of its own, as messages."""
+    values = inputs.values()
+    return bool(inputs) and all(is_column(one) for one in values) and not any(map(is_messages, values))
 
 
 def _refuse(inputs: Any) -> ConfigError:
@@ -180,6 +184,8 @@ def _read_one(one: Any, number: int, spec: TaskSpec) -> AskedRow:
         return AskedRow(
             one, example_values(one), _shorten_gold(one.references or None if one.label is None else one.label)
         )
+    if is_messages(one):
+        one = {"messages": one}
     if isinstance(one, Mapping):
         return _read_row(make_row(one, f"row {number}"), spec)
     if isinstance(one, str):

@@ -199,7 +199,8 @@ class Predictor(Displayed):
         """Answer a text or a row, or many of them.
 
         Args:
-            inputs: a text, a row as a dict, or an ``Example``: one prediction. A list of these, a column of texts, a
+            inputs: a text, a row as a dict, an ``Example``, or a conversation as a list of messages
+                (``{"role": "user", "content": "…"}``): one prediction. A list of these, a column of texts, a
                 DataFrame, an Arrow table, a ``datasets.Dataset`` or a dict of columns: one for each, in order, with
                 ``to_pandas()``.
 

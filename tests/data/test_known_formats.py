@@ -13,13 +13,7 @@ from softprompt.data.task import Task
 from softprompt.errors import DataError
 
 ROWS: dict[str, dict[str, Any]] = {
-    "chats in OpenAI's form": {"messages": [{"role": "user", "content": "hi"}]},
-    "chats in ShareGPT's form": {"conversations": [{"from": "human", "value": "hi"}]},
-    "preference pairs": {"prompt": "a", "chosen": "b", "rejected": "c"},
-    "rows in Alpaca's form": {"instruction": "add", "input": "1 2", "output": "3"},
-    "rows in Alpaca's form, without inputs": {"instruction": "add", "output": "3"},
-    "prompts and completions": {"prompt": "a", "completion": "b"},
-    "prompts and responses": {"prompt": "a", "response": "b"},
+    "completions judged true or false": {"prompt": "a", "completion": "b", "label": True},
     "sentence pairs": {"premise": "a", "hypothesis": "b", "label": "yes"},
     "questions on passages": {"question": "a", "context": "b", "answer": "c"},
 }
@@ -30,7 +24,7 @@ def write(folder: Path, row: dict[str, Any]) -> Path:
     rows = []
     for number in range(20):
         one = {name: f"{value} {number}" if isinstance(value, str) else value for name, value in row.items()}
-        rows.append({**one, "label": ["yes", "no"][number % 2]} if "label" in row else one)
+        rows.append({**one, "label": ["yes", "no"][number % 2]} if row.get("label") == "yes" else one)
     (folder / "rows.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows))
     return folder / "rows.jsonl"
 
@@ -52,8 +46,8 @@ def test_rows_are_told_by_their_form_and_read_as_is_advised(tmp_path: Path, name
         for place, one in enumerate(words)
         if one.startswith("--")
     }
-    if name.startswith("chats"):
-        assert "write a row for each answer" in told
+    if name == "completions judged true or false":
+        assert "keep the rows whose label is true" in told
         return
     task = Task.of(path, **options)
     assert task.spec.kind == ("classification" if "label" in ROWS[name] else "generation")

@@ -101,7 +101,7 @@ class TestPredict:
         ("inputs", "words"),
         [
             (None, "got None: was a variable not set"),
-            (3, "inputs: expected a text, a row as a dict, a list of these"),
+            (3, "inputs: expected a text, a row as a dict, a list of messages, a list of these"),
             (reviews_task(), "got a Task: give one of its splits, as task.test"),
             (Path("texts.csv"), "read the file first"),
         ],

@@ -25,7 +25,8 @@ from softprompt.analysis.inspection.score_records import (
     score_examples,
     score_states,
 )
-from softprompt.data.examples import Example, format_value
+from softprompt.data.column_values import format_value
+from softprompt.data.examples import Example
 from softprompt.data.task import TaskSpec
 from softprompt.errors import ConfigError
 from softprompt.metrics import hypothesis_tests

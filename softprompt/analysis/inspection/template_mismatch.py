@@ -10,7 +10,8 @@ from statistics import median
 
 from softprompt.analysis.inspection.inspection_records import ServedTexts
 from softprompt.analysis.inspection.score_records import PromptScores, score_ensemble
-from softprompt.data.examples import Example, format_value
+from softprompt.data.column_values import format_value
+from softprompt.data.examples import Example
 from softprompt.data.task import TaskSpec
 from softprompt.data.templates.template import Template
 from softprompt.errors import SoftpromptError

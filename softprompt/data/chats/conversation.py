@@ -72,3 +72,19 @@ class Conversation:
         """The text of the system message that it begins with, if it does."""
         first = self.messages[0] if self.messages else None
         return first.content if first is not None and first.role == "system" else None
+
+    @property
+    def answer(self) -> Message | None:
+        """The assistant's turn that it ends with, if it does."""
+        last = self.messages[-1] if self.messages else None
+        return last if last is not None and last.role == "assistant" else None
+
+    def without_answer(self) -> "Conversation":
+        """The turns before the answer; itself where it has none."""
+        return self if self.answer is None else Conversation(self.messages[:-1], self.tools)
+
+    def to_row(self) -> dict[str, Any]:
+        """The columns of a row in OpenAI's form that it is read from again."""
+        weights = [{} if one.learned else {"weight": 0} for one in self.messages]
+        messages = [{**one.to_dict(), **weight} for one, weight in zip(self.messages, weights, strict=True)]
+        return {"messages": messages, **({"tools": [dict(one) for one in self.tools]} if self.tools else {})}

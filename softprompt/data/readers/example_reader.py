@@ -2,12 +2,14 @@
 
 import csv
 import difflib
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from softprompt.config import TaskKind
-from softprompt.data.examples import Columns, Example, make_example
+from softprompt.data.chats.conversation_rows import ConversationForm
+from softprompt.data.examples import Columns, Example, UnansweredError, kind_of, make_example
 from softprompt.data.readers.file_rows import ENDINGS, FileRows, name_class
 from softprompt.data.readers.lines import Row
 from softprompt.errors import DataError, TemplateError
@@ -37,6 +39,7 @@ class ExampleCollector:
         self._reasons: dict[str, list[str]] = {}
         self._ends = False
         self._template: TemplateError | None = None
+        self._forms: Counter[ConversationForm] = Counter()
 
     def take(self, row: Row) -> Example | None:
         """Its example, ``None`` if it cannot be used."""
@@ -71,8 +74,18 @@ class ExampleCollector:
         raise DataError(f"{self._describe_bad_rows()}{advice}")
 
     def notes(self) -> list[str]:
-        """What was left out."""
-        return [f"Left out: {self._describe_bad_rows()}."] if self.bad and self._skips else []
+        """How conversations were read, and what was left out."""
+        whole = len(self._forms) == 1 and self._forms.total() == self.rows - self.bad
+        read = []
+        for form, count in self._forms.items():
+            which = "These are" if whole else f"{count:,} of {self.rows:,} rows are"
+            read.append(f"{which} {form.name}: {self._describe_answers(form)}.")
+        return [*read, *([f"Left out: {self._describe_bad_rows()}."] if self.bad and self._skips else [])]
+
+    def _describe_answers(self, form: ConversationForm) -> str:
+        if self._kind == "classification":
+            return f"'{self._columns.label}' is the answer to each conversation"
+        return form.said if self._kind else "they are to be answered"
 
     def _describe_bad_rows(self) -> str:
         found = []
@@ -89,21 +102,26 @@ class ExampleCollector:
         if len(values) > 1 and {str(value) for value in values.values()} == values.keys():
             raise DataError(f"{place}: expected data, got the names of the columns: were files joined? remove this row")
         columns = self._columns.in_row(values)
+        form = columns.find_form(values)
         try:
-            kind = columns.kind(values, place)
-            if None not in (self._kind, kind) and kind != self._kind:
-                raise DataError(
-                    f"{place}: expected {self._kind} as in the rows before, got {kind}: "
-                    "give every row a label, or every row a target or references"
-                )
-            example = make_example(values, kind, columns, place)
-        except DataError:
-            if columns.text in values and columns._replace(optional=True).kind(values, place) is None:
+            example = make_example(values, columns, place)
+        except DataError as error:
+            if isinstance(error, UnansweredError) or (
+                form is None and columns.text in values and columns._replace(optional=True).kind(values, place) is None
+            ):
                 self.unanswered += 1
             raise
+        kind = kind_of(example)
+        if None not in (self._kind, kind) and kind != self._kind:
+            raise DataError(
+                f"{place}: expected {self._kind} as in the rows before, got {kind}: "
+                "give every row a label, or every row a target or references"
+            )
         if columns.fill is not None:
             columns.fill(example)
         self._kind = self._kind or kind
+        if form is not None:
+            self._forms[form] += 1
         return example
 
 

@@ -250,7 +250,8 @@ def example_values(example: Example) -> dict[str, Any]:
     answer: dict[str, Any] = {} if example.label is None else {"label": example.label}
     if example.references:
         answer = {"references": list(example.references)}
-    return {"text": example.text, **answer, **example.columns}
+    said = {"text": example.text} if example.conversation is None else example.conversation.to_row()
+    return {**said, **answer, **example.columns}
 
 
 def _check_column_names(columns: Iterable[str], name: str) -> None:

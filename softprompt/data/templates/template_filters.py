@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from softprompt.data.examples import format_value
+from softprompt.data.column_values import format_value
 
 _CONTAINERS = (list, dict)
 _WORDS = re.compile(r"([-\s({\[<]+)")  # where Jinja2's ``title`` begins a word

@@ -4,7 +4,8 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from softprompt.data.examples import Example, format_value
+from softprompt.data.column_values import format_value
+from softprompt.data.examples import Example
 from softprompt.data.splits import Splits
 from softprompt.data.task import Task, TaskSpec
 from softprompt.errors import TemplateError
