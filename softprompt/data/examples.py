@@ -1,5 +1,6 @@
 """Rows to examples: text, label or outputs, and the other columns with the types that they have in the data."""
 
+import json
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -107,7 +108,7 @@ class Columns(NamedTuple):
             asked: the row is to be answered.
         """
         answers = {self.label, self.target, "references"} & row.keys()
-        if self.text != "text" or (self.text in row and (asked or answers)) or (self.text_optional and answers):
+        if self.text_optional or self.text != "text" or (self.text in row and (asked or answers)):
             return None
         chosen = {self.label, self.target} - {"label", "target"}
         form = find_form(row, answered=not (asked or self.optional or chosen & row.keys()))
@@ -188,7 +189,7 @@ def _make_chat(row: Mapping[str, Any], form: ConversationForm, columns: Columns,
         raise DataError(f"{place}: {_lacks(row, [chosen])}name it with --label-column or --target-column")
     label: str | None = None
     references: tuple[str, ...] = ()
-    used = {*form.used}
+    used = {*form.used, columns.text}
     # 'label' and 'target' may be anything in forms that have a column of the answer
     if columns.label in kept and (label_chosen or not (target_chosen or form.answers)):
         label = read_string(plain_label(row[columns.label]), columns.label, place)
@@ -202,7 +203,8 @@ def _make_chat(row: Mapping[str, Any], form: ConversationForm, columns: Columns,
     elif given is not None:
         if not any(one.learned for one in conversation.messages if one.role == "assistant"):
             raise DataError(f"{place}: expected a turn of assistant to learn, got a weight of 0 for all: weigh one 1")
-        more = _references(row, "references", place) if row.get("references") else ()
+        several = row.get("references")
+        more = _references({"references": several}, columns.target, place) if several else ()
         references = tuple(dict.fromkeys((answer_text(given), *more)))
         used |= {"references"}
     elif not columns.optional:
@@ -266,18 +268,23 @@ def plain_label(value: Any) -> Any:
 
 
 def count_characters(example: Example) -> int:
-    """Of the text and the columns beside it, their names counted."""
-    return len(example.text) + sum(len(name) + len(format_value(value)) for name, value in example.columns.items())
+    """Of the text, or the conversation as JSON, and the columns beside it, their names counted."""
+    said = example.text if example.conversation is None else json.dumps(example.conversation.to_row())
+    return len(said) + sum(len(name) + len(format_value(value)) for name, value in example.columns.items())
 
 
-def unlabelled_example(row: Mapping[str, Any], place: str, columns: Columns | None = None) -> Example:
+def unlabelled_example(
+    row: Mapping[str, Any], place: str, columns: Columns | None = None, *, padded: bool = False
+) -> Example:
     """A row to be answered, its values read as those of training rows are; DataError names ``place``.
 
-    ``columns``: as the prompt that answers calls them.
+    Args:
+        columns: as the prompt that answers calls them.
+        padded: as for ``Row``.
     """
     found = (columns or Columns())._replace(remembered=True).in_row(row)
     if (form := found.find_form(row, asked=True)) is not None:
-        conversation = form.read(row, place).without_answer()
+        conversation = form.read(form.drop_null_fields(row) if padded else row, place).without_answer()
         others = {name: read_value(value, name, place) for name, value in row.items() if name not in form.used}
         return Example(readable_text(conversation), columns=others, place=place, conversation=conversation)
     if found.text not in row and not found.text_optional:

@@ -203,7 +203,7 @@ def _read_one(one: Any, number: int, spec: TaskSpec) -> AskedRow:
 def _read_row(row: Row, spec: TaskSpec) -> AskedRow:
     if row.reason:
         raise DataError(f"{row.place}: {row.reason}")
-    example = unlabelled_example(row.values, row.place, spec.row_columns)
+    example = unlabelled_example(row.values, row.place, spec.row_columns, padded=row.padded)
     check_fills(spec.compiled, example)
     return AskedRow(example, row.values, _shorten_gold(find_answer(row.values, spec.kind, spec.columns)))
 

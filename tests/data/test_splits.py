@@ -191,8 +191,8 @@ def test_records_arrive_one_by_one() -> None:
         raise AssertionError("read ahead")
 
     records = read_records(lines(), "stdin")
-    assert next(records) == ("'stdin' line 1", {"text": "a"}, "", False)
-    assert next(records) == ("'stdin' line 3", {"text": "b"}, "", False)
+    assert next(records) == ("'stdin' line 1", {"text": "a"}, "", False, False)
+    assert next(records) == ("'stdin' line 3", {"text": "b"}, "", False, False)
     assert [row.values for row in read_records([b'{"text": "\xc3\xa9"}'], "stdin")] == [{"text": "é"}]
     bad, good = read_records(["{", "{}"], "stdin")
     assert bad.place == "'stdin' line 1"

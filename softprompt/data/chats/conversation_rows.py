@@ -55,6 +55,10 @@ class ConversationForm:
         # TRL's unpaired preferences have a label beside the completion, true or false
         return self.answers != "completion" or str(row.get("label")).lower() not in ("true", "false")
 
+    def drop_null_fields(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """The row with objects as they stood before Arrow gave each the fields of all, null where it had none."""
+        return {name: _drop_null_fields(value) if name in self.used else value for name, value in row.items()}
+
     def read(self, row: Mapping[str, Any], place: str) -> Conversation:
         """The conversation of a row; DataError, which begins with ``place``, for what cannot be one."""
         given = {name: _read_cell(row[name], name, place) for name in self.used if name in row}
@@ -72,7 +76,16 @@ class ConversationForm:
 
 def find_form(row: Mapping[str, Any], *, answered: bool) -> ConversationForm | None:
     """The form that a row has; ``answered``: it must have the column of the answer, where the form has one."""
-    return next((form for form in FORMS if form.fits(row, answered=answered)), None)
+    found = next((form for form in FORMS if form.fits(row, answered=True)), None)
+    if found is None and not answered:
+        found = next((form for form in FORMS if form.fits(row, answered=False)), None)
+    return found
+
+
+def _drop_null_fields(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _drop_null_fields(one) for name, one in value.items() if one is not None}
+    return [_drop_null_fields(one) for one in value] if isinstance(value, list | tuple) else value
 
 
 @contextmanager

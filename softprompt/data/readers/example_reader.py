@@ -103,6 +103,8 @@ class ExampleCollector:
             raise DataError(f"{place}: expected data, got the names of the columns: were files joined? remove this row")
         columns = self._columns.in_row(values)
         form = columns.find_form(values)
+        if form is not None and row.padded:
+            values = form.drop_null_fields(values)
         try:
             example = make_example(values, columns, place)
         except DataError as error:
@@ -251,4 +253,4 @@ def read_hub_rows(data: Any, features: Any, place: str, first: int = 1) -> Itera
     classes = {key: kind.names for key, kind in (features or {}).items() if isinstance(kind, kinds)}
     for number, values in enumerate(data, start=first):
         named = {key: name_class(values[key], names) for key, names in classes.items()}
-        yield Row(f"{place} row {number}", {**values, **named})
+        yield Row(f"{place} row {number}", {**values, **named}, padded=True)

@@ -167,7 +167,7 @@ def _parquet(path: Path, start: Place, remarks: ReadingNotes) -> Iterator[Step]:
                 for values in batch.slice(read).to_pylist():
                     number += 1
                     named = {key: name_class(values[key], classes[key]) for key in classes if key in values}
-                    yield Row(f"'{path}' row {number}", {**values, **named}), Place(0, number)
+                    yield Row(f"'{path}' row {number}", {**values, **named}, padded=True), Place(0, number)
     except (import_module("pyarrow").ArrowException, ValueError, OverflowError) as error:
         raise DataError(
             f"expected Parquet in '{path}', got a file that does not read as it ({error}): write it anew"

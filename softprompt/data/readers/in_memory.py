@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
+from softprompt.data.chats.message_parsing import is_messages
 from softprompt.data.examples import Columns, Example
 from softprompt.data.readers.example_reader import (
     SPLITS,
@@ -135,7 +136,7 @@ def find_parts(source: Any) -> tuple[dict[str, Part], list[str]] | None:
 def _is_part(value: Any) -> bool:
     """Whether a value of a mapping can be rows of a split, and not a column or a cell."""
     if isinstance(value, list | tuple):
-        return all(isinstance(one, Mapping | Example) for one in value[:3])
+        return all(isinstance(one, Mapping | Example) or is_messages(one) for one in value[:3])
     return not is_column(value)
 
 
@@ -171,7 +172,7 @@ def iterate_rows(
     if datasets is not None and isinstance(source, datasets.Dataset):
         # whatever form the rows were given for another purpose
         found = read_hub_rows(source.with_format(None), source.features, f"'{name}'")
-        return (make_row(row.values, row.place) for row in found)
+        return (make_row(row.values, row.place, padded=True) for row in found)
     if isinstance(source, Mapping):
         return _column_rows(source, name)
     if hasattr(source, "__arrow_c_stream__") and not is_column(source):
@@ -193,7 +194,7 @@ def _frame_rows(frame: Any, name: str, notes: list[str]) -> Iterator[Row]:
     rows: Iterable[Any] = cells if columns else itertools.repeat((), len(frame))
     for number, (label, values) in enumerate(zip(frame.index, rows, strict=True), start=1):
         place = f"'{name}' row {number}" if plain else f"'{name}' index {label!r}, row {number}"
-        yield make_row(dict(zip(columns, values, strict=True)), place)
+        yield make_row(dict(zip(columns, values, strict=True)), place, padded=True)
 
 
 def _arrow_rows(source: Any, name: str) -> Iterator[Row]:
@@ -206,7 +207,7 @@ def _arrow_rows(source: Any, name: str) -> Iterator[Row]:
         for values in batch.to_pylist():
             number += 1
             named = {key: name_class(values[key], classes[key]) for key in classes if key in values}
-            yield make_row({**values, **named}, f"'{name}' row {number}")
+            yield make_row({**values, **named}, f"'{name}' row {number}", padded=True)
 
 
 def _column_rows(source: Mapping[Any, Any], name: str) -> Iterator[Row]:
@@ -234,6 +235,8 @@ def _listed_rows(source: Iterable[Any], name: str) -> Iterator[Row]:
             yield Row(one.place or place, example_values(one))
         elif isinstance(one, Mapping):
             yield make_row(one, place)
+        elif is_messages(one):
+            yield make_row({"messages": one}, place)
         elif number == 1:
             got = describe_argument(one)
             raise DataError(
@@ -260,10 +263,11 @@ def _check_column_names(columns: Iterable[str], name: str) -> None:
         raise DataError(f"expected columns of different names in '{name}', got {quote_names(names)}: rename them")
 
 
-def make_row(values: Mapping[Any, Any], place: str) -> Row:
+def make_row(values: Mapping[Any, Any], place: str, *, padded: bool = False) -> Row:
     """A row whose cells are what JSON has, or why it cannot be used."""
     try:
-        return Row(place, {str(name): plain_value(value, str(name)) for name, value in values.items()})
+        cells = {str(name): plain_value(value, str(name)) for name, value in values.items()}
+        return Row(place, cells, padded=padded)
     except DataError as error:
         return Row(place, {}, str(error))
 

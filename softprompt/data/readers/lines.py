@@ -19,12 +19,14 @@ class Row(NamedTuple):
         place: where it stands, for messages.
         reason: what was expected, what was got, what to do; empty for a sound row.
         ends: the rows behind it cannot be read either.
+        padded: its objects have the fields of all objects of their column, null where they had none, as in Arrow.
     """
 
     place: str
     values: dict[str, Any]
     reason: str = ""
     ends: bool = False
+    padded: bool = False
 
 
 class Place(NamedTuple):
