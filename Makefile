@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := PIP_REQUIRE_VIRTUALENV=1 $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-engines test-soak bench check format reference clean
+.PHONY: help demo test test-chat test-engines test-soak bench check format reference clean
 
 
 help: ## list the targets
@@ -16,6 +16,11 @@ demo: $(VENV)/demo.stamp ## learn a prompt on the embedded model and data, and c
 
 test: check ## run the checks and all tests, those with the real model too
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+test-chat: $(VENV)/test.stamp ## conversations with a real instruct model, fetched once (480 MB), and real clients in a venv of their own
+	$(BIN)/python bench/real_models.py
+	$(BIN)/python -m pytest -m chat
+	$(BIN)/python tests_clients/run.py
 
 test-engines: $(VENV)/test.stamp ## compare exports in real vLLM and llama.cpp with softprompt; installs both, takes long
 	$(BIN)/python tests_engines/run.py

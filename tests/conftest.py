@@ -12,8 +12,19 @@ import pytest
 if TYPE_CHECKING:
     from helpers.fake_hub import FakeHub
 
+CHAT_MARK = "chat"
+
 # read when torch is imported, and inherited by the processes that tests start
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what needs the instruct model, half a gigabyte from PyPI, unless `-m` speaks of it."""
+    if CHAT_MARK in config.option.markexpr:
+        return
+    left_out = [item for item in items if item.get_closest_marker(CHAT_MARK)]
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if not item.get_closest_marker(CHAT_MARK)]
 
 
 @pytest.fixture(scope="session")

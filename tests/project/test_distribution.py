@@ -96,7 +96,7 @@ def test_the_source_distribution_has_what_tests_and_pages_need(built: Path) -> N
         read = archive.extractfile(f"softprompt-{VERSION}/PKG-INFO")
         assert read is not None
         assert message_from_string(read.read().decode())["Version"] == VERSION
-    for folder in ("tests", "docs", "bench", "deploy", "tests_engines", "tests_soak", ".github"):
+    for folder in ("tests", "docs", "bench", "deploy", "tests_clients", "tests_engines", "tests_soak", ".github"):
         kept = {path.relative_to(ROOT).as_posix() for path in (ROOT / folder).rglob("*.*") if path.is_file()}
         kept = {name for name in kept if "__pycache__" not in name and not name.endswith(".pyc")}
         assert kept - names == set(), folder

@@ -1,0 +1,87 @@
+"""Clients that people use, against a running softprompt server with a real instruct model.
+
+``python tests_clients/run.py [--base FOLDER] [--prompt NAME=FOLDER] [--model NAME] [-- PYTEST OPTIONS]``
+"""
+
+import argparse
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent / "bench"))
+
+from real_models import qwen_folder, say  # noqa: E402
+from served import served  # noqa: E402
+
+from softprompt.models.gguf_conversion import cache_folder  # noqa: E402
+
+CLIENTS = Path(os.environ.get("SOFTPROMPT_CLIENTS") or cache_folder() / "clients")
+
+
+def main() -> int:
+    options = _options()
+    python, sdk = python_clients(CLIENTS), javascript_client(CLIENTS)
+    base = options.base or str(qwen_folder())
+    serving = ["--model", base, *(f"--prompt={one}" for one in options.prompt)]
+    with tempfile.TemporaryDirectory() as folder, served(serving, Path(folder) / "server.log", {}) as (address, _):
+        variables = {
+            "SOFTPROMPT_URL": f"{address}/v1",
+            "SOFTPROMPT_MODEL": options.model or base,
+            "SOFTPROMPT_TOKENIZER": base,
+            "SOFTPROMPT_AI_SDK": str(sdk or ""),
+        }
+        inherited = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+        command = [str(python), "-m", "pytest", "-c", str(HERE / "pytest.ini"), str(HERE), *options.pytest]
+        return subprocess.run(command, env=inherited | variables, cwd=HERE).returncode
+
+
+def python_clients(folder: Path) -> Path:
+    """The Python of a virtual environment that has the clients; made when requirements.txt is another than before."""
+    wanted = HERE / "requirements.txt"
+    place = folder / f"python-{_digest(wanted)}"
+    python = place / "bin" / "python"
+    if not (place / "done").is_file():
+        say(f"installing the clients into {place}: some minutes, once")
+        shutil.rmtree(place, ignore_errors=True)
+        subprocess.run([sys.executable, "-m", "venv", place], check=True)
+        install = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--requirement", str(wanted)]
+        subprocess.run([python, *install], check=True)
+        (place / "done").touch()
+    return python
+
+
+def javascript_client(folder: Path) -> Path | None:
+    """The folder of the AI SDK's client with its packages; None where there is no npm."""
+    if shutil.which("npm") is None:
+        say("expected node and npm for the AI SDK, found none: its tests are skipped")
+        return None
+    place = folder / f"ai-sdk-{_digest(*sorted((HERE / 'ai_sdk').iterdir()))}"
+    if not (place / "node_modules").is_dir():
+        shutil.copytree(HERE / "ai_sdk", place, dirs_exist_ok=True)
+        subprocess.run(["npm", "ci", "--no-audit", "--no-fund", "--silent"], cwd=place, check=True)
+    return place
+
+
+def _digest(*files: Path) -> str:
+    found = hashlib.sha256()
+    for file in files:
+        found.update(file.read_bytes())
+    return found.hexdigest()[:12]
+
+
+def _options() -> argparse.Namespace:
+    made = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    made.add_argument("--base", help="folder of the base model (default: Qwen2.5-Coder-0.5B-Instruct from PyPI)")
+    made.add_argument("--prompt", action="append", default=[], metavar="NAME=FOLDER", help="serve this prompt too")
+    made.add_argument("--model", help="what the clients ask: a prompt's name (default: the base model itself)")
+    made.add_argument("pytest", nargs="*", help="options of pytest, behind --")
+    return made.parse_args()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
