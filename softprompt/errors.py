@@ -9,6 +9,7 @@
     |- PromptFileError           a saved prompt that is damaged, or made for another base model
     |- StoreError                a store, version or alias that is not there, is damaged, or cannot be reached
     |  `- GateError              a version that was not promoted, being worse than the one in place
+    |- GrammarError              a schema or grammar that answers cannot follow
     |- OutputError               a place that cannot be written: exists already, no space, no permission
     |- TrainingError             a run that cannot go on: the loss is not a number, a checkpoint of another run
     `- MissingExtraError         an optional dependency that is not installed; names the extra
@@ -97,6 +98,10 @@ class GateError(StoreError):
     def __init__(self, message: str, verdict: Any) -> None:
         super().__init__(message)
         self.verdict = verdict
+
+
+class GrammarError(SoftpromptError):
+    """A JSON schema, regular expression or grammar that answers cannot follow, or that takes too much work."""
 
 
 class OutputError(SoftpromptError):

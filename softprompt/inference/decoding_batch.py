@@ -31,9 +31,12 @@ class DecodingBatch(Protocol):
 
     Attributes:
         last: hidden states ``[B, H]`` behind what each row has so far.
+        texts: those of the texts ``[B, T, H]``, padded on the right, until somebody lets go of them; ``None`` where no
+            text goes on.
     """
 
     last: Tensor
+    texts: Tensor | None
 
     def keep(self, rows: Tensor) -> None:
         """Go on with these rows only."""
@@ -93,6 +96,7 @@ class CachedDecodingBatch:
         self._width = int(self._sizes.max())
         self._cache = align_right(cache, batch.mask.shape[1] - lengths, self._width)
         self.last = hidden[torch.arange(len(lengths), device=lengths.device), lengths - 1]
+        self.texts: Tensor | None = hidden
 
     def keep(self, rows: Tensor) -> None:
         """Go on with these rows only."""
@@ -133,6 +137,7 @@ class UncachedDecodingBatch:
         self._base = prefix.base
         self._fronts = [prefix.embeddings[item.prompt] for item in items]
         self._ids = [item.ids for item in items]
+        self.texts: Tensor | None = None
         self.last = self._read()
 
     def keep(self, rows: Tensor) -> None:
@@ -155,5 +160,5 @@ class UncachedDecodingBatch:
     def _read(self) -> Tensor:
         items = [EncodedSequence(row, ids, (), prompt=row) for row, ids in enumerate(self._ids)]
         batch, prefix = collate(items, self._base.device), ConcatenatedPrefix(self._base, tuple(self._fronts))
-        hidden = prefix.hidden(batch.input_ids, batch.mask, batch.which)
+        hidden = self.texts = prefix.hidden(batch.input_ids, batch.mask, batch.which)
         return hidden[torch.arange(len(items), device=hidden.device), batch.mask.sum(dim=1) - 1]

@@ -15,10 +15,12 @@ from softprompt.data.encoding.tokenization import safe_tokenizer
 from softprompt.data.encoding.verbalizer import encode_answer, end_token_id
 from softprompt.data.examples import Example
 from softprompt.data.task import TaskSpec
-from softprompt.errors import ConfigError, NotFiniteError
+from softprompt.errors import ConfigError, GrammarError, NotFiniteError
 from softprompt.inference.decoding_batch import start_decoding
+from softprompt.inference.grammar import Grammar, GrammarCompiler, GrammarState, mask_logits
 from softprompt.inference.reading_progress import track
 from softprompt.inference.scoring import check_finite
+from softprompt.models.exactness import OncePerModel
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.prefix import Prefix
 from softprompt.utils.summaries import summarize_fields
@@ -56,6 +58,8 @@ class GenerationConfig:
         top_k: sample among this many likeliest tokens (0: all).
         stop: strings that end a completion; they are not part of it.
         seed: of sampling.
+        grammar: what a completion may say; any text if not given.
+        shown_marks: marks, as ``<tool_call>``, that stay in the text of a completion; others are left out.
     """
 
     max_new_tokens: int = ANSWER_ROOM
@@ -64,6 +68,8 @@ class GenerationConfig:
     top_k: int = 0
     stop: tuple[str, ...] = ()
     seed: int = 0
+    grammar: Grammar | None = None
+    shown_marks: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         return summarize_fields(self, only_changed=True)
@@ -102,10 +108,22 @@ class Completion:
     Attributes:
         tokens: so far, without the one that ends it.
         finish: why it ended: a stop string or end of text, or the limit of tokens; ``None`` while it goes on.
+        grammar: where it stands in what it may say.
     """
 
-    def __init__(self, base: DecodingModel, generation: GenerationConfig, index: int = 0) -> None:
-        """``index``: of its text; completions of other texts by the same seed are other samples."""
+    def __init__(
+        self,
+        base: DecodingModel,
+        generation: GenerationConfig,
+        index: int = 0,
+        grammar: GrammarState | None = None,
+    ) -> None:
+        """Begin without a token.
+
+        Args:
+            index: of its text; completions of other texts by the same seed are other samples.
+            grammar: that of ``generation`` at its beginning, if it is there already.
+        """
         self._tokenizer = base.tokenizer
         self._goes_on = base.architecture == "decoder-only"
         self._ends = end_token_ids(base)
@@ -116,6 +134,11 @@ class Completion:
         self.finish: Literal["stop", "length"] | None = None
         self._decoded = (0, "")
         self._cut: int | None = None
+        marks = safe_tokenizer(base.tokenizer).marks
+        self._shown = frozenset(marks[name] for name in generation.shown_marks if name in marks)
+        self.grammar = grammar
+        if grammar is None and generation.grammar is not None:
+            self.grammar = start_grammar(base, generation)
 
     def sampled(self, logits: Tensor) -> int:
         """A token by its own generator, from ``logits [V]``."""
@@ -130,10 +153,12 @@ class Completion:
             self.finish = "stop"
             return False
         self.tokens.append(token)
+        if self.grammar is not None:
+            self.grammar.accept(token)
         if self.generation.stop:
             text = self.decoded
             self._cut = min((at for stop in self.generation.stop if (at := text.find(stop)) >= 0), default=None)
-        if self._cut is not None:
+        if self._cut is not None or (self.grammar is not None and self.grammar.ended):
             self.finish = "stop"
         elif len(self.tokens) >= self.generation.max_new_tokens:
             self.finish = "length"
@@ -157,7 +182,7 @@ class Completion:
         return list(self._tokenizer("a", add_special_tokens=False)["input_ids"]) if self._goes_on else []
 
     def _decode_tokens(self, tokens: Sequence[int]) -> str:
-        return safe_tokenizer(self._tokenizer).decode(tokens)
+        return safe_tokenizer(self._tokenizer).decode(tokens, self._shown)
 
     @property
     def exact(self) -> str:
@@ -187,8 +212,31 @@ def end_token_ids(base: DecodingModel) -> frozenset[int]:
     return frozenset((end_token_id(base.tokenizer), *([ends] if isinstance(ends, int) else ends or ())))
 
 
+@OncePerModel
+def _make_compiler(base: FrozenLM) -> GrammarCompiler:
+    return GrammarCompiler(base.tokenizer, base.vocabulary_size, end_token_ids(base))
+
+
+def start_grammar(base: DecodingModel, generation: GenerationConfig) -> GrammarState:
+    """What a completion may say, at its beginning; compiled, where it is not among the last ones.
+
+    Raises:
+        GrammarError: it cannot be compiled.
+        MissingExtraError: llguidance is not installed.
+    """
+    assert generation.grammar is not None
+    if not isinstance(base, FrozenLM):
+        raise GrammarError("grammars are followed where the model runs, which is elsewhere")
+    return _make_compiler(base).start(generation.grammar, generation.shown_marks)
+
+
 def next_tokens(logits: Tensor, completions: Sequence[Completion]) -> list[int]:
-    """The next token of each completion, from ``logits [B, V]``; NotFiniteError names a row that has no numbers."""
+    """The next token of each completion, from ``logits [B, V]``; NotFiniteError names a row that has no numbers.
+
+    Raises:
+        GrammarError: what a completion may say takes too much work.
+    """
+    logits = mask_logits(logits, [completion.grammar for completion in completions])
     largest = first_largest(logits)
     check_finite(logits.gather(1, largest[:, None]))
     likeliest = largest.tolist()

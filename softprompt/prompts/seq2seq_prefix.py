@@ -67,7 +67,10 @@ class Seq2SeqDecodingBatch:
 
     Attributes:
         last: hidden states ``[B, H]`` behind what each answer has so far.
+        texts: none, for what the encoder reads does not go on.
     """
+
+    texts: Tensor | None = None
 
     def __init__(self, prefix: EncodedPrefix, batch: Batch) -> None:
         """Encode the texts and give the decoder what answers start with."""

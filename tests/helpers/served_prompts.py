@@ -18,7 +18,8 @@ from softprompt.inference.predictor import Predictor
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.prefix import compute_keys_and_values, make_prefix
 from softprompt.prompts.state import PromptState
-from softprompt.serving.engine.engine_requests import CompletionChunk, ServedPrompt
+from softprompt.serving.engine.completion_chunks import CompletionChunk
+from softprompt.serving.engine.engine_requests import ServedPrompt
 from softprompt.serving.engine.engine_stats import BatchStats
 from softprompt.serving.engine.inference_engine import InferenceEngine
 from softprompt.serving.engine.request_preparation import RequestPreparer
@@ -124,7 +125,7 @@ def grown(base: FrozenLM, served: ServedPrompt, text: Example, count: int) -> Co
     completion = Completion(base, GenerationConfig(count))
     growing = start_decoding(
         make_prefix(base, *(served.states or (None,))),
-        [RequestPreparer(base, 1000).encode_text(served, text, count)[0]],
+        [RequestPreparer(base, 1000).encode_text(served, text, count).item],
     )
     while completion.add(*next_tokens(base.logits(growing.last), [completion])):
         growing.extend(torch.tensor(completion.tokens[-1:]))

@@ -24,7 +24,8 @@ from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.saved_prompt import Prompt
 from softprompt.prompts.state import PromptState
 from softprompt.serving.app import create_app
-from softprompt.serving.engine.engine_requests import CompletionChunk, InputUsage, ServedPrompt
+from softprompt.serving.engine.completion_chunks import CompletionChunk, InputUsage
+from softprompt.serving.engine.engine_requests import ServedPrompt
 from softprompt.serving.engine.inference_engine import InferenceEngine
 from softprompt.serving.engine.prompt_registry import PromptRegistry
 from softprompt.serving.engine.request_timing import RequestTiming
@@ -122,6 +123,7 @@ class DirectEngine:
         example: Example,
         generation: GenerationConfig,
         *,
+        logprobs: int | None = None,
         deadline: float | None = None,
         timing: RequestTiming | None = None,
     ) -> AsyncIterator[CompletionChunk]:

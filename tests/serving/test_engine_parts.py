@@ -33,13 +33,8 @@ from softprompt.data.examples import Example
 from softprompt.errors import DataError
 from softprompt.inference.generation import Completion, GenerationConfig
 from softprompt.prompts.state import PromptState
-from softprompt.serving.engine.engine_requests import (
-    CompletionChunk,
-    Detokenizer,
-    InputUsage,
-    ServedPrompt,
-    measure_partial_stop,
-)
+from softprompt.serving.engine.completion_chunks import CompletionChunk, Detokenizer, InputUsage, measure_partial_stop
+from softprompt.serving.engine.engine_requests import ServedPrompt
 from softprompt.serving.engine.engine_stats import BatchStats
 from softprompt.serving.engine.inference_engine import EngineLimits, InferenceEngine
 from softprompt.serving.engine.prefix_cache import PrefixCache
@@ -201,7 +196,7 @@ class TestSpecialTokens:
         assert BASE.tokenizer("<bos>").input_ids.count(BASE.tokenizer.bos_token_id) == 2
         asking, (ids,), _ = preparing.encode_examples(LABELS, [text])
         items = asking.items(ids, range(asking.count))
-        for item in (*items, preparing.encode_text(TEXTS, text, 5)[0]):
+        for item in (*items, preparing.encode_text(TEXTS, text, 5).item):
             assert len(item.ids) > 12
             assert not special & set(item.ids)
 
@@ -213,7 +208,9 @@ class TestSpecialTokens:
                 assert_same(await engine.classify(LABELS, [text]), alone(BASE, LABELS, [text]))
                 pieces = await collected(engine.generate(TEXTS, text, GenerationConfig(8)))
                 assert said(pieces) == completed(BASE, TEXTS, text, GenerationConfig(8))
-                assert pieces[0].read.tokens == 4 + len(RequestPreparer(BASE, 1000).encode_text(TEXTS, text, 8)[0].ids)
+                assert pieces[0].read.tokens == 4 + len(
+                    RequestPreparer(BASE, 1000).encode_text(TEXTS, text, 8).item.ids
+                )
 
         asyncio.run(main())
 

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from softprompt.inference.generation import Completion, GenerationConfig
-from softprompt.serving.engine.engine_requests import CompletionChunk, Detokenizer, InputUsage
+from softprompt.serving.engine.completion_chunks import CompletionChunk, Detokenizer, InputUsage
 from softprompt.serving.http.completion_service import WhitespaceTrimmer
 from softprompt.serving.logging_config import JsonFormatter
 from softprompt.store.version_store import Store

@@ -13,7 +13,7 @@ import re
 import secrets
 import unicodedata
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import cached_property
 from threading import Lock
 from typing import Any
@@ -78,10 +78,14 @@ class SafeTokenizer:
             for (text, fields), (ids, spans) in zip(texts, whole, strict=True)
         ]
 
-    def decode(self, ids: Sequence[int]) -> str:
-        """What ``ids`` spell, to the blank, marks left out: an answer has none, for none is learned from a text."""
-        words = [token for token in ids if token not in self._ids]
-        return str(self._tokenizer.decode(words, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+    def decode(self, ids: Sequence[int], shown: Collection[int] = ()) -> str:
+        """What ``ids`` spell, to the blank, marks left out: an answer has none, for none is learned from a text.
+
+        Marks that are ``shown`` stay.
+        """
+        words = [token for token in ids if token in shown or token not in self._ids]
+        left_out = not shown
+        return str(self._tokenizer.decode(words, skip_special_tokens=left_out, clean_up_tokenization_spaces=False))
 
     def token_ends(self, text: str) -> list[int]:
         """Where each token of ``text`` ends, in characters; every character where the tokenizer cannot tell."""

@@ -5,11 +5,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
 
+from softprompt.data.encoding.token_bytes import token_bytes
+from softprompt.errors import DataError, GrammarError
 from softprompt.inference.decoding_batch import DecodingBatch, join_batches, start_decoding
 from softprompt.inference.generation import next_tokens
+from softprompt.inference.token_logprobs import ScoredToken, score_text, score_tokens
 from softprompt.models.frozen_lm import FrozenLM
-from softprompt.serving.engine.engine_requests import CompletionChunk, GenerationRequest
+from softprompt.serving.engine.completion_chunks import CompletionChunk, spell_token
+from softprompt.serving.engine.engine_requests import GenerationRequest
 from softprompt.serving.engine.label_scoring import make_not_finite_error
 from softprompt.serving.engine.prefix_cache import PrefixCache
 
@@ -64,21 +69,21 @@ class DecodingLoop:
             and (not beside or (len(beside) + 1) * longest <= self._token_budget)
         )
 
-    def start(self, texts: Sequence[GenerationRequest]) -> None:
-        """Read texts, and let them grow with the others."""
+    def start(self, texts: Sequence[GenerationRequest]) -> list[GenerationRequest]:
+        """Read texts, and let them grow with the others; those that nothing is to follow."""
         failing = self._prefixes.prepare(text.served for text in texts)
         for text in texts:
             if text.served.key in failing:
                 self._deliver(text, failing[text.served.key])
         sound = [text for text in texts if text.served.key not in failing]
         if not sound:
-            return
+            return []
         try:
-            decoding_batch = self._start_batch(sound)
+            group = _Group(self._start_batch(sound), sound)
         except Exception as error:  # whatever it is, the others are not to suffer
             self._isolate(sound, error)
-            return
-        self._merge_group(_Group(decoding_batch, sound))
+            return []
+        return self._merge_group(group)
 
     def step(self) -> list[GenerationRequest]:
         """One more token for each; those that ended."""
@@ -102,9 +107,36 @@ class DecodingLoop:
     def _start_batch(self, texts: Sequence[GenerationRequest]) -> DecodingBatch:
         prefix, first = self._prefixes.join(text.served for text in texts)
         items = [replace(text.item, example=row, prompt=first[text.served.key]) for row, text in enumerate(texts)]
-        return start_decoding(prefix, items, max(text.final_length for text in texts))
+        decoding_batch = start_decoding(prefix, items, max(text.final_length for text in texts))
+        for row, text in enumerate(texts):
+            if text.echo is not None and not text.cancelled:
+                self._tell_echo(text, None if decoding_batch.texts is None else decoding_batch.texts[row])
+        # large, and of no use any more
+        decoding_batch.texts = None
+        return decoding_batch
 
-    def _merge_group(self, new: _Group) -> None:
+    def _tell_echo(self, text: GenerationRequest, hidden: Tensor | None) -> None:
+        """What an answer begins with: the text itself, by hidden states ``[T, H]`` of it."""
+        assert text.echo is not None
+        scored: list[ScoredToken] = []
+        if text.tops is not None:
+            if hidden is None:
+                raise DataError("an encoder-decoder model gives its text no log-probabilities: leave echo out")
+            scored = score_text(self._base, text.served.states, text.echo.before, text.item.ids, hidden, text.tops)
+        spelling = token_bytes(self._base.tokenizer)
+        told = tuple(spell_token(spelling, one) for one in scored)
+        self._deliver(text, CompletionChunk(text.echo.text, 0, text.read, "length" if text.only_read else None, told))
+        text.echo = None
+
+    def _merge_group(self, new: _Group) -> list[GenerationRequest]:
+        """Let texts grow, with others if they can; those that nothing is to follow."""
+        ended = [text for text in new.texts if text.only_read]
+        self._keep_rows(new, [row for row, text in enumerate(new.texts) if not text.only_read])
+        if new.texts:
+            self._join_group(new)
+        return ended
+
+    def _join_group(self, new: _Group) -> None:
         for group in self._groups:
             if any(text.isolated for text in (*group.texts, *new.texts)):
                 continue
@@ -127,11 +159,20 @@ class DecodingLoop:
             strange = [text for text, good in zip(group.texts, finite, strict=True) if not good]
             self._keep_rows(group, [row for row, good in enumerate(finite) if good])
             self._isolate(strange, None)
+        self._drop_stuck(group)
         if not group.texts:
             return []
-        tokens = next_tokens(self._base.logits(group.decoding_batch.last), [text.completion for text in group.texts])
+        logits = self._base.logits(group.decoding_batch.last)
+        tokens = next_tokens(logits, [text.completion for text in group.texts])
+        told = [row for row, text in enumerate(group.texts) if text.tops is not None]
+        if told:
+            tops = [group.texts[row].tops or 0 for row in told]
+            for row, one in zip(told, score_tokens(logits[told], [tokens[row] for row in told], tops), strict=True):
+                group.texts[row].scored.append(one)
         for text, token in zip(group.texts, tokens, strict=True):
-            text.completion.add(token)
+            if not text.completion.add(token) and len(text.scored) > len(text.completion.tokens):
+                # what ends a completion is none of it
+                text.scored.pop()
             text.timing.mark_tokens()
             if (piece := text.detokenizer.next_chunk()) is not None:
                 self._deliver(text, piece)
@@ -141,6 +182,18 @@ class DecodingLoop:
         if going:
             group.decoding_batch.extend(torch.tensor([tokens[row] for row in going], device=self._base.device))
         return ended
+
+    def _drop_stuck(self, group: _Group) -> None:
+        """Without the texts whose grammar is too much work."""
+        going = []
+        for row, text in enumerate(group.texts):
+            try:
+                if text.completion.grammar is not None:
+                    text.completion.grammar.find_allowed()
+                going.append(row)
+            except GrammarError as error:
+                self._deliver(text, error)
+        self._keep_rows(group, going)
 
     def _keep_rows(self, group: _Group, rows: list[int]) -> None:
         if len(rows) == len(group.texts):
@@ -158,6 +211,8 @@ class DecodingLoop:
             text.isolated = True
             try:
                 decoding_batch = self._start_batch([text])
+                if text.only_read:
+                    continue
                 for token in text.completion.tokens:
                     decoding_batch.extend(torch.tensor([token], device=self._base.device))
             except Exception as own:  # of this text alone

@@ -1,13 +1,12 @@
 """What an engine is asked and answers: prompts that are served, requests on their way to the model, pieces, errors."""
 
 import asyncio
-import re
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
+from typing import Literal, Protocol, TypeAlias, runtime_checkable
 
 from torch import Tensor
 
@@ -16,10 +15,13 @@ from softprompt.data.encoding.verbalizer import Verbalizer
 from softprompt.data.examples import Example
 from softprompt.data.task import TaskSpec
 from softprompt.inference.generation import Completion, GenerationConfig
+from softprompt.inference.grammar import GrammarState
 from softprompt.inference.predictions import Prediction
 from softprompt.inference.scoring import AnswerScorer
+from softprompt.inference.token_logprobs import ScoredToken
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.state import PromptState
+from softprompt.serving.engine.completion_chunks import CompletionChunk, Detokenizer, InputUsage
 from softprompt.serving.engine.request_timing import RequestTiming
 
 
@@ -40,33 +42,18 @@ class ServedPrompt:
 
 
 @dataclass(frozen=True)
-class InputUsage:
-    """What an engine reads of an example.
+class RawPrompt:
+    """A text that is read as it is behind a prompt, in place of an example in the task's template.
 
     Attributes:
-        tokens: of virtual tokens, template and text.
-        cut: the text is longer than what is read of it.
+        text: words, in which nothing is a special token, or token ids.
+        echo: the completion begins with it.
+        completed: whether anything is to follow it; it is only read otherwise.
     """
 
-    tokens: int
-    cut: bool
-
-
-@dataclass(frozen=True)
-class CompletionChunk:
-    """A piece of a completion.
-
-    Attributes:
-        text: what is new of the text; pieces joined are the completion.
-        tokens: how many tokens it took.
-        read: for the completion, the same in every piece.
-        finish: in the last piece, why it is the last: a stop string or end of text, or the limit of tokens.
-    """
-
-    text: str
-    tokens: int
-    read: InputUsage
-    finish: Literal["stop", "length"] | None = None
+    text: str | tuple[int, ...]
+    echo: bool = False
+    completed: bool = True
 
 
 class EngineBusyError(Exception):
@@ -140,65 +127,52 @@ class EngineClient(Protocol):
     def generate(
         self,
         served: ServedPrompt,
-        example: Example,
+        example: Example | RawPrompt,
         generation: GenerationConfig,
         *,
+        logprobs: int | None = None,
         deadline: float | None = None,
         timing: RequestTiming | None = None,
     ) -> AsyncIterator[CompletionChunk]:
-        """The completion of one example, piece by piece as it grows; raises as ``classify``."""
+        """The completion of one example, piece by piece as it grows.
+
+        Args:
+            logprobs: tell the tokens' log-probabilities, and so many of the likeliest in each place.
+
+        Raises:
+            GrammarError: what it may say cannot be followed.
+            EngineBusyError, ...: as ``classify``.
+        """
         ...
 
 
-_BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
-
-
-class Detokenizer:
-    """Cuts a completion into pieces that, joined, are its ``exact`` text."""
-
-    def __init__(self, completion: Completion, tokenizer: Any, read: InputUsage) -> None:
-        self._completion, self._tokenizer, self._read = completion, tokenizer, read
-        # where decoding takes spaces away again, what comes may change the last two words
-        self._cleans_up = bool(getattr(tokenizer, "clean_up_tokenization_spaces", False))
-        self._shown = ""
-        self._tokens = 0
-
-    def next_chunk(self) -> CompletionChunk | None:
-        """What is new since the last piece; ``None`` if there is nothing to show, while it goes on."""
-        completion = self._completion
-        text = self._settled() if completion.finish is None else completion.exact
-        if completion.finish is None and (len(text) <= len(self._shown) or not text.startswith(self._shown)):
-            return None
-        new, tokens = text[len(self._shown) :], len(completion.tokens) - self._tokens
-        self._shown, self._tokens = text, len(completion.tokens)
-        return CompletionChunk(new, tokens, self._read, completion.finish)
-
-    def _settled(self) -> str:
-        """The text so far without what a later token may change, or show to be no part of it."""
-        # single bytes are decoded together with those beside them
-        if _BYTE.fullmatch(str(self._tokenizer.convert_ids_to_tokens(self._completion.tokens[-1]))):
-            return self._shown
-        text = self._completion.decoded.rstrip("\ufffd")
-        if self._cleans_up:
-            text = "".join(re.split(r"(\s)", text)[:-4])
-        return text[: len(text) - measure_partial_stop(text, self._completion.generation.stop)]
-
-
-def measure_partial_stop(text: str, stops: Sequence[str]) -> int:
-    """Characters at the end of ``text`` that a stop string may begin with."""
-    return max(
-        # no more of a stop string can have begun than there is text
-        (
-            length
-            for stop in stops
-            for length in range(1, min(len(stop), len(text) + 1))
-            if text.endswith(stop[:length])
-        ),
-        default=0,
-    )
-
-
 RequestKind: TypeAlias = Literal["classification", "generation"]
+
+
+@dataclass(frozen=True)
+class EchoedText:
+    """What the answer to a raw text begins with: its words, and the tokens in front of those that are read behind the
+    prompt (BOS, which stands in front of everything)."""
+
+    text: str
+    before: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class EncodedText:
+    """A text that something may follow.
+
+    Attributes:
+        item: its tokens.
+        read: of it.
+        echo: what the answer begins with, if it does with the text.
+        only_read: nothing follows it.
+    """
+
+    item: EncodedSequence
+    read: InputUsage
+    echo: EchoedText | None = None
+    only_read: bool = False
 
 
 @dataclass(frozen=True)
@@ -329,6 +303,11 @@ class GenerationRequest:
     Attributes:
         item: its tokens.
         completion: what has grown so far.
+        read: of its text.
+        scored: tokens of the completion with what the model gave them, where that is asked for.
+        tops: how many of the likeliest tokens are told in each place; ``None``: nothing is.
+        echo: what its answer begins with, until that is told.
+        only_read: nothing follows it.
         detokenizer: what of it may be shown.
         isolated: it was in a batch that failed, and shares no batch any more.
         timing: what the worker notes.
@@ -341,18 +320,23 @@ class GenerationRequest:
         self,
         base: FrozenLM,
         served: ServedPrompt,
-        item: EncodedSequence,
-        read: InputUsage,
+        encoded: EncodedText,
         generation: GenerationConfig,
         out: "asyncio.Queue[CompletionChunk | Exception]",
         timing: RequestTiming | None = None,
+        *,
+        grammar: GrammarState | None = None,
+        logprobs: int | None = None,
     ) -> None:
-        self.served, self.item = served, item
+        """``grammar``: that of ``generation``, at its beginning; ``logprobs``: see ``EngineClient.generate``."""
+        self.served, self.item, self.read = served, encoded.item, encoded.read
         self.timing = timing or RequestTiming()
-        self.completion = Completion(base, generation)
-        self.detokenizer = Detokenizer(self.completion, base.tokenizer, read)
+        self.completion = Completion(base, generation, grammar=grammar)
+        self.scored: list[ScoredToken] = []
+        self.tops, self.echo, self.only_read = logprobs, encoded.echo, encoded.only_read
+        self.detokenizer = Detokenizer(self.completion, base.tokenizer, encoded.read, self.scored)
         # BOS counted
-        self.final_length = len(base.bos_ids) + read.tokens + generation.max_new_tokens
+        self.final_length = len(base.bos_ids) + encoded.read.tokens + generation.max_new_tokens
         self.isolated = False
         self.cancelled = False
         self._out = out

@@ -13,13 +13,9 @@ from typing import Literal
 import torch
 
 from softprompt.models.frozen_lm import FrozenLM
+from softprompt.serving.engine.completion_chunks import CompletionChunk
 from softprompt.serving.engine.decoding_loop import DecodingLoop
-from softprompt.serving.engine.engine_requests import (
-    CompletionChunk,
-    EngineRequest,
-    GenerationRequest,
-    ScheduledExample,
-)
+from softprompt.serving.engine.engine_requests import EngineRequest, GenerationRequest, ScheduledExample
 from softprompt.serving.engine.engine_stats import BatchStats, EngineCounters
 from softprompt.serving.engine.label_scoring import score_labels
 from softprompt.serving.engine.prefix_cache import PrefixCache
@@ -153,13 +149,13 @@ class EngineWorker(threading.Thread):
                 text.timing.mark_scheduled()
             start = time.perf_counter()
             try:
-                self.decoding.start(texts)
+                ended = self.decoding.start(texts)
             except Exception as error:  # as in _answer; they stand nowhere else yet
                 for text in texts:
                     self._fail(text, error)
                 raise
             tokens = _count_tokens(texts, [len(text.item.ids) for text in texts])
-            self._counters.record_batch(BatchStats("read", len(texts), tokens, time.perf_counter() - start), 0)
+            self._counters.record_batch(BatchStats("read", len(texts), tokens, time.perf_counter() - start), len(ended))
 
     def _decode(self) -> None:
         if texts := self.decoding.texts:

@@ -1,7 +1,7 @@
 """The engine: one frozen model answers requests for any mix of prompts, in batches that form by themselves.
 
     event loop             classify, generate: reserve room, wait for the answer; cancelled or late: give up
-    a thread               templates and tokens (request_preparation.py)
+    a thread               templates and tokens (request_preparation.py); another one for schemas and grammars
     the model's thread     batches of whatever waits (engine_worker.py and what it imports)
 
 The event loop never waits for the model, and the model's thread never for a client.
@@ -19,20 +19,20 @@ from typing import Literal, Self, TypeVar
 
 from softprompt.data.examples import Example
 from softprompt.errors import ConfigError, DataError
-from softprompt.inference.generation import GenerationConfig
+from softprompt.inference.generation import GenerationConfig, start_grammar
 from softprompt.inference.predictions import Prediction
 from softprompt.inference.scoring import EVALUATION_TOKENS
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.models.kernels.compilation import SERVED, compiled, should_compile
 from softprompt.prompts.prefix import shares_prefix
+from softprompt.serving.engine.completion_chunks import CompletionChunk, InputUsage
 from softprompt.serving.engine.engine_requests import (
     ClassificationRequest,
-    CompletionChunk,
     DeadlineExceededError,
     EngineBusyError,
     EngineRequest,
     GenerationRequest,
-    InputUsage,
+    RawPrompt,
     RequestKind,
     ServedPrompt,
     deadline_after,
@@ -118,6 +118,8 @@ class InferenceEngine:
         self._shares = shares_prefix(base)
         self._preparing = RequestPreparer(base, self.limits.text_characters)
         self._preparer = ThreadPoolExecutor(1, "softprompt tokens")
+        # a schema may take long, and texts are not to wait for it
+        self._compiler = ThreadPoolExecutor(1, "softprompt grammars")
         self._queue = RequestQueue(self.limits.waiting)
         self._prefixes = PrefixCache(base, self.limits.prefix_bytes)
         self._counters = EngineCounters(observer)
@@ -161,7 +163,9 @@ class InferenceEngine:
             texts: list[tuple[int, ...]] = []
             read: list[InputUsage] = []
             for part in split_portions(served.spec.template, examples):
-                asking, some, of_them = await self._run_preparer(partial(self._preparing.encode_examples, served, part))
+                asking, some, of_them = await self._run(
+                    self._preparer, partial(self._preparing.encode_examples, served, part)
+                )
                 texts += some
                 read += of_them
             unshared = 0 if self._shares else max((state.length for state in served.states), default=0)
@@ -178,9 +182,10 @@ class InferenceEngine:
     async def generate(
         self,
         served: ServedPrompt,
-        example: Example,
+        example: Example | RawPrompt,
         generation: GenerationConfig,
         *,
+        logprobs: int | None = None,
         deadline: float | None = None,
         timing: RequestTiming | None = None,
     ) -> AsyncIterator[CompletionChunk]:
@@ -192,8 +197,13 @@ class InferenceEngine:
 
         async def ready() -> GenerationRequest:
             work = partial(self._preparing.encode_text, served, example, generation.max_new_tokens)
-            item, read = await self._run_preparer(work)
-            return GenerationRequest(self.base, served, item, read, generation, out, timing)
+            encoded = await self._run(self._preparer, work)
+            grammar = None
+            if generation.grammar is not None:
+                grammar = await self._run(self._compiler, partial(start_grammar, self.base, generation))
+            return GenerationRequest(
+                self.base, served, encoded, generation, out, timing, grammar=grammar, logprobs=logprobs
+            )
 
         until = deadline_after(deadline)
         async with self._expire_at(until):
@@ -217,6 +227,7 @@ class InferenceEngine:
         self._worker.end(finish=graceful, why=EngineClosedError())
         await asyncio.to_thread(self._worker.join)
         self._preparer.shutdown(wait=False)
+        self._compiler.shutdown(wait=False)
 
     def snapshot(self) -> EngineStats:
         """Where it stands; from any thread."""
@@ -238,9 +249,9 @@ class InferenceEngine:
         self._worker.loop = loop
         return loop
 
-    async def _run_preparer(self, work: Callable[[], _Value]) -> _Value:
+    async def _run(self, executor: ThreadPoolExecutor, work: Callable[[], _Value]) -> _Value:
         try:
-            working = asyncio.get_running_loop().run_in_executor(self._preparer, work)
+            working = asyncio.get_running_loop().run_in_executor(executor, work)
         except RuntimeError as error:  # it was shut down meanwhile
             raise EngineClosedError from error
         return await working

@@ -5,6 +5,7 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Generic, TypeVar
 
 from softprompt.data.encoding.encoder import EncodedSequence, ExampleEncoder, TokenizingModel
+from softprompt.data.encoding.token_bytes import token_bytes
 from softprompt.data.encoding.tokenization import safe_tokenizer
 from softprompt.data.examples import Example, count_characters
 from softprompt.data.task import TaskSpec
@@ -12,7 +13,8 @@ from softprompt.errors import DataError
 from softprompt.inference.scoring import AnswerScorer
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.state import words_before
-from softprompt.serving.engine.engine_requests import InputUsage, LabelQuery, ServedPrompt
+from softprompt.serving.engine.completion_chunks import InputUsage
+from softprompt.serving.engine.engine_requests import EchoedText, EncodedText, LabelQuery, RawPrompt, ServedPrompt
 
 _Value = TypeVar("_Value")
 
@@ -48,6 +50,8 @@ class TextEncoder:
         self._base = base
         # now, and not while texts wait
         safe_tokenizer(base.tokenizer).prepare()
+        # of a baked checkpoint
+        self._never = frozenset(getattr(base, "never", ()))
         self._labelling: WeightedCache[ExampleEncoder] = WeightedCache(KEPT, weigh_labels)
         self._generating: WeightedCache[ExampleEncoder] = WeightedCache(KEPT)
 
@@ -56,14 +60,14 @@ class TextEncoder:
         self._check_lengths(examples)
         return self._labelling.get(served.key, lambda: self._make_encoder(served, served.spec))
 
-    def encode_text(
-        self, served: ServedPrompt, example: Example, new_tokens: int
-    ) -> tuple[EncodedSequence, InputUsage]:
-        """The item of a text that at most ``new_tokens`` are to follow.
+    def encode_text(self, served: ServedPrompt, example: Example | RawPrompt, new_tokens: int) -> EncodedText:
+        """A text that at most ``new_tokens`` are to follow.
 
         Raises:
-            TemplateError, DataError: an example that cannot be read.
+            TemplateError, DataError: an example, or a raw text, that cannot be read.
         """
+        if isinstance(example, RawPrompt):
+            return self._encode_raw(served, example, new_tokens if example.completed else 0)
         self._check_lengths([example])
         # whatever its task is, words can follow
         encoder = self._generating.get(
@@ -71,7 +75,37 @@ class TextEncoder:
             lambda: self._make_encoder(served, served.spec.as_generation, new_tokens),
         )
         (ids,), cut = encode_and_find_cuts(encoder, [example])
-        return EncodedSequence(0, ids, ()), InputUsage(count_virtual_tokens(served) + len(ids), bool(cut))
+        return EncodedText(EncodedSequence(0, ids, ()), InputUsage(count_virtual_tokens(served) + len(ids), bool(cut)))
+
+    def _encode_raw(self, served: ServedPrompt, raw: RawPrompt, new_tokens: int) -> EncodedText:
+        """The text as it is; nothing is cut of it, for that would be another text than is scored."""
+        base, tokenizer = self._base, self._base.tokenizer
+        if len(raw.text) > self._longest:
+            what = "characters" if isinstance(raw.text, str) else "tokens"
+            raise DataError(f"a text of {len(raw.text):,} {what}: expected at most {self._longest:,}, shorten it")
+        words = raw.text if isinstance(raw.text, str) else token_bytes(tokenizer).write(raw.text)
+        ids = tuple(safe_tokenizer(tokenizer).encode_plain(raw.text) if isinstance(raw.text, str) else raw.text)
+        if (strange := next((one for one in ids if not 0 <= one < len(tokenizer)), None)) is not None:
+            raise DataError(f"token id {strange:,}: expected those of the base model, from 0 to {len(tokenizer) - 1:,}")
+        if (virtual := next((one for one in ids if one in self._never), None)) is not None:
+            raise DataError(f"token id {virtual:,} is a virtual token of a prompt: expected those of the base model")
+        if not ids:
+            raise DataError("a text without a token: expected some words")
+        # where texts begin with BOS, it is the one in front of everything
+        bos = base.special_tokens.bos
+        before = bos if bos and ids[: len(bos)] == bos and len(ids) > len(bos) else ()
+        ids = (*ids[len(before) :], *base.special_tokens.suffix)
+        virtual_tokens = count_virtual_tokens(served)
+        if base.context_length is not None:
+            room = base.context_length - len(bos) - virtual_tokens - new_tokens
+            if len(ids) > room:
+                raise DataError(
+                    f"a text of {len(ids):,} tokens behind {virtual_tokens:,} virtual ones, and {new_tokens:,} new: "
+                    f"expected at most {max(room, 0):,} in this model's context of {base.context_length:,}"
+                )
+        read = InputUsage(virtual_tokens + len(ids), cut=False)
+        echo = EchoedText(words, before) if raw.echo else None
+        return EncodedText(EncodedSequence(0, ids, ()), read, echo, not raw.completed)
 
     def _make_encoder(self, served: ServedPrompt, spec: TaskSpec, new_tokens: int = 0) -> ExampleEncoder:
         length = max((state.length for state in served.states), default=0)

@@ -13,25 +13,35 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterat
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, contextmanager
 from copy import copy
+from dataclasses import replace
 from functools import partial
 from statistics import fmean
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 
 from softprompt.data.encoding.encoder import ExampleEncoder
+from softprompt.data.encoding.token_bytes import token_bytes
 from softprompt.data.encoding.verbalizer import Decision
 from softprompt.data.examples import Example
 from softprompt.errors import ConfigError, DataError
 from softprompt.export.baked_checkpoint import BakedCheckpoint
 from softprompt.inference.generation import Completion, GenerationConfig
 from softprompt.inference.predictions import Prediction
+from softprompt.inference.token_logprobs import ScoredToken
 from softprompt.prompts.saved_prompt import hash_prompt
-from softprompt.serving.engine.engine_requests import (
+from softprompt.serving.engine.completion_chunks import (
     CompletionChunk,
     Detokenizer,
-    EngineBusyError,
     InputUsage,
+    TokenLogprob,
+    spell_token,
+)
+from softprompt.serving.engine.engine_requests import (
+    EchoedText,
+    EncodedText,
+    EngineBusyError,
+    RawPrompt,
     ServedPrompt,
     deadline_after,
     expire_at,
@@ -47,6 +57,12 @@ from softprompt.serving.engine.request_preparation import (
 )
 from softprompt.serving.engine.request_timing import RequestTiming
 from softprompt.serving.engine.vllm_client import VllmClient
+from softprompt.serving.engine.vllm_fields import (
+    read_log_probabilities,
+    read_prompt_tokens,
+    read_scored_tokens,
+    write_structured_outputs,
+)
 
 _Value = TypeVar("_Value")
 
@@ -135,9 +151,10 @@ class VllmEngine:
     async def generate(
         self,
         served: ServedPrompt,
-        example: Example,
+        example: Example | RawPrompt,
         generation: GenerationConfig,
         *,
+        logprobs: int | None = None,
         deadline: float | None = None,
         timing: RequestTiming | None = None,
     ) -> AsyncIterator[CompletionChunk]:
@@ -145,10 +162,18 @@ class VllmEngine:
         until = deadline_after(deadline)
         with self._reserve_room(1):
             async with expire_at(until):
-                ids, read = await self._run_preparer(partial(self._encode_text, served, example, generation))
-            completion = Completion(self._checkpoint, generation)
-            pieces = Detokenizer(completion, self._checkpoint.tokenizer, read)
-            async with aclosing(self._server.stream(self._build_completion_body(ids, generation))) as events:
+                leading, encoded = await self._run_preparer(partial(self._encode_text, served, example, generation))
+                ids = [*leading, *encoded.item.ids]
+                if encoded.echo is not None:
+                    told = await self._score_text(encoded.echo, len(leading), ids, logprobs)
+                    end: Literal["length"] | None = "length" if encoded.only_read else None
+                    yield CompletionChunk(encoded.echo.text, 0, encoded.read, end, told)
+            if encoded.only_read:
+                return
+            completion, scored = Completion(self._checkpoint, replace(generation, grammar=None)), list[ScoredToken]()
+            pieces = Detokenizer(completion, self._checkpoint.tokenizer, encoded.read, scored)
+            body = self._build_completion_body(ids, generation, logprobs)
+            async with aclosing(self._server.stream(body)) as events:
                 while completion.finish is None:
                     # only while waiting: between pieces the caller's own time passes
                     async with expire_at(until):
@@ -157,6 +182,8 @@ class VllmEngine:
                         raise RuntimeError("the engine's stream ended before the completion did")
                     before = len(completion.tokens)
                     _add_tokens(completion, choice)
+                    if logprobs is not None:
+                        scored += read_scored_tokens(choice, logprobs)[: len(completion.tokens) - before]
                     if timing is not None and len(completion.tokens) > before:
                         timing.mark_tokens(len(completion.tokens) - before)
                     if (completion.tokens or completion.finish) and (piece := pieces.next_chunk()) is not None:
@@ -172,7 +199,7 @@ class VllmEngine:
         url = self._server.url
         for name, probe in self._checkpoint.probes.items():
             (choice,) = self._server.complete_once(self._build_scoring_body([list(probe.ids)], probe.tokens))
-            given = _read_log_probabilities(choice)
+            given = read_log_probabilities(choice)
             if not given.keys() >= set(probe.tokens):
                 raise ConfigError(
                     f"'{url}' does not tell the log-probabilities of the tokens that it is asked for "
@@ -212,10 +239,9 @@ class VllmEngine:
         return encoder, self._get_leading_tokens(served), *encode_and_find_cuts(encoder, examples)
 
     def _encode_text(
-        self, served: ServedPrompt, example: Example, generation: GenerationConfig
-    ) -> tuple[list[int], InputUsage]:
-        item, read = self._texts.encode_text(served, example, generation.max_new_tokens)
-        return [*self._get_leading_tokens(served), *item.ids], read
+        self, served: ServedPrompt, example: Example | RawPrompt, generation: GenerationConfig
+    ) -> tuple[tuple[int, ...], EncodedText]:
+        return self._get_leading_tokens(served), self._texts.encode_text(served, example, generation.max_new_tokens)
 
     def _get_leading_tokens(self, served: ServedPrompt) -> tuple[int, ...]:
         """What stands in front of every text: BOS and virtual tokens."""
@@ -234,9 +260,24 @@ class VllmEngine:
         found: list[dict[int, float]] = [{} for _ in prompts]
         for answers in scored:
             for known, choice in zip(found, answers, strict=True):
-                known.update(_read_log_probabilities(choice))
+                known.update(read_log_probabilities(choice))
         given = torch.tensor([[known[token] for token in decision.choices] for known in found], dtype=torch.float64)
         return given.log_softmax(dim=-1).tolist()
+
+    async def _score_text(
+        self, echo: EchoedText, leading: int, ids: list[int], top: int | None
+    ) -> tuple[TokenLogprob, ...]:
+        """The tokens of a text behind so many ``leading`` ones; none if they are not asked for."""
+        if top is None:
+            return ()
+        body = {"model": self.model, "prompt": ids, "max_tokens": 1, "temperature": 0, "prompt_logprobs": top}
+        (choice,) = await self._server.complete({**body, **PLAIN})
+        scored = [ScoredToken(token, None) for token in echo.before]
+        scored += read_prompt_tokens(choice, ids, top)[leading:]
+        if not echo.before:
+            scored[0] = ScoredToken(ids[leading], None)
+        spelling = token_bytes(self._checkpoint.tokenizer)
+        return tuple(spell_token(spelling, one) for one in scored)
 
     def _build_scoring_body(self, prompts: list[list[int]], tokens: Sequence[int]) -> dict[str, Any]:
         """The request for the log-probabilities of ``tokens`` behind each of ``prompts``."""
@@ -251,7 +292,14 @@ class VllmEngine:
             **PLAIN,
         }
 
-    def _build_completion_body(self, ids: list[int], generation: GenerationConfig) -> dict[str, Any]:
+    def _build_completion_body(
+        self, ids: list[int], generation: GenerationConfig, logprobs: int | None
+    ) -> dict[str, Any]:
+        more: dict[str, Any] = {}
+        if logprobs is not None:
+            more |= {"logprobs": logprobs, "return_tokens_as_token_ids": True}
+        if generation.grammar is not None:
+            more["structured_outputs"] = write_structured_outputs(generation.grammar, self._checkpoint.tokenizer)
         return {
             "model": self.model,
             "prompt": ids,
@@ -266,6 +314,7 @@ class VllmEngine:
             "return_token_ids": True,
             "logit_bias": {str(one): -100 for one in self._checkpoint.never},
             **PLAIN,
+            **more,
         }
 
 
@@ -297,15 +346,6 @@ def _add_tokens(completion: Completion, choice: dict[str, Any]) -> None:
     # what ended it may be no token that was sent
     if (reason := choice.get("finish_reason")) is not None:
         completion.finish = "length" if reason == "length" else "stop"
-
-
-def _read_log_probabilities(choice: dict[str, Any]) -> dict[int, float]:
-    """Log-probabilities by token of the one place that was asked for."""
-    try:
-        top = choice["logprobs"]["top_logprobs"][0]
-        return {int(name.removeprefix("token_id:")): float(value) for name, value in top.items()}
-    except (LookupError, TypeError, ValueError, AttributeError) as error:
-        raise RuntimeError(f"the engine's log-probabilities are none of vLLM's: {type(error).__name__}") from error
 
 
 def _make_prediction(index: int, served: ServedPrompt, score: list[float], read: InputUsage) -> Prediction:

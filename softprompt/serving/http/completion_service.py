@@ -15,7 +15,7 @@ from starlette.responses import JSONResponse
 from softprompt.data.examples import Example
 from softprompt.inference.generation import GenerationConfig
 from softprompt.inference.predictions import Prediction
-from softprompt.serving.engine.engine_requests import CompletionChunk, InputUsage
+from softprompt.serving.engine.completion_chunks import CompletionChunk, InputUsage
 from softprompt.serving.http.http_errors import CLIENT_GONE, ApiError, to_api_error
 from softprompt.serving.http.request_context import RequestContext, ServingContext, make_warnings_field
 from softprompt.serving.http.schemas.request_schemas import BaseCompletionRequest

@@ -13,7 +13,7 @@ from fastapi.routing import APIRoute
 from starlette.requests import Request
 from starlette.responses import Response
 
-from softprompt.serving.engine.engine_requests import CompletionChunk
+from softprompt.serving.engine.completion_chunks import CompletionChunk
 from softprompt.serving.http.completion_service import CompletionService, build_generation_config
 from softprompt.serving.http.http_errors import ApiError
 from softprompt.serving.http.openapi import describe_responses

@@ -1,0 +1,247 @@
+"""What a completion may say: a JSON schema, a regular expression, a grammar, by llguidance (the extra ``serve``).
+
+At each step a mask leaves the tokens with which some text of the grammar goes on; those that end a completion are among
+them only where a text may end. A schema comes from whoever asks: its size, the work of compiling it and that of each
+step are bounded. Shapes: ``B`` rows, ``V`` vocabulary.
+"""
+
+import json
+from collections import OrderedDict
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from threading import Lock
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from softprompt.data.encoding.tokenization import safe_tokenizer
+from softprompt.errors import GrammarError, MissingExtraError
+
+MAX_SOURCE = 2**18  # characters of a grammar
+_KEPT = 64  # compiled grammars of a model
+_SPACE = r" |\n[ \t]{0,24}"  # between the parts of a JSON text; without an end some models write nothing else
+_GRAMMAR_SIZE = 100_000  # symbols
+_LEXER_STATES = 20_000  # 2 kB each
+_REASON = 400  # characters of the library's own words
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A token by what is written for it, as ``<tool_call>``, which text cannot spell."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Grammar:
+    """What a completion may say.
+
+    Attributes:
+        kind: how ``source`` is written; a sequence is a list of its parts in JSON.
+        source: the schema, the regular expression, the grammar in llguidance's form of Lark, or the list.
+    """
+
+    kind: Literal["json_schema", "regex", "lark", "sequence"]
+    source: str
+
+    def __post_init__(self) -> None:
+        if len(self.source) > MAX_SOURCE:
+            raise GrammarError(
+                f"a grammar or schema of {len(self.source):,} characters: expected at most {MAX_SOURCE:,}"
+            )
+
+    @classmethod
+    def of_json_schema(cls, schema: Mapping[str, Any]) -> "Grammar":
+        """JSON that is valid by ``schema``."""
+        return cls("json_schema", json.dumps(schema, ensure_ascii=False))
+
+    @classmethod
+    def of_json_object(cls) -> "Grammar":
+        """Any JSON object."""
+        return cls.of_json_schema({"type": "object"})
+
+    @classmethod
+    def of_regex(cls, pattern: str) -> "Grammar":
+        """Text that a regular expression, in the syntax of Rust's ``regex``, matches as a whole."""
+        return cls("regex", pattern)
+
+    @classmethod
+    def of_lark(cls, text: str) -> "Grammar":
+        """Text of a grammar; it begins with the rule ``start``."""
+        return cls("lark", text)
+
+    @classmethod
+    def of_sequence(cls, *parts: str | Mark | Mapping[str, Any]) -> "Grammar":
+        """Words, marks and JSON by schemas behind each other, as a tool's call has them."""
+        written = [
+            {"text": part} if isinstance(part, str) else {"mark": part.name} if isinstance(part, Mark) else part
+            for part in ({"schema": dict(one)} if isinstance(one, Mapping) else one for one in parts)
+        ]
+        return cls("sequence", json.dumps(written, ensure_ascii=False))
+
+    def to_lark(self, marks: Mapping[str, int]) -> str:
+        """The same in llguidance's form of Lark; ``marks`` are ids of marks by what is written for them.
+
+        Raises:
+            GrammarError: it names a mark that the tokenizer does not have.
+        """
+        if self.kind == "regex":
+            raise TypeError("a regular expression is compiled as it is")
+        if self.kind == "lark":
+            return self.source
+        if self.kind == "json_schema":
+            # an answer may stand apart from its text by a blank, as those that were learned
+            return f"start: APART? value\nAPART: /[ \\n]/\nvalue: %json {_write_schema(json.loads(self.source))}\n"
+        names, rules = [], []
+        for number, part in enumerate(json.loads(self.source)):
+            if "schema" in part:
+                rules.append(f"value{number}: %json {_write_schema(part['schema'])}\n")
+                names.append(f"value{number}")
+            elif "text" in part:
+                names.append(json.dumps(part["text"]))
+            elif part["mark"] in marks:
+                names.append(f"<[{marks[part['mark']]}]>")
+            else:
+                raise GrammarError(f"the tokenizer has no token {part['mark']!r}: expected one that it has")
+        return f"start: {' '.join(names)}\n{''.join(rules)}"
+
+
+class GrammarState:
+    """A grammar at one place of a completion.
+
+    Attributes:
+        ended: nothing can follow.
+    """
+
+    def __init__(self, matcher: Any, never: np.ndarray[Any, Any]) -> None:
+        """``never``: tokens ``[V]`` that no text has."""
+        self._matcher, self._never = matcher, never
+        self._allowed: Tensor | None = None
+        self.ended = False
+
+    def find_allowed(self) -> Tensor:
+        """Which tokens may come next ``[V]``.
+
+        Raises:
+            GrammarError: to find them takes more work than a step may.
+        """
+        if self._allowed is None:
+            self._check()
+            bits = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
+            self._check()
+            allowed = np.unpackbits(bits, bitorder="little")[: len(self._never)].astype(bool) & ~self._never
+            self._allowed = torch.from_numpy(allowed)
+        return self._allowed
+
+    def accept(self, token: int) -> None:
+        """Go on behind ``token``."""
+        self._matcher.consume_token(token)
+        self._allowed, self.ended = None, bool(self._matcher.is_stopped() and not self._matcher.is_error())
+
+    def _check(self) -> None:
+        if self._matcher.is_error():
+            raise GrammarError(f"a grammar or schema that is too much work: {_read_reason(self._matcher)}")
+
+
+class GrammarCompiler:
+    """Grammars for the tokenizer of one model; the last ones are kept compiled."""
+
+    def __init__(self, tokenizer: Any, rows: int, ends: Collection[int]) -> None:
+        """Read the vocabulary, which takes a second.
+
+        Args:
+            rows: logits of the model.
+            ends: tokens that end a completion.
+
+        Raises:
+            MissingExtraError: llguidance is not installed.
+            GrammarError: the tokenizer is one that it cannot read.
+        """
+        try:
+            from llguidance import LLMatcher, LLParserLimits
+            from llguidance.hf import from_tokenizer
+        except ImportError as error:
+            raise MissingExtraError("llguidance", "serve") from error
+        self._make, self._limits = (
+            LLMatcher,
+            LLParserLimits(max_grammar_size=_GRAMMAR_SIZE, max_lexer_states=_LEXER_STATES, verbose_errors=False),
+        )
+        self._marks = safe_tokenizer(tokenizer).marks
+        self._rows = max(rows, len(tokenizer))
+        self._ends = sorted(one for one in ends if one < self._rows)
+        try:
+            self._tokenizer = from_tokenizer(tokenizer, n_vocab=self._rows, eos_token=self._ends)
+        except ValueError as error:
+            raise GrammarError(
+                f"grammars and schemas need a fast tokenizer, this model's is another: {error}"
+            ) from error
+        # marks that are words to the tokenizer would be left out of the text again; rows beyond it have no words
+        self._no_text = np.zeros(rows, dtype=bool)
+        self._no_text[len(tokenizer) :] = True
+        self._compiled: OrderedDict[Grammar, Any] = OrderedDict()
+        self._using = Lock()
+
+    def start(self, grammar: Grammar, shown_marks: Collection[str] = ()) -> GrammarState:
+        """The grammar at its beginning; ``shown_marks``: those that are part of a text.
+
+        Raises:
+            GrammarError: it cannot be compiled, or takes too much work.
+        """
+        with self._using:
+            matcher = self._compiled.get(grammar)
+            if matcher is None:
+                matcher = self._compiled[grammar] = self._compile(grammar)
+            self._compiled.move_to_end(grammar)
+            while len(self._compiled) > _KEPT:
+                self._compiled.popitem(last=False)
+            copied = matcher.deep_copy()
+        never = self._no_text.copy()
+        hidden = [one for name, one in self._marks.items() if name not in shown_marks and one not in self._ends]
+        never[[one for one in hidden if one < len(never)]] = True
+        return GrammarState(copied, never)
+
+    def _compile(self, grammar: Grammar) -> Any:
+        try:
+            if grammar.kind == "regex":
+                source = self._make.grammar_from_regex(grammar.source)
+            else:
+                source = self._make.grammar_from_lark(grammar.to_lark(self._marks))
+            matcher = self._make(self._tokenizer, source, log_level=0, limits=self._limits)
+        except (ValueError, RecursionError) as error:
+            raise GrammarError(f"expected {_WORDS[grammar.kind]} that can be followed: {error}") from error
+        if matcher.is_error():
+            raise GrammarError(f"expected {_WORDS[grammar.kind]} that can be followed: {_read_reason(matcher)}")
+        return matcher
+
+
+_WORDS = {
+    "json_schema": "a JSON schema",
+    "regex": "a regular expression",
+    "lark": "a grammar",
+    "sequence": "JSON schemas",
+}
+
+
+def mask_logits(logits: Tensor, states: Sequence[GrammarState | None]) -> Tensor:
+    """``logits [B, V]`` without the tokens that the grammars of some rows do not allow; those of others as they are.
+
+    Raises:
+        GrammarError: see ``GrammarState.find_allowed``.
+    """
+    rows = [row for row, state in enumerate(states) if state is not None]
+    if not rows:
+        return logits
+    allowed = torch.stack([state.find_allowed() for state in states if state is not None]).to(logits.device)
+    masked = logits.clone()
+    masked[rows] = logits[rows].masked_fill(~allowed[:, : logits.shape[1]], -torch.inf)
+    return masked
+
+
+def _write_schema(schema: Mapping[str, Any]) -> str:
+    return json.dumps({**schema, "x-guidance": {"whitespace_pattern": _SPACE}}, ensure_ascii=False)
+
+
+def _read_reason(matcher: Any) -> str:
+    return " ".join(str(matcher.get_error()).split())[:_REASON]
