@@ -359,9 +359,9 @@ class Child:
 class Contestant(Child):
     """A training loop, loaded and warmed up."""
 
-    def __init__(self, name: str, setup: Setup, steps: int, order: Batches | None) -> None:
-        """Raises what `receive` raises."""
-        super().__init__(name, work, setup, WARMUP + steps, order)
+    def __init__(self, name: str, target: Callable[..., None], *arguments: Any) -> None:
+        """``target`` as ``Child`` has it. Raises what `receive` raises."""
+        super().__init__(name, target, *arguments)
         self.measured = Measured()
         self.facts = self.receive().facts
 

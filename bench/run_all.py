@@ -25,6 +25,7 @@ BENCHMARKS: dict[str, tuple[str, ...]] = {
     "startup": ("startup",),
     "train_vs_peft_20": ("train_vs_peft", "--length", "20"),
     "train_vs_peft_100": ("train_vs_peft", "--length", "100"),
+    "chat_step": ("chat_step",),
     "floor": ("floor",),
     "growth": ("growth",),
     "evaluate_vs_peft": ("evaluate_vs_peft",),

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from aims import aim_lines, judged
 from command import finished, say
-from contestants import WARMUP, Batches, Contestant, Measured, Setup
+from contestants import WARMUP, Batches, Contestant, Measured, Setup, work
 
 from softprompt.data.builtin_data import rotten_tomatoes
 from softprompt.data.splits import Splits, read_splits
@@ -44,10 +44,15 @@ def measure(title: str, setup: Setup, rounds: int, steps: Mapping[str, int], ide
     order: Batches | None = None
     for name in CONTESTANTS:
         say(f"{title}: loading {name}")
-        running.append(Contestant(name, setup, rounds * steps[name], order))
+        running.append(Contestant(name, work, setup, WARMUP + rounds * steps[name], order))
         if identical and order is None:
             # softprompt comes first, and the order of its batches is one of the facts that it tells
             order = running[0].facts["order"]
+    return take_turns(title, running, rounds, steps)
+
+
+def take_turns(title: str, running: Sequence[Contestant], rounds: int, steps: Mapping[str, int]) -> dict[str, Measured]:
+    """Let loaded contestants make ``steps[name]`` steps one after the other, ``rounds`` times, and end them."""
     for number in range(1, rounds + 1):
         medians = [f"{one.name} {one.turn(steps[one.name]):.2f}" for one in running]
         say(f"{title}: round {number} of {rounds}, seconds a step: {', '.join(medians)}")
@@ -149,25 +154,31 @@ def text_report(report: Mapping[str, Any]) -> str:
         f"{setup['model']}, batch {setup['batch_size']}, {setup['virtual_tokens']} virtual tokens, "
         f"{setup['examples']} training sentences of {setup['data']}",
     ]
-    columns = "{:<17} {:>8} {:>15} {:>6} {:>9} {:>12} {:>8} {:>8}  {}"
     for title in ("default_batches", "identical_batches"):
-        heads = ("seconds", "quartiles", "steps", "peak MiB", "tokens/step", "x time", "x memory", "dtype")
-        lines += ["", columns.format(title.replace("_", " "), *heads)]
-        for name, one in report[title]["contestants"].items():
-            low, high = one["quartiles_seconds_per_step"]
-            ratio = report[title]["ratios"].get(name, {"seconds_per_step": 1.0, "peak_memory": 1.0})
-            figures = (
-                f"{one['median_seconds_per_step']:.3f}",
-                f"{low:.3f} - {high:.3f}",
-                one["n_steps"],
-                f"{one['peak_memory_mb']:,.0f}",
-                f"{one['mean_padded_tokens_per_step']:,.0f}",
-                f"{ratio['seconds_per_step']:.1f}",
-                f"{ratio['peak_memory']:.1f}",
-            )
-            lines.append(columns.format(name, *figures, one["dtype"]))
+        lines += ["", *contestant_lines(title.replace("_", " "), report[title])]
     lines.append("")
     return "\n".join([*lines, *aim_lines(report)])
+
+
+def contestant_lines(title: str, part: Mapping[str, Any]) -> list[str]:
+    """A table of what ``compare`` gave."""
+    columns = "{:<17} {:>8} {:>15} {:>6} {:>9} {:>12} {:>8} {:>8}  {}"
+    heads = ("seconds", "quartiles", "steps", "peak MiB", "tokens/step", "x time", "x memory", "dtype")
+    lines = [columns.format(title, *heads)]
+    for name, one in part["contestants"].items():
+        low, high = one["quartiles_seconds_per_step"]
+        ratio = part["ratios"].get(name, {"seconds_per_step": 1.0, "peak_memory": 1.0})
+        figures = (
+            f"{one['median_seconds_per_step']:.3f}",
+            f"{low:.3f} - {high:.3f}",
+            one["n_steps"],
+            f"{one['peak_memory_mb']:,.0f}",
+            f"{one['mean_padded_tokens_per_step']:,.0f}",
+            f"{ratio['seconds_per_step']:.1f}",
+            f"{ratio['peak_memory']:.1f}",
+        )
+        lines.append(columns.format(name, *figures, one["dtype"]))
+    return lines
 
 
 def verdicts(ratios: Mapping[str, Mapping[str, float]], length: int) -> list[dict[str, Any]]:
