@@ -139,12 +139,10 @@ class Columns(NamedTuple):
         usual = Columns()
         form = find_form(row, answered=True)
         if form is not None and form.answers in row and self.names() == usual:
-            return (
-                f"these are {form.name}, and the template reads them: name the answer, --target-column {form.answers}"
-            )
+            return f"these are {form.name} that the template reads: name the answer with --target-column {form.answers}"
         if self.names() == usual and (found := recognize_rows(row)) is not None:
             return f"these are {found.name}; {found.advice}"
-        names = "--text-column, --label-column or --target-column"
+        names = f"{'--text-column, ' if self.text in missing else ''}--label-column or --target-column"
         answers = {"label", "target", "references"} & row.keys()
         likely = suggest_columns(row, [*missing, *(() if answers else ("label", "target"))])
         return f"name it with {names}" + (f", here perhaps {likely}" if likely else "")

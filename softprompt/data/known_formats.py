@@ -29,16 +29,29 @@ class RowFormat:
     advice: str
 
 
+def _make_pair(first: str, second: str) -> RowFormat:
+    """Two texts with a label; a template puts them together, and the row needs no column of the text."""
+    template = rf"'{{{{ {first} }}}}\n{{{{ {second} }}}}\nLabel:'"
+    advice = f"read it with --template {template}, no column of the text is needed then"
+    return RowFormat("pairs of texts", (first, second, "label"), advice)
+
+
 FORMATS = (
     RowFormat(
         "completions judged true or false",
         ("prompt", "completion", "label"),
         "keep the rows whose label is true, and leave the column 'label' out: then they are prompts and completions",
     ),
+    _make_pair("premise", "hypothesis"),
+    _make_pair("sentence1", "sentence2"),
+    _make_pair("question1", "question2"),
+    _make_pair("question", "passage"),
+    _make_pair("question", "sentence"),
     RowFormat(
-        "sentence pairs",
-        ("premise", "hypothesis", "label"),
-        r"read it with --template '{{ premise }}\n{{ hypothesis }}\nLabel:', no column of the text is needed then",
+        "questions on passages",
+        ("question", "passage", "answer"),
+        "read it with --label-column answer "
+        r"--template '{{ passage }}\n{{ question }}\nAnswer:', no column of the text is needed then",
     ),
     RowFormat(
         "questions on passages",

@@ -12,11 +12,16 @@ from softprompt.data.known_formats import FORMATS, suggest_columns
 from softprompt.data.task import Task
 from softprompt.errors import DataError
 
-ROWS: dict[str, dict[str, Any]] = {
-    "completions judged true or false": {"prompt": "a", "completion": "b", "label": True},
-    "sentence pairs": {"premise": "a", "hypothesis": "b", "label": "yes"},
-    "questions on passages": {"question": "a", "context": "b", "answer": "c"},
-}
+ROWS: list[tuple[str, dict[str, Any]]] = [
+    ("completions judged true or false", {"prompt": "a", "completion": "b", "label": True}),
+    ("pairs of texts", {"premise": "a", "hypothesis": "b", "label": "yes"}),
+    ("pairs of texts", {"sentence1": "a", "sentence2": "b", "label": "yes"}),
+    ("pairs of texts", {"question1": "a", "question2": "b", "label": "yes"}),
+    ("pairs of texts", {"question": "a", "passage": "b", "label": "yes"}),
+    ("pairs of texts", {"question": "a", "sentence": "b", "label": "yes"}),
+    ("questions on passages", {"question": "b", "passage": "a", "answer": "yes"}),
+    ("questions on passages", {"question": "b", "context": "a", "answer": "c"}),
+]
 
 
 def write(folder: Path, row: dict[str, Any]) -> Path:
@@ -24,35 +29,46 @@ def write(folder: Path, row: dict[str, Any]) -> Path:
     rows = []
     for number in range(20):
         one = {name: f"{value} {number}" if isinstance(value, str) else value for name, value in row.items()}
-        rows.append({**one, "label": ["yes", "no"][number % 2]} if row.get("label") == "yes" else one)
+        rows.append(one | {name: ["yes", "no"][number % 2] for name, value in row.items() if value == "yes"})
     (folder / "rows.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows))
     return folder / "rows.jsonl"
 
 
 def test_there_is_an_example_of_each() -> None:
-    assert [one.name for one in FORMATS] == list(ROWS)
+    assert [(one.name, one.columns) for one in FORMATS] == [(name, tuple(row)) for name, row in ROWS]
 
 
-@pytest.mark.parametrize("name", ROWS)
-def test_rows_are_told_by_their_form_and_read_as_is_advised(tmp_path: Path, name: str) -> None:
-    path = write(tmp_path, ROWS[name])
+@pytest.mark.parametrize(("name", "row"), ROWS, ids=range(len(ROWS)))
+def test_rows_are_told_by_their_form_and_read_as_is_advised(tmp_path: Path, name: str, row: dict[str, Any]) -> None:
+    path = write(tmp_path, row)
     with pytest.raises(DataError) as raised:
         Task.of(path)
     told = str(raised.value)
     assert f"these are {name}; " in told
-    words = shlex.split(told.partition(f"these are {name}; ")[2])
-    options = {
+    if row.get("label") is True:
+        assert "keep the rows whose label is true" in told
+        return
+    options = read_options(told)
+    task = Task.of(path, **options)
+    assert task.spec.kind == ("classification" if "yes" in row.values() else "generation")
+    first, second = [column for column in row if row[column] in ("a", "b")]
+    for one in task.splits["all"]:
+        values = {**one.columns, "question": one.columns.get("question", one.text)}
+        expected = [values[first], values[second]]
+        if name == "questions on passages":
+            expected.reverse()
+        assert task.spec.compiled.render(one).splitlines()[:2] == expected
+        assert re.fullmatch("(Label|Answer):", task.spec.compiled.render(one).splitlines()[2])
+
+
+def read_options(told: str) -> dict[str, str]:
+    """The options that an error advises, as arguments of Python."""
+    words = shlex.split(told.partition("; ")[2])
+    return {
         one[2:].replace("-", "_"): words[place + 1].rstrip(",").replace(r"\n", "\n")
         for place, one in enumerate(words)
         if one.startswith("--")
     }
-    if name == "completions judged true or false":
-        assert "keep the rows whose label is true" in told
-        return
-    task = Task.of(path, **options)
-    assert task.spec.kind == ("classification" if "label" in ROWS[name] else "generation")
-    shown = task.spec.compiled.fill(task.train[0]) if hasattr(task.spec.compiled, "fill") else ""
-    assert not shown or not re.search(r"\{\{", str(shown))
 
 
 @pytest.mark.parametrize(
