@@ -221,7 +221,7 @@ GOOD = b'{"text": "a", "label": "b"}\n'
         (b'{"text": "a", "label": ""}', "line 2: expected a string in column 'label', got a blank string"),
         (b'{"text": "a", "label": ["b"]}', "line 2: expected a string in column 'label', got a list"),
         (b'{"text": "a", "target": "b"}', "line 2: expected classification as in the rows before, got generation"),
-        (b'{"text": "a"}', "line 2: expected a column 'label' or 'target', got 'text': name it with --text-column"),
+        (b'{"text": "a"}', "line 2: expected a column 'label' or 'target', got 'text': name it with --label-column"),
         (b'{"label": "a", "body": "b"}', "line 2: expected a column 'text', got 'label', 'body': name it with --text"),
     ],
 )
