@@ -12,6 +12,8 @@ import pytest
 if TYPE_CHECKING:
     from helpers.fake_hub import FakeHub
 
+    from softprompt.models.frozen_lm import FrozenLM
+
 CHAT_MARK = "chat"
 
 # read when torch is imported, and inherited by the processes that tests start
@@ -25,6 +27,22 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     left_out = [item for item in items if item.get_closest_marker(CHAT_MARK)]
     config.hook.pytest_deselected(items=left_out)
     items[:] = [item for item in items if not item.get_closest_marker(CHAT_MARK)]
+
+
+@pytest.fixture(scope="session")
+def qwen_folder() -> Path:
+    """The checkpoint of Qwen2.5-Coder-0.5B-Instruct, for tests marked `chat`."""
+    import real_models
+
+    return real_models.qwen_folder()
+
+
+@pytest.fixture(scope="session")
+def qwen_base(qwen_folder: Path) -> "FrozenLM":
+    """That model, frozen, in the precision that this machine is fast in."""
+    from softprompt.models.loading import load_model
+
+    return load_model(qwen_folder, device="cpu")
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,7 @@ from helpers.chat_models import chat_template
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from softprompt.errors import BaseModelError
-from softprompt.models.loading import load_model
+from softprompt.models.frozen_lm import FrozenLM
 
 CHATS: list[list[dict[str, str]]] = [
     [
@@ -34,18 +34,13 @@ def answer(model: Any, tokenizer: Any, messages: list[dict[str, str]]) -> str:
 
 
 @pytest.fixture(scope="module")
-def folder() -> Path:
-    return real_models.qwen_folder()
+def plain(qwen_folder: Path) -> Any:
+    return AutoModelForCausalLM.from_pretrained(qwen_folder, dtype=torch.bfloat16)
 
 
 @pytest.fixture(scope="module")
-def plain(folder: Path) -> Any:
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
-
-
-@pytest.fixture(scope="module")
-def tokenizer(folder: Path) -> Any:
-    return AutoTokenizer.from_pretrained(folder)
+def tokenizer(qwen_folder: Path) -> Any:
+    return AutoTokenizer.from_pretrained(qwen_folder)
 
 
 @pytest.mark.chat
@@ -58,12 +53,11 @@ class TestQwen:
         assert not any(added[word].special for word in ("<tool_call>", "</tool_call>"))
         assert len(tokenizer("<|im_start|><tool_call>").input_ids) == 2
 
-    def test_softprompt_loads_the_same(self, folder: Path, tokenizer: Any) -> None:
-        base = load_model(folder, device="cpu")
-        assert base.model.generation_config.eos_token_id == [151645, 151643]
-        assert base.tokenizer.chat_template == tokenizer.chat_template
-        assert base.bos_ids == ()
-        assert not base.config.tie_word_embeddings
+    def test_softprompt_loads_the_same(self, qwen_base: FrozenLM, tokenizer: Any) -> None:
+        assert qwen_base.model.generation_config.eos_token_id == [151645, 151643]
+        assert qwen_base.tokenizer.chat_template == tokenizer.chat_template
+        assert qwen_base.bos_ids == ()
+        assert not qwen_base.config.tie_word_embeddings
 
     @pytest.mark.parametrize(("messages", "known"), [(CHATS[0], "Paris"), (CHATS[1], "Ada")], ids=["system", "turns"])
     def test_it_answers_as_the_file_it_comes_from(
