@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Self
 
 from softprompt.config import TaskKind
 from softprompt.data.chats.conversation import Conversation, Message
-from softprompt.data.chats.conversation_rows import ConversationForm, find_form
+from softprompt.data.chats.conversation_rows import ConversationForm, find_form, form_of_column
 from softprompt.data.chats.plain_text import answer_text, readable_text
 from softprompt.data.column_values import format_value, is_blank, read_output, read_string, read_value
 from softprompt.data.known_formats import recognize_rows, suggest_columns
@@ -102,13 +102,15 @@ class Columns(NamedTuple):
         }
 
     def find_form(self, row: Mapping[str, Any], *, asked: bool = False) -> ConversationForm | None:
-        """The form of conversations that a row has, unless its text is in a column of its own.
+        """The form of conversations that a row has, unless a column of its own has its text.
 
         Args:
             asked: the row is to be answered.
         """
         answers = {self.label, self.target, "references"} & row.keys()
-        if self.text_optional or self.text != "text" or (self.text in row and (asked or answers)):
+        if self.text != "text":
+            return form_of_column(self.text, row.get(self.text))
+        if self.text_optional or (self.text in row and (asked or answers)):
             return None
         chosen = {self.label, self.target} - {"label", "target"}
         form = find_form(row, answered=not (asked or self.optional or chosen & row.keys()))

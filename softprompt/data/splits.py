@@ -144,12 +144,12 @@ class ReadOptions:
         """What the model reads of a row; asked for by each of the steps below."""
         return cache(partial(input_key, names=self.names))
 
-    @property
-    def input_description(self) -> str:
-        """The columns that make up an input, for people."""
+    def describe_input(self, example: Example) -> str:
+        """The columns that make up the input of such an example, for people."""
+        text = "text" if example.conversation is None else "conversation"
         if not self.names:
-            return "text and all columns"
-        return quote_names(sorted(self.names, key=lambda name: (name != "text", name)))
+            return f"{text} and all columns"
+        return quote_names([text] * ("text" in self.names) + sorted({*self.names} - {"text"}))
 
     def split(self, examples: Sequence[Example], validation: float, test: float) -> ThreeParts:
         """Cut them into train, validation and test."""
@@ -229,7 +229,7 @@ def _split_whole(examples: list[Example], source: str, what: str, how: ReadOptio
         f"seed {how.seed}): rows keep their split when others are added, equal inputs are on one side."
     ]
     if removed := len(examples) - len(distinct):
-        what = f"same {how.input_description}{'' if how.unlabelled else ', same answer'}"
+        what = f"same {how.describe_input(examples[0])}{'' if how.unlabelled else ', same answer'}"
         notes.append(f"Exact duplicates ({what}) were removed: {removed:,} of {len(examples):,}.")
     return Splits(*splits, source, tuple(notes))
 
@@ -245,7 +245,8 @@ def _note_conflicts(splits: Splits, how: ReadOptions) -> Splits:
     notes = list(splits.notes)
     if lost := sum(counts.total() for counts in labels.values() if len(counts) > 1):
         why = f": the template does not read {quote_names(sorted(unread))}" if unread else ""
-        notes.append(f"{lost:,} rows have the same input ({how.input_description}) as one with another label{why}.")
+        what = how.describe_input(splits["all"][0])
+        notes.append(f"{lost:,} rows have the same input ({what}) as one with another label{why}.")
     notes += describe_shared_parts((*splits.train, *splits.validation, *splits.test))
     return replace(splits, columns=how.columns.names(), notes=tuple(dict.fromkeys(notes)))
 
@@ -274,7 +275,8 @@ def _fill_missing_splits(parts: Parts, notes: list[str], source: str, how: ReadO
     for split, examples in (("validation", validation), ("test", test)):
         if shared := sum(how.key(example) in inputs for example in examples):
             notes.append(
-                f"{shared:,} of {len(examples):,} {split} examples also stand in train ({how.input_description} alike)."
+                f"{shared:,} of {len(examples):,} {split} examples also stand in train "
+                f"({how.describe_input(train[0])} alike)."
             )
     return Splits(train, validation, test, source, tuple(notes))
 

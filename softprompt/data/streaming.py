@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from softprompt.data.chats.shared_parts import describe_shared_parts
 from softprompt.data.example_stream import ExampleStream, HubRows
 from softprompt.data.examples import Columns, Example, keep_answered
 from softprompt.data.readers.example_reader import SPLITS, BadRows, check_file, find_split, load_hub_parts, split_files
@@ -94,7 +95,7 @@ def stream_splits(source: Any, **options: Any) -> Splits:
             "order, shuffle the file first, or leave --streaming out"
         )
     validation, test = tuple(read["validation"]), tuple(read.get("test", ()))
-    told = list(dict.fromkeys(notes))
+    told = list(dict.fromkeys([*notes, *describe_shared_parts((*head, *validation, *test))]))
     return Splits(tuple(head), validation, test, source, tuple(told), train, how.columns.names(), seen)
 
 

@@ -88,6 +88,15 @@ def _drop_null_fields(value: Any) -> Any:
     return [_drop_null_fields(one) for one in value] if isinstance(value, list | tuple) else value
 
 
+def form_of_column(name: str, value: Any) -> ConversationForm | None:
+    """The form of rows whose column of this name holds messages; ``None`` where its value is something else."""
+    if not is_messages(value):
+        return None
+    return next((form for form in FORMS if form.columns == (name,)), None) or _message_form(
+        f"chats in the column '{name}'", name
+    )
+
+
 @contextmanager
 def _naming(place: str) -> Iterator[None]:
     """DataErrors within begin with ``place``."""

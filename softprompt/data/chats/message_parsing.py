@@ -7,7 +7,9 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from softprompt.data.chats.conversation import ROLES, Message, Role, ToolCall
+from softprompt.data.chats.conversation import ROLES, Conversation, Message, Role, ToolCall
+from softprompt.data.chats.turn_order import check_turns
+from softprompt.data.column_values import read_value
 from softprompt.errors import DataError
 from softprompt.utils.messages import type_name
 
@@ -21,6 +23,17 @@ _ROLE_NAMES: Mapping[str, Role] = {
 _CALLING = ("function_call", "tool_call")  # of ShareGPT's form: the text is the call
 _REASONING = ("reasoning_content", "reasoning", "thinking")
 _TEXT_PARTS = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}
+
+
+def parse_conversation(messages: Any, tools: Any = None) -> Conversation:
+    """A conversation of messages and tools in either form, its turns checked.
+
+    Raises:
+        DataError: as ``parse_messages``, ``check_turns`` and ``parse_tools``.
+    """
+    turns = parse_messages(messages)
+    check_turns(turns)
+    return Conversation(turns, parse_tools(tools))
 
 
 def parse_messages(values: Any, name: str = "messages") -> tuple[Message, ...]:
@@ -140,7 +153,7 @@ def _parse_weight(weight: Any) -> bool:
     """Whether a turn of this weight is learned."""
     if isinstance(weight, bool | int | float) and weight in (0, 1):
         return bool(weight)
-    got = f"{weight:g}" if isinstance(weight, int | float) else type_name(weight)
+    got = "another number" if isinstance(weight, int | float) else type_name(weight)
     raise DataError(f"expected a weight of 0 or 1, got {got}: a turn is learned or not")
 
 
@@ -152,7 +165,7 @@ def _parse_calls(values: Any) -> tuple[ToolCall, ...]:
 
 def _parse_written_calls(content: Any) -> tuple[ToolCall, ...]:
     """The calls that a turn of ShareGPT's form is: JSON of one, or of a list of them."""
-    found = parse_json(content, "a tool call") if isinstance(content, str) else content
+    found = read_value(parse_json(content, "a tool call"), "value", "call") if isinstance(content, str) else content
     if not found:
         raise DataError("expected a tool call as JSON, got none: write it, or remove the row")
     return _parse_calls(found if isinstance(found, list) else [found])
@@ -170,12 +183,13 @@ def _parse_call(value: Any) -> ToolCall:
 
 
 def _parse_arguments(call: Mapping[str, Any]) -> Mapping[str, Any]:
-    given = call.get("arguments", call.get("parameters"))
+    given = call.get("arguments")
     what = f"the arguments of '{call['name']}'"
     found = parse_json(given, what) if isinstance(given, str) and given.strip() else given or {}
     if not isinstance(found, Mapping):
         raise DataError(f"expected {what} as a JSON object, got {type_name(found)}: correct them")
-    return found
+    checked: Mapping[str, Any] = read_value(found, "arguments", what)
+    return checked
 
 
 def _parse_tool(value: Any, number: int) -> Mapping[str, Any]:

@@ -156,6 +156,14 @@ def test_null_is_kept_where_nobody_filled_it_in(tmp_path: Path) -> None:
     assert read_splits(tmp_path / "rows.parquet")["all"] == (example,)
 
 
+def test_data_sets_of_the_hub_are_streamed_alike() -> None:
+    streamed = stream_splits(datasets.Dataset.from_list(ROWS).to_iterable_dataset(), names={"text"})
+    assert streamed.stream is not None
+    read = [*streamed.stream.open().read(100), *streamed.validation]
+    assert sorted((one.conversation for one in read), key=str) == sorted(map(conversation, range(60)), key=str)
+    assert "All conversations have the same tools (add, day)." in streamed.notes
+
+
 @pytest.mark.parametrize("kind", ["lines", "parquet", "csv"])
 def test_streaming_gives_the_same(tmp_path: Path, kind: str) -> None:
     streamed, whole = (make(SOURCES[kind](tmp_path), names={"text"}) for make in (stream_splits, read_splits))
@@ -173,7 +181,7 @@ def test_rows_are_the_same_where_all_turns_are(tmp_path: Path) -> None:
     splits = read_splits([*said, *offered, {"messages": [user, answer]}, said[0], offered[1]], names={"text"})
     assert len(splits["all"]) == 6
     assert len({one.text for one in splits["all"]}) == 1
-    assert any("were removed: 2 of 8" in note for note in splits.notes)
+    assert "Exact duplicates (same 'conversation', same answer) were removed: 2 of 8." in splits.notes
     parts = read_splits({"train": said[:2], "validation": [said[2]], "test": [said[0]]}, names={"text"})
     assert any(note.startswith("1 of 1 test examples also stand in train") for note in parts.notes)
     assert not any("validation examples also stand in train" in note for note in parts.notes)

@@ -97,6 +97,15 @@ def test_named_columns_win(tmp_path: Path) -> None:
     assert (found.references, found.conversation, found.columns) == (("3",), SHORT, {})
 
 
+def test_the_named_text_may_be_messages(tmp_path: Path) -> None:
+    row = {"dialog": [USER, ANSWER], "text": "a"}
+    splits = read_splits(write(tmp_path / "rows.jsonl", row), text_column="dialog")
+    assert splits.notes[0].startswith("These are chats in the column 'dialog': ")
+    assert splits["all"] == (Example("What is 1 + 2?", references=("3",), columns={"text": "a"}, conversation=SHORT),)
+    assert read(tmp_path, {"messages": [USER, ANSWER]}, text_column="messages").conversation == SHORT
+    assert read(tmp_path, {"prompt": [USER], "label": "x"}, text_column="prompt").label == "x"
+
+
 def test_rows_with_text_stay_as_they_are(tmp_path: Path) -> None:
     row = {"text": "a", "label": "b", "messages": [USER]}
     assert read(tmp_path, row) == Example("a", "b", columns={"messages": [USER]})
@@ -136,7 +145,7 @@ def test_rows_with_text_stay_as_they_are(tmp_path: Path) -> None:
         ({"messages": [USER, ANSWER, ANSWER]}, "message 3: expected one answer at the end"),
         ({"messages": [USER]}, "expected a last turn of assistant, which is the answer to learn, got one of user"),
         ({"messages": [USER, {**ANSWER, "weight": 0}]}, "expected a turn of assistant to learn, got a weight of 0"),
-        ({"messages": [USER, {**ANSWER, "weight": 2}]}, "message 2: expected a weight of 0 or 1, got 2"),
+        ({"messages": [USER, {**ANSWER, "weight": 2}]}, "message 2: expected a weight of 0 or 1, got another number"),
         ({"messages": {"role": "user"}}, "expected a list of messages such as"),
         ({"messages": []}, "expected a list of messages such as"),
         ({"messages": "hello"}, "expected a list in column 'messages' as JSON, got text that does not parse"),
