@@ -4,8 +4,8 @@ import random
 from collections.abc import Sequence
 from dataclasses import replace
 
-from softprompt.data.encoding.encoder import EncodedSequence, ExampleEncoder, FilledText
-from softprompt.data.encoding.tokenization import Span, safe_tokenizer
+from softprompt.data.encoding.encoder import EncodedSequence, ExampleEncoder
+from softprompt.data.encoding.tokenization import FilledText, Span, safe_tokenizer
 from softprompt.data.examples import Example
 from softprompt.data.task import TaskSpec
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from softprompt.config import TaskKind
+from softprompt.data.chats.chat_format import ChatFormat
 from softprompt.data.examples import Columns, Example, infer_kind, keep_answered, plain_label
 from softprompt.data.label_names import check_label_names, suggest_label
 from softprompt.data.readers.in_memory import DataSource
@@ -46,6 +47,8 @@ class TaskSpec(Displayed):
             suits the kind and the references (see ``metrics.registry``).
         columns: what the data calls its columns of text, label and output.
         max_new_tokens: room of a completion; ``None``: what ``generate.choose_max_new_tokens`` gives.
+        chat: how its conversations are written, for a model with a chat template, where rows of text are what a user
+            says; ``None``: the template makes the whole text. ``chat_resolution`` decides it for a model.
     """
 
     kind: TaskKind
@@ -56,6 +59,7 @@ class TaskSpec(Displayed):
     metric: str | None = None
     columns: Columns = Columns()  # noqa: RUF009 (immutable)
     max_new_tokens: int | None = None
+    chat: ChatFormat | None = None
 
     def __repr__(self) -> str:
         facts = {"labels": self.labels, "template": self.template, "metric": self.metric, "max_length": self.max_length}
@@ -149,8 +153,8 @@ class TaskSpec(Displayed):
 
     @property
     def answer_separator(self) -> str:
-        """A space before the answer, unless the template ends in white space already."""
-        return "" if self.template[-1:].isspace() else " "
+        """A space before the answer, unless the template ends in white space already, or a turn begins there."""
+        return "" if self.chat is not None or self.template[-1:].isspace() else " "
 
     @property
     def row_columns(self) -> Columns:
@@ -172,6 +176,7 @@ class TaskSpec(Displayed):
             **({} if self.metric is None else {"metric": self.metric}),
             **({"columns": others} if (others := self.columns.others()) else {}),
             **({} if self.max_new_tokens is None else {"max_new_tokens": self.max_new_tokens}),
+            **({} if self.chat is None else {"chat": self.chat.to_dict()}),
         }
 
     @classmethod
@@ -190,8 +195,9 @@ class TaskSpec(Displayed):
             raise PromptFileError(f"the saved task is of another form: {error}") from error
         try:
             words = tuple(saved.labels), tuple(saved.verbalizers)
+            chat = None if saved.chat is None else ChatFormat.from_dict(saved.chat)
             spec = cls(
-                saved.kind, saved.template, *words, saved.max_length, saved.metric, columns, saved.max_new_tokens
+                saved.kind, saved.template, *words, saved.max_length, saved.metric, columns, saved.max_new_tokens, chat
             )
             spec.compiled  # noqa: B018 (a template that does not compile is found here, not at the first example)
         except (ConfigError, DataError, TemplateError) as error:

@@ -34,6 +34,7 @@ class SavedTask(_Saved):
     metric: Key | None = None
     max_new_tokens: int | None = Field(None, ge=1, le=2**24)
     columns: dict[Key, Any] = Field(default_factory=dict)
+    chat: dict[Key, Any] | None = None
 
 
 Saved = TypeVar("Saved", bound=_Saved)

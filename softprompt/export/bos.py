@@ -8,6 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from softprompt.data.encoding.placement import Placement
 from softprompt.errors import BaseModelError
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.prefix import CachedPrefix, check_keys_and_values, make_cached_prefix
@@ -28,7 +29,7 @@ def check_bos_precision(base: FrozenLM) -> None:
 def prepend_bos(base: FrozenLM, state: PromptState) -> PromptState:
     """The same prefix as ``N + P`` rows, the first of which are BOS's; the others are the prompt's, to the bit."""
     if not state.behind_bos or not base.bos_ids:
-        return replace(state, behind_bos=False)
+        return replace(state, placement=replace(state.placement, behind_bos=False))
     if state.kind == "embeddings":
         first = [base.embed(torch.tensor(base.bos_ids, device=base.device))]
     else:
@@ -38,7 +39,7 @@ def prepend_bos(base: FrozenLM, state: PromptState) -> PromptState:
         torch.cat([one.float().cpu(), tensor.float().cpu()], dim=-2)
         for one, tensor in zip(first, state.tensors, strict=True)
     )
-    return PromptState(state.kind, tensors, behind_bos=False)
+    return PromptState(state.kind, tensors, Placement(behind_bos=False))
 
 
 @torch.no_grad()
@@ -46,7 +47,7 @@ def append_bos(base: FrozenLM, state: PromptState) -> PromptState:
     """A prompt that was learned in front of BOS, as PEFT puts it, as ``P + N`` rows, the last of which are BOS's."""
     if not base.bos_ids:
         return state
-    first = replace(state, behind_bos=False)
+    first = replace(state, placement=replace(state.placement, behind_bos=False))
     ids = torch.tensor(base.bos_ids, device=base.device)
     if state.kind == "embeddings":
         return replace(first, tensors=(torch.cat([state.tensor, base.embed(ids).float().cpu()]),))

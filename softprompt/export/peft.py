@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from softprompt.data.encoding.placement import Placement
 from softprompt.data.task import TaskSpec
 from softprompt.errors import BaseModelError, PromptFileError
 from softprompt.export.bos import append_bos, check_bos_precision, prepend_bos
@@ -64,7 +65,7 @@ class Adapter:
                 check_bos_precision(base)
             return append_bos(base, self.state)
         tensors = tuple(tensor[..., self.bos_rows :, :].contiguous() for tensor in self.state.tensors)
-        return replace(self.state, tensors=tensors, behind_bos=self.bos_rows > 0 or not base.bos_ids)
+        return replace(self.state, tensors=tensors, placement=Placement(self.bos_rows > 0 or not base.bos_ids))
 
     def _check_size(self, base: FrozenLM) -> None:
         one: PromptState | None = None

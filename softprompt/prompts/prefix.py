@@ -12,7 +12,7 @@ each row behind its own: shorter prefixes are padded on the left, where only the
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from softprompt.data.encoding.encoder import Batch
+from softprompt.data.encoding.placement import BEHIND_BOS, Placement
 from softprompt.errors import BaseModelError, PromptFileError
 from softprompt.models.exactness import OncePerModel, is_exact, relative_error
 from softprompt.models.frozen_lm import FrozenLM
@@ -170,15 +171,27 @@ def make_concatenated_prefix(base: FrozenLM, *states: PromptState | None) -> Con
     for state in states:
         if state is not None and state.kind != "embeddings":
             check_keys_and_values(base)
-    bos = base.embed(torch.tensor(base.bos_ids, dtype=torch.long, device=base.device))
-    empty = bos[:0]
-    whole = [
-        bos
-        if state is None
-        else torch.cat([bos if state.behind_bos else empty, state.tensor.to(bos.device, bos.dtype)])
-        for state in states
-    ]
-    return ConcatenatedPrefix(base, tuple(whole))
+    return ConcatenatedPrefix(base, tuple(_embed_prefix(base, state) for state in states))
+
+
+def front_ids(base: FrozenLM, placement: Placement) -> tuple[int, ...]:
+    """What stands before the virtual tokens, BOS first."""
+    return (*(base.bos_ids if placement.behind_bos else ()), *placement.before)
+
+
+def _embed_ids(base: FrozenLM, ids: Sequence[int]) -> Tensor:
+    return base.embed(torch.tensor(ids, dtype=torch.long, device=base.device))
+
+
+def _embed_prefix(base: FrozenLM, state: PromptState | None) -> Tensor:
+    """``[P', H]``: BOS and all that stands around the virtual tokens, and these."""
+    if state is None:
+        return _embed_ids(base, base.bos_ids)
+    front = _embed_ids(base, front_ids(base, state.placement))
+    parts = [front, state.tensor.to(front.device, front.dtype)]
+    if state.placement.behind:
+        parts.append(_embed_ids(base, state.placement.behind))
+    return torch.cat(parts)
 
 
 def check_keys_and_values(base: FrozenLM) -> None:
@@ -210,8 +223,8 @@ def make_cached_prefix(base: FrozenLM, state: PromptState | None) -> CachedPrefi
     return CachedPrefix(base, _compute_cache(base, embeddings), (len(embeddings),))
 
 
-def compute_keys_and_values(base: FrozenLM, virtual_tokens: Tensor, *, behind_bos: bool = True) -> PromptState:
-    """What every layer's attention sees of virtual tokens ``[P, H]``, with BOS in front of them; without gradient.
+def compute_keys_and_values(base: FrozenLM, virtual_tokens: Tensor, placement: Placement = BEHIND_BOS) -> PromptState:
+    """What every layer's attention sees of virtual tokens ``[P, H]`` in their place; without gradient.
 
     Raises:
         BaseModelError: the model keeps no such cache.
@@ -221,13 +234,13 @@ def compute_keys_and_values(base: FrozenLM, virtual_tokens: Tensor, *, behind_bo
     from transformers import DynamicCache
 
     check_keys_and_values(base)
-    words = PromptState("embeddings", (virtual_tokens,), behind_bos)
+    words = PromptState("embeddings", (virtual_tokens,), replace(placement, behind=()))
     # a cache that was not told of sliding windows keeps all of the tokens
     with torch.no_grad():
         embeddings = make_concatenated_prefix(base, words).embeddings[0]
         cache = _compute_cache(base, embeddings, DynamicCache())
     pairs = [torch.cat([layer.keys, layer.values])[:, :, -words.length :] for layer in cache.layers]
-    return PromptState("key_values", tuple(pair.float() for pair in pairs), behind_bos)
+    return PromptState("key_values", tuple(pair.float() for pair in pairs), placement)
 
 
 def stack_prefixes(prefixes: Sequence[CachedPrefix]) -> CachedPrefix:
@@ -284,6 +297,7 @@ def _compute_cache(base: FrozenLM, embeddings: Tensor, cache: Any = None) -> Any
 def _make_given_prefix(base: FrozenLM, state: PromptState) -> CachedPrefix:
     from transformers import DynamicCache
 
+    front = front_ids(base, state.placement)
     known, devices = _cache_bos(base), find_layer_devices(base.backbone, base.device)
     sizes = [(pair.shape[1], pair.shape[3]) for pair in state.tensors]
     if known is not None and sizes != [(layer.keys.shape[1], layer.keys.shape[3]) for layer in known.layers]:
@@ -291,24 +305,43 @@ def _make_given_prefix(base: FrozenLM, state: PromptState) -> CachedPrefix:
             f"this prompt has keys and values of {len(sizes)} layers that are not as '{base.name}' has them: it is "
             "damaged, learn it again"
         )
-    bos = known if state.behind_bos else None
+    before = known if front == tuple(base.bos_ids) else _cache_ids(base, front)
     cache: Any = DynamicCache(config=base.model.config)
     for index, pair in enumerate(state.tensors):
         keys, values = pair.to(devices[index] if devices else base.device, base.dtype)[:, None]
-        if bos is not None:
-            keys = torch.cat([bos.layers[index].keys, keys], dim=2)
-            values = torch.cat([bos.layers[index].values, values], dim=2)
+        if before is not None:
+            keys = torch.cat([before.layers[index].keys, keys], dim=2)
+            values = torch.cat([before.layers[index].values, values], dim=2)
         cache.update(keys, values, index)
-    return CachedPrefix(base, cache, (len(base.bos_ids) * state.behind_bos + state.length,))
+    length = len(front) + state.length
+    if behind := state.placement.behind:
+        _read_behind(base, behind, cache, length)
+    return CachedPrefix(base, cache, (length + len(behind),))
+
+
+def _read_behind(base: FrozenLM, ids: Sequence[int], cache: Any, length: int) -> None:
+    """Have ``cache``, of ``length`` columns, hold what stands behind it too."""
+    positions = torch.arange(length, length + len(ids), device=base.device)
+    base.run_backbone(
+        inputs_embeds=_embed_ids(base, ids)[None],
+        position_ids=positions[None],
+        past_key_values=cache,
+        use_cache=True,
+    )
 
 
 @OncePerModel
 @torch.no_grad()
 def _cache_bos(base: FrozenLM) -> Any:
     """The cache of BOS alone, with all of its columns; ``None`` for a model without BOS."""
+    return _cache_ids(base, base.bos_ids)
+
+
+@torch.no_grad()
+def _cache_ids(base: FrozenLM, ids: Sequence[int]) -> Any:
     from transformers import DynamicCache
 
-    return _compute_cache(base, make_concatenated_prefix(base, None).embeddings[0], DynamicCache())
+    return _compute_cache(base, _embed_ids(base, ids), DynamicCache())
 
 
 @OncePerModel

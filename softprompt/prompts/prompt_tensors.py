@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from softprompt.data.encoding.placement import Placement
 from softprompt.prompts.state import PromptState
 
 
@@ -20,7 +21,7 @@ def name_tensors(states: Sequence[PromptState]) -> dict[str, torch.Tensor]:
 
 
 def parse_states(
-    named: Mapping[str, torch.Tensor], kind: Any, members: int, behind_bos: Any
+    named: Mapping[str, torch.Tensor], kind: Any, members: int, placement: Placement
 ) -> tuple[PromptState, ...]:
     """``name_tensors`` undone.
 
@@ -29,8 +30,6 @@ def parse_states(
     """
     if kind not in ("embeddings", "key_values") or type(members) is not int or not 1 <= members <= len(named):
         raise ValueError(f"kind {kind!r} with {members!r} members in {len(named)} tensors")
-    if type(behind_bos) is not bool:
-        raise ValueError(f"behind_bos is {behind_bos!r}")
     states = []
     for member in range(members):
         start = f"member.{member}." if members > 1 else ""
@@ -50,7 +49,7 @@ def parse_states(
                 or not tensor.numel()
             ):
                 raise ValueError(f"kind {kind!r} with shape {tuple(tensor.shape)} of {tensor.dtype}")
-        states.append(PromptState(kind, tuple(tensors), behind_bos))
+        states.append(PromptState(kind, tuple(tensors), placement))
     if sum(len(state.tensors) for state in states) != len(named):
         raise ValueError(f"{len(named)} tensors, expected {sum(len(state.tensors) for state in states)}")
     return tuple(states)

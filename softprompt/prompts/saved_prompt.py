@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 import torch
 
+from softprompt.data.encoding.placement import Placement
 from softprompt.data.task import TaskSpec
 from softprompt.data.task_manifest import validate_saved
 from softprompt.errors import PromptFileError
@@ -192,7 +193,7 @@ class Prompt(Displayed):
             "method": self.method,
             "length": self.length,
             **({"members": len(self.states)} if len(self.states) > 1 else {}),
-            **({} if self.states[0].behind_bos else {"behind_bos": False}),
+            **self.states[0].placement.to_dict(),
             "base": {
                 "name": self.base_name,
                 "fingerprint": dict(self.base_fingerprint),
@@ -226,7 +227,7 @@ class Prompt(Displayed):
         """
         from safetensors.torch import save
 
-        if len({(state.kind, state.behind_bos) for state in self.states}) != 1:
+        if len({(state.kind, state.placement) for state in self.states}) != 1:
             raise PromptFileError("the prompts of an ensemble are of one kind: save them one by one")
         tensor_bytes = save(name_tensors(self.states))
         others = {name: text.encode() for name, text in self.extra_files.items()}
@@ -248,6 +249,8 @@ def hash_prompt(spec: TaskSpec, states: Sequence[PromptState]) -> str:
     digest = hashlib.sha256(json.dumps(facts).encode())
     for state in states:
         digest.update(f"{state.kind}{state.behind_bos}".encode())
+        if state.placement.added:
+            digest.update(f"{state.placement.before}{state.placement.behind}".encode())
         for tensor in state.tensors:
             digest.update(tensor.contiguous().numpy().tobytes())
     return digest.hexdigest()
@@ -275,7 +278,7 @@ def parse_prompt(files: Mapping[str, bytes], where: str) -> Prompt:
         check_header(content)
         prompt = Prompt(
             states=parse_states(
-                load(content), manifest["kind"], manifest.get("members", 1), manifest.get("behind_bos", True)
+                load(content), manifest["kind"], manifest.get("members", 1), Placement.from_dict(manifest)
             ),
             spec=TaskSpec.from_dict(manifest["task"]),
             base_name=said.base.name,

@@ -11,6 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from softprompt.data.encoding.placement import BEHIND_BOS, Placement
 from softprompt.data.few_shot import BEHIND_WORDS
 from softprompt.utils.notebook_display import Displayed
 from softprompt.utils.summaries import summarize
@@ -26,14 +27,13 @@ class PromptState(Displayed):
         tensors: float32. ``embeddings``: one, ``[P, H]``, in the scale in which the first layer sees token embeddings.
             ``key_values``: one a layer, ``[2, kv_heads, P, head_dim]``, keys (rotated already) and values; of an
             encoder-decoder model the encoder's layers first.
-        behind_bos: whether BOS stands in front of it. A prompt that was learned elsewhere may be the first thing that
-            the model sees, and hold what BOS is in its own rows.
+        placement: what the model reads in front of it and behind it, before each text.
         words: whether it is written text, which the texts behind it go on from, and not the beginning of a text.
     """
 
     kind: Literal["embeddings", "key_values"]
     tensors: tuple[Tensor, ...]
-    behind_bos: bool = True
+    placement: Placement = BEHIND_BOS
     words: bool = False
 
     def __repr__(self) -> str:
@@ -48,6 +48,11 @@ class PromptState(Displayed):
     def length(self) -> int:
         """Virtual tokens ``P``."""
         return self.tensors[0].shape[-2]
+
+    @property
+    def behind_bos(self) -> bool:
+        """Whether BOS stands in front of it."""
+        return self.placement.behind_bos
 
     @property
     def tensor(self) -> Tensor:

@@ -1,7 +1,9 @@
 """Where the learning of a prompt starts: from words, examples, the vocabulary, or a saved prompt."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
+from softprompt.data.encoding.conversation_encoder import find_placement
 from softprompt.data.examples import Example
 from softprompt.data.task import TaskSpec
 from softprompt.errors import PromptFileError
@@ -34,14 +36,19 @@ def initialize(
     Raises:
         PromptFileError: the prompt of ``prompt:FOLDER`` cannot be read, or has another length.
     """
+    start = _find_start(how, InitializerContext(base, spec, length, seed, examples), given)
+    return start if spec.chat is None else replace(start, placement=find_placement(base, spec))
+
+
+def _find_start(how: str, context: InitializerContext, given: PromptState | None) -> PromptState:
     if how == "teacher" and given is not None:
         return given
     if how in INITIALIZERS:
-        return PromptState.of_embeddings(INITIALIZERS[how](InitializerContext(base, spec, length, seed, examples)))
+        return PromptState.of_embeddings(INITIALIZERS[how](context))
     name, _, argument = how.partition(":")
     if name == "prompt":
-        return _read_start(argument, length)
-    return PromptState.of_embeddings(embed_text(argument, base, length))
+        return _read_start(argument, context.length)
+    return PromptState.of_embeddings(embed_text(argument, context.base, context.length))
 
 
 def _read_start(folder: str, length: int) -> PromptState:

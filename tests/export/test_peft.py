@@ -13,6 +13,7 @@ from helpers.tiny_models import save_tiny, tiny_base, tiny_model
 from safetensors.torch import load_file, save_file
 
 from softprompt.config import TrainConfig
+from softprompt.data.encoding.placement import Placement
 from softprompt.data.examples import Example
 from softprompt.errors import BaseModelError, ConfigError, OutputError, PromptFileError
 from softprompt.export.export_formats import FORMATS
@@ -30,6 +31,8 @@ from softprompt.utils.seals import unseal
 peft = pytest.importorskip("peft")
 # what PEFT asks of transformers, which will call it otherwise
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+
+FIRST = Placement(behind_bos=False)
 
 CPU = ["--device", "cpu", "--dtype", "float32"]
 WITH_BOS, WITHOUT = ["llama", "gemma3", "mistral", "cohere"], ["gpt2", "qwen3", "bloom"]
@@ -195,7 +198,10 @@ class TestImport:
 
     def test_prompts_before_and_behind_bos_answer_in_one_batch(self) -> None:
         base = tiny_base("llama")
-        behind, before = learned("llama").state, replace(learned("llama", seed=2).state, behind_bos=False)
+        behind, before = (
+            learned("llama").state,
+            replace(learned("llama", seed=2).state, placement=FIRST),
+        )
         examples = [Example("a good film"), Example("bad")]
         both = Predictor(base, SPEC, (behind, before)).member_log_probabilities(examples)
         for state, found in zip((behind, before), both, strict=True):
@@ -207,7 +213,10 @@ class TestImport:
     )
     def test_learning_goes_on_where_it_stood(self, tmp_path: Path, method: str, kind: str) -> None:
         base, task = tiny_base("llama"), reviews_task()
-        before = replace(learned("llama", kind), states=(replace(learned("llama", kind).state, behind_bos=False),))
+        before = replace(
+            learned("llama", kind),
+            states=(replace(learned("llama", kind).state, placement=FIRST),),
+        )
         before.save(tmp_path / "before")
         config = TrainConfig.build(method=method, length=5, init=f"prompt:{tmp_path / 'before'}", steps=2)
         learner = PromptLearner(base, task, config)
@@ -218,7 +227,7 @@ class TestImport:
         assert fit(base, task, config=config, evaluate_test=False).state.behind_bos is False
 
     def test_several_tasks_do_not_start_in_front_of_bos(self, tmp_path: Path) -> None:
-        before = replace(learned("llama"), states=(replace(learned("llama").state, behind_bos=False),))
+        before = replace(learned("llama"), states=(replace(learned("llama").state, placement=FIRST),))
         before.save(tmp_path / "before")
         tasks = {"a": reviews_task(), "b": reviews_task(seed=1)}
         config = TrainConfig.build(length=5, init=f"prompt:{tmp_path / 'before'}", steps=2)

@@ -16,10 +16,13 @@ from helpers.learned_prompts import learned, text_ids
 from helpers.small_tasks import command
 from helpers.tiny_models import save_tiny, tiny_base
 
+from softprompt.data.encoding.placement import Placement
 from softprompt.data.task import TaskSpec
 from softprompt.errors import BaseModelError, ConfigError, OutputError, PromptFileError
 from softprompt.export.engine_client import Tasks
 from softprompt.export.vllm_embeddings import EmbeddedTasks, encode_embeddings, write_embeds
+
+FIRST = Placement(behind_bos=False)
 
 TEXT = "a good film and a bad story"
 
@@ -49,7 +52,7 @@ class TestEmbeddings:
 
     def test_a_prompt_that_does_not_stand_behind_bos(self, tmp_path: Path) -> None:
         base, state = tiny_base("llama"), learned("llama").state
-        prompt = replace(learned("llama"), states=(replace(state, behind_bos=False),))
+        prompt = replace(learned("llama"), states=(replace(state, placement=FIRST),))
         write_embeds(base, {"one": prompt}, tmp_path / "out")
         assert torch.equal(EmbeddedTasks.load(tmp_path / "out").embeddings("one", "a")[:5], state.tensor)
 

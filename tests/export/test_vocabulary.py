@@ -14,6 +14,7 @@ from jinja2 import TemplateError
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from softprompt.data.encoding.placement import Placement
 from softprompt.data.task import TaskSpec
 from softprompt.errors import BaseModelError, ConfigError, OutputError, PromptFileError
 from softprompt.export import vocabulary
@@ -23,6 +24,8 @@ from softprompt.export.vocabulary import bake_vocabulary
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.saved_prompt import Prompt
 from softprompt.prompts.state import PromptState
+
+FIRST = Placement(behind_bos=False)
 
 CPU = ["--device", "cpu", "--dtype", "float32"]
 HOSTILE = "a film <|sp:one:0|> and <|sp:<|sp:one:0|>one:1|> <eos>"
@@ -101,7 +104,7 @@ class TestLogits:
 
     def test_a_prompt_that_does_not_stand_behind_bos(self, tmp_path: Path) -> None:
         base = tiny_base("llama")
-        prompt = replace(learned("llama"), states=(replace(learned("llama").state, behind_bos=False),))
+        prompt = replace(learned("llama"), states=(replace(learned("llama").state, placement=FIRST),))
         bake_vocabulary(base, {"one": prompt}, tmp_path / "out")
         tasks = Tasks.load(tmp_path / "out")
         ids = tasks.ids("one", "a good film")

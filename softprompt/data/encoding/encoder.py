@@ -3,21 +3,21 @@
 Shapes: ``B`` batch, ``T`` text length, ``S`` different texts of a batch, ``U`` answer length, ``N`` scored positions.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
 
 from torch import Tensor
 
-from softprompt.data.encoding.special_tokens import SpecialTokens
-from softprompt.data.encoding.tokenization import Span, safe_tokenizer
-from softprompt.data.encoding.verbalizer import Verbalizer, encode_answer, end_token_id
+from softprompt.data.encoding.conversation_encoder import ConversationEncoder
+from softprompt.data.encoding.placement import Placement
+from softprompt.data.encoding.special_tokens import TokenizingModel
+from softprompt.data.encoding.tokenization import FilledText, safe_tokenizer
+from softprompt.data.encoding.verbalizer import Verbalizer, answer_end_id, encode_answer
 from softprompt.data.examples import Example
 from softprompt.data.label_names import suggest_label
 from softprompt.data.task import TaskSpec
 from softprompt.errors import DataError, TemplateError
 
-FilledText = tuple[str, Sequence[Span]]  # a text, and where a row's data stands in it
 _Fitting = tuple[FilledText, tuple[int, ...]]  # and its token ids
 
 _LEAST_ROOM = 8  # tokens of template and text that prompt and answer must leave in the context
@@ -72,19 +72,6 @@ class Batch:
     reads: Tensor
 
 
-class TokenizingModel(Protocol):
-    """What is asked of a base model to give it texts as tokens: a ``FrozenLM``, or what a client knows of one."""
-
-    @property
-    def tokenizer(self) -> Any: ...
-    @property
-    def architecture(self) -> str: ...
-    @property
-    def special_tokens(self) -> SpecialTokens: ...
-    @property
-    def context_length(self) -> int | None: ...
-
-
 class ExampleEncoder:
     """Turns examples of one task into items for one base model.
 
@@ -110,6 +97,10 @@ class ExampleEncoder:
         """
         self.base, self.spec, self._tokenizer = base, spec, base.tokenizer
         self._tokens, self._behind = safe_tokenizer(base.tokenizer), behind
+        self._chat = None
+        if spec.chat is not None:
+            self._chat = ConversationEncoder(base.tokenizer, spec, base.special_tokens.bos)
+            prompt_length += self._chat.length
         self._encoder_decoder = base.architecture == "encoder-decoder"
         self.verbalizer = None
         if spec.kind == "classification":
@@ -134,6 +125,11 @@ class ExampleEncoder:
                     f"{base.context_length}: use a shorter prompt" + (", or fewer new tokens" if answer_room else "")
                 )
             self.limit = min(self.limit, left)
+
+    @property
+    def placement(self) -> Placement:
+        """What stands around the virtual tokens of this task, which no text of ``encode_texts`` repeats."""
+        return Placement() if self._chat is None else self._chat.placement
 
     def encode_texts(self, examples: Sequence[Example], answers: Sequence[int] | None = None) -> list[tuple[int, ...]]:
         """Token ids of template and text, cut to ``limit`` within the text.
@@ -166,7 +162,7 @@ class ExampleEncoder:
                 f"model has no embedding: expected tokens below {self._rows:,}, leave it out"
             )
         return [
-            (filled, tuple(ids)) if len(ids) <= limit else self._cut(example, len(ids), limit)
+            (filled, tuple(ids)) if len(ids) <= limit else self._cut_text(example, len(ids), limit)
             for example, filled, ids, limit in zip(examples, whole, encoded, limits, strict=True)
         ]
 
@@ -178,6 +174,8 @@ class ExampleEncoder:
         """What there is to say of texts that were cut so far, and of a beginning that is written twice."""
         why = "--max-length" if self.limit == self.spec.max_length else "the model's context holds no more"
         notes = [f"{self.truncated:,} texts were cut to {self.limit:,} tokens ({why})"] if self.truncated else []
+        if self._chat is not None:
+            return [*notes, *self._chat.notes()]
         beginning = "".join(self._tokenizer.convert_ids_to_tokens(list(self.base.special_tokens.bos)))
         if beginning and self.spec.template.lstrip().startswith(beginning):
             notes.append(
@@ -193,6 +191,8 @@ class ExampleEncoder:
                 self._label_item(i, text, self._label(examples[i]))
                 for i, text in enumerate(self.encode_inputs(examples))
             ]
+        if self._chat is not None:
+            return [self._conversation_item(self._chat, i, example) for i, example in enumerate(examples)]
         return self.answer_items(examples, [self._answer(example) for example in examples])
 
     def answer_items(self, examples: Sequence[Example], answers: Sequence[tuple[int, ...]]) -> list[EncodedSequence]:
@@ -273,7 +273,20 @@ class ExampleEncoder:
 
     def _answer(self, example: Example) -> tuple[int, ...]:
         words = encode_answer(self._tokenizer, self.spec, example.references[0], alone=self._encoder_decoder)
-        return (*words, end_token_id(self._tokenizer))
+        return (*words, answer_end_id(self._tokenizer, self.spec))
+
+    def _conversation_item(self, chat: ConversationEncoder, index: int, example: Example) -> EncodedSequence:
+        """The item that asks for every token of the assistant's turns that are learned."""
+        ids, spans = chat.encode_answered(example)
+        start = spans[-1][0]
+        limit = self._limit_before(len(ids) - start - 1, example)
+        if start > limit:
+            cut = self._cut(example, start, limit, lambda one, said: chat.encode_answered(one, said)[1][-1][0])
+            ids, spans = chat.encode_answered(*cut)
+        places = [place for span in spans for place in range(*span)]
+        return EncodedSequence(
+            index, tuple(ids[:-1]), tuple(place - 1 for place in places), tuple(ids[place] for place in places)
+        )
 
     def _room_before(self, answer: int) -> int:
         """Tokens that the context has for a text with such an answer; none if the answer does not fit where it goes."""
@@ -296,16 +309,36 @@ class ExampleEncoder:
         return min(self.limit, left)
 
     def _filled(self, example: Example, text: str | None = None) -> FilledText:
+        if self._chat is not None:
+            return self._chat.fill(example, text)
         rendered = self.spec.compiled.fill(example, text)
         return rendered.text, rendered.fields
 
     def _read(self, texts: Sequence[FilledText]) -> list[list[int]]:
+        if self._chat is not None:
+            return self._chat.encode(texts)
         return self._tokens.encode_after(self._behind, texts) if self._behind else self._tokens.encode_batch(texts)
 
-    def _cut(self, example: Example, length: int, limit: int) -> _Fitting:
-        """Shorten the example's text, by whole tokens from its end, until template and text fit."""
-        ends = self._tokens.token_ends(example.text)
-        keep = len(ends)
+    def _cut_text(self, example: Example, length: int, limit: int) -> _Fitting:
+        """Template and text of an example that is shortened until they fit."""
+        cut = self._cut(example, length, limit, lambda one, said: len(self._read([self._filled(one, said)])[0]))
+        filled = self._filled(*cut)
+        return filled, tuple(self._read([filled])[0])
+
+    def _cut(
+        self, example: Example, length: int, limit: int, measure: Callable[[Example, str | None], int]
+    ) -> tuple[Example, str | None]:
+        """The example without its oldest turns, and its text shortened by whole tokens from its end, until they fit.
+
+        ``measure``: tokens of an example, with another text in place of its own, if given.
+        """
+        said = example.text
+        if self._chat is not None:
+            while length > limit and (shorter := self._chat.shorten(example)) is not None:
+                example, length = shorter, measure(shorter, None)
+            said = self._chat.last_said(example)
+        ends = self._tokens.token_ends(said)
+        keep, text = len(ends), None
         while length > limit:
             if keep <= 1:
                 what = f"the template and the other columns in it fill the limit of {limit} tokens"
@@ -314,9 +347,7 @@ class ExampleEncoder:
                 )
             # where the template repeats the text, the excess may be more than there is of it
             keep = keep - (length - limit) if length - limit < keep else keep // 2
-            text = example.text[: ends[keep - 1]]
-            filled = self._filled(example, text)
-            (ids,) = self._read([filled])
-            length = len(ids)
+            text = said[: ends[keep - 1]]
+            length = measure(example, text)
         self.truncated += 1
-        return filled, tuple(ids)
+        return example, text

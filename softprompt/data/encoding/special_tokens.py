@@ -1,6 +1,7 @@
 """The special tokens that stand around a prompt and a text."""
 
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 
 @dataclass(frozen=True)
@@ -16,3 +17,16 @@ class SpecialTokens:
     bos: tuple[int, ...]
     suffix: tuple[int, ...] = ()
     decoder_start: tuple[int, ...] = ()
+
+
+class TokenizingModel(Protocol):
+    """What is asked of a base model to give it texts as tokens: a ``FrozenLM``, or what a client knows of one."""
+
+    @property
+    def tokenizer(self) -> Any: ...
+    @property
+    def architecture(self) -> str: ...
+    @property
+    def special_tokens(self) -> SpecialTokens: ...
+    @property
+    def context_length(self) -> int | None: ...

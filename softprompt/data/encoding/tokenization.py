@@ -22,6 +22,7 @@ from weakref import WeakKeyDictionary, proxy
 from softprompt.errors import BaseModelError
 
 Span = tuple[int, int]  # half-open, in characters
+FilledText = tuple[str, Sequence[Span]]  # a text, and where a row's data stands in it
 _Seen = tuple[int, int, int]  # a span, and the id of the mark that the tokenizer sees there
 _WHOLE: dict[str, Any] = {"add_special_tokens": False, "split_special_tokens": False}
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
+from softprompt.data.chats.chat_template import find_chat_template
 from softprompt.data.encoding.tokenization import safe_tokenizer
 from softprompt.data.task import TaskSpec
 from softprompt.errors import DataError
@@ -126,7 +127,7 @@ class Verbalizer:
                 )
             if (other := known.setdefault(ids, label)) != label:
                 raise DataError(f"labels '{other}' and '{label}' are the same tokens: give them different verbalizers")
-        return cls.of_tokens(sequences, end_token_id(tokenizer))
+        return cls.of_tokens(sequences, answer_end_id(tokenizer, spec))
 
     def decisions_of(self, label: int) -> list[Decision]:
         """The decisions that ``label`` (an index) passes through."""
@@ -168,6 +169,16 @@ def end_token_id(tokenizer: Any) -> int:
     return int(tokenizer.eos_token_id)
 
 
+def answer_end_id(tokenizer: Any, spec: TaskSpec) -> int:
+    """The token that ends an answer of this task: of a conversation that which ends the assistant's turn.
+
+    Raises:
+        DataError: there is none.
+    """
+    end = None if spec.chat is None else find_chat_template(tokenizer, spec.chat).end_id
+    return end_token_id(tokenizer) if end is None else end
+
+
 def encode_answer(tokenizer: Any, spec: TaskSpec, answer: str, *, alone: bool = False) -> list[int]:
     """Token ids of an answer; special tokens in it are read as plain text.
 
@@ -185,7 +196,7 @@ def encode_answers(tokenizer: Any, spec: TaskSpec, answers: Sequence[str], *, al
     found: dict[int, list[int]] = {}
     # behind the template's last words, then behind a new line, which joins no word: tokenizers treat the start of a
     # text differently from its middle, and what follows some turn marks too
-    for before in (spec.template.rpartition("}")[2][-_BEFORE:] or "a", "\n"):
+    for before in (_words_before(tokenizer, spec), "\n"):
         head, start = tokens.encode(before, ()), len(before)
         left = [index for index in range(len(rests)) if index not in found]
         texts = [(before + rests[index], [(start, start + len(rests[index]))]) for index in left]
@@ -193,6 +204,13 @@ def encode_answers(tokenizer: Any, spec: TaskSpec, answers: Sequence[str], *, al
             if whole[: len(head)] == head:
                 found[index] = whole[len(head) :]
     return [found[index] if index in found else tokens.encode_plain(rest) for index, rest in enumerate(rests)]
+
+
+def _words_before(tokenizer: Any, spec: TaskSpec) -> str:
+    """What stands in front of an answer: the template's last words, or the beginning of the assistant's turn."""
+    if spec.chat is not None:
+        return find_chat_template(tokenizer, spec.chat).asking
+    return spec.template.rpartition("}")[2][-_BEFORE:] or "a"
 
 
 def encode_plain(tokenizer: Any, text: str) -> list[int]:

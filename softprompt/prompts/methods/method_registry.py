@@ -8,6 +8,7 @@ import torch
 from pydantic import BaseModel, ValidationError
 from torch import nn
 
+from softprompt.data.encoding.placement import Placement
 from softprompt.errors import ConfigError
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.methods import p_tuning, prefix_tuning, prompt_tuning, residual_prompt_tuning
@@ -17,8 +18,8 @@ from softprompt.prompts.state import PromptState
 class Method(Protocol):
     """What the training loop asks of a method, beside being an ``nn.Module``."""
 
-    behind_bos: bool
-    """Whether BOS stands in front of the prompt, as it did of the one it started from."""
+    placement: Placement
+    """What stands around the prompt, as it did around the one it started from."""
 
     def state(self) -> PromptState:
         """The prompt as it stands, float32, with gradient to the method's parameters (see ``read_state``)."""
@@ -98,13 +99,13 @@ def make_method(
         raise ConfigError(f"the prompt to start from holds keys and values, which only {able} can learn on, not {name}")
     ready = METHODS[name].prepare(base, start)
     method: Any = METHODS[name].build(ready, unit, seed, chosen).to(base.device)
-    method.behind_bos = start.behind_bos
+    method.placement = start.placement
     return method
 
 
 def read_state(method: Method) -> PromptState:
     """The prompt as it stands, where it stands, with gradient to the method's parameters."""
-    return replace(method.state(), behind_bos=method.behind_bos)
+    return replace(method.state(), placement=method.placement)
 
 
 def fold_method(method: Method) -> PromptState:

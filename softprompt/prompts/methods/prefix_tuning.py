@@ -89,7 +89,7 @@ def prepare(base: FrozenLM, start: PromptState) -> PromptState:
         BaseModelError: the model cannot take a prompt of keys and values.
     """
     if start.kind == "embeddings":
-        return compute_keys_and_values(base, start.tensor, behind_bos=start.behind_bos)
+        return compute_keys_and_values(base, start.tensor, start.placement)
     check_keys_and_values(base)
     return start
 

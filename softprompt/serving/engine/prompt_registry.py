@@ -15,7 +15,7 @@ from datetime import datetime
 from threading import Lock
 from typing import Any, Protocol
 
-from softprompt.data.encoding.encoder import TokenizingModel
+from softprompt.data.encoding.special_tokens import TokenizingModel
 from softprompt.data.task import TaskSpec
 from softprompt.errors import SoftpromptError, shorten
 from softprompt.prompts.saved_prompt import IdentifiedModel, Prompt

@@ -4,7 +4,8 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Generic, TypeVar
 
-from softprompt.data.encoding.encoder import EncodedSequence, ExampleEncoder, TokenizingModel
+from softprompt.data.encoding.encoder import EncodedSequence, ExampleEncoder
+from softprompt.data.encoding.special_tokens import TokenizingModel
 from softprompt.data.encoding.token_bytes import token_bytes
 from softprompt.data.encoding.tokenization import safe_tokenizer
 from softprompt.data.examples import Example, count_characters

@@ -14,7 +14,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from softprompt.data.encoding.encoder import ExampleEncoder, TokenizingModel
+from softprompt.data.encoding.encoder import ExampleEncoder
+from softprompt.data.encoding.special_tokens import TokenizingModel
 from softprompt.data.examples import Example, count_characters
 from softprompt.errors import SoftpromptError
 from softprompt.serving.engine.engine_requests import ServedPrompt

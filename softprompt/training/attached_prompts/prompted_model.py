@@ -16,7 +16,7 @@ from softprompt.errors import BaseModelError, ConfigError
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.models.last_layer import find_layers
 from softprompt.prompts.kv_cache import read_only
-from softprompt.prompts.prefix import make_cached_prefix
+from softprompt.prompts.prefix import front_ids, make_cached_prefix
 from softprompt.training.attached_prompts.prompted_rows import (
     begins_with,
     check_room,
@@ -59,7 +59,7 @@ class PromptedBackbone(nn.Module):
 
     def _run_behind_tokens(self, run: Any, inputs: dict[str, Any], ids: Tensor, mask: Tensor) -> Any:
         prefix, base, cache = self.attached_prompt.prefix(), self.base, inputs.get("past_key_values")
-        rows = place_prefix(ids, mask, base.bos_ids, len(prefix))
+        rows = place_prefix(ids, mask, self.attached_prompt.lead, len(prefix))
         shift = rows.mask.shape[1] - ids.shape[1]
         check_room(rows.mask.shape[1], base.context_length, shift)
         if cache is not None and not rows.alike:
@@ -77,10 +77,11 @@ class PromptedBackbone(nn.Module):
         base, cache = self.base, inputs.get("past_key_values")
         prefix = make_cached_prefix(base, self.attached_prompt.state())
         first = mask.long().argmax(dim=1, keepdim=True)
-        found = begins_with(ids, first, base.bos_ids)
+        lead = self.attached_prompt.lead
+        found = begins_with(ids, first, lead)
         if bool(found.any()) and not bool(found.all()):
             raise ConfigError("some texts begin with BOS and some do not: expected all or none, behind keys and values")
-        removed = len(base.bos_ids) if bool(found.any()) else 0
+        removed = len(lead) if bool(found.any()) else 0
         place = torch.arange(ids.shape[1] - removed, device=ids.device).expand(len(ids), -1)
         source = torch.where(place < first, place, place + removed)
         whole = self._mask_behind_keys(mask, prefix.width, removed)
@@ -105,7 +106,8 @@ class PromptedBackbone(nn.Module):
         elif self.attached_prompt.state().kind == "embeddings":
             whole = extend_mask(mask, total - mask.shape[1])
         else:
-            width = self.attached_prompt.length + len(self.base.bos_ids) * self.attached_prompt.method.behind_bos
+            placement = self.attached_prompt.method.placement
+            width = self.attached_prompt.length + len(front_ids(self.base, placement)) + len(placement.behind)
             whole = self._mask_behind_keys(mask, width, width - (total - mask.shape[1]))
         return self._add_places({**inputs, "inputs_embeds": self.base.embed(ids)}, whole, ids.shape[1])
 

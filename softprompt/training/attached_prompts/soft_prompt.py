@@ -10,11 +10,13 @@ from torch import Tensor, nn
 
 from softprompt.config import TrainConfig
 from softprompt.data.encoding.encoder import ExampleEncoder
+from softprompt.data.encoding.placement import Placement
 from softprompt.data.task import Task, TaskSpec
 from softprompt.errors import BaseModelError, ConfigError, PromptFileError
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.models.loading import load_model
 from softprompt.prompts.methods.method_registry import fold_method, make_method, read_state
+from softprompt.prompts.prefix import make_concatenated_prefix
 from softprompt.prompts.saved_prompt import Prompt
 from softprompt.prompts.state import PromptState
 from softprompt.store.prompt_loading import load_prompt
@@ -110,7 +112,7 @@ class SoftPrompt(nn.Module):
             with safe_open(file, "pt") as opened:
                 facts = json.loads((opened.metadata() or {})["softprompt"])
             soft = cls(base, tokenizer=tokenizer, **{**facts["settings"], "init": "random"})
-            soft.method.behind_bos = facts["behind_bos"]
+            soft.method.placement = Placement.from_dict(facts["placement"])
             soft.load_state_dict({name.removeprefix("soft_prompt."): one for name, one in load_file(file).items()})
         except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
             reason = str(error).splitlines()[0]
@@ -133,13 +135,18 @@ class SoftPrompt(nn.Module):
         return read_state(self.method)
 
     def prefix(self) -> Tensor:
-        """BOS and virtual tokens ``[Q, H]`` in the model's dtype, with gradient; raises ConfigError for others."""
+        """All that stands before a text ``[Q, H]``, in the model's dtype, with gradient; ConfigError for keys and values."""
         state = self.state()
         if state.kind != "embeddings":
             raise ConfigError(f"{self.config.method} learns keys and values, not inputs: attach it to the model")
-        bos = self.base.bos_ids if state.behind_bos else ()
-        front = self.base.embed(torch.tensor(bos, dtype=torch.long, device=self.base.device))
-        return torch.cat([front, state.tensor.to(front.device, front.dtype)])
+        return make_concatenated_prefix(self.base, state).embeddings[0]
+
+    @property
+    def lead(self) -> tuple[int, ...]:
+        """What a text begins with that stands in the prefix already: BOS, and all that is the same in conversations."""
+        placement = self.method.placement
+        bos = self.base.bos_ids if placement.behind_bos or not placement.added else ()
+        return (*bos, *placement.before, *placement.behind)
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, labels: Tensor | None = None
@@ -156,7 +163,7 @@ class SoftPrompt(nn.Module):
         """
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         prefix = self.prefix()
-        rows = place_prefix(input_ids, mask, self.base.bos_ids, len(prefix))
+        rows = place_prefix(input_ids, mask, self.lead, len(prefix))
         check_room(rows.mask.shape[1], self.base.context_length, self.length)
         texts = self.base.embed(input_ids)
         inputs = {
@@ -200,12 +207,12 @@ class SoftPrompt(nn.Module):
         Of a classification task the label's tokens are the targets, among all of the vocabulary.
         """
         encoder = ExampleEncoder(self.base, task.spec, self.length)
-        rows, bos = [], list(self.base.bos_ids)
+        rows, lead = [], list(self.lead)
         for item in encoder.training_items(getattr(task, split)):
-            ids = [*bos, *item.ids, item.targets[-1]]
+            ids = [*lead, *item.ids, item.targets[-1]]
             labels = [IGNORED] * len(ids)
             for position, target in zip(item.positions, item.targets, strict=True):
-                labels[len(bos) + position + 1] = target
+                labels[len(lead) + position + 1] = target
             rows.append({"input_ids": ids, "labels": labels})
         return rows
 
@@ -248,7 +255,7 @@ class SoftPrompt(nn.Module):
         Path(folder).mkdir(parents=True, exist_ok=True)
         facts = {
             "settings": {name: getattr(self.config, name) for name in SETTINGS if name != "init"},
-            "behind_bos": self.method.behind_bos,
+            "placement": self.method.placement.to_dict(),
             "base": self.base.name,
         }
         tensors = {f"soft_prompt.{name}": one.detach().cpu().contiguous() for name, one in self.state_dict().items()}

@@ -1,0 +1,328 @@
+"""ChatTemplate: conversations as the text that a model's own chat template makes of them.
+
+What messages say never becomes a special token: a mark in them is given to the template as a sign that stands nowhere
+else, and is a piece of the user's data in what comes out. Where the virtual tokens stand is found in the same way, by
+a sign at the beginning or end of the system message.
+"""
+
+import re
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from softprompt.data.chats.chat_format import ChatFormat
+from softprompt.data.chats.conversation import Conversation, Message
+from softprompt.data.encoding.placement import Placement
+from softprompt.data.encoding.tokenization import Span, safe_tokenizer
+from softprompt.errors import DataError, TemplateError, printable
+
+_SIGNS = range(0x100000, 0x10FFFE)  # of Unicode's last plane, which is for private use
+_PRIVATE = re.compile(f"[{chr(_SIGNS[0])}-{chr(_SIGNS[-1])}]")
+_GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
+_PROBES = ("a", "Z 9")  # what two users may say, with nothing in common
+
+
+@dataclass(frozen=True)
+class RenderedChat:
+    """What the template made of a conversation.
+
+    Attributes:
+        text: the whole of it.
+        fields: ranges of ``text`` that are marks which the data spelled, hence none: half open, ascending, disjoint.
+        place: where in ``text`` the virtual tokens stand.
+        generated: ranges that the template's ``{% generation %}`` marks as the assistant's.
+    """
+
+    text: str
+    fields: tuple[Span, ...]
+    place: int
+    generated: tuple[Span, ...] = ()
+
+    def part(self, start: int, end: int | None = None) -> tuple[str, list[Span]]:
+        """The text from ``start`` to ``end``, and which ranges of it the data brought."""
+        stop = len(self.text) if end is None else end
+        inside = [(max(a, start) - start, min(b, stop) - start) for a, b in self.fields if a < stop and b > start]
+        return self.text[start:stop], inside
+
+
+class ChatTemplate:
+    """A chat template with what is fixed of its conversations.
+
+    Attributes:
+        format: what is fixed.
+        has_system_turn: whether it gives a system message a turn of its own.
+    """
+
+    def __init__(self, tokenizer: Any, chat: ChatFormat) -> None:
+        """Find out what the template does.
+
+        Raises:
+            TemplateError: it does not parse, or makes nothing of what users say.
+        """
+        self.format, self._named = chat, dict(tokenizer.special_tokens_map)
+        self._bos = str(tokenizer.bos_token or "")
+        self._tokens = safe_tokenizer(tokenizer)
+        self._marks = self._tokens.marks
+        added = tokenizer.added_tokens_decoder.values()
+        # an assistant says these: thoughts and calls begin and end so
+        self._spoken = {str(one) for one in added if not one.special} & self._marks.keys()
+        self._pattern = re.compile("|".join(map(re.escape, sorted(self._marks, key=len, reverse=True))) or r"(?!)")
+        self.marks_learned_turns = bool(_GENERATION.search(chat.template))
+        self._render_probe(_PROBES[0], None)  # what does not work at all is told so
+        self.has_system_turn, self._takes_system = self._find_system_turn()
+        if chat.system and not self._takes_system:
+            raise TemplateError("this chat template has no place for a system message: leave --system out")
+
+    @property
+    def takes_system(self) -> bool:
+        """Whether a system message is written anywhere."""
+        return self._takes_system
+
+    @property
+    def inside_system(self) -> bool:
+        """Whether the virtual tokens stand in the system turn, rather than before the first turn."""
+        return self.has_system_turn and self.format.placement != "first"
+
+    def render(self, conversation: Conversation, *, ask: bool = True) -> RenderedChat:
+        """A conversation's text, with the beginning of the assistant's turn behind it if it is to be asked.
+
+        Raises:
+            DataError: the template refuses it, or has no place for its system message.
+        """
+        return self._render(self._with_fixed(conversation), conversation.tools or self.format.tools, ask)
+
+    @cached_property
+    def front(self) -> str:
+        """What stands before the virtual tokens."""
+        probe = self._probe(_PROBES[0])
+        return probe.text[: probe.place]
+
+    @cached_property
+    def shared(self) -> str:
+        """What stands behind the virtual tokens in every conversation, up to the last mark that all have there."""
+        if not self.format.shared:
+            return ""
+        first, second = (probe.text[probe.place :] for probe in map(self._probe, _PROBES))
+        same = next((at for at, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), len(first))
+        # a mark is a token whatever stands beside it, where other words may join those behind them
+        ends = [mark.end() for mark in self._pattern.finditer(first) if mark.end() <= same]
+        return first[: max(ends, default=0)]
+
+    @cached_property
+    def opening(self) -> str:
+        """What an answer without thoughts begins with: empty, or what a channel or an end of thinking is written as."""
+        conversation = Conversation((Message("user", _PROBES[0]),))
+        asked = self.render(conversation).text
+        answered = self.render(_answer(conversation, _ANSWER), ask=False).text
+        place = answered.rfind(_ANSWER)
+        return answered[len(asked) : place] if answered.startswith(asked) and place >= len(asked) else ""
+
+    @cached_property
+    def end(self) -> str:
+        """The mark that ends an assistant's turn; empty where the template writes none."""
+        conversation = _answer(Conversation((Message("user", _PROBES[0]),)), _ANSWER)
+        behind = self.render(conversation, ask=False).text.rpartition(_ANSWER)[2]
+        found = self._pattern.search(behind)
+        return found[0] if found is not None and not behind[: found.start()].strip() else ""
+
+    @cached_property
+    def end_id(self) -> int | None:
+        """The token of ``end``."""
+        return self._marks.get(self.end)
+
+    @cached_property
+    def answer_mark(self) -> int | None:
+        """The last mark of ``opening``: what an answer says stands behind the last one of these."""
+        found = [mark[0] for mark in self._pattern.finditer(self.opening)]
+        return self._marks[found[-1]] if found else None
+
+    @cached_property
+    def asking(self) -> str:
+        """The end of what is asked, from its last mark on: what answers are tokenised behind."""
+        text = self.render(Conversation((Message("user", _PROBES[0]),))).text + self.opening
+        starts = [mark.start() for mark in self._pattern.finditer(text)]
+        return text[max(starts, default=0) :]
+
+    def placement(self, bos: Sequence[int]) -> Placement:
+        """What stands around the virtual tokens, as token ids, for a model whose texts begin with ``bos``."""
+        before = self._tokens.encode(self.front, ())
+        whole = self._tokens.encode(self.front + self.shared, ())
+        behind = whole[len(before) :] if whole[: len(before)] == before else self._tokens.encode(self.shared, ())
+        behind_bos = bool(bos) and before[: len(bos)] == list(bos)
+        return Placement(behind_bos or not bos, tuple(before[len(bos) if behind_bos else 0 :]), tuple(behind))
+
+    def skip_shared(self, rendered: RenderedChat, example_says: Callable[[str], str]) -> int:
+        """Where in a conversation's text that starts which is not in the shared prefix.
+
+        Raises:
+            DataError: it does not begin as all others do; ``example_says`` puts its row before the message.
+        """
+        if rendered.text[: rendered.place] != self.front or not rendered.text.startswith(self.shared, rendered.place):
+            raise DataError(
+                example_says(
+                    "its beginning is not the one that all conversations share: expected the same system message and "
+                    "tools in every one, or none of its own"
+                )
+            )
+        return rendered.place + len(self.shared)
+
+    def _with_fixed(self, conversation: Conversation) -> list[Message]:
+        messages, own = list(conversation.messages), conversation.system
+        if own is not None:
+            messages = messages[1:]
+        system = self.format.system if own is None else own
+        if system and not self._takes_system:
+            raise DataError("this model's chat template has no place for a system message: leave it out")
+        if self.inside_system:
+            return [Message("system", system or ""), *self.format.turns, *messages]
+        return [*([Message("system", system)] if system else []), *self.format.turns, *messages]
+
+    def _probe(self, said: str) -> RenderedChat:
+        return self.render(Conversation((Message("user", said),)))
+
+    def _render_probe(self, said: str, system: str | None) -> str:
+        messages = [*([] if system is None else [Message("system", system)]), Message("user", said)]
+        try:
+            return self._write([one.to_dict() for one in messages], (), ask=True)[0]
+        except DataError as error:
+            raise TemplateError(str(error)) from error
+
+    def _find_system_turn(self) -> tuple[bool, bool]:
+        """Whether a system message has a turn of its own, and whether it stands anywhere."""
+        try:
+            text = self._render_probe(_USER, _SYSTEM)
+        except TemplateError:
+            return False, False
+        system, user = text.find(_SYSTEM), text.find(_USER)
+        if system < 0 or user < 0:
+            return False, False
+        return system < user and bool(self._pattern.search(text, system, user)), True
+
+    def _render(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]], ask: bool) -> RenderedChat:
+        said = [one.to_dict() for one in messages]
+        signs = _Signs([said, tools], self._pattern)
+        spoken = self._spoken
+        hidden = [signs.hide(one, spoken if one["role"] == "assistant" else frozenset()) for one in said]
+        if self.inside_system:
+            system = hidden[0]["content"]
+            at_end = self.format.placement == "system-end"
+            hidden[0]["content"] = system + signs.place if at_end else signs.place + system
+        text, generated = self._write(hidden, [signs.hide(tool, frozenset()) for tool in tools], ask=ask)
+        rendered = signs.reveal(text, generated)
+        if not self.inside_system and self._bos and text.startswith(self._bos):
+            return replace(rendered, place=len(self._bos))
+        return rendered
+
+    def _write(
+        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Any], *, ask: bool
+    ) -> tuple[str, list[Span]]:
+        from jinja2 import TemplateError as JinjaError
+        from transformers.utils.chat_template_utils import render_jinja_template
+
+        options = {**self._named, **self.format.arguments}
+        try:
+            rendered: Any = render_jinja_template(
+                [[dict(one) for one in messages]],
+                tools=[*tools] or None,
+                chat_template=self.format.template,
+                return_assistant_tokens_mask=self.marks_learned_turns and not ask,
+                add_generation_prompt=ask,
+                **options,
+            )
+        # what templates raise is not of one kind: a filter fails on what another model's would take
+        except (JinjaError, TypeError, ValueError, KeyError, AttributeError, ArithmeticError, RecursionError) as error:
+            reason = printable(str(error) or type(error).__name__, 200)
+            raise DataError(f"the chat template refuses the conversation: {reason}") from error
+        (text,), spans = rendered
+        return text, [(start, end) for start, end in (spans[0] if spans else ()) if end > start]
+
+
+_known: WeakKeyDictionary[Any, dict[ChatFormat, ChatTemplate]] = WeakKeyDictionary()
+
+
+def find_chat_template(tokenizer: Any, chat: ChatFormat) -> ChatTemplate:
+    """The chat template of ``chat`` for this tokenizer, the same one for every call."""
+    templates = _known.setdefault(tokenizer, {})
+    if chat not in templates:
+        templates[chat] = ChatTemplate(tokenizer, chat)
+    return templates[chat]
+
+
+_SYSTEM, _USER, _ANSWER = "Qsystem", "Quser", "Qanswer"
+
+
+def _answer(conversation: Conversation, words: str) -> Conversation:
+    return replace(conversation, messages=(*conversation.messages, Message("assistant", words)))
+
+
+class _Signs:
+    """Signs in place of marks, of which the data has none.
+
+    Attributes:
+        place: the sign of where the virtual tokens stand.
+    """
+
+    def __init__(self, data: Any, pattern: re.Pattern[str]) -> None:
+        texts = list(_strings(data))
+        used = {sign for text in texts for sign in _PRIVATE.findall(text)}
+        free = (sign for sign in map(chr, _SIGNS) if sign not in used)
+        self.place, self._pattern = next(free), pattern
+        found = {mark for text in texts for mark in pattern.findall(text)}
+        self._by_mark = {mark: next(free) for mark in sorted(found)}
+        self._words = {self.place: "", **{sign: mark for mark, sign in self._by_mark.items()}}
+
+    def hide(self, value: Any, spoken: frozenset[str] | set[str]) -> Any:
+        """``value`` with signs for the marks in its strings, but for those that are ``spoken``."""
+        if not self._by_mark:
+            return value
+        if isinstance(value, str):
+            return self._pattern.sub(lambda mark: mark[0] if mark[0] in spoken else self._by_mark[mark[0]], value)
+        if isinstance(value, Mapping):
+            return {self.hide(key, spoken): self.hide(one, spoken) for key, one in value.items()}
+        if isinstance(value, list | tuple):
+            return [self.hide(one, spoken) for one in value]
+        return value
+
+    def reveal(self, text: str, generated: Sequence[Span]) -> RenderedChat:
+        """What was written, with marks for signs, and where they and the virtual tokens stand."""
+        pieces: list[str] = []
+        fields: list[Span] = []
+        places: list[int] = []
+        starts, shifts = [-1], [0]  # behind each sign everything moves
+        last = 0
+        for sign in _PRIVATE.finditer(text):
+            if (word := self._words.get(sign[0])) is None:
+                continue
+            start = sign.start() + shifts[-1]
+            if word:
+                fields.append((start, start + len(word)))
+            else:
+                places.append(start)
+            pieces += [text[last : sign.start()], word]
+            last = sign.end()
+            starts.append(sign.start())
+            shifts.append(shifts[-1] + len(word) - 1)
+        pieces.append(text[last:])
+
+        def moved(at: int) -> int:
+            return at + shifts[bisect_left(starts, at) - 1]
+
+        spans = tuple((moved(start), moved(end)) for start, end in generated)
+        if len(places) > 1:
+            raise DataError("the chat template writes the system message more than once: put the virtual tokens first")
+        return RenderedChat("".join(pieces), tuple(fields), places[0] if places else 0, spans)
+
+
+def _strings(value: Any) -> Iterable[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for key, one in value.items():
+            yield from _strings(key)
+            yield from _strings(one)
+    elif isinstance(value, list | tuple):
+        for one in value:
+            yield from _strings(one)
