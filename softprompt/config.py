@@ -228,6 +228,20 @@ class DataOptions(Settings):
     )
 
 
+class ChatOptions(Settings):
+    """How conversations are written for a model with a chat template; rows of text are turns of a user there."""
+
+    system: str | None = Field(None, description="a written system prompt beside the virtual tokens, or a file of it")
+    chat_template: str | None = Field(
+        None, description="file of a chat template, or none: a plain text.  [default: the model's own]"
+    )
+    learn: Literal["all", "last"] = Field("all", description="which of the assistant's turns are learned")
+    placement: Literal["system-start", "system-end", "first"] = Field(
+        "system-start",
+        description="where virtual tokens stand: in the system turn, at its start or end, or before the first turn",
+    )
+
+
 class GateConfig(Settings):
     """When a version is too much worse than the one in place to be promoted."""
 

@@ -15,7 +15,7 @@ from softprompt.report.pages.distillation_page import make_distillation_document
 from softprompt.report.report_files import write_document
 from softprompt.store.prompt_loading import load_prompt
 from softprompt.training.distillation.distill import distill, make_length_configs
-from softprompt.training.distillation.teacher import read_text
+from softprompt.utils.safe_io import read_text
 
 
 def run_distill(
@@ -60,7 +60,7 @@ def run_distill(
     task = Task.of_inputs(
         data,
         spec=None if prompt is None else prompt.spec,
-        max_length=chosen.max_length,
+        max_length=chosen.max_length if "max_length" in chosen.model_fields_set else None,
         **parse_task_settings(template, labels, verbalizer, metric),
         **columns,
     )

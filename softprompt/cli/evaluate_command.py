@@ -8,6 +8,7 @@ from softprompt.cli.base_loading import load_base, load_base_of, make_callback
 from softprompt.cli.console import say
 from softprompt.cli.option_values import drop_unset, parse_task_settings, pop_column_options, pop_model_options
 from softprompt.cli.printing import print_json, print_result
+from softprompt.data.chats.chat_resolution import resolve_chat
 from softprompt.data.examples import Example
 from softprompt.data.split_assignment import Subsample, sample_examples
 from softprompt.data.task import Task
@@ -65,6 +66,7 @@ def run_eval(
     generation = None if max_new_tokens is None else GenerationConfig(max_new_tokens=max_new_tokens)
     examples_in_front = choose_shots(task.train, shots, seed)
     base = load_base(str(model_name), model) if prompt_folder is None else load_base_of(prompt, model_name, model)
+    task = resolve_chat(base, task)
     for note in task.splits.notes:
         say(note)
     result: Evaluation

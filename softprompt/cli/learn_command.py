@@ -7,7 +7,7 @@ from softprompt.cli.base_loading import defer_base, join_processes, load_base, m
 from softprompt.cli.console import say
 from softprompt.cli.option_values import parse_pairs, parse_task_settings, pop_column_options, pop_model_options
 from softprompt.cli.printing import print_result
-from softprompt.config import TrainConfig, make_population
+from softprompt.config import DataOptions, TrainConfig, make_population
 from softprompt.data.builtin_data import rotten_tomatoes
 from softprompt.data.streaming import stream_splits
 from softprompt.data.task import Task
@@ -65,10 +65,10 @@ def run_train(
     callback = make_callback(as_json)
     source: Any = data
     if streaming:
-        source, columns = stream_splits(data, **reader_options(template, columns.get("text_column")), **columns), {}
-    task = Task.of(
-        source, max_length=chosen.max_length, **parse_task_settings(template, labels, verbalizer, metric), **columns
-    )
+        read = {name: columns.pop(name) for name in DataOptions.model_fields if name in columns}
+        source = stream_splits(data, **reader_options(template, read.get("text_column")), **read)
+    limit = chosen.max_length if "max_length" in chosen.model_fields_set else None
+    task = Task.of(source, max_length=limit, **parse_task_settings(template, labels, verbalizer, metric), **columns)
     task = task.with_room(max_new_tokens)
     prompt = fit(
         defer_base(model_name, model),
@@ -110,9 +110,8 @@ def run_multitask(
     chosen = TrainConfig.load(config, **settings)
     sources = parse_pairs("--task", tasks, "NAME=DATA", "reviews=data/reviews")
     taught = parse_pairs("--teacher", teachers, "NAME=PROMPT", "reviews=prompts/reviews")
-    read = {
-        name: Task.of(data, max_length=chosen.max_length, metric=metric, **columns) for name, data in sources.items()
-    }
+    limit = chosen.max_length if "max_length" in chosen.model_fields_set else None
+    read = {name: Task.of(data, max_length=limit, metric=metric, **columns) for name, data in sources.items()}
     prompts = fit(
         defer_base(model_name, model),
         read,

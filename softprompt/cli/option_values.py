@@ -3,10 +3,14 @@
 import csv
 import json
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
-from softprompt.config import DataOptions
+from softprompt.config import ChatOptions, DataOptions
+from softprompt.data.chats.chat_format import NO_TEMPLATE
 from softprompt.errors import ConfigError
+from softprompt.utils.files import expand_user
+from softprompt.utils.safe_io import read_text
 
 
 def parse_pairs(flag: str, options: tuple[str, ...], form: str, example: str) -> dict[str, str]:
@@ -88,5 +92,33 @@ def pop_model_options(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def pop_column_options(options: dict[str, Any]) -> dict[str, Any]:
-    """What ``column_options`` gave, where it was given, taken out of ``options``."""
-    return drop_unset(**{name: options.pop(name) for name in DataOptions.model_fields})
+    """What ``column_options`` gave and, where a verb has them, the options of chats, taken out of ``options``."""
+    columns = drop_unset(**{name: options.pop(name) for name in DataOptions.model_fields})
+    return {**columns, **_pop_chat_options(options)}
+
+
+def _pop_chat_options(options: dict[str, Any]) -> dict[str, Any]:
+    chat = drop_unset(**{name: options.pop(name, None) for name in ChatOptions.model_fields})
+    if (system := chat.get("system")) is not None and _is_file(system):
+        chat["system"] = read_text(Path(system)).strip()
+    if (template := chat.get("chat_template")) not in (None, NO_TEMPLATE):
+        chat["chat_template"] = read_text(expand_user(template))
+    if given := options.pop("chat_template_arg", None):
+        pairs = parse_pairs("--chat-template-arg", given, "NAME=VALUE", "enable_thinking=false")
+        chat["chat_template_args"] = {name: _value_of(words) for name, words in pairs.items()}
+    return chat
+
+
+def _is_file(words: str) -> bool:
+    """Whether these are the name of a file, and not what one would say."""
+    with suppress(OSError, ValueError):
+        return len(words) < 4096 and "\n" not in words and expand_user(words).is_file()
+    return False
+
+
+def _value_of(words: str) -> Any:
+    """A value of JSON, or the words themselves."""
+    try:
+        return json.loads(words)
+    except ValueError:
+        return words

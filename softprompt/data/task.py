@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from softprompt.config import TaskKind
-from softprompt.data.chats.chat_format import ChatFormat
+from softprompt.data.chats.chat_format import OWN_TEMPLATE, ChatFormat, LearnedTurns, PlacementName
 from softprompt.data.examples import Columns, Example, infer_kind, keep_answered, plain_label
 from softprompt.data.label_names import check_label_names, suggest_label
 from softprompt.data.readers.in_memory import DataSource
@@ -31,6 +31,7 @@ LABELS = 2_000
 LABEL_CHARACTERS = 500  # of a label, and of its words
 LABELS_CHARACTERS = 100_000  # of all labels' words
 LONGEST = 2**31  # tokens
+MAX_LENGTH, MAX_CHAT_LENGTH = 512, 2048  # tokens of template and text, if nobody says otherwise
 
 
 @dataclass(frozen=True)
@@ -205,6 +206,12 @@ class TaskSpec(Displayed):
         return spec
 
 
+def choose_max_length(splits: Splits) -> int:
+    """Tokens of a text that are read, where nobody says how many: conversations are longer."""
+    rows = splits.train or splits.validation or splits.test
+    return MAX_LENGTH if not rows or rows[0].conversation is None else MAX_CHAT_LENGTH
+
+
 def check_labels(labels: Any) -> tuple[str, ...]:
     """The names of the classes; raises ConfigError for what is no list of strings."""
     names = () if labels is None else labels
@@ -242,6 +249,7 @@ class Task(Displayed):
     spec: TaskSpec
     splits: Splits
     name: str = field(default="task")
+    chat: ChatFormat | None = None  # how rows are written for a model with a chat template; ``None``: it is decided
 
     def __repr__(self) -> str:
         sizes = {split: len(getattr(self.splits, split)) for split in ("train", "validation", "test")}
@@ -277,8 +285,13 @@ class Task(Displayed):
         labels: Sequence[str] | None = None,
         template: str | None = None,
         verbalizers: Mapping[str, str] | None = None,
-        max_length: int = 512,
+        max_length: int | None = None,
         metric: str | None = None,
+        system: str | None = None,
+        chat_template: str | None = None,
+        chat_template_args: Mapping[str, Any] | None = None,
+        learn: LearnedTurns = "all",
+        placement: PlacementName = "system-start",
         unlabelled: bool = False,
         **options: Any,
     ) -> Self:
@@ -291,7 +304,13 @@ class Task(Displayed):
             spec: of the task, where it is known already; the arguments down to ``metric`` then play no role.
             labels: class names in the order wanted; those of the training examples, sorted, if not given.
             verbalizers: words for some or all labels; a label's own name for the others.
-            max_length: tokens of template and text, at most.
+            max_length: tokens of template and text, at most: 512, or 2,048 of conversations.
+            system: for a model with a chat template, the written system prompt beside the virtual tokens.
+            chat_template: in place of the model's own, its Jinja2 source; ``"none"``: the plain template whatever the
+                model has.
+            chat_template_args: what the chat template is given by name, as ``{"enable_thinking": False}``.
+            learn: which of the assistant's turns are learned, ``all`` or the ``last``.
+            placement: where the virtual tokens stand, see ``ChatFormat``.
             metric: what it is judged by first, a name or ``package.module:function``. Without one it is accuracy, or
                 what the references ask for (see ``metrics.registry``), which the notes then say.
             unlabelled: rows may come without label and output: inputs, to learn from a teacher.
@@ -302,6 +321,8 @@ class Task(Displayed):
             ConfigError: a metric that there is not for this kind.
             TemplateError: a template that cannot be used.
         """
+        own = OWN_TEMPLATE if chat_template is None else chat_template
+        chat = ChatFormat(own, dict(chat_template_args or {}), system, placement=placement, learn=learn)
         splits = source.splits if isinstance(source, Task) else source
         if not isinstance(splits, Splits):
             known = None if spec is None else spec.columns
@@ -332,11 +353,12 @@ class Task(Displayed):
             labels=labels,
             template=template,
             verbalizers=verbalizers,
-            max_length=max_length,
+            max_length=max_length or choose_max_length(splits),
             metric=metric,
             columns=splits.columns,
         )
-        return cls._build(*_with_chosen_metric(spec, splits), "correct the rows, or name all labels")
+        task = cls._build(*_with_chosen_metric(spec, splits), "correct the rows, or name all labels")
+        return replace(task, chat=chat)
 
     @classmethod
     def classification(cls, source: DataSource | Splits, **options: Any) -> Self:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from softprompt.data.chats.chat_resolution import resolve_chat
 from softprompt.data.examples import Example
 from softprompt.data.split_assignment import Subsample, sample_examples, sample_indices
 from softprompt.data.task import Task, TaskSpec
@@ -136,6 +137,7 @@ def evaluate(
     if baseline and not isinstance(saved, Prompt):
         raise ConfigError("baseline=True tells what a saved prompt gains over the written one: give prompt= too")
     train: Sequence[Example] = ()
+    task: Task | None = None
     known = saved.spec if isinstance(saved, Prompt) else spec
     if isinstance(data, list | tuple) and all(isinstance(one, Example) for one in data):
         examples: Sequence[Example] = data
@@ -147,6 +149,8 @@ def evaluate(
         known, split = task.spec, split or choose_split(task)
         examples, train = task.splits[split], task.train
     model = load_base_of(saved, base) if isinstance(saved, Prompt) else load_checked(model)
+    if task is not None:
+        known = resolve_chat(model, task).spec
     if generation is None:
         generation = GenerationConfig(max_new_tokens=choose_max_new_tokens(model, known, examples))
     states = saved.states if isinstance(saved, Prompt) else saved

@@ -60,6 +60,8 @@ class GenerationConfig:
         seed: of sampling.
         grammar: what a completion may say; any text if not given.
         shown_marks: marks, as ``<tool_call>``, that stay in the text of a completion; others are left out.
+        ends: token ids that end a completion, beside those that the model names: the end of an assistant's turn.
+        answer_mark: the token whose last one the answer stands behind, where a completion has it: thoughts go before.
     """
 
     max_new_tokens: int = ANSWER_ROOM
@@ -70,6 +72,8 @@ class GenerationConfig:
     seed: int = 0
     grammar: Grammar | None = None
     shown_marks: tuple[str, ...] = ()
+    ends: tuple[int, ...] = ()
+    answer_mark: int | None = None
 
     def __repr__(self) -> str:
         return summarize_fields(self, only_changed=True)
@@ -126,7 +130,7 @@ class Completion:
         """
         self._tokenizer = base.tokenizer
         self._goes_on = base.architecture == "decoder-only"
-        self._ends = end_token_ids(base)
+        self._ends = end_token_ids(base) | frozenset(generation.ends)
         self.generation = generation
         # one generator for each text: what it samples does not depend on its neighbours
         self._generator = torch.Generator().manual_seed((generation.seed * 1_000_003 + index) % 2**63)
@@ -168,13 +172,21 @@ class Completion:
     def decoded(self) -> str:
         """The text of all tokens so far, a stop string included."""
         if self._decoded[0] != len(self.tokens):
+            tokens = self._answer_tokens()
             # some tokenizers leave out a blank at the very beginning, which is none where a text goes on
             before = self._before
-            text = self._decode_tokens([*before, *self.tokens])
+            text = self._decode_tokens([*before, *tokens])
             front = self._decode_tokens(before)
-            whole = text[len(front) :] if text.startswith(front) else self._decode_tokens(self.tokens)
+            whole = text[len(front) :] if text.startswith(front) else self._decode_tokens(tokens)
             self._decoded = len(self.tokens), whole
         return self._decoded[1]
+
+    def _answer_tokens(self) -> list[int]:
+        """Those behind the last ``answer_mark``."""
+        mark = self.generation.answer_mark
+        if mark is None or mark not in self.tokens:
+            return self.tokens
+        return self.tokens[len(self.tokens) - self.tokens[::-1].index(mark) :]
 
     @cached_property
     def _before(self) -> list[int]:

@@ -19,6 +19,7 @@ from softprompt.data.task import Task, TaskSpec
 from softprompt.data.task_arguments import Data, resolve_task
 from softprompt.data.templates.template import Template, check_fills
 from softprompt.errors import ConfigError, DataError, NotFiniteError, SoftpromptError, printable
+from softprompt.inference.chat_answers import check_placement, end_with_turns, make_bare_state
 from softprompt.inference.generation import Completed, GenerationConfig, choose_max_new_tokens, complete
 from softprompt.inference.predictions import Inputs, Prediction, Predictions, is_single, read_inputs
 from softprompt.inference.scoring import EVALUATION_TOKENS, AnswerScorer
@@ -86,10 +87,12 @@ class Predictor(Displayed):
         self.states = (states,) if isinstance(states, PromptState) else tuple(states or ())
         if len(self.states) > 1 and spec.kind == "generation":
             raise ConfigError("an ensemble answers by vote, expected a classification task, got generation")
-        self.generation = generation or GenerationConfig(max_new_tokens=choose_max_new_tokens(base, spec))
+        generation = generation or GenerationConfig(max_new_tokens=choose_max_new_tokens(base, spec))
+        self.generation = end_with_turns(base, spec, generation)
         length = max((state.length for state in self.states), default=0)
         self.encoder = ExampleEncoder(base, spec, length, self.generation.max_new_tokens, words_before(self.states))
         self._objective = AnswerScorer(base, self.encoder.verbalizer)
+        check_placement(self.states, self.encoder.placement)
 
     def __repr__(self) -> str:
         states = " and ".join(describe_state(state) for state in self.states[:2]) or "the bare template"
@@ -154,7 +157,7 @@ class Predictor(Displayed):
     def prefix(self) -> Prefix:
         """BOS and prompt, or each of several prompts, computed once."""
         with torch.no_grad():
-            return make_prefix(self.base, *(self.states or (None,)))
+            return make_prefix(self.base, *(self.states or (make_bare_state(self.base, self.spec),)))
 
     def member_log_probabilities(self, examples: Sequence[Example]) -> Tensor:
         """Log-probabilities ``[M, examples, C]`` of the labels by each of ``M`` prompts, all in the same batches."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, TypeAlias, overload
 
 from softprompt.config import TrainConfig
+from softprompt.data.chats.chat_resolution import resolve_chat
 from softprompt.data.task import Task
 from softprompt.data.task_arguments import Data, is_several_tasks, pop_task_options, resolve_task
 from softprompt.errors import ConfigError
@@ -219,7 +220,7 @@ def _prepare(
 ) -> tuple[dict[str, Task], dict[str, TrainConfig]]:
     """Tasks and settings with the lengths that go together, and with the versions that references mean now."""
     first = next(iter(configs.values()))
-    limited = {name: limit_length(task, first) for name, task in tasks.items()}
+    limited = {name: limit_length(resolve_chat(base, task), first) for name, task in tasks.items()}
     if set(tasks) != {""}:
         return limited, dict(configs)
     task = reserve_answer_room(base, limited[""])

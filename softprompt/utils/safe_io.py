@@ -8,6 +8,9 @@ import stat
 from pathlib import Path
 from typing import Any
 
+from softprompt.errors import ConfigError
+from softprompt.utils.files import expand_user
+
 TEXT_LIMIT = 4 * 2**20  # bytes of JSON, in a file of its own or a safetensors header; in memory it is twenty times that
 FILE_LIMIT = 2**30  # bytes of any file of a prompt
 _LONGEST_INTEGER = 20  # digits: 64 bits
@@ -99,3 +102,20 @@ def _integer(digits: str) -> int:
     if len(digits) > _LONGEST_INTEGER:
         raise ValueError(f"it has a whole number of {len(digits):,} digits")
     return int(digits)
+
+
+def read_text(path: Path) -> str:
+    """The text of a file, for a prompt that is written.
+
+    Raises:
+        ConfigError: it is not there, empty, too large, or no text in UTF-8.
+    """
+    try:
+        text = read_file(expand_user(path), TEXT_LIMIT).decode()
+    except FileNotFoundError as error:
+        raise ConfigError(f"the prompt's file '{path}' does not exist: give one with the text") from error
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"the prompt's file '{path}' cannot be read: {error}; expected text in UTF-8") from error
+    if not text.strip():
+        raise ConfigError(f"the prompt's file '{path}' is empty: expected the text that stands in front of the inputs")
+    return text

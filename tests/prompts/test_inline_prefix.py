@@ -7,6 +7,7 @@ from helpers.tiny_models import WINDOW, tiny_base
 from torch import Tensor
 
 from softprompt.data.encoding.encoder import Batch
+from softprompt.data.encoding.placement import Placement
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.models.kernels import compilation as compiling
 from softprompt.models.kernels import fused_layer
@@ -69,7 +70,9 @@ def test_a_prompt_that_stands_behind_no_bos(base: FrozenLM) -> None:
     batch, results = batch_of(1), []
     for make in (make_learning_prefix, make_prefix):
         prompt = learned(base, 3, 0)
-        results.append(outcome(make(base, PromptState("embeddings", (prompt,), False)), batch, [prompt]))
+        results.append(
+            outcome(make(base, PromptState("embeddings", (prompt,), Placement(behind_bos=False))), batch, [prompt])
+        )
     for found, right in zip(*results, strict=True):
         torch.testing.assert_close(found, right, rtol=1e-4, atol=1e-4)
 

@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from softprompt.cli.verbs.shell_completion import complete_value
-from softprompt.config import DataOptions
+from softprompt.config import ChatOptions, DataOptions
 from softprompt.utils.files import expand_user
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -130,7 +130,7 @@ def _setting_option(
 
 
 _ALIASES = {"learning_rate": ("--lr",)}  # further flags of a setting
-_TYPES = {"init": INIT_WORDS, "prompts": GIVEN}  # where words for the model are expected or not
+_TYPES = {"init": INIT_WORDS, "prompts": GIVEN, "system": WORDS}  # where words for the model are expected or not
 
 
 def remark(told: str, here: str = "", default: str = "") -> str:
@@ -321,6 +321,14 @@ task_options = combine_options(
     ),
     click.option(
         "--verbalizer", type=LABEL_WORDS, multiple=True, metavar="LABEL=WORDS", help="Words for a label. Repeatable."
+    ),
+    setting_options(ChatOptions),
+    click.option(
+        "--chat-template-arg",
+        type=GIVEN,
+        multiple=True,
+        metavar="NAME=VALUE",
+        help="What the chat template is given, as enable_thinking=false. Repeatable.",
     ),
 )
 

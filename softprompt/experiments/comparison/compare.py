@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from softprompt.data.chats.chat_resolution import resolve_chat
 from softprompt.data.split_assignment import Subsample
 from softprompt.data.splits import Splits
 from softprompt.data.task import Task
@@ -71,7 +72,7 @@ def compare(
     tracker = GroupTracker(parse_trackers(track), out.name, told.on_message)
     engine = find_engine(settings.engine_python, settings.engine_gguf)
     base = load_checked(base)
-    task = reserve_answer_room(base, task)
+    task = reserve_answer_room(base, resolve_chat(base, task))
     comparison = ComparisonRun(
         base, task, settings, StudyFolder(out, _describe_setup(base, task, settings)), told, engine, tracker
     )

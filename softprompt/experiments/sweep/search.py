@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from softprompt.config import TrainConfig
+from softprompt.data.chats.chat_resolution import resolve_chat
 from softprompt.data.task import Task
 from softprompt.data.task_arguments import Data, pop_task_options, resolve_task
 from softprompt.errors import ConfigError, TrainingError
@@ -114,6 +115,7 @@ def sweep(
     SweepFolder.check(out)
     tracker = GroupTracker(parse_trackers(track), out.name, told.on_message)
     base = load_checked(base)
+    task = resolve_chat(base, task)
     sampler = TrialSampler(space, space.defaults(fixed), trials, fixed.seed)
     chosen = SweepSettings(fixed, pruning, base.name, dict(options or {}), base.fingerprint)
     with SweepFolder(out, _describe_setup(base, task, space, chosen)) as folder:

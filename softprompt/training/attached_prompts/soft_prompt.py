@@ -135,7 +135,7 @@ class SoftPrompt(nn.Module):
         return read_state(self.method)
 
     def prefix(self) -> Tensor:
-        """All that stands before a text ``[Q, H]``, in the model's dtype, with gradient; ConfigError for keys and values."""
+        """All that stands before a text ``[Q, H]``, with gradient; raises ConfigError for keys and values."""
         state = self.state()
         if state.kind != "embeddings":
             raise ConfigError(f"{self.config.method} learns keys and values, not inputs: attach it to the model")

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, TypeAlias, overload
 
 from softprompt.config import DistillConfig, TrainConfig
+from softprompt.data.chats.chat_resolution import resolve_chat
 from softprompt.data.examples import Example
 from softprompt.data.split_assignment import Subsample, sample_examples, sample_indices
 from softprompt.data.task import Task
@@ -223,7 +224,7 @@ def _distill(
     """Students of one teacher, in the same forward passes; by the folders they are saved in."""
     configs = {name: _resolve_init(config, teacher) for name, config in configs.items()}
     first = next(iter(configs.values()))
-    whole = reserve_answer_room(base, limit_length(task, first))
+    whole = reserve_answer_room(base, limit_length(resolve_chat(base, task), first))
     room = settings.max_new_tokens or choose_max_new_tokens(
         base, whole.spec, whole.train + whole.validation + whole.test
     )

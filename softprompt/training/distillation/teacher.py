@@ -11,7 +11,6 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
@@ -31,8 +30,6 @@ from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.saved_prompt import Prompt
 from softprompt.prompts.state import PromptState
 from softprompt.prompts.written_prompt import written_ids, written_prompt
-from softprompt.utils.files import expand_user
-from softprompt.utils.safe_io import TEXT_LIMIT, read_file
 
 
 @dataclass(frozen=True)
@@ -157,23 +154,6 @@ class Completions:
 
 
 Answers: TypeAlias = LabelAnswers | Completions
-
-
-def read_text(path: Path) -> str:
-    """The text of a file, for a teacher.
-
-    Raises:
-        ConfigError: it is not there, empty, too large, or no text in UTF-8.
-    """
-    try:
-        text = read_file(expand_user(path), TEXT_LIMIT).decode()
-    except FileNotFoundError as error:
-        raise ConfigError(f"the prompt's file '{path}' does not exist: give one with the text") from error
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"the prompt's file '{path}' cannot be read: {error}; expected text in UTF-8") from error
-    if not text.strip():
-        raise ConfigError(f"the prompt's file '{path}' is empty: expected the text that stands in front of the inputs")
-    return text
 
 
 def ask_teacher(
