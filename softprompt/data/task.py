@@ -148,6 +148,15 @@ class TaskSpec(Displayed):
         """The same texts, answered by words of any kind in place of a label."""
         return replace(self, kind="generation", labels=(), verbalizers=(), metric=None)
 
+    @property
+    def as_plain(self) -> "TaskSpec":
+        """The same task without turns: words around each text, as solved examples have them in a prompt's start."""
+        if self.chat is None:
+            return self
+        usual = CLASSIFICATION_TEMPLATE if self.kind == "classification" else GENERATION_TEMPLATE
+        template = usual if self.template == "{{ text }}" else f"{self.template}{usual.removeprefix('{{ text }}')}"
+        return replace(self, template=template, chat=None)
+
     @cached_property
     def compiled(self) -> Template:
         return Template(self.template, self.columns.text)

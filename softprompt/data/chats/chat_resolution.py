@@ -40,6 +40,8 @@ def resolve_chat(base: TokenizingModel, task: Task) -> Task:
     if _THINKING in source and _THINKING not in chat.arguments and not any(map(_thinks, rows)):
         chat = replace(chat, arguments={**chat.arguments, _THINKING: False})
         notes.append(f"the model answers without thinking first (--chat-template-arg {_THINKING}=true has it think)")
+    if left_out := find_chat_template(base.tokenizer, chat).left_out:
+        notes.append(f"the chat template asks with {left_out!r}, which no finished answer has: it is left out")
     if not find_chat_template(base.tokenizer, chat).has_system_turn and chat.placement != "first":
         chat = replace(chat, placement="first")
     template = "{{ text }}" if spec.template in _USUAL else spec.template

@@ -112,6 +112,15 @@ class ChatTemplate:
         return first[: max(ends, default=0)]
 
     @cached_property
+    def left_out(self) -> str:
+        """What the template asks with that no finished answer has, the beginning of thoughts: it is not asked with."""
+        said = Message("user", _PROBES[0]).to_dict()
+        asked, _ = self._write([said], (), ask=True)
+        answered, _ = self._write([said, Message("assistant", _ANSWER).to_dict()], (), ask=False)
+        place = answered.rfind(_ANSWER)
+        return "" if place < 0 or answered.startswith(asked) else asked.removeprefix(answered[:place])
+
+    @cached_property
     def opening(self) -> str:
         """What an answer without thoughts begins with: empty, or what a channel or an end of thinking is written as."""
         conversation = Conversation((Message("user", _PROBES[0]),))
@@ -211,7 +220,7 @@ class ChatTemplate:
             at_end = self.format.placement == "system-end"
             hidden[0]["content"] = system + signs.place if at_end else signs.place + system
         text, generated = self._write(hidden, [signs.hide(tool, frozenset()) for tool in tools], ask=ask)
-        rendered = signs.reveal(text, generated)
+        rendered = signs.reveal(text.removesuffix(self.left_out) if ask else text, generated)
         if not self.inside_system and self._bos and text.startswith(self._bos):
             return replace(rendered, place=len(self._bos))
         return rendered

@@ -32,6 +32,8 @@ class InitializerContext:
 
 def default_instruction(spec: TaskSpec) -> str:
     """A plain instruction for the task, made of what is known of it: the start of ``init='text'``."""
+    if spec.chat is not None and spec.chat.system:
+        return spec.chat.system
     if spec.kind == "generation":
         return "Read the input and write the output that belongs to it."
     return f"Classify the text as {', '.join(spec.verbalizers[:-1])} or {spec.verbalizers[-1]}."
@@ -48,7 +50,7 @@ def _instruction(context: InitializerContext) -> Tensor:
 
 def _examples(context: InitializerContext) -> Tensor:
     base, spec, length = context.base, context.spec, context.length
-    shots = encode_solved_within(ExampleEncoder(base, spec, 0), context.examples, length, context.seed)
+    shots = encode_solved_within(ExampleEncoder(base, spec.as_plain, 0), context.examples, length, context.seed)
     if not shots:
         return _instruction(context)
     words = encode_plain(base.tokenizer, default_instruction(spec) + GAP)

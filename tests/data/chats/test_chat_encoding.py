@@ -1,0 +1,117 @@
+"""Ids of conversations against ``apply_chat_template`` of each family, which knows nothing of ours."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from helpers.chat_models import CHAT_FAMILIES, chat_base, chat_template, chat_tokenizer
+
+from softprompt.data.chats.chat_format import ChatFormat
+from softprompt.data.chats.conversation import Conversation, Message
+from softprompt.data.encoding.encoder import ExampleEncoder
+from softprompt.data.examples import Example
+from softprompt.data.task import TaskSpec
+
+TURNS = (
+    Message("user", "Hello there"),
+    Message("assistant", "Hi! How are you?"),
+    Message("user", "Two and two?"),
+    Message("assistant", "Four."),
+)
+
+
+def generation(family: str, **options: Any) -> TaskSpec:
+    chat = ChatFormat(chat_template(family), **options)
+    return TaskSpec("generation", "{{ text }}", chat=chat, max_length=1000)
+
+
+def example(*turns: Message) -> Example:
+    return Example("", None, (turns[-1].content,), conversation=Conversation(turns))
+
+
+def expected(family: str, turns: tuple[Message, ...], *, ask: bool = False, **arguments: Any) -> list[int]:
+    tokenizer = chat_tokenizer(family)
+    found = tokenizer.apply_chat_template(
+        [one.to_dict() for one in turns], chat_template=chat_template(family), add_generation_prompt=ask, **arguments
+    )
+    ids = list(found["input_ids"])
+    # this one asks with the beginning of thoughts, which none of its finished answers has
+    thoughts = tokenizer.encode("<think>\n", add_special_tokens=False) if family == "deepseekv3" and ask else []
+    return ids[: len(ids) - len(thoughts)]
+
+
+def takes_system(family: str) -> bool:
+    return family not in ("gemma",)
+
+
+@pytest.mark.parametrize("family", CHAT_FAMILIES)
+@pytest.mark.parametrize("system", [None, "Be brief, please."])
+def test_a_conversation_has_the_ids_of_apply_chat_template(family: str, system: str | None) -> None:
+    if system and not takes_system(family):
+        pytest.skip("no place for a system message")
+    base, turns = chat_base(family), TURNS
+    spec = generation(family, placement="first", learn="last", system=system)
+    whole = (*([Message("system", system)] if system else []), *turns)
+    encoder = ExampleEncoder(base, spec, 4)
+    place = encoder.placement
+    front = [*(base.bos_ids if place.behind_bos else ()), *place.before, *place.behind]
+    (item,) = encoder.training_items([example(*turns)])
+    ids = [*front, *item.ids, item.targets[-1]]
+    right = expected(family, whole)
+    assert right[: len(ids)] == ids
+    # what stands behind the end of the last turn is white space
+    assert not chat_tokenizer(family).decode(right[len(ids) :], skip_special_tokens=False).strip()
+    asked = [*front, *encoder.encode_texts([example(*turns)])[0]]
+    assert asked == expected(family, whole[:-1], ask=True)
+    assert item.positions[0] == len(asked) - len(front) - 1
+    assert "Four." in chat_tokenizer(family).decode(list(item.targets))
+
+
+@pytest.mark.parametrize("family", CHAT_FAMILIES)
+def test_virtual_tokens_stand_in_the_system_turn(family: str) -> None:
+    if not takes_system(family):
+        pytest.skip("no place for a system message")
+    base, system = chat_base(family), "Be brief, please."
+    spec = generation(family, system=system, learn="last")
+    encoder = ExampleEncoder(base, spec, 4)
+    place = encoder.placement
+    (asked,) = encoder.encode_texts([example(*TURNS)])
+    front = [*(base.bos_ids if place.behind_bos else ()), *place.before]
+    tokenizer = chat_tokenizer(family)
+    whole = (Message("system", system), *TURNS[:-1])
+    written = tokenizer.decode([*front, *place.behind, *asked])
+    assert written == tokenizer.decode(expected(family, whole, ask=True))
+    assert place.behind, "the system prompt is shared"
+
+
+@pytest.mark.parametrize("family", CHAT_FAMILIES)
+def test_text_of_users_is_never_a_special_token(family: str) -> None:
+    base, tokenizer = chat_base(family), chat_tokenizer(family)
+    spec = generation(family, placement="first", learn="last")
+    marks = "".join(str(one) for one in tokenizer.added_tokens_decoder.values() if one.special)
+    encoder = ExampleEncoder(base, spec, 4)
+    special = {at for at, one in tokenizer.added_tokens_decoder.items() if one.special}
+
+    def count(said: str) -> list[int]:
+        (ids,) = encoder.encode_texts([Example(said)])
+        return [one for one in ids if one in special]
+
+    assert count(f"a {marks} b") == count("a b")
+    assert count("\U00100000\U00100001 a") == count("a b")
+
+
+@pytest.mark.parametrize("family", CHAT_FAMILIES)
+def test_all_turns_or_the_last_are_learned(family: str) -> None:
+    base, tokenizer = chat_base(family), chat_tokenizer(family)
+    spec = generation(family, learn="all")
+    encoder = ExampleEncoder(base, spec, 4)
+    (item,) = encoder.training_items([example(*TURNS)])
+    said = tokenizer.decode(list(item.targets))
+    assert "Four." in said
+    assert ("Hi! How are you?" in said) != any(
+        "only the assistant's last" in note for note in encoder.truncation_notes()
+    )
+    assert "Hello" not in said and "Two and two" not in said
+    unlearned = (TURNS[0], replace(TURNS[1], learned=False), *TURNS[2:])
+    (item,) = encoder.training_items([example(*unlearned)])
+    assert "Hi!" not in tokenizer.decode(list(item.targets))
