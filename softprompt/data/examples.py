@@ -1,7 +1,6 @@
 """Rows to examples: text, label or outputs, and the other columns with the types that they have in the data."""
 
 import json
-import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Self
@@ -12,7 +11,7 @@ from softprompt.data.chats.conversation_rows import ConversationForm, find_form,
 from softprompt.data.chats.plain_text import answer_text, readable_text
 from softprompt.data.column_values import format_value, is_blank, read_output, read_string, read_value
 from softprompt.data.known_formats import recognize_rows, suggest_columns
-from softprompt.data.label_names import fold_label, quote_label
+from softprompt.data.label_names import fold_label, plain_label, quote_label
 from softprompt.errors import DataError
 from softprompt.utils.messages import quote_names, type_name
 from softprompt.utils.notebook_display import Displayed
@@ -257,14 +256,6 @@ def _lacks(row: Mapping[str, Any], names: Sequence[str]) -> str:
     near = [quote_label(name) for name in row if fold_label(name) in wanted]
     hint = f"did you mean {' or '.join(near)}? " if near else ""
     return f"expected a column {quote_names(names, ' or ')}, got {quote_names(row)}: {hint}"
-
-
-def plain_label(value: Any) -> Any:
-    """A label as it is called: numbers and booleans as strings; all else as it is."""
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    finite = isinstance(value, int) or (isinstance(value, float) and math.isfinite(value))  # NaN stands for null
-    return str(value) if finite else value
 
 
 def count_characters(example: Example) -> int:

@@ -3,9 +3,11 @@
 import math
 import statistics
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
-from softprompt.errors import DataError
+from softprompt.errors import ConfigError, DataError
+from softprompt.utils.arguments import describe_argument
 
 MANY = 10  # classes; fewer are not questioned
 WORDS = 5  # that a label has in the median where it looks like a sentence
@@ -71,3 +73,41 @@ def check_label_names(labels: Sequence[str], rows: int, source: str) -> list[str
             f"{advice}."
         ]
     return []
+
+
+def plain_label(value: Any) -> Any:
+    """A label as it is called: numbers and booleans as strings; all else as it is."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    finite = isinstance(value, int) or (isinstance(value, float) and math.isfinite(value))  # NaN stands for null
+    return str(value) if finite else value
+
+
+def check_labels(labels: Any) -> tuple[str, ...]:
+    """The names of the classes; raises ConfigError for what is no list of strings."""
+    names = () if labels is None else labels
+    if isinstance(names, str | Mapping) or not isinstance(names, Iterable):
+        advice = ": words for the labels of the data are verbalizers" if isinstance(names, Mapping) else ""
+        got = describe_argument(labels)
+        raise ConfigError(f"labels: expected a list of names, as ['no', 'yes'], got {got}{advice}")
+    return tuple(_label_name(one, "labels") for one in names)
+
+
+def check_verbalizers(verbalizers: Any) -> dict[str, str]:
+    """Words by label; raises ConfigError for what is no mapping of strings."""
+    if verbalizers is not None and not isinstance(verbalizers, Mapping):
+        raise ConfigError(
+            f"verbalizers: expected words by label, as {{'pos': 'good'}}, got {describe_argument(verbalizers)}"
+        )
+    words = {_label_name(label, "verbalizers"): word for label, word in (verbalizers or {}).items()}
+    if wrong := [word for word in words.values() if not isinstance(word, str)]:
+        raise ConfigError(f"verbalizers: expected words by label, got {describe_argument(wrong[0])}: give strings")
+    return words
+
+
+def _label_name(label: Any, where: str) -> str:
+    """A label as rows that have it are read."""
+    name = plain_label(label)
+    if not isinstance(name, str):
+        raise ConfigError(f"{where}: expected names of labels, got {describe_argument(label)}: give strings, as '1'")
+    return name

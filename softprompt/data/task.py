@@ -1,7 +1,7 @@
 """Task: examples, template, labels and metric; TaskSpec is the part that a saved prompt keeps."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -9,8 +9,8 @@ from typing import Any, Self
 
 from softprompt.config import TaskKind
 from softprompt.data.chats.chat_format import OWN_TEMPLATE, ChatFormat, LearnedTurns, PlacementName
-from softprompt.data.examples import Columns, Example, infer_kind, keep_answered, plain_label
-from softprompt.data.label_names import check_label_names, suggest_label
+from softprompt.data.examples import Columns, Example, infer_kind, keep_answered
+from softprompt.data.label_names import check_label_names, check_labels, check_verbalizers, suggest_label
 from softprompt.data.readers.in_memory import DataSource
 from softprompt.data.splits import Splits, read_splits
 from softprompt.data.task_manifest import SavedTask, validate_saved
@@ -18,7 +18,7 @@ from softprompt.data.templates.template import Template, reader_options
 from softprompt.errors import ConfigError, DataError, PromptFileError, TemplateError, printable
 from softprompt.metrics.registry import check_metric_name, choose_metric
 from softprompt.metrics.user_metrics import import_metric
-from softprompt.utils.arguments import check_arguments, describe_argument
+from softprompt.utils.arguments import check_arguments
 from softprompt.utils.messages import quote_names
 from softprompt.utils.notebook_display import Displayed
 from softprompt.utils.summaries import describe_value, summarize
@@ -221,36 +221,6 @@ def choose_max_length(splits: Splits) -> int:
     return MAX_LENGTH if not rows or rows[0].conversation is None else MAX_CHAT_LENGTH
 
 
-def check_labels(labels: Any) -> tuple[str, ...]:
-    """The names of the classes; raises ConfigError for what is no list of strings."""
-    names = () if labels is None else labels
-    if isinstance(names, str | Mapping) or not isinstance(names, Iterable):
-        advice = ": words for the labels of the data are verbalizers" if isinstance(names, Mapping) else ""
-        got = describe_argument(labels)
-        raise ConfigError(f"labels: expected a list of names, as ['no', 'yes'], got {got}{advice}")
-    return tuple(_label_name(one, "labels") for one in names)
-
-
-def check_verbalizers(verbalizers: Any) -> dict[str, str]:
-    """Words by label; raises ConfigError for what is no mapping of strings."""
-    if verbalizers is not None and not isinstance(verbalizers, Mapping):
-        raise ConfigError(
-            f"verbalizers: expected words by label, as {{'pos': 'good'}}, got {describe_argument(verbalizers)}"
-        )
-    words = {_label_name(label, "verbalizers"): word for label, word in (verbalizers or {}).items()}
-    if wrong := [word for word in words.values() if not isinstance(word, str)]:
-        raise ConfigError(f"verbalizers: expected words by label, got {describe_argument(wrong[0])}: give strings")
-    return words
-
-
-def _label_name(label: Any, where: str) -> str:
-    """A label as rows that have it are read."""
-    name = plain_label(label)
-    if not isinstance(name, str):
-        raise ConfigError(f"{where}: expected names of labels, got {describe_argument(label)}: give strings, as '1'")
-    return name
-
-
 @dataclass(frozen=True)
 class Task(Displayed):
     """A TaskSpec with its examples. Build one with ``Task.classification``, ``Task.generation`` or ``Task.of``."""
@@ -330,8 +300,6 @@ class Task(Displayed):
             ConfigError: a metric that there is not for this kind.
             TemplateError: a template that cannot be used.
         """
-        own = OWN_TEMPLATE if chat_template is None else chat_template
-        chat = ChatFormat(own, dict(chat_template_args or {}), system, placement=placement, learn=learn)
         splits = source.splits if isinstance(source, Task) else source
         if not isinstance(splits, Splits):
             known = None if spec is None else spec.columns
@@ -344,9 +312,7 @@ class Task(Displayed):
             if answered and found != spec.kind:
                 who = "teacher" if unlabelled else "prompt"
                 raise DataError(f"{splits.source}: the {who} was learned for {spec.kind}, these rows are for {found}")
-            return cls._build(
-                spec, splits, "correct the rows, or name all labels" if unlabelled else "correct the rows"
-            )
+            return cls._build(spec, splits, "correct the rows" + (", or name all labels" if unlabelled else ""))
         if kind not in (None, found):
             expected = "a label" if kind == "classification" else "target or references"
             got = f"{found} rows" + (" (target or references)" if found == "generation" else "")
@@ -358,15 +324,11 @@ class Task(Displayed):
             labels = sorted({one.label for one in rows if one.label is not None})
             notes = check_label_names(labels, len(answered), splits.source)
             splits = replace(splits, notes=(*splits.notes, *notes))
-        spec = TaskSpec.of(
-            labels=labels,
-            template=template,
-            verbalizers=verbalizers,
-            max_length=max_length or choose_max_length(splits),
-            metric=metric,
-            columns=splits.columns,
-        )
+        limit, own = max_length or choose_max_length(splits), OWN_TEMPLATE if chat_template is None else chat_template
+        words: dict[str, Any] = {"labels": labels, "template": template, "verbalizers": verbalizers, "metric": metric}
+        spec = TaskSpec.of(**words, max_length=limit, columns=splits.columns)
         task = cls._build(*_with_chosen_metric(spec, splits), "correct the rows, or name all labels")
+        chat = ChatFormat(own, dict(chat_template_args or {}), system, placement=placement, learn=learn)
         return replace(task, chat=chat)
 
     @classmethod

@@ -403,7 +403,13 @@ def test_training_starts_from_a_version_not_from_an_alias(store: Store, monkeypa
 
     fitting = import_module("softprompt.training.fit")
     monkeypatch.setattr(fitting, "report_data_notes", lambda *_: None)
-    model = SimpleNamespace(processes=SINGLE_PROCESS, name="m", precision="float32")
+    model = SimpleNamespace(
+        processes=SINGLE_PROCESS,
+        name="m",
+        precision="float32",
+        architecture="decoder-only",
+        tokenizer=SimpleNamespace(chat_template=None),
+    )
     monkeypatch.setattr(fitting, "load_checked", lambda base, check: model)
     monkeypatch.setattr(fitting, "train_together", stop)
     from helpers.small_tasks import reviews_task

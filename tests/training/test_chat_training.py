@@ -72,7 +72,8 @@ def our_loss(base: Any, prompt: Prompt, row: dict[str, Any]) -> float:
 def test_the_loss_of_an_answer_is_that_of_transformers(system: str | None) -> None:
     base = chat_base("qwen2_5")
     prompt = sp.fit(base, chats(system), learn="last", **SETTINGS)
-    assert prompt.spec.chat is not None and prompt.spec.chat.system == system
+    assert prompt.spec.chat is not None
+    assert prompt.spec.chat.system == system
     row = chats(system)[7]
     # what ends the turn is learned too
     right = plain_loss("qwen2_5", prompt, row["messages"], "Yes, 7.<|im_end|>")
@@ -100,11 +101,14 @@ def test_rows_of_text_are_what_a_user_says(family: str) -> None:
     assert prompt.spec.template == "{{ text }}"
     predictor = Predictor.of_prompt(base, prompt)
     (text,) = predictor.encoder.texts([Example("a film 3")])
-    assert "a film 3" in text[0] and "Label" not in text[0]
+    assert "a film 3" in text[0]
+    assert "Label" not in text[0]
     probabilities = predictor.predict("a film 3").probabilities
-    assert probabilities is not None and sum(probabilities.values()) == pytest.approx(1)
+    assert probabilities is not None
+    assert sum(probabilities.values()) == pytest.approx(1)
 
 
 def test_a_chat_template_is_left_out_where_that_is_said() -> None:
     prompt = sp.fit(chat_base("qwen2_5"), reviews(), chat_template="none", **SETTINGS)
-    assert prompt.spec.chat is None and "Label:" in prompt.spec.template
+    assert prompt.spec.chat is None
+    assert "Label:" in prompt.spec.template

@@ -225,9 +225,7 @@ def _distill(
     configs = {name: _resolve_init(config, teacher) for name, config in configs.items()}
     first = next(iter(configs.values()))
     whole = reserve_answer_room(base, limit_length(resolve_chat(base, task), first))
-    room = settings.max_new_tokens or choose_max_new_tokens(
-        base, whole.spec, whole.train + whole.validation + whole.test
-    )
+    room = settings.max_new_tokens or choose_max_new_tokens(base, whole.spec, whole.splits["all"])
     settings = settings.model_copy(update={"max_new_tokens": room})
     task, notes = _sample_inputs(whole, first, evaluate_test)
     configs = {name: config.model_copy(update={"max_length": task.spec.max_length}) for name, config in configs.items()}

@@ -108,10 +108,10 @@ def test_all_turns_or_the_last_are_learned(family: str) -> None:
     (item,) = encoder.training_items([example(*TURNS)])
     said = tokenizer.decode(list(item.targets))
     assert "Four." in said
-    assert ("Hi! How are you?" in said) != any(
-        "only the assistant's last" in note for note in encoder.truncation_notes()
-    )
-    assert "Hello" not in said and "Two and two" not in said
+    only_last = any("only the assistant's last" in note for note in encoder.truncation_notes())
+    assert ("Hi! How are you?" in said) != only_last
+    assert "Hello" not in said
+    assert "Two and two" not in said
     unlearned = (TURNS[0], replace(TURNS[1], learned=False), *TURNS[2:])
     (item,) = encoder.training_items([example(*unlearned)])
     assert "Hi!" not in tokenizer.decode(list(item.targets))
