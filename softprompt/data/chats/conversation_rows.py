@@ -8,6 +8,7 @@ from typing import Any
 from softprompt.data.chats.conversation import Conversation, Message
 from softprompt.data.chats.message_parsing import is_messages, parse_json, parse_messages, parse_tools
 from softprompt.data.chats.turn_order import check_turns
+from softprompt.data.chats.written_calls import read_written_calls
 from softprompt.data.column_values import is_blank, read_output, read_string, read_value
 from softprompt.errors import DataError
 from softprompt.utils.messages import type_name
@@ -120,7 +121,14 @@ def _parse_messages(value: Any, name: str, place: str) -> _Turns:
 
 
 def _read_messages(column: str) -> _ReadTurns:
-    return lambda row, place: _parse_messages(row[column], column, place)
+    def read(row: Mapping[str, Any], place: str) -> _Turns:
+        turns = _parse_messages(row[column], column, place)
+        if column != "conversations":
+            return turns
+        with _naming(place):
+            return read_written_calls(turns)
+
+    return read
 
 
 def _read_instruction(answer: str, inputs: str) -> _ReadTurns:

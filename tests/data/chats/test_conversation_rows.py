@@ -77,6 +77,55 @@ def test_the_conversation_of_each_form(tmp_path: Path, row: dict[str, Any], expe
     assert splits.notes[0].startswith(f"These are {said}: ")
 
 
+def test_calls_and_functions_in_other_spellings(tmp_path: Path) -> None:
+    arguments = {"a": 1, "b": 2}
+    expected = Conversation(
+        (WITH_TOOL.messages[0], Message("assistant", "", (ToolCall("add", arguments),)), *WITH_TOOL.messages[2:]),
+        ({"type": "function", "function": {"name": "add"}},),
+    )
+    asked, answer = {"from": "human", "value": "What is 1 + 2?"}, {"from": "gpt", "value": "3"}
+    call = {"from": "function_call", "value": json.dumps({"name": "add", "arguments": arguments})}
+    result = {"from": "observation", "value": "3", "tool_call_id": "c1"}
+    row = {"conversations": [asked, call, result, answer], "tools": '[{"name": "add"}]'}
+    assert read(tmp_path, row).conversation == expected
+    old = [
+        USER,
+        {"role": "assistant", "content": None, "function_call": {"name": "add", "arguments": json.dumps(arguments)}},
+        {"role": "function", "name": "add", "content": "3", "tool_call_id": "c1"},
+        ANSWER,
+    ]
+    found = read(tmp_path, {"messages": old, "functions": [{"name": "add"}]}).conversation
+    assert found is not None
+    assert (found.messages[1], found.tools) == (expected.messages[1], expected.tools)
+    assert found.messages[2] == Message("tool", "3", tool_call_id="c1", name="add")
+
+
+def test_calls_between_tags(tmp_path: Path) -> None:
+    """As Hermes' data has them: two calls, and their results in one turn."""
+    call = '<tool_call>\n{"name": "add", "arguments": {"a": 1}}\n</tool_call>'
+    turns = [
+        {"from": "human", "value": "What is 1 + 2?"},
+        {"from": "gpt", "value": f"Let me see.\n{call}\n{call}"},
+        {"from": "tool", "value": '<tool_response>\n{"content": 3}\n</tool_response><tool_response>4</tool_response>'},
+        {"from": "gpt", "value": "3"},
+    ]
+    found = read(tmp_path, {"conversations": turns}).conversation
+    assert found is not None
+    assert found.messages == (
+        Message("user", "What is 1 + 2?"),
+        Message("assistant", "Let me see.", (ToolCall("add", {"a": 1}),) * 2),
+        Message("tool", '{"content": 3}'),
+        Message("tool", "4"),
+        Message("assistant", "3"),
+    )
+    found = read(tmp_path, {"conversations": turns[:2]}).conversation
+    assert found is not None
+    assert found.messages[1] == Message("assistant", f"Let me see.\n{call}\n{call}")
+    turns[1]["value"] = "<tool_call>add(1)</tool_call>"
+    with pytest.raises(DataError, match="message 3: expected a tool's result behind the call that it answers"):
+        read(tmp_path, {"conversations": turns})
+
+
 def test_label_makes_it_classification(tmp_path: Path) -> None:
     example = read(tmp_path, {"messages": [SYSTEM, USER], "label": 3, "id": 7})
     assert (example.label, example.references, example.columns) == ("3", (), {"id": 7})

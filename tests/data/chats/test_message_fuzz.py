@@ -33,6 +33,14 @@ ROWS: list[dict[str, Any]] = [
         "system": "s",
         "tools": '[{"name": "f"}]',
     },
+    {
+        "conversations": [
+            {"from": "human", "value": "u"},
+            {"from": "gpt", "value": '<tool_call>{"name": "f"}</tool_call>'},
+            {"from": "tool", "value": "<tool_response>r</tool_response>"},
+            {"from": "gpt", "value": "a"},
+        ],
+    },
     {"instruction": "i", "input": "x", "output": "o", "history": [["a", "b"]], "system": "s"},
     {"prompt": [{"role": "user", "content": "u"}], "completion": [{"role": "assistant", "content": "a"}]},
     {"chosen": [{"role": "user", "content": "u"}, {"role": "assistant", "content": "a"}], "rejected": []},
@@ -44,6 +52,7 @@ OTHERS: list[Any] = [
     *(None, True, 0, -1, 2.5, float("nan"), float("inf"), "", " ", "\ud83d", "x", "[", "[[", "{}", "null", b"\xff"),
     *([], [[]], [None], {}, {"": None}, {"a": {}}, {"role": "user"}, {"type": "text"}, "[" * 5000, deep, 10**400),
     *('{"a": "\\ud83d"}', "[{}]", '{"name": "f", "arguments": "{"}', "tool", "assistant", "system", "function_call"),
+    *('<tool_call>{"name": "f", "arguments": "\\ud83d"}</tool_call>', '<tool_call>{"name": "\\ud83d"}</tool_call>'),
 ]
 
 
@@ -102,5 +111,5 @@ def test_several_parts_are_something_else(seed: int) -> None:
     for _ in range(300):
         row = draw.choice(ROWS)
         for _ in range(draw.randint(2, 4)):
-            row = put(row, draw.choice(places(row)[1:]), copy.deepcopy(draw.choice(OTHERS[:-8])))
+            row = put(row, draw.choice(places(row)[1:]), copy.deepcopy(draw.choice(OTHERS[:-10])))
         check(row)
