@@ -20,11 +20,11 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from aims import aim_lines, judged
 from command import finished, say
-from contestants import PEFT_RATE, WARMUP, Contestant, Gate, Measured, Pipe, telling
+from contestants import PEFT_RATE, WARMUP, Contestant, Gate, Measured, Pipe, batch_order, telling
 from real_models import QWEN, qwen_folder
 from train_vs_peft import compare, contestant_lines, machine, take_turns
 
@@ -33,6 +33,7 @@ from softprompt.errors import ConfigError, DataError, MissingExtraError
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data" / "e2e" / "train.jsonl"
 SYSTEM = "You describe restaurants in one sentence. Use every fact that you are given, and no other."
 TURNS = 8  # of user and assistant in turn, behind the system message
+VALIDATION = 4  # conversations, which are not reached
 TEMPLATE = "qwen2_5_training.jinja"
 # times softprompt's seconds a step
 AIMS = {"trl-float32": 10.0}
@@ -45,10 +46,11 @@ class Setup:
 
     Attributes:
         folder: of the model.
-        rows: JSON lines of conversations.
+        rows: a folder with ``train.jsonl`` and ``validation.jsonl``, conversations as OpenAI writes them.
         batch_size: conversations a step.
         length: virtual tokens.
         threads: of PyTorch; its own choice if ``None``.
+        compile: as ``softprompt.fit`` takes it; a tiny model of a test is not worth a compiler's time.
     """
 
     folder: str
@@ -56,10 +58,13 @@ class Setup:
     batch_size: int
     length: int
     threads: int | None
+    compile: Literal["auto", "always"] = "auto"
 
 
-def write_conversations(source: Path, count: int, target: Path) -> Path:
-    """``count`` conversations of ``TURNS`` turns, drawn by a fixed seed from rows of ``text`` and ``target``.
+def write_conversations(source: Path, count: int, folder: Path) -> Path:
+    """``count`` conversations of ``TURNS`` turns to learn from in ``folder``, and some for validation.
+
+    They are drawn by a fixed seed from the rows of ``source``, each with a ``text`` and its ``target``.
 
     Raises:
         DataError: ``source`` cannot be read, or has fewer rows than a conversation asks.
@@ -68,48 +73,57 @@ def write_conversations(source: Path, count: int, target: Path) -> Path:
         rows = [json.loads(line) for line in source.read_text(encoding="utf-8").splitlines()]
         pairs = [(row["text"], row["target"]) for row in rows]
     except (OSError, ValueError, KeyError) as error:
-        raise DataError(
-            f"expected JSON lines with text and target in '{source}', got {error!r}: name others"
-        ) from error
+        raise DataError(f"expected JSON lines with text and target in '{source}', got {error!r}") from error
+    if len(pairs) < TURNS // 2:
+        raise DataError(f"expected at least {TURNS // 2} rows in '{source}', got {len(pairs)}")
     draw = random.Random(0)
-    with target.open("w", encoding="utf-8") as file:
-        for _ in range(count):
-            turns = [{"role": "system", "content": SYSTEM}]
-            for text, answer in draw.sample(pairs, TURNS // 2):
-                turns += [{"role": "user", "content": text}, {"role": "assistant", "content": answer}]
-            file.write(json.dumps({"messages": turns}) + "\n")
-    return target
+    for name, size in (("train", count), ("validation", VALIDATION)):
+        chats = [{"messages": _conversation(draw.sample(pairs, TURNS // 2))} for _ in range(size)]
+        lines = "".join(json.dumps(chat) + "\n" for chat in chats)
+        (folder / f"{name}.jsonl").write_text(lines, encoding="utf-8")
+    return folder
+
+
+def _conversation(pairs: Sequence[tuple[str, str]]) -> list[dict[str, str]]:
+    turns = [(role, text) for pair in pairs for role, text in zip(("user", "assistant"), pair, strict=True)]
+    return [{"role": role, "content": text} for role, text in [("system", SYSTEM), *turns]]
 
 
 def run_softprompt(connection: Pipe, setup: Setup, steps: int) -> None:
     """``softprompt.fit`` with its default settings."""
     import torch
+    from softprompt.data.chats.chat_resolution import resolve_chat
 
     import softprompt as sp
+    from softprompt.config import TrainConfig
+    from softprompt.data.encoding.batching import batch_by_token_budget
+    from softprompt.data.encoding.encoder import ExampleEncoder
 
-    sizes: list[int] = []
+    base = sp.load_model(setup.folder, device="cpu")
+    task = resolve_chat(base, sp.Task.of(setup.rows))
+    # it evaluates at the last step, which it is stopped behind: nothing but steps is measured
+    config = TrainConfig.build(
+        length=setup.length, batch_size=setup.batch_size, steps=steps, eval_every=steps, compile=setup.compile
+    )
+    encoder = ExampleEncoder(base, task.spec, setup.length)
+    items, placement = encoder.training_items(task.train), encoder.placement
+    order = batch_order([len(item.ids) for item in items], setup.batch_size, config.seed, steps)
+
+    def tokens(step: int) -> int:
+        chunks = batch_by_token_budget([items[i] for i in order[step]], config.token_budget, config.micro_batch_size)
+        prefix = len(placement.before) + setup.length + len(placement.behind)
+        return sum(prefix + len(chunk) * max(len(item.ids) for item in chunk) for chunk in chunks)
+
+    facts = {"dtype": base.precision, "threads": torch.get_num_threads()}
 
     class Timer:
         def on_train_begin(self, first_step: int, steps: int, learned: int, frozen: int) -> None:
-            facts = {"dtype": base.precision, "threads": torch.get_num_threads()}
-            self.gate = Gate(connection, facts, lambda step: sizes[step] if step < len(sizes) else 0)
+            self.gate = Gate(connection, facts, tokens)
 
         def on_step_end(self, step: int, loss: float, learning_rate: float, examples_per_second: float) -> None:
             self.gate.step_done()
 
-    base = sp.load_model(setup.folder, device="cpu")
-    # it evaluates at the last step, which it is stopped behind: nothing but steps is measured
-    sp.fit(
-        base,
-        setup.rows,
-        length=setup.length,
-        batch_size=setup.batch_size,
-        steps=steps,
-        eval_every=steps,
-        baseline=False,
-        progress=False,
-        callback=Timer(),
-    )
+    sp.fit(base, task, config=config, baseline=False, progress=False, callback=Timer())
 
 
 def run_trl(connection: Pipe, setup: Setup, steps: int, bf16: bool) -> None:
@@ -156,7 +170,7 @@ def run_trl(connection: Pipe, setup: Setup, steps: int, bf16: bool) -> None:
         trainer = SFTTrainer(
             model=model,
             args=arguments,
-            train_dataset=load_dataset("json", data_files=setup.rows, split="train", cache_dir=folder),
+            train_dataset=load_dataset("json", data_files=f"{setup.rows}/train.jsonl", split="train", cache_dir=folder),
             processing_class=tokenizer,
             peft_config=learned,
             callbacks=[Timer()],
@@ -218,8 +232,10 @@ def benchmark(options: argparse.Namespace) -> dict[str, Any]:
     if not folder.is_dir():
         raise ConfigError(f"expected the folder of a model, got '{options.model}'")
     with tempfile.TemporaryDirectory() as place:
-        rows = write_conversations(Path(options.data), options.conversations, Path(place) / "chats.jsonl")
-        setup = Setup(str(folder), str(rows), options.batch_size, options.length, options.threads)
+        rows = write_conversations(Path(options.data), options.conversations, Path(place))
+        # as a run of the default 300 steps of the real model would be
+        compiled: Literal["auto", "always"] = "auto" if options.model else "always"
+        setup = Setup(str(folder), str(rows), options.batch_size, options.length, options.threads, compiled)
         steps = {**dict.fromkeys(CONTESTANTS, options.steps), "softprompt": options.softprompt_steps}
         found = compare(measure(setup, options.rounds, steps))
     return {

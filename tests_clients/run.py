@@ -1,6 +1,9 @@
 """Clients that people use, against a running softprompt server with a real instruct model.
 
-``python tests_clients/run.py [--base FOLDER] [--prompt NAME=FOLDER] [--model NAME] [-- PYTEST OPTIONS]``
+``python tests_clients/run.py [--base FOLDER] [--prompt FOLDER] [--bare] [-- PYTEST OPTIONS]``
+
+They ask a prompt that is learned here in a few steps, with a system prompt kept beside its virtual tokens, or the one
+that is named; with ``--bare`` the base model that it is served with.
 """
 
 import argparse
@@ -20,6 +23,9 @@ from served import served  # noqa: E402
 
 from softprompt.models.gguf_conversion import cache_folder  # noqa: E402
 
+PROMPT = "assistant"
+SYSTEM = "You are a helpful assistant."
+STEPS = 6
 CLIENTS = Path(os.environ.get("SOFTPROMPT_CLIENTS") or cache_folder() / "clients")
 
 
@@ -27,17 +33,40 @@ def main() -> int:
     options = _options()
     python, sdk = python_clients(CLIENTS), javascript_client(CLIENTS)
     base = options.base or str(qwen_folder())
-    serving = ["--model", base, *(f"--prompt={one}" for one in options.prompt)]
-    with tempfile.TemporaryDirectory() as folder, served(serving, Path(folder) / "server.log", {}) as (address, _):
-        variables = {
-            "SOFTPROMPT_URL": f"{address}/v1",
-            "SOFTPROMPT_MODEL": options.model or base,
-            "SOFTPROMPT_TOKENIZER": base,
-            "SOFTPROMPT_AI_SDK": str(sdk or ""),
-        }
-        inherited = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-        command = [str(python), "-m", "pytest", "-c", str(HERE / "pytest.ini"), str(HERE), *options.pytest]
-        return subprocess.run(command, env=inherited | variables, cwd=HERE).returncode
+    with tempfile.TemporaryDirectory() as folder:
+        prompt = options.prompt or learned(base, Path(folder) / PROMPT)
+        serving = ["--model", base, f"--prompt={PROMPT}={prompt}"]
+        with served(serving, Path(folder) / "server.log", {}) as (address, _):
+            variables = {
+                "SOFTPROMPT_URL": f"{address}/v1",
+                "SOFTPROMPT_MODEL": base if options.bare else PROMPT,
+                "SOFTPROMPT_TOKENIZER": base,
+                "SOFTPROMPT_AI_SDK": str(sdk or ""),
+            }
+            inherited = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+            command = [str(python), "-m", "pytest", "-c", str(HERE / "pytest.ini"), str(HERE), *options.pytest]
+            return subprocess.run(command, env=inherited | variables, cwd=HERE).returncode
+
+
+def learned(base: str, place: Path) -> Path:
+    """A prompt for conversations, which has taken a few steps from where it starts."""
+    say(f"learning a prompt, {STEPS} steps")
+    options = [
+        "--system",
+        SYSTEM,
+        "--length",
+        "16",
+        "--steps",
+        str(STEPS),
+        "--batch-size",
+        "4",
+        "--no-baseline",
+        "--out",
+        str(place),
+    ]
+    command = [sys.executable, "-m", "softprompt", "train", "--model", base, "--data", str(HERE / "assistant.jsonl")]
+    subprocess.run([*command, *options], check=True, stdout=subprocess.DEVNULL)
+    return place
 
 
 def python_clients(folder: Path) -> Path:
@@ -77,8 +106,8 @@ def _digest(*files: Path) -> str:
 def _options() -> argparse.Namespace:
     made = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     made.add_argument("--base", help="folder of the base model (default: Qwen2.5-Coder-0.5B-Instruct from PyPI)")
-    made.add_argument("--prompt", action="append", default=[], metavar="NAME=FOLDER", help="serve this prompt too")
-    made.add_argument("--model", help="what the clients ask: a prompt's name (default: the base model itself)")
+    made.add_argument("--prompt", metavar="FOLDER", help="a saved prompt (default: one that is learned here)")
+    made.add_argument("--bare", action="store_true", help="ask the base model itself")
     made.add_argument("pytest", nargs="*", help="options of pytest, behind --")
     return made.parse_args()
 
