@@ -92,10 +92,10 @@ def _conversation(pairs: Sequence[tuple[str, str]]) -> list[dict[str, str]]:
 def run_softprompt(connection: Pipe, setup: Setup, steps: int) -> None:
     """``softprompt.fit`` with its default settings."""
     import torch
-    from softprompt.data.chats.chat_resolution import resolve_chat
 
     import softprompt as sp
     from softprompt.config import TrainConfig
+    from softprompt.data.chats.chat_resolution import resolve_chat
     from softprompt.data.encoding.batching import batch_by_token_budget
     from softprompt.data.encoding.encoder import ExampleEncoder
 

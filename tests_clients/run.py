@@ -65,7 +65,7 @@ def learned(base: str, place: Path) -> Path:
         str(place),
     ]
     command = [sys.executable, "-m", "softprompt", "train", "--model", base, "--data", str(HERE / "assistant.jsonl")]
-    subprocess.run([*command, *options], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run([*command, *sizes, "--system", SYSTEM, "--out", str(place)], check=True, stdout=subprocess.DEVNULL)
     return place
 
 
