@@ -51,19 +51,7 @@ def main() -> int:
 def learned(base: str, place: Path) -> Path:
     """A prompt for conversations, which has taken a few steps from where it starts."""
     say(f"learning a prompt, {STEPS} steps")
-    options = [
-        "--system",
-        SYSTEM,
-        "--length",
-        "16",
-        "--steps",
-        str(STEPS),
-        "--batch-size",
-        "4",
-        "--no-baseline",
-        "--out",
-        str(place),
-    ]
+    sizes = ["--length", "16", "--steps", str(STEPS), "--batch-size", "4", "--no-baseline"]
     command = [sys.executable, "-m", "softprompt", "train", "--model", base, "--data", str(HERE / "assistant.jsonl")]
     subprocess.run([*command, *sizes, "--system", SYSTEM, "--out", str(place)], check=True, stdout=subprocess.DEVNULL)
     return place
