@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Self
 from softprompt.config import TaskKind
 from softprompt.data.chats.conversation import Conversation, Message
 from softprompt.data.chats.conversation_rows import ConversationForm, find_form, form_of_column
-from softprompt.data.chats.plain_text import answer_text, readable_text
+from softprompt.data.chats.plain_text import answer_text, plain_text, readable_text
 from softprompt.data.column_values import format_value, is_blank, read_output, read_string, read_value
 from softprompt.data.known_formats import recognize_rows, suggest_columns
 from softprompt.data.label_names import fold_label, plain_label, quote_label
@@ -33,6 +33,11 @@ class Example(Displayed):
         return summarize(
             self, describe_value(self.text), label=self.label, references=self.references, columns=self.columns
         )
+
+    @property
+    def said(self) -> str:
+        """What a plain template has as its text, which in a conversation is every turn but the answer."""
+        return self.text if self.conversation is None else plain_text(self.conversation)
 
     def locate_message(self, message: object) -> str:
         """A message that begins with the place of the row, where it is known."""

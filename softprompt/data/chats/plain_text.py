@@ -9,10 +9,15 @@ _NAMES = {"system": "System", "user": "User", "assistant": "Assistant", "tool": 
 
 
 def plain_text(conversation: Conversation) -> str:
-    """Each turn on a line of its own behind its role, ending in ``Assistant:``; an answer at the end is left out."""
+    """What a model without a chat template reads: each turn on a line behind its role, tools in front.
+
+    The user's words where these are all. An answer at the end is left out.
+    """
     asked = conversation.without_answer()
+    if len(asked.messages) == 1 and not asked.tools:
+        return asked.messages[0].content
     tools = [f"Tools: {json.dumps([dict(one) for one in asked.tools], ensure_ascii=False)}"] if asked.tools else []
-    return "\n".join([*tools, *_write_turns(asked.messages), f"{_NAMES['assistant']}:"])
+    return "\n".join([*tools, *_write_turns(asked.messages)])
 
 
 def readable_text(conversation: Conversation) -> str:

@@ -332,7 +332,7 @@ class ExampleEncoder:
 
         ``measure``: tokens of an example, with another text in place of its own, if given.
         """
-        said = example.text
+        said = example.said
         if self._chat is not None:
             while length > limit and (shorter := self._chat.shorten(example)) is not None:
                 example, length = shorter, measure(shorter, None)

@@ -89,7 +89,7 @@ class Template:
         Raises:
             TemplateError: a name in the template is no column of the data, an expression fails, or it makes too much.
         """
-        columns = {**example.columns, **dict.fromkeys(("text", self._text), example.text if text is None else text)}
+        columns = {**example.columns, **dict.fromkeys(("text", self._text), example.said if text is None else text)}
         row = {name: columns[name] for name in self._used if name in columns}
         size = len(self.source) + sum(map(measure_size, row.values()))
         writing = _Renderer(Budget(CHARACTERS + CHARACTERS_EACH * size, STEPS + STEPS_EACH * size))
