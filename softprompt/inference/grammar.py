@@ -212,6 +212,11 @@ class GrammarCompiler:
         except (ValueError, RecursionError) as error:
             raise GrammarError(f"expected {_WORDS[grammar.kind]} that can be followed: {error}") from error
         if matcher.is_error():
+            if grammar.kind == "json_schema":
+                # by itself it is told of without what stands around it here
+                source = self._make.grammar_from_json_schema(grammar.source)
+                alone = self._make(self._tokenizer, source, log_level=0, limits=self._limits)
+                matcher = alone if alone.is_error() else matcher
             raise GrammarError(f"expected {_WORDS[grammar.kind]} that can be followed: {_read_reason(matcher)}")
         return matcher
 

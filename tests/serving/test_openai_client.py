@@ -107,8 +107,8 @@ class TestErrors:
         with pytest.raises(openai.NotFoundError) as unknown:
             create(model="tone@9", prompt=TEXT)
         assert (unknown.value.code, unknown.value.param) == ("model_not_found", "model")
-        with pytest.raises(openai.UnprocessableEntityError, match="n: expected at most 1, got"):
-            create(model="tone", prompt=TEXT, n=2)
+        with pytest.raises(openai.UnprocessableEntityError, match="n: expected at most 16, got"):
+            create(model="tone", prompt=TEXT, n=17)
         with pytest.raises(openai.PermissionDeniedError):
             create(model="more", prompt=TEXT)
         with (

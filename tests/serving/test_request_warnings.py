@@ -188,7 +188,12 @@ class TestErrors:
                 "max_tokens",
                 "expected a whole number, got a string of",
             ),
-            ("completions", {"prompt": TEXT, "max_tokens": 0}, "max_tokens", "max_tokens: expected at least 1, got 0"),
+            (
+                "completions",
+                {"prompt": TEXT, "max_tokens": 0},
+                "max_tokens",
+                "max_tokens: expected at least 1 without echo, got 0",
+            ),
             ("completions", {"prompt": TEXT, "temperature": 3}, "temperature", "expected at most 2, got 3"),
             ("completions", {"prompt": TEXT, "stop": ["x", 1]}, "stop[1]", "stop[1]: expected a string, got 1"),
             (
@@ -197,7 +202,7 @@ class TestErrors:
                 "stream",
                 "stream: expected true or false, got a string",
             ),
-            ("completions", {"prompt": TEXT, "echo": True}, "echo", "echo: expected false, got true"),
+            ("completions", {"prompt": TEXT, "echo": 1}, "echo", "echo: expected true or false, got 1"),
             ("completions", {"prompt": TEXT, "temprature": 1}, "temprature", "this field is not known here"),
             ("classify", {"input": {"text": 5}}, "input.text", "input.text: expected a string, got 5"),
             ("classify", {"input": ["a", {"text": 1}]}, "input[1].text", "input[1].text: expected a string, got 1"),

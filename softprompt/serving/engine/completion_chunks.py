@@ -3,7 +3,7 @@
 import codecs
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from softprompt.data.encoding.token_bytes import TokenBytes, token_bytes
@@ -64,6 +64,15 @@ def spell_token(spelling: TokenBytes, scored: ScoredToken) -> TokenLogprob:
     """The same with words."""
     top = tuple((spelling.spell(token), value) for token, value in scored.top)
     return TokenLogprob(spelling.spell(scored.token), scored.token in spelling.marks, scored.logprob, top)
+
+
+def spell_echo(spelling: TokenBytes, words: str, scored: Sequence[ScoredToken]) -> tuple[TokenLogprob, ...]:
+    """The tokens of a text; a blank that the tokenizer puts in front of it is none of it."""
+    found = [spell_token(spelling, one) for one in scored]
+    first = next((index for index, one in enumerate(found) if not one.mark), None)
+    if first is not None and not words.startswith(" "):
+        found[first] = replace(found[first], token=found[first].token.removeprefix(b" "))
+    return tuple(found)
 
 
 _BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")

@@ -13,7 +13,7 @@ from softprompt.inference.decoding_batch import DecodingBatch, join_batches, sta
 from softprompt.inference.generation import next_tokens
 from softprompt.inference.token_logprobs import ScoredToken, score_text, score_tokens
 from softprompt.models.frozen_lm import FrozenLM
-from softprompt.serving.engine.completion_chunks import CompletionChunk, spell_token
+from softprompt.serving.engine.completion_chunks import CompletionChunk, spell_echo
 from softprompt.serving.engine.engine_requests import GenerationRequest
 from softprompt.serving.engine.label_scoring import make_not_finite_error
 from softprompt.serving.engine.prefix_cache import PrefixCache
@@ -123,8 +123,7 @@ class DecodingLoop:
             if hidden is None:
                 raise DataError("an encoder-decoder model gives its text no log-probabilities: leave echo out")
             scored = score_text(self._base, text.served.states, text.echo.before, text.item.ids, hidden, text.tops)
-        spelling = token_bytes(self._base.tokenizer)
-        told = tuple(spell_token(spelling, one) for one in scored)
+        told = spell_echo(token_bytes(self._base.tokenizer), text.echo.text, scored)
         self._deliver(text, CompletionChunk(text.echo.text, 0, text.read, "length" if text.only_read else None, told))
         text.echo = None
 

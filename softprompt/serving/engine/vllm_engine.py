@@ -35,7 +35,7 @@ from softprompt.serving.engine.completion_chunks import (
     Detokenizer,
     InputUsage,
     TokenLogprob,
-    spell_token,
+    spell_echo,
 )
 from softprompt.serving.engine.engine_requests import (
     EchoedText,
@@ -276,8 +276,7 @@ class VllmEngine:
         scored += read_prompt_tokens(choice, ids, top)[leading:]
         if not echo.before:
             scored[0] = ScoredToken(ids[leading], None)
-        spelling = token_bytes(self._checkpoint.tokenizer)
-        return tuple(spell_token(spelling, one) for one in scored)
+        return spell_echo(token_bytes(self._checkpoint.tokenizer), echo.text, scored)
 
     def _build_scoring_body(self, prompts: list[list[int]], tokens: Sequence[int]) -> dict[str, Any]:
         """The request for the log-probabilities of ``tokens`` behind each of ``prompts``."""

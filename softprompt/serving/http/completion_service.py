@@ -14,11 +14,18 @@ from starlette.responses import JSONResponse
 
 from softprompt.data.examples import Example
 from softprompt.inference.generation import GenerationConfig
+from softprompt.inference.grammar import Grammar
 from softprompt.inference.predictions import Prediction
-from softprompt.serving.engine.completion_chunks import CompletionChunk, InputUsage
+from softprompt.serving.engine.completion_chunks import CompletionChunk, InputUsage, TokenLogprob
+from softprompt.serving.engine.engine_requests import RawPrompt
 from softprompt.serving.http.http_errors import CLIENT_GONE, ApiError, to_api_error
 from softprompt.serving.http.request_context import RequestContext, ServingContext, make_warnings_field
-from softprompt.serving.http.schemas.request_schemas import BaseCompletionRequest
+from softprompt.serving.http.schemas.request_schemas import (
+    BaseCompletionRequest,
+    JsonObjectFormat,
+    JsonSchemaFormat,
+    TextFormat,
+)
 from softprompt.serving.http.sse import DONE, EventStream, encode_event, merge_streams
 
 NEUTRAL = {"temperature": (None, 0), "top_k": (None, 0, -1), "top_p": (None, 1)}  # what changes nothing
@@ -33,7 +40,8 @@ def build_generation_config(
     effect is noted.
 
     Raises:
-        ApiError: more tokens than are allowed.
+        ApiError: more tokens than are allowed, or a form of the answer that it cannot have.
+        GrammarError: a schema that is too large.
     """
     most = serving.config.max_tokens
     if max_tokens is not None and max_tokens > most:
@@ -41,7 +49,11 @@ def build_generation_config(
             422, "too_many_tokens", f"expected at most {most:,} tokens, got {max_tokens:,}", param="max_tokens"
         )
     warm = {name for name in ("temperature", "top_k", "top_p") if getattr(request, name) not in NEUTRAL[name]}
-    if context.served.spec.kind == "classification":
+    grammar = make_grammar(request.response_format)
+    if context.classifies:
+        if grammar is not None:
+            message = f"response_format: '{context.found.id}' answers with the words of its labels, never in JSON"
+            raise ApiError(422, "invalid_value", message, param="response_format")
         idle = {*warm, *(["max_tokens"] if max_tokens else []), *(["stop"] if request.stop else [])}
         why = f"'{context.found.id}' answers with the words of the likeliest label"
     else:
@@ -52,13 +64,25 @@ def build_generation_config(
         context.outcome.warnings.append("ignore_eos has no effect: a completion ends where the model ends it")
     stop = (request.stop,) if isinstance(request.stop, str) else tuple(request.stop or ())
     return GenerationConfig(
-        max_new_tokens=max_tokens or serving.config.default_max_tokens,
+        max_new_tokens=serving.config.default_max_tokens if max_tokens is None else max(1, max_tokens),
         temperature=request.temperature or 0.0,
         top_p=1.0 if request.top_p is None else request.top_p,
         top_k=max(request.top_k or 0, 0),
         stop=stop,
         seed=secrets.randbelow(2**62) if request.seed is None else request.seed,
+        grammar=grammar,
     )
+
+
+def make_grammar(response_format: TextFormat | JsonObjectFormat | JsonSchemaFormat | None) -> Grammar | None:
+    """What an answer may say; ``None`` for any text.
+
+    Raises:
+        GrammarError: a schema that is too large.
+    """
+    if isinstance(response_format, JsonSchemaFormat):
+        return Grammar.of_json_schema(response_format.json_schema.json_schema)
+    return Grammar.of_json_object() if isinstance(response_format, JsonObjectFormat) else None
 
 
 @dataclass
@@ -82,13 +106,19 @@ class WhitespaceTrimmer:
 class PartialCompletion:
     """A completion as far as it has grown."""
 
-    text: list[str] = field(default_factory=list)
+    pieces: list[str] = field(default_factory=list)
+    logprobs: list[TokenLogprob] = field(default_factory=list)
     tokens: int = 0
     prompt_tokens: int = 0
     finish: str | None = None
 
+    @property
+    def text(self) -> str:
+        return "".join(self.pieces)
+
     def take(self, piece: CompletionChunk) -> None:
-        self.text.append(piece.text)
+        self.pieces.append(piece.text)
+        self.logprobs += piece.logprobs
         self.tokens += piece.tokens
         self.prompt_tokens = piece.read.tokens
         self.finish = piece.finish
@@ -98,43 +128,56 @@ class CompletionService:
     """The completions of one request.
 
     Attributes:
-        grown: the completions, one for each text.
+        grown: the completions, of each text as many as are asked for.
     """
 
     def __init__(
         self,
         serving: ServingContext,
         context: RequestContext,
-        examples: Sequence[Example],
+        examples: Sequence[Example | RawPrompt],
         generation: GenerationConfig,
         prefix: str,
         *,
         exact: bool = False,
+        choices: int = 1,
+        logprobs: int | None = None,
     ) -> None:
         """Ask nothing yet.
 
         Args:
             prefix: of the id, which tells OpenAI's kinds of answers apart.
             exact: a completion goes on where its text ends, with the white space between them.
+            choices: completions of each text.
+            logprobs: tell the tokens' log-probabilities, and so many of the likeliest in each place.
 
         Raises:
-            ApiError: the API key may not have as many tokens now.
+            ApiError: too many completions, or more tokens than the API key may have now.
         """
-        grows = context.served.spec.kind != "classification"
-        serving.reserve_tokens(context, examples, generation.max_new_tokens if grows else 0)
+        serving.check_texts(len(examples) * choices, "completions")
+        room = 0 if context.classifies else generation.max_new_tokens
+        serving.reserve_tokens(context, examples, room, choices)
+        if context.classifies and logprobs is not None:
+            context.outcome.warnings.append(
+                f"logprobs has no effect: '{context.found.id}' chooses a label, whose probabilities /v1/classify tells"
+            )
+        if choices > 1 and not (generation.temperature or context.classifies):
+            context.outcome.warnings.append(
+                "n has no effect but to repeat: without a temperature above 0 all choices of a text are the same"
+            )
         self._serving, self._context, self._examples, self._generation = serving, context, examples, generation
-        self._exact = exact
+        self._exact, self._choices, self._logprobs = exact, choices, logprobs
         id = f"{prefix}-{secrets.token_hex(12)}"
         self._head = {"id": id, "created": int(time.time()), "model": context.found.id}
-        self.grown = [PartialCompletion() for _ in examples]
+        self.grown = [PartialCompletion() for _ in range(len(examples) * choices)]
         self._predictions: list[Prediction] = []
 
-    async def respond(self, kind: str, choice: Callable[[int, str, str | None], dict[str, Any]]) -> JSONResponse:
+    async def respond(self, kind: str, choice: Callable[[int, PartialCompletion], dict[str, Any]]) -> JSONResponse:
         """All of them, when they are finished.
 
         Args:
             kind: what OpenAI calls the object.
-            choice: what tells of a completion, by its index, its text and why it ended.
+            choice: what tells of a completion, by its index.
         """
 
         async def collect() -> None:
@@ -142,7 +185,7 @@ class CompletionService:
                 pass
 
         await self._context.finish_or_cancel(collect())
-        choices = [choice(index, "".join(one.text), one.finish) for index, one in enumerate(self.grown)]
+        choices = [choice(index, one) for index, one in enumerate(self.grown)]
         answer = {**self._head, "object": kind, "choices": choices, "usage": self.usage()}
         return JSONResponse({**answer, **make_warnings_field(self._context.outcome)})
 
@@ -193,7 +236,15 @@ class CompletionService:
 
     def usage(self) -> dict[str, int]:
         """Tokens of all of them."""
-        return count_usage([one.prompt_tokens for one in self.grown], sum(one.tokens for one in self.grown))
+        return count_usage(self._read, sum(one.tokens for one in self.grown))
+
+    @property
+    def _read(self) -> list[int]:
+        """Tokens of each text, which counts once for all of its completions."""
+        return [
+            max(one.prompt_tokens for one in self.grown[start : start + self._choices])
+            for start in range(0, len(self.grown), self._choices)
+        ]
 
     async def _guard_stream(
         self, first: bytes | None, coming: AsyncGenerator[bytes, None]
@@ -219,25 +270,26 @@ class CompletionService:
 
     async def _produce(self) -> AsyncGenerator[tuple[int, CompletionChunk], None]:
         """Pieces as they come, each kept in ``grown`` too, and all of them accounted for at the end."""
-        if self._context.served.spec.kind == "classification":
+        if self._context.classifies:
             coming = self._classify()
         else:
-            coming = merge_streams([self._generate(index, example) for index, example in enumerate(self._examples)])
+            asked = [example for example in self._examples for _ in range(self._choices)]
+            coming = merge_streams([self._generate(index, example) for index, example in enumerate(asked)])
         try:
             async for index, piece in coming:
-                if piece.read.cut and not self.grown[index].prompt_tokens:
-                    self._serving.warn_of_cut(self._context, index, piece.read.tokens)
+                text, choice = divmod(index, self._choices)
+                if piece.read.cut and not self.grown[index].prompt_tokens and not choice:
+                    self._serving.warn_of_cut(self._context, text, piece.read.tokens)
                 self.grown[index].take(piece)
                 yield index, piece
         finally:
-            read = sum(one.prompt_tokens for one in self.grown)
-            self._serving.record_usage(self._context.outcome, read, sum(one.tokens for one in self.grown))
-            self._serving.record_answers(
-                self._context.outcome, ["".join(one.text) for one in self.grown], self._predictions
-            )
+            self._serving.record_usage(self._context.outcome, sum(self._read), sum(one.tokens for one in self.grown))
+            # of each text the first
+            answers = [one.text for one in self.grown[:: self._choices]]
+            self._serving.record_answers(self._context.outcome, answers, self._predictions)
             await coming.aclose()
 
-    async def _generate(self, index: int, example: Example) -> AsyncGenerator[CompletionChunk, None]:
+    async def _generate(self, index: int, example: Example | RawPrompt) -> AsyncGenerator[CompletionChunk, None]:
         context, generation = self._context, self._generation
         if index:
             # the same text twice is not to give the same sample twice
@@ -247,6 +299,7 @@ class CompletionService:
             context.served,
             example,
             generation,
+            logprobs=self._logprobs,
             deadline=context.seconds_left,
             timing=self._serving.start_timing(context),
         )
@@ -263,8 +316,9 @@ class CompletionService:
     async def _classify(self) -> AsyncGenerator[tuple[int, CompletionChunk], None]:
         """A prompt for classification says the words of the likeliest label."""
         spec = self._context.served.spec
-        self._predictions = await classify_examples(self._serving, self._context, self._examples)
-        for index, one in enumerate(self._predictions):
+        examples = [one for one in self._examples if isinstance(one, Example)]
+        self._predictions = await classify_examples(self._serving, self._context, examples)
+        for index, one in enumerate(one for one in self._predictions for _ in range(self._choices)):
             words = spec.verbalizers[spec.label_index[str(one.label)]]
             yield index, CompletionChunk(words, 0, InputUsage(one.prompt_tokens or 0, one.cut), "stop")
 

@@ -1,6 +1,6 @@
 """What goes wrong with a request, as HTTP: OpenAI's format of errors, and which error has which status.
 
-400  the body is no JSON, or not the kind of JSON that is meant; the Host is not ours
+400  the body is no JSON, or not the kind of JSON that is meant; the Host is not ours; no answer can follow the schema
 401  no API key, a wrong or expired one   403  the key is not for this
 404  no such model, or no such path       413  the body is too large
 422  a field has a wrong value, or the template cannot take the text
@@ -19,7 +19,15 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
-from softprompt.errors import BaseModelError, DataError, PromptFileError, SoftpromptError, TemplateError, shorten
+from softprompt.errors import (
+    BaseModelError,
+    DataError,
+    GrammarError,
+    PromptFileError,
+    SoftpromptError,
+    TemplateError,
+    shorten,
+)
 from softprompt.serving.engine.engine_requests import DeadlineExceededError, EngineBusyError, EngineUnreachableError
 from softprompt.serving.engine.prompt_registry import ModelNotFoundError, ModelUnavailableError
 
@@ -40,6 +48,7 @@ TYPES = {
 KNOWN: tuple[tuple[type[Exception], int, str, str | None], ...] = (
     (ModelNotFoundError, 404, "model_not_found", "model"),
     (ModelUnavailableError, 503, "model_unavailable", "model"),
+    (GrammarError, 400, "invalid_schema", "response_format"),
     (TemplateError, 422, "unusable_text", None),
     (DataError, 422, "unusable_text", None),
     (PromptFileError, 503, "model_unavailable", "model"),
@@ -124,6 +133,8 @@ WORDS = {
     "greater_than_equal": "at least {ge}",
     "less_than_equal": "at most {le}",
     "greater_than": "more than {gt}",
+    "union_tag_invalid": "{discriminator} to be one of {expected_tags}",
+    "union_tag_not_found": "{discriminator} in it",
     "string_too_short": "at least {min_length:,} characters",
     "string_too_long": "at most {max_length:,} characters",
     "string_pattern_mismatch": "more than white space",

@@ -15,7 +15,7 @@ from softprompt.serving.http.schemas.request_schemas import MAX_SEED
 from softprompt.serving.http.server_settings import ServerSettings
 
 REASONS = {
-    400: "The body is no JSON that can be read.",
+    400: "The body is no JSON that can be read, or its schema is none that an answer can follow.",
     401: "No API key, a wrong or an expired one.",
     403: "The API key is not for this.",
     404: "There is no such model.",
@@ -78,7 +78,8 @@ def build_openapi(app: FastAPI, config: ServerSettings) -> dict[str, Any]:
     for body, name in (("CompletionRequest", "prompt"), ("ClassifyRequest", "input")):
         for one in _list_alternatives(schemas[body]["properties"][name]):
             if one.get("type") == "array":
-                one["maxItems"] = config.batch_limit
+                tokens = one.get("items", {}).get("type") == "integer"
+                one["maxItems"] = config.text_limit if tokens else config.batch_limit
     # a header is there or not, it is never null
     for path in page["paths"].values():
         for operation in path.values():

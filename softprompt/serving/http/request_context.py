@@ -11,13 +11,14 @@ from typing import Annotated, Any, TypeVar
 from fastapi import Header
 from starlette.requests import Request
 
+from softprompt.data.encoding.token_bytes import token_bytes
 from softprompt.data.examples import Example, count_characters, unlabelled_example
 from softprompt.data.task import TaskSpec
 from softprompt.errors import DataError, shorten
 from softprompt.inference.predictions import Prediction
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.written_prompt import written_prompt
-from softprompt.serving.engine.engine_requests import DeadlineExceededError, EngineClient, ServedPrompt
+from softprompt.serving.engine.engine_requests import DeadlineExceededError, EngineClient, RawPrompt, ServedPrompt
 from softprompt.serving.engine.prompt_registry import BARE_TEMPLATE, BaseModelInfo, PromptRegistry, ResolvedModel
 from softprompt.serving.engine.request_preparation import count_virtual_tokens
 from softprompt.serving.engine.request_timing import RequestTiming
@@ -76,6 +77,7 @@ class RequestContext:
         outcome: for log and metrics.
         model: that was asked for, with its version, which may be another than answers (a baseline).
         columns: that its template uses.
+        raw: texts are read as they are, without template, and are the language model's to go on with.
     """
 
     request: Request
@@ -85,6 +87,12 @@ class RequestContext:
     outcome: RequestOutcome
     model: str
     columns: frozenset[str]
+    raw: bool = False
+
+    @property
+    def classifies(self) -> bool:
+        """It is answered with labels."""
+        return self.served.spec.kind == "classification" and not self.raw
 
     @property
     def seconds_left(self) -> float:
@@ -173,10 +181,7 @@ class ServingContext:
             ApiError: too many, or one too long.
             DataError: one cannot be used.
         """
-        # what never fits into the queue is not to be tried again and again
-        most = min(self.config.batch_limit, int(self.config.engine.get("waiting", self.config.batch_limit)))
-        if len(rows) > most:
-            raise ApiError(422, "too_many_texts", f"a request has at most {most:,} texts")
+        self.check_texts(len(rows))
         columns = context.served.spec.row_columns
         examples = [unlabelled_example(row, f"text {index}", columns) for index, row in enumerate(rows)]
         for index, one in enumerate(examples):
@@ -197,25 +202,53 @@ class ServingContext:
         context.outcome.examples = examples
         return examples
 
+    def build_raw_prompts(
+        self, context: RequestContext, texts: Sequence[str | Sequence[int]], *, echo: bool, completed: bool
+    ) -> list[RawPrompt]:
+        """Texts that are read as they are, words or token ids.
+
+        Raises:
+            ApiError: too many, or one too long.
+        """
+        self.check_texts(len(texts))
+        for index, one in enumerate(texts):
+            if len(one) > self.config.text_limit:
+                what = "characters" if isinstance(one, str) else "tokens"
+                limit = f"at most {self.config.text_limit:,} {what}, got {len(one):,}"
+                raise ApiError(422, "text_too_long", f"text {index}: expected {limit}")
+        # none of the rows that its prompt is for
+        context.outcome.served = None
+        if self.config.log_text:
+            spelling = token_bytes(self.registry.base.tokenizer)
+            words = [one if isinstance(one, str) else spelling.write(one) for one in texts]
+            context.outcome.examples = [Example(one) for one in words]
+        return [RawPrompt(one if isinstance(one, str) else tuple(one), echo, completed) for one in texts]
+
+    def check_texts(self, count: int, what: str = "texts") -> None:
+        """Raise ApiError if a request may not have so many texts, or completions of them all."""
+        # what never fits into the queue is not to be tried again and again
+        most = min(self.config.batch_limit, int(self.config.engine.get("waiting", self.config.batch_limit)))
+        if count > most:
+            raise ApiError(422, "too_many_texts", f"a request has at most {most:,} {what}")
+
     def start_timing(self, context: RequestContext) -> RequestTiming:
         """What the engine is to note of this request, or of one text of it; from now on."""
         timing = RequestTiming()
         context.outcome.timings.append(timing)
         return timing
 
-    def reserve_tokens(self, context: RequestContext, examples: Sequence[Example], max_new_tokens: int) -> None:
+    def reserve_tokens(
+        self, context: RequestContext, examples: Sequence[Example | RawPrompt], max_new_tokens: int, choices: int = 1
+    ) -> None:
         """Take from what the API key may have as many tokens as answers of so many new tokens may come to.
 
         Raises:
             ApiError: it may not have as many now.
         """
-        spec = context.served.spec
-        around = count_virtual_tokens(context.served) + math.ceil(len(spec.template) / CHARACTERS_A_TOKEN)
-        texts = [around + math.ceil(count_characters(one) / CHARACTERS_A_TOKEN) for one in examples]
-        context.outcome.expected_tokens = sum(min(length, spec.max_length) for length in texts)
+        context.outcome.expected_tokens = sum(_estimate_tokens(context.served, one) for one in examples)
         admission: Admission | None = context.request.state.admission
         if admission is not None:
-            admission.take("tokens", context.outcome.expected_tokens + max_new_tokens * len(examples))
+            admission.take("tokens", context.outcome.expected_tokens + max_new_tokens * len(examples) * choices)
 
     def build_row(self, context: RequestContext, text: str, columns: Mapping[str, Any] | None) -> dict[str, Any]:
         """The row of a text with its columns; raises DataError for a second text."""
@@ -250,6 +283,16 @@ class ServingContext:
         outcome.answers = [RequestAnswer(str(one.label), one.probabilities) for one in predictions] or [
             RequestAnswer(one) for one in answers
         ]
+
+
+def _estimate_tokens(served: ServedPrompt, example: Example | RawPrompt) -> int:
+    """About as many tokens as are read."""
+    virtual_tokens = count_virtual_tokens(served)
+    if isinstance(example, RawPrompt):
+        words = isinstance(example.text, str)
+        return virtual_tokens + math.ceil(len(example.text) / (CHARACTERS_A_TOKEN if words else 1))
+    around = virtual_tokens + math.ceil(len(served.spec.template) / CHARACTERS_A_TOKEN)
+    return min(around + math.ceil(count_characters(example) / CHARACTERS_A_TOKEN), served.spec.max_length)
 
 
 def make_warnings_field(outcome: RequestOutcome) -> dict[str, Any]:

@@ -71,7 +71,7 @@ class ServerSettings(Settings):
     public_metrics: bool = Field(False, description="give /metrics to everybody, without an admin's key")
 
     body_limit: int = Field(2**20, ge=1024, le=2**26, description="bytes of a request's body")
-    depth_limit: int = Field(16, ge=4, le=100, description="levels of nesting in a request's JSON")
+    depth_limit: int = Field(32, ge=4, le=100, description="levels of nesting in a request's JSON")
     text_limit: int = Field(100_000, ge=1, description="characters of a text with its columns")
     batch_limit: int = Field(128, ge=1, description="texts in one request")
     max_tokens: int = Field(1024, ge=1, description="tokens that a request may ask for")

@@ -14,8 +14,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from softprompt.serving.engine.completion_chunks import CompletionChunk
-from softprompt.serving.http.completion_service import CompletionService, build_generation_config
+from softprompt.serving.http.completion_service import CompletionService, PartialCompletion, build_generation_config
 from softprompt.serving.http.http_errors import ApiError
+from softprompt.serving.http.logprobs import describe_chat_logprobs
 from softprompt.serving.http.openapi import describe_responses
 from softprompt.serving.http.request_context import ServingContext, Timeout
 from softprompt.serving.http.schemas.answer_schemas import ChatCompletion
@@ -38,7 +39,12 @@ def create_chat_router(serving: ServingContext, route: type[APIRoute]) -> APIRou
         text = content if isinstance(content, str) else "\n".join(part.text for part in content)
         generation = build_generation_config(serving, context, body, body.max_completion_tokens or body.max_tokens)
         examples = serving.build_examples(context, [serving.build_row(context, text, body.columns)])
-        service = CompletionService(serving, context, examples, generation, "chatcmpl")
+        if body.top_logprobs and not body.logprobs:
+            context.outcome.warnings.append("top_logprobs has no effect without logprobs")
+        logprobs = (body.top_logprobs or 0) if body.logprobs else None
+        service = CompletionService(
+            serving, context, examples, generation, "chatcmpl", choices=body.n or 1, logprobs=logprobs
+        )
         if body.stream:
             return await service.stream("chat.completion.chunk", _make_deltas, usage=body.usage_in_stream)
         return await service.respond("chat.completion", _make_message)
@@ -49,14 +55,20 @@ def create_chat_router(serving: ServingContext, route: type[APIRoute]) -> APIRou
     return router
 
 
-def _make_message(index: int, text: str, finish: str | None) -> dict[str, Any]:
-    message = {"role": "assistant", "content": text, "refusal": None}
-    return {"index": index, "message": message, "finish_reason": finish, "logprobs": None}
+def _make_message(index: int, whole: PartialCompletion) -> dict[str, Any]:
+    message = {"role": "assistant", "content": whole.text, "refusal": None}
+    logprobs = describe_chat_logprobs(whole.logprobs) if whole.logprobs else None
+    return {"index": index, "message": message, "finish_reason": whole.finish, "logprobs": logprobs}
 
 
 def _make_deltas(index: int, piece: CompletionChunk, first: bool) -> list[dict[str, Any]]:
     """A role first, then what is new of the content."""
-    deltas: list[tuple[dict[str, str], str | None]] = [({"role": "assistant", "content": ""}, None)] if first else []
-    if piece.text or piece.finish:
-        deltas.append(({"content": piece.text} if piece.text else {}, piece.finish))
-    return [{"index": index, "delta": delta, "finish_reason": end, "logprobs": None} for delta, end in deltas]
+    choices = []
+    if first:
+        delta = {"role": "assistant", "content": ""}
+        choices.append({"index": index, "delta": delta, "finish_reason": None, "logprobs": None})
+    if piece.text or piece.finish or piece.logprobs:
+        delta = {"content": piece.text} if piece.text else {}
+        logprobs = describe_chat_logprobs(piece.logprobs) if piece.logprobs else None
+        choices.append({"index": index, "delta": delta, "finish_reason": piece.finish, "logprobs": logprobs})
+    return choices

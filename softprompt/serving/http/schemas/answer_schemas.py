@@ -13,11 +13,18 @@ class Usage(BaseModel):
     total_tokens: int
 
 
+class CompletionLogprobs(BaseModel):
+    tokens: list[str] = Field(description="one that is no whole letter as bytes:\\\\xe2")
+    token_logprobs: list[float | None] = Field(description="null for the first token of a text that is echoed")
+    top_logprobs: list[dict[str, float] | None] = Field(description="the likeliest ones, and the token itself")
+    text_offset: list[int] = Field(description="characters of the text before each")
+
+
 class Choice(BaseModel):
     index: int
     text: str
     finish_reason: Literal["stop", "length"] | None
-    logprobs: None = None
+    logprobs: CompletionLogprobs | None = None
 
 
 class Completion(BaseModel):
@@ -36,11 +43,26 @@ class Message(BaseModel):
     refusal: None = None
 
 
+class TokenAlternative(BaseModel):
+    token: str
+    logprob: float
+    bytes: list[int]
+
+
+class ChatToken(TokenAlternative):
+    top_logprobs: list[TokenAlternative]
+
+
+class ChatLogprobs(BaseModel):
+    content: list[ChatToken]
+    refusal: None = None
+
+
 class ChatChoice(BaseModel):
     index: int
     message: Message
     finish_reason: Literal["stop", "length"]
-    logprobs: None = None
+    logprobs: ChatLogprobs | None = None
 
 
 class ChatCompletion(BaseModel):

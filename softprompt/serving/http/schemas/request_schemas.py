@@ -9,10 +9,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, StringConstraints
 
+from softprompt.inference.token_logprobs import MAX_TOP_LOGPROBS
+
 MAX_STOPS = 16
 MAX_STOP_LENGTH = 256  # characters
 MAX_INSTRUCTION_LENGTH = 4000
 MAX_SEED = 2**63 - 1  # the largest one
+MAX_CHOICES = 16  # completions of one text
 MAX_INTEGER = 2**53  # of other whole numbers: up to there all readers of JSON agree
 
 
@@ -23,6 +26,7 @@ def _accept_whole_float(value: Any) -> Any:
 
 # the bounds come first: behind the validator they would be checked, but would not be on the OpenAPI page
 WholeNumber = Annotated[int, Field(ge=-MAX_INTEGER, le=MAX_INTEGER), BeforeValidator(_accept_whole_float)]
+NotNegative = Annotated[int, Field(ge=0, le=MAX_INTEGER), BeforeValidator(_accept_whole_float)]
 Positive = Annotated[int, Field(ge=1, le=MAX_INTEGER), BeforeValidator(_accept_whole_float)]
 TopK = Annotated[int, Field(ge=-1, le=MAX_INTEGER), BeforeValidator(_accept_whole_float)]
 Seed = Annotated[int, Field(ge=-MAX_SEED - 1, le=MAX_SEED), BeforeValidator(_accept_whole_float)]
@@ -34,6 +38,14 @@ Columns = Annotated[
     Field(
         description="further columns of the template", json_schema_extra={"propertyNames": {"not": {"const": "text"}}}
     ),
+]
+
+Choices = Annotated[int, Field(ge=1, le=MAX_CHOICES), BeforeValidator(_accept_whole_float)]
+TopLogprobs = Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS), BeforeValidator(_accept_whole_float)]
+TokenIds = Annotated[
+    list[Annotated[int, Field(ge=0, le=MAX_INTEGER)]],
+    Field(min_length=1, fail_fast=True),
+    BeforeValidator(lambda value: [*map(_accept_whole_float, value)] if isinstance(value, list) else value),
 ]
 
 OneInteger = Annotated[int, Field(ge=1, le=1), BeforeValidator(_accept_whole_float)]
@@ -74,6 +86,29 @@ class StreamOptions(RequestBody):
     include_obfuscation: bool | None = Field(None, description="has no effect")
 
 
+class TextFormat(RequestBody):
+    type: Literal["text"]
+
+
+class JsonObjectFormat(RequestBody):
+    type: Literal["json_object"]
+
+
+class JsonSchema(RequestBody):
+    name: Annotated[str, StringConstraints(min_length=1, max_length=200)] = Field(description="has no effect")
+    description: str | None = Field(None, description="has no effect")
+    json_schema: dict[str, JsonValue] = Field(alias="schema", description="what an answer is valid by")
+    strict: bool | None = Field(None, description="has no effect: an answer follows its schema in any case")
+
+
+class JsonSchemaFormat(RequestBody):
+    type: Literal["json_schema"]
+    json_schema: JsonSchema
+
+
+ResponseFormat = Annotated[TextFormat | JsonObjectFormat | JsonSchemaFormat, Field(discriminator="type")]
+
+
 class BaseCompletionRequest(RequestBody):
     """What requests for completions of both kinds have."""
 
@@ -90,7 +125,9 @@ class BaseCompletionRequest(RequestBody):
     columns: Columns | None = None
     baseline: Baseline | None = BASELINE
 
-    n: OneInteger | None = None
+    n: Choices | None = Field(None, description="completions of each text, each sampled for itself")
+    response_format: ResponseFormat | None = Field(None, description="any text, any JSON object, or JSON by a schema")
+
     frequency_penalty: ZeroFloat | None = None
     presence_penalty: ZeroFloat | None = None
     logit_bias: NoEntries | None = None
@@ -128,18 +165,30 @@ class BaseCompletionRequest(RequestBody):
         return "always" if options.continuous_usage_stats else True
 
 
+# nothing follows a text only where the answer is the text itself
+_SOME_TOKENS: dict[str, JsonValue] = {"properties": {"max_tokens": {"not": {"const": 0}}}}
+_ECHO: dict[str, JsonValue] = {"properties": {"echo": {"const": True}}, "required": ["echo"]}
+
+
 class CompletionRequest(BaseCompletionRequest):
     """``POST /v1/completions``"""
 
-    prompt: Text | Annotated[list[Text], Field(min_length=1, fail_fast=True)] = Field(
-        description="one text, or several"
+    model_config = ConfigDict(json_schema_extra={"anyOf": [_SOME_TOKENS, _ECHO]})
+
+    prompt: (
+        Text
+        | Annotated[list[Text], Field(min_length=1, fail_fast=True)]
+        | TokenIds
+        | Annotated[list[TokenIds], Field(min_length=1, fail_fast=True)]
+    ) = Field(description="one text, or several, for the template; token ids are read as they are, without it")
+    max_tokens: NotNegative | None = Field(None, description="0, with echo: nothing follows the text")
+    echo: bool | None = Field(None, description="the completion begins with the text, which is read without template")
+    logprobs: TopLogprobs | None = Field(
+        None, description="log-probabilities of the tokens, and of so many likeliest ones in each place"
     )
-    max_tokens: Positive | None = None
 
     best_of: OneInteger | None = None
-    echo: Literal[False] | None = None
     suffix: Literal[""] | None = None
-    logprobs: None = None
 
 
 class TextPart(RequestBody):
@@ -164,22 +213,17 @@ class OtherMessage(BaseModel):
     role: Literal["system", "developer", "assistant", "tool", "function"]
 
 
-class TextFormat(RequestBody):
-    type: Literal["text"]
-
-
 class _Chat(BaseCompletionRequest):
     max_tokens: Positive | None = None
     max_completion_tokens: Positive | None = None
 
-    logprobs: Literal[False] | None = None
-    top_logprobs: ZeroInteger | None = None
+    logprobs: bool | None = Field(None, description="log-probabilities of the answer's tokens")
+    top_logprobs: TopLogprobs | None = Field(None, description="with logprobs: of so many likeliest ones in each place")
     tools: NoItems | None = None
     functions: NoItems | None = None
     tool_choice: Literal["none", "auto"] | None = None
     function_call: Literal["none", "auto"] | None = None
     parallel_tool_calls: bool | None = Field(None, description="has no effect: there are no tools")
-    response_format: TextFormat | None = None
     modalities: Annotated[list[Literal["text"]], Field(min_length=1, max_length=1)] | None = None
     audio: None = None
     prediction: None = None
