@@ -239,7 +239,7 @@ def start_grammar(base: DecodingModel, generation: GenerationConfig) -> GrammarS
     assert generation.grammar is not None
     if not isinstance(base, FrozenLM):
         raise GrammarError("grammars are followed where the model runs, which is elsewhere")
-    return _make_compiler(base).start(generation.grammar, generation.shown_marks)
+    return _make_compiler(base).start(generation.grammar, generation.shown_marks, generation.ends)
 
 
 def next_tokens(logits: Tensor, completions: Sequence[Completion]) -> list[int]:

@@ -115,9 +115,15 @@ class GrammarState:
         ended: nothing can follow.
     """
 
-    def __init__(self, matcher: Any, never: np.ndarray[Any, Any]) -> None:
-        """``never``: tokens ``[V]`` that no text has."""
-        self._matcher, self._never = matcher, never
+    def __init__(self, matcher: Any, never: np.ndarray[Any, Any], end: int, ends: Sequence[int]) -> None:
+        """Begin.
+
+        Args:
+            never: tokens ``[V]`` that no text has.
+            end: one that the matcher knows to end a text.
+            ends: others that do.
+        """
+        self._matcher, self._never, self._end, self._ends = matcher, never, end, list(ends)
         self._allowed: Tensor | None = None
         self.ended = False
 
@@ -132,6 +138,7 @@ class GrammarState:
             bits = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
             self._check()
             allowed = np.unpackbits(bits, bitorder="little")[: len(self._never)].astype(bool) & ~self._never
+            allowed[self._ends] = allowed[self._end]
             self._allowed = torch.from_numpy(allowed)
         return self._allowed
 
@@ -183,8 +190,12 @@ class GrammarCompiler:
         self._compiled: OrderedDict[Grammar, Any] = OrderedDict()
         self._using = Lock()
 
-    def start(self, grammar: Grammar, shown_marks: Collection[str] = ()) -> GrammarState:
-        """The grammar at its beginning; ``shown_marks``: those that are part of a text.
+    def start(self, grammar: Grammar, shown_marks: Collection[str] = (), ends: Collection[int] = ()) -> GrammarState:
+        """The grammar at its beginning.
+
+        Args:
+            shown_marks: those that are part of a text.
+            ends: further tokens that end one.
 
         Raises:
             GrammarError: it cannot be compiled, or takes too much work.
@@ -198,9 +209,10 @@ class GrammarCompiler:
                 self._compiled.popitem(last=False)
             copied = matcher.deep_copy()
         never = self._no_text.copy()
-        hidden = [one for name, one in self._marks.items() if name not in shown_marks and one not in self._ends]
+        ends = {one for one in (*self._ends, *ends) if one < len(never)}
+        hidden = [one for name, one in self._marks.items() if name not in shown_marks and one not in ends]
         never[[one for one in hidden if one < len(never)]] = True
-        return GrammarState(copied, never)
+        return GrammarState(copied, never, self._ends[0], sorted(ends))
 
     def _compile(self, grammar: Grammar) -> Any:
         try:

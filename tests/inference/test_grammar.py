@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import jsonschema
@@ -111,6 +112,15 @@ class TestSchemas:
             state.accept(token)
         assert state.find_allowed()[ends].all()
         assert not state.ended
+
+    def test_the_end_of_a_turn_ends_it_too(self) -> None:
+        base = base_of("qwen")
+        turn = next(one for one in base.tokenizer.all_special_ids if one not in end_token_ids(base))
+        generation = GenerationConfig(grammar=Grammar.of_regex("(a)*"), ends=(turn,))
+        assert start_grammar(base, generation).find_allowed()[turn]
+        (letter,) = base.tokenizer("(", add_special_tokens=False).input_ids
+        strict = replace(generation, grammar=Grammar.of_regex("(a)+"))
+        assert not start_grammar(base, strict).find_allowed()[[turn, letter]].any()
 
     def test_the_limit_of_tokens_cuts(self) -> None:
         completion = completed(tiny_base("llama"), GenerationConfig(3, grammar=Grammar.of_json_schema(SCHEMA)), 1)

@@ -98,7 +98,8 @@ class TextEncoder:
         ids = (*ids[len(before) :], *base.special_tokens.suffix)
         virtual_tokens = count_virtual_tokens(served)
         if base.context_length is not None:
-            room = base.context_length - len(bos) - virtual_tokens - new_tokens
+            placed = max((one.placement.added for one in served.states), default=0)
+            room = base.context_length - len(bos) - placed - virtual_tokens - new_tokens
             if len(ids) > room:
                 raise DataError(
                     f"a text of {len(ids):,} tokens behind {virtual_tokens:,} virtual ones, and {new_tokens:,} new: "
