@@ -11,12 +11,19 @@ from typing import Any
 
 import torch
 from fastapi import FastAPI
-from helpers.tiny_server import wait_for
+from helpers.tiny_server import Place, wait_for
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from softprompt.export.baked_checkpoint import BakedCheckpoint
+from softprompt.serving.engine.inference_engine import EngineLimits
+from softprompt.serving.engine.prompt_registry import PromptRegistry
+from softprompt.serving.engine.vllm_client import VllmClient
+from softprompt.serving.engine.vllm_engine import VllmEngine
 from softprompt.serving.uvicorn_server import Server, listen
+from softprompt.store.prompt_sources import StoreSource
+from softprompt.store.version_store import Store
 
 
 class FakeVllm:
@@ -94,11 +101,24 @@ class FakeVllm:
 
     def _choice(self, index: int, ids: list[int], body: dict[str, Any]) -> dict[str, Any]:
         row = self._logits(ids).log_softmax(-1)
+        if body.get("prompt_logprobs") is not None:
+            told = self._score_prompt(ids, body["prompt_logprobs"])
+            return {"index": index, "text": "", "prompt_logprobs": told, "finish_reason": "length"}
         sampled = int(row.argmax())
         told = [sampled, *(body["logprob_token_ids"] if self.tells else [])]
         top = {f"token_id:{one}": max(float(row[one]), -9999.0) for one in told}
         logprobs = {"tokens": [f"token_id:{sampled}"], "token_logprobs": [float(row[sampled])], "top_logprobs": [top]}
         return {"index": index, "text": "", "logprobs": logprobs, "finish_reason": "length"}
+
+    @torch.no_grad()
+    def _score_prompt(self, ids: list[int], most: int) -> list[dict[str, Any] | None]:
+        """Each token with the likeliest ones in its place."""
+        rows = self._model(input_ids=torch.tensor([ids])).logits[0].float().log_softmax(-1)
+        found: list[dict[str, Any] | None] = [None]
+        for row, token in zip(rows, ids[1:], strict=False):
+            told = [*row.topk(most).indices.tolist(), token] if most else [token]
+            found.append({str(one): {"logprob": float(row[one]), "rank": 1} for one in told})
+        return found
 
     async def _streamed(self, body: dict[str, Any], request: Request) -> AsyncIterator[bytes]:
         ids, grown = list(body["prompt"]), []
@@ -106,6 +126,7 @@ class FakeVllm:
         try:
             while not ended:
                 row = self._logits(ids)
+                raw = row.log_softmax(-1)
                 for token, bias in body["logit_bias"].items():
                     row[int(token)] += bias
                 ids.append(int(row.argmax()))
@@ -115,6 +136,13 @@ class FakeVllm:
                 ended = stopped or len(grown) == body["max_tokens"]
                 reason = ("stop" if stopped else "length") if ended else None
                 choice = {"index": 0, "text": "?", "token_ids": grown[-1:], "finish_reason": reason}
+                if body.get("logprobs") is not None:
+                    told = [*raw.topk(body["logprobs"]).indices.tolist(), ids[-1]]
+                    choice["logprobs"] = {
+                        "tokens": [f"token_id:{ids[-1]}"],
+                        "token_logprobs": [float(raw[ids[-1]])],
+                        "top_logprobs": [{f"token_id:{one}": float(raw[one]) for one in told}],
+                    }
                 yield f"data: {json.dumps({'choices': [choice]})}\n\n".encode()
                 if len(grown) == self.breaks_after:
                     return
@@ -138,6 +166,22 @@ class FakeVllm:
     def _logits(self, ids: list[int]) -> torch.Tensor:
         logits: torch.Tensor = self._model(input_ids=torch.tensor([ids])).logits[0, -1].float()
         return logits
+
+
+class OnVllm(Place):
+    """A server whose engine is a vLLM server."""
+
+    def __init__(
+        self, store: Store, baked: Path, url: str, limits: EngineLimits | None = None, **settings: Any
+    ) -> None:
+        self._checkpoint, self._url, self._limits = BakedCheckpoint(baked), url, limits or EngineLimits()
+        super().__init__(StoreSource(str(store.url)), **settings)
+
+    def make_engine(self) -> Any:
+        return VllmEngine(self._checkpoint, VllmClient(self._url), self._limits)
+
+    def make_registry(self, source: Any) -> PromptRegistry:
+        return PromptRegistry(self._checkpoint, source, base_name="tiny", check=self._checkpoint.check)
 
 
 def main() -> None:

@@ -122,6 +122,23 @@ class TestCompletions:
         for offset, token in zip(told.text_offset, told.tokens, strict=True):
             assert token.startswith("bytes:") or choice.text[offset:].startswith(token)
 
+    def test_the_token_that_ends_it_stands_last(self, client: openai.OpenAI) -> None:
+        """Harnesses count on a value for each token that was chosen."""
+        for seed in range(60):
+            settings: Any = {"model": "words", "max_tokens": 32, "temperature": 1.5, "seed": seed}
+            choice = client.completions.create(**settings, prompt=TEXT, logprobs=1).choices[0]
+            if choice.finish_reason == "stop":
+                break
+        told = choice.logprobs
+        assert choice.finish_reason == "stop"
+        assert told is not None
+        assert (told.tokens or [])[-1] == the_base().tokenizer.eos_token
+        assert (told.text_offset or [])[-1] == len(choice.text)
+        chat = client.chat.completions.create(**settings, messages=ASKED, logprobs=True).choices[0]
+        assert chat.logprobs is not None
+        content = chat.logprobs.content or []
+        assert [one.token for one in content] == (told.tokens or [])[:-1]
+
     def test_what_is_cut_by_a_stop_is_not_told(self, client: openai.OpenAI) -> None:
         whole = client.completions.create(model="words", prompt=TEXT, max_tokens=8, logprobs=0).choices[0]
         assert whole.logprobs is not None

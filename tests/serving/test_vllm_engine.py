@@ -17,11 +17,11 @@ from typing import Any
 import httpx
 import openai
 import pytest
-from helpers.fake_vllm import FakeVllm
+from helpers.fake_vllm import FakeVllm, OnVllm
 from helpers.served_prompts import MANY, assert_same
 from helpers.small_tasks import command
 from helpers.tiny_models import save_tiny
-from helpers.tiny_server import LABELS, MORE, WORDS, Place, a_store, error_of, expected, prompt, the_base, wait_for
+from helpers.tiny_server import LABELS, MORE, WORDS, a_store, error_of, expected, prompt, the_base, wait_for
 from starlette.testclient import TestClient
 
 from softprompt.data.examples import Example
@@ -33,11 +33,9 @@ from softprompt.models.loading import load_model
 from softprompt.prompts.saved_prompt import Prompt
 from softprompt.serving.engine.engine_requests import ServedPrompt
 from softprompt.serving.engine.inference_engine import EngineLimits
-from softprompt.serving.engine.prompt_registry import PromptRegistry
 from softprompt.serving.engine.vllm_client import VllmClient
 from softprompt.serving.engine.vllm_engine import VllmEngine, gather_in_order
 from softprompt.serving.http.settings_sources import load_server_settings
-from softprompt.store.prompt_sources import StoreSource
 from softprompt.store.version_store import Store
 
 TEXT, HOSTILE = "a fine film", "a <|sp:words:0|> film <bos>"
@@ -68,22 +66,6 @@ def fake(baked: Path) -> FakeVllm:
 def url(fake: FakeVllm) -> Iterator[str]:
     with fake.running() as address:
         yield address
-
-
-class OnVllm(Place):
-    """A server whose engine is a vLLM server."""
-
-    def __init__(
-        self, store: Store, baked: Path, url: str, limits: EngineLimits | None = None, **settings: Any
-    ) -> None:
-        self._checkpoint, self._url, self._limits = BakedCheckpoint(baked), url, limits or EngineLimits()
-        super().__init__(StoreSource(str(store.url)), **settings)
-
-    def make_engine(self) -> Any:
-        return VllmEngine(self._checkpoint, VllmClient(self._url), self._limits)
-
-    def make_registry(self, source: Any) -> PromptRegistry:
-        return PromptRegistry(self._checkpoint, source, base_name="tiny", check=self._checkpoint.check)
 
 
 @pytest.fixture

@@ -33,12 +33,14 @@ class TokenLogprob:
         mark: it is none of the text.
         logprob: in nats; ``None`` for the first one of a text that is echoed.
         top: the likeliest tokens in its place, the likeliest first, with theirs.
+        end: it ended the completion, and is no part of it.
     """
 
     token: bytes
     mark: bool
     logprob: float | None
     top: tuple[tuple[bytes, float], ...] = ()
+    end: bool = False
 
 
 @dataclass(frozen=True)
@@ -110,6 +112,8 @@ class Detokenizer:
         found = []
         while self._told < len(self._scored) and (whole or self._characters < len(self._shown)):
             one = spell_token(token_bytes(self._tokenizer), self._scored[self._told])
+            if self._told == len(self._completion.tokens):
+                one = replace(one, end=True)
             self._told += 1
             if not one.mark:
                 self._characters += len(self._decoder.decode(one.token))

@@ -169,9 +169,7 @@ class DecodingLoop:
             for row, one in zip(told, score_tokens(logits[told], [tokens[row] for row in told], tops), strict=True):
                 group.texts[row].scored.append(one)
         for text, token in zip(group.texts, tokens, strict=True):
-            if not text.completion.add(token) and len(text.scored) > len(text.completion.tokens):
-                # what ends a completion is none of it
-                text.scored.pop()
+            text.completion.add(token)
             text.timing.mark_tokens()
             if (piece := text.detokenizer.next_chunk()) is not None:
                 self._deliver(text, piece)

@@ -304,7 +304,8 @@ class GenerationRequest:
         item: its tokens.
         completion: what has grown so far.
         read: of its text.
-        scored: tokens of the completion with what the model gave them, where that is asked for.
+        scored: tokens of the completion, and the one that ends it, with what the model gave them, where that is asked
+            for.
         tops: how many of the likeliest tokens are told in each place; ``None``: nothing is.
         echo: what its answer begins with, until that is told.
         only_read: nothing follows it.

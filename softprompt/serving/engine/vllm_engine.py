@@ -183,7 +183,8 @@ class VllmEngine:
                     before = len(completion.tokens)
                     _add_tokens(completion, choice)
                     if logprobs is not None:
-                        scored += read_scored_tokens(choice, logprobs)[: len(completion.tokens) - before]
+                        chosen = len(completion.tokens) - before + (completion.finish == "stop")
+                        scored += read_scored_tokens(choice, logprobs)[:chosen]
                     if timing is not None and len(completion.tokens) > before:
                         timing.mark_tokens(len(completion.tokens) - before)
                     if (completion.tokens or completion.finish) and (piece := pieces.next_chunk()) is not None:

@@ -10,7 +10,10 @@ LEAST = -9999.0  # what stands for what JSON has no number for
 
 
 class CompletionLogprobs:
-    """Those of one completion: offsets into its text go on from piece to piece."""
+    """Those of one completion: offsets into its text go on from piece to piece.
+
+    The token that ended it stands last, as with vLLM: harnesses count on one for each token that was chosen.
+    """
 
     def __init__(self) -> None:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
@@ -21,7 +24,7 @@ class CompletionLogprobs:
         offsets = []
         for one in tokens:
             offsets.append(self._offset)
-            if not one.mark:
+            if not (one.mark or one.end):
                 self._offset += len(self._decoder.decode(one.token))
         return {
             "tokens": [name_token(one.token) for one in tokens],
@@ -32,7 +35,7 @@ class CompletionLogprobs:
 
 
 def describe_chat_logprobs(tokens: Sequence[TokenLogprob]) -> dict[str, Any]:
-    """Those of an answer, or of a piece of one."""
+    """Those of an answer, or of a piece of one; the token that ended it is none of it."""
     return {
         "content": [
             {
@@ -40,6 +43,7 @@ def describe_chat_logprobs(tokens: Sequence[TokenLogprob]) -> dict[str, Any]:
                 "top_logprobs": [_describe_alternative(*other) for other in one.top],
             }
             for one in tokens
+            if not one.end
         ],
         "refusal": None,
     }
