@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from datetime import date
 from pathlib import Path
 from typing import Any, Self
 
@@ -153,6 +154,13 @@ class Checkpoint:
                 "settings, or start again with --restart"
             )
         return saved
+
+    def day(self) -> date:
+        """The day when the run that was left unfinished began, or today."""
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            if self.exists() and (described := read_sealed_tensors(self._path)[1]):
+                return date.fromisoformat(described["identity"]["day"])
+        return date.today()
 
     def stage(self) -> Path:
         """A new folder within the run's, to write in what ``publish`` shall put in place."""

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from datetime import date
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias, overload
@@ -39,6 +40,7 @@ from softprompt.training.run_checks import (
 from softprompt.training.training_run import (
     build_prompt,
     evaluate_prompt,
+    find_day,
     limit_length,
     open_run,
     report_data_notes,
@@ -124,11 +126,12 @@ def fit(
     if out is not None:
         check_output(out, resume=resume, restart=restart)
     base = load_checked(base, partial(check_prompts_base, configs, taught.values()))
-    tasks, configs = _prepare(base, tasks, configs)
+    day = find_day(out, restart=restart)
+    tasks, configs = _prepare(base, tasks, configs, day)
     run: AbstractContextManager[Checkpoint | None] = nullcontext()
     if out is not None:
         identity = _describe_teaching(taught, distillation) if several else {}
-        run = open_run(out, base, tasks, configs, resume=resume, restart=restart, callback=told, **identity)
+        run = open_run(out, base, tasks, configs, day, resume=resume, restart=restart, callback=told, **identity)
     with run as checkpoint, tracker:
         told = tracker.join(told, describe_run(base, tasks, configs, out), checkpoint)
         _report_data(base, tasks, configs, told)
@@ -216,11 +219,11 @@ Learned: TypeAlias = dict[str, tuple[Prompt, TrainingResult]]
 
 
 def _prepare(
-    base: FrozenLM, tasks: Mapping[str, Task], configs: Mapping[str, TrainConfig]
+    base: FrozenLM, tasks: Mapping[str, Task], configs: Mapping[str, TrainConfig], day: date
 ) -> tuple[dict[str, Task], dict[str, TrainConfig]]:
     """Tasks and settings with the lengths that go together, and with the versions that references mean now."""
     first = next(iter(configs.values()))
-    limited = {name: limit_length(resolve_chat(base, task), first) for name, task in tasks.items()}
+    limited = {name: limit_length(resolve_chat(base, task, day), first) for name, task in tasks.items()}
     if set(tasks) != {""}:
         return limited, dict(configs)
     task = reserve_answer_room(base, limited[""])

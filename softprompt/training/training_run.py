@@ -6,6 +6,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -83,18 +84,24 @@ def describe_data(task: Task) -> dict[str, Any]:
     return {"source": task.splits.source, "fingerprint": task.splits.fingerprint, "examples": sizes, **more}
 
 
+def find_day(out: Path | None, *, restart: bool) -> date:
+    """The day on which the run for ``out`` began that was left unfinished, or today."""
+    return date.today() if out is None else Checkpoint(run_folder(out), {}, restart=restart).day()
+
+
 def open_run(
     out: Path,
     base: FrozenLM,
     tasks: Mapping[str, Task],
     configs: Mapping[str, TrainConfig],
+    day: date | None = None,
     *,
     resume: bool,
     restart: bool,
     callback: Callback,
     **more: Any,
 ) -> Checkpoint:
-    """The checkpoint of the run for ``out``, which knows what the run is."""
+    """The checkpoint of the run for ``out``, which knows what the run is, and on which ``day`` it began."""
     run = run_folder(out)
     identity = {
         "settings": _plain({name: config.model_dump() for name, config in configs.items()}),
@@ -106,6 +113,7 @@ def open_run(
         "task": _plain({name: task.spec.to_dict() for name, task in tasks.items()}),
         "data": _plain({name: task.splits.fingerprint for name, task in tasks.items()}),
         "versions": read_versions(),
+        **({} if day is None else {"day": str(day)}),
         **more,
     }
     checkpoint = Checkpoint(run, identity, restart=restart)

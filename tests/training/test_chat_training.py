@@ -1,6 +1,7 @@
 """Conversations from rows to a saved prompt, on tiny models with real templates."""
 
 import json
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -112,3 +113,32 @@ def test_a_chat_template_is_left_out_where_that_is_said() -> None:
     prompt = sp.fit(chat_base("qwen2_5"), reviews(), chat_template="none", **SETTINGS)
     assert prompt.spec.chat is None
     assert "Label:" in prompt.spec.template
+
+
+def test_a_run_goes_on_another_day(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """This template writes the day, and a killed run ends in the bytes of one that was not."""
+    base = chat_base("gptoss")
+
+    class Day(date):
+        now = date(2024, 1, 31)
+
+        @classmethod
+        def today(cls) -> date:
+            return cls.now
+
+    class Killed(sp.Callback):
+        def on_step_end(self, step: int, loss: float, learning_rate: float, examples_per_second: float) -> None:
+            if step == 2:
+                raise KeyboardInterrupt
+
+    for module in ("training.training_run", "training.checkpoint", "data.chats.chat_format"):
+        monkeypatch.setattr(f"softprompt.{module}.date", Day)
+    settings = {**SETTINGS, "steps": 3, "checkpoint_every": 1}
+    sp.fit(base, chats(), out=tmp_path / "whole", **settings)
+    with pytest.raises(KeyboardInterrupt):
+        sp.fit(base, chats(), out=tmp_path / "killed", callbacks=Killed(), **settings)
+    Day.now = date(2024, 2, 1)
+    sp.fit(base, chats(), out=tmp_path / "killed", resume=True, **settings)
+    files = [tmp_path / name / "prompt.safetensors" for name in ("whole", "killed")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+    assert "2024-01-31" in (tmp_path / "killed" / "prompt.json").read_text()

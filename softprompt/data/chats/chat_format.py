@@ -58,9 +58,9 @@ class ChatFormat:
                 f"expected a chat template of at most {LONGEST_TEMPLATE:,} characters, got {len(self.template):,}"
             )
 
-    def with_template(self, source: str, today: date | None = None) -> Self:
+    def with_template(self, source: str, day: date | None = None) -> Self:
         """With this template, in which the day is written out that it asks for: that of learning, ever after."""
-        day = today or date.today()
+        day = day or date.today()
         fixed = _TODAY.sub(lambda asked: repr(day.strftime(asked[1] or asked[2] or "")), source)
         return replace(self, template=fixed)
 

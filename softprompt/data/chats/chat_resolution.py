@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from datetime import date
 from typing import Any
 
 from softprompt.data.chats.chat_format import NO_TEMPLATE, OWN_TEMPLATE, ChatFormat
@@ -17,8 +18,10 @@ _THINKING = "enable_thinking"
 _USUAL = (CLASSIFICATION_TEMPLATE, GENERATION_TEMPLATE)
 
 
-def resolve_chat(base: TokenizingModel, task: Task) -> Task:
+def resolve_chat(base: TokenizingModel, task: Task, day: date | None = None) -> Task:
     """The task as it is for this model: its rows are turns of a chat where the model has a chat template.
+
+    ``day``: what a chat template that writes the day is given; today if not given.
 
     Raises:
         ConfigError: a system prompt or template arguments for a model without a chat template.
@@ -35,7 +38,7 @@ def resolve_chat(base: TokenizingModel, task: Task) -> Task:
             raise ConfigError(f"{what} needs a chat template, and {why}: write it into --template")
         template = PLAIN_CHAT_TEMPLATE if rows and spec.template in _USUAL else spec.template
         return _decided(task, replace(spec, template=template), [f"rows are read as plain text: {why}"] if rows else [])
-    chat = _share_what_is_equal(wanted.with_template(source), rows)
+    chat = _share_what_is_equal(wanted.with_template(source, day), rows)
     notes = [_describe_rows(rows, task)]
     if _THINKING in source and _THINKING not in chat.arguments and not any(map(_thinks, rows)):
         chat = replace(chat, arguments={**chat.arguments, _THINKING: False})

@@ -94,22 +94,30 @@ class ChatTemplate:
         """
         return self._render(self._with_fixed(conversation), conversation.tools or self.format.tools, ask)
 
-    @cached_property
+    @property
     def front(self) -> str:
         """What stands before the virtual tokens."""
-        probe = self._probe(_PROBES[0])
+        probe, _ = self._beginning
         return probe.text[: probe.place]
 
-    @cached_property
+    @property
     def shared(self) -> str:
         """What stands behind the virtual tokens in every conversation, up to the last mark that all have there."""
+        probe, end = self._beginning
+        return probe.text[probe.place : end]
+
+    @cached_property
+    def _beginning(self) -> tuple[RenderedChat, int]:
+        """A conversation, and up to where all have its text."""
+        probe, other = map(self._probe, _PROBES)
         if not self.format.shared:
-            return ""
-        first, second = (probe.text[probe.place :] for probe in map(self._probe, _PROBES))
-        same = next((at for at, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), len(first))
+            return probe, probe.place
+        pairs = enumerate(zip(probe.text, other.text, strict=False))
+        same = next((at for at, (one, another) in pairs if one != another), len(probe.text))
         # a mark is a token whatever stands beside it, where other words may join those behind them
-        ends = [mark.end() for mark in self._pattern.finditer(first) if mark.end() <= same]
-        return first[: max(ends, default=0)]
+        given = {start for start, _ in probe.fields}
+        marks = (mark for mark in self._pattern.finditer(probe.text, probe.place, same) if mark.start() not in given)
+        return probe, max((mark.end() for mark in marks), default=probe.place)
 
     @cached_property
     def left_out(self) -> str:
@@ -157,9 +165,11 @@ class ChatTemplate:
 
     def placement(self, bos: Sequence[int]) -> Placement:
         """What stands around the virtual tokens, as token ids, for a model whose texts begin with ``bos``."""
-        before = self._tokens.encode(self.front, ())
-        whole = self._tokens.encode(self.front + self.shared, ())
-        behind = whole[len(before) :] if whole[: len(before)] == before else self._tokens.encode(self.shared, ())
+        probe, end = self._beginning
+        before, whole = self._tokens.encode_batch([probe.part(0, probe.place), probe.part(0, end)])
+        if whole[: len(before)] != before:  # virtual tokens part what else were one word
+            whole = before + self._tokens.encode(*probe.part(probe.place, end))
+        behind = whole[len(before) :]
         behind_bos = bool(bos) and before[: len(bos)] == list(bos)
         return Placement(behind_bos or not bos, tuple(before[len(bos) if behind_bos else 0 :]), tuple(behind))
 

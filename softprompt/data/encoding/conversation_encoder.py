@@ -148,7 +148,7 @@ class ConversationEncoder:
     def _behind(self) -> str:
         """The mark that the shared prefix ends with, behind which texts are read."""
         shared = self.template.shared
-        return next((mark for mark in self._tokens.marks if shared.endswith(mark)), "")
+        return max((mark for mark in self._tokens.marks if shared.endswith(mark)), key=len, default="")
 
     def _checked(self, conversation: Conversation) -> Conversation:
         chat = self.template.format

@@ -1,6 +1,7 @@
 """Ids of conversations against ``apply_chat_template`` of each family, which knows nothing of ours."""
 
 from dataclasses import replace
+from datetime import date, datetime
 from typing import Any
 
 import pytest
@@ -115,3 +116,31 @@ def test_all_turns_or_the_last_are_learned(family: str) -> None:
     unlearned = (TURNS[0], replace(TURNS[1], learned=False), *TURNS[2:])
     (item,) = encoder.training_items([example(*unlearned)])
     assert "Hi!" not in tokenizer.decode(list(item.targets))
+
+
+@pytest.mark.parametrize("family", CHAT_FAMILIES)
+@pytest.mark.parametrize("placement", ["first", "system-start", "system-end"])
+def test_text_of_a_system_prompt_is_never_a_special_token(family: str, placement: str) -> None:
+    if not takes_system(family):
+        pytest.skip("no place for a system message")
+    base, tokenizer = chat_base(family), chat_tokenizer(family)
+    special = {at for at, one in tokenizer.added_tokens_decoder.items() if one.special}
+    marks = "".join(str(one) for one in tokenizer.added_tokens_decoder.values() if one.special)
+
+    def count(system: str) -> list[int]:
+        encoder = ExampleEncoder(base, generation(family, placement=placement, system=system), 4)
+        place = encoder.placement
+        ids = [*place.before, *place.behind, *encoder.encode_texts([example(*TURNS)])[0]]
+        return [one for one in ids if one in special]
+
+    assert count(f"a {marks} b") == count("a b")
+
+
+def test_the_day_of_learning_stays() -> None:
+    chat = ChatFormat().with_template(chat_template("gptoss"), date(2024, 7, 26))
+    tokenizer = chat_tokenizer("gptoss")
+    messages = [{"role": "user", "content": "Hello"}]
+    text = tokenizer.apply_chat_template(messages, chat_template=chat.template, tokenize=False)
+    today = tokenizer.apply_chat_template(messages, tokenize=False)
+    assert "2024-07-26" in text
+    assert text == today.replace(datetime.now().strftime("%Y-%m-%d"), "2024-07-26")
