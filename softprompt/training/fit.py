@@ -126,12 +126,11 @@ def fit(
     if out is not None:
         check_output(out, resume=resume, restart=restart)
     base = load_checked(base, partial(check_prompts_base, configs, taught.values()))
-    day = find_day(out, restart=restart)
-    tasks, configs = _prepare(base, tasks, configs, day)
+    tasks, configs = _prepare(base, tasks, configs, day := find_day(out, restart=restart))
     run: AbstractContextManager[Checkpoint | None] = nullcontext()
     if out is not None:
-        identity = _describe_teaching(taught, distillation) if several else {}
-        run = open_run(out, base, tasks, configs, day, resume=resume, restart=restart, callback=told, **identity)
+        identity = {"day": str(day), **(_describe_teaching(taught, distillation) if several else {})}
+        run = open_run(out, base, tasks, configs, resume=resume, restart=restart, callback=told, **identity)
     with run as checkpoint, tracker:
         told = tracker.join(told, describe_run(base, tasks, configs, out), checkpoint)
         _report_data(base, tasks, configs, told)

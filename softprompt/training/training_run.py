@@ -94,14 +94,13 @@ def open_run(
     base: FrozenLM,
     tasks: Mapping[str, Task],
     configs: Mapping[str, TrainConfig],
-    day: date | None = None,
     *,
     resume: bool,
     restart: bool,
     callback: Callback,
     **more: Any,
 ) -> Checkpoint:
-    """The checkpoint of the run for ``out``, which knows what the run is, and on which ``day`` it began."""
+    """The checkpoint of the run for ``out``, which knows what the run is."""
     run = run_folder(out)
     identity = {
         "settings": _plain({name: config.model_dump() for name, config in configs.items()}),
@@ -113,7 +112,6 @@ def open_run(
         "task": _plain({name: task.spec.to_dict() for name, task in tasks.items()}),
         "data": _plain({name: task.splits.fingerprint for name, task in tasks.items()}),
         "versions": read_versions(),
-        **({} if day is None else {"day": str(day)}),
         **more,
     }
     checkpoint = Checkpoint(run, identity, restart=restart)
