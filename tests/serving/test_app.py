@@ -382,7 +382,7 @@ class TestFields:
 class TestPages:
     def test_health(self, client: TestClient) -> None:
         assert client.get("/healthz").json() == {"status": "ok"}
-        assert client.get("/readyz").json() == {"status": "ok"}
+        assert client.get("/readyz").json() == client.get("/health").json() == {"status": "ok"}
 
     def test_docs_need_nothing_of_others(self, client: TestClient) -> None:
         page = client.get("/docs")

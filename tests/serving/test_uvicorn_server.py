@@ -239,7 +239,8 @@ class TestHosts:
                 error_of(client.get(path, headers={"Host": "10.1.2.3"}), 400)
             # a page of the web could give any name to this address
             error_of(client.get("/metrics", headers={"Host": "evil.example"}), 400)
-            assert client.get("/readyz", headers={"Host": "evil.example"}).status_code == 200
+            for path in ("/readyz", "/health"):
+                assert client.get(path, headers={"Host": "evil.example"}).status_code == 200
 
     def test_metrics_that_a_key_or_nothing_keeps_have_any_name(self, tmp_path: Path) -> None:
         options = {"allowed_hosts": ("api.example.com",), "no_auth": True, "public_metrics": True}

@@ -16,6 +16,7 @@ from softprompt.utils.files import expand_user
 SAMPLING = {"sample_rate", "sample_text", "sample_keep"}
 COMPILE = "compile parts of the model's work on a CPU; auto: where it pays and there is a C++ compiler"
 _OWN_NAMES = ("localhost", "127.0.0.1", "::1")
+_PROBES = ("/healthz", "/readyz", "/health")  # whether the server answers, and can be asked
 
 
 class ServerSettings(Settings):
@@ -188,13 +189,13 @@ class ServerSettings(Settings):
         """Whether a request for ``path`` may have this Host.
 
         Probes and scrapers ask the process by its address, whatever its name is for others. An address is never the
-        name of a page of the web, and what such a page could learn by ``/healthz`` and ``/readyz`` is nothing.
+        name of a page of the web, and what such a page could learn by the probes is nothing.
         """
         name = host_name(host)
         if not self.hosts or name in self.hosts:
             return True
         path = path.removeprefix(self.root_path)
-        return path in ("/healthz", "/readyz") or (path == "/metrics" and (self._metrics_guarded or is_address(name)))
+        return path in _PROBES or (path == "/metrics" and (self._metrics_guarded or is_address(name)))
 
     @property
     def _metrics_guarded(self) -> bool:

@@ -1,4 +1,4 @@
-"""What those who run the server ask: ``/healthz``, ``/readyz``, ``/metrics``, ``POST /admin/reload``."""
+"""What those who run the server ask: ``/healthz``, ``/readyz``, ``/health``, ``/metrics``, ``POST /admin/reload``."""
 
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict
@@ -27,6 +27,8 @@ def create_health_router(serving: ServingContext, stopping: Callable[[], bool]) 
     async def healthz() -> Response:
         return JSONResponse({"status": "ok"})
 
+    # as vLLM's servers call it, which load testers ask before they begin
+    @router.get("/health", include_in_schema=False)
     @router.get("/readyz", responses={200: {"model": Health}, 503: {"model": Health}}, summary="Can it be asked?")
     async def readyz() -> Response:
         """503 before the store was read for the first time, while an engine that runs elsewhere cannot be asked, and
