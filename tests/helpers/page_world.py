@@ -335,6 +335,23 @@ def _give_aliases(world: PageWorld) -> None:
         store.promote(f"{name}@1", "prod")
 
 
+def _give_instruct_model(world: PageWorld) -> None:
+    from helpers.chat_models import save_chat_model
+
+    if not (world.folder / "INSTRUCT").exists():
+        save_chat_model("qwen2_5", world.folder / "INSTRUCT")
+
+
+def _give_chats(world: PageWorld) -> None:
+    """``chats.jsonl``: conversations of two questions each."""
+
+    def turns(number: int) -> list[dict[str, str]]:
+        said = (f"Is the shop {number} open?", "It is.", f"Until {number % 12}?", f"Until {number % 12}, yes.")
+        return [{"role": ("user", "assistant")[at % 2], "content": words} for at, words in enumerate(said)]
+
+    write_rows(world.folder / "chats.jsonl", [{"messages": turns(number)} for number in range(80)])
+
+
 GIVEN: dict[str, Callable[[PageWorld], None]] = {
     "new folder": PageWorld.fill,
     "base": lambda world: world.names.update(base=world.load_base()),
@@ -345,6 +362,9 @@ GIVEN: dict[str, Callable[[PageWorld], None]] = {
     "NAME": lambda world: (world.folder / "NAME").symlink_to("reviews"),
     "reviews.csv": _give_reviews_file,
     "tickets.csv": _give_tickets,
+    "INSTRUCT": _give_instruct_model,
+    "chats.jsonl": _give_chats,
+    "system.md": lambda world: world.folder.joinpath("system.md").write_text("Answer about the shop, in one sentence.\n"),
     "long.txt": _give_long_text,
     "inputs.jsonl": _give_inputs,
     "data/sst2": _give_three_tasks,
