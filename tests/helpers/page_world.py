@@ -342,6 +342,10 @@ def _give_instruct_model(world: PageWorld) -> None:
         save_chat_model("qwen2_5", world.folder / "INSTRUCT")
 
 
+def _give_system_prompt(world: PageWorld) -> None:
+    (world.folder / "system.md").write_text("Answer about the shop, in one sentence.\n")
+
+
 def _give_chats(world: PageWorld) -> None:
     """``chats.jsonl``: conversations of two questions each."""
 
@@ -364,7 +368,7 @@ GIVEN: dict[str, Callable[[PageWorld], None]] = {
     "tickets.csv": _give_tickets,
     "INSTRUCT": _give_instruct_model,
     "chats.jsonl": _give_chats,
-    "system.md": lambda world: world.folder.joinpath("system.md").write_text("Answer about the shop, in one sentence.\n"),
+    "system.md": _give_system_prompt,
     "long.txt": _give_long_text,
     "inputs.jsonl": _give_inputs,
     "data/sst2": _give_three_tasks,
