@@ -13,6 +13,7 @@ from .export.prompt_exchange import export_prompt as export_prompt
 from .export.prompt_exchange import import_prompt as import_prompt
 from .inference.evaluation import evaluate as evaluate
 from .inference.generation import GenerationConfig as GenerationConfig
+from .inference.grammar import Grammar as Grammar
 from .inference.predictions import Prediction as Prediction
 from .inference.predictions import Predictions as Predictions
 from .inference.predictor import Predictor as Predictor

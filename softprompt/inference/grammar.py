@@ -10,7 +10,7 @@ from collections import OrderedDict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from threading import Lock
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from softprompt.data.encoding.tokenization import safe_tokenizer
 from softprompt.errors import GrammarError, MissingExtraError
+from softprompt.utils.summaries import summarize_fields
 
 MAX_SOURCE = 2**18  # characters of a grammar
 _KEPT = 64  # compiled grammars of a model
@@ -46,6 +47,9 @@ class Grammar:
     kind: Literal["json_schema", "regex", "lark", "sequence"]
     source: str
 
+    def __repr__(self) -> str:
+        return summarize_fields(self)
+
     def __post_init__(self) -> None:
         if len(self.source) > MAX_SOURCE:
             raise GrammarError(
@@ -53,27 +57,27 @@ class Grammar:
             )
 
     @classmethod
-    def of_json_schema(cls, schema: Mapping[str, Any]) -> "Grammar":
+    def of_json_schema(cls, schema: Mapping[str, Any]) -> Self:
         """JSON that is valid by ``schema``."""
         return cls("json_schema", json.dumps(schema, ensure_ascii=False))
 
     @classmethod
-    def of_json_object(cls) -> "Grammar":
+    def of_json_object(cls) -> Self:
         """Any JSON object."""
         return cls.of_json_schema({"type": "object"})
 
     @classmethod
-    def of_regex(cls, pattern: str) -> "Grammar":
+    def of_regex(cls, pattern: str) -> Self:
         """Text that a regular expression, in the syntax of Rust's ``regex``, matches as a whole."""
         return cls("regex", pattern)
 
     @classmethod
-    def of_lark(cls, text: str) -> "Grammar":
+    def of_lark(cls, text: str) -> Self:
         """Text of a grammar; it begins with the rule ``start``."""
         return cls("lark", text)
 
     @classmethod
-    def of_sequence(cls, *parts: str | Mark | Mapping[str, Any]) -> "Grammar":
+    def of_sequence(cls, *parts: str | Mark | Mapping[str, Any]) -> Self:
         """Words, marks and JSON by schemas behind each other, as a tool's call has them."""
         written = [
             {"text": part} if isinstance(part, str) else {"mark": part.name} if isinstance(part, Mark) else part

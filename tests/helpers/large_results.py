@@ -223,4 +223,5 @@ def large_results(folder: Path, word: str = "word") -> dict[str, Any]:
         "settings": sp.TrainConfig.build(length=20, init=f"text:{word * 1_000}"),
         "defaults": sp.TrainConfig(),
         "generation": sp.GenerationConfig(temperature=0.5, stop=(word * 100,) * 50),
+        "grammar": sp.Grammar.of_json_schema({"enum": [word * 10] * 5}),
     }

@@ -33,6 +33,7 @@ CLASSES = [
         "Example",
         "FrozenLM",
         "GenerationConfig",
+        "Grammar",
         "Prediction",
         "Predictions",
         "Predictor",

@@ -60,6 +60,7 @@ def test_the_main_facts_are_told(results: dict[str, Any]) -> None:
         "version": ("reviews@3", "2026-11-25 16:00"),
         "settings": ("length=20", "init='text:word"),
         "generation": ("temperature=0.5",),
+        "grammar": ("json_schema",),
     }.items():
         told = " ".join(repr(results[name]).split())
         assert [one for one in words if one not in told] == [], told
