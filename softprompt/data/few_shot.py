@@ -1,7 +1,7 @@
 """Solved examples as tokens, as a few-shot prompt has them: of a written prompt, and of the start of a learned one."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from softprompt.data.encoding.encoder import EncodedSequence, ExampleEncoder
@@ -71,10 +71,27 @@ def encode_solved_within(encoder: ExampleEncoder, examples: Sequence[Example], l
 
 
 def fit_solved(encoder: ExampleEncoder, examples: Sequence[Example], length: int, seed: int) -> list[list[int]]:
-    """Token ids of as many solved examples as fit into ``length``, of each label in turn, drawn by ``seed``.
+    """Token ids of as many solved examples as fit into ``length`` (see ``choose_fitting``)."""
+    known: dict[int, list[int]] = {}
+
+    def measure(pool: Sequence[Example]) -> list[int]:
+        encoded = encode_solved(encoder, pool)
+        known.update(zip(map(id, pool), encoded, strict=True))
+        return list(map(len, encoded))
+
+    return [known[id(one)] for one in choose_fitting(examples, length, seed, measure)]
+
+
+def choose_fitting(
+    examples: Sequence[Example], length: int, seed: int, measure: Callable[[Sequence[Example]], list[int]]
+) -> list[Example]:
+    """As many solved examples as fit into ``length`` tokens, of each label in turn, drawn by ``seed``.
 
     None at all where no example of some label fits into its share of ``length``: examples of some labels only would
     speak against the others.
+
+    Args:
+        measure: tokens of each of some examples.
     """
     generator = random.Random(seed)
     shuffled = list(examples)
@@ -84,20 +101,23 @@ def fit_solved(encoder: ExampleEncoder, examples: Sequence[Example], length: int
         pool = pools.setdefault(example.label, [])
         if len(pool) < POOL:
             pool.append(example)
-    ready = {label: encode_solved(encoder, pool) for label, pool in sorted(pools.items(), key=lambda one: str(one[0]))}
+    ready = {
+        label: list(zip(measure(pool), pool, strict=True))
+        for label, pool in sorted(pools.items(), key=lambda one: str(one[0]))
+    }
     labels = list(ready)
     generator.shuffle(labels)
-    chosen: list[list[int]] = []
+    chosen: list[Example] = []
     turn, left = 0, length
     while labels:
         label = labels[turn % len(labels)]
         room = length // len(labels) if turn < len(labels) else left
-        fitting = next((ids for ids in ready[label] if len(ids) <= room), None)
-        if fitting is None:
+        place = next((at for at, (tokens, _) in enumerate(ready[label]) if tokens <= room), None)
+        if place is None:
             return chosen if turn >= len(labels) else []
-        ready[label].remove(fitting)
-        chosen.append(fitting)
-        turn, left = turn + 1, left - len(fitting)
+        tokens, example = ready[label].pop(place)
+        chosen.append(example)
+        turn, left = turn + 1, left - tokens
     return chosen
 
 

@@ -157,6 +157,13 @@ class TaskSpec(Displayed):
         template = usual if self.template == "{{ text }}" else f"{self.template}{usual.removeprefix('{{ text }}')}"
         return replace(self, template=template, chat=None)
 
+    @property
+    def without_prompt(self) -> "TaskSpec":
+        """The same task without virtual tokens: a system turn is there only where it says something."""
+        if self.chat is None or self.chat.placement == "first":
+            return self
+        return replace(self, chat=replace(self.chat, placement="first"))
+
     @cached_property
     def compiled(self) -> Template:
         return Template(self.template, self.columns.text)

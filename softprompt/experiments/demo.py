@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from softprompt.config import TrainConfig
-from softprompt.data.task import Task
+from softprompt.data.chats.chat_resolution import resolve_chat
+from softprompt.data.task import Task, TaskSpec
 from softprompt.inference.evaluation import Evaluation, evaluate
 from softprompt.inference.reading_progress import report_progress
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.saved_prompt import Prompt
 from softprompt.prompts.state import PromptState
-from softprompt.prompts.written_prompt import choose_shots, written_prompt
+from softprompt.prompts.written_prompt import choose_shots, write_prompt
 from softprompt.training.callbacks.callback import Callback
 from softprompt.training.fit import fit
 from softprompt.utils.files import check_free
@@ -87,17 +88,18 @@ def run_demo(
     """
     check_free(folder)
 
-    def read(name: str, prompt: Prompt | PromptState | None) -> Evaluation:
+    task = resolve_chat(base, task)
+
+    def read(name: str, spec: TaskSpec, prompt: Prompt | PromptState | None) -> Evaluation:
         say(f"{name}: reading {len(task.test):,} test sentences")
         with report_progress(callback.on_read):
-            evaluation = evaluate(base, task, prompt)
+            evaluation = evaluate(base, task.test, prompt, spec=spec)
         say(f"{name}: {evaluation.metric}")
         return evaluation
 
     results: dict[str, Evaluation] = {}
     for name, count in (("written prompt, zero-shot", 0), (f"written prompt, {SHOTS} examples", SHOTS)):
-        state = written_prompt(base, task.spec, INSTRUCTION, choose_shots(task.train, count, seed=0))
-        results[name] = read(name, state)
+        results[name] = read(name, *write_prompt(base, task.spec, INSTRUCTION, choose_shots(task.train, count, seed=0)))
     say(f"learned prompt: {steps} steps on {len(task.train):,} training sentences")
     config = TrainConfig(steps=steps, eval_every=EVAL_EVERY)
     prompt = fit(
@@ -111,7 +113,7 @@ def run_demo(
         baseline=False,
         example=EXAMPLE,
     )
-    results["learned prompt"] = read("learned prompt", prompt)
+    results["learned prompt"] = read("learned prompt", task.spec, prompt)
 
     written, learned = results["written prompt, zero-shot"], results["learned prompt"]
     right = [

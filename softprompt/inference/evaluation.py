@@ -216,7 +216,7 @@ def add_baseline(
     metric, kind = learned.metric.metric, prompt.spec.kind
     written = write_baseline(base, prompt.spec, prompt.training, prompt.states[0].length, prompt.seed, train)
     indices = sample_indices(examples, MOST_ROWS[kind])
-    answers = Predictor(base, replace(prompt.spec, metric=metric), written.state, generation)
+    answers = Predictor(base, replace(written.spec, metric=metric), written.state, generation)
     found = score(answers, [examples[index] for index in indices])
     told = learned.answers
     value, gain = compare_answers(metric, found.gold, [told[index] for index in indices], found.answers)

@@ -83,8 +83,9 @@ class Predictor(Displayed):
         """
         if not isinstance(spec, TaskSpec):
             raise refuse_argument("spec", "the task's spec", spec, _SPEC_ADVICE)
-        self.base, self.spec, self.vote = base, spec, vote
         self.states = (states,) if isinstance(states, PromptState) else tuple(states or ())
+        spec = spec if self.states else spec.without_prompt
+        self.base, self.spec, self.vote = base, spec, vote
         if len(self.states) > 1 and spec.kind == "generation":
             raise ConfigError("an ensemble answers by vote, expected a classification task, got generation")
         generation = generation or GenerationConfig(max_new_tokens=choose_max_new_tokens(base, spec))

@@ -3,7 +3,8 @@
 The written prompt is what a person would have put in front without learning: the words of ``init='text:WORDS'``, or
 the plain instruction of ``init='text'``. Of every other start it is that instruction with as many solved training
 examples behind it as fit into the length of the learned prompt, which is the start that ``init='examples'`` has. So
-both take about the same room in front of a text, and what is between them is what was learned.
+both take about the same room in front of a text, and what is between them is what was learned. In chats the words are
+the system message, that which is kept beside the prompt where one is, and the examples are turns.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,25 +23,27 @@ from softprompt.metrics.bootstrap import paired_difference, resample_scores
 from softprompt.metrics.registry import score_runs
 from softprompt.metrics.scores import PairedDifference, Score
 from softprompt.models.frozen_lm import FrozenLM
-from softprompt.prompts.methods.initializers import default_instruction
 from softprompt.prompts.state import PromptState
+from softprompt.prompts.written_prompt import choose_instruction, fit_shots, write_prompt
 
 MOST_ROWS = {"classification": 1000, "generation": 100}  # that the written prompt answers, at most
 
 
 @dataclass(frozen=True)
 class WrittenPrompt:
-    """Words in front of the template.
+    """Words in front of the template, or a system message and turns.
 
     Attributes:
         instruction: the words.
         shots: how many solved examples stand behind them.
-        state: both as a prompt.
+        spec: the task that they are for; of chats with both.
+        state: both as a prompt; of chats ``None``.
     """
 
     instruction: str
     shots: int
-    state: PromptState
+    spec: TaskSpec
+    state: PromptState | None
 
     def __str__(self) -> str:
         return describe_written(self.instruction, self.shots)
@@ -88,14 +91,18 @@ def write_baseline(
         examples: solved ones, to stand behind the instruction.
     """
     init = str(training.get("init", ""))
-    encoder = ExampleEncoder(base, spec, 0)
-    words = init.removeprefix("text:") if init.startswith("text:") else default_instruction(spec)
+    words = init.removeprefix("text:") if init.startswith("text:") else choose_instruction(spec, examples)
     plain = init == "text" or init.startswith("text:")
+    if spec.chat is not None:
+        words = spec.chat.system or words
+        shots = [] if plain else fit_shots(base, spec, examples, length, seed)
+        return WrittenPrompt(words, len(shots), *write_prompt(base, spec, words, shots))
+    encoder = ExampleEncoder(base, spec, 0)
     solved = [] if plain else fit_solved(encoder, examples, length, seed)
     ids = [*encode_few_shot(encoder, words, ()), *(token for one in solved for token in one)]
     with torch.no_grad():
         embedded = base.embed(torch.tensor(ids, device=base.device)).float()
-    return WrittenPrompt(words, len(solved), PromptState("embeddings", (embedded,), words=True))
+    return WrittenPrompt(words, len(solved), spec, PromptState("embeddings", (embedded,), words=True))
 
 
 def compare_answers(

@@ -41,4 +41,5 @@ def describe_gain(split: str, result: Any) -> str:
 def describe_written(instruction: str, shots: int) -> str:
     """A written prompt in a few words."""
     words = instruction if len(instruction) <= _TOLD else f"{instruction[: _TOLD - 3]}..."
-    return f"'{words}'" + (f" and {shots} solved example{'s' if shots > 1 else ''}" if shots else "")
+    told = f"'{words}'" if instruction else "no instruction"
+    return told + (f" and {shots} solved example{'s' if shots > 1 else ''}" if shots else "")

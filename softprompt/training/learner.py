@@ -144,7 +144,7 @@ class Learner(ABC):
 
     @abstractmethod
     def state(self) -> PromptState | None:
-        """The prompt as it stands, with gradient; ``None``: it is the model that learns."""
+        """The prompt as it stands, with gradient; ``None``, or of no virtual tokens: it is the model that learns."""
 
     @abstractmethod
     def candidate(self) -> PromptState | None:

@@ -19,9 +19,11 @@ from torch import Tensor
 
 from softprompt.config import TrainConfig
 from softprompt.data.encoding.batching import collate
+from softprompt.data.encoding.conversation_encoder import find_placement
 from softprompt.data.encoding.encoder import Batch, EncodedSequence, ExampleEncoder
 from softprompt.data.task import Task
 from softprompt.errors import ConfigError
+from softprompt.inference.chat_answers import check_placement
 from softprompt.inference.scoring import AnswerScorer, kl_divergence
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.methods.multitask_prompt_tuning import MultitaskPrompt
@@ -48,7 +50,7 @@ class TaskLearner(Learner):
         super().__init__(
             name, config, list(method.parameters()) if first else [], make_optimizer(method, config) if first else None
         )
-        self.index, self.method = index, method
+        self.index, self.method, self._placement = index, method, find_placement(base, task.spec)
         self.encoder = ExampleEncoder(base, task.spec, config.length)
         self.objective = AnswerScorer(base, self.encoder.verbalizer)
         self.validation = Validation(task, self.encoder, self.objective, config)
@@ -64,7 +66,7 @@ class TaskLearner(Learner):
 
     def state(self) -> PromptState:
         state: PromptState = self.method.read_state(self.index)
-        return state
+        return replace(state, placement=self._placement)
 
     def candidate(self) -> PromptState:
         with torch.no_grad():
@@ -77,7 +79,7 @@ class TaskLearner(Learner):
     def restore(self, tensors: Mapping[str, Tensor], optimizer: dict[str, Any], progress: Mapping[str, Any]) -> None:
         device = self.method.theta.device
         kept = {name: tensor.to(device) for name, tensor in tensors.items()}
-        self.best = PromptState.of_embeddings(kept.pop("best"))
+        self.best = replace(self.best, tensors=(kept.pop("best"),))
         if kept:
             self.method.load_state_dict({name.removeprefix("method/"): tensor for name, tensor in kept.items()})
         super().restore(tensors, optimizer, progress)
@@ -90,6 +92,8 @@ class MultitaskLosses:
         self, base: FrozenLM, learners: Sequence[TaskLearner], teachers: Mapping[str, PromptState], weight: float
     ) -> None:
         self._base, self._learners, self._weight = base, learners, weight
+        for learner in learners:
+            check_placement([teachers[learner.name]] if learner.name in teachers else [], learner.encoder.placement)
         with torch.no_grad():
             self._teachers = {name: make_prefix(base, state) for name, state in teachers.items()}
 
@@ -142,7 +146,7 @@ def train_multitask(
 
     Args:
         tasks: by name; ``config.batch_size`` examples of each make a step.
-        config: the settings; the start (``init``) is that of the first task.
+        config: the settings; the start (``init``) is that of the first task. Each task's chats have their own form.
         teachers: prompts learned for single tasks, by the task's name; a task without one is not distilled.
         distillation: weight of the distance from the teachers.
         checkpoint: where the run is kept while it lasts; it goes on from there if there is one.
@@ -151,14 +155,14 @@ def train_multitask(
         For each task the prompt of its own best evaluation, and how it did.
 
     Raises:
-        ConfigError: a start that stands in front of BOS.
+        ConfigError: a start that stands in front of BOS, or a teacher elsewhere than its task's chats say.
         DataError, TemplateError: the data cannot be used.
         TrainingError: the loss is no longer a number, or the checkpoint is of another run.
     """
     torch.manual_seed(config.seed)
     first = next(iter(tasks.values()))
     start = initialize(config.init, base, first.spec, config.length, config.seed, first.train)
-    if not start.behind_bos:
+    if not start.behind_bos and first.spec.chat is None:
         raise ConfigError(
             f"init '{config.init}' stands in front of BOS, as prompts learned elsewhere do, expected one behind it: "
             "learn on from it by train"

@@ -33,10 +33,9 @@ from softprompt.metrics import hypothesis_tests
 from softprompt.metrics.bootstrap import Floats
 from softprompt.metrics.calibration import calibration_error
 from softprompt.models.frozen_lm import FrozenLM
-from softprompt.prompts.methods.initializers import default_instruction
 from softprompt.prompts.saved_prompt import Prompt
 from softprompt.prompts.state import PromptState
-from softprompt.prompts.written_prompt import written_prompt
+from softprompt.prompts.written_prompt import choose_instruction, write_prompt
 from softprompt.store.prompt_loading import resolve_saved_prompt
 
 LEAST = 20  # examples of a part that is judged
@@ -58,10 +57,17 @@ class ComparedReference:
         return score_ensemble(base, self.spec, [state for state in self.states if state is not None], examples)
 
 
-def make_written_reference(base: FrozenLM, spec: TaskSpec, instruction: str | None = None) -> ComparedReference:
-    """The written prompt: the instruction given, or a plain one made of the labels, in front of the same template."""
-    words = default_instruction(spec) if instruction is None else instruction
-    return ComparedReference(f"written prompt '{words}'", spec, [written_prompt(base, spec, words)])
+def make_written_reference(
+    base: FrozenLM, spec: TaskSpec, instruction: str | None = None, examples: Sequence[Example] = ()
+) -> ComparedReference:
+    """The written prompt: the instruction given, or a plain one made of the labels, in front of the same template.
+
+    In chats it is the system message, by default that which is kept. ``examples``: what is answered.
+    """
+    words = choose_instruction(spec, examples) if instruction is None else instruction
+    written, state = write_prompt(base, spec, words)
+    name = f"written prompt '{words}'" if words or spec.chat is None else "no system message"
+    return ComparedReference(name, written, [state])
 
 
 def make_reference(

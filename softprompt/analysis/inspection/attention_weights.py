@@ -4,7 +4,7 @@ Only eager attention gives its weights, so it is switched on for a moment and of
 reads, not what that does to the answer (Jain and Wallace 2019, "Attention is not Explanation"): read them beside the
 effect of removing a token.
 
-Shapes: ``B`` batch, ``T`` text length, ``W`` prefix length (BOS and prompt), ``L`` layers.
+Shapes: ``B`` batch, ``T`` text length, ``W`` prefix length (BOS, prompt, and what stands around it), ``L`` layers.
 """
 
 from collections.abc import Iterator, Sequence
@@ -24,7 +24,7 @@ from softprompt.errors import BaseModelError
 from softprompt.inference.scoring import EVALUATION_TOKENS
 from softprompt.metrics.bootstrap import Floats
 from softprompt.models.frozen_lm import FrozenLM
-from softprompt.prompts.prefix import make_cached_prefix, make_concatenated_prefix
+from softprompt.prompts.prefix import front_ids, make_cached_prefix, make_concatenated_prefix
 from softprompt.prompts.state import PromptState, concatenate_prefixes
 
 
@@ -40,17 +40,18 @@ def measure_attention(
     if base.architecture == "encoder-decoder":
         raise BaseModelError(f"'{base.name}' reads its prompt in an encoder, whose attention is not told")
     encoder = ExampleEncoder(base, spec, state.length)
-    front = len(base.bos_ids) if state.behind_bos else 0
+    front, length = len(front_ids(base, state.placement)), state.length
+    width = front + length + len(state.placement.behind)
     rows, even = [], []
     with _eager(base):
         for chunk in batch_by_token_budget(encoder.question_items(examples), EVALUATION_TOKENS, 16):
             batch = collate(chunk, base.device)
-            weights = _weights(base, state, batch, front + state.length)
+            weights = _weights(base, state, batch, width)
             rows.append(weights)
             lengths = batch.mask.sum(dim=1).cpu()
-            even += (state.length / (front + state.length + lengths)).tolist()
+            even += (length / (width + lengths)).tolist()
     shares = np.concatenate(rows).mean(axis=0)  # [L, W]
-    bos, prompt = shares[:, :front].sum(axis=1), shares[:, front:]
+    bos, prompt = shares[:, :front].sum(axis=1), shares[:, front : front + length]
     rest = np.clip(1 - bos - prompt.sum(axis=1), 0, 1)
     found = Attention(
         examples=len(examples),

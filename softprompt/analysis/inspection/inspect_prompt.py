@@ -135,7 +135,7 @@ def inspect(
     if learned is not None and chosen in ("validation", "test") and (words := learned.among(examples).describe(chosen)):
         asked.notes.append(words)
     if against is None:
-        reference = make_written_reference(base, spec, instruction)
+        reference = make_written_reference(base, spec, instruction, examples)
     else:
         reference = make_reference(base, spec, against)
     say(f"answers to {len(examples):,} examples ({chosen})")

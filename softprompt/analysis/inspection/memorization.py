@@ -19,6 +19,7 @@ from softprompt.data.encoding.encoder import EncodedSequence, ExampleEncoder
 from softprompt.data.examples import Example
 from softprompt.data.task import TaskSpec
 from softprompt.errors import DataError
+from softprompt.inference.chat_answers import make_bare_state
 from softprompt.inference.scoring import AnswerScorer
 from softprompt.metrics import hypothesis_tests
 from softprompt.metrics.bootstrap import Floats
@@ -75,7 +76,7 @@ def _gains(base: FrozenLM, spec: TaskSpec, state: PromptState, examples: Sequenc
     if not items:
         return np.zeros(0)
     with torch.no_grad():
-        prefix = make_prefix(base, None, state)
+        prefix = make_prefix(base, make_bare_state(base, spec), state)
     losses = measure_losses(AnswerScorer(base, None), prefix, items, 2, len(items))
     gains: Floats = losses[0] - losses[1]
     return gains

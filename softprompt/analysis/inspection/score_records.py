@@ -13,6 +13,7 @@ from softprompt.data.encoding.batching import batch_by_token_budget, collate
 from softprompt.data.encoding.encoder import EncodedSequence, ExampleEncoder
 from softprompt.data.examples import Example
 from softprompt.data.task import TaskSpec
+from softprompt.inference.chat_answers import make_bare_state
 from softprompt.inference.predictor import Predictor, name_failing_example
 from softprompt.inference.scoring import EVALUATION_TOKENS, AnswerScorer, check_finite
 from softprompt.metrics import hypothesis_tests
@@ -57,15 +58,19 @@ class PromptScores:
 def score_states(
     base: FrozenLM, spec: TaskSpec, states: Sequence[PromptState | None], examples: Sequence[Example]
 ) -> PromptScores:
-    """Score each of ``states`` on its own; ``None`` is the bare template. All are given the same room for texts."""
+    """Score each of ``states`` on its own; ``None`` is the bare template. All are given the same room for texts.
+
+    In chats ``None`` among others is an empty place of theirs; alone it is a conversation as nobody would prompt it.
+    """
     given = [state for state in states if state is not None]
+    spec = spec if given else spec.without_prompt
     length = max((state.length for state in given), default=0)
     encoder = ExampleEncoder(base, spec, length, behind=words_before(given))
     objective = AnswerScorer(base, encoder.verbalizer)
     items = encoder.training_items(examples) if spec.kind == "generation" else encoder.scoring_items(examples)
     losses, answers = [], []
     for start in range(0, len(states), MEMBERS):
-        chunk = states[start : start + MEMBERS]
+        chunk = [state or make_bare_state(base, spec) for state in states[start : start + MEMBERS]]
         with torch.no_grad():
             prefix = make_prefix(base, *chunk)
         if spec.kind == "generation":

@@ -1,6 +1,7 @@
 """A prompt among the others of a store: who is like whom, and which would be a start for its task."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 
@@ -40,10 +41,13 @@ def compare_with_store(
     own = None
     tried = [one for one in shown if one.start][:TRIED]
     if examples and len(prompt.states) == 1:
-        states = [prompt.state, *(load_prompt(one.folder).state for one in tried)]
+        others = [load_prompt(one.folder).state for one in tried]
+        if prompt.spec.chat is not None:
+            others = [replace(one, placement=prompt.state.placement) for one in others]
+        states = [prompt.state, *others]
         scored = score_states(base, prompt.spec, states, examples)
-        own, *others = (hypothesis_tests.bootstrap_mean(row) for row in scored.losses)
-        losses = {one.folder: mean for one, mean in zip(tried, others, strict=True)}
+        own, *means = (hypothesis_tests.bootstrap_mean(row) for row in scored.losses)
+        losses = {one.folder: mean for one, mean in zip(tried, means, strict=True)}
     starts = [
         StartCandidate(
             place=str(one.folder),

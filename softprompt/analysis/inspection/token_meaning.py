@@ -9,6 +9,7 @@ Shapes: ``V`` vocabulary, ``H`` embedding size, ``P`` virtual tokens, ``S`` samp
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -23,8 +24,8 @@ from softprompt.analysis.inspection.inspection_records import (
     Vocabulary,
 )
 from softprompt.data.encoding.tokenization import safe_tokenizer
-from softprompt.data.encoding.verbalizer import encode_plain, end_token_id
-from softprompt.inference.generation import GenerationConfig, complete
+from softprompt.data.encoding.verbalizer import encode_plain
+from softprompt.inference.generation import GenerationConfig, complete, end_token_ids
 from softprompt.inference.scoring import EVALUATION_TOKENS
 from softprompt.metrics.bootstrap import Floats
 from softprompt.models.frozen_lm import FrozenLM
@@ -205,21 +206,28 @@ def _quantiles(ordered: Floats) -> Quantiles:
 
 @torch.no_grad()
 def continue_prompt(base: FrozenLM, state: PromptState) -> tuple[Continuation, str | None]:
-    """What follows the prompt, and what follows nothing; and a remark if it is not the prompt quite alone."""
+    """What follows the virtual tokens, and what follows nothing; and a remark if these are not quite alone.
+
+    In chats both stand where the virtual tokens do, and nothing behind them.
+    """
+    state = replace(state, placement=replace(state.placement, behind=()))
+    nothing = None
+    if state.placement.before:
+        nothing = PromptState("embeddings", (torch.zeros(0, base.embedding_size),), state.placement)
     if base.architecture == "encoder-decoder":
         remark = "an encoder-decoder model goes on in its decoder, behind the prompt and what ends a text"
         texts = [
             _completed(base, one, base.special_tokens.suffix or encode_plain(base.tokenizer, "\n"))
-            for one in (state, None)
+            for one in (state, nothing)
         ]
         return Continuation(text=texts[0], next=(), without=texts[1], without_next=()), remark
     if state.kind == "key_values":
         # they hold no hidden state to go on from, so something has to stand behind them
         remark = "keys and values have no last position to go on from: this follows a new line behind them"
-        texts = [_completed(base, one, encode_plain(base.tokenizer, "\n")) for one in (state, None)]
+        texts = [_completed(base, one, encode_plain(base.tokenizer, "\n")) for one in (state, nothing)]
         return Continuation(text=texts[0], next=(), without=texts[1], without_next=()), remark
     text, likeliest = _alone(base, state)
-    bare, bare_likeliest = _alone(base, None)
+    bare, bare_likeliest = _alone(base, nothing)
     return Continuation(text=text, next=likeliest, without=bare, without_next=bare_likeliest), None
 
 
@@ -235,7 +243,7 @@ def _alone(base: FrozenLM, state: PromptState | None) -> tuple[str, tuple[NextTo
         return "", ()
     said: list[int] = []
     first: tuple[NextToken, ...] = ()
-    end = end_token_id(base.tokenizer)
+    ends = end_token_ids(base)
     while len(said) < TOKENS:
         logits = _next(base, embeddings)
         if not said and not first:
@@ -245,7 +253,7 @@ def _alone(base: FrozenLM, state: PromptState | None) -> tuple[str, tuple[NextTo
                 for token, value in zip(ids.tolist(), values.tolist(), strict=True)
             )
         token = int(logits.argmax())
-        if token == end or (base.context_length is not None and len(embeddings) + 1 >= base.context_length):
+        if token in ends or (base.context_length is not None and len(embeddings) + 1 >= base.context_length):
             break
         said.append(token)
         embeddings = torch.cat([embeddings, base.embed(torch.tensor([token], device=base.device))])

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from softprompt.data.chats.conversation import Conversation
 from softprompt.data.encoding.conversation_encoder import ConversationEncoder
 from softprompt.data.encoding.placement import Placement
 from softprompt.data.encoding.special_tokens import TokenizingModel
@@ -146,6 +147,17 @@ class ExampleEncoder:
     def texts(self, examples: Sequence[Example]) -> list[FilledText]:
         """Template and text, cut as ``encode_texts`` are, and where the row's data stands in them."""
         return [filled for filled, _ in self._fitting(examples, None)]
+
+    def conversations(self, examples: Sequence[Example]) -> list[Conversation]:
+        """In chats: what is asked, cut as ``encode_texts`` are."""
+        assert self._chat is not None
+        whole = self._read([self._filled(example) for example in examples])
+        return [
+            self._chat.asked(example)
+            if len(ids) <= self.limit
+            else self._chat.asked(*self._cut_example(example, len(ids), self.limit))
+            for example, ids in zip(examples, whole, strict=True)
+        ]
 
     def _fitting(self, examples: Sequence[Example], answers: Sequence[int] | None) -> list[_Fitting]:
         whole = [self._filled(example) for example in examples]
@@ -321,9 +333,11 @@ class ExampleEncoder:
 
     def _cut_text(self, example: Example, length: int, limit: int) -> _Fitting:
         """Template and text of an example that is shortened until they fit."""
-        cut = self._cut(example, length, limit, lambda one, said: len(self._read([self._filled(one, said)])[0]))
-        filled = self._filled(*cut)
+        filled = self._filled(*self._cut_example(example, length, limit))
         return filled, tuple(self._read([filled])[0])
+
+    def _cut_example(self, example: Example, length: int, limit: int) -> tuple[Example, str | None]:
+        return self._cut(example, length, limit, lambda one, said: len(self._read([self._filled(one, said)])[0]))
 
     def _cut(
         self, example: Example, length: int, limit: int, measure: Callable[[Example, str | None], int]

@@ -1,6 +1,7 @@
-"""Few-shot: solved examples in front of each text, the same ones for all or the nearest to each (see nearest.py).
+"""Few-shot: solved examples in front of each text, the same ones for all or the nearest to each (nearest_examples.py).
 
-The same ones are a prefix like a learned prompt, which is computed once (see written.py). Brown et al. 2020.
+The same ones are a prefix like a learned prompt, which is computed once (written_prompt.py). Brown et al. 2020. In
+chats they are turns, and the instruction is the system message.
 """
 
 import time
@@ -19,11 +20,12 @@ from softprompt.experiments.baselines.fitted_baseline import (
     describe_baseline,
 )
 from softprompt.experiments.baselines.nearest_examples import NearestShots
+from softprompt.experiments.baselines.nearest_turns import NearestTurns
 from softprompt.inference.generation import GenerationConfig, choose_max_new_tokens
 from softprompt.inference.predictor import Predictor
 from softprompt.inference.scoring import AnswerScorer
 from softprompt.models.frozen_lm import FrozenLM
-from softprompt.prompts.written_prompt import choose_shots, written_prompt
+from softprompt.prompts.written_prompt import choose_shots, count_written, write_prompt
 from softprompt.training.validation import mean_loss, score_labels, validation_examples
 from softprompt.utils.files import check_free, write_folder
 
@@ -57,33 +59,31 @@ def fit_few_shot(
     began = time.perf_counter()
     nearest = nearest and count > 0
     shots = task.train if nearest else tuple(choose_shots(task.train, count, seed))
-    generation = generation or _stop_at_next_example(shots, choose_max_new_tokens(base, task.spec))
+    if generation is None and task.spec.chat is None:
+        generation = _stop_at_next_example(shots, choose_max_new_tokens(base, task.spec))
     validation = validation_examples(task, VALIDATION_LIMIT)
     settings: dict[str, Any] = {"count": count, "nearest": nearest, "seed": seed, "instruction": instruction}
 
-    answers: Predictor | NearestShots
+    answers: Predictor | NearestShots | NearestTurns
     if nearest:
-        answers = near = NearestShots(base, task, count, instruction, generation)
+        near = (NearestShots if task.spec.chat is None else NearestTurns)(base, task, count, instruction, generation)
+        answers = near
         value, loss = _score_validation(answers, validation)
         settings["left_out"] = near.left_out
         added = near.instruction_tokens + near.added / len(validation)
-        index = near.words.data.nbytes + near.words.indices.nbytes
-        memory = count_prefix_bytes(near.prefix) + index + sum(len(shot.text.encode()) for shot in shots)
+        memory = count_prefix_bytes(near.prefix) + near.pool.memory + sum(len(shot.text.encode()) for shot in shots)
     else:
-        state = written_prompt(base, task.spec, instruction, shots)
-        answers = same = Predictor(base, task.spec, state, generation)
+        spec, state = write_prompt(base, task.spec, instruction, shots)
+        answers = same = Predictor(base, spec, state, generation)
         value, loss = _score_validation(answers, validation)
-        added = 0.0 if state is None else float(state.length)
+        added = float(count_written(base, spec, state))
         memory = count_prefix_bytes(same.prefix)
 
     def save(folder: Path) -> None:
         check_free(folder)
-        examples = [
-            {"text": shot.text, "label": shot.label, "references": shot.references, "columns": dict(shot.columns)}
-            for shot in shots
-        ]
+        examples = [_describe_shot(shot) for shot in shots]
         facts = describe_baseline(
-            base, task.spec, count=count, nearest=nearest, instruction=instruction, examples=examples
+            base, answers.spec, count=count, nearest=nearest, instruction=instruction, examples=examples
         )
         write_folder(folder, {_FACTS: facts})
 
@@ -102,13 +102,19 @@ def fit_few_shot(
     )
 
 
-def _score_validation(answers: Predictor | NearestShots, examples: Sequence[Example]) -> tuple[float, float]:
+def _describe_shot(shot: Example) -> dict[str, Any]:
+    if shot.conversation is not None:
+        return {**shot.conversation.to_row(), "label": shot.label, "columns": dict(shot.columns)}
+    return {"text": shot.text, "label": shot.label, "references": shot.references, "columns": dict(shot.columns)}
+
+
+def _score_validation(
+    answers: Predictor | NearestShots | NearestTurns, examples: Sequence[Example]
+) -> tuple[float, float]:
     """The metric, or minus the loss, and the loss."""
     if answers.spec.kind == "classification":
         return score_labels(answers.label_log_probabilities(examples), examples, answers.spec)
-    items = answers.encoder.training_items(examples)
-    if isinstance(answers, NearestShots):
-        items = answers.behind_shots(items, examples)
+    items = answers.encoder.training_items(examples) if isinstance(answers, Predictor) else answers.items(examples)
     loss = mean_loss(AnswerScorer(answers.base, None), answers.prefix, items)
     return -loss, loss
 

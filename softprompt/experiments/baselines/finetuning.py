@@ -1,6 +1,7 @@
 """What learns in methods that change what a model computes (LoRA, full fine-tuning), for the loop of prompts.
 
-BOS is computed in each pass and shared, with gradient, as a prompt would be; dropout is off, as there. Weights that are
+BOS, and of chats all that they begin with, is computed in each pass and shared, with gradient, as a prompt would be;
+dropout is off, as there. Weights that are
 kept in 16 bits learn through a copy in float32 (Micikevicius et al. 2018), of which the model gets the rounded values.
 """
 
@@ -18,9 +19,11 @@ from softprompt.config import Schedule, Settings, TrainConfig
 from softprompt.data.encoding.encoder import EncodedSequence, ExampleEncoder
 from softprompt.data.task import Task
 from softprompt.experiments.baselines.fitted_baseline import make_curve
+from softprompt.inference.chat_answers import make_bare_state
 from softprompt.inference.scoring import AnswerScorer
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.state import PromptState
+from softprompt.prompts.written_prompt import count_written
 from softprompt.training.callbacks.callback import Callback
 from softprompt.training.callbacks.step_timer import StepTimer
 from softprompt.training.data_loader import InMemoryLoader
@@ -112,7 +115,8 @@ class WeightsLearner(Learner):
         began: float,
     ) -> None:
         """``seconds`` run from ``began``."""
-        self.encoder = ExampleEncoder(model, task.spec, 0)
+        self.encoder = ExampleEncoder(model, task.spec.without_prompt, 0)
+        self._shared = make_bare_state(model, self.encoder.spec)
         self.objective = AnswerScorer(model, self.encoder.verbalizer)
         items = self.encoder.training_items(task.train)
         self.loader = InMemoryLoader([(item,) for item in items], config)
@@ -121,7 +125,7 @@ class WeightsLearner(Learner):
         for weight in weights:
             weight.requires_grad_(True)
         self._masters = _MasterWeights(
-            weights, {} if config.weight_decay else _find_touched_rows(model, self.objective, items)
+            weights, {} if config.weight_decay else _find_touched_rows(model, self.encoder, items)
         )
         self._seconds, self._began, self._spent, self._place = seconds, began, False, 0
         self.best_weights: list[Tensor] = []
@@ -157,11 +161,11 @@ class WeightsLearner(Learner):
         self._place = max(step, min(self.config.steps - 1, int(used * self.config.steps)))
         return super().next_batch(step)
 
-    def state(self) -> None:
-        return None
+    def state(self) -> PromptState | None:
+        return self._shared
 
-    def candidate(self) -> None:
-        return None
+    def candidate(self) -> PromptState | None:
+        return self._shared
 
     def record_best(self, candidate: PromptState | None) -> None:
         self.best_weights = [weight.detach().to("cpu", copy=True) for weight in self.weights]
@@ -228,7 +232,7 @@ def finetune(
         "best_value": progress.best_value,
         "best_loss": progress.best_loss,
         "seconds": time.perf_counter() - began,
-        "added_tokens": 0.0,
+        "added_tokens": float(count_written(model, task.spec.without_prompt)),
         "curve": make_curve(progress.history, lambda step: prepared + timer.at(step)),
         "settings": {
             **config.model_dump(exclude_none=True),
@@ -245,13 +249,14 @@ def limit_length(task: Task, config: FinetuningConfig) -> Task:
 
 
 def _find_touched_rows(
-    model: FrozenLM, objective: AnswerScorer, items: Sequence[EncodedSequence]
+    model: FrozenLM, encoder: ExampleEncoder, items: Sequence[EncodedSequence]
 ) -> dict[nn.Parameter, Tensor]:
     """Rows of the tables of a decoder that classification can give a gradient: its texts' tokens, and its labels'."""
-    if objective.verbalizer is None or model.architecture != "decoder-only":
+    if encoder.verbalizer is None or model.architecture != "decoder-only":
         return {}
-    read = {*model.bos_ids, *(token for item in items for token in item.ids)}
-    scored = set(objective.verbalizer.rows)
+    around = encoder.placement
+    read = {*model.bos_ids, *around.before, *around.behind, *(token for item in items for token in item.ids)}
+    scored = set(encoder.verbalizer.rows)
     incoming = model.model.get_input_embeddings().weight
     outgoing = model.model.get_output_embeddings().weight
     used = {incoming: read | scored} if incoming is outgoing else {incoming: read, outgoing: scored}

@@ -14,6 +14,7 @@ from softprompt.errors import BaseModelError
 from softprompt.experiments.baselines.finetuning import FinetuningConfig, finetune, limit_length
 from softprompt.experiments.baselines.fitted_baseline import FittedBaseline, count_bytes, describe_baseline
 from softprompt.experiments.baselines.model_copies import copy_weights
+from softprompt.experiments.baselines.tuned_chats import write_chat_files
 from softprompt.inference.generation import GenerationConfig
 from softprompt.inference.predictor import Predictor
 from softprompt.models.frozen_lm import FrozenLM
@@ -61,7 +62,8 @@ def fit_full(
         with atomic_folder(folder) as place, no_progress_bars():
             own.save_pretrained(place)
             base.tokenizer.save_pretrained(place)
-            write_durably(place / "task.json", describe_baseline(base, task.spec))
+            write_durably(place / "task.json", describe_baseline(base, task.spec.without_prompt))
+            write_chat_files(place, base, task.spec, adapter=False)
 
     answers = Predictor(model, task.spec, None, generation)
     return FittedBaseline(

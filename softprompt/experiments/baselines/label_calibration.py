@@ -6,12 +6,13 @@ such as "N/A", tell the prompt's bias; every later answer is divided by them and
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from softprompt.data.chats.conversation import Conversation, Message
 from softprompt.data.examples import Example
 from softprompt.data.task import TaskSpec
 from softprompt.errors import TemplateError
@@ -67,7 +68,7 @@ def calibrate(
     """
     spec = answers.spec
     check_classification(spec, "contextual calibration")
-    examples = [_fill_columns(spec, words, {} if like is None else like.columns) for words in content_free]
+    examples = [_fill_columns(spec, words, like) for words in content_free]
     examples = [example for example in examples if spec.compiled.render(example)]
     if not examples:
         raise TemplateError(
@@ -79,9 +80,16 @@ def calibrate(
     return CalibratedPredictor(answers, probabilities.clamp(min=torch.finfo(torch.float32).tiny).log())
 
 
-def _fill_columns(spec: TaskSpec, words: str, columns: Mapping[str, Any]) -> Example:
+def _fill_columns(spec: TaskSpec, words: str, like: Example | None) -> Example:
+    columns: Mapping[str, Any] = {} if like is None else like.columns
     names = spec.compiled.names - {"text"}
-    return Example(words, columns={name: _empty_value(columns.get(name), words) for name in names})
+    example = Example(words, columns={name: _empty_value(columns.get(name), words) for name in names})
+    if like is None or like.conversation is None:
+        return example
+    # what a conversation of its own begins with is no content, all turns but the user's last are
+    system = [one for one in like.conversation.messages[:1] if one.role == "system"]
+    asked = Conversation((*system, Message("user", words)), like.conversation.tools)
+    return replace(example, conversation=asked)
 
 
 def _empty_value(value: Any, words: str) -> Any:

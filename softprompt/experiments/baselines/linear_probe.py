@@ -24,9 +24,11 @@ from softprompt.experiments.baselines.fitted_baseline import (
     describe_baseline,
 )
 from softprompt.experiments.baselines.linear_head import LinearAnswers, LinearHead, fit_head
+from softprompt.inference.chat_answers import make_bare_state
 from softprompt.inference.scoring import EVALUATION_TOKENS
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.prefix import make_prefix
+from softprompt.prompts.written_prompt import count_written
 from softprompt.training.validation import validation_examples
 from softprompt.utils.files import check_free, write_folder
 from softprompt.utils.sealed_tensors import seal_tensors
@@ -40,9 +42,10 @@ class HiddenFeatures:
     """The frozen model's hidden state ``[H]`` at the end of each text."""
 
     def __init__(self, base: FrozenLM, spec: TaskSpec) -> None:
+        spec = spec.without_prompt
         self.base, self.encoder = base, ExampleEncoder(base, spec, 0)
         with torch.no_grad():
-            self._prefix = make_prefix(base, None)
+            self._prefix = make_prefix(base, make_bare_state(base, spec))
 
     @torch.no_grad()
     def extract(self, examples: Sequence[Example]) -> Tensor:
@@ -94,7 +97,7 @@ def fit_linear_probe(base: FrozenLM, task: Task, seed: int = 0, *, limit: int = 
         best_value=choice.value,
         best_loss=choice.loss,
         seconds=time.perf_counter() - began,
-        added_tokens=0.0,
+        added_tokens=float(count_written(base, spec.without_prompt)),
         base_bytes=count_bytes(base.model),
         base_shared=True,
         task_bytes=weight.nbytes + head.bias.nbytes,

@@ -21,6 +21,7 @@ from softprompt.experiments.baselines.fitted_baseline import (
     extra_module,
 )
 from softprompt.experiments.baselines.model_copies import copy_sharing_weights
+from softprompt.experiments.baselines.tuned_chats import write_chat_files
 from softprompt.inference.generation import GenerationConfig
 from softprompt.inference.predictor import Predictor
 from softprompt.models.frozen_lm import FrozenLM
@@ -69,7 +70,8 @@ def fit_lora(
             adapted.save_pretrained(place, save_embedding_layers=False)
             # a model card without content
             (place / "README.md").unlink(missing_ok=True)
-            write_durably(place / "task.json", describe_baseline(base, task.spec))
+            write_durably(place / "task.json", describe_baseline(base, task.spec.without_prompt))
+            write_chat_files(place, base, task.spec, adapter=True)
 
     learned["settings"] |= {"rank": rank, "alpha": alpha}
     return FittedBaseline(

@@ -2,7 +2,7 @@
 
 Liu et al. 2022, "What makes good in-context examples for GPT-3?", with TF-IDF in place of sentence embeddings. They
 differ with each text and are read anew with each request, the most similar one last. Where not all of them fit the
-context, the least similar are left out.
+context, the least similar are left out. In chats they are turns (nearest_turns.py).
 """
 
 from collections.abc import Iterator, Sequence
@@ -25,12 +25,44 @@ from softprompt.prompts.prefix import make_prefix
 from softprompt.prompts.written_prompt import check_enough, written_prompt
 
 
+class ExamplePool:
+    """Examples to choose from by their words.
+
+    Attributes:
+        examples: all of them.
+    """
+
+    def __init__(self, task: Task, count: int) -> None:
+        """The training examples of ``task``, ``count`` of which are chosen.
+
+        Raises:
+            DataError: there are fewer than ``count``, or no word in them.
+            MissingExtraError: scikit-learn is not installed.
+        """
+        check_enough(task.train, count)
+        self.examples, self._spec = task.train, task.spec
+        self._vectorizer = make_vectorizer()
+        self._words = fit_words(self._vectorizer, task, self.examples)
+        neighbours = extra_module("sklearn.neighbors").NearestNeighbors(n_neighbors=count, metric="cosine")
+        self._neighbours = neighbours.fit(self._words)
+
+    @property
+    def memory(self) -> int:
+        """Bytes of what they are found by."""
+        return int(self._words.data.nbytes + self._words.indices.nbytes)
+
+    def nearest(self, examples: Sequence[Example]) -> list[list[int]]:
+        """For each example the indices of those near to it, the nearest first."""
+        words = self._vectorizer.transform(extract_words(self._spec, examples))
+        found: list[list[int]] = self._neighbours.kneighbors(words, return_distance=False).tolist()
+        return found
+
+
 class NearestShots:
     """Answers behind the solved examples that are nearest to each text.
 
     Attributes:
         pool: the examples to choose from.
-        words: their TF-IDF, ``[pool, F]``, sparse.
         prefix, instruction_tokens: what stands in front of everything.
         left_out: examples that did not fit the context so far.
         added: tokens of examples that stood in front of texts so far.
@@ -50,8 +82,7 @@ class NearestShots:
             DataError: there are fewer than ``count``, or no word in them.
             MissingExtraError: scikit-learn is not installed.
         """
-        check_enough(task.train, count)
-        self.base, self.spec, self.pool, self.count = base, task.spec, task.train, count
+        self.base, self.spec, self.pool = base, task.spec, ExamplePool(task, count)
         self.generation = generation or GenerationConfig(max_new_tokens=choose_max_new_tokens(base, task.spec))
         state = written_prompt(base, self.spec, instruction)
         self.instruction_tokens = 0 if state is None else state.length
@@ -62,10 +93,6 @@ class NearestShots:
         with torch.no_grad():
             self.prefix = make_prefix(base, state)
         self.left_out = self.added = 0
-        self.vectorizer = make_vectorizer()
-        self.words = fit_words(self.vectorizer, task, self.pool)
-        neighbours = extra_module("sklearn.neighbors").NearestNeighbors(n_neighbors=count, metric="cosine")
-        self._neighbours = neighbours.fit(self.words)
         self._of_pool = ExampleEncoder(base, self.spec, 0)
         # where it is the first of all that is written, and behind something else
         self._solved: dict[int, tuple[list[int], list[int]]] = {}
@@ -77,15 +104,13 @@ class NearestShots:
 
     def nearest(self, examples: Sequence[Example]) -> list[list[int]]:
         """For each example the indices in ``pool`` of those near to it, the nearest first."""
-        words = self.vectorizer.transform(extract_words(self.spec, examples))
-        found: list[list[int]] = self._neighbours.kneighbors(words, return_distance=False).tolist()
-        return found
+        return self.pool.nearest(examples)
 
     def in_front(self, examples: Sequence[Example], lengths: Sequence[int]) -> list[tuple[int, ...]]:
         """Token ids of the solved examples for each of ``examples``, as many as fit before so many tokens."""
         chosen = self.nearest(examples)
         missing = sorted({index for indices in chosen for index in indices} - self._solved.keys())
-        shots = [self.pool[index] for index in missing]
+        shots = [self.pool.examples[index] for index in missing]
         made = zip(encode_solved(self._of_pool, shots, first=True), encode_solved(self._of_pool, shots), strict=True)
         self._solved.update(zip(missing, made, strict=True))
         fronts = []
@@ -103,6 +128,10 @@ class NearestShots:
             fronts.append(tuple(token for part in reversed(parts) for token in part))
             self.added += len(fronts[-1])
         return fronts
+
+    def items(self, examples: Sequence[Example]) -> list[EncodedSequence]:
+        """For generation: what asks for each token of their outputs."""
+        return self.behind_shots(self.encoder.training_items(examples), examples)
 
     def behind_shots(self, items: Sequence[EncodedSequence], examples: Sequence[Example]) -> list[EncodedSequence]:
         """``items`` of ``examples``, each text behind its solved examples."""

@@ -10,6 +10,7 @@ from softprompt.errors import SoftpromptError, TrainingError
 from softprompt.experiments.baselines.fitted_baseline import FittedBaseline, count_bytes, count_prefix_bytes, make_curve
 from softprompt.inference.predictor import Predictor
 from softprompt.models.frozen_lm import FrozenLM
+from softprompt.prompts.written_prompt import count_written
 from softprompt.training.callbacks.callback import Callback
 from softprompt.training.callbacks.step_timer import CLOCK_FILE, StepTimer
 from softprompt.training.checkpoint import Checkpoint
@@ -73,7 +74,7 @@ def _make_baseline(
             "steps_made": outcome.steps,
             "learned_together": together,
         },
-        added_tokens=float(outcome.state.length),
+        added_tokens=float(count_written(base, task.spec, outcome.state)),
         base_bytes=count_bytes(base.model),
         base_shared=True,
         task_bytes=count_prefix_bytes(answers.prefix),
