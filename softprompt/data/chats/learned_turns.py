@@ -22,8 +22,10 @@ def find_learned_turns(template: ChatTemplate, conversation: Conversation) -> tu
     turns = [index for index, one in enumerate(messages) if one.role == "assistant"]
     if not turns:
         raise DataError("expected an assistant's turn to learn, got none: add the answer, or remove the row")
-    wanted = turns if template.format.learn == "all" else turns[-1:]
-    wanted = [index for index in wanted if messages[index].learned]
+    wanted = [index for index in turns if messages[index].learned]
+    if not wanted:
+        raise DataError("expected an assistant's turn to learn, got a weight of 0 for all: weigh one 1")
+    wanted = wanted if template.format.learn == "all" else wanted[-1:]
     whole = template.render(conversation, ask=False)
     if template.marks_learned_turns:
         fixed = sum(one.role == "assistant" for one in template.format.turns)

@@ -12,6 +12,7 @@ from softprompt.data.chats.conversation import Conversation, Message
 from softprompt.data.encoding.encoder import ExampleEncoder
 from softprompt.data.examples import Example
 from softprompt.data.task import TaskSpec
+from softprompt.errors import DataError
 
 TURNS = (
     Message("user", "Hello there"),
@@ -116,6 +117,18 @@ def test_all_turns_or_the_last_are_learned(family: str) -> None:
     unlearned = (TURNS[0], replace(TURNS[1], learned=False), *TURNS[2:])
     (item,) = encoder.training_items([example(*unlearned)])
     assert "Hi!" not in tokenizer.decode(list(item.targets))
+
+
+def test_a_last_turn_of_no_weight_leaves_the_one_before() -> None:
+    base, tokenizer = chat_base("qwen2_5"), chat_tokenizer("qwen2_5")
+    last = (*TURNS[:-1], replace(TURNS[-1], learned=False))
+    for learn in ("all", "last"):
+        encoder = ExampleEncoder(base, generation("qwen2_5", learn=learn), 4)
+        (item,) = encoder.training_items([example(*last)])
+        said = tokenizer.decode(list(item.targets))
+        assert ("Hi! How are you?" in said, "Four." in said) == (True, False)
+        with pytest.raises(DataError, match="got a weight of 0 for all"):
+            encoder.training_items([example(*(replace(one, learned=False) for one in TURNS))])
 
 
 @pytest.mark.parametrize("family", CHAT_FAMILIES)
