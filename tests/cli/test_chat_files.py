@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.chat_models import save_chat_model
 from helpers.small_tasks import Ended, command
 from helpers.tiny_models import save_tiny
 
@@ -98,6 +99,26 @@ def test_right_file_trains_and_its_rows_are_answered(model: Path, tmp_path: Path
     assert len(json.loads(found.out)["predictions"]) == 2
     told = command("eval", tmp_path / "prompt", "--model", model, "--data", tmp_path / "rows.jsonl", *CPU, "--json")
     assert told.code == 0, told.err
+
+
+@pytest.mark.parametrize("form", ["openai", "tools", "labelled", "alpaca history"])
+def test_right_file_trains_a_chat_model(tmp_path: Path, form: str) -> None:
+    chat_model = save_chat_model("qwen3", tmp_path / "qwen3")
+    rows = [make_row(form, number) for number in range(12)]
+    done = train(chat_model, write(tmp_path / "rows.jsonl", rows))
+    assert done.code == 0, done.err
+    few = ["--max-new-tokens", "2", "--json"]
+    asked = json.dumps(rows[0]).encode()
+    found = command("predict", tmp_path / "prompt", "--model", chat_model, *CPU, *few, stdin=asked)
+    assert found.code == 0, found.err
+    (answer,) = json.loads(found.out)["predictions"]
+    assert (answer["label"] in WORDS) if form == "labelled" else isinstance(answer["completion"], str)
+
+
+def test_model_whose_template_refuses_a_system_message(tmp_path: Path) -> None:
+    chat_model = save_chat_model("gemma", tmp_path / "gemma")
+    data = write(tmp_path / "rows.jsonl", [make_row("openai", number) for number in range(12)])
+    assert "no place for a system message: leave --system out, or those of the rows" in train(chat_model, data).error
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -74,7 +74,9 @@ class ChatTemplate:
         self._render_probe(_PROBES[0], None)  # what does not work at all is told so
         self.has_system_turn, self._takes_system = self._find_system_turn()
         if chat.system and not self._takes_system:
-            raise TemplateError("this chat template has no place for a system message: leave --system out")
+            raise TemplateError(
+                "this chat template has no place for a system message: leave --system out, or those of the rows"
+            )
 
     @property
     def takes_system(self) -> bool:

@@ -130,7 +130,8 @@ def _parse_content(content: Any, role: Role, *, may_be_empty: bool) -> str:
     if content is not None and not isinstance(content, str):
         raise DataError(f"expected text as the content of {role}, got {type_name(content)}: write it as a string")
     if not (content or "").strip() and not may_be_empty:
-        raise DataError(f"expected text as the content of {role}, got none: write it, or remove the row")
+        part = "message" if role == "system" else "row"
+        raise DataError(f"expected text as the content of {role}, got none: write it, or remove the {part}")
     return content or ""
 
 

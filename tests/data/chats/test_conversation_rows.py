@@ -169,6 +169,10 @@ def test_rows_with_text_stay_as_they_are(tmp_path: Path) -> None:
         ({"messages": [{**USER, "content": " "}, ANSWER]}, "message 1: expected text as the content of user, got none"),
         ({"messages": [USER, {"role": "assistant"}]}, "message 2: expected text as the content of assistant, got none"),
         (
+            {"messages": [{**SYSTEM, "content": ""}, USER, ANSWER]},
+            "message 1: expected text as the content of system, got none: write it, or remove the message",
+        ),
+        (
             {"messages": [{**USER, "content": [{"type": "image_url", "image_url": {"url": "x"}}]}, ANSWER]},
             "message 1: expected text only, got a part of the type 'image_url'",
         ),
