@@ -10,7 +10,7 @@ from collections import OrderedDict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from threading import Lock
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, TypeAlias
 
 import numpy as np
 import torch
@@ -35,16 +35,19 @@ class Mark:
     name: str
 
 
+GrammarPart: TypeAlias = str | Mark | Mapping[str, Any]  # words, a mark, or JSON by a schema
+
+
 @dataclass(frozen=True)
 class Grammar:
     """What a completion may say.
 
     Attributes:
-        kind: how ``source`` is written; a sequence is a list of its parts in JSON.
-        source: the schema, the regular expression, the grammar in llguidance's form of Lark, or the list.
+        kind: how ``source`` is written; sequences are lists of their parts in JSON.
+        source: the schema, the regular expression, the grammar in llguidance's form of Lark, or the lists.
     """
 
-    kind: Literal["json_schema", "regex", "lark", "sequence"]
+    kind: Literal["json_schema", "regex", "lark", "sequences"]
     source: str
 
     def __repr__(self) -> str:
@@ -77,13 +80,15 @@ class Grammar:
         return cls("lark", text)
 
     @classmethod
-    def of_sequence(cls, *parts: str | Mark | Mapping[str, Any]) -> Self:
+    def of_sequence(cls, *parts: GrammarPart) -> Self:
         """Words, marks and JSON by schemas behind each other, as a tool's call has them."""
-        written = [
-            {"text": part} if isinstance(part, str) else {"mark": part.name} if isinstance(part, Mark) else part
-            for part in ({"schema": dict(one)} if isinstance(one, Mapping) else one for one in parts)
-        ]
-        return cls("sequence", json.dumps(written, ensure_ascii=False))
+        return cls.of_alternatives(parts)
+
+    @classmethod
+    def of_alternatives(cls, *sequences: Sequence[GrammarPart], repeated: bool = False) -> Self:
+        """One of several sequences, as the calls of several tools; ``repeated``: one or more of them."""
+        written = [[_write_part(part) for part in sequence] for sequence in sequences]
+        return cls("sequences", json.dumps({"any": written, "repeated": repeated}, ensure_ascii=False))
 
     def to_lark(self, marks: Mapping[str, int]) -> str:
         """The same in llguidance's form of Lark; ``marks`` are ids of marks by what is written for them.
@@ -98,18 +103,23 @@ class Grammar:
         if self.kind == "json_schema":
             # an answer may stand apart from its text by a blank, as those that were learned
             return f"start: APART? value\nAPART: /[ \\n]/\nvalue: %json {_write_schema(json.loads(self.source))}\n"
-        names, rules = [], []
-        for number, part in enumerate(json.loads(self.source)):
-            if "schema" in part:
-                rules.append(f"value{number}: %json {_write_schema(part['schema'])}\n")
-                names.append(f"value{number}")
-            elif "text" in part:
-                names.append(json.dumps(part["text"]))
-            elif part["mark"] in marks:
-                names.append(f"<[{marks[part['mark']]}]>")
-            else:
-                raise GrammarError(f"the tokenizer has no token {part['mark']!r}: expected one that it has")
-        return f"start: {' '.join(names)}\n{''.join(rules)}"
+        given = json.loads(self.source)
+        lines = [f"start: one{'+' * given['repeated']}"]
+        lines.append(f"one: {' | '.join(f'sequence{number}' for number in range(len(given['any'])))}")
+        for number, parts in enumerate(given["any"]):
+            names = []
+            for place, part in enumerate(parts):
+                if "schema" in part:
+                    names.append(f"value{number}x{place}")
+                    lines.append(f"{names[-1]}: %json {_write_schema(part['schema'])}")
+                elif "text" in part:
+                    names.append(json.dumps(part["text"]))
+                elif part["mark"] in marks:
+                    names.append(f"<[{marks[part['mark']]}]>")
+                else:
+                    raise GrammarError(f"the tokenizer has no token {part['mark']!r}: expected one that it has")
+            lines.append(f"sequence{number}: {' '.join(names)}")
+        return "\n".join(lines) + "\n"
 
 
 class GrammarState:
@@ -241,7 +251,7 @@ _WORDS = {
     "json_schema": "a JSON schema",
     "regex": "a regular expression",
     "lark": "a grammar",
-    "sequence": "JSON schemas",
+    "sequences": "JSON schemas",
 }
 
 
@@ -260,9 +270,15 @@ def mask_logits(logits: Tensor, states: Sequence[GrammarState | None]) -> Tensor
     return masked
 
 
+def _write_part(part: GrammarPart) -> dict[str, Any]:
+    if isinstance(part, Mapping):
+        return {"schema": dict(part)}
+    return {"text": part} if isinstance(part, str) else {"mark": part.name}
+
+
 def _write_schema(schema: Mapping[str, Any]) -> str:
     return json.dumps({**schema, "x-guidance": {"whitespace_pattern": _SPACE}}, ensure_ascii=False)
 
 
 def _read_reason(matcher: Any) -> str:
-    return " ".join(str(matcher.get_error()).split())[:_REASON]
+    return " ".join(str(matcher.get_error()).replace("<non-verbose/>", "").split())[:_REASON]

@@ -1,6 +1,7 @@
 """What a completion may say: valid by its schema, whatever the model, and alone or in one batch with others."""
 
 import json
+import re
 import sys
 import time
 from collections.abc import Sequence
@@ -168,6 +169,21 @@ class TestMarks:
             inner = text.removeprefix(f'{begin}\n"').removesuffix(f"\n{end}")
             assert f'{begin}\n"{inner}\n{end}' == text
             jsonschema.validate(json.loads(inner), call)
+
+    def test_one_or_more_of_several(self) -> None:
+        """Each schema refers to its own parts."""
+        base = base_of("qwen")
+        begin = next(name for name, one in base.tokenizer.get_added_vocab().items() if one not in end_token_ids(base))
+        schemas = [{"$ref": "#/$defs/one", "$defs": {"one": {"const": word}}} for word in ("good", "bad")]
+        calls = [(Mark(begin), schema, "\n") for schema in schemas]
+        for repeated in (False, True):
+            grammar = Grammar.of_alternatives(*calls, repeated=repeated)
+            generation = GenerationConfig(80, temperature=2.0, seed=1, grammar=grammar, shown_marks=(begin,))
+            found = ["".join(text.split()) for text, cut in completed(base, generation, 12) if not cut]
+            said = [re.findall('"(good|bad)"', text) for text in found]
+            assert found == ["".join(f'{begin}"{one}"' for one in ones) for ones in said]
+            assert {one for ones in said for one in ones} == {"good", "bad"}
+            assert (max(map(len, said)) > 1) is repeated
 
     def test_one_that_the_tokenizer_lacks(self) -> None:
         with pytest.raises(GrammarError, match="the tokenizer has no token '<nothing>'"):

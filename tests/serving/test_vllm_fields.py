@@ -106,7 +106,7 @@ class TestSchemas:
         tokenizer = the_base().tokenizer
         assert write_structured_outputs(Grammar.of_regex("a+"), tokenizer) == {"regex": "a+"}
         lark = write_structured_outputs(Grammar.of_sequence(Mark("<eos>"), "x"), tokenizer)["grammar"]
-        assert lark == f'start: <[{tokenizer.eos_token_id}]> "x"\n'
+        assert lark == f'start: one\none: sequence0\nsequence0: <[{tokenizer.eos_token_id}]> "x"\n'
 
     def test_several_choices(self, client: TestClient, fake: FakeVllm) -> None:
         found = choices(client, prompt=TEXT, n=3, temperature=1.0, seed=5)
