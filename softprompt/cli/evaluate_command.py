@@ -140,7 +140,7 @@ def run_predict(
         print_json({"predictions": collected, **({"precision": precisions} if precisions else {})})
     if left_out:
         say(f"{left_out:,} of {count:,} rows could not be used: their answers say why")
-    for note in [*predictor.encoder.truncation_notes(), *truncation_notes(at_limit, count)]:
+    for note in [*predictor.truncation_notes(), *truncation_notes(at_limit, count)]:
         say(note)
 
 

@@ -1,17 +1,32 @@
-"""What prediction has to know of conversations: what ends an answer, and what stands in front of one without prompt."""
+"""What prediction has to know of conversations: what ends an answer, and what they begin with.
 
-from collections.abc import Sequence
-from dataclasses import replace
+What a prompt was learned with decides what a system message does. Behind one that was learned with a system prompt
+beside its virtual tokens, another one stands in its place; one that was learned with none has none; one whose
+conversations each brought their own takes any. Tools stand wherever the chat template writes them. The virtual tokens
+then begin a prefix of their own, which ends with them; or with what is the conversation's own, where that stands in
+front of them.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
+from softprompt.data.chats.call_form import CallForm
+from softprompt.data.chats.chat_format import ChatFormat, keeps_shared_turns
 from softprompt.data.chats.chat_template import find_chat_template
+from softprompt.data.chats.conversation import Conversation
 from softprompt.data.encoding.conversation_encoder import find_placement
-from softprompt.data.encoding.placement import Placement
+from softprompt.data.encoding.placement import BEHIND_BOS, Placement
 from softprompt.data.encoding.special_tokens import TokenizingModel
 from softprompt.data.task import TaskSpec
-from softprompt.errors import ConfigError
+from softprompt.errors import ConfigError, DataError
 from softprompt.inference.generation import GenerationConfig
+from softprompt.inference.grammar import Grammar, Mark
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.state import PromptState
 
@@ -33,6 +48,31 @@ def make_bare_state(base: FrozenLM, spec: TaskSpec) -> PromptState | None:
     return PromptState("embeddings", (none,), find_placement(base, spec))
 
 
+def make_bare_states(base: TokenizingModel, spec: TaskSpec) -> tuple[PromptState, ...]:
+    """What stands in front of every conversation where no prompt was learned; nothing where that is BOS alone.
+
+    Of a model that runs elsewhere nothing is made: there it is asked by token ids.
+    """
+    alone = spec.chat is None or find_placement(base, spec) == BEHIND_BOS
+    state = make_bare_state(base, spec) if not alone and isinstance(base, FrozenLM) else None
+    return () if state is None else (state,)
+
+
+def make_call_grammar(form: CallForm, tools: Mapping[str, Mapping[str, Any]], marks: Mapping[str, int]) -> Grammar:
+    """An answer that calls one of ``tools``, which are schemas of arguments by name, to its end."""
+    pattern = re.compile("|".join(map(re.escape, sorted(marks, key=len, reverse=True))) or r"(?!)")
+
+    def split(words: str) -> list[str | Mark]:
+        pieces = re.split(f"({pattern.pattern})", words)
+        return [Mark(piece) if piece in marks else piece for piece in pieces if piece]
+
+    def write(name: str) -> list[str | Mark]:
+        return split(form.before + (json.dumps(name)[1:-1] if form.is_json else name) + form.between)
+
+    end = ["}"] if form.is_json else []
+    return Grammar.of_alternatives(*([*write(name), schema, *end] for name, schema in tools.items()))
+
+
 def check_placement(states: Sequence[PromptState], expected: Placement) -> None:
     """Raise ConfigError for prompts that do not stand where the conversations of their task leave room for them."""
     for state in states:
@@ -41,3 +81,88 @@ def check_placement(states: Sequence[PromptState], expected: Placement) -> None:
                 "this prompt stands elsewhere than its task's conversations say: it was learned with another chat "
                 "template or system prompt; give the one that it was learned with, or learn it again"
             )
+
+
+@dataclass(frozen=True)
+class ChatBeginning:
+    """How a conversation begins behind a prompt.
+
+    Attributes:
+        name: tells it from others of the same prompt; empty for that which all conversations share.
+        spec: the task, whose conversations begin so.
+        states: the prompt in this place.
+    """
+
+    name: str
+    spec: TaskSpec
+    states: tuple[PromptState, ...]
+
+
+def find_beginning(
+    base: TokenizingModel,
+    spec: TaskSpec,
+    states: Sequence[PromptState],
+    conversation: Conversation | None,
+    changes: Mapping[str, Any] | None = None,
+) -> ChatBeginning:
+    """The beginning of a conversation, or of a row of text, behind the prompt of ``states``.
+
+    Args:
+        changes: of the task's ``ChatFormat``, its ``arguments`` or what it asks with.
+
+    Raises:
+        DataError: it has a system message, and the prompt was learned with none; or tools that cannot be written.
+    """
+    usual = ChatBeginning("", spec, tuple(states))
+    if spec.chat is None:
+        return usual
+    conversation = None if conversation is None else conversation.without_answer()
+    chat = replace(spec.chat, **(changes or {}))
+    shared = conversation is None or not chat.shared or keeps_shared_turns(chat, conversation)
+    if shared and chat == spec.chat:
+        return usual
+    said = conversation or Conversation(())
+    if not shared:
+        _check_replaced(base, chat, said, learned=bool(states))
+    for tried in ([chat] if shared else []) + [replace(chat, shared=False)]:
+        changed = replace(spec, chat=tried)
+        if found := _keep_place(base, changed, states, said):
+            return ChatBeginning(_name(tried), changed, found)
+    own = replace(chat, system=chat.system if said.system is None else said.system, tools=said.tools or chat.tools)
+    if any(one.kind == "key_values" for one in states):
+        raise DataError(
+            "its system message or tools stand in front of the prompt, whose keys and values were learned behind "
+            "others: leave them out"
+        )
+    changed = replace(spec, chat=own)
+    place = find_placement(base, changed)
+    return ChatBeginning(_name(own), changed, tuple(replace(one, placement=place) for one in states))
+
+
+def _check_replaced(base: TokenizingModel, chat: ChatFormat, conversation: Conversation, *, learned: bool) -> None:
+    if learned and conversation.system is not None and chat.system is None:
+        raise DataError(
+            "it has a system message, and the prompt was learned without one, so there is none to replace: leave it out"
+        )
+    if conversation.tools and not find_chat_template(base.tokenizer, chat).takes_tools:
+        raise DataError("it has tools, and this model's chat template has no place for them: leave them out")
+
+
+def _keep_place(
+    base: TokenizingModel, spec: TaskSpec, states: Sequence[PromptState], conversation: Conversation
+) -> tuple[PromptState, ...] | None:
+    """The prompt where it stands, with what its task has behind it; ``None`` if this begins in another way."""
+    assert spec.chat is not None
+    template, place = find_chat_template(base.tokenizer, spec.chat), find_placement(base, spec)
+    if any((one.placement.behind_bos, one.placement.before) != (place.behind_bos, place.before) for one in states):
+        return None
+    if conversation.messages:
+        rendered = template.render(conversation)
+        if rendered.text[: rendered.place] != template.front:
+            return None
+    return tuple(replace(one, placement=place) for one in states)
+
+
+def _name(chat: ChatFormat) -> str:
+    facts = json.dumps(chat.to_dict(), sort_keys=True, default=str)
+    return hashlib.sha256(facts.encode()).hexdigest()[:16]

@@ -19,7 +19,7 @@ from softprompt.data.task import Task, TaskSpec
 from softprompt.data.task_arguments import Data, resolve_task
 from softprompt.data.templates.template import Template, check_fills
 from softprompt.errors import ConfigError, DataError, NotFiniteError, SoftpromptError, printable
-from softprompt.inference.chat_answers import check_placement, end_with_turns, make_bare_state
+from softprompt.inference.chat_answers import check_placement, end_with_turns, find_beginning, make_bare_state
 from softprompt.inference.generation import Completed, GenerationConfig, choose_max_new_tokens, complete
 from softprompt.inference.predictions import Inputs, Prediction, Predictions, is_single, read_inputs
 from softprompt.inference.scoring import EVALUATION_TOKENS, AnswerScorer
@@ -94,6 +94,7 @@ class Predictor(Displayed):
         self.encoder = ExampleEncoder(base, spec, length, self.generation.max_new_tokens, words_before(self.states))
         self._objective = AnswerScorer(base, self.encoder.verbalizer)
         check_placement(self.states, self.encoder.placement)
+        self._others: dict[str, Predictor] = {}
 
     def __repr__(self) -> str:
         states = " and ".join(describe_state(state) for state in self.states[:2]) or "the bare template"
@@ -152,7 +153,11 @@ class Predictor(Displayed):
     @property
     def truncated(self) -> int:
         """Texts cut so far."""
-        return self.encoder.truncated
+        return self.encoder.truncated + sum(one.truncated for one in self._others.values())
+
+    def truncation_notes(self) -> list[str]:
+        """What there is to say of texts and turns that were cut so far."""
+        return [note for one in (self, *self._others.values()) for note in one.encoder.truncation_notes()]
 
     @cached_property
     def prefix(self) -> Prefix:
@@ -162,9 +167,14 @@ class Predictor(Displayed):
 
     def member_log_probabilities(self, examples: Sequence[Example]) -> Tensor:
         """Log-probabilities ``[M, examples, C]`` of the labels by each of ``M`` prompts, all in the same batches."""
+        scores = torch.zeros(max(1, len(self.states)), len(examples), len(self.spec.labels))
+        for predictor, places in self._divide(examples):
+            scores[:, places] = predictor._score_labels([examples[place] for place in places])
+        return scores
+
+    def _score_labels(self, examples: Sequence[Example]) -> Tensor:
+        """``member_log_probabilities`` of examples that all begin as this one's."""
         members = max(1, len(self.states))
-        if not examples:
-            return torch.zeros(members, 0, len(self.spec.labels))
         items = self.encoder.scoring_items(examples)
         asked = [
             replace(item, example=member * len(examples) + item.example, prompt=member)
@@ -224,11 +234,28 @@ class Predictor(Displayed):
     def iterate_predictions(self, examples: Sequence[Example]) -> Iterator[Prediction]:
         """Predictions in the order of the examples for classification, as they finish for generation."""
         if self.spec.kind == "generation":
-            with name_failing_example(examples):
-                for index, text, cut in self._completions(self.encoder.encode_inputs(examples)):
-                    yield Prediction(index, completion=text, at_limit=cut)
+            for predictor, places in self._divide(examples):
+                own = [examples[place] for place in places]
+                with name_failing_example(own):
+                    for index, text, cut in predictor._completions(predictor.encoder.encode_inputs(own)):
+                        yield Prediction(places[index], completion=text, at_limit=cut)
             return
         yield from predict_labels(self.spec, self.label_log_probabilities(examples))
+
+    def _divide(self, examples: Sequence[Example]) -> list[tuple["Predictor", list[int]]]:
+        """Who answers which of the examples: itself, but for conversations that begin otherwise than all others."""
+        groups: dict[str, tuple[Predictor, list[int]]] = {}
+        for place, example in enumerate(examples):
+            try:
+                found = find_beginning(self.base, self.spec, self.states, example.conversation)
+            except DataError as error:
+                raise DataError(example.locate_message(error)) from error
+            if found.name and found.name not in self._others:
+                other = Predictor(self.base, found.spec, found.states, self.generation, self.vote)
+                self._others[found.name] = other
+            predictor = self._others[found.name] if found.name else self
+            groups.setdefault(found.name, (predictor, []))[1].append(place)
+        return list(groups.values())
 
     def _completions(self, texts: Sequence[tuple[int, ...]]) -> Iterator[Completed]:
         processes = self.base.processes

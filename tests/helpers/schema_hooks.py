@@ -4,6 +4,8 @@ from typing import Any
 
 import schemathesis
 
+ONLY_OF_CHATS = ("tools", "tool_choice", "chat_template_kwargs")
+
 
 @schemathesis.hook
 def map_body(context: schemathesis.HookContext, body: Any) -> Any:
@@ -13,6 +15,10 @@ def map_body(context: schemathesis.HookContext, body: Any) -> Any:
             body["input"] = [with_text(row) for row in given] if isinstance(given, list) else with_text(given)
         if isinstance(given := body.get("prompt"), list):
             body["prompt"] = known_tokens(given)
+        if isinstance(body.get("messages"), list):
+            # that prompt was learned on single texts
+            body["messages"] = [{"role": "user", "content": "a film"}]
+            body = {name: one for name, one in body.items() if name not in ONLY_OF_CHATS}
         asked = body.get("response_format")
         given = asked.get("json_schema") if isinstance(asked, dict) else None
         if isinstance(asked, dict) and isinstance(given, dict) and isinstance(given.get("schema"), dict):

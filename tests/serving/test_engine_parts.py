@@ -29,11 +29,12 @@ from helpers.tiny_models import tiny_base
 from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 
+from softprompt.data.chats.answer_reading import measure_partial
 from softprompt.data.examples import Example
 from softprompt.errors import DataError
 from softprompt.inference.generation import Completion, GenerationConfig
 from softprompt.prompts.state import PromptState
-from softprompt.serving.engine.completion_chunks import CompletionChunk, Detokenizer, InputUsage, measure_partial_stop
+from softprompt.serving.engine.completion_chunks import CompletionChunk, Detokenizer, InputUsage
 from softprompt.serving.engine.engine_requests import ServedPrompt
 from softprompt.serving.engine.engine_stats import BatchStats
 from softprompt.serving.engine.inference_engine import EngineLimits, InferenceEngine
@@ -114,11 +115,11 @@ class TestPieces:
         ],
     )
     def test_what_a_stop_may_begin_with(self, text: str, stops: tuple[str, ...], count: int) -> None:
-        assert measure_partial_stop(text, stops) == count
+        assert measure_partial(text, stops) == count
 
     def test_what_may_have_begun_is_looked_for_in_the_text_only(self) -> None:
         """However long a stop string is: this would take minutes otherwise."""
-        assert measure_partial_stop("a good film ab", ["b" + "c" * 10**6]) == 1
+        assert measure_partial("a good film ab", ["b" + "c" * 10**6]) == 1
 
     def test_a_tokenizer_that_takes_spaces_away_again(self) -> None:
         tokenizer = byte_tokenizer()

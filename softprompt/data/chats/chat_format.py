@@ -13,6 +13,7 @@ from softprompt.errors import ConfigError, PromptFileError
 
 PlacementName = Literal["system-start", "system-end", "first"]
 LearnedTurns = Literal["all", "last"]
+Asking = Literal["turn", "thoughts", "answer"]
 PLACEMENTS: tuple[PlacementName, ...] = get_args(PlacementName)
 OWN_TEMPLATE = ""  # the model's, as long as no model is known
 NO_TEMPLATE = "none"  # rows stand in the plain template, whatever the model has
@@ -37,6 +38,8 @@ class ChatFormat:
         learn: which of the assistant's turns are learned.
         shared: whether all conversations have the same system turn and tools, which then are computed once; or each
             brings its own.
+        asking: where what is asked ends: where an answer begins that was learned; behind the beginning of thoughts,
+            where the template writes one; or behind all that an answer without thoughts begins with.
     """
 
     template: str = OWN_TEMPLATE
@@ -47,6 +50,7 @@ class ChatFormat:
     placement: PlacementName = "system-start"
     learn: LearnedTurns = "all"
     shared: bool = True
+    asking: Asking = "turn"
 
     def __post_init__(self) -> None:
         if self.placement not in PLACEMENTS:
@@ -74,6 +78,7 @@ class ChatFormat:
             "turns": [message.to_dict() for message in self.turns],
             "learn": self.learn,
             "shared": self.shared,
+            "asking": self.asking,
         }
         unusual = {
             name: value for name, value in facts.items() if value not in ({}, [], None, getattr(usual, name, None))
@@ -95,6 +100,7 @@ class ChatFormat:
                 saved.placement,
                 saved.learn,
                 saved.shared,
+                saved.asking,
             )
         except (ValidationError, ConfigError) as error:
             reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
@@ -143,3 +149,4 @@ class _SavedFormat(_Saved):
     placement: PlacementName = "system-start"
     learn: LearnedTurns = "all"
     shared: bool = True
+    asking: Asking = "turn"

@@ -64,14 +64,20 @@ def _find_source(base: TokenizingModel, chat: ChatFormat, template: str) -> tupl
         return None, "an encoder-decoder model has no turns"
     if chat.template != OWN_TEMPLATE:
         return chat.template, ""
-    own = base.tokenizer.chat_template
-    if isinstance(own, Mapping):
-        own = own.get("default")
-    if not own:
+    own = find_own_template(base)
+    if own is None:
         return None, "the model has no chat template"
     if template not in _USUAL and any(mark in template for mark in find_marks(base.tokenizer)):
         return None, "the template spells the model's special tokens itself"
-    return str(own), ""
+    return own, ""
+
+
+def find_own_template(base: TokenizingModel) -> str | None:
+    """The chat template that a model has itself, as its Jinja2 source."""
+    own = base.tokenizer.chat_template
+    if isinstance(own, Mapping):
+        own = own.get("default")
+    return str(own) if own and base.architecture != "encoder-decoder" else None
 
 
 def _share_what_is_equal(chat: ChatFormat, rows: Sequence[Conversation]) -> ChatFormat:

@@ -7,9 +7,11 @@ a sign at the beginning or end of the system message.
 
 import re
 from bisect import bisect_left
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from threading import Lock
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -95,6 +97,15 @@ class ChatTemplate:
             DataError: the template refuses it, or has no place for its system message.
         """
         return self._render(self._with_fixed(conversation), conversation.tools or self.format.tools, ask)
+
+    @cached_property
+    def takes_tools(self) -> bool:
+        """Whether tools are written anywhere."""
+        conversation = Conversation((Message("user", _PROBES[0]),))
+        try:
+            return _TOOL["function"]["name"] in self.render(replace(conversation, tools=(_TOOL,))).text
+        except DataError:
+            return False
 
     @property
     def front(self) -> str:
@@ -232,7 +243,8 @@ class ChatTemplate:
             at_end = self.format.placement == "system-end"
             hidden[0]["content"] = system + signs.place if at_end else signs.place + system
         text, generated = self._write(hidden, [signs.hide(tool, frozenset()) for tool in tools], ask=ask)
-        rendered = signs.reveal(text.removesuffix(self.left_out) if ask else text, generated)
+        whole = not ask or self.format.asking == "thoughts"
+        rendered = signs.reveal(text if whole else text.removesuffix(self.left_out), generated)
         if not self.inside_system and self._bos and text.startswith(self._bos):
             return replace(rendered, place=len(self._bos))
         return rendered
@@ -261,18 +273,31 @@ class ChatTemplate:
         return text, [(start, end) for start, end in (spans[0] if spans else ()) if end > start]
 
 
-_known: WeakKeyDictionary[Any, dict[ChatFormat, ChatTemplate]] = WeakKeyDictionary()
+_known: WeakKeyDictionary[Any, OrderedDict[ChatFormat, ChatTemplate]] = WeakKeyDictionary()
+_KEPT = 1024  # of a tokenizer: whoever asks a server may bring formats of his own
+_finding = Lock()
 
 
 def find_chat_template(tokenizer: Any, chat: ChatFormat) -> ChatTemplate:
     """The chat template of ``chat`` for this tokenizer, the same one for every call."""
-    templates = _known.setdefault(tokenizer, {})
-    if chat not in templates:
-        templates[chat] = ChatTemplate(tokenizer, chat)
-    return templates[chat]
+    with _finding:
+        templates = _known.setdefault(tokenizer, OrderedDict())
+        found = templates.get(chat)
+        if found is not None:
+            templates.move_to_end(chat)
+            return found
+    found = ChatTemplate(tokenizer, chat)
+    with _finding:
+        while len(templates) >= _KEPT:
+            templates.popitem(last=False)
+        return templates.setdefault(chat, found)
 
 
 _SYSTEM, _USER, _ANSWER = "Qsystem", "Quser", "Qanswer"
+_TOOL: Mapping[str, Any] = {
+    "type": "function",
+    "function": {"name": "Qtool", "description": "", "parameters": {"type": "object", "properties": {}}},
+}
 
 
 def _answer(conversation: Conversation, words: str) -> Conversation:

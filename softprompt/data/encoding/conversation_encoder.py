@@ -80,7 +80,8 @@ class ConversationEncoder:
         Raises:
             DataError: the template refuses it, or its system message is not the shared one.
         """
-        opening = self.template.opening if self._spec.kind == "classification" else ""
+        whole = self._spec.kind == "classification" or self.template.format.asking == "answer"
+        opening = self.template.opening if whole else ""
         try:
             rendered = self.template.render(self._checked(self.asked(example, text)))
         except DataError as error:
@@ -146,8 +147,10 @@ class ConversationEncoder:
 
     @cached_property
     def _behind(self) -> str:
-        """The mark that the shared prefix ends with, behind which texts are read."""
-        shared = self.template.shared
+        """The mark that the shared prefix ends with, and what stands behind it, behind which texts are read."""
+        if not (shared := self.template.shared):
+            front = self.template.front
+            return front[max(0, *(front.rfind(mark) for mark in self._tokens.marks), 0) :]
         return max((mark for mark in self._tokens.marks if shared.endswith(mark)), key=len, default="")
 
     def _checked(self, conversation: Conversation) -> Conversation:

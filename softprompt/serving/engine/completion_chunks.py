@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from softprompt.data.chats.answer_reading import measure_partial
+from softprompt.data.chats.conversation import ToolCall
 from softprompt.data.encoding.token_bytes import TokenBytes, token_bytes
 from softprompt.inference.generation import Completion
 from softprompt.inference.token_logprobs import ScoredToken
@@ -51,15 +53,19 @@ class CompletionChunk:
         text: what is new of the text; pieces joined are the completion.
         tokens: how many tokens it took.
         read: for the completion, the same in every piece.
-        finish: in the last piece, why it is the last: a stop string or end of text, or the limit of tokens.
+        finish: in the last piece, why it is the last: a stop string or end of text, the limit of tokens, or calls.
         logprobs: of the tokens that begin in ``text``, where they were asked for.
+        reasoning: what is new of its thoughts, where they are told apart.
+        calls: of tools, where they are told apart.
     """
 
     text: str
     tokens: int
     read: InputUsage
-    finish: Literal["stop", "length"] | None = None
+    finish: Literal["stop", "length", "tool_calls"] | None = None
     logprobs: tuple[TokenLogprob, ...] = ()
+    reasoning: str = ""
+    calls: tuple[ToolCall, ...] = ()
 
 
 def spell_token(spelling: TokenBytes, scored: ScoredToken) -> TokenLogprob:
@@ -128,18 +134,4 @@ class Detokenizer:
         text = self._completion.decoded.rstrip("\ufffd")
         if self._cleans_up:
             text = "".join(re.split(r"(\s)", text)[:-4])
-        return text[: len(text) - measure_partial_stop(text, self._completion.generation.stop)]
-
-
-def measure_partial_stop(text: str, stops: Sequence[str]) -> int:
-    """Characters at the end of ``text`` that a stop string may begin with."""
-    return max(
-        # no more of a stop string can have begun than there is text
-        (
-            length
-            for stop in stops
-            for length in range(1, min(len(stop), len(text) + 1))
-            if text.endswith(stop[:length])
-        ),
-        default=0,
-    )
+        return text[: len(text) - measure_partial(text, self._completion.generation.stop)]

@@ -1,6 +1,7 @@
 """What an engine is asked and answers: prompts that are served, requests on their way to the model, pieces, errors."""
 
 import asyncio
+import hashlib
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -34,11 +35,23 @@ class ServedPrompt:
             never change, so whatever is computed from it can be kept under it.
         spec: its task.
         states: the prompt; several that answer together; none for the bare template.
+        parent: the prompt that this is one form of, for conversations that begin otherwise, or that may be longer.
     """
 
     key: str
     spec: TaskSpec
     states: tuple[PromptState, ...]
+    parent: "ServedPrompt | None" = None
+
+    @cached_property
+    def prefix_key(self) -> str:
+        """What tells its prefix from others': the same for all forms that begin alike."""
+        if self.parent is None:
+            return self.key
+        places = [str(one.placement) for one in self.states]
+        if places == [str(one.placement) for one in self.parent.states]:
+            return self.parent.prefix_key
+        return f"{self.parent.prefix_key} in {hashlib.sha256(repr(places).encode()).hexdigest()[:16]}"
 
 
 @dataclass(frozen=True)

@@ -168,7 +168,8 @@ class InferenceEngine:
                 )
                 texts += some
                 read += of_them
-            unshared = 0 if self._shares else max((state.length for state in served.states), default=0)
+            lengths = (state.length + state.placement.added for state in served.states)
+            unshared = 0 if self._shares else max(lengths, default=0)
             return ClassificationRequest(served, asking, texts, read, unshared, answer, timing)
 
         until = deadline_after(deadline)

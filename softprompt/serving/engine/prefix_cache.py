@@ -98,7 +98,7 @@ class PrefixCache:
 
 
 def _make_key(served: ServedPrompt) -> PrefixKey:
-    return served.key if served.states else None
+    return served.prefix_key if served.states else None
 
 
 def _join_prefixes(base: FrozenLM, singles: Sequence[Prefix]) -> Prefix | SharedPrefixes:

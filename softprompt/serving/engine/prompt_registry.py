@@ -10,14 +10,18 @@ import logging
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
-from datetime import datetime
+from dataclasses import dataclass, replace
+from datetime import date, datetime
 from threading import Lock
 from typing import Any, Protocol
 
+from softprompt.data.chats.chat_format import ChatFormat
+from softprompt.data.chats.chat_resolution import find_own_template
 from softprompt.data.encoding.special_tokens import TokenizingModel
 from softprompt.data.task import TaskSpec
 from softprompt.errors import SoftpromptError, shorten
+from softprompt.inference.chat_answers import make_bare_states
+from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.saved_prompt import IdentifiedModel, Prompt
 from softprompt.serving.engine.engine_requests import ServedPrompt
 from softprompt.store.prompt_sources import PromptSource, VersionGoneError
@@ -119,6 +123,7 @@ class PromptRegistry:
         self.refreshed = False
         spec = TaskSpec("generation", BARE_TEMPLATE, max_length=base.context_length or BARE_LENGTH)
         self.bare = ServedPrompt(base_name, spec, ())
+        self._bare_chats: dict[date, ServedPrompt] = {}
         self._source, self._check = source, check
         self._default_alias, self._max_loaded = default_alias, max_loaded
         self._names: Mapping[str, PromptListing] = {}
@@ -138,6 +143,23 @@ class PromptRegistry:
     def loaded_count(self) -> int:
         """Prompts in memory."""
         return len(self._kept)
+
+    @property
+    def bare_chat(self) -> ServedPrompt:
+        """The base model as it answers conversations: by its chat template; with the bare text where it has none."""
+        today = date.today()
+        if today not in self._bare_chats:
+            self._bare_chats = {today: self._make_bare_chat(today)}
+        return self._bare_chats[today]
+
+    def _make_bare_chat(self, today: date) -> ServedPrompt:
+        # the template of a checkpoint with baked prompts is not the base model's
+        source = find_own_template(self.base) if isinstance(self.base, FrozenLM) else None
+        if source is None:
+            return self.bare
+        chat = ChatFormat(placement="first", shared=False, asking="thoughts").with_template(source, today)
+        spec = replace(self.bare.spec, chat=chat)
+        return ServedPrompt(f"{self.base_name} chat {today}", spec, make_bare_states(self.base, spec))
 
     def refresh(self) -> StoreChanges:
         """Look at the source again, and load what aliases newly lead to before they do. Blocks.

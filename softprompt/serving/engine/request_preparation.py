@@ -76,7 +76,7 @@ class TextEncoder:
             lambda: self._make_encoder(served, served.spec.as_generation, new_tokens),
         )
         (ids,), cut = encode_and_find_cuts(encoder, [example])
-        return EncodedText(EncodedSequence(0, ids, ()), InputUsage(count_virtual_tokens(served) + len(ids), bool(cut)))
+        return EncodedText(EncodedSequence(0, ids, ()), InputUsage(count_prefix_tokens(served) + len(ids), bool(cut)))
 
     def _encode_raw(self, served: ServedPrompt, raw: RawPrompt, new_tokens: int) -> EncodedText:
         """The text as it is; nothing is cut of it, for that would be another text than is scored."""
@@ -96,10 +96,9 @@ class TextEncoder:
         bos = base.special_tokens.bos
         before = bos if bos and ids[: len(bos)] == bos and len(ids) > len(bos) else ()
         ids = (*ids[len(before) :], *base.special_tokens.suffix)
-        virtual_tokens = count_virtual_tokens(served)
+        virtual_tokens = count_prefix_tokens(served)
         if base.context_length is not None:
-            placed = max((one.placement.added for one in served.states), default=0)
-            room = base.context_length - len(bos) - placed - virtual_tokens - new_tokens
+            room = base.context_length - len(bos) - virtual_tokens - new_tokens
             if len(ids) > room:
                 raise DataError(
                     f"a text of {len(ids):,} tokens behind {virtual_tokens:,} virtual ones, and {new_tokens:,} new: "
@@ -167,14 +166,14 @@ class RequestPreparer(TextEncoder):
         encoder = self.get_label_encoder(served, examples)
         objective = self._objectives.get(served.key, lambda: AnswerScorer(self._model, encoder.verbalizer))
         texts, cut = encode_and_find_cuts(encoder, examples)
-        before = count_virtual_tokens(served)
+        before = count_prefix_tokens(served)
         read = [InputUsage(before + len(text), index in cut) for index, text in enumerate(texts)]
         return LabelQuery(encoder, objective, max(1, len(served.states))), texts, read
 
 
-def count_virtual_tokens(served: ServedPrompt) -> int:
-    """Virtual tokens of all of its prompts."""
-    return sum(state.length for state in served.states)
+def count_prefix_tokens(served: ServedPrompt) -> int:
+    """Virtual tokens of all of its prompts, and what is kept around them."""
+    return sum(state.length + state.placement.added for state in served.states)
 
 
 def encode_and_find_cuts(

@@ -51,7 +51,7 @@ from softprompt.serving.engine.request_preparation import (
     KEPT,
     TextEncoder,
     WeightedCache,
-    count_virtual_tokens,
+    count_prefix_tokens,
     encode_and_find_cuts,
     split_portions,
 )
@@ -142,7 +142,7 @@ class VllmEngine:
             for score, choices in zip(scores, answers, strict=True):
                 for label, choice in decision.choice_of_label.items():
                     score[label] += choices[choice]
-        length = count_virtual_tokens(served)
+        length = count_prefix_tokens(served)
         return [
             _make_prediction(index, served, score, InputUsage(length + len(text), index in cut))
             for index, (score, text) in enumerate(zip(scores, texts, strict=True))

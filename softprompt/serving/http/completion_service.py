@@ -12,6 +12,9 @@ from typing import Any, Literal
 
 from starlette.responses import JSONResponse
 
+from softprompt.data.chats.answer_reading import AnswerReader
+from softprompt.data.chats.conversation import Message, ToolCall
+from softprompt.data.chats.plain_text import answer_text
 from softprompt.data.examples import Example
 from softprompt.inference.generation import GenerationConfig
 from softprompt.inference.grammar import Grammar
@@ -103,6 +106,27 @@ class WhitespaceTrimmer:
 
 
 @dataclass
+class AnswerDivider:
+    """Pieces of an answer, with its thoughts and calls apart from its text."""
+
+    reader: AnswerReader
+    most_calls: int | None = None
+    called: int = 0
+
+    def __call__(self, piece: CompletionChunk) -> CompletionChunk:
+        parts = self.reader.read(piece.text)
+        if piece.finish is not None:
+            parts += self.reader.close()
+        calls = [one.call for one in parts if one.call is not None]
+        if self.most_calls is not None:
+            calls = calls[: max(0, self.most_calls - self.called)]
+        self.called += len(calls)
+        words = {kind: "".join(one.text for one in parts if one.kind == kind) for kind in ("content", "reasoning")}
+        finish = "tool_calls" if piece.finish == "stop" and self.called else piece.finish
+        return replace(piece, text=words["content"], reasoning=words["reasoning"], calls=tuple(calls), finish=finish)
+
+
+@dataclass
 class PartialCompletion:
     """A completion as far as it has grown."""
 
@@ -111,6 +135,18 @@ class PartialCompletion:
     tokens: int = 0
     prompt_tokens: int = 0
     finish: str | None = None
+    thoughts: list[str] = field(default_factory=list)
+    calls: list[ToolCall] = field(default_factory=list)
+
+    @property
+    def reasoning(self) -> str:
+        """What was thought before it, where that is told apart."""
+        return "".join(self.thoughts).strip()
+
+    @property
+    def told(self) -> str:
+        """It, and its calls as JSON, a line each."""
+        return answer_text(Message("assistant", self.text, tuple(self.calls)))
 
     @property
     def text(self) -> str:
@@ -118,6 +154,8 @@ class PartialCompletion:
 
     def take(self, piece: CompletionChunk) -> None:
         self.pieces.append(piece.text)
+        self.thoughts.append(piece.reasoning)
+        self.calls += piece.calls
         self.logprobs += piece.logprobs
         self.tokens += piece.tokens
         self.prompt_tokens = piece.read.tokens
@@ -142,6 +180,8 @@ class CompletionService:
         exact: bool = False,
         choices: int = 1,
         logprobs: int | None = None,
+        read: Callable[[], AnswerReader] | None = None,
+        most_calls: int | None = None,
     ) -> None:
         """Ask nothing yet.
 
@@ -150,6 +190,8 @@ class CompletionService:
             exact: a completion goes on where its text ends, with the white space between them.
             choices: completions of each text.
             logprobs: tell the tokens' log-probabilities, and so many of the likeliest in each place.
+            read: makes what tells thoughts and calls of an answer apart.
+            most_calls: that an answer has.
 
         Raises:
             ApiError: too many completions, or more tokens than the API key may have now.
@@ -167,6 +209,7 @@ class CompletionService:
             )
         self._serving, self._context, self._examples, self._generation = serving, context, examples, generation
         self._exact, self._choices, self._logprobs = exact, choices, logprobs
+        self._read_answer, self._most_calls = read, most_calls
         id = f"{prefix}-{secrets.token_hex(12)}"
         self._head = {"id": id, "created": int(time.time()), "model": context.found.id}
         self.grown = [PartialCompletion() for _ in range(len(examples) * choices)]
@@ -285,7 +328,7 @@ class CompletionService:
         finally:
             self._serving.record_usage(self._context.outcome, sum(self._read), sum(one.tokens for one in self.grown))
             # of each text the first
-            answers = [one.text for one in self.grown[:: self._choices]]
+            answers = [one.told for one in self.grown[:: self._choices]]
             self._serving.record_answers(self._context.outcome, answers, self._predictions)
             await coming.aclose()
 
@@ -306,9 +349,10 @@ class CompletionService:
         shown: Callable[[CompletionChunk], CompletionChunk] = (
             (lambda piece: piece) if self._exact else WhitespaceTrimmer()
         )
+        divided = None if self._read_answer is None else AnswerDivider(self._read_answer(), self._most_calls)
         try:
             async for piece in coming:
-                yield shown(piece)
+                yield shown(piece if divided is None else divided(piece))
         finally:
             if isinstance(coming, AsyncGenerator):
                 await coming.aclose()

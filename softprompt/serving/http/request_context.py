@@ -15,12 +15,13 @@ from softprompt.data.encoding.token_bytes import token_bytes
 from softprompt.data.examples import Example, count_characters, unlabelled_example
 from softprompt.data.task import TaskSpec
 from softprompt.errors import DataError, shorten
+from softprompt.inference.chat_answers import make_bare_states
 from softprompt.inference.predictions import Prediction
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.written_prompt import written_prompt
 from softprompt.serving.engine.engine_requests import DeadlineExceededError, EngineClient, RawPrompt, ServedPrompt
 from softprompt.serving.engine.prompt_registry import BARE_TEMPLATE, BaseModelInfo, PromptRegistry, ResolvedModel
-from softprompt.serving.engine.request_preparation import count_virtual_tokens
+from softprompt.serving.engine.request_preparation import count_prefix_tokens
 from softprompt.serving.engine.request_timing import RequestTiming
 from softprompt.serving.http.guarded_route import check_model_allowed
 from softprompt.serving.http.http_errors import ApiError, ClientDisconnectedError
@@ -41,12 +42,17 @@ def make_baseline(base: BaseModelInfo, served: ServedPrompt, asked: Baseline) ->
     spec = served.spec if asked.template else _strip_template(served.spec)
     words = asked.instruction or ""
     state = None
+    form = hashlib.sha256(f"{asked.template} {words}".encode()).hexdigest()[:16]
+    if spec.chat is not None:
+        # the written prompt of a conversation is its system message
+        kept = spec.chat.system if asked.template else None
+        spec = replace(spec, chat=replace(spec.chat, system=words or kept))
+        return ServedPrompt(f"{served.key} as {form}", spec, make_bare_states(base, spec))
     if words:
         if not isinstance(base, FrozenLM):
             why = "instructions need the model in the server's own process, which here runs in vLLM"
             raise ApiError(422, "no_instruction", f"{why}: write it into the text", param="baseline.instruction")
         state = written_prompt(base, spec, words)
-    form = hashlib.sha256(f"{asked.template} {words}".encode()).hexdigest()[:16]
     return ServedPrompt(f"{served.key} as {form}", spec, () if state is None else (state,))
 
 
@@ -137,13 +143,20 @@ class ServingContext:
         self.engine, self.registry, self.config, self.metrics = engine, registry, config, metrics
 
     async def resolve(
-        self, request: Request, model: str, seconds: int | None = None, baseline: Baseline | None = None
+        self,
+        request: Request,
+        model: str,
+        seconds: int | None = None,
+        baseline: Baseline | None = None,
+        *,
+        chat: bool = False,
     ) -> RequestContext:
         """Find what a request means, once.
 
         Args:
             seconds: that the client allows.
             baseline: the base model answers in place of the prompt.
+            chat: a conversation is asked.
 
         Raises:
             ApiError, ModelNotFoundError, ModelUnavailableError: it may not be asked, is not there, or cannot be used.
@@ -156,7 +169,7 @@ class ServingContext:
         found = self.registry.resolve(model)
         outcome: RequestOutcome = request.state.outcome
         outcome.task, outcome.model = found.name, found.id
-        bare = self.registry.bare
+        bare = self.registry.bare_chat if chat else self.registry.bare
         context = RequestContext(request, found, bare, deadline, outcome, found.id, bare.spec.compiled.names)
         if found.number is not None:
             loaded = self.registry.get_loaded(found.id)
@@ -287,7 +300,7 @@ class ServingContext:
 
 def _estimate_tokens(served: ServedPrompt, example: Example | RawPrompt) -> int:
     """About as many tokens as are read."""
-    virtual_tokens = count_virtual_tokens(served)
+    virtual_tokens = count_prefix_tokens(served)
     if isinstance(example, RawPrompt):
         words = isinstance(example.text, str)
         return virtual_tokens + math.ceil(len(example.text) / (CHARACTERS_A_TOKEN if words else 1))

@@ -37,10 +37,23 @@ class Completion(BaseModel):
     warnings: list[str] | None = WARNINGS
 
 
+class CalledFunction(BaseModel):
+    name: str
+    arguments: str = Field(description="a JSON object as text")
+
+
+class CallOfTool(BaseModel):
+    id: str
+    type: Literal["function"]
+    function: CalledFunction
+
+
 class Message(BaseModel):
     role: Literal["assistant"]
-    content: str
+    content: str | None = Field(description="null where it only calls tools")
     refusal: None = None
+    tool_calls: list[CallOfTool] | None = Field(None, description="not there without any")
+    reasoning_content: str | None = Field(None, description="an extension: its thoughts; not there without any")
 
 
 class TokenAlternative(BaseModel):
@@ -61,7 +74,7 @@ class ChatLogprobs(BaseModel):
 class ChatChoice(BaseModel):
     index: int
     message: Message
-    finish_reason: Literal["stop", "length"]
+    finish_reason: Literal["stop", "length", "tool_calls"]
     logprobs: ChatLogprobs | None = None
 
 

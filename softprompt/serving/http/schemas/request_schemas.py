@@ -7,7 +7,16 @@ converted.
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, StringConstraints
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    JsonValue,
+    StringConstraints,
+    Tag,
+)
 
 from softprompt.inference.token_logprobs import MAX_TOP_LOGPROBS
 
@@ -193,56 +202,102 @@ class CompletionRequest(BaseCompletionRequest):
 
 class TextPart(RequestBody):
     type: Literal["text"]
-    text: Text
+    text: str
 
 
-Content = Text | Annotated[list[TextPart], Field(min_length=1)]
+class OtherPart(BaseModel):
+    """A part of a message that is refused, by its type, unless it is text too."""
+
+    model_config = ConfigDict(strict=True, extra="allow")
+
+    type: str
 
 
-class UserMessage(RequestBody):
-    role: Literal["user"]
-    content: Content
-    name: str | None = Field(None, description="has no effect")
+def _name_part(part: Any) -> str:
+    return "text" if not isinstance(part, dict) or part.get("type") in ("text", None) else "other"
 
 
-class OtherMessage(BaseModel):
-    """A message that is left out, whatever it has."""
-
-    model_config = ConfigDict(strict=True)
-
-    role: Literal["system", "developer", "assistant", "tool", "function"]
+Part = Annotated[
+    Annotated[TextPart, Tag("text")] | Annotated[OtherPart, Tag("other")],
+    Discriminator(_name_part),
+]
 
 
-class _Chat(BaseCompletionRequest):
+class CalledFunction(RequestBody):
+    name: str
+    arguments: str | dict[str, JsonValue] | None = Field(None, description="JSON, as text or as it is")
+
+
+class CallOfTool(RequestBody):
+    id: str | None = None
+    type: Literal["function"] | None = None
+    index: NotNegative | None = Field(None, description="has no effect")
+    function: CalledFunction | None = Field(None, description="which is called")
+
+
+class ChatMessage(RequestBody):
+    """A turn; the fields of OpenAI's answers that say nothing may stand in those that are sent back."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | Annotated[list[Part], Field(min_length=1)] | None = None
+    name: str | None = Field(None, description="of the tool, or of one of several users")
+    tool_calls: list[CallOfTool] | None = Field(None, description="of an assistant")
+    tool_call_id: str | None = Field(None, description="of a tool: the call that it answers")
+    reasoning_content: str | None = Field(None, description="of an assistant: what it thought")
+    reasoning: str | None = Field(None, description="the same")
+    refusal: str | None = Field(None, description="of an assistant: what it said instead of content")
+    function_call: None = None
+    audio: None = None
+    annotations: NoItems | None = None
+
+
+class ToolFunction(RequestBody):
+    name: Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=r"^[^\s\"\\\\<>{}]+$")]
+    description: str | None = None
+    parameters: dict[str, JsonValue] | None = Field(None, description="a JSON schema")
+    strict: bool | None = Field(None, description="has no effect: what is required follows its schema in any case")
+
+
+class Tool(RequestBody):
+    type: Literal["function"]
+    function: ToolFunction
+    strict: bool | None = Field(None, description="has no effect")
+
+
+class NamedFunction(RequestBody):
+    name: Annotated[str, StringConstraints(min_length=1)]
+
+
+class NamedTool(RequestBody):
+    type: Literal["function"]
+    function: NamedFunction
+
+
+class ChatRequest(BaseCompletionRequest):
+    """``POST /v1/chat/completions``: a conversation, which ends with the turn that is to be answered."""
+
+    messages: Annotated[list[ChatMessage], Field(min_length=1, fail_fast=True)]
     max_tokens: Positive | None = None
     max_completion_tokens: Positive | None = None
 
     logprobs: bool | None = Field(None, description="log-probabilities of the answer's tokens")
     top_logprobs: TopLogprobs | None = Field(None, description="with logprobs: of so many likeliest ones in each place")
-    tools: NoItems | None = None
+    tools: list[Tool] | None = Field(None, description="that an assistant may call")
+    tool_choice: Literal["none", "auto", "required"] | NamedTool | None = Field(
+        None, description="auto, the default: it calls some if it wants to; required, or one by name: it has to"
+    )
     functions: NoItems | None = None
-    tool_choice: Literal["none", "auto"] | None = None
     function_call: Literal["none", "auto"] | None = None
-    parallel_tool_calls: bool | None = Field(None, description="has no effect: there are no tools")
+    parallel_tool_calls: bool | None = Field(None, description="false: at most one call in an answer")
+    chat_template_kwargs: dict[str, JsonValue] | None = Field(
+        None, description="of vLLM: what the chat template is given by name, as enable_thinking"
+    )
     modalities: Annotated[list[Literal["text"]], Field(min_length=1, max_length=1)] | None = None
     audio: None = None
     prediction: None = None
     reasoning_effort: None = None
     verbosity: None = None
     web_search_options: None = None
-
-
-class ChatRequest(_Chat):
-    """``POST /v1/chat/completions``, of one message: a learned prompt takes the place of a system message, and has
-    learned from single texts, not from turns."""
-
-    messages: Annotated[list[UserMessage], Field(min_length=1, max_length=1)]
-
-
-class LastMessageRequest(_Chat):
-    """``POST /v1/chat/completions``, of which the last message is answered and the others are left out."""
-
-    messages: Annotated[list[UserMessage | OtherMessage], Field(min_length=1, fail_fast=True)]
 
 
 class TextRow(BaseModel):
