@@ -1,9 +1,12 @@
 """Conversations with a server, by the official ``openai`` client: what they may say, and what answers them."""
 
+import asyncio
+import json
 from collections.abc import Iterator
 from typing import Any
 
 import httpx
+import jsonschema
 import openai
 import pytest
 from helpers.chat_server import BASE, SYSTEM, ChatPlace, chat_spec, chat_store
@@ -117,6 +120,58 @@ class TestStreams:
         whole = server.ask("kept", FIVE)
         assert text == whole.choices[0].message.content
         assert chunks[-1].usage == whole.usage
+
+
+class TestAnswers:
+    def test_alone_and_turn_by_turn_and_mixed_with_other_prompts(self, server: Running) -> None:
+        names = ("kept", "any", "end", "none", BASE)
+        parts = [FIVE[1 if name == "none" else 0 : end] for name in names for end in (2, 4, 6)]
+        asked = list(zip([name for name in names for _ in range(3)], parts, strict=True))
+        one_by_one = [server.ask(*one).choices[0].message.content for one in asked]
+
+        async def all_at_once() -> list[Any]:
+            url = f"{server.address}/v1"
+            async with openai.AsyncOpenAI(base_url=url, api_key="none", max_retries=0) as client:
+                create = client.chat.completions.create
+                return await asyncio.gather(
+                    *(create(model=name, messages=said, max_tokens=ROOM) for name, said in asked)
+                )
+
+        together = asyncio.run(all_at_once())
+        assert [one.choices[0].message.content for one in together] == one_by_one
+        predicted = [alone(server, *one) for one in asked if one[0] != BASE]
+        assert one_by_one[: len(predicted)] == predicted
+
+    def test_a_hundred_json_objects(self, server: Running) -> None:
+        schema = {"type": "object", "properties": {"name": {"enum": ["Ada", "Bob"]}}, "required": ["name"]}
+        schema["additionalProperties"] = False
+        wanted = {"type": "json_schema", "json_schema": {"name": "Person", "schema": schema, "strict": True}}
+
+        async def ask() -> list[Any]:
+            url = f"{server.address}/v1"
+            async with openai.AsyncOpenAI(base_url=url, api_key="none", max_retries=0) as client:
+                create = client.chat.completions.create
+                options: Any = {"messages": FIVE, "response_format": wanted, "temperature": 1.0, "max_tokens": 60}
+                return await asyncio.gather(
+                    *(create(model=("kept", BASE)[seed % 2], seed=seed, **options) for seed in range(100))
+                )
+
+        answers = asyncio.run(ask())
+        for one in answers:
+            jsonschema.validate(json.loads(one.choices[0].message.content), schema)
+
+    def test_a_text_is_what_a_user_says(self, server: Running) -> None:
+        text = server.client.completions.create(model="kept", prompt="What is it?", max_tokens=ROOM).choices[0].text
+        chat = server.ask("kept", [{"role": "user", "content": "What is it?"}]).choices[0].message.content
+        assert text.strip() == chat
+
+    def test_a_baseline_has_the_system_message_alone(self, server: Running) -> None:
+        base, turns = server.place.base, FIVE[1:]
+        for asked, first in (({}, SYSTEM), ({"instruction": "Talk."}, "Talk.")):
+            answer = server.ask("kept", turns, extra_body={"baseline": asked})
+            whole = [{"role": "system", "content": first}, *turns]
+            ids = base.tokenizer.apply_chat_template(whole, add_generation_prompt=True)["input_ids"]
+            assert answer.usage.prompt_tokens == len(ids)
 
 
 class TestMessages:

@@ -17,12 +17,15 @@ from softprompt.analysis.drift.signals import (
     compare_signals,
     judge_signal,
 )
+from softprompt.data.chats.chat_format import keeps_shared_turns
+from softprompt.data.chats.message_parsing import is_messages, parse_conversation
 from softprompt.data.encoding.encoder import ExampleEncoder
 from softprompt.data.examples import Example
 from softprompt.data.split_assignment import sample_examples, sample_indices
 from softprompt.data.splits import Splits
 from softprompt.data.task import Task
 from softprompt.errors import ConfigError, DataError, SoftpromptError, StoreError
+from softprompt.inference.chat_answers import find_beginning
 from softprompt.inference.evaluation import score
 from softprompt.inference.predictions import Prediction
 from softprompt.inference.predictor import Predictor
@@ -176,12 +179,16 @@ class _PromptSamples:
 
     def _count_rare(self, profile: InputProfile) -> None:
         """Of samples with a text that the server could not count them in."""
-        encoder = ExampleEncoder(self._loaded(), self._prompt.spec, self._prompt.length)
-        known = profile.known
+        prompt, base, known = self._prompt, self._loaded(), profile.known
+        encoders: dict[str, ExampleEncoder] = {}
         for index, one in enumerate(self._samples):
             if one.rare is None and one.text is not None:
                 try:
-                    (ids,) = encoder.encode_texts([_example(one)])
+                    example = _example(prompt, one)
+                    found = find_beginning(base, prompt.spec, prompt.states, example.conversation)
+                    if found.name not in encoders:
+                        encoders[found.name] = ExampleEncoder(base, found.spec, prompt.length)
+                    (ids,) = encoders[found.name].encode_texts([example])
                 except SoftpromptError:
                     continue
                 counted = {"tokens": len(ids), "rare": count_rare_tokens(ids, known)}
@@ -194,9 +201,10 @@ class _PromptSamples:
         kept = [index for index, one in enumerate(self._samples) if one.text is not None and _readable(prompt, one)]
         if not kept:
             return {}
-        chosen = [kept[place] for place in sample_indices([_example(self._samples[index]) for index in kept], STATES)]
+        examples = {index: _example(prompt, self._samples[index]) for index in kept}
+        chosen = [kept[place] for place in sample_indices([examples[index] for index in kept], STATES)]
         found, size = compute_hidden_states(
-            self._loaded(), prompt.spec, prompt.states, [_example(self._samples[index]) for index in chosen]
+            self._loaded(), prompt.spec, prompt.states, [examples[index] for index in chosen]
         )
         if size != profile.hidden.size:
             return {}
@@ -204,14 +212,21 @@ class _PromptSamples:
         return {index: float(one) for index, one in zip(chosen, apart, strict=True) if np.isfinite(one)}
 
 
-def _example(sample: RequestRecord) -> Example:
-    return Example(sample.text or "", columns=dict(sample.columns or {}))
+def _example(prompt: Prompt, sample: RequestRecord) -> Example:
+    """As it was asked; raises DataError for a conversation that is none."""
+    columns, conversation = dict(sample.columns or {}), None
+    if prompt.spec.chat is not None and is_messages(columns.get("messages")):
+        conversation = parse_conversation(columns.pop("messages"), columns.pop("tools", None))
+    return Example(sample.text or "", columns=columns, conversation=conversation)
 
 
 def _readable(prompt: Prompt, sample: RequestRecord) -> bool:
-    """Whether its template can be filled: columns that were too large are not kept."""
+    """Whether its template can be filled, columns that were too large not being kept, and it begins as all do."""
     try:
-        prompt.spec.compiled.fill(_example(sample))
+        example = _example(prompt, sample)
+        if (chat := prompt.spec.chat) is not None and (said := example.conversation) is not None:
+            return not chat.shared or keeps_shared_turns(chat, said)
+        prompt.spec.compiled.fill(example)
     except SoftpromptError:
         return False
     return True

@@ -58,13 +58,15 @@ class AnswerForm:
         calls: how it writes calls, where it does.
         channels: each part of an answer has a header, as gpt-oss writes them.
         thinks: the answer begins within thoughts.
-        marks: what is a token of its own and is to stay in the text.
+        marks: of thoughts and channels, what is a token of its own and is to stay in the text.
+        call_marks: the same of calls, where tools are offered.
     """
 
     calls: CallForm | None
     channels: bool
     thinks: bool
     marks: tuple[str, ...]
+    call_marks: tuple[str, ...]
 
     def reader(self, tools: Collection[str] = ()) -> AnswerReader:
         """For one answer, in which the tools of these names may be called."""
@@ -89,12 +91,12 @@ def _make_answer_form(template: ChatTemplate, marks: Mapping[str, int]) -> Answe
     speaks_in_channels = _CHANNEL in source and _CHANNEL in marks
     calls = find_call_form(template, marks)
     shown = {_CHANNEL, _MESSAGE, _START, _END, "<|constrain|>"} if speaks_in_channels else {*_THINK}
+    of_calls = set() if calls is None else {"<|python_tag|>", *(mark for mark in marks if mark in calls.before)}
     if calls is not None and calls.begin:
-        shown |= {mark for mark in marks if mark in calls.before} | {calls.begin.replace("<", "</", 1)}
-    shown |= {"<|python_tag|>"} if calls is not None and not calls.begin else set()
+        of_calls |= {calls.begin, calls.begin.replace("<", "</", 1)}
     thinks = template.format.asking == "thoughts" and _THINK[0] in template.left_out
-    kept = tuple(sorted(shown & marks.keys()))
-    return AnswerForm(calls, speaks_in_channels and not asked, thinks, kept)
+    kept, of_them = (tuple(sorted(some & marks.keys())) for some in (shown, of_calls))
+    return AnswerForm(calls, speaks_in_channels and not asked, thinks, kept, of_them)
 
 
 def measure_partial(text: str, words: Sequence[str]) -> int:

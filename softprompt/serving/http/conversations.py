@@ -7,7 +7,7 @@ template answers one message of the user.
 import asyncio
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -29,6 +29,8 @@ from softprompt.serving.http.http_errors import ApiError
 from softprompt.serving.http.request_context import RequestContext, ServingContext
 from softprompt.serving.http.schemas.request_schemas import ChatMessage, ChatRequest, NamedTool
 
+_THOUGHTS = "<think>"
+_THINKING = ("enable_thinking", "thinking")
 _NUMBER = re.compile(r"^message (\d+): ")
 
 
@@ -86,7 +88,25 @@ def answer_chat(serving: ServingContext, asked: AskedChat, generation: Generatio
     if asked.form is None:
         return generation
     ended = end_with_turns(serving.registry.base, asked.context.served.spec, generation)
-    return replace(ended, answer_mark=None, shown_marks=asked.form.marks)
+    shown = {*asked.form.marks, *(asked.form.call_marks if asked.tools else ())}
+    return replace(ended, answer_mark=None, shown_marks=tuple(sorted(shown)))
+
+
+async def read_rows(
+    serving: ServingContext, context: RequestContext, generation: GenerationConfig
+) -> tuple[RequestContext, GenerationConfig, AnswerForm | None]:
+    """How rows of a prompt that was learned on conversations are answered: each is what a user says.
+
+    Returns:
+        The context with what answers them, how tokens are chosen, and the form of answers that have more than content.
+    """
+    if context.served.spec.chat is None or context.raw or context.classifies:
+        return context, generation, None
+    work = partial(_find_beginning, serving, context, None, {}, constrained=generation.grammar is not None)
+    context = await asyncio.to_thread(work)
+    form = _find_answer_form(serving, context)
+    ended = answer_chat(serving, AskedChat(context, Example(""), form), generation)
+    return context, ended, form if form.channels or form.thinks or _THOUGHTS in form.marks else None
 
 
 def require_call(
@@ -221,23 +241,48 @@ def _find_form(
     serving: ServingContext, context: RequestContext, body: ChatRequest, example: Example, constrained: bool
 ) -> AskedChat:
     """Where it begins behind the prompt, and how its answer is written; renders it, so not in the event loop."""
+    spec, conversation = context.served.spec, example.conversation
+    if conversation is not None and _needs_short_ids(serving, spec):
+        conversation = _shorten_ids(conversation)
+        example = replace(example, conversation=conversation)
+    must_call = body.tool_choice == "required" or isinstance(body.tool_choice, NamedTool)
+    given = body.chat_template_kwargs or {}
+    context = _find_beginning(serving, context, conversation, given, constrained=constrained, must_call=must_call)
+    if context.classifies:
+        return AskedChat(context, example)
+    assert spec.chat is not None
+    tools: Sequence[Any] = () if conversation is None else conversation.tools or spec.chat.tools
+    if body.tool_choice == "none":
+        tools = ()
+    return AskedChat(
+        context, example, _find_answer_form(serving, context), tuple(one["function"]["name"] for one in tools)
+    )
+
+
+def _find_beginning(
+    serving: ServingContext,
+    context: RequestContext,
+    conversation: Conversation | None,
+    given: Mapping[str, Any],
+    *,
+    constrained: bool,
+    must_call: bool = False,
+) -> RequestContext:
+    """The context with what answers a conversation, or rows: the prompt where its virtual tokens stand in these.
+
+    Args:
+        given: to the chat template, by name.
+        constrained: the answer follows a grammar, and begins with what that has.
+        must_call: that grammar is a call's.
+    """
     base, served = serving.registry.base, context.served
     assert served.spec.chat is not None
     chat = served.spec.chat
-    changes: dict[str, Any] = {}
-    if body.chat_template_kwargs:
-        changes["arguments"] = {**chat.arguments, **body.chat_template_kwargs}
-        if body.chat_template_kwargs.get("enable_thinking") or body.chat_template_kwargs.get("thinking"):
-            changes["asking"] = "thoughts"
-    must_call = body.tool_choice == "required" or isinstance(body.tool_choice, NamedTool)
-    if (constrained and chat.asking == "thoughts") or changes.get("asking"):
+    changes: dict[str, Any] = {"arguments": {**chat.arguments, **given}} if given else {}
+    if any(given.get(name) for name in _THINKING) or chat.asking == "thoughts":
         changes["asking"] = "turn" if constrained else "thoughts"
     if constrained and not must_call and find_chat_template(base.tokenizer, chat).opening.strip():
         changes["asking"] = "answer"
-    conversation = example.conversation
-    if conversation is not None and _needs_short_ids(serving, served.spec):
-        conversation = _shorten_ids(conversation)
-        example = replace(example, conversation=conversation)
     try:
         found = find_beginning(base, served.spec, served.states, conversation, changes)
     except DataError as error:
@@ -249,19 +294,18 @@ def _find_form(
     if conversation is not None:
         # it was learned on texts that were cut, and whoever asks has the context that the model has
         spec, key = replace(spec, max_length=base.context_length or BARE_LENGTH), f"{key} chat"
-    if key != served.key:
-        served = ServedPrompt(key, spec, found.states, parent=served)
-        outcome = context.outcome
-        outcome.served = None if outcome.served is None else served
-        context = replace(context, served=served)
-    if context.classifies:
-        return AskedChat(context, example)
-    assert spec.chat is not None
-    form = find_answer_form(find_chat_template(base.tokenizer, spec.chat), safe_tokenizer(base.tokenizer).marks)
-    tools: Sequence[Any] = () if conversation is None else conversation.tools or spec.chat.tools
-    if body.tool_choice == "none":
-        tools = ()
-    return AskedChat(context, example, form, tuple(one["function"]["name"] for one in tools))
+    if key == served.key:
+        return context
+    served = ServedPrompt(key, spec, found.states, parent=served)
+    outcome = context.outcome
+    outcome.served = None if outcome.served is None else served
+    return replace(context, served=served)
+
+
+def _find_answer_form(serving: ServingContext, context: RequestContext) -> AnswerForm:
+    base, chat = serving.registry.base, context.served.spec.chat
+    assert chat is not None
+    return find_answer_form(find_chat_template(base.tokenizer, chat), safe_tokenizer(base.tokenizer).marks)
 
 
 def _needs_short_ids(serving: ServingContext, spec: TaskSpec) -> bool:

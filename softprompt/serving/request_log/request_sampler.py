@@ -203,6 +203,9 @@ class RequestSampler:
         for index, example in enumerate(outcome.examples):
             answer = outcome.answers[index] if index < len(outcome.answers) else None
             tokens, rare = self._counter.tokens(outcome.model, outcome.served, example)
+            columns = _select_columns(example) if self._text else None
+            # a conversation that is not kept whole cannot be read again
+            whole = columns is not None or example.conversation is None
             yield RequestRecord(
                 time=outcome.time,
                 request=outcome.id,
@@ -212,8 +215,8 @@ class RequestSampler:
                 characters=len(example.text),
                 tokens=tokens,
                 rare=rare,
-                text=_truncate(example.text) if self._text else None,
-                columns=_select_columns(example) if self._text else None,
+                text=_truncate(example.text) if self._text and whole else None,
+                columns=columns,
                 answer=_truncate(answer.text) if answer is not None and tells else None,
                 probabilities=dict(answer.probabilities) if answer is not None and answer.probabilities else None,
                 milliseconds=round(1000 * outcome.seconds, 1),
@@ -257,6 +260,8 @@ def _truncate(text: str) -> str:
 
 
 def _select_columns(example: Example) -> dict[str, Any] | None:
-    """Small enough to be read back; ``None`` if there are none, or they are too large."""
+    """Small enough to be read back, a conversation as a row has it; ``None`` if there are none, or too large ones."""
     found = {name: _truncate(value) if isinstance(value, str) else value for name, value in example.columns.items()}
+    if example.conversation is not None:
+        found |= example.conversation.to_row()
     return found if found and len(json.dumps(found)) < ROW_BYTES and all(len(name) <= 300 for name in found) else None

@@ -14,6 +14,7 @@ from softprompt.data.examples import Example
 from softprompt.serving.engine.completion_chunks import CompletionChunk, TokenLogprob
 from softprompt.serving.engine.engine_requests import RawPrompt
 from softprompt.serving.http.completion_service import CompletionService, PartialCompletion, build_generation_config
+from softprompt.serving.http.conversations import read_rows
 from softprompt.serving.http.http_errors import ApiError
 from softprompt.serving.http.logprobs import CompletionLogprobs
 from softprompt.serving.http.openapi import describe_responses
@@ -49,8 +50,17 @@ def create_completions_router(serving: ServingContext, route: type[APIRoute]) ->
             examples = serving.build_examples(context, rows)
         generation = build_generation_config(serving, context, body, body.max_tokens)
         choices, logprobs = body.n or 1, body.logprobs
+        context, generation, form = await read_rows(serving, context, generation)
         service = CompletionService(
-            serving, context, examples, generation, "cmpl", exact=True, choices=choices, logprobs=logprobs
+            serving,
+            context,
+            examples,
+            generation,
+            "cmpl",
+            exact=True,
+            choices=choices,
+            logprobs=logprobs,
+            read=None if form is None else form.reader,
         )
         shape = _CompletionShape(told=logprobs is not None and not context.classifies)
         if body.stream:
