@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ from softprompt.data.chats.chat_format import NO_TEMPLATE
 from softprompt.errors import ConfigError
 from softprompt.utils.files import expand_user
 from softprompt.utils.safe_io import read_text
+
+_FILE_NAME = re.compile(r"\S*\.(?:md|txt|text|markdown|prompt)|(?:\.{0,2}|~|[\w.-]+)/\S+")
 
 
 def parse_pairs(flag: str, options: tuple[str, ...], form: str, example: str) -> dict[str, str]:
@@ -101,6 +104,8 @@ def _pop_chat_options(options: dict[str, Any]) -> dict[str, Any]:
     chat = drop_unset(**{name: options.pop(name, None) for name in ChatOptions.model_fields})
     if (system := chat.get("system")) is not None and _is_file(system):
         chat["system"] = read_text(Path(system)).strip()
+    elif system is not None and _FILE_NAME.fullmatch(system):
+        raise ConfigError(f"--system '{system}': there is no such file; give one, or the words of the system prompt")
     if (template := chat.get("chat_template")) not in (None, NO_TEMPLATE):
         chat["chat_template"] = read_text(expand_user(template))
     if given := options.pop("chat_template_arg", None):

@@ -64,7 +64,8 @@ class TaskSpec(Displayed):
 
     def __repr__(self) -> str:
         facts = {"labels": self.labels, "template": self.template, "metric": self.metric, "max_length": self.max_length}
-        return summarize(self, self.kind, **facts, max_new_tokens=self.max_new_tokens)
+        chat = None if self.chat is None else str(self.chat)
+        return summarize(self, self.kind, **facts, max_new_tokens=self.max_new_tokens, chat=chat)
 
     def __post_init__(self) -> None:
         if self.metric is not None:

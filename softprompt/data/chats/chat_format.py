@@ -68,6 +68,16 @@ class ChatFormat:
         fixed = _TODAY.sub(lambda asked: repr(day.strftime(asked[1] or asked[2] or "")), source)
         return replace(self, template=fixed)
 
+    def __str__(self) -> str:
+        """In words, for people: what is written beside the virtual tokens, and where these stand."""
+        kept = None if self.system is None else f"system prompt {self.system!r}"
+        tools = f"{len(self.tools)} tools" if self.tools else None
+        turns = f"{len(self.turns)} turns in front" if self.turns else None
+        own = None if self.shared else "each with a system message of its own"
+        given = ", ".join(f"{name}={value}" for name, value in self.arguments.items()) or None
+        where = f"virtual tokens {self.placement}"
+        return "; ".join(one for one in ("chats", kept, own, tools, turns, where, given) if one is not None)
+
     def to_dict(self) -> dict[str, Any]:
         """What a saved prompt keeps of it; what is as usual is left out."""
         usual = ChatFormat()

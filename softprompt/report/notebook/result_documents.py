@@ -174,6 +174,7 @@ def make_predictor_document(predictor: Predictor) -> Document:
     spec = predictor.spec
     labels = ", ".join(spec.labels[:MOST_LABELS]) + (", …" if len(spec.labels) > MOST_LABELS else "")
     facts = {"base model": predictor.base.name, "prompt": told or "none: the bare template", "template": spec.template}
+    facts |= {} if spec.chat is None else {"conversations": str(spec.chat)}
     return _settings("Predictor", spec.kind.capitalize(), {**facts, "labels": labels or None})
 
 

@@ -34,6 +34,7 @@ def make_spec_document(spec: TaskSpec) -> Document:
         "metric": None if spec.metric is None else metric_heading(spec.metric),
         "longest text": f"{spec.max_length:,} tokens",
         "longest completion": None if spec.max_new_tokens is None else f"{spec.max_new_tokens:,} tokens",
+        "conversations": None if spec.chat is None else str(spec.chat),
         "columns": ", ".join(f"{name}: {column}" for name, column in spec.columns.others().items()) or None,
     }
     told = make_settings_table("", {name: one for name, one in facts.items() if one is not None}, ("", ""))

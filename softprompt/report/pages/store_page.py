@@ -146,7 +146,7 @@ def _document(title: str, *blocks: Block) -> Document:
 
 
 def _task(spec: TaskSpec, init: str | None) -> tuple[str, ...]:
-    texts = (", ".join(spec.labels), repr(spec.template), init or "")
+    texts = (", ".join(spec.labels), repr(spec.template) + ("" if spec.chat is None else f", {spec.chat}"), init or "")
     return tuple(shorten(text, WIDEST) or MISSING for text in texts)
 
 

@@ -93,6 +93,7 @@ def make_prompt_document(prompt: Prompt) -> Document:
     labels = ", ".join(f"{a} ({b!r})" for a, b in zip(spec.labels, spec.verbalizers, strict=True))
     facts = {
         "task": f"{spec.kind}, template {spec.template!r}",
+        **({} if spec.chat is None else {"conversations": str(spec.chat)}),
         "labels": labels or None,
         "prompt": _state(prompt),
         "base model": f"{prompt.base_name}, weights {prompt.base_fingerprint.get('weights', '')[:12]}"
