@@ -35,7 +35,7 @@ def main() -> int:
     base = options.base or str(qwen_folder())
     with tempfile.TemporaryDirectory() as folder:
         prompt = options.prompt or learned(base, Path(folder) / PROMPT)
-        serving = ["--model", base, f"--prompt={PROMPT}={prompt}"]
+        serving = ["--model", base, f"--prompt={PROMPT}={prompt}", "--compile", "never"]
         with served(serving, Path(folder) / "server.log", {}) as (address, _):
             variables = {
                 "SOFTPROMPT_URL": f"{address}/v1",
