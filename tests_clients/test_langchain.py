@@ -60,5 +60,6 @@ def test_a_tool_is_called_and_its_result_read(model: ChatOpenAI) -> None:
     called = able.invoke(asked)
     (call,) = called.tool_calls
     assert (call["name"], "Paris" in call["args"]["city"]) == ("find_weather", True)
-    answer = model.bind_tools([find_weather]).invoke([*asked, called, find_weather.invoke(call)])
+    # this small model would call again if it could
+    answer = model.invoke([*asked, called, find_weather.invoke(call)])
     assert "sunny" in answer.content

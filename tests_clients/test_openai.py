@@ -11,10 +11,10 @@ from openai import OpenAI
 
 SYSTEM = {"role": "system", "content": "Answer in one short sentence."}
 ASKED = (
-    "My name is Ada and I live in Paris.",
+    "My name is Ada, I live in Paris, and I am 36 years old.",
     "What is my name?",
     "In which city do I live?",
-    "In which country is that city?",
+    "How old am I?",
     "What is my name, once more?",
 )
 SCHEMA = {
@@ -52,7 +52,7 @@ def test_a_conversation_of_five_turns(client: OpenAI, server: Server) -> None:
         assert answer.choices[0].finish_reason == "stop"
         messages.append({"role": "assistant", "content": answer.choices[0].message.content})
         said.append(answer.choices[0].message.content)
-    assert ["Ada" in said[1], "Paris" in said[2], "France" in said[3], "Ada" in said[4]] == [True] * 4
+    assert ["Ada" in said[1], "Paris" in said[2], "36" in said[3], "Ada" in said[4]] == [True] * 4
 
 
 def test_each_turn_streams_as_it_is_answered_whole(client: OpenAI, server: Server) -> None:
