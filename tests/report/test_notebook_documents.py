@@ -30,7 +30,7 @@ from softprompt.experiments.sweep.sweep_folder import SweepResult
 from softprompt.utils.notebook_display import Displayed
 
 WITHOUT = {"Row", "Result", "SweepTrial", "PromptListing", "Version", "AliasChange", "PromptDifference"}
-WITHOUT |= {"TrainConfig", "GenerationConfig", "SoftPrompt"}
+WITHOUT |= {"TrainConfig", "GenerationConfig", "Grammar", "SoftPrompt"}
 
 
 def all_results(folder: Path, word: str) -> dict[str, Any]:
