@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from softprompt.data.chats.chat_format import ChatFormat
 from softprompt.serving.engine.prompt_registry import LoadedPrompt, ResolvedModel
 from softprompt.serving.http.openapi import describe_responses
 from softprompt.serving.http.request_context import ServingContext
@@ -65,6 +66,7 @@ def _describe_prompt(serving: ServingContext, found: ResolvedModel, loaded: Load
             "template": spec.template,
             "columns": sorted(spec.compiled.names),
             "virtual_tokens": loaded.length,
+            **({} if spec.chat is None else {"chat": _describe_chat(spec.chat)}),
             **({} if loaded.learned_in is None else {"learned_in": loaded.learned_in}),
         }
         if (measured := _read_metric(loaded)) is not None:
@@ -74,6 +76,12 @@ def _describe_prompt(serving: ServingContext, found: ResolvedModel, loaded: Load
     elif (reason := serving.registry.get_failure(found.id)) is not None:
         facts["error"] = reason
     return facts
+
+
+def _describe_chat(chat: ChatFormat) -> dict[str, Any]:
+    names = [str(one["function"]["name"]) for one in chat.tools]
+    takes_system = chat.system is not None or not chat.shared
+    return {"system": chat.system, "takes_system": takes_system, "tools": names}
 
 
 def _read_metric(loaded: LoadedPrompt) -> dict[str, Any] | None:

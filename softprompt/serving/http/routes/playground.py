@@ -19,6 +19,7 @@ TYPES = {
     "page.css": "text/css",
     "api.js": "text/javascript",
     "card.js": "text/javascript",
+    "chat.js": "text/javascript",
     "page.js": "text/javascript",
     "icon.svg": "image/svg+xml",
 }

@@ -115,6 +115,14 @@ class MetricInterval(BaseModel):
     n: int = Field(ge=1, description="examples")
 
 
+class ChatInfo(BaseModel):
+    """How a prompt was learned on conversations."""
+
+    system: str | None = Field(description="the system message beside its virtual tokens")
+    takes_system: bool = Field(description="whether a request may have one, which takes its place")
+    tools: list[str] = Field(description="names of those that it was learned with")
+
+
 class PromptInfo(BaseModel):
     """What is known of a prompt; of a version that was not asked yet, only where it is."""
 
@@ -125,6 +133,7 @@ class PromptInfo(BaseModel):
     template: str | None = Field(None, description="Jinja2; text is the text that is asked")
     columns: list[str] | None = Field(None, description="that the template uses")
     virtual_tokens: int | None = None
+    chat: ChatInfo | None = Field(None, description="of a prompt that answers conversations")
     measured: MetricInterval | None = Field(None, description="when it was learned")
     example: str | None = Field(None, description="a text to begin with, of the settings or the prompt")
     learned_in: str | None = Field(None, description="precision, where the base model is loaded in another one")

@@ -20,15 +20,15 @@ export const visible = (text) =>
   text.replace(/[\p{Cc}\p{Cf}\p{Zl}\p{Zp}]/gu, (one) => ("\u200c\u200d".includes(one) ? one : `\\u${one.codePointAt(0).toString(16).padStart(4, "0")}`));
 
 const percent = (value) => `${(100 * value).toFixed(1)}%`;
-const duration = (ms) => (ms < 999.5 ? `${Math.round(ms)} ms` : `${(ms / 1000).toFixed(2)} s`);
+export const duration = (ms) => (ms < 999.5 ? `${Math.round(ms)} ms` : `${(ms / 1000).toFixed(2)} s`);
 
 export class Card {
   // classifies: whether labels are asked for, or completions; path, body: the request; texts: what it asks
   constructor({ kind, title, note, classifies, path, body, texts, labels, key, keyed }) {
-    Object.assign(this, { title, classifies, path, body, texts, labels, key });
+    Object.assign(this, { title, classifies, path, body, texts, labels, key, keyed });
     this.content = make("div");
     this.facts = make("div");
-    this.command = curl(path, body, keyed);
+    this.code = make("code", {}, curl(path, body, keyed));
     this.element = make(
       "article",
       { class: `card ${kind}`, "aria-label": title, tabindex: "-1" },
@@ -42,7 +42,7 @@ export class Card {
   // resolves when it is over, however it ends
   async ask(signal) {
     this.element.setAttribute("aria-busy", "true");
-    this.content.replaceChildren(make("p", { class: "soft" }, "Waiting for the answer…"));
+    this.content.replaceChildren(...this.waiting());
     this.facts.replaceChildren();
     this.failed = false;
     this.status = 0;
@@ -55,6 +55,11 @@ export class Card {
       this.tell(error);
     }
     this.element.removeAttribute("aria-busy");
+  }
+
+  // what is shown until there is something of the answer
+  waiting() {
+    return [make("p", { class: "soft" }, "Waiting for the answer…")];
   }
 
   async classify(signal) {
@@ -135,7 +140,7 @@ export class Card {
   }
 
   request() {
-    const code = make("code", {}, this.command);
+    const { code } = this;
     const said = make("span", { role: "status", class: "hint" });
     const copy = make("button", { type: "button", class: "quiet small" }, "Copy", make("span", { class: "unseen" }, ` the curl command of ${this.title}`));
     copy.addEventListener("click", async () => {

@@ -2,6 +2,7 @@
 
 import { Problem, model, models } from "./api.js";
 import { Card, make, visible } from "./card.js";
+import { ConversationCard } from "./chat.js";
 
 const AT_ONCE = 6; // requests: a browser would hold back more, and that is no time of the server
 const NAMED = 6; // labels in a sentence
@@ -91,12 +92,14 @@ const listed = (names, most) => [
 const inLines = (template) => template.split("\n").map(visible).join("\n");
 
 // what the prompts of a task do, what to type for them, and how well they were found to do it
-function guide({ kind, template, labels, columns, prompts }) {
+function guide({ kind, template, labels, chat, columns, prompts }) {
   const ids = prompts.map((one) => one.id).join(", ");
   const does = kind === "generation" ? ["writes an answer to your text"] : ["tells which label a text has: ", ...listed(labels, NAMED)];
   const parts = [
     make("p", {}, make("b", {}, ids), " ", ...does, "."),
-    columns.includes("text")
+    chat && template === "{{ text }}"
+      ? make("p", {}, "Your text is what you say first: the conversation goes on under the answer.")
+      : columns.includes("text")
       ? make("p", {}, "Your text stands where the template has ", make("code", {}, "text"), ": ", make("code", { class: "template" }, inLines(template)))
       : make("p", {}, `Fill in ${columns.map(visible).join(" and ")}, which stand in the template: `, make("code", { class: "template" }, inLines(template))),
     ...prompts.map(({ id, facts }) => measured(prompts.length > 1 ? `${id}: ` : "", facts)),
@@ -142,9 +145,9 @@ async function tasks() {
   const found = new Map();
   for (const id of chosen()) {
     const facts = await factsOf(id);
-    const { kind = "", template = id, labels = [] } = facts; // what is not known is a task of its own
-    const task = JSON.stringify([kind, template, labels]);
-    if (!found.has(task)) found.set(task, { task, kind, template, labels, columns: facts.columns ?? ["text"], prompts: [] });
+    const { kind = "", template = id, labels = [], chat = null } = facts; // what is not known is a task of its own
+    const task = JSON.stringify([kind, template, labels, chat]);
+    if (!found.has(task)) found.set(task, { task, kind, template, labels, chat, columns: facts.columns ?? ["text"], prompts: [] });
     found.get(task).prompts.push({ id, facts });
   }
   return [...found.values()];
@@ -166,17 +169,23 @@ async function arrange() {
   const textless = all.length > 0 && all.every((one) => one.kind === "classification" && !one.columns.includes("text")) && !bare.checked;
   for (const one of document.querySelectorAll(".typing")) one.hidden = textless;
   at("length").hidden = !all.some((one) => one.kind === "generation");
+  const kept = all.filter((one) => one.kind === "generation").flatMap((one) => one.prompts.map(({ facts }) => facts.chat)).filter((one) => one?.takes_system);
+  at("system-field").hidden = !kept.length;
+  const usual = kept.find((one) => one.system)?.system;
+  at("system").placeholder = usual ? `${usual.slice(0, 200)}${usual.length > 200 ? "…" : ""}` : "none";
   const usable = all.filter((one) => one.kind);
   at("instructions").hidden = !(written.checked && usable.length);
   keep(at("instructions"), usable.map((one) => one.task), (task) => {
-    const { prompts, template } = usable.find((one) => one.task === task);
+    const { prompts, template, chat } = usable.find((one) => one.task === task);
     const id = `instruction-${prompts[0].id}`;
     return make(
       "div",
       {},
       make("label", { for: id }, `Instruction for ${prompts[0].id.split("@")[0]}`),
-      make("textarea", { id, maxlength: "4000", "data-key": task, "aria-describedby": `${id}-hint`, placeholder: "none: only the template" }),
-      make("p", { class: "hint", id: `${id}-hint` }, "Stands in front of the template ", make("code", {}, inLines(template))),
+      make("textarea", { id, maxlength: "4000", "data-key": task, "aria-describedby": `${id}-hint`, placeholder: chat ? (chat.system ?? "none") : "none: only the template" }),
+      chat
+        ? make("p", { class: "hint", id: `${id}-hint` }, "Is the system message of the conversation")
+        : make("p", { class: "hint", id: `${id}-hint` }, "Stands in front of the template ", make("code", {}, inLines(template))),
     );
   });
 }
@@ -248,9 +257,10 @@ function shown({ prompts, cards }, named) {
 }
 
 // the prompts of a task, and beside them what they are compared with
-function cardsOf({ task, kind, labels, columns, prompts }, texts) {
-  const card = (more, title, note, model, extra = {}) => {
+function cardsOf({ task, kind, labels, chat, columns, prompts }, texts) {
+  const card = (more, title, note, model, extra = {}, facts = prompts[0].facts) => {
     const classifies = kind !== "generation";
+    if (chat && !classifies && texts.length === 1) return conversation({ kind: more, title, note, model, texts, extra, facts, columns });
     const named = Object.fromEntries(columns.filter((name) => name !== "text").map((name) => [name, typed(at("columns"), name)]));
     const own = Object.keys(named).length > 0;
     const one = (some) => (some.length === 1 ? some[0] : some);
@@ -260,15 +270,25 @@ function cardsOf({ task, kind, labels, columns, prompts }, texts) {
     const path = classifies ? "v1/classify" : "v1/completions";
     return new Card({ kind: more, title, note, classifies, path, body, texts, labels, key, keyed });
   };
-  const cards = prompts.map(({ id, facts }) => card("learned", id, kind ? `Learned prompt, ${facts.virtual_tokens} virtual tokens` : "Cannot be used now", id));
+  const cards = prompts.map(({ id, facts }) => card("learned", id, kind ? `Learned prompt, ${facts.virtual_tokens} virtual tokens` : "Cannot be used now", id, {}, facts));
   const first = prompts[0].id;
   if (kind && written.checked) {
     const instruction = typed(at("instructions"), task).trim();
-    const note = instruction ? `“${instruction}”, and the template` : "Only the template";
+    const note = chat ? "Only the system message" : instruction ? `“${instruction}”, and the template` : "Only the template";
     cards.push(card("written", "Written prompt", note, first, { baseline: instruction ? { instruction } : {} }));
   }
   if (kind && bare.checked) cards.push(card("bare", "No prompt", "Only the text", first, { baseline: { template: false } }));
   return cards;
+}
+
+function conversation({ kind, title, note, model, texts, extra, facts, columns }) {
+  const system = facts.chat.takes_system ? at("system").value.trim() : "";
+  const messages = [...(system ? [{ role: "system", content: system }] : []), { role: "user", content: texts[0] }];
+  const named = Object.fromEntries(columns.filter((name) => name !== "text").map((name) => [name, typed(at("columns"), name)]));
+  const own = Object.keys(named).length ? { columns: named } : {};
+  const body = { model, messages, ...own, ...limit(), ...extra, stream: true, stream_options: { include_usage: true } };
+  const kept = extra.baseline?.instruction ?? (extra.baseline?.template === false ? null : facts.chat.system);
+  return new ConversationCard({ kind, title, note, classifies: false, path: "v1/chat/completions", body, texts, labels: [], key, keyed, kept });
 }
 
 const limit = () => (Number(at("tokens").value) >= 1 ? { max_tokens: Math.floor(Number(at("tokens").value)) } : {});
