@@ -83,12 +83,15 @@ def count_turns(base: FrozenLM, spec: TaskSpec, shots: Sequence[Example]) -> lis
 
 
 def count_written(base: FrozenLM, spec: TaskSpec, state: PromptState | None = None) -> int:
-    """Tokens of a prompt, written or learned, that come to each text; in chats with system message and fixed turns."""
+    """Tokens of a prompt, written or learned, that come to each text; in chats with system message and fixed turns.
+
+    The words that a template writes where nobody gives a system message count as one.
+    """
     virtual = 0 if state is None else state.length
     if spec.chat is None:
         return virtual
-    bare = replace(spec, chat=replace(spec.chat, system=None, turns=(), placement="first"))
-    return virtual + _count_tokens(base, spec, _PROBE) - _count_tokens(base, bare, _PROBE)
+    empty = replace(spec, chat=replace(spec.chat, system=None, turns=(), placement="system-start"))
+    return virtual + max(0, _count_tokens(base, spec, _PROBE) - _count_tokens(base, empty, _PROBE))
 
 
 def choose_instruction(spec: TaskSpec, examples: Sequence[Example] = ()) -> str:

@@ -94,7 +94,8 @@ def test_without_any_words_it_is_the_bare_conversation(family: str) -> None:
     assert ids == rendered(family, [turn("user", example.text)], task)
     spec, state = write_prompt(base, task.spec)
     assert (spec, state) == (task.spec.without_prompt, None)
-    assert count_written(base, spec) == 0
+    # the words of the template itself where nobody gives others
+    assert (count_written(base, spec) > 0) == (family == "qwen2_5")
 
 
 @pytest.mark.parametrize("family", FAMILIES)
