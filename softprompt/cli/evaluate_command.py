@@ -18,7 +18,7 @@ from softprompt.inference.generation import GenerationConfig, choose_max_new_tok
 from softprompt.inference.predictions import Prediction
 from softprompt.inference.predictor import Predictor, arriving_examples
 from softprompt.inference.reading_progress import report_progress
-from softprompt.prompts.written_prompt import choose_shots, write_prompt
+from softprompt.prompts.written_prompt import check_instruction, choose_shots, write_prompt
 from softprompt.report.pages.training_page import make_evaluation_document
 from softprompt.store.learned_rows import read_learned
 from softprompt.store.prompt_loading import load_prompt
@@ -74,6 +74,7 @@ def run_eval(
         if prompt_folder is not None:
             result = evaluate(base, examples, prompt, generation=generation, vote=vote)
         else:
+            check_instruction(instruction or "", examples)
             spec, state = write_prompt(base, task.spec, instruction or "", examples_in_front)
             result = evaluate(base, examples, state, spec=spec, generation=generation)
     result = replace(result, drawn=Subsample(len(examples), len(whole), seed))

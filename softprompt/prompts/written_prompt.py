@@ -18,7 +18,7 @@ from softprompt.data.encoding.tokenization import safe_tokenizer
 from softprompt.data.examples import Example
 from softprompt.data.few_shot import choose_fitting, encode_few_shot
 from softprompt.data.task import LONGEST, TaskSpec
-from softprompt.errors import DataError
+from softprompt.errors import ConfigError, DataError
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.methods.initializers import default_instruction
 from softprompt.prompts.state import PromptState
@@ -103,6 +103,16 @@ def choose_instruction(spec: TaskSpec, examples: Sequence[Example] = ()) -> str:
     if spec.chat is not None and not spec.chat.system and going_on:
         return ""
     return default_instruction(spec)
+
+
+def check_instruction(instruction: str, examples: Sequence[Example]) -> None:
+    """Raise ConfigError for an instruction where conversations have a system message of their own, in its place."""
+    own = {one.conversation.system for one in examples if one.conversation is not None} - {None, instruction}
+    if instruction and own:
+        raise ConfigError(
+            "these conversations have a system message of their own, and an instruction would stand in its place: "
+            "leave --instruction out, or the system messages"
+        )
 
 
 def choose_shots(examples: Sequence[Example], count: int, seed: int) -> list[Example]:

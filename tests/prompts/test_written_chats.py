@@ -11,7 +11,7 @@ from softprompt.data.chats.chat_resolution import resolve_chat
 from softprompt.data.chats.chat_template import find_chat_template
 from softprompt.data.examples import Example
 from softprompt.data.task import Task
-from softprompt.errors import DataError
+from softprompt.errors import ConfigError
 from softprompt.inference.chat_answers import make_bare_state
 from softprompt.inference.evaluation import add_baseline, evaluate
 from softprompt.inference.generation import GenerationConfig
@@ -19,7 +19,13 @@ from softprompt.inference.predictor import Predictor
 from softprompt.inference.written_baseline import write_baseline
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.prefix import front_ids
-from softprompt.prompts.written_prompt import choose_instruction, count_turns, count_written, write_prompt
+from softprompt.prompts.written_prompt import (
+    check_instruction,
+    choose_instruction,
+    count_turns,
+    count_written,
+    write_prompt,
+)
 
 SYSTEM = "Say what the number is."
 FAMILIES = ("qwen2_5", "llama3_1", "gemma3", "mistral_v3", "phi3_5", "gptoss")
@@ -149,8 +155,9 @@ def test_an_instruction_replaces_a_kept_one_but_not_that_of_a_row() -> None:
     own = decided(base, chats("Their own."))
     assert own.spec.chat is not None
     assert own.spec.chat.system == "Their own."
-    with pytest.raises(DataError, match="it has a system message or tools of its own"):
-        evaluate(base, own.train, spec=write_prompt(base, own.spec, "Another.")[0])
+    check_instruction("Their own.", own.train)
+    with pytest.raises(ConfigError, match="these conversations have a system message of their own"):
+        check_instruction("Another.", own.train)
 
 
 def test_conversations_of_different_beginnings_have_the_turns_in_each() -> None:

@@ -35,7 +35,7 @@ from softprompt.metrics.calibration import calibration_error
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.saved_prompt import Prompt
 from softprompt.prompts.state import PromptState
-from softprompt.prompts.written_prompt import choose_instruction, write_prompt
+from softprompt.prompts.written_prompt import check_instruction, choose_instruction, write_prompt
 from softprompt.store.prompt_loading import resolve_saved_prompt
 
 LEAST = 20  # examples of a part that is judged
@@ -64,6 +64,7 @@ def make_written_reference(
 
     In chats it is the system message, by default that which is kept. ``examples``: what is answered.
     """
+    check_instruction(instruction or "", examples)
     words = choose_instruction(spec, examples) if instruction is None else instruction
     written, state = write_prompt(base, spec, words)
     name = f"written prompt '{words}'" if words or spec.chat is None else "no system message"

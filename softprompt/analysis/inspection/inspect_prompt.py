@@ -378,6 +378,7 @@ def _facts(prompt: Prompt) -> dict[str, Any]:
     return {
         "method": prompt.method,
         "template": prompt.spec.template,
+        **({} if prompt.spec.chat is None else {"conversations": str(prompt.spec.chat)}),
         **plain,
         "seed": prompt.seed,
         "parent": prompt.parent,

@@ -10,6 +10,7 @@ from statistics import median
 
 from softprompt.analysis.inspection.inspection_records import ServedTexts
 from softprompt.analysis.inspection.score_records import PromptScores, score_ensemble
+from softprompt.data.chats.chat_template import find_chat_template
 from softprompt.data.column_values import format_value
 from softprompt.data.examples import Example
 from softprompt.data.task import TaskSpec
@@ -41,7 +42,7 @@ def check_served_template(
     Raises:
         TemplateError: ``template`` does not parse.
     """
-    texts = tuple(_odd_texts(spec, examples, train))
+    texts = (*_spelled_marks(base, spec, examples), *_odd_texts(spec, examples, train))
     if template is None or template == spec.template:
         return ServedTexts(template=template, texts=texts)
     served = replace(spec, template=template)
@@ -103,6 +104,15 @@ def _odd_texts(spec: TaskSpec, examples: Sequence[Example], train: Sequence[Exam
         now, then = (median(len(one.text.split()) for one in some) for some in (examples, train))
         if max(now, then) > 3 * max(1, min(now, then)):
             yield f"the texts have {now:g} words (median), the training texts {then:g}"
+
+
+def _spelled_marks(base: FrozenLM, spec: TaskSpec, examples: Sequence[Example]) -> Iterator[str]:
+    """In chats, texts that a chat template has been over already."""
+    if spec.chat is None or not examples:
+        return
+    template = find_chat_template(base.tokenizer, spec.chat)
+    if template.end and (share := _share(lambda text: template.end in text, examples)) >= SHARE:
+        yield f"{share:.0%} of the texts spell the chat template's own marks, {template.end!r}: give them without"
 
 
 def _template_words(spec: TaskSpec, examples: Sequence[Example]) -> Iterator[str]:

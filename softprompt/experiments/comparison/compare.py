@@ -18,6 +18,7 @@ from softprompt.experiments.comparison.study_records import Study
 from softprompt.experiments.comparison.study_summary import summarize
 from softprompt.models.deferred_base import BaseSource, load_checked, resolve_base
 from softprompt.models.frozen_lm import FrozenLM
+from softprompt.prompts.written_prompt import check_instruction
 from softprompt.training.callbacks.callback_arguments import AnyCallback, resolve_callback
 from softprompt.training.callbacks.progress import ProgressChoice
 from softprompt.training.callbacks.trackers import GroupTracker, Track, parse_trackers
@@ -67,7 +68,7 @@ def compare(
     base.processes.check_alone("a comparison")
     check_comparison(methods, settings)
     check_trainable(task)
-    task.splits["test"]  # refuses an empty one
+    check_instruction(settings.instruction, task.splits["test"])
     StudyFolder.check(out)
     tracker = GroupTracker(parse_trackers(track), out.name, told.on_message)
     engine = find_engine(settings.engine_python, settings.engine_gguf)

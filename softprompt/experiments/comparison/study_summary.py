@@ -51,7 +51,12 @@ def summarize(
         current=current,
         price_per_hour=price_per_hour,
         machine=f"{describe_machine()}, {base.device.type}, {str(base.dtype).removeprefix('torch.')}",
-        settings={**settings, "template": spec.template, "max_length": spec.max_length},
+        settings={
+            **settings,
+            "template": spec.template,
+            **({} if spec.chat is None else {"conversations": str(spec.chat)}),
+            "max_length": spec.max_length,
+        },
         notes=(*splits.notes, *_collect_notes(task, test, results)),
         rows=rows,
         results=tuple(results),

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from softprompt.data.chats.plain_text import plain_text
 from softprompt.data.column_values import format_value
 from softprompt.data.examples import Example
 from softprompt.data.splits import Splits
@@ -96,15 +97,19 @@ def _show_first(task: Task) -> list[Block]:
         return []
     spec, example = task.spec, examples[0]
     try:
-        filled = _shorten(spec.compiled.render(example))
+        filled = spec.compiled.render(example) if example.conversation is None else plain_text(example.conversation)
+        filled = _shorten(filled)
     except TemplateError as error:
         return [Text(f"The template does not fit its examples: {error}")]
     answer = next(iter(example.references), None)
     if example.label is not None and spec.labels:
         answer = spec.verbalizers[spec.label_index[example.label]]
+    how = "as the model reads it"
+    if example.conversation is not None or spec.chat is not None:
+        how = "which the model's chat template writes as turns"
     if answer is None:
-        return [Text("The first example, as the model reads it:"), Code(filled)]
-    told = Text("The first example, as the model reads it, and below it the answer that it is to give:")
+        return [Text(f"The first example, {how}:"), Code(filled)]
+    told = Text(f"The first example, {how}, and below it the answer that it is to give:")
     return [told, Code(filled), Code(_shorten(spec.answer_separator + answer).lstrip(" "))]
 
 
