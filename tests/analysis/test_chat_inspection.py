@@ -66,7 +66,7 @@ def prompt() -> Prompt:
 
 
 def whole_embeddings(prompt: Prompt, example: Example) -> tuple[torch.Tensor, int]:
-    """All that the model reads of a conversation, ``[1, T, H]``, and where the virtual tokens begin, by transformers."""
+    """What the model reads of a conversation, ``[1, T, H]``, and where the virtual tokens begin, by transformers."""
     tokenizer, model = chat_tokenizer(FAMILY), chat_model(FAMILY)
     assert example.conversation is not None
     sign = "\ue000"
