@@ -131,8 +131,7 @@ def test_every_question_is_answered_and_told(method: str, rows: list[dict[str, A
     found = inspect(base, own, rows, limits=LIMITS, progress=False)
     assert found.answers.comparison is not None
     assert found.answers.comparison.reference == f"written prompt '{SYSTEM}'"
-    assert found.training["system message"] == SYSTEM
-    assert found.training["virtual tokens"] == "at the beginning of the system turn"
+    assert found.training["conversations"] == str(own.spec.chat)
     assert all(one.ablation is not None for one in found.tokens)
     assert not any("movement" in note for note in found.notes)
     page = render_html(make_inspection_document(found))
