@@ -7,7 +7,7 @@ from typing import Any
 
 from softprompt.data.encoding.special_tokens import SpecialTokens
 from softprompt.errors import PromptFileError
-from softprompt.export.export_readme import USAGE_FILE, read_usage
+from softprompt.export.export_readme import USAGE_FILE, list_front, read_usage
 from softprompt.prompts.saved_prompt import Prompt
 
 
@@ -62,7 +62,7 @@ class BakedCheckpoint:
                 for name, probe in usage["probes"].items()
             }
             self._tasks = {
-                str(task["digest"]): (str(name), self._list_front(task)) for name, task in usage["tasks"].items()
+                str(task["digest"]): (str(name), list_front(usage, task)) for name, task in usage["tasks"].items()
             }
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise PromptFileError(
@@ -81,7 +81,7 @@ class BakedCheckpoint:
         return [name for name, _ in self._tasks.values()]
 
     def front(self, digest: str) -> tuple[int, ...]:
-        """BOS and virtual tokens of the prompt of this digest; raises PromptFileError if it was not baked."""
+        """All that stands in front of the texts of the prompt of this digest; raises PromptFileError for none."""
         if digest not in self._tasks:
             raise PromptFileError(
                 f"it is none of the prompts in the checkpoint ({', '.join(self.names)}): bake it with softprompt "
@@ -92,6 +92,3 @@ class BakedCheckpoint:
     def check(self, prompt: Prompt) -> None:
         """Raise PromptFileError unless ``prompt``, as it is, was baked."""
         self.front(prompt.digest)
-
-    def _list_front(self, task: Mapping[str, Any]) -> tuple[int, ...]:
-        return (*(self.special_tokens.bos if task["add_special_tokens"] else ()), *(int(one) for one in task["ids"]))

@@ -7,20 +7,23 @@ tokenised apart, as plain text, and sent as token ids.
 import json
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from softprompt.data.chats.message_parsing import parse_conversation
 from softprompt.data.encoding.encoder import ExampleEncoder
 from softprompt.data.encoding.special_tokens import SpecialTokens
-from softprompt.data.encoding.verbalizer import Verbalizer
+from softprompt.data.encoding.verbalizer import Verbalizer, end_of_turn
 from softprompt.data.examples import Example
 from softprompt.data.task import TaskSpec
 from softprompt.errors import ConfigError, PromptFileError
-from softprompt.export.export_readme import USAGE_FILE, read_usage
+from softprompt.export.export_readme import USAGE_FILE, list_front, read_usage
 
 TIMEOUT = 600  # seconds until an engine must have answered
+
+Asked = str | Sequence[Mapping[str, Any]]  # a text, which is what a user says in a conversation; or messages
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,7 @@ class Tasks:
             self._encoders: dict[str, ExampleEncoder] = {}
             for name, task in usage["tasks"].items():
                 spec = TaskSpec.from_dict(task["task"])
-                self._front[name] = (*(bos if task["add_special_tokens"] else ()), *task.get("ids", ()))
+                self._front[name] = list_front(usage, task)
                 self._encoders[name] = ExampleEncoder(known, spec, task["length"])
         except (KeyError, TypeError, AttributeError) as error:
             raise PromptFileError(f"{USAGE_FILE} lacks or misuses {error}: export the prompts again") from error
@@ -73,15 +76,30 @@ class Tasks:
     def names(self) -> list[str]:
         return list(self._encoders)
 
-    def ids(self, task: str, text: str, **columns: Any) -> list[int]:
+    def ids(self, task: str, text: Asked, **columns: Any) -> list[int]:
         """BOS, virtual tokens and the template around ``text`` as token ids; the text is cut to the task's length.
 
         Args:
-            columns: what the template uses beside ``{{ text }}``.
-        """
-        return [*self._front[self._check_known(task)], *self._encode_text(task, text, columns)]
+            text: of a prompt that was learned from conversations also the messages of one, as OpenAI has them.
+            columns: what the template uses beside ``{{ text }}``; of messages the ``tools`` that they offer.
 
-    def request(self, task: str, text: str, *, model: str, max_tokens: int = 64, **columns: Any) -> dict[str, Any]:
+        Raises:
+            ConfigError: messages for a prompt that was learned from single texts.
+            DataError: messages that are no conversation, or that the chat template refuses.
+        """
+        return [*self._front[self._check_known(task)], *self.text_ids(task, text, **columns)]
+
+    def text_ids(self, task: str, text: Asked, **columns: Any) -> list[int]:
+        """``ids`` behind BOS, virtual tokens and all that is the same in front of every text."""
+        encoder = self._encoders[self._check_known(task)]
+        if isinstance(text, str):
+            return list(encoder.encode_texts([Example(text, columns=columns)])[0])
+        if encoder.spec.chat is None:
+            raise ConfigError(f"task '{task}' was learned from single texts, not from conversations: give a text")
+        asked = parse_conversation(text, columns.get("tools")).without_answer()
+        return list(encoder.encode_texts([Example("", conversation=asked)])[0])
+
+    def request(self, task: str, text: Asked, *, model: str, max_tokens: int = 64, **columns: Any) -> dict[str, Any]:
         """The body of a request to ``/v1/completions`` of vLLM: greedy, and held to the labels if the task has some."""
         return {
             "model": model,
@@ -106,7 +124,7 @@ class Tasks:
         words = completion.strip()
         return self._list_answers(task).get(words, words)
 
-    def ask(self, url: str, task: str, text: str, *, model: str, **options: Any) -> str:
+    def ask(self, url: str, task: str, text: Asked, *, model: str, **options: Any) -> str:
         """One request to the engine at ``url`` (``http://host:port/v1``), and its answer.
 
         Raises:
@@ -127,7 +145,7 @@ class Tasks:
             raise ConfigError(f"no answer from {url}: {error}; expected an OpenAI-compatible server there") from error
         return self.answer(task, completion)
 
-    def _make_input(self, task: str, text: str, columns: Mapping[str, Any]) -> dict[str, Any]:
+    def _make_input(self, task: str, text: Asked, columns: Mapping[str, Any]) -> dict[str, Any]:
         return {"prompt": self.ids(task, text, **columns)}
 
     def _check_known(self, task: str) -> str:
@@ -135,16 +153,13 @@ class Tasks:
             raise ConfigError(f"unknown task '{task}': expected one of {', '.join(self._encoders)}")
         return task
 
-    def _encode_text(self, task: str, text: str, columns: Mapping[str, Any]) -> list[int]:
-        encoder = self._encoders[self._check_known(task)]
-        return list(encoder.encode_texts([Example(text, columns=columns)])[0])
-
     def _restrict_answer(self, task: str, max_tokens: int) -> dict[str, Any]:
         """What keeps an answer to the labels, or off the virtual tokens."""
         spec, verbalizer = self._encoders[task].spec, self._encoders[task].verbalizer
         if verbalizer is None:
             bias = {"logit_bias": {str(one): -100 for one in self.never}} if self.never else {}
-            return {"max_tokens": max_tokens, **bias}
+            end = end_of_turn(self._tokenizer, spec)
+            return {"max_tokens": max_tokens, **bias, **({} if end is None else {"stop_token_ids": [end]})}
         if _is_told_at_once(verbalizer):
             # the labels part at their first token, which is then all that is asked
             return {"max_tokens": 1, "allowed_token_ids": self.labels(task)}

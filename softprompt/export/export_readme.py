@@ -1,11 +1,14 @@
 """What stands beside an export for whoever uses it: how texts must be fed."""
 
 import json
+import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from softprompt.data.chats.chat_format import ChatFormat
+from softprompt.data.task import TaskSpec
 from softprompt.errors import PromptFileError, printable
 from softprompt.models.builtin_models import MODEL_NAME as EMBEDDED_NAME
 from softprompt.models.frozen_lm import FrozenLM
@@ -23,10 +26,20 @@ _FEEDING = {
     "no bos": "This model's tokenizer has no BOS, so nothing can go wrong with it:",
 }
 
+_OF_TEXTS = (
+    "A prompt that was learned from single texts answers one message of the user; earlier turns and other system "
+    "messages are refused."
+)
+_OF_CHATS = (
+    "One that was learned from conversations takes `messages` in `/v1/chat/completions` as any chat model does: the "
+    "chat template it was learned with writes them, with the virtual tokens and what was kept beside them in place. "
+    "There, as with any chat template, a message can spell the model's other special tokens; in token ids it cannot."
+)
 
-def tokenizer_files(base: FrozenLM) -> dict[str, bytes]:
-    """The tokenizer, by the names of its files, where only this machine knows the model by its name."""
-    if _is_public(base):
+
+def tokenizer_files(base: FrozenLM, *, always: bool = False) -> dict[str, bytes]:
+    """The tokenizer, by the names of its files, where only this machine knows the model by its name, or ``always``."""
+    if _is_public(base) and not always:
         return {}
     with tempfile.TemporaryDirectory() as folder:
         base.tokenizer.save_pretrained(folder)
@@ -58,20 +71,28 @@ def peft_readme(base: FrozenLM, prompt: Prompt, name: str) -> str:
     found, given = _describe_base(base)
     skipped, tokenizer = len(base.special_tokens.bos), "base" if _is_public(base) else repr(name)
     ids = "tokenizer(text, return_tensors='pt').input_ids" + (f"[:, {skipped}:]  # without BOS" if skipped else "")
-    task = "\n".join(list_task_lines(prompt))
+    task, imported, clients, loaded = "\n".join(list_task_lines(prompt)), "", "", ""
+    told, what = _FEEDING[feeding], "the template below, filled in"
+    if prompt.spec.chat is not None:
+        told = "All that conversations begin with (BOS, the opening of a system turn, what was kept beside the virtual "
+        told += "tokens) is among its virtual tokens. Feed what follows it:"
+        imported, clients = "import torch\n", "from softprompt.export.engine_client import Tasks\n"
+        what = "messages, as [{'role': 'user', 'content': '...'}]"
+        loaded = f"tasks = Tasks.load({name!r})\n"
+        ids = f"torch.tensor([tasks.text_ids({name!r}, text)])"
     return f"""\
 # {name}
 
-A prompt learned with softprompt ({prompt.method}) for `{base.name}`, as a PEFT adapter. {_FEEDING[feeding]}
+A prompt learned with softprompt ({prompt.method}) for `{base.name}`, as a PEFT adapter. {told}
 
 ```python
-from peft import PeftModel
-from transformers import {family}, AutoTokenizer
+{imported}from peft import PeftModel
+{clients}from transformers import {family}, AutoTokenizer
 
 {found}
 tokenizer = AutoTokenizer.from_pretrained({tokenizer})
 model = PeftModel.from_pretrained({family}.from_pretrained({given}, dtype='float32'), {name!r})
-text = ...  # the template below, filled in
+{loaded}text = ...  # {what}
 ids = {ids}
 logits = model({"input_ids=ids, decoder_input_ids=..." if apart else "input_ids=ids"}).logits
 ```
@@ -85,15 +106,42 @@ right, or not at all. `softprompt import` reads this folder back to the bit.
 def list_task_lines(prompt: Prompt) -> list[str]:
     """Template and labels, as Markdown."""
     spec = prompt.spec
+    if spec.chat is not None:
+        return [*_list_chat_lines(spec.chat, spec.template), *_list_answers(spec)]
     names = " or ".join(f"`{{{{ {name} }}}}`" for name in dict.fromkeys(("text", spec.columns.text)))
     lines = [f"The template (as in Jinja2; {names} is your text):", "", f"```jinja\n{spec.template}\n```", ""]
-    if spec.labels:
-        answers = [
-            f"`{printable(spec.answer_separator + words)}` for {printable(label)}"
-            for label, words in zip(spec.labels, spec.verbalizers, strict=True)
+    return [*lines, *_list_answers(spec)]
+
+
+def _list_answers(spec: TaskSpec) -> list[str]:
+    answers = [
+        f"`{printable(spec.answer_separator + words)}` for {printable(label)}"
+        for label, words in zip(spec.labels, spec.verbalizers, strict=True)
+    ]
+    return [f"The answer that follows it: {', '.join(answers)}.", ""] if answers else []
+
+
+def _list_chat_lines(chat: ChatFormat, template: str) -> list[str]:
+    lines = ["It was learned from conversations: send `messages` as to any chat model, and the assistant answers."]
+    if chat.system is not None:
+        fence = "`" * max(3, 1 + max(map(len, re.findall("`+", chat.system)), default=0))
+        lines += [
+            "The system message stands beside the virtual tokens already; one that you send takes its place:",
+            "",
+            f"{fence}text\n{chat.system}\n{fence}",
         ]
-        lines += [f"The answer that follows it: {', '.join(answers)}.", ""]
-    return lines
+    elif chat.shared:
+        lines += ["It was learned without a system message: leave it out."]
+    else:
+        lines += ["Each conversation brings its own system message, or none."]
+    if chat.tools:
+        names = ", ".join(f"`{printable(str(one.get('function', {}).get('name')))}`" for one in chat.tools)
+        lines += [f"Tools that are offered where you offer none: {names}."]
+    if chat.turns:
+        lines += [f"{len(chat.turns)} turns stand in front of those that you send, as solved examples."]
+    if template != "{{ text }}":
+        lines += ["What the user says was learned in this template:", "", f"```jinja\n{template}\n```"]
+    return [*lines, ""]
 
 
 def vocabulary_readme(name: str, prompts: Mapping[str, Prompt], limits: Sequence[str], inexact: Sequence[str]) -> str:
@@ -109,6 +157,7 @@ than the prompt was learned with, so answers through the chat template are other
 
 """
     forbidden = "\n".join(f"- {line}" for line in limits)
+    answered = " ".join(dict.fromkeys(_OF_TEXTS if one.spec.chat is None else _OF_CHATS for one in prompts.values()))
     return f"""\
 # {name}
 
@@ -125,8 +174,7 @@ ids = tasks.ids({first!r}, "the user's text")  # the `prompt` of a completions r
 ```
 
 The chat template chooses a task by `chat_template_kwargs={{"task": ...}}` or by a system message that is the task's \
-name, and takes `{MARKER}` apart wherever a message contains it. It answers one message of the user; earlier turns and \
-other system messages are refused.
+name, and takes `{MARKER}` apart wherever a message contains it. {answered}
 
 {said if inexact else ""}The tokens must never be generated:
 
@@ -180,7 +228,24 @@ def describe_task(prompt: Prompt) -> dict[str, Any]:
         "length": prompt.state.length,
         # whether the tokenizer's BOS stands in front of the prompt
         "add_special_tokens": prompt.state.behind_bos,
+        # token ids between BOS and the virtual tokens, and between these and each text
+        "before": list(prompt.state.placement.before),
+        "behind": list(prompt.state.placement.behind),
     }
+
+
+def list_front(usage: Mapping[str, Any], task: Mapping[str, Any], *, shared: bool = True) -> tuple[int, ...]:
+    """Token ids in front of every text of a task: BOS, virtual tokens, and what stands around these.
+
+    ``shared`` False: without what stands behind them, for conversations that bring it themselves.
+    """
+    parts = (
+        usage["bos_ids"] if task["add_special_tokens"] else (),
+        task.get("before", ()),
+        task.get("ids", ()),
+        task.get("behind", ()) if shared else (),
+    )
+    return tuple(int(one) for part in parts for one in part)
 
 
 def read_usage(folder: Path) -> dict[str, Any]:

@@ -18,9 +18,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from softprompt.errors import BaseModelError, MissingExtraError
+from softprompt.data.encoding.verbalizer import end_of_turn
+from softprompt.errors import BaseModelError, MissingExtraError, PromptFileError
 from softprompt.export.export_formats import ExportRequest
-from softprompt.export.virtual_tokens import BakedVocabulary, check_expressible, make_chat_template
+from softprompt.export.exported_chat_template import make_chat_template
+from softprompt.export.virtual_tokens import BakedVocabulary, check_expressible
 from softprompt.export.vocabulary import describe_usage, embedding_factor, make_rows
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.saved_prompt import Prompt
@@ -96,6 +98,7 @@ def bake_gguf(base: FrozenLM, prompts: Mapping[str, Prompt], source: Path, place
         f"{_read_field(reader, gguf.Keys.General.ARCHITECTURE)}.vocab_size": baked.size,
         gguf.Keys.Tokenizer.CHAT_TEMPLATE: make_chat_template(base, prompts),
         USAGE_KEY: json.dumps(describe_usage(base, baked), ensure_ascii=False),
+        **_find_end_of_turn(base, prompts),
     }
     with atomic_path(place) as path:
         _copy_file(reader, path, fields, changed)
@@ -229,6 +232,24 @@ def _check_same_model(base: FrozenLM, source: Path, tensors: Mapping[str, Any], 
         raise BaseModelError(f"'{source}' is damaged: {rows:,} embeddings for {len(words):,} tokens")
 
 
+def _find_end_of_turn(base: FrozenLM, prompts: Mapping[str, Prompt]) -> dict[str, int]:
+    """The field of the token that ends an assistant's turn, by which llama.cpp ends an answer; none without turns.
+
+    Raises:
+        PromptFileError: several such tokens, and the file has room for one.
+    """
+    import gguf
+
+    ends = {name: end_of_turn(base.tokenizer, prompt.spec) for name, prompt in prompts.items()}
+    known = dict.fromkeys(end for end in ends.values() if end is not None)
+    if len(known) > 1:
+        raise PromptFileError(
+            f"the turns of {', '.join(ends)} end with different tokens ({', '.join(map(str, known))}), and a GGUF file "
+            "names one: export them one by one"
+        )
+    return dict.fromkeys([gguf.Keys.Tokenizer.EOT_ID], *known) if known else {}
+
+
 def _read_field(reader: Any, key: str) -> Any:
     field = reader.get_field(key)
     return [] if field is None else field.contents()
@@ -241,7 +262,12 @@ def _copy_file(reader: Any, path: Path, fields: Mapping[str, Any], changed: Mapp
     architecture = gguf.Keys.General.ARCHITECTURE
     writer = gguf.GGUFWriter(path, _read_field(reader, architecture), endianess=reader.endianess)
     writer.data_alignment = reader.alignment
-    new = {key: (gguf.GGUFValueType.STRING, fields[key]) for key in (gguf.Keys.Tokenizer.CHAT_TEMPLATE, USAGE_KEY)}
+    kinds = {
+        gguf.Keys.Tokenizer.CHAT_TEMPLATE: gguf.GGUFValueType.STRING,
+        USAGE_KEY: gguf.GGUFValueType.STRING,
+        gguf.Keys.Tokenizer.EOT_ID: gguf.GGUFValueType.UINT32,
+    }
+    new = {key: (kind, fields[key]) for key, kind in kinds.items() if key in fields}
     for field in reader.fields.values():
         if field.name == architecture or field.name.startswith("GGUF.") or field.name in new:
             continue

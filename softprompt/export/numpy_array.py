@@ -31,7 +31,7 @@ def write_npy(prompt: Prompt, path: Path) -> None:
     """Write the virtual tokens ``[P, H]`` in float32.
 
     Raises:
-        PromptFileError: an ensemble, keys and values, or a prompt that holds BOS itself.
+        PromptFileError: an ensemble, keys and values, or a prompt that holds BOS itself or stands among other tokens.
         OutputError: the place is taken, or cannot be written.
     """
     if prompt.state.kind != "embeddings":
@@ -42,6 +42,11 @@ def write_npy(prompt: Prompt, path: Path) -> None:
     if not prompt.state.behind_bos:
         raise PromptFileError(
             "this prompt does not stand behind BOS, which a .npy file cannot tell: use --format peft instead"
+        )
+    if prompt.state.placement.added:
+        raise PromptFileError(
+            "this prompt stands among other tokens, in the system turn of a conversation, which a .npy file cannot "
+            "tell: use --format peft instead"
         )
     check_free(path)
     content = io.BytesIO()

@@ -2,7 +2,8 @@
 
 PEFT puts virtual tokens in front of all that the tokenizer gives, BOS included; here they stand behind BOS. So what is
 exported has BOS's own embedding (or keys and values) as its first virtual token, and texts are fed without BOS: the
-same computation. What is imported from others keeps its place in front of BOS, whose row is appended to the prompt.
+same computation. So it is with what stands around a prompt in a conversation: its tokens are rows of the adapter, and
+what is fed begins behind them. What is imported from others keeps its place in front of BOS, whose row is appended.
 
 Shapes: ``P`` virtual tokens, ``H`` embedding size, ``L`` layers; keys and values are flattened to ``[P, L*2*heads*D]``.
 """
@@ -17,9 +18,16 @@ import torch
 from softprompt.data.encoding.placement import Placement
 from softprompt.data.task import TaskSpec
 from softprompt.errors import BaseModelError, PromptFileError
-from softprompt.export.bos import append_bos, check_bos_precision, prepend_bos
 from softprompt.export.export_formats import ExportRequest, ImportedState
-from softprompt.export.export_readme import USAGE_FILE, encode_json, peft_readme, read_object, tokenizer_files
+from softprompt.export.export_readme import (
+    USAGE_FILE,
+    describe_task,
+    encode_json,
+    peft_readme,
+    read_object,
+    tokenizer_files,
+)
+from softprompt.export.folded_placement import append_bos, check_bos_precision, fold_placement, unfold_placement
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.prefix import compute_keys_and_values
 from softprompt.prompts.saved_prompt import Prompt
@@ -45,11 +53,13 @@ class Adapter:
     Attributes:
         state: its virtual tokens, or keys and values of every layer.
         bos_rows: how many of its first rows are BOS's own; ``None`` if PEFT made it, which feeds BOS behind the prompt.
+        placement: what stands around the prompt as rows of it, BOS among them.
         usage: what softprompt wrote beside it, if softprompt did.
     """
 
     state: PromptState
     bos_rows: int | None
+    placement: Placement
     usage: Mapping[str, Any]
 
     def on(self, base: FrozenLM) -> PromptState:
@@ -64,8 +74,8 @@ class Adapter:
             if base.bos_ids:
                 check_bos_precision(base)
             return append_bos(base, self.state)
-        tensors = tuple(tensor[..., self.bos_rows :, :].contiguous() for tensor in self.state.tensors)
-        return replace(self.state, tensors=tensors, placement=Placement(self.bos_rows > 0 or not base.bos_ids))
+        place = replace(self.placement, behind_bos=self.bos_rows > 0 or not base.bos_ids)
+        return unfold_placement(self.state, self.bos_rows + len(place.before), place)
 
     def _check_size(self, base: FrozenLM) -> None:
         one: PromptState | None = None
@@ -103,9 +113,11 @@ def write_peft(base: FrozenLM, prompt: Prompt, folder: Path) -> None:
             f"'{base.name}' scales its token embeddings where PEFT does not see it, so its texts would not be read "
             "as they were learned: serve it with softprompt"
         )
-    if prompt.state.behind_bos and base.bos_ids:
+    place = prompt.state.placement
+    bos_rows = len(base.bos_ids) if place.behind_bos else 0
+    if bos_rows or place.added:
         check_bos_precision(base)
-    state = prepend_bos(base, prompt.state)
+    state = fold_placement(base, prompt.state)
     rows, sizes = _flatten(state)
     config = {
         "peft_type": "PROMPT_TUNING" if state.kind == "embeddings" else "PREFIX_TUNING",
@@ -116,7 +128,6 @@ def write_peft(base: FrozenLM, prompt: Prompt, folder: Path) -> None:
         "num_transformer_submodules": 1,
         **sizes,
     }
-    bos_rows = state.length - prompt.state.length
     usage = {
         "schema_version": SCHEMA_VERSION,
         "format": "peft",
@@ -124,6 +135,7 @@ def write_peft(base: FrozenLM, prompt: Prompt, folder: Path) -> None:
         "add_special_tokens": not base.special_tokens.bos,
         "base": {"name": base.name, "fingerprint": dict(prompt.base_fingerprint)},
         "task": prompt.spec.to_dict(),
+        **({} if prompt.spec.chat is None else _describe_conversations(base, prompt, folder.name)),
     }
     write_folder(
         folder,
@@ -132,18 +144,28 @@ def write_peft(base: FrozenLM, prompt: Prompt, folder: Path) -> None:
             TENSOR_FILE: save({"prompt_embeddings": rows}),
             USAGE_FILE: encode_json(usage),
             "README.md": peft_readme(base, prompt, folder.name).encode(),
-            **tokenizer_files(base),
+            **tokenizer_files(base, always=prompt.spec.chat is not None),
         },
     )
+
+
+def _describe_conversations(base: FrozenLM, prompt: Prompt, name: str) -> dict[str, Any]:
+    """What ``engine_client.Tasks`` takes, for the texts that are fed."""
+    task = describe_task(prompt)
+    return {
+        "placement": prompt.state.placement.to_dict(),
+        "bos_ids": list(base.bos_ids),
+        "context_length": base.context_length,
+        "tasks": {name: task},
+    }
 
 
 def write(request: ExportRequest) -> dict[str, Any]:
     """``write_peft`` as an export format."""
     write_peft(request.model, request.prompt, request.out)
-    texts = (
-        "without BOS, as README.md there says" if request.model.special_tokens.bos else "as the tokenizer gives them"
-    )
-    return {"texts": texts}
+    around = request.model.special_tokens.bos or request.prompt.state.placement.added
+    what = "what stands around the prompt" if request.prompt.state.placement.added else "BOS"
+    return {"texts": f"without {what}, as README.md there says" if around else "as the tokenizer gives them"}
 
 
 def read(place: Path) -> ImportedState:
@@ -206,7 +228,22 @@ def read_peft(folder: Path) -> Adapter:
     bos_rows = usage.get("bos_rows") if usage.get("format") == "peft" else None
     if bos_rows is not None and (type(bos_rows) is not int or not 0 <= bos_rows < count):
         raise PromptFileError(f"'{folder / USAGE_FILE}' is damaged: {bos_rows!r} of {count} rows cannot be BOS")
-    return Adapter(state, bos_rows, usage)
+    return Adapter(state, bos_rows, _read_placement(folder, usage, count - (bos_rows or 0)), usage)
+
+
+def _read_placement(folder: Path, usage: Mapping[str, Any], rows: int) -> Placement:
+    """What ``rows`` beside BOS's hold around the prompt.
+
+    Raises:
+        PromptFileError: they are fewer, or it is no placement.
+    """
+    try:
+        place = Placement.from_dict(usage.get("placement", {}) if usage.get("format") == "peft" else {})
+        if place.added >= rows:
+            raise ValueError(f"{place.added} of {rows} rows cannot stand around the prompt")
+    except (ValueError, AttributeError) as error:
+        raise PromptFileError(f"'{folder / USAGE_FILE}' is damaged: {error}") from error
+    return place
 
 
 def _flatten(state: PromptState) -> tuple[torch.Tensor, dict[str, Any]]:

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from softprompt.errors import BaseModelError, PromptFileError
-from softprompt.export.bos import prepend_bos
-from softprompt.export.engine_client import Tasks
+from softprompt.export.engine_client import Asked, Tasks
 from softprompt.export.export_formats import ExportRequest
 from softprompt.export.export_readme import USAGE_FILE, describe_task, embeds_readme, encode_json, read_usage
+from softprompt.export.folded_placement import fold_placement
 from softprompt.export.virtual_tokens import check_expressible
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.saved_prompt import Prompt
@@ -48,7 +48,7 @@ def write_embeds(base: FrozenLM, prompts: Mapping[str, Prompt], folder: Path) ->
     ids = torch.arange(base.vocabulary_size, device=base.device)
     tensors = {"tokens": torch.cat([base.embed(part).cpu() for part in ids.split(_ROWS_AT_ONCE)])}
     for name, prompt in prompts.items():
-        tensors[f"prompt.{name}"] = prepend_bos(base, prompt.state).tensor.to(base.dtype).contiguous()
+        tensors[f"prompt.{name}"] = fold_placement(base, prompt.state).tensor.to(base.dtype).contiguous()
     usage = {
         "schema_version": SCHEMA_VERSION,
         "base": {"name": base.name, "fingerprint": base.fingerprint},
@@ -93,12 +93,12 @@ class EmbeddedTasks(Tasks):
             raise PromptFileError(f"'{Path(folder) / TENSOR_FILE}' is missing or damaged: {error}") from error
         return cls(AutoTokenizer.from_pretrained(folder), usage, tensors)
 
-    def embeddings(self, task: str, text: str, **columns: Any) -> Tensor:
-        """What the model's first layer sees of BOS, prompt and text: ``[T, H]``."""
-        ids = torch.tensor(self._encode_text(task, text, columns))
+    def embeddings(self, task: str, text: Asked, **columns: Any) -> Tensor:
+        """What the model's first layer sees of BOS, prompt and text: ``[T, H]``; arguments as for ``ids``."""
+        ids = torch.tensor(self.text_ids(task, text, **columns))
         return torch.cat([self._tensors[f"prompt.{task}"], self._tensors["tokens"][ids]])
 
-    def _make_input(self, task: str, text: str, columns: Mapping[str, Any]) -> dict[str, Any]:
+    def _make_input(self, task: str, text: Asked, columns: Mapping[str, Any]) -> dict[str, Any]:
         # an empty prompt would be a second input
         return {"prompt": None, "prompt_embeds": encode_embeddings(self.embeddings(task, text, **columns))}
 

@@ -20,19 +20,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from softprompt.data.chats.conversation import Conversation, Message
 from softprompt.data.encoding.encoder import ExampleEncoder
 from softprompt.data.encoding.tokenization import safe_tokenizer
+from softprompt.data.encoding.verbalizer import end_of_turn
 from softprompt.data.examples import Example
 from softprompt.errors import BaseModelError
 from softprompt.export.export_formats import ExportRequest
-from softprompt.export.export_readme import USAGE_FILE, describe_task, encode_json, vocabulary_readme
-from softprompt.export.virtual_tokens import (
-    BakedVocabulary,
-    check_expressible,
-    make_chat_template,
-    name_virtual_tokens,
-    split_template,
-)
+from softprompt.export.export_readme import USAGE_FILE, describe_task, encode_json, list_front, vocabulary_readme
+from softprompt.export.exported_chat_template import list_first_messages, make_chat_template, split_template
+from softprompt.export.virtual_tokens import BakedVocabulary, check_expressible, name_virtual_tokens
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.models.gguf_conversion import no_progress_bars
 from softprompt.models.quantization import silence_logging
@@ -85,6 +82,7 @@ def bake_vocabulary(
     config.tie_word_embeddings = tied
     generation: Any = copy.deepcopy(base.model.generation_config)
     generation.suppress_tokens = sorted({*(generation.suppress_tokens or ()), *baked.all_ids})
+    generation.eos_token_id = _list_ends(base, prompts)
     with atomic_path(folder) as place, silence_logging(), no_progress_bars():
         base.model.save_pretrained(place, state_dict=_extend_tensors(base, baked, scale, rows, tied))
         config.dtype, config.architectures = base.model.config.dtype, base.model.config.architectures
@@ -113,7 +111,8 @@ def describe_usage(base: FrozenLM, baked: BakedVocabulary) -> dict[str, Any]:
             **describe_task(prompt),
             "prompt": "".join(name_virtual_tokens(name, prompt.state.length)),
             "ids": baked.ids(name),
-            "around": split_template(prompt.spec),
+            "around": split_template(prompt.spec) if prompt.spec.chat is None else None,
+            "messages": list_first_messages(base, name, prompt),
             "method": prompt.method,
             # by which a server finds the version of a store that this is
             "digest": prompt.digest,
@@ -213,11 +212,13 @@ def _choose_gaps(base: FrozenLM, tokenizer: Any, prompts: Mapping[str, Prompt]) 
 def _find_other_tokens(base: FrozenLM, tokenizer: Any, name: str, prompt: Prompt) -> list[str]:
     """Probes that the chat template gives other tokens than the prompt was learned with."""
     words = tokenizer.convert_tokens_to_ids(name_virtual_tokens(name, prompt.state.length))
-    front = [*(base.bos_ids if prompt.state.behind_bos else ()), *words]
+    front = list_front({"bos_ids": base.bos_ids}, {**describe_task(prompt), "ids": words})
     found = []
     for probe in _PROBES:
         said = [{"role": "user", "content": probe}]
-        ids = tokenizer.apply_chat_template(said, task=name, tokenize=True, return_dict=True)["input_ids"]
+        ids = tokenizer.apply_chat_template(
+            said, task=name, tokenize=True, return_dict=True, add_generation_prompt=True
+        )["input_ids"]
         if list(ids) != [*front, *_encode_learned(base, prompt, probe)]:
             found.append(probe)
     return found
@@ -225,9 +226,20 @@ def _find_other_tokens(base: FrozenLM, tokenizer: Any, name: str, prompt: Prompt
 
 def _encode_learned(base: FrozenLM, prompt: Prompt, text: str) -> list[int]:
     """Of a text in the prompt's template, or of one that is the whole where the template needs more than a text."""
-    if split_template(prompt.spec) is None:
+    spec = prompt.spec
+    if spec.chat is None and split_template(spec) is None:
         return safe_tokenizer(base.tokenizer).encode_plain(text)
-    return list(ExampleEncoder(base, prompt.spec, prompt.state.length).encode_texts([Example(text)])[0])
+    said = None if spec.chat is None else Conversation((Message("user", text),))
+    return list(ExampleEncoder(base, spec, prompt.state.length).encode_texts([Example(text, conversation=said)])[0])
+
+
+def _list_ends(base: FrozenLM, prompts: Mapping[str, Prompt]) -> Any:
+    """What ends an answer: what does for the model, and the ends of the assistant's turns."""
+    known = base.model.generation_config.eos_token_id
+    ends = [] if known is None else [known] if isinstance(known, int) else list(known)
+    turns = [end_of_turn(base.tokenizer, prompt.spec) for prompt in prompts.values()]
+    added = [one for one in dict.fromkeys(turns) if one is not None and one not in ends]
+    return [*ends, *added] if added else known
 
 
 def _average_rows(weight: Tensor) -> Tensor:
@@ -249,9 +261,9 @@ def _check_checkpoint(base: FrozenLM, baked: BakedVocabulary, place: Path, tied:
     inexact, worst, new = [], 0.0, set(baked.all_ids)
     probes: dict[str, Any] = {}
     for name, prompt in baked.prompts.items():
-        front = list(base.bos_ids) if prompt.state.behind_bos else []
         text = _encode_learned(base, prompt, _PROBES[0])
-        ids = [*front, *baked.ids(name), *text]
+        front = list_front({"bos_ids": base.bos_ids}, {**describe_task(prompt), "ids": baked.ids(name)})
+        ids = [*front, *text]
         if _find_other_tokens(base, tokenizer, name, prompt):
             inexact.append(name)
         given = torch.tensor([text], device=base.device)

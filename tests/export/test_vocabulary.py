@@ -19,7 +19,7 @@ from softprompt.data.task import TaskSpec
 from softprompt.errors import BaseModelError, ConfigError, OutputError, PromptFileError
 from softprompt.export import vocabulary
 from softprompt.export.engine_client import Tasks
-from softprompt.export.virtual_tokens import split_template
+from softprompt.export.exported_chat_template import split_template
 from softprompt.export.vocabulary import bake_vocabulary
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.saved_prompt import Prompt

@@ -177,12 +177,13 @@ class ChatTemplate:
         return text[max(starts, default=0) :]
 
     def placement(self, bos: Sequence[int]) -> Placement:
-        """What stands around the virtual tokens, as token ids, for a model whose texts begin with ``bos``."""
+        """What stands around the virtual tokens, as token ids, for a model whose texts begin with ``bos``.
+
+        They are read as beside special tokens, which virtual tokens are where others write them.
+        """
         probe, end = self._beginning
-        before, whole = self._tokens.encode_batch([probe.part(0, probe.place), probe.part(0, end)])
-        if whole[: len(before)] != before:  # virtual tokens part what else were one word
-            whole = before + self._tokens.encode(*probe.part(probe.place, end))
-        behind = whole[len(before) :]
+        before = self._tokens.encode(*probe.part(0, probe.place))
+        (behind,) = self._tokens.encode_after(self._tokens.neutral_mark, [probe.part(probe.place, end)])
         behind_bos = bool(bos) and before[: len(bos)] == list(bos)
         return Placement(behind_bos or not bos, tuple(before[len(bos) if behind_bos else 0 :]), tuple(behind))
 

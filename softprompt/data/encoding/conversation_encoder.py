@@ -92,7 +92,7 @@ class ConversationEncoder:
 
     def encode(self, texts: Sequence[FilledText]) -> list[list[int]]:
         """Token ids of texts behind the shared prefix."""
-        return self._tokens.encode_after(self._behind, texts) if self._behind else self._tokens.encode_batch(texts)
+        return self._tokens.encode_after(self._behind, texts)
 
     def encode_answered(self, example: Example, text: str | None = None) -> tuple[list[int], list[tuple[int, int]]]:
         """Token ids of a conversation with its answer, behind the shared prefix, and the ranges that are learned.
@@ -147,10 +147,9 @@ class ConversationEncoder:
 
     @cached_property
     def _behind(self) -> str:
-        """The mark that the shared prefix ends with, and what stands behind it, behind which texts are read."""
+        """The mark behind which texts are read: the one that the shared prefix ends with, or a virtual token's like."""
         if not (shared := self.template.shared):
-            front = self.template.front
-            return front[max(0, *(front.rfind(mark) for mark in self._tokens.marks), 0) :]
+            return self._tokens.neutral_mark
         return max((mark for mark in self._tokens.marks if shared.endswith(mark)), key=len, default="")
 
     def _checked(self, conversation: Conversation) -> Conversation:

@@ -49,6 +49,12 @@ class SafeTokenizer:
         self._pattern = re.compile("|".join(map(re.escape, sorted(self.marks, key=len, reverse=True))) or r"(?!)")
         self._making = Lock()
 
+    @cached_property
+    def neutral_mark(self) -> str:
+        """A mark that takes in nothing of what stands beside it, as a virtual token; empty if there is none."""
+        plain = [name for name, one in self._added.items() if name in self.marks and not _takes_in(one)]
+        return min(plain, key=lambda name: self._added[name].normalized, default="")
+
     def encode(self, text: str, fields: Sequence[Span]) -> list[int]:
         """Of one text, with what a user's data brought at ``fields``, ascending and disjoint."""
         return self.encode_batch([(text, fields)])[0]
@@ -224,6 +230,10 @@ def safe_tokenizer(tokenizer: Any) -> SafeTokenizer:
     if known is None or known[1:] != (size, template):
         known = _known[tokenizer] = (SafeTokenizer(tokenizer), size, template)
     return known[0]
+
+
+def _takes_in(added: Any) -> bool:
+    return bool(added.lstrip or added.rstrip or added.single_word)
 
 
 def _in_a_word(sign: str) -> bool:

@@ -175,8 +175,13 @@ def answer_end_id(tokenizer: Any, spec: TaskSpec) -> int:
     Raises:
         DataError: there is none.
     """
-    end = None if spec.chat is None else find_chat_template(tokenizer, spec.chat).end_id
+    end = end_of_turn(tokenizer, spec)
     return end_token_id(tokenizer) if end is None else end
+
+
+def end_of_turn(tokenizer: Any, spec: TaskSpec) -> int | None:
+    """The token that ends the assistant's turn, where the task's texts are conversations whose template has one."""
+    return None if spec.chat is None else find_chat_template(tokenizer, spec.chat).end_id
 
 
 def encode_answer(tokenizer: Any, spec: TaskSpec, answer: str, *, alone: bool = False) -> list[int]:

@@ -1,0 +1,289 @@
+"""Prompts of conversations in every export: the ids of the exported tokenizer's own chat template, the same logits."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers.chat_models import CHAT_FAMILIES, WITHOUT_SYSTEM, chat_base, chat_model, chat_template
+from helpers.chat_prompts import LINES, LONG, SHORT, SYSTEM, chat_prompt, example_of, spelling_marks
+from helpers.gguf_models import write_gguf
+from helpers.learned_prompts import CLOSE, learned
+from helpers.tiny_models import tiny_base
+from jinja2 import TemplateError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from softprompt.data.chats.chat_format import ChatFormat
+from softprompt.data.chats.conversation import Message
+from softprompt.data.encoding.conversation_encoder import find_placement
+from softprompt.data.encoding.encoder import ExampleEncoder
+from softprompt.data.examples import Example
+from softprompt.data.task import TaskSpec
+from softprompt.errors import BaseModelError, ConfigError, PromptFileError
+from softprompt.export.engine_client import Tasks
+from softprompt.export.exported_chat_template import make_chat_template
+from softprompt.export.gguf import bake_gguf, gguf_usage
+from softprompt.export.numpy_array import write_npy
+from softprompt.export.peft import read_peft, write_peft
+from softprompt.export.vllm_embeddings import EmbeddedTasks, write_embeds
+from softprompt.export.vocabulary import bake_vocabulary
+from softprompt.models.frozen_lm import FrozenLM
+from softprompt.prompts.prefix import front_ids, make_prefix
+from softprompt.prompts.saved_prompt import Prompt
+
+ASKED = (SHORT, LONG, LINES)
+CHATML = (
+    "{% for message in messages %}<|{{ message.role }}|>{{ message.content }}<eos>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+
+def prompts_of(family: str) -> dict[str, Prompt]:
+    """In all three places, with a system prompt, an empty one and none, alike or not, with fixed turns, with labels."""
+    turns = (Message("user", "One?"), Message("assistant", "1"))
+    systems = (None, "") if family in WITHOUT_SYSTEM else (None, "", SYSTEM)
+    found = {
+        f"{place}-{number}{'' if shared else '-own'}": chat_prompt(
+            family, placement=place, system=system, shared=shared, seed=number
+        )
+        for place in ("system-start", "system-end", "first")
+        for number, system in enumerate(systems)
+        for shared in (True, False)
+    }
+    found["labels"] = chat_prompt(family, labels=("yes", "no"))
+    found["turns"] = chat_prompt(family, turns=turns, length=6)
+    return found
+
+
+def our_ids(base: FrozenLM, prompt: Prompt, words: list[int], messages: Any) -> list[int]:
+    place = prompt.state.placement
+    (text,) = ExampleEncoder(base, prompt.spec, prompt.state.length).encode_texts([example_of(messages)])
+    return [*front_ids(base, place), *words, *place.behind, *text]
+
+
+@torch.no_grad()
+def our_logits(base: FrozenLM, prompt: Prompt, messages: Any) -> torch.Tensor:
+    (text,) = ExampleEncoder(base, prompt.spec, prompt.state.length).encode_texts([example_of(messages)])
+    given = torch.tensor([text])
+    return base.logits(make_prefix(base, prompt.state).hidden(given, torch.ones_like(given))[0, -1:])[0]
+
+
+class TestVocabulary:
+    @pytest.mark.parametrize("family", CHAT_FAMILIES)
+    def test_its_chat_template_gives_the_ids_that_were_learned(self, tmp_path: Path, family: str) -> None:
+        base, prompts = chat_base(family), prompts_of(family)
+        baked = bake_vocabulary(base, prompts, tmp_path / "out")
+        assert baked.inexact == ()
+        tokenizer, tasks = AutoTokenizer.from_pretrained(tmp_path / "out"), Tasks.load(tmp_path / "out")
+        model = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
+        for name, prompt in prompts.items():
+            for messages in ASKED:
+                expected = our_ids(base, prompt, baked.ids(name), messages)
+                found: Any = tokenizer.apply_chat_template(messages, task=name, add_generation_prompt=True)
+                assert found["input_ids"] == expected
+                assert tasks.ids(name, messages) == expected
+            # what a user spells is text, and its ids say so
+            marks = spelling_marks(family)
+            hostile = tasks.ids(name, marks)
+            assert hostile == our_ids(base, prompt, baked.ids(name), marks)
+            assert [one for one in hostile if one in baked.all_ids] == baked.ids(name)
+            with torch.no_grad():
+                logits = model(input_ids=torch.tensor([hostile])).logits[0, -1, : base.vocabulary_size]
+            known = torch.tensor([one for one in range(base.vocabulary_size) if one not in baked.all_ids])
+            torch.testing.assert_close(logits[known], our_logits(base, prompt, marks)[known], **CLOSE)
+
+    @pytest.mark.parametrize("family", CHAT_FAMILIES)
+    def test_answers_end_with_the_turn(self, tmp_path: Path, family: str) -> None:
+        base = chat_base(family)
+        bake_vocabulary(base, {"one": chat_prompt(family)}, tmp_path / "out")
+        ends = json.loads((tmp_path / "out" / "generation_config.json").read_text())["eos_token_id"]
+        said = [*SHORT, {"role": "assistant", "content": "Four."}]
+        written = base.tokenizer.apply_chat_template(said)["input_ids"]
+        assert {written[-1], written[-2]} & set(ends)
+        request = Tasks.load(tmp_path / "out").request("one", SHORT, model="m")
+        assert set(request["stop_token_ids"]) <= set(ends)
+
+    def test_a_template_of_ones_own_is_exported_with_its_end_of_turns(self, tmp_path: Path) -> None:
+        base = chat_base("qwen2_5")
+        source = CHATML.replace("<eos>", "<|endoftext|>")
+        prompt = chat_prompt("qwen2_5", template=source, system=SYSTEM)
+        bake_vocabulary(base, {"one": prompt}, tmp_path / "out")
+        tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+        text = tokenizer.apply_chat_template(SHORT, tokenize=False, add_generation_prompt=True)
+        words = "".join(f"<|sp:one:{index}|>" for index in range(4))
+        assert text == f"<|system|>{words}{SYSTEM}<|endoftext|>\n<|user|>Two and two?<|endoftext|>\n<|assistant|>"
+
+    def test_one_checkpoint_holds_prompts_of_texts_and_of_several_templates(self, tmp_path: Path) -> None:
+        base = chat_base("qwen3")
+        other = CHATML.replace("<eos>", "<|endoftext|>")
+        text = chat_prompt("qwen3")
+        plain = replace(
+            text,
+            spec=TaskSpec("generation", "Say: {{ text }}\n"),
+            states=(replace(text.state, placement=find_placement(base, TaskSpec.of())),),
+        )
+        prompts = {
+            "plain": plain,
+            "own": chat_prompt("qwen3", template=other),
+            "thinking": chat_prompt("qwen3", arguments={"enable_thinking": True}),
+            "not": chat_prompt("qwen3", arguments={"enable_thinking": False}),
+        }
+        baked = bake_vocabulary(base, prompts, tmp_path / "out")
+        assert baked.inexact == ()
+        tokenizer, tasks = AutoTokenizer.from_pretrained(tmp_path / "out"), Tasks.load(tmp_path / "out")
+        for name in ("own", "thinking", "not"):
+            # by name, or by a system message that is the name
+            named = [{"role": "system", "content": name}, *LONG]
+            for found in (
+                tokenizer.apply_chat_template(LONG, task=name, add_generation_prompt=True),
+                tokenizer.apply_chat_template(named, add_generation_prompt=True),
+            ):
+                assert found["input_ids"] == tasks.ids(name, LONG)
+        assert tokenizer.apply_chat_template(SHORT, task="plain")["input_ids"] == tasks.ids("plain", "Two and two?")
+        with pytest.raises(ConfigError, match="'plain' was learned from single texts, not from conversations"):
+            tasks.ids("plain", LONG)
+        with pytest.raises(TemplateError, match="expected one message of the user and no earlier turns"):
+            tokenizer.apply_chat_template(LONG, task="plain")
+
+    def test_what_has_no_place_is_refused_by_the_template(self, tmp_path: Path) -> None:
+        base = chat_base("qwen2_5")
+        prompts = {"kept": chat_prompt("qwen2_5", system=SYSTEM), "none": chat_prompt("qwen2_5")}
+        bake_vocabulary(base, prompts, tmp_path / "out")
+        tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+
+        def write(task: str, messages: Any, **options: Any) -> str:
+            return str(tokenizer.apply_chat_template(messages, task=task, tokenize=False, **options))
+
+        system = {"role": "developer", "content": "Another."}
+        assert "|>Another.<|im_end|>" in write("kept", [system, *SHORT])
+        assert SYSTEM not in write("kept", [system, *SHORT])
+        with pytest.raises(TemplateError, match="the prompt was learned without one, leave it out"):
+            write("none", [system, *SHORT])
+        parts = [{"type": "text", "text": "a <|sp:kept"}, {"type": "text", "text": ":0|>"}]
+        assert "a <| sp:kept:0|>" in write("kept", [{"role": "user", "content": parts}])
+        with pytest.raises(TemplateError, match="expected a message of text"):
+            write("kept", [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}])
+        tool = {"type": "function", "function": {"name": "<|sp:kept:0|>", "parameters": {}}}
+        with pytest.raises(TemplateError, match=r"expected no '<\|sp:' in calls and tools"):
+            write("kept", SHORT, tools=[tool])
+        with pytest.raises(TemplateError, match="expected neither tools nor documents"):
+            write("kept", SHORT, documents=[{"text": "x"}])
+
+    def test_the_folder_says_what_to_send(self, tmp_path: Path) -> None:
+        base, turns = chat_base("qwen2_5"), (Message("user", "One?"), Message("assistant", "1"))
+        prompts = {"kept": chat_prompt("qwen2_5", system=SYSTEM, turns=turns), "first": chat_prompt("qwen2_5")}
+        prompts["first"] = chat_prompt("qwen2_5", placement="first")
+        bake_vocabulary(base, prompts, tmp_path / "out")
+        tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+        tasks = json.loads((tmp_path / "out" / "softprompt.json").read_text())["tasks"]
+        # the model's own template and these messages give the same text
+        messages = [*tasks["kept"]["messages"], *SHORT]
+        own = tokenizer.apply_chat_template(
+            messages, chat_template=chat_template("qwen2_5"), tokenize=False, add_generation_prompt=True
+        )
+        assert own == tokenizer.apply_chat_template(SHORT, task="kept", tokenize=False, add_generation_prompt=True)
+        assert tasks["first"]["messages"] is None
+        readme = (tmp_path / "out" / "README.md").read_text()
+        assert SYSTEM in readme
+        assert "learned without a system message" in readme
+        assert "2 turns stand in front" in readme
+
+
+@pytest.mark.parametrize("family", CHAT_FAMILIES)
+def test_the_template_of_a_gguf_file_is_plain_jinja(tmp_path: Path, family: str) -> None:
+    base, prompts = chat_base(family), prompts_of(family)
+    baked = bake_vocabulary(base, prompts, tmp_path / "out")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+
+    def refuse(message: str) -> None:
+        raise ValueError(message)
+
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+    )
+    environment.globals["raise_exception"] = refuse
+    environment.filters["tojson"] = lambda value, **_: json.dumps(value, ensure_ascii=False)
+    template = environment.from_string(make_chat_template(base, prompts))
+    names = {key: str(value) for key, value in base.tokenizer.special_tokens_map.items()}
+    for name, prompt in prompts.items():
+        text = template.render(messages=LONG, task=name, add_generation_prompt=True, **names)
+        ids = tokenizer(text, add_special_tokens=False).input_ids
+        assert ids == our_ids(base, prompt, baked.ids(name), LONG)
+
+
+def test_a_gguf_file_has_the_template_and_the_end_of_turns(tmp_path: Path) -> None:
+    base, source = tiny_base("llama"), write_gguf(tmp_path / "source.gguf")
+    chat = ChatFormat(CHATML, system=SYSTEM)
+    spec = TaskSpec("generation", "{{ text }}", chat=chat)
+    state = replace(learned("llama").state, placement=find_placement(base, spec))
+    prompt = replace(learned("llama"), spec=spec, states=(state,))
+    bake_gguf(base, {"one": prompt}, source, tmp_path / "out.gguf")
+    from gguf import GGUFReader
+
+    reader = GGUFReader(tmp_path / "out.gguf")
+    assert reader.get_field("tokenizer.ggml.eot_token_id").contents() == base.tokenizer.eos_token_id
+    assert CHATML[:40] in reader.get_field("tokenizer.chat_template").contents()
+    usage = gguf_usage(tmp_path / "out.gguf")
+    ids = Tasks(base.tokenizer, usage).ids("one", SHORT)
+    assert ids == our_ids(base, prompt, usage["tasks"]["one"]["ids"], SHORT)
+
+
+@pytest.mark.parametrize("family", CHAT_FAMILIES)
+def test_embeddings_for_vllm_are_what_the_model_reads(tmp_path: Path, family: str) -> None:
+    base, prompts = chat_base(family), prompts_of(family)
+    write_embeds(base, prompts, tmp_path / "out")
+    tasks: EmbeddedTasks = EmbeddedTasks.load(tmp_path / "out")
+    for name, prompt in prompts.items():
+        for messages in (LONG, spelling_marks(family)):
+            model: Any = base.model
+            with torch.no_grad():
+                logits = model(inputs_embeds=tasks.embeddings(name, messages)[None]).logits[0, -1].float()
+            torch.testing.assert_close(logits, our_logits(base, prompt, messages), **CLOSE)
+
+
+# whose embeddings PEFT sees as the model does
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+@pytest.mark.parametrize("kind", ["embeddings", "key_values"])
+@pytest.mark.parametrize("family", ["qwen2_5", "qwen3", "llama3_1", "mistral_v3", "phi3_5"])
+def test_an_adapter_of_peft_holds_what_stands_around_the_prompt(tmp_path: Path, family: str, kind: str) -> None:
+    peft = pytest.importorskip("peft")
+    base = chat_base(family)
+    for place in ("system-start", "first"):
+        prompt = chat_prompt(family, kind, system=SYSTEM, placement=place)
+        if kind == "key_values" and family == "phi3_5":
+            with pytest.raises(BaseModelError, match="keeps no more than 8 tokens in some layers, and"):
+                write_peft(base, prompt, tmp_path / place)
+            continue
+        write_peft(base, prompt, tmp_path / place)
+        again = read_peft(tmp_path / place)
+        assert TaskSpec.from_dict(again.usage["task"]) == prompt.spec
+        state = again.on(base)
+        assert state.placement == prompt.state.placement
+        assert all(torch.equal(one, other) for one, other in zip(state.tensors, prompt.state.tensors, strict=True))
+        ids = Tasks.load(tmp_path / place).text_ids(place, LONG)
+        model = peft.PeftModel.from_pretrained(chat_model(family), tmp_path / place).eval()
+        with torch.no_grad():
+            logits = model(input_ids=torch.tensor([ids])).logits[0, -1]
+        torch.testing.assert_close(logits, our_logits(base, prompt, LONG), **CLOSE)
+        assert "text_ids" in (tmp_path / place / "README.md").read_text()
+
+
+def test_an_array_has_no_place_for_turns(tmp_path: Path) -> None:
+    with pytest.raises(PromptFileError, match="stands among other tokens, in the system turn of a conversation"):
+        write_npy(chat_prompt("qwen2_5"), tmp_path / "p.npy")
+
+
+def test_a_row_of_text_is_what_the_user_says(tmp_path: Path) -> None:
+    base, prompt = chat_base("qwen2_5"), chat_prompt("qwen2_5", labels=("yes", "no"))
+    bake_vocabulary(base, {"one": prompt}, tmp_path / "out")
+    tasks = Tasks.load(tmp_path / "out")
+    assert tasks.ids("one", "Two and two?") == tasks.ids("one", SHORT)
+    request = tasks.request("one", "Two and two?", model="m")
+    encoder = ExampleEncoder(base, prompt.spec, 4)
+    assert encoder.verbalizer is not None
+    assert request["allowed_token_ids"] == list(encoder.verbalizer.rows)
+    (text,) = encoder.encode_texts([Example("Two and two?")])
+    assert request["prompt"][-len(text) :] == list(text)
