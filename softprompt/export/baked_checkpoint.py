@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from softprompt.data.encoding.placement import Placement
 from softprompt.data.encoding.special_tokens import SpecialTokens
 from softprompt.errors import PromptFileError
-from softprompt.export.export_readme import USAGE_FILE, list_front, read_usage
+from softprompt.export.export_readme import USAGE_FILE, list_front, read_placement, read_usage
 from softprompt.prompts.saved_prompt import Prompt
 
 
@@ -29,7 +30,7 @@ class BakedCheckpoint:
         special_tokens: BOS.
         never: token ids that must never be generated.
         probes: by the name of the task; by them an engine can be seen to run this very checkpoint.
-        tokenizer, generation_config: as the checkpoint has them.
+        tokenizer, generation_config: as the checkpoint has them, with the chat template of the base model.
     """
 
     architecture = "decoder-only"
@@ -62,7 +63,8 @@ class BakedCheckpoint:
                 for name, probe in usage["probes"].items()
             }
             self._tasks = {
-                str(task["digest"]): (str(name), list_front(usage, task)) for name, task in usage["tasks"].items()
+                str(task["digest"]): (str(name), read_placement(task), tuple(int(one) for one in task["ids"]))
+                for name, task in usage["tasks"].items()
             }
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise PromptFileError(
@@ -71,6 +73,7 @@ class BakedCheckpoint:
             ) from error
         try:
             self.tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+            self.tokenizer.chat_template = usage.get("chat_template")
             self.generation_config: Any = GenerationConfig.from_pretrained(folder)
         except (OSError, ValueError) as error:
             raise PromptFileError(f"'{folder}' holds no tokenizer or generation_config.json: {error}") from error
@@ -78,16 +81,24 @@ class BakedCheckpoint:
     @property
     def names(self) -> list[str]:
         """Of the baked tasks."""
-        return [name for name, _ in self._tasks.values()]
+        return [name for name, *_ in self._tasks.values()]
 
-    def front(self, digest: str) -> tuple[int, ...]:
-        """All that stands in front of the texts of the prompt of this digest; raises PromptFileError for none."""
+    def front(self, digest: str, placement: Placement | None = None) -> tuple[int, ...]:
+        """All that stands in front of the texts of the prompt of this digest.
+
+        Args:
+            placement: for conversations that begin in another way, what stands around the virtual tokens there.
+
+        Raises:
+            PromptFileError: it was not baked.
+        """
         if digest not in self._tasks:
             raise PromptFileError(
                 f"it is none of the prompts in the checkpoint ({', '.join(self.names)}): bake it with softprompt "
                 "export --format vocab, and restart the engine and this server on the new checkpoint"
             )
-        return self._tasks[digest][1]
+        _, place, virtual = self._tasks[digest]
+        return list_front(self.special_tokens.bos, placement or place, virtual)
 
     def check(self, prompt: Prompt) -> None:
         """Raise PromptFileError unless ``prompt``, as it is, was baked."""

@@ -12,14 +12,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from softprompt.data.chats.message_parsing import parse_conversation
 from softprompt.data.encoding.encoder import ExampleEncoder
+from softprompt.data.encoding.placement import Placement
 from softprompt.data.encoding.special_tokens import SpecialTokens
 from softprompt.data.encoding.verbalizer import Verbalizer, end_of_turn
 from softprompt.data.examples import Example
 from softprompt.data.task import TaskSpec
 from softprompt.errors import ConfigError, PromptFileError
-from softprompt.export.export_readme import USAGE_FILE, list_front, read_usage
+from softprompt.export.export_readme import USAGE_FILE, list_front, read_placement, read_usage
+from softprompt.inference.chat_answers import find_beginning
+from softprompt.prompts.state import PromptState
 
 TIMEOUT = 600  # seconds until an engine must have answered
 
@@ -53,15 +58,18 @@ class Tasks:
         self._tokenizer = tokenizer
         try:
             bos = tuple(int(one) for one in usage["bos_ids"])
-            known = _KnownOfBase(tokenizer, SpecialTokens(bos), usage["context_length"])
+            self._known = known = _KnownOfBase(tokenizer, SpecialTokens(bos), usage["context_length"])
             self.never: tuple[int, ...] = tuple(usage.get("never_generate", ()))
-            self._front: dict[str, tuple[int, ...]] = {}
             self._encoders: dict[str, ExampleEncoder] = {}
+            self._virtual: dict[str, tuple[int, ...]] = {}
+            self._states: dict[str, PromptState] = {}
             for name, task in usage["tasks"].items():
                 spec = TaskSpec.from_dict(task["task"])
-                self._front[name] = list_front(usage, task)
+                place, self._virtual[name] = read_placement(task), tuple(int(one) for one in task.get("ids", ()))
+                # what stands there is the engine's
+                self._states[name] = PromptState("embeddings", (torch.zeros(int(task["length"]), 1),), place)
                 self._encoders[name] = ExampleEncoder(known, spec, task["length"])
-        except (KeyError, TypeError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise PromptFileError(f"{USAGE_FILE} lacks or misuses {error}: export the prompts again") from error
 
     @classmethod
@@ -87,17 +95,36 @@ class Tasks:
             ConfigError: messages for a prompt that was learned from single texts.
             DataError: messages that are no conversation, or that the chat template refuses.
         """
-        return [*self._front[self._check_known(task)], *self.text_ids(task, text, **columns)]
+        place, ids = self._encode(task, text, columns)
+        return [*list_front(self._known.special_tokens.bos, place, self._virtual[task]), *ids]
 
     def text_ids(self, task: str, text: Asked, **columns: Any) -> list[int]:
-        """``ids`` behind BOS, virtual tokens and all that is the same in front of every text."""
+        """``ids`` behind BOS, virtual tokens and all that is the same in front of every text.
+
+        Raises:
+            ConfigError, DataError: as ``ids``, and for messages that do not begin as all others do.
+        """
+        place, ids = self._encode(task, text, columns)
+        if place != self._states[task].placement:
+            raise ConfigError(
+                f"these messages do not begin as those that '{task}' was learned with: leave system message and tools "
+                "out, which stand among the rows of this export"
+            )
+        return ids
+
+    def _encode(self, task: str, text: Asked, columns: Mapping[str, Any]) -> tuple[Placement, list[int]]:
+        """What stands around the virtual tokens in front of a text, and the text."""
         encoder = self._encoders[self._check_known(task)]
+        state = self._states[task]
         if isinstance(text, str):
-            return list(encoder.encode_texts([Example(text, columns=columns)])[0])
+            return state.placement, list(encoder.encode_texts([Example(text, columns=columns)])[0])
         if encoder.spec.chat is None:
             raise ConfigError(f"task '{task}' was learned from single texts, not from conversations: give a text")
-        asked = parse_conversation(text, columns.get("tools")).without_answer()
-        return list(encoder.encode_texts([Example("", conversation=asked)])[0])
+        example = Example("", conversation=parse_conversation(text, columns.get("tools")).without_answer())
+        found = find_beginning(self._known, encoder.spec, [state], example.conversation)
+        if found.name:
+            state, encoder = found.states[0], ExampleEncoder(self._known, found.spec, state.length)
+        return state.placement, list(encoder.encode_texts([example])[0])
 
     def request(self, task: str, text: Asked, *, model: str, max_tokens: int = 64, **columns: Any) -> dict[str, Any]:
         """The body of a request to ``/v1/completions`` of vLLM: greedy, and held to the labels if the task has some."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from softprompt.data.chats.chat_format import ChatFormat
+from softprompt.data.encoding.placement import Placement
 from softprompt.data.task import TaskSpec
 from softprompt.errors import PromptFileError, printable
 from softprompt.models.builtin_models import MODEL_NAME as EMBEDDED_NAME
@@ -234,18 +235,14 @@ def describe_task(prompt: Prompt) -> dict[str, Any]:
     }
 
 
-def list_front(usage: Mapping[str, Any], task: Mapping[str, Any], *, shared: bool = True) -> tuple[int, ...]:
-    """Token ids in front of every text of a task: BOS, virtual tokens, and what stands around these.
+def read_placement(task: Mapping[str, Any]) -> Placement:
+    """What ``describe_task`` says of the place; raises ValueError for what is none."""
+    return Placement.from_dict({**task, "behind_bos": task["add_special_tokens"]})
 
-    ``shared`` False: without what stands behind them, for conversations that bring it themselves.
-    """
-    parts = (
-        usage["bos_ids"] if task["add_special_tokens"] else (),
-        task.get("before", ()),
-        task.get("ids", ()),
-        task.get("behind", ()) if shared else (),
-    )
-    return tuple(int(one) for part in parts for one in part)
+
+def list_front(bos: Sequence[int], placement: Placement, virtual: Sequence[int]) -> tuple[int, ...]:
+    """Token ids in front of every text: BOS, the ``virtual`` tokens, and what stands around these."""
+    return (*(bos if placement.behind_bos else ()), *placement.before, *virtual, *placement.behind)
 
 
 def read_usage(folder: Path) -> dict[str, Any]:

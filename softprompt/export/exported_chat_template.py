@@ -12,19 +12,16 @@ from types import MappingProxyType
 from typing import Any
 
 from softprompt.data.chats.chat_format import ChatFormat
-from softprompt.data.chats.chat_template import ChatTemplate, find_chat_template
-from softprompt.data.chats.conversation import Conversation, Message
+from softprompt.data.chats.chat_template import find_chat_template
 from softprompt.data.encoding.tokenization import safe_tokenizer
 from softprompt.data.examples import Example
 from softprompt.data.task import TaskSpec
-from softprompt.errors import DataError, TemplateError
+from softprompt.errors import TemplateError
 from softprompt.export.export_readme import MARKER
 from softprompt.export.virtual_tokens import name_virtual_tokens
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.saved_prompt import Prompt
 
-_TOOL = "Qtool"  # what no template says of itself
-_NO_PARAMETERS: Mapping[str, Any] = {"type": "object", "properties": {}}
 _GENERATION = re.compile(r"(\{%[-+]?\s*)(end)?generation(\s*[-+]?%\})")
 _KEY = re.compile("@([A-Z]+)@")
 
@@ -191,18 +188,10 @@ def _describe_task(base: FrozenLM, name: str, prompt: Prompt, gap: str) -> dict[
         "system": chat.system,
         "takes_system": template.takes_system and (chat.system is not None or not chat.shared),
         "tools": [dict(one) for one in chat.tools],
-        "takes_tools": _writes_tools(template),
+        "takes_tools": template.takes_tools,
         "turns": [one.to_dict() for one in chat.turns],
-        "opening": template.opening if prompt.spec.kind == "classification" else "",
+        "opening": template.opening if prompt.spec.kind == "classification" or chat.asking == "answer" else "",
     }
-
-
-def _writes_tools(template: ChatTemplate) -> bool:
-    tool = {"type": "function", "function": {"name": _TOOL, "description": _TOOL, "parameters": _NO_PARAMETERS}}
-    try:
-        return _TOOL in template.render(Conversation((Message("user", "a"),), (tool,))).text
-    except DataError:
-        return False
 
 
 def _write_conversation(base: FrozenLM, chat: ChatFormat) -> str:
@@ -215,7 +204,9 @@ def _write_conversation(base: FrozenLM, chat: ChatFormat) -> str:
         lambda tag: f"{tag[1]}{'endif' if tag[2] else 'if true'}{tag[3]}", chat.template.removesuffix("\n")
     )
     ended = _fill(
-        _ASKED + (_ALL if inside else _BEHIND_FRONT), LEFTOUT=template.left_out, FRONT="" if inside else template.front
+        _ASKED + (_ALL if inside else _BEHIND_FRONT),
+        LEFTOUT="" if chat.asking == "thoughts" else template.left_out,
+        FRONT="" if inside else template.front,
     )
     return arguments + _fill(_TURNS + (_INSIDE if inside else _FIRST)) + source.join(_WRITTEN) + ended
 

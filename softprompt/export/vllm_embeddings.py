@@ -9,6 +9,7 @@ Shapes: ``T`` tokens of BOS, prompt and text, ``H`` embedding size, ``V`` vocabu
 import base64
 import io
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,14 @@ from torch import Tensor
 from softprompt.errors import BaseModelError, PromptFileError
 from softprompt.export.engine_client import Asked, Tasks
 from softprompt.export.export_formats import ExportRequest
-from softprompt.export.export_readme import USAGE_FILE, describe_task, embeds_readme, encode_json, read_usage
+from softprompt.export.export_readme import (
+    USAGE_FILE,
+    describe_task,
+    embeds_readme,
+    encode_json,
+    list_front,
+    read_usage,
+)
 from softprompt.export.folded_placement import fold_placement
 from softprompt.export.virtual_tokens import check_expressible
 from softprompt.models.frozen_lm import FrozenLM
@@ -95,8 +103,13 @@ class EmbeddedTasks(Tasks):
 
     def embeddings(self, task: str, text: Asked, **columns: Any) -> Tensor:
         """What the model's first layer sees of BOS, prompt and text: ``[T, H]``; arguments as for ``ids``."""
-        ids = torch.tensor(self.text_ids(task, text, **columns))
-        return torch.cat([self._tensors[f"prompt.{task}"], self._tensors["tokens"][ids]])
+        place, ids = self._encode(task, text, columns)
+        kept, bos = self._states[task], self._known.special_tokens.bos
+        start = len(list_front(bos, replace(kept.placement, behind=()), ()))
+        virtual = self._tensors[f"prompt.{task}"][start : start + kept.length]
+        before = torch.tensor(list_front(bos, replace(place, behind=()), ()), dtype=torch.long)
+        behind = torch.tensor([*place.behind, *ids])
+        return torch.cat([self._tensors["tokens"][before], virtual, self._tensors["tokens"][behind]])
 
     def _make_input(self, task: str, text: Asked, columns: Mapping[str, Any]) -> dict[str, Any]:
         # an empty prompt would be a second input

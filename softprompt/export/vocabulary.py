@@ -126,6 +126,8 @@ def describe_usage(base: FrozenLM, baked: BakedVocabulary) -> dict[str, Any]:
         "context_length": base.context_length,
         "embedding_size": base.embedding_size,
         "never_generate": baked.all_ids,
+        # the model's own, in whose place the exported one stands
+        "chat_template": base.tokenizer.chat_template,
         "tasks": tasks,
     }
 
@@ -212,7 +214,7 @@ def _choose_gaps(base: FrozenLM, tokenizer: Any, prompts: Mapping[str, Prompt]) 
 def _find_other_tokens(base: FrozenLM, tokenizer: Any, name: str, prompt: Prompt) -> list[str]:
     """Probes that the chat template gives other tokens than the prompt was learned with."""
     words = tokenizer.convert_tokens_to_ids(name_virtual_tokens(name, prompt.state.length))
-    front = list_front({"bos_ids": base.bos_ids}, {**describe_task(prompt), "ids": words})
+    front = list_front(base.bos_ids, prompt.state.placement, words)
     found = []
     for probe in _PROBES:
         said = [{"role": "user", "content": probe}]
@@ -262,7 +264,7 @@ def _check_checkpoint(base: FrozenLM, baked: BakedVocabulary, place: Path, tied:
     probes: dict[str, Any] = {}
     for name, prompt in baked.prompts.items():
         text = _encode_learned(base, prompt, _PROBES[0])
-        front = list_front({"bos_ids": base.bos_ids}, {**describe_task(prompt), "ids": baked.ids(name)})
+        front = list_front(base.bos_ids, prompt.state.placement, baked.ids(name))
         ids = [*front, *text]
         if _find_other_tokens(base, tokenizer, name, prompt):
             inexact.append(name)

@@ -8,7 +8,18 @@ from typing import Any
 import pytest
 import torch
 from helpers.chat_models import CHAT_FAMILIES, WITHOUT_SYSTEM, chat_base, chat_model, chat_template
-from helpers.chat_prompts import LINES, LONG, SHORT, SYSTEM, chat_prompt, example_of, spelling_marks
+from helpers.chat_prompts import (
+    LINES,
+    LONG,
+    SHORT,
+    SYSTEM,
+    TOOL,
+    WITH_CALLS,
+    chat_prompt,
+    example_of,
+    spelling_marks,
+    takes_tools,
+)
 from helpers.gguf_models import write_gguf
 from helpers.learned_prompts import CLOSE, learned
 from helpers.tiny_models import tiny_base
@@ -16,7 +27,7 @@ from jinja2 import TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from softprompt.data.chats.chat_format import ChatFormat
+from softprompt.data.chats.chat_format import PLACEMENTS, ChatFormat
 from softprompt.data.chats.conversation import Message
 from softprompt.data.encoding.conversation_encoder import find_placement
 from softprompt.data.encoding.encoder import ExampleEncoder
@@ -30,6 +41,7 @@ from softprompt.export.numpy_array import write_npy
 from softprompt.export.peft import read_peft, write_peft
 from softprompt.export.vllm_embeddings import EmbeddedTasks, write_embeds
 from softprompt.export.vocabulary import bake_vocabulary
+from softprompt.inference.chat_answers import find_beginning
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.prefix import front_ids, make_prefix
 from softprompt.prompts.saved_prompt import Prompt
@@ -49,7 +61,7 @@ def prompts_of(family: str) -> dict[str, Prompt]:
         f"{place}-{number}{'' if shared else '-own'}": chat_prompt(
             family, placement=place, system=system, shared=shared, seed=number
         )
-        for place in ("system-start", "system-end", "first")
+        for place in PLACEMENTS
         for number, system in enumerate(systems)
         for shared in (True, False)
     }
@@ -94,6 +106,37 @@ class TestVocabulary:
                 logits = model(input_ids=torch.tensor([hostile])).logits[0, -1, : base.vocabulary_size]
             known = torch.tensor([one for one in range(base.vocabulary_size) if one not in baked.all_ids])
             torch.testing.assert_close(logits[known], our_logits(base, prompt, marks)[known], **CLOSE)
+
+    @pytest.mark.parametrize("family", [one for one in CHAT_FAMILIES if one not in WITHOUT_SYSTEM])
+    def test_another_system_message_and_tools_stand_where_the_server_puts_them(
+        self, tmp_path: Path, family: str
+    ) -> None:
+        base = chat_base(family)
+        prompts = {place: chat_prompt(family, placement=place, system=SYSTEM) for place in PLACEMENTS}
+        baked = bake_vocabulary(base, prompts, tmp_path / "out")
+        write_embeds(base, prompts, tmp_path / "embeds")
+        tokenizer, tasks = AutoTokenizer.from_pretrained(tmp_path / "out"), Tasks.load(tmp_path / "out")
+        embedded: EmbeddedTasks = EmbeddedTasks.load(tmp_path / "embeds")
+        with_tools = [(WITH_CALLS, [TOOL]), (SHORT, [TOOL])] if takes_tools(family) else []
+        for name, prompt in prompts.items():
+            for messages, tools in [([{"role": "system", "content": "Another."}, *LONG], None), *with_tools]:
+                found: Any = tokenizer.apply_chat_template(
+                    messages, task=name, tools=tools, add_generation_prompt=True
+                )["input_ids"]
+                assert tasks.ids(name, messages, tools=tools) == found
+                served = find_beginning(
+                    base, prompt.spec, prompt.states, example_of(messages, tools or ()).conversation
+                )
+                (text,) = ExampleEncoder(base, served.spec, 4).encode_texts([example_of(messages, tools or ())])
+                place = served.states[0].placement
+                assert found == [*front_ids(base, place), *baked.ids(name), *place.behind, *text]
+                given = torch.tensor([text])
+                with torch.no_grad():
+                    hidden = make_prefix(base, *served.states).hidden(given, torch.ones_like(given))
+                    model: Any = base.model
+                    rows = embedded.embeddings(name, messages, tools=tools)
+                    logits = model(inputs_embeds=rows[None]).logits[0, -1].float()
+                torch.testing.assert_close(logits, base.logits(hidden[0, -1:])[0], **CLOSE)
 
     @pytest.mark.parametrize("family", CHAT_FAMILIES)
     def test_answers_end_with_the_turn(self, tmp_path: Path, family: str) -> None:

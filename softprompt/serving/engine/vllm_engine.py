@@ -20,12 +20,14 @@ from typing import Any, Literal, TypeVar
 
 import torch
 
+from softprompt.data.encoding.conversation_encoder import find_placement
 from softprompt.data.encoding.encoder import ExampleEncoder
 from softprompt.data.encoding.token_bytes import token_bytes
 from softprompt.data.encoding.verbalizer import Decision
 from softprompt.data.examples import Example
 from softprompt.errors import ConfigError, DataError
 from softprompt.export.baked_checkpoint import BakedCheckpoint
+from softprompt.export.export_readme import list_front
 from softprompt.inference.generation import Completion, GenerationConfig
 from softprompt.inference.predictions import Prediction
 from softprompt.inference.token_logprobs import ScoredToken
@@ -245,11 +247,16 @@ class VllmEngine:
         return self._get_leading_tokens(served), self._texts.encode_text(served, example, generation.max_new_tokens)
 
     def _get_leading_tokens(self, served: ServedPrompt) -> tuple[int, ...]:
-        """What stands in front of every text: BOS and virtual tokens."""
+        """All that stands in front of a text: BOS, virtual tokens, and what is around these in a conversation."""
         if not served.states:
-            return self._checkpoint.special_tokens.bos
+            place = find_placement(self._checkpoint, served.spec)
+            return list_front(self._checkpoint.special_tokens.bos, place, ())
+        baked = served
+        while baked.parent is not None:
+            baked = baked.parent
+        place = served.states[0].placement
         return self._leading_tokens.get(
-            served.key, lambda: self._checkpoint.front(hash_prompt(served.spec, served.states))
+            served.key, lambda: self._checkpoint.front(hash_prompt(baked.spec, baked.states), place)
         )
 
     async def _score_decision(self, decision: Decision, prompts: list[list[int]]) -> list[list[float]]:
