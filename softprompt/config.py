@@ -231,7 +231,7 @@ class DataOptions(Settings):
 class ChatOptions(Settings):
     """How conversations are written for a model with a chat template; rows of text are turns of a user there."""
 
-    system: str | None = Field(None, description="a written system prompt beside the virtual tokens, or a file of it")
+    system: str | None = Field(None, description="the written system prompt, or a file of it")
     chat_template: str | None = Field(
         None, description="file of a chat template, or none: a plain text.  [default: the model's own]"
     )

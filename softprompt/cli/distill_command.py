@@ -4,7 +4,13 @@ from pathlib import Path
 from typing import Any
 
 from softprompt.cli.base_loading import defer_base, make_callback
-from softprompt.cli.option_values import parse_pairs, parse_task_settings, pop_column_options, pop_model_options
+from softprompt.cli.option_values import (
+    parse_pairs,
+    parse_task_settings,
+    pop_column_options,
+    pop_model_options,
+    read_words,
+)
 from softprompt.cli.printing import print_result
 from softprompt.config import DistillConfig, TrainConfig
 from softprompt.data.examples import keep_answered
@@ -15,14 +21,13 @@ from softprompt.report.pages.distillation_page import make_distillation_document
 from softprompt.report.report_files import write_document
 from softprompt.store.prompt_loading import load_prompt
 from softprompt.training.distillation.distill import distill, make_length_configs
-from softprompt.utils.safe_io import read_text
 
 
 def run_distill(
     model_name: str,
-    teacher_text: Path | None,
     shots: int,
     shots_seed: int,
+    keep_system: str | None,
     teacher: str | None,
     data: str,
     out: Path,
@@ -47,15 +52,13 @@ def run_distill(
     if lengths is not None and settings["length"] is not None:
         raise ConfigError("--length and --lengths exclude each other: give one of them")
     chosen = TrainConfig.load(config, **settings)
-    if teacher is not None and (teacher_text or shots or template or labels or verbalizer):
+    if teacher is not None and (columns.get("system") or keep_system or shots or template or labels or verbalizer):
         raise ConfigError(
-            "--teacher brings its own task, --teacher-text, --shots, --template, --labels and --verbalizer are for "
-            "text: leave them or --teacher out"
+            "--teacher brings its own task, --system, --keep-system, --shots, --template, --labels and --verbalizer "
+            "are for text: leave them or --teacher out"
         )
-    if teacher is None and teacher_text is None and not shots:
-        raise ConfigError("expected a teacher: --teacher-text FILE, --shots N or --teacher PROMPT; got none")
     members = {"": chosen} if lengths is None else make_length_configs(chosen, _numbers(lengths))
-    text = "" if teacher_text is None else read_text(teacher_text)
+    kept = None if keep_system is None else read_words("--keep-system", keep_system)
     prompt = None if teacher is None else load_prompt(teacher).judged_by(metric)
     task = Task.of_inputs(
         data,
@@ -68,8 +71,9 @@ def run_distill(
     done = distill(
         defer_base(model_name, model),
         task,
-        text if prompt is None else prompt,
+        prompt or "",
         shots=solved,
+        keep_system=kept,
         config=members,
         **how.model_dump(),
         out=out,

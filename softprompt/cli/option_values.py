@@ -4,7 +4,6 @@ import csv
 import json
 import re
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 from softprompt.config import ChatOptions, DataOptions
@@ -13,6 +12,7 @@ from softprompt.errors import ConfigError
 from softprompt.utils.files import expand_user
 from softprompt.utils.safe_io import read_text
 
+_PATH = re.compile(r"[~.]?/\S+")
 _FILE_NAME = re.compile(r"\S*\.(?:md|txt|text|markdown|prompt)|(?:\.{0,2}|~|[\w.-]+)/\S+")
 
 
@@ -102,16 +102,29 @@ def pop_column_options(options: dict[str, Any]) -> dict[str, Any]:
 
 def _pop_chat_options(options: dict[str, Any]) -> dict[str, Any]:
     chat = drop_unset(**{name: options.pop(name, None) for name in ChatOptions.model_fields})
-    if (system := chat.get("system")) is not None and _is_file(system):
-        chat["system"] = read_text(Path(system)).strip()
-    elif system is not None and _FILE_NAME.fullmatch(system):
-        raise ConfigError(f"--system '{system}': there is no such file; give one, or the words of the system prompt")
+    if (system := chat.get("system")) is not None:
+        chat["system"] = read_words("--system", system)
     if (template := chat.get("chat_template")) not in (None, NO_TEMPLATE):
         chat["chat_template"] = read_text(expand_user(template))
     if given := options.pop("chat_template_arg", None):
         pairs = parse_pairs("--chat-template-arg", given, "NAME=VALUE", "enable_thinking=false")
         chat["chat_template_args"] = {name: _value_of(words) for name, words in pairs.items()}
     return chat
+
+
+def read_words(flag: str, words: str) -> str:
+    """Words as they are given, or those of the file that they name, white space at their ends removed.
+
+    Raises:
+        ConfigError: there is no such file, and nobody would say its name; or it cannot be read, or nothing is given.
+    """
+    if not words.strip():
+        raise ConfigError(f"{flag}: expected a system prompt, got an empty one: is a shell variable not set?")
+    if _is_file(words):
+        return read_text(expand_user(words)).strip()
+    if _FILE_NAME.fullmatch(words) or _PATH.fullmatch(words):
+        raise ConfigError(f"{flag} '{words}': there is no such file; give one, or the words of the system prompt")
+    return words
 
 
 def _is_file(words: str) -> bool:

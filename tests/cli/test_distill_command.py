@@ -28,7 +28,7 @@ from softprompt.training.distillation.teacher import Teacher
 
 TEXT = "great fine good\ndull poor bad\nSay whether the film is good or bad.\n"
 CPU = ["--device", "cpu", "--dtype", "float32"]
-TEACHER = ["--teacher-text", "{place}/prompt.txt"]
+TEACHER = ["--system", "{place}/prompt.txt"]
 FAST = ["--steps", "8", "--batch-size", "8", "--eval-every", "4", "--template", TEMPLATE, *CPU]
 
 
@@ -51,7 +51,7 @@ def distill(place: Path, out: Path, *more: object, inputs: str = "inputs.jsonl")
 
 
 def text(place: Path) -> list[object]:
-    return ["--teacher-text", place / "prompt.txt", "--labels", "bad,good"]
+    return ["--system", place / "prompt.txt", "--labels", "bad,good"]
 
 
 class TestTheCommand:
@@ -153,9 +153,7 @@ class TestTheCommand:
             "--stop",
             "\\n",
         ]
-        done = distill(
-            place, tmp_path / "p", "--teacher-text", place / "prompt.txt", *how, "--length", "6", inputs="answers"
-        )
+        done = distill(place, tmp_path / "p", "--system", place / "prompt.txt", *how, "--length", "6", inputs="answers")
         assert done.code == 0, done.err
         assert "token agreement" in done.out
         assert "exact_match of the teacher" in done.out
@@ -171,11 +169,18 @@ class TestTheCommand:
 @pytest.mark.parametrize(
     ("more", "words"),
     [
-        ([], "expected a teacher: --teacher-text FILE, --shots N or --teacher PROMPT; got none"),
-        (["--teacher-text", "nothing.txt"], "the prompt's file 'nothing.txt' does not exist"),
-        (["--teacher-text", "{place}/empty.txt"], "is empty: expected the text that stands in front"),
-        (["--teacher-text", "{place}"], "cannot be read: expected a regular file"),
-        (["--teacher", "{place}/nothing"], "--teacher brings its own task, --teacher-text, --shots, --template"),
+        (
+            [],
+            "expected a teacher: a system prompt (--system), solved examples (--shots N), a saved prompt (--teacher)",
+        ),
+        (["--system", "nothing.txt"], "--system 'nothing.txt': expected a system prompt, or a file of it, got no file"),
+        (["--system", "{place}/empty.txt"], "is empty: expected the text that stands in front"),
+        (["--system", "{place}"], "expected a system prompt, or a file of it, got no file of this name"),
+        (["--system", ""], "--system: expected a system prompt, got an empty one: is a shell variable not set?"),
+        (
+            ["--teacher", "{place}/nothing"],
+            "--teacher brings its own task, --system, --keep-system, --shots,",
+        ),
         (
             ["--shots", "4", "--labels", "bad,good"],
             "4 examples wanted for the written prompt, but the training split has",
@@ -197,7 +202,7 @@ class TestTheCommand:
         ([*TEACHER, "--no-greedy"], "expected completions to learn, greedy or samples"),
         ([*TEACHER, "--stop", ""], "a stop string must not be empty"),
         ([*TEACHER, "--method", "none"], "unknown method 'none'"),
-        (["--teacher-text", ""], "Invalid value for '--teacher-text': expected a value, got an empty one"),
+        (["--teacher-text", "a.txt"], "No such option '--teacher-text': here it is --system"),
         (
             [*TEACHER, "--resume", "--restart"],
             "--resume and --restart exclude each other",
@@ -218,7 +223,7 @@ def test_mistakes_end_in_one_line_before_anything_is_loaded(
 
 def test_a_text_too_long_for_the_model_is_one_line(place: Path, tmp_path: Path) -> None:
     (tmp_path / "long.txt").write_text("the film is good " * 100)
-    done = distill(place, tmp_path / "p", "--teacher-text", tmp_path / "long.txt", "--labels", "bad,good")
+    done = distill(place, tmp_path / "p", "--system", tmp_path / "long.txt", "--labels", "bad,good")
     assert done.code == 2
     assert "tokens for the text in this model's context of 160: use a shorter prompt" in done.error
 

@@ -32,7 +32,7 @@ from softprompt.training.distillation.distill import distill, make_length_config
 from softprompt.training.distillation.student_initialization import make_candidates
 from softprompt.training.distillation.teacher import Teacher
 
-distilling = sys.modules["softprompt.training.distillation.distill"]
+asking = sys.modules["softprompt.training.distillation.teacher_cache"]
 TEXT = "great fine good\ndull poor bad\nSay whether the film is good or bad."
 FAST: dict[str, Any] = {"length": 6, "steps": 12, "batch_size": 8, "eval_every": 4, "learning_rate": 0.3}
 LABELS = ("bad", "good")
@@ -298,7 +298,7 @@ class TestOneTeacher:
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         base, task, asked, calls = tiny_base("llama"), inputs(), [], []
-        whole, accumulate = distilling.ask_teacher, training._accumulate_gradients
+        whole, accumulate = asking.ask_teacher, training._accumulate_gradients
 
         def counted(*arguments: Any) -> Any:
             asked.append(sum(map(len, arguments[4].values())))
@@ -310,7 +310,7 @@ class TestOneTeacher:
                 raise KeyboardInterrupt
             return accumulate(*arguments)
 
-        monkeypatch.setattr(distilling, "ask_teacher", counted)
+        monkeypatch.setattr(asking, "ask_teacher", counted)
         monkeypatch.setattr(training, "_accumulate_gradients", interrupted)
         teacher = Teacher.written(base, task.spec, TEXT)
         configs = make_length_configs(TrainConfig.build(**FAST, checkpoint_every=2), [3, 6])

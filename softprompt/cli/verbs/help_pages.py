@@ -29,10 +29,10 @@ GROUPS: dict[str, list[str]] = {
         "data shift_data template labels verbalizer text_column label_column target_column bad_rows split",
         "limit train_rows streaming max_length example",
     ),
-    "Chats": _names("system chat_template chat_template_arg learn placement"),
+    "Chats": _names("system keep_system chat_template chat_template_arg learn placement"),
     "Written prompt": _names("instruction shots shots_seed"),
     "Teacher": _names(
-        "teacher_text teacher teachers distillation distillation_temperature teacher_top_k greedy samples",
+        "teacher teachers distillation distillation_temperature teacher_top_k greedy samples",
         "sample_temperature sample_seed stop",
     ),
     "What is learned": _names("method method_option length lengths init recipe config seed"),

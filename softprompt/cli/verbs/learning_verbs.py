@@ -5,7 +5,6 @@ import click
 from softprompt.cli.verbs.lazy_verbs import verb
 from softprompt.cli.verbs.options import (
     GIVEN,
-    PLACE,
     ROOM,
     SEED,
     SETTING_WORDS,
@@ -16,6 +15,7 @@ from softprompt.cli.verbs.options import (
     data_option,
     device_map_option,
     json_option,
+    make_task_options,
     method_option,
     metric_option,
     model_name_option,
@@ -125,17 +125,19 @@ def multitask() -> None:
     "distill",
     "distill_command:run_distill",
     "distill",
-    first=("model_name", "data", "out", "teacher_text", "shots", "teacher", "template", "labels", "length", "steps"),
+    first=("model_name", "system", "data", "out", "shots", "teacher", "labels", "length", "lengths", "steps"),
 )
 @model_name_option(required=True)
-@click.option("--teacher-text", type=PLACE, metavar="FILE", help="The teacher is the text of this file.")
-@shots_option("of the teacher, behind its text")
+@shots_option("of the teacher, behind its text; in chats as turns")
 @click.option("--shots-seed", default=0, show_default=True, help="Of the choice of those examples.")
 @teacher_option("teacher", "of any length, instead of text and examples")
 @data_option("labels are not needed")
 @out_option("a folder, for the learned prompt")
 @click.option("--lengths", type=GIVEN, metavar="N,N,...", help="Learn several lengths together; OUT/N each.")
-@task_options
+@make_task_options("what is distilled; text in front where the model has no chat template")
+@click.option(
+    "--keep-system", type=WORDS, help="A system prompt that stays beside the virtual tokens, or a file of it."
+)
 @column_options
 @metric_option
 @setting_options(
@@ -162,8 +164,10 @@ def multitask() -> None:
 def distill() -> None:
     """Learn a short prompt that behaves like a long one.
 
-    The teacher is a text, solved examples, or a saved prompt; it answers every input once. The student learns to give
-    the same probabilities. Labels are not needed; where there are some, they only tell how good both are.
+    The teacher has a system prompt (of a model without a chat template, a text in front), solved examples, or a saved
+    prompt. It answers every input once; conversations are read along the turns that they bring. The student learns to
+    give the same probabilities without these words. Without --system it is the system message that all chats begin
+    with. Labels are not needed; where there are some, they only tell how good both are.
     """
 
 

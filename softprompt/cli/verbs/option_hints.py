@@ -108,7 +108,8 @@ FOREIGN_VERBS: dict[str, str] = {
 }
 # names that an option had in a verb, before one name had one meaning in all of them
 RENAMED: dict[tuple[str, str], str] = {
-    ("distill", "--prompt"): "--teacher-text",
+    ("distill", "--prompt"): "--system",
+    ("distill", "--teacher-text"): "--system",
     ("distill", "--inputs"): "--data",
     ("distill", "--temperature"): "--distillation-temperature (or --sample-temperature, of sampled completions)",
     ("distill", "--top-k"): "--teacher-top-k",

@@ -309,7 +309,13 @@ def data_option(here: str = "", *, required: bool = True) -> Callable[[Command],
     return click.option("--data", type=GIVEN, required=required, help=told)
 
 
-task_options = combine_options(
+def make_task_options(of_system: str = "kept beside the virtual tokens") -> Callable[[Command], Command]:
+    """How rows become a task; ``of_system``: what there is to say of the system prompt in a verb."""
+    system = remark("The written system prompt, or a file of it.", of_system)
+    return combine_options(*_ROW_OPTIONS, setting_options(ChatOptions, system=system), _CHAT_ARGUMENTS)
+
+
+_ROW_OPTIONS = (
     click.option(
         "--template",
         type=WORDS,
@@ -322,15 +328,15 @@ task_options = combine_options(
     click.option(
         "--verbalizer", type=LABEL_WORDS, multiple=True, metavar="LABEL=WORDS", help="Words for a label. Repeatable."
     ),
-    setting_options(ChatOptions),
-    click.option(
-        "--chat-template-arg",
-        type=GIVEN,
-        multiple=True,
-        metavar="NAME=VALUE",
-        help="What the chat template is given, as enable_thinking=false. Repeatable.",
-    ),
 )
+_CHAT_ARGUMENTS = click.option(
+    "--chat-template-arg",
+    type=GIVEN,
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="What the chat template is given, as enable_thinking=false. Repeatable.",
+)
+task_options = make_task_options()
 
 
 def config_option(here: str = "") -> Callable[[Command], Command]:

@@ -40,6 +40,8 @@ class ChatFormat:
             brings its own.
         asking: where what is asked ends: where an answer begins that was learned; behind the beginning of thoughts,
             where the template writes one; or behind all that an answer without thoughts begins with.
+        replaces: a system prompt whose place the virtual tokens take, which they were distilled from: a conversation
+            that begins with it is read as one without.
     """
 
     template: str = OWN_TEMPLATE
@@ -51,6 +53,7 @@ class ChatFormat:
     learn: LearnedTurns = "all"
     shared: bool = True
     asking: Asking = "turn"
+    replaces: str | None = None
 
     def __post_init__(self) -> None:
         if self.placement not in PLACEMENTS:
@@ -89,6 +92,7 @@ class ChatFormat:
             "learn": self.learn,
             "shared": self.shared,
             "asking": self.asking,
+            "replaces": self.replaces,
         }
         unusual = {
             name: value for name, value in facts.items() if value not in ({}, [], None, getattr(usual, name, None))
@@ -111,6 +115,7 @@ class ChatFormat:
                 saved.learn,
                 saved.shared,
                 saved.asking,
+                saved.replaces,
             )
         except (ValidationError, ConfigError) as error:
             reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
@@ -118,9 +123,12 @@ class ChatFormat:
 
 
 def keeps_shared_turns(chat: ChatFormat, conversation: Conversation) -> bool:
-    """Whether a conversation begins as all do: with the kept system message or none, and with the kept tools."""
+    """Whether a conversation begins as all do: with the kept system message or none, and with the kept tools.
+
+    The system message that the virtual tokens replace is none.
+    """
     same_tools = not conversation.tools or conversation.tools == chat.tools
-    return chat.shared and same_tools and conversation.system in (None, chat.system)
+    return chat.shared and same_tools and conversation.system in (None, chat.system, chat.replaces)
 
 
 class _Saved(BaseModel):
@@ -160,3 +168,4 @@ class _SavedFormat(_Saved):
     learn: LearnedTurns = "all"
     shared: bool = True
     asking: Asking = "turn"
+    replaces: str | None = None

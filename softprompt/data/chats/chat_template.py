@@ -206,7 +206,7 @@ class ChatTemplate:
         messages, own = list(conversation.messages), conversation.system
         if own is not None:
             messages = messages[1:]
-        system = self.format.system if own is None else own
+        system = self.format.system if own in (None, self.format.replaces) else own
         if system and not self._takes_system:
             raise DataError("this model's chat template has no place for a system message: leave it out")
         if self.inside_system:

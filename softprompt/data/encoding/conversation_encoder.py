@@ -56,13 +56,10 @@ class ConversationEncoder:
         """
         if example.conversation is None:
             return Conversation((Message("user", self._spec.compiled.fill(example, text).text),))
-        messages = example.conversation.messages
-        if messages[-1].role == "assistant" and self._spec.kind == "generation" and example.references:
-            messages = messages[:-1]
-        if text is not None:
-            last = max(index for index, one in enumerate(messages) if one.role == "user")
-            messages = (*messages[:last], replace(messages[last], content=text), *messages[last + 1 :])
-        return replace(example.conversation, messages=messages)
+        conversation = self.cut(example, text).conversation
+        assert conversation is not None
+        answered = conversation.messages[-1].role == "assistant" and bool(example.references)
+        return conversation.without_answer() if answered and self._spec.kind == "generation" else conversation
 
     def answered(self, example: Example, text: str | None = None) -> Conversation:
         """With the answer that is learned."""
@@ -138,6 +135,17 @@ class ConversationEncoder:
         self.turns_cut += users[0] - first
         kept = replace(example.conversation, messages=(*messages[:first], *messages[users[0] :]))
         return replace(example, conversation=kept)
+
+    def cut(self, example: Example, text: str | None) -> Example:
+        """The example with ``text`` in place of what the user says last."""
+        if text is None:
+            return example
+        if example.conversation is None:
+            return replace(example, text=text)
+        messages = example.conversation.messages
+        last = max(index for index, one in enumerate(messages) if one.role == "user")
+        said = (*messages[:last], replace(messages[last], content=text), *messages[last + 1 :])
+        return replace(example, conversation=replace(example.conversation, messages=said))
 
     def last_said(self, example: Example) -> str:
         """What the user says last: what is cut where leaving out turns is not enough."""

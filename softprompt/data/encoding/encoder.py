@@ -207,6 +207,22 @@ class ExampleEncoder:
             return [self._conversation_item(self._chat, i, example) for i, example in enumerate(examples)]
         return self.answer_items(examples, [self._answer(example) for example in examples])
 
+    def cut_examples(self, examples: Sequence[Example]) -> list[Example]:
+        """Conversations and texts of a chat as they are read: those that are too long without what is cut of them.
+
+        Raises:
+            TemplateError, DataError: as ``encode_texts`` and ``training_items``.
+        """
+        assert self._chat is not None
+        found = []
+        for example in examples:
+            one = example
+            if self.verbalizer is None and one.conversation is not None and one.references:
+                one = self._fit_answered(self._chat, one)[2]
+            length = len(self._read([self._filled(one)])[0])
+            found.append(one if length <= self.limit else self._chat.cut(*self._cut_example(one, length, self.limit)))
+        return found
+
     def answer_items(self, examples: Sequence[Example], answers: Sequence[tuple[int, ...]]) -> list[EncodedSequence]:
         """For generation: one item an example, that asks for each token of an answer, of which there is one at least.
 
@@ -289,16 +305,23 @@ class ExampleEncoder:
 
     def _conversation_item(self, chat: ConversationEncoder, index: int, example: Example) -> EncodedSequence:
         """The item that asks for every token of the assistant's turns that are learned."""
-        ids, spans = chat.encode_answered(example)
-        start = spans[-1][0]
-        limit = self._limit_before(len(ids) - start - 1, example)
-        if start > limit:
-            cut = self._cut(example, start, limit, lambda one, said: chat.encode_answered(one, said)[1][-1][0])
-            ids, spans = chat.encode_answered(*cut)
+        ids, spans, _ = self._fit_answered(chat, example)
         places = [place for span in spans for place in range(*span)]
         return EncodedSequence(
             index, tuple(ids[:-1]), tuple(place - 1 for place in places), tuple(ids[place] for place in places)
         )
+
+    def _fit_answered(
+        self, chat: ConversationEncoder, example: Example
+    ) -> tuple[list[int], list[tuple[int, int]], Example]:
+        """What ``encode_answered`` gives of an example, cut where it is too long, and the example as it is read."""
+        ids, spans = chat.encode_answered(example)
+        start = spans[-1][0]
+        limit = self._limit_before(len(ids) - start - 1, example)
+        if start <= limit:
+            return ids, spans, example
+        cut = self._cut(example, start, limit, lambda one, said: chat.encode_answered(one, said)[1][-1][0])
+        return *chat.encode_answered(*cut), chat.cut(*cut)
 
     def _room_before(self, answer: int) -> int:
         """Tokens that the context has for a text with such an answer; none if the answer does not fit where it goes."""

@@ -10,6 +10,9 @@ from softprompt.report.pages.cells import DASH, make_metric_cell
 from softprompt.report.render.document import Block, Cell, Document, Section, Table, Text
 from softprompt.training.distillation.distillation_records import BreakEven, DistillationReport, Fidelity
 
+# of requests that come one by one
+_PAYS = ("Pays after, teacher read", "Teacher cached")
+
 
 def make_distillation_document(reports: Mapping[str, DistillationReport], out: Path) -> Document:
     """One student at length, or several in a table, a row for each."""
@@ -57,12 +60,18 @@ def _several(reports: Mapping[str, DistillationReport]) -> tuple[Block, ...]:
     for one, figures, speed in zip(reports.values(), named, speeds, strict=True):
         times = (MISSING, MISSING) if speed is None else (f"{speed.p50_ms:.1f}", f"{speed.examples_per_second:.1f}")
         requests = (f"{one.tokens.after:.1f}", f"{one.tokens.times_fewer:.1f}")
-        rows.append((str(one.length), *(figures.get(name, DASH) for name in shown), *requests, *times))
+        paid = tuple(_paid(after)[0] for after in (one.against_read, one.against_cached))
+        rows.append((str(one.length), *(figures.get(name, DASH) for name in shown), *requests, *times, *paid))
     near = first.held_out[split]
     teacher = f"; {teachers} {named[0][teachers].text} {named[0][teachers].detail}" if near.teacher is not None else ""
     return (
         Text(f"on {near.n:,} {split} inputs; tokens a request of the teacher: {first.tokens.before:.1f}{teacher}"),
-        Table.of("", ("Length", *shown, "Tokens a request", "Times fewer", "ms", "Requests/s"), rows, words=0),
+        Table.of(
+            "",
+            ("Length", *shown, "Tokens a request", "Times fewer", "ms", "Requests/s", *_PAYS),
+            rows,
+            words=0,
+        ),
     )
 
 
@@ -99,8 +108,20 @@ def _cost(report: DistillationReport, *, alone: bool) -> tuple[Block, ...]:
             f"the machine's speed changed meanwhile (the student's request took {least:.1f} to {most:.1f} ms): times "
             f"are told as they would be at its mean; {spent}"
         )
+    blocks = [Text(text) for text in (_describe_savings(report), spent) if text]
     columns = ("Measured here", "Median ms", "95% ms", "Requests/s in batches", "Pays after, one by one", "In batches")
-    return (Table.of("", columns, rows), Text(spent))
+    return (Table.of("", columns, rows), *blocks)
+
+
+def _describe_savings(report: DistillationReport) -> str:
+    """Seconds that a request takes less than each teacher's."""
+    named = {"read with every request": report.against_read, "its prefix cached": report.against_cached}
+    parts = [
+        f"{1000 * one.single_seconds:,.1f} ms one by one and {1000 * one.batched_seconds:,.1f} ms in batches ({how})"
+        for how, one in named.items()
+        if one is not None and one.single_seconds is not None and one.batched_seconds is not None
+    ]
+    return f"saved a request against the teacher: {'; '.join(parts)}" if parts else ""
 
 
 def _times(speed: Speed) -> tuple[str, str, str]:

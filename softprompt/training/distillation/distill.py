@@ -1,12 +1,11 @@
 """distill: a long written prompt, solved examples or a saved prompt in; a short soft prompt that behaves like it out.
 
+On a model with a chat template the written prompt is a system prompt (system_prompt.py).
+
 The teacher answers every input once; students learn to give the same probabilities, in the loop of any prompt.
 Context distillation: Askell et al. 2021, Snell, Klein and Zhong 2022, Mu, Li and Goodman 2023.
 """
 
-import hashlib
-import json
-import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -32,6 +31,7 @@ from softprompt.training.callbacks.progress import ProgressChoice
 from softprompt.training.callbacks.step_timer import CLOCK_FILE, StepTimer
 from softprompt.training.callbacks.trackers import TRACKED_FILE, RunTracker, Track, describe_run
 from softprompt.training.checkpoint import Checkpoint
+from softprompt.training.distillation.completions import Answers
 from softprompt.training.distillation.distillation_loss import distillation_objective
 from softprompt.training.distillation.distillation_records import DistillationReport
 from softprompt.training.distillation.fidelity import (
@@ -42,8 +42,9 @@ from softprompt.training.distillation.fidelity import (
     request_tokens,
 )
 from softprompt.training.distillation.student_initialization import check_teacher_start, initialize_students
-from softprompt.training.distillation.teacher import Answers, Teacher, ask_teacher
-from softprompt.training.distillation.teacher_cache import ANSWERS_FILE, load_answers, save_answers
+from softprompt.training.distillation.system_prompt import check_teacher, cut_inputs, write_teacher
+from softprompt.training.distillation.teacher import Teacher, own_split
+from softprompt.training.distillation.teacher_cache import ANSWERS_FILE, ask_or_load_answers
 from softprompt.training.fit import resolve_configs
 from softprompt.training.loop import TrainingResult, train_together
 from softprompt.training.run_checks import (
@@ -93,7 +94,7 @@ AnyTeacher: TypeAlias = Teacher | Prompt | Path | str
 def distill(
     base: BaseSource,
     inputs: Data,
-    teacher: AnyTeacher,
+    teacher: AnyTeacher = "",
     *,
     config: TrainConfig | None = None,
     **options: Any,
@@ -104,7 +105,7 @@ def distill(
 def distill(
     base: BaseSource,
     inputs: Data,
-    teacher: AnyTeacher,
+    teacher: AnyTeacher = "",
     *,
     config: Mapping[str, TrainConfig],
     **options: Any,
@@ -115,9 +116,10 @@ def distill(
 def distill(
     base: BaseSource,
     inputs: Data,
-    teacher: AnyTeacher,
+    teacher: AnyTeacher = "",
     *,
     shots: Sequence[Example] = (),
+    keep_system: str | None = None,
     out: str | Path | None = None,
     config: TrainConfig | Mapping[str, TrainConfig] | None = None,
     callback: AnyCallback | None = None,
@@ -133,9 +135,12 @@ def distill(
     """Learn a soft prompt under which ``base`` behaves as under ``teacher``.
 
     Args:
-        inputs: a task (``Task.of_inputs`` makes one of unlabelled rows), or what it is made from.
-        teacher: a text, or none beside ``shots``; a saved prompt, or its folder as a ``Path``; or a ``Teacher``.
-        shots: solved examples behind the text.
+        inputs: a task (``Task.of_inputs`` makes one of unlabelled rows), or what it is made from. In chats its
+            ``system`` is what is distilled; without one, the system message that all rows begin with.
+        teacher: a text, which is the system prompt of chats; a saved prompt, or its folder as a ``Path``; or a
+            ``Teacher``. Left out where ``system`` or ``shots`` teach.
+        shots: solved examples behind the text, in chats as turns.
+        keep_system: what stays written beside the virtual tokens, in chats.
         out, callback, callbacks, progress, track, resume, restart, evaluate_test: as for ``fit``.
         config: the settings of learning; or single ones by name (``length=16``, ``steps=300``, ...), those of
             ``DistillConfig`` and of a task that is made here among them (``distillation_temperature=2``, ...). ``init``
@@ -158,6 +163,10 @@ def distill(
     base.processes.check_alone("distillation")
     check_settings(configs, taught=True)
     check_splits(task)
+    if isinstance(teacher, str):
+        check_teacher(task, teacher, shots, keep_system)
+    elif keep_system is not None:
+        raise ConfigError("a kept system prompt is for a teacher of text: leave it out")
     for one in configs.values():
         check_student_init(one)
         check_init_fits(one.init, task.spec)
@@ -165,11 +174,13 @@ def distill(
         check_output(out, resume=resume, restart=restart)
     saved = [teacher] if isinstance(teacher, Prompt) else []
     base = load_checked(base, partial(check_prompts_base, configs, saved))
+    if isinstance(teacher, str):
+        task, teacher = write_teacher(base, task, teacher, shots, keep_system)
     done = _distill(
         base,
-        task,
+        resolve_chat(base, task),
         configs,
-        make_teacher(base, task, teacher, shots),
+        Teacher.saved(teacher) if isinstance(teacher, Prompt) else teacher,
         DistillConfig.build(**how),
         out=out,
         callback=told,
@@ -189,13 +200,6 @@ def resolve_teacher(teacher: AnyTeacher) -> Teacher | Prompt | str:
     if not isinstance(teacher, Teacher | Prompt | str):
         raise refuse_argument("teacher", "a text, a saved prompt or its folder as a Path", teacher, {})
     return teacher
-
-
-def make_teacher(base: FrozenLM, task: Task, teacher: Teacher | Prompt | str, shots: Sequence[Example] = ()) -> Teacher:
-    """A text with solved examples, or a saved prompt, as a teacher; raises ConfigError."""
-    if isinstance(teacher, Teacher):
-        return teacher
-    return Teacher.saved(teacher) if isinstance(teacher, Prompt) else Teacher.written(base, task.spec, teacher, shots)
 
 
 def make_length_configs(config: TrainConfig, lengths: Sequence[int]) -> dict[str, TrainConfig]:
@@ -224,7 +228,7 @@ def _distill(
     """Students of one teacher, in the same forward passes; by the folders they are saved in."""
     configs = {name: _resolve_init(config, teacher) for name, config in configs.items()}
     first = next(iter(configs.values()))
-    whole = reserve_answer_room(base, limit_length(resolve_chat(base, task), first))
+    whole = reserve_answer_room(base, limit_length(task, first))
     room = settings.max_new_tokens or choose_max_new_tokens(base, whole.spec, whole.splits["all"])
     settings = settings.model_copy(update={"max_new_tokens": room})
     task, notes = _sample_inputs(whole, first, evaluate_test)
@@ -244,26 +248,28 @@ def _distill(
             callback.on_message(note)
         if checkpoint is not None:
             checkpoint.load()  # one of another run is refused before the teacher is asked
-        splits = {"train": task.train, "validation": task.validation, **({"test": task.test} if task.test else {})}
-        answers, seconds = _ask_or_load(base, task, teacher, settings, splits, checkpoint, restart, callback)
+        longest = max(config.length for config in configs.values())
+        read = cut_inputs(base, task, teacher, longest, room)
+        splits = {"train": read.train, "validation": read.validation, **({"test": read.test} if read.test else {})}
+        answers, seconds = ask_or_load_answers(base, read, teacher, settings, splits, checkpoint, restart, callback)
         lengths = {name: config.length for name, config in configs.items() if config.init == "teacher"}
-        starts = initialize_students(base, task, teacher.start, lengths, answers["validation"])
+        starts = initialize_students(base, read, teacher, lengths, answers["validation"])
         given = {length: state for length, (_, state) in starts.items()}
         scale = settings.distillation_temperature
-        objective = distillation_objective(base, task, list(configs.values()), answers, given, scale)
+        objective = distillation_objective(base, read, list(configs.values()), answers, given, scale)
         clock = StepTimer(callback, None if checkpoint is None else checkpoint.folder / CLOCK_FILE)
-        outcomes = train_together(base, task, configs, clock, checkpoint, objective)
+        outcomes = train_together(base, read, configs, clock, checkpoint, objective)
         by_name = {name: one for name, one in zip(configs, outcomes, strict=True) if not one.failed}
         sizes = {"validation": len(whole.validation), "test": len(whole.test)}
         done = {}
         for name, outcome in by_name.items():
             spent = seconds, clock.at(outcome.steps) / len(configs)
             told = {**settings.model_dump(), "start": starts[lengths[name]][0] if name in lengths else None}
-            one = _build_report(base, task, configs[name], outcome, teacher, told, answers, sizes, spent)
+            one = _build_report(base, read, configs[name], outcome, teacher, told, answers, sizes, spent)
             # what was given, which inspect can know again
             done[name] = replace(one, prompt=replace(one.prompt, data=describe_data(whole)))
         if measure:
-            done = _measure_students(base, task, done, teacher, settings)
+            done = _measure_students(base, read, done, teacher, settings)
         tracker.conclude_splits({name: one.prompt.metrics for name, one in done.items()})
         if out is not None and checkpoint is not None:
             finished = checkpoint.stage() / out.name
@@ -312,36 +318,6 @@ def _sample_inputs(task: Task, config: TrainConfig, evaluate_test: bool) -> tupl
     return replace(task, splits=replace(task.splits, **used)), notes
 
 
-def _ask_or_load(
-    base: FrozenLM,
-    task: Task,
-    teacher: Teacher,
-    settings: DistillConfig,
-    splits: Mapping[str, Sequence[Example]],
-    checkpoint: Checkpoint | None,
-    restart: bool,
-    callback: Callback,
-) -> tuple[dict[str, Answers], float]:
-    """What the teacher says, and the seconds it took: from the run's folder, or by asking it."""
-    path = None if checkpoint is None else checkpoint.folder / ANSWERS_FILE
-    identity = ""
-    if path is not None and checkpoint is not None:
-        inputs = [[split, [(one.text, sorted(one.columns.items())) for one in some]] for split, some in splits.items()]
-        parts = {name: checkpoint.identity[name] for name in ("base", "device and dtype", "task", "versions")}
-        # how the student learns makes no difference to what the teacher says
-        facts = [parts, inputs, teacher.digest, settings.model_dump()]
-        identity = hashlib.sha256(json.dumps(facts, default=str).encode()).hexdigest()
-        if not restart and (kept := load_answers(path, identity)) is not None:
-            callback.on_message("the teacher's answers are there already")
-            return kept
-    began = time.perf_counter()
-    answers = ask_teacher(base, task.spec, teacher, settings, splits, callback.on_message)
-    seconds = time.perf_counter() - began
-    if path is not None:
-        save_answers(path, answers, identity, seconds)
-    return answers, seconds
-
-
 def _build_report(
     base: FrozenLM,
     task: Task,
@@ -364,9 +340,10 @@ def _build_report(
     for split, examples in (("validation", task.validation), ("test", task.test)):
         if examples:
             chosen = sample_indices(examples, TEST_LIMIT[task.spec.kind])
-            some, own = [examples[index] for index in chosen], answers[split].at(chosen)
+            some, learned = [examples[index] for index in chosen], answers[split].at(chosen)
+            own = answers.get(own_split(split), learned)
             near, metrics[split], answered[split] = measure_fidelity(
-                base, task.spec, some, own, outcome.state, generation
+                base, task.spec, some, learned, own, outcome.state, generation
             )
             metrics[split] |= Subsample(len(chosen), given[split]).to_dict()
             held_out[split] = near

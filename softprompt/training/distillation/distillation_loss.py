@@ -28,7 +28,8 @@ from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.inline_prefix import ScoringPrefix
 from softprompt.prompts.prefix import Prefix, make_prefix
 from softprompt.prompts.state import PromptState
-from softprompt.training.distillation.teacher import Answers, Completions, LabelAnswers
+from softprompt.training.distillation.completions import Answers, Completions, LabelAnswers
+from softprompt.training.distillation.given_answers import given_item
 from softprompt.training.learner import ReferenceLoss
 from softprompt.training.training_objective import Losses, TrainingObjective, make_encoders, map_encoders
 
@@ -83,9 +84,16 @@ class TokenTargets:
         self._base, self._temperature, self._completions = base, temperature, completions
 
     def items(self, encoder: ExampleEncoder, examples: Sequence[Example]) -> list[tuple[EncodedSequence, ...]]:
-        """One item for each completion."""
+        """One item for each completion, and for the turns that each conversation brings."""
         told, answers = self._completions, self._completions.answers
-        items = encoder.answer_items([examples[index] for index in told.example.tolist()], answers)
+        asked = [examples[index] for index in told.example.tolist()]
+        own = [index for index, given in enumerate(told.given.tolist()) if not given]
+        items = encoder.answer_items([asked[index] for index in own], [answers[index] for index in own]) if own else []
+        by_index = dict(zip(own, items, strict=True))
+        items = [
+            replace(by_index[index] if index in by_index else given_item(encoder, example, answer), example=index)
+            for index, (example, answer) in enumerate(zip(asked, answers, strict=True))
+        ]
         starts = (told.counts.cumsum(0) - told.counts).tolist()
         return [
             (replace(item, targets=tuple(range(start, start + len(item.positions)))),)
@@ -125,7 +133,7 @@ class TokenTargets:
 
         def losses_of(logits: Tensor, positions: slice) -> Tensor:
             own = rows[positions]
-            alike.append((logits.detach().argmax(-1).cpu() == told.tokens[own]).float())
+            alike.append((logits.detach().argmax(-1).cpu() == told.likeliest[own]).float())
             student = (logits / temperature).log_softmax(-1)
             ids = told.top_ids[own].long().to(logits.device)
             target = told.top[own] if temperature == 1 else told.top[own] / temperature - told.scale[own, None]

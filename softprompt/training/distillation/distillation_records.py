@@ -31,6 +31,7 @@ class RequestTokens(Record):
     """What a request to the model has: what stands in front, and template and text (mean over inputs).
 
     Attributes:
+        teacher, student: in front; of a student in a chat its virtual tokens and what all conversations begin with.
         times_fewer: tokens of a whole request before / after.
     """
 
@@ -50,10 +51,13 @@ class BreakEven(Record):
     Attributes:
         single: of requests that come one by one (median latency).
         batched: of requests in full batches.
+        single_seconds, batched_seconds: that a request of each kind takes less.
     """
 
     single: int | None
     batched: int | None
+    single_seconds: float | None = None
+    batched_seconds: float | None = None
 
 
 class DistillationReport(Displayed, Record):

@@ -15,10 +15,12 @@ from torch import Tensor
 
 from softprompt.config import DistillConfig
 from softprompt.data.encoding.encoder import ExampleEncoder
+from softprompt.data.encoding.placement import Placement
 from softprompt.data.examples import Example, gold_answers, keep_answered
 from softprompt.data.few_shot import BEHIND_WORDS, prepend_tokens
 from softprompt.data.task import TaskSpec
 from softprompt.inference.benchmark import measure_speed
+from softprompt.inference.chat_answers import end_with_turns, make_bare_state
 from softprompt.inference.evaluation import score
 from softprompt.inference.generation import ANSWER_ROOM, GenerationConfig, complete
 from softprompt.inference.predictions import Prediction
@@ -31,9 +33,10 @@ from softprompt.metrics.scores import Score, Speed
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.prefix import Prefix, make_prefix
 from softprompt.prompts.state import PromptState
+from softprompt.training.distillation.completions import Answers, Completions, LabelAnswers
 from softprompt.training.distillation.distillation_loss import FidelityValidation, targets_of
 from softprompt.training.distillation.distillation_records import BreakEven, DistillationReport, Fidelity, RequestTokens
-from softprompt.training.distillation.teacher import Answers, LabelAnswers, Teacher
+from softprompt.training.distillation.teacher import Teacher
 
 NOISE = 0.05  # of the time of a request: less than that is not saved, for all that timing can tell
 
@@ -48,14 +51,19 @@ class UncachedTeacher:
             TemplateError: it leaves no room for inputs in the model's context.
         """
         self.base, self.spec, self.generation, self._ids = base, spec, generation, tuple(ids)
-        self._encoder = ExampleEncoder(base, spec, len(ids), generation.max_new_tokens, BEHIND_WORDS)
+        # in a chat it counts what is read in front of texts by itself
+        counted, behind = (len(ids), BEHIND_WORDS) if spec.chat is None else (0, "")
+        self._encoder = ExampleEncoder(base, spec, counted, generation.max_new_tokens, behind)
         self._objective = AnswerScorer(base, self._encoder.verbalizer)
 
     @cached_property
     def prefix(self) -> Prefix:
-        """BOS alone."""
+        """BOS alone; in a chat whose template writes none, nothing."""
+        state = make_bare_state(self.base, self.spec)
+        if state is not None:
+            state = replace(state, placement=Placement(state.behind_bos))
         with torch.no_grad():
-            return make_prefix(self.base, None)
+            return make_prefix(self.base, state)
 
     def label_log_probabilities(self, examples: Sequence[Example]) -> Tensor:
         """Log-probabilities ``[n, C]`` of the labels."""
@@ -105,7 +113,8 @@ def record_answers(base: FrozenLM, spec: TaskSpec, answers: Answers) -> Recorded
     """A teacher's answers as predictions."""
     if isinstance(answers, LabelAnswers):
         return RecordedAnswers(spec, list(predict_labels(spec, answers.log_probabilities)))
-    texts = answers.texts(base.tokenizer)
+    mark = end_with_turns(base, spec, GenerationConfig()).answer_mark
+    texts = answers.texts(base.tokenizer, mark)
     return RecordedAnswers(spec, [Prediction(index, completion=text) for index, text in enumerate(texts)])
 
 
@@ -114,15 +123,27 @@ def measure_fidelity(
     spec: TaskSpec,
     examples: Sequence[Example],
     answers: Answers,
+    own: Answers,
     state: PromptState,
     generation: GenerationConfig,
 ) -> tuple[Fidelity, dict[str, Any], Sequence[Prediction]]:
-    """How a student does beside its teacher; also its evaluation as a manifest keeps it, and its answers."""
-    teacher, predictor = record_answers(base, spec, answers), Predictor(base, spec, state, generation)
+    """How a student does beside its teacher; also its evaluation as a manifest keeps it, and its answers.
+
+    ``answers``: what the student was to learn, along which they are compared token by token; ``own``: what the teacher
+    answers itself, which is the same but for conversations that bring answers.
+    """
+    teacher, predictor = record_answers(base, spec, own), Predictor(base, spec, state, generation)
     objective = AnswerScorer(base, predictor.encoder.verbalizer)
     targets = targets_of(objective, answers)
     near = FidelityValidation(base, targets, targets.items(predictor.encoder, examples))
-    divergences, alike, _ = near.of(predictor.prefix)
+    divergences, alike, places = near.of(predictor.prefix)
+    if isinstance(answers, Completions) and answers.given.any():
+        # turns that a conversation brings, and the answer that it lacks, are of one input
+        divergences, alike = (
+            torch.zeros(len(examples)).index_add_(0, answers.example, one * places)
+            / torch.zeros(len(examples)).index_add_(0, answers.example, places)
+            for one in (divergences, alike)
+        )
     student = RecordedAnswers(spec, sorted(predictor.iterate_predictions(examples), key=lambda one: one.index))
     same = [float(one == other) for one, other in zip(student.words, teacher.words, strict=True)]
     agreement, divergence = mean_score("agreement", same), mean_score("kl", divergences.tolist())
@@ -152,13 +173,17 @@ def request_tokens(
     base: FrozenLM, spec: TaskSpec, examples: Sequence[Example], teacher: Teacher, state: PromptState
 ) -> RequestTokens:
     """What a request has before and after."""
-    texts = ExampleEncoder(base, spec, state.length).encode_inputs(examples)
-    text = float(np.mean([len(ids) for ids in texts]))
+
+    def mean_length(one: TaskSpec) -> float:
+        return float(np.mean([len(ids) for ids in ExampleEncoder(base, one, state.length).encode_inputs(examples)]))
+
+    text, front = mean_length(spec), state.length + state.placement.added
+    read = text if teacher.spec is None else mean_length(teacher.spec)
     # each of several prompts reads the text
-    before, after = teacher.tokens + len(teacher.states) * text, state.length + text
+    before, after = teacher.tokens + len(teacher.states) * read, front + text
     return RequestTokens(
-        teacher=teacher.tokens,
-        student=state.length,
+        teacher=round(before - len(teacher.states) * text),
+        student=front,
         text=text,
         before=before,
         after=after,
@@ -184,7 +209,7 @@ def measure_speeds(
     cached = measure_speed(before, students[0], examples, teacher.tokens)
     read = None
     if teacher.ids:
-        anew = UncachedTeacher(base, spec, teacher.ids, before.generation)
+        anew = UncachedTeacher(base, teacher.spec or spec, teacher.ids, before.generation)
         read = measure_speed(anew, students[0], examples, teacher.tokens)
     after = [
         measure_speed(student, students[0], examples, state.length)
@@ -217,9 +242,13 @@ def break_even(spent: float, before: Speed, after: Speed) -> BreakEven:
     def requests(was: float, now: float) -> int | None:
         return ceil(spent / (was - now)) if was - now > NOISE * was else None
 
+    single = before.p50_ms / 1000, after.p50_ms / 1000
+    batched = 1 / before.examples_per_second, 1 / after.examples_per_second
     return BreakEven(
-        single=requests(before.p50_ms / 1000, after.p50_ms / 1000),
-        batched=requests(1 / before.examples_per_second, 1 / after.examples_per_second),
+        single=requests(*single),
+        batched=requests(*batched),
+        single_seconds=single[0] - single[1],
+        batched_seconds=batched[0] - batched[1],
     )
 
 

@@ -1,35 +1,47 @@
-"""The teacher of a distillation: a long text, solved examples or a saved prompt; and what it answers.
+"""The teacher of a distillation: a long text, a system prompt, solved examples or a saved prompt; it is asked once.
 
-It reads every input once: for classification it leaves the probabilities of the labels; for generation a completion
-and, at each place of it, the ``K`` likeliest tokens and what probability is left for all others. Students learn
-from these (distillation_loss.py). Shapes: ``n`` examples, ``C`` labels, ``A`` completions, ``N`` their
-places one after the other, ``K`` tokens.
+For classification it leaves the probabilities of the labels; for generation a completion, or the turns that a
+conversation brings, and its distribution at each place of these. Students learn from them (distillation_loss.py).
 """
 
 import hashlib
-import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, TypeAlias
 
 import torch
-from torch import Tensor
 
 from softprompt.config import DistillConfig
-from softprompt.data.encoding.tokenization import safe_tokenizer
-from softprompt.data.encoding.verbalizer import end_token_id
+from softprompt.data.encoding.conversation_encoder import ConversationEncoder
+from softprompt.data.encoding.verbalizer import answer_end_id, encode_plain
 from softprompt.data.examples import Example
 from softprompt.data.few_shot import GAP
+from softprompt.data.split_assignment import sample_indices
 from softprompt.data.task import TaskSpec
 from softprompt.errors import ConfigError
-from softprompt.inference.generation import ANSWER_ROOM, GenerationConfig, complete, end_token_ids
+from softprompt.inference.chat_answers import make_bare_state
+from softprompt.inference.generation import ANSWER_ROOM, GenerationConfig, complete
 from softprompt.inference.predictor import Predictor, name_failing_example
 from softprompt.inference.scoring import EVALUATION_TOKENS
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.saved_prompt import Prompt
 from softprompt.prompts.state import PromptState
 from softprompt.prompts.written_prompt import written_ids, written_prompt
+from softprompt.training.distillation.completions import (
+    Answers,
+    CompletionRecord,
+    Completions,
+    LabelAnswers,
+    concatenate_completions,
+    truncate_at_stop,
+)
+from softprompt.training.distillation.given_answers import find_given, has_answer, read_given
+from softprompt.training.training_run import TEST_LIMIT
+
+NO_TEACHER = (
+    "expected a teacher: a system prompt (--system), solved examples (--shots N), a saved prompt (--teacher), or chats "
+    "that have a system message; got none"
+)
 
 
 @dataclass(frozen=True)
@@ -41,12 +53,17 @@ class Teacher:
         ids: its tokens, where it is text; empty for a saved prompt.
         stop: strings that end its completions.
         source: what it is, for people.
+        spec: how it reads the inputs, where it has a system prompt and turns in front of them; ``None``: as students.
+        words, word_ids: its text as virtual tokens, and their tokens, where that is not what stands in front.
     """
 
     states: tuple[PromptState, ...]
     ids: tuple[int, ...] = ()
     stop: tuple[str, ...] = ()
     source: str = "text"
+    spec: TaskSpec | None = None
+    words: PromptState | None = None
+    word_ids: tuple[int, ...] = ()
 
     @classmethod
     def written(cls, base: FrozenLM, spec: TaskSpec, text: str = "", shots: Sequence[Example] = ()) -> "Teacher":
@@ -67,6 +84,30 @@ class Teacher:
         return cls((state,), tuple(written_ids(base, spec, text, shots)), stop, " and ".join(parts))
 
     @classmethod
+    def of_chat(cls, base: FrozenLM, taught: TaskSpec, spec: TaskSpec, shots: int = 0) -> "Teacher":
+        """The system prompt, and ``shots`` solved examples as turns, that ``taught`` has beside ``spec``.
+
+        What both share of the conversations' beginning is left out of ``words``: in the student's place of the
+        virtual tokens these give the teacher's own tokens.
+        """
+        assert taught.chat is not None
+        bos = base.special_tokens.bos
+        own, theirs = (ConversationEncoder(base.tokenizer, one, bos).placement for one in (spec, taught))
+        ids = (*theirs.before, *theirs.behind)
+        end = len(ids) - len(own.behind)
+        words = ids[len(own.before) : end]
+        if ids[: len(own.before)] != own.before or ids[end:] != own.behind or not words:
+            # a template that has the system prompt in the user's turn
+            words = tuple(encode_plain(base.tokenizer, taught.chat.system or taught.chat.turns[0].content))
+        with torch.no_grad():
+            embedded = base.embed(torch.tensor(words, device=base.device)).float()
+        state = make_bare_state(base, taught)
+        assert state is not None
+        parts = [*(["system prompt"] if taught.chat.system else []), *([f"{shots} solved examples"] if shots else [])]
+        said = PromptState("embeddings", (embedded,), words=True)
+        return cls((state,), ids, (), " and ".join(parts), taught, said, words)
+
+    @classmethod
     def saved(cls, prompt: Prompt) -> "Teacher":
         """A saved prompt of any method and length; an ensemble for classification only."""
         members = f"an ensemble of {len(prompt.states)} saved prompts" if len(prompt.states) > 1 else "a saved prompt"
@@ -75,85 +116,32 @@ class Teacher:
     @property
     def tokens(self) -> int:
         """That stand in front of an input; of several prompts, of all of them together, for each reads the input."""
-        return sum(state.length for state in self.states)
+        return sum(state.length + state.placement.added for state in self.states)
 
     @property
     def start(self) -> PromptState:
         """What a student may begin as."""
-        return self.states[0]
+        return self.words or self.states[0]
 
     @cached_property
     def digest(self) -> str:
         """What tells it from another teacher."""
-        parts = [",".join(state.digest for state in self.states), *map(str, self.ids), *self.stop]
+        chat = [] if self.spec is None or self.spec.chat is None else [str(self.spec.chat.to_dict())]
+        parts = [",".join(state.digest for state in self.states), *map(str, self.ids), *self.stop, *chat]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
     def predictor(self, base: FrozenLM, spec: TaskSpec, settings: DistillConfig) -> Predictor:
-        """It answers, its prefix computed once."""
-        return Predictor(base, spec, self.states, self.generation(settings))
+        """It answers, its prefix computed once; ``spec`` is the students'."""
+        return Predictor(base, self.spec or spec, self.states, self.generation(settings))
 
     def generation(self, settings: DistillConfig) -> GenerationConfig:
         """How its greedy completions are made."""
         return GenerationConfig(max_new_tokens=settings.max_new_tokens or ANSWER_ROOM, stop=settings.stop or self.stop)
 
 
-@dataclass(frozen=True)
-class LabelAnswers:
-    """Of each example the log-probabilities of the labels, ``[n, C]``."""
-
-    log_probabilities: Tensor
-
-    def at(self, indices: Sequence[int]) -> "LabelAnswers":
-        """Those to some of the examples, in that order."""
-        return LabelAnswers(self.log_probabilities[list(indices)])
-
-
-@dataclass(frozen=True)
-class Completions:
-    """Completions and the teacher's distributions along them; all on the CPU.
-
-    Attributes:
-        example: ``[A]``, of which example.
-        counts: ``[A]``, places of each: its tokens, and the one behind it that ended it, if one did.
-        ended: ``[A]``, 1 if one did.
-        tokens: ``[N]``, what was chosen.
-        top_ids, top: ``[N, K]``, the likeliest tokens and their log-probabilities.
-        rest: ``[N]``, log-probability of all other tokens together.
-        scale: ``[N]``, log of the sum of all probabilities ** (1 / temperature): what tempering divides by.
-        tempered_rest: ``[N]``, ``rest`` at that temperature.
-    """
-
-    example: Tensor
-    counts: Tensor
-    ended: Tensor
-    tokens: Tensor
-    top_ids: Tensor
-    top: Tensor
-    rest: Tensor
-    scale: Tensor
-    tempered_rest: Tensor
-
-    def at(self, indices: Sequence[int]) -> "Completions":
-        """Those to some of the examples, counted anew; ``indices`` are in order."""
-        places = {index: place for place, index in enumerate(indices)}
-        answers = torch.tensor([example in places for example in self.example.tolist()], dtype=torch.bool)
-        chosen = {"example": answers, "counts": answers, "ended": answers}
-        tokens = answers.repeat_interleave(self.counts)
-        kept = Completions(*(getattr(self, one.name)[chosen.get(one.name, tokens)] for one in fields(self)))
-        return replace(kept, example=torch.tensor([places[one] for one in kept.example.tolist()], dtype=torch.long))
-
-    @cached_property
-    def answers(self) -> list[tuple[int, ...]]:
-        """The tokens of each completion, the one that ended it too."""
-        return [tuple(part.tolist()) for part in self.tokens.split(self.counts.tolist())]
-
-    def texts(self, tokenizer: Any) -> list[str]:
-        """Each completion as ``predict`` gives it."""
-        words = [answer[: len(answer) - ended] for answer, ended in zip(self.answers, self.ended.tolist(), strict=True)]
-        return [safe_tokenizer(tokenizer).decode(ids).strip() for ids in words]
-
-
-Answers: TypeAlias = LabelAnswers | Completions
+def own_split(split: str) -> str:
+    """What the teacher's own completions of a held-out split are called, where its rows bring answers along."""
+    return f"{split}, completed"
 
 
 def ask_teacher(
@@ -166,6 +154,9 @@ def ask_teacher(
 ) -> dict[str, Answers]:
     """What the teacher answers to the examples of each split; those of ``train`` as the settings say, others greedily.
 
+    Conversations that bring answers are read along these; of held-out ones that are reported, what the teacher would
+    answer itself is given beside, under ``own_split``.
+
     Raises:
         TemplateError: the teacher leaves no room for text in the model's context.
         ConfigError: an ensemble for generation.
@@ -177,19 +168,38 @@ def ask_teacher(
         if spec.kind == "classification":
             found[split] = LabelAnswers(predictor.label_log_probabilities(examples))
             continue
-        runs = [(predictor.generation, 1)] if settings.greedy or split != "train" else []
-        if settings.samples and split == "train":
-            sampled = replace(predictor.generation, temperature=settings.sample_temperature, seed=settings.sample_seed)
-            runs.append((sampled, settings.samples))
-        found[split] = concatenate_completions([_completions(predictor, examples, *run, settings) for run in runs])
+        found[split] = _answer_all(predictor, examples, settings, learned=split == "train")
+        if split != "train" and any(find_given(predictor.spec, one) is not None for one in examples):
+            reported = sample_indices(examples, TEST_LIMIT[spec.kind])
+            chosen = [examples[index] for index in reported]
+            found[own_split(split)] = _completions(predictor, chosen, predictor.generation, 1, settings)
     for text in predictor.encoder.truncation_notes():
         note(f"behind the teacher {text}")
     return found
 
 
-def concatenate_completions(parts: Sequence[Completions]) -> Completions:
-    """Completions of the same examples one after the other."""
-    return Completions(*(torch.cat([getattr(part, one.name) for part in parts]) for one in fields(Completions)))
+def _answer_all(
+    predictor: Predictor, examples: Sequence[Example], settings: DistillConfig, *, learned: bool
+) -> Completions:
+    """Along the turns that conversations bring, and completions of those that lack an answer, each as it is asked."""
+    spec, parts = predictor.spec, list[Completions]()
+    given = {index: one for index, example in enumerate(examples) if (one := find_given(spec, example)) is not None}
+    if given:
+        read = read_given(predictor, list(given.values()), predictor.generation, settings)
+        parts.append(_of_examples(read, list(given)))
+    lacking = [index for index, example in enumerate(examples) if not has_answer(spec, example)]
+    if lacking and (settings.greedy or not learned):
+        some = [examples[index] for index in lacking]
+        parts.append(_of_examples(_completions(predictor, some, predictor.generation, 1, settings), lacking))
+    if settings.samples and learned:
+        sampled = replace(predictor.generation, temperature=settings.sample_temperature, seed=settings.sample_seed)
+        parts.append(_completions(predictor, examples, sampled, settings.samples, settings))
+    return concatenate_completions(parts)
+
+
+def _of_examples(completions: Completions, indices: Sequence[int]) -> Completions:
+    """Of examples that were some of others: ``indices`` are theirs among these."""
+    return replace(completions, example=torch.tensor(indices, dtype=torch.long)[completions.example])
 
 
 def _completions(
@@ -201,70 +211,12 @@ def _completions(
 ) -> Completions:
     """``times`` completions of each example."""
     base, texts = predictor.base, predictor.encoder.encode_inputs(examples)
-    record = _Record(settings)
+    record = CompletionRecord(settings)
     with name_failing_example(examples):
-        for _ in complete(base, predictor.prefix, texts * times, generation, EVALUATION_TOKENS, record):
+        for _ in complete(base, predictor.prefix, texts * times, generation, EVALUATION_TOKENS, record.add):
             pass
-    completions = record.completions(len(texts) * times, base)
+    completions = record.completions(len(texts) * times, base, generation.ends)
     if generation.stop:
-        completions = _truncate_at_stop(completions, generation.stop, base)
+        end = answer_end_id(base.tokenizer, predictor.spec)
+        completions = truncate_at_stop(completions, generation.stop, base, end)
     return replace(completions, example=completions.example % len(texts))
-
-
-@dataclass
-class _Record:
-    """Keeps the distributions of a teacher while it writes."""
-
-    settings: DistillConfig
-    _steps: list[tuple[Tensor, ...]] = field(default_factory=list)
-
-    def __call__(self, texts: list[int], logits: Tensor, tokens: list[int]) -> None:
-        plain = logits.float().log_softmax(-1)
-        top, ids = plain.topk(min(self.settings.teacher_top_k, plain.shape[1]), dim=-1)
-        tempered = plain / self.settings.distillation_temperature
-        scale = tempered.logsumexp(-1)
-        rest, tempered_rest = (one.scatter(1, ids, -math.inf).logsumexp(-1) for one in (plain, tempered))
-        kept = (ids.int(), top, rest, scale, tempered_rest - scale)
-        self._steps.append((torch.tensor(texts), torch.tensor(tokens), *(one.cpu() for one in kept)))
-
-    def completions(self, count: int, base: FrozenLM) -> Completions:
-        """Of ``count`` texts, each with one place at least."""
-        texts, *rest = (torch.cat(parts) for parts in zip(*self._steps, strict=True))
-        # the places of one text were seen in their order
-        tokens, *others = (one[texts.argsort(stable=True)] for one in rest)
-        counts = texts.bincount(minlength=count)
-        last = tokens[counts.cumsum(0) - 1]
-        ended = torch.isin(last, torch.tensor(sorted(end_token_ids(base)))).long()
-        return Completions(torch.arange(count), counts, ended, tokens, *others)
-
-
-def _truncate_at_stop(completions: Completions, stop: Sequence[str], base: FrozenLM) -> Completions:
-    """Completions that end where a stop string begins: the token that begins it stands for the end of the answer.
-
-    So a student learns to end there by itself, with the probability that its teacher has of going on to that string.
-    """
-    end = end_token_id(base.tokenizer)
-    tokens, ids, counts, ended = (
-        one.clone() for one in (completions.tokens, completions.top_ids, completions.counts, completions.ended)
-    )
-    kept = torch.ones(len(tokens), dtype=torch.bool)
-    starts = (counts.cumsum(0) - counts).tolist()
-    for index, (start, answer) in enumerate(zip(starts, completions.answers, strict=True)):
-        words = list(answer[: len(answer) - int(ended[index])])
-
-        def length(count: int, words: list[int] = words) -> int:
-            return len(safe_tokenizer(base.tokenizer).decode(words[:count]))
-
-        text = safe_tokenizer(base.tokenizer).decode(words)
-        cuts = [at for one in stop if (at := text.find(one)) >= 0]
-        if not cuts:
-            continue
-        place = next(count for count in range(len(words) - 1, -1, -1) if length(count) <= min(cuts))
-        kept[start + place + 1 : start + len(answer)] = False
-        counts[index], ended[index] = place + 1, 1
-        row, begins = ids[start + place], int(tokens[start + place])
-        was_end, was_begun = row == end, row == begins
-        row[was_end], row[was_begun] = begins, end
-        tokens[start + place] = end
-    places = {name: getattr(completions, name)[kept] for name in ("top", "rest", "scale", "tempered_rest")}
-    return Completions(completions.example, counts, ended, tokens[kept], ids[kept], **places)

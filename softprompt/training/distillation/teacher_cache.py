@@ -1,13 +1,24 @@
 """A teacher's answers in a file, whole or not at all: a run that goes on does not ask it again."""
 
-from collections.abc import Mapping
+import hashlib
+import json
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
+from softprompt.config import DistillConfig
+from softprompt.data.examples import Example
+from softprompt.data.task import Task
 from softprompt.errors import TrainingError, map_write_errors
-from softprompt.training.distillation.teacher import Answers, Completions, LabelAnswers
+from softprompt.models.frozen_lm import FrozenLM
+from softprompt.training.callbacks.callback import Callback
+from softprompt.training.checkpoint import Checkpoint
+from softprompt.training.distillation.completions import Answers, Completions, LabelAnswers
+from softprompt.training.distillation.teacher import Teacher, ask_teacher
 from softprompt.utils.files import replace_file
 from softprompt.utils.sealed_tensors import read_sealed_tensors, seal_tensors
 
@@ -59,3 +70,39 @@ def load_answers(path: Path, identity: str) -> tuple[dict[str, Answers], float] 
         raise TrainingError(
             f"the teacher's answers in '{path}' are damaged: {error}; ask it again with --restart"
         ) from error
+
+
+def ask_or_load_answers(
+    base: FrozenLM,
+    task: Task,
+    teacher: Teacher,
+    settings: DistillConfig,
+    splits: Mapping[str, Sequence[Example]],
+    checkpoint: Checkpoint | None,
+    restart: bool,
+    callback: Callback,
+) -> tuple[dict[str, Answers], float]:
+    """What the teacher says, and the seconds it took: from the run's folder, or by asking it."""
+    path = None if checkpoint is None else checkpoint.folder / ANSWERS_FILE
+    identity = ""
+    if path is not None and checkpoint is not None:
+        inputs = [[split, [_describe_input(one) for one in some]] for split, some in splits.items()]
+        parts = {name: checkpoint.identity[name] for name in ("base", "device and dtype", "task", "versions")}
+        # how the student learns makes no difference to what the teacher says
+        facts = [parts, inputs, teacher.digest, settings.model_dump()]
+        identity = hashlib.sha256(json.dumps(facts, default=str).encode()).hexdigest()
+        if not restart and (kept := load_answers(path, identity)) is not None:
+            callback.on_message("the teacher's answers are there already")
+            return kept
+    began = time.perf_counter()
+    answers = ask_teacher(base, task.spec, teacher, settings, splits, callback.on_message)
+    seconds = time.perf_counter() - began
+    if path is not None:
+        save_answers(path, answers, identity, seconds)
+    return answers, seconds
+
+
+def _describe_input(example: Example) -> tuple[Any, ...]:
+    """What a teacher reads of it."""
+    turns = () if example.conversation is None else (example.conversation.to_row(),)
+    return (example.text, sorted(example.columns.items()), *turns)
