@@ -210,6 +210,28 @@ def _give_inputs(world: PageWorld) -> None:
     write_rows(world.folder / "inputs.jsonl", [{"text": f"a film {number}"} for number in range(60)])
 
 
+def _give_chats(world: PageWorld) -> None:
+    """``chats.jsonl``, conversations that begin with the words of ``prompt.md``."""
+    page = (
+        "You work for a shop that sells lamps. Answer in one short sentence.\n"
+        "Never promise a date. If something is broken, ask for the number of the order."
+    )
+    (world.folder / "prompt.md").write_text(f"{page}\n")
+    rows = [
+        [("system", page), ("user", f"Is lamp {number} there?"), ("assistant", "Yes."), ("user", "Since when?")]
+        for number in range(40)
+    ]
+    turns = [[*row, ("assistant", f"Since day {number}.")] for number, row in enumerate(rows)]
+    chats = [{"messages": [{"role": role, "content": said} for role, said in row]} for row in turns]
+    write_rows(world.folder / "chats.jsonl", chats)
+
+
+def _give_chat_model(world: PageWorld) -> None:
+    from helpers.chat_models import save_chat_model
+
+    save_chat_model("qwen2_5", world.folder / "INSTRUCT")
+
+
 def _give_three_tasks(world: PageWorld) -> None:
     for name in ("sst2", "trec", "subj"):
         shutil.copytree(world.folder / "reviews", world.folder / "data" / name)
@@ -371,6 +393,8 @@ GIVEN: dict[str, Callable[[PageWorld], None]] = {
     "system.md": _give_system_prompt,
     "long.txt": _give_long_text,
     "inputs.jsonl": _give_inputs,
+    "chats.jsonl": _give_chats,
+    "INSTRUCT": _give_chat_model,
     "data/sst2": _give_three_tasks,
     "adapters/theirs": _give_adapter,
     "sst2.npy": _give_array,
