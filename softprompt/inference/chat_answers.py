@@ -128,7 +128,8 @@ def find_beginning(
         changed = replace(spec, chat=tried)
         if found := _keep_place(base, changed, states, said):
             return ChatBeginning(_name(tried), changed, found)
-    own = replace(chat, system=chat.system if said.system is None else said.system, tools=said.tools or chat.tools)
+    system = chat.system if said.system in (None, chat.replaces) else said.system
+    own = replace(chat, system=system, tools=said.tools or chat.tools)
     if any(one.kind == "key_values" for one in states):
         raise DataError(
             "its system message or tools stand in front of the prompt, whose keys and values were learned behind "
@@ -140,7 +141,7 @@ def find_beginning(
 
 
 def _check_replaced(base: TokenizingModel, chat: ChatFormat, conversation: Conversation, *, learned: bool) -> None:
-    if learned and conversation.system is not None and chat.system is None:
+    if learned and conversation.system not in (None, chat.replaces) and chat.system is None:
         raise DataError(
             "it has a system message, and the prompt was learned without one, so there is none to replace: leave it out"
         )

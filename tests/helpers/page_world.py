@@ -210,8 +210,8 @@ def _give_inputs(world: PageWorld) -> None:
     write_rows(world.folder / "inputs.jsonl", [{"text": f"a film {number}"} for number in range(60)])
 
 
-def _give_chats(world: PageWorld) -> None:
-    """``chats.jsonl``, conversations that begin with the words of ``prompt.md``."""
+def _give_logs(world: PageWorld) -> None:
+    """``logs.jsonl``, conversations that begin with the words of ``prompt.md``."""
     page = (
         "You work for a shop that sells lamps. Answer in one short sentence.\n"
         "Never promise a date. If something is broken, ask for the number of the order."
@@ -223,13 +223,7 @@ def _give_chats(world: PageWorld) -> None:
     ]
     turns = [[*row, ("assistant", f"Since day {number}.")] for number, row in enumerate(rows)]
     chats = [{"messages": [{"role": role, "content": said} for role, said in row]} for row in turns]
-    write_rows(world.folder / "chats.jsonl", chats)
-
-
-def _give_chat_model(world: PageWorld) -> None:
-    from helpers.chat_models import save_chat_model
-
-    save_chat_model("qwen2_5", world.folder / "INSTRUCT")
+    write_rows(world.folder / "logs.jsonl", chats)
 
 
 def _give_three_tasks(world: PageWorld) -> None:
@@ -393,8 +387,7 @@ GIVEN: dict[str, Callable[[PageWorld], None]] = {
     "system.md": _give_system_prompt,
     "long.txt": _give_long_text,
     "inputs.jsonl": _give_inputs,
-    "chats.jsonl": _give_chats,
-    "INSTRUCT": _give_chat_model,
+    "logs.jsonl": _give_logs,
     "data/sst2": _give_three_tasks,
     "adapters/theirs": _give_adapter,
     "sst2.npy": _give_array,

@@ -9,6 +9,7 @@ Context distillation: Askell et al. 2021, Snell, Klein and Zhong 2022, Mu, Li an
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from datetime import date
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias, overload
@@ -60,6 +61,7 @@ from softprompt.training.training_run import (
     attach_records,
     build_prompt,
     describe_data,
+    find_day,
     limit_length,
     open_run,
     report_data_notes,
@@ -174,14 +176,16 @@ def distill(
         check_output(out, resume=resume, restart=restart)
     saved = [teacher] if isinstance(teacher, Prompt) else []
     base = load_checked(base, partial(check_prompts_base, configs, saved))
+    day = find_day(out, restart=restart)
     if isinstance(teacher, str):
-        task, teacher = write_teacher(base, task, teacher, shots, keep_system)
+        task, teacher = write_teacher(base, task, teacher, shots, keep_system, day)
     done = _distill(
         base,
-        resolve_chat(base, task),
+        resolve_chat(base, task, day),
         configs,
         Teacher.saved(teacher) if isinstance(teacher, Prompt) else teacher,
         DistillConfig.build(**how),
+        day,
         out=out,
         callback=told,
         tracker=tracker,
@@ -216,6 +220,7 @@ def _distill(
     configs: Mapping[str, TrainConfig],
     teacher: Teacher,
     settings: DistillConfig,
+    day: date,
     *,
     out: Path | None,
     callback: Callback,
@@ -236,7 +241,7 @@ def _distill(
     run: AbstractContextManager[Checkpoint | None] = nullcontext()
     how = settings.model_dump()
     if out is not None:
-        taught = {"teacher": teacher.digest, "distillation": how}
+        taught = {"teacher": teacher.digest, "distillation": how, "day": str(day)}
         run = open_run(out, base, {"": task}, configs, resume=resume, restart=restart, callback=callback, **taught)
     with run as checkpoint, tracker:
         described = describe_run(base, {"": task}, configs, out, teacher=teacher.source, **how)

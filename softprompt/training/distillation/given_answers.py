@@ -28,11 +28,11 @@ def find_given(spec: TaskSpec, example: Example) -> Example | None:
         return None
     messages = conversation.messages
     turns = [index for index, one in enumerate(messages) if one.role == "assistant"]
-    # an answer that is missing is one that the teacher gives
-    counted = turns if spec.chat.learn == "all" else [index for index in turns[-1:] if index == len(messages) - 1]
-    if not any(messages[index].learned for index in counted):
+    lacking = messages[-1].role != "assistant"
+    # the last turn is then the teacher's own
+    if (lacking and spec.chat.learn == "last") or not any(messages[index].learned for index in turns):
         return None
-    last = counted[-1]
+    last = turns[-1]
     answer = (answer_text(messages[last]),)
     until = replace(conversation, messages=messages[: last + 1])
     return replace(example, conversation=until, references=example.references or answer)

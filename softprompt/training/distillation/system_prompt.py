@@ -6,6 +6,7 @@ student's have virtual tokens there. Both are written by the model's own chat te
 
 from collections.abc import Sequence
 from dataclasses import replace
+from datetime import date
 
 from softprompt.data.chats.chat_format import ChatFormat
 from softprompt.data.chats.chat_resolution import resolve_chat
@@ -17,6 +18,7 @@ from softprompt.data.splits import Splits
 from softprompt.data.task import Task, TaskSpec
 from softprompt.errors import ConfigError, DataError
 from softprompt.models.frozen_lm import FrozenLM
+from softprompt.prompts.written_prompt import solved_turns
 from softprompt.training.distillation.teacher import NO_TEACHER, Teacher
 
 KEPT = "a kept system prompt stands in the system turn of a chat"
@@ -34,7 +36,7 @@ def check_teacher(task: Task, text: str, shots: Sequence[Example], keep: str | N
 
 
 def write_teacher(
-    base: FrozenLM, task: Task, text: str, shots: Sequence[Example], keep: str | None
+    base: FrozenLM, task: Task, text: str, shots: Sequence[Example], keep: str | None, day: date | None = None
 ) -> tuple[Task, Teacher]:
     """The task as a student learns it, and its teacher: a text or system prompt, with solved examples behind it.
 
@@ -43,6 +45,7 @@ def write_teacher(
 
     Args:
         keep: what of the system prompt stays in the student's conversations.
+        day: as for ``resolve_chat``.
 
     Raises:
         ConfigError: no words at all, or a kept system prompt for a model without a chat template.
@@ -50,13 +53,13 @@ def write_teacher(
     """
     text = text.strip() or (_system_of(task) or "").strip()
     text = next((own for own in _find_systems(task) if own.strip() == text), text)
-    plain = resolve_chat(base, _with_system(task, None))
+    plain = resolve_chat(base, _with_system(task, None), day)
     if plain.spec.chat is None:
         if keep is not None:
             raise ConfigError(f"{KEPT}, and rows are plain text for '{base.name}': leave it out")
         return plain, Teacher.written(base, plain.spec, text, shots)
     page = text or plain.spec.chat.system
-    task = resolve_chat(base, _with_system(task, page))
+    task = resolve_chat(base, _with_system(task, page), day)
     chat = task.spec.chat
     assert chat is not None
     _check_systems(task, page)
@@ -118,7 +121,7 @@ def _teacher_specs(
 ) -> tuple[TaskSpec, TaskSpec]:
     """How the teacher reads the inputs, and how the student does."""
     assert spec.chat is not None
-    turns = tuple(turn for shot in shots for turn in _solved_turns(base, spec, shot))
+    turns = solved_turns(base, spec, shots)
     # first: no virtual token stands within its text, which is then read as a whole
     chat: ChatFormat = replace(spec.chat, system=page, replaces=None, turns=turns, placement="first")
     taught = replace(spec, chat=chat)
@@ -127,14 +130,3 @@ def _teacher_specs(
     # where the system prompt is a part of the user's turn, each of its texts has it
     more, own = (len(one.encode([one.fill(probe)])[0]) for one in encoders)
     return replace(taught, max_length=spec.max_length + more - own), spec
-
-
-def _solved_turns(base: FrozenLM, spec: TaskSpec, shot: Example) -> tuple[Message, ...]:
-    """A solved example as turns, its system message left out."""
-    encoder = ConversationEncoder(base.tokenizer, spec, base.special_tokens.bos)
-    if spec.kind == "generation":
-        messages = encoder.answered(shot).messages
-    else:
-        words = spec.verbalizers[spec.label_index[str(shot.label)]]
-        messages = (*encoder.asked(shot).messages, Message("assistant", words))
-    return messages[1:] if messages[0].role == "system" else messages
