@@ -12,7 +12,6 @@ from softprompt.errors import ConfigError
 from softprompt.utils.files import expand_user
 from softprompt.utils.safe_io import read_text
 
-_PATH = re.compile(r"[~.]?/\S+")
 _FILE_NAME = re.compile(r"\S*\.(?:md|txt|text|markdown|prompt)|(?:\.{0,2}|~|[\w.-]+)/\S+")
 
 
@@ -122,7 +121,7 @@ def read_words(flag: str, words: str) -> str:
         raise ConfigError(f"{flag}: expected a system prompt, got an empty one: is a shell variable not set?")
     if _is_file(words):
         return read_text(expand_user(words)).strip()
-    if _FILE_NAME.fullmatch(words) or _PATH.fullmatch(words):
+    if _FILE_NAME.fullmatch(words):
         raise ConfigError(f"{flag} '{words}': there is no such file; give one, or the words of the system prompt")
     return words
 

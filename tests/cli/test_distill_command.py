@@ -173,9 +173,9 @@ class TestTheCommand:
             [],
             "expected a teacher: a system prompt (--system), solved examples (--shots N), a saved prompt (--teacher)",
         ),
-        (["--system", "nothing.txt"], "--system 'nothing.txt': expected a system prompt, or a file of it, got no file"),
+        (["--system", "nothing.txt"], "--system 'nothing.txt': there is no such file"),
         (["--system", "{place}/empty.txt"], "is empty: expected the text that stands in front"),
-        (["--system", "{place}"], "expected a system prompt, or a file of it, got no file of this name"),
+        (["--system", "{place}"], "there is no such file; give one, or the words of the system prompt"),
         (["--system", ""], "--system: expected a system prompt, got an empty one: is a shell variable not set?"),
         (
             ["--teacher", "{place}/nothing"],
