@@ -21,9 +21,9 @@ from softprompt.inference.scoring import AnswerScorer, kl_divergence
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.prefix import make_prefix
 from softprompt.prompts.state import PromptState
-from softprompt.training.distillation.completions import Completions, LabelAnswers
 from softprompt.training.distillation.distillation_loss import FidelityValidation, LabelTargets, TokenTargets
 from softprompt.training.distillation.teacher import Teacher, ask_teacher
+from softprompt.training.distillation.teacher_answers import Completions, LabelAnswers
 
 LABELS = {
     "one choice": ("good", "bad", "film"),

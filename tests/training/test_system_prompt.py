@@ -17,12 +17,12 @@ from softprompt.data.examples import Example
 from softprompt.data.task import Task
 from softprompt.errors import ConfigError, DataError
 from softprompt.inference.predictor import Predictor
-from softprompt.training.distillation.completions import Completions, LabelAnswers
 from softprompt.training.distillation.distill import Distillation, distill
 from softprompt.training.distillation.given_answers import find_given, given_item
 from softprompt.training.distillation.student_initialization import choose_sentences, split_sentences
 from softprompt.training.distillation.system_prompt import cut_inputs, write_teacher
 from softprompt.training.distillation.teacher import Teacher, ask_teacher
+from softprompt.training.distillation.teacher_answers import Completions, LabelAnswers
 
 PAGE = "You count things.\nSay the number, and nothing else. Never guess: ask."
 FAMILIES = ("qwen2_5", "qwen3", "llama3_1", "gemma3", "mistral_v3", "phi3_5", "gptoss")

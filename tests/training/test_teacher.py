@@ -15,8 +15,8 @@ from softprompt.inference.generation import GenerationConfig
 from softprompt.inference.predictor import Predictor
 from softprompt.prompts.state import PromptState
 from softprompt.prompts.written_prompt import written_prompt
-from softprompt.training.distillation.completions import Completions, LabelAnswers
 from softprompt.training.distillation.teacher import Teacher, ask_teacher
+from softprompt.training.distillation.teacher_answers import Completions, LabelAnswers
 from softprompt.training.distillation.teacher_cache import load_answers, save_answers
 from softprompt.utils.safe_io import read_text
 

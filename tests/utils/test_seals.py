@@ -22,7 +22,7 @@ from softprompt.serving.request_log.sample_files import open_samples, read_sampl
 from softprompt.store.prompt_loading import load_prompt
 from softprompt.store.version_store import Store
 from softprompt.training.checkpoint import Checkpoint
-from softprompt.training.distillation.completions import LabelAnswers
+from softprompt.training.distillation.teacher_answers import LabelAnswers
 from softprompt.training.distillation.teacher_cache import load_answers, save_answers
 from softprompt.training.learner import PromptLearner
 from softprompt.utils.sealed_tensors import read_sealed_tensors, seal_tensors

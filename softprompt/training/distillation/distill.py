@@ -32,7 +32,6 @@ from softprompt.training.callbacks.progress import ProgressChoice
 from softprompt.training.callbacks.step_timer import CLOCK_FILE, StepTimer
 from softprompt.training.callbacks.trackers import TRACKED_FILE, RunTracker, Track, describe_run
 from softprompt.training.checkpoint import Checkpoint
-from softprompt.training.distillation.completions import Answers
 from softprompt.training.distillation.distillation_loss import distillation_objective
 from softprompt.training.distillation.distillation_records import DistillationReport
 from softprompt.training.distillation.fidelity import (
@@ -45,6 +44,7 @@ from softprompt.training.distillation.fidelity import (
 from softprompt.training.distillation.student_initialization import check_teacher_start, initialize_students
 from softprompt.training.distillation.system_prompt import check_teacher, cut_inputs, write_teacher
 from softprompt.training.distillation.teacher import Teacher, own_split
+from softprompt.training.distillation.teacher_answers import Answers
 from softprompt.training.distillation.teacher_cache import ANSWERS_FILE, ask_or_load_answers
 from softprompt.training.fit import resolve_configs
 from softprompt.training.loop import TrainingResult, train_together

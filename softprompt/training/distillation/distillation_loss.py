@@ -28,8 +28,8 @@ from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.inline_prefix import ScoringPrefix
 from softprompt.prompts.prefix import Prefix, make_prefix
 from softprompt.prompts.state import PromptState
-from softprompt.training.distillation.completions import Answers, Completions, LabelAnswers
 from softprompt.training.distillation.given_answers import given_item
+from softprompt.training.distillation.teacher_answers import Answers, Completions, LabelAnswers
 from softprompt.training.learner import ReferenceLoss
 from softprompt.training.training_objective import Losses, TrainingObjective, make_encoders, map_encoders
 

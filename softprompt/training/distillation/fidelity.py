@@ -33,10 +33,10 @@ from softprompt.metrics.scores import Score, Speed
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.prefix import Prefix, make_prefix
 from softprompt.prompts.state import PromptState
-from softprompt.training.distillation.completions import Answers, Completions, LabelAnswers
 from softprompt.training.distillation.distillation_loss import FidelityValidation, targets_of
 from softprompt.training.distillation.distillation_records import BreakEven, DistillationReport, Fidelity, RequestTokens
 from softprompt.training.distillation.teacher import Teacher
+from softprompt.training.distillation.teacher_answers import Answers, Completions, LabelAnswers
 
 NOISE = 0.05  # of the time of a request: less than that is not saved, for all that timing can tell
 

@@ -18,7 +18,7 @@ from softprompt.errors import DataError
 from softprompt.inference.generation import GenerationConfig
 from softprompt.inference.predictor import Predictor, name_failing_example
 from softprompt.inference.scoring import EVALUATION_TOKENS, LOGITS_CHUNK
-from softprompt.training.distillation.completions import CompletionRecord, Completions
+from softprompt.training.distillation.teacher_answers import CompletionRecord, Completions
 
 
 def find_given(spec: TaskSpec, example: Example) -> Example | None:

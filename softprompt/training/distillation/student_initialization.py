@@ -16,9 +16,9 @@ from softprompt.errors import ConfigError
 from softprompt.inference.scoring import AnswerScorer
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.state import PromptState
-from softprompt.training.distillation.completions import Answers
 from softprompt.training.distillation.distillation_loss import FidelityValidation, targets_of
 from softprompt.training.distillation.teacher import Teacher
+from softprompt.training.distillation.teacher_answers import Answers
 from softprompt.training.initialization import initialize
 
 TRIED_ON = 64  # held-out inputs, at most

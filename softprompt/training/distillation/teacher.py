@@ -27,7 +27,8 @@ from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.saved_prompt import Prompt
 from softprompt.prompts.state import PromptState
 from softprompt.prompts.written_prompt import written_ids, written_prompt
-from softprompt.training.distillation.completions import (
+from softprompt.training.distillation.given_answers import find_given, has_answer, read_given
+from softprompt.training.distillation.teacher_answers import (
     Answers,
     CompletionRecord,
     Completions,
@@ -35,7 +36,6 @@ from softprompt.training.distillation.completions import (
     concatenate_completions,
     truncate_at_stop,
 )
-from softprompt.training.distillation.given_answers import find_given, has_answer, read_given
 from softprompt.training.training_run import TEST_LIMIT
 
 NO_TEACHER = (

@@ -17,8 +17,8 @@ from softprompt.errors import TrainingError, map_write_errors
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.training.callbacks.callback import Callback
 from softprompt.training.checkpoint import Checkpoint
-from softprompt.training.distillation.completions import Answers, Completions, LabelAnswers
 from softprompt.training.distillation.teacher import Teacher, ask_teacher
+from softprompt.training.distillation.teacher_answers import Answers, Completions, LabelAnswers
 from softprompt.utils.files import replace_file
 from softprompt.utils.sealed_tensors import read_sealed_tensors, seal_tensors
 
