@@ -144,7 +144,9 @@ class _TagReader:
 
     def _begin(self, closed: bool) -> Iterator[AnswerPart]:
         said = self._text.lstrip()
-        openings = [_THINK[0], *(["{", "<|python_tag|>"] if self._form is not None and not self._form.begin else [])]
+        # small models leave the tags out
+        bare = ["{", *([] if self._form.begin else ["<|python_tag|>"])] if self._form is not None else []
+        openings = [_THINK[0], *bare]
         found = next((one for one in openings if said.startswith(one)), None)
         if found is None:
             if said and not (any(one.startswith(said) for one in openings) and not closed):

@@ -101,6 +101,15 @@ class TestThoughts:
         assert read(form, "Yes.", size)["content"] == "Yes."
 
 
+@pytest.mark.parametrize("size", [1, 5, 1000])
+def test_a_call_without_its_tags(size: int) -> None:
+    _, form = template_of("qwen2_5")
+    call = '{"name": "find", "arguments": {"what": "x"}}'
+    assert read(form, call, size)["calls"] == [("find", {"what": "x"})]
+    for said in ('{"answer": 1} as JSON', f"As in {call}"):
+        assert read(form, said, size) == {"content": said, "reasoning": "", "calls": []}
+
+
 @pytest.mark.parametrize("size", [1, 1000])
 @pytest.mark.parametrize(
     "text", ["<tool_call>", "<tool_call>\n{", '<tool_call>{"name": "find", "arguments": 3}', "<tool_"]
