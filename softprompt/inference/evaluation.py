@@ -118,11 +118,11 @@ def evaluate(
         base: the frozen model, or its name.
         data: a task, or what it is made from (see ``Task.of``), for the task of ``prompt`` where it has one; or the
             examples themselves, all of which are scored.
-        prompt: a learned prompt, its folder or its reference in a store; a written one as a state (see
-            ``written_prompt``); or none: the bare template.
+        prompt: a learned prompt, its folder or its reference in a store; a written one as a state beside its ``spec``
+            (see ``write_prompt``); or none: the bare template.
         split: of a task: ``train``, ``validation``, ``test`` or ``all``. Test, if not given, or validation where
             there is no test; the result says which.
-        spec: the task of examples, where ``prompt`` does not bring it.
+        spec: the task of examples, where ``prompt`` does not bring it; of a written prompt its own.
         generation: how completions are made; greedily, with room for the longest reference, if not given.
         vote: how an ensemble comes to one answer (see ``Predictor``).
         baseline: score the written prompt that ``prompt`` started from too, and tell the gain over it.
@@ -150,7 +150,7 @@ def evaluate(
         examples, train = task.splits[split], task.train
     model = load_base_of(saved, base) if isinstance(saved, Prompt) else load_checked(model)
     if task is not None:
-        known = resolve_chat(model, task).spec
+        known = spec if spec is not None and not isinstance(saved, Prompt) else resolve_chat(model, task).spec
     if generation is None:
         generation = GenerationConfig(max_new_tokens=choose_max_new_tokens(model, known, examples))
     states = saved.states if isinstance(saved, Prompt) else saved
