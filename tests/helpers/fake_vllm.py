@@ -121,6 +121,10 @@ class FakeVllm:
         return found
 
     async def _streamed(self, body: dict[str, Any], request: Request) -> AsyncIterator[bytes]:
+        if (body.get("structured_outputs") or {}).get("json", {}).get("type") == "nothing":
+            refused = {"message": "Grammar error:\nInvalid type: nothing", "type": "BadRequestError", "code": 400}
+            yield f"data: {json.dumps({'error': refused})}\n\n".encode()
+            return
         ids, grown = list(body["prompt"]), []
         ended = False
         try:

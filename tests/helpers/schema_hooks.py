@@ -3,6 +3,9 @@
 from typing import Any
 
 import schemathesis
+from pydantic import ValidationError
+
+from softprompt.serving.http.schemas.request_schemas import ChatRequest
 
 ONLY_OF_CHATS = ("tools", "tool_choice", "chat_template_kwargs")
 
@@ -15,7 +18,7 @@ def map_body(context: schemathesis.HookContext, body: Any) -> Any:
             body["input"] = [with_text(row) for row in given] if isinstance(given, list) else with_text(given)
         if isinstance(given := body.get("prompt"), list):
             body["prompt"] = known_tokens(given)
-        if isinstance(body.get("messages"), list):
+        if isinstance(body.get("messages"), list) and is_chat(body):
             # that prompt was learned on single texts
             body["messages"] = [{"role": "user", "content": "a film"}]
             body = {name: one for name, one in body.items() if name not in ONLY_OF_CHATS}
@@ -24,6 +27,15 @@ def map_body(context: schemathesis.HookContext, body: Any) -> Any:
         if isinstance(asked, dict) and isinstance(given, dict) and isinstance(given.get("schema"), dict):
             body["response_format"] = {**asked, "json_schema": {**given, "schema": {"type": "object"}}}
     return body
+
+
+def is_chat(body: dict[str, Any]) -> bool:
+    """What is wrong with a conversation is to stay wrong."""
+    try:
+        ChatRequest.model_validate(body)
+    except ValidationError:
+        return False
+    return True
 
 
 def known_tokens(prompt: Any) -> Any:

@@ -102,6 +102,13 @@ class TestSchemas:
         choices(client, prompt=TEXT)
         assert "structured_outputs" not in fake.bodies[-1]
 
+    def test_one_that_vllm_refuses(self, client: TestClient) -> None:
+        asked = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "nothing"}}}
+        body = {"model": "words", "prompt": TEXT, "response_format": asked}
+        error = error_of(client.post("/v1/completions", json=body), 400)
+        assert error["code"] == "invalid_schema"
+        assert "Invalid type: nothing" in error["message"]
+
     def test_other_grammars(self) -> None:
         tokenizer = the_base().tokenizer
         assert write_structured_outputs(Grammar.of_regex("a+"), tokenizer) == {"regex": "a+"}

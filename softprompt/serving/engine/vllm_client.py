@@ -131,7 +131,7 @@ class VllmClient:
                         continue
                     event = json.loads(data)
                     if "error" in event:
-                        raise RuntimeError("the engine's stream ended with an error")
+                        raise _to_stream_error(event["error"])
                     for choice in event.get("choices", ()):
                         arrived.put_nowait(choice)
         finally:
@@ -192,6 +192,14 @@ def _to_error(response: httpx.Response, content: bytes) -> Exception:
             f"the engine behind this server cannot be asked now (it answers {status}): try again later"
         )
     return RuntimeError(f"the engine answers {status}")
+
+
+def _to_stream_error(error: Any) -> Exception:
+    """What an error within a stream means: it refuses a request there too."""
+    code = error.get("code") if isinstance(error, dict) else None
+    if isinstance(code, int) and 400 <= code < 500:
+        return DataError(f"the engine refuses this request: {str(error.get('message'))[:REASON_LIMIT]}")
+    return RuntimeError("the engine's stream ended with an error")
 
 
 def _read_reason(content: bytes) -> str:

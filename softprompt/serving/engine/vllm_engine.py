@@ -25,7 +25,7 @@ from softprompt.data.encoding.encoder import ExampleEncoder
 from softprompt.data.encoding.token_bytes import token_bytes
 from softprompt.data.encoding.verbalizer import Decision
 from softprompt.data.examples import Example
-from softprompt.errors import ConfigError, DataError
+from softprompt.errors import ConfigError, DataError, GrammarError
 from softprompt.export.baked_checkpoint import BakedCheckpoint
 from softprompt.export.export_readme import list_front
 from softprompt.inference.generation import Completion, GenerationConfig
@@ -178,8 +178,9 @@ class VllmEngine:
             async with aclosing(self._server.stream(body)) as events:
                 while completion.finish is None:
                     # only while waiting: between pieces the caller's own time passes
-                    async with expire_at(until):
-                        choice = await anext(events, None)
+                    with _name_grammar_errors(generation):
+                        async with expire_at(until):
+                            choice = await anext(events, None)
                     if choice is None:
                         raise RuntimeError("the engine's stream ended before the completion did")
                     before = len(completion.tokens)
@@ -323,6 +324,17 @@ class VllmEngine:
             **PLAIN,
             **more,
         }
+
+
+@contextmanager
+def _name_grammar_errors(generation: GenerationConfig) -> Iterator[None]:
+    """A request that vLLM refuses is wrong in its grammar, if it has one: all else was looked at before."""
+    try:
+        yield
+    except DataError as error:
+        if generation.grammar is None:
+            raise
+        raise GrammarError(str(error)) from error
 
 
 async def gather_in_order(works: Iterable[Coroutine[Any, Any, _Value]]) -> list[_Value]:
