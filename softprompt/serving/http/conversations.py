@@ -246,8 +246,22 @@ def _find_form(
         conversation = _shorten_ids(conversation)
         example = replace(example, conversation=conversation)
     must_call = body.tool_choice == "required" or isinstance(body.tool_choice, NamedTool)
-    given = body.chat_template_kwargs or {}
-    context = _find_beginning(serving, context, conversation, given, constrained=constrained, must_call=must_call)
+    begin = partial(
+        _find_beginning,
+        serving,
+        context,
+        given=body.chat_template_kwargs or {},
+        constrained=constrained,
+        must_call=must_call,
+    )
+    try:
+        context = begin(conversation)
+    except ApiError:
+        # some templates read what a tool need not have
+        if conversation is None or (completed := _complete_tools(conversation)) == conversation:
+            raise
+        context = begin(completed)
+        conversation, example = completed, replace(example, conversation=completed)
     if context.classifies:
         return AskedChat(context, example)
     assert spec.chat is not None
@@ -306,6 +320,13 @@ def _find_answer_form(serving: ServingContext, context: RequestContext) -> Answe
     base, chat = serving.registry.base, context.served.spec.chat
     assert chat is not None
     return find_answer_form(find_chat_template(base.tokenizer, chat), safe_tokenizer(base.tokenizer).marks)
+
+
+def _complete_tools(conversation: Conversation) -> Conversation:
+    """With a description and parameters for each tool."""
+    without: dict[str, Any] = {"description": "", "parameters": {"type": "object", "properties": {}}}
+    tools = tuple({**one, "function": {**without, **one["function"]}} for one in conversation.tools)
+    return replace(conversation, tools=tools)
 
 
 def _needs_short_ids(serving: ServingContext, spec: TaskSpec) -> bool:
