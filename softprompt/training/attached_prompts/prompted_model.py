@@ -49,6 +49,7 @@ class PromptedBackbone(nn.Module):
             return run(**self._continue(inputs, ids, mask, cache))
         mask = torch.ones_like(ids) if mask is None else mask
         check_unpacked(inputs.get("position_ids"), mask)
+        self.attached_prompt.check_rows(ids, mask)
         checkpointed = torch.is_grad_enabled() and cache is None and self._is_checkpointed()
         if checkpointed:
             inputs["use_cache"] = False
@@ -257,4 +258,9 @@ def _crop_outputs(outputs: Any, shift: int, mask: Tensor) -> Any:
     outputs.last_hidden_state = crop(outputs.last_hidden_state)
     if (states := getattr(outputs, "hidden_states", None)) is not None:
         outputs.hidden_states = tuple(map(crop, states))
+    # of experts, a row for each token of all texts
+    if (chosen := getattr(outputs, "router_logits", None)) is not None:
+        outputs.router_logits = tuple(
+            crop(one.view(len(mask), -1, one.shape[-1])).flatten(0, 1) if one.ndim == 2 else one for one in chosen
+        )
     return outputs

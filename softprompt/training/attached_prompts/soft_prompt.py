@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from softprompt.config import TrainConfig
+from softprompt.data.chats.chat_resolution import resolve_chat
 from softprompt.data.encoding.encoder import ExampleEncoder
 from softprompt.data.encoding.placement import Placement
 from softprompt.data.task import Task, TaskSpec
-from softprompt.errors import BaseModelError, ConfigError, PromptFileError
+from softprompt.errors import BaseModelError, ConfigError, DataError, PromptFileError, printable
 from softprompt.models.frozen_lm import FrozenLM
 from softprompt.models.loading import load_model
 from softprompt.prompts.methods.method_registry import fold_method, make_method, read_state
@@ -21,7 +22,7 @@ from softprompt.prompts.saved_prompt import Prompt
 from softprompt.prompts.state import PromptState
 from softprompt.store.prompt_loading import load_prompt
 from softprompt.training.attached_prompts.prompted_model import attach_prompt, detach_prompt
-from softprompt.training.attached_prompts.prompted_rows import check_room, count_positions, place_prefix
+from softprompt.training.attached_prompts.prompted_rows import begins_with, check_room, count_positions, place_prefix
 from softprompt.training.initialization import initialize
 from softprompt.training.optimization import learning_unit
 from softprompt.training.training_run import describe_data, evaluate_prompt
@@ -30,6 +31,7 @@ from softprompt.utils.version import read_versions
 
 SETTINGS = ("method", "method_options", "length", "init", "seed", "rate_unit")  # of TrainConfig, that make a prompt
 WEIGHTS_FILE = "model.safetensors"  # where the Trainer of transformers looks for what it resumes
+LONGEST_SHOWN = 200  # characters of a beginning in a message
 IGNORED = -100  # a label that no loss counts
 
 
@@ -53,7 +55,8 @@ class SoftPrompt(nn.Module):
         Args:
             base: a ``FrozenLM``, the name or folder of a model, or a causal model of ``transformers``, which is
                 frozen in its place.
-            task: what ``init`` is made of: its labels, and its training examples.
+            task: what ``init`` is made of: its labels, and its training examples; of conversations also where in them
+                the prompt stands, so that rows of ids must begin as ``apply_chat_template`` begins them.
             tokenizer: of a model of ``transformers``; the one it was published with, if not given.
             settings: ``method``, ``method_options``, ``length``, ``init``, ``seed``, ``rate_unit``, as in ``fit``.
 
@@ -63,11 +66,16 @@ class SoftPrompt(nn.Module):
         super().__init__()
         self.base = _freeze(base, tokenizer)
         self.config = _make_config(settings)
-        spec = task.spec if isinstance(task, Task) else task or TaskSpec.of()
+        task = self._resolve(task or TaskSpec.of())
+        spec = task.spec if isinstance(task, Task) else task
         examples = task.train if isinstance(task, Task) else ()
         config = self.config
         start = initialize(config.init, self.base, spec, config.length, config.seed, examples)
         self._make_method(start)
+
+    def _resolve(self, task: Task | TaskSpec) -> Task | TaskSpec:
+        """The task as it is for this model, whose rows may be conversations."""
+        return resolve_chat(self.base, task) if isinstance(task, Task) else task
 
     def _make_method(self, start: PromptState) -> None:
         config = self.config
@@ -148,6 +156,19 @@ class SoftPrompt(nn.Module):
         bos = self.base.bos_ids if placement.behind_bos or not placement.added else ()
         return (*bos, *placement.before, *placement.behind)
 
+    def check_rows(self, input_ids: Tensor, mask: Tensor) -> None:
+        """Raise DataError for rows ``[B, T]`` that do not begin with ``lead`` though the prompt stands within it."""
+        if not self.method.placement.added:
+            return
+        found = begins_with(input_ids, mask.long().argmax(dim=1, keepdim=True), self.lead)
+        if not bool(found.all()):
+            row = int(found.long().argmin())
+            words = printable(self.base.tokenizer.decode(self.lead), LONGEST_SHOWN)
+            raise DataError(
+                f"row {row} of the batch does not begin as the conversations that this prompt stands in, with {words!r}"
+                ": expected the ids of apply_chat_template, with the same chat template, system message and tools"
+            )
+
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, labels: Tensor | None = None
     ) -> dict[str, Tensor]:
@@ -163,6 +184,7 @@ class SoftPrompt(nn.Module):
         """
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         prefix = self.prefix()
+        self.check_rows(input_ids, mask)
         rows = place_prefix(input_ids, mask, self.lead, len(prefix))
         check_room(rows.mask.shape[1], self.base.context_length, self.length)
         texts = self.base.embed(input_ids)
@@ -206,6 +228,7 @@ class SoftPrompt(nn.Module):
 
         Of a classification task the label's tokens are the targets, among all of the vocabulary.
         """
+        task = resolve_chat(self.base, task)
         encoder = ExampleEncoder(self.base, task.spec, self.length)
         rows, lead = [], list(self.lead)
         for item in encoder.training_items(getattr(task, split)):
@@ -223,6 +246,7 @@ class SoftPrompt(nn.Module):
             task: what it was learned for; of a ``Task`` the validation and test splits are scored.
             evaluate: whether they are.
         """
+        task = self._resolve(task)
         spec = task.spec if isinstance(task, Task) else task
         config, init = self.config, self.config.init
         prompt = Prompt(
