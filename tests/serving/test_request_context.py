@@ -8,16 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from helpers.chat_models import chat_base
 from helpers.served_prompts import TWO, assert_same, collected, completed, said, tokens
 from helpers.tiny_server import BASE_NAME, LABELS, MORE, WORDS, Place, a_store, error_of, the_base
 from starlette.testclient import TestClient
 
+from softprompt.data.chats.chat_resolution import resolve_chat
 from softprompt.data.examples import Example
-from softprompt.data.task import TaskSpec
+from softprompt.data.task import Task, TaskSpec
 from softprompt.inference.generation import GenerationConfig
 from softprompt.inference.predictions import Prediction
 from softprompt.inference.predictor import Predictor
-from softprompt.prompts.written_prompt import written_prompt
+from softprompt.prompts.written_prompt import write_prompt, written_prompt
 from softprompt.serving.engine.engine_requests import ServedPrompt
 from softprompt.serving.engine.inference_engine import InferenceEngine
 from softprompt.serving.http.api_keys import add_key
@@ -176,3 +179,20 @@ def test_prompts_and_baselines_share_batches() -> None:
         assert_same(found, sorted(Predictor(base, served.spec, served.states).predict(texts), key=lambda p: p.index))
     expected = [completed(base, baselines(words, form), texts[0], generation) for form in forms[:3]]
     assert completions == expected
+
+
+@pytest.mark.parametrize("form", [{}, {"instruction": WORDS_IN_FRONT}, {"template": False}])
+@pytest.mark.parametrize("kept", [None, "Be kind."])
+def test_of_conversations_it_is_the_written_prompt(form: dict[str, Any], kept: str | None) -> None:
+    base = chat_base("qwen2_5")
+    rows = [{"text": f"a film {index}", "label": ("no", "yes")[index % 2]} for index in range(8)]
+    spec = resolve_chat(base, Task.of(rows, **({} if kept is None else {"system": kept}))).spec
+    found = make_baseline(base, ServedPrompt("tone@1", spec, ()), Baseline(**form))
+    assert spec.chat is not None
+    if form.get("template") is False:
+        spec = replace(spec, chat=replace(spec.chat, system=None))
+    written, _ = write_prompt(base, spec, form.get("instruction", ""))
+    assert found.spec == written
+    asked = [Example(TEXT)]
+    scores = (Predictor(base, written, states).label_log_probabilities(asked) for states in (None, found.states))
+    assert torch.equal(*scores)

@@ -39,7 +39,7 @@ def make_baseline(base: BaseModelInfo, served: ServedPrompt, asked: Baseline) ->
 
     From any thread; takes as long as an instruction does. Raises ApiError for one where the model runs elsewhere.
     """
-    spec = served.spec if asked.template else _strip_template(served.spec)
+    spec = (served.spec if asked.template else _strip_template(served.spec)).without_prompt
     words = asked.instruction or ""
     state = None
     form = hashlib.sha256(f"{asked.template} {words}".encode()).hexdigest()[:16]
