@@ -23,7 +23,7 @@ from served import served  # noqa: E402
 
 from softprompt.models.gguf_conversion import cache_folder  # noqa: E402
 
-PROMPT = "assistant"
+PROMPT, BARE = "assistant", "bare"  # what the clients ask
 SYSTEM = "You are a helpful assistant."
 STEPS = 6
 CLIENTS = Path(os.environ.get("SOFTPROMPT_CLIENTS") or cache_folder() / "clients")
@@ -35,11 +35,11 @@ def main() -> int:
     base = options.base or str(qwen_folder())
     with tempfile.TemporaryDirectory() as folder:
         prompt = options.prompt or learned(base, Path(folder) / PROMPT)
-        serving = ["--model", base, f"--prompt={PROMPT}={prompt}", "--compile", "never"]
+        serving = ["--model", base, "--base-name", BARE, f"--prompt={PROMPT}={prompt}", "--compile", "never"]
         with served(serving, Path(folder) / "server.log", {}) as (address, _):
             variables = {
                 "SOFTPROMPT_URL": f"{address}/v1",
-                "SOFTPROMPT_MODEL": base if options.bare else PROMPT,
+                "SOFTPROMPT_MODEL": BARE if options.bare else PROMPT,
                 "SOFTPROMPT_TOKENIZER": base,
                 "SOFTPROMPT_AI_SDK": str(sdk or ""),
             }
