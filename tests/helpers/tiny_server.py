@@ -219,7 +219,8 @@ class Place:
         if sampling is not None:
             path, rate, text = sampling
             file, profile = open_samples(path, Retention.parse("100000")), partial(read_served_profile, source)
-            self.sampler = RequestSampler(the_base(), file, profile, self.metrics.record_samples, rate=rate, text=text)
+            base = self.registry.base
+            self.sampler = RequestSampler(base, file, profile, self.metrics.record_samples, rate=rate, text=text)
         self.app: FastAPI = create_app(
             self.engine,
             self.registry,
