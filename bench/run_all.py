@@ -26,6 +26,7 @@ BENCHMARKS: dict[str, tuple[str, ...]] = {
     "train_vs_peft_20": ("train_vs_peft", "--length", "20"),
     "train_vs_peft_100": ("train_vs_peft", "--length", "100"),
     "chat_step": ("chat_step",),
+    "distill_system_prompt": ("distill_system_prompt",),
     "floor": ("floor",),
     "growth": ("growth",),
     "evaluate_vs_peft": ("evaluate_vs_peft",),
