@@ -6,12 +6,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from softprompt.data.chats.chat_resolution import resolve_chat
+from softprompt.data.encoding.conversation_encoder import find_placement
 from softprompt.data.task import Task, TaskSpec
 from softprompt.errors import ConfigError, PromptFileError
 from softprompt.export.export_formats import FORMATS, ExportFormat, ExportRequest
 from softprompt.export.virtual_tokens import check_kinds
 from softprompt.models.deferred_base import BaseSource, load_checked, resolve_base
+from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.saved_prompt import Prompt
+from softprompt.prompts.state import PromptState
 from softprompt.store.prompt_loading import resolve_saved_prompt
 from softprompt.training.training_run import evaluate_prompt
 from softprompt.utils.arguments import check_arguments
@@ -100,7 +104,8 @@ def import_prompt(
         source: the file or folder of others.
         format: of ``FORMATS``: ``npy`` or ``peft``; what ``source`` looks like, if not given.
         task: what it is for; of a ``Task`` the validation and test splits are scored. What ``source`` says, else
-            generation from the text alone, if not given.
+            generation from the text alone, if not given. In conversations a prompt of others stands before the first
+            turn, one that softprompt exported where it stood.
 
     Raises:
         ConfigError: an unknown format, or one that is only written.
@@ -121,9 +126,10 @@ def import_prompt(
         )
     with map_read_errors(source):
         digest = hashlib.sha256(found.file.read_bytes()).hexdigest()
+    state, task = _decide_task(base, state, task or found.spec or TaskSpec.of(), found.spec)
     prompt = Prompt(
         states=(state,),
-        spec=task.spec if isinstance(task, Task) else task or found.spec or TaskSpec.of(),
+        spec=task.spec if isinstance(task, Task) else task,
         base_name=base.name,
         base_fingerprint=base.fingerprint,
         method="imported",
@@ -131,6 +137,22 @@ def import_prompt(
         versions=read_versions(),
     )
     return evaluate_prompt(prompt, base, task, evaluate_test=True) if isinstance(task, Task) else prompt
+
+
+def _decide_task(
+    base: FrozenLM, state: PromptState, task: Task | TaskSpec, said: TaskSpec | None
+) -> tuple[PromptState, Task | TaskSpec]:
+    """The task, and the prompt in its conversations, if it has some; ``said`` is what the export tells of it."""
+    if not isinstance(task, Task):
+        return state, task
+    if said is not None and said.chat is not None:
+        return state, replace(task, spec=said, chat=None)
+    if task.chat is None or all(one.conversation is None for one in task.splits["all"]):
+        return state, task
+    # others have a prompt in front of all that their chat template writes
+    decided = resolve_chat(base, replace(task, chat=replace(task.chat, placement="first")))
+    behind = find_placement(base, decided.spec).behind
+    return replace(state, placement=replace(state.placement, behind=behind)), decided
 
 
 def find_format(name: str) -> ExportFormat:

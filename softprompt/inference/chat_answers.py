@@ -76,7 +76,8 @@ def make_call_grammar(form: CallForm, tools: Mapping[str, Mapping[str, Any]], ma
 def check_placement(states: Sequence[PromptState], expected: Placement) -> None:
     """Raise ConfigError for prompts that do not stand where the conversations of their task leave room for them."""
     for state in states:
-        if state.placement.added != expected.added or (expected.added and state.placement != expected):
+        # whether BOS stands in front is the prompt's own: one that was learned elsewhere may hold it
+        if (state.placement.before, state.placement.behind) != (expected.before, expected.behind):
             raise ConfigError(
                 "this prompt stands elsewhere than its task's conversations say: it was learned with another chat "
                 "template or system prompt; give the one that it was learned with, or learn it again"
@@ -137,7 +138,7 @@ def find_beginning(
         )
     changed = replace(spec, chat=own)
     place = find_placement(base, changed)
-    return ChatBeginning(_name(own), changed, tuple(replace(one, placement=place) for one in states))
+    return ChatBeginning(_name(own), changed, _place(states, place))
 
 
 def _check_replaced(base: TokenizingModel, chat: ChatFormat, conversation: Conversation, *, learned: bool) -> None:
@@ -155,13 +156,18 @@ def _keep_place(
     """The prompt where it stands, with what its task has behind it; ``None`` if this begins in another way."""
     assert spec.chat is not None
     template, place = find_chat_template(base.tokenizer, spec.chat), find_placement(base, spec)
-    if any((one.placement.behind_bos, one.placement.before) != (place.behind_bos, place.before) for one in states):
+    if any(one.placement.before != place.before for one in states):
         return None
     if conversation.messages:
         rendered = template.render(conversation)
         if rendered.text[: rendered.place] != template.front:
             return None
-    return tuple(replace(one, placement=place) for one in states)
+    return _place(states, place)
+
+
+def _place(states: Sequence[PromptState], place: Placement) -> tuple[PromptState, ...]:
+    """The prompts in another place, behind BOS as they were."""
+    return tuple(replace(one, placement=replace(place, behind_bos=one.behind_bos)) for one in states)
 
 
 def _name(chat: ChatFormat) -> str:

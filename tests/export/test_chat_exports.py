@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.chat_models import CHAT_FAMILIES, WITHOUT_SYSTEM, chat_base, chat_model, chat_template
+from helpers.chat_models import CHAT_FAMILIES, WITHOUT_SYSTEM, chat_base, chat_model, chat_template, chat_tokenizer
 from helpers.chat_prompts import (
     LINES,
     LONG,
@@ -32,13 +32,14 @@ from softprompt.data.chats.conversation import Message
 from softprompt.data.encoding.conversation_encoder import find_placement
 from softprompt.data.encoding.encoder import ExampleEncoder
 from softprompt.data.examples import Example
-from softprompt.data.task import TaskSpec
+from softprompt.data.task import Task, TaskSpec
 from softprompt.errors import BaseModelError, ConfigError, PromptFileError
 from softprompt.export.engine_client import Tasks
 from softprompt.export.exported_chat_template import make_chat_template
 from softprompt.export.gguf import bake_gguf, gguf_usage
 from softprompt.export.numpy_array import write_npy
 from softprompt.export.peft import read_peft, write_peft
+from softprompt.export.prompt_exchange import import_prompt
 from softprompt.export.vllm_embeddings import EmbeddedTasks, write_embeds
 from softprompt.export.vocabulary import bake_vocabulary
 from softprompt.inference.chat_answers import find_beginning
@@ -330,3 +331,32 @@ def test_a_row_of_text_is_what_the_user_says(tmp_path: Path) -> None:
     assert request["allowed_token_ids"] == list(encoder.verbalizer.rows)
     (text,) = encoder.encode_texts([Example("Two and two?")])
     assert request["prompt"][-len(text) :] == list(text)
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+@pytest.mark.parametrize("family", ["qwen2_5", "llama3_1"])
+def test_a_prompt_that_peft_learned_on_chats_stands_before_the_first_turn(tmp_path: Path, family: str) -> None:
+    peft = pytest.importorskip("peft")
+    base, tokenizer = chat_base(family), chat_tokenizer(family)
+    config = peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
+    theirs = peft.get_peft_model(chat_model(family), config).eval()
+    theirs.save_pretrained(tmp_path / "theirs")
+    rows = [{"messages": [*LONG[:1], {"role": "assistant", "content": f"Answer {number}."}]} for number in range(8)]
+    prompt = import_prompt(base, tmp_path / "theirs", task=Task.of(rows))
+    assert prompt.spec.chat is not None
+    assert prompt.spec.chat.placement == "first"
+    asked: Any = tokenizer.apply_chat_template(LONG, add_generation_prompt=True, return_tensors="pt")
+    with torch.no_grad():
+        logits = theirs(**asked).logits[0, -1].float()
+    torch.testing.assert_close(our_logits(base, prompt, LONG), logits, **CLOSE)
+
+
+def test_an_adapter_of_ours_comes_back_with_its_conversations(tmp_path: Path) -> None:
+    base, prompt = chat_base("qwen2_5"), chat_prompt("qwen2_5", system=SYSTEM)
+    write_peft(base, prompt, tmp_path / "ours")
+    rows = [{"messages": [*SHORT, {"role": "assistant", "content": f"Answer {number}."}]} for number in range(8)]
+    for task in (None, Task.of(rows)):
+        again = import_prompt(base, tmp_path / "ours", task=task)
+        assert again.spec.chat == prompt.spec.chat
+        assert again.state.placement == prompt.state.placement
+        torch.testing.assert_close(again.state.tensor, prompt.state.tensor, atol=0, rtol=0)
