@@ -37,10 +37,11 @@ class FakeVllm:
         breaks_after: tokens after which a stream ends without its end.
         hold: while it is set, no completion is answered, and no stream grows beyond its first token.
         bodies: of all completions that were asked for.
+        longest: tokens that it says it takes.
         left: requests that their clients left early.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, longest: int = 96) -> None:
         self._model: Any = AutoModelForCausalLM.from_pretrained(folder).eval()
         self._tokenizer: Any = AutoTokenizer.from_pretrained(folder)
         self.name = "baked"
@@ -51,6 +52,7 @@ class FakeVllm:
         self.hold = threading.Event()
         self.bodies: list[dict[str, Any]] = []
         self.left = 0
+        self.longest = longest
         self.app = FastAPI()
         self.app.get("/health")(lambda: Response(status_code=200))
         self.app.get("/v1/models")(self._models)
@@ -75,7 +77,7 @@ class FakeVllm:
     def _models(self, request: Request) -> Response:
         if (refused := self._refused(request)) is not None:
             return refused
-        return JSONResponse({"object": "list", "data": [{"id": self.name, "max_model_len": 96}]})
+        return JSONResponse({"object": "list", "data": [{"id": self.name, "max_model_len": self.longest}]})
 
     async def _completions(self, request: Request) -> Response:
         if (refused := self._refused(request)) is not None:

@@ -21,7 +21,6 @@ from softprompt.data.encoding.special_tokens import TokenizingModel
 from softprompt.data.task import TaskSpec
 from softprompt.errors import SoftpromptError, shorten
 from softprompt.inference.chat_answers import make_bare_states
-from softprompt.models.frozen_lm import FrozenLM
 from softprompt.prompts.saved_prompt import IdentifiedModel, Prompt
 from softprompt.serving.engine.engine_requests import ServedPrompt
 from softprompt.store.prompt_sources import PromptSource, VersionGoneError
@@ -153,8 +152,7 @@ class PromptRegistry:
         return self._bare_chats[today]
 
     def _make_bare_chat(self, today: date) -> ServedPrompt:
-        # the template of a checkpoint with baked prompts is not the base model's
-        source = find_own_template(self.base) if isinstance(self.base, FrozenLM) else None
+        source = find_own_template(self.base)
         if source is None:
             return self.bare
         chat = ChatFormat(placement="first", shared=False, asking="thoughts").with_template(source, today)
