@@ -113,6 +113,7 @@ class Completion:
         tokens: so far, without the one that ends it.
         finish: why it ended: a stop string or end of text, or the limit of tokens; ``None`` while it goes on.
         grammar: where it stands in what it may say.
+        shown: ids of the marks that stay in its text.
     """
 
     def __init__(
@@ -139,7 +140,7 @@ class Completion:
         self._decoded = (0, "")
         self._cut: int | None = None
         marks = safe_tokenizer(base.tokenizer).marks
-        self._shown = frozenset(marks[name] for name in generation.shown_marks if name in marks)
+        self.shown = frozenset(marks[name] for name in generation.shown_marks if name in marks)
         self.grammar = grammar
         if grammar is None and generation.grammar is not None:
             self.grammar = start_grammar(base, generation)
@@ -194,7 +195,7 @@ class Completion:
         return list(self._tokenizer("a", add_special_tokens=False)["input_ids"]) if self._goes_on else []
 
     def _decode_tokens(self, tokens: Sequence[int]) -> str:
-        return safe_tokenizer(self._tokenizer).decode(tokens, self._shown)
+        return safe_tokenizer(self._tokenizer).decode(tokens, self.shown)
 
     @property
     def exact(self) -> str:

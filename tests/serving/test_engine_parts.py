@@ -33,6 +33,7 @@ from softprompt.data.chats.answer_reading import measure_partial
 from softprompt.data.examples import Example
 from softprompt.errors import DataError
 from softprompt.inference.generation import Completion, GenerationConfig
+from softprompt.inference.token_logprobs import ScoredToken
 from softprompt.prompts.state import PromptState
 from softprompt.serving.engine.completion_chunks import CompletionChunk, Detokenizer, InputUsage
 from softprompt.serving.engine.engine_requests import ServedPrompt
@@ -127,6 +128,21 @@ class TestPieces:
         ids = tokenizer("a b ' b a n't b . a", add_special_tokens=False).input_ids
         text, pieces = pieces_of(ids, tokenizer)
         assert joined(pieces) == text == tokenizer.decode(ids)
+
+
+def test_marks_that_are_shown_are_part_of_what_is_told() -> None:
+    begin = BASE.tokenizer.bos_token_id
+    ids = [begin, *BASE.tokenizer("a film", add_special_tokens=False).input_ids]
+    for shown, text in (((), "a film"), (("<bos>",), "<bos>a film")):
+        completion = Completion(BASE, GenerationConfig(len(ids), shown_marks=shown))
+        for one in ids:
+            completion.add(one)
+        scored = [ScoredToken(one, -1.0) for one in ids]
+        chunk = Detokenizer(completion, BASE.tokenizer, InputUsage(1, False), scored).next_chunk()
+        assert chunk is not None
+        assert chunk.text == text
+        assert b"".join(one.token for one in chunk.logprobs if not one.mark).decode() == text
+        assert len(chunk.logprobs) == len(ids)
 
 
 def served(number: int, length: int = 4) -> ServedPrompt:

@@ -118,6 +118,8 @@ class Detokenizer:
         found = []
         while self._told < len(self._scored) and (whole or self._characters < len(self._shown)):
             one = spell_token(token_bytes(self._tokenizer), self._scored[self._told])
+            if self._scored[self._told].token in self._completion.shown:
+                one = replace(one, mark=False)
             if self._told == len(self._completion.tokens):
                 one = replace(one, end=True)
             self._told += 1
