@@ -5,49 +5,25 @@ else, and is a piece of the user's data in what comes out. Where the virtual tok
 a sign at the beginning or end of the system message.
 """
 
+import json
 import re
-from bisect import bisect_left
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from threading import Lock
 from typing import Any
 from weakref import WeakKeyDictionary
 
 from softprompt.data.chats.chat_format import ChatFormat
-from softprompt.data.chats.conversation import Conversation, Message
+from softprompt.data.chats.conversation import Conversation, Message, ToolCall
+from softprompt.data.chats.rendered_chat import RenderedChat, Signs
 from softprompt.data.encoding.placement import Placement
 from softprompt.data.encoding.tokenization import Span, safe_tokenizer
 from softprompt.errors import DataError, TemplateError, printable
 
-_SIGNS = range(0x100000, 0x10FFFE)  # of Unicode's last plane, which is for private use
-_PRIVATE = re.compile(f"[{chr(_SIGNS[0])}-{chr(_SIGNS[-1])}]")
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 _PROBES = ("a", "Z 9")  # what two users may say, with nothing in common
-
-
-@dataclass(frozen=True)
-class RenderedChat:
-    """What the template made of a conversation.
-
-    Attributes:
-        text: the whole of it.
-        fields: ranges of ``text`` that are marks which the data spelled, hence none: half open, ascending, disjoint.
-        place: where in ``text`` the virtual tokens stand.
-        generated: ranges that the template's ``{% generation %}`` marks as the assistant's.
-    """
-
-    text: str
-    fields: tuple[Span, ...]
-    place: int
-    generated: tuple[Span, ...] = ()
-
-    def part(self, start: int, end: int | None = None) -> tuple[str, list[Span]]:
-        """The text from ``start`` to ``end``, and which ranges of it the data brought."""
-        stop = len(self.text) if end is None else end
-        inside = [(max(a, start) - start, min(b, stop) - start) for a, b in self.fields if a < stop and b > start]
-        return self.text[start:stop], inside
 
 
 class ChatTemplate:
@@ -94,16 +70,25 @@ class ChatTemplate:
         """A conversation's text, with the beginning of the assistant's turn behind it if it is to be asked.
 
         Raises:
-            DataError: the template refuses it, or has no place for its system message.
+            DataError: the template refuses it, or has no place for its system message, tools or calls.
         """
-        return self._render(self._with_fixed(conversation), conversation.tools or self.format.tools, ask)
+        tools = conversation.tools or self.format.tools
+        rendered = self._render(self._with_fixed(conversation), tools, ask)
+        if tools and not self.takes_tools:
+            raise DataError(_left_out("tools"))
+        for message in conversation.messages:
+            if any(call.name not in rendered.text for call in message.tool_calls):
+                raise DataError(_left_out("calls of tools"))
+            if message.role == "tool" and not _stands_in(message.content.strip(), rendered.text):
+                raise DataError(_left_out("results of tools"))
+        return rendered
 
     @cached_property
     def takes_tools(self) -> bool:
         """Whether tools are written anywhere."""
         conversation = Conversation((Message("user", _PROBES[0]),))
         try:
-            return _TOOL["function"]["name"] in self.render(replace(conversation, tools=(_TOOL,))).text
+            return _TOOL["function"]["name"] in self._render(self._with_fixed(conversation), (_TOOL,), ask=True).text
         except DataError:
             return False
 
@@ -223,6 +208,22 @@ class ChatTemplate:
         except DataError as error:
             raise TemplateError(str(error)) from error
 
+    @cached_property
+    def _takes_arguments_as_text(self) -> bool:
+        """Whether calls have their arguments as JSON text, as OpenAI has them, where an object fails."""
+        call = Message("assistant", "", (ToolCall("Qtool", {"a": 1}, "call00000"),))
+        result = Message("tool", "1", tool_call_id="call00000", name="Qtool")
+        said = [one.to_dict() for one in (Message("user", _PROBES[0]), call, result)]
+        try:
+            self._write(said, (), ask=True)
+        except DataError:
+            try:
+                self._write([_write_arguments(one) for one in said], (), ask=True)
+            except DataError:
+                return False
+            return True
+        return False
+
     def _find_system_turn(self) -> tuple[bool, bool]:
         """Whether a system message has a turn of its own, and whether it stands anywhere."""
         try:
@@ -236,7 +237,9 @@ class ChatTemplate:
 
     def _render(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]], ask: bool) -> RenderedChat:
         said = [one.to_dict() for one in messages]
-        signs = _Signs([said, tools], self._pattern)
+        if any(one.tool_calls for one in messages) and self._takes_arguments_as_text:
+            said = [_write_arguments(one) for one in said]
+        signs = Signs([said, tools], self._pattern)
         spoken = self._spoken
         hidden = [signs.hide(one, spoken if one["role"] == "assistant" else frozenset()) for one in said]
         if self.inside_system:
@@ -301,75 +304,26 @@ _TOOL: Mapping[str, Any] = {
 }
 
 
+def _left_out(what: str) -> str:
+    return (
+        f"this model's chat template has no place for {what}, and would leave them out: remove them, or give another "
+        "template with --chat-template"
+    )
+
+
+def _stands_in(words: str, text: str) -> bool:
+    """Whether ``text`` has the words, as they are or as JSON writes them."""
+    return words in text or any(json.dumps(words, ensure_ascii=one)[1:-1] in text for one in (False, True))
+
+
+def _write_arguments(message: Mapping[str, Any]) -> dict[str, Any]:
+    """A message whose calls have their arguments as JSON text."""
+    calls = [
+        {**call, "function": {**call["function"], "arguments": json.dumps(call["function"]["arguments"])}}
+        for call in message.get("tool_calls", ())
+    ]
+    return {**message, **({"tool_calls": calls} if calls else {})}
+
+
 def _answer(conversation: Conversation, words: str) -> Conversation:
     return replace(conversation, messages=(*conversation.messages, Message("assistant", words)))
-
-
-class _Signs:
-    """Signs in place of marks, of which the data has none.
-
-    Attributes:
-        place: the sign of where the virtual tokens stand.
-    """
-
-    def __init__(self, data: Any, pattern: re.Pattern[str]) -> None:
-        texts = list(_strings(data))
-        used = {sign for text in texts for sign in _PRIVATE.findall(text)}
-        free = (sign for sign in map(chr, _SIGNS) if sign not in used)
-        self.place, self._pattern = next(free), pattern
-        found = {mark for text in texts for mark in pattern.findall(text)}
-        self._by_mark = {mark: next(free) for mark in sorted(found)}
-        self._words = {self.place: "", **{sign: mark for mark, sign in self._by_mark.items()}}
-
-    def hide(self, value: Any, spoken: frozenset[str] | set[str]) -> Any:
-        """``value`` with signs for the marks in its strings, but for those that are ``spoken``."""
-        if not self._by_mark:
-            return value
-        if isinstance(value, str):
-            return self._pattern.sub(lambda mark: mark[0] if mark[0] in spoken else self._by_mark[mark[0]], value)
-        if isinstance(value, Mapping):
-            return {self.hide(key, spoken): self.hide(one, spoken) for key, one in value.items()}
-        if isinstance(value, list | tuple):
-            return [self.hide(one, spoken) for one in value]
-        return value
-
-    def reveal(self, text: str, generated: Sequence[Span]) -> RenderedChat:
-        """What was written, with marks for signs, and where they and the virtual tokens stand."""
-        pieces: list[str] = []
-        fields: list[Span] = []
-        places: list[int] = []
-        starts, shifts = [-1], [0]  # behind each sign everything moves
-        last = 0
-        for sign in _PRIVATE.finditer(text):
-            if (word := self._words.get(sign[0])) is None:
-                continue
-            start = sign.start() + shifts[-1]
-            if word:
-                fields.append((start, start + len(word)))
-            else:
-                places.append(start)
-            pieces += [text[last : sign.start()], word]
-            last = sign.end()
-            starts.append(sign.start())
-            shifts.append(shifts[-1] + len(word) - 1)
-        pieces.append(text[last:])
-
-        def moved(at: int) -> int:
-            return at + shifts[bisect_left(starts, at) - 1]
-
-        spans = tuple((moved(start), moved(end)) for start, end in generated)
-        if len(places) > 1:
-            raise DataError("the chat template writes the system message more than once: put the virtual tokens first")
-        return RenderedChat("".join(pieces), tuple(fields), places[0] if places else 0, spans)
-
-
-def _strings(value: Any) -> Iterable[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping):
-        for key, one in value.items():
-            yield from _strings(key)
-            yield from _strings(one)
-    elif isinstance(value, list | tuple):
-        for one in value:
-            yield from _strings(one)

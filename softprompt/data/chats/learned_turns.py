@@ -2,8 +2,9 @@
 
 from dataclasses import replace
 
-from softprompt.data.chats.chat_template import ChatTemplate, RenderedChat
+from softprompt.data.chats.chat_template import ChatTemplate
 from softprompt.data.chats.conversation import Conversation
+from softprompt.data.chats.rendered_chat import RenderedChat
 from softprompt.data.encoding.tokenization import Span
 from softprompt.errors import DataError
 
@@ -57,13 +58,15 @@ def _find_turn(template: ChatTemplate, conversation: Conversation, index: int, w
 
 
 def _end_at_mark(template: ChatTemplate, rendered: RenderedChat, span: Span) -> Span:
-    """To the mark that ends the turn, without the white space behind it."""
+    """To the mark that ends the turn, without what the template writes behind it."""
     start, end = span
     if not template.end:
         return span
-    text = rendered.text
-    trimmed = start + len(text[start:end].rstrip())
-    if text.endswith(template.end, start, trimmed):
-        return start, trimmed
+    text, spelled = rendered.text, {first for first, _ in rendered.fields}
+    at = text.rfind(template.end, start, end)
+    while at in spelled:  # words of the assistant's
+        at = text.rfind(template.end, start, at)
+    if at >= 0:
+        return start, at + len(template.end)
     behind = text.startswith(template.end, end)
     return (start, end + len(template.end)) if behind else span
