@@ -62,9 +62,9 @@ def distill_pages(options: argparse.Namespace) -> dict[str, Any]:
     for name in options.tasks:
         say(f"{name}: the page in {PAGES / f'{name}.md'}")
         began = time.perf_counter()
-        found = _distill_page(base, name, options)
+        found = dict(_distill_page(base, name, options))
         seconds = round(time.perf_counter() - began, 1)
-        tasks[name] = {"lengths": dict(found), "seconds": seconds, "steps": options.steps or TASKS[name].steps}
+        tasks[name] = {"lengths": found, "seconds": seconds, "steps": options.steps or TASKS[name].steps}
     return {
         "benchmark": "distill_system_prompt",
         "machine": machine(),
