@@ -358,6 +358,15 @@ def _give_instruct_model(world: PageWorld) -> None:
         save_chat_model("qwen2_5", world.folder / "INSTRUCT")
 
 
+def _give_support_prompt(world: PageWorld) -> None:
+    """A prompt that answers about a shop, learned with a system prompt beside it."""
+    import softprompt as sp
+
+    _give_chats(world)
+    chats, place = world.folder / "chats.jsonl", world.folder / "prompts" / "support"
+    sp.fit(world.folder / "INSTRUCT", chats, system="Be brief.", length=4, out=place, baseline=False, progress=False)
+
+
 def _give_system_prompt(world: PageWorld) -> None:
     (world.folder / "system.md").write_text("Answer about the shop, in one sentence.\n")
 
@@ -385,6 +394,7 @@ GIVEN: dict[str, Callable[[PageWorld], None]] = {
     "INSTRUCT": _give_instruct_model,
     "chats.jsonl": _give_chats,
     "system.md": _give_system_prompt,
+    "prompts/support": _give_support_prompt,
     "long.txt": _give_long_text,
     "inputs.jsonl": _give_inputs,
     "logs.jsonl": _give_logs,

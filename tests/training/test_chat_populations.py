@@ -47,7 +47,9 @@ def test_each_of_several_tasks_has_the_place_of_its_own_chats(family: str, tmp_p
         again = Predictor.of_prompt(base, tmp_path / "all" / name)
         examples = tasks[name].splits["test"] or tasks[name].splits["validation"]
         assert len(again.predict(list(examples))) == len(examples)
-    assert len({prompt.state.placement for prompt in found.values()}) == 3
+    # Gemma writes the system message into what the user says, behind all that is shared
+    places = 2 if family == "gemma3" else 3
+    assert len({prompt.state.placement for prompt in found.values()}) == places
     assert found["plain"].spec.chat is None
 
 
