@@ -62,6 +62,7 @@ def launched(
 ) -> tuple[int, str, str]:
     """Exit code and both streams of a Python command as ``count`` processes; all of them end with it."""
     given = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
+    given |= {"PYTHONFAULTHANDLER": "1"}  # where a process stood that the system ended
     paths = [str(environment.pop("sitecustomize", "")), str(ROOT), str(ROOT / "tests")]
     given |= {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
     given |= {name.upper(): str(value) for name, value in environment.items()}
