@@ -5,6 +5,7 @@ them read the same data and draw the same order; of a step's examples each takes
 the whole step counts. Summed over the processes, gradients are those of one process, to rounding.
 """
 
+import gc
 import json
 import os
 import signal
@@ -222,6 +223,8 @@ def join_process_group(device: str | None = None) -> Iterator[ProcessGroup]:
         if isinstance(error, Exception) and not processes.is_main:
             error.args = (f"rank {index}: {error}",)
         raise
+    # shared layers hold the group in cycles: let go as the interpreter ends, its threads abort the process
+    gc.collect()
     # only now: a process that fails must not wait for the others
     torch.distributed.destroy_process_group()
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
