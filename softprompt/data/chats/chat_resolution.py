@@ -1,6 +1,6 @@
 """Whether the rows of a task are chats for a model: decided once, when the model is known."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import date
 from typing import Any
@@ -8,6 +8,7 @@ from typing import Any
 from softprompt.data.chats.chat_format import NO_TEMPLATE, OWN_TEMPLATE, ChatFormat
 from softprompt.data.chats.chat_template import find_chat_template
 from softprompt.data.chats.conversation import Conversation
+from softprompt.data.chats.shared_parts import list_different
 from softprompt.data.encoding.special_tokens import TokenizingModel
 from softprompt.data.encoding.tokenization import find_marks
 from softprompt.data.task import CLASSIFICATION_TEMPLATE, GENERATION_TEMPLATE, Task
@@ -82,24 +83,14 @@ def find_own_template(base: TokenizingModel) -> str | None:
 
 def _share_what_is_equal(chat: ChatFormat, rows: Sequence[Conversation]) -> ChatFormat:
     """With the system message and the tools that all conversations have, if they have the same."""
-    systems = _different(one.system for one in rows)
-    tools = _different(one.tools for one in rows)
+    systems = list_different(one.system for one in rows)
+    tools = list_different(one.tools for one in rows)
     if chat.system is None and len(systems) == 1:
         chat = replace(chat, system=systems[0])
     if not chat.tools and len(tools) == 1:
         chat = replace(chat, tools=tools[0])
     alike = all(one in (None, chat.system) for one in systems) and all(one in ((), chat.tools) for one in tools)
     return replace(chat, shared=chat.shared and alike)
-
-
-def _different(values: Iterable[Any]) -> list[Any]:
-    found: list[Any] = []
-    for value in values:
-        if value not in found:
-            found.append(value)
-        if len(found) > 2:
-            break
-    return found
 
 
 def _describe_rows(rows: Sequence[Conversation], task: Task) -> str:

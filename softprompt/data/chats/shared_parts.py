@@ -1,27 +1,32 @@
 """What all conversations of some examples have in common."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from softprompt.data.examples import Example
 
 
+def list_different(values: Iterable[Any]) -> list[Any]:
+    """The first three different ones of ``values``, which need not be hashable."""
+    found: list[Any] = []
+    for value in values:
+        if value not in found:
+            found.append(value)
+        if len(found) > 2:
+            break
+    return found
+
+
 def shared_system(examples: Sequence[Example]) -> str | None:
     """The system message that every example begins with; ``None`` where one has none or another."""
-    first = examples[0].conversation if examples else None
-    system = None if first is None else first.system
-    same = system is not None and all(
-        one.conversation is not None and one.conversation.system == system for one in examples
-    )
-    return system if same else None
+    found = list_different(None if one.conversation is None else one.conversation.system for one in examples)
+    return found[0] if len(found) == 1 else None
 
 
 def shared_tools(examples: Sequence[Example]) -> tuple[Mapping[str, Any], ...]:
     """The tools that every example offers, in the same order; none where one offers others."""
-    first = examples[0].conversation if examples else None
-    tools = () if first is None else first.tools
-    same = all(one.conversation is not None and one.conversation.tools == tools for one in examples)
-    return tools if same else ()
+    found = list_different(() if one.conversation is None else one.conversation.tools for one in examples)
+    return found[0] if len(found) == 1 else ()
 
 
 def describe_shared_parts(examples: Sequence[Example]) -> list[str]:
