@@ -23,6 +23,7 @@ from softprompt.data.chats.conversation import Conversation
 from softprompt.data.encoding.conversation_encoder import find_placement
 from softprompt.data.encoding.placement import BEHIND_BOS, Placement
 from softprompt.data.encoding.special_tokens import TokenizingModel
+from softprompt.data.encoding.tokenization import compile_marks
 from softprompt.data.task import TaskSpec
 from softprompt.errors import ConfigError, DataError
 from softprompt.inference.generation import GenerationConfig
@@ -60,7 +61,7 @@ def make_bare_states(base: TokenizingModel, spec: TaskSpec) -> tuple[PromptState
 
 def make_call_grammar(form: CallForm, tools: Mapping[str, Mapping[str, Any]], marks: Mapping[str, int]) -> Grammar:
     """An answer that calls one of ``tools``, which are schemas of arguments by name, to its end."""
-    pattern = re.compile("|".join(map(re.escape, sorted(marks, key=len, reverse=True))) or r"(?!)")
+    pattern = compile_marks(marks)
 
     def split(words: str) -> list[str | Mark]:
         pieces = re.split(f"({pattern.pattern})", words)

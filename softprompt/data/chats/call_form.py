@@ -7,6 +7,7 @@ from typing import Any
 
 from softprompt.data.chats.chat_template import ChatTemplate
 from softprompt.data.chats.conversation import Conversation, Message, ToolCall
+from softprompt.data.encoding.tokenization import compile_marks
 from softprompt.errors import DataError
 
 _NAME, _KEY, _ID = "Qtool", "Qkey", "Qwertyuio"
@@ -62,6 +63,6 @@ def find_call_form(template: ChatTemplate, marks: Mapping[str, int]) -> CallForm
     if not found:
         return None
     before = front.removeprefix(template.opening) if template.opening.strip() else front
-    first = re.search("|".join(map(re.escape, sorted(marks, key=len, reverse=True))) or r"(?!)", before)
+    first = compile_marks(marks).search(before)
     begin = first[0] if first is not None else ""
     return CallForm(before.lstrip() if begin else before, between, begin, _ID in written)

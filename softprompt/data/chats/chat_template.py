@@ -19,7 +19,7 @@ from softprompt.data.chats.chat_format import ChatFormat
 from softprompt.data.chats.conversation import Conversation, Message, ToolCall
 from softprompt.data.chats.rendered_chat import RenderedChat, Signs
 from softprompt.data.encoding.placement import Placement
-from softprompt.data.encoding.tokenization import Span, safe_tokenizer
+from softprompt.data.encoding.tokenization import Span, compile_marks, safe_tokenizer
 from softprompt.errors import DataError, TemplateError, printable
 
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
@@ -47,7 +47,7 @@ class ChatTemplate:
         added = tokenizer.added_tokens_decoder.values()
         # an assistant says these: thoughts and calls begin and end so
         self._spoken = {str(one) for one in added if not one.special} & self._marks.keys()
-        self._pattern = re.compile("|".join(map(re.escape, sorted(self._marks, key=len, reverse=True))) or r"(?!)")
+        self._pattern = compile_marks(self._marks)
         self.marks_learned_turns = bool(_GENERATION.search(chat.template))
         self._render_probe(_PROBES[0], None)  # what does not work at all is told so
         self.has_system_turn, self._takes_system = self._find_system_turn()

@@ -13,7 +13,7 @@ import re
 import secrets
 import unicodedata
 from bisect import bisect_right
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import cached_property
 from threading import Lock
 from typing import Any
@@ -45,8 +45,7 @@ class SafeTokenizer:
         self.marks = find_marks(tokenizer)
         self._ids = frozenset(self.marks.values())
         self._added = {str(token): token for token in tokenizer.added_tokens_decoder.values()}
-        # the longest first, for one may begin another
-        self._pattern = re.compile("|".join(map(re.escape, sorted(self.marks, key=len, reverse=True))) or r"(?!)")
+        self._pattern = compile_marks(self.marks)
         self._making = Lock()
 
     @cached_property
@@ -246,6 +245,11 @@ def _overlaps(fields: Sequence[Span], span: _Seen) -> bool:
     """Whether ``span`` shares a character with one of ``fields``, ascending and disjoint."""
     nearest = bisect_right(fields, span[0], key=lambda field: field[1])
     return nearest < len(fields) and fields[nearest][0] < span[1]
+
+
+def compile_marks(marks: Iterable[str]) -> re.Pattern[str]:
+    """A pattern that finds any of ``marks``, the longest first, for one may begin another."""
+    return re.compile("|".join(map(re.escape, sorted(marks, key=len, reverse=True))) or r"(?!)")
 
 
 def find_marks(tokenizer: Any) -> dict[str, int]:
